@@ -1,0 +1,45 @@
+# make test   everything that continuous integration checks (.ci/run calls it)
+# make demo   the main job on a real adapter, explained as it goes
+# make bench  rate-distortion against the peers, and speed on a 7B-shaped adapter; minutes, not part of the tests
+# make lint   the checks without the tests
+# make clean  removes what the others made; .cache (base models) stays, `rm -r .cache` drops it too
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: test lint demo bench clean
+.DELETE_ON_ERROR:
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+demo: $(VENV)/dev.stamp
+	$(BIN)/python tools/demo.py
+
+bench: $(VENV)/bench.stamp
+	$(BIN)/python tools/bench/rate_distortion.py
+	$(BIN)/python tools/bench/speed_7b.py
+
+clean:
+	rm -rf $(VENV) demo dist build .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find nola_codec tests tools spec -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Installed anew only when the requirements change: make compares the stamp's date with theirs.
+$(VENV)/dev.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --editable '.[dev]'
+	touch $@
+
+# zipnn is built from source on the way: without a C compiler the benchmarks leave that row out.
+$(VENV)/bench.stamp: $(VENV)/dev.stamp
+	$(INSTALL) matplotlib
+	-$(INSTALL) zipnn
+	touch $@

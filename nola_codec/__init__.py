@@ -1,0 +1,80 @@
+"""Encode LoRA adapters as integer coefficients over a seeded basis; decode them to the same bits everywhere.
+
+    import nola_codec
+    report = nola_codec.encode("lora_dir", "task.nola", size="50KB")
+    with nola_codec.load("task.nola") as task:
+        lora_A, lora_B = task.factors("model.layers.0.self_attn.q_proj")
+
+Names are imported when first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nola_codec.version import __version__
+
+if TYPE_CHECKING:
+    from nola_codec.api.comparing import compare
+    from nola_codec.api.decoding import decode, read_adapter, verify
+    from nola_codec.api.encoding import encode, encode_bytes
+    from nola_codec.api.inspecting import inspect
+    from nola_codec.api.opened import NolaFile, load
+    from nola_codec.api.selftest import selftest
+    from nola_codec.encoder.report import EncodeReport
+    from nola_codec.errors import AdapterError, ChecksumMismatch, EncodeError, FormatError, NolaError, OutputExists
+
+_HOME = {
+    "compare": "api.comparing",
+    "decode": "api.decoding",
+    "read_adapter": "api.decoding",
+    "verify": "api.decoding",
+    "encode": "api.encoding",
+    "encode_bytes": "api.encoding",
+    "inspect": "api.inspecting",
+    "NolaFile": "api.opened",
+    "load": "api.opened",
+    "selftest": "api.selftest",
+    "EncodeReport": "encoder.report",
+    "AdapterError": "errors",
+    "ChecksumMismatch": "errors",
+    "EncodeError": "errors",
+    "FormatError": "errors",
+    "NolaError": "errors",
+    "OutputExists": "errors",
+}
+
+__all__ = [
+    "AdapterError",
+    "ChecksumMismatch",
+    "EncodeError",
+    "EncodeReport",
+    "FormatError",
+    "NolaError",
+    "NolaFile",
+    "OutputExists",
+    "__version__",
+    "compare",
+    "decode",
+    "encode",
+    "encode_bytes",
+    "inspect",
+    "load",
+    "read_adapter",
+    "selftest",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

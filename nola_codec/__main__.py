@@ -1,0 +1,5 @@
+"""`python -m nola_codec`."""
+
+from nola_codec.cli import main
+
+main()

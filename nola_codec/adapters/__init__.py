@@ -1,0 +1,77 @@
+"""Dialects of LoRA files, and the base models they belong to. NumPy only.
+
+A dialect is a module with `name`, `detect`, `read_source` and `write`; `read` finds the one that knows a source.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from nola_codec.adapters import peft
+from nola_codec.adapters.files import AnySource
+from nola_codec.adapters.foreign import describe_keys
+from nola_codec.adapters.sources import AdapterSource, open_source
+from nola_codec.errors import AdapterError
+from nola_codec.model import Adapter
+
+__all__ = ["DIALECTS", "AnySource", "Dialect", "read", "write"]
+
+
+class Dialect(Protocol):
+    """What a dialect's module offers."""
+
+    name: str
+
+    def detect(self, source: AdapterSource) -> bool:
+        """Whether the source is in this dialect, by its configuration and keys alone."""
+
+    def read_source(self, source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
+        """Read an opened source whole."""
+
+    def write(
+        self, adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False
+    ) -> Path:
+        """Write an adapter back, in the same dialect."""
+
+
+DIALECTS: Mapping[str, Dialect] = MappingProxyType({peft.name: peft})
+"""In the order in which they are asked."""
+
+
+def read(source: AnySource, *, config: Mapping[str, Any] | None = None, carry_unknown: bool = False) -> Adapter:
+    """Read an adapter of any known dialect.
+
+    Args:
+        source: A directory, a file, bytes or a binary stream.
+        config: The adapter's configuration, for bytes and streams; goes before any configuration found.
+        carry_unknown: Carry tensors that the dialect does not know, exact, instead of refusing them.
+
+    Raises:
+        AdapterError: ``foreign-dialect`` with the name of the dialect the keys look like, ``empty-adapter`` when
+            they look like none, or an error of the dialect.
+    """
+    with open_source(source, config=config) as opened:
+        for dialect in DIALECTS.values():
+            if dialect.detect(opened):
+                return dialect.read_source(opened, carry_unknown=carry_unknown)
+        looks_like = describe_keys(opened.file.tensors)
+        if looks_like is None:
+            raise AdapterError("no LoRA factors in it", code="empty-adapter", where=opened.where)
+        message = f"keys look like {looks_like}; this version reads {', '.join(DIALECTS)}"
+        raise AdapterError(message, code="foreign-dialect", where=opened.where)
+
+
+def write(adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False) -> Path:
+    """Write an adapter in its own dialect; see that dialect's `write`.
+
+    Raises:
+        AdapterError: ``foreign-dialect`` for a dialect not known here, or an error of the dialect.
+    """
+    dialect = DIALECTS.get(adapter.dialect)
+    if dialect is None:
+        raise AdapterError(f"this version does not write {adapter.dialect}", code="foreign-dialect", where=str(out))
+    return dialect.write(adapter, out, dtype=dtype, overwrite=overwrite)

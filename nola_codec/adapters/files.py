@@ -1,0 +1,158 @@
+"""What every reader and writer of files here needs: telling sources apart, atomic writes, bounded JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
+
+from nola_codec.errors import AdapterError, OutputExists
+
+AnySource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO"
+
+MAX_JSON_BYTES = 64_000_000  # an index of a very large model is about 10 MB
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What some bytes are instead of a safetensors file."""
+
+    code: str
+    message: str
+
+
+def describe_foreign_bytes(head: bytes) -> Foreign | None:
+    """Name the usual impostors by their first bytes; None when nothing is recognised."""
+    if not head:
+        return Foreign("empty-file", "the file is empty")
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        return Foreign("lfs-pointer", "a git-LFS pointer, not the file it stands for; run `git lfs pull`")
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:64].lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+        return Foreign("html-page", "a web page, not a safetensors file; the download went wrong")
+    if head.startswith(b"PK\x03\x04"):
+        return Foreign("zip", "a zip archive (a PyTorch pickle or .npz); convert it to safetensors first")
+    # Protocol 2 and later open with 0x80 and the version. As a header length that would have to end in `{`, which a
+    # pickle never has at byte 8 by its opcodes for dicts and tuples.
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and head[8:9] != b"{":
+        return Foreign("pickle", "a Python pickle, which can run code when loaded; convert it to safetensors first")
+    return None
+
+
+def display_name(source: AnySource) -> str:
+    """The source as a message should call it."""
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return "(bytes)"
+    name = getattr(source, "name", None)
+    return name if isinstance(name, str) else "(stream)"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        AdapterError: ``not-found``, ``unreadable``, ``limit`` or ``bad-json``.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise AdapterError(f"{size} bytes, over {MAX_JSON_BYTES}", code="limit", where=str(path))
+        data = path.read_bytes()
+    except FileNotFoundError as e:
+        raise AdapterError("no such file", code="not-found", where=str(path)) from e
+    except OSError as e:
+        raise AdapterError(f"cannot be read: {e.strerror or e}", code="unreadable", where=str(path)) from e
+    foreign = describe_foreign_bytes(data[:512])
+    if foreign is not None:
+        raise AdapterError(foreign.message, code=foreign.code, where=str(path))
+    try:
+        value = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as e:
+        raise AdapterError(f"not valid JSON: {e}", code="bad-json", where=str(path)) from e
+    if not isinstance(value, dict):
+        raise AdapterError("not a JSON object", code="bad-json", where=str(path))
+    return value
+
+
+def dump_json(value: object) -> bytes:
+    """JSON as PEFT and Transformers write it: indented, keys in the order given."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A stream whose bytes appear under ``path`` only when the block ends without an error."""
+    target = Path(path)
+    temporary = _temporary(target)
+    # Opened by name, not by tempfile: the file then gets the permissions the umask gives any other.
+    stream = open(temporary, "xb")  # noqa: SIM115 - closed below, before the rename
+    try:
+        with stream:
+            yield stream
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | os.PathLike[str], *, replace: bool) -> Iterator[Path]:
+    """A temporary directory that becomes ``path`` only when the block ends without an error.
+
+    Raises:
+        OutputExists: ``path`` is there, is not an empty directory, and ``replace`` is False.
+    """
+    target = Path(path)
+    require_free(target, overwrite=replace)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(target)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if target.is_dir() and not any(target.iterdir()):
+            target.rmdir()
+        if os.path.lexists(target):
+            _swap(temporary, target)
+        else:
+            os.rename(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def require_free(path: Path, *, overwrite: bool) -> None:
+    """Raise `OutputExists` when writing to ``path`` would replace something and that was not asked for."""
+    if overwrite or not os.path.lexists(path):
+        return
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    raise OutputExists("already exists", where=str(path))
+
+
+def _swap(new: Path, target: Path) -> None:
+    """Put ``new`` in the place of ``target``; a reader in between finds nothing, never a mixture."""
+    old = _temporary(target)
+    os.rename(target, old)
+    try:
+        os.rename(new, target)
+    except OSError:
+        os.rename(old, target)
+        raise
+    if old.is_dir() and not old.is_symlink():
+        shutil.rmtree(old)
+    else:
+        old.unlink()
+
+
+def _temporary(target: Path) -> Path:
+    """A free hidden name beside ``target``, so that a rename stays within one file system."""
+    return target.parent / f".{target.name}.{secrets.token_hex(6)}.tmp"

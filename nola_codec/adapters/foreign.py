@@ -1,0 +1,33 @@
+"""Say whose keys these are when they are not PEFT's. Naming only; reading those dialects is a later step."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+# First match wins, so what is more specific comes first. Each pattern is searched in a key.
+_DIALECTS: tuple[tuple[str, str], ...] = (
+    ("LyCORIS", r"\.(hada_w[12]|hada_t[12]|lokr_[wt][12])"),
+    ("kohya", r"^lora_(unet|te\d?|prior|transformer)_.*\.(lora_down|lora_up|lora_mid|alpha|dora_scale)"),
+    ("MLX", r"\.lora_[ab]$"),
+    ("XLabs", r"\.processor\.(qkv|proj)_lora\d\.(down|up)\.weight$"),
+    ("diffusers", r"(_lora|lora_linear_layer)\.(down|up)\.weight$"),
+    ("ComfyUI", r"^diffusion_model\..*\.lora_(A|B|down|up)"),
+    ("diffusers", r"^(unet|transformer|text_encoder(_\d)?|prior)\..*\.lora_(A|B)\.weight$"),
+    ("cloneofsimo lora", r"^(unet|text_encoder):\d+:(up|down)$"),
+    ("loralib", r"\.lora_[AB]$"),
+    ("SAM LoRA (w_a_/w_b_)", r"^w_[ab]_\d+$"),
+    ("a PEFT state dict with the adapter's name left in", r"\.lora_[AB]\.[^.]+\.(weight|bias)$"),
+    ("PEFT without the base_model.model. prefix", r"\.lora_[AB]\.weight$"),
+    ("another LoRA tool", r"lora"),
+)  # fmt: skip
+
+
+def describe_keys(keys: Iterable[str]) -> str | None:
+    """The dialect that some tensor names look like, or None when no name speaks of LoRA."""
+    names = list(keys)
+    for dialect, pattern in _DIALECTS:
+        search = re.compile(pattern).search
+        if any(search(name) for name in names):
+            return dialect
+    return None

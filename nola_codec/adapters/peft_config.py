@@ -1,0 +1,203 @@
+"""What `adapter_config.json` means for the factors: which rank and scaling each module has, and what cannot be read.
+
+Follows peft 0.21: `tuners/lora/model.py` (`_create_and_replace`), `utils/other.py` (`get_pattern_key`),
+`tuners/lora/layer.py` (`update_layer`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nola_codec.errors import AdapterError, expected
+
+PREFIX = "base_model.model."
+MAX_RANK = 1 << 16
+_MAX_PATTERNS = 100_000
+_MAX_PATTERN_LENGTH = 1000
+
+# Initialisations that put part of the base weight into the factors and take it out of the base: the factors are then a
+# delta on a base model that nobody else has. (eva, gaussian, orthogonal, mica and the defaults leave the base alone.)
+_MUTATING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
+
+# Options under which scaling * B @ A is not the delta, or the factors have other shapes; with the reason.
+_UNSUPPORTED_OPTIONS: Mapping[str, tuple[str, str]] = {
+    "layer_replication": ("layer-replication", "layers are replicated: the modules do not exist in the base model"),
+    "target_parameters": ("target-parameters", "factors on bare parameters (experts) hold one block an expert"),
+    "use_qalora": ("qalora", "QALoRA factors act on pooled inputs"),
+    "use_bdlora": ("bdlora", "BD-LoRA factors are block-diagonal"),
+    "kasa_config": ("kasa", "KaSA truncates the base weights and puts a diagonal between the factors"),
+    "monteclora_config": ("monteclora", "MonteCLoRA samples its factors"),
+    "arrow_config": ("arrow", "Arrow routes between several adapters"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PeftSettings:
+    """The part of a LoraConfig that decides how tensors are read.
+
+    Attributes:
+        rank: Default rank ``r``.
+        alpha: Default ``lora_alpha``.
+        rank_pattern: Ranks of modules that match a regular expression; the first match counts.
+        alpha_pattern: The same for alpha.
+        use_rslora: Scaling is alpha / sqrt(r), else alpha / r.
+        fan_in_fan_out: Base weights are stored (in, out). PEFT turns this on and off by the type of the module, so
+            in a model with both types it only tells what the last one was.
+    """
+
+    rank: int
+    alpha: float
+    rank_pattern: tuple[tuple[re.Pattern[str], int], ...]
+    alpha_pattern: tuple[tuple[re.Pattern[str], float], ...]
+    use_rslora: bool
+    fan_in_fan_out: bool
+
+    def rank_of(self, path: str) -> int:
+        """Rank of a module, by its path in the base model (no ``base_model.model.``)."""
+        return next((rank for pattern, rank in self.rank_pattern if pattern.match(path)), self.rank)
+
+    def scaling_of(self, path: str) -> float:
+        """``alpha / r`` or ``alpha / sqrt(r)`` of a module, computed as PEFT does."""
+        alpha = next((alpha for pattern, alpha in self.alpha_pattern if pattern.match(path)), self.alpha)
+        rank = self.rank_of(path)
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+
+def parse_config(config: Mapping[str, Any], where: str) -> PeftSettings:
+    """Check a configuration and take from it what reading needs.
+
+    Raises:
+        AdapterError: ``not-lora`` for another ``peft_type``; ``not-a-delta`` for an initialisation that changes the
+            base; a code of its own for each unsupported option; ``bad-config`` for malformed values;
+            ``unsafe-pattern`` for regular expressions that could run for ever.
+    """
+    peft_type = config.get("peft_type")
+    if peft_type != "LORA":
+        raise AdapterError(expected("peft_type", "LORA", peft_type), code="not-lora", where=where)
+    init = config.get("init_lora_weights", True)
+    if isinstance(init, str) and init.lower().startswith(_MUTATING_INITS):
+        message = (
+            f"init_lora_weights {init!r} changes the base weights, so the factors are not a delta on the original base "
+            "model; save the adapter with path_initial_model_for_weight_conversion first"
+        )
+        raise AdapterError(message, code="not-a-delta", where=where)
+    for option, (code, reason) in _UNSUPPORTED_OPTIONS.items():
+        if config.get(option):
+            raise AdapterError(f"{option} is not supported: {reason}", code=code, where=where)
+    rank = _integer(config.get("r", 8), "r", where)
+    return PeftSettings(
+        rank=rank,
+        alpha=_number(config.get("lora_alpha", 8), "lora_alpha", where),
+        rank_pattern=tuple(
+            (pattern, _integer(value, "rank_pattern", where))
+            for pattern, value in _patterns(config, "rank_pattern", where)
+        ),
+        alpha_pattern=tuple(
+            (pattern, _number(value, "alpha_pattern", where))
+            for pattern, value in _patterns(config, "alpha_pattern", where)
+        ),
+        use_rslora=_flag(config, "use_rslora", where),
+        fan_in_fan_out=_flag(config, "fan_in_fan_out", where),
+    )
+
+
+def is_saved_module(key: str, config: Mapping[str, Any]) -> bool:
+    """Whether a tensor belongs to ``modules_to_save``: some part of its path ends as one of the names does.
+
+    PEFT compares plain ends of strings, so that ``norm`` means ``input_layernorm`` too.
+    """
+    saved = config.get("modules_to_save") or []
+    return isinstance(saved, list) and any(isinstance(name, str) and f"{name}." in key for name in saved)
+
+
+def with_ranks(config: Mapping[str, Any], ranks: Mapping[str, int], scalings: Mapping[str, float]) -> dict[str, Any]:
+    """The same configuration for other ranks, every scaling kept.
+
+    The most common rank and alpha become ``r`` and ``lora_alpha``; the rest go to the patterns, one exact entry a
+    module. Alpha is chosen so that PEFT's own division gives the scaling back, to the last bit where a float allows.
+
+    Args:
+        config: As read; not changed.
+        ranks: New rank by module path (no ``base_model.model.``), all modules.
+        scalings: Wanted scaling by module path.
+
+    Raises:
+        AdapterError: ``zero-rank``, which PEFT refuses to load.
+    """
+    for path, rank in ranks.items():
+        if rank < 1:
+            raise AdapterError(expected("rank", "at least 1", rank), code="zero-rank", where=path)
+    use_rslora = bool(config.get("use_rslora"))
+    alphas = {path: _alpha_for(scalings[path], rank, use_rslora) for path, rank in ranks.items()}
+    result = dict(config)
+    for default, pattern, values in (("r", "rank_pattern", ranks), ("lora_alpha", "alpha_pattern", alphas)):
+        # Ties go to the first module, so that the output does not depend on hashing.
+        common: float = Counter(values.values()).most_common(1)[0][0]
+        result[default] = common
+        result[pattern] = {_exact_pattern(path): value for path, value in values.items() if value != common}
+    if result.get("init_lora_weights") in ("orthogonal", "mica"):
+        # Only even or small ranks may start so; what a trained adapter started from no longer matters.
+        result["init_lora_weights"] = True
+    return result
+
+
+def _alpha_for(scaling: float, rank: int, use_rslora: bool) -> int | float:
+    divisor = math.sqrt(rank) if use_rslora else float(rank)
+    alpha = scaling * divisor
+    for candidate in (float(round(alpha)), alpha, math.nextafter(alpha, math.inf), math.nextafter(alpha, 0.0)):
+        if candidate / divisor == scaling:
+            alpha = candidate
+            break
+    return int(alpha) if alpha.is_integer() else alpha
+
+
+def _exact_pattern(path: str) -> str:
+    # `^` inside PEFT's "(.*\.)?(...)$" matches only at the start, so that no longer path ends in this one.
+    return "^" + re.escape(path)
+
+
+def _patterns(config: Mapping[str, Any], option: str, where: str) -> list[tuple[re.Pattern[str], Any]]:
+    patterns = config.get(option) or {}
+    if not isinstance(patterns, dict) or len(patterns) > _MAX_PATTERNS:
+        raise AdapterError(f"{option} is not a map of patterns", code="bad-config", where=where)
+    return [(_compile(pattern, f"{where}: {option}"), value) for pattern, value in patterns.items()]
+
+
+def _compile(pattern: str, where: str) -> re.Pattern[str]:
+    """PEFT's `get_pattern_key`: a pattern matches the end of a path, whole components.
+
+    What could backtrack exponentially is refused: Python's `re` has no time limit, and the file is a stranger's.
+    """
+    open_ended = len(re.findall(r"(?<!\\)(?:\\\\)*[*+{]", pattern))
+    repeated_group = re.search(r"(?<!\\)\)\s*[*+{]", pattern)
+    if len(pattern) > _MAX_PATTERN_LENGTH or open_ended > 4 or repeated_group:
+        raise AdapterError(f"pattern {pattern[:80]!r} could take for ever to match", code="unsafe-pattern", where=where)
+    try:
+        return re.compile(rf"(.*\.)?({pattern})$")
+    except (re.error, RecursionError, OverflowError) as e:
+        message = f"pattern {pattern[:80]!r} is not a regular expression: {e}"
+        raise AdapterError(message, code="bad-config", where=where) from e
+
+
+def _integer(value: Any, what: str, where: str) -> int:
+    if type(value) is not int or not 1 <= value <= MAX_RANK:
+        raise AdapterError(expected(what, f"an integer from 1 to {MAX_RANK}", value), code="bad-config", where=where)
+    return value
+
+
+def _number(value: Any, what: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
+        raise AdapterError(expected(what, "a finite number", value), code="bad-config", where=where)
+    return value
+
+
+def _flag(config: Mapping[str, Any], option: str, where: str) -> bool:
+    value = config.get(option)
+    if value is not None and not isinstance(value, bool):
+        raise AdapterError(expected(option, "true or false", value), code="bad-config", where=where)
+    return bool(value)

@@ -1,0 +1,98 @@
+"""`compare`: two adapters, in any mixture of `.nola` and what `encode` reads, by their deltas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nola_codec.adapters import AnySource
+from nola_codec.api.decoding import read_adapter
+from nola_codec.errors import AdapterError
+from nola_codec.fit.canonical import delta_energy, squared_error
+from nola_codec.model import LoraModule
+
+
+@dataclass(frozen=True)
+class TensorComparison:
+    """One adapted weight.
+
+    Attributes:
+        name: Module path.
+        shape: (out, in) of delta_W, convolutions flattened.
+        nmse: ||delta_A - delta_B||_F^2 / ||delta_A||_F^2; infinite where only delta_A is zero.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    nmse: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two adapters.
+
+    Attributes:
+        nmse: Over all weights that both have.
+        tensors: By weight.
+        only_in_a, only_in_b: Weights that one lacks.
+        carried_equal, carried_different: Tensors carried as they came, by whether their bits agree.
+    """
+
+    nmse: float
+    tensors: tuple[TensorComparison, ...]
+    only_in_a: tuple[str, ...]
+    only_in_b: tuple[str, ...]
+    carried_equal: tuple[str, ...]
+    carried_different: tuple[str, ...]
+
+    @property
+    def same_structure(self) -> bool:
+        """Whether both have the same weights, and equal carried tensors."""
+        return not (self.only_in_a or self.only_in_b or self.carried_different)
+
+
+def compare(a: AnySource, b: AnySource) -> Comparison:
+    """Compare two adapters, scaling included. `a` is the reference.
+
+    Raises:
+        AdapterError: one cannot be read, or a weight differs in shape.
+        FormatError: a damaged `.nola` file.
+    """
+    first, second = read_adapter(a), read_adapter(b)
+    others = {m.name: m for m in second.modules}
+    tensors = []
+    lost = energy = 0.0
+    for module in first.modules:
+        other = others.get(module.name)
+        if other is None:
+            continue
+        error, own = _error(module, other)
+        lost, energy = lost + error, energy + own
+        tensors.append(
+            TensorComparison(module.name, (module.lora_B.shape[0], module.lora_A.shape[1]), _ratio(error, own))
+        )
+    names = {m.name for m in first.modules}
+    carried = sorted(set(first.raw) | set(second.raw))
+    equal = tuple(key for key in carried if first.raw.get(key) == second.raw.get(key))
+    return Comparison(
+        nmse=_ratio(lost, energy),
+        tensors=tuple(tensors),
+        only_in_a=tuple(sorted(names - set(others))),
+        only_in_b=tuple(sorted(set(others) - names)),
+        carried_equal=equal,
+        carried_different=tuple(key for key in carried if key not in equal),
+    )
+
+
+def _error(a: LoraModule, b: LoraModule) -> tuple[float, float]:
+    shapes = [(m.lora_B.shape[0], m.lora_A.shape[1]) for m in (a, b)]
+    if shapes[0] != shapes[1]:
+        raise AdapterError(f"delta shapes differ: {shapes[0]} and {shapes[1]}", code="shape", where=a.name)
+    energy = delta_energy(a.lora_B, a.lora_A) * a.scaling**2
+    error = squared_error(a.lora_B * a.scaling, a.lora_A, b.lora_B * b.scaling, b.lora_A)
+    return error, energy
+
+
+def _ratio(error: float, energy: float) -> float:
+    if energy > 0:
+        return error / energy
+    return 0.0 if error == 0 else float("inf")

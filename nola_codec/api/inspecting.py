@@ -1,0 +1,90 @@
+"""`inspect`: what a file says of itself, from its first few hundred bytes; nothing is decoded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nola_codec.basis import basis_by_id
+from nola_codec.container.reader import Source, open_container
+from nola_codec.entropy import CODECS
+from nola_codec.model import Header, LowRankRecord
+from nola_codec.prng import generator_name
+
+
+def inspect(source: Source) -> dict[str, Any]:
+    """Describe a file: versions, sizes, generator, rates, what was lost, and every tensor.
+
+    Raises:
+        FormatError, ChecksumMismatch: prelude or header are not well-formed. Sections are not read.
+    """
+    with open_container(source) as container:
+        header = container.header
+        parameters = sum(_numbers(r) for r in header.lowrank) + sum(
+            int(np.prod(r.kind.shape, dtype=np.int64)) for r in header.raw
+        )
+        lengths = [s.length for s in header.sections]
+        coded, carried = 1 + len(header.blocks), lengths[1 + len(header.blocks) :]
+        coefficients = sum(_coefficients(r) for r in header.lowrank)
+        return {
+            "format_version": container.prelude.version,
+            "format_revision": container.prelude.revision,
+            "draft": container.prelude.version == 0,
+            "writer": header.writer,
+            "dialect": header.dialect,
+            "base_model": (header.config or {}).get("base_model_name_or_path"),
+            "base_revision": (header.config or {}).get("revision"),
+            "bytes": container.file_length,
+            "parameters": parameters,
+            "ratio": 2 * parameters / container.file_length,
+            "generator": generator_name(header.generator),
+            "seed": header.seed,
+            "bases": sorted({basis_by_id(r.kind.basis).name for r in header.lowrank}),
+            "form": sorted({r.kind.split for r in header.lowrank}),
+            "quantizers": len(header.quantizers),
+            "entropy": sorted({CODECS[s.codec].name for s in header.sections[:coded] if s.codec in CODECS}),
+            "coefficients": coefficients,
+            "bits_per_coefficient": 8 * sum(lengths[1:coded]) / coefficients if coefficients else 0.0,
+            "bytes_by_part": {
+                "header": container.header_length,
+                "units": lengths[0],
+                "coefficients": sum(lengths[1:coded]),
+                "carried": sum(carried),
+            },
+            "measured": dict(header.measured),
+            "config": header.config,
+            "metadata": dict(header.metadata),
+            "content_sha256": container.prelude.content_sha256.hex(),
+            "factors_sha256": header.factors_sha256.hex(),
+            "tensors": _tensors(header),
+        }
+
+
+def _tensors(header: Header) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": r.name,
+            "record": "lowrank",
+            "layout": r.kind.layout,
+            "shape": [r.kind.rows, *r.kind.a_shape[1:]],
+            "rank": r.kind.rank,
+            "units": r.units,
+            "coefficients": _coefficients(r),
+            "scaling": r.kind.scaling,
+            "stream": r.stream,
+        }
+        for r in header.lowrank
+    ] + [
+        {"name": r.name, "record": "raw", "dtype": r.kind.dtype, "shape": list(r.kind.shape), "bytes": r.kind.nbytes}
+        for r in header.raw
+    ]
+
+
+def _numbers(record: LowRankRecord) -> int:
+    return record.kind.rank * (record.kind.rows + record.kind.columns)
+
+
+def _coefficients(record: LowRankRecord) -> int:
+    pairs = record.units if record.kind.split == "component" else record.units // 2
+    return pairs * sum(record.kind.num_basis)

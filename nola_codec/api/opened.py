@@ -1,0 +1,183 @@
+"""`load`: an open file whose tensors are decoded when asked for, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, cast
+
+from nola_codec.adapters import peft_config
+from nola_codec.adapters.checkpoint import resolve_weights
+from nola_codec.adapters.peft import state_dict as peft_state_dict
+from nola_codec.api.modules import decoded_module, merge_target
+from nola_codec.arrays import NUMPY, Arrays, TorchArrays
+from nola_codec.container.limits import DEFAULT_LIMITS, Limits
+from nola_codec.container.reader import Container, Source, open_container
+from nola_codec.decoder.decoder import Decoder
+from nola_codec.decoder.factors import Factors
+from nola_codec.decoder.merge import delta_weight, merge_tensor
+from nola_codec.errors import AdapterError, FormatError
+from nola_codec.model import Header, RawTensor
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
+
+
+class NolaFile:
+    """An open `.nola` file. Tensors are decoded when asked for; the same bits on every device.
+
+    Attributes:
+        header: Everything but coefficients.
+    """
+
+    def __init__(self, container: Container, device: object) -> None:
+        self._container = container
+        self._device = device
+        self._xp: Arrays | None = None
+        self.header: Header = container.header
+        self._index = {record.name: i for i, record in enumerate(self.header.lowrank)}
+        self._decoder: Decoder | None = None
+
+    def names(self) -> list[str]:
+        """Module paths of the low-rank records."""
+        return list(self._index)
+
+    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """(lora_A (r, in), lora_B (out, r)), float32 on the device; only this record's block is read.
+
+        `name` is a module path, with or without PEFT's ``base_model.model.``. Raises AdapterError for an unknown one.
+        """
+        index = self._find(name)
+        ((_, decoded),) = self._decode([index])
+        lora_B, lora_A = decoded.float32(self._arrays())
+        return lora_A, lora_B
+
+    def delta_weight(self, name: str) -> torch.Tensor:
+        """delta_W in float32, shaped like the weight of a PyTorch layer: (out, in), (out, in, kh, kw), (vocab, dim).
+
+        The float64 value that merges use, rounded once.
+        """
+        index = self._find(name)
+        ((_, decoded),) = self._decode([index])
+        delta: torch.Tensor = delta_weight(decoded, self.header.lowrank[index].kind, self._arrays())
+        return delta.float()
+
+    def state_dict(self, dtype: str = "f32") -> dict[str, torch.Tensor]:
+        """The adapter's state dict under its own keys, tensors carried as they came included.
+
+        Args:
+            dtype: Of the factors: f32 is exact; f16 and bf16 round once.
+        """
+        import torch
+
+        modules = [decoded_module(self.header.lowrank[i], f, self._arrays()) for i, f in self._decode(None)]
+        tensors = peft_state_dict(modules, self._raw(), DTYPES[dtype])
+        device = torch.device(cast("Any", self._device))
+        return {key: _to_torch(tensor).to(device) for key, tensor in tensors.items()}
+
+    def merge_into(self, model: torch.nn.Module) -> None:
+        """Add every delta to the weights of a model, in place, each with one rounding to its dtype.
+
+        Raises:
+            AdapterError: ``base-mismatch`` lists all deltas that do not find their weight (nothing is changed then);
+                ``merge-raw`` when the file carries tensors that are not deltas.
+        """
+        import torch
+
+        if self.header.raw:
+            raise AdapterError(
+                f"the file carries tensors that are not deltas ({self.header.raw[0].name}, ...); "
+                "load the decoded adapter with PEFT, or merge with `decode --base`", code="merge-raw"
+            )  # fmt: skip
+        weights = dict(model.named_parameters(remove_duplicate=False))
+        shapes = {name: tuple(p.shape) for name, p in weights.items()}
+        config: dict[str, Any] = getattr(getattr(model, "config", None), "to_dict", dict)()
+        targets = [merge_target(record) for record in self.header.lowrank]
+        matches = resolve_weights(targets, shapes, config)
+        with torch.no_grad():
+            for index, decoded in self._decode(None):
+                record = self.header.lowrank[index]
+                match = matches[record.name]
+                delta = delta_weight(decoded, record.kind, self._arrays())
+                weight = weights[match.weight]
+                merge_tensor(weight, (delta.T if match.transposed else delta).to(weight.device))
+
+    def verify(self) -> None:
+        """Check every checksum, decode everything and compare its SHA-256. Raises FormatError, ChecksumMismatch."""
+        self._container.check_content()
+        Decoder(self._container, NUMPY).checked()
+
+    def close(self) -> None:
+        """Close the underlying file."""
+        self._container.close()
+
+    def __enter__(self) -> NolaFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _arrays(self) -> Arrays:
+        if self._xp is None:
+            self._xp = TorchArrays(self._device)
+        return self._xp
+
+    def _decode(self, indexes: list[int] | None) -> Iterator[tuple[int, Factors]]:
+        if self._decoder is None:
+            self._decoder = Decoder(self._container, self._arrays())
+        return self._decoder.factors(indexes)
+
+    def _raw(self) -> dict[str, RawTensor]:
+        return {record.name: self._container.raw_tensor(i) for i, record in enumerate(self.header.raw)}
+
+    def _find(self, name: str) -> int:
+        for candidate in (name, peft_config.PREFIX + name):
+            if candidate in self._index:
+                return self._index[candidate]
+        raise AdapterError(
+            f"no record named {name!r}; names() lists them", code="unknown-name", where=self._container.name
+        )
+
+
+def load(source: Source, device: object = "cpu", *, verify: bool = False, limits: Limits = DEFAULT_LIMITS) -> NolaFile:
+    """Open a `.nola` file by path, bytes or seekable binary stream.
+
+    Args:
+        source: The file.
+        device: Where tensors are decoded: anything `torch.device` takes.
+        verify: Check every checksum and the digest of the decoded factors first.
+        limits: What a file may declare.
+
+    Raises:
+        FormatError, ChecksumMismatch: the file is not well-formed.
+    """
+    opened = NolaFile(open_container(source, limits), device)
+    if verify:
+        try:
+            opened.verify()
+        except FormatError:
+            opened.close()
+            raise
+    return opened
+
+
+def _to_torch(tensor: RawTensor) -> Any:
+    import torch
+
+    data = (
+        torch.frombuffer(bytearray(tensor.data), dtype=torch.uint8)
+        if tensor.data
+        else torch.empty(0, dtype=torch.uint8)
+    )
+    return data.view(getattr(torch, _TORCH_NAMES[tensor.dtype])).reshape(tensor.shape)
+
+
+_TORCH_NAMES = {
+    "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "U16": "uint16", "U32": "uint32", "U64": "uint64",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+}  # fmt: skip

@@ -1,0 +1,154 @@
+"""One thin namespace over NumPy and PyTorch, so that every exact algorithm is written once.
+
+Python's operators (``+ * >> & @``), slicing and ``reshape`` mean the same on both libraries' arrays; what differs
+(creation, casts, gathers) is a method here. torch is imported only when a `TorchArrays` is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+Array = Any
+"""A numpy.ndarray or a torch.Tensor, whichever the namespace makes."""
+
+
+class Arrays(Protocol):
+    """What an algorithm may ask of an array library. dtypes are named as in NumPy ("int16", "float64")."""
+
+    name: str
+
+    def asarray(self, array: npt.NDArray[Any]) -> Array: ...
+    def numpy(self, array: Array) -> npt.NDArray[Any]: ...
+    def cast(self, array: Array, dtype: str) -> Array: ...
+    def arange(self, start: int, stop: int) -> Array: ...
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Array: ...
+    def stack(self, arrays: Sequence[Array], axis: int) -> Array: ...
+    def concat(self, arrays: Sequence[Array], axis: int) -> Array: ...
+    def where(self, condition: Array, yes: Array, no: Array) -> Array: ...
+    def clip(self, array: Array, low: int, high: int) -> Array: ...
+    def sort(self, array: Array) -> Array: ...
+    def bitcast(self, array: Array, dtype: str) -> Array: ...
+    def integer_work_dtype(self, bound: int) -> str: ...
+
+
+class NumpyArrays:
+    """The reference. BLAS sums floats in any order it likes; below the bounds of `integer_work_dtype` that is exact."""
+
+    name = "numpy"
+
+    def asarray(self, array: npt.NDArray[Any]) -> Array:
+        return array
+
+    def numpy(self, array: Array) -> npt.NDArray[Any]:
+        return np.asarray(array)
+
+    def cast(self, array: Array, dtype: str) -> Array:
+        return array.astype(dtype, copy=False)
+
+    def arange(self, start: int, stop: int) -> Array:
+        return np.arange(start, stop, dtype=np.int64)
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
+        return np.zeros(shape, dtype)
+
+    def stack(self, arrays: Sequence[Array], axis: int) -> Array:
+        return np.stack(arrays, axis)
+
+    def concat(self, arrays: Sequence[Array], axis: int) -> Array:
+        return np.concatenate(arrays, axis)
+
+    def where(self, condition: Array, yes: Array, no: Array) -> Array:
+        return np.where(condition, yes, no)
+
+    def clip(self, array: Array, low: int, high: int) -> Array:
+        return np.clip(array, low, high)
+
+    def sort(self, array: Array) -> Array:
+        return np.sort(array)
+
+    def bitcast(self, array: Array, dtype: str) -> Array:
+        return array.view(dtype)
+
+    def integer_work_dtype(self, bound: int) -> str:
+        return _work_dtype(bound, float32_is_exact=True)
+
+
+class TorchArrays:
+    """PyTorch on any device.
+
+    float32 products may be taken in TF32 or bfloat16 when the process allows it (`set_float32_matmul_precision`,
+    `autocast`), and always may on an accelerator; float64 is then used. The flags are read, never changed.
+    """
+
+    name = "torch"
+
+    def __init__(self, device: object = "cpu") -> None:
+        import torch
+
+        self._torch = torch
+        self.device = torch.device(cast("Any", device))
+
+    def asarray(self, array: npt.NDArray[Any]) -> Array:
+        if not array.flags.writeable:
+            array = array.copy()
+        return self._torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def numpy(self, array: Array) -> npt.NDArray[Any]:
+        result: npt.NDArray[Any] = array.cpu().numpy()
+        return result
+
+    def cast(self, array: Array, dtype: str) -> Array:
+        return array.to(getattr(self._torch, dtype))
+
+    def arange(self, start: int, stop: int) -> Array:
+        return self._torch.arange(start, stop, dtype=self._torch.int64, device=self.device)
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
+        return self._torch.zeros(shape, dtype=getattr(self._torch, dtype), device=self.device)
+
+    def stack(self, arrays: Sequence[Array], axis: int) -> Array:
+        return self._torch.stack(list(arrays), axis)
+
+    def concat(self, arrays: Sequence[Array], axis: int) -> Array:
+        return self._torch.cat(list(arrays), axis)
+
+    def where(self, condition: Array, yes: Array, no: Array) -> Array:
+        return self._torch.where(condition, yes, no)
+
+    def clip(self, array: Array, low: int, high: int) -> Array:
+        return array.clamp(low, high)
+
+    def sort(self, array: Array) -> Array:
+        return self._torch.sort(array).values
+
+    def bitcast(self, array: Array, dtype: str) -> Array:
+        return array.view(getattr(self._torch, dtype))
+
+    def integer_work_dtype(self, bound: int) -> str:
+        return _work_dtype(bound, float32_is_exact=self._float32_is_exact())
+
+    def _float32_is_exact(self) -> bool:
+        if self.device.type != "cpu" or self._torch.is_autocast_enabled("cpu"):
+            return False
+        try:
+            legacy = self._torch.get_float32_matmul_precision()
+            mkldnn = getattr(getattr(self._torch.backends.mkldnn, "matmul", None), "fp32_precision", "none")
+        except RuntimeError:  # torch refuses to answer when old and new settings were mixed
+            return False
+        return legacy == "highest" and mkldnn in ("none", "ieee")
+
+
+def _work_dtype(bound: int, *, float32_is_exact: bool) -> str:
+    """The float type in which any sum of integers with partial sums of at most `bound` is exact (design section 1)."""
+    if bound < 1 << 24 and float32_is_exact:
+        return "float32"
+    if bound < 1 << 53:
+        return "float64"
+    raise ValueError(f"integer sums up to {bound} are exact in no float type")
+
+
+NUMPY = NumpyArrays()

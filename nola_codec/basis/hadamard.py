@@ -1,0 +1,188 @@
+"""The `hadamard` basis: a pseudo-randomly signed block Walsh-Hadamard transform (id 1, the default).
+
+Rows are orthogonal and all of one norm, so a projection is closed-form, and synthesis costs n log n whatever the
+number of coefficients. Every length works: where the largest power of two dividing n is under 64, two overlapping
+passes of square blocks, each scaling what it leaves out by the square root of its block, give an integer matrix with
+orthogonal rows and no padding (specification, "Basis 1").
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nola_codec.arrays import NUMPY, Array, Arrays
+from nola_codec.basis.key import BasisKey
+from nola_codec.prng import SIGNS, SIGNS_SECOND, signs, subset
+
+MAX_BLOCK = 4096
+_MEMO_LENGTH = 1 << 18
+_SINGLE_GEMM = 128  # above it the Kronecker form H_a X H_b is faster than one product
+
+
+def plan(n: int) -> tuple[int, int]:
+    """(block, passes) for length `n`: one pass of a power of two, or two of a power of four (n = 3: signs only)."""
+    power = n & -n
+    if power >= 64 or power == n:
+        return min(power, MAX_BLOCK), 1
+    if n < 4:
+        return 1, 1
+    return (64 if n >= 64 else 16 if n >= 16 else 4), 2
+
+
+class Hadamard:
+    """See the module's docstring."""
+
+    id = 1
+    name = "hadamard"
+
+    def norm2(self, n: int) -> float:
+        """Squared norm of each of the basis' rows, exactly."""
+        block, passes = plan(n)
+        return float(block**passes)
+
+    def bound(self, n: int, num_basis: int, peak: int) -> int:
+        """Largest magnitude that any partial sum can take, for coefficients of magnitude at most `peak`."""
+        block, passes = plan(n)
+        return int(peak * block**passes)
+
+    def synthesize(self, coefficients: Array, n: int, keys: tuple[BasisKey, ...], peak: int, xp: Arrays) -> Array:
+        """Integers y = q H D for each vector q.
+
+        Args:
+            coefficients: (groups, batch, num_basis) integers of any dtype, num_basis <= n.
+            n: Length of the results.
+            keys: One key a group.
+            peak: Bound of the coefficients' magnitude.
+            xp: Where the coefficients are.
+
+        Returns:
+            (groups, batch, n), exact integers in a float dtype.
+        """
+        num_basis = int(coefficients.shape[-1])
+        dtype = xp.integer_work_dtype(self.bound(n, num_basis, peak))
+        return synthesize_floats(xp.cast(coefficients, dtype), n, keys, xp)
+
+    def project(self, vectors: Array, num_basis: int, keys: tuple[BasisKey, ...], xp: Arrays) -> Array:
+        """The adjoint: inner products of each vector with the basis' rows.
+
+        Args:
+            vectors: (groups, batch, n) floats.
+            num_basis: Number of rows of the basis.
+            keys: One key a group.
+            xp: Where the vectors are.
+
+        Returns:
+            (groups, batch, num_basis) in the vectors' dtype. Divided by `norm2` they are the least-squares
+            coefficients.
+        """
+        groups, batch, n = vectors.shape
+        dtype = str(vectors.dtype).removeprefix("torch.")
+        block, passes = plan(n)
+        if passes == 2:
+            root, whole = _root(block), n - n % block
+            vectors = vectors * _signs(keys, SIGNS_SECOND, n, xp, dtype)
+            tail = _adjoint(vectors[..., n - whole :], block, xp)
+            vectors = xp.concat((vectors[..., : n - whole] * root, tail), -1) * _signs(keys, SIGNS, n, xp, dtype)
+            head = _adjoint(vectors[..., :whole], block, xp)
+            values = xp.concat((head, vectors[..., whole:] * root), -1)
+        else:
+            values = _adjoint(vectors * _signs(keys, SIGNS, n, xp, dtype), block, xp)
+        if num_basis == n:
+            return values
+        picked = [values[group][:, _subset(key, n, num_basis, xp)] for group, key in enumerate(keys)]
+        return xp.stack(picked, 0)
+
+
+def synthesize_floats(values: Array, n: int, keys: tuple[BasisKey, ...], xp: Arrays) -> Array:
+    """`Hadamard.synthesize` in the dtype of its input: exact for small integers, ordinary floats otherwise."""
+    groups, batch, num_basis = values.shape
+    dtype = str(values.dtype).removeprefix("torch.")
+    if num_basis < n:
+        full = xp.zeros((groups, batch, n), dtype)
+        for group, key in enumerate(keys):
+            full[group][:, _subset(key, n, num_basis, xp)] = values[group]
+        values = full
+    block, passes = plan(n)
+    if passes == 1:
+        return _forward(values, block, xp) * _signs(keys, SIGNS, n, xp, dtype)
+    root, whole = _root(block), n - n % block
+    head = _forward(values[..., :whole], block, xp)
+    values = xp.concat((head, values[..., whole:] * root), -1) * _signs(keys, SIGNS, n, xp, dtype)
+    tail = _forward(values[..., n - whole :], block, xp)
+    return xp.concat((values[..., : n - whole] * root, tail), -1) * _signs(keys, SIGNS_SECOND, n, xp, dtype)
+
+
+def _root(block: int) -> int:
+    return {4: 2, 16: 4, 64: 8}[block]
+
+
+def _subset(key: BasisKey, n: int, num_basis: int, xp: Arrays) -> Array:
+    if xp.name == "numpy" and n <= _MEMO_LENGTH:
+        return _subset_memo(key, n, num_basis)
+    return subset(key.generator, seed=key.seed, stream=key.stream, population=n, size=num_basis, xp=xp)
+
+
+def _signs(keys: tuple[BasisKey, ...], purpose: int, n: int, xp: Arrays, dtype: str) -> Array:
+    """(groups, 1, n) of +-1."""
+    if xp.name == "numpy" and n <= _MEMO_LENGTH:
+        rows = [_signs_memo(key, purpose, n, dtype) for key in keys]
+    else:
+        rows = [_sign_row(key, purpose, n, xp, dtype) for key in keys]
+    return xp.stack(rows, 0).reshape(len(keys), 1, n)
+
+
+def _sign_row(key: BasisKey, purpose: int, n: int, xp: Arrays, dtype: str) -> Array:
+    return signs(key.generator, seed=key.seed, stream=key.stream, purpose=purpose, start=0, count=n, xp=xp, dtype=dtype)
+
+
+# A fit transforms in one basis hundreds of times; its words are made once. 32 rows of at most 2^18 numbers.
+@lru_cache(maxsize=32)
+def _signs_memo(key: BasisKey, purpose: int, n: int, dtype: str) -> Array:
+    return _sign_row(key, purpose, n, NUMPY, dtype)
+
+
+@lru_cache(maxsize=32)
+def _subset_memo(key: BasisKey, n: int, num_basis: int) -> Array:
+    return subset(key.generator, seed=key.seed, stream=key.stream, population=n, size=num_basis, xp=NUMPY)
+
+
+def _forward(values: Array, block: int, xp: Arrays) -> Array:
+    """Coefficient b * block + p of block b goes to element p * blocks + b: interleaved over the blocks."""
+    shape = tuple(values.shape)
+    mixed = _transform(values.reshape(-1, block), block, xp)
+    return mixed.reshape(-1, shape[-1] // block, block).swapaxes(-1, -2).reshape(shape)
+
+
+def _adjoint(values: Array, block: int, xp: Arrays) -> Array:
+    shape = tuple(values.shape)
+    rows = values.reshape(-1, block, shape[-1] // block).swapaxes(-1, -2).reshape(-1, block)
+    return _transform(rows, block, xp).reshape(shape)
+
+
+def _transform(rows: Array, block: int, xp: Arrays) -> Array:
+    """(rows, block) times the Sylvester matrix H_block, as one GEMM or as H_a X H_b."""
+    dtype = str(rows.dtype).removeprefix("torch.")
+    if block == 1:
+        return rows
+    if block <= _SINGLE_GEMM:
+        return rows @ _sylvester(block, dtype, xp)
+    a = 1 << ((block.bit_length() - 1) // 2)
+    b = block // a
+    right = (rows.reshape(-1, b) @ _sylvester(b, dtype, xp)).reshape(-1, a, b)
+    return (_sylvester(a, dtype, xp) @ right).reshape(-1, block)
+
+
+def _sylvester(size: int, dtype: str, xp: Arrays) -> Array:
+    return xp.asarray(_sylvester_numpy(size, dtype))
+
+
+@lru_cache(maxsize=64)
+def _sylvester_numpy(size: int, dtype: str) -> npt.NDArray[Any]:
+    matrix = np.ones((1, 1), dtype)
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix

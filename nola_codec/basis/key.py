@@ -1,0 +1,14 @@
+"""Which pseudo-random words a basis is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BasisKey:
+    """Generator id, 64-bit seed and 32-bit stream. Equal keys make equal bases."""
+
+    generator: int
+    seed: int
+    stream: int

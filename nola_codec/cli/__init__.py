@@ -1,0 +1,80 @@
+"""The `nola-codec` command: one file a subcommand, results on stdout, everything else on stderr.
+
+Exit status: 0 done, 1 `verify`, `compare` or `selftest` says no, 2 wrong usage, 3 input refused, 70 our own bug.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from nola_codec.version import __version__
+
+COMMANDS = {
+    "encode": "Encode an adapter as a .nola file.",
+    "decode": "Decode to an adapter, or into a model's weights.",
+    "inspect": "Show what a file holds, without decoding it.",
+    "verify": "Check a file: layout, checksums, decoded digest.",
+    "compare": "Compare two adapters by their deltas.",
+    "selftest": "Run known-answer checks on this machine.",
+}
+
+
+class _Group(click.Group):
+    """Loads a subcommand's module only when it is called, so that `inspect` starts fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"nola_codec.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="nola-codec")
+def group() -> None:
+    """LoRA adapters as small, exact files: encode, decode, inspect, verify, compare."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit; the one place where errors become exit statuses."""
+    from nola_codec.errors import EncodeError, NolaError, OutputExists
+
+    try:
+        status: Any = group.main(arguments, standalone_mode=False)
+    except click.exceptions.Abort:
+        _fail("interrupted", 130)
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        sys.exit(error.exit_code)
+    except OutputExists as error:
+        _fail(f"{error}; -f overwrites it", 2)
+    except EncodeError as error:
+        _fail(str(error), 2 if error.code == "option" else 3)
+    except NolaError as error:
+        _fail(f"{error} [{error.code}]", 3)
+    except FileNotFoundError as error:
+        _fail(f"{error.filename}: no such file or directory", 3)
+    except OSError as error:
+        _fail(f"{error.filename or ''}: {error.strerror or error}".lstrip(": "), 3)
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        _fail("this is a bug in nola-codec; please report it with the lines above", 70)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int) -> None:
+    click.echo(f"nola-codec: {message}", err=True)
+    sys.exit(status)

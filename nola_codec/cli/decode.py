@@ -1,0 +1,40 @@
+"""`nola-codec decode`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from nola_codec.cli.output import force_option, json_option, print_json, progress, quiet_option, size
+
+
+@click.command()
+@click.argument("file", type=click.Path())
+@click.option("-o", "--output", "out", type=click.Path(), required=True,
+              help="Directory to write; without --base, a path ending in .safetensors gives a lone file.")  # fmt: skip
+@click.option("--base", type=click.Path(), help="Transformers model directory: write it with the deltas merged in.")
+@click.option("--dtype", type=click.Choice(["f32", "f16", "bf16"]), help="Of an adapter's factors [f32, exact].")
+@click.option("--device", default="cpu", show_default=True, help="Where to compute; it changes no bit.")
+@force_option
+@quiet_option
+@json_option
+def command(
+    file: str, out: str, base: str | None, dtype: str | None, device: str, force: bool, quiet: bool, as_json: bool
+) -> None:
+    """Decode FILE to an adapter, or into the weights of a base model."""
+    from nola_codec.api.decoding import decode
+
+    if base is not None and dtype is not None:
+        raise click.UsageError("--dtype is for adapters; merged weights keep the base model's dtypes")
+    start = time.perf_counter()
+    written = decode(
+        file, out, base=base, dtype=dtype or "f32", device=device, overwrite=force, progress=progress(quiet)
+    )
+    seconds = time.perf_counter() - start
+    total = sum(p.stat().st_size for p in written.rglob("*")) if written.is_dir() else Path(written).stat().st_size
+    if as_json:
+        print_json({"output": str(written), "merged": base is not None, "bytes": total, "seconds": seconds})
+        return
+    click.echo(f"wrote  {written} ({size(total)}{', merged' if base else ''}) in {seconds:.2f} s")

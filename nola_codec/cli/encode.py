@@ -1,0 +1,69 @@
+"""`nola-codec encode`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from nola_codec.cli.output import error_share, force_option, json_option, print_json, progress, quiet_option, size
+
+_BASES = ("hadamard", "rademacher", "uniform")
+_GENERATORS = ("philox4x32-10", "threefry2x32-20")
+
+
+@click.command(
+    epilog="""Rate: at most one of --size, --ratio, --nmse, --error, or --num-basis/--bits. With none, the file keeps
+    98% of the effective signal. Sizes take B, KB (1000), KiB (1024), MB, MiB."""
+)
+@click.argument("source", type=click.Path())
+@click.option("-o", "--output", "out", type=click.Path(), required=True, help="The .nola file to write.")
+@click.option("--size", "limit", metavar="SIZE", help="Largest file, e.g. 50KB.")
+@click.option("--ratio", type=float, help="Compression against the adapter in fp16, e.g. 100.")
+@click.option("--nmse", type=float, help="Share of ||delta_W||^2 that may be lost; the objective is then nmse.")
+@click.option("--error", type=float, help="Target in the chosen objective.")
+@click.option("--objective", type=click.Choice(["effective", "nmse"]), help="What is minimised [effective].")
+@click.option("--num-basis", type=int, help="The paper's form: coefficients a factor.")
+@click.option("--bits", type=int, help="The paper's form: bits a coefficient, 1-8 or 16 [4].")
+@click.option("--rank", type=int, help="Components kept at most; in the paper's form, the rank fitted.")
+@click.option("--basis", type=click.Choice(_BASES), default="hadamard", show_default=True)
+@click.option("--prng", "generator", type=click.Choice(_GENERATORS), default=_GENERATORS[0], show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="64-bit seed of the basis.")
+@click.option("--shared-basis", is_flag=True, help="One basis for all weights of one shape.")
+@click.option("--passthrough", is_flag=True, help="Carry unknown tensors exactly instead of refusing them.")
+@click.option("-n", "--dry-run", is_flag=True, help="Encode and report, write nothing.")
+@force_option
+@quiet_option
+@json_option
+def command(
+    source: str, out: str, limit: str | None, passthrough: bool, dry_run: bool, force: bool, quiet: bool,
+    as_json: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Encode the adapter SOURCE (a PEFT directory or a .safetensors file)."""
+    from nola_codec.api.encoding import encode
+
+    report = encode(
+        source,
+        None if dry_run else out,
+        size=limit,
+        overwrite=force,
+        carry_unknown=passthrough,
+        progress=progress(quiet),
+        **options,
+    )
+    if as_json:
+        print_json({**asdict(report), "output": None if dry_run else out})
+        return
+    click.echo(f"{'would write' if dry_run else 'wrote'}  {out}")
+    click.echo(f"size         {size(report.bytes)} ({report.bytes:,} bytes), {report.ratio:.1f}x smaller than fp16")
+    click.echo(
+        f"source       {size(report.source_bytes)}, {report.parameters:,} parameters, {len(report.tensors)} deltas"
+    )
+    click.echo(f"objective    {report.objective}")
+    if report.effective_error is not None:
+        click.echo(f"eff. error   {error_share(report.effective_error)}  (signal lost and visible noise, estimated)")
+    click.echo(f"NMSE         {error_share(report.nmse)}  (||delta_W - decoded||^2 / ||delta_W||^2, measured)")
+    click.echo(f"time         {report.seconds['total']:.2f} s")
+    for note in report.notes:
+        click.echo(f"note: {note}", err=True)

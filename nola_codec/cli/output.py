@@ -1,0 +1,72 @@
+"""Printing: JSON, sizes, tables, progress. Results go to stdout, progress to stderr and only to a terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress.")
+force_option = click.option("-f", "--force", is_flag=True, help="Overwrite the output.")
+
+
+def print_json(value: Any) -> None:
+    """One JSON document; NaN and infinities become null."""
+    click.echo(json.dumps(_finite(value), indent=2, ensure_ascii=False))
+
+
+def size(count: float) -> str:
+    """Bytes for people, in thousands: ``157.3 KB``."""
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def error_share(value: float) -> str:
+    """A relative error: four digits, and a percentage when it is small."""
+    return f"{value:.4f}" if value >= 0.001 else f"{value:.2e}"
+
+
+def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
+    """Columns; those in `right` are flush right. The first row is the heading."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        click.echo("  ".join(cells).rstrip())
+
+
+def progress(quiet: bool) -> Callable[[str, int, int], None] | None:
+    """A progress line on a terminal's stderr, else None."""
+    if quiet or not sys.stderr.isatty():
+        return None
+    last = 0.0
+
+    def show(stage: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < 0.1 and done < total:
+            return
+        last = now
+        click.echo(f"\r\x1b[K{stage} {done}/{total}", nl=False, err=True)
+        if done >= total:
+            click.echo("\r\x1b[K", nl=False, err=True)
+
+    return show
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

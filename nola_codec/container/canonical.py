@@ -1,0 +1,42 @@
+"""Canonical MessagePack: one byte string for one value.
+
+Maps have string keys in ascending order of their UTF-8 bytes, integers and lengths take their shortest form, floats
+are 64-bit. A reader re-encodes what it decoded and compares, which also catches duplicate keys.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+
+from nola_codec.errors import FormatError
+
+
+def pack(value: Any) -> bytes:
+    """Encode maps, lists, strings, bytes, ints, floats, bools and None."""
+    data: bytes = msgpack.packb(_sorted(value), use_bin_type=True)
+    return data
+
+
+def unpack(data: bytes) -> Any:
+    """Decode and require the canonical form. Raises FormatError with code ``header``."""
+    try:
+        value = msgpack.unpackb(data, raw=False, strict_map_key=True, use_list=True)
+        if pack(value) != data:
+            raise FormatError("header: not in canonical MessagePack form", code="header")
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError, OverflowError) as error:
+        raise FormatError(f"header: not valid MessagePack ({error})", code="header") from error
+    return value
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError("map keys must be strings")
+        return {key: _sorted(value[key]) for key in sorted(value, key=lambda k: k.encode())}
+    if isinstance(value, list | tuple):
+        return [_sorted(item) for item in value]
+    if value is not None and not isinstance(value, str | bytes | bool | int | float):
+        raise TypeError(f"no {type(value).__name__} in a header")  # msgpack's own extension type, timestamps
+    return value

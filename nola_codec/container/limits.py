@@ -1,0 +1,28 @@
+"""Limits that a reader checks before it gives memory to anything a file declares (specification, "Limits")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Upper bounds, inclusive. A caller with larger models may pass its own."""
+
+    header_stored: int = 16 << 20
+    header_plain: int = 64 << 20
+    records: int = 1 << 17
+    kinds: int = 1 << 16
+    quantizers: int = 256
+    sections: int = 1 << 18
+    units: int = 1 << 24
+    rank: int = 1 << 16
+    dimensions: int = 8
+    dimension: int = 1 << 31
+    factor_elements: int = 1 << 31
+    total_elements: int = 1 << 34
+    name: int = 1024
+    coefficients: int = 1 << 34
+
+
+DEFAULT_LIMITS = Limits()

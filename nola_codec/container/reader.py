@@ -1,0 +1,174 @@
+"""One byte string, file or stream -> header and sections, each checked before it is used.
+
+with open_container("task.nola") as container:
+    container.header.lowrank[0].name
+    container.section(1)          # stored bytes, CRC checked, nothing else read
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import zlib
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from nola_codec.container.header import unpack_header
+from nola_codec.container.limits import DEFAULT_LIMITS, Limits
+from nola_codec.container.prelude import SIZE, Prelude, aligned, unpack_prelude
+from nola_codec.container.units import symbols_to_units, units_runs
+from nola_codec.entropy import decode_many
+from nola_codec.entropy.frames import decompress
+from nola_codec.errors import ChecksumMismatch, FormatError, expected
+from nola_codec.model import Header, RawTensor
+
+Source = str | os.PathLike[str] | bytes | BinaryIO
+
+STORED, ZSTD = 0, 1
+"""Codec ids of raw tensors' sections: bytes as they are, or one zstd frame."""
+
+
+@cache
+def header_dictionary() -> bytes:
+    """The preset dictionary of header compression, `spec/header-dictionary.bin`."""
+    return resources.files("nola_codec.container").joinpath("header-dictionary.bin").read_bytes()
+
+
+class Container:
+    """An open file. The header is read and checked at once, sections on request."""
+
+    def __init__(self, stream: BinaryIO, limits: Limits, name: str, *, owned: bool) -> None:
+        self._stream, self._owned, self.name = stream, owned, name
+        self._start = stream.tell()
+        self._length = stream.seek(0, io.SEEK_END) - self._start
+        self.prelude: Prelude = unpack_prelude(self._read(0, SIZE), limits)
+        if self._length != self.prelude.file_length:
+            code = "truncated" if self._length < self.prelude.file_length else "trailing"
+            raise FormatError(expected("file length", self.prelude.file_length, self._length), code=code)
+        stored = self._read(SIZE, self.prelude.header_stored)
+        if zlib.crc32(stored) != self.prelude.header_crc32:
+            raise ChecksumMismatch("header: CRC-32 does not match", code="header-checksum")
+        self._plain = decompress(stored, self.prelude.header_plain, "header", header_dictionary())
+        header = unpack_header(self._plain, limits)
+        self._data = aligned(SIZE + len(stored))
+        self._check_layout(header)
+        self.header = header
+        self._units_read = False
+
+    @property
+    def file_length(self) -> int:
+        return self.prelude.file_length
+
+    @property
+    def header_length(self) -> int:
+        """Bytes of prelude, compressed header and padding."""
+        return min(self._data, self.file_length)
+
+    def section(self, index: int) -> bytes:
+        """Stored bytes of a section. Raises ChecksumMismatch."""
+        section = self.header.sections[index]
+        data = self._read(self._data + section.offset, section.length)
+        if zlib.crc32(data) != section.crc32:
+            raise ChecksumMismatch(f"section {index}: CRC-32 does not match", code="section-checksum")
+        return data
+
+    def read_units(self) -> Header:
+        """The header with every unit's precision and amplitude; reads section 0 on the first call."""
+        if not self._units_read:
+            runs = units_runs(self.header.lowrank)
+            codec = self.header.sections[0].codec
+            (symbols,) = decode_many([(codec, self.section(0))], [runs], self.header.side_models)
+            self.header = symbols_to_units(symbols, self.header)
+            self._units_read = True
+        return self.header
+
+    def raw_tensor(self, index: int) -> RawTensor:
+        """The raw record `index`, as it came. Raises FormatError or ChecksumMismatch."""
+        kind = self.header.raw[index].kind
+        number = 1 + len(self.header.blocks) + index
+        data = self.section(number)
+        codec = self.header.sections[number].codec
+        if codec == ZSTD:
+            data = decompress(data, kind.nbytes, f"section {number}")
+        elif codec != STORED:
+            raise FormatError(expected(f"section {number}: codec of a raw tensor", "0 or 1", codec), code="codec")
+        if len(data) != kind.nbytes:
+            raise FormatError(expected(f"section {number}", f"{kind.nbytes} bytes", len(data)), code="symbols")
+        return RawTensor(kind.dtype, kind.shape, data)
+
+    def check_content(self) -> None:
+        """Read the whole file and compare its SHA-256. Raises ChecksumMismatch."""
+        digest = hashlib.sha256(self._read(0, 40))
+        position = SIZE
+        while position < self._length:
+            piece = self._read(position, min(1 << 20, self._length - position))
+            digest.update(piece)
+            position += len(piece)
+        if digest.digest() != self.prelude.content_sha256:
+            raise ChecksumMismatch("file: SHA-256 of the content does not match", code="content-checksum")
+
+    def close(self) -> None:
+        """Close the file, if it was opened here."""
+        if self._owned:
+            self._stream.close()
+
+    def __enter__(self) -> Container:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read(self, offset: int, length: int) -> bytes:
+        self._stream.seek(self._start + offset)
+        data = self._stream.read(length)
+        if len(data) != length and offset + length > SIZE:
+            raise FormatError(expected("file", f"{length} bytes at offset {offset}", len(data)), code="truncated")
+        return data
+
+    def _check_layout(self, header: Header) -> None:
+        """Sections follow one another, 8-byte aligned, with zero padding and nothing after the last."""
+        offset = 0
+        end = SIZE + self.prelude.header_stored
+        for index, section in enumerate(header.sections):
+            if section.offset != offset:
+                raise FormatError(expected(f"section {index}: offset", offset, section.offset), code="offset")
+            start = self._data + offset
+            if start + section.length > self.file_length:
+                raise FormatError(
+                    expected(f"section {index}", f"{section.length} bytes at offset {start}",
+                             max(0, self.file_length - start)), code="offset"
+                )  # fmt: skip
+            if any(self._read(end, start - end)):
+                raise FormatError(f"section {index}: padding before it is not zero", code="padding")
+            end = start + section.length
+            offset = aligned(offset + section.length)
+        if end != self.file_length:
+            raise FormatError(expected("file length", end, self.file_length), code="trailing")
+
+
+def open_container(source: Source, limits: Limits = DEFAULT_LIMITS) -> Container:
+    """Open a file by path, bytes or seekable binary stream.
+
+    Raises:
+        FormatError, ChecksumMismatch: as the specification's reject table says; the message starts with the source.
+        OSError: the path cannot be opened.
+    """
+    stream: BinaryIO
+    if isinstance(source, bytes | bytearray | memoryview):
+        stream, owned, name = io.BytesIO(source), True, "bytes"
+    elif isinstance(source, str | os.PathLike):
+        stream, owned, name = Path(source).open("rb"), True, os.fspath(source)  # noqa: SIM115 - the Container closes it
+    else:
+        stream, owned, name = source, False, str(getattr(source, "name", "stream"))
+    try:
+        return Container(stream, limits, name, owned=owned)
+    except FormatError as error:
+        if owned:
+            stream.close()
+        raise error.within(name) from error

@@ -1,0 +1,48 @@
+"""Header, sections -> one byte string, laid out as the specification's "File" section says."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+from nola_codec.container.header import pack_header
+from nola_codec.container.prelude import MAGIC, SIZE, Prelude, aligned
+from nola_codec.container.reader import header_dictionary
+from nola_codec.entropy.frames import compress
+from nola_codec.model import Header, Section
+
+
+def assemble(header: Header, sections: Sequence[tuple[int, bytes]]) -> bytes:
+    """A whole file.
+
+    Args:
+        header: All fields final but `sections`.
+        sections: (codec id, stored bytes) in file order: units, blocks, raw tensors.
+    """
+    table = []
+    offset = 0
+    for codec, data in sections:
+        table.append(Section(codec, offset, len(data), zlib.crc32(data)))
+        offset = aligned(offset + len(data))
+    plain = pack_header(replace(header, sections=tuple(table)))
+    stored = compress(plain, header_dictionary())
+    body = bytearray(stored)
+    for (_, data), section in zip(sections, table, strict=True):
+        start = aligned(SIZE + len(stored)) + section.offset - SIZE
+        body.extend(b"\0" * (start - len(body)))
+        body.extend(data)
+    prelude = Prelude(
+        required_flags=0,
+        optional_flags=0,
+        header_stored=len(stored),
+        header_plain=len(plain),
+        header_crc32=zlib.crc32(stored),
+        file_length=SIZE + len(body),
+        content_sha256=bytes(32),
+    )
+    digest = hashlib.sha256(prelude.pack()[:40] + body).digest()
+    data = replace(prelude, content_sha256=digest).pack() + bytes(body)
+    assert data.startswith(MAGIC)
+    return data

@@ -1,0 +1,140 @@
+"""An open container -> factors, one record, some or all, on any device."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from nola_codec.arrays import Arrays
+from nola_codec.container.reader import Container
+from nola_codec.decoder.coefficients import Coefficients, decode_blocks
+from nola_codec.decoder.factors import CHUNK_ELEMENTS, Factors, synthesize_factors
+from nola_codec.errors import ChecksumMismatch
+from nola_codec.model import LowRankRecord, RawTensor
+
+_BATCH_SYMBOLS = 12 << 20
+"""Coefficients decoded side by side: bounds memory, and is wide enough for vectorized rANS."""
+
+
+class Decoder:
+    """Decodes records of a container.
+
+    for index, factors in Decoder(container, NUMPY).factors():
+        ...
+    """
+
+    def __init__(self, container: Container, xp: Arrays, chunk_elements: int = CHUNK_ELEMENTS) -> None:
+        self.container = container
+        self.xp = xp
+        self.chunk_elements = chunk_elements
+        self.header = container.read_units()
+        self._kept: tuple[int, list[Coefficients]] | None = None
+        self._starts = np.cumsum([0, *self.header.blocks]).tolist()
+
+    def factors(self, indexes: Sequence[int] | None = None) -> Iterator[tuple[int, Factors]]:
+        """(record index, factors) for the low-rank records asked for, block by block, in ascending order.
+
+        Only the blocks that hold them are read.
+
+        Raises:
+            FormatError, ChecksumMismatch: the file is damaged.
+        """
+        header = self.header
+        wanted = set(range(len(header.lowrank)) if indexes is None else indexes)
+        batch: list[int] = []
+        weight = 0
+        for block in range(len(header.blocks)):
+            if not wanted.intersection(range(self._starts[block], self._starts[block + 1])):
+                continue
+            batch.append(block)
+            weight += sum(_coefficient_count(r) for r in self._block(block))
+            if weight >= _BATCH_SYMBOLS:
+                yield from self._decode(batch, wanted)
+                batch, weight = [], 0
+        if batch:
+            yield from self._decode(batch, wanted)
+
+    def raw(self, index: int) -> RawTensor:
+        """Raw record `index`."""
+        return self.container.raw_tensor(index)
+
+    def checked(self, progress: Callable[[int], None] | None = None) -> list[Factors]:
+        """All factors, their digest compared with the one in the header.
+
+        Raises:
+            ChecksumMismatch: ``factors-checksum``: what was decoded is not what the encoder saw.
+            FormatError: the file is damaged.
+        """
+        digest = FactorsDigest()
+        decoded = []
+        for index, factors in self.factors():
+            digest.update(factors, self.xp)
+            decoded.append(factors)
+            if progress is not None:
+                progress(index + 1)
+        for index in range(len(self.header.raw)):
+            digest.update_raw(self.raw(index))
+        if digest.digest() != self.header.factors_sha256:
+            raise ChecksumMismatch(
+                "decoded factors: SHA-256 differs from the encoder's; this decoder is not exact",
+                code="factors-checksum",
+            )
+        return decoded
+
+    def _block(self, block: int) -> Sequence[LowRankRecord]:
+        return self.header.lowrank[self._starts[block] : self._starts[block + 1]]
+
+    def _decode(self, blocks: Sequence[int], wanted: set[int]) -> Iterator[tuple[int, Factors]]:
+        coefficients = self._coefficients(blocks)
+        numbers = [i for b in blocks for i in range(self._starts[b], self._starts[b + 1])]
+        picked = [position for position, number in enumerate(numbers) if number in wanted]
+        made = synthesize_factors(
+            [self.header.lowrank[numbers[p]] for p in picked],
+            [coefficients[p] for p in picked],
+            generator=self.header.generator,
+            seed=self.header.seed,
+            xp=self.xp,
+            chunk_elements=self.chunk_elements,
+        )
+        for position, factors in zip(picked, made, strict=True):
+            yield numbers[position], factors
+
+    def _coefficients(self, blocks: Sequence[int]) -> list[Coefficients]:
+        """Entropy-decode blocks; the last one asked for alone is kept, for readers that go tensor by tensor."""
+        if len(blocks) == 1 and self._kept is not None and self._kept[0] == blocks[0]:
+            return self._kept[1]
+        coded = [(self.header.sections[1 + b].codec, self.container.section(1 + b)) for b in blocks]
+        records = [self._block(b) for b in blocks]
+        coefficients = decode_blocks(coded, records, self.header.quantizers, self.header.allocation)
+        if len(blocks) == 1:
+            self._kept = (blocks[0], coefficients)
+        return coefficients
+
+
+class FactorsDigest:
+    """SHA-256 over records in file order: exponents as two int8, lora_B, lora_A as int16; raw tensors' bytes."""
+
+    def __init__(self) -> None:
+        self._sha = hashlib.sha256()
+
+    def update(self, factors: Factors, xp: Arrays) -> None:
+        """Add a low-rank record."""
+        self._sha.update(struct.pack("<bb", *factors.exponents))
+        for factor in (factors.lora_B, factors.lora_A):
+            self._sha.update(np.ascontiguousarray(xp.numpy(factor), dtype="<i2").view(np.uint8).data)
+
+    def update_raw(self, tensor: RawTensor) -> None:
+        """Add a raw record."""
+        self._sha.update(tensor.data)
+
+    def digest(self) -> bytes:
+        """32 bytes."""
+        return self._sha.digest()
+
+
+def _coefficient_count(record: LowRankRecord) -> int:
+    count = sum(record.kind.num_basis)
+    return record.units * count if record.kind.split == "component" else (record.units // 2) * count

@@ -1,0 +1,87 @@
+"""Decoded factors -> delta_W, and delta_W into a weight: exact until one rounding each (specification, "Merging").
+
+    delta_W = (int64 product of the int16 factors) * 2^(eB + eA) * scaling          float64, one rounding
+    merged  = round_dtype(float64(W) + delta_W)                                    one sum, one rounding
+
+The product is exact in float64: its sums stay under 2^53 for any rank under 2^22.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nola_codec.adapters.dtypes import from_float64, to_float64
+from nola_codec.arrays import Array, Arrays
+from nola_codec.decoder.factors import Factors
+from nola_codec.model import LowRankKind, RawTensor
+
+
+def delta_weight(factors: Factors, kind: LowRankKind, xp: Arrays) -> Array:
+    """delta_W in float64, in the shape of a PyTorch weight.
+
+    Returns:
+        (out, in) for a linear layer, (out, in, kh, kw) for a convolution, (vocab, dim) for an embedding. It is not
+        transposed for `fan_in_fan_out`.
+    """
+    product = xp.cast(factors.lora_B, "float64") @ xp.cast(factors.lora_A, "float64")
+    delta = product * 2.0 ** (factors.exponents[0] + factors.exponents[1]) * kind.scaling
+    if kind.layout == "embedding":
+        return delta.swapaxes(0, 1)
+    if kind.layout == "conv":
+        return delta.reshape((kind.rows, *kind.a_shape[1:]))
+    return delta
+
+
+def merge_raw(base: RawTensor, factors: Factors, kind: LowRankKind, xp: Arrays, *, transposed: bool) -> RawTensor:
+    """A checkpoint's tensor with the delta added, in its own dtype and shape.
+
+    Args:
+        base: The stored weight.
+        factors: Of its adapter, on `xp`.
+        kind: Of the record.
+        xp: Where the product is taken; sum and rounding are NumPy's.
+        transposed: The weight is stored (in, out).
+
+    Raises:
+        AdapterError: the sum overflows the dtype.
+    """
+    delta = xp.numpy(delta_weight(factors, kind, xp))
+    if transposed:
+        delta = delta.T
+    total = to_float64(base)
+    total += delta.reshape(base.shape)
+    return from_float64(total, base.dtype)
+
+
+def merge_tensor(weight: Any, delta: Any) -> None:
+    """Add delta_W (float64, torch) to a torch weight in place, rounding once to the weight's dtype."""
+    weight.copy_(round_to(weight.double() + delta.reshape(weight.shape), weight.dtype))
+
+
+def round_to(values: Any, dtype: Any) -> Any:
+    """float64 torch values to a float dtype, to nearest even in one rounding.
+
+    PyTorch goes through float32 on the way to 16 bits, which rounds twice. Rounding to odd in that step makes the
+    second rounding the right one (Boldo and Melquiond, 2008).
+    """
+    import torch
+
+    if dtype in (torch.float64, torch.float32):
+        return values.to(dtype)
+    single = values.float()
+    back = single.double()
+    bits = single.view(torch.int32)
+    step = torch.where(back.abs() > values.abs(), -1, 1).to(torch.int32)
+    odd = torch.where((back != values) & (bits & 1 == 0), bits + step, bits)
+    return odd.view(torch.float32).to(dtype)
+
+
+def shape_of_delta(kind: LowRankKind) -> tuple[int, ...]:
+    """Shape of `delta_weight`'s result."""
+    if kind.layout == "embedding":
+        return (kind.columns, kind.rows)
+    if kind.layout == "conv":
+        return (kind.rows, *kind.a_shape[1:])
+    return (kind.rows, int(np.prod(kind.a_shape[1:], dtype=np.int64)))

@@ -1,0 +1,260 @@
+"""An adapter -> the bytes of a file and a report of what they decode to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nola_codec.arrays import NUMPY
+from nola_codec.basis import NAMES as BASIS_NAMES
+from nola_codec.container.names import natural_key
+from nola_codec.encoder.assemble import Envelope, code_parts, pack_raw, write_parts
+from nola_codec.encoder.material import Material
+from nola_codec.encoder.options import DEFAULT_BITS, EncodeOptions
+from nola_codec.encoder.paper import project_modules
+from nola_codec.encoder.report import EncodeReport, TensorReport
+from nola_codec.encoder.search import Search
+from nola_codec.entropy import NAMES as CODEC_NAMES
+from nola_codec.fit.allocation import OBJECTIVES
+from nola_codec.fit.bank import build_bank
+from nola_codec.fit.canonical import delta_energy, squared_error
+from nola_codec.model import Adapter, LoraModule
+from nola_codec.prng import NAMES as GENERATOR_NAMES
+from nola_codec.version import __version__
+
+_ATTEMPTS = 4
+Vector = npt.NDArray[np.float64]
+
+
+class _Clock:
+    """Wall seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._begin = time.perf_counter()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def total(self) -> dict[str, float]:
+        return {**self.seconds, "total": time.perf_counter() - self._begin}
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """A finished file and its losses, per module: squared errors measured on the decoded factors."""
+
+    data: bytes
+    material: Material
+    squared_errors: Vector
+    effective_errors: Vector | None
+
+
+def encode_adapter(
+    adapter: Adapter,
+    options: EncodeOptions,
+    *,
+    source_bytes: int,
+    config_with_rank: Mapping[str, Any] | None = None,
+) -> tuple[bytes, EncodeReport]:
+    """Encode an adapter.
+
+    Args:
+        adapter: As read; its modules may be in any order.
+        options: Checked options.
+        source_bytes: Size of what the adapter was read from, for the report.
+        config_with_rank: The configuration to store when the paper's form changes the rank.
+
+    Raises:
+        EncodeError: the target cannot be reached (code ``unreachable``).
+    """
+    clock = _Clock()
+    modules = sorted(adapter.modules, key=lambda m: natural_key(m.name))
+    raw = dict(sorted(adapter.raw.items(), key=lambda item: natural_key(item[0])))
+    envelope = Envelope(
+        writer=f"nola-codec {__version__}",
+        dialect=adapter.dialect,
+        generator=GENERATOR_NAMES[options.generator],
+        seed=options.seed,
+        config=config_with_rank if config_with_rank is not None else adapter.config,
+        metadata=adapter.metadata,
+        raw=raw,
+    )
+    with clock.stage("carried tensors"):
+        raw_sections = pack_raw(raw)
+    energies = np.array([delta_energy(m.lora_B, m.lora_A) * m.scaling**2 for m in modules])
+    make = _project if options.projected else _spread
+    coded = make(modules, options, envelope, raw_sections, energies, adapter.parameters, clock)
+    total = float(energies.sum())
+    nmse = float(coded.squared_errors.sum()) / total if total else 0.0
+    effective = None
+    if coded.effective_errors is not None:
+        effective = float(coded.effective_errors.sum()) / total if total else 0.0
+    report = EncodeReport(
+        bytes=len(coded.data),
+        source_bytes=source_bytes,
+        parameters=adapter.parameters,
+        ratio=2 * adapter.parameters / len(coded.data),
+        objective="projection" if options.projected else options.objective_name,
+        nmse=nmse,
+        effective_error=effective,
+        tensors=_tensor_reports(modules, energies, coded),
+        seconds=clock.total(),
+        notes=_notes(options, nmse),
+    )
+    return coded.data, report
+
+
+def _spread(
+    modules: Sequence[LoraModule],
+    options: EncodeOptions,
+    envelope: Envelope,
+    raw_sections: Sequence[tuple[int, bytes]],
+    energies: Vector,
+    parameters: int,
+    clock: _Clock,
+) -> _Coded:
+    """Component form: rate spread over singular components, to a size or an error."""
+    streams = _streams(modules, shared=options.shared_basis)
+    with clock.stage("canonical form"):
+        bank = build_bank(
+            modules,
+            streams,
+            basis=BASIS_NAMES[options.basis],
+            generator=envelope.generator,
+            seed=options.seed,
+            most=options.rank,
+            progress=lambda done: _tell(options, "canonical form", done, len(modules)),
+        )
+    objective = OBJECTIVES[options.objective_name]
+    search = Search(modules, streams, bank, BASIS_NAMES[options.basis], objective, envelope, raw_sections)
+    error = options.error_target
+    limit = options.size if options.size is not None else int(2 * parameters / options.ratio) if options.ratio else 0
+    aim: float = limit if error is None else error
+    for attempt in range(_ATTEMPTS):
+        _tell(options, "rate control", attempt, _ATTEMPTS)
+        with clock.stage("rate control"):
+            draft = search.for_bytes(int(aim)) if error is None else search.for_error(aim)
+        _tell(options, "entropy coding", attempt, _ATTEMPTS)
+        coded = _finish(draft.material, modules, options, envelope, raw_sections, draft.measured(), clock)
+        coded = replace(coded, effective_errors=search.effective_errors(draft, energies))
+        if error is None:
+            if len(coded.data) <= limit:
+                break
+            aim -= 1.2 * (len(coded.data) - limit) + 8
+        elif objective.name != "nmse":
+            break
+        else:
+            reached = float(coded.squared_errors.sum() / energies.sum()) if energies.sum() else 0.0
+            if reached <= error and (reached >= 0.99 * error or attempt == _ATTEMPTS - 1):
+                break
+            if reached > error or reached < 0.99 * error:
+                aim *= 0.998 * error / reached if reached else 1.0
+    return coded
+
+
+def _project(
+    modules: Sequence[LoraModule],
+    options: EncodeOptions,
+    envelope: Envelope,
+    raw_sections: Sequence[tuple[int, bytes]],
+    energies: Vector,
+    parameters: int,
+    clock: _Clock,
+) -> _Coded:
+    """The paper's form: one basis a factor, fixed width."""
+    with clock.stage("fit"):
+        material = project_modules(
+            modules,
+            _streams(modules, shared=options.shared_basis),
+            num_basis=options.num_basis,
+            bits=options.bits or DEFAULT_BITS,
+            rank=options.rank,
+            basis=BASIS_NAMES[options.basis],
+            generator=envelope.generator,
+            seed=options.seed,
+            progress=lambda done: _tell(options, "fit", done, len(modules)),
+        )
+    return _finish(material, modules, options, envelope, raw_sections, {}, clock)
+
+
+def _finish(
+    material: Material,
+    modules: Sequence[LoraModule],
+    options: EncodeOptions,
+    envelope: Envelope,
+    raw_sections: Sequence[tuple[int, bytes]],
+    measured: Mapping[str, float],
+    clock: _Clock,
+) -> _Coded:
+    """Entropy-code, decode, and measure what was lost; the measured NMSE goes into the header."""
+    with clock.stage("entropy coding"):
+        parts = code_parts(material, envelope, [CODEC_NAMES[name] for name in options.entropy])
+    with clock.stage("measuring"):
+        errors = np.array(
+            [
+                squared_error(m.lora_B, m.lora_A, *factors.float32(NUMPY)) * m.scaling**2
+                for m, factors in zip(modules, parts.factors, strict=True)
+            ]
+        )
+        total = sum(delta_energy(m.lora_B, m.lora_A) * m.scaling**2 for m in modules)
+        measured = {**measured, "nmse": float(errors.sum()) / total if total else 0.0}
+        data = write_parts(parts, material, envelope, raw_sections, measured)
+    return _Coded(data, material, errors, None)
+
+
+def _streams(modules: Sequence[LoraModule], *, shared: bool) -> list[int]:
+    """A stream a record, or one for all records of equal shapes."""
+    if not shared:
+        return list(range(len(modules)))
+    shapes: dict[tuple[int, int, int], int] = {}
+    return [shapes.setdefault((m.lora_B.shape[0], m.lora_A.shape[1], m.rank), len(shapes)) for m in modules]
+
+
+def _tell(options: EncodeOptions, stage: str, done: int, total: int) -> None:
+    if options.progress is not None:
+        options.progress(stage, done, total)
+
+
+def _tensor_reports(modules: Sequence[LoraModule], energies: Vector, coded: _Coded) -> tuple[TensorReport, ...]:
+    reports = []
+    for index, (module, record) in enumerate(zip(modules, coded.material.records, strict=True)):
+        energy = float(energies[index])
+        share = 1 / energy if energy else 0.0
+        reports.append(
+            TensorReport(
+                name=module.name,
+                shape=(module.lora_B.shape[0], module.lora_A.shape[1]),
+                rank=module.rank,
+                kept=record.units if record.kind.split == "component" else record.units // 2,
+                energy=energy,
+                nmse=float(coded.squared_errors[index]) * share,
+                effective_error=(
+                    None if coded.effective_errors is None else float(coded.effective_errors[index]) * share
+                ),
+            )
+        )
+    return tuple(reports)
+
+
+def _notes(options: EncodeOptions, nmse: float) -> tuple[str, ...]:
+    if options.projected and nmse > 0.5:
+        return (
+            f"{nmse:.1%} of the delta's energy is lost: a random basis of few coefficients keeps about their share of "
+            "it. Files for a task are trained in this form; from weights alone, leave out num_basis.",
+        )
+    if options.objective_name == "effective" and nmse > 0.3:
+        return (
+            f"NMSE {nmse:.3f} is large by design: the objective keeps signal and lets through noise that models "
+            "hardly see. Measure on the task; use --nmse for a bound on the weights.",
+        )
+    return ()

@@ -1,0 +1,57 @@
+"""What an encode says of itself: sizes, and errors measured on its own decoded output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One adapted weight.
+
+    Attributes:
+        name: Module path.
+        shape: (out, in) of delta_W, convolutions flattened.
+        rank: Of the source.
+        kept: Components, or 1 for a factor record, that are coded at all.
+        energy: ||delta_W||_F^2.
+        nmse: ||delta_W - decoded||_F^2 / ||delta_W||_F^2.
+        effective_error: Expected loss of signal and of harmless noise, relative to energy (docs of the objective).
+    """
+
+    name: str
+    shape: tuple[int, int]
+    rank: int
+    kept: int
+    energy: float
+    nmse: float
+    effective_error: float | None
+
+
+@dataclass(frozen=True)
+class EncodeReport:
+    """A whole file.
+
+    Attributes:
+        bytes: Of the file.
+        source_bytes: Of the adapter as it was given.
+        parameters: Numbers in the adapter.
+        ratio: 2 * parameters / bytes, that is, against fp16.
+        objective: ``effective``, ``nmse`` or ``projection``.
+        nmse: Share of ||delta_W||_F^2 lost over the whole file.
+        effective_error: The same for the effective error, when that is defined.
+        tensors: One report a weight.
+        seconds: Wall time by stage and ``total``.
+        notes: What the user should know, one sentence each.
+    """
+
+    bytes: int
+    source_bytes: int
+    parameters: int
+    ratio: float
+    objective: str
+    nmse: float
+    effective_error: float | None
+    tensors: tuple[TensorReport, ...]
+    seconds: dict[str, float]
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,51 @@
+"""Codec 0: symbols sorted by model, each model's bit-packed at its own width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nola_codec.entropy.streams import by_model, scatter_by_model, width_of
+from nola_codec.errors import FormatError, expected
+from nola_codec.model import Runs, SymbolModel
+from nola_codec.quant.packing import pack, packed_size, padding_bits, unpack
+
+id = 0
+name = "raw"
+
+
+def size(runs: Runs, models: Sequence[SymbolModel]) -> int:
+    """Bytes that `encode` will make."""
+    counts = np.bincount(runs.models, weights=runs.lengths, minlength=len(models)).astype(np.int64)
+    return sum(packed_size(int(c), width_of(m)) for c, m in zip(counts, models, strict=True))
+
+
+def encode(symbols: npt.NDArray[Any], runs: Runs, models: Sequence[SymbolModel]) -> bytes:
+    """Pack symbols (runs.total,)."""
+    return b"".join(pack(part, width_of(models[model])) for model, part in by_model(symbols, runs))
+
+
+def decode(data: bytes | memoryview, runs: Runs, models: Sequence[SymbolModel]) -> npt.NDArray[np.uint16]:
+    """Undo `encode`. Raises FormatError when the length or the padding is wrong."""
+    wanted = size(runs, models)
+    if len(data) != wanted:
+        raise FormatError(expected("bit-packed symbols", f"{wanted} bytes", len(data)), code="symbols")
+    parts = []
+    position = 0
+    for model, count in sorted_counts(runs):
+        width = width_of(models[model])
+        stop = position + packed_size(count, width)
+        if padding_bits(data[position:stop], width, count):
+            raise FormatError("bit-packed symbols: padding bits are not zero", code="symbols")
+        parts.append((model, unpack(data[position:stop], width, count)))
+        position = stop
+    return scatter_by_model(parts, runs, models)
+
+
+def sorted_counts(runs: Runs) -> list[tuple[int, int]]:
+    """(model, number of symbols) of the models that occur, by model."""
+    counts = np.bincount(runs.models, weights=runs.lengths).astype(np.int64)
+    return [(model, int(count)) for model, count in enumerate(counts) if count]

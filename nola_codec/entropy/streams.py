@@ -1,0 +1,49 @@
+"""Sorting a symbol stream by model and back: what `raw` and `zstd` share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nola_codec.errors import FormatError, expected
+from nola_codec.model import Runs, SymbolModel
+
+
+def width_of(model: SymbolModel) -> int:
+    """Bits that hold any symbol of the model."""
+    return max(1, (model.size - 1).bit_length())
+
+
+def _positions(runs: Runs) -> dict[int, list[slice]]:
+    ends = np.cumsum(runs.lengths)
+    slices: dict[int, list[slice]] = {}
+    for model, start, end in zip(runs.models.tolist(), (ends - runs.lengths).tolist(), ends.tolist(), strict=True):
+        if end > start:
+            slices.setdefault(model, []).append(slice(start, end))
+    return slices
+
+
+def by_model(symbols: npt.NDArray[Any], runs: Runs) -> list[tuple[int, npt.NDArray[Any]]]:
+    """(model, its symbols in order) for the models that occur, by model."""
+    return [(model, np.concatenate([symbols[s] for s in slices])) for model, slices in sorted(_positions(runs).items())]
+
+
+def scatter_by_model(
+    parts: list[tuple[int, npt.NDArray[np.uint16]]], runs: Runs, models: Sequence[SymbolModel]
+) -> npt.NDArray[np.uint16]:
+    """Undo `by_model`. Raises FormatError for a symbol outside its model's alphabet."""
+    out = np.empty(runs.total, np.uint16)
+    positions = _positions(runs)
+    for model, part in parts:
+        limit = models[model].size
+        if part.size and int(part.max()) >= limit:
+            raise FormatError(expected("symbol", f"less than {limit}", int(part.max())), code="symbols")
+        start = 0
+        for where in positions[model]:
+            length = where.stop - where.start
+            out[where] = part[start : start + length]
+            start += length
+    return out

@@ -1,0 +1,85 @@
+"""Canonical form: the singular components of B A without ever forming the product (design, section 5, step 1).
+
+B = Q_B R_B,  A^T = Q_A R_A,  R_B R_A^T = U' S V'^T   gives   B A = (Q_B U') S (Q_A V')^T
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Components:
+    """Singular components, strongest first.
+
+    Attributes:
+        u: float32 (r, out), orthonormal rows: columns of lora_B's side.
+        v: float32 (r, in), orthonormal rows.
+        s: float64 (r,), singular values of lora_B @ lora_A, scaling left out.
+    """
+
+    u: FloatArray
+    v: FloatArray
+    s: npt.NDArray[np.float64]
+
+
+def canonical(lora_B: npt.NDArray[np.float32], lora_A: npt.NDArray[np.float32]) -> Components:
+    """Components of lora_B (out, r) @ lora_A (r, in).
+
+    Where r exceeds out or in, only min(r, out, in) components exist; the rest come as zero vectors with s = 0.
+    Signs are fixed (the largest entry of each u is positive), so that equal input gives equal output.
+    """
+    rank = lora_A.shape[0]
+    q_b, r_b = np.linalg.qr(lora_B.astype(np.float64))
+    q_a, r_a = np.linalg.qr(lora_A.T.astype(np.float64))
+    left, s, right = np.linalg.svd(r_b @ r_a.T, full_matrices=False)
+    u = (q_b @ left).T
+    v = (q_a @ right.T).T
+    sign = np.sign(u[np.arange(len(u)), np.abs(u).argmax(axis=1)])
+    sign[sign == 0] = 1
+    missing = rank - len(s)
+    if missing:
+        u = np.concatenate((u, np.zeros((missing, u.shape[1]))))
+        v = np.concatenate((v, np.zeros((missing, v.shape[1]))))
+        s, sign = np.concatenate((s, np.zeros(missing))), np.concatenate((sign, np.ones(missing)))
+    return Components((u * sign[:, None]).astype(np.float32), (v * sign[:, None]).astype(np.float32), s)
+
+
+def delta_energy(lora_B: npt.NDArray[np.floating], lora_A: npt.NDArray[np.floating]) -> float:
+    """||B A||_F^2 from two Gram matrices; factors as in `canonical`."""
+    return delta_inner([(lora_B, lora_A)], [(lora_B, lora_A)])
+
+
+def delta_inner(
+    left: Sequence[tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]],
+    right: Sequence[tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]],
+) -> float:
+    """<sum B_i A_i, sum B_j A_j> = sum_ij tr(A_i A_j^T B_j^T B_i), in float64."""
+    total = 0.0
+    for b, a in left:
+        for d, c in right:
+            gram_b = b.T.astype(np.float64) @ d.astype(np.float64)
+            gram_a = a.astype(np.float64) @ c.T.astype(np.float64)
+            total += float((gram_b * gram_a).sum())
+    return total
+
+
+def squared_error(
+    lora_B: npt.NDArray[np.floating],
+    lora_A: npt.NDArray[np.floating],
+    other_B: npt.NDArray[np.floating],
+    other_A: npt.NDArray[np.floating],
+) -> float:
+    """||B A - B' A'||_F^2 by Gram matrices of the stacked factors [B, -B'] [A; A'], in float64.
+
+    Cancellation leaves an absolute error of about 1e-15 ||B A||^2, far under any coding error.
+    """
+    b = np.concatenate((lora_B, -other_B), axis=1).astype(np.float64)
+    a = np.concatenate((lora_A, other_A), axis=0).astype(np.float64)
+    return max(0.0, float(((b.T @ b) * (a @ a.T)).sum()))

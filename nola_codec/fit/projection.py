@@ -1,0 +1,193 @@
+"""The paper's form: one basis a factor, few coefficients, alternating least squares on ||delta_W - B A||_F^2.
+
+With A fixed the problem is quadratic in B's coefficients b. Its normal equations, P (B A A^T) P^T b = P (delta_W A^T)
+for the basis P, are never formed: conjugate gradients need one synthesis and one projection a step, which for the
+Hadamard basis is n log n. delta_W stays factored throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nola_codec.arrays import NUMPY
+from nola_codec.basis import BasisKey, basis_by_id
+from nola_codec.basis.hadamard import synthesize_floats
+from nola_codec.fit.canonical import canonical
+from nola_codec.model import Codebook
+from nola_codec.quant.codebooks import mse_scale, nearest
+
+Matrix = npt.NDArray[np.float64]
+Vector = npt.NDArray[np.float64]
+
+_CACHE_BYTES = 256 << 20
+_CG_STEPS = 12
+_SWEEPS = 8
+_TOLERANCE = 1e-4
+
+
+class FactorBasis:
+    """Synthesis and projection of one flat factor with float coefficients, rows normalized to unit length.
+
+    A dense basis is generated once and kept while the factor is fitted, if it fits in 256 MiB; else it is made again at
+    every use.
+    """
+
+    def __init__(self, basis: int, key: BasisKey, length: int, num_basis: int) -> None:
+        self._basis, self._key = basis_by_id(basis), key
+        self.length, self.num_basis = length, num_basis
+        self._norm = 1 / np.sqrt(self._basis.norm2(length))
+        self._dense: npt.NDArray[np.float32] | None = None
+        if self._basis.name != "hadamard" and length * num_basis * 4 <= _CACHE_BYTES:
+            identity = np.eye(num_basis, dtype=np.int8)[None]
+            rows = self._basis.synthesize(identity, length, (key,), 1, NUMPY)[0]
+            self._dense = (rows * self._norm).astype(np.float32)
+
+    def synthesize(self, coefficients: Vector) -> Vector:
+        """sum_i coefficients_i * row_i, (length,)."""
+        if self._dense is not None:
+            return np.asarray(coefficients.astype(np.float32) @ self._dense, np.float64)
+        if self._basis.name == "hadamard":
+            made = synthesize_floats(coefficients[None, None], self.length, (self._key,), NUMPY)[0, 0]
+            return np.asarray(made * self._norm, np.float64)
+        raise MemoryError(
+            f"a dense basis of {self.num_basis} x {self.length} does not fit in {_CACHE_BYTES >> 20} MiB; "
+            "use the hadamard basis, or fewer coefficients"
+        )
+
+    def project(self, vector: Vector) -> Vector:
+        """Inner products with the rows, (num_basis,)."""
+        if self._dense is not None:
+            return np.asarray(self._dense @ vector.astype(np.float32), np.float64)
+        rows = self._basis.project(vector[None, None], self.num_basis, (self._key,), NUMPY)[0, 0]
+        return np.asarray(rows * self._norm, np.float64)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A fitted pair of factors.
+
+    Attributes:
+        symbols: uint16 (num_basis,) of lora_B's and of lora_A's coefficients.
+        scales: What a factor's points are multiplied with, the basis' rows being normalized.
+        energy_kept: 1 - ||delta_W - B A||^2 / ||delta_W||^2 before quantization.
+        energy_bound: The same for the plain projection of each balanced factor, which the fit starts from.
+    """
+
+    symbols: tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16]]
+    scales: tuple[float, float]
+    energy_kept: float
+    energy_bound: float
+
+
+def fit_projection(
+    lora_B: npt.NDArray[np.float32],
+    lora_A: npt.NDArray[np.float32],
+    rank: int,
+    bases: tuple[FactorBasis, FactorBasis],
+    codebook: Codebook,
+) -> Projection:
+    """Fit both factors' coefficients to lora_B (out, r) @ lora_A (r, in), then quantize them one after the other.
+
+    Args:
+        lora_B: (out, r), the adapter's.
+        lora_A: (r, in), the adapter's.
+        rank: Rank of the fitted factors.
+        bases: Of lora_B (length out * rank) and of lora_A (length rank * in).
+        codebook: Of both factors' coefficients.
+    """
+    parts = canonical(lora_B, lora_A)
+    count = min(rank, len(parts.s))
+    root = np.sqrt(parts.s[:count])
+    b = np.zeros((parts.u.shape[1], rank))
+    a = np.zeros((rank, parts.v.shape[1]))
+    b[:, :count] = parts.u[:count].T * root
+    a[:count] = parts.v[:count] * root[:, None]
+    energy = float((parts.s**2).sum())
+    target = _Target(parts.u.T.astype(np.float64) * parts.s, parts.v.astype(np.float64), energy)
+    if energy == 0.0:
+        zero = nearest(np.zeros(1), codebook)
+        return Projection(
+            (np.repeat(zero, bases[0].num_basis), np.repeat(zero, bases[1].num_basis)), (1.0, 1.0), 1.0, 1.0
+        )
+    coefficients_b, coefficients_a = bases[0].project(b.reshape(-1)), bases[1].project(a.reshape(-1))
+    b = bases[0].synthesize(coefficients_b).reshape(b.shape)
+    a = bases[1].synthesize(coefficients_a).reshape(a.shape)
+    bound = max(0.0, 1 - target.error(b, a) / energy)
+    before = target.error(b, a)
+    for _ in range(_SWEEPS):
+        coefficients_b = target.solve_b(a, bases[0], coefficients_b)
+        b = bases[0].synthesize(coefficients_b).reshape(b.shape)
+        coefficients_a = target.solve_a(b, bases[1], coefficients_a)
+        a = bases[1].synthesize(coefficients_a).reshape(a.shape)
+        after = target.error(b, a)
+        if before - after < _TOLERANCE * energy:
+            break
+        before = after
+    kept = 1 - target.error(b, a) / energy
+    symbols_b, scale_b, quantized = _quantize(coefficients_b, codebook)
+    b = bases[0].synthesize(quantized).reshape(b.shape)
+    coefficients_a = target.solve_a(b, bases[1], coefficients_a)
+    symbols_a, scale_a, quantized = _quantize(coefficients_a, codebook)
+    return Projection((symbols_b, symbols_a), (scale_b, scale_a), kept, bound)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """delta_W = left (out, r) @ right (r, in)."""
+
+    left: Matrix
+    right: Matrix
+    energy: float
+
+    def error(self, b: Matrix, a: Matrix) -> float:
+        """||delta_W - b a||^2."""
+        cross = (self.left.T @ b) * (self.right @ a.T)
+        return float(self.energy - 2 * cross.sum() + ((b.T @ b) * (a @ a.T)).sum())
+
+    def solve_b(self, a: Matrix, basis: FactorBasis, start: Vector) -> Vector:
+        gram = a @ a.T
+        shape = (self.left.shape[0], a.shape[0])
+        wanted = basis.project((self.left @ (self.right @ a.T)).reshape(-1))
+        return _conjugate_gradients(
+            lambda x: basis.project((basis.synthesize(x).reshape(shape) @ gram).reshape(-1)), wanted, start
+        )
+
+    def solve_a(self, b: Matrix, basis: FactorBasis, start: Vector) -> Vector:
+        gram = b.T @ b
+        shape = (b.shape[1], self.right.shape[1])
+        wanted = basis.project(((b.T @ self.left) @ self.right).reshape(-1))
+        return _conjugate_gradients(
+            lambda x: basis.project((gram @ basis.synthesize(x).reshape(shape)).reshape(-1)), wanted, start
+        )
+
+
+def _conjugate_gradients(apply: Callable[[Vector], Vector], wanted: Vector, start: Vector) -> Vector:
+    x = start
+    residual = wanted - apply(x)
+    direction = residual
+    power = float(residual @ residual)
+    floor = 1e-10 * float(wanted @ wanted)
+    for _ in range(_CG_STEPS):
+        if power <= floor:
+            break
+        image = apply(direction)
+        step = power / float(direction @ image)
+        x = x + step * direction
+        residual = residual - step * image
+        after = float(residual @ residual)
+        direction = residual + after / power * direction
+        power = after
+    return x
+
+
+def _quantize(coefficients: Vector, codebook: Codebook) -> tuple[npt.NDArray[np.uint16], float, Vector]:
+    if not coefficients.any():
+        symbols = nearest(coefficients, codebook)
+        return symbols, 1.0, coefficients
+    scale = mse_scale(coefficients, codebook)
+    symbols = nearest(coefficients / scale, codebook)
+    return symbols, scale, scale * np.array(codebook.points, np.float64)[symbols]

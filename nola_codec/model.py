@@ -1,0 +1,303 @@
+"""What the layers hand to each other: frozen dataclasses, no behaviour beyond derived sizes.
+
+Shapes follow PEFT: ``delta_W (out, in) = scaling * lora_B (out, r) @ lora_A (r, in)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Layout = Literal["linear", "conv", "embedding"]
+
+# Names of safetensors; the index in this tuple is the id in a file.
+DTYPES: tuple[str, ...] = (
+    "F32", "F16", "BF16", "F64", "I64", "I32", "I16", "I8", "U8", "BOOL", "U16", "U32", "U64", "F8_E4M3", "F8_E5M2",
+)  # fmt: skip
+DTYPE_BYTES: Mapping[str, int] = {
+    "F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+    "U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RawTensor:
+    """A tensor carried as it came: little-endian bytes, row-major.
+
+    Example: ``RawTensor("F32", (576,), data)`` with ``len(data) == 2304``.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """One adapted weight: two factors and what turns them into a delta.
+
+    Attributes:
+        name: Module path as the adapter writes it, without the factor suffix
+            (``base_model.model.model.layers.0.self_attn.q_proj``).
+        lora_A: float32 (r, in); convolutions flattened to (r, in * kh * kw).
+        lora_B: float32 (out, r).
+        a_shape: Shape of lora_A as stored in the adapter, e.g. (r, in, kh, kw).
+        b_shape: Shape of lora_B as stored, e.g. (out, r, 1, 1).
+        scaling: alpha / r or alpha / sqrt(r); ``delta_W = scaling * lora_B @ lora_A``.
+        layout: How the factors' keys are spelt and how delta_W is shaped.
+        fan_in_fan_out: The base weight is stored (in, out) (Conv1D of GPT-2).
+        dtype: Source dtype of both factors, one of DTYPES.
+    """
+
+    name: str
+    lora_A: npt.NDArray[np.float32]
+    lora_B: npt.NDArray[np.float32]
+    a_shape: tuple[int, ...]
+    b_shape: tuple[int, ...]
+    scaling: float
+    layout: Layout = "linear"
+    fan_in_fan_out: bool = False
+    dtype: str = "F32"
+
+    @property
+    def rank(self) -> int:
+        return int(self.lora_A.shape[0])
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter of any dialect, read whole.
+
+    Attributes:
+        dialect: ``"peft"``.
+        modules: In the order of their names.
+        raw: Tensors carried exact: biases, DoRA magnitudes, modules_to_save. Keyed by their full key.
+        config: ``adapter_config.json`` as parsed, or None for a lone file.
+        metadata: safetensors ``__metadata__``.
+    """
+
+    dialect: str
+    modules: tuple[LoraModule, ...]
+    raw: Mapping[str, RawTensor] = field(default_factory=dict)
+    config: Mapping[str, Any] | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the factors and the raw tensors together."""
+        return sum(m.lora_A.size + m.lora_B.size for m in self.modules) + sum(
+            int(np.prod(t.shape, dtype=np.int64)) for t in self.raw.values()
+        )
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """Integer reconstruction points in ascending order; a symbol is an index into them.
+
+    `form` says how the file spells it:
+        ``"symmetric"``: the positive points only; 0 and the mirror images are implied.
+        ``"points"``: every point.
+        ``"midtread"``: -2^(b-1) .. 2^(b-1) - 1.
+        ``"midrise"``: the odd numbers -(2^b - 1) .. 2^b - 1.
+
+    Example: ``Codebook("symmetric", (-31, 0, 31))``.
+    """
+
+    form: Literal["symmetric", "points", "midtread", "midrise"]
+    points: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return len(self.points)
+
+    @property
+    def peak(self) -> int:
+        return max(abs(self.points[0]), abs(self.points[-1]))
+
+    @property
+    def num_bits(self) -> int:
+        """Bits a symbol takes when it is packed."""
+        return max(1, (self.size - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class SymbolModel:
+    """What an entropy codec knows of the symbols of one run: the alphabet, and frequencies of 2^12 in total or None."""
+
+    size: int
+    frequencies: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Runs:
+    """How a symbol stream is made up: run i has `lengths[i]` symbols of model `models[i]`.
+
+    Both are int64 arrays of one length. The symbols themselves follow one another in the order of the runs.
+    """
+
+    models: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+
+    @property
+    def total(self) -> int:
+        return int(self.lengths.sum())
+
+
+Split = Literal["component", "factor"]
+
+
+@dataclass(frozen=True)
+class LowRankKind:
+    """What low-rank records of one family share; a file lists each kind once.
+
+    Attributes:
+        template: Name with every run of digits replaced by ``#``.
+        layout, b_shape, a_shape, scaling, fan_in_fan_out, dtype: As in `LoraModule`.
+        basis: Basis id.
+        split: ``"component"``: each column of lora_B and each row of lora_A is a vector of its own, one *unit* being
+            such a pair. ``"factor"``: each factor is one flat vector, lora_B then lora_A being the two units.
+        num_basis: Coefficients of each vector of lora_B and of lora_A.
+        shift: Added to a unit's precision before the allocation tables of lora_B and lora_A are looked up.
+        amplitude: Constant part of the prediction of a unit's amplitude code.
+    """
+
+    template: str
+    layout: Layout
+    b_shape: tuple[int, ...]
+    a_shape: tuple[int, ...]
+    scaling: float
+    fan_in_fan_out: bool
+    dtype: str
+    basis: int
+    split: Split
+    num_basis: tuple[int, int]
+    shift: tuple[int, int] = (0, 0)
+    amplitude: int = 0
+
+    @property
+    def rank(self) -> int:
+        return self.a_shape[0]
+
+    @property
+    def rows(self) -> int:
+        """out: length of a column of lora_B."""
+        return self.b_shape[0]
+
+    @property
+    def columns(self) -> int:
+        """in, or in * kh * kw: length of a row of lora_A."""
+        return int(np.prod(self.a_shape[1:], dtype=np.int64))
+
+    @property
+    def vector_lengths(self) -> tuple[int, int]:
+        """Length of one vector of lora_B and of lora_A."""
+        if self.split == "component":
+            return self.rows, self.columns
+        return self.rows * self.rank, self.columns * self.rank
+
+
+@dataclass(frozen=True)
+class RawKind:
+    """A family of tensors carried as they came."""
+
+    template: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]  # no fixed width: shapes of a damaged file may overflow
+
+
+@dataclass(frozen=True)
+class LowRankRecord:
+    """One adapted weight in a file.
+
+    Attributes:
+        name: Module path.
+        kind: Its family.
+        stream: Stream number of its basis; lora_B uses stream 2 * n, lora_A 2 * n + 1.
+        exponents: Power of two of lora_B's and lora_A's int16 form.
+        precision: int64 (units,), see `LowRankKind`; kept components come first, and what is not kept is zero.
+        amplitude: int64 (units,): scale code; of the product in sixteenths of an octave for ``component``, of the
+            factor in thirty-seconds for ``factor``. Either way a vector is multiplied by 2^(code / 32).
+    """
+
+    name: str
+    kind: LowRankKind
+    stream: int
+    exponents: tuple[int, int]
+    precision: npt.NDArray[np.int64]
+    amplitude: npt.NDArray[np.int64]
+
+    @property
+    def units(self) -> int:
+        return len(self.precision)
+
+
+@dataclass(frozen=True)
+class RawRecord:
+    """One tensor carried as it came; its bytes are in a section of its own."""
+
+    name: str
+    kind: RawKind
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """A codebook and, for rANS, the frequencies of its symbols."""
+
+    codebook: Codebook
+    frequencies: tuple[int, ...] | None = None
+
+    @property
+    def model(self) -> SymbolModel:
+        return SymbolModel(self.codebook.size, self.frequencies)
+
+
+Allocation = tuple[tuple[int, int, int], ...]
+"""((precision, quantizer id, offset), ...), precisions ascending.
+
+A vector of precision p uses the last entry not above p; the offset is added to the prediction of its amplitude.
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section's codec id, offset from the start of the data area, stored length, CRC-32 of the stored bytes."""
+
+    codec: int
+    offset: int
+    length: int
+    crc32: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """All of a file but its coefficients and raw tensors (specification, "Header").
+
+    `blocks[i]` is the number of low-rank records whose coefficients section i + 1 holds; section 0 holds the units'
+    precisions and amplitudes; the raw tensors' sections follow the blocks.
+    """
+
+    writer: str
+    dialect: str
+    generator: int
+    seed: int
+    quantizers: tuple[Quantizer, ...]
+    allocation: tuple[Allocation, Allocation]
+    amplitude_slope: int
+    side_models: tuple[SymbolModel, SymbolModel]
+    lowrank: tuple[LowRankRecord, ...]
+    raw: tuple[RawRecord, ...]
+    blocks: tuple[int, ...]
+    sections: tuple[Section, ...]
+    factors_sha256: bytes
+    config: Mapping[str, Any] | None
+    metadata: Mapping[str, str]
+    measured: Mapping[str, float]

@@ -1,0 +1,88 @@
+"""Counter-based generators: the same words on every device, by (seed, stream, purpose, position), with no state.
+
+    words(PHILOX, seed=7, stream=0, purpose=SIGNS, start=0, count=4, xp=NUMPY)
+
+A generator is a pure function of a key and a counter, so any range of words can be had without those before it.
+"""
+
+from __future__ import annotations
+
+from nola_codec.arrays import Array, Arrays
+from nola_codec.errors import FormatError, expected
+from nola_codec.prng.philox import MASK, philox4x32
+from nola_codec.prng.threefry import threefry2x32
+
+PHILOX, THREEFRY = 1, 2
+NAMES = {"philox4x32-10": PHILOX, "threefry2x32-20": THREEFRY}
+WORDS_PER_BLOCK = {PHILOX: 4, THREEFRY: 2}
+
+# What the words are used for; one number space so that no two uses of a stream share words.
+SIGNS, SIGNS_SECOND, SUBSET, RADEMACHER, UNIFORM = range(5)
+
+
+def generator_name(generator: int) -> str:
+    """The generator's published name. Raises FormatError for an unknown id."""
+    for name, number in NAMES.items():
+        if number == generator:
+            return name
+    raise FormatError(expected("generator id", sorted(WORDS_PER_BLOCK), generator), code="generator")
+
+
+def words(generator: int, *, seed: int, stream: int, purpose: int, start: int, count: int, xp: Arrays) -> Array:
+    """Words `start` to `start + count` of a stream.
+
+    Args:
+        generator: PHILOX or THREEFRY.
+        seed: 64-bit user's seed.
+        stream: 32-bit number; equal streams give equal words.
+        purpose: One of SIGNS, SIGNS_SECOND, SUBSET, RADEMACHER, UNIFORM.
+        start: Index of the first word.
+        count: Number of words.
+        xp: Where to compute.
+
+    Returns:
+        int64 (count,), values in [0, 2^32).
+    """
+    generator_name(generator)
+    width = WORDS_PER_BLOCK[generator]
+    first, last = start // width, (start + count + width - 1) // width
+    block = xp.arange(first, max(last, first + 1))
+    low, high = block & MASK, (block >> 32) & MASK
+    key = (seed & MASK, (seed >> 32) & MASK)
+    if generator == PHILOX:
+        zero = block * 0
+        lanes: tuple[Array, ...] = philox4x32((low, high, zero + stream, zero + purpose), key)
+    else:
+        lanes = threefry2x32((low, high), threefry2x32((stream, purpose), key))
+    flat = xp.stack(lanes, -1).reshape(-1)
+    offset = start - first * width
+    return flat[offset : offset + count]
+
+
+def signs(
+    generator: int, *, seed: int, stream: int, purpose: int, start: int, count: int, xp: Arrays, dtype: str
+) -> Array:
+    """Pseudo-random +-1: 1 - 2 * bit, bits taken from each word least significant first.
+
+    `start` counts signs and must be a multiple of 32.
+
+    Returns:
+        (count,) of `dtype`.
+    """
+    packed = words(
+        generator, seed=seed, stream=stream, purpose=purpose, start=start // 32, count=(count + 31) // 32, xp=xp
+    )
+    bits = (packed.reshape(-1, 1) >> xp.arange(0, 32).reshape(1, -1)) & 1
+    return xp.cast(1 - 2 * bits, dtype).reshape(-1)[:count]
+
+
+def subset(generator: int, *, seed: int, stream: int, population: int, size: int, xp: Arrays) -> Array:
+    """`size` of `population` positions, ascending: those whose (word, position) are the smallest.
+
+    Returns:
+        int64 (size,).
+    """
+    draws = words(generator, seed=seed, stream=stream, purpose=SUBSET, start=0, count=population, xp=xp)
+    # word * 2^31 + position sorts by word, then by position; both fit in 63 bits since population < 2^31.
+    order = xp.sort((draws << 31) + xp.arange(0, population))
+    return xp.sort(order[:size] & 0x7FFFFFFF)

@@ -1,0 +1,1 @@
+"""Quantizers: integer codebooks, integer scales, bit packing."""

@@ -1,0 +1,48 @@
+"""Fixtures for what lies outside the repository, and the settings every test runs under."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks a hub; read when huggingface_hub is imported
+
+settings.register_profile("here", deadline=None)  # a loaded machine is no failure
+settings.register_profile("ci", parent=settings.get_profile("here"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "here")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """`shared/data`, with real adapters in `lora/` and sets in `sets/`: $NOLA_SHARED, else `../shared`."""
+    path = Path(os.environ.get("NOLA_SHARED") or ROOT.parent / "shared").resolve() / "data"
+    if not path.is_dir():
+        pytest.skip(f"no shared data at {path} (set NOLA_SHARED)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2_base() -> Path:
+    """A Transformers directory of SmolLM2-135M-Instruct, made once into $NOLA_CACHE or `.cache/`."""
+    made = subprocess.run([sys.executable, ROOT / "tools" / "base_model.py"], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"no base model: {made.stderr.strip()}")
+    return Path(made.stdout.strip())

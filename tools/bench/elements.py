@@ -1,0 +1,241 @@
+"""Peers that work on single numbers of the factors: DARE, magnitude pruning, the plain random projection, lossless.
+
+Each has one continuous setting, found by bisection for a target, and a list of widths for the numbers it keeps.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from columns import Point
+from common import Component, Floats, Pair, nmse
+from quantizers import FileWriter, Half, Integers, Quantized, Quantizer, rotate, zstd
+
+STEPS = 10  # of bisection: the setting within a thousandth
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """The factors of an adapter as one long vector and the way back.
+
+    Attributes:
+        pairs: What the error is measured against.
+        shapes: (rows of the B side, rows of the A side) as 2-D shapes; rows are components where `canonical`.
+        flat: All numbers, module after module, B^T then A.
+        weight: What an error in each number costs in delta_W, squared: the energy of the component's other side.
+    """
+
+    pairs: Sequence[Pair]
+    shapes: Sequence[tuple[tuple[int, int], tuple[int, int]]]
+    flat: Floats
+    weight: Floats
+
+    @staticmethod
+    def raw(pairs: Sequence[Pair]) -> Vectors:
+        """The adapter's own factors, the scaling on the B side."""
+        sides = [(pair.scaling * pair.B.T.astype(np.float64), pair.A.astype(np.float64)) for pair in pairs]
+        return Vectors._make(pairs, sides)
+
+    @staticmethod
+    def canonical(pairs: Sequence[Pair], components: Sequence[Component]) -> Vectors:
+        """SVD components, the root of the singular value on each side."""
+        sides = [((c.u * np.sqrt(c.s)).T, (c.v * np.sqrt(c.s)).T) for c in components]
+        return Vectors._make(pairs, sides)
+
+    @staticmethod
+    def _make(pairs: Sequence[Pair], sides: Sequence[tuple[Floats, Floats]]) -> Vectors:
+        weights = []
+        for left, right in sides:
+            weights.append(np.repeat((right**2).sum(1), left.shape[1]))
+            weights.append(np.repeat((left**2).sum(1), right.shape[1]))
+        flat = np.concatenate([part.ravel() for side in sides for part in side])
+        return Vectors(pairs, [(left.shape, right.shape) for left, right in sides], flat, np.concatenate(weights))
+
+    @functools.cached_property
+    def rotated(self) -> Floats:
+        """`flat` with each row in the seeded Hadamard basis."""
+        return self.map_rows(self.flat, rotate)
+
+    def split(self, flat: Floats) -> list[tuple[Floats, Floats]]:
+        """`flat` as (r, out), (r, in) a module."""
+        out, at = [], 0
+        for left, right in self.shapes:
+            middle, end = at + left[0] * left[1], at + left[0] * left[1] + right[0] * right[1]
+            out.append((flat[at:middle].reshape(left), flat[middle:end].reshape(right)))
+            at = end
+        return out
+
+    def map_rows(self, flat: Floats, function: Callable[[Floats], Floats]) -> Floats:
+        """`function` on every matrix of rows, flattened again."""
+        return np.concatenate([function(part).ravel() for side in self.split(flat) for part in side])
+
+    def error(self, flat: Floats) -> float:
+        """NMSE of delta_W when the numbers are `flat` instead."""
+        return nmse(self.pairs, [(left.T, right) for left, right in self.split(flat)])
+
+    def header(self) -> list[object]:
+        """Names and shapes, for the file."""
+        return [[pair.name, *shapes] for pair, shapes in zip(self.pairs, self.shapes, strict=True)]
+
+
+class Method(Protocol):
+    """A codec of single numbers with one setting in [0, 1], better towards 1."""
+
+    def __call__(self, vectors: Vectors, setting: float, keep: Quantizer) -> tuple[Floats, Quantized, list[bytes]]:
+        """(decoded numbers, what is stored of the kept ones, further streams)."""
+        ...
+
+
+def dare(vectors: Vectors, setting: float, keep: Quantizer) -> tuple[Floats, Quantized, list[bytes]]:
+    """Drop a random share 1 - setting of each factor's numbers, rescale the rest by 1 / setting, round.
+
+    The mask comes from a seed: it costs the file nothing.
+    """
+    kept = np.random.default_rng(11).random(len(vectors.flat)) < setting
+    coded = keep(vectors.flat[kept][None] / setting)
+    out = np.zeros_like(vectors.flat)
+    out[kept] = coded.values[0]
+    return out, coded, []
+
+
+def prune(vectors: Vectors, setting: float, keep: Quantizer) -> tuple[Floats, Quantized, list[bytes]]:
+    """Keep the share `setting` of numbers whose loss would cost most; positions in the cheapest of three forms."""
+    cost = vectors.flat**2 * vectors.weight
+    kept = cost >= np.quantile(cost, 1 - setting)
+    coded = keep(vectors.flat[kept][None])
+    out = np.zeros_like(vectors.flat)
+    out[kept] = coded.values[0]
+    return out, coded, [_mask(kept)]
+
+
+def nola(vectors: Vectors, setting: float, keep: Quantizer) -> tuple[Floats, Quantized, list[bytes]]:
+    """Least squares of each factor in a random subspace of k = setting * N rows of an orthogonal basis (plain NOLA)."""
+    kept = np.random.default_rng(13).random(len(vectors.flat)) < setting
+    coded = keep(vectors.rotated[kept][None])
+    out = np.zeros_like(vectors.flat)
+    out[kept] = coded.values[0]
+    return vectors.map_rows(out, functools.partial(rotate, inverse=True)), coded, []
+
+
+def _mask(kept: Floats) -> bytes:
+    bits = np.packbits(kept).tobytes()
+    gaps = np.diff(np.flatnonzero(kept), prepend=-1)
+    forms = [bits, zstd(bits)]
+    if len(gaps) and gaps.max() < 256:
+        forms.append(zstd(gaps.astype(np.uint8).tobytes()))
+    return min(forms, key=len)
+
+
+class Elements:
+    """A peer made of a method and the widths it may keep its numbers at."""
+
+    def __init__(self, name: str, vectors: Vectors, method: Method, widths: Sequence[Quantizer]) -> None:
+        self.name = name
+        self.vectors = vectors
+        self.method = method
+        self.widths = widths
+
+    def best_at(self, target: float) -> Point | None:
+        """The smallest file with an error of at most `target`, or None where no setting gets there."""
+        points = [point for keep in self.widths if (point := self._at(target, keep))]
+        return min(points, key=lambda point: point.bytes, default=None)
+
+    def _at(self, target: float, keep: Quantizer) -> Point | None:
+        def error(setting: float) -> float:
+            return self.vectors.error(self.method(self.vectors, setting, keep)[0])
+
+        low, high = 0.0, 1.0
+        if error(high) > target:
+            return None
+        for _ in range(STEPS):
+            middle = (low + high) / 2
+            if error(middle) <= target:
+                high = middle
+            else:
+                low = middle
+        out, coded, streams = self.method(self.vectors, high, keep)
+        writer = FileWriter(self.vectors.header(), compress=True)
+        writer.add(coded, np.array([0]))
+        total = len(writer.blob()) + sum(map(len, streams))
+        return Point(f"keep {high:.3f} in {keep.name}", total, self.vectors.error(out))
+
+
+def dare_peer(pairs: Sequence[Pair]) -> Elements:
+    """DARE on the factors as trained, with and without 4-bit rounding on top."""
+    return Elements("DARE + rounding", Vectors.raw(pairs), dare, [Half(), Integers(8), Integers(4), Integers(3)])
+
+
+def prune_peer(pairs: Sequence[Pair], components: Sequence[Component]) -> Elements:
+    """Magnitude pruning in the canonical form."""
+    widths = [Half(), Integers(8), Integers(4), Integers(3)]
+    return Elements("magnitude pruning", Vectors.canonical(pairs, components), prune, widths)
+
+
+def nola_peer(pairs: Sequence[Pair], components: Sequence[Component]) -> Elements:
+    """Plain NOLA projection, coefficients rounded."""
+    widths = [Half(), Integers(8), Integers(4), Integers(3), Integers(2)]
+    return Elements("NOLA projection", Vectors.canonical(pairs, components), nola, widths)
+
+
+Coder = Callable[[bytes, str], bytes]
+"""Bytes of numbers in fp32, fp16 or bf16 -> compressed bytes."""
+
+
+class Lossless:
+    """The factors in a float format through a lossless coder."""
+
+    def __init__(self, name: str, pairs: Sequence[Pair], form: str, coder: Coder) -> None:
+        self.name = name
+        numbers = np.concatenate([part.ravel() for pair in pairs for part in (pair.B, pair.A)])
+        if form == "bf16":
+            data = ((numbers.view(np.uint32).astype(np.uint64) + 0x8000) >> 16).astype(np.uint16)
+            values = (data.astype(np.uint32) << 16).view(np.float32)
+        else:
+            data = numbers.astype(np.float16 if form == "fp16" else np.float32)
+            values = data.astype(np.float32)
+        vectors = [(pair.name, pair.B.shape, pair.A.shape) for pair in pairs]
+        header = FileWriter(vectors, compress=True).blob()
+        decoded, at = [], 0
+        for pair in pairs:
+            b = values[at : at + pair.B.size].reshape(pair.B.shape)
+            a = values[at + pair.B.size : at + pair.B.size + pair.A.size].reshape(pair.A.shape)
+            decoded.append((pair.scaling * b.astype(np.float64), a))
+            at += pair.B.size + pair.A.size
+        self.point = Point(form, len(header) + len(coder(data.tobytes(), form)), nmse(pairs, decoded))
+
+    def best_at(self, target: float) -> Point | None:
+        """The one file there is."""
+        return self.point if self.point.nmse <= target else None
+
+
+def plain_zstd(data: bytes, form: str) -> bytes:
+    """zstd -19 on the numbers as they lie."""
+    return zstd(data)
+
+
+def plane_zstd(data: bytes, form: str) -> bytes:
+    """zstd -19 on each byte plane, as ZipNN groups them."""
+    planes = np.frombuffer(data, np.uint8).reshape(-1, 4 if form == "fp32" else 2).T
+    return b"".join(min(plane.tobytes(), zstd(plane.tobytes()), key=len) for plane in planes)
+
+
+def zipnn_coder() -> Coder | None:
+    """The ZipNN package's own coder, each result decoded again, or None where it is not installed."""
+    try:
+        from zipnn import ZipNN
+    except ImportError:
+        return None
+    names = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+    def coder(data: bytes, form: str) -> bytes:
+        options = {"bytearray_dtype": names[form], "input_format": "byte"}
+        coded = bytes(ZipNN(**options).compress(bytearray(data)))  # a copy: zipnn 0.5 writes into what it is given
+        if bytes(ZipNN(**options).decompress(coded)) != data:
+            raise RuntimeError(f"ZipNN did not give back its {form} input")
+        return coded
+
+    return coder
