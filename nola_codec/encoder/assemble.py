@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,7 +61,7 @@ def estimate_bytes(material: Material, envelope: Envelope, raw_sections: Sequenc
         coefficients += min(bits / 8 + 2 * lanes + 3, raw_size(runs, models))
     side = units_to_symbols(material.records, material.allocation, material.amplitude_slope)
     placeholder = [(2, b"\0" * int(coefficients / max(1, len(blocks))))] * len(blocks)
-    _, coded = smallest(side, units_runs(material.records), side_models(side))
+    ((_, coded),) = smallest([side], [units_runs(material.records)], side_models(side))
     header = _header(material, envelope, [(0, 0)] * len(material.records), [b - a for a, b in blocks], _NOISE)
     header = replace(header, measured={"nmse": 0.1, "effective_error": 0.1})
     return len(assemble(header, [(2, coded), *placeholder, *raw_sections]))
@@ -91,14 +90,12 @@ def code_parts(material: Material, envelope: Envelope, codecs: Sequence[int] = (
     models = [q.model for q in material.quantizers]
     spans = plan_blocks(material)
 
-    def code(span: tuple[int, int]) -> tuple[int, bytes]:
-        runs = block_runs(material.records[span[0] : span[1]], material.allocation)
-        return smallest(np.concatenate(material.symbols[span[0] : span[1]]), runs, models, codecs)
-
-    with ThreadPoolExecutor(2) as pool:
-        blocks = list(pool.map(code, spans))
+    streams = [np.concatenate(material.symbols[start:stop]) for start, stop in spans]
+    runs = [block_runs(material.records[start:stop], material.allocation) for start, stop in spans]
+    blocks = smallest(streams, runs, models, codecs)
+    del streams
     side = units_to_symbols(material.records, material.allocation, material.amplitude_slope)
-    units = smallest(side, units_runs(material.records), side_models(side), codecs)
+    (units,) = smallest([side], [units_runs(material.records)], side_models(side), codecs)
     table = PointTable(material.quantizers)
     points = [
         table.coefficients(record, symbols, material.allocation)

@@ -16,7 +16,7 @@ from nola_codec.encoder.assemble import Envelope, estimate_bytes
 from nola_codec.encoder.material import Material
 from nola_codec.encoder.spread import spread
 from nola_codec.errors import EncodeError
-from nola_codec.fit.allocation import Objective, Plan, ladder, make_plan, precision_shift
+from nola_codec.fit.allocation import Objective, Plan, ladder, make_plan, precision_shifts
 from nola_codec.fit.bank import Bank
 from nola_codec.fit.quantize import Quantized, quantize
 from nola_codec.model import LoraModule
@@ -115,8 +115,9 @@ class Search:
         kept = np.ones(len(plan.kept))
         for side in (0, 1):
             steps = ladder(plan.objective, side)
-            shift = np.array([precision_shift(int(n)) for n in self.bank.lengths[side][plan.kept]], np.int64)
-            kept = kept * steps.survival[steps.at(plan.precision + shift)]
+            kept = (
+                kept * steps.survival[steps.at(plan.precision + precision_shifts(self.bank.lengths[side][plan.kept]))]
+            )
         return 1 - float((self.bank.strength[plan.kept] ** 2 * kept).sum()) / total
 
     @property

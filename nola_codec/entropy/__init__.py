@@ -31,27 +31,37 @@ class Codec(Protocol):
 
 CODECS: dict[int, Codec] = {c.id: c for c in (raw, zstd, rans)}
 NAMES = {c.name: c.id for c in CODECS.values()}
-_ZSTD_LIMIT = 1 << 18  # symbols above which zstd is tried only when rans cannot code the models
+_ZSTD_LIMIT = 1 << 16
 
 
 def smallest(
-    symbols: npt.NDArray[Any], runs: Runs, models: Sequence[SymbolModel], allowed: Sequence[int] = (0, 1, 2)
-) -> tuple[int, bytes]:
-    """(codec id, bytes) of the shortest code among the allowed codecs; the lowest id wins a tie."""
-    used = np.unique(runs.models[runs.lengths > 0])
-    can_rans = rans.id in allowed and all(models[m].frequencies is not None for m in used)
-    best: tuple[int, bytes] | None = None
-    for number in sorted(allowed):
-        if number == rans.id and not can_rans:
-            continue
-        if number == zstd.id and can_rans and len(symbols) > _ZSTD_LIMIT:
-            continue
-        data = CODECS[number].encode(symbols, runs, models)
-        if best is None or len(data) < len(best[1]):
-            best = (number, data)
-    if best is None:
+    streams: Sequence[npt.NDArray[Any]],
+    all_runs: Sequence[Runs],
+    models: Sequence[SymbolModel],
+    allowed: Sequence[int] = (0, 1, 2),
+) -> list[tuple[int, bytes]]:
+    """(codec id, bytes) of the shortest code of each section among the allowed codecs; the lowest id wins a tie.
+
+    Where rANS can code a section of more than _ZSTD_LIMIT symbols, zstd, which cannot win there, is not tried.
+    """
+    candidates: list[list[tuple[int, bytes]]] = [[] for _ in streams]
+    able = [
+        i
+        for i, runs in enumerate(all_runs)
+        if rans.id in allowed
+        and all(models[m].frequencies is not None for m in np.unique(runs.models[runs.lengths > 0]))
+    ]
+    for index, (symbols, runs) in enumerate(zip(streams, all_runs, strict=True)):
+        if raw.id in allowed:
+            candidates[index].append((raw.id, raw.encode(symbols, runs, models)))
+        if zstd.id in allowed and not (index in able and len(symbols) > _ZSTD_LIMIT):
+            candidates[index].append((zstd.id, zstd.encode(symbols, runs, models)))
+    coded = rans.encode_many([streams[i] for i in able], [all_runs[i] for i in able], models)
+    for index, data in zip(able, coded, strict=True):
+        candidates[index].append((rans.id, data))
+    if not all(candidates):
         raise ValueError("no allowed codec can code these models")
-    return best
+    return [min(options, key=lambda option: (len(option[1]), option[0])) for options in candidates]
 
 
 def decode_many(

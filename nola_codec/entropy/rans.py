@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from nola_codec.errors import FormatError, expected
 from nola_codec.model import Runs, SymbolModel
+from nola_codec.parallel import parallel_map, workers
 
 id = 2
 name = "rans"
@@ -24,6 +25,8 @@ TOTAL = 1 << PROBABILITY_BITS
 _LOW = 1 << 16  # states live in [2^16, 2^32)
 MAX_LANE_BITS = 12
 MAX_ALPHABET = 256
+_TOGETHER, _LEAST = 128, 8
+"""Sections that step side by side: few enough for the caches, enough lanes to outweigh a step's overhead."""
 
 
 def coded_bits(counts: npt.NDArray[Any], frequencies: Sequence[int]) -> float:
@@ -68,33 +71,90 @@ def normalize(counts: npt.NDArray[Any]) -> tuple[int, ...]:
 
 def encode(symbols: npt.NDArray[Any], runs: Runs, models: Sequence[SymbolModel]) -> bytes:
     """Code symbols (runs.total,); every model that occurs needs frequencies."""
-    total = runs.total
-    which = np.repeat(runs.models, runs.lengths)
+    return encode_many([symbols], [runs], models)[0]
+
+
+def encode_many(
+    streams: Sequence[npt.NDArray[Any]], all_runs: Sequence[Runs], models: Sequence[SymbolModel]
+) -> list[bytes]:
+    """Code several sections side by side."""
     starts, widths = _tables(models)
-    flat = which * MAX_ALPHABET + symbols.astype(np.int64)
-    frequency, start = widths[flat], starts[flat]
-    bits = lane_bits(-np.log2(frequency / TOTAL).sum() / 8 if total else 0, total)
-    lanes = 1 << bits
-    steps = -(-total // lanes)
-    fill = steps * lanes - total
-    if fill:  # the last row is filled with the cheapest symbol of the last model
-        cheap = int(which[-1]) * MAX_ALPHABET + int(np.argmax(widths.reshape(-1, MAX_ALPHABET)[which[-1]]))
-        frequency = np.concatenate((frequency, np.full(fill, widths[cheap])))
-        start = np.concatenate((start, np.full(fill, starts[cheap])))
-    rows_f = frequency.astype(np.uint32).reshape(steps, lanes)
-    rows_s = start.astype(np.uint32).reshape(steps, lanes)
-    state = np.full(lanes, _LOW, np.uint32)
-    words: list[npt.NDArray[np.uint16]] = []
-    for step in range(steps - 1, -1, -1):
-        f = rows_f[step]
-        # f << 20 overflows 32 bits only at f = 2^12, where a state is never too large.
-        full = (state >> 20) >= f
-        words.append(state[full].astype(np.uint16))
-        state = np.where(full, state >> 16, state)
-        quotient = state // f
-        state = (quotient << PROBABILITY_BITS) + (state - quotient * f) + rows_s[step]
-    body = np.concatenate(words[::-1]) if words else np.empty(0, np.uint16)
-    return bytes([bits]) + state.astype("<u4").tobytes() + body.astype("<u2").tobytes()
+    results = [b""] * len(streams)
+    groups: dict[int, list[int]] = {}
+    for index, (symbols, runs) in enumerate(zip(streams, all_runs, strict=True)):
+        flat = _flat(symbols, runs)
+        ideal = -np.log2(widths[flat] / TOTAL).sum() / 8 if runs.total else 0.0
+        groups.setdefault(lane_bits(float(ideal), runs.total), []).append(index)
+    jobs = _jobs(groups, all_runs)
+    coded = parallel_map(
+        lambda job: _encode_group([streams[i] for i in job[1]], [all_runs[i] for i in job[1]], job[0], starts, widths),
+        jobs,
+    )
+    for (_, part), datas in zip(jobs, coded, strict=True):
+        for index, data in zip(part, datas, strict=True):
+            results[index] = data
+    return results
+
+
+def _jobs(groups: dict[int, list[int]], all_runs: Sequence[Runs]) -> list[tuple[int, list[int]]]:
+    """(log2 of lanes, sections) for each piece of work, the sections with the most symbols first in each.
+
+    Those still running after some steps are then always the first ones.
+    """
+    jobs = []
+    for bits, members in groups.items():
+        members.sort(key=lambda i: -all_runs[i].total)
+        pieces = max(1, -(-len(members) // _TOGETHER), min(workers(), len(members) // _LEAST))
+        jobs += [(bits, members[piece::pieces]) for piece in range(pieces)]
+    return jobs
+
+
+def _flat(symbols: npt.NDArray[Any], runs: Runs) -> npt.NDArray[np.int64]:
+    """Index of each symbol in the tables of all models."""
+    return np.asarray(np.repeat(runs.models * MAX_ALPHABET, runs.lengths) + symbols, np.int64)
+
+
+def _encode_group(
+    streams: Sequence[npt.NDArray[Any]],
+    all_runs: Sequence[Runs],
+    bits: int,
+    starts: npt.NDArray[np.int64],
+    widths: npt.NDArray[np.int64],
+) -> list[bytes]:
+    lanes, sections = 1 << bits, len(streams)
+    steps = np.array([-(-r.total // lanes) for r in all_runs], np.int64)
+    most = int(steps.max(initial=0))
+    table = (widths << 16 | starts).astype(np.uint32)  # frequency and start of each symbol in one gather
+    coded = np.empty((most, sections, lanes), np.uint32)
+    for s, (symbols, runs) in enumerate(zip(streams, all_runs, strict=True)):
+        flat = _flat(symbols, runs)
+        fill = int(steps[s]) * lanes - runs.total
+        if fill:  # the last row is filled with the cheapest symbol of the last run's model
+            base = int(runs.models[np.flatnonzero(runs.lengths)[-1]]) * MAX_ALPHABET
+            cheapest = base + int(np.argmax(widths[base : base + MAX_ALPHABET]))
+            flat = np.concatenate((flat, np.full(fill, cheapest)))
+        coded[: steps[s], s] = table[flat].reshape(-1, lanes)
+    state = np.full((sections, lanes), _LOW, np.uint32)
+    words = np.empty((most, sections, lanes), np.uint16)
+    emitted = np.zeros((most, sections, lanes), bool)
+    active = 0
+    for step in range(most - 1, -1, -1):
+        while active < sections and steps[active] > step:
+            active += 1
+        row, current = coded[step, :active], state[:active]
+        frequency = row >> 16
+        # A state at or above frequency * 2^20 would leave 32 bits. At frequency 2^12 none is.
+        full = (current >> 20) >= frequency
+        emitted[step, :active] = full
+        words[step, :active] = current
+        current = np.where(full, current >> 16, current)
+        quotient = current // frequency
+        state[:active] = quotient * (TOTAL - frequency) + current + (row & 0xFFFF)
+    head = bytes([bits])
+    return [
+        head + state[s].astype("<u4").tobytes() + words[: steps[s], s][emitted[: steps[s], s]].astype("<u2").tobytes()
+        for s in range(sections)
+    ]
 
 
 def decode(data: bytes | memoryview, runs: Runs, models: Sequence[SymbolModel]) -> npt.NDArray[np.uint16]:
@@ -114,14 +174,13 @@ def decode_many(
                               code="symbols")  # fmt: skip
         groups.setdefault(data[0], []).append(index)
     lookup = _lookup(models)
-    for bits, members in groups.items():
-        # Sections with many steps first: the ones still running are then always a prefix.
-        members.sort(key=lambda i: -all_runs[i].total)
-        for first in range(0, len(members), 64):
-            part = members[first : first + 64]
-            decoded = _decode_group([datas[i] for i in part], [all_runs[i] for i in part], bits, lookup)
-            for index, symbols in zip(part, decoded, strict=True):
-                results[index] = symbols
+    jobs = _jobs(groups, all_runs)
+    decoded = parallel_map(
+        lambda job: _decode_group([datas[i] for i in job[1]], [all_runs[i] for i in job[1]], job[0], lookup), jobs
+    )
+    for (_, part), streams in zip(jobs, decoded, strict=True):
+        for index, symbols in zip(part, streams, strict=True):
+            results[index] = symbols
     return [r for r in results if r is not None]
 
 
@@ -141,38 +200,35 @@ def _decode_group(
     pointer = ends - sizes
     steps = np.array([-(-r.total // lanes) for r in all_runs], np.int64)
     most = int(steps.max(initial=0))
-    bases = np.zeros((most, sections, lanes), np.uint16 if lookup.size <= 1 << 28 else np.uint32)
+    bases = np.zeros((most, sections, lanes), np.uint32)  # where each symbol's model begins in the lookup table
     for s, runs in enumerate(all_runs):
-        which = np.repeat(runs.models, runs.lengths)
-        flat = bases[: steps[s], s].reshape(-1) if sections == 1 else np.empty(steps[s] * lanes, bases.dtype)
-        flat[: len(which)] = which
-        flat[len(which) :] = which[-1] if len(which) else 0
-        if sections != 1:
-            bases[: steps[s], s] = flat.reshape(-1, lanes)
+        if runs.total:
+            which = np.repeat(runs.models.astype(np.uint32) << PROBABILITY_BITS, runs.lengths)
+            fill = int(steps[s]) * lanes - len(which)
+            bases[: steps[s], s] = np.concatenate((which, np.repeat(which[-1:], fill))).reshape(-1, lanes)
     out = np.empty((most, sections, lanes), np.uint8)
     active = sections
     for step in range(most):
         while steps[active - 1] <= step:
             active -= 1
         current = state[:active]
-        slot = current & (TOTAL - 1)
-        entry = lookup[(bases[step, :active].astype(np.uint32) << PROBABILITY_BITS) | slot]
+        slot = (current & (TOTAL - 1)) + bases[step, :active]
+        entry = lookup.take(slot)
         out[step, :active] = entry & 0xFF
         current = (((entry >> 8) & 0xFFF) + 1) * (current >> PROBABILITY_BITS) + (entry >> 20)
         dry = current < _LOW
-        if active == 1:
-            need = int(dry.sum())
-            begin = int(pointer[0])
-            taken = words[begin : begin + need]
-            pointer[0] += need
+        need = np.count_nonzero(dry, axis=1) if active > 1 else np.array([np.count_nonzero(dry)])
+        where = np.flatnonzero(dry)
+        if active > 1:
+            before = np.cumsum(need) - need
+            taken = words.take(np.arange(len(where)) + np.repeat(pointer[:active] - before, need))
         else:
-            need_each = dry.sum(axis=1)
-            before = np.cumsum(need_each) - need_each
-            taken = words[np.arange(int(need_each.sum())) + np.repeat(pointer[:active] - before, need_each)]
-            pointer[:active] += need_each
+            taken = words[pointer[0] : pointer[0] + len(where)]
+        pointer[:active] += need
         if (pointer[:active] > ends[:active]).any():
             raise FormatError("rans section: the words run out before the symbols do", code="symbols")
-        current[dry] = (current[dry] << 16) | taken
+        flat = current.reshape(-1)
+        flat[where] = (flat[where] << 16) | taken
         state[:active] = current
     if (pointer != ends).any() or (state != _LOW).any():
         raise FormatError("rans section: states or words left over after the last symbol", code="symbols")

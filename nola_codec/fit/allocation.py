@@ -128,7 +128,12 @@ class Plan:
 
 def precision_shift(length: int) -> int:
     """What a side's length takes off the stored precision: half an octave of strength an octave of length."""
-    return -_BIAS - round(PRECISION_STEPS / 2 * float(np.log2(length)))
+    return int(precision_shifts(np.array([length]))[0])
+
+
+def precision_shifts(lengths: Index) -> Index:
+    """`precision_shift` of many lengths."""
+    return -_BIAS - np.rint(PRECISION_STEPS / 2 * np.log2(lengths)).astype(np.int64)
 
 
 def make_plan(bank: Bank, objective: Objective, lagrangian: float) -> Plan:
@@ -146,8 +151,7 @@ def make_plan(bank: Bank, objective: Objective, lagrangian: float) -> Plan:
     sides = []
     for side in (0, 1):
         steps = ladder(objective, side)
-        shift = np.array([precision_shift(int(n)) for n in bank.lengths[side]], np.int64)
-        where = steps.at(precision + shift)
+        where = steps.at(precision + precision_shifts(bank.lengths[side]))
         ideal = exact - PRECISION_STEPS / 2 * np.log2(bank.lengths[side])
         sides.append(
             (steps.rung[where], steps.survival[where], steps.rate[where], steps.gain(ideal, steps.rung[where]))

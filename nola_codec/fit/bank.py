@@ -6,7 +6,6 @@ The encoder works on these matrices, not on modules: a quantizer then sees every
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +15,7 @@ from nola_codec.arrays import NUMPY
 from nola_codec.basis import BasisKey, basis_by_id
 from nola_codec.fit.canonical import Components, canonical
 from nola_codec.model import LoraModule
+from nola_codec.parallel import parallel_map
 
 FloatArray = npt.NDArray[np.float32]
 Vector = npt.NDArray[np.float64]
@@ -60,7 +60,6 @@ def build_bank(
     seed: int,
     most: int | None = None,
     progress: Callable[[int], None] | None = None,
-    workers: int = 2,
 ) -> Bank:
     """Canonical form and projection of every module.
 
@@ -72,7 +71,6 @@ def build_bank(
         seed: Of the generator.
         most: Components of a module that may be kept; the others count as lost.
         progress: Called with the number of modules done.
-        workers: Threads; LAPACK and BLAS release the interpreter.
     """
     ranks = np.array([m.rank for m in modules], np.int64)
     shapes = np.array([(m.lora_B.shape[0], m.lora_A.shape[1]) for m in modules], np.int64).reshape(-1, 2)
@@ -104,10 +102,9 @@ def build_bank(
                 np.sqrt(length)
             )
 
-    with ThreadPoolExecutor(workers) as pool:
-        for done, _ in enumerate(pool.map(one, range(len(modules)))):
-            if progress is not None:
-                progress(done + 1)
+    for done, _ in enumerate(parallel_map(one, range(len(modules)))):
+        if progress is not None:
+            progress(done + 1)
     return Bank(module, component.astype(np.int64), strength, singular, lengths, rows, most or 1 << 30, matrices)
 
 

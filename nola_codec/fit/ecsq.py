@@ -73,10 +73,10 @@ def design(slope: float, max_levels: int) -> Ecsq:
     step = np.sqrt(6 * slope / np.log(2))
     count = int(min(max_levels, max(1, np.ceil(5.5 / step))))
     thresholds = (np.arange(count) + 0.6) * step
-    for _ in range(60):
+    for _ in range(40):
         quantizer, bits = _evaluate(slope, thresholds)
         moved = thresholds_for(quantizer.points, bits, slope)
-        if np.abs(moved - thresholds).max() < 1e-6:
+        if np.abs(moved - thresholds).max() < 1e-4:
             break
         thresholds = moved[moved < 6.5] if (moved < 6.5).any() else moved[:1]
     return _evaluate(slope, thresholds)[0]

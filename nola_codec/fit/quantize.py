@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +12,7 @@ from nola_codec.entropy.rans import coded_bits, normalize
 from nola_codec.fit.allocation import Plan, ladder
 from nola_codec.fit.bank import Bank
 from nola_codec.model import Codebook, Quantizer
+from nola_codec.parallel import parallel_map
 from nola_codec.quant.codebooks import POINT_SCALE, symmetric
 
 Vector = npt.NDArray[np.float64]
@@ -51,7 +51,7 @@ class Quantized:
     coefficient_bits: float
 
 
-def quantize(bank: Bank, plan: Plan, basis: int, workers: int = 2) -> Quantized:
+def quantize(bank: Bank, plan: Plan, basis: int) -> Quantized:
     """Quantize the plan's vectors with its quantizers, then fit points and frequencies to the result."""
     rungs = ladder(plan.objective, 0).rungs
     most = max(len(r.thresholds) for r in rungs)
@@ -76,10 +76,9 @@ def quantize(bank: Bank, plan: Plan, basis: int, workers: int = 2) -> Quantized:
         out[rows] = np.where(values < 0, -level, level)
         return rung, count, total
 
-    with ThreadPoolExecutor(workers) as pool:
-        for number, count, total in pool.map(fill, jobs):
-            counts[number] += count
-            sums[number] += total
+    for number, count, total in parallel_map(fill, jobs):
+        counts[number] += count
+        sums[number] += total
     quantizers = tuple(_fit(c, t, rung.points) if c.any() else None
                        for c, t, rung in zip(counts, sums, rungs, strict=True))  # fmt: skip
     bits = sum(
@@ -87,7 +86,7 @@ def quantize(bank: Bank, plan: Plan, basis: int, workers: int = 2) -> Quantized:
         for c, q in zip(counts, quantizers, strict=True)
         if q is not None
     )
-    dots, squares = _inner_products(bank, plan, levels, quantizers, jobs, workers)
+    dots, squares = _inner_products(bank, plan, levels, quantizers, jobs)
     alive = np.flatnonzero((dots[0] > 0) & (dots[1] > 0))
     kept, rung = plan.kept[alive], plan.rung[:, alive]
     lengths = bank.lengths[:, kept].astype(np.float64)
@@ -168,7 +167,6 @@ def _inner_products(
     levels: tuple[dict[int, Levels], dict[int, Levels]],
     quantizers: tuple[Quantizer | None, ...],
     jobs: list[tuple[int, int, int, Index]],
-    workers: int,
 ) -> tuple[Vector, Vector]:
     """<x, points> and |points|^2 of every vector, (2, plan.kept) each."""
     dots, squares = np.zeros((2, len(plan.kept))), np.zeros((2, len(plan.kept)))
@@ -184,6 +182,6 @@ def _inner_products(
         dots[side, units] = np.einsum("ij,ij->i", points, bank.matrices[side][length][rows])
         squares[side, units] = np.einsum("ij,ij->i", points, points)
 
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(one, jobs))
+    for _ in parallel_map(one, jobs):
+        pass
     return dots, squares
