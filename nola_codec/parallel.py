@@ -7,8 +7,9 @@ than the work. Results are collected in order, and no result depends on the numb
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
 
@@ -33,11 +34,17 @@ def workers() -> int:
 
 
 def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`map` on threads, in order."""
+    """`map` on threads, in order; at most two results a thread wait to be taken, which bounds memory."""
     work = list(items)
     with _controller().limit(limits=1, user_api="blas"):
         if len(work) <= 1 or workers() == 1:
             yield from map(function, work)
             return
         with ThreadPoolExecutor(workers()) as pool:
-            yield from pool.map(function, work)
+            ahead: deque[Future[Result]] = deque()
+            for item in work:
+                ahead.append(pool.submit(function, item))
+                if len(ahead) > 2 * workers():
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()

@@ -103,7 +103,7 @@ def main() -> None:
     command("nola-codec", "decode", file, "-o", decoded)
     print("\n6. The independent reference decoder (spec/, no code shared) reads the same file.")
     reference = command("python", "spec/reference_decoder.py", file)
-    print("\n7. With no rate option, and at a given size.")
+    print("\n7. The default objective (what the task feels, not the NMSE), at a given size.")
     command("nola-codec", "encode", source, "-o", small, "--size", "50KB")
 
     print("\nWhat was just shown")

@@ -91,6 +91,7 @@ def dump_json(value: object) -> bytes:
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A stream whose bytes appear under ``path`` only when the block ends without an error."""
     target = Path(path)
+    require_free(target, overwrite=True)
     temporary = _temporary(target)
     # Opened by name, not by tempfile: the file then gets the permissions the umask gives any other.
     stream = open(temporary, "xb")  # noqa: SIM115 - closed below, before the rename
@@ -130,7 +131,12 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool) -> Iterator
 
 
 def require_free(path: Path, *, overwrite: bool) -> None:
-    """Raise `OutputExists` when writing to ``path`` would replace something and that was not asked for."""
+    """Raise `OutputExists` when writing to ``path`` would replace something and that was not asked for.
+
+    A device, pipe or socket is never replaced, asked for or not (code ``special-file``).
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OutputExists("a device, pipe or socket, which is not replaced", code="special-file", where=str(path))
     if overwrite or not os.path.lexists(path):
         return
     if path.is_dir() and not any(path.iterdir()):

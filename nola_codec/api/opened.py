@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from nola_codec.adapters import peft_config
 from nola_codec.adapters.checkpoint import resolve_weights
-from nola_codec.adapters.peft import state_dict as peft_state_dict
-from nola_codec.api.modules import decoded_module, merge_target
+from nola_codec.adapters.peft import factor_keys
+from nola_codec.api.modules import merge_target
 from nola_codec.arrays import NUMPY, Arrays, TorchArrays
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.container.reader import Container, Source, open_container
@@ -52,7 +54,7 @@ class NolaFile:
         index = self._find(name)
         ((_, decoded),) = self._decode([index])
         lora_B, lora_A = decoded.float32(self._arrays())
-        return lora_A, lora_B
+        return self._tensor(lora_A), self._tensor(lora_B)
 
     def delta_weight(self, name: str) -> torch.Tensor:
         """delta_W in float32, shaped like the weight of a PyTorch layer: (out, in), (out, in, kh, kw), (vocab, dim).
@@ -61,8 +63,7 @@ class NolaFile:
         """
         index = self._find(name)
         ((_, decoded),) = self._decode([index])
-        delta: torch.Tensor = delta_weight(decoded, self.header.lowrank[index].kind, self._arrays())
-        return delta.float()
+        return self._tensor(delta_weight(decoded, self.header.lowrank[index].kind, self._arrays())).float()
 
     def state_dict(self, dtype: str = "f32") -> dict[str, torch.Tensor]:
         """The adapter's state dict under its own keys, tensors carried as they came included.
@@ -72,10 +73,17 @@ class NolaFile:
         """
         import torch
 
-        modules = [decoded_module(self.header.lowrank[i], f, self._arrays()) for i, f in self._decode(None)]
-        tensors = peft_state_dict(modules, self._raw(), DTYPES[dtype])
-        device = torch.device(cast("Any", self._device))
-        return {key: _to_torch(tensor).to(device) for key, tensor in tensors.items()}
+        wanted = getattr(torch, _TORCH_NAMES[DTYPES[dtype]])
+        tensors: dict[str, torch.Tensor] = {}
+        for index, decoded in self._decode(None):
+            record = self.header.lowrank[index]
+            a_key, b_key = factor_keys(record.name, record.kind.layout)
+            lora_B, lora_A = decoded.float32(self._arrays())
+            tensors[a_key] = self._tensor(lora_A).reshape(record.kind.a_shape).to(wanted)
+            tensors[b_key] = self._tensor(lora_B).reshape(record.kind.b_shape).to(wanted)
+        for index, carried in enumerate(self.header.raw):
+            tensors[carried.name] = self._tensor(_to_torch(self._container.raw_tensor(index)))
+        return tensors
 
     def merge_into(self, model: torch.nn.Module) -> None:
         """Add every delta to the weights of a model, in place, each with one rounding to its dtype.
@@ -100,7 +108,7 @@ class NolaFile:
             for index, decoded in self._decode(None):
                 record = self.header.lowrank[index]
                 match = matches[record.name]
-                delta = delta_weight(decoded, record.kind, self._arrays())
+                delta = self._tensor(delta_weight(decoded, record.kind, self._arrays()))
                 weight = weights[match.weight]
                 merge_tensor(weight, (delta.T if match.transposed else delta).to(weight.device))
 
@@ -123,7 +131,8 @@ class NolaFile:
 
     def _arrays(self) -> Arrays:
         if self._xp is None:
-            self._xp = TorchArrays(self._device)
+            # NumPy is the faster of the two on the CPU; the bits are the same.
+            self._xp = NUMPY if str(self._device) == "cpu" else TorchArrays(self._device)
         return self._xp
 
     def _decode(self, indexes: list[int] | None) -> Iterator[tuple[int, Factors]]:
@@ -131,8 +140,12 @@ class NolaFile:
             self._decoder = Decoder(self._container, self._arrays())
         return self._decoder.factors(indexes)
 
-    def _raw(self) -> dict[str, RawTensor]:
-        return {record.name: self._container.raw_tensor(i) for i, record in enumerate(self.header.raw)}
+    def _tensor(self, array: Any) -> torch.Tensor:
+        """A NumPy or torch array as a tensor on the device."""
+        import torch
+
+        tensor: torch.Tensor = torch.from_numpy(array) if isinstance(array, np.ndarray) else array
+        return tensor.to(torch.device(cast("Any", self._device)))
 
     def _find(self, name: str) -> int:
         for candidate in (name, peft_config.PREFIX + name):

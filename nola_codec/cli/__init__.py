@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
         error.show(sys.stderr)
         sys.exit(error.exit_code)
     except OutputExists as error:
-        _fail(f"{error}; -f overwrites it", 2)
+        _fail(str(error) if error.code == "special-file" else f"{error}; -f overwrites it", 2)
     except EncodeError as error:
         _fail(str(error), 2 if error.code == "option" else 3)
     except NolaError as error:

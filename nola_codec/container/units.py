@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -81,7 +82,7 @@ def units_to_symbols(
     return np.array(precisions + amplitudes, np.uint16)
 
 
-def symbols_to_units(symbols: npt.NDArray[np.uint16], header: Header) -> Header:
+def symbols_to_units(symbols: npt.NDArray[Any], header: Header) -> Header:
     """The header with its records' precisions and amplitudes filled in. Raises FormatError out of range."""
     total = len(symbols) // 2
     codes = [(s >> 1) ^ -(s & 1) for s in symbols.astype(np.int64).tolist()]

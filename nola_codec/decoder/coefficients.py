@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +47,7 @@ class PointTable:
         self._peaks = np.array([q.codebook.peak for q in quantizers], np.int64)
 
     def coefficients(
-        self, record: LowRankRecord, symbols: npt.NDArray[np.uint16], allocation: tuple[Allocation, Allocation]
+        self, record: LowRankRecord, symbols: npt.NDArray[Any], allocation: tuple[Allocation, Allocation]
     ) -> Coefficients:
         """Points of one record's symbols, which lie in the order of `record_runs`."""
         ids_b, ids_a = unit_quantizers(record, allocation)
@@ -61,13 +62,13 @@ class PointTable:
         )
 
 
-def decode_blocks(
+def decode_symbols(
     coded: Sequence[tuple[int, bytes]],
     blocks: Sequence[Sequence[LowRankRecord]],
     quantizers: Sequence[Quantizer],
     allocation: tuple[Allocation, Allocation],
-) -> list[Coefficients]:
-    """Coefficients of all the blocks' records, in order.
+) -> list[npt.NDArray[Any]]:
+    """Symbols of all the blocks' records, in order; views of their blocks' arrays.
 
     Args:
         coded: (codec id, stored bytes) of each block.
@@ -80,12 +81,8 @@ def decode_blocks(
     """
     runs = [block_runs(records, allocation) for records in blocks]
     streams = decode_many(coded, runs, [q.model for q in quantizers])
-    table = PointTable(quantizers)
     results = []
     for records, symbols in zip(blocks, streams, strict=True):
-        position = 0
-        for record in records:
-            count = record_runs(record, allocation).total
-            results.append(table.coefficients(record, symbols[position : position + count], allocation))
-            position += count
+        ends = np.cumsum([record_runs(record, allocation).total for record in records])
+        results += np.split(symbols, ends[:-1])
     return results

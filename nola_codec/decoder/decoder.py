@@ -5,18 +5,23 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from nola_codec.arrays import Arrays
 from nola_codec.container.reader import Container
-from nola_codec.decoder.coefficients import Coefficients, decode_blocks
+from nola_codec.decoder.coefficients import PointTable, decode_symbols
 from nola_codec.decoder.factors import CHUNK_ELEMENTS, Factors, synthesize_factors
 from nola_codec.errors import ChecksumMismatch
 from nola_codec.model import LowRankRecord, RawTensor
+from nola_codec.parallel import parallel_map
 
-_BATCH_SYMBOLS = 12 << 20
-"""Coefficients decoded side by side: bounds memory, and is wide enough for vectorized rANS."""
+_BATCH_SYMBOLS = 48 << 20
+"""Coefficients entropy-decoded side by side, 6 bytes each at the peak: wide enough for vectorized rANS."""
+_PORTION_SYMBOLS = 1 << 20
+"""Coefficients synthesized by one thread at a time."""
 
 
 class Decoder:
@@ -31,7 +36,8 @@ class Decoder:
         self.xp = xp
         self.chunk_elements = chunk_elements
         self.header = container.read_units()
-        self._kept: tuple[int, list[Coefficients]] | None = None
+        self._kept: tuple[int, list[npt.NDArray[Any]]] | None = None
+        self._table = PointTable(self.header.quantizers)
         self._starts = np.cumsum([0, *self.header.blocks]).tolist()
 
     def factors(self, indexes: Sequence[int] | None = None) -> Iterator[tuple[int, Factors]]:
@@ -88,30 +94,53 @@ class Decoder:
         return self.header.lowrank[self._starts[block] : self._starts[block + 1]]
 
     def _decode(self, blocks: Sequence[int], wanted: set[int]) -> Iterator[tuple[int, Factors]]:
-        coefficients = self._coefficients(blocks)
+        symbols = self._symbols(blocks)
         numbers = [i for b in blocks for i in range(self._starts[b], self._starts[b + 1])]
-        picked = [position for position, number in enumerate(numbers) if number in wanted]
-        made = synthesize_factors(
-            [self.header.lowrank[numbers[p]] for p in picked],
-            [coefficients[p] for p in picked],
-            generator=self.header.generator,
-            seed=self.header.seed,
-            xp=self.xp,
-            chunk_elements=self.chunk_elements,
-        )
-        for position, factors in zip(picked, made, strict=True):
-            yield numbers[position], factors
+        picked = [(number, symbols[position]) for position, number in enumerate(numbers) if number in wanted]
 
-    def _coefficients(self, blocks: Sequence[int]) -> list[Coefficients]:
+        def make(part: Sequence[tuple[int, npt.NDArray[Any]]]) -> list[tuple[int, Factors]]:
+            records = [self.header.lowrank[number] for number, _ in part]
+            coefficients = [
+                self._table.coefficients(record, item, self.header.allocation)
+                for record, (_, item) in zip(records, part, strict=True)
+            ]
+            made = synthesize_factors(
+                records,
+                coefficients,
+                generator=self.header.generator,
+                seed=self.header.seed,
+                xp=self.xp,
+                chunk_elements=self.chunk_elements,
+            )
+            return [(number, factors) for (number, _), factors in zip(part, made, strict=True)]
+
+        apply = parallel_map if self.xp.name == "numpy" else map
+        for group in apply(make, _portions(picked)):
+            yield from group
+
+    def _symbols(self, blocks: Sequence[int]) -> list[npt.NDArray[Any]]:
         """Entropy-decode blocks; the last one asked for alone is kept, for readers that go tensor by tensor."""
         if len(blocks) == 1 and self._kept is not None and self._kept[0] == blocks[0]:
             return self._kept[1]
         coded = [(self.header.sections[1 + b].codec, self.container.section(1 + b)) for b in blocks]
         records = [self._block(b) for b in blocks]
-        coefficients = decode_blocks(coded, records, self.header.quantizers, self.header.allocation)
+        symbols = decode_symbols(coded, records, self.header.quantizers, self.header.allocation)
         if len(blocks) == 1:
-            self._kept = (blocks[0], coefficients)
-        return coefficients
+            self._kept = (blocks[0], symbols)
+        return symbols
+
+
+def _portions(items: Sequence[tuple[int, npt.NDArray[Any]]]) -> list[list[tuple[int, npt.NDArray[Any]]]]:
+    """Consecutive items of about _PORTION_SYMBOLS together."""
+    portions: list[list[tuple[int, npt.NDArray[Any]]]] = []
+    weight = _PORTION_SYMBOLS
+    for item in items:
+        if weight >= _PORTION_SYMBOLS:
+            portions.append([])
+            weight = 0
+        portions[-1].append(item)
+        weight += len(item[1])
+    return portions
 
 
 class FactorsDigest:

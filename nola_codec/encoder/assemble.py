@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -15,18 +15,18 @@ from nola_codec.container.names import split_name
 from nola_codec.container.reader import STORED, ZSTD
 from nola_codec.container.units import units_runs, units_to_symbols
 from nola_codec.container.writer import assemble
-from nola_codec.decoder.coefficients import Coefficients, PointTable, block_runs, record_runs
+from nola_codec.decoder.coefficients import PointTable, block_runs
 from nola_codec.decoder.decoder import FactorsDigest
 from nola_codec.decoder.factors import Factors, synthesize_factors
-from nola_codec.encoder.material import Material, side_models
-from nola_codec.entropy import rans, smallest
+from nola_codec.encoder.material import Material, Survey, Symbols, side_models
+from nola_codec.entropy import rans, raw, smallest
 from nola_codec.entropy.frames import compress
-from nola_codec.entropy.raw import size as raw_size
 from nola_codec.model import Header, LowRankRecord, RawKind, RawRecord, RawTensor
+from nola_codec.parallel import parallel_map
 from nola_codec.quant.scales import fitting_exponent
 
-BLOCK_BYTES = 48 << 10
-"""Coded size at which a block is closed: a reader of one tensor reads no more than its block."""
+_PORTION = 1 << 20
+"""Elements synthesized by one thread at a time."""
 
 _NOISE = bytes(range(7, 7 + 32))
 """Stands for a digest, which does not compress."""
@@ -48,30 +48,28 @@ class Envelope:
     raw: Mapping[str, RawTensor]
 
 
-def estimate_bytes(material: Material, envelope: Envelope, raw_sections: Sequence[tuple[int, bytes]]) -> int:
-    """Size that `build` will make, without entropy coding; within a few bytes of it."""
-    coefficients = 0.0
+def estimate_bytes(
+    material: Material, surveyed: Survey, envelope: Envelope, raw_sections: Sequence[tuple[int, bytes]]
+) -> int:
+    """Size that the file will have, without entropy coding; within a few bytes of it."""
     models = [q.model for q in material.quantizers]
-    blocks = plan_blocks(material)
-    for start, stop in blocks:
+    placeholders = []
+    for (start, stop), ideal in zip(surveyed.spans, surveyed.ideal_bytes, strict=True):
         runs = block_runs(material.records[start:stop], material.allocation)
-        symbols = np.concatenate(material.symbols[start:stop])
-        bits = _ideal_bits(symbols, runs, material)
-        lanes = 1 << rans.lane_bits(bits / 8, runs.total)
-        coefficients += min(bits / 8 + 2 * lanes + 3, raw_size(runs, models))
+        coded = ideal + (2 << rans.lane_bits(ideal, runs.total)) + 3
+        placeholders.append((rans.id, bytes(int(min(coded, raw.size(runs, models))))))
     side = units_to_symbols(material.records, material.allocation, material.amplitude_slope)
-    placeholder = [(2, b"\0" * int(coefficients / max(1, len(blocks))))] * len(blocks)
-    ((_, coded),) = smallest([side], [units_runs(material.records)], side_models(side))
-    header = _header(material, envelope, [(0, 0)] * len(material.records), [b - a for a, b in blocks], _NOISE)
+    (units,) = smallest([side], [units_runs(material.records)], side_models(side))
+    counts = [stop - start for start, stop in surveyed.spans]
+    header = _header(material, envelope, [(0, 0)] * len(material.records), counts, _NOISE)
     header = replace(header, measured={"nmse": 0.1, "effective_error": 0.1})
-    return len(assemble(header, [(2, coded), *placeholder, *raw_sections]))
+    return len(assemble(header, [units, *placeholders, *raw_sections]))
 
 
 @dataclass(frozen=True)
 class Parts:
     """Everything of a file that is known before its errors are measured."""
 
-    factors: list[Factors]
     exponents: list[tuple[int, int]]
     units: tuple[int, bytes]
     blocks: list[tuple[int, bytes]]
@@ -79,35 +77,36 @@ class Parts:
     sha256: bytes
 
 
-def code_parts(material: Material, envelope: Envelope, codecs: Sequence[int] = (0, 1, 2)) -> Parts:
+def code_parts(
+    material: Material,
+    surveyed: Survey,
+    envelope: Envelope,
+    consume: Callable[[int, Factors], None],
+    codecs: Sequence[int] = (0, 1, 2),
+) -> Parts:
     """Entropy-code, and decode by the decoder's own arithmetic.
 
     Args:
         material: Records and symbols.
+        surveyed: Its survey.
         envelope: Header fields.
+        consume: Called with (record index, decoded factors), in order.
         codecs: Entropy codecs to choose from.
     """
     models = [q.model for q in material.quantizers]
-    spans = plan_blocks(material)
-
-    streams = [np.concatenate(material.symbols[start:stop]) for start, stop in spans]
-    runs = [block_runs(material.records[start:stop], material.allocation) for start, stop in spans]
-    blocks = smallest(streams, runs, models, codecs)
-    del streams
+    runs = [block_runs(material.records[start:stop], material.allocation) for start, stop in surveyed.spans]
+    blocks = smallest(_BlockStreams(material, surveyed), runs, models, codecs)
     side = units_to_symbols(material.records, material.allocation, material.amplitude_slope)
     (units,) = smallest([side], [units_runs(material.records)], side_models(side), codecs)
-    table = PointTable(material.quantizers)
-    points = [
-        table.coefficients(record, symbols, material.allocation)
-        for record, symbols in zip(material.records, material.symbols, strict=True)
-    ]
-    exponents, factors = _fit_exponents(material, points, envelope)
     digest = FactorsDigest()
-    for item in factors:
-        digest.update(item, NUMPY)
+    exponents = []
+    for index, (pair, factors) in enumerate(_decoded(material, surveyed, envelope)):
+        digest.update(factors, NUMPY)
+        consume(index, factors)
+        exponents.append(pair)
     for tensor in envelope.raw.values():
         digest.update_raw(tensor)
-    return Parts(factors, exponents, units, blocks, [b - a for a, b in spans], digest.digest())
+    return Parts(exponents, units, blocks, [stop - start for start, stop in surveyed.spans], digest.digest())
 
 
 def write_parts(
@@ -131,83 +130,80 @@ def pack_raw(tensors: Mapping[str, RawTensor]) -> list[tuple[int, bytes]]:
     return sections
 
 
-def plan_blocks(material: Material) -> list[tuple[int, int]]:
-    """Spans of records; a block closes when its ideal size reaches BLOCK_BYTES."""
-    costs = [
-        -np.log2(np.array(q.frequencies) / rans.TOTAL)
-        if q.frequencies
-        else np.full(q.codebook.size, q.codebook.num_bits)
-        for q in material.quantizers
-    ]
-    spans = []
-    start, weight = 0, 0.0
-    for index, (record, symbols) in enumerate(zip(material.records, material.symbols, strict=True)):
-        runs = record_runs(record, material.allocation)
-        position = 0
-        for model, length in zip(runs.models.tolist(), runs.lengths.tolist(), strict=True):
-            counts = np.bincount(symbols[position : position + length], minlength=len(costs[model]))
-            weight += float(counts @ costs[model]) / 8
-            position += length
-        if weight >= BLOCK_BYTES:
-            spans.append((start, index + 1))
-            start, weight = index + 1, 0.0
-    if start < len(material.records):
-        spans.append((start, len(material.records)))
-    return spans
+class _BlockStreams(Sequence[Symbols]):
+    """Symbols of each block, made when asked for."""
+
+    def __init__(self, material: Material, surveyed: Survey) -> None:
+        self._material, self._spans = material, surveyed.spans
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    @overload
+    def __getitem__(self, index: int) -> Symbols: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Symbols]: ...
+    def __getitem__(self, index: int | slice) -> Symbols | Sequence[Symbols]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        start, stop = self._spans[index]
+        return np.concatenate([self._material.symbols[i] for i in range(start, stop)])
 
 
-def _ideal_bits(symbols: npt.NDArray[np.uint16], runs: Any, material: Material) -> float:
-    total = 0.0
-    which = np.repeat(runs.models, runs.lengths)
-    for model, quantizer in enumerate(material.quantizers):
-        counts = np.bincount(symbols[which == model], minlength=quantizer.codebook.size)
-        if quantizer.frequencies is None:
-            total += float(counts.sum()) * quantizer.codebook.num_bits
-        else:
-            total += rans.coded_bits(counts, quantizer.frequencies)
-    return total
+def _decoded(material: Material, surveyed: Survey, envelope: Envelope) -> Iterator[tuple[tuple[int, int], Factors]]:
+    """(exponents, factors) of each record, in order.
 
-
-def _fit_exponents(
-    material: Material, points: Sequence[Coefficients], envelope: Envelope
-) -> tuple[list[tuple[int, int]], list[Factors]]:
-    """Exponents at which no int16 saturates, and the factors there.
-
-    A first guess takes the peak of a vector to be six times its root mean square; records that saturate are raised and
-    made again. Factors share the file's largest exponent where that leaves at most _HEADROOM octaves unused.
+    A first guess takes the peak of a vector to be six times its root mean square; a record that saturates int16 is
+    raised and made again. Factors share the file's largest exponent where that leaves at most _HEADROOM octaves unused.
     """
+    guess = _first_exponents(material, surveyed)
+    table = PointTable(material.quantizers)
+
+    def make(span: tuple[int, int]) -> list[tuple[tuple[int, int], Factors]]:
+        pending = list(range(*span))
+        points = {i: table.coefficients(material.records[i], material.symbols[i], material.allocation) for i in pending}
+        done: dict[int, Factors] = {}
+        while pending:
+            records = [replace(material.records[i], exponents=(int(guess[i, 0]), int(guess[i, 1]))) for i in pending]
+            made = synthesize_factors(
+                records, [points[i] for i in pending], generator=envelope.generator, seed=envelope.seed, xp=NUMPY
+            )
+            for index, factors in zip(pending, made, strict=True):
+                done[index] = factors
+                guess[index] += [_saturated(factors.lora_B), _saturated(factors.lora_A)]
+            pending = [i for i in pending if tuple(guess[i]) != done[i].exponents]
+        return [(done[i].exponents, done[i]) for i in range(*span)]
+
+    for portion in parallel_map(make, _portions(material)):
+        yield from portion
+
+
+def _first_exponents(material: Material, surveyed: Survey) -> npt.NDArray[np.int64]:
     guess = np.zeros((len(material.records), 2), np.int64)
     coded = np.array([r.units > 0 for r in material.records], bool)
-    for index, (record, item) in enumerate(zip(material.records, points, strict=True)):
-        for side, rows in enumerate((item.b, item.a)):
+    for index, (record, squares) in enumerate(zip(material.records, surveyed.squares, strict=True)):
+        for side, part in enumerate(np.split(squares, 2)):
             length = record.kind.vector_lengths[side]
-            rms = np.sqrt((rows.astype(np.float64) ** 2).sum(axis=1) * basis_by_id(record.kind.basis).norm2(length))
-            guess[index, side] = fitting_exponent(6 * rms / np.sqrt(length), _codes(record, side))
+            rms = np.sqrt(part * (basis_by_id(record.kind.basis).norm2(length) / length))
+            codes = record.amplitude if record.kind.split == "component" else record.amplitude[side : side + 1]
+            guess[index, side] = fitting_exponent(6 * rms, codes)
     if coded.any():
         for side in (0, 1):
             common = int(guess[coded, side].max())
             guess[~coded | (guess[:, side] >= common - _HEADROOM), side] = common
-    factors: list[Factors | None] = [None] * len(material.records)
-    pending = list(range(len(material.records)))
-    while pending:
-        records = [replace(material.records[i], exponents=(int(guess[i, 0]), int(guess[i, 1]))) for i in pending]
-        made = synthesize_factors(
-            records, [points[i] for i in pending], generator=envelope.generator, seed=envelope.seed, xp=NUMPY
-        )
-        again = []
-        for index, result in zip(pending, made, strict=True):
-            full = [_saturated(result.lora_B), _saturated(result.lora_A)]
-            guess[index] += full
-            if any(full):
-                again.append(index)
-            else:
-                factors[index] = result
-        pending = again
-    return [(int(b), int(a)) for b, a in guess], [f for f in factors if f is not None]
+    return guess
 
 
-def _codes(record: LowRankRecord, side: int) -> npt.NDArray[np.int64]:
-    return record.amplitude if record.kind.split == "component" else record.amplitude[side : side + 1]
+def _portions(material: Material) -> list[tuple[int, int]]:
+    """Spans of records of about _PORTION elements together."""
+    spans = []
+    start = weight = 0
+    for index, record in enumerate(material.records):
+        weight += record.kind.rank * (record.kind.rows + record.kind.columns)
+        if weight >= _PORTION or index == len(material.records) - 1:
+            spans.append((start, index + 1))
+            start, weight = index + 1, 0
+    return spans
 
 
 def _saturated(factor: npt.NDArray[np.int16]) -> bool:
@@ -225,7 +221,7 @@ def _header(
     records: list[LowRankRecord] = [
         replace(record, exponents=pair) for record, pair in zip(material.records, exponents, strict=True)
     ]
-    raw = tuple(
+    carried = tuple(
         RawRecord(name, RawKind(split_name(name)[0], tensor.dtype, tensor.shape))
         for name, tensor in envelope.raw.items()
     )
@@ -239,7 +235,7 @@ def _header(
         amplitude_slope=material.amplitude_slope,
         side_models=side_models(side),
         lowrank=tuple(records),
-        raw=raw,
+        raw=carried,
         blocks=tuple(blocks),
         sections=(),
         factors_sha256=sha256,

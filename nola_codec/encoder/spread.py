@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
 from nola_codec.basis import basis_by_id
 from nola_codec.container.names import split_name
-from nola_codec.encoder.material import Material
+from nola_codec.encoder.material import Material, Symbols
 from nola_codec.fit.allocation import P_LOW, Plan, ladder, precision_shift
 from nola_codec.fit.bank import Bank
 from nola_codec.fit.quantize import Quantized
@@ -32,29 +33,58 @@ def spread(
     kinds = [_kind(module, basis) for module in modules]
     slope, amplitudes, constants, offsets = _predict(quantized, bank, kinds)
     allocation = (_with_offsets(allocation[0], offsets), allocation[1])
-    records = []
-    symbols = []
-    by_module: dict[int, list[int]] = {}
+    by_module: list[list[int]] = [[] for _ in modules]
     for position, unit in enumerate(quantized.kept):
-        by_module.setdefault(int(bank.module[unit]), []).append(position)
-    books = [q.codebook if q is not None else None for q in quantized.quantizers]
-    for index, module in enumerate(modules):
-        units = np.array(by_module.get(index, []), np.int64)
-        kind = replace(kinds[index], amplitude=constants[kinds[index]])
-        records.append(
-            LowRankRecord(module.name, kind, streams[index], (0, 0), quantized.precision[units], amplitudes[units])
+        by_module[int(bank.module[unit])].append(position)
+    units = [np.array(positions, np.int64) for positions in by_module]
+    records = [
+        LowRankRecord(
+            module.name,
+            replace(kind, amplitude=constants[kind]),
+            stream,
+            (0, 0),
+            quantized.precision[own],
+            amplitudes[own],
         )
+        for module, kind, stream, own in zip(modules, kinds, streams, units, strict=True)
+    ]
+    quantizers = tuple(quantized.quantizers[rung] for rung in numbers)
+    return Material(
+        tuple(records),
+        _LevelSymbols(bank, quantized, units),
+        tuple(q for q in quantizers if q is not None),
+        allocation,
+        slope,
+    )
+
+
+class _LevelSymbols(Sequence[Symbols]):
+    """Symbols of each record, made of the levels when asked for: a copy of all of them would double the memory."""
+
+    def __init__(self, bank: Bank, quantized: Quantized, units: Sequence[npt.NDArray[np.int64]]) -> None:
+        self._bank, self._quantized, self._units = bank, quantized, units
+        self._halves = np.array([0 if q is None else q.codebook.size // 2 for q in quantized.quantizers], np.int16)
+
+    def __len__(self) -> int:
+        return len(self._units)
+
+    @overload
+    def __getitem__(self, index: int) -> Symbols: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Symbols]: ...
+    def __getitem__(self, index: int | slice) -> Symbols | Sequence[Symbols]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        own = self._units[index]
+        if not len(own):
+            return np.empty(0, np.uint8)
         parts = []
         for side in (0, 1):
-            for position in units:
-                row = bank.rows[side][quantized.kept[position]]
-                book = books[quantized.rung[side][position]]
-                assert book is not None
-                levels = quantized.levels[side][int(bank.lengths[side][quantized.kept[position]])][row]
-                parts.append((levels.astype(np.int16) + book.size // 2).astype(np.uint16))
-        symbols.append(np.concatenate(parts) if parts else np.empty(0, np.uint16))
-    quantizers = tuple(quantized.quantizers[rung] for rung in numbers)
-    return Material(tuple(records), tuple(symbols), tuple(q for q in quantizers if q is not None), allocation, slope)
+            kept = self._quantized.kept[own]
+            levels = self._quantized.levels[side][int(self._bank.lengths[side][kept[0]])]
+            halves = self._halves[self._quantized.rung[side][own]]
+            parts.append((levels[self._bank.rows[side][kept]] + halves[:, None]).astype(np.uint8).reshape(-1))
+        return np.concatenate(parts)
 
 
 def _kind(module: LoraModule, basis: int) -> LowRankKind:

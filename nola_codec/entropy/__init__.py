@@ -1,7 +1,7 @@
 """Entropy codecs behind a registry. A codec codes a stream of symbols, made up of runs, each under a known model.
 
     CODECS[0].encode(symbols, runs, models) -> bytes
-    CODECS[0].decode(data, runs, models) -> uint16 symbols
+    CODECS[0].decode(data, runs, models) -> uint8 or uint16 symbols
 
 `smallest` tries those that can code the models and keeps the shortest.
 """
@@ -26,7 +26,7 @@ class Codec(Protocol):
     name: str
 
     def encode(self, symbols: npt.NDArray[Any], runs: Runs, models: Sequence[SymbolModel]) -> bytes: ...
-    def decode(self, data: bytes, runs: Runs, models: Sequence[SymbolModel]) -> npt.NDArray[np.uint16]: ...
+    def decode(self, data: bytes, runs: Runs, models: Sequence[SymbolModel]) -> npt.NDArray[Any]: ...
 
 
 CODECS: dict[int, Codec] = {c.id: c for c in (raw, zstd, rans)}
@@ -44,31 +44,34 @@ def smallest(
 
     Where rANS can code a section of more than _ZSTD_LIMIT symbols, zstd, which cannot win there, is not tried.
     """
-    candidates: list[list[tuple[int, bytes]]] = [[] for _ in streams]
     able = [
         i
         for i, runs in enumerate(all_runs)
         if rans.id in allowed
         and all(models[m].frequencies is not None for m in np.unique(runs.models[runs.lengths > 0]))
     ]
-    for index, (symbols, runs) in enumerate(zip(streams, all_runs, strict=True)):
-        if raw.id in allowed:
-            candidates[index].append((raw.id, raw.encode(symbols, runs, models)))
-        if zstd.id in allowed and not (index in able and len(symbols) > _ZSTD_LIMIT):
-            candidates[index].append((zstd.id, zstd.encode(symbols, runs, models)))
-    coded = rans.encode_many([streams[i] for i in able], [all_runs[i] for i in able], models)
+    best: dict[int, tuple[int, bytes]] = {}
+    coded = rans.encode_many([streams[i] for i in able] if len(able) < len(streams) else streams,
+                             [all_runs[i] for i in able], models)  # fmt: skip
     for index, data in zip(able, coded, strict=True):
-        candidates[index].append((rans.id, data))
-    if not all(candidates):
+        best[index] = (rans.id, data)
+    for index, runs in enumerate(all_runs):
+        if raw.id in allowed and (index not in best or raw.size(runs, models) <= len(best[index][1])):
+            best[index] = (raw.id, raw.encode(streams[index], runs, models))
+        if zstd.id in allowed and not (index in able and runs.total > _ZSTD_LIMIT):
+            data = zstd.encode(streams[index], runs, models)
+            if index not in best or (len(data), zstd.id) < (len(best[index][1]), best[index][0]):
+                best[index] = (zstd.id, data)
+    if len(best) < len(all_runs):
         raise ValueError("no allowed codec can code these models")
-    return [min(options, key=lambda option: (len(option[1]), option[0])) for options in candidates]
+    return [best[index] for index in range(len(all_runs))]
 
 
 def decode_many(
     coded: Sequence[tuple[int, bytes | memoryview]], all_runs: Sequence[Runs], models: Sequence[SymbolModel]
-) -> list[npt.NDArray[np.uint16]]:
+) -> list[npt.NDArray[Any]]:
     """Decode several sections, each (codec id, bytes). Raises FormatError for unknown ids and damaged data."""
-    results: list[npt.NDArray[np.uint16]] = [np.empty(0, np.uint16)] * len(coded)
+    results: list[npt.NDArray[Any]] = [np.empty(0, np.uint16)] * len(coded)
     together = []
     for index, (number, data) in enumerate(coded):
         if number not in CODECS:

@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from nola_codec.errors import FormatError, expected
 from nola_codec.model import Runs, SymbolModel
-from nola_codec.parallel import parallel_map, workers
 
 id = 2
 name = "rans"
@@ -25,8 +24,11 @@ TOTAL = 1 << PROBABILITY_BITS
 _LOW = 1 << 16  # states live in [2^16, 2^32)
 MAX_LANE_BITS = 12
 MAX_ALPHABET = 256
-_TOGETHER, _LEAST = 128, 8
-"""Sections that step side by side: few enough for the caches, enough lanes to outweigh a step's overhead."""
+_ENCODE_SYMBOLS = 6 << 20
+"""Symbols encoded side by side, at 7 bytes each."""
+_TOGETHER = 128
+"""Sections that step side by side. Threads do not pay here: a step is a dozen short array operations, and the
+interpreter's lock changes hands between them."""
 
 
 def coded_bits(counts: npt.NDArray[Any], frequencies: Sequence[int]) -> float:
@@ -37,9 +39,9 @@ def coded_bits(counts: npt.NDArray[Any], frequencies: Sequence[int]) -> float:
 
 
 def lane_bits(payload_bytes: float, symbols: int) -> int:
-    """log2 of the number of lanes: the start-up of a lane wastes two bytes, and 0.4% in all is allowed."""
+    """log2 of the number of lanes: the start-up of a lane wastes two bytes, and 0.5% in all is allowed."""
     bits = 4
-    while bits < MAX_LANE_BITS and 2 << (bits + 1) <= 0.004 * payload_bytes:
+    while bits < MAX_LANE_BITS and 2 << (bits + 1) <= 0.005 * payload_bytes:
         bits += 1
     while bits > 0 and symbols < 1 << bits:
         bits -= 1
@@ -79,21 +81,36 @@ def encode_many(
 ) -> list[bytes]:
     """Code several sections side by side."""
     starts, widths = _tables(models)
-    results = [b""] * len(streams)
+    cost = -np.log2(np.maximum(widths, 1) / TOTAL)
+    lanes = []
+    for index, runs in enumerate(all_runs):
+        counts = np.bincount(_flat(streams[index], runs), minlength=len(cost))
+        lanes.append(lane_bits(float(counts @ cost) / 8, runs.total))
+    # Sections of one number of lanes decode in fewer, wider steps; all but the last are of about one size.
+    common = min(lanes[:-1], default=0)
     groups: dict[int, list[int]] = {}
-    for index, (symbols, runs) in enumerate(zip(streams, all_runs, strict=True)):
-        flat = _flat(symbols, runs)
-        ideal = -np.log2(widths[flat] / TOTAL).sum() / 8 if runs.total else 0.0
-        groups.setdefault(lane_bits(float(ideal), runs.total), []).append(index)
-    jobs = _jobs(groups, all_runs)
-    coded = parallel_map(
-        lambda job: _encode_group([streams[i] for i in job[1]], [all_runs[i] for i in job[1]], job[0], starts, widths),
-        jobs,
-    )
-    for (_, part), datas in zip(jobs, coded, strict=True):
-        for index, data in zip(part, datas, strict=True):
-            results[index] = data
+    for index, bits in enumerate(lanes):
+        groups.setdefault(common if index < len(lanes) - 1 or bits > common > 0 else bits, []).append(index)
+    results = [b""] * len(streams)
+    for bits, members in _jobs(groups, all_runs):
+        for part in _within(_ENCODE_SYMBOLS, members, all_runs):
+            coded = _encode_group([streams[i] for i in part], [all_runs[i] for i in part], bits, starts, widths)
+            for index, data in zip(part, coded, strict=True):
+                results[index] = data
     return results
+
+
+def _within(budget: int, members: Sequence[int], all_runs: Sequence[Runs]) -> list[list[int]]:
+    """Consecutive members of at most `budget` symbols together, or one."""
+    parts: list[list[int]] = []
+    weight = budget
+    for index in members:
+        weight += all_runs[index].total
+        if weight > budget or not parts:
+            parts.append([])
+            weight = all_runs[index].total
+        parts[-1].append(index)
+    return parts
 
 
 def _jobs(groups: dict[int, list[int]], all_runs: Sequence[Runs]) -> list[tuple[int, list[int]]]:
@@ -104,8 +121,7 @@ def _jobs(groups: dict[int, list[int]], all_runs: Sequence[Runs]) -> list[tuple[
     jobs = []
     for bits, members in groups.items():
         members.sort(key=lambda i: -all_runs[i].total)
-        pieces = max(1, -(-len(members) // _TOGETHER), min(workers(), len(members) // _LEAST))
-        jobs += [(bits, members[piece::pieces]) for piece in range(pieces)]
+        jobs += [(bits, members[first : first + _TOGETHER]) for first in range(0, len(members), _TOGETHER)]
     return jobs
 
 
@@ -157,16 +173,16 @@ def _encode_group(
     ]
 
 
-def decode(data: bytes | memoryview, runs: Runs, models: Sequence[SymbolModel]) -> npt.NDArray[np.uint16]:
+def decode(data: bytes | memoryview, runs: Runs, models: Sequence[SymbolModel]) -> npt.NDArray[np.uint8]:
     """Undo `encode`. Raises FormatError unless words and states come out even."""
     return decode_many([data], [runs], models)[0]
 
 
 def decode_many(
     datas: Sequence[bytes | memoryview], all_runs: Sequence[Runs], models: Sequence[SymbolModel]
-) -> list[npt.NDArray[np.uint16]]:
+) -> list[npt.NDArray[np.uint8]]:
     """Decode several sections side by side: more lanes, fewer steps."""
-    results: list[npt.NDArray[np.uint16] | None] = [None] * len(datas)
+    results: list[npt.NDArray[np.uint8] | None] = [None] * len(datas)
     groups: dict[int, list[int]] = {}
     for index, data in enumerate(datas):
         if len(data) < 1 or data[0] > MAX_LANE_BITS:
@@ -174,19 +190,16 @@ def decode_many(
                               code="symbols")  # fmt: skip
         groups.setdefault(data[0], []).append(index)
     lookup = _lookup(models)
-    jobs = _jobs(groups, all_runs)
-    decoded = parallel_map(
-        lambda job: _decode_group([datas[i] for i in job[1]], [all_runs[i] for i in job[1]], job[0], lookup), jobs
-    )
-    for (_, part), streams in zip(jobs, decoded, strict=True):
-        for index, symbols in zip(part, streams, strict=True):
+    for bits, part in _jobs(groups, all_runs):
+        decoded = _decode_group([datas[i] for i in part], [all_runs[i] for i in part], bits, lookup)
+        for index, symbols in zip(part, decoded, strict=True):
             results[index] = symbols
     return [r for r in results if r is not None]
 
 
 def _decode_group(
     datas: Sequence[bytes | memoryview], all_runs: Sequence[Runs], bits: int, lookup: npt.NDArray[np.uint32]
-) -> list[npt.NDArray[np.uint16]]:
+) -> list[npt.NDArray[np.uint8]]:
     lanes, sections = 1 << bits, len(datas)
     heads = 1 + 4 * lanes
     for data in datas:
@@ -200,39 +213,46 @@ def _decode_group(
     pointer = ends - sizes
     steps = np.array([-(-r.total // lanes) for r in all_runs], np.int64)
     most = int(steps.max(initial=0))
-    bases = np.zeros((most, sections, lanes), np.uint32)  # where each symbol's model begins in the lookup table
+    which = np.zeros(
+        (most, sections, lanes), np.uint8 if lookup.size <= TOTAL << 8 else np.uint16
+    )  # each symbol's model
     for s, runs in enumerate(all_runs):
         if runs.total:
-            which = np.repeat(runs.models.astype(np.uint32) << PROBABILITY_BITS, runs.lengths)
-            fill = int(steps[s]) * lanes - len(which)
-            bases[: steps[s], s] = np.concatenate((which, np.repeat(which[-1:], fill))).reshape(-1, lanes)
+            flat = np.repeat(runs.models.astype(which.dtype), runs.lengths)
+            fill = int(steps[s]) * lanes - len(flat)
+            which[: steps[s], s] = np.concatenate((flat, np.repeat(flat[-1:], fill))).reshape(-1, lanes)
     out = np.empty((most, sections, lanes), np.uint8)
     active = sections
+    bounds = np.arange(sections + 1) * lanes
     for step in range(most):
         while steps[active - 1] <= step:
             active -= 1
         current = state[:active]
-        slot = (current & (TOTAL - 1)) + bases[step, :active]
+        slot = which[step, :active].astype(np.uint32)
+        slot <<= PROBABILITY_BITS
+        slot |= current & (TOTAL - 1)
         entry = lookup.take(slot)
-        out[step, :active] = entry & 0xFF
-        current = (((entry >> 8) & 0xFFF) + 1) * (current >> PROBABILITY_BITS) + (entry >> 20)
-        dry = current < _LOW
-        need = np.count_nonzero(dry, axis=1) if active > 1 else np.array([np.count_nonzero(dry)])
-        where = np.flatnonzero(dry)
-        if active > 1:
-            before = np.cumsum(need) - need
-            taken = words.take(np.arange(len(where)) + np.repeat(pointer[:active] - before, need))
+        out[step, :active] = entry  # the low byte
+        current = (((entry >> 8) & 0xFFF) + 1) * (current >> PROBABILITY_BITS)
+        entry >>= 20
+        current += entry
+        flat = current.reshape(-1)
+        (dry,) = (flat < _LOW).nonzero()
+        if active == 1:
+            taken = words[pointer[0] : pointer[0] + len(dry)]
+            pointer[0] += len(dry)
         else:
-            taken = words[pointer[0] : pointer[0] + len(where)]
-        pointer[:active] += need
+            before = dry.searchsorted(bounds[: active + 1])
+            need = before[1:] - before[:-1]
+            taken = words.take(np.arange(len(dry)) + (pointer[:active] - before[:-1]).repeat(need))
+            pointer[:active] += need
         if (pointer[:active] > ends[:active]).any():
             raise FormatError("rans section: the words run out before the symbols do", code="symbols")
-        flat = current.reshape(-1)
-        flat[where] = (flat[where] << 16) | taken
+        flat[dry] = (flat[dry] << 16) | taken
         state[:active] = current
     if (pointer != ends).any() or (state != _LOW).any():
         raise FormatError("rans section: states or words left over after the last symbol", code="symbols")
-    return [out[: steps[s], s].reshape(-1)[: runs.total].astype(np.uint16) for s, runs in enumerate(all_runs)]
+    return [out[: steps[s], s].reshape(-1)[: runs.total] for s, runs in enumerate(all_runs)]
 
 
 def _tables(models: Sequence[SymbolModel]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

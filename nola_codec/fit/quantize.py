@@ -185,3 +185,48 @@ def _inner_products(
     for _ in parallel_map(one, jobs):
         pass
     return dots, squares
+
+
+def coded_nmse(bank: Bank, quantized: Quantized, amplitude: Index, basis: int) -> float:
+    """Exact NMSE of the whole bank as coded, components' cross terms included, int16 rounding left out.
+
+    Args:
+        bank: The units.
+        quantized: Their levels.
+        amplitude: int64 (kept,): rounded codes.
+        basis: Id of the orthogonal basis.
+    """
+    total = float((bank.strength**2).sum())
+    if total == 0:
+        return 0.0
+    scale = np.exp2(amplitude / 32)
+    modules = bank.module[quantized.kept]
+    starts = np.searchsorted(bank.module, np.arange(int(bank.module.max()) + 1))
+    tables = [None if q is None else np.array(q.codebook.points, np.float32) for q in quantized.quantizers]
+
+    def one(module: int) -> float:
+        own = np.flatnonzero(modules == module)
+        first = int(starts[module])
+        count = int((bank.module == module).sum())
+        singular = bank.singular[first : first + count]
+        factor = float(bank.strength[first] / singular[0]) if singular[0] > 0 else 0.0
+        if not len(own):
+            return float((singular**2).sum()) * factor**2
+        crosses, squares = [], []
+        for side in (0, 1):
+            length = int(bank.lengths[side][first])
+            rows = bank.rows[side][first : first + count]
+            vectors = bank.matrices[side][length][rows[0] : rows[-1] + 1] / np.float32(np.sqrt(length))
+            levels = quantized.levels[side][length][bank.rows[side][quantized.kept[own]]].astype(np.int16)
+            points = np.empty(levels.shape, np.float32)
+            for position, unit in enumerate(own):
+                table = tables[quantized.rung[side][unit]]
+                assert table is not None
+                points[position] = table[levels[position] + len(table) // 2]
+            points *= (scale[own] * np.sqrt(basis_by_id(basis).norm2(length)))[:, None].astype(np.float32)
+            crosses.append((vectors @ points.T).astype(np.float64))
+            squares.append((points @ points.T).astype(np.float64))
+        cross = float((singular[:, None] * crosses[0] * crosses[1]).sum())
+        return (float((singular**2).sum()) - 2 * cross + float((squares[0] * squares[1]).sum())) * factor**2
+
+    return sum(parallel_map(one, range(len(starts)))) / total

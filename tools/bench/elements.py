@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from columns import Point
 from common import Component, Floats, Pair, nmse
-from quantizers import FileWriter, Half, Integers, Quantized, Quantizer, rotate, zstd
+from quantizers import FileWriter, Half, Integers, Quantized, Quantizer, entropy_bits, rotate, zstd
 
 STEPS = 10  # of bisection: the setting within a thousandth
 
@@ -141,10 +141,13 @@ class Elements:
 
     def best_at(self, target: float) -> Point | None:
         """The smallest file with an error of at most `target`, or None where no setting gets there."""
-        points = [point for keep in self.widths if (point := self._at(target, keep))]
-        return min(points, key=lambda point: point.bytes, default=None)
+        found = [candidate for keep in self.widths if (candidate := self._search(target, keep))]
+        found.sort(key=lambda candidate: candidate[0])
+        return min((self._write(*rest) for _, *rest in found[:2]), key=lambda point: point.bytes, default=None)
 
-    def _at(self, target: float, keep: Quantizer) -> Point | None:
+    def _search(self, target: float, keep: Quantizer) -> tuple[float, float, Quantizer] | None:
+        """(estimated bytes, setting, keep) at the lowest setting that meets the error."""
+
         def error(setting: float) -> float:
             return self.vectors.error(self.method(self.vectors, setting, keep)[0])
 
@@ -157,11 +160,16 @@ class Elements:
                 high = middle
             else:
                 low = middle
-        out, coded, streams = self.method(self.vectors, high, keep)
+        _, coded, streams = self.method(self.vectors, high, keep)
+        codes = 0.0 if coded.codes is None else entropy_bits(coded.codes, coded.bits) * coded.codes.size / 8
+        return codes + sum(part.nbytes for part in coded.side) + sum(map(len, streams)), high, keep
+
+    def _write(self, setting: float, keep: Quantizer) -> Point:
+        out, coded, streams = self.method(self.vectors, setting, keep)
         writer = FileWriter(self.vectors.header(), compress=True)
         writer.add(coded, np.array([0]))
         total = len(writer.blob()) + sum(map(len, streams))
-        return Point(f"keep {high:.3f} in {keep.name}", total, self.vectors.error(out))
+        return Point(f"keep {setting:.3f} in {keep.name}", total, self.vectors.error(out))
 
 
 def dare_peer(pairs: Sequence[Pair]) -> Elements:

@@ -33,7 +33,11 @@ def ours(path: Path, pairs: list[Pair], nmse: float) -> Point | None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.nola"
         source = path if common.is_peft(path) else common.as_peft(pairs, Path(folder) / "adapter")
-        report = nola_codec.encode(source, out, nmse=nmse)
+        try:
+            report = nola_codec.encode(source, out, nmse=nmse)
+        except nola_codec.EncodeError as error:
+            print(f"{path.name}: {OURS} at {nmse:g}: {error}", file=sys.stderr)
+            return None
         return Point("default", out.stat().st_size, report.nmse)
 
 
@@ -82,7 +86,9 @@ def show(name: str, rows: list[Row], targets: list[float]) -> str:
             return "-"
         count = float(str(row["bytes"]))
         over = "!" if float(str(row["nmse"])) > target else ""
-        return over + common.size(count) + (f"  {count / float(str(own['bytes'])):5.2f}x" if own else "")
+        return (
+            over + common.size(count) + (f"  {count / float(str(own['bytes'])):5.2f}x" if own and own["bytes"] else "")
+        )
 
     lines = [[peer, *(cell(found, target) for target in targets)] for peer, found in by_peer.items()]
     return f"\n{name}\n" + common.table(lines, ["bytes at NMSE", *(f"{target:g}" for target in targets)])

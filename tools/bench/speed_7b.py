@@ -109,7 +109,7 @@ def child(task: str, source: Path, out: Path, options: Figures, profile: bool) -
         profiler.enable()
     figures: Figures = {}
     if task == "encode":
-        report = nola_codec.encode(source, out, **options)
+        report = nola_codec.encode(source, out, overwrite=True, **options)
         figures = {"bytes": report.bytes, "nmse": report.nmse, "stages": report.seconds}
     else:
         figures = {"tensors": len(nola_codec.load(out).state_dict())}
