@@ -9,19 +9,45 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
-from typing import TypeVar
+from threading import Lock
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from threadpoolctl import ThreadpoolController
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from threadpoolctl import ThreadpoolController
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-@cache
-def _controller() -> ThreadpoolController:
-    return ThreadpoolController()
+class _OneBlasThread:
+    """BLAS limited to one thread while any `parallel_map` of the process runs; first in, last out."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._users = 0
+        self._controller: ThreadpoolController | None = None
+        self._limiter: Any = None
+
+    def __enter__(self) -> None:
+        from threadpoolctl import ThreadpoolController  # here, since reading a header needs no threads
+
+        with self._lock:
+            if self._controller is None:
+                self._controller = ThreadpoolController()
+            self._users += 1
+            if self._users == 1:
+                self._limiter = self._controller.limit(limits=1, user_api="blas")
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._limiter.restore_original_limits()
+
+
+_ONE_BLAS_THREAD = _OneBlasThread()
 
 
 def workers() -> int:
@@ -35,8 +61,10 @@ def workers() -> int:
 
 def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """`map` on threads, in order; at most two results a thread wait to be taken, which bounds memory."""
+    from concurrent.futures import ThreadPoolExecutor
+
     work = list(items)
-    with _controller().limit(limits=1, user_api="blas"):
+    with _ONE_BLAS_THREAD:
         if len(work) <= 1 or workers() == 1:
             yield from map(function, work)
             return

@@ -36,6 +36,8 @@ def describe_foreign_bytes(head: bytes) -> Foreign | None:
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:64].lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
         return Foreign("html-page", "a web page, not a safetensors file; the download went wrong")
+    if head.startswith(b"\x89NLA"):
+        return Foreign("nola-file", "a .nola file already; `nola-codec decode` makes an adapter of it")
     if head.startswith(b"PK\x03\x04"):
         return Foreign("zip", "a zip archive (a PyTorch pickle or .npz); convert it to safetensors first")
     # Protocol 2 and later open with 0x80 and the version. As a header length that would have to end in `{`, which a

@@ -31,7 +31,7 @@ class Comparison:
     """Two adapters.
 
     Attributes:
-        nmse: Over all weights that both have.
+        nmse: Over all weights that both have; NaN when there is none.
         tensors: By weight.
         only_in_a, only_in_b: Weights that one lacks.
         carried_equal, carried_different: Tensors carried as they came, by whether their bits agree.
@@ -74,7 +74,7 @@ def compare(a: AnySource, b: AnySource) -> Comparison:
     carried = sorted(set(first.raw) | set(second.raw))
     equal = tuple(key for key in carried if first.raw.get(key) == second.raw.get(key))
     return Comparison(
-        nmse=_ratio(lost, energy),
+        nmse=_ratio(lost, energy) if tensors else float("nan"),
         tensors=tuple(tensors),
         only_in_a=tuple(sorted(names - set(others))),
         only_in_b=tuple(sorted(set(others) - names)),

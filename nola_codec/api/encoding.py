@@ -73,6 +73,8 @@ def encode_bytes(
         raise EncodeError(str(error).replace("EncodeOptions.__init__()", "encode()"), code="option") from error
     if isinstance(out, str | os.PathLike):
         require_free(Path(out), overwrite=overwrite)
+        if not Path(out).parent.is_dir():
+            raise EncodeError("no such directory", code="no-directory", where=str(Path(out).parent))
     adapter = adapters.read(source, config=config, carry_unknown=carry_unknown)
     new_config = None
     if chosen.projected and chosen.rank is not None and adapter.config is not None:

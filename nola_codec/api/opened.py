@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -90,7 +91,10 @@ class NolaFile:
 
         Raises:
             AdapterError: ``base-mismatch`` lists all deltas that do not find their weight (nothing is changed then);
-                ``merge-raw`` when the file carries tensors that are not deltas.
+                ``merge-raw`` when the file carries tensors that are not deltas; ``tied-weights`` when a weight that
+                changes is shared with another module; ``overflow`` when a sum leaves the dtype, in which case the
+                deltas before it are in the model.
+            FormatError, ChecksumMismatch: the file is damaged; nothing is changed.
         """
         import torch
 
@@ -104,9 +108,16 @@ class NolaFile:
         config: dict[str, Any] = getattr(getattr(model, "config", None), "to_dict", dict)()
         targets = [merge_target(record) for record in self.header.lowrank]
         matches = resolve_weights(targets, shapes, config)
+        uses = Counter(id(p) for p in weights.values())
+        for name, match in matches.items():
+            if uses[id(weights[match.weight])] > 1:
+                raise AdapterError(
+                    f"{match.weight} is tied to another weight, which would change with it; untie them, or merge with "
+                    "`decode --base`, which does", code="tied-weights", where=name
+                )  # fmt: skip
+        decoder = Decoder(self._container, self._arrays())
         with torch.no_grad():
-            for index, decoded in self._decode(None):
-                record = self.header.lowrank[index]
+            for record, decoded in zip(decoder.header.lowrank, decoder.checked(), strict=True):
                 match = matches[record.name]
                 delta = self._tensor(delta_weight(decoded, record.kind, self._arrays()))
                 weight = weights[match.weight]

@@ -40,7 +40,9 @@ class _Group(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    "nola-codec", cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="nola-codec")
 def group() -> None:
     """LoRA adapters as small, exact files: encode, decode, inspect, verify, compare."""
@@ -51,16 +53,16 @@ def main(arguments: list[str] | None = None) -> None:
     from nola_codec.errors import EncodeError, NolaError, OutputExists
 
     try:
-        status: Any = group.main(arguments, standalone_mode=False)
+        status: Any = group.main(arguments, prog_name="nola-codec", standalone_mode=False)
     except click.exceptions.Abort:
         _fail("interrupted", 130)
     except click.ClickException as error:
         error.show(sys.stderr)
         sys.exit(error.exit_code)
     except OutputExists as error:
-        _fail(str(error) if error.code == "special-file" else f"{error}; -f overwrites it", 2)
+        _fail(f"{error}; -f overwrites it" if str(error).endswith("already exists") else str(error), 2)
     except EncodeError as error:
-        _fail(str(error), 2 if error.code == "option" else 3)
+        _fail(str(error) if error.code == "option" else f"{error} [{error.code}]", 2 if error.code == "option" else 3)
     except NolaError as error:
         _fail(f"{error} [{error.code}]", 3)
     except FileNotFoundError as error:

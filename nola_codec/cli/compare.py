@@ -8,6 +8,8 @@ import click
 
 from nola_codec.cli.output import error_share, json_option, print_json, table
 
+_LISTED = 10
+
 
 @click.command()
 @click.argument("a", type=click.Path())
@@ -28,16 +30,20 @@ def command(a: str, b: str, per_tensor: bool, max_nmse: float | None, as_json: b
         facts = asdict(found)
         print_json({"ok": good, **facts})
         return 0 if good else 1
-    click.echo(f"NMSE     {error_share(found.nmse)}  over {len(found.tensors)} deltas")
-    if found.tensors:
+    if not found.tensors:
+        click.echo("NMSE     undefined: no weight is in both adapters")
+    else:
+        click.echo(f"NMSE     {error_share(found.nmse)}  over {len(found.tensors)} deltas")
         worst = max(found.tensors, key=lambda t: t.nmse)
         click.echo(f"worst    {error_share(worst.nmse)}  {worst.name}")
     if found.carried_equal or found.carried_different:
         click.echo(f"carried  {len(found.carried_equal)} equal to the bit, {len(found.carried_different)} different")
     for label, names in (("only in A", found.only_in_a), ("only in B", found.only_in_b),
                          ("differs", found.carried_different)):  # fmt: skip
-        for name in names:
+        for name in names[:_LISTED]:
             click.echo(f"{label}: {name}")
+        if len(names) > _LISTED:
+            click.echo(f"{label}: and {len(names) - _LISTED} more")
     if per_tensor:
         click.echo("")
         rows = [["NMSE", "shape", "name"]]

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import click
 
-from nola_codec.cli.output import force_option, json_option, print_json, progress, quiet_option, size
+from nola_codec.cli.output import (
+    force_option,
+    json_option,
+    print_json,
+    progress,
+    quiet_option,
+    size,
+    usable_device,
+)
 
 
 @click.command()
@@ -16,7 +24,8 @@ from nola_codec.cli.output import force_option, json_option, print_json, progres
               help="Directory to write; without --base, a path ending in .safetensors gives a lone file.")  # fmt: skip
 @click.option("--base", type=click.Path(), help="Transformers model directory: write it with the deltas merged in.")
 @click.option("--dtype", type=click.Choice(["f32", "f16", "bf16"]), help="Of an adapter's factors [f32, exact].")
-@click.option("--device", default="cpu", show_default=True, help="Where to compute; it changes no bit.")
+@click.option("--device", default="cpu", show_default=True, callback=usable_device,
+              help="Where to compute; it changes no bit.")  # fmt: skip
 @force_option
 @quiet_option
 @json_option

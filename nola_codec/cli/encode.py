@@ -27,8 +27,10 @@ _GENERATORS = ("philox4x32-10", "threefry2x32-20")
 @click.option("--num-basis", type=int, help="The paper's form: coefficients a factor.")
 @click.option("--bits", type=int, help="The paper's form: bits a coefficient, 1-8 or 16 [4].")
 @click.option("--rank", type=int, help="Components kept at most; in the paper's form, the rank fitted.")
-@click.option("--basis", type=click.Choice(_BASES), default="hadamard", show_default=True)
-@click.option("--prng", "generator", type=click.Choice(_GENERATORS), default=_GENERATORS[0], show_default=True)
+@click.option("--basis", type=click.Choice(_BASES), default="hadamard", show_default=True,
+              help="Dense ones serve the paper's form only.")  # fmt: skip
+@click.option("--prng", "generator", type=click.Choice(_GENERATORS), default=_GENERATORS[0], show_default=True,
+              help="Generator of the basis.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="64-bit seed of the basis.")
 @click.option("--shared-basis", is_flag=True, help="One basis for all weights of one shape.")
 @click.option("--passthrough", is_flag=True, help="Carry unknown tensors exactly instead of refusing them.")
@@ -64,6 +66,6 @@ def command(
     if report.effective_error is not None:
         click.echo(f"eff. error   {error_share(report.effective_error)}  (signal lost and visible noise, estimated)")
     click.echo(f"NMSE         {error_share(report.nmse)}  (||delta_W - decoded||^2 / ||delta_W||^2, measured)")
-    click.echo(f"time         {report.seconds['total']:.2f} s")
+    click.echo(f"time         {report.seconds:.2f} s")
     for note in report.notes:
         click.echo(f"note: {note}", err=True)

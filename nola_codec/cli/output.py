@@ -16,6 +16,19 @@ quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress.")
 force_option = click.option("-f", "--force", is_flag=True, help="Overwrite the output.")
 
 
+def usable_device(context: click.Context, parameter: click.Parameter, name: str) -> str:
+    """A device's name, tried out where it is neither the CPU nor "numpy"; for an option's `callback`."""
+    if name not in ("cpu", "numpy"):
+        import torch
+
+        try:
+            torch.empty(1, device=name)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise click.BadParameter(f"{name!r} cannot be used here: {reason}", context, parameter) from error
+    return name
+
+
 def print_json(value: Any) -> None:
     """One JSON document; NaN and infinities become null."""
     click.echo(json.dumps(_finite(value), indent=2, ensure_ascii=False))

@@ -6,11 +6,12 @@ from dataclasses import asdict
 
 import click
 
-from nola_codec.cli.output import json_option, print_json
+from nola_codec.cli.output import json_option, print_json, usable_device
 
 
 @click.command()
-@click.option("--device", default="cpu", show_default=True, help='A torch device, or "numpy" for the reference alone.')
+@click.option("--device", default="cpu", show_default=True, callback=usable_device,
+              help='A torch device, or "numpy" for the reference alone.')  # fmt: skip
 @json_option
 def command(device: str, as_json: bool) -> int:
     """Check on this machine that generators, bases and decoding give the published bits."""

@@ -12,7 +12,6 @@ import io
 import os
 import zlib
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -35,7 +34,7 @@ STORED, ZSTD = 0, 1
 @cache
 def header_dictionary() -> bytes:
     """The preset dictionary of header compression, `spec/header-dictionary.bin`."""
-    return resources.files("nola_codec.container").joinpath("header-dictionary.bin").read_bytes()
+    return Path(__file__).with_name("header-dictionary.bin").read_bytes()
 
 
 class Container:

@@ -15,6 +15,7 @@ import numpy as np
 from nola_codec.adapters.dtypes import from_float64, to_float64
 from nola_codec.arrays import Array, Arrays
 from nola_codec.decoder.factors import Factors
+from nola_codec.errors import AdapterError
 from nola_codec.model import LowRankKind, RawTensor
 
 
@@ -56,8 +57,15 @@ def merge_raw(base: RawTensor, factors: Factors, kind: LowRankKind, xp: Arrays, 
 
 
 def merge_tensor(weight: Any, delta: Any) -> None:
-    """Add delta_W (float64, torch) to a torch weight in place, rounding once to the weight's dtype."""
-    weight.copy_(round_to(weight.double() + delta.reshape(weight.shape), weight.dtype))
+    """Add delta_W (float64, torch) to a torch weight in place, rounding once to the weight's dtype.
+
+    Raises:
+        AdapterError: the sum overflows the dtype; the weight is left as it was.
+    """
+    merged = round_to(weight.double() + delta.reshape(weight.shape), weight.dtype)
+    if not bool(merged.isfinite().all()):
+        raise AdapterError(f"the merged weight is not finite in {weight.dtype}", code="overflow")
+    weight.copy_(merged)
 
 
 def round_to(values: Any, dtype: Any) -> Any:

@@ -20,7 +20,7 @@ from nola_codec.encoder.material import Material, Survey, survey
 from nola_codec.encoder.options import DEFAULT_BITS, EncodeOptions
 from nola_codec.encoder.paper import project_modules
 from nola_codec.encoder.report import EncodeReport, TensorReport
-from nola_codec.encoder.search import Search
+from nola_codec.encoder.search import Draft, Search
 from nola_codec.entropy import NAMES as CODEC_NAMES
 from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import OBJECTIVES
@@ -47,8 +47,8 @@ class _Clock:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
-    def total(self) -> dict[str, float]:
-        return {**self.seconds, "total": time.perf_counter() - self._begin}
+    def total(self) -> float:
+        return time.perf_counter() - self._begin
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ def encode_adapter(
         effective_error=effective,
         tensors=_tensor_reports(modules, energies, coded),
         seconds=clock.total(),
+        stages=dict(clock.seconds),
         notes=_notes(options, nmse),
     )
     return coded.data, report
@@ -126,31 +127,19 @@ def _spread(
     clock: _Clock,
 ) -> _Coded:
     """Component form: rate spread over singular components, to a size or an error."""
-    streams = _streams(modules, shared=options.shared_basis)
-    with clock.stage("canonical form"):
-        bank = build_bank(
-            modules,
-            streams,
-            basis=BASIS_NAMES[options.basis],
-            generator=envelope.generator,
-            seed=options.seed,
-            most=options.rank,
-            progress=lambda done: _tell(options, "canonical form", done, len(modules)),
-        )
     objective = OBJECTIVES[options.objective_name]
-    search = Search(modules, streams, bank, BASIS_NAMES[options.basis], objective, envelope, raw_sections)
     error = options.error_target
     limit = options.size if options.size is not None else int(2 * parameters / options.ratio) if options.ratio else 0
     aim: float = limit if error is None else error
     for attempt in range(_ATTEMPTS):
         _tell(options, "rate control", attempt, _ATTEMPTS)
-        with clock.stage("rate control"):
-            draft = search.for_bytes(int(aim)) if error is None else search.for_error(aim)
+        # The bank, as large as the adapter, is let go before coding: a second attempt is rare, and makes it again.
+        draft, effective = _drafted(modules, options, envelope, raw_sections, energies, aim, clock)
         _tell(options, "entropy coding", attempt, _ATTEMPTS)
         coded = _finish(
             draft.material, draft.surveyed, modules, options, envelope, raw_sections, draft.measured(), clock
         )
-        coded = replace(coded, effective_errors=search.effective_errors(draft, energies))
+        coded = replace(coded, effective_errors=effective)
         # Estimates are good to a few bytes, and errors to the int16 rounding: a miss is rare, and small.
         if error is None:
             over = len(coded.data) - limit
@@ -167,6 +156,34 @@ def _spread(
                           code="unreachable")  # fmt: skip
     _tell(options, "entropy coding", _ATTEMPTS, _ATTEMPTS)
     return coded
+
+
+def _drafted(
+    modules: Sequence[LoraModule],
+    options: EncodeOptions,
+    envelope: Envelope,
+    raw_sections: Sequence[tuple[int, bytes]],
+    energies: Vector,
+    aim: float,
+    clock: _Clock,
+) -> tuple[Draft, Vector | None]:
+    """The draft that reaches `aim`, bytes or an error, and the modules' effective errors."""
+    streams = _streams(modules, shared=options.shared_basis)
+    basis = BASIS_NAMES[options.basis]
+    with clock.stage("canonical form"):
+        bank = build_bank(
+            modules,
+            streams,
+            basis=basis,
+            generator=envelope.generator,
+            seed=options.seed,
+            most=options.rank,
+            progress=lambda done: _tell(options, "canonical form", done, len(modules)),
+        )
+    search = Search(modules, streams, bank, basis, OBJECTIVES[options.objective_name], envelope, raw_sections)
+    with clock.stage("rate control"):
+        draft = search.for_bytes(int(aim)) if options.error_target is None else search.for_error(aim)
+    return draft, search.effective_errors(draft, energies)
 
 
 def _project(

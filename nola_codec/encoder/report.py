@@ -41,7 +41,8 @@ class EncodeReport:
         nmse: Share of ||delta_W||_F^2 lost over the whole file.
         effective_error: The same for the effective error, when that is defined.
         tensors: One report a weight.
-        seconds: Wall time by stage and ``total``.
+        seconds: Wall time.
+        stages: The same by stage.
         notes: What the user should know, one sentence each.
     """
 
@@ -53,5 +54,6 @@ class EncodeReport:
     nmse: float
     effective_error: float | None
     tensors: tuple[TensorReport, ...]
-    seconds: dict[str, float]
+    seconds: float
+    stages: dict[str, float]
     notes: tuple[str, ...] = ()

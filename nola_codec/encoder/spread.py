@@ -51,7 +51,7 @@ def spread(
     quantizers = tuple(quantized.quantizers[rung] for rung in numbers)
     return Material(
         tuple(records),
-        _LevelSymbols(bank, quantized, units),
+        _LevelSymbols(replace(bank, matrices=({}, {})), quantized, units),  # without the coefficients' memory
         tuple(q for q in quantizers if q is not None),
         allocation,
         slope,

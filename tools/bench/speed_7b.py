@@ -110,7 +110,7 @@ def child(task: str, source: Path, out: Path, options: Figures, profile: bool) -
     figures: Figures = {}
     if task == "encode":
         report = nola_codec.encode(source, out, overwrite=True, **options)
-        figures = {"bytes": report.bytes, "nmse": report.nmse, "stages": report.seconds}
+        figures = {"bytes": report.bytes, "nmse": report.nmse, "stages": report.stages}
     else:
         figures = {"tensors": len(nola_codec.load(out).state_dict())}
     profiler.disable()

@@ -1,0 +1,383 @@
+"""Every command as a user meets it: what it prints, where, and how it exits."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from nola_codec.cli import COMMANDS, group, main
+from nola_codec.version import __version__
+
+ROOT = Path(__file__).resolve().parents[2]
+Run = Callable[..., Any]
+
+
+def test_encode_writes_and_reports(run: Run, adapter: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.nola"
+    done = run("encode", adapter, "-o", out, "--nmse", 0.1)
+    assert (done.status, done.err) == (0, "")
+    assert done.out.startswith(f"wrote  {out}\n")
+    assert f"({out.stat().st_size:,} bytes)" in done.out
+    assert re.search(r"NMSE +0\.0\d+", done.out)
+
+
+def test_encode_json(run: Run, adapter: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.nola"
+    done = run("encode", adapter, "-o", out, "--size", "1500B", "--json")
+    assert (done.status, done.err) == (0, "")
+    facts = done.json
+    assert facts["bytes"] == out.stat().st_size <= 1500
+    assert facts["source_bytes"] == (adapter / "adapter_model.safetensors").stat().st_size
+    assert facts["ratio"] == pytest.approx(2 * facts["parameters"] / facts["bytes"])
+    assert facts["parameters"] == 2 * (4 * (64 + 48) + 4 * (33 + 48))
+    assert facts["nmse"] > 0
+    assert len(facts["tensors"]) == 4
+    assert facts["seconds"]
+    assert facts["output"] == str(out)
+
+
+def test_encode_dry_run_writes_nothing(run: Run, adapter: Path, tmp_path: Path) -> None:
+    done = run("encode", adapter, "-o", tmp_path / "x.nola", "--nmse", 0.1, "-n")
+    assert done.status == 0
+    assert done.out.startswith("would write")
+    assert (
+        run("encode", adapter, "-o", tmp_path / "x.nola", "--nmse", 0.1, "--dry-run", "--json").json["output"] is None
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+
+
+@pytest.mark.parametrize(
+    ("options", "facts"),
+    [
+        (["--num-basis", "50", "--bits", "2", "--rank", "2"], {"form": ["factor"], "coefficients": 400}),
+        (["--num-basis", "20", "--basis", "rademacher"], {"bases": ["rademacher"]}),
+        (["--prng", "threefry2x32-20", "--seed", "77"], {"generator": "threefry2x32-20", "seed": 77}),
+        (["--ratio", "5", "--objective", "nmse", "--shared-basis"], {"form": ["component"]}),
+        (["--error", "0.2"], {"bases": ["hadamard"]}),
+        ([], {"draft": True, "base_model": "nobody/model"}),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_options_reach_the_file(
+    options: list[str], facts: dict[str, Any], run: Run, adapter: Path, tmp_path: Path
+) -> None:
+    assert run("encode", adapter, "-o", tmp_path / "x.nola", *options).status == 0
+    found = run("inspect", tmp_path / "x.nola", "--json").json
+    assert {key: found[key] for key in facts} == facts
+    assert run("verify", tmp_path / "x.nola").status == 0
+
+
+def test_passthrough(run: Run, adapter: Path, tmp_path: Path) -> None:
+    weights = adapter / "adapter_model.safetensors"
+    save_file({**load_file(weights), "surprise": np.arange(3)}, weights)
+    refused = run("encode", adapter, "-o", tmp_path / "x.nola")
+    assert refused.status == 3
+    assert "surprise" in refused.err
+    assert run("encode", adapter, "-o", tmp_path / "x.nola", "--passthrough").status == 0
+    assert "1 carried as they came" in run("inspect", tmp_path / "x.nola").out
+    other = run("compare", adapter, tmp_path / "x.nola")
+    assert other.status == 3  # compare has no --passthrough: it refuses what encode would refuse
+
+
+def test_decode(run: Run, encoded: Path, tmp_path: Path) -> None:
+    done = run("decode", encoded, "-o", tmp_path / "out")
+    assert (done.status, done.err) == (0, "")
+    assert done.out.startswith(f"wrote  {tmp_path / 'out'} (")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    facts = run("decode", encoded, "-o", tmp_path / "out16", "--dtype", "f16", "--json").json
+    assert facts["output"] == str(tmp_path / "out16")
+    assert facts["merged"] is False
+    assert facts["bytes"] == sum(p.stat().st_size for p in (tmp_path / "out16").iterdir())
+    assert facts["seconds"] > 0
+    assert run("decode", encoded, "-o", tmp_path / "out.safetensors").status == 0
+    assert (
+        load_file(tmp_path / "out.safetensors").keys() == load_file(tmp_path / "out/adapter_model.safetensors").keys()
+    )
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A model directory with the weights that the adapter needs and one more, in float16."""
+    directory = tmp_path / "base"
+    directory.mkdir()
+    shapes = {
+        f"model.layers.{n}.self_attn.{p}.weight": (o, 48) for n in (0, 1) for p, o in (("q_proj", 64), ("v_proj", 33))
+    }
+    weights = {name: np.ones(shape, np.float16) for name, shape in shapes.items()} | {"other": np.ones(3, np.float32)}
+    save_file(weights, directory / "model.safetensors")
+    (directory / "config.json").write_text('{"model_type": "llama"}')
+    return directory
+
+
+def test_decode_into_a_base(run: Run, encoded: Path, base: Path, tmp_path: Path) -> None:
+    facts = run("decode", encoded, "-o", tmp_path / "merged", "--base", base, "--json").json
+    assert facts["merged"] is True
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    assert {name: tensor.dtype for name, tensor in merged.items()} == {
+        name: tensor.dtype for name, tensor in load_file(base / "model.safetensors").items()
+    }
+    assert (merged["other"] == 1).all()
+    assert not (merged["model.layers.0.self_attn.q_proj.weight"] == 1).all()
+
+
+def test_a_base_that_does_not_fit(run: Run, encoded: Path, base: Path, tmp_path: Path) -> None:
+    save_file({"model.layers.0.self_attn.q_proj.weight": np.ones((64, 48), np.float16)}, base / "model.safetensors")
+    done = run("decode", encoded, "-o", tmp_path / "merged", "--base", base)
+    assert (done.status, done.out) == (3, "")
+    for name in ("0.self_attn.v_proj", "1.self_attn.q_proj", "1.self_attn.v_proj"):
+        assert f"model.layers.{name}" in done.err
+    assert done.err.startswith("nola-codec: 3 parts of the adapter do not fit")
+    assert done.err.rstrip().endswith("[base-mismatch]")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_inspect(run: Run, encoded: Path) -> None:
+    done = run("inspect", encoded)
+    assert (done.status, done.err) == (0, "")
+    for words in ("nobody/model", "a draft", "4 deltas", "philox4x32-10, seed 0", "nmse"):
+        assert words in done.out
+    assert "q_proj" not in done.out
+    listed = run("inspect", encoded, "--tensors").out
+    assert len(re.findall(r"base_model\.model\.model\.layers\.\d\.self_attn\.[qv]_proj +\d+x48 +4 +\d", listed)) == 4
+    assert run("inspect", encoded, "--json").json["tensors"] == 4
+    facts = run("inspect", encoded, "--tensors", "--json").json
+    assert {t["name"].rpartition(".")[2] for t in facts["tensors"]} == {"q_proj", "v_proj"}
+    assert facts["bytes"] == encoded.stat().st_size
+
+
+def test_verify(run: Run, encoded: Path, tmp_path: Path) -> None:
+    done = run("verify", encoded)
+    assert (done.status, done.err) == (0, "")
+    facts = run("verify", encoded, "--json").json
+    assert facts["ok"] is True
+    assert facts["factors_sha256"] in done.out
+    assert facts["factors_sha256"] == run("inspect", encoded, "--json").json["factors_sha256"]
+    data = bytearray(encoded.read_bytes())
+    data[-12] ^= 1
+    bad = tmp_path / "bad.nola"
+    bad.write_bytes(data)
+    refused = run("verify", bad)
+    assert refused.status == 1
+    assert refused.out.startswith("bad   ")
+    found = run("verify", bad, "--json")
+    assert (found.status, found.json["ok"]) == (1, False)
+    assert found.json["code"]
+    bad.write_bytes(data[:100])
+    assert run("verify", bad, "--json").json["code"] == "truncated"
+    assert run("inspect", bad).status == 3
+    assert run("decode", bad, "-o", tmp_path / "out").status == 3
+    assert not (tmp_path / "out").exists()
+
+
+def test_compare(run: Run, adapter: Path, encoded: Path) -> None:
+    done = run("compare", adapter, encoded)
+    assert (done.status, done.err) == (0, "")
+    facts = run("compare", adapter, encoded, "--json").json
+    assert facts["ok"] is True
+    assert 0.09 < facts["nmse"] <= 0.1
+    assert facts["nmse"] == pytest.approx(run("inspect", encoded, "--json").json["measured"]["nmse"], rel=1e-9)
+    assert sorted(map(tuple, (t["shape"] for t in facts["tensors"]))) == [(33, 48), (33, 48), (64, 48), (64, 48)]
+    assert all(0 < t["nmse"] < 1 for t in facts["tensors"])
+    listed = run("compare", adapter, encoded, "--per-tensor").out.splitlines()
+    rows = [float(line.split()[0]) for line in listed if re.match(r"\d.*x48 ", line)]
+    assert len(rows) == 4
+    assert rows == sorted(rows, reverse=True)
+    assert run("compare", adapter, encoded, "--max-nmse", 0.05).status == 1
+    assert run("compare", adapter, encoded, "--max-nmse", 0.2).status == 0
+
+
+def test_compare_says_no_to_other_weights(run: Run, adapter: Path, encoded: Path) -> None:
+    weights = adapter / "adapter_model.safetensors"
+    save_file({k: v for k, v in load_file(weights).items() if "layers.1" not in k}, weights)
+    done = run("compare", adapter, encoded)
+    assert done.status == 1
+    assert done.out.count("only in B: ") == 2
+    assert run("compare", adapter, encoded, "--json").json["ok"] is False
+
+
+def test_selftest(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = run("selftest")
+    assert (done.status, done.err) == (0, "")
+    assert done.out.count("ok  ") == 6
+    facts = run("selftest", "--device", "numpy", "--json").json
+    assert facts["ok"] is True
+    assert [c["passed"] for c in facts["checks"]] == [True] * 6
+    from nola_codec.api import selftest as module
+
+    monkeypatch.setitem(module._EXPECTED, "hadamard basis", "0" * 64)
+    wrong = run("selftest", "--device", "numpy")
+    assert wrong.status == 1
+    assert wrong.out.count("FAIL") == 1
+
+
+@pytest.mark.parametrize("json_", [False, True])
+def test_nothing_is_overwritten_unasked(json_: bool, run: Run, adapter: Path, encoded: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    extra = ["--json"] if json_ else []
+    for arguments in (["encode", adapter], ["decode", encoded]):
+        refused = run(*arguments, "-o", tmp_path / "mine", *extra)
+        assert (refused.status, refused.out) == (2, "")
+        assert refused.err == f"nola-codec: {tmp_path / 'mine'}: already exists; -f overwrites it\n"
+        assert (tmp_path / "mine").read_text() == "mine"
+    assert run("encode", adapter, "-o", tmp_path / "mine", "-f").status == 0
+    assert run("verify", tmp_path / "mine").status == 0
+    assert run("decode", encoded, "-o", tmp_path / "mine", "--force").status == 0
+    assert (tmp_path / "mine" / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [], ["bogus"], ["encode"], ["encode", "ADAPTER"], ["encode", "ADAPTER", "-o", "x", "--bogus"],
+        ["encode", "ADAPTER", "-o", "x", "--nmse", "0.1", "--size", "5KB"],
+        ["encode", "ADAPTER", "-o", "x", "--nmse", "2"],
+        ["encode", "ADAPTER", "-o", "x", "--nmse", "much"], ["encode", "ADAPTER", "-o", "x", "--size", "5XB"],
+        ["encode", "ADAPTER", "-o", "x", "--basis", "fourier"], ["encode", "ADAPTER", "-o", "x", "--basis", "uniform"],
+        ["encode", "ADAPTER", "-o", "x", "--bits", "9"], ["encode", "ADAPTER", "-o", "x", "--seed", "-1"],
+        ["decode", "FILE"], ["decode", "FILE", "-o", "x", "--dtype", "f64"],
+        ["decode", "FILE", "-o", "x", "--base", "b", "--dtype", "f16"],
+        ["decode", "FILE", "-o", "x", "--device", "abacus"],
+        ["inspect"], ["inspect", "FILE", "FILE"], ["verify"], ["compare", "FILE"], ["selftest", "--device", "abacus"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_wrong_usage(arguments: list[str], run: Run, adapter: Path, encoded: Path, tmp_path: Path) -> None:
+    names = {"ADAPTER": adapter, "FILE": encoded, "x": tmp_path / "x"}
+    done = run(*(names.get(a, a) for a in arguments))
+    assert (done.status, done.out) == (2, "")
+    assert done.err
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["encode", "NOWHERE", "-o", "x"], "no such file"),
+        (["encode", "pickle.bin", "-o", "x"], "pickle"),
+        (["encode", "text.safetensors", "-o", "x"], "text.safetensors"),
+        (["encode", "EMPTY", "-o", "x"], "adapter_model.safetensors"),
+        (["encode", "ADAPTER", "-o", "x", "--size", "20B"], "cannot be reached"),
+        (["encode", "ADAPTER", "-o", "no/such/x"], "no such"),
+        (["decode", "NOWHERE", "-o", "x"], "no such file"),
+        (["decode", "text.safetensors", "-o", "x"], "not a .nola file"),
+        (["decode", "FILE", "-o", "x", "--base", "NOWHERE"], "NOWHERE"),
+        (["decode", "FILE", "-o", "x", "--base", "ADAPTER"], "this is an adapter"),
+        (["inspect", "NOWHERE"], "no such file"),
+        (["inspect", "text.safetensors"], "not a .nola file"),
+        (["inspect", "EMPTY"], "EMPTY"),
+        (["verify", "NOWHERE"], "no such file"),
+        (["compare", "ADAPTER", "NOWHERE"], "no such file"),
+        (["compare", "text.safetensors", "FILE"], "text.safetensors"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_input_refused(
+    arguments: list[str], words: str, run: Run, adapter: Path, encoded: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("EMPTY").mkdir()
+    Path("pickle.bin").write_bytes(b"\x80\x02}q\x00.")
+    Path("text.safetensors").write_text("surely not\n" * 9)
+    before = sorted(str(p) for p in tmp_path.rglob("*"))
+    names = {"ADAPTER": adapter, "FILE": encoded}
+    done = run(*(names.get(a, a) for a in arguments))
+    assert (done.status, done.out) == (3, "")
+    assert done.err.startswith("nola-codec: ")
+    assert words in done.err
+    assert "Traceback" not in done.err
+    assert sorted(str(p) for p in tmp_path.rglob("*")) == before
+
+
+def test_our_own_bugs_are_told_apart(run: Run, encoded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nola_codec.api import inspecting
+
+    def broken(source: object) -> Any:
+        raise KeyError("oops")
+
+    monkeypatch.setattr(inspecting, "inspect", broken)
+    done = run("inspect", encoded)
+    assert (done.status, done.out) == (70, "")
+    assert "KeyError: 'oops'" in done.err
+    assert done.err.endswith("this is a bug in nola-codec; please report it with the lines above\n")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("terminal", "quiet"), [(True, False), (True, True), (False, False)])
+def test_progress_goes_to_a_terminal_only(
+    terminal: bool, quiet: bool, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    stderr = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with pytest.raises(SystemExit, match="0"):
+        main(["encode", str(adapter), "-o", str(tmp_path / "x.nola"), "--nmse", "0.1", "--json", *["-q"] * quiet])
+    assert ("canonical form" in stderr.getvalue()) == (terminal and not quiet)
+    if not terminal or quiet:
+        assert stderr.getvalue() == ""
+    else:
+        assert stderr.getvalue().endswith("\r\x1b[K")  # the line is wiped
+    json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "encode"])
+def test_torch_is_not_loaded(command: str, adapter: Path, encoded: Path, tmp_path: Path) -> None:
+    arguments = (
+        [str(adapter), "-o", str(tmp_path / "y.nola"), "--nmse", "0.1"] if command == "encode" else [str(encoded)]
+    )
+    code = (
+        "import sys\n"
+        "from nola_codec.cli import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        "except SystemExit as done:\n    assert not done.code, done.code\n"
+        "print('loaded:', sorted({'torch', 'transformers', 'peft', 'hypothesis'} & set(sys.modules)))\n"
+    )
+    made = subprocess.run(
+        [sys.executable, "-c", code, command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.splitlines()[-1] == "loaded: []"
+    assert made.stderr == ""
+
+
+def test_the_module_runs() -> None:
+    for module in ("nola_codec", "nola_codec.cli"):
+        made = subprocess.run([sys.executable, "-m", module, "--version"], cwd=ROOT, capture_output=True, text=True)
+        assert (made.returncode, made.stdout) == (0, f"nola-codec, version {__version__}\n")
+
+
+def test_help(run: Run) -> None:
+    for flag in ("-h", "--help"):
+        done = run(flag)
+        assert done.status == 0
+        assert all(f"  {name} " in done.out for name in COMMANDS)
+    assert run("--version").out == f"nola-codec, version {__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_documented(name: str, run: Run) -> None:
+    done = run(name, "-h")
+    assert done.status == 0
+    command = group.get_command(None, name)  # type: ignore[arg-type]
+    assert command is not None
+    for option in command.params:
+        if option.param_type_name == "option":
+            assert any(flag in done.out for flag in option.opts), option.opts
+            assert getattr(option, "help", None) or option.name in ("basis", "generator"), f"{option.name} has no help"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"nola-codec {name}" in readme

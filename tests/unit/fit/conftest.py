@@ -1,0 +1,36 @@
+"""Banks of units with a decaying spectrum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from nola_codec.basis import NAMES
+from nola_codec.fit.bank import Bank, build_bank
+from nola_codec.model import LoraModule
+from nola_codec.prng import PHILOX
+
+
+def _modules(shapes: list[tuple[int, int, int]], decay: float) -> list[LoraModule]:
+    rng = np.random.default_rng(0)
+    modules = []
+    for number, (out, columns, rank) in enumerate(shapes):
+        u, v = rng.standard_normal((out, rank)), rng.standard_normal((rank, columns))
+        b = (np.linalg.qr(u)[0] * decay ** np.arange(rank)).astype(np.float32)
+        a = np.linalg.qr(v.T)[0].T.astype(np.float32)
+        modules.append(LoraModule(f"layers.{number}.x", a, b, (rank, columns), (out, rank), scaling=2.0 - number % 2))
+    return modules
+
+
+@pytest.fixture
+def make_bank() -> Callable[..., Bank]:
+    """`make_bank(shapes, decay, **options of build_bank)`; the shapes are (out, in, rank)."""
+
+    def make(shapes: list[tuple[int, int, int]], decay: float = 0.5, **options: int) -> Bank:
+        modules = _modules(shapes, decay)
+        fixed = {"basis": NAMES["hadamard"], "generator": PHILOX, "seed": 7}
+        return build_bank(modules, list(range(len(modules))), **fixed, **options)
+
+    return make

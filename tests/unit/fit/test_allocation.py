@@ -1,0 +1,100 @@
+"""Gains, survival and the Lagrangian, against what they are defined as."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from nola_codec.fit.allocation import EFFECTIVE, NMSE, Objective, ladder, make_plan, precision_shift
+from nola_codec.fit.bank import Bank
+
+SHAPES = [(96, 256, 12), (256, 256, 12), (97, 64, 10)]
+LAMBDAS = 2.0 ** np.arange(-16, 1, 1.0)
+
+
+@pytest.mark.parametrize("objective", [NMSE, EFFECTIVE])
+@pytest.mark.parametrize("side", [0, 1])
+def test_gain_and_survival_minimise_the_effective_error(objective: Objective, side: int) -> None:
+    gains = np.linspace(0, 25, 400_001)
+    for cosine2 in (0.05, 0.3, 0.8, 0.99):
+        error = (1 - gains * cosine2) ** 2 + gains**2 * cosine2 * (1 - cosine2) / objective.gamma[side]
+        value = np.array([cosine2])
+        assert objective.gain(value, side)[0] == pytest.approx(gains[error.argmin()], abs=1e-3)
+        assert 1 - objective.survival(value, side)[0] == pytest.approx(error.min(), abs=1e-6)
+
+
+@pytest.mark.parametrize("objective", [NMSE, EFFECTIVE])
+@pytest.mark.parametrize("side", [0, 1])
+def test_the_ladder_rises_with_precision(objective: Objective, side: int) -> None:
+    steps = ladder(objective, side)
+    assert (np.diff(steps.rung) >= 0).all()
+    assert (np.diff(steps.rate) >= 0).all()
+    assert (np.diff(steps.survival) >= 0).all()
+    assert steps.rung[0] == -1  # weak vectors are not coded
+    assert steps.rung[-1] == len(steps.rungs) - 1
+
+
+@pytest.mark.parametrize("objective", [NMSE, EFFECTIVE])
+def test_what_is_kept_shrinks_as_bits_get_dear(objective: Objective, make_bank: Callable[..., Bank]) -> None:
+    bank = make_bank(SHAPES)
+    plans = [make_plan(bank, objective, value) for value in LAMBDAS]
+    for cheap, dear in pairwise(plans):
+        assert set(dear.kept) <= set(cheap.kept)
+        assert dear.bits <= cheap.bits
+    assert len(plans[0].kept) > len(plans[-1].kept)
+
+
+def test_nmse_is_reverse_water_filling(make_bank: Callable[..., Bank]) -> None:
+    """Strong components all end at one distortion, the water level; those under it vanish."""
+    bank = make_bank([(256, 256, 24)], decay=0.75)
+    plan = make_plan(bank, NMSE, 2.0**-13)
+    rates = np.stack([ladder(NMSE, side).rungs[r].rate for side in (0, 1) for r in plan.rung[side]]).reshape(2, -1)
+    left = []
+    for side in (0, 1):
+        steps = ladder(NMSE, side)
+        at = steps.at(plan.precision + precision_shift(256))
+        left.append(bank.strength[plan.kept] ** 2 * (1 - steps.survival[at]))
+    distortion = np.stack(left)
+    fine = distortion[rates > 1.5]
+    assert fine.size >= 10
+    assert fine.max() / fine.min() < 1.35
+    level = np.median(fine)
+    dropped = np.setdiff1d(np.arange(bank.units), plan.kept)
+    assert len(dropped)
+    # A component of two vectors is worth coding only well above the level, and always when far above it.
+    assert (bank.strength[dropped] ** 2).max() < 6 * level
+    assert (bank.strength[plan.kept] ** 2).min() > level
+
+
+def test_equal_strength_gets_equal_bits(make_bank: Callable[..., Bank]) -> None:
+    bank = make_bank([(128, 128, 6)], decay=1.0)
+    plan = make_plan(bank, NMSE, 2.0**-10)
+    assert len(plan.kept) == 6
+    assert np.ptp(plan.rung, axis=1).tolist() == [0, 0]
+    assert np.ptp(plan.precision) == 0
+
+
+def test_effective_keeps_more_components_for_the_same_bits(make_bank: Callable[..., Bank]) -> None:
+    bank = make_bank([(256, 256, 24)], decay=0.8)
+
+    def kept_at(objective: Objective, bits: float) -> int:
+        plans = [make_plan(bank, objective, value) for value in 2.0 ** np.arange(-18, 2, 0.1)]
+        return len(min(plans, key=lambda plan: abs(plan.bits - bits)).kept)
+
+    assert kept_at(EFFECTIVE, 4000) > kept_at(NMSE, 4000)
+
+
+def test_at_most_so_many_components_are_kept(make_bank: Callable[..., Bank]) -> None:
+    bank = make_bank(SHAPES, most=3)
+    plan = make_plan(bank, NMSE, 2.0**-16)
+    assert sorted(set(bank.component[plan.kept])) == [0, 1, 2]
+
+
+def test_nothing_kept_of_nothing(make_bank: Callable[..., Bank]) -> None:
+    bank = make_bank([(32, 32, 3)], decay=0.0)
+    plan = make_plan(bank, EFFECTIVE, 2.0**-16)
+    assert plan.kept.tolist() == [0]  # 0 ** 0 = 1: one component is not zero
+    assert make_plan(bank, EFFECTIVE, 2.0**20).bits == 0
