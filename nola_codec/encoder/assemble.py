@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from nola_codec.container.writer import assemble
 from nola_codec.decoder.coefficients import PointTable, block_runs
 from nola_codec.decoder.decoder import FactorsDigest
 from nola_codec.decoder.factors import Factors, synthesize_factors
-from nola_codec.encoder.material import Material, Survey, Symbols, side_models
+from nola_codec.encoder.material import MadeOnDemand, Material, Survey, side_models
 from nola_codec.entropy import rans, raw, smallest
 from nola_codec.entropy.frames import compress
 from nola_codec.model import Header, LowRankRecord, RawKind, RawRecord, RawTensor
@@ -95,7 +95,7 @@ def code_parts(
     """
     models = [q.model for q in material.quantizers]
     runs = [block_runs(material.records[start:stop], material.allocation) for start, stop in surveyed.spans]
-    blocks = smallest(_BlockStreams(material, surveyed), runs, models, codecs)
+    blocks = smallest(_block_streams(material, surveyed), runs, models, codecs)
     side = units_to_symbols(material.records, material.allocation, material.amplitude_slope)
     (units,) = smallest([side], [units_runs(material.records)], side_models(side), codecs)
     digest = FactorsDigest()
@@ -130,24 +130,11 @@ def pack_raw(tensors: Mapping[str, RawTensor]) -> list[tuple[int, bytes]]:
     return sections
 
 
-class _BlockStreams(Sequence[Symbols]):
-    """Symbols of each block, made when asked for."""
-
-    def __init__(self, material: Material, surveyed: Survey) -> None:
-        self._material, self._spans = material, surveyed.spans
-
-    def __len__(self) -> int:
-        return len(self._spans)
-
-    @overload
-    def __getitem__(self, index: int) -> Symbols: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Symbols]: ...
-    def __getitem__(self, index: int | slice) -> Symbols | Sequence[Symbols]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        start, stop = self._spans[index]
-        return np.concatenate([self._material.symbols[i] for i in range(start, stop)])
+def _block_streams(material: Material, surveyed: Survey) -> MadeOnDemand:
+    """Symbols of each block."""
+    return MadeOnDemand(
+        len(surveyed.spans), lambda block: np.concatenate(material.symbols[slice(*surveyed.spans[block])])
+    )
 
 
 def _decoded(material: Material, surveyed: Survey, envelope: Envelope) -> Iterator[tuple[tuple[int, int], Factors]]:

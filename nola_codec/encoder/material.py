@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,27 @@ Symbols = npt.NDArray[Any]
 
 BLOCK_BYTES = 104 << 10
 """Coded size at which a block is closed: a reader of one tensor reads no more than its block."""
+
+
+class MadeOnDemand(Sequence[Symbols]):
+    """Arrays that are made when asked for: a copy of all symbols would double the encoder's memory."""
+
+    def __init__(self, count: int, make: Callable[[int], Symbols]) -> None:
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Symbols: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Symbols]: ...
+    def __getitem__(self, index: int | slice) -> Symbols | Sequence[Symbols]:
+        if isinstance(index, slice):
+            return [self._make(i) for i in range(*index.indices(self._count))]
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        return self._make(index)
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
 from nola_codec.basis import basis_by_id
 from nola_codec.container.names import split_name
-from nola_codec.encoder.material import Material, Symbols
+from nola_codec.encoder.material import MadeOnDemand, Material, Symbols
 from nola_codec.fit.allocation import P_LOW, Plan, ladder, precision_shift
 from nola_codec.fit.bank import Bank
 from nola_codec.fit.quantize import Quantized
@@ -51,40 +50,29 @@ def spread(
     quantizers = tuple(quantized.quantizers[rung] for rung in numbers)
     return Material(
         tuple(records),
-        _LevelSymbols(replace(bank, matrices=({}, {})), quantized, units),  # without the coefficients' memory
+        _level_symbols(replace(bank, matrices=({}, {})), quantized, units),  # without the coefficients' memory
         tuple(q for q in quantizers if q is not None),
         allocation,
         slope,
     )
 
 
-class _LevelSymbols(Sequence[Symbols]):
-    """Symbols of each record, made of the levels when asked for: a copy of all of them would double the memory."""
+def _level_symbols(bank: Bank, quantized: Quantized, units: Sequence[npt.NDArray[np.int64]]) -> MadeOnDemand:
+    """Symbols of each record, made of its units' levels."""
+    halves = np.array([0 if q is None else q.codebook.size // 2 for q in quantized.quantizers], np.int16)
 
-    def __init__(self, bank: Bank, quantized: Quantized, units: Sequence[npt.NDArray[np.int64]]) -> None:
-        self._bank, self._quantized, self._units = bank, quantized, units
-        self._halves = np.array([0 if q is None else q.codebook.size // 2 for q in quantized.quantizers], np.int16)
-
-    def __len__(self) -> int:
-        return len(self._units)
-
-    @overload
-    def __getitem__(self, index: int) -> Symbols: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Symbols]: ...
-    def __getitem__(self, index: int | slice) -> Symbols | Sequence[Symbols]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        own = self._units[index]
+    def make(index: int) -> Symbols:
+        own = units[index]
         if not len(own):
             return np.empty(0, np.uint8)
+        kept = quantized.kept[own]
         parts = []
         for side in (0, 1):
-            kept = self._quantized.kept[own]
-            levels = self._quantized.levels[side][int(self._bank.lengths[side][kept[0]])]
-            halves = self._halves[self._quantized.rung[side][own]]
-            parts.append((levels[self._bank.rows[side][kept]] + halves[:, None]).astype(np.uint8).reshape(-1))
+            levels = quantized.levels[side][int(bank.lengths[side][kept[0]])][bank.rows[side][kept]]
+            parts.append((levels + halves[quantized.rung[side][own]][:, None]).astype(np.uint8).reshape(-1))
         return np.concatenate(parts)
+
+    return MadeOnDemand(len(units), make)
 
 
 def _kind(module: LoraModule, basis: int) -> LowRankKind:

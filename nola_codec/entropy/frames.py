@@ -7,6 +7,7 @@ import zstandard
 from nola_codec.errors import FormatError, expected
 
 _MAGIC = b"\x28\xb5\x2f\xfd"
+_EMPTY = b"\x20\x00\x01\x00\x00"  # one segment, no bytes, one last raw block
 _MOST_EXPANSION = 15  # log2: a block of 128 KiB takes four bytes at the least
 
 
@@ -41,6 +42,8 @@ def decompress(data: bytes | memoryview, size: int, what: str, dictionary: bytes
         declared = zstandard.get_frame_parameters(frame).content_size
         if declared != size or size > len(data) << _MOST_EXPANSION:
             raise FormatError(expected(f"{what}: declared size", size, declared), code="zstd")
+        if size == 0 and data != _EMPTY:  # of nothing, the library would not look at the blocks
+            raise FormatError(f"{what}: not the frame of no bytes", code="zstd")
         # In one call: a stream's decoder would follow a frame past its declared size as far as memory goes.
         plain = zstandard.ZstdDecompressor(dict_data=_dictionary(dictionary)).decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
