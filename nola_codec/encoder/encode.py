@@ -112,7 +112,7 @@ def encode_adapter(
         tensors=_tensor_reports(modules, energies, coded),
         seconds=clock.total(),
         stages=dict(clock.seconds),
-        notes=_notes(options, nmse),
+        notes=_notes(options, nmse, effective),
     )
     return coded.data, report
 
@@ -274,15 +274,21 @@ def _tensor_reports(modules: Sequence[LoraModule], energies: Vector, coded: _Cod
     return tuple(reports)
 
 
-def _notes(options: EncodeOptions, nmse: float) -> tuple[str, ...]:
+def _notes(options: EncodeOptions, nmse: float, effective: float | None) -> tuple[str, ...]:
     if options.projected and nmse > 0.5:
         return (
             f"{nmse:.1%} of the delta's energy is lost: a random basis of few coefficients keeps about their share of "
             "it. Files for a task are trained in this form; from weights alone, leave out num_basis.",
         )
-    if options.objective_name == "effective" and nmse > 0.3:
-        return (
+    notes = []
+    if effective is not None and nmse > 0.3:
+        notes.append(
             f"NMSE {nmse:.3f} is large by design: the objective keeps signal and lets through noise that models "
-            "hardly see. Measure on the task; use --nmse for a bound on the weights.",
+            "hardly see. Measure on the task; use --nmse for a bound on the weights."
         )
-    return ()
+    if effective is not None and effective > 0.25:
+        notes.append(
+            f"effective error {effective:.2f} is high: at sizes this small some tasks keep nine tenths of their gain, "
+            "and others fall behind the base model. Measure before you ship it."
+        )
+    return tuple(notes)

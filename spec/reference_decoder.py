@@ -1,0 +1,399 @@
+"""Reference decoder of the `.nola` format: nola-v1.md as plain code, in its order. It shares nothing with the package.
+
+    python spec/reference_decoder.py FILE [--npz OUT]
+
+Prints the SHA-256 of the decoded tensors and exits with 0; with 1 when the file is refused, the reject table's code and
+a reason going to stderr. Needs numpy, msgpack and zstandard. Written to be read, not to be fast; it sets no limits.
+"""
+
+import hashlib
+import math
+import struct
+import sys
+import zlib
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import zstandard
+
+SIGNS, SIGNS_SECOND, SUBSET, RADEMACHER, UNIFORM = range(5)
+DTYPE_BYTES = (4, 2, 2, 8, 8, 4, 2, 1, 1, 1, 2, 4, 8, 1, 1)
+MANTISSAS = (
+    32768, 33486, 34219, 34968, 35734, 36516, 37316, 38133, 38968, 39821, 40693, 41584, 42495, 43425, 44376, 45348,
+    46341, 47356, 48393, 49452, 50535, 51642, 52773, 53928, 55109, 56316, 57549, 58809, 60097, 61413, 62757, 64132,
+)  # fmt: skip
+# The header's schema. A range: an int in it; a type: a value of it; [s]: a list of any length; (s, ...): a list of
+# exactly these; {s}: a map with such values; (None, s): s or nil.
+SIZES, OFFSET, TABLE = [range(1, 2**31 + 1)], range(-16384, 16385), (None, [range(1, 4097)])
+SCHEMA = {
+    "allocation": ([(OFFSET, range(256), OFFSET)], [(OFFSET, range(256), OFFSET)]), "amplitude_slope": range(-64, 65),
+    "blocks": [range(1, 2**17 + 1)], "config": (None, dict), "dialect": str, "exponents": bytes,
+    "factors_sha256": bytes, "generator": range(256), "kinds": [list], "measured": {float}, "metadata": {str},
+    "numbers": bytes, "quantizers": [(range(4), object, TABLE)], "records": bytes, "units": bytes, "writer": str,
+    "sections": [(range(2**63), range(2**63), range(2**63), range(2**32))], "seed": range(2**64),
+    "side_models": ((range(1, 257), TABLE), (range(1, 257), TABLE)), "streams": (None, [range(2**31)]),
+}  # fmt: skip
+LOWRANK = {
+    "type": range(1), "template": str, "layout": range(3), "b_shape": SIZES, "a_shape": SIZES, "scaling": float,
+    "fan_in_fan_out": range(2), "dtype": range(3), "basis": range(256), "split": range(2),
+    "counts": (None, (SIZES[0], SIZES[0])), "shift": (range(-1023, 1024), range(-1023, 1024)), "amplitude": OFFSET,
+}  # fmt: skip
+RAW = {"type": range(1, 2), "template": str, "dtype": range(15), "shape": [range(2**31 + 1)]}
+
+
+class Refused(Exception):
+    """A file to be refused: (code of the reject table, reason)."""
+
+
+def need(condition: Any, code: str, reason: str) -> None:
+    if not condition:
+        raise Refused(code, reason)
+
+
+def open_file(data: bytes) -> tuple[dict[str, Any], list[tuple[int, bytes]]]:
+    """The header's map, checked, and (codec, stored bytes) of each section."""
+    need(data[:8] == b"\x89NLA\r\n\x1a\n"[: len(data)], "magic", "not a .nola file")
+    need(len(data) >= 76, "truncated", "prelude")
+    version, _, required, _, stored, plain, crc, length, sha = struct.unpack_from("<HHIIIIIQ32s", data, 8)
+    need(version == 0, "version", f"format version {version}")
+    need(zlib.crc32(data[:72]) == struct.unpack_from("<I", data, 72)[0], "prelude-checksum", "prelude")
+    need(required == 0, "feature", f"flags {required:#x}")
+    need(length >= 76 + stored, "header", "file length")
+    need(len(data) == length, "truncated" if len(data) < length else "trailing", f"{len(data)} of {length} bytes")
+    end, offset, sections = 76 + stored, 0, []
+    need(zlib.crc32(data[76:end]) == crc, "header-checksum", "header")
+    top = parse_header(unzstd(data[76:end], plain, Path(__file__).with_name("header-dictionary.bin").read_bytes()))
+    base = end + -end % 8
+    for codec, start, size, section_crc in top["sections"]:
+        need(start == offset and base + start + size <= length, "offset", "section")
+        need(not any(data[end : base + start]), "padding", "bytes between sections")
+        end, offset = base + start + size, start + size + -(start + size) % 8
+        sections.append((codec, data[base + start : end]))
+        need(zlib.crc32(sections[-1][1]) == section_crc, "section-checksum", "section")
+    need(end == length, "trailing", "bytes after the last section")
+    need(hashlib.sha256(data[:40] + data[76:]).digest() == sha, "content-checksum", "content")
+    return top, sections
+
+
+def unzstd(data: bytes, size: int, dictionary: bytes = b"") -> bytes:
+    """One zstd frame without its magic number, of a declared size, and nothing after it."""
+    frame = b"\x28\xb5\x2f\xfd" + data
+    extra = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if dictionary else None
+    try:
+        declared = zstandard.get_frame_parameters(frame).content_size
+        need(declared == size <= len(data) << 15 and (size > 0 or data == b"\x20\0\1\0\0"), "zstd", "declared size")
+        return zstandard.ZstdDecompressor(dict_data=extra).decompress(frame, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise Refused("zstd", str(error)) from error
+
+
+def conforms(value: Any, schema: Any) -> bool:
+    if isinstance(schema, range):
+        return type(value) is int and value in schema
+    if isinstance(schema, list):
+        return type(value) is list and all(conforms(v, schema[0]) for v in value)
+    if isinstance(schema, set):
+        return type(value) is dict and all(conforms(v, *schema) for v in value.values())
+    if isinstance(schema, tuple):
+        if schema[0] is None:
+            return value is None or conforms(value, schema[1])
+        return type(value) is list and len(value) == len(schema) and all(map(conforms, value, schema))
+    return schema is object or (type(value) is schema and (schema is not float or math.isfinite(value)))
+
+
+def ordered(value: Any) -> Any:
+    if type(value) is dict:
+        return {key: ordered(value[key]) for key in sorted(value, key=str.encode)}
+    need(value is None or type(value) in (str, bytes, bool, int, float, list), "header", "MessagePack type")
+    return [ordered(v) for v in value] if type(value) is list else value
+
+
+def parse_header(data: bytes) -> dict[str, Any]:
+    """The header's map; wire forms replaced by what they stand for, `lowrank` and `raw` records added."""
+    try:
+        top = msgpack.unpackb(data, raw=False, strict_map_key=True)
+        need(msgpack.packb(ordered(top), use_bin_type=True) == data, "header", "not canonical")
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise Refused("header", str(error)) from error
+    need(type(top) is dict and top.keys() == SCHEMA.keys(), "header", "keys")
+    need(all(conforms(top[key], schema) for key, schema in SCHEMA.items()), "header", "a value")
+    need(top["generator"] in (1, 2), "generator", str(top["generator"]))
+    top["quantizers"] = [quantizer(*q) for q in top["quantizers"]]
+    for table in top["allocation"]:
+        need(all(q < len(top["quantizers"]) for _, q, _ in table), "header", "allocation quantizer")
+        need(all(a[0] < b[0] for a, b in pairwise(table)), "header", "allocation must ascend")
+    for size, table in (*top["side_models"], *((len(points), table) for points, table in top["quantizers"])):
+        need(table is None or (256 >= size == len(table) and sum(table) == 4096), "header", "frequencies")
+    make_records(top, [make_kind(k) for k in top["kinds"]])
+    need(sum(top["blocks"]) == len(top["lowrank"]) and len(top["factors_sha256"]) == 32, "header", "blocks or digest")
+    need(len(top["sections"]) == 1 + len(top["blocks"]) + len(top["raw"]), "header", "sections")
+    return dict(top)
+
+
+def quantizer(form: int, points: Any, table: list[int] | None) -> tuple[list[int], list[int] | None]:
+    """(points, frequencies)."""
+    if form >= 2:  # 2: midtread, 3: midrise; the parameter is the number of bits
+        need(conforms(points, range(2, 17) if form == 2 else range(1, 9)), "header", "bits")
+        half = 1 << points - 1
+        return list(range(-half, half) if form == 2 else range(1 - 2 * half, 2 * half, 2)), table
+    need(conforms(points, [range(-32768 if form else 1, 32769)]), "header", "points")
+    need(1 <= len(points) <= (127, 256)[form] and all(a < b for a, b in pairwise(points)), "header", "points")
+    if form == 1:
+        return points, table
+    need(table is None or len(table) == len(points) + 1, "header", "frequencies")
+    return [-p for p in reversed(points)] + [0, *points], table and table[:0:-1] + table
+
+
+def make_kind(item: list[Any]) -> dict[str, Any]:
+    """A family of records."""
+    schema = RAW if item[:1] == [1] else LOWRANK
+    need(conforms(item, tuple(schema.values())), "header", "kind")
+    kind: dict[str, Any] = dict(zip(schema, item, strict=True))
+    if schema is RAW:
+        return kind | {"nbytes": math.prod(kind["shape"]) * DTYPE_BYTES[kind["dtype"]]}
+    need(kind["basis"] in (1, 2, 3), "basis", str(kind["basis"]))
+    a, b = kind["a_shape"], kind["b_shape"]
+    need(len(b) >= 2 and len(a) >= 2 and b[1] == a[0] and set(b[2:]) <= {1}, "header", "shape")
+    lengths = [n * (a[0] if kind["split"] else 1) for n in (b[0], math.prod(a[1:]))]
+    counts = kind["counts"] or lengths
+    need(kind["basis"] != 1 or (counts[0] <= lengths[0] and counts[1] <= lengths[1]), "header", "num_basis")
+    return kind | {"rank": a[0], "out": b[0], "in": math.prod(a[1:]), "lengths": lengths, "counts": counts}
+
+
+def varints(data: bytes, count: int) -> list[int]:
+    """Zigzag LEB128."""
+    values, number, shift = [], 0, 0
+    for byte in data:
+        number, shift = number | (byte & 127) << shift, shift + 7
+        if byte < 128:
+            need(byte or shift == 7, "header", "integer not in its shortest form")
+            values.append(number >> 1 ^ -(number & 1))
+            number = shift = 0
+        need(shift < 35, "header", "integer too long")
+    need(shift == 0 and len(values) == count, "header", f"{len(values)} integers, expected {count}")
+    return values
+
+
+def make_records(top: dict[str, Any], kinds: list[dict[str, Any]]) -> None:
+    """Adds `lowrank` and `raw`, lists of records."""
+    need(all(kind not in kinds[:i] for i, kind in enumerate(kinds)), "header", "a kind twice")
+    ids = varints(top["records"], sum(byte < 128 for byte in top["records"]))
+    need([*dict.fromkeys(ids)] == [*range(len(kinds))], "header", "kinds out of order or unused")
+    steps = iter(varints(top["numbers"], sum(kinds[i]["template"].count("#") for i in ids)))
+    last, made = {}, []
+    for i in ids:
+        pieces = [p.replace("%23", "#").replace("%25", "%") for p in kinds[i]["template"].split("#")]
+        last[i] = [n + next(steps) for n in last.get(i, [0] * (len(pieces) - 1))]
+        need(conforms(last[i], [range(10**9)]), "header", "numbers")
+        name = pieces[0] + "".join(f"{n}{p}" for n, p in zip(last[i], pieces[1:], strict=True))
+        made.append(kinds[i] | {"name": name, "kind": i})
+    need(len({r["name"] for r in made}) == len(made), "header", "a name twice")
+    need(all(a["type"] <= b["type"] for a, b in pairwise(made)), "header", "raw records come last")
+    top["lowrank"], top["raw"] = ([r for r in made if r["type"] == t] for t in (0, 1))
+    count = len(top["lowrank"])
+    units, streams = varints(top["units"], count), range(count) if top["streams"] is None else top["streams"]
+    need(len(streams) == count, "header", "streams")
+    pairs = np.array(varints(top["exponents"], 2 * count), np.int64).reshape(-1, 2).cumsum(0).tolist()
+    need(conforms(pairs, [[range(-120, 101)]]), "header", "exponents")
+    for record, stream, number, pair in zip(top["lowrank"], streams, units, pairs, strict=True):
+        need(number in ((0, 2) if record["split"] else range(record["rank"] + 1)), "header", "units")
+        record |= {"stream": stream, "units": number, "exponents": pair}
+
+
+def decode_symbols(codec: int, data: bytes, runs: list[tuple[int, int]], models: list[Any]) -> np.ndarray:
+    """Symbols of runs, each (model, length); a model is (alphabet size, frequencies or None)."""
+    need(codec in (0, 1, 2), "codec", f"codec {codec}")
+    which, parts = np.repeat(np.array([m for m, _ in runs], np.int64), [n for _, n in runs] or 0), []
+    if codec == 2:
+        return rans(which.tolist(), data, models)
+    for model, count in zip(*np.unique(which, return_counts=True), strict=True):
+        width = max(1, (models[model][0] - 1).bit_length())
+        width = width if codec == 0 else 1 << (width - 1).bit_length()
+        parts.append((model, width, count, (count * width + 7) // 8))
+    plain = unzstd(data, sum(p[3] for p in parts)) if codec else data
+    need(len(plain) == sum(p[3] for p in parts), "symbols", "length")
+    out = np.zeros(len(which), np.int64)
+    for model, width, count, size in parts:
+        bits, plain = np.unpackbits(np.frombuffer(plain[:size], np.uint8), bitorder="little"), plain[size:]
+        values = bits[: count * width].reshape(count, width) @ (1 << np.arange(width))
+        need(not bits[count * width :].any() and values.max() < models[model][0], "symbols", "padding or range")
+        out[which == model] = values
+    return out
+
+
+def rans(which: list[int], data: bytes, models: list[Any]) -> np.ndarray:
+    """Interleaved rANS: symbol i, of model which[i], belongs to lane i mod lanes."""
+    need(all(models[model][1] for model in set(which)), "codec", "rans without frequencies")
+    slots = {m: [(s, f, i) for s, f in enumerate(models[m][1]) for i in range(f)] for m in set(which)}
+    lanes = 1 << data[0] if data else 0
+    need(0 < lanes <= 4096 and len(data) >= 1 + 4 * lanes and len(data) % 2, "symbols", "lanes or length")
+    states = list(struct.unpack_from(f"<{lanes}I", data, 1))
+    words = struct.unpack_from(f"<{len(data) // 2 - 2 * lanes}H", data, 1 + 4 * lanes)
+    position, out = 0, []
+    for i, model in enumerate(which + which[-1:] * (-len(which) % lanes)):
+        lane = i % lanes
+        symbol, frequency, rest = slots[model][states[lane] & 4095]
+        states[lane] = frequency * (states[lane] >> 12) + rest
+        if states[lane] < 1 << 16:
+            need(position < len(words), "symbols", "out of words")
+            states[lane], position = states[lane] << 16 | words[position], position + 1
+        out.append(symbol)
+    need(position == len(words) and set(states) == {1 << 16}, "symbols", "left over")
+    return np.array(out[: len(which)], np.int64)
+
+
+def philox4x32(counter: list[Any], key: tuple[int, int]) -> list[Any]:
+    (c0, c1, c2, c3), (k0, k1) = counter, key
+    for _ in range(10):
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 & 0xFFFFFFFF, (p0 >> 32) ^ c3 ^ k1, p0 & 0xFFFFFFFF
+        k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
+    return [c0, c1, c2, c3]
+
+
+def threefry2x32(counter: list[Any], key: Any) -> list[Any]:
+    keys = (*key, 0x1BD11BDA ^ key[0] ^ key[1])
+    x0, x1 = (counter[0] + keys[0]) % 2**32, (counter[1] + keys[1]) % 2**32
+    for i in range(20):
+        x0, rotation = (x0 + x1) % 2**32, (13, 15, 26, 6, 17, 29, 16, 24)[i % 8]
+        x1 = ((x1 << rotation) % 2**32 | x1 >> 32 - rotation) ^ x0
+        if i % 4 == 3:
+            x0, x1 = (x0 + keys[(i + 1) // 4 % 3]) % 2**32, (x1 + keys[(i + 5) // 4 % 3] + (i + 1) // 4) % 2**32
+    return [x0, x1]
+
+
+def words(generator: int, seed: int, stream: int, purpose: int, count: int) -> np.ndarray:
+    """The first `count` 32-bit words of a stream."""
+    key = (seed % 2**32, seed >> 32)
+    block = np.arange(-(-count // (4 if generator == 1 else 2)), dtype=np.uint64)
+    counter = [block % 2**32, block >> np.uint64(32)]
+    if generator == 1:
+        made = philox4x32([*counter, np.full_like(block, stream), np.full_like(block, purpose)], key)
+    else:
+        made = threefry2x32(counter, threefry2x32([stream, purpose], key))
+    return np.stack(made, -1).reshape(-1)[:count].astype(np.int64)
+
+
+def signs(generator: int, seed: int, stream: int, purpose: int, count: int) -> np.ndarray:
+    """+1 and -1; bit 0 of word 0 first, and a set bit is -1."""
+    bits = words(generator, seed, stream, purpose, -(-count // 32))[:, None] >> np.arange(32) & 1
+    return 1 - 2 * bits.reshape(-1)[:count]
+
+
+def plan(n: int) -> tuple[int, int]:
+    """Block and number of passes of a Hadamard basis."""
+    power = n & -n
+    if power == n or power >= 64 or n < 4:
+        return min(power, 4096), 1
+    return (64 if n >= 64 else 16 if n >= 16 else 4), 2
+
+
+def transform(q: np.ndarray, block: int) -> np.ndarray:
+    """Each block of coefficients times the Sylvester matrix; element p of block b goes to p * blocks + b."""
+    rows, half = q.reshape(-1, block), 1
+    while half < block:
+        a, b = np.moveaxis(rows.reshape(len(rows), -1, 2, half), 2, 0)
+        rows, half = np.stack((a + b, a - b), 2).reshape(len(rows), block), 2 * half
+    return rows.T.reshape(-1)
+
+
+def synthesize(basis: int, q: np.ndarray, n: int, generator: int, seed: int, stream: int) -> np.ndarray:
+    """The n integers that coefficients q stand for."""
+    k, where = len(q), (generator, seed, stream)
+    if basis == 2:
+        return q @ signs(*where, RADEMACHER, k * (n + -n % 32)).reshape(k, -1)[:, :n]
+    if basis == 3:
+        packed = words(*where, UNIFORM, k * ((n + 1) // 2))
+        return q @ (np.stack((packed & 0xFFFF, packed >> 16), -1).reshape(k, -1)[:, :n] - 32768)
+    if k < n:
+        chosen = np.sort(np.argsort(words(*where, SUBSET, n), kind="stable")[:k])
+        q, short = np.zeros(n, np.int64), q
+        q[chosen] = short
+    block, passes = plan(n)
+    if passes == 1:
+        return transform(q, block) * signs(*where, SIGNS, n)
+    root, left = math.isqrt(block), n % block
+    q = np.concatenate((transform(q[: n - left], block), q[n - left :] * root)) * signs(*where, SIGNS, n)
+    return np.concatenate((q[:left] * root, transform(q[left:], block))) * signs(*where, SIGNS_SECOND, n)
+
+
+def read_units(top: dict[str, Any], codec: int, data: bytes) -> None:
+    """Adds to each record `vectors`: (side, quantizer, scale code) of each vector, those of lora_B first."""
+    total = sum(r["units"] for r in top["lowrank"])
+    symbols = decode_symbols(codec, data, [(0, total), (1, total)], top["side_models"])
+    values, at, last = [int(s >> 1 ^ -(s & 1)) for s in symbols], 0, {}
+    for record in top["lowrank"]:
+        before, precisions, record["vectors"] = last.get(record["kind"], [128, 128]), [], []
+        for unit in range(record["units"]):
+            reference = before[unit] if record["split"] else precisions[-1] if unit else before[0]
+            precisions.append((reference + values[at]) % 256)
+            sides = (unit,) if record["split"] else (0, 1)
+            tables = [[e for e in top["allocation"][s] if e[0] <= precisions[-1] + record["shift"][s]] for s in sides]
+            need(all(tables), "units", "no quantizer for the precision")
+            code = record["amplitude"] + top["amplitude_slope"] * precisions[-1] + sum(table[-1][2] for table in tables)
+            code += values[total + at]
+            need(-4096 <= code <= 4095, "units", "amplitude out of range")
+            record["vectors"] += [(side, table[-1][1], code) for side, table in zip(sides, tables, strict=True)]
+            at += 1
+        record["vectors"].sort(key=lambda v: v[0])  # stable: components stay in order
+        last[record["kind"]] = precisions[:2] or before
+
+
+def decode_record(top: dict[str, Any], record: dict[str, Any], coefficients: list[np.ndarray]) -> None:
+    """Adds the int16 factors `lora_B` (out, r) and `lora_A` (r, in)."""
+    peak = max((max(map(abs, top["quantizers"][q][0])) for _, q, _ in record["vectors"]), default=0)
+    factors = ([], [])
+    for (side, _, code), q in zip(record["vectors"], coefficients, strict=True):
+        n, k, (block, passes) = record["lengths"][side], record["counts"][side], plan(record["lengths"][side])
+        need(peak * (block**passes, k, k << 15)[record["basis"] - 1] < 2**46, "bound", "sums too large")
+        y = synthesize(record["basis"], q, n, top["generator"], top["seed"], 2 * record["stream"] + side)
+        shift = 15 - (code >> 5) + record["exponents"][side]
+        need(1 <= shift <= 62, "scale", f"shift {shift}")
+        factors[side].append(np.clip((y * MANTISSAS[code & 31] + (1 << shift - 1)) >> shift, -32768, 32767))
+    most = 1 if record["split"] else record["rank"]
+    b, a = (rows + [np.zeros(n)] * (most - len(rows)) for rows, n in zip(factors, record["lengths"], strict=True))
+    record["lora_B"] = np.stack(b, 0 if record["split"] else 1).reshape(record["out"], record["rank"])
+    record["lora_A"] = np.stack(a).reshape(record["rank"], record["in"])
+
+
+def decode(data: bytes) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """(header, tensors by name, hexadecimal digest). Raises Refused, also when the digest is not the header's."""
+    top, sections = open_file(data)
+    read_units(top, *sections[0])
+    models = [(len(points), table) for points, table in top["quantizers"]]
+    tensors, digest, records = {}, hashlib.sha256(), iter(top["lowrank"])
+    for size, section in zip(top["blocks"], sections[1:], strict=False):
+        part = [next(records) for _ in range(size)]
+        runs = [(q, record["counts"][side]) for record in part for side, q, _ in record["vectors"]]
+        pieces = iter(np.split(decode_symbols(*section, runs, models), np.cumsum([n for _, n in runs][:-1], dtype=int)))
+        for record in part:
+            books = (np.array(top["quantizers"][q][0], np.int64) for _, q, _ in record["vectors"])
+            decode_record(top, record, [points[next(pieces)] for points in books])
+            for key, dtype in (("exponents", "i1"), ("lora_B", "<i2"), ("lora_A", "<i2")):
+                tensors[f"{record['name']}.{key}"] = np.ascontiguousarray(record[key], dtype)
+                digest.update(tensors[f"{record['name']}.{key}"].tobytes())
+    for record, (codec, stored) in zip(top["raw"], sections[1 + len(top["blocks"]) :], strict=True):
+        need(codec in (0, 1), "codec", f"codec {codec} of a raw tensor")
+        plain = unzstd(stored, record["nbytes"]) if codec else stored
+        need(len(plain) == record["nbytes"], "symbols", "length of a raw tensor")
+        digest.update(plain)
+        tensors[record["name"]] = np.frombuffer(plain, np.uint8)
+    need(digest.digest() == top["factors_sha256"], "factors-checksum", digest.hexdigest())
+    return top, tensors, digest.hexdigest()
+
+
+def main(path: str, npz: str = "") -> None:
+    try:
+        _, tensors, digest = decode(Path(path).read_bytes())
+    except Refused as refused:
+        sys.exit(f"{path}: {': '.join(refused.args)}")
+    if npz:
+        np.savez(npz, **tensors)  # factors in int16, exponents in int8, raw tensors as bytes
+    print(digest)
+
+
+if __name__ == "__main__":
+    main(*(argument for argument in sys.argv[1:] if argument != "--npz"))

@@ -1,0 +1,91 @@
+"""Files that were written once and decode to the same tensors for ever."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+from nola_forge import GOLDEN, golden, manifest, reference, verify
+
+from nola_codec.arrays import NUMPY, TorchArrays
+from nola_codec.container.reader import open_container
+from nola_codec.decoder.decoder import Decoder
+
+FILES = manifest()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_file_is_the_one_that_was_written(name: str) -> None:
+    data = golden(name.removesuffix(".nola"))
+    assert (len(data), hashlib.sha256(data).hexdigest()) == (FILES[name]["bytes"], FILES[name]["sha256"])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_package_decodes_to_the_same_tensors(name: str) -> None:
+    data = golden(name.removesuffix(".nola"))
+    with open_container(data) as container:
+        assert container.header.factors_sha256.hex() == FILES[name]["factors_sha256"]
+        assert [r.name for r in (*container.header.lowrank, *container.header.raw)] == FILES[name]["tensors"]
+        assert [s.codec for s in container.header.sections] == FILES[name]["codecs"]
+    for xp in (NUMPY, TorchArrays()):
+        verify(data, xp=xp)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_reference_decoder_gives_the_same_tensors(name: str) -> None:
+    data = golden(name.removesuffix(".nola"))
+    top, tensors, digest = reference().decode(data)
+    assert digest == FILES[name]["factors_sha256"]
+    with open_container(data) as container:
+        decoder = Decoder(container, NUMPY)
+        for index, factors in decoder.factors():
+            record = decoder.header.lowrank[index]
+            assert tuple(tensors[f"{record.name}.exponents"]) == factors.exponents
+            for part, made in (("lora_B", factors.lora_B), ("lora_A", factors.lora_A)):
+                assert tensors[f"{record.name}.{part}"].tolist() == made.tolist()
+        for index, raw in enumerate(decoder.header.raw):
+            assert tensors[raw.name].tobytes() == decoder.raw(index).data
+    assert len(tensors) == 3 * len(top["lowrank"]) + len(top["raw"])
+
+
+def test_the_set_covers_the_format() -> None:
+    """Each basis, generator, entropy codec, codebook form, layout, split and dtype choice occurs."""
+    seen: dict[str, set[Any]] = {}
+
+    def see(what: str, value: Any) -> None:
+        seen.setdefault(what, set()).add(value)
+
+    for name in FILES:
+        with open_container(golden(name.removesuffix(".nola"))) as container:
+            header = container.read_units()
+            see("generator", header.generator)
+            see("streams shared", len({r.stream for r in header.lowrank}) < len(header.lowrank))
+            see("raw tensors", bool(header.raw))
+            see("config", header.config is None)
+            for quantizer in header.quantizers:
+                see("form", quantizer.codebook.form)
+                see("frequencies", quantizer.frequencies is None)
+            for section in header.sections[: 1 + len(header.blocks)]:
+                see("codec", section.codec)
+            for record in header.lowrank:
+                kind = record.kind
+                see("basis", kind.basis)
+                see("split", kind.split)
+                see("layout", kind.layout)
+                see("dtype", kind.dtype)
+                see("fan_in_fan_out", kind.fan_in_fan_out)
+                see("k < n", kind.num_basis != kind.vector_lengths)
+                see("nothing kept", record.units == 0)
+    both = {True, False}
+    assert seen == {
+        "generator": {1, 2}, "streams shared": both, "raw tensors": both, "config": both, "frequencies": both,
+        "form": {"symmetric", "points", "midtread", "midrise"}, "codec": {0, 1, 2}, "basis": {1, 2, 3},
+        "split": {"component", "factor"}, "layout": {"linear", "conv", "embedding"}, "dtype": {"F32", "F16", "BF16"},
+        "fan_in_fan_out": both, "k < n": both, "nothing kept": both,
+    }  # fmt: skip
+
+
+def test_manifest_lists_every_file() -> None:
+    assert sorted(path.name for path in GOLDEN.glob("*.nola")) == sorted(FILES)
+    assert sum(entry["bytes"] for entry in FILES.values()) < 20_000

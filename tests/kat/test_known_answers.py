@@ -1,0 +1,111 @@
+"""Known answers, from Random123 and from the reference decoder, in NumPy and in PyTorch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from nola_codec.arrays import NUMPY, Arrays, TorchArrays
+from nola_codec.basis import BasisKey, basis_by_id
+from nola_codec.prng import signs, subset, words
+from nola_codec.prng.philox import philox4x32
+from nola_codec.prng.threefry import threefry2x32
+
+HERE = Path(__file__).parent
+LENGTHS = {1, 2, 3, 7, 36, 97, 576, 11008, 50257}
+
+
+@pytest.fixture(scope="module", params=["numpy", "torch"])
+def xp(request: pytest.FixtureRequest) -> Arrays:
+    """Each array library."""
+    return NUMPY if request.param == "numpy" else TorchArrays()
+
+
+def answers(name: str) -> list[dict[str, Any]]:
+    """A known-answer file."""
+    made: list[dict[str, Any]] = json.loads((HERE / name).read_text(encoding="utf-8"))
+    return made
+
+
+def check(found: npt.NDArray[Any], wanted: dict[str, Any]) -> None:
+    """Compare whole, or by the SHA-256 of little-endian int64."""
+    if "values" in wanted:
+        assert found.tolist() == wanted["values"]
+    else:
+        assert hashlib.sha256(found.astype("<i8").tobytes()).hexdigest() == wanted["sha256"]
+
+
+def published() -> list[tuple[str, list[int]]]:
+    """(generator, 32-bit words) of each line of Random123's file."""
+    lines = (HERE / "random123.txt").read_text(encoding="utf-8").splitlines()
+    rows = [line.split() for line in lines if not line.startswith("#")]
+    assert len(rows) == 6
+    return [(f"{row[0]}-{row[1]}", [int(word, 16) for word in row[2:]]) for row in rows]
+
+
+@pytest.mark.parametrize(("name", "numbers"), published())
+def test_random123(xp: Arrays, name: str, numbers: list[int]) -> None:
+    if name == "philox4x32-10":
+        counter = tuple(xp.asarray(np.array([n, n, 0])) for n in numbers[:4])
+        made = philox4x32(counter, (numbers[4], numbers[5]))  # type: ignore[arg-type]
+        wanted = numbers[6:]
+    else:
+        pair = tuple(xp.asarray(np.array([n, n, 0])) for n in numbers[:2])
+        made = threefry2x32(pair, (numbers[2], numbers[3]))  # type: ignore[assignment, arg-type]
+        wanted = numbers[4:]
+    for position in (0, 1):
+        assert [int(xp.numpy(word)[position]) for word in made] == wanted
+
+
+@pytest.mark.parametrize(
+    "wanted", answers("words.json"), ids=lambda w: f"{w['generator']}-{w['stream']}-{w['purpose']}"
+)
+def test_words(xp: Arrays, wanted: dict[str, Any]) -> None:
+    key = {name: wanted[name] for name in ("seed", "stream", "purpose")}
+    made = xp.numpy(words(wanted["generator"], **key, start=0, count=1000, xp=xp))
+    assert made[:6].tolist() == wanted["first"]
+    check(made, {"sha256": wanted["sha256_of_1000"]})
+
+
+@pytest.mark.parametrize("wanted", answers("signs.json"), ids=lambda w: f"{w['generator']}-{w['count']}")
+def test_signs(xp: Arrays, wanted: dict[str, Any]) -> None:
+    key = {name: wanted[name] for name in ("seed", "stream", "purpose", "count")}
+    check(xp.numpy(signs(wanted["generator"], **key, start=0, xp=xp, dtype="float32")).astype(int), wanted)
+
+
+@pytest.mark.parametrize(
+    "wanted", answers("subsets.json"), ids=lambda w: f"{w['generator']}-{w['population']}-{w['size']}"
+)
+def test_subsets(xp: Arrays, wanted: dict[str, Any]) -> None:
+    key = {name: wanted[name] for name in ("seed", "stream", "population", "size")}
+    check(xp.numpy(subset(wanted["generator"], **key, xp=xp)), wanted)
+
+
+@pytest.mark.parametrize(
+    "wanted", answers("bases.json"), ids=lambda w: f"{w['basis']}-{w['generator']}-{w['n']}-{w['k']}"
+)
+def test_bases(xp: Arrays, wanted: dict[str, Any]) -> None:
+    n, k = wanted["n"], wanted["k"]
+    key = BasisKey(wanted["generator"], wanted["seed"], wanted["stream"])
+    last = (np.arange(k) == k - 1).astype(np.int32)
+    mixed = (np.arange(k) * 7919 % 15 - 7).astype(np.int32)
+    made = basis_by_id(wanted["basis"]).synthesize(xp.asarray(np.stack([last, mixed])[None]), n, (key,), 7, xp)
+    row, synthesis = xp.numpy(made)[0]
+    check(row, wanted["last_row"])
+    check(synthesis, wanted["synthesis"])
+
+
+def test_the_files_cover_what_they_should() -> None:
+    bases = answers("bases.json")
+    assert {(w["basis"], w["generator"], w["n"]) for w in bases} == {
+        (basis, generator, n) for basis in (1, 2, 3) for generator in (1, 2) for n in LENGTHS
+    }
+    assert any(w["k"] < w["n"] for w in bases if w["basis"] == 1)
+    assert {w["count"] for w in answers("signs.json")} == LENGTHS
+    assert {w["population"] for w in answers("subsets.json")} == LENGTHS

@@ -1,0 +1,464 @@
+"""A file or more for each code of the reject table, its only fault being that one, and what a reader says of it."""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import pytest
+from nola_forge import DICTIONARY, ROOT, Parts, canonical, frame, golden, join, reference, split, unframe, verify
+
+from nola_codec.container.limits import Limits
+from nola_codec.container.reader import open_container
+from nola_codec.errors import ChecksumMismatch, FormatError
+
+Make = Callable[[], bytes]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A file, its code, and whether opening it is enough to find the fault."""
+
+    code: str
+    make: Make
+    at_open: bool = True
+
+
+def flip(name: str, offset: int, bit: int = 0) -> Make:
+    """A golden file with one bit changed; a negative offset counts from the end."""
+
+    def make() -> bytes:
+        data = bytearray(golden(name))
+        data[offset] ^= 1 << bit
+        return bytes(data)
+
+    return make
+
+
+def top(alter: Callable[[dict[str, Any]], Any], name: str = "nmse", **options: Any) -> Make:
+    """A golden file whose header's map was altered in place (or replaced by what `alter` returns)."""
+
+    def make() -> bytes:
+        parts = split(golden(name))
+        result = alter(parts.top)
+        return join(Parts(result if isinstance(result, dict) else parts.top, parts.sections), **options)
+
+    return make
+
+
+def put(key: str, value: Any, name: str = "nmse") -> Make:
+    """A golden file with one value of its header replaced."""
+    return top(lambda t: t.update({key: value}), name)
+
+
+def deep(*path: Any, value: Any, name: str = "nmse") -> Make:
+    """A golden file with a value deep in its header replaced: the path's last item is an index or key."""
+
+    def alter(item: Any) -> None:
+        for step in path[:-1]:
+            item = item[step]
+        item[path[-1]] = value
+
+    return top(alter, name)
+
+
+def joined(name: str = "nmse", **options: Any) -> Make:
+    """A golden file put together with something wrong."""
+    return lambda: join(split(golden(name)), **options)
+
+
+def plain(alter: Callable[[bytes], bytes], name: str = "nmse") -> Make:
+    """A golden file with the bytes of its uncompressed header altered."""
+    return joined(name, plain=lambda t: alter(canonical(t)))
+
+
+def section(index: int, alter: Callable[[bytes], bytes], name: str, codec: int | None = None) -> Make:
+    """A golden file with the stored bytes of a section altered, its checksums right."""
+
+    def make() -> bytes:
+        parts = split(golden(name))
+        old = parts.sections[index]
+        parts.sections[index] = (old[0] if codec is None else codec, alter(old[1]))
+        return join(parts)
+
+    return make
+
+
+def rows(alter: Callable[[list[list[int]]], Any], name: str = "nmse") -> Make:
+    """A golden file with its section table altered."""
+
+    def sections(table: list[list[int]]) -> list[list[int]]:
+        alter(table)
+        return table
+
+    return joined(name, sections=sections)
+
+
+def replaced(data: bytes, old: bytes, new: bytes) -> bytes:
+    """`data` with the only occurrence of `old` replaced."""
+    assert data.count(old) == 1, data.count(old)
+    return data.replace(old, new)
+
+
+def set_item(items: list[Any], index: int, value: Any) -> list[Any]:
+    """The list with an item replaced, in place."""
+    items[index] = value
+    return items
+
+
+def twice_the_kind(t: dict[str, Any]) -> None:
+    """The first kind again, used by the last record, whose name becomes a new one."""
+    t["numbers"] = t["numbers"][:-1] + b"\x0a"
+    t["kinds"].append(t["kinds"][0])
+    t["records"] = bytes([*t["records"][:-1], 2 * (len(t["kinds"]) - 1)])
+
+
+def raw_first(t: dict[str, Any]) -> None:
+    """One raw record before the low-rank one; the only hole of both templates takes the same number."""
+    t["kinds"] = [t["kinds"][1], t["kinds"][0], *t["kinds"][2:]]
+
+
+def one_name_twice(t: dict[str, Any]) -> None:
+    """The second record with the number of the first."""
+    t["kinds"] = t["kinds"][:1]
+    t["records"] = bytes(len(t["records"]))
+    t["numbers"] = bytes(len(t["numbers"]))
+
+
+def seed_twice(header: bytes) -> bytes:
+    """A map of 21 pairs, two of them with one key."""
+    assert header.startswith(b"\xde\0\x14")
+    return b"\xde\0\x15" + replaced(header[3:], b"\xa4seed", b"\xa4seed\1\xa4seed")
+
+
+BIG = (1 << 31) + 1
+OVERFLOWING = [1 << 31, 1 << 31, 4]
+"""2^64 elements: none, for a reader that multiplies in 64 bits."""
+WIDE = [0, "w", 0, [1 << 15, 1 << 15], [1 << 15, 1 << 15], 1.0, 0, 0, 1, 0, None, [0, 0], 0]
+
+CASES: dict[str, Case] = {
+    # Prelude
+    "another magic": Case("magic", flip("nmse", 1)),
+    "changed line ends": Case("magic", lambda: golden("nmse").replace(b"\r\n", b"\n", 1)),
+    "text": Case("magic", lambda: b"<!DOCTYPE html>" * 9),
+    "no bytes": Case("truncated", lambda: b""),
+    "half a magic": Case("truncated", lambda: golden("nmse")[:5]),
+    "half a prelude": Case("truncated", lambda: golden("nmse")[:40]),
+    "half a header": Case("truncated", lambda: golden("nmse")[:100]),
+    "one byte missing": Case("truncated", lambda: golden("nmse")[:-1]),
+    "one byte more": Case("trailing", lambda: golden("nmse") + b"\0"),
+    "bytes after the last section": Case("trailing", joined(tail=b"\0")),
+    "version 1": Case("version", joined(version=1)),
+    "prelude altered": Case("prelude-checksum", flip("nmse", 16)),
+    "revision altered": Case("prelude-checksum", flip("nmse", 10)),
+    "prelude's own checksum altered": Case("prelude-checksum", flip("nmse", 72)),
+    "unknown required feature": Case("feature", joined(required=1)),
+    "highest required feature": Case("feature", joined(required=1 << 31)),
+    "file length inside the header": Case("header", joined(file_length=80)),
+    "plain header too large": Case("limit", joined(plain_size=(64 << 20) + 1)),
+    "header altered": Case("header-checksum", flip("nmse", 90)),
+    "header declares another size": Case("zstd", lambda: resized(golden("nmse"))),
+    "header is not a frame": Case("zstd", joined(stored_header=b"\xff" * 40)),
+    "bytes after the header's frame": Case("zstd", lambda: lengthened(golden("nmse"))),
+    "header's frame without its size": Case("zstd", lambda: sizeless(golden("nmse"))),
+    # Sections
+    "section altered": Case("section-checksum", flip("nmse", -1), at_open=False),
+    "section's checksum altered": Case("section-checksum", rows(lambda r: set_item(r[1], 3, r[1][3] ^ 1)), False),
+    "content checksum altered": Case("content-checksum", lambda: unsealed(golden("nmse")), at_open=False),
+    "gap between sections": Case("offset", rows(lambda r: set_item(r[1], 1, r[1][1] + 8))),
+    "overlapping sections": Case("offset", rows(lambda r: set_item(r[1], 1, 0))),
+    "section longer than the file": Case("offset", rows(lambda r: set_item(r[1], 2, r[1][2] + 1))),
+    "huge section": Case("offset", rows(lambda r: set_item(r[1], 2, (1 << 63) - 1))),
+    "section shorter than the file": Case("trailing", lambda: shortened(golden("nmse"))),
+    "padding": Case("padding", joined(padding=b"\1")),
+    # MessagePack
+    "not MessagePack": Case("header", plain(lambda b: b"\xc1" + b)),
+    "bytes after the map": Case("header", plain(lambda b: b + b"\0")),
+    "map cut short": Case("header", plain(lambda b: b[:-1])),
+    "an array": Case("header", joined(plain=lambda t: canonical(list(t.values())))),
+    "long integer": Case("header", plain(lambda b: replaced(b, b"\xa4seed\x07", b"\xa4seed\xcc\x07"))),
+    "long string length": Case("header", plain(lambda b: replaced(b, b"\xa7dialect\xa4", b"\xa7dialect\xd9\x04"))),
+    "32-bit float": Case("header", plain(lambda b: b.replace(b"\xcb" + struct.pack(">d", 2.0), b"\xca@\0\0\0"))),
+    "duplicate key": Case("header", plain(seed_twice)),
+    "keys out of order": Case(
+        "header", joined(plain=lambda t: msgpack.packb(dict(reversed(list(t.items()))), use_bin_type=True))
+    ),
+    "key of bytes": Case("header", plain(lambda b: replaced(b, b"\xa4seed", b"\xc4\4seed"))),
+    "string that is not UTF-8": Case("header", plain(lambda b: replaced(b, b"\xa4peft", b"\xa4pef\xff"))),
+    "timestamp": Case("header", put("config", {"a": msgpack.Timestamp(1)})),
+    "extension type": Case("header", put("config", {"a": msgpack.ExtType(5, b"a")})),
+    "deep nesting": Case("header", plain(lambda b: replaced(b, b"config\xc0", b"config" + b"\x91" * 3000 + b"\xc0"))),
+    # Header
+    "missing key": Case("header", top(lambda t: t.pop("streams"))),
+    "unknown key": Case("header", put("zoom", 1)),
+    "generator 0": Case("generator", put("generator", 0)),
+    "generator 3": Case("generator", put("generator", 3)),
+    "generator out of range": Case("header", put("generator", 256)),
+    "basis 4": Case("basis", deep("kinds", 0, 8, value=4)),
+    "boolean for an integer": Case("header", put("amplitude_slope", True)),
+    "seed negative": Case("header", put("seed", -1)),
+    "slope": Case("header", put("amplitude_slope", 65)),
+    "short digest": Case("header", put("factors_sha256", bytes(31))),
+    "digest as text": Case("header", put("factors_sha256", "0" * 32)),
+    "metadata value": Case("header", put("metadata", {"a": 1})),
+    "measured value": Case("header", put("measured", {"nmse": 1})),
+    "measured infinite": Case("header", put("measured", {"nmse": float("inf")})),
+    "config list": Case("header", put("config", [])),
+    "writer": Case("header", put("writer", None)),
+    "block of none": Case("header", put("blocks", [4, 0])),
+    "blocks do not add up": Case("header", put("blocks", [3])),
+    "sections too few": Case("header", joined(sections=lambda r: r[:-1])),
+    "section of three": Case("header", joined(sections=lambda r: [r[0], r[1][:3]])),
+    "section checksum out of range": Case("header", rows(lambda r: set_item(r[1], 3, 1 << 32))),
+    "section offset negative": Case("header", rows(lambda r: set_item(r[0], 1, -8))),
+    # Quantizers, frequencies, allocation
+    "quantizer form": Case("header", deep("quantizers", 0, 0, value=4)),
+    "no points": Case("header", deep("quantizers", 0, value=[0, [], None])),
+    "points descend": Case("header", deep("quantizers", 0, value=[0, [5, 4], None])),
+    "points equal": Case("header", deep("quantizers", 0, value=[1, [4, 4], None])),
+    "point 0 in the symmetric form": Case("header", deep("quantizers", 0, value=[0, [0, 4], None])),
+    "point too large": Case("header", deep("quantizers", 0, value=[1, [0, 32769], None])),
+    "too many points": Case("header", deep("quantizers", 0, value=[0, list(range(1, 129)), None])),
+    "midtread of 1 bit": Case("header", deep("quantizers", 0, value=[2, 1, None])),
+    "midtread of 17 bits": Case("header", deep("quantizers", 0, value=[2, 17, None])),
+    "midrise of 9 bits": Case("header", deep("quantizers", 0, value=[3, 9, None])),
+    "frequencies do not add up": Case("header", deep("quantizers", 0, value=[1, [0, 1], [4000, 97]])),
+    "frequency 0": Case("header", deep("quantizers", 0, value=[1, [0, 1], [4096, 0]])),
+    "frequencies too few": Case("header", deep("quantizers", 0, value=[1, [0, 1, 2], [4000, 96]])),
+    "frequencies of a wide alphabet": Case("header", deep("quantizers", 0, value=[2, 9, [8] * 512])),
+    "side model size": Case("header", put("side_models", [[0, None], [1, None]])),
+    "one side model": Case("header", put("side_models", [[1, None]])),
+    "allocation of an unknown quantizer": Case("header", deep("allocation", 0, 0, 1, value=99)),
+    "allocation offset": Case("header", deep("allocation", 0, 0, 2, value=16385)),
+    "allocation not ascending": Case("header", put("allocation", [[[0, 0, 0], [0, 1, 0]], [[0, 0, 0]]])),
+    "one allocation": Case("header", put("allocation", [[[0, 0, 0]]])),
+    # Kinds
+    "record type": Case("header", deep("kinds", 0, 0, value=2)),
+    "kind too short": Case("header", top(lambda t: t["kinds"][0].pop())),
+    "empty kind": Case("header", deep("kinds", 0, value=[])),
+    "layout": Case("header", deep("kinds", 0, 2, value=3)),
+    "rank differs": Case("header", deep("kinds", 0, 4, value=[5, 64])),
+    "one dimension": Case("header", deep("kinds", 0, 4, value=[4])),
+    "size 0": Case("header", deep("kinds", 0, 3, value=[0, 4])),
+    "lora_B with a kernel": Case("header", deep("kinds", 0, 3, value=[40, 4, 2])),
+    "scaling is an integer": Case("header", deep("kinds", 0, 5, value=2)),
+    "scaling is not a number": Case("header", deep("kinds", 0, 5, value=float("nan"))),
+    "fan_in_fan_out": Case("header", deep("kinds", 0, 6, value=2)),
+    "dtype of factors": Case("header", deep("kinds", 0, 7, value=3)),
+    "split": Case("header", deep("kinds", 0, 9, value=2)),
+    "num_basis 0": Case("header", deep("kinds", 0, 10, value=[0, 1])),
+    "num_basis above the length": Case("header", deep("kinds", 0, 10, value=[41, 64])),
+    "shift": Case("header", deep("kinds", 0, 11, value=[1024, 0])),
+    "amplitude": Case("header", deep("kinds", 0, 12, value=16385)),
+    "raw dtype": Case("header", deep("kinds", 1, 2, value=15, name="raw-tensors")),
+    "raw shape": Case("header", deep("kinds", 1, 3, value=[-1], name="raw-tensors")),
+    "raw shape that overflows 64 bits": Case("limit", deep("kinds", 1, 3, value=OVERFLOWING, name="raw-tensors")),
+    "the same kind twice": Case("header", top(twice_the_kind)),
+    "a kind nobody uses": Case("header", top(lambda t: t["kinds"].append([1, "x", 0, []]))),
+    "kinds out of order": Case("header", put("records", b"\2\0\0\0")),
+    # Records
+    "raw records first": Case("header", top(raw_first, "raw-tensors")),
+    "one name twice": Case("header", top(one_name_twice)),
+    "negative kind": Case("header", put("records", b"\1\0\0\0")),
+    "varint too long": Case("header", put("units", b"\x80\x80\x80\x80\x80\x01")),
+    "varint not shortest": Case("header", top(lambda t: t.update(units=b"\x84\0" + t["units"][1:]))),
+    "varint cut short": Case("header", top(lambda t: t.update(units=t["units"][:-1] + b"\x80"))),
+    "too many varints": Case("header", top(lambda t: t.update(units=t["units"] + b"\0"))),
+    "units as a list": Case("header", put("units", [4, 4, 4, 4])),
+    "more units than the rank": Case("header", top(lambda t: t.update(units=b"\x0a" + t["units"][1:]))),
+    "one unit of a factor": Case("header", top(lambda t: t.update(units=b"\2" + t["units"][1:]), "bits-1")),
+    "exponent too large": Case("header", top(lambda t: t.update(exponents=b"\xca\1" + t["exponents"][1:]))),
+    "number negative": Case("header", top(lambda t: t.update(numbers=b"\1" + t["numbers"][1:]))),
+    "streams too few": Case("header", put("streams", [0])),
+    "stream out of range": Case("header", put("streams", [0, 1, 2, 1 << 31])),
+    # Limits
+    "long name": Case("limit", deep("kinds", 0, 1, value="x" * 1025)),
+    "too many dimensions": Case("limit", deep("kinds", 0, 4, value=[4, 64, *[1] * 7])),
+    "factor too large": Case("limit", deep("kinds", 0, 3, value=[1 << 31, 4])),
+    "rank too large": Case("limit", deep("kinds", 0, slice(3, 5), value=[[1, 1 << 17], [1 << 17, 1]])),
+    "too many quantizers": Case("limit", put("quantizers", [[3, 1, None]] * 257)),
+    "too many elements": Case(
+        "limit",
+        top(
+            lambda t: t.update(
+                kinds=[[*WIDE[:1], f"w{i}", *WIDE[2:]] for i in range(9)],
+                records=bytes(2 * i for i in range(9)),
+                numbers=b"",
+            )
+        ),
+    ),
+    "dimension too large": Case("header", deep("kinds", 0, 4, value=[4, BIG])),
+    # Symbols
+    "codec of a block": Case("codec", section(1, lambda b: b, "nmse", codec=3), at_open=False),
+    "codec of the units": Case("codec", section(0, lambda b: b, "nmse", codec=3), at_open=False),
+    "codec of a raw tensor": Case("codec", section(2, lambda b: b, "raw-tensors", codec=2), at_open=False),
+    "rans without frequencies": Case("codec", section(1, lambda b: b, "bits-1", codec=2), at_open=False),
+    "packed symbols too long": Case("symbols", section(1, lambda b: b + b"\0", "codec-raw"), at_open=False),
+    "packed symbols too short": Case("symbols", section(1, lambda b: b[:-1], "codec-raw"), at_open=False),
+    "packed symbol outside the alphabet": Case("symbols", section(1, lambda b: b"\xff" + b[1:], "codec-raw"), False),
+    "padding bits of packed symbols": Case(
+        "symbols", section(0, lambda b: set_last(b, 0x80), "paper-hadamard-philox"), at_open=False
+    ),
+    "zstd symbols": Case("zstd", section(1, lambda b: b[:-2] + b"\xff\xff", "codec-zstd"), at_open=False),
+    "zstd symbols of another size": Case("zstd", section(1, lambda b: frame(unframe(b) + b"\0"), "codec-zstd"), False),
+    "zstd symbols and more": Case("zstd", section(1, lambda b: b + b"\0", "codec-zstd"), at_open=False),
+    "padding bits of zstd symbols": Case(
+        "symbols",
+        section(0, lambda b: frame(set_last(unframe(b), 0x80)), "paper-hadamard-philox", recode=True),
+        at_open=False,
+    ),
+    "zstd symbol outside the alphabet": Case(
+        "symbols", section(1, lambda b: frame(b"\xff" * len(unframe(b))), "codec-zstd"), at_open=False
+    ),
+    "zstd frame that declares more than it can hold": Case("zstd", lambda: bomb(), at_open=False),
+    "rans lanes": Case("symbols", section(1, lambda b: b"\x0d" + b[1:], "codec-rans"), at_open=False),
+    "rans without a byte": Case("symbols", section(1, lambda b: b"", "codec-rans"), at_open=False),
+    "rans without its states": Case("symbols", section(1, lambda b: b[:3], "codec-rans"), at_open=False),
+    "rans half a word": Case("symbols", section(1, lambda b: b + b"\0", "codec-rans"), at_open=False),
+    "rans out of words": Case("symbols", section(1, lambda b: b[:-2], "codec-rans"), at_open=False),
+    "rans a word too many": Case("symbols", section(1, lambda b: b + b"\0\0", "codec-rans"), at_open=False),
+    "rans another state": Case("symbols", section(1, lambda b: b[:3] + b"\x55" + b[4:], "codec-rans"), at_open=False),
+    "rans another word": Case(
+        "symbols", section(1, lambda b: b[:-1] + bytes([b[-1] ^ 1]), "codec-rans"), at_open=False
+    ),
+    "raw tensor too short": Case("symbols", section(2, lambda b: b[:-1], "raw-tensors"), at_open=False),
+    # Units, arithmetic, digest
+    "no quantizer for a precision": Case("units", put("allocation", [[[300, 0, 0]], [[300, 0, 0]]]), at_open=False),
+    "amplitude out of range": Case("units", deep("kinds", 0, 12, value=16384), at_open=False),
+    "sums too large": Case("bound", lambda: too_large(), at_open=False),
+    "shift too small": Case("scale", top(lambda t: t.update(exponents=b"\xef\1" + t["exponents"][1:])), at_open=False),
+    "shift too large": Case("scale", top(lambda t: t.update(exponents=b"\xa0\1" + t["exponents"][1:])), at_open=False),
+    "another digest": Case("factors-checksum", put("factors_sha256", bytes(32)), at_open=False),
+    "another seed": Case("factors-checksum", put("seed", 8), at_open=False),
+}
+
+
+def resized(data: bytes) -> bytes:
+    """A header of another size than the prelude says."""
+    parts = split(data)
+    return join(parts, stored_header=frame(canonical({**parts.top, "sections": []}), DICTIONARY))
+
+
+def lengthened(data: bytes) -> bytes:
+    """The header's frame with a byte after it."""
+    size = struct.unpack_from("<I", data, 20)[0]
+    return join(split(data), stored_header=data[76 : 76 + size] + b"\0")
+
+
+def sizeless(data: bytes) -> bytes:
+    """The header in a frame that does not say its size."""
+    parts = split(data)
+    size = struct.unpack_from("<I", data, 20)[0]
+    return join(parts, stored_header=frame(unframe(data[76 : 76 + size], DICTIONARY), DICTIONARY, write_content_size=0))
+
+
+def unsealed(data: bytes) -> bytes:
+    """The content's digest altered, the prelude's checksum made to fit."""
+    head = bytearray(data[:72])
+    head[40] ^= 1
+    return bytes(head) + struct.pack("<I", zlib.crc32(head)) + data[76:]
+
+
+def shortened(data: bytes) -> bytes:
+    """The last section ends before the file does."""
+    parts = split(data)
+    stored = parts.sections[-1][1]
+    return join(parts, sections=lambda rows: [*rows[:-1], [*rows[-1][:2], len(stored) - 1, zlib.crc32(stored[:-1])]])
+
+
+def set_last(data: bytes, bits: int) -> bytes:
+    """The last byte with bits set."""
+    return data[:-1] + bytes([data[-1] | bits])
+
+
+def bomb() -> bytes:
+    """A raw tensor of 8 MiB in a frame of 256 MiB."""
+    parts = split(golden("only-raw"))
+    size = 8 << 20
+    parts.top["kinds"][-1] = [1, parts.top["kinds"][-1][1], 8, [size]]
+    blocks = 2048
+    rle = b"".join((131072 << 3 | 2 | (i == blocks - 1)).to_bytes(3, "little") + b"\0" for i in range(blocks))
+    parts.sections[-1] = (1, bytes([0b10000000, 0x38]) + struct.pack("<I", size) + rle)
+    return join(parts)
+
+
+def too_large() -> bytes:
+    """16-bit levels in a two-pass basis of 65537 coefficients times entries that add up past what can be scaled."""
+    parts = split(golden("paper-uniform-philox"))
+    kind = parts.top["kinds"][0]
+    parts.top["kinds"] = [[*kind[:10], [1 << 20, 1 << 20], *kind[11:]], *parts.top["kinds"][1:]]
+    parts.top["quantizers"] = [[1, [-32768, 32768], None]]
+    vectors = 4 if len(parts.top["kinds"]) == 1 else 2
+    rest = 0 if len(parts.top["kinds"]) == 1 else 80
+    parts.sections[1] = (0, bytes((vectors * (1 << 20) + rest + 7) // 8))
+    return join(parts)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_fault_is_refused_for_its_reason(name: str) -> None:
+    case = CASES[name]
+    data = case.make()
+    wanted = ChecksumMismatch if case.code.endswith("checksum") else FormatError
+    with pytest.raises(FormatError) as caught:
+        verify(data)
+    assert type(caught.value) is wanted
+    assert caught.value.code == case.code, caught.value
+    if case.at_open:
+        with pytest.raises(FormatError) as caught:
+            open_container(data).close()
+        assert caught.value.code == case.code
+    else:
+        open_container(data).close()
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.code != "limit"])
+def test_the_reference_decoder_refuses_the_same(name: str) -> None:
+    """It sets no limits, so those cases are left out."""
+    case = CASES[name]
+    with pytest.raises(reference().Refused) as caught:
+        reference().decode(case.make())
+    assert caught.value.args[0] == case.code, caught.value
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        Limits(header_stored=100),
+        Limits(header_plain=100),
+        Limits(records=3),
+        Limits(kinds=1),
+        Limits(quantizers=6),
+        Limits(sections=1),
+        Limits(units=12),
+        Limits(rank=3),
+        Limits(dimensions=1),
+        Limits(factor_elements=100),
+        Limits(total_elements=1000),
+        Limits(name=20),
+        Limits(coefficients=1000),
+    ],
+    ids=lambda limits: next(f"{k}={v}" for k, v in vars(limits).items() if v != getattr(Limits(), k)),
+)
+def test_a_callers_limits_hold(limits: Limits) -> None:
+    with pytest.raises(FormatError) as caught:
+        open_container(golden("nmse"), limits)
+    assert caught.value.code == "limit"
+
+
+def test_every_code_has_a_case() -> None:
+    """Codes of the source, of the cases and of the specification's table are the same."""
+    source = set()
+    for layer in ("container", "decoder", "entropy", "basis", "prng"):
+        for path in (ROOT / "nola_codec" / layer).glob("*.py"):
+            if path.name != "merge.py":
+                source |= set(re.findall(r'code="([a-z-]+)"|code = "([a-z-]+)" if', path.read_text(encoding="utf-8")))
+    codes = {a or b for a, b in source}
+    assert codes == {case.code for case in CASES.values()}
+    text = (ROOT / "spec" / "nola-v1.md").read_text(encoding="utf-8")
+    table = text[text.index("## Reject table") :]
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", table, re.MULTILINE)) == codes

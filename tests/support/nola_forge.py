@@ -1,0 +1,174 @@
+"""Takes `.nola` files apart and puts them together again, checksums and all, without the package's own writer.
+
+parts = split(golden("nmse"))
+parts.top["generator"] = 3
+data = join(parts)          # a file whose only fault is its generator
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgpack
+import zstandard
+
+from nola_codec.arrays import NUMPY, Arrays
+from nola_codec.container.limits import DEFAULT_LIMITS, Limits
+from nola_codec.container.reader import open_container
+from nola_codec.decoder.decoder import Decoder
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "v0"
+DICTIONARY = (ROOT / "spec" / "header-dictionary.bin").read_bytes()
+MAGIC = b"\x89NLA\r\n\x1a\n"
+
+
+def golden(name: str) -> bytes:
+    """A golden file by its name without the suffix."""
+    return (GOLDEN / f"{name}.nola").read_bytes()
+
+
+def manifest() -> dict[str, dict[str, Any]]:
+    """What is known of each golden file, by file name."""
+    made: dict[str, dict[str, Any]] = json.loads((GOLDEN / "manifest.json").read_text(encoding="utf-8"))
+    return made
+
+
+@cache
+def reference() -> ModuleType:
+    """`spec/reference_decoder.py` as a module."""
+    spec = importlib.util.spec_from_file_location("reference_decoder", ROOT / "spec" / "reference_decoder.py")
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+def verify(data: bytes, limits: Limits = DEFAULT_LIMITS, xp: Arrays = NUMPY) -> None:
+    """Every check that the package has for a file, what is nearest to a fault first."""
+    with open_container(data, limits) as container:
+        Decoder(container, xp).checked()
+        container.check_content()
+
+
+@dataclass
+class Parts:
+    """A file in pieces, to be altered.
+
+    Attributes:
+        top: The header's map; its ``sections`` are made anew by `join`.
+        sections: (codec, stored bytes).
+    """
+
+    top: dict[str, Any]
+    sections: list[tuple[int, bytes]]
+
+
+def frame(plain: bytes, dictionary: bytes = b"", **options: Any) -> bytes:
+    """A zstd frame without its magic number."""
+    options = {"write_content_size": True, "write_checksum": False, **options}
+    parameters = zstandard.ZstdCompressionParameters.from_level(19, source_size=len(plain), **options)
+    extra = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if dictionary else None
+    compressor = zstandard.ZstdCompressor(dict_data=extra, compression_params=parameters)
+    return compressor.compress(plain)[4:]
+
+
+def unframe(stored: bytes, dictionary: bytes = b"") -> bytes:
+    """Undo `frame`."""
+    extra = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if dictionary else None
+    return zstandard.ZstdDecompressor(dict_data=extra).decompress(b"\x28\xb5\x2f\xfd" + stored)
+
+
+def aligned(offset: int) -> int:
+    """The next multiple of eight."""
+    return offset + -offset % 8
+
+
+def split(data: bytes) -> Parts:
+    """Take a valid file apart."""
+    stored = struct.unpack_from("<I", data, 20)[0]
+    top = msgpack.unpackb(unframe(data[76 : 76 + stored], DICTIONARY))
+    base = aligned(76 + stored)
+    sections = [(codec, data[base + start : base + start + size]) for codec, start, size, _ in top["sections"]]
+    return Parts(top, sections)
+
+
+def table(sections: list[tuple[int, bytes]]) -> list[list[int]]:
+    """The header's `sections` for these."""
+    rows, offset = [], 0
+    for codec, data in sections:
+        rows.append([codec, offset, len(data), zlib.crc32(data)])
+        offset = aligned(offset + len(data))
+    return rows
+
+
+def join(
+    parts: Parts,
+    *,
+    plain: Callable[[dict[str, Any]], bytes] = lambda top: canonical(top),
+    sections: Callable[[list[list[int]]], Any] = lambda rows: rows,
+    stored_header: bytes | None = None,
+    padding: bytes = b"\0",
+    tail: bytes = b"",
+    **prelude: int,
+) -> bytes:
+    """Put a file together; only what is asked for is wrong with it.
+
+    Args:
+        parts: The header's map and the sections.
+        plain: Header map -> bytes, by default canonical MessagePack.
+        sections: Alters the section table.
+        stored_header: Stands for the compressed header.
+        padding: Byte between sections.
+        tail: Goes after the last section; the file length counts it.
+        prelude: Fields to set: version, revision, required, optional, plain_size, file_length.
+    """
+    header = plain({**parts.top, "sections": sections(table(parts.sections))})
+    stored = frame(header, DICTIONARY) if stored_header is None else stored_header
+    body = bytearray(stored)
+    base = aligned(76 + len(stored)) - 76
+    for row, (_, data) in zip(table(parts.sections), parts.sections, strict=True):
+        body.extend(padding * (base + row[1] - len(body)))
+        body.extend(data)
+    body.extend(tail)
+    return seal(bytes(76) + bytes(body), header=stored, **{"plain_size": len(header), **prelude})
+
+
+def seal(data: bytes, *, header: bytes, **prelude: int) -> bytes:
+    """Write the prelude of a file: every length and checksum right, except what is asked for."""
+    head = MAGIC + struct.pack(
+        "<HHIIIIIQ",
+        prelude.get("version", 0),
+        prelude.get("revision", 1),
+        prelude.get("required", 0),
+        prelude.get("optional", 0),
+        len(header),
+        prelude["plain_size"],
+        zlib.crc32(header),
+        prelude.get("file_length", len(data)),
+    )
+    head += hashlib.sha256(head + data[76:]).digest()
+    return head + struct.pack("<I", zlib.crc32(head)) + data[76:]
+
+
+def canonical(value: Any) -> bytes:
+    """MessagePack with maps in the order of their keys."""
+
+    def ordered(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {key: ordered(item[key]) for key in sorted(item, key=str.encode)}
+        return [ordered(i) for i in item] if isinstance(item, list) else item
+
+    packed: bytes = msgpack.packb(ordered(value), use_bin_type=True)
+    return packed

@@ -1,0 +1,132 @@
+"""Bases: each pair is adjoint, the Hadamard basis is orthogonal, and nothing depends on how the work is cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nola_codec.arrays import NUMPY, TorchArrays
+from nola_codec.basis import BASES, NAMES, BasisKey, Hadamard, Rademacher, Uniform, basis_by_id
+from nola_codec.basis.dense import _Dense
+from nola_codec.basis.hadamard import plan
+from nola_codec.errors import FormatError
+from nola_codec.prng import PHILOX, THREEFRY
+
+TORCH = TorchArrays()
+KEY = BasisKey(PHILOX, 11, 3)
+LENGTHS = (1, 2, 3, 4, 5, 6, 7, 12, 15, 16, 17, 36, 48, 63, 64, 65, 96, 97, 128, 200, 576)
+
+
+def matrix(basis: Any, n: int, k: int, key: BasisKey = KEY) -> npt.NDArray[np.float64]:
+    """The basis itself, (k, n)."""
+    made: npt.NDArray[np.float64] = basis.synthesize(np.eye(k, dtype=np.int8)[None], n, (key,), 1, NUMPY)[0]
+    return made.astype(np.float64)
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+def test_hadamard_rows_are_orthogonal_integers_of_one_norm(n: int) -> None:
+    rows = matrix(Hadamard(), n, n)
+    assert (rows == np.rint(rows)).all()
+    assert (rows @ rows.T == Hadamard().norm2(n) * np.eye(n)).all()
+
+
+@pytest.mark.parametrize("n", [576, 4096, 11008, 50257])
+def test_hadamard_inverts_exactly_at_real_lengths(n: int) -> None:
+    q = np.random.default_rng(n).integers(-20, 21, (1, 2, n))
+    y = Hadamard().synthesize(q, n, (KEY,), 20, NUMPY)
+    back = Hadamard().project(y.astype(np.float64), n, (KEY,), NUMPY)
+    assert (back == q * Hadamard().norm2(n)).all()
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+def test_hadamard_is_what_the_specification_says(n: int) -> None:
+    """Against the definition by sums, without any transform."""
+    block, passes = plan(n)
+    assert n % block == 0 or passes == 2
+    rows = matrix(Hadamard(), n, n)
+    if passes == 1:
+        for j in range(0, n, max(1, n // 7)):
+            support = np.flatnonzero(rows[j])
+            assert support.tolist() == [i * (n // block) + j // block for i in range(block)]
+            assert set(np.abs(rows[j][support])) == {1.0}
+
+
+@pytest.mark.parametrize("basis", BASES.values(), ids=lambda b: b.name)
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (3, 2), (7, 7), (36, 10), (97, 40), (256, 256), (300, 7)])
+def test_project_is_the_adjoint_of_synthesize(basis: Any, n: int, k: int) -> None:
+    rng = np.random.default_rng(0)
+    q = rng.integers(-9, 10, (2, 3, k))
+    x = rng.integers(-9, 10, (2, 3, n)).astype(np.float64)
+    keys = (KEY, BasisKey(THREEFRY, 1, 2))
+    left = (basis.synthesize(q, n, keys, 9, NUMPY).astype(np.float64) * x).sum(-1)
+    right = (q * basis.project(x, k, keys, NUMPY)).sum(-1)
+    assert (left == right).all()
+
+
+@pytest.mark.parametrize("basis", BASES.values(), ids=lambda b: b.name)
+@given(n=st.integers(1, 150), share=st.floats(0, 1), peak=st.sampled_from([1, 7, 127, 32768]), data=st.data())
+def test_torch_is_numpy(basis: Any, n: int, share: float, peak: int, data: st.DataObject) -> None:
+    k = max(1, round(share * n))
+    seed = data.draw(st.integers(0, 1 << 30))
+    q = np.random.default_rng(seed).integers(-peak, peak + 1, (2, 2, k)).astype(np.int32)
+    keys = (BasisKey(PHILOX, seed, 1), BasisKey(THREEFRY, seed, 1))
+    wanted = basis.synthesize(q, n, keys, peak, NUMPY)
+    made = TORCH.numpy(basis.synthesize(TORCH.asarray(q), n, keys, peak, TORCH))
+    assert made.astype(np.int64).tolist() == wanted.astype(np.int64).tolist()
+    assert np.abs(wanted).max() <= basis.bound(n, k, peak)
+
+
+@pytest.mark.parametrize("basis", BASES.values(), ids=lambda b: b.name)
+def test_batches_and_groups_are_the_same_as_one_at_a_time(basis: Any) -> None:
+    q = np.random.default_rng(1).integers(-3, 4, (3, 4, 30)).astype(np.int16)
+    keys = (KEY, BasisKey(PHILOX, 12, 0), KEY)
+    together = basis.synthesize(q, 60, keys, 3, NUMPY)
+    for group in range(3):
+        for row in range(4):
+            alone = basis.synthesize(q[group : group + 1, row : row + 1], 60, keys[group : group + 1], 3, NUMPY)
+            assert together[group, row].tolist() == alone[0, 0].tolist()
+
+
+@pytest.mark.parametrize("kind", [Rademacher, Uniform])
+@pytest.mark.parametrize("chunk_entries", [1, 61, 200, 1 << 22])
+def test_chunks_change_nothing(kind: type[_Dense], chunk_entries: int) -> None:
+    q = np.random.default_rng(2).integers(-8, 9, (1, 2, 17))
+    x = np.random.default_rng(3).integers(-8, 9, (1, 2, 61)).astype(np.float64)
+    chunked, whole = kind(chunk_entries), kind()
+    assert (chunked.synthesize(q, 61, (KEY,), 8, NUMPY) == whole.synthesize(q, 61, (KEY,), 8, NUMPY)).all()
+    assert (chunked.project(x, 17, (KEY,), NUMPY) == whole.project(x, 17, (KEY,), NUMPY)).all()
+
+
+@pytest.mark.parametrize("kind", [Rademacher, Uniform])
+def test_rows_of_a_dense_basis_do_not_depend_on_their_number(kind: type[_Dense]) -> None:
+    assert (matrix(kind(), 45, 9)[:4] == matrix(kind(), 45, 4)).all()
+
+
+def test_entries_of_dense_bases() -> None:
+    rows = matrix(Rademacher(), 200, 100)
+    assert set(np.unique(rows)) == {-1.0, 1.0}
+    assert abs(rows.mean()) < 5 / np.sqrt(rows.size)
+    rows = matrix(Uniform(), 200, 100)
+    assert rows.min() >= -32768
+    assert rows.max() <= 32767
+    assert abs((rows**2).sum(1).mean() / Uniform().norm2(200) - 1) < 0.03
+
+
+@pytest.mark.parametrize("basis", BASES.values(), ids=lambda b: b.name)
+def test_equal_keys_make_equal_bases_and_others_do_not(basis: Any) -> None:
+    rows = matrix(basis, 64, 8)
+    assert (rows == matrix(basis, 64, 8, BasisKey(PHILOX, 11, 3))).all()
+    for other in (BasisKey(PHILOX, 11, 4), BasisKey(PHILOX, 12, 3), BasisKey(THREEFRY, 11, 3)):
+        assert (rows != matrix(basis, 64, 8, other)).any()
+
+
+def test_registry() -> None:
+    assert NAMES == {"hadamard": 1, "rademacher": 2, "uniform": 3}
+    with pytest.raises(FormatError) as caught:
+        basis_by_id(9)
+    assert caught.value.code == "basis"

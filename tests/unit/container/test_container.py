@@ -1,0 +1,245 @@
+"""Names, varints, canonical MessagePack, header round trips, and reading one record without the rest."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nola_forge import GOLDEN, ROOT, golden, join, manifest, reference, split
+
+from nola_codec.arrays import NUMPY
+from nola_codec.container import canonical
+from nola_codec.container.header import KEYS, pack_header
+from nola_codec.container.limits import DEFAULT_LIMITS
+from nola_codec.container.names import join_name, natural_key, pack_varints, split_name, unpack_varints
+from nola_codec.container.prelude import Prelude, unpack_prelude
+from nola_codec.container.reader import header_dictionary, open_container
+from nola_codec.container.units import symbols_to_units, units_to_symbols
+from nola_codec.container.writer import assemble
+from nola_codec.decoder.decoder import Decoder
+from nola_codec.errors import FormatError
+
+FILES = sorted(name.removesuffix(".nola") for name in manifest())
+NAMES = st.text(st.sampled_from("abc.0123456789%#_é²١ "), max_size=24)  # with digits that are not ASCII
+
+
+@given(name=NAMES)
+def test_any_name_survives(name: str) -> None:
+    template, numbers = split_name(name)
+    assert join_name(template, numbers) == name
+    assert template.count("#") == len(numbers)
+
+
+@pytest.mark.parametrize(
+    ("name", "template", "numbers"),
+    [
+        ("layers.11.q_proj", "layers.#.q_proj", (11,)),
+        ("x007", "x007", ()),
+        ("x0.10", "x#.#", (0, 10)),
+        ("50%#1", "#%25%23#", (50, 1)),
+        ("a%23", "a%25#", (23,)),
+        ("n1234567890", "n1234567890", ()),
+        ("n999999999", "n#", (999999999,)),
+        ("", "", ()),
+    ],
+)
+def test_templates(name: str, template: str, numbers: tuple[int, ...]) -> None:
+    assert split_name(name) == (template, numbers)
+    assert join_name(template, numbers) == name
+
+
+def test_layers_are_in_natural_order() -> None:
+    names = ["h.10.k", "h.9.q", "h.9.k", "h.10.q"]
+    assert sorted(names, key=natural_key) == ["h.9.k", "h.9.q", "h.10.k", "h.10.q"]
+
+
+@given(values=st.lists(st.integers(-(1 << 34), (1 << 34) - 1), max_size=20))
+def test_varints_round_trip(values: list[int]) -> None:
+    packed = pack_varints(values)
+    assert unpack_varints(packed, len(values), "x") == values
+    assert reference().varints(packed, len(values)) == values
+
+
+@given(data=st.binary(max_size=12), count=st.integers(0, 6))
+def test_varints_have_one_form(data: bytes, count: int) -> None:
+    try:
+        values = unpack_varints(data, count, "x")
+    except FormatError as error:
+        assert error.code == "header"  # noqa: PT017
+    else:
+        assert pack_varints(values) == data
+
+
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(1 << 63), (1 << 64) - 1),
+    st.floats(allow_nan=False),
+    st.text(max_size=8),
+    st.binary(max_size=8),
+)
+JSON = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(value=JSON)
+def test_canonical_round_trip(value: Any) -> None:
+    assert canonical.unpack(canonical.pack(value)) == value
+
+
+@given(value=st.dictionaries(st.text(max_size=5), st.integers(), max_size=5))
+def test_canonical_form_does_not_depend_on_order(value: dict[str, int]) -> None:
+    value = {key: number % 1000 for key, number in value.items()}
+    assert canonical.pack(value) == canonical.pack(dict(reversed(list(value.items()))))
+
+
+@given(data=st.binary(max_size=40))
+def test_canonical_form_is_unique(data: bytes) -> None:
+    try:
+        value = canonical.unpack(data)
+    except FormatError as error:
+        assert error.code == "header"  # noqa: PT017
+    else:
+        assert canonical.pack(value) == data
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_header_round_trip(name: str) -> None:
+    data = golden(name)
+    with open_container(data) as container:
+        header = container.read_units()
+        sections = [(s.codec, container.section(i)) for i, s in enumerate(header.sections)]
+        symbols = units_to_symbols(header.lowrank, header.allocation, header.amplitude_slope)
+        assert [r.precision.tolist() for r in symbols_to_units(symbols, header).lowrank] == [
+            r.precision.tolist() for r in header.lowrank
+        ]
+        assert [r.amplitude.tolist() for r in symbols_to_units(symbols, header).lowrank] == [
+            r.amplitude.tolist() for r in header.lowrank
+        ]
+        assert container.header_length % 8 == 0
+    again = assemble(header, sections)
+    assert join(split(again)) == join(split(data))
+    assert set(canonical.unpack(pack_header(header))) == set(KEYS)
+
+
+def test_prelude_round_trip() -> None:
+    prelude = Prelude(0, 0x80000001, 5, 6, 7, 81, bytes(range(32)))
+    assert unpack_prelude(prelude.pack(), DEFAULT_LIMITS) == prelude
+
+
+def test_unused_fields_are_ignored() -> None:
+    data = join(split(golden("nmse")), optional=0xFFFFFFFF, revision=999)
+    with open_container(data) as container:
+        Decoder(container, NUMPY).checked()
+        assert container.prelude.revision == 999
+
+
+class Recorded(io.BytesIO):
+    """A stream that remembers which bytes were read."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.read_bytes: set[int] = set()
+
+    def read(self, size: int | None = -1) -> bytes:
+        at = self.tell()
+        data = super().read(size)
+        self.read_bytes.update(range(at, at + len(data)))
+        return data
+
+
+def many_blocks() -> bytes:
+    """A file of several records, each in a block of its own."""
+    parts = split(golden("bits-16"))
+    top = parts.top
+    copies = 6
+    size = len(parts.sections[1][1]) // 2
+    blocks = [parts.sections[1][1][:size], parts.sections[1][1][size:]]
+    kinds = top["kinds"]
+    assert len(kinds) == 2
+    top["records"] = bytes([0, 2] * (copies // 2))
+    top["numbers"] = bytes([0, 0] + [2] * (copies - 2))
+    top["units"], top["exponents"] = b"\4" * copies, top["exponents"] + bytes(2 * (copies - 2))
+    top["blocks"] = [1] * copies
+    top["side_models"] = [[1, None], [256, None]]
+    units = bytes((2 * copies + 7) // 8) + bytes(2 * copies)
+    parts.sections = [(0, units), *((0, blocks[i % 2]) for i in range(copies))]
+    return join(parts)
+
+
+@pytest.mark.parametrize("wanted", [0, 3, 5])
+def test_one_record_is_read_from_its_block_alone(wanted: int) -> None:
+    stream = Recorded(many_blocks())
+    container = open_container(stream)
+    header = container.header
+    assert header.blocks == (1,) * 6
+    decoder = Decoder(container, NUMPY)
+    ((index, factors),) = list(decoder.factors([wanted]))
+    assert index == wanted
+    assert factors.lora_B.shape == (12, 2)
+    base = container.header_length
+    for number, section in enumerate(header.sections):
+        place = set(range(base + section.offset, base + section.offset + section.length))
+        assert place <= stream.read_bytes if number in (0, 1 + wanted) else not place & stream.read_bytes
+
+
+def test_opening_reads_the_header_alone() -> None:
+    stream = Recorded(many_blocks())
+    container = open_container(stream)
+    sections = [s.length for s in container.header.sections]
+    assert len(stream.read_bytes) <= container.file_length - sum(sections)
+
+
+def test_sources(tmp_path: Any) -> None:
+    data = golden("nmse")
+    (tmp_path / "a.nola").write_bytes(data)
+    embedded = io.BytesIO(b"before" + data)
+    embedded.seek(6)
+    for source in (data, tmp_path / "a.nola", str(tmp_path / "a.nola"), io.BytesIO(data), embedded):
+        with open_container(source) as container:
+            Decoder(container, NUMPY).checked()
+            container.check_content()
+    assert not embedded.closed
+    (tmp_path / "broken.nola").write_bytes(data[:-1])
+    with pytest.raises(FormatError, match=r"broken\.nola"):
+        open_container(tmp_path / "broken.nola")
+
+
+def test_two_hundred_names_cost_little() -> None:
+    """The brief: under 2 KB in the header; here names and shapes of 210 modules, everything else empty."""
+    parts = split(golden("empty"))
+    shapes = {
+        "q": (576, 576),
+        "k": (192, 576),
+        "v": (192, 576),
+        "o": (576, 576),
+        "up": (1536, 576),
+        "gate": (1536, 576),
+    }
+    shapes["down"] = (576, 1536)
+    for name, (out, columns) in shapes.items():
+        template = f"base_model.model.model.layers.#.self_attn.{name}_proj"
+        parts.top["kinds"].append([0, template, 0, [out, 8], [8, columns], 2.0, 0, 0, 1, 0, None, [0, 0], 0])
+    parts.top["records"] = bytes(2 * i for i in range(7)) * 30
+    parts.top["numbers"] = bytes(7) + b"\2" * 203
+    parts.top["units"], parts.top["exponents"] = bytes(210), bytes(420)
+    parts.top["blocks"] = [210]
+    parts.sections = [(0, b""), (0, b"")]
+    data = join(parts)
+    with open_container(data) as container:
+        assert container.header.lowrank[-1].name == "base_model.model.model.layers.29.self_attn.down_proj"
+    assert len(data) < 700
+
+
+def test_the_specifications_dictionary_is_the_packages() -> None:
+    assert (ROOT / "spec" / "header-dictionary.bin").read_bytes() == header_dictionary()
+
+
+def test_golden_directory_is_where_the_tool_writes() -> None:
+    assert GOLDEN.name == "v0"

@@ -1,0 +1,336 @@
+"""The same bits whatever the library, threads, batch, chunks and the process's settings; and nothing CUDA lacks."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nola_forge import ROOT, golden, manifest, reference
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nola_codec.arrays import NUMPY, Arrays, TorchArrays
+from nola_codec.basis import BASES, BasisKey
+from nola_codec.container.reader import open_container
+from nola_codec.decoder.coefficients import Coefficients
+from nola_codec.decoder.decoder import Decoder, FactorsDigest
+from nola_codec.decoder.factors import synthesize_factors
+from nola_codec.decoder.merge import delta_weight
+from nola_codec.model import LowRankKind, LowRankRecord
+from nola_codec.prng import PHILOX
+
+FILES = [name for name, entry in manifest().items() if entry["tensors"]]
+
+
+EXPONENTS = ((-13, -11), (-13, -11), (-10, -10), (-15, -15))
+
+
+def wide_records() -> tuple[list[LowRankRecord], list[Coefficients]]:
+    """Records of real lengths: GEMMs wide enough for a library to reorder, round down or split over threads."""
+    rng = np.random.default_rng(0)
+    records, coefficients = [], []
+    for index, (out, columns, split) in enumerate(
+        [(576, 1536, "component"), (576, 1536, "component"), (4096, 97, "component"), (192, 36, "factor")]
+    ):
+        component = split == "component"
+        kind = LowRankKind(
+            f"w{index // 2}", "linear", (out, 4), (4, columns), 2.0, False, "F32", 1 if component else 3,
+            "component" if component else "factor", (out, columns) if component else (300, 200),
+        )  # fmt: skip
+        vectors = 4 if component else 1
+        precision = np.zeros(4 if component else 2, np.int64)
+        amplitude = rng.integers(-400, -300, len(precision)) - (0 if component else 500)
+        records.append(LowRankRecord(f"w{index}", kind, index, EXPONENTS[index], precision, amplitude))
+        b, a = (rng.integers(-127, 128, (vectors, n)).astype(np.int32) for n in kind.num_basis)
+        coefficients.append(Coefficients(b, a, 127))
+    return records, coefficients
+
+
+def wide_digest(xp: Arrays, **options: Any) -> str:
+    """Digest of the wide records' factors."""
+    records, coefficients = wide_records()
+    digest = FactorsDigest()
+    for factors in synthesize_factors(records, coefficients, generator=PHILOX, seed=9, xp=xp, **options):
+        for factor in (factors.lora_B, factors.lora_A):
+            assert 3000 < np.abs(xp.numpy(factor).astype(int)).max() < 32767  # neither coarse nor saturated
+        digest.update(factors, xp)
+    return digest.digest().hex()
+
+
+WIDE = "31d055dd25679ec9"  # first digits; a change of them is a change of the format
+
+
+def file_digest(name: str, xp: Arrays, indexes: Callable[[int], list[list[int] | None]], **options: Any) -> str:
+    """Digest of a file's factors, decoded in the given portions."""
+    with open_container(golden(name.removesuffix(".nola"))) as container:
+        decoder = Decoder(container, xp, **options)
+        digest = FactorsDigest()
+        for portion in indexes(len(container.header.lowrank)):
+            for _, factors in decoder.factors(portion):
+                digest.update(factors, xp)
+        for index in range(len(container.header.raw)):
+            digest.update_raw(decoder.raw(index))
+    return digest.digest().hex()
+
+
+def whole(count: int) -> list[list[int] | None]:
+    return [None]
+
+
+def one_by_one(count: int) -> list[list[int] | None]:
+    return [[i] for i in range(count)]
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets torch's threads, and puts them back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("portions", [whole, one_by_one])
+@pytest.mark.parametrize("chunk_elements", [1, 1 << 20])
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("name", FILES)
+def test_files(name: str, library: str, chunk_elements: int, portions: Callable[[int], list[list[int] | None]]) -> None:
+    xp = NUMPY if library == "numpy" else TorchArrays()
+    made = file_digest(name, xp, portions, chunk_elements=chunk_elements)
+    assert made == manifest()[name]["factors_sha256"]
+
+
+def test_wide_records_in_the_reference_decoder() -> None:
+    ref = reference()
+    sha = hashlib.sha256()
+    for record, item in zip(*wide_records(), strict=True):
+        kind = record.kind
+        factor = kind.split == "factor"
+        codes = record.amplitude.tolist()
+        vectors = [(0, 0, c) for c in codes[: 1 if factor else 4]] + [(1, 0, c) for c in codes[1 if factor else 0 :]]
+        made = {
+            "basis": kind.basis, "split": int(factor), "rank": 4, "out": kind.rows, "in": kind.columns,
+            "lengths": kind.vector_lengths, "counts": kind.num_basis, "stream": record.stream,
+            "exponents": record.exponents, "vectors": vectors,
+        }  # fmt: skip
+        top = {"quantizers": [([-127, 127], None)], "generator": PHILOX, "seed": 9}
+        ref.decode_record(top, made, [row.astype(np.int64) for row in (*item.b, *item.a)])
+        sha.update(bytes(e % 256 for e in record.exponents))
+        sha.update(made["lora_B"].astype("<i2").tobytes() + made["lora_A"].astype("<i2").tobytes())
+    assert sha.hexdigest().startswith(WIDE)
+
+
+@pytest.mark.parametrize("chunk_elements", [1, 5000, 1 << 20])
+def test_wide_records_in_numpy(chunk_elements: int) -> None:
+    assert wide_digest(NUMPY, chunk_elements=chunk_elements).startswith(WIDE)
+
+
+@pytest.mark.parametrize("chunk_elements", [1, 1 << 20])
+@pytest.mark.parametrize("count", [1, 2])
+def test_wide_records_in_torch(count: int, chunk_elements: int, threads: Callable[[int], None]) -> None:
+    threads(count)
+    assert torch.get_num_threads() == count
+    assert wide_digest(TorchArrays(), chunk_elements=chunk_elements).startswith(WIDE)
+
+
+def test_a_record_alone_is_as_in_a_batch() -> None:
+    records, coefficients = wide_records()
+    for xp in (NUMPY, TorchArrays()):
+        together = synthesize_factors(records, coefficients, generator=PHILOX, seed=9, xp=xp)
+        for record, item, wanted in zip(records, coefficients, together, strict=True):
+            (alone,) = synthesize_factors([record], [item], generator=PHILOX, seed=9, xp=xp)
+            assert (xp.numpy(alone.lora_B) == xp.numpy(wanted.lora_B)).all()
+            assert (xp.numpy(alone.lora_A) == xp.numpy(wanted.lora_A)).all()
+
+
+HOSTILE = {
+    "matmul precision": "torch.set_float32_matmul_precision('medium')",
+    "high precision": "torch.set_float32_matmul_precision('high')",
+    "tf32": "torch.backends.cuda.matmul.allow_tf32 = True; torch.backends.cudnn.allow_tf32 = True",
+    "fp32_precision": "torch.backends.fp32_precision = 'tf32'",
+    "mkldnn": "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+    "old and new settings": "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'; "
+    "torch.backends.cuda.matmul.allow_tf32 = True",
+    "autocast": "torch.autocast('cpu', torch.bfloat16).__enter__()",
+    "default dtype": "torch.set_default_dtype(torch.bfloat16)",
+    "default device": "torch.set_default_device('meta')",
+    "deterministic": "torch.use_deterministic_algorithms(True)",
+    "inference": "torch.inference_mode().__enter__()",
+    "flush denormal": "torch.set_flush_denormal(True)",
+}
+
+
+@pytest.fixture(scope="module")
+def hostile_answers() -> dict[str, list[str]]:
+    """Digest and work type under each setting, each in a fork of a process of its own."""
+    code = f"""
+import os, sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "support")!r}, {str(ROOT / "tests" / "unit" / "decoder")!r}]
+import torch
+torch.set_num_threads(1)
+import test_decoder as t
+for name, setting in t.HOSTILE.items():
+    if os.fork() == 0:
+        exec(setting)
+        xp = t.TorchArrays()
+        print(name, t.wide_digest(xp), xp.integer_work_dtype(1000), sep='|', flush=True)
+        os._exit(0)
+    os.wait()
+"""
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert made.returncode == 0, made.stderr
+    return {line.split("|")[0]: line.split("|")[1:] for line in made.stdout.splitlines()}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("setting", HOSTILE)
+def test_no_setting_of_the_process_changes_a_bit(setting: str, hostile_answers: dict[str, list[str]]) -> None:
+    digest, work = hostile_answers[setting]
+    assert digest.startswith(WIDE)
+    if setting not in ("default dtype", "default device", "deterministic", "inference", "flush denormal"):
+        assert work == "float64"  # float32 would do for sums of 1000, were it not rounded down
+
+
+def test_work_types() -> None:
+    for xp in (NUMPY, TorchArrays()):
+        assert xp.integer_work_dtype((1 << 24) - 1) == "float32"
+        assert xp.integer_work_dtype(1 << 24) == "float64"
+        assert xp.integer_work_dtype((1 << 53) - 1) == "float64"
+        with pytest.raises(ValueError, match="exact in no float type"):
+            xp.integer_work_dtype(1 << 53)
+
+
+def test_scaling_is_the_integer_formula() -> None:
+    """Against Python's own integers, saturation and both roundings of negative halves included."""
+    kind = LowRankKind("x", "linear", (1, 1), (1, 1), 1.0, False, "F32", 1, "component", (1, 1))
+    for q, code, exponent in [(3, 0, 1), (-3, 0, 1), (5, -64, 0), (127, 300, 0), (-127, 300, 0), (100, 17, -2)]:
+        record = LowRankRecord("x", kind, 0, (exponent, exponent), np.array([0]), np.array([code]))
+        item = Coefficients(np.array([[q]], np.int32), np.array([[q]], np.int32), abs(q))
+        (made,) = synthesize_factors([record], [item], generator=PHILOX, seed=0, xp=NUMPY)
+        sign = int(BASES[1].synthesize(np.array([[[1]]]), 1, (BasisKey(PHILOX, 0, 0),), 1, NUMPY)[0, 0, 0])
+        mantissa = round(2**15 * 2 ** (code % 32 / 32))
+        shift = 15 - code // 32 + exponent
+        wanted = (sign * q * mantissa + (1 << (shift - 1))) >> shift
+        assert int(made.lora_B[0, 0]) == min(32767, max(-32768, wanted))
+        exact = made.float32(NUMPY)[0]
+        assert exact.dtype == np.float32
+        assert float(exact[0, 0]) == int(made.lora_B[0, 0]) * 2.0**exponent
+
+
+# ---- CUDA, shown with fake tensors ----
+
+aten = torch.ops.aten
+
+
+class Indexing(TorchFunctionMode):
+    """Does Python's indexing by ATen operations.
+
+    A build without CUDA cannot index a fake CUDA tensor: the binding asks for a device guard first.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.__getitem__:
+            return pick(*args)
+        if func is torch.Tensor.__setitem__:
+            tensor, index, value = args
+            index = index if isinstance(index, tuple) else (index,)
+            if any(isinstance(i, torch.Tensor) for i in index):
+                assert all(i == slice(None) for i in index if isinstance(i, slice))
+                return aten.index_put_.default(tensor, [None if isinstance(i, slice) else i for i in index], value)
+            return aten.copy_.default(pick(tensor, index), value)
+        return func(*args, **(kwargs or {}))
+
+
+def pick(tensor: Any, index: Any) -> Any:
+    """``tensor[index]`` for integers, slices, an ellipsis and one tensor."""
+    index = index if isinstance(index, tuple) else (index,)
+    if any(i is Ellipsis for i in index):
+        at = next(n for n, i in enumerate(index) if i is Ellipsis)
+        index = (*index[:at], *(slice(None),) * (tensor.dim() - len(index) + 1), *index[at + 1 :])
+    dim = 0
+    for i in index:
+        if isinstance(i, torch.Tensor):
+            tensor = aten.index.Tensor(tensor, [None] * dim + [i])
+        elif isinstance(i, slice):
+            tensor = aten.slice.Tensor(tensor, dim, i.start, i.stop, i.step or 1) if i != slice(None) else tensor
+        else:
+            tensor, dim = aten.select.int(tensor, dim, i), dim - 1
+        dim += 1
+    return tensor
+
+
+class Watch(TorchDispatchMode):
+    """Refuses operations on several devices, transfers back, and products of integers, which CUDA lacks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        flat = [a for arg in args for a in (arg if isinstance(arg, (list, tuple)) else [arg])]
+        tensors = [a for a in flat if isinstance(a, torch.Tensor)]
+        name = str(func)
+        devices = {t.device.type for t in tensors if t.dim()}
+        assert len(devices) <= 1, f"{name} on {devices}"
+        if any(word in name for word in ("mm", "bmm", "matmul", "dot", "linear", "einsum")):
+            assert all(t.is_floating_point() for t in tensors), f"{name} on {[t.dtype for t in tensors]}"
+            self.products += 1
+        if name.startswith("aten._to_copy") and devices == {"cuda"}:
+            assert made.device.type == "cuda", "a transfer back"
+        return made
+
+
+@pytest.fixture
+def fake_cuda() -> Iterator[tuple[Watch, TorchArrays]]:
+    """Everything on a CUDA device that is not there."""
+    with Indexing(), FakeTensorMode(), Watch() as watch:
+        yield watch, TorchArrays("cuda:0")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_decode_on_cuda(name: str, fake_cuda: tuple[Watch, TorchArrays]) -> None:
+    watch, xp = fake_cuda
+    with open_container(golden(name.removesuffix(".nola"))) as container:
+        decoder = Decoder(container, xp)
+        for index, factors in decoder.factors():
+            kind = decoder.header.lowrank[index].kind
+            for factor, shape in (
+                (factors.lora_B, (kind.rows, kind.rank)),
+                (factors.lora_A, (kind.rank, kind.columns)),
+            ):
+                assert (factor.device.type, factor.dtype, tuple(factor.shape)) == ("cuda", torch.int16, shape)
+            delta = delta_weight(factors, kind, xp)
+            assert (delta.device.type, delta.dtype) == ("cuda", torch.float64)
+            assert watch.products > 0
+
+
+@pytest.mark.parametrize("n", [1, 3, 64, 97, 576, 4096, 11008])
+@pytest.mark.parametrize("basis", BASES.values(), ids=lambda b: b.name)
+def test_bases_run_on_cuda(basis: Any, n: int, fake_cuda: tuple[Watch, TorchArrays]) -> None:
+    _, xp = fake_cuda
+    k = max(1, n // 2)
+    keys = (BasisKey(1, 3, 4), BasisKey(2, 3, 4))
+    made = basis.synthesize(xp.asarray(np.zeros((2, 3, k), np.int32)), n, keys, 7, xp)
+    assert (made.device.type, tuple(made.shape)) == ("cuda", (2, 3, n))
+    assert made.dtype == torch.float64  # float32 products may be rounded on an accelerator
+    back = basis.project(xp.cast(made, "float64"), k, keys, xp)
+    assert (back.device.type, tuple(back.shape)) == ("cuda", (2, 3, k))
+
+
+def test_the_watch_notices() -> None:
+    with FakeTensorMode(), Watch():
+        cuda = torch.zeros((4, 4), dtype=torch.int64, device="cuda:0")
+        with pytest.raises(AssertionError, match=r"aten\.mm"):
+            torch.mm(cuda, cuda)
+        with pytest.raises(AssertionError, match="transfer back"):
+            cuda.to("cpu")
+        with pytest.raises((AssertionError, RuntimeError), match=r"cuda:0.*cpu|cpu.*cuda"):
+            torch.add(cuda, torch.zeros((4, 4), dtype=torch.int64))

@@ -1,0 +1,126 @@
+"""The specification, its reference decoder and its tools keep what they promise."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from nola_forge import GOLDEN, ROOT, golden, manifest, verify
+
+from nola_codec.container.header import KEYS
+from nola_codec.container.prelude import MAGIC, REVISION, SIZE, VERSION
+from nola_codec.container.reader import open_container
+from nola_codec.model import DTYPE_BYTES, DTYPES
+from nola_codec.quant.scales import MANTISSAS
+
+SPECIFICATION = (ROOT / "spec" / "nola-v1.md").read_text(encoding="utf-8")
+DECODER = ROOT / "spec" / "reference_decoder.py"
+
+
+@pytest.fixture
+def tools(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """`tools/annotate.py` and what it imports."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    return importlib.import_module("annotate")
+
+
+def section(title: str) -> str:
+    """The text under a heading, up to the next of its level."""
+    return SPECIFICATION.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def test_examples_are_up_to_date(tools: ModuleType) -> None:
+    assert tools.filled(SPECIFICATION) == SPECIFICATION, "run python tools/annotate.py"
+
+
+def test_header_keys_are_the_codes() -> None:
+    assert tuple(re.findall(r"^\| `(\w+)` \|", section("Header"), re.MULTILINE)) == KEYS
+
+
+def test_constants_are_the_codes() -> None:
+    assert " ".join(str(m) for m in MANTISSAS) in re.sub(r"\s+", " ", section("Factors"))
+    assert MAGIC.hex(" ").upper() in section("File")
+    assert f"files say format version {VERSION}" in SPECIFICATION
+    assert f"| Revision of this document | {REVISION} (" in SPECIFICATION
+    assert f"CRC-32 of bytes 0 to {SIZE - 5}" in section("File")
+    kinds = re.sub(r"\s+", " ", section("Header"))
+    assert " ".join(DTYPES) in kinds
+    assert ", ".join(str(DTYPE_BYTES[d]) for d in DTYPES) in kinds
+
+
+def test_links_lead_somewhere() -> None:
+    anchors = {
+        re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)$", SPECIFICATION, re.M)
+    }
+    for target in re.findall(r"\]\(([^)]+)\)", SPECIFICATION.replace("\n", " ")):
+        if target.startswith("#"):
+            assert target[1:] in anchors, target
+        else:
+            assert (ROOT / "spec" / target).exists(), target
+
+
+def test_reference_decoder_is_short_and_stands_alone() -> None:
+    text = DECODER.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 400
+    imported = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add((node.module or "").split(".")[0])
+    assert imported - set(sys.stdlib_module_names) == {"msgpack", "numpy", "zstandard"}
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-I", *map(str, arguments)], capture_output=True, text=True, timeout=60, cwd="/"
+    )
+
+
+def test_reference_decoder_as_a_program(tmp_path: Path) -> None:
+    done = run(DECODER, GOLDEN / "raw-tensors.nola", "--npz", tmp_path / "out.npz")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip() == manifest()["raw-tensors.nola"]["factors_sha256"]
+    with np.load(tmp_path / "out.npz") as made:
+        assert made["layers.0.q.lora_B"].dtype == np.int16
+        assert made["layers.0.q.lora_A"].shape == (2, 16)
+        assert made["scalar"].tobytes() == (-5).to_bytes(8, "little", signed=True)
+
+
+def test_reference_decoder_refuses_as_a_program(tmp_path: Path) -> None:
+    (tmp_path / "cut.nola").write_bytes(golden("nmse")[:-1])
+    done = run(DECODER, tmp_path / "cut.nola")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "truncated" in done.stderr
+
+
+def test_golden_files_are_never_replaced(tools: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_golden = importlib.import_module("make_golden")
+    monkeypatch.setattr(make_golden, "ROOT", tmp_path)
+    (tmp_path / "old.nola").write_bytes(b"old")
+    make_golden.write_new(tmp_path / "old.nola", b"new")
+    make_golden.write_new(tmp_path / "new.nola", b"new")
+    assert (tmp_path / "old.nola").read_bytes() == b"old"
+    assert (tmp_path / "new.nola").read_bytes() == b"new"
+
+
+@pytest.mark.slow
+def test_reference_decoder_on_a_real_adapter(shared_data: Path, tmp_path: Path) -> None:
+    """210 modules at 90 KB: the digest of the package, in a few seconds."""
+    encode = importlib.import_module("nola_codec.encoder.encode").encode_adapter
+    options = importlib.import_module("nola_codec.encoder.options").EncodeOptions
+    read = importlib.import_module("nola_codec.adapters").read
+    data, _ = encode(read(shared_data / "lora" / "smollm2_e2e"), options(size=90_000), source_bytes=1)
+    verify(data)
+    (tmp_path / "e2e.nola").write_bytes(data)
+    done = run(DECODER, tmp_path / "e2e.nola")
+    assert done.returncode == 0, done.stderr
+    with open_container(data) as container:
+        assert done.stdout.strip() == container.header.factors_sha256.hex()
