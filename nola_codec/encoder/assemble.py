@@ -56,7 +56,7 @@ def estimate_bytes(
     placeholders = []
     for (start, stop), ideal in zip(surveyed.spans, surveyed.ideal_bytes, strict=True):
         runs = block_runs(material.records[start:stop], material.allocation)
-        coded = ideal + (2 << rans.lane_bits(ideal, runs.total)) + 3
+        coded = ideal + (3 << rans.lane_bits(ideal, runs.total)) + 3
         placeholders.append((rans.id, bytes(int(min(coded, raw.size(runs, models))))))
     side = units_to_symbols(material.records, material.allocation, material.amplitude_slope)
     (units,) = smallest([side], [units_runs(material.records)], side_models(side))

@@ -39,9 +39,9 @@ def coded_bits(counts: npt.NDArray[Any], frequencies: Sequence[int]) -> float:
 
 
 def lane_bits(payload_bytes: float, symbols: int) -> int:
-    """log2 of the number of lanes: the start-up of a lane wastes two bytes, and 0.5% in all is allowed."""
+    """log2 of the number of lanes: a lane wastes about three bytes of its state, and 0.75% in all is allowed."""
     bits = 4
-    while bits < MAX_LANE_BITS and 2 << (bits + 1) <= 0.005 * payload_bytes:
+    while bits < MAX_LANE_BITS and 3 << (bits + 1) <= 0.0075 * payload_bytes:
         bits += 1
     while bits > 0 and symbols < 1 << bits:
         bits -= 1
