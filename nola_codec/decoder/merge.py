@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from nola_codec.adapters.dtypes import from_float64, to_float64
 from nola_codec.arrays import Array, Arrays
 from nola_codec.decoder.factors import Factors
@@ -84,12 +82,3 @@ def round_to(values: Any, dtype: Any) -> Any:
     step = torch.where(back.abs() > values.abs(), -1, 1).to(torch.int32)
     odd = torch.where((back != values) & (bits & 1 == 0), bits + step, bits)
     return odd.view(torch.float32).to(dtype)
-
-
-def shape_of_delta(kind: LowRankKind) -> tuple[int, ...]:
-    """Shape of `delta_weight`'s result."""
-    if kind.layout == "embedding":
-        return (kind.columns, kind.rows)
-    if kind.layout == "conv":
-        return (kind.rows, *kind.a_shape[1:])
-    return (kind.rows, int(np.prod(kind.a_shape[1:], dtype=np.int64)))

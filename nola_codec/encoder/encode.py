@@ -137,7 +137,7 @@ def _spread(
         draft, effective = _drafted(modules, options, envelope, raw_sections, energies, aim, clock)
         _tell(options, "entropy coding", attempt, _ATTEMPTS)
         coded = _finish(
-            draft.material, draft.surveyed, modules, options, envelope, raw_sections, draft.measured(), clock
+            draft.material, draft.surveyed, modules, options, envelope, raw_sections, energies, draft.measured(), clock
         )
         coded = replace(coded, effective_errors=effective)
         # Estimates are good to a few bytes, and errors to the int16 rounding: a miss is rare, and small.
@@ -208,7 +208,7 @@ def _project(
             seed=options.seed,
             progress=lambda done: _tell(options, "fit", done, len(modules)),
         )
-    return _finish(material, survey(material), modules, options, envelope, raw_sections, {}, clock)
+    return _finish(material, survey(material), modules, options, envelope, raw_sections, energies, {}, clock)
 
 
 def _finish(
@@ -218,20 +218,19 @@ def _finish(
     options: EncodeOptions,
     envelope: Envelope,
     raw_sections: Sequence[tuple[int, bytes]],
+    energies: Vector,
     measured: Mapping[str, float],
     clock: _Clock,
 ) -> _Coded:
     """Entropy-code, decode, and measure what was lost; the measured NMSE goes into the header."""
     errors = np.zeros(len(modules))
-    total = 0.0
+    total = float(energies.sum())
 
     def measure(index: int, factors: Factors) -> None:
-        nonlocal total
         module = modules[index]
         with clock.stage("measuring"):
             lora_B, lora_A = factors.float32(NUMPY)
             errors[index] = squared_error(module.lora_B, module.lora_A, lora_B, lora_A) * module.scaling**2
-            total += delta_energy(module.lora_B, module.lora_A) * module.scaling**2
 
     with clock.stage("coding and decoding"):
         parts = code_parts(material, surveyed, envelope, measure, [CODEC_NAMES[name] for name in options.entropy])

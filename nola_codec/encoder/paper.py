@@ -15,7 +15,7 @@ from nola_codec.encoder.material import Material
 from nola_codec.fit.projection import FactorBasis, fit_projection
 from nola_codec.model import Codebook, LoraModule, LowRankKind, LowRankRecord, Quantizer
 from nola_codec.quant.codebooks import lloyd_max, midrise, midtread
-from nola_codec.quant.scales import MAX_CODE, MIN_CODE, STEPS
+from nola_codec.quant.scales import nearest_code
 
 SLOPE = 4
 """A precision is an eighth of an octave, a factor's amplitude code a thirty-second."""
@@ -80,7 +80,10 @@ def project_modules(
         )
         alive = fit.energy_bound < 1.0 or bool(module.lora_B.any() and module.lora_A.any())
         codes = np.array(
-            [_code(scale / np.sqrt(basis_by_id(basis).norm2(n))) for scale, n in zip(fit.scales, lengths, strict=True)],
+            [
+                nearest_code(scale / np.sqrt(basis_by_id(basis).norm2(n)))
+                for scale, n in zip(fit.scales, lengths, strict=True)
+            ],
             np.int64,
         )
         if not alive:
@@ -105,7 +108,3 @@ def _around(record: LowRankRecord, middle: int) -> LowRankRecord:
         precision=precision,
         amplitude=np.clip(record.amplitude, low, low + 255),
     )
-
-
-def _code(scale: float) -> int:
-    return min(MAX_CODE, max(MIN_CODE, round(STEPS * float(np.log2(scale)))))

@@ -90,7 +90,7 @@ class Search:
         def guess(found: Draft | None) -> float:
             nonlocal overhead
             if found is not None:
-                overhead += found.bytes - overhead - found.plan.bits / 8
+                overhead = found.bytes - found.plan.bits / 8
             return self._solve(lambda plan: plan.bits / 8, 0.9985 * limit - overhead)
 
         hunted = self._hunt(guess, lambda d: d.bytes <= limit, lambda d: d.bytes >= 0.997 * limit, largest=False)
