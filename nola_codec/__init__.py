@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nola_codec.api.inspecting import inspect
     from nola_codec.api.opened import NolaFile, load
     from nola_codec.api.selftest import selftest
+    from nola_codec.api.truncating import TruncateReport, truncate
     from nola_codec.encoder.report import EncodeReport
     from nola_codec.errors import AdapterError, ChecksumMismatch, EncodeError, FormatError, NolaError, OutputExists
 
@@ -35,6 +36,8 @@ _HOME = {
     "NolaFile": "api.opened",
     "load": "api.opened",
     "selftest": "api.selftest",
+    "TruncateReport": "api.truncating",
+    "truncate": "api.truncating",
     "EncodeReport": "encoder.report",
     "AdapterError": "errors",
     "ChecksumMismatch": "errors",
@@ -53,6 +56,7 @@ __all__ = [
     "NolaError",
     "NolaFile",
     "OutputExists",
+    "TruncateReport",
     "__version__",
     "compare",
     "decode",
@@ -62,6 +66,7 @@ __all__ = [
     "load",
     "read_adapter",
     "selftest",
+    "truncate",
     "verify",
 ]
 

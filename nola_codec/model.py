@@ -119,10 +119,75 @@ class Codebook:
     def peak(self) -> int:
         return max(abs(self.points[0]), abs(self.points[-1]))
 
+    def run(self, count: int) -> int:
+        """Symbols that `count` coefficients take."""
+        return count
+
+
+@dataclass(frozen=True)
+class Trellis:
+    """Coefficients chosen by a sliding window over the vector's own bits (specification, "Trellis").
+
+    A step of `bits` bits gives `stride` coefficients: coefficient j of a step is levels[i], i being the number spelt by
+    the parities of the window under masks[j], the first mask's parity the highest bit.
+
+    Attributes:
+        number: Its id in a file.
+        bits: Of a step, 1 or 2.
+        masks: For each coefficient of a step, 8-bit masks.
+        levels: The points that a coefficient can take.
+    """
+
+    number: int
+    bits: int
+    masks: tuple[tuple[int, ...], ...]
+    levels: tuple[int, ...]
+
     @property
-    def num_bits(self) -> int:
-        """Bits a symbol takes when it is packed."""
-        return max(1, (self.size - 1).bit_length())
+    def stride(self) -> int:
+        return len(self.masks)
+
+    @property
+    def size(self) -> int:
+        """Symbols: one for each value of a step's bits."""
+        return 1 << self.bits
+
+    @property
+    def peak(self) -> int:
+        return max(self.levels)
+
+    def run(self, count: int) -> int:
+        """Symbols that `count` coefficients take."""
+        return -(-count // self.stride)
+
+
+@dataclass(frozen=True)
+class Dependent:
+    """Two symmetric codebooks of one size; which one holds is decided by the parities of the eight levels before.
+
+    Attributes:
+        mask: Of the window of parities, 8 bits; an even number of ones under it chooses `even`, an odd one `odd`.
+        even, odd: Positive points, ascending.
+    """
+
+    mask: int
+    even: tuple[int, ...]
+    odd: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return 2 * len(self.even) + 1
+
+    @property
+    def peak(self) -> int:
+        return max(self.even[-1], self.odd[-1])
+
+    def run(self, count: int) -> int:
+        """Symbols that `count` coefficients take."""
+        return count
+
+
+Book = Codebook | Trellis | Dependent
 
 
 @dataclass(frozen=True)
@@ -162,7 +227,8 @@ class LowRankKind:
         split: ``"component"``: each column of lora_B and each row of lora_A is a vector of its own, one *unit* being
             such a pair. ``"factor"``: each factor is one flat vector, lora_B then lora_A being the two units.
         num_basis: Coefficients of each vector of lora_B and of lora_A.
-        shift: Added to a unit's precision before the allocation tables of lora_B and lora_A are looked up.
+        tables: Allocation tables of lora_B and of lora_A, as numbers in each rung's `allocation`.
+        shift: Added to a unit's precision before these are looked up.
         amplitude: Constant part of the prediction of a unit's amplitude code.
     """
 
@@ -176,6 +242,7 @@ class LowRankKind:
     basis: int
     split: Split
     num_basis: tuple[int, int]
+    tables: tuple[int, int] = (0, 1)
     shift: tuple[int, int] = (0, 0)
     amplitude: int = 0
 
@@ -216,12 +283,13 @@ class RawKind:
 
 @dataclass(frozen=True)
 class LowRankRecord:
-    """One adapted weight in a file.
+    """One adapted weight as it stands at one rung of a file.
 
     Attributes:
         name: Module path.
         kind: Its family.
         stream: Stream number of its basis; lora_B uses stream 2 * n, lora_A 2 * n + 1.
+        entry: int64 (units,): rung at which each unit came in, ascending.
         exponents: Power of two of lora_B's and lora_A's int16 form.
         precision: int64 (units,), see `LowRankKind`; kept components come first, and what is not kept is zero.
         amplitude: int64 (units,): scale code; of the product in sixteenths of an octave for ``component``, of the
@@ -232,6 +300,7 @@ class LowRankRecord:
     kind: LowRankKind
     stream: int
     exponents: tuple[int, int]
+    entry: npt.NDArray[np.int64]
     precision: npt.NDArray[np.int64]
     amplitude: npt.NDArray[np.int64]
 
@@ -250,9 +319,9 @@ class RawRecord:
 
 @dataclass(frozen=True)
 class Quantizer:
-    """A codebook and, for rANS, the frequencies of its symbols."""
+    """How a vector's symbols become coefficients and, for rANS, the frequencies of the symbols."""
 
-    codebook: Codebook
+    codebook: Book
     frequencies: tuple[int, ...] | None = None
 
     @property
@@ -260,10 +329,11 @@ class Quantizer:
         return SymbolModel(self.codebook.size, self.frequencies)
 
 
-Allocation = tuple[tuple[int, int, int], ...]
-"""((precision, quantizer id, offset), ...), precisions ascending.
+Allocation = tuple[tuple[int, int, int, int], ...]
+"""((precision, quantizer id or -1, offset, weight), ...), precisions ascending.
 
-A vector of precision p uses the last entry not above p; the offset is added to the prediction of its amplitude.
+A vector of precision p uses the last entry not above p: a layer of this quantizer, its coefficients times
+2^(weight / 8), or none. The offset is added to the prediction of its amplitude.
 """
 
 
@@ -278,11 +348,32 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Rung:
+    """A step of the ladder: what it adds to the rungs before it. Most files have one.
+
+    Attributes:
+        allocation: Tables that kinds refer to.
+        units: Units of each low-rank record that are kept at this rung, those of the rungs before included.
+        exponents: Of each record's factors, as decoded at this rung.
+        side_models: Models of the units section's precisions and amplitudes.
+        factors_sha256: Digest of what is decoded at this rung.
+        measured: What the encoder measured at this rung.
+    """
+
+    allocation: tuple[Allocation, ...]
+    units: tuple[int, ...]
+    exponents: tuple[tuple[int, int], ...]
+    side_models: tuple[SymbolModel, SymbolModel]
+    factors_sha256: bytes
+    measured: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Header:
     """All of a file but its coefficients and raw tensors (specification, "Header").
 
-    `blocks[i]` is the number of low-rank records whose coefficients section i + 1 holds; section 0 holds the units'
-    precisions and amplitudes; the raw tensors' sections follow the blocks.
+    `lowrank` is the records at the last rung. `blocks[i]` is the number of records in block i. Sections are: units and
+    blocks of rung 0, the raw tensors, then units and blocks of each further rung.
     """
 
     writer: str
@@ -290,14 +381,38 @@ class Header:
     generator: int
     seed: int
     quantizers: tuple[Quantizer, ...]
-    allocation: tuple[Allocation, Allocation]
+    rungs: tuple[Rung, ...]
     amplitude_slope: int
-    side_models: tuple[SymbolModel, SymbolModel]
     lowrank: tuple[LowRankRecord, ...]
     raw: tuple[RawRecord, ...]
     blocks: tuple[int, ...]
     sections: tuple[Section, ...]
-    factors_sha256: bytes
     config: Mapping[str, Any] | None
     metadata: Mapping[str, str]
-    measured: Mapping[str, float]
+
+    @property
+    def last(self) -> Rung:
+        """The finest rung."""
+        return self.rungs[-1]
+
+    @property
+    def measured(self) -> Mapping[str, float]:
+        """What the encoder measured at the last rung."""
+        return self.last.measured
+
+    @property
+    def factors_sha256(self) -> bytes:
+        """Digest of what is decoded at the last rung."""
+        return self.last.factors_sha256
+
+    def units_section(self, rung: int) -> int:
+        """Number of the section of a rung's units; its blocks follow."""
+        return rung * (1 + len(self.blocks)) + (len(self.raw) if rung else 0)
+
+    def sections_at(self, rung: int) -> int:
+        """Sections that a reader of this rung needs; they are the first ones."""
+        return (rung + 1) * (1 + len(self.blocks)) + len(self.raw)
+
+    def raw_section(self, index: int) -> int:
+        """Number of the section of a raw tensor."""
+        return 1 + len(self.blocks) + index

@@ -29,18 +29,29 @@ MANTISSAS = (
 # exactly these; {s}: a map with such values; (None, s): s or nil.
 SIZES, OFFSET, TABLE = [range(1, 2**31 + 1)], range(-16384, 16385), (None, [range(1, 4097)])
 SCHEMA = {
-    "allocation": ([(OFFSET, range(256), OFFSET)], [(OFFSET, range(256), OFFSET)]), "amplitude_slope": range(-64, 65),
-    "blocks": [range(1, 2**17 + 1)], "config": (None, dict), "dialect": str, "exponents": bytes,
-    "factors_sha256": bytes, "generator": range(256), "kinds": [list], "measured": {float}, "metadata": {str},
-    "numbers": bytes, "quantizers": [(range(4), object, TABLE)], "records": bytes, "units": bytes, "writer": str,
-    "sections": [(range(2**63), range(2**63), range(2**63), range(2**32))], "seed": range(2**64),
-    "side_models": ((range(1, 257), TABLE), (range(1, 257), TABLE)), "streams": (None, [range(2**31)]),
+    "amplitude_slope": range(-64, 65), "blocks": [range(1, 2**17 + 1)], "config": (None, dict), "dialect": str,
+    "generator": range(256), "kinds": [list], "metadata": {str}, "numbers": bytes, "records": bytes, "rungs": [list],
+    "quantizers": [(range(6), object, TABLE)], "seed": range(2**64), "streams": (None, [range(2**31)]), "writer": str,
+    "sections": [(range(2**63), range(2**63), range(2**63), range(2**32))],
+}  # fmt: skip
+RUNG = {
+    "allocation": [[(OFFSET, range(-1, 256), OFFSET, range(128))]], "units": bytes, "exponents": bytes,
+    "side_models": ((range(1, 257), TABLE), (range(1, 257), TABLE)), "factors_sha256": bytes, "measured": {float},
 }  # fmt: skip
 LOWRANK = {
     "type": range(1), "template": str, "layout": range(3), "b_shape": SIZES, "a_shape": SIZES, "scaling": float,
     "fan_in_fan_out": range(2), "dtype": range(3), "basis": range(256), "split": range(2),
-    "counts": (None, (SIZES[0], SIZES[0])), "shift": (range(-1023, 1024), range(-1023, 1024)), "amplitude": OFFSET,
+    "counts": (None, (SIZES[0], SIZES[0])), "tables": (range(256), range(256)),
+    "shift": (range(-1023, 1024), range(-1023, 1024)), "amplitude": OFFSET,
 }  # fmt: skip
+# Trellises: bits of a step, levels, masks.
+SIGN, FOUR = (-1, 1), (-10, -3, 3, 10)
+TRELLISES = [(bits, levels, bytes.fromhex(masks)) for bits, levels, masks in (
+    (1, SIGN, "d19d85f9c7b1d197a99fb5d39ddbc5d991aff7d5e1abd389"), (1, SIGN, "9fe39bc7c5bda3d7b9a1bbedd3afa781"),
+    (1, SIGN, "c9e3e7f79beddbbfcf9bf389"), (1, SIGN, "eb8789c5bbb1e7c7ddb3"), (1, SIGN, "99a7dfe1dfb5818d"),
+    (1, SIGN, "f7a9e5e3fbf9"), (1, SIGN, "8b999ddbbd"), (1, SIGN, "9f8dabb9"), (1, SIGN, "ddbf83"),
+    (2, SIGN, "ea81bdce77"), (1, SIGN, "b9e3"), (2, FOUR, "75fb6795d192"), (1, FOUR, "9dfb"),
+)]  # fmt: skip
 RAW = {"type": range(1, 2), "template": str, "dtype": range(15), "shape": [range(2**31 + 1)]}
 
 
@@ -122,29 +133,67 @@ def parse_header(data: bytes) -> dict[str, Any]:
     need(all(conforms(top[key], schema) for key, schema in SCHEMA.items()), "header", "a value")
     need(top["generator"] in (1, 2), "generator", str(top["generator"]))
     top["quantizers"] = [quantizer(*q) for q in top["quantizers"]]
-    for table in top["allocation"]:
-        need(all(q < len(top["quantizers"]) for _, q, _ in table), "header", "allocation quantizer")
+    need(1 <= len(top["rungs"]) <= 64 and conforms(top["rungs"], [tuple(RUNG.values())]), "header", "rungs")
+    top["rungs"] = [dict(zip(RUNG, rung, strict=True)) for rung in top["rungs"]]
+    for table in [table for rung in top["rungs"] for table in rung["allocation"]]:
+        need(all(q < len(top["quantizers"]) for _, q, _, _ in table), "header", "allocation quantizer")
         need(all(a[0] < b[0] for a, b in pairwise(table)), "header", "allocation must ascend")
-    for size, table in (*top["side_models"], *((len(points), table) for points, table in top["quantizers"])):
+    models = [(q["size"], q["table"]) for q in top["quantizers"]]
+    for size, table in (*models, *(model for rung in top["rungs"] for model in rung["side_models"])):
         need(table is None or (256 >= size == len(table) and sum(table) == 4096), "header", "frequencies")
     make_records(top, [make_kind(k) for k in top["kinds"]])
-    need(sum(top["blocks"]) == len(top["lowrank"]) and len(top["factors_sha256"]) == 32, "header", "blocks or digest")
-    need(len(top["sections"]) == 1 + len(top["blocks"]) + len(top["raw"]), "header", "sections")
+    need(sum(top["blocks"]) == len(top["lowrank"]), "header", "blocks")
+    need(all(len(rung["factors_sha256"]) == 32 for rung in top["rungs"]), "header", "digest")
+    sections = len(top["rungs"]) * (1 + len(top["blocks"])) + len(top["raw"])
+    need(len(top["sections"]) == sections, "header", "sections")
     return dict(top)
 
 
-def quantizer(form: int, points: Any, table: list[int] | None) -> tuple[list[int], list[int] | None]:
-    """(points, frequencies)."""
-    if form >= 2:  # 2: midtread, 3: midrise; the parameter is the number of bits
-        need(conforms(points, range(2, 17) if form == 2 else range(1, 9)), "header", "bits")
-        half = 1 << points - 1
-        return list(range(-half, half) if form == 2 else range(1 - 2 * half, 2 * half, 2)), table
-    need(conforms(points, [range(-32768 if form else 1, 32769)]), "header", "points")
-    need(1 <= len(points) <= (127, 256)[form] and all(a < b for a, b in pairwise(points)), "header", "points")
-    if form == 1:
-        return points, table
-    need(table is None or len(table) == len(points) + 1, "header", "frequencies")
-    return [-p for p in reversed(points)] + [0, *points], table and table[:0:-1] + table
+def quantizer(form: int, data: Any, table: list[int] | None) -> dict[str, Any]:
+    """Size of the alphabet, frequencies, largest magnitude, and what its form needs."""
+    made: dict[str, Any] = {"form": form, "table": table, "stride": 1}
+    if form == 4:
+        need(conforms(data, range(len(TRELLISES))) and table is None, "header", "trellis")
+        made["bits"], made["levels"], made["masks"] = TRELLISES[data]
+        each = 1 if made["levels"] == SIGN else 2
+        return made | {"stride": len(made["masks"]) // each, "size": 1 << made["bits"], "peak": max(made["levels"])}
+    if form == 2 or form == 3:  # midtread and midrise; the parameter is the number of bits
+        need(conforms(data, range(2, 17) if form == 2 else range(1, 9)), "header", "bits")
+        half = 1 << data - 1
+        books = [list(range(-half, half) if form == 2 else range(1 - 2 * half, 2 * half, 2))]
+    else:
+        need(form < 5 or conforms(data, (range(256), list, list)), "header", "parameters")
+        books = data[1:] if form == 5 else [data]
+        need(conforms(books, [[range(-32768 if form == 1 else 1, 32769)]]), "header", "points")
+        for points in books:
+            need(1 <= len(points) <= (256 if form == 1 else 127), "header", "points")
+            need(len(points) == len(books[0]) and all(a < b for a, b in pairwise(points)), "header", "points")
+        if form != 1:
+            need(table is None or len(table) == len(books[0]) + 1, "header", "frequencies")
+            made["table"] = table and table[:0:-1] + table
+            books = [[-p for p in reversed(points)] + [0, *points] for points in books]
+    peak = max(abs(p) for points in books for p in points)
+    return made | {"mask": data[0] if form == 5 else 0, "books": books, "size": len(books[0]), "peak": peak}
+
+
+def points(book: dict[str, Any], symbols: np.ndarray, count: int) -> np.ndarray:
+    """The coefficients that a layer's symbols stand for."""
+    if book["form"] == 4:
+        bits = (symbols[:, None] >> np.arange(book["bits"])[::-1] & 1).reshape(-1).tolist()
+        each, out = len(book["masks"]) // book["stride"], []
+        for step in range(len(symbols)):
+            newest = (step + 1) * book["bits"] - 1
+            window = sum(bits[(newest - i) % len(bits)] << i for i in range(8))
+            parities = [(window & mask).bit_count() & 1 for mask in book["masks"]]
+            out += [
+                book["levels"][int("".join(map(str, parities[i : i + each])), 2)] for i in range(0, len(parities), each)
+            ]
+        return np.array(out[:count], np.int64)
+    window, out = 0, []
+    for symbol in symbols.tolist():
+        out.append(book["books"][(window & book["mask"]).bit_count() & 1][symbol])
+        window = (window << 1 | symbol - book["size"] // 2 & 1) & 255
+    return np.array(out, np.int64)
 
 
 def make_kind(item: list[Any]) -> dict[str, Any]:
@@ -194,21 +243,35 @@ def make_records(top: dict[str, Any], kinds: list[dict[str, Any]]) -> None:
     need(all(a["type"] <= b["type"] for a, b in pairwise(made)), "header", "raw records come last")
     top["lowrank"], top["raw"] = ([r for r in made if r["type"] == t] for t in (0, 1))
     count = len(top["lowrank"])
-    units, streams = varints(top["units"], count), range(count) if top["streams"] is None else top["streams"]
+    streams = range(count) if top["streams"] is None else top["streams"]
     need(len(streams) == count, "header", "streams")
-    pairs = np.array(varints(top["exponents"], 2 * count), np.int64).reshape(-1, 2).cumsum(0).tolist()
-    need(conforms(pairs, [[range(-120, 101)]]), "header", "exponents")
-    for record, stream, number, pair in zip(top["lowrank"], streams, units, pairs, strict=True):
-        need(number in ((0, 2) if record["split"] else range(record["rank"] + 1)), "header", "units")
-        record |= {"stream": stream, "units": number, "exponents": pair}
+    for record, stream in zip(top["lowrank"], streams, strict=True):
+        record |= {"stream": stream, "units": [], "exponents": [], "vectors": []}
+    for rung in top["rungs"]:
+        pairs = np.array(varints(rung["exponents"], 2 * count), np.int64).reshape(-1, 2).cumsum(0).tolist()
+        need(conforms(pairs, [[range(-120, 101)]]), "header", "exponents")
+        for record, number, pair in zip(top["lowrank"], varints(rung["units"], count), pairs, strict=True):
+            need(number in ((0, 2) if record["split"] else range(record["rank"] + 1)), "header", "units")
+            need(number >= max(record["units"], default=0), "header", "units grow from rung to rung")
+            need(max(record["tables"]) < len(rung["allocation"]), "header", "allocation tables")
+            record["units"].append(number)
+            record["exponents"].append(pair)
 
 
 def decode_symbols(codec: int, data: bytes, runs: list[tuple[int, int]], models: list[Any]) -> np.ndarray:
     """Symbols of runs, each (model, length); a model is (alphabet size, frequencies or None)."""
     need(codec in (0, 1, 2), "codec", f"codec {codec}")
     which, parts = np.repeat(np.array([m for m, _ in runs], np.int64), [n for _, n in runs] or 0), []
-    if codec == 2:
-        return rans(which.tolist(), data, models)
+    if codec == 2:  # runs without frequencies are packed in front, as by codec 0
+        packed = [(m, n) for m, n in runs if models[m][1] is None]
+        sizes = [
+            sum(n for m, n in packed if m == k) * max(1, (models[k][0] - 1).bit_length()) for k in range(len(models))
+        ]
+        cut, plain = sum((bits + 7) // 8 for bits in sizes), np.array([m[1] is None for m in models], bool)[which]
+        out = np.zeros(len(which), np.int64)
+        out[plain] = decode_symbols(0, data[:cut], packed, models)
+        out[~plain] = rans(which[~plain].tolist(), data[cut:], models)
+        return out
     for model, count in zip(*np.unique(which, return_counts=True), strict=True):
         width = max(1, (models[model][0] - 1).bit_length())
         width = width if codec == 0 else 1 << (width - 1).bit_length()
@@ -226,7 +289,6 @@ def decode_symbols(codec: int, data: bytes, runs: list[tuple[int, int]], models:
 
 def rans(which: list[int], data: bytes, models: list[Any]) -> np.ndarray:
     """Interleaved rANS: symbol i, of model which[i], belongs to lane i mod lanes."""
-    need(all(models[model][1] for model in set(which)), "codec", "rans without frequencies")
     slots = {m: [(s, f, i) for s, f in enumerate(models[m][1]) for i in range(f)] for m in set(which)}
     lanes = 1 << data[0] if data else 0
     need(0 < lanes <= 4096 and len(data) >= 1 + 4 * lanes and len(data) % 2, "symbols", "lanes or length")
@@ -320,37 +382,63 @@ def synthesize(basis: int, q: np.ndarray, n: int, generator: int, seed: int, str
     return np.concatenate((q[:left] * root, transform(q[left:], block))) * signs(*where, SIGNS_SECOND, n)
 
 
-def read_units(top: dict[str, Any], codec: int, data: bytes) -> None:
-    """Adds to each record `vectors`: (side, quantizer, scale code) of each vector, those of lora_B first."""
-    total = sum(r["units"] for r in top["lowrank"])
-    symbols = decode_symbols(codec, data, [(0, total), (1, total)], top["side_models"])
-    values, at, last = [int(s >> 1 ^ -(s & 1)) for s in symbols], 0, {}
-    for record in top["lowrank"]:
-        before, precisions, record["vectors"] = last.get(record["kind"], [128, 128]), [], []
-        for unit in range(record["units"]):
-            reference = before[unit] if record["split"] else precisions[-1] if unit else before[0]
-            precisions.append((reference + values[at]) % 256)
+def entry(top: dict[str, Any], rung: int, record: dict[str, Any], side: int, precision: int) -> tuple[int, int, int]:
+    """(quantizer, offset, weight) of the layer that a rung adds to a vector; quantizer -1 is none."""
+    table = top["rungs"][rung]["allocation"][record["tables"][side]]
+    rows = [row for row in table if row[0] <= precision + record["shift"][side]]
+    need(rows, "units", "no quantizer for the precision")
+    return rows[-1][1], rows[-1][2], MANTISSAS[4 * (rows[-1][3] % 8)] << rows[-1][3] // 8 >> 15
+
+
+def read_units(top: dict[str, Any], rung: int, codec: int, data: bytes, last: dict[int, Any]) -> None:
+    """Adds a rung's units to the records: `first`, `precision` and `code` of each, `layers` of this rung's block."""
+    for record in top["lowrank"] if rung == 0 else ():
+        record |= {"first": [], "precision": [], "code": []}
+    fresh = sum(r["units"][rung] - len(r["first"]) for r in top["lowrank"])
+    moved = {}  # old units that gain a layer
+    for number, record in enumerate(top["lowrank"]):
+        for unit, precision in enumerate(record["precision"]):
             sides = (unit,) if record["split"] else (0, 1)
-            tables = [[e for e in top["allocation"][s] if e[0] <= precisions[-1] + record["shift"][s]] for s in sides]
-            need(all(tables), "units", "no quantizer for the precision")
-            code = record["amplitude"] + top["amplitude_slope"] * precisions[-1] + sum(table[-1][2] for table in tables)
-            code += values[total + at]
-            need(-4096 <= code <= 4095, "units", "amplitude out of range")
-            record["vectors"] += [(side, table[-1][1], code) for side, table in zip(sides, tables, strict=True)]
-            at += 1
-        record["vectors"].sort(key=lambda v: v[0])  # stable: components stay in order
-        last[record["kind"]] = precisions[:2] or before
+            moved[number, unit] = any(entry(top, rung, record, side, precision)[0] >= 0 for side in sides)
+    runs = [(0, fresh), (1, fresh + sum(moved.values()))]
+    values = iter(int(s >> 1 ^ -(s & 1)) for s in decode_symbols(codec, data, runs, top["rungs"][rung]["side_models"]))
+    for record in top["lowrank"]:
+        before, known = last.get(record["kind"], [128, 128]), record["precision"]
+        for unit in range(len(known), record["units"][rung]):
+            reference = before[unit] if record["split"] else known[-1] if unit else before[0]
+            known.append((reference + next(values)) % 256)
+            record["first"].append(rung)
+            record["code"].append(record["amplitude"] + top["amplitude_slope"] * known[-1])
+        last[record["kind"]] = known[:2] or before
+    for number, record in enumerate(top["lowrank"]):
+        record["layers"] = []
+        for unit, (first, precision) in enumerate(zip(record["first"], record["precision"], strict=True)):
+            if not (first == rung or moved[number, unit]):
+                continue
+            for side in (unit,) if record["split"] else (0, 1):
+                for step in range(0 if first == rung else rung, rung + 1):
+                    quantizer, offset, weight = entry(top, step, record, side, precision)
+                    record["code"][unit] += offset
+                    record["layers"] += (
+                        [(side, 0 if record["split"] else unit, quantizer, weight)] if quantizer >= 0 else []
+                    )
+            record["code"][unit] += next(values)
+            need(-4096 <= record["code"][unit] <= 4095, "units", "amplitude out of range")
+        record["layers"].sort(key=lambda layer: layer[0])  # stable: lora_B first, units stay in order
 
 
-def decode_record(top: dict[str, Any], record: dict[str, Any], coefficients: list[np.ndarray]) -> None:
-    """Adds the int16 factors `lora_B` (out, r) and `lora_A` (r, in)."""
-    peak = max((max(map(abs, top["quantizers"][q][0])) for _, q, _ in record["vectors"]), default=0)
-    factors = ([], [])
-    for (side, _, code), q in zip(record["vectors"], coefficients, strict=True):
+def decode_record(top: dict[str, Any], record: dict[str, Any], rung: int) -> None:
+    """Adds the int16 factors `lora_B` (out, r) and `lora_A` (r, in) as they are at a rung."""
+    count, peak = record["units"][rung] // (2 if record["split"] else 1), max(record["peaks"].values(), default=0)
+    factors: tuple[list[Any], list[Any]] = ([], [])
+    for side, unit in [(side, unit) for side in (0, 1) for unit in range(count)]:
+        code = record["code"][side if record["split"] else unit]
         n, k, (block, passes) = record["lengths"][side], record["counts"][side], plan(record["lengths"][side])
-        need(peak * (block**passes, k, k << 15)[record["basis"] - 1] < 2**46, "bound", "sums too large")
+        bound = peak * (block**passes, k, k << 15)[record["basis"] - 1]
+        need(peak < 2**31 and bound < 2**46, "bound", "sums too large")
+        q = record["coefficients"].get((side, unit), np.zeros(k, np.int64))
         y = synthesize(record["basis"], q, n, top["generator"], top["seed"], 2 * record["stream"] + side)
-        shift = 15 - (code >> 5) + record["exponents"][side]
+        shift = 15 - (code >> 5) + record["exponents"][rung][side]
         need(1 <= shift <= 62, "scale", f"shift {shift}")
         factors[side].append(np.clip((y * MANTISSAS[code & 31] + (1 << shift - 1)) >> shift, -32768, 32767))
     most = 1 if record["split"] else record["rank"]
@@ -360,29 +448,53 @@ def decode_record(top: dict[str, Any], record: dict[str, Any], coefficients: lis
 
 
 def decode(data: bytes) -> tuple[dict[str, Any], dict[str, Any], str]:
-    """(header, tensors by name, hexadecimal digest). Raises Refused, also when the digest is not the header's."""
+    """(header, tensors by name, hexadecimal digest). Raises Refused, also when a rung's digest is not the header's."""
     top, sections = open_file(data)
-    read_units(top, *sections[0])
-    models = [(len(points), table) for points, table in top["quantizers"]]
-    tensors, digest, records = {}, hashlib.sha256(), iter(top["lowrank"])
-    for size, section in zip(top["blocks"], sections[1:], strict=False):
-        part = [next(records) for _ in range(size)]
-        runs = [(q, record["counts"][side]) for record in part for side, q, _ in record["vectors"]]
-        pieces = iter(np.split(decode_symbols(*section, runs, models), np.cumsum([n for _, n in runs][:-1], dtype=int)))
-        for record in part:
-            books = (np.array(top["quantizers"][q][0], np.int64) for _, q, _ in record["vectors"])
-            decode_record(top, record, [points[next(pieces)] for points in books])
-            for key, dtype in (("exponents", "i1"), ("lora_B", "<i2"), ("lora_A", "<i2")):
-                tensors[f"{record['name']}.{key}"] = np.ascontiguousarray(record[key], dtype)
+    blocks, first, last = len(top["blocks"]), 0, {}
+    models = [(book["size"], book["table"]) for book in top["quantizers"]]
+    for record in top["lowrank"]:
+        record |= {"coefficients": {}, "peaks": {}}
+    tensors: dict[str, Any] = {}
+    for rung in range(len(top["rungs"])):
+        read_units(top, rung, *sections[first], last)
+        records = iter(top["lowrank"])
+        for size, section in zip(top["blocks"], sections[first + 1 :], strict=False):
+            read_block(top, [next(records) for _ in range(size)], models, *section)
+        first += 1 + blocks
+        if rung == 0:
+            carried, first = sections[first : first + len(top["raw"])], first + len(top["raw"])
+        digest = hashlib.sha256()
+        for record in top["lowrank"]:
+            decode_record(top, record, rung)
+            for key, dtype, value in (
+                ("exponents", "i1", record["exponents"][rung]), ("lora_B", "<i2", record["lora_B"]),
+                ("lora_A", "<i2", record["lora_A"]),
+            ):  # fmt: skip
+                tensors[f"{record['name']}.{key}"] = np.ascontiguousarray(value, dtype)
                 digest.update(tensors[f"{record['name']}.{key}"].tobytes())
-    for record, (codec, stored) in zip(top["raw"], sections[1 + len(top["blocks"]) :], strict=True):
-        need(codec in (0, 1), "codec", f"codec {codec} of a raw tensor")
-        plain = unzstd(stored, record["nbytes"]) if codec else stored
-        need(len(plain) == record["nbytes"], "symbols", "length of a raw tensor")
-        digest.update(plain)
-        tensors[record["name"]] = np.frombuffer(plain, np.uint8)
-    need(digest.digest() == top["factors_sha256"], "factors-checksum", digest.hexdigest())
+        for record, (codec, stored) in zip(top["raw"], carried, strict=True):
+            need(codec in (0, 1), "codec", f"codec {codec} of a raw tensor")
+            plain = unzstd(stored, record["nbytes"]) if codec else stored
+            need(len(plain) == record["nbytes"], "symbols", "length of a raw tensor")
+            digest.update(plain)
+            tensors[record["name"]] = np.frombuffer(plain, np.uint8)
+        need(digest.digest() == top["rungs"][rung]["factors_sha256"], "factors-checksum", digest.hexdigest())
     return top, tensors, digest.hexdigest()
+
+
+def read_block(top: dict[str, Any], part: list[dict[str, Any]], models: list[Any], codec: int, data: bytes) -> None:
+    """Adds a block's layers to its records' coefficients."""
+    runs = []
+    for record in part:
+        strides = [(record["counts"][side], q, top["quantizers"][q]["stride"]) for side, _, q, _ in record["layers"]]
+        runs += [(q, -(-count // stride)) for count, q, stride in strides]
+    pieces = iter(np.split(decode_symbols(codec, data, runs, models), np.cumsum([n for _, n in runs][:-1], dtype=int)))
+    for record in part:
+        for side, unit, q, weight in record["layers"]:
+            book, key = top["quantizers"][q], (side, unit)
+            made = weight * points(book, next(pieces), record["counts"][side])
+            record["coefficients"][key] = record["coefficients"].get(key, 0) + made
+            record["peaks"][key] = record["peaks"].get(key, 0) + weight * book["peak"]
 
 
 def main(path: str, npz: str = "") -> None:

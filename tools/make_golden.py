@@ -61,12 +61,12 @@ def module(
     )
 
 
-def linears(rng: np.random.Generator, layers: int, out: int, columns: int, rank: int) -> Adapter:
+def linears(rng: np.random.Generator, layers: int, out: int, columns: int, rank: int, decay: float = 0.6) -> Adapter:
     """q_proj and v_proj of some layers."""
     return Adapter(
         "peft",
         tuple(
-            module(rng, f"{PREFIX}.{layer}.self_attn.{part}_proj", (out, rank), (rank, columns))
+            module(rng, f"{PREFIX}.{layer}.self_attn.{part}_proj", (out, rank), (rank, columns), decay=decay)
             for layer in range(layers)
             for part in "qv"
         ),
@@ -113,9 +113,16 @@ def golden_files() -> dict[str, Callable[[np.random.Generator], tuple[Adapter, E
         "effective": lambda rng: (linears(rng, 3, 64, 96, 4), EncodeOptions(error=0.02)),
         "nmse": lambda rng: (linears(rng, 2, 40, 64, 4), EncodeOptions(nmse=0.05, seed=7)),
         "threefry": lambda rng: (linears(rng, 2, 40, 36, 3), EncodeOptions(nmse=0.1, generator="threefry2x32-20")),
+        "rungs": lambda rng: (
+            linears(rng, 3, 96, 640, 4),
+            EncodeOptions(nmse=0.2, progressive=True, rungs=(1200, 2200)),
+        ),
+        "effective-rungs": lambda rng: (linears(rng, 2, 600, 200, 3), EncodeOptions(error=0.1, rungs=(900,))),
+        "trellis": lambda rng: (linears(rng, 4, 640, 600, 8, 0.7), EncodeOptions(error=0.3)),
+        "dependent": lambda rng: (linears(rng, 2, 160, 256, 6), EncodeOptions(nmse=0.01)),
         "codec-raw": lambda rng: (linears(rng, 1, 36, 48, 2), EncodeOptions(nmse=0.2, entropy=("raw",))),
         "codec-zstd": lambda rng: (linears(rng, 1, 36, 48, 2), EncodeOptions(nmse=0.2, entropy=("zstd",))),
-        "codec-rans": lambda rng: (linears(rng, 4, 128, 192, 3), EncodeOptions(nmse=0.2, entropy=("raw", "rans"))),
+        "codec-rans": lambda rng: (linears(rng, 4, 128, 192, 3), EncodeOptions(nmse=0.02, entropy=("raw", "rans"))),
         "shared-basis": lambda rng: (linears(rng, 3, 32, 48, 2), EncodeOptions(nmse=0.2, shared_basis=True)),
         "layouts": lambda rng: (layouts(rng), EncodeOptions(nmse=0.02)),
         "raw-tensors": lambda rng: (raws(rng), EncodeOptions(nmse=0.1)),
@@ -179,7 +186,14 @@ def known_answers(ref: ModuleType) -> dict[str, Any]:
                     row = ref.synthesize(basis, (np.arange(k) == k - 1).astype(np.int64), n, generator, SEED, 5)
                     answer = {**key, "basis": basis, "n": n, "k": k, "last_row": values(row), "synthesis": values(y)}
                     bases.append(answer)
-    return {"words.json": words, "signs.json": signs, "subsets.json": subsets, "bases.json": bases}
+    trellises = []
+    for number in range(len(ref.TRELLISES)):
+        book = ref.quantizer(4, number, None)
+        symbols = np.arange(23, dtype=np.int64) * 7919 % 15 % book["size"]
+        trellises.append({"trellis": number, "symbols": symbols.tolist(),
+                          "points": ref.points(book, symbols, 23 * book["stride"]).tolist()})  # fmt: skip
+    return {"words.json": words, "signs.json": signs, "subsets.json": subsets, "bases.json": bases,
+            "trellises.json": trellises}  # fmt: skip
 
 
 def coefficients(k: int) -> np.ndarray:

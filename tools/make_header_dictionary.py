@@ -43,30 +43,45 @@ MODULES = ["self_attn.o_proj", "self_attn.v_proj", "self_attn.k_proj", "self_att
 def dictionary() -> bytes:
     """Later bytes are the cheaper to refer to, so what every header has comes last, in the order of a header."""
     shifts = [-96, -96]
+    lowest = ((-4, 4), (-10, 0), (-11, 0))  # of k_proj's short lora_B, of lora_B, of lora_A: precision and trellis
+    steps = (0, 1, 4, 5, 7, 9, 11, 14, 17, 19, 21, 24, 27, 31, 34)
+    allocation = [[[low + step, first + i, 0, 0] for i, step in enumerate(steps)] for low, first in lowest]
     header = {
-        "allocation": [[[-24 + 3 * i, i, 8 - 8 * i] for i in range(14)] for _ in range(2)],
         "amplitude_slope": 2,
         "blocks": [],
         "config": CONFIG,
         "dialect": "peft",
-        "exponents": b"\x00" * 32,
-        "factors_sha256": b"",
         "generator": 1,
         "kinds": [
-            [0, f"base_model.model.model.layers.#.{m}", 0, [4096, 16], [16, 4096], s, 0, t, 1, 0, None, shifts, -180]
+            [
+                0,
+                f"base_model.model.model.layers.#.{m}",
+                0,
+                [4096, 16],
+                [16, 4096],
+                s,
+                0,
+                t,
+                1,
+                0,
+                None,
+                [0, 1],
+                shifts,
+                -180,
+            ]
             for m in MODULES
             for s, t in ((1.0, 2), (2.0, 0))
         ],
-        "measured": {"effective_error": 0.02, "nmse": 0.5},
         "metadata": {"format": "pt"},
         "numbers": b"\x00" * 14 + b"\x02" * 32,
-        "quantizers": [],
+        "quantizers": [[4, i, None] for i in range(13)],
         "records": b"".join(bytes(range(0, 2 * n, 2)) * 4 for n in (2, 4, 7)),
+        "rungs": [
+            [allocation, b"\x10" * 32, b"\x00" * 32, [], b"", {"effective_error": 0.02, "nmse": 0.5}],
+        ],
         "sections": [],
         "seed": 0,
-        "side_models": [],
         "streams": None,
-        "units": b"\x10" * 32,
         "writer": "nola-codec 0.1.0",
     }
     return canonical.pack(OTHER_WORDS) + canonical.pack(header)

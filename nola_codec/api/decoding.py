@@ -12,7 +12,7 @@ from nola_codec.adapters.checkpoint import Checkpoint
 from nola_codec.adapters.files import require_free
 from nola_codec.adapters.merging import merge_directory, plan_merge
 from nola_codec.api.modules import decoded_module, merge_target
-from nola_codec.api.opened import DTYPES
+from nola_codec.api.opened import DTYPES, check_rungs
 from nola_codec.arrays import NUMPY, Arrays, TorchArrays
 from nola_codec.container.reader import Source, open_container
 from nola_codec.decoder.decoder import Decoder
@@ -27,6 +27,7 @@ def decode(
     *,
     base: str | os.PathLike[str] | None = None,
     dtype: str = "f32",
+    rung: int | None = None,
     device: object = "cpu",
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -38,6 +39,7 @@ def decode(
         out: A directory; or, without `base`, a path that ends in ``.safetensors``.
         base: A Transformers model directory; the merged model goes to `out`, weights in the base's own dtypes.
         dtype: Of an adapter's factors: f32 is exact, f16 and bf16 round once.
+        rung: Of a progressive file: as if it ended with this rung, counted from 0.
         device: Where factors are synthesized and multiplied; it changes no bit.
         overwrite: Replace an output that is there.
         progress: Called as (stage, done, total).
@@ -49,7 +51,7 @@ def decode(
     """
     require_free(Path(out), overwrite=overwrite)
     xp: Arrays = NUMPY if str(device) == "cpu" else TorchArrays(device)
-    with open_container(source) as container:
+    with open_container(source, rung=rung) as container:
         container.check_content()
         decoder = Decoder(container, xp)
         if base is not None:
@@ -59,7 +61,7 @@ def decode(
 
 
 def verify(source: Source) -> dict[str, Any]:
-    """Check a file through and through: layout, checksums, and the digest of everything it decodes to.
+    """Check a file through and through: layout, checksums, and the digest of what each rung decodes to.
 
     Returns:
         ``bytes``, ``tensors``, ``content_sha256`` and ``factors_sha256`` (hexadecimal).
@@ -69,13 +71,12 @@ def verify(source: Source) -> dict[str, Any]:
     """
     with open_container(source) as container:
         container.check_content()
-        decoder = Decoder(container, NUMPY)
-        decoder.checked()
+        check_rungs(container)
         return {
             "bytes": container.file_length,
-            "tensors": len(decoder.header.lowrank) + len(decoder.header.raw),
+            "tensors": len(container.header.lowrank) + len(container.header.raw),
             "content_sha256": container.prelude.content_sha256.hex(),
-            "factors_sha256": decoder.header.factors_sha256.hex(),
+            "factors_sha256": container.header.factors_sha256.hex(),
         }
 
 

@@ -25,7 +25,9 @@ def inspect(source: Source) -> dict[str, Any]:
             int(np.prod(r.kind.shape, dtype=np.int64)) for r in header.raw
         )
         lengths = [s.length for s in header.sections]
-        coded, carried = 1 + len(header.blocks), lengths[1 + len(header.blocks) :]
+        rungs = range(len(header.rungs))
+        units = [header.units_section(rung) for rung in rungs]
+        blocks = [unit + 1 + block for unit in units for block in range(len(header.blocks))]
         coefficients = sum(_coefficients(r) for r in header.lowrank)
         return {
             "format_version": container.prelude.version,
@@ -43,16 +45,19 @@ def inspect(source: Source) -> dict[str, Any]:
             "bases": sorted({basis_by_id(r.kind.basis).name for r in header.lowrank}),
             "form": sorted({r.kind.split for r in header.lowrank}),
             "quantizers": len(header.quantizers),
-            "entropy": sorted({CODECS[s.codec].name for s in header.sections[:coded] if s.codec in CODECS}),
+            "entropy": sorted(
+                {CODECS[header.sections[i].codec].name for i in (*units, *blocks) if header.sections[i].codec in CODECS}
+            ),
             "coefficients": coefficients,
-            "bits_per_coefficient": 8 * sum(lengths[1:coded]) / coefficients if coefficients else 0.0,
+            "bits_per_coefficient": 8 * sum(lengths[i] for i in blocks) / coefficients if coefficients else 0.0,
             "bytes_by_part": {
                 "header": container.header_length,
-                "units": lengths[0],
-                "coefficients": sum(lengths[1:coded]),
-                "carried": sum(carried),
+                "units": sum(lengths[i] for i in units),
+                "coefficients": sum(lengths[i] for i in blocks),
+                "carried": sum(lengths[header.raw_section(i)] for i in range(len(header.raw))),
             },
             "measured": dict(header.measured),
+            "rungs": [{"bytes": container.rung_bytes(rung), **header.rungs[rung].measured} for rung in rungs],
             "config": header.config,
             "metadata": dict(header.metadata),
             "content_sha256": container.prelude.content_sha256.hex(),

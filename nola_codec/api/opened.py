@@ -126,7 +126,7 @@ class NolaFile:
     def verify(self) -> None:
         """Check every checksum, decode everything and compare its SHA-256. Raises FormatError, ChecksumMismatch."""
         self._container.check_content()
-        Decoder(self._container, NUMPY).checked()
+        check_rungs(self._container)
 
     def close(self) -> None:
         """Close the underlying file."""
@@ -167,19 +167,36 @@ class NolaFile:
         )
 
 
-def load(source: Source, device: object = "cpu", *, verify: bool = False, limits: Limits = DEFAULT_LIMITS) -> NolaFile:
+def check_rungs(container: Container) -> None:
+    """Decode every rung up to the one that is open, and compare digests. Raises FormatError, ChecksumMismatch."""
+    last = len(container.header.rungs) - 1
+    for rung in range(last + 1):
+        container.select(rung)
+        Decoder(container, NUMPY).checked()
+
+
+def load(
+    source: Source,
+    device: object = "cpu",
+    *,
+    verify: bool = False,
+    rung: int | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> NolaFile:
     """Open a `.nola` file by path, bytes or seekable binary stream.
 
     Args:
         source: The file.
         device: Where tensors are decoded: anything `torch.device` takes.
         verify: Check every checksum and the digest of the decoded factors first.
+        rung: Of a progressive file: as if it ended with this rung, counted from 0.
         limits: What a file may declare.
 
     Raises:
         FormatError, ChecksumMismatch: the file is not well-formed.
+        AdapterError: ``unknown-rung``: the file has no such rung.
     """
-    opened = NolaFile(open_container(source, limits), device)
+    opened = NolaFile(open_container(source, limits, rung=rung), device)
     if verify:
         try:
             opened.verify()

@@ -87,7 +87,8 @@ def _factors(xp: Arrays) -> str:
         kind = LowRankKind("x", "linear", (rows, rank), (rank, columns), 1.0, False, "F32", 1, "component",
                            (rows, columns))  # fmt: skip
         codes = _symbols(rank, -300, -250)
-        record = LowRankRecord("x", kind, 5, (-20, -20), np.zeros(rank, np.int64), codes)
+        zeros = np.zeros(rank, np.int64)
+        record = LowRankRecord("x", kind, 5, (-20, -20), zeros, zeros, codes)
         b = _symbols(rank * rows, -200, 200).reshape(rank, rows).astype(np.int32)
         a = _symbols(rank * columns, -200, 200).reshape(rank, columns).astype(np.int32)
         (factors,) = synthesize_factors([record], [Coefficients(b, a, 200)], generator=PHILOX, seed=11, xp=xp)

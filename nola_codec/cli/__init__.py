@@ -18,6 +18,7 @@ COMMANDS = {
     "decode": "Decode to an adapter, or into a model's weights.",
     "inspect": "Show what a file holds, without decoding it.",
     "verify": "Check a file: layout, checksums, decoded digest.",
+    "truncate": "Cut a progressive file to a coarser one.",
     "compare": "Compare two adapters by their deltas.",
     "selftest": "Run known-answer checks on this machine.",
 }

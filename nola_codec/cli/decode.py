@@ -24,14 +24,16 @@ from nola_codec.cli.output import (
               help="Directory to write; without --base, a path ending in .safetensors gives a lone file.")  # fmt: skip
 @click.option("--base", type=click.Path(), help="Transformers model directory: write it with the deltas merged in.")
 @click.option("--dtype", type=click.Choice(["f32", "f16", "bf16"]), help="Of an adapter's factors [f32, exact].")
+@click.option("--rung", type=int, help="Of a progressive file: as if it ended with this rung, from 0.")
 @click.option("--device", default="cpu", show_default=True, callback=usable_device,
               help="Where to compute; it changes no bit.")  # fmt: skip
 @force_option
 @quiet_option
 @json_option
 def command(
-    file: str, out: str, base: str | None, dtype: str | None, device: str, force: bool, quiet: bool, as_json: bool
-) -> None:
+    file: str, out: str, base: str | None, dtype: str | None, rung: int | None, device: str, force: bool, quiet: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Decode FILE to an adapter, or into the weights of a base model."""
     from nola_codec.api.decoding import decode
 
@@ -39,7 +41,7 @@ def command(
         raise click.UsageError("--dtype is for adapters; merged weights keep the base model's dtypes")
     start = time.perf_counter()
     written = decode(
-        file, out, base=base, dtype=dtype or "f32", device=device, overwrite=force, progress=progress(quiet)
+        file, out, base=base, dtype=dtype or "f32", rung=rung, device=device, overwrite=force, progress=progress(quiet)
     )
     seconds = time.perf_counter() - start
     total = sum(p.stat().st_size for p in written.rglob("*")) if written.is_dir() else Path(written).stat().st_size

@@ -33,22 +33,27 @@ _GENERATORS = ("philox4x32-10", "threefry2x32-20")
               help="Generator of the basis.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="64-bit seed of the basis.")
 @click.option("--shared-basis", is_flag=True, help="One basis for all weights of one shape.")
+@click.option("--progressive", is_flag=True, help="Write a ladder of rungs: `truncate` cuts it to coarser files.")
+@click.option("--rungs", metavar="SIZES", help="Sizes of the ladder's coarser rungs, e.g. 10KB,30KB [quarters].")
 @click.option("--passthrough", is_flag=True, help="Carry unknown tensors exactly instead of refusing them.")
 @click.option("-n", "--dry-run", is_flag=True, help="Encode and report, write nothing.")
 @force_option
 @quiet_option
 @json_option
 def command(
-    source: str, out: str, limit: str | None, passthrough: bool, dry_run: bool, force: bool, quiet: bool,
+    source: str, out: str, limit: str | None, rungs: str | None, passthrough: bool, dry_run: bool, force: bool,
+    quiet: bool,
     as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Encode the adapter SOURCE (a PEFT directory or a .safetensors file)."""
     from nola_codec.api.encoding import encode
+    from nola_codec.encoder.sizes import parse_size
 
     report = encode(
         source,
         None if dry_run else out,
         size=limit,
+        rungs=None if rungs is None else tuple(parse_size(part) for part in rungs.split(",")),
         overwrite=force,
         carry_unknown=passthrough,
         progress=progress(quiet),
@@ -66,6 +71,9 @@ def command(
     if report.effective_error is not None:
         click.echo(f"eff. error   {error_share(report.effective_error)}  (signal lost and visible noise, estimated)")
     click.echo(f"NMSE         {error_share(report.nmse)}  (||delta_W - decoded||^2 / ||delta_W||^2, measured)")
+    for number, rung in enumerate(report.rungs[:-1]):
+        errors = ", ".join(f"{name} {error_share(value)}" for name, value in rung.items() if name != "bytes")
+        click.echo(f"rung {number}       {size(rung['bytes'])}, {errors}")
     click.echo(f"time         {report.seconds:.2f} s")
     for note in report.notes:
         click.echo(f"note: {note}", err=True)

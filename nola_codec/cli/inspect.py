@@ -49,6 +49,10 @@ def _print_facts(file: str, facts: dict[str, Any]) -> None:
         *((name, error_share(value)) for name, value in facts["measured"].items()),
         ("digest", facts["factors_sha256"]),
     ]  # fmt: skip
+    if len(facts["rungs"]) > 1:
+        for number, rung in enumerate(facts["rungs"]):
+            errors = ", ".join(f"{name} {error_share(value)}" for name, value in rung.items() if name != "bytes")
+            lines.append((f"rung {number}", f"{size(rung['bytes'])} of the file, {errors}"))
     for name, value in lines:
         click.echo(f"{name:<16}{value}")
 

@@ -19,14 +19,13 @@ from nola_codec.container.quantizer_wire import (
     side_model_to_wire,
 )
 from nola_codec.errors import FormatError
-from nola_codec.model import Header, LowRankKind, LowRankRecord, RawKind, RawRecord, Section
+from nola_codec.model import Header, LowRankKind, LowRankRecord, Quantizer, RawKind, RawRecord, Rung, Section
 from nola_codec.prng import WORDS_PER_BLOCK
 from nola_codec.quant.scales import MAX_EXPONENT, MIN_EXPONENT
 
 KEYS = (
-    "allocation", "amplitude_slope", "blocks", "config", "dialect", "exponents", "factors_sha256", "generator",
-    "kinds", "measured", "metadata", "numbers", "quantizers", "records", "sections", "seed", "side_models",
-    "streams", "units", "writer",
+    "amplitude_slope", "blocks", "config", "dialect", "generator", "kinds", "metadata", "numbers", "quantizers",
+    "records", "rungs", "sections", "seed", "streams", "writer",
 )  # fmt: skip
 
 
@@ -43,27 +42,22 @@ def pack_header(header: Header) -> bytes:
             "generator": header.generator,
             "seed": header.seed,
             "quantizers": [quantizer_to_wire(q) for q in header.quantizers],
-            "allocation": [[list(pair) for pair in side] for side in header.allocation],
+            "rungs": [_rung_to_wire(rung) for rung in header.rungs],
             "amplitude_slope": header.amplitude_slope,
-            "side_models": [side_model_to_wire(m) for m in header.side_models],
             "kinds": [kind_to_wire(kind) for kind in kinds],
             "records": pack_varints(ids),
             "numbers": pack_varints(_number_differences(records)),
             "streams": None if streams == list(range(len(streams))) else streams,
-            "exponents": pack_varints(_differences([e for record in header.lowrank for e in record.exponents], 2)),
-            "units": pack_varints([record.units for record in header.lowrank]),
             "blocks": list(header.blocks),
             "sections": [[s.codec, s.offset, s.length, s.crc32] for s in header.sections],
-            "factors_sha256": header.factors_sha256,
             "config": header.config,
             "metadata": dict(header.metadata),
-            "measured": dict(header.measured),
         }
     )
 
 
 def unpack_header(data: bytes, limits: Limits) -> Header:
-    """Parse and check a header; the records' precisions and amplitudes are zeros of the right length.
+    """Parse and check a header; the records' units are zeros of the right length.
 
     Raises:
         FormatError: with code ``header``, ``limit``, ``generator`` or ``basis``.
@@ -72,17 +66,16 @@ def unpack_header(data: bytes, limits: Limits) -> Header:
     quantizers = tuple(quantizer_from_wire(q) for q in fields.listed(top["quantizers"], "quantizers"))
     if len(quantizers) > limits.quantizers:
         raise fields.over("quantizers", limits.quantizers, len(quantizers))
-    sides = fields.listed(top["allocation"], "allocation", count=2)
-    models = fields.listed(top["side_models"], "side_models", count=2)
-    lowrank, raw = _records(top, limits)
+    lowrank, raw, rungs = _records(top, quantizers, limits)
     blocks = fields.integers(top["blocks"], "blocks", 1, limits.records)
     if sum(blocks) != len(lowrank):
         raise fields.bad("blocks", f"a sum of {len(lowrank)} records", sum(blocks))
     sections = tuple(_section(s) for s in fields.listed(top["sections"], "sections"))
     if len(sections) > limits.sections:
         raise fields.over("sections", limits.sections, len(sections))
-    if len(sections) != 1 + len(blocks) + len(raw):
-        raise fields.bad("sections", f"{1 + len(blocks) + len(raw)} of them", len(sections))
+    wanted = len(rungs) * (1 + len(blocks)) + len(raw)
+    if len(sections) != wanted:
+        raise fields.bad("sections", f"{wanted} of them", len(sections))
     generator = fields.integer(top["generator"], "generator", 0, 255)
     if generator not in WORDS_PER_BLOCK:
         raise FormatError(f"header `generator`: expected one of {sorted(WORDS_PER_BLOCK)}, found {generator}",
@@ -94,26 +87,61 @@ def unpack_header(data: bytes, limits: Limits) -> Header:
         generator=generator,
         seed=fields.integer(top["seed"], "seed", 0, (1 << 64) - 1),
         quantizers=quantizers,
-        allocation=(
-            allocation_from_wire(sides[0], len(quantizers)),
-            allocation_from_wire(sides[1], len(quantizers)),
-        ),
+        rungs=rungs,
         amplitude_slope=fields.integer(top["amplitude_slope"], "amplitude_slope", -64, 64),
-        side_models=(side_model_from_wire(models[0]), side_model_from_wire(models[1])),
         lowrank=lowrank,
         raw=raw,
         blocks=blocks,
         sections=sections,
-        factors_sha256=fields.binary(top["factors_sha256"], "factors_sha256", count=32),
         config=None if config is None else fields.mapping(config, "config"),
         metadata=_string_map(top["metadata"]),
-        measured={
-            key: fields.real(value, "measured") for key, value in fields.mapping(top["measured"], "measured").items()
-        },
     )
 
 
-def _records(top: Mapping[str, Any], limits: Limits) -> tuple[tuple[LowRankRecord, ...], tuple[RawRecord, ...]]:
+def _rung_to_wire(rung: Rung) -> list[Any]:
+    return [
+        [[list(entry) for entry in table] for table in rung.allocation],
+        pack_varints(rung.units),
+        pack_varints(_differences([e for pair in rung.exponents for e in pair], 2)),
+        [side_model_to_wire(m) for m in rung.side_models],
+        rung.factors_sha256,
+        dict(rung.measured),
+    ]
+
+
+def _rung_from_wire(
+    value: Any, families: Sequence[LowRankKind], quantizers: Sequence[Quantizer], before: Rung | None, limits: Limits
+) -> Rung:
+    tables, packed, differences, models, digest, measured = fields.listed(value, "rungs", count=6)
+    allocation = tuple(allocation_from_wire(t, len(quantizers)) for t in fields.listed(tables, "allocation"))
+    if any(max(kind.tables) >= len(allocation) for kind in families):
+        raise fields.bad("allocation", f"{1 + max(max(k.tables) for k in families)} tables", len(allocation))
+    units = tuple(unpack_varints(fields.binary(packed, "units"), len(families), "header `units`"))
+    for index, (kind, number) in enumerate(zip(families, units, strict=True)):
+        least = before.units[index] if before is not None else 0
+        fields.integer(number, "units", least, kind.rank if kind.split == "component" else 2)
+        if kind.split == "factor" and number == 1:
+            raise fields.bad("units", "0 or 2 for a factor record", number)
+    if sum(units) > limits.units:
+        raise fields.over("units", limits.units, sum(units))
+    steps = unpack_varints(fields.binary(differences, "exponents"), 2 * len(families), "header `exponents`")
+    exponents = np.cumsum(np.array(steps, np.int64).reshape(-1, 2), axis=0).tolist()
+    for pair in exponents:
+        fields.integers(pair, "exponents", MIN_EXPONENT, MAX_EXPONENT)
+    pair_of_models = fields.listed(models, "side_models", count=2)
+    return Rung(
+        allocation=allocation,
+        units=units,
+        exponents=tuple((int(b), int(a)) for b, a in exponents),
+        side_models=(side_model_from_wire(pair_of_models[0]), side_model_from_wire(pair_of_models[1])),
+        factors_sha256=fields.binary(digest, "factors_sha256", count=32),
+        measured={key: fields.real(v, "measured") for key, v in fields.mapping(measured, "measured").items()},
+    )
+
+
+def _records(
+    top: Mapping[str, Any], quantizers: Sequence[Quantizer], limits: Limits
+) -> tuple[tuple[LowRankRecord, ...], tuple[RawRecord, ...], tuple[Rung, ...]]:
     wires = fields.listed(top["kinds"], "kinds")
     if len(wires) > limits.kinds:
         raise fields.over("kinds", limits.kinds, len(wires))
@@ -136,42 +164,38 @@ def _records(top: Mapping[str, Any], limits: Limits) -> tuple[tuple[LowRankRecor
     families = [kind for kind in chosen if isinstance(kind, LowRankKind)]
     if any(isinstance(kind, LowRankKind) for kind in chosen[len(families) :]):
         raise fields.bad("records", "low-rank records before raw ones", "another order")
-    _check_totals(families, [k for k in chosen if isinstance(k, RawKind)], limits)
-    lowrank = _lowrank(top, names, families, limits)
+    rungs: list[Rung] = []
+    wires = fields.listed(top["rungs"], "rungs")
+    if not 1 <= len(wires) <= limits.rungs:
+        raise fields.bad("rungs", f"1 to {limits.rungs} of them", len(wires))
+    _check_totals(families, [k for k in chosen if isinstance(k, RawKind)], len(wires), limits)
+    for wire in wires:
+        rungs.append(_rung_from_wire(wire, families, quantizers, rungs[-1] if rungs else None, limits))
+    lowrank = _lowrank(top, names, families, rungs[-1])
     raw = tuple(RawRecord(name, kind) for name, kind in zip(names, chosen, strict=True) if isinstance(kind, RawKind))
-    return lowrank, raw
+    return lowrank, raw, tuple(rungs)
 
 
 def _lowrank(
-    top: Mapping[str, Any], names: Sequence[str], families: Sequence[LowRankKind], limits: Limits
+    top: Mapping[str, Any], names: Sequence[str], families: Sequence[LowRankKind], last: Rung
 ) -> tuple[LowRankRecord, ...]:
     count = len(families)
     streams: Sequence[int] = range(count)
     if top["streams"] is not None:
         streams = fields.integers(top["streams"], "streams", 0, (1 << 31) - 1, count=count)
-    units = unpack_varints(fields.binary(top["units"], "units"), count, "header `units`")
-    for kind, number in zip(families, units, strict=True):
-        most = kind.rank if kind.split == "component" else 2
-        fields.integer(number, "units", 0, most)
-        if kind.split == "factor" and number == 1:
-            raise fields.bad("units", "0 or 2 for a factor record", number)
-    if sum(units) > limits.units:
-        raise fields.over("units", limits.units, sum(units))
-    steps = unpack_varints(fields.binary(top["exponents"], "exponents"), 2 * count, "header `exponents`")
-    exponents = np.cumsum(np.array(steps, np.int64).reshape(-1, 2), axis=0).tolist()
-    for pair in exponents:
-        fields.integers(pair, "exponents", MIN_EXPONENT, MAX_EXPONENT)
     return tuple(
-        LowRankRecord(name, kind, stream, (pair[0], pair[1]), np.zeros(n, np.int64), np.zeros(n, np.int64))
-        for name, kind, stream, pair, n in zip(names[:count], families, streams, exponents, units, strict=True)
+        LowRankRecord(name, kind, stream, pair, *(np.zeros(n, np.int64) for _ in range(3)))
+        for name, kind, stream, pair, n in zip(
+            names[:count], families, streams, last.exponents, last.units, strict=True
+        )
     )
 
 
-def _check_totals(lowrank: Sequence[LowRankKind], raw: Sequence[RawKind], limits: Limits) -> None:
+def _check_totals(lowrank: Sequence[LowRankKind], raw: Sequence[RawKind], rungs: int, limits: Limits) -> None:
     elements = sum(k.rank * (k.rows + k.columns) for k in lowrank) + sum(k.nbytes for k in raw)
     if elements > limits.total_elements:
         raise fields.over("kinds shape (sum over all records)", limits.total_elements, elements)
-    coefficients = sum((k.rank if k.split == "component" else 1) * sum(k.num_basis) for k in lowrank)
+    coefficients = sum((k.rank if k.split == "component" else 1) * sum(k.num_basis) for k in lowrank) * rungs
     if coefficients > limits.coefficients:
         raise fields.over("kinds num_basis (sum over all records)", limits.coefficients, coefficients)
 

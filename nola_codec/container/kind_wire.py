@@ -16,6 +16,7 @@ _LOWRANK, _RAW = 0, 1
 _LAYOUTS: tuple[Layout, ...] = ("linear", "conv", "embedding")
 _MAX_PRECISION_SHIFT = 1023
 _MAX_AMPLITUDE = 1 << 14
+_MAX_TABLES = 256
 
 
 def kind_to_wire(kind: LowRankKind | RawKind) -> list[Any]:
@@ -35,6 +36,7 @@ def kind_to_wire(kind: LowRankKind | RawKind) -> list[Any]:
         kind.basis,
         0 if kind.split == "component" else 1,
         None if full else list(kind.num_basis),
+        list(kind.tables),
         list(kind.shift),
         kind.amplitude,
     ]
@@ -56,8 +58,8 @@ def kind_from_wire(value: Any, limits: Limits) -> LowRankKind | RawKind:
         return raw
     if record != _LOWRANK:
         raise fields.bad("kinds record type", "0 or 1", record)
-    (_, template, layout, b_shape, a_shape, scaling, fan, dtype, basis, split, num_basis, shift, amplitude) = (
-        fields.listed(value, "kinds", count=13)
+    (_, template, layout, b_shape, a_shape, scaling, fan, dtype, basis, split, num_basis, tables, shift, amplitude) = (
+        fields.listed(value, "kinds", count=14)
     )
     b_shape, a_shape = _shape(b_shape, limits, least=1), _shape(a_shape, limits, least=1)
     _check_factors(b_shape, a_shape, limits)
@@ -72,6 +74,7 @@ def kind_from_wire(value: Any, limits: Limits) -> LowRankKind | RawKind:
         basis=basis_by_id(fields.integer(basis, "kinds basis", 0, 255)).id,
         split="component" if fields.integer(split, "kinds split", 0, 1) == 0 else "factor",
         num_basis=(0, 0),
+        tables=_pair(tables, "kinds tables", 0, _MAX_TABLES - 1),
         shift=_pair(shift, "kinds shift", -_MAX_PRECISION_SHIFT, _MAX_PRECISION_SHIFT),
         amplitude=fields.integer(amplitude, "kinds amplitude", -_MAX_AMPLITUDE, _MAX_AMPLITUDE),
     )

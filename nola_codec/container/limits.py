@@ -14,6 +14,7 @@ class Limits:
     records: int = 1 << 17
     kinds: int = 1 << 16
     quantizers: int = 256
+    rungs: int = 64
     sections: int = 1 << 18
     units: int = 1 << 24
     rank: int = 1 << 16

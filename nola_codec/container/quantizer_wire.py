@@ -8,19 +8,25 @@ from typing import Any
 
 from nola_codec.container import fields
 from nola_codec.entropy.rans import MAX_ALPHABET, TOTAL
-from nola_codec.model import Allocation, Codebook, Quantizer, SymbolModel
+from nola_codec.model import Allocation, Codebook, Dependent, Quantizer, SymbolModel, Trellis
 from nola_codec.quant.codebooks import MAX_POINT, midrise, midtread, symmetric
+from nola_codec.quant.scales import MAX_WEIGHT_CODE
+from nola_codec.quant.trellis import TRELLISES
 
-_SYMMETRIC, _POINTS, _MIDTREAD, _MIDRISE = range(4)
+_SYMMETRIC, _POINTS, _MIDTREAD, _MIDRISE, _TRELLIS, _DEPENDENT = range(6)
 MAX_OFFSET = 1 << 14
 
 
 def quantizer_to_wire(quantizer: Quantizer) -> list[Any]:
-    """[form, parameters, frequencies]; a symmetric codebook's frequencies are given for 0, 1, 2... only."""
+    """[form, parameters, frequencies]; frequencies that are symmetric are given for 0, 1, 2... only."""
     book, frequencies = quantizer.codebook, quantizer.frequencies
+    if isinstance(book, Trellis):
+        return [_TRELLIS, book.number, None]
     half = book.size // 2
+    folded = None if frequencies is None else list(frequencies[half:])
+    if isinstance(book, Dependent):
+        return [_DEPENDENT, [book.mask, list(book.even), list(book.odd)], folded]
     if book.form == "symmetric":
-        folded = None if frequencies is None else list(frequencies[half:])
         return [_SYMMETRIC, list(book.points[half + 1 :]), folded]
     table = None if frequencies is None else list(frequencies)
     if book.form == "points":
@@ -32,15 +38,21 @@ def quantizer_to_wire(quantizer: Quantizer) -> list[Any]:
 def quantizer_from_wire(value: Any) -> Quantizer:
     """Parse and check one quantizer."""
     form, parameters, table = fields.listed(value, "quantizers", count=3)
-    form = fields.integer(form, "quantizers form", 0, 3)
+    form = fields.integer(form, "quantizers form", 0, 5)
+    if form == _TRELLIS:
+        if table is not None:
+            raise fields.bad("quantizers frequencies", "none for a trellis", table)
+        return Quantizer(TRELLISES[fields.integer(parameters, "quantizers trellis", 0, len(TRELLISES) - 1)])
     if form == _SYMMETRIC:
-        positive = fields.integers(parameters, "quantizers points", 1, MAX_POINT)
-        _ascending(positive, "quantizers points", 127)
-        book = symmetric(positive)
-        if table is None:
-            return Quantizer(book)
-        folded = fields.integers(table, "quantizers frequencies", 1, TOTAL, count=len(positive) + 1)
-        return Quantizer(book, _total((*reversed(folded[1:]), *folded)))
+        positive = _positive(parameters)
+        return Quantizer(symmetric(positive), _unfolded(table, len(positive)))
+    if form == _DEPENDENT:
+        mask, even, odd = fields.listed(parameters, "quantizers parameters", count=3)
+        books = _positive(even), _positive(odd)
+        if len(books[0]) != len(books[1]):
+            raise fields.bad("quantizers points", "as many even as odd ones", (len(books[0]), len(books[1])))
+        mask = fields.integer(mask, "quantizers mask", 0, 255)
+        return Quantizer(Dependent(mask, *books), _unfolded(table, len(books[0])))
     if form == _POINTS:
         points = fields.integers(parameters, "quantizers points", -MAX_POINT, MAX_POINT)
         _ascending(points, "quantizers points", 256)
@@ -65,15 +77,30 @@ def side_model_from_wire(value: Any) -> SymbolModel:
 
 
 def allocation_from_wire(value: Any, quantizers: int) -> Allocation:
-    """Parse ((precision, quantizer, offset), ...), precisions strictly ascending."""
-    entries: list[tuple[int, int, int]] = []
+    """Parse ((precision, quantizer or -1, offset, weight), ...), precisions strictly ascending."""
+    entries: list[tuple[int, int, int, int]] = []
     for item in fields.listed(value, "allocation"):
-        precision, quantizer, offset = fields.integers(item, "allocation", -MAX_OFFSET, MAX_OFFSET, count=3)
-        fields.integer(quantizer, "allocation quantizer", 0, quantizers - 1)
+        precision, quantizer, offset, weight = fields.integers(item, "allocation", -MAX_OFFSET, MAX_OFFSET, count=4)
+        fields.integer(quantizer, "allocation quantizer", -1, quantizers - 1)
+        fields.integer(weight, "allocation weight", 0, MAX_WEIGHT_CODE)
         if entries and precision <= entries[-1][0]:
             raise fields.bad("allocation", "ascending precisions", precision)
-        entries.append((precision, quantizer, offset))
+        entries.append((precision, quantizer, offset, weight))
     return tuple(entries)
+
+
+def _positive(value: Any) -> tuple[int, ...]:
+    points = fields.integers(value, "quantizers points", 1, MAX_POINT)
+    _ascending(points, "quantizers points", 127)
+    return points
+
+
+def _unfolded(table: Any, levels: int) -> tuple[int, ...] | None:
+    """Frequencies of both signs from those of 0, 1, 2..."""
+    if table is None:
+        return None
+    folded = fields.integers(table, "quantizers frequencies", 1, TOTAL, count=levels + 1)
+    return _total((*reversed(folded[1:]), *folded))
 
 
 def _frequencies(table: Any, size: int, what: str) -> tuple[int, ...] | None:

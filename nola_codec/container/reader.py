@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import zlib
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -19,10 +20,11 @@ from typing import BinaryIO
 from nola_codec.container.header import unpack_header
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.container.prelude import SIZE, Prelude, aligned, unpack_prelude
-from nola_codec.container.units import symbols_to_units, units_runs
+from nola_codec.container.rungs import at_rung
+from nola_codec.container.units import UnitsReader
 from nola_codec.entropy import decode_many
 from nola_codec.entropy.frames import decompress
-from nola_codec.errors import ChecksumMismatch, FormatError, expected
+from nola_codec.errors import AdapterError, ChecksumMismatch, FormatError, NolaError, expected
 from nola_codec.model import Header, RawTensor
 
 Source = str | os.PathLike[str] | bytes | BinaryIO
@@ -38,14 +40,21 @@ def header_dictionary() -> bytes:
 
 
 class Container:
-    """An open file. The header is read and checked at once, sections on request."""
+    """An open file. The header is read and checked at once, sections on request.
 
-    def __init__(self, stream: BinaryIO, limits: Limits, name: str, *, owned: bool) -> None:
+    Attributes:
+        header: As of the rung at which the file was opened.
+        rungs: How many the whole file has.
+    """
+
+    def __init__(
+        self, stream: BinaryIO, limits: Limits, name: str, *, owned: bool, rung: int | None, partial: bool
+    ) -> None:
         self._stream, self._owned, self.name = stream, owned, name
         self._start = stream.tell()
         self._length = stream.seek(0, io.SEEK_END) - self._start
         self.prelude: Prelude = unpack_prelude(self._read(0, SIZE), limits)
-        if self._length != self.prelude.file_length:
+        if self._length != self.prelude.file_length and not (partial and self._length < self.prelude.file_length):
             code = "truncated" if self._length < self.prelude.file_length else "trailing"
             raise FormatError(expected("file length", self.prelude.file_length, self._length), code=code)
         stored = self._read(SIZE, self.prelude.header_stored)
@@ -55,7 +64,13 @@ class Container:
         header = unpack_header(self._plain, limits)
         self._data = aligned(SIZE + len(stored))
         self._check_layout(header)
-        self.header = header
+        self.rungs = len(header.rungs)
+        self._whole = header
+        self.select(self._choose(header, rung))
+
+    def select(self, rung: int) -> None:
+        """See the file as it would be without the rungs after this one."""
+        self.header: Header = at_rung(self._whole, rung)
         self._units_read = False
 
     @property
@@ -67,6 +82,11 @@ class Container:
         """Bytes of prelude, compressed header and padding."""
         return min(self._data, self.file_length)
 
+    def rung_bytes(self, rung: int) -> int:
+        """How much of the file a reader of this rung needs, from the beginning."""
+        sections = self.header.sections[: self.header.sections_at(rung)]
+        return self._data + max(s.offset + s.length for s in sections)
+
     def section(self, index: int) -> bytes:
         """Stored bytes of a section. Raises ChecksumMismatch."""
         section = self.header.sections[index]
@@ -76,19 +96,22 @@ class Container:
         return data
 
     def read_units(self) -> Header:
-        """The header with every unit's precision and amplitude; reads section 0 on the first call."""
+        """The header with every unit's precision and amplitude; reads the units sections on the first call."""
         if not self._units_read:
-            runs = units_runs(self.header.lowrank)
-            codec = self.header.sections[0].codec
-            (symbols,) = decode_many([(codec, self.section(0))], [runs], self.header.side_models)
-            self.header = symbols_to_units(symbols, self.header)
+            reader = UnitsReader(self.header)
+            for rung, step in enumerate(self.header.rungs):
+                number = self.header.units_section(rung)
+                coded = (self.header.sections[number].codec, self.section(number))
+                (symbols,) = decode_many([coded], [reader.runs(rung)], step.side_models)
+                reader.climb(rung, symbols)
+            self.header = replace(self.header, lowrank=reader.records)
             self._units_read = True
         return self.header
 
     def raw_tensor(self, index: int) -> RawTensor:
         """The raw record `index`, as it came. Raises FormatError or ChecksumMismatch."""
         kind = self.header.raw[index].kind
-        number = 1 + len(self.header.blocks) + index
+        number = self.header.raw_section(index)
         data = self.section(number)
         codec = self.header.sections[number].codec
         if codec == ZSTD:
@@ -100,7 +123,9 @@ class Container:
         return RawTensor(kind.dtype, kind.shape, data)
 
     def check_content(self) -> None:
-        """Read the whole file and compare its SHA-256. Raises ChecksumMismatch."""
+        """Read the whole file and compare its SHA-256. Raises ChecksumMismatch, or FormatError for a part of a file."""
+        if self._length < self.file_length:
+            raise FormatError(expected("file length", self.file_length, self._length), code="truncated")
         digest = hashlib.sha256(self._read(0, 40))
         position = SIZE
         while position < self._length:
@@ -123,6 +148,23 @@ class Container:
     ) -> None:
         self.close()
 
+    def _choose(self, header: Header, rung: int | None) -> int:
+        """The rung to open at."""
+        there = [
+            number
+            for number in range(len(header.rungs))
+            if all(
+                self._data + s.offset + s.length <= self._length for s in header.sections[: header.sections_at(number)]
+            )
+        ]
+        if rung is not None and not 0 <= rung < len(header.rungs):
+            raise AdapterError(expected("rung", f"0 to {len(header.rungs) - 1}", rung), code="unknown-rung")
+        chosen = rung if rung is not None else max(there, default=0)
+        if chosen not in there:
+            end = self._data + max(s.offset + s.length for s in header.sections[: header.sections_at(chosen)])
+            raise FormatError(expected(f"rung {chosen}", f"{end} bytes", self._length), code="truncated")
+        return chosen
+
     def _read(self, offset: int, length: int) -> bytes:
         self._stream.seek(self._start + offset)
         data = self._stream.read(length)
@@ -143,7 +185,7 @@ class Container:
                     expected(f"section {index}", f"{section.length} bytes at offset {start}",
                              max(0, self.file_length - start)), code="offset"
                 )  # fmt: skip
-            if any(self._read(end, start - end)):
+            if start <= self._length and any(self._read(end, start - end)):
                 raise FormatError(f"section {index}: padding before it is not zero", code="padding")
             end = start + section.length
             offset = aligned(offset + section.length)
@@ -151,10 +193,19 @@ class Container:
             raise FormatError(expected("file length", end, self.file_length), code="trailing")
 
 
-def open_container(source: Source, limits: Limits = DEFAULT_LIMITS) -> Container:
+def open_container(
+    source: Source, limits: Limits = DEFAULT_LIMITS, *, rung: int | None = None, partial: bool = False
+) -> Container:
     """Open a file by path, bytes or seekable binary stream.
 
+    Args:
+        source: The file.
+        limits: What it may declare.
+        rung: See the file as it would be without the rungs after this one, counted from 0; None is all of it.
+        partial: Take the beginning of a file as well, at the last rung that is there whole.
+
     Raises:
+        AdapterError: ``unknown-rung``: the file has no such rung.
         FormatError, ChecksumMismatch: as the specification's reject table says; the message starts with the source.
         OSError: the path cannot be opened.
     """
@@ -166,8 +217,8 @@ def open_container(source: Source, limits: Limits = DEFAULT_LIMITS) -> Container
     else:
         stream, owned, name = source, False, str(getattr(source, "name", "stream"))
     try:
-        return Container(stream, limits, name, owned=owned)
-    except FormatError as error:
+        return Container(stream, limits, name, owned=owned, rung=rung, partial=partial)
+    except NolaError as error:
         if owned:
             stream.close()
         raise error.within(name) from error

@@ -1,123 +1,202 @@
-"""Section 0: the precision and the amplitude of every unit, as small differences (specification, "Units").
+"""Units sections: precisions and amplitudes as small differences (specification, "Units"), and the layers they imply.
 
-A component's precision is coded as the difference from the component before it; the first one's from the first of
-the record before of the same kind. The amplitude is coded as the difference from a prediction made of the precision.
+A component's precision is coded when it comes in, as the difference from the component before it; the first one's from
+the first of the record before of the same kind. An amplitude is coded as the difference from a prediction: made of the
+precision when the unit comes in, of its own last value when a later rung adds a layer to it.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from nola_codec.errors import FormatError
 from nola_codec.model import Allocation, Header, LowRankKind, LowRankRecord, Runs
-from nola_codec.quant.scales import MAX_CODE, MIN_CODE
+from nola_codec.quant.scales import MAX_CODE, MIN_CODE, layer_weight
 
 START = 128
 """Prediction of the first precision of a kind's first record."""
 
-
-def units_runs(records: Sequence[LowRankRecord]) -> Runs:
-    """Section 0 is one run of precisions, then one of amplitudes."""
-    total = sum(record.units for record in records)
-    return Runs(np.array([0, 1], np.int64), np.array([total, total], np.int64))
+Allocations = Sequence[tuple[Allocation, ...]]
+"""The allocation tables of each rung."""
+_Memory = dict[LowRankKind, list[int]]
 
 
-def lookup(allocation: Allocation, precision: int) -> tuple[int, int]:
-    """(quantizer id, amplitude offset) at a precision. Raises FormatError under the first entry."""
+class Layer(NamedTuple):
+    """One quantized layer of one vector, number `vector` of a side; its points count `weight` times."""
+
+    vector: int
+    quantizer: int
+    weight: int
+
+
+def lookup(allocation: Allocation, precision: int) -> tuple[int, int, int]:
+    """(quantizer id or -1, amplitude offset, code of the weight). Raises FormatError under the first entry."""
     index = bisect_right(allocation, precision, key=lambda entry: entry[0]) - 1
     if index < 0:
         raise FormatError(f"allocation: no quantizer for precision {precision}", code="units")
-    return allocation[index][1], allocation[index][2]
+    return allocation[index][1:]
 
 
-def unit_quantizers(
-    record: LowRankRecord, allocation: tuple[Allocation, Allocation]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Quantizer ids of a record's vectors of lora_B and of lora_A, (vectors,) each."""
+def _sides(kind: LowRankKind, unit: int) -> tuple[int, ...]:
+    return (0, 1) if kind.split == "component" else (unit,)
+
+
+def _entry(allocations: Allocations, rung: int, kind: LowRankKind, side: int, precision: int) -> tuple[int, int, int]:
+    return lookup(allocations[rung][kind.tables[side]], precision + kind.shift[side])
+
+
+def coded_layers(record: LowRankRecord, allocations: Allocations, rung: int, side: int) -> list[Layer]:
+    """Layers of a record's vectors of one side that the rung's block holds, in its order.
+
+    A unit that comes in brings the layers of all rungs so far; the others get this rung's.
+    """
     kind = record.kind
-    sides: list[npt.NDArray[np.int64]] = []
-    for side in (0, 1):
-        precisions = record.precision if kind.split == "component" else record.precision[side : side + 1]
-        ids = [lookup(allocation[side], int(p) + kind.shift[side])[0] for p in precisions]
-        sides.append(np.array(ids, np.int64))
-    return sides[0], sides[1]
+    layers = []
+    for unit in range(record.units) if kind.split == "component" else range(side, record.units, 2):
+        entry = int(record.entry[unit])
+        if entry > rung:
+            break
+        for number in range(rung + 1) if entry == rung else (rung,):
+            quantizer, _, weight = _entry(allocations, number, kind, side, int(record.precision[unit]))
+            if quantizer >= 0:
+                layers.append(Layer(unit if kind.split == "component" else 0, quantizer, layer_weight(weight)))
+    return layers
+
+
+def touched(record: LowRankRecord, allocations: Allocations, rung: int) -> npt.NDArray[np.bool_]:
+    """Whether each unit comes in or gains a layer at a rung, (units,)."""
+    return np.array(
+        [
+            entry == rung
+            or any(_entry(allocations, rung, record.kind, side, p)[0] >= 0 for side in _sides(record.kind, unit))
+            for unit, (entry, p) in enumerate(zip(record.entry.tolist(), record.precision.tolist(), strict=True))
+        ],
+        bool,
+    )
 
 
 def predicted_amplitude(
-    kind: LowRankKind, unit: int, precision: int, allocation: tuple[Allocation, Allocation], slope: int
+    record: LowRankRecord, unit: int, allocations: Allocations, rung: int, slope: int, before: int
 ) -> int:
-    """Prediction of a unit's amplitude code."""
-    total = kind.amplitude + slope * precision
-    for side in (0, 1):
-        if kind.split == "component" or unit == side:
-            total += lookup(allocation[side], precision + kind.shift[side])[1]
+    """Prediction of a unit's amplitude code at a rung that touches it; `before` is its code at the rung before."""
+    precision = int(record.precision[unit])
+    fresh = record.entry[unit] == rung
+    total = record.kind.amplitude + slope * precision if fresh else before
+    for number in range(rung + 1) if fresh else (rung,):
+        for side in _sides(record.kind, unit):
+            total += _entry(allocations, number, record.kind, side, precision)[1]
     return total
 
 
 def units_to_symbols(
-    records: Sequence[LowRankRecord], allocation: tuple[Allocation, Allocation], slope: int
-) -> npt.NDArray[np.uint16]:
-    """Symbols of section 0, (2 * units,). Differences must lie in [-128, 127]; the encoder sees to it."""
-    precisions: list[int] = []
-    amplitudes: list[int] = []
-    last: dict[LowRankKind, list[int]] = {}
-    for record in records:
-        before = last.get(record.kind, [START, START])
-        for unit, (precision, amplitude) in enumerate(
-            zip(record.precision.tolist(), record.amplitude.tolist(), strict=True)
-        ):
-            reference = _reference(record, unit, before, precisions_of=record.precision)
-            precisions.append(_fold((precision - reference + 128) % 256 - 128))
-            gap = amplitude - predicted_amplitude(record.kind, unit, precision, allocation, slope)
-            if not -128 <= gap <= 127:
-                raise ValueError(f"amplitude of {record.name} is {gap} codes from its prediction")
-            amplitudes.append(_fold(gap))
-        _remember(last, record, record.precision)
-    return np.array(precisions + amplitudes, np.uint16)
+    ladder: Sequence[Sequence[LowRankRecord]], allocations: Allocations, slope: int
+) -> list[npt.NDArray[np.uint16]]:
+    """Symbols of each rung's units section: precisions, then amplitudes.
+
+    Args:
+        ladder: The records at each rung. Differences must lie in [-128, 127]; the encoder sees to it.
+        allocations: Tables of each rung.
+        slope: `Header.amplitude_slope`.
+    """
+    memory: _Memory = {}
+    sections = []
+    for rung, records in enumerate(ladder):
+        precisions: list[int] = []
+        amplitudes: list[int] = []
+        for index, record in enumerate(records):
+            for unit, reference in _references(record, rung, memory):
+                precisions.append(_fold((int(record.precision[unit]) - reference + 128) % 256 - 128))
+            _remember(memory, record)
+            for unit in np.flatnonzero(touched(record, allocations, rung)).tolist():
+                old = ladder[rung - 1][index].amplitude if rung else ()
+                before = int(old[unit]) if unit < len(old) else 0
+                gap = int(record.amplitude[unit])
+                gap -= predicted_amplitude(record, unit, allocations, rung, slope, before)
+                if not -128 <= gap <= 127:
+                    raise ValueError(f"amplitude of {record.name} is {gap} codes from its prediction")
+                amplitudes.append(_fold(gap))
+        sections.append(np.array(precisions + amplitudes, np.uint16))
+    return sections
 
 
-def symbols_to_units(symbols: npt.NDArray[Any], header: Header) -> Header:
-    """The header with its records' precisions and amplitudes filled in. Raises FormatError out of range."""
-    total = len(symbols) // 2
-    codes = [(s >> 1) ^ -(s & 1) for s in symbols.astype(np.int64).tolist()]
-    position = 0
-    last: dict[LowRankKind, list[int]] = {}
-    records = []
-    for record in header.lowrank:
-        precision = np.zeros(record.units, np.int64)
-        amplitude = np.zeros(record.units, np.int64)
-        before = last.get(record.kind, [START, START])
-        for unit in range(record.units):
-            reference = _reference(record, unit, before, precisions_of=precision)
-            precision[unit] = (reference + codes[position]) % 256
-            amplitude[unit] = codes[total + position] + predicted_amplitude(
-                record.kind, unit, int(precision[unit]), header.allocation, header.amplitude_slope
+def units_runs(precisions: int, amplitudes: int) -> Runs:
+    """The runs of a units section."""
+    return Runs(np.array([0, 1], np.int64), np.array([precisions, amplitudes], np.int64))
+
+
+class UnitsReader:
+    """Takes the records of a file from rung to rung."""
+
+    def __init__(self, header: Header) -> None:
+        self._rungs, self._slope = header.rungs, header.amplitude_slope
+        self._allocations = [rung.allocation for rung in header.rungs]
+        self._memory: _Memory = {}
+        empty = np.zeros(0, np.int64)
+        self.records = tuple(replace(r, entry=empty, precision=empty, amplitude=empty) for r in header.lowrank)
+
+    def runs(self, rung: int) -> Runs:
+        """What the section of the next rung holds: a run of precisions, then one of amplitudes."""
+        fresh = sum(self._rungs[rung].units) - sum(r.units for r in self.records)
+        old = sum(int(touched(r, self._allocations, rung).sum()) for r in self.records) if rung else 0
+        return units_runs(fresh, fresh + old)
+
+    def climb(self, rung: int, symbols: npt.NDArray[Any]) -> None:
+        """Take the records to the next rung by the symbols of its section.
+
+        Raises:
+            FormatError: no quantizer for a precision, or an amplitude out of range.
+        """
+        numbers = iter(_unfold(symbols))
+        grown = []
+        for record, number in zip(self.records, self._rungs[rung].units, strict=True):
+            fresh = number - record.units
+            record = replace(
+                record,
+                entry=np.concatenate((record.entry, np.full(fresh, rung, np.int64))),
+                precision=np.concatenate((record.precision, np.zeros(fresh, np.int64))),
+                amplitude=np.concatenate((record.amplitude, np.zeros(fresh, np.int64))),
             )
-            position += 1
-        if record.units and not MIN_CODE <= amplitude.min() <= amplitude.max() <= MAX_CODE:
-            raise FormatError(f"units of {record.name}: amplitude out of range", code="units")
-        _remember(last, record, precision)
-        records.append(replace(record, precision=precision, amplitude=amplitude))
-    return replace(header, lowrank=tuple(records))
+            for unit, reference in _references(record, rung, self._memory):
+                record.precision[unit] = (reference + next(numbers)) % 256
+            _remember(self._memory, record)
+            grown.append(record)
+        for record in grown:
+            for unit in np.flatnonzero(touched(record, self._allocations, rung)).tolist():
+                before = int(record.amplitude[unit])
+                code = next(numbers) + predicted_amplitude(record, unit, self._allocations, rung, self._slope, before)
+                if not MIN_CODE <= code <= MAX_CODE:
+                    raise FormatError(f"units of {record.name}: amplitude out of range", code="units")
+                record.amplitude[unit] = code
+        self.records = tuple(
+            replace(record, exponents=pair) for record, pair in zip(grown, self._rungs[rung].exponents, strict=True)
+        )
 
 
-def _reference(record: LowRankRecord, unit: int, before: Sequence[int], precisions_of: npt.NDArray[np.int64]) -> int:
-    if record.kind.split == "factor":
-        return before[unit]
-    return before[0] if unit == 0 else int(precisions_of[unit - 1])
+def _references(record: LowRankRecord, rung: int, memory: _Memory) -> Iterator[tuple[int, int]]:
+    """(unit, prediction of its precision) for the units that come in; precisions may be filled in on the way."""
+    before = memory.get(record.kind, [START, START])
+    for unit in np.flatnonzero(record.entry == rung).tolist():
+        if record.kind.split == "factor":
+            yield unit, before[unit]
+        else:
+            yield unit, before[0] if unit == 0 else int(record.precision[unit - 1])
 
 
-def _remember(last: dict[LowRankKind, list[int]], record: LowRankRecord, precision: npt.NDArray[np.int64]) -> None:
+def _remember(memory: _Memory, record: LowRankRecord) -> None:
     if record.units:
-        values = precision.tolist()
-        last[record.kind] = values[:2] if record.kind.split == "factor" else [values[0], START]
+        values = record.precision.tolist()
+        memory[record.kind] = values[:2] if record.kind.split == "factor" else [values[0], START]
 
 
 def _fold(value: int) -> int:
     return value << 1 if value >= 0 else (-value << 1) - 1
+
+
+def _unfold(symbols: npt.NDArray[Any]) -> list[int]:
+    return [(s >> 1) ^ -(s & 1) for s in symbols.astype(np.int64).tolist()]

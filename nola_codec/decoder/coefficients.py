@@ -9,9 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.container.units import unit_quantizers
+from nola_codec.container.units import Allocations, Layer, coded_layers
 from nola_codec.entropy import decode_many
-from nola_codec.model import Allocation, LowRankRecord, Quantizer, Runs
+from nola_codec.errors import FormatError
+from nola_codec.model import LowRankRecord, Quantizer, Runs
+from nola_codec.quant.points import book_points
+
+Symbols = npt.NDArray[Any]
+
+
+_LARGEST = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -23,66 +30,89 @@ class Coefficients:
     peak: int
 
 
-def record_runs(record: LowRankRecord, allocation: tuple[Allocation, Allocation]) -> Runs:
-    """Runs of one record: a vector each, those of lora_B first."""
-    ids_b, ids_a = unit_quantizers(record, allocation)
-    lengths = np.repeat(np.array(record.kind.num_basis, np.int64), (len(ids_b), len(ids_a)))
-    return Runs(np.concatenate((ids_b, ids_a)), lengths)
+def record_runs(record: LowRankRecord, quantizers: Sequence[Quantizer], allocations: Allocations, rung: int) -> Runs:
+    """Runs of one record in a rung's block: one for each layer, those of lora_B first."""
+    models, lengths = [], []
+    for side in (0, 1):
+        count = record.kind.num_basis[side]
+        for layer in coded_layers(record, allocations, rung, side):
+            models.append(layer.quantizer)
+            lengths.append(quantizers[layer.quantizer].codebook.run(count))
+    return Runs(np.array(models, np.int64), np.array(lengths, np.int64))
 
 
-def block_runs(records: Sequence[LowRankRecord], allocation: tuple[Allocation, Allocation]) -> Runs:
+def block_runs(
+    records: Sequence[LowRankRecord], quantizers: Sequence[Quantizer], allocations: Allocations, rung: int
+) -> Runs:
     """Runs of a block: its records' one after the other."""
-    parts = [record_runs(record, allocation) for record in records]
+    parts = [record_runs(record, quantizers, allocations, rung) for record in records]
     return Runs(np.concatenate([p.models for p in parts]), np.concatenate([p.lengths for p in parts]))
 
 
-class PointTable:
-    """All codebooks end to end, so that one gather turns symbols of many quantizers into points."""
+def record_coefficients(
+    record: LowRankRecord, symbols: Sequence[Symbols], quantizers: Sequence[Quantizer], allocations: Allocations
+) -> Coefficients:
+    """Coefficients of one record: the weighted sum of its layers.
 
-    def __init__(self, quantizers: Sequence[Quantizer]) -> None:
-        sizes = np.array([q.codebook.size for q in quantizers], np.int64)
-        self._starts = np.cumsum(sizes) - sizes
-        points = [p for q in quantizers for p in q.codebook.points]
-        self._points = np.array(points if points else [0], np.int32)
-        self._peaks = np.array([q.codebook.peak for q in quantizers], np.int64)
-
-    def coefficients(
-        self, record: LowRankRecord, symbols: npt.NDArray[Any], allocation: tuple[Allocation, Allocation]
-    ) -> Coefficients:
-        """Points of one record's symbols, which lie in the order of `record_runs`."""
-        ids_b, ids_a = unit_quantizers(record, allocation)
-        count_b, count_a = record.kind.num_basis
-        cut = len(ids_b) * count_b
-        rows_b, rows_a = symbols[:cut].reshape(len(ids_b), count_b), symbols[cut:].reshape(len(ids_a), count_a)
-        used = np.concatenate((ids_b, ids_a))
-        return Coefficients(
-            self._points[rows_b + self._starts[ids_b][:, None].astype(np.int32)],
-            self._points[rows_a + self._starts[ids_a][:, None].astype(np.int32)],
-            int(self._peaks[used].max(initial=0)),
-        )
+    Args:
+        record: At the last rung.
+        symbols: Of each rung, in the order of `record_runs`.
+        quantizers: As in `Header`.
+        allocations: Of each rung.
+    """
+    ends = [0] * len(symbols)
+    sides = []
+    peak = 0
+    for side in (0, 1):
+        count = record.kind.num_basis[side]
+        vectors = record.units if record.kind.split == "component" else record.units // 2
+        total = np.zeros((vectors, count), np.int32)
+        bounds = np.zeros(vectors, np.int64)
+        gathered: dict[int, list[tuple[Layer, Symbols]]] = {}
+        for rung, stream in enumerate(symbols):
+            for layer in coded_layers(record, allocations, rung, side):
+                book = quantizers[layer.quantizer].codebook
+                start = ends[rung]
+                ends[rung] = start + book.run(count)
+                gathered.setdefault(layer.quantizer, []).append((layer, stream[start : ends[rung]]))
+                bounds[layer.vector] += layer.weight * book.peak
+        peak = max(peak, int(bounds.max(initial=0)))
+        if peak > _LARGEST:
+            raise FormatError(f"coefficients of {record.name}: expected at most {_LARGEST}, found {peak}", code="bound")
+        for quantizer, layers in gathered.items():
+            points = book_points(quantizers[quantizer].codebook, np.stack([s for _, s in layers]), count)
+            for (layer, _), row in zip(layers, points, strict=True):
+                total[layer.vector] += row if layer.weight == 1 else row.astype(np.int32) * layer.weight
+        sides.append(total)
+    return Coefficients(sides[0], sides[1], peak)
 
 
 def decode_symbols(
     coded: Sequence[tuple[int, bytes]],
     blocks: Sequence[Sequence[LowRankRecord]],
     quantizers: Sequence[Quantizer],
-    allocation: tuple[Allocation, Allocation],
-) -> list[npt.NDArray[Any]]:
-    """Symbols of all the blocks' records, in order; views of their blocks' arrays.
+    allocations: Allocations,
+    rung: int,
+) -> list[Symbols]:
+    """Symbols of all the blocks' records in one rung, in order; views of their blocks' arrays.
 
     Args:
         coded: (codec id, stored bytes) of each block.
         blocks: The records of each block.
         quantizers: As in `Header`.
-        allocation: As in `Header`.
+        allocations: Of each rung.
+        rung: The rung.
 
     Raises:
         FormatError: damaged or inconsistent symbols.
     """
-    runs = [block_runs(records, allocation) for records in blocks]
+    each = [[record_runs(record, quantizers, allocations, rung) for record in records] for records in blocks]
+    runs = [
+        Runs(np.concatenate([p.models for p in parts]), np.concatenate([p.lengths for p in parts])) for parts in each
+    ]
     streams = decode_many(coded, runs, [q.model for q in quantizers])
-    results = []
-    for records, symbols in zip(blocks, streams, strict=True):
-        ends = np.cumsum([record_runs(record, allocation).total for record in records])
+    results: list[Symbols] = []
+    for parts, symbols in zip(each, streams, strict=True):
+        ends = np.cumsum([part.total for part in parts])
         results += np.split(symbols, ends[:-1])
     return results

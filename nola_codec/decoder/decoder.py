@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from nola_codec.arrays import Arrays
 from nola_codec.container.reader import Container
-from nola_codec.decoder.coefficients import PointTable, decode_symbols
+from nola_codec.decoder.coefficients import decode_symbols, record_coefficients
 from nola_codec.decoder.factors import CHUNK_ELEMENTS, Factors, synthesize_factors
 from nola_codec.errors import ChecksumMismatch
 from nola_codec.model import LowRankRecord, RawTensor
@@ -36,8 +36,8 @@ class Decoder:
         self.xp = xp
         self.chunk_elements = chunk_elements
         self.header = container.read_units()
-        self._kept: tuple[int, list[npt.NDArray[Any]]] | None = None
-        self._table = PointTable(self.header.quantizers)
+        self._kept: tuple[int, list[list[npt.NDArray[Any]]]] | None = None
+        self._allocations = [rung.allocation for rung in self.header.rungs]
         self._starts = np.cumsum([0, *self.header.blocks]).tolist()
 
     def factors(self, indexes: Sequence[int] | None = None) -> Iterator[tuple[int, Factors]]:
@@ -98,10 +98,10 @@ class Decoder:
         numbers = [i for b in blocks for i in range(self._starts[b], self._starts[b + 1])]
         picked = [(number, symbols[position]) for position, number in enumerate(numbers) if number in wanted]
 
-        def make(part: Sequence[tuple[int, npt.NDArray[Any]]]) -> list[tuple[int, Factors]]:
+        def make(part: Sequence[_Picked]) -> list[tuple[int, Factors]]:
             records = [self.header.lowrank[number] for number, _ in part]
             coefficients = [
-                self._table.coefficients(record, item, self.header.allocation)
+                record_coefficients(record, item, self.header.quantizers, self._allocations)
                 for record, (_, item) in zip(records, part, strict=True)
             ]
             made = synthesize_factors(
@@ -118,28 +118,38 @@ class Decoder:
         for group in apply(make, _portions(picked)):
             yield from group
 
-    def _symbols(self, blocks: Sequence[int]) -> list[npt.NDArray[Any]]:
-        """Entropy-decode blocks; the last one asked for alone is kept, for readers that go tensor by tensor."""
+    def _symbols(self, blocks: Sequence[int]) -> list[list[npt.NDArray[Any]]]:
+        """Entropy-decode blocks: for each record, the symbols of each rung.
+
+        The last block asked for alone is kept, for readers that go tensor by tensor.
+        """
         if len(blocks) == 1 and self._kept is not None and self._kept[0] == blocks[0]:
             return self._kept[1]
-        coded = [(self.header.sections[1 + b].codec, self.container.section(1 + b)) for b in blocks]
         records = [self._block(b) for b in blocks]
-        symbols = decode_symbols(coded, records, self.header.quantizers, self.header.allocation)
+        by_rung = []
+        for rung in range(len(self.header.rungs)):
+            first = 1 + self.header.units_section(rung)
+            coded = [(self.header.sections[first + b].codec, self.container.section(first + b)) for b in blocks]
+            by_rung.append(decode_symbols(coded, records, self.header.quantizers, self._allocations, rung))
+        symbols = [list(each) for each in zip(*by_rung, strict=True)]
         if len(blocks) == 1:
             self._kept = (blocks[0], symbols)
         return symbols
 
 
-def _portions(items: Sequence[tuple[int, npt.NDArray[Any]]]) -> list[list[tuple[int, npt.NDArray[Any]]]]:
+_Picked = tuple[int, list[npt.NDArray[Any]]]
+
+
+def _portions(items: Sequence[_Picked]) -> list[list[_Picked]]:
     """Consecutive items of about _PORTION_SYMBOLS together."""
-    portions: list[list[tuple[int, npt.NDArray[Any]]]] = []
+    portions: list[list[_Picked]] = []
     weight = _PORTION_SYMBOLS
     for item in items:
         if weight >= _PORTION_SYMBOLS:
             portions.append([])
             weight = 0
         portions[-1].append(item)
-        weight += len(item[1])
+        weight += sum(len(symbols) for symbols in item[1])
     return portions
 
 

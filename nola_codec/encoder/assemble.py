@@ -15,13 +15,13 @@ from nola_codec.container.names import split_name
 from nola_codec.container.reader import STORED, ZSTD
 from nola_codec.container.units import units_runs, units_to_symbols
 from nola_codec.container.writer import assemble
-from nola_codec.decoder.coefficients import PointTable, block_runs
+from nola_codec.decoder.coefficients import block_runs, record_coefficients
 from nola_codec.decoder.decoder import FactorsDigest
 from nola_codec.decoder.factors import Factors, synthesize_factors
 from nola_codec.encoder.material import MadeOnDemand, Material, Survey, side_models
-from nola_codec.entropy import rans, raw, smallest
+from nola_codec.entropy import mixed, rans, raw, smallest
 from nola_codec.entropy.frames import compress
-from nola_codec.model import Header, LowRankRecord, RawKind, RawRecord, RawTensor
+from nola_codec.model import Header, LowRankRecord, RawKind, RawRecord, RawTensor, Rung, SymbolModel
 from nola_codec.parallel import parallel_map
 from nola_codec.quant.scales import fitting_exponent
 
@@ -53,35 +53,50 @@ def estimate_bytes(
 ) -> int:
     """Size that the file will have, without entropy coding; within a few bytes of it."""
     models = [q.model for q in material.quantizers]
-    placeholders = []
-    for (start, stop), ideal in zip(surveyed.spans, surveyed.ideal_bytes, strict=True):
-        runs = block_runs(material.records[start:stop], material.allocation)
-        coded = ideal + (3 << rans.lane_bits(ideal, runs.total)) + 3
-        placeholders.append((rans.id, bytes(int(min(coded, raw.size(runs, models))))))
-    side = units_to_symbols(material.records, material.allocation, material.amplitude_slope)
-    (units,) = smallest([side], [units_runs(material.records)], side_models(side))
+    units = _code_units(material)
+    steps = []
+    for rung, (records, packed, coded) in enumerate(
+        zip(material.ladder, surveyed.packed_bits, surveyed.coded_bits, strict=True)
+    ):
+        placeholders = []
+        for (start, stop), plain_bits, coded_bits in zip(surveyed.spans, packed, coded, strict=True):
+            runs = block_runs(records[start:stop], material.quantizers, material.allocations, rung)
+            symbols = int(runs.lengths[[models[m].frequencies is not None for m in runs.models]].sum())
+            lanes = (3 << rans.lane_bits(coded_bits / 8, symbols)) + 3 if coded_bits else 0
+            size = min((plain_bits + coded_bits) / 8 + lanes, raw.size(runs, models))
+            placeholders.append((mixed.id, bytes(int(size))))
+        measured = {"nmse": 0.1, "effective_error": 0.1}
+        pairs = [(0, 0)] * len(records)
+        steps.append(RungParts(pairs, units[rung], placeholders, _NOISE, measured))
     counts = [stop - start for start, stop in surveyed.spans]
-    header = _header(material, envelope, [(0, 0)] * len(material.records), counts, _NOISE)
-    header = replace(header, measured={"nmse": 0.1, "effective_error": 0.1})
-    return len(assemble(header, [units, *placeholders, *raw_sections]))
+    return len(write_parts(Parts(steps, counts), material, envelope, raw_sections))
+
+
+@dataclass(frozen=True)
+class RungParts:
+    """What is known of a rung when it has been coded and decoded."""
+
+    exponents: list[tuple[int, int]]
+    units: _Units
+    blocks: list[tuple[int, bytes]]
+    sha256: bytes
+    measured: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything of a file that is known before its errors are measured."""
+    """Everything of a file."""
 
-    exponents: list[tuple[int, int]]
-    units: tuple[int, bytes]
-    blocks: list[tuple[int, bytes]]
+    rungs: list[RungParts]
     block_records: list[int]
-    sha256: bytes
 
 
 def code_parts(
     material: Material,
     surveyed: Survey,
     envelope: Envelope,
-    consume: Callable[[int, Factors], None],
+    consume: Callable[[int, int, Factors], None],
+    measured: Callable[[int], Mapping[str, float]],
     codecs: Sequence[int] = (0, 1, 2),
 ) -> Parts:
     """Entropy-code, and decode by the decoder's own arithmetic.
@@ -90,35 +105,61 @@ def code_parts(
         material: Records and symbols.
         surveyed: Its survey.
         envelope: Header fields.
-        consume: Called with (record index, decoded factors), in order.
+        consume: Called with (rung, record index, decoded factors), in order.
+        measured: Called with a rung when all its factors were consumed: what its header entry shall say.
         codecs: Entropy codecs to choose from.
     """
     models = [q.model for q in material.quantizers]
-    runs = [block_runs(material.records[start:stop], material.allocation) for start, stop in surveyed.spans]
-    blocks = smallest(_block_streams(material, surveyed), runs, models, codecs)
-    side = units_to_symbols(material.records, material.allocation, material.amplitude_slope)
-    (units,) = smallest([side], [units_runs(material.records)], side_models(side), codecs)
-    digest = FactorsDigest()
-    exponents = []
-    for index, (pair, factors) in enumerate(_decoded(material, surveyed, envelope)):
-        digest.update(factors, NUMPY)
-        consume(index, factors)
-        exponents.append(pair)
-    for tensor in envelope.raw.values():
-        digest.update_raw(tensor)
-    return Parts(exponents, units, blocks, [stop - start for start, stop in surveyed.spans], digest.digest())
+    units = _code_units(material, codecs)
+    parts = []
+    for rung, records in enumerate(material.ladder):
+        runs = [
+            block_runs(records[start:stop], material.quantizers, material.allocations, rung)
+            for start, stop in surveyed.spans
+        ]
+        blocks = smallest(_block_streams(material, surveyed, rung), runs, models, codecs)
+        digest = FactorsDigest()
+        exponents = []
+        for index, (pair, factors) in enumerate(_decoded(material, envelope, rung)):
+            digest.update(factors, NUMPY)
+            consume(rung, index, factors)
+            exponents.append(pair)
+        for tensor in envelope.raw.values():
+            digest.update_raw(tensor)
+        parts.append(RungParts(exponents, units[rung], blocks, digest.digest(), measured(rung)))
+    return Parts(parts, [stop - start for start, stop in surveyed.spans])
 
 
 def write_parts(
-    parts: Parts,
-    material: Material,
-    envelope: Envelope,
-    raw_sections: Sequence[tuple[int, bytes]],
-    measured: Mapping[str, float],
+    parts: Parts, material: Material, envelope: Envelope, raw_sections: Sequence[tuple[int, bytes]]
 ) -> bytes:
-    """The file; `measured` is stored in the header as it is."""
-    header = _header(material, envelope, parts.exponents, parts.block_records, parts.sha256)
-    return assemble(replace(header, measured=measured), [parts.units, *parts.blocks, *raw_sections])
+    """The file."""
+    sections: list[tuple[int, bytes]] = []
+    for rung, part in enumerate(parts.rungs):
+        sections += [part.units.coded, *part.blocks, *(raw_sections if rung == 0 else ())]
+    return assemble(_header(material, envelope, parts), sections)
+
+
+@dataclass(frozen=True)
+class _Units:
+    """A units section."""
+
+    models: tuple[SymbolModel, SymbolModel]
+    coded: tuple[int, bytes]
+
+
+def _code_units(material: Material, codecs: Sequence[int] = (0, 1, 2)) -> list[_Units]:
+    """The units section of each rung."""
+    made = []
+    before = 0
+    streams = units_to_symbols(material.ladder, material.allocations, material.amplitude_slope)
+    for records, symbols in zip(material.ladder, streams, strict=True):
+        total = sum(record.units for record in records)
+        models = side_models(symbols, total - before)
+        (coded,) = smallest([symbols], [units_runs(total - before, len(symbols) - total + before)], models, codecs)
+        made.append(_Units(models, coded))
+        before = total
+    return made
 
 
 def pack_raw(tensors: Mapping[str, RawTensor]) -> list[tuple[int, bytes]]:
@@ -130,30 +171,35 @@ def pack_raw(tensors: Mapping[str, RawTensor]) -> list[tuple[int, bytes]]:
     return sections
 
 
-def _block_streams(material: Material, surveyed: Survey) -> MadeOnDemand:
-    """Symbols of each block."""
+def _block_streams(material: Material, surveyed: Survey, rung: int) -> MadeOnDemand:
+    """Symbols of each block of a rung."""
     return MadeOnDemand(
-        len(surveyed.spans), lambda block: np.concatenate(material.symbols[slice(*surveyed.spans[block])])
+        len(surveyed.spans), lambda block: np.concatenate(material.symbols[rung][slice(*surveyed.spans[block])])
     )
 
 
-def _decoded(material: Material, surveyed: Survey, envelope: Envelope) -> Iterator[tuple[tuple[int, int], Factors]]:
-    """(exponents, factors) of each record, in order.
+def _decoded(material: Material, envelope: Envelope, rung: int) -> Iterator[tuple[tuple[int, int], Factors]]:
+    """(exponents, factors) of each record at a rung, in order.
 
     A first guess takes the peak of a vector to be six times its root mean square; a record that saturates int16 is
     raised and made again. Factors share the file's largest exponent where that leaves at most _HEADROOM octaves unused.
     """
-    guess = _first_exponents(material, surveyed)
-    table = PointTable(material.quantizers)
+    records = material.ladder[rung]
+    guess = _first_exponents(records, material.squares[rung])
 
     def make(span: tuple[int, int]) -> list[tuple[tuple[int, int], Factors]]:
         pending = list(range(*span))
-        points = {i: table.coefficients(material.records[i], material.symbols[i], material.allocation) for i in pending}
+        points = {
+            i: record_coefficients(
+                records[i], [s[i] for s in material.symbols[: rung + 1]], material.quantizers, material.allocations
+            )
+            for i in pending
+        }
         done: dict[int, Factors] = {}
         while pending:
-            records = [replace(material.records[i], exponents=(int(guess[i, 0]), int(guess[i, 1]))) for i in pending]
+            raised = [replace(records[i], exponents=(int(guess[i, 0]), int(guess[i, 1]))) for i in pending]
             made = synthesize_factors(
-                records, [points[i] for i in pending], generator=envelope.generator, seed=envelope.seed, xp=NUMPY
+                raised, [points[i] for i in pending], generator=envelope.generator, seed=envelope.seed, xp=NUMPY
             )
             for index, factors in zip(pending, made, strict=True):
                 done[index] = factors
@@ -161,14 +207,16 @@ def _decoded(material: Material, surveyed: Survey, envelope: Envelope) -> Iterat
             pending = [i for i in pending if tuple(guess[i]) != done[i].exponents]
         return [(done[i].exponents, done[i]) for i in range(*span)]
 
-    for portion in parallel_map(make, _portions(material)):
+    for portion in parallel_map(make, _portions(records)):
         yield from portion
 
 
-def _first_exponents(material: Material, surveyed: Survey) -> npt.NDArray[np.int64]:
-    guess = np.zeros((len(material.records), 2), np.int64)
-    coded = np.array([r.units > 0 for r in material.records], bool)
-    for index, (record, squares) in enumerate(zip(material.records, surveyed.squares, strict=True)):
+def _first_exponents(
+    records: Sequence[LowRankRecord], all_squares: Sequence[npt.NDArray[np.float64]]
+) -> npt.NDArray[np.int64]:
+    guess = np.zeros((len(records), 2), np.int64)
+    coded = np.array([r.units > 0 for r in records], bool)
+    for index, (record, squares) in enumerate(zip(records, all_squares, strict=True)):
         for side, part in enumerate(np.split(squares, 2)):
             length = record.kind.vector_lengths[side]
             rms = np.sqrt(part * (basis_by_id(record.kind.basis).norm2(length) / length))
@@ -181,13 +229,13 @@ def _first_exponents(material: Material, surveyed: Survey) -> npt.NDArray[np.int
     return guess
 
 
-def _portions(material: Material) -> list[tuple[int, int]]:
+def _portions(records: Sequence[LowRankRecord]) -> list[tuple[int, int]]:
     """Spans of records of about _PORTION elements together."""
     spans = []
     start = weight = 0
-    for index, record in enumerate(material.records):
+    for index, record in enumerate(records):
         weight += record.kind.rank * (record.kind.rows + record.kind.columns)
-        if weight >= _PORTION or index == len(material.records) - 1:
+        if weight >= _PORTION or index == len(records) - 1:
             spans.append((start, index + 1))
             start, weight = index + 1, 0
     return spans
@@ -197,17 +245,22 @@ def _saturated(factor: npt.NDArray[np.int16]) -> bool:
     return bool(factor.size) and (int(factor.max()) == 32767 or int(factor.min()) == -32768)
 
 
-def _header(
-    material: Material,
-    envelope: Envelope,
-    exponents: Sequence[tuple[int, int]],
-    blocks: Sequence[int],
-    sha256: bytes,
-) -> Header:
-    side = units_to_symbols(material.records, material.allocation, material.amplitude_slope)
-    records: list[LowRankRecord] = [
-        replace(record, exponents=pair) for record, pair in zip(material.records, exponents, strict=True)
-    ]
+def _header(material: Material, envelope: Envelope, parts: Parts) -> Header:
+    rungs = tuple(
+        Rung(
+            allocation=allocation,
+            units=tuple(record.units for record in records),
+            exponents=tuple(part.exponents),
+            side_models=part.units.models,
+            factors_sha256=part.sha256,
+            measured=part.measured,
+        )
+        for records, allocation, part in zip(material.ladder, material.allocations, parts.rungs, strict=True)
+    )
+    lowrank = tuple(
+        replace(record, exponents=pair)
+        for record, pair in zip(material.records, parts.rungs[-1].exponents, strict=True)
+    )
     carried = tuple(
         RawRecord(name, RawKind(split_name(name)[0], tensor.dtype, tensor.shape))
         for name, tensor in envelope.raw.items()
@@ -218,15 +271,12 @@ def _header(
         generator=envelope.generator,
         seed=envelope.seed,
         quantizers=material.quantizers,
-        allocation=material.allocation,
+        rungs=rungs,
         amplitude_slope=material.amplitude_slope,
-        side_models=side_models(side),
-        lowrank=tuple(records),
+        lowrank=lowrank,
         raw=carried,
-        blocks=tuple(blocks),
+        blocks=tuple(parts.block_records),
         sections=(),
-        factors_sha256=sha256,
         config=envelope.config,
         metadata=envelope.metadata,
-        measured={},
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from nola_codec.arrays import NUMPY
 from nola_codec.basis import NAMES as BASIS_NAMES
 from nola_codec.container.names import natural_key
+from nola_codec.container.reader import open_container
 from nola_codec.decoder.factors import Factors
 from nola_codec.encoder.assemble import Envelope, code_parts, pack_raw, write_parts
 from nola_codec.encoder.material import Material, Survey, survey
@@ -53,12 +54,13 @@ class _Clock:
 
 @dataclass(frozen=True)
 class _Coded:
-    """A finished file and its losses, per module: squared errors measured on the decoded factors."""
+    """A finished file and its losses: of each rung, and by module, squared errors as measured on decoded factors."""
 
     data: bytes
     material: Material
+    rungs: tuple[dict[str, float], ...]
     squared_errors: Vector
-    effective_errors: Vector | None
+    effective_errors: Vector | None = None
 
 
 def encode_adapter(
@@ -112,6 +114,7 @@ def encode_adapter(
         tensors=_tensor_reports(modules, energies, coded),
         seconds=clock.total(),
         stages=dict(clock.seconds),
+        rungs=coded.rungs,
         notes=_notes(options, nmse, effective),
     )
     return coded.data, report
@@ -137,9 +140,8 @@ def _spread(
         draft, effective = _drafted(modules, options, envelope, raw_sections, energies, aim, clock)
         _tell(options, "entropy coding", attempt, _ATTEMPTS)
         coded = _finish(
-            draft.material, draft.surveyed, modules, options, envelope, raw_sections, energies, draft.measured(), clock
+            draft.material, draft.surveyed, modules, options, envelope, raw_sections, energies, effective, clock
         )
-        coded = replace(coded, effective_errors=effective)
         # Estimates are good to a few bytes, and errors to the int16 rounding: a miss is rare, and small.
         if error is None:
             over = len(coded.data) - limit
@@ -166,8 +168,8 @@ def _drafted(
     energies: Vector,
     aim: float,
     clock: _Clock,
-) -> tuple[Draft, Vector | None]:
-    """The draft that reaches `aim`, bytes or an error, and the modules' effective errors."""
+) -> tuple[Draft, list[Vector] | None]:
+    """The draft that reaches `aim`, bytes or an error, and the modules' effective errors at each rung."""
     streams = _streams(modules, shared=options.shared_basis)
     basis = BASIS_NAMES[options.basis]
     with clock.stage("canonical form"):
@@ -180,9 +182,13 @@ def _drafted(
             most=options.rank,
             progress=lambda done: _tell(options, "canonical form", done, len(modules)),
         )
-    search = Search(modules, streams, bank, basis, OBJECTIVES[options.objective_name], envelope, raw_sections)
+    search = Search(modules, streams, bank, basis, (OBJECTIVES[options.objective_name],), envelope, raw_sections)
     with clock.stage("rate control"):
-        draft = search.for_bytes(int(aim)) if options.error_target is None else search.for_error(aim)
+        sized = options.error_target is None
+        search = search.tamed(aim, size=sized)
+        if options.ladder:
+            search = search.climbing(options.rungs, search.planned(aim, size=sized))
+        draft = search.for_bytes(int(aim)) if sized else search.for_error(aim)
     return draft, search.effective_errors(draft, energies)
 
 
@@ -208,7 +214,7 @@ def _project(
             seed=options.seed,
             progress=lambda done: _tell(options, "fit", done, len(modules)),
         )
-    return _finish(material, survey(material), modules, options, envelope, raw_sections, energies, {}, clock)
+    return _finish(material, survey(material), modules, options, envelope, raw_sections, energies, None, clock)
 
 
 def _finish(
@@ -219,24 +225,33 @@ def _finish(
     envelope: Envelope,
     raw_sections: Sequence[tuple[int, bytes]],
     energies: Vector,
-    measured: Mapping[str, float],
+    effective: Sequence[Vector] | None,
     clock: _Clock,
 ) -> _Coded:
-    """Entropy-code, decode, and measure what was lost; the measured NMSE goes into the header."""
-    errors = np.zeros(len(modules))
+    """Entropy-code, decode, and measure what was lost; the losses of each rung go into the header."""
+    errors = np.zeros((len(material.ladder), len(modules)))
     total = float(energies.sum())
 
-    def measure(index: int, factors: Factors) -> None:
+    def measure(rung: int, index: int, factors: Factors) -> None:
         module = modules[index]
         with clock.stage("measuring"):
             lora_B, lora_A = factors.float32(NUMPY)
-            errors[index] = squared_error(module.lora_B, module.lora_A, lora_B, lora_A) * module.scaling**2
+            errors[rung, index] = squared_error(module.lora_B, module.lora_A, lora_B, lora_A) * module.scaling**2
+
+    def measured(rung: int) -> dict[str, float]:
+        found = {"nmse": float(errors[rung].sum()) / total if total else 0.0}
+        if effective is not None:
+            found["effective_error"] = float(effective[rung].sum()) / total if total else 0.0
+        return found
 
     with clock.stage("coding and decoding"):
-        parts = code_parts(material, surveyed, envelope, measure, [CODEC_NAMES[name] for name in options.entropy])
-        measured = {**measured, "nmse": float(errors.sum()) / total if total else 0.0}
-        data = write_parts(parts, material, envelope, raw_sections, measured)
-    return _Coded(data, material, errors, None)
+        codecs = [CODEC_NAMES[name] for name in options.entropy]
+        parts = code_parts(material, surveyed, envelope, measure, measured, codecs)
+        data = write_parts(parts, material, envelope, raw_sections)
+    last = None if effective is None else effective[-1]
+    with open_container(data) as container:
+        rungs = tuple({"bytes": container.rung_bytes(i), **part.measured} for i, part in enumerate(parts.rungs))
+    return _Coded(data, material, rungs, errors[-1], last)
 
 
 def _streams(modules: Sequence[LoraModule], *, shared: bool) -> list[int]:

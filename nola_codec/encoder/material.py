@@ -9,9 +9,10 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.container.units import Allocations
 from nola_codec.decoder.coefficients import record_runs
 from nola_codec.entropy import rans
-from nola_codec.model import Allocation, LowRankRecord, Quantizer, SymbolModel
+from nola_codec.model import LowRankRecord, Quantizer, SymbolModel
 
 Symbols = npt.NDArray[Any]
 
@@ -45,17 +46,26 @@ class Material:
     """Low-rank records of a file and their coefficients.
 
     Attributes:
-        records: In file order, exponents still (0, 0).
-        symbols: For each record, uint8 or uint16 symbols in the order of its vectors (lora_B's first); may be made anew
-            at every access.
-        quantizers, allocation, amplitude_slope: As in `Header`.
+        ladder: The records at each rung, in file order, exponents still (0, 0).
+        symbols: For each rung and record, uint8 or uint16 symbols in the order of `record_runs`; may be made anew at
+            every access.
+        squares: For each rung and record, float64 (vectors,): squared norm of each vector's coefficients, lora_B's
+            first.
+        quantizers, amplitude_slope: As in `Header`.
+        allocations: The tables of each rung.
     """
 
-    records: tuple[LowRankRecord, ...]
-    symbols: Sequence[Symbols]
+    ladder: tuple[tuple[LowRankRecord, ...], ...]
+    symbols: tuple[Sequence[Symbols], ...]
+    squares: tuple[tuple[npt.NDArray[np.float64], ...], ...]
     quantizers: tuple[Quantizer, ...]
-    allocation: tuple[Allocation, Allocation]
+    allocations: Allocations
     amplitude_slope: int
+
+    @property
+    def records(self) -> tuple[LowRankRecord, ...]:
+        """At the last rung."""
+        return self.ladder[-1]
 
 
 @dataclass(frozen=True)
@@ -64,49 +74,56 @@ class Survey:
 
     Attributes:
         spans: Records of each block, (start, stop).
-        ideal_bytes: Of each block, under the quantizers' frequencies.
-        squares: For each record, float64 (vectors,): squared norm of each vector's points.
+        packed_bits: For each rung and block, bits of the runs that have no frequencies.
+        coded_bits: For each rung and block, ideal bits of those that have.
     """
 
     spans: tuple[tuple[int, int], ...]
-    ideal_bytes: tuple[float, ...]
-    squares: tuple[npt.NDArray[np.float64], ...]
+    packed_bits: tuple[tuple[float, ...], ...]
+    coded_bits: tuple[tuple[float, ...], ...]
+
+    @property
+    def ideal_bytes(self) -> float:
+        """Of all coefficients of all rungs."""
+        return sum(sum(bits) for bits in (*self.packed_bits, *self.coded_bits)) / 8
 
 
 def survey(material: Material) -> Survey:
-    """Count symbols, vector by vector; a block closes when its ideal size reaches BLOCK_BYTES."""
+    """Add up the bits of the symbols; a block closes when its ideal size over all rungs reaches BLOCK_BYTES."""
     costs = [
-        np.full(q.codebook.size, float(q.codebook.num_bits))
-        if q.frequencies is None
-        else -np.log2(np.array(q.frequencies) / rans.TOTAL)
-        for q in material.quantizers
+        None if q.frequencies is None else -np.log2(np.array(q.frequencies) / rans.TOTAL) for q in material.quantizers
     ]
-    points2 = [np.array(q.codebook.points, np.float64) ** 2 for q in material.quantizers]
-    spans, ideal, squares = [], [], []
+    rungs = range(len(material.ladder))
+    bits = np.zeros((2, len(material.ladder), len(material.records)))
+    spans = []
     start, weight = 0, 0.0
-    for index, record in enumerate(material.records):
-        runs = record_runs(record, material.allocation)
-        symbols = material.symbols[index]
-        norms = np.zeros(len(runs.models))
-        position = 0
-        for vector, (model, length) in enumerate(zip(runs.models.tolist(), runs.lengths.tolist(), strict=True)):
-            counts = np.bincount(symbols[position : position + length], minlength=len(costs[model]))
-            weight += float(counts @ costs[model]) / 8
-            norms[vector] = counts @ points2[model]
-            position += length
-        squares.append(norms)
+    for index in range(len(material.records)):
+        for rung in rungs:
+            runs = record_runs(material.ladder[rung][index], material.quantizers, material.allocations, rung)
+            symbols = material.symbols[rung][index] if any(costs[m] is not None for m in runs.models) else None
+            position = 0
+            for model, length in zip(runs.models.tolist(), runs.lengths.tolist(), strict=True):
+                cost = costs[model]
+                if cost is None or symbols is None:
+                    bits[0, rung, index] += length * max(1, (material.quantizers[model].codebook.size - 1).bit_length())
+                else:
+                    counts = np.bincount(symbols[position : position + length], minlength=len(cost))
+                    bits[1, rung, index] += float(counts @ cost)
+                position += length
+        weight += float(bits[:, :, index].sum()) / 8
         if weight >= BLOCK_BYTES or index == len(material.records) - 1:
             spans.append((start, index + 1))
-            ideal.append(weight)
             start, weight = index + 1, 0.0
-    return Survey(tuple(spans), tuple(ideal), tuple(squares))
+    packed, coded = (
+        tuple(tuple(float(part[rung, a:b].sum()) for a, b in spans) for rung in rungs) for part in (bits[0], bits[1])
+    )
+    return Survey(tuple(spans), packed, coded)
 
 
-def side_models(symbols: npt.NDArray[np.uint16]) -> tuple[SymbolModel, SymbolModel]:
-    """Models of the two halves of section 0's symbols, with frequencies fitted to them."""
-    half = len(symbols) // 2
+def side_models(symbols: npt.NDArray[np.uint16], precisions: int) -> tuple[SymbolModel, SymbolModel]:
+    """Models of the two parts of a units section's symbols, with frequencies fitted to them."""
     models = []
-    for part in (symbols[:half], symbols[half:]):
+    for part in (symbols[:precisions], symbols[precisions:]):
         counts = np.bincount(part, minlength=1)
         models.append(SymbolModel(len(counts), rans.normalize(counts) if part.size else None))
     return models[0], models[1]

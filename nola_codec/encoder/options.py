@@ -37,6 +37,8 @@ class EncodeOptions:
         seed: 0 to 2^64 - 1.
         shared_basis: One basis for all weights of one shape (the paper's shared basis).
         entropy: Names of the entropy codecs to choose from.
+        progressive: Write a ladder: a file that can be cut to coarser ones, by default each a quarter of the next.
+        rungs: Sizes in bytes of the ladder's coarser rungs; makes the file progressive.
     """
 
     nmse: float | None = None
@@ -52,6 +54,8 @@ class EncodeOptions:
     seed: int = 0
     shared_basis: bool = False
     entropy: tuple[str, ...] = ("raw", "zstd", "rans")
+    progressive: bool = False
+    rungs: tuple[int, ...] | None = None
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
@@ -76,6 +80,10 @@ class EncodeOptions:
             raise _bad(f"seed: expected 0 to 2^64 - 1, found {self.seed}")
         _known("basis", self.basis, BASIS_NAMES)
         _known("prng", self.generator, GENERATOR_NAMES)
+        if self.ladder and self.projected:
+            raise _bad("the paper's form (num_basis, bits) has no ladder of rungs")
+        if self.rungs is not None and (not self.rungs or any(size <= 0 for size in self.rungs)):
+            raise _bad(f"rungs: expected positive sizes, found {self.rungs}")
         for codec in self.entropy:
             _known("entropy", codec, CODEC_NAMES)
         if not {"raw", "zstd"} & set(self.entropy):
@@ -93,6 +101,11 @@ class EncodeOptions:
     def projected(self) -> bool:
         """Whether the paper's form was asked for."""
         return self.num_basis is not None or self.bits is not None
+
+    @property
+    def ladder(self) -> bool:
+        """Whether a ladder was asked for."""
+        return self.progressive or self.rungs is not None
 
     @property
     def objective_name(self) -> str:

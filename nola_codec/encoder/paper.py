@@ -88,14 +88,25 @@ def project_modules(
         )
         if not alive:
             codes = codes[:0]
-        records.append(LowRankRecord(module.name, kind, streams[index], (0, 0), np.zeros_like(codes), codes))
+        zeros = np.zeros_like(codes)
+        records.append(LowRankRecord(module.name, kind, streams[index], (0, 0), zeros, zeros, codes))
         symbols.append(np.concatenate(fit.symbols) if alive else np.empty(0, np.uint16))
         progress(index + 1)
     all_codes = np.concatenate([r.amplitude for r in records]) if records else np.zeros(0, np.int64)
     middle = int(np.median(all_codes)) if all_codes.size else 0
     placed = tuple(_around(record, middle) for record in records)
-    allocation = ((-1024, 0, 0),)
-    return Material(placed, tuple(symbols), (Quantizer(codebook),), (allocation, allocation), SLOPE)
+    squares = tuple(_squares(record, each, codebook) for record, each in zip(placed, symbols, strict=True))
+    allocation = ((-1024, 0, 0, 0),)
+    return Material((placed,), (tuple(symbols),), (squares,), (Quantizer(codebook),), [(allocation, allocation)], SLOPE)
+
+
+def _squares(record: LowRankRecord, symbols: npt.NDArray[np.uint16], codebook: Codebook) -> npt.NDArray[np.float64]:
+    """Squared norms of both factors' coefficients, (2,) or of a record without units (0,)."""
+    if not record.units:
+        return np.zeros(0)
+    points = np.array(codebook.points, np.float64)[symbols] ** 2
+    cut = record.kind.num_basis[0]
+    return np.array([points[:cut].sum(), points[cut:].sum()])
 
 
 def _around(record: LowRankRecord, middle: int) -> LowRankRecord:

@@ -43,6 +43,7 @@ class EncodeReport:
         tensors: One report a weight.
         seconds: Wall time.
         stages: The same by stage.
+        rungs: Of a ladder, coarsest first: ``bytes`` of the file's beginning, and what was measured there.
         notes: What the user should know, one sentence each.
     """
 
@@ -56,4 +57,5 @@ class EncodeReport:
     tensors: tuple[TensorReport, ...]
     seconds: float
     stages: dict[str, float]
+    rungs: tuple[dict[str, float], ...] = ()
     notes: tuple[str, ...] = ()

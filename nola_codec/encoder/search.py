@@ -7,23 +7,34 @@ three drafts reach the target.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from nola_codec.encoder.assemble import Envelope, estimate_bytes
+from nola_codec.encoder.filling import fill
 from nola_codec.encoder.material import Material, Survey, survey
-from nola_codec.encoder.spread import spread
+from nola_codec.encoder.spread import spread, units_of_records
 from nola_codec.errors import EncodeError
-from nola_codec.fit.allocation import Objective, Plan, ladder, make_plan, precision_shifts
+from nola_codec.fit.allocation import NOISE_CAP, PRECISION_STEPS, TAMER, Objective, Plan, make_plan
 from nola_codec.fit.bank import Bank
-from nola_codec.fit.quantize import Quantized, coded_nmse, quantize
+from nola_codec.fit.quantize import Quantized, Workspace, coded_nmse, quantize
 from nola_codec.model import LoraModule
 
-_DRAFTS = 16
+_DRAFTS = 7
+_SLACK = 0.004
+"""Share of a target that may be left unused without a further draft."""
+_FINE_BYTES = 40_000
+"""Coefficients' bytes from which all quantizers are offered."""
 _NARROW = 2e-3
 """Width of a bracket of log2 lambda at which the hunt ends."""
+Vector = npt.NDArray[np.float64]
+Index = npt.NDArray[np.int64]
+RUNGS = 4
+"""Most rungs of a ladder that is not told how many to have."""
+SMALLEST_RUNG = 5000
+"""Bytes below which such a ladder has no rung."""
 _LOW, _HIGH = -60.0, 40.0
 """log2 of lambda relative to the adapter's mean energy a unit."""
 
@@ -39,33 +50,35 @@ class Draft:
     bytes: int
     error: float
 
-    def measured(self) -> dict[str, float]:
-        """What the header says of the objective."""
-        return {} if self.plan.objective.name == "nmse" else {"effective_error": self.error}
-
 
 @dataclass(frozen=True)
 class Search:
-    """Everything a draft is made of but lambda."""
+    """Everything a draft is made of but lambda.
+
+    A new draft writes over the levels of the one before.
+    """
 
     modules: Sequence[LoraModule]
     streams: Sequence[int]
     bank: Bank
     basis: int
-    objective: Objective
+    objectives: tuple[Objective, ...]
     envelope: Envelope
     raw_sections: Sequence[tuple[int, bytes]]
+    steps: tuple[int, ...] = (0,)
+    workspace: Workspace = field(default_factory=Workspace)
 
-    def draft(self, lagrangian: float) -> Draft:
+    def draft(self, lagrangian: float, nudges: Index | None = None) -> Draft:
         """Quantize at a lambda and estimate size and error."""
-        plan = make_plan(self.bank, self.objective, lagrangian)
-        quantized = quantize(self.bank, plan, self.basis)
+        plan = make_plan(self.bank, self.objectives, lagrangian, self.steps, nudges)
+        quantized = quantize(self.bank, plan, self.basis, self.workspace)
         material = spread(self.modules, self.streams, self.bank, plan, quantized, self.basis)
         surveyed = survey(material)
         size = estimate_bytes(material, surveyed, self.envelope, self.raw_sections)
+        last = quantized.rungs - 1
         error = (
-            coded_nmse(self.bank, quantized, _amplitudes(quantized, material, self.bank), self.basis)
-            if self.objective.name == "nmse"
+            coded_nmse(self.bank, quantized, self._amplitudes(quantized, material, last), self.basis, last)
+            if self.objectives[-1].name == "nmse"
             else self._error(quantized, material)
         )
         return Draft(plan, quantized, material, surveyed, size, error)
@@ -82,19 +95,21 @@ class Search:
                 f"size {limit} bytes cannot be reached: names, configuration and tensors carried as they are "
                 f"take {empty.bytes} bytes", code="unreachable"
             )  # fmt: skip
-        finest = make_plan(self.bank, self.objective, 2.0 ** (_LOW + self._unit))
-        if finest.bits / 8 + empty.bytes <= limit:
+        finest = make_plan(self.bank, self.objectives, 2.0 ** (_LOW + self._unit), self.steps)
+        if finest.bits.sum() / 8 + empty.bytes <= limit:
             return self.draft(finest.lagrangian)
         overhead = float(empty.bytes)
 
         def guess(found: Draft | None) -> float:
             nonlocal overhead
             if found is not None:
-                overhead = found.bytes - found.plan.bits / 8
-            return self._solve(lambda plan: plan.bits / 8, 0.9985 * limit - overhead)
+                overhead = found.bytes - found.plan.bits.sum() / 8
+            return self._solve(lambda plan: plan.bits.sum() / 8, 0.9985 * limit - overhead)
 
         hunted = self._hunt(guess, lambda d: d.bytes <= limit, lambda d: d.bytes >= 0.997 * limit, largest=False)
-        return hunted if hunted is not None else empty
+        if hunted is None:
+            return empty
+        return self._filled(hunted, lambda d: d.bytes <= limit, lambda d: 1 - d.bytes / limit, bits=8.0 * limit)
 
     def for_error(self, target: float) -> Draft:
         """The smallest draft whose error is at most `target`, within 0.5% of it where the adapter allows it.
@@ -120,7 +135,37 @@ class Search:
                     code="unreachable",
                 )
             return finest
-        return hunted
+        return self._filled(hunted, lambda d: d.error <= target, lambda d: 1 - d.error / target, error=target)
+
+    def _filled(
+        self,
+        found: Draft,
+        fits: Callable[[Draft], bool],
+        slack: Callable[[Draft], float],
+        *,
+        bits: float = 0.0,
+        error: float = 0.0,
+    ) -> Draft:
+        """A draft that fits, and what single units can still do for it.
+
+        Args:
+            found: It.
+            fits: Whether a draft meets the target.
+            slack: Share of the target that a draft leaves unused.
+            bits: The target where it is a size, else 0.
+            error: The target where it is an error, else 0.
+        """
+        left = slack(found)
+        if left < _SLACK or len(self.steps) > 1:
+            return found
+        plan = found.plan
+        del found
+        for share in (0.95, 0.7, 0.4):
+            nudges = fill(self.bank, plan, bits=share * left * bits, error=share * left * error)
+            tried = self.draft(plan.lagrangian, nudges)
+            if fits(tried):
+                return tried
+        return self.draft(plan.lagrangian)
 
     def _hunt(
         self,
@@ -175,13 +220,69 @@ class Search:
         total = float((self.bank.strength**2).sum())
         if total == 0:
             return 0.0
-        kept = np.ones(len(plan.kept))
-        for side in (0, 1):
-            steps = ladder(plan.objective, side)
-            kept = (
-                kept * steps.survival[steps.at(plan.precision + precision_shifts(self.bank.lengths[side][plan.kept]))]
-            )
-        return 1 - float((self.bank.strength[plan.kept] ** 2 * kept).sum()) / total
+        return 1 - float((self.bank.strength[plan.kept] ** 2 * plan.survival[-1]).sum()) / total
+
+    def tamed(self, target: float, *, size: bool) -> Search:
+        """The search with the boldest objective whose noise stays under NOISE_CAP at the target.
+
+        Gamma is a slope for little noise. Noise adds up through a network, and beyond about 3 to 5 times the delta's
+        own energy models were seen to break, so a plan that would have more takes a smaller gamma.
+
+        Args:
+            target: Bytes, or an error.
+            size: Whether they are bytes.
+        """
+        chosen = self.objectives[-1]
+        if chosen.name != "nmse":
+            low, high = 0, len(TAMER) - 1  # high is tame whatever the plan
+            while low < high:
+                middle = (low + high) // 2
+                tried = replace(self, objectives=(TAMER[middle],))
+                if tried.planned(target, size=size).noise[-1] <= NOISE_CAP:
+                    high = middle
+                else:
+                    low = middle + 1
+            chosen = TAMER[low]
+        coded = replace(self, objectives=(chosen,)).planned(target, size=size).bits.sum() / 8
+        return replace(self, objectives=(replace(chosen, fine=bool(coded > _FINE_BYTES)),))
+
+    def planned(self, target: float, *, size: bool) -> Plan:
+        """A plan for a target by theory alone."""
+        if size:
+            lagrangian = self._solve(lambda plan: plan.bits.sum() / 8, max(1.0, target - self.overhead))
+        else:
+            lagrangian = self._solve(lambda plan: 1 - self.expected_error(plan), 1 - target)
+        return make_plan(self.bank, self.objectives, lagrangian, self.steps)
+
+    def climbing(self, sizes: Sequence[int] | None, last: Plan) -> Search:
+        """The search for a ladder whose last rung is about `last`.
+
+        Args:
+            sizes: Bytes of the coarser rungs; None is quarters of the whole down to SMALLEST_RUNG, RUNGS at most.
+            last: A plan of one rung.
+        """
+        whole = float(last.bits.sum() / 8 + self.overhead)
+        if sizes is None:
+            quarters = [whole / 4**k for k in range(RUNGS - 1, 0, -1)]
+            sizes = [int(size) for size in quarters if size >= max(SMALLEST_RUNG, 2 * self.overhead)]
+        steps = {0: last.objectives[-1]}
+        for size in sizes:
+            alone = self.tamed(size, size=True)
+            coarser = alone.planned(size, size=True)
+            beside = alone.draft(coarser.lagrangian).bytes - float(coarser.bits.sum()) / 8 - self.overhead
+            coarser = alone.planned(max(1.0, size - beside), size=True)
+            step = round(PRECISION_STEPS / 2 * float(np.log2(last.lagrangian / coarser.lagrangian)))
+            if step < 0:
+                steps.setdefault(step, coarser.objectives[-1])
+        return replace(self, steps=tuple(sorted(steps)), objectives=tuple(steps[step] for step in sorted(steps)))
+
+    @property
+    def overhead(self) -> int:
+        """Bytes of a file with nothing kept."""
+        if not self.workspace.empty_bytes:
+            alone = replace(self, steps=(0,), objectives=self.objectives[-1:])
+            self.workspace.empty_bytes = alone.draft(2.0 ** (_HIGH + self._unit)).bytes
+        return self.workspace.empty_bytes
 
     @property
     def _unit(self) -> float:
@@ -191,42 +292,46 @@ class Search:
     def _solve(self, falling: Callable[[Plan], float], wanted: float) -> float:
         """lambda at which a quantity that falls with it gets down to `wanted`."""
         low, high = _LOW + self._unit, _HIGH + self._unit
-        for _ in range(44):
+        for _ in range(26):
             middle = (low + high) / 2
-            if falling(make_plan(self.bank, self.objective, 2.0**middle)) > wanted:
+            if falling(make_plan(self.bank, self.objectives, 2.0**middle, self.steps)) > wanted:
                 low = middle
             else:
                 high = middle
         return float(2.0 ** ((low + high) / 2))
 
-    def effective_errors(self, draft: Draft, energies: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | None:
-        """Effective error of each module, in the units of its energy; None where NMSE is the objective."""
-        if self.objective.name == "nmse":
+    def effective_errors(self, draft: Draft, energies: npt.NDArray[np.float64]) -> list[Vector] | None:
+        """Effective error of each module at each rung, in the units of its energy; None where NMSE is the objective."""
+        if self.objectives[-1].name == "nmse":
             return None
-        survived = np.bincount(
-            self.bank.module[draft.quantized.kept],
-            self.bank.strength[draft.quantized.kept] ** 2 * self._share(draft.quantized, draft.material),
-            minlength=len(energies),
-        )
-        return np.maximum(energies - survived, 0.0)
+        errors = []
+        for rung in range(draft.quantized.rungs):
+            survived = np.bincount(
+                self.bank.module[draft.quantized.kept],
+                self.bank.strength[draft.quantized.kept] ** 2 * self._share(draft.quantized, draft.material, rung),
+                minlength=len(energies),
+            )
+            errors.append(np.maximum(energies - survived, 0.0))
+        return errors
 
-    def _share(self, quantized: Quantized, material: Material) -> npt.NDArray[np.float64]:
-        """Share of each kept unit's energy that survives, with its amplitude as rounded."""
-        ratio = np.exp2((_amplitudes(quantized, material, self.bank) - quantized.amplitude) / 16)
-        return np.asarray(np.prod(quantized.survival, axis=0) * (2 * ratio - ratio**2))
+    def _share(self, quantized: Quantized, material: Material, rung: int) -> Vector:
+        """Share of each kept unit's energy that survives at a rung, with its amplitude as rounded."""
+        ratio = np.exp2((self._amplitudes(quantized, material, rung) - quantized.amplitude[rung]) / 16)
+        share = np.prod(quantized.survival[rung], axis=0) * (2 * ratio - ratio**2)
+        return np.where(quantized.entry <= rung, share, 0.0)
 
     def _error(self, quantized: Quantized, material: Material) -> float:
         total = float((self.bank.strength**2).sum())
         if total == 0:
             return 0.0
-        kept = self.bank.strength[quantized.kept] ** 2 * self._share(quantized, material)
+        kept = self.bank.strength[quantized.kept] ** 2 * self._share(quantized, material, quantized.rungs - 1)
         return 1 - float(kept.sum()) / total
 
-
-def _amplitudes(quantized: Quantized, material: Material, bank: Bank) -> npt.NDArray[np.int64]:
-    """Amplitude codes in the order of the kept units; records hold them by module."""
-    codes = np.empty(len(quantized.kept), np.int64)
-    if material.records:
-        order = np.argsort(bank.module[quantized.kept], kind="stable")
-        codes[order] = np.concatenate([r.amplitude for r in material.records])
-    return codes
+    def _amplitudes(self, quantized: Quantized, material: Material, rung: int) -> npt.NDArray[np.int64]:
+        """Amplitude codes at a rung, in the order of the kept units; 0 before they come."""
+        codes = np.zeros(len(quantized.kept), np.int64)
+        for units, record in zip(
+            units_of_records(quantized, self.bank, len(self.modules)), material.ladder[rung], strict=True
+        ):
+            codes[units[: record.units]] = record.amplitude
+        return codes

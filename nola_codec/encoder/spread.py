@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -11,13 +13,18 @@ import numpy.typing as npt
 from nola_codec.basis import basis_by_id
 from nola_codec.container.names import split_name
 from nola_codec.encoder.material import MadeOnDemand, Material, Symbols
-from nola_codec.fit.allocation import P_LOW, Plan, ladder, precision_shift
+from nola_codec.fit.allocation import P_LOW, Plan, ladder, precision_shift, precision_shifts
 from nola_codec.fit.bank import Bank
+from nola_codec.fit.coders import stride_limit
 from nola_codec.fit.quantize import Quantized
 from nola_codec.model import Allocation, LoraModule, LowRankKind, LowRankRecord
 from nola_codec.quant.scales import MAX_CODE, MIN_CODE
 
-_GAP = 127  # widest difference from a prediction that section 0 can say
+Index = npt.NDArray[np.int64]
+Vector = npt.NDArray[np.float64]
+
+_GAP = 127
+"""Widest difference from a prediction that a units section can say."""
 
 
 def spread(
@@ -26,56 +33,63 @@ def spread(
     """Lay quantized units out as records.
 
     A unit's amplitude is rounded to a sixteenth of an octave around a prediction from its precision; the prediction's
-    constants are fitted here (medians), by kind and by quantizer.
+    constants are fitted here (medians), by kind and by entry of lora_B's allocation.
     """
-    allocation, numbers = _allocation(plan, quantized)
-    kinds = [_kind(module, basis) for module in modules]
-    slope, amplitudes, constants, offsets = _predict(quantized, bank, kinds)
-    allocation = (_with_offsets(allocation[0], offsets), allocation[1])
-    by_module: list[list[int]] = [[] for _ in modules]
-    for position, unit in enumerate(quantized.kept):
-        by_module[int(bank.module[unit])].append(position)
-    units = [np.array(positions, np.int64) for positions in by_module]
+    tables = _Tables(bank, plan, quantized)
+    kinds = [_kind(module, basis, tables.numbers) for module in modules]
+    slope, constants, amplitudes, offsets = _predict(quantized, bank, kinds, tables)
+    own = units_of_records(quantized, bank, len(modules))
+    rungs = range(quantized.rungs)
     records = [
-        LowRankRecord(
-            module.name,
-            replace(kind, amplitude=constants[kind]),
-            stream,
-            (0, 0),
-            quantized.precision[own],
-            amplitudes[own],
-        )
-        for module, kind, stream, own in zip(modules, kinds, streams, units, strict=True)
+        [
+            LowRankRecord(
+                module.name,
+                replace(kind, amplitude=constants[kind]),
+                stream,
+                (0, 0),
+                quantized.entry[units[quantized.entry[units] <= rung]],
+                quantized.precision[units[quantized.entry[units] <= rung]],
+                amplitudes[rung, units[quantized.entry[units] <= rung]],
+            )
+            for module, kind, stream, units in zip(modules, kinds, streams, own, strict=True)
+        ]
+        for rung in rungs
     ]
-    quantizers = tuple(quantized.quantizers[rung] for rung in numbers)
+    squares = [
+        tuple(quantized.squares[rung][:, units[quantized.entry[units] <= rung]].reshape(-1) for units in own)
+        for rung in rungs
+    ]
+    lean = replace(bank, matrices=({}, {}))  # without the coefficients' memory
     return Material(
-        tuple(records),
-        _level_symbols(replace(bank, matrices=({}, {})), quantized, units),  # without the coefficients' memory
-        tuple(q for q in quantizers if q is not None),
-        allocation,
+        tuple(tuple(r) for r in records),
+        tuple(MadeOnDemand(len(own), partial(_symbols, lean, quantized, own, rung)) for rung in rungs),
+        tuple(squares),
+        quantized.quantizers,
+        [tables.allocation(rung, offsets) for rung in rungs],
         slope,
     )
 
 
-def _level_symbols(bank: Bank, quantized: Quantized, units: Sequence[npt.NDArray[np.int64]]) -> MadeOnDemand:
-    """Symbols of each record, made of its units' levels."""
-    halves = np.array([0 if q is None else q.codebook.size // 2 for q in quantized.quantizers], np.int16)
-
-    def make(index: int) -> Symbols:
-        own = units[index]
-        if not len(own):
-            return np.empty(0, np.uint8)
-        kept = quantized.kept[own]
-        parts = []
-        for side in (0, 1):
-            levels = quantized.levels[side][int(bank.lengths[side][kept[0]])][bank.rows[side][kept]]
-            parts.append((levels + halves[quantized.rung[side][own]][:, None]).astype(np.uint8).reshape(-1))
-        return np.concatenate(parts)
-
-    return MadeOnDemand(len(units), make)
+def units_of_records(quantized: Quantized, bank: Bank, modules: int) -> list[Index]:
+    """Positions of the kept units of each module: those that come in first, and of these the strongest, first."""
+    order = np.lexsort((bank.component[quantized.kept], quantized.entry, bank.module[quantized.kept]))
+    bounds = np.searchsorted(bank.module[quantized.kept][order], np.arange(modules + 1))
+    return [order[a:b] for a, b in pairwise(bounds)]
 
 
-def _kind(module: LoraModule, basis: int) -> LowRankKind:
+def _symbols(bank: Bank, quantized: Quantized, own: Sequence[Index], rung: int, index: int) -> Symbols:
+    """Symbols of one record in one rung's block, in the order of `coded_layers`."""
+    parts = []
+    for side in (0, 1):
+        for unit in own[index].tolist():
+            entry = int(quantized.entry[unit])
+            layers = range(rung + 1) if entry == rung else (rung,) if entry < rung else ()
+            coded = [layer for layer in layers if quantized.quantizer[layer, side, unit] >= 0]
+            parts += [quantized.symbols(bank, layer, side, unit).view(np.uint8) for layer in coded]
+    return np.concatenate(parts) if parts else np.empty(0, np.uint8)
+
+
+def _kind(module: LoraModule, basis: int, numbers: dict[tuple[int, int], int]) -> LowRankKind:
     rows, columns = module.lora_B.shape[0], module.lora_A.shape[1]
     template, _ = split_name(module.name)
     return LowRankKind(
@@ -89,62 +103,121 @@ def _kind(module: LoraModule, basis: int) -> LowRankKind:
         basis=basis_by_id(basis).id,
         split="component",
         num_basis=(rows, columns),
+        tables=(numbers[0, stride_limit(rows)], numbers[1, stride_limit(columns)]),
         shift=(precision_shift(rows), precision_shift(columns)),
     )
 
 
-def _allocation(plan: Plan, quantized: Quantized) -> tuple[tuple[Allocation, Allocation], list[int]]:
-    """Allocation tables with their used entries only, and the rungs that the file's quantizer ids stand for."""
-    used = sorted({int(r) for r in np.unique(quantized.rung)})
-    number = {rung: i for i, rung in enumerate(used)}
-    tables: list[Allocation] = []
-    for side in (0, 1):
-        steps = ladder(plan.objective, side)
-        needed = {int(r) for r in np.unique(quantized.rung[side])}
-        entries: list[tuple[int, int, int]] = []
-        for position, rung in enumerate(steps.rung.tolist()):
-            if rung in needed and (not entries or entries[-1][1] != number[rung]):
-                entries.append((position + P_LOW, number[rung], 0))
-        tables.append(tuple(entries))
-    return (tables[0], tables[1]), used
+class _Tables:
+    """Allocation tables: one for each side and class of lengths.
 
+    Attributes:
+        numbers: Table number of each (side, stride limit).
+        place: int64 (2, kept): precision with which each unit looks its table up.
+        table: int64 (2, kept): number of that table.
+    """
 
-def _with_offsets(allocation: Allocation, offsets: dict[int, int]) -> Allocation:
-    return tuple((precision, quantizer, offsets.get(quantizer, 0)) for precision, quantizer, _ in allocation)
+    def __init__(self, bank: Bank, plan: Plan, quantized: Quantized) -> None:
+        classes = sorted({(side, stride_limit(int(n))) for side in (0, 1) for n in np.unique(bank.lengths[side])})
+        self.numbers = {pair: number for number, pair in enumerate(classes)}
+        lengths = bank.lengths[:, quantized.kept]
+        self.place = quantized.precision[None, :] + precision_shifts(np.maximum(lengths, 1))
+        self.table = np.array(
+            [[self.numbers[side, stride_limit(int(n))] for n in lengths[side]] for side in (0, 1)], np.int64
+        ).reshape(2, -1)
+        self._quantized = quantized
+        # Entries: a new one wherever the chain of coders changes, over the precisions that occur.
+        self.starts: list[list[int]] = []
+        for number, (side, stride) in enumerate(classes):
+            used = self.place[side, self.table[side] == number]
+            low, high = (int(used.min()), int(used.max())) if used.size else (0, 0)
+            chains = ladder(plan.objectives, side, stride, plan.steps).coder.T
+            inside = np.clip(np.arange(low, high + 1) - P_LOW, 0, len(chains) - 1)
+            changes = [low + i for i in range(1, len(inside)) if (chains[inside[i]] != chains[inside[i - 1]]).any()]
+            self.starts.append([low, *changes])
+
+    def entry(self, side: int) -> tuple[Index, Index]:
+        """(table, entry) of each kept unit."""
+        entries = np.zeros(self.place.shape[1], np.int64)
+        for number, starts in enumerate(self.starts):
+            own = self.table[side] == number
+            entries[own] = np.searchsorted(starts, self.place[side, own], side="right") - 1
+        return self.table[side], entries
+
+    def allocation(self, rung: int, offsets: dict[tuple[int, int, int], int]) -> tuple[Allocation, ...]:
+        """The tables of a rung; entries equal to the one before are left out."""
+        layers: dict[tuple[int, int], tuple[int, int]] = {}
+        for side in (0, 1):
+            table, entry = self.entry(side)
+            quantizer, weight = self._quantized.quantizer[rung, side], self._quantized.weight[rung, side]
+            for pair, q, w in zip(
+                zip(table.tolist(), entry.tolist(), strict=True), quantizer.tolist(), weight.tolist(), strict=True
+            ):
+                layers[pair] = (q, w if q >= 0 else 0)
+        made: list[Allocation] = []
+        for number, starts in enumerate(self.starts):
+            rows: list[tuple[int, int, int, int]] = []
+            for index, start in enumerate(starts):
+                if (number, index) not in layers:
+                    continue
+                quantizer, weight = layers[number, index]
+                offset = offsets.get((rung, number, index), 0)
+                if not rows or rows[-1][1:] != (quantizer, offset, weight):
+                    rows.append((start, quantizer, offset, weight))
+            made.append(tuple(rows))
+        return tuple(made)
 
 
 def _predict(
-    quantized: Quantized, bank: Bank, kinds: Sequence[LowRankKind]
-) -> tuple[int, npt.NDArray[np.int64], dict[LowRankKind, int], dict[int, int]]:
-    """Slope, rounded amplitudes, constant of each kind, offset of each quantizer id of lora_B's side."""
-    used = sorted({int(r) for r in np.unique(quantized.rung)})
-    ids = np.searchsorted(used, quantized.rung[0]) if len(used) else np.zeros(0, np.int64)
+    quantized: Quantized, bank: Bank, kinds: Sequence[LowRankKind], tables: _Tables
+) -> tuple[int, dict[LowRankKind, int], Index, dict[tuple[int, int, int], int]]:
+    """Slope, constant of each kind, rounded amplitudes (rungs, kept), offsets of lora_B's entries by rung."""
     numbers = {kind: i for i, kind in enumerate(dict.fromkeys(kinds))}
     family = np.array([numbers[k] for k in kinds], np.int64)[bank.module[quantized.kept]]
-    exact = quantized.amplitude
-    best: tuple[float, int, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
+    table, entry = tables.entry(0)
+    pairs = sorted(set(zip(table.tolist(), entry.tolist(), strict=True)))
+    index = {pair: i for i, pair in enumerate(pairs)}
+    ids = np.array([index[p] for p in zip(table.tolist(), entry.tolist(), strict=True)], np.int64)
+    slope, constants, offsets = _fit_first(quantized, family, ids, len(numbers), len(pairs))
+    amplitudes = np.zeros((quantized.rungs, len(ids)), np.int64)
+    said = {(0, *pair): int(offsets[i]) for pair, i in index.items()}
+    reached = offsets[ids]
+    for rung in range(quantized.rungs):
+        fresh, old = quantized.entry == rung, quantized.entry < rung
+        moved = old & (quantized.quantizer[rung] >= 0).any(axis=0)
+        base = np.where(fresh, slope * quantized.precision + constants[family] + reached, amplitudes[max(rung - 1, 0)])
+        if rung:
+            step = np.rint(_medians((quantized.amplitude[rung] - base)[fresh | moved], ids[fresh | moved], len(pairs)))
+            said |= {(rung, *pair): int(step[i]) for pair, i in index.items()}
+            base = base + step[ids]
+            reached = reached + step[ids]
+        codes = np.clip(np.rint(quantized.amplitude[rung]), base - _GAP, base + _GAP)
+        codes = np.clip(codes, MIN_CODE, MAX_CODE).astype(np.int64)
+        amplitudes[rung] = np.where(fresh | moved, codes, amplitudes[max(rung - 1, 0)])
+    return slope, {kind: int(constants[number]) for kind, number in numbers.items()}, amplitudes, said
+
+
+def _fit_first(
+    quantized: Quantized, family: Index, ids: Index, families: int, entries: int
+) -> tuple[int, Index, Index]:
+    """Slope, constants and offsets that predict the amplitudes of rung 0 best; later ones correct themselves."""
+    first = quantized.entry == 0
+    exact, precision = quantized.amplitude[0, first], quantized.precision[first]
+    own, pair = family[first], ids[first]
+    best: tuple[float, int, Index, Index] | None = None
     for slope in (2, 0, -2):
-        rest = exact - slope * quantized.precision
-        constants, offsets = np.zeros(len(numbers)), np.zeros(len(used))
+        rest = exact - slope * precision
+        constants, offsets = np.zeros(families), np.zeros(entries)
         for _ in range(3):
-            constants = _medians(rest - offsets[ids], family, len(numbers))
-            offsets = _medians(rest - constants[family], ids, len(used))
+            constants = _medians(rest - offsets[pair], own, families)
+            offsets = _medians(rest - constants[own], pair, entries)
         whole = np.rint(constants).astype(np.int64), np.rint(offsets).astype(np.int64)
-        misfit = float(np.abs(rest - whole[0][family] - whole[1][ids]).sum())
+        misfit = float(np.abs(rest - whole[0][own] - whole[1][pair]).sum())
         if best is None or misfit < best[0]:
             best = (misfit, slope, *whole)
     assert best is not None
-    _, slope, constants_i, offsets_i = best
-    predicted = slope * quantized.precision + constants_i[family] + offsets_i[ids]
-    codes = np.clip(np.rint(exact).astype(np.int64), predicted - _GAP, predicted + _GAP)
-    codes = np.clip(codes, MIN_CODE, MAX_CODE)
-    return (
-        slope,
-        codes,
-        {kind: int(constants_i[number]) for kind, number in numbers.items()},
-        {i: int(o) for i, o in enumerate(offsets_i)},
-    )
+    return best[1:]
 
 
-def _medians(values: npt.NDArray[np.float64], groups: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.float64]:
+def _medians(values: Vector, groups: Index, count: int) -> Vector:
     return np.array([np.median(values[groups == g]) if (groups == g).any() else 0.0 for g in range(count)])

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.entropy import rans, raw, zstd
+from nola_codec.entropy import mixed, raw, zstd
 from nola_codec.errors import FormatError, expected
 from nola_codec.model import Runs, SymbolModel
 
@@ -29,7 +29,7 @@ class Codec(Protocol):
     def decode(self, data: bytes, runs: Runs, models: Sequence[SymbolModel]) -> npt.NDArray[Any]: ...
 
 
-CODECS: dict[int, Codec] = {c.id: c for c in (raw, zstd, rans)}
+CODECS: dict[int, Codec] = {c.id: c for c in (raw, zstd, mixed)}
 NAMES = {c.name: c.id for c in CODECS.values()}
 _ZSTD_LIMIT = 1 << 16
 
@@ -44,17 +44,12 @@ def smallest(
 
     Where rANS can code a section of more than _ZSTD_LIMIT symbols, zstd, which cannot win there, is not tried.
     """
-    able = [
-        i
-        for i, runs in enumerate(all_runs)
-        if rans.id in allowed
-        and all(models[m].frequencies is not None for m in np.unique(runs.models[runs.lengths > 0]))
-    ]
+    able = [i for i, runs in enumerate(all_runs) if mixed.id in allowed and mixed.pays(runs, models)]
     best: dict[int, tuple[int, bytes]] = {}
-    coded = rans.encode_many([streams[i] for i in able] if len(able) < len(streams) else streams,
-                             [all_runs[i] for i in able], models)  # fmt: skip
+    coded = mixed.encode_many([streams[i] for i in able] if len(able) < len(streams) else streams,
+                              [all_runs[i] for i in able], models)  # fmt: skip
     for index, data in zip(able, coded, strict=True):
-        best[index] = (rans.id, data)
+        best[index] = (mixed.id, data)
     for index, runs in enumerate(all_runs):
         if raw.id in allowed and (index not in best or raw.size(runs, models) <= len(best[index][1])):
             best[index] = (raw.id, raw.encode(streams[index], runs, models))
@@ -76,18 +71,11 @@ def decode_many(
     for index, (number, data) in enumerate(coded):
         if number not in CODECS:
             raise FormatError(expected("entropy codec id", sorted(CODECS), number), code="codec")
-        if number == rans.id:
-            _require_frequencies(all_runs[index], models)
+        if number == mixed.id:
             together.append(index)
         else:
             results[index] = CODECS[number].decode(bytes(data), all_runs[index], models)
-    decoded = rans.decode_many([coded[i][1] for i in together], [all_runs[i] for i in together], models)
+    decoded = mixed.decode_many([coded[i][1] for i in together], [all_runs[i] for i in together], models)
     for index, symbols in zip(together, decoded, strict=True):
         results[index] = symbols
     return results
-
-
-def _require_frequencies(runs: Runs, models: Sequence[SymbolModel]) -> None:
-    for model in np.unique(runs.models[runs.lengths > 0]):
-        if models[model].frequencies is None:
-            raise FormatError(f"rans section: model {model} has no frequencies", code="codec")

@@ -1,4 +1,4 @@
-"""Codec 2: interleaved rANS with static tables (Duda, 2013; Giesen, 2014), integers only.
+"""The entropy coder of codec 2: interleaved rANS with static tables (Duda, 2013; Giesen, 2014), integers only.
 
 L lanes of 32-bit state share one stream of 16-bit words: symbol i belongs to lane i mod L, and in a step the lanes that
 run dry take their words in lane order. All lanes of all sections of a file step together, so NumPy decodes them as
@@ -15,9 +15,6 @@ import numpy.typing as npt
 
 from nola_codec.errors import FormatError, expected
 from nola_codec.model import Runs, SymbolModel
-
-id = 2
-name = "rans"
 
 PROBABILITY_BITS = 12
 TOTAL = 1 << PROBABILITY_BITS
@@ -39,9 +36,9 @@ def coded_bits(counts: npt.NDArray[Any], frequencies: Sequence[int]) -> float:
 
 
 def lane_bits(payload_bytes: float, symbols: int) -> int:
-    """log2 of the number of lanes: a lane wastes about three bytes of its state, and 0.75% in all is allowed."""
-    bits = 4
-    while bits < MAX_LANE_BITS and 3 << (bits + 1) <= 0.0075 * payload_bytes:
+    """log2 of the number of lanes: a lane wastes about three bytes of its state, and 0.5% in all is allowed."""
+    bits = 3
+    while bits < MAX_LANE_BITS and 3 << (bits + 1) <= 0.005 * payload_bytes:
         bits += 1
     while bits > 0 and symbols < 1 << bits:
         bits -= 1
@@ -86,11 +83,9 @@ def encode_many(
     for index, runs in enumerate(all_runs):
         counts = np.bincount(_flat(streams[index], runs), minlength=len(cost))
         lanes.append(lane_bits(float(counts @ cost) / 8, runs.total))
-    # Sections of one number of lanes decode in fewer, wider steps; all but the last are of about one size.
-    common = min(lanes[:-1], default=0)
     groups: dict[int, list[int]] = {}
     for index, bits in enumerate(lanes):
-        groups.setdefault(common if index < len(lanes) - 1 or bits > common > 0 else bits, []).append(index)
+        groups.setdefault(bits, []).append(index)
     results = [b""] * len(streams)
     for bits, members in _jobs(groups, all_runs):
         for part in _within(_ENCODE_SYMBOLS, members, all_runs):

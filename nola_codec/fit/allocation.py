@@ -1,8 +1,10 @@
-"""Which quantizer each vector gets: the Lagrangian of an objective over the frontier of scalar quantizers.
+"""Which coder each vector gets: the Lagrangian of an objective over coders, for one rung or a ladder of them.
 
 For a unit vector coded with squared cosine c, decoded with its best gain t = 1 / (c + (1 - c) / gamma), the share of it
 that survives is A = c / (c + (1 - c) / gamma); a component of strength s costs s^2 (1 - A_u A_v), and both factors'
 bits (design, section 5). gamma = 1 is plain least squares, where A = c and the cost is the squared error.
+
+On a ladder a later rung codes what the rungs before left: distortions 1 - c multiply.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.fit.bank import Bank
-from nola_codec.fit.ecsq import Ecsq, frontier
+from nola_codec.fit.coders import DependentCoder, coders, serves, stride_limit
 
 Vector = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
@@ -24,21 +26,23 @@ PRECISION_STEPS = 8
 _BIAS = 64
 P_LOW, P_HIGH = -96, 128
 SIDE_BITS = 6.0
-"""What a kept component costs beside its coefficients."""
-
-# Rates of the quantizers that a file may use; vectors between two of them scale their input (see `Ladder.gain`).
-_RUNGS = (
-    0.012, 0.02, 0.033, 0.05, 0.075, 0.11, 0.16, 0.22, 0.3, 0.4, 0.52, 0.66, 0.82, 1.0, 1.2, 1.45, 1.7, 2.0, 2.3, 2.6,
-    3.0, 3.4, 3.8, 4.2, 4.6, 5.0, 5.5, 6.0, 6.5,
-)  # fmt: skip
+"""What a kept component costs beside its coefficients, at every rung that touches it."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised: gamma of lora_B's side (u) and of lora_A's side (v); both 1 for the NMSE."""
+    """What is minimised: gamma of lora_B's side (u) and of lora_A's side (v); both 1 for the NMSE.
+
+    Attributes:
+        name: ``nmse`` or ``effective``.
+        gamma: As above.
+        fine: Choose from all quantizers. Each takes 20 bytes or more of a header, and in a small file every second one
+            is better value.
+    """
 
     name: str
     gamma: tuple[float, float]
+    fine: bool = True
 
     def survival(self, cosine2: Vector, side: int) -> Vector:
         """A of the module's docstring."""
@@ -52,57 +56,61 @@ class Objective:
 NMSE = Objective("nmse", (1.0, 1.0))
 EFFECTIVE = Objective("effective", (20.0, 60.0))
 OBJECTIVES = {o.name: o for o in (NMSE, EFFECTIVE)}
+TAMER = tuple(Objective("effective", (20 * 2 ** (-k / 4), 60 * 2 ** (-k / 4))) for k in range(18))
+"""`EFFECTIVE` and, step by step, objectives that let through less noise, down to gamma 1.05."""
+NOISE_CAP = 3.0
+"""Noise, in units of ||delta_W||^2 over the file, above which models were seen to break (see `Search.tamed`)."""
+BOOST = 0.5
+"""Exponent with which amplitudes make up for lost signal: what was lost is much like what was kept."""
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """For each integer precision from P_LOW: the quantizer, its input gain, what survives and the rate.
+    """For each rung and each integer precision from P_LOW.
 
     Attributes:
-        rungs: The quantizers, rate ascending.
-        rung: int64 (precisions,): index into rungs, -1 where nothing is coded.
-        threshold: float64 (precisions,): first threshold of the ideal quantizer at that precision.
-        survival, rate: float64 (precisions,).
+        coder: int64 (rungs, precisions): index into `coders()` of the layer that the rung adds, -1 for none.
+        cosine2: float64 (rungs, precisions): of the sum of the layers so far.
+        survival: float64 (rungs, precisions): A of that.
+        rate: float64 (rungs, precisions): bits a coefficient of the layer.
     """
 
-    rungs: tuple[Ecsq, ...]
-    rung: Index
-    threshold: Vector
+    coder: Index
+    cosine2: Vector
     survival: Vector
     rate: Vector
 
     def at(self, precision: Index) -> Index:
         """Positions in the arrays of integer precisions."""
-        return np.clip(precision - P_LOW, 0, len(self.rung) - 1)
-
-    def gain(self, exact: Vector, rung: Index) -> Vector:
-        """Factor on a vector's coefficients before it meets the rung's thresholds, from its exact precision."""
-        grid = np.arange(P_LOW, P_HIGH, dtype=np.float64)
-        wanted = np.exp(np.interp(exact, grid, np.log(self.threshold)))
-        first = np.array([r.thresholds[0] for r in self.rungs])
-        return np.asarray(first[np.maximum(rung, 0)] / wanted)
+        return np.clip(precision - P_LOW, 0, self.coder.shape[1] - 1)
 
 
-@lru_cache(maxsize=8)
-def ladder(objective: Objective, side: int) -> Ladder:
-    """The map from precision to quantizer of one side; precision p is 8 log2(strength / sqrt(lambda n))."""
-    members = frontier()
-    rates = np.array([m.rate for m in members])
-    survival = objective.survival(np.array([m.cosine2 for m in members]), side)
+@lru_cache(maxsize=256)
+def ladder(objectives: tuple[Objective, ...], side: int, stride: int, steps: tuple[int, ...] = (0,)) -> Ladder:
+    """The coders of one side; precision p is 8 log2(strength / sqrt(lambda n)).
+
+    Args:
+        objectives: What each rung minimises.
+        side: 0 for lora_B, 1 for lora_A.
+        stride: `stride_limit` of the vectors.
+        steps: For each rung, what is added to the precision before it chooses: 0 at the last rung, less before.
+    """
+    spare = [i for i, coder in enumerate(coders()) if isinstance(coder, DependentCoder)][1::2]
+    left_out = set() if objectives[-1].fine else set(spare)
+    usable = [i for i, coder in enumerate(coders()) if serves(coder, stride) and i not in left_out]
+    rates = np.array([0.0, *(coders()[i].rate for i in usable)])
+    left = 1 - np.array([0.0, *(coders()[i].cosine2 for i in usable)])
+    index = np.array([-1, *usable])
     grid = np.arange(P_LOW, P_HIGH)
-    value = survival[None, :] * (2.0 ** (grid / (PRECISION_STEPS / 2)))[:, None] - rates[None, :]
-    best = value.argmax(axis=1)
-    coded = value.max(axis=1) > 0
-    nearest = [int(np.abs(rates - rate).argmin()) for rate in _RUNGS]
-    chosen = sorted(set(nearest))
-    of_member = np.array([int(np.abs(np.log(rates[chosen]) - np.log(r)).argmin()) for r in rates])
-    return Ladder(
-        rungs=tuple(members[i] for i in chosen),
-        rung=np.where(coded, of_member[best], -1),
-        threshold=np.array([members[i].thresholds[0] for i in best]),
-        survival=np.where(coded, survival[best], 0.0),
-        rate=np.where(coded, rates[best], 0.0),
-    )
+    distortion = np.ones(len(grid))
+    rows: list[tuple[Index, Vector, Vector, Vector]] = []
+    for objective, step in zip(objectives, steps, strict=True):
+        reached = 1 - distortion[:, None] * left[None, :]
+        value = objective.survival(reached, side) * (2.0 ** ((grid + step) / (PRECISION_STEPS / 2)))[:, None]
+        best = (value - rates[None, :]).argmax(axis=1)
+        distortion = distortion * left[best]
+        rows.append((index[best], 1 - distortion, objective.survival(1 - distortion, side), rates[best]))
+    return Ladder(*(np.stack(part) for part in zip(*rows, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -110,20 +118,33 @@ class Plan:
     """A rate allocation for one lambda.
 
     Attributes:
-        kept: Indices of the bank's units that are coded.
+        objectives: What each rung minimises.
+        lagrangian: Lambda, of the last rung.
+        steps: As in `ladder`; `objectives` are those of each rung.
+        kept: Indices of the bank's units that are coded at the last rung.
+        entry: int64 (kept,): rung at which each comes in.
         precision: int64 (kept,), as stored, 0..255.
-        rung: int64 (2, kept).
-        gain: float64 (2, kept).
-        bits: Expected bits of all coefficients and of the units' side information.
+        coder: int64 (rungs, 2, kept): index into `coders()`, -1 for none.
+        survival: float64 (rungs, kept): expected A_u A_v, 0 before the unit comes in.
+        noise: (rungs,): expected squared norm of what is not signal, over ||delta_W||^2.
+        bits: (rungs,): expected bits that each rung adds, units' side information included.
     """
 
-    objective: Objective
+    objectives: tuple[Objective, ...]
     lagrangian: float
+    steps: tuple[int, ...]
     kept: Index
+    entry: Index
     precision: Index
-    rung: Index
-    gain: Vector
-    bits: float
+    coder: Index
+    survival: Vector
+    noise: Vector
+    bits: Vector
+
+    @property
+    def objective(self) -> Objective:
+        """Of the last rung."""
+        return self.objectives[-1]
 
 
 def precision_shift(length: int) -> int:
@@ -136,35 +157,67 @@ def precision_shifts(lengths: Index) -> Index:
     return -_BIAS - np.rint(PRECISION_STEPS / 2 * np.log2(lengths)).astype(np.int64)
 
 
-def make_plan(bank: Bank, objective: Objective, lagrangian: float) -> Plan:
-    """Choose precision and quantizers of every unit.
+def make_plan(
+    bank: Bank,
+    objectives: tuple[Objective, ...],
+    lagrangian: float,
+    steps: tuple[int, ...] = (0,),
+    nudges: Index | None = None,
+) -> Plan:
+    """Choose precision and coders of every unit.
 
     Args:
         bank: The units.
-        objective: What is minimised.
-        lagrangian: Squared strength that one bit is worth.
+        objectives: What each rung minimises.
+        lagrangian: Squared strength that one bit is worth at the last rung.
+        steps: As in `ladder`.
+        nudges: int64 (units,): added to the units' precisions.
     """
     with np.errstate(divide="ignore"):
         exact = PRECISION_STEPS * (np.log2(bank.strength) - np.log2(lagrangian) / 2)
-    exact = np.clip(exact, -_BIAS, 255 - _BIAS)
-    precision = np.rint(exact).astype(np.int64) + _BIAS
-    sides = []
+    precision = np.rint(np.clip(exact, -_BIAS, 255 - _BIAS)).astype(np.int64) + _BIAS
+    if nudges is not None:
+        precision = np.clip(precision + nudges, 0, 255)
+    coder = np.empty((len(steps), 2, bank.units), np.int64)
+    survival = np.ones((len(steps), bank.units))
+    bits = np.zeros((len(steps), bank.units))
+    cosine2 = np.ones((len(steps), bank.units))
     for side in (0, 1):
-        steps = ladder(objective, side)
-        where = steps.at(precision + precision_shifts(bank.lengths[side]))
-        ideal = exact - PRECISION_STEPS / 2 * np.log2(bank.lengths[side])
-        sides.append(
-            (steps.rung[where], steps.survival[where], steps.rate[where], steps.gain(ideal, steps.rung[where]))
-        )
-    bits = sides[0][2] * bank.lengths[0] + sides[1][2] * bank.lengths[1] + SIDE_BITS
-    worth = (bank.component < bank.most) & (bank.strength**2 * sides[0][1] * sides[1][1] > lagrangian * bits)
-    kept = np.flatnonzero(worth & (sides[0][0] >= 0) & (sides[1][0] >= 0))
+        for length in np.unique(bank.lengths[side]):
+            own = np.flatnonzero(bank.lengths[side] == length)
+            table = ladder(objectives, side, stride_limit(int(length)), steps)
+            where = table.at(precision[own] + precision_shift(int(length)))
+            coder[:, side, own] = table.coder[:, where]
+            survival[:, own] *= table.survival[:, where]
+            cosine2[:, own] *= table.cosine2[:, where]
+            bits[:, own] += table.rate[:, where] * length
+    worth = np.zeros((len(steps), bank.units), bool)
+    for rung, step in enumerate(steps):
+        price = lagrangian * 2.0 ** (-step / (PRECISION_STEPS / 2))
+        spent = bits[: rung + 1].sum(axis=0) + SIDE_BITS
+        coded = (coder[: rung + 1] >= 0).any(axis=0).all(axis=0)
+        worth[rung] = (bank.component < bank.most) & coded & (bank.strength**2 * survival[rung] > price * spent)
+    worth = np.logical_or.accumulate(worth, axis=0)
+    kept = np.flatnonzero(worth[-1])
+    entry = worth[:, kept].argmax(axis=0)
+    there = worth[:, kept]
+    added = np.zeros((len(steps), len(kept)))
+    for rung in range(len(steps)):
+        fresh = entry == rung
+        side_bits = SIDE_BITS * (fresh | (coder[rung][:, kept] >= 0).any(axis=0))
+        added[rung] = there[rung] * (np.where(fresh, bits[: rung + 1, kept].sum(axis=0), bits[rung, kept]) + side_bits)
+    total = float((bank.strength**2).sum())
+    shared = np.maximum(cosine2[:, kept], 1e-30)
+    noise = there * bank.strength[kept] ** 2 * survival[:, kept] ** 2 * (1 - shared) / shared
     return Plan(
-        objective=objective,
+        objectives=objectives,
         lagrangian=lagrangian,
+        steps=steps,
         kept=kept,
+        entry=entry,
         precision=precision[kept],
-        rung=np.stack([sides[0][0][kept], sides[1][0][kept]]),
-        gain=np.stack([sides[0][3][kept], sides[1][3][kept]]),
-        bits=float(bits[kept].sum()),
+        coder=coder[:, :, kept],
+        survival=survival[:, kept] * there,
+        noise=noise.sum(axis=1) / total if total else np.zeros(len(steps)),
+        bits=added.sum(axis=1),
     )

@@ -1,25 +1,68 @@
-"""A plan -> levels, codebooks fitted to what was quantized, and one amplitude a component."""
+"""A plan -> levels, codebooks fitted to what was quantized, and one amplitude a component and rung."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
 
 from nola_codec.basis import basis_by_id
-from nola_codec.entropy.rans import coded_bits, normalize
-from nola_codec.fit.allocation import Plan, ladder
+from nola_codec.fit.allocation import BOOST, Plan, ladder, precision_shifts
 from nola_codec.fit.bank import Bank
-from nola_codec.model import Codebook, Quantizer
+from nola_codec.fit.books import fit_quantizer, level_statistics
+from nola_codec.fit.coders import DependentCoder, ScalarCoder, TrellisCoder, coders, stride_limit
+from nola_codec.fit.viterbi import side_by_side
+from nola_codec.model import Quantizer, Trellis
 from nola_codec.parallel import parallel_map
-from nola_codec.quant.codebooks import POINT_SCALE, symmetric
+from nola_codec.quant.points import book_points
+from nola_codec.quant.scales import MAX_WEIGHT_CODE, layer_weight
 
 Vector = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32]
 Index = npt.NDArray[np.int64]
 Levels = npt.NDArray[np.int8]
+Sides = tuple[dict[int, Levels], dict[int, Levels]]
 
 _CHUNK = 1 << 20
+_SAMPLE = 64
+"""Vectors that a dependent quantizer's points are fitted to before the search."""
+_WEIGHT_ONE = 1 << 15
+"""What a ladder's coefficients are multiplied by to be integers."""
+
+
+@dataclass
+class Workspace:
+    """Levels of all vectors, kept from draft to draft: a search is not repeated for a vector that keeps its coder.
+
+    Attributes:
+        levels: For each rung and side, {length: int8 (vectors of the bank, length)}: levels around 0; of a trellis, a
+            step's bits in the first columns.
+        owner: For each side, {length: int16 (vectors,)}: the coder whose levels rung 0 holds, -1 for none.
+        prepared: What a dependent coder searches with.
+        empty_bytes: Size of a file with nothing kept, once it is known.
+    """
+
+    levels: list[Sides] = field(default_factory=list)
+    owner: tuple[dict[int, npt.NDArray[np.int16]], dict[int, npt.NDArray[np.int16]]] = ({}, {})
+    prepared: dict[tuple[int, int], tuple[Vector, Vector]] = field(default_factory=dict)
+    empty_bytes: int = 0
+
+    def reserve(self, bank: Bank, rungs: int) -> None:
+        """Make room for a bank and a number of rungs."""
+        while len(self.levels) < rungs:
+            self.levels.append(
+                (
+                    {n: np.empty(m.shape, np.int8) for n, m in bank.matrices[0].items()},
+                    {n: np.empty(m.shape, np.int8) for n, m in bank.matrices[1].items()},
+                )
+            )
+        if not self.owner[0]:
+            self.owner = (
+                {n: np.full(len(m), -1, np.int16) for n, m in bank.matrices[0].items()},
+                {n: np.full(len(m), -1, np.int16) for n, m in bank.matrices[1].items()},
+            )
 
 
 @dataclass(frozen=True)
@@ -27,174 +70,266 @@ class Quantized:
     """Levels of every kept unit.
 
     Attributes:
-        kept: Indices of the bank's units; units whose every level would be 0 on a side are left out.
+        kept: Indices of the bank's units, without those whose every level is 0 on a side.
+        entry: int64 (kept,): rung at which each comes in.
         precision: int64 (kept,).
-        rung: int64 (2, kept): index into `quantizers`.
-        levels: For each side, {length: int8 (vectors of the bank, length)}; only kept rows mean anything.
-        quantizers: One for each rung of the ladders that is used, else None.
-        amplitude: float64 (kept,): log2 of the product's scale, in sixteenths of an octave, not yet rounded.
-        survival: float64 (2, kept): A as measured, the gain included.
-        cosine2: float64 (2, kept): measured.
-        norms: float64 (2, kept): Euclidean norm of the integer vector that the decoder synthesizes.
-        coefficient_bits: Ideal bits of all levels under the fitted frequencies.
+        quantizer: int64 (rungs, 2, kept): index into `quantizers` of the layer that a rung adds, -1 for none.
+        weight: int64 (rungs, 2, kept): code of the factor of the layer's points, see `layer_weight`.
+        levels: As in `Workspace`.
+        quantizers: Fitted.
+        amplitude: float64 (rungs, kept): log2 of the product's scale, in sixteenths of an octave, not yet rounded.
+        survival: float64 (rungs, 2, kept): A as measured, the gain included.
+        squares: float64 (rungs, 2, kept): squared norm of a vector's integer coefficients at a rung.
     """
 
     kept: Index
+    entry: Index
     precision: Index
-    rung: Index
-    levels: tuple[dict[int, Levels], dict[int, Levels]]
-    quantizers: tuple[Quantizer | None, ...]
+    quantizer: Index
+    weight: Index
+    levels: tuple[Sides, ...]
+    quantizers: tuple[Quantizer, ...]
     amplitude: Vector
     survival: Vector
-    cosine2: Vector
-    norms: Vector
-    coefficient_bits: float
+    squares: Vector
+
+    @property
+    def rungs(self) -> int:
+        return len(self.levels)
+
+    def symbols(self, bank: Bank, rung: int, side: int, unit: int) -> Levels:
+        """Symbols of the layer that a rung adds to a kept unit's vector."""
+        book = self.quantizers[int(self.quantizer[rung, side, unit])].codebook
+        index = int(self.kept[unit])
+        length = int(bank.lengths[side, index])
+        levels = self.levels[rung][side][length][bank.rows[side, index], : book.run(length)]
+        return levels if isinstance(book, Trellis) else np.asarray(levels.view(np.uint8) + np.uint8(book.size // 2))
 
 
-def quantize(bank: Bank, plan: Plan, basis: int) -> Quantized:
-    """Quantize the plan's vectors with its quantizers, then fit points and frequencies to the result."""
-    rungs = ladder(plan.objective, 0).rungs
-    most = max(len(r.thresholds) for r in rungs)
-    counts = np.zeros((len(rungs), most + 1))
-    sums = np.zeros((len(rungs), most + 1))
-    levels: tuple[dict[int, Levels], dict[int, Levels]] = (
-        {n: np.empty(m.shape, np.int8) for n, m in bank.matrices[0].items()},
-        {n: np.empty(m.shape, np.int8) for n, m in bank.matrices[1].items()},
-    )
-    jobs = list(_jobs(bank, plan))
-
-    def fill(job: tuple[int, int, int, Index]) -> tuple[int, Vector, Vector]:
-        side, length, rung, units = job
-        matrix, out = bank.matrices[side][length], levels[side][length]
-        rows = bank.rows[side][plan.kept[units]]
-        gain = plan.gain[side][units].astype(np.float32)
-        values = matrix[rows] * gain[:, None]
-        magnitude = np.abs(values)
-        level = _level(magnitude, rungs[rung].thresholds)
-        count = np.bincount(level.reshape(-1), minlength=most + 1).astype(np.float64)
-        total = np.bincount(level.reshape(-1), magnitude.reshape(-1), minlength=most + 1).astype(np.float64)
-        out[rows] = np.where(values < 0, -level, level)
-        return rung, count, total
-
-    for number, count, total in parallel_map(fill, jobs):
-        counts[number] += count
-        sums[number] += total
-    quantizers = tuple(_fit(c, t, rung.points) if c.any() else None
-                       for c, t, rung in zip(counts, sums, rungs, strict=True))  # fmt: skip
-    bits = sum(
-        coded_bits(_folded(c, q.codebook), q.frequencies or ())
-        for c, q in zip(counts, quantizers, strict=True)
-        if q is not None
-    )
-    dots, squares = _inner_products(bank, plan, levels, quantizers, jobs)
-    alive = np.flatnonzero((dots[0] > 0) & (dots[1] > 0))
-    kept, rung = plan.kept[alive], plan.rung[:, alive]
+def quantize(bank: Bank, plan: Plan, basis: int, workspace: Workspace) -> Quantized:
+    """Quantize the plan's vectors with its coders, then fit points and frequencies to the result."""
+    rungs = len(plan.steps)
+    workspace.reserve(bank, rungs)
+    made = _Layers(bank, plan, workspace)
+    for rung in range(rungs):
+        made.add(rung)
+    alive = np.flatnonzero(made.alive())
+    kept = plan.kept[alive]
     lengths = bank.lengths[:, kept].astype(np.float64)
-    dots, squares = dots[:, alive], squares[:, alive]
+    dots, squares = np.maximum(made.dots[:, :, alive], 1e-30), np.maximum(made.squares[:, :, alive], 1e-30)
     cosine2 = np.minimum(dots**2 / (squares * lengths), 1.0)
     norm2 = np.array([[basis_by_id(basis).norm2(int(n)) for n in side] for side in bank.lengths[:, kept]])
     norms = np.sqrt(norm2.reshape(2, -1) * squares)
-    gains = np.stack([plan.objective.gain(cosine2[side], side) for side in (0, 1)])
-    size = bank.singular[kept] * np.prod(gains * np.sqrt(cosine2) / norms, axis=0)
+    gains, survival = (
+        np.array(
+            [
+                [of(objective)(cosine2[rung, side], side) for side in (0, 1)]
+                for rung, objective in enumerate(plan.objectives)
+            ]
+        )
+        for of in (attrgetter("gain"), attrgetter("survival"))
+    )
+    size = bank.singular[kept] * np.prod(gains * np.sqrt(cosine2) / norms, axis=1)
+    size *= _boost(bank, plan, kept, plan.entry[alive], survival.prod(axis=1))[:, None]
     return Quantized(
         kept=kept,
+        entry=plan.entry[alive],
         precision=plan.precision[alive],
-        rung=rung,
-        levels=levels,
-        quantizers=quantizers,
+        quantizer=made.quantizer[:, :, alive],
+        weight=made.weight[:, :, alive],
+        levels=tuple(workspace.levels[:rungs]),
+        quantizers=tuple(made.quantizers),
         amplitude=16 * np.log2(size),
-        survival=np.stack([plan.objective.survival(cosine2[side], side) for side in (0, 1)]),
-        cosine2=cosine2,
-        norms=norms,
-        coefficient_bits=float(bits),
+        survival=survival,
+        squares=squares,
     )
 
 
-def _jobs(bank: Bank, plan: Plan) -> list[tuple[int, int, int, Index]]:
-    """(side, length, rung, positions in plan.kept), cut so that one job's matrix stays in the caches."""
-    jobs: list[tuple[int, int, int, Index]] = []
-    for side in (0, 1):
-        lengths = bank.lengths[side][plan.kept]
-        for length in np.unique(lengths):
-            for rung in np.unique(plan.rung[side][lengths == length]):
-                units = np.flatnonzero((lengths == length) & (plan.rung[side] == rung))
-                step = max(1, _CHUNK // int(length))
-                jobs += [
-                    (side, int(length), int(rung), units[start : start + step]) for start in range(0, len(units), step)
-                ]
-    return jobs
+def _boost(bank: Bank, plan: Plan, kept: Index, entry: Index, share: Vector) -> Vector:
+    """Factor on all amplitudes of each rung, (rungs,): the share of the energy that survives, to the power -BOOST."""
+    total = float((bank.strength**2).sum())
+    factors = []
+    for rung, objective in enumerate(plan.objectives):
+        survived = float((bank.strength[kept] ** 2 * share[rung] * (entry <= rung)).sum())
+        factors.append((survived / total) ** -BOOST if objective.name != "nmse" and survived > 0 else 1.0)
+    return np.array(factors)
 
 
-def _level(magnitude: npt.NDArray[np.float32], thresholds: Vector) -> npt.NDArray[np.int8]:
-    if len(thresholds) > 12:
-        return np.searchsorted(thresholds.astype(np.float32), magnitude, side="right").astype(np.int8)
-    level = np.zeros(magnitude.shape, np.int8)
-    for threshold in thresholds.astype(np.float32):
-        level += magnitude >= threshold
-    return level
+_Job = tuple[int, int, int, Index]
+"""(side, length, coder, positions in plan.kept), cut so that one job's matrix stays in the caches."""
 
 
-def _fit(counts: Vector, sums: Vector, ideal: Vector) -> Quantizer:
-    """Codebook at the centroids and frequencies of the counts, levels beyond the highest used one left out."""
-    top = max(1, int(np.flatnonzero(counts).max()))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        centroids = np.where(counts[1 : top + 1] > 0, sums[1 : top + 1] / counts[1 : top + 1], ideal[:top])
-    step = centroids[0] if top == 1 else float(np.median(np.diff(centroids)))
-    points: list[int] = []
-    for value in centroids:
-        points.append(max(round(POINT_SCALE * float(value) / step), points[-1] + 1 if points else 1))
-    folded = np.concatenate((counts[top:0:-1] / 2, counts[:1], counts[1 : top + 1] / 2))
-    return Quantizer(symmetric(points), symmetric_frequencies(folded))
+class _Layers:
+    """Layers of the kept units, rung by rung."""
+
+    def __init__(self, bank: Bank, plan: Plan, workspace: Workspace) -> None:
+        self._bank, self._plan, self._workspace = bank, plan, workspace
+        shape = (len(plan.steps), 2, len(plan.kept))
+        self.quantizers: list[Quantizer] = []
+        self._numbers: dict[tuple[int, int], int] = {}  # of (rung or -1, coder)
+        self.quantizer = np.full(shape, -1, np.int64)
+        self.weight = np.zeros(shape, np.int64)
+        self.dots, self.squares = np.zeros(shape), np.zeros(shape)
+        self._sums: tuple[dict[int, Floats], dict[int, Floats]] | None = None
+        if len(plan.steps) > 1:
+            self._sums = (
+                {n: np.zeros(m.shape, np.float32) for n, m in bank.matrices[0].items()},
+                {n: np.zeros(m.shape, np.float32) for n, m in bank.matrices[1].items()},
+            )
+
+    def alive(self) -> npt.NDArray[np.bool_]:
+        """Units that are not zero on a side at any rung that has them."""
+        there = np.arange(len(self.dots))[:, None, None] >= self._plan.entry[None, None, :]
+        return np.asarray(((self.dots > 0) | ~there).all(axis=(0, 1)))
+
+    def add(self, rung: int) -> None:
+        """Code one rung's layers."""
+        jobs = self._jobs(rung)
+        for coder in sorted({job[2] for job in jobs}):
+            self._code(rung, coder, [job for job in jobs if job[2] == coder])
+        if self._sums is not None:
+            self._weigh(rung)
+        for _ in parallel_map(lambda job: self._measure(rung, job), jobs):
+            pass
+        if rung:  # units without a layer stand as they stood
+            idle = self.quantizer[rung] < 0
+            self.dots[rung][idle], self.squares[rung][idle] = self.dots[rung - 1][idle], self.squares[rung - 1][idle]
+
+    def _jobs(self, rung: int) -> list[_Job]:
+        jobs: list[_Job] = []
+        plan = self._plan
+        for side in (0, 1):
+            lengths, chosen = self._bank.lengths[side][plan.kept], plan.coder[rung, side]
+            for length in np.unique(lengths):
+                for coder in np.unique(chosen[(lengths == length) & (chosen >= 0)]):
+                    units = np.flatnonzero((lengths == length) & (chosen == coder))
+                    scalar = isinstance(coders()[coder], ScalarCoder)
+                    step = max(1, _CHUNK // int(length)) if scalar else side_by_side(int(length))
+                    jobs += [
+                        (side, int(length), int(coder), units[start : start + step])
+                        for start in range(0, len(units), step)
+                    ]
+        return jobs
+
+    def _values(self, rung: int, side: int, length: int, units: Index) -> Floats:
+        """What the rungs before have left of the units' vectors, scaled to unit variance."""
+        rows = self._bank.rows[side][self._plan.kept[units]]
+        values: Floats = self._bank.matrices[side][length][rows]
+        if self._sums is None or rung == 0:
+            return values
+        steps = ladder(self._plan.objectives, side, stride_limit(length), self._plan.steps)
+        where = steps.at(self._plan.precision[units] + precision_shifts(np.array([length])))
+        spread = np.sqrt(1 - steps.cosine2[rung - 1, where]).astype(np.float32)
+        return np.asarray((values - self._sums[side][length][rows]) / spread[:, None])
+
+    def _code(self, rung: int, number: int, jobs: list[_Job]) -> None:
+        """Levels of all vectors of one coder, and its quantizer."""
+        coder = coders()[number]
+        space = self._workspace
+        if isinstance(coder, DependentCoder) and (rung, number) not in space.prepared:
+            side, length, _, units = jobs[0]
+            space.prepared[rung, number] = coder.prepared(self._values(rung, side, length, units[:_SAMPLE]))
+
+        def fill(job: _Job) -> tuple[Vector, Vector]:
+            side, length, _, units = job
+            rows = self._bank.rows[side][self._plan.kept[units]]
+            out = space.levels[rung][side][length]
+            known = rung == 0 and bool((space.owner[side][length][rows] == number).all())
+            values = self._values(rung, side, length, units)
+            if isinstance(coder, ScalarCoder):
+                out[rows] = coder.levels(values)
+            elif not known and isinstance(coder, DependentCoder):
+                out[rows] = coder.levels(values, space.prepared[rung, number])
+            elif not known and isinstance(coder, TrellisCoder):
+                symbols = coder.symbols(values)
+                out[rows, : symbols.shape[1]] = symbols
+            if rung == 0:
+                space.owner[side][length][rows] = number
+            return level_statistics(coder, out[rows], values)
+
+        statistics = list(parallel_map(fill, jobs))
+        key = (-1 if isinstance(coder, TrellisCoder) else rung, number)
+        if key not in self._numbers:
+            self._numbers[key] = len(self.quantizers)
+            self.quantizers.append(fit_quantizer(coder, [sum(part) for part in zip(*statistics, strict=True)]))
+        for side, _, _, units in jobs:
+            self.quantizer[rung, side, units] = self._numbers[key]
+
+    def _points(self, rung: int, job: _Job) -> npt.NDArray[np.float32]:
+        """The layer's points, without its weight."""
+        side, length, _, units = job
+        book = self.quantizers[int(self.quantizer[rung, side, units[0]])].codebook
+        rows = self._bank.rows[side][self._plan.kept[units]]
+        levels = self._workspace.levels[rung][side][length][rows, : book.run(length)]
+        symbols = (
+            levels.view(np.uint8) if isinstance(book, Trellis) else levels.view(np.uint8) + np.uint8(book.size // 2)
+        )
+        return np.asarray(book_points(book, symbols, length), np.float32)
+
+    def _weigh(self, rung: int) -> None:
+        """Integer weights: a layer's least-squares factor, shared by all units with the same layers so far."""
+        assert self._sums is not None
+        sums = self._sums
+        shared: dict[tuple[int, ...], list[float]] = {}
+        found: list[tuple[_Job, list[tuple[int, ...]], npt.NDArray[np.float32]]] = []
+        for job in self._jobs(rung):
+            side, length, _, units = job
+            rows = self._bank.rows[side][self._plan.kept[units]]
+            points = self._points(rung, job)
+            rest = self._bank.matrices[side][length][rows] - sums[side][length][rows]
+            dots, squares = np.einsum("ij,ij->i", rest, points), np.einsum("ij,ij->i", points, points)
+            chains = [(side, stride_limit(length), *c) for c in self._plan.coder[: rung + 1, side, units].T.tolist()]
+            for chain, dot, square in zip(chains, dots.tolist(), squares.tolist(), strict=True):
+                total = shared.setdefault(chain, [0.0, 0.0])
+                total[0] += dot
+                total[1] += square
+            found.append((job, chains, points))
+        for (side, length, _, units), chains, points in found:
+            factors = np.array([shared[c][0] / max(shared[c][1], 1e-30) for c in chains])
+            codes = np.clip(np.rint(8 * np.log2(np.maximum(factors, 1e-9) * _WEIGHT_ONE)), 0, MAX_WEIGHT_CODE).astype(
+                np.int64
+            )
+            self.weight[rung, side, units] = codes
+            rows = self._bank.rows[side][self._plan.kept[units]]
+            weights = np.array([layer_weight(int(c)) for c in codes], np.float64) / _WEIGHT_ONE
+            sums[side][length][rows] += points * weights[:, None].astype(np.float32)
+
+    def _measure(self, rung: int, job: _Job) -> None:
+        """Inner products of the vectors with their coded form so far, and its squared norm."""
+        side, length, _, units = job
+        rows = self._bank.rows[side][self._plan.kept[units]]
+        coded = (
+            self._points(rung, job) if self._sums is None else self._sums[side][length][rows] * np.float32(_WEIGHT_ONE)
+        )
+        self.dots[rung, side, units] = np.einsum("ij,ij->i", coded, self._bank.matrices[side][length][rows])
+        self.squares[rung, side, units] = np.einsum("ij,ij->i", coded, coded)
 
 
-def symmetric_frequencies(counts: Vector) -> tuple[int, ...]:
-    """`normalize`, made symmetric about the middle by giving the odd units to the middle symbol."""
-    half = len(counts) // 2
-    table = np.array(normalize(counts), np.int64)
-    side = np.minimum(table[:half], table[half + 1 :][::-1])
-    middle = int(table.sum() - 2 * side.sum())
-    return (*(int(f) for f in side), middle, *(int(f) for f in side[::-1]))
+def unit_points(bank: Bank, quantized: Quantized, side: int, units: Index, rung: int) -> npt.NDArray[np.float32]:
+    """Coefficients that a decoder at a rung has for kept units of one module, float32 (units, length)."""
+    length = int(bank.lengths[side, quantized.kept[units[0]]])
+    total = np.zeros((len(units), length), np.float32)
+    for layer in range(rung + 1):
+        for number in np.unique(quantized.quantizer[layer, side, units]).tolist():
+            if number < 0:
+                continue
+            own = np.flatnonzero(quantized.quantizer[layer, side, units] == number)
+            symbols = np.stack([quantized.symbols(bank, layer, side, int(units[i])) for i in own]).view(np.uint8)
+            points = book_points(quantized.quantizers[number].codebook, symbols, length).astype(np.float32)
+            weights = [layer_weight(int(code)) for code in quantized.weight[layer, side, units[own]]]
+            total[own] += points * np.array(weights, np.float32)[:, None]
+    return total
 
 
-def _folded(counts: Vector, codebook: Codebook) -> Vector:
-    top = codebook.size // 2
-    return np.concatenate((counts[top:0:-1] / 2, counts[:1], counts[1 : top + 1] / 2))
-
-
-def _inner_products(
-    bank: Bank,
-    plan: Plan,
-    levels: tuple[dict[int, Levels], dict[int, Levels]],
-    quantizers: tuple[Quantizer | None, ...],
-    jobs: list[tuple[int, int, int, Index]],
-) -> tuple[Vector, Vector]:
-    """<x, points> and |points|^2 of every vector, (2, plan.kept) each."""
-    dots, squares = np.zeros((2, len(plan.kept))), np.zeros((2, len(plan.kept)))
-
-    def one(job: tuple[int, int, int, Index]) -> None:
-        side, length, rung, units = job
-        quantizer = quantizers[rung]
-        if quantizer is None:
-            return
-        rows = bank.rows[side][plan.kept[units]]
-        table = np.array(quantizer.codebook.points, np.float32)
-        points = table[levels[side][length][rows].astype(np.int16) + len(table) // 2]
-        dots[side, units] = np.einsum("ij,ij->i", points, bank.matrices[side][length][rows])
-        squares[side, units] = np.einsum("ij,ij->i", points, points)
-
-    for _ in parallel_map(one, jobs):
-        pass
-    return dots, squares
-
-
-def coded_nmse(bank: Bank, quantized: Quantized, amplitude: Index, basis: int) -> float:
-    """Exact NMSE of the whole bank as coded, components' cross terms included, int16 rounding left out.
+def coded_nmse(bank: Bank, quantized: Quantized, amplitude: Index, basis: int, rung: int) -> float:
+    """Exact NMSE of the whole bank as coded at a rung, components' cross terms included, int16 rounding left out.
 
     Args:
         bank: The units.
         quantized: Their levels.
-        amplitude: int64 (kept,): rounded codes.
+        amplitude: int64 (kept,): rounded codes at the rung; those of units not yet there are ignored.
         basis: Id of the orthogonal basis.
+        rung: Which one.
     """
     total = float((bank.strength**2).sum())
     if total == 0:
@@ -202,10 +337,9 @@ def coded_nmse(bank: Bank, quantized: Quantized, amplitude: Index, basis: int) -
     scale = np.exp2(amplitude / 32)
     modules = bank.module[quantized.kept]
     starts = np.searchsorted(bank.module, np.arange(int(bank.module.max()) + 1))
-    tables = [None if q is None else np.array(q.codebook.points, np.float32) for q in quantized.quantizers]
 
     def one(module: int) -> float:
-        own = np.flatnonzero(modules == module)
+        own = np.flatnonzero((modules == module) & (quantized.entry <= rung))
         first = int(starts[module])
         count = int((bank.module == module).sum())
         singular = bank.singular[first : first + count]
@@ -217,12 +351,7 @@ def coded_nmse(bank: Bank, quantized: Quantized, amplitude: Index, basis: int) -
             length = int(bank.lengths[side][first])
             rows = bank.rows[side][first : first + count]
             vectors = bank.matrices[side][length][rows[0] : rows[-1] + 1] / np.float32(np.sqrt(length))
-            levels = quantized.levels[side][length][bank.rows[side][quantized.kept[own]]].astype(np.int16)
-            points = np.empty(levels.shape, np.float32)
-            for position, unit in enumerate(own):
-                table = tables[quantized.rung[side][unit]]
-                assert table is not None
-                points[position] = table[levels[position] + len(table) // 2]
+            points = unit_points(bank, quantized, side, own, rung)
             points *= (scale[own] * np.sqrt(basis_by_id(basis).norm2(length)))[:, None].astype(np.float32)
             crosses.append((vectors @ points.T).astype(np.float64))
             squares.append((points @ points.T).astype(np.float64))

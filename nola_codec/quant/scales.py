@@ -23,7 +23,13 @@ MANTISSAS: tuple[int, ...] = (
 
 MIN_SHIFT, MAX_SHIFT = 1, 62
 MIN_CODE, MAX_CODE = -4096, 4095
+MAX_WEIGHT_CODE = 127
 MIN_EXPONENT, MAX_EXPONENT = -120, 100
+
+
+def layer_weight(code: int) -> int:
+    """The factor 2^(code / 8) of a layer's points, as an integer; codes are 0 to MAX_WEIGHT_CODE."""
+    return MANTISSAS[4 * (code % 8)] << code // 8 >> 15
 
 
 def mantissa_and_shift(

@@ -46,6 +46,29 @@ def test_encode_json(run: Run, adapter: Path, tmp_path: Path) -> None:
     assert facts["output"] == str(out)
 
 
+def test_a_ladder_from_encode_to_decode(run: Run, adapter: Path, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "ladder.nola", tmp_path / "cut.nola"
+    done = run("encode", adapter, "-o", whole, "--nmse", 0.001, "--rungs", "1000B")
+    assert done.status == 0
+    assert re.search(r"^rung 0 .*nmse 0\.\d+$", done.out, re.MULTILINE)
+    shown = run("inspect", whole).out
+    assert re.search(r"^rung 1 +\d", shown, re.MULTILINE)
+    facts = run("truncate", whole, "-o", cut, "--size", "1300B", "--json").json
+    assert facts["bytes"] == cut.stat().st_size <= 1300
+    assert (facts["rung"], facts["rungs"], facts["output"]) == (0, 2, str(cut))
+    assert run("truncate", whole, "-o", cut, "--rung", 0).status == 2  # it is there
+    printed = run("truncate", whole, "-o", cut, "--rung", 0, "-f").out
+    assert f"({cut.stat().st_size:,} bytes)" in printed
+    assert run("truncate", whole, "-o", cut, "--rung", 2, "-f").err.endswith("[unknown-rung]\n")
+    assert run("verify", cut).status == 0
+    run("decode", cut, "-o", tmp_path / "a.safetensors")
+    run("decode", whole, "--rung", 0, "-o", tmp_path / "b.safetensors")
+    run("decode", whole, "-o", tmp_path / "c.safetensors")
+    a, b, c = (load_file(tmp_path / f"{name}.safetensors") for name in "abc")
+    assert all((a[key] == b[key]).all() for key in a)
+    assert any((a[key] != c[key]).any() for key in a)
+
+
 def test_encode_dry_run_writes_nothing(run: Run, adapter: Path, tmp_path: Path) -> None:
     done = run("encode", adapter, "-o", tmp_path / "x.nola", "--nmse", 0.1, "-n")
     assert done.status == 0

@@ -11,6 +11,8 @@ from nola_forge import GOLDEN, golden, manifest, reference, verify
 from nola_codec.arrays import NUMPY, TorchArrays
 from nola_codec.container.reader import open_container
 from nola_codec.decoder.decoder import Decoder
+from nola_codec.model import Codebook, Trellis
+from nola_codec.quant.trellis import TRELLISES
 
 FILES = manifest()
 
@@ -64,8 +66,14 @@ def test_the_set_covers_the_format() -> None:
             see("raw tensors", bool(header.raw))
             see("config", header.config is None)
             for quantizer in header.quantizers:
-                see("form", quantizer.codebook.form)
+                book = quantizer.codebook
+                see("form", book.form if isinstance(book, Codebook) else type(book).__name__)
+                if isinstance(book, Trellis):
+                    see("trellis", book.number)
                 see("frequencies", quantizer.frequencies is None)
+            see("rungs", len(header.rungs) > 1)
+            see("units that come in late", any(r.entry.any() for r in header.lowrank))
+            see("tables", len(header.last.allocation) > 2)
             for section in header.sections[: 1 + len(header.blocks)]:
                 see("codec", section.codec)
             for record in header.lowrank:
@@ -78,14 +86,17 @@ def test_the_set_covers_the_format() -> None:
                 see("k < n", kind.num_basis != kind.vector_lengths)
                 see("nothing kept", record.units == 0)
     both = {True, False}
+    assert len(seen.pop("trellis")) > len(TRELLISES) / 2  # all of them are in tests/kat
     assert seen == {
         "generator": {1, 2}, "streams shared": both, "raw tensors": both, "config": both, "frequencies": both,
-        "form": {"symmetric", "points", "midtread", "midrise"}, "codec": {0, 1, 2}, "basis": {1, 2, 3},
+        "form": {"symmetric", "points", "midtread", "midrise", "Trellis", "Dependent"}, "codec": {0, 1, 2},
+        "basis": {1, 2, 3},
         "split": {"component", "factor"}, "layout": {"linear", "conv", "embedding"}, "dtype": {"F32", "F16", "BF16"},
-        "fan_in_fan_out": both, "k < n": both, "nothing kept": both,
+        "fan_in_fan_out": both, "k < n": both, "nothing kept": both, "rungs": both, "units that come in late": both,
+        "tables": both,
     }  # fmt: skip
 
 
 def test_manifest_lists_every_file() -> None:
     assert sorted(path.name for path in GOLDEN.glob("*.nola")) == sorted(FILES)
-    assert sum(entry["bytes"] for entry in FILES.values()) < 20_000
+    assert sum(entry["bytes"] for entry in FILES.values()) < 40_000

@@ -16,6 +16,7 @@ from nola_codec.basis import BasisKey, basis_by_id
 from nola_codec.prng import signs, subset, words
 from nola_codec.prng.philox import philox4x32
 from nola_codec.prng.threefry import threefry2x32
+from nola_codec.quant.trellis import TRELLISES, trellis_points
 
 HERE = Path(__file__).parent
 LENGTHS = {1, 2, 3, 7, 36, 97, 576, 11008, 50257}
@@ -99,6 +100,13 @@ def test_bases(xp: Arrays, wanted: dict[str, Any]) -> None:
     row, synthesis = xp.numpy(made)[0]
     check(row, wanted["last_row"])
     check(synthesis, wanted["synthesis"])
+
+
+@pytest.mark.parametrize("wanted", answers("trellises.json"), ids=lambda a: str(a["trellis"]))
+def test_trellises(wanted: dict[str, Any]) -> None:
+    trellis = TRELLISES[wanted["trellis"]]
+    symbols = np.array([wanted["symbols"]], np.uint8)
+    assert trellis_points(trellis, symbols, len(wanted["points"]))[0].tolist() == wanted["points"]
 
 
 def test_the_files_cover_what_they_should() -> None:

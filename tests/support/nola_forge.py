@@ -58,7 +58,9 @@ def reference() -> ModuleType:
 def verify(data: bytes, limits: Limits = DEFAULT_LIMITS, xp: Arrays = NUMPY) -> None:
     """Every check that the package has for a file, what is nearest to a fault first."""
     with open_container(data, limits) as container:
-        Decoder(container, xp).checked()
+        for rung in range(container.rungs):
+            container.select(rung)
+            Decoder(container, xp).checked()
         container.check_content()
 
 

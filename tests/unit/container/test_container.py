@@ -17,7 +17,8 @@ from nola_codec.container.limits import DEFAULT_LIMITS
 from nola_codec.container.names import join_name, natural_key, pack_varints, split_name, unpack_varints
 from nola_codec.container.prelude import Prelude, unpack_prelude
 from nola_codec.container.reader import header_dictionary, open_container
-from nola_codec.container.units import symbols_to_units, units_to_symbols
+from nola_codec.container.rungs import at_rung
+from nola_codec.container.units import UnitsReader, units_to_symbols
 from nola_codec.container.writer import assemble
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.errors import FormatError
@@ -115,13 +116,21 @@ def test_header_round_trip(name: str) -> None:
     with open_container(data) as container:
         header = container.read_units()
         sections = [(s.codec, container.section(i)) for i, s in enumerate(header.sections)]
-        symbols = units_to_symbols(header.lowrank, header.allocation, header.amplitude_slope)
-        assert [r.precision.tolist() for r in symbols_to_units(symbols, header).lowrank] == [
-            r.precision.tolist() for r in header.lowrank
-        ]
-        assert [r.amplitude.tolist() for r in symbols_to_units(symbols, header).lowrank] == [
-            r.amplitude.tolist() for r in header.lowrank
-        ]
+        ladder = []
+        for rung in range(container.rungs):
+            container.select(rung)
+            ladder.append(container.read_units().lowrank)
+        symbols = units_to_symbols(ladder, [r.allocation for r in header.rungs], header.amplitude_slope)
+        reader = UnitsReader(header)
+        for rung, (part, records) in enumerate(zip(symbols, ladder, strict=True)):
+            assert reader.runs(rung).total == len(part)
+            reader.climb(rung, part)
+            for made, wanted in zip(reader.records, records, strict=True):
+                assert made.precision.tolist() == wanted.precision.tolist()
+                assert made.amplitude.tolist() == wanted.amplitude.tolist()
+                assert made.entry.tolist() == wanted.entry.tolist()
+                assert made.exponents == wanted.exponents
+        assert [r.units for r in at_rung(header, 0).lowrank] == list(header.rungs[0].units)
         assert container.header_length % 8 == 0
     again = assemble(header, sections)
     assert join(split(again)) == join(split(data))
@@ -165,9 +174,9 @@ def many_blocks() -> bytes:
     assert len(kinds) == 2
     top["records"] = bytes([0, 2] * (copies // 2))
     top["numbers"] = bytes([0, 0] + [2] * (copies - 2))
-    top["units"], top["exponents"] = b"\4" * copies, top["exponents"] + bytes(2 * (copies - 2))
+    rung = top["rungs"][0]
+    rung[1], rung[2], rung[3] = b"\4" * copies, rung[2] + bytes(2 * (copies - 2)), [[1, None], [256, None]]
     top["blocks"] = [1] * copies
-    top["side_models"] = [[1, None], [256, None]]
     units = bytes((2 * copies + 7) // 8) + bytes(2 * copies)
     parts.sections = [(0, units), *((0, blocks[i % 2]) for i in range(copies))]
     return join(parts)
@@ -225,10 +234,10 @@ def test_two_hundred_names_cost_little() -> None:
     shapes["down"] = (576, 1536)
     for name, (out, columns) in shapes.items():
         template = f"base_model.model.model.layers.#.self_attn.{name}_proj"
-        parts.top["kinds"].append([0, template, 0, [out, 8], [8, columns], 2.0, 0, 0, 1, 0, None, [0, 0], 0])
+        parts.top["kinds"].append([0, template, 0, [out, 8], [8, columns], 2.0, 0, 0, 1, 0, None, [0, 0], [0, 0], 0])
     parts.top["records"] = bytes(2 * i for i in range(7)) * 30
     parts.top["numbers"] = bytes(7) + b"\2" * 203
-    parts.top["units"], parts.top["exponents"] = bytes(210), bytes(420)
+    parts.top["rungs"][0][:3] = [[[]], bytes(210), bytes(420)]
     parts.top["blocks"] = [210]
     parts.sections = [(0, b""), (0, b"")]
     data = join(parts)

@@ -48,7 +48,7 @@ def wide_records() -> tuple[list[LowRankRecord], list[Coefficients]]:
         vectors = 4 if component else 1
         precision = np.zeros(4 if component else 2, np.int64)
         amplitude = rng.integers(-400, -300, len(precision)) - (0 if component else 500)
-        records.append(LowRankRecord(f"w{index}", kind, index, EXPONENTS[index], precision, amplitude))
+        records.append(LowRankRecord(f"w{index}", kind, index, EXPONENTS[index], precision * 0, precision, amplitude))
         b, a = (rng.integers(-127, 128, (vectors, n)).astype(np.int32) for n in kind.num_basis)
         coefficients.append(Coefficients(b, a, 127))
     return records, coefficients
@@ -114,14 +114,16 @@ def test_wide_records_in_the_reference_decoder() -> None:
         kind = record.kind
         factor = kind.split == "factor"
         codes = record.amplitude.tolist()
-        vectors = [(0, 0, c) for c in codes[: 1 if factor else 4]] + [(1, 0, c) for c in codes[1 if factor else 0 :]]
+        rows = {
+            (side, i): row.astype(np.int64) for side, part in enumerate((item.b, item.a)) for i, row in enumerate(part)
+        }
         made = {
             "basis": kind.basis, "split": int(factor), "rank": 4, "out": kind.rows, "in": kind.columns,
             "lengths": kind.vector_lengths, "counts": kind.num_basis, "stream": record.stream,
-            "exponents": record.exponents, "vectors": vectors,
+            "exponents": [record.exponents], "units": [record.units], "code": codes, "coefficients": rows,
+            "peaks": dict.fromkeys(rows, 127),
         }  # fmt: skip
-        top = {"quantizers": [([-127, 127], None)], "generator": PHILOX, "seed": 9}
-        ref.decode_record(top, made, [row.astype(np.int64) for row in (*item.b, *item.a)])
+        ref.decode_record({"generator": PHILOX, "seed": 9}, made, 0)
         sha.update(bytes(e % 256 for e in record.exponents))
         sha.update(made["lora_B"].astype("<i2").tobytes() + made["lora_A"].astype("<i2").tobytes())
     assert sha.hexdigest().startswith(WIDE)
@@ -211,7 +213,8 @@ def test_scaling_is_the_integer_formula() -> None:
     """Against Python's own integers, saturation and both roundings of negative halves included."""
     kind = LowRankKind("x", "linear", (1, 1), (1, 1), 1.0, False, "F32", 1, "component", (1, 1))
     for q, code, exponent in [(3, 0, 1), (-3, 0, 1), (5, -64, 0), (127, 300, 0), (-127, 300, 0), (100, 17, -2)]:
-        record = LowRankRecord("x", kind, 0, (exponent, exponent), np.array([0]), np.array([code]))
+        zero = np.array([0])
+        record = LowRankRecord("x", kind, 0, (exponent, exponent), zero, zero, np.array([code]))
         item = Coefficients(np.array([[q]], np.int32), np.array([[q]], np.int32), abs(q))
         (made,) = synthesize_factors([record], [item], generator=PHILOX, seed=0, xp=NUMPY)
         sign = int(BASES[1].synthesize(np.array([[[1]]]), 1, (BasisKey(PHILOX, 0, 0),), 1, NUMPY)[0, 0, 0])

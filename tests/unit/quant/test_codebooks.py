@@ -54,8 +54,8 @@ def test_forms() -> None:
     assert midrise(1).points == (-1, 1)
     assert symmetric([3, 8]).points == (-8, -3, 0, 3, 8)
     assert deadzone(2, 0.25).points == (-56, -24, 0, 24, 56)
-    assert [(b.size, b.peak, b.num_bits) for b in (midtread(3), midrise(8), symmetric([5]))] == [
-        (8, 4, 3), (256, 255, 8), (3, 5, 2),
+    assert [(b.size, b.peak, b.run(9)) for b in (midtread(3), midrise(8), symmetric([5]))] == [
+        (8, 4, 9), (256, 255, 9), (3, 5, 9),
     ]  # fmt: skip
 
 

@@ -1,0 +1,87 @@
+"""`truncate`: the coarser file that a progressive one begins with."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from nola_codec.adapters.files import atomic_file, require_free
+from nola_codec.container.reader import Container, Source, open_container
+from nola_codec.container.rungs import pruned
+from nola_codec.container.writer import assemble
+from nola_codec.encoder.sizes import parse_size
+from nola_codec.errors import EncodeError
+
+
+@dataclass(frozen=True)
+class TruncateReport:
+    """What was cut.
+
+    Attributes:
+        bytes: Of the new file.
+        rung: Its last rung, counted from 0.
+        rungs: How many the source has.
+        measured: What the encoder measured at this rung.
+    """
+
+    bytes: int
+    rung: int
+    rungs: int
+    measured: dict[str, float]
+
+
+def truncate(
+    source: Source,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    size: int | str | None = None,
+    rung: int | None = None,
+    overwrite: bool = False,
+) -> TruncateReport:
+    """Cut a file at one of its rungs. Nothing is decoded or coded anew.
+
+    The source may itself be the beginning of a file, as an interrupted download leaves it.
+
+    Args:
+        source: The `.nola` file.
+        out: The file to write; None only reports.
+        size: Bytes that the new file may take, as a number or as ``"50KB"``: the finest rung that fits.
+        rung: Number of the rung, from 0. With neither: the finest that is there whole.
+        overwrite: Replace a file that is there.
+
+    Raises:
+        EncodeError: ``unreachable``: the coarsest rung is larger than `size`; ``option``: both size and rung.
+        FormatError, ChecksumMismatch: the file is damaged.
+        AdapterError: ``unknown-rung``: it has no such rung.
+        OutputExists: `out` is there and `overwrite` is false.
+    """
+    if size is not None and rung is not None:
+        raise EncodeError("choose one of size, rung", code="option")
+    if out is not None:
+        require_free(Path(out), overwrite=overwrite)
+    limit = parse_size(size) if isinstance(size, str) else size
+    data, report = _cut(source, rung, None)
+    while limit is not None and len(data) > limit:
+        if report.rung == 0:
+            raise EncodeError(f"size {limit} bytes cannot be reached: the coarsest rung takes {len(data)} bytes",
+                              code="unreachable")  # fmt: skip
+        data, report = _cut(source, report.rung - 1, report.rungs)
+    if out is not None:
+        with atomic_file(out) as stream:
+            stream.write(data)
+    return report
+
+
+def _cut(source: Source, rung: int | None, rungs: int | None) -> tuple[bytes, TruncateReport]:
+    if hasattr(source, "seek"):
+        source.seek(0)
+    with open_container(source, rung=rung, partial=True) as container:
+        data = _file(container)
+        last = len(container.header.rungs) - 1
+        return data, TruncateReport(len(data), last, rungs or container.rungs, dict(container.header.measured))
+
+
+def _file(container: Container) -> bytes:
+    sections = [(section.codec, container.section(i)) for i, section in enumerate(container.header.sections)]
+    return assemble(pruned(container.header), sections)

@@ -1,0 +1,42 @@
+"""A file as it is at one of its rungs, and the file that ends there (specification, "Rungs")."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from nola_codec.model import Allocation, Header
+
+
+def at_rung(header: Header, rung: int) -> Header:
+    """The header of the file without the rungs after this one; units' numbers are left to be read."""
+    last = header.rungs[rung]
+    records = tuple(
+        replace(
+            record,
+            exponents=pair,
+            entry=record.entry[:units],
+            precision=record.precision[:units],
+            amplitude=record.amplitude[:units],
+        )
+        for record, pair, units in zip(header.lowrank, last.exponents, last.units, strict=True)
+    )
+    return replace(
+        header,
+        rungs=header.rungs[: rung + 1],
+        lowrank=records,
+        sections=header.sections[: header.sections_at(rung)],
+    )
+
+
+def pruned(header: Header) -> Header:
+    """The header without the quantizers that its rungs do not use."""
+    used = sorted({q for rung in header.rungs for table in rung.allocation for _, q, _, _ in table if q >= 0})
+    number = {-1: -1, **{old: new for new, old in enumerate(used)}}
+
+    def renumbered(table: Allocation) -> Allocation:
+        return tuple((precision, number[q], offset, weight) for precision, q, offset, weight in table)
+
+    rungs = tuple(
+        replace(rung, allocation=tuple(renumbered(table) for table in rung.allocation)) for rung in header.rungs
+    )
+    return replace(header, quantizers=tuple(header.quantizers[q] for q in used), rungs=rungs)

@@ -1,0 +1,102 @@
+"""Codec 2: rANS for the runs whose model has frequencies, behind the others packed as codec 0 packs them.
+
+A trellis's bits are as good as random: there is nothing to gain from frequencies, and packed they take no lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nola_codec.entropy import rans, raw
+from nola_codec.errors import FormatError, expected
+from nola_codec.model import Runs, SymbolModel
+
+id = 2
+name = "rans"
+
+
+def pays(runs: Runs, models: Sequence[SymbolModel]) -> bool:
+    """Whether there is a run to code with rANS."""
+    return any(models[m].frequencies is not None for m in np.unique(runs.models[runs.lengths > 0]))
+
+
+def encode(symbols: npt.NDArray[Any], runs: Runs, models: Sequence[SymbolModel]) -> bytes:
+    """Code symbols (runs.total,)."""
+    return encode_many([symbols], [runs], models)[0]
+
+
+def encode_many(
+    streams: Sequence[npt.NDArray[Any]], all_runs: Sequence[Runs], models: Sequence[SymbolModel]
+) -> list[bytes]:
+    """Code several sections side by side."""
+    splits = [_Split(runs, models) for runs in all_runs]
+    coded = rans.encode_many(_Chosen(streams, splits), [s.coded for s in splits], models)
+    return [
+        raw.encode(stream[split.is_plain], split.plain, models) + data if split.plain.total else data
+        for stream, split, data in zip(streams, splits, coded, strict=True)
+    ]
+
+
+def decode(data: bytes | memoryview, runs: Runs, models: Sequence[SymbolModel]) -> npt.NDArray[Any]:
+    """Undo `encode`. Raises FormatError."""
+    return decode_many([data], [runs], models)[0]
+
+
+def decode_many(
+    datas: Sequence[bytes | memoryview], all_runs: Sequence[Runs], models: Sequence[SymbolModel]
+) -> list[npt.NDArray[Any]]:
+    """Decode several sections side by side. Raises FormatError."""
+    splits = [_Split(runs, models) for runs in all_runs]
+    sizes = [raw.size(split.plain, models) for split in splits]
+    for data, size in zip(datas, sizes, strict=True):
+        if len(data) < size:
+            raise FormatError(expected("bit-packed symbols", f"{size} bytes", len(data)), code="symbols")
+    coded = rans.decode_many(
+        [memoryview(data)[size:] for data, size in zip(datas, sizes, strict=True)], [s.coded for s in splits], models
+    )
+    results: list[npt.NDArray[Any]] = []
+    for data, size, split, symbols in zip(datas, sizes, splits, coded, strict=True):
+        if not split.plain.total:
+            results.append(symbols)
+            continue
+        packed = raw.decode(data[:size], split.plain, models)
+        merged = np.empty(len(packed) + len(symbols), np.uint16 if packed.max(initial=0) > 255 else np.uint8)
+        merged[split.is_plain] = packed
+        merged[~split.is_plain] = symbols
+        results.append(merged)
+    return results
+
+
+class _Split:
+    """The two kinds of runs of a section."""
+
+    def __init__(self, runs: Runs, models: Sequence[SymbolModel]) -> None:
+        without = np.array([m.frequencies is None for m in models], bool)
+        marks = without[runs.models]
+        self.plain = Runs(runs.models[marks], runs.lengths[marks])
+        self.coded = Runs(runs.models[~marks], runs.lengths[~marks])
+        self._marks, self._lengths = marks, runs.lengths
+
+    @property
+    def is_plain(self) -> npt.NDArray[np.bool_]:
+        """For each symbol of the section, made when asked for."""
+        return np.repeat(self._marks, self._lengths)
+
+
+class _Chosen(Sequence[npt.NDArray[Any]]):
+    """The symbols to be coded with rANS of each section, made when asked for."""
+
+    def __init__(self, streams: Sequence[npt.NDArray[Any]], splits: Sequence[_Split]) -> None:
+        self._streams, self._splits = streams, splits
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def __getitem__(self, index: Any) -> Any:
+        split = self._splits[index]
+        stream = self._streams[index]
+        return stream if not split.plain.total else stream[~split.is_plain]

@@ -1,0 +1,180 @@
+"""What a vector can be coded with: scalar quantizers, dependent ones, trellises, each with its rate and squared cosine.
+
+A coder quantizes vectors of unit variance. Its symbols are levels around 0 (a trellis: a step's bits).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from nola_codec.fit.ecsq import Ecsq, frontier
+from nola_codec.fit.viterbi import encode_dependent, encode_trellis
+from nola_codec.model import Trellis
+from nola_codec.quant.trellis import TRELLISES
+
+Vector = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32]
+Levels = npt.NDArray[np.int8]
+
+MASK = 0b110111
+"""Of dependent quantizers: six parities, the best of a random search (tools/design_trellis.py). Eight gain 0.4%."""
+# Rates of the scalar quantizers that a file may use.
+_SCALAR_RATES = (
+    0.012, 0.02, 0.033, 0.05, 0.075, 0.11, 0.16, 0.22, 0.3, 0.4, 0.52, 0.66, 0.82, 1.0, 1.2, 1.45, 1.7, 2.0, 2.3, 2.6,
+    3.0, 3.4, 3.8, 4.2, 4.6, 5.0, 5.5, 6.0, 6.5,
+)  # fmt: skip
+_LEAST_STEPS = 24
+"""Steps that a ring needs to be worth its closing."""
+_SLOPE = 0.5
+"""Lambda of a dependent quantizer, in squared steps."""
+_ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class ScalarCoder:
+    """An entropy-constrained scalar quantizer."""
+
+    quantizer: Ecsq
+
+    @property
+    def rate(self) -> float:
+        return self.quantizer.rate
+
+    @property
+    def cosine2(self) -> float:
+        return self.quantizer.cosine2
+
+    def levels(self, values: Floats) -> Levels:
+        """Levels of vectors, int8, the same shape."""
+        magnitude = np.abs(values)
+        thresholds = self.quantizer.thresholds.astype(np.float32)
+        if len(thresholds) > 12:
+            level = np.searchsorted(thresholds, magnitude, side="right").astype(np.int8)
+        else:
+            level = np.zeros(magnitude.shape, np.int8)
+            for threshold in thresholds:
+                level += magnitude >= threshold
+        return np.where(values < 0, -level, level)
+
+
+@dataclass(frozen=True)
+class DependentCoder:
+    """A dependent quantizer with spacing 2 * step in each of its codebooks."""
+
+    step: float
+    rate: float
+    cosine2: float
+
+    @property
+    def most(self) -> int:
+        """The highest level."""
+        return int(min(127, max(2, np.ceil(5.5 / (2 * self.step)))))
+
+    def points(self) -> Vector:
+        """(2, most + 1): where the levels lie before they are fitted."""
+        even = 2 * self.step * np.arange(self.most + 1)
+        return np.stack([even, np.maximum(even - self.step, 0)])
+
+    def prepared(self, sample: Floats) -> tuple[Vector, Vector]:
+        """Points and code lengths fitted to a sample of the vectors, as `encode_dependent` takes them."""
+        points = self.points()
+        bits = np.arange(self.most + 1) * np.log2(1 + 2 * self.step) + 1
+        for _ in range(_ROUNDS):
+            level = self.levels(sample, (points, bits))
+            counts, sums = dependent_statistics(level, sample, self.most)
+            points = fitted(points, counts, sums)
+            total = counts.sum(axis=0)
+            total[1:] /= 2
+            bits = -np.log2(np.maximum(total, 0.05) / max(1.0, total[0] + 2 * total[1:].sum()))
+        return points, bits
+
+    def levels(self, values: Floats, prepared: tuple[Vector, Vector]) -> Levels:
+        """Levels of vectors, int8, the same shape."""
+        return encode_dependent(MASK, values, *prepared, _SLOPE * self.step**2)
+
+
+@dataclass(frozen=True)
+class TrellisCoder:
+    """A shift trellis."""
+
+    trellis: Trellis
+    rate: float
+    cosine2: float
+
+    def symbols(self, values: Floats) -> npt.NDArray[np.uint8]:
+        """Symbols of vectors, (vectors, steps)."""
+        return encode_trellis(self.trellis, values)
+
+
+Coder = ScalarCoder | DependentCoder | TrellisCoder
+
+
+def dependent_statistics(level: Levels, values: Floats, most: int) -> tuple[Vector, Vector]:
+    """Counts and sums of value times sign of level, of each (codebook, |level|), (2, most + 1) each."""
+    parity = (level & 1).astype(np.uint8)
+    chosen = np.zeros(level.shape, np.uint8)
+    for back in range(1, MASK.bit_length() + 1):
+        if MASK >> (back - 1) & 1:
+            chosen[:, back:] ^= parity[:, :-back]
+    index = (chosen.astype(np.int64) * (most + 1) + np.abs(level)).reshape(-1)
+    signed = (np.sign(level) * values).reshape(-1)
+    size = 2 * (most + 1)
+    return (
+        np.bincount(index, minlength=size).astype(np.float64).reshape(2, -1),
+        np.bincount(index, signed, minlength=size).astype(np.float64).reshape(2, -1),
+    )
+
+
+def fitted(points: Vector, counts: Vector, sums: Vector) -> Vector:
+    """Centroids where there are counts, the given points elsewhere, strictly ascending from 0."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        made = np.where(counts > 0, sums / counts, points)
+    made[:, 0] = 0.0
+    for level in range(1, made.shape[1]):
+        made[:, level] = np.maximum(made[:, level], made[:, level - 1] + 1e-3)
+    return made
+
+
+# (step, rate in bits, squared cosine) on a unit Gaussian, printed by tools/design_trellis.py.
+_DEPENDENT: tuple[tuple[float, float, float], ...] = (
+    (0.7500, 1.5374, 0.841239), (0.6558, 1.7103, 0.879760), (0.5734, 1.8886, 0.908540),
+    (0.5014, 2.0788, 0.930844), (0.4384, 2.2776, 0.948232), (0.3833, 2.4790, 0.961138),
+    (0.3352, 2.6737, 0.970638), (0.2931, 2.8683, 0.977760), (0.2563, 3.0644, 0.983187),
+    (0.2241, 3.2547, 0.987120), (0.1959, 3.4445, 0.990152), (0.1713, 3.6375, 0.992512),
+    (0.1498, 3.8269, 0.994259), (0.1310, 4.0199, 0.995605), (0.1145, 4.2080, 0.996631),
+    (0.1001, 4.3989, 0.997421), (0.0876, 4.5889, 0.998017), (0.0766, 4.7802, 0.998482),
+    (0.0669, 4.9704, 0.998838), (0.0585, 5.1623, 0.999112), (0.0512, 5.3535, 0.999317),
+    (0.0448, 5.5444, 0.999477), (0.0391, 5.7360, 0.999599), (0.0342, 5.9282, 0.999694),
+    (0.0299, 6.1191, 0.999765), (0.0262, 6.3113, 0.999820), (0.0229, 6.5040, 0.999863),
+    (0.0200, 6.6955, 0.999895),
+)  # fmt: skip
+# Squared cosines of the trellises on vectors of 4608 Gaussian coefficients, from the same program.
+_COSINES = (0.0501, 0.0745, 0.0973, 0.1163, 0.1425, 0.1875, 0.2211, 0.2690, 0.3451, 0.3950, 0.4685, 0.5626, 0.7119)
+
+
+def stride_limit(shortest: int) -> int:
+    """Longest stride of a trellis that serves vectors of this length: few classes, so that few tables are needed."""
+    return next((limit for limit in (24, 8, 3, 1) if limit * _LEAST_STEPS <= shortest), 0)
+
+
+@lru_cache(maxsize=1)
+def coders() -> tuple[Coder, ...]:
+    """All coders, rate ascending."""
+    members = frontier()
+    rates = np.array([m.rate for m in members])
+    nearest = sorted({int(np.abs(rates - rate).argmin()) for rate in _SCALAR_RATES})
+    found: list[Coder] = [ScalarCoder(members[i]) for i in nearest]
+    found += [TrellisCoder(t, t.bits / t.stride, c) for t, c in zip(TRELLISES, _COSINES, strict=True)]
+    found += [DependentCoder(*row) for row in _DEPENDENT]
+    return tuple(sorted(found, key=lambda c: c.rate))
+
+
+def serves(coder: Coder, stride: int) -> bool:
+    """Whether a coder may code vectors whose `stride_limit` is this: scalars only below the rates of its trellises."""
+    if isinstance(coder, TrellisCoder):
+        return coder.trellis.stride <= stride
+    return isinstance(coder, DependentCoder) or stride == 0 or (stride < 24 and coder.rate < 1 / stride)
