@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.peers.columns import Component, component
+
 Floats = npt.NDArray[Any]
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = (0.01, 0.03, 0.1, 0.3, 0.5)
@@ -40,16 +42,6 @@ class Pair:
     B: Floats
     A: Floats
     scaling: float = 1.0
-
-
-@dataclass(frozen=True)
-class Component:
-    """A pair in canonical form, ``delta_W = U diag(s) V^T``: u (out, r), s (r,) descending, v (in, r), float64."""
-
-    name: str
-    u: Floats
-    s: Floats
-    v: Floats
 
 
 def shared_dir() -> Path:
@@ -157,11 +149,8 @@ def _scaling(path: Path) -> Callable[[int], float]:
 
 
 def canonical(pair: Pair) -> Component:
-    """QR of both factors, SVD of the r x r core."""
-    q_b, r_b = np.linalg.qr(pair.B.astype(np.float64))
-    q_a, r_a = np.linalg.qr(pair.A.astype(np.float64).T)
-    left, s, right = np.linalg.svd(pair.scaling * r_b @ r_a.T)
-    return Component(pair.name, q_b @ left[:, : len(s)], s, q_a @ right.T[:, : len(s)])
+    """A pair's singular components."""
+    return component(pair.name, pair.B, pair.A, pair.scaling)
 
 
 def nmse(pairs: Sequence[Pair], decoded: Sequence[tuple[Floats, Floats]]) -> float:
