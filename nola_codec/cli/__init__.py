@@ -19,6 +19,7 @@ COMMANDS = {
     "inspect": "Show what a file holds, without decoding it.",
     "verify": "Check a file: layout, checksums, decoded digest.",
     "compare": "Compare two adapters by their deltas.",
+    "sweep": "Draw the whole curve of size against error, and against peers.",
     "selftest": "Run known-answer checks on this machine.",
 }
 
