@@ -92,11 +92,20 @@ def test_cumulative_and_frobenius_shares(components: list[Component]) -> None:
 
 @pytest.mark.parametrize("nmse", [0.3, 0.1, 0.03])
 def test_a_peer_meets_the_error_and_takes_its_best_rule(nmse: float, components: list[Component]) -> None:
-    best = rounded("any", components, [Half()], EVERY_RULE).best_at(nmse)
+    best = rounded("any", components, [Half()], EVERY_RULE, compress=False).best_at(nmse)
     assert best is not None
     assert 0 < best.nmse <= nmse
-    alone = [rounded(rule, components, [Half()], [rule]).best_at(nmse) for rule in EVERY_RULE]
+    alone = [rounded(rule, components, [Half()], [rule], compress=False).best_at(nmse) for rule in EVERY_RULE]
     assert best.bytes == min(point.bytes for point in alone if point is not None)
+    bank = Bank(components, [Half()])
+    tried = []
+    for rule in EVERY_RULE:
+        score = scores(components, rule)
+        for threshold in score.ravel():
+            labels = Mix(rule, {0: 1.0}).labels(score, threshold)
+            if bank.nmse(labels) <= nmse:
+                tried.append(len(bank.write(labels, compress=False)))
+    assert best.bytes == min(tried)
 
 
 def test_what_rounding_cannot_reach_is_none(components: list[Component]) -> None:
