@@ -129,9 +129,11 @@ def as_peft(pairs: Sequence[Pair], folder: Path) -> Path:
         state[f"base_model.model.{module}.lora_A.weight"] = np.ascontiguousarray(pair.A, np.float32)
         state[f"base_model.model.{module}.lora_B.weight"] = np.ascontiguousarray(pair.B * pair.scaling, np.float32)
     save_file(state, folder / "adapter_model.safetensors", {"format": "pt"})
+    patterns = ranks if len(set(ranks.values())) > 1 else {}  # of one rank for all, PEFT writes none either
     config = {
-        "peft_type": "LORA", "r": max(ranks.values()), "lora_alpha": max(ranks.values()), "target_modules": list(ranks),
-        "rank_pattern": ranks, "alpha_pattern": ranks, "use_rslora": False, "bias": "none",
+        "peft_type": "LORA", "r": max(ranks.values()), "lora_alpha": max(ranks.values()),
+        "target_modules": sorted({module.rpartition(".")[2] for module in ranks}),
+        "rank_pattern": patterns, "alpha_pattern": patterns, "use_rslora": False, "bias": "none",
     }  # fmt: skip
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
