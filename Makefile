@@ -40,6 +40,5 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt
 
 # zipnn is built from source on the way: without a C compiler the benchmarks leave that row out.
 $(VENV)/bench.stamp: $(VENV)/dev.stamp
-	$(INSTALL) matplotlib
 	-$(INSTALL) zipnn
 	touch $@

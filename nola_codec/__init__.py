@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from nola_codec.api.encoding import encode, encode_bytes
     from nola_codec.api.inspecting import inspect
     from nola_codec.api.opened import NolaFile, load
+    from nola_codec.api.plotting import plot_sweep
     from nola_codec.api.selftest import selftest
+    from nola_codec.api.sweeping import SweepReport, sweep
     from nola_codec.api.truncating import TruncateReport, truncate
     from nola_codec.encoder.report import EncodeReport
     from nola_codec.errors import AdapterError, ChecksumMismatch, EncodeError, FormatError, NolaError, OutputExists
@@ -35,7 +37,10 @@ _HOME = {
     "inspect": "api.inspecting",
     "NolaFile": "api.opened",
     "load": "api.opened",
+    "plot_sweep": "api.plotting",
     "selftest": "api.selftest",
+    "SweepReport": "api.sweeping",
+    "sweep": "api.sweeping",
     "TruncateReport": "api.truncating",
     "truncate": "api.truncating",
     "EncodeReport": "encoder.report",
@@ -56,6 +61,7 @@ __all__ = [
     "NolaError",
     "NolaFile",
     "OutputExists",
+    "SweepReport",
     "TruncateReport",
     "__version__",
     "compare",
@@ -64,8 +70,10 @@ __all__ = [
     "encode_bytes",
     "inspect",
     "load",
+    "plot_sweep",
     "read_adapter",
     "selftest",
+    "sweep",
     "truncate",
     "verify",
 ]

@@ -82,7 +82,7 @@ def encode_bytes(
         scalings = {m.name.removeprefix(peft_config.PREFIX): m.scaling for m in adapter.modules}
         new_config = peft_config.with_ranks(adapter.config, ranks, scalings)
     data, report = encode_adapter(
-        adapter, chosen, source_bytes=_source_bytes(source, adapter), config_with_rank=new_config
+        adapter, chosen, source_bytes=source_size(source, adapter), config_with_rank=new_config
     )
     if isinstance(out, str | os.PathLike):
         with atomic_file(out) as stream:
@@ -92,7 +92,7 @@ def encode_bytes(
     return data, report
 
 
-def _source_bytes(source: AnySource, adapter: Adapter) -> int:
+def source_size(source: AnySource, adapter: Adapter) -> int:
     """Size of the weights that were read; of their tensors where that is not a file."""
     if isinstance(source, str | os.PathLike):
         path = Path(source)

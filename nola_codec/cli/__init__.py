@@ -20,6 +20,7 @@ COMMANDS = {
     "verify": "Check a file: layout, checksums, decoded digest.",
     "truncate": "Cut a progressive file to a coarser one.",
     "compare": "Compare two adapters by their deltas.",
+    "sweep": "Draw the whole curve of size against error, and against peers.",
     "selftest": "Run known-answer checks on this machine.",
 }
 

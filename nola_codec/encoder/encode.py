@@ -25,7 +25,7 @@ from nola_codec.encoder.search import Draft, Search
 from nola_codec.entropy import NAMES as CODEC_NAMES
 from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import OBJECTIVES
-from nola_codec.fit.bank import build_bank
+from nola_codec.fit.bank import Bank, build_bank
 from nola_codec.fit.canonical import delta_energy, squared_error
 from nola_codec.model import Adapter, LoraModule
 from nola_codec.prng import NAMES as GENERATOR_NAMES
@@ -69,6 +69,7 @@ def encode_adapter(
     *,
     source_bytes: int,
     config_with_rank: Mapping[str, Any] | None = None,
+    bank: Bank | None = None,
 ) -> tuple[bytes, EncodeReport]:
     """Encode an adapter.
 
@@ -77,12 +78,13 @@ def encode_adapter(
         options: Checked options.
         source_bytes: Size of what the adapter was read from, for the report.
         config_with_rank: The configuration to store when the paper's form changes the rank.
+        bank: `prepared` for this adapter and options, where several encodes differ in their target alone.
 
     Raises:
         EncodeError: the target cannot be reached (code ``unreachable``).
     """
     clock = _Clock()
-    modules = sorted(adapter.modules, key=lambda m: natural_key(m.name))
+    modules = _in_order(adapter)
     raw = dict(sorted(adapter.raw.items(), key=lambda item: natural_key(item[0])))
     envelope = Envelope(
         writer=f"nola-codec {__version__}",
@@ -96,8 +98,10 @@ def encode_adapter(
     with clock.stage("carried tensors"):
         raw_sections = pack_raw(raw)
     energies = np.array([delta_energy(m.lora_B, m.lora_A) * m.scaling**2 for m in modules])
-    make = _project if options.projected else _spread
-    coded = make(modules, options, envelope, raw_sections, energies, adapter.parameters, clock)
+    if options.projected:
+        coded = _project(modules, options, envelope, raw_sections, energies, clock)
+    else:
+        coded = _spread(modules, options, envelope, raw_sections, energies, adapter.parameters, clock, bank)
     total = float(energies.sum())
     nmse = float(coded.squared_errors.sum()) / total if total else 0.0
     effective = None
@@ -120,6 +124,28 @@ def encode_adapter(
     return coded.data, report
 
 
+def prepared(adapter: Adapter, options: EncodeOptions) -> Bank:
+    """What encodes of one adapter share when they differ in target and objective alone; as large as the adapter."""
+    modules = _in_order(adapter)
+    return _bank(modules, _streams(modules, shared=options.shared_basis), options)
+
+
+def _in_order(adapter: Adapter) -> list[LoraModule]:
+    return sorted(adapter.modules, key=lambda m: natural_key(m.name))
+
+
+def _bank(modules: Sequence[LoraModule], streams: Sequence[int], options: EncodeOptions) -> Bank:
+    return build_bank(
+        modules,
+        streams,
+        basis=BASIS_NAMES[options.basis],
+        generator=GENERATOR_NAMES[options.generator],
+        seed=options.seed,
+        most=options.rank,
+        progress=lambda done: _tell(options, "canonical form", done, len(modules)),
+    )
+
+
 def _spread(
     modules: Sequence[LoraModule],
     options: EncodeOptions,
@@ -128,6 +154,7 @@ def _spread(
     energies: Vector,
     parameters: int,
     clock: _Clock,
+    bank: Bank | None,
 ) -> _Coded:
     """Component form: rate spread over singular components, to a size or an error."""
     objective = OBJECTIVES[options.objective_name]
@@ -136,8 +163,9 @@ def _spread(
     aim: float = limit if error is None else error
     for attempt in range(_ATTEMPTS):
         _tell(options, "rate control", attempt, _ATTEMPTS)
-        # The bank, as large as the adapter, is let go before coding: a second attempt is rare, and makes it again.
-        draft, effective = _drafted(modules, options, envelope, raw_sections, energies, aim, clock)
+        # A bank of its own, as large as the adapter, is let go before coding: a second attempt is rare, and makes it
+        # again.
+        draft, effective = _drafted(modules, options, envelope, raw_sections, energies, aim, clock, bank)
         _tell(options, "entropy coding", attempt, _ATTEMPTS)
         coded = _finish(
             draft.material, draft.surveyed, modules, options, envelope, raw_sections, energies, effective, clock
@@ -168,20 +196,14 @@ def _drafted(
     energies: Vector,
     aim: float,
     clock: _Clock,
+    bank: Bank | None,
 ) -> tuple[Draft, list[Vector] | None]:
     """The draft that reaches `aim`, bytes or an error, and the modules' effective errors at each rung."""
     streams = _streams(modules, shared=options.shared_basis)
+    if bank is None:
+        with clock.stage("canonical form"):
+            bank = _bank(modules, streams, options)
     basis = BASIS_NAMES[options.basis]
-    with clock.stage("canonical form"):
-        bank = build_bank(
-            modules,
-            streams,
-            basis=basis,
-            generator=envelope.generator,
-            seed=options.seed,
-            most=options.rank,
-            progress=lambda done: _tell(options, "canonical form", done, len(modules)),
-        )
     search = Search(modules, streams, bank, basis, (OBJECTIVES[options.objective_name],), envelope, raw_sections)
     with clock.stage("rate control"):
         sized = options.error_target is None
@@ -198,7 +220,6 @@ def _project(
     envelope: Envelope,
     raw_sections: Sequence[tuple[int, bytes]],
     energies: Vector,
-    parameters: int,
     clock: _Clock,
 ) -> _Coded:
     """The paper's form: one basis a factor, fixed width."""

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.peers.columns import Component, component
+
 Floats = npt.NDArray[Any]
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = (0.01, 0.03, 0.1, 0.3, 0.5)
@@ -40,16 +42,6 @@ class Pair:
     B: Floats
     A: Floats
     scaling: float = 1.0
-
-
-@dataclass(frozen=True)
-class Component:
-    """A pair in canonical form, ``delta_W = U diag(s) V^T``: u (out, r), s (r,) descending, v (in, r), float64."""
-
-    name: str
-    u: Floats
-    s: Floats
-    v: Floats
 
 
 def shared_dir() -> Path:
@@ -137,9 +129,11 @@ def as_peft(pairs: Sequence[Pair], folder: Path) -> Path:
         state[f"base_model.model.{module}.lora_A.weight"] = np.ascontiguousarray(pair.A, np.float32)
         state[f"base_model.model.{module}.lora_B.weight"] = np.ascontiguousarray(pair.B * pair.scaling, np.float32)
     save_file(state, folder / "adapter_model.safetensors", {"format": "pt"})
+    patterns = ranks if len(set(ranks.values())) > 1 else {}  # of one rank for all, PEFT writes none either
     config = {
-        "peft_type": "LORA", "r": max(ranks.values()), "lora_alpha": max(ranks.values()), "target_modules": list(ranks),
-        "rank_pattern": ranks, "alpha_pattern": ranks, "use_rslora": False, "bias": "none",
+        "peft_type": "LORA", "r": max(ranks.values()), "lora_alpha": max(ranks.values()),
+        "target_modules": sorted({module.rpartition(".")[2] for module in ranks}),
+        "rank_pattern": patterns, "alpha_pattern": patterns, "use_rslora": False, "bias": "none",
     }  # fmt: skip
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
@@ -157,11 +151,8 @@ def _scaling(path: Path) -> Callable[[int], float]:
 
 
 def canonical(pair: Pair) -> Component:
-    """QR of both factors, SVD of the r x r core."""
-    q_b, r_b = np.linalg.qr(pair.B.astype(np.float64))
-    q_a, r_a = np.linalg.qr(pair.A.astype(np.float64).T)
-    left, s, right = np.linalg.svd(pair.scaling * r_b @ r_a.T)
-    return Component(pair.name, q_b @ left[:, : len(s)], s, q_a @ right.T[:, : len(s)])
+    """A pair's singular components."""
+    return component(pair.name, pair.B, pair.A, pair.scaling)
 
 
 def nmse(pairs: Sequence[Pair], decoded: Sequence[tuple[Floats, Floats]]) -> float:

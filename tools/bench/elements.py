@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from columns import Point
 from common import Component, Floats, Pair, nmse
-from quantizers import FileWriter, Half, Integers, Quantized, Quantizer, entropy_bits, rotate, zstd
+from quantizers import rotate
+
+from nola_codec.peers.columns import Point
+from nola_codec.peers.file import FileWriter, entropy_bits, zstd
+from nola_codec.peers.rounding import Half, Integers, Quantized, Quantizer
 
 STEPS = 10  # of bisection: the setting within a thousandth
 
@@ -138,6 +141,7 @@ class Elements:
         self.vectors = vectors
         self.method = method
         self.widths = widths
+        self._errors: dict[tuple[str, float], float] = {}  # targets share the first steps of their bisections
 
     def best_at(self, target: float) -> Point | None:
         """The smallest file with an error of at most `target`, or None where no setting gets there."""
@@ -149,7 +153,10 @@ class Elements:
         """(estimated bytes, setting, keep) at the lowest setting that meets the error."""
 
         def error(setting: float) -> float:
-            return self.vectors.error(self.method(self.vectors, setting, keep)[0])
+            key = keep.name, setting
+            if key not in self._errors:
+                self._errors[key] = self.vectors.error(self.method(self.vectors, setting, keep)[0])
+            return self._errors[key]
 
         low, high = 0.0, 1.0
         if error(high) > target:

@@ -1,4 +1,4 @@
-"""Peers that keep some SVD components and quantize the kept ones: which are kept, at which width, at which error.
+"""Peers that keep some SVD components and round the kept ones: which are kept, at which width, at which error.
 
 All components are quantized once at every width. The error of any choice is then a sum over small Gram matrices, so
 the best setting for a target is found by bisection without reconstructing anything; only finalists are written.
@@ -11,11 +11,43 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from common import Component, Floats
-from quantizers import FileWriter, Quantized, Quantizer, entropy_bits
+import numpy.typing as npt
+
+from nola_codec.fit.canonical import canonical
+from nola_codec.peers.file import FileWriter, entropy_bits
+from nola_codec.peers.rounding import Floats, Quantized, Quantizer
+
+Vector = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.int64]
 
 DROPPED = -1
-RESIZE_RULES = ("rank", "fro", "ratio")  # what kohya's resize_lora offers: each module looks at itself alone
+RESIZE_RULES = ("rank", "fro", "ratio", "cumulative")
+"""What kohya's resize_lora offers: each module looks at itself alone, and keeps one component at least."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """A module in canonical form, ``delta_W = U diag(s) V^T``.
+
+    Attributes:
+        name: Of the module.
+        u: float32 (out, r), orthonormal columns.
+        s: float64 (r,), descending, |scaling| in it.
+        v: float32 (in, r), orthonormal columns.
+    """
+
+    name: str
+    u: npt.NDArray[np.float32]
+    s: Vector
+    v: npt.NDArray[np.float32]
+
+
+def component(name: str, lora_B: npt.NDArray[np.float32], lora_A: npt.NDArray[np.float32], scaling: float) -> Component:
+    """Components of ``scaling * lora_B @ lora_A``, as many as there can be."""
+    parts = canonical(lora_B, lora_A)
+    count = min(lora_B.shape[0], lora_A.shape[1], len(parts.s))
+    sign = np.float32(-1 if scaling < 0 else 1)
+    return Component(name, sign * parts.u[:count].T, abs(scaling) * parts.s[:count], parts.v[:count].T)
 
 
 @dataclass(frozen=True)
@@ -27,24 +59,27 @@ class Point:
     nmse: float
 
 
-def scores(components: Sequence[Component], rule: str) -> Floats:
+def scores(components: Sequence[Component], rule: str) -> Vector:
     """(modules, ranks) positive scores: a setting keeps what scores at least its threshold. Padding scores 0.
 
-    rank: 1 / (index + 1). fro: share of the module's energy not yet captured (`sv_fro`). ratio: s_c / s_0 squared
-    (`sv_ratio`). global: s_c^2 per stored number, over the whole file.
+    rank: 1 / (index + 1). fro: share of the module's energy not yet captured (`sv_fro`). cumulative: the same of its
+    singular values (`sv_cumulative`). ratio: s_c / s_0 squared (`sv_ratio`). global: s_c^2 per stored number, over the
+    whole file.
     """
-    width = max(len(c.s) for c in components)
-    out = np.zeros((len(components), width))
+    out = np.zeros((len(components), max(len(c.s) for c in components)))
     for row, c in zip(out, components, strict=True):
         energy = c.s**2
         if rule == "rank":
-            row[: len(energy)] = 1 / np.arange(1, len(energy) + 1)
-        elif rule == "fro":
-            row[: len(energy)] = np.cumsum(energy[::-1])[::-1] / max(energy.sum(), 1e-300)
+            score: Vector = 1 / np.arange(1, len(energy) + 1)
+        elif rule in ("fro", "cumulative"):
+            amount = energy if rule == "fro" else c.s
+            score = np.cumsum(amount[::-1])[::-1]
+            score = score / max(score[0], 1e-300)  # exactly 1 at the first, which no threshold then takes away
         elif rule == "ratio":
-            row[: len(energy)] = energy / max(energy[0], 1e-300)
+            score = energy / max(energy[0], 1e-300)
         else:
-            row[: len(energy)] = energy / (len(c.u) + len(c.v))
+            score = energy / (len(c.u) + len(c.v))
+        row[: len(energy)] = score
     return out
 
 
@@ -69,18 +104,20 @@ class Bank:
             coded = [(quantize(left), quantize(right)) for quantize in quantizers]
             self.sides.append(coded)
             at = np.concatenate([np.arange(len(c.s)) + q * self.width for q in range(len(quantizers))])
-            u = np.concatenate([pair[0].values for pair in coded])
-            v = np.concatenate([pair[1].values for pair in coded])
+            u = np.concatenate([pair[0].values for pair in coded]).astype(np.float64)
+            v = np.concatenate([pair[1].values for pair in coded]).astype(np.float64)
             self.gram[row][np.ix_(at, at)] = (u @ u.T) * (v @ v.T)
             self.cross[row, at] = ((u @ c.u) * (v @ c.v)) @ c.s
 
-    def nmse(self, labels: Floats) -> float:
+    def nmse(self, labels: Labels) -> float:
         """Error when component (module, c) is stored by quantizer `labels[module, c]`, or dropped at -1."""
+        if self.total == 0:
+            return 0.0
         mask = np.concatenate([labels == q for q in range(len(self.quantizers))], axis=1).astype(np.float64)
         kept = np.einsum("lc,lcd,ld->", mask, self.gram, mask, optimize=True) - 2 * (mask * self.cross).sum()
         return max(self.total + float(kept), 0.0) / self.total
 
-    def decoded(self, labels: Floats) -> list[tuple[Floats, Floats]]:
+    def decoded(self, labels: Labels) -> list[tuple[Floats, Floats]]:
         """(B', A') of every module, for checking `nmse` against the factors themselves."""
         out = []
         for coded, row in zip(self.sides, labels, strict=True):
@@ -91,7 +128,7 @@ class Bank:
             out.append((np.array(b).reshape(-1, n).T, np.array(a).reshape(-1, m)))
         return out
 
-    def write(self, labels: Floats, compress: bool) -> bytes:
+    def write(self, labels: Labels, compress: bool) -> bytes:
         """The file for these labels."""
         header = [
             [c.name, len(c.u), len(c.v), *((row == q).sum().item() for q in range(len(self.quantizers)))]
@@ -107,7 +144,7 @@ class Bank:
         return writer.blob()
 
     @cached_property
-    def costs(self) -> Floats:
+    def costs(self) -> Vector:
         """(modules, quantizers): estimated bytes of a component, codes at their order-0 entropy."""
         out = np.zeros((len(self.components), len(self.quantizers)))
         for q in range(len(self.quantizers)):
@@ -119,7 +156,7 @@ class Bank:
                     out[row, q] += sum(part[0].nbytes for part in side.side)
         return out
 
-    def estimate(self, labels: Floats) -> float:
+    def estimate(self, labels: Labels) -> float:
         """Bytes of `write(labels)` roughly, for ranking settings."""
         return float(sum((self.costs[:, q] * (labels == q).sum(1)).sum() for q in range(len(self.quantizers))))
 
@@ -135,7 +172,7 @@ class Mix:
     multiples: Mapping[int, float]
     rest: int = DROPPED
 
-    def labels(self, score: Floats, threshold: float) -> Floats:
+    def labels(self, score: Vector, threshold: float) -> Labels:
         """Labels for `Bank` at one threshold; the padding is dropped."""
         out = np.full(score.shape, self.rest)
         for quantizer, multiple in sorted(self.multiples.items(), key=lambda item: item[1]):
@@ -171,7 +208,7 @@ class Columns:
         return min(points, key=lambda point: point.bytes, default=None)
 
 
-def _loosest(bank: Bank, mix: Mix, nmse: float) -> Floats | None:
+def _loosest(bank: Bank, mix: Mix, nmse: float) -> Labels | None:
     """Labels at the highest threshold that meets the error, by bisection over the distinct thresholds."""
     score = scores(bank.components, mix.rule)
     levels = [score[score > 0] / multiple for multiple in mix.multiples.values()]

@@ -1,0 +1,100 @@
+"""A sweep as a picture. matplotlib is imported when one is drawn, and not before."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+from nola_codec.adapters.files import atomic_file, require_free
+from nola_codec.api.sweeping import SweepReport
+from nola_codec.errors import EncodeError
+
+FORMATS = (".png", ".svg")
+
+
+def check_plot(out: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Refuse what `plot_sweep` would refuse, before a sweep is made for it.
+
+    Raises:
+        EncodeError: another ending than FORMATS, no such directory, or no matplotlib (code ``missing-package``).
+        OutputExists: `out` is there and `overwrite` is false.
+    """
+    path = Path(out)
+    if path.suffix.lower() not in FORMATS:
+        raise EncodeError(f"a plot ends in {' or '.join(FORMATS)}", code="option", where=str(path))
+    require_free(path, overwrite=overwrite)
+    if not path.parent.is_dir():
+        raise EncodeError("no such directory", code="no-directory", where=str(path.parent))
+    if importlib.util.find_spec("matplotlib") is None:
+        raise EncodeError("plots need matplotlib: pip install 'nola-codec[plot]'", code="missing-package")
+
+
+def plot_sweep(report: SweepReport, out: str | os.PathLike[str], *, title: str = "", overwrite: bool = False) -> None:
+    """Draw size against error, and the peers' sizes at the same errors where these are NMSEs.
+
+    The same report gives the same SVG.
+
+    Raises:
+        EncodeError, OutputExists: as `check_plot`.
+    """
+    check_plot(out, overwrite=overwrite)
+    import matplotlib
+
+    matplotlib.use("agg", force=False)
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    effective = report.objective == "effective"
+    done = [p for p in report.points if p.bytes is not None]
+    with matplotlib.rc_context({"svg.hashsalt": "nola-codec", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(8.5, 4.5), layout="constrained")
+        axes = figure.add_subplot()
+        for name in () if effective else report.peers:
+            found = [(f.bytes, p.nmse) for p in done for f in p.peers if f.name == name and f.bytes is not None]
+            if found:
+                _line(axes, found, name, linewidth=1, marker=".")
+        own = [(p.bytes, p.effective_error if effective else p.nmse) for p in done]
+        if own:
+            _line(axes, own, "nola-codec", linewidth=2.5, marker="o", color="black")
+        axes.set_xscale("log")
+        if any(y for _, y in own):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("size of the file")
+        axes.set_ylabel("effective error" if effective else "NMSE of delta_W")
+        axes.grid(alpha=0.3, which="both", linewidth=0.5)
+        fp16 = 2 * report.parameters
+        above = axes.secondary_xaxis(
+            "top", functions=(lambda x: fp16 / _above_zero(x), lambda x: fp16 / _above_zero(x))
+        )
+        above.set_xlabel("smaller than fp16")
+        for axis, label in ((axes.xaxis, _size), (above.xaxis, lambda x, _: f"{x:g}x")):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(FuncFormatter(label))
+            axis.set_minor_formatter(NullFormatter())
+        if title:
+            axes.set_title(title)
+        if own:
+            figure.legend(loc="outside right upper", frameon=False)
+        suffix = Path(out).suffix.lower().removeprefix(".")
+        with atomic_file(out) as stream:
+            figure.savefig(stream, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
+
+
+def _line(axes: Any, points: list[Any], name: str, **style: Any) -> None:
+    points = sorted(points)
+    axes.plot([x for x, _ in points], [y for _, y in points], label=name, **style)
+
+
+def _size(x: float, _: object) -> str:
+    return f"{x / 1e6:g} MB" if x >= 1e6 else f"{x / 1000:g} KB"
+
+
+def _above_zero(x: Any) -> Any:
+    import numpy as np
+
+    return np.maximum(x, 1e-9)  # matplotlib tries limits that no file has
