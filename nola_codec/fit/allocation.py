@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from nola_codec.fit.bank import Bank
 from nola_codec.fit.ecsq import Ecsq, frontier
+from nola_codec.fit.weighted_plan import best_precisions, cosine2_of, survival_of
 
 Vector = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
@@ -40,13 +41,13 @@ class Objective:
     name: str
     gamma: tuple[float, float]
 
-    def survival(self, cosine2: Vector, side: int) -> Vector:
-        """A of the module's docstring."""
-        return np.asarray(cosine2 / (cosine2 + (1 - cosine2) / self.gamma[side]))
+    def survival(self, cosine2: Vector, side: int, tolerance: Vector | float = 1.0) -> Vector:
+        """A of the module's docstring; `tolerance` is a factor on gamma."""
+        return survival_of(cosine2, self.gamma[side] * tolerance)
 
-    def gain(self, cosine2: Vector, side: int) -> Vector:
+    def gain(self, cosine2: Vector, side: int, tolerance: Vector | float = 1.0) -> Vector:
         """t of the module's docstring."""
-        return np.asarray(1 / (cosine2 + (1 - cosine2) / self.gamma[side]))
+        return np.asarray(1 / (cosine2 + (1 - cosine2) / (self.gamma[side] * tolerance)))
 
 
 NMSE = Objective("nmse", (1.0, 1.0))
@@ -147,15 +148,19 @@ def make_plan(bank: Bank, objective: Objective, lagrangian: float) -> Plan:
     with np.errstate(divide="ignore"):
         exact = PRECISION_STEPS * (np.log2(bank.strength) - np.log2(lagrangian) / 2)
     exact = np.clip(exact, -_BIAS, 255 - _BIAS)
+    if bank.tolerance is not None:
+        exact = np.where(bank.strength > 0, _borne(bank, bank.tolerance, objective, lagrangian), exact)
     precision = np.rint(exact).astype(np.int64) + _BIAS
     sides = []
     for side in (0, 1):
         steps = ladder(objective, side)
         where = steps.at(precision + precision_shifts(bank.lengths[side]))
         ideal = exact - PRECISION_STEPS / 2 * np.log2(bank.lengths[side])
-        sides.append(
-            (steps.rung[where], steps.survival[where], steps.rate[where], steps.gain(ideal, steps.rung[where]))
-        )
+        survival = steps.survival[where]
+        if bank.tolerance is not None:
+            gamma = objective.gamma[side]
+            survival = survival_of(cosine2_of(survival, gamma), gamma * bank.tolerance[side])
+        sides.append((steps.rung[where], survival, steps.rate[where], steps.gain(ideal, steps.rung[where])))
     bits = sides[0][2] * bank.lengths[0] + sides[1][2] * bank.lengths[1] + SIDE_BITS
     worth = (bank.component < bank.most) & (bank.strength**2 * sides[0][1] * sides[1][1] > lagrangian * bits)
     kept = np.flatnonzero(worth & (sides[0][0] >= 0) & (sides[1][0] >= 0))
@@ -168,3 +173,25 @@ def make_plan(bank: Bank, objective: Objective, lagrangian: float) -> Plan:
         gain=np.stack([sides[0][3][kept], sides[1][3][kept]]),
         bits=float(bits[kept].sum()),
     )
+
+
+def _borne(bank: Bank, tolerance: Vector, objective: Objective, lagrangian: float) -> Vector:
+    """Precisions of units that bear noise unequally, without the bias, float64 (units,)."""
+    grid = np.arange(-_BIAS, 256 - _BIAS, dtype=np.int64)
+    result = np.empty(bank.units)
+    shapes, shape_of = np.unique(bank.lengths, axis=1, return_inverse=True)
+    gamma = np.array(objective.gamma)[:, None] * tolerance
+    for number, lengths in enumerate(shapes.T):
+        own = np.flatnonzero(shape_of.reshape(-1) == number)
+        cosine2, rate = [], []
+        for side in (0, 1):
+            steps = ladder(objective, side)
+            at = steps.at(grid + _BIAS + precision_shift(int(lengths[side])))
+            cosine2.append(cosine2_of(steps.survival[at], objective.gamma[side]))
+            rate.append(steps.rate[at])
+        best = best_precisions(
+            bank.strength[own] ** 2, gamma[:, own], np.stack(cosine2), np.stack(rate),
+            (int(lengths[0]), int(lengths[1])), lagrangian,
+        )  # fmt: skip
+        result[own] = grid[best]
+    return result

@@ -94,7 +94,7 @@ def quantize(bank: Bank, plan: Plan, basis: int) -> Quantized:
     cosine2 = np.minimum(dots**2 / (squares * lengths), 1.0)
     norm2 = np.array([[basis_by_id(basis).norm2(int(n)) for n in side] for side in bank.lengths[:, kept]])
     norms = np.sqrt(norm2.reshape(2, -1) * squares)
-    gains = np.stack([plan.objective.gain(cosine2[side], side) for side in (0, 1)])
+    gains = np.stack([plan.objective.gain(cosine2[side], side, bank.bears(side, kept)) for side in (0, 1)])
     size = bank.singular[kept] * np.prod(gains * np.sqrt(cosine2) / norms, axis=0)
     return Quantized(
         kept=kept,
@@ -103,7 +103,7 @@ def quantize(bank: Bank, plan: Plan, basis: int) -> Quantized:
         levels=levels,
         quantizers=quantizers,
         amplitude=16 * np.log2(size),
-        survival=np.stack([plan.objective.survival(cosine2[side], side) for side in (0, 1)]),
+        survival=np.stack([plan.objective.survival(cosine2[side], side, bank.bears(side, kept)) for side in (0, 1)]),
         cosine2=cosine2,
         norms=norms,
         coefficient_bits=float(bits),
