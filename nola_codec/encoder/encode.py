@@ -16,6 +16,7 @@ from nola_codec.basis import NAMES as BASIS_NAMES
 from nola_codec.container.names import natural_key
 from nola_codec.decoder.factors import Factors
 from nola_codec.encoder.assemble import Envelope, code_parts, pack_raw, write_parts
+from nola_codec.encoder.importance import match_importance
 from nola_codec.encoder.material import Material, Survey, survey
 from nola_codec.encoder.options import DEFAULT_BITS, EncodeOptions
 from nola_codec.encoder.paper import project_modules
@@ -26,6 +27,7 @@ from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import OBJECTIVES
 from nola_codec.fit.bank import build_bank
 from nola_codec.fit.canonical import delta_energy, squared_error
+from nola_codec.fit.weighting import Moments, activation_errors, in_order
 from nola_codec.model import Adapter, LoraModule
 from nola_codec.prng import NAMES as GENERATOR_NAMES
 from nola_codec.version import __version__
@@ -53,12 +55,18 @@ class _Clock:
 
 @dataclass(frozen=True)
 class _Coded:
-    """A finished file and its losses, per module: squared errors measured on the decoded factors."""
+    """A finished file and its losses, per module: squared errors measured on the decoded factors.
+
+    `activations` is (2, modules): squared error and energy of what the layers put out on a calibration set. `weights`
+    is what effective errors are shares of.
+    """
 
     data: bytes
     material: Material
     squared_errors: Vector
     effective_errors: Vector | None
+    activations: Vector | None = None
+    weights: Vector | None = None
 
 
 def encode_adapter(
@@ -100,7 +108,8 @@ def encode_adapter(
     nmse = float(coded.squared_errors.sum()) / total if total else 0.0
     effective = None
     if coded.effective_errors is not None:
-        effective = float(coded.effective_errors.sum()) / total if total else 0.0
+        whole = total if coded.weights is None else float(coded.weights.sum())
+        effective = float(coded.effective_errors.sum()) / whole if whole else 0.0
     report = EncodeReport(
         bytes=len(coded.data),
         source_bytes=source_bytes,
@@ -112,6 +121,7 @@ def encode_adapter(
         tensors=_tensor_reports(modules, energies, coded),
         seconds=clock.total(),
         stages=dict(clock.seconds),
+        activation_error=None if coded.activations is None else _share(coded.activations),
         notes=_notes(options, nmse, effective),
     )
     return coded.data, report
@@ -134,12 +144,12 @@ def _spread(
     for attempt in range(_ATTEMPTS):
         _tell(options, "rate control", attempt, _ATTEMPTS)
         # The bank, as large as the adapter, is let go before coding: a second attempt is rare, and makes it again.
-        draft, effective = _drafted(modules, options, envelope, raw_sections, energies, aim, clock)
+        draft, effective, weights = _drafted(modules, options, envelope, raw_sections, energies, aim, clock)
         _tell(options, "entropy coding", attempt, _ATTEMPTS)
         coded = _finish(
             draft.material, draft.surveyed, modules, options, envelope, raw_sections, energies, draft.measured(), clock
         )
-        coded = replace(coded, effective_errors=effective)
+        coded = replace(coded, effective_errors=effective, weights=weights)
         # Estimates are good to a few bytes, and errors to the int16 rounding: a miss is rare, and small.
         if error is None:
             over = len(coded.data) - limit
@@ -166,8 +176,8 @@ def _drafted(
     energies: Vector,
     aim: float,
     clock: _Clock,
-) -> tuple[Draft, Vector | None]:
-    """The draft that reaches `aim`, bytes or an error, and the modules' effective errors."""
+) -> tuple[Draft, Vector | None, Vector]:
+    """The draft that reaches `aim`, bytes or an error, the modules' effective errors, and the weights these are of."""
     streams = _streams(modules, shared=options.shared_basis)
     basis = BASIS_NAMES[options.basis]
     with clock.stage("canonical form"):
@@ -178,12 +188,17 @@ def _drafted(
             generator=envelope.generator,
             seed=options.seed,
             most=options.rank,
+            importance=None
+            if options.importance is None
+            else match_importance([m.name for m in modules], options.importance),
+            moments=_moments(modules, options),
             progress=lambda done: _tell(options, "canonical form", done, len(modules)),
         )
     search = Search(modules, streams, bank, basis, OBJECTIVES[options.objective_name], envelope, raw_sections)
     with clock.stage("rate control"):
         draft = search.for_bytes(int(aim)) if options.error_target is None else search.for_error(aim)
-    return draft, search.effective_errors(draft, energies)
+    weights = search.weights() if options.weighted else energies
+    return draft, search.effective_errors(draft, weights), weights
 
 
 def _project(
@@ -224,6 +239,8 @@ def _finish(
 ) -> _Coded:
     """Entropy-code, decode, and measure what was lost; the measured NMSE goes into the header."""
     errors = np.zeros(len(modules))
+    moments = _moments(modules, options)
+    activations = None if moments is None else np.zeros((2, len(modules)))
     total = float(energies.sum())
 
     def measure(index: int, factors: Factors) -> None:
@@ -231,12 +248,26 @@ def _finish(
         with clock.stage("measuring"):
             lora_B, lora_A = factors.float32(NUMPY)
             errors[index] = squared_error(module.lora_B, module.lora_A, lora_B, lora_A) * module.scaling**2
+            if moments is not None and activations is not None:
+                pair = activation_errors(module, lora_B, lora_A, moments[index])
+                activations[:, index] = np.array(pair) * module.scaling**2
 
     with clock.stage("coding and decoding"):
         parts = code_parts(material, surveyed, envelope, measure, [CODEC_NAMES[name] for name in options.entropy])
         measured = {**measured, "nmse": float(errors.sum()) / total if total else 0.0}
+        if activations is not None:
+            measured["activation_error"] = _share(activations)
         data = write_parts(parts, material, envelope, raw_sections, measured)
-    return _Coded(data, material, errors, None)
+    return _Coded(data, material, errors, None, activations)
+
+
+def _moments(modules: Sequence[LoraModule], options: EncodeOptions) -> list[Moments] | None:
+    return None if options.weighting is None else in_order(modules, options.weighting)
+
+
+def _share(lost_and_energy: Vector) -> float:
+    lost, energy = lost_and_energy.reshape(2, -1).sum(axis=1)
+    return float(lost / energy) if energy else 0.0
 
 
 def _streams(modules: Sequence[LoraModule], *, shared: bool) -> list[int]:
@@ -257,6 +288,7 @@ def _tensor_reports(modules: Sequence[LoraModule], energies: Vector, coded: _Cod
     for index, (module, record) in enumerate(zip(modules, coded.material.records, strict=True)):
         energy = float(energies[index])
         share = 1 / energy if energy else 0.0
+        weight = energy if coded.weights is None else float(coded.weights[index])
         reports.append(
             TensorReport(
                 name=module.name,
@@ -266,8 +298,13 @@ def _tensor_reports(modules: Sequence[LoraModule], energies: Vector, coded: _Cod
                 energy=energy,
                 nmse=float(coded.squared_errors[index]) * share,
                 effective_error=(
-                    None if coded.effective_errors is None else float(coded.effective_errors[index]) * share
+                    None
+                    if coded.effective_errors is None
+                    else float(coded.effective_errors[index]) / weight
+                    if weight
+                    else 0.0
                 ),
+                activation_error=None if coded.activations is None else _share(coded.activations[:, index]),
             )
         )
     return tuple(reports)

@@ -19,6 +19,7 @@ from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import Objective, Plan, ladder, make_plan, precision_shifts
 from nola_codec.fit.bank import Bank
 from nola_codec.fit.quantize import Quantized, coded_nmse, quantize
+from nola_codec.fit.weighted_plan import cosine2_of
 from nola_codec.model import LoraModule
 
 _DRAFTS = 16
@@ -178,9 +179,11 @@ class Search:
         kept = np.ones(len(plan.kept))
         for side in (0, 1):
             steps = ladder(plan.objective, side)
-            kept = (
-                kept * steps.survival[steps.at(plan.precision + precision_shifts(self.bank.lengths[side][plan.kept]))]
-            )
+            survival = steps.survival[steps.at(plan.precision + precision_shifts(self.bank.lengths[side][plan.kept]))]
+            if self.bank.tolerance is not None:
+                cosine2 = cosine2_of(survival, plan.objective.gamma[side])
+                survival = plan.objective.survival(cosine2, side, self.bank.bears(side, plan.kept))
+            kept = kept * survival
         return 1 - float((self.bank.strength[plan.kept] ** 2 * kept).sum()) / total
 
     @property
@@ -199,16 +202,20 @@ class Search:
                 high = middle
         return float(2.0 ** ((low + high) / 2))
 
-    def effective_errors(self, draft: Draft, energies: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | None:
-        """Effective error of each module, in the units of its energy; None where NMSE is the objective."""
+    def weights(self) -> npt.NDArray[np.float64]:
+        """Weight of each module in the objective, (modules,): its energy unless it is weighted otherwise."""
+        return np.bincount(self.bank.module, self.bank.strength**2, minlength=len(self.modules)).astype(np.float64)
+
+    def effective_errors(self, draft: Draft, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | None:
+        """Effective error of each module, in the units of its weight; None where NMSE is the objective."""
         if self.objective.name == "nmse":
             return None
         survived = np.bincount(
             self.bank.module[draft.quantized.kept],
             self.bank.strength[draft.quantized.kept] ** 2 * self._share(draft.quantized, draft.material),
-            minlength=len(energies),
+            minlength=len(weights),
         )
-        return np.maximum(energies - survived, 0.0)
+        return np.maximum(weights - survived, 0.0)
 
     def _share(self, quantized: Quantized, material: Material) -> npt.NDArray[np.float64]:
         """Share of each kept unit's energy that survives, with its amplitude as rounded."""
