@@ -27,7 +27,9 @@ Vector = npt.NDArray[np.float64]
 FLOOR = 0.02
 """Least weight of a component, as a share of what its energy alone would give: first-order values are noisy."""
 CAP = 8.0
-"""Most that one vector's tolerance of noise may differ from the average, either way."""
+"""Most that one vector's measured tolerance of noise may differ from the average, either way."""
+TRUST = 0.5
+"""Power of the measured tolerances that is used: they hold for small noise, and coarse quantization makes much."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def weigh(energy: Vector, value: Vector, noise: Vector) -> tuple[Vector, Vector]
 
     Returns:
         Weights, float64 (units,), of the same sum as the energies; and tolerances, float64 (2, units), factors on the
-        objective's gammas that leave the total cost of noise as it was.
+        objective's gammas, around 1.
 
     Raises:
         EncodeError: on the calibration set the adapter gains nothing (code ``calibration``).
@@ -116,7 +118,7 @@ def weigh(energy: Vector, value: Vector, noise: Vector) -> tuple[Vector, Vector]
     with np.errstate(divide="ignore", invalid="ignore"):
         tolerance = weight / noise * (noise.sum(axis=1, keepdims=True) / total)
     # Where neither is felt nothing is known; a layer that the calibration set never reaches is such a one.
-    return weight, np.where(noise > 0, np.clip(tolerance, 1 / CAP, CAP), 1.0)
+    return weight, np.where(noise > 0, np.clip(tolerance, 1 / CAP, CAP) ** TRUST, 1.0)
 
 
 def activation_errors(

@@ -13,7 +13,16 @@ from nola_codec.fit.allocation import EFFECTIVE, make_plan
 from nola_codec.fit.bank import build_bank
 from nola_codec.fit.canonical import canonical
 from nola_codec.fit.weighted_plan import best_precisions, cosine2_of, survival_of
-from nola_codec.fit.weighting import CAP, FLOOR, Moments, activation_errors, component_figures, in_order, weigh
+from nola_codec.fit.weighting import (
+    CAP,
+    FLOOR,
+    TRUST,
+    Moments,
+    activation_errors,
+    component_figures,
+    in_order,
+    weigh,
+)
 from nola_codec.model import LoraModule
 from nola_codec.prng import PHILOX
 
@@ -85,10 +94,10 @@ def test_weights_keep_their_sum_and_stay_off_the_floor() -> None:
     assert weight.sum() == pytest.approx(energy.sum())
     assert weight[1] == pytest.approx(3 * weight[0])
     assert weight[2] / weight[0] == pytest.approx(FLOOR * 1.0 / (1.0 * 8 / 3.5))
-    assert tolerance[0, 1] == pytest.approx(3 * tolerance[0, 0])
-    assert tolerance[1, 0] == CAP  # hardly felt
+    assert tolerance[0, 1] == pytest.approx(3**TRUST * tolerance[0, 0])
+    assert tolerance[1, 0] == CAP**TRUST  # hardly felt
     assert tolerance[0, 3] == 1.0  # not felt at all: nothing is known
-    assert tolerance.min() >= 1 / CAP
+    assert tolerance.min() >= CAP**-TRUST
 
 
 def test_an_adapter_that_gains_nothing_is_refused() -> None:
