@@ -38,8 +38,8 @@ def encode(
         size: Bytes that the file may take, as a number or as ``"50KB"``, ``"64KiB"``.
         overwrite: Replace a file that is there.
         carry_unknown: Carry tensors that the dialect does not know, exact, instead of refusing them.
-        **options: The other fields of `EncodeOptions`: nmse, ratio, error, num_basis, bits, rank, objective, basis,
-            generator, seed, shared_basis, entropy, progressive, rungs, progress.
+        **options: The other fields of `EncodeOptions`: nmse, ratio, error, num_basis, bits, rank, objective, fit,
+            weighting, importance, basis, generator, seed, shared_basis, entropy, progressive, rungs, progress.
 
     Raises:
         AdapterError: the source cannot be read.
@@ -66,15 +66,7 @@ def encode_bytes(
     **options: Any,
 ) -> tuple[bytes, EncodeReport]:
     """`encode` that hands back the file's bytes as well."""
-    limit = parse_size(size) if isinstance(size, str) else size
-    try:
-        chosen = EncodeOptions(size=limit, **options)
-    except TypeError as error:
-        raise EncodeError(str(error).replace("EncodeOptions.__init__()", "encode()"), code="option") from error
-    if isinstance(out, str | os.PathLike):
-        require_free(Path(out), overwrite=overwrite)
-        if not Path(out).parent.is_dir():
-            raise EncodeError("no such directory", code="no-directory", where=str(Path(out).parent))
+    chosen = checked(out, size=size, overwrite=overwrite, **options)
     adapter = adapters.read(source, config=config, carry_unknown=carry_unknown)
     new_config = None
     if chosen.projected and chosen.rank is not None and adapter.config is not None:
@@ -90,6 +82,22 @@ def encode_bytes(
     elif out is not None:
         out.write(data)
     return data, report
+
+
+def checked(
+    out: str | os.PathLike[str] | BinaryIO | None, *, size: int | str | None, overwrite: bool, **options: Any
+) -> EncodeOptions:
+    """The options of an encode, and a look at where it would go, before any work; arguments and errors as there."""
+    limit = parse_size(size) if isinstance(size, str) else size
+    try:
+        chosen = EncodeOptions(size=limit, **options)
+    except TypeError as error:
+        raise EncodeError(str(error).replace("EncodeOptions.__init__()", "encode()"), code="option") from error
+    if isinstance(out, str | os.PathLike):
+        require_free(Path(out), overwrite=overwrite)
+        if not Path(out).parent.is_dir():
+            raise EncodeError("no such directory", code="no-directory", where=str(Path(out).parent))
+    return chosen
 
 
 def source_size(source: AnySource, adapter: Adapter) -> int:

@@ -24,6 +24,13 @@ _GENERATORS = ("philox4x32-10", "threefry2x32-20")
 @click.option("--nmse", type=float, help="Share of ||delta_W||^2 that may be lost; the objective is then nmse.")
 @click.option("--error", type=float, help="Target in the chosen objective.")
 @click.option("--objective", type=click.Choice(["effective", "nmse"]), help="What is minimised [effective].")
+@click.option("--fit", type=click.Choice(["weights", "activations"]), default="weights", show_default=True,
+              help="What components weigh: their energy, or what they gain on --calibration.")  # fmt: skip
+@click.option("--base", type=click.Path(), help="Transformers model directory, for --fit activations.")
+@click.option("--calibration", type=click.Path(),
+              help="Text of the task, a row a line; or .jsonl: text, or prompt and completion.")  # fmt: skip
+@click.option("--calibration-rows", type=click.IntRange(min=1), help="Rows used at most [64].")
+@click.option("--importance", type=click.Path(), help="JSON or safetensors: a number a tensor, by name or pattern.")
 @click.option("--num-basis", type=int, help="The paper's form: coefficients a factor.")
 @click.option("--bits", type=int, help="The paper's form: bits a coefficient, 1-8 or 16 [4].")
 @click.option("--rank", type=int, help="Components kept at most; in the paper's form, the rank fitted.")
@@ -41,22 +48,43 @@ _GENERATORS = ("philox4x32-10", "threefry2x32-20")
 @quiet_option
 @json_option
 def command(
-    source: str, out: str, limit: str | None, rungs: str | None, passthrough: bool, dry_run: bool, force: bool,
-    quiet: bool,
-    as_json: bool, **options: Any,
+    source: str, out: str, limit: str | None, fit: str, base: str | None, calibration: str | None,
+    calibration_rows: int | None, importance: str | None, rungs: str | None, passthrough: bool, dry_run: bool,
+    force: bool, quiet: bool, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Encode the adapter SOURCE (a PEFT directory or a .safetensors file)."""
-    from nola_codec.api.encoding import encode
+    from nola_codec.api.encoding import checked, encode
     from nola_codec.encoder.sizes import parse_size
 
+    show = progress(quiet)
+    if rungs is not None:
+        options["rungs"] = tuple(parse_size(part) for part in rungs.split(","))
+    partners = {"--base": base, "--calibration": calibration}
+    if fit == "activations":
+        if missing := [name for name, value in partners.items() if value is None]:
+            raise click.UsageError(f"--fit activations needs {' and '.join(missing)}")
+    elif given := [n for n, v in {**partners, "--calibration-rows": calibration_rows}.items() if v is not None]:
+        raise click.UsageError(f"{' and '.join(given)} {'serves' if len(given) == 1 else 'serve'} --fit activations")
+    if importance is not None:
+        from nola_codec.encoder.importance import read_importance
+
+        options["importance"] = read_importance(importance)
+    if base is not None and calibration is not None:
+        from nola_codec.adapters import read
+        from nola_codec.integrations.calibration import ROWS, collect_moments
+
+        # Minutes may pass before the encoder would say so.
+        checked(None if dry_run else out, size=limit, overwrite=force, fit=fit, weighting={}, **options)
+        modules = read(source, carry_unknown=passthrough).modules
+        options["weighting"] = collect_moments(base, modules, calibration, rows=calibration_rows or ROWS, progress=show)
     report = encode(
         source,
         None if dry_run else out,
         size=limit,
-        rungs=None if rungs is None else tuple(parse_size(part) for part in rungs.split(",")),
+        fit=fit,
         overwrite=force,
         carry_unknown=passthrough,
-        progress=progress(quiet),
+        progress=show,
         **options,
     )
     if as_json:
@@ -71,6 +99,10 @@ def command(
     if report.effective_error is not None:
         click.echo(f"eff. error   {error_share(report.effective_error)}  (signal lost and visible noise, estimated)")
     click.echo(f"NMSE         {error_share(report.nmse)}  (||delta_W - decoded||^2 / ||delta_W||^2, measured)")
+    if report.activation_error is not None:
+        click.echo(
+            f"activations  {error_share(report.activation_error)}  (the same of delta_W x, on the calibration set)"
+        )
     for number, rung in enumerate(report.rungs[:-1]):
         errors = ", ".join(f"{name} {error_share(value)}" for name, value in rung.items() if name != "bytes")
         click.echo(f"rung {number}       {size(rung['bytes'])}, {errors}")

@@ -17,6 +17,7 @@ from nola_codec.container.names import natural_key
 from nola_codec.container.reader import open_container
 from nola_codec.decoder.factors import Factors
 from nola_codec.encoder.assemble import Envelope, code_parts, pack_raw, write_parts
+from nola_codec.encoder.importance import match_importance
 from nola_codec.encoder.material import Material, Survey, survey
 from nola_codec.encoder.options import DEFAULT_BITS, EncodeOptions
 from nola_codec.encoder.paper import project_modules
@@ -27,6 +28,7 @@ from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import OBJECTIVES
 from nola_codec.fit.bank import Bank, build_bank
 from nola_codec.fit.canonical import delta_energy, squared_error
+from nola_codec.fit.weighting import Moments, activation_errors, in_order
 from nola_codec.model import Adapter, LoraModule
 from nola_codec.prng import NAMES as GENERATOR_NAMES
 from nola_codec.version import __version__
@@ -54,13 +56,19 @@ class _Clock:
 
 @dataclass(frozen=True)
 class _Coded:
-    """A finished file and its losses: of each rung, and by module, squared errors as measured on decoded factors."""
+    """A finished file and its losses: of each rung, and by module, squared errors as measured on decoded factors.
+
+    `activations` is (2, modules): squared error and energy of what the layers put out on a calibration set. `weights`
+    is what effective errors are shares of.
+    """
 
     data: bytes
     material: Material
     rungs: tuple[dict[str, float], ...]
     squared_errors: Vector
     effective_errors: Vector | None = None
+    activations: Vector | None = None
+    weights: Vector | None = None
 
 
 def encode_adapter(
@@ -106,7 +114,8 @@ def encode_adapter(
     nmse = float(coded.squared_errors.sum()) / total if total else 0.0
     effective = None
     if coded.effective_errors is not None:
-        effective = float(coded.effective_errors.sum()) / total if total else 0.0
+        whole = total if coded.weights is None else float(coded.weights.sum())
+        effective = float(coded.effective_errors.sum()) / whole if whole else 0.0
     report = EncodeReport(
         bytes=len(coded.data),
         source_bytes=source_bytes,
@@ -118,6 +127,7 @@ def encode_adapter(
         tensors=_tensor_reports(modules, energies, coded),
         seconds=clock.total(),
         stages=dict(clock.seconds),
+        activation_error=None if coded.activations is None else _share(coded.activations),
         rungs=coded.rungs,
         notes=_notes(options, nmse, effective),
     )
@@ -142,6 +152,10 @@ def _bank(modules: Sequence[LoraModule], streams: Sequence[int], options: Encode
         generator=GENERATOR_NAMES[options.generator],
         seed=options.seed,
         most=options.rank,
+        importance=(
+            None if options.importance is None else match_importance([m.name for m in modules], options.importance)
+        ),
+        moments=_moments(modules, options),
         progress=lambda done: _tell(options, "canonical form", done, len(modules)),
     )
 
@@ -165,10 +179,19 @@ def _spread(
         _tell(options, "rate control", attempt, _ATTEMPTS)
         # A bank of its own, as large as the adapter, is let go before coding: a second attempt is rare, and makes it
         # again.
-        draft, effective = _drafted(modules, options, envelope, raw_sections, energies, aim, clock, bank)
+        draft, effective, weights = _drafted(modules, options, envelope, raw_sections, energies, aim, clock, bank)
         _tell(options, "entropy coding", attempt, _ATTEMPTS)
         coded = _finish(
-            draft.material, draft.surveyed, modules, options, envelope, raw_sections, energies, effective, clock
+            draft.material,
+            draft.surveyed,
+            modules,
+            options,
+            envelope,
+            raw_sections,
+            energies,
+            effective,
+            clock,
+            weights,
         )
         # Estimates are good to a few bytes, and errors to the int16 rounding: a miss is rare, and small.
         if error is None:
@@ -197,8 +220,8 @@ def _drafted(
     aim: float,
     clock: _Clock,
     bank: Bank | None,
-) -> tuple[Draft, list[Vector] | None]:
-    """The draft that reaches `aim`, bytes or an error, and the modules' effective errors at each rung."""
+) -> tuple[Draft, list[Vector] | None, Vector]:
+    """The draft that reaches `aim`, the modules' effective errors at each rung, and the weights these are shares of."""
     streams = _streams(modules, shared=options.shared_basis)
     if bank is None:
         with clock.stage("canonical form"):
@@ -211,7 +234,8 @@ def _drafted(
         if options.ladder:
             search = search.climbing(options.rungs, search.planned(aim, size=sized))
         draft = search.for_bytes(int(aim)) if sized else search.for_error(aim)
-    return draft, search.effective_errors(draft, energies)
+    weights = search.weights() if options.weighted else energies
+    return draft, search.effective_errors(draft, weights), weights
 
 
 def _project(
@@ -248,9 +272,12 @@ def _finish(
     energies: Vector,
     effective: Sequence[Vector] | None,
     clock: _Clock,
+    weights: Vector | None = None,
 ) -> _Coded:
     """Entropy-code, decode, and measure what was lost; the losses of each rung go into the header."""
     errors = np.zeros((len(material.ladder), len(modules)))
+    moments = _moments(modules, options)
+    activations = None if moments is None else np.zeros((len(material.ladder), 2, len(modules)))
     total = float(energies.sum())
 
     def measure(rung: int, index: int, factors: Factors) -> None:
@@ -258,11 +285,17 @@ def _finish(
         with clock.stage("measuring"):
             lora_B, lora_A = factors.float32(NUMPY)
             errors[rung, index] = squared_error(module.lora_B, module.lora_A, lora_B, lora_A) * module.scaling**2
+            if moments is not None and activations is not None:
+                pair = activation_errors(module, lora_B, lora_A, moments[index])
+                activations[rung, :, index] = np.array(pair) * module.scaling**2
 
     def measured(rung: int) -> dict[str, float]:
         found = {"nmse": float(errors[rung].sum()) / total if total else 0.0}
         if effective is not None:
-            found["effective_error"] = float(effective[rung].sum()) / total if total else 0.0
+            whole = total if weights is None else float(weights.sum())
+            found["effective_error"] = float(effective[rung].sum()) / whole if whole else 0.0
+        if activations is not None:
+            found["activation_error"] = _share(activations[rung])
         return found
 
     with clock.stage("coding and decoding"):
@@ -272,7 +305,16 @@ def _finish(
     last = None if effective is None else effective[-1]
     with open_container(data) as container:
         rungs = tuple({"bytes": container.rung_bytes(i), **part.measured} for i, part in enumerate(parts.rungs))
-    return _Coded(data, material, rungs, errors[-1], last)
+    return _Coded(data, material, rungs, errors[-1], last, None if activations is None else activations[-1], weights)
+
+
+def _moments(modules: Sequence[LoraModule], options: EncodeOptions) -> list[Moments] | None:
+    return None if options.weighting is None else in_order(modules, options.weighting)
+
+
+def _share(lost_and_energy: Vector) -> float:
+    lost, energy = lost_and_energy.reshape(2, -1).sum(axis=1)
+    return float(lost / energy) if energy else 0.0
 
 
 def _streams(modules: Sequence[LoraModule], *, shared: bool) -> list[int]:
@@ -293,6 +335,7 @@ def _tensor_reports(modules: Sequence[LoraModule], energies: Vector, coded: _Cod
     for index, (module, record) in enumerate(zip(modules, coded.material.records, strict=True)):
         energy = float(energies[index])
         share = 1 / energy if energy else 0.0
+        weight = energy if coded.weights is None else float(coded.weights[index])
         reports.append(
             TensorReport(
                 name=module.name,
@@ -302,8 +345,13 @@ def _tensor_reports(modules: Sequence[LoraModule], energies: Vector, coded: _Cod
                 energy=energy,
                 nmse=float(coded.squared_errors[index]) * share,
                 effective_error=(
-                    None if coded.effective_errors is None else float(coded.effective_errors[index]) * share
+                    None
+                    if coded.effective_errors is None
+                    else float(coded.effective_errors[index]) / weight
+                    if weight
+                    else 0.0
                 ),
+                activation_error=None if coded.activations is None else _share(coded.activations[:, index]),
             )
         )
     return tuple(reports)

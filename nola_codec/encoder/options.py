@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nola_codec.basis import NAMES as BASIS_NAMES
 from nola_codec.entropy import NAMES as CODEC_NAMES
 from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import OBJECTIVES
+from nola_codec.fit.weighting import Moments
 from nola_codec.prng import NAMES as GENERATOR_NAMES
 
 Progress = Callable[[str, int, int], None]
@@ -18,6 +19,7 @@ DEFAULT_ERROR = 0.02
 """Effective error of an encode with no rate option."""
 DEFAULT_BITS = 4
 """Bits a coefficient when num_basis is given alone."""
+FITS = ("weights", "activations")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class EncodeOptions:
         bits: Bits a coefficient in the paper's form, 1-8 or 16.
         rank: Rank of the fitted factors in the paper's form, or the most components kept.
         objective: ``effective`` or ``nmse``.
+        fit: ``weights``, or ``activations``: components weigh what they gain on a calibration set.
+        weighting: Moments by module name, for ``activations`` (`nola_codec.integrations.calibration` collects them).
+        importance: A number a module, by name or pattern (`encoder.importance`): a factor on its components' weights.
         basis, generator: By name.
         seed: 0 to 2^64 - 1.
         shared_basis: One basis for all weights of one shape (the paper's shared basis).
@@ -49,6 +54,9 @@ class EncodeOptions:
     bits: int | None = None
     rank: int | None = None
     objective: str | None = None
+    fit: str = "weights"
+    weighting: Mapping[str, Moments] | None = field(default=None, repr=False)
+    importance: Mapping[str, float] | None = field(default=None, repr=False)
     basis: str = "hadamard"
     generator: str = "philox4x32-10"
     seed: int = 0
@@ -94,8 +102,30 @@ class EncodeOptions:
                 raise _bad("nmse is a target of the objective nmse; use error with another objective")
             if self.projected:
                 raise _bad("the paper's form (num_basis, bits) has no objective to choose: it is least squares")
+        self._check_weighting()
         if not self.projected and self.basis != "hadamard":
             raise _bad(f"basis {self.basis} is not orthogonal; it serves the paper's form only (num_basis, bits)")
+
+    def _check_weighting(self) -> None:
+        if self.fit not in FITS:
+            raise _bad(f"fit: expected one of {', '.join(FITS)}, found {self.fit!r}")
+        if self.fit == "activations" and self.weighting is None:
+            raise _bad("fit activations needs what a calibration set says of the layers: a base model and its text")
+        if self.fit != "activations" and self.weighting is not None:
+            raise _bad("a calibration set serves fit activations only")
+        for name, given in (
+            ("fit activations", self.fit == "activations"),
+            ("importance", self.importance is not None),
+        ):
+            if given and self.projected:
+                raise _bad(f"{name} weighs components, and the paper's form (num_basis, bits) has none")
+            if given and self.objective_name == "nmse":
+                raise _bad(f"{name} weighs components by more than their share of the NMSE; leave out nmse")
+
+    @property
+    def weighted(self) -> bool:
+        """Whether components weigh anything but their energy."""
+        return self.weighting is not None or self.importance is not None
 
     @property
     def projected(self) -> bool:

@@ -16,7 +16,9 @@ class TensorReport:
         kept: Components, or 1 for a factor record, that are coded at all.
         energy: ||delta_W||_F^2.
         nmse: ||delta_W - decoded||_F^2 / ||delta_W||_F^2.
-        effective_error: Expected loss of signal and of harmless noise, relative to energy (docs of the objective).
+        effective_error: Expected loss of signal and of harmless noise, relative to the weight in the objective,
+            which is its energy unless it was weighted (docs of the objective).
+        activation_error: E|(delta_W - decoded) x|^2 / E|delta_W x|^2 over a calibration set's inputs x.
     """
 
     name: str
@@ -26,6 +28,7 @@ class TensorReport:
     energy: float
     nmse: float
     effective_error: float | None
+    activation_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class EncodeReport:
         tensors: One report a weight.
         seconds: Wall time.
         stages: The same by stage.
+        activation_error: Share of E|delta_W x|^2 lost over the whole file, for ``fit activations``.
         rungs: Of a ladder, coarsest first: ``bytes`` of the file's beginning, and what was measured there.
         notes: What the user should know, one sentence each.
     """
@@ -57,5 +61,6 @@ class EncodeReport:
     tensors: tuple[TensorReport, ...]
     seconds: float
     stages: dict[str, float]
+    activation_error: float | None = None
     rungs: tuple[dict[str, float], ...] = ()
     notes: tuple[str, ...] = ()

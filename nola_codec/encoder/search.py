@@ -300,8 +300,12 @@ class Search:
                 high = middle
         return float(2.0 ** ((low + high) / 2))
 
-    def effective_errors(self, draft: Draft, energies: npt.NDArray[np.float64]) -> list[Vector] | None:
-        """Effective error of each module at each rung, in the units of its energy; None where NMSE is the objective."""
+    def weights(self) -> Vector:
+        """Weight of each module in the objective, (modules,): its energy unless it is weighted otherwise."""
+        return np.bincount(self.bank.module, self.bank.strength**2, minlength=len(self.modules)).astype(np.float64)
+
+    def effective_errors(self, draft: Draft, weights: Vector) -> list[Vector] | None:
+        """Effective error of each module at each rung, in the units of its weight; None where NMSE is the objective."""
         if self.objectives[-1].name == "nmse":
             return None
         errors = []
@@ -309,9 +313,9 @@ class Search:
             survived = np.bincount(
                 self.bank.module[draft.quantized.kept],
                 self.bank.strength[draft.quantized.kept] ** 2 * self._share(draft.quantized, draft.material, rung),
-                minlength=len(energies),
+                minlength=len(weights),
             )
-            errors.append(np.maximum(energies - survived, 0.0))
+            errors.append(np.maximum(weights - survived, 0.0))
         return errors
 
     def _share(self, quantized: Quantized, material: Material, rung: int) -> Vector:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from nola_codec.fit.bank import Bank
 from nola_codec.fit.coders import DependentCoder, coders, serves, stride_limit
+from nola_codec.fit.weighted_plan import best_precisions, survival_of
 
 Vector = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
@@ -44,13 +45,13 @@ class Objective:
     gamma: tuple[float, float]
     fine: bool = True
 
-    def survival(self, cosine2: Vector, side: int) -> Vector:
-        """A of the module's docstring."""
-        return np.asarray(cosine2 / (cosine2 + (1 - cosine2) / self.gamma[side]))
+    def survival(self, cosine2: Vector, side: int, tolerance: Vector | float = 1.0) -> Vector:
+        """A of the module's docstring; `tolerance` is a factor on gamma."""
+        return survival_of(cosine2, self.gamma[side] * tolerance)
 
-    def gain(self, cosine2: Vector, side: int) -> Vector:
+    def gain(self, cosine2: Vector, side: int, tolerance: Vector | float = 1.0) -> Vector:
         """t of the module's docstring."""
-        return np.asarray(1 / (cosine2 + (1 - cosine2) / self.gamma[side]))
+        return np.asarray(1 / (cosine2 + (1 - cosine2) / (self.gamma[side] * tolerance)))
 
 
 NMSE = Objective("nmse", (1.0, 1.0))
@@ -175,7 +176,10 @@ def make_plan(
     """
     with np.errstate(divide="ignore"):
         exact = PRECISION_STEPS * (np.log2(bank.strength) - np.log2(lagrangian) / 2)
-    precision = np.rint(np.clip(exact, -_BIAS, 255 - _BIAS)).astype(np.int64) + _BIAS
+    exact = np.clip(exact, -_BIAS, 255 - _BIAS)
+    if bank.tolerance is not None:
+        exact = np.where(bank.strength > 0, _borne(bank, bank.tolerance, objectives, lagrangian, steps), exact)
+    precision = np.rint(exact).astype(np.int64) + _BIAS
     if nudges is not None:
         precision = np.clip(precision + nudges, 0, 255)
     coder = np.empty((len(steps), 2, bank.units), np.int64)
@@ -188,7 +192,11 @@ def make_plan(
             table = ladder(objectives, side, stride_limit(int(length)), steps)
             where = table.at(precision[own] + precision_shift(int(length)))
             coder[:, side, own] = table.coder[:, where]
-            survival[:, own] *= table.survival[:, where]
+            share = table.survival[:, where]
+            if bank.tolerance is not None:
+                gammas = np.array([objective.gamma[side] for objective in objectives])[:, None]
+                share = survival_of(table.cosine2[:, where], gammas * bank.tolerance[side, own])
+            survival[:, own] *= share
             cosine2[:, own] *= table.cosine2[:, where]
             bits[:, own] += table.rate[:, where] * length
     worth = np.zeros((len(steps), bank.units), bool)
@@ -221,3 +229,27 @@ def make_plan(
         noise=noise.sum(axis=1) / total if total else np.zeros(len(steps)),
         bits=added.sum(axis=1),
     )
+
+
+def _borne(
+    bank: Bank, tolerance: Vector, objectives: tuple[Objective, ...], lagrangian: float, steps: tuple[int, ...]
+) -> Vector:
+    """Precisions of units that bear noise unequally, best at the last rung, without the bias, float64 (units,)."""
+    grid = np.arange(-_BIAS, 256 - _BIAS, dtype=np.int64)
+    result = np.empty(bank.units)
+    shapes, shape_of = np.unique(bank.lengths, axis=1, return_inverse=True)
+    gamma = np.array(objectives[-1].gamma)[:, None] * tolerance
+    for number, lengths in enumerate(shapes.T):
+        own = np.flatnonzero(shape_of.reshape(-1) == number)
+        cosine2, rate = [], []
+        for side in (0, 1):
+            table = ladder(objectives, side, stride_limit(int(lengths[side])), steps)
+            at = table.at(grid + _BIAS + precision_shift(int(lengths[side])))
+            cosine2.append(table.cosine2[-1, at])
+            rate.append(table.rate[:, at].sum(axis=0))
+        best = best_precisions(
+            bank.strength[own] ** 2, gamma[:, own], np.stack(cosine2), np.stack(rate),
+            (int(lengths[0]), int(lengths[1])), lagrangian,
+        )  # fmt: skip
+        result[own] = grid[best]
+    return result

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from nola_codec.arrays import NUMPY
 from nola_codec.basis import BasisKey, basis_by_id
 from nola_codec.fit.canonical import Components, canonical
+from nola_codec.fit.weighting import Moments, component_figures, weigh
 from nola_codec.model import LoraModule
 from nola_codec.parallel import parallel_map
 
@@ -28,13 +29,15 @@ class Bank:
 
     Attributes:
         module, component: int64 (units,).
-        strength: float64 (units,): |scaling| * s, the component's share of delta_W's Frobenius norm.
+        strength: float64 (units,): |scaling| * s, the component's share of delta_W's Frobenius norm; or, where an
+            importance or a calibration set weighs it, the square root of its weight.
         singular: float64 (units,): s.
         lengths: int64 (2, units): length of u (side 0) and of v (side 1).
         rows: int64 (2, units): row in the matrix of that side and length.
         most: Components of a module that may be kept.
         matrices: For each side, {length: float32 (vectors, length)}: coefficients in an orthonormal basis, times the
             square root of the length, so that a row's mean square is 1.
+        tolerance: float64 (2, units): factors on the objective's gammas; None where all are 1.
     """
 
     module: Index
@@ -45,10 +48,15 @@ class Bank:
     rows: Index
     most: int
     matrices: tuple[dict[int, FloatArray], dict[int, FloatArray]]
+    tolerance: Vector | None = None
 
     @property
     def units(self) -> int:
         return len(self.module)
+
+    def bears(self, side: int, units: Index) -> Vector | float:
+        """`tolerance` of some units on one side."""
+        return 1.0 if self.tolerance is None else np.asarray(self.tolerance[side, units])
 
 
 def build_bank(
@@ -59,6 +67,8 @@ def build_bank(
     generator: int,
     seed: int,
     most: int | None = None,
+    importance: Vector | None = None,
+    moments: Sequence[Moments] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Bank:
     """Canonical form and projection of every module.
@@ -70,7 +80,12 @@ def build_bank(
         generator: Id of its generator.
         seed: Of the generator.
         most: Components of a module that may be kept; the others count as lost.
+        importance: float64 (modules,): factors on the components' weights, which keep their sum.
+        moments: Of each module, from a calibration set.
         progress: Called with the number of modules done.
+
+    Raises:
+        EncodeError: moments that do not fit, or show no gain (`fit.weighting`).
     """
     ranks = np.array([m.rank for m in modules], np.int64)
     shapes = np.array([(m.lora_B.shape[0], m.lora_A.shape[1]) for m in modules], np.int64).reshape(-1, 2)
@@ -87,6 +102,7 @@ def build_bank(
     starts = np.cumsum(ranks) - ranks
     singular = np.zeros(len(module))
     strength = np.zeros(len(module))
+    value, noise = np.zeros(len(module)), np.zeros((2, len(module)))
 
     def one(index: int) -> None:
         item = modules[index]
@@ -94,6 +110,9 @@ def build_bank(
         span = slice(int(starts[index]), int(starts[index]) + item.rank)
         singular[span] = parts.s
         strength[span] = parts.s * abs(item.scaling)
+        if moments is not None:
+            figures = component_figures(item, parts, moments[index])
+            value[span], noise[:, span] = figures.value, figures.noise
         for side, vectors in enumerate((parts.u, parts.v)):
             length = vectors.shape[1]
             first = int(rows[side, span.start])
@@ -105,7 +124,16 @@ def build_bank(
     for done, _ in enumerate(parallel_map(one, range(len(modules)))):
         if progress is not None:
             progress(done + 1)
-    return Bank(module, component.astype(np.int64), strength, singular, lengths, rows, most or 1 << 30, matrices)
+    energy, tolerance = strength**2, None
+    if moments is not None:
+        energy, tolerance = weigh(energy, value, noise)
+    if importance is not None:
+        wanted = energy * importance[module]
+        energy = wanted * (energy.sum() / wanted.sum()) if wanted.any() else wanted
+    if moments is not None or importance is not None:
+        strength = np.sqrt(energy)
+    most = most or 1 << 30
+    return Bank(module, component.astype(np.int64), strength, singular, lengths, rows, most, matrices, tolerance)
 
 
 def orthonormal(vectors: FloatArray, basis: int, key: BasisKey) -> FloatArray:

@@ -123,7 +123,7 @@ def quantize(bank: Bank, plan: Plan, basis: int, workspace: Workspace) -> Quanti
     gains, survival = (
         np.array(
             [
-                [of(objective)(cosine2[rung, side], side) for side in (0, 1)]
+                [of(objective)(cosine2[rung, side], side, bank.bears(side, kept)) for side in (0, 1)]
                 for rung, objective in enumerate(plan.objectives)
             ]
         )

@@ -1,0 +1,89 @@
+"""A caller's own say in how much each weight matters: a number a tensor."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from nola_codec.adapters.dtypes import FLOAT_DTYPES, to_float64
+from nola_codec.adapters.peft import module_path
+from nola_codec.adapters.safetensors_io import SafetensorsFile
+from nola_codec.errors import EncodeError
+
+_SHOWN = 5
+
+
+def read_importance(path: str | os.PathLike[str]) -> dict[str, float]:
+    """Numbers by name from a JSON object, or from a safetensors file of one-element tensors.
+
+    Raises:
+        EncodeError: neither of the two (code ``importance``).
+        AdapterError: the safetensors file cannot be read.
+    """
+    if Path(path).suffix == ".safetensors":
+        return _from_safetensors(path)
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EncodeError(error.strerror or str(error), code="importance", where=str(path)) from error
+    except ValueError as error:
+        raise EncodeError(f"not JSON ({error})", code="importance", where=str(path)) from error
+    if not isinstance(found, dict) or not all(
+        isinstance(v, int | float) and not isinstance(v, bool) for v in found.values()
+    ):
+        raise EncodeError("expected an object of names and numbers", code="importance", where=str(path))
+    return {name: float(value) for name, value in found.items()}
+
+
+def _from_safetensors(path: str | os.PathLike[str]) -> dict[str, float]:
+    numbers = {}
+    with SafetensorsFile(Path(path)) as file:
+        for name, info in file.tensors.items():
+            if info.dtype not in FLOAT_DTYPES or math.prod(info.shape) != 1:
+                message = f"expected one floating-point number, found {info.dtype} {list(info.shape)}"
+                raise EncodeError(message, code="importance", where=f"{path}: {name}")
+            numbers[name] = float(to_float64(file.read(name)).reshape(-1)[0])
+    return numbers
+
+
+def match_importance(names: Sequence[str], importance: Mapping[str, float]) -> npt.NDArray[np.float64]:
+    """Importance of each module, 1 where nothing is said of it.
+
+    Args:
+        names: Module names as the adapter writes them.
+        importance: By module name, with or without ``base_model.model.`` and ``.weight``, or by a pattern with ``*``
+            and ``?``. Of several that fit, the last one holds.
+
+    Returns:
+        float64 (modules,).
+
+    Raises:
+        EncodeError: a name that fits no module, a number that is negative or not finite, or none above 0 (code
+            ``importance``).
+    """
+    paths = [module_path(name) for name in names]
+    result = np.ones(len(names))
+    unknown = []
+    for pattern, number in importance.items():
+        if not (math.isfinite(number) and number >= 0):
+            raise EncodeError(f"expected a number of at least 0, found {number}", code="importance", where=pattern)
+        wanted = module_path(pattern).removesuffix(".weight")
+        fits = [i for i, path in enumerate(paths) if path == wanted or fnmatchcase(path, wanted)]
+        if not fits:
+            unknown.append(pattern)
+        result[fits] = number
+    if unknown:
+        more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+        raise EncodeError(
+            f"importance of what the adapter does not have: {', '.join(unknown[:_SHOWN])}{more}", code="importance"
+        )
+    if len(names) and not result.any():
+        raise EncodeError("every tensor has importance 0", code="importance")
+    return result

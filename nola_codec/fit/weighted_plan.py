@@ -1,0 +1,54 @@
+"""Precisions of components that bear noise unequally.
+
+A file gives a component one precision, and each side a table from precision to quantizer made for the objective's own
+gammas. Where a component's gammas differ from those, its best precision is no longer its strength's: it is looked for.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Vector = npt.NDArray[np.float64]
+Index = npt.NDArray[np.int64]
+
+_CHUNK = 1 << 10
+
+
+def survival_of(cosine2: Vector, gamma: Vector | float) -> Vector:
+    """Share of a vector that survives at its best gain, c / (c + (1 - c) / gamma)."""
+    return np.asarray(cosine2 / (cosine2 + (1 - cosine2) / gamma))
+
+
+def cosine2_of(survival: Vector, gamma: float) -> Vector:
+    """Inverse of `survival_of`."""
+    return np.asarray(survival / (survival + gamma * (1 - survival)))
+
+
+def best_precisions(
+    weight: Vector, gamma: Vector, cosine2: Vector, rate: Vector, lengths: tuple[int, int], lagrangian: float
+) -> Index:
+    """The precision of least cost for components whose vectors have the same two lengths.
+
+    Args:
+        weight: float64 (units,).
+        gamma: float64 (2, units).
+        cosine2: float64 (2, precisions): of the quantizers that each precision gives the two sides; 0 for none.
+        rate: float64 (2, precisions): bits a coefficient.
+        lengths: Of u and of v.
+        lagrangian: Weight that one bit is worth.
+
+    Returns:
+        int64 (units,): positions among the precisions.
+    """
+    bits = rate[0] * lengths[0] + rate[1] * lengths[1]
+    # Neighbouring precisions often share both quantizers: only where one changes is there a choice.
+    steps = np.flatnonzero(np.concatenate(([True], np.abs(np.diff(cosine2, axis=1)).sum(axis=0) > 0)))
+    best = np.empty(len(weight), np.int64)
+    for start in range(0, len(weight), _CHUNK):
+        own = slice(start, start + _CHUNK)
+        kept = np.ones((len(weight[own]), len(steps)))
+        for side in (0, 1):
+            kept *= survival_of(cosine2[side][None, steps], gamma[side, own, None])
+        best[own] = steps[(weight[own, None] * kept - lagrangian * bits[None, steps]).argmax(axis=1)]
+    return best
