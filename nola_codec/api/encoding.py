@@ -39,7 +39,8 @@ def encode(
         overwrite: Replace a file that is there.
         carry_unknown: Carry tensors that the dialect does not know, exact, instead of refusing them.
         **options: The other fields of `EncodeOptions`: nmse, ratio, error, num_basis, bits, rank, objective, fit,
-            weighting, importance, basis, generator, seed, shared_basis, entropy, progressive, rungs, progress.
+            weighting, importance, basis, generator, seed, shared_basis, entropy, thorough, progressive, rungs,
+            progress.
 
     Raises:
         AdapterError: the source cannot be read.

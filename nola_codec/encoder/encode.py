@@ -227,7 +227,8 @@ def _drafted(
         with clock.stage("canonical form"):
             bank = _bank(modules, streams, options)
     basis = BASIS_NAMES[options.basis]
-    search = Search(modules, streams, bank, basis, (OBJECTIVES[options.objective_name],), envelope, raw_sections)
+    search = Search(modules, streams, bank, basis, (OBJECTIVES[options.objective_name],), envelope, raw_sections,
+                    options.thorough)  # fmt: skip
     with clock.stage("rate control"):
         sized = options.error_target is None
         search = search.tamed(aim, size=sized)

@@ -42,6 +42,7 @@ class EncodeOptions:
         seed: 0 to 2^64 - 1.
         shared_basis: One basis for all weights of one shape (the paper's shared basis).
         entropy: Names of the entropy codecs to choose from.
+        thorough: Search with quantizers that have a memory for files over 1 MB too: smaller, and many times slower.
         progressive: Write a ladder: a file that can be cut to coarser ones, by default each a quarter of the next.
         rungs: Sizes in bytes of the ladder's coarser rungs; makes the file progressive.
     """
@@ -62,6 +63,7 @@ class EncodeOptions:
     seed: int = 0
     shared_basis: bool = False
     entropy: tuple[str, ...] = ("raw", "zstd", "rans")
+    thorough: bool = False
     progressive: bool = False
     rungs: tuple[int, ...] | None = None
     progress: Progress | None = None

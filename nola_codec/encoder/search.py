@@ -17,7 +17,7 @@ from nola_codec.encoder.filling import fill
 from nola_codec.encoder.material import Material, Survey, survey
 from nola_codec.encoder.spread import spread, units_of_records
 from nola_codec.errors import EncodeError
-from nola_codec.fit.allocation import NOISE_CAP, PRECISION_STEPS, TAMER, Objective, Plan, make_plan
+from nola_codec.fit.allocation import NOISE_CAP, PRECISION_STEPS, TAMER, Grain, Objective, Plan, make_plan
 from nola_codec.fit.bank import Bank
 from nola_codec.fit.quantize import Quantized, Workspace, coded_nmse, quantize
 from nola_codec.model import LoraModule
@@ -25,6 +25,8 @@ from nola_codec.model import LoraModule
 _DRAFTS = 7
 _SLACK = 0.004
 """Share of a target that may be left unused without a further draft."""
+_SEARCHED_BYTES = 1_000_000
+"""Coefficients' bytes beyond which quantizers with memory are left out, unless the search is to be thorough."""
 _FINE_BYTES = 40_000
 """Coefficients' bytes from which all quantizers are offered."""
 _NARROW = 2e-3
@@ -65,6 +67,7 @@ class Search:
     objectives: tuple[Objective, ...]
     envelope: Envelope
     raw_sections: Sequence[tuple[int, bytes]]
+    thorough: bool = False
     steps: tuple[int, ...] = (0,)
     workspace: Workspace = field(default_factory=Workspace)
 
@@ -243,8 +246,11 @@ class Search:
                 else:
                     low = middle + 1
             chosen = TAMER[low]
-        coded = replace(self, objectives=(chosen,)).planned(target, size=size).bits.sum() / 8
-        return replace(self, objectives=(replace(chosen, fine=bool(coded > _FINE_BYTES)),))
+        coded = float(replace(self, objectives=(chosen,)).planned(target, size=size).bits.sum()) / 8
+        grain: Grain = "fine" if coded > _FINE_BYTES else "coarse"
+        if coded > _SEARCHED_BYTES and not self.thorough:
+            grain = "scalar"
+        return replace(self, objectives=(replace(chosen, grain=grain),))
 
     def planned(self, target: float, *, size: bool) -> Plan:
         """A plan for a target by theory alone."""

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from nola_codec.fit.bank import Bank
-from nola_codec.fit.coders import DependentCoder, coders, serves, stride_limit
+from nola_codec.fit.coders import DependentCoder, ScalarCoder, coders, serves, stride_limit
 from nola_codec.fit.weighted_plan import best_precisions, survival_of
 
 Vector = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
+Grain = Literal["fine", "coarse", "scalar"]
 
 PRECISION_STEPS = 8
 """Precisions an octave of strength."""
@@ -37,13 +39,13 @@ class Objective:
     Attributes:
         name: ``nmse`` or ``effective``.
         gamma: As above.
-        fine: Choose from all quantizers. Each takes 20 bytes or more of a header, and in a small file every second one
-            is better value.
+        grain: Which coders there are. ``fine``: all. ``coarse``: every second dependent one, since each takes 20 bytes
+            or more of a header. ``scalar``: none with memory, which take long to search.
     """
 
     name: str
     gamma: tuple[float, float]
-    fine: bool = True
+    grain: Grain = "fine"
 
     def survival(self, cosine2: Vector, side: int, tolerance: Vector | float = 1.0) -> Vector:
         """A of the module's docstring; `tolerance` is a factor on gamma."""
@@ -96,9 +98,13 @@ def ladder(objectives: tuple[Objective, ...], side: int, stride: int, steps: tup
         stride: `stride_limit` of the vectors.
         steps: For each rung, what is added to the precision before it chooses: 0 at the last rung, less before.
     """
-    spare = [i for i, coder in enumerate(coders()) if isinstance(coder, DependentCoder)][1::2]
-    left_out = set() if objectives[-1].fine else set(spare)
-    usable = [i for i, coder in enumerate(coders()) if serves(coder, stride) and i not in left_out]
+    grain = objectives[-1].grain
+    if grain == "scalar":
+        usable = [i for i, coder in enumerate(coders()) if isinstance(coder, ScalarCoder)]
+    else:
+        spare = [i for i, coder in enumerate(coders()) if isinstance(coder, DependentCoder)][1::2]
+        left_out = set(spare) if grain == "coarse" else set()
+        usable = [i for i, coder in enumerate(coders()) if serves(coder, stride) and i not in left_out]
     rates = np.array([0.0, *(coders()[i].rate for i in usable)])
     left = 1 - np.array([0.0, *(coders()[i].cosine2 for i in usable)])
     index = np.array([-1, *usable])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +15,19 @@ Vector = npt.NDArray[np.float64]
 Levels = npt.NDArray[np.int8]
 
 _STATES = 1 << WINDOW
-_DECISIONS = 24 << 20
+_DECISIONS = 48 << 20
 """Bytes of decisions kept for the way back, which bounds how many vectors go side by side."""
+_SIDE_BY_SIDE = 96
+"""Vectors beyond which a step's arrays would leave the caches."""
+_SETTLE = 64
+"""Steps after which costs are brought back to zero, so that float32 keeps telling them apart."""
 _TAIL = 48
 """Bits after which survivors have long met: as much of the other end is looked at to find where a ring closes."""
 
 
 def side_by_side(length: int) -> int:
     """Vectors of `length` coefficients to search together."""
-    return max(16, min(256, _DECISIONS // (length * _STATES // 2)))
+    return max(16, min(_SIDE_BY_SIDE, _DECISIONS // (length * _STATES // 2)))
 
 
 def encode_trellis(trellis: Trellis, values: Floats) -> npt.NDArray[np.uint8]:
@@ -40,49 +44,69 @@ def encode_trellis(trellis: Trellis, values: Floats) -> npt.NDArray[np.uint8]:
     rate = trellis.bits / trellis.stride
     scale = 1.0 if len(trellis.levels) == 2 else 0.151 * (1 - 4.0**-rate) ** 0.5  # the variance of a good code
     points = window_table(trellis).astype(np.float32) * np.float32(scale)
-    energy = (points**2).sum(axis=1, keepdims=True) / 2
-
-    def gain(step: int) -> Floats:
-        return np.asarray(points @ by_step[step] - energy, np.float32)
-
+    search = _Search(points, by_step, trellis.bits)
     reach = min(steps // 2, _TAIL // trellis.bits)
     joint = [*range(steps - reach, steps), *range(reach)] if reach else list(range(steps))
-    free = _search(gain, joint, trellis.bits, None)
+    free = search.states(joint, None)
     closing = free[reach - 1] if reach else free[-1]
-    states = _search(gain, range(steps), trellis.bits, closing)
+    states = search.states(range(steps), closing)
     return (states & (trellis.size - 1)).T.astype(np.uint8)
 
 
-def _search(
-    gain: Callable[[int], Floats], steps: Sequence[int], bits: int, ring: npt.NDArray[np.int64] | None
-) -> npt.NDArray[np.int64]:
-    """States (steps, vectors) of the largest gain; `ring` (vectors,) is the state to begin from and to end in."""
-    ways, heads = 1 << bits, _STATES >> bits
-    first = gain(steps[0])
-    vectors = first.shape[1]
-    every = np.arange(vectors)
-    cost = np.zeros((_STATES, vectors), np.float32)
-    if ring is not None:
-        cost[:] = -1e30
-        cost[ring, every] = 0
-    decisions = np.empty((len(steps), heads, vectors), np.uint8)
-    for number, step in enumerate(steps):
-        before = cost.reshape(ways, heads, vectors)
-        if ways == 2:
-            np.greater(before[1], before[0], out=decisions[number].view(np.bool_))
-            best = np.maximum(before[0], before[1])
-        else:
-            decisions[number] = before.argmax(axis=0)
-            best = before.max(axis=0)
-        cost = gain(step)
-        cost.reshape(heads, ways, vectors)[...] += best[:, None]
-    state = cost.argmax(axis=0) if ring is None else ring
-    states = np.empty((len(steps), vectors), np.int64)
-    for number in range(len(steps) - 1, -1, -1):
-        states[number] = state
-        head = state >> bits
-        state = (decisions[number, head, every].astype(np.int64) << (WINDOW - bits)) | head
-    return states
+class _Search:
+    """Largest inner products, less half the energy, of vectors with the points of a trellis.
+
+    Args of the initializer: points (256, stride); the vectors (steps, stride, vectors); bits of a step.
+    """
+
+    def __init__(self, points: Floats, by_step: Floats, bits: int) -> None:
+        self._points, self._by_step, self._bits = points, by_step, bits
+        energy = (points**2).sum(axis=1, keepdims=True) / 2
+        self._energy = energy if np.ptp(energy) > 1e-6 else None  # what all share decides nothing
+        # With one bit a step, all masks hold the newest bit: flipping it turns the signs of all points.
+        self._mirrored = bits == 1 and bool((points[0::2] == -points[1::2]).all())
+        self._even = np.ascontiguousarray(points[0::2])
+
+    def states(self, steps: Sequence[int], ring: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
+        """States (steps, vectors) of the largest gain; `ring` (vectors,) is the state to begin from and to end in."""
+        bits = self._bits
+        ways, heads = 1 << bits, _STATES >> bits
+        vectors = self._by_step.shape[2]
+        every = np.arange(vectors)
+        cost, after = np.zeros((2, _STATES, vectors), np.float32)
+        if ring is not None:
+            cost[:] = -1e30
+            cost[ring, every] = 0
+        decisions = np.empty((len(steps), heads, vectors), np.uint8)
+        best = np.empty((heads, vectors), np.float32)
+        gain = np.empty((heads if self._mirrored else _STATES, vectors), np.float32)
+        half = None if self._energy is None else self._energy[0::2] if self._mirrored else self._energy
+        for number, step in enumerate(steps):
+            before, follow = cost.reshape(ways, heads, vectors), after.reshape(heads, ways, vectors)
+            if ways == 2:
+                np.greater(before[1], before[0], out=decisions[number].view(np.bool_))
+                np.maximum(before[0], before[1], out=best)
+            else:
+                decisions[number] = before.argmax(axis=0)
+                np.max(before, axis=0, out=best)
+            np.matmul(self._even if self._mirrored else self._points, self._by_step[step], out=gain)
+            if self._mirrored:
+                if half is not None:
+                    best -= half
+                np.add(best, gain, out=follow[:, 0])
+                np.subtract(best, gain, out=follow[:, 1])
+            else:
+                if half is not None:
+                    gain -= half
+                np.add(gain.reshape(heads, ways, vectors), best[:, None], out=follow)
+            cost, after = after, cost
+        state = cost.argmax(axis=0) if ring is None else ring
+        states = np.empty((len(steps), vectors), np.int64)
+        for number in range(len(steps) - 1, -1, -1):
+            states[number] = state
+            head = state >> bits
+            state = (decisions[number, head, every].astype(np.int64) << (WINDOW - bits)) | head
+        return states
 
 
 def encode_dependent(mask: int, values: Floats, points: Vector, bits: Vector, slope: float) -> Levels:
@@ -102,24 +126,38 @@ def encode_dependent(mask: int, values: Floats, points: Vector, bits: Vector, sl
     turned = np.ascontiguousarray(values.T)
     costs, levels = _candidates(turned, points, bits, slope)
     chooses = PARITY[np.arange(states) & mask]
-    low, high = chooses[:heads].astype(np.intp), chooses[heads:].astype(np.intp)
+    # Heads are kept in the order of the codebook that the lower of their two states chooses; the upper one, the mask's
+    # highest bit being set, chooses the other. A codebook's costs are then added to a slice.
+    order = np.argsort(chooses[:heads], kind="stable")
+    upper = memory > 1 and heads > 1
+    cut = int((chooses[:heads] == 0).sum())
+    place = np.empty(heads, np.int64)
+    place[order] = np.arange(heads)
+    target = np.array([order * 2 + parity for parity in (0, 1)])  # state after (parity, position)
+    gather = np.empty(states, np.int64)
+    gather[(target >> (memory - 1)) * heads + place[target & (heads - 1)]] = np.arange(states).reshape(2, heads)
     cost = np.full((2, heads, vectors), np.float32(1e30))
-    cost[0, 0] = 0
-    decisions = np.empty((count, heads, 2, vectors), np.bool_)
-    after = np.empty((heads, 2, vectors), np.float32)
+    cost[0, place[0]] = 0
+    decisions = np.empty((count, 2, heads, vectors), np.bool_)
+    after = np.empty((2, heads, vectors), np.float32)
+    a, b = np.empty((2, heads, vectors), np.float32)
     for step in range(count):
         for parity in (0, 1):
-            branch = costs[step, :, parity]
-            a, b = cost[0] + branch[low], cost[1] + branch[high]
-            np.less(b, a, out=decisions[step, :, parity])
-            np.minimum(a, b, out=after[:, parity])
-        cost = (after - after.min(axis=(0, 1))).reshape(2, heads, vectors)
+            for low, part in ((0, slice(0, cut)), (1, slice(cut, heads))):
+                np.add(cost[0, part], costs[step, low, parity], out=a[part])
+                np.add(cost[1, part], costs[step, 1 - low if upper else low, parity], out=b[part])
+            np.less(b, a, out=decisions[step, parity])
+            np.minimum(a, b, out=after[parity])
+        np.take(after.reshape(states, vectors), gather, axis=0, out=cost.reshape(states, vectors))
+        if step % _SETTLE == _SETTLE - 1:
+            cost -= cost.min(axis=(0, 1))
+    cost = cost[:, place]
     state = cost.reshape(states, vectors).argmin(axis=0)
     every = np.arange(vectors)
     out = np.empty((count, vectors), np.int8)
     for step in range(count - 1, -1, -1):
         head, parity = state >> 1, state & 1
-        state = head | (decisions[step, head, parity, every].astype(np.int64) << (memory - 1))
+        state = head | (decisions[step, parity, place[head], every].astype(np.int64) << (memory - 1))
         out[step] = levels[step, chooses[state], parity, every]
     return np.ascontiguousarray(out.T)
 
