@@ -220,9 +220,10 @@ def make_plan(
         fresh = entry == rung
         side_bits = SIDE_BITS * (fresh | (coder[rung][:, kept] >= 0).any(axis=0))
         added[rung] = there[rung] * (np.where(fresh, bits[: rung + 1, kept].sum(axis=0), bits[rung, kept]) + side_bits)
-    total = float((bank.strength**2).sum())
+    energy = bank.strength**2 if bank.energy is None else bank.energy
+    total = float(energy.sum())
     shared = np.maximum(cosine2[:, kept], 1e-30)
-    noise = there * bank.strength[kept] ** 2 * survival[:, kept] ** 2 * (1 - shared) / shared
+    noise = there * energy[kept] * survival[:, kept] ** 2 * (1 - shared) / shared
     return Plan(
         objectives=objectives,
         lagrangian=lagrangian,

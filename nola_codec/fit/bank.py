@@ -37,6 +37,7 @@ class Bank:
         most: Components of a module that may be kept.
         matrices: For each side, {length: float32 (vectors, length)}: coefficients in an orthonormal basis, times the
             square root of the length, so that a row's mean square is 1.
+        energy: float64 (units,): squared strength before it was weighted; None where it was not.
         tolerance: float64 (2, units): factors on the objective's gammas; None where all are 1.
     """
 
@@ -49,6 +50,7 @@ class Bank:
     most: int
     matrices: tuple[dict[int, FloatArray], dict[int, FloatArray]]
     tolerance: Vector | None = None
+    energy: Vector | None = None
 
     @property
     def units(self) -> int:
@@ -125,6 +127,7 @@ def build_bank(
         if progress is not None:
             progress(done + 1)
     energy, tolerance = strength**2, None
+    unweighted = energy if moments is not None or importance is not None else None
     if moments is not None:
         energy, tolerance = weigh(energy, value, noise)
     if importance is not None:
@@ -133,7 +136,9 @@ def build_bank(
     if moments is not None or importance is not None:
         strength = np.sqrt(energy)
     most = most or 1 << 30
-    return Bank(module, component.astype(np.int64), strength, singular, lengths, rows, most, matrices, tolerance)
+    return Bank(
+        module, component.astype(np.int64), strength, singular, lengths, rows, most, matrices, tolerance, unweighted
+    )
 
 
 def orthonormal(vectors: FloatArray, basis: int, key: BasisKey) -> FloatArray:
