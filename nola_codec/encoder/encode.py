@@ -373,6 +373,6 @@ def _notes(options: EncodeOptions, nmse: float, effective: float | None) -> tupl
     if effective is not None and effective > 0.25:
         notes.append(
             f"effective error {effective:.2f} is high: at sizes this small some tasks keep nine tenths of their gain, "
-            "and others fall behind the base model. Measure before you ship it."
+            "others two thirds. Measure before you ship it."
         )
     return tuple(notes)

@@ -200,10 +200,9 @@ def _predict(
 def _fit_first(
     quantized: Quantized, family: Index, ids: Index, families: int, entries: int
 ) -> tuple[int, Index, Index]:
-    """Slope, constants and offsets that predict the amplitudes of rung 0 best; later ones correct themselves."""
-    first = quantized.entry == 0
-    exact, precision = quantized.amplitude[0, first], quantized.precision[first]
-    own, pair = family[first], ids[first]
+    """Slope, constants and offsets that best predict the amplitudes with which units come in, at whatever rung."""
+    exact, precision = quantized.amplitude[quantized.entry, np.arange(len(ids))], quantized.precision
+    own, pair = family, ids
     best: tuple[float, int, Index, Index] | None = None
     for slope in (2, 0, -2):
         rest = exact - slope * precision

@@ -146,6 +146,16 @@ def test_effective_rungs_are_tamed_each_on_its_own(adapter: Callable[..., Any]) 
     nola_codec.verify(data)
 
 
+def test_kinds_that_come_in_late(shared_data: Path) -> None:
+    """Some kinds of modules have no unit at the first rung here: what predicts their amplitudes is made of later ones."""
+    _, report = nola_codec.encode_bytes(
+        shared_data / "lora" / "smollm2_e2e", size=120_000, objective="nmse", progressive=True
+    )
+    losses = [rung["nmse"] for rung in report.rungs]
+    assert len(losses) == 3
+    assert 0.9 > losses[0] > losses[1] > losses[2] > 0.2
+
+
 def test_a_small_file_has_no_default_rungs(adapter: Callable[..., Any]) -> None:
     data, report = adapter(size=6_000, progressive=True)
     assert len(report.rungs) == 1

@@ -1,0 +1,51 @@
+"""What a ladder costs: each rung, cut to a file of its own, against a file made for the rung's NMSE and nothing else.
+
+    python tools/bench/ladder.py [--adapters NAME ...] [--size 60KB] [--json]
+
+Adapters are PEFT directories of the shared data. The objective is the NMSE: effective errors compare
+only at equal gammas.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from common import shared_dir, table
+
+import nola_codec
+
+
+def measure(name: str, size: str) -> list[dict[str, object]]:
+    """A row a rung."""
+    source = shared_dir() / "data" / "lora" / name
+    data, report = nola_codec.encode_bytes(source, size=size, objective="nmse", progressive=True)
+    rows = []
+    for rung, errors in enumerate(report.rungs):
+        cut = nola_codec.truncate(data, rung=rung).bytes
+        alone = nola_codec.encode(source, nmse=errors["nmse"]).bytes
+        rows.append(
+            {"adapter": name, "rung": rung, "error": errors["nmse"], "cut": cut, "alone": alone,
+             "ratio": cut / alone}
+        )  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--adapters", nargs="+", default=["smollm2_e2e", "smollm135m_medical", "gpt2_tigrinya"])
+    parser.add_argument("--size", default="60KB", help="of the whole ladder")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    rows = [row for name in arguments.adapters for row in measure(name, arguments.size)]
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+        return
+    cells = [[str(r["adapter"]), str(r["rung"]), f"{r['error']:.4f}", f"{r['cut']:,}", f"{r['alone']:,}",
+              f"{r['ratio']:.3f}x"] for r in rows]  # fmt: skip
+    print(table(cells, ["adapter", "rung", "NMSE", "bytes, cut", "bytes, alone", "ratio"]))
+
+
+if __name__ == "__main__":
+    main()
