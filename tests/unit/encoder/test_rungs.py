@@ -147,7 +147,7 @@ def test_effective_rungs_are_tamed_each_on_its_own(adapter: Callable[..., Any]) 
 
 
 def test_kinds_that_come_in_late(shared_data: Path) -> None:
-    """Some kinds of modules have no unit at the first rung here: what predicts their amplitudes is made of later ones."""
+    """Some kinds have no unit at the first rung here: what predicts their amplitudes is made of later ones."""
     _, report = nola_codec.encode_bytes(
         shared_data / "lora" / "smollm2_e2e", size=120_000, objective="nmse", progressive=True
     )
