@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from common import ROOT, shared_dir, table
 from safetensors.torch import load_file, save_file
-from task_peers import Deltas, Result, added, as_json, base_directory, cases, ratios
+from task_peers import Deltas, Result, added, as_json, base_directory, cases, ratios, task_options
 from torch.nn.functional import cross_entropy
 
 BASE = "all-minilm-l6-v2"
@@ -130,14 +130,7 @@ def main() -> None:
     parser.add_argument("--train", nargs="?", const=DEFAULT, type=Path, metavar="DIR", help="train and save in DIR")
     parser.add_argument("--steps", type=int, default=450, help="of training")
     parser.add_argument("--adapter", type=Path, default=DEFAULT, metavar="DIR", help="what --train made")
-    parser.add_argument("--sizes", nargs="+", default=["90KB", "50KB", "29KB", "20KB", "10KB", "5KB"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--rows", type=int, default=256)
-    parser.add_argument("--ranks", nargs="*", type=int, default=[8, 4, 2, 1], help="of the rounded SVD")
-    parser.add_argument("--drops", nargs="*", type=float, default=[0.5, 0.9, 0.95, 0.99], help="drop rates of DARE")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; one is often faster on a shared machine")
-    parser.add_argument("--base", type=Path, help="model directory; made by tools/base_model.py when left out")
-    parser.add_argument("--json", action="store_true")
+    task_options(parser, sizes=["90KB", "50KB", "29KB", "20KB", "10KB", "5KB"], rows=256, ranks=[8, 4, 2, 1])
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     base = arguments.base or base_directory(BASE)

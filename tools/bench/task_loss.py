@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from common import shared_dir, table
-from task_peers import Deltas, Result, added, as_json, base_directory, cases, ratios
+from task_peers import Deltas, Result, added, as_json, base_directory, cases, ratios, task_options
 
 
 class Model:
@@ -46,14 +46,9 @@ class Model:
 def main() -> None:
     """Evaluate and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=["200KB", "90KB", "53KB", "29KB", "20KB", "10KB", "5KB"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--rows", type=int, default=96)
-    parser.add_argument("--ranks", nargs="*", type=int, default=list(range(8, 0, -1)), help="of the rounded SVD")
-    parser.add_argument("--drops", nargs="*", type=float, default=[0.5, 0.9, 0.95, 0.99], help="drop rates of DARE")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; one is often faster on a shared machine")
-    parser.add_argument("--base", type=Path, help="model directory; made by tools/base_model.py when left out")
-    parser.add_argument("--json", action="store_true")
+    task_options(
+        parser, sizes=["200KB", "90KB", "53KB", "29KB", "20KB", "10KB", "5KB"], rows=96, ranks=list(range(8, 0, -1))
+    )
     arguments = parser.parse_args()
     import torch
 

@@ -7,6 +7,7 @@ where that is smaller. "SVD fp16" counts its numbers alone.
 
 from __future__ import annotations
 
+import argparse
 import math
 import subprocess
 import sys
@@ -165,6 +166,18 @@ def added(weights: Mapping[str, Any], deltas: Deltas) -> Iterator[None]:
         with torch.no_grad():
             for name, weight in saved.items():
                 weights[name].copy_(weight)
+
+
+def task_options(parser: argparse.ArgumentParser, sizes: list[str], rows: int, ranks: list[int]) -> None:
+    """The options of a task's program, with its own defaults."""
+    parser.add_argument("--sizes", nargs="+", default=sizes)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--rows", type=int, default=rows)
+    parser.add_argument("--ranks", nargs="*", type=int, default=ranks, help="of the rounded SVD")
+    parser.add_argument("--drops", nargs="*", type=float, default=[0.5, 0.9, 0.95, 0.99], help="drop rates of DARE")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; one is often faster on a shared machine")
+    parser.add_argument("--base", type=Path, help="model directory; made by tools/base_model.py when left out")
+    parser.add_argument("--json", action="store_true")
 
 
 def base_directory(*name: str) -> Path:
