@@ -82,11 +82,6 @@ class Survey:
     packed_bits: tuple[tuple[float, ...], ...]
     coded_bits: tuple[tuple[float, ...], ...]
 
-    @property
-    def ideal_bytes(self) -> float:
-        """Of all coefficients of all rungs."""
-        return sum(sum(bits) for bits in (*self.packed_bits, *self.coded_bits)) / 8
-
 
 def survey(material: Material) -> Survey:
     """Add up the bits of the symbols; a block closes when its ideal size over all rungs reaches BLOCK_BYTES."""

@@ -85,7 +85,7 @@ def _symbols(bank: Bank, quantized: Quantized, own: Sequence[Index], rung: int, 
             entry = int(quantized.entry[unit])
             layers = range(rung + 1) if entry == rung else (rung,) if entry < rung else ()
             coded = [layer for layer in layers if quantized.quantizer[layer, side, unit] >= 0]
-            parts += [quantized.symbols(bank, layer, side, unit).view(np.uint8) for layer in coded]
+            parts += [quantized.symbols(bank, layer, side, unit) for layer in coded]
     return np.concatenate(parts) if parts else np.empty(0, np.uint8)
 
 

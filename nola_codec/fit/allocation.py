@@ -148,11 +148,6 @@ class Plan:
     noise: Vector
     bits: Vector
 
-    @property
-    def objective(self) -> Objective:
-        """Of the last rung."""
-        return self.objectives[-1]
-
 
 def precision_shift(length: int) -> int:
     """What a side's length takes off the stored precision: half an octave of strength an octave of length."""

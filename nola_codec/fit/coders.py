@@ -14,7 +14,7 @@ import numpy.typing as npt
 from nola_codec.fit.ecsq import Ecsq, frontier
 from nola_codec.fit.viterbi import encode_dependent, encode_trellis
 from nola_codec.model import Trellis
-from nola_codec.quant.trellis import TRELLISES
+from nola_codec.quant.trellis import TRELLISES, chosen_books
 
 Vector = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
@@ -115,12 +115,7 @@ Coder = ScalarCoder | DependentCoder | TrellisCoder
 
 def dependent_statistics(level: Levels, values: Floats, most: int) -> tuple[Vector, Vector]:
     """Counts and sums of value times sign of level, of each (codebook, |level|), (2, most + 1) each."""
-    parity = (level & 1).astype(np.uint8)
-    chosen = np.zeros(level.shape, np.uint8)
-    for back in range(1, MASK.bit_length() + 1):
-        if MASK >> (back - 1) & 1:
-            chosen[:, back:] ^= parity[:, :-back]
-    index = (chosen.astype(np.int64) * (most + 1) + np.abs(level)).reshape(-1)
+    index = (chosen_books(MASK, level).astype(np.int64) * (most + 1) + np.abs(level)).reshape(-1)
     signed = (np.sign(level) * values).reshape(-1)
     size = 2 * (most + 1)
     return (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +16,7 @@ from nola_codec.fit.bank import Bank
 from nola_codec.fit.books import fit_quantizer, level_statistics
 from nola_codec.fit.coders import DependentCoder, ScalarCoder, TrellisCoder, coders, stride_limit
 from nola_codec.fit.viterbi import side_by_side
-from nola_codec.model import Quantizer, Trellis
+from nola_codec.model import Book, Quantizer, Trellis
 from nola_codec.parallel import parallel_map
 from nola_codec.quant.points import book_points
 from nola_codec.quant.scales import MAX_WEIGHT_CODE, layer_weight
@@ -52,17 +54,15 @@ class Workspace:
     def reserve(self, bank: Bank, rungs: int) -> None:
         """Make room for a bank and a number of rungs."""
         while len(self.levels) < rungs:
-            self.levels.append(
-                (
-                    {n: np.empty(m.shape, np.int8) for n, m in bank.matrices[0].items()},
-                    {n: np.empty(m.shape, np.int8) for n, m in bank.matrices[1].items()},
-                )
-            )
+            self.levels.append(_like(bank, lambda matrix: np.empty(matrix.shape, np.int8)))
         if not self.owner[0]:
-            self.owner = (
-                {n: np.full(len(m), -1, np.int16) for n, m in bank.matrices[0].items()},
-                {n: np.full(len(m), -1, np.int16) for n, m in bank.matrices[1].items()},
-            )
+            self.owner = _like(bank, lambda matrix: np.full(len(matrix), -1, np.int16))
+
+
+def _like(bank: Bank, make: Callable[[Floats], Any]) -> tuple[dict[int, Any], dict[int, Any]]:
+    """Something for each of a bank's matrices."""
+    u, v = ({length: make(matrix) for length, matrix in side.items()} for side in bank.matrices)
+    return u, v
 
 
 @dataclass(frozen=True)
@@ -97,13 +97,19 @@ class Quantized:
     def rungs(self) -> int:
         return len(self.levels)
 
-    def symbols(self, bank: Bank, rung: int, side: int, unit: int) -> Levels:
+    def symbols(self, bank: Bank, rung: int, side: int, unit: int) -> npt.NDArray[np.uint8]:
         """Symbols of the layer that a rung adds to a kept unit's vector."""
         book = self.quantizers[int(self.quantizer[rung, side, unit])].codebook
         index = int(self.kept[unit])
         length = int(bank.lengths[side, index])
         levels = self.levels[rung][side][length][bank.rows[side, index], : book.run(length)]
-        return levels if isinstance(book, Trellis) else np.asarray(levels.view(np.uint8) + np.uint8(book.size // 2))
+        return _symbols(book, levels)
+
+
+def _symbols(book: Book, levels: Levels) -> npt.NDArray[np.uint8]:
+    """Symbols of levels as a workspace holds them."""
+    symbols = levels.view(np.uint8)
+    return symbols if isinstance(book, Trellis) else np.asarray(symbols + np.uint8(book.size // 2))
 
 
 def quantize(bank: Bank, plan: Plan, basis: int, workspace: Workspace) -> Quantized:
@@ -172,10 +178,7 @@ class _Layers:
         self.dots, self.squares = np.zeros(shape), np.zeros(shape)
         self._sums: tuple[dict[int, Floats], dict[int, Floats]] | None = None
         if len(plan.steps) > 1:
-            self._sums = (
-                {n: np.zeros(m.shape, np.float32) for n, m in bank.matrices[0].items()},
-                {n: np.zeros(m.shape, np.float32) for n, m in bank.matrices[1].items()},
-            )
+            self._sums = _like(bank, lambda matrix: np.zeros(matrix.shape, np.float32))
 
     def alive(self) -> npt.NDArray[np.bool_]:
         """Units that are not zero on a side at any rung that has them."""
@@ -261,10 +264,7 @@ class _Layers:
         book = self.quantizers[int(self.quantizer[rung, side, units[0]])].codebook
         rows = self._bank.rows[side][self._plan.kept[units]]
         levels = self._workspace.levels[rung][side][length][rows, : book.run(length)]
-        symbols = (
-            levels.view(np.uint8) if isinstance(book, Trellis) else levels.view(np.uint8) + np.uint8(book.size // 2)
-        )
-        return np.asarray(book_points(book, symbols, length), np.float32)
+        return np.asarray(book_points(book, _symbols(book, levels), length), np.float32)
 
     def _weigh(self, rung: int) -> None:
         """Integer weights: a layer's least-squares factor, shared by all units with the same layers so far."""
@@ -314,7 +314,7 @@ def unit_points(bank: Bank, quantized: Quantized, side: int, units: Index, rung:
             if number < 0:
                 continue
             own = np.flatnonzero(quantized.quantizer[layer, side, units] == number)
-            symbols = np.stack([quantized.symbols(bank, layer, side, int(units[i])) for i in own]).view(np.uint8)
+            symbols = np.stack([quantized.symbols(bank, layer, side, int(units[i])) for i in own])
             points = book_points(quantized.quantizers[number].codebook, symbols, length).astype(np.float32)
             weights = [layer_weight(int(code)) for code in quantized.weight[layer, side, units[own]]]
             total[own] += points * np.array(weights, np.float32)[:, None]

@@ -7,6 +7,7 @@ states: every coefficient is found at once.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -80,14 +81,19 @@ def trellis_points(trellis: Trellis, symbols: npt.NDArray[np.uint8], count: int)
 
 def dependent_points(book: Dependent, symbols: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
     """Coefficients of vectors, int32 (vectors, count), from symbols of the same shape."""
-    half = len(book.even)
-    parity = (symbols ^ np.uint8(half & 1)) & np.uint8(1)
-    chosen = np.zeros(symbols.shape, np.uint8)
-    for back in range(1, WINDOW + 1):
-        if book.mask >> (back - 1) & 1:
-            chosen[:, back:] ^= parity[:, :-back]
+    chosen = chosen_books(book.mask, symbols ^ np.uint8(len(book.even) & 1))
     points = np.array([_mirrored(book.even), _mirrored(book.odd)], np.int32).reshape(-1)
     return np.asarray(points[chosen * np.uint16(book.size) + symbols])
+
+
+def chosen_books(mask: int, levels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Codebook that each dependent level meets, 0 even or 1 odd, (vectors, count), from the levels or their parity."""
+    parity = (levels & 1).astype(np.uint8)
+    chosen = np.zeros(parity.shape, np.uint8)
+    for back in range(1, WINDOW + 1):
+        if mask >> (back - 1) & 1:
+            chosen[:, back:] ^= parity[:, :-back]
+    return chosen
 
 
 def _mirrored(positive: tuple[int, ...]) -> list[int]:
