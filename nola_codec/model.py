@@ -52,6 +52,8 @@ class LoraModule:
         layout: How the factors' keys are spelt and how delta_W is shaped.
         fan_in_fan_out: The base weight is stored (in, out) (Conv1D of GPT-2).
         dtype: Source dtype of both factors, one of DTYPES.
+        gain: What an error of ``lora_B @ lora_A`` is multiplied by on its way into the delta; None is ``|scaling|``.
+            It differs where the product is only a part of the delta (LoHa, LoKr).
     """
 
     name: str
@@ -63,6 +65,7 @@ class LoraModule:
     layout: Layout = "linear"
     fan_in_fan_out: bool = False
     dtype: str = "F32"
+    gain: float | None = None
 
     @property
     def rank(self) -> int:
@@ -70,12 +73,30 @@ class LoraModule:
 
 
 @dataclass(frozen=True)
+class VectorTensor:
+    """A tensor that is coded as one flat vector: the change of a bias or a norm, a dense delta, a part of a LoKr.
+
+    Attributes:
+        name: Its full key.
+        values: float32, in its shape.
+        dtype: Source dtype, one of DTYPES.
+        gain: What an error of the tensor is multiplied by on its way into the delta.
+    """
+
+    name: str
+    values: npt.NDArray[np.float32]
+    dtype: str = "F32"
+    gain: float = 1.0
+
+
+@dataclass(frozen=True)
 class Adapter:
     """An adapter of any dialect, read whole.
 
     Attributes:
-        dialect: ``"peft"``.
+        dialect: ``"peft"`` and others, see `adapters.DIALECTS`.
         modules: In the order of their names.
+        vectors: Tensors that are coded, and are not pairs of factors.
         raw: Tensors carried exact: biases, DoRA magnitudes, modules_to_save. Keyed by their full key.
         config: ``adapter_config.json`` as parsed, or None for a lone file.
         metadata: safetensors ``__metadata__``.
@@ -86,12 +107,15 @@ class Adapter:
     raw: Mapping[str, RawTensor] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    vectors: tuple[VectorTensor, ...] = ()
 
     @property
     def parameters(self) -> int:
-        """Numbers in the factors and the raw tensors together."""
-        return sum(m.lora_A.size + m.lora_B.size for m in self.modules) + sum(
-            int(np.prod(t.shape, dtype=np.int64)) for t in self.raw.values()
+        """Numbers in the factors, the vectors and the raw tensors together."""
+        return (
+            sum(m.lora_A.size + m.lora_B.size for m in self.modules)
+            + sum(v.values.size for v in self.vectors)
+            + sum(int(np.prod(t.shape, dtype=np.int64)) for t in self.raw.values())
         )
 
 
