@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from nola_codec.adapters import peft_config
+from nola_codec.adapters import dialect_of, peft_config
 from nola_codec.adapters.checkpoint import resolve_weights
 from nola_codec.adapters.peft import factor_keys
-from nola_codec.api.modules import merge_target
+from nola_codec.adapters.peft_experts import is_expert
+from nola_codec.api.modules import decoded_adapter, merge_target
 from nola_codec.arrays import NUMPY, Arrays, TorchArrays
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.container.reader import Container, Source, open_container
@@ -74,6 +75,11 @@ class NolaFile:
         """
         import torch
 
+        # PEFT's pairs stay on the device all the way; other dialects' tensors are put together in NumPy first.
+        if self.header.dialect != "peft" or any(is_expert(record.name) for record in self.header.lowrank):
+            adapter = decoded_adapter(self._decoder_here(), None)
+            made = dialect_of(adapter.dialect, self._container.name).tensors(adapter, DTYPES[dtype])
+            return {key: self._tensor(_to_torch(tensor)) for key, tensor in made.items()}
         wanted = getattr(torch, _TORCH_NAMES[DTYPES[dtype]])
         tensors: dict[str, torch.Tensor] = {}
         for index, decoded in self._decode(None):
@@ -147,9 +153,12 @@ class NolaFile:
         return self._xp
 
     def _decode(self, indexes: list[int] | None) -> Iterator[tuple[int, Factors]]:
+        return self._decoder_here().factors(indexes)
+
+    def _decoder_here(self) -> Decoder:
         if self._decoder is None:
             self._decoder = Decoder(self._container, self._arrays())
-        return self._decoder.factors(indexes)
+        return self._decoder
 
     def _tensor(self, array: Any) -> torch.Tensor:
         """A NumPy or torch array as a tensor on the device."""
