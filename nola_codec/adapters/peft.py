@@ -108,9 +108,13 @@ def write(adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = 
         overwrite: Replace what is there.
 
     Raises:
-        AdapterError: ``overflow``, ``zero-rank``, ``needs-directory``, ``not-finite``, or as `parse_config`.
+        AdapterError: ``not-expressible``, ``overflow``, ``zero-rank``, ``needs-directory``, ``not-finite``, or as
+            `parse_config`.
         OutputExists: Something is there and ``overwrite`` is False.
     """
+    if adapter.vectors:
+        message = "PEFT has no place for tensors that were coded as vectors"
+        raise AdapterError(message, code="not-expressible", where=adapter.vectors[0].name)
     path = Path(out)
     lone = path.suffix == ".safetensors"
     modules = tuple(_fold_scaling(m, adapter.raw) for m in adapter.modules) if lone else adapter.modules

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from nola_codec.adapters import AnySource
 from nola_codec.api.decoding import read_adapter
 from nola_codec.errors import AdapterError
-from nola_codec.fit.canonical import delta_energy, squared_error
-from nola_codec.model import LoraModule
+from nola_codec.fit.canonical import delta_energy, squared_error, vector_error
+from nola_codec.model import Codable, LoraModule, VectorTensor
 
 
 @dataclass(frozen=True)
 class TensorComparison:
-    """One adapted weight.
+    """One adapted weight, or one tensor coded as a vector.
 
     Attributes:
-        name: Module path.
-        shape: (out, in) of delta_W, convolutions flattened.
+        name: Module path, or a vector's key.
+        shape: (out, in) of delta_W, convolutions flattened; of a vector its own.
         nmse: ||delta_A - delta_B||_F^2 / ||delta_A||_F^2; infinite where only delta_A is zero.
     """
 
     name: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     nmse: float
 
 
@@ -31,7 +33,7 @@ class Comparison:
     """Two adapters.
 
     Attributes:
-        nmse: Over all weights that both have; NaN when there is none.
+        nmse: Over all weights and vectors that both have; NaN when there is none.
         tensors: By weight.
         only_in_a, only_in_b: Weights that one lacks.
         carried_equal, carried_different: Tensors carried as they came, by whether their bits agree.
@@ -58,19 +60,19 @@ def compare(a: AnySource, b: AnySource) -> Comparison:
         FormatError: a damaged `.nola` file.
     """
     first, second = read_adapter(a), read_adapter(b)
-    others = {m.name: m for m in second.modules}
+    items: list[Codable] = [*first.modules, *first.vectors]
+    others: dict[str, Codable] = {m.name: m for m in second.modules}
+    others |= {v.name: v for v in second.vectors}
     tensors = []
     lost = energy = 0.0
-    for module in first.modules:
-        other = others.get(module.name)
+    for item in items:
+        other = others.get(item.name)
         if other is None:
             continue
-        error, own = _error(module, other)
+        error, own = _error(item, other)
         lost, energy = lost + error, energy + own
-        tensors.append(
-            TensorComparison(module.name, (module.lora_B.shape[0], module.lora_A.shape[1]), _ratio(error, own))
-        )
-    names = {m.name for m in first.modules}
+        tensors.append(TensorComparison(item.name, _shape(item), _ratio(error, own)))
+    names = {item.name for item in items}
     carried = sorted(set(first.raw) | set(second.raw))
     equal = tuple(key for key in carried if first.raw.get(key) == second.raw.get(key))
     return Comparison(
@@ -83,10 +85,18 @@ def compare(a: AnySource, b: AnySource) -> Comparison:
     )
 
 
-def _error(a: LoraModule, b: LoraModule) -> tuple[float, float]:
-    shapes = [(m.lora_B.shape[0], m.lora_A.shape[1]) for m in (a, b)]
+def _shape(item: Codable) -> tuple[int, ...]:
+    return item.vector_lengths if isinstance(item, LoraModule) else item.values.shape
+
+
+def _error(a: Codable, b: Codable) -> tuple[float, float]:
+    shapes = [_shape(item) for item in (a, b)]
     if shapes[0] != shapes[1]:
         raise AdapterError(f"delta shapes differ: {shapes[0]} and {shapes[1]}", code="shape", where=a.name)
+    if isinstance(a, VectorTensor) and isinstance(b, VectorTensor):
+        return vector_error(a.values, b.values), vector_error(a.values, np.zeros_like(a.values))
+    if not (isinstance(a, LoraModule) and isinstance(b, LoraModule)):
+        raise AdapterError("a pair of factors in one, a vector in the other", code="shape", where=a.name)
     energy = delta_energy(a.lora_B, a.lora_A) * a.scaling**2
     error = squared_error(a.lora_B * a.scaling, a.lora_A, b.lora_B * b.scaling, b.lora_A)
     return error, energy
