@@ -117,7 +117,8 @@ def test_wide_records_in_the_reference_decoder() -> None:
         rows = {(side, i): row.astype(np.int64) for side, part in enumerate(item.sides) for i, row in enumerate(part)}
         made = {
             "type": 0, "basis": kind.basis, "split": int(factor), "most": 2 if factor else 4,
-            "sides": {"lora_B": [kind.rows, 4], "lora_A": [4, kind.columns]}, "lengths": kind.vector_lengths, "counts": kind.num_basis, "stream": record.stream,
+            "sides": {"lora_B": [kind.rows, 4], "lora_A": [4, kind.columns]},
+            "lengths": kind.vector_lengths, "counts": kind.num_basis, "stream": record.stream,
             "exponents": [record.exponents], "units": [record.units], "code": codes, "coefficients": rows,
             "peaks": dict.fromkeys(rows, 127),
         }  # fmt: skip
