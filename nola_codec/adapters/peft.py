@@ -23,7 +23,7 @@ from nola_codec.adapters.pairs import join, pair_tensors, read_carried, read_pai
 from nola_codec.adapters.peft_config import PREFIX, PeftSettings, is_saved_module, parse_config, with_ranks
 from nola_codec.adapters.peft_experts import expert_module, is_expert, join_experts, split_experts
 from nola_codec.adapters.sources import CONFIG_NAME, WEIGHTS_NAME, AdapterSource, open_source
-from nola_codec.adapters.stores import TensorStore
+from nola_codec.adapters.store_types import TensorStore
 from nola_codec.adapters.tensor_files import is_tensor_file, write_tensors
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import Adapter, Layout, LoraModule, RawTensor
@@ -110,9 +110,13 @@ def write(adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = 
         overwrite: Replace what is there.
 
     Raises:
-        AdapterError: ``overflow``, ``zero-rank``, ``needs-directory``, ``not-finite``, ``not-expressible``, or as `parse_config`.
+        AdapterError: ``not-expressible``, ``overflow``, ``zero-rank``, ``needs-directory``, ``not-finite``, or as
+            `parse_config`.
         OutputExists: Something is there and ``overwrite`` is False.
     """
+    if adapter.vectors:
+        message = "PEFT has no place for tensors that were coded as vectors"
+        raise AdapterError(message, code="not-expressible", where=adapter.vectors[0].name)
     path = Path(out)
     lone = is_tensor_file(path)
     modules = tuple(_fold_scaling(m, adapter.raw) for m in adapter.modules) if lone else adapter.modules
@@ -121,9 +125,6 @@ def write(adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = 
         if wrong is not None:
             message = f"scaling {wrong.scaling} needs a configuration, and the adapter has none"
             raise AdapterError(message, code="missing-config", where=wrong.name)
-    if adapter.vectors:
-        message = "PEFT has no place for a tensor that is not a pair of factors"
-        raise AdapterError(message, code="not-expressible", where=adapter.vectors[0].name)
     made = state_dict(modules, adapter.raw, dtype)
     metadata = adapter.metadata or {"format": "pt"}
     require_free(path, overwrite=overwrite)

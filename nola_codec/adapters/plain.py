@@ -16,11 +16,12 @@ from typing import Any
 
 from nola_codec.adapters.alphas import SUFFIX as ALPHA
 from nola_codec.adapters.alphas import alpha_of, alpha_tensors, pack_alphas, read_alphas
+from nola_codec.adapters.files import atomic_directory, require_free
 from nola_codec.adapters.foreign import unknown_key
 from nola_codec.adapters.lycoris import Composite
 from nola_codec.adapters.pairs import Spelling, find_pairs, join, pair_tensors, read_carried, read_pair
 from nola_codec.adapters.sources import AdapterSource
-from nola_codec.adapters.tensor_files import write_adapter_file
+from nola_codec.adapters.tensor_files import is_tensor_file, write_tensors
 from nola_codec.errors import AdapterError
 from nola_codec.model import Adapter, RawTensor
 
@@ -127,6 +128,29 @@ class PairDialect:
         if not carry_unknown and (match is None or (module is not None and module not in names)):
             raise unknown_key(key, self.name, source.where)
         return read_carried(source.file, key)
+
+
+def write_adapter_file(
+    out: str | os.PathLike[str],
+    tensors: Mapping[str, RawTensor],
+    metadata: Mapping[str, str],
+    file_name: str,
+    *,
+    overwrite: bool,
+) -> Path:
+    """One file of tensors; ``out`` without a tensor file's suffix is a directory that gets ``file_name``.
+
+    Raises:
+        AdapterError: ``not-expressible`` for metadata that the container has no place for.
+        OutputExists: Something is there and ``overwrite`` is False.
+    """
+    path = Path(out)
+    require_free(path, overwrite=overwrite)
+    if is_tensor_file(path):
+        return write_tensors(path, tensors, metadata)
+    with atomic_directory(path, replace=overwrite) as directory:
+        write_tensors(directory / file_name, tensors, metadata)
+    return path
 
 
 def require_no_vectors(adapter: Adapter, title: str) -> None:

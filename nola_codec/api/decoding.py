@@ -19,7 +19,8 @@ from nola_codec.container.reader import Source, open_container
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.merge import merge_raw
 from nola_codec.encoder.options import Progress
-from nola_codec.model import Adapter, RawTensor
+from nola_codec.errors import AdapterError
+from nola_codec.model import Adapter, RawTensor, VectorTensor
 
 
 def decode(
@@ -83,7 +84,7 @@ def verify(source: Source) -> dict[str, Any]:
         check_rungs(container)
         return {
             "bytes": container.file_length,
-            "tensors": len(container.header.lowrank) + len(container.header.raw),
+            "tensors": len(container.header.coded) + len(container.header.raw),
             "content_sha256": container.prelude.content_sha256.hex(),
             "factors_sha256": container.header.factors_sha256.hex(),
         }
@@ -102,11 +103,14 @@ def read_adapter(source: AnySource) -> Adapter:
 
 def _merge(decoder: Decoder, base: Path, out: Path, *, overwrite: bool, progress: Progress | None) -> Path:
     header = decoder.header
+    if header.vectors:
+        raise AdapterError(f"tensors coded as vectors ({header.vectors[0].name}, ...) cannot be merged in this dialect",
+                           code="merge-vectors", where=decoder.container.name)  # fmt: skip
     raw = {record.name: decoder.raw(i) for i, record in enumerate(header.raw)}
     checkpoint = Checkpoint(base)
     plan = plan_merge(checkpoint, [merge_target(r) for r in header.lowrank], raw, header.config)
     numbers = {record.name: i for i, record in enumerate(header.lowrank)}
-    decoded = decoder.checked()
+    decoded, _ = decoder.checked()
     done = 0
 
     def merge_weight(name: str, weight: RawTensor) -> RawTensor:

@@ -118,6 +118,8 @@ def source_size(source: AnySource, adapter: Adapter) -> int:
         end = source.seek(0, io.SEEK_END)
         source.seek(here)
         return end
-    return sum(m.lora_A.nbytes + m.lora_B.nbytes for m in adapter.modules) + sum(
-        len(t.data) for t in adapter.raw.values()
+    return (
+        sum(m.lora_A.nbytes + m.lora_B.nbytes for m in adapter.modules)
+        + sum(v.values.nbytes for v in adapter.vectors)
+        + sum(len(t.data) for t in adapter.raw.values())
     )

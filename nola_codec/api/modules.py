@@ -7,16 +7,20 @@ from nola_codec.arrays import Arrays
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.factors import Factors
 from nola_codec.encoder.options import Progress
-from nola_codec.model import Adapter, LoraModule, LowRankRecord
+from nola_codec.model import Adapter, LoraModule, LowRankRecord, VectorTensor
 
 
 def decoded_adapter(decoder: Decoder, progress: Progress | None) -> Adapter:
     """All of a file as an adapter of its dialect, NumPy arrays, its digest checked."""
     header = decoder.header
-    factors = decoder.checked(lambda done: progress("decode", done, len(header.lowrank)) if progress else None)
+    factors, vectors = decoder.checked(lambda done: progress("decode", done, len(header.coded)) if progress else None)
     modules = [decoded_module(r, f, decoder.xp) for r, f in zip(header.lowrank, factors, strict=True)]
     raw = {record.name: decoder.raw(i) for i, record in enumerate(header.raw)}
-    return Adapter(header.dialect, tuple(modules), raw, header.config, header.metadata)
+    tensors = [
+        VectorTensor(record.name, decoder.xp.numpy(vector.float32(decoder.xp)), record.kind.dtype)
+        for record, vector in zip(header.vectors, vectors, strict=True)
+    ]
+    return Adapter(header.dialect, tuple(modules), raw, header.config, header.metadata, tuple(tensors))
 
 
 def decoded_module(record: LowRankRecord, factors: Factors, xp: Arrays) -> LoraModule:
