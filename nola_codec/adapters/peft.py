@@ -21,8 +21,9 @@ from nola_codec.adapters.dtypes import require_finite
 from nola_codec.adapters.files import AnySource, atomic_directory, atomic_file, dump_json, require_free
 from nola_codec.adapters.foreign import describe_keys
 from nola_codec.adapters.peft_config import MAX_RANK, PREFIX, PeftSettings, is_saved_module, parse_config, with_ranks
-from nola_codec.adapters.safetensors_io import SafetensorsFile, dump, from_float32, to_float32, write_file
+from nola_codec.adapters.safetensors_io import dump, from_float32, to_float32, write_file
 from nola_codec.adapters.sources import CONFIG_NAME, WEIGHTS_NAME, AdapterSource, open_source
+from nola_codec.adapters.stores import TensorStore
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import DTYPES, Adapter, Layout, LoraModule, RawTensor
 
@@ -178,9 +179,7 @@ def _is_embedding(key: str) -> bool:
     return not key.endswith(".weight")
 
 
-def _read_module(
-    file: SafetensorsFile, module: str, keys: Mapping[str, str], settings: PeftSettings | None
-) -> LoraModule:
+def _read_module(file: TensorStore, module: str, keys: Mapping[str, str], settings: PeftSettings | None) -> LoraModule:
     present = next(iter(keys.values()))
     layout: Layout = "embedding" if _is_embedding(present) else "linear"
     a_key, b_key = factor_keys(module, layout)
@@ -240,7 +239,7 @@ def _check_shapes(layout: Layout, a: tuple[int, ...], b: tuple[int, ...], where_
         raise AdapterError(expected("rank", f"{a[0]} as in lora_A", b[1]), code="rank-mismatch", where=where_b)
 
 
-def _read_factor(file: SafetensorsFile, key: str) -> npt.NDArray[np.float32]:
+def _read_factor(file: TensorStore, key: str) -> npt.NDArray[np.float32]:
     where = f"{file.name}: {key}"
     values = to_float32(file.read(key), where=where)
     require_finite(values, where)
