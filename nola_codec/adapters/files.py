@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +21,12 @@ AnySource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview 
 MAX_JSON_BYTES = 64_000_000  # an index of a very large model is about 10 MB
 
 
+_PACKED = (b"\x1f\x8b", b"7z\xbc\xaf\x27\x1c", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"BZh", b"Rar!\x1a\x07")
+
+
 @dataclass(frozen=True)
 class Foreign:
-    """What some bytes are instead of a safetensors file."""
+    """What some bytes are instead of a file of tensors."""
 
     code: str
     message: str
@@ -35,11 +40,14 @@ def describe_foreign_bytes(head: bytes) -> Foreign | None:
         return Foreign("lfs-pointer", "a git-LFS pointer, not the file it stands for; run `git lfs pull`")
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:64].lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
-        return Foreign("html-page", "a web page, not a safetensors file; the download went wrong")
+        return Foreign("html-page", "a web page, not a file of tensors; the download went wrong")
     if head.startswith(b"\x89NLA"):
         return Foreign("nola-file", "a .nola file already; `nola-codec decode` makes an adapter of it")
     if head.startswith(b"PK\x03\x04"):
         return Foreign("zip", "a zip archive (a PyTorch pickle or .npz); convert it to safetensors first")
+    # As the length of a safetensors header these would have to end in `{` at byte 8, so that one is left alone.
+    if head[8:9] != b"{" and (head.startswith(_PACKED) or head[257:262] == b"ustar"):
+        return Foreign("archive", "a packed archive; unpack it and name the adapter in it")
     # Protocol 2 and later open with 0x80 and the version. As a header length that would have to end in `{`, which a
     # pickle never has at byte 8 by its opcodes for dicts and tuples.
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and head[8:9] != b"{":
@@ -55,6 +63,38 @@ def display_name(source: AnySource) -> str:
         return "(bytes)"
     name = getattr(source, "name", None)
     return name if isinstance(name, str) else "(stream)"
+
+
+def open_stream(source: AnySource, name: str) -> tuple[BinaryIO, bool]:
+    """A stream that can seek, and whether it is ours to close. One that cannot is read whole.
+
+    Raises:
+        AdapterError: ``not-found``; ``unreadable``, also for pipes and devices, which may never end.
+    """
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return io.BytesIO(source), True
+    if isinstance(source, (str, os.PathLike)):
+        try:
+            mode = os.stat(source).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a pipe could wait for ever
+                raise AdapterError("not a regular file", code="unreadable", where=name)
+            return open(source, "rb"), True
+        except FileNotFoundError as e:
+            raise AdapterError("no such file", code="not-found", where=name) from e
+        except (OSError, ValueError) as e:  # ValueError: a null character in the path
+            reason = e.strerror if isinstance(e, OSError) and e.strerror else e
+            raise AdapterError(f"cannot be opened: {reason}", code="unreadable", where=name) from e
+    if source.seekable():
+        return source, False
+    return io.BytesIO(source.read()), True
+
+
+def open_from_start(source: AnySource, name: str) -> tuple[BinaryIO, bool]:
+    """The same, for formats whose offsets count from the first byte: what is left of a stream is read if need be."""
+    stream, owned = open_stream(source, name)
+    if owned or stream.tell() == 0:
+        return stream, owned
+    return io.BytesIO(stream.read()), True
 
 
 def read_json(path: Path) -> dict[str, Any]:

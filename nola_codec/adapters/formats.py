@@ -149,7 +149,7 @@ def _to_peft(modules: Sequence[LoraModule], raw: Mapping[str, RawTensor], base: 
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "base_model_name_or_path": None,
-        "target_modules": sorted(ranks) if component else sorted({path.rpartition(".")[2] for path in ranks}),
+        "target_modules": sorted(ranks),  # whole paths: an ending might match layers that have no factors
         "r": 8,
         "lora_alpha": 8,
         "lora_dropout": 0.0,
@@ -177,7 +177,9 @@ def _to_kohya(modules: Sequence[LoraModule], raw: Mapping[str, RawTensor], base:
         "ss_network_module": "networks.lora", "ss_network_dim": str(ranks[-1]) if len(ranks) == 1 else "Dynamic",
         "ss_network_alpha": str(common) if not others else "Dynamic",
     }  # fmt: skip
-    return Adapter("kohya", _unturned(named, "kohya"), {}, {"alpha": alpha | ({"others": others} if others else {})}, metadata)
+    return Adapter(
+        "kohya", _unturned(named, "kohya"), {}, {"alpha": alpha | ({"others": others} if others else {})}, metadata
+    )
 
 
 def _alpha(module: LoraModule) -> float:

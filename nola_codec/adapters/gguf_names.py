@@ -43,7 +43,7 @@ def to_gguf(modules: Sequence[LoraModule], base: Mapping[str, Any] | None) -> Ad
     (alpha,) = alphas
     named = []
     for module in modules:
-        name = table.get_name(f"{module.name}.weight", try_suffixes=(".weight",))
+        name = table.get_name(module.name)
         if name is None or module.layout == "conv":
             raise AdapterError(f"{arch} of llama.cpp has no such tensor", code="not-expressible", where=module.name)
         heads = _heads(base, module.name) if permuted else None
@@ -85,7 +85,7 @@ def from_gguf(adapter: Adapter, base: Mapping[str, Any] | None) -> list[LoraModu
 
 def _architecture(base: Mapping[str, Any]) -> tuple[str, bool, int]:
     model_type, layers = base.get("model_type"), base.get("num_hidden_layers")
-    if model_type not in _ARCHITECTURES:
+    if not isinstance(model_type, str) or model_type not in _ARCHITECTURES:
         message = expected("model_type", f"one of {', '.join(_ARCHITECTURES)}", model_type)
         raise AdapterError(message, code="not-expressible", where="config.json")
     if type(layers) is not int or not 1 <= layers <= _MAX_LAYERS:
@@ -112,7 +112,7 @@ def _paths(arch: str, layers: int) -> dict[str, str]:
     modules = [f"model.layers.{layer}.{leaf}" for layer in range(layers) for leaf in leaves]
     found = {}
     for path in (*modules, "model.embed_tokens", "lm_head"):
-        name = table.get_name(f"{path}.weight", try_suffixes=(".weight",))
+        name = table.get_name(path)
         if name is not None:
             found[name] = path
     return found

@@ -23,10 +23,10 @@ from nola_codec.adapters.dtypes import from_float32, to_float64
 from nola_codec.adapters.foreign import unknown_key
 from nola_codec.adapters.lycoris import PART, PRODUCTS, Composite, composite_parts, part_rank, part_values
 from nola_codec.adapters.pairs import Spelling, find_pairs, join, pair_tensors, read_carried, read_floats, read_pair
+from nola_codec.adapters.plain import write_adapter_file
 from nola_codec.adapters.safetensors_io import dump
 from nola_codec.adapters.sources import AdapterSource
 from nola_codec.adapters.store_types import TensorStore
-from nola_codec.adapters.plain import write_adapter_file
 from nola_codec.errors import AdapterError
 from nola_codec.model import Adapter, LoraModule, RawTensor, VectorTensor
 

@@ -20,23 +20,136 @@ _KOHYA_PREFIXES: Mapping[str, str] = {
 
 # Names of modules that hold an underscore, as kohya flattens them together with the dots.
 _COMPOUND = frozenset(
-    """
-    down_blocks up_blocks mid_block transformer_blocks single_transformer_blocks to_q to_k to_v to_out to_add_out
-    to_qkv_mlp_proj add_q_proj add_k_proj add_v_proj proj_in proj_out proj_mlp conv_in conv_out conv_shortcut
-    time_emb_proj time_embedding add_embedding linear_1 linear_2 linear_in linear_out text_model self_attn q_proj k_proj
-    v_proj out_proj gate_proj up_proj down_proj embed_tokens token_embedding position_embedding text_projection
-    ff_context norm_out norm1_context x_embedder context_embedder time_text_embed timestep_embedder text_embedder
-    guidance_embedder wi_0 wi_1 double_blocks single_blocks img_attn txt_attn img_mlp txt_mlp img_mod txt_mod img_in
-    txt_in time_in vector_in guidance_in final_layer in_layer out_layer input_blocks output_blocks middle_block
-    emb_layers in_layers out_layers skip_connection label_emb time_embed joint_blocks context_block x_block
-    """.split()
+    [
+        "down_blocks",
+        "up_blocks",
+        "mid_block",
+        "transformer_blocks",
+        "single_transformer_blocks",
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out",
+        "to_add_out",
+        "to_qkv_mlp_proj",
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+        "proj_in",
+        "proj_out",
+        "proj_mlp",
+        "conv_in",
+        "conv_out",
+        "conv_shortcut",
+        "time_emb_proj",
+        "time_embedding",
+        "add_embedding",
+        "linear_1",
+        "linear_2",
+        "linear_in",
+        "linear_out",
+        "text_model",
+        "self_attn",
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "out_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+        "embed_tokens",
+        "token_embedding",
+        "position_embedding",
+        "text_projection",
+        "ff_context",
+        "norm_out",
+        "norm1_context",
+        "x_embedder",
+        "context_embedder",
+        "time_text_embed",
+        "timestep_embedder",
+        "text_embedder",
+        "guidance_embedder",
+        "wi_0",
+        "wi_1",
+        "double_blocks",
+        "single_blocks",
+        "img_attn",
+        "txt_attn",
+        "img_mlp",
+        "txt_mlp",
+        "img_mod",
+        "txt_mod",
+        "img_in",
+        "txt_in",
+        "time_in",
+        "vector_in",
+        "guidance_in",
+        "final_layer",
+        "in_layer",
+        "out_layer",
+        "input_blocks",
+        "output_blocks",
+        "middle_block",
+        "emb_layers",
+        "in_layers",
+        "out_layers",
+        "skip_connection",
+        "label_emb",
+        "time_embed",
+        "joint_blocks",
+        "context_block",
+        "x_block",
+    ]
 )
 _SINGLE = frozenset(
-    """
-    attentions resnets downsamplers upsamplers conv conv1 conv2 attn attn1 attn2 ff net proj layers encoder decoder mlp
-    fc1 fc2 qkv linear linear1 linear2 lin modulation block layer wi wo q k v o model norm norm1 norm2 norm3 op
-    SelfAttention DenseReluDense EncDecAttention embeddings shared motion_modules
-    """.split()
+    [
+        "attentions",
+        "resnets",
+        "downsamplers",
+        "upsamplers",
+        "conv",
+        "conv1",
+        "conv2",
+        "attn",
+        "attn1",
+        "attn2",
+        "ff",
+        "net",
+        "proj",
+        "layers",
+        "encoder",
+        "decoder",
+        "mlp",
+        "fc1",
+        "fc2",
+        "qkv",
+        "linear",
+        "linear1",
+        "linear2",
+        "lin",
+        "modulation",
+        "block",
+        "layer",
+        "wi",
+        "wo",
+        "q",
+        "k",
+        "v",
+        "o",
+        "model",
+        "norm",
+        "norm1",
+        "norm2",
+        "norm3",
+        "op",
+        "SelfAttention",
+        "DenseReluDense",
+        "EncDecAttention",
+        "embeddings",
+        "shared",
+        "motion_modules",
+    ]
 )
 
 
@@ -74,7 +187,7 @@ def kohya_name(path: str, components: Iterable[str]) -> str:
         AdapterError: ``not-expressible`` for a path without a component.
     """
     component, _, rest = path.partition(".")
-    prefixes = {c: p for p, c in reversed(_KOHYA_PREFIXES.items())}
+    prefixes = {c: p for p, c in reversed(list(_KOHYA_PREFIXES.items()))}
     if component not in prefixes:
         message = f"kohya's names begin with a component ({', '.join(COMPONENTS)}), and this one has none"
         raise AdapterError(message, code="not-expressible", where=path)

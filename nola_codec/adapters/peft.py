@@ -29,8 +29,8 @@ from nola_codec.errors import AdapterError, expected
 from nola_codec.model import Adapter, Layout, LoraModule, RawTensor
 
 __all__ = [
-    "composites", "detect", "factor_keys", "module_path", "name", "read", "read_source", "state_dict", "tensors", "title",
-    "with_ranks", "write",
+    "composites", "detect", "factor_keys", "module_path", "name", "read", "read_source", "state_dict", "tensors",
+    "title", "with_ranks", "write",
 ]  # fmt: skip
 
 name = "peft"

@@ -17,7 +17,8 @@ from types import MappingProxyType, TracebackType
 from typing import Any, BinaryIO
 
 from nola_codec.adapters.dtypes import from_float32, from_float64, to_float32, to_float64
-from nola_codec.adapters.files import AnySource, atomic_file, describe_foreign_bytes, display_name
+from nola_codec.adapters.files import AnySource, atomic_file, describe_foreign_bytes, display_name, open_stream
+from nola_codec.adapters.store_types import TensorInfo, no_such_tensor
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import DTYPE_BYTES, RawTensor
 
@@ -25,6 +26,7 @@ __all__ = [
     "DTYPE_BITS",
     "SafetensorsFile",
     "SafetensorsWriter",
+    "StoredTensor",
     "TensorInfo",
     "dump",
     "from_float32",
@@ -47,14 +49,12 @@ DTYPE_BITS: Mapping[str, int] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class TensorInfo:
+class StoredTensor(TensorInfo):
     """Where a tensor lies: ``start`` and ``stop`` are offsets into the data that follows the header.
 
-    Example: ``TensorInfo("F32", (8, 576), 0, 18432)``.
+    Example: ``StoredTensor("F32", (8, 576), 0, 18432)``.
     """
 
-    dtype: str
-    shape: tuple[int, ...]
     start: int
     stop: int
 
@@ -83,7 +83,7 @@ class SafetensorsFile:
 
     Attributes:
         name: The file, for messages.
-        tensors: `TensorInfo` by name, in the order of their bytes.
+        tensors: `StoredTensor` by name, in the order of their bytes.
         metadata: The ``__metadata__`` entry, str to str.
 
     Example:
@@ -93,6 +93,9 @@ class SafetensorsFile:
         ((1,), {'format': 'pt'})
     """
 
+    container = "safetensors"
+    extra: Mapping[str, Any] = MappingProxyType({})
+
     def __init__(self, source: AnySource, *, name: str | None = None) -> None:
         """Open and check a path, bytes or a binary stream (read from its position; seekable, or read whole).
 
@@ -101,13 +104,13 @@ class SafetensorsFile:
                 ``zip``, ``truncated``, ``bad-header``, ``limit``, ``unknown-dtype``, ``bad-tensor``, ``bad-offsets``.
         """
         self.name = name if name is not None else display_name(source)
-        self._file, self._owned = self._open(source)
+        self._file, self._owned = open_stream(source, self.name)
         try:
             self._origin = self._file.tell()
             size = self._file.seek(0, os.SEEK_END) - self._origin
             header, self._data_start = self._read_header(size)
             self.metadata = self._check_metadata(header.pop("__metadata__", None))
-            self.tensors: Mapping[str, TensorInfo] = MappingProxyType(self._check_tensors(header, size))
+            self.tensors: Mapping[str, StoredTensor] = MappingProxyType(self._check_tensors(header, size))
         except OSError as e:
             self.close()
             raise AdapterError(f"cannot be read: {e}", code="unreadable", where=self.name) from e
@@ -135,7 +138,7 @@ class SafetensorsFile:
         """
         info = self.tensors.get(name)
         if info is None:
-            raise AdapterError("no such tensor", code="no-such-tensor", where=f"{self.name}: {name}")
+            raise no_such_tensor(self.name, name)
         self._file.seek(self._origin + self._data_start + info.start)
         data = self._file.read(info.stop - info.start)
         if len(data) != info.stop - info.start:
@@ -143,20 +146,6 @@ class SafetensorsFile:
                 expected("bytes", info.stop - info.start, len(data)), code="truncated", where=f"{self.name}: {name}"
             )
         return RawTensor(info.dtype, info.shape, data)
-
-    def _open(self, source: AnySource) -> tuple[BinaryIO, bool]:
-        if isinstance(source, (bytes, bytearray, memoryview)):
-            return io.BytesIO(source), True
-        if isinstance(source, (str, os.PathLike)):
-            try:
-                return open(source, "rb"), True
-            except FileNotFoundError as e:
-                raise AdapterError("no such file", code="not-found", where=self.name) from e
-            except OSError as e:
-                raise AdapterError(f"cannot be opened: {e.strerror or e}", code="unreadable", where=self.name) from e
-        if source.seekable():
-            return source, False
-        return io.BytesIO(source.read()), True
 
     def _read_header(self, size: int) -> tuple[dict[str, Any], int]:
         self._file.seek(self._origin)
@@ -168,7 +157,8 @@ class SafetensorsFile:
             raise AdapterError(expected("header length", "8 bytes", f"{size}"), code="truncated", where=self.name)
         length = int.from_bytes(head[:8], "little")
         if head[8:9] not in (b"{", b""):
-            raise AdapterError("not a safetensors file: no JSON header", code="bad-header", where=self.name)
+            what = "JSON text, not a file of tensors" if head.lstrip()[:1] in (b"{", b"[") else "no JSON header"
+            raise AdapterError(f"not a safetensors file: {what}", code="bad-header", where=self.name)
         if length > MAX_HEADER_BYTES:
             raise AdapterError(f"header of {length} bytes, over {MAX_HEADER_BYTES}", code="limit", where=self.name)
         if 8 + length > size:
@@ -193,7 +183,7 @@ class SafetensorsFile:
             raise AdapterError("__metadata__ is not a map of strings", code="bad-header", where=self.name)
         return metadata
 
-    def _check_tensors(self, header: dict[str, Any], size: int) -> dict[str, TensorInfo]:
+    def _check_tensors(self, header: dict[str, Any], size: int) -> dict[str, StoredTensor]:
         infos = {name: self._check_tensor(name, entry) for name, entry in header.items()}
         # Empty tensors share their offset with the next one, so `stop` breaks the tie.
         ordered = dict(sorted(infos.items(), key=lambda item: (item[1].start, item[1].stop)))
@@ -212,7 +202,7 @@ class SafetensorsFile:
             raise AdapterError(message, code="bad-offsets", where=self.name)
         return ordered
 
-    def _check_tensor(self, name: str, entry: Any) -> TensorInfo:
+    def _check_tensor(self, name: str, entry: Any) -> StoredTensor:
         where = f"{self.name}: {name}"
         if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
             raise AdapterError("expected dtype, shape and data_offsets", code="bad-header", where=where)
@@ -230,7 +220,7 @@ class SafetensorsFile:
         if wanted != offsets[1] - offsets[0]:
             message = expected(f"{dtype} {shape}", f"{wanted} bytes", offsets[1] - offsets[0])
             raise AdapterError(message, code="bad-tensor", where=where)
-        return TensorInfo(dtype, tuple(shape), offsets[0], offsets[1])
+        return StoredTensor(dtype, tuple(shape), offsets[0], offsets[1])
 
 
 class SafetensorsWriter:

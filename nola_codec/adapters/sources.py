@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +11,24 @@ from types import TracebackType
 from typing import Any
 
 from nola_codec.adapters.files import AnySource, display_name, read_json
-from nola_codec.adapters.safetensors_io import SafetensorsFile
+from nola_codec.adapters.stores import TensorStore, open_store
 from nola_codec.errors import AdapterError
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 
-# Weights of other tools in a directory: opened so that their dialect can be named.
-_OTHER_WEIGHTS = ("pytorch_lora_weights.safetensors", "adapters.safetensors")
-_PICKLED_WEIGHTS = ("adapter_model.bin", "pytorch_lora_weights.bin", "adapter_model.pt")
+# In the order in which they are looked for: PEFT's own name goes before all, safetensors before pickles.
+_WEIGHTS = (
+    WEIGHTS_NAME, "pytorch_lora_weights.safetensors", "adapters.safetensors", "adapters.npz", "adapter_model.bin",
+    "pytorch_lora_weights.bin", "adapter_model.pt",
+)  # fmt: skip
+_LONE_SUFFIXES = (".safetensors", ".npz", ".gguf", ".bin", ".pt", ".pth")
+_PEFT_STEM = "adapter_model"
+
+# What trainers leave beside the weights.
+_NOT_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|pytorch_model_fsdp)\b.*")
+_WHOLE_MODEL = ("config.json", "model_index.json", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+_SHARD = re.compile(r".*-\d{5}-of-\d{5}\.\w+")
 
 
 @dataclass(frozen=True)
@@ -29,11 +39,14 @@ class AdapterSource:
         file: The open tensor file.
         config: ``adapter_config.json`` as parsed, or None.
         where: The path given, for messages.
+        beside: ``adapter_config.json`` that lies beside a lone file of another name than PEFT's, or None. Whether it
+            is this file's is for the dialect to say.
     """
 
-    file: SafetensorsFile
+    file: TensorStore
     config: Mapping[str, Any] | None
     where: str
+    beside: Mapping[str, Any] | None = None
 
     def __enter__(self) -> AdapterSource:
         return self
@@ -47,40 +60,54 @@ class AdapterSource:
 def open_source(source: AnySource, *, config: Mapping[str, Any] | None = None) -> AdapterSource:
     """Open a directory, a file, bytes or a binary stream.
 
-    A file called ``adapter_model.safetensors`` is read with the ``adapter_config.json`` beside it, if there is one:
-    without it the scaling would be wrong in silence. ``config`` goes before any configuration found.
+    A file called ``adapter_model`` with any suffix is read with the ``adapter_config.json`` beside it, if there is
+    one: without it the scaling would be wrong in silence. ``config`` goes before any configuration found.
 
     Raises:
-        AdapterError: ``not-found``, ``missing-config``, ``missing-weights``, ``pickle``, and those of
-            `SafetensorsFile` and `read_json`.
+        AdapterError: ``not-found``, ``missing-config``, ``missing-weights``, ``sharded``, and those of `open_store`
+            and `read_json`.
     """
     where = display_name(source)
-    if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        if path.is_dir():
-            weights = _weights_in(path)
-            if config is None:
-                if not (path / CONFIG_NAME).exists() and weights.name == WEIGHTS_NAME:
-                    message = f"no {CONFIG_NAME}; give the path of {WEIGHTS_NAME} to read it with a scaling of 1"
-                    raise AdapterError(message, code="missing-config", where=where)
-                config = read_json(path / CONFIG_NAME) if (path / CONFIG_NAME).exists() else None
-            return AdapterSource(SafetensorsFile(weights), config, where)
-        if config is None and path.name == WEIGHTS_NAME and (path.parent / CONFIG_NAME).exists():
-            config = read_json(path.parent / CONFIG_NAME)
-    return AdapterSource(SafetensorsFile(source), config, where)
+    if not isinstance(source, (str, os.PathLike)):
+        return AdapterSource(open_store(source), config, where)
+    path = Path(source)
+    if path.is_dir():
+        weights = _weights_in(path)
+        if config is None and (path / CONFIG_NAME).exists():
+            config = read_json(path / CONFIG_NAME)
+        if config is None and weights.stem == _PEFT_STEM:
+            message = f"no {CONFIG_NAME}; give the path of {weights.name} to read it with a scaling of 1"
+            raise AdapterError(message, code="missing-config", where=where)
+        return AdapterSource(open_store(weights), config, where)
+    if _SHARD.fullmatch(path.name):
+        raise AdapterError("one shard of several; join them into one file first", code="sharded", where=where)
+    found = path.parent / CONFIG_NAME
+    beside = read_json(found) if config is None and path.exists() and found.exists() else None
+    if path.stem == _PEFT_STEM:
+        return AdapterSource(open_store(path), config if config is not None else beside, where)
+    return AdapterSource(open_store(path), config, where, beside)
 
 
 def _weights_in(directory: Path) -> Path:
-    for name in (WEIGHTS_NAME, *_OTHER_WEIGHTS):
+    where = str(directory)
+    for name in _WEIGHTS:
         if (directory / name).exists():
             return directory / name
-    for name in _PICKLED_WEIGHTS:
-        if (directory / name).exists():
-            message = f"{name} is a Python pickle, which can run code when loaded; convert it to {WEIGHTS_NAME} first"
-            raise AdapterError(message, code="pickle", where=str(directory))
-    if (directory / "config.json").exists():
+    try:
+        names = sorted(path.name for path in directory.iterdir())
+    except OSError as e:
+        raise AdapterError(f"cannot be read: {e.strerror or e}", code="unreadable", where=where) from e
+    index = next((name for name in names if re.fullmatch(r"adapter_model\.\w+\.index\.json", name)), None)
+    if index is not None:
+        message = f"{index}: the adapter is in several shards; join them into {WEIGHTS_NAME} first"
+        raise AdapterError(message, code="sharded", where=where)
+    if any(name in names for name in _WHOLE_MODEL):
         message = f"no {WEIGHTS_NAME}; this looks like a whole model, not an adapter"
-    else:
-        others = sorted(path.name for path in directory.glob("*.safetensors"))
-        message = f"no {WEIGHTS_NAME}" + (f"; name the file itself: {', '.join(others[:5])}" if others else "")
-    raise AdapterError(message, code="missing-weights", where=str(directory))
+        raise AdapterError(message, code="missing-weights", where=where)
+    lone = [name for name in names if name.endswith(_LONE_SUFFIXES) and not _NOT_WEIGHTS.fullmatch(name)]
+    if len(lone) == 1:
+        return directory / lone[0]
+    message = f"no {WEIGHTS_NAME}"
+    if lone:
+        message += f", and {len(lone)} other files; name the one meant: {', '.join(lone[:5])}"
+    raise AdapterError(message, code="missing-weights", where=where)

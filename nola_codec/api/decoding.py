@@ -20,7 +20,7 @@ from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.merge import merge_raw
 from nola_codec.encoder.options import Progress
 from nola_codec.errors import AdapterError
-from nola_codec.model import Adapter, RawTensor, VectorTensor
+from nola_codec.model import Adapter, RawTensor
 
 
 def decode(

@@ -45,7 +45,14 @@ def command(
         raise click.UsageError("--dtype is for adapters; merged weights keep the base model's dtypes")
     start = time.perf_counter()
     written = decode(
-        file, out, base=base, dtype=dtype or "f32", rung=rung, format=dialect, device=device, overwrite=force,
+        file,
+        out,
+        base=base,
+        dtype=dtype or "f32",
+        rung=rung,
+        format=dialect,
+        device=device,
+        overwrite=force,
         progress=progress(quiet),
     )
     seconds = time.perf_counter() - start

@@ -148,16 +148,26 @@ def test_each_dialect_has_a_file_here() -> None:
     assert covered == set(DIALECTS) - {"gguf"}, "test_gguf.py has GGUF"
 
 
-def lycoris(kind: str, layer: torch.nn.Module, **options: Any) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """A LyCORIS module with random weights: its state dict, and the delta it computes itself."""
+def lycoris(
+    kind: str, layer: torch.nn.Module, **options: Any
+) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+    """A LyCORIS module with random weights: its state dict, an input, and what the module adds to the layer's output.
+
+    Its `get_diff_weight` multiplies by the scale twice, which its own forward pass does not.
+    """
     from lycoris import modules
 
     made = getattr(modules, kind)(LINEAR, layer, 1.0, alpha=3, **options)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.copy_(torch.randn_like(parameter))
-    state = {f"{LINEAR}.{key}": torch.as_tensor(value).detach().clone() for key, value in made.custom_state_dict().items()}
-    return state, made.get_diff_weight(1.0)[0].detach()
+    state = {
+        f"{LINEAR}.{key}": torch.as_tensor(value).detach().clone() for key, value in made.custom_state_dict().items()
+    }
+    conv = isinstance(layer, torch.nn.Conv2d)
+    inputs = torch.randn((1, layer.in_channels, 5, 5) if conv else (7, layer.in_features))
+    with torch.no_grad():
+        return state, inputs, made.eval()(inputs) - layer(inputs)
 
 
 LYCORIS: dict[str, tuple[str, Callable[[], torch.nn.Module], dict[str, Any]]] = {
@@ -179,12 +189,17 @@ LYCORIS: dict[str, tuple[str, Callable[[], torch.nn.Module], dict[str, Any]]] = 
 @pytest.mark.parametrize("case", LYCORIS)
 def test_deltas_are_those_of_lycoris(case: str, tmp_path: Path) -> None:
     kind, layer, options = LYCORIS[case]
-    state, wanted = lycoris(kind, layer(), **options)
+    state, inputs, wanted = lycoris(kind, layer(), **options)
     save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "in.safetensors")
     adapter = read(tmp_path / "in.safetensors")
     (delta,) = deltas(adapter)
     made = delta.dense()
-    np.testing.assert_allclose(made.reshape(-1), wanted.numpy().reshape(-1), rtol=1e-4, atol=1e-5)
+    weight = torch.from_numpy(made).float()
+    if inputs.ndim == 2:
+        found = torch.nn.functional.linear(inputs, weight)
+    else:
+        found = torch.nn.functional.conv2d(inputs, weight.reshape(wanted.shape[1], inputs.shape[1], 3, 3))
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
     if delta.composite is not None:  # an error of a part, times its gain, is the delta's
         parts = [(m.name, np.linalg.norm(m.lora_B @ m.lora_A), m.gain) for m in adapter.modules]
         parts += [(v.name, np.linalg.norm(v.values), v.gain) for v in adapter.vectors]
@@ -194,8 +209,12 @@ def test_deltas_are_those_of_lycoris(case: str, tmp_path: Path) -> None:
 
 
 def test_scalings(tmp_path: Path) -> None:
-    metadata = json.dumps({"unet.r": 2, "unet.lora_alpha": 8, "unet.alpha_pattern": {"mid": 3}, "unet.rank_pattern": {}})
-    tensors = {f"unet.{m}.lora_{s}.weight": floats(*((2, 6) if s == "A" else (5, 2))) for m in ("in", "mid") for s in "AB"}
+    metadata = json.dumps(
+        {"unet.r": 2, "unet.lora_alpha": 8, "unet.alpha_pattern": {"mid": 3}, "unet.rank_pattern": {}}
+    )
+    tensors = {
+        f"unet.{m}.lora_{s}.weight": floats(*((2, 6) if s == "A" else (5, 2))) for m in ("in", "mid") for s in "AB"
+    }
     path = save(tmp_path / "d.safetensors", tensors, {"lora_adapter_metadata": metadata})
     assert {m.name: m.scaling for m in read(path).modules} == {"unet.in": 4.0, "unet.mid": 1.5}
     path = save(tmp_path / "k.safetensors", FILES["kohya"][1])
@@ -213,7 +232,12 @@ def test_scalings(tmp_path: Path) -> None:
 
 
 def test_hashes_in_the_metadata_are_made_true(tmp_path: Path) -> None:
-    metadata = {"sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8, "modelspec.hash_sha256": "0x00", "ss_v2": "False"}
+    metadata = {
+        "sshs_model_hash": "0" * 64,
+        "sshs_legacy_hash": "0" * 8,
+        "modelspec.hash_sha256": "0x00",
+        "ss_v2": "False",
+    }
     adapter = read(save(tmp_path / "in.safetensors", FILES["kohya"][1], metadata))
     written = write(adapter, tmp_path / "out.safetensors")
     data = written.read_bytes()

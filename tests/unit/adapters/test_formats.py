@@ -75,6 +75,7 @@ def test_there_and_back(adapter: Adapter, through: str, tmp_path: Path) -> None:
     read(write(again, tmp_path / "back"))
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers' own, of peft's use of it
 def test_peft_loads_what_mlx_was_converted_to(tmp_path: Path, shared_data: Path) -> None:
     from peft import PeftModel, get_peft_model_state_dict
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -149,7 +150,7 @@ def refusal(adapter: Adapter, dialect: str, base: dict[str, Any] | None = None) 
 
 def test_what_cannot_be_said_is_refused() -> None:
     lm, image = language_model(), image_model()
-    assert "none" in str(refusal(lm, "kohya")) and "component" in str(refusal(lm, "kohya"))
+    assert "begin with a component" in str(refusal(lm, "kohya"))
     assert refusal(lm, "gguf").code == "needs-base"
     assert "mamba" in str(refusal(lm, "gguf", {**LLAMA, "model_type": "mamba"}))
     assert "of one model" in str(refusal(image, "peft"))
@@ -169,7 +170,8 @@ def test_what_cannot_be_said_is_refused() -> None:
     assert "'my'" in str(refusal(strange, "diffusers"))
     numbered = Adapter("cloneofsimo", (module("unet:0"),))
     assert "numbers" in str(refusal(numbered, "diffusers"))
-    assert all(error in FORMATS for error in FORMATS) and refusal(lm, "sam_lora").code == "not-expressible"
+    assert "sam_lora" not in FORMATS
+    assert refusal(lm, "sam_lora").code == "not-expressible"
 
 
 def test_names_match_between_dialects() -> None:
@@ -191,6 +193,7 @@ def test_biases_and_magnitudes_go_along() -> None:
     assert set(converted.raw) == {f"{name.removeprefix('base_model.model.')}.lora_magnitude_vector"}
     back = convert(converted, "peft")
     assert set(back.raw) == set(raw)
-    assert back.config is not None and back.config["use_dora"] is True
+    assert back.config is not None
+    assert back.config["use_dora"] is True
     assert json.dumps(dict(back.config))
     assert dialect_of("peft").tensors(back)
