@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +72,16 @@ class LoraModule:
     def rank(self) -> int:
         return int(self.lora_A.shape[0])
 
+    @property
+    def error_gain(self) -> float:
+        """`gain` after its default."""
+        return abs(self.scaling) if self.gain is None else self.gain
+
+    @property
+    def vector_lengths(self) -> tuple[int, int]:
+        """(out, in): lengths of a column of lora_B and a row of lora_A."""
+        return int(self.lora_B.shape[0]), int(self.lora_A.shape[1])
+
 
 @dataclass(frozen=True)
 class VectorTensor:
@@ -87,6 +98,23 @@ class VectorTensor:
     values: npt.NDArray[np.float32]
     dtype: str = "F32"
     gain: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        """Units that it can have."""
+        return 1
+
+    @property
+    def error_gain(self) -> float:
+        return self.gain
+
+    @property
+    def vector_lengths(self) -> tuple[int]:
+        return (int(self.values.size),)
+
+
+Codable = LoraModule | VectorTensor
+"""What the encoder codes: a tensor of a file's coded records."""
 
 
 @dataclass(frozen=True)
@@ -291,6 +319,67 @@ class LowRankKind:
             return self.rows, self.columns
         return self.rows * self.rank, self.columns * self.rank
 
+    @property
+    def elements(self) -> int:
+        """Numbers in both factors."""
+        return self.rank * (self.rows + self.columns)
+
+    @property
+    def most_units(self) -> int:
+        return self.rank if self.split == "component" else 2
+
+    def unit_sides(self, unit: int) -> tuple[int, ...]:
+        """Sides on which a unit has a vector."""
+        return (0, 1) if self.split == "component" else (unit,)
+
+    def vectors(self, units: int) -> int:
+        """Vectors of each side of a record with so many units."""
+        return units if self.split == "component" else units // 2
+
+
+@dataclass(frozen=True)
+class VectorKind:
+    """What vector records of one family share: a low-rank record of one component that has no second side.
+
+    Attributes:
+        template: Name with every run of digits replaced by ``#``.
+        dtype, shape: Of the tensor.
+        basis: Basis id.
+        num_basis: Coefficients of the vector.
+        tables, shift, amplitude: As in `LowRankKind`.
+    """
+
+    template: str
+    dtype: str
+    shape: tuple[int, ...]
+    basis: int
+    num_basis: tuple[int]
+    tables: tuple[int] = (0,)
+    shift: tuple[int] = (0,)
+    amplitude: int = 0
+
+    split: ClassVar[Split] = "component"
+    most_units: ClassVar[int] = 1
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def vector_lengths(self) -> tuple[int]:
+        return (self.elements,)
+
+    def unit_sides(self, unit: int) -> tuple[int, ...]:
+        """Sides on which a unit has a vector."""
+        return (0,)
+
+    def vectors(self, units: int) -> int:
+        """Vectors of a record with so many units."""
+        return units
+
+
+CodedKind = LowRankKind | VectorKind
+
 
 @dataclass(frozen=True)
 class RawKind:
@@ -306,24 +395,24 @@ class RawKind:
 
 
 @dataclass(frozen=True)
-class LowRankRecord:
-    """One adapted weight as it stands at one rung of a file.
+class CodedRecord:
+    """One tensor, or pair of factors, that is coded, as it stands at one rung of a file.
 
     Attributes:
-        name: Module path.
+        name: Module path, or a vector's full key.
         kind: Its family.
-        stream: Stream number of its basis; lora_B uses stream 2 * n, lora_A 2 * n + 1.
+        stream: Stream number of its basis; lora_B or a vector uses stream 2 * n, lora_A 2 * n + 1.
         entry: int64 (units,): rung at which each unit came in, ascending.
-        exponents: Power of two of lora_B's and lora_A's int16 form.
+        exponents: Power of two of each side's int16 form: of lora_B and lora_A, or of the vector.
         precision: int64 (units,), see `LowRankKind`; kept components come first, and what is not kept is zero.
-        amplitude: int64 (units,): scale code; of the product in sixteenths of an octave for ``component``, of the
-            factor in thirty-seconds for ``factor``. Either way a vector is multiplied by 2^(code / 32).
+        amplitude: int64 (units,): scale code; of the product or the vector in sixteenths of an octave for
+            ``component``, of the factor in thirty-seconds for ``factor``. See `scale_codes`.
     """
 
     name: str
-    kind: LowRankKind
+    kind: CodedKind
     stream: int
-    exponents: tuple[int, int]
+    exponents: tuple[int, ...]
     entry: npt.NDArray[np.int64]
     precision: npt.NDArray[np.int64]
     amplitude: npt.NDArray[np.int64]
@@ -331,6 +420,28 @@ class LowRankRecord:
     @property
     def units(self) -> int:
         return len(self.precision)
+
+    def scale_codes(self, side: int) -> npt.NDArray[np.int64]:
+        """Codes E of the vectors of one side, each of which is multiplied by 2^(E / 32), int64 (vectors,)."""
+        if self.kind.split == "factor":
+            return self.amplitude[side : side + 1]
+        return self.amplitude * (2 // len(self.kind.vector_lengths))
+
+
+@dataclass(frozen=True)
+class LowRankRecord(CodedRecord):
+    """One adapted weight: a pair of factors."""
+
+    kind: LowRankKind
+    exponents: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class VectorRecord(CodedRecord):
+    """One tensor coded as a flat vector."""
+
+    kind: VectorKind
+    exponents: tuple[int]
 
 
 @dataclass(frozen=True)
@@ -377,8 +488,8 @@ class Rung:
 
     Attributes:
         allocation: Tables that kinds refer to.
-        units: Units of each low-rank record that are kept at this rung, those of the rungs before included.
-        exponents: Of each record's factors, as decoded at this rung.
+        units: Units of each coded record that are kept at this rung, those of the rungs before included.
+        exponents: Of each record's sides, as decoded at this rung.
         side_models: Models of the units section's precisions and amplitudes.
         factors_sha256: Digest of what is decoded at this rung.
         measured: What the encoder measured at this rung.
@@ -386,7 +497,7 @@ class Rung:
 
     allocation: tuple[Allocation, ...]
     units: tuple[int, ...]
-    exponents: tuple[tuple[int, int], ...]
+    exponents: tuple[tuple[int, ...], ...]
     side_models: tuple[SymbolModel, SymbolModel]
     factors_sha256: bytes
     measured: Mapping[str, float]
@@ -396,8 +507,8 @@ class Rung:
 class Header:
     """All of a file but its coefficients and raw tensors (specification, "Header").
 
-    `lowrank` is the records at the last rung. `blocks[i]` is the number of records in block i. Sections are: units and
-    blocks of rung 0, the raw tensors, then units and blocks of each further rung.
+    `coded` is the records at the last rung, low-rank ones first. `blocks[i]` is the number of records in block i.
+    Sections are: units and blocks of rung 0, the raw tensors, then units and blocks of each further rung.
     """
 
     writer: str
@@ -407,12 +518,22 @@ class Header:
     quantizers: tuple[Quantizer, ...]
     rungs: tuple[Rung, ...]
     amplitude_slope: int
-    lowrank: tuple[LowRankRecord, ...]
+    coded: tuple[CodedRecord, ...]
     raw: tuple[RawRecord, ...]
     blocks: tuple[int, ...]
     sections: tuple[Section, ...]
     config: Mapping[str, Any] | None
     metadata: Mapping[str, str]
+
+    @cached_property
+    def lowrank(self) -> tuple[LowRankRecord, ...]:
+        """The low-rank records; their numbers are those in `coded`."""
+        return tuple(record for record in self.coded if isinstance(record, LowRankRecord))
+
+    @cached_property
+    def vectors(self) -> tuple[VectorRecord, ...]:
+        """The vector records, which follow the low-rank ones in `coded`."""
+        return tuple(record for record in self.coded if isinstance(record, VectorRecord))
 
     @property
     def last(self) -> Rung:

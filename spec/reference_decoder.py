@@ -52,6 +52,10 @@ TRELLISES = [(bits, levels, bytes.fromhex(masks)) for bits, levels, masks in (
     (1, SIGN, "f7a9e5e3fbf9"), (1, SIGN, "8b999ddbbd"), (1, SIGN, "9f8dabb9"), (1, SIGN, "ddbf83"),
     (2, SIGN, "ea81bdce77"), (1, SIGN, "b9e3"), (2, FOUR, "75fb6795d192"), (1, FOUR, "9dfb"),
 )]  # fmt: skip
+VECTOR = {
+    "type": range(2, 3), "template": str, "dtype": range(3), "shape": SIZES, "basis": range(256),
+    "counts": (None, SIZES[0]), "tables": range(256), "shift": range(-1023, 1024), "amplitude": OFFSET,
+}  # fmt: skip
 RAW = {"type": range(1, 2), "template": str, "dtype": range(15), "shape": [range(2**31 + 1)]}
 
 
@@ -123,7 +127,7 @@ def ordered(value: Any) -> Any:
 
 
 def parse_header(data: bytes) -> dict[str, Any]:
-    """The header's map; wire forms replaced by what they stand for, `lowrank` and `raw` records added."""
+    """The header's map; wire forms replaced by what they stand for, `coded` and `raw` records added."""
     try:
         top = msgpack.unpackb(data, raw=False, strict_map_key=True)
         need(msgpack.packb(ordered(top), use_bin_type=True) == data, "header", "not canonical")
@@ -142,7 +146,7 @@ def parse_header(data: bytes) -> dict[str, Any]:
     for size, table in (*models, *(model for rung in top["rungs"] for model in rung["side_models"])):
         need(table is None or (256 >= size == len(table) and sum(table) == 4096), "header", "frequencies")
     make_records(top, [make_kind(k) for k in top["kinds"]])
-    need(sum(top["blocks"]) == len(top["lowrank"]), "header", "blocks")
+    need(sum(top["blocks"]) == len(top["coded"]), "header", "blocks")
     need(all(len(rung["factors_sha256"]) == 32 for rung in top["rungs"]), "header", "digest")
     sections = len(top["rungs"]) * (1 + len(top["blocks"])) + len(top["raw"])
     need(len(top["sections"]) == sections, "header", "sections")
@@ -197,19 +201,26 @@ def points(book: dict[str, Any], symbols: np.ndarray, count: int) -> np.ndarray:
 
 
 def make_kind(item: list[Any]) -> dict[str, Any]:
-    """A family of records."""
-    schema = RAW if item[:1] == [1] else LOWRANK
+    """A family of records. A vector is like a low-rank record of one component without a second side."""
+    schema = {1: RAW, 2: VECTOR}.get(item[0] if item and type(item[0]) is int else 0, LOWRANK)
     need(conforms(item, tuple(schema.values())), "header", "kind")
     kind: dict[str, Any] = dict(zip(schema, item, strict=True))
     if schema is RAW:
         return kind | {"nbytes": math.prod(kind["shape"]) * DTYPE_BYTES[kind["dtype"]]}
     need(kind["basis"] in (1, 2, 3), "basis", str(kind["basis"]))
+    if schema is VECTOR:
+        size = math.prod(kind["shape"])
+        count = kind["counts"] or size
+        need(kind["basis"] != 1 or count <= size, "header", "num_basis")
+        once = {"lengths": [size], "counts": [count], "tables": [kind["tables"]], "shift": [kind["shift"]]}
+        return kind | once | {"split": 0, "most": 1, "sides": {"vector": kind["shape"]}}
     a, b = kind["a_shape"], kind["b_shape"]
     need(len(b) >= 2 and len(a) >= 2 and b[1] == a[0] and set(b[2:]) <= {1}, "header", "shape")
     lengths = [n * (a[0] if kind["split"] else 1) for n in (b[0], math.prod(a[1:]))]
     counts = kind["counts"] or lengths
     need(kind["basis"] != 1 or (counts[0] <= lengths[0] and counts[1] <= lengths[1]), "header", "num_basis")
-    return kind | {"rank": a[0], "out": b[0], "in": math.prod(a[1:]), "lengths": lengths, "counts": counts}
+    sides = {"lora_B": [b[0], a[0]], "lora_A": [a[0], math.prod(a[1:])]}
+    return kind | {"lengths": lengths, "counts": counts, "most": 2 if kind["split"] else a[0], "sides": sides}
 
 
 def varints(data: bytes, count: int) -> list[int]:
@@ -227,7 +238,7 @@ def varints(data: bytes, count: int) -> list[int]:
 
 
 def make_records(top: dict[str, Any], kinds: list[dict[str, Any]]) -> None:
-    """Adds `lowrank` and `raw`, lists of records."""
+    """Adds `coded` and `raw`, lists of records."""
     need(all(kind not in kinds[:i] for i, kind in enumerate(kinds)), "header", "a kind twice")
     ids = varints(top["records"], sum(byte < 128 for byte in top["records"]))
     need([*dict.fromkeys(ids)] == [*range(len(kinds))], "header", "kinds out of order or unused")
@@ -240,22 +251,24 @@ def make_records(top: dict[str, Any], kinds: list[dict[str, Any]]) -> None:
         name = pieces[0] + "".join(f"{n}{p}" for n, p in zip(last[i], pieces[1:], strict=True))
         made.append(kinds[i] | {"name": name, "kind": i})
     need(len({r["name"] for r in made}) == len(made), "header", "a name twice")
-    need(all(a["type"] <= b["type"] for a, b in pairwise(made)), "header", "raw records come last")
-    top["lowrank"], top["raw"] = ([r for r in made if r["type"] == t] for t in (0, 1))
-    count = len(top["lowrank"])
+    need(all((a["type"], b["type"]) not in ((1, 0), (1, 2), (2, 0)) for a, b in pairwise(made)), "header", "order")
+    top["coded"], top["raw"] = ([r for r in made if (r["type"] == 1) == raw] for raw in (False, True))
+    count = len(top["coded"])
     streams = range(count) if top["streams"] is None else top["streams"]
     need(len(streams) == count, "header", "streams")
-    for record, stream in zip(top["lowrank"], streams, strict=True):
+    for record, stream in zip(top["coded"], streams, strict=True):
         record |= {"stream": stream, "units": [], "exponents": [], "vectors": []}
     for rung in top["rungs"]:
-        pairs = np.array(varints(rung["exponents"], 2 * count), np.int64).reshape(-1, 2).cumsum(0).tolist()
-        need(conforms(pairs, [[range(-120, 101)]]), "header", "exponents")
-        for record, number, pair in zip(top["lowrank"], varints(rung["units"], count), pairs, strict=True):
-            need(number in ((0, 2) if record["split"] else range(record["rank"] + 1)), "header", "units")
+        steps, exponents = iter(varints(rung["exponents"], sum(len(r["sides"]) for r in top["coded"]))), [0, 0]
+        for record, number in zip(top["coded"], varints(rung["units"], count), strict=True):
+            own = [before + next(steps) for before in exponents[: len(record["sides"])]]
+            exponents[: len(own)] = own
+            need(conforms(own, [range(-120, 101)]), "header", "exponents")
+            need(number in ((0, 2) if record["split"] else range(record["most"] + 1)), "header", "units")
             need(number >= max(record["units"], default=0), "header", "units grow from rung to rung")
             need(max(record["tables"]) < len(rung["allocation"]), "header", "allocation tables")
             record["units"].append(number)
-            record["exponents"].append(pair)
+            record["exponents"].append(own)
 
 
 def decode_symbols(codec: int, data: bytes, runs: list[tuple[int, int]], models: list[Any]) -> np.ndarray:
@@ -392,17 +405,17 @@ def entry(top: dict[str, Any], rung: int, record: dict[str, Any], side: int, pre
 
 def read_units(top: dict[str, Any], rung: int, codec: int, data: bytes, last: dict[int, Any]) -> None:
     """Adds a rung's units to the records: `first`, `precision` and `code` of each, `layers` of this rung's block."""
-    for record in top["lowrank"] if rung == 0 else ():
+    for record in top["coded"] if rung == 0 else ():
         record |= {"first": [], "precision": [], "code": []}
-    fresh = sum(r["units"][rung] - len(r["first"]) for r in top["lowrank"])
+    fresh = sum(r["units"][rung] - len(r["first"]) for r in top["coded"])
     moved = {}  # old units that gain a layer
-    for number, record in enumerate(top["lowrank"]):
+    for number, record in enumerate(top["coded"]):
         for unit, precision in enumerate(record["precision"]):
-            sides = (unit,) if record["split"] else (0, 1)
+            sides = (unit,) if record["split"] else range(len(record["sides"]))
             moved[number, unit] = any(entry(top, rung, record, side, precision)[0] >= 0 for side in sides)
     runs = [(0, fresh), (1, fresh + sum(moved.values()))]
     values = iter(int(s >> 1 ^ -(s & 1)) for s in decode_symbols(codec, data, runs, top["rungs"][rung]["side_models"]))
-    for record in top["lowrank"]:
+    for record in top["coded"]:
         before, known = last.get(record["kind"], [128, 128]), record["precision"]
         for unit in range(len(known), record["units"][rung]):
             reference = before[unit] if record["split"] else known[-1] if unit else before[0]
@@ -410,12 +423,12 @@ def read_units(top: dict[str, Any], rung: int, codec: int, data: bytes, last: di
             record["first"].append(rung)
             record["code"].append(record["amplitude"] + top["amplitude_slope"] * known[-1])
         last[record["kind"]] = known[:2] or before
-    for number, record in enumerate(top["lowrank"]):
+    for number, record in enumerate(top["coded"]):
         record["layers"] = []
         for unit, (first, precision) in enumerate(zip(record["first"], record["precision"], strict=True)):
             if not (first == rung or moved[number, unit]):
                 continue
-            for side in (unit,) if record["split"] else (0, 1):
+            for side in (unit,) if record["split"] else range(len(record["sides"])):
                 for step in range(0 if first == rung else rung, rung + 1):
                     quantizer, offset, weight = entry(top, step, record, side, precision)
                     record["code"][unit] += offset
@@ -428,11 +441,11 @@ def read_units(top: dict[str, Any], rung: int, codec: int, data: bytes, last: di
 
 
 def decode_record(top: dict[str, Any], record: dict[str, Any], rung: int) -> None:
-    """Adds the int16 factors `lora_B` (out, r) and `lora_A` (r, in) as they are at a rung."""
+    """Adds the int16 factors `lora_B` (out, r) and `lora_A` (r, in), or the `vector`, as they are at a rung."""
     count, peak = record["units"][rung] // (2 if record["split"] else 1), max(record["peaks"].values(), default=0)
-    factors: tuple[list[Any], list[Any]] = ([], [])
-    for side, unit in [(side, unit) for side in (0, 1) for unit in range(count)]:
-        code = record["code"][side if record["split"] else unit]
+    made: list[list[Any]] = [[] for _ in record["sides"]]
+    for side, unit in [(side, unit) for side in range(len(made)) for unit in range(count)]:
+        code = record["code"][side if record["split"] else unit] * (2 if record["type"] == 2 else 1)
         n, k, (block, passes) = record["lengths"][side], record["counts"][side], plan(record["lengths"][side])
         bound = peak * (block**passes, k, k << 15)[record["basis"] - 1]
         need(peak < 2**31 and bound < 2**46, "bound", "sums too large")
@@ -440,11 +453,11 @@ def decode_record(top: dict[str, Any], record: dict[str, Any], rung: int) -> Non
         y = synthesize(record["basis"], q, n, top["generator"], top["seed"], 2 * record["stream"] + side)
         shift = 15 - (code >> 5) + record["exponents"][rung][side]
         need(1 <= shift <= 62, "scale", f"shift {shift}")
-        factors[side].append(np.clip((y * MANTISSAS[code & 31] + (1 << shift - 1)) >> shift, -32768, 32767))
-    most = 1 if record["split"] else record["rank"]
-    b, a = (rows + [np.zeros(n)] * (most - len(rows)) for rows, n in zip(factors, record["lengths"], strict=True))
-    record["lora_B"] = np.stack(b, 0 if record["split"] else 1).reshape(record["out"], record["rank"])
-    record["lora_A"] = np.stack(a).reshape(record["rank"], record["in"])
+        made[side].append(np.clip((y * MANTISSAS[code & 31] + (1 << shift - 1)) >> shift, -32768, 32767))
+    most = 1 if record["split"] else record["most"]
+    for rows, n, (key, shape) in zip(made, record["lengths"], record["sides"].items(), strict=True):
+        stacked = np.stack(rows + [np.zeros(n)] * (most - len(rows)))
+        record[key] = (stacked.T if key == "lora_B" and not record["split"] else stacked).reshape(shape)
 
 
 def decode(data: bytes) -> tuple[dict[str, Any], dict[str, Any], str]:
@@ -452,25 +465,23 @@ def decode(data: bytes) -> tuple[dict[str, Any], dict[str, Any], str]:
     top, sections = open_file(data)
     blocks, first, last = len(top["blocks"]), 0, {}
     models = [(book["size"], book["table"]) for book in top["quantizers"]]
-    for record in top["lowrank"]:
+    for record in top["coded"]:
         record |= {"coefficients": {}, "peaks": {}}
     tensors: dict[str, Any] = {}
     for rung in range(len(top["rungs"])):
         read_units(top, rung, *sections[first], last)
-        records = iter(top["lowrank"])
+        records = iter(top["coded"])
         for size, section in zip(top["blocks"], sections[first + 1 :], strict=False):
             read_block(top, [next(records) for _ in range(size)], models, *section)
         first += 1 + blocks
         if rung == 0:
             carried, first = sections[first : first + len(top["raw"])], first + len(top["raw"])
         digest = hashlib.sha256()
-        for record in top["lowrank"]:
+        for record in top["coded"]:
             decode_record(top, record, rung)
-            for key, dtype, value in (
-                ("exponents", "i1", record["exponents"][rung]), ("lora_B", "<i2", record["lora_B"]),
-                ("lora_A", "<i2", record["lora_A"]),
-            ):  # fmt: skip
-                tensors[f"{record['name']}.{key}"] = np.ascontiguousarray(value, dtype)
+            sides = [(key, "<i2", record[key]) for key in record["sides"]]
+            for key, dtype, value in (("exponents", "i1", record["exponents"][rung]), *sides):
+                tensors[f"{record['name']}.{key}"] = np.array(value, dtype)
                 digest.update(tensors[f"{record['name']}.{key}"].tobytes())
         for record, (codec, stored) in zip(top["raw"], carried, strict=True):
             need(codec in (0, 1), "codec", f"codec {codec} of a raw tensor")

@@ -67,7 +67,7 @@ def dump(data: bytes) -> Iterator[str]:
             yield line(end, data[end : base + start], "padding")
         end = base + start + size
         yield line(base + start, data[base + start : end], f"section {index}: {role}, codec {codec}, {size} bytes")
-    for record in top["lowrank"]:
+    for record in top["coded"]:
         vectors = "; ".join(f"{'BA'[side]} quantizer {q} scale code {code}" for side, q, code in record["vectors"])
         yield f"       {record['name']}: {vectors}"
     yield f"       digest of the decoded tensors {digest}"

@@ -24,7 +24,7 @@ from nola_codec.container.reader import open_container
 from nola_codec.encoder.encode import encode_adapter
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.errors import EncodeError
-from nola_codec.model import Adapter, Layout, LoraModule, RawTensor
+from nola_codec.model import Adapter, Layout, LoraModule, RawTensor, VectorTensor
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "v0"
@@ -106,6 +106,23 @@ def raws(rng: np.random.Generator) -> Adapter:
     return Adapter("peft", (module(rng, "layers.0.q", (16, 2), (2, 16)),), raw)
 
 
+def with_vectors(rng: np.random.Generator) -> Adapter:
+    """Vectors of several shapes, strengths and dtypes beside modules and a raw tensor; one is zero, one a scalar."""
+
+    def tensor(name: str, size: float, *shape: int, **extra: Any) -> VectorTensor:
+        return VectorTensor(name, (rng.standard_normal(shape) * size).astype(np.float32), **extra)
+
+    vectors = (
+        *(tensor(f"model.layers.{layer}.norm.weight.diff", 0.05, 36, dtype="BF16") for layer in range(3)),
+        *(tensor(f"model.layers.{layer}.up.weight.diff", 0.02, 24, 40, gain=2.0) for layer in range(2)),
+        tensor("odd#1.bias", 0.1, 7, dtype="F16"),
+        tensor("scale", 1.0),
+        VectorTensor("unchanged", np.zeros((3, 5), np.float32)),
+    )
+    raw = {"flags": RawTensor("BOOL", (3,), b"\x01\x00\x01")}
+    return Adapter("peft", linears(rng, 2, 24, 40, 2).modules, raw, vectors=vectors)
+
+
 def golden_files() -> dict[str, Callable[[np.random.Generator], tuple[Adapter, EncodeOptions]]]:
     """Name -> what to encode."""
     paper = {"num_basis": 40, "bits": 4, "seed": SEED}
@@ -137,6 +154,15 @@ def golden_files() -> dict[str, Callable[[np.random.Generator], tuple[Adapter, E
                 linears(rng, 1, 20, 28, 2),
                 EncodeOptions(basis=b, generator=g, **paper),
             )
+    files |= {
+        "vectors": lambda rng: (with_vectors(rng), EncodeOptions(nmse=0.02)),
+        "vectors-rungs": lambda rng: (with_vectors(rng), EncodeOptions(nmse=0.05, rungs=(600,))),
+        "vectors-paper": lambda rng: (with_vectors(rng), EncodeOptions(basis="rademacher", **paper)),
+        "only-vectors": lambda rng: (
+            Adapter("peft", (), vectors=with_vectors(rng).vectors),
+            EncodeOptions(nmse=0.1, shared_basis=True, generator="threefry2x32-20"),
+        ),
+    }
     return files
 
 
@@ -241,7 +267,7 @@ def main() -> None:
             "codecs": codecs,
             "factors_sha256": factors,
             "sha256": hashlib.sha256(data).hexdigest(),
-            "tensors": [r["name"] for r in (*top["lowrank"], *top["raw"])],
+            "tensors": [r["name"] for r in (*top["coded"], *top["raw"])],
         }
     write_new(GOLDEN / "manifest.json", (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
     for name, answers in known_answers(ref).items():

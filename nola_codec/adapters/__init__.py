@@ -1,6 +1,7 @@
 """Dialects of LoRA files, and the base models they belong to. NumPy only.
 
-A dialect is a module with `name`, `detect`, `read_source` and `write`; `read` finds the one that knows a source.
+A dialect has a `name`, `detect`, `read_source`, `tensors`, `composites` and `write`; `read` finds the one that knows a
+source. What the tensors lie in (safetensors, npz, pickle, GGUF) is another matter: `stores`.
 """
 
 from __future__ import annotations
@@ -11,20 +12,31 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from nola_codec.adapters import peft
+from nola_codec.adapters import kohya, peft
+from nola_codec.adapters.diffusers import DIFFUSERS, DIFFUSERS_OLD
 from nola_codec.adapters.files import AnySource
 from nola_codec.adapters.foreign import describe_keys
+from nola_codec.adapters.gguf import GGUF
+from nola_codec.adapters.lycoris import Composite
+from nola_codec.adapters.mlx import MLX
+from nola_codec.adapters.plain import PLAIN
 from nola_codec.adapters.sources import AdapterSource, open_source
 from nola_codec.errors import AdapterError
-from nola_codec.model import Adapter
+from nola_codec.model import Adapter, RawTensor
 
-__all__ = ["DIALECTS", "AnySource", "Dialect", "read", "write"]
+__all__ = ["DIALECTS", "AnySource", "Dialect", "dialect_of", "read", "write"]
 
 
 class Dialect(Protocol):
-    """What a dialect's module offers."""
+    """What a dialect's module or object offers."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Its id, in a `.nola` file and on the command line."""
+
+    @property
+    def title(self) -> str:
+        """For messages."""
 
     def detect(self, source: AdapterSource) -> bool:
         """Whether the source is in this dialect, by its configuration and keys alone."""
@@ -32,13 +44,21 @@ class Dialect(Protocol):
     def read_source(self, source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
         """Read an opened source whole."""
 
+    def tensors(self, adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
+        """All tensors under their keys, factors rounded to ``dtype``."""
+
+    def composites(self, adapter: Adapter) -> tuple[Composite, ...]:
+        """The deltas that are made of several coded parts."""
+
     def write(
         self, adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False
     ) -> Path:
         """Write an adapter back, in the same dialect."""
 
 
-DIALECTS: Mapping[str, Dialect] = MappingProxyType({peft.name: peft})
+# mypy takes a module for an object of its own type, which has what the protocol asks for.
+_ALL: tuple[Dialect, ...] = (peft, GGUF, kohya, DIFFUSERS, DIFFUSERS_OLD, MLX, *PLAIN)
+DIALECTS: Mapping[str, Dialect] = MappingProxyType({dialect.name: dialect for dialect in _ALL})
 """In the order in which they are asked."""
 
 
@@ -65,13 +85,18 @@ def read(source: AnySource, *, config: Mapping[str, Any] | None = None, carry_un
         raise AdapterError(message, code="foreign-dialect", where=opened.where)
 
 
+def dialect_of(name: str, where: str = "") -> Dialect:
+    """A dialect by its name. Raises AdapterError ``foreign-dialect`` for one not known here."""
+    dialect = DIALECTS.get(name)
+    if dialect is None:
+        raise AdapterError(f"this version does not write {name!r}", code="foreign-dialect", where=where)
+    return dialect
+
+
 def write(adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False) -> Path:
     """Write an adapter in its own dialect; see that dialect's `write`.
 
     Raises:
         AdapterError: ``foreign-dialect`` for a dialect not known here, or an error of the dialect.
     """
-    dialect = DIALECTS.get(adapter.dialect)
-    if dialect is None:
-        raise AdapterError(f"this version does not write {adapter.dialect}", code="foreign-dialect", where=str(out))
-    return dialect.write(adapter, out, dtype=dtype, overwrite=overwrite)
+    return dialect_of(adapter.dialect, str(out)).write(adapter, out, dtype=dtype, overwrite=overwrite)

@@ -1,9 +1,11 @@
-"""Say whose keys these are when they are not PEFT's. Naming only; reading those dialects is a later step."""
+"""Say whose keys these are: for errors about files that mix dialects, or are of one that is not read."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+
+from nola_codec.errors import AdapterError
 
 # First match wins, so what is more specific comes first. Each pattern is searched in a key.
 _DIALECTS: tuple[tuple[str, str], ...] = (
@@ -31,3 +33,12 @@ def describe_keys(keys: Iterable[str]) -> str | None:
         if any(search(name) for name in names):
             return dialect
     return None
+
+
+def unknown_key(key: str, dialect: str, where: str) -> AdapterError:
+    """The error for a key that a dialect has no meaning for; what else it looks like is said."""
+    message = f"unknown key in an adapter of the dialect {dialect}; --passthrough carries such tensors as they are"
+    other = describe_keys([key])
+    if other is not None and other.lower() not in (dialect, "another lora tool"):
+        message = f"unknown key in an adapter of the dialect {dialect}: it looks like {other}; are two files mixed?"
+    return AdapterError(message, code="unknown-key", where=f"{where}: {key}")

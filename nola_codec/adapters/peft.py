@@ -15,29 +15,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from nola_codec.adapters.dtypes import require_finite
 from nola_codec.adapters.files import AnySource, atomic_directory, atomic_file, dump_json, require_free
 from nola_codec.adapters.foreign import describe_keys
-from nola_codec.adapters.peft_config import MAX_RANK, PREFIX, PeftSettings, is_saved_module, parse_config, with_ranks
-from nola_codec.adapters.safetensors_io import dump, from_float32, to_float32, write_file
+from nola_codec.adapters.lycoris import Composite
+from nola_codec.adapters.pairs import join, pair_tensors, read_carried, read_pair
+from nola_codec.adapters.peft_config import PREFIX, PeftSettings, is_saved_module, parse_config, with_ranks
+from nola_codec.adapters.peft_experts import expert_module, is_expert, join_experts, split_experts
 from nola_codec.adapters.sources import CONFIG_NAME, WEIGHTS_NAME, AdapterSource, open_source
-from nola_codec.adapters.stores import TensorStore
+from nola_codec.adapters.store_types import TensorStore
+from nola_codec.adapters.tensor_files import is_tensor_file, write_tensors
 from nola_codec.errors import AdapterError, expected
-from nola_codec.model import DTYPES, Adapter, Layout, LoraModule, RawTensor
+from nola_codec.model import Adapter, Layout, LoraModule, RawTensor
 
-__all__ = ["detect", "factor_keys", "module_path", "name", "read", "read_source", "state_dict", "with_ranks", "write"]
+__all__ = [
+    "composites", "detect", "factor_keys", "module_path", "name", "read", "read_source", "state_dict", "tensors",
+    "title", "with_ranks", "write",
+]  # fmt: skip
 
 name = "peft"
+title = "PEFT"
 
-_MAX_DIMENSION = 1 << 31
 _FACTOR = re.compile(r"^(?P<module>.+)\.(?:lora_(?P<ab>[AB])\.weight|lora_embedding_(?P<emb>[AB]))$")
 _CARRIED = re.compile(r"\.lora_B\.bias$|\.lora_magnitude_vector(\.weight)?$|\.trainable_tokens_delta$")
 # PEFT saves these whole when they are adapted or were resized (`save_embedding_layers`, `EMBEDDING_LAYER_NAMES`).
 _EMBEDDING_WEIGHT = re.compile(r"(^|\.)(embed_tokens|lm_head)(\.base_layer)?\.(weight|bias)$|\.base_layer\.weight$")
 _EXPERTS = re.compile(r"\.experts(\.base_layer)*$")
-_NUM_DIMENSIONS: Mapping[Layout, tuple[int, ...]] = {"linear": (2,), "conv": (3, 4, 5), "embedding": (2,)}
 
 
 def detect(source: AdapterSource) -> bool:
@@ -63,13 +66,14 @@ def read_source(source: AdapterSource, *, carry_unknown: bool = False) -> Adapte
     Raises:
         AdapterError: The configuration is refused (see `parse_config`), or ``empty-adapter``, ``missing-partner``,
             ``rank-mismatch``, ``bad-shape``, ``mixed-layout``, ``not-finite``, ``not-float``, ``grouped-conv``,
-            ``target-parameters``, ``unknown-key``, ``foreign-dialect``; the message names the tensor.
+            ``target-parameters``, ``unknown-key``, ``foreign-dialect`` for a configuration of PEFT's beside keys that
+            are not; the message names the tensor.
     """
-    where, tensors = source.where, source.file.tensors
+    where, keys = source.where, source.file.tensors
     settings = None if source.config is None else parse_config(source.config, f"{where}: {CONFIG_NAME}")
     pairs: dict[str, dict[str, str]] = {}
     others: list[str] = []
-    for key in tensors:
+    for key in keys:
         match = _FACTOR.match(key)
         if match is None:
             others.append(key)
@@ -80,22 +84,19 @@ def read_source(source: AdapterSource, *, carry_unknown: bool = False) -> Adapte
             raise AdapterError(message, code="mixed-layout", where=f"{where}: {key}")
         found[match["ab"] or match["emb"]] = key
     if not pairs:
-        dialect = describe_keys(tensors)
-        if dialect is not None:
-            message = f"keys look like {dialect}; this version reads PEFT"
+        looks_like = describe_keys(keys)
+        if looks_like is not None:
+            message = f"{CONFIG_NAME} is PEFT's, and the keys look like {looks_like}"
             raise AdapterError(message, code="foreign-dialect", where=where)
         raise AdapterError("no LoRA factors in it", code="empty-adapter", where=where)
-    if settings is None and not any(module.startswith("base_model.") for module in pairs):
-        message = f"keys look like {describe_keys(tensors)}; this version reads PEFT"
-        raise AdapterError(message, code="foreign-dialect", where=where)
-    modules = tuple(_read_module(source.file, module, pairs[module], settings) for module in sorted(pairs))
+    modules = tuple(m for module in sorted(pairs) for m in _read_modules(source.file, module, pairs[module], settings))
     raw = {key: _read_raw(source, key, pairs, carry_unknown) for key in sorted(others)}
     config = None if source.config is None else dict(source.config)
     return Adapter("peft", modules, raw, config, dict(source.file.metadata))
 
 
 def write(adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False) -> Path:
-    """Write an adapter back: a directory, or one file when ``out`` ends in ``.safetensors``.
+    """Write an adapter back: a directory, or one file when ``out`` ends as a tensor file does (``.safetensors``, ``.bin``).
 
     A directory gets `adapter_config.json` (when the adapter has a configuration) and `adapter_model.safetensors`. If
     ranks or scalings differ from what the configuration says, it is adapted by `with_ranks`. Everything else in an
@@ -104,39 +105,53 @@ def write(adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = 
 
     Args:
         adapter: What to write; the factors may have other ranks than `a_shape` and `b_shape` say.
-        out: Directory or ``.safetensors`` file.
+        out: Directory or tensor file.
         dtype: Of the factors: one of `FLOAT_DTYPES`; None keeps each module's own. Raw tensors keep theirs.
         overwrite: Replace what is there.
 
     Raises:
-        AdapterError: ``overflow``, ``zero-rank``, ``needs-directory``, ``not-finite``, or as `parse_config`.
+        AdapterError: ``not-expressible``, ``overflow``, ``zero-rank``, ``needs-directory``, ``not-finite``, or as
+            `parse_config`.
         OutputExists: Something is there and ``overwrite`` is False.
     """
+    if adapter.vectors:
+        message = "PEFT has no place for tensors that were coded as vectors"
+        raise AdapterError(message, code="not-expressible", where=adapter.vectors[0].name)
     path = Path(out)
-    lone = path.suffix == ".safetensors"
+    lone = is_tensor_file(path)
     modules = tuple(_fold_scaling(m, adapter.raw) for m in adapter.modules) if lone else adapter.modules
     if not lone and adapter.config is None:
         wrong = next((m for m in modules if m.scaling != 1.0), None)
         if wrong is not None:
             message = f"scaling {wrong.scaling} needs a configuration, and the adapter has none"
             raise AdapterError(message, code="missing-config", where=wrong.name)
-    tensors = state_dict(modules, adapter.raw, dtype)
+    made = state_dict(modules, adapter.raw, dtype)
     metadata = adapter.metadata or {"format": "pt"}
     require_free(path, overwrite=overwrite)
     if lone:
-        return write_file(path, tensors, metadata)
+        return write_tensors(path, made, metadata)
     config = None if adapter.config is None else dump_json(_fitting_config(adapter.config, modules, str(path)))
     if path.is_dir() and any(path.iterdir()):
-        write_file(path / WEIGHTS_NAME, tensors, metadata)
+        write_tensors(path / WEIGHTS_NAME, made, metadata)
         if config is not None:
             with atomic_file(path / CONFIG_NAME) as stream:
                 stream.write(config)
         return path
     with atomic_directory(path, replace=overwrite) as directory:
-        (directory / WEIGHTS_NAME).write_bytes(dump(tensors, metadata))
+        write_tensors(directory / WEIGHTS_NAME, made, metadata)
         if config is not None:
             (directory / CONFIG_NAME).write_bytes(config)
     return path
+
+
+def tensors(adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
+    """`state_dict` of an adapter."""
+    return state_dict(adapter.modules, adapter.raw, dtype)
+
+
+def composites(adapter: Adapter) -> tuple[Composite, ...]:
+    """None: every delta is one product."""
+    return ()
 
 
 def state_dict(
@@ -148,19 +163,7 @@ def state_dict(
         AdapterError: ``overflow``, ``not-float``, ``not-finite``, ``zero-rank``; ``duplicate-key`` when a raw tensor
             has a factor's key.
     """
-    tensors = dict(raw)
-    for module in modules:
-        if module.rank < 1:
-            raise AdapterError(expected("rank", "at least 1", module.rank), code="zero-rank", where=module.name)
-        a_shape = (module.rank, *module.a_shape[1:])
-        b_shape = (module.b_shape[0], module.rank, *module.b_shape[2:])
-        keys = factor_keys(module.name, module.layout)
-        for key, factor, shape in zip(keys, (module.lora_A, module.lora_B), (a_shape, b_shape), strict=True):
-            if key in tensors:
-                raise AdapterError("occurs twice", code="duplicate-key", where=key)
-            require_finite(factor, key)
-            tensors[key] = from_float32(factor.reshape(shape), dtype or module.dtype, where=key)
-    return tensors
+    return join(raw, *(pair_tensors(m, factor_keys(m.name, m.layout), dtype) for m in join_experts(modules)))
 
 
 def factor_keys(module: str, layout: Layout) -> tuple[str, str]:
@@ -179,86 +182,50 @@ def _is_embedding(key: str) -> bool:
     return not key.endswith(".weight")
 
 
-def _read_module(file: TensorStore, module: str, keys: Mapping[str, str], settings: PeftSettings | None) -> LoraModule:
+def _read_modules(
+    store: TensorStore, module: str, keys: Mapping[str, str], settings: PeftSettings | None
+) -> list[LoraModule]:
+    """One module; or one for each expert of a bare parameter."""
     present = next(iter(keys.values()))
     layout: Layout = "embedding" if _is_embedding(present) else "linear"
     a_key, b_key = factor_keys(module, layout)
     for letter, key in (("A", a_key), ("B", b_key)):
         if letter not in keys:
             message = f"its partner {key} is missing"
-            raise AdapterError(message, code="missing-partner", where=f"{file.name}: {present}")
-    a_shape, b_shape = file.tensors[a_key].shape, file.tensors[b_key].shape
-    if layout == "linear" and len(a_shape) > 2:
-        layout = "conv"
-    _check_shapes(layout, a_shape, b_shape, f"{file.name}: {a_key}", f"{file.name}: {b_key}")
-    rank = a_shape[0]
-    scaling = 1.0
+            raise AdapterError(message, code="missing-partner", where=f"{store.name}: {present}")
+    where = f"{store.name}: {a_key}"
     if settings is None:
         if _EXPERTS.search(module):
-            message = "looks like factors on bare parameters (mixture of experts), which are not supported"
-            raise AdapterError(message, code="target-parameters", where=f"{file.name}: {a_key}")
-    else:
-        path = module.removeprefix(PREFIX)
-        if settings.rank_of(path) != rank:
-            message = expected("rank", f"{settings.rank_of(path)} by {CONFIG_NAME}", rank)
-            raise AdapterError(message, code="rank-mismatch", where=f"{file.name}: {a_key}")
-        scaling = settings.scaling_of(path)
-    return LoraModule(
-        name=module,
-        lora_A=_read_factor(file, a_key).reshape(rank, -1),
-        lora_B=_read_factor(file, b_key).reshape(b_shape[0], rank),
-        a_shape=a_shape,
-        b_shape=b_shape,
-        scaling=scaling,
+            message = f"looks like factors on bare parameters (mixture of experts); {CONFIG_NAME} must say their rank"
+            raise AdapterError(message, code="target-parameters", where=where)
+        return [read_pair(store, module, (a_key, b_key), layout=layout)]
+    path = module_path(module) if settings.targets_parameter(module_path(module)) else module.removeprefix(PREFIX)
+    read = read_pair(
+        store,
+        module,
+        (a_key, b_key),
         layout=layout,
-        fan_in_fan_out=layout == "linear" and settings is not None and settings.fan_in_fan_out,
-        # PEFT writes both alike; where a file does not, float32 holds either.
-        dtype=file.tensors[a_key].dtype if file.tensors[a_key].dtype == file.tensors[b_key].dtype else "F32",
+        scaling=settings.scaling_of(path),
+        fan_in_fan_out=settings.fan_in_fan_out,
     )
-
-
-def _check_shapes(layout: Layout, a: tuple[int, ...], b: tuple[int, ...], where_a: str, where_b: str) -> None:
-    for shape, where in ((a, where_a), (b, where_b)):
-        if len(shape) not in _NUM_DIMENSIONS[layout]:
-            wanted = " or ".join(str(n) for n in _NUM_DIMENSIONS[layout])
-            raise AdapterError(expected("dimensions", wanted, list(shape)), code="bad-shape", where=where)
-        if not all(1 <= size < _MAX_DIMENSION for size in shape):
-            raise AdapterError(f"absurd shape {list(shape)}", code="bad-shape", where=where)
-    if len(a) != len(b) or any(size != 1 for size in b[2:]):
-        ones = ", 1" * (len(a) - 2)
-        raise AdapterError(expected("shape", f"[out, {a[0]}{ones}]", list(b)), code="bad-shape", where=where_b)
-    if a[0] > MAX_RANK:
-        raise AdapterError(expected("rank", f"at most {MAX_RANK}", a[0]), code="bad-shape", where=where_a)
-    if b[1] != a[0]:
-        if layout == "conv" and a[0] % b[1] == 0 and b[0] % (a[0] // b[1]) == 0:
-            message = (
-                f"a grouped convolution ({a[0] // b[1]} groups): lora_B {list(b)} mixes only part of the rank "
-                f"{a[0]} of lora_A, so the delta is not lora_B @ lora_A"
-            )
-            raise AdapterError(message, code="grouped-conv", where=where_b)
-        raise AdapterError(expected("rank", f"{a[0]} as in lora_A", b[1]), code="rank-mismatch", where=where_b)
-
-
-def _read_factor(file: TensorStore, key: str) -> npt.NDArray[np.float32]:
-    where = f"{file.name}: {key}"
-    values = to_float32(file.read(key), where=where)
-    require_finite(values, where)
-    return values
+    if settings.targets_parameter(path):
+        return split_experts(read, settings.rank_of(path), where)
+    if settings.rank_of(path) != read.rank:
+        message = expected("rank", f"{settings.rank_of(path)} by {CONFIG_NAME}", read.rank)
+        raise AdapterError(message, code="rank-mismatch", where=where)
+    return [read]
 
 
 def _read_raw(
     source: AdapterSource, key: str, pairs: Mapping[str, Mapping[str, str]], carry_unknown: bool
 ) -> RawTensor:
     where = f"{source.file.name}: {key}"
-    info = source.file.tensors[key]
-    if info.dtype not in DTYPES:
-        raise AdapterError(expected("dtype", "one an adapter may carry", info.dtype), code="unknown-dtype", where=where)
     if not carry_unknown and not _is_known(key, source.config, pairs):
         message = "unknown key" if source.config is None else f"unknown key: neither a factor nor in {CONFIG_NAME}"
         if re.search(r"\.lora_[AB]\.[^.]+\.weight$|\.lora_embedding_[AB]\.[^.]+$", key):
             message = "an adapter's name is left in the key; save it with save_pretrained"
         raise AdapterError(message, code="unknown-key", where=where)
-    return source.file.read(key)
+    return read_carried(source.file, key)
 
 
 def _is_known(key: str, config: Mapping[str, Any] | None, pairs: Mapping[str, Mapping[str, str]]) -> bool:
@@ -281,11 +248,17 @@ def _is_known(key: str, config: Mapping[str, Any] | None, pairs: Mapping[str, Ma
 def _fitting_config(config: Mapping[str, Any], modules: tuple[LoraModule, ...], where: str) -> Mapping[str, Any]:
     """The configuration, adapted only if it would not give PEFT these ranks and scalings."""
     settings = parse_config(config, where)
-    paths = {module.name: module.name.removeprefix(PREFIX) for module in modules}
+    paths = {
+        m.name: module_path(expert_module(m.name)) if is_expert(m.name) else m.name.removeprefix(PREFIX)
+        for m in modules
+    }
     if all(
         settings.rank_of(paths[m.name]) == m.rank and settings.scaling_of(paths[m.name]) == m.scaling for m in modules
     ):
         return config
+    if config.get("target_parameters"):
+        message = "other ranks or scalings than in the configuration cannot be written for factors on bare parameters"
+        raise AdapterError(message, code="target-parameters", where=where)
     return with_ranks(config, {paths[m.name]: m.rank for m in modules}, {paths[m.name]: m.scaling for m in modules})
 
 

@@ -27,7 +27,6 @@ _MUTATING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 # Options under which scaling * B @ A is not the delta, or the factors have other shapes; with the reason.
 _UNSUPPORTED_OPTIONS: Mapping[str, tuple[str, str]] = {
     "layer_replication": ("layer-replication", "layers are replicated: the modules do not exist in the base model"),
-    "target_parameters": ("target-parameters", "factors on bare parameters (experts) hold one block an expert"),
     "use_qalora": ("qalora", "QALoRA factors act on pooled inputs"),
     "use_bdlora": ("bdlora", "BD-LoRA factors are block-diagonal"),
     "kasa_config": ("kasa", "KaSA truncates the base weights and puts a diagonal between the factors"),
@@ -48,6 +47,7 @@ class PeftSettings:
         use_rslora: Scaling is alpha / sqrt(r), else alpha / r.
         fan_in_fan_out: Base weights are stored (in, out). PEFT turns this on and off by the type of the module, so
             in a model with both types it only tells what the last one was.
+        target_parameters: Ends of the paths of parameters that have factors of their own, as experts do.
     """
 
     rank: int
@@ -56,6 +56,12 @@ class PeftSettings:
     alpha_pattern: tuple[tuple[re.Pattern[str], float], ...]
     use_rslora: bool
     fan_in_fan_out: bool
+    target_parameters: tuple[str, ...] = ()
+
+    def targets_parameter(self, path: str) -> bool:
+        """Whether a module's factors are on one of its bare parameters (`tuners_utils.py`, `_inject_parameters`)."""
+        parents = (target.rpartition(".")[0] for target in self.target_parameters)
+        return any(path == parent or path.endswith("." + parent) for parent in parents)
 
     def rank_of(self, path: str) -> int:
         """Rank of a module, by its path in the base model (no ``base_model.model.``)."""
@@ -103,6 +109,7 @@ def parse_config(config: Mapping[str, Any], where: str) -> PeftSettings:
         ),
         use_rslora=_flag(config, "use_rslora", where),
         fan_in_fan_out=_flag(config, "fan_in_fan_out", where),
+        target_parameters=_names(config, "target_parameters", where),
     )
 
 
@@ -182,6 +189,13 @@ def _compile(pattern: str, where: str) -> re.Pattern[str]:
     except (re.error, RecursionError, OverflowError) as e:
         message = f"pattern {pattern[:80]!r} is not a regular expression: {e}"
         raise AdapterError(message, code="bad-config", where=where) from e
+
+
+def _names(config: Mapping[str, Any], option: str, where: str) -> tuple[str, ...]:
+    value = config.get(option) or []
+    if not isinstance(value, list) or len(value) > _MAX_PATTERNS or not all(isinstance(name, str) for name in value):
+        raise AdapterError(expected(option, "a list of names", value), code="bad-config", where=where)
+    return tuple(value)
 
 
 def _integer(value: Any, what: str, where: str) -> int:

@@ -1,14 +1,17 @@
-"""`compare`: two adapters, in any mixture of `.nola` and what `encode` reads, by their deltas."""
+"""`compare`: two adapters, in any mixture of `.nola` and what `encode` reads, and of dialects, by their deltas."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from nola_codec.adapters import AnySource
+from nola_codec.adapters.deltas import Delta, deltas
+from nola_codec.adapters.formats import matching_names
 from nola_codec.api.decoding import read_adapter
 from nola_codec.errors import AdapterError
 from nola_codec.fit.canonical import delta_energy, squared_error
-from nola_codec.model import LoraModule
 
 
 @dataclass(frozen=True)
@@ -16,13 +19,13 @@ class TensorComparison:
     """One adapted weight.
 
     Attributes:
-        name: Module path.
-        shape: (out, in) of delta_W, convolutions flattened.
+        name: Module path, or key of a tensor.
+        shape: (out, in) of delta_W, convolutions flattened; a tensor's own shape.
         nmse: ||delta_A - delta_B||_F^2 / ||delta_A||_F^2; infinite where only delta_A is zero.
     """
 
     name: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     nmse: float
 
 
@@ -34,7 +37,9 @@ class Comparison:
         nmse: Over all weights that both have; NaN when there is none.
         tensors: By weight.
         only_in_a, only_in_b: Weights that one lacks.
-        carried_equal, carried_different: Tensors carried as they came, by whether their bits agree.
+        carried_equal, carried_different: Tensors carried as they came, by whether their bits agree; between dialects,
+            whose keys differ, all are different.
+        dialects: Of A and B.
     """
 
     nmse: float
@@ -43,6 +48,7 @@ class Comparison:
     only_in_b: tuple[str, ...]
     carried_equal: tuple[str, ...]
     carried_different: tuple[str, ...]
+    dialects: tuple[str, str]
 
     @property
     def same_structure(self) -> bool:
@@ -54,42 +60,53 @@ def compare(a: AnySource, b: AnySource) -> Comparison:
     """Compare two adapters, scaling included. `a` is the reference.
 
     Raises:
-        AdapterError: one cannot be read, or a weight differs in shape.
+        AdapterError: one cannot be read, a weight differs in shape, or the dialects have no names in common.
         FormatError: a damaged `.nola` file.
     """
     first, second = read_adapter(a), read_adapter(b)
-    others = {m.name: m for m in second.modules}
+    keys_a, keys_b = matching_names(first, second)
+    others = {keys_b[delta.name]: delta for delta in deltas(second)}
     tensors = []
     lost = energy = 0.0
-    for module in first.modules:
-        other = others.get(module.name)
+    for delta in deltas(first):
+        other = others.get(keys_a[delta.name])
         if other is None:
             continue
-        error, own = _error(module, other)
+        error, own, shape = _error(delta, other)
         lost, energy = lost + error, energy + own
-        tensors.append(
-            TensorComparison(module.name, (module.lora_B.shape[0], module.lora_A.shape[1]), _ratio(error, own))
-        )
-    names = {m.name for m in first.modules}
+        tensors.append(TensorComparison(delta.name, shape, _ratio(error, own)))
     carried = sorted(set(first.raw) | set(second.raw))
     equal = tuple(key for key in carried if first.raw.get(key) == second.raw.get(key))
     return Comparison(
         nmse=_ratio(lost, energy) if tensors else float("nan"),
         tensors=tuple(tensors),
-        only_in_a=tuple(sorted(names - set(others))),
-        only_in_b=tuple(sorted(set(others) - names)),
+        only_in_a=tuple(sorted(name for name, key in keys_a.items() if key not in others)),
+        only_in_b=tuple(sorted(name for name, key in keys_b.items() if key not in set(keys_a.values()))),
         carried_equal=equal,
         carried_different=tuple(key for key in carried if key not in equal),
+        dialects=(first.dialect, second.dialect),
     )
 
 
-def _error(a: LoraModule, b: LoraModule) -> tuple[float, float]:
-    shapes = [(m.lora_B.shape[0], m.lora_A.shape[1]) for m in (a, b)]
-    if shapes[0] != shapes[1]:
-        raise AdapterError(f"delta shapes differ: {shapes[0]} and {shapes[1]}", code="shape", where=a.name)
-    energy = delta_energy(a.lora_B, a.lora_A) * a.scaling**2
-    error = squared_error(a.lora_B * a.scaling, a.lora_A, b.lora_B * b.scaling, b.lora_A)
-    return error, energy
+def _error(a: Delta, b: Delta) -> tuple[float, float, tuple[int, ...]]:
+    """Squared error, energy of a, shape."""
+    one, two = a.product, b.product
+    if one is not None and two is not None:
+        shape = (one.lora_B.shape[0], one.lora_A.shape[1])
+        _require_shape(a, shape, (two.lora_B.shape[0], two.lora_A.shape[1]))
+        energy = delta_energy(one.lora_B, one.lora_A) * one.scaling**2
+        error = squared_error(one.lora_B * one.scaling, one.lora_A, two.lora_B * two.scaling, two.lora_A)
+        return error, energy, shape
+    first, second = a.dense(), b.dense()
+    if first.size == second.size and first.shape[:1] == second.shape[:1]:
+        second = second.reshape(first.shape)  # a kernel may be flattened
+    _require_shape(a, first.shape, second.shape)
+    return float(np.square(first - second).sum()), float(np.square(first).sum()), first.shape
+
+
+def _require_shape(delta: Delta, first: tuple[int, ...], second: tuple[int, ...]) -> None:
+    if first != second:
+        raise AdapterError(f"delta shapes differ: {first} and {second}", code="shape", where=delta.name)
 
 
 def _ratio(error: float, energy: float) -> float:

@@ -9,15 +9,17 @@ from typing import Any
 from nola_codec import adapters
 from nola_codec.adapters import AnySource
 from nola_codec.adapters.checkpoint import Checkpoint
-from nola_codec.adapters.files import require_free
+from nola_codec.adapters.files import read_json, require_free
+from nola_codec.adapters.formats import convert
 from nola_codec.adapters.merging import merge_directory, plan_merge
-from nola_codec.api.modules import decoded_module, merge_target
+from nola_codec.api.modules import decoded_adapter, merge_target
 from nola_codec.api.opened import DTYPES, check_rungs
 from nola_codec.arrays import NUMPY, Arrays, TorchArrays
 from nola_codec.container.reader import Source, open_container
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.merge import merge_raw
 from nola_codec.encoder.options import Progress
+from nola_codec.errors import AdapterError
 from nola_codec.model import Adapter, RawTensor
 
 
@@ -28,6 +30,7 @@ def decode(
     base: str | os.PathLike[str] | None = None,
     dtype: str = "f32",
     rung: int | None = None,
+    format: str | None = None,
     device: object = "cpu",
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -36,8 +39,11 @@ def decode(
 
     Args:
         source: The `.nola` file.
-        out: A directory; or, without `base`, a path that ends in ``.safetensors``.
+        out: A directory; or, for an adapter, a path that ends as a tensor file does: ``.safetensors``, ``.npz``, ``.bin``,
+            ``.pt``, ``.gguf``.
         base: A Transformers model directory; the merged model goes to `out`, weights in the base's own dtypes.
+        format: Write an adapter in this dialect (`adapters.formats.FORMATS`) and not in its own; nothing is merged, and
+            `base` serves for names alone.
         dtype: Of an adapter's factors: f32 is exact, f16 and bf16 round once.
         rung: Of a progressive file: as if it ended with this rung, counted from 0.
         device: Where factors are synthesized and multiplied; it changes no bit.
@@ -46,7 +52,8 @@ def decode(
 
     Raises:
         FormatError, ChecksumMismatch: the file is damaged, or the decoded digest is not the encoder's.
-        AdapterError: ``base-mismatch`` and others when the base does not fit.
+        AdapterError: ``base-mismatch`` and others when the base does not fit; ``not-expressible`` for what a `format`
+            has no place for.
         OutputExists: `out` is there and `overwrite` is false.
     """
     require_free(Path(out), overwrite=overwrite)
@@ -54,9 +61,12 @@ def decode(
     with open_container(source, rung=rung) as container:
         container.check_content()
         decoder = Decoder(container, xp)
-        if base is not None:
+        if base is not None and format is None:
             return _merge(decoder, Path(base), Path(out), overwrite=overwrite, progress=progress)
-        adapter = _adapter(decoder, progress)
+        adapter = decoded_adapter(decoder, progress)
+        if format is not None:
+            config = None if base is None else read_json(Path(base) / "config.json")
+            adapter = convert(adapter, format, config)
         return adapters.write(adapter, out, dtype=DTYPES[dtype], overwrite=overwrite)
 
 
@@ -74,7 +84,7 @@ def verify(source: Source) -> dict[str, Any]:
         check_rungs(container)
         return {
             "bytes": container.file_length,
-            "tensors": len(container.header.lowrank) + len(container.header.raw),
+            "tensors": len(container.header.coded) + len(container.header.raw),
             "content_sha256": container.prelude.content_sha256.hex(),
             "factors_sha256": container.header.factors_sha256.hex(),
         }
@@ -87,25 +97,20 @@ def read_adapter(source: AnySource) -> Adapter:
             is_nola = stream.read(4) == b"\x89NLA"
         if is_nola:
             with open_container(os.fspath(source)) as container:
-                return _adapter(Decoder(container, NUMPY), None)
+                return decoded_adapter(Decoder(container, NUMPY), None)
     return adapters.read(source)
-
-
-def _adapter(decoder: Decoder, progress: Progress | None) -> Adapter:
-    header = decoder.header
-    factors = decoder.checked(lambda done: progress("decode", done, len(header.lowrank)) if progress else None)
-    modules = [decoded_module(r, f, decoder.xp) for r, f in zip(header.lowrank, factors, strict=True)]
-    raw = {record.name: decoder.raw(i) for i, record in enumerate(header.raw)}
-    return Adapter(header.dialect, tuple(modules), raw, header.config, header.metadata)
 
 
 def _merge(decoder: Decoder, base: Path, out: Path, *, overwrite: bool, progress: Progress | None) -> Path:
     header = decoder.header
+    if header.vectors:
+        raise AdapterError(f"tensors coded as vectors ({header.vectors[0].name}, ...) cannot be merged in this dialect",
+                           code="merge-vectors", where=decoder.container.name)  # fmt: skip
     raw = {record.name: decoder.raw(i) for i, record in enumerate(header.raw)}
     checkpoint = Checkpoint(base)
     plan = plan_merge(checkpoint, [merge_target(r) for r in header.lowrank], raw, header.config)
     numbers = {record.name: i for i, record in enumerate(header.lowrank)}
-    decoded = decoder.checked()
+    decoded, _ = decoder.checked()
     done = 0
 
     def merge_weight(name: str, weight: RawTensor) -> RawTensor:

@@ -32,7 +32,7 @@ def encode(
     """Encode an adapter.
 
     Args:
-        source: A PEFT directory, a `.safetensors` file, its bytes, or a binary stream.
+        source: An adapter of any dialect (`adapters.DIALECTS`): a directory, a file, its bytes, or a binary stream.
         out: Where the file goes, whole or not at all; None encodes and reports without writing.
         config: The adapter's configuration, for bytes and streams.
         size: Bytes that the file may take, as a number or as ``"50KB"``, ``"64KiB"``.
@@ -70,6 +70,9 @@ def encode_bytes(
     chosen = checked(out, size=size, overwrite=overwrite, **options)
     adapter = adapters.read(source, config=config, carry_unknown=carry_unknown)
     new_config = None
+    if chosen.projected and chosen.rank is not None and adapter.dialect != "peft":
+        message = f"another rank would change what alpha / r means in the dialect {adapter.dialect}; leave out rank"
+        raise EncodeError(message, code="option")
     if chosen.projected and chosen.rank is not None and adapter.config is not None:
         ranks = {m.name.removeprefix(peft_config.PREFIX): chosen.rank for m in adapter.modules}
         scalings = {m.name.removeprefix(peft_config.PREFIX): m.scaling for m in adapter.modules}
@@ -115,6 +118,8 @@ def source_size(source: AnySource, adapter: Adapter) -> int:
         end = source.seek(0, io.SEEK_END)
         source.seek(here)
         return end
-    return sum(m.lora_A.nbytes + m.lora_B.nbytes for m in adapter.modules) + sum(
-        len(t.data) for t in adapter.raw.values()
+    return (
+        sum(m.lora_A.nbytes + m.lora_B.nbytes for m in adapter.modules)
+        + sum(v.values.nbytes for v in adapter.vectors)
+        + sum(len(t.data) for t in adapter.raw.values())
     )

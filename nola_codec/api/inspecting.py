@@ -9,7 +9,7 @@ import numpy as np
 from nola_codec.basis import basis_by_id
 from nola_codec.container.reader import Source, open_container
 from nola_codec.entropy import CODECS
-from nola_codec.model import Header, LowRankRecord
+from nola_codec.model import CodedRecord, Header
 from nola_codec.prng import generator_name
 
 
@@ -21,14 +21,14 @@ def inspect(source: Source) -> dict[str, Any]:
     """
     with open_container(source) as container:
         header = container.header
-        parameters = sum(_numbers(r) for r in header.lowrank) + sum(
+        parameters = sum(r.kind.elements for r in header.coded) + sum(
             int(np.prod(r.kind.shape, dtype=np.int64)) for r in header.raw
         )
         lengths = [s.length for s in header.sections]
         rungs = range(len(header.rungs))
         units = [header.units_section(rung) for rung in rungs]
         blocks = [unit + 1 + block for unit in units for block in range(len(header.blocks))]
-        coefficients = sum(_coefficients(r) for r in header.lowrank)
+        coefficients = sum(_coefficients(r) for r in header.coded)
         return {
             "format_version": container.prelude.version,
             "format_revision": container.prelude.revision,
@@ -42,8 +42,8 @@ def inspect(source: Source) -> dict[str, Any]:
             "ratio": 2 * parameters / container.file_length,
             "generator": generator_name(header.generator),
             "seed": header.seed,
-            "bases": sorted({basis_by_id(r.kind.basis).name for r in header.lowrank}),
-            "form": sorted({r.kind.split for r in header.lowrank}),
+            "bases": sorted({basis_by_id(r.kind.basis).name for r in header.coded}),
+            "form": sorted({r.kind.split for r in header.coded}),
             "quantizers": len(header.quantizers),
             "entropy": sorted(
                 {CODECS[header.sections[i].codec].name for i in (*units, *blocks) if header.sections[i].codec in CODECS}
@@ -67,29 +67,45 @@ def inspect(source: Source) -> dict[str, Any]:
 
 
 def _tensors(header: Header) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": r.name,
-            "record": "lowrank",
-            "layout": r.kind.layout,
-            "shape": [r.kind.rows, *r.kind.a_shape[1:]],
-            "rank": r.kind.rank,
-            "units": r.units,
-            "coefficients": _coefficients(r),
-            "scaling": r.kind.scaling,
-            "stream": r.stream,
-        }
-        for r in header.lowrank
-    ] + [
-        {"name": r.name, "record": "raw", "dtype": r.kind.dtype, "shape": list(r.kind.shape), "bytes": r.kind.nbytes}
-        for r in header.raw
-    ]
+    return (
+        [
+            {
+                "name": r.name,
+                "record": "lowrank",
+                "layout": r.kind.layout,
+                "shape": [r.kind.rows, *r.kind.a_shape[1:]],
+                "rank": r.kind.rank,
+                "units": r.units,
+                "coefficients": _coefficients(r),
+                "scaling": r.kind.scaling,
+                "stream": r.stream,
+            }
+            for r in header.lowrank
+        ]
+        + [
+            {
+                "name": r.name,
+                "record": "vector",
+                "dtype": r.kind.dtype,
+                "shape": list(r.kind.shape),
+                "units": r.units,
+                "coefficients": _coefficients(r),
+                "stream": r.stream,
+            }
+            for r in header.vectors
+        ]
+        + [
+            {
+                "name": r.name,
+                "record": "raw",
+                "dtype": r.kind.dtype,
+                "shape": list(r.kind.shape),
+                "bytes": r.kind.nbytes,
+            }
+            for r in header.raw
+        ]
+    )
 
 
-def _numbers(record: LowRankRecord) -> int:
-    return record.kind.rank * (record.kind.rows + record.kind.columns)
-
-
-def _coefficients(record: LowRankRecord) -> int:
-    pairs = record.units if record.kind.split == "component" else record.units // 2
-    return pairs * sum(record.kind.num_basis)
+def _coefficients(record: CodedRecord) -> int:
+    return record.kind.vectors(record.units) * sum(record.kind.num_basis)

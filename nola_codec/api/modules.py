@@ -4,8 +4,23 @@ from __future__ import annotations
 
 from nola_codec.adapters.checkpoint import MergeTarget, delta_shape
 from nola_codec.arrays import Arrays
+from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.factors import Factors
-from nola_codec.model import LoraModule, LowRankRecord
+from nola_codec.encoder.options import Progress
+from nola_codec.model import Adapter, LoraModule, LowRankRecord, VectorTensor
+
+
+def decoded_adapter(decoder: Decoder, progress: Progress | None) -> Adapter:
+    """All of a file as an adapter of its dialect, NumPy arrays, its digest checked."""
+    header = decoder.header
+    factors, vectors = decoder.checked(lambda done: progress("decode", done, len(header.coded)) if progress else None)
+    modules = [decoded_module(r, f, decoder.xp) for r, f in zip(header.lowrank, factors, strict=True)]
+    raw = {record.name: decoder.raw(i) for i, record in enumerate(header.raw)}
+    tensors = [
+        VectorTensor(record.name, decoder.xp.numpy(vector.float32(decoder.xp)), record.kind.dtype)
+        for record, vector in zip(header.vectors, vectors, strict=True)
+    ]
+    return Adapter(header.dialect, tuple(modules), raw, header.config, header.metadata, tuple(tensors))
 
 
 def decoded_module(record: LowRankRecord, factors: Factors, xp: Arrays) -> LoraModule:

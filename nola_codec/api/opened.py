@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from nola_codec.adapters import peft_config
+from nola_codec.adapters import dialect_of, peft_config
 from nola_codec.adapters.checkpoint import resolve_weights
 from nola_codec.adapters.peft import factor_keys
-from nola_codec.api.modules import merge_target
+from nola_codec.adapters.peft_experts import is_expert
+from nola_codec.api.modules import decoded_adapter, merge_target
 from nola_codec.arrays import NUMPY, Arrays, TorchArrays
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.container.reader import Container, Source, open_container
@@ -41,11 +42,28 @@ class NolaFile:
         self._xp: Arrays | None = None
         self.header: Header = container.header
         self._index = {record.name: i for i, record in enumerate(self.header.lowrank)}
+        self._vectors = frozenset(record.name for record in self.header.vectors)
         self._decoder: Decoder | None = None
 
     def names(self) -> list[str]:
         """Module paths of the low-rank records."""
         return list(self._index)
+
+    def vector_names(self) -> list[str]:
+        """Keys of the vector records."""
+        return [record.name for record in self.header.vectors]
+
+    def vector(self, name: str) -> torch.Tensor:
+        """A tensor coded as a vector, float32 in its shape; only its block is read.
+
+        Raises:
+            AdapterError: no such vector.
+        """
+        if name not in self._vectors:
+            raise AdapterError(f"no vector named {name!r}; vector_names() lists them", code="unknown-name",
+                               where=self._container.name)  # fmt: skip
+        ((_, decoded),) = self._opened().vectors([name])
+        return self._tensor(decoded.float32(self._arrays()))
 
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """(lora_A (r, in), lora_B (out, r)), float32 on the device; only this record's block is read.
@@ -70,10 +88,15 @@ class NolaFile:
         """The adapter's state dict under its own keys, tensors carried as they came included.
 
         Args:
-            dtype: Of the factors: f32 is exact; f16 and bf16 round once.
+            dtype: Of the factors and vectors: f32 is exact; f16 and bf16 round once.
         """
         import torch
 
+        # PEFT's pairs stay on the device all the way; other dialects' tensors are put together in NumPy first.
+        if self.header.dialect != "peft" or any(is_expert(record.name) for record in self.header.lowrank):
+            adapter = decoded_adapter(self._opened(), None)
+            made = dialect_of(adapter.dialect, self._container.name).tensors(adapter, DTYPES[dtype])
+            return {key: self._tensor(_to_torch(tensor)) for key, tensor in made.items()}
         wanted = getattr(torch, _TORCH_NAMES[DTYPES[dtype]])
         tensors: dict[str, torch.Tensor] = {}
         for index, decoded in self._decode(None):
@@ -82,6 +105,8 @@ class NolaFile:
             lora_B, lora_A = decoded.float32(self._arrays())
             tensors[a_key] = self._tensor(lora_A).reshape(record.kind.a_shape).to(wanted)
             tensors[b_key] = self._tensor(lora_B).reshape(record.kind.b_shape).to(wanted)
+        for name, vector in self._opened().vectors():
+            tensors[name] = self._tensor(vector.float32(self._arrays())).to(wanted)
         for index, carried in enumerate(self.header.raw):
             tensors[carried.name] = self._tensor(_to_torch(self._container.raw_tensor(index)))
         return tensors
@@ -91,13 +116,18 @@ class NolaFile:
 
         Raises:
             AdapterError: ``base-mismatch`` lists all deltas that do not find their weight (nothing is changed then);
-                ``merge-raw`` when the file carries tensors that are not deltas; ``tied-weights`` when a weight that
-                changes is shared with another module; ``overflow`` when a sum leaves the dtype, in which case the
-                deltas before it are in the model.
+                ``merge-vectors`` and ``merge-raw`` when the file carries tensors that are not deltas; ``tied-weights``
+                when a weight that changes is shared with another module; ``overflow`` when a sum leaves the dtype, in
+                which case the deltas before it are in the model.
             FormatError, ChecksumMismatch: the file is damaged; nothing is changed.
         """
         import torch
 
+        if self.header.vectors:
+            raise AdapterError(
+                f"the file has tensors coded as vectors ({self.header.vectors[0].name}, ...), which only its dialect "
+                "knows how to merge", code="merge-vectors", where=self._container.name
+            )  # fmt: skip
         if self.header.raw:
             raise AdapterError(
                 f"the file carries tensors that are not deltas ({self.header.raw[0].name}, ...); "
@@ -117,7 +147,7 @@ class NolaFile:
                 )  # fmt: skip
         decoder = Decoder(self._container, self._arrays())
         with torch.no_grad():
-            for record, decoded in zip(decoder.header.lowrank, decoder.checked(), strict=True):
+            for record, decoded in zip(decoder.header.lowrank, decoder.checked()[0], strict=True):
                 match = matches[record.name]
                 delta = self._tensor(delta_weight(decoded, record.kind, self._arrays()))
                 weight = weights[match.weight]
@@ -146,10 +176,13 @@ class NolaFile:
             self._xp = NUMPY if str(self._device) == "cpu" else TorchArrays(self._device)
         return self._xp
 
-    def _decode(self, indexes: list[int] | None) -> Iterator[tuple[int, Factors]]:
+    def _opened(self) -> Decoder:
         if self._decoder is None:
             self._decoder = Decoder(self._container, self._arrays())
-        return self._decoder.factors(indexes)
+        return self._decoder
+
+    def _decode(self, indexes: list[int] | None) -> Iterator[tuple[int, Factors]]:
+        return self._opened().factors(indexes)
 
     def _tensor(self, array: Any) -> torch.Tensor:
         """A NumPy or torch array as a tensor on the device."""

@@ -14,7 +14,7 @@ from nola_codec.arrays import NUMPY, Arrays, TorchArrays
 from nola_codec.basis import BASES, BasisKey
 from nola_codec.decoder.coefficients import Coefficients
 from nola_codec.decoder.decoder import FactorsDigest
-from nola_codec.decoder.factors import synthesize_factors
+from nola_codec.decoder.factors import synthesize_records
 from nola_codec.model import LowRankKind, LowRankRecord
 from nola_codec.prng import NAMES, PHILOX, SIGNS, THREEFRY, words
 
@@ -91,7 +91,7 @@ def _factors(xp: Arrays) -> str:
         record = LowRankRecord("x", kind, 5, (-20, -20), zeros, zeros, codes)
         b = _symbols(rank * rows, -200, 200).reshape(rank, rows).astype(np.int32)
         a = _symbols(rank * columns, -200, 200).reshape(rank, columns).astype(np.int32)
-        (factors,) = synthesize_factors([record], [Coefficients(b, a, 200)], generator=PHILOX, seed=11, xp=xp)
+        (factors,) = synthesize_records([record], [Coefficients((b, a), 200)], generator=PHILOX, seed=11, xp=xp)
         digest.update(factors, xp)
     return digest.digest().hex()
 

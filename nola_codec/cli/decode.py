@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from nola_codec.adapters.dialect_names import FORMATS
 from nola_codec.cli.output import (
     force_option,
     json_option,
@@ -21,8 +22,10 @@ from nola_codec.cli.output import (
 @click.command()
 @click.argument("file", type=click.Path())
 @click.option("-o", "--output", "out", type=click.Path(), required=True,
-              help="Directory to write; without --base, a path ending in .safetensors gives a lone file.")  # fmt: skip
+              help="Directory to write; an adapter may be one file, by the suffix: .safetensors, .npz, .bin, .gguf.")  # fmt: skip
 @click.option("--base", type=click.Path(), help="Transformers model directory: write it with the deltas merged in.")
+@click.option("--format", "dialect", type=click.Choice(FORMATS),
+              help="Write the adapter in this dialect instead of its own; --base then serves for names alone.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["f32", "f16", "bf16"]), help="Of an adapter's factors [f32, exact].")
 @click.option("--rung", type=int, help="Of a progressive file: as if it ended with this rung, from 0.")
 @click.option("--device", default="cpu", show_default=True, callback=usable_device,
@@ -31,21 +34,30 @@ from nola_codec.cli.output import (
 @quiet_option
 @json_option
 def command(
-    file: str, out: str, base: str | None, dtype: str | None, rung: int | None, device: str, force: bool, quiet: bool,
+    file: str, out: str, base: str | None, dialect: str | None, dtype: str | None, rung: int | None, device: str, force: bool, quiet: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Decode FILE to an adapter, or into the weights of a base model."""
     from nola_codec.api.decoding import decode
 
-    if base is not None and dtype is not None:
+    merging = base is not None and dialect is None
+    if merging and dtype is not None:
         raise click.UsageError("--dtype is for adapters; merged weights keep the base model's dtypes")
     start = time.perf_counter()
     written = decode(
-        file, out, base=base, dtype=dtype or "f32", rung=rung, device=device, overwrite=force, progress=progress(quiet)
+        file,
+        out,
+        base=base,
+        dtype=dtype or "f32",
+        rung=rung,
+        format=dialect,
+        device=device,
+        overwrite=force,
+        progress=progress(quiet),
     )
     seconds = time.perf_counter() - start
     total = sum(p.stat().st_size for p in written.rglob("*")) if written.is_dir() else Path(written).stat().st_size
     if as_json:
-        print_json({"output": str(written), "merged": base is not None, "bytes": total, "seconds": seconds})
+        print_json({"output": str(written), "merged": merging, "bytes": total, "seconds": seconds})
         return
-    click.echo(f"wrote  {written} ({size(total)}{', merged' if base else ''}) in {seconds:.2f} s")
+    click.echo(f"wrote  {written} ({size(total)}{', merged' if merging else ''}) in {seconds:.2f} s")

@@ -19,7 +19,20 @@ from nola_codec.container.quantizer_wire import (
     side_model_to_wire,
 )
 from nola_codec.errors import FormatError
-from nola_codec.model import Header, LowRankKind, LowRankRecord, Quantizer, RawKind, RawRecord, Rung, Section
+from nola_codec.model import (
+    CodedKind,
+    CodedRecord,
+    Header,
+    LowRankKind,
+    LowRankRecord,
+    Quantizer,
+    RawKind,
+    RawRecord,
+    Rung,
+    Section,
+    VectorKind,
+    VectorRecord,
+)
 from nola_codec.prng import WORDS_PER_BLOCK
 from nola_codec.quant.scales import MAX_EXPONENT, MIN_EXPONENT
 
@@ -31,10 +44,10 @@ KEYS = (
 
 def pack_header(header: Header) -> bytes:
     """Canonical bytes, not yet compressed. Units' precisions and amplitudes are not in it (section 0 has them)."""
-    kinds: dict[LowRankKind | RawKind, int] = {}
-    records: list[LowRankRecord | RawRecord] = [*header.lowrank, *header.raw]
+    kinds: dict[CodedKind | RawKind, int] = {}
+    records: list[CodedRecord | RawRecord] = [*header.coded, *header.raw]
     ids = [kinds.setdefault(record.kind, len(kinds)) for record in records]
-    streams = [record.stream for record in header.lowrank]
+    streams = [record.stream for record in header.coded]
     return canonical.pack(
         {
             "writer": header.writer,
@@ -66,10 +79,10 @@ def unpack_header(data: bytes, limits: Limits) -> Header:
     quantizers = tuple(quantizer_from_wire(q) for q in fields.listed(top["quantizers"], "quantizers"))
     if len(quantizers) > limits.quantizers:
         raise fields.over("quantizers", limits.quantizers, len(quantizers))
-    lowrank, raw, rungs = _records(top, quantizers, limits)
+    coded, raw, rungs = _records(top, quantizers, limits)
     blocks = fields.integers(top["blocks"], "blocks", 1, limits.records)
-    if sum(blocks) != len(lowrank):
-        raise fields.bad("blocks", f"a sum of {len(lowrank)} records", sum(blocks))
+    if sum(blocks) != len(coded):
+        raise fields.bad("blocks", f"a sum of {len(coded)} records", sum(blocks))
     sections = tuple(_section(s) for s in fields.listed(top["sections"], "sections"))
     if len(sections) > limits.sections:
         raise fields.over("sections", limits.sections, len(sections))
@@ -89,7 +102,7 @@ def unpack_header(data: bytes, limits: Limits) -> Header:
         quantizers=quantizers,
         rungs=rungs,
         amplitude_slope=fields.integer(top["amplitude_slope"], "amplitude_slope", -64, 64),
-        lowrank=lowrank,
+        coded=coded,
         raw=raw,
         blocks=blocks,
         sections=sections,
@@ -102,7 +115,7 @@ def _rung_to_wire(rung: Rung) -> list[Any]:
     return [
         [[list(entry) for entry in table] for table in rung.allocation],
         pack_varints(rung.units),
-        pack_varints(_differences([e for pair in rung.exponents for e in pair], 2)),
+        pack_varints(_exponent_differences(rung.exponents)),
         [side_model_to_wire(m) for m in rung.side_models],
         rung.factors_sha256,
         dict(rung.measured),
@@ -110,7 +123,7 @@ def _rung_to_wire(rung: Rung) -> list[Any]:
 
 
 def _rung_from_wire(
-    value: Any, families: Sequence[LowRankKind], quantizers: Sequence[Quantizer], before: Rung | None, limits: Limits
+    value: Any, families: Sequence[CodedKind], quantizers: Sequence[Quantizer], before: Rung | None, limits: Limits
 ) -> Rung:
     tables, packed, differences, models, digest, measured = fields.listed(value, "rungs", count=6)
     allocation = tuple(allocation_from_wire(t, len(quantizers)) for t in fields.listed(tables, "allocation"))
@@ -119,20 +132,16 @@ def _rung_from_wire(
     units = tuple(unpack_varints(fields.binary(packed, "units"), len(families), "header `units`"))
     for index, (kind, number) in enumerate(zip(families, units, strict=True)):
         least = before.units[index] if before is not None else 0
-        fields.integer(number, "units", least, kind.rank if kind.split == "component" else 2)
+        fields.integer(number, "units", least, kind.most_units)
         if kind.split == "factor" and number == 1:
             raise fields.bad("units", "0 or 2 for a factor record", number)
     if sum(units) > limits.units:
         raise fields.over("units", limits.units, sum(units))
-    steps = unpack_varints(fields.binary(differences, "exponents"), 2 * len(families), "header `exponents`")
-    exponents = np.cumsum(np.array(steps, np.int64).reshape(-1, 2), axis=0).tolist()
-    for pair in exponents:
-        fields.integers(pair, "exponents", MIN_EXPONENT, MAX_EXPONENT)
     pair_of_models = fields.listed(models, "side_models", count=2)
     return Rung(
         allocation=allocation,
         units=units,
-        exponents=tuple((int(b), int(a)) for b, a in exponents),
+        exponents=_exponents(differences, families),
         side_models=(side_model_from_wire(pair_of_models[0]), side_model_from_wire(pair_of_models[1])),
         factors_sha256=fields.binary(digest, "factors_sha256", count=32),
         measured={key: fields.real(v, "measured") for key, v in fields.mapping(measured, "measured").items()},
@@ -141,7 +150,7 @@ def _rung_from_wire(
 
 def _records(
     top: Mapping[str, Any], quantizers: Sequence[Quantizer], limits: Limits
-) -> tuple[tuple[LowRankRecord, ...], tuple[RawRecord, ...], tuple[Rung, ...]]:
+) -> tuple[tuple[CodedRecord, ...], tuple[RawRecord, ...], tuple[Rung, ...]]:
     wires = fields.listed(top["kinds"], "kinds")
     if len(wires) > limits.kinds:
         raise fields.over("kinds", limits.kinds, len(wires))
@@ -161,9 +170,10 @@ def _records(
         raise fields.bad("kinds", f"{seen}, as many as are used", len(kinds))
     chosen = [kinds[number] for number in ids]
     names = _names(top["numbers"], ids, chosen, limits)
-    families = [kind for kind in chosen if isinstance(kind, LowRankKind)]
-    if any(isinstance(kind, LowRankKind) for kind in chosen[len(families) :]):
-        raise fields.bad("records", "low-rank records before raw ones", "another order")
+    families = [kind for kind in chosen if not isinstance(kind, RawKind)]
+    order = [(LowRankKind, VectorKind, RawKind).index(type(kind)) for kind in chosen]
+    if order != sorted(order):
+        raise fields.bad("records", "low-rank records, then vectors, then raw ones", "another order")
     rungs: list[Rung] = []
     wires = fields.listed(top["rungs"], "rungs")
     if not 1 <= len(wires) <= limits.rungs:
@@ -171,36 +181,61 @@ def _records(
     _check_totals(families, [k for k in chosen if isinstance(k, RawKind)], len(wires), limits)
     for wire in wires:
         rungs.append(_rung_from_wire(wire, families, quantizers, rungs[-1] if rungs else None, limits))
-    lowrank = _lowrank(top, names, families, rungs[-1])
+    coded = _coded(top, names, families, rungs[-1])
     raw = tuple(RawRecord(name, kind) for name, kind in zip(names, chosen, strict=True) if isinstance(kind, RawKind))
-    return lowrank, raw, tuple(rungs)
+    return coded, raw, tuple(rungs)
 
 
-def _lowrank(
-    top: Mapping[str, Any], names: Sequence[str], families: Sequence[LowRankKind], last: Rung
-) -> tuple[LowRankRecord, ...]:
+def _coded(
+    top: Mapping[str, Any], names: Sequence[str], families: Sequence[CodedKind], last: Rung
+) -> tuple[CodedRecord, ...]:
     count = len(families)
     streams: Sequence[int] = range(count)
     if top["streams"] is not None:
         streams = fields.integers(top["streams"], "streams", 0, (1 << 31) - 1, count=count)
-    return tuple(
-        LowRankRecord(name, kind, stream, pair, *(np.zeros(n, np.int64) for _ in range(3)))
-        for name, kind, stream, pair, n in zip(
-            names[:count], families, streams, last.exponents, last.units, strict=True
-        )
-    )
+    made: list[CodedRecord] = []
+    for name, kind, stream, exponents, units in zip(
+        names[:count], families, streams, last.exponents, last.units, strict=True
+    ):
+        zeros = [np.zeros(units, np.int64) for _ in range(3)]
+        if isinstance(kind, LowRankKind):
+            made.append(LowRankRecord(name, kind, stream, (exponents[0], exponents[1]), *zeros))
+        else:
+            made.append(VectorRecord(name, kind, stream, (exponents[0],), *zeros))
+    return tuple(made)
 
 
-def _check_totals(lowrank: Sequence[LowRankKind], raw: Sequence[RawKind], rungs: int, limits: Limits) -> None:
-    elements = sum(k.rank * (k.rows + k.columns) for k in lowrank) + sum(k.nbytes for k in raw)
+def _exponents(differences: Any, families: Sequence[CodedKind]) -> tuple[tuple[int, ...], ...]:
+    """Exponents of each record's sides from their differences."""
+    sides = [len(kind.vector_lengths) for kind in families]
+    steps = iter(unpack_varints(fields.binary(differences, "exponents"), sum(sides), "header `exponents`"))
+    last = [0, 0]
+    exponents = []
+    for count in sides:
+        last[:count] = [before + next(steps) for before in last[:count]]
+        exponents.append(fields.integers(last[:count], "exponents", MIN_EXPONENT, MAX_EXPONENT))
+    return tuple(exponents)
+
+
+def _exponent_differences(exponents: Sequence[tuple[int, ...]]) -> list[int]:
+    last = [0, 0]
+    steps: list[int] = []
+    for own in exponents:
+        steps += [value - before for value, before in zip(own, last, strict=False)]
+        last[: len(own)] = own
+    return steps
+
+
+def _check_totals(coded: Sequence[CodedKind], raw: Sequence[RawKind], rungs: int, limits: Limits) -> None:
+    elements = sum(k.elements for k in coded) + sum(k.nbytes for k in raw)
     if elements > limits.total_elements:
         raise fields.over("kinds shape (sum over all records)", limits.total_elements, elements)
-    coefficients = sum((k.rank if k.split == "component" else 1) * sum(k.num_basis) for k in lowrank) * rungs
+    coefficients = sum(k.vectors(k.most_units) * sum(k.num_basis) for k in coded) * rungs
     if coefficients > limits.coefficients:
         raise fields.over("kinds num_basis (sum over all records)", limits.coefficients, coefficients)
 
 
-def _names(value: Any, ids: Sequence[int], kinds: Sequence[LowRankKind | RawKind], limits: Limits) -> list[str]:
+def _names(value: Any, ids: Sequence[int], kinds: Sequence[CodedKind | RawKind], limits: Limits) -> list[str]:
     holes = [kind.template.count("#") for kind in kinds]
     steps = iter(unpack_varints(fields.binary(value, "numbers"), sum(holes), "header `numbers`"))
     last: dict[int, list[int]] = {}
@@ -214,8 +249,8 @@ def _names(value: Any, ids: Sequence[int], kinds: Sequence[LowRankKind | RawKind
     return names
 
 
-def _number_differences(records: Sequence[LowRankRecord | RawRecord]) -> list[int]:
-    last: dict[LowRankKind | RawKind, tuple[int, ...]] = {}
+def _number_differences(records: Sequence[CodedRecord | RawRecord]) -> list[int]:
+    last: dict[CodedKind | RawKind, tuple[int, ...]] = {}
     out: list[int] = []
     for record in records:
         _, numbers = split_name(record.name)
@@ -223,10 +258,6 @@ def _number_differences(records: Sequence[LowRankRecord | RawRecord]) -> list[in
         out.extend(n - b for n, b in zip(numbers, before, strict=True))
         last[record.kind] = numbers
     return out
-
-
-def _differences(values: Sequence[int], stride: int) -> list[int]:
-    return [v - (values[i - stride] if i >= stride else 0) for i, v in enumerate(values)]
 
 
 def _section(value: Any) -> Section:

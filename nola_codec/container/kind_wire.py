@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -10,20 +11,32 @@ import numpy as np
 from nola_codec.basis import basis_by_id
 from nola_codec.container import fields
 from nola_codec.container.limits import Limits
-from nola_codec.model import DTYPE_BYTES, DTYPES, Layout, LowRankKind, RawKind
+from nola_codec.model import DTYPE_BYTES, DTYPES, CodedKind, Layout, LowRankKind, RawKind, VectorKind
 
-_LOWRANK, _RAW = 0, 1
+_LOWRANK, _RAW, _VECTOR = 0, 1, 2
 _LAYOUTS: tuple[Layout, ...] = ("linear", "conv", "embedding")
 _MAX_PRECISION_SHIFT = 1023
 _MAX_AMPLITUDE = 1 << 14
 _MAX_TABLES = 256
 
 
-def kind_to_wire(kind: LowRankKind | RawKind) -> list[Any]:
+def kind_to_wire(kind: CodedKind | RawKind) -> list[Any]:
     """A list whose first item tells the record type; see the specification for the order."""
     if isinstance(kind, RawKind):
         return [_RAW, kind.template, DTYPES.index(kind.dtype), list(kind.shape)]
     full = kind.num_basis == kind.vector_lengths
+    if isinstance(kind, VectorKind):
+        return [
+            _VECTOR,
+            kind.template,
+            DTYPES.index(kind.dtype),
+            list(kind.shape),
+            kind.basis,
+            None if full else kind.num_basis[0],
+            kind.tables[0],
+            kind.shift[0],
+            kind.amplitude,
+        ]
     return [
         _LOWRANK,
         kind.template,
@@ -42,7 +55,7 @@ def kind_to_wire(kind: LowRankKind | RawKind) -> list[Any]:
     ]
 
 
-def kind_from_wire(value: Any, limits: Limits) -> LowRankKind | RawKind:
+def kind_from_wire(value: Any, limits: Limits) -> CodedKind | RawKind:
     """Parse and check one kind. Raises FormatError."""
     items = fields.listed(value, "kinds")
     record = fields.integer(items[0] if items else None, "kinds record type", 0, 255)
@@ -56,8 +69,10 @@ def kind_from_wire(value: Any, limits: Limits) -> LowRankKind | RawKind:
         if raw.nbytes > limits.factor_elements * max(DTYPE_BYTES.values()):
             raise fields.over("kinds shape", limits.factor_elements, raw.nbytes)
         return raw
+    if record == _VECTOR:
+        return _vector(value, limits)
     if record != _LOWRANK:
-        raise fields.bad("kinds record type", "0 or 1", record)
+        raise fields.bad("kinds record type", "0 to 2", record)
     (_, template, layout, b_shape, a_shape, scaling, fan, dtype, basis, split, num_basis, tables, shift, amplitude) = (
         fields.listed(value, "kinds", count=14)
     )
@@ -85,6 +100,26 @@ def kind_from_wire(value: Any, limits: Limits) -> LowRankKind | RawKind:
     if counts[0] > most[0] or counts[1] > most[1]:
         raise fields.bad("kinds num_basis", f"at most {most}", counts)
     return replace(kind, num_basis=counts)
+
+
+def _vector(value: Any, limits: Limits) -> VectorKind:
+    _, template, dtype, shape, basis, num_basis, table, shift, amplitude = fields.listed(value, "kinds", count=9)
+    shape = _shape(shape, limits, least=1)
+    elements = math.prod(shape)
+    if elements > limits.factor_elements:
+        raise fields.over("kinds shape", limits.factor_elements, elements)
+    basis = basis_by_id(fields.integer(basis, "kinds basis", 0, 255)).id
+    most = elements if basis == 1 else limits.dimension
+    return VectorKind(
+        template=fields.text(template, "kinds template", limits.name),
+        dtype=DTYPES[fields.integer(dtype, "kinds dtype", 0, 2)],
+        shape=shape,
+        basis=basis,
+        num_basis=(elements if num_basis is None else fields.integer(num_basis, "kinds num_basis", 1, most),),
+        tables=(fields.integer(table, "kinds tables", 0, _MAX_TABLES - 1),),
+        shift=(fields.integer(shift, "kinds shift", -_MAX_PRECISION_SHIFT, _MAX_PRECISION_SHIFT),),
+        amplitude=fields.integer(amplitude, "kinds amplitude", -_MAX_AMPLITUDE, _MAX_AMPLITUDE),
+    )
 
 
 def _pair(value: Any, what: str, low: int, high: int) -> tuple[int, int]:

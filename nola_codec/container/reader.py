@@ -1,7 +1,7 @@
 """One byte string, file or stream -> header and sections, each checked before it is used.
 
 with open_container("task.nola") as container:
-    container.header.lowrank[0].name
+    container.header.coded[0].name
     container.section(1)          # stored bytes, CRC checked, nothing else read
 """
 
@@ -104,7 +104,7 @@ class Container:
                 coded = (self.header.sections[number].codec, self.section(number))
                 (symbols,) = decode_many([coded], [reader.runs(rung)], step.side_models)
                 reader.climb(rung, symbols)
-            self.header = replace(self.header, lowrank=reader.records)
+            self.header = replace(self.header, coded=reader.records)
             self._units_read = True
         return self.header
 

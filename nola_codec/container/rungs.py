@@ -18,12 +18,12 @@ def at_rung(header: Header, rung: int) -> Header:
             precision=record.precision[:units],
             amplitude=record.amplitude[:units],
         )
-        for record, pair, units in zip(header.lowrank, last.exponents, last.units, strict=True)
+        for record, pair, units in zip(header.coded, last.exponents, last.units, strict=True)
     )
     return replace(
         header,
         rungs=header.rungs[: rung + 1],
-        lowrank=records,
+        coded=records,
         sections=header.sections[: header.sections_at(rung)],
     )
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.errors import FormatError
-from nola_codec.model import Allocation, Header, LowRankKind, LowRankRecord, Runs
+from nola_codec.model import Allocation, CodedKind, CodedRecord, Header, Runs
 from nola_codec.quant.scales import MAX_CODE, MIN_CODE, layer_weight
 
 START = 128
@@ -24,7 +24,7 @@ START = 128
 
 Allocations = Sequence[tuple[Allocation, ...]]
 """The allocation tables of each rung."""
-_Memory = dict[LowRankKind, list[int]]
+_Memory = dict[CodedKind, list[int]]
 
 
 class Layer(NamedTuple):
@@ -43,15 +43,11 @@ def lookup(allocation: Allocation, precision: int) -> tuple[int, int, int]:
     return allocation[index][1:]
 
 
-def _sides(kind: LowRankKind, unit: int) -> tuple[int, ...]:
-    return (0, 1) if kind.split == "component" else (unit,)
-
-
-def _entry(allocations: Allocations, rung: int, kind: LowRankKind, side: int, precision: int) -> tuple[int, int, int]:
+def _entry(allocations: Allocations, rung: int, kind: CodedKind, side: int, precision: int) -> tuple[int, int, int]:
     return lookup(allocations[rung][kind.tables[side]], precision + kind.shift[side])
 
 
-def coded_layers(record: LowRankRecord, allocations: Allocations, rung: int, side: int) -> list[Layer]:
+def coded_layers(record: CodedRecord, allocations: Allocations, rung: int, side: int) -> list[Layer]:
     """Layers of a record's vectors of one side that the rung's block holds, in its order.
 
     A unit that comes in brings the layers of all rungs so far; the others get this rung's.
@@ -69,12 +65,12 @@ def coded_layers(record: LowRankRecord, allocations: Allocations, rung: int, sid
     return layers
 
 
-def touched(record: LowRankRecord, allocations: Allocations, rung: int) -> npt.NDArray[np.bool_]:
+def touched(record: CodedRecord, allocations: Allocations, rung: int) -> npt.NDArray[np.bool_]:
     """Whether each unit comes in or gains a layer at a rung, (units,)."""
     return np.array(
         [
             entry == rung
-            or any(_entry(allocations, rung, record.kind, side, p)[0] >= 0 for side in _sides(record.kind, unit))
+            or any(_entry(allocations, rung, record.kind, side, p)[0] >= 0 for side in record.kind.unit_sides(unit))
             for unit, (entry, p) in enumerate(zip(record.entry.tolist(), record.precision.tolist(), strict=True))
         ],
         bool,
@@ -82,20 +78,20 @@ def touched(record: LowRankRecord, allocations: Allocations, rung: int) -> npt.N
 
 
 def predicted_amplitude(
-    record: LowRankRecord, unit: int, allocations: Allocations, rung: int, slope: int, before: int
+    record: CodedRecord, unit: int, allocations: Allocations, rung: int, slope: int, before: int
 ) -> int:
     """Prediction of a unit's amplitude code at a rung that touches it; `before` is its code at the rung before."""
     precision = int(record.precision[unit])
     fresh = record.entry[unit] == rung
     total = record.kind.amplitude + slope * precision if fresh else before
     for number in range(rung + 1) if fresh else (rung,):
-        for side in _sides(record.kind, unit):
+        for side in record.kind.unit_sides(unit):
             total += _entry(allocations, number, record.kind, side, precision)[1]
     return total
 
 
 def units_to_symbols(
-    ladder: Sequence[Sequence[LowRankRecord]], allocations: Allocations, slope: int
+    ladder: Sequence[Sequence[CodedRecord]], allocations: Allocations, slope: int
 ) -> list[npt.NDArray[np.uint16]]:
     """Symbols of each rung's units section: precisions, then amplitudes.
 
@@ -138,7 +134,7 @@ class UnitsReader:
         self._allocations = [rung.allocation for rung in header.rungs]
         self._memory: _Memory = {}
         empty = np.zeros(0, np.int64)
-        self.records = tuple(replace(r, entry=empty, precision=empty, amplitude=empty) for r in header.lowrank)
+        self.records = tuple(replace(r, entry=empty, precision=empty, amplitude=empty) for r in header.coded)
 
     def runs(self, rung: int) -> Runs:
         """What the section of the next rung holds: a run of precisions, then one of amplitudes."""
@@ -178,7 +174,7 @@ class UnitsReader:
         )
 
 
-def _references(record: LowRankRecord, rung: int, memory: _Memory) -> Iterator[tuple[int, int]]:
+def _references(record: CodedRecord, rung: int, memory: _Memory) -> Iterator[tuple[int, int]]:
     """(unit, prediction of its precision) for the units that come in; precisions may be filled in on the way."""
     before = memory.get(record.kind, [START, START])
     for unit in np.flatnonzero(record.entry == rung).tolist():
@@ -188,7 +184,7 @@ def _references(record: LowRankRecord, rung: int, memory: _Memory) -> Iterator[t
             yield unit, before[0] if unit == 0 else int(record.precision[unit - 1])
 
 
-def _remember(memory: _Memory, record: LowRankRecord) -> None:
+def _remember(memory: _Memory, record: CodedRecord) -> None:
     if record.units:
         values = record.precision.tolist()
         memory[record.kind] = values[:2] if record.kind.split == "factor" else [values[0], START]

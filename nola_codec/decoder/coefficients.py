@@ -12,7 +12,7 @@ import numpy.typing as npt
 from nola_codec.container.units import Allocations, Layer, coded_layers
 from nola_codec.entropy import decode_many
 from nola_codec.errors import FormatError
-from nola_codec.model import LowRankRecord, Quantizer, Runs
+from nola_codec.model import CodedRecord, Quantizer, Runs
 from nola_codec.quant.points import book_points
 
 Symbols = npt.NDArray[Any]
@@ -23,18 +23,16 @@ _LARGEST = (1 << 31) - 1
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Integer coefficients of one record: (units or 1, num_basis) for lora_B and lora_A, int32, and their bound."""
+    """Integer coefficients of one record: (vectors, num_basis) of each side, int32, and their bound."""
 
-    b: npt.NDArray[np.int32]
-    a: npt.NDArray[np.int32]
+    sides: tuple[npt.NDArray[np.int32], ...]
     peak: int
 
 
-def record_runs(record: LowRankRecord, quantizers: Sequence[Quantizer], allocations: Allocations, rung: int) -> Runs:
+def record_runs(record: CodedRecord, quantizers: Sequence[Quantizer], allocations: Allocations, rung: int) -> Runs:
     """Runs of one record in a rung's block: one for each layer, those of lora_B first."""
     models, lengths = [], []
-    for side in (0, 1):
-        count = record.kind.num_basis[side]
+    for side, count in enumerate(record.kind.num_basis):
         for layer in coded_layers(record, allocations, rung, side):
             models.append(layer.quantizer)
             lengths.append(quantizers[layer.quantizer].codebook.run(count))
@@ -42,7 +40,7 @@ def record_runs(record: LowRankRecord, quantizers: Sequence[Quantizer], allocati
 
 
 def block_runs(
-    records: Sequence[LowRankRecord], quantizers: Sequence[Quantizer], allocations: Allocations, rung: int
+    records: Sequence[CodedRecord], quantizers: Sequence[Quantizer], allocations: Allocations, rung: int
 ) -> Runs:
     """Runs of a block: its records' one after the other."""
     parts = [record_runs(record, quantizers, allocations, rung) for record in records]
@@ -50,7 +48,7 @@ def block_runs(
 
 
 def record_coefficients(
-    record: LowRankRecord, symbols: Sequence[Symbols], quantizers: Sequence[Quantizer], allocations: Allocations
+    record: CodedRecord, symbols: Sequence[Symbols], quantizers: Sequence[Quantizer], allocations: Allocations
 ) -> Coefficients:
     """Coefficients of one record: the weighted sum of its layers.
 
@@ -63,9 +61,8 @@ def record_coefficients(
     ends = [0] * len(symbols)
     sides = []
     peak = 0
-    for side in (0, 1):
-        count = record.kind.num_basis[side]
-        vectors = record.units if record.kind.split == "component" else record.units // 2
+    for side, count in enumerate(record.kind.num_basis):
+        vectors = record.kind.vectors(record.units)
         total = np.zeros((vectors, count), np.int32)
         bounds = np.zeros(vectors, np.int64)
         gathered: dict[int, list[tuple[Layer, Symbols]]] = {}
@@ -84,12 +81,12 @@ def record_coefficients(
             for (layer, _), row in zip(layers, points, strict=True):
                 total[layer.vector] += row if layer.weight == 1 else row.astype(np.int32) * layer.weight
         sides.append(total)
-    return Coefficients(sides[0], sides[1], peak)
+    return Coefficients(tuple(sides), peak)
 
 
 def decode_symbols(
     coded: Sequence[tuple[int, bytes]],
-    blocks: Sequence[Sequence[LowRankRecord]],
+    blocks: Sequence[Sequence[CodedRecord]],
     quantizers: Sequence[Quantizer],
     allocations: Allocations,
     rung: int,

@@ -1,4 +1,4 @@
-"""An open container -> factors, one record, some or all, on any device."""
+"""An open container -> factors and vectors, one record, some or all, on any device."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy.typing as npt
 from nola_codec.arrays import Arrays
 from nola_codec.container.reader import Container
 from nola_codec.decoder.coefficients import decode_symbols, record_coefficients
-from nola_codec.decoder.factors import CHUNK_ELEMENTS, Factors, synthesize_factors
+from nola_codec.decoder.factors import CHUNK_ELEMENTS, Decoded, Factors, Vector, synthesize_records
 from nola_codec.errors import ChecksumMismatch
-from nola_codec.model import LowRankRecord, RawTensor
+from nola_codec.model import CodedRecord, RawTensor
 from nola_codec.parallel import parallel_map
 
 _BATCH_SYMBOLS = 48 << 20
@@ -41,7 +41,20 @@ class Decoder:
         self._starts = np.cumsum([0, *self.header.blocks]).tolist()
 
     def factors(self, indexes: Sequence[int] | None = None) -> Iterator[tuple[int, Factors]]:
-        """(record index, factors) for the low-rank records asked for, block by block, in ascending order.
+        """`decoded` of low-rank records: of those asked for, or all."""
+        wanted = range(len(self.header.lowrank)) if indexes is None else indexes
+        return ((index, item) for index, item in self.decoded(wanted) if isinstance(item, Factors))
+
+    def vectors(self, names: Sequence[str] | None = None) -> Iterator[tuple[str, Vector]]:
+        """`decoded` of vector records: (name, values) of those asked for, or all."""
+        first, asked = len(self.header.lowrank), None if names is None else frozenset(names)
+        wanted = [first + i for i, r in enumerate(self.header.vectors) if asked is None or r.name in asked]
+        for index, item in self.decoded(wanted):
+            if isinstance(item, Vector):
+                yield self.header.coded[index].name, item
+
+    def decoded(self, indexes: Sequence[int] | None = None) -> Iterator[tuple[int, Decoded]]:
+        """(number in `Header.coded`, what it decodes to) for the records asked for, block by block, in ascending order.
 
         Only the blocks that hold them are read.
 
@@ -49,7 +62,7 @@ class Decoder:
             FormatError, ChecksumMismatch: the file is damaged.
         """
         header = self.header
-        wanted = set(range(len(header.lowrank)) if indexes is None else indexes)
+        wanted = set(range(len(header.coded)) if indexes is None else indexes)
         batch: list[int] = []
         weight = 0
         for block in range(len(header.blocks)):
@@ -67,18 +80,22 @@ class Decoder:
         """Raw record `index`."""
         return self.container.raw_tensor(index)
 
-    def checked(self, progress: Callable[[int], None] | None = None) -> list[Factors]:
-        """All factors, their digest compared with the one in the header.
+    def checked(self, progress: Callable[[int], None] | None = None) -> tuple[list[Factors], list[Vector]]:
+        """All factors and all vectors, their digest compared with the one in the header.
 
         Raises:
             ChecksumMismatch: ``factors-checksum``: what was decoded is not what the encoder saw.
             FormatError: the file is damaged.
         """
         digest = FactorsDigest()
-        decoded = []
-        for index, factors in self.factors():
-            digest.update(factors, self.xp)
-            decoded.append(factors)
+        factors: list[Factors] = []
+        vectors: list[Vector] = []
+        for index, item in self.decoded():
+            digest.update(item, self.xp)
+            if isinstance(item, Factors):
+                factors.append(item)
+            else:
+                vectors.append(item)
             if progress is not None:
                 progress(index + 1)
         for index in range(len(self.header.raw)):
@@ -88,23 +105,23 @@ class Decoder:
                 "decoded factors: SHA-256 differs from the encoder's; this decoder is not exact",
                 code="factors-checksum",
             )
-        return decoded
+        return factors, vectors
 
-    def _block(self, block: int) -> Sequence[LowRankRecord]:
-        return self.header.lowrank[self._starts[block] : self._starts[block + 1]]
+    def _block(self, block: int) -> Sequence[CodedRecord]:
+        return self.header.coded[self._starts[block] : self._starts[block + 1]]
 
-    def _decode(self, blocks: Sequence[int], wanted: set[int]) -> Iterator[tuple[int, Factors]]:
+    def _decode(self, blocks: Sequence[int], wanted: set[int]) -> Iterator[tuple[int, Decoded]]:
         symbols = self._symbols(blocks)
         numbers = [i for b in blocks for i in range(self._starts[b], self._starts[b + 1])]
         picked = [(number, symbols[position]) for position, number in enumerate(numbers) if number in wanted]
 
-        def make(part: Sequence[_Picked]) -> list[tuple[int, Factors]]:
-            records = [self.header.lowrank[number] for number, _ in part]
+        def make(part: Sequence[_Picked]) -> list[tuple[int, Decoded]]:
+            records = [self.header.coded[number] for number, _ in part]
             coefficients = [
                 record_coefficients(record, item, self.header.quantizers, self._allocations)
                 for record, (_, item) in zip(records, part, strict=True)
             ]
-            made = synthesize_factors(
+            made = synthesize_records(
                 records,
                 coefficients,
                 generator=self.header.generator,
@@ -112,7 +129,7 @@ class Decoder:
                 xp=self.xp,
                 chunk_elements=self.chunk_elements,
             )
-            return [(number, factors) for (number, _), factors in zip(part, made, strict=True)]
+            return [(number, item) for (number, _), item in zip(part, made, strict=True)]
 
         apply = parallel_map if self.xp.name == "numpy" else map
         for group in apply(make, _portions(picked)):
@@ -154,16 +171,16 @@ def _portions(items: Sequence[_Picked]) -> list[list[_Picked]]:
 
 
 class FactorsDigest:
-    """SHA-256 over records in file order: exponents as two int8, lora_B, lora_A as int16; raw tensors' bytes."""
+    """SHA-256 over records in file order: each side's exponent as int8, each side as int16; raw tensors' bytes."""
 
     def __init__(self) -> None:
         self._sha = hashlib.sha256()
 
-    def update(self, factors: Factors, xp: Arrays) -> None:
-        """Add a low-rank record."""
-        self._sha.update(struct.pack("<bb", *factors.exponents))
-        for factor in (factors.lora_B, factors.lora_A):
-            self._sha.update(np.ascontiguousarray(xp.numpy(factor), dtype="<i2").view(np.uint8).data)
+    def update(self, decoded: Decoded, xp: Arrays) -> None:
+        """Add a coded record."""
+        self._sha.update(struct.pack(f"<{len(decoded.exponents)}b", *decoded.exponents))
+        for side in decoded.sides:
+            self._sha.update(np.ascontiguousarray(xp.numpy(side), dtype="<i2").reshape(-1).view(np.uint8).data)
 
     def update_raw(self, tensor: RawTensor) -> None:
         """Add a raw record."""
@@ -174,6 +191,5 @@ class FactorsDigest:
         return self._sha.digest()
 
 
-def _coefficient_count(record: LowRankRecord) -> int:
-    count = sum(record.kind.num_basis)
-    return record.units * count if record.kind.split == "component" else (record.units // 2) * count
+def _coefficient_count(record: CodedRecord) -> int:
+    return record.kind.vectors(record.units) * sum(record.kind.num_basis)

@@ -1,4 +1,4 @@
-"""Coefficients -> int16 factors: synthesis in the basis, then one integer scaling (design, section 1).
+"""Coefficients -> int16 factors and vectors: synthesis in the basis, then one integer scaling (design, section 1).
 
 Nothing here is floating point but exact integers held in floats, so every device and batch gives the same bits.
 """
@@ -15,13 +15,15 @@ from nola_codec.arrays import Array, Arrays
 from nola_codec.basis import BasisKey, basis_by_id
 from nola_codec.decoder.coefficients import Coefficients
 from nola_codec.errors import FormatError
-from nola_codec.model import LowRankRecord
+from nola_codec.model import CodedKind, CodedRecord, LowRankKind, VectorKind
 from nola_codec.quant.scales import MAX_SHIFT, MIN_SHIFT, mantissa_and_shift
 
 CHUNK_ELEMENTS = 1 << 20
 """Elements synthesized at once, unless the caller says otherwise: 8 MiB of int64."""
 
 LARGEST_PRODUCT = 1 << 62
+_SCALED = 1 << 22
+"""Elements scaled at once in int64."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class Factors:
     lora_A: Array
     exponents: tuple[int, int]
 
+    @property
+    def sides(self) -> tuple[Array, Array]:
+        """The int16 arrays in the order of a file."""
+        return self.lora_B, self.lora_A
+
     def float32(self, xp: Arrays) -> tuple[Array, Array]:
         """(lora_B, lora_A) in float32, exact."""
         return (
@@ -46,49 +53,89 @@ class Factors:
         )
 
 
-def synthesize_factors(
-    records: Sequence[LowRankRecord],
+@dataclass(frozen=True)
+class Vector:
+    """Decoded values of one vector record.
+
+    Attributes:
+        values: int16, in the tensor's shape; its value is values * 2^exponents[0].
+        exponents: The power of two.
+    """
+
+    values: Array
+    exponents: tuple[int]
+
+    @property
+    def sides(self) -> tuple[Array]:
+        """The int16 array."""
+        return (self.values,)
+
+    def float32(self, xp: Arrays) -> Array:
+        """The tensor in float32, exact."""
+        flat = xp.cast(self.values.reshape(-1), "float32") * 2.0 ** self.exponents[0]
+        return flat.reshape(tuple(self.values.shape))
+
+
+Decoded = Factors | Vector
+"""What a coded record decodes to."""
+
+
+def synthesize_records(
+    records: Sequence[CodedRecord],
     coefficients: Sequence[Coefficients],
     *,
     generator: int,
     seed: int,
     xp: Arrays,
     chunk_elements: int = CHUNK_ELEMENTS,
-) -> list[Factors]:
-    """Factors of several records; those of equal shapes are synthesized together, `chunk_elements` at a time."""
+) -> list[Decoded]:
+    """Several records decoded; those of equal shapes are synthesized together, `chunk_elements` at a time."""
     sides: list[list[Array | None]] = [[None] * len(records), [None] * len(records)]
     for side in (0, 1):
         for members in _equal_shapes(records, side):
-            length = records[members[0]].kind.vector_lengths[side]
-            vectors = max(1, _vectors(records[members[0]]))
-            step = max(1, chunk_elements // (length * vectors))
+            first = records[members[0]]
+            vectors = max(1, first.kind.vectors(first.units))
+            step = max(1, chunk_elements // (first.kind.vector_lengths[side] * vectors))
             for start in range(0, len(members), step):
                 part = members[start : start + step]
                 made = _synthesize_side(
                     [records[i] for i in part], [coefficients[i] for i in part], side, generator, seed, xp
                 )
-                for index, factor in zip(part, made, strict=True):
-                    sides[side][index] = factor
-    return [Factors(b, a, record.exponents) for record, b, a in zip(records, sides[0], sides[1], strict=True)]
+                for index, array in zip(part, made, strict=True):
+                    sides[side][index] = array
+    decoded: list[Decoded] = []
+    for record, b, a in zip(records, sides[0], sides[1], strict=True):
+        if isinstance(record.kind, LowRankKind):
+            decoded.append(Factors(b, a, (record.exponents[0], record.exponents[1])))
+        else:
+            decoded.append(Vector(b, (record.exponents[0],)))
+    return decoded
 
 
-def _vectors(record: LowRankRecord) -> int:
-    """Vectors of one side that a record codes."""
-    return record.units if record.kind.split == "component" else record.units // 2
-
-
-def _equal_shapes(records: Sequence[LowRankRecord], side: int) -> list[list[int]]:
-    groups: dict[tuple[int, ...], list[int]] = {}
+def _equal_shapes(records: Sequence[CodedRecord], side: int) -> list[list[int]]:
+    """Numbers of the records that have this side, by what their synthesis depends on."""
+    groups: dict[tuple[object, ...], list[int]] = {}
     for index, record in enumerate(records):
         kind = record.kind
-        split = 0 if kind.split == "component" else 1
-        key = (split, kind.basis, kind.vector_lengths[side], kind.num_basis[side], kind.rank, _vectors(record))
+        if side >= len(kind.vector_lengths):
+            continue
+        key = (
+            kind.split, kind.basis, kind.vector_lengths[side], kind.num_basis[side], _shape(kind, side),
+            kind.vectors(record.units),
+        )  # fmt: skip
         groups.setdefault(key, []).append(index)
     return list(groups.values())
 
 
+def _shape(kind: CodedKind, side: int) -> tuple[int, ...]:
+    """Of the array that a side decodes to."""
+    if isinstance(kind, LowRankKind):
+        return (kind.rows, kind.rank) if side == 0 else (kind.rank, kind.columns)
+    return kind.shape
+
+
 def _synthesize_side(
-    records: Sequence[LowRankRecord],
+    records: Sequence[CodedRecord],
     coefficients: Sequence[Coefficients],
     side: int,
     generator: int,
@@ -96,10 +143,9 @@ def _synthesize_side(
     xp: Arrays,
 ) -> list[Array]:
     kind = records[0].kind
-    length, vectors = kind.vector_lengths[side], _vectors(records[0])
+    length, vectors = kind.vector_lengths[side], kind.vectors(records[0].units)
     if vectors == 0:
-        shape = (kind.rows, kind.rank) if side == 0 else (kind.rank, kind.columns)
-        return [xp.zeros(shape, "int16") for _ in records]
+        return [xp.zeros(_shape(kind, side), "int16") for _ in records]
     basis = basis_by_id(kind.basis)
     keys = tuple(BasisKey(generator, seed, 2 * record.stream + side) for record in records)
     peak = max(c.peak for c in coefficients)
@@ -107,24 +153,30 @@ def _synthesize_side(
     if bound << 16 >= LARGEST_PRODUCT:
         raise FormatError(f"coefficients of {records[0].name}: sums may reach {bound}, too large to scale exactly",
                           code="bound")  # fmt: skip
-    points = np.stack([c.b if side == 0 else c.a for c in coefficients])
+    points = np.stack([c.sides[side] for c in coefficients])
     values = basis.synthesize(xp.asarray(points), length, keys, peak, xp)
-    mantissas, shifts = _scales(records, side)
-    scaled = xp.cast(values, "int64").reshape(len(records) * vectors, length)
-    scaled *= xp.asarray(mantissas)
-    scaled += xp.asarray(np.int64(1) << (shifts - 1))
-    scaled >>= xp.asarray(shifts)
-    rows = xp.cast(xp.clip(scaled, -32768, 32767), "int16").reshape(len(records), vectors, length)
-    return [_shape_factor(rows[i], kind.split == "factor", side, kind.rank, kind.rows, kind.columns, xp)
-            for i in range(len(records))]  # fmt: skip
+    rows = _scaled(values.reshape(len(records) * vectors, length), *_scales(records, side), xp)
+    rows = rows.reshape(len(records), vectors, length)
+    return [_shaped(rows[i], kind, side, xp) for i in range(len(records))]
 
 
-def _scales(records: Sequence[LowRankRecord], side: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _scaled(values: Array, mantissas: npt.NDArray[np.int64], shifts: npt.NDArray[np.int64], xp: Arrays) -> Array:
+    """(y * M + 2^(s - 1)) >> s in 16 bits, (vectors, length); a long vector goes piece by piece."""
+    pieces = []
+    step = max(1, _SCALED // len(values))
+    for start in range(0, values.shape[1], step):
+        scaled = xp.cast(values[:, start : start + step], "int64")
+        scaled = scaled * xp.asarray(mantissas)
+        scaled += xp.asarray(np.int64(1) << (shifts - 1))
+        scaled >>= xp.asarray(shifts)
+        pieces.append(xp.cast(xp.clip(scaled, -32768, 32767), "int16"))
+    return pieces[0] if len(pieces) == 1 else xp.concat(pieces, 1)
+
+
+def _scales(records: Sequence[CodedRecord], side: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Mantissas and shifts, (records * vectors, 1) each."""
-    codes = np.concatenate(
-        [r.amplitude if r.kind.split == "component" else r.amplitude[side : side + 1] for r in records]
-    )
-    exponents = np.repeat([r.exponents[side] for r in records], [_vectors(r) for r in records])
+    codes = np.concatenate([record.scale_codes(side) for record in records])
+    exponents = np.repeat([r.exponents[side] for r in records], [r.kind.vectors(r.units) for r in records])
     mantissas, shifts = mantissa_and_shift(codes, exponents)
     if not MIN_SHIFT <= int(shifts.min()) <= int(shifts.max()) <= MAX_SHIFT:
         raise FormatError(
@@ -134,14 +186,14 @@ def _scales(records: Sequence[LowRankRecord], side: int) -> tuple[npt.NDArray[np
     return mantissas[:, None], shifts[:, None]
 
 
-def _shape_factor(rows: Array, whole: bool, side: int, rank: int, out: int, columns: int, xp: Arrays) -> Array:
-    """(vectors, length) -> (out, r) or (r, in), zero for components that were not kept."""
-    if whole:
-        return rows.reshape((out, rank) if side == 0 else (rank, columns))
+def _shaped(rows: Array, kind: CodedKind, side: int, xp: Arrays) -> Array:
+    """(vectors, length) -> the array of a side, zero for components that were not kept."""
+    shape = _shape(kind, side)
+    if isinstance(kind, VectorKind) or kind.split == "factor":
+        return rows.reshape(shape)
+    factor = xp.zeros(shape, "int16")
     if side == 0:
-        factor = xp.zeros((out, rank), "int16")
         factor[:, : rows.shape[0]] = rows.swapaxes(0, 1)
-        return factor
-    factor = xp.zeros((rank, columns), "int16")
-    factor[: rows.shape[0]] = rows
+    else:
+        factor[: rows.shape[0]] = rows
     return factor

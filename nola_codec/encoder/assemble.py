@@ -17,11 +17,11 @@ from nola_codec.container.units import units_runs, units_to_symbols
 from nola_codec.container.writer import assemble
 from nola_codec.decoder.coefficients import block_runs, record_coefficients
 from nola_codec.decoder.decoder import FactorsDigest
-from nola_codec.decoder.factors import Factors, synthesize_factors
+from nola_codec.decoder.factors import Decoded, synthesize_records
 from nola_codec.encoder.material import MadeOnDemand, Material, Survey, side_models
 from nola_codec.entropy import mixed, rans, raw, smallest
 from nola_codec.entropy.frames import compress
-from nola_codec.model import Header, LowRankRecord, RawKind, RawRecord, RawTensor, Rung, SymbolModel
+from nola_codec.model import CodedRecord, Header, LowRankKind, RawKind, RawRecord, RawTensor, Rung, SymbolModel
 from nola_codec.parallel import parallel_map
 from nola_codec.quant.scales import fitting_exponent
 
@@ -66,8 +66,8 @@ def estimate_bytes(
             size = min((plain_bits + coded_bits) / 8 + lanes, raw.size(runs, models))
             placeholders.append((mixed.id, bytes(int(size))))
         measured = {"nmse": 0.1, "effective_error": 0.1}
-        pairs = [(0, 0)] * len(records)
-        steps.append(RungParts(pairs, units[rung], placeholders, _NOISE, measured))
+        zeros = [record.exponents for record in records]
+        steps.append(RungParts(zeros, units[rung], placeholders, _NOISE, measured))
     counts = [stop - start for start, stop in surveyed.spans]
     return len(write_parts(Parts(steps, counts), material, envelope, raw_sections))
 
@@ -76,7 +76,7 @@ def estimate_bytes(
 class RungParts:
     """What is known of a rung when it has been coded and decoded."""
 
-    exponents: list[tuple[int, int]]
+    exponents: list[tuple[int, ...]]
     units: _Units
     blocks: list[tuple[int, bytes]]
     sha256: bytes
@@ -95,7 +95,7 @@ def code_parts(
     material: Material,
     surveyed: Survey,
     envelope: Envelope,
-    consume: Callable[[int, int, Factors], None],
+    consume: Callable[[int, int, Decoded], None],
     measured: Callable[[int], Mapping[str, float]],
     codecs: Sequence[int] = (0, 1, 2),
 ) -> Parts:
@@ -105,8 +105,8 @@ def code_parts(
         material: Records and symbols.
         surveyed: Its survey.
         envelope: Header fields.
-        consume: Called with (rung, record index, decoded factors), in order.
-        measured: Called with a rung when all its factors were consumed: what its header entry shall say.
+        consume: Called with (rung, record index, what it decodes to), in order.
+        measured: Called with a rung when all of it was consumed: what its header entry shall say.
         codecs: Entropy codecs to choose from.
     """
     models = [q.model for q in material.quantizers]
@@ -119,11 +119,11 @@ def code_parts(
         ]
         blocks = smallest(_block_streams(material, surveyed, rung), runs, models, codecs)
         digest = FactorsDigest()
-        exponents = []
-        for index, (pair, factors) in enumerate(_decoded(material, envelope, rung)):
-            digest.update(factors, NUMPY)
-            consume(rung, index, factors)
-            exponents.append(pair)
+        exponents: list[tuple[int, ...]] = []
+        for index, decoded in enumerate(_decoded(material, envelope, rung)):
+            digest.update(decoded, NUMPY)
+            consume(rung, index, decoded)
+            exponents.append(decoded.exponents)
         for tensor in envelope.raw.values():
             digest.update_raw(tensor)
         parts.append(RungParts(exponents, units[rung], blocks, digest.digest(), measured(rung)))
@@ -178,8 +178,8 @@ def _block_streams(material: Material, surveyed: Survey, rung: int) -> MadeOnDem
     )
 
 
-def _decoded(material: Material, envelope: Envelope, rung: int) -> Iterator[tuple[tuple[int, int], Factors]]:
-    """(exponents, factors) of each record at a rung, in order.
+def _decoded(material: Material, envelope: Envelope, rung: int) -> Iterator[Decoded]:
+    """Each record decoded at a rung, in order.
 
     A first guess takes the peak of a vector to be six times its root mean square; a record that saturates int16 is
     raised and made again. Factors share the file's largest exponent where that leaves at most _HEADROOM octaves unused.
@@ -187,7 +187,7 @@ def _decoded(material: Material, envelope: Envelope, rung: int) -> Iterator[tupl
     records = material.ladder[rung]
     guess = _first_exponents(records, material.squares[rung])
 
-    def make(span: tuple[int, int]) -> list[tuple[tuple[int, int], Factors]]:
+    def make(span: tuple[int, int]) -> list[Decoded]:
         pending = list(range(*span))
         points = {
             i: record_coefficients(
@@ -195,54 +195,58 @@ def _decoded(material: Material, envelope: Envelope, rung: int) -> Iterator[tupl
             )
             for i in pending
         }
-        done: dict[int, Factors] = {}
+        done: dict[int, Decoded] = {}
         while pending:
-            raised = [replace(records[i], exponents=(int(guess[i, 0]), int(guess[i, 1]))) for i in pending]
-            made = synthesize_factors(
+            raised = [replace(records[i], exponents=guess[i]) for i in pending]
+            made = synthesize_records(
                 raised, [points[i] for i in pending], generator=envelope.generator, seed=envelope.seed, xp=NUMPY
             )
-            for index, factors in zip(pending, made, strict=True):
-                done[index] = factors
-                guess[index] += [_saturated(factors.lora_B), _saturated(factors.lora_A)]
-            pending = [i for i in pending if tuple(guess[i]) != done[i].exponents]
-        return [(done[i].exponents, done[i]) for i in range(*span)]
+            for index, decoded in zip(pending, made, strict=True):
+                done[index] = decoded
+                guess[index] = tuple(e + _saturated(s) for e, s in zip(guess[index], decoded.sides, strict=True))
+            pending = [i for i in pending if guess[i] != done[i].exponents]
+        return [done[i] for i in range(*span)]
 
     for portion in parallel_map(make, _portions(records)):
         yield from portion
 
 
 def _first_exponents(
-    records: Sequence[LowRankRecord], all_squares: Sequence[npt.NDArray[np.float64]]
-) -> npt.NDArray[np.int64]:
-    guess = np.zeros((len(records), 2), np.int64)
-    coded = np.array([r.units > 0 for r in records], bool)
-    for index, (record, squares) in enumerate(zip(records, all_squares, strict=True)):
-        for side, part in enumerate(np.split(squares, 2)):
-            length = record.kind.vector_lengths[side]
+    records: Sequence[CodedRecord], all_squares: Sequence[npt.NDArray[np.float64]]
+) -> list[tuple[int, ...]]:
+    """A guess for each record; those of one side, and those of vectors, have the greatest in common where they can."""
+    guess = []
+    for record, squares in zip(records, all_squares, strict=True):
+        lengths = record.kind.vector_lengths
+        own = []
+        for side, (length, part) in enumerate(zip(lengths, np.split(squares, len(lengths)), strict=True)):
             rms = np.sqrt(part * (basis_by_id(record.kind.basis).norm2(length) / length))
-            codes = record.amplitude if record.kind.split == "component" else record.amplitude[side : side + 1]
-            guess[index, side] = fitting_exponent(6 * rms, codes)
-    if coded.any():
-        for side in (0, 1):
-            common = int(guess[coded, side].max())
-            guess[~coded | (guess[:, side] >= common - _HEADROOM), side] = common
-    return guess
+            own.append(fitting_exponent(6 * rms, record.scale_codes(side)))
+        guess.append(own)
+    for of_factors, side in ((True, 0), (True, 1), (False, 0)):
+        members = [i for i, record in enumerate(records) if isinstance(record.kind, LowRankKind) == of_factors]
+        common = max((guess[i][side] for i in members if records[i].units), default=None)
+        if common is not None:
+            for i in members:
+                if not records[i].units or guess[i][side] >= common - _HEADROOM:
+                    guess[i][side] = common
+    return [tuple(own) for own in guess]
 
 
-def _portions(records: Sequence[LowRankRecord]) -> list[tuple[int, int]]:
+def _portions(records: Sequence[CodedRecord]) -> list[tuple[int, int]]:
     """Spans of records of about _PORTION elements together."""
     spans = []
     start = weight = 0
     for index, record in enumerate(records):
-        weight += record.kind.rank * (record.kind.rows + record.kind.columns)
+        weight += record.kind.elements
         if weight >= _PORTION or index == len(records) - 1:
             spans.append((start, index + 1))
             start, weight = index + 1, 0
     return spans
 
 
-def _saturated(factor: npt.NDArray[np.int16]) -> bool:
-    return bool(factor.size) and (int(factor.max()) == 32767 or int(factor.min()) == -32768)
+def _saturated(values: npt.NDArray[np.int16]) -> bool:
+    return bool(values.size) and (int(values.max()) == 32767 or int(values.min()) == -32768)
 
 
 def _header(material: Material, envelope: Envelope, parts: Parts) -> Header:
@@ -257,9 +261,8 @@ def _header(material: Material, envelope: Envelope, parts: Parts) -> Header:
         )
         for records, allocation, part in zip(material.ladder, material.allocations, parts.rungs, strict=True)
     )
-    lowrank = tuple(
-        replace(record, exponents=pair)
-        for record, pair in zip(material.records, parts.rungs[-1].exponents, strict=True)
+    coded = tuple(
+        replace(record, exponents=own) for record, own in zip(material.records, parts.rungs[-1].exponents, strict=True)
     )
     carried = tuple(
         RawRecord(name, RawKind(split_name(name)[0], tensor.dtype, tensor.shape))
@@ -273,7 +276,7 @@ def _header(material: Material, envelope: Envelope, parts: Parts) -> Header:
         quantizers=material.quantizers,
         rungs=rungs,
         amplitude_slope=material.amplitude_slope,
-        lowrank=lowrank,
+        coded=coded,
         raw=carried,
         blocks=tuple(parts.block_records),
         sections=(),

@@ -15,21 +15,22 @@ from nola_codec.arrays import NUMPY
 from nola_codec.basis import NAMES as BASIS_NAMES
 from nola_codec.container.names import natural_key
 from nola_codec.container.reader import open_container
-from nola_codec.decoder.factors import Factors
+from nola_codec.decoder.factors import Decoded, Factors
+from nola_codec.decoder.factors import Vector as DecodedVector
 from nola_codec.encoder.assemble import Envelope, code_parts, pack_raw, write_parts
 from nola_codec.encoder.importance import match_importance
 from nola_codec.encoder.material import Material, Survey, survey
 from nola_codec.encoder.options import DEFAULT_BITS, EncodeOptions
-from nola_codec.encoder.paper import project_modules
+from nola_codec.encoder.paper import project
 from nola_codec.encoder.report import EncodeReport, TensorReport
 from nola_codec.encoder.search import Draft, Search
 from nola_codec.entropy import NAMES as CODEC_NAMES
 from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import OBJECTIVES
 from nola_codec.fit.bank import Bank, build_bank
-from nola_codec.fit.canonical import delta_energy, squared_error
+from nola_codec.fit.canonical import delta_energy, squared_error, vector_error
 from nola_codec.fit.weighting import Moments, activation_errors, in_order
-from nola_codec.model import Adapter, LoraModule
+from nola_codec.model import Adapter, Codable, LoraModule, VectorTensor
 from nola_codec.prng import NAMES as GENERATOR_NAMES
 from nola_codec.version import __version__
 
@@ -56,9 +57,9 @@ class _Clock:
 
 @dataclass(frozen=True)
 class _Coded:
-    """A finished file and its losses: of each rung, and by module, squared errors as measured on decoded factors.
+    """A finished file and its losses: of each rung, and by record, squared errors as measured on what it decodes to.
 
-    `activations` is (2, modules): squared error and energy of what the layers put out on a calibration set. `weights`
+    `activations` is (2, records): squared error and energy of what the layers put out on a calibration set. `weights`
     is what effective errors are shares of.
     """
 
@@ -82,7 +83,7 @@ def encode_adapter(
     """Encode an adapter.
 
     Args:
-        adapter: As read; its modules may be in any order.
+        adapter: As read; its modules and vectors may be in any order.
         options: Checked options.
         source_bytes: Size of what the adapter was read from, for the report.
         config_with_rank: The configuration to store when the paper's form changes the rank.
@@ -92,7 +93,7 @@ def encode_adapter(
         EncodeError: the target cannot be reached (code ``unreachable``).
     """
     clock = _Clock()
-    modules = _in_order(adapter)
+    items = _in_order(adapter)
     raw = dict(sorted(adapter.raw.items(), key=lambda item: natural_key(item[0])))
     envelope = Envelope(
         writer=f"nola-codec {__version__}",
@@ -105,11 +106,11 @@ def encode_adapter(
     )
     with clock.stage("carried tensors"):
         raw_sections = pack_raw(raw)
-    energies = np.array([delta_energy(m.lora_B, m.lora_A) * m.scaling**2 for m in modules])
+    energies = np.array([_energy(item) for item in items])
     if options.projected:
-        coded = _project(modules, options, envelope, raw_sections, energies, clock)
+        coded = _project(items, options, envelope, raw_sections, energies, clock)
     else:
-        coded = _spread(modules, options, envelope, raw_sections, energies, adapter.parameters, clock, bank)
+        coded = _spread(items, options, envelope, raw_sections, energies, adapter.parameters, clock, bank)
     total = float(energies.sum())
     nmse = float(coded.squared_errors.sum()) / total if total else 0.0
     effective = None
@@ -124,7 +125,7 @@ def encode_adapter(
         objective="projection" if options.projected else options.objective_name,
         nmse=nmse,
         effective_error=effective,
-        tensors=_tensor_reports(modules, energies, coded),
+        tensors=_tensor_reports(items, energies, coded),
         seconds=clock.total(),
         stages=dict(clock.seconds),
         activation_error=None if coded.activations is None else _share(coded.activations),
@@ -136,32 +137,46 @@ def encode_adapter(
 
 def prepared(adapter: Adapter, options: EncodeOptions) -> Bank:
     """What encodes of one adapter share when they differ in target and objective alone; as large as the adapter."""
-    modules = _in_order(adapter)
-    return _bank(modules, _streams(modules, shared=options.shared_basis), options)
+    items = _in_order(adapter)
+    return _bank(items, _streams(items, shared=options.shared_basis), options)
 
 
-def _in_order(adapter: Adapter) -> list[LoraModule]:
-    return sorted(adapter.modules, key=lambda m: natural_key(m.name))
+def _in_order(adapter: Adapter) -> list[Codable]:
+    """Modules, then vectors: the order of a file's records."""
+    for vector in adapter.vectors:
+        if not vector.values.size:
+            raise EncodeError("a vector has at least one element", code="empty-tensor", where=vector.name)
+    return [
+        *sorted(adapter.modules, key=lambda m: natural_key(m.name)),
+        *sorted(adapter.vectors, key=lambda v: natural_key(v.name)),
+    ]
 
 
-def _bank(modules: Sequence[LoraModule], streams: Sequence[int], options: EncodeOptions) -> Bank:
+def _energy(item: Codable) -> float:
+    """Its part of ||delta_W||_F^2."""
+    if isinstance(item, VectorTensor):
+        return float(np.square(item.values, dtype=np.float64).sum()) * item.gain**2
+    return delta_energy(item.lora_B, item.lora_A) * item.error_gain**2
+
+
+def _bank(items: Sequence[Codable], streams: Sequence[int], options: EncodeOptions) -> Bank:
     return build_bank(
-        modules,
+        items,
         streams,
         basis=BASIS_NAMES[options.basis],
         generator=GENERATOR_NAMES[options.generator],
         seed=options.seed,
         most=options.rank,
         importance=(
-            None if options.importance is None else match_importance([m.name for m in modules], options.importance)
+            None if options.importance is None else match_importance([item.name for item in items], options.importance)
         ),
-        moments=_moments(modules, options),
-        progress=lambda done: _tell(options, "canonical form", done, len(modules)),
+        moments=_moments(items, options),
+        progress=lambda done: _tell(options, "canonical form", done, len(items)),
     )
 
 
 def _spread(
-    modules: Sequence[LoraModule],
+    items: Sequence[Codable],
     options: EncodeOptions,
     envelope: Envelope,
     raw_sections: Sequence[tuple[int, bytes]],
@@ -179,12 +194,12 @@ def _spread(
         _tell(options, "rate control", attempt, _ATTEMPTS)
         # A bank of its own, as large as the adapter, is let go before coding: a second attempt is rare, and makes it
         # again.
-        draft, effective, weights = _drafted(modules, options, envelope, raw_sections, energies, aim, clock, bank)
+        draft, effective, weights = _drafted(items, options, envelope, raw_sections, energies, aim, clock, bank)
         _tell(options, "entropy coding", attempt, _ATTEMPTS)
         coded = _finish(
             draft.material,
             draft.surveyed,
-            modules,
+            items,
             options,
             envelope,
             raw_sections,
@@ -212,7 +227,7 @@ def _spread(
 
 
 def _drafted(
-    modules: Sequence[LoraModule],
+    items: Sequence[Codable],
     options: EncodeOptions,
     envelope: Envelope,
     raw_sections: Sequence[tuple[int, bytes]],
@@ -221,13 +236,13 @@ def _drafted(
     clock: _Clock,
     bank: Bank | None,
 ) -> tuple[Draft, list[Vector] | None, Vector]:
-    """The draft that reaches `aim`, the modules' effective errors at each rung, and the weights these are shares of."""
-    streams = _streams(modules, shared=options.shared_basis)
+    """The draft that reaches `aim`, the records' effective errors at each rung, and the weights these are shares of."""
+    streams = _streams(items, shared=options.shared_basis)
     if bank is None:
         with clock.stage("canonical form"):
-            bank = _bank(modules, streams, options)
+            bank = _bank(items, streams, options)
     basis = BASIS_NAMES[options.basis]
-    search = Search(modules, streams, bank, basis, (OBJECTIVES[options.objective_name],), envelope, raw_sections,
+    search = Search(items, streams, bank, basis, (OBJECTIVES[options.objective_name],), envelope, raw_sections,
                     options.thorough)  # fmt: skip
     with clock.stage("rate control"):
         sized = options.error_target is None
@@ -240,7 +255,7 @@ def _drafted(
 
 
 def _project(
-    modules: Sequence[LoraModule],
+    items: Sequence[Codable],
     options: EncodeOptions,
     envelope: Envelope,
     raw_sections: Sequence[tuple[int, bytes]],
@@ -249,24 +264,24 @@ def _project(
 ) -> _Coded:
     """The paper's form: one basis a factor, fixed width."""
     with clock.stage("fit"):
-        material = project_modules(
-            modules,
-            _streams(modules, shared=options.shared_basis),
+        material = project(
+            items,
+            _streams(items, shared=options.shared_basis),
             num_basis=options.num_basis,
             bits=options.bits or DEFAULT_BITS,
             rank=options.rank,
             basis=BASIS_NAMES[options.basis],
             generator=envelope.generator,
             seed=options.seed,
-            progress=lambda done: _tell(options, "fit", done, len(modules)),
+            progress=lambda done: _tell(options, "fit", done, len(items)),
         )
-    return _finish(material, survey(material), modules, options, envelope, raw_sections, energies, None, clock)
+    return _finish(material, survey(material), items, options, envelope, raw_sections, energies, None, clock)
 
 
 def _finish(
     material: Material,
     surveyed: Survey,
-    modules: Sequence[LoraModule],
+    items: Sequence[Codable],
     options: EncodeOptions,
     envelope: Envelope,
     raw_sections: Sequence[tuple[int, bytes]],
@@ -276,19 +291,23 @@ def _finish(
     weights: Vector | None = None,
 ) -> _Coded:
     """Entropy-code, decode, and measure what was lost; the losses of each rung go into the header."""
-    errors = np.zeros((len(material.ladder), len(modules)))
-    moments = _moments(modules, options)
-    activations = None if moments is None else np.zeros((len(material.ladder), 2, len(modules)))
+    errors = np.zeros((len(material.ladder), len(items)))
+    moments = _moments(items, options)
+    activations = None if moments is None else np.zeros((len(material.ladder), 2, len(items)))
     total = float(energies.sum())
 
-    def measure(rung: int, index: int, factors: Factors) -> None:
-        module = modules[index]
+    def measure(rung: int, index: int, decoded: Decoded) -> None:
+        item = items[index]
         with clock.stage("measuring"):
-            lora_B, lora_A = factors.float32(NUMPY)
-            errors[rung, index] = squared_error(module.lora_B, module.lora_A, lora_B, lora_A) * module.scaling**2
-            if moments is not None and activations is not None:
-                pair = activation_errors(module, lora_B, lora_A, moments[index])
-                activations[rung, :, index] = np.array(pair) * module.scaling**2
+            if isinstance(item, LoraModule) and isinstance(decoded, Factors):
+                lora_B, lora_A = decoded.float32(NUMPY)
+                lost = squared_error(item.lora_B, item.lora_A, lora_B, lora_A)
+                if moments is not None and activations is not None:
+                    pair = activation_errors(item, lora_B, lora_A, moments[index])
+                    activations[rung, :, index] = np.array(pair) * item.scaling**2
+            elif isinstance(item, VectorTensor) and isinstance(decoded, DecodedVector):
+                lost = vector_error(item.values, decoded.float32(NUMPY))
+            errors[rung, index] = lost * item.error_gain**2
 
     def measured(rung: int) -> dict[str, float]:
         found = {"nmse": float(errors[rung].sum()) / total if total else 0.0}
@@ -309,7 +328,9 @@ def _finish(
     return _Coded(data, material, rungs, errors[-1], last, None if activations is None else activations[-1], weights)
 
 
-def _moments(modules: Sequence[LoraModule], options: EncodeOptions) -> list[Moments] | None:
+def _moments(items: Sequence[Codable], options: EncodeOptions) -> list[Moments] | None:
+    """Of the modules, which come first; what is said of a layer's inputs says nothing of a vector."""
+    modules = [item for item in items if isinstance(item, LoraModule)]
     return None if options.weighting is None else in_order(modules, options.weighting)
 
 
@@ -318,12 +339,12 @@ def _share(lost_and_energy: Vector) -> float:
     return float(lost / energy) if energy else 0.0
 
 
-def _streams(modules: Sequence[LoraModule], *, shared: bool) -> list[int]:
+def _streams(items: Sequence[Codable], *, shared: bool) -> list[int]:
     """A stream a record, or one for all records of equal shapes."""
     if not shared:
-        return list(range(len(modules)))
-    shapes: dict[tuple[int, int, int], int] = {}
-    return [shapes.setdefault((m.lora_B.shape[0], m.lora_A.shape[1], m.rank), len(shapes)) for m in modules]
+        return list(range(len(items)))
+    shapes: dict[tuple[int, ...], int] = {}
+    return [shapes.setdefault((*item.vector_lengths, item.rank), len(shapes)) for item in items]
 
 
 def _tell(options: EncodeOptions, stage: str, done: int, total: int) -> None:
@@ -331,18 +352,18 @@ def _tell(options: EncodeOptions, stage: str, done: int, total: int) -> None:
         options.progress(stage, done, total)
 
 
-def _tensor_reports(modules: Sequence[LoraModule], energies: Vector, coded: _Coded) -> tuple[TensorReport, ...]:
+def _tensor_reports(items: Sequence[Codable], energies: Vector, coded: _Coded) -> tuple[TensorReport, ...]:
     reports = []
-    for index, (module, record) in enumerate(zip(modules, coded.material.records, strict=True)):
+    for index, (item, record) in enumerate(zip(items, coded.material.records, strict=True)):
         energy = float(energies[index])
         share = 1 / energy if energy else 0.0
         weight = energy if coded.weights is None else float(coded.weights[index])
         reports.append(
             TensorReport(
-                name=module.name,
-                shape=(module.lora_B.shape[0], module.lora_A.shape[1]),
-                rank=module.rank,
-                kept=record.units if record.kind.split == "component" else record.units // 2,
+                name=item.name,
+                shape=item.vector_lengths if isinstance(item, LoraModule) else item.values.shape,
+                rank=item.rank if isinstance(item, LoraModule) else None,
+                kept=record.kind.vectors(record.units),
                 energy=energy,
                 nmse=float(coded.squared_errors[index]) * share,
                 effective_error=(
@@ -352,7 +373,11 @@ def _tensor_reports(modules: Sequence[LoraModule], energies: Vector, coded: _Cod
                     if weight
                     else 0.0
                 ),
-                activation_error=None if coded.activations is None else _share(coded.activations[:, index]),
+                activation_error=(
+                    None
+                    if coded.activations is None or isinstance(item, VectorTensor)
+                    else _share(coded.activations[:, index])
+                ),
             )
         )
     return tuple(reports)

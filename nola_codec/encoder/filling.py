@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.fit.allocation import Plan, ladder, precision_shift
+from nola_codec.fit.allocation import Plan, coder_class, ladder, precision_shift
 from nola_codec.fit.bank import Bank
-from nola_codec.fit.coders import stride_limit
 
 Vector = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
@@ -44,10 +43,8 @@ def moves(bank: Bank, plan: Plan) -> Moves:
     rate = np.zeros((2 * _REACH + 1, len(plan.kept)))
     survival = np.ones((2 * _REACH + 1, len(plan.kept)))
     for side in (0, 1):
-        lengths = bank.lengths[side, plan.kept]
-        for length in np.unique(lengths).tolist():
-            own = np.flatnonzero(lengths == length)
-            table = ladder(plan.objectives, side, stride_limit(length), plan.steps)
+        for role, length, own in bank.groups(side, plan.kept):
+            table = ladder(plan.objectives, role, coder_class(role, length), plan.steps)
             for place, nudge in enumerate(range(-_REACH, _REACH + 1)):
                 where = table.at(np.clip(plan.precision[own] + nudge, 0, 255) + precision_shift(length))
                 rate[place, own] += table.rate[-1, where] * length

@@ -54,21 +54,21 @@ def _from_safetensors(path: str | os.PathLike[str]) -> dict[str, float]:
 
 
 def match_importance(names: Sequence[str], importance: Mapping[str, float]) -> npt.NDArray[np.float64]:
-    """Importance of each module, 1 where nothing is said of it.
+    """Importance of each record, 1 where nothing is said of it.
 
     Args:
-        names: Module names as the adapter writes them.
+        names: Names of modules and vectors as the adapter writes them.
         importance: By module name, with or without ``base_model.model.`` and ``.weight``, or by a pattern with ``*``
             and ``?``. Of several that fit, the last one holds.
 
     Returns:
-        float64 (modules,).
+        float64 (names,).
 
     Raises:
         EncodeError: a name that fits no module, a number that is negative or not finite, or none above 0 (code
             ``importance``).
     """
-    paths = [module_path(name) for name in names]
+    paths = [module_path(name).removesuffix(".weight") for name in names]
     result = np.ones(len(names))
     unknown = []
     for pattern, number in importance.items():

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from nola_codec.container.units import Allocations
 from nola_codec.decoder.coefficients import record_runs
 from nola_codec.entropy import rans
-from nola_codec.model import LowRankRecord, Quantizer, SymbolModel
+from nola_codec.model import CodedRecord, Quantizer, SymbolModel
 
 Symbols = npt.NDArray[Any]
 
@@ -43,19 +43,19 @@ class MadeOnDemand(Sequence[Symbols]):
 
 @dataclass(frozen=True)
 class Material:
-    """Low-rank records of a file and their coefficients.
+    """Coded records of a file and their coefficients.
 
     Attributes:
         ladder: The records at each rung, in file order, exponents still (0, 0).
         symbols: For each rung and record, uint8 or uint16 symbols in the order of `record_runs`; may be made anew at
             every access.
-        squares: For each rung and record, float64 (vectors,): squared norm of each vector's coefficients, lora_B's
-            first.
+        squares: For each rung and record, float64 (vectors,): squared norm of each vector's coefficients, side
+            by side.
         quantizers, amplitude_slope: As in `Header`.
         allocations: The tables of each rung.
     """
 
-    ladder: tuple[tuple[LowRankRecord, ...], ...]
+    ladder: tuple[tuple[CodedRecord, ...], ...]
     symbols: tuple[Sequence[Symbols], ...]
     squares: tuple[tuple[npt.NDArray[np.float64], ...], ...]
     quantizers: tuple[Quantizer, ...]
@@ -63,7 +63,7 @@ class Material:
     amplitude_slope: int
 
     @property
-    def records(self) -> tuple[LowRankRecord, ...]:
+    def records(self) -> tuple[CodedRecord, ...]:
         """At the last rung."""
         return self.ladder[-1]
 

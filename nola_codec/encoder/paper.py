@@ -1,4 +1,4 @@
-"""The paper's form as material: `num_basis` coefficients of fixed width for each factor."""
+"""The paper's form as material: `num_basis` coefficients of fixed width for each factor and each vector."""
 
 from __future__ import annotations
 
@@ -12,8 +12,20 @@ from nola_codec.basis import BasisKey, basis_by_id
 from nola_codec.container.names import split_name
 from nola_codec.container.units import START
 from nola_codec.encoder.material import Material
-from nola_codec.fit.projection import FactorBasis, fit_projection
-from nola_codec.model import Codebook, LoraModule, LowRankKind, LowRankRecord, Quantizer
+from nola_codec.fit.projection import FactorBasis, fit_projection, fit_vector
+from nola_codec.model import (
+    Codable,
+    Codebook,
+    CodedKind,
+    CodedRecord,
+    LoraModule,
+    LowRankKind,
+    LowRankRecord,
+    Quantizer,
+    VectorKind,
+    VectorRecord,
+    VectorTensor,
+)
 from nola_codec.quant.codebooks import lloyd_max, midrise, midtread
 from nola_codec.quant.scales import nearest_code
 
@@ -28,8 +40,8 @@ def codebook_for(bits: int) -> Codebook:
     return midtread(16) if bits == 16 else lloyd_max(bits)
 
 
-def project_modules(
-    modules: Sequence[LoraModule],
+def project(
+    items: Sequence[Codable],
     streams: Sequence[int],
     *,
     num_basis: int | None,
@@ -40,82 +52,108 @@ def project_modules(
     seed: int,
     progress: Callable[[int], None],
 ) -> Material:
-    """Fit every module.
+    """Fit every module and every vector.
 
     Args:
-        modules: In record order.
+        items: In record order.
         streams: Stream number of each.
-        num_basis: Coefficients a factor; None is as many as the factor has numbers. A Hadamard basis has no more.
+        num_basis: Coefficients a factor or vector; None is as many as it has numbers. A Hadamard basis has no more.
         bits: Width of a coefficient.
         rank: Of the fitted factors; None keeps each module's.
         basis: Its id.
         generator: Its id.
         seed: Of the generator.
-        progress: Called with the number of modules done.
+        progress: Called with the number of items done.
     """
     codebook = codebook_for(bits)
-    records: list[LowRankRecord] = []
+    records: list[CodedRecord] = []
     symbols: list[npt.NDArray[np.uint16]] = []
-    for index, module in enumerate(modules):
-        fitted = rank or module.rank
-        out, columns = module.lora_B.shape[0], module.lora_A.shape[1]
-        lengths = (out * fitted, fitted * columns)
-        counts = tuple(n if num_basis is None else min(num_basis, n) for n in lengths)
-        bases = tuple(
-            FactorBasis(basis, BasisKey(generator, seed, 2 * streams[index] + side), lengths[side], counts[side])
-            for side in (0, 1)
-        )
-        fit = fit_projection(module.lora_B, module.lora_A, fitted, (bases[0], bases[1]), codebook)
-        kind = LowRankKind(
-            template=split_name(module.name)[0],
-            layout=module.layout,
-            b_shape=(out, fitted, *module.b_shape[2:]),
-            a_shape=(fitted, *module.a_shape[1:]),
-            scaling=module.scaling,
-            fan_in_fan_out=module.fan_in_fan_out,
-            dtype=module.dtype,
-            basis=basis,
-            split="factor",
-            num_basis=(counts[0], counts[1]),
-        )
-        alive = fit.energy_bound < 1.0 or bool(module.lora_B.any() and module.lora_A.any())
-        codes = np.array(
-            [
-                nearest_code(scale / np.sqrt(basis_by_id(basis).norm2(n)))
-                for scale, n in zip(fit.scales, lengths, strict=True)
-            ],
-            np.int64,
-        )
-        if not alive:
-            codes = codes[:0]
-        zeros = np.zeros_like(codes)
-        records.append(LowRankRecord(module.name, kind, streams[index], (0, 0), zeros, zeros, codes))
-        symbols.append(np.concatenate(fit.symbols) if alive else np.empty(0, np.uint16))
+
+    def bases(stream: int, lengths: Sequence[int]) -> list[FactorBasis]:
+        counts = [n if num_basis is None else min(num_basis, n) for n in lengths]
+        return [
+            FactorBasis(basis, BasisKey(generator, seed, 2 * stream + side), length, count)
+            for side, (length, count) in enumerate(zip(lengths, counts, strict=True))
+        ]
+
+    for index, (item, stream) in enumerate(zip(items, streams, strict=True)):
+        if isinstance(item, LoraModule):
+            fitted = rank or item.rank
+            record, own = _module(
+                item, stream, fitted, bases(stream, [n * fitted for n in item.vector_lengths]), codebook
+            )
+        else:
+            record, own = _vector(item, stream, bases(stream, item.vector_lengths)[0], codebook)
+        records.append(record)
+        symbols.append(own)
         progress(index + 1)
-    all_codes = np.concatenate([r.amplitude for r in records]) if records else np.zeros(0, np.int64)
-    middle = int(np.median(all_codes)) if all_codes.size else 0
-    placed = tuple(_around(record, middle) for record in records)
+    placed = _around(records)
     squares = tuple(_squares(record, each, codebook) for record, each in zip(placed, symbols, strict=True))
     allocation = ((-1024, 0, 0, 0),)
     return Material((placed,), (tuple(symbols),), (squares,), (Quantizer(codebook),), [(allocation, allocation)], SLOPE)
 
 
-def _squares(record: LowRankRecord, symbols: npt.NDArray[np.uint16], codebook: Codebook) -> npt.NDArray[np.float64]:
-    """Squared norms of both factors' coefficients, (2,) or of a record without units (0,)."""
+def _module(
+    module: LoraModule, stream: int, rank: int, bases: Sequence[FactorBasis], codebook: Codebook
+) -> tuple[CodedRecord, npt.NDArray[np.uint16]]:
+    fit = fit_projection(module.lora_B, module.lora_A, rank, (bases[0], bases[1]), codebook)
+    kind = LowRankKind(
+        template=split_name(module.name)[0],
+        layout=module.layout,
+        b_shape=(module.b_shape[0], rank, *module.b_shape[2:]),
+        a_shape=(rank, *module.a_shape[1:]),
+        scaling=module.scaling,
+        fan_in_fan_out=module.fan_in_fan_out,
+        dtype=module.dtype,
+        basis=bases[0].id,
+        split="factor",
+        num_basis=(bases[0].num_basis, bases[1].num_basis),
+    )
+    if fit.energy_bound >= 1.0 and not (module.lora_B.any() and module.lora_A.any()):
+        none = np.zeros(0, np.int64)
+        return LowRankRecord(module.name, kind, stream, (0, 0), none, none, none), np.empty(0, np.uint16)
+    codes = np.array([_code(scale, own) for scale, own in zip(fit.scales, bases, strict=True)], np.int64)
+    zeros = np.zeros_like(codes)
+    return LowRankRecord(module.name, kind, stream, (0, 0), zeros, zeros, codes), np.concatenate(fit.symbols)
+
+
+def _vector(
+    item: VectorTensor, stream: int, basis: FactorBasis, codebook: Codebook
+) -> tuple[CodedRecord, npt.NDArray[np.uint16]]:
+    kind = VectorKind(split_name(item.name)[0], item.dtype, item.values.shape, basis.id, (basis.num_basis,))
+    if not item.values.any():
+        none = np.zeros(0, np.int64)
+        return VectorRecord(item.name, kind, stream, (0,), none, none, none), np.empty(0, np.uint16)
+    symbols, scale = fit_vector(item.values, basis, codebook)
+    zeros = np.zeros(1, np.int64)
+    codes = np.array([round(_code(scale, basis) / 2)], np.int64)  # of a vector in sixteenths of an octave
+    return VectorRecord(item.name, kind, stream, (0,), zeros, zeros, codes), symbols
+
+
+def _code(scale: float, basis: FactorBasis) -> int:
+    """Scale code of coefficients in the basis with its rows normalized."""
+    return nearest_code(scale / np.sqrt(basis_by_id(basis.id).norm2(basis.length)))
+
+
+def _squares(record: CodedRecord, symbols: npt.NDArray[np.uint16], codebook: Codebook) -> npt.NDArray[np.float64]:
+    """Squared norms of each side's coefficients, (sides,) or of a record without units (0,)."""
     if not record.units:
         return np.zeros(0)
     points = np.array(codebook.points, np.float64)[symbols] ** 2
-    cut = record.kind.num_basis[0]
-    return np.array([points[:cut].sum(), points[cut:].sum()])
+    return np.array([part.sum() for part in np.split(points, np.cumsum(record.kind.num_basis)[:-1])])
 
 
-def _around(record: LowRankRecord, middle: int) -> LowRankRecord:
-    """The record with its precisions set so that amplitudes are predicted to within two codes."""
-    precision = np.clip(np.rint((record.amplitude - middle) / SLOPE).astype(np.int64) + START, 0, 255)
-    low = SLOPE * (precision - START) + middle - 128
-    return replace(
-        record,
-        kind=replace(record.kind, amplitude=middle - SLOPE * START),
-        precision=precision,
-        amplitude=np.clip(record.amplitude, low, low + 255),
-    )
+def _around(records: Sequence[CodedRecord]) -> tuple[CodedRecord, ...]:
+    """The records with precisions set so that amplitudes are predicted to within two codes."""
+    placed: dict[str, CodedRecord] = {}
+    for family in (LowRankRecord, VectorRecord):
+        own: list[CodedRecord] = [record for record in records if isinstance(record, family)]
+        codes = np.concatenate([record.amplitude for record in own]) if own else np.zeros(0, np.int64)
+        middle = int(np.median(codes)) if codes.size else 0
+        for record in own:
+            precision = np.clip(np.rint((record.amplitude - middle) / SLOPE).astype(np.int64) + START, 0, 255)
+            low = SLOPE * (precision - START) + middle - 128
+            kind: CodedKind = replace(record.kind, amplitude=middle - SLOPE * START)
+            amplitude = np.clip(record.amplitude, low, low + 255)
+            placed[record.name] = replace(record, kind=kind, precision=precision, amplitude=amplitude)
+    return tuple(placed[record.name] for record in records)

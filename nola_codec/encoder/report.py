@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TensorReport:
-    """One adapted weight.
+    """One adapted weight, or one tensor coded as a vector.
 
     Attributes:
-        name: Module path.
-        shape: (out, in) of delta_W, convolutions flattened.
-        rank: Of the source.
-        kept: Components, or 1 for a factor record, that are coded at all.
-        energy: ||delta_W||_F^2.
+        name: Module path, or a vector's key.
+        shape: (out, in) of delta_W, convolutions flattened; of a vector its own.
+        rank: Of the source; None for a vector.
+        kept: Components, or 1 for a factor record or a vector, that are coded at all.
+        energy: ||delta_W||_F^2, or the part that this record has in it.
         nmse: ||delta_W - decoded||_F^2 / ||delta_W||_F^2.
         effective_error: Expected loss of signal and of harmless noise, relative to the weight in the objective,
             which is its energy unless it was weighted (docs of the objective).
@@ -22,8 +22,8 @@ class TensorReport:
     """
 
     name: str
-    shape: tuple[int, int]
-    rank: int
+    shape: tuple[int, ...]
+    rank: int | None
     kept: int
     energy: float
     nmse: float
@@ -43,7 +43,7 @@ class EncodeReport:
         objective: ``effective``, ``nmse`` or ``projection``.
         nmse: Share of ||delta_W||_F^2 lost over the whole file.
         effective_error: The same for the effective error, when that is defined.
-        tensors: One report a weight.
+        tensors: One report a record that is coded.
         seconds: Wall time.
         stages: The same by stage.
         activation_error: Share of E|delta_W x|^2 lost over the whole file, for ``fit activations``.

@@ -20,7 +20,7 @@ from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import NOISE_CAP, PRECISION_STEPS, TAMER, Grain, Objective, Plan, make_plan
 from nola_codec.fit.bank import Bank
 from nola_codec.fit.quantize import Quantized, Workspace, coded_nmse, quantize
-from nola_codec.model import LoraModule
+from nola_codec.model import Codable
 
 _DRAFTS = 7
 _SLACK = 0.004
@@ -60,7 +60,7 @@ class Search:
     A new draft writes over the levels of the one before.
     """
 
-    modules: Sequence[LoraModule]
+    items: Sequence[Codable]
     streams: Sequence[int]
     bank: Bank
     basis: int
@@ -75,7 +75,7 @@ class Search:
         """Quantize at a lambda and estimate size and error."""
         plan = make_plan(self.bank, self.objectives, lagrangian, self.steps, nudges)
         quantized = quantize(self.bank, plan, self.basis, self.workspace)
-        material = spread(self.modules, self.streams, self.bank, plan, quantized, self.basis)
+        material = spread(self.items, self.streams, self.bank, plan, quantized, self.basis)
         surveyed = survey(material)
         size = estimate_bytes(material, surveyed, self.envelope, self.raw_sections)
         last = quantized.rungs - 1
@@ -307,17 +307,17 @@ class Search:
         return float(2.0 ** ((low + high) / 2))
 
     def weights(self) -> Vector:
-        """Weight of each module in the objective, (modules,): its energy unless it is weighted otherwise."""
-        return np.bincount(self.bank.module, self.bank.strength**2, minlength=len(self.modules)).astype(np.float64)
+        """Weight of each record in the objective, (records,): its energy unless it is weighted otherwise."""
+        return np.bincount(self.bank.record, self.bank.strength**2, minlength=len(self.items)).astype(np.float64)
 
     def effective_errors(self, draft: Draft, weights: Vector) -> list[Vector] | None:
-        """Effective error of each module at each rung, in the units of its weight; None where NMSE is the objective."""
+        """Effective error of each record at each rung, in the units of its weight; None where NMSE is the objective."""
         if self.objectives[-1].name == "nmse":
             return None
         errors = []
         for rung in range(draft.quantized.rungs):
             survived = np.bincount(
-                self.bank.module[draft.quantized.kept],
+                self.bank.record[draft.quantized.kept],
                 self.bank.strength[draft.quantized.kept] ** 2 * self._share(draft.quantized, draft.material, rung),
                 minlength=len(weights),
             )
@@ -341,7 +341,7 @@ class Search:
         """Amplitude codes at a rung, in the order of the kept units; 0 before they come."""
         codes = np.zeros(len(quantized.kept), np.int64)
         for units, record in zip(
-            units_of_records(quantized, self.bank, len(self.modules)), material.ladder[rung], strict=True
+            units_of_records(quantized, self.bank, len(self.items)), material.ladder[rung], strict=True
         ):
             codes[units[: record.units]] = record.amplitude
         return codes

@@ -1,4 +1,4 @@
-"""Quantized bank -> material: the component form, each singular component a pair of vectors of its own."""
+"""Quantized bank -> material: the component form, each singular component a pair of vectors of its own, and vectors."""
 
 from __future__ import annotations
 
@@ -13,11 +13,20 @@ import numpy.typing as npt
 from nola_codec.basis import basis_by_id
 from nola_codec.container.names import split_name
 from nola_codec.encoder.material import MadeOnDemand, Material, Symbols
-from nola_codec.fit.allocation import P_LOW, Plan, ladder, precision_shift, precision_shifts
-from nola_codec.fit.bank import Bank
-from nola_codec.fit.coders import stride_limit
+from nola_codec.fit.allocation import P_LOW, Plan, coder_class, ladder, precision_shift, precision_shifts
+from nola_codec.fit.bank import Bank, roles_of
 from nola_codec.fit.quantize import Quantized
-from nola_codec.model import Allocation, LoraModule, LowRankKind, LowRankRecord
+from nola_codec.model import (
+    Allocation,
+    Codable,
+    CodedKind,
+    CodedRecord,
+    LoraModule,
+    LowRankKind,
+    LowRankRecord,
+    VectorKind,
+    VectorRecord,
+)
 from nola_codec.quant.scales import MAX_CODE, MIN_CODE
 
 Index = npt.NDArray[np.int64]
@@ -28,7 +37,7 @@ _GAP = 127
 
 
 def spread(
-    modules: Sequence[LoraModule], streams: Sequence[int], bank: Bank, plan: Plan, quantized: Quantized, basis: int
+    items: Sequence[Codable], streams: Sequence[int], bank: Bank, plan: Plan, quantized: Quantized, basis: int
 ) -> Material:
     """Lay quantized units out as records.
 
@@ -36,27 +45,29 @@ def spread(
     constants are fitted here (medians), by kind and by entry of lora_B's allocation.
     """
     tables = _Tables(bank, plan, quantized)
-    kinds = [_kind(module, basis, tables.numbers) for module in modules]
+    kinds = [_kind(item, basis, tables.numbers) for item in items]
     slope, constants, amplitudes, offsets = _predict(quantized, bank, kinds, tables)
-    own = units_of_records(quantized, bank, len(modules))
+    own = units_of_records(quantized, bank, len(items))
     rungs = range(quantized.rungs)
     records = [
         [
-            LowRankRecord(
-                module.name,
+            _record(
+                item.name,
                 replace(kind, amplitude=constants[kind]),
                 stream,
-                (0, 0),
                 quantized.entry[units[quantized.entry[units] <= rung]],
                 quantized.precision[units[quantized.entry[units] <= rung]],
                 amplitudes[rung, units[quantized.entry[units] <= rung]],
             )
-            for module, kind, stream, units in zip(modules, kinds, streams, own, strict=True)
+            for item, kind, stream, units in zip(items, kinds, streams, own, strict=True)
         ]
         for rung in rungs
     ]
     squares = [
-        tuple(quantized.squares[rung][:, units[quantized.entry[units] <= rung]].reshape(-1) for units in own)
+        tuple(
+            quantized.squares[rung][: len(kind.vector_lengths), units[quantized.entry[units] <= rung]].reshape(-1)
+            for kind, units in zip(kinds, own, strict=True)
+        )
         for rung in rungs
     ]
     lean = replace(bank, matrices=({}, {}))  # without the coefficients' memory
@@ -70,11 +81,17 @@ def spread(
     )
 
 
-def units_of_records(quantized: Quantized, bank: Bank, modules: int) -> list[Index]:
-    """Positions of the kept units of each module: those that come in first, and of these the strongest, first."""
-    order = np.lexsort((bank.component[quantized.kept], quantized.entry, bank.module[quantized.kept]))
-    bounds = np.searchsorted(bank.module[quantized.kept][order], np.arange(modules + 1))
+def units_of_records(quantized: Quantized, bank: Bank, records: int) -> list[Index]:
+    """Positions of the kept units of each record: those that come in first, and of these the strongest, first."""
+    order = np.lexsort((bank.component[quantized.kept], quantized.entry, bank.record[quantized.kept]))
+    bounds = np.searchsorted(bank.record[quantized.kept][order], np.arange(records + 1))
     return [order[a:b] for a, b in pairwise(bounds)]
+
+
+def _record(name: str, kind: CodedKind, stream: int, *units: Index) -> CodedRecord:
+    if isinstance(kind, LowRankKind):
+        return LowRankRecord(name, kind, stream, (0, 0), *units)
+    return VectorRecord(name, kind, stream, (0,), *units)
 
 
 def _symbols(bank: Bank, quantized: Quantized, own: Sequence[Index], rung: int, index: int) -> Symbols:
@@ -89,9 +106,21 @@ def _symbols(bank: Bank, quantized: Quantized, own: Sequence[Index], rung: int, 
     return np.concatenate(parts) if parts else np.empty(0, np.uint8)
 
 
-def _kind(module: LoraModule, basis: int, numbers: dict[tuple[int, int], int]) -> LowRankKind:
-    rows, columns = module.lora_B.shape[0], module.lora_A.shape[1]
-    template, _ = split_name(module.name)
+def _kind(item: Codable, basis: int, numbers: dict[tuple[int, int], int]) -> CodedKind:
+    template, _ = split_name(item.name)
+    tables = [numbers[r, coder_class(r, n)] for r, n in zip(roles_of(item), item.vector_lengths, strict=False)]
+    if not isinstance(item, LoraModule):
+        length = item.values.size
+        return VectorKind(
+            template=template,
+            dtype=item.dtype,
+            shape=item.values.shape,
+            basis=basis_by_id(basis).id,
+            num_basis=(length,),
+            tables=(tables[0],),
+            shift=(precision_shift(length),),
+        )
+    module, (rows, columns) = item, item.vector_lengths
     return LowRankKind(
         template=template,
         layout=module.layout,
@@ -103,35 +132,37 @@ def _kind(module: LoraModule, basis: int, numbers: dict[tuple[int, int], int]) -
         basis=basis_by_id(basis).id,
         split="component",
         num_basis=(rows, columns),
-        tables=(numbers[0, stride_limit(rows)], numbers[1, stride_limit(columns)]),
+        tables=(tables[0], tables[1]),
         shift=(precision_shift(rows), precision_shift(columns)),
     )
 
 
 class _Tables:
-    """Allocation tables: one for each side and class of lengths.
+    """Allocation tables: one for each role and class of lengths.
 
     Attributes:
-        numbers: Table number of each (side, stride limit).
+        numbers: Table number of each (role, coder class).
         place: int64 (2, kept): precision with which each unit looks its table up.
-        table: int64 (2, kept): number of that table.
+        table: int64 (2, kept): number of that table, -1 on a side that the unit has not.
     """
 
     def __init__(self, bank: Bank, plan: Plan, quantized: Quantized) -> None:
-        classes = sorted({(side, stride_limit(int(n))) for side in (0, 1) for n in np.unique(bank.lengths[side])})
+        groups = [group for side in (0, 1) for group in bank.groups(side, np.arange(bank.units))]
+        classes = sorted({(role, coder_class(role, length)) for role, length, _ in groups})
         self.numbers = {pair: number for number, pair in enumerate(classes)}
         lengths = bank.lengths[:, quantized.kept]
         self.place = quantized.precision[None, :] + precision_shifts(np.maximum(lengths, 1))
-        self.table = np.array(
-            [[self.numbers[side, stride_limit(int(n))] for n in lengths[side]] for side in (0, 1)], np.int64
-        ).reshape(2, -1)
+        self.table = np.full(lengths.shape, -1, np.int64)
+        for side in (0, 1):
+            for role, length, own in bank.groups(side, quantized.kept):
+                self.table[side, own] = self.numbers[role, coder_class(role, length)]
         self._quantized = quantized
         # Entries: a new one wherever the chain of coders changes, over the precisions that occur.
         self.starts: list[list[int]] = []
-        for number, (side, stride) in enumerate(classes):
-            used = self.place[side, self.table[side] == number]
+        for number, (role, stride) in enumerate(classes):
+            used = self.place[self.table == number]
             low, high = (int(used.min()), int(used.max())) if used.size else (0, 0)
-            chains = ladder(plan.objectives, side, stride, plan.steps).coder.T
+            chains = ladder(plan.objectives, role, stride, plan.steps).coder.T
             inside = np.clip(np.arange(low, high + 1) - P_LOW, 0, len(chains) - 1)
             changes = [low + i for i in range(1, len(inside)) if (chains[inside[i]] != chains[inside[i - 1]]).any()]
             self.starts.append([low, *changes])
@@ -153,7 +184,8 @@ class _Tables:
             for pair, q, w in zip(
                 zip(table.tolist(), entry.tolist(), strict=True), quantizer.tolist(), weight.tolist(), strict=True
             ):
-                layers[pair] = (q, w if q >= 0 else 0)
+                if pair[0] >= 0:
+                    layers[pair] = (q, w if q >= 0 else 0)
         made: list[Allocation] = []
         for number, starts in enumerate(self.starts):
             rows: list[tuple[int, int, int, int]] = []
@@ -169,11 +201,11 @@ class _Tables:
 
 
 def _predict(
-    quantized: Quantized, bank: Bank, kinds: Sequence[LowRankKind], tables: _Tables
-) -> tuple[int, dict[LowRankKind, int], Index, dict[tuple[int, int, int], int]]:
+    quantized: Quantized, bank: Bank, kinds: Sequence[CodedKind], tables: _Tables
+) -> tuple[int, dict[CodedKind, int], Index, dict[tuple[int, int, int], int]]:
     """Slope, constant of each kind, rounded amplitudes (rungs, kept), offsets of lora_B's entries by rung."""
     numbers = {kind: i for i, kind in enumerate(dict.fromkeys(kinds))}
-    family = np.array([numbers[k] for k in kinds], np.int64)[bank.module[quantized.kept]]
+    family = np.array([numbers[k] for k in kinds], np.int64)[bank.record[quantized.kept]]
     table, entry = tables.entry(0)
     pairs = sorted(set(zip(table.tolist(), entry.tolist(), strict=True)))
     index = {pair: i for i, pair in enumerate(pairs)}

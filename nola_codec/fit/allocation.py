@@ -16,8 +16,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.fit.bank import Bank
-from nola_codec.fit.coders import DependentCoder, ScalarCoder, coders, serves, stride_limit
+from nola_codec.fit.bank import DENSE, Bank
+from nola_codec.fit.coders import SCALAR_ONLY, DependentCoder, ScalarCoder, coders, serves, stride_limit
 from nola_codec.fit.weighted_plan import best_precisions, survival_of
 
 Vector = npt.NDArray[np.float64]
@@ -28,6 +28,8 @@ PRECISION_STEPS = 8
 """Precisions an octave of strength."""
 _BIAS = 64
 P_LOW, P_HIGH = -96, 128
+_SEARCHED = 1 << 14
+"""Elements of a tensor up to which quantizers with memory serve it."""
 SIDE_BITS = 6.0
 """What a kept component costs beside its coefficients, at every rung that touches it."""
 
@@ -38,28 +40,32 @@ class Objective:
 
     Attributes:
         name: ``nmse`` or ``effective``.
-        gamma: As above.
+        gamma: As above, by role (`fit.bank`): of lora_B, of lora_A, of dense tensors, of norms and biases. The noise of
+            a dense tensor is random on both sides; that of a norm's or a bias's is hidden by nothing.
         grain: Which coders there are. ``fine``: all. ``coarse``: every second dependent one, since each takes 20 bytes
             or more of a header. ``scalar``: none with memory, which take long to search.
     """
 
     name: str
-    gamma: tuple[float, float]
+    gamma: tuple[float, float, float, float]
     grain: Grain = "fine"
 
-    def survival(self, cosine2: Vector, side: int, tolerance: Vector | float = 1.0) -> Vector:
+    def survival(self, cosine2: Vector, role: int | Index, tolerance: Vector | float = 1.0) -> Vector:
         """A of the module's docstring; `tolerance` is a factor on gamma."""
-        return survival_of(cosine2, self.gamma[side] * tolerance)
+        return survival_of(cosine2, np.array(self.gamma)[role] * tolerance)
 
-    def gain(self, cosine2: Vector, side: int, tolerance: Vector | float = 1.0) -> Vector:
+    def gain(self, cosine2: Vector, role: int | Index, tolerance: Vector | float = 1.0) -> Vector:
         """t of the module's docstring."""
-        return np.asarray(1 / (cosine2 + (1 - cosine2) / (self.gamma[side] * tolerance)))
+        return np.asarray(1 / (cosine2 + (1 - cosine2) / (np.array(self.gamma)[role] * tolerance)))
 
 
-NMSE = Objective("nmse", (1.0, 1.0))
-EFFECTIVE = Objective("effective", (20.0, 60.0))
+_DENSE_GAMMA = 60.0
+NMSE = Objective("nmse", (1.0, 1.0, 1.0, 1.0))
+EFFECTIVE = Objective("effective", (20.0, 60.0, _DENSE_GAMMA, 1.0))
 OBJECTIVES = {o.name: o for o in (NMSE, EFFECTIVE)}
-TAMER = tuple(Objective("effective", (20 * 2 ** (-k / 4), 60 * 2 ** (-k / 4))) for k in range(18))
+TAMER = tuple(
+    Objective("effective", (20 * t, 60 * t, _DENSE_GAMMA * t, 1.0)) for t in (2 ** (-k / 4) for k in range(18))
+)
 """`EFFECTIVE` and, step by step, objectives that let through less noise, down to gamma 1.05."""
 NOISE_CAP = 3.0
 """Noise, in units of ||delta_W||^2 over the file, above which models were seen to break (see `Search.tamed`)."""
@@ -89,13 +95,13 @@ class Ladder:
 
 
 @lru_cache(maxsize=256)
-def ladder(objectives: tuple[Objective, ...], side: int, stride: int, steps: tuple[int, ...] = (0,)) -> Ladder:
-    """The coders of one side; precision p is 8 log2(strength / sqrt(lambda n)).
+def ladder(objectives: tuple[Objective, ...], role: int, stride: int, steps: tuple[int, ...] = (0,)) -> Ladder:
+    """The coders of one role; precision p is 8 log2(strength / sqrt(lambda n)).
 
     Args:
         objectives: What each rung minimises.
-        side: 0 for lora_B, 1 for lora_A.
-        stride: `stride_limit` of the vectors.
+        role: LORA_B, LORA_A, DENSE or PLAIN.
+        stride: `coder_class` of the vectors.
         steps: For each rung, what is added to the precision before it chooses: 0 at the last rung, less before.
     """
     grain = objectives[-1].grain
@@ -113,10 +119,10 @@ def ladder(objectives: tuple[Objective, ...], side: int, stride: int, steps: tup
     rows: list[tuple[Index, Vector, Vector, Vector]] = []
     for objective, step in zip(objectives, steps, strict=True):
         reached = 1 - distortion[:, None] * left[None, :]
-        value = objective.survival(reached, side) * (2.0 ** ((grid + step) / (PRECISION_STEPS / 2)))[:, None]
+        value = objective.survival(reached, role) * (2.0 ** ((grid + step) / (PRECISION_STEPS / 2)))[:, None]
         best = (value - rates[None, :]).argmax(axis=1)
         distortion = distortion * left[best]
-        rows.append((index[best], 1 - distortion, objective.survival(1 - distortion, side), rates[best]))
+        rows.append((index[best], 1 - distortion, objective.survival(1 - distortion, role), rates[best]))
     return Ladder(*(np.stack(part) for part in zip(*rows, strict=True)))
 
 
@@ -147,6 +153,14 @@ class Plan:
     survival: Vector
     noise: Vector
     bits: Vector
+
+
+def coder_class(role: int, length: int) -> int:
+    """Which coders serve vectors of this role and length: their `stride_limit`, or SCALAR_ONLY for long tensors.
+
+    A search with memory goes through a vector step by step, many vectors side by side; of long ones there are few.
+    """
+    return SCALAR_ONLY if role >= DENSE and length > _SEARCHED else stride_limit(length)
 
 
 def precision_shift(length: int) -> int:
@@ -183,19 +197,19 @@ def make_plan(
     precision = np.rint(exact).astype(np.int64) + _BIAS
     if nudges is not None:
         precision = np.clip(precision + nudges, 0, 255)
-    coder = np.empty((len(steps), 2, bank.units), np.int64)
+    coder = np.full((len(steps), 2, bank.units), -1, np.int64)
     survival = np.ones((len(steps), bank.units))
     bits = np.zeros((len(steps), bank.units))
     cosine2 = np.ones((len(steps), bank.units))
+    everything = np.arange(bank.units)
     for side in (0, 1):
-        for length in np.unique(bank.lengths[side]):
-            own = np.flatnonzero(bank.lengths[side] == length)
-            table = ladder(objectives, side, stride_limit(int(length)), steps)
-            where = table.at(precision[own] + precision_shift(int(length)))
+        for role, length, own in bank.groups(side, everything):
+            table = ladder(objectives, role, coder_class(role, length), steps)
+            where = table.at(precision[own] + precision_shift(length))
             coder[:, side, own] = table.coder[:, where]
             share = table.survival[:, where]
             if bank.tolerance is not None:
-                gammas = np.array([objective.gamma[side] for objective in objectives])[:, None]
+                gammas = np.array([objective.gamma[role] for objective in objectives])[:, None]
                 share = survival_of(table.cosine2[:, where], gammas * bank.tolerance[side, own])
             survival[:, own] *= share
             cosine2[:, own] *= table.cosine2[:, where]
@@ -204,7 +218,7 @@ def make_plan(
     for rung, step in enumerate(steps):
         price = lagrangian * 2.0 ** (-step / (PRECISION_STEPS / 2))
         spent = bits[: rung + 1].sum(axis=0) + SIDE_BITS
-        coded = (coder[: rung + 1] >= 0).any(axis=0).all(axis=0)
+        coded = ((coder[: rung + 1] >= 0).any(axis=0) | (bank.lengths == 0)).all(axis=0)
         worth[rung] = (bank.component < bank.most) & coded & (bank.strength**2 * survival[rung] > price * spent)
     worth = np.logical_or.accumulate(worth, axis=0)
     kept = np.flatnonzero(worth[-1])
@@ -239,19 +253,23 @@ def _borne(
     """Precisions of units that bear noise unequally, best at the last rung, without the bias, float64 (units,)."""
     grid = np.arange(-_BIAS, 256 - _BIAS, dtype=np.int64)
     result = np.empty(bank.units)
-    shapes, shape_of = np.unique(bank.lengths, axis=1, return_inverse=True)
-    gamma = np.array(objectives[-1].gamma)[:, None] * tolerance
-    for number, lengths in enumerate(shapes.T):
+    shapes, shape_of = np.unique(np.concatenate((bank.lengths, bank.roles)), axis=1, return_inverse=True)
+    gamma = np.array(objectives[-1].gamma)[bank.roles] * tolerance
+    for number, (*lengths, u_role, v_role) in enumerate(shapes.T.tolist()):
         own = np.flatnonzero(shape_of.reshape(-1) == number)
         cosine2, rate = [], []
-        for side in (0, 1):
-            table = ladder(objectives, side, stride_limit(int(lengths[side])), steps)
-            at = table.at(grid + _BIAS + precision_shift(int(lengths[side])))
+        for role, length in zip((u_role, v_role), lengths, strict=True):
+            if not length:  # a vector has no second side
+                cosine2.append(np.ones(len(grid)))
+                rate.append(np.zeros(len(grid)))
+                continue
+            table = ladder(objectives, role, coder_class(role, length), steps)
+            at = table.at(grid + _BIAS + precision_shift(length))
             cosine2.append(table.cosine2[-1, at])
             rate.append(table.rate[:, at].sum(axis=0))
         best = best_precisions(
             bank.strength[own] ** 2, gamma[:, own], np.stack(cosine2), np.stack(rate),
-            (int(lengths[0]), int(lengths[1])), lagrangian,
+            (lengths[0], lengths[1]), lagrangian,
         )  # fmt: skip
         result[own] = grid[best]
     return result

@@ -1,11 +1,11 @@
-"""All unit vectors of an adapter as basis coefficients, in one matrix per side and length.
+"""All unit vectors of an adapter as basis coefficients, in one matrix per side and length; tensors are units as well.
 
 The encoder works on these matrices, not on modules: a quantizer then sees every vector it codes at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,24 +15,28 @@ from nola_codec.arrays import NUMPY
 from nola_codec.basis import BasisKey, basis_by_id
 from nola_codec.fit.canonical import Components, canonical
 from nola_codec.fit.weighting import Moments, component_figures, weigh
-from nola_codec.model import LoraModule
+from nola_codec.model import Codable, LoraModule, VectorTensor
 from nola_codec.parallel import parallel_map
 
 FloatArray = npt.NDArray[np.float32]
 Vector = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
 
+LORA_B, LORA_A, DENSE, PLAIN = range(4)
+"""What a vector is: a column of lora_B, a row of lora_A, a tensor of two dimensions or more, or one of fewer."""
+
 
 @dataclass(frozen=True)
 class Bank:
-    """Units of an adapter: unit i is component `component[i]` of module `module[i]`.
+    """Units of an adapter: unit i is component `component[i]` of record `record[i]`, or a vector whole.
 
     Attributes:
-        module, component: int64 (units,).
-        strength: float64 (units,): |scaling| * s, the component's share of delta_W's Frobenius norm; or, where an
+        record, component: int64 (units,).
+        strength: float64 (units,): gain * s, the component's share of delta_W's Frobenius norm; or, where an
             importance or a calibration set weighs it, the square root of its weight.
-        singular: float64 (units,): s.
-        lengths: int64 (2, units): length of u (side 0) and of v (side 1).
+        singular: float64 (units,): s; of a vector its norm.
+        lengths: int64 (2, units): length of u (side 0) and of v (side 1); a vector is a u, and its v has length 0.
+        roles: int64 (2, units): LORA_B, LORA_A, DENSE or PLAIN, which says how much noise a vector bears.
         rows: int64 (2, units): row in the matrix of that side and length.
         most: Components of a module that may be kept.
         matrices: For each side, {length: float32 (vectors, length)}: coefficients in an orthonormal basis, times the
@@ -41,11 +45,12 @@ class Bank:
         tolerance: float64 (2, units): factors on the objective's gammas; None where all are 1.
     """
 
-    module: Index
+    record: Index
     component: Index
     strength: Vector
     singular: Vector
     lengths: Index
+    roles: Index
     rows: Index
     most: int
     matrices: tuple[dict[int, FloatArray], dict[int, FloatArray]]
@@ -54,7 +59,15 @@ class Bank:
 
     @property
     def units(self) -> int:
-        return len(self.module)
+        return len(self.record)
+
+    def groups(self, side: int, units: Index) -> Iterator[tuple[int, int, Index]]:
+        """(role, length, positions among `units`) of the units' vectors on a side, by role and length."""
+        roles, lengths = self.roles[side, units], self.lengths[side, units]
+        for role in np.unique(roles).tolist():
+            for length in np.unique(lengths[roles == role]).tolist():
+                if length:
+                    yield role, length, np.flatnonzero((roles == role) & (lengths == length))
 
     def bears(self, side: int, units: Index) -> Vector | float:
         """`tolerance` of some units on one side."""
@@ -62,7 +75,7 @@ class Bank:
 
 
 def build_bank(
-    modules: Sequence[LoraModule],
+    items: Sequence[Codable],
     streams: Sequence[int],
     *,
     basis: int,
@@ -73,49 +86,54 @@ def build_bank(
     moments: Sequence[Moments] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Bank:
-    """Canonical form and projection of every module.
+    """Canonical form and projection of every module, projection of every vector.
 
     Args:
-        modules: Their order is the order of the records.
+        items: Modules, then vectors, in the order of the records.
         streams: Stream number of each.
         basis: Id of an orthogonal basis.
         generator: Id of its generator.
         seed: Of the generator.
         most: Components of a module that may be kept; the others count as lost.
-        importance: float64 (modules,): factors on the components' weights, which keep their sum.
-        moments: Of each module, from a calibration set.
-        progress: Called with the number of modules done.
+        importance: float64 (items,): factors on the components' weights, which keep their sum.
+        moments: Of each module, from a calibration set; vectors weigh their energy.
+        progress: Called with the number of items done.
 
     Raises:
         EncodeError: moments that do not fit, or show no gain (`fit.weighting`).
     """
-    ranks = np.array([m.rank for m in modules], np.int64)
-    shapes = np.array([(m.lora_B.shape[0], m.lora_A.shape[1]) for m in modules], np.int64).reshape(-1, 2)
-    module = np.repeat(np.arange(len(modules)), ranks)
+    ranks = np.array([item.rank for item in items], np.int64)
+    shapes = np.array([(*item.vector_lengths, 0)[:2] for item in items], np.int64).reshape(-1, 2)
+    record = np.repeat(np.arange(len(items)), ranks)
+    roles = np.repeat(np.array([roles_of(item) for item in items], np.int64).reshape(-1, 2), ranks, axis=0).T.copy()
     component = np.concatenate([np.arange(r) for r in ranks]) if len(ranks) else np.zeros(0, np.int64)
     lengths = np.repeat(shapes, ranks, axis=0).T.copy()
     rows = np.zeros_like(lengths)
     matrices: tuple[dict[int, FloatArray], dict[int, FloatArray]] = ({}, {})
     for side in (0, 1):
-        for length in np.unique(lengths[side]):
+        for length in np.unique(lengths[side][lengths[side] > 0]):
             members = lengths[side] == length
             rows[side, members] = np.arange(int(members.sum()))
             matrices[side][int(length)] = np.empty((int(members.sum()), int(length)), np.float32)
     starts = np.cumsum(ranks) - ranks
-    singular = np.zeros(len(module))
-    strength = np.zeros(len(module))
-    value, noise = np.zeros(len(module)), np.zeros((2, len(module)))
+    singular = np.zeros(len(record))
+    strength = np.zeros(len(record))
+    value, noise = np.zeros(len(record)), np.zeros((2, len(record)))
 
     def one(index: int) -> None:
-        item = modules[index]
-        parts: Components = canonical(item.lora_B, item.lora_A)
+        item = items[index]
         span = slice(int(starts[index]), int(starts[index]) + item.rank)
-        singular[span] = parts.s
-        strength[span] = parts.s * abs(item.scaling)
-        if moments is not None:
-            figures = component_figures(item, parts, moments[index])
-            value[span], noise[:, span] = figures.value, figures.noise
-        for side, vectors in enumerate((parts.u, parts.v)):
+        sides: tuple[FloatArray, ...]
+        if isinstance(item, VectorTensor):
+            sides, singular[span] = _direction(item)
+        else:
+            parts: Components = canonical(item.lora_B, item.lora_A)
+            sides, singular[span] = (parts.u, parts.v), parts.s
+            if moments is not None:
+                figures = component_figures(item, parts, moments[index])
+                value[span], noise[:, span] = figures.value, figures.noise
+        strength[span] = singular[span] * item.error_gain
+        for side, vectors in enumerate(sides):
             length = vectors.shape[1]
             first = int(rows[side, span.start])
             key = BasisKey(generator, seed, 2 * streams[index] + side)
@@ -123,22 +141,39 @@ def build_bank(
                 np.sqrt(length)
             )
 
-    for done, _ in enumerate(parallel_map(one, range(len(modules)))):
+    for done, _ in enumerate(parallel_map(one, range(len(items)))):
         if progress is not None:
             progress(done + 1)
     energy, tolerance = strength**2, None
     unweighted = energy if moments is not None or importance is not None else None
     if moments is not None:
-        energy, tolerance = weigh(energy, value, noise)
+        own = roles[0] == LORA_B
+        energy, tolerance = energy.copy(), np.ones((2, len(record)))
+        energy[own], tolerance[:, own] = weigh(energy[own], value[own], noise[:, own])
     if importance is not None:
-        wanted = energy * importance[module]
+        wanted = energy * importance[record]
         energy = wanted * (energy.sum() / wanted.sum()) if wanted.any() else wanted
     if moments is not None or importance is not None:
         strength = np.sqrt(energy)
     most = most or 1 << 30
     return Bank(
-        module, component.astype(np.int64), strength, singular, lengths, rows, most, matrices, tolerance, unweighted
-    )
+        record, component.astype(np.int64), strength, singular, lengths, roles, rows, most, matrices, tolerance,
+        unweighted,
+    )  # fmt: skip
+
+
+def roles_of(item: Codable) -> tuple[int, int]:
+    """Role of each side; of a vector the second says nothing."""
+    if isinstance(item, LoraModule):
+        return LORA_B, LORA_A
+    return (DENSE if item.values.ndim > 1 else PLAIN), LORA_A
+
+
+def _direction(item: VectorTensor) -> tuple[tuple[FloatArray], float]:
+    """A tensor as one row of norm 1, or 0, and its norm."""
+    norm = float(np.sqrt(np.square(item.values, dtype=np.float64).sum()))
+    row = item.values.reshape(1, -1)
+    return ((row / np.float32(norm) if norm > 0 else np.zeros_like(row)),), norm
 
 
 def orthonormal(vectors: FloatArray, basis: int, key: BasisKey) -> FloatArray:

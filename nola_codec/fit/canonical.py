@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,16 @@ def delta_inner(
             gram_b = b.T.astype(np.float64) @ d.astype(np.float64)
             gram_a = a.astype(np.float64) @ c.T.astype(np.float64)
             total += float((gram_b * gram_a).sum())
+    return total
+
+
+def vector_error(values: npt.NDArray[np.floating], other: npt.NDArray[np.floating]) -> float:
+    """||x - x'||^2 of two tensors of one shape, in float64, piece by piece."""
+    left, right = values.reshape(-1), other.reshape(-1)
+    total = 0.0
+    for start in range(0, len(left), _PIECE):
+        gap = left[start : start + _PIECE].astype(np.float64) - right[start : start + _PIECE]
+        total += float(gap @ gap)
     return total
 
 

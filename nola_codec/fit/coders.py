@@ -151,6 +151,10 @@ _DEPENDENT: tuple[tuple[float, float, float], ...] = (
 _COSINES = (0.0501, 0.0745, 0.0973, 0.1163, 0.1425, 0.1875, 0.2211, 0.2690, 0.3451, 0.3950, 0.4685, 0.5626, 0.7119)
 
 
+SCALAR_ONLY = -1
+"""Stands for the stride limit of vectors that only scalar quantizers serve."""
+
+
 def stride_limit(shortest: int) -> int:
     """Longest stride of a trellis that serves vectors of this length: few classes, so that few tables are needed."""
     return next((limit for limit in (24, 8, 3, 1) if limit * _LEAST_STEPS <= shortest), 0)
@@ -170,6 +174,8 @@ def coders() -> tuple[Coder, ...]:
 
 def serves(coder: Coder, stride: int) -> bool:
     """Whether a coder may code vectors whose `stride_limit` is this: scalars only below the rates of its trellises."""
+    if stride == SCALAR_ONLY:
+        return isinstance(coder, ScalarCoder)
     if isinstance(coder, TrellisCoder):
         return coder.trellis.stride <= stride
     return isinstance(coder, DependentCoder) or stride == 0 or (stride < 24 and coder.rate < 1 / stride)

@@ -37,7 +37,7 @@ class FactorBasis:
     """
 
     def __init__(self, basis: int, key: BasisKey, length: int, num_basis: int) -> None:
-        self._basis, self._key = basis_by_id(basis), key
+        self._basis, self._key, self.id = basis_by_id(basis), key, basis
         self.length, self.num_basis = length, num_basis
         self._norm = 1 / np.sqrt(self._basis.norm2(length))
         self._dense: npt.NDArray[np.float32] | None = None
@@ -133,6 +133,16 @@ def fit_projection(
     coefficients_a = target.solve_a(b, bases[1], coefficients_a)
     symbols_a, scale_a, quantized = _quantize(coefficients_a, codebook)
     return Projection((symbols_b, symbols_a), (scale_b, scale_a), kept, bound)
+
+
+def fit_vector(
+    values: npt.NDArray[np.float32], basis: FactorBasis, codebook: Codebook
+) -> tuple[npt.NDArray[np.uint16], float]:
+    """Symbols (num_basis,) and scale of a flat vector's least-squares coefficients, quantized; as in `Projection`."""
+    wanted = basis.project(values.reshape(-1).astype(np.float64))
+    coefficients = _conjugate_gradients(lambda x: basis.project(basis.synthesize(x)), wanted, np.zeros_like(wanted))
+    symbols, scale, _ = _quantize(coefficients, codebook)
+    return symbols, scale
 
 
 @dataclass(frozen=True)

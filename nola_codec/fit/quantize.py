@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from nola_codec.basis import basis_by_id
-from nola_codec.fit.allocation import BOOST, Plan, ladder, precision_shifts
-from nola_codec.fit.bank import Bank
+from nola_codec.fit.allocation import BOOST, Plan, coder_class, ladder, precision_shifts
+from nola_codec.fit.bank import PLAIN, Bank
 from nola_codec.fit.books import fit_quantizer, level_statistics
-from nola_codec.fit.coders import DependentCoder, ScalarCoder, TrellisCoder, coders, stride_limit
+from nola_codec.fit.coders import DependentCoder, ScalarCoder, TrellisCoder, coders
 from nola_codec.fit.viterbi import side_by_side
 from nola_codec.model import Book, Quantizer, Trellis
 from nola_codec.parallel import parallel_map
@@ -121,22 +121,23 @@ def quantize(bank: Bank, plan: Plan, basis: int, workspace: Workspace) -> Quanti
         made.add(rung)
     alive = np.flatnonzero(made.alive())
     kept = plan.kept[alive]
-    lengths = bank.lengths[:, kept].astype(np.float64)
+    lengths = np.maximum(bank.lengths[:, kept], 1)
     dots, squares = np.maximum(made.dots[:, :, alive], 1e-30), np.maximum(made.squares[:, :, alive], 1e-30)
     cosine2 = np.minimum(dots**2 / (squares * lengths), 1.0)
-    norm2 = np.array([[basis_by_id(basis).norm2(int(n)) for n in side] for side in bank.lengths[:, kept]])
+    norm2 = np.array([[basis_by_id(basis).norm2(int(n)) for n in side] for side in lengths])
     norms = np.sqrt(norm2.reshape(2, -1) * squares)
     gains, survival = (
         np.array(
             [
-                [of(objective)(cosine2[rung, side], side, bank.bears(side, kept)) for side in (0, 1)]
+                [of(objective)(cosine2[rung, side], bank.roles[side, kept], bank.bears(side, kept)) for side in (0, 1)]
                 for rung, objective in enumerate(plan.objectives)
             ]
         )
         for of in (attrgetter("gain"), attrgetter("survival"))
     )
     size = bank.singular[kept] * np.prod(gains * np.sqrt(cosine2) / norms, axis=1)
-    size *= _boost(bank, plan, kept, plan.entry[alive], survival.prod(axis=1))[:, None]
+    boost = _boost(bank, plan, kept, plan.entry[alive], survival.prod(axis=1))
+    size *= np.where(bank.roles[0, kept] == PLAIN, 1.0, boost[:, None])
     return Quantized(
         kept=kept,
         entry=plan.entry[alive],
@@ -152,17 +153,27 @@ def quantize(bank: Bank, plan: Plan, basis: int, workspace: Workspace) -> Quanti
 
 
 def _boost(bank: Bank, plan: Plan, kept: Index, entry: Index, share: Vector) -> Vector:
-    """Factor on all amplitudes of each rung, (rungs,): the share of the energy that survives, to the power -BOOST."""
-    total = float((bank.strength**2).sum())
+    """Factor on the amplitudes of each rung, (rungs,): the share of the energy that survives, to the power -BOOST.
+
+    Norms and biases are coded for themselves and take no part in it.
+    """
+    energy = np.where(bank.roles[0] == PLAIN, 0.0, bank.strength**2)
+    total = float(energy.sum())
     factors = []
     for rung, objective in enumerate(plan.objectives):
-        survived = float((bank.strength[kept] ** 2 * share[rung] * (entry <= rung)).sum())
+        survived = float((energy[kept] * share[rung] * (entry <= rung)).sum())
         factors.append((survived / total) ** -BOOST if objective.name != "nmse" and survived > 0 else 1.0)
     return np.array(factors)
 
 
-_Job = tuple[int, int, int, Index]
-"""(side, length, coder, positions in plan.kept), cut so that one job's matrix stays in the caches."""
+class _Job(NamedTuple):
+    """Vectors of one side, role, length and coder, at some positions in plan.kept; few enough to stay in the caches."""
+
+    side: int
+    role: int
+    length: int
+    coder: int
+    units: Index
 
 
 class _Layers:
@@ -176,6 +187,8 @@ class _Layers:
         self.quantizer = np.full(shape, -1, np.int64)
         self.weight = np.zeros(shape, np.int64)
         self.dots, self.squares = np.zeros(shape), np.zeros(shape)
+        absent = bank.lengths[:, plan.kept] == 0  # of what a vector has no second side: counts as kept exactly
+        self.dots[:, absent], self.squares[:, absent] = 1.0, 1.0
         self._sums: tuple[dict[int, Floats], dict[int, Floats]] | None = None
         if len(plan.steps) > 1:
             self._sums = _like(bank, lambda matrix: np.zeros(matrix.shape, np.float32))
@@ -188,8 +201,8 @@ class _Layers:
     def add(self, rung: int) -> None:
         """Code one rung's layers."""
         jobs = self._jobs(rung)
-        for coder in sorted({job[2] for job in jobs}):
-            self._code(rung, coder, [job for job in jobs if job[2] == coder])
+        for coder in sorted({job.coder for job in jobs}):
+            self._code(rung, coder, [job for job in jobs if job.coder == coder])
         if self._sums is not None:
             self._weigh(rung)
         for _ in parallel_map(lambda job: self._measure(rung, job), jobs):
@@ -202,25 +215,26 @@ class _Layers:
         jobs: list[_Job] = []
         plan = self._plan
         for side in (0, 1):
-            lengths, chosen = self._bank.lengths[side][plan.kept], plan.coder[rung, side]
-            for length in np.unique(lengths):
-                for coder in np.unique(chosen[(lengths == length) & (chosen >= 0)]):
-                    units = np.flatnonzero((lengths == length) & (chosen == coder))
+            chosen = plan.coder[rung, side]
+            for role, length, own in self._bank.groups(side, plan.kept):
+                for coder in np.unique(chosen[own][chosen[own] >= 0]).tolist():
+                    units = own[chosen[own] == coder]
                     scalar = isinstance(coders()[coder], ScalarCoder)
-                    step = max(1, _CHUNK // int(length)) if scalar else side_by_side(int(length))
+                    step = max(1, _CHUNK // length) if scalar else side_by_side(length)
                     jobs += [
-                        (side, int(length), int(coder), units[start : start + step])
+                        _Job(side, role, length, coder, units[start : start + step])
                         for start in range(0, len(units), step)
                     ]
         return jobs
 
-    def _values(self, rung: int, side: int, length: int, units: Index) -> Floats:
+    def _values(self, rung: int, job: _Job) -> Floats:
         """What the rungs before have left of the units' vectors, scaled to unit variance."""
+        side, role, length, _, units = job
         rows = self._bank.rows[side][self._plan.kept[units]]
         values: Floats = self._bank.matrices[side][length][rows]
         if self._sums is None or rung == 0:
             return values
-        steps = ladder(self._plan.objectives, side, stride_limit(length), self._plan.steps)
+        steps = ladder(self._plan.objectives, role, coder_class(role, length), self._plan.steps)
         where = steps.at(self._plan.precision[units] + precision_shifts(np.array([length])))
         spread = np.sqrt(1 - steps.cosine2[rung - 1, where]).astype(np.float32)
         return np.asarray((values - self._sums[side][length][rows]) / spread[:, None])
@@ -230,15 +244,15 @@ class _Layers:
         coder = coders()[number]
         space = self._workspace
         if isinstance(coder, DependentCoder) and (rung, number) not in space.prepared:
-            side, length, _, units = jobs[0]
-            space.prepared[rung, number] = coder.prepared(self._values(rung, side, length, units[:_SAMPLE]))
+            sample = jobs[0]._replace(units=jobs[0].units[:_SAMPLE])
+            space.prepared[rung, number] = coder.prepared(self._values(rung, sample))
 
         def fill(job: _Job) -> tuple[Vector, Vector]:
-            side, length, _, units = job
+            side, _, length, _, units = job
             rows = self._bank.rows[side][self._plan.kept[units]]
             out = space.levels[rung][side][length]
             known = rung == 0 and bool((space.owner[side][length][rows] == number).all())
-            values = self._values(rung, side, length, units)
+            values = self._values(rung, job)
             if isinstance(coder, ScalarCoder):
                 out[rows] = coder.levels(values)
             elif not known and isinstance(coder, DependentCoder):
@@ -255,12 +269,12 @@ class _Layers:
         if key not in self._numbers:
             self._numbers[key] = len(self.quantizers)
             self.quantizers.append(fit_quantizer(coder, [sum(part) for part in zip(*statistics, strict=True)]))
-        for side, _, _, units in jobs:
-            self.quantizer[rung, side, units] = self._numbers[key]
+        for job in jobs:
+            self.quantizer[rung, job.side, job.units] = self._numbers[key]
 
     def _points(self, rung: int, job: _Job) -> npt.NDArray[np.float32]:
         """The layer's points, without its weight."""
-        side, length, _, units = job
+        side, _, length, _, units = job
         book = self.quantizers[int(self.quantizer[rung, side, units[0]])].codebook
         rows = self._bank.rows[side][self._plan.kept[units]]
         levels = self._workspace.levels[rung][side][length][rows, : book.run(length)]
@@ -273,18 +287,20 @@ class _Layers:
         shared: dict[tuple[int, ...], list[float]] = {}
         found: list[tuple[_Job, list[tuple[int, ...]], npt.NDArray[np.float32]]] = []
         for job in self._jobs(rung):
-            side, length, _, units = job
+            side, role, length, _, units = job
             rows = self._bank.rows[side][self._plan.kept[units]]
             points = self._points(rung, job)
             rest = self._bank.matrices[side][length][rows] - sums[side][length][rows]
             dots, squares = np.einsum("ij,ij->i", rest, points), np.einsum("ij,ij->i", points, points)
-            chains = [(side, stride_limit(length), *c) for c in self._plan.coder[: rung + 1, side, units].T.tolist()]
+            chains = [
+                (role, coder_class(role, length), *c) for c in self._plan.coder[: rung + 1, side, units].T.tolist()
+            ]
             for chain, dot, square in zip(chains, dots.tolist(), squares.tolist(), strict=True):
                 total = shared.setdefault(chain, [0.0, 0.0])
                 total[0] += dot
                 total[1] += square
             found.append((job, chains, points))
-        for (side, length, _, units), chains, points in found:
+        for (side, _, length, _, units), chains, points in found:
             factors = np.array([shared[c][0] / max(shared[c][1], 1e-30) for c in chains])
             codes = np.clip(np.rint(8 * np.log2(np.maximum(factors, 1e-9) * _WEIGHT_ONE)), 0, MAX_WEIGHT_CODE).astype(
                 np.int64
@@ -296,7 +312,7 @@ class _Layers:
 
     def _measure(self, rung: int, job: _Job) -> None:
         """Inner products of the vectors with their coded form so far, and its squared norm."""
-        side, length, _, units = job
+        side, _, length, _, units = job
         rows = self._bank.rows[side][self._plan.kept[units]]
         coded = (
             self._points(rung, job) if self._sums is None else self._sums[side][length][rows] * np.float32(_WEIGHT_ONE)
@@ -334,28 +350,30 @@ def coded_nmse(bank: Bank, quantized: Quantized, amplitude: Index, basis: int, r
     total = float((bank.strength**2).sum())
     if total == 0:
         return 0.0
-    scale = np.exp2(amplitude / 32)
-    modules = bank.module[quantized.kept]
-    starts = np.searchsorted(bank.module, np.arange(int(bank.module.max()) + 1))
+    scale = np.exp2(amplitude / (16 * (bank.lengths[:, quantized.kept] > 0).sum(axis=0)))
+    records = bank.record[quantized.kept]
+    starts = np.searchsorted(bank.record, np.arange(int(bank.record.max()) + 1))
 
-    def one(module: int) -> float:
-        own = np.flatnonzero((modules == module) & (quantized.entry <= rung))
-        first = int(starts[module])
-        count = int((bank.module == module).sum())
+    def one(record: int) -> float:
+        own = np.flatnonzero((records == record) & (quantized.entry <= rung))
+        first = int(starts[record])
+        count = int((bank.record == record).sum())
         singular = bank.singular[first : first + count]
         factor = float(bank.strength[first] / singular[0]) if singular[0] > 0 else 0.0
         if not len(own):
             return float((singular**2).sum()) * factor**2
-        crosses, squares = [], []
+        cross = np.repeat(singular[:, None], len(own), axis=1)
+        square = np.ones((len(own), len(own)))
         for side in (0, 1):
             length = int(bank.lengths[side][first])
+            if not length:
+                continue
             rows = bank.rows[side][first : first + count]
             vectors = bank.matrices[side][length][rows[0] : rows[-1] + 1] / np.float32(np.sqrt(length))
             points = unit_points(bank, quantized, side, own, rung)
             points *= (scale[own] * np.sqrt(basis_by_id(basis).norm2(length)))[:, None].astype(np.float32)
-            crosses.append((vectors @ points.T).astype(np.float64))
-            squares.append((points @ points.T).astype(np.float64))
-        cross = float((singular[:, None] * crosses[0] * crosses[1]).sum())
-        return (float((singular**2).sum()) - 2 * cross + float((squares[0] * squares[1]).sum())) * factor**2
+            cross *= vectors @ points.T
+            square *= points @ points.T
+        return (float((singular**2).sum()) - 2 * float(cross.sum()) + float(square.sum())) * factor**2
 
     return sum(parallel_map(one, range(len(starts)))) / total

@@ -11,7 +11,7 @@ from nola_forge import GOLDEN, golden, manifest, reference, verify
 from nola_codec.arrays import NUMPY, TorchArrays
 from nola_codec.container.reader import open_container
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.model import Codebook, Trellis
+from nola_codec.model import Codebook, LowRankKind, Trellis
 from nola_codec.quant.trellis import TRELLISES
 
 FILES = manifest()
@@ -28,7 +28,7 @@ def test_package_decodes_to_the_same_tensors(name: str) -> None:
     data = golden(name.removesuffix(".nola"))
     with open_container(data) as container:
         assert container.header.factors_sha256.hex() == FILES[name]["factors_sha256"]
-        assert [r.name for r in (*container.header.lowrank, *container.header.raw)] == FILES[name]["tensors"]
+        assert [r.name for r in (*container.header.coded, *container.header.raw)] == FILES[name]["tensors"]
         assert [s.codec for s in container.header.sections] == FILES[name]["codecs"]
     for xp in (NUMPY, TorchArrays()):
         verify(data, xp=xp)
@@ -41,14 +41,15 @@ def test_reference_decoder_gives_the_same_tensors(name: str) -> None:
     assert digest == FILES[name]["factors_sha256"]
     with open_container(data) as container:
         decoder = Decoder(container, NUMPY)
-        for index, factors in decoder.factors():
-            record = decoder.header.lowrank[index]
-            assert tuple(tensors[f"{record.name}.exponents"]) == factors.exponents
-            for part, made in (("lora_B", factors.lora_B), ("lora_A", factors.lora_A)):
+        for index, decoded in decoder.decoded():
+            record = decoder.header.coded[index]
+            assert tuple(tensors[f"{record.name}.exponents"]) == decoded.exponents
+            parts = ("lora_B", "lora_A") if len(decoded.sides) == 2 else ("vector",)
+            for part, made in zip(parts, decoded.sides, strict=True):
                 assert tensors[f"{record.name}.{part}"].tolist() == made.tolist()
         for index, raw in enumerate(decoder.header.raw):
             assert tensors[raw.name].tobytes() == decoder.raw(index).data
-    assert len(tensors) == 3 * len(top["lowrank"]) + len(top["raw"])
+    assert len(tensors) == sum(1 + len(r["sides"]) for r in top["coded"]) + len(top["raw"])
 
 
 def test_the_set_covers_the_format() -> None:
@@ -62,7 +63,7 @@ def test_the_set_covers_the_format() -> None:
         with open_container(golden(name.removesuffix(".nola"))) as container:
             header = container.read_units()
             see("generator", header.generator)
-            see("streams shared", len({r.stream for r in header.lowrank}) < len(header.lowrank))
+            see("streams shared", len({r.stream for r in header.coded}) < len(header.coded))
             see("raw tensors", bool(header.raw))
             see("config", header.config is None)
             for quantizer in header.quantizers:
@@ -72,17 +73,22 @@ def test_the_set_covers_the_format() -> None:
                     see("trellis", book.number)
                 see("frequencies", quantizer.frequencies is None)
             see("rungs", len(header.rungs) > 1)
-            see("units that come in late", any(r.entry.any() for r in header.lowrank))
+            see("units that come in late", any(r.entry.any() for r in header.coded))
             see("tables", len(header.last.allocation) > 2)
             for section in header.sections[: 1 + len(header.blocks)]:
                 see("codec", section.codec)
-            for record in header.lowrank:
+            for record in header.coded:
                 kind = record.kind
                 see("basis", kind.basis)
                 see("split", kind.split)
-                see("layout", kind.layout)
                 see("dtype", kind.dtype)
-                see("fan_in_fan_out", kind.fan_in_fan_out)
+                if isinstance(kind, LowRankKind):
+                    see("layout", kind.layout)
+                    see("fan_in_fan_out", kind.fan_in_fan_out)
+                else:
+                    see("dimensions of a vector", len(kind.shape))
+                    see("basis of a vector", kind.basis)
+                    see("a vector that comes in late", bool(record.entry.any()))
                 see("k < n", kind.num_basis != kind.vector_lengths)
                 see("nothing kept", record.units == 0)
     both = {True, False}
@@ -90,7 +96,8 @@ def test_the_set_covers_the_format() -> None:
     assert seen == {
         "generator": {1, 2}, "streams shared": both, "raw tensors": both, "config": both, "frequencies": both,
         "form": {"symmetric", "points", "midtread", "midrise", "Trellis", "Dependent"}, "codec": {0, 1, 2},
-        "basis": {1, 2, 3},
+        "basis": {1, 2, 3}, "dimensions of a vector": {0, 1, 2}, "basis of a vector": {1, 2},
+        "a vector that comes in late": both,
         "split": {"component", "factor"}, "layout": {"linear", "conv", "embedding"}, "dtype": {"F32", "F16", "BF16"},
         "fan_in_fan_out": both, "k < n": both, "nothing kept": both, "rungs": both, "units that come in late": both,
         "tables": both,

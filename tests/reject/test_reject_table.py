@@ -134,6 +134,16 @@ def raw_first(t: dict[str, Any]) -> None:
     t["kinds"] = [t["kinds"][1], t["kinds"][0], *t["kinds"][2:]]
 
 
+def vectors_first(t: dict[str, Any]) -> None:
+    """The first low-rank kind made a vector's; records of the second one follow."""
+    t["kinds"][0] = [2, t["kinds"][0][1], 0, [24], 1, None, 4, -64, 0]
+
+
+def raw_before_vectors(t: dict[str, Any]) -> None:
+    """The raw record in the place of a vector that has no number either."""
+    t["kinds"] = [*t["kinds"][:2], t["kinds"][7], *t["kinds"][3:7], t["kinds"][2]]
+
+
 def one_name_twice(t: dict[str, Any]) -> None:
     """The second record with the number of the first."""
     t["kinds"] = t["kinds"][:1]
@@ -274,7 +284,20 @@ CASES: dict[str, Case] = {
         "factors-checksum", top(lambda t: set_item(t["rungs"][0], 4, bytes(32)), "rungs"), at_open=False
     ),
     # Kinds
-    "record type": Case("header", deep("kinds", 0, 0, value=2)),
+    "record type": Case("header", deep("kinds", 0, 0, value=3)),
+    "record type of no number": Case("header", deep("kinds", 0, 0, value=[2])),
+    "vector kind too short": Case("header", top(lambda t: t["kinds"][4].pop(), "vectors")),
+    "vector of a low-rank kind": Case("header", deep("kinds", 0, 0, value=2, name="vectors")),
+    "dtype of a vector": Case("header", deep("kinds", 4, 2, value=3, name="vectors")),
+    "vector of size 0": Case("header", deep("kinds", 4, 3, value=[0], name="vectors")),
+    "vector shape that is a number": Case("header", deep("kinds", 4, 3, value=36, name="vectors")),
+    "basis of a vector": Case("basis", deep("kinds", 4, 4, value=4, name="vectors")),
+    "num_basis 0 of a vector": Case("header", deep("kinds", 4, 5, value=0, name="vectors")),
+    "num_basis above a vector's length": Case("header", deep("kinds", 4, 5, value=37, name="vectors")),
+    "num_basis of a vector as a list": Case("header", deep("kinds", 4, 5, value=[36], name="vectors")),
+    "table of a vector that is not there": Case("header", deep("kinds", 4, 6, value=99, name="vectors")),
+    "shift of a vector": Case("header", deep("kinds", 4, 7, value=-1024, name="vectors")),
+    "amplitude of a vector": Case("header", deep("kinds", 4, 8, value=-16385, name="vectors")),
     "kind too short": Case("header", top(lambda t: t["kinds"][0].pop())),
     "empty kind": Case("header", deep("kinds", 0, value=[])),
     "layout": Case("header", deep("kinds", 0, 2, value=3)),
@@ -298,6 +321,13 @@ CASES: dict[str, Case] = {
     "a kind nobody uses": Case("header", top(lambda t: t["kinds"].append([1, "x", 0, []]))),
     "kinds out of order": Case("header", put("records", b"\2\0\0\0")),
     # Records
+    "vectors first": Case("header", top(vectors_first, "vectors")),
+    "raw before vectors": Case("header", top(raw_before_vectors, "vectors")),
+    "two units of a vector": Case("header", first_rung(1, lambda b: b[:-1] + b"\4", "vectors")),
+    "an exponent more than a vector has": Case("header", first_rung(2, lambda b: b + b"\0", "vectors")),
+    "vector too large": Case("limit", deep("kinds", 4, 3, value=[1 << 16, 1 << 16], name="vectors")),
+    "vector shape that overflows 64 bits": Case("limit", deep("kinds", 4, 3, value=OVERFLOWING, name="vectors")),
+    "too many dimensions of a vector": Case("limit", deep("kinds", 4, 3, value=[1] * 9, name="vectors")),
     "raw records first": Case("header", top(raw_first, "raw-tensors")),
     "one name twice": Case("header", top(one_name_twice)),
     "negative kind": Case("header", put("records", b"\1\0\0\0")),

@@ -119,7 +119,7 @@ def test_header_round_trip(name: str) -> None:
         ladder = []
         for rung in range(container.rungs):
             container.select(rung)
-            ladder.append(container.read_units().lowrank)
+            ladder.append(container.read_units().coded)
         symbols = units_to_symbols(ladder, [r.allocation for r in header.rungs], header.amplitude_slope)
         reader = UnitsReader(header)
         for rung, (part, records) in enumerate(zip(symbols, ladder, strict=True)):
@@ -130,7 +130,7 @@ def test_header_round_trip(name: str) -> None:
                 assert made.amplitude.tolist() == wanted.amplitude.tolist()
                 assert made.entry.tolist() == wanted.entry.tolist()
                 assert made.exponents == wanted.exponents
-        assert [r.units for r in at_rung(header, 0).lowrank] == list(header.rungs[0].units)
+        assert [r.units for r in at_rung(header, 0).coded] == list(header.rungs[0].units)
         assert container.header_length % 8 == 0
     again = assemble(header, sections)
     assert join(split(again)) == join(split(data))

@@ -22,9 +22,9 @@ from nola_codec.basis import BASES, BasisKey
 from nola_codec.container.reader import open_container
 from nola_codec.decoder.coefficients import Coefficients
 from nola_codec.decoder.decoder import Decoder, FactorsDigest
-from nola_codec.decoder.factors import synthesize_factors
+from nola_codec.decoder.factors import Vector, synthesize_records
 from nola_codec.decoder.merge import delta_weight
-from nola_codec.model import LowRankKind, LowRankRecord
+from nola_codec.model import LowRankKind, LowRankRecord, VectorKind, VectorRecord
 from nola_codec.prng import PHILOX
 
 FILES = [name for name, entry in manifest().items() if entry["tensors"]]
@@ -50,7 +50,7 @@ def wide_records() -> tuple[list[LowRankRecord], list[Coefficients]]:
         amplitude = rng.integers(-400, -300, len(precision)) - (0 if component else 500)
         records.append(LowRankRecord(f"w{index}", kind, index, EXPONENTS[index], precision * 0, precision, amplitude))
         b, a = (rng.integers(-127, 128, (vectors, n)).astype(np.int32) for n in kind.num_basis)
-        coefficients.append(Coefficients(b, a, 127))
+        coefficients.append(Coefficients((b, a), 127))
     return records, coefficients
 
 
@@ -58,7 +58,7 @@ def wide_digest(xp: Arrays, **options: Any) -> str:
     """Digest of the wide records' factors."""
     records, coefficients = wide_records()
     digest = FactorsDigest()
-    for factors in synthesize_factors(records, coefficients, generator=PHILOX, seed=9, xp=xp, **options):
+    for factors in synthesize_records(records, coefficients, generator=PHILOX, seed=9, xp=xp, **options):
         for factor in (factors.lora_B, factors.lora_A):
             assert 3000 < np.abs(xp.numpy(factor).astype(int)).max() < 32767  # neither coarse nor saturated
         digest.update(factors, xp)
@@ -73,8 +73,8 @@ def file_digest(name: str, xp: Arrays, indexes: Callable[[int], list[list[int] |
     with open_container(golden(name.removesuffix(".nola"))) as container:
         decoder = Decoder(container, xp, **options)
         digest = FactorsDigest()
-        for portion in indexes(len(container.header.lowrank)):
-            for _, factors in decoder.factors(portion):
+        for portion in indexes(len(container.header.coded)):
+            for _, factors in decoder.decoded(portion):
                 digest.update(factors, xp)
         for index in range(len(container.header.raw)):
             digest.update_raw(decoder.raw(index))
@@ -114,11 +114,10 @@ def test_wide_records_in_the_reference_decoder() -> None:
         kind = record.kind
         factor = kind.split == "factor"
         codes = record.amplitude.tolist()
-        rows = {
-            (side, i): row.astype(np.int64) for side, part in enumerate((item.b, item.a)) for i, row in enumerate(part)
-        }
+        rows = {(side, i): row.astype(np.int64) for side, part in enumerate(item.sides) for i, row in enumerate(part)}
         made = {
-            "basis": kind.basis, "split": int(factor), "rank": 4, "out": kind.rows, "in": kind.columns,
+            "type": 0, "basis": kind.basis, "split": int(factor), "most": 2 if factor else 4,
+            "sides": {"lora_B": [kind.rows, 4], "lora_A": [4, kind.columns]},
             "lengths": kind.vector_lengths, "counts": kind.num_basis, "stream": record.stream,
             "exponents": [record.exponents], "units": [record.units], "code": codes, "coefficients": rows,
             "peaks": dict.fromkeys(rows, 127),
@@ -127,6 +126,28 @@ def test_wide_records_in_the_reference_decoder() -> None:
         sha.update(bytes(e % 256 for e in record.exponents))
         sha.update(made["lora_B"].astype("<i2").tobytes() + made["lora_A"].astype("<i2").tobytes())
     assert sha.hexdigest().startswith(WIDE)
+
+
+@pytest.mark.parametrize("length", [1 << 18, 100_003])
+def test_a_long_vector(length: int, threads: Callable[[int], None]) -> None:
+    """NumPy, torch with one thread and two, and the reference's own synthesis give the same 16-bit values."""
+    ref = reference()
+    rng = np.random.default_rng(1)
+    points = rng.integers(-31, 32, (1, length)).astype(np.int32)
+    code, zero = np.array([-330]), np.zeros(1, np.int64)
+    record = VectorRecord("v", VectorKind("v", "F32", (length,), 1, (length,)), 3, (-19,), zero, zero, code)
+    made = []
+    for xp, count in ((NUMPY, 1), (TorchArrays(), 1), (TorchArrays(), 2)):
+        threads(count)
+        (vector,) = synthesize_records([record], [Coefficients((points,), 31)], generator=PHILOX, seed=9, xp=xp)
+        assert isinstance(vector, Vector)
+        made.append(xp.numpy(vector.values))
+    y = ref.synthesize(1, points[0].astype(np.int64), length, PHILOX, 9, 6)
+    shift = 15 - (2 * int(code[0]) >> 5) - 19
+    expected = np.clip((y * ref.MANTISSAS[2 * int(code[0]) & 31] + (1 << shift - 1)) >> shift, -32768, 32767)
+    assert 1000 < np.abs(expected).max() < 32767
+    for values in made:
+        assert np.array_equal(values, expected)
 
 
 @pytest.mark.parametrize("chunk_elements", [1, 5000, 1 << 20])
@@ -145,9 +166,9 @@ def test_wide_records_in_torch(count: int, chunk_elements: int, threads: Callabl
 def test_a_record_alone_is_as_in_a_batch() -> None:
     records, coefficients = wide_records()
     for xp in (NUMPY, TorchArrays()):
-        together = synthesize_factors(records, coefficients, generator=PHILOX, seed=9, xp=xp)
+        together = synthesize_records(records, coefficients, generator=PHILOX, seed=9, xp=xp)
         for record, item, wanted in zip(records, coefficients, together, strict=True):
-            (alone,) = synthesize_factors([record], [item], generator=PHILOX, seed=9, xp=xp)
+            (alone,) = synthesize_records([record], [item], generator=PHILOX, seed=9, xp=xp)
             assert (xp.numpy(alone.lora_B) == xp.numpy(wanted.lora_B)).all()
             assert (xp.numpy(alone.lora_A) == xp.numpy(wanted.lora_A)).all()
 
@@ -215,8 +236,8 @@ def test_scaling_is_the_integer_formula() -> None:
     for q, code, exponent in [(3, 0, 1), (-3, 0, 1), (5, -64, 0), (127, 300, 0), (-127, 300, 0), (100, 17, -2)]:
         zero = np.array([0])
         record = LowRankRecord("x", kind, 0, (exponent, exponent), zero, zero, np.array([code]))
-        item = Coefficients(np.array([[q]], np.int32), np.array([[q]], np.int32), abs(q))
-        (made,) = synthesize_factors([record], [item], generator=PHILOX, seed=0, xp=NUMPY)
+        item = Coefficients((np.array([[q]], np.int32), np.array([[q]], np.int32)), abs(q))
+        (made,) = synthesize_records([record], [item], generator=PHILOX, seed=0, xp=NUMPY)
         sign = int(BASES[1].synthesize(np.array([[[1]]]), 1, (BasisKey(PHILOX, 0, 0),), 1, NUMPY)[0, 0, 0])
         mantissa = round(2**15 * 2 ** (code % 32 / 32))
         shift = 15 - code // 32 + exponent

@@ -58,7 +58,7 @@ def test_measured_equals_recomputed(
                     objective.survival(value, side)[0], rel=1e-3
                 )
                 assert made.squares[rung, side, position] == pytest.approx(points @ points, rel=1e-4)
-                key = BasisKey(PHILOX, 7, 2 * int(bank.module[unit]) + side)
+                key = BasisKey(PHILOX, 7, 2 * int(bank.record[unit]) + side)
                 peak = int(np.abs(points).max())
                 whole = basis_by_id(HADAMARD).synthesize(points[None, None].astype(int), len(x), (key,), peak, NUMPY)
                 norm = float(np.linalg.norm(np.asarray(whole, np.float64)))

@@ -1,0 +1,115 @@
+"""The scalar ``<module>.alpha`` tensors of kohya and its relatives, kept in a few bytes.
+
+A section for each of several hundred scalars would be a good part of a small file, and nearly always they are equal.
+So an adapter's `config` holds them: one value, dtype and shape, and what differs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from nola_codec.adapters.dtypes import FLOAT_DTYPES, from_float64, to_float64
+from nola_codec.adapters.store_types import TensorStore
+from nola_codec.errors import AdapterError, expected
+from nola_codec.model import Adapter, RawTensor
+
+SUFFIX = ".alpha"
+
+
+def read_alphas(store: TensorStore, keys: Iterable[str]) -> dict[str, tuple[RawTensor, float]]:
+    """Tensor and value by module name.
+
+    Raises:
+        AdapterError: ``bad-alpha`` unless each is one finite float.
+    """
+    alphas = {}
+    for key in keys:
+        where = f"{store.name}: {key}"
+        info = store.tensors[key]
+        if math.prod(info.shape) != 1 or len(info.shape) > 4 or info.dtype not in FLOAT_DTYPES:
+            raise AdapterError(
+                expected("alpha", "one float", f"{info.dtype} {list(info.shape)}"), code="bad-alpha", where=where
+            )
+        tensor = store.read(key)
+        value = float(to_float64(tensor).reshape(()))
+        if not math.isfinite(value):
+            raise AdapterError(expected("alpha", "a finite number", value), code="bad-alpha", where=where)
+        alphas[key.removesuffix(SUFFIX)] = tensor, value
+    return alphas
+
+
+def pack_alphas(
+    alphas: Mapping[str, tuple[RawTensor, float]], modules: Iterable[str]
+) -> tuple[dict[str, Any] | None, dict[str, RawTensor]]:
+    """What goes into an adapter's `config`, and the alphas that do not fit in there and are carried.
+
+    Args:
+        alphas: From `read_alphas`.
+        modules: All modules, those without an alpha too.
+    """
+    if not alphas:
+        return None, {}
+    kinds = Counter((tensor.dtype, tensor.shape) for tensor, _ in alphas.values())
+    dtype, shape = kinds.most_common(1)[0][0]
+    packed = {name: value for name, (tensor, value) in alphas.items() if (tensor.dtype, tensor.shape) == (dtype, shape)}
+    carried = {name + SUFFIX: tensor for name, (tensor, _) in alphas.items() if name not in packed}
+    common = Counter(packed.values()).most_common(1)[0][0]
+    config: dict[str, Any] = {"dtype": dtype, "shape": list(shape), "value": common}
+    others = {name: value for name, value in sorted(packed.items()) if value != common}
+    without = sorted(set(modules) - set(packed))
+    return config | ({"others": others} if others else {}) | ({"without": without} if without else {}), carried
+
+
+def alpha_of(adapter: Adapter, module: str) -> float | None:
+    """A module's alpha; None where it has none."""
+    carried = adapter.raw.get(module + SUFFIX)
+    if carried is not None:
+        return float(to_float64(carried).reshape(()))
+    config = _checked(adapter)
+    if config is None or module in config.get("without", ()):
+        return None
+    return float(config.get("others", {}).get(module, config["value"]))
+
+
+def alpha_tensors(adapter: Adapter, modules: Iterable[str]) -> dict[str, RawTensor]:
+    """The ``.alpha`` tensors that `config` stands for."""
+    config = _checked(adapter)
+    if config is None:
+        return {}
+    tensors = {}
+    for module in modules:
+        value = alpha_of(adapter, module)
+        if value is not None and module + SUFFIX not in adapter.raw:
+            array = np.full(tuple(config["shape"]), value, np.float64)
+            tensors[module + SUFFIX] = from_float64(array, config["dtype"], where=module + SUFFIX)
+    return tensors
+
+
+def _checked(adapter: Adapter) -> Mapping[str, Any] | None:
+    """The entry of `config`, which may come from a stranger's `.nola` file."""
+    found = None if adapter.config is None else adapter.config.get("alpha")
+    if found is None:
+        return None
+    good = (
+        isinstance(found, Mapping)
+        and found.get("dtype") in FLOAT_DTYPES
+        and isinstance(found.get("shape"), list)
+        and len(found["shape"]) <= 4
+        and all(type(n) is int and n == 1 for n in found["shape"])
+        and _number(found.get("value"))
+        and isinstance(found.get("others", {}), Mapping)
+        and all(_number(value) for value in found.get("others", {}).values())
+        and isinstance(found.get("without", []), list)
+    )
+    if not good:
+        raise AdapterError("not the alphas of an adapter", code="bad-config", where="config: alpha")
+    return found  # type: ignore[no-any-return]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

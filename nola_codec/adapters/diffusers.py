@@ -1,0 +1,89 @@
+"""Diffusers, as it writes LoRAs now and as it did before 0.22.
+
+new  <component>.<path>.lora_A.weight, .lora_B.weight; scaling from the metadata `lora_adapter_metadata`, from an
+     ``.alpha``, or 1. ComfyUI (`diffusion_model.`) and BFL's Flux files are spelt alike.
+old  <path>.processor.to_q_lora.down.weight, .up.weight; <path>.lora_linear_layer.down.weight; XLabs's qkv_lora1.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from nola_codec.adapters.files import MAX_JSON_BYTES
+from nola_codec.adapters.pairs import Spelling
+from nola_codec.adapters.peft_config import PeftSettings, parse_config
+from nola_codec.adapters.plain import PairDialect
+from nola_codec.adapters.sources import AdapterSource
+from nola_codec.errors import AdapterError, expected
+
+METADATA_KEY = "lora_adapter_metadata"
+
+
+class _Diffusers(PairDialect):
+    """The present form, whose configuration is JSON in the metadata: ``{"unet.r": 8, "unet.lora_alpha": 16, ...}``."""
+
+    def detect(self, source: AdapterSource) -> bool:
+        if source.config is not None and "peft_type" in source.config:
+            return False
+        factors = [key for key in source.file.tensors if self.spelling.split(key) is not None]
+        return bool(factors) and not any(key.startswith("base_model.") for key in factors)
+
+    def scalings(self, source: AdapterSource, ranks: Mapping[str, int]) -> dict[str, float]:
+        text = source.file.metadata.get(METADATA_KEY)
+        if text is None:
+            return dict.fromkeys(ranks, 1.0)
+        settings = parse_metadata(text, f"{source.where}: {METADATA_KEY}")
+        return {name: _scaling(name, rank, settings, source.where) for name, rank in ranks.items()}
+
+
+def parse_metadata(text: str, where: str) -> dict[str, PeftSettings]:
+    """Settings by component, the empty string being a file without components.
+
+    Raises:
+        AdapterError: ``bad-config``, and those of `parse_config`.
+    """
+    try:
+        value: Any = json.loads(text) if len(text) <= MAX_JSON_BYTES else None
+    except (ValueError, RecursionError) as e:
+        raise AdapterError(f"not valid JSON: {e}", code="bad-config", where=where) from e
+    if not isinstance(value, dict):
+        raise AdapterError(expected("value", "a JSON object", type(value).__name__), code="bad-config", where=where)
+    by_component: dict[str, dict[str, Any]] = {}
+    for key, item in value.items():
+        component, _, option = key.rpartition(".")
+        by_component.setdefault(component, {})[option] = item
+    return {
+        component: parse_config({"peft_type": "LORA", **config}, f"{where}: {component}" if component else where)
+        for component, config in by_component.items()
+    }
+
+
+def _scaling(name: str, rank: int, settings: Mapping[str, PeftSettings], where: str) -> float:
+    component, _, path = name.partition(".")
+    found, inner = (settings[component], path) if component in settings else (settings.get(""), name)
+    if found is None:
+        return 1.0
+    if found.rank_of(inner) != rank:
+        message = expected("rank", f"{found.rank_of(inner)} by {METADATA_KEY}", rank)
+        raise AdapterError(message, code="rank-mismatch", where=f"{where}: {name}")
+    return found.scaling_of(inner)
+
+
+DIFFUSERS = _Diffusers(
+    "diffusers",
+    "diffusers",
+    Spelling.of_suffixes(".lora_A.weight", ".lora_B.weight", stem=r"(?!base_model\.).+"),
+    carried=re.compile(r"(?P<module>.+)\.(?:lora_B\.bias|lora_magnitude_vector(?:\.weight)?)"),
+    file_name="pytorch_lora_weights.safetensors",
+    has_alpha=True,
+)
+DIFFUSERS_OLD = PairDialect(
+    "diffusers-old",
+    "diffusers before 0.22",
+    Spelling.of_suffixes(".down.weight", ".up.weight", stem=r".+(?:_lora\d?|\.lora_linear_layer)"),
+    file_name="pytorch_lora_weights.safetensors",
+    has_alpha=True,
+)

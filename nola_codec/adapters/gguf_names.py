@@ -1,0 +1,139 @@
+"""Between a Transformers model's LoRA and llama.cpp's: names, and the rows of query and key that llama.cpp permutes.
+
+Names come from the `gguf` package's tables. Only architectures whose conversion leaves linear weights as they are, or
+permutes query and key (`convert_hf_to_gguf.py`, `LlamaModel.permute`), are offered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from nola_codec.adapters.gguf import ALPHA, EMBEDDING, key_values
+from nola_codec.errors import AdapterError, expected
+from nola_codec.model import Adapter, LoraModule
+
+# model_type of Transformers -> architecture of llama.cpp, and whether query and key are permuted.
+_ARCHITECTURES: Mapping[str, tuple[str, bool]] = {
+    "llama": ("llama", True), "mistral": ("llama", True), "qwen2": ("qwen2", False), "qwen3": ("qwen3", False),
+    "gemma": ("gemma", False), "gemma2": ("gemma2", False), "gemma3_text": ("gemma3", False), "phi3": ("phi3", False),
+}  # fmt: skip
+_MAX_LAYERS = 4096
+
+
+def to_gguf(modules: Sequence[LoraModule], base: Mapping[str, Any] | None) -> Adapter:
+    """Modules under Transformers' paths as an adapter of llama.cpp.
+
+    Raises:
+        AdapterError: ``needs-base``; ``not-expressible`` for an architecture or module that is not offered, or alphas
+            that differ.
+    """
+    if base is None:
+        message = "GGUF's names depend on the architecture: give the base model's directory with --base"
+        raise AdapterError(message, code="needs-base")
+    arch, permuted, layers = _architecture(base)
+    table = _name_map(arch, layers)
+    alphas = {float(np.float32(m.scaling * m.rank)) for m in modules}
+    if len(alphas) != 1 or any(m.scaling != next(iter(alphas)) / m.rank for m in modules):
+        message = f"GGUF has one alpha for all modules, and these have {', '.join(map(str, sorted(alphas)[:4]))}"
+        raise AdapterError(message, code="not-expressible")
+    (alpha,) = alphas
+    named = []
+    for module in modules:
+        name = table.get_name(module.name)
+        if name is None or module.layout == "conv":
+            raise AdapterError(f"{arch} of llama.cpp has no such tensor", code="not-expressible", where=module.name)
+        heads = _heads(base, module.name) if permuted else None
+        lora_B = module.lora_B if heads is None else _permuted(module, heads, inverse=False)
+        named.append(replace(module, name=f"{name}.weight", lora_B=lora_B, fan_in_fan_out=False))
+    if any((m.layout == "embedding") != (m.name == EMBEDDING) for m in named):
+        raise AdapterError("factors of an embedding on another tensor", code="not-expressible")
+    extra = {
+        "general.architecture": ["STRING", arch], "general.type": ["STRING", "adapter"],
+        "adapter.type": ["STRING", "lora"], ALPHA: ["FLOAT32", alpha],
+    }  # fmt: skip
+    return Adapter("gguf", tuple(sorted(named, key=lambda m: m.name)), {}, {"gguf": extra}, {})
+
+
+def from_gguf(adapter: Adapter, base: Mapping[str, Any] | None) -> list[LoraModule]:
+    """Modules of an adapter of llama.cpp under Transformers' paths.
+
+    Raises:
+        AdapterError: ``needs-base``; ``not-expressible``; ``base-mismatch`` for a base of another architecture.
+    """
+    if base is None:
+        message = "which modules GGUF's tensors are depends on the architecture: give the base model with --base"
+        raise AdapterError(message, code="needs-base")
+    arch, permuted, layers = _architecture(base)
+    found = key_values(adapter).get("general.architecture", ("", None))[1]
+    if found != arch:
+        raise AdapterError(expected("architecture", arch, found), code="base-mismatch")
+    paths = _paths(arch, layers)
+    modules = []
+    for module in adapter.modules:
+        path = paths.get(module.name.removesuffix(".weight"))
+        if path is None:
+            raise AdapterError(f"no module of {arch} is known by it", code="not-expressible", where=module.name)
+        heads = _heads(base, path) if permuted else None
+        lora_B = module.lora_B if heads is None else _permuted(module, heads, inverse=True)
+        modules.append(replace(module, name=path, lora_B=lora_B))
+    return modules
+
+
+def _architecture(base: Mapping[str, Any]) -> tuple[str, bool, int]:
+    model_type, layers = base.get("model_type"), base.get("num_hidden_layers")
+    if not isinstance(model_type, str) or model_type not in _ARCHITECTURES:
+        message = expected("model_type", f"one of {', '.join(_ARCHITECTURES)}", model_type)
+        raise AdapterError(message, code="not-expressible", where="config.json")
+    if type(layers) is not int or not 1 <= layers <= _MAX_LAYERS:
+        message = expected("num_hidden_layers", f"1 to {_MAX_LAYERS}", layers)
+        raise AdapterError(message, code="bad-config", where="config.json")
+    return (*_ARCHITECTURES[model_type], layers)
+
+
+def _name_map(arch: str, layers: int) -> Any:
+    try:
+        import gguf
+    except ImportError as e:
+        message = "the package gguf is needed for llama.cpp's names: pip install 'nola-codec[gguf]'"
+        raise AdapterError(message, code="missing-package") from e
+    number = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == arch)
+    return gguf.get_tensor_name_map(number, layers)
+
+
+def _paths(arch: str, layers: int) -> dict[str, str]:
+    """llama.cpp's tensor -> the module of Transformers' Llama and its many likenesses."""
+    table = _name_map(arch, layers)
+    leaves = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "self_attn.qkv_proj",
+              "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "mlp.gate_up_proj")  # fmt: skip
+    modules = [f"model.layers.{layer}.{leaf}" for layer in range(layers) for leaf in leaves]
+    found = {}
+    for path in (*modules, "model.embed_tokens", "lm_head"):
+        name = table.get_name(path)
+        if name is not None:
+            found[name] = path
+    return found
+
+
+def _heads(base: Mapping[str, Any], path: str) -> int | None:
+    """Heads of a query or key projection, whose rows are permuted; None for any other module."""
+    leaf = path.rpartition(".")[2]
+    option = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(leaf)
+    if option is None:
+        return None
+    heads = base.get(option, base.get("num_attention_heads"))
+    if type(heads) is not int or heads < 1:
+        raise AdapterError(expected(option, "a positive integer", heads), code="bad-config", where="config.json")
+    return heads
+
+
+def _permuted(module: LoraModule, heads: int, *, inverse: bool) -> np.ndarray[Any, np.dtype[np.float32]]:
+    rows, rank = module.lora_B.shape
+    if rows % (2 * heads):
+        message = expected("rows", f"a multiple of 2 x {heads} heads", rows)
+        raise AdapterError(message, code="base-mismatch", where=module.name)
+    halves = (heads, rows // heads // 2, 2, rank) if inverse else (heads, 2, rows // heads // 2, rank)
+    return np.ascontiguousarray(module.lora_B.reshape(halves).swapaxes(1, 2).reshape(rows, rank))

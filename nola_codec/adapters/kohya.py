@@ -1,0 +1,220 @@
+"""kohya's sd-scripts and what shares its keys: LyCORIS, OneTrainer, ComfyUI.
+
+``<module>.lora_down.weight`` (r, in[, kh, kw]), ``.lora_up.weight`` (out, r[, 1, 1]) and a scalar ``.alpha``; the delta is
+alpha / r times the product. Module names are flattened (``lora_unet_down_blocks_0_...``) or dotted, and kept as they
+are. LyCORIS adds LoHa, LoKr and Tucker convolutions (`lycoris`), full deltas ``.diff`` and ``.diff_b``, norms ``.w_norm``
+and ``.b_norm``, and ``.dora_scale``, which is carried.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from nola_codec.adapters.alphas import SUFFIX as ALPHA
+from nola_codec.adapters.alphas import alpha_of, alpha_tensors, pack_alphas, read_alphas
+from nola_codec.adapters.dtypes import from_float32, to_float64
+from nola_codec.adapters.foreign import unknown_key
+from nola_codec.adapters.lycoris import PART, PRODUCTS, Composite, composite_parts, part_rank, part_values
+from nola_codec.adapters.pairs import Spelling, find_pairs, join, pair_tensors, read_carried, read_floats, read_pair
+from nola_codec.adapters.plain import write_adapter_file
+from nola_codec.adapters.safetensors_io import dump
+from nola_codec.adapters.sources import AdapterSource
+from nola_codec.adapters.store_types import TensorStore
+from nola_codec.errors import AdapterError
+from nola_codec.model import Adapter, LoraModule, RawTensor, VectorTensor
+
+__all__ = ["composites", "detect", "name", "read_source", "tensors", "title", "write"]
+
+name = "kohya"
+title = "kohya"
+
+_PLAIN = Spelling.of_suffixes(".lora_down.weight", ".lora_up.weight")
+_PRODUCT = Spelling.of_suffixes("_b", "_a", stem=r".+\.(?:hada|lokr)_w[12]")
+_VECTOR = re.compile(r".+\.(?:diff|diff_b|w_norm|b_norm)")
+_DETECT = re.compile(r".+\.(?:lora_(?:down|up|mid)\.weight|hada_[wt][12](?:_[ab])?|lokr_(?:w[12](?:_[ab])?|t2))")
+_CARRIED = re.compile(r"(?P<stem>.+)\.(?:dora_scale|scalar)|(?:bundle_emb|emb_params)(?:\..+)?")
+
+# Not a delta that is added to the original weight, or not one that the file says all of.
+_REFUSED: tuple[tuple[str, str, str], ...] = (
+    (r"\.(oft_blocks|oft_diag|oft_R|boft_.*)$", "multiplicative", "orthogonal fine-tuning multiplies the base weight"),
+    (r"\.on_input$", "multiplicative", "(IA)^3 multiplies activations"),
+    (r"\.(a1|a2|b1|b2)\.weight$", "glora", "GLoRA's delta depends on the base weight"),
+    (r"\.(set_weight|reshape_weight)$", "replaces-weights", "replaces the base weight or its shape"),
+    (r"\.bias_(indices|values|size)$", "sparse-bias", "sparse biases are not supported"),
+)
+
+
+def detect(source: AdapterSource) -> bool:
+    """Whether some key is kohya's or LyCORIS's."""
+    keys = source.file.tensors
+    if any(_DETECT.fullmatch(key) for key in keys):
+        return True
+    return any(key.startswith("lora_") and (_VECTOR.fullmatch(key) or _refusal(key)) for key in keys)
+
+
+def read_source(source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
+    """Read an opened file whole.
+
+    Raises:
+        AdapterError: ``missing-partner``, ``mixed-layout``, ``bad-alpha``, ``unknown-key``, ``multiplicative`` and others
+            for LyCORIS's algorithms that are no deltas; and those of `read_pair`.
+    """
+    store, where = source.file, source.where
+    for key in store.tensors:
+        refusal = _refusal(key)
+        if refusal is not None and not carry_unknown:
+            raise AdapterError(refusal[1], code=refusal[0], where=f"{where}: {key}")
+    tucker = {match["stem"] for key in store.tensors if (match := PART.fullmatch(key)) and _is_tucker(match["part"])}
+    products, others = find_pairs([k for k in store.tensors if not _in(tucker, k)], _PRODUCT, where)
+    plain, others = find_pairs(others, _PLAIN, where)
+    others += [key for key in store.tensors if _in(tucker, key)]
+    vectors = [key for key in others if _VECTOR.fullmatch(key) or PART.fullmatch(key)]
+    alphas = read_alphas(store, [key for key in others if key.endswith(ALPHA)])
+    stems = {*plain, *composite_parts([*products, *vectors])}
+    touched = stems | {key.rpartition(".")[0] for key in vectors}
+    raw = {}
+    for key in sorted(set(others) - set(vectors) - {stem + ALPHA for stem in alphas if stem in touched}):
+        match = _CARRIED.fullmatch(key)
+        if not carry_unknown and (match is None or (match["stem"] is not None and match["stem"] not in touched)):
+            raise unknown_key(key, name, where)
+        raw[key] = read_carried(store, key)
+    packed, carried = pack_alphas({stem: value for stem, value in alphas.items() if stem in touched}, touched)
+    config = None if packed is None else {"alpha": packed}
+    adapter = Adapter(name, (), raw | carried, config, dict(store.metadata))
+    modules = [_read_plain(store, stem, adapter) for stem in plain]
+    modules += [read_pair(store, part, _PRODUCT.keys(part), layout="linear") for part in products]
+    tensors = [VectorTensor(key, read_floats(store, key), store.tensors[key].dtype) for key in sorted(vectors)]
+    adapter = replace(adapter, modules=tuple(sorted(modules, key=lambda m: m.name)), vectors=tuple(tensors))
+    if not adapter.modules and not adapter.vectors:
+        raise AdapterError("no LoRA factors in it", code="empty-adapter", where=where)
+    return _with_gains(adapter)
+
+
+def tensors(adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
+    """All tensors under their keys, coded ones rounded to ``dtype`` (None: their own).
+
+    Raises:
+        AdapterError: ``zero-rank``, ``overflow``, ``duplicate-key``, ``bad-config``.
+    """
+    pairs = [
+        pair_tensors(m, (_PRODUCT if _PRODUCT.split(m.name + "_a") else _PLAIN).keys(m.name), dtype)
+        for m in adapter.modules
+    ]
+    vectors = {v.name: from_float32(v.values, dtype or v.dtype, where=v.name) for v in adapter.vectors}
+    return join(adapter.raw, alpha_tensors(adapter, sorted(_stems(adapter))), *pairs, vectors)
+
+
+def write(adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False) -> Path:
+    """Write one file; ``out`` without a tensor file's suffix is a directory that gets ``lora.safetensors``.
+
+    Hashes in the metadata are of the file that is written.
+    """
+    made = tensors(adapter, dtype)
+    metadata = with_hashes(adapter.metadata, made)
+    return write_adapter_file(out, made, metadata, "lora.safetensors", overwrite=overwrite)
+
+
+def composites(adapter: Adapter) -> tuple[Composite, ...]:
+    """The deltas that are made of several parts.
+
+    Raises:
+        AdapterError: ``missing-partner``, ``mixed-layout`` in a file that was not written by this package.
+    """
+    shapes: dict[str, tuple[int, ...]] = {v.name: v.values.shape for v in adapter.vectors}
+    shapes |= {m.name: (m.b_shape[0], m.rank, m.lora_A.shape[1]) for m in adapter.modules if m.name.endswith(PRODUCTS)}
+    found = composite_parts(shapes)
+    return tuple(
+        Composite(stem, tuple(parts), _scale(adapter, stem, {part[len(stem) + 1 :]: shapes[part] for part in parts}))
+        for stem, parts in sorted(found.items())
+    )
+
+
+def with_hashes(metadata: Mapping[str, str], made: Mapping[str, RawTensor]) -> dict[str, str]:
+    """The metadata, its hashes of the file's content made true again; none is added.
+
+    ``sshs_model_hash`` and ``modelspec.hash_sha256`` are SHA-256 of all that follows the header, ``sshs_legacy_hash`` eight
+    digits of that of 64 KiB from byte 2^20 of a file whose metadata is the ``ss_`` entries alone (sd-scripts,
+    `library/train_util.py`, `precalculate_safetensors_hashes`).
+    """
+    result = dict(metadata)
+    if not {"sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"} & set(metadata):
+        return result
+    data = dump(made, {key: value for key, value in metadata.items() if key.startswith("ss_")})
+    content = hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
+    legacy = hashlib.sha256(data[0x100000:0x110000]).hexdigest()[:8]
+    hashes = {"sshs_model_hash": content, "sshs_legacy_hash": legacy, "modelspec.hash_sha256": "0x" + content}
+    return result | {key: value for key, value in hashes.items() if key in metadata}
+
+
+def _refusal(key: str) -> tuple[str, str] | None:
+    return next(((code, reason) for pattern, code, reason in _REFUSED if re.search(pattern, key)), None)
+
+
+def _is_tucker(part: str) -> bool:
+    return part == "lora_mid.weight" or part.startswith(("hada_t", "lokr_t"))
+
+
+def _in(stems: set[str], key: str) -> bool:
+    """Whether a key is a part of a module with a Tucker core, whose other parts are tensors and not pairs."""
+    match = PART.fullmatch(key)
+    # The first factor of a LoKr is a plain matrix or product, whatever the second is.
+    return match is not None and match["stem"] in stems and not match["part"].startswith("lokr_w1")
+
+
+def _read_plain(store: TensorStore, stem: str, adapter: Adapter) -> LoraModule:
+    module = read_pair(store, stem, _PLAIN.keys(stem))
+    alpha = alpha_of(adapter, stem)
+    return module if alpha is None else replace(module, scaling=alpha / module.rank * _scalar(adapter, stem))
+
+
+def _scalar(adapter: Adapter, stem: str) -> float:
+    """LyCORIS's trained factor on a whole module."""
+    tensor = adapter.raw.get(f"{stem}.scalar")
+    if tensor is None:
+        return 1.0
+    values = to_float64(tensor, where=f"{stem}.scalar").reshape(-1)
+    if values.size != 1 or not np.isfinite(values[0]):
+        raise AdapterError("expected one finite number", code="bad-alpha", where=f"{stem}.scalar")
+    return float(values[0])
+
+
+def _scale(adapter: Adapter, stem: str, shapes: Mapping[str, tuple[int, ...]]) -> float:
+    alpha, rank = alpha_of(adapter, stem), part_rank(shapes)
+    # LyCORIS takes alpha = rank where nothing is factored (`lokr.py`: use_w1 and use_w2).
+    scale = 1.0 if alpha is None or rank is None else alpha / rank
+    return scale * _scalar(adapter, stem)
+
+
+def _stems(adapter: Adapter) -> set[str]:
+    stems = {v.name.rpartition(".")[0] for v in adapter.vectors if not PART.fullmatch(v.name)}
+    for part in (*(v.name for v in adapter.vectors), *(m.name for m in adapter.modules)):
+        match = PART.fullmatch(part)
+        if match is not None:
+            stems.add(match["stem"])
+    return stems | {m.name for m in adapter.modules if PART.fullmatch(m.name) is None}
+
+
+def _with_gains(adapter: Adapter) -> Adapter:
+    """Parts with what their errors are multiplied by on the way into the delta: ||delta|| / ||part||.
+
+    Exact for one factor of a Kronecker product, and for noise without direction in the others.
+    """
+    values = part_values(adapter.modules, adapter.vectors)
+    gains: dict[str, float] = {}
+    for composite in composites(adapter):
+        norm = float(np.linalg.norm(composite.combine({part: values[part]() for part in composite.parts})))
+        for part in composite.parts:
+            own = float(np.linalg.norm(values[part]()))
+            gains[part] = norm / own if own else 0.0
+    return replace(
+        adapter,
+        modules=tuple(replace(m, gain=gains[m.name]) if m.name in gains else m for m in adapter.modules),
+        vectors=tuple(replace(v, gain=gains[v.name]) if v.name in gains else v for v in adapter.vectors),
+    )

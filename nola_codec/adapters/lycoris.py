@@ -1,0 +1,180 @@
+"""Deltas that are made of several coded parts: Tucker (``lora_mid``), LoHa and LoKr.
+
+    Tucker  delta[p, q, k, l] = sum_ij t[i, j, k, l] a[i, p] b[j, q]
+    LoHa    delta = (w1_a @ w1_b) * (w2_a @ w2_b)            elementwise; or of two Tucker products
+    LoKr    delta = kron(w1, w2)                             each whole, a product, or w2 a Tucker product
+
+all times alpha / rank (LyCORIS 3, `lycoris/functional/{locon,loha,lokr}.py`). Merged weights have to be the same bits
+everywhere: products of two decoded factors are exact in float64, and everything after them is elementwise, in an order
+fixed here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from nola_codec.errors import AdapterError, expected
+from nola_codec.model import LoraModule, VectorTensor
+
+Floats = npt.NDArray[np.float64]
+
+PART = re.compile(
+    r"(?P<stem>.+)\.(?P<part>lora_(?:down|mid|up)\.weight|hada_(?:w[12](?:_[ab])?|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"
+)
+"""A part's name: that of a module that is a product (``X.hada_w1``), or a tensor's key (``X.hada_w1_a``)."""
+
+PRODUCTS = ("hada_w1", "hada_w2", "lokr_w1", "lokr_w2")
+"""Parts that may be low-rank products: their factors are ``_a`` (out, r) and ``_b`` (r, in)."""
+
+
+@dataclass(frozen=True)
+class Composite:
+    """A delta made of several coded parts.
+
+    Attributes:
+        name: Of the module.
+        parts: Names of its modules and vectors.
+        scale: What the combination is multiplied by.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    scale: float
+
+    def combine(self, values: Mapping[str, npt.NDArray[np.floating]]) -> Floats:
+        """The delta, (out, in[, kernel]) float64.
+
+        Args:
+            values: By part: the product lora_B @ lora_A of a module, the tensor of a vector; float64, exact.
+
+        Raises:
+            AdapterError: ``bad-shape`` for parts that do not fit each other.
+        """
+        part = {name[len(self.name) + 1 :]: np.asarray(value, np.float64) for name, value in values.items()}
+        try:
+            delta = _combine(part)
+        except ValueError as error:
+            shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in part.items())
+            raise AdapterError(f"parts do not fit each other: {shapes}", code="bad-shape", where=self.name) from error
+        return delta * self.scale
+
+
+def composite_parts(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names of parts by module, for the modules that are composite.
+
+    Raises:
+        AdapterError: ``missing-partner``, ``mixed-layout`` for sets of parts that make no delta.
+    """
+    found: dict[str, list[str]] = {}
+    for name in names:
+        match = PART.fullmatch(name)
+        if match is not None:
+            found.setdefault(match["stem"], []).append(name)
+    for stem, parts in found.items():
+        _require_complete(stem, {name[len(stem) + 1 :] for name in parts})
+    return found
+
+
+def part_rank(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """The rank that alpha is divided by, from the shapes of a module's tensors; None where there is none.
+
+    Args:
+        shapes: By part: a tensor as its key ends, or a product by its name with the shape (out, r, in).
+    """
+    for part in ("lora_down.weight", "hada_w1_b", "hada_w2_b", "lokr_w1_b", "lokr_w2_b"):
+        if part in shapes:
+            return shapes[part][0]
+    for part in PRODUCTS:
+        if part in shapes and len(shapes[part]) == 3:
+            return shapes[part][1]
+    return None
+
+
+_COMPLETE: tuple[frozenset[str], ...] = tuple(
+    frozenset(parts)
+    for parts in (
+        ("lora_down.weight", "lora_mid.weight", "lora_up.weight"),
+        ("hada_w1", "hada_w2"),
+        ("hada_t1", "hada_w1_a", "hada_w1_b", "hada_t2", "hada_w2_a", "hada_w2_b"),
+        ("lokr_w1", "lokr_w2"),
+        ("lokr_w1", "lokr_t2", "lokr_w2_a", "lokr_w2_b"),
+    )
+)
+
+
+def _require_complete(stem: str, parts: set[str]) -> None:
+    if parts in _COMPLETE:
+        return
+    nearest = min(_COMPLETE, key=lambda needed: len(needed ^ parts))
+    missing = sorted(nearest - parts)
+    if missing:
+        raise AdapterError(f"its partner {missing[0]} is missing", code="missing-partner", where=stem)
+    message = expected("parts", ", ".join(sorted(nearest)), ", ".join(sorted(parts)))
+    raise AdapterError(message, code="mixed-layout", where=stem)
+
+
+def _combine(part: Mapping[str, Floats]) -> Floats:
+    if "lora_mid.weight" in part:
+        up, down = (
+            part[f"lora_{side}.weight"].reshape(part[f"lora_{side}.weight"].shape[:2]) for side in ("up", "down")
+        )
+        return _tucker(part["lora_mid.weight"], up.T, down)
+    if "hada_t1" in part:
+        first, second = (_tucker(part[f"hada_t{n}"], part[f"hada_w{n}_a"], part[f"hada_w{n}_b"]) for n in "12")
+        return _times(first, second)
+    if "hada_w1" in part:
+        return _times(part["hada_w1"], part["hada_w2"])
+    second = _tucker(part["lokr_t2"], part["lokr_w2_a"], part["lokr_w2_b"]) if "lokr_t2" in part else part["lokr_w2"]
+    return _kron(part["lokr_w1"], second)
+
+
+def _times(first: Floats, second: Floats) -> Floats:
+    if first.shape != second.shape:
+        raise ValueError("shapes differ")
+    return first * second
+
+
+def _tucker(core: Floats, a: Floats, b: Floats) -> Floats:
+    """(i, j, *k), (i, p), (j, q) -> (p, q, *k). The sum over j is exact; the one over i goes in order."""
+    if core.ndim < 3 or a.ndim != 2 or b.ndim != 2 or core.shape[:2] != (a.shape[0], b.shape[0]):
+        raise ValueError("not a Tucker product")
+    inner = np.moveaxis(np.tensordot(core, b, axes=(1, 0)), -1, 1)  # (i, q, *k)
+    total = np.zeros((a.shape[1], *inner.shape[1:]))
+    for row, values in zip(a, inner, strict=True):
+        total += row.reshape(-1, *(1,) * (inner.ndim - 1)) * values
+    return total
+
+
+def _kron(first: Floats, second: Floats) -> Floats:
+    """(a, b), (c, d, *k) -> (a c, b d, *k)."""
+    if first.ndim != 2 or second.ndim < 2:
+        raise ValueError("not matrices")
+    (a, b), (c, d, *kernel) = first.shape, second.shape
+    outer = first[:, None, :, None].reshape(a, 1, b, 1, *(1,) * len(kernel)) * second.reshape(1, c, 1, d, *kernel)
+    return outer.reshape(a * c, b * d, *kernel)
+
+
+def part_values(
+    modules: Iterable[LoraModule], vectors: Iterable[VectorTensor]
+) -> dict[str, Callable[[], npt.NDArray[np.floating]]]:
+    """What makes each part's value: float64 for a product, float32 for a tensor."""
+    values: dict[str, Callable[[], npt.NDArray[np.floating]]] = {}
+    for module in modules:
+        values[module.name] = partial(_product, module)
+    for vector in vectors:
+        values[vector.name] = partial(_values, vector)
+    return values
+
+
+def _product(module: LoraModule) -> Floats:
+    return module.lora_B.astype(np.float64) @ module.lora_A.astype(np.float64)
+
+
+def _values(vector: VectorTensor) -> npt.NDArray[np.float32]:
+    return vector.values

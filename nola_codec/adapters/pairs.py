@@ -1,0 +1,213 @@
+"""Factor pairs under any spelling: found by their keys, checked, read, and written back.
+
+Every dialect has a down factor A (r, in[, kernel]) and an up factor B (out, r[, 1, ...]); what differs is how their
+keys are spelt and whether they are stored transposed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nola_codec.adapters.dtypes import from_float32, require_finite, to_float32
+from nola_codec.adapters.peft_config import MAX_RANK
+from nola_codec.adapters.store_types import TensorStore
+from nola_codec.errors import AdapterError, expected
+from nola_codec.model import DTYPES, Layout, LoraModule, RawTensor
+
+MAX_DIMENSION = 1 << 31
+Transposed = tuple[bool, bool]
+_NUM_DIMENSIONS: Mapping[Layout, tuple[int, ...]] = {"linear": (2,), "conv": (3, 4, 5), "embedding": (2,)}
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How the keys of a pair are spelt.
+
+    Attributes:
+        pattern: Full match of a factor's key; group ``stem`` makes the module's name, group ``a`` or ``b`` is set.
+        a_key, b_key: A module's name -> its keys.
+        transposed: Whether A is stored (in, r), and B (r, out).
+        module: Stem -> module name.
+    """
+
+    pattern: re.Pattern[str]
+    a_key: Callable[[str], str]
+    b_key: Callable[[str], str]
+    transposed: Transposed = (False, False)
+    module: Callable[[str], str] = str
+
+    @classmethod
+    def of_suffixes(cls, a: str, b: str, *, stem: str = ".+", transposed: Transposed = (False, False)) -> Spelling:
+        """Keys that are the module's name and a suffix."""
+        pattern = re.compile(rf"(?P<stem>{stem})(?:(?P<a>{re.escape(a)})|(?P<b>{re.escape(b)}))")
+        return cls(pattern, lambda name: name + a, lambda name: name + b, transposed)
+
+    def split(self, key: str) -> tuple[str, str] | None:
+        """Module name and ``"A"`` or ``"B"``; None for what is no factor."""
+        match = self.pattern.fullmatch(key)
+        if match is None:
+            return None
+        return self.module(match["stem"]), "A" if match["a"] is not None else "B"
+
+    def keys(self, module: str) -> tuple[str, str]:
+        """Keys of A and of B."""
+        return self.a_key(module), self.b_key(module)
+
+
+def find_pairs(keys: Iterable[str], spelling: Spelling, where: str) -> tuple[list[str], list[str]]:
+    """Names of the modules whose factors are both there, and the keys of everything else.
+
+    Raises:
+        AdapterError: ``missing-partner`` for a factor alone; ``duplicate-key`` when two keys mean one factor.
+    """
+    found: dict[str, dict[str, str]] = {}
+    others = []
+    for key in keys:
+        split = spelling.split(key)
+        if split is None:
+            others.append(key)
+            continue
+        name, side = split
+        if side in found.setdefault(name, {}):
+            message = f"means the same factor as {found[name][side]}"
+            raise AdapterError(message, code="duplicate-key", where=f"{where}: {key}")
+        found[name][side] = key
+    for name, sides in found.items():
+        for side, key in zip("AB", spelling.keys(name), strict=True):
+            if side not in sides:
+                present = next(iter(sides.values()))
+                raise AdapterError(f"its partner {key} is missing", code="missing-partner", where=f"{where}: {present}")
+    return sorted(found), others
+
+
+def read_pair(
+    store: TensorStore,
+    name: str,
+    keys: tuple[str, str],
+    *,
+    scaling: float = 1.0,
+    layout: Layout = "linear",
+    transposed: Transposed = (False, False),
+    fan_in_fan_out: bool = False,
+    gain: float | None = None,
+) -> LoraModule:
+    """One module.
+
+    Args:
+        store: Holds both tensors.
+        name: Of the module.
+        keys: Of A and B.
+        scaling: Of the product.
+        layout: ``linear`` becomes ``conv`` where the tensors have a kernel.
+        transposed: As in `Spelling`.
+        fan_in_fan_out: As in `LoraModule`.
+        gain: As in `LoraModule`.
+
+    Raises:
+        AdapterError: ``bad-shape``, ``rank-mismatch``, ``grouped-conv``, ``not-float``, ``not-finite``, ``overflow``.
+    """
+    a_key, b_key = keys
+    a_shape, b_shape = store.tensors[a_key].shape, store.tensors[b_key].shape
+    where_a, where_b = f"{store.name}: {a_key}", f"{store.name}: {b_key}"
+    if any(transposed):
+        for shape, where in ((a_shape, where_a), (b_shape, where_b)):
+            if len(shape) != 2:
+                raise AdapterError(expected("dimensions", 2, list(shape)), code="bad-shape", where=where)
+    a_shape = a_shape[::-1] if transposed[0] else a_shape
+    b_shape = b_shape[::-1] if transposed[1] else b_shape
+    if layout == "linear" and len(a_shape) > 2:
+        layout = "conv"
+    check_shapes(layout, a_shape, b_shape, where_a, where_b)
+    rank = a_shape[0]
+    a, b = read_floats(store, a_key), read_floats(store, b_key)
+    dtypes = {store.tensors[key].dtype for key in keys}
+    return LoraModule(
+        name=name,
+        lora_A=np.ascontiguousarray(a.T) if transposed[0] else a.reshape(rank, -1),
+        lora_B=np.ascontiguousarray(b.T) if transposed[1] else b.reshape(b_shape[0], rank),
+        a_shape=a_shape,
+        b_shape=b_shape,
+        scaling=scaling,
+        layout=layout,
+        fan_in_fan_out=layout == "linear" and fan_in_fan_out,
+        # Tools write both alike; where a file does not, float32 holds either.
+        dtype=dtypes.pop() if len(dtypes) == 1 else "F32",
+        gain=gain,
+    )
+
+
+def pair_tensors(
+    module: LoraModule, keys: tuple[str, str], dtype: str | None = None, *, transposed: Transposed = (False, False)
+) -> dict[str, RawTensor]:
+    """Both factors under their keys, in their stored shapes and rounded to ``dtype`` (None: the module's own).
+
+    Raises:
+        AdapterError: ``zero-rank``, ``overflow``, ``not-float``, ``not-finite``.
+    """
+    if module.rank < 1:
+        raise AdapterError(expected("rank", "at least 1", module.rank), code="zero-rank", where=module.name)
+    a_shape = (module.rank, *module.a_shape[1:])
+    b_shape = (module.b_shape[0], module.rank, *module.b_shape[2:])
+    tensors = {}
+    factors = (module.lora_A, module.lora_B)
+    for key, factor, shape, turned in zip(keys, factors, (a_shape, b_shape), transposed, strict=True):
+        require_finite(factor, key)
+        stored = np.ascontiguousarray(factor.T) if turned else factor.reshape(shape)
+        tensors[key] = from_float32(stored, dtype or module.dtype, where=key)
+    return tensors
+
+
+def join(*parts: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
+    """All tensors of a file. Raises AdapterError ``duplicate-key``."""
+    tensors: dict[str, RawTensor] = {}
+    for part in parts:
+        for key, tensor in part.items():
+            if key in tensors:
+                raise AdapterError("occurs twice", code="duplicate-key", where=key)
+            tensors[key] = tensor
+    return tensors
+
+
+def check_shapes(layout: Layout, a: tuple[int, ...], b: tuple[int, ...], where_a: str, where_b: str) -> None:
+    """Raise ``bad-shape``, ``rank-mismatch`` or ``grouped-conv`` unless two shapes make a pair."""
+    for shape, where in ((a, where_a), (b, where_b)):
+        if len(shape) not in _NUM_DIMENSIONS[layout]:
+            wanted = " or ".join(str(n) for n in _NUM_DIMENSIONS[layout])
+            raise AdapterError(expected("dimensions", wanted, list(shape)), code="bad-shape", where=where)
+        if not all(1 <= size < MAX_DIMENSION for size in shape):
+            raise AdapterError(f"absurd shape {list(shape)}", code="bad-shape", where=where)
+    if len(a) != len(b) or any(size != 1 for size in b[2:]):
+        ones = ", 1" * (len(a) - 2)
+        raise AdapterError(expected("shape", f"[out, {a[0]}{ones}]", list(b)), code="bad-shape", where=where_b)
+    if a[0] > MAX_RANK:
+        raise AdapterError(expected("rank", f"at most {MAX_RANK}", a[0]), code="bad-shape", where=where_a)
+    if b[1] != a[0]:
+        if layout == "conv" and a[0] % b[1] == 0 and b[0] % (a[0] // b[1]) == 0:
+            message = (
+                f"a grouped convolution ({a[0] // b[1]} groups): lora_B {list(b)} mixes only part of the rank "
+                f"{a[0]} of lora_A, so the delta is not lora_B @ lora_A"
+            )
+            raise AdapterError(message, code="grouped-conv", where=where_b)
+        raise AdapterError(expected("rank", f"{a[0]} as in lora_A", b[1]), code="rank-mismatch", where=where_b)
+
+
+def read_floats(store: TensorStore, key: str) -> npt.NDArray[np.float32]:
+    """A tensor's values, all finite. Raises AdapterError ``not-float``, ``not-finite``, ``overflow``."""
+    where = f"{store.name}: {key}"
+    values = to_float32(store.read(key), where=where)
+    require_finite(values, where)
+    return values
+
+
+def read_carried(store: TensorStore, key: str) -> RawTensor:
+    """A tensor that is carried as it came. Raises AdapterError ``unknown-dtype`` for what a file cannot carry."""
+    info = store.tensors[key]
+    if info.dtype not in DTYPES:
+        message = expected("dtype", "one an adapter may carry", info.dtype)
+        raise AdapterError(message, code="unknown-dtype", where=f"{store.name}: {key}")
+    return store.read(key)

@@ -1,0 +1,256 @@
+"""Module names of the dialects, and the one path that all of them stand for.
+
+A path is the module's in its model, dotted, after the name of the model's component where the adapter tells several
+apart: ``unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q``, ``model.layers.3.mlp.up_proj``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from nola_codec.errors import AdapterError
+
+COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "prior")
+
+_KOHYA_PREFIXES: Mapping[str, str] = {
+    "lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2",
+    "lora_te3_": "text_encoder_3", "lora_transformer_": "transformer", "lora_prior_": "prior",
+}  # fmt: skip
+
+# Names of modules that hold an underscore, as kohya flattens them together with the dots.
+_COMPOUND = frozenset(
+    [
+        "down_blocks",
+        "up_blocks",
+        "mid_block",
+        "transformer_blocks",
+        "single_transformer_blocks",
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out",
+        "to_add_out",
+        "to_qkv_mlp_proj",
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+        "proj_in",
+        "proj_out",
+        "proj_mlp",
+        "conv_in",
+        "conv_out",
+        "conv_shortcut",
+        "time_emb_proj",
+        "time_embedding",
+        "add_embedding",
+        "linear_1",
+        "linear_2",
+        "linear_in",
+        "linear_out",
+        "text_model",
+        "self_attn",
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "out_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+        "embed_tokens",
+        "token_embedding",
+        "position_embedding",
+        "text_projection",
+        "ff_context",
+        "norm_out",
+        "norm1_context",
+        "x_embedder",
+        "context_embedder",
+        "time_text_embed",
+        "timestep_embedder",
+        "text_embedder",
+        "guidance_embedder",
+        "wi_0",
+        "wi_1",
+        "double_blocks",
+        "single_blocks",
+        "img_attn",
+        "txt_attn",
+        "img_mlp",
+        "txt_mlp",
+        "img_mod",
+        "txt_mod",
+        "img_in",
+        "txt_in",
+        "time_in",
+        "vector_in",
+        "guidance_in",
+        "final_layer",
+        "in_layer",
+        "out_layer",
+        "input_blocks",
+        "output_blocks",
+        "middle_block",
+        "emb_layers",
+        "in_layers",
+        "out_layers",
+        "skip_connection",
+        "label_emb",
+        "time_embed",
+        "joint_blocks",
+        "context_block",
+        "x_block",
+    ]
+)
+_SINGLE = frozenset(
+    [
+        "attentions",
+        "resnets",
+        "downsamplers",
+        "upsamplers",
+        "conv",
+        "conv1",
+        "conv2",
+        "attn",
+        "attn1",
+        "attn2",
+        "ff",
+        "net",
+        "proj",
+        "layers",
+        "encoder",
+        "decoder",
+        "mlp",
+        "fc1",
+        "fc2",
+        "qkv",
+        "linear",
+        "linear1",
+        "linear2",
+        "lin",
+        "modulation",
+        "block",
+        "layer",
+        "wi",
+        "wo",
+        "q",
+        "k",
+        "v",
+        "o",
+        "model",
+        "norm",
+        "norm1",
+        "norm2",
+        "norm3",
+        "op",
+        "SelfAttention",
+        "DenseReluDense",
+        "EncDecAttention",
+        "embeddings",
+        "shared",
+        "motion_modules",
+    ]
+)
+
+
+def kohya_path(name: str) -> str:
+    """The path of a kohya name.
+
+    Raises:
+        AdapterError: ``not-expressible`` where the flattening cannot be undone with certainty.
+    """
+    component, rest = kohya_split(name)
+    if component:
+        return f"{component}.{_unflatten(rest, name)}"
+    if "." in name:
+        return name
+    message = f"none of kohya's prefixes ({', '.join(_KOHYA_PREFIXES)})"
+    raise AdapterError(message, code="not-expressible", where=name)
+
+
+def kohya_split(name: str) -> tuple[str, str]:
+    """Component and flattened path of a kohya name; no component for a name that is not flattened."""
+    prefix = next((p for p in _KOHYA_PREFIXES if name.startswith(p)), None)
+    if prefix is None or "." in name:
+        return "", name
+    return _KOHYA_PREFIXES[prefix], name.removeprefix(prefix)
+
+
+def kohya_name(path: str, components: Iterable[str]) -> str:
+    """A path flattened as kohya does.
+
+    Args:
+        path: With its component.
+        components: All of the adapter's: a second text encoder makes the first one ``lora_te1_``.
+
+    Raises:
+        AdapterError: ``not-expressible`` for a path without a component.
+    """
+    component, _, rest = path.partition(".")
+    prefixes = {c: p for p, c in reversed(list(_KOHYA_PREFIXES.items()))}
+    if component not in prefixes:
+        message = f"kohya's names begin with a component ({', '.join(COMPONENTS)}), and this one has none"
+        raise AdapterError(message, code="not-expressible", where=path)
+    prefix = "lora_te1_" if component == "text_encoder" and "text_encoder_2" in set(components) else prefixes[component]
+    return prefix + rest.replace(".", "_")
+
+
+def old_diffusers_path(name: str) -> str:
+    """The path of a name as diffusers wrote it before 0.22.
+
+    Raises:
+        AdapterError: ``not-expressible`` for XLabs's fused processors.
+    """
+    path = name.removesuffix(".lora_linear_layer")
+    match = re.fullmatch(r"(.+)\.processor\.(?:(?:to_(q|k|v|out))|(add_[qkv]_proj|to_add_out))_lora", path)
+    if match is not None:
+        attention, projection, added = match.groups()
+        path = f"{attention}.{added or ('to_out.0' if projection == 'out' else f'to_{projection}')}"
+    elif ".processor." in path:
+        raise AdapterError("a processor that is no module of its own", code="not-expressible", where=name)
+    component = path.partition(".")[0]
+    if component in COMPONENTS:
+        return path
+    return f"unet.{path}" if component in ("down_blocks", "up_blocks", "mid_block") else path
+
+
+def old_diffusers_name(path: str) -> str:
+    """A path as diffusers wrote it before 0.22.
+
+    Raises:
+        AdapterError: ``not-expressible`` for what is no attention projection.
+    """
+    if path.startswith("text_encoder") and path.rpartition(".")[2] in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        return path + ".lora_linear_layer"
+    match = re.fullmatch(r"((?:unet|transformer|prior)\..+)\.to_(q|k|v|out)(\.0)?", path)
+    if match is None or (match[2] == "out") != bool(match[3]):
+        message = "diffusers before 0.22 knew attention projections alone"
+        raise AdapterError(message, code="not-expressible", where=path)
+    return f"{match[1]}.processor.to_{match[2]}_lora"
+
+
+def component_of(path: str) -> str:
+    """The component a path begins with, or an empty string."""
+    first = path.partition(".")[0]
+    return first if first in COMPONENTS else ""
+
+
+def _unflatten(text: str, name: str) -> str:
+    tokens = text.split("_")
+    parts = []
+    position = 0
+    while position < len(tokens):
+        for length in (4, 3, 2):
+            compound = "_".join(tokens[position : position + length])
+            if len(tokens) - position >= length and compound in _COMPOUND:
+                parts.append(compound)
+                position += length
+                break
+        else:
+            token = tokens[position]
+            if not token.isdigit() and token not in _SINGLE:
+                message = f"where the dots were is not certain at {token!r}"
+                raise AdapterError(message, code="not-expressible", where=name)
+            parts.append(token)
+            position += 1
+    return ".".join(parts)
