@@ -172,6 +172,8 @@ class SafetensorsFile:
             raise AdapterError(f"header is not valid JSON: {e}", code="bad-header", where=self.name) from e
         if not isinstance(header, dict):
             raise AdapterError("header is not a JSON object", code="bad-header", where=self.name)
+        if not _is_unicode("".join(header)):  # JSON may spell half of a surrogate pair, and no file can
+            raise AdapterError("a name in the header is not Unicode", code="bad-header", where=self.name)
         if len(header) > MAX_TENSORS:
             raise AdapterError(f"{len(header)} tensors, over {MAX_TENSORS}", code="limit", where=self.name)
         return header, 8 + length
@@ -181,6 +183,8 @@ class SafetensorsFile:
             return {}
         if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
             raise AdapterError("__metadata__ is not a map of strings", code="bad-header", where=self.name)
+        if not _is_unicode("".join((*metadata, *metadata.values()))):
+            raise AdapterError("__metadata__ is not Unicode", code="bad-header", where=self.name)
         return metadata
 
     def _check_tensors(self, header: dict[str, Any], size: int) -> dict[str, StoredTensor]:
@@ -328,6 +332,14 @@ def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"the key {key!r} occurs twice")
         result[key] = value
     return result
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _no_constant(text: str) -> Any:

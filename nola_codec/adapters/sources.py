@@ -24,6 +24,7 @@ _WEIGHTS = (
 )  # fmt: skip
 _LONE_SUFFIXES = (".safetensors", ".npz", ".gguf", ".bin", ".pt", ".pth")
 _PEFT_STEM = "adapter_model"
+_MAX_CONFIG_DEPTH = 100
 
 # What trainers leave beside the weights.
 _NOT_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|pytorch_model_fsdp)\b.*")
@@ -68,13 +69,21 @@ def open_source(source: AnySource, *, config: Mapping[str, Any] | None = None) -
             and `read_json`.
     """
     where = display_name(source)
+    if config is not None:
+        _require_storable(config, where)
     if not isinstance(source, (str, os.PathLike)):
         return AdapterSource(open_store(source), config, where)
-    path = Path(source)
+    try:
+        return _open_path(Path(source), config, where)
+    except OSError as e:  # of a look at a path that no file could have, or that is closed to us
+        raise AdapterError(f"cannot be read: {e.strerror or e}", code="unreadable", where=where) from e
+
+
+def _open_path(path: Path, config: Mapping[str, Any] | None, where: str) -> AdapterSource:
     if path.is_dir():
         weights = _weights_in(path)
         if config is None and (path / CONFIG_NAME).exists():
-            config = read_json(path / CONFIG_NAME)
+            config = _read_config(path / CONFIG_NAME)
         if config is None and weights.stem == _PEFT_STEM:
             message = f"no {CONFIG_NAME}; give the path of {weights.name} to read it with a scaling of 1"
             raise AdapterError(message, code="missing-config", where=where)
@@ -82,7 +91,7 @@ def open_source(source: AnySource, *, config: Mapping[str, Any] | None = None) -
     if _SHARD.fullmatch(path.name):
         raise AdapterError("one shard of several; join them into one file first", code="sharded", where=where)
     found = path.parent / CONFIG_NAME
-    beside = read_json(found) if config is None and path.exists() and found.exists() else None
+    beside = _read_config(found) if config is None and path.exists() and found.exists() else None
     if path.stem == _PEFT_STEM:
         return AdapterSource(open_store(path), config if config is not None else beside, where)
     return AdapterSource(open_store(path), config, where, beside)
@@ -93,10 +102,7 @@ def _weights_in(directory: Path) -> Path:
     for name in _WEIGHTS:
         if (directory / name).exists():
             return directory / name
-    try:
-        names = sorted(path.name for path in directory.iterdir())
-    except OSError as e:
-        raise AdapterError(f"cannot be read: {e.strerror or e}", code="unreadable", where=where) from e
+    names = sorted(path.name for path in directory.iterdir())
     index = next((name for name in names if re.fullmatch(r"adapter_model\.\w+\.index\.json", name)), None)
     if index is not None:
         message = f"{index}: the adapter is in several shards; join them into {WEIGHTS_NAME} first"
@@ -111,3 +117,33 @@ def _weights_in(directory: Path) -> Path:
     if lone:
         message += f", and {len(lone)} other files; name the one meant: {', '.join(lone[:5])}"
     raise AdapterError(message, code="missing-weights", where=where)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    config = read_json(path)
+    _require_storable(config, str(path))
+    return config
+
+
+def _require_storable(config: Mapping[str, Any], where: str) -> None:
+    """A configuration is carried as it stands, so it may only hold what a `.nola` file can.
+
+    Raises:
+        AdapterError: ``bad-config`` for nesting over 100 deep, integers of more than 64 bits, half a character.
+    """
+    level: list[Any] = [config]
+    for _ in range(_MAX_CONFIG_DEPTH):
+        below: list[Any] = []
+        for value in level:
+            if isinstance(value, Mapping):
+                below += [*value, *value.values()]
+            elif isinstance(value, (list, tuple)):
+                below += value
+            elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+                raise AdapterError("an integer of more than 64 bits", code="bad-config", where=where)
+            elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+                raise AdapterError("text that is not Unicode", code="bad-config", where=where)
+        level = below
+    if level:
+        message = f"values nested more than {_MAX_CONFIG_DEPTH} deep"
+        raise AdapterError(message, code="bad-config", where=where)

@@ -25,6 +25,9 @@ COMMANDS = {
 }
 
 
+_LONGEST_MESSAGE = 800  # characters
+
+
 class _Group(click.Group):
     """Loads a subcommand's module only when it is called, so that `inspect` starts fast."""
 
@@ -80,5 +83,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str, status: int) -> None:
-    click.echo(f"nola-codec: {message}", err=True)
+    click.echo(f"nola-codec: {_one_line(message)}", err=True)
     sys.exit(status)
+
+
+def _one_line(message: str) -> str:
+    """What a stranger named may hold new lines, terminal escapes, or a megabyte; a message is one line of text."""
+    if len(message) > _LONGEST_MESSAGE:
+        message = f"{message[: _LONGEST_MESSAGE // 2]} ... {message[-_LONGEST_MESSAGE // 2 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in message)

@@ -8,9 +8,11 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import container_forge as forge
 import gguf
 import numpy as np
 import pytest
+from container_forge import gguf_tensor, gguf_text, u32, u64
 
 from nola_codec.adapters.gguf_io import GgufFile, dump_gguf
 from nola_codec.errors import AdapterError
@@ -124,84 +126,78 @@ def test_plain_tensors_need_no_package(monkeypatch: pytest.MonkeyPatch, tmp_path
         assert e.value.code == "missing-package"
 
 
-def u32(value: int) -> bytes:
-    return struct.pack("<I", value)
-
-
-def u64(value: int) -> bytes:
-    return struct.pack("<Q", value)
-
-
-def text(value: bytes | str) -> bytes:
-    value = value.encode() if isinstance(value, str) else value
-    return u64(len(value)) + value
-
-
-def entry(name: str, shape: list[int], kind: int = 0, offset: int = 0) -> bytes:
-    return text(name) + u32(len(shape)) + b"".join(u64(n) for n in shape) + u32(kind) + u64(offset)
-
-
-def file_of(
-    key_values: list[bytes] = [],  # noqa: B006 - not changed
-    entries: list[bytes] = [],  # noqa: B006
-    data: bytes = b"",
-    *,
-    version: int = 3,
-    counts: tuple[int, int] | None = None,
-) -> bytes:
-    num_tensors, num_key_values = counts or (len(entries), len(key_values))
-    head = b"GGUF" + u32(version) + u64(num_tensors) + u64(num_key_values) + b"".join(key_values) + b"".join(entries)
-    return head + bytes(-len(head) % 32) + data
-
-
 def nested(depth: int) -> bytes:
-    return text("k") + u32(9) + (u32(9) + u64(1)) * depth + u32(4) + u64(1) + u32(7)
+    return gguf_text("k") + u32(9) + (u32(9) + u64(1)) * depth + u32(4) + u64(1) + u32(7)
 
 
-ONE = entry("w", [1])
+ONE = gguf_tensor("w", [1])
 REJECTED = {
-    "magic": ("bad-gguf", b"GGUX" + file_of()[4:]),
+    "magic": ("bad-gguf", b"GGUX" + forge.gguf()[4:]),
     "nothing": ("truncated", b"GGUF"),
-    "version 1": ("bad-gguf", file_of(version=1)),
-    "version 4": ("bad-gguf", file_of(version=4)),
+    "version 1": ("bad-gguf", forge.gguf(version=1)),
+    "version 4": ("bad-gguf", forge.gguf(version=4)),
     "big-endian": ("bad-gguf", b"GGUF" + struct.pack(">I", 3) + bytes(16)),
-    "tensor count": ("truncated", file_of(counts=(1 << 63, 0))),
-    "key count": ("truncated", file_of(counts=(0, (1 << 64) - 1))),
-    "key count over the limit": ("limit", file_of(counts=(0, 70_000), data=bytes(1_000_000))),
-    "tensor count over the limit": ("limit", file_of(counts=(500_001, 0), data=bytes(13_000_000))),
-    "key length": ("truncated", file_of([u64(1 << 62)])),
-    "key too long": ("limit", file_of([text("k" * 70_000) + u32(4) + u32(1)])),
-    "key not UTF-8": ("bad-gguf", file_of([text(b"\xff") + u32(4) + u32(1)])),
-    "key twice": ("bad-gguf", file_of([text("k") + u32(4) + u32(1)] * 2)),
-    "value type": ("bad-gguf", file_of([text("k") + u32(13) + u32(1)])),
-    "string length": ("truncated", file_of([text("k") + u32(8) + u64((1 << 64) - 1)])),
-    "string not UTF-8": ("bad-gguf", file_of([text("k") + u32(8) + text(b"\xc3")])),
-    "boolean": ("bad-gguf", file_of([text("k") + u32(7) + b"\2"])),
-    "array count": ("truncated", file_of([text("k") + u32(9) + u32(0) + u64(1 << 63)])),
-    "array of strings count": ("truncated", file_of([text("k") + u32(9) + u32(8) + u64(1 << 40)])),
-    "array of arrays count": ("truncated", file_of([text("k") + u32(9) + u32(9) + u64(1 << 40)])),
-    "array type": ("bad-gguf", file_of([text("k") + u32(9) + u32(99) + u64(1) + bytes(64)])),
-    "array elements": ("limit", file_of([text("k") + u32(9) + u32(0) + u64(9_000_000)], data=bytes(9_000_000))),
-    "array nesting": ("bad-gguf", file_of([nested(5)])),
-    "alignment 0": ("bad-gguf", file_of([text("general.alignment") + u32(4) + u32(0)])),
-    "alignment 24": ("bad-gguf", file_of([text("general.alignment") + u32(4) + u32(24)])),
-    "alignment 2^31": ("bad-gguf", file_of([text("general.alignment") + u32(4) + u32(1 << 31)])),
-    "alignment a string": ("bad-gguf", file_of([text("general.alignment") + u32(8) + text("32")])),
-    "dimensions": ("bad-gguf", file_of(entries=[entry("w", [1] * 9)], data=bytes(32))),
-    "dimension count": ("bad-gguf", file_of(entries=[text("w") + u32(1 << 31) + bytes(64)])),
-    "tensor type": ("unknown-dtype", file_of(entries=[entry("w", [1], 4)], data=bytes(32))),
-    "tensor type 2^31": ("unknown-dtype", file_of(entries=[entry("w", [1], 1 << 31)], data=bytes(32))),
-    "half a block": ("bad-gguf", file_of(entries=[entry("w", [33], 8)], data=bytes(64))),
-    "name twice": ("bad-gguf", file_of(entries=[ONE, entry("w", [1], 0, 32)], data=bytes(64))),
-    "name not UTF-8": ("bad-gguf", file_of(entries=[text(b"\xff\xfe") + u32(0) + u32(0) + u64(0)], data=bytes(32))),
-    "not aligned": ("bad-gguf", file_of(entries=[entry("w", [1], 0, 4)], data=bytes(64))),
-    "past the end": ("truncated", file_of(entries=[entry("w", [1], 0, 32)], data=bytes(32))),
-    "offset 2^63": ("truncated", file_of(entries=[entry("w", [1], 0, 1 << 63)], data=bytes(32))),
-    "overlap": ("bad-gguf", file_of(entries=[entry("w", [9]), entry("v", [1], 0, 32)], data=bytes(64))),
-    "same place": ("bad-gguf", file_of(entries=[ONE, entry("v", [1])], data=bytes(32))),
-    "shape 2^60": ("truncated", file_of(entries=[entry("w", [1 << 60])], data=bytes(32))),
-    "product overflow": ("truncated", file_of(entries=[entry("w", [1 << 63] * 4)], data=bytes(32))),
-    "data cut": ("truncated", file_of(entries=[entry("w", [8])], data=bytes(31))),
+    "tensor count": ("truncated", forge.gguf(counts=(1 << 63, 0))),
+    "key count": ("truncated", forge.gguf(counts=(0, (1 << 64) - 1))),
+    "key count over the limit": ("limit", forge.gguf(counts=(0, 70_000), data=bytes(1_000_000))),
+    "tensor count over the limit": ("limit", forge.gguf(counts=(500_001, 0), data=bytes(13_000_000))),
+    "key length": ("truncated", forge.gguf([u64(1 << 62)])),
+    "key too long": ("limit", forge.gguf([gguf_text("k" * 70_000) + u32(4) + u32(1)])),
+    "key not UTF-8": ("bad-gguf", forge.gguf([gguf_text(b"\xff") + u32(4) + u32(1)])),
+    "key twice": ("bad-gguf", forge.gguf([gguf_text("k") + u32(4) + u32(1)] * 2)),
+    "value type": ("bad-gguf", forge.gguf([gguf_text("k") + u32(13) + u32(1)])),
+    "string length": ("truncated", forge.gguf([gguf_text("k") + u32(8) + u64((1 << 64) - 1)])),
+    "string not UTF-8": ("bad-gguf", forge.gguf([gguf_text("k") + u32(8) + gguf_text(b"\xc3")])),
+    "boolean": ("bad-gguf", forge.gguf([gguf_text("k") + u32(7) + b"\2"])),
+    "array count": ("truncated", forge.gguf([gguf_text("k") + u32(9) + u32(0) + u64(1 << 63)])),
+    "array of strings count": (
+        "truncated",
+        forge.gguf([gguf_text("k") + u32(9) + u32(8) + u64(1 << 40)]),
+    ),
+    "array of arrays count": (
+        "truncated",
+        forge.gguf([gguf_text("k") + u32(9) + u32(9) + u64(1 << 40)]),
+    ),
+    "array type": (
+        "bad-gguf",
+        forge.gguf([gguf_text("k") + u32(9) + u32(99) + u64(1) + bytes(64)]),
+    ),
+    "array elements": (
+        "limit",
+        forge.gguf([gguf_text("k") + u32(9) + u32(0) + u64(9_000_000)], data=bytes(9_000_000)),
+    ),
+    "array nesting": ("bad-gguf", forge.gguf([nested(5)])),
+    "alignment 0": ("bad-gguf", forge.gguf([gguf_text("general.alignment") + u32(4) + u32(0)])),
+    "alignment 24": ("bad-gguf", forge.gguf([gguf_text("general.alignment") + u32(4) + u32(24)])),
+    "alignment 2^31": (
+        "bad-gguf",
+        forge.gguf([gguf_text("general.alignment") + u32(4) + u32(1 << 31)]),
+    ),
+    "alignment a string": (
+        "bad-gguf",
+        forge.gguf([gguf_text("general.alignment") + u32(8) + gguf_text("32")]),
+    ),
+    "dimensions": ("bad-gguf", forge.gguf(tensors=[gguf_tensor("w", [1] * 9)], data=bytes(32))),
+    "dimension count": ("bad-gguf", forge.gguf(tensors=[gguf_text("w") + u32(1 << 31) + bytes(64)])),
+    "tensor type": ("unknown-dtype", forge.gguf(tensors=[gguf_tensor("w", [1], 4)], data=bytes(32))),
+    "tensor type 2^31": ("unknown-dtype", forge.gguf(tensors=[gguf_tensor("w", [1], 1 << 31)], data=bytes(32))),
+    "half a block": ("bad-gguf", forge.gguf(tensors=[gguf_tensor("w", [33], 8)], data=bytes(64))),
+    "name twice": ("bad-gguf", forge.gguf(tensors=[ONE, gguf_tensor("w", [1], 0, 32)], data=bytes(64))),
+    "name not UTF-8": (
+        "bad-gguf",
+        forge.gguf(tensors=[gguf_text(b"\xff\xfe") + u32(0) + u32(0) + u64(0)], data=bytes(32)),
+    ),
+    "not aligned": ("bad-gguf", forge.gguf(tensors=[gguf_tensor("w", [1], 0, 4)], data=bytes(64))),
+    "past the end": ("truncated", forge.gguf(tensors=[gguf_tensor("w", [1], 0, 32)], data=bytes(32))),
+    "offset 2^63": ("truncated", forge.gguf(tensors=[gguf_tensor("w", [1], 0, 1 << 63)], data=bytes(32))),
+    "overlap": (
+        "bad-gguf",
+        forge.gguf(tensors=[gguf_tensor("w", [9]), gguf_tensor("v", [1], 0, 32)], data=bytes(64)),
+    ),
+    "same place": ("bad-gguf", forge.gguf(tensors=[ONE, gguf_tensor("v", [1])], data=bytes(32))),
+    "shape 2^60": ("truncated", forge.gguf(tensors=[gguf_tensor("w", [1 << 60])], data=bytes(32))),
+    "product overflow": ("truncated", forge.gguf(tensors=[gguf_tensor("w", [1 << 63] * 4)], data=bytes(32))),
+    "data cut": ("truncated", forge.gguf(tensors=[gguf_tensor("w", [8])], data=bytes(31))),
 }
 
 
@@ -215,7 +211,7 @@ def test_rejected(case: str) -> None:
 
 
 def test_elements_of_all_arrays_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = file_of([text("k") + u32(9) + u32(9) + u64(3) + (u32(0) + u64(2) + b"ab") * 3])
+    data = forge.gguf([gguf_text("k") + u32(9) + u32(9) + u64(3) + (u32(0) + u64(2) + b"ab") * 3])
     assert len(GgufFile(data).extra["k"][1][1]) == 3
     monkeypatch.setattr("nola_codec.adapters.gguf_io._MAX_ELEMENTS", 8)
     with pytest.raises(AdapterError) as e:
@@ -224,15 +220,15 @@ def test_elements_of_all_arrays_count_together(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_version_2_and_small_files_are_read() -> None:
-    assert load(file_of()) == {}
-    assert load(file_of(entries=[ONE], data=bytes(4), version=2)) == {"w": RawTensor("F32", (1,), bytes(4))}
-    assert load(file_of(entries=[entry("w", [])], data=bytes(4))) == {"w": RawTensor("F32", (), bytes(4))}
-    assert load(file_of(entries=[entry("w", [0, 1 << 60]), ONE.replace(b"w", b"v")], data=bytes(4))) == {
+    assert load(forge.gguf()) == {}
+    assert load(forge.gguf(tensors=[ONE], data=bytes(4), version=2)) == {"w": RawTensor("F32", (1,), bytes(4))}
+    assert load(forge.gguf(tensors=[gguf_tensor("w", [])], data=bytes(4))) == {"w": RawTensor("F32", (), bytes(4))}
+    assert load(forge.gguf(tensors=[gguf_tensor("w", [0, 1 << 60]), ONE.replace(b"w", b"v")], data=bytes(4))) == {
         "w": RawTensor("F32", (1 << 60, 0), b""),
         "v": RawTensor("F32", (1,), bytes(4)),
     }
-    assert load(file_of(entries=[entry("w", [32, 0], 8)])) == {"w": RawTensor("F32", (0, 32), b"")}
-    with GgufFile(file_of([nested(3)])) as file:
+    assert load(forge.gguf(tensors=[gguf_tensor("w", [32, 0], 8)])) == {"w": RawTensor("F32", (0, 32), b"")}
+    with GgufFile(forge.gguf([nested(3)])) as file:
         assert file.extra["k"] == ("ARRAY", ("ARRAY", [("ARRAY", [("ARRAY", [("UINT32", [7])])])]))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from container_forge import npy, npy_header, zipped
 
 from nola_codec.adapters.npz_io import NpzFile, dump_npz
 from nola_codec.adapters.zip_io import Archive
@@ -25,24 +26,6 @@ TENSORS = {
     "flags": RawTensor("BOOL", (2,), b"\0\1"),
     "bytes": RawTensor("U8", (2,), b"\0\xff"),
 }
-
-
-def npz(members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", method) as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return out.getvalue()
-
-
-def npy(header: str, data: bytes = b"", version: int = 1) -> bytes:
-    text = header.encode() + b"\n"
-    length = struct.pack("<H" if version == 1 else "<I", len(text))
-    return b"\x93NUMPY" + bytes([version, 0]) + length + text + data
-
-
-def array(descr: str = "<f4", shape: str = "(1,)", order: str = "False") -> str:
-    return f"{{'descr': '{descr}', 'fortran_order': {order}, 'shape': {shape}, }}"
 
 
 def load(source: bytes | Path, name: str | None = None) -> dict[str, RawTensor]:
@@ -99,14 +82,14 @@ def test_what_numpy_writes_is_read(save: object) -> None:
 def test_what_mlx_writes_is_read() -> None:
     """As `mlx/io/load.cpp` spells it: a space and a comma after every size, `<V2` for bfloat16, 16-byte alignment."""
     header = "{'descr': '<V2', 'fortran_order': False, 'shape': (2, 1, )}  "
-    assert load(npz({"w.npy": npy(header, b"\x80\x3f\x00\x40")})) == {
+    assert load(zipped({"w.npy": npy(header, b"\x80\x3f\x00\x40")})) == {
         "w": RawTensor("BF16", (2, 1), b"\x80\x3f\x00\x40")
     }
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])
 def test_versions_of_the_array_header(version: int) -> None:
-    assert load(npz({"w.npy": npy(array(), bytes(4), version)})) == {"w": RawTensor("F32", (1,), bytes(4))}
+    assert load(zipped({"w.npy": npy(npy_header(), bytes(4), version)})) == {"w": RawTensor("F32", (1,), bytes(4))}
 
 
 def patched(data: bytes, **changes: int) -> bytes:
@@ -120,8 +103,8 @@ def patched(data: bytes, **changes: int) -> bytes:
     return bytes(out)
 
 
-GOOD = npz({"w.npy": npy(array(), bytes(4))})
-DEFLATED = npz({"w.npy": npy(array(shape="(100,)"), bytes(400))}, zipfile.ZIP_DEFLATED)
+GOOD = zipped({"w.npy": npy(npy_header(), bytes(4))})
+DEFLATED = zipped({"w.npy": npy(npy_header(shape="(100,)"), bytes(400))}, zipfile.ZIP_DEFLATED)
 HEADER = b"\x93NUMPY\1\0"
 
 REJECTED = {
@@ -130,40 +113,43 @@ REJECTED = {
     "local header": ("bad-zip", b"PK\3\5" + GOOD[4:]),
     "checksum": ("bad-zip", GOOD.replace(bytes(4) + b"PK\1\2", b"\0\0\1\0PK\1\2")),
     "encrypted": ("bad-zip", patched(GOOD, flags=1)),
-    "bzip2": ("bad-zip", npz({"w.npy": npy(array(), bytes(4))}, zipfile.ZIP_BZIP2)),
-    "lzma": ("bad-zip", npz({"w.npy": npy(array(), bytes(4))}, zipfile.ZIP_LZMA)),
+    "bzip2": ("bad-zip", zipped({"w.npy": npy(npy_header(), bytes(4))}, zipfile.ZIP_BZIP2)),
+    "lzma": ("bad-zip", zipped({"w.npy": npy(npy_header(), bytes(4))}, zipfile.ZIP_LZMA)),
     "stored sizes differ": ("bad-zip", patched(GOOD, size=4000)),
     "offset": ("bad-zip", patched(GOOD, offset=1 << 31)),
     "deflate cannot hold it": ("zip-bomb", patched(DEFLATED, size=1 << 31)),
-    "bomb": ("zip-bomb", npz({"w.npy": npy(array(shape="(5000000,)"), bytes(20_000_000))}, zipfile.ZIP_DEFLATED)),
-    "not an array": ("bad-npz", npz({"w.txt": b"hello"})),
-    "no name": ("bad-npz", npz({".npy": npy(array(), bytes(4))})),
-    "not even a header": ("bad-npz", npz({"w.npy": b"\x93NUM"})),
-    "another magic": ("bad-npz", npz({"w.npy": b"hello, this is no array"})),
-    "version": ("bad-npz", npz({"w.npy": npy(array(), bytes(4), version=9)})),
-    "header length": ("limit", npz({"w.npy": HEADER + b"\xff\xff" + bytes(70_000)})),
-    "header cut": ("truncated", npz({"w.npy": HEADER + b"\x80\0" + b"{'descr'"})),
-    "header is code": ("bad-npz", npz({"w.npy": npy("__import__('os').system('true')")})),
-    "header nested": ("bad-npz", npz({"w.npy": npy("(" * 9000)})),
-    "header of minuses": ("bad-npz", npz({"w.npy": npy("-" * 9000 + "1")})),
-    "header a list": ("bad-npz", npz({"w.npy": npy("[1]")})),
-    "a key more": ("bad-npz", npz({"w.npy": npy(array()[:-1] + "'x': 1}", bytes(4))})),
-    "objects": ("object-array", npz({"w.npy": npy(array("|O"), bytes(8))})),
-    "objects with a size": ("object-array", npz({"w.npy": npy(array("|O8"), bytes(8))})),
-    "records": ("bad-npz", npz({"w.npy": npy("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,)}")})),
-    "strings": ("unknown-dtype", npz({"w.npy": npy(array("<U3"), bytes(12))})),
-    "complex": ("unknown-dtype", npz({"w.npy": npy(array("<c8"), bytes(8))})),
-    "float8": ("unknown-dtype", npz({"w.npy": npy(array("|V1"), bytes(1))})),
-    "times": ("unknown-dtype", npz({"w.npy": npy(array("<M8[ns]"), bytes(8))})),
-    "order": ("bad-npz", npz({"w.npy": npy(array(order="1"), bytes(4))})),
-    "shape a list": ("bad-npz", npz({"w.npy": npy(array(shape="[1]"), bytes(4))})),
-    "negative size": ("bad-npz", npz({"w.npy": npy(array(shape="(-1,)"), bytes(4))})),
-    "bool size": ("bad-npz", npz({"w.npy": npy(array(shape="(True,)"), bytes(4))})),
-    "dimensions": ("bad-npz", npz({"w.npy": npy(array(shape=str((1,) * 33)), bytes(4))})),
-    "too short": ("truncated", npz({"w.npy": npy(array(shape="(2,)"), bytes(4))})),
-    "too long": ("bad-npz", npz({"w.npy": npy(array(), bytes(5))})),
-    "shape of 2^60": ("truncated", npz({"w.npy": npy(array(shape=f"({1 << 60},)"), bytes(4))})),
-    "product overflow": ("truncated", npz({"w.npy": npy(array(shape=f"({1 << 62}, {1 << 62})"), bytes(4))})),
+    "bomb": (
+        "zip-bomb",
+        zipped({"w.npy": npy(npy_header(shape="(5000000,)"), bytes(20_000_000))}, zipfile.ZIP_DEFLATED),
+    ),
+    "not an array": ("bad-npz", zipped({"w.txt": b"hello"})),
+    "no name": ("bad-npz", zipped({".npy": npy(npy_header(), bytes(4))})),
+    "not even a header": ("bad-npz", zipped({"w.npy": b"\x93NUM"})),
+    "another magic": ("bad-npz", zipped({"w.npy": b"hello, this is no array"})),
+    "version": ("bad-npz", zipped({"w.npy": npy(npy_header(), bytes(4), version=9)})),
+    "header length": ("limit", zipped({"w.npy": HEADER + b"\xff\xff" + bytes(70_000)})),
+    "header cut": ("truncated", zipped({"w.npy": HEADER + b"\x80\0" + b"{'descr'"})),
+    "header is code": ("bad-npz", zipped({"w.npy": npy("__import__('os').system('true')")})),
+    "header nested": ("bad-npz", zipped({"w.npy": npy("(" * 9000)})),
+    "header of minuses": ("bad-npz", zipped({"w.npy": npy("-" * 9000 + "1")})),
+    "header a list": ("bad-npz", zipped({"w.npy": npy("[1]")})),
+    "a key more": ("bad-npz", zipped({"w.npy": npy(npy_header()[:-1] + "'x': 1}", bytes(4))})),
+    "objects": ("object-array", zipped({"w.npy": npy(npy_header("|O"), bytes(8))})),
+    "objects with a size": ("object-array", zipped({"w.npy": npy(npy_header("|O8"), bytes(8))})),
+    "records": ("bad-npz", zipped({"w.npy": npy("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,)}")})),
+    "strings": ("unknown-dtype", zipped({"w.npy": npy(npy_header("<U3"), bytes(12))})),
+    "complex": ("unknown-dtype", zipped({"w.npy": npy(npy_header("<c8"), bytes(8))})),
+    "float8": ("unknown-dtype", zipped({"w.npy": npy(npy_header("|V1"), bytes(1))})),
+    "times": ("unknown-dtype", zipped({"w.npy": npy(npy_header("<M8[ns]"), bytes(8))})),
+    "order": ("bad-npz", zipped({"w.npy": npy(npy_header(order="1"), bytes(4))})),
+    "shape a list": ("bad-npz", zipped({"w.npy": npy(npy_header(shape="[1]"), bytes(4))})),
+    "negative size": ("bad-npz", zipped({"w.npy": npy(npy_header(shape="(-1,)"), bytes(4))})),
+    "bool size": ("bad-npz", zipped({"w.npy": npy(npy_header(shape="(True,)"), bytes(4))})),
+    "dimensions": ("bad-npz", zipped({"w.npy": npy(npy_header(shape=str((1,) * 33)), bytes(4))})),
+    "too short": ("truncated", zipped({"w.npy": npy(npy_header(shape="(2,)"), bytes(4))})),
+    "too long": ("bad-npz", zipped({"w.npy": npy(npy_header(), bytes(5))})),
+    "shape of 2^60": ("truncated", zipped({"w.npy": npy(npy_header(shape=f"({1 << 60},)"), bytes(4))})),
+    "product overflow": ("truncated", zipped({"w.npy": npy(npy_header(shape=f"({1 << 62}, {1 << 62})"), bytes(4))})),
 }
 
 
@@ -180,14 +166,16 @@ def test_rejected(case: str, tmp_path: Path) -> None:
 
 
 def test_a_member_twice() -> None:
-    data = npz({"w.npy": npy(array(), bytes(4)), "v.npy": npy(array(), bytes(4))}).replace(b"v.npy", b"w.npy")
+    data = zipped({"w.npy": npy(npy_header(), bytes(4)), "v.npy": npy(npy_header(), bytes(4))}).replace(
+        b"v.npy", b"w.npy"
+    )
     with pytest.raises(AdapterError, match="occurs twice"):
         NpzFile(data)
 
 
 def test_members_that_share_their_bytes() -> None:
     """A thousand directory entries for one member: the way the largest bombs are made."""
-    single = npz({"w.npy": npy(array(shape="(1000,)"), bytes(4000))})
+    single = zipped({"w.npy": npy(npy_header(shape="(1000,)"), bytes(4000))})
     entry, end = single[single.index(b"PK\1\2") : single.index(b"PK\5\6")], single[single.index(b"PK\5\6") :]
     entries = b"".join(entry.replace(b"w.npy", b"%c%c.py" % (65 + i // 26, 65 + i % 26)) for i in range(500))
     end = end[:8] + struct.pack("<HHI", 500, 500, len(entries)) + end[16:]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from container_forge import pickled, tensor_program, torch_zip
 
 from nola_codec.adapters.pickle_io import dump_pickle, open_pickle
 from nola_codec.errors import AdapterError
@@ -172,36 +173,6 @@ def test_quantized_tensors_are_refused(save: Callable[[Any], bytes]) -> None:
     assert "_rebuild_qtensor" in str(error)
 
 
-def torch_zip(program: bytes, storages: dict[str, bytes] | None = None, method: int = zipfile.ZIP_STORED) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", method) as archive:
-        archive.writestr("a/data.pkl", program)
-        archive.writestr("a/version", "3\n")
-        for name, data in (storages or {}).items():
-            archive.writestr(f"a/data/{name}", data)
-    return out.getvalue()
-
-
-def tensor_program(shape: list[int], stride: list[int], numel: int, offset: int = 0) -> bytes:
-    """``{"w": tensor}`` as torch.save spells it, with any numbers."""
-
-    def number(n: int) -> bytes:
-        data = n.to_bytes(9, "little", signed=True)
-        return b"\x8a\x09" + data
-
-    def numbers(values: list[int]) -> bytes:
-        return b"(" + b"".join(number(n) for n in values) + b"t"
-
-    def string(value: str) -> bytes:
-        return b"X" + struct.pack("<I", len(value)) + value.encode()
-
-    storage = b"(" + string("storage") + b"ctorch\nFloatStorage\n" + string("0") + string("cpu") + number(numel) + b"tQ"
-    arguments = (
-        b"(" + storage + number(offset) + numbers(shape) + numbers(stride) + b"\x89ccollections\nOrderedDict\n)Rt"
-    )
-    return b"\x80\x02}" + string("w") + b"ctorch._utils\n_rebuild_tensor_v2\n" + arguments + b"Rs."
-
-
 def test_the_crafted_program_is_read_when_it_is_right() -> None:
     data = struct.pack("<4f", *range(4))
     assert load(torch_zip(tensor_program([2, 2], [2, 1], 4), {"0": data})) == {"w": RawTensor("F32", (2, 2), data)}
@@ -269,10 +240,8 @@ def test_programs_with_too_many_opcodes(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_dict_whose_methods_were_replaced() -> None:
     """Attributes of an OrderedDict come out of the pickle; none of them is taken for a method."""
-    names = b"".join(b"X" + struct.pack("<I", len(n)) + n + b"K\1s" for n in (b"items", b"get", b"values", b"keys"))
-    program = tensor_program([1], [1], 1).replace(
-        b"\x80\x02}", b"\x80\x02ccollections\nOrderedDict\n)R}" + names + b"b", 1
-    )
+    attributes = b"".join(pickled(name) + b"K\1s" for name in ("items", "get", "values", "keys"))
+    program = tensor_program([1], [1], 1, start=b"ccollections\nOrderedDict\n)R}" + attributes + b"b")
     data = struct.pack("<f", 1)
     assert load(torch_zip(program, {"0": data})) == {"w": RawTensor("F32", (1,), data)}
 

@@ -7,11 +7,11 @@ import io
 import os
 import struct
 import tarfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from container_forge import zipped
 
 from nola_codec.adapters.gguf_io import dump_gguf
 from nola_codec.adapters.npz_io import dump_npz
@@ -130,14 +130,6 @@ def test_memory_store() -> None:
         assert e.value.code == "no-such-tensor"
 
 
-def zipped(**members: bytes) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return out.getvalue()
-
-
 def tarred(data: bytes) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
@@ -153,9 +145,9 @@ FOREIGN = {
     "html": ("html-page", b"<!DOCTYPE html><html>not found</html>"),
     "json": ("bad-header", b'{"error": "Repository not found"}'),
     "nola": ("nola-file", b"\x89NLA\r\n\x1a\n" + bytes(20)),
-    "zip": ("zip", zipped(**{"lora/adapter_model.safetensors": dump(TENSORS)})),
-    "empty zip": ("bad-header", zipped()),
-    "half a zip": ("bad-zip", zipped(a=b"1")[:-5]),
+    "zip": ("zip", zipped({"lora/adapter_model.safetensors": dump(TENSORS)})),
+    "empty zip": ("bad-header", zipped({})),
+    "half a zip": ("bad-zip", zipped({"a": b"1"})[:-5]),
     "gzip": ("archive", gzip.compress(dump(TENSORS))),
     "tar": ("archive", tarred(dump(TENSORS))),
     "text": ("bad-header", b"just some text, longer than eight bytes"),
