@@ -8,17 +8,15 @@ from typing import Any
 
 from nola_codec import adapters
 from nola_codec.adapters import AnySource
-from nola_codec.adapters.checkpoint import Checkpoint
 from nola_codec.adapters.files import require_free
-from nola_codec.adapters.merging import merge_directory, plan_merge
-from nola_codec.api.modules import decoded_module, merge_target
+from nola_codec.api.merging import merge
+from nola_codec.api.modules import decoded_module
 from nola_codec.api.opened import DTYPES, check_rungs
 from nola_codec.arrays import NUMPY, Arrays, TorchArrays
 from nola_codec.container.reader import Source, open_container
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.decoder.merge import merge_raw
 from nola_codec.encoder.options import Progress
-from nola_codec.model import Adapter, RawTensor
+from nola_codec.model import Adapter
 
 
 def decode(
@@ -37,7 +35,7 @@ def decode(
     Args:
         source: The `.nola` file.
         out: A directory; or, without `base`, a path that ends in ``.safetensors``.
-        base: A Transformers model directory; the merged model goes to `out`, weights in the base's own dtypes.
+        base: A model directory; the merged model goes to `out`, weights in the base's own dtypes, as `merge` does.
         dtype: Of an adapter's factors: f32 is exact, f16 and bf16 round once.
         rung: Of a progressive file: as if it ended with this rung, counted from 0.
         device: Where factors are synthesized and multiplied; it changes no bit.
@@ -49,14 +47,13 @@ def decode(
         AdapterError: ``base-mismatch`` and others when the base does not fit.
         OutputExists: `out` is there and `overwrite` is false.
     """
+    if base is not None:
+        return merge([source], base, out, rung=rung, device=device, overwrite=overwrite, progress=progress).output
     require_free(Path(out), overwrite=overwrite)
     xp: Arrays = NUMPY if str(device) == "cpu" else TorchArrays(device)
     with open_container(source, rung=rung) as container:
         container.check_content()
-        decoder = Decoder(container, xp)
-        if base is not None:
-            return _merge(decoder, Path(base), Path(out), overwrite=overwrite, progress=progress)
-        adapter = _adapter(decoder, progress)
+        adapter = _adapter(Decoder(container, xp), progress)
         return adapters.write(adapter, out, dtype=DTYPES[dtype], overwrite=overwrite)
 
 
@@ -97,24 +94,3 @@ def _adapter(decoder: Decoder, progress: Progress | None) -> Adapter:
     modules = [decoded_module(r, f, decoder.xp) for r, f in zip(header.lowrank, factors, strict=True)]
     raw = {record.name: decoder.raw(i) for i, record in enumerate(header.raw)}
     return Adapter(header.dialect, tuple(modules), raw, header.config, header.metadata)
-
-
-def _merge(decoder: Decoder, base: Path, out: Path, *, overwrite: bool, progress: Progress | None) -> Path:
-    header = decoder.header
-    raw = {record.name: decoder.raw(i) for i, record in enumerate(header.raw)}
-    checkpoint = Checkpoint(base)
-    plan = plan_merge(checkpoint, [merge_target(r) for r in header.lowrank], raw, header.config)
-    numbers = {record.name: i for i, record in enumerate(header.lowrank)}
-    decoded = decoder.checked()
-    done = 0
-
-    def merge_weight(name: str, weight: RawTensor) -> RawTensor:
-        nonlocal done
-        match = plan.matches[name]
-        index = numbers[match.module]
-        done += 1
-        if progress is not None:
-            progress("merge", done, len(plan.matches))
-        return merge_raw(weight, decoded[index], header.lowrank[index].kind, decoder.xp, transposed=match.transposed)
-
-    return merge_directory(base, out, plan, merge_weight, overwrite=overwrite)
