@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import odd_dialects  # noqa: F401 - it adds to ODD
 import pytest
 from odd_files import ODD, Odd
 
@@ -44,9 +45,9 @@ def test_encoded_and_decoded(name: str, run: Run, tmp_path: Path) -> None:
     assert run("verify", out).status == 0
     with open_source(given) as source:
         keys = {key: info.shape for key, info in source.file.tensors.items()}
-        lone = source.config is None
-    if lone:
-        back = back.with_suffix(".safetensors")
+        suffix = ".gguf" if source.file.container == "gguf" else ".safetensors"
+    if not given.is_dir():
+        back = back.with_suffix(suffix)
     decoded = run("decode", out, "-o", back)
     assert decoded.status == 0, decoded.err
     with open_source(back) as source:
