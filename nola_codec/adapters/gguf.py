@@ -1,4 +1,4 @@
-"""GGUF LoRA of llama.cpp: ``<tensor>.lora_a`` (r, in), ``<tensor>.lora_b`` (out, r), one ``adapter.lora.alpha`` for all.
+"""GGUF LoRA of llama.cpp: ``<tensor>.lora_a`` (r, in), ``<tensor>.lora_b`` (out, r), one `adapter.lora.alpha` for all.
 
 The delta is alpha / r times the product, or the product itself where alpha is 0 (`llama-adapter.cpp`). Token embeddings
 have ``lora_a`` (vocab, r): the other way round. Key-values are kept, in `config`, with their types.

@@ -1,9 +1,9 @@
 """kohya's sd-scripts and what shares its keys: LyCORIS, OneTrainer, ComfyUI.
 
-``<module>.lora_down.weight`` (r, in[, kh, kw]), ``.lora_up.weight`` (out, r[, 1, 1]) and a scalar ``.alpha``; the delta is
-alpha / r times the product. Module names are flattened (``lora_unet_down_blocks_0_...``) or dotted, and kept as they
-are. LyCORIS adds LoHa, LoKr and Tucker convolutions (`lycoris`), full deltas ``.diff`` and ``.diff_b``, norms ``.w_norm``
-and ``.b_norm``, and ``.dora_scale``, which is carried.
+``<module>.lora_down.weight`` (r, in[, kh, kw]), ``.lora_up.weight`` (out, r[, 1, 1]) and a scalar ``.alpha``; the delta
+is alpha / r times the product. Module names are flattened (``lora_unet_down_blocks_0_...``) or dotted, and kept as they
+are. LyCORIS adds LoHa, LoKr and Tucker convolutions (`lycoris`), full deltas ``.diff`` and ``.diff_b``, norms
+``.w_norm`` and ``.b_norm``, and ``.dora_scale``, which is carried.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def read_source(source: AdapterSource, *, carry_unknown: bool = False) -> Adapte
     """Read an opened file whole.
 
     Raises:
-        AdapterError: ``missing-partner``, ``mixed-layout``, ``bad-alpha``, ``unknown-key``, ``multiplicative`` and others
-            for LyCORIS's algorithms that are no deltas; and those of `read_pair`.
+        AdapterError: ``missing-partner``, ``mixed-layout``, ``bad-alpha``, ``unknown-key``, ``multiplicative`` and
+            others for LyCORIS's algorithms that are no deltas; and those of `read_pair`.
     """
     store, where = source.file, source.where
     for key in store.tensors:
@@ -139,8 +139,8 @@ def composites(adapter: Adapter) -> tuple[Composite, ...]:
 def with_hashes(metadata: Mapping[str, str], made: Mapping[str, RawTensor]) -> dict[str, str]:
     """The metadata, its hashes of the file's content made true again; none is added.
 
-    ``sshs_model_hash`` and ``modelspec.hash_sha256`` are SHA-256 of all that follows the header, ``sshs_legacy_hash`` eight
-    digits of that of 64 KiB from byte 2^20 of a file whose metadata is the ``ss_`` entries alone (sd-scripts,
+    ``sshs_model_hash`` and ``modelspec.hash_sha256`` are SHA-256 of all that follows the header, ``sshs_legacy_hash``
+    eight digits of that of 64 KiB from byte 2^20 of a file whose metadata is the ``ss_`` entries alone (sd-scripts,
     `library/train_util.py`, `precalculate_safetensors_hashes`).
     """
     result = dict(metadata)

@@ -96,7 +96,7 @@ def read_source(source: AdapterSource, *, carry_unknown: bool = False) -> Adapte
 
 
 def write(adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False) -> Path:
-    """Write an adapter back: a directory, or one file when ``out`` ends as a tensor file does (``.safetensors``, ``.bin``).
+    """Write an adapter back: a directory, or one file when ``out`` ends as such a file does (`SUFFIXES`).
 
     A directory gets `adapter_config.json` (when the adapter has a configuration) and `adapter_model.safetensors`. If
     ranks or scalings differ from what the configuration says, it is adapted by `with_ranks`. Everything else in an

@@ -39,8 +39,8 @@ def decode(
 
     Args:
         source: The `.nola` file.
-        out: A directory; or, for an adapter, a path that ends as a tensor file does: ``.safetensors``, ``.npz``, ``.bin``,
-            ``.pt``, ``.gguf``.
+        out: A directory; or, for an adapter, a path that ends as a tensor file does: ``.safetensors``, ``.npz``,
+            ``.bin``, ``.pt``, ``.gguf``.
         base: A Transformers model directory; the merged model goes to `out`, weights in the base's own dtypes.
         format: Write an adapter in this dialect (`adapters.formats.FORMATS`) and not in its own; nothing is merged, and
             `base` serves for names alone.

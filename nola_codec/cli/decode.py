@@ -22,10 +22,10 @@ from nola_codec.cli.output import (
 @click.command()
 @click.argument("file", type=click.Path())
 @click.option("-o", "--output", "out", type=click.Path(), required=True,
-              help="Directory to write; an adapter may be one file, by the suffix: .safetensors, .npz, .bin, .gguf.")  # fmt: skip
+              help="Directory; for an adapter also a file: .safetensors, .npz, .bin, .pt, .gguf.")  # fmt: skip
 @click.option("--base", type=click.Path(), help="Transformers model directory: write it with the deltas merged in.")
 @click.option("--format", "dialect", type=click.Choice(FORMATS),
-              help="Write the adapter in this dialect instead of its own; --base then serves for names alone.")  # fmt: skip
+              help="Write the adapter in this dialect, not in its own; --base then serves for names.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["f32", "f16", "bf16"]), help="Of an adapter's factors [f32, exact].")
 @click.option("--rung", type=int, help="Of a progressive file: as if it ended with this rung, from 0.")
 @click.option("--device", default="cpu", show_default=True, callback=usable_device,
@@ -34,8 +34,8 @@ from nola_codec.cli.output import (
 @quiet_option
 @json_option
 def command(
-    file: str, out: str, base: str | None, dialect: str | None, dtype: str | None, rung: int | None, device: str, force: bool, quiet: bool,
-    as_json: bool,
+    file: str, out: str, base: str | None, dialect: str | None, dtype: str | None, rung: int | None, device: str,
+    force: bool, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Decode FILE to an adapter, or into the weights of a base model."""
     from nola_codec.api.decoding import decode

@@ -53,7 +53,10 @@ def command(
     calibration_rows: int | None, importance: str | None, rungs: str | None, passthrough: bool, dry_run: bool,
     force: bool, quiet: bool, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Encode the adapter SOURCE: a directory or file of PEFT, kohya, LyCORIS, diffusers, MLX, GGUF, loralib and others."""
+    """Encode the adapter SOURCE.
+
+    A directory or a file, in the dialect of PEFT, kohya, LyCORIS, diffusers, MLX, GGUF or others; the keys say which.
+    """
     from nola_codec.api.encoding import checked, encode
     from nola_codec.encoder.sizes import parse_size
 

@@ -18,6 +18,7 @@ from nola_codec.container.reader import open_container
 from nola_codec.decoder.factors import Decoded, Factors
 from nola_codec.decoder.factors import Vector as DecodedVector
 from nola_codec.encoder.assemble import Envelope, code_parts, pack_raw, write_parts
+from nola_codec.encoder.composites import CompositeErrors
 from nola_codec.encoder.importance import match_importance
 from nola_codec.encoder.material import Material, Survey, survey
 from nola_codec.encoder.options import DEFAULT_BITS, EncodeOptions
@@ -107,10 +108,12 @@ def encode_adapter(
     with clock.stage("carried tensors"):
         raw_sections = pack_raw(raw)
     energies = np.array([_energy(item) for item in items])
+    composites = CompositeErrors(adapter, items)
+    composites.share_energies(energies)
     if options.projected:
-        coded = _project(items, options, envelope, raw_sections, energies, clock)
+        coded = _project(items, options, envelope, raw_sections, energies, composites, clock)
     else:
-        coded = _spread(items, options, envelope, raw_sections, energies, adapter.parameters, clock, bank)
+        coded = _spread(items, options, envelope, raw_sections, energies, composites, adapter.parameters, clock, bank)
     total = float(energies.sum())
     nmse = float(coded.squared_errors.sum()) / total if total else 0.0
     effective = None
@@ -181,6 +184,7 @@ def _spread(
     envelope: Envelope,
     raw_sections: Sequence[tuple[int, bytes]],
     energies: Vector,
+    composites: CompositeErrors,
     parameters: int,
     clock: _Clock,
     bank: Bank | None,
@@ -204,6 +208,7 @@ def _spread(
             envelope,
             raw_sections,
             energies,
+            composites,
             effective,
             clock,
             weights,
@@ -215,8 +220,12 @@ def _spread(
                 break
             aim -= 1.2 * over + 8
         else:
-            reached = float(coded.squared_errors.sum() / energies.sum()) if energies.sum() else 0.0
-            if objective.name != "nmse" or reached <= error:
+            # A delta of several parts loses what each of them loses, which the search counts one by one.
+            lost, whole = coded.squared_errors, energies
+            if objective.name != "nmse" and coded.effective_errors is not None and composites:
+                lost, whole = coded.effective_errors, weights
+            reached = float(lost.sum() / whole.sum()) if whole.sum() else 0.0
+            if (objective.name != "nmse" and not composites) or reached <= error:
                 break
             aim *= 0.999 * error / reached
     else:
@@ -260,6 +269,7 @@ def _project(
     envelope: Envelope,
     raw_sections: Sequence[tuple[int, bytes]],
     energies: Vector,
+    composites: CompositeErrors,
     clock: _Clock,
 ) -> _Coded:
     """The paper's form: one basis a factor, fixed width."""
@@ -275,7 +285,8 @@ def _project(
             seed=options.seed,
             progress=lambda done: _tell(options, "fit", done, len(items)),
         )
-    return _finish(material, survey(material), items, options, envelope, raw_sections, energies, None, clock)
+    return _finish(material, survey(material), items, options, envelope, raw_sections, energies, composites, None,
+                   clock)  # fmt: skip
 
 
 def _finish(
@@ -286,6 +297,7 @@ def _finish(
     envelope: Envelope,
     raw_sections: Sequence[tuple[int, bytes]],
     energies: Vector,
+    composites: CompositeErrors,
     effective: Sequence[Vector] | None,
     clock: _Clock,
     weights: Vector | None = None,
@@ -299,6 +311,11 @@ def _finish(
     def measure(rung: int, index: int, decoded: Decoded) -> None:
         item = items[index]
         with clock.stage("measuring"):
+            if index in composites:
+                found = composites.add(index, decoded)
+                if found is not None:
+                    errors[rung, found[0]] = found[1]
+                return
             if isinstance(item, LoraModule) and isinstance(decoded, Factors):
                 lora_B, lora_A = decoded.float32(NUMPY)
                 lost = squared_error(item.lora_B, item.lora_A, lora_B, lora_A)

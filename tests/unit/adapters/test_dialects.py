@@ -56,7 +56,8 @@ FILES: dict[str, tuple[str, dict[str, RawTensor]]] = {
     "kohya": ("kohya", {**PAIR, f"{LINEAR}.alpha": scalar(1.0)}),
     "kohya, conv, half, alphas of two kinds": ("kohya", {
         **PAIR, f"{LINEAR}.alpha": scalar(1.0, "<f2", "F16"),
-        f"{CONV}.lora_down.weight": floats(4, 3, 3, 3, dtype="F16"), f"{CONV}.lora_up.weight": floats(7, 4, 1, 1, dtype="F16"),
+        f"{CONV}.lora_down.weight": floats(4, 3, 3, 3, dtype="F16"),
+        f"{CONV}.lora_up.weight": floats(7, 4, 1, 1, dtype="F16"),
         f"{CONV}.alpha": scalar(3.0),
     }),
     "kohya, one alpha missing": ("kohya", {
@@ -94,7 +95,8 @@ FILES: dict[str, tuple[str, dict[str, RawTensor]]] = {
         "diffusion_model.blocks.0.self_attn.q.lora_up.weight": floats(5, 2),
         "diffusion_model.blocks.0.self_attn.q.alpha": scalar(2.0)}),
     "diffusers": ("diffusers", {
-        "transformer.blocks.0.attn.to_q.lora_A.weight": floats(2, 6), "transformer.blocks.0.attn.to_q.lora_B.weight": floats(5, 2),
+        "transformer.blocks.0.attn.to_q.lora_A.weight": floats(2, 6),
+        "transformer.blocks.0.attn.to_q.lora_B.weight": floats(5, 2),
         "unet.conv_in.lora_A.weight": floats(2, 4, 3, 3), "unet.conv_in.lora_B.weight": floats(5, 2, 1, 1),
         "unet.conv_in.alpha": scalar(4.0)}),
     "ComfyUI, A and B": ("diffusers", {
@@ -108,7 +110,8 @@ FILES: dict[str, tuple[str, dict[str, RawTensor]]] = {
     "XLabs": ("diffusers-old", {
         "double_blocks.0.processor.qkv_lora1.down.weight": floats(2, 6),
         "double_blocks.0.processor.qkv_lora1.up.weight": floats(5, 2)}),
-    "MLX": ("mlx", {"model.layers.0.mlp.up_proj.lora_a": floats(6, 2), "model.layers.0.mlp.up_proj.lora_b": floats(2, 5),
+    "MLX": ("mlx", {"model.layers.0.mlp.up_proj.lora_a": floats(6, 2),
+                    "model.layers.0.mlp.up_proj.lora_b": floats(2, 5),
                     "model.layers.0.mlp.up_proj.m": floats(5)}),
     "loralib": ("loralib", {"encoder.q.lora_A": floats(2, 6), "encoder.q.lora_B": floats(5, 2),
                             "classifier.dense.weight": floats(3, 3), "classifier.dense.bias": floats(3)}),
@@ -182,7 +185,8 @@ LYCORIS: dict[str, tuple[str, Callable[[], torch.nn.Module], dict[str, Any]]] = 
     "LoKr, whole": ("LokrModule", lambda: torch.nn.Linear(12, 8), {"lora_dim": 10000, "factor": 4}),
     "LoKr, both": ("LokrModule", lambda: torch.nn.Linear(64, 64), {"lora_dim": 1, "decompose_both": True}),
     "LoKr, conv": ("LokrModule", lambda: torch.nn.Conv2d(16, 16, 3), {"lora_dim": 1, "factor": 4}),
-    "LoKr, Tucker": ("LokrModule", lambda: torch.nn.Conv2d(16, 16, 3), {"lora_dim": 1, "factor": 4, "use_tucker": True}),
+    "LoKr, Tucker": ("LokrModule", lambda: torch.nn.Conv2d(16, 16, 3),
+                     {"lora_dim": 1, "factor": 4, "use_tucker": True}),
 }  # fmt: skip
 
 
@@ -252,7 +256,8 @@ def test_hashes_in_the_metadata_are_made_true(tmp_path: Path) -> None:
 
 REFUSED: dict[str, tuple[str, dict[str, RawTensor], str]] = {
     "up missing": ("missing-partner", {f"{LINEAR}.lora_down.weight": floats(2, 6)}, "lora_up.weight is missing"),
-    "half a LoHa": ("missing-partner", {f"{LINEAR}.hada_w1_a": floats(5, 2), f"{LINEAR}.hada_w1_b": floats(2, 6)}, "hada_w2"),
+    "half a LoHa": ("missing-partner",
+                    {f"{LINEAR}.hada_w1_a": floats(5, 2), f"{LINEAR}.hada_w1_b": floats(2, 6)}, "hada_w2"),
     "half a LoKr": ("missing-partner", {f"{LINEAR}.lokr_w1": floats(5, 2)}, "lokr_w2"),
     "ranks": ("rank-mismatch", {**PAIR, f"{LINEAR}.lora_up.weight": floats(5, 3)}, "lora_up"),
     "LoHa of two shapes": ("bad-shape", {**FILES["LoHa"][1], f"{LINEAR}.hada_w2_a": floats(4, 2)}, "do not fit"),
@@ -265,8 +270,8 @@ REFUSED: dict[str, tuple[str, dict[str, RawTensor], str]] = {
     "IA3": ("multiplicative", {"lora_unet_q.weight": floats(2), "lora_unet_q.on_input": scalar(1)}, "activations"),
     "GLoRA": ("glora", {**PAIR, "lora_unet_q.a1.weight": floats(2, 2)}, "base weight"),
     "MLX experts": ("bad-shape", {"m.lora_a": floats(2, 6, 2), "m.lora_b": floats(2, 2, 5)}, "dimensions"),
-    "NaN": ("not-finite", {**PAIR, f"{LINEAR}.lora_up.weight": RawTensor("F32", (5, 2), np.full(10, np.nan, "<f4").tobytes())},
-            "NaN"),
+    "NaN": ("not-finite",
+            {**PAIR, f"{LINEAR}.lora_up.weight": RawTensor("F32", (5, 2), np.full(10, np.nan, "<f4").tobytes())}, "NaN"),
 }  # fmt: skip
 
 

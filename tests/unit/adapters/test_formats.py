@@ -82,14 +82,11 @@ def test_peft_loads_what_mlx_was_converted_to(tmp_path: Path, shared_data: Path)
 
     source = read(shared_data / "lora" / "mlx_qwen05b" / "0000200_adapters.safetensors")
     folder = write(convert(source, "peft"), tmp_path / "peft")
-    with torch.device("meta"):
-        base = Qwen2ForCausalLM(
-            Qwen2Config(
-                hidden_size=896, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2,
-                intermediate_size=64, vocab_size=32,
-            )
-        )  # fmt: skip
-    model = PeftModel.from_pretrained(base, folder, low_cpu_mem_usage=True)
+    config = Qwen2Config(
+        hidden_size=896, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2, intermediate_size=8,
+        vocab_size=32, torch_dtype="bfloat16",
+    )  # fmt: skip
+    model = PeftModel.from_pretrained(Qwen2ForCausalLM(config), folder)
     state = get_peft_model_state_dict(model)
     path = "model.layers.23.self_attn.q_proj"
     module = next(m for m in source.modules if m.name == path)

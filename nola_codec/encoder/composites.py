@@ -1,0 +1,68 @@
+"""What is lost of deltas that are made of several coded parts: measured on the delta, not on the parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from nola_codec.adapters import DIALECTS
+from nola_codec.adapters.lycoris import Composite, part_values
+from nola_codec.arrays import NUMPY
+from nola_codec.decoder.factors import Decoded, Factors
+from nola_codec.model import Adapter, Codable, LoraModule, VectorTensor
+
+
+class CompositeErrors:
+    """Takes decoded parts as they come and says what their delta lost, once it has all of them.
+
+    Error and energy of a delta are shared out evenly among its parts, so that sums over records are sums over deltas.
+    """
+
+    def __init__(self, adapter: Adapter, items: Sequence[Codable]) -> None:
+        dialect = DIALECTS.get(adapter.dialect)
+        composites = () if dialect is None else dialect.composites(adapter)
+        numbers = {item.name: index for index, item in enumerate(items)}
+        self._items = items
+        self._of: dict[int, Composite] = {numbers[part]: each for each in composites for part in each.parts}
+        self._members = {each.name: [numbers[part] for part in each.parts] for each in composites}
+        self._waiting: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._members)
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._of
+
+    def share_energies(self, energies: npt.NDArray[np.float64]) -> None:
+        """Replace the parts' energies by their shares of ||delta||_F^2, in place."""
+        for members in self._members.values():
+            energy = float(np.square(self._original(self._of[members[0]])).sum())
+            energies[members] = energy / len(members)
+
+    def add(self, index: int, decoded: Decoded) -> tuple[list[int], float] | None:
+        """One decoded record: (records of its delta, squared error for each) when it was the last of them."""
+        composite = self._of[index]
+        parts = self._waiting.setdefault(composite.name, {})
+        parts[self._items[index].name] = _value(decoded)
+        members = self._members[composite.name]
+        if len(parts) < len(members):
+            return None
+        lost = composite.combine(self._waiting.pop(composite.name)) - self._original(composite)
+        return members, float(np.square(lost).sum()) / len(members)
+
+    def _original(self, composite: Composite) -> npt.NDArray[np.float64]:
+        parts = [self._items[i] for i in self._members[composite.name]]
+        values = part_values(
+            [part for part in parts if isinstance(part, LoraModule)],
+            [part for part in parts if isinstance(part, VectorTensor)],
+        )
+        return composite.combine({name: value() for name, value in values.items()})
+
+
+def _value(decoded: Decoded) -> npt.NDArray[np.float64]:
+    if isinstance(decoded, Factors):
+        lora_B, lora_A = decoded.float32(NUMPY)
+        return np.asarray(lora_B.astype(np.float64) @ lora_A.astype(np.float64))
+    return np.asarray(decoded.float32(NUMPY), np.float64)
