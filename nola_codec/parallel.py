@@ -76,3 +76,41 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> I
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
+
+
+def parallel_each(function: Callable[[Item], None], items: Iterable[Item]) -> None:
+    """Call `function` on every item, on threads that each take the next one when they are free.
+
+    Items are made one by one, as they are taken, never two at a time, so they may stand for more than memory holds.
+    The first error ends all and is raised; nothing is taken after it.
+    """
+    from threading import Thread
+
+    iterator = iter(items)
+    lock = Lock()
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        while True:
+            try:
+                with lock:
+                    if errors:
+                        return
+                    try:
+                        item = next(iterator)
+                    except StopIteration:
+                        return
+                function(item)
+            except BaseException as error:  # an interrupt too: the caller's thread works like any other
+                errors.append(error)
+                return
+
+    with _ONE_BLAS_THREAD:
+        threads = [Thread(target=work, daemon=True) for _ in range(workers() - 1)]
+        for thread in threads:
+            thread.start()
+        work()
+        for thread in threads:
+            thread.join()
+    if errors:
+        raise errors[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from nola_codec.errors import AdapterError, expected
 from nola_codec.model import Layout, LoraModule, RawTensor
 
 WEIGHTS_NAME = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
+_INDEX_SUFFIX = ".index.json"
+# Of Transformers, and of the components of a Diffusers pipeline.
+_WEIGHTS_NAMES = (WEIGHTS_NAME, "diffusion_pytorch_model.safetensors")
 
 # Models made of `transformers.pytorch_utils.Conv1D`, whose weights are (in, out), and the modules that are.
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"})
@@ -45,6 +48,8 @@ class MergeTarget:
         shape: Of the delta as a module of that layout holds it: (out, in), (out, in, *kernel) or (vocab, dim).
         scaling: Of the module; here only a `lora_B.bias` needs it.
         fan_in_fan_out: What the configuration says about (in, out) storage.
+        weight: Name of the tensor it is added to; empty where PEFT's rules find it by the module's name.
+        reshaped: The tensor may have the same rows in another shape, as a flattened kernel.
     """
 
     name: str
@@ -52,6 +57,8 @@ class MergeTarget:
     shape: tuple[int, ...]
     scaling: float = 1.0
     fan_in_fan_out: bool = False
+    weight: str = ""
+    reshaped: bool = False
 
     @classmethod
     def of(cls, module: LoraModule) -> MergeTarget:
@@ -84,7 +91,10 @@ def delta_shape(layout: Layout, a_shape: tuple[int, ...], b_shape: tuple[int, ..
 
 
 class Checkpoint:
-    """The weights of a model directory: ``model.safetensors``, or shards and their index.
+    """The weights of a model directory: one safetensors file, or shards and their index.
+
+    They are called ``model`` (Transformers) or ``diffusion_pytorch_model`` (a component of Diffusers); a single file
+    may have any name if it is the only one.
 
     Headers are read at once, tensors when asked for.
 
@@ -94,6 +104,7 @@ class Checkpoint:
         shards: File names, in the order of the index.
         config: ``config.json``, or empty.
         index: The index as parsed, or None for a single file.
+        index_name: Its file name, or empty.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
@@ -110,15 +121,16 @@ class Checkpoint:
         config = self.directory / "config.json"
         self.config: Mapping[str, Any] = read_json(config) if config.exists() else {}
         self.index: Mapping[str, Any] | None = None
+        self.index_name = ""
         expected_in: dict[str, str] = {}
-        if (self.directory / WEIGHTS_NAME).exists():
-            self.shards: tuple[str, ...] = (WEIGHTS_NAME,)
-        elif (self.directory / INDEX_NAME).exists():
-            self.index = read_json(self.directory / INDEX_NAME)
-            expected_in = _weight_map(self.index, f"{where}: {INDEX_NAME}")
-            self.shards = tuple(dict.fromkeys(expected_in.values()))
+        found = _weights_file(self.directory)
+        if found.endswith(_INDEX_SUFFIX):
+            self.index_name = found
+            self.index = read_json(self.directory / found)
+            expected_in = _weight_map(self.index, f"{where}: {found}")
+            self.shards: tuple[str, ...] = tuple(dict.fromkeys(expected_in.values()))
         else:
-            raise AdapterError(_why_no_weights(self.directory), code="missing-weights", where=where)
+            self.shards = (found,)
         self.weights: Mapping[str, WeightInfo] = self._list_weights(expected_in)
 
     def open_shard(self, shard: str) -> SafetensorsFile:
@@ -264,14 +276,18 @@ def resolve_weights(
     taken: dict[str, str] = {}
     problems: list[str] = []
     for target in targets:
-        path = module_path(target.name)
+        path = target.weight.rpartition(".")[0] if target.weight else module_path(target.name)
         # Multi-head attention of PyTorch keeps its three input projections in one parameter.
-        found = names.find(f"{path}.weight") or names.find(f"{path}.in_proj_weight")
+        found = (
+            names.find(target.weight)
+            if target.weight
+            else names.find(f"{path}.weight") or names.find(f"{path}.in_proj_weight")
+        )
         weight, source = found, found
         if found is None and tied is not None and _same_leaf(tied.missing, f"{path}.weight"):
             weight, source = tied.missing, tied.stored
         if weight is None or source is None:
-            problems.append(f"{target.name}: no weight {path}.weight")
+            problems.append(f"{target.name}: no weight {target.weight or f'{path}.weight'}")
             continue
         transposed = _orientation(target, path, shapes[source], config)
         if transposed is None:
@@ -294,6 +310,8 @@ def mismatch_message(problems: list[str]) -> str:
 
 def _orientation(target: MergeTarget, path: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> bool | None:
     """Whether the weight is stored transposed; None when neither way fits."""
+    if target.reshaped:
+        return False if shape[:1] == target.shape[:1] and math.prod(shape) == math.prod(target.shape) else None
     if target.layout != "linear":
         return False if shape == target.shape else None
     conv1d = (
@@ -321,13 +339,28 @@ def _weight_map(index: Mapping[str, Any], where: str) -> dict[str, str]:
     return weight_map
 
 
+def _weights_file(directory: Path) -> str:
+    """Name of the one weights file, or of the index of several."""
+    for name in _WEIGHTS_NAMES:
+        for candidate in (name, name + _INDEX_SUFFIX):
+            if (directory / candidate).exists():
+                return candidate
+    lone = sorted(path.name for path in directory.glob("*.safetensors"))
+    if len(lone) == 1 and not (directory / "adapter_config.json").exists():
+        return lone[0]
+    raise AdapterError(_why_no_weights(directory), code="missing-weights", where=str(directory))
+
+
 def _why_no_weights(directory: Path) -> str:
     if (directory / "adapter_config.json").exists():
         return f"no {WEIGHTS_NAME}; this is an adapter, not a base model"
     pickles = sorted(path.name for path in directory.glob("pytorch_model*.bin"))
     if pickles:
         return f"no {WEIGHTS_NAME}; {pickles[0]} is a Python pickle: convert the model to safetensors first"
-    return f"neither {WEIGHTS_NAME} nor {INDEX_NAME}"
+    several = sorted(path.name for path in directory.glob("*.safetensors"))
+    if several:
+        return f"{len(several)} safetensors files ({several[0]}, ...) and no {WEIGHTS_NAME}{_INDEX_SUFFIX} to join them"
+    return f"neither {WEIGHTS_NAME} nor {WEIGHTS_NAME}{_INDEX_SUFFIX}"
 
 
 def _leaf(name: str) -> str:

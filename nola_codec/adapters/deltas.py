@@ -36,6 +36,14 @@ class Delta:
         single = len(self.modules) == 1 and not self.vectors and self.composite is None
         return self.modules[0] if single else None
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what `dense` makes."""
+        if self.composite is not None:
+            shapes = {m.name: m.vector_lengths for m in self.modules}
+            return self.composite.shape({**shapes, **{v.name: v.values.shape for v in self.vectors}})
+        return self.modules[0].vector_lengths if self.modules else self.vectors[0].values.shape
+
     def dense(self) -> npt.NDArray[np.float64]:
         """The delta; a matrix (out, in) where it is a sum with products, else in the shape that its parts make.
 

@@ -161,15 +161,20 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool) -> Iterator
     temporary.mkdir()
     try:
         yield temporary
-        if target.is_dir() and not any(target.iterdir()):
-            target.rmdir()
-        if os.path.lexists(target):
-            _swap(temporary, target)
-        else:
-            os.rename(temporary, target)
+        replace_directory(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def replace_directory(new: Path, target: Path) -> None:
+    """Give a directory the name ``target``, in place of what is there."""
+    if target.is_dir() and not any(target.iterdir()):
+        target.rmdir()
+    if os.path.lexists(target):
+        _swap(new, target)
+    else:
+        os.rename(new, target)
 
 
 def require_free(path: Path, *, overwrite: bool) -> None:

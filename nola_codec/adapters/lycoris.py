@@ -51,6 +51,20 @@ class Composite:
     parts: tuple[str, ...]
     scale: float
 
+    def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+        """Of the delta: (out, in[, kernel]); arguments as in `combine`, shapes for values."""
+        part = {name[len(self.name) + 1 :]: shape for name, shape in shapes.items()}
+        if "lora_mid.weight" in part:
+            return (part["lora_up.weight"][0], part["lora_down.weight"][1], *part["lora_mid.weight"][2:])
+        if "hada_t1" in part:
+            return (part["hada_w1_a"][1], part["hada_w1_b"][1], *part["hada_t1"][2:])
+        if "hada_w1" in part:
+            return part["hada_w1"]
+        (a, b), second = part["lokr_w1"], part.get("lokr_w2")
+        if second is None:
+            second = (part["lokr_w2_a"][1], part["lokr_w2_b"][1], *part["lokr_t2"][2:])
+        return (a * second[0], b * second[1], *second[2:])
+
     def combine(self, values: Mapping[str, npt.NDArray[np.floating]]) -> Floats:
         """The delta, (out, in[, kernel]) float64.
 

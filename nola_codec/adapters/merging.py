@@ -1,23 +1,18 @@
-"""Merge an adapter into a model directory, tensor by tensor, in the memory of one tensor.
+"""Find a place in a checkpoint for every part of an adapter: which weights a merge changes, and how.
 
-What is computed for a weight is not decided here: the decoder hands in `merge_weight`. What surrounds it is: which
-weights change, tied embeddings, biases, modules saved whole, files, names, and that nothing is ever half written.
+Tied embeddings, biases, and modules saved whole are decided here; what is added to a weight is the decoder's concern,
+and writing the merged model that of `merged_model`.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nola_codec.adapters.checkpoint import (
-    INDEX_NAME,
     Checkpoint,
     MergeTarget,
     Names,
@@ -30,25 +25,13 @@ from nola_codec.adapters.checkpoint import (
     tied_embeddings,
 )
 from nola_codec.adapters.dtypes import FLOAT_DTYPES, from_float64, to_float64
-from nola_codec.adapters.files import atomic_directory, dump_json, require_free
 from nola_codec.adapters.peft import module_path
 from nola_codec.adapters.peft_config import is_saved_module
-from nola_codec.adapters.safetensors_io import SafetensorsFile, SafetensorsWriter, num_bytes
-from nola_codec.errors import AdapterError, OutputExists, expected
+from nola_codec.errors import AdapterError, expected
 from nola_codec.model import RawTensor
 
-MergeWeight = Callable[[str, RawTensor], RawTensor]
-"""``merge_weight(weight_name, base) -> merged``, of the same dtype and shape."""
-
-# Never copied: weights (the old ones would be loaded in place of the merged), and files that make Transformers load an
-# adapter on top.
-_WEIGHT_SUFFIXES = frozenset(
-    {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".gguf", ".onnx", ".npz", ".tflite"}
-)
-_NOT_COPIED = frozenset({"adapter_config.json"})
 # Masked language models name their output embeddings in as many ways as there are models.
 _TIED_DECODERS = ("ForMaskedLM", "ForPreTraining")
-_COPIED_DIRECTORIES = frozenset({"additional_chat_templates"})
 
 
 @dataclass(frozen=True)
@@ -56,7 +39,7 @@ class MergePlan:
     """What a merge will do to a checkpoint; made by `plan_merge`, which has checked all of it.
 
     Attributes:
-        matches: By weight name, the module whose delta is added: what `merge_weight` is called for.
+        matches: By weight name, the module whose delta is added.
         replaced: By weight name, a tensor that takes its place (modules_to_save); new names are added.
         reloaded: By stored name, a tensor that the base model is loaded with instead (trained biases, embeddings
             saved with the adapter): seen by everything that reads the stored one.
@@ -137,64 +120,50 @@ def plan_merge(
     return plan
 
 
-def merge_directory(
-    base_dir: str | os.PathLike[str],
-    out_dir: str | os.PathLike[str],
-    plan: MergePlan,
-    merge_weight: MergeWeight,
-    *,
-    overwrite: bool = False,
-    on_weight: Callable[[str], None] | None = None,
-) -> Path:
-    """Write the merged model; ``out_dir`` appears whole, at the end, or not at all.
-
-    Untouched tensors keep their bytes and their order in the shard. Configuration, tokenizer, code and licences are
-    copied; weights in other formats are not.
+def combine_plans(plans: Sequence[MergePlan], names: Sequence[str]) -> MergePlan:
+    """One plan of several adapters for the same checkpoint: deltas on one weight add up, all else must not meet.
 
     Args:
-        base_dir: The base model.
-        out_dir: The merged model.
-        plan: From `plan_merge` on the same checkpoint.
-        merge_weight: Called once for every name in ``plan.matches``.
-        overwrite: Replace ``out_dir``, if it is a model directory.
-        on_weight: Called with each name in ``plan.matches`` when it is done, for progress.
+        plans: Of each adapter.
+        names: What to call the adapters in messages.
 
     Raises:
-        OutputExists: ``out_dir`` is there and ``overwrite`` is False, or it is not a model directory.
-        AdapterError: ``same-directory``; a shard cannot be read.
-        ValueError: `merge_weight` changed a dtype or shape.
+        AdapterError: ``merge-conflict``: two adapters replace one tensor differently, add to one bias, or one adapter
+            changes what another replaces.
     """
-    base, out = Path(base_dir).resolve(), Path(out_dir).resolve()
-    if out == base or out in base.parents or base in out.parents:
-        raise AdapterError("lies inside the base model, or holds it", code="same-directory", where=str(out_dir))
-    require_free(out, overwrite=overwrite)
-    if out.is_dir() and any(out.iterdir()) and not (out / "config.json").exists():
-        raise OutputExists("is not a model directory, so it is not replaced", where=str(out_dir))
-    checkpoint = Checkpoint(base)
-    with atomic_directory(out, replace=overwrite) as directory:
-        _copy_other_files(base, directory)
-        weight_map: dict[str, str] = {}
-        total_bytes = total_numbers = 0
-        for shard in checkpoint.shards:
-            with checkpoint.open_shard(shard) as file, open(directory / shard, "xb") as stream:
-                specs = _shard_specs(checkpoint, plan, shard, file)
-                writer = SafetensorsWriter(
-                    stream, {name: spec[1:] for name, spec in specs.items()}, file.metadata or {"format": "pt"}
-                )
-                for name, (source, dtype, shape) in specs.items():
-                    writer.write(name, _value(file, plan, name, source, merge_weight))
-                    weight_map[name] = shard
-                    total_bytes += num_bytes(dtype, shape)
-                    total_numbers += int(np.prod(shape, dtype=np.int64))
-                    if on_weight is not None and name in plan.matches:
-                        on_weight(name)
-                writer.finish()
-        if checkpoint.index is not None:
-            index = _new_index(checkpoint, weight_map, total_bytes, total_numbers)
-            (directory / INDEX_NAME).write_bytes(dump_json(index))
-        if plan.unties:
-            (directory / "config.json").write_bytes(dump_json(_untied_config(checkpoint.config)))
-    return Path(out_dir)
+
+    def conflict(tensor: str, what: str, first: int, second: int) -> AdapterError:
+        return AdapterError(f"{names[first]} and {names[second]} {what}", code="merge-conflict", where=tensor)
+
+    owners: dict[str, dict[str, int]] = {"matches": {}, "replaced": {}, "reloaded": {}, "bias_terms": {}}
+    for number, plan in enumerate(plans):
+        for kind, seen in owners.items():
+            for name, value in getattr(plan, kind).items():
+                other = seen.setdefault(name, number)
+                if other == number or kind == "matches":
+                    continue
+                if kind == "bias_terms":
+                    raise conflict(name, "both add to this bias", other, number)
+                if getattr(plans[other], kind)[name] != value:
+                    raise conflict(name, "both bring this tensor, and theirs differ", other, number)
+    for kind, replacing in (("replaced", True), ("reloaded", False)):
+        for name, owner in owners[kind].items():
+            for other_kind in ("matches", "bias_terms", "reloaded" if replacing else "replaced"):
+                other = owners[other_kind].get(name, owner)
+                if other != owner:
+                    raise conflict(name, "meet here: one replaces what the other changes", owner, other)
+    untied = [plan.untied for plan in plans if plan.untied]
+    if any(each != untied[0] for each in untied):
+        message = f"{' and '.join(names)} separate tied embeddings in different ways"
+        raise AdapterError(message, code="merge-conflict")
+    return MergePlan(
+        matches={name: match for plan in plans for name, match in plan.matches.items()},
+        replaced={name: tensor for plan in plans for name, tensor in plan.replaced.items()},
+        reloaded={name: tensor for plan in plans for name, tensor in plan.reloaded.items()},
+        bias_terms={name: term for plan in plans for name, term in plan.bias_terms.items()},
+        untied=untied[0] if untied else {},
+        unties=any(plan.unties for plan in plans),
+    )
 
 
 def _refuse_unmergeable(raw: Mapping[str, RawTensor], config: Mapping[str, Any]) -> None:
@@ -274,57 +243,3 @@ def _check_dtypes(checkpoint: Checkpoint, plan: MergePlan) -> None:
         message = expected("dtype", ", ".join(FLOAT_DTYPES), checkpoint.weights[wrong[0]].dtype)
         message += f" ({len(wrong)} such weights); merge into the unquantized model"
         raise AdapterError(message, code="quantized-base", where=f"{checkpoint.directory}: {wrong[0]}")
-
-
-def _shard_specs(
-    checkpoint: Checkpoint, plan: MergePlan, shard: str, file: SafetensorsFile
-) -> dict[str, tuple[str, str, tuple[int, ...]]]:
-    """By name in the order of writing: stored source (or empty), dtype, shape."""
-    sources = {name: name for name in file.tensors}
-    sources |= {name: source for name, source in plan.untied.items() if source in file.tensors}
-    if shard == checkpoint.shards[-1]:
-        sources |= {name: "" for name in plan.replaced if name not in checkpoint.weights and name not in plan.untied}
-    specs: dict[str, tuple[str, str, tuple[int, ...]]] = {}
-    for name, source in sources.items():
-        tensor = plan.replaced.get(name) or plan.reloaded.get(source) or file.tensors[source]
-        specs[name] = (source, tensor.dtype, tensor.shape)
-    return specs
-
-
-def _value(file: SafetensorsFile, plan: MergePlan, name: str, source: str, merge_weight: MergeWeight) -> RawTensor:
-    value = plan.replaced.get(name) or plan.reloaded.get(source) or file.read(source)
-    if name in plan.bias_terms:
-        term, scaling = plan.bias_terms[name]
-        # Elementwise IEEE operations in a fixed order: the same bits everywhere.
-        total = to_float64(value) + to_float64(term) * scaling
-        value = from_float64(total, value.dtype, where=name)
-    return merge_weight(name, value) if name in plan.matches else value
-
-
-def _new_index(
-    checkpoint: Checkpoint, weight_map: Mapping[str, str], total_bytes: int, total_numbers: int
-) -> dict[str, Any]:
-    index = dict(checkpoint.index or {})
-    metadata = dict(index.get("metadata") or {})
-    metadata["total_size"] = total_bytes
-    if "total_parameters" in metadata:
-        metadata["total_parameters"] = total_numbers
-    return index | {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
-
-
-def _untied_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads(json.dumps(config)) | {"tie_word_embeddings": False}
-    if isinstance(result.get("text_config"), dict):
-        result["text_config"]["tie_word_embeddings"] = False
-    return result
-
-
-def _copy_other_files(base: Path, directory: Path) -> None:
-    for path in sorted(base.iterdir()):
-        if path.name.startswith(".") or path.name in _NOT_COPIED:
-            continue
-        if path.is_dir():
-            if path.name in _COPIED_DIRECTORIES:
-                shutil.copytree(path, directory / path.name)
-        elif path.suffix not in _WEIGHT_SUFFIXES and not path.name.endswith(".index.json"):
-            shutil.copyfile(path, directory / path.name)  # follows the symbolic links of a hub cache

@@ -147,6 +147,15 @@ class SafetensorsFile:
             )
         return RawTensor(info.dtype, info.shape, data)
 
+    def offset(self, name: str) -> int:
+        """Position of a tensor's first byte in the file or stream."""
+        return self._origin + self._data_start + self.tensors[name].start
+
+    def header_bytes(self) -> bytes:
+        """All that comes before the tensors, the length included, as stored."""
+        self._file.seek(self._origin)
+        return self._file.read(self._data_start)
+
     def _read_header(self, size: int) -> tuple[dict[str, Any], int]:
         self._file.seek(self._origin)
         head = self._file.read(min(size, 512))
@@ -249,7 +258,7 @@ class SafetensorsWriter:
         self._specs = dict(specs)
         self._pending = iter(self._specs.items())
         self._left = len(self._specs)
-        stream.write(_header(self._specs, metadata or {}))
+        stream.write(encode_header(self._specs, metadata or {}))
 
     def write(self, name: str, tensor: RawTensor) -> None:
         """Append the next tensor.
@@ -311,7 +320,8 @@ def _write(stream: BinaryIO, tensors: Mapping[str, RawTensor], metadata: Mapping
     writer.finish()
 
 
-def _header(specs: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+def encode_header(specs: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    """What comes before the tensors, the length included; their data will lie in the order of `specs`."""
     header: dict[str, Any] = {}
     if metadata:
         header["__metadata__"] = dict(sorted(metadata.items()))

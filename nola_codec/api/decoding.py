@@ -8,19 +8,16 @@ from typing import Any
 
 from nola_codec import adapters
 from nola_codec.adapters import AnySource
-from nola_codec.adapters.checkpoint import Checkpoint
 from nola_codec.adapters.files import read_json, require_free
 from nola_codec.adapters.formats import convert
-from nola_codec.adapters.merging import merge_directory, plan_merge
-from nola_codec.api.modules import decoded_adapter, merge_target
+from nola_codec.api.merging import merge
+from nola_codec.api.modules import decoded_adapter
 from nola_codec.api.opened import DTYPES, check_rungs
 from nola_codec.arrays import NUMPY, Arrays, TorchArrays
 from nola_codec.container.reader import Source, open_container
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.decoder.merge import merge_raw
 from nola_codec.encoder.options import Progress
-from nola_codec.errors import AdapterError
-from nola_codec.model import Adapter, RawTensor
+from nola_codec.model import Adapter
 
 
 def decode(
@@ -41,7 +38,7 @@ def decode(
         source: The `.nola` file.
         out: A directory; or, for an adapter, a path that ends as a tensor file does: ``.safetensors``, ``.npz``,
             ``.bin``, ``.pt``, ``.gguf``.
-        base: A Transformers model directory; the merged model goes to `out`, weights in the base's own dtypes.
+        base: A model directory; the merged model goes to `out`, weights in the base's own dtypes, as `merge` does.
         format: Write an adapter in this dialect (`adapters.formats.FORMATS`) and not in its own; nothing is merged, and
             `base` serves for names alone.
         dtype: Of an adapter's factors: f32 is exact, f16 and bf16 round once.
@@ -56,14 +53,13 @@ def decode(
             has no place for.
         OutputExists: `out` is there and `overwrite` is false.
     """
+    if base is not None and format is None:
+        return merge([source], base, out, rung=rung, device=device, overwrite=overwrite, progress=progress).output
     require_free(Path(out), overwrite=overwrite)
     xp: Arrays = NUMPY if str(device) == "cpu" else TorchArrays(device)
     with open_container(source, rung=rung) as container:
         container.check_content()
-        decoder = Decoder(container, xp)
-        if base is not None and format is None:
-            return _merge(decoder, Path(base), Path(out), overwrite=overwrite, progress=progress)
-        adapter = decoded_adapter(decoder, progress)
+        adapter = decoded_adapter(Decoder(container, xp), progress)
         if format is not None:
             config = None if base is None else read_json(Path(base) / "config.json")
             adapter = convert(adapter, format, config)
@@ -99,27 +95,3 @@ def read_adapter(source: AnySource) -> Adapter:
             with open_container(os.fspath(source)) as container:
                 return decoded_adapter(Decoder(container, NUMPY), None)
     return adapters.read(source)
-
-
-def _merge(decoder: Decoder, base: Path, out: Path, *, overwrite: bool, progress: Progress | None) -> Path:
-    header = decoder.header
-    if header.vectors:
-        raise AdapterError(f"tensors coded as vectors ({header.vectors[0].name}, ...) cannot be merged in this dialect",
-                           code="merge-vectors", where=decoder.container.name)  # fmt: skip
-    raw = {record.name: decoder.raw(i) for i, record in enumerate(header.raw)}
-    checkpoint = Checkpoint(base)
-    plan = plan_merge(checkpoint, [merge_target(r) for r in header.lowrank], raw, header.config)
-    numbers = {record.name: i for i, record in enumerate(header.lowrank)}
-    decoded, _ = decoder.checked()
-    done = 0
-
-    def merge_weight(name: str, weight: RawTensor) -> RawTensor:
-        nonlocal done
-        match = plan.matches[name]
-        index = numbers[match.module]
-        done += 1
-        if progress is not None:
-            progress("merge", done, len(plan.matches))
-        return merge_raw(weight, decoded[index], header.lowrank[index].kind, decoder.xp, transposed=match.transposed)
-
-    return merge_directory(base, out, plan, merge_weight, overwrite=overwrite)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nola_codec.adapters.checkpoint import MergeTarget, delta_shape
 from nola_codec.arrays import Arrays
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.decoder.factors import Factors
+from nola_codec.decoder.factors import Factors, Vector
 from nola_codec.encoder.options import Progress
 from nola_codec.model import Adapter, LoraModule, LowRankRecord, VectorTensor
 
@@ -14,6 +16,12 @@ def decoded_adapter(decoder: Decoder, progress: Progress | None) -> Adapter:
     """All of a file as an adapter of its dialect, NumPy arrays, its digest checked."""
     header = decoder.header
     factors, vectors = decoder.checked(lambda done: progress("decode", done, len(header.coded)) if progress else None)
+    return assembled(decoder, factors, vectors)
+
+
+def assembled(decoder: Decoder, factors: Sequence[Factors], vectors: Sequence[Vector]) -> Adapter:
+    """Decoded records as an adapter, float32, exact."""
+    header = decoder.header
     modules = [decoded_module(r, f, decoder.xp) for r, f in zip(header.lowrank, factors, strict=True)]
     raw = {record.name: decoder.raw(i) for i, record in enumerate(header.raw)}
     tensors = [

@@ -12,6 +12,7 @@ from nola_codec.cli.output import (
     force_option,
     json_option,
     print_json,
+    print_merge,
     progress,
     quiet_option,
     size,
@@ -39,11 +40,16 @@ def command(
 ) -> None:  # fmt: skip
     """Decode FILE to an adapter, or into the weights of a base model."""
     from nola_codec.api.decoding import decode
+    from nola_codec.api.merging import merge
 
     merging = base is not None and dialect is None
     if merging and dtype is not None:
         raise click.UsageError("--dtype is for adapters; merged weights keep the base model's dtypes")
     start = time.perf_counter()
+    if base is not None and merging:
+        report = merge([file], base, out, rung=rung, device=device, overwrite=force, progress=progress(quiet))
+        print_merge(report, time.perf_counter() - start, as_json=as_json)
+        return
     written = decode(
         file,
         out,
@@ -58,6 +64,6 @@ def command(
     seconds = time.perf_counter() - start
     total = sum(p.stat().st_size for p in written.rglob("*")) if written.is_dir() else Path(written).stat().st_size
     if as_json:
-        print_json({"output": str(written), "merged": merging, "bytes": total, "seconds": seconds})
+        print_json({"output": str(written), "merged": False, "bytes": total, "seconds": seconds})
         return
-    click.echo(f"wrote  {written} ({size(total)}{', merged' if merging else ''}) in {seconds:.2f} s")
+    click.echo(f"wrote  {written} ({size(total)}) in {seconds:.2f} s")

@@ -7,9 +7,12 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from nola_codec.adapters.merged_model import MergeReport
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress.")
@@ -41,6 +44,20 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.2f} GB"
+
+
+def print_merge(report: MergeReport, seconds: float, *, as_json: bool) -> None:
+    """What a merge wrote; that it went on from a killed run is said on stderr."""
+    total = sum(path.stat().st_size for path in report.output.rglob("*"))
+    if as_json:
+        print_json({
+            "output": str(report.output), "merged": True, "bytes": total, "seconds": seconds, "shards": report.shards,
+            "resumed": report.resumed, "weights": report.weights,
+        })  # fmt: skip
+        return
+    if report.resumed:
+        click.echo(f"resumed: {report.resumed} of {report.shards} shards were finished by an earlier run", err=True)
+    click.echo(f"wrote  {report.output} ({size(total)}, merged) in {seconds:.2f} s")
 
 
 def error_share(value: float) -> str:

@@ -1,20 +1,20 @@
-"""Decoded factors -> delta_W, and delta_W into a weight: exact until one rounding each (specification, "Merging").
+"""delta_W whole, and into a weight in memory: exact until one rounding each (specification, "Merging").
 
     delta_W = (int64 product of the int16 factors) * 2^(eB + eA) * scaling          float64, one rounding
     merged  = round_dtype(float64(W) + delta_W)                                    one sum, one rounding
 
-The product is exact in float64: its sums stay under 2^53 for any rank under 2^22.
+The product is exact in float64: its sums stay under 2^53 for any rank under 2^22. Files are merged a few rows at a
+time, by `deltas` and `rounding`; the bits are the same.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from nola_codec.adapters.dtypes import from_float64, to_float64
 from nola_codec.arrays import Array, Arrays
 from nola_codec.decoder.factors import Factors
 from nola_codec.errors import AdapterError
-from nola_codec.model import LowRankKind, RawTensor
+from nola_codec.model import LowRankKind
 
 
 def delta_weight(factors: Factors, kind: LowRankKind, xp: Arrays) -> Array:
@@ -33,34 +33,13 @@ def delta_weight(factors: Factors, kind: LowRankKind, xp: Arrays) -> Array:
     return delta
 
 
-def merge_raw(base: RawTensor, factors: Factors, kind: LowRankKind, xp: Arrays, *, transposed: bool) -> RawTensor:
-    """A checkpoint's tensor with the delta added, in its own dtype and shape.
-
-    Args:
-        base: The stored weight.
-        factors: Of its adapter, on `xp`.
-        kind: Of the record.
-        xp: Where the product is taken; sum and rounding are NumPy's.
-        transposed: The weight is stored (in, out).
-
-    Raises:
-        AdapterError: the sum overflows the dtype.
-    """
-    delta = xp.numpy(delta_weight(factors, kind, xp))
-    if transposed:
-        delta = delta.T
-    total = to_float64(base)
-    total += delta.reshape(base.shape)
-    return from_float64(total, base.dtype)
-
-
 def merge_tensor(weight: Any, delta: Any) -> None:
     """Add delta_W (float64, torch) to a torch weight in place, rounding once to the weight's dtype.
 
     Raises:
         AdapterError: the sum overflows the dtype; the weight is left as it was.
     """
-    merged = round_to(weight.double() + delta.reshape(weight.shape), weight.dtype)
+    merged = round_to(weight.double() + (delta.reshape(weight.shape) + 0.0), weight.dtype)  # a zero delta is +0
     if not bool(merged.isfinite().all()):
         raise AdapterError(f"the merged weight is not finite in {weight.dtype}", code="overflow")
     weight.copy_(merged)

@@ -271,7 +271,7 @@ REFUSED: dict[str, tuple[str, dict[str, RawTensor], str]] = {
     "GLoRA": ("glora", {**PAIR, "lora_unet_q.a1.weight": floats(2, 2)}, "base weight"),
     "MLX experts": ("bad-shape", {"m.lora_a": floats(2, 6, 2), "m.lora_b": floats(2, 2, 5)}, "dimensions"),
     "NaN": ("not-finite",
-            {**PAIR, f"{LINEAR}.lora_up.weight": RawTensor("F32", (5, 2), np.full(10, np.nan, "<f4").tobytes())}, "NaN"),
+            {**PAIR, f"{LINEAR}.lora_up.weight": RawTensor("F32", (5, 2), bytes([0, 0, 192, 127] * 10))}, "NaN"),
 }  # fmt: skip
 
 

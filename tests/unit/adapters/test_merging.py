@@ -26,8 +26,10 @@ from transformers import (
 
 from nola_codec.adapters import read
 from nola_codec.adapters.checkpoint import Checkpoint, MergeTarget
-from nola_codec.adapters.merging import MergePlan, merge_directory, plan_merge
+from nola_codec.adapters.merged_model import merge_directory
+from nola_codec.adapters.merging import MergePlan, plan_merge
 from nola_codec.adapters.safetensors_io import from_float64, to_float64, write_file
+from nola_codec.adapters.streaming import ChangeRows
 from nola_codec.errors import AdapterError, OutputExists
 from nola_codec.model import Adapter, RawTensor
 
@@ -61,25 +63,32 @@ def gpt2() -> Any:
     return GPT2LMHeadModel(config).eval()
 
 
-def merge_weight(adapter: Adapter, plan: MergePlan) -> Callable[[str, RawTensor], RawTensor]:
+def open_weight(adapter: Adapter, plan: MergePlan) -> Callable[[str, str, tuple[int, ...]], ChangeRows]:
     """What the decoder will hand in: one exact sum, one rounding."""
     modules = {module.name: module for module in adapter.modules}
 
-    def merge(name: str, base: RawTensor) -> RawTensor:
+    def opened(name: str, dtype: str, shape: tuple[int, ...]) -> ChangeRows:
         match = plan.matches[name]
         module = modules[match.module]
         delta = module.scaling * (module.lora_B.astype(np.float64) @ module.lora_A.astype(np.float64))
         if match.transposed or module.layout == "embedding":
             delta = delta.T
-        return from_float64(to_float64(base) + delta.reshape(base.shape), base.dtype)
+        delta = delta.reshape(shape)
 
-    return merge
+        def change(data: memoryview, start: int, stop: int) -> None:
+            rows = RawTensor(dtype, (stop - start, *shape[1:]), data.tobytes())
+            data[:] = from_float64(to_float64(rows) + delta[start:stop], dtype).data
+
+        return change
+
+    return opened
 
 
 def merged(base: Path, adapter_dir: Path, out: Path, **options: Any) -> tuple[Path, MergePlan]:
     adapter = read(adapter_dir)
     plan = plan_merge(Checkpoint(base), map(MergeTarget.of, adapter.modules), adapter.raw, adapter.config)
-    return merge_directory(base, out, plan, merge_weight(adapter, plan), **options), plan
+    report = merge_directory(base, out, plan, open_weight(adapter, plan), key="test", **options)
+    return report.output, plan
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -210,7 +219,7 @@ def test_replacements_keep_the_base_dtype_only_without_loss(save_adapter: Callab
     plan = plan_merge(Checkpoint(base), map(MergeTarget.of, adapter.modules), raw, adapter.config)
     assert plan.replaced["model.norm.weight"].dtype == "BF16"
     assert plan.replaced["model.layers.0.self_attn.o_proj.weight"].dtype == "F32"
-    out = merge_directory(base, tmp_path / "merged", plan, merge_weight(adapter, plan))
+    out = merge_directory(base, tmp_path / "merged", plan, open_weight(adapter, plan), key="test").output
     assert Checkpoint(out).weights["model.layers.0.self_attn.o_proj.weight"].dtype == "F32"
 
 
@@ -317,27 +326,35 @@ def test_nothing_is_overwritten_or_left_half_written(save_adapter: Callable[...,
 
     adapter = read(adapter_dir)
     plan = plan_merge(Checkpoint(base), map(MergeTarget.of, adapter.modules))
-    with pytest.raises(ValueError, match="expected model"):
-        merge_directory(base, out, plan, lambda _, raw: replace(raw, dtype="F16"), overwrite=True)
+
+    def broken(*_: Any) -> ChangeRows:
+        raise ValueError("no delta")
+
+    with pytest.raises(ValueError, match="no delta"):
+        merge_directory(base, out, plan, broken, key="test", overwrite=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == first
-    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
+    assert not [path for path in tmp_path.rglob(".*") if ".tmp" in path.name or ".partial" in path.name]
     for bad in (base, base / "inside", tmp_path):
         with pytest.raises(AdapterError) as e:
-            merge_directory(base, bad, plan, lambda _, raw: raw, overwrite=True)
+            merge_directory(base, bad, plan, broken, key="test", overwrite=True)
         assert e.value.code == "same-directory"
 
 
-def test_memory_is_that_of_a_few_tensors(tmp_path: Path) -> None:
+def test_memory_is_that_of_a_few_pieces(tmp_path: Path) -> None:
     base = tmp_path / "base"
     base.mkdir()
     (base / "config.json").write_text("{}")
-    size = 1 << 20
-    tensors = {f"w{i}.weight": RawTensor("F32", (1024, 256), bytes(size)) for i in range(24)}
+    size = 1 << 23
+    tensors = {f"w{i}.weight": RawTensor("F32", (8192, 256), bytes(size)) for i in range(4)}
     write_file(base / "model.safetensors", tensors)
     del tensors
-    plan = plan_merge(Checkpoint(base), [MergeTarget("base_model.model.w0", "linear", (1024, 256))])
+    plan = plan_merge(Checkpoint(base), [MergeTarget("base_model.model.w0", "linear", (8192, 256))])
+
+    def same(*_: Any) -> ChangeRows:
+        return lambda data, start, stop: None
+
     tracemalloc.start()
-    merge_directory(base, tmp_path / "out", plan, lambda _, raw: raw)
+    merge_directory(base, tmp_path / "out", plan, same, key="test", piece_bytes=1 << 16)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 4 * size
+    assert peak < size // 8

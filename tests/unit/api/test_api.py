@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import nola_codec
-from nola_codec.api import decoding
+from nola_codec.api import merging
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # PEFT of Transformers
@@ -171,7 +171,7 @@ def test_a_damaged_file_changes_no_weight(case: Any) -> None:
 
 def test_a_failure_midway_leaves_nothing(case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
-    real = decoding.merge_raw
+    real = merging.add_rows
 
     def failing(*arguments: Any, **more: Any) -> Any:
         nonlocal calls
@@ -180,7 +180,7 @@ def test_a_failure_midway_leaves_nothing(case: Any, tmp_path: Path, monkeypatch:
             raise OSError("disk full")
         return real(*arguments, **more)
 
-    monkeypatch.setattr(decoding, "merge_raw", failing)
+    monkeypatch.setattr(merging, "add_rows", failing)
     with pytest.raises(OSError, match="disk full"):
         nola_codec.decode(case.encoded, tmp_path / "out", base=case.base)
     assert calls == 4

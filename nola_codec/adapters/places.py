@@ -1,0 +1,142 @@
+"""Which tensor of a base model each delta of an adapter is added to, in every dialect that names its modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from nola_codec.adapters.checkpoint import Checkpoint, MergeTarget, delta_shape, mismatch_message
+from nola_codec.adapters.deltas import DIFF, Delta, deltas
+from nola_codec.adapters.formats import path_of
+from nola_codec.adapters.paths import component_of, kohya_split
+from nola_codec.adapters.peft import module_path
+from nola_codec.adapters.peft_experts import expert_module, is_expert
+from nola_codec.errors import AdapterError, expected
+from nola_codec.model import Adapter, RawTensor
+
+# Endings of the names of vectors: which tensor of the module they change.
+_TENSORS = {DIFF: "weight", ".diff_b": "bias", ".w_norm": "weight", ".b_norm": "bias"}
+
+
+def merge_targets(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, tuple[MergeTarget, list[Delta]]]:
+    """What each delta asks of a base model, by its name; the experts of one parameter are one delta.
+
+    Raises:
+        AdapterError: ``not-expressible`` for dialects that number their modules; ``merge-components`` for an adapter of
+            several components of a pipeline; ``base-mismatch`` for names that no weight has; ``merge-gguf``.
+    """
+    if adapter.dialect == "gguf":
+        message = (
+            "llama.cpp permutes rows and renames tensors; `decode --format peft --base MODEL` first, then encode that"
+        )
+        raise AdapterError(message, code="merge-gguf")
+    found: dict[str, list[Delta]] = {}
+    for delta in deltas(adapter):
+        found.setdefault(expert_module(delta.name) if adapter.dialect == "peft" else delta.name, []).append(delta)
+    _require_one_component(found, adapter.dialect)
+    stored = _Flattened(checkpoint) if adapter.dialect == "kohya" else None
+    targets = {}
+    for name, parts in found.items():
+        if adapter.dialect == "peft" and is_expert(parts[0].name):
+            targets[name] = (_experts(name, parts, checkpoint), parts)
+        else:
+            targets[name] = (_target(parts[0], adapter.dialect, stored), parts)
+    return targets
+
+
+def merged_tensors(adapter: Adapter) -> dict[str, RawTensor]:
+    """Carried tensors that have a place in a model; what only says how the deltas are made is left out.
+
+    Raises:
+        AdapterError: ``merge-dora``; ``merge-unknown`` for tensors whose meaning to a model is not known.
+    """
+    if adapter.dialect == "peft":
+        return dict(adapter.raw)
+    kept = {}
+    for key, tensor in adapter.raw.items():
+        if key.endswith((".alpha", ".scalar")):
+            continue
+        if key.endswith(".dora_scale") or (adapter.dialect == "mlx" and key.endswith(".m")):
+            message = "DoRA divides by the norms of W + delta, and cannot be merged to the same bits everywhere"
+            raise AdapterError(message, code="merge-dora", where=key)
+        if adapter.dialect not in ("loralib", "diffusers"):
+            message = "was carried as it came; what it does to a weight is not known"
+            raise AdapterError(message, code="merge-unknown", where=key)
+        kept[key] = tensor
+    return kept
+
+
+class _Flattened:
+    """Finds modules by names in which dots have become underscores."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._paths: dict[str, set[str]] = {}
+        for name in checkpoint.weights:
+            path = name.rpartition(".")[0]
+            self._paths.setdefault(path.replace(".", "_"), set()).add(path)
+
+    def find(self, name: str) -> str:
+        found = self._paths.get(name, set())
+        if len(found) == 1:
+            return next(iter(found))
+        # A model with a head has its layers one level further down.
+        longer = {path for flat, paths in self._paths.items() if flat.endswith("_" + name) for path in paths}
+        if not found and len(longer) == 1:
+            return next(iter(longer))
+        what = "no module of the base model" if not found | longer else f"{len(found | longer)} modules, with"
+        raise AdapterError(mismatch_message([f"{name}: {what} flattened to it"]), code="base-mismatch")
+
+
+def _target(delta: Delta, dialect: str, stored: _Flattened | None) -> MergeTarget:
+    module = delta.product
+    if dialect == "peft" and module is not None:
+        return MergeTarget.of(module)
+    stem, tensor = delta.name, "weight"
+    for ending, meant in _TENSORS.items():
+        if not delta.modules and delta.composite is None and delta.name.endswith(ending):
+            stem, tensor = delta.name.removesuffix(ending), meant
+    if dialect == "delta":
+        weight = stem
+    else:
+        path = stored.find(kohya_split(stem)[1]) if stored is not None else _without_component(path_of(stem, dialect))
+        weight = f"{path}.{tensor}"
+    if module is not None:
+        shape = delta_shape(module.layout, module.a_shape, module.b_shape)
+        return MergeTarget(delta.name, module.layout, shape, module.scaling, module.fan_in_fan_out, weight)
+    return MergeTarget(delta.name, "linear", delta.shape, weight=weight, reshaped=True)
+
+
+def _experts(name: str, parts: Sequence[Delta], checkpoint: Checkpoint) -> MergeTarget:
+    """The parameter of a module whose experts these are, by its shape: (experts, out, in), or (experts, in, out)."""
+    module = parts[0].product
+    assert module is not None, "experts are pairs"
+    out, inputs = module.vector_lengths
+    shapes = {(len(parts), out, inputs), (len(parts), inputs, out)}
+    path = module_path(name)
+    fitting = [
+        weight
+        for weight, info in checkpoint.weights.items()
+        if info.shape in shapes
+        and (weight.rpartition(".")[0] == path or path.endswith("." + weight.rpartition(".")[0]))
+    ]
+    if len(fitting) != 1 or out == inputs:
+        problem = f"{name}: " + expected("parameter", f"one of shape {sorted(shapes)[0]}", fitting or "none")
+        if out == inputs:
+            problem = f"{name}: experts of {out} x {out}: which way round the parameter has them cannot be told"
+        raise AdapterError(mismatch_message([problem]), code="base-mismatch", where=str(checkpoint.directory))
+    return MergeTarget(name, "linear", checkpoint.weights[fitting[0]].shape, weight=fitting[0])
+
+
+def _require_one_component(names: Mapping[str, object], dialect: str) -> None:
+    components: dict[str, int] = {}
+    for name in names:
+        component = kohya_split(name)[0] if dialect == "kohya" else component_of(name)
+        components[component] = components.get(component, 0) + 1
+    if len(components) > 1:
+        listed = ", ".join(f"{count} of {component or 'no component'}" for component, count in components.items())
+        message = f"deltas of several components of a pipeline ({listed}); a base model is one component"
+        raise AdapterError(message, code="merge-components")
+
+
+def _without_component(path: str) -> str:
+    component = component_of(path)
+    return path[len(component) + 1 :] if component else path

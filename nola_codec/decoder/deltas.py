@@ -1,0 +1,220 @@
+"""What is added to a weight, a few rows at a time: exact, and never whole in memory.
+
+A merge needs of a delta only its shape and its rows in float64. Low-rank pairs are `FactorDelta`; what they make
+together, and other forms, are objects of their own with the same members.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from nola_codec.arrays import Arrays
+from nola_codec.decoder.factors import Factors
+from nola_codec.model import LowRankKind
+
+Float64 = npt.NDArray[np.float64]
+
+
+class Delta(Protocol):
+    """The change of one stored weight.
+
+    `rows` must give the same bits for a row whatever range it is asked in, on every machine: integers below 2^53 in
+    float64, and elementwise IEEE operations in a fixed order. It is called from several threads at once. The array it
+    returns belongs to the caller, who overwrites it; the sign of a zero does not matter.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight as stored."""
+
+    @property
+    def bound(self) -> float:
+        """No element is larger in magnitude; infinity where that is not known, and is then measured. For speed only."""
+
+    def rows(self, start: int, stop: int) -> Float64:
+        """Rows start..stop of the first dimension: (stop - start, *shape[1:]); of a scalar, the whole as ()."""
+
+
+@dataclass(frozen=True)
+class FactorDelta:
+    """(left @ right) * 2^exponent * scaling, the product being one of integers.
+
+    Attributes:
+        left: int16 (rows, r), as float64 when its rows are asked for.
+        right: float64 (r, columns), integers below 2^15.
+        factor: 2^exponent, times scaling where that is a power of two too: multiplying by it is exact.
+        scaling: What is left, one rounding; or 1.
+        shape: Of the weight.
+        bound: See `Delta`.
+    """
+
+    left: npt.NDArray[np.int16]
+    right: Float64
+    factor: float
+    scaling: float
+    shape: tuple[int, ...]
+    bound: float
+
+    def rows(self, start: int, stop: int) -> Float64:
+        """See `Delta`."""
+        left = self.left[start:stop].astype(np.float64)
+        # Exact here as well as after the product: integers times one power of two, sums below 2^53 of it.
+        left *= self.factor
+        product: Float64 = left @ self.right
+        if self.scaling != 1:
+            product *= self.scaling
+        return product.reshape(stop - start, *self.shape[1:])
+
+
+def factor_delta(
+    factors: Factors, kind: LowRankKind, xp: Arrays, shape: tuple[int, ...], *, transposed: bool
+) -> FactorDelta:
+    """The delta of a decoded record.
+
+    Args:
+        factors: On `xp`.
+        kind: Of the record.
+        xp: Where the factors are.
+        shape: Of the stored weight.
+        transposed: The weight is stored (in, out).
+    """
+    lora_B, lora_A = xp.numpy(factors.lora_B), xp.numpy(factors.lora_A)
+    if (kind.layout == "embedding") != transposed:
+        lora_B, lora_A = lora_A.T, lora_B.T
+    # Components that were not kept are columns of zeros: nothing to multiply.
+    kept = np.flatnonzero(lora_B.any(axis=0) & lora_A.any(axis=1))
+    left, right = np.ascontiguousarray(lora_B[:, kept]), np.ascontiguousarray(lora_A[kept], dtype=np.float64)
+    factor, scaling = 2.0 ** sum(factors.exponents), kind.scaling
+    mantissa, exponent = math.frexp(scaling)
+    if mantissa == 0.5 and abs(exponent) < 256:  # far from both ends of float64: the products stay exact
+        factor, scaling = factor * scaling, 1.0
+    # By Cauchy and Schwarz; a little more, for the roundings.
+    squares = [np.square(left, dtype=np.float64).sum(axis=1), np.square(right).sum(axis=0)]
+    bound = 1.0001 * abs(factor * scaling) * math.sqrt(squares[0].max(initial=0) * squares[1].max(initial=0))
+    return FactorDelta(left, right, factor, scaling, shape, bound)
+
+
+@dataclass(frozen=True)
+class VectorDelta:
+    """A decoded vector: values * 2^exponent, exact.
+
+    Attributes:
+        values: int16, in the shape of the weight.
+        exponent: Power of two.
+        shape: Of the weight.
+    """
+
+    values: npt.NDArray[np.int16]
+    exponent: int
+    shape: tuple[int, ...]
+
+    @property
+    def bound(self) -> float:
+        """See `Delta`."""
+        return 32768 * 2.0**self.exponent
+
+    def rows(self, start: int, stop: int) -> Float64:
+        """See `Delta`."""
+        rows: Float64 = (self.values[start:stop] if self.shape else self.values).astype(np.float64)
+        rows *= 2.0**self.exponent
+        return rows
+
+
+@dataclass(frozen=True)
+class StackedDelta:
+    """Deltas of the slices of one tensor, each of `shape[1:]`."""
+
+    slices: Sequence[Delta]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See `Delta`."""
+        return (len(self.slices), *self.slices[0].shape)
+
+    @property
+    def bound(self) -> float:
+        """See `Delta`."""
+        return max(each.bound for each in self.slices)
+
+    def rows(self, start: int, stop: int) -> Float64:
+        """See `Delta`."""
+        return np.stack([each.rows(0, each.shape[0]) for each in self.slices[start:stop]])
+
+
+class ComputedDelta:
+    """A delta that is made whole, once, when its first row is asked for: those of several parts (LoHa, LoKr)."""
+
+    def __init__(self, make: Callable[[], Float64], shape: tuple[int, ...]) -> None:
+        """`make` gives the same bits everywhere, in the weight's order of elements."""
+        self._make, self.shape = make, shape
+        self._made: Float64 | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def bound(self) -> float:
+        """See `Delta`."""
+        return float("inf")
+
+    def rows(self, start: int, stop: int) -> Float64:
+        """See `Delta`."""
+        with self._lock:
+            if self._made is None:
+                self._made = np.ascontiguousarray(self._make()).reshape(self.shape)
+        return (self._made[start:stop] if self.shape else self._made).copy()
+
+
+@dataclass(frozen=True)
+class WeightedSum:
+    """Deltas of several adapters: each times its weight (one rounding), added in order (one rounding each)."""
+
+    terms: Sequence[tuple[Delta, float]]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See `Delta`."""
+        return self.terms[0][0].shape
+
+    @property
+    def bound(self) -> float:
+        """See `Delta`."""
+        return 1.0001 * sum(abs(weight) * delta.bound for delta, weight in self.terms)
+
+    def rows(self, start: int, stop: int) -> Float64:
+        """See `Delta`."""
+        total: Any = None
+        for delta, weight in self.terms:
+            rows = delta.rows(start, stop)
+            if weight != 1:
+                rows *= weight
+            total = rows if total is None else np.add(total, rows, out=total)
+        result: Float64 = total
+        return result
+
+
+@dataclass(frozen=True)
+class Negative:
+    """A delta with its sign turned: what a merge added, to be taken away."""
+
+    delta: Delta
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See `Delta`."""
+        return self.delta.shape
+
+    @property
+    def bound(self) -> float:
+        """See `Delta`."""
+        return self.delta.bound
+
+    def rows(self, start: int, stop: int) -> Float64:
+        """See `Delta`."""
+        rows = self.delta.rows(start, stop)
+        return np.negative(rows, out=rows)
