@@ -10,7 +10,6 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ from nola_codec.adapters.files import atomic_directory, require_free
 from nola_codec.adapters.pairs import Spelling, Transposed, join, pair_tensors, read_pair
 from nola_codec.adapters.plain import PairDialect, require_no_vectors
 from nola_codec.adapters.sources import AdapterSource
+from nola_codec.adapters.store_types import TensorStore
 from nola_codec.adapters.tensor_files import is_tensor_file, write_tensors
 from nola_codec.errors import AdapterError, expected
-from nola_codec.model import Adapter, RawTensor
+from nola_codec.model import Adapter, LoraModule, RawTensor
 
 ALPHA = "adapter.lora.alpha"
 EMBEDDING = "token_embd.weight"
@@ -37,13 +37,13 @@ class _Gguf(PairDialect):
             found = extra.get(key, ("", None))[1]
             if found != wanted:
                 raise AdapterError(expected(key, wanted, found), code="not-lora", where=source.where)
-        adapter = super().read_source(source, carry_unknown=carry_unknown)
-        if EMBEDDING not in (m.name for m in adapter.modules):
-            return adapter
-        scaling = self.scalings(source, {EMBEDDING: self._rank(source, EMBEDDING)})[EMBEDDING]
-        embedding = read_pair(source.file, EMBEDDING, self.spelling.keys(EMBEDDING), scaling=scaling,
-                              layout="embedding", transposed=_TURNED)  # fmt: skip
-        return replace(adapter, modules=tuple(embedding if m.name == EMBEDDING else m for m in adapter.modules))
+        return super().read_source(source, carry_unknown=carry_unknown)
+
+    def read_module(self, store: TensorStore, name: str, scaling: float) -> LoraModule:
+        if name != EMBEDDING:
+            return super().read_module(store, name, scaling)
+        keys = self.spelling.keys(name)
+        return read_pair(store, name, keys, scaling=scaling, layout="embedding", transposed=_TURNED)
 
     def config(self, source: AdapterSource) -> dict[str, Any] | None:
         return {"gguf": {key: list(value) for key, value in source.file.extra.items()}}

@@ -19,9 +19,17 @@ import numpy as np
 
 from nola_codec.adapters.alphas import SUFFIX as ALPHA
 from nola_codec.adapters.alphas import alpha_of, alpha_tensors, pack_alphas, read_alphas
-from nola_codec.adapters.dtypes import from_float32, to_float64
+from nola_codec.adapters.dtypes import coded_dtype, from_float32, to_float64
 from nola_codec.adapters.foreign import unknown_key
-from nola_codec.adapters.lycoris import PART, PRODUCTS, Composite, composite_parts, part_rank, part_values
+from nola_codec.adapters.lycoris import (
+    PART,
+    PRODUCTS,
+    Composite,
+    composite_parts,
+    part_rank,
+    part_values,
+    require_reasonable,
+)
 from nola_codec.adapters.pairs import Spelling, find_pairs, join, pair_tensors, read_carried, read_floats, read_pair
 from nola_codec.adapters.plain import write_adapter_file
 from nola_codec.adapters.safetensors_io import dump
@@ -90,7 +98,9 @@ def read_source(source: AdapterSource, *, carry_unknown: bool = False) -> Adapte
     adapter = Adapter(name, (), raw | carried, config, dict(store.metadata))
     modules = [_read_plain(store, stem, adapter) for stem in plain]
     modules += [read_pair(store, part, _PRODUCT.keys(part), layout="linear") for part in products]
-    tensors = [VectorTensor(key, read_floats(store, key), store.tensors[key].dtype) for key in sorted(vectors)]
+    tensors = [
+        VectorTensor(key, read_floats(store, key), coded_dtype(store.tensors[key].dtype)) for key in sorted(vectors)
+    ]
     adapter = replace(adapter, modules=tuple(sorted(modules, key=lambda m: m.name)), vectors=tuple(tensors))
     if not adapter.modules and not adapter.vectors:
         raise AdapterError("no LoRA factors in it", code="empty-adapter", where=where)
@@ -125,11 +135,15 @@ def composites(adapter: Adapter) -> tuple[Composite, ...]:
     """The deltas that are made of several parts.
 
     Raises:
-        AdapterError: ``missing-partner``, ``mixed-layout`` in a file that was not written by this package.
+        AdapterError: ``limit``; ``missing-partner``, ``mixed-layout`` in a file that was not written by this package.
     """
     shapes: dict[str, tuple[int, ...]] = {v.name: v.values.shape for v in adapter.vectors}
-    shapes |= {m.name: (m.b_shape[0], m.rank, m.lora_A.shape[1]) for m in adapter.modules if m.name.endswith(PRODUCTS)}
+    products = {m.name: (m.b_shape[0], m.rank, m.lora_A.shape[1]) for m in adapter.modules if m.name.endswith(PRODUCTS)}
+    shapes |= products
     found = composite_parts(shapes)
+    for stem, parts in found.items():
+        # Two parts of a megabyte can make a delta of a terabyte.
+        require_reasonable(stem, {part: shapes[part][::2] if part in products else shapes[part] for part in parts})
     return tuple(
         Composite(stem, tuple(parts), _scale(adapter, stem, {part[len(stem) + 1 :]: shapes[part] for part in parts}))
         for stem, parts in sorted(found.items())

@@ -11,6 +11,7 @@ fixed here.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ PART = re.compile(
 
 PRODUCTS = ("hada_w1", "hada_w2", "lokr_w1", "lokr_w2")
 """Parts that may be low-rank products: their factors are ``_a`` (out, r) and ``_b`` (r, in)."""
+
+
+MAX_ELEMENTS = 1 << 28  # of a delta; it is made whole, in float64
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,36 @@ def part_rank(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
         if part in shapes and len(shapes[part]) == 3:
             return shapes[part][1]
     return None
+
+
+def require_reasonable(stem: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Check how large a delta will be before it is made.
+
+    Args:
+        stem: The module.
+        shapes: By name of part: a tensor's own, or (out, in) of a product.
+
+    Raises:
+        AdapterError: ``limit``.
+    """
+    part = {name[len(stem) + 1 :]: shape for name, shape in shapes.items()}
+
+    def size(name: str, *dimensions: int) -> int:
+        shape = part.get(name, ())
+        return math.prod(shape[n] for n in dimensions if n < len(shape)) if dimensions else math.prod(shape)
+
+    def tucker(core: str, a: str, b: str, axes: tuple[int, int] = (1, 1)) -> int:
+        return size(a, axes[0]) * size(b, axes[1]) * math.prod(part.get(core, ())[2:])
+
+    elements = max(
+        tucker("lora_mid.weight", "lora_up.weight", "lora_down.weight", (0, 1)),
+        *(tucker(f"hada_t{n}", f"hada_w{n}_a", f"hada_w{n}_b") for n in "12"),
+        *(size(f"hada_w{n}") for n in "12"),
+        size("lokr_w1") * max(size("lokr_w2"), tucker("lokr_t2", "lokr_w2_a", "lokr_w2_b")),
+    )
+    if elements > MAX_ELEMENTS:
+        message = f"its parts make a delta of {elements} elements, over {MAX_ELEMENTS}"
+        raise AdapterError(message, code="limit", where=stem)
 
 
 _COMPLETE: tuple[frozenset[str], ...] = tuple(

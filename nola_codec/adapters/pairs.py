@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.adapters.dtypes import from_float32, require_finite, to_float32
+from nola_codec.adapters.dtypes import coded_dtype, from_float32, require_finite, to_float32
 from nola_codec.adapters.peft_config import MAX_RANK
 from nola_codec.adapters.store_types import TensorStore
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import DTYPES, Layout, LoraModule, RawTensor
 
 MAX_DIMENSION = 1 << 31
+_MAX_CARRIED_DIMENSIONS = 8
 Transposed = tuple[bool, bool]
 _NUM_DIMENSIONS: Mapping[Layout, tuple[int, ...]] = {"linear": (2,), "conv": (3, 4, 5), "embedding": (2,)}
 
@@ -125,7 +126,6 @@ def read_pair(
     check_shapes(layout, a_shape, b_shape, where_a, where_b)
     rank = a_shape[0]
     a, b = read_floats(store, a_key), read_floats(store, b_key)
-    dtypes = {store.tensors[key].dtype for key in keys}
     return LoraModule(
         name=name,
         lora_A=np.ascontiguousarray(a.T) if transposed[0] else a.reshape(rank, -1),
@@ -135,8 +135,7 @@ def read_pair(
         scaling=scaling,
         layout=layout,
         fan_in_fan_out=layout == "linear" and fan_in_fan_out,
-        # Tools write both alike; where a file does not, float32 holds either.
-        dtype=dtypes.pop() if len(dtypes) == 1 else "F32",
+        dtype=coded_dtype(*(store.tensors[key].dtype for key in keys)),
         gain=gain,
     )
 
@@ -205,8 +204,15 @@ def read_floats(store: TensorStore, key: str) -> npt.NDArray[np.float32]:
 
 
 def read_carried(store: TensorStore, key: str) -> RawTensor:
-    """A tensor that is carried as it came. Raises AdapterError ``unknown-dtype`` for what a file cannot carry."""
+    """A tensor that is carried as it came.
+
+    Raises:
+        AdapterError: ``unknown-dtype``, ``bad-shape`` for what a file cannot carry.
+    """
     info = store.tensors[key]
+    if len(info.shape) > _MAX_CARRIED_DIMENSIONS or any(size > MAX_DIMENSION for size in info.shape):
+        message = expected("shape", f"{_MAX_CARRIED_DIMENSIONS} sizes up to 2^31", list(info.shape))
+        raise AdapterError(message, code="bad-shape", where=f"{store.name}: {key}")
     if info.dtype not in DTYPES:
         message = expected("dtype", "one an adapter may carry", info.dtype)
         raise AdapterError(message, code="unknown-dtype", where=f"{store.name}: {key}")

@@ -21,9 +21,10 @@ from nola_codec.adapters.foreign import unknown_key
 from nola_codec.adapters.lycoris import Composite
 from nola_codec.adapters.pairs import Spelling, find_pairs, join, pair_tensors, read_carried, read_pair
 from nola_codec.adapters.sources import AdapterSource
+from nola_codec.adapters.store_types import TensorStore
 from nola_codec.adapters.tensor_files import is_tensor_file, write_tensors
 from nola_codec.errors import AdapterError
-from nola_codec.model import Adapter, RawTensor
+from nola_codec.model import Adapter, LoraModule, RawTensor
 
 _NOTHING = re.compile(r"(?!)")
 
@@ -75,13 +76,12 @@ class PairDialect:
         scalings = self.scalings(source, ranks) | {
             name: alpha / ranks[name] for name in alphas if (alpha := alpha_of(adapter, name)) is not None
         }
-        modules = tuple(
-            read_pair(
-                store, name, self.spelling.keys(name), scaling=scalings[name], transposed=self.spelling.transposed
-            )
-            for name in names
-        )
+        modules = tuple(self.read_module(store, name, scalings[name]) for name in names)
         return Adapter(self.name, modules, adapter.raw, config, adapter.metadata)
+
+    def read_module(self, store: TensorStore, name: str, scaling: float) -> LoraModule:
+        """One pair."""
+        return read_pair(store, name, self.spelling.keys(name), scaling=scaling, transposed=self.spelling.transposed)
 
     def config(self, source: AdapterSource) -> dict[str, Any] | None:
         """What is kept of a configuration."""

@@ -81,7 +81,7 @@ def open_source(source: AnySource, *, config: Mapping[str, Any] | None = None) -
 
 def _open_path(path: Path, config: Mapping[str, Any] | None, where: str) -> AdapterSource:
     if path.is_dir():
-        weights = _weights_in(path)
+        weights = weights_in(path)
         if config is None and (path / CONFIG_NAME).exists():
             config = _read_config(path / CONFIG_NAME)
         if config is None and weights.stem == _PEFT_STEM:
@@ -97,7 +97,12 @@ def _open_path(path: Path, config: Mapping[str, Any] | None, where: str) -> Adap
     return AdapterSource(open_store(path), config, where, beside)
 
 
-def _weights_in(directory: Path) -> Path:
+def weights_in(directory: Path) -> Path:
+    """The file of a directory that is the adapter.
+
+    Raises:
+        AdapterError: ``missing-weights``, ``sharded``.
+    """
     where = str(directory)
     for name in _WEIGHTS:
         if (directory / name).exists():

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 from nola_codec import adapters
 from nola_codec.adapters import AnySource, peft_config
 from nola_codec.adapters.files import atomic_file, require_free
+from nola_codec.adapters.sources import weights_in
 from nola_codec.encoder.encode import encode_adapter
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.report import EncodeReport
@@ -109,7 +110,7 @@ def source_size(source: AnySource, adapter: Adapter) -> int:
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if path.is_dir():
-            return sum(p.stat().st_size for p in path.glob("*.safetensors"))
+            path = weights_in(path)
         return path.stat().st_size
     if isinstance(source, bytes | bytearray | memoryview):
         return len(source)

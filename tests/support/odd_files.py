@@ -322,9 +322,12 @@ def make_tensors() -> None:
         "leading zeros": "layers.007.q",
     }  # fmt: skip
     for kind, name in odd_names.items():
-        add(f"names with {kind}", peft(factors(f"base_model.model.{name}")))
+        # No dialect has a line's end in a name.
+        add(
+            f"names with {kind}", peft(factors(f"base_model.model.{name}")), "foreign-dialect" if "\n" in name else None
+        )
         bad = {f"base_model.model.{name}.lora_A.weight": raw(numbers(2, 4))}
-        add(f"half a pair, with {kind}", peft(bad), "missing-partner")
+        add(f"half a pair, with {kind}", peft(bad), "foreign-dialect" if "\n" in name else "missing-partner")
     add("names too long", peft(factors("base_model.model." + "n" * 2000)), "limit")
     add("half a pair, with a name of 100 KB", peft(
         {f"base_model.model.{'n' * 100_000}.lora_A.weight": raw(numbers(2, 4))}
