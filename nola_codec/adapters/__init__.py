@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from nola_codec.adapters import peft
+from nola_codec.adapters import delta, peft
 from nola_codec.adapters.files import AnySource
 from nola_codec.adapters.foreign import describe_keys
 from nola_codec.adapters.sources import AdapterSource, open_source
@@ -38,7 +38,7 @@ class Dialect(Protocol):
         """Write an adapter back, in the same dialect."""
 
 
-DIALECTS: Mapping[str, Dialect] = MappingProxyType({peft.name: peft})
+DIALECTS: Mapping[str, Dialect] = MappingProxyType({peft.name: peft, delta.name: delta})
 """In the order in which they are asked."""
 
 
@@ -61,7 +61,7 @@ def read(source: AnySource, *, config: Mapping[str, Any] | None = None, carry_un
         looks_like = describe_keys(opened.file.tensors)
         if looks_like is None:
             raise AdapterError("no LoRA factors in it", code="empty-adapter", where=opened.where)
-        message = f"keys look like {looks_like}; this version reads {', '.join(DIALECTS)}"
+        message = f"keys look like {looks_like}; this version reads {peft.name}"
         raise AdapterError(message, code="foreign-dialect", where=opened.where)
 
 

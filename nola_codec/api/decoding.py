@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from nola_codec import adapters
-from nola_codec.adapters import AnySource
+from nola_codec.adapters import AnySource, delta
 from nola_codec.adapters.checkpoint import Checkpoint
 from nola_codec.adapters.files import require_free
 from nola_codec.adapters.merging import merge_directory, plan_merge
+from nola_codec.api.dense import merge_delta
 from nola_codec.api.modules import decoded_module, merge_target
 from nola_codec.api.opened import DTYPES, check_rungs
 from nola_codec.arrays import NUMPY, Arrays, TorchArrays
@@ -55,6 +56,8 @@ def decode(
     with open_container(source, rung=rung) as container:
         container.check_content()
         decoder = Decoder(container, xp)
+        if base is not None and container.header.dialect == delta.name:
+            return merge_delta(decoder, Path(base), Path(out), overwrite=overwrite, progress=progress)
         if base is not None:
             return _merge(decoder, Path(base), Path(out), overwrite=overwrite, progress=progress)
         adapter = _adapter(decoder, progress)

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from nola_codec.adapters import delta as delta_dialect
 from nola_codec.adapters import peft_config
 from nola_codec.adapters.checkpoint import resolve_weights
 from nola_codec.adapters.peft import factor_keys
+from nola_codec.api.dense import dense_deltas
 from nola_codec.api.modules import merge_target
 from nola_codec.arrays import NUMPY, Arrays, TorchArrays
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
@@ -117,6 +119,9 @@ class NolaFile:
         """
         import torch
 
+        if self.header.dialect == delta_dialect.name:
+            self._merge_changes(model)
+            return
         if self.header.vectors:
             raise AdapterError(
                 f"the file has tensors coded as vectors ({self.header.vectors[0].name}, ...), which only its dialect "
@@ -146,6 +151,19 @@ class NolaFile:
                 delta = self._tensor(delta_weight(decoded, record.kind, self._arrays()))
                 weight = weights[match.weight]
                 merge_tensor(weight, (delta.T if match.transposed else delta).to(weight.device))
+
+    def _merge_changes(self, model: torch.nn.Module) -> None:
+        """`merge_into` of a file of dense changes: names are those of the weights themselves."""
+        import torch
+
+        weights = dict(model.named_parameters(remove_duplicate=False))
+        decoder = Decoder(self._container, self._arrays())
+        found = dense_deltas(decoder, {name: tuple(p.shape) for name, p in weights.items()}, "the model")
+        with torch.no_grad():
+            for name, change in found.items():
+                weight = weights[name]
+                rows = torch.from_numpy(change.rows(0, weight.shape[0] if weight.ndim else 1))
+                merge_tensor(weight, rows.to(weight.device))
 
     def verify(self) -> None:
         """Check every checksum, decode everything and compare its SHA-256. Raises FormatError, ChecksumMismatch."""

@@ -79,6 +79,7 @@ def encode_adapter(
     source_bytes: int,
     config_with_rank: Mapping[str, Any] | None = None,
     bank: Bank | None = None,
+    parameters: int | None = None,
 ) -> tuple[bytes, EncodeReport]:
     """Encode an adapter.
 
@@ -88,12 +89,14 @@ def encode_adapter(
         source_bytes: Size of what the adapter was read from, for the report.
         config_with_rank: The configuration to store when the paper's form changes the rank.
         bank: `prepared` for this adapter and options, where several encodes differ in their target alone.
+        parameters: Numbers that `ratio` is counted against; None is the adapter's.
 
     Raises:
         EncodeError: the target cannot be reached (code ``unreachable``).
     """
     clock = _Clock()
     items = _in_order(adapter)
+    parameters = adapter.parameters if parameters is None else parameters
     raw = dict(sorted(adapter.raw.items(), key=lambda item: natural_key(item[0])))
     envelope = Envelope(
         writer=f"nola-codec {__version__}",
@@ -110,7 +113,7 @@ def encode_adapter(
     if options.projected:
         coded = _project(items, options, envelope, raw_sections, energies, clock)
     else:
-        coded = _spread(items, options, envelope, raw_sections, energies, adapter.parameters, clock, bank)
+        coded = _spread(items, options, envelope, raw_sections, energies, parameters, clock, bank)
     total = float(energies.sum())
     nmse = float(coded.squared_errors.sum()) / total if total else 0.0
     effective = None
@@ -120,8 +123,8 @@ def encode_adapter(
     report = EncodeReport(
         bytes=len(coded.data),
         source_bytes=source_bytes,
-        parameters=adapter.parameters,
-        ratio=2 * adapter.parameters / len(coded.data),
+        parameters=parameters,
+        ratio=2 * parameters / len(coded.data),
         objective="projection" if options.projected else options.objective_name,
         nmse=nmse,
         effective_error=effective,
