@@ -24,10 +24,12 @@ from nola_codec.adapters.files import require_free
 from nola_codec.adapters.safetensors_io import SafetensorsFile, write_file
 from nola_codec.adapters.sources import AdapterSource
 from nola_codec.errors import AdapterError, expected
-from nola_codec.model import Adapter, RawTensor
+from nola_codec.model import DTYPE_BYTES, Adapter, RawTensor
 
 name = "delta"
 SUFFIX = ".diff"
+_PIECE = 1 << 22
+"""Elements compared at once."""
 
 Delta = npt.NDArray[np.float32]
 
@@ -176,15 +178,24 @@ def difference(tuned: Weights, base: Weights, n: str) -> Delta | None:
         if tensor.dtype not in FLOAT_DTYPES:
             message = expected("dtype", ", ".join(FLOAT_DTYPES), tensor.dtype) + "; such weights cannot change"
             raise AdapterError(message, code="not-float", where=f"{weights.where}: {n}")
-    values, before = to_float64(mine), to_float64(other)
-    require_finite(values, f"{tuned.where}: {n}")
-    require_finite(before, f"{base.where}: {n}")
-    values = values - before  # zero-dimensional arrays become scalars in place
-    with np.errstate(over="ignore"):
-        delta = np.asarray(values, np.float32)
+    delta = np.empty(mine.shape, np.float32)
+    flat = delta.reshape(-1)
+    for start in range(0, len(flat), _PIECE):
+        values, before = (_piece(tensor, start, start + _PIECE) for tensor in (mine, other))
+        require_finite(values, f"{tuned.where}: {n}")
+        require_finite(before, f"{base.where}: {n}")
+        with np.errstate(over="ignore"):
+            flat[start : start + _PIECE] = values - before
     if not np.isfinite(delta).all():
         raise AdapterError("the change is too large for float32", code="overflow", where=f"{tuned.where}: {n}")
     return delta if delta.any() else None
+
+
+def _piece(tensor: RawTensor, start: int, stop: int) -> npt.NDArray[np.float64]:
+    """Elements start..stop of a flat tensor in float64: of a large one only pieces are ever that wide."""
+    width = DTYPE_BYTES[tensor.dtype]
+    data = memoryview(tensor.data)[width * start : width * stop]
+    return to_float64(RawTensor(tensor.dtype, (len(data) // width,), data))  # type: ignore[arg-type]
 
 
 def weight_name(record: str) -> str:

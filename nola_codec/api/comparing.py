@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from nola_codec.adapters import AnySource
 from nola_codec.api.decoding import read_adapter
 from nola_codec.errors import AdapterError
-from nola_codec.fit.canonical import delta_energy, squared_error, vector_error
+from nola_codec.fit.canonical import delta_energy, squared_error, squared_norm, vector_error
 from nola_codec.model import Codable, LoraModule, VectorTensor
 
 
@@ -94,7 +92,7 @@ def _error(a: Codable, b: Codable) -> tuple[float, float]:
     if shapes[0] != shapes[1]:
         raise AdapterError(f"delta shapes differ: {shapes[0]} and {shapes[1]}", code="shape", where=a.name)
     if isinstance(a, VectorTensor) and isinstance(b, VectorTensor):
-        return vector_error(a.values, b.values), vector_error(a.values, np.zeros_like(a.values))
+        return vector_error(a.values, b.values), squared_norm(a.values)
     if not (isinstance(a, LoraModule) and isinstance(b, LoraModule)):
         raise AdapterError("a pair of factors in one, a vector in the other", code="shape", where=a.name)
     energy = delta_energy(a.lora_B, a.lora_A) * a.scaling**2

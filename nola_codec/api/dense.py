@@ -49,7 +49,11 @@ def encode_delta(
     """Encode what a training changed in a model.
 
     Weights that are equal take no place. A changed matrix is split into its strongest singular components and what
-    they leave; norms and biases, and what is left, are coded as vectors; one Lagrangian decides over all of it.
+    they leave; norms and biases, and what is left, are coded as vectors; one Lagrangian decides over all of it. The
+    errors reported add up those of the parts, as if they were at right angles, which the parts themselves are.
+
+    Weights are read one at a time. Beside them, the low-rank factors and the file are held in memory; the rest of a
+    large model lies in temporary files, about 9 bytes a changed parameter under $TMPDIR.
 
     Args:
         tuned: A model directory, or a safetensors file.

@@ -12,6 +12,7 @@ from nola_codec.adapters.delta import SUFFIX
 from nola_codec.errors import EncodeError
 from nola_codec.fit.truncated_svd import truncated_svd
 from nola_codec.model import LoraModule, VectorTensor
+from nola_codec.spool import Arena
 
 Delta = npt.NDArray[np.float32]
 
@@ -53,20 +54,21 @@ def split(
     """Modules and vectors of changed weights.
 
     Args:
-        deltas: (weight name, dtype of the tuned weight, change) one after the other.
+        deltas: (weight name, dtype of the tuned weight, change, which is overwritten) one after the other.
         options: How to split.
     """
     modules, vectors = [], []
+    arena = Arena(np.float32)
     for number, (name, dtype, delta) in enumerate(deltas):
         dtype = dtype if dtype in ("F32", "F16", "BF16") else "F32"
         module = _low_rank(name, dtype, delta, number, options)
         if module is None:
-            vectors.append(VectorTensor(name + SUFFIX, delta, dtype))
+            vectors.append(VectorTensor(name + SUFFIX, arena.copy(delta), dtype))
             continue
         modules.append(module)
         if options.residue:
-            rest = delta - (module.lora_B @ module.lora_A).reshape(delta.shape)
-            vectors.append(VectorTensor(name + SUFFIX, rest, dtype))
+            delta -= (module.lora_B @ module.lora_A).reshape(delta.shape)
+            vectors.append(VectorTensor(name + SUFFIX, arena.copy(delta), dtype))
     return tuple(modules), tuple(vectors)
 
 

@@ -28,7 +28,7 @@ from nola_codec.entropy import NAMES as CODEC_NAMES
 from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import OBJECTIVES
 from nola_codec.fit.bank import Bank, build_bank
-from nola_codec.fit.canonical import delta_energy, squared_error, vector_error
+from nola_codec.fit.canonical import delta_energy, squared_error, squared_norm, vector_error
 from nola_codec.fit.weighting import Moments, activation_errors, in_order
 from nola_codec.model import Adapter, Codable, LoraModule, VectorTensor
 from nola_codec.prng import NAMES as GENERATOR_NAMES
@@ -158,7 +158,7 @@ def _in_order(adapter: Adapter) -> list[Codable]:
 def _energy(item: Codable) -> float:
     """Its part of ||delta_W||_F^2."""
     if isinstance(item, VectorTensor):
-        return float(np.square(item.values, dtype=np.float64).sum()) * item.gain**2
+        return squared_norm(item.values) * item.gain**2
     return delta_energy(item.lora_B, item.lora_A) * item.error_gain**2
 
 

@@ -280,6 +280,14 @@ def test_equal_input_gives_equal_bytes(half: tuple[Path, Path]) -> None:
     assert encode_delta_bytes(tuned, base, nmse=0.1)[0] == encode_delta_bytes(tuned, base, nmse=0.1)[0]
 
 
+def test_arrays_on_disk_change_nothing(half: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    base, tuned = half
+    whole, _ = encode_delta_bytes(tuned, base, nmse=0.1)
+    monkeypatch.setattr("nola_codec.spool.THRESHOLD", 1000)
+    monkeypatch.setattr("nola_codec.adapters.delta._PIECE", 100)
+    assert encode_delta_bytes(tuned, base, nmse=0.1)[0] == whole
+
+
 def test_numbers_of_a_known_change(tmp_path: Path) -> None:
     """A change of rank one is found whole: the decoded product is it, to the quantizer's error."""
     base = {"w": torch.zeros(200, 300)}
