@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from nola_codec.adapters import kohya, peft
+from nola_codec.adapters import delta, kohya, peft
 from nola_codec.adapters.diffusers import DIFFUSERS, DIFFUSERS_OLD
 from nola_codec.adapters.files import AnySource
 from nola_codec.adapters.foreign import describe_keys
@@ -57,7 +57,7 @@ class Dialect(Protocol):
 
 
 # mypy takes a module for an object of its own type, which has what the protocol asks for.
-_ALL: tuple[Dialect, ...] = (peft, GGUF, kohya, DIFFUSERS, DIFFUSERS_OLD, MLX, *PLAIN)
+_ALL: tuple[Dialect, ...] = (peft, GGUF, kohya, DIFFUSERS, DIFFUSERS_OLD, MLX, *PLAIN, delta)
 DIALECTS: Mapping[str, Dialect] = MappingProxyType({dialect.name: dialect for dialect in _ALL})
 """In the order in which they are asked."""
 
@@ -81,7 +81,7 @@ def read(source: AnySource, *, config: Mapping[str, Any] | None = None, carry_un
         looks_like = describe_keys(opened.file.tensors)
         if looks_like is None:
             raise AdapterError("no LoRA factors in it", code="empty-adapter", where=opened.where)
-        message = f"keys look like {looks_like}; this version reads {', '.join(DIALECTS)}"
+        message = f"keys look like {looks_like}; this version reads {peft.name}"
         raise AdapterError(message, code="foreign-dialect", where=opened.where)
 
 

@@ -61,6 +61,8 @@ def plan_merge(
     targets: Iterable[MergeTarget],
     raw: Mapping[str, RawTensor] | None = None,
     adapter_config: Mapping[str, Any] | None = None,
+    *,
+    stays_tied: bool = False,
 ) -> MergePlan:
     """Find a place for every part of an adapter in a checkpoint.
 
@@ -68,6 +70,13 @@ def plan_merge(
     one of two tied modules changes only that one. So the weights are separated: the missing one is written, and
     ``tie_word_embeddings`` turned off. (PEFT's in-place merge adds the delta to both, and warns that the result is
     off; for modules_to_save it unties, as here.)
+
+    Args:
+        checkpoint: The base model.
+        targets: The deltas.
+        raw: Tensors carried with them.
+        adapter_config: PEFT's configuration.
+        stays_tied: The deltas are those of stored tensors, not of modules: what is tied stays so.
 
     Raises:
         AdapterError: ``base-mismatch`` listing all that found no place; ``merge-dora``, ``merge-alora``,
@@ -80,7 +89,7 @@ def plan_merge(
     shapes = {name: info.shape for name, info in checkpoint.weights.items()}
     saved = {key: key.removesuffix("." + key.rpartition(".")[2]) for key in raw if not key.endswith(".lora_B.bias")}
     paths = [module_path(name) for name in (*(t.name for t in targets), *saved.values())]
-    tied = tied_embeddings(checkpoint.config, shapes, paths)
+    tied = None if stays_tied else tied_embeddings(checkpoint.config, shapes, paths)
     matches = {m.weight: m for m in resolve_weights(targets, shapes, checkpoint.config, tied).values()}
     names = Names(shapes)
     problems: list[str] = []
@@ -114,7 +123,7 @@ def plan_merge(
             problems.append(f"{key}: no weight {path}")
     if problems:
         raise AdapterError(mismatch_message(problems), code="base-mismatch", where=str(checkpoint.directory))
-    untied, unties = _untie(checkpoint, {*matches, *replaced}, tied)
+    untied, unties = ({}, False) if stays_tied else _untie(checkpoint, {*matches, *replaced}, tied)
     plan = MergePlan(matches, replaced, reloaded, bias_terms, untied, unties)
     _check_dtypes(checkpoint, plan)
     return plan

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from nola_codec.adapters import delta
 from nola_codec.basis import basis_by_id
 from nola_codec.container.reader import Source, open_container
 from nola_codec.entropy import CODECS
@@ -21,9 +22,7 @@ def inspect(source: Source) -> dict[str, Any]:
     """
     with open_container(source) as container:
         header = container.header
-        parameters = sum(r.kind.elements for r in header.coded) + sum(
-            int(np.prod(r.kind.shape, dtype=np.int64)) for r in header.raw
-        )
+        parameters = _parameters(header) + sum(int(np.prod(r.kind.shape, dtype=np.int64)) for r in header.raw)
         lengths = [s.length for s in header.sections]
         rungs = range(len(header.rungs))
         units = [header.units_section(rung) for rung in rungs]
@@ -105,6 +104,15 @@ def _tensors(header: Header) -> list[dict[str, Any]]:
             for r in header.raw
         ]
     )
+
+
+def _parameters(header: Header) -> int:
+    """Numbers in the factors and vectors; in the dialect `delta`, in the weights that change."""
+    if header.dialect != delta.name:
+        return sum(r.kind.elements for r in header.coded)
+    weights = {delta.weight_name(r.name): r.kind.elements for r in header.vectors}
+    weights |= {r.name: r.kind.rows * r.kind.columns for r in header.lowrank}
+    return sum(weights.values())
 
 
 def _coefficients(record: CodedRecord) -> int:

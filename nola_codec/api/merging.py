@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nola_codec.adapters import delta as delta_dialect
 from nola_codec.adapters.checkpoint import Checkpoint
 from nola_codec.adapters.deltas import Delta as AdapterDelta
 from nola_codec.adapters.files import display_name
@@ -16,12 +17,12 @@ from nola_codec.adapters.merged_model import MergeReport, OpenWeight, check_plac
 from nola_codec.adapters.merging import MergePlan, combine_plans, plan_merge
 from nola_codec.adapters.places import merge_targets, merged_tensors
 from nola_codec.adapters.streaming import PIECE_BYTES, ChangeRows
-from nola_codec.api.modules import assembled
+from nola_codec.api.modules import assembled, row_delta
 from nola_codec.arrays import NUMPY, Arrays, TorchArrays
 from nola_codec.container.reader import Source, open_container
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.decoder.deltas import ComputedDelta, Delta, StackedDelta, VectorDelta, WeightedSum, factor_delta
-from nola_codec.decoder.factors import Decoded, Factors, Vector
+from nola_codec.decoder.deltas import Delta, StackedDelta, WeightedSum
+from nola_codec.decoder.factors import Decoded
 from nola_codec.decoder.rounding import add_rows
 from nola_codec.encoder.options import Progress
 from nola_codec.errors import AdapterError
@@ -125,23 +126,11 @@ class _Operand:
         if len(parts) > 1:
             # Slices are (out, in), or the other way round.
             turned = parts[0].shape != shape[1:]
-            return StackedDelta([self._one(part, shape[1:], turned) for part in parts])
-        return self._one(parts[0], shape, match.transposed)
+            return StackedDelta([self._rows(part, shape[1:], turned) for part in parts])
+        return self._rows(parts[0], shape, match.transposed)
 
-    def _one(self, part: AdapterDelta, shape: tuple[int, ...], transposed: bool) -> Delta:
-        if part.composite is not None:
-            return ComputedDelta(part.dense, shape)
-        terms: list[Delta] = []
-        for module in part.modules:
-            factors = self.decoded[module.name]
-            assert isinstance(factors, Factors)
-            terms.append(factor_delta(factors, self.kinds[module.name], self.xp, shape, transposed=transposed))
-        for tensor in part.vectors:
-            vector = self.decoded[tensor.name]
-            assert isinstance(vector, Vector)
-            values = self.xp.numpy(vector.values).reshape(shape)
-            terms.append(VectorDelta(values, vector.exponents[0], shape))
-        return terms[0] if len(terms) == 1 else WeightedSum([(term, 1.0) for term in terms])
+    def _rows(self, part: AdapterDelta, shape: tuple[int, ...], transposed: bool) -> Delta:
+        return row_delta(part, self.decoded, self.kinds, self.xp, shape, transposed=transposed)
 
 
 def _open(source: Weighted, checkpoint: Checkpoint, rung: int | None, device: object) -> _Operand:
@@ -163,7 +152,8 @@ def _open(source: Weighted, checkpoint: Checkpoint, rung: int | None, device: ob
             message = f"carries {next(iter(raw))}, which is not a delta and cannot be weighted by {weight}"
             raise AdapterError(message, code="merge-weight", where=name)
         config = header.config if header.dialect == "peft" else None
-        plan = plan_merge(checkpoint, [target for target, _ in targets.values()], raw, config)
+        wanted = [target for target, _ in targets.values()]
+        plan = plan_merge(checkpoint, wanted, raw, config, stays_tied=header.dialect == delta_dialect.name)
         names = [record.name for record in header.coded]
         return _Operand(
             name,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from nola_codec.adapters.checkpoint import MergeTarget, delta_shape
+from nola_codec.adapters.deltas import Delta as AdapterDelta
 from nola_codec.arrays import Arrays
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.decoder.factors import Factors, Vector
+from nola_codec.decoder.deltas import ComputedDelta, Delta, VectorDelta, WeightedSum, factor_delta
+from nola_codec.decoder.factors import Decoded, Factors, Vector
 from nola_codec.encoder.options import Progress
-from nola_codec.model import Adapter, LoraModule, LowRankRecord, VectorTensor
+from nola_codec.model import Adapter, LoraModule, LowRankKind, LowRankRecord, VectorTensor
 
 
 def decoded_adapter(decoder: Decoder, progress: Progress | None) -> Adapter:
@@ -53,3 +55,36 @@ def merge_target(record: LowRankRecord) -> MergeTarget:
     kind = record.kind
     shape = delta_shape(kind.layout, kind.a_shape, kind.b_shape)
     return MergeTarget(record.name, kind.layout, shape, kind.scaling, kind.fan_in_fan_out)
+
+
+def row_delta(
+    part: AdapterDelta,
+    decoded: Mapping[str, Decoded],
+    kinds: Mapping[str, LowRankKind],
+    xp: Arrays,
+    shape: tuple[int, ...],
+    *,
+    transposed: bool = False,
+) -> Delta:
+    """A delta as a merge takes it.
+
+    Args:
+        part: From `adapters.deltas.deltas`, of an adapter that was `assembled`.
+        decoded: By record name, what it decodes to.
+        kinds: By record name, of the low-rank ones.
+        xp: Where `decoded` is.
+        shape: Of the weight.
+        transposed: The weight is stored (in, out).
+    """
+    if part.composite is not None:
+        return ComputedDelta(part.dense, shape)
+    terms: list[Delta] = []
+    for module in part.modules:
+        factors = decoded[module.name]
+        assert isinstance(factors, Factors)
+        terms.append(factor_delta(factors, kinds[module.name], xp, shape, transposed=transposed))
+    for tensor in part.vectors:
+        vector = decoded[tensor.name]
+        assert isinstance(vector, Vector)
+        terms.append(VectorDelta(xp.numpy(vector.values).reshape(shape), vector.exponents[0], shape))
+    return terms[0] if len(terms) == 1 else WeightedSum([(term, 1.0) for term in terms])

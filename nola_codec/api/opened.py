@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from types import TracebackType
@@ -9,16 +10,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from nola_codec.adapters import delta as delta_dialect
 from nola_codec.adapters import dialect_of, peft_config
-from nola_codec.adapters.checkpoint import resolve_weights
+from nola_codec.adapters.checkpoint import mismatch_message, resolve_weights
+from nola_codec.adapters.deltas import deltas
 from nola_codec.adapters.peft import factor_keys
 from nola_codec.adapters.peft_experts import is_expert
-from nola_codec.api.modules import decoded_adapter, merge_target
+from nola_codec.api.modules import assembled, decoded_adapter, merge_target, row_delta
 from nola_codec.arrays import NUMPY, Arrays, TorchArrays
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.decoder.factors import Factors
+from nola_codec.decoder.factors import Decoded, Factors
 from nola_codec.decoder.merge import delta_weight, merge_tensor
 from nola_codec.errors import AdapterError, FormatError
 from nola_codec.model import Header, RawTensor
@@ -123,6 +126,9 @@ class NolaFile:
         """
         import torch
 
+        if self.header.dialect == delta_dialect.name:
+            self._merge_changes(model)
+            return
         if self.header.vectors:
             raise AdapterError(
                 f"the file has tensors coded as vectors ({self.header.vectors[0].name}, ...), which only its dialect "
@@ -152,6 +158,31 @@ class NolaFile:
                 delta = self._tensor(delta_weight(decoded, record.kind, self._arrays()))
                 weight = weights[match.weight]
                 merge_tensor(weight, (delta.T if match.transposed else delta).to(weight.device))
+
+    def _merge_changes(self, model: torch.nn.Module) -> None:
+        """`merge_into` of a file of dense changes: names are those of the weights themselves."""
+        import torch
+
+        weights = dict(model.named_parameters(remove_duplicate=False))
+        decoder = Decoder(self._container, self._arrays())
+        factors, vectors = decoder.checked()
+        found = {delta_dialect.weight_name(d.name): d for d in deltas(assembled(decoder, factors, vectors))}
+        problems = [
+            f"{name}: " + ("no such weight" if name not in weights else f"shape {list(weights[name].shape)}")
+            for name, part in found.items()
+            if name not in weights or weights[name].numel() != math.prod(part.shape)
+        ]
+        if problems:
+            raise AdapterError(mismatch_message(problems), code="base-mismatch", where="the model")
+        made: list[Decoded] = [*factors, *vectors]
+        decoded = {record.name: each for record, each in zip(decoder.header.coded, made, strict=True)}
+        kinds = {record.name: record.kind for record in decoder.header.lowrank}
+        with torch.no_grad():
+            for name, part in found.items():
+                weight = weights[name]
+                change = row_delta(part, decoded, kinds, decoder.xp, tuple(weight.shape))
+                rows = torch.from_numpy(change.rows(0, weight.shape[0] if weight.ndim else 1))
+                merge_tensor(weight, rows.to(weight.device))
 
     def verify(self) -> None:
         """Check every checksum, decode everything and compare its SHA-256. Raises FormatError, ChecksumMismatch."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nola_codec.cli.output import error_share, force_option, json_option, print_json, progress, quiet_option, size
+
+if TYPE_CHECKING:
+    from nola_codec.encoder.report import EncodeReport
 
 _BASES = ("hadamard", "rademacher", "uniform")
 _GENERATORS = ("philox4x32-10", "threefry2x32-20")
@@ -26,14 +29,20 @@ _GENERATORS = ("philox4x32-10", "threefry2x32-20")
 @click.option("--objective", type=click.Choice(["effective", "nmse"]), help="What is minimised [effective].")
 @click.option("--fit", type=click.Choice(["weights", "activations"]), default="weights", show_default=True,
               help="What components weigh: their energy, or what they gain on --calibration.")  # fmt: skip
-@click.option("--base", type=click.Path(), help="Transformers model directory, for --fit activations.")
+@click.option("--base", type=click.Path(),
+              help="Model that SOURCE was fine-tuned from: encode the change of its weights. With --fit activations, "
+                   "the model directory that the adapter SOURCE belongs to.")  # fmt: skip
 @click.option("--calibration", type=click.Path(),
               help="Text of the task, a row a line; or .jsonl: text, or prompt and completion.")  # fmt: skip
 @click.option("--calibration-rows", type=click.IntRange(min=1), help="Rows used at most [64].")
 @click.option("--importance", type=click.Path(), help="JSON or safetensors: a number a tensor, by name or pattern.")
 @click.option("--num-basis", type=int, help="The paper's form: coefficients a factor.")
 @click.option("--bits", type=int, help="The paper's form: bits a coefficient, 1-8 or 16 [4].")
-@click.option("--rank", type=int, help="Components kept at most; in the paper's form, the rank fitted.")
+@click.option(
+    "--rank",
+    type=int,
+    help="Components kept at most; in the paper's form, the rank fitted; of a change, taken at most [64].",
+)
 @click.option("--basis", type=click.Choice(_BASES), default="hadamard", show_default=True,
               help="Dense ones serve the paper's form only.")  # fmt: skip
 @click.option("--prng", "generator", type=click.Choice(_GENERATORS), default=_GENERATORS[0], show_default=True,
@@ -43,6 +52,12 @@ _GENERATORS = ("philox4x32-10", "threefry2x32-20")
 @click.option("--thorough", is_flag=True, help="For files over 1 MB: smaller by some 5%, at many times the time.")
 @click.option("--progressive", is_flag=True, help="Write a ladder of rungs: `truncate` cuts it to coarser files.")
 @click.option("--rungs", metavar="SIZES", help="Sizes of the ladder's coarser rungs, e.g. 10KB,30KB [quarters].")
+@click.option("--energy", type=float, help="Of a change: take components up to this share of a matrix' energy.")
+@click.option("--residue/--no-residue", default=None, help="Of a change: code what the components leave, too [yes].")
+@click.option("--include", multiple=True, metavar="REGEX", help="Of a change: only weights whose names match.")
+@click.option("--exclude", multiple=True, metavar="REGEX", help="Of a change: no weights whose names match.")
+@click.option("--embeddings", is_flag=True, help="Of a change: the input embeddings too.")
+@click.option("--head", is_flag=True, help="Of a change: the output layer too.")
 @click.option("--passthrough", is_flag=True, help="Carry unknown tensors exactly instead of refusing them.")
 @click.option("-n", "--dry-run", is_flag=True, help="Encode and report, write nothing.")
 @force_option
@@ -50,29 +65,55 @@ _GENERATORS = ("philox4x32-10", "threefry2x32-20")
 @json_option
 def command(
     source: str, out: str, limit: str | None, fit: str, base: str | None, calibration: str | None,
-    calibration_rows: int | None, importance: str | None, rungs: str | None, passthrough: bool, dry_run: bool,
-    force: bool, quiet: bool, as_json: bool, **options: Any,
+    calibration_rows: int | None, importance: str | None, rungs: str | None, energy: float | None,
+    residue: bool | None, include: tuple[str, ...], exclude: tuple[str, ...], embeddings: bool, head: bool,
+    passthrough: bool, dry_run: bool, force: bool, quiet: bool, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Encode the adapter SOURCE.
+    """Encode the adapter SOURCE: a directory or a file.
 
-    A directory or a file, in the dialect of PEFT, kohya, LyCORIS, diffusers, MLX, GGUF or others; the keys say which.
+    Its dialect (PEFT, kohya, LyCORIS, diffusers, MLX, GGUF and others) is told from its keys.
+
+    With --base, encode what a fine-tuning changed in the weights of the model SOURCE (a directory or a .safetensors
+    file).
     """
     from nola_codec.api.encoding import checked, encode
     from nola_codec.encoder.sizes import parse_size
 
     show = progress(quiet)
+    change: dict[str, Any] = {
+        "energy": energy, "residue": residue, "include": include, "exclude": exclude, "embeddings": embeddings,
+        "head": head,
+    }  # fmt: skip
+    given = [f"--{name}" for name, value in change.items() if value not in (None, (), False)]
+    given += ["--no-residue"] if residue is False else []
+    whole = base is not None and fit == "weights" and calibration is None
+    if given and not whole:
+        raise click.UsageError(f"{' and '.join(given)}: only for the change from a --base (without --fit activations)")
+    if whole:
+        _check_change(options, passthrough)
     if rungs is not None:
         options["rungs"] = tuple(parse_size(part) for part in rungs.split(","))
     partners = {"--base": base, "--calibration": calibration}
     if fit == "activations":
         if missing := [name for name, value in partners.items() if value is None]:
             raise click.UsageError(f"--fit activations needs {' and '.join(missing)}")
-    elif given := [n for n, v in {**partners, "--calibration-rows": calibration_rows}.items() if v is not None]:
+    elif given := [
+        n for n, v in {"--calibration": calibration, "--calibration-rows": calibration_rows}.items() if v is not None
+    ]:
         raise click.UsageError(f"{' and '.join(given)} {'serves' if len(given) == 1 else 'serve'} --fit activations")
     if importance is not None:
         from nola_codec.encoder.importance import read_importance
 
         options["importance"] = read_importance(importance)
+    if whole and base is not None:
+        from nola_codec.api.dense import encode_delta
+
+        del options["num_basis"], options["bits"]
+        change["residue"] = residue is not False
+        report = encode_delta(source, base, None if dry_run else out, size=limit, overwrite=force, progress=show,
+                              **change, **options)  # fmt: skip
+        _report(report, out, dry_run=dry_run, as_json=as_json)
+        return
     if base is not None and calibration is not None:
         from nola_codec.adapters import read
         from nola_codec.integrations.calibration import ROWS, collect_moments
@@ -91,13 +132,26 @@ def command(
         progress=show,
         **options,
     )
+    _report(report, out, dry_run=dry_run, as_json=as_json)
+
+
+def _check_change(options: dict[str, Any], passthrough: bool) -> None:
+    """Refuse options of adapters for a change."""
+    wrong = [f"--{name.replace('_', '-')}" for name in ("num_basis", "bits") if options[name] is not None]
+    wrong += ["--basis"] if options["basis"] != "hadamard" else []
+    wrong += ["--passthrough"] if passthrough else []
+    if wrong:
+        raise click.UsageError(f"{' and '.join(wrong)}: for adapters, not for the change from a --base")
+
+
+def _report(report: EncodeReport, out: str, *, dry_run: bool, as_json: bool) -> None:
     if as_json:
         print_json({**asdict(report), "output": None if dry_run else out})
         return
     click.echo(f"{'would write' if dry_run else 'wrote'}  {out}")
     click.echo(f"size         {size(report.bytes)} ({report.bytes:,} bytes), {report.ratio:.1f}x smaller than fp16")
     click.echo(
-        f"source       {size(report.source_bytes)}, {report.parameters:,} parameters, {len(report.tensors)} deltas"
+        f"source       {size(report.source_bytes)}, {report.parameters:,} parameters, {len(report.tensors)} records"
     )
     click.echo(f"objective    {report.objective}")
     if report.effective_error is not None:

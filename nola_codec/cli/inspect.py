@@ -32,7 +32,11 @@ def command(file: str, tensors: bool, as_json: bool) -> None:
 def _print_facts(file: str, facts: dict[str, Any]) -> None:
     draft = ", a draft: readers of later versions may refuse it" if facts["draft"] else ""
     deltas = [t for t in facts["tensors"] if t["record"] == "lowrank"]
-    carried = len(facts["tensors"]) - len(deltas)
+    vectors = [t for t in facts["tensors"] if t["record"] == "vector"]
+    carried = len(facts["tensors"]) - len(deltas) - len(vectors)
+    counts = [f"{len(deltas)} deltas"] if deltas or not vectors else []
+    counts += [f"{len(vectors)} vectors"] if vectors else []
+    counts += [f"{carried} carried as they came"] if carried else []
     parts = ", ".join(f"{name} {size(count)}" for name, count in facts["bytes_by_part"].items() if count)
     lines = [
         ("file", f"{file}: {size(facts['bytes'])}, {facts['ratio']:.1f}x smaller than {facts['parameters']:,} in fp16"),
@@ -40,7 +44,7 @@ def _print_facts(file: str, facts: dict[str, Any]) -> None:
         ("written by", facts["writer"]),
         ("dialect", facts["dialect"]),
         ("base model", facts["base_model"] or "not named"),
-        ("tensors", f"{len(deltas)} deltas" + (f", {carried} carried as they came" if carried else "")),
+        ("tensors", ", ".join(counts)),
         ("basis", f"{', '.join(facts['bases']) or 'none'}, {facts['generator']}, seed {facts['seed']}"),
         ("form", ", ".join(facts["form"]) or "none"),
         ("coefficients", f"{facts['coefficients']:,}, {facts['bits_per_coefficient']:.3f} bits each, "
@@ -64,5 +68,6 @@ def _print_tensors(tensors: list[dict[str, Any]]) -> None:
         if item["record"] == "raw":
             rows.append([item["name"], f"{shape} {item['dtype']}", "", "", size(item["bytes"])])
         else:
-            rows.append([item["name"], shape, str(item["rank"]), str(item["units"]), f"{item['coefficients']:,}"])
+            rank = str(item["rank"]) if item["record"] == "lowrank" else "vector"
+            rows.append([item["name"], shape, rank, str(item["units"]), f"{item['coefficients']:,}"])
     table(rows, right=(2, 3, 4))

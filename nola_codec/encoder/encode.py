@@ -29,7 +29,7 @@ from nola_codec.entropy import NAMES as CODEC_NAMES
 from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import OBJECTIVES
 from nola_codec.fit.bank import Bank, build_bank
-from nola_codec.fit.canonical import delta_energy, squared_error, vector_error
+from nola_codec.fit.canonical import delta_energy, squared_error, squared_norm, vector_error
 from nola_codec.fit.weighting import Moments, activation_errors, in_order
 from nola_codec.model import Adapter, Codable, LoraModule, VectorTensor
 from nola_codec.prng import NAMES as GENERATOR_NAMES
@@ -80,6 +80,7 @@ def encode_adapter(
     source_bytes: int,
     config_with_rank: Mapping[str, Any] | None = None,
     bank: Bank | None = None,
+    parameters: int | None = None,
 ) -> tuple[bytes, EncodeReport]:
     """Encode an adapter.
 
@@ -89,12 +90,14 @@ def encode_adapter(
         source_bytes: Size of what the adapter was read from, for the report.
         config_with_rank: The configuration to store when the paper's form changes the rank.
         bank: `prepared` for this adapter and options, where several encodes differ in their target alone.
+        parameters: Numbers that `ratio` is counted against; None is the adapter's.
 
     Raises:
         EncodeError: the target cannot be reached (code ``unreachable``).
     """
     clock = _Clock()
     items = _in_order(adapter)
+    parameters = adapter.parameters if parameters is None else parameters
     raw = dict(sorted(adapter.raw.items(), key=lambda item: natural_key(item[0])))
     envelope = Envelope(
         writer=f"nola-codec {__version__}",
@@ -113,7 +116,7 @@ def encode_adapter(
     if options.projected:
         coded = _project(items, options, envelope, raw_sections, energies, composites, clock)
     else:
-        coded = _spread(items, options, envelope, raw_sections, energies, composites, adapter.parameters, clock, bank)
+        coded = _spread(items, options, envelope, raw_sections, energies, composites, parameters, clock, bank)
     total = float(energies.sum())
     nmse = float(coded.squared_errors.sum()) / total if total else 0.0
     effective = None
@@ -123,8 +126,8 @@ def encode_adapter(
     report = EncodeReport(
         bytes=len(coded.data),
         source_bytes=source_bytes,
-        parameters=adapter.parameters,
-        ratio=2 * adapter.parameters / len(coded.data),
+        parameters=parameters,
+        ratio=2 * parameters / len(coded.data),
         objective="projection" if options.projected else options.objective_name,
         nmse=nmse,
         effective_error=effective,
@@ -158,7 +161,7 @@ def _in_order(adapter: Adapter) -> list[Codable]:
 def _energy(item: Codable) -> float:
     """Its part of ||delta_W||_F^2."""
     if isinstance(item, VectorTensor):
-        return float(np.square(item.values, dtype=np.float64).sum()) * item.gain**2
+        return squared_norm(item.values) * item.gain**2
     return delta_energy(item.lora_B, item.lora_A) * item.error_gain**2
 
 

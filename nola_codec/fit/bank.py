@@ -13,10 +13,11 @@ import numpy.typing as npt
 
 from nola_codec.arrays import NUMPY
 from nola_codec.basis import BasisKey, basis_by_id
-from nola_codec.fit.canonical import Components, canonical
+from nola_codec.fit.canonical import Components, canonical, squared_norm
 from nola_codec.fit.weighting import Moments, component_figures, weigh
 from nola_codec.model import Codable, LoraModule, VectorTensor
 from nola_codec.parallel import parallel_map
+from nola_codec.spool import spooled
 
 FloatArray = npt.NDArray[np.float32]
 Vector = npt.NDArray[np.float64]
@@ -114,7 +115,7 @@ def build_bank(
         for length in np.unique(lengths[side][lengths[side] > 0]):
             members = lengths[side] == length
             rows[side, members] = np.arange(int(members.sum()))
-            matrices[side][int(length)] = np.empty((int(members.sum()), int(length)), np.float32)
+            matrices[side][int(length)] = spooled((int(members.sum()), int(length)), np.float32)
     starts = np.cumsum(ranks) - ranks
     singular = np.zeros(len(record))
     strength = np.zeros(len(record))
@@ -171,7 +172,7 @@ def roles_of(item: Codable) -> tuple[int, int]:
 
 def _direction(item: VectorTensor) -> tuple[tuple[FloatArray], float]:
     """A tensor as one row of norm 1, or 0, and its norm."""
-    norm = float(np.sqrt(np.square(item.values, dtype=np.float64).sum()))
+    norm = float(np.sqrt(squared_norm(item.values)))
     row = item.values.reshape(1, -1)
     return ((row / np.float32(norm) if norm > 0 else np.zeros_like(row)),), norm
 

@@ -81,6 +81,13 @@ def vector_error(values: npt.NDArray[np.floating], other: npt.NDArray[np.floatin
     return total
 
 
+def squared_norm(values: npt.NDArray[np.floating]) -> float:
+    """||x||^2 in float64, piece by piece."""
+    flat = values.reshape(-1)
+    pieces = (flat[start : start + _PIECE].astype(np.float64) for start in range(0, len(flat), _PIECE))
+    return sum(float(piece @ piece) for piece in pieces)
+
+
 def squared_error(
     lora_B: npt.NDArray[np.floating],
     lora_A: npt.NDArray[np.floating],

@@ -20,6 +20,7 @@ from nola_codec.model import Book, Quantizer, Trellis
 from nola_codec.parallel import parallel_map
 from nola_codec.quant.points import book_points
 from nola_codec.quant.scales import MAX_WEIGHT_CODE, layer_weight
+from nola_codec.spool import spooled
 
 Vector = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
@@ -54,7 +55,7 @@ class Workspace:
     def reserve(self, bank: Bank, rungs: int) -> None:
         """Make room for a bank and a number of rungs."""
         while len(self.levels) < rungs:
-            self.levels.append(_like(bank, lambda matrix: np.empty(matrix.shape, np.int8)))
+            self.levels.append(_like(bank, lambda matrix: spooled(matrix.shape, np.int8)))
         if not self.owner[0]:
             self.owner = _like(bank, lambda matrix: np.full(len(matrix), -1, np.int16))
 
@@ -176,6 +177,12 @@ class _Job(NamedTuple):
     units: Index
 
 
+def _zeros(matrix: Floats) -> Floats:
+    made = spooled(matrix.shape, np.float32)
+    made[:] = 0
+    return made
+
+
 class _Layers:
     """Layers of the kept units, rung by rung."""
 
@@ -191,7 +198,7 @@ class _Layers:
         self.dots[:, absent], self.squares[:, absent] = 1.0, 1.0
         self._sums: tuple[dict[int, Floats], dict[int, Floats]] | None = None
         if len(plan.steps) > 1:
-            self._sums = _like(bank, lambda matrix: np.zeros(matrix.shape, np.float32))
+            self._sums = _like(bank, _zeros)
 
     def alive(self) -> npt.NDArray[np.bool_]:
         """Units that are not zero on a side at any rung that has them."""

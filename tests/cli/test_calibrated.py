@@ -118,7 +118,7 @@ def test_a_taken_output_is_noticed_before_the_model_is_loaded(run: Run, adapter:
     [
         (["--fit", "activations"], "--fit activations needs --base and --calibration"),
         (["--fit", "activations", "--base", "m"], "--fit activations needs --calibration"),
-        (["--base", "m"], "--base serves --fit activations"),
+        (["--base", "m", "--calibration", "t"], "--calibration serves --fit activations"),
         (["--calibration", "t", "--calibration-rows", "3"], "--calibration and --calibration-rows serve --fit"),
         (["--fit", "activations", "--base", "m", "--calibration", "t", "--nmse", ".1"], "leave out nmse"),
     ],

@@ -1,0 +1,99 @@
+"""Dense changes of weights -> modules and vectors: strong singular components, and what they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nola_codec.adapters.delta import SUFFIX
+from nola_codec.errors import EncodeError
+from nola_codec.fit.truncated_svd import truncated_svd
+from nola_codec.model import LoraModule, VectorTensor
+from nola_codec.spool import Arena
+
+Delta = npt.NDArray[np.float32]
+
+_SMALL = 4096
+"""Elements up to which a tensor is coded as a vector alone."""
+_KERNEL = 16
+"""Longest last side of a three-dimensional tensor that is taken for a convolution."""
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """How a matrix is split.
+
+    Attributes:
+        rank: Components taken at most; None is `DEFAULT_RANK`.
+        energy: Share of a matrix' energy at which its components end.
+        residue: Code what the components leave, as a vector.
+        seed: Of the randomized decomposition.
+    """
+
+    rank: int | None = None
+    energy: float | None = None
+    residue: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and not 0 <= self.rank < 1 << 16:
+            raise EncodeError(f"rank: expected 0 to {(1 << 16) - 1}, found {self.rank}", code="option")
+        if self.energy is not None and not 0 < self.energy <= 1:
+            raise EncodeError(f"energy: expected a number above 0, at most 1, found {self.energy}", code="option")
+
+
+DEFAULT_RANK = 64
+
+
+def split(
+    deltas: Iterable[tuple[str, str, Delta]], options: SplitOptions
+) -> tuple[tuple[LoraModule, ...], tuple[VectorTensor, ...]]:
+    """Modules and vectors of changed weights.
+
+    Args:
+        deltas: (weight name, dtype of the tuned weight, change, which is overwritten) one after the other.
+        options: How to split.
+    """
+    modules, vectors = [], []
+    arena = Arena(np.float32)
+    for number, (name, dtype, delta) in enumerate(deltas):
+        dtype = dtype if dtype in ("F32", "F16", "BF16") else "F32"
+        module = _low_rank(name, dtype, delta, number, options)
+        if module is None:
+            vectors.append(VectorTensor(name + SUFFIX, arena.copy(delta), dtype))
+            continue
+        modules.append(module)
+        if options.residue:
+            delta -= (module.lora_B @ module.lora_A).reshape(delta.shape)
+            vectors.append(VectorTensor(name + SUFFIX, arena.copy(delta), dtype))
+    return tuple(modules), tuple(vectors)
+
+
+def _low_rank(name: str, dtype: str, delta: Delta, number: int, options: SplitOptions) -> LoraModule | None:
+    """Its strong components; None for what is no matrix, or too small to gain by it."""
+    rank = DEFAULT_RANK if options.rank is None and options.energy is None else options.rank
+    if delta.ndim < 2 or (delta.ndim == 3 and delta.shape[-1] > _KERNEL) or delta.size <= _SMALL or rank == 0:
+        return None
+    matrix = delta.reshape(delta.shape[0], -1)
+    most = matrix.size // sum(matrix.shape)  # beyond that, factors are larger than the matrix
+    parts = truncated_svd(matrix, min(most, rank or most), seed=options.seed, stream=number)
+    count = len(parts.s)
+    if options.energy is not None:
+        wanted = options.energy * float(np.square(matrix, dtype=np.float64).sum())
+        count = min(count, int(np.searchsorted(np.cumsum(parts.s**2), wanted)) + 1)
+    root = np.sqrt(parts.s[:count]).astype(np.float32)
+    lora_B = np.ascontiguousarray(parts.u[:count].T * root)
+    lora_A = parts.v[:count] * root[:, None]
+    return LoraModule(
+        name=name,
+        lora_A=lora_A,
+        lora_B=lora_B,
+        a_shape=(count, *delta.shape[1:]),
+        b_shape=(delta.shape[0], count, *(1 for _ in delta.shape[2:])),
+        scaling=1.0,
+        layout="linear" if delta.ndim == 2 else "conv",
+        dtype=dtype,
+    )

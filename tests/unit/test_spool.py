@@ -1,0 +1,46 @@
+"""Arrays on disk: as arrays in memory, and gone with the last of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nola_codec import spool
+
+
+@pytest.fixture(autouse=True)
+def low_threshold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(spool, "THRESHOLD", 1 << 12)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+
+def mappings(directory: Path) -> int:
+    return Path("/proc/self/maps").read_text().count(str(directory))
+
+
+def test_large_arrays_lie_on_disk(tmp_path: Path) -> None:
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("no /proc here")
+    before = mappings(tmp_path)
+    small, large = spool.spooled((10, 4), np.float32), spool.spooled((64, 32), np.float32)
+    assert mappings(tmp_path) == before + 1
+    assert (small.shape, large.shape, large.dtype) == ((10, 4), (64, 32), np.float32)
+    large[:] = np.arange(2048, dtype=np.float32).reshape(64, 32)
+    assert float(large.sum()) == 2047 * 1024
+    assert os.listdir(tmp_path) == []  # the file has no name
+    del large
+    assert mappings(tmp_path) == before
+
+
+def test_an_arena_keeps_values_apart() -> None:
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in [(3, 5), (40, 40), (), (7,), (500,), (2, 2)]]
+    arena = spool.Arena(np.float32)
+    copies = [arena.copy(array) for array in arrays]
+    for array, copy in zip(arrays, copies, strict=True):
+        assert copy.shape == array.shape
+        assert np.array_equal(copy, array)
