@@ -6,13 +6,15 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from nola_codec.adapters import delta as delta_dialect
-from nola_codec.adapters.checkpoint import Checkpoint
+from nola_codec.adapters.checkpoint import WEIGHTS_NAME, Checkpoint
 from nola_codec.adapters.deltas import Delta as AdapterDelta
-from nola_codec.adapters.files import display_name
+from nola_codec.adapters.files import display_name, require_free
 from nola_codec.adapters.merged_model import MergeReport, OpenWeight, check_places, merge_directory
 from nola_codec.adapters.merging import MergePlan, combine_plans, plan_merge
 from nola_codec.adapters.places import merge_targets, merged_tensors
@@ -50,8 +52,9 @@ def merge(
 
     Args:
         sources: `.nola` files, or pairs of file and weight; a weight not given is 1.
-        base: A model directory of Transformers, or of a component of Diffusers.
-        out: The merged model.
+        base: A model directory of Transformers, or of a component of Diffusers; or a lone safetensors file, which is
+            merged without a resume.
+        out: The merged model, a directory; for a lone file a path that ends in ``.safetensors``.
         rung: Of progressive files: as if they ended with this rung, counted from 0.
         device: Where factors are synthesized; it changes no bit.
         overwrite: Replace `out`, if it is a model directory.
@@ -67,6 +70,10 @@ def merge(
             what cannot be combined; ``not-nola``: the arithmetic is exact only on decoded integers.
         OutputExists: `out` is there and `overwrite` is false.
     """
+    if Path(base).is_file():
+        return _merge_file(
+            sources, Path(base), Path(out), rung=rung, device=device, overwrite=overwrite, progress=progress
+        )
     check_places(Path(base).resolve(), Path(out).resolve(), overwrite=overwrite)
     checkpoint = Checkpoint(base)
     operands = [_open(source, checkpoint, rung, device) for source in sources]
@@ -91,6 +98,21 @@ def merge(
         on_weight=count,
         piece_bytes=piece_bytes,
     )
+
+
+def _merge_file(sources: Sequence[Weighted], base: Path, out: Path, *, overwrite: bool, **options: Any) -> MergeReport:
+    """`merge` of a lone file: as a directory of its own, beside the output."""
+    if out.suffix != ".safetensors":
+        message = "the base is a lone file: give a path that ends in .safetensors"
+        raise AdapterError(message, code="needs-file", where=str(out))
+    require_free(out, overwrite=overwrite)
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
+        model = Path(staging) / "base"
+        model.mkdir()
+        (model / WEIGHTS_NAME).symlink_to(base.resolve())
+        report = merge(sources, model, Path(staging) / "merged", **options)
+        os.replace(report.output / WEIGHTS_NAME, out)
+    return replace(report, output=out)
 
 
 @dataclass(frozen=True)
