@@ -17,8 +17,8 @@ from nola_codec.adapters.sources import open_source
 SMALL = ["mlx_qwen05b/0000200_adapters.safetensors", "sam_vitb_rank4.safetensors", "sd15_catundchat",
          "roberta_base_lora_mnli.bin"]  # fmt: skip
 LARGE = ["gpt2_tigrinya", "gptneo125m_movies", "mlx_qwen05b/0000100_adapters.safetensors",
-         "sam_vitb_rank16.safetensors", "sd15_analog_svd_rank4.safetensors", "sd15_disney_rank1.safetensors", "smollm135m_medical",
-         "smollm2_e2e"]  # fmt: skip
+         "sam_vitb_rank16.safetensors", "sd15_analog_svd_rank4.safetensors", "sd15_disney_rank1.safetensors",
+         "smollm135m_medical", "smollm2_e2e"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
@@ -59,7 +59,7 @@ def test_diffusers_takes_a_file_of_its_first_form_in_its_present_one(shared_data
     assert len(loaded) == len(state) == 256
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT, of the base model's name
+@pytest.mark.filterwarnings("ignore")  # PEFT, of the base model's name; transformers, of PEFT
 def test_peft_takes_what_it_wrote(shared_data: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
     from transformers import GPTNeoConfig, GPTNeoForCausalLM
