@@ -66,7 +66,8 @@ def merge(
             what cannot be combined; ``not-nola``: the arithmetic is exact only on decoded integers.
         OutputExists: `out` is there and `overwrite` is false.
     """
-    check_places(Path(base).resolve(), Path(out).resolve(), overwrite=overwrite)
+    # Not Path.resolve, which raises for a link to itself.
+    check_places(Path(os.path.realpath(base)), Path(os.path.realpath(out)), overwrite=overwrite)
     checkpoint = Checkpoint(base)
     operands = [_open(source, checkpoint, rung, device) for source in sources]
     if not operands:
