@@ -18,12 +18,9 @@ FLOAT_DTYPES: tuple[str, ...] = ("F32", "F16", "BF16", "F64")
 _NUMPY_FLOATS = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}
 
 
-def coded_dtype(*stored: str) -> str:
-    """The dtype that coded tensors are written back in: their own, or float32, which a `.nola` file says they have.
-
-    Tensors of two dtypes that belong together, and doubles, which were rounded to float32 on the way in, become F32.
-    """
-    return stored[0] if len(set(stored)) == 1 and stored[0] in ("F16", "BF16") else "F32"
+def coded_dtype(source: str) -> str:
+    """The dtype that a `.nola` file says coded tensors had: F32, F16 or BF16; doubles were rounded to float32."""
+    return "F32" if source == "F64" else source
 
 
 def to_float64(raw: RawTensor, *, where: str = "") -> npt.NDArray[np.float64]:

@@ -103,15 +103,14 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         AdapterError: ``not-found``, ``unreadable``, ``limit`` or ``bad-json``.
     """
+    stream, _ = open_stream(path, str(path))
     try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise AdapterError(f"{size} bytes, over {MAX_JSON_BYTES}", code="limit", where=str(path))
-        data = path.read_bytes()
-    except FileNotFoundError as e:
-        raise AdapterError("no such file", code="not-found", where=str(path)) from e
+        with stream:
+            data = stream.read(MAX_JSON_BYTES + 1)
     except OSError as e:
         raise AdapterError(f"cannot be read: {e.strerror or e}", code="unreadable", where=str(path)) from e
+    if len(data) > MAX_JSON_BYTES:
+        raise AdapterError(f"over {MAX_JSON_BYTES} bytes", code="limit", where=str(path))
     foreign = describe_foreign_bytes(data[:512])
     if foreign is not None:
         raise AdapterError(foreign.message, code=foreign.code, where=str(path))

@@ -19,7 +19,7 @@ import numpy as np
 
 from nola_codec.adapters.alphas import SUFFIX as ALPHA
 from nola_codec.adapters.alphas import alpha_of, alpha_tensors, pack_alphas, read_alphas
-from nola_codec.adapters.dtypes import coded_dtype, from_float32, to_float64
+from nola_codec.adapters.dtypes import from_float32, to_float64
 from nola_codec.adapters.foreign import unknown_key
 from nola_codec.adapters.lycoris import (
     PART,
@@ -98,9 +98,7 @@ def read_source(source: AdapterSource, *, carry_unknown: bool = False) -> Adapte
     adapter = Adapter(name, (), raw | carried, config, dict(store.metadata))
     modules = [_read_plain(store, stem, adapter) for stem in plain]
     modules += [read_pair(store, part, _PRODUCT.keys(part), layout="linear") for part in products]
-    tensors = [
-        VectorTensor(key, read_floats(store, key), coded_dtype(store.tensors[key].dtype)) for key in sorted(vectors)
-    ]
+    tensors = [VectorTensor(key, read_floats(store, key), store.tensors[key].dtype) for key in sorted(vectors)]
     adapter = replace(adapter, modules=tuple(sorted(modules, key=lambda m: m.name)), vectors=tuple(tensors))
     if not adapter.modules and not adapter.vectors:
         raise AdapterError("no LoRA factors in it", code="empty-adapter", where=where)

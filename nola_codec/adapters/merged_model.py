@@ -109,7 +109,7 @@ def merge_directory(
         OutputExists: ``out_dir`` is there and ``overwrite`` is False, or it is not a model directory.
         AdapterError: ``same-directory``; ``busy``; a shard cannot be read; and whatever `open_weight` raises.
     """
-    base, out = Path(base_dir).resolve(), Path(out_dir).resolve()
+    base, out = Path(os.path.realpath(base_dir)), Path(os.path.realpath(out_dir))
     check_places(base, out, overwrite=overwrite)
     checkpoint = Checkpoint(base)
     with partial_directory(out, _identity(checkpoint, key), replace=overwrite) as partly:

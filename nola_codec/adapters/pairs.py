@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.adapters.dtypes import coded_dtype, from_float32, require_finite, to_float32
+from nola_codec.adapters.dtypes import from_float32, require_finite, to_float32
 from nola_codec.adapters.peft_config import MAX_RANK
 from nola_codec.adapters.store_types import TensorStore
 from nola_codec.errors import AdapterError, expected
@@ -126,6 +126,7 @@ def read_pair(
     check_shapes(layout, a_shape, b_shape, where_a, where_b)
     rank = a_shape[0]
     a, b = read_floats(store, a_key), read_floats(store, b_key)
+    dtypes = {store.tensors[key].dtype for key in keys}
     return LoraModule(
         name=name,
         lora_A=np.ascontiguousarray(a.T) if transposed[0] else a.reshape(rank, -1),
@@ -135,7 +136,8 @@ def read_pair(
         scaling=scaling,
         layout=layout,
         fan_in_fan_out=layout == "linear" and fan_in_fan_out,
-        dtype=coded_dtype(*(store.tensors[key].dtype for key in keys)),
+        # Tools write both alike; where a file does not, float32 holds either.
+        dtype=dtypes.pop() if len(dtypes) == 1 else "F32",
         gain=gain,
     )
 

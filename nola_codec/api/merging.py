@@ -74,7 +74,8 @@ def merge(
         return _merge_file(
             sources, Path(base), Path(out), rung=rung, device=device, overwrite=overwrite, progress=progress
         )
-    check_places(Path(base).resolve(), Path(out).resolve(), overwrite=overwrite)
+    # Not Path.resolve, which raises for a link to itself.
+    check_places(Path(os.path.realpath(base)), Path(os.path.realpath(out)), overwrite=overwrite)
     checkpoint = Checkpoint(base)
     operands = [_open(source, checkpoint, rung, device) for source in sources]
     if not operands:

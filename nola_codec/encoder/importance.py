@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -13,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.adapters.dtypes import FLOAT_DTYPES, to_float64
+from nola_codec.adapters.files import read_json
 from nola_codec.adapters.peft import module_path
 from nola_codec.adapters.safetensors_io import SafetensorsFile
-from nola_codec.errors import EncodeError
+from nola_codec.errors import AdapterError, EncodeError
 
 _SHOWN = 5
 
@@ -30,16 +30,15 @@ def read_importance(path: str | os.PathLike[str]) -> dict[str, float]:
     if Path(path).suffix == ".safetensors":
         return _from_safetensors(path)
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise EncodeError(error.strerror or str(error), code="importance", where=str(path)) from error
-    except ValueError as error:
-        raise EncodeError(f"not JSON ({error})", code="importance", where=str(path)) from error
-    if not isinstance(found, dict) or not all(
-        isinstance(v, int | float) and not isinstance(v, bool) for v in found.values()
-    ):
+        found = read_json(Path(path))
+    except AdapterError as error:
+        raise EncodeError(str(error), code="importance") from error
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in found.values()):
         raise EncodeError("expected an object of names and numbers", code="importance", where=str(path))
-    return {name: float(value) for name, value in found.items()}
+    try:
+        return {name: float(value) for name, value in found.items()}
+    except OverflowError as error:
+        raise EncodeError("a number too large", code="importance", where=str(path)) from error
 
 
 def _from_safetensors(path: str | os.PathLike[str]) -> dict[str, float]:

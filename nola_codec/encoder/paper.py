@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.adapters.dtypes import coded_dtype
 from nola_codec.basis import BasisKey, basis_by_id
 from nola_codec.container.names import split_name
 from nola_codec.container.units import START
@@ -104,7 +105,7 @@ def _module(
         a_shape=(rank, *module.a_shape[1:]),
         scaling=module.scaling,
         fan_in_fan_out=module.fan_in_fan_out,
-        dtype=module.dtype,
+        dtype=coded_dtype(module.dtype),
         basis=bases[0].id,
         split="factor",
         num_basis=(bases[0].num_basis, bases[1].num_basis),
@@ -120,7 +121,9 @@ def _module(
 def _vector(
     item: VectorTensor, stream: int, basis: FactorBasis, codebook: Codebook
 ) -> tuple[CodedRecord, npt.NDArray[np.uint16]]:
-    kind = VectorKind(split_name(item.name)[0], item.dtype, item.values.shape, basis.id, (basis.num_basis,))
+    kind = VectorKind(
+        split_name(item.name)[0], coded_dtype(item.dtype), item.values.shape, basis.id, (basis.num_basis,)
+    )
     if not item.values.any():
         none = np.zeros(0, np.int64)
         return VectorRecord(item.name, kind, stream, (0,), none, none, none), np.empty(0, np.uint16)

@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.adapters.dtypes import coded_dtype
 from nola_codec.basis import basis_by_id
 from nola_codec.container.names import split_name
 from nola_codec.encoder.material import MadeOnDemand, Material, Symbols
@@ -113,7 +114,7 @@ def _kind(item: Codable, basis: int, numbers: dict[tuple[int, int], int]) -> Cod
         length = item.values.size
         return VectorKind(
             template=template,
-            dtype=item.dtype,
+            dtype=coded_dtype(item.dtype),
             shape=item.values.shape,
             basis=basis_by_id(basis).id,
             num_basis=(length,),
@@ -128,7 +129,7 @@ def _kind(item: Codable, basis: int, numbers: dict[tuple[int, int], int]) -> Cod
         a_shape=module.a_shape,
         scaling=module.scaling,
         fan_in_fan_out=module.fan_in_fan_out,
-        dtype=module.dtype,
+        dtype=coded_dtype(module.dtype),
         basis=basis_by_id(basis).id,
         split="component",
         num_basis=(rows, columns),

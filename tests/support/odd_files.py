@@ -206,6 +206,12 @@ def make_directories() -> None:
         (directory / "self").symlink_to(".")
         return peft()(directory) / "self" / "self" / "self"
 
+    def piped_config(directory: Path) -> Path:
+        os.mkfifo(directory / "adapter_config.json")
+        (directory / "adapter_model.safetensors").write_bytes(weights)
+        return directory
+
+    add("a configuration that is a pipe", piped_config, "unreadable", "not a regular file")
     add("a link to itself", loop, "unreadable")
     add("weights that are a link to themselves", loop_inside, "unreadable")
     add("weights that are a dangling link", dangling, "not-found")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from nola_codec.adapters import lycoris, read, write
 from nola_codec.adapters.deltas import deltas
-from nola_codec.adapters.dtypes import coded_dtype
 from nola_codec.adapters.gguf_io import dump_gguf
 from nola_codec.adapters.safetensors_io import dump
 from nola_codec.api.encoding import encode_bytes
@@ -70,18 +70,16 @@ def test_a_delta_that_is_too_large_takes_no_memory() -> None:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize(
-    ("stored", "coded"),
-    [(("F16",), "F16"), (("BF16", "BF16"), "BF16"), (("F64",), "F32"), (("F16", "BF16"), "F32"), (("F32",), "F32")],
-)
-def test_dtypes_that_a_file_knows(stored: tuple[str, ...], coded: str) -> None:
-    assert coded_dtype(*stored) == coded
-
-
-def test_doubles_are_encoded() -> None:
-    pair = {f"{STEM}.lora_down.weight": floats(2, 9), f"{STEM}.lora_up.weight": floats(7, 2)}
+@pytest.mark.parametrize("options", [{"nmse": 0.1}, {"num_basis": 8, "bits": 4}])
+def test_doubles_are_encoded(options: dict[str, Any]) -> None:
+    """A file knows three dtypes of coded tensors; doubles were rounded to float32 when they were read."""
+    pair = {
+        f"{STEM}.lora_down.weight": floats(2, 9),
+        f"{STEM}.lora_up.weight": floats(7, 2),
+        f"{STEM}.diff_b": floats(7),
+    }
     doubles = {k: RawTensor("F64", t.shape, values(t).astype("<f8").tobytes()) for k, t in pair.items()}
-    assert encode_bytes(dump(doubles), nmse=0.1)[0] == encode_bytes(dump(pair), nmse=0.1)[0]
+    assert encode_bytes(dump(doubles), **options)[0] == encode_bytes(dump(pair), **options)[0]
 
 
 @pytest.mark.parametrize("shape", [(1,) * 9, (0, 1 << 32)])

@@ -43,7 +43,9 @@ def test_refused(given: dict[str, float], message: str) -> None:
     assert caught.value.code == "importance"
 
 
-@pytest.mark.parametrize("text", ["[1]", '{"a": "b"}', '{"a": true}', "{", None])
+@pytest.mark.parametrize(
+    "text", ["[1]", '{"a":' * 100_000, '{"a": 1' + "0" * 400 + "}", '{"a": "b"}', '{"a": true}', "{", None]
+)
 def test_files_that_are_none(text: str | None, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "a.json").write_text(text)
