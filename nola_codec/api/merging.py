@@ -5,25 +5,28 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nola_codec.adapters.checkpoint import Checkpoint
 from nola_codec.adapters.files import display_name
-from nola_codec.adapters.merged_model import MergeReport, OpenWeight, check_places, merge_directory
+from nola_codec.adapters.merged_model import MergeReport, OpenWeight, Undoing, check_places, merge_directory
 from nola_codec.adapters.merging import MergePlan, combine_plans, plan_merge
 from nola_codec.adapters.streaming import PIECE_BYTES, ChangeRows
+from nola_codec.adapters.undo import Index, decode_residual, encode_residual
+from nola_codec.adapters.unmerged_model import Restore, unmerge_directory
 from nola_codec.api.modules import merge_target
 from nola_codec.arrays import NUMPY, Arrays, TorchArrays
 from nola_codec.container.reader import Source, open_container
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.deltas import Delta, WeightedSum, factor_delta
 from nola_codec.decoder.factors import Factors
-from nola_codec.decoder.rounding import add_rows
+from nola_codec.decoder.rounding import add_bits, add_rows, subtract_bits, take_rows
 from nola_codec.encoder.options import Progress
 from nola_codec.errors import AdapterError
-from nola_codec.model import Header
+from nola_codec.model import Header, RawTensor
 
 Weighted = Source | tuple[Source, float]
 
@@ -36,6 +39,7 @@ def merge(
     rung: int | None = None,
     device: object = "cpu",
     overwrite: bool = False,
+    keep_undo: bool = False,
     progress: Progress | None = None,
     piece_bytes: int = PIECE_BYTES,
 ) -> MergeReport:
@@ -52,6 +56,7 @@ def merge(
         rung: Of progressive files: as if they ended with this rung, counted from 0.
         device: Where factors are synthesized; it changes no bit.
         overwrite: Replace `out`, if it is a model directory.
+        keep_undo: Write ``nola_undo.bin`` beside the weights, with which `unmerge` restores the base to the bit.
         progress: Called as (stage, done, total).
         piece_bytes: Worked on at once by a thread; it changes no bit.
 
@@ -66,10 +71,10 @@ def merge(
     """
     check_places(Path(base).resolve(), Path(out).resolve(), overwrite=overwrite)
     checkpoint = Checkpoint(base)
-    operands = [_open(source, checkpoint, rung, device) for source in sources]
+    operands = [_fit(_decode(source, rung, device), checkpoint) for source in sources]
     if not operands:
         raise AdapterError("no file to merge", code="not-found")
-    plan = combine_plans([operand.plan for operand in operands], [operand.name for operand in operands])
+    plan = combine_plans([operand.plan for operand in operands], [operand.file.name for operand in operands])
     done = 0
 
     def count(_: str) -> None:
@@ -86,33 +91,50 @@ def merge(
         key=_key(operands),
         overwrite=overwrite,
         on_weight=count,
+        keep=_undoing(operands, plan) if keep_undo else None,
         piece_bytes=piece_bytes,
     )
 
 
 @dataclass(frozen=True)
-class _Operand:
+class _Decoded:
     """A file of a merge, decoded."""
 
     name: str
     weight: float
     header: Header
     content: str
+    raw: Mapping[str, RawTensor]
     factors: Sequence[Factors]
-    plan: MergePlan
     xp: Arrays
+
+    def delta(self, module: str, shape: tuple[int, ...], transposed: bool) -> Delta:
+        """What the file adds to a weight of that shape by one of its modules."""
+        found = [i for i, record in enumerate(self.header.lowrank) if record.name == module]
+        if not found:
+            raise AdapterError("the file has no such module", code="unmerge-files", where=f"{self.name}: {module}")
+        kind = self.header.lowrank[found[0]].kind
+        return factor_delta(self.factors[found[0]], kind, self.xp, shape, transposed=transposed)
+
+
+@dataclass(frozen=True)
+class _Operand:
+    """A file and its place in a base model."""
+
+    file: _Decoded
+    plan: MergePlan
+
+    @property
+    def weight(self) -> float:
+        return self.file.weight
 
     def delta(self, weight: str, shape: tuple[int, ...]) -> Delta | None:
         """What the file adds to a weight; None where nothing."""
         match = self.plan.matches.get(weight)
-        if match is None:
-            return None
-        index = next(i for i, record in enumerate(self.header.lowrank) if record.name == match.module)
-        kind = self.header.lowrank[index].kind
-        return factor_delta(self.factors[index], kind, self.xp, shape, transposed=match.transposed)
+        return None if match is None else self.file.delta(match.module, shape, match.transposed)
 
 
-def _open(source: Weighted, checkpoint: Checkpoint, rung: int | None, device: object) -> _Operand:
+def _decode(source: Weighted, rung: int | None, device: object) -> _Decoded:
     source, weight = source if isinstance(source, tuple) else (source, 1.0)
     name = display_name(source)
     if not math.isfinite(weight):
@@ -122,14 +144,17 @@ def _open(source: Weighted, checkpoint: Checkpoint, rung: int | None, device: ob
     with open_container(source, rung=rung) as container:
         container.check_content()
         decoder = Decoder(container, xp)
-        header = decoder.header
-        raw = {record.name: decoder.raw(i) for i, record in enumerate(header.raw)}
-        if raw and weight != 1:
-            message = f"carries {next(iter(raw))}, which is not a delta and cannot be weighted by {weight}"
-            raise AdapterError(message, code="merge-weight", where=name)
-        plan = plan_merge(checkpoint, [merge_target(record) for record in header.lowrank], raw, header.config)
+        raw = {record.name: decoder.raw(i) for i, record in enumerate(decoder.header.raw)}
         content = container.prelude.content_sha256.hex()
-        return _Operand(name, weight, header, content, decoder.checked(), plan, xp)
+        return _Decoded(name, weight, decoder.header, content, raw, decoder.checked(), xp)
+
+
+def _fit(file: _Decoded, checkpoint: Checkpoint) -> _Operand:
+    if file.raw and file.weight != 1:
+        message = f"carries {next(iter(file.raw))}, which is not a delta and cannot be weighted by {file.weight}"
+        raise AdapterError(message, code="merge-weight", where=file.name)
+    targets = [merge_target(record) for record in file.header.lowrank]
+    return _Operand(file, plan_merge(checkpoint, targets, file.raw, file.header.config))
 
 
 def _refuse_adapters(source: Source, name: str) -> None:
@@ -143,14 +168,23 @@ def _refuse_adapters(source: Source, name: str) -> None:
 
 def _key(operands: Sequence[_Operand]) -> str:
     """Of all that decides the deltas; the factors' digest tells rungs apart."""
-    return json.dumps([[o.content, o.header.factors_sha256.hex(), float(o.weight).hex()] for o in operands])
+    files = [operand.file for operand in operands]
+    return json.dumps([[f.content, f.header.factors_sha256.hex(), float(f.weight).hex()] for f in files])
+
+
+def _total(operands: Sequence[_Operand], name: str, shape: tuple[int, ...]) -> Delta:
+    """What all files together add to a weight."""
+    found = [(operand.delta(name, shape), operand.weight) for operand in operands]
+    return _weighted([(delta, weight) for delta, weight in found if delta is not None])
+
+
+def _weighted(terms: list[tuple[Delta, float]]) -> Delta:
+    return terms[0][0] if len(terms) == 1 and terms[0][1] == 1 else WeightedSum(terms)
 
 
 def _weight_opener(operands: Sequence[_Operand]) -> OpenWeight:
     def open_weight(name: str, dtype: str, shape: tuple[int, ...]) -> ChangeRows:
-        found = [(operand.delta(name, shape), operand.weight) for operand in operands]
-        terms = [(delta, weight) for delta, weight in found if delta is not None]
-        total: Delta = terms[0][0] if len(terms) == 1 and terms[0][1] == 1 else WeightedSum(terms)
+        total = _total(operands, name, shape)
 
         def change(data: memoryview, start: int, stop: int) -> None:
             add_rows(data, dtype, total, start, stop, where=name)
@@ -158,3 +192,82 @@ def _weight_opener(operands: Sequence[_Operand]) -> OpenWeight:
         return change
 
     return open_weight
+
+
+def _undoing(operands: Sequence[_Operand], plan: MergePlan) -> Undoing:
+    """Merges rows, takes the delta off again, and saves what that does not bring back."""
+
+    def recorder(name: str, dtype: str, shape: tuple[int, ...], save: Callable[[int, int, bytes], None]) -> ChangeRows:
+        total = _total(operands, name, shape)
+
+        def change(data: memoryview, start: int, stop: int) -> None:
+            base = memoryview(bytearray(data))
+            add_rows(data, dtype, total, start, stop, where=name)
+            back = memoryview(bytearray(data))
+            take_rows(back, dtype, total, start, stop)
+            subtract_bits(base, back, dtype)
+            save(start, stop, encode_residual(base, dtype))
+
+        return change
+
+    terms = {
+        name: [
+            [number, operand.plan.matches[name].module, operand.plan.matches[name].transposed]
+            for number, operand in enumerate(operands)
+            if name in operand.plan.matches
+        ]
+        for name in plan.matches
+    }
+    return Undoing(recorder, json.loads(_key(operands)), terms)
+
+
+def unmerge(
+    sources: Sequence[Weighted],
+    merged: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    rung: int | None = None,
+    overwrite: bool = False,
+) -> MergeReport:
+    """Write the base model out of a model that was merged with `keep_undo`: its shards byte for byte.
+
+    Args:
+        sources: The same files and weights, in the same order, as they were merged with.
+        merged: The merged model.
+        out: The base model.
+        rung: As the files were merged with.
+        overwrite: Replace `out`, if it is a model directory.
+
+    Raises:
+        AdapterError: ``no-undo``: the model was merged without; ``unmerge-files``: with other files or weights;
+            ``unmerge-mismatch``: the merged model was changed since.
+        OutputExists: `out` is there and `overwrite` is false.
+    """
+
+    def open_restore(index: Index) -> Restore:
+        decoded = [_decode(source, rung, "cpu") for source in sources]
+        key = [[d.content, d.header.factors_sha256.hex(), float(d.weight).hex()] for d in decoded]
+        if key != index["adapters"]:
+            message = "was merged with other files, rungs or weights, or in another order"
+            raise AdapterError(message, code="unmerge-files", where=str(merged))
+
+        def restore(
+            name: str,
+            dtype: str,
+            shape: tuple[int, ...],
+            terms: list[Any],
+            residual: Callable[[int, int, int], memoryview],
+        ) -> ChangeRows:
+            total = _weighted(
+                [(decoded[k].delta(module, shape, turned), decoded[k].weight) for k, module, turned in terms]
+            )
+
+            def change(data: memoryview, start: int, stop: int) -> None:
+                take_rows(data, dtype, total, start, stop)
+                add_bits(data, residual(start, stop, len(data)), dtype)
+
+            return change
+
+        return restore
+
+    return unmerge_directory(merged, out, open_restore, decode_residual, overwrite=overwrite)

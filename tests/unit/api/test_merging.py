@@ -286,3 +286,67 @@ def test_components_of_diffusers_and_lone_files(name: str, files: tuple[Path, Pa
     report = nola_codec.merge([files[0]], base, tmp_path / "out")
     assert sorted(path.name for path in report.output.iterdir()) == sorted(["config.json", name])
     assert contents(report.output) == wanted
+
+
+@pytest.mark.parametrize(("dtype", "shards"), [("BF16", 3), ("F16", 1), ("F32", 2), ("F64", 1)])
+def test_unmerged_to_the_byte(
+    dtype: str, shards: int, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_base(tmp_path / "base", shards, dtype)
+    wanted = {path.name: path.read_bytes() for path in base.iterdir()}
+    sources = [(files[0], 0.7), (files[1], 30.0)]  # the second turns many signs and exponents
+    undo = []
+    for threads in (1, 3):
+        monkeypatch.setenv("NOLA_THREADS", str(threads))
+        merged = tmp_path / f"merged{threads}"
+        nola_codec.merge(sources, base, merged, keep_undo=True, piece_bytes=5000)
+        undo.append((merged / "nola_undo.bin").read_bytes())
+        assert contents(merged) == by_definition(base, sources)
+        report = nola_codec.unmerge(sources, merged, tmp_path / f"back{threads}")
+        assert (report.shards, report.weights) == (shards, 9)
+        assert {path.name: path.read_bytes() for path in report.output.iterdir()} == wanted
+    assert undo[0] == undo[1]
+
+
+def test_what_cannot_be_unmerged_says_so(files: tuple[Path, Path], tmp_path: Path) -> None:
+    base, merged, out = make_base(tmp_path / "base", 1, "BF16"), tmp_path / "merged", tmp_path / "out"
+
+    def refused(code: str, sources: list[Any]) -> None:
+        with pytest.raises(AdapterError) as e:
+            nola_codec.unmerge(sources, merged, out)
+        assert e.value.code == code
+        assert not out.exists()
+        assert not (tmp_path / ".out.partial").exists()
+
+    nola_codec.merge([files[0]], base, merged)
+    refused("no-undo", [files[0]])
+    nola_codec.merge([files[0]], base, merged, overwrite=True, keep_undo=True)
+    refused("unmerge-files", [files[1]])
+    refused("unmerge-files", [(files[0], 0.5)])
+    weights = merged / "model.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    refused("unmerge-mismatch", [files[0]])
+    weights.write_bytes(good)
+    undo = merged / "nola_undo.bin"
+    whole = undo.read_bytes()
+    for place in (0, 20, len(whole) // 2, len(whole) - 60, len(whole) - 3):
+        undo.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        refused("bad-undo", [files[0]])
+    undo.write_bytes(whole[: len(whole) // 2])
+    refused("bad-undo", [files[0]])
+    undo.write_bytes(whole)
+    nola_codec.unmerge([files[0]], merged, out)
+    assert (out / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT of Transformers
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings:UserWarning")
+@pytest.mark.parametrize("options", [{"targets": ("lm_head", "q_proj"), "tie": True}, {"modules_to_save": ["norm"]}])
+def test_ties_and_saved_modules_are_undone(options: dict[str, Any], make_case: Any, tmp_path: Path) -> None:
+    case = make_case(**options)
+    nola_codec.merge([case.encoded], case.base, tmp_path / "merged", keep_undo=True)
+    nola_codec.unmerge([case.encoded], tmp_path / "merged", tmp_path / "back")
+    for path in case.base.iterdir():
+        assert (tmp_path / "back" / path.name).read_bytes() == path.read_bytes()
+    assert (tmp_path / "merged" / "model.safetensors").read_bytes() != (case.base / "model.safetensors").read_bytes()
