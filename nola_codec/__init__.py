@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nola_codec.api.decoding import decode, read_adapter, verify
     from nola_codec.api.encoding import encode, encode_bytes
     from nola_codec.api.inspecting import inspect
-    from nola_codec.api.merging import merge
+    from nola_codec.api.merging import merge, unmerge
     from nola_codec.api.opened import NolaFile, load
     from nola_codec.api.plotting import plot_sweep
     from nola_codec.api.selftest import selftest
@@ -39,6 +39,7 @@ _HOME = {
     "encode_bytes": "api.encoding",
     "inspect": "api.inspecting",
     "merge": "api.merging",
+    "unmerge": "api.merging",
     "NolaFile": "api.opened",
     "load": "api.opened",
     "plot_sweep": "api.plotting",
@@ -82,6 +83,7 @@ __all__ = [
     "selftest",
     "sweep",
     "truncate",
+    "unmerge",
     "verify",
 ]
 

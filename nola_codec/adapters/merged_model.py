@@ -16,15 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zstandard
 
 from nola_codec.adapters.checkpoint import Checkpoint
-from nola_codec.adapters.checksums import Sums
+from nola_codec.adapters.checksums import Sums, file_sums
 from nola_codec.adapters.dtypes import from_float64, to_float64
 from nola_codec.adapters.files import dump_json, require_free
 from nola_codec.adapters.merging import MergePlan
 from nola_codec.adapters.partial import Partial, partial_directory
 from nola_codec.adapters.safetensors_io import SafetensorsFile, encode_header, num_bytes
 from nola_codec.adapters.streaming import PIECE_BYTES, ChangeRows, FileJob, Part, write_files
+from nola_codec.adapters.undo import UNDO_NAME, SegmentWriter, file_sha256, text_of, write_undo
+from nola_codec.adapters.undo import VERSION as UNDO_VERSION
 from nola_codec.errors import AdapterError, OutputExists
 from nola_codec.model import RawTensor
 from nola_codec.version import __version__
@@ -62,6 +65,22 @@ class MergeReport:
 
 
 @dataclass(frozen=True)
+class Undoing:
+    """What the decoder hands in for a merge that is to be undone.
+
+    Attributes:
+        recorder: ``recorder(name, dtype, shape, save)`` is an `OpenWeight` that also calls ``save(start, stop, block)``
+            with what restores those rows.
+        adapters: Said in the undo file of the files that were merged.
+        terms: By weight name, said in the undo file of its delta.
+    """
+
+    recorder: Callable[[str, str, tuple[int, ...], Callable[[int, int, bytes], None]], ChangeRows]
+    adapters: list[Any]
+    terms: Mapping[str, list[Any]]
+
+
+@dataclass(frozen=True)
 class TensorPlan:
     """A tensor of a merged shard: its value before the delta, in memory or in the base shard, and its dtype and shape.
 
@@ -87,6 +106,7 @@ def merge_directory(
     key: str,
     overwrite: bool = False,
     on_weight: Callable[[str], None] | None = None,
+    keep: Undoing | None = None,
     piece_bytes: int = PIECE_BYTES,
 ) -> MergeReport:
     """Write the merged model; ``out_dir`` appears whole, at the end, or not at all.
@@ -103,7 +123,8 @@ def merge_directory(
         key: Says what the plan and the deltas were made from; a run of another key is not resumed.
         overwrite: Replace ``out_dir``, if it is a model directory.
         on_weight: Called with each name in ``plan.matches`` when its last rows are taken up, for progress.
-        piece_bytes: Worked on at once by a thread; it changes no bit.
+        keep: Write what is needed to undo the merge, too.
+        piece_bytes: Worked on at once by a thread; it changes no bit of the weights.
 
     Raises:
         OutputExists: ``out_dir`` is there and ``overwrite`` is False, or it is not a model directory.
@@ -112,16 +133,19 @@ def merge_directory(
     base, out = Path(os.path.realpath(base_dir)), Path(os.path.realpath(out_dir))
     check_places(base, out, overwrite=overwrite)
     checkpoint = Checkpoint(base)
+    key = json.dumps([key, keep is not None, piece_bytes if keep is not None else 0])
     with partial_directory(out, _identity(checkpoint, key), replace=overwrite) as partly:
         layouts = {shard: _layout(checkpoint, plan, shard) for shard in checkpoint.shards}
         jobs = (
-            _job(checkpoint, shard, layout, partly, open_weight, on_weight)
+            _job(checkpoint, shard, layout, partly, open_weight, on_weight, keep, piece_bytes)
             for shard, layout in layouts.items()
             if shard not in partly.finished
         )
         write_files(jobs, piece_bytes)
-        remove_others(partly.files, set(checkpoint.shards))
-        _copy_other_files(base, partly.files)
+        if keep is not None:
+            _write_undo(checkpoint, partly.files, keep, piece_bytes)
+        remove_others(partly.files, {*checkpoint.shards, UNDO_NAME} if keep is not None else set(checkpoint.shards))
+        copy_other_files(base, partly.files)
         if checkpoint.index is not None:
             (partly.files / checkpoint.index_name).write_bytes(dump_json(_new_index(checkpoint, layouts)))
         if plan.unties:
@@ -181,18 +205,71 @@ def _job(
     partly: Partial,
     open_weight: OpenWeight,
     on_weight: Callable[[str], None] | None,
+    keep: Undoing | None,
+    piece_bytes: int,
 ) -> FileJob:
+    segment = None if keep is None else SegmentWriter(partly.files / (shard + ".undo.part"))
+    facts: dict[str, Any] = {}
     with checkpoint.open_shard(shard) as file:
         specs = {name: (tensor.dtype, tensor.shape) for name, tensor in layout.items()}
         header = encode_header(specs, file.metadata or {"format": "pt"})
+        if keep is not None and segment is not None:
+            facts = _store_replaced(file, layout, segment, piece_bytes)
+            facts["terms"] = {n: t for n, t in keep.terms.items() if n in facts["tensors"] and n not in facts["stored"]}
+            open_weight = partial(_recorded, open_weight, keep, segment, set(facts["terms"]))
         parts = tuple(_parts(file, layout, open_weight, on_weight))
     part_path = partly.files / (shard + ".part")
     part_path.unlink(missing_ok=True)
 
     def finish(sums: Sums) -> None:
-        partly.finish(shard, {shard: sums})
+        files = {shard: sums}
+        if segment is not None:
+            segment.close(facts | {"sha256": file_sha256(checkpoint.directory / shard)})
+            files[shard + ".undo"] = file_sums(partly.files / (shard + ".undo.part"))
+        partly.finish(shard, files)
 
     return FileJob(checkpoint.directory / shard, part_path, header, parts, finish)
+
+
+def _recorded(
+    open_weight: OpenWeight,
+    keep: Undoing,
+    segment: SegmentWriter,
+    recorded: set[str],
+    name: str,
+    dtype: str,
+    shape: tuple[int, ...],
+) -> ChangeRows:
+    """`open_weight`, what restores the rows being saved on the way for weights of the base."""
+    if name not in recorded:
+        return open_weight(name, dtype, shape)
+    return keep.recorder(name, dtype, shape, partial(segment.add, name))
+
+
+def _store_replaced(
+    file: SafetensorsFile, layout: Mapping[str, TensorPlan], segment: SegmentWriter, piece_bytes: int
+) -> dict[str, Any]:
+    """Put base tensors that are replaced whole into the segment; returns what is to be known of the shard."""
+    stored = [name for name in file.tensors if layout[name].value is not None]
+    for name in stored:
+        data = file.read(name).data
+        for start in range(0, len(data), piece_bytes):
+            part = data[start : start + piece_bytes]
+            segment.add(name, start, start + len(part), zstandard.ZstdCompressor(level=3).compress(part))
+    tensors = {name: [info.dtype, list(info.shape)] for name, info in file.tensors.items()}
+    return {"header": text_of(file.header_bytes()), "tensors": tensors, "stored": stored}
+
+
+def _write_undo(checkpoint: Checkpoint, files: Path, keep: Undoing, piece_bytes: int) -> None:
+    kept = [checkpoint.directory / name for name in ("config.json", checkpoint.index_name) if name]
+    facts = {
+        "version": UNDO_VERSION,
+        "writer": f"nola-codec {__version__}",
+        "adapters": keep.adapters,
+        "piece_bytes": piece_bytes,
+        "files": {path.name: text_of(path.read_bytes()) for path in kept if path.exists()},
+    }
+    write_undo(files / UNDO_NAME, {shard: files / (shard + ".undo") for shard in checkpoint.shards}, facts)
 
 
 def _parts(
@@ -237,7 +314,8 @@ def remove_others(directory: Path, kept: set[str]) -> None:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def _copy_other_files(base: Path, directory: Path) -> None:
+def copy_other_files(base: Path, directory: Path) -> None:
+    """Configuration, tokenizer, code, licences: all but weights, hidden files and adapters."""
     for path in sorted(base.iterdir()):
         if path.name.startswith(".") or path.name in _NOT_COPIED:
             continue

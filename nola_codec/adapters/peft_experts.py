@@ -87,6 +87,12 @@ def is_expert(name: str) -> bool:
     return _EXPERT.fullmatch(name) is not None
 
 
+def expert_number(name: str) -> int:
+    """Which expert a module is; 0 for one that is none."""
+    match = _EXPERT.fullmatch(name)
+    return 0 if match is None else int(match["expert"])
+
+
 def expert_module(name: str) -> str:
     """The module that an expert belongs to."""
     match = _EXPERT.fullmatch(name)

@@ -9,7 +9,7 @@ from nola_codec.adapters.deltas import DIFF, Delta, deltas
 from nola_codec.adapters.formats import path_of
 from nola_codec.adapters.paths import component_of, kohya_split
 from nola_codec.adapters.peft import module_path
-from nola_codec.adapters.peft_experts import expert_module, is_expert
+from nola_codec.adapters.peft_experts import expert_module, expert_number, is_expert
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import Adapter, RawTensor
 
@@ -17,30 +17,40 @@ from nola_codec.model import Adapter, RawTensor
 _TENSORS = {DIFF: "weight", ".diff_b": "bias", ".w_norm": "weight", ".b_norm": "bias"}
 
 
-def merge_targets(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, tuple[MergeTarget, list[Delta]]]:
-    """What each delta asks of a base model, by its name; the experts of one parameter are one delta.
+def grouped_deltas(adapter: Adapter) -> dict[str, list[Delta]]:
+    """Deltas by name; the experts of one parameter are one, in order."""
+    found: dict[str, list[Delta]] = {}
+    for delta in deltas(adapter):
+        if adapter.dialect == "peft" and is_expert(delta.name):
+            found.setdefault(expert_module(delta.name), []).append(delta)
+        else:
+            found[delta.name] = [delta]
+    return {name: sorted(parts, key=lambda part: expert_number(part.name)) for name, parts in found.items()}
+
+
+def merge_targets(dialect: str, found: Mapping[str, Sequence[Delta]], checkpoint: Checkpoint) -> list[MergeTarget]:
+    """What each delta asks of a base model.
+
+    Args:
+        dialect: Of the adapter.
+        found: From `grouped_deltas`.
+        checkpoint: The base model.
 
     Raises:
         AdapterError: ``not-expressible`` for dialects that number their modules; ``merge-components`` for an adapter of
             several components of a pipeline; ``base-mismatch`` for names that no weight has; ``merge-gguf``.
     """
-    if adapter.dialect == "gguf":
-        message = (
-            "llama.cpp permutes rows and renames tensors; `decode --format peft --base MODEL` first, then encode that"
-        )
+    if dialect == "gguf":
+        message = "llama.cpp permutes rows and renames tensors; `decode --format peft --base MODEL`, and encode that"
         raise AdapterError(message, code="merge-gguf")
-    found: dict[str, list[Delta]] = {}
-    for delta in deltas(adapter):
-        found.setdefault(expert_module(delta.name) if adapter.dialect == "peft" else delta.name, []).append(delta)
-    _require_one_component(found, adapter.dialect)
-    stored = _Flattened(checkpoint) if adapter.dialect == "kohya" else None
-    targets = {}
-    for name, parts in found.items():
-        if adapter.dialect == "peft" and is_expert(parts[0].name):
-            targets[name] = (_experts(name, parts, checkpoint), parts)
-        else:
-            targets[name] = (_target(parts[0], adapter.dialect, stored), parts)
-    return targets
+    _require_one_component(found, dialect)
+    stored = _Flattened(checkpoint) if dialect == "kohya" else None
+    return [
+        _experts(name, parts, checkpoint)
+        if dialect == "peft" and is_expert(parts[0].name)
+        else _target(parts[0], dialect, stored)
+        for name, parts in found.items()
+    ]
 
 
 def merged_tensors(adapter: Adapter) -> dict[str, RawTensor]:

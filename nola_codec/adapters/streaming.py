@@ -34,7 +34,7 @@ class Part:
     Attributes:
         name: For messages.
         nbytes: Of the tensor.
-        origin: Its bytes, or where they begin in the job's source.
+        origin: Its bytes, or where they begin in the job's source; None when `change` makes them.
         rows: Rows that the bytes are divided into; matters only with `change`.
         change: Opens what changes the rows, when the tensor's turn comes; None leaves them. What it returns is dropped
             after the last row.
@@ -43,7 +43,7 @@ class Part:
 
     name: str
     nbytes: int
-    origin: bytes | int
+    origin: bytes | int | None
     rows: int = 1
     change: Callable[[], ChangeRows] | None = None
     done: Callable[[], None] | None = None
@@ -162,7 +162,7 @@ class _Local(threading.local):
         data = self.buffer.view(np.uint8).data[lead : lead + size]
         if isinstance(piece.part.origin, bytes):
             data[:] = piece.part.origin[piece.start : piece.stop]
-        else:
+        elif piece.part.origin is not None:
             source.seek(piece.part.origin + piece.start)
             _read_into(source, data, piece)
         if piece.change is not None:

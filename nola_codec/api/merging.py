@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from nola_codec.adapters import delta as delta_dialect
 from nola_codec.adapters.checkpoint import WEIGHTS_NAME, Checkpoint
-from nola_codec.adapters.deltas import Delta as AdapterDelta
-from nola_codec.adapters.files import display_name, require_free
-from nola_codec.adapters.merged_model import MergeReport, OpenWeight, check_places, merge_directory
-from nola_codec.adapters.merging import MergePlan, combine_plans, plan_merge
-from nola_codec.adapters.places import merge_targets, merged_tensors
+from nola_codec.adapters.files import require_free
+from nola_codec.adapters.merged_model import MergeReport, OpenWeight, Undoing, check_places, merge_directory
+from nola_codec.adapters.merging import MergePlan, combine_plans
 from nola_codec.adapters.streaming import PIECE_BYTES, ChangeRows
-from nola_codec.api.modules import assembled, row_delta
-from nola_codec.arrays import NUMPY, Arrays, TorchArrays
-from nola_codec.container.reader import Source, open_container
-from nola_codec.decoder.decoder import Decoder
-from nola_codec.decoder.deltas import Delta, StackedDelta, WeightedSum
-from nola_codec.decoder.factors import Decoded
-from nola_codec.decoder.rounding import add_rows
+from nola_codec.adapters.undo import Index, decode_residual, encode_residual
+from nola_codec.adapters.unmerged_model import Restore, unmerge_directory
+from nola_codec.api.operands import MergeFile, Operand, Weighted, decode_file, fit
+from nola_codec.decoder.deltas import Delta, WeightedSum
+from nola_codec.decoder.rounding import add_bits, add_rows, subtract_bits, take_rows
 from nola_codec.encoder.options import Progress
 from nola_codec.errors import AdapterError
-from nola_codec.model import LowRankKind
-
-Weighted = Source | tuple[Source, float]
 
 
 def merge(
@@ -41,6 +32,7 @@ def merge(
     rung: int | None = None,
     device: object = "cpu",
     overwrite: bool = False,
+    keep_undo: bool = False,
     progress: Progress | None = None,
     piece_bytes: int = PIECE_BYTES,
 ) -> MergeReport:
@@ -58,6 +50,7 @@ def merge(
         rung: Of progressive files: as if they ended with this rung, counted from 0.
         device: Where factors are synthesized; it changes no bit.
         overwrite: Replace `out`, if it is a model directory.
+        keep_undo: Write ``nola_undo.bin`` beside the weights, with which `unmerge` restores the base to the bit.
         progress: Called as (stage, done, total).
         piece_bytes: Worked on at once by a thread; it changes no bit.
 
@@ -72,15 +65,16 @@ def merge(
     """
     if Path(base).is_file():
         return _merge_file(
-            sources, Path(base), Path(out), rung=rung, device=device, overwrite=overwrite, progress=progress
-        )
+            sources, Path(base), Path(out), rung=rung, device=device, overwrite=overwrite, keep_undo=keep_undo,
+            progress=progress, piece_bytes=piece_bytes,
+        )  # fmt: skip
     # Not Path.resolve, which raises for a link to itself.
     check_places(Path(os.path.realpath(base)), Path(os.path.realpath(out)), overwrite=overwrite)
     checkpoint = Checkpoint(base)
-    operands = [_open(source, checkpoint, rung, device) for source in sources]
+    operands = [fit(decode_file(source, rung, device), checkpoint) for source in sources]
     if not operands:
         raise AdapterError("no file to merge", code="not-found")
-    plan = combine_plans([operand.plan for operand in operands], [operand.name for operand in operands])
+    plan = combine_plans([operand.plan for operand in operands], [operand.file.name for operand in operands])
     done = 0
 
     def count(_: str) -> None:
@@ -94,9 +88,10 @@ def merge(
         out,
         plan,
         _weight_opener(operands),
-        key=_key(operands),
+        key=json.dumps(_key(operand.file for operand in operands)),
         overwrite=overwrite,
         on_weight=count,
+        keep=_undoing(operands, plan) if keep_undo else None,
         piece_bytes=piece_bytes,
     )
 
@@ -106,6 +101,8 @@ def _merge_file(sources: Sequence[Weighted], base: Path, out: Path, *, overwrite
     if out.suffix != ".safetensors":
         message = "the base is a lone file: give a path that ends in .safetensors"
         raise AdapterError(message, code="needs-file", where=str(out))
+    if options.pop("keep_undo"):
+        raise AdapterError("what undoes a merge is kept for model directories", code="needs-directory", where=str(base))
     require_free(out, overwrite=overwrite)
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
         model = Path(staging) / "base"
@@ -116,99 +113,24 @@ def _merge_file(sources: Sequence[Weighted], base: Path, out: Path, *, overwrite
     return replace(report, output=out)
 
 
-@dataclass(frozen=True)
-class _Operand:
-    """A file of a merge, decoded.
-
-    Attributes:
-        name: For messages.
-        weight: Of all its deltas.
-        digests: Of its content and of what it decodes to.
-        plan: What it changes.
-        parts: By delta, its records; see `merge_targets`.
-        decoded: By record name, what it decodes to.
-        kinds: By record name, of the low-rank ones.
-        xp: Where `decoded` is.
-    """
-
-    name: str
-    weight: float
-    digests: tuple[str, str]
-    plan: MergePlan
-    parts: Mapping[str, Sequence[AdapterDelta]]
-    decoded: Mapping[str, Decoded]
-    kinds: Mapping[str, LowRankKind]
-    xp: Arrays
-
-    def delta(self, weight: str, shape: tuple[int, ...]) -> Delta | None:
-        """What the file adds to a weight; None where nothing."""
-        match = self.plan.matches.get(weight)
-        if match is None:
-            return None
-        parts = self.parts[match.module]
-        if len(parts) > 1:
-            # Slices are (out, in), or the other way round.
-            turned = parts[0].shape != shape[1:]
-            return StackedDelta([self._rows(part, shape[1:], turned) for part in parts])
-        return self._rows(parts[0], shape, match.transposed)
-
-    def _rows(self, part: AdapterDelta, shape: tuple[int, ...], transposed: bool) -> Delta:
-        return row_delta(part, self.decoded, self.kinds, self.xp, shape, transposed=transposed)
+def _key(files: Iterable[MergeFile]) -> list[list[str]]:
+    """Of all that decides the deltas."""
+    return [[*file.digests, float(file.weight).hex()] for file in files]
 
 
-def _open(source: Weighted, checkpoint: Checkpoint, rung: int | None, device: object) -> _Operand:
-    source, weight = source if isinstance(source, tuple) else (source, 1.0)
-    name = display_name(source)
-    if not math.isfinite(weight):
-        raise AdapterError(f"the weight {weight} is not a finite number", code="merge-weight", where=name)
-    _refuse_adapters(source, name)
-    xp: Arrays = NUMPY if str(device) == "cpu" else TorchArrays(device)
-    with open_container(source, rung=rung) as container:
-        container.check_content()
-        decoder = Decoder(container, xp)
-        header = decoder.header
-        factors, vectors = decoder.checked()
-        adapter = assembled(decoder, factors, vectors)
-        targets = merge_targets(adapter, checkpoint)
-        raw = merged_tensors(adapter)
-        if raw and weight != 1:
-            message = f"carries {next(iter(raw))}, which is not a delta and cannot be weighted by {weight}"
-            raise AdapterError(message, code="merge-weight", where=name)
-        config = header.config if header.dialect == "peft" else None
-        wanted = [target for target, _ in targets.values()]
-        plan = plan_merge(checkpoint, wanted, raw, config, stays_tied=header.dialect == delta_dialect.name)
-        names = [record.name for record in header.coded]
-        return _Operand(
-            name,
-            weight,
-            (container.prelude.content_sha256.hex(), header.factors_sha256.hex()),
-            plan,
-            {target: parts for target, (_, parts) in targets.items()},
-            dict(zip(names, [*factors, *vectors], strict=True)),
-            {record.name: record.kind for record in header.lowrank},
-            xp,
-        )
+def _total(operands: Sequence[Operand], name: str, shape: tuple[int, ...]) -> Delta:
+    """What all files together add to a weight."""
+    found = [(operand.delta(name, shape), operand.weight) for operand in operands]
+    return _weighted([(delta, weight) for delta, weight in found if delta is not None])
 
 
-def _refuse_adapters(source: Source, name: str) -> None:
-    if not isinstance(source, str | os.PathLike):
-        return
-    path = Path(source)
-    if path.is_dir() or path.suffix == ".safetensors":
-        message = "is an adapter, not a .nola file; a merge is exact only on decoded integers: `encode` it first"
-        raise AdapterError(message, code="not-nola", where=name)
+def _weighted(terms: list[tuple[Delta, float]]) -> Delta:
+    return terms[0][0] if len(terms) == 1 and terms[0][1] == 1 else WeightedSum(terms)
 
 
-def _key(operands: Sequence[_Operand]) -> str:
-    """Of all that decides the deltas; the factors' digest tells rungs apart."""
-    return json.dumps([[*o.digests, float(o.weight).hex()] for o in operands])
-
-
-def _weight_opener(operands: Sequence[_Operand]) -> OpenWeight:
+def _weight_opener(operands: Sequence[Operand]) -> OpenWeight:
     def open_weight(name: str, dtype: str, shape: tuple[int, ...]) -> ChangeRows:
-        found = [(operand.delta(name, shape), operand.weight) for operand in operands]
-        terms = [(delta, weight) for delta, weight in found if delta is not None]
-        total: Delta = terms[0][0] if len(terms) == 1 and terms[0][1] == 1 else WeightedSum(terms)
+        total = _total(operands, name, shape)
 
         def change(data: memoryview, start: int, stop: int) -> None:
             add_rows(data, dtype, total, start, stop, where=name)
@@ -216,3 +138,81 @@ def _weight_opener(operands: Sequence[_Operand]) -> OpenWeight:
         return change
 
     return open_weight
+
+
+def _undoing(operands: Sequence[Operand], plan: MergePlan) -> Undoing:
+    """Merges rows, takes the delta off again, and saves what that does not bring back."""
+
+    def recorder(name: str, dtype: str, shape: tuple[int, ...], save: Callable[[int, int, bytes], None]) -> ChangeRows:
+        total = _total(operands, name, shape)
+
+        def change(data: memoryview, start: int, stop: int) -> None:
+            base = memoryview(bytearray(data))
+            add_rows(data, dtype, total, start, stop, where=name)
+            back = memoryview(bytearray(data))
+            take_rows(back, dtype, total, start, stop)
+            subtract_bits(base, back, dtype)
+            save(start, stop, encode_residual(base, dtype))
+
+        return change
+
+    terms = {
+        name: [
+            [number, operand.plan.matches[name].module, operand.plan.matches[name].transposed]
+            for number, operand in enumerate(operands)
+            if name in operand.plan.matches
+        ]
+        for name in plan.matches
+    }
+    return Undoing(recorder, _key(operand.file for operand in operands), terms)
+
+
+def unmerge(
+    sources: Sequence[Weighted],
+    merged: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    rung: int | None = None,
+    overwrite: bool = False,
+) -> MergeReport:
+    """Write the base model out of a model that was merged with `keep_undo`: its shards byte for byte.
+
+    Args:
+        sources: The same files and weights, in the same order, as they were merged with.
+        merged: The merged model.
+        out: The base model.
+        rung: As the files were merged with.
+        overwrite: Replace `out`, if it is a model directory.
+
+    Raises:
+        AdapterError: ``no-undo``: the model was merged without; ``unmerge-files``: with other files or weights;
+            ``unmerge-mismatch``: the merged model was changed since.
+        OutputExists: `out` is there and `overwrite` is false.
+    """
+
+    def open_restore(index: Index) -> Restore:
+        decoded = [decode_file(source, rung, "cpu") for source in sources]
+        if _key(decoded) != index["adapters"]:
+            message = "was merged with other files, rungs or weights, or in another order"
+            raise AdapterError(message, code="unmerge-files", where=str(merged))
+
+        def restore(
+            name: str,
+            dtype: str,
+            shape: tuple[int, ...],
+            terms: list[Any],
+            residual: Callable[[int, int, int], memoryview],
+        ) -> ChangeRows:
+            total = _weighted(
+                [(decoded[k].delta(module, shape, turned), decoded[k].weight) for k, module, turned in terms]
+            )
+
+            def change(data: memoryview, start: int, stop: int) -> None:
+                take_rows(data, dtype, total, start, stop)
+                add_bits(data, residual(start, stop, len(data)), dtype)
+
+            return change
+
+        return restore
+
+    return unmerge_directory(merged, out, open_restore, decode_residual, overwrite=overwrite)

@@ -16,6 +16,7 @@ from nola_codec.version import __version__
 COMMANDS = {
     "encode": "Encode an adapter as a .nola file.",
     "decode": "Decode to an adapter, or into a model's weights.",
+    "merge": "Merge one or several files into a model's weights.",
     "inspect": "Show what a file holds, without decoding it.",
     "verify": "Check a file: layout, checksums, decoded digest.",
     "truncate": "Cut a progressive file to a coarser one.",

@@ -11,11 +11,13 @@ from nola_codec.adapters.dialect_names import FORMATS
 from nola_codec.cli.output import (
     force_option,
     json_option,
+    keep_undo_option,
     print_json,
     print_merge,
     progress,
     quiet_option,
     size,
+    unmerge_option,
     usable_device,
 )
 
@@ -27,6 +29,8 @@ from nola_codec.cli.output import (
 @click.option("--base", type=click.Path(), help="Transformers model directory: write it with the deltas merged in.")
 @click.option("--format", "dialect", type=click.Choice(FORMATS),
               help="Write the adapter in this dialect, not in its own; --base then serves for names.")  # fmt: skip
+@keep_undo_option
+@unmerge_option
 @click.option("--dtype", type=click.Choice(["f32", "f16", "bf16"]), help="Of an adapter's factors [f32, exact].")
 @click.option("--rung", type=int, help="Of a progressive file: as if it ended with this rung, from 0.")
 @click.option("--device", default="cpu", show_default=True, callback=usable_device,
@@ -35,19 +39,25 @@ from nola_codec.cli.output import (
 @quiet_option
 @json_option
 def command(
-    file: str, out: str, base: str | None, dialect: str | None, dtype: str | None, rung: int | None, device: str,
-    force: bool, quiet: bool, as_json: bool,
+    file: str, out: str, base: str | None, dialect: str | None, keep_undo: bool, unmerge: str | None,
+    dtype: str | None, rung: int | None, device: str, force: bool, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Decode FILE to an adapter, or into the weights of a base model."""
     from nola_codec.api.decoding import decode
-    from nola_codec.api.merging import merge
+    from nola_codec.cli.merge import run_merge
 
-    merging = base is not None and dialect is None
+    merging = unmerge is not None or (base is not None and dialect is None)
+    if keep_undo and not merging:
+        raise click.UsageError("--keep-undo is for merging: give --base")
+    if dialect is not None and unmerge is not None:
+        raise click.UsageError("--format is for adapters")
     if merging and dtype is not None:
         raise click.UsageError("--dtype is for adapters; merged weights keep the base model's dtypes")
     start = time.perf_counter()
-    if base is not None and merging:
-        report = merge([file], base, out, rung=rung, device=device, overwrite=force, progress=progress(quiet))
+    if merging:
+        report = run_merge(
+            [(file, 1.0)], base, unmerge, out, rung=rung, device=device, keep_undo=keep_undo, force=force, quiet=quiet
+        )
         print_merge(report, time.perf_counter() - start, as_json=as_json)
         return
     written = decode(

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress.")
+keep_undo_option = click.option("--keep-undo", is_flag=True, help="Write what --unmerge needs beside the weights.")
+unmerge_option = click.option("--unmerge", type=click.Path(), metavar="MERGED_DIR",
+                              help="Restore the base of a model merged with --keep-undo, to the bit.")  # fmt: skip
 force_option = click.option("-f", "--force", is_flag=True, help="Overwrite the output.")
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.adapters.dtypes import from_float64, to_float64
-from nola_codec.decoder.deltas import Delta, Float64
+from nola_codec.decoder.deltas import Delta, Float64, Negative
 from nola_codec.errors import AdapterError
 from nola_codec.model import RawTensor
 
@@ -183,6 +183,17 @@ def _least_pattern(single: npt.NDArray[np.float32], bound: float, steps: int) ->
         return None
     # Generously up: d is rounded itself, and so is the quotient in float32.
     return int(np.float32(bound / (steps - 1) * (1 + 2.0**-20) + 2.0**-140).view(np.uint32))
+
+
+def take_rows(data: memoryview, dtype: str, delta: Delta, start: int, stop: int) -> None:
+    """Merged rows -> round_dtype(float64(merged) - delta), in place: nearly the base, and the same everywhere.
+
+    A sum that overflows (which the base did not, but a damaged merged model may) becomes zero.
+    """
+    try:
+        add_rows(data, dtype, Negative(delta), start, stop)
+    except AdapterError:
+        data[:] = bytes(len(data))
 
 
 def subtract_bits(data: memoryview, predicted: memoryview, dtype: str) -> None:

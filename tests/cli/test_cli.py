@@ -153,6 +153,24 @@ def test_decode_into_a_base(run: Run, encoded: Path, base: Path, tmp_path: Path)
     assert not (merged["model.layers.0.self_attn.q_proj.weight"] == 1).all()
 
 
+def test_merge_and_unmerge(run: Run, encoded: Path, base: Path, tmp_path: Path) -> None:
+    run("decode", encoded, "-o", tmp_path / "one", "--base", base)
+    facts = run("merge", encoded, "--base", base, "-o", tmp_path / "merged", "--keep-undo", "--json").json
+    assert (facts["merged"], facts["resumed"], facts["shards"], facts["weights"]) == (True, 0, 1, 4)
+    weights = "model.safetensors"
+    assert (tmp_path / "merged" / weights).read_bytes() == (tmp_path / "one" / weights).read_bytes()
+    run("decode", encoded, "--unmerge", tmp_path / "merged", "-o", tmp_path / "back")
+    assert (tmp_path / "back" / weights).read_bytes() == (base / weights).read_bytes()
+    assert run("merge", f"{encoded}:0.5", encoded, "--base", base, "-o", tmp_path / "two").status == 0
+    assert (tmp_path / "two" / weights).read_bytes() != (tmp_path / "one" / weights).read_bytes()
+    done = run("merge", encoded, "--unmerge", tmp_path / "one", "-o", tmp_path / "none")
+    assert done.status == 3
+    assert done.err.rstrip().endswith("[no-undo]")
+    for wrong in (["--base", base, "--unmerge", base], [], ["--unmerge", base, "--keep-undo"]):
+        assert run("merge", encoded, "-o", tmp_path / "none", *wrong).status == 2
+    assert run("decode", encoded, "-o", tmp_path / "none", "--keep-undo").status == 2
+
+
 def test_a_base_that_does_not_fit(run: Run, encoded: Path, base: Path, tmp_path: Path) -> None:
     save_file({"model.layers.0.self_attn.q_proj.weight": np.ones((64, 48), np.float16)}, base / "model.safetensors")
     done = run("decode", encoded, "-o", tmp_path / "merged", "--base", base)

@@ -150,7 +150,7 @@ def timed(command: list[str], out: Path | None = None) -> Figures:
     output = process.communicate()[0].decode(errors="replace")
     watcher.join()
     if process.returncode:
-        return {"failed": " ".join(output.strip().splitlines()[-1:])[:200] or f"exit {process.returncode}"}
+        return {"failed": " ".join(output.strip().splitlines()[-1:])[:100] or f"exit {process.returncode}"}
     if out is not None:
         sync(out)
     return {"seconds": time.perf_counter() - start, "peak": result["peak"], "output": output}
@@ -218,7 +218,7 @@ def main() -> None:
             run(Path(folder), arguments)
     else:
         arguments.work_dir.mkdir(parents=True, exist_ok=True)
-        run(arguments.work_dir, arguments)
+        run(arguments.work_dir.resolve(), arguments)  # a relative path would be a name on the hub to the peers
 
 
 def run(folder: Path, arguments: argparse.Namespace) -> None:

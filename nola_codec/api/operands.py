@@ -1,0 +1,130 @@
+"""Files of a merge: decoded, and with the place in a base model that each of their deltas has."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nola_codec.adapters import delta as delta_dialect
+from nola_codec.adapters.checkpoint import Checkpoint
+from nola_codec.adapters.deltas import Delta as AdapterDelta
+from nola_codec.adapters.files import display_name
+from nola_codec.adapters.merging import MergePlan, plan_merge
+from nola_codec.adapters.places import grouped_deltas, merge_targets, merged_tensors
+from nola_codec.api.modules import assembled, row_delta
+from nola_codec.arrays import NUMPY, Arrays, TorchArrays
+from nola_codec.container.reader import Source, open_container
+from nola_codec.decoder.decoder import Decoder
+from nola_codec.decoder.deltas import Delta, StackedDelta
+from nola_codec.decoder.factors import Decoded
+from nola_codec.errors import AdapterError
+from nola_codec.model import Adapter, LowRankKind
+
+Weighted = Source | tuple[Source, float]
+
+
+@dataclass(frozen=True)
+class MergeFile:
+    """A file of a merge, decoded.
+
+    Attributes:
+        name: For messages.
+        weight: Of all its deltas.
+        digests: SHA-256 of its content and of what it decodes to, which tells rungs apart.
+        adapter: What it decodes to.
+        parts: By delta, its records; the experts of one parameter are one delta of several parts.
+        decoded: By record, its integers.
+        kinds: By record, of the low-rank ones.
+        xp: Where `decoded` is.
+    """
+
+    name: str
+    weight: float
+    digests: tuple[str, str]
+    adapter: Adapter
+    parts: Mapping[str, Sequence[AdapterDelta]]
+    decoded: Mapping[str, Decoded]
+    kinds: Mapping[str, LowRankKind]
+    xp: Arrays
+
+    def delta(self, name: str, shape: tuple[int, ...], transposed: bool) -> Delta:
+        """What the file adds to a weight of that shape by one of its deltas.
+
+        Raises:
+            AdapterError: ``unmerge-files``: it has no such delta.
+        """
+        if name not in self.parts:
+            raise AdapterError("the file has no such module", code="unmerge-files", where=f"{self.name}: {name}")
+        parts = self.parts[name]
+        if len(parts) == 1:
+            return row_delta(parts[0], self.decoded, self.kinds, self.xp, shape, transposed=transposed)
+        turned = parts[0].shape != shape[1:]  # experts lie (out, in), or the other way round
+        slices = [row_delta(p, self.decoded, self.kinds, self.xp, shape[1:], transposed=turned) for p in parts]
+        return StackedDelta(slices)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A file and its place in a base model."""
+
+    file: MergeFile
+    plan: MergePlan
+
+    @property
+    def weight(self) -> float:
+        """Of all its deltas."""
+        return self.file.weight
+
+    def delta(self, weight: str, shape: tuple[int, ...]) -> Delta | None:
+        """What the file adds to a weight; None where nothing."""
+        match = self.plan.matches.get(weight)
+        return None if match is None else self.file.delta(match.module, shape, match.transposed)
+
+
+def decode_file(source: Weighted, rung: int | None, device: object) -> MergeFile:
+    """Decode a file and check its digest.
+
+    Raises:
+        AdapterError: ``merge-weight``; ``not-nola``.
+        FormatError, ChecksumMismatch: the file is damaged.
+    """
+    source, weight = source if isinstance(source, tuple) else (source, 1.0)
+    name = display_name(source)
+    if not math.isfinite(weight):
+        raise AdapterError(f"the weight {weight} is not a finite number", code="merge-weight", where=name)
+    if isinstance(source, str | os.PathLike) and (Path(source).is_dir() or Path(source).suffix == ".safetensors"):
+        message = "is an adapter, not a .nola file; a merge is exact only on decoded integers: `encode` it first"
+        raise AdapterError(message, code="not-nola", where=name)
+    xp: Arrays = NUMPY if str(device) == "cpu" else TorchArrays(device)
+    with open_container(source, rung=rung) as container:
+        container.check_content()
+        decoder = Decoder(container, xp)
+        header = decoder.header
+        factors, vectors = decoder.checked()
+        adapter = assembled(decoder, factors, vectors)
+        names = [record.name for record in header.coded]
+        return MergeFile(
+            name,
+            weight,
+            (container.prelude.content_sha256.hex(), header.factors_sha256.hex()),
+            adapter,
+            grouped_deltas(adapter),
+            dict(zip(names, [*factors, *vectors], strict=True)),
+            {record.name: record.kind for record in header.lowrank},
+            xp,
+        )
+
+
+def fit(file: MergeFile, checkpoint: Checkpoint) -> Operand:
+    """Find the place of each delta. Raises AdapterError, as `merge_targets` and `plan_merge` do, or ``merge-weight``."""
+    targets = merge_targets(file.adapter.dialect, file.parts, checkpoint)
+    raw = merged_tensors(file.adapter)
+    if raw and file.weight != 1:
+        message = f"carries {next(iter(raw))}, which is not a delta and cannot be weighted by {file.weight}"
+        raise AdapterError(message, code="merge-weight", where=file.name)
+    config = file.adapter.config if file.adapter.dialect == "peft" else None
+    stays_tied = file.adapter.dialect == delta_dialect.name
+    return Operand(file, plan_merge(checkpoint, targets, raw, config, stays_tied=stays_tied))
