@@ -119,7 +119,7 @@ def decode_file(source: Weighted, rung: int | None, device: object) -> MergeFile
 
 
 def fit(file: MergeFile, checkpoint: Checkpoint) -> Operand:
-    """Find the place of each delta. Raises AdapterError, as `merge_targets` and `plan_merge` do, or ``merge-weight``."""
+    """Find the place of each delta. Raises AdapterError: as `merge_targets`, `plan_merge`, or ``merge-weight``."""
     targets = merge_targets(file.adapter.dialect, file.parts, checkpoint)
     raw = merged_tensors(file.adapter)
     if raw and file.weight != 1:
