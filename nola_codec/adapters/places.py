@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from nola_codec.adapters.checkpoint import Checkpoint, MergeTarget, delta_shape, mismatch_message
 from nola_codec.adapters.deltas import DIFF, Delta, deltas
@@ -136,14 +136,20 @@ def _experts(name: str, parts: Sequence[Delta], checkpoint: Checkpoint) -> Merge
     return MergeTarget(name, "linear", checkpoint.weights[fitting[0]].shape, weight=fitting[0])
 
 
-def _require_one_component(names: Mapping[str, object], dialect: str) -> None:
-    components: dict[str, int] = {}
+def components(dialect: str, names: Iterable[str]) -> dict[str, list[str]]:
+    """Names of deltas by the component of a pipeline that they say; an empty string where they say none."""
+    found: dict[str, list[str]] = {}
     for name in names:
         component = kohya_split(name)[0] if dialect == "kohya" else component_of(name)
-        components[component] = components.get(component, 0) + 1
-    if len(components) > 1:
-        listed = ", ".join(f"{count} of {component or 'no component'}" for component, count in components.items())
-        message = f"deltas of several components of a pipeline ({listed}); a base model is one component"
+        found.setdefault(component, []).append(name)
+    return found
+
+
+def _require_one_component(names: Iterable[str], dialect: str) -> None:
+    found = components(dialect, names)
+    if len(found) > 1:
+        listed = ", ".join(f"{len(own)} of {component or 'no component'}" for component, own in found.items())
+        message = f"deltas of several components of a pipeline ({listed}); give the pipeline's directory as the base"
         raise AdapterError(message, code="merge-components")
 
 

@@ -34,7 +34,7 @@ def inspect(source: Source) -> dict[str, Any]:
             "draft": container.prelude.version == 0,
             "writer": header.writer,
             "dialect": header.dialect,
-            "base_model": (header.config or {}).get("base_model_name_or_path"),
+            "base_model": _base_model(header),
             "base_revision": (header.config or {}).get("revision"),
             "bytes": container.file_length,
             "parameters": parameters,
@@ -63,6 +63,18 @@ def inspect(source: Source) -> dict[str, Any]:
             "factors_sha256": header.factors_sha256.hex(),
             "tensors": _tensors(header),
         }
+
+
+def _base_model(header: Header) -> str | None:
+    """What the adapter says of its base: PEFT's and MLX's configuration, kohya's metadata."""
+    config = header.config or {}
+    found = (
+        config.get("base_model_name_or_path"),
+        config.get("model") if header.dialect == "mlx" else None,
+        header.metadata.get("ss_sd_model_name"),
+        header.metadata.get("modelspec.architecture"),
+    )
+    return next((name for name in found if isinstance(name, str) and name), None)
 
 
 def _tensors(header: Header) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from nola_codec.adapters.streaming import PIECE_BYTES, ChangeRows
 from nola_codec.adapters.undo import Index, decode_residual, encode_residual
 from nola_codec.adapters.unmerged_model import Restore, unmerge_directory
 from nola_codec.api.operands import MergeFile, Operand, Weighted, decode_file, fit
+from nola_codec.api.pipelines import is_pipeline, merge_pipeline
 from nola_codec.decoder.deltas import Delta, WeightedSum
 from nola_codec.decoder.rounding import add_bits, add_rows, subtract_bits, take_rows
 from nola_codec.encoder.options import Progress
@@ -44,8 +45,8 @@ def merge(
 
     Args:
         sources: `.nola` files, or pairs of file and weight; a weight not given is 1.
-        base: A model directory of Transformers, or of a component of Diffusers; or a lone safetensors file, which is
-            merged without a resume.
+        base: A model directory of Transformers, or of a component of Diffusers; a pipeline of Diffusers, or a lone
+            safetensors file, which are merged without a resume.
         out: The merged model, a directory; for a lone file a path that ends in ``.safetensors``.
         rung: Of progressive files: as if they ended with this rung, counted from 0.
         device: Where factors are synthesized; it changes no bit.
@@ -70,30 +71,40 @@ def merge(
         )  # fmt: skip
     # Not Path.resolve, which raises for a link to itself.
     check_places(Path(os.path.realpath(base)), Path(os.path.realpath(out)), overwrite=overwrite)
-    checkpoint = Checkpoint(base)
-    operands = [fit(decode_file(source, rung, device), checkpoint) for source in sources]
-    if not operands:
+    files = [decode_file(source, rung, device) for source in sources]
+    if not files:
         raise AdapterError("no file to merge", code="not-found")
-    plan = combine_plans([operand.plan for operand in operands], [operand.file.name for operand in operands])
-    done = 0
+    done = total = 0
 
     def count(_: str) -> None:
         nonlocal done
         done += 1
         if progress is not None:
-            progress("merge", done, len(plan.matches))
+            progress("merge", done, total)
 
-    return merge_directory(
-        base,
-        out,
-        plan,
-        _weight_opener(operands),
-        key=json.dumps(_key(operand.file for operand in operands)),
-        overwrite=overwrite,
-        on_weight=count,
-        keep=_undoing(operands, plan) if keep_undo else None,
-        piece_bytes=piece_bytes,
-    )
+    def merge_files(files: Sequence[MergeFile], base: Path, out: Path) -> MergeReport:
+        nonlocal total
+        checkpoint = Checkpoint(base)
+        operands = [fit(file, checkpoint) for file in files]
+        plan = combine_plans([operand.plan for operand in operands], [file.name for file in files])
+        total += len(plan.matches)
+        return merge_directory(
+            base,
+            out,
+            plan,
+            _weight_opener(operands),
+            key=json.dumps(_key(files)),
+            overwrite=overwrite,
+            on_weight=count,
+            keep=_undoing(operands, plan) if keep_undo else None,
+            piece_bytes=piece_bytes,
+        )
+
+    if not is_pipeline(Path(base)):
+        return merge_files(files, Path(base), Path(out))
+    if keep_undo:
+        raise AdapterError("what undoes a merge is kept for one component", code="needs-component", where=str(base))
+    return merge_pipeline(files, Path(base), Path(out), merge_files, overwrite=overwrite)
 
 
 def _merge_file(sources: Sequence[Weighted], base: Path, out: Path, *, overwrite: bool, **options: Any) -> MergeReport:

@@ -151,7 +151,8 @@ def _report(report: EncodeReport, out: str, *, dry_run: bool, as_json: bool) -> 
     click.echo(f"{'would write' if dry_run else 'wrote'}  {out}")
     click.echo(f"size         {size(report.bytes)} ({report.bytes:,} bytes), {report.ratio:.1f}x smaller than fp16")
     click.echo(
-        f"source       {size(report.source_bytes)}, {report.parameters:,} parameters, {len(report.tensors)} records"
+        f"source       {report.dialect}, {size(report.source_bytes)}, {report.parameters:,} parameters, "
+        f"{len(report.tensors)} records"
     )
     click.echo(f"objective    {report.objective}")
     if report.effective_error is not None:

@@ -21,6 +21,7 @@ from nola_codec.encoder.assemble import Envelope, code_parts, pack_raw, write_pa
 from nola_codec.encoder.composites import CompositeErrors
 from nola_codec.encoder.importance import match_importance
 from nola_codec.encoder.material import Material, Survey, survey
+from nola_codec.encoder.notes import notes
 from nola_codec.encoder.options import DEFAULT_BITS, EncodeOptions
 from nola_codec.encoder.paper import project
 from nola_codec.encoder.report import EncodeReport, TensorReport
@@ -136,7 +137,8 @@ def encode_adapter(
         stages=dict(clock.seconds),
         activation_error=None if coded.activations is None else _share(coded.activations),
         rungs=coded.rungs,
-        notes=_notes(options, nmse, effective),
+        dialect=adapter.dialect,
+        notes=notes(options, nmse, effective, sum(len(data) for _, data in raw_sections) / len(coded.data)),
     )
     return coded.data, report
 
@@ -401,23 +403,3 @@ def _tensor_reports(items: Sequence[Codable], energies: Vector, coded: _Coded) -
             )
         )
     return tuple(reports)
-
-
-def _notes(options: EncodeOptions, nmse: float, effective: float | None) -> tuple[str, ...]:
-    if options.projected and nmse > 0.5:
-        return (
-            f"{nmse:.1%} of the delta's energy is lost: a random basis of few coefficients keeps about their share of "
-            "it. Files for a task are trained in this form; from weights alone, leave out num_basis.",
-        )
-    notes = []
-    if effective is not None and nmse > 0.3:
-        notes.append(
-            f"NMSE {nmse:.3f} is large by design: the objective keeps signal and lets through noise that models "
-            "hardly see. Measure on the task; use --nmse for a bound on the weights."
-        )
-    if effective is not None and effective > 0.25:
-        notes.append(
-            f"effective error {effective:.2f} is high: at sizes this small some tasks keep nine tenths of their gain, "
-            "others two thirds. Measure before you ship it."
-        )
-    return tuple(notes)

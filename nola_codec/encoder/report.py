@@ -48,6 +48,7 @@ class EncodeReport:
         stages: The same by stage.
         activation_error: Share of E|delta_W x|^2 lost over the whole file, for ``fit activations``.
         rungs: Of a ladder, coarsest first: ``bytes`` of the file's beginning, and what was measured there.
+        dialect: Of the adapter.
         notes: What the user should know, one sentence each.
     """
 
@@ -63,4 +64,5 @@ class EncodeReport:
     stages: dict[str, float]
     activation_error: float | None = None
     rungs: tuple[dict[str, float], ...] = ()
+    dialect: str = ""
     notes: tuple[str, ...] = ()

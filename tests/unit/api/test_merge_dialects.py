@@ -113,6 +113,42 @@ def test_refused_whole(case: str, tmp_path: Path) -> None:
     assert not (tmp_path / "merged").exists()
 
 
+def test_a_pipeline(tmp_path: Path) -> None:
+    """Each component gets its own deltas, the rest is copied, and the same bits as for components alone."""
+    pipeline = tmp_path / "pipeline"
+    pipeline.mkdir()
+    (pipeline / "model_index.json").write_text("{}")
+    (pipeline / "tokenizer").mkdir()
+    (pipeline / "tokenizer" / "vocab.json").write_text("{}")
+    base_model(pipeline / "unet", {WEIGHT: (8, 6)})
+    base_model(pipeline / "text_encoder", {"text_model.layers.0.fc1.weight": (8, 6)})
+    unet = CASES["kohya"][1]
+    text = {f"lora_te_text_model_layers_0_fc1.lora_{s}.weight": floats(*shape, seed=5)
+            for s, shape in (("down", (2, 6)), ("up", (8, 2)))}  # fmt: skip
+    source = write_tensors(tmp_path / "in.safetensors", {**unet, **text}, {})
+    nola_codec.encode(source, tmp_path / "a.nola", nmse=0.01)
+    nola_codec.decode(tmp_path / "a.nola", tmp_path / "merged", base=pipeline)
+    assert (tmp_path / "merged" / "tokenizer" / "vocab.json").exists()
+    assert (tmp_path / "merged" / "model_index.json").exists()
+    decoded = {d.name: d for d in deltas(read(nola_codec.decode(tmp_path / "a.nola", tmp_path / "a.safetensors")))}
+    for component, weight, name in (
+        ("unet", WEIGHT, STEM),
+        ("text_encoder", "text_model.layers.0.fc1.weight", "lora_te_text_model_layers_0_fc1"),
+    ):
+        with nola_codec.adapters.safetensors_io.SafetensorsFile(
+            tmp_path / "merged" / component / "model.safetensors"
+        ) as file:
+            assert file.read(weight) == wanted(pipeline / component, weight, decoded[name].dense())
+    with pytest.raises(AdapterError) as e:
+        nola_codec.merge([tmp_path / "a.nola"], pipeline, tmp_path / "other", keep_undo=True)
+    assert e.value.code == "needs-component"
+    (pipeline / "text_encoder").rename(pipeline / "text_encoder_2")
+    with pytest.raises(AdapterError) as e:
+        nola_codec.decode(tmp_path / "a.nola", tmp_path / "other", base=pipeline)
+    assert e.value.code == "base-mismatch"
+    assert not (tmp_path / "other").exists()
+
+
 class Experts(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()

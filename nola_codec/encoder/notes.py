@@ -1,0 +1,35 @@
+"""What the user should know of an encode, in sentences."""
+
+from __future__ import annotations
+
+from nola_codec.encoder.options import EncodeOptions
+
+
+def notes(options: EncodeOptions, nmse: float, effective: float | None, carried: float) -> tuple[str, ...]:
+    """One sentence each.
+
+    Args:
+        options: Of the encode.
+        nmse: As measured.
+        effective: The effective error, where it is defined.
+        carried: Share of the file that is tensors carried as they came.
+    """
+    if options.projected and nmse > 0.5:
+        return (
+            f"{nmse:.1%} of the delta's energy is lost: a random basis of few coefficients keeps about their share of "
+            "it. Files for a task are trained in this form; from weights alone, leave out num_basis.",
+        )
+    said = []
+    if carried > 0.25:
+        said.append(f"{carried:.0%} of the file are tensors carried as they came; `inspect --tensors` lists them")
+    if effective is not None and nmse > 0.3:
+        said.append(
+            f"NMSE {nmse:.3f} is large by design: the objective keeps signal and lets through noise that models "
+            "hardly see. Measure on the task; use --nmse for a bound on the weights."
+        )
+    if effective is not None and effective > 0.25:
+        said.append(
+            f"effective error {effective:.2f} is high: at sizes this small some tasks keep nine tenths of their gain, "
+            "others two thirds. Measure before you ship it."
+        )
+    return tuple(said)
