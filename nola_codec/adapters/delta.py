@@ -23,7 +23,7 @@ from nola_codec.adapters.dtypes import FLOAT_DTYPES, from_float64, require_finit
 from nola_codec.adapters.files import require_free
 from nola_codec.adapters.safetensors_io import SafetensorsFile, write_file
 from nola_codec.adapters.sources import AdapterSource
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, EncodeError, expected
 from nola_codec.model import DTYPE_BYTES, Adapter, RawTensor
 
 name = "delta"
@@ -99,7 +99,7 @@ class Selection:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise AdapterError(f"not a regular expression ({error})", code="option", where=pattern) from error
+                raise EncodeError(f"{pattern!r} is not a regular expression: {error}", code="option") from error
 
     def wants(self, name: str) -> bool:
         """Whether include and exclude let a name through."""
