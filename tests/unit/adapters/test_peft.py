@@ -305,7 +305,7 @@ def test_module_path() -> None:
 
 
 def test_unknown_dialects_are_not_written(tmp_path: Path) -> None:
-    assert list(DIALECTS) == ["peft"]
+    assert list(DIALECTS) == ["peft", "delta"]
     with pytest.raises(AdapterError) as e:
         write(Adapter("kohya", ()), tmp_path / "x")
     assert e.value.code == "foreign-dialect"
