@@ -24,7 +24,7 @@ from nola_codec.adapters.files import require_free
 from nola_codec.adapters.lycoris import Composite
 from nola_codec.adapters.safetensors_io import SafetensorsFile, write_file
 from nola_codec.adapters.sources import AdapterSource
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, EncodeError, expected
 from nola_codec.model import DTYPE_BYTES, Adapter, RawTensor
 
 name = "delta"
@@ -101,7 +101,7 @@ class Selection:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise AdapterError(f"not a regular expression ({error})", code="option", where=pattern) from error
+                raise EncodeError(f"{pattern!r} is not a regular expression: {error}", code="option") from error
 
     def wants(self, name: str) -> bool:
         """Whether include and exclude let a name through."""

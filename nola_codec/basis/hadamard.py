@@ -8,6 +8,7 @@ orthogonal rows and no padding (specification, "Basis 1").
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +21,7 @@ from nola_codec.prng import SIGNS, SIGNS_SECOND, signs, subset
 
 MAX_BLOCK = 4096
 _MEMO_LENGTH = 1 << 18
+_SIGN_PIECE = 1 << 22
 _SINGLE_GEMM = 128  # above it the Kronecker form H_a X H_b is faster than one product
 
 
@@ -114,6 +116,40 @@ def synthesize_floats(values: Array, n: int, keys: tuple[BasisKey, ...], xp: Arr
     values = xp.concat((head, values[..., whole:] * root), -1) * _signs(keys, SIGNS, n, xp, dtype)
     tail = _forward(values[..., n - whole :], block, xp)
     return xp.concat((values[..., : n - whole] * root, tail), -1) * _signs(keys, SIGNS_SECOND, n, xp, dtype)
+
+
+def synthesize_pieces(
+    coefficients: Array, n: int, key: BasisKey, peak: int, xp: Arrays, piece: int
+) -> Iterator[tuple[int, int, Array]]:
+    """`Hadamard.synthesize` of one long vector of n coefficients and one pass, about `piece` elements at a time.
+
+    Args:
+        coefficients: (n,) integers of any dtype.
+        n: A length with one pass.
+        key: Of the basis.
+        peak: Bound of the coefficients' magnitude.
+        xp: Where the coefficients are.
+        piece: Elements of a piece.
+
+    Yields:
+        (start, stop, values): columns start..stop of the result seen as (block, n / block), int64.
+    """
+    block, passes = plan(n)
+    assert passes == 1
+    blocks = n // block
+    dtype = xp.integer_work_dtype(peak * block)
+    flips = xp.zeros((n,), "int8")
+    for start in range(0, n, _SIGN_PIECE):
+        stop = min(start + _SIGN_PIECE, n)
+        flips[start:stop] = signs(key.generator, seed=key.seed, stream=key.stream, purpose=SIGNS, start=start,
+                                  count=stop - start, xp=xp, dtype="int8")  # fmt: skip
+    flips = flips.reshape(block, blocks)
+    step = max(1, piece // block)
+    for start in range(0, blocks, step):
+        stop = min(start + step, blocks)
+        rows = xp.cast(coefficients[start * block : stop * block], dtype).reshape(stop - start, block)
+        made = xp.cast(_transform(rows, block, xp).swapaxes(0, 1), "int64")
+        yield start, stop, made * flips[:, start:stop]
 
 
 def _root(block: int) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.arrays import Array, Arrays
-from nola_codec.basis import BasisKey, basis_by_id
+from nola_codec.basis import BasisKey, basis_by_id, hadamard
 from nola_codec.decoder.coefficients import Coefficients
 from nola_codec.errors import FormatError
 from nola_codec.model import CodedKind, CodedRecord, LowRankKind, VectorKind
@@ -24,6 +24,9 @@ CHUNK_ELEMENTS = 1 << 20
 LARGEST_PRODUCT = 1 << 62
 _SCALED = 1 << 22
 """Elements scaled at once in int64."""
+_LONG = 1 << 22
+"""Elements of a vector beyond which it is synthesized a piece at a time, in 8 bytes an element and not 40."""
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,12 @@ def _synthesize_side(
     if bound << 16 >= LARGEST_PRODUCT:
         raise FormatError(f"coefficients of {records[0].name}: sums may reach {bound}, too large to scale exactly",
                           code="bound")  # fmt: skip
+    if length > _LONG and kind.basis == 1 and kind.num_basis[side] == length and hadamard.plan(length)[1] == 1:
+        mantissas, shifts = _scales(records, side)
+        return [
+            _shaped(_long_vectors(c.sides[side], length, key, c.peak, mantissas[own], shifts[own], xp), kind, side, xp)
+            for c, key, own in zip(coefficients, keys, np.split(np.arange(len(shifts)), len(records)), strict=True)
+        ]
     points = np.stack([c.sides[side] for c in coefficients])
     values = basis.synthesize(xp.asarray(points), length, keys, peak, xp)
     rows = _scaled(values.reshape(len(records) * vectors, length), *_scales(records, side), xp)
@@ -160,8 +169,28 @@ def _synthesize_side(
     return [_shaped(rows[i], kind, side, xp) for i in range(len(records))]
 
 
+def _long_vectors(
+    points: npt.NDArray[np.int32],
+    length: int,
+    key: BasisKey,
+    peak: int,
+    mantissas: npt.NDArray[np.int64],
+    shifts: npt.NDArray[np.int64],
+    xp: Arrays,
+) -> Array:
+    """Vectors of one record in the basis `hadamard`, (vectors, length) in 16 bits, a piece at a time."""
+    block = hadamard.plan(length)[0]
+    rows = []
+    for vector, mantissa, shift in zip(points, mantissas, shifts, strict=True):
+        row = xp.zeros((block, length // block), "int16")
+        for start, stop, values in hadamard.synthesize_pieces(xp.asarray(vector), length, key, peak, xp, _PIECE):
+            row[:, start:stop] = _scaled(values, mantissa[None], shift[None], xp)
+        rows.append(row.reshape(length))
+    return xp.stack(rows, 0)
+
+
 def _scaled(values: Array, mantissas: npt.NDArray[np.int64], shifts: npt.NDArray[np.int64], xp: Arrays) -> Array:
-    """(y * M + 2^(s - 1)) >> s in 16 bits, (vectors, length); a long vector goes piece by piece."""
+    """(y * M + 2^(s - 1)) >> s in 16 bits, piece by piece; values (vectors, length), M and s one or one a vector."""
     pieces = []
     step = max(1, _SCALED // len(values))
     for start in range(0, values.shape[1], step):

@@ -128,17 +128,20 @@ def test_wide_records_in_the_reference_decoder() -> None:
     assert sha.hexdigest().startswith(WIDE)
 
 
-@pytest.mark.parametrize("length", [1 << 18, 100_003])
-def test_a_long_vector(length: int, threads: Callable[[int], None]) -> None:
-    """NumPy, torch with one thread and two, and the reference's own synthesis give the same 16-bit values."""
+@pytest.mark.parametrize("length", [1 << 18, 192 * 1536, 100_003])
+def test_a_long_vector(length: int, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy, torch with one thread and two, in pieces or whole, and the reference give the same 16-bit values."""
     ref = reference()
     rng = np.random.default_rng(1)
     points = rng.integers(-31, 32, (1, length)).astype(np.int32)
     code, zero = np.array([-330]), np.zeros(1, np.int64)
     record = VectorRecord("v", VectorKind("v", "F32", (length,), 1, (length,)), 3, (-19,), zero, zero, code)
     made = []
-    for xp, count in ((NUMPY, 1), (TorchArrays(), 1), (TorchArrays(), 2)):
+    for xp, count, long in ((NUMPY, 1, 1 << 30), (NUMPY, 1, 9), (TorchArrays(), 1, 9), (TorchArrays(), 2, 1 << 30)):
         threads(count)
+        monkeypatch.setattr("nola_codec.decoder.factors._LONG", long)
+        monkeypatch.setattr("nola_codec.decoder.factors._PIECE", 70_000)
+        monkeypatch.setattr("nola_codec.basis.hadamard._SIGN_PIECE", 1 << 14)
         (vector,) = synthesize_records([record], [Coefficients((points,), 31)], generator=PHILOX, seed=9, xp=xp)
         assert isinstance(vector, Vector)
         made.append(xp.numpy(vector.values))
