@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.adapters import read
 from nola_codec.peers.columns import Component, component
 
 Floats = npt.NDArray[Any]
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = (0.01, 0.03, 0.1, 0.3, 0.5)
-
-# (suffix of the A side, suffix of the B side, stored transposed). The name before the suffix is the module's.
-_SUFFIXES = (
-    (".lora_A.weight", ".lora_B.weight", False),  # PEFT, diffusers new
-    (".lora_A", ".lora_B", False),  # loralib
-    (".lora_a", ".lora_b", True),  # MLX: (in, r), (r, out)
-    ("_lora.down.weight", "_lora.up.weight", False),  # diffusers old
-    (".lora_down.weight", ".lora_up.weight", False),  # kohya
-    (":down", ":up", False),  # cloneofsimo
-)
 
 
 @dataclass(frozen=True)
@@ -62,29 +53,6 @@ def adapters() -> dict[str, Path]:
     return found
 
 
-def is_peft(path: Path) -> bool:
-    """Whether `path` is a directory as PEFT writes it."""
-    return (path / "adapter_config.json").is_file() and (path / "adapter_model.safetensors").is_file()
-
-
-def tensors(path: Path) -> dict[str, Floats]:
-    """All tensors of a safetensors or pickle file, or of the one file in a directory, as float32 arrays.
-
-    A pickle is read with ``weights_only=True``.
-    """
-    import torch
-    from safetensors.torch import load_file
-
-    if path.is_dir():
-        path = next(path.glob("*.safetensors"))
-    state = (
-        load_file(path)
-        if path.suffix == ".safetensors"
-        else torch.load(path, weights_only=True, map_location="cpu")
-    )  # fmt: skip
-    return {name: tensor.float().numpy() for name, tensor in state.items()}
-
-
 def source_itemsize(path: Path) -> int:
     """Bytes a number takes in the adapter's own file: 4 for float32, 2 for float16 and bfloat16."""
     if path.suffix == ".bin":
@@ -95,59 +63,10 @@ def source_itemsize(path: Path) -> int:
 
 
 def load(path: Path) -> list[Pair]:
-    """The factor pairs of an adapter in any naming of shared/data/lora; other tensors are left out."""
-    state = tensors(path)
-    pairs = []
-    for name in state:
-        if name.startswith("w_a_"):  # SAM LoRA
-            pairs.append(Pair(name[4:], state["w_b_" + name[4:]], state[name]))
-        for a_end, b_end, transposed in _SUFFIXES:
-            stem = name.removesuffix(a_end)
-            if stem != name and stem + b_end in state:
-                down, up = state[name], state[stem + b_end]
-                down, up = (down.T, up.T) if transposed else (down.reshape(len(down), -1), up.reshape(len(up), -1))
-                pairs.append(Pair(stem, np.ascontiguousarray(up), np.ascontiguousarray(down), 1.0))
-                break
-    if not pairs:
-        sys.exit(f"{path}: no LoRA factors found")
-    scaling = _scaling(path)
-    return [Pair(p.name, p.B, p.A, scaling(len(p.A))) for p in sorted(pairs, key=lambda p: p.name)]
-
-
-def as_peft(pairs: Sequence[Pair], folder: Path) -> Path:
-    """Write pairs of any origin as a PEFT directory, one module each, so that a PEFT reader gets the same deltas.
-
-    The scaling goes into B; alpha equals the rank of each module.
-    """
-    from safetensors.numpy import save_file
-
-    folder.mkdir(parents=True)
-    state, ranks = {}, {}
-    for pair in pairs:
-        module = pair.name.replace(":", ".").removeprefix("base_model.model.")
-        ranks[module] = len(pair.A)
-        state[f"base_model.model.{module}.lora_A.weight"] = np.ascontiguousarray(pair.A, np.float32)
-        state[f"base_model.model.{module}.lora_B.weight"] = np.ascontiguousarray(pair.B * pair.scaling, np.float32)
-    save_file(state, folder / "adapter_model.safetensors", {"format": "pt"})
-    patterns = ranks if len(set(ranks.values())) > 1 else {}  # of one rank for all, PEFT writes none either
-    config = {
-        "peft_type": "LORA", "r": max(ranks.values()), "lora_alpha": max(ranks.values()),
-        "target_modules": sorted({module.rpartition(".")[2] for module in ranks}),
-        "rank_pattern": patterns, "alpha_pattern": patterns, "use_rslora": False, "bias": "none",
-    }  # fmt: skip
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folder
-
-
-def _scaling(path: Path) -> Callable[[int], float]:
-    """Rank -> scaling. Where the file does not say, 1: a constant factor touches no NMSE. (No patterns here.)"""
-    file = (path if path.is_dir() else path.parent) / "adapter_config.json"
-    config = json.loads(file.read_text()) if file.is_file() else {}
-    if "lora_parameters" in config:
-        return lambda rank: float(config["lora_parameters"]["scale"])
-    if "lora_alpha" in config:
-        return lambda rank: config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
-    return lambda rank: 1.0
+    """The factor pairs of an adapter in any dialect; other tensors are left out."""
+    return [
+        Pair(m.name, m.lora_B, m.lora_A, m.scaling) for m in sorted(read(path).modules, key=lambda module: module.name)
+    ]
 
 
 def canonical(pair: Pair) -> Component:

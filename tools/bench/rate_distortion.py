@@ -14,13 +14,13 @@ import json
 import math
 import re
 import sys
-import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import common
 from bound import first_order_bound, gaussian_bound
-from common import TARGETS, Pair
+from common import TARGETS
 from peers import peers
 
 from nola_codec.peers.columns import Point
@@ -33,19 +33,19 @@ MISSED = "not reached"
 Row = dict[str, object]
 
 
-def ours(path: Path, pairs: list[Pair], nmse: float) -> Point | None:
-    """The library's own file at this error: encoded from the adapter as it is where that is PEFT, else from a copy."""
-    import nola_codec
+def ours(path: Path, nmse: float) -> Point | None:
+    """The library's own file at this error, of the factors alone: the peers' files have no tensors carried along."""
+    from nola_codec.adapters import read
+    from nola_codec.encoder.encode import encode_adapter
+    from nola_codec.encoder.options import EncodeOptions
+    from nola_codec.errors import EncodeError
 
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out.nola"
-        source = path if common.is_peft(path) else common.as_peft(pairs, Path(folder) / "adapter")
-        try:
-            report = nola_codec.encode(source, out, nmse=nmse)
-        except nola_codec.EncodeError as error:
-            print(f"{path.name}: {OURS} at {nmse:g}: {error}", file=sys.stderr)
-            return None
-        return Point("default", out.stat().st_size, report.nmse)
+    try:
+        data, report = encode_adapter(replace(read(path), raw={}), EncodeOptions(nmse=nmse), source_bytes=0)
+    except EncodeError as error:
+        print(f"{path.name}: {OURS} at {nmse:g}: {error}", file=sys.stderr)
+        return None
+    return Point("default", len(data), report.nmse)
 
 
 def measure(name: str, path: Path, targets: list[float], wanted: list[str] | None) -> list[Row]:
@@ -65,7 +65,7 @@ def measure(name: str, path: Path, targets: list[float], wanted: list[str] | Non
     if wanted is None or OURS in wanted:
         for target in targets:
             start = time.perf_counter()
-            note(OURS, target, ours(path, pairs, target), time.perf_counter() - start)
+            note(OURS, target, ours(path, target), time.perf_counter() - start)
     for key, make in peers(pairs, common.source_itemsize(path)).items():
         if wanted is not None and key not in wanted:
             continue
