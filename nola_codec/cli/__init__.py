@@ -90,6 +90,7 @@ def _fail(message: str, status: int) -> None:
 
 def _one_line(message: str) -> str:
     """What a stranger named may hold new lines, terminal escapes, or a megabyte; a message is one line of text."""
+    message = message.replace(":\n  ", ": ").replace("\n  ", "; ")  # our own lists
     if len(message) > _LONGEST_MESSAGE:
         message = f"{message[: _LONGEST_MESSAGE // 2]} ... {message[-_LONGEST_MESSAGE // 2 :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in message)

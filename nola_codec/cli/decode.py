@@ -58,7 +58,7 @@ def command(
         report = run_merge(
             [(file, 1.0)], base, unmerge, out, rung=rung, device=device, keep_undo=keep_undo, force=force, quiet=quiet
         )
-        print_merge(report, time.perf_counter() - start, as_json=as_json)
+        print_merge(report, time.perf_counter() - start, as_json=as_json, restored=unmerge is not None)
         return
     written = decode(
         file,

@@ -48,7 +48,7 @@ def command(
     report = run_merge(
         sources, base, unmerge, out, rung=rung, device=device, keep_undo=keep_undo, force=force, quiet=quiet
     )
-    print_merge(report, time.perf_counter() - start, as_json=as_json)
+    print_merge(report, time.perf_counter() - start, as_json=as_json, restored=unmerge is not None)
 
 
 def run_merge(

@@ -49,18 +49,19 @@ def size(count: float) -> str:
     return f"{count:.2f} GB"
 
 
-def print_merge(report: MergeReport, seconds: float, *, as_json: bool) -> None:
-    """What a merge wrote; that it went on from a killed run is said on stderr."""
-    total = sum(path.stat().st_size for path in report.output.rglob("*"))
+def print_merge(report: MergeReport, seconds: float, *, as_json: bool, restored: bool = False) -> None:
+    """What a merge wrote, or its undoing; that it went on from a killed run is said on stderr."""
+    found = report.output.rglob("*") if report.output.is_dir() else [report.output]
+    total = sum(path.stat().st_size for path in found)
     if as_json:
         print_json({
-            "output": str(report.output), "merged": True, "bytes": total, "seconds": seconds, "shards": report.shards,
+            "output": str(report.output), "merged": not restored, "bytes": total, "seconds": seconds, "shards": report.shards,
             "resumed": report.resumed, "weights": report.weights,
         })  # fmt: skip
         return
     if report.resumed:
         click.echo(f"resumed: {report.resumed} of {report.shards} shards were finished by an earlier run", err=True)
-    click.echo(f"wrote  {report.output} ({size(total)}, merged) in {seconds:.2f} s")
+    click.echo(f"wrote  {report.output} ({size(total)}, {'restored' if restored else 'merged'}) in {seconds:.2f} s")
 
 
 def error_share(value: float) -> str:
