@@ -55,8 +55,8 @@ def print_merge(report: MergeReport, seconds: float, *, as_json: bool, restored:
     total = sum(path.stat().st_size for path in found)
     if as_json:
         print_json({
-            "output": str(report.output), "merged": not restored, "bytes": total, "seconds": seconds, "shards": report.shards,
-            "resumed": report.resumed, "weights": report.weights,
+            "output": str(report.output), "merged": not restored, "bytes": total, "seconds": seconds,
+            "shards": report.shards, "resumed": report.resumed, "weights": report.weights,
         })  # fmt: skip
         return
     if report.resumed:
