@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from nola_codec.adapters.files import require_free
 from nola_codec.adapters.lycoris import Composite
 from nola_codec.adapters.safetensors_io import SafetensorsFile, write_file
 from nola_codec.adapters.sources import AdapterSource
+from nola_codec.adapters.store_types import Closing
 from nola_codec.errors import AdapterError, EncodeError, expected
 from nola_codec.model import DTYPE_BYTES, Adapter, RawTensor
 
@@ -36,7 +36,7 @@ _PIECE = 1 << 22
 Delta = npt.NDArray[np.float32]
 
 
-class Weights:
+class Weights(Closing):
     """The tensors of a model directory or of a lone safetensors file, read one at a time.
 
     Attributes:
@@ -70,14 +70,6 @@ class Weights:
         if self._open is not None:
             self._open[1].close()
             self._open = None
-
-    def __enter__(self) -> Weights:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 @dataclass(frozen=True)

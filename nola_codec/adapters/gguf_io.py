@@ -14,13 +14,13 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from nola_codec.adapters.files import AnySource, display_name, open_from_start
-from nola_codec.adapters.store_types import TensorInfo, no_such_tensor
+from nola_codec.adapters.store_types import Closing, TensorInfo, no_such_tensor
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import DTYPE_BYTES, RawTensor
 
@@ -66,7 +66,7 @@ class _Tensor(TensorInfo):
     stop: int
 
 
-class GgufFile:
+class GgufFile(Closing):
     """A GGUF file with its header checked and its tensors unread.
 
     Attributes:
@@ -100,14 +100,6 @@ class GgufFile:
             self.close()
             raise
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(self._tensors)
-
-    def __enter__(self) -> GgufFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         if self._owned:

@@ -13,13 +13,13 @@ import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from nola_codec.adapters.files import AnySource
-from nola_codec.adapters.store_types import TensorInfo, no_such_tensor
+from nola_codec.adapters.store_types import Closing, TensorInfo, no_such_tensor
 from nola_codec.adapters.zip_io import Archive
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import DTYPE_BYTES, RawTensor
@@ -49,7 +49,7 @@ class _Array(TensorInfo):
     fortran_order: bool
 
 
-class NpzFile:
+class NpzFile(Closing):
     """An `.npz` file with every array's header checked and its values unread.
 
     Attributes:
@@ -76,14 +76,6 @@ class NpzFile:
             raise
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(arrays)
         self._arrays = arrays
-
-    def __enter__(self) -> NpzFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         self._archive.close()

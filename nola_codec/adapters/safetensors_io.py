@@ -13,12 +13,12 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from nola_codec.adapters.dtypes import from_float32, from_float64, to_float32, to_float64
 from nola_codec.adapters.files import AnySource, atomic_file, describe_foreign_bytes, display_name, open_stream
-from nola_codec.adapters.store_types import TensorInfo, no_such_tensor
+from nola_codec.adapters.store_types import Closing, TensorInfo, no_such_tensor
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import DTYPE_BYTES, RawTensor
 
@@ -75,7 +75,7 @@ def num_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     return bits // 8
 
 
-class SafetensorsFile:
+class SafetensorsFile(Closing):
     """A safetensors file with its header checked and its tensors unread.
 
     Every check is made before any tensor is read: lengths, JSON, dtypes, shapes, no holes, no overlaps, no trailing
@@ -117,14 +117,6 @@ class SafetensorsFile:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> SafetensorsFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         if self._owned:

@@ -64,7 +64,26 @@ class TensorStore(Protocol):
     ) -> None: ...
 
 
-class MemoryStore:
+_Closing = TypeVar("_Closing", bound="Closing")
+
+
+class Closing:
+    """Something that is closed at the end of a ``with``."""
+
+    def close(self) -> None:
+        """Close what was opened here."""
+        raise NotImplementedError
+
+    def __enter__(self: _Closing) -> _Closing:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class MemoryStore(Closing):
     """Tensors that are in memory already.
 
     Example:
@@ -90,14 +109,6 @@ class MemoryStore:
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(
             {key: TensorInfo(tensor.dtype, tensor.shape) for key, tensor in self._tensors.items()}
         )
-
-    def __enter__(self) -> MemoryStore:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Nothing to close."""

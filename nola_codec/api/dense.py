@@ -25,7 +25,12 @@ from nola_codec.model import Adapter
 Path_ = str | os.PathLike[str]
 
 
-def encode_delta(
+def encode_delta(tuned: Path_, base: Path_, out: Path_ | BinaryIO | None = None, **options: Any) -> EncodeReport:
+    """Encode what a training changed in a model; arguments and errors as of `encode_delta_bytes`."""
+    return encode_delta_bytes(tuned, base, out, **options)[1]
+
+
+def encode_delta_bytes(
     tuned: Path_,
     base: Path_,
     out: Path_ | BinaryIO | None = None,
@@ -40,8 +45,8 @@ def encode_delta(
     size: int | str | None = None,
     overwrite: bool = False,
     **options: Any,
-) -> EncodeReport:
-    """Encode what a training changed in a model.
+) -> tuple[bytes, EncodeReport]:
+    """Encode what a training changed in a model; the file's bytes and the report.
 
     Weights that are equal take no place. A changed matrix is split into its strongest singular components and what
     they leave; norms and biases, and what is left, are coded as vectors; one Lagrangian decides over all of it. The
@@ -72,30 +77,6 @@ def encode_delta(
         EncodeError: bad options, or a target that cannot be reached.
         OutputExists: `out` is there and `overwrite` is false.
     """
-    data, report = encode_delta_bytes(
-        tuned, base, out, rank=rank, energy=energy, residue=residue, include=include, exclude=exclude,
-        embeddings=embeddings, head=head, size=size, overwrite=overwrite, **options,
-    )  # fmt: skip
-    return report
-
-
-def encode_delta_bytes(
-    tuned: Path_,
-    base: Path_,
-    out: Path_ | BinaryIO | None = None,
-    *,
-    rank: int | None = None,
-    energy: float | None = None,
-    residue: bool = True,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    embeddings: bool = False,
-    head: bool = False,
-    size: int | str | None = None,
-    overwrite: bool = False,
-    **options: Any,
-) -> tuple[bytes, EncodeReport]:
-    """`encode_delta` that hands back the file's bytes as well."""
     chosen = checked(out if isinstance(out, str | os.PathLike) else None, size=size, overwrite=overwrite, **options)
     if chosen.projected:
         raise EncodeError("num_basis and bits are the paper's form, which has no dense changes", code="option")
