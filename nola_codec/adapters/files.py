@@ -106,11 +106,13 @@ def read_json(path: Path) -> dict[str, Any]:
     stream, _ = open_stream(path, str(path))
     try:
         with stream:
-            data = stream.read(MAX_JSON_BYTES + 1)
+            size = stream.seek(0, os.SEEK_END)
+            if size > MAX_JSON_BYTES:
+                raise AdapterError(f"{size} bytes, over {MAX_JSON_BYTES}", code="limit", where=str(path))
+            stream.seek(0)
+            data = stream.read(size)
     except OSError as e:
         raise AdapterError(f"cannot be read: {e.strerror or e}", code="unreadable", where=str(path)) from e
-    if len(data) > MAX_JSON_BYTES:
-        raise AdapterError(f"over {MAX_JSON_BYTES} bytes", code="limit", where=str(path))
     foreign = describe_foreign_bytes(data[:512])
     if foreign is not None:
         raise AdapterError(foreign.message, code=foreign.code, where=str(path))
