@@ -135,17 +135,20 @@ def composites(adapter: Adapter) -> tuple[Composite, ...]:
     Raises:
         AdapterError: ``limit``; ``missing-partner``, ``mixed-layout`` in a file that was not written by this package.
     """
-    shapes: dict[str, tuple[int, ...]] = {v.name: v.values.shape for v in adapter.vectors}
-    products = {m.name: (m.b_shape[0], m.rank, m.lora_A.shape[1]) for m in adapter.modules if m.name.endswith(PRODUCTS)}
-    shapes |= products
-    found = composite_parts(shapes)
-    for stem, parts in found.items():
+    shapes = {v.name: v.values.shape for v in adapter.vectors}
+    products = {m.name: m for m in adapter.modules if m.name.endswith(PRODUCTS)}
+    found = composite_parts([*shapes, *products])
+    made = []
+    for stem, parts in sorted(found.items()):
         # Two parts of a megabyte can make a delta of a terabyte.
-        require_reasonable(stem, {part: shapes[part][::2] if part in products else shapes[part] for part in parts})
-    return tuple(
-        Composite(stem, tuple(parts), _scale(adapter, stem, {part[len(stem) + 1 :]: shapes[part] for part in parts}))
-        for stem, parts in sorted(found.items())
-    )
+        require_reasonable(stem, {p: products[p].vector_lengths if p in products else shapes[p] for p in parts})
+        start = len(stem) + 1
+        rank = part_rank(
+            {part[start:]: shapes[part] for part in parts if part in shapes},
+            {part[start:]: products[part].rank for part in parts if part in products},
+        )
+        made.append(Composite(stem, tuple(parts), _scale(adapter, stem, rank)))
+    return tuple(made)
 
 
 def with_hashes(metadata: Mapping[str, str], made: Mapping[str, RawTensor]) -> dict[str, str]:
@@ -197,8 +200,8 @@ def _scalar(adapter: Adapter, stem: str) -> float:
     return float(values[0])
 
 
-def _scale(adapter: Adapter, stem: str, shapes: Mapping[str, tuple[int, ...]]) -> float:
-    alpha, rank = alpha_of(adapter, stem), part_rank(shapes)
+def _scale(adapter: Adapter, stem: str, rank: int | None) -> float:
+    alpha = alpha_of(adapter, stem)
     # LyCORIS takes alpha = rank where nothing is factored (`lokr.py`: use_w1 and use_w2).
     scale = 1.0 if alpha is None or rank is None else alpha / rank
     return scale * _scalar(adapter, stem)

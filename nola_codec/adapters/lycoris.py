@@ -99,19 +99,17 @@ def composite_parts(names: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def part_rank(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """The rank that alpha is divided by, from the shapes of a module's tensors; None where there is none.
+def part_rank(shapes: Mapping[str, tuple[int, ...]], ranks: Mapping[str, int]) -> int | None:
+    """The rank that alpha is divided by; None where nothing is factored.
 
     Args:
-        shapes: By part: a tensor as its key ends, or a product by its name with the shape (out, r, in).
+        shapes: Of a module's tensors, by their keys' ends.
+        ranks: Of its products, by their names' ends.
     """
     for part in ("lora_down.weight", "hada_w1_b", "hada_w2_b", "lokr_w1_b", "lokr_w2_b"):
         if part in shapes:
             return shapes[part][0]
-    for part in PRODUCTS:
-        if part in shapes and len(shapes[part]) == 3:
-            return shapes[part][1]
-    return None
+    return next((ranks[part] for part in PRODUCTS if part in ranks), None)
 
 
 def require_reasonable(stem: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
