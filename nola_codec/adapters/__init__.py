@@ -12,14 +12,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from nola_codec.adapters import delta, kohya, peft
-from nola_codec.adapters.diffusers import DIFFUSERS, DIFFUSERS_OLD
+from nola_codec.adapters.dialects import delta, kohya, peft
+from nola_codec.adapters.dialects.diffusers import DIFFUSERS, DIFFUSERS_OLD
+from nola_codec.adapters.dialects.foreign import describe_keys
+from nola_codec.adapters.dialects.gguf import GGUF
+from nola_codec.adapters.dialects.lycoris import Composite
+from nola_codec.adapters.dialects.mlx import MLX
+from nola_codec.adapters.dialects.plain import PLAIN
 from nola_codec.adapters.files import AnySource
-from nola_codec.adapters.foreign import describe_keys
-from nola_codec.adapters.gguf import GGUF
-from nola_codec.adapters.lycoris import Composite
-from nola_codec.adapters.mlx import MLX
-from nola_codec.adapters.plain import PLAIN
 from nola_codec.adapters.sources import AdapterSource, open_source
 from nola_codec.errors import AdapterError
 from nola_codec.model import Adapter, RawTensor

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from nola_codec.adapters.containers.stores import TensorStore, open_store
 from nola_codec.adapters.files import AnySource, display_name, read_json
-from nola_codec.adapters.stores import TensorStore, open_store
 from nola_codec.errors import AdapterError
 
 CONFIG_NAME = "adapter_config.json"

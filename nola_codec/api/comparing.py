@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from nola_codec.adapters import AnySource
-from nola_codec.adapters.deltas import Delta, deltas
-from nola_codec.adapters.formats import matching_names
+from nola_codec.adapters.dialects.deltas import Delta, deltas
+from nola_codec.adapters.dialects.formats import matching_names
 from nola_codec.api.decoding import read_adapter
 from nola_codec.errors import AdapterError
 from nola_codec.fit.canonical import delta_energy, squared_error

@@ -8,8 +8,8 @@ from typing import Any
 
 from nola_codec import adapters
 from nola_codec.adapters import AnySource
+from nola_codec.adapters.dialects.formats import convert
 from nola_codec.adapters.files import read_json, require_free
-from nola_codec.adapters.formats import convert
 from nola_codec.api.merging import merge
 from nola_codec.api.modules import decoded_adapter
 from nola_codec.api.opened import DTYPES, check_rungs

@@ -9,11 +9,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from nola_codec.adapters import delta as dialect
-from nola_codec.adapters.checkpoint import WeightInfo
-from nola_codec.adapters.delta import Pairing, Selection, Weights
+from nola_codec.adapters.containers.safetensors_io import num_bytes
+from nola_codec.adapters.dialects import delta as dialect
+from nola_codec.adapters.dialects.delta import Pairing, Selection, Weights
 from nola_codec.adapters.files import atomic_file
-from nola_codec.adapters.safetensors_io import num_bytes
+from nola_codec.adapters.models.checkpoint import WeightInfo
 from nola_codec.api.encoding import checked
 from nola_codec.encoder.dense import SplitOptions, split
 from nola_codec.encoder.encode import encode_adapter

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from nola_codec import adapters
-from nola_codec.adapters import AnySource, peft_config
+from nola_codec.adapters import AnySource
+from nola_codec.adapters.dialects import peft_config
 from nola_codec.adapters.files import atomic_file, require_free
 from nola_codec.adapters.sources import weights_in
 from nola_codec.encoder.encode import encode_adapter

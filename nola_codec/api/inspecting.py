@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nola_codec.adapters import delta
+from nola_codec.adapters.dialects import delta
 from nola_codec.basis import basis_by_id
 from nola_codec.container.reader import Source, open_container
 from nola_codec.entropy import CODECS

@@ -10,13 +10,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from nola_codec.adapters.checkpoint import WEIGHTS_NAME, Checkpoint
 from nola_codec.adapters.files import require_free
-from nola_codec.adapters.merged_model import MergeReport, OpenWeight, Undoing, check_places, merge_directory
-from nola_codec.adapters.merging import MergePlan, combine_plans
-from nola_codec.adapters.streaming import PIECE_BYTES, ChangeRows
-from nola_codec.adapters.undo import Index, decode_residual, encode_residual
-from nola_codec.adapters.unmerged_model import Restore, unmerge_directory
+from nola_codec.adapters.models.checkpoint import WEIGHTS_NAME, Checkpoint
+from nola_codec.adapters.models.merged_model import MergeReport, OpenWeight, Undoing, check_places, merge_directory
+from nola_codec.adapters.models.merging import MergePlan, combine_plans
+from nola_codec.adapters.models.streaming import PIECE_BYTES, ChangeRows
+from nola_codec.adapters.models.undo import Index, decode_residual, encode_residual
+from nola_codec.adapters.models.unmerged_model import Restore, unmerge_directory
 from nola_codec.api.operands import MergeFile, Operand, Weighted, decode_file, fit
 from nola_codec.api.pipelines import is_pipeline, merge_pipeline
 from nola_codec.decoder.deltas import Delta, WeightedSum

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from nola_codec.adapters.checkpoint import MergeTarget, delta_shape
-from nola_codec.adapters.deltas import Delta as AdapterDelta
+from nola_codec.adapters.dialects.deltas import Delta as AdapterDelta
+from nola_codec.adapters.models.checkpoint import MergeTarget, delta_shape
 from nola_codec.arrays import Arrays
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.deltas import ComputedDelta, Delta, VectorDelta, WeightedSum, factor_delta

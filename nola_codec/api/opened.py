@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from nola_codec.adapters import delta as delta_dialect
-from nola_codec.adapters import dialect_of, peft_config
-from nola_codec.adapters.checkpoint import mismatch_message, resolve_weights
-from nola_codec.adapters.deltas import deltas
-from nola_codec.adapters.peft import factor_keys
-from nola_codec.adapters.peft_experts import is_expert
+from nola_codec.adapters import dialect_of
+from nola_codec.adapters.dialects import delta as delta_dialect
+from nola_codec.adapters.dialects import peft_config
+from nola_codec.adapters.dialects.deltas import deltas
+from nola_codec.adapters.dialects.peft import factor_keys
+from nola_codec.adapters.dialects.peft_experts import is_expert
+from nola_codec.adapters.models.checkpoint import mismatch_message, resolve_weights
 from nola_codec.api.modules import assembled, decoded_adapter, merge_target, row_delta
 from nola_codec.arrays import NUMPY, Arrays, TorchArrays
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits

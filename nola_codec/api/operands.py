@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nola_codec.adapters import delta as delta_dialect
-from nola_codec.adapters.checkpoint import Checkpoint
-from nola_codec.adapters.deltas import Delta as AdapterDelta
+from nola_codec.adapters.dialects import delta as delta_dialect
+from nola_codec.adapters.dialects.deltas import Delta as AdapterDelta
 from nola_codec.adapters.files import display_name
-from nola_codec.adapters.merging import MergePlan, plan_merge
-from nola_codec.adapters.places import grouped_deltas, merge_targets, merged_tensors
+from nola_codec.adapters.models.checkpoint import Checkpoint
+from nola_codec.adapters.models.merging import MergePlan, plan_merge
+from nola_codec.adapters.models.places import grouped_deltas, merge_targets, merged_tensors
 from nola_codec.api.modules import assembled, row_delta
 from nola_codec.arrays import NUMPY, Arrays, TorchArrays
 from nola_codec.container.reader import Source, open_container

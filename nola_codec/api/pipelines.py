@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from nola_codec.adapters.dialects.paths import component_of
 from nola_codec.adapters.files import atomic_directory
-from nola_codec.adapters.merged_model import MergeReport
-from nola_codec.adapters.paths import component_of
-from nola_codec.adapters.places import components
+from nola_codec.adapters.models.merged_model import MergeReport
+from nola_codec.adapters.models.places import components
 from nola_codec.api.operands import MergeFile
 from nola_codec.errors import AdapterError, expected
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from nola_codec.adapters.dialect_names import FORMATS
+from nola_codec.adapters.dialects.dialect_names import FORMATS
 from nola_codec.cli.output import (
     force_option,
     json_option,

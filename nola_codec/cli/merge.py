@@ -20,7 +20,7 @@ from nola_codec.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from nola_codec.adapters.merged_model import MergeReport
+    from nola_codec.adapters.models.merged_model import MergeReport
 
 
 @click.command()

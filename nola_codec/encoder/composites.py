@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.adapters import DIALECTS
-from nola_codec.adapters.lycoris import Composite, part_values
+from nola_codec.adapters.dialects.lycoris import Composite, part_values
 from nola_codec.arrays import NUMPY
 from nola_codec.decoder.factors import Decoded, Factors
 from nola_codec.model import Adapter, Codable, LoraModule, VectorTensor

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.adapters.delta import SUFFIX
+from nola_codec.adapters.dialects.delta import SUFFIX
 from nola_codec.errors import EncodeError
 from nola_codec.fit.truncated_svd import truncated_svd
 from nola_codec.model import LoraModule, VectorTensor

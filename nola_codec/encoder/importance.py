@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.adapters.containers.safetensors_io import SafetensorsFile
+from nola_codec.adapters.dialects.peft import module_path
 from nola_codec.adapters.dtypes import FLOAT_DTYPES, to_float64
 from nola_codec.adapters.files import read_json
-from nola_codec.adapters.peft import module_path
-from nola_codec.adapters.safetensors_io import SafetensorsFile
 from nola_codec.errors import AdapterError, EncodeError
 
 _SHOWN = 5

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nola_codec.adapters.peft import module_path
+from nola_codec.adapters.dialects.peft import module_path
 from nola_codec.errors import EncodeError
 from nola_codec.fit.weighting import Moments
 from nola_codec.integrations.calibration_data import Row, read_rows, tokenize

@@ -12,11 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nola_codec.adapters.gguf_io import dump_gguf
-from nola_codec.adapters.npz_io import dump_npz
-from nola_codec.adapters.pickle_io import dump_pickle
-from nola_codec.adapters.safetensors_io import dump, num_bytes
-from nola_codec.adapters.stores import open_store
+from nola_codec.adapters.containers.gguf_io import dump_gguf
+from nola_codec.adapters.containers.npz_io import dump_npz
+from nola_codec.adapters.containers.pickle_io import dump_pickle
+from nola_codec.adapters.containers.safetensors_io import dump, num_bytes
+from nola_codec.adapters.containers.stores import open_store
 from nola_codec.errors import AdapterError
 from nola_codec.model import RawTensor
 

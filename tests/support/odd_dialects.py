@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from odd_files import CONFIG, GOOD, MODULE, A, B, Tensors, add, factors, files, lone, numbers, peft, raw, without
 
-from nola_codec.adapters.pickle_io import dump_pickle
-from nola_codec.adapters.safetensors_io import dump
+from nola_codec.adapters.containers.pickle_io import dump_pickle
+from nola_codec.adapters.containers.safetensors_io import dump
 from nola_codec.model import RawTensor
 
 KOHYA = "lora_unet_down_blocks_0_attentions_0_proj_in"

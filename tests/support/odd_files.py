@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from nola_codec.adapters.safetensors_io import dump
+from nola_codec.adapters.containers.safetensors_io import dump
 from nola_codec.model import RawTensor
 
 MODULE = "base_model.model.model.layers.{}.self_attn.q_proj"

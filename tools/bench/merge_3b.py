@@ -51,7 +51,7 @@ Figures = dict[str, Any]
 
 def make_model(folder: Path, layers: int) -> None:
     """Write the model once, shard by shard."""
-    from nola_codec.adapters.safetensors_io import SafetensorsWriter, num_bytes
+    from nola_codec.adapters.containers.safetensors_io import SafetensorsWriter, num_bytes
     from nola_codec.model import RawTensor
 
     rng = np.random.default_rng(3)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nola_codec.adapters.checkpoint import (
+from nola_codec.adapters.containers.safetensors_io import write_file
+from nola_codec.adapters.models.checkpoint import (
     Checkpoint,
     MergeTarget,
     Names,
@@ -18,7 +19,6 @@ from nola_codec.adapters.checkpoint import (
     resolve_weights,
     tied_embeddings,
 )
-from nola_codec.adapters.safetensors_io import write_file
 from nola_codec.errors import AdapterError
 from nola_codec.model import LoraModule, RawTensor
 

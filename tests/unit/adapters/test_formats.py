@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from nola_codec.adapters import dialect_of, read, write
-from nola_codec.adapters.deltas import deltas
-from nola_codec.adapters.formats import FORMATS, convert, matching_names, path_of
-from nola_codec.adapters.paths import kohya_name, kohya_path, old_diffusers_name, old_diffusers_path
+from nola_codec.adapters.dialects.deltas import deltas
+from nola_codec.adapters.dialects.formats import FORMATS, convert, matching_names, path_of
+from nola_codec.adapters.dialects.paths import kohya_name, kohya_path, old_diffusers_name, old_diffusers_path
 from nola_codec.errors import AdapterError
 from nola_codec.model import Adapter, LoraModule, RawTensor, VectorTensor
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nola_codec.adapters import lycoris, read, write
-from nola_codec.adapters.deltas import deltas
-from nola_codec.adapters.gguf_io import dump_gguf
-from nola_codec.adapters.safetensors_io import dump
+from nola_codec.adapters import read, write
+from nola_codec.adapters.containers.gguf_io import dump_gguf
+from nola_codec.adapters.containers.safetensors_io import dump
+from nola_codec.adapters.dialects import lycoris
+from nola_codec.adapters.dialects.deltas import deltas
 from nola_codec.api.encoding import encode_bytes
 from nola_codec.errors import AdapterError
 from nola_codec.model import RawTensor

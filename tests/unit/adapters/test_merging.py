@@ -25,11 +25,11 @@ from transformers import (
 )
 
 from nola_codec.adapters import read
-from nola_codec.adapters.checkpoint import Checkpoint, MergeTarget
-from nola_codec.adapters.merged_model import merge_directory
-from nola_codec.adapters.merging import MergePlan, plan_merge
-from nola_codec.adapters.safetensors_io import from_float64, to_float64, write_file
-from nola_codec.adapters.streaming import ChangeRows
+from nola_codec.adapters.containers.safetensors_io import from_float64, to_float64, write_file
+from nola_codec.adapters.models.checkpoint import Checkpoint, MergeTarget
+from nola_codec.adapters.models.merged_model import merge_directory
+from nola_codec.adapters.models.merging import MergePlan, plan_merge
+from nola_codec.adapters.models.streaming import ChangeRows
 from nola_codec.errors import AdapterError, OutputExists
 from nola_codec.model import Adapter, RawTensor
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from container_forge import npy, npy_header, zipped
 
-from nola_codec.adapters.npz_io import NpzFile, dump_npz
-from nola_codec.adapters.zip_io import Archive
+from nola_codec.adapters.containers.npz_io import NpzFile, dump_npz
+from nola_codec.adapters.containers.zip_io import Archive
 from nola_codec.errors import AdapterError
 from nola_codec.model import RawTensor
 

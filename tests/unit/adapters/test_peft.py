@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
 from nola_codec.adapters import read, write
-from nola_codec.adapters.peft import factor_keys, module_path, state_dict
+from nola_codec.adapters.dialects.peft import factor_keys, module_path, state_dict
 from nola_codec.errors import AdapterError, OutputExists
 from nola_codec.model import Adapter, LoraModule, RawTensor
 

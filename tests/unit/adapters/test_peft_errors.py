@@ -14,8 +14,8 @@ import torch
 from peft.utils.other import get_pattern_key
 
 from nola_codec.adapters import read
-from nola_codec.adapters.peft_config import parse_config, with_ranks
-from nola_codec.adapters.safetensors_io import dump
+from nola_codec.adapters.containers.safetensors_io import dump
+from nola_codec.adapters.dialects.peft_config import parse_config, with_ranks
 from nola_codec.errors import AdapterError
 from nola_codec.model import RawTensor
 

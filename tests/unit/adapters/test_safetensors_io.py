@@ -14,7 +14,13 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from nola_codec.adapters.safetensors_io import SafetensorsFile, SafetensorsWriter, dump, num_bytes, write_file
+from nola_codec.adapters.containers.safetensors_io import (
+    SafetensorsFile,
+    SafetensorsWriter,
+    dump,
+    num_bytes,
+    write_file,
+)
 from nola_codec.errors import AdapterError
 from nola_codec.model import RawTensor
 

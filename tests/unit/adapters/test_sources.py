@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from nola_codec.adapters import read
-from nola_codec.adapters.npz_io import dump_npz
-from nola_codec.adapters.pickle_io import dump_pickle
-from nola_codec.adapters.safetensors_io import dump
+from nola_codec.adapters.containers.npz_io import dump_npz
+from nola_codec.adapters.containers.pickle_io import dump_pickle
+from nola_codec.adapters.containers.safetensors_io import dump
 from nola_codec.adapters.sources import open_source
 from nola_codec.errors import AdapterError
 from nola_codec.model import RawTensor

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from container_forge import zipped
 
-from nola_codec.adapters.gguf_io import dump_gguf
-from nola_codec.adapters.npz_io import dump_npz
-from nola_codec.adapters.pickle_io import dump_pickle
-from nola_codec.adapters.safetensors_io import dump
-from nola_codec.adapters.store_types import TensorStore
-from nola_codec.adapters.stores import MemoryStore, TensorInfo, open_store
+from nola_codec.adapters.containers.gguf_io import dump_gguf
+from nola_codec.adapters.containers.npz_io import dump_npz
+from nola_codec.adapters.containers.pickle_io import dump_pickle
+from nola_codec.adapters.containers.safetensors_io import dump
+from nola_codec.adapters.containers.store_types import TensorStore
+from nola_codec.adapters.containers.stores import MemoryStore, TensorInfo, open_store
 from nola_codec.errors import AdapterError
 from nola_codec.model import RawTensor
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from nola_codec.adapters.stores import open_store
-from nola_codec.adapters.tensor_files import SUFFIXES, is_tensor_file, write_tensors
+from nola_codec.adapters.containers.stores import open_store
+from nola_codec.adapters.containers.tensor_files import SUFFIXES, is_tensor_file, write_tensors
 from nola_codec.errors import AdapterError
 from nola_codec.model import RawTensor
 

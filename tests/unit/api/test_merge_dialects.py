@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 
 import nola_codec
 from nola_codec.adapters import read
-from nola_codec.adapters.deltas import deltas
+from nola_codec.adapters.containers.safetensors_io import SafetensorsFile
+from nola_codec.adapters.containers.tensor_files import write_tensors
+from nola_codec.adapters.dialects import peft
+from nola_codec.adapters.dialects.deltas import deltas
 from nola_codec.adapters.dtypes import from_float64, to_float64
-from nola_codec.adapters.tensor_files import write_tensors
 from nola_codec.errors import AdapterError
 from nola_codec.model import RawTensor
 
@@ -40,14 +42,14 @@ def merged(tensors: Mapping[str, RawTensor], base: Path, tmp_path: Path) -> dict
     source = write_tensors(tmp_path / "in.safetensors", tensors, {})
     nola_codec.encode(source, tmp_path / "a.nola", nmse=0.01)
     nola_codec.decode(tmp_path / "a.nola", tmp_path / "merged", base=base)
-    with nola_codec.adapters.safetensors_io.SafetensorsFile(tmp_path / "merged" / "model.safetensors") as file:
+    with SafetensorsFile(tmp_path / "merged" / "model.safetensors") as file:
         found = {name: file.read(name) for name in file.tensors}
-    with nola_codec.adapters.safetensors_io.SafetensorsFile(base / "model.safetensors") as file:
+    with SafetensorsFile(base / "model.safetensors") as file:
         return {name: tensor for name, tensor in found.items() if tensor != file.read(name)}
 
 
 def wanted(base: Path, weight: str, delta: np.ndarray) -> RawTensor:
-    with nola_codec.adapters.safetensors_io.SafetensorsFile(base / "model.safetensors") as file:
+    with SafetensorsFile(base / "model.safetensors") as file:
         stored = file.read(weight)
     return from_float64(to_float64(stored) + delta.reshape(stored.shape), "BF16")
 
@@ -135,9 +137,7 @@ def test_a_pipeline(tmp_path: Path) -> None:
         ("unet", WEIGHT, STEM),
         ("text_encoder", "text_model.layers.0.fc1.weight", "lora_te_text_model_layers_0_fc1"),
     ):
-        with nola_codec.adapters.safetensors_io.SafetensorsFile(
-            tmp_path / "merged" / component / "model.safetensors"
-        ) as file:
+        with SafetensorsFile(tmp_path / "merged" / component / "model.safetensors") as file:
             assert file.read(weight) == wanted(pipeline / component, weight, decoded[name].dense())
     with pytest.raises(AdapterError) as e:
         nola_codec.merge([tmp_path / "a.nola"], pipeline, tmp_path / "other", keep_undo=True)
@@ -191,7 +191,7 @@ def test_experts_of_peft(tmp_path: Path) -> None:
     assert len(adapter.modules) == 6
     state = get_peft_model_state_dict(wrapped)
     written = load_file(tmp_path / "lora" / "adapter_model.safetensors")
-    again = nola_codec.adapters.peft.tensors(adapter)
+    again = peft.tensors(adapter)
     assert {key: torch.frombuffer(bytearray(t.data), dtype=torch.float32).tolist() for key, t in again.items()} == {
         key: value.reshape(-1).tolist() for key, value in written.items()
     }

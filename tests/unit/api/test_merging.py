@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 import nola_codec
-from nola_codec.adapters.checkpoint import Checkpoint
+from nola_codec.adapters.containers.safetensors_io import SafetensorsWriter
 from nola_codec.adapters.dtypes import from_float64, to_float64
-from nola_codec.adapters.merged_model import MergeReport
-from nola_codec.adapters.partial import partial_directory
-from nola_codec.adapters.safetensors_io import SafetensorsWriter
+from nola_codec.adapters.models.checkpoint import Checkpoint
+from nola_codec.adapters.models.merged_model import MergeReport
+from nola_codec.adapters.models.partial import partial_directory
 from nola_codec.arrays import NUMPY
 from nola_codec.cli.merge import file_and_weight
 from nola_codec.container.reader import open_container

@@ -9,8 +9,8 @@ import pytest
 
 from nola_codec import compare, decode, encode
 from nola_codec.adapters import read
-from nola_codec.adapters.deltas import deltas
-from nola_codec.adapters.tensor_files import write_tensors
+from nola_codec.adapters.containers.tensor_files import write_tensors
+from nola_codec.adapters.dialects.deltas import deltas
 from nola_codec.model import RawTensor
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from nola_codec.adapters.checkpoint import Checkpoint, MergeTarget, delta_shape, mismatch_message
-from nola_codec.adapters.deltas import DIFF, Delta, deltas
-from nola_codec.adapters.formats import path_of
-from nola_codec.adapters.paths import component_of, kohya_split
-from nola_codec.adapters.peft import module_path
-from nola_codec.adapters.peft_experts import expert_module, expert_number, is_expert
+from nola_codec.adapters.dialects.deltas import DIFF, Delta, deltas
+from nola_codec.adapters.dialects.formats import path_of
+from nola_codec.adapters.dialects.paths import component_of, kohya_split
+from nola_codec.adapters.dialects.peft import module_path
+from nola_codec.adapters.dialects.peft_experts import expert_module, expert_number, is_expert
+from nola_codec.adapters.models.checkpoint import Checkpoint, MergeTarget, delta_shape, mismatch_message
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import Adapter, RawTensor
 

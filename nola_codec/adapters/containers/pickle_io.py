@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from nola_codec.adapters.containers.pickle_scan import require_plain
+from nola_codec.adapters.containers.store_types import MemoryStore
+from nola_codec.adapters.containers.zip_io import Archive
 from nola_codec.adapters.files import AnySource, display_name, open_from_start
-from nola_codec.adapters.pickle_scan import require_plain
-from nola_codec.adapters.store_types import MemoryStore
-from nola_codec.adapters.zip_io import Archive
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import RawTensor
 

@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from nola_codec.adapters.checksums import Sums
-from nola_codec.adapters.merged_model import MergeReport, check_places, copy_other_files, remove_others
-from nola_codec.adapters.partial import Partial, partial_directory
-from nola_codec.adapters.safetensors_io import SafetensorsFile, num_bytes
-from nola_codec.adapters.streaming import ChangeRows, FileJob, Part, write_files
-from nola_codec.adapters.undo import UNDO_NAME, Index, UndoBlocks, bytes_of, decompress, file_sha256, read_undo
+from nola_codec.adapters.containers.safetensors_io import SafetensorsFile, num_bytes
+from nola_codec.adapters.models.checksums import Sums
+from nola_codec.adapters.models.merged_model import MergeReport, check_places, copy_other_files, remove_others
+from nola_codec.adapters.models.partial import Partial, partial_directory
+from nola_codec.adapters.models.streaming import ChangeRows, FileJob, Part, write_files
+from nola_codec.adapters.models.undo import UNDO_NAME, Index, UndoBlocks, bytes_of, decompress, file_sha256, read_undo
 from nola_codec.errors import AdapterError
 from nola_codec.model import DTYPE_BYTES
 

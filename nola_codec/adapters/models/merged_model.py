@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 import zstandard
 
-from nola_codec.adapters.checkpoint import Checkpoint
-from nola_codec.adapters.checksums import Sums, file_sums
+from nola_codec.adapters.containers.safetensors_io import SafetensorsFile, encode_header, num_bytes
 from nola_codec.adapters.dtypes import from_float64, to_float64
 from nola_codec.adapters.files import dump_json, require_free
-from nola_codec.adapters.merging import MergePlan
-from nola_codec.adapters.partial import Partial, partial_directory
-from nola_codec.adapters.safetensors_io import SafetensorsFile, encode_header, num_bytes
-from nola_codec.adapters.streaming import PIECE_BYTES, ChangeRows, FileJob, Part, write_files
-from nola_codec.adapters.undo import UNDO_NAME, SegmentWriter, file_sha256, text_of, write_undo
-from nola_codec.adapters.undo import VERSION as UNDO_VERSION
+from nola_codec.adapters.models.checkpoint import Checkpoint
+from nola_codec.adapters.models.checksums import Sums, file_sums
+from nola_codec.adapters.models.merging import MergePlan
+from nola_codec.adapters.models.partial import Partial, partial_directory
+from nola_codec.adapters.models.streaming import PIECE_BYTES, ChangeRows, FileJob, Part, write_files
+from nola_codec.adapters.models.undo import UNDO_NAME, SegmentWriter, file_sha256, text_of, write_undo
+from nola_codec.adapters.models.undo import VERSION as UNDO_VERSION
 from nola_codec.errors import AdapterError, OutputExists
 from nola_codec.model import RawTensor
 from nola_codec.version import __version__

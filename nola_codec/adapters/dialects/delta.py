@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.adapters.checkpoint import Checkpoint, WeightInfo, embedding_names
+from nola_codec.adapters.containers.safetensors_io import SafetensorsFile, write_file
+from nola_codec.adapters.containers.store_types import Closing
+from nola_codec.adapters.dialects.lycoris import Composite
 from nola_codec.adapters.dtypes import FLOAT_DTYPES, from_float64, require_finite, to_float64
 from nola_codec.adapters.files import require_free
-from nola_codec.adapters.lycoris import Composite
-from nola_codec.adapters.safetensors_io import SafetensorsFile, write_file
+from nola_codec.adapters.models.checkpoint import Checkpoint, WeightInfo, embedding_names
 from nola_codec.adapters.sources import AdapterSource
-from nola_codec.adapters.store_types import Closing
 from nola_codec.errors import AdapterError, EncodeError, expected
 from nola_codec.model import DTYPE_BYTES, Adapter, RawTensor
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from nola_codec.adapters import gguf_names, peft_config
-from nola_codec.adapters.deltas import deltas
-from nola_codec.adapters.dialect_names import FORMATS
-from nola_codec.adapters.diffusers import METADATA_KEY
-from nola_codec.adapters.paths import (
+from nola_codec.adapters.dialects import gguf_names, peft_config
+from nola_codec.adapters.dialects.deltas import deltas
+from nola_codec.adapters.dialects.dialect_names import FORMATS
+from nola_codec.adapters.dialects.diffusers import METADATA_KEY
+from nola_codec.adapters.dialects.paths import (
     component_of,
     kohya_name,
     kohya_path,
@@ -26,7 +26,7 @@ from nola_codec.adapters.paths import (
     old_diffusers_name,
     old_diffusers_path,
 )
-from nola_codec.adapters.peft_experts import is_expert
+from nola_codec.adapters.dialects.peft_experts import is_expert
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import Adapter, LoraModule, RawTensor
 

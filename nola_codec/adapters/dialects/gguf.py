@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nola_codec.adapters.containers.store_types import TensorStore
+from nola_codec.adapters.containers.tensor_files import is_tensor_file, write_tensors
+from nola_codec.adapters.dialects.pairs import Spelling, Transposed, join, pair_tensors, read_pair
+from nola_codec.adapters.dialects.plain import PairDialect, require_no_vectors
 from nola_codec.adapters.files import atomic_directory, require_free
-from nola_codec.adapters.pairs import Spelling, Transposed, join, pair_tensors, read_pair
-from nola_codec.adapters.plain import PairDialect, require_no_vectors
 from nola_codec.adapters.sources import AdapterSource
-from nola_codec.adapters.store_types import TensorStore
-from nola_codec.adapters.tensor_files import is_tensor_file, write_tensors
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import Adapter, LoraModule, RawTensor
 

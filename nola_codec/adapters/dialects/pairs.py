@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.adapters.containers.store_types import TensorStore
+from nola_codec.adapters.dialects.peft_config import MAX_RANK
 from nola_codec.adapters.dtypes import from_float32, require_finite, to_float32
-from nola_codec.adapters.peft_config import MAX_RANK
-from nola_codec.adapters.store_types import TensorStore
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import DTYPES, Layout, LoraModule, RawTensor
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
 
+from nola_codec.adapters.containers.store_types import Closing, TensorInfo, no_such_tensor
 from nola_codec.adapters.dtypes import from_float32, from_float64, to_float32, to_float64
 from nola_codec.adapters.files import AnySource, atomic_file, describe_foreign_bytes, display_name, open_stream
-from nola_codec.adapters.store_types import Closing, TensorInfo, no_such_tensor
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import DTYPE_BYTES, RawTensor
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from nola_codec.adapters.containers.safetensors_io import SafetensorsFile
+from nola_codec.adapters.dialects.peft import module_path
 from nola_codec.adapters.files import read_json
-from nola_codec.adapters.peft import module_path
-from nola_codec.adapters.safetensors_io import SafetensorsFile
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import Layout, LoraModule, RawTensor
 

@@ -19,8 +19,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from nola_codec.adapters.containers.store_types import Closing, TensorInfo, no_such_tensor
 from nola_codec.adapters.files import AnySource, display_name, open_from_start
-from nola_codec.adapters.store_types import Closing, TensorInfo, no_such_tensor
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import DTYPE_BYTES, RawTensor
 

@@ -12,10 +12,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from nola_codec.adapters.dialects.pairs import Spelling
+from nola_codec.adapters.dialects.peft_config import PeftSettings, parse_config
+from nola_codec.adapters.dialects.plain import PairDialect
 from nola_codec.adapters.files import MAX_JSON_BYTES
-from nola_codec.adapters.pairs import Spelling
-from nola_codec.adapters.peft_config import PeftSettings, parse_config
-from nola_codec.adapters.plain import PairDialect
 from nola_codec.adapters.sources import AdapterSource
 from nola_codec.errors import AdapterError, expected
 

@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from nola_codec.adapters.containers.store_types import TensorStore
+from nola_codec.adapters.containers.tensor_files import is_tensor_file, write_tensors
+from nola_codec.adapters.dialects.foreign import describe_keys
+from nola_codec.adapters.dialects.lycoris import Composite
+from nola_codec.adapters.dialects.pairs import join, pair_tensors, read_carried, read_pair
+from nola_codec.adapters.dialects.peft_config import PREFIX, PeftSettings, is_saved_module, parse_config, with_ranks
+from nola_codec.adapters.dialects.peft_experts import expert_module, is_expert, join_experts, split_experts
 from nola_codec.adapters.files import AnySource, atomic_directory, atomic_file, dump_json, require_free
-from nola_codec.adapters.foreign import describe_keys
-from nola_codec.adapters.lycoris import Composite
-from nola_codec.adapters.pairs import join, pair_tensors, read_carried, read_pair
-from nola_codec.adapters.peft_config import PREFIX, PeftSettings, is_saved_module, parse_config, with_ranks
-from nola_codec.adapters.peft_experts import expert_module, is_expert, join_experts, split_experts
 from nola_codec.adapters.sources import CONFIG_NAME, WEIGHTS_NAME, AdapterSource, open_source
-from nola_codec.adapters.store_types import TensorStore
-from nola_codec.adapters.tensor_files import is_tensor_file, write_tensors
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import Adapter, Layout, LoraModule, RawTensor
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nola_codec.adapters.containers.gguf_io import dump_gguf
+from nola_codec.adapters.containers.npz_io import dump_npz
+from nola_codec.adapters.containers.pickle_io import dump_pickle
+from nola_codec.adapters.containers.safetensors_io import write_file
 from nola_codec.adapters.files import atomic_file
-from nola_codec.adapters.gguf_io import dump_gguf
-from nola_codec.adapters.npz_io import dump_npz
-from nola_codec.adapters.pickle_io import dump_pickle
-from nola_codec.adapters.safetensors_io import write_file
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import RawTensor
 

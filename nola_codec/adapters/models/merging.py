@@ -12,7 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from nola_codec.adapters.checkpoint import (
+from nola_codec.adapters.dialects.peft import module_path
+from nola_codec.adapters.dialects.peft_config import is_saved_module
+from nola_codec.adapters.dtypes import FLOAT_DTYPES, from_float64, to_float64
+from nola_codec.adapters.models.checkpoint import (
     Checkpoint,
     MergeTarget,
     Names,
@@ -24,9 +27,6 @@ from nola_codec.adapters.checkpoint import (
     text_config,
     tied_embeddings,
 )
-from nola_codec.adapters.dtypes import FLOAT_DTYPES, from_float64, to_float64
-from nola_codec.adapters.peft import module_path
-from nola_codec.adapters.peft_config import is_saved_module
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import RawTensor
 

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from nola_codec.adapters.containers.store_types import Closing, TensorInfo, no_such_tensor
+from nola_codec.adapters.containers.zip_io import Archive
 from nola_codec.adapters.files import AnySource
-from nola_codec.adapters.store_types import Closing, TensorInfo, no_such_tensor
-from nola_codec.adapters.zip_io import Archive
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import DTYPE_BYTES, RawTensor
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.adapters import dialect_of
-from nola_codec.adapters.lycoris import Composite, part_values
+from nola_codec.adapters.dialects.lycoris import Composite, part_values
 from nola_codec.model import Adapter, LoraModule, VectorTensor
 
 DIFF = ".diff"

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from nola_codec.adapters.containers.store_types import TensorStore
 from nola_codec.adapters.dtypes import FLOAT_DTYPES, from_float64, to_float64
-from nola_codec.adapters.store_types import TensorStore
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import Adapter, RawTensor
 

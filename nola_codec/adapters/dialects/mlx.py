@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nola_codec.adapters.containers.tensor_files import is_tensor_file, write_tensors
+from nola_codec.adapters.dialects.pairs import Spelling
+from nola_codec.adapters.dialects.plain import PairDialect
 from nola_codec.adapters.files import atomic_directory, dump_json, require_free
-from nola_codec.adapters.pairs import Spelling
-from nola_codec.adapters.plain import PairDialect
 from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
-from nola_codec.adapters.tensor_files import is_tensor_file, write_tensors
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import Adapter
 

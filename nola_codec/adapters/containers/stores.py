@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 
+from nola_codec.adapters.containers.gguf_io import GGUF_MAGIC, GgufFile
+from nola_codec.adapters.containers.npz_io import NpzFile
+from nola_codec.adapters.containers.pickle_io import is_pickle, open_pickle
+from nola_codec.adapters.containers.safetensors_io import SafetensorsFile
+from nola_codec.adapters.containers.store_types import MemoryStore, TensorInfo, TensorStore
+from nola_codec.adapters.containers.zip_io import ZIP_MAGIC, Archive
 from nola_codec.adapters.files import AnySource, display_name, open_stream
-from nola_codec.adapters.gguf_io import GGUF_MAGIC, GgufFile
-from nola_codec.adapters.npz_io import NpzFile
-from nola_codec.adapters.pickle_io import is_pickle, open_pickle
-from nola_codec.adapters.safetensors_io import SafetensorsFile
-from nola_codec.adapters.store_types import MemoryStore, TensorInfo, TensorStore
-from nola_codec.adapters.zip_io import ZIP_MAGIC, Archive
 from nola_codec.errors import AdapterError
 
 __all__ = ["MemoryStore", "TensorInfo", "TensorStore", "open_store"]

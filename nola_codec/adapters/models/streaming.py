@@ -16,7 +16,7 @@ from typing import IO
 
 import numpy as np
 
-from nola_codec.adapters.checksums import Sums, add_sums, bytes_sums, piece_sums
+from nola_codec.adapters.models.checksums import Sums, add_sums, bytes_sums, piece_sums
 from nola_codec.errors import AdapterError
 from nola_codec.parallel import parallel_each
 

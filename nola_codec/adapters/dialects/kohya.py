@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from nola_codec.adapters.alphas import SUFFIX as ALPHA
-from nola_codec.adapters.alphas import alpha_of, alpha_tensors, pack_alphas, read_alphas
-from nola_codec.adapters.dtypes import from_float32, to_float64
-from nola_codec.adapters.foreign import unknown_key
-from nola_codec.adapters.lycoris import (
+from nola_codec.adapters.containers.safetensors_io import dump
+from nola_codec.adapters.containers.store_types import TensorStore
+from nola_codec.adapters.dialects.alphas import SUFFIX as ALPHA
+from nola_codec.adapters.dialects.alphas import alpha_of, alpha_tensors, pack_alphas, read_alphas
+from nola_codec.adapters.dialects.foreign import unknown_key
+from nola_codec.adapters.dialects.lycoris import (
     PART,
     PRODUCTS,
     Composite,
@@ -30,11 +31,18 @@ from nola_codec.adapters.lycoris import (
     part_values,
     require_reasonable,
 )
-from nola_codec.adapters.pairs import Spelling, find_pairs, join, pair_tensors, read_carried, read_floats, read_pair
-from nola_codec.adapters.plain import write_adapter_file
-from nola_codec.adapters.safetensors_io import dump
+from nola_codec.adapters.dialects.pairs import (
+    Spelling,
+    find_pairs,
+    join,
+    pair_tensors,
+    read_carried,
+    read_floats,
+    read_pair,
+)
+from nola_codec.adapters.dialects.plain import write_adapter_file
+from nola_codec.adapters.dtypes import from_float32, to_float64
 from nola_codec.adapters.sources import AdapterSource
-from nola_codec.adapters.store_types import TensorStore
 from nola_codec.errors import AdapterError
 from nola_codec.model import Adapter, LoraModule, RawTensor, VectorTensor
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from threading import Lock
 from typing import IO
 
-from nola_codec.adapters.checksums import Sums, file_sums
 from nola_codec.adapters.files import replace_directory, require_free
+from nola_codec.adapters.models.checksums import Sums, file_sums
 from nola_codec.errors import AdapterError
 from nola_codec.parallel import parallel_map
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nola_codec.adapters.gguf import ALPHA, EMBEDDING, key_values
+from nola_codec.adapters.dialects.gguf import ALPHA, EMBEDDING, key_values
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import Adapter, LoraModule
 

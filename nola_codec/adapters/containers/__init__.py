@@ -1,0 +1,1 @@
+"""Files that hold tensors, whatever the tensors mean: safetensors, npz, PyTorch pickles, GGUF."""
