@@ -6,6 +6,7 @@ together, and other forms, are objects of their own with the same members.
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -52,7 +53,7 @@ class FactorDelta:
         factor: 2^exponent, times scaling where that is a power of two too: multiplying by it is exact.
         scaling: What is left, one rounding; or 1.
         shape: Of the weight.
-        bound: See `Delta`.
+        bound: See `Delta`; nor is the sum of the magnitudes of its products larger (of `singles` this is the proof).
     """
 
     left: npt.NDArray[np.int16]
@@ -61,6 +62,16 @@ class FactorDelta:
     scaling: float
     shape: tuple[int, ...]
     bound: float
+
+    @functools.cached_property
+    def right_single(self) -> npt.NDArray[np.float32]:
+        """The right factor in float32, exact."""
+        return self.right.astype(np.float32)
+
+    @functools.cached_property
+    def columns_single(self) -> npt.NDArray[np.float32]:
+        """The right factor transposed: (columns, r)."""
+        return np.ascontiguousarray(self.right_single.T)
 
     def rows(self, start: int, stop: int) -> Float64:
         """See `Delta`."""

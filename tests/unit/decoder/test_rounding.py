@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nola_codec.adapters.dtypes import from_float64, to_float64
 from nola_codec.arrays import NUMPY
@@ -16,6 +18,7 @@ from nola_codec.decoder import rounding
 from nola_codec.decoder.deltas import FactorDelta, Negative, WeightedSum, factor_delta
 from nola_codec.decoder.factors import Factors
 from nola_codec.decoder.rounding import add_rows
+from nola_codec.decoder.singles import elements, singles
 from nola_codec.errors import AdapterError
 from nola_codec.model import LowRankKind, RawTensor
 
@@ -155,3 +158,212 @@ def test_a_delta_of_nothing_changes_no_bit_but_a_negative_zero() -> None:
     delta = FactorDelta(np.zeros((4, 0), np.int16), np.zeros((0, 6)), 1.0, 1.0, (4, 6), 0.0)
     raw = from_float64(np.arange(24.0).reshape(4, 6) * 1e-3, "BF16")
     assert added(raw, delta) == raw.data
+
+
+def low_rank(
+    left: npt.NDArray[Any], right: npt.NDArray[Any], exponent: int = 0, scaling: float = 1.0
+) -> tuple[FactorDelta, Float64]:
+    """A delta, and what it is by integers."""
+    rows, rank, columns = left.shape[0], left.shape[1], right.shape[1]
+    kind = LowRankKind(
+        "#", "linear", (rows, rank), (rank, columns), scaling, False, "F32", 1, "component", (rows, columns)
+    )
+    lora_B, lora_A = left.astype(np.int16), right.astype(np.int16)
+    factors = Factors(lora_B, lora_A, (exponent // 2, exponent - exponent // 2))
+    product = (lora_B.astype(np.int64) @ lora_A.astype(np.int64)).astype(np.float64)
+    return (
+        factor_delta(factors, kind, NUMPY, (rows, columns), transposed=False),
+        product * 2.0**exponent * scaling,
+    )
+
+
+def random_factors(rng: np.random.Generator, rows: int, rank: int, columns: int, kind: str) -> tuple[Any, Any]:
+    """int16 factors: Gaussian, all near the ends, or of terms that cancel but for a little."""
+    if kind == "gaussian":
+        left, right = (rng.standard_normal(shape) * 7000 for shape in ((rows, rank), (rank, columns)))
+        return np.clip(left, -32767, 32767), np.clip(right, -32767, 32767)
+    left = rng.integers(32000, 32768, (rows, rank))
+    right = rng.integers(32000, 32768, (rank, columns))
+    if kind == "cancelling":
+        left[:, 1::2] = -left[:, 0 : rank - rank % 2 : 2]
+        right[1::2] = right[0 : rank - rank % 2 : 2] + rng.integers(-1, 2, right[1::2].shape)
+    return left, right
+
+
+def neighbours(raw: RawTensor, step: int) -> RawTensor:
+    """The numbers whose patterns are `step` away."""
+    patterns = np.frombuffer(raw.data, "<u2").astype(np.int64)
+    magnitudes = np.clip((patterns & 0x7FFF) + step, 0, 0x7B00 if raw.dtype == "F16" else 0x7E00)
+    return RawTensor(raw.dtype, raw.shape, (magnitudes | patterns & 0x8000).astype("<u2").tobytes())
+
+
+def adversaries(exact: Float64, dtype: str, rng: np.random.Generator) -> list[RawTensor]:
+    """Weights that cancel a delta, nearly or wholly, that bring it near midpoints, and of several sizes."""
+    typical = float(np.abs(exact).mean())
+    with np.errstate(all="ignore"):
+        rounded = to_float64(from_float64(exact, dtype))
+        following = to_float64(neighbours(from_float64(exact, dtype), 1))
+        found = [from_float64(-exact * k, dtype) for k in (1, 1 + 2.0**-9, 0.5, 2)]
+        found += [neighbours(found[0], step) for step in (-1, 1)]
+        found += [from_float64((rounded + following) / 2 - exact, dtype), from_float64(np.zeros_like(exact), dtype)]
+        for size in (1e-3, 0.3, 1.0, 30.0, 1e4):
+            found.append(from_float64(np.clip(rng.standard_normal(exact.shape) * size * typical, -3e4, 3e4), dtype))
+    return found
+
+
+@pytest.mark.parametrize("rank", [1, 8, 16, 64, 256])
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+@pytest.mark.parametrize("kind", ["gaussian", "extreme", "cancelling"])
+def test_products_in_float32_give_the_same_bits(
+    rank: int, dtype: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounding, "TILE", 1 << 12)
+    rng = np.random.default_rng(rank)
+    left, right = random_factors(rng, 12, rank, 600, kind)
+    slow: list[int] = []
+    real = rounding._exact
+
+    def counted(values: Any, *more: Any) -> Any:
+        slow.append(values.size)
+        return real(values, *more)
+
+    monkeypatch.setattr(rounding, "_exact", counted)
+    sizes = [-24, -36, -48] if dtype == "F16" else [-24, -38, -90, 20]
+    for exponent, scaling in itertools.product(sizes, (1.0, -0.3)):
+        delta, exact = low_rank(left, right, exponent, scaling)
+        for raw in adversaries(exact, dtype, rng):
+            try:
+                expected = wanted(raw, exact)
+            except AdapterError:
+                with pytest.raises(AdapterError):
+                    added(raw, delta)
+                continue
+            slow.clear()
+            assert added(raw, delta) == expected
+        if kind == "gaussian" and exponent == sizes[1]:
+            assert sum(slow) < exact.size / 20  # weights far above the delta: hardly any in doubt
+
+
+@pytest.mark.parametrize("rank", [1, 8, 16, 64, 256])
+@pytest.mark.parametrize("kind", ["gaussian", "extreme", "cancelling"])
+def test_a_float32_product_is_within_its_bound(rank: int, kind: str) -> None:
+    rng = np.random.default_rng(rank + 1)
+    left, right = random_factors(rng, 40, rank, 300, kind)
+    other_left, other_right = random_factors(rng, 40, 5, 300, "gaussian")
+    for exponent, scaling in itertools.product((-80, -30, 0, 50), (1.0, 0.3, 1e-3)):
+        delta, exact = low_rank(left, right, exponent, scaling)
+        other, other_exact = low_rank(other_left, other_right, exponent, -0.7)
+        both = WeightedSum([(delta, 0.6), (Negative(other), 1.0), (Negative(WeightedSum([(other, 1.7)])), 0.9)])
+        total = exact * 0.6 + -other_exact + -(other_exact * 1.7) * 0.9
+        rows, columns = rng.integers(0, 40, 3000), rng.integers(0, 300, 3000)
+        for each, values in ((delta, exact), (Negative(delta), -exact), (both, total)):
+            product = singles(each, 3, 31)
+            assert product is not None
+            error = np.abs((product.left @ product.right).astype(np.float64) - values[3:31])
+            assert 0 < product.error < (rank + 12) * 2.0**-24 * each.bound * 1.01
+            assert error.max() <= product.error
+            assert np.array_equal(elements(each, rows, columns), values[rows, columns])
+            assert np.array_equal(elements(each, rows, columns), each.rows(0, 40)[rows, columns])
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+@pytest.mark.parametrize("rank", [1, 9, 17, 65])
+def test_ties_of_products(dtype: str, rank: int) -> None:
+    """Sums exactly on a midpoint and one unit of the product beside it, among terms that cancel."""
+    rng = np.random.default_rng(8)
+    bits = {"BF16": 7, "F16": 10}[dtype]
+    weights = np.arange(1 << bits, 2 << bits, dtype=np.float64)[: 1 << bits]  # every significand, spacing 1
+    columns = weights.size
+    left, right = np.zeros((3, rank), np.int64), np.zeros((rank, columns), np.int64)
+    left[:, 0] = 1
+    right[0] = (2 * rng.integers(-12, 13, columns) + 1) << 9  # odd halves, in units of 2^-10
+    left[:, 1::2] = rng.integers(-32767, 32768, (3, rank // 2))
+    left[:, 2::2] = -left[:, 1::2]
+    right[1::2] = rng.integers(-32767, 32768, (rank // 2, columns))
+    right[2::2] = right[1::2]
+    for beside, sign, exponent in itertools.product((-1, 0, 1), (-1, 1), (0, -6, 3)):
+        near = right.copy()
+        near[0] += beside
+        delta, exact = low_rank(left, near, exponent - 10)
+        raw = from_float64(np.broadcast_to(sign * weights, (3, columns)) * 2.0**exponent, dtype)
+        assert np.array_equal(exact, np.broadcast_to(near[0] * 2.0 ** (exponent - 10), (3, columns)))
+        assert added(raw, delta) == wanted(raw, exact)
+
+
+@pytest.mark.parametrize(("exponent", "scaling"), [(-170, 1.0), (-150, 0.3), (-250, 1e-30), (90, 1.0), (60, 1e-300)])
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_deltas_near_the_ends_of_float32(exponent: int, scaling: float, dtype: str) -> None:
+    rng = np.random.default_rng(9)
+    delta, exact = low_rank(*random_factors(rng, 12, 16, 500, "gaussian"), exponent, scaling)
+    assert singles(delta, 0, 12) is None
+    smallest = 2.0**-133 if dtype == "BF16" else 2.0**-24
+    for size in (smallest, 1000 * smallest, 1.0):
+        raw = from_float64(rng.standard_normal(exact.shape) * size, dtype)
+        try:
+            expected = wanted(raw, exact)
+        except AdapterError:
+            with pytest.raises(AdapterError):
+                added(raw, delta)
+        else:
+            assert added(raw, delta) == expected
+
+
+def test_subnormal_weights_and_ends_of_the_range_with_products() -> None:
+    """Every finite 16-bit number, beside infinities and NaN in other tiles."""
+    rng = np.random.default_rng(10)
+    for dtype in ("BF16", "F16"):
+        values = np.tile(patterns(dtype), 8).reshape(8, -1)
+        ratio = 1e-4 if dtype == "F16" else 1e-38
+        for exponent in (-34, -50) if dtype == "F16" else (-34, -99, -115):
+            left, right = random_factors(rng, 8, 8, values.shape[1], "gaussian")
+            delta, exact = low_rank(left, right, exponent)
+            small = values * (np.abs(values) < 60000 if dtype == "F16" else 1)
+            raw = from_float64(small, dtype)
+            assert added(raw, delta) == wanted(raw, exact)
+            raw = from_float64(np.where(np.abs(values) < ratio, values, 0), dtype)
+            assert added(raw, delta) == wanted(raw, exact)
+            special = to_float64(raw)
+            special[2, 5], special[3, 9], special[7, -1] = np.inf, np.nan, -np.inf
+            raw = from_float64(special, dtype)
+            assert added(raw, delta) == wanted(raw, exact)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    dtype=st.sampled_from(["BF16", "F16"]),
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 70), st.integers(1, 1200)),
+    kind=st.sampled_from(["gaussian", "extreme", "cancelling"]),
+    exponent=st.integers(-60, -30),
+    scaling=st.floats(0.01, 100),
+    weights=st.lists(st.floats(-3, 3), max_size=2),
+    ratio=st.floats(-9, 9),
+    seed=st.integers(0, 1 << 32),
+)
+def test_any_low_rank_sum_gives_the_bits_of_the_definition(
+    dtype: str,
+    shape: tuple[int, int, int],
+    kind: str,
+    exponent: int,
+    scaling: float,
+    weights: list[float],
+    ratio: float,
+    seed: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    rows, rank, columns = shape
+    delta, exact = low_rank(*random_factors(rng, rows, rank, columns, kind), exponent, scaling)
+    total: Any = delta
+    if weights:
+        terms = [(Negative(delta) if weight < -1 else delta, weight) for weight in weights]
+        total = WeightedSum([(delta, 1.0), *terms])
+        for term, weight in terms:
+            exact = exact + (-delta.rows(0, rows) if isinstance(term, Negative) else delta.rows(0, rows)) * weight
+    size = 10.0**ratio * float(np.abs(exact).mean())
+    raw = from_float64(np.clip(rng.standard_normal(exact.shape) * size, -3e4, 3e4), dtype)
+    limit = np.abs(exact).max()
+    if limit < 3e4:
+        assert added(raw, total) == wanted(raw, exact)
+        first = int(rng.integers(0, rows))
+        part = bytearray(raw.data[first * columns * 2 :])
+        add_rows(memoryview(part), dtype, total, first, rows)
+        assert bytes(part) == wanted(raw, exact)[first * columns * 2 :]
