@@ -237,7 +237,7 @@ def _widen(values: npt.NDArray[Any], tile: _Tile, dtype: str) -> None:
         np.copyto(tile.low, values)
         np.left_shift(tile.low, _16, out=tile.low)
         return
-    # NumPy's own cast takes ten times as long. The sign is copied into all upper bits, of which one is kept.
+    # NumPy's own cast takes several times as long. The sign is copied into all upper bits, of which one is kept.
     np.copyto(tile.low.view(np.int32), values.view(np.int16))
     np.left_shift(tile.low, _13, out=tile.low)
     np.bitwise_and(tile.low, np.uint32(0x8FFFE000), out=tile.low)
