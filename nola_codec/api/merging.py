@@ -184,6 +184,7 @@ def unmerge(
     out: str | os.PathLike[str],
     *,
     rung: int | None = None,
+    device: object = "cpu",
     overwrite: bool = False,
 ) -> MergeReport:
     """Write the base model out of a model that was merged with `keep_undo`: its shards byte for byte.
@@ -193,6 +194,7 @@ def unmerge(
         merged: The merged model.
         out: The base model.
         rung: As the files were merged with.
+        device: Where factors are synthesized; it changes no bit.
         overwrite: Replace `out`, if it is a model directory.
 
     Raises:
@@ -202,7 +204,7 @@ def unmerge(
     """
 
     def open_restore(index: Index) -> Restore:
-        decoded = [decode_file(source, rung, "cpu") for source in sources]
+        decoded = [decode_file(source, rung, device) for source in sources]
         if _key(decoded) != index["adapters"]:
             message = "was merged with other files, rungs or weights, or in another order"
             raise AdapterError(message, code="unmerge-files", where=str(merged))

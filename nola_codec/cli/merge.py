@@ -71,7 +71,7 @@ def run_merge(
     if unmerge is not None:
         if keep_undo:
             raise click.UsageError("--keep-undo is for merging")
-        return merging.unmerge(sources, unmerge, out, rung=rung, overwrite=force)
+        return merging.unmerge(sources, unmerge, out, rung=rung, device=device, overwrite=force)
     assert base is not None
     return merging.merge(
         sources, base, out, rung=rung, device=device, overwrite=force, keep_undo=keep_undo, progress=progress(quiet)
