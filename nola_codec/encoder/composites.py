@@ -36,10 +36,9 @@ class CompositeErrors:
         return index in self._of
 
     def share_energies(self, energies: npt.NDArray[np.float64]) -> None:
-        """Replace the parts' energies by their shares of ||delta||_F^2, in place."""
+        """Make of the parts' energies, each that of the whole delta by its gain, shares of it, in place."""
         for members in self._members.values():
-            energy = float(np.square(self._original(self._of[members[0]])).sum())
-            energies[members] = energy / len(members)
+            energies[members] /= len(members)
 
     def add(self, index: int, decoded: Decoded) -> tuple[list[int], float] | None:
         """One decoded record: (records of its delta, squared error for each) when it was the last of them."""
