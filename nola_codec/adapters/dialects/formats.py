@@ -177,9 +177,7 @@ def _to_kohya(modules: Sequence[LoraModule], raw: Mapping[str, RawTensor], base:
         "ss_network_module": "networks.lora", "ss_network_dim": str(ranks[-1]) if len(ranks) == 1 else "Dynamic",
         "ss_network_alpha": str(common) if not others else "Dynamic",
     }  # fmt: skip
-    return Adapter(
-        "kohya", _unturned(named, "kohya"), {}, {"alpha": alpha | ({"others": others} if others else {})}, metadata
-    )
+    return Adapter("kohya", _unturned(named), {}, {"alpha": alpha | ({"others": others} if others else {})}, metadata)
 
 
 def _alpha(module: LoraModule) -> float:
@@ -198,7 +196,7 @@ def _to_diffusers(
     metadata = {"format": "pt"}
     if any(m.scaling != 1.0 for m in modules):
         metadata[METADATA_KEY] = json.dumps(_diffusers_config(modules), sort_keys=True)
-    return Adapter("diffusers", _unturned(modules, "diffusers"), dict(raw), None, metadata)
+    return Adapter("diffusers", _unturned(modules), dict(raw), None, metadata)
 
 
 def _diffusers_config(modules: Sequence[LoraModule]) -> dict[str, Any]:
@@ -222,7 +220,7 @@ def _to_old_diffusers(
 ) -> Adapter:
     _require_linear(modules, "diffusers-old", conv=False)
     named = [_folded(replace(m, name=old_diffusers_name(m.name)), "diffusers-old") for m in modules]
-    return Adapter("diffusers-old", _unturned(named, "diffusers-old"), {}, None, {"format": "pt"})
+    return Adapter("diffusers-old", _unturned(named), {}, None, {"format": "pt"})
 
 
 def _to_mlx(modules: Sequence[LoraModule], raw: Mapping[str, RawTensor], base: Mapping[str, Any] | None) -> Adapter:
@@ -248,12 +246,12 @@ def _to_mlx(modules: Sequence[LoraModule], raw: Mapping[str, RawTensor], base: M
             "rank": modules[0].rank, "scale": modules[0].scaling, "dropout": 0.0, "keys": sorted(keys),
         },
     }  # fmt: skip
-    return Adapter("mlx", _unturned(modules, "mlx"), {}, config, {"format": "mlx"})
+    return Adapter("mlx", _unturned(modules), {}, config, {"format": "mlx"})
 
 
 def _to_loralib(modules: Sequence[LoraModule], raw: Mapping[str, RawTensor], base: Mapping[str, Any] | None) -> Adapter:
     _require_linear(modules, "loralib", conv=False)
-    return Adapter("loralib", _unturned([_folded(m, "loralib") for m in modules], "loralib"))
+    return Adapter("loralib", _unturned([_folded(m, "loralib") for m in modules]))
 
 
 def _to_gguf(modules: Sequence[LoraModule], raw: Mapping[str, RawTensor], base: Mapping[str, Any] | None) -> Adapter:
@@ -271,7 +269,7 @@ def _folded(module: LoraModule, dialect: str) -> LoraModule:
     return replace(module, lora_B=lora_B, scaling=1.0)
 
 
-def _unturned(modules: Sequence[LoraModule], dialect: str) -> tuple[LoraModule, ...]:
+def _unturned(modules: Sequence[LoraModule]) -> tuple[LoraModule, ...]:
     """Sorted, without a flag that only PEFT has; it says how the base stores the weight, not what the delta is."""
     return tuple(sorted((replace(m, fan_in_fan_out=False) for m in modules), key=lambda m: m.name))
 

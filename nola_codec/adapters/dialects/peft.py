@@ -199,7 +199,8 @@ def _read_modules(
             message = f"looks like factors on bare parameters (mixture of experts); {CONFIG_NAME} must say their rank"
             raise AdapterError(message, code="target-parameters", where=where)
         return [read_pair(store, module, (a_key, b_key), layout=layout)]
-    path = module_path(module) if settings.targets_parameter(module_path(module)) else module.removeprefix(PREFIX)
+    bare = settings.targets_parameter(module_path(module))
+    path = module_path(module) if bare else module.removeprefix(PREFIX)
     read = read_pair(
         store,
         module,
@@ -208,7 +209,7 @@ def _read_modules(
         scaling=settings.scaling_of(path),
         fan_in_fan_out=settings.fan_in_fan_out,
     )
-    if settings.targets_parameter(path):
+    if bare:
         return split_experts(read, settings.rank_of(path), where)
     if settings.rank_of(path) != read.rank:
         message = expected("rank", f"{settings.rank_of(path)} by {CONFIG_NAME}", read.rank)
