@@ -13,7 +13,7 @@ from nola_codec.adapters.files import read_json, require_free
 from nola_codec.api.merging import merge
 from nola_codec.api.modules import decoded_adapter
 from nola_codec.api.opened import DTYPES, check_rungs
-from nola_codec.arrays import NUMPY, Arrays, TorchArrays
+from nola_codec.arrays import NUMPY, arrays_on
 from nola_codec.container.reader import Source, open_container
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.encoder.options import Progress
@@ -56,10 +56,9 @@ def decode(
     if base is not None and format is None:
         return merge([source], base, out, rung=rung, device=device, overwrite=overwrite, progress=progress).output
     require_free(Path(out), overwrite=overwrite)
-    xp: Arrays = NUMPY if str(device) == "cpu" else TorchArrays(device)
     with open_container(source, rung=rung) as container:
         container.check_content()
-        adapter = decoded_adapter(Decoder(container, xp), progress)
+        adapter = decoded_adapter(Decoder(container, arrays_on(device)), progress)
         if format is not None:
             config = None if base is None else read_json(Path(base) / "config.json")
             adapter = convert(adapter, format, config)

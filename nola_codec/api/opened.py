@@ -18,7 +18,7 @@ from nola_codec.adapters.dialects.peft import factor_keys
 from nola_codec.adapters.dialects.peft_experts import is_expert
 from nola_codec.adapters.models.checkpoint import mismatch_message, resolve_weights
 from nola_codec.api.modules import assembled, decoded_adapter, merge_target, row_delta
-from nola_codec.arrays import NUMPY, Arrays, TorchArrays
+from nola_codec.arrays import NUMPY, Arrays, arrays_on
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.decoder.decoder import Decoder
@@ -204,8 +204,7 @@ class NolaFile:
 
     def _arrays(self) -> Arrays:
         if self._xp is None:
-            # NumPy is the faster of the two on the CPU; the bits are the same.
-            self._xp = NUMPY if str(self._device) == "cpu" else TorchArrays(self._device)
+            self._xp = arrays_on(self._device)
         return self._xp
 
     def _opened(self) -> Decoder:

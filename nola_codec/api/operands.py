@@ -15,7 +15,7 @@ from nola_codec.adapters.models.checkpoint import Checkpoint
 from nola_codec.adapters.models.merging import MergePlan, plan_merge
 from nola_codec.adapters.models.places import grouped_deltas, merge_targets, merged_tensors
 from nola_codec.api.modules import assembled, row_delta
-from nola_codec.arrays import NUMPY, Arrays, TorchArrays
+from nola_codec.arrays import Arrays, arrays_on
 from nola_codec.container.reader import Source, open_container
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.deltas import Delta, StackedDelta
@@ -98,7 +98,7 @@ def decode_file(source: Weighted, rung: int | None, device: object) -> MergeFile
     if isinstance(source, str | os.PathLike) and (Path(source).is_dir() or Path(source).suffix == ".safetensors"):
         message = "is an adapter, not a .nola file; a merge is exact only on decoded integers: `encode` it first"
         raise AdapterError(message, code="not-nola", where=name)
-    xp: Arrays = NUMPY if str(device) == "cpu" else TorchArrays(device)
+    xp = arrays_on(device)
     with open_container(source, rung=rung) as container:
         container.check_content()
         decoder = Decoder(container, xp)
