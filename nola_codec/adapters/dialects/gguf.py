@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from nola_codec.adapters.containers.store_types import TensorStore
-from nola_codec.adapters.containers.tensor_files import is_tensor_file, write_tensors
+from nola_codec.adapters.containers.tensor_files import is_tensor_file
 from nola_codec.adapters.dialects.pairs import Spelling, Transposed, join, pair_tensors, read_pair
-from nola_codec.adapters.dialects.plain import PairDialect, require_no_vectors
-from nola_codec.adapters.files import atomic_directory, require_free
+from nola_codec.adapters.dialects.plain import PairDialect, require_no_vectors, write_adapter_file
 from nola_codec.adapters.sources import AdapterSource
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import Adapter, LoraModule, RawTensor
@@ -65,17 +64,11 @@ class _Gguf(PairDialect):
     ) -> Path:
         """Write a ``.gguf`` file, or ``adapter.gguf`` in a directory."""
         path = Path(out)
-        require_free(path, overwrite=overwrite)
-        extra = key_values(adapter)
-        tensors = self.tensors(adapter, dtype)
-        if is_tensor_file(path):
-            if path.suffix != ".gguf":
-                message = "its key-values, alpha among them, have no place but a .gguf file"
-                raise AdapterError(message, code="not-expressible", where=str(path))
-            return write_tensors(path, tensors, {}, extra=extra)
-        with atomic_directory(path, replace=overwrite) as directory:
-            write_tensors(directory / self.file_name, tensors, {}, extra=extra)
-        return path
+        if is_tensor_file(path) and path.suffix != ".gguf":
+            message = "its key-values, alpha among them, have no place but a .gguf file"
+            raise AdapterError(message, code="not-expressible", where=str(path))
+        extra, tensors = key_values(adapter), self.tensors(adapter, dtype)
+        return write_adapter_file(path, tensors, {}, self.file_name, overwrite=overwrite, extra=extra)
 
     def _rank(self, source: AdapterSource, name: str) -> int:
         shape = source.file.tensors[self.spelling.b_key(name)].shape

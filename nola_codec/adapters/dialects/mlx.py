@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nola_codec.adapters.containers.tensor_files import is_tensor_file, write_tensors
+from nola_codec.adapters.containers.tensor_files import is_tensor_file
 from nola_codec.adapters.dialects.pairs import Spelling
-from nola_codec.adapters.dialects.plain import PairDialect
-from nola_codec.adapters.files import atomic_directory, dump_json, require_free
+from nola_codec.adapters.dialects.plain import PairDialect, write_adapter_file
 from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import Adapter
@@ -37,22 +36,13 @@ class _Mlx(PairDialect):
         self, adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False
     ) -> Path:
         """Write ``adapters.safetensors`` and the configuration to a directory, or one file by its suffix."""
-        path = Path(out)
-        require_free(path, overwrite=overwrite)
+        if not is_tensor_file(Path(out)) and len({module.scaling for module in adapter.modules}) > 1:
+            message = "one scale holds for all modules of an MLX adapter"
+            raise AdapterError(message, code="not-expressible", where=str(out))
         tensors = self.tensors(adapter, dtype)
-        if is_tensor_file(path):
-            return write_tensors(path, tensors, adapter.metadata)
-        config = {**(adapter.config or {})}
-        scales = {module.scaling for module in adapter.modules}
-        if len(scales) > 1:
-            raise AdapterError(
-                "one scale holds for all modules of an MLX adapter", code="not-expressible", where=str(out)
-            )
-        with atomic_directory(path, replace=overwrite) as directory:
-            write_tensors(directory / self.file_name, tensors, adapter.metadata)
-            if config:
-                (directory / CONFIG_NAME).write_bytes(dump_json(config))
-        return path
+        return write_adapter_file(
+            out, tensors, adapter.metadata, self.file_name, overwrite=overwrite, config=adapter.config
+        )
 
 
 def _scale(config: Mapping[str, Any], where: str) -> float:

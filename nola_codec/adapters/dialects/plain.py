@@ -21,8 +21,8 @@ from nola_codec.adapters.dialects.alphas import alpha_of, alpha_tensors, pack_al
 from nola_codec.adapters.dialects.foreign import unknown_key
 from nola_codec.adapters.dialects.lycoris import Composite
 from nola_codec.adapters.dialects.pairs import Spelling, find_pairs, join, pair_tensors, read_carried, read_pair
-from nola_codec.adapters.files import atomic_directory, require_free
-from nola_codec.adapters.sources import AdapterSource
+from nola_codec.adapters.files import atomic_directory, dump_json, require_free
+from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
 from nola_codec.errors import AdapterError
 from nola_codec.model import Adapter, LoraModule, RawTensor
 
@@ -137,19 +137,32 @@ def write_adapter_file(
     file_name: str,
     *,
     overwrite: bool,
+    extra: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Path:
     """One file of tensors; ``out`` without a tensor file's suffix is a directory that gets ``file_name``.
 
+    Args:
+        out: Where to.
+        tensors: By key.
+        metadata: Of safetensors.
+        file_name: In a directory.
+        overwrite: Replace what is there.
+        extra: Key-values of GGUF.
+        config: Goes into a directory as its configuration.
+
     Raises:
-        AdapterError: ``not-expressible`` for metadata that the container has no place for.
+        AdapterError: ``not-expressible`` for what the container has no place for.
         OutputExists: Something is there and ``overwrite`` is False.
     """
     path = Path(out)
     require_free(path, overwrite=overwrite)
     if is_tensor_file(path):
-        return write_tensors(path, tensors, metadata)
+        return write_tensors(path, tensors, metadata, extra=extra)
     with atomic_directory(path, replace=overwrite) as directory:
-        write_tensors(directory / file_name, tensors, metadata)
+        write_tensors(directory / file_name, tensors, metadata, extra=extra)
+        if config:
+            (directory / CONFIG_NAME).write_bytes(dump_json(config))
     return path
 
 
