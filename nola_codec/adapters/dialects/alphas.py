@@ -65,29 +65,35 @@ def pack_alphas(
     return config | ({"others": others} if others else {}) | ({"without": without} if without else {}), carried
 
 
-def alpha_of(adapter: Adapter, module: str) -> float | None:
-    """A module's alpha; None where it has none."""
-    carried = adapter.raw.get(module + SUFFIX)
-    if carried is not None:
-        return float(to_float64(carried).reshape(()))
-    config = _checked(adapter)
-    if config is None or module in config.get("without", ()):
-        return None
-    return float(config.get("others", {}).get(module, config["value"]))
+class Alphas:
+    """The alphas of an adapter: those that `config` stands for, and those that are carried."""
 
+    def __init__(self, adapter: Adapter) -> None:
+        """Check `config`, once. Raises AdapterError ``bad-config``."""
+        self._raw = adapter.raw
+        self._config = _checked(adapter)
+        self._without = frozenset() if self._config is None else frozenset(self._config.get("without", ()))
 
-def alpha_tensors(adapter: Adapter, modules: Iterable[str]) -> dict[str, RawTensor]:
-    """The ``.alpha`` tensors that `config` stands for."""
-    config = _checked(adapter)
-    if config is None:
-        return {}
-    tensors = {}
-    for module in modules:
-        value = alpha_of(adapter, module)
-        if value is not None and module + SUFFIX not in adapter.raw:
-            array = np.full(tuple(config["shape"]), value, np.float64)
-            tensors[module + SUFFIX] = from_float64(array, config["dtype"], where=module + SUFFIX)
-    return tensors
+    def of(self, module: str) -> float | None:
+        """A module's alpha; None where it has none."""
+        carried = self._raw.get(module + SUFFIX)
+        if carried is not None:
+            return float(to_float64(carried).reshape(()))
+        if self._config is None or module in self._without:
+            return None
+        return float(self._config.get("others", {}).get(module, self._config["value"]))
+
+    def tensors(self, modules: Iterable[str]) -> dict[str, RawTensor]:
+        """The ``.alpha`` tensors that `config` stands for."""
+        if self._config is None:
+            return {}
+        tensors = {}
+        for module in modules:
+            value = self.of(module)
+            if value is not None and module + SUFFIX not in self._raw:
+                array = np.full(tuple(self._config["shape"]), value, np.float64)
+                tensors[module + SUFFIX] = from_float64(array, self._config["dtype"], where=module + SUFFIX)
+        return tensors
 
 
 def _checked(adapter: Adapter) -> Mapping[str, Any] | None:
@@ -105,6 +111,7 @@ def _checked(adapter: Adapter) -> Mapping[str, Any] | None:
         and isinstance(found.get("others", {}), Mapping)
         and all(_number(value) for value in found.get("others", {}).values())
         and isinstance(found.get("without", []), list)
+        and all(isinstance(name, str) for name in found.get("without", []))
     )
     if not good:
         raise AdapterError("not the alphas of an adapter", code="bad-config", where="config: alpha")

@@ -20,7 +20,7 @@ import numpy as np
 from nola_codec.adapters.containers.safetensors_io import dump
 from nola_codec.adapters.containers.store_types import TensorStore
 from nola_codec.adapters.dialects.alphas import SUFFIX as ALPHA
-from nola_codec.adapters.dialects.alphas import alpha_of, alpha_tensors, pack_alphas, read_alphas
+from nola_codec.adapters.dialects.alphas import Alphas, pack_alphas, read_alphas
 from nola_codec.adapters.dialects.foreign import unknown_key
 from nola_codec.adapters.dialects.lycoris import (
     PART,
@@ -104,7 +104,8 @@ def read_source(source: AdapterSource, *, carry_unknown: bool = False) -> Adapte
     packed, carried = pack_alphas({stem: value for stem, value in alphas.items() if stem in touched}, touched)
     config = None if packed is None else {"alpha": packed}
     adapter = Adapter(name, (), raw | carried, config, dict(store.metadata))
-    modules = [_read_plain(store, stem, adapter) for stem in plain]
+    every = Alphas(adapter)
+    modules = [_read_plain(store, stem, adapter, every) for stem in plain]
     modules += [read_pair(store, part, _PRODUCT.keys(part), layout="linear") for part in products]
     tensors = [VectorTensor(key, read_floats(store, key), store.tensors[key].dtype) for key in sorted(vectors)]
     adapter = replace(adapter, modules=tuple(sorted(modules, key=lambda m: m.name)), vectors=tuple(tensors))
@@ -124,7 +125,7 @@ def tensors(adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
         for m in adapter.modules
     ]
     vectors = {v.name: from_float32(v.values, dtype or v.dtype, where=v.name) for v in adapter.vectors}
-    return join(adapter.raw, alpha_tensors(adapter, sorted(_stems(adapter))), *pairs, vectors)
+    return join(adapter.raw, Alphas(adapter).tensors(sorted(_stems(adapter))), *pairs, vectors)
 
 
 def write(adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False) -> Path:
@@ -146,6 +147,7 @@ def composites(adapter: Adapter) -> tuple[Composite, ...]:
     shapes = {v.name: v.values.shape for v in adapter.vectors}
     products = {m.name: m for m in adapter.modules if m.name.endswith(PRODUCTS)}
     found = composite_parts([*shapes, *products])
+    alphas = Alphas(adapter)
     made = []
     for stem, parts in sorted(found.items()):
         # Two parts of a megabyte can make a delta of a terabyte.
@@ -155,7 +157,7 @@ def composites(adapter: Adapter) -> tuple[Composite, ...]:
             {part[start:]: shapes[part] for part in parts if part in shapes},
             {part[start:]: products[part].rank for part in parts if part in products},
         )
-        made.append(Composite(stem, tuple(parts), _scale(adapter, stem, rank)))
+        made.append(Composite(stem, tuple(parts), _scale(adapter, stem, rank, alphas)))
     return tuple(made)
 
 
@@ -191,9 +193,9 @@ def _in(stems: set[str], key: str) -> bool:
     return match is not None and match["stem"] in stems and not match["part"].startswith("lokr_w1")
 
 
-def _read_plain(store: TensorStore, stem: str, adapter: Adapter) -> LoraModule:
+def _read_plain(store: TensorStore, stem: str, adapter: Adapter, alphas: Alphas) -> LoraModule:
     module = read_pair(store, stem, _PLAIN.keys(stem))
-    alpha = alpha_of(adapter, stem)
+    alpha = alphas.of(stem)
     return module if alpha is None else replace(module, scaling=alpha / module.rank * _scalar(adapter, stem))
 
 
@@ -208,8 +210,8 @@ def _scalar(adapter: Adapter, stem: str) -> float:
     return float(values[0])
 
 
-def _scale(adapter: Adapter, stem: str, rank: int | None) -> float:
-    alpha = alpha_of(adapter, stem)
+def _scale(adapter: Adapter, stem: str, rank: int | None, alphas: Alphas) -> float:
+    alpha = alphas.of(stem)
     # LyCORIS takes alpha = rank where nothing is factored (`lokr.py`: use_w1 and use_w2).
     scale = 1.0 if alpha is None or rank is None else alpha / rank
     return scale * _scalar(adapter, stem)

@@ -17,7 +17,7 @@ from typing import Any
 from nola_codec.adapters.containers.store_types import TensorStore
 from nola_codec.adapters.containers.tensor_files import is_tensor_file, write_tensors
 from nola_codec.adapters.dialects.alphas import SUFFIX as ALPHA
-from nola_codec.adapters.dialects.alphas import alpha_of, alpha_tensors, pack_alphas, read_alphas
+from nola_codec.adapters.dialects.alphas import Alphas, pack_alphas, read_alphas
 from nola_codec.adapters.dialects.foreign import unknown_key
 from nola_codec.adapters.dialects.lycoris import Composite
 from nola_codec.adapters.dialects.pairs import Spelling, find_pairs, join, pair_tensors, read_carried, read_pair
@@ -73,9 +73,7 @@ class PairDialect:
             config = {**(config or {}), "alpha": packed}
         adapter = Adapter(self.name, (), raw | left, config, dict(store.metadata))
         ranks = {name: self._rank(source, name) for name in names}
-        scalings = self.scalings(source, ranks) | {
-            name: alpha / ranks[name] for name in alphas if (alpha := alpha_of(adapter, name)) is not None
-        }
+        scalings = self.scalings(source, ranks) | {name: alpha / ranks[name] for name, (_, alpha) in alphas.items()}
         modules = tuple(self.read_module(store, name, scalings[name]) for name in names)
         return Adapter(self.name, modules, adapter.raw, config, adapter.metadata)
 
@@ -102,7 +100,7 @@ class PairDialect:
             pair_tensors(m, self.spelling.keys(m.name), dtype, transposed=self.spelling.transposed)
             for m in adapter.modules
         ]
-        alphas = alpha_tensors(adapter, [m.name for m in adapter.modules]) if self.has_alpha else {}
+        alphas = Alphas(adapter).tensors(m.name for m in adapter.modules) if self.has_alpha else {}
         return join(adapter.raw, alphas, *pairs)
 
     def write(
