@@ -30,6 +30,7 @@ from nola_codec.model import DTYPE_BYTES, Adapter, RawTensor
 name = "delta"
 title = "dense changes"
 SUFFIX = ".diff"
+"""Ends the name of a vector that is added to the weight of the name before it."""
 _PIECE = 1 << 22
 """Elements compared at once."""
 

@@ -8,11 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.adapters import dialect_of
+from nola_codec.adapters.dialects.delta import SUFFIX as DIFF
 from nola_codec.adapters.dialects.lycoris import Composite, part_values
 from nola_codec.model import Adapter, LoraModule, VectorTensor
-
-DIFF = ".diff"
-"""Ends the name of a vector that is added to the weight of the name before it."""
 
 
 @dataclass(frozen=True)

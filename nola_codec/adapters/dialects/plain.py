@@ -66,16 +66,16 @@ class PairDialect:
             raise AdapterError("no LoRA factors in it", code="empty-adapter", where=where)
         own = {name + ALPHA for name in names} if self.has_alpha else set()
         alphas = read_alphas(store, [key for key in others if key in own])
-        raw = {key: self._carry(source, key, set(names), carry_unknown) for key in sorted(set(others) - own)}
+        known = set(names)
+        raw = {key: self._carry(source, key, known, carry_unknown) for key in sorted(set(others) - own)}
         packed, left = pack_alphas(alphas, names)
         config = self.config(source)
         if packed is not None:
             config = {**(config or {}), "alpha": packed}
-        adapter = Adapter(self.name, (), raw | left, config, dict(store.metadata))
         ranks = {name: self._rank(source, name) for name in names}
         scalings = self.scalings(source, ranks) | {name: alpha / ranks[name] for name, (_, alpha) in alphas.items()}
         modules = tuple(self.read_module(store, name, scalings[name]) for name in names)
-        return Adapter(self.name, modules, adapter.raw, config, adapter.metadata)
+        return Adapter(self.name, modules, raw | left, config, dict(store.metadata))
 
     def read_module(self, store: TensorStore, name: str, scaling: float) -> LoraModule:
         """One pair."""

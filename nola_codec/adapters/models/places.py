@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from nola_codec.adapters.dialects.deltas import DIFF, Delta, deltas
+from nola_codec.adapters.dialects.delta import SUFFIX as DIFF
+from nola_codec.adapters.dialects.deltas import Delta, deltas
 from nola_codec.adapters.dialects.formats import path_of
 from nola_codec.adapters.dialects.paths import component_of, kohya_split
 from nola_codec.adapters.dialects.peft import module_path
