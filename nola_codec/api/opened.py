@@ -13,16 +13,16 @@ import numpy as np
 from nola_codec.adapters import dialect_of
 from nola_codec.adapters.dialects import delta as delta_dialect
 from nola_codec.adapters.dialects import peft_config
-from nola_codec.adapters.dialects.deltas import deltas
 from nola_codec.adapters.dialects.peft import factor_keys
 from nola_codec.adapters.dialects.peft_experts import is_expert
 from nola_codec.adapters.models.checkpoint import mismatch_message, resolve_weights
-from nola_codec.api.modules import assembled, decoded_adapter, merge_target, row_delta
+from nola_codec.api.modules import decoded_adapter, merge_target
+from nola_codec.api.operands import merge_file
 from nola_codec.arrays import NUMPY, Arrays, arrays_on
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.decoder.factors import Decoded, Factors
+from nola_codec.decoder.factors import Factors
 from nola_codec.decoder.merge import delta_weight, merge_tensor
 from nola_codec.errors import AdapterError, FormatError
 from nola_codec.model import Header, RawTensor
@@ -165,23 +165,21 @@ class NolaFile:
         import torch
 
         weights = dict(model.named_parameters(remove_duplicate=False))
-        decoder = Decoder(self._container, self._arrays())
-        factors, vectors = decoder.checked()
-        found = {delta_dialect.weight_name(d.name): d for d in deltas(assembled(decoder, factors, vectors))}
+        file = merge_file(Decoder(self._container, self._arrays()), self._container.name)
+        found = {
+            delta_dialect.weight_name(name): (name, math.prod(parts[0].shape)) for name, parts in file.parts.items()
+        }
         problems = [
-            f"{name}: " + ("no such weight" if name not in weights else f"shape {list(weights[name].shape)}")
-            for name, part in found.items()
-            if name not in weights or weights[name].numel() != math.prod(part.shape)
+            f"{weight}: " + ("no such weight" if weight not in weights else f"shape {list(weights[weight].shape)}")
+            for weight, (_, size) in found.items()
+            if weight not in weights or weights[weight].numel() != size
         ]
         if problems:
             raise AdapterError(mismatch_message(problems), code="base-mismatch", where="the model")
-        made: list[Decoded] = [*factors, *vectors]
-        decoded = {record.name: each for record, each in zip(decoder.header.coded, made, strict=True)}
-        kinds = {record.name: record.kind for record in decoder.header.lowrank}
         with torch.no_grad():
-            for name, part in found.items():
+            for name, (delta, _) in found.items():
                 weight = weights[name]
-                change = row_delta(part, decoded, kinds, decoder.xp, tuple(weight.shape))
+                change = file.delta(delta, tuple(weight.shape), transposed=False)
                 rows = torch.from_numpy(change.rows(0, weight.shape[0] if weight.ndim else 1))
                 merge_tensor(weight, rows.to(weight.device))
 

@@ -101,21 +101,25 @@ def decode_file(source: Weighted, rung: int | None, device: object) -> MergeFile
     xp = arrays_on(device)
     with open_container(source, rung=rung) as container:
         container.check_content()
-        decoder = Decoder(container, xp)
-        header = decoder.header
-        factors, vectors = decoder.checked()
-        adapter = assembled(decoder, factors, vectors)
-        names = [record.name for record in header.coded]
-        return MergeFile(
-            name,
-            weight,
-            (container.prelude.content_sha256.hex(), header.factors_sha256.hex()),
-            adapter,
-            grouped_deltas(adapter),
-            dict(zip(names, [*factors, *vectors], strict=True)),
-            {record.name: record.kind for record in header.lowrank},
-            xp,
-        )
+        return merge_file(Decoder(container, xp), name, weight)
+
+
+def merge_file(decoder: Decoder, name: str, weight: float = 1.0) -> MergeFile:
+    """An open file, decoded and checked. Raises FormatError, ChecksumMismatch: it is damaged."""
+    header = decoder.header
+    factors, vectors = decoder.checked()
+    adapter = assembled(decoder, factors, vectors)
+    names = [record.name for record in header.coded]
+    return MergeFile(
+        name,
+        weight,
+        (decoder.container.prelude.content_sha256.hex(), header.factors_sha256.hex()),
+        adapter,
+        grouped_deltas(adapter),
+        dict(zip(names, [*factors, *vectors], strict=True)),
+        {record.name: record.kind for record in header.lowrank},
+        decoder.xp,
+    )
 
 
 def fit(file: MergeFile, checkpoint: Checkpoint) -> Operand:
