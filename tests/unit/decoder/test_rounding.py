@@ -92,11 +92,8 @@ def test_random_numbers_of_every_size(dtype: str, scale: float, monkeypatch: pyt
         assert added(raw, Dense(delta, bound=float(np.abs(delta).max()))) == wanted(raw, delta)
 
 
-@pytest.mark.parametrize("dtype", ["BF16", "F16"])
-def test_most_elements_take_the_fast_way(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(6)
-    raw = from_float64(rng.standard_normal((64, 1024)) * 0.02, dtype)
-    delta = rng.standard_normal((64, 1024)) * 0.0004
+def count_exact(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many elements each call of the exact way takes, from now on."""
     slow: list[int] = []
     real = rounding._exact
 
@@ -105,6 +102,15 @@ def test_most_elements_take_the_fast_way(dtype: str, monkeypatch: pytest.MonkeyP
         return real(values, *more)
 
     monkeypatch.setattr(rounding, "_exact", counted)
+    return slow
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_most_elements_take_the_fast_way(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(6)
+    raw = from_float64(rng.standard_normal((64, 1024)) * 0.02, dtype)
+    delta = rng.standard_normal((64, 1024)) * 0.0004
+    slow = count_exact(monkeypatch)
     assert added(raw, Dense(delta)) == wanted(raw, delta)
     assert 0 < sum(slow) < delta.size / 20
 
@@ -220,14 +226,7 @@ def test_products_in_float32_give_the_same_bits(
     monkeypatch.setattr(rounding, "TILE", 1 << 12)
     rng = np.random.default_rng(rank)
     left, right = random_factors(rng, 12, rank, 600, kind)
-    slow: list[int] = []
-    real = rounding._exact
-
-    def counted(values: Any, *more: Any) -> Any:
-        slow.append(values.size)
-        return real(values, *more)
-
-    monkeypatch.setattr(rounding, "_exact", counted)
+    slow = count_exact(monkeypatch)
     sizes = [-24, -36, -48] if dtype == "F16" else [-24, -38, -90, 20]
     for exponent, scaling in itertools.product(sizes, (1.0, -0.3)):
         delta, exact = low_rank(left, right, exponent, scaling)
