@@ -78,5 +78,9 @@ def _dump(container: str, tensors: Mapping[str, RawTensor], extra: Mapping[str, 
         return dump_pickle(tensors)
     kind, architecture = extra.get("general.architecture", (None, None))
     if kind != "STRING" or not isinstance(architecture, str):
-        raise AdapterError("GGUF needs general.architecture", code="not-expressible", where=where)
+        raise AdapterError(
+            "GGUF needs general.architecture: `decode --format gguf --base MODEL` makes one",
+            code="not-expressible",
+            where=where,
+        )
     return dump_gguf(tensors, extra, architecture)

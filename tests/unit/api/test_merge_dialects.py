@@ -150,10 +150,10 @@ def test_a_pipeline(tmp_path: Path) -> None:
 
 
 class Experts(torch.nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:
         super().__init__()
-        self.gate_up_proj = torch.nn.Parameter(torch.randn(3, 6, 10))
-        self.down_proj = torch.nn.Parameter(torch.randn(3, 5, 6))
+        self.gate_up_proj = torch.nn.Parameter(torch.randn(count, 6, 10))
+        self.down_proj = torch.nn.Parameter(torch.randn(count, 5, 6))
         self.is_transposed = True  # (experts, in, out), as in Llama 4 and gpt-oss
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -161,20 +161,21 @@ class Experts(torch.nn.Module):
 
 
 class Mixture(torch.nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:
         super().__init__()
-        self.mlp = torch.nn.ModuleDict({"experts": Experts()})
+        self.mlp = torch.nn.ModuleDict({"experts": Experts(count)})
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.mlp["experts"](x)  # type: ignore[no-any-return]
 
 
-def test_experts_of_peft(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [3, 12])  # 10 comes before 2 in the order of names
+def test_experts_of_peft(count: int, tmp_path: Path) -> None:
     """Encoded nearly without loss, the experts' factors come back to PEFT, and merge to what PEFT merges."""
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
     torch.manual_seed(0)
-    model = Mixture()
+    model = Mixture(count)
     base = tmp_path / "base"
     base.mkdir()
     save_file(model.state_dict(), base / "model.safetensors")
@@ -188,7 +189,7 @@ def test_experts_of_peft(tmp_path: Path) -> None:
                 parameter.copy_(torch.randn_like(parameter))
     wrapped.save_pretrained(tmp_path / "lora")
     adapter = read(tmp_path / "lora")
-    assert len(adapter.modules) == 6
+    assert len(adapter.modules) == 2 * count
     state = get_peft_model_state_dict(wrapped)
     written = load_file(tmp_path / "lora" / "adapter_model.safetensors")
     again = peft.tensors(adapter)
