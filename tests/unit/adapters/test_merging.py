@@ -26,9 +26,9 @@ from transformers import (
 
 from nola_codec.adapters import read
 from nola_codec.adapters.containers.safetensors_io import from_float64, to_float64, write_file
-from nola_codec.adapters.models.checkpoint import Checkpoint, MergeTarget
+from nola_codec.adapters.models.checkpoint import Checkpoint, MergeTarget, WeightMatch
 from nola_codec.adapters.models.merged_model import merge_directory
-from nola_codec.adapters.models.merging import MergePlan, plan_merge
+from nola_codec.adapters.models.merging import MergePlan, combine_plans, plan_merge
 from nola_codec.adapters.models.streaming import ChangeRows
 from nola_codec.errors import AdapterError, OutputExists
 from nola_codec.model import Adapter, RawTensor
@@ -358,3 +358,34 @@ def test_memory_is_that_of_a_few_pieces(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < size // 8
+
+
+def match(weight: str) -> WeightMatch:
+    return WeightMatch(weight, weight, weight, transposed=False)
+
+
+ONE, OTHER = RawTensor("F32", (1,), bytes(4)), RawTensor("F32", (1,), b"\1\0\0\0")
+CONFLICTS = {
+    "replaced differently": (MergePlan({}, replaced={"head": ONE}), MergePlan({}, replaced={"head": OTHER})),
+    "loaded differently": (MergePlan({}, reloaded={"norm": ONE}), MergePlan({}, reloaded={"norm": OTHER})),
+    "two biases": (MergePlan({}, bias_terms={"b": (ONE, 1.0)}), MergePlan({}, bias_terms={"b": (ONE, 1.0)})),
+    "replaced and changed": (MergePlan({}, replaced={"head": ONE}), MergePlan({"head": match("head")})),
+    "loaded and changed": (MergePlan({"norm": match("norm")}), MergePlan({}, reloaded={"norm": ONE})),
+    "untied in two ways": (MergePlan({}, untied={"head": "wte"}), MergePlan({}, untied={"head": "other"})),
+}
+
+
+@pytest.mark.parametrize("case", CONFLICTS)
+def test_what_several_adapters_cannot_share(case: str) -> None:
+    with pytest.raises(AdapterError, match=r"[ab]\.nola and [ab]\.nola") as e:
+        combine_plans(CONFLICTS[case], ["a.nola", "b.nola"])
+    assert e.value.code == "merge-conflict"
+
+
+def test_what_several_adapters_share() -> None:
+    first = MergePlan({"q": match("q")}, replaced={"head": ONE}, untied={"head": "wte"}, unties=True)
+    second = MergePlan({"q": match("q"), "k": match("k")}, replaced={"head": ONE}, reloaded={"norm": OTHER})
+    both = combine_plans([first, second], ["a.nola", "b.nola"])
+    assert set(both.matches) == {"q", "k"}
+    assert (both.replaced, both.reloaded) == ({"head": ONE}, {"norm": OTHER})
+    assert (both.untied, both.unties) == ({"head": "wte"}, True)
