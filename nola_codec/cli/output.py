@@ -28,7 +28,7 @@ def usable_device(context: click.Context, parameter: click.Parameter, name: str)
         import torch
 
         try:
-            torch.empty(1, device=name)
+            torch.zeros(1, device=name).cpu()  # "meta" takes tensors and gives none back
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).splitlines()[0]
             raise click.BadParameter(f"{name!r} cannot be used here: {reason}", context, parameter) from error

@@ -128,6 +128,26 @@ def test_decode(run: Run, encoded: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("device", ["numpy", "meta"])
+def test_a_device_changes_no_bit_or_is_refused(
+    device: str, run: Run, encoded: Path, base: Path, tmp_path: Path
+) -> None:
+    run("decode", encoded, "-o", tmp_path / "out")
+    run("merge", encoded, "--base", base, "-o", tmp_path / "merged", "--keep-undo")
+    for name, weights, command in (
+        ("out", "adapter_model.safetensors", ["decode", encoded]),
+        ("merged", "model.safetensors", ["merge", encoded, "--base", base]),
+    ):
+        done = run(*command, "-o", tmp_path / f"{name}2", "--device", device)
+        if device == "numpy":
+            assert done.status == 0
+            assert (tmp_path / f"{name}2" / weights).read_bytes() == (tmp_path / name / weights).read_bytes()
+        else:
+            assert done.status == 2
+    back = run("merge", encoded, "--unmerge", tmp_path / "merged", "-o", tmp_path / "back", "--device", device)
+    assert back.status == (0 if device == "numpy" else 2)
+
+
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     """A model directory with the weights that the adapter needs and one more, in float16."""
