@@ -6,8 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from base_model import cache_dir
-from e2e import Task
+from e2e import Task, cache_dir
 
 
 def arguments(doc: str | None, what: tuple[str, ...] = ()) -> argparse.Namespace:

@@ -1,6 +1,6 @@
 """The curve of loss against size of the E2E adapter: the weight-space code beside the same code trained on the task.
 
-    python tools/experiments/task_curve.py [--sizes 50KB,20KB,10KB,5KB] [--steps 120] [--json FILE] [--plot FILE]
+    python tools/experiments/task_curve.py [--sizes 50KB,20KB,10KB,5KB] [--steps 100] [--json FILE] [--plot FILE]
 
 Trained on the rows that the adapter was trained on (`valid.txt`), measured on 192 others. Sizes are whole files.
 """
@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from base_model import base_model, cache_dir, shared_dir
-from e2e import EVALUATED_ROWS, Task
+from e2e import EVALUATED_ROWS, Task, base_model, cache_dir, shared_dir
 from tables import gain, plot_curve, show
 
 import nola_codec
@@ -91,7 +90,7 @@ def main() -> None:
     """Table, JSON, plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="50KB,20KB,10KB,5KB")
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--against", default="labels", choices=["labels", "adapter", "both"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
