@@ -25,12 +25,13 @@ def assembled(decoder: Decoder, factors: Sequence[Factors], vectors: Sequence[Ve
     """Decoded records as an adapter, float32, exact."""
     header = decoder.header
     modules = [decoded_module(r, f, decoder.xp) for r, f in zip(header.lowrank, factors, strict=True)]
-    raw = {record.name: decoder.raw(i) for i, record in enumerate(header.raw)}
+    raw = dict(decoder.carried())
+    draws = {record.name: record.kind.draw for record in header.drawn}
     tensors = [
         VectorTensor(record.name, decoder.xp.numpy(vector.float32(decoder.xp)), record.kind.dtype)
         for record, vector in zip(header.vectors, vectors, strict=True)
     ]
-    return Adapter(header.dialect, tuple(modules), raw, header.config, header.metadata, tuple(tensors))
+    return Adapter(header.dialect, tuple(modules), raw, header.config, header.metadata, tuple(tensors), draws)
 
 
 def decoded_module(record: LowRankRecord, factors: Factors, xp: Arrays) -> LoraModule:

@@ -99,7 +99,8 @@ def encode_adapter(
     clock = _Clock()
     items = _in_order(adapter)
     parameters = adapter.parameters if parameters is None else parameters
-    raw = dict(sorted(adapter.raw.items(), key=lambda item: natural_key(item[0])))
+    keys = sorted(adapter.raw, key=natural_key)
+    raw = {key: adapter.raw[key] for key in keys if key not in adapter.draws}
     envelope = Envelope(
         writer=f"nola-codec {__version__}",
         dialect=adapter.dialect,
@@ -108,6 +109,7 @@ def encode_adapter(
         config=config_with_rank if config_with_rank is not None else adapter.config,
         metadata=adapter.metadata,
         raw=raw,
+        drawn={key: (adapter.draws[key], adapter.raw[key]) for key in keys if key in adapter.draws},
     )
     with clock.stage("carried tensors"):
         raw_sections = pack_raw(raw)
@@ -138,7 +140,8 @@ def encode_adapter(
         activation_error=None if coded.activations is None else _share(coded.activations),
         rungs=coded.rungs,
         dialect=adapter.dialect,
-        notes=notes(options, nmse, effective, sum(len(data) for _, data in raw_sections) / len(coded.data)),
+        notes=adapter.notes
+        + notes(options, nmse, effective, sum(len(data) for _, data in raw_sections) / len(coded.data)),
     )
     return coded.data, report
 
