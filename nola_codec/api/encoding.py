@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from nola_codec import adapters
 from nola_codec.adapters import AnySource
-from nola_codec.adapters.dialects import peft_config
+from nola_codec.adapters.dialects import peft_config, peft_diagonals
 from nola_codec.adapters.files import atomic_file, require_free
 from nola_codec.adapters.sources import weights_in
 from nola_codec.encoder.encode import encode_adapter
@@ -71,6 +71,8 @@ def encode_bytes(
     """`encode` that hands back the file's bytes as well."""
     chosen = checked(out, size=size, overwrite=overwrite, **options)
     adapter = adapters.read(source, config=config, carry_unknown=carry_unknown)
+    if not chosen.rated and peft_diagonals.method_of(adapter.config) is not None:
+        adapter = peft_diagonals.exact(adapter)
     new_config = None
     if chosen.projected and chosen.rank is not None and adapter.dialect != "peft":
         message = f"another rank would change what alpha / r means in the dialect {adapter.dialect}; leave out rank"
