@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -71,9 +72,15 @@ def encode_bytes(
     """`encode` that hands back the file's bytes as well."""
     chosen = checked(out, size=size, overwrite=overwrite, **options)
     adapter = adapters.read(source, config=config, carry_unknown=carry_unknown)
-    if not chosen.rated and peft_diagonals.method_of(adapter.config) is not None:
-        adapter = peft_diagonals.exact(adapter)
     new_config = None
+    diagonal = peft_diagonals.method_of(adapter.config) is not None
+    if diagonal and not chosen.rated:
+        adapter = peft_diagonals.exact(adapter)
+    elif diagonal and chosen.objective is None and not chosen.projected and not chosen.weighted:
+        # That a network hardly sees noise was measured on low-rank factors; of diagonals nothing of the kind is known.
+        chosen = replace(chosen, objective="nmse")
+    if chosen.projected and chosen.rank is not None and diagonal:
+        raise EncodeError("the rank of VeRA and RandLoRA is that of their matrices; leave out rank", code="option")
     if chosen.projected and chosen.rank is not None and adapter.dialect != "peft":
         message = f"another rank would change what alpha / r means in the dialect {adapter.dialect}; leave out rank"
         raise EncodeError(message, code="option")

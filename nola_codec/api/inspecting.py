@@ -115,6 +115,18 @@ def _tensors(header: Header) -> list[dict[str, Any]]:
             }
             for r in header.raw
         ]
+        + [
+            {
+                "name": r.name,
+                "record": "drawn",
+                "dtype": r.kind.draw.dtype,
+                "shape": list(r.kind.draw.shape),
+                "bytes": 0,
+                "method": r.kind.draw.method,
+                "seed": r.kind.draw.seed,
+            }
+            for r in header.drawn
+        ]
     )
 
 

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from nola_codec.adapters.dialects.deltas import Delta as AdapterDelta
+from nola_codec.adapters.dialects.diagonals import Diagonals
 from nola_codec.adapters.models.checkpoint import MergeTarget, delta_shape
 from nola_codec.arrays import Arrays
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.decoder.deltas import ComputedDelta, Delta, VectorDelta, WeightedSum, factor_delta
+from nola_codec.decoder.deltas import (
+    ComputedDelta,
+    Delta,
+    OrderedProduct,
+    VectorDelta,
+    WeightedSum,
+    factor_delta,
+)
 from nola_codec.decoder.factors import Decoded, Factors, Vector
 from nola_codec.encoder.options import Progress
 from nola_codec.model import Adapter, LoraModule, LowRankKind, LowRankRecord, VectorTensor
@@ -77,6 +87,11 @@ def row_delta(
         shape: Of the weight.
         transposed: The weight is stored (in, out).
     """
+    if isinstance(part.composite, Diagonals):
+        values = {vector.name: vector.values for vector in part.vectors}
+        left, right = part.composite.factors(values, shape[::-1] if transposed else shape)
+        left, right = (right.T, left.T) if transposed else (left, right)
+        return OrderedProduct(np.ascontiguousarray(left), np.ascontiguousarray(right), part.composite.scale, shape)
     if part.composite is not None:
         return ComputedDelta(part.dense, shape)
     terms: list[Delta] = []

@@ -179,7 +179,7 @@ def _portions(items: Sequence[_Picked]) -> list[list[_Picked]]:
 
 
 class FactorsDigest:
-    """SHA-256 over records in file order: each side's exponent as int8, each side as int16; bytes of raw and drawn tensors."""
+    """SHA-256 over records in file order: each side's exponent as int8, each side as int16; others' bytes."""
 
     def __init__(self) -> None:
         self._sha = hashlib.sha256()

@@ -141,6 +141,7 @@ def encode_adapter(
         rungs=coded.rungs,
         dialect=adapter.dialect,
         notes=adapter.notes
+        + composites.notes()
         + notes(options, nmse, effective, sum(len(data) for _, data in raw_sections) / len(coded.data)),
     )
     return coded.data, report
@@ -201,7 +202,7 @@ def _spread(
     objective = OBJECTIVES[options.objective_name]
     error = options.error_target
     limit = options.size if options.size is not None else int(2 * parameters / options.ratio) if options.ratio else 0
-    aim: float = limit if error is None else error
+    aim: float = limit if error is None else error * composites.dilution
     for attempt in range(_ATTEMPTS):
         _tell(options, "rate control", attempt, _ATTEMPTS)
         # A bank of its own, as large as the adapter, is let go before coding: a second attempt is rare, and makes it

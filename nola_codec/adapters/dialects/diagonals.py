@@ -5,7 +5,7 @@
               delta = M * alpha / r, transposed where the layer has more inputs than outputs; N bases, k below r N
 
 as PEFT computes them (`tuners/vera/layer.py`, `tuners/randlora/layer.py`: both factors are flattened over rank and
-bases, in opposite orders). All layers share A and B, which are as large as the largest of them, and use their beginning.
+bases, in opposite orders). All layers share A and B, as large as the largest of them needs, and use their beginning.
 """
 
 from __future__ import annotations
@@ -82,9 +82,7 @@ class Diagonals(Composite):
         left, right = self._factors(values, self._widest())
         return left @ right * self.scale
 
-    def factors(
-        self, values: Mapping[str, npt.NDArray[np.floating]], shape: tuple[int, ...]
-    ) -> tuple[Floats, Floats]:
+    def factors(self, values: Mapping[str, npt.NDArray[np.floating]], shape: tuple[int, ...]) -> tuple[Floats, Floats]:
         """Left (out, K) and right (K, in) of a layer, each element rounded as the specification says.
 
         Args:
@@ -99,7 +97,7 @@ class Diagonals(Composite):
             raise AdapterError(message, code="bad-shape", where=self.name)
         out, inputs = shape
         if self.method == "VERA":
-            return self._factors(values, shape)
+            return self._factors(values, (out, inputs))
         left, right = self._factors(values, (max(shape), min(shape)))
         return (left, right) if inputs <= out else (right.T, left.T)
 
@@ -141,14 +139,15 @@ class Diagonals(Composite):
 
 
 def gains(
-    method: str, first: Floats, second: Floats, lora_A: Floats | None, lora_B: Floats | None, scale: float
+    method: str, first: Floats, second: Floats, matrices: tuple[Floats, Floats] | None, scale: float
 ) -> tuple[float, float]:
     """What an error of each diagonal is multiplied by on its way into the delta: |delta| / |diagonal|, for both.
 
-    Norms of the drawn matrices, the rows and columns of which are taken as orthogonal; without them, of what PEFT draws.
+    Norms of the drawn matrices, whose rows and columns are taken as orthogonal; without them, of what PEFT draws.
     A diagonal of zeros, as training begins with, counts as one of ones.
     """
     first, second = (np.where(x.any(), x, 1.0) for x in (first, second))
+    lora_A, lora_B = matrices if matrices is not None else (None, None)
     if method == "VERA":
         rank = len(second)
         # Kaiming's uniform: the variance of A's elements is 2 / in, that of B's 2 / r.

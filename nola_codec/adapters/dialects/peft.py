@@ -18,10 +18,10 @@ import numpy as np
 
 from nola_codec.adapters.containers.store_types import TensorStore
 from nola_codec.adapters.containers.tensor_files import is_tensor_file, write_tensors
+from nola_codec.adapters.dialects import peft_diagonals
 from nola_codec.adapters.dialects.foreign import describe_keys
 from nola_codec.adapters.dialects.lycoris import Composite
 from nola_codec.adapters.dialects.pairs import join, pair_tensors, read_carried, read_pair
-from nola_codec.adapters.dialects import peft_diagonals
 from nola_codec.adapters.dialects.peft_config import (
     PREFIX,
     PeftSettings,

@@ -168,7 +168,7 @@ def _alpha_for(scaling: float, rank: int, use_rslora: bool) -> int | float:
         if candidate / divisor == scaling:
             alpha = candidate
             break
-    return int(alpha) if alpha.ispositive_integer() else alpha
+    return int(alpha) if alpha.is_integer() else alpha
 
 
 def _exact_pattern(path: str) -> str:

@@ -19,7 +19,7 @@ from nola_codec.adapters.dialects.lycoris import Floats
 from nola_codec.adapters.dialects.pairs import join, read_carried, read_floats
 from nola_codec.adapters.dialects.peft_config import is_saved_embedding, is_saved_module, positive_integer, real_number
 from nola_codec.adapters.dialects.peft_draws import find_draws
-from nola_codec.adapters.dtypes import from_float32, to_float64
+from nola_codec.adapters.dtypes import from_float32, to_float32, to_float64
 from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import Adapter, Draw, RawTensor, VectorTensor
@@ -85,7 +85,17 @@ def tensors(adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
 
 def exact(adapter: Adapter) -> Adapter:
     """The adapter with its diagonals carried as they came: they are few, and the rest is a seed."""
-    return replace(adapter, raw=tensors(adapter), vectors=())
+    note = "the diagonals are carried exact; a rate (--size, --ratio, --nmse, --bits) codes them, and loses something"
+    return replace(adapter, raw=tensors(adapter), vectors=(), notes=(*adapter.notes, note))
+
+
+def as_vectors(adapter: Adapter) -> Adapter:
+    """The adapter with all diagonals as vectors, however it holds them: to be compared with another."""
+    method = METHODS[(adapter.config or {})["peft_type"]]
+    names = [n for n, t in adapter.raw.items() if n.endswith(method.diagonals) and t.dtype in _CODED_DTYPES]
+    made = tuple(VectorTensor(n, to_float32(adapter.raw[n], where=n), adapter.raw[n].dtype) for n in names)
+    raw = {name: tensor for name, tensor in adapter.raw.items() if name not in set(names)}
+    return replace(adapter, raw=raw, vectors=adapter.vectors + made)
 
 
 def composites(adapter: Adapter) -> tuple[Diagonals, ...]:
@@ -123,7 +133,7 @@ def composites(adapter: Adapter) -> tuple[Diagonals, ...]:
     return tuple(made)
 
 
-def placeless(adapter: Adapter) -> dict[str, RawTensor]:
+def model_tensors(adapter: Adapter) -> dict[str, RawTensor]:
     """Carried tensors that are tensors of the model: neither diagonals nor what they act between."""
     method = METHODS[(adapter.config or {})["peft_type"]]
     own = (*method.diagonals, *method.projections)
@@ -267,8 +277,8 @@ def _with_gains(adapter: Adapter, modules: list[str]) -> Adapter:
     for module in modules:
         names = [f"{module}.{end}" for end in method.diagonals]
         first, second = (values[n] if n in values else to_float64(adapter.raw[n], where=n) for n in names)
-        pair = matrices.of(module, first, second) or (None, None)
-        found |= dict(zip(names, gains(config["peft_type"], first, second, *pair, _scale(config, "")), strict=True))
+        made = gains(config["peft_type"], first, second, matrices.of(module, first, second), _scale(config, ""))
+        found |= dict(zip(names, made, strict=True))
     return replace(adapter, vectors=tuple(replace(v, gain=found[v.name]) for v in adapter.vectors))
 
 

@@ -1,9 +1,9 @@
 """The matrices that PEFT draws for VeRA and RandLoRA: which draw makes a file's tensor, to the bit.
 
     VeRA      A (r, in), B (out, r): Kaiming's uniform of fan in, gain sqrt(2), float32       `tuners/vera/model.py`
-    RandLoRA  A (r, 1, min), B (max, N, r): Kaiming's uniform with a = sqrt(5) in bfloat16 (float16 where accelerate finds
-              no bfloat16), B base by base; or of torch.rand's float32 numbers u: -1, 0, 1; divided by their standard
-              deviation                                                               `tuners/randlora/model.py`
+    RandLoRA  A (r, 1, min), B (max, N, r): Kaiming's uniform with a = sqrt(5) in bfloat16 (float16 where accelerate
+              finds no bfloat16), B base by base; or -1, 0 and 1 of torch.rand's float32 numbers; either is divided
+              by its standard deviation                                                     `tuners/randlora/model.py`
 
 from `torch.Generator().manual_seed(projection_prng_key)`, A first. Then PEFT casts them to the base model's dtype, and
 back to float32 to train. Checked against peft 0.21.2 with torch 2.13.0, its kernels for AVX2, AVX-512 and neither.
@@ -62,7 +62,7 @@ def find_draws(config: Mapping[str, Any], lora_A: RawTensor, lora_B: RawTensor) 
             for start, axis, tensor in ((0, 0, lora_A), (begin, 1, lora_B))
         ]
     sparsity = _sparsity(config, lora_A.shape[-1])
-    found = []
+    found: list[Draw | None] = []
     for place, tensor in zip(places, (lora_A, lora_B), strict=True):
         if tensor.dtype not in _CAST_DTYPES:
             found.append(None)
