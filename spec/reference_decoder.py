@@ -215,7 +215,7 @@ def make_kind(item: list[Any]) -> dict[str, Any]:
     if schema is DRAWN:
         floats = [kind["low"], kind["high"], kind["divisor"] or 1.0]
         need(1 <= len(kind["dtypes"]) <= 4 and kind["digits"] in (8, 11, 24), "header", "dtypes or digits")
-        need(all(abs(f) <= 2**32 and f == float(np.float32(f)) for f in floats), "header", "a float that float32 has not")
+        need(all(abs(f) <= 2**32 and f == float(np.float32(f)) for f in floats), "header", "not a binary32 number")
         need(kind["low"] <= kind["high"] and kind["divisor"] in (None, max(2**-32, floats[2])), "header", "bounds")
         need(kind["axis"] == 0 or len(kind["shape"]) > 1, "header", "axis")
         return kind

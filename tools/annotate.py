@@ -120,7 +120,8 @@ def vectors() -> Iterator[str]:
     tail = np.concatenate(((head * first)[:2] * 2, REF.transform((head * first)[2:], 4)))
     yield f"  second pass             {listed(tail)}"
     yield f"  times second signs      {listed(second)} = {listed(tail * second)}"
-    yield f"MT19937, seed 5489: words {listed(REF.mt19937(5489, 0, 3))}; word 9999 is {listed(REF.mt19937(5489, 9999, 1))}"
+    first, last = REF.mt19937(5489, 0, 3), REF.mt19937(5489, 9999, 1)
+    yield f"MT19937, seed 5489: words {listed(first)}; word 9999 is {listed(last)}"
     yield "drawn, F32, seed 5489, from word 1, of -0.3 to 0.3 in float32, as float32 bits"
     end = float(np.float32(0.3))
     kind = {"shape": [3], "dtypes": [0], "digits": 24, "seed": 5489, "start": 1, "axis": 0, "low": -end, "high": end}

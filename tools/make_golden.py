@@ -252,8 +252,8 @@ def known_answers(ref: ModuleType) -> dict[str, Any]:
         made = ref.mt19937(seed, 0, 10_000)
         twister.append({"seed": seed, "first": made[:6].tolist(), "last": int(made[-1]),
                         "sha256_of_10000": digest(made)})  # fmt: skip
-    return {"twister.json": twister, "words.json": words, "signs.json": signs, "subsets.json": subsets, "bases.json": bases,
-            "trellises.json": trellises}  # fmt: skip
+    return {"twister.json": twister, "words.json": words, "signs.json": signs, "subsets.json": subsets,
+            "bases.json": bases, "trellises.json": trellises}  # fmt: skip
 
 
 def torch_answers() -> list[dict[str, Any]]:
