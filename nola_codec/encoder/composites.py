@@ -61,7 +61,7 @@ class CompositeErrors:
         for members in self._members.values():
             composite = self._of[members[0]]
             if isinstance(composite, Diagonals):  # its gains are estimates, as those of factors need not be
-                energies[members] = float(np.square(self._original(composite)).sum())
+                energies[members] = composite.squared_distance(self._values(composite), None)
             energies[members] /= len(members)
         if self._diagonals[1] or self._bare:
             self.dilution = float(energies.sum()) / before if before else 1.0
@@ -88,16 +88,20 @@ class CompositeErrors:
         members = self._members[composite.name]
         if len(parts) < len(members):
             return None
-        lost = composite.combine(self._waiting.pop(composite.name)) - self._original(composite)
+        found, original = self._waiting.pop(composite.name), self._values(composite)
+        if isinstance(composite, Diagonals):
+            return members, composite.squared_distance(found, original) / len(members)
+        lost = composite.combine(found) - composite.combine(original)
         return members, float(np.square(lost).sum()) / len(members)
 
-    def _original(self, composite: Composite) -> npt.NDArray[np.float64]:
+    def _values(self, composite: Composite) -> dict[str, npt.NDArray[np.floating]]:
+        """What a delta's parts were, before they were coded."""
         parts = [self._items[i] for i in self._members[composite.name]]
         values = part_values(
             [part for part in parts if isinstance(part, LoraModule)],
             [part for part in parts if isinstance(part, VectorTensor)],
         )
-        return composite.combine({name: value() for name, value in values.items()})
+        return {name: value() for name, value in values.items()}
 
 
 def _value(decoded: Decoded) -> npt.NDArray[np.float64]:

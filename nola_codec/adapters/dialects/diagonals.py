@@ -82,6 +82,18 @@ class Diagonals(Composite):
         left, right = self._factors(values, self._widest())
         return left @ right * self.scale
 
+    def squared_distance(
+        self, values: Mapping[str, npt.NDArray[np.floating]], others: Mapping[str, npt.NDArray[np.floating]] | None
+    ) -> float:
+        """Squared Frobenius norm of the delta minus that of other diagonals (None: of nothing), in `shape`."""
+        left, right = self._factors(values, self._widest())
+        if others is not None:
+            second = self._factors(others, self._widest())
+            left, right = np.hstack([left, second[0]]), np.vstack([right, -second[1]])
+        if 2 * left.shape[1] <= min(self._widest()):  # |L R|^2 = tr(L^T L R R^T)
+            return max(0.0, float(np.sum((left.T @ left) * (right @ right.T)))) * self.scale**2
+        return float(np.square(left @ right).sum()) * self.scale**2
+
     def factors(self, values: Mapping[str, npt.NDArray[np.floating]], shape: tuple[int, ...]) -> tuple[Floats, Floats]:
         """Left (out, K) and right (K, in) of a layer, each element rounded as the specification says.
 
