@@ -73,14 +73,8 @@ def encode_bytes(
     chosen = checked(out, size=size, overwrite=overwrite, **options)
     adapter = adapters.read(source, config=config, carry_unknown=carry_unknown)
     new_config = None
-    diagonal = peft_diagonals.method_of(adapter.config) is not None
-    if diagonal and not chosen.rated:
-        adapter = peft_diagonals.exact(adapter)
-    elif diagonal and chosen.objective is None and not chosen.projected and not chosen.weighted:
-        # That a network hardly sees noise was measured on low-rank factors; of diagonals nothing of the kind is known.
-        chosen = replace(chosen, objective="nmse")
-    if chosen.projected and chosen.rank is not None and diagonal:
-        raise EncodeError("the rank of VeRA and RandLoRA is that of their matrices; leave out rank", code="option")
+    if peft_diagonals.method_of(adapter.config) is not None:
+        adapter, chosen = _of_diagonals(adapter, chosen)
     if chosen.projected and chosen.rank is not None and adapter.dialect != "peft":
         message = f"another rank would change what alpha / r means in the dialect {adapter.dialect}; leave out rank"
         raise EncodeError(message, code="option")
@@ -97,6 +91,21 @@ def encode_bytes(
     elif out is not None:
         out.write(data)
     return data, report
+
+
+def _of_diagonals(adapter: Adapter, chosen: EncodeOptions) -> tuple[Adapter, EncodeOptions]:
+    """VeRA and RandLoRA: exact unless a rate is asked for, and then by least squares.
+
+    That a network hardly sees noise was measured on low-rank factors; of diagonals nothing of the kind is known.
+    """
+    if chosen.rank is not None:
+        raise EncodeError("the rank of VeRA and RandLoRA is that of their matrices; leave out rank", code="option")
+    if chosen.weighted or chosen.objective not in (None, "nmse"):
+        message = "VeRA and RandLoRA are coded by the NMSE; other objectives and weights are for low-rank factors"
+        raise EncodeError(message, code="option")
+    if not chosen.rated:
+        adapter = peft_diagonals.exact(adapter)
+    return adapter, chosen if chosen.projected else replace(chosen, objective="nmse")
 
 
 def checked(

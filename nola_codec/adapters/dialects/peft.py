@@ -128,6 +128,9 @@ def write(adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = 
         raise AdapterError(message, code="not-expressible", where=adapter.vectors[0].name)
     path = Path(out)
     lone = is_tensor_file(path)
+    if lone and diagonals:
+        message = "a lone file has no place for the configuration, without which PEFT cannot use it; write a directory"
+        raise AdapterError(message, code="needs-directory", where=str(out))
     modules = tuple(_fold_scaling(m, adapter.raw) for m in adapter.modules) if lone else adapter.modules
     if not lone and adapter.config is None:
         wrong = next((m for m in modules if m.scaling != 1.0), None)

@@ -102,7 +102,7 @@ def test_an_adapter_comes_back_equal(train: Callable[..., Trained], tmp_path: Pa
     family, method, options = KINDS[kind]
     case = train(family, method, save_projection=save, **options)
     report = encode(case.adapter, tmp_path / "a.nola")
-    assert (report.nmse, report.effective_error, report.tensors) == (0, 0, ())
+    assert (report.nmse, report.effective_error, report.objective, report.tensors) == (0, None, "nmse", ())
     assert "the diagonals are carried exact" in report.notes[0]
     assert verify(tmp_path / "a.nola")["tensors"] == len(tensors(case.adapter))
     decode(tmp_path / "a.nola", tmp_path / "out")
@@ -189,9 +189,31 @@ def test_an_exact_file_equals_its_adapter_in_comparison(train: Callable[..., Tra
     assert (found.nmse, found.same_structure, len(found.tensors)) == (0, True, 8)
 
 
-def test_another_rank_is_refused(train: Callable[..., Trained]) -> None:
-    with pytest.raises(EncodeError, match="rank of VeRA"):
-        encode(train("llama", "VERA").adapter, bits=4, rank=2)
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"bits": 4, "rank": 2}, "rank of VeRA"), ({"objective": "effective"}, "by the NMSE"),
+     ({"importance": {"*": 2.0}, "size": 2000}, "by the NMSE")],
+)  # fmt: skip
+def test_options_of_low_rank_factors_are_refused(
+    train: Callable[..., Trained], options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(EncodeError, match=words) as caught:
+        encode(train("llama", "VERA").adapter, **options)
+    assert caught.value.code == "option"
+
+
+def test_a_lone_file_has_no_place_for_the_configuration(train: Callable[..., Trained], tmp_path: Path) -> None:
+    case = train("llama", "VERA")
+    encode(case.adapter, tmp_path / "a.nola")
+    with pytest.raises(AdapterError, match="write a directory") as caught:
+        decode(tmp_path / "a.nola", tmp_path / "lone.safetensors")
+    assert caught.value.code == "needs-directory"
+    with pytest.raises(AdapterError, match="keys look like PEFT's VeRA") as caught:
+        encode((case.adapter / "adapter_model.safetensors").read_bytes())
+    assert caught.value.code == "foreign-dialect"
+    with pytest.raises(AdapterError) as caught:
+        decode(tmp_path / "a.nola", tmp_path / "k", format="kohya")
+    assert caught.value.code == "not-expressible"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
