@@ -61,7 +61,12 @@ def read_source(source: AdapterSource, *, carry_unknown: bool = False) -> Adapte
     for module in modules:
         _check_diagonals(store, module, method, rank)
     diagonals = {f"{module}.{end}" for module in modules for end in method.diagonals}
-    raw = {name: _carry(source, name, method, carry_unknown) for name in sorted(set(store.tensors) - diagonals)}
+    raw: dict[str, RawTensor] = {}
+    copies: dict[str, RawTensor] = {}  # RandLoRA saves its matrices once a layer: one copy is enough in memory
+    for name in sorted(set(store.tensors) - diagonals):
+        tensor = _carry(source, name, method, carry_unknown)
+        first = copies.setdefault(name.rpartition(".")[2], tensor)
+        raw[name] = first if first == tensor else tensor
     draws, notes = _drawn(config, method, raw)
     raw |= {name: drawn_tensor(draw) for name, draw in draws.items()}
     # Doubles have no place in a coded record that gives them back.
