@@ -16,9 +16,11 @@ import numpy.typing as npt
 
 from nola_codec.arrays import bfloat16_bits
 from nola_codec.model import Draw, RawTensor
-from nola_codec.prng.mt19937 import Words, mt19937
+from nola_codec.prng.mt19937 import Words, mt19937_pieces
 
 Float32 = npt.NDArray[np.float32]
+
+_STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 def drawn_tensor(draw: Draw) -> RawTensor:
@@ -28,13 +30,18 @@ def drawn_tensor(draw: Draw) -> RawTensor:
 
 @lru_cache(maxsize=2)
 def _drawn(draw: Draw) -> RawTensor:
-    values = drawn_values(draw, mt19937(draw.seed, draw.start, draw.elements))
+    stored = np.empty(draw.elements, _STORED[draw.dtype])
+    position = 0
+    for words in mt19937_pieces(draw.seed, draw.start, draw.elements):
+        values = drawn_values(draw, words)
+        part = bfloat16_bits(values.view(np.uint32)) if draw.dtype == "BF16" else values
+        with np.errstate(over="ignore", under="ignore"):
+            stored[position : position + len(part)] = part
+        position += len(part)
     if draw.axis == 1:
         slices = (draw.shape[1], draw.shape[0], *draw.shape[2:])
-        values = np.ascontiguousarray(np.moveaxis(values.reshape(slices), 0, 1))
-    if draw.dtype == "BF16":
-        return RawTensor("BF16", draw.shape, bfloat16_bits(values.view(np.uint32)).astype("<u2").tobytes())
-    return RawTensor(draw.dtype, draw.shape, values.astype({"F32": "<f4", "F16": "<f2"}[draw.dtype]).tobytes())
+        stored = np.moveaxis(stored.reshape(slices), 0, 1)
+    return RawTensor(draw.dtype, draw.shape, stored.tobytes())
 
 
 def drawn_values(draw: Draw, words: Words) -> Float32:

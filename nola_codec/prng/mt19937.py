@@ -32,17 +32,23 @@ def mt19937(seed: int, start: int, count: int) -> Words:
         uint32 (count,).
     """
     words = np.empty(count, np.uint32)
+    position = 0
+    for piece in mt19937_pieces(seed, start, count):
+        words[position : position + len(piece)] = piece
+        position += len(piece)
+    return words
+
+
+def mt19937_pieces(seed: int, start: int, count: int) -> Iterator[Words]:
+    """The words of `mt19937`, some _PIECE at a time: not all of a large tensor's are in memory at once."""
     position = -start
     for piece in _pieces(seed):
         if position >= count:
-            break
+            return
         stop = position + len(piece)
         if stop > 0:
-            first = max(position, 0)
-            part = piece[first - position : min(stop, count) - position]
-            words[first : first + len(part)] = _tempered(part)
+            yield _tempered(piece[max(-position, 0) : min(stop, count) - position])
         position = stop
-    return words
 
 
 def _pieces(seed: int) -> Iterator[Words]:

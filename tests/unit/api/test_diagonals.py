@@ -384,7 +384,7 @@ def test_a_hostile_configuration_is_an_error_of_the_package(train: Callable[...,
 def test_opening_draws_nothing(train: Callable[..., Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = train("llama", "VERA")
     encode(case.adapter, tmp_path / "a.nola")
-    monkeypatch.setattr("nola_codec.prng.draws.mt19937", lambda *_: pytest.fail("drawn"))
+    monkeypatch.setattr("nola_codec.prng.draws.mt19937_pieces", lambda *_: pytest.fail("drawn"))
     with open_container(tmp_path / "a.nola") as container:
         header = container.header
         assert [record.name for record in header.drawn] == ["base_model.vera_A", "base_model.vera_B"]
