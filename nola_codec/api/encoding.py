@@ -93,16 +93,23 @@ def encode_bytes(
     return data, report
 
 
-def _of_diagonals(adapter: Adapter, chosen: EncodeOptions) -> tuple[Adapter, EncodeOptions]:
-    """VeRA and RandLoRA: exact unless a rate is asked for, and then by least squares.
+def require_least_squares(adapter: Adapter, chosen: EncodeOptions) -> None:
+    """Refuse for VeRA and RandLoRA what is about low-rank factors. Raises EncodeError ``option``.
 
     That a network hardly sees noise was measured on low-rank factors; of diagonals nothing of the kind is known.
     """
+    if peft_diagonals.method_of(adapter.config) is None:
+        return
     if chosen.rank is not None:
         raise EncodeError("the rank of VeRA and RandLoRA is that of their matrices; leave out rank", code="option")
     if chosen.weighted or chosen.objective not in (None, "nmse"):
         message = "VeRA and RandLoRA are coded by the NMSE; other objectives and weights are for low-rank factors"
         raise EncodeError(message, code="option")
+
+
+def _of_diagonals(adapter: Adapter, chosen: EncodeOptions) -> tuple[Adapter, EncodeOptions]:
+    """VeRA and RandLoRA: exact unless a rate is asked for, and then by least squares."""
+    require_least_squares(adapter, chosen)
     if not chosen.rated:
         adapter = peft_diagonals.exact(adapter)
     return adapter, chosen if chosen.projected else replace(chosen, objective="nmse")

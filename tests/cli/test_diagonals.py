@@ -63,3 +63,4 @@ def test_with_a_rate(run: Run, vera: Path, tmp_path: Path) -> None:
     shown = run("sweep", vera, "--sizes", "700,1KB")
     assert shown.status == 0, shown.err
     assert run("encode", vera, "-o", tmp_path / "b.nola", "--objective", "effective").status == 2
+    assert run("sweep", vera, "--sizes", "1KB", "--objective", "effective").status == 2
