@@ -102,8 +102,8 @@ def require_least_squares(adapter: Adapter, chosen: EncodeOptions) -> None:
         return
     if chosen.rank is not None:
         raise EncodeError("the rank of VeRA and RandLoRA is that of their matrices; leave out rank", code="option")
-    if chosen.weighted or chosen.objective not in (None, "nmse"):
-        message = "VeRA and RandLoRA are coded by the NMSE; other objectives and weights are for low-rank factors"
+    if chosen.weighted or chosen.tuner is not None or chosen.objective not in (None, "nmse"):
+        message = "VeRA and RandLoRA are coded by the NMSE; other objectives, fits and weights are for low-rank factors"
         raise EncodeError(message, code="option")
 
 

@@ -26,7 +26,7 @@ from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.factors import Factors
 from nola_codec.decoder.merge import delta_weight, merge_tensor
 from nola_codec.errors import AdapterError, FormatError
-from nola_codec.model import Header, RawTensor
+from nola_codec.model import Header
 
 if TYPE_CHECKING:
     import torch
@@ -104,14 +104,14 @@ class NolaFile:
         Args:
             dtype: Of the factors and vectors: f32 is exact; f16 and bf16 round once.
         """
-        import torch
+        from nola_codec.decoder.torch_raw import to_torch, torch_dtype
 
         # PEFT's pairs stay on the device all the way; other dialects' tensors are put together in NumPy first.
         if self.header.dialect != "peft" or any(is_expert(record.name) for record in self.header.lowrank):
             adapter = decoded_adapter(self._opened(), None)
             made = dialect_of(adapter.dialect, self._container.name).tensors(adapter, DTYPES[dtype])
-            return {key: self._tensor(_to_torch(tensor)) for key, tensor in made.items()}
-        wanted = getattr(torch, _TORCH_NAMES[DTYPES[dtype]])
+            return {key: self._tensor(to_torch(tensor)) for key, tensor in made.items()}
+        wanted = torch_dtype(DTYPES[dtype])
         tensors: dict[str, torch.Tensor] = {}
         for index, decoded in self._decode(None):
             record = self.header.lowrank[index]
@@ -122,7 +122,7 @@ class NolaFile:
         for name, vector in self._opened().vectors():
             tensors[name] = self._tensor(vector.float32(self._arrays())).to(wanted)
         for name, carried in self._opened().carried():
-            tensors[name] = self._tensor(_to_torch(carried))
+            tensors[name] = self._tensor(to_torch(carried))
         return tensors
 
     def merge_into(self, model: torch.nn.Module) -> None:
@@ -273,21 +273,3 @@ def load(
             opened.close()
             raise
     return opened
-
-
-def _to_torch(tensor: RawTensor) -> Any:
-    import torch
-
-    data = (
-        torch.frombuffer(bytearray(tensor.data), dtype=torch.uint8)
-        if tensor.data
-        else torch.empty(0, dtype=torch.uint8)
-    )
-    return data.view(getattr(torch, _TORCH_NAMES[tensor.dtype])).reshape(tensor.shape)
-
-
-_TORCH_NAMES = {
-    "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "I64": "int64", "I32": "int32",
-    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "U16": "uint16", "U32": "uint32", "U64": "uint64",
-    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
-}  # fmt: skip

@@ -6,6 +6,8 @@ Random access by counter makes any chunk of rows cheap, so memory is bounded wha
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from nola_codec.arrays import Array, Arrays
 from nola_codec.basis.key import BasisKey
 from nola_codec.prng import RADEMACHER, UNIFORM, signs, words
@@ -33,16 +35,25 @@ class _Dense:
 
     def synthesize(self, coefficients: Array, n: int, keys: tuple[BasisKey, ...], peak: int, xp: Arrays) -> Array:
         """Integers y = q G for each vector q; arguments and result as in `Hadamard.synthesize`."""
-        groups, batch, num_basis = coefficients.shape
-        dtype = xp.integer_work_dtype(self.bound(n, num_basis, peak))
+        dtype = xp.integer_work_dtype(self.bound(n, int(coefficients.shape[-1]), peak))
+        return self.synthesize_floats(xp.cast(coefficients, dtype), n, keys, xp)
+
+    def synthesize_floats(self, values: Array, n: int, keys: tuple[BasisKey, ...], xp: Arrays) -> Array:
+        """`synthesize` in the dtype of its input: exact for small integers, ordinary floats otherwise."""
+        groups, batch, num_basis = values.shape
+        dtype = str(values.dtype).removeprefix("torch.")
         results = []
         for group, key in enumerate(keys):
             total = xp.zeros((batch, n), dtype)
-            for start, stop in self._chunks(n, num_basis):
-                rows = self._rows(key, n, start, stop, xp, dtype)
-                total = total + xp.cast(coefficients[group][:, start:stop], dtype) @ rows
+            for start, rows in self.rows(key, n, num_basis, xp, dtype):
+                total = total + values[group][:, start : start + len(rows)] @ rows
             results.append(total)
         return xp.stack(results, 0)
+
+    def rows(self, key: BasisKey, n: int, num_basis: int, xp: Arrays, dtype: str) -> Iterator[tuple[int, Array]]:
+        """The basis' rows, `chunk_entries` entries at a time: (number of the first, (rows, n) of `dtype`)."""
+        for start, stop in self._chunks(n, num_basis):
+            yield start, self._rows(key, n, start, stop, xp, dtype)
 
     def project(self, vectors: Array, num_basis: int, keys: tuple[BasisKey, ...], xp: Arrays) -> Array:
         """The adjoint, G x for each vector x; arguments and result as in `Hadamard.project`."""
@@ -50,10 +61,7 @@ class _Dense:
         dtype = str(vectors.dtype).removeprefix("torch.")
         results = []
         for group, key in enumerate(keys):
-            parts = [
-                vectors[group] @ self._rows(key, n, start, stop, xp, dtype).swapaxes(0, 1)
-                for start, stop in self._chunks(n, num_basis)
-            ]
+            parts = [vectors[group] @ rows.swapaxes(0, 1) for _, rows in self.rows(key, n, num_basis, xp, dtype)]
             results.append(xp.concat(parts, -1))
         return xp.stack(results, 0)
 

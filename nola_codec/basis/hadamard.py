@@ -81,41 +81,74 @@ class Hadamard:
             (groups, batch, num_basis) in the vectors' dtype. Divided by `norm2` they are the least-squares
             coefficients.
         """
-        groups, batch, n = vectors.shape
-        dtype = str(vectors.dtype).removeprefix("torch.")
-        block, passes = plan(n)
-        if passes == 2:
-            root, whole = _root(block), n - n % block
-            vectors = vectors * _signs(keys, SIGNS_SECOND, n, xp, dtype)
-            tail = _adjoint(vectors[..., n - whole :], block, xp)
-            vectors = xp.concat((vectors[..., : n - whole] * root, tail), -1) * _signs(keys, SIGNS, n, xp, dtype)
-            head = _adjoint(vectors[..., :whole], block, xp)
-            values = xp.concat((head, vectors[..., whole:] * root), -1)
-        else:
-            values = _adjoint(vectors * _signs(keys, SIGNS, n, xp, dtype), block, xp)
-        if num_basis == n:
-            return values
-        picked = [values[group][:, _subset(key, n, num_basis, xp)] for group, key in enumerate(keys)]
-        return xp.stack(picked, 0)
+        n = int(vectors.shape[-1])
+        return Words(n, num_basis, keys, xp, _dtype(vectors)).project(vectors)
 
 
 def synthesize_floats(values: Array, n: int, keys: tuple[BasisKey, ...], xp: Arrays) -> Array:
     """`Hadamard.synthesize` in the dtype of its input: exact for small integers, ordinary floats otherwise."""
-    groups, batch, num_basis = values.shape
-    dtype = str(values.dtype).removeprefix("torch.")
-    if num_basis < n:
-        full = xp.zeros((groups, batch, n), dtype)
-        for group, key in enumerate(keys):
-            full[group][:, _subset(key, n, num_basis, xp)] = values[group]
-        values = full
-    block, passes = plan(n)
-    if passes == 1:
-        return _forward(values, block, xp) * _signs(keys, SIGNS, n, xp, dtype)
-    root, whole = _root(block), n - n % block
-    head = _forward(values[..., :whole], block, xp)
-    values = xp.concat((head, values[..., whole:] * root), -1) * _signs(keys, SIGNS, n, xp, dtype)
-    tail = _forward(values[..., n - whole :], block, xp)
-    return xp.concat((values[..., : n - whole] * root, tail), -1) * _signs(keys, SIGNS_SECOND, n, xp, dtype)
+    return Words(n, int(values.shape[-1]), keys, xp, _dtype(values)).synthesize(values)
+
+
+class Words:
+    """What the generator has to do with a Hadamard basis, made once: signs, and the positions of the coefficients.
+
+    A training goes back and forth through a basis thousands of times; this is one byte an element, not the basis.
+    """
+
+    def __init__(self, n: int, num_basis: int, keys: tuple[BasisKey, ...], xp: Arrays, dtype: str = "int8") -> None:
+        """Make the words of groups of bases.
+
+        Args:
+            n: Length of the vectors.
+            num_basis: Number of coefficients.
+            keys: One key a group.
+            xp: Where to work.
+            dtype: Of the signs, as they are kept.
+        """
+        self.n, self.num_basis, self.xp = n, num_basis, xp
+        self.block, self.passes = plan(n)
+        self._first = _signs(keys, SIGNS, n, xp, dtype)
+        self._second = _signs(keys, SIGNS_SECOND, n, xp, dtype) if self.passes == 2 else None
+        self._places = None if num_basis == n else xp.stack([_subset(key, n, num_basis, xp) for key in keys], 0)
+
+    def synthesize(self, values: Array) -> Array:
+        """(groups, batch, num_basis) floats -> (groups, batch, n), in their dtype."""
+        xp, n, dtype = self.xp, self.n, _dtype(values)
+        groups, batch, num_basis = values.shape
+        if self._places is not None:
+            full = xp.zeros((groups, batch, n), dtype)
+            for group in range(groups):
+                full[group][:, self._places[group]] = values[group]
+            values = full
+        block = self.block
+        if self._second is None:
+            return _forward(values, block, xp) * xp.cast(self._first, dtype)
+        root, whole = _root(block), n - n % block
+        head = _forward(values[..., :whole], block, xp)
+        values = xp.concat((head, values[..., whole:] * root), -1) * xp.cast(self._first, dtype)
+        tail = _forward(values[..., n - whole :], block, xp)
+        return xp.concat((values[..., : n - whole] * root, tail), -1) * xp.cast(self._second, dtype)
+
+    def project(self, vectors: Array) -> Array:
+        """The adjoint of `synthesize`: (groups, batch, n) floats -> (groups, batch, num_basis)."""
+        xp, n, dtype, block = self.xp, self.n, _dtype(vectors), self.block
+        if self._second is not None:
+            root, whole = _root(block), n - n % block
+            vectors = vectors * xp.cast(self._second, dtype)
+            tail = _adjoint(vectors[..., n - whole :], block, xp)
+            vectors = xp.concat((vectors[..., : n - whole] * root, tail), -1) * xp.cast(self._first, dtype)
+            head = _adjoint(vectors[..., :whole], block, xp)
+            values = xp.concat((head, vectors[..., whole:] * root), -1)
+        else:
+            values = _adjoint(vectors * xp.cast(self._first, dtype), block, xp)
+        if self._places is None:
+            return values
+        return xp.stack([values[group][:, places] for group, places in enumerate(self._places)], 0)
+
+
+def _dtype(array: Array) -> str:
+    return str(array.dtype).removeprefix("torch.")
 
 
 def synthesize_pieces(
@@ -201,7 +234,7 @@ def _adjoint(values: Array, block: int, xp: Arrays) -> Array:
 
 def _transform(rows: Array, block: int, xp: Arrays) -> Array:
     """(rows, block) times the Sylvester matrix H_block, as one GEMM or as H_a X H_b."""
-    dtype = str(rows.dtype).removeprefix("torch.")
+    dtype = _dtype(rows)
     if block == 1:
         return rows
     if block <= _SINGLE_GEMM:

@@ -77,6 +77,10 @@ class Decoder:
         if batch:
             yield from self._decode(batch, wanted)
 
+    def symbols(self) -> list[list[npt.NDArray[Any]]]:
+        """Symbols of all records, for each those of each rung: what an encoder put in."""
+        return self._symbols(range(len(self.header.blocks)))
+
     def raw(self, index: int) -> RawTensor:
         """Raw record `index`."""
         return self.container.raw_tensor(index)

@@ -88,10 +88,25 @@ def project(
         records.append(record)
         symbols.append(own)
         progress(index + 1)
+    return fixed_width(records, symbols, Quantizer(codebook))
+
+
+def fixed_width(
+    records: Sequence[CodedRecord], symbols: Sequence[npt.NDArray[np.uint16]], quantizer: Quantizer
+) -> Material:
+    """Material of one rung and one quantizer.
+
+    Args:
+        records: In file order, with scale codes as their amplitudes; precisions are set here. Codes more than some 30
+            octaves from the middle one are brought nearer.
+        symbols: Of each record, those of lora_B first.
+        quantizer: With a plain codebook.
+    """
+    assert isinstance(quantizer.codebook, Codebook)
     placed = _around(records)
-    squares = tuple(_squares(record, each, codebook) for record, each in zip(placed, symbols, strict=True))
+    squares = tuple(_squares(record, each, quantizer.codebook) for record, each in zip(placed, symbols, strict=True))
     allocation = ((-1024, 0, 0, 0),)
-    return Material((placed,), (tuple(symbols),), (squares,), (Quantizer(codebook),), [(allocation, allocation)], SLOPE)
+    return Material((placed,), (tuple(symbols),), (squares,), (quantizer,), [(allocation, allocation)], SLOPE)
 
 
 def _module(

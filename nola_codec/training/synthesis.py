@@ -1,0 +1,125 @@
+"""A basis as a linear map that autograd knows: forward is `synthesize`, backward is `project` (NOLA, section 3.1).
+
+Nothing is saved for the backward pass, since a basis is rebuilt from its key: dL/dc_j = <row j, dL/dy>.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch.autograd.function import once_differentiable
+
+from nola_codec.arrays import TorchArrays
+from nola_codec.basis import BasisKey, Hadamard, Rademacher, Uniform, basis_by_id
+from nola_codec.basis.hadamard import Words
+from nola_codec.quant.scales import scale_value
+
+
+class Synthesis:
+    """y = gain * c G for one basis G, whose rows are rebuilt when needed.
+
+    The gain, nearly sqrt(n / (num_basis norm2)), makes the entries of y as large as those of c on average, so that a
+    learning rate means the same for any number of coefficients and the same as for the plain factor.
+
+    Attributes:
+        length: n, of y.
+        num_basis: Of c.
+        grain: Scale codes are multiples of it.
+        gain_code: Scale code of the gain, a multiple of `grain`, so that a file's scales hold it without rounding.
+        gain: See above.
+        kept: Whether the rows of a dense basis stay in memory, in float32, once they were made.
+    """
+
+    def __init__(
+        self, basis: int, key: BasisKey, length: int, num_basis: int, *, grain: int = 1, kept: bool = False
+    ) -> None:
+        self._basis, self.key = basis_by_id(basis), key
+        self.length, self.num_basis, self.grain, self.kept = length, num_basis, grain, kept
+        wanted = 16 * math.log2(length / (num_basis * self._basis.norm2(length)))  # of the root, in 32nds of an octave
+        self.gain_code = grain * round(wanted / grain)
+        self.gain = float(scale_value(np.array([self.gain_code]))[0])
+        self._words: dict[torch.device, Words] = {}
+        self._rows: dict[torch.device, torch.Tensor] = {}
+
+    def __call__(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """(num_basis,) floats -> (length,) of the same dtype; differentiable."""
+        made: torch.Tensor = _Synthesize.apply(coefficients, self)  # type: ignore[no-untyped-call]
+        return made
+
+    def forward(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """`__call__` without autograd."""
+        with torch.autocast(coefficients.device.type, enabled=False):
+            return self._forward(coefficients) * self.gain
+
+    def adjoint(self, vector: torch.Tensor) -> torch.Tensor:
+        """(length,) -> gain * inner products with the rows, (num_basis,)."""
+        with torch.autocast(vector.device.type, enabled=False):
+            return self._adjoint(vector) * self.gain
+
+    def least_squares(self, vector: torch.Tensor, steps: int = 12) -> torch.Tensor:
+        """Coefficients of the vector nearest to one given; closed form for `hadamard`, else conjugate gradients."""
+        wanted = self.adjoint(vector)
+        if isinstance(self._basis, Hadamard):
+            return wanted / (self.gain**2 * self._basis.norm2(self.length))
+        x, residual = torch.zeros_like(wanted), wanted
+        direction, power = residual, residual @ residual
+        for _ in range(steps):
+            if not power > 0:
+                break
+            image = self.adjoint(self.forward(direction))
+            step = power / (direction @ image)
+            x, residual = x + step * direction, residual - step * image
+            after = residual @ residual
+            direction, power = residual + after / power * direction, after
+        return x
+
+    def _forward(self, values: torch.Tensor) -> torch.Tensor:
+        if isinstance(self._basis, Hadamard):
+            made: torch.Tensor = self._words_on(values.device).synthesize(values[None, None])[0, 0]
+            return made
+        if self.kept:
+            return values @ self._rows_on(values.device).to(values.dtype)
+        xp = TorchArrays(values.device)
+        made = self._basis.synthesize_floats(values[None, None], self.length, (self.key,), xp)[0, 0]  # type: ignore[attr-defined]
+        return made
+
+    def _adjoint(self, vector: torch.Tensor) -> torch.Tensor:
+        if isinstance(self._basis, Hadamard):
+            made: torch.Tensor = self._words_on(vector.device).project(vector[None, None])[0, 0]
+            return made
+        if self.kept:
+            return self._rows_on(vector.device).to(vector.dtype) @ vector
+        projected: torch.Tensor = self._basis.project(
+            vector[None, None], self.num_basis, (self.key,), TorchArrays(vector.device)
+        )[0, 0]
+        return projected
+
+    def _words_on(self, device: torch.device) -> Words:
+        if device not in self._words:
+            self._words[device] = Words(self.length, self.num_basis, (self.key,), TorchArrays(device))
+        return self._words[device]
+
+    def _rows_on(self, device: torch.device) -> torch.Tensor:
+        if device not in self._rows:
+            assert isinstance(self._basis, Rademacher | Uniform)
+            parts = self._basis.rows(self.key, self.length, self.num_basis, TorchArrays(device), "float32")
+            self._rows[device] = torch.cat([rows for _, rows in parts])
+        return self._rows[device]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_words": {}, "_rows": {}}  # made again from the key
+
+
+class _Synthesize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, coefficients: torch.Tensor, synthesis: Synthesis) -> torch.Tensor:
+        ctx.synthesis = synthesis
+        return synthesis.forward(coefficients)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return ctx.synthesis.adjoint(grad.contiguous()), None
