@@ -3,12 +3,30 @@
     from nola_codec.training import parametrize, save
     parametrize(peft_model, num_basis=128, bits=4)
 
-`parametrize` serves the factors of a PEFT model.
+`parametrize` serves the factors of a PEFT model; `parametrize_network` the weights of any network that is trained from
+scratch, and `NolaLinear`, `NolaConv2d`, `NolaEmbedding` and `NolaParameter` are to build one of.
 """
 
 from __future__ import annotations
 
 from nola_codec.training.coded import CodedTensor, Ensemble
-from nola_codec.training.peft_model import deparametrize, load, parametrize, save
+from nola_codec.training.composed import NolaParameter, ensemble
+from nola_codec.training.layers import NolaConv2d, NolaEmbedding, NolaLinear
+from nola_codec.training.network import parametrize_network
+from nola_codec.training.peft_model import deparametrize, parametrize
+from nola_codec.training.saving import load, save
 
-__all__ = ["CodedTensor", "Ensemble", "deparametrize", "load", "parametrize", "save"]
+__all__ = [
+    "CodedTensor",
+    "Ensemble",
+    "NolaConv2d",
+    "NolaEmbedding",
+    "NolaLinear",
+    "NolaParameter",
+    "deparametrize",
+    "ensemble",
+    "load",
+    "parametrize",
+    "parametrize_network",
+    "save",
+]
