@@ -67,7 +67,6 @@ class Composed(nn.Module):
     Attributes:
         shape, dtype: Of the tensor.
         codes: Of lora_B (rows, r) and lora_A (r, columns), or of the tensor itself.
-        std: Root mean square that `right_inverse` gives a tensor that starts at zero.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, codes: Sequence[CodedTensor]) -> None:
@@ -122,10 +121,11 @@ class Composed(nn.Module):
         if self._decoded is None or self._decoded[1] != device or any(
             mine is not now for mine, now in zip(self._decoded[0], parts, strict=True)
         ):  # fmt: skip
-            made = parts[0]
-            if len(parts) == 2:
-                made = torch.from_numpy(composed(parts[0].numpy(), parts[1].numpy())).float()
-            self._decoded = parts, device, made.reshape(self.shape).to(device, self.dtype)
+            with torch.inference_mode(False), torch.no_grad():  # what is kept serves with gradients of inputs too
+                made = parts[0]
+                if len(parts) == 2:
+                    made = torch.from_numpy(composed(parts[0].numpy(), parts[1].numpy())).float()
+                self._decoded = parts, device, made.reshape(self.shape).to(device, self.dtype)
         return self._decoded[2]
 
     def extra_repr(self) -> str:

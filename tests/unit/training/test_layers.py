@@ -134,6 +134,19 @@ def test_evaluation_follows_the_coefficients() -> None:
     torch.testing.assert_close(parameter(), 2 * before, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_what_inference_mode_made_serves_with_gradients_of_inputs(form: Any) -> None:
+    layer = NolaLinear(6, 5, form=form).eval()
+    x = torch.randn(2, 6, requires_grad=True)
+    with torch.inference_mode():
+        out = layer(x)
+    again = layer(x)
+    again.sum().backward()
+    assert torch.equal(again, out)
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad[0], layer.weight().sum(0))
+
+
 def test_streams_are_numbered_as_tensors_are_made() -> None:
     def streams(shared: bool) -> list[int]:
         own = ensemble()
