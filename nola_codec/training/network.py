@@ -74,7 +74,7 @@ def parametrize_network(
     if not found:
         raise EncodeError("no layer of the network is meant", code="not-parametrized")
     for path, layer in found:
-        _require_plain(network, _joined(path, "weight"), layer)
+        require_plain(network, _joined(path, "weight"), layer)
     own = within if within is not None else ensemble(basis, generator=generator, seed=seed)
     for path, layer in found:
         attach(
@@ -163,9 +163,9 @@ def gathered(network: nn.Module) -> tuple[Ensemble, list[Place]]:
     return own, found
 
 
-def _require_plain(network: nn.Module, name: str, layer: nn.Module) -> None:
-    """Refuse what a composed weight would break in silence."""
-    weight = cast("nn.Parameter", layer.weight)
+def require_plain(network: nn.Module, name: str, layer: nn.Module) -> None:
+    """Refuse what a composed weight would break in silence. Raises EncodeError ``tied-weights``, ``option``."""
+    weight = getattr(layer, name.rpartition(".")[2])
     alike = [other for other, value in network.named_parameters(remove_duplicate=False) if value is weight]
     if len(alike) > 1:
         message = f"is the same tensor as {next(o for o in alike if o != name)}; exclude it"

@@ -14,10 +14,10 @@ from nola_codec.adapters.dialects import parameters
 from nola_codec.adapters.files import atomic_file, require_free
 from nola_codec.decoder.torch_raw import from_torch, to_torch, torch_dtype
 from nola_codec.errors import EncodeError, expected
-from nola_codec.model import LowRankRecord, RawTensor
-from nola_codec.training.coded import Ensemble
+from nola_codec.model import LowRankKind, LowRankRecord, RawTensor
+from nola_codec.training.coded import Ensemble, near_square
 from nola_codec.training.files import Dress, Trained, decoded_members, file_bytes, restore
-from nola_codec.training.network import Place, attach, gathered, places
+from nola_codec.training.network import Place, attach, gathered, places, require_plain
 
 
 def save_network(
@@ -43,7 +43,7 @@ def save_network(
 
 
 def load_network(network: nn.Module, trained: Trained) -> nn.Module:
-    """See `training.load`; nothing is changed but by a file that fits, or a plain network made ready for it."""
+    """See `training.load`. A network that the file does not fit stays as it is."""
     header = trained.header
     if header.dialect != parameters.name:
         message = expected("dialect", parameters.name, header.dialect)
@@ -51,21 +51,28 @@ def load_network(network: nn.Module, trained: Trained) -> nn.Module:
     products = {r.name: (r.kind.rows, r.kind.columns) for r in header.lowrank}
     shapes = parameters.tensor_shapes(header.config, products)
     shapes |= {r.name: r.kind.shape for r in header.vectors}
-    if next(places(network), None) is None:
-        _parametrize_like(network, trained, shapes)
-    own, found = gathered(network)
-    _require_same(own, found, trained, shapes)
-    state = _plain(network, found)
+    if next(places(network), None) is not None:
+        own, found = gathered(network)
+        _require_same(own, found, trained, shapes)
+        _require_carried(_plain(network, found), trained)
+    else:
+        _require_fitting(network, trained, shapes)
+        _parametrize_like(network, trained)
+        own, _ = gathered(network)
+    for member in own.members:
+        restore(member, trained)
+    network.load_state_dict({key: to_torch(tensor) for key, tensor in trained.raw.items()}, strict=False)
+    return network
+
+
+def _require_carried(state: Mapping[str, torch.Tensor], trained: Trained) -> None:
+    """Raises EncodeError ``not-trained`` where the file's other tensors are not those of a state dict."""
     for key in sorted(state.keys() ^ trained.raw.keys()):
         raise EncodeError("is in the network or in the file alone", code="not-trained", where=key)
     for key, tensor in trained.raw.items():
         wanted = tuple(state[key].shape), state[key].dtype
         if (tensor.shape, torch_dtype(tensor.dtype)) != wanted:
             raise EncodeError(expected("tensor", wanted, (tensor.shape, tensor.dtype)), code="not-trained", where=key)
-    for member in own.members:
-        restore(member, trained)
-    network.load_state_dict({key: to_torch(tensor) for key, tensor in trained.raw.items()}, strict=False)
-    return network
 
 
 def _require_same(own: Ensemble, found: list[Place], trained: Trained, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -92,26 +99,42 @@ def _require_same(own: Ensemble, found: list[Place], trained: Trained, shapes: M
             raise EncodeError(message, code="not-trained", where=place.name)
 
 
-def _parametrize_like(network: nn.Module, trained: Trained, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Compose the parameters of a plain network that the file has records of."""
-    header = trained.header
+def _require_fitting(network: nn.Module, trained: Trained, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises EncodeError ``not-trained`` where a plain network cannot be coded as a file is."""
     modules = dict(network.named_modules())
-    for record in header.coded:
+    for record in trained.header.coded:
         path, _, attribute = record.name.rpartition(".")
+        shape, kind = shapes[record.name], record.kind
         weight = getattr(modules.get(path), attribute, None) if attribute else None
-        if not isinstance(weight, nn.Parameter) or tuple(weight.shape) != shapes[record.name]:
-            message = expected("parameter", f"one of shape {list(shapes[record.name])}", _described(weight))
+        if not isinstance(weight, nn.Parameter) or tuple(weight.shape) != shape:
+            message = expected("parameter", f"one of shape {list(shape)}", _described(weight))
             raise EncodeError(message, code="not-trained", where=record.name)
-    bases = {record.kind.basis for record in header.coded}
+        require_plain(network, record.name, modules[path])
+        whole = all((record.name, side) in trained.symbols for side in range(len(kind.num_basis)))
+        if isinstance(kind, LowRankKind):
+            whole &= (kind.rows, kind.columns) == (shape if len(shape) == 2 else near_square(shape))
+            whole &= kind.rank <= min(kind.rows, kind.columns)
+        if not whole or any(n > most for n, most in zip(kind.num_basis, kind.vector_lengths, strict=True)):
+            message = "coded as no parameter of a network is: another matrix, or more numbers than it has"
+            raise EncodeError(message, code="not-trained", where=record.name)
+    bases = {record.kind.basis for record in trained.header.coded}
     if len(bases) != 1:
         raise EncodeError(expected("basis", "one for all", sorted(bases)), code="not-trained")
-    own = Ensemble(header.generator, header.seed, bases.pop(), decoded_members)
+    coded = {record.name for record in trained.header.coded}
+    _require_carried({key: value for key, value in network.state_dict().items() if key not in coded}, trained)
+
+
+def _parametrize_like(network: nn.Module, trained: Trained) -> None:
+    """Compose the parameters of a plain network that the file has records of."""
+    header = trained.header
+    own = Ensemble(header.generator, header.seed, header.coded[0].kind.basis, decoded_members)
     for record in header.coded:
-        lowrank = isinstance(record, LowRankRecord)
+        kind = record.kind
+        lowrank = isinstance(kind, LowRankKind)
         attach(
-            modules[record.name.rpartition(".")[0]], record.name, ensemble=own, stream=record.stream,
-            num_basis=tuple(record.kind.num_basis), form="nola" if lowrank else "pranc", bits=trained.bits,
-            rank=record.kind.rank if isinstance(record, LowRankRecord) else 1,
+            network.get_submodule(record.name.rpartition(".")[0]), record.name, ensemble=own, stream=record.stream,
+            num_basis=tuple(kind.num_basis), form="nola" if lowrank else "pranc", bits=trained.bits,
+            rank=kind.rank if isinstance(kind, LowRankKind) else 1,
         )  # fmt: skip
 
 

@@ -56,10 +56,10 @@ def mlp_ways(seed: int) -> list[Way]:
 def resnet_ways(seed: int) -> list[Way]:
     """The ResNet's rows: about as many trained numbers as LoRA of rank 3 has."""
     return [
-        build(resnet20, seed, "NOLA r=16", 1e-2, num_basis=320, rank=16),
-        build(resnet20, seed, "NOLA r=16, 4 bits", 1e-2, num_basis=320, rank=16, bits=4),
-        build(resnet20, seed, "PRANC", 1e-2, num_basis=610, form="pranc"),
-        build(resnet20, seed, "LoRA r=3", 1e-2, rank=3),
+        build(resnet20, seed, "NOLA r=8", 3e-2, num_basis=320, rank=8),
+        build(resnet20, seed, "NOLA r=8, 4 bits", 3e-2, num_basis=320, rank=8, bits=4),
+        build(resnet20, seed, "PRANC", 3e-2, num_basis=610, form="pranc"),
+        build(resnet20, seed, "LoRA r=3", 3e-2, rank=3),
         build(resnet20, seed, "full", 3e-3),
     ]
 

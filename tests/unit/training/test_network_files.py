@@ -261,8 +261,12 @@ def test_files_of_other_options_are_refused(other: dict[str, Any], tmp_path: Pat
 
 def test_files_of_other_networks_are_refused(tmp_path: Path) -> None:
     def code(network: nn.Module) -> str:
+        before = {key: value.clone() for key, value in network.state_dict().items()}
         with pytest.raises(EncodeError) as caught:
             load(network, tmp_path / "net.nola")
+        after = network.state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], value) for key, value in after.items())
         return caught.value.code
 
     save(nn.Sequential(NolaLinear(4, 3)), tmp_path / "net.nola")
@@ -274,6 +278,12 @@ def test_files_of_other_networks_are_refused(tmp_path: Path) -> None:
     wide = nn.Sequential(nn.Linear(4, 3))
     wide[0].bias = nn.Parameter(torch.zeros(5))
     assert code(wide) == "not-trained"
+    half = nn.Sequential(nn.Linear(4, 3))
+    half[0].bias = nn.Parameter(torch.zeros(3).half())
+    assert code(half) == "not-trained"
+    tied = nn.Sequential(nn.Linear(4, 3))
+    tied.register_module("again", tied[0])
+    assert code(tied) == "tied-weights"
 
 
 CONFIGS: dict[str, Any] = {
@@ -325,6 +335,21 @@ def test_missing_shapes_leave_the_matrix(file: bytes) -> None:
     with pytest.raises(EncodeError) as caught:
         load(parametrized(), join(parts))
     assert caught.value.code == "not-trained"
+
+
+def test_another_matrix_than_a_network_makes_is_refused(tmp_path: Path) -> None:
+    """A tensor may be cut into other factors by who builds a network; plain ones are cut as they stand."""
+    network = nn.ModuleDict({"w": NolaParameter((9, 12), matrix=(4, 27), num_basis=5)})
+    save(network, tmp_path / "net.nola")
+    again = nn.ModuleDict({"w": NolaParameter((9, 12), matrix=(4, 27), num_basis=5)})
+    load(again, tmp_path / "net.nola")
+    assert torch.equal(again.eval()["w"](), state_of(tmp_path / "net.nola")["w"])  # type: ignore[operator]
+    plain = nn.Module()
+    plain.w = nn.Parameter(torch.zeros(9, 12))
+    with pytest.raises(EncodeError, match="another matrix") as caught:
+        load(plain, tmp_path / "net.nola")
+    assert caught.value.code == "not-trained"
+    assert plain.w is plain._parameters["w"]
 
 
 @pytest.mark.parametrize(("field", "value"), [(2, 2), (5, 2.0), (6, 1)])
