@@ -31,10 +31,11 @@ def command(file: str, tensors: bool, as_json: bool) -> None:
 
 def _print_facts(file: str, facts: dict[str, Any]) -> None:
     draft = ", a draft: readers of later versions may refuse it" if facts["draft"] else ""
-    deltas = [t for t in facts["tensors"] if t["record"] == "lowrank"]
+    products = [t for t in facts["tensors"] if t["record"] == "lowrank"]
     vectors = [t for t in facts["tensors"] if t["record"] == "vector"]
-    carried = len(facts["tensors"]) - len(deltas) - len(vectors)
-    counts = [f"{len(deltas)} deltas"] if deltas or not vectors else []
+    carried = len(facts["tensors"]) - len(products) - len(vectors)
+    kind = "products" if facts["dialect"] == "parameters" else "deltas"
+    counts = [f"{len(products)} {kind}"] if products or not vectors else []
     counts += [f"{len(vectors)} vectors"] if vectors else []
     counts += [f"{carried} carried as they came"] if carried else []
     parts = ", ".join(f"{name} {size(count)}" for name, count in facts["bytes_by_part"].items() if count)
