@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +11,7 @@ import click
 from nola_codec.cli.output import error_share, force_option, json_option, print_json, progress, quiet_option, size
 
 if TYPE_CHECKING:
-    from nola_codec.encoder.report import EncodeReport
+    from nola_codec.encoder.report import EncodeReport, TaskReport
 
 _BASES = ("hadamard", "rademacher", "uniform")
 _GENERATORS = ("philox4x32-10", "threefry2x32-20")
@@ -27,11 +28,21 @@ _GENERATORS = ("philox4x32-10", "threefry2x32-20")
 @click.option("--nmse", type=float, help="Share of ||delta_W||^2 that may be lost; the objective is then nmse.")
 @click.option("--error", type=float, help="Target in the chosen objective.")
 @click.option("--objective", type=click.Choice(["effective", "nmse"]), help="What is minimised [effective].")
-@click.option("--fit", type=click.Choice(["weights", "activations"]), default="weights", show_default=True,
-              help="What components weigh: their energy, or what they gain on --calibration.")  # fmt: skip
+@click.option("--fit", type=click.Choice(["weights", "activations", "task"]), default="weights", show_default=True,
+              help="What is fitted: the weights; the weights as far as they matter on --calibration; or the task of "
+                   "--data, on which the coefficients are trained.")  # fmt: skip
 @click.option("--base", type=click.Path(),
-              help="Model that SOURCE was fine-tuned from: encode the change of its weights. With --fit activations, "
-                   "the model directory that the adapter SOURCE belongs to.")  # fmt: skip
+              help="Model that SOURCE was fine-tuned from: encode the change of its weights. With --fit activations or "
+                   "task, the model directory that the adapter SOURCE belongs to.")  # fmt: skip
+@click.option("--data", type=click.Path(),
+              help="For --fit task: rows to train on, some set aside to stop by and to report on; files as for "
+                   "--calibration.")  # fmt: skip
+@click.option("--held-out", type=click.Path(), help="For --fit task: rows to report on, 96 at most [of --data].")
+@click.option("--against", type=click.Choice(["labels", "adapter", "both"]),
+              help="For --fit task: train on the text, on what the adapter predicts, or on both [labels].")  # fmt: skip
+@click.option("--steps", type=click.IntRange(min=1), help="For --fit task: steps of training at most [150].")
+@click.option("--batch", type=click.IntRange(min=1), help="For --fit task: rows of a step [8].")
+@click.option("--learning-rate", type=float, help="For --fit task: Adam's [0.03].")
 @click.option("--calibration", type=click.Path(),
               help="Text of the task, a row a line; or .jsonl: text, or prompt and completion.")  # fmt: skip
 @click.option("--calibration-rows", type=click.IntRange(min=1), help="Rows used at most [64].")
@@ -64,7 +75,8 @@ _GENERATORS = ("philox4x32-10", "threefry2x32-20")
 @quiet_option
 @json_option
 def command(
-    source: str, out: str, limit: str | None, fit: str, base: str | None, calibration: str | None,
+    source: str, out: str, limit: str | None, fit: str, base: str | None, data: str | None, held_out: str | None,
+    against: str | None, steps: int | None, batch: int | None, learning_rate: float | None, calibration: str | None,
     calibration_rows: int | None, importance: str | None, rungs: str | None, energy: float | None,
     residue: bool | None, include: tuple[str, ...], exclude: tuple[str, ...], embeddings: bool, head: bool,
     passthrough: bool, dry_run: bool, force: bool, quiet: bool, as_json: bool, **options: Any,
@@ -72,6 +84,8 @@ def command(
     """Encode the adapter SOURCE: a directory or a file.
 
     Its dialect (PEFT, kohya, LyCORIS, diffusers, MLX, GGUF and others) is told from its keys.
+
+    With --fit task, training is resumed where it was interrupted: run the same command again.
 
     With --base, encode what a fine-tuning changed in the weights of the model SOURCE (a directory or a .safetensors
     file).
@@ -93,14 +107,13 @@ def command(
         _check_change(options, passthrough)
     if rungs is not None:
         options["rungs"] = tuple(parse_size(part) for part in rungs.split(","))
-    partners = {"--base": base, "--calibration": calibration}
-    if fit == "activations":
-        if missing := [name for name, value in partners.items() if value is None]:
-            raise click.UsageError(f"--fit activations needs {' and '.join(missing)}")
-    elif given := [
-        n for n, v in {"--calibration": calibration, "--calibration-rows": calibration_rows}.items() if v is not None
-    ]:
-        raise click.UsageError(f"{' and '.join(given)} {'serves' if len(given) == 1 else 'serve'} --fit activations")
+    task = {
+        "--data": data, "--held-out": held_out, "--against": against, "--steps": steps, "--batch": batch,
+        "--learning-rate": learning_rate,
+    }  # fmt: skip
+    _check_partners("activations", fit, {"--base": base, "--calibration": calibration},
+                    {"--calibration": calibration, "--calibration-rows": calibration_rows})  # fmt: skip
+    _check_partners("task", fit, {"--base": base, "--data": data}, task)
     if importance is not None:
         from nola_codec.encoder.importance import read_importance
 
@@ -122,6 +135,19 @@ def command(
         checked(None if dry_run else out, size=limit, overwrite=force, fit=fit, weighting={}, **options)
         modules = read(source, carry_unknown=passthrough).modules
         options["weighting"] = collect_moments(base, modules, calibration, rows=calibration_rows or ROWS, progress=show)
+    checkpoint = Path(f"{out}.training")
+    if base is not None and data is not None:
+        from nola_codec.integrations.task_text import BATCH, text_tuner
+        from nola_codec.training.task import TaskSettings
+
+        checked(None if dry_run else out, size=limit, overwrite=force, fit=fit, tuner=object(), **options)
+        chosen = {"against": against, "steps": steps, "learning_rate": learning_rate}
+        settings = TaskSettings(
+            checkpoint=None if dry_run else checkpoint,
+            **{k: v for k, v in chosen.items() if v is not None},  # type: ignore[arg-type]
+        )
+        options["tuner"] = text_tuner(base, source, data, held_out=held_out, settings=settings, batch=batch or BATCH,
+                                      progress=show)  # fmt: skip
     report = encode(
         source,
         None if dry_run else out,
@@ -132,7 +158,18 @@ def command(
         progress=show,
         **options,
     )
+    if fit == "task" and not dry_run:
+        checkpoint.unlink(missing_ok=True)
     _report(report, out, dry_run=dry_run, as_json=as_json)
+
+
+def _check_partners(name: str, fit: str, needed: dict[str, Any], all_of_them: dict[str, Any]) -> None:
+    """Refuse a fit without its files, and its options with another fit."""
+    if fit == name:
+        if missing := [option for option, value in needed.items() if value is None]:
+            raise click.UsageError(f"--fit {name} needs {' and '.join(missing)}")
+    elif given := [option for option, value in all_of_them.items() if value is not None]:
+        raise click.UsageError(f"{' and '.join(given)} {'serves' if len(given) == 1 else 'serve'} --fit {name}")
 
 
 def _check_change(options: dict[str, Any], passthrough: bool) -> None:
@@ -157,6 +194,8 @@ def _report(report: EncodeReport, out: str, *, dry_run: bool, as_json: bool) -> 
     click.echo(f"objective    {report.objective}")
     if report.effective_error is not None:
         click.echo(f"eff. error   {error_share(report.effective_error)}  (signal lost and visible noise, estimated)")
+    if report.task is not None:
+        _report_task(report.task)
     click.echo(f"NMSE         {error_share(report.nmse)}  (||delta_W - decoded||^2 / ||delta_W||^2, measured)")
     if report.activation_error is not None:
         click.echo(
@@ -168,3 +207,10 @@ def _report(report: EncodeReport, out: str, *, dry_run: bool, as_json: bool) -> 
     click.echo(f"time         {report.seconds:.2f} s")
     for note in report.notes:
         click.echo(f"note: {note}", err=True)
+
+
+def _report_task(task: TaskReport) -> None:
+    kept = "the adapter gains nothing on them" if task.kept is None else f"{task.kept:.1%} of the adapter's gain"
+    click.echo(f"task         {task.file:.4f} {task.unit}, {kept}  ({task.rows} held-out rows, measured)")
+    click.echo(f"  of them    base {task.base:.4f}, adapter {task.adapter:.4f}, before training {task.start:.4f}")
+    click.echo(f"  trained    {task.steps} steps")

@@ -26,6 +26,7 @@ from nola_codec.encoder.options import DEFAULT_BITS, EncodeOptions
 from nola_codec.encoder.paper import project
 from nola_codec.encoder.report import EncodeReport, TensorReport
 from nola_codec.encoder.search import Draft, Search
+from nola_codec.encoder.tuning import Once, tuned
 from nola_codec.entropy import NAMES as CODEC_NAMES
 from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import OBJECTIVES
@@ -37,6 +38,8 @@ from nola_codec.prng import NAMES as GENERATOR_NAMES
 from nola_codec.version import __version__
 
 _ATTEMPTS = 6
+_TRAINED_SHARE, _TRAINED_BYTES = 0.995, 40
+"""Of a size, what a file to be trained is planned for: less by what its amplitudes and losses may take more."""
 Vector = npt.NDArray[np.float64]
 
 
@@ -129,7 +132,7 @@ def encode_adapter(
         source_bytes=source_bytes,
         parameters=parameters,
         ratio=2 * parameters / len(coded.data),
-        objective="projection" if options.projected else options.objective_name,
+        objective="projection" if options.projected else "task" if options.tuner else options.objective_name,
         nmse=nmse,
         effective_error=effective,
         tensors=_tensor_reports(items, energies, coded),
@@ -138,6 +141,7 @@ def encode_adapter(
         activation_error=None if coded.activations is None else _share(coded.activations),
         rungs=coded.rungs,
         dialect=adapter.dialect,
+        task=None if options.tuner is None else options.tuner.report(),
         notes=notes(options, nmse, effective, sum(len(data) for _, data in raw_sections) / len(coded.data)),
     )
     return coded.data, report
@@ -199,11 +203,16 @@ def _spread(
     error = options.error_target
     limit = options.size if options.size is not None else int(2 * parameters / options.ratio) if options.ratio else 0
     aim: float = limit if error is None else error
+    tuner = None if options.tuner is None else Once(options.tuner)
+    if tuner is not None and error is None:
+        aim = limit * _TRAINED_SHARE - _TRAINED_BYTES
     for attempt in range(_ATTEMPTS):
         _tell(options, "rate control", attempt, _ATTEMPTS)
         # A bank of its own, as large as the adapter, is let go before coding: a second attempt is rare, and makes it
         # again.
-        draft, effective, weights = _drafted(items, options, envelope, raw_sections, energies, aim, clock, bank)
+        draft, effective, weights = _drafted(
+            items, options, envelope, raw_sections, energies, aim, limit, tuner, clock, bank
+        )
         _tell(options, "entropy coding", attempt, _ATTEMPTS)
         coded = _finish(
             draft.material,
@@ -223,7 +232,10 @@ def _spread(
             over = len(coded.data) - limit
             if over <= 0:
                 break
-            aim -= 1.2 * over + 8
+            if tuner is not None:
+                limit -= over + 8
+            else:
+                aim -= 1.2 * over + 8
         else:
             # A delta of several parts loses what each of them loses, which the search counts one by one.
             lost, whole = coded.squared_errors, energies
@@ -247,10 +259,15 @@ def _drafted(
     raw_sections: Sequence[tuple[int, bytes]],
     energies: Vector,
     aim: float,
+    limit: int,
+    tuner: Once | None,
     clock: _Clock,
     bank: Bank | None,
 ) -> tuple[Draft, list[Vector] | None, Vector]:
-    """The draft that reaches `aim`, the records' effective errors at each rung, and the weights these are shares of."""
+    """The draft that reaches `aim`, the records' effective errors at each rung, and the weights these are shares of.
+
+    A trained draft has no such errors: it was not made to be near the adapter. It keeps to `limit` by itself.
+    """
     streams = _streams(items, shared=options.shared_basis)
     if bank is None:
         with clock.stage("canonical form"):
@@ -264,6 +281,10 @@ def _drafted(
         if options.ladder:
             search = search.climbing(options.rungs, search.planned(aim, size=sized))
         draft = search.for_bytes(int(aim)) if sized else search.for_error(aim)
+    if tuner is not None:
+        with clock.stage("training"):
+            draft = tuned(search, draft, tuner, limit if sized else None)
+        return draft, None, energies
     weights = search.weights() if options.weighted else energies
     return draft, search.effective_errors(draft, weights), weights
 
@@ -312,9 +333,12 @@ def _finish(
     moments = _moments(items, options)
     activations = None if moments is None else np.zeros((len(material.ladder), 2, len(items)))
     total = float(energies.sum())
+    factors: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = {}  # what a tuner is to measure
 
     def measure(rung: int, index: int, decoded: Decoded) -> None:
         item = items[index]
+        if options.tuner is not None and isinstance(decoded, Factors):
+            factors[item.name] = decoded.float32(NUMPY)
         with clock.stage("measuring"):
             if index in composites:
                 found = composites.add(index, decoded)
@@ -338,6 +362,9 @@ def _finish(
             found["effective_error"] = float(effective[rung].sum()) / whole if whole else 0.0
         if activations is not None:
             found["activation_error"] = _share(activations[rung])
+        if options.tuner is not None:
+            with clock.stage("measuring the task"):
+                found["loss"] = options.tuner.measure(factors)
         return found
 
     with clock.stage("coding and decoding"):

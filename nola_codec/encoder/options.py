@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from nola_codec.basis import NAMES as BASIS_NAMES
 from nola_codec.entropy import NAMES as CODEC_NAMES
@@ -12,6 +13,9 @@ from nola_codec.fit.allocation import OBJECTIVES
 from nola_codec.fit.weighting import Moments
 from nola_codec.prng import NAMES as GENERATOR_NAMES
 
+if TYPE_CHECKING:
+    from nola_codec.encoder.tuning import Tuner
+
 Progress = Callable[[str, int, int], None]
 """Called as (stage, done, total)."""
 
@@ -19,7 +23,7 @@ DEFAULT_ERROR = 0.02
 """Effective error of an encode with no rate option."""
 DEFAULT_BITS = 4
 """Bits a coefficient when num_basis is given alone."""
-FITS = ("weights", "activations")
+FITS = ("weights", "activations", "task")
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,10 @@ class EncodeOptions:
         bits: Bits a coefficient in the paper's form, 1-8 or 16.
         rank: Rank of the fitted factors in the paper's form, or the most components kept.
         objective: ``effective`` or ``nmse``.
-        fit: ``weights``, or ``activations``: components weigh what they gain on a calibration set.
+        fit: ``weights``; ``activations``: components weigh what they gain on a calibration set; ``task``: the
+            coefficients are trained, quantized as they will be stored.
         weighting: Moments by module name, for ``activations`` (`nola_codec.integrations.calibration` collects them).
+        tuner: For ``task``: trains (`nola_codec.training.TaskTuner`).
         importance: A number a module, by name or pattern (`encoder.importance`): a factor on its components' weights.
         basis, generator: By name.
         seed: 0 to 2^64 - 1.
@@ -57,6 +63,7 @@ class EncodeOptions:
     objective: str | None = None
     fit: str = "weights"
     weighting: Mapping[str, Moments] | None = field(default=None, repr=False)
+    tuner: Tuner | None = field(default=None, repr=False)
     importance: Mapping[str, float] | None = field(default=None, repr=False)
     basis: str = "hadamard"
     generator: str = "philox4x32-10"
@@ -113,6 +120,11 @@ class EncodeOptions:
             raise _bad(f"fit: expected one of {', '.join(FITS)}, found {self.fit!r}")
         if self.fit == "activations" and self.weighting is None:
             raise _bad("fit activations needs what a calibration set says of the layers: a base model and its text")
+        if (self.fit == "task") != (self.tuner is not None):
+            raise _bad("fit task and a tuner go together: a base model and text of the task")
+        if self.fit == "task" and (self.projected or self.ladder or self.nmse is not None):
+            raise _bad("fit task trains a file of one rung to a size, ratio or error; leave out nmse, num_basis, bits "
+                       "and rungs")  # fmt: skip
         if self.fit != "activations" and self.weighting is not None:
             raise _bad("a calibration set serves fit activations only")
         for name, given in (

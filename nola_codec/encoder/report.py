@@ -32,6 +32,35 @@ class TensorReport:
 
 
 @dataclass(frozen=True)
+class TaskReport:
+    """Losses on held-out rows, which nothing was trained on or chosen by.
+
+    Attributes:
+        base: Of the model without an adapter.
+        adapter: Of the original adapter.
+        start: Of the weight-space code that the training started from.
+        file: Of what the file decodes to.
+        rows: Held-out rows.
+        steps: Of training that the file has in it.
+        unit: What a loss is in, e.g. ``nats a token``.
+    """
+
+    base: float
+    adapter: float
+    start: float
+    file: float
+    rows: int
+    steps: int
+    unit: str
+
+    @property
+    def kept(self) -> float | None:
+        """Share of the adapter's gain over the base that the file has; None where the adapter gains nothing."""
+        gain = self.base - self.adapter
+        return (self.base - self.file) / gain if gain > 0 else None
+
+
+@dataclass(frozen=True)
 class EncodeReport:
     """A whole file.
 
@@ -49,6 +78,7 @@ class EncodeReport:
         activation_error: Share of E|delta_W x|^2 lost over the whole file, for ``fit activations``.
         rungs: Of a ladder, coarsest first: ``bytes`` of the file's beginning, and what was measured there.
         dialect: Of the adapter.
+        task: Losses, for ``fit task``.
         notes: What the user should know, one sentence each.
     """
 
@@ -65,4 +95,5 @@ class EncodeReport:
     activation_error: float | None = None
     rungs: tuple[dict[str, float], ...] = ()
     dialect: str = ""
+    task: TaskReport | None = None
     notes: tuple[str, ...] = ()

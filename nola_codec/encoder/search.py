@@ -74,7 +74,10 @@ class Search:
     def draft(self, lagrangian: float, nudges: Index | None = None) -> Draft:
         """Quantize at a lambda and estimate size and error."""
         plan = make_plan(self.bank, self.objectives, lagrangian, self.steps, nudges)
-        quantized = quantize(self.bank, plan, self.basis, self.workspace)
+        return self.laid_out(plan, quantize(self.bank, plan, self.basis, self.workspace))
+
+    def laid_out(self, plan: Plan, quantized: Quantized) -> Draft:
+        """The draft of a plan that is quantized already."""
         material = spread(self.items, self.streams, self.bank, plan, quantized, self.basis)
         surveyed = survey(material)
         size = estimate_bytes(material, surveyed, self.envelope, self.raw_sections)

@@ -8,17 +8,17 @@ training has stopped, that gradient says nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nola_codec.adapters.dialects.peft import module_path
 from nola_codec.errors import EncodeError
 from nola_codec.fit.weighting import Moments
 from nola_codec.integrations.calibration_data import Row, read_rows, tokenize
+from nola_codec.integrations.causal import load_causal
 from nola_codec.model import LoraModule
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ SKETCH = 128
 ROWS = 64
 TOKENS = 512
 """Tokens of a row that are used."""
-
-_CAUSAL = ("ForCausalLM", "LMHeadModel")
 
 
 def collect_moments(
@@ -64,7 +62,7 @@ def collect_moments(
     if rows < 1:
         raise EncodeError(f"calibration rows: expected a positive number, found {rows}", code="option")
     texts = read_rows(calibration, rows)
-    model, tokenizer = _load(Path(base))
+    model, tokenizer = load_causal(Path(base))
     return collect_from(model, modules, texts, _causal_loss(tokenizer), progress=progress)
 
 
@@ -98,11 +96,12 @@ def collect_from(
     import torch
 
     from nola_codec.integrations.probes import Probe
+    from nola_codec.training.attach import find_modules, frozen
 
     places = find_modules(model, modules)
     items = list(batches)
     with ExitStack() as stack, torch.enable_grad():
-        stack.enter_context(_frozen(model))
+        stack.enter_context(frozen(model))
         probes = [stack.enter_context(Probe(places[m.name], m, STRENGTH, SKETCH)) for m in modules]
         for done, batch in enumerate(items):
             if progress is not None:
@@ -115,89 +114,6 @@ def collect_from(
         if progress is not None:
             progress("calibration", len(items), len(items))
         return {probe.name: probe.moments() for probe in probes}
-
-
-def find_modules(model: torch.nn.Module, modules: Sequence[LoraModule]) -> dict[str, torch.nn.Module]:
-    """The model's layer of each module, by the module's name; raises EncodeError ``calibration-module``."""
-    from nola_codec.integrations.probes import layer_shape
-
-    own = dict(model.named_modules())
-    prefix = f"{getattr(model, 'base_model_prefix', '') or ''}."
-    found = {}
-    missing = []
-    for module in modules:
-        path = module_path(module.name)
-        names = [name for name in (path, prefix + path, path.removeprefix(prefix)) if name in own]
-        if not names:
-            missing.append(path)
-            continue
-        layer = own[names[0]]
-        wanted = (module.lora_B.shape[0], *module.a_shape[1:])
-        shape = layer_shape(layer, module.layout)
-        if shape != wanted:
-            message = f"expected {module.layout} of shape {wanted}, found {type(layer).__name__} {shape or ''}"
-            raise EncodeError(message.rstrip(), code="calibration-module", where=names[0])
-        found[module.name] = layer
-    if missing:
-        raise EncodeError(
-            f"the base model lacks {len(missing)} of {len(modules)} adapted modules, the first {missing[0]}",
-            code="calibration-module",
-        )
-    return found
-
-
-@contextmanager
-def _frozen(model: torch.nn.Module) -> Iterator[None]:
-    """No gradients of the model's own weights, for a while."""
-    before = [(p, p.requires_grad) for p in model.parameters()]
-    for parameter, _ in before:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter, wanted in before:
-            parameter.requires_grad_(wanted)
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Transformers' own progress bars would show even where stderr is a file."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def _load(base: Path) -> tuple[torch.nn.Module, Any]:
-    if not base.is_dir():
-        raise EncodeError("no such directory", code="calibration-model", where=str(base))
-    import torch
-
-    try:
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    except ImportError as error:
-        raise EncodeError(
-            "calibration runs the base model with Transformers: pip install 'nola-codec[peft]'",
-            code="calibration-model",
-        ) from error
-    try:
-        kinds = AutoConfig.from_pretrained(base).architectures or ()
-        if kinds and not any(kind.endswith(_CAUSAL) for kind in kinds):
-            # AutoModelForCausalLM would run it with a head of noise.
-            message = f"expected a causal language model, found {', '.join(kinds)}; for others there is collect_from"
-            raise EncodeError(message, code="calibration-model", where=str(base))
-        with _without_bars():
-            tokenizer = AutoTokenizer.from_pretrained(base)
-            model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(base)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise EncodeError(f"cannot be loaded: {reason}", code="calibration-model", where=str(base)) from error
-    return model.to(torch.float32).eval(), tokenizer
 
 
 def _causal_loss(tokenizer: Any) -> Callable[[torch.nn.Module, Row], torch.Tensor]:

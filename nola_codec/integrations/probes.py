@@ -9,26 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from nola_codec.fit.weighting import Moments
-from nola_codec.model import Layout, LoraModule
-
-
-def layer_shape(layer: torch.nn.Module, layout: Layout) -> tuple[int, ...] | None:
-    """(out, in), (out, in, *kernel) or (dim, vocab) of a layer that a probe can sit in, else None."""
-    weight = getattr(layer, "weight", None)
-    if not isinstance(weight, torch.Tensor):
-        return None
-    if layout == "embedding":
-        return (weight.shape[1], weight.shape[0]) if isinstance(layer, torch.nn.Embedding) else None
-    if layout == "conv":
-        usable = hasattr(layer, "_conv_forward") and getattr(layer, "groups", 1) == 1
-        return tuple(weight.shape) if usable else None
-    if weight.ndim != 2 or isinstance(layer, torch.nn.Embedding):
-        return None
-    # Conv1D of GPT-2 stores its weight (in, out).
-    return (weight.shape[1], weight.shape[0]) if type(layer).__name__ == "Conv1D" else tuple(weight.shape)
+from nola_codec.model import LoraModule
+from nola_codec.training.attach import through_lora_A, through_lora_B
 
 
 class Probe:
@@ -90,22 +74,11 @@ class Probe:
     def _pass(self, layer: torch.nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
         x = inputs[0].detach() if self._layout == "embedding" else inputs[0]
         self._sketch(x.detach())
-        inner = self._project(x, self._a)
-        if self._layout == "conv":
-            delta = torch.einsum("or,br...->bo...", self._b, inner)
-        else:
-            delta = inner @ self._b.T
+        delta = through_lora_B(self._layout, self._project(x, self._a), self._b)
         return output + (self._scale * delta).to(output.dtype)
 
     def _project(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """What the layer would make of `weight` (r, in, *kernel), r in place of out, before any bias."""
-        if self._layout == "embedding":
-            return functional.embedding(x, weight.T)
-        x = x.to(weight.dtype)
-        if self._layout == "conv":
-            result: torch.Tensor = self._layer._conv_forward(x, weight, None)  # type: ignore[operator]
-            return result
-        return functional.linear(x, weight)
+        return through_lora_A(self._layer, self._layout, x, weight)
 
     def _sketch(self, x: torch.Tensor) -> None:
         """Add random signs times the inputs: a weight's gradient is a sum over positions of signs and inputs."""

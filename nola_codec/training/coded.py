@@ -120,7 +120,7 @@ class Member:
     @property
     def coefficients(self) -> torch.Tensor:
         """The trained parameter, (num_basis,)."""
-        found: torch.Tensor = getattr(self.holder, self.attribute)
+        found: torch.Tensor = self.holder.get_parameter(self.attribute)
         return found
 
 
@@ -161,9 +161,11 @@ class Ensemble:
             self._decoded = (versions, {id(m.code): tensor for m, tensor in zip(self.members, made, strict=True)})
         return self._decoded[1][id(code)]
 
-    def member(self, code: CodedTensor) -> Member:
-        """The member of a parametrization."""
-        return next(member for member in self.members if member.code is code)
+    def set_bits(self, bits: int | None) -> None:
+        """Another width for all members, from the next forward pass on."""
+        for member in self.members:
+            member.code.bits, member.loaded = bits, None
+        self._decoded = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_decoded": None}

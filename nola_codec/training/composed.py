@@ -16,7 +16,7 @@ from torch import nn
 from nola_codec.adapters.dialects.parameters import composed
 from nola_codec.errors import EncodeError, expected
 from nola_codec.training.coded import CodedTensor, Ensemble, Member, Site, near_square
-from nola_codec.training.peft_model import check_width, new_ensemble
+from nola_codec.training.ensembles import check_width, new_ensemble
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -14,6 +14,7 @@ from nola_codec.adapters.dialects.delta import Selection
 from nola_codec.errors import EncodeError
 from nola_codec.training.coded import Ensemble
 from nola_codec.training.composed import Composed, Form, NolaParameter, compose, enlist, ensemble
+from nola_codec.training.ensembles import refuse_parametrized
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LAYERS = (nn.Linear, nn.Embedding, *_CONVOLUTIONS)
@@ -60,8 +61,10 @@ def parametrize_network(
         The ensemble; also found at the network by `save`.
 
     Raises:
-        EncodeError: ``option``, ``not-parametrized`` (no such layer), ``tied-weights``.
+        EncodeError: ``option``, ``not-parametrized`` (no such layer), ``tied-weights``; ``parametrized`` after
+            `parametrize` or `parametrize_weights`.
     """
+    refuse_parametrized(network)
     selection = Selection(include, exclude)
     found = [
         (path, layer)

@@ -12,7 +12,6 @@ Written against peft 0.21 (`tuners/lora/layer.py`, `utils/save_and_load.py`).
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,7 +20,6 @@ from torch import nn
 from torch.nn.utils import parametrize as parametrization
 
 from nola_codec.adapters.dialects.peft_config import parse_config
-from nola_codec.adapters.files import atomic_file, require_free
 from nola_codec.basis import NAMES as BASIS_NAMES
 from nola_codec.container.names import natural_key
 from nola_codec.container.reader import Source
@@ -30,27 +28,19 @@ from nola_codec.errors import EncodeError, expected
 from nola_codec.model import Layout, LowRankRecord
 from nola_codec.prng import NAMES as GENERATOR_NAMES
 from nola_codec.training.coded import CodedTensor, Ensemble, Member, Site, Start
-from nola_codec.training.files import Dress, Trained, decoded_members, file_bytes, read_trained, restore
-from nola_codec.training.quantizer import TRAINED_BITS
+from nola_codec.training.ensembles import (
+    State,
+    check_width,
+    find_state,
+    forget,
+    new_ensemble,
+    refuse_parametrized,
+    remember,
+    state_of,
+)
+from nola_codec.training.files import Dress, Trained, decoded_members, read_trained, restore
 
-_STATE = "nola"
 _MARK = ".parametrizations."
-
-
-def new_ensemble(basis: str, generator: str, seed: int) -> Ensemble:
-    """An empty ensemble, its options checked. Raises EncodeError ``option``."""
-    for what, name, names in (("basis", basis, BASIS_NAMES), ("prng", generator, GENERATOR_NAMES)):
-        if name not in names:
-            raise EncodeError(expected(what, ", ".join(names), repr(name)), code="option")
-    if not 0 <= seed < 1 << 64:
-        raise EncodeError(expected("seed", "0 to 2^64 - 1", seed), code="option")
-    return Ensemble(GENERATOR_NAMES[generator], seed, BASIS_NAMES[basis], decoded_members)
-
-
-def check_width(bits: int | None) -> None:
-    """Raises EncodeError ``option`` for a width that cannot be trained."""
-    if bits is not None and bits not in TRAINED_BITS:
-        raise EncodeError(expected("bits", "1 to 8, or None", bits), code="option")
 
 
 def parametrize(
@@ -94,8 +84,7 @@ def parametrize(
     check_width(bits)
     ensemble = new_ensemble(basis, generator, seed)
     name = _adapter_of(model, adapter)
-    if _find(model) is not None:
-        raise EncodeError("the model is parametrized already", code="parametrized")
+    refuse_parametrized(model)
     layers = sorted(_lora_layers(model, name), key=lambda item: natural_key(item[0]))
     if start is None:
         start = "projection" if any(_factor(layer, name, 0)[2].any() for _, layer in layers) else "scratch"
@@ -127,13 +116,13 @@ def parametrize(
             parametrization.register_parametrization(holder, attribute, code)
             place: Any = holder.parametrizations[attribute]  # type: ignore[index]
             ensemble.members.append(Member(path, side, code, place, "original"))
-    model.__dict__[_STATE] = (ensemble, name)
+    remember(model, State(ensemble, "peft", name))
     return ensemble
 
 
 def deparametrize(model: nn.Module) -> nn.Module:
     """Leave a plain LoRA: every factor becomes what the file that `save` would write decodes to. Returns the model."""
-    ensemble, _ = _state(model)
+    ensemble = state_of(model).ensemble
     for member, tensor in zip(list(ensemble.members), decoded_members(ensemble), strict=True):
         place = member.holder
         owner, attribute = _owner(model, place)
@@ -143,40 +132,8 @@ def deparametrize(model: nn.Module) -> nn.Module:
         parametrization.remove_parametrizations(owner, attribute, leave_parametrized=False)
         with torch.no_grad():
             getattr(owner, attribute).set_(tensor.to(device))
-    del model.__dict__[_STATE]
+    forget(model)
     return model
-
-
-def save(
-    model: nn.Module,
-    out: str | os.PathLike[str],
-    *,
-    overwrite: bool = False,
-    measured: Mapping[str, float] | None = None,
-) -> int:
-    """Write the trained adapter as a `.nola` file, without loss: it decodes to the weights that evaluation uses.
-
-    Args:
-        model: Parametrized.
-        out: The file, written whole or not at all.
-        overwrite: Replace a file that is there.
-        measured: What the header shall say was measured, e.g. ``{"loss": 1.37}``.
-
-    Returns:
-        Its size in bytes.
-
-    Raises:
-        EncodeError: ``not-parametrized``, ``not-finite``.
-        OutputExists: `out` is there and `overwrite` is false.
-    """
-    from pathlib import Path
-
-    ensemble, name = _state(model)
-    require_free(Path(out), overwrite=overwrite)
-    data = file_bytes(ensemble, Dress("peft", _config(model, name), {"format": "pt"}, _carried(model, name)), measured)
-    with atomic_file(out) as stream:
-        stream.write(data)
-    return len(data)
 
 
 def load(model: nn.Module, source: Source, *, adapter: str = "default") -> nn.Module:
@@ -198,9 +155,10 @@ def load(model: nn.Module, source: Source, *, adapter: str = "default") -> nn.Mo
     trained = read_trained(source)
     if not hasattr(model, "peft_config"):
         model = _with_adapter(model, trained, adapter)
-    if _find(model) is None:
+    if find_state(model) is None:
         _parametrize_like(model, trained)
-    ensemble, name = _state(model)
+    state = state_of(model)
+    ensemble, name = state.ensemble, state.adapter
     wanted = {(m.name, m.side or 0) for m in ensemble.members}
     if wanted != set(trained.symbols):
         first = min(wanted ^ set(trained.symbols))
@@ -245,21 +203,6 @@ def _parametrize_like(model: nn.Module, trained: Trained) -> None:
         model, counts, basis=names[0][records[0].kind.basis], bits=trained.bits, shared_basis=shared,
         generator=names[1][header.generator], seed=header.seed,
     )  # fmt: skip
-
-
-def _find(model: nn.Module) -> tuple[Ensemble, str] | None:
-    for module in model.modules():
-        if _STATE in module.__dict__:
-            found: tuple[Ensemble, str] = module.__dict__[_STATE]
-            return found
-    return None
-
-
-def _state(model: nn.Module) -> tuple[Ensemble, str]:
-    found = _find(model)
-    if found is None:
-        raise EncodeError("the model is not parametrized", code="not-parametrized")
-    return found
 
 
 def _adapter_of(model: Any, adapter: str | None) -> str:
@@ -318,6 +261,11 @@ def _owner(model: nn.Module, place: nn.Module) -> tuple[nn.Module, str]:
             if found is place:
                 return module, attribute
     raise EncodeError("a factor's parametrization is gone", code="not-parametrized")
+
+
+def peft_dress(model: nn.Module, adapter: str) -> Dress:
+    """What a file of a PEFT model says besides its coefficients."""
+    return Dress("peft", _config(model, adapter), {"format": "pt"}, _carried(model, adapter))
 
 
 def _config(model: Any, adapter: str) -> dict[str, Any]:

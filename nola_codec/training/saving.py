@@ -1,18 +1,22 @@
-"""`save` and `load`, for PEFT models and for networks with coded parameters."""
+"""`save` and `load`: whatever was parametrized, as a file and back."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from torch import nn
 
 from nola_codec.adapters.dialects import parameters
+from nola_codec.adapters.files import atomic_file, require_free
 from nola_codec.container.reader import Source, open_container
 from nola_codec.training import peft_model
-from nola_codec.training.files import read_trained
+from nola_codec.training.ensembles import state_of
+from nola_codec.training.files import Dress, file_bytes, read_trained
 from nola_codec.training.network import places
 from nola_codec.training.network_files import load_network, save_network
+from nola_codec.training.peft_model import peft_dress
 
 
 def save(
@@ -25,9 +29,9 @@ def save(
     """Write what was trained as a `.nola` file, without loss: it decodes to the weights that evaluation uses.
 
     Args:
-        model: A PEFT model after `parametrize`: the file is its adapter. Or a network with `NolaLinear` and other such
-            layers, or after `parametrize_network`: the file is its whole state dict, coded weights under the names
-            that they have in a plain network, all else as it is.
+        model: Parametrized by `parametrize` or `parametrize_weights`: the file is the adapter, or the change. Or a
+            network with `NolaLinear` and other such layers, or after `parametrize_network`: the file is its whole state
+            dict, coded weights under the names that they have in a plain network, all else as it is.
         out: The file, written whole or not at all.
         overwrite: Replace a file that is there.
         measured: What the header shall say was measured, e.g. ``{"loss": 1.37}``.
@@ -43,7 +47,13 @@ def save(
     """
     if next(places(model), None) is not None:
         return save_network(model, out, overwrite=overwrite, measured=measured)
-    return peft_model.save(model, out, overwrite=overwrite, measured=measured)
+    state = state_of(model)
+    require_free(Path(out), overwrite=overwrite)
+    dress = peft_dress(model, state.adapter) if state.dialect == "peft" else Dress(state.dialect)
+    data = file_bytes(state.ensemble, dress, measured)
+    with atomic_file(out) as stream:
+        stream.write(data)
+    return len(data)
 
 
 def load(model: nn.Module, source: Source, *, adapter: str = "default") -> nn.Module:

@@ -27,6 +27,7 @@ from nola_codec.training import (
     ensemble,
     load,
     parametrize_network,
+    parametrize_weights,
     save,
 )
 
@@ -207,6 +208,8 @@ def test_what_cannot_be_parametrized_is_refused() -> None:
     tied[1].weight = tied[0].weight
     assert code(tied) == "tied-weights"
     assert not any(hasattr(layer, "parametrizations") for layer in tied)
+    parametrize_weights(changed := Small(), 4)
+    assert code(changed) == "parametrized"
     parametrize_network(network := Small(), 4)
     assert code(network) == "not-parametrized"  # all of it is
 

@@ -1,0 +1,61 @@
+"""Causal language models of Transformers, from a directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nola_codec.errors import EncodeError
+
+if TYPE_CHECKING:
+    import torch
+
+_CAUSAL = ("ForCausalLM", "LMHeadModel")
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Transformers' own progress bars would show even where stderr is a file."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def load_causal(base: Path) -> tuple[torch.nn.Module, Any]:
+    """A model directory's causal language model, in float32 for evaluation, and its tokenizer.
+
+    Raises:
+        EncodeError: ``calibration-model``: Transformers is missing, or the model is not one that it can run so.
+    """
+    if not base.is_dir():
+        raise EncodeError("no such directory", code="calibration-model", where=str(base))
+    import torch
+
+    try:
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    except ImportError as error:
+        raise EncodeError(
+            "this runs the base model with Transformers: pip install 'nola-codec[peft]'",
+            code="calibration-model",
+        ) from error
+    try:
+        kinds = AutoConfig.from_pretrained(base).architectures or ()
+        if kinds and not any(kind.endswith(_CAUSAL) for kind in kinds):
+            # AutoModelForCausalLM would run it with a head of noise.
+            message = f"expected a causal language model, found {', '.join(kinds)}"
+            raise EncodeError(message, code="calibration-model", where=str(base))
+        with _without_bars():
+            tokenizer = AutoTokenizer.from_pretrained(base)
+            model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(base)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise EncodeError(f"cannot be loaded: {reason}", code="calibration-model", where=str(base)) from error
+    return model.to(torch.float32).eval(), tokenizer

@@ -1,0 +1,172 @@
+"""A task from text: a causal language model of Transformers, and rows of a file."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nola_codec.adapters import AnySource, read
+from nola_codec.adapters.dialects.peft import module_path
+from nola_codec.errors import EncodeError
+from nola_codec.integrations.calibration_data import Row, read_rows, tokenize
+from nola_codec.integrations.causal import load_causal
+
+if TYPE_CHECKING:
+    import torch
+
+    from nola_codec.training.task import TaskSettings, TaskTuner
+
+BATCH = 8
+TOKENS = 512
+"""Tokens of a row that are used."""
+HELD_OUT, VALIDATION = 96, 48
+"""Rows at most, and a tenth and a twentieth of the file's."""
+_LEAST = 16
+_MOST = 1 << 20
+Batch = dict[str, "torch.Tensor"]
+Progress = Callable[[str, int, int], None]
+
+
+def text_tuner(
+    base: str | os.PathLike[str],
+    source: AnySource,
+    data: str | os.PathLike[str],
+    *,
+    held_out: str | os.PathLike[str] | None = None,
+    settings: TaskSettings | None = None,
+    batch: int = BATCH,
+    progress: Progress | None = None,
+) -> TaskTuner:
+    """What `encode --fit task` trains with.
+
+    Args:
+        base: A Transformers model directory with its tokenizer; loaded in float32, on the CPU.
+        source: The adapter; biases and modules that it has whole are put into the model.
+        data: Rows of the task, see `read_rows`. Some of them are set aside: a twentieth to stop by, and without a
+            `held_out` a tenth to report on.
+        held_out: Rows to report on.
+        settings: How to train.
+        batch: Rows of a batch.
+        progress: Called as (stage, done, total).
+
+    Raises:
+        EncodeError: ``calibration-model``, ``calibration`` (the files), ``task-data`` (too few rows), ``task-form``.
+    """
+    from nola_codec.training.task import TaskData, TaskTuner
+
+    rows = read_rows(data, _MOST)
+    if len(rows) < _LEAST:
+        raise EncodeError(f"expected at least {_LEAST} rows, found {len(rows)}", code="task-data", where=str(data))
+    # An order of its own: files are often sorted, and the end of a file is no sample of it.
+    random.Random(0).shuffle(rows)
+    if held_out is None:
+        count = min(HELD_OUT, len(rows) // 10 + 1)
+        kept, rows = rows[:count], rows[count:]
+    else:
+        kept = read_rows(held_out, HELD_OUT)
+    count = min(VALIDATION, len(rows) // 20 + 1)
+    chosen, rows = rows[:count], rows[count:]
+    model, tokenizer = load_causal(Path(base))
+    _dress(model, source)
+
+    def batches(own: Sequence[Row], size: int) -> list[Batch]:
+        return [_batch(tokenizer, own[start : start + size]) for start in range(0, len(own), size)]
+
+    task = TaskData(
+        train=batches(rows, batch),
+        validation=batches(_by_length(chosen), 16),
+        held_out=batches(_by_length(kept), 16),
+        logits_fn=_Logits(),
+        unit="nats a token",
+        rows=len(kept),
+    )
+    return TaskTuner(model, task, settings, progress)
+
+
+def _by_length(rows: Sequence[Row]) -> list[Row]:
+    """Rows of like lengths together, which saves padding."""
+    return sorted(rows, key=lambda row: len(row.prompt) + len(row.completion))
+
+
+def _batch(tokenizer: Any, rows: Sequence[Row]) -> Batch:
+    """input_ids, attention_mask (rows, length); labels, -100 where nothing is scored."""
+    import torch
+
+    each = [tokenize(tokenizer, row, TOKENS) for row in rows]
+    length = max(len(ids) for ids, _ in each)
+    fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    made = {
+        "input_ids": torch.full((len(rows), length), fill),
+        "attention_mask": torch.zeros((len(rows), length), dtype=torch.int64),
+        "labels": torch.full((len(rows), length), -100),
+    }
+    for index, (ids, prompt) in enumerate(each):
+        tokens = torch.tensor(list(ids))
+        made["input_ids"][index, : len(ids)] = tokens
+        made["attention_mask"][index, : len(ids)] = 1
+        made["labels"][index, prompt : len(ids)] = tokens[prompt:]
+    return made
+
+
+class _Logits:
+    """Logits of the scored positions and their labels.
+
+    Where a model is a body and a head and nothing else, the head is run on what is scored alone, which saves a good
+    part of the time. Whether it is so is seen on the first batch: some models scale or cap their logits.
+    """
+
+    def __init__(self) -> None:
+        self._plain: bool | None = None
+
+    def __call__(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(scored, vocabulary), int64 (scored,)."""
+        import torch
+
+        device = next(model.parameters()).device
+        labels = batch["labels"][:, 1:].to(device)
+        scored = labels != -100
+        inputs = {"input_ids": batch["input_ids"].to(device), "attention_mask": batch["attention_mask"].to(device)}
+        if self._plain is None:
+            with torch.no_grad():
+                short = {name: tensor[:1] for name, tensor in inputs.items()}
+                whole = model(**short, use_cache=False).logits
+                parts = _body_and_head(model)
+                self._plain = parts is not None and bool(
+                    torch.allclose(parts[1](parts[0](**short, use_cache=False).last_hidden_state), whole, atol=1e-4)
+                )
+        parts = _body_and_head(model) if self._plain else None
+        if parts is None:
+            return model(**inputs, use_cache=False).logits[:, :-1][scored], labels[scored]
+        hidden = parts[0](**inputs, use_cache=False).last_hidden_state[:, :-1]
+        return parts[1](hidden[scored]), labels[scored]
+
+
+def _body_and_head(model: Any) -> tuple[torch.nn.Module, torch.nn.Module] | None:
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    body = getattr(model, getattr(model, "base_model_prefix", "") or " ", None)
+    return None if head is None or body is None else (body, head)
+
+
+def _dress(model: torch.nn.Module, source: AnySource) -> None:
+    """Put what an adapter carries besides its factors into the model.
+
+    Raises:
+        EncodeError: ``task-form``: DoRA, or a tensor that the model has no place for.
+    """
+    import torch
+
+    from nola_codec.decoder.torch_raw import to_torch
+
+    adapter = read(source)
+    own = dict(model.named_parameters())
+    for key, tensor in adapter.raw.items():
+        path = module_path(key)
+        if "lora_magnitude_vector" in key:
+            raise EncodeError("DoRA cannot be trained on a task", code="task-form", where=key)
+        if path not in own or tuple(own[path].shape) != tensor.shape:
+            raise EncodeError("the base model has no such parameter", code="task-form", where=key)
+        with torch.no_grad():
+            own[path].copy_(to_torch(tensor))
