@@ -156,7 +156,7 @@ class Ensemble:
         """What a file written now would decode a tensor to; the file is made anew when any coefficient has changed."""
         versions = [(id(m.coefficients), m.coefficients._version) for m in self.members]
         if self._decoded is None or self._decoded[0] != versions:
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.no_grad():
                 made = self.decode(self)
             self._decoded = (versions, {id(m.code): tensor for m, tensor in zip(self.members, made, strict=True)})
         return self._decoded[1][id(code)]

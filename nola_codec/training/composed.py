@@ -117,11 +117,11 @@ class Composed(nn.Module):
         return (std,) if self.rank is None else (math.sqrt(std / math.sqrt(self.rank)),) * 2
 
     def _exact(self, device: torch.device) -> torch.Tensor:
-        parts = [self.ensemble.decoded(code) for code in self.codes]
-        if self._decoded is None or self._decoded[1] != device or any(
-            mine is not now for mine, now in zip(self._decoded[0], parts, strict=True)
-        ):  # fmt: skip
-            with torch.inference_mode(False), torch.no_grad():  # what is kept serves with gradients of inputs too
+        with torch.inference_mode(False), torch.no_grad():  # what is kept serves with gradients of inputs too
+            parts = [self.ensemble.decoded(code) for code in self.codes]
+            if self._decoded is None or self._decoded[1] != device or any(
+                mine is not now for mine, now in zip(self._decoded[0], parts, strict=True)
+            ):  # fmt: skip
                 made = parts[0]
                 if len(parts) == 2:
                     made = torch.from_numpy(composed(parts[0].numpy(), parts[1].numpy())).float()
