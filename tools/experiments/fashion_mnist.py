@@ -1,9 +1,11 @@
 """Training from scratch on Fashion-MNIST (NOLA, sections 4.3 and 4.4): NOLA, PRANC, LoRA and full training.
 
     python tools/experiments/fashion_mnist.py [--part mlp resnet speed] [--rows 60000] [--json FILE]
+    python tools/experiments/fashion_mnist.py --read FILE [FILE ...]        # tables and plot again; nothing is trained
 
 mlp     784-256-10 without biases, 16 coefficients a factor (32 a layer) and 32; the paper has training losses of 0.71
-        (NOLA r=4) and 0.87 (PRANC) with 32 coefficients a layer, on MNIST
+        (NOLA r=4) and 0.87 (PRANC) with 32 coefficients a layer, on MNIST. "W0 +": on weights frozen as PyTorch draws
+        them, in the seed of the run. Means over --mlp-seeds seeds, and their range
 resnet  ResNet20 at about 13,000 trained numbers, norms and biases included
 speed   milliseconds a step of the MLP, all ways in turn; the paper finds NOLA twice as fast as PRANC, on a dense basis
 
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import json
 import sys
 import time
 from pathlib import Path
@@ -48,6 +51,12 @@ def mlp_ways(seed: int) -> list[Way]:
     nola = [(16, 4), (32, 4), (16, 32)]
     ways = [build(mlp, seed, f"NOLA r={r}, 2 x {k}", 2e-2, num_basis=k, rank=r, **dense) for k, r in nola]
     ways += [build(mlp, seed, f"PRANC, {k}", 2e-2, num_basis=k, form="pranc", **dense) for k in (32, 64)]
+    ways += [
+        build(mlp, seed, f"W0 + NOLA r={r}, 2 x {k}", 2e-2, start=True, num_basis=k, rank=r, **dense) for k, r in nola
+    ]
+    ways += [
+        build(mlp, seed, f"W0 + PRANC, {k}", 2e-2, start=True, num_basis=k, form="pranc", **dense) for k in (32, 64)
+    ]
     ways += [build(mlp, seed, f"NOLA r={r}, 2 x {k}, hadamard", 2e-2, num_basis=k, rank=r) for k, r in nola]
     ways += [build(mlp, seed, f"PRANC, {k}, hadamard", 2e-2, num_basis=k, form="pranc") for k in (32, 64)]
     return [*ways, build(mlp, seed, "LoRA r=1, the smallest", 2e-2, rank=1), build(mlp, seed, "full", 1e-3)]
@@ -77,6 +86,18 @@ def run(ways: list[Way], data: Images, test: Images, epochs: int, batch: int, se
             }
         )  # fmt: skip
         say(f"{way.name}: {way.trained:,} numbers, train {found[-1]['train_loss']:.4f}, accuracy {accuracy:.2%}")
+    return found
+
+
+def averaged(runs: list[list[Result]]) -> list[Result]:
+    """Results of several seeds as one: means, and the range of what has one."""
+    found = []
+    for same in zip(*runs, strict=True):
+        row = dict(same[0])
+        for key in ("train_loss", "test_loss", "accuracy", "ms"):
+            row[key] = float(np.mean([r[key] for r in same]))
+            row[key + "_range"] = [min(r[key] for r in same), max(r[key] for r in same)]
+        found.append(row)
     return found
 
 
@@ -123,10 +144,16 @@ def speed(data: Images, steps: int, batch: int, seed: int) -> list[Result]:
 
 def rows(found: list[Result]) -> list[list[str]]:
     """Of a table with `HEADER`."""
+
+    def with_range(result: Result, key: str, form: str) -> str:
+        shown = format(result[key], form)
+        low, high = result.get(key + "_range", (0, 0))
+        return f"{shown} ({format(low, form)} to {format(high, form)})" if high > low else shown
+
     return [
         [
-            r["way"], f"{r['trained']:,}", f"{r['bytes']:,}", f"{r['train_loss']:.3f}", f"{r['test_loss']:.3f}",
-            f"{r['accuracy']:.2%}", f"{r['ms']:.1f}",
+            r["way"], f"{r['trained']:,}", f"{r['bytes']:,}", with_range(r, "train_loss", ".3f"),
+            f"{r['test_loss']:.3f}", with_range(r, "accuracy", ".1%"), f"{r['ms']:.1f}",
         ]
         for r in found
     ]  # fmt: skip
@@ -141,8 +168,35 @@ def speed_rows(found: list[Result]) -> list[list[str]]:
     ]  # fmt: skip
 
 
-def main() -> None:
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run the parts asked for."""
+    torch.set_num_threads(arguments.threads)
+    data, test = images(arguments.data, "train", arguments.rows), images(arguments.data, "t10k", None)
+    say(f"{len(data.y):,} images to train on, {len(test.y):,} to test")
+    trained: dict[str, list[Result]] = {}
+    seed, batch = arguments.seed, arguments.batch
+    found: dict[str, Any] = {"rows": len(data.y), "batch": batch, "trained": trained}
+    if "mlp" in arguments.part:
+        seeds = range(seed, seed + arguments.mlp_seeds)
+        trained["MLP 784-256-10"] = averaged([run(mlp_ways(s), data, test, arguments.epochs, batch, s) for s in seeds])
+    if "resnet" in arguments.part:
+        trained["ResNet20"] = run(resnet_ways(seed), data, test, arguments.resnet_epochs, batch, seed)
+    if "speed" in arguments.part:
+        found["speed"] = speed(data, arguments.steps, batch, seed)
+    return found
+
+
+def read(files: list[Path]) -> dict[str, Any]:
+    """Several runs as one; of a part that several have, the last."""
+    found: dict[str, Any] = {"trained": {}}
+    for file in files:
+        own = json.loads(file.read_text(encoding="utf-8"))
+        found = {**found, **own, "trained": {**found["trained"], **own["trained"]}}
+    return found
+
+
+def main() -> None:
+    """Measure or read, and show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", nargs="+", choices=["mlp", "resnet", "speed"], default=["mlp", "resnet", "speed"])
     parser.add_argument("--data", type=Path, default=FOLDER, help=f"default: {FOLDER}, of the package {PACKAGE}")
@@ -151,24 +205,17 @@ def main() -> None:
     parser.add_argument("--resnet-epochs", type=int, default=2)
     parser.add_argument("--steps", type=int, default=40, help="of the speed test")
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--mlp-seeds", type=int, default=1, help="seeds that the MLP's figures are the mean of")
+    parser.add_argument("--read", nargs="+", type=Path, metavar="FILE", help="show what --json wrote; train nothing")
     options(parser, "fashion_mnist.svg")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    data, test = images(arguments.data, "train", arguments.rows), images(arguments.data, "t10k", None)
-    say(f"{len(data.y):,} images to train on, {len(test.y):,} to test")
-    trained: dict[str, list[Result]] = {}
-    tables = []
-    seed, batch = arguments.seed, arguments.batch
-    if "mlp" in arguments.part:
-        trained["MLP 784-256-10"] = run(mlp_ways(seed), data, test, arguments.epochs, batch, seed)
-    if "resnet" in arguments.part:
-        trained["ResNet20"] = run(resnet_ways(seed), data, test, arguments.resnet_epochs, batch, seed)
-    tables += [(title, HEADER, rows(found)) for title, found in trained.items()]
-    everything: dict[str, Any] = {"rows": len(data.y), "batch": batch, "trained": trained}
-    if "speed" in arguments.part:
-        everything["speed"] = speed(data, arguments.steps, batch, seed)
+    everything = read(arguments.read) if arguments.read else measure(arguments)
+    trained = everything["trained"]
+    tables: list[Any] = [(title, HEADER, rows(found)) for title, found in trained.items()]
+    if "speed" in everything:
         header = ["basis", "NOLA, ms a step", "PRANC, ms a step", "PRANC / NOLA"]
-        tables.append(("Speed of the MLP, batch of " + str(batch), header, speed_rows(everything["speed"])))
+        title = f"Speed of the MLP, batch of {everything['batch']}"
+        tables.append((title, header, speed_rows(everything["speed"])))
     arguments.no_plot |= not trained
 
     def draw(pyplot: Any) -> Any:

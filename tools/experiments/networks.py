@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from nola_codec.training import parametrize_network, save
+from nola_codec.training import parametrize_network, parametrize_weights, save
 from nola_codec.training.coded import near_square
 
 
@@ -104,7 +104,7 @@ class Way:
     @property
     def trained(self) -> int:
         """Numbers that are trained."""
-        return sum(parameter.numel() for parameter in self.network.parameters())
+        return sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
 
     def bytes(self) -> int:
         """Of a file: a `.nola` file, or safetensors with all floats in fp16."""
@@ -115,11 +115,16 @@ class Way:
         return len(safetensors_bytes({key: value.contiguous() for key, value in state.items()}))
 
 
-def build(make: Callable[[], nn.Module], seed: int, name: str, lr: float, **coding: Any) -> Way:
-    """A network, its weights plain (no `coding`), low-rank (``rank`` alone) or coded (as `parametrize_network`)."""
+def build(make: Callable[[], nn.Module], seed: int, name: str, lr: float, *, start: bool = False, **coding: Any) -> Way:
+    """A network, its weights plain (no `coding`), low-rank (``rank`` alone) or coded (as `parametrize_network`).
+
+    With `start` its weights are frozen as PyTorch draws them, and a coded change is trained (`parametrize_weights`).
+    """
     torch.manual_seed(seed)
     network = make()
-    if coding.keys() == {"rank"}:
+    if start:
+        parametrize_weights(network, seed=seed, **coding)
+    elif coding.keys() == {"rank"}:
         low_rank(network, coding["rank"])
     elif coding:
         parametrize_network(network, seed=seed, **coding)
@@ -145,7 +150,7 @@ def step(way: Way, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.T
 
 def train(way: Way, data: Images, epochs: int, batch: int, seed: int) -> float:
     """Adam, warmed up over 50 steps and then down to zero as a cosine; returns median seconds a step."""
-    optimizer = torch.optim.Adam(way.network.parameters(), way.lr)
+    optimizer = torch.optim.Adam([p for p in way.network.parameters() if p.requires_grad], way.lr)
     per_epoch = len(data.y) // batch
     total = epochs * per_epoch
     schedule = torch.optim.lr_scheduler.LambdaLR(
