@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +22,16 @@ from nola_codec.model import Layout
 from nola_codec.training.quantizer import rounded
 from nola_codec.training.synthesis import Synthesis
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 Start = Literal["scratch", "projection"]
 
 
 class CodedTensor(nn.Module):
-    """(num_basis,) coefficients -> a tensor.
+    """(1, num_basis) coefficients -> a tensor.
+
+    They are a row because PEFT takes a factor of one dimension for a damaged one.
 
     Attributes:
         synthesis: The basis as a linear map.
@@ -34,6 +39,7 @@ class CodedTensor(nn.Module):
         start: How `right_inverse` gets coefficients from a tensor: ``scratch`` keeps the norm of the tensor, as a fresh
             initialisation wants it; ``projection`` is least squares.
         ensemble: What the tensor belongs to.
+        member: Its place there.
     """
 
     def __init__(
@@ -43,34 +49,47 @@ class CodedTensor(nn.Module):
         super().__init__()
         self.shape, self.dtype = torch.Size(shape), dtype
         self.synthesis, self.bits, self.start, self.ensemble = synthesis, bits, start, ensemble
+        self.member: Member | None = None
         self._made: tuple[torch.Tensor, tuple[object, ...], torch.Tensor] | None = None
 
     def forward(self, coefficients: torch.Tensor) -> torch.Tensor:
         """The tensor, in its shape and dtype.
 
-        What was made is handed out again until the coefficients change: a layer may ask for its weight several times a
-        step. Nothing in it is freed by a backward pass.
+        A layer may ask for its weight several times a step, so what was made is handed out again until a backward pass
+        has gone through it. (An optimizer steps only then; versions of tensors do not tell, fused ones leave them.)
         """
-        if not self.training:
+        if not self.training and self.member is not None:  # while it is being put in its place it has none
             return self.ensemble.decoded(self).to(coefficients.device, self.dtype)
-        state = (coefficients._version, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), self.bits)
-        if self._made is not None and self._made[0] is coefficients and self._made[1] == state:
+        state = (coefficients._version, torch.is_inference_mode_enabled(), self.bits)
+        graded = torch.is_grad_enabled() and coefficients.requires_grad
+        if graded and self._made is not None and self._made[0] is coefficients and self._made[1] == state:
             return self._made[2]
-        values = coefficients.float()
+        values = coefficients[0].float()
         if self.bits is not None:
             values = rounded(values, self.bits, self.synthesis.grain)
         made = self.synthesis(values).reshape(self.shape).to(self.dtype)
-        self._made = (coefficients, state, made)
+        if graded:
+            made.register_hook(self._passed)  # type: ignore[no-untyped-call]
+            self._made = (coefficients, state, made)
         return made
 
+    def train(self, mode: bool = True) -> Self:
+        """As ever; what was made before is made anew."""
+        self._made = None
+        self.ensemble.forget()
+        return super().train(mode)
+
+    def _passed(self, grad: torch.Tensor) -> None:
+        self._made = None
+
     def right_inverse(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Coefficients that a tensor starts from, float32 (num_basis,)."""
+        """Coefficients that a tensor starts from, float32 (1, num_basis)."""
         flat = tensor.detach().reshape(-1).float()
         found = self.synthesis.least_squares(flat)
         if self.start == "scratch":
             norm, made = flat.norm(), self.synthesis.forward(found).norm()
             found = found * (norm / made) if made > 0 else found
-        return found
+        return found[None]
 
     def extra_repr(self) -> str:
         """For people."""
@@ -107,7 +126,7 @@ class Member:
         code: Its parametrization.
         holder: The module that has the coefficients under `attribute`.
         attribute: Name of the parameter in the holder.
-        loaded: (version of the parameter, symbols, scale code) as a file had them, while the version still holds.
+        loaded: (coefficients, symbols, scale code) as a file had them.
     """
 
     name: str
@@ -115,11 +134,14 @@ class Member:
     code: CodedTensor
     holder: nn.Module
     attribute: str
-    loaded: tuple[int, npt.NDArray[np.uint16], int] | None = None
+    loaded: tuple[torch.Tensor, npt.NDArray[np.uint16], int] | None = None
+
+    def __post_init__(self) -> None:
+        self.code.member = self
 
     @property
     def coefficients(self) -> torch.Tensor:
-        """The trained parameter, (num_basis,)."""
+        """The trained parameter, (1, num_basis)."""
         found: torch.Tensor = self.holder.get_parameter(self.attribute)
         return found
 
@@ -141,7 +163,7 @@ class Ensemble:
     decode: Callable[[Ensemble], list[torch.Tensor]]
     sites: dict[str, Site] = field(default_factory=dict)
     members: list[Member] = field(default_factory=list)
-    _decoded: tuple[list[tuple[int, int]], dict[int, torch.Tensor]] | None = None
+    _decoded: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
     def synthesis(self, stream: int, side: int | None, length: int, num_basis: int, *, kept: bool) -> Synthesis:
         """The basis of one side of the record with this stream, or of a vector (side None).
@@ -153,22 +175,32 @@ class Ensemble:
         return Synthesis(self.basis, key, length, min(num_basis, length), grain=grain, kept=kept)
 
     def decoded(self, code: CodedTensor) -> torch.Tensor:
-        """What a file written now would decode a tensor to; the file is made anew when any coefficient has changed."""
-        versions = [(id(m.coefficients), m.coefficients._version) for m in self.members]
-        if self._decoded is None or self._decoded[0] != versions:
-            with torch.no_grad():
-                made = self.decode(self)
-            self._decoded = (versions, {id(m.code): tensor for m, tensor in zip(self.members, made, strict=True)})
-        return self._decoded[1][id(code)]
+        """What a file written now would decode a tensor to; made anew when its coefficients have changed."""
+        found = self._decoded.get(id(code))
+        if found is not None:
+            member = code.member
+            if member is not None and torch.equal(found[0], member.coefficients):
+                return found[1]
+        with torch.no_grad():
+            made = self.decode(self)
+            self._decoded = {
+                id(m.code): (m.coefficients.detach().clone(), tensor)
+                for m, tensor in zip(self.members, made, strict=True)
+            }
+        return self._decoded[id(code)][1]
+
+    def forget(self) -> None:
+        """Decode anew when asked next."""
+        self._decoded = {}
 
     def set_bits(self, bits: int | None) -> None:
         """Another width for all members, from the next forward pass on."""
         for member in self.members:
             member.code.bits, member.loaded = bits, None
-        self._decoded = None
+        self.forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_decoded": None}
+        return {**self.__dict__, "_decoded": {}}
 
 
 def near_square(shape: torch.Size | tuple[int, ...]) -> tuple[int, int]:

@@ -62,7 +62,7 @@ def ensemble(basis: str = "hadamard", *, generator: str = "philox4x32-10", seed:
 
 
 class Composed(nn.Module):
-    """(num_basis,) coefficients of each part -> a tensor.
+    """(1, num_basis) coefficients of each part -> a tensor.
 
     Attributes:
         shape, dtype: Of the tensor.
@@ -105,7 +105,7 @@ class Composed(nn.Module):
     def right_inverse(self, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Random coefficients that compose a tensor as large as the one given; lora_B is zero where that is zero."""
         rms = float(tensor.detach().float().square().mean().sqrt()) if tensor.device.type != "meta" else 1.0
-        drawn = [torch.empty(code.synthesis.num_basis, device=tensor.device) for code in self.codes]
+        drawn = [torch.empty(1, code.synthesis.num_basis, device=tensor.device) for code in self.codes]
         for values, scale in zip(drawn, self.scales(rms or 1.0), strict=True):
             draw(values, scale)
         if rms == 0:
@@ -224,7 +224,8 @@ def _free_name(ensemble: Ensemble) -> str:
 class NolaParameter(nn.Module):
     """A tensor that is trained through coefficients; calling the module gives it.
 
-    Parameters ``coefficients_B`` and ``coefficients_A``, or ``coefficients`` alone in the form ``pranc``, float32.
+    Parameters ``coefficients_B`` and ``coefficients_A``, or in the form ``pranc`` ``coefficients``: float32
+    (1, num_basis).
 
         >>> scale = NolaParameter((64, 3, 3, 3), num_basis=16)
         >>> scale().shape, sum(p.numel() for p in scale.parameters())
@@ -260,7 +261,7 @@ class NolaParameter(nn.Module):
         self.std = 1 / math.sqrt(3 * math.prod(own[1:] if len(own) > 1 else own)) if std is None else std
         self.attributes = ("coefficients",) if self.composed.rank is None else ("coefficients_B", "coefficients_A")
         for attribute, code in zip(self.attributes, self.composed.codes, strict=True):
-            values = torch.empty(code.synthesis.num_basis, device=cast("Any", device))
+            values = torch.empty(1, code.synthesis.num_basis, device=cast("Any", device))
             setattr(self, attribute, nn.Parameter(values))
         enlist(self.composed, self, self.attributes)
         self.reset_parameters()

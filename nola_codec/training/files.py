@@ -132,9 +132,9 @@ def _frequencies(counts: npt.NDArray[np.int64] | None) -> tuple[int, ...] | None
 
 def _quantized(member: Member) -> tuple[npt.NDArray[np.uint16], int]:
     coefficients = member.coefficients
-    if member.loaded is not None and member.loaded[0] == coefficients._version:
+    if member.loaded is not None and torch.equal(member.loaded[0], coefficients):
         return member.loaded[1], member.loaded[2]
-    values = coefficients.detach().float().cpu().numpy()
+    values = coefficients.detach().float().cpu().numpy()[0]
     if not np.isfinite(values).all():
         raise EncodeError("coefficients are not finite", code="not-finite", where=member.name)
     return quantized(values, member.code.bits or EXACT_BITS, member.code.synthesis.grain)
@@ -232,5 +232,5 @@ def restore(member: Member, trained: Trained) -> None:
     book = np.array(codebook_for(member.code.bits or EXACT_BITS).points, np.float64)
     coefficients = member.coefficients
     with torch.no_grad():
-        coefficients.copy_(torch.from_numpy((book[symbols] * scale).astype(np.float32)))
-    member.loaded = (coefficients._version, symbols, own)
+        coefficients.copy_(torch.from_numpy((book[symbols] * scale).astype(np.float32)[None]))
+    member.loaded = (coefficients.detach().clone(), symbols, own)

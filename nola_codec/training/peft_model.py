@@ -12,6 +12,7 @@ Written against peft 0.21 (`tuners/lora/layer.py`, `utils/save_and_load.py`).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -40,7 +41,8 @@ from nola_codec.training.ensembles import (
 )
 from nola_codec.training.files import Dress, Trained, decoded_members, read_trained, restore
 
-_MARK = ".parametrizations."
+_HANDLES = "_nola_handles"
+_FACTOR = re.compile(r"\.lora_[AB]\.(weight|nola)$|\.lora_embedding_[AB]$")
 
 
 def parametrize(
@@ -116,6 +118,7 @@ def parametrize(
             parametrization.register_parametrization(holder, attribute, code)
             place: Any = holder.parametrizations[attribute]  # type: ignore[index]
             ensemble.members.append(Member(path, side, code, place, "original"))
+            _rename_state(holder, attribute)
     remember(model, State(ensemble, "peft", name))
     return ensemble
 
@@ -130,6 +133,8 @@ def deparametrize(model: nn.Module) -> nn.Module:
         assert isinstance(original, torch.Tensor)
         device = original.device
         parametrization.remove_parametrizations(owner, attribute, leave_parametrized=False)
+        for handle in owner.__dict__.pop(_HANDLES):
+            handle.remove()
         with torch.no_grad():
             getattr(owner, attribute).set_(tensor.to(device))
     forget(model)
@@ -170,6 +175,7 @@ def load(model: nn.Module, source: Source, *, adapter: str = "default") -> nn.Mo
         raise EncodeError("the model was parametrized with other options than the file's", code="not-trained")
     for member in ensemble.members:
         restore(member, trained)
+    ensemble.forget()
     if trained.raw:
         from peft import set_peft_model_state_dict
 
@@ -193,7 +199,7 @@ def _with_adapter(model: nn.Module, trained: Trained, adapter: str) -> nn.Module
 
 def _parametrize_like(model: nn.Module, trained: Trained) -> None:
     header = trained.header
-    records = [record for record in header.coded if isinstance(record, LowRankRecord)]
+    records = [record for record in header.coded if isinstance(record, LowRankRecord) and record.units]
     if not records:
         raise EncodeError("no pair of factors in it", code="not-trained")
     names = {number: name for name, number in BASIS_NAMES.items()}, {n: name for name, n in GENERATOR_NAMES.items()}
@@ -243,6 +249,27 @@ def _factor(layer: Any, adapter: str, side: int) -> tuple[nn.Module, str, torch.
     return holder, "weight", holder.weight
 
 
+def _rename_state(holder: nn.Module, attribute: str) -> None:
+    """Call coefficients ``nola`` in state dicts, where a weight was; of an embedding they keep the factor's key.
+
+    PEFT takes an adapter's name out of keys that end in ``.<adapter>.<one word>`` and puts it back when it loads.
+    """
+    inner = f"parametrizations.{attribute}.original"
+    outer = "nola" if attribute == "weight" else attribute
+
+    def name(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+        if prefix + inner in state:
+            state[prefix + outer] = state.pop(prefix + inner)
+
+    def unname(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        if prefix + outer in state:
+            state[prefix + inner] = state.pop(prefix + outer)
+
+    hooked: Any = holder
+    handles = [hooked.register_state_dict_post_hook(name), hooked.register_load_state_dict_pre_hook(unname)]
+    holder.__dict__[_HANDLES] = handles
+
+
 def _count(path: str, num_basis: int | Mapping[str, int]) -> int | None:
     """Coefficients of a module's factors; None where it is not meant."""
     if isinstance(num_basis, Mapping):
@@ -282,8 +309,4 @@ def _carried(model: nn.Module, adapter: str) -> dict[str, Any]:
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(model, adapter_name=adapter)
-    return {
-        key: from_torch(tensor)
-        for key, tensor in state.items()
-        if _MARK not in key and ".lora_A." not in key and ".lora_B.weight" not in key and ".lora_embedding_" not in key
-    }
+    return {key: from_torch(tensor) for key, tensor in state.items() if _FACTOR.search(key) is None}

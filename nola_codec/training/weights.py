@@ -35,7 +35,7 @@ class CodedDelta(nn.Module):
     def __init__(self, weight: torch.Tensor, codes: Sequence[CodedTensor]) -> None:
         super().__init__()
         self.codes = nn.ModuleList(codes)
-        starts = [torch.zeros(code.synthesis.num_basis) for code in codes]
+        starts = [torch.zeros(1, code.synthesis.num_basis) for code in codes]
         if len(codes) == 2:  # lora_A as torch begins a linear layer, lora_B zero
             starts[1].uniform_(-1, 1).mul_(1 / math.sqrt(codes[1].shape[1]))
         self.coefficients = nn.ParameterList([nn.Parameter(start.to(weight.device)) for start in starts])
@@ -47,7 +47,7 @@ class CodedDelta(nn.Module):
         if self.training:
             delta: torch.Tensor = parts[0] if len(parts) == 1 else parts[0] @ parts[1]
             return weight + delta.reshape(weight.shape).to(weight.dtype)
-        state = (weight, weight._version, *parts)
+        state = (weight, *parts)
         if self._merged is None or any(a is not b for a, b in zip(self._merged[0], state, strict=True)):
             exact = parts[0].double() if len(parts) == 1 else parts[0].double() @ parts[1].double()
             merged: torch.Tensor = round_to(

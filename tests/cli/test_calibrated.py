@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,61 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 Run = Callable[..., Any]
-WORDS = ["<s>", "</s>", "the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "to", "park"]
 SIZE = "1200B"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama and a tokenizer of words."""
-    import torch
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    directory = tmp_path_factory.mktemp("base")
-    words = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<s>"))
-    words.pre_tokenizer = Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<s>")
-    tokenizer.save_pretrained(directory)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(WORDS), hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "rows.txt"
-    path.write_text("the cat sat on a mat\na dog ran to the park\nthe dog sat on the cat\n" * 4)
-    return path
-
-
-@pytest.fixture(scope="module")
-def trained(base: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter of that model that is a step down the text's gradient."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
-    for line in text.read_text().splitlines():
-        ids = tokenizer(line, return_tensors="pt")["input_ids"]
-        model(input_ids=ids, labels=ids).loss.backward()
-    tensors = {}
-    for name, layer in model.named_modules():
-        if name.endswith(("q_proj", "v_proj", "down_proj")):
-            u, s, vt = torch.linalg.svd(-0.05 * layer.weight.grad)
-            tensors[f"base_model.model.{name}.lora_A.weight"] = vt[:4].contiguous().numpy()
-            tensors[f"base_model.model.{name}.lora_B.weight"] = (u[:, :4] * s[:4]).contiguous().numpy()
-    directory = tmp_path_factory.mktemp("adapter")
-    save_file(tensors, directory / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "base_model_name_or_path": "nobody/model"}
-    (directory / "adapter_config.json").write_text(json.dumps(config))
-    return directory
 
 
 def test_fit_activations(run: Run, trained: Path, base: Path, text: Path, tmp_path: Path) -> None:

@@ -34,8 +34,8 @@ def coded(side: int, count: int, samples: int, basis: str, **coding: Any) -> Flo
     assert sum(values.numel() for values in parameter.parameters()) <= count
     parts = []
     for values, code in zip(parameter.coefficients_of_parts, parameter.composed.codes, strict=True):
-        rows = torch.stack([code.synthesis.forward(unit) for unit in torch.eye(len(values))]).double()
-        drawn = torch.randn(samples, len(values), dtype=torch.float64)
+        rows = torch.stack([code.synthesis.forward(unit) for unit in torch.eye(values.numel())]).double()
+        drawn = torch.randn(samples, values.numel(), dtype=torch.float64)
         parts.append((drawn @ rows).reshape(samples, *code.shape))
     made = parts[0] @ parts[1] if len(parts) == 2 else parts[0]
     return made.reshape(samples, side * side).numpy()

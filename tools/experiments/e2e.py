@@ -155,15 +155,19 @@ def train(run: Run, keep: Path) -> Run:
     torch.set_num_threads(run.get("threads", 1))
     task = Task()
     model, write = prepare(task, run)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    rate, steps = run["lr"], run["steps"]
-    optimizer = torch.optim.AdamW(parameters, rate, weight_decay=0.0)
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    parameters = [p for _, p in named]
+    steps, rates = run["steps"], (run["lr"], run["lr"] * run.get("ratio", 1))  # of all, and of lora_B (LoRA+)
+    second = [p for name, p in named if "lora_B" in name]
+    first = [p for name, p in named if "lora_B" not in name]
+    optimizer = torch.optim.AdamW([{"params": first}, {"params": second}], weight_decay=0.0)
     model.train()
     times: list[float] = []
     losses: list[float] = []
     for step, batch in enumerate(task.batches(run["seed"], steps)):
         share = step / steps
-        optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / 6) * (0.5 + 0.5 * math.cos(math.pi * share))
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * min(1.0, (step + 1) / 6) * (0.5 + 0.5 * math.cos(math.pi * share))
         begin = time.perf_counter()
         logits, targets = task.logits(model, batch)
         loss = functional.cross_entropy(logits, targets)

@@ -1,0 +1,230 @@
+"""NOLA on PEFT's factors: training, files, plain adapters, checkpoints."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from training_support import evaluated, step, tiny
+
+import nola_codec
+from nola_codec.errors import EncodeError, NolaError
+from nola_codec.training import CodedTensor, deparametrize, load, parametrize, save
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Transformers and PEFT warn of each other's old names
+Make = Callable[..., Any]
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "dora": {"use_dora": True},
+    "rslora": {"use_rslora": True},
+    "biases": {"bias": "lora_only"},
+    "embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "head": {"modules_to_save": ["lm_head"]},
+}
+
+
+@pytest.mark.parametrize("bits", [None, 4, 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_evaluated_is_what_is_stored(
+    kind: str, bits: int | None, adapted: Make, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    model = adapted(**KINDS[kind])
+    parametrize(model, 24, bits=bits)
+    first = model(input_ids=tokens, labels=tokens).loss.item()
+    assert step(model, tokens) < first
+    logits = evaluated(model, tokens)
+    file = tmp_path / "a.nola"
+    assert save(model, file) == file.stat().st_size
+    nola_codec.verify(file)
+    nola_codec.decode(file, tmp_path / "lora")
+    reloaded = peft.PeftModel.from_pretrained(tiny(), tmp_path / "lora")
+    assert torch.equal(evaluated(reloaded, tokens), logits)
+    again = load(tiny(), file)
+    assert torch.equal(evaluated(again, tokens), logits)
+    save(again, tmp_path / "b.nola")
+    assert (tmp_path / "b.nola").read_bytes() == file.read_bytes()
+    plain = deparametrize(model)
+    assert not any(isinstance(m, CodedTensor) for m in plain.modules())
+    assert torch.equal(evaluated(plain, tokens), logits)
+    assert step(plain, tokens, 2) < first  # and it trains on
+
+
+def test_convolutions(tokens: torch.Tensor, tmp_path: Path) -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 8, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = self.conv(x).tanh().mean((2, 3))
+            return made
+
+    def net() -> Net:
+        torch.manual_seed(0)
+        return Net()
+
+    model = peft.get_peft_model(net(), peft.LoraConfig(r=2, target_modules=["conv"]))
+    parametrize(model, 10)
+    x = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1.0)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (model(x) - 1).square().mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        made = model.eval()(x)
+    save(model, tmp_path / "a.nola")
+    nola_codec.decode(tmp_path / "a.nola", tmp_path / "lora")
+    with torch.no_grad():
+        assert torch.equal(peft.PeftModel.from_pretrained(net(), tmp_path / "lora").eval()(x), made)
+
+
+@pytest.mark.parametrize("basis", ["hadamard", "rademacher", "uniform"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_coefficient_has_the_gradient_of_dense_autograd(
+    basis: str, shared: bool, adapted: Make, tokens: torch.Tensor
+) -> None:
+    model = adapted()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    ensemble = parametrize(model, 20, basis=basis, shared_basis=shared)
+    plain = adapted()
+    factors = dict(plain.named_parameters())
+    members = {(m.name, m.side): m for m in ensemble.members}
+    with torch.no_grad():
+        for (name, side), member in members.items():
+            factors[f"{name}.lora_{'BA'[side or 0]}.default.weight"].copy_(member.code(member.coefficients))
+    for each in (model, plain):
+        each.train()
+        each(input_ids=tokens, labels=tokens).loss.backward()
+    for (name, side), member in members.items():
+        synthesis = member.code.synthesis
+        dense = torch.stack([synthesis.forward(row) for row in torch.eye(synthesis.num_basis)])
+        grad = factors[f"{name}.lora_{'BA'[side or 0]}.default.weight"].grad
+        assert grad is not None
+        assert member.coefficients.grad is not None
+        torch.testing.assert_close(member.coefficients.grad[0], dense @ grad.reshape(-1), rtol=1e-3, atol=1e-7)
+    assert (len({m.code.synthesis.key for m in ensemble.members}) < len(members)) == shared
+
+
+def test_gradients_add_up_over_batches(adapted: Make, tokens: torch.Tensor) -> None:
+    model = adapted()
+    ensemble = parametrize(model, 12, bits=3)
+    step(model, tokens, 2)
+    model.zero_grad()
+    for part in (tokens[:2], tokens[2:]):
+        model(input_ids=part, labels=part).loss.backward()
+    parts = [m.coefficients.grad.clone() for m in ensemble.members if m.coefficients.grad is not None]
+    model.zero_grad()
+    losses = [model(input_ids=part, labels=part).loss for part in (tokens[:2], tokens[2:])]
+    (losses[0] + losses[1]).backward()
+    whole = [m.coefficients.grad for m in ensemble.members]
+    torch.testing.assert_close(parts, whole)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_every_step_uses_the_step_before(fused: bool, adapted: Make, tokens: torch.Tensor) -> None:
+    """Fused optimizers do not touch the version of a tensor, by which a stale weight could be told."""
+    model = adapted()
+    ensemble = parametrize(model, 12)
+    step(model, tokens, 3, fused=fused)
+    for member in ensemble.members:
+        assert member.coefficients.grad is not None
+        assert member.coefficients.grad.any()
+    before = evaluated(model, tokens)
+    step(model, tokens, 1, fused=fused)
+    assert not torch.equal(evaluated(model, tokens), before)
+    fresh = copy.deepcopy(model)
+    assert torch.equal(evaluated(fresh, tokens), evaluated(model, tokens))
+
+
+def test_a_bit_count_for_some_modules_alone(adapted: Make, tokens: torch.Tensor, tmp_path: Path) -> None:
+    model = adapted()
+    parametrize(model, {"0.self_attn.q_proj": 30, "q_proj": 10})
+    trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    assert sorted(trained.values()) == [10, 10, 30, 30]
+    step(model, tokens)
+    logits = evaluated(model, tokens)
+    save(model, tmp_path / "a.nola")
+    nola_codec.decode(tmp_path / "a.nola", tmp_path / "lora")
+    assert torch.equal(evaluated(peft.PeftModel.from_pretrained(tiny(), tmp_path / "lora"), tokens), logits)
+    assert torch.equal(evaluated(load(tiny(), tmp_path / "a.nola"), tokens), logits)
+
+
+def test_a_trained_adapter_is_projected(adapted: Make, tokens: torch.Tensor) -> None:
+    model = adapted()
+    step(model, tokens)
+    logits = evaluated(model, tokens)
+    parametrize(model, 10**6)  # as many coefficients as numbers: a rotation
+    torch.testing.assert_close(evaluated(model, tokens), logits, rtol=1e-3, atol=1e-3)
+
+
+def test_training_resumes_to_the_bit(adapted: Make, tokens: torch.Tensor) -> None:
+    def fresh() -> tuple[Any, torch.optim.Optimizer]:
+        model = adapted()
+        parametrize(model, 16, bits=3)
+        return model.train(), torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-2)
+
+    def go(model: Any, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model(input_ids=tokens, labels=tokens).loss.backward()
+            optimizer.step()
+
+    whole, half = fresh(), fresh()
+    go(*whole, 8)
+    go(*half, 4)
+    state = copy.deepcopy((half[0].state_dict(), half[1].state_dict()))
+    resumed = fresh()
+    resumed[0].load_state_dict(state[0])
+    resumed[1].load_state_dict(state[1])
+    go(*resumed, 4)
+    for a, b in zip(whole[0].parameters(), resumed[0].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_what_is_refused(adapted: Make, tmp_path: Path) -> None:
+    def code(call: Callable[[], object]) -> str:
+        with pytest.raises(NolaError) as error:
+            call()
+        return error.value.code
+
+    assert code(lambda: parametrize(tiny())) == "not-peft"
+    assert code(lambda: parametrize(adapted(), 0)) == "option"
+    assert code(lambda: parametrize(adapted(), bits=9)) == "option"
+    assert code(lambda: parametrize(adapted(), basis="dct")) == "option"
+    assert code(lambda: parametrize(adapted(), seed=-1)) == "option"
+    assert code(lambda: parametrize(adapted(), adapter="other")) == "not-peft"
+    assert code(lambda: parametrize(adapted(), {"k_proj": 3})) == "not-parametrized"
+    assert code(lambda: save(adapted(), tmp_path / "a.nola")) == "not-parametrized"
+    assert code(lambda: deparametrize(adapted())) == "not-parametrized"
+    model = adapted()
+    ensemble = parametrize(model, 8)
+    assert code(lambda: parametrize(model, 8)) == "parametrized"
+    save(model, tmp_path / "a.nola")
+    assert code(lambda: save(model, tmp_path / "a.nola")) == "output-exists"
+    other = adapted()
+    parametrize(other, 9)
+    assert code(lambda: load(other, tmp_path / "a.nola")) == "not-trained"
+    moved = adapted()
+    parametrize(moved, 8, seed=1)
+    assert code(lambda: load(moved, tmp_path / "a.nola")) == "not-trained"
+    with torch.no_grad():
+        ensemble.members[0].coefficients[0, 0] = float("nan")
+    assert code(lambda: save(model, tmp_path / "b.nola")) == "not-finite"
+    assert not (tmp_path / "b.nola").exists()
+
+
+def test_a_file_of_another_form_is_not_loaded(adapted: Make, tokens: torch.Tensor, tmp_path: Path) -> None:
+    model = adapted()
+    step(model, tokens)
+    model.save_pretrained(tmp_path / "lora")
+    nola_codec.encode(tmp_path / "lora", tmp_path / "a.nola")
+    with pytest.raises(EncodeError, match="not a file of trained coefficients"):
+        load(tiny(), tmp_path / "a.nola")

@@ -1,0 +1,30 @@
+"""What the experiments' commands share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from base_model import cache_dir
+from e2e import Task
+
+
+def arguments(doc: str | None, what: tuple[str, ...] = ()) -> argparse.Namespace:
+    """`--json` and `--plot`, and one of some words where there is a choice."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if what:
+        parser.add_argument("what", choices=what)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--plot", type=Path, help="write a plot here: .svg or .png")
+    return parser.parse_args()
+
+
+def base_loss() -> float:
+    """Held-out loss of the base model, kept like a run."""
+    path = cache_dir() / "experiments" / "base.json"
+    if not path.is_file():
+        task = Task()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"loss": task.loss(task.model)}))
+    return float(json.loads(path.read_text())["loss"])

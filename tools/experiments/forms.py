@@ -1,0 +1,55 @@
+"""What NOLA may be varied in at equal coefficients: the rank (Table 3), a shared basis (Table 2), the kind of basis.
+
+    python tools/experiments/forms.py ranks|shared|bases [--json FILE] [--plot FILE]
+
+On E2E NLG; k = 128 for ranks and the shared basis, 110 steps; for bases k = 32, 40 steps and three seeds.
+"""
+
+from __future__ import annotations
+
+from statistics import mean, stdev
+
+from command import arguments
+from e2e import Run, results
+from runs import BASES, METHODS, RANKS, SHARED
+from tables import plot_curve, show
+
+OWN = next(run for run in METHODS if run["method"] == "nola" and run["num_basis"] == 128)
+
+
+def main() -> None:
+    """Table, JSON, plot."""
+    options = arguments(__doc__, what=("ranks", "shared", "bases"))
+    curves: dict[str, list[tuple[float, float]]] = {}
+    if options.what == "ranks":
+        found = results([*RANKS, OWN])
+        rows = [[f"rank {r['rank']}", f"{r['parameters']:,}", f"{r['loss']:.4f}"] for r in found]
+        header = ["rank", "trained", "loss"]
+        curves["k = 128"] = [(r["rank"], r["loss"]) for r in found]
+    elif options.what == "shared":
+        found = results([OWN, *SHARED])
+        names = ["a basis each", "shared by shape"]
+        rows = [[n, f"{r['loss']:.4f}", f"{r['ms_per_step'] / found[0]['ms_per_step']:.2f}", f"{r['peak_mib']:,.0f}"]
+                for n, r in zip(names, found, strict=True)]  # fmt: skip
+        header = ["basis", "loss", "time a step", "peak MiB"]
+        curves["k = 128"] = [(index + 1, r["loss"]) for index, r in enumerate(found)]
+    else:
+        found = results(BASES)
+        by: dict[str, list[Run]] = {}
+        for run in found:
+            by.setdefault(run["basis"], []).append(run)
+        rows = [
+            [name, *(f"{r['loss']:.4f}" for r in own), f"{mean(r['loss'] for r in own):.4f}",
+             f"{stdev(r['loss'] for r in own):.4f}"]
+            for name, own in by.items()
+        ]  # fmt: skip
+        header = ["basis", "seed 0", "seed 1", "seed 2", "mean", "deviation"]
+        curves = {name: [(r["seed"] + 1, r["loss"]) for r in own] for name, own in by.items()}
+    show(header, rows, options.json, {"runs": found})
+    if options.plot:
+        axis = {"ranks": "rank", "shared": "1: a basis each, 2: shared", "bases": "seed"}[options.what]
+        plot_curve(options.plot, curves, {}, "E2E NLG, 192 held-out rows", x=axis)
+
+
+if __name__ == "__main__":
+    main()
