@@ -11,7 +11,7 @@ import numpy as np
 
 from nola_codec.adapters import dialect_of
 from nola_codec.adapters.dialects import delta as delta_dialect
-from nola_codec.adapters.dialects import peft_config, peft_diagonals
+from nola_codec.adapters.dialects import parameters, peft_config, peft_diagonals
 from nola_codec.adapters.dialects.peft import factor_keys
 from nola_codec.adapters.dialects.peft_experts import is_expert
 from nola_codec.adapters.models.checkpoint import mismatch_message
@@ -130,9 +130,9 @@ class NolaFile:
 
         Raises:
             AdapterError: ``base-mismatch`` lists all deltas that do not find their weight (nothing is changed then);
-                ``merge-vectors`` and ``merge-raw`` when the file carries tensors that are not deltas; ``tied-weights``
-                when a weight that changes is shared with another module; ``overflow`` when a sum leaves the dtype, in
-                which case the deltas before it are in the model.
+                ``merge-vectors`` and ``merge-raw`` when the file carries tensors that are not deltas, ``merge-network``
+                when none of it is; ``tied-weights`` when a weight that changes is shared with another module;
+                ``overflow`` when a sum leaves the dtype, in which case the deltas before it are in the model.
             FormatError, ChecksumMismatch: the file is damaged; nothing is changed.
         """
         import torch
@@ -143,6 +143,9 @@ class NolaFile:
         if self._diagonal:
             merge_diagonals(self._opened(), self._container.name, model)
             return
+        if self.header.dialect == parameters.name:
+            message = "the file holds a network's own weights: model.load_state_dict(file.state_dict())"
+            raise AdapterError(message, code="merge-network", where=self._container.name)
         if self.header.vectors:
             raise AdapterError(
                 f"the file has tensors coded as vectors ({self.header.vectors[0].name}, ...), which only its dialect "

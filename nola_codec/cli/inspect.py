@@ -31,10 +31,11 @@ def command(file: str, tensors: bool, as_json: bool) -> None:
 
 def _print_facts(file: str, facts: dict[str, Any]) -> None:
     draft = ", a draft: readers of later versions may refuse it" if facts["draft"] else ""
-    deltas = [t for t in facts["tensors"] if t["record"] == "lowrank"]
+    products = [t for t in facts["tensors"] if t["record"] == "lowrank"]
     vectors = [t for t in facts["tensors"] if t["record"] == "vector"]
     carried, drawn = (sum(t["record"] == kind for t in facts["tensors"]) for kind in ("raw", "drawn"))
-    counts = [f"{len(deltas)} deltas"] if deltas or not (vectors or drawn) else []
+    kind = "products" if facts["dialect"] == "parameters" else "deltas"
+    counts = [f"{len(products)} {kind}"] if products or not (vectors or drawn) else []
     counts += [f"{len(vectors)} vectors"] if vectors else []
     counts += [f"{carried} carried as they came"] if carried else []
     counts += [f"{drawn} drawn again from a seed"] if drawn else []

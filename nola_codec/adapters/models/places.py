@@ -79,8 +79,11 @@ def merge_targets(dialect: str, found: Mapping[str, Sequence[Delta]], checkpoint
 
     Raises:
         AdapterError: ``not-expressible`` for dialects that number their modules; ``merge-components`` for an adapter of
-            several components of a pipeline; ``base-mismatch`` for names that no weight has; ``merge-gguf``.
+            several components of a pipeline; ``base-mismatch`` for names that no weight has; ``merge-gguf``,
+            ``merge-network``.
     """
+    if dialect == "parameters":
+        raise AdapterError("holds a network's own weights, and no change of another's", code="merge-network")
     if dialect == "gguf":
         message = "llama.cpp permutes rows and renames tensors; `decode --format peft --base MODEL`, and encode that"
         raise AdapterError(message, code="merge-gguf")
