@@ -49,7 +49,7 @@ def save(
         return save_network(model, out, overwrite=overwrite, measured=measured)
     state = state_of(model)
     require_free(Path(out), overwrite=overwrite)
-    dress = peft_dress(model, state.adapter) if state.dialect == "peft" else Dress(state.dialect)
+    dress = peft_dress(model, state) if state.dialect == "peft" else Dress(state.dialect)
     data = file_bytes(state.ensemble, dress, measured)
     with atomic_file(out) as stream:
         stream.write(data)

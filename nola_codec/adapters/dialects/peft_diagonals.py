@@ -67,7 +67,7 @@ def read_source(source: AdapterSource, *, carry_unknown: bool = False) -> Adapte
         tensor = _carry(source, name, method, carry_unknown)
         first = copies.setdefault(name.rpartition(".")[2], tensor)
         raw[name] = first if first == tensor else tensor
-    draws, notes = _drawn(config, method, raw)
+    draws, notes = draws_of(config, method, raw)
     raw |= {name: drawn_tensor(draw) for name, draw in draws.items()}
     # Doubles have no place in a coded record that gives them back.
     doubles = {name for name in diagonals if store.tensors[name].dtype not in _CODED_DTYPES}
@@ -204,7 +204,7 @@ def _carry(source: AdapterSource, key: str, method: Method, carry_unknown: bool)
     return read_carried(source.file, key)
 
 
-def _drawn(
+def draws_of(
     config: Mapping[str, Any], method: Method, raw: Mapping[str, RawTensor]
 ) -> tuple[dict[str, Draw], tuple[str, ...]]:
     """The draw of each matrix that one makes, and a note where none does."""
