@@ -227,6 +227,7 @@ def main() -> None:
         """Without the MLP's second basis, whose curves lie on those of the first."""
         figure, axes = pyplot.subplots(len(trained), 1, figsize=(6, 4 * len(trained)), squeeze=False)
         for axis, (title, found) in zip(axes[:, 0], trained.items(), strict=True):
+            axis.set_prop_cycle(color=pyplot.get_cmap("tab20").colors[::2] + pyplot.get_cmap("tab20").colors[1::2])
             for result in (r for r in found if "hadamard" not in r["way"]):
                 label = f"{result['way']} ({result['trained']:,}): {result['accuracy']:.1%}"
                 style = "--" if result["way"].startswith("W0") else "-"
@@ -235,7 +236,7 @@ def main() -> None:
             axis.legend(
                 fontsize=8, title="way (trained numbers): test accuracy", loc="upper left", bbox_to_anchor=(1.02, 1)
             )
-        figure.tight_layout()
+        figure.subplots_adjust(hspace=0.3)
         return figure
 
     finish(arguments, tables, everything, draw)
