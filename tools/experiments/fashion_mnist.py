@@ -224,13 +224,19 @@ def main() -> None:
     arguments.no_plot |= not trained
 
     def draw(pyplot: Any) -> Any:
-        figure, axes = pyplot.subplots(1, len(trained), figsize=(5.5 * len(trained), 4), squeeze=False)
-        for axis, (title, found) in zip(axes[0], trained.items(), strict=True):
-            for result in found:
+        """Without the MLP's second basis, whose curves lie on those of the first."""
+        figure, axes = pyplot.subplots(len(trained), 1, figsize=(6, 4 * len(trained)), squeeze=False)
+        for axis, (title, found) in zip(axes[:, 0], trained.items(), strict=True):
+            axis.set_prop_cycle(color=pyplot.get_cmap("tab20").colors[::2] + pyplot.get_cmap("tab20").colors[1::2])
+            for result in (r for r in found if "hadamard" not in r["way"]):
                 label = f"{result['way']} ({result['trained']:,}): {result['accuracy']:.1%}"
-                axis.plot(np.linspace(0, 1, len(result["losses"])), result["losses"], label=label)
+                style = "--" if result["way"].startswith("W0") else "-"
+                axis.plot(np.linspace(0, 1, len(result["losses"])), result["losses"], style, lw=1, label=label)
             axis.set(title=title, xlabel="share of the training", ylabel="training loss", yscale="log")
-            axis.legend(fontsize=7, title="trained numbers, test accuracy", title_fontsize=7)
+            axis.legend(
+                fontsize=8, title="way (trained numbers): test accuracy", loc="upper left", bbox_to_anchor=(1.02, 1)
+            )
+        figure.subplots_adjust(hspace=0.3)
         return figure
 
     finish(arguments, tables, everything, draw)

@@ -244,6 +244,19 @@ def test_layers_that_were_replaced_are_not_saved(tmp_path: Path) -> None:
     assert torch.equal(network.eval()[1].weight(), state["1.weight"])
 
 
+def test_a_tensor_that_moves_the_common_exponent_is_noticed_by_the_others(tmp_path: Path) -> None:
+    own = ensemble()
+    network = nn.Sequential(NolaLinear(40, 40, ensemble=own), NolaLinear(40, 40, ensemble=own)).eval()
+    before = network[0].weight()
+    with torch.no_grad():
+        for values in network[1].weight.coefficients_of_parts:
+            values.mul_(6.0)
+    after = network[0].weight()
+    save(network, tmp_path / "net.nola")
+    assert torch.equal(after, state_of(tmp_path / "net.nola")["0.weight"])
+    assert not torch.equal(after, before)  # else this shows nothing
+
+
 @pytest.mark.parametrize(
     "other",
     [
