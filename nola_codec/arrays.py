@@ -157,3 +157,12 @@ NUMPY = NumpyArrays()
 def arrays_on(device: object) -> Arrays:
     """Arrays of a device; for "cpu" and "numpy" NumPy's: faster there than PyTorch, and of the same bits."""
     return NUMPY if str(device) in ("cpu", "numpy") else TorchArrays(device)
+
+
+def bfloat16_bits(bits: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint16]:
+    """Upper half of float32 bit patterns, to nearest, ties to even; infinities stay, NaN stays a NaN."""
+    nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    # Adding just under half a unit, and one more when the kept part is odd, carries exactly when it must.
+    rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
+    quiet = (bits >> np.uint32(16)) | np.uint32(0x0040)
+    return np.where(nan, quiet, rounded).astype(np.uint16)

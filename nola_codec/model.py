@@ -38,6 +38,57 @@ class RawTensor:
     data: bytes
 
 
+DrawMethod = Literal["uniform", "uniform-fused", "ternary"]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A tensor that a library drew with MT19937 and that is drawn again instead of being stored.
+
+    Specification, "Drawn tensors"; `prng.draws` makes it.
+
+    Attributes:
+        shape: Of the tensor.
+        dtypes: Of "F32", "F16", "BF16": what is drawn, and what it was cast to since; the last is the tensor's.
+        method: ``"uniform"``: low + u * (high - low), each operation rounded to float32; ``"uniform-fused"``: product
+            and sum rounded together. ``"ternary"``: -1 where u < low, 1 where u > high, else 0.
+        digits: Low bits of a word that make u: 24, 11 or 8.
+        seed: 0 to 2^32 - 1.
+        start: Words of the sequence before this tensor's first.
+        axis: 0: elements are drawn in row-major order; 1: so are those of each slice along dimension 1, slice by slice.
+        low, high: Exact in float32.
+        divisor: What is drawn is divided by it, or None.
+    """
+
+    shape: tuple[int, ...]
+    dtypes: tuple[str, ...]
+    method: DrawMethod
+    digits: int
+    seed: int
+    start: int
+    axis: int
+    low: float
+    high: float
+    divisor: float | None = None
+
+    @property
+    def dtype(self) -> str:
+        return self.dtypes[-1]
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * DTYPE_BYTES[self.dtype]
+
+    @property
+    def words(self) -> int:
+        """Words of the sequence up to its end."""
+        return self.start + self.elements
+
+
 @dataclass(frozen=True)
 class LoraModule:
     """One adapted weight: two factors and what turns them into a delta.
@@ -128,6 +179,8 @@ class Adapter:
         raw: Tensors carried exact: biases, DoRA magnitudes, modules_to_save. Keyed by their full key.
         config: ``adapter_config.json`` as parsed, or None for a lone file.
         metadata: safetensors ``__metadata__``.
+        draws: For keys of `raw`, how to make that tensor again: the file holds this in its place.
+        notes: What the user should know of how it was read, in sentences.
     """
 
     dialect: str
@@ -136,14 +189,16 @@ class Adapter:
     config: Mapping[str, Any] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     vectors: tuple[VectorTensor, ...] = ()
+    draws: Mapping[str, Draw] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
-        """Numbers in the factors, the vectors and the raw tensors together."""
+        """Numbers in the factors, the vectors and the raw tensors together; what a seed makes is none."""
         return (
             sum(m.lora_A.size + m.lora_B.size for m in self.modules)
             + sum(v.values.size for v in self.vectors)
-            + sum(int(np.prod(t.shape, dtype=np.int64)) for t in self.raw.values())
+            + sum(int(np.prod(t.shape, dtype=np.int64)) for key, t in self.raw.items() if key not in self.draws)
         )
 
 
@@ -395,6 +450,17 @@ class RawKind:
 
 
 @dataclass(frozen=True)
+class DrawnKind:
+    """A family of tensors that are one draw."""
+
+    template: str
+    draw: Draw
+
+
+Kind = CodedKind | RawKind | DrawnKind
+
+
+@dataclass(frozen=True)
 class CodedRecord:
     """One tensor, or pair of factors, that is coded, as it stands at one rung of a file.
 
@@ -450,6 +516,17 @@ class RawRecord:
 
     name: str
     kind: RawKind
+
+
+@dataclass(frozen=True)
+class DrawnRecord:
+    """One tensor that is drawn again; no section has it."""
+
+    name: str
+    kind: DrawnKind
+
+
+Record = CodedRecord | RawRecord | DrawnRecord
 
 
 @dataclass(frozen=True)
@@ -524,6 +601,7 @@ class Header:
     sections: tuple[Section, ...]
     config: Mapping[str, Any] | None
     metadata: Mapping[str, str]
+    drawn: tuple[DrawnRecord, ...] = ()
 
     @cached_property
     def lowrank(self) -> tuple[LowRankRecord, ...]:

@@ -57,6 +57,11 @@ VECTOR = {
     "counts": (None, SIZES[0]), "tables": range(256), "shift": range(-1023, 1024), "amplitude": OFFSET,
 }  # fmt: skip
 RAW = {"type": range(1, 2), "template": str, "dtype": range(15), "shape": [range(2**31 + 1)]}
+DRAWN = {
+    "type": range(3, 4), "template": str, "dtypes": [range(3)], "shape": SIZES, "method": range(3),
+    "digits": range(8, 25), "seed": range(2**32), "start": range(2**34 + 1), "axis": range(2), "low": float,
+    "high": float, "divisor": (None, float),
+}  # fmt: skip
 
 
 class Refused(Exception):
@@ -202,11 +207,18 @@ def points(book: dict[str, Any], symbols: np.ndarray, count: int) -> np.ndarray:
 
 def make_kind(item: list[Any]) -> dict[str, Any]:
     """A family of records. A vector is like a low-rank record of one component without a second side."""
-    schema = {1: RAW, 2: VECTOR}.get(item[0] if item and type(item[0]) is int else 0, LOWRANK)
+    schema = {1: RAW, 2: VECTOR, 3: DRAWN}.get(item[0] if item and type(item[0]) is int else 0, LOWRANK)
     need(conforms(item, tuple(schema.values())), "header", "kind")
     kind: dict[str, Any] = dict(zip(schema, item, strict=True))
     if schema is RAW:
         return kind | {"nbytes": math.prod(kind["shape"]) * DTYPE_BYTES[kind["dtype"]]}
+    if schema is DRAWN:
+        floats = [kind["low"], kind["high"], kind["divisor"] or 1.0]
+        need(1 <= len(kind["dtypes"]) <= 4 and kind["digits"] in (8, 11, 24), "header", "dtypes or digits")
+        need(all(abs(f) <= 2**32 and f == float(np.float32(f)) for f in floats), "header", "not a binary32 number")
+        need(kind["low"] <= kind["high"] and kind["divisor"] in (None, max(2**-32, floats[2])), "header", "bounds")
+        need(kind["axis"] == 0 or len(kind["shape"]) > 1, "header", "axis")
+        return kind
     need(kind["basis"] in (1, 2, 3), "basis", str(kind["basis"]))
     if schema is VECTOR:
         size = math.prod(kind["shape"])
@@ -238,7 +250,7 @@ def varints(data: bytes, count: int) -> list[int]:
 
 
 def make_records(top: dict[str, Any], kinds: list[dict[str, Any]]) -> None:
-    """Adds `coded` and `raw`, lists of records."""
+    """Adds `coded`, `raw` and `drawn`, lists of records."""
     need(all(kind not in kinds[:i] for i, kind in enumerate(kinds)), "header", "a kind twice")
     ids = varints(top["records"], sum(byte < 128 for byte in top["records"]))
     need([*dict.fromkeys(ids)] == [*range(len(kinds))], "header", "kinds out of order or unused")
@@ -251,8 +263,9 @@ def make_records(top: dict[str, Any], kinds: list[dict[str, Any]]) -> None:
         name = pieces[0] + "".join(f"{n}{p}" for n, p in zip(last[i], pieces[1:], strict=True))
         made.append(kinds[i] | {"name": name, "kind": i})
     need(len({r["name"] for r in made}) == len(made), "header", "a name twice")
-    need(all((a["type"], b["type"]) not in ((1, 0), (1, 2), (2, 0)) for a, b in pairwise(made)), "header", "order")
-    top["coded"], top["raw"] = ([r for r in made if (r["type"] == 1) == raw] for raw in (False, True))
+    order = [(0, 2, 1, 3).index(r["type"]) for r in made]
+    need(order == sorted(order), "header", "order")
+    top["coded"], top["raw"], top["drawn"] = ([r for r in made if r["type"] in t] for t in ((0, 2), (1,), (3,)))
     count = len(top["coded"])
     streams = range(count) if top["streams"] is None else top["streams"]
     need(len(streams) == count, "header", "streams")
@@ -460,6 +473,54 @@ def decode_record(top: dict[str, Any], record: dict[str, Any], rung: int) -> Non
         record[key] = (stacked.T if key == "lora_B" and not record["split"] else stacked).reshape(shape)
 
 
+def mt19937(seed: int, start: int, count: int) -> np.ndarray:
+    """Words of the Mersenne Twister: `count` after the first `start`."""
+    state, out = [seed], np.zeros(start + count, np.int64)
+    for i in range(1, 624):
+        state.append((1812433253 * (state[-1] ^ state[-1] >> 30) + i) % 2**32)
+    for i in range(start + count):
+        mixed = state[i % 624] & 2**31 | state[(i + 1) % 624] & 2**31 - 1
+        y = state[(i + 397) % 624] ^ mixed >> 1 ^ (mixed & 1) * 0x9908B0DF
+        state[i % 624] = y
+        y ^= y >> 11
+        y ^= y << 7 & 0x9D2C5680
+        y ^= y << 15 & 0xEFC60000
+        out[i] = y ^ y >> 18
+    return out[start:]
+
+
+def round_to(values: np.ndarray, dtype: int) -> np.ndarray:
+    """Numbers of a dtype (F32, F16, BF16), nearest, ties to even, in float32."""
+    values = values.astype(np.float32)
+    if dtype == 2:
+        bits = values.view(np.uint32).astype(np.int64)
+        return (bits + 0x7FFF + (bits >> 16 & 1) >> 16 << 16).astype(np.uint32).view(np.float32)
+    return values.astype(np.float16).astype(np.float32) if dtype == 1 else values
+
+
+def draw(kind: dict[str, Any]) -> bytes:
+    """A drawn tensor's bytes."""
+    count, first, low, high = math.prod(kind["shape"]), kind["dtypes"][0], *np.float32((kind["low"], kind["high"]))
+    u = np.float32((mt19937(kind["seed"], kind["start"], count) % 2 ** kind["digits"]) * 2.0 ** -kind["digits"])
+    if kind["method"] == 2:
+        values = np.float32(u > high) - np.float32(u < low)
+    else:
+        span = high - low
+        sums = u * span + low if kind["method"] == 0 else np.float64(u) * np.float64(span) + np.float64(low)
+        values = round_to(sums, first)
+        values[values == round_to(high[None], first)] = round_to(low[None], first)[0]
+    if kind["divisor"] is not None:
+        values = round_to(values / np.float32(kind["divisor"]), first)
+    for dtype in kind["dtypes"][1:]:
+        values = round_to(values, dtype)
+    if kind["axis"]:
+        a, b, *rest = kind["shape"]
+        values = values.reshape(b, a, *rest).swapaxes(0, 1).reshape(-1)
+    last = kind["dtypes"][-1]
+    stored = (values.view(np.uint32) >> 16).astype("<u2") if last == 2 else values.astype(("<f4", "<f2")[last])
+    return stored.tobytes()
+
+
 def decode(data: bytes) -> tuple[dict[str, Any], dict[str, Any], str]:
     """(header, tensors by name, hexadecimal digest). Raises Refused, also when a rung's digest is not the header's."""
     top, sections = open_file(data)
@@ -489,6 +550,9 @@ def decode(data: bytes) -> tuple[dict[str, Any], dict[str, Any], str]:
             need(len(plain) == record["nbytes"], "symbols", "length of a raw tensor")
             digest.update(plain)
             tensors[record["name"]] = np.frombuffer(plain, np.uint8)
+        for record in top["drawn"]:
+            tensors[record["name"]] = np.frombuffer(draw(record), np.uint8)
+            digest.update(tensors[record["name"]].tobytes())
         need(digest.digest() == top["rungs"][rung]["factors_sha256"], "factors-checksum", digest.hexdigest())
     return top, tensors, digest.hexdigest()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,7 +25,8 @@ from nola_codec.container.reader import open_container
 from nola_codec.encoder.encode import encode_adapter
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.errors import EncodeError
-from nola_codec.model import Adapter, Layout, LoraModule, RawTensor, VectorTensor
+from nola_codec.model import Adapter, Draw, Layout, LoraModule, RawTensor, VectorTensor
+from nola_codec.prng.draws import drawn_tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "v0"
@@ -123,6 +125,29 @@ def with_vectors(rng: np.random.Generator) -> Adapter:
     return Adapter("peft", linears(rng, 2, 24, 40, 2).modules, raw, vectors=vectors)
 
 
+def with_draws(rng: np.random.Generator) -> Adapter:
+    """A VeRA and more: a draw of every method, with and without a divisor, slices and casts; a seed and a start."""
+    low, high = -float(np.float32(0.3)), float(np.float32(0.3))  # no power of two: fused is another number
+    draws = {
+        "base_model.vera_A": Draw((4, 24), ("F32",), "uniform-fused", 24, 7, 0, 0, low, high),
+        "base_model.vera_B": Draw((36, 4), ("F32",), "uniform", 24, 7, 96, 0, low, high),
+        f"{PREFIX}.0.q.randlora_B": Draw((9, 3, 4), ("BF16", "F16", "F32"), "uniform-fused", 24, 2**32 - 1, 700, 1,
+                                         low, high, 0.14453125),
+        f"{PREFIX}.1.q.randlora_B": Draw((9, 3, 4), ("BF16", "F16", "F32"), "uniform-fused", 24, 2**32 - 1, 700, 1,
+                                         low, high, 0.14453125),
+        "ternary": Draw((5, 1, 40), ("F32", "BF16"), "ternary", 24, 5489, 12, 0, 1 / 8, 7 / 8, 0.4375),
+        "eight": Draw((33,), ("BF16",), "uniform", 8, 1, 0, 0, -0.5, 0.5),
+        "eleven": Draw((3, 5), ("F16",), "uniform", 11, 1, 623, 1, -0.5, 0.5, 3.0),
+    }  # fmt: skip
+    vectors = (
+        VectorTensor(f"{PREFIX}.0.q.vera_lambda_b", rng.standard_normal(36).astype(np.float32), gain=0.3),
+        VectorTensor(f"{PREFIX}.0.q.vera_lambda_d", rng.standard_normal(4).astype(np.float32), gain=0.9),
+    )
+    raw = {key: drawn_tensor(draw) for key, draw in draws.items()}
+    raw["scalar"] = raws(rng).raw["scalar"]
+    return Adapter("peft", (), raw, vectors=vectors, draws=draws)
+
+
 def golden_files() -> dict[str, Callable[[np.random.Generator], tuple[Adapter, EncodeOptions]]]:
     """Name -> what to encode."""
     paper = {"num_basis": 40, "bits": 4, "seed": SEED}
@@ -162,6 +187,10 @@ def golden_files() -> dict[str, Callable[[np.random.Generator], tuple[Adapter, E
             Adapter("peft", (), vectors=with_vectors(rng).vectors),
             EncodeOptions(nmse=0.1, shared_basis=True, generator="threefry2x32-20"),
         ),
+    }
+    files |= {
+        "drawn": lambda rng: (with_draws(rng), EncodeOptions(nmse=0.05)),
+        "drawn-rungs": lambda rng: (with_draws(rng), EncodeOptions(nmse=0.05, rungs=(700,))),
     }
     return files
 
@@ -218,8 +247,36 @@ def known_answers(ref: ModuleType) -> dict[str, Any]:
         symbols = np.arange(23, dtype=np.int64) * 7919 % 15 % book["size"]
         trellises.append({"trellis": number, "symbols": symbols.tolist(),
                           "points": ref.points(book, symbols, 23 * book["stride"]).tolist()})  # fmt: skip
-    return {"words.json": words, "signs.json": signs, "subsets.json": subsets, "bases.json": bases,
-            "trellises.json": trellises}  # fmt: skip
+    twister = []
+    for seed in (0, 1, 5489, 2**32 - 1):
+        made = ref.mt19937(seed, 0, 10_000)
+        twister.append({"seed": seed, "first": made[:6].tolist(), "last": int(made[-1]),
+                        "sha256_of_10000": digest(made)})  # fmt: skip
+    return {"twister.json": twister, "words.json": words, "signs.json": signs, "subsets.json": subsets,
+            "bases.json": bases, "trellises.json": trellises}  # fmt: skip
+
+
+def torch_answers() -> list[dict[str, Any]]:
+    """What the installed PyTorch draws on this CPU; which of its kernels did it, the lines say."""
+    import torch
+
+    answers = []
+    for seed in (0, 7, 2**32 - 1, 2**32 + 7, 2**63 + 12345):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            for count, low, high in ((5, -0.25, 0.25), (17, 0.0, 1.0), (100, -(3.0**0.5) / 7, 3.0**0.5 / 7)):
+                generator = torch.Generator("cpu").manual_seed(seed)
+                torch.empty(3).uniform_(generator=generator)
+                made = torch.empty(count, dtype=dtype).uniform_(low, high, generator=generator)
+                answers.append(
+                    {
+                        "torch": torch.__version__.split("+")[0], "kernels": torch.backends.cpu.get_cpu_capability(),
+                        "seed": seed, "start": 3, "dtype": str(dtype).removeprefix("torch."), "count": count,
+                        "low": low, "high": high,
+                        "sha256": hashlib.sha256(made.view(torch.uint8).numpy().tobytes()).hexdigest(),
+                        "first": made[:3].double().tolist(),
+                    }
+                )  # fmt: skip
+    return answers
 
 
 def coefficients(k: int) -> np.ndarray:
@@ -248,6 +305,12 @@ def write_new(path: Path, data: bytes) -> None:
         print(f"{path.relative_to(ROOT)}: {len(data)} bytes")
 
 
+def write_answers(name: str, answers: Sequence[dict[str, Any]]) -> None:
+    """A known-answer file, one answer a line."""
+    lines = ",\n".join(json.dumps(answer) for answer in answers)
+    write_new(KAT / name, f"[\n{lines}\n]\n".encode())
+
+
 def main() -> None:
     """Write what is missing."""
     ref = reference()
@@ -267,12 +330,15 @@ def main() -> None:
             "codecs": codecs,
             "factors_sha256": factors,
             "sha256": hashlib.sha256(data).hexdigest(),
-            "tensors": [r["name"] for r in (*top["coded"], *top["raw"])],
+            "tensors": [r["name"] for r in (*top["coded"], *top["raw"], *top["drawn"])],
         }
     write_new(GOLDEN / "manifest.json", (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
     for name, answers in known_answers(ref).items():
-        lines = ",\n".join(json.dumps(answer) for answer in answers)
-        write_new(KAT / name, f"[\n{lines}\n]\n".encode())
+        write_answers(name, answers)
+    # Once without and once with what newer CPUs have: ATEN_CPU_CAPABILITY=default python tools/make_golden.py
+    name = f"torch-{'plain' if os.environ.get('ATEN_CPU_CAPABILITY') == 'default' else 'fused'}.json"
+    if not (KAT / name).exists():
+        write_answers(name, torch_answers())
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from nola_codec.adapters.dialects import delta, kohya, peft
+from nola_codec.adapters.dialects import delta, kohya, parameters, peft
 from nola_codec.adapters.dialects.diffusers import DIFFUSERS, DIFFUSERS_OLD
 from nola_codec.adapters.dialects.foreign import describe_keys
 from nola_codec.adapters.dialects.gguf import GGUF
@@ -57,7 +57,7 @@ class Dialect(Protocol):
 
 
 # mypy takes a module for an object of its own type, which has what the protocol asks for.
-_ALL: tuple[Dialect, ...] = (peft, GGUF, kohya, DIFFUSERS, DIFFUSERS_OLD, MLX, *PLAIN, delta)
+_ALL: tuple[Dialect, ...] = (peft, GGUF, kohya, DIFFUSERS, DIFFUSERS_OLD, MLX, *PLAIN, delta, parameters)
 DIALECTS: Mapping[str, Dialect] = MappingProxyType({dialect.name: dialect for dialect in _ALL})
 """In the order in which they are asked."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.arrays import bfloat16_bits
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import RawTensor
 
@@ -57,7 +58,7 @@ def from_float32(array: npt.NDArray[np.float32], dtype: str, *, where: str = "")
         AdapterError: ``not-float``; ``overflow`` when a finite value has no finite neighbour in ``dtype``.
     """
     if dtype == "BF16":
-        bits = _round_to_bfloat16(np.ascontiguousarray(array, dtype=np.float32).view(np.uint32))
+        bits = bfloat16_bits(np.ascontiguousarray(array, dtype=np.float32).view(np.uint32))
         return _checked(array, bits, dtype, where)
     return _cast(array, dtype, where)
 
@@ -69,7 +70,7 @@ def from_float64(array: npt.NDArray[np.float64], dtype: str, *, where: str = "")
         AdapterError: ``not-float``; ``overflow`` as in `from_float32`.
     """
     if dtype == "BF16":
-        return _checked(array, _round_to_bfloat16(_round_to_odd(array)), dtype, where)
+        return _checked(array, bfloat16_bits(_round_to_odd(array)), dtype, where)
     return _cast(array, dtype, where)
 
 
@@ -97,15 +98,6 @@ def _bfloat16_to_float32(raw: RawTensor) -> npt.NDArray[np.float32]:
     bits = np.frombuffer(raw.data, dtype="<u2").reshape(raw.shape).astype(np.uint32)
     bits <<= np.uint32(16)
     return bits.view(np.float32)
-
-
-def _round_to_bfloat16(bits: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint16]:
-    """Upper half of float32 bit patterns, to nearest, ties to even; infinities stay, NaN stays a NaN."""
-    nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-    # Adding just under half a unit, and one more when the kept part is odd, carries exactly when it must.
-    rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
-    quiet = (bits >> np.uint32(16)) | np.uint32(0x0040)
-    return np.where(nan, quiet, rounded).astype(np.uint16)
 
 
 def _round_to_odd(array: npt.NDArray[np.float64]) -> npt.NDArray[np.uint32]:

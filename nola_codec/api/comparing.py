@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nola_codec.adapters import AnySource
+from nola_codec.adapters.dialects import peft_diagonals
 from nola_codec.adapters.dialects.deltas import Delta, deltas
 from nola_codec.adapters.dialects.formats import matching_names
 from nola_codec.api.decoding import read_adapter
@@ -63,7 +64,10 @@ def compare(a: AnySource, b: AnySource) -> Comparison:
         AdapterError: one cannot be read, a weight differs in shape, or the dialects have no names in common.
         FormatError: a damaged `.nola` file.
     """
-    first, second = read_adapter(a), read_adapter(b)
+    first, second = (
+        peft_diagonals.as_vectors(adapter) if peft_diagonals.method_of(adapter.config) is not None else adapter
+        for adapter in (read_adapter(a), read_adapter(b))
+    )
     keys_a, keys_b = matching_names(first, second)
     others = {keys_b[delta.name]: delta for delta in deltas(second)}
     tensors = []

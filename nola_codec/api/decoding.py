@@ -79,7 +79,9 @@ def verify(source: Source) -> dict[str, Any]:
         check_rungs(container)
         return {
             "bytes": container.file_length,
-            "tensors": len(container.header.coded) + len(container.header.raw),
+            "tensors": sum(
+                len(part) for part in (container.header.coded, container.header.raw, container.header.drawn)
+            ),
             "content_sha256": container.prelude.content_sha256.hex(),
             "factors_sha256": container.header.factors_sha256.hex(),
         }

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nola_codec.adapters.dialects import delta
+from nola_codec.adapters.dialects import delta, parameters
 from nola_codec.basis import basis_by_id
 from nola_codec.container.reader import Source, open_container
 from nola_codec.entropy import CODECS
@@ -115,12 +115,24 @@ def _tensors(header: Header) -> list[dict[str, Any]]:
             }
             for r in header.raw
         ]
+        + [
+            {
+                "name": r.name,
+                "record": "drawn",
+                "dtype": r.kind.draw.dtype,
+                "shape": list(r.kind.draw.shape),
+                "bytes": 0,
+                "method": r.kind.draw.method,
+                "seed": r.kind.draw.seed,
+            }
+            for r in header.drawn
+        ]
     )
 
 
 def _parameters(header: Header) -> int:
-    """Numbers in the factors and vectors; in the dialect `delta`, in the weights that change."""
-    if header.dialect != delta.name:
+    """Numbers in the factors and vectors; in the dialects `delta` and `parameters`, in the weights that they make."""
+    if header.dialect not in (delta.name, parameters.name):
         return sum(r.kind.elements for r in header.coded)
     weights = {delta.weight_name(r.name): r.kind.elements for r in header.vectors}
     weights |= {r.name: r.kind.rows * r.kind.columns for r in header.lowrank}

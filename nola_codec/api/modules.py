@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from nola_codec.adapters.dialects.deltas import Delta as AdapterDelta
+from nola_codec.adapters.dialects.diagonals import Diagonals
 from nola_codec.adapters.models.checkpoint import MergeTarget, delta_shape
 from nola_codec.arrays import Arrays
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.decoder.deltas import ComputedDelta, Delta, VectorDelta, WeightedSum, factor_delta
+from nola_codec.decoder.deltas import (
+    ComputedDelta,
+    Delta,
+    OrderedProduct,
+    VectorDelta,
+    WeightedSum,
+    factor_delta,
+)
 from nola_codec.decoder.factors import Decoded, Factors, Vector
 from nola_codec.encoder.options import Progress
 from nola_codec.model import Adapter, LoraModule, LowRankKind, LowRankRecord, VectorTensor
@@ -25,12 +35,13 @@ def assembled(decoder: Decoder, factors: Sequence[Factors], vectors: Sequence[Ve
     """Decoded records as an adapter, float32, exact."""
     header = decoder.header
     modules = [decoded_module(r, f, decoder.xp) for r, f in zip(header.lowrank, factors, strict=True)]
-    raw = {record.name: decoder.raw(i) for i, record in enumerate(header.raw)}
+    raw = dict(decoder.carried())
+    draws = {record.name: record.kind.draw for record in header.drawn}
     tensors = [
         VectorTensor(record.name, decoder.xp.numpy(vector.float32(decoder.xp)), record.kind.dtype)
         for record, vector in zip(header.vectors, vectors, strict=True)
     ]
-    return Adapter(header.dialect, tuple(modules), raw, header.config, header.metadata, tuple(tensors))
+    return Adapter(header.dialect, tuple(modules), raw, header.config, header.metadata, tuple(tensors), draws)
 
 
 def decoded_module(record: LowRankRecord, factors: Factors, xp: Arrays) -> LoraModule:
@@ -76,6 +87,11 @@ def row_delta(
         shape: Of the weight.
         transposed: The weight is stored (in, out).
     """
+    if isinstance(part.composite, Diagonals):
+        values = {vector.name: vector.values for vector in part.vectors}
+        left, right = part.composite.factors(values, shape[::-1] if transposed else shape)
+        left, right = (right.T, left.T) if transposed else (left, right)
+        return OrderedProduct(np.ascontiguousarray(left), np.ascontiguousarray(right), part.composite.scale, shape)
     if part.composite is not None:
         return ComputedDelta(part.dense, shape)
     terms: list[Delta] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -12,10 +11,12 @@ import numpy as np
 
 from nola_codec.adapters import dialect_of
 from nola_codec.adapters.dialects import delta as delta_dialect
-from nola_codec.adapters.dialects import peft_config
+from nola_codec.adapters.dialects import parameters, peft_config, peft_diagonals
 from nola_codec.adapters.dialects.peft import factor_keys
 from nola_codec.adapters.dialects.peft_experts import is_expert
-from nola_codec.adapters.models.checkpoint import mismatch_message, resolve_weights
+from nola_codec.adapters.models.checkpoint import mismatch_message
+from nola_codec.api.diagonal import diagonal_delta, merge_diagonals
+from nola_codec.api.in_memory import find_in_model
 from nola_codec.api.modules import decoded_adapter, merge_target
 from nola_codec.api.operands import merge_file
 from nola_codec.arrays import NUMPY, Arrays, arrays_on
@@ -79,11 +80,20 @@ class NolaFile:
         lora_B, lora_A = decoded.float32(self._arrays())
         return self._tensor(lora_A), self._tensor(lora_B)
 
-    def delta_weight(self, name: str) -> torch.Tensor:
+    def delta_weight(self, name: str, shape: tuple[int, int] | None = None) -> torch.Tensor:
         """delta_W in float32, shaped like the weight of a PyTorch layer: (out, in), (out, in, kh, kw), (vocab, dim).
 
         The float64 value that merges use, rounded once.
+
+        Args:
+            name: Module path, with or without PEFT's ``base_model.model.``.
+            shape: (out, in) of the layer: asked for by VeRA and RandLoRA, whose files do not say it, and by no other.
+
+        Raises:
+            AdapterError: ``unknown-name``; ``needs-shape``; ``bad-shape``, ``merge-projections`` of VeRA and RandLoRA.
         """
+        if self._diagonal:
+            return diagonal_delta(self._opened(), self._container.name, name, shape, self._tensor)
         index = self._find(name)
         ((_, decoded),) = self._decode([index])
         return self._tensor(delta_weight(decoded, self.header.lowrank[index].kind, self._arrays())).float()
@@ -111,8 +121,8 @@ class NolaFile:
             tensors[b_key] = self._tensor(lora_B).reshape(record.kind.b_shape).to(wanted)
         for name, vector in self._opened().vectors():
             tensors[name] = self._tensor(vector.float32(self._arrays())).to(wanted)
-        for index, carried in enumerate(self.header.raw):
-            tensors[carried.name] = self._tensor(to_torch(self._container.raw_tensor(index)))
+        for name, carried in self._opened().carried():
+            tensors[name] = self._tensor(to_torch(carried))
         return tensors
 
     def merge_into(self, model: torch.nn.Module) -> None:
@@ -120,9 +130,9 @@ class NolaFile:
 
         Raises:
             AdapterError: ``base-mismatch`` lists all deltas that do not find their weight (nothing is changed then);
-                ``merge-vectors`` and ``merge-raw`` when the file carries tensors that are not deltas; ``tied-weights``
-                when a weight that changes is shared with another module; ``overflow`` when a sum leaves the dtype, in
-                which case the deltas before it are in the model.
+                ``merge-vectors`` and ``merge-raw`` when the file carries tensors that are not deltas, ``merge-network``
+                when none of it is; ``tied-weights`` when a weight that changes is shared with another module;
+                ``overflow`` when a sum leaves the dtype, in which case the deltas before it are in the model.
             FormatError, ChecksumMismatch: the file is damaged; nothing is changed.
         """
         import torch
@@ -130,6 +140,12 @@ class NolaFile:
         if self.header.dialect == delta_dialect.name:
             self._merge_changes(model)
             return
+        if self._diagonal:
+            merge_diagonals(self._opened(), self._container.name, model)
+            return
+        if self.header.dialect == parameters.name:
+            message = "the file holds a network's own weights: model.load_state_dict(file.state_dict())"
+            raise AdapterError(message, code="merge-network", where=self._container.name)
         if self.header.vectors:
             raise AdapterError(
                 f"the file has tensors coded as vectors ({self.header.vectors[0].name}, ...), which only its dialect "
@@ -140,18 +156,8 @@ class NolaFile:
                 f"the file carries tensors that are not deltas ({self.header.raw[0].name}, ...); "
                 "load the decoded adapter with PEFT, or merge with `decode --base`", code="merge-raw"
             )  # fmt: skip
-        weights = dict(model.named_parameters(remove_duplicate=False))
-        shapes = {name: tuple(p.shape) for name, p in weights.items()}
-        config: dict[str, Any] = getattr(getattr(model, "config", None), "to_dict", dict)()
         targets = [merge_target(record) for record in self.header.lowrank]
-        matches = resolve_weights(targets, shapes, config)
-        uses = Counter(id(p) for p in weights.values())
-        for name, match in matches.items():
-            if uses[id(weights[match.weight])] > 1:
-                raise AdapterError(
-                    f"{match.weight} is tied to another weight, which would change with it; untie them, or merge with "
-                    "`decode --base`, which does", code="tied-weights", where=name
-                )  # fmt: skip
+        weights, matches = find_in_model(model, lambda shapes, config: targets)
         decoder = Decoder(self._container, self._arrays())
         with torch.no_grad():
             for record, decoded in zip(decoder.header.lowrank, decoder.checked()[0], strict=True):
@@ -159,6 +165,10 @@ class NolaFile:
                 delta = self._tensor(delta_weight(decoded, record.kind, self._arrays()))
                 weight = weights[match.weight]
                 merge_tensor(weight, (delta.T if match.transposed else delta).to(weight.device))
+
+    @property
+    def _diagonal(self) -> bool:
+        return self.header.dialect == "peft" and peft_diagonals.method_of(self.header.config) is not None
 
     def _merge_changes(self, model: torch.nn.Module) -> None:
         """`merge_into` of a file of dense changes: names are those of the weights themselves."""

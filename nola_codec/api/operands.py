@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nola_codec.adapters.dialects import delta as delta_dialect
+from nola_codec.adapters.dialects import peft_diagonals
 from nola_codec.adapters.dialects.deltas import Delta as AdapterDelta
 from nola_codec.adapters.files import display_name
 from nola_codec.adapters.models.checkpoint import Checkpoint
 from nola_codec.adapters.models.merging import MergePlan, plan_merge
-from nola_codec.adapters.models.places import grouped_deltas, merge_targets, merged_tensors
+from nola_codec.adapters.models.places import diagonal_targets, grouped_deltas, merge_targets, merged_tensors
 from nola_codec.api.modules import assembled, row_delta
 from nola_codec.arrays import Arrays, arrays_on
 from nola_codec.container.reader import Source, open_container
@@ -124,7 +125,11 @@ def merge_file(decoder: Decoder, name: str, weight: float = 1.0) -> MergeFile:
 
 def fit(file: MergeFile, checkpoint: Checkpoint) -> Operand:
     """Find the place of each delta. Raises AdapterError: as `merge_targets`, `plan_merge`, or ``merge-weight``."""
-    targets = merge_targets(file.adapter.dialect, file.parts, checkpoint)
+    if file.adapter.dialect == "peft" and peft_diagonals.method_of(file.adapter.config) is not None:
+        shapes = {name: info.shape for name, info in checkpoint.weights.items()}
+        targets = diagonal_targets(file.adapter, file.parts, shapes, checkpoint.config, file.name)
+    else:
+        targets = merge_targets(file.adapter.dialect, file.parts, checkpoint)
     raw = merged_tensors(file.adapter)
     if raw and file.weight != 1:
         message = f"carries {next(iter(raw))}, which is not a delta and cannot be weighted by {file.weight}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from nola_codec import adapters
 from nola_codec.adapters import AnySource
-from nola_codec.api.encoding import source_size
+from nola_codec.api.encoding import require_least_squares, source_size
 from nola_codec.api.inspecting import inspect
 from nola_codec.encoder.encode import encode_adapter, prepared
 from nola_codec.encoder.options import EncodeOptions, Progress
@@ -149,6 +149,7 @@ def sweep(
         for target in targets:
             _at(base, by, target)  # refuses what makes no sense before any work
     adapter = adapters.read(source, config=config, carry_unknown=carry_unknown)
+    require_least_squares(adapter, base)
     if progress is not None:
         progress("canonical form", 0, 1)
     files = _Files(adapter, base, prepared(adapter, base), source_size(source, adapter))

@@ -31,12 +31,14 @@ def command(file: str, tensors: bool, as_json: bool) -> None:
 
 def _print_facts(file: str, facts: dict[str, Any]) -> None:
     draft = ", a draft: readers of later versions may refuse it" if facts["draft"] else ""
-    deltas = [t for t in facts["tensors"] if t["record"] == "lowrank"]
+    products = [t for t in facts["tensors"] if t["record"] == "lowrank"]
     vectors = [t for t in facts["tensors"] if t["record"] == "vector"]
-    carried = len(facts["tensors"]) - len(deltas) - len(vectors)
-    counts = [f"{len(deltas)} deltas"] if deltas or not vectors else []
+    carried, drawn = (sum(t["record"] == kind for t in facts["tensors"]) for kind in ("raw", "drawn"))
+    kind = "products" if facts["dialect"] == "parameters" else "deltas"
+    counts = [f"{len(products)} {kind}"] if products or not (vectors or drawn) else []
     counts += [f"{len(vectors)} vectors"] if vectors else []
     counts += [f"{carried} carried as they came"] if carried else []
+    counts += [f"{drawn} drawn again from a seed"] if drawn else []
     parts = ", ".join(f"{name} {size(count)}" for name, count in facts["bytes_by_part"].items() if count)
     lines = [
         ("file", f"{file}: {size(facts['bytes'])}, {facts['ratio']:.1f}x smaller than {facts['parameters']:,} in fp16"),
@@ -67,6 +69,8 @@ def _print_tensors(tensors: list[dict[str, Any]]) -> None:
         shape = "x".join(map(str, item["shape"]))
         if item["record"] == "raw":
             rows.append([item["name"], f"{shape} {item['dtype']}", "", "", size(item["bytes"])])
+        elif item["record"] == "drawn":
+            rows.append([item["name"], f"{shape} {item['dtype']}", "drawn", "", f"seed {item['seed']}"])
         else:
             rank = str(item["rank"]) if item["record"] == "lowrank" else "vector"
             rows.append([item["name"], shape, rank, str(item["units"]), f"{item['coefficients']:,}"])

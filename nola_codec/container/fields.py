@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from nola_codec.container.limits import Limits
 from nola_codec.errors import FormatError, expected
 
 
@@ -72,3 +73,11 @@ def mapping(value: Any, what: str, keys: tuple[str, ...] | None = None) -> dict[
         unknown, missing = sorted(set(value) - set(keys)), sorted(set(keys) - set(value))
         raise bad(what, f"the keys {sorted(keys)}", f"unknown {unknown}, missing {missing}")
     return value
+
+
+def shape(value: Any, limits: Limits, least: int) -> tuple[int, ...]:
+    """A kind's shape, each dimension at least `least`."""
+    dimensions = integers(value, "kinds shape", least, limits.dimension)
+    if len(dimensions) > limits.dimensions:
+        raise over("kinds shape", limits.dimensions, len(dimensions))
+    return dimensions

@@ -22,12 +22,16 @@ from nola_codec.errors import FormatError
 from nola_codec.model import (
     CodedKind,
     CodedRecord,
+    DrawnKind,
+    DrawnRecord,
     Header,
+    Kind,
     LowRankKind,
     LowRankRecord,
     Quantizer,
     RawKind,
     RawRecord,
+    Record,
     Rung,
     Section,
     VectorKind,
@@ -44,8 +48,8 @@ KEYS = (
 
 def pack_header(header: Header) -> bytes:
     """Canonical bytes, not yet compressed. Units' precisions and amplitudes are not in it (section 0 has them)."""
-    kinds: dict[CodedKind | RawKind, int] = {}
-    records: list[CodedRecord | RawRecord] = [*header.coded, *header.raw]
+    kinds: dict[Kind, int] = {}
+    records: list[Record] = [*header.coded, *header.raw, *header.drawn]
     ids = [kinds.setdefault(record.kind, len(kinds)) for record in records]
     streams = [record.stream for record in header.coded]
     return canonical.pack(
@@ -79,7 +83,7 @@ def unpack_header(data: bytes, limits: Limits) -> Header:
     quantizers = tuple(quantizer_from_wire(q) for q in fields.listed(top["quantizers"], "quantizers"))
     if len(quantizers) > limits.quantizers:
         raise fields.over("quantizers", limits.quantizers, len(quantizers))
-    coded, raw, rungs = _records(top, quantizers, limits)
+    coded, raw, drawn, rungs = _records(top, quantizers, limits)
     blocks = fields.integers(top["blocks"], "blocks", 1, limits.records)
     if sum(blocks) != len(coded):
         raise fields.bad("blocks", f"a sum of {len(coded)} records", sum(blocks))
@@ -104,6 +108,7 @@ def unpack_header(data: bytes, limits: Limits) -> Header:
         amplitude_slope=fields.integer(top["amplitude_slope"], "amplitude_slope", -64, 64),
         coded=coded,
         raw=raw,
+        drawn=drawn,
         blocks=blocks,
         sections=sections,
         config=None if config is None else fields.mapping(config, "config"),
@@ -150,7 +155,7 @@ def _rung_from_wire(
 
 def _records(
     top: Mapping[str, Any], quantizers: Sequence[Quantizer], limits: Limits
-) -> tuple[tuple[CodedRecord, ...], tuple[RawRecord, ...], tuple[Rung, ...]]:
+) -> tuple[tuple[CodedRecord, ...], tuple[RawRecord, ...], tuple[DrawnRecord, ...], tuple[Rung, ...]]:
     wires = fields.listed(top["kinds"], "kinds")
     if len(wires) > limits.kinds:
         raise fields.over("kinds", limits.kinds, len(wires))
@@ -170,20 +175,22 @@ def _records(
         raise fields.bad("kinds", f"{seen}, as many as are used", len(kinds))
     chosen = [kinds[number] for number in ids]
     names = _names(top["numbers"], ids, chosen, limits)
-    families = [kind for kind in chosen if not isinstance(kind, RawKind)]
-    order = [(LowRankKind, VectorKind, RawKind).index(type(kind)) for kind in chosen]
+    families = [kind for kind in chosen if isinstance(kind, LowRankKind | VectorKind)]
+    order = [(LowRankKind, VectorKind, RawKind, DrawnKind).index(type(kind)) for kind in chosen]
     if order != sorted(order):
-        raise fields.bad("records", "low-rank records, then vectors, then raw ones", "another order")
+        raise fields.bad("records", "low-rank records, then vectors, raw ones, drawn ones", "another order")
     rungs: list[Rung] = []
     wires = fields.listed(top["rungs"], "rungs")
     if not 1 <= len(wires) <= limits.rungs:
         raise fields.bad("rungs", f"1 to {limits.rungs} of them", len(wires))
-    _check_totals(families, [k for k in chosen if isinstance(k, RawKind)], len(wires), limits)
+    _check_totals(chosen, kinds, len(wires), limits)
     for wire in wires:
         rungs.append(_rung_from_wire(wire, families, quantizers, rungs[-1] if rungs else None, limits))
     coded = _coded(top, names, families, rungs[-1])
-    raw = tuple(RawRecord(name, kind) for name, kind in zip(names, chosen, strict=True) if isinstance(kind, RawKind))
-    return coded, raw, tuple(rungs)
+    named = list(zip(names, chosen, strict=True))
+    raw = tuple(RawRecord(name, kind) for name, kind in named if isinstance(kind, RawKind))
+    drawn = tuple(DrawnRecord(name, kind) for name, kind in named if isinstance(kind, DrawnKind))
+    return coded, raw, drawn, tuple(rungs)
 
 
 def _coded(
@@ -226,16 +233,22 @@ def _exponent_differences(exponents: Sequence[tuple[int, ...]]) -> list[int]:
     return steps
 
 
-def _check_totals(coded: Sequence[CodedKind], raw: Sequence[RawKind], rungs: int, limits: Limits) -> None:
-    elements = sum(k.elements for k in coded) + sum(k.nbytes for k in raw)
+def _check_totals(chosen: Sequence[Kind], kinds: Sequence[Kind], rungs: int, limits: Limits) -> None:
+    """What all records take together, and the words that drawing each kind once takes."""
+    coded = [kind for kind in chosen if isinstance(kind, LowRankKind | VectorKind)]
+    elements = sum(k.elements for k in coded) + sum(k.nbytes for k in chosen if isinstance(k, RawKind))
+    elements += sum(k.draw.nbytes for k in chosen if isinstance(k, DrawnKind))
     if elements > limits.total_elements:
         raise fields.over("kinds shape (sum over all records)", limits.total_elements, elements)
     coefficients = sum(k.vectors(k.most_units) * sum(k.num_basis) for k in coded) * rungs
     if coefficients > limits.coefficients:
         raise fields.over("kinds num_basis (sum over all records)", limits.coefficients, coefficients)
+    words = sum(k.draw.words for k in kinds if isinstance(k, DrawnKind))
+    if words > limits.words:
+        raise fields.over("kinds start (words of all drawn kinds)", limits.words, words)
 
 
-def _names(value: Any, ids: Sequence[int], kinds: Sequence[CodedKind | RawKind], limits: Limits) -> list[str]:
+def _names(value: Any, ids: Sequence[int], kinds: Sequence[Kind], limits: Limits) -> list[str]:
     holes = [kind.template.count("#") for kind in kinds]
     steps = iter(unpack_varints(fields.binary(value, "numbers"), sum(holes), "header `numbers`"))
     last: dict[int, list[int]] = {}
@@ -249,8 +262,8 @@ def _names(value: Any, ids: Sequence[int], kinds: Sequence[CodedKind | RawKind],
     return names
 
 
-def _number_differences(records: Sequence[CodedRecord | RawRecord]) -> list[int]:
-    last: dict[CodedKind | RawKind, tuple[int, ...]] = {}
+def _number_differences(records: Sequence[Record]) -> list[int]:
+    last: dict[Kind, tuple[int, ...]] = {}
     out: list[int] = []
     for record in records:
         _, numbers = split_name(record.name)

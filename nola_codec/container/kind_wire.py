@@ -10,18 +10,21 @@ import numpy as np
 
 from nola_codec.basis import basis_by_id
 from nola_codec.container import fields
+from nola_codec.container.draw_wire import draw_from_wire, draw_to_wire
 from nola_codec.container.limits import Limits
-from nola_codec.model import DTYPE_BYTES, DTYPES, CodedKind, Layout, LowRankKind, RawKind, VectorKind
+from nola_codec.model import DTYPE_BYTES, DTYPES, DrawnKind, Kind, Layout, LowRankKind, RawKind, VectorKind
 
-_LOWRANK, _RAW, _VECTOR = 0, 1, 2
+_LOWRANK, _RAW, _VECTOR, _DRAWN = 0, 1, 2, 3
 _LAYOUTS: tuple[Layout, ...] = ("linear", "conv", "embedding")
 _MAX_PRECISION_SHIFT = 1023
 _MAX_AMPLITUDE = 1 << 14
 _MAX_TABLES = 256
 
 
-def kind_to_wire(kind: CodedKind | RawKind) -> list[Any]:
+def kind_to_wire(kind: Kind) -> list[Any]:
     """A list whose first item tells the record type; see the specification for the order."""
+    if isinstance(kind, DrawnKind):
+        return [_DRAWN, kind.template, *draw_to_wire(kind.draw)]
     if isinstance(kind, RawKind):
         return [_RAW, kind.template, DTYPES.index(kind.dtype), list(kind.shape)]
     full = kind.num_basis == kind.vector_lengths
@@ -55,7 +58,7 @@ def kind_to_wire(kind: CodedKind | RawKind) -> list[Any]:
     ]
 
 
-def kind_from_wire(value: Any, limits: Limits) -> CodedKind | RawKind:
+def kind_from_wire(value: Any, limits: Limits) -> Kind:
     """Parse and check one kind. Raises FormatError."""
     items = fields.listed(value, "kinds")
     record = fields.integer(items[0] if items else None, "kinds record type", 0, 255)
@@ -64,19 +67,22 @@ def kind_from_wire(value: Any, limits: Limits) -> CodedKind | RawKind:
         raw = RawKind(
             fields.text(template, "kinds template", limits.name),
             DTYPES[fields.integer(dtype, "kinds dtype", 0, len(DTYPES) - 1)],
-            _shape(shape, limits, least=0),
+            fields.shape(shape, limits, least=0),
         )
         if raw.nbytes > limits.factor_elements * max(DTYPE_BYTES.values()):
             raise fields.over("kinds shape", limits.factor_elements, raw.nbytes)
         return raw
     if record == _VECTOR:
         return _vector(value, limits)
+    if record == _DRAWN:
+        _, template, *rest = fields.listed(value, "kinds", count=12)
+        return DrawnKind(fields.text(template, "kinds template", limits.name), draw_from_wire(rest, limits))
     if record != _LOWRANK:
-        raise fields.bad("kinds record type", "0 to 2", record)
+        raise fields.bad("kinds record type", "0 to 3", record)
     (_, template, layout, b_shape, a_shape, scaling, fan, dtype, basis, split, num_basis, tables, shift, amplitude) = (
         fields.listed(value, "kinds", count=14)
     )
-    b_shape, a_shape = _shape(b_shape, limits, least=1), _shape(a_shape, limits, least=1)
+    b_shape, a_shape = fields.shape(b_shape, limits, least=1), fields.shape(a_shape, limits, least=1)
     _check_factors(b_shape, a_shape, limits)
     kind = LowRankKind(
         template=fields.text(template, "kinds template", limits.name),
@@ -104,7 +110,7 @@ def kind_from_wire(value: Any, limits: Limits) -> CodedKind | RawKind:
 
 def _vector(value: Any, limits: Limits) -> VectorKind:
     _, template, dtype, shape, basis, num_basis, table, shift, amplitude = fields.listed(value, "kinds", count=9)
-    shape = _shape(shape, limits, least=1)
+    shape = fields.shape(shape, limits, least=1)
     elements = math.prod(shape)
     if elements > limits.factor_elements:
         raise fields.over("kinds shape", limits.factor_elements, elements)
@@ -125,13 +131,6 @@ def _vector(value: Any, limits: Limits) -> VectorKind:
 def _pair(value: Any, what: str, low: int, high: int) -> tuple[int, int]:
     first, second = fields.integers(value, what, low, high, count=2)
     return first, second
-
-
-def _shape(value: Any, limits: Limits, least: int) -> tuple[int, ...]:
-    shape = fields.integers(value, "kinds shape", least, limits.dimension)
-    if len(shape) > limits.dimensions:
-        raise fields.over("kinds shape", limits.dimensions, len(shape))
-    return shape
 
 
 def _check_factors(b_shape: tuple[int, ...], a_shape: tuple[int, ...], limits: Limits) -> None:

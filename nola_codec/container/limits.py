@@ -24,6 +24,7 @@ class Limits:
     total_elements: int = 1 << 34
     name: int = 1024
     coefficients: int = 1 << 34
+    words: int = 1 << 34
 
 
 DEFAULT_LIMITS = Limits()

@@ -17,6 +17,7 @@ from nola_codec.decoder.factors import CHUNK_ELEMENTS, Decoded, Factors, Vector,
 from nola_codec.errors import ChecksumMismatch
 from nola_codec.model import CodedRecord, RawTensor
 from nola_codec.parallel import parallel_map
+from nola_codec.prng.draws import drawn_tensor
 
 _BATCH_SYMBOLS = 48 << 20
 """Coefficients entropy-decoded side by side, 6 bytes each at the peak: wide enough for vectorized rANS."""
@@ -84,6 +85,13 @@ class Decoder:
         """Raw record `index`."""
         return self.container.raw_tensor(index)
 
+    def carried(self) -> Iterator[tuple[str, RawTensor]]:
+        """(name, tensor) of the raw records, then of those that are drawn again, each made when it is asked for."""
+        for index, record in enumerate(self.header.raw):
+            yield record.name, self.raw(index)
+        for drawn in self.header.drawn:
+            yield drawn.name, drawn_tensor(drawn.kind.draw)
+
     def checked(self, progress: Callable[[int], None] | None = None) -> tuple[list[Factors], list[Vector]]:
         """All factors and all vectors, their digest compared with the one in the header.
 
@@ -102,8 +110,8 @@ class Decoder:
                 vectors.append(item)
             if progress is not None:
                 progress(index + 1)
-        for index in range(len(self.header.raw)):
-            digest.update_raw(self.raw(index))
+        for _, tensor in self.carried():
+            digest.update_raw(tensor)
         if digest.digest() != self.header.factors_sha256:
             raise ChecksumMismatch(
                 "decoded factors: SHA-256 differs from the encoder's; this decoder is not exact",
@@ -175,7 +183,7 @@ def _portions(items: Sequence[_Picked]) -> list[list[_Picked]]:
 
 
 class FactorsDigest:
-    """SHA-256 over records in file order: each side's exponent as int8, each side as int16; raw tensors' bytes."""
+    """SHA-256 over records in file order: each side's exponent as int8, each side as int16; others' bytes."""
 
     def __init__(self) -> None:
         self._sha = hashlib.sha256()
@@ -187,7 +195,7 @@ class FactorsDigest:
             self._sha.update(np.ascontiguousarray(xp.numpy(side), dtype="<i2").reshape(-1).view(np.uint8).data)
 
     def update_raw(self, tensor: RawTensor) -> None:
-        """Add a raw record."""
+        """Add a raw or a drawn record."""
         self._sha.update(tensor.data)
 
     def digest(self) -> bytes:

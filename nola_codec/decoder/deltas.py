@@ -43,6 +43,10 @@ class Delta(Protocol):
         """Rows start..stop of the first dimension: (stop - start, *shape[1:]); of a scalar, the whole as ()."""
 
 
+_PANEL = 1 << 15
+"""Elements summed at once: with their terms they stay in a core's cache."""
+
+
 @dataclass(frozen=True)
 class FactorDelta:
     """(left @ right) * 2^exponent * scaling, the product being one of integers.
@@ -136,6 +140,47 @@ class VectorDelta:
         rows: Float64 = (self.values[start:stop] if self.shape else self.values).astype(np.float64)
         rows *= 2.0**self.exponent
         return rows
+
+
+@dataclass(frozen=True)
+class OrderedProduct:
+    """left @ right * scaling of float64 factors, each element a sum over the rank in order (VeRA, RandLoRA).
+
+    Not exact as a product of integers is, so the order is part of the format: from +0, each term one rounding, each sum
+    another; at last the scaling.
+
+    Attributes:
+        left: (rows, K).
+        right: (K, columns).
+        scaling: 1 is no operation.
+        shape: Of the stored weight.
+    """
+
+    left: Float64
+    right: Float64
+    scaling: float
+    shape: tuple[int, ...]
+
+    @property
+    def bound(self) -> float:
+        """See `Delta`."""
+        return float("inf")
+
+    def rows(self, start: int, stop: int) -> Float64:
+        """See `Delta`."""
+        columns = self.right.shape[1]
+        total = np.zeros((stop - start, columns))
+        panel = max(1, _PANEL // max(1, columns))
+        for first in range(0, stop - start, panel):
+            part = total[first : first + panel]
+            left = self.left[start + first : start + first + len(part)]
+            term = np.empty_like(part)
+            for k in range(len(self.right)):
+                np.multiply(left[:, k : k + 1], self.right[k], out=term)
+                part += term
+        if self.scaling != 1:
+            total *= self.scaling
+        return total
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,19 @@ from nola_codec.decoder.factors import Decoded, synthesize_records
 from nola_codec.encoder.material import MadeOnDemand, Material, Survey, side_models
 from nola_codec.entropy import mixed, rans, raw, smallest
 from nola_codec.entropy.frames import compress
-from nola_codec.model import CodedRecord, Header, LowRankKind, RawKind, RawRecord, RawTensor, Rung, SymbolModel
+from nola_codec.model import (
+    CodedRecord,
+    Draw,
+    DrawnKind,
+    DrawnRecord,
+    Header,
+    LowRankKind,
+    RawKind,
+    RawRecord,
+    RawTensor,
+    Rung,
+    SymbolModel,
+)
 from nola_codec.parallel import parallel_map
 from nola_codec.quant.scales import fitting_exponent
 
@@ -37,7 +49,7 @@ _HEADROOM = 3
 
 @dataclass(frozen=True)
 class Envelope:
-    """What goes into a header unchanged."""
+    """What goes into a header unchanged; `drawn` has beside each draw the tensor that it makes."""
 
     writer: str
     dialect: str
@@ -46,6 +58,7 @@ class Envelope:
     config: Mapping[str, Any] | None
     metadata: Mapping[str, str]
     raw: Mapping[str, RawTensor]
+    drawn: Mapping[str, tuple[Draw, RawTensor]] = field(default_factory=dict)
 
 
 def estimate_bytes(
@@ -124,7 +137,7 @@ def code_parts(
             digest.update(decoded, NUMPY)
             consume(rung, index, decoded)
             exponents.append(decoded.exponents)
-        for tensor in envelope.raw.values():
+        for tensor in (*envelope.raw.values(), *(tensor for _, tensor in envelope.drawn.values())):
             digest.update_raw(tensor)
         parts.append(RungParts(exponents, units[rung], blocks, digest.digest(), measured(rung)))
     return Parts(parts, [stop - start for start, stop in surveyed.spans])
@@ -278,6 +291,9 @@ def _header(material: Material, envelope: Envelope, parts: Parts) -> Header:
         amplitude_slope=material.amplitude_slope,
         coded=coded,
         raw=carried,
+        drawn=tuple(
+            DrawnRecord(name, DrawnKind(split_name(name)[0], draw)) for name, (draw, _) in envelope.drawn.items()
+        ),
         blocks=tuple(parts.block_records),
         sections=(),
         config=envelope.config,

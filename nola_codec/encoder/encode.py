@@ -102,7 +102,8 @@ def encode_adapter(
     clock = _Clock()
     items = _in_order(adapter)
     parameters = adapter.parameters if parameters is None else parameters
-    raw = dict(sorted(adapter.raw.items(), key=lambda item: natural_key(item[0])))
+    keys = sorted(adapter.raw, key=natural_key)
+    raw = {key: adapter.raw[key] for key in keys if key not in adapter.draws}
     envelope = Envelope(
         writer=f"nola-codec {__version__}",
         dialect=adapter.dialect,
@@ -111,6 +112,7 @@ def encode_adapter(
         config=config_with_rank if config_with_rank is not None else adapter.config,
         metadata=adapter.metadata,
         raw=raw,
+        drawn={key: (adapter.draws[key], adapter.raw[key]) for key in keys if key in adapter.draws},
     )
     with clock.stage("carried tensors"):
         raw_sections = pack_raw(raw)
@@ -142,7 +144,9 @@ def encode_adapter(
         rungs=coded.rungs,
         dialect=adapter.dialect,
         task=None if options.tuner is None else options.tuner.report(),
-        notes=notes(options, nmse, effective, sum(len(data) for _, data in raw_sections) / len(coded.data)),
+        notes=adapter.notes
+        + composites.notes()
+        + notes(options, nmse, effective, sum(len(data) for _, data in raw_sections) / len(coded.data)),
     )
     return coded.data, report
 
@@ -202,7 +206,7 @@ def _spread(
     objective = OBJECTIVES[options.objective_name]
     error = options.error_target
     limit = options.size if options.size is not None else int(2 * parameters / options.ratio) if options.ratio else 0
-    aim: float = limit if error is None else error
+    aim: float = limit if error is None else error * composites.dilution
     tuner = None if options.tuner is None else Once(options.tuner)
     if tuner is not None and error is None:
         aim = limit * _TRAINED_SHARE - _TRAINED_BYTES

@@ -142,6 +142,12 @@ class EncodeOptions:
         return self.weighting is not None or self.importance is not None
 
     @property
+    def rated(self) -> bool:
+        """Whether anything was asked for that only coding gives: a rate, or a ladder."""
+        rates = (self.nmse, self.size, self.ratio, self.error)
+        return any(rate is not None for rate in rates) or self.projected or self.ladder
+
+    @property
     def projected(self) -> bool:
         """Whether the paper's form was asked for."""
         return self.num_basis is not None or self.bits is not None

@@ -164,6 +164,7 @@ class Ensemble:
     sites: dict[str, Site] = field(default_factory=dict)
     members: list[Member] = field(default_factory=list)
     _decoded: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    _versions: list[int] = field(default_factory=list)
 
     def synthesis(self, stream: int, side: int | None, length: int, num_basis: int, *, kept: bool) -> Synthesis:
         """The basis of one side of the record with this stream, or of a vector (side None).
@@ -188,6 +189,13 @@ class Ensemble:
                 for m, tensor in zip(self.members, made, strict=True)
             }
         return self._decoded[id(code)][1]
+
+    def refresh(self) -> None:
+        """`forget` if any member was changed in place since: one tensor may move the exponent that others share."""
+        versions = [member.coefficients._version for member in self.members]
+        if versions != self._versions:
+            self.forget()
+            self._versions = versions
 
     def forget(self) -> None:
         """Decode anew when asked next."""

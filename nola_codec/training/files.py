@@ -23,6 +23,7 @@ from nola_codec.entropy import rans
 from nola_codec.errors import EncodeError
 from nola_codec.model import (
     CodedRecord,
+    Draw,
     Header,
     LowRankKind,
     LowRankRecord,
@@ -48,6 +49,7 @@ class Dress:
     config: Mapping[str, Any] | None = None
     metadata: Mapping[str, str] | None = None
     raw: Mapping[str, RawTensor] | None = None
+    drawn: Mapping[str, tuple[Draw, RawTensor]] | None = None
 
 
 def decoded_members(ensemble: Ensemble) -> list[torch.Tensor]:
@@ -91,6 +93,7 @@ def _envelope(ensemble: Ensemble, dress: Dress) -> Envelope:
         config=dress.config,
         metadata=dress.metadata or {},
         raw=raw,
+        drawn=dict(sorted((dress.drawn or {}).items(), key=lambda item: natural_key(item[0]))),
     )
 
 
@@ -172,7 +175,7 @@ class Trained:
         bits: Width of a coefficient; None for 16.
         symbols, codes: For each record's name and side, symbols (num_basis,) and the code of the coefficients' scale
             before any gain.
-        raw: Tensors carried.
+        raw: Tensors carried, or drawn again.
     """
 
     header: Header
@@ -202,7 +205,7 @@ def read_trained(source: Source) -> Trained:
             for side, values in enumerate(points.sides if record.units else ()):
                 symbols[record.name, side] = np.searchsorted(book, values[0]).astype(np.uint16)
                 codes[record.name, side] = int(record.scale_codes(side)[0])
-        raw = {record.name: decoder.raw(i) for i, record in enumerate(header.raw)}
+        raw = dict(decoder.carried())
     return Trained(header, None if bits == EXACT_BITS else bits, symbols, codes, raw)
 
 

@@ -13,20 +13,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize as parametrization
 
+from nola_codec.adapters.dialects.diagonals import METHODS
 from nola_codec.adapters.dialects.peft_config import parse_config
+from nola_codec.adapters.dialects.peft_diagonals import draws_of, method_of
 from nola_codec.basis import NAMES as BASIS_NAMES
-from nola_codec.container.names import natural_key
 from nola_codec.container.reader import Source
 from nola_codec.decoder.torch_raw import from_torch, to_torch
 from nola_codec.errors import EncodeError, expected
-from nola_codec.model import Layout, LowRankRecord
+from nola_codec.model import RawTensor
 from nola_codec.prng import NAMES as GENERATOR_NAMES
 from nola_codec.training.coded import CodedTensor, Ensemble, Member, Site, Start
 from nola_codec.training.ensembles import (
@@ -40,6 +41,7 @@ from nola_codec.training.ensembles import (
     state_of,
 )
 from nola_codec.training.files import Dress, Trained, decoded_members, read_trained, restore
+from nola_codec.training.peft_layers import adapted, begun
 
 _HANDLES = "_nola_handles"
 _FACTOR = re.compile(r"\.lora_[AB]\.(weight|nola)$|\.lora_embedding_[AB]$")
@@ -62,10 +64,14 @@ def parametrize(
 
     Optimizers made **before** keep working: a factor's parameter object stays and holds the coefficients.
 
+    Of VeRA and RandLoRA the diagonals are trained so, each one vector over a basis.
+
     Args:
-        model: A `PeftModel` with a LoRA adapter: linear, convolution and embedding layers, over whatever base.
-        num_basis: Coefficients of each factor, at most as many as it has numbers; or for each module, by a pattern that
-            its path ends in (``{"q_proj": 128, "mlp.up_proj": 64}``); the others are frozen, and must have no delta.
+        model: A `PeftModel` with a LoRA adapter: linear, convolution and embedding layers, over whatever base; or with
+            VeRA or RandLoRA.
+        num_basis: Coefficients of each factor or diagonal, at most as many as it has numbers; or for each module, by
+            what its path ends in (``{"q_proj": 128, "mlp.up_proj": 64}``; of a diagonal ``{"vera_lambda_b": 64}``). The
+            other factors are frozen, and must have no delta; other diagonals are trained as they are.
         basis: ``hadamard`` (n log n whatever num_basis is), ``rademacher`` or ``uniform`` (the paper's, dense).
         bits: Width of a coefficient, 1 to 8, rounded in every forward pass (quantization-aware training); None trains
             unrounded and stores 16 bits.
@@ -73,8 +79,8 @@ def parametrize(
         generator: Of the basis, by name.
         seed: Of the generator, 0 to 2^64 - 1.
         keep_basis: Keep a dense basis in memory, 4 bytes an entry, and do not make it again at each step.
-        start: ``scratch`` keeps the norm of the factors' initialisation, ``projection`` is least squares; None is
-            ``projection`` where some lora_B is not zero.
+        start: ``scratch`` keeps the norm of the tensors' initialisation, ``projection`` is least squares; None is
+            ``projection`` where training has begun: some lora_B is not zero.
         adapter: Its name; None is the active one.
 
     Returns:
@@ -87,38 +93,34 @@ def parametrize(
     ensemble = new_ensemble(basis, generator, seed)
     name = _adapter_of(model, adapter)
     refuse_parametrized(model)
-    layers = sorted(_lora_layers(model, name), key=lambda item: natural_key(item[0]))
+    items = adapted(model, _config(model, name), name)
     if start is None:
-        start = "projection" if any(_factor(layer, name, 0)[2].any() for _, layer in layers) else "scratch"
-    counts = {path: _count(path, num_basis) for path, _ in layers}
+        start = "projection" if begun(items) else "scratch"
+    counts = {item.name: _count(item.name, num_basis) for item in items}
     if not any(counts.values()):
-        raise EncodeError("no LoRA layer of the model is meant", code="not-parametrized")
-    streams: dict[tuple[int, ...], int] = {}
-    for index, (path, layer) in enumerate(layers):
-        _, _, b = _factor(layer, name, 0)
-        _, _, a = _factor(layer, name, 1)
-        stream = streams.setdefault((*a.shape, *b.shape), len(streams)) if shared_basis else index
-        layout: Layout = "embedding" if _is_embedding(layer, name) else "linear" if a.ndim == 2 else "conv"
-        ensemble.sites[path] = Site(
-            stream, (tuple(b.shape), tuple(a.shape)), float(layer.scaling[name]), layout,
-            bool(getattr(layer, "fan_in_fan_out", False)),
-        )  # fmt: skip
-        count = counts[path]
+        raise EncodeError("no layer of the adapter is meant", code="not-parametrized")
+    streams: dict[tuple[tuple[int, ...], ...], int] = {}
+    for index, item in enumerate(items):
+        stream = streams.setdefault(item.shapes, len(streams)) if shared_basis else index
+        count = counts[item.name]
         if count is None:
-            if b.any() and a.any():
-                raise EncodeError("has a delta, and num_basis has nothing for it", code="option", where=path)
-            a.requires_grad_(False)
-            b.requires_grad_(False)
-            continue
-        for side in (0, 1):
-            holder, attribute, factor = _factor(layer, name, side)
-            synthesis = ensemble.synthesis(stream, side, factor.numel(), count, kept=keep_basis)
-            factor.data = factor.data.float()  # coefficients are trained in single precision
-            code = CodedTensor(factor.shape, torch.float32, synthesis, bits, start, ensemble)
-            parametrization.register_parametrization(holder, attribute, code)
-            place: Any = holder.parametrizations[attribute]  # type: ignore[index]
-            ensemble.members.append(Member(path, side, code, place, "original"))
-            _rename_state(holder, attribute)
+            if len(item.parts) == 1:
+                continue  # a diagonal is then trained as it is, and carried
+            if all(part.tensor.any() for part in item.parts):
+                raise EncodeError("has a delta, and num_basis has nothing for it", code="option", where=item.name)
+            for part in item.parts:
+                part.tensor.requires_grad_(False)
+        ensemble.sites[item.name] = Site(stream, item.shapes, item.scaling, item.layout, item.fan_in_fan_out)
+        for part in item.parts if count is not None else ():
+            assert count is not None
+            tensor = part.tensor
+            synthesis = ensemble.synthesis(stream, part.side, tensor.numel(), count, kept=keep_basis)
+            tensor.data = tensor.data.float()  # coefficients are trained in single precision
+            code = CodedTensor(tensor.shape, torch.float32, synthesis, bits, start, ensemble)
+            parametrization.register_parametrization(part.holder, part.attribute, code)
+            place: Any = part.holder.parametrizations[part.attribute]  # type: ignore[index]
+            ensemble.members.append(Member(item.name, part.side, code, place, "original"))
+            _rename_state(part.holder, part.attribute)
     remember(model, State(ensemble, "peft", name))
     return ensemble
 
@@ -186,12 +188,12 @@ def load(model: nn.Module, source: Source, *, adapter: str = "default") -> nn.Mo
 def _with_adapter(model: nn.Module, trained: Trained, adapter: str) -> nn.Module:
     if trained.header.config is None or trained.header.dialect != "peft":
         raise EncodeError("the file has no PEFT configuration", code="not-trained")
-    parse_config(trained.header.config, "the file's configuration")
-    from peft import LoraConfig, get_peft_model
+    stored = dict(trained.header.config)
+    _check_config(stored, "the file's configuration")
+    from peft import LoraConfig, RandLoraConfig, VeraConfig, get_peft_model
 
-    config = LoraConfig(
-        **{key: value for key, value in trained.header.config.items() if key in LoraConfig.__dataclass_fields__}
-    )
+    kind: Any = {"VERA": VeraConfig, "RANDLORA": RandLoraConfig}.get(method_of(stored) or "", LoraConfig)
+    config = kind(**{key: value for key, value in stored.items() if key in kind.__dataclass_fields__})
     config.inference_mode = False
     made: nn.Module = get_peft_model(model, config, adapter_name=adapter)
     return made
@@ -199,9 +201,9 @@ def _with_adapter(model: nn.Module, trained: Trained, adapter: str) -> nn.Module
 
 def _parametrize_like(model: nn.Module, trained: Trained) -> None:
     header = trained.header
-    records = [record for record in header.coded if isinstance(record, LowRankRecord) and record.units]
+    records = [record for record in header.coded if record.units]
     if not records:
-        raise EncodeError("no pair of factors in it", code="not-trained")
+        raise EncodeError("nothing that was trained in it", code="not-trained")
     names = {number: name for name, number in BASIS_NAMES.items()}, {n: name for name, n in GENERATOR_NAMES.items()}
     counts = {record.name: max(record.kind.num_basis) for record in records}
     shared = len({record.stream for record in records}) < len(records)
@@ -214,39 +216,20 @@ def _parametrize_like(model: nn.Module, trained: Trained) -> None:
 def _adapter_of(model: Any, adapter: str | None) -> str:
     configs = getattr(model, "peft_config", None)
     if not configs:
-        raise EncodeError("expected a PEFT model with a LoRA adapter", code="not-peft")
+        raise EncodeError("expected a PEFT model with a LoRA, VeRA or RandLoRA adapter", code="not-peft")
     if adapter is None:
         active = model.active_adapter
         adapter = str(active if isinstance(active, str) else active[0])
     if adapter not in configs:
         raise EncodeError(expected("adapter", ", ".join(configs), repr(adapter)), code="not-peft")
-    parse_config(_config(model, adapter), f"adapter {adapter}")
+    _check_config(_config(model, adapter), f"adapter {adapter}")
     return adapter
 
 
-def _lora_layers(model: nn.Module, adapter: str) -> Iterator[tuple[str, Any]]:
-    """(path as PEFT's keys have it, layer) of every layer with this adapter."""
-    for path, module in model.named_modules():
-        if not hasattr(module, "lora_A") or not hasattr(module, "scaling") or adapter not in module.scaling:
-            continue
-        if type(module).__name__ == "ParamWrapper":
-            raise EncodeError(
-                "factors on bare parameters (experts) cannot be parametrized", code="not-peft", where=path
-            )
-        yield path, module
-
-
-def _is_embedding(layer: Any, adapter: str) -> bool:
-    return adapter in layer.lora_embedding_A
-
-
-def _factor(layer: Any, adapter: str, side: int) -> tuple[nn.Module, str, torch.Tensor]:
-    """(module, name in it, parameter) of lora_B (side 0) or lora_A."""
-    if _is_embedding(layer, adapter):
-        holder = (layer.lora_embedding_B, layer.lora_embedding_A)[side]
-        return holder, adapter, holder[adapter]
-    holder = (layer.lora_B, layer.lora_A)[side][adapter]
-    return holder, "weight", holder.weight
+def _check_config(config: dict[str, Any], where: str) -> None:
+    """Refuse adapters that are none of the three; raises AdapterError as `parse_config` does."""
+    if method_of(config) is None:
+        parse_config(config, where)
 
 
 def _rename_state(holder: nn.Module, attribute: str) -> None:
@@ -290,9 +273,13 @@ def _owner(model: nn.Module, place: nn.Module) -> tuple[nn.Module, str]:
     raise EncodeError("a factor's parametrization is gone", code="not-parametrized")
 
 
-def peft_dress(model: nn.Module, adapter: str) -> Dress:
+def peft_dress(model: nn.Module, state: State) -> Dress:
     """What a file of a PEFT model says besides its coefficients."""
-    return Dress("peft", _config(model, adapter), {"format": "pt"}, _carried(model, adapter))
+    config, raw = _config(model, state.adapter), _carried(model, state)
+    method = method_of(config)
+    draws = {} if method is None else draws_of(config, METHODS[method], raw)[0]
+    drawn = {name: (draws[name], raw.pop(name)) for name in draws}
+    return Dress("peft", config, {"format": "pt"}, raw, drawn)
 
 
 def _config(model: Any, adapter: str) -> dict[str, Any]:
@@ -304,9 +291,10 @@ def _config(model: Any, adapter: str) -> dict[str, Any]:
     return plain
 
 
-def _carried(model: nn.Module, adapter: str) -> dict[str, Any]:
-    """What PEFT would save beside the factors: biases, DoRA magnitudes, modules to save."""
+def _carried(model: nn.Module, state: State) -> dict[str, RawTensor]:
+    """What PEFT would save beside what is coded: biases, DoRA magnitudes, modules to save, frozen matrices."""
     from peft import get_peft_model_state_dict
 
-    state = get_peft_model_state_dict(model, adapter_name=adapter)
-    return {key: from_torch(tensor) for key, tensor in state.items() if _FACTOR.search(key) is None}
+    found = get_peft_model_state_dict(model, adapter_name=state.adapter)
+    coded = state.ensemble.sites
+    return {k: from_torch(v) for k, v in found.items() if k not in coded and _FACTOR.search(k) is None}

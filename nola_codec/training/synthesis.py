@@ -6,6 +6,7 @@ Nothing is saved for the backward pass, since a basis is rebuilt from its key: d
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -51,12 +52,12 @@ class Synthesis:
 
     def forward(self, coefficients: torch.Tensor) -> torch.Tensor:
         """`__call__` without autograd."""
-        with torch.autocast(coefficients.device.type, enabled=False):
+        with _full_precision(coefficients.device):
             return self._forward(coefficients) * self.gain
 
     def adjoint(self, vector: torch.Tensor) -> torch.Tensor:
         """(length,) -> gain * inner products with the rows, (num_basis,)."""
-        with torch.autocast(vector.device.type, enabled=False):
+        with _full_precision(vector.device):
             return self._adjoint(vector) * self.gain
 
     def least_squares(self, vector: torch.Tensor, steps: int = 12) -> torch.Tensor:
@@ -111,6 +112,12 @@ class Synthesis:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_words": {}, "_rows": {}}  # made again from the key
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast off, on devices that have it."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 class _Synthesize(torch.autograd.Function):

@@ -28,7 +28,8 @@ def test_package_decodes_to_the_same_tensors(name: str) -> None:
     data = golden(name.removesuffix(".nola"))
     with open_container(data) as container:
         assert container.header.factors_sha256.hex() == FILES[name]["factors_sha256"]
-        assert [r.name for r in (*container.header.coded, *container.header.raw)] == FILES[name]["tensors"]
+        header = container.header
+        assert [r.name for r in (*header.coded, *header.raw, *header.drawn)] == FILES[name]["tensors"]
         assert [s.codec for s in container.header.sections] == FILES[name]["codecs"]
     for xp in (NUMPY, TorchArrays()):
         verify(data, xp=xp)
@@ -47,9 +48,9 @@ def test_reference_decoder_gives_the_same_tensors(name: str) -> None:
             parts = ("lora_B", "lora_A") if len(decoded.sides) == 2 else ("vector",)
             for part, made in zip(parts, decoded.sides, strict=True):
                 assert tensors[f"{record.name}.{part}"].tolist() == made.tolist()
-        for index, raw in enumerate(decoder.header.raw):
-            assert tensors[raw.name].tobytes() == decoder.raw(index).data
-    assert len(tensors) == sum(1 + len(r["sides"]) for r in top["coded"]) + len(top["raw"])
+        for key, tensor in decoder.carried():
+            assert tensors[key].tobytes() == tensor.data
+    assert len(tensors) == sum(1 + len(r["sides"]) for r in top["coded"]) + len(top["raw"]) + len(top["drawn"])
 
 
 def test_the_set_covers_the_format() -> None:
@@ -66,6 +67,11 @@ def test_the_set_covers_the_format() -> None:
             see("streams shared", len({r.stream for r in header.coded}) < len(header.coded))
             see("raw tensors", bool(header.raw))
             see("config", header.config is None)
+            for draw in (record.kind.draw for record in header.drawn):
+                see("draw", (draw.method, draw.dtypes[0], len(draw.dtypes), draw.axis))
+                see("digits", draw.digits)
+                see("divisor", draw.divisor is None)
+                see("start", draw.start > 0)
             for quantizer in header.quantizers:
                 book = quantizer.codebook
                 see("form", book.form if isinstance(book, Codebook) else type(book).__name__)
@@ -100,7 +106,11 @@ def test_the_set_covers_the_format() -> None:
         "a vector that comes in late": both,
         "split": {"component", "factor"}, "layout": {"linear", "conv", "embedding"}, "dtype": {"F32", "F16", "BF16"},
         "fan_in_fan_out": both, "k < n": both, "nothing kept": both, "rungs": both, "units that come in late": both,
-        "tables": both,
+        "tables": both, "digits": {24, 11, 8}, "divisor": both, "start": both,
+        "draw": {
+            ("uniform-fused", "F32", 1, 0), ("uniform", "F32", 1, 0), ("uniform-fused", "BF16", 3, 1),
+            ("ternary", "F32", 2, 0), ("uniform", "BF16", 1, 0), ("uniform", "F16", 1, 1),
+        },
     }  # fmt: skip
 
 

@@ -11,9 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from nola_codec.adapters.dtypes import to_float64
 from nola_codec.arrays import NUMPY, Arrays, TorchArrays
 from nola_codec.basis import BasisKey, basis_by_id
+from nola_codec.model import Draw, DrawMethod
 from nola_codec.prng import signs, subset, words
+from nola_codec.prng.draws import drawn_tensor
+from nola_codec.prng.mt19937 import mt19937
 from nola_codec.prng.philox import philox4x32
 from nola_codec.prng.threefry import threefry2x32
 from nola_codec.quant.trellis import TRELLISES, trellis_points
@@ -107,6 +111,43 @@ def test_trellises(wanted: dict[str, Any]) -> None:
     trellis = TRELLISES[wanted["trellis"]]
     symbols = np.array([wanted["symbols"]], np.uint8)
     assert trellis_points(trellis, symbols, len(wanted["points"]))[0].tolist() == wanted["points"]
+
+
+@pytest.mark.parametrize("wanted", answers("twister.json"), ids=lambda a: str(a["seed"]))
+def test_mersenne_twister(wanted: dict[str, Any]) -> None:
+    made = mt19937(wanted["seed"], 0, 10_000)
+    assert made[:6].tolist() == wanted["first"]
+    assert int(made[-1]) == wanted["last"]
+    check(made, {"sha256": wanted["sha256_of_10000"]})
+    assert mt19937(wanted["seed"], 700, 50).tolist() == made[700:750].tolist()
+
+
+def test_published_words_of_the_mersenne_twister() -> None:
+    """The C++ standard asks std::mt19937 for the 10000th; the first is that of the authors' program."""
+    published = next(each for each in answers("twister.json") if each["seed"] == 5489)
+    assert (published["first"][0], published["last"]) == (3499211612, 4123659995)
+
+
+@pytest.mark.parametrize("kernels", ["plain", "fused"])
+def test_draws_of_pytorch(kernels: str) -> None:
+    """Drawn once by PyTorch without and with fused multiply-add; both are made here on any machine."""
+    wanted = answers(f"torch-{kernels}.json")
+    method: DrawMethod = "uniform" if kernels == "plain" else "uniform-fused"
+    names = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+    assert {a["dtype"] for a in wanted} == set(names)
+    for a in wanted:
+        bounds = [float(np.float32(a[end])) for end in ("low", "high")]
+        draw = Draw((a["count"],), (names[a["dtype"]],), method, 24, a["seed"] & 0xFFFFFFFF, a["start"], 0, *bounds)
+        made = drawn_tensor(draw)
+        assert to_float64(made)[:3].tolist() == a["first"], a
+        assert hashlib.sha256(made.data).hexdigest() == a["sha256"], a
+
+
+def test_the_two_kinds_of_kernels_differ() -> None:
+    pairs = list(zip(answers("torch-plain.json"), answers("torch-fused.json"), strict=True))
+    assert {(a["kernels"], b["kernels"]) for a, b in pairs} == {("DEFAULT", "AVX512")}
+    differing = [a["dtype"] for a, b in pairs if a["sha256"] != b["sha256"]]
+    assert "float32" in differing
 
 
 def test_the_files_cover_what_they_should() -> None:

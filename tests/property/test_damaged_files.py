@@ -15,9 +15,9 @@ from nola_codec.container.limits import Limits
 from nola_codec.errors import ChecksumMismatch, FormatError
 
 NAMES = sorted(name.removesuffix(".nola") for name in manifest())
-SMALL = ["codec-zstd", "nmse", "paper-uniform-philox", "raw-tensors", "vectors-paper"]
+SMALL = ["codec-zstd", "drawn", "nmse", "paper-uniform-philox", "raw-tensors", "vectors-paper"]
 # What a test may take: a header that declares more is refused, as any reader with little memory would.
-TIGHT = Limits(total_elements=1 << 18, coefficients=1 << 16, units=1 << 12)
+TIGHT = Limits(total_elements=1 << 18, coefficients=1 << 16, units=1 << 12, words=1 << 16)
 
 
 @pytest.mark.parametrize("name", NAMES)

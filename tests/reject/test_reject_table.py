@@ -134,6 +134,11 @@ def raw_first(t: dict[str, Any]) -> None:
     t["kinds"] = [t["kinds"][1], t["kinds"][0], *t["kinds"][2:]]
 
 
+def drawn_before_raw(t: dict[str, Any]) -> None:
+    """The raw kind and the drawn one after it change places; neither has a number in its name."""
+    t["kinds"][2:4] = t["kinds"][3:1:-1]
+
+
 def vectors_first(t: dict[str, Any]) -> None:
     """The first low-rank kind made a vector's; records of the second one follow."""
     t["kinds"][0] = [2, t["kinds"][0][1], 0, [24], 1, None, 4, -64, 0]
@@ -299,6 +304,33 @@ CASES: dict[str, Case] = {
     "shift of a vector": Case("header", deep("kinds", 4, 7, value=-1024, name="vectors")),
     "amplitude of a vector": Case("header", deep("kinds", 4, 8, value=-16385, name="vectors")),
     "kind too short": Case("header", top(lambda t: t["kinds"][0].pop())),
+    # Drawn kinds: [3, template, dtypes, shape, method, digits, seed, start, axis, low, high, divisor]
+    "drawn kind too short": Case("header", top(lambda t: t["kinds"][3].pop(), "drawn")),
+    "drawn kind of a raw one": Case("header", deep("kinds", 2, 0, value=3, name="drawn")),
+    "record type 4": Case("header", deep("kinds", 3, 0, value=4, name="drawn")),
+    "template of a drawn kind": Case("header", deep("kinds", 3, 1, value=7, name="drawn")),
+    "drawn in no dtype": Case("header", deep("kinds", 3, 2, value=[], name="drawn")),
+    "drawn in five dtypes": Case("header", deep("kinds", 3, 2, value=[0] * 5, name="drawn")),
+    "drawn in doubles": Case("header", deep("kinds", 3, 2, value=[3], name="drawn")),
+    "drawn shape of size 0": Case("header", deep("kinds", 3, 3, value=[0, 24], name="drawn")),
+    "drawn method": Case("header", deep("kinds", 3, 4, value=3, name="drawn")),
+    "drawn digits": Case("header", deep("kinds", 3, 5, value=23, name="drawn")),
+    "drawn digits that are true": Case("header", deep("kinds", 3, 5, value=True, name="drawn")),
+    "drawn seed": Case("header", deep("kinds", 3, 6, value=1 << 32, name="drawn")),
+    "drawn seed negative": Case("header", deep("kinds", 3, 6, value=-1, name="drawn")),
+    "drawn start": Case("header", deep("kinds", 3, 7, value=(1 << 34) + 1, name="drawn")),
+    "drawn axis": Case("header", deep("kinds", 3, 8, value=2, name="drawn")),
+    "drawn axis 1 of one dimension": Case("header", deep("kinds", 5, 8, value=1, name="drawn")),
+    "drawn low as an integer": Case("header", deep("kinds", 3, 9, value=-1, name="drawn")),
+    "drawn low that float32 has not": Case("header", deep("kinds", 3, 9, value=-0.3, name="drawn")),
+    "drawn low above high": Case("header", deep("kinds", 3, 9, value=0.5, name="drawn")),
+    "drawn high too large": Case("header", deep("kinds", 3, 10, value=2.0**33, name="drawn")),
+    "drawn high infinite": Case("header", deep("kinds", 3, 10, value=float("inf"), name="drawn")),
+    "divided by 0": Case("header", deep("kinds", 3, 11, value=0.0, name="drawn")),
+    "divided by a negative number": Case("header", deep("kinds", 3, 11, value=-1.0, name="drawn")),
+    "divided by too little": Case("header", deep("kinds", 3, 11, value=2.0**-33, name="drawn")),
+    "divided by too much": Case("header", deep("kinds", 3, 11, value=2.0**33, name="drawn")),
+    "divisor as an integer": Case("header", deep("kinds", 3, 11, value=1, name="drawn")),
     "empty kind": Case("header", deep("kinds", 0, value=[])),
     "layout": Case("header", deep("kinds", 0, 2, value=3)),
     "rank differs": Case("header", deep("kinds", 0, 4, value=[5, 64])),
@@ -328,6 +360,7 @@ CASES: dict[str, Case] = {
     "vector too large": Case("limit", deep("kinds", 4, 3, value=[1 << 16, 1 << 16], name="vectors")),
     "vector shape that overflows 64 bits": Case("limit", deep("kinds", 4, 3, value=OVERFLOWING, name="vectors")),
     "too many dimensions of a vector": Case("limit", deep("kinds", 4, 3, value=[1] * 9, name="vectors")),
+    "drawn before raw": Case("header", top(drawn_before_raw, "drawn")),
     "raw records first": Case("header", top(raw_first, "raw-tensors")),
     "one name twice": Case("header", top(one_name_twice)),
     "negative kind": Case("header", put("records", b"\1\0\0\0")),
@@ -357,6 +390,15 @@ CASES: dict[str, Case] = {
                 numbers=b"",
             )
         ),
+    ),
+    "drawn tensor of 16 TB": Case("limit", deep("kinds", 3, 3, value=[1 << 21, 1 << 21], name="drawn")),
+    "drawn shape that overflows 64 bits": Case("limit", deep("kinds", 3, 3, value=OVERFLOWING, name="drawn")),
+    "drawn tensor of nine dimensions": Case("limit", deep("kinds", 3, 3, value=[1] * 9, name="drawn")),
+    "drawn tensors of 32 GB together": Case(
+        "limit", top(lambda t: [set_item(t["kinds"][k], 3, [1 << 31]) for k in (3, 4)], "drawn")
+    ),
+    "drawn a long way into the sequence, twice": Case(
+        "limit", top(lambda t: [set_item(t["kinds"][k], 7, 1 << 33) for k in (3, 4)], "drawn")
     ),
     "dimension too large": Case("header", deep("kinds", 0, 4, value=[4, BIG])),
     # Symbols
@@ -402,6 +444,12 @@ CASES: dict[str, Case] = {
     "shift too small": Case("scale", first_rung(2, lambda b: b"\xef\1" + b[1:]), at_open=False),
     "shift too large": Case("scale", first_rung(2, lambda b: b"\xa0\1" + b[1:]), at_open=False),
     "another digest": Case("factors-checksum", deep("rungs", 0, 4, value=bytes(32)), at_open=False),
+    "drawn from another seed": Case("factors-checksum", deep("kinds", 3, 6, value=8, name="drawn"), at_open=False),
+    "drawn from the next word": Case("factors-checksum", deep("kinds", 3, 7, value=1, name="drawn"), at_open=False),
+    "drawn in another way": Case("factors-checksum", deep("kinds", 3, 4, value=0, name="drawn"), at_open=False),
+    "drawn with other digits": Case("factors-checksum", deep("kinds", 3, 5, value=11, name="drawn"), at_open=False),
+    "drawn along another axis": Case("factors-checksum", deep("kinds", 4, 8, value=1, name="drawn"), at_open=False),
+    "divided by another number": Case("factors-checksum", deep("kinds", 8, 11, value=0.25, name="drawn"), False),
     "another seed": Case("factors-checksum", put("seed", 8), at_open=False),
 }
 
@@ -518,12 +566,19 @@ def test_a_callers_limits_hold(limits: Limits) -> None:
     assert caught.value.code == "limit"
 
 
+@pytest.mark.parametrize("limits", [Limits(words=1000), Limits(total_elements=500), Limits(factor_elements=40)])
+def test_a_callers_limits_hold_for_draws(limits: Limits) -> None:
+    with pytest.raises(FormatError) as caught:
+        open_container(golden("drawn"), limits)
+    assert caught.value.code == "limit"
+
+
 def test_every_code_has_a_case() -> None:
     """Codes of the source, of the cases and of the specification's table are the same."""
     source = set()
     for layer in ("container", "decoder", "entropy", "basis", "prng"):
         for path in (ROOT / "nola_codec" / layer).glob("*.py"):
-            if path.name not in ("merge.py", "rounding.py"):  # of weights, not of files
+            if path.name not in ("merge.py", "rounding.py", "torch_raw.py"):  # of weights, not of files
                 source |= set(re.findall(r'code="([a-z-]+)"|code = "([a-z-]+)" if', path.read_text(encoding="utf-8")))
     codes = {a or b for a, b in source} - {"unknown-rung"}  # what a caller asks for, not a fault of the file
     assert codes == {case.code for case in CASES.values()}

@@ -268,8 +268,22 @@ def make_configurations() -> None:
     for init in ("pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga"):
         add(f"initialised by {init}", peft(init_lora_weights=init), "not-a-delta", "changes the base weights")
     add("replicated layers", peft(layer_replication=[[0, 1], [0, 1]]), "layer-replication")
-    for method in ("PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "IA3", "VERA", "LOHA", "OFT", "ADALORA", None, 7):
+    for method in (
+        "PROMPT_TUNING",
+        "PREFIX_TUNING",
+        "P_TUNING",
+        "IA3",
+        "LOHA",
+        "PVERA",
+        "FROD",
+        "OFT",
+        "ADALORA",
+        None,
+        7,
+    ):
         add(f"PEFT's {method}", peft(peft_type=method), "not-lora")
+    for method in ("VERA", "RANDLORA"):
+        add(f"factors that should be PEFT's {method}", peft(peft_type=method), "foreign-dialect", "keys look like")
 
     def enormous(directory: Path) -> Path:
         peft()(directory)

@@ -48,6 +48,8 @@ def convert(adapter: Adapter, dialect: str, base: Mapping[str, Any] | None = Non
     """
     if dialect == adapter.dialect:
         return adapter
+    if adapter.dialect == "parameters":
+        raise AdapterError("a network's own weights, which are no adapter", code="not-expressible")
     if dialect not in FORMATS:
         message = expected("format", f"one of {', '.join(FORMATS)}", dialect)
         raise AdapterError(message, code="not-expressible")
@@ -109,6 +111,8 @@ def path_of(name: str, dialect: str) -> str:
         return kohya_path(name)
     if dialect == "diffusers-old":
         return old_diffusers_path(name)
+    if dialect == "parameters":
+        raise AdapterError("a network's own weight, which changes no other", code="not-expressible", where=name)
     if dialect in ("cloneofsimo", "sam_lora"):
         message = f"{dialect} numbers its modules; which they are only the program that trained them knows"
         raise AdapterError(message, code="not-expressible", where=name)

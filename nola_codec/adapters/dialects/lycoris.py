@@ -51,6 +51,11 @@ class Composite:
     parts: tuple[str, ...]
     scale: float
 
+    @property
+    def measured(self) -> bool:
+        """Whether it is cheap enough to be made at every decode of an encoder."""
+        return True
+
     def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
         """Of the delta: (out, in[, kernel]); arguments as in `combine`, shapes for values."""
         part = {name[len(self.name) + 1 :]: shape for name, shape in shapes.items()}

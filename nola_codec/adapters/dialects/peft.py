@@ -18,10 +18,18 @@ import numpy as np
 
 from nola_codec.adapters.containers.store_types import TensorStore
 from nola_codec.adapters.containers.tensor_files import is_tensor_file, write_tensors
+from nola_codec.adapters.dialects import peft_diagonals
 from nola_codec.adapters.dialects.foreign import describe_keys
 from nola_codec.adapters.dialects.lycoris import Composite
 from nola_codec.adapters.dialects.pairs import join, pair_tensors, read_carried, read_pair
-from nola_codec.adapters.dialects.peft_config import PREFIX, PeftSettings, is_saved_module, parse_config, with_ranks
+from nola_codec.adapters.dialects.peft_config import (
+    PREFIX,
+    PeftSettings,
+    is_saved_embedding,
+    is_saved_module,
+    parse_config,
+    with_ranks,
+)
 from nola_codec.adapters.dialects.peft_experts import expert_module, is_expert, join_experts, split_experts
 from nola_codec.adapters.files import AnySource, atomic_directory, atomic_file, dump_json, require_free
 from nola_codec.adapters.sources import CONFIG_NAME, WEIGHTS_NAME, AdapterSource, open_source
@@ -38,8 +46,6 @@ title = "PEFT"
 
 _FACTOR = re.compile(r"^(?P<module>.+)\.(?:lora_(?P<ab>[AB])\.weight|lora_embedding_(?P<emb>[AB]))$")
 _CARRIED = re.compile(r"\.lora_B\.bias$|\.lora_magnitude_vector(\.weight)?$|\.trainable_tokens_delta$")
-# PEFT saves these whole when they are adapted or were resized (`save_embedding_layers`, `EMBEDDING_LAYER_NAMES`).
-_EMBEDDING_WEIGHT = re.compile(r"(^|\.)(embed_tokens|lm_head)(\.base_layer)?\.(weight|bias)$|\.base_layer\.weight$")
 _EXPERTS = re.compile(r"\.experts(\.base_layer)*$")
 
 
@@ -67,8 +73,10 @@ def read_source(source: AdapterSource, *, carry_unknown: bool = False) -> Adapte
         AdapterError: The configuration is refused (see `parse_config`), or ``empty-adapter``, ``missing-partner``,
             ``rank-mismatch``, ``bad-shape``, ``mixed-layout``, ``not-finite``, ``not-float``, ``grouped-conv``,
             ``target-parameters``, ``unknown-key``, ``foreign-dialect`` for a configuration of PEFT's beside keys that
-            are not; the message names the tensor.
+            are not; the message names the tensor. For VeRA and RandLoRA those of `peft_diagonals.read_source`.
     """
+    if peft_diagonals.method_of(source.config) is not None:
+        return peft_diagonals.read_source(source, carry_unknown=carry_unknown)
     where, keys = source.where, source.file.tensors
     settings = None if source.config is None else parse_config(source.config, f"{where}: {CONFIG_NAME}")
     pairs: dict[str, dict[str, str]] = {}
@@ -114,18 +122,22 @@ def write(adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = 
             `parse_config`.
         OutputExists: Something is there and ``overwrite`` is False.
     """
-    if adapter.vectors:
+    diagonals = peft_diagonals.method_of(adapter.config) is not None
+    if adapter.vectors and not diagonals:
         message = "PEFT has no place for tensors that were coded as vectors"
         raise AdapterError(message, code="not-expressible", where=adapter.vectors[0].name)
     path = Path(out)
     lone = is_tensor_file(path)
+    if lone and diagonals:
+        message = "a lone file has no place for the configuration, without which PEFT cannot use it; write a directory"
+        raise AdapterError(message, code="needs-directory", where=str(out))
     modules = tuple(_fold_scaling(m, adapter.raw) for m in adapter.modules) if lone else adapter.modules
     if not lone and adapter.config is None:
         wrong = next((m for m in modules if m.scaling != 1.0), None)
         if wrong is not None:
             message = f"scaling {wrong.scaling} needs a configuration, and the adapter has none"
             raise AdapterError(message, code="missing-config", where=wrong.name)
-    made = state_dict(modules, adapter.raw, dtype)
+    made = peft_diagonals.tensors(adapter, dtype) if diagonals else state_dict(modules, adapter.raw, dtype)
     metadata = adapter.metadata or {"format": "pt"}
     require_free(path, overwrite=overwrite)
     if lone:
@@ -145,13 +157,15 @@ def write(adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = 
 
 
 def tensors(adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
-    """`state_dict` of an adapter."""
+    """`state_dict` of an adapter; VeRA's and RandLoRA's diagonals too."""
+    if peft_diagonals.method_of(adapter.config) is not None:
+        return peft_diagonals.tensors(adapter, dtype)
     return state_dict(adapter.modules, adapter.raw, dtype)
 
 
 def composites(adapter: Adapter) -> tuple[Composite, ...]:
-    """None: every delta is one product."""
-    return ()
+    """Those of VeRA and RandLoRA; any other delta is one product."""
+    return peft_diagonals.composites(adapter) if peft_diagonals.method_of(adapter.config) is not None else ()
 
 
 def state_dict(
@@ -236,7 +250,7 @@ def _is_known(key: str, config: Mapping[str, Any] | None, pairs: Mapping[str, Ma
         return key.endswith("trainable_tokens_delta") or key[: carried.start()] in pairs
     if ".lora_" in key:
         return False
-    if _EMBEDDING_WEIGHT.search(key):
+    if is_saved_embedding(key):
         return True
     if config is None:
         # modules_to_save and trained biases keep their own names; a lone file has no list of them.
@@ -248,6 +262,8 @@ def _is_known(key: str, config: Mapping[str, Any] | None, pairs: Mapping[str, Ma
 
 def _fitting_config(config: Mapping[str, Any], modules: tuple[LoraModule, ...], where: str) -> Mapping[str, Any]:
     """The configuration, adapted only if it would not give PEFT these ranks and scalings."""
+    if peft_diagonals.method_of(config) is not None:
+        return config
     settings = parse_config(config, where)
     paths = {
         m.name: module_path(expert_module(m.name)) if is_expert(m.name) else m.name.removeprefix(PREFIX)

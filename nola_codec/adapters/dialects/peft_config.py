@@ -20,6 +20,9 @@ MAX_RANK = 1 << 16
 _MAX_PATTERNS = 100_000
 _MAX_PATTERN_LENGTH = 1000
 
+# PEFT saves these whole when they are adapted or were resized (`save_embedding_layers`, `EMBEDDING_LAYER_NAMES`).
+_EMBEDDING_WEIGHT = re.compile(r"(^|\.)(embed_tokens|lm_head)(\.base_layer)?\.(weight|bias)$|\.base_layer\.weight$")
+
 # Initialisations that put part of the base weight into the factors and take it out of the base: the factors are then a
 # delta on a base model that nobody else has. (eva, gaussian, orthogonal, mica and the defaults leave the base alone.)
 _MUTATING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
@@ -95,22 +98,27 @@ def parse_config(config: Mapping[str, Any], where: str) -> PeftSettings:
     for option, (code, reason) in _UNSUPPORTED_OPTIONS.items():
         if config.get(option):
             raise AdapterError(f"{option} is not supported: {reason}", code=code, where=where)
-    rank = _integer(config.get("r", 8), "r", where)
+    rank = positive_integer(config.get("r", 8), "r", where)
     return PeftSettings(
         rank=rank,
-        alpha=_number(config.get("lora_alpha", 8), "lora_alpha", where),
+        alpha=real_number(config.get("lora_alpha", 8), "lora_alpha", where),
         rank_pattern=tuple(
-            (pattern, _integer(value, "rank_pattern", where))
+            (pattern, positive_integer(value, "rank_pattern", where))
             for pattern, value in _patterns(config, "rank_pattern", where)
         ),
         alpha_pattern=tuple(
-            (pattern, _number(value, "alpha_pattern", where))
+            (pattern, real_number(value, "alpha_pattern", where))
             for pattern, value in _patterns(config, "alpha_pattern", where)
         ),
         use_rslora=_flag(config, "use_rslora", where),
         fan_in_fan_out=_flag(config, "fan_in_fan_out", where),
         target_parameters=_names(config, "target_parameters", where),
     )
+
+
+def is_saved_embedding(key: str) -> bool:
+    """Whether a tensor is an embedding that PEFT saves whole."""
+    return _EMBEDDING_WEIGHT.search(key) is not None
 
 
 def is_saved_module(key: str, config: Mapping[str, Any]) -> bool:
@@ -198,13 +206,15 @@ def _names(config: Mapping[str, Any], option: str, where: str) -> tuple[str, ...
     return tuple(value)
 
 
-def _integer(value: Any, what: str, where: str) -> int:
+def positive_integer(value: Any, what: str, where: str) -> int:
+    """A value of the configuration from 1 to MAX_RANK. Raises AdapterError ``bad-config``."""
     if type(value) is not int or not 1 <= value <= MAX_RANK:
         raise AdapterError(expected(what, f"an integer from 1 to {MAX_RANK}", value), code="bad-config", where=where)
     return value
 
 
-def _number(value: Any, what: str, where: str) -> float:
+def real_number(value: Any, what: str, where: str) -> float:
+    """A finite number of the configuration. Raises AdapterError ``bad-config``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
         raise AdapterError(expected(what, "a finite number", value), code="bad-config", where=where)
     return value

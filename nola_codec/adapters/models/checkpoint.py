@@ -314,16 +314,20 @@ def _orientation(target: MergeTarget, path: str, shape: tuple[int, ...], config:
         return False if shape[:1] == target.shape[:1] and math.prod(shape) == math.prod(target.shape) else None
     if target.layout != "linear":
         return False if shape == target.shape else None
-    conv1d = (
-        path.rpartition(".")[2] in _CONV1D_MODULES
-        if config.get("model_type") in _CONV1D_MODELS
-        # PEFT saves the flag as the last module's type left it: right unless a model mixes both types.
-        else target.fan_in_fan_out
-    )
-    if conv1d and shape == target.shape[::-1]:
+    if stored_transposed(path, config, target.fan_in_fan_out) and shape == target.shape[::-1]:
         return True
     # The flag may be left on from another module; a plain weight of the right shape is then meant as it is.
     return False if shape == target.shape else None
+
+
+def stored_transposed(path: str, config: Mapping[str, Any], fan_in_fan_out: bool) -> bool:
+    """Whether a linear module's weight should be stored (in, out): by the model's type where that tells.
+
+    PEFT saves its flag as the last module's type left it: right unless a model mixes both types.
+    """
+    if config.get("model_type") in _CONV1D_MODELS:
+        return path.rpartition(".")[2] in _CONV1D_MODULES
+    return fan_in_fan_out
 
 
 def _weight_map(index: Mapping[str, Any], where: str) -> dict[str, str]:

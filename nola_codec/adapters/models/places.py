@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+from nola_codec.adapters.dialects import peft_diagonals
 from nola_codec.adapters.dialects.delta import SUFFIX as DIFF
 from nola_codec.adapters.dialects.deltas import Delta, deltas
+from nola_codec.adapters.dialects.diagonals import Diagonals
 from nola_codec.adapters.dialects.formats import path_of
 from nola_codec.adapters.dialects.paths import component_of, kohya_split
 from nola_codec.adapters.dialects.peft import module_path
 from nola_codec.adapters.dialects.peft_experts import expert_module, expert_number, is_expert
-from nola_codec.adapters.models.checkpoint import Checkpoint, MergeTarget, delta_shape, mismatch_message
+from nola_codec.adapters.models.checkpoint import (
+    Checkpoint,
+    MergeTarget,
+    Names,
+    delta_shape,
+    mismatch_message,
+    stored_transposed,
+)
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model import Adapter, RawTensor
 
@@ -29,6 +39,36 @@ def grouped_deltas(adapter: Adapter) -> dict[str, list[Delta]]:
     return {name: sorted(parts, key=lambda part: expert_number(part.name)) for name, parts in found.items()}
 
 
+def diagonal_targets(
+    adapter: Adapter, found: Mapping[str, Sequence[Delta]], shapes: Mapping[str, tuple[int, ...]],
+    config: Mapping[str, Any], where: str,
+) -> list[MergeTarget]:  # fmt: skip
+    """What each delta of a VeRA or a RandLoRA asks of a base model; how many inputs it has only the model tells.
+
+    Args:
+        adapter: Of one of the two.
+        found: From `grouped_deltas`.
+        shapes: Of the model's weights.
+        config: ``config.json`` of the model.
+        where: The file, for messages.
+
+    Raises:
+        AdapterError: ``merge-projections`` for frozen matrices that are not in the file.
+    """
+    peft_diagonals.require_projections(adapter, where)
+    names, flag = Names(shapes), bool((adapter.config or {}).get("fan_in_fan_out"))
+    targets = []
+    for name, (delta,) in found.items():
+        weight = names.find(f"{module_path(name)}.weight")
+        stored = () if weight is None else shapes[weight]
+        turned = stored_transposed(module_path(name), config, flag)
+        shape = stored[::-1] if turned else stored
+        composite = delta.composite
+        fits = isinstance(composite, Diagonals) and composite.fits(shape)
+        targets.append(MergeTarget(name, "linear", shape if fits else delta.shape, fan_in_fan_out=turned))
+    return targets
+
+
 def merge_targets(dialect: str, found: Mapping[str, Sequence[Delta]], checkpoint: Checkpoint) -> list[MergeTarget]:
     """What each delta asks of a base model.
 
@@ -39,8 +79,11 @@ def merge_targets(dialect: str, found: Mapping[str, Sequence[Delta]], checkpoint
 
     Raises:
         AdapterError: ``not-expressible`` for dialects that number their modules; ``merge-components`` for an adapter of
-            several components of a pipeline; ``base-mismatch`` for names that no weight has; ``merge-gguf``.
+            several components of a pipeline; ``base-mismatch`` for names that no weight has; ``merge-gguf``,
+            ``merge-network``.
     """
+    if dialect == "parameters":
+        raise AdapterError("holds a network's own weights, and no change of another's", code="merge-network")
     if dialect == "gguf":
         message = "llama.cpp permutes rows and renames tensors; `decode --format peft --base MODEL`, and encode that"
         raise AdapterError(message, code="merge-gguf")
@@ -60,6 +103,8 @@ def merged_tensors(adapter: Adapter) -> dict[str, RawTensor]:
     Raises:
         AdapterError: ``merge-dora``; ``merge-unknown`` for tensors whose meaning to a model is not known.
     """
+    if peft_diagonals.method_of(adapter.config) is not None and adapter.dialect == "peft":
+        return peft_diagonals.model_tensors(adapter)
     if adapter.dialect == "peft":
         return dict(adapter.raw)
     kept = {}

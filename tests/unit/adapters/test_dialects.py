@@ -148,7 +148,8 @@ def test_real_files_are_read_and_written_to_the_bit(name: str, shared_data: Path
 
 def test_each_dialect_has_a_file_here() -> None:
     covered = {dialect for dialect, _ in FILES.values()} | set(REAL.values())
-    assert covered == set(DIALECTS) - {"gguf", "delta"}, "GGUF is in test_reload.py, whole models in test_dense.py"
+    elsewhere = {"gguf", "delta", "parameters"}
+    assert covered == set(DIALECTS) - elsewhere, "see test_reload.py, test_dense.py, training/test_network_files.py"
 
 
 def lycoris(

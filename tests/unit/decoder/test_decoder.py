@@ -75,8 +75,8 @@ def file_digest(name: str, xp: Arrays, indexes: Callable[[int], list[list[int] |
         for portion in indexes(len(container.header.coded)):
             for _, factors in decoder.decoded(portion):
                 digest.update(factors, xp)
-        for index in range(len(container.header.raw)):
-            digest.update_raw(decoder.raw(index))
+        for _, tensor in decoder.carried():
+            digest.update_raw(tensor)
     return digest.digest().hex()
 
 

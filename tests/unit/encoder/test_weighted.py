@@ -116,7 +116,7 @@ def test_calibration_that_fits_no_module_or_shows_no_gain(many: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fit": "gradients"}, "fit: expected one of weights, activations, found 'gradients'"),
+        ({"fit": "gradients"}, "fit: expected one of weights, activations, task, found 'gradients'"),
         ({"fit": "activations"}, "fit activations needs what a calibration set says"),
         ({"weighting": {}}, "a calibration set serves fit activations only"),
         ({"fit": "activations", "weighting": {}, "nmse": 0.1}, "fit activations weighs components by more than"),

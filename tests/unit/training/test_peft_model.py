@@ -228,3 +228,41 @@ def test_a_file_of_another_form_is_not_loaded(adapted: Make, tokens: torch.Tenso
     nola_codec.encode(tmp_path / "lora", tmp_path / "a.nola")
     with pytest.raises(EncodeError, match="not a file of trained coefficients"):
         load(tiny(), tmp_path / "a.nola")
+
+
+@pytest.mark.parametrize("saved", [True, False])
+@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("kind", ["VERA", "RANDLORA"])
+def test_diagonals_between_frozen_matrices(
+    kind: str, bits: int | None, saved: bool, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    config = {"VERA": peft.VeraConfig, "RANDLORA": peft.RandLoraConfig}[kind]
+    options = {"r": 8, "target_modules": ["q_proj", "up_proj"], "save_projection": saved}
+    model = peft.get_peft_model(tiny(), config(**options))
+    parametrize(model, 20, bits=bits)
+    assert {p.numel() for p in model.parameters() if p.requires_grad} <= {20, 8}
+    first = model(input_ids=tokens, labels=tokens).loss.item()
+    assert step(model, tokens, 20) < first
+    logits = evaluated(model, tokens)
+    size = save(model, tmp_path / "a.nola")
+    assert size < 3500  # the frozen matrices are not in it
+    nola_codec.verify(tmp_path / "a.nola")
+    nola_codec.decode(tmp_path / "a.nola", tmp_path / "adapter")
+    assert torch.equal(evaluated(peft.PeftModel.from_pretrained(tiny(), tmp_path / "adapter"), tokens), logits)
+    again = load(tiny(), tmp_path / "a.nola")
+    assert torch.equal(evaluated(again, tokens), logits)
+    save(again, tmp_path / "b.nola")
+    assert (tmp_path / "b.nola").read_bytes() == (tmp_path / "a.nola").read_bytes()
+    deparametrize(model)
+    assert torch.equal(evaluated(model, tokens), logits)
+
+
+def test_some_diagonals_alone(tokens: torch.Tensor, tmp_path: Path) -> None:
+    model = peft.get_peft_model(tiny(), peft.VeraConfig(r=8, target_modules=["q_proj"]))
+    parametrize(model, {"vera_lambda_b": 12})
+    step(model, tokens, 12)
+    logits = evaluated(model, tokens)
+    save(model, tmp_path / "a.nola")
+    carried = [t for t in nola_codec.inspect(tmp_path / "a.nola")["tensors"] if t["record"] == "raw"]
+    assert {t["name"].rpartition(".")[2] for t in carried} == {"vera_lambda_d"}
+    assert torch.equal(evaluated(load(tiny(), tmp_path / "a.nola"), tokens), logits)

@@ -1,0 +1,125 @@
+"""Dialect `parameters`: a network whose tensors were trained as coefficients, whole, and not a change of another.
+
+A low-rank record's name is that of a parameter (``layer1.0.conv1.weight``), and the parameter is the product of its
+factors, in the shape that ``config["shapes"]`` gives where that is not the product's own. A vector's or a carried
+tensor's name is its key. Together they are a plain state dict.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nola_codec.adapters.dialects.lycoris import Composite
+from nola_codec.adapters.dialects.plain import write_adapter_file
+from nola_codec.adapters.dtypes import from_float32, from_float64
+from nola_codec.adapters.sources import AdapterSource
+from nola_codec.errors import AdapterError, expected
+from nola_codec.model import Adapter, RawTensor
+
+name = "parameters"
+title = "parameters of a network"
+FILE_NAME = "model.safetensors"
+SHAPES = "shapes"
+"""Key of the configuration: shapes of parameters that are not matrices, by name."""
+MOST_DIMENSIONS = 8
+MOST_ELEMENTS = 1 << 31
+"""Of a product: two small factors may make a large one."""
+MOST_TOGETHER = 1 << 34
+
+
+def composed(lora_B: npt.NDArray[np.float32], lora_A: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """lora_B @ lora_A, (rows, columns): exact for decoded factors, whatever the order of summation."""
+    return lora_B.astype(np.float64) @ lora_A.astype(np.float64)
+
+
+def tensor_shapes(
+    config: Mapping[str, Any] | None, products: Mapping[str, tuple[int, int]], where: str = "config"
+) -> dict[str, tuple[int, ...]]:
+    """The shape of each low-rank record's parameter.
+
+    Args:
+        config: Of the file.
+        products: (rows, columns) of each low-rank record's product, by name.
+        where: For messages.
+
+    Raises:
+        AdapterError: ``bad-config`` for shapes that are no shapes, of other tensors or of other sizes; ``limit`` for
+            products of more than 2^31 elements, or 2^34 together.
+    """
+    sizes = {key: rows * columns for key, (rows, columns) in products.items()}
+    for key, size in sizes.items():
+        if size > MOST_ELEMENTS:
+            raise AdapterError(f"{size} elements, over {MOST_ELEMENTS}", code="limit", where=key)
+    if sum(sizes.values()) > MOST_TOGETHER:
+        message = f"{sum(sizes.values())} elements together, over {MOST_TOGETHER}"
+        raise AdapterError(message, code="limit", where=where)
+    given = (config or {}).get(SHAPES, {})
+    if not isinstance(given, Mapping):
+        raise AdapterError(expected(SHAPES, "a map of names to shapes", given), code="bad-config", where=where)
+    shapes: dict[str, tuple[int, ...]] = dict(products)
+    for key, shape in given.items():
+        if key not in products:
+            raise AdapterError(f"{SHAPES}: the file has no factors of {key!r}", code="bad-config", where=where)
+        if not (
+            isinstance(shape, list | tuple)
+            and len(shape) <= MOST_DIMENSIONS
+            and all(type(n) is int and n > 0 for n in shape)
+            and math.prod(shape) == sizes[key]
+        ):
+            wanted = f"a shape of {sizes[key]} elements in at most {MOST_DIMENSIONS} dimensions"
+            raise AdapterError(expected(f"{SHAPES}: {key}", wanted, shape), code="bad-config", where=where)
+        shapes[key] = tuple(shape)
+    return shapes
+
+
+def detect(source: AdapterSource) -> bool:
+    """Never: such files come from training, not from encoding."""
+    return False
+
+
+def read_source(source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
+    """Refuse: see `detect`. Raises AdapterError ``foreign-dialect``."""
+    message = "a network's parameters are trained as coefficients (nola_codec.training), not encoded"
+    raise AdapterError(message, code="foreign-dialect", where=source.where)
+
+
+def tensors(adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
+    """The state dict: products and vectors rounded once to ``dtype`` (None: F32), carried tensors as they came.
+
+    Raises:
+        AdapterError: ``overflow``; ``not-expressible`` for factors that are no plain product; those of `tensor_shapes`.
+    """
+    for module in adapter.modules:
+        if module.layout != "linear" or module.scaling != 1 or module.fan_in_fan_out:
+            message = expected("record", "a linear one with scaling 1", f"{module.layout}, {module.scaling}")
+            raise AdapterError(f"{title}: {message}", code="not-expressible", where=module.name)
+    shapes = tensor_shapes(adapter.config, {module.name: module.vector_lengths for module in adapter.modules})
+    made: dict[str, RawTensor] = {}
+    for module in adapter.modules:
+        product = composed(module.lora_B, module.lora_A).reshape(shapes[module.name])
+        made[module.name] = from_float64(product, dtype or "F32", where=module.name)
+    for vector in adapter.vectors:
+        made[vector.name] = from_float32(vector.values, dtype or "F32", where=vector.name)
+    return {**made, **adapter.raw}
+
+
+def composites(adapter: Adapter) -> tuple[Composite, ...]:
+    """None: every parameter is one record."""
+    return ()
+
+
+def write(adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False) -> Path:
+    """Write the state dict to one file; ``out`` without a tensor file's suffix is a directory.
+
+    Raises:
+        AdapterError: those of `tensors` and of the container.
+        OutputExists: Something is there and ``overwrite`` is False.
+    """
+    return write_adapter_file(out, tensors(adapter, dtype), adapter.metadata, FILE_NAME, overwrite=overwrite)

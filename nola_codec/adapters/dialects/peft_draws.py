@@ -1,0 +1,154 @@
+"""The matrices that PEFT draws for VeRA and RandLoRA: which draw makes a file's tensor, to the bit.
+
+    VeRA      A (r, in), B (out, r): Kaiming's uniform of fan in, gain sqrt(2), float32       `tuners/vera/model.py`
+    RandLoRA  A (r, 1, min), B (max, N, r): Kaiming's uniform with a = sqrt(5) in bfloat16 (float16 where accelerate
+              finds no bfloat16), B base by base; or -1, 0 and 1 of torch.rand's float32 numbers; either is divided
+              by its standard deviation                                                     `tuners/randlora/model.py`
+
+from `torch.Generator().manual_seed(projection_prng_key)`, A first. Then PEFT casts them to the base model's dtype, and
+back to float32 to train. Checked against peft 0.21.2 with torch 2.13.0, its kernels for AVX2, AVX-512 and neither.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nola_codec.adapters.dtypes import to_float32
+from nola_codec.model import Draw, DrawMethod, RawTensor
+from nola_codec.prng.draws import drawn_tensor, drawn_values, rounded
+from nola_codec.prng.mt19937 import mt19937
+
+_SAMPLE = 8192
+_DIGITS = {"F32": 24, "BF16": 8, "F16": 11}
+_CAST_DTYPES = ("F32", "F16", "BF16")
+_UNIFORM: tuple[DrawMethod, ...] = ("uniform-fused", "uniform")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What is known of a tensor before its dtypes: where its words are and what bounds them."""
+
+    start: int
+    axis: int
+    bound: float
+
+
+def find_draws(config: Mapping[str, Any], lora_A: RawTensor, lora_B: RawTensor) -> tuple[Draw | None, Draw | None]:
+    """The draws that make A and B; None where none of those known does.
+
+    Args:
+        config: PEFT's, checked: ``r`` and ``projection_prng_key`` are integers.
+        lora_A: (r, in), RandLoRA's (r, 1, min).
+        lora_B: (out, r), RandLoRA's (max, N, r).
+    """
+    seed = config.get("projection_prng_key", 0) & 0xFFFFFFFF
+    vera = config["peft_type"] == "VERA"
+    begin = math.prod(lora_A.shape)
+    if vera:
+        places = [
+            _Place(start, 0, math.sqrt(3.0) * (math.sqrt(2) / math.sqrt(tensor.shape[1])))
+            for start, tensor in ((0, lora_A), (begin, lora_B))
+        ]
+    else:
+        gain = math.sqrt(2.0 / (1 + math.sqrt(5) ** 2))  # nn.init.calculate_gain("leaky_relu", sqrt(5))
+        places = [
+            _Place(start, axis, math.sqrt(3.0) * (gain / math.sqrt(tensor.shape[-1])))
+            for start, axis, tensor in ((0, 0, lora_A), (begin, 1, lora_B))
+        ]
+    sparsity = _sparsity(config, lora_A.shape[-1])
+    found: list[Draw | None] = []
+    for place, tensor in zip(places, (lora_A, lora_B), strict=True):
+        if tensor.dtype not in _CAST_DTYPES:
+            found.append(None)
+            continue
+        if vera:
+            candidates = _uniform(tensor, seed, place, ("F32",))
+        elif sparsity is None:
+            candidates = _uniform(tensor, seed, place, ("BF16", "F16"))
+        else:
+            candidates = _ternary(tensor, seed, place.start, sparsity)
+        found.append(_search(tensor, candidates, divided=not vera))
+    return found[0], found[1]
+
+
+def _sparsity(config: Mapping[str, Any], smallest: int) -> float | None:
+    if config.get("very_sparse"):
+        return math.sqrt(smallest)
+    return 3.0 if config.get("sparse") else None
+
+
+def _uniform(tensor: RawTensor, seed: int, place: _Place, drawn: tuple[str, ...]) -> Iterator[Draw]:
+    for first in drawn:
+        for digits in dict.fromkeys((24, _DIGITS[first])):
+            # Bounds were rounded to a 16-bit draw's own dtype when its digits were as few.
+            bound = float(rounded(np.array([place.bound], np.float32), first if digits < 24 else "F32")[0])
+            for method in _UNIFORM if digits == 24 else _UNIFORM[1:]:
+                for casts in _casts(first, tensor.dtype):
+                    yield Draw(tensor.shape, (first, *casts), method, digits, seed, place.start, place.axis,
+                               -bound, bound)  # fmt: skip
+
+
+def _ternary(tensor: RawTensor, seed: int, start: int, sparsity: float) -> Iterator[Draw]:
+    low, high = (float(np.float32(x)) for x in (1 / (2 * sparsity), 1 - 1 / (2 * sparsity)))
+    for casts in _casts("F32", tensor.dtype):
+        yield Draw(tensor.shape, ("F32", *casts), "ternary", 24, seed, start, 0, low, high)
+
+
+def _casts(first: str, last: str) -> Iterator[tuple[str, ...]]:
+    """Ways from the dtype of a draw to a file's: at once, or by way of a base model's."""
+    yield () if first == last else (last,)
+    for base in _CAST_DTYPES:
+        if base not in (first, last):
+            yield (base, last)
+    if first == last == "F32":
+        yield ("BF16", "F32")
+        yield ("F16", "F32")
+
+
+def _search(tensor: RawTensor, candidates: Iterator[Draw], *, divided: bool) -> Draw | None:
+    size = math.prod(tensor.shape)
+    flat = np.unique(np.linspace(0, size - 1, min(size, _SAMPLE)).astype(np.int64))
+    wanted = to_float32(tensor).reshape(-1)[flat]
+    words: npt.NDArray[np.uint32] | None = None
+    for draw in candidates:
+        if words is None:
+            words = mt19937(draw.seed, draw.start, size)[_word_indices(draw, flat)]
+        for found in _divided(draw, words, wanted) if divided else (draw,):
+            if np.array_equal(drawn_values(found, words), wanted) and drawn_tensor(found) == tensor:
+                return found
+    return None
+
+
+def _divided(draw: Draw, words: npt.NDArray[np.uint32], wanted: npt.NDArray[np.float32]) -> Iterator[Draw]:
+    """The draw with divisors near the one that the sample tells.
+
+    A standard deviation's last bit depends on the order of a sum, so it is read from the tensor.
+    """
+    values = drawn_values(replace(draw, dtypes=draw.dtypes[:1]), words).astype(np.float64)
+    energy = float(np.square(wanted, dtype=np.float64).sum())
+    if not energy or not math.isfinite(energy):
+        return
+    estimate = float(values @ wanted) / energy
+    if not 2.0**-30 < estimate < 2.0**30 or np.abs(values - estimate * wanted).max() > np.abs(values).max() / 32:
+        return
+    nearest = float(rounded(np.array([estimate], np.float32), draw.dtypes[0])[0])
+    bits = {"F32": 24, "F16": 11, "BF16": 8}[draw.dtypes[0]]
+    ulp = 2.0 ** (math.frexp(nearest)[1] - bits)
+    for steps in (0, 1, -1, 2, -2, 3, -3):
+        yield replace(draw, divisor=nearest + steps * ulp)
+
+
+def _word_indices(draw: Draw, flat: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Which word of the draw makes each element of the row-major tensor."""
+    if draw.axis == 0:
+        return flat
+    rows, slices = draw.shape[:2]
+    rest = math.prod(draw.shape[2:])
+    row, middle, last = np.unravel_index(flat, (rows, slices, rest))
+    return np.asarray((middle * rows + row) * rest + last, np.int64)

@@ -1,0 +1,92 @@
+"""Tensors that PyTorch drew on a CPU, drawn again (specification, "Drawn tensors").
+
+    uniform_    value = low + u * (high - low),  u = (word mod 2^24) / 2^24       one word an element, in sequence
+
+Everything is elementwise and rounded as IEEE 754 says, so that the bits are the same on every machine. They are not in
+PyTorch: where its kernels were compiled for AVX2, product and sum are one fused operation, elsewhere two; `Draw` says
+which. 16-bit draws took 8 or 11 bits of a word in older versions, and are rounded from a float32 draw now.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from nola_codec.arrays import bfloat16_bits
+from nola_codec.model import Draw, RawTensor
+from nola_codec.prng.mt19937 import Words, mt19937_pieces
+
+Float32 = npt.NDArray[np.float32]
+
+_STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+
+def drawn_tensor(draw: Draw) -> RawTensor:
+    """The tensor; the last two are kept, because the records of several layers may be one draw."""
+    return _drawn(draw)
+
+
+@lru_cache(maxsize=2)
+def _drawn(draw: Draw) -> RawTensor:
+    stored = np.empty(draw.elements, _STORED[draw.dtype])
+    position = 0
+    for words in mt19937_pieces(draw.seed, draw.start, draw.elements):
+        values = drawn_values(draw, words)
+        part = bfloat16_bits(values.view(np.uint32)) if draw.dtype == "BF16" else values
+        with np.errstate(over="ignore", under="ignore"):
+            stored[position : position + len(part)] = part
+        position += len(part)
+    if draw.axis == 1:
+        slices = (draw.shape[1], draw.shape[0], *draw.shape[2:])
+        stored = np.moveaxis(stored.reshape(slices), 0, 1)
+    return RawTensor(draw.dtype, draw.shape, stored.tobytes())
+
+
+def drawn_values(draw: Draw, words: Words) -> Float32:
+    """The elements that these words make, each exact in the draw's last dtype.
+
+    Args:
+        draw: How; its shape and place in the sequence do not matter here.
+        words: uint32, any shape.
+
+    Returns:
+        float32 of the words' shape.
+    """
+    low, high = np.float32(draw.low), np.float32(draw.high)
+    u = (words & np.uint32((1 << draw.digits) - 1)).astype(np.float32)
+    u *= np.float32(2.0**-draw.digits)
+    if draw.method == "ternary":
+        values = (u > high).astype(np.float32) - (u < low).astype(np.float32)
+    else:
+        span = high - low
+        if draw.method == "uniform-fused":
+            wide = u.astype(np.float64)  # the product is exact here
+            wide *= np.float64(span)
+            wide += np.float64(low)
+            values = wide.astype(np.float32)
+        else:
+            values = u * span
+            values += low
+        values = rounded(values, draw.dtypes[0])
+        # What rounds to the upper end is given the lower: PyTorch keeps the interval half open.
+        first, last = rounded(np.array([low, high], np.float32), draw.dtypes[0])
+        values[values == last] = first
+    if draw.divisor is not None:
+        values = rounded(values / np.float32(draw.divisor), draw.dtypes[0])
+    for dtype in draw.dtypes[1:]:
+        values = rounded(values, dtype)
+    return values
+
+
+def rounded(values: Float32, dtype: str) -> Float32:
+    """float32 values that are numbers of a dtype (F32, F16, BF16), to nearest even; what is too large is infinite."""
+    if dtype == "BF16":
+        return (bfloat16_bits(np.ascontiguousarray(values).view(np.uint32)).astype(np.uint32) << np.uint32(16)).view(
+            np.float32
+        )
+    if dtype == "F16":
+        with np.errstate(over="ignore", under="ignore"):
+            return values.astype(np.float16).astype(np.float32)
+    return values
