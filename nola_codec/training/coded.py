@@ -164,6 +164,7 @@ class Ensemble:
     sites: dict[str, Site] = field(default_factory=dict)
     members: list[Member] = field(default_factory=list)
     _decoded: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    _watched: list[torch.Tensor] = field(default_factory=list)
     _versions: list[int] = field(default_factory=list)
 
     def synthesis(self, stream: int, side: int | None, length: int, num_basis: int, *, kept: bool) -> Synthesis:
@@ -176,30 +177,33 @@ class Ensemble:
         return Synthesis(self.basis, key, length, min(num_basis, length), grain=grain, kept=kept)
 
     def decoded(self, code: CodedTensor) -> torch.Tensor:
-        """What a file written now would decode a tensor to; made anew when its coefficients have changed."""
+        """What a file written now would decode a tensor to; made anew when coefficients have changed.
+
+        Its own are compared by value, since fused optimizers leave no trace; the others', which may move an exponent
+        that all share, by their versions.
+        """
         found = self._decoded.get(id(code))
-        if found is not None:
-            member = code.member
-            if member is not None and torch.equal(found[0], member.coefficients):
-                return found[1]
-        with torch.no_grad():
+        member = code.member
+        if (
+            found is not None
+            and member is not None
+            and self._versions == [tensor._version for tensor in self._watched]
+            and torch.equal(found[0], member.coefficients)
+        ):
+            return found[1]
+        with torch.inference_mode(False), torch.no_grad():  # what is kept serves with gradients of inputs too
             made = self.decode(self)
+            self._watched = [m.coefficients for m in self.members]
+            self._versions = [tensor._version for tensor in self._watched]
             self._decoded = {
-                id(m.code): (m.coefficients.detach().clone(), tensor)
-                for m, tensor in zip(self.members, made, strict=True)
+                id(m.code): (own.detach().clone(), tensor)
+                for m, own, tensor in zip(self.members, self._watched, made, strict=True)
             }
         return self._decoded[id(code)][1]
 
-    def refresh(self) -> None:
-        """`forget` if any member was changed in place since: one tensor may move the exponent that others share."""
-        versions = [member.coefficients._version for member in self.members]
-        if versions != self._versions:
-            self.forget()
-            self._versions = versions
-
     def forget(self) -> None:
         """Decode anew when asked next."""
-        self._decoded = {}
+        self._decoded, self._watched = {}, []
 
     def set_bits(self, bits: int | None) -> None:
         """Another width for all members, from the next forward pass on."""
@@ -208,7 +212,7 @@ class Ensemble:
         self.forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_decoded": {}}
+        return {**self.__dict__, "_decoded": {}, "_watched": []}
 
 
 def near_square(shape: torch.Size | tuple[int, ...]) -> tuple[int, int]:

@@ -118,7 +118,6 @@ class Composed(nn.Module):
 
     def _exact(self, device: torch.device) -> torch.Tensor:
         with torch.inference_mode(False), torch.no_grad():  # what is kept serves with gradients of inputs too
-            self.ensemble.refresh()
             parts = [self.ensemble.decoded(code) for code in self.codes]
             if self._decoded is None or self._decoded[1] != device or any(
                 mine is not now for mine, now in zip(self._decoded[0], parts, strict=True)

@@ -144,6 +144,23 @@ def test_every_step_uses_the_step_before(fused: bool, adapted: Make, tokens: tor
     assert torch.equal(evaluated(fresh, tokens), evaluated(model, tokens))
 
 
+def test_evaluation_follows_a_change_of_any_tensor(adapted: Make, tokens: torch.Tensor, tmp_path: Path) -> None:
+    """One tensor may move the exponent that all share; and what inference mode made serves outside it."""
+    model = adapted()
+    ensemble = parametrize(model, 12)
+    step(model, tokens)
+    with torch.inference_mode():
+        model.eval()(input_ids=tokens)
+    embeds = torch.randn(1, 5, 48, requires_grad=True)
+    model(inputs_embeds=embeds).logits.sum().backward()
+    assert embeds.grad is not None
+    with torch.no_grad():
+        ensemble.members[-2].coefficients.mul_(1000)
+    logits = evaluated(model, tokens)
+    save(model, tmp_path / "a.nola")
+    assert torch.equal(evaluated(load(tiny(), tmp_path / "a.nola"), tokens), logits)
+
+
 def test_a_bit_count_for_some_modules_alone(adapted: Make, tokens: torch.Tensor, tmp_path: Path) -> None:
     model = adapted()
     parametrize(model, {"0.self_attn.q_proj": 30, "q_proj": 10})
