@@ -1,5 +1,6 @@
 # make test   everything that continuous integration checks (.ci/run calls it)
 # make demo   the main job on a real adapter, explained as it goes
+# make experiments  training: NOLA against LoRA, PRANC, VeRA and RandLoRA, task-space encoding; hours on two cores
 # make bench  rate-distortion against the peers, and speed on a 7B-shaped adapter; minutes, not part of the tests
 # make lint   the checks without the tests
 # make clean  removes what the others made; .cache (base models) stays, `rm -r .cache` drops it too
@@ -9,7 +10,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: test lint demo bench clean
+.PHONY: test lint demo bench experiments clean
 .DELETE_ON_ERROR:
 
 test: lint
@@ -28,6 +29,16 @@ bench: $(VENV)/bench.stamp
 	$(BIN)/python tools/bench/rate_distortion.py
 	$(BIN)/python tools/bench/speed_7b.py
 
+experiments: $(VENV)/bench.stamp
+	$(BIN)/python tools/experiments/task_curve.py
+	$(BIN)/python tools/experiments/methods.py
+	$(BIN)/python tools/experiments/quantization.py
+	$(BIN)/python tools/experiments/forms.py ranks
+	$(BIN)/python tools/experiments/forms.py shared
+	$(BIN)/python tools/experiments/forms.py bases
+	$(BIN)/python tools/experiments/coverage.py
+	$(BIN)/python tools/experiments/fashion_mnist.py
+
 clean:
 	rm -rf $(VENV) demo dist build .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find nola_codec tests tools spec -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -40,5 +51,6 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt
 
 # zipnn is built from source on the way: without a C compiler the benchmarks leave that row out.
 $(VENV)/bench.stamp: $(VENV)/dev.stamp
+	$(INSTALL) sacrebleu
 	-$(INSTALL) zipnn
 	touch $@
