@@ -183,7 +183,8 @@ def _check_change(options: dict[str, Any], passthrough: bool) -> None:
 
 def _report(report: EncodeReport, out: str, *, dry_run: bool, as_json: bool) -> None:
     if as_json:
-        print_json({**asdict(report), "output": None if dry_run else out})
+        task = report.task and {**asdict(report.task), "kept": report.task.kept}
+        print_json({**asdict(report), "task": task, "output": None if dry_run else out})
         return
     click.echo(f"{'would write' if dry_run else 'wrote'}  {out}")
     click.echo(f"size         {size(report.bytes)} ({report.bytes:,} bytes), {report.ratio:.1f}x smaller than fp16")

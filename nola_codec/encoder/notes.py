@@ -22,6 +22,10 @@ def notes(options: EncodeOptions, nmse: float, effective: float | None, carried:
     said = []
     if carried > 0.25:
         said.append(f"{carried:.0%} of the file are tensors carried as they came; `inspect --tensors` lists them")
+    if options.tuner is not None and nmse > 0.3:
+        said.append(
+            f"NMSE {nmse:.3f} says nothing of a file that was trained on a task: its weights need not be the adapter's"
+        )
     if effective is not None and nmse > 0.3:
         said.append(
             f"NMSE {nmse:.3f} is large by design: the objective keeps signal and lets through noise that models "

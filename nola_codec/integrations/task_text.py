@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -82,6 +83,7 @@ def text_tuner(
         logits_fn=_Logits(),
         unit="nats a token",
         rows=len(kept),
+        identity=f"{Path(base).resolve()} {batch} {hashlib.sha256(repr((rows, chosen, kept)).encode()).hexdigest()}",
     )
     return TaskTuner(model, task, settings, progress)
 

@@ -47,6 +47,7 @@ class TaskData:
         logits_fn: See `LogitsFn`; needed for matching the adapter's own outputs.
         unit: What the loss is in.
         rows: Rows in `held_out`, for the report.
+        identity: Of the data and the model: a training is not resumed with others.
     """
 
     train: Sequence[Any]
@@ -56,6 +57,7 @@ class TaskData:
     logits_fn: LogitsFn | None = None
     unit: str = "nats"
     rows: int = 0
+    identity: str = ""
 
     def loss(self, model: torch.nn.Module, batch: Any) -> tuple[torch.Tensor, int]:
         """Summed loss of a batch, and what it is a sum over."""
@@ -79,7 +81,7 @@ class TaskSettings:
         every: Steps between validations.
         patience: Validations without a better one after which training stops.
         seed: Of the order of batches.
-        checkpoint: File that training can be resumed from; written at every validation, removed by nobody.
+        checkpoint: File to resume from, written at every validation; whoever asked for it removes it.
     """
 
     against: Against = "labels"
@@ -263,8 +265,9 @@ class TaskTuner:
         return order[place]
 
     def _print(self, start: Start) -> str:
-        """What makes two trainings one: the settings, the plan, the adapter."""
-        sha = hashlib.sha256(repr((self._settings, len(self._data.train), start.basis, start.seed)).encode())
+        """What makes two trainings one: the settings, the data, the plan, the adapter."""
+        data = len(self._data.train), self._data.identity
+        sha = hashlib.sha256(repr((self._settings, data, start.basis, start.seed)).encode())
         for array in (start.plan.kept, start.plan.coder, start.bank.singular):
             sha.update(np.ascontiguousarray(array).tobytes())
         return sha.hexdigest()

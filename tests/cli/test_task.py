@@ -31,6 +31,7 @@ def test_fit_task(run: Run, trained: Path, options: list[object], tmp_path: Path
     task = done.json["task"]
     assert task["file"] < task["start"] < task["base"]
     assert task["adapter"] < task["base"]
+    assert task["kept"] == pytest.approx((task["base"] - task["file"]) / (task["base"] - task["adapter"]))
     assert (task["unit"], task["rows"], done.json["objective"]) == ("nats a token", 5, "task")
     assert out.stat().st_size == done.json["bytes"] <= 1300
     assert run("verify", out).status == 0

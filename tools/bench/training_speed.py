@@ -1,6 +1,6 @@
 """A step of training with NOLA against the same step with plain LoRA: time and memory.
 
-    python tools/bench/training_speed.py [--rounds 8] [--json FILE]
+    python tools/bench/training_speed.py [--rounds 8] [--only EXPRESSION] [--json FILE]
 
 SmolLM2-135M, rank 8 on all linear layers, batches of 8 rows of E2E. All methods take their steps in turns on the same
 batches in one process; what is compared is processor time on one thread, by the median of the ratios. Peak memory is
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -70,6 +71,7 @@ def main() -> None:
     """Table and JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--only", default="", help="methods whose names match this expression, and LoRA")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -81,8 +83,9 @@ def main() -> None:
             trainee.step(batch)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
-    trainees = {name: Trainee(method) for name, method in METHODS.items()}
-    times: dict[str, list[float]] = {name: [] for name in METHODS}
+    chosen = [name for name in METHODS if name == "LoRA" or re.search(options.only, name)]
+    trainees = {name: Trainee(METHODS[name]) for name in chosen}
+    times: dict[str, list[float]] = {name: [] for name in chosen}
     for number, batch in enumerate(trainees["LoRA"].task.batches(0, options.rounds + 1)):
         for name, trainee in trainees.items():
             seconds = trainee.step(batch)
@@ -90,7 +93,7 @@ def main() -> None:
                 times[name].append(seconds)
         print(f"round {number} of {options.rounds}", file=sys.stderr)
     del trainees
-    peaks = {name: peak(name) for name in METHODS}
+    peaks = {name: peak(name) for name in chosen}
     figures = {
         name: {
             "ms": 1000 * median(times[name]),
@@ -98,7 +101,7 @@ def main() -> None:
             "peak_mib": peaks[name],
             "memory": peaks[name] / peaks["LoRA"],
         }
-        for name in METHODS
+        for name in chosen
     }
     rows = [
         [name, f"{f['ms']:,.0f}", f"{f['time']:.3f}", f"{f['peak_mib']:,.0f}", f"{f['memory']:.3f}"]

@@ -161,6 +161,9 @@ def test_it_resumes_to_the_bit(lora: Path, data: TaskData, tmp_path: Path) -> No
     with pytest.raises(EncodeError, match="of another adapter") as error:
         nola_codec.encode_bytes(lora, size=SIZE + 200, fit="task", tuner=TaskTuner(net(), data, settings("b")))
     assert error.value.code == "task-checkpoint"
+    other = replace(data, identity="other rows")
+    with pytest.raises(EncodeError, match="of another adapter"):
+        nola_codec.encode_bytes(lora, size=SIZE, fit="task", tuner=TaskTuner(net(), other, settings("b")))
 
 
 def test_it_stops_when_nothing_is_gained(lora: Path, data: TaskData) -> None:
