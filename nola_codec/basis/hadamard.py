@@ -117,10 +117,10 @@ class Words:
         xp, n, dtype = self.xp, self.n, _dtype(values)
         groups, batch, num_basis = values.shape
         if self._places is not None:
-            full = xp.zeros((groups, batch, n), dtype)
-            for group in range(groups):
-                full[group][:, self._places[group]] = values[group]
-            values = full
+            full = [xp.zeros((batch, n), dtype) for _ in range(groups)]
+            for own, places, given in zip(full, self._places, values, strict=True):
+                own[:, places] = given
+            values = xp.stack(full, 0) if groups > 1 else full[0][None]
         block = self.block
         if self._second is None:
             return _forward(values, block, xp) * xp.cast(self._first, dtype)

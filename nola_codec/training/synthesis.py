@@ -100,7 +100,8 @@ class Synthesis:
 
     def _words_on(self, device: torch.device) -> Words:
         if device not in self._words:
-            self._words[device] = Words(self.length, self.num_basis, (self.key,), TorchArrays(device))
+            # Signs as floats: four bytes an element of a factor, and no cast in every pass.
+            self._words[device] = Words(self.length, self.num_basis, (self.key,), TorchArrays(device), "float32")
         return self._words[device]
 
     def _rows_on(self, device: torch.device) -> torch.Tensor:
@@ -115,8 +116,8 @@ class Synthesis:
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast off, on devices that have it."""
-    known = torch.amp.is_autocast_available(device.type)
+    """Autocast off, where it is on."""
+    known = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 

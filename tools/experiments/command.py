@@ -10,12 +10,13 @@ from e2e import Task, cache_dir
 
 
 def arguments(doc: str | None, what: tuple[str, ...] = ()) -> argparse.Namespace:
-    """`--json` and `--plot`, and one of some words where there is a choice."""
+    """`--json`, `--plot` and `--made`, and one of some words where there is a choice."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     if what:
         parser.add_argument("what", choices=what)
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--plot", type=Path, help="write a plot here: .svg or .png")
+    parser.add_argument("--made", action="store_true", help="only runs that were made before; the others are left out")
     return parser.parse_args()
 
 

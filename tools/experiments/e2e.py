@@ -223,11 +223,13 @@ def kept(run: Run) -> Path:
     return cache_dir() / "experiments" / f"{run['method']}-{key.hexdigest()[:12]}.json"
 
 
-def results(runs: Sequence[Run]) -> list[Run]:
-    """Figures of each run; those not there yet are made, one after the other."""
+def results(runs: Sequence[Run], *, made_before: bool = False) -> list[Run]:
+    """Figures of each run; those not there yet are made, one after the other, or left out."""
     made = []
     for run in runs:
         path = kept(run)
+        if not path.is_file() and made_before:
+            continue
         if not path.is_file():
             subprocess.run([sys.executable, __file__, json.dumps(run)], check=True, env={**os.environ})
         made.append(json.loads(path.read_text()))

@@ -1,6 +1,6 @@
 """What NOLA may be varied in at equal coefficients: the rank (Table 3), a shared basis (Table 2), the kind of basis.
 
-    python tools/experiments/forms.py ranks|shared|bases [--json FILE] [--plot FILE]
+    python tools/experiments/forms.py ranks|shared|bases [--made] [--json FILE] [--plot FILE]
 
 On E2E NLG, 40 steps; k = 128 for ranks and the shared basis, k = 32 and three seeds for kinds of basis.
 """
@@ -20,28 +20,28 @@ def main() -> None:
     options = arguments(__doc__, what=("ranks", "shared", "bases"))
     curves: dict[str, list[tuple[float, float]]] = {}
     if options.what == "ranks":
-        found = results(RANKS)
+        found = results(RANKS, made_before=options.made)
         rows = [[f"rank {r['rank']}", f"{r['parameters']:,}", f"{r['loss']:.4f}"] for r in found]
         header = ["rank", "trained", "loss"]
         curves["k = 128"] = [(r["rank"], r["loss"]) for r in found]
     elif options.what == "shared":
-        found = results(SHARED)
+        found = results(SHARED, made_before=options.made)
         names = ["a basis each", "shared by shape"]
         rows = [[n, f"{r['loss']:.4f}", f"{r['ms_per_step'] / found[0]['ms_per_step']:.2f}", f"{r['peak_mib']:,.0f}"]
                 for n, r in zip(names, found, strict=True)]  # fmt: skip
         header = ["basis", "loss", "time a step", "peak MiB"]
         curves["k = 128"] = [(index + 1, r["loss"]) for index, r in enumerate(found)]
     else:
-        found = results(BASES)
+        found = results(BASES, made_before=options.made)
         by: dict[str, list[Run]] = {}
         for run in found:
             by.setdefault(run["basis"], []).append(run)
         rows = [
             [name, *(f"{r['loss']:.4f}" for r in own), f"{mean(r['loss'] for r in own):.4f}",
-             f"{stdev(r['loss'] for r in own):.4f}"]
+             f"{stdev(r['loss'] for r in own):.4f}" if len(own) > 1 else ""]
             for name, own in by.items()
         ]  # fmt: skip
-        header = ["basis", "seed 0", "seed 1", "seed 2", "mean", "deviation"]
+        header = ["basis", *(f"seed {run['seed']}" for run in next(iter(by.values()))), "mean", "deviation"]
         curves = {name: [(r["seed"] + 1, r["loss"]) for r in own] for name, own in by.items()}
     show(header, rows, options.json, {"runs": found})
     if options.plot:

@@ -1,6 +1,6 @@
 """E2E NLG on SmolLM2-135M by seven ways of fine-tuning, at equal steps.
 
-    python tools/experiments/methods.py [--json FILE] [--plot FILE]
+    python tools/experiments/methods.py [--made] [--json FILE] [--plot FILE]
 
 LoRA of rank 8 and 1, NOLA, PRANC, VeRA, RandLoRA: held-out loss and BLEU, numbers trained, bytes of the `.nola` file
 (of LoRA: its fp16 tensors), time a step, memory. Runs that were made before are not made again; see `e2e.py`.
@@ -19,8 +19,8 @@ NAMES = {"lora": "LoRA", "nola": "NOLA", "pranc": "PRANC", "vera": "VeRA", "rand
 def main() -> None:
     """Table, JSON, plot."""
     options = arguments(__doc__)
-    found = results(METHODS)
-    base, plain = base_loss(), found[0]["ms_per_step"]
+    found = results(METHODS, made_before=options.made)
+    base, plain = base_loss(), next(run["ms_per_step"] for run in found if run["method"] == "lora")
     rows = [["base model", "", "", f"{base:.4f}", "", "", ""]]
     for run in found:
         name = f"{NAMES[run['method']]}" + (f" r={run['rank']}" if "rank" in run else "")

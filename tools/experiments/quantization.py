@@ -1,6 +1,6 @@
 """Coefficients of few bits, rounded after training and during it (NOLA, Table 4), on E2E NLG.
 
-python tools/experiments/quantization.py [--json FILE] [--plot FILE]
+python tools/experiments/quantization.py [--made] [--json FILE] [--plot FILE]
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from tables import plot_curve, show
 def main() -> None:
     """Table, JSON, plot."""
     options = arguments(__doc__)
-    trained = results([run for run in METHODS if run["method"] == "nola"])
-    aware = results(QUANTIZED)
+    trained = results([run for run in METHODS if run["method"] == "nola"], made_before=options.made)
+    aware = results(QUANTIZED, made_before=options.made)
     rows, curves = [], {}
     for run in trained:
         losses = {"16": run["loss"], **run["ptq"]}
