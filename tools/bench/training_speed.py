@@ -61,6 +61,14 @@ class Trainee:
         return time.process_time() - begin
 
 
+def high_water() -> float:
+    """Peak memory of this process since it began, in MiB; `ru_maxrss` would count the parent's."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return float(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def peak(name: str) -> float:
     """Peak memory of three steps in a process of its own, in MiB."""
     done = subprocess.run([sys.executable, __file__, "--peak", name], capture_output=True, text=True, check=True)
@@ -81,7 +89,7 @@ def main() -> None:
         (batch,) = trainee.task.batches(0, 1)
         for _ in range(3):
             trainee.step(batch)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(high_water())
         return
     chosen = [name for name in METHODS if name == "LoRA" or re.search(options.only, name)]
     trainees = {name: Trainee(METHODS[name]) for name in chosen}

@@ -32,7 +32,7 @@ METHODS: list[Run] = [
 ]
 QUANTIZED: list[Run] = [nola(128, bits=3), nola(128, bits=2)]
 OWN = nola(128, steps=FEW_STEPS)
-RANKS: list[Run] = [*(nola(128, rank=rank, steps=FEW_STEPS) for rank in (1, 2, 4)), OWN]
+RANKS: list[Run] = [nola(128, rank=rank, steps=FEW_STEPS) for rank in (1, 8, 32)]
 SHARED: list[Run] = [OWN, nola(128, shared=True, steps=FEW_STEPS)]
 BASES: list[Run] = [
     nola(32, basis=basis, seed=seed, steps=FEW_STEPS, **({} if basis == "hadamard" else {"kept": True}))
