@@ -36,12 +36,14 @@ def main() -> None:
         by: dict[str, list[Run]] = {}
         for run in found:
             by.setdefault(run["basis"], []).append(run)
-        rows = [
-            [name, *(f"{r['loss']:.4f}" for r in own), f"{mean(r['loss'] for r in own):.4f}",
-             f"{stdev(r['loss'] for r in own):.4f}" if len(own) > 1 else ""]
-            for name, own in by.items()
-        ]  # fmt: skip
-        header = ["basis", *(f"seed {run['seed']}" for run in next(iter(by.values()))), "mean", "deviation"]
+        seeds = sorted({run["seed"] for run in found})
+        rows = []
+        for name, own in by.items():
+            losses = {run["seed"]: run["loss"] for run in own}
+            spread = f"{stdev(losses.values()):.4f}" if len(losses) > 1 else ""
+            each = [f"{losses[seed]:.4f}" if seed in losses else "" for seed in seeds]
+            rows.append([name, *each, f"{mean(losses.values()):.4f}", spread])
+        header = ["basis", *(f"seed {seed}" for seed in seeds), "mean", "deviation"]
         curves = {name: [(r["seed"] + 1, r["loss"]) for r in own] for name, own in by.items()}
     show(header, rows, options.json, {"runs": found})
     if options.plot:
