@@ -7,7 +7,7 @@ from e2e import STEPS, Run
 FEW_STEPS = 40
 """Of runs that are compared with one another alone."""
 NOLA_RATE, NOLA_RATIO, LORA_RATE = 0.005, 4, 0.003
-"""Learning rates, the best of a few tried for 40 steps; NOLA's lora_B has four times lora_A's (LoRA+)."""
+"""Learning rates: NOLA's of six settings tried, lora_B having four times lora_A's (LoRA+); LoRA's of one."""
 
 
 def lora(rank: int) -> Run:
