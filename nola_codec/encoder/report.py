@@ -33,7 +33,7 @@ class TensorReport:
 
 @dataclass(frozen=True)
 class TaskReport:
-    """Losses on held-out rows, which nothing was trained on or chosen by.
+    """Losses on held-out rows, which nothing was trained on or chosen by here; the adapter itself may have been.
 
     Attributes:
         base: Of the model without an adapter.
