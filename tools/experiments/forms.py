@@ -2,7 +2,8 @@
 
     python tools/experiments/forms.py ranks|shared|bases [--made] [--json FILE] [--plot FILE]
 
-On E2E NLG, 40 steps; k = 128 for ranks and the shared basis, k = 32 and three seeds for kinds of basis.
+On E2E NLG, 40 steps; k = 128 for ranks and the shared basis, k = 32 and three seeds for kinds of basis. Times are in
+`tools/bench/training_speed.py`.
 """
 
 from __future__ import annotations
@@ -27,9 +28,8 @@ def main() -> None:
     elif options.what == "shared":
         found = results(SHARED, made_before=options.made)
         names = ["a basis each", "shared by shape"]
-        rows = [[n, f"{r['loss']:.4f}", f"{r['ms_per_step'] / found[0]['ms_per_step']:.2f}", f"{r['peak_mib']:,.0f}"]
-                for n, r in zip(names, found, strict=True)]  # fmt: skip
-        header = ["basis", "loss", "time a step", "peak MiB"]
+        rows = [[n, f"{r['loss']:.4f}"] for n, r in zip(names, found, strict=True)]
+        header = ["basis", "loss"]
         curves["k = 128"] = [(index + 1, r["loss"]) for index, r in enumerate(found)]
     else:
         found = results(BASES, made_before=options.made)
