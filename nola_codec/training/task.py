@@ -170,9 +170,11 @@ class TaskTuner:
         )
         rates = [settings.learning_rate, settings.size_rate]
         with frozen(self._model), attached(self._model, self._modules, lambda: self._factors):
-            self._losses["base"] = self._held_out({}, "measuring the base model")
-            self._losses["adapter"] = self._held_out(original, "measuring the adapter")
-            self._losses["start"] = self._held_out(_plain(code.factors()), "measuring the weight-space code")
+            self._losses["base"] = self._mean({}, self._data.held_out, "measuring the base model")
+            self._losses["adapter"] = self._mean(original, self._data.held_out, "measuring the adapter")
+            self._losses["start"] = self._mean(
+                _plain(code.factors()), self._data.held_out, "measuring the weight-space code"
+            )
             at = self._resumed(code, optimizer, start)
             if at.step == 0:
                 self._validate(at, code)
@@ -208,7 +210,7 @@ class TaskTuner:
         device = next(self._model.parameters()).device
         pairs = {name: (_tensor(b, device), _tensor(a, device)) for name, (b, a) in factors.items() if b.any()}
         with frozen(self._model), attached(self._model, self._modules, lambda: self._factors):
-            self._losses["file"] = self._held_out(pairs, "measuring the file")
+            self._losses["file"] = self._mean(pairs, self._data.held_out, "measuring the file")
         self._factors = {}
         return self._losses["file"]
 
@@ -232,9 +234,6 @@ class TaskTuner:
         found = functional.log_softmax(logits.float(), -1)
         divergence = functional.kl_div(found, wanted, log_target=True, reduction="batchmean")
         return divergence if against == "adapter" else (divergence + functional.nll_loss(found, labels)) / 2
-
-    def _held_out(self, factors: Mapping[str, Pair], stage: str) -> float:
-        return self._mean(factors, self._data.held_out, stage)
 
     def _mean(self, factors: Mapping[str, Pair], batches: Sequence[Any], stage: str) -> float:
         """Loss over batches."""
