@@ -17,7 +17,7 @@ from nola_codec.fit import coders
 from nola_codec.fit.coders import DependentCoder, dependent_statistics
 from nola_codec.fit.ecsq import frontier
 from nola_codec.fit.viterbi import encode_trellis
-from nola_codec.model import Trellis
+from nola_codec.model.quantizers import Trellis
 from nola_codec.quant.trellis import TRELLISES, trellis_points
 
 Floats = npt.NDArray[np.float32]

@@ -25,7 +25,8 @@ from nola_codec.container.reader import open_container
 from nola_codec.encoder.encode import encode_adapter
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.errors import EncodeError
-from nola_codec.model import Adapter, Draw, Layout, LoraModule, RawTensor, VectorTensor
+from nola_codec.model.adapter import Adapter, Layout, LoraModule, VectorTensor
+from nola_codec.model.tensors import Draw, RawTensor
 from nola_codec.prng.draws import drawn_tensor
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,10 +19,11 @@ from nola_codec.adapters.dialects.gguf import GGUF
 from nola_codec.adapters.dialects.lycoris import Composite
 from nola_codec.adapters.dialects.mlx import MLX
 from nola_codec.adapters.dialects.plain import PLAIN
-from nola_codec.adapters.files import AnySource
 from nola_codec.adapters.sources import AdapterSource, open_source
 from nola_codec.errors import AdapterError
-from nola_codec.model import Adapter, RawTensor
+from nola_codec.model.adapter import Adapter
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.files import AnySource
 
 __all__ = ["DIALECTS", "AnySource", "Dialect", "dialect_of", "read", "write"]
 

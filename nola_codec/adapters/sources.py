@@ -10,9 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from nola_codec.adapters.containers.stores import TensorStore, open_store
-from nola_codec.adapters.files import AnySource, display_name, read_json
 from nola_codec.errors import AdapterError
+from nola_codec.stores.files import AnySource, display_name, read_json
+from nola_codec.stores.open_store import TensorStore, open_store
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"

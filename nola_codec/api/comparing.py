@@ -8,7 +8,7 @@ import numpy as np
 
 from nola_codec.adapters import AnySource
 from nola_codec.adapters.dialects import peft_diagonals
-from nola_codec.adapters.dialects.deltas import Delta, deltas
+from nola_codec.adapters.dialects.deltas import AdapterDelta, deltas
 from nola_codec.adapters.dialects.formats import matching_names
 from nola_codec.api.decoding import read_adapter
 from nola_codec.errors import AdapterError
@@ -92,7 +92,7 @@ def compare(a: AnySource, b: AnySource) -> Comparison:
     )
 
 
-def _error(a: Delta, b: Delta) -> tuple[float, float, tuple[int, ...]]:
+def _error(a: AdapterDelta, b: AdapterDelta) -> tuple[float, float, tuple[int, ...]]:
     """Squared error, energy of a, shape."""
     one, two = a.product, b.product
     if one is not None and two is not None:
@@ -108,7 +108,7 @@ def _error(a: Delta, b: Delta) -> tuple[float, float, tuple[int, ...]]:
     return float(np.square(first - second).sum()), float(np.square(first).sum()), first.shape
 
 
-def _require_shape(delta: Delta, first: tuple[int, ...], second: tuple[int, ...]) -> None:
+def _require_shape(delta: AdapterDelta, first: tuple[int, ...], second: tuple[int, ...]) -> None:
     if first != second:
         raise AdapterError(f"delta shapes differ: {first} and {second}", code="shape", where=delta.name)
 

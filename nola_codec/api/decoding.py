@@ -9,15 +9,15 @@ from typing import Any
 from nola_codec import adapters
 from nola_codec.adapters import AnySource
 from nola_codec.adapters.dialects.formats import convert
-from nola_codec.adapters.files import read_json, require_free
 from nola_codec.api.merging import merge
-from nola_codec.api.modules import decoded_adapter
 from nola_codec.api.opened import DTYPES, check_rungs
 from nola_codec.arrays import NUMPY, arrays_on
 from nola_codec.container.reader import Source, open_container
+from nola_codec.decoder.adapters import decoded_adapter
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.encoder.options import Progress
-from nola_codec.model import Adapter
+from nola_codec.model.adapter import Adapter
+from nola_codec.progress import Progress
+from nola_codec.stores.files import read_json, require_free
 
 
 def decode(

@@ -9,31 +9,32 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from nola_codec.adapters.containers.safetensors_io import num_bytes
 from nola_codec.adapters.dialects import delta as dialect
 from nola_codec.adapters.dialects.delta import Pairing, Selection, Weights
-from nola_codec.adapters.files import atomic_file
-from nola_codec.adapters.models.checkpoint import WeightInfo
 from nola_codec.api.encoding import checked
+from nola_codec.array_types import Float32Array
+from nola_codec.checkpoints.checkpoint import WeightInfo
 from nola_codec.encoder.dense import SplitOptions, split
 from nola_codec.encoder.encode import encode_adapter
-from nola_codec.encoder.options import Progress
 from nola_codec.encoder.report import EncodeReport
 from nola_codec.errors import AdapterError, EncodeError
-from nola_codec.model import Adapter
+from nola_codec.model.adapter import Adapter
+from nola_codec.progress import Progress
+from nola_codec.stores.files import atomic_file
+from nola_codec.stores.safetensors_io import num_bytes
 
-Path_ = str | os.PathLike[str]
+AnyPath = str | os.PathLike[str]
 
 
-def encode_delta(tuned: Path_, base: Path_, out: Path_ | BinaryIO | None = None, **options: Any) -> EncodeReport:
+def encode_delta(tuned: AnyPath, base: AnyPath, out: AnyPath | BinaryIO | None = None, **options: Any) -> EncodeReport:
     """Encode what a training changed in a model; arguments and errors as of `encode_delta_bytes`."""
     return encode_delta_bytes(tuned, base, out, **options)[1]
 
 
 def encode_delta_bytes(
-    tuned: Path_,
-    base: Path_,
-    out: Path_ | BinaryIO | None = None,
+    tuned: AnyPath,
+    base: AnyPath,
+    out: AnyPath | BinaryIO | None = None,
     *,
     rank: int | None = None,
     energy: float | None = None,
@@ -110,7 +111,7 @@ def changed_weights(adapter: Adapter) -> list[str]:
 
 def _changes(
     mine: Weights, other: Weights, pairing: Pairing, progress: Progress | None
-) -> Iterator[tuple[str, str, dialect.Delta]]:
+) -> Iterator[tuple[str, str, Float32Array]]:
     for number, name in enumerate(pairing.compared):
         delta = dialect.difference(mine, other, name)
         if delta is not None:

@@ -12,14 +12,14 @@ from typing import Any, BinaryIO
 from nola_codec import adapters
 from nola_codec.adapters import AnySource
 from nola_codec.adapters.dialects import peft_config, peft_diagonals
-from nola_codec.adapters.files import atomic_file, require_free
 from nola_codec.adapters.sources import weights_in
 from nola_codec.encoder.encode import encode_adapter
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.report import EncodeReport
 from nola_codec.encoder.sizes import parse_size
 from nola_codec.errors import EncodeError
-from nola_codec.model import Adapter
+from nola_codec.model.adapter import Adapter
+from nola_codec.stores.files import atomic_file, require_free
 
 
 def encode(

@@ -10,7 +10,8 @@ from nola_codec.adapters.dialects import delta, parameters
 from nola_codec.basis import basis_by_id
 from nola_codec.container.reader import Source, open_container
 from nola_codec.entropy import CODECS
-from nola_codec.model import CodedRecord, Header
+from nola_codec.model.header import Header
+from nola_codec.model.records import CodedRecord
 from nola_codec.prng import generator_name
 
 

@@ -10,19 +10,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from nola_codec.adapters.files import require_free
-from nola_codec.adapters.models.checkpoint import WEIGHTS_NAME, Checkpoint
-from nola_codec.adapters.models.merged_model import MergeReport, OpenWeight, Undoing, check_places, merge_directory
-from nola_codec.adapters.models.merging import MergePlan, combine_plans
-from nola_codec.adapters.models.streaming import PIECE_BYTES, ChangeRows
-from nola_codec.adapters.models.undo import Index, decode_residual, encode_residual
-from nola_codec.adapters.models.unmerged_model import Restore, unmerge_directory
-from nola_codec.api.operands import MergeFile, Operand, Weighted, decode_file, fit
-from nola_codec.api.pipelines import is_pipeline, merge_pipeline
-from nola_codec.decoder.deltas import Delta, WeightedSum
-from nola_codec.decoder.rounding import add_bits, add_rows, subtract_bits, take_rows
-from nola_codec.encoder.options import Progress
+from nola_codec.checkpoints.checkpoint import WEIGHTS_NAME, Checkpoint
 from nola_codec.errors import AdapterError
+from nola_codec.merge.arithmetic.deltas import RowDelta, WeightedSum
+from nola_codec.merge.arithmetic.rounding import add_bits, add_rows, subtract_bits, take_rows
+from nola_codec.merge.merge_directory import MergeReport, OpenWeight, Undoing, check_places, merge_directory
+from nola_codec.merge.operands import MergeFile, Operand, Weighted, decode_file, fit
+from nola_codec.merge.pipelines import is_pipeline, merge_pipeline
+from nola_codec.merge.plan import MergePlan, combine_plans
+from nola_codec.merge.stream import PIECE_BYTES, ChangeRows
+from nola_codec.merge.undo import UndoIndex, decode_residual, encode_residual
+from nola_codec.merge.unmerge_directory import Restore, unmerge_directory
+from nola_codec.progress import Progress
+from nola_codec.stores.files import require_free
 
 
 def merge(
@@ -129,13 +129,13 @@ def _key(files: Iterable[MergeFile]) -> list[list[str]]:
     return [[*file.digests, float(file.weight).hex()] for file in files]
 
 
-def _total(operands: Sequence[Operand], name: str, shape: tuple[int, ...]) -> Delta:
+def _total(operands: Sequence[Operand], name: str, shape: tuple[int, ...]) -> RowDelta:
     """What all files together add to a weight."""
     found = [(operand.delta(name, shape), operand.weight) for operand in operands]
     return _weighted([(delta, weight) for delta, weight in found if delta is not None])
 
 
-def _weighted(terms: list[tuple[Delta, float]]) -> Delta:
+def _weighted(terms: list[tuple[RowDelta, float]]) -> RowDelta:
     return terms[0][0] if len(terms) == 1 and terms[0][1] == 1 else WeightedSum(terms)
 
 
@@ -203,7 +203,7 @@ def unmerge(
         OutputExists: `out` is there and `overwrite` is false.
     """
 
-    def open_restore(index: Index) -> Restore:
+    def open_restore(index: UndoIndex) -> Restore:
         decoded = [decode_file(source, rung, device) for source in sources]
         if _key(decoded) != index["adapters"]:
             message = "was merged with other files, rungs or weights, or in another order"

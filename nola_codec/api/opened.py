@@ -14,19 +14,19 @@ from nola_codec.adapters.dialects import delta as delta_dialect
 from nola_codec.adapters.dialects import parameters, peft_config, peft_diagonals
 from nola_codec.adapters.dialects.peft import factor_keys
 from nola_codec.adapters.dialects.peft_experts import is_expert
-from nola_codec.adapters.models.checkpoint import mismatch_message
-from nola_codec.api.diagonal import diagonal_delta, merge_diagonals
-from nola_codec.api.in_memory import find_in_model
-from nola_codec.api.modules import decoded_adapter, merge_target
-from nola_codec.api.operands import merge_file
 from nola_codec.arrays import NUMPY, Arrays, arrays_on
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.container.reader import Container, Source, open_container
+from nola_codec.decoder.adapters import decoded_adapter
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.decoder.factors import Factors
-from nola_codec.decoder.merge import delta_weight, merge_tensor
+from nola_codec.decoder.factors import DecodedFactors
 from nola_codec.errors import AdapterError, FormatError
-from nola_codec.model import Header
+from nola_codec.merge.arithmetic.sum import delta_weight, merge_tensor
+from nola_codec.merge.diagonal import diagonal_delta, merge_diagonals
+from nola_codec.merge.in_memory import find_in_model
+from nola_codec.merge.matching import merge_target, mismatch_message
+from nola_codec.merge.operands import merge_file
+from nola_codec.model.header import Header
 
 if TYPE_CHECKING:
     import torch
@@ -220,7 +220,7 @@ class NolaFile:
             self._decoder = Decoder(self._container, self._arrays())
         return self._decoder
 
-    def _decode(self, indexes: list[int] | None) -> Iterator[tuple[int, Factors]]:
+    def _decode(self, indexes: list[int] | None) -> Iterator[tuple[int, DecodedFactors]]:
         return self._opened().factors(indexes)
 
     def _tensor(self, array: Any) -> torch.Tensor:

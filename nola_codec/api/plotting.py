@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nola_codec.adapters.files import atomic_file, require_free
 from nola_codec.api.sweeping import SweepReport
 from nola_codec.errors import EncodeError
+from nola_codec.stores.files import atomic_file, require_free
 
 FORMATS = (".png", ".svg")
 

@@ -15,7 +15,7 @@ from nola_codec.basis import BASES, BasisKey
 from nola_codec.decoder.coefficients import Coefficients
 from nola_codec.decoder.decoder import FactorsDigest
 from nola_codec.decoder.factors import synthesize_records
-from nola_codec.model import LowRankKind, LowRankRecord
+from nola_codec.model.records import LowRankKind, LowRankRecord
 from nola_codec.prng import NAMES, PHILOX, SIGNS, THREEFRY, words
 
 _KNOWN_WORDS = {

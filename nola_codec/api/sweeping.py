@@ -12,13 +12,14 @@ from nola_codec.adapters import AnySource
 from nola_codec.api.encoding import require_least_squares, source_size
 from nola_codec.api.inspecting import inspect
 from nola_codec.encoder.encode import encode_adapter, prepared
-from nola_codec.encoder.options import EncodeOptions, Progress
+from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.sizes import parse_size
 from nola_codec.errors import EncodeError
 from nola_codec.fit.bank import Bank
-from nola_codec.model import Adapter
+from nola_codec.model.adapter import Adapter
 from nola_codec.peers.columns import component
 from nola_codec.peers.svd import svd_peers
+from nola_codec.progress import Progress
 
 _FIRST = 5000
 """Bytes where the default ladder begins, if the adapter is large enough and its names leave room."""

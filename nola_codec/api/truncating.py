@@ -6,12 +6,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from nola_codec.adapters.files import atomic_file, require_free
 from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.container.rungs import pruned
 from nola_codec.container.writer import assemble
 from nola_codec.encoder.sizes import parse_size
 from nola_codec.errors import EncodeError
+from nola_codec.stores.files import atomic_file, require_free
 
 
 @dataclass(frozen=True)

@@ -82,15 +82,15 @@ class Hadamard:
             coefficients.
         """
         n = int(vectors.shape[-1])
-        return Words(n, num_basis, keys, xp, _dtype(vectors)).project(vectors)
+        return HadamardTransform(n, num_basis, keys, xp, _dtype(vectors)).project(vectors)
 
 
 def synthesize_floats(values: Array, n: int, keys: tuple[BasisKey, ...], xp: Arrays) -> Array:
     """`Hadamard.synthesize` in the dtype of its input: exact for small integers, ordinary floats otherwise."""
-    return Words(n, int(values.shape[-1]), keys, xp, _dtype(values)).synthesize(values)
+    return HadamardTransform(n, int(values.shape[-1]), keys, xp, _dtype(values)).synthesize(values)
 
 
-class Words:
+class HadamardTransform:
     """What the generator has to do with a Hadamard basis, made once: signs, and the positions of the coefficients.
 
     A training goes back and forth through a basis thousands of times; this is one byte an element, not the basis.

@@ -8,7 +8,7 @@ import numpy as np
 
 from nola_codec.container import fields
 from nola_codec.container.limits import Limits
-from nola_codec.model import DTYPE_BYTES, DTYPES, Draw, DrawMethod
+from nola_codec.model.tensors import DTYPE_BYTES, DTYPES, Draw, DrawMethod
 
 _METHODS: tuple[DrawMethod, ...] = ("uniform", "uniform-fused", "ternary")
 _DIGITS = (24, 11, 8)

@@ -19,21 +19,19 @@ from nola_codec.container.quantizer_wire import (
     side_model_to_wire,
 )
 from nola_codec.errors import FormatError
-from nola_codec.model import (
+from nola_codec.model.header import Header, Rung, Section
+from nola_codec.model.quantizers import Quantizer
+from nola_codec.model.records import (
     CodedKind,
     CodedRecord,
     DrawnKind,
     DrawnRecord,
-    Header,
     Kind,
     LowRankKind,
     LowRankRecord,
-    Quantizer,
     RawKind,
     RawRecord,
     Record,
-    Rung,
-    Section,
     VectorKind,
     VectorRecord,
 )

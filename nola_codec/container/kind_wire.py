@@ -12,7 +12,9 @@ from nola_codec.basis import basis_by_id
 from nola_codec.container import fields
 from nola_codec.container.draw_wire import draw_from_wire, draw_to_wire
 from nola_codec.container.limits import Limits
-from nola_codec.model import DTYPE_BYTES, DTYPES, DrawnKind, Kind, Layout, LowRankKind, RawKind, VectorKind
+from nola_codec.model.adapter import Layout
+from nola_codec.model.records import DrawnKind, Kind, LowRankKind, RawKind, VectorKind
+from nola_codec.model.tensors import DTYPE_BYTES, DTYPES
 
 _LOWRANK, _RAW, _VECTOR, _DRAWN = 0, 1, 2, 3
 _LAYOUTS: tuple[Layout, ...] = ("linear", "conv", "embedding")

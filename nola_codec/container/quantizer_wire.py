@@ -8,7 +8,8 @@ from typing import Any
 
 from nola_codec.container import fields
 from nola_codec.entropy.rans import MAX_ALPHABET, TOTAL
-from nola_codec.model import Allocation, Codebook, Dependent, Quantizer, SymbolModel, Trellis
+from nola_codec.model.header import Allocation
+from nola_codec.model.quantizers import Codebook, Dependent, Quantizer, SymbolModel, Trellis
 from nola_codec.quant.codebooks import MAX_POINT, midrise, midtread, symmetric
 from nola_codec.quant.scales import MAX_WEIGHT_CODE
 from nola_codec.quant.trellis import TRELLISES

@@ -25,7 +25,8 @@ from nola_codec.container.units import UnitsReader
 from nola_codec.entropy import decode_many
 from nola_codec.entropy.frames import decompress
 from nola_codec.errors import AdapterError, ChecksumMismatch, FormatError, NolaError, expected
-from nola_codec.model import Header, RawTensor
+from nola_codec.model.header import Header
+from nola_codec.model.tensors import RawTensor
 
 Source = str | os.PathLike[str] | bytes | BinaryIO
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nola_codec.model import Allocation, Header
+from nola_codec.model.header import Allocation, Header
 
 
 def at_rung(header: Header, rung: int) -> Header:

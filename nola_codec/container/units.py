@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.errors import FormatError
-from nola_codec.model import Allocation, CodedKind, CodedRecord, Header, Runs
+from nola_codec.model.header import Allocation, Header
+from nola_codec.model.quantizers import Runs
+from nola_codec.model.records import CodedKind, CodedRecord
 from nola_codec.quant.scales import MAX_CODE, MIN_CODE, layer_weight
 
 START = 128

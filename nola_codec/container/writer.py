@@ -11,7 +11,7 @@ from nola_codec.container.header import pack_header
 from nola_codec.container.prelude import MAGIC, SIZE, Prelude, aligned
 from nola_codec.container.reader import header_dictionary
 from nola_codec.entropy.frames import compress
-from nola_codec.model import Header, Section
+from nola_codec.model.header import Header, Section
 
 
 def assemble(header: Header, sections: Sequence[tuple[int, bytes]]) -> bytes:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.array_types import SymbolArray
 from nola_codec.container.units import Allocations, Layer, coded_layers
 from nola_codec.entropy import decode_many
 from nola_codec.errors import FormatError
-from nola_codec.model import CodedRecord, Quantizer, Runs
+from nola_codec.model.quantizers import Quantizer, Runs
+from nola_codec.model.records import CodedRecord
 from nola_codec.quant.points import book_points
-
-Symbols = npt.NDArray[Any]
-
 
 _LARGEST = (1 << 31) - 1
 
@@ -48,7 +46,7 @@ def block_runs(
 
 
 def record_coefficients(
-    record: CodedRecord, symbols: Sequence[Symbols], quantizers: Sequence[Quantizer], allocations: Allocations
+    record: CodedRecord, symbols: Sequence[SymbolArray], quantizers: Sequence[Quantizer], allocations: Allocations
 ) -> Coefficients:
     """Coefficients of one record: the weighted sum of its layers.
 
@@ -65,7 +63,7 @@ def record_coefficients(
         vectors = record.kind.vectors(record.units)
         total = np.zeros((vectors, count), np.int32)
         bounds = np.zeros(vectors, np.int64)
-        gathered: dict[int, list[tuple[Layer, Symbols]]] = {}
+        gathered: dict[int, list[tuple[Layer, SymbolArray]]] = {}
         for rung, stream in enumerate(symbols):
             for layer in coded_layers(record, allocations, rung, side):
                 book = quantizers[layer.quantizer].codebook
@@ -90,8 +88,8 @@ def decode_symbols(
     quantizers: Sequence[Quantizer],
     allocations: Allocations,
     rung: int,
-) -> list[Symbols]:
-    """Symbols of all the blocks' records in one rung, in order; views of their blocks' arrays.
+) -> list[SymbolArray]:
+    """SymbolArray of all the blocks' records in one rung, in order; views of their blocks' arrays.
 
     Args:
         coded: (codec id, stored bytes) of each block.
@@ -108,7 +106,7 @@ def decode_symbols(
         Runs(np.concatenate([p.models for p in parts]), np.concatenate([p.lengths for p in parts])) for parts in each
     ]
     streams = decode_many(coded, runs, [q.model for q in quantizers])
-    results: list[Symbols] = []
+    results: list[SymbolArray] = []
     for parts, symbols in zip(each, streams, strict=True):
         ends = np.cumsum([part.total for part in parts])
         results += np.split(symbols, ends[:-1])

@@ -13,9 +13,10 @@ import numpy.typing as npt
 from nola_codec.arrays import Arrays
 from nola_codec.container.reader import Container
 from nola_codec.decoder.coefficients import decode_symbols, record_coefficients
-from nola_codec.decoder.factors import CHUNK_ELEMENTS, Decoded, Factors, Vector, synthesize_records
+from nola_codec.decoder.factors import CHUNK_ELEMENTS, Decoded, DecodedFactors, DecodedVector, synthesize_records
 from nola_codec.errors import ChecksumMismatch
-from nola_codec.model import CodedRecord, RawTensor
+from nola_codec.model.records import CodedRecord
+from nola_codec.model.tensors import RawTensor
 from nola_codec.parallel import parallel_map
 from nola_codec.prng.draws import drawn_tensor
 
@@ -41,17 +42,17 @@ class Decoder:
         self._allocations = [rung.allocation for rung in self.header.rungs]
         self._starts = np.cumsum([0, *self.header.blocks]).tolist()
 
-    def factors(self, indexes: Sequence[int] | None = None) -> Iterator[tuple[int, Factors]]:
+    def factors(self, indexes: Sequence[int] | None = None) -> Iterator[tuple[int, DecodedFactors]]:
         """`decoded` of low-rank records: of those asked for, or all."""
         wanted = range(len(self.header.lowrank)) if indexes is None else indexes
-        return ((index, item) for index, item in self.decoded(wanted) if isinstance(item, Factors))
+        return ((index, item) for index, item in self.decoded(wanted) if isinstance(item, DecodedFactors))
 
-    def vectors(self, names: Sequence[str] | None = None) -> Iterator[tuple[str, Vector]]:
+    def vectors(self, names: Sequence[str] | None = None) -> Iterator[tuple[str, DecodedVector]]:
         """`decoded` of vector records: (name, values) of those asked for, or all."""
         first, asked = len(self.header.lowrank), None if names is None else frozenset(names)
         wanted = [first + i for i, r in enumerate(self.header.vectors) if asked is None or r.name in asked]
         for index, item in self.decoded(wanted):
-            if isinstance(item, Vector):
+            if isinstance(item, DecodedVector):
                 yield self.header.coded[index].name, item
 
     def decoded(self, indexes: Sequence[int] | None = None) -> Iterator[tuple[int, Decoded]]:
@@ -92,7 +93,9 @@ class Decoder:
         for drawn in self.header.drawn:
             yield drawn.name, drawn_tensor(drawn.kind.draw)
 
-    def checked(self, progress: Callable[[int], None] | None = None) -> tuple[list[Factors], list[Vector]]:
+    def checked(
+        self, progress: Callable[[int], None] | None = None
+    ) -> tuple[list[DecodedFactors], list[DecodedVector]]:
         """All factors and all vectors, their digest compared with the one in the header.
 
         Raises:
@@ -100,11 +103,11 @@ class Decoder:
             FormatError: the file is damaged.
         """
         digest = FactorsDigest()
-        factors: list[Factors] = []
-        vectors: list[Vector] = []
+        factors: list[DecodedFactors] = []
+        vectors: list[DecodedVector] = []
         for index, item in self.decoded():
             digest.update(item, self.xp)
-            if isinstance(item, Factors):
+            if isinstance(item, DecodedFactors):
                 factors.append(item)
             else:
                 vectors.append(item)

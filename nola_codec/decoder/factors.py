@@ -15,7 +15,7 @@ from nola_codec.arrays import Array, Arrays
 from nola_codec.basis import BasisKey, basis_by_id, hadamard
 from nola_codec.decoder.coefficients import Coefficients
 from nola_codec.errors import FormatError
-from nola_codec.model import CodedKind, CodedRecord, LowRankKind, VectorKind
+from nola_codec.model.records import CodedKind, CodedRecord, LowRankKind, VectorKind
 from nola_codec.quant.scales import MAX_SHIFT, MIN_SHIFT, mantissa_and_shift
 
 CHUNK_ELEMENTS = 1 << 20
@@ -30,7 +30,7 @@ _PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
-class Factors:
+class DecodedFactors:
     """Decoded factors of one record.
 
     Attributes:
@@ -57,7 +57,7 @@ class Factors:
 
 
 @dataclass(frozen=True)
-class Vector:
+class DecodedVector:
     """Decoded values of one vector record.
 
     Attributes:
@@ -79,7 +79,7 @@ class Vector:
         return flat.reshape(tuple(self.values.shape))
 
 
-Decoded = Factors | Vector
+Decoded = DecodedFactors | DecodedVector
 """What a coded record decodes to."""
 
 
@@ -109,9 +109,9 @@ def synthesize_records(
     decoded: list[Decoded] = []
     for record, b, a in zip(records, sides[0], sides[1], strict=True):
         if isinstance(record.kind, LowRankKind):
-            decoded.append(Factors(b, a, (record.exponents[0], record.exponents[1])))
+            decoded.append(DecodedFactors(b, a, (record.exponents[0], record.exponents[1])))
         else:
-            decoded.append(Vector(b, (record.exponents[0],)))
+            decoded.append(DecodedVector(b, (record.exponents[0],)))
     return decoded
 
 

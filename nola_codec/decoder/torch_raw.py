@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from nola_codec.errors import AdapterError
-from nola_codec.model import RawTensor
+from nola_codec.model.tensors import RawTensor
 
 _TORCH_NAMES = {
     "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "I64": "int64", "I32": "int32",

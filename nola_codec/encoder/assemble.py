@@ -21,19 +21,10 @@ from nola_codec.decoder.factors import Decoded, synthesize_records
 from nola_codec.encoder.material import MadeOnDemand, Material, Survey, side_models
 from nola_codec.entropy import mixed, rans, raw, smallest
 from nola_codec.entropy.frames import compress
-from nola_codec.model import (
-    CodedRecord,
-    Draw,
-    DrawnKind,
-    DrawnRecord,
-    Header,
-    LowRankKind,
-    RawKind,
-    RawRecord,
-    RawTensor,
-    Rung,
-    SymbolModel,
-)
+from nola_codec.model.header import Header, Rung
+from nola_codec.model.quantizers import SymbolModel
+from nola_codec.model.records import CodedRecord, DrawnKind, DrawnRecord, LowRankKind, RawKind, RawRecord
+from nola_codec.model.tensors import Draw, RawTensor
 from nola_codec.parallel import parallel_map
 from nola_codec.quant.scales import fitting_exponent
 

@@ -12,8 +12,8 @@ from nola_codec.adapters.dialects import peft_diagonals
 from nola_codec.adapters.dialects.diagonals import Diagonals
 from nola_codec.adapters.dialects.lycoris import Composite, part_values
 from nola_codec.arrays import NUMPY
-from nola_codec.decoder.factors import Decoded, Factors
-from nola_codec.model import Adapter, Codable, LoraModule, VectorTensor
+from nola_codec.decoder.factors import Decoded, DecodedFactors
+from nola_codec.model.adapter import Adapter, Codable, LoraModule, VectorTensor
 
 
 class CompositeErrors:
@@ -105,7 +105,7 @@ class CompositeErrors:
 
 
 def _value(decoded: Decoded) -> npt.NDArray[np.float64]:
-    if isinstance(decoded, Factors):
+    if isinstance(decoded, DecodedFactors):
         lora_B, lora_A = decoded.float32(NUMPY)
         return np.asarray(lora_B.astype(np.float64) @ lora_A.astype(np.float64))
     return np.asarray(decoded.float32(NUMPY), np.float64)

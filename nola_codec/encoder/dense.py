@@ -6,15 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from nola_codec.adapters.dialects.delta import SUFFIX
+from nola_codec.array_types import Float32Array
 from nola_codec.errors import EncodeError
 from nola_codec.fit.truncated_svd import truncated_svd
-from nola_codec.model import LoraModule, VectorTensor
+from nola_codec.model.adapter import LoraModule, VectorTensor
 from nola_codec.spool import Arena
-
-Delta = npt.NDArray[np.float32]
 
 _SMALL = 4096
 """Elements up to which a tensor is coded as a vector alone."""
@@ -49,7 +47,7 @@ DEFAULT_RANK = 64
 
 
 def split(
-    deltas: Iterable[tuple[str, str, Delta]], options: SplitOptions
+    deltas: Iterable[tuple[str, str, Float32Array]], options: SplitOptions
 ) -> tuple[tuple[LoraModule, ...], tuple[VectorTensor, ...]]:
     """Modules and vectors of changed weights.
 
@@ -72,7 +70,7 @@ def split(
     return tuple(modules), tuple(vectors)
 
 
-def _low_rank(name: str, dtype: str, delta: Delta, number: int, options: SplitOptions) -> LoraModule | None:
+def _low_rank(name: str, dtype: str, delta: Float32Array, number: int, options: SplitOptions) -> LoraModule | None:
     """Its strong components; None for what is no matrix, or too small to gain by it."""
     rank = DEFAULT_RANK if options.rank is None and options.energy is None else options.rank
     if delta.ndim < 2 or (delta.ndim == 3 and delta.shape[-1] > _KERNEL) or delta.size <= _SMALL or rank == 0:

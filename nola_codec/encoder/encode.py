@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.array_types import Float64Array
 from nola_codec.arrays import NUMPY
 from nola_codec.basis import NAMES as BASIS_NAMES
 from nola_codec.container.names import natural_key
 from nola_codec.container.reader import open_container
-from nola_codec.decoder.factors import Decoded, Factors
-from nola_codec.decoder.factors import Vector as DecodedVector
+from nola_codec.decoder.factors import Decoded, DecodedFactors, DecodedVector
 from nola_codec.encoder.assemble import Envelope, code_parts, pack_raw, write_parts
 from nola_codec.encoder.composites import CompositeErrors
 from nola_codec.encoder.importance import match_importance
@@ -33,14 +33,13 @@ from nola_codec.fit.allocation import OBJECTIVES
 from nola_codec.fit.bank import Bank, build_bank
 from nola_codec.fit.canonical import delta_energy, squared_error, squared_norm, vector_error
 from nola_codec.fit.weighting import Moments, activation_errors, in_order
-from nola_codec.model import Adapter, Codable, LoraModule, VectorTensor
+from nola_codec.model.adapter import Adapter, Codable, LoraModule, VectorTensor
 from nola_codec.prng import NAMES as GENERATOR_NAMES
 from nola_codec.version import __version__
 
 _ATTEMPTS = 6
 _TRAINED_SHARE, _TRAINED_BYTES = 0.995, 40
 """Of a size, what a file to be trained is planned for: less by what its amplitudes and losses may take more."""
-Vector = npt.NDArray[np.float64]
 
 
 class _Clock:
@@ -71,10 +70,10 @@ class _Coded:
     data: bytes
     material: Material
     rungs: tuple[dict[str, float], ...]
-    squared_errors: Vector
-    effective_errors: Vector | None = None
-    activations: Vector | None = None
-    weights: Vector | None = None
+    squared_errors: Float64Array
+    effective_errors: Float64Array | None = None
+    activations: Float64Array | None = None
+    weights: Float64Array | None = None
 
 
 def encode_adapter(
@@ -196,7 +195,7 @@ def _spread(
     options: EncodeOptions,
     envelope: Envelope,
     raw_sections: Sequence[tuple[int, bytes]],
-    energies: Vector,
+    energies: Float64Array,
     composites: CompositeErrors,
     parameters: int,
     clock: _Clock,
@@ -261,13 +260,13 @@ def _drafted(
     options: EncodeOptions,
     envelope: Envelope,
     raw_sections: Sequence[tuple[int, bytes]],
-    energies: Vector,
+    energies: Float64Array,
     aim: float,
     limit: int,
     tuner: Once | None,
     clock: _Clock,
     bank: Bank | None,
-) -> tuple[Draft, list[Vector] | None, Vector]:
+) -> tuple[Draft, list[Float64Array] | None, Float64Array]:
     """The draft that reaches `aim`, the records' effective errors at each rung, and the weights these are shares of.
 
     A trained draft has no such errors: it was not made to be near the adapter. It keeps to `limit` by itself.
@@ -298,7 +297,7 @@ def _project(
     options: EncodeOptions,
     envelope: Envelope,
     raw_sections: Sequence[tuple[int, bytes]],
-    energies: Vector,
+    energies: Float64Array,
     composites: CompositeErrors,
     clock: _Clock,
 ) -> _Coded:
@@ -326,11 +325,11 @@ def _finish(
     options: EncodeOptions,
     envelope: Envelope,
     raw_sections: Sequence[tuple[int, bytes]],
-    energies: Vector,
+    energies: Float64Array,
     composites: CompositeErrors,
-    effective: Sequence[Vector] | None,
+    effective: Sequence[Float64Array] | None,
     clock: _Clock,
-    weights: Vector | None = None,
+    weights: Float64Array | None = None,
 ) -> _Coded:
     """Entropy-code, decode, and measure what was lost; the losses of each rung go into the header."""
     errors = np.zeros((len(material.ladder), len(items)))
@@ -341,7 +340,7 @@ def _finish(
 
     def measure(rung: int, index: int, decoded: Decoded) -> None:
         item = items[index]
-        if options.tuner is not None and isinstance(decoded, Factors):
+        if options.tuner is not None and isinstance(decoded, DecodedFactors):
             factors[item.name] = decoded.float32(NUMPY)
         with clock.stage("measuring"):
             if index in composites:
@@ -349,7 +348,7 @@ def _finish(
                 if found is not None:
                     errors[rung, found[0]] = found[1]
                 return
-            if isinstance(item, LoraModule) and isinstance(decoded, Factors):
+            if isinstance(item, LoraModule) and isinstance(decoded, DecodedFactors):
                 lora_B, lora_A = decoded.float32(NUMPY)
                 lost = squared_error(item.lora_B, item.lora_A, lora_B, lora_A)
                 if moments is not None and activations is not None:
@@ -387,7 +386,7 @@ def _moments(items: Sequence[Codable], options: EncodeOptions) -> list[Moments] 
     return None if options.weighting is None else in_order(modules, options.weighting)
 
 
-def _share(lost_and_energy: Vector) -> float:
+def _share(lost_and_energy: Float64Array) -> float:
     lost, energy = lost_and_energy.reshape(2, -1).sum(axis=1)
     return float(lost / energy) if energy else 0.0
 
@@ -405,7 +404,7 @@ def _tell(options: EncodeOptions, stage: str, done: int, total: int) -> None:
         options.progress(stage, done, total)
 
 
-def _tensor_reports(items: Sequence[Codable], energies: Vector, coded: _Coded) -> tuple[TensorReport, ...]:
+def _tensor_reports(items: Sequence[Codable], energies: Float64Array, coded: _Coded) -> tuple[TensorReport, ...]:
     reports = []
     for index, (item, record) in enumerate(zip(items, coded.material.records, strict=True)):
         energy = float(energies[index])

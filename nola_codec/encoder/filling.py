@@ -9,13 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from nola_codec.array_types import Float64Array, Int64Array
 from nola_codec.fit.allocation import Plan, coder_class, ladder, precision_shift
 from nola_codec.fit.bank import Bank
-
-Vector = npt.NDArray[np.float64]
-Index = npt.NDArray[np.int64]
 
 _REACH = 4
 """Precisions that a unit may be moved by."""
@@ -31,10 +28,10 @@ class Moves:
         bits, error: float64: change of the file's bits and of the objective's error.
     """
 
-    unit: Index
-    nudge: Index
-    bits: Vector
-    error: Vector
+    unit: Int64Array
+    nudge: Int64Array
+    bits: Float64Array
+    error: Float64Array
 
 
 def moves(bank: Bank, plan: Plan) -> Moves:
@@ -55,7 +52,7 @@ def moves(bank: Bank, plan: Plan) -> Moves:
     return Moves(plan.kept[position], row - _REACH, bits[row, position], error[row, position])
 
 
-def fill(bank: Bank, plan: Plan, *, bits: float = 0.0, error: float = 0.0) -> Index:
+def fill(bank: Bank, plan: Plan, *, bits: float = 0.0, error: float = 0.0) -> Int64Array:
     """Nudges (units,) that use up spare bits for the most error, or spare error for the most bits; 0 where none."""
     possible = moves(bank, plan)
     if bits > 0:

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.adapters.containers.safetensors_io import SafetensorsFile
 from nola_codec.adapters.dialects.peft import module_path
-from nola_codec.adapters.dtypes import FLOAT_DTYPES, to_float64
-from nola_codec.adapters.files import read_json
 from nola_codec.errors import AdapterError, EncodeError
+from nola_codec.stores.dtypes import FLOAT_DTYPES, to_float64
+from nola_codec.stores.files import read_json
+from nola_codec.stores.safetensors_io import SafetensorsFile
 
 _SHOWN = 5
 

@@ -4,36 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.array_types import SymbolArray
 from nola_codec.container.units import Allocations
 from nola_codec.decoder.coefficients import record_runs
 from nola_codec.entropy import rans
-from nola_codec.model import CodedRecord, Quantizer, SymbolModel
-
-Symbols = npt.NDArray[Any]
+from nola_codec.model.quantizers import Quantizer, SymbolModel
+from nola_codec.model.records import CodedRecord
 
 BLOCK_BYTES = 104 << 10
 """Coded size at which a block is closed: a reader of one tensor reads no more than its block."""
 
 
-class MadeOnDemand(Sequence[Symbols]):
+class MadeOnDemand(Sequence[SymbolArray]):
     """Arrays that are made when asked for: a copy of all symbols would double the encoder's memory."""
 
-    def __init__(self, count: int, make: Callable[[int], Symbols]) -> None:
+    def __init__(self, count: int, make: Callable[[int], SymbolArray]) -> None:
         self._count, self._make = count, make
 
     def __len__(self) -> int:
         return self._count
 
     @overload
-    def __getitem__(self, index: int) -> Symbols: ...
+    def __getitem__(self, index: int) -> SymbolArray: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Symbols]: ...
-    def __getitem__(self, index: int | slice) -> Symbols | Sequence[Symbols]:
+    def __getitem__(self, index: slice) -> Sequence[SymbolArray]: ...
+    def __getitem__(self, index: int | slice) -> SymbolArray | Sequence[SymbolArray]:
         if isinstance(index, slice):
             return [self._make(i) for i in range(*index.indices(self._count))]
         if not 0 <= index < self._count:
@@ -56,7 +56,7 @@ class Material:
     """
 
     ladder: tuple[tuple[CodedRecord, ...], ...]
-    symbols: tuple[Sequence[Symbols], ...]
+    symbols: tuple[Sequence[SymbolArray], ...]
     squares: tuple[tuple[npt.NDArray[np.float64], ...], ...]
     quantizers: tuple[Quantizer, ...]
     allocations: Allocations

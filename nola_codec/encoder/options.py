@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,12 +12,10 @@ from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import OBJECTIVES
 from nola_codec.fit.weighting import Moments
 from nola_codec.prng import NAMES as GENERATOR_NAMES
+from nola_codec.progress import Progress
 
 if TYPE_CHECKING:
     from nola_codec.encoder.tuning import Tuner
-
-Progress = Callable[[str, int, int], None]
-"""Called as (stage, done, total)."""
 
 DEFAULT_ERROR = 0.02
 """Effective error of an encode with no rate option."""

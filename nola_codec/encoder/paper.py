@@ -8,27 +8,17 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.adapters.dtypes import coded_dtype
 from nola_codec.basis import BasisKey, basis_by_id
 from nola_codec.container.names import split_name
 from nola_codec.container.units import START
 from nola_codec.encoder.material import Material
 from nola_codec.fit.projection import FactorBasis, fit_projection, fit_vector
-from nola_codec.model import (
-    Codable,
-    Codebook,
-    CodedKind,
-    CodedRecord,
-    LoraModule,
-    LowRankKind,
-    LowRankRecord,
-    Quantizer,
-    VectorKind,
-    VectorRecord,
-    VectorTensor,
-)
+from nola_codec.model.adapter import Codable, LoraModule, VectorTensor
+from nola_codec.model.quantizers import Codebook, Quantizer
+from nola_codec.model.records import CodedKind, CodedRecord, LowRankKind, LowRankRecord, VectorKind, VectorRecord
 from nola_codec.quant.codebooks import lloyd_max, midrise, midtread
 from nola_codec.quant.scales import nearest_code
+from nola_codec.stores.dtypes import coded_dtype
 
 SLOPE = 4
 """A precision is an eighth of an octave, a factor's amplitude code a thirty-second."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.array_types import Float64Array, Int64Array
 from nola_codec.encoder.assemble import Envelope, estimate_bytes
 from nola_codec.encoder.filling import fill
 from nola_codec.encoder.material import Material, Survey, survey
@@ -20,7 +21,7 @@ from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import NOISE_CAP, PRECISION_STEPS, TAMER, Grain, Objective, Plan, make_plan
 from nola_codec.fit.bank import Bank
 from nola_codec.fit.quantize import Quantized, Workspace, coded_nmse, quantize
-from nola_codec.model import Codable
+from nola_codec.model.adapter import Codable
 
 _DRAFTS = 7
 _SLACK = 0.004
@@ -31,8 +32,6 @@ _FINE_BYTES = 40_000
 """Coefficients' bytes from which all quantizers are offered."""
 _NARROW = 2e-3
 """Width of a bracket of log2 lambda at which the hunt ends."""
-Vector = npt.NDArray[np.float64]
-Index = npt.NDArray[np.int64]
 RUNGS = 4
 """Most rungs of a ladder that is not told how many to have."""
 SMALLEST_RUNG = 5000
@@ -71,7 +70,7 @@ class Search:
     steps: tuple[int, ...] = (0,)
     workspace: Workspace = field(default_factory=Workspace)
 
-    def draft(self, lagrangian: float, nudges: Index | None = None) -> Draft:
+    def draft(self, lagrangian: float, nudges: Int64Array | None = None) -> Draft:
         """Quantize at a lambda and estimate size and error."""
         plan = make_plan(self.bank, self.objectives, lagrangian, self.steps, nudges)
         return self.laid_out(plan, quantize(self.bank, plan, self.basis, self.workspace))
@@ -309,11 +308,11 @@ class Search:
                 high = middle
         return float(2.0 ** ((low + high) / 2))
 
-    def weights(self) -> Vector:
+    def weights(self) -> Float64Array:
         """Weight of each record in the objective, (records,): its energy unless it is weighted otherwise."""
         return np.bincount(self.bank.record, self.bank.strength**2, minlength=len(self.items)).astype(np.float64)
 
-    def effective_errors(self, draft: Draft, weights: Vector) -> list[Vector] | None:
+    def effective_errors(self, draft: Draft, weights: Float64Array) -> list[Float64Array] | None:
         """Effective error of each record at each rung, in the units of its weight; None where NMSE is the objective."""
         if self.objectives[-1].name == "nmse":
             return None
@@ -327,7 +326,7 @@ class Search:
             errors.append(np.maximum(weights - survived, 0.0))
         return errors
 
-    def _share(self, quantized: Quantized, material: Material, rung: int) -> Vector:
+    def _share(self, quantized: Quantized, material: Material, rung: int) -> Float64Array:
         """Share of each kept unit's energy that survives at a rung, with its amplitude as rounded."""
         ratio = np.exp2((self._amplitudes(quantized, material, rung) - quantized.amplitude[rung]) / 16)
         share = np.prod(quantized.survival[rung], axis=0) * (2 * ratio - ratio**2)

@@ -8,30 +8,19 @@ from functools import partial
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
-from nola_codec.adapters.dtypes import coded_dtype
+from nola_codec.array_types import Float64Array, Int64Array, SymbolArray
 from nola_codec.basis import basis_by_id
 from nola_codec.container.names import split_name
-from nola_codec.encoder.material import MadeOnDemand, Material, Symbols
+from nola_codec.encoder.material import MadeOnDemand, Material
 from nola_codec.fit.allocation import P_LOW, Plan, coder_class, ladder, precision_shift, precision_shifts
 from nola_codec.fit.bank import Bank, roles_of
 from nola_codec.fit.quantize import Quantized
-from nola_codec.model import (
-    Allocation,
-    Codable,
-    CodedKind,
-    CodedRecord,
-    LoraModule,
-    LowRankKind,
-    LowRankRecord,
-    VectorKind,
-    VectorRecord,
-)
+from nola_codec.model.adapter import Codable, LoraModule
+from nola_codec.model.header import Allocation
+from nola_codec.model.records import CodedKind, CodedRecord, LowRankKind, LowRankRecord, VectorKind, VectorRecord
 from nola_codec.quant.scales import MAX_CODE, MIN_CODE
-
-Index = npt.NDArray[np.int64]
-Vector = npt.NDArray[np.float64]
+from nola_codec.stores.dtypes import coded_dtype
 
 _GAP = 127
 """Widest difference from a prediction that a units section can say."""
@@ -82,21 +71,21 @@ def spread(
     )
 
 
-def units_of_records(quantized: Quantized, bank: Bank, records: int) -> list[Index]:
+def units_of_records(quantized: Quantized, bank: Bank, records: int) -> list[Int64Array]:
     """Positions of the kept units of each record: those that come in first, and of these the strongest, first."""
     order = np.lexsort((bank.component[quantized.kept], quantized.entry, bank.record[quantized.kept]))
     bounds = np.searchsorted(bank.record[quantized.kept][order], np.arange(records + 1))
     return [order[a:b] for a, b in pairwise(bounds)]
 
 
-def _record(name: str, kind: CodedKind, stream: int, *units: Index) -> CodedRecord:
+def _record(name: str, kind: CodedKind, stream: int, *units: Int64Array) -> CodedRecord:
     if isinstance(kind, LowRankKind):
         return LowRankRecord(name, kind, stream, (0, 0), *units)
     return VectorRecord(name, kind, stream, (0,), *units)
 
 
-def _symbols(bank: Bank, quantized: Quantized, own: Sequence[Index], rung: int, index: int) -> Symbols:
-    """Symbols of one record in one rung's block, in the order of `coded_layers`."""
+def _symbols(bank: Bank, quantized: Quantized, own: Sequence[Int64Array], rung: int, index: int) -> SymbolArray:
+    """SymbolArray of one record in one rung's block, in the order of `coded_layers`."""
     parts = []
     for side in (0, 1):
         for unit in own[index].tolist():
@@ -168,7 +157,7 @@ class _Tables:
             changes = [low + i for i in range(1, len(inside)) if (chains[inside[i]] != chains[inside[i - 1]]).any()]
             self.starts.append([low, *changes])
 
-    def entry(self, side: int) -> tuple[Index, Index]:
+    def entry(self, side: int) -> tuple[Int64Array, Int64Array]:
         """(table, entry) of each kept unit."""
         entries = np.zeros(self.place.shape[1], np.int64)
         for number, starts in enumerate(self.starts):
@@ -203,7 +192,7 @@ class _Tables:
 
 def _predict(
     quantized: Quantized, bank: Bank, kinds: Sequence[CodedKind], tables: _Tables
-) -> tuple[int, dict[CodedKind, int], Index, dict[tuple[int, int, int], int]]:
+) -> tuple[int, dict[CodedKind, int], Int64Array, dict[tuple[int, int, int], int]]:
     """Slope, constant of each kind, rounded amplitudes (rungs, kept), offsets of lora_B's entries by rung."""
     numbers = {kind: i for i, kind in enumerate(dict.fromkeys(kinds))}
     family = np.array([numbers[k] for k in kinds], np.int64)[bank.record[quantized.kept]]
@@ -231,12 +220,12 @@ def _predict(
 
 
 def _fit_first(
-    quantized: Quantized, family: Index, ids: Index, families: int, entries: int
-) -> tuple[int, Index, Index]:
+    quantized: Quantized, family: Int64Array, ids: Int64Array, families: int, entries: int
+) -> tuple[int, Int64Array, Int64Array]:
     """Slope, constants and offsets that best predict the amplitudes with which units come in, at whatever rung."""
     exact, precision = quantized.amplitude[quantized.entry, np.arange(len(ids))], quantized.precision
     own, pair = family, ids
-    best: tuple[float, int, Index, Index] | None = None
+    best: tuple[float, int, Int64Array, Int64Array] | None = None
     for slope in (2, 0, -2):
         rest = exact - slope * precision
         constants, offsets = np.zeros(families), np.zeros(entries)
@@ -251,5 +240,5 @@ def _fit_first(
     return best[1:]
 
 
-def _medians(values: Vector, groups: Index, count: int) -> Vector:
+def _medians(values: Float64Array, groups: Int64Array, count: int) -> Float64Array:
     return np.array([np.median(values[groups == g]) if (groups == g).any() else 0.0 for g in range(count)])

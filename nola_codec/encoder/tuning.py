@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.array_types import Float64Array
 from nola_codec.basis import basis_by_id
 from nola_codec.encoder.report import TaskReport
 from nola_codec.encoder.search import Draft, Search
@@ -20,15 +21,14 @@ from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import Plan
 from nola_codec.fit.bank import Bank
 from nola_codec.fit.quantize import Quantized, Workspace, quantize
-from nola_codec.model import Codable
+from nola_codec.model.adapter import Codable
 
-Vector = npt.NDArray[np.float64]
-Factors = Mapping[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
+FactorPairs = Mapping[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
 """(lora_B (out, r), lora_A (r, in)) by module name."""
 
 
 @dataclass(frozen=True)
-class Start:
+class TuningStart:
     """The weight-space code that tuning starts from.
 
     Attributes:
@@ -60,16 +60,16 @@ class Moved:
     """
 
     bank: Bank
-    size: Vector
+    size: Float64Array
 
 
 class Tuner(Protocol):
     """What `EncodeOptions.tuner` offers."""
 
-    def tune(self, start: Start) -> Moved:
+    def tune(self, start: TuningStart) -> Moved:
         """Train the coefficients, quantization in the loop."""
 
-    def measure(self, factors: Factors) -> float:
+    def measure(self, factors: FactorPairs) -> float:
         """Held-out loss of a decoded file."""
 
     def report(self) -> TaskReport:
@@ -83,7 +83,7 @@ class Once:
         self._tuner = tuner
         self._moved: Moved | None = None
 
-    def tune(self, start: Start) -> Moved:
+    def tune(self, start: TuningStart) -> Moved:
         """The first answer, again and again."""
         if self._moved is None:
             self._moved = self._tuner.tune(start)
@@ -106,7 +106,7 @@ def tuned(search: Search, draft: Draft, tuner: Once, limit: int | None) -> Draft
         EncodeError: ``unreachable``: nothing is left to leave out.
     """
     envelope = search.envelope
-    start = Start(
+    start = TuningStart(
         search.items, search.streams, search.bank, draft.plan, draft.quantized, search.basis, envelope.generator,
         envelope.seed,
     )  # fmt: skip
@@ -122,24 +122,24 @@ def tuned(search: Search, draft: Draft, tuner: Once, limit: int | None) -> Draft
     raise EncodeError(f"{limit} bytes do not hold one trained component", code="unreachable")
 
 
-def amplitudes(moved: Moved, made: Quantized, basis: int) -> Vector:
+def amplitudes(moved: Moved, made: Quantized, basis: int) -> Float64Array:
     """Amplitudes (kept,) in sixteenths of an octave that give the kept components their sizes."""
     return np.asarray(16 * np.log2(np.maximum(moved.size[made.kept], 1e-30) / norms(moved.bank, made, basis)))
 
 
-def sizes(bank: Bank, made: Quantized, basis: int) -> Vector:
+def sizes(bank: Bank, made: Quantized, basis: int) -> Float64Array:
     """Norms of the kept components as a code has them, (kept,): the inverse of `amplitudes`."""
     return np.asarray(np.exp2(made.amplitude[0] / 16) * norms(bank, made, basis))
 
 
-def norms(bank: Bank, made: Quantized, basis: int) -> Vector:
+def norms(bank: Bank, made: Quantized, basis: int) -> Float64Array:
     """Norms of the kept components before their amplitudes, (kept,)."""
     lengths = bank.lengths[:, made.kept]
     norm2 = np.array([[basis_by_id(basis).norm2(int(n)) if n else 1.0 for n in side] for side in lengths])
     return np.asarray(np.sqrt(norm2.reshape(2, -1) * np.maximum(made.squares[0], 1e-30)).prod(axis=0))
 
 
-def without_weakest(plan: Plan, size: Vector, count: int) -> Plan:
+def without_weakest(plan: Plan, size: Float64Array, count: int) -> Plan:
     """The plan of one rung without `count` components, those of the smallest size."""
     order = np.argsort(size[plan.kept], kind="stable")
     stay = np.sort(order[count:])

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from nola_codec.entropy import mixed, raw, zstd
 from nola_codec.errors import FormatError, expected
-from nola_codec.model import Runs, SymbolModel
+from nola_codec.model.quantizers import Runs, SymbolModel
 
 
 class Codec(Protocol):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from nola_codec.entropy import rans, raw
 from nola_codec.errors import FormatError, expected
-from nola_codec.model import Runs, SymbolModel
+from nola_codec.model.quantizers import Runs, SymbolModel
 
 id = 2
 name = "rans"

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.errors import FormatError, expected
-from nola_codec.model import Runs, SymbolModel
+from nola_codec.model.quantizers import Runs, SymbolModel
 
 PROBABILITY_BITS = 12
 TOTAL = 1 << PROBABILITY_BITS

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from nola_codec.entropy.streams import by_model, scatter_by_model, width_of
 from nola_codec.errors import FormatError, expected
-from nola_codec.model import Runs, SymbolModel
+from nola_codec.model.quantizers import Runs, SymbolModel
 from nola_codec.quant.packing import pack, packed_size, padding_bits, unpack
 
 id = 0

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.errors import FormatError, expected
-from nola_codec.model import Runs, SymbolModel
+from nola_codec.model.quantizers import Runs, SymbolModel
 
 
 def width_of(model: SymbolModel) -> int:

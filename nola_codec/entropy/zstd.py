@@ -15,7 +15,7 @@ from nola_codec.entropy.frames import compress, decompress
 from nola_codec.entropy.raw import sorted_counts
 from nola_codec.entropy.streams import by_model, scatter_by_model, width_of
 from nola_codec.errors import FormatError
-from nola_codec.model import Runs, SymbolModel
+from nola_codec.model.quantizers import Runs, SymbolModel
 from nola_codec.quant.packing import pack, packed_size, padding_bits, unpack
 
 id = 1

@@ -14,14 +14,12 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from nola_codec.array_types import Float64Array, Int64Array
 from nola_codec.fit.bank import DENSE, Bank
 from nola_codec.fit.coders import SCALAR_ONLY, DependentCoder, ScalarCoder, coders, serves, stride_limit
 from nola_codec.fit.weighted_plan import best_precisions, survival_of
 
-Vector = npt.NDArray[np.float64]
-Index = npt.NDArray[np.int64]
 Grain = Literal["fine", "coarse", "scalar"]
 
 PRECISION_STEPS = 8
@@ -50,11 +48,15 @@ class Objective:
     gamma: tuple[float, float, float, float]
     grain: Grain = "fine"
 
-    def survival(self, cosine2: Vector, role: int | Index, tolerance: Vector | float = 1.0) -> Vector:
+    def survival(
+        self, cosine2: Float64Array, role: int | Int64Array, tolerance: Float64Array | float = 1.0
+    ) -> Float64Array:
         """A of the module's docstring; `tolerance` is a factor on gamma."""
         return survival_of(cosine2, np.array(self.gamma)[role] * tolerance)
 
-    def gain(self, cosine2: Vector, role: int | Index, tolerance: Vector | float = 1.0) -> Vector:
+    def gain(
+        self, cosine2: Float64Array, role: int | Int64Array, tolerance: Float64Array | float = 1.0
+    ) -> Float64Array:
         """t of the module's docstring."""
         return np.asarray(1 / (cosine2 + (1 - cosine2) / (np.array(self.gamma)[role] * tolerance)))
 
@@ -84,12 +86,12 @@ class Ladder:
         rate: float64 (rungs, precisions): bits a coefficient of the layer.
     """
 
-    coder: Index
-    cosine2: Vector
-    survival: Vector
-    rate: Vector
+    coder: Int64Array
+    cosine2: Float64Array
+    survival: Float64Array
+    rate: Float64Array
 
-    def at(self, precision: Index) -> Index:
+    def at(self, precision: Int64Array) -> Int64Array:
         """Positions in the arrays of integer precisions."""
         return np.clip(precision - P_LOW, 0, self.coder.shape[1] - 1)
 
@@ -116,7 +118,7 @@ def ladder(objectives: tuple[Objective, ...], role: int, stride: int, steps: tup
     index = np.array([-1, *usable])
     grid = np.arange(P_LOW, P_HIGH)
     distortion = np.ones(len(grid))
-    rows: list[tuple[Index, Vector, Vector, Vector]] = []
+    rows: list[tuple[Int64Array, Float64Array, Float64Array, Float64Array]] = []
     for objective, step in zip(objectives, steps, strict=True):
         reached = 1 - distortion[:, None] * left[None, :]
         value = objective.survival(reached, role) * (2.0 ** ((grid + step) / (PRECISION_STEPS / 2)))[:, None]
@@ -146,13 +148,13 @@ class Plan:
     objectives: tuple[Objective, ...]
     lagrangian: float
     steps: tuple[int, ...]
-    kept: Index
-    entry: Index
-    precision: Index
-    coder: Index
-    survival: Vector
-    noise: Vector
-    bits: Vector
+    kept: Int64Array
+    entry: Int64Array
+    precision: Int64Array
+    coder: Int64Array
+    survival: Float64Array
+    noise: Float64Array
+    bits: Float64Array
 
 
 def coder_class(role: int, length: int) -> int:
@@ -168,7 +170,7 @@ def precision_shift(length: int) -> int:
     return int(precision_shifts(np.array([length]))[0])
 
 
-def precision_shifts(lengths: Index) -> Index:
+def precision_shifts(lengths: Int64Array) -> Int64Array:
     """`precision_shift` of many lengths."""
     return -_BIAS - np.rint(PRECISION_STEPS / 2 * np.log2(lengths)).astype(np.int64)
 
@@ -178,7 +180,7 @@ def make_plan(
     objectives: tuple[Objective, ...],
     lagrangian: float,
     steps: tuple[int, ...] = (0,),
-    nudges: Index | None = None,
+    nudges: Int64Array | None = None,
 ) -> Plan:
     """Choose precision and coders of every unit.
 
@@ -248,8 +250,8 @@ def make_plan(
 
 
 def _borne(
-    bank: Bank, tolerance: Vector, objectives: tuple[Objective, ...], lagrangian: float, steps: tuple[int, ...]
-) -> Vector:
+    bank: Bank, tolerance: Float64Array, objectives: tuple[Objective, ...], lagrangian: float, steps: tuple[int, ...]
+) -> Float64Array:
     """Precisions of units that bear noise unequally, best at the last rung, without the bias, float64 (units,)."""
     grid = np.arange(-_BIAS, 256 - _BIAS, dtype=np.int64)
     result = np.empty(bank.units)

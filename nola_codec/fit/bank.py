@@ -11,17 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.array_types import Float64Array, Int64Array
 from nola_codec.arrays import NUMPY
 from nola_codec.basis import BasisKey, basis_by_id
 from nola_codec.fit.canonical import Components, canonical, squared_norm
 from nola_codec.fit.weighting import Moments, component_figures, weigh
-from nola_codec.model import Codable, LoraModule, VectorTensor
+from nola_codec.model.adapter import Codable, LoraModule, VectorTensor
 from nola_codec.parallel import parallel_map
 from nola_codec.spool import spooled
 
 FloatArray = npt.NDArray[np.float32]
-Vector = npt.NDArray[np.float64]
-Index = npt.NDArray[np.int64]
 
 LORA_B, LORA_A, DENSE, PLAIN = range(4)
 """What a vector is: a column of lora_B, a row of lora_A, a tensor of two dimensions or more, or one of fewer."""
@@ -46,23 +45,23 @@ class Bank:
         tolerance: float64 (2, units): factors on the objective's gammas; None where all are 1.
     """
 
-    record: Index
-    component: Index
-    strength: Vector
-    singular: Vector
-    lengths: Index
-    roles: Index
-    rows: Index
+    record: Int64Array
+    component: Int64Array
+    strength: Float64Array
+    singular: Float64Array
+    lengths: Int64Array
+    roles: Int64Array
+    rows: Int64Array
     most: int
     matrices: tuple[dict[int, FloatArray], dict[int, FloatArray]]
-    tolerance: Vector | None = None
-    energy: Vector | None = None
+    tolerance: Float64Array | None = None
+    energy: Float64Array | None = None
 
     @property
     def units(self) -> int:
         return len(self.record)
 
-    def groups(self, side: int, units: Index) -> Iterator[tuple[int, int, Index]]:
+    def groups(self, side: int, units: Int64Array) -> Iterator[tuple[int, int, Int64Array]]:
         """(role, length, positions among `units`) of the units' vectors on a side, by role and length."""
         roles, lengths = self.roles[side, units], self.lengths[side, units]
         for role in np.unique(roles).tolist():
@@ -70,7 +69,7 @@ class Bank:
                 if length:
                     yield role, length, np.flatnonzero((roles == role) & (lengths == length))
 
-    def bears(self, side: int, units: Index) -> Vector | float:
+    def bears(self, side: int, units: Int64Array) -> Float64Array | float:
         """`tolerance` of some units on one side."""
         return 1.0 if self.tolerance is None else np.asarray(self.tolerance[side, units])
 
@@ -83,7 +82,7 @@ def build_bank(
     generator: int,
     seed: int,
     most: int | None = None,
-    importance: Vector | None = None,
+    importance: Float64Array | None = None,
     moments: Sequence[Moments] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Bank:

@@ -7,17 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.array_types import Float64Array
 from nola_codec.entropy.rans import normalize
 from nola_codec.fit.coders import MASK, Coder, DependentCoder, TrellisCoder, dependent_statistics
-from nola_codec.model import Dependent, Quantizer
+from nola_codec.model.quantizers import Dependent, Quantizer
 from nola_codec.quant.codebooks import POINT_SCALE, symmetric
-
-Vector = npt.NDArray[np.float64]
 
 
 def level_statistics(
     coder: Coder, levels: npt.NDArray[np.int8], values: npt.NDArray[np.float32]
-) -> tuple[Vector, Vector]:
+) -> tuple[Float64Array, Float64Array]:
     """What `fit_quantizer` needs, to be added up over vectors."""
     if isinstance(coder, TrellisCoder):
         return np.zeros(1), np.zeros(1)
@@ -31,7 +30,7 @@ def level_statistics(
     )
 
 
-def fit_quantizer(coder: Coder, statistics: Sequence[Vector]) -> Quantizer:
+def fit_quantizer(coder: Coder, statistics: Sequence[Float64Array]) -> Quantizer:
     """Codebook at the centroids and frequencies of the counts, levels beyond the highest used one left out."""
     if isinstance(coder, TrellisCoder):
         return Quantizer(coder.trellis)
@@ -50,7 +49,7 @@ def fit_quantizer(coder: Coder, statistics: Sequence[Vector]) -> Quantizer:
     return Quantizer(symmetric(points), symmetric_frequencies(_folded(counts, top)))
 
 
-def _integers(counts: Vector, sums: Vector, ideal: Vector, unit: float) -> tuple[int, ...]:
+def _integers(counts: Float64Array, sums: Float64Array, ideal: Float64Array, unit: float) -> tuple[int, ...]:
     """Centroids in units, ascending, the ideal points where nothing was counted."""
     with np.errstate(invalid="ignore", divide="ignore"):
         centroids = np.where(counts > 0, sums / counts, ideal)
@@ -60,12 +59,12 @@ def _integers(counts: Vector, sums: Vector, ideal: Vector, unit: float) -> tuple
     return tuple(points)
 
 
-def _folded(counts: Vector, top: int) -> Vector:
+def _folded(counts: Float64Array, top: int) -> Float64Array:
     """Counts of -top .. top from those of 0 .. top of both signs."""
     return np.concatenate((counts[top:0:-1] / 2, counts[:1], counts[1 : top + 1] / 2))
 
 
-def symmetric_frequencies(counts: Vector) -> tuple[int, ...]:
+def symmetric_frequencies(counts: Float64Array) -> tuple[int, ...]:
     """`normalize`, made symmetric about the middle by giving the odd units to the middle symbol."""
     half = len(counts) // 2
     table = np.array(normalize(counts), np.int64)

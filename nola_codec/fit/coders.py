@@ -11,13 +11,12 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.array_types import Float32Array, Float64Array
 from nola_codec.fit.ecsq import Ecsq, frontier
 from nola_codec.fit.viterbi import encode_dependent, encode_trellis
-from nola_codec.model import Trellis
+from nola_codec.model.quantizers import Trellis
 from nola_codec.quant.trellis import TRELLISES, chosen_books
 
-Vector = npt.NDArray[np.float64]
-Floats = npt.NDArray[np.float32]
 Levels = npt.NDArray[np.int8]
 
 MASK = 0b110111
@@ -48,7 +47,7 @@ class ScalarCoder:
     def cosine2(self) -> float:
         return self.quantizer.cosine2
 
-    def levels(self, values: Floats) -> Levels:
+    def levels(self, values: Float32Array) -> Levels:
         """Levels of vectors, int8, the same shape."""
         magnitude = np.abs(values)
         thresholds = self.quantizer.thresholds.astype(np.float32)
@@ -74,12 +73,12 @@ class DependentCoder:
         """The highest level."""
         return int(min(127, max(2, np.ceil(5.5 / (2 * self.step)))))
 
-    def points(self) -> Vector:
+    def points(self) -> Float64Array:
         """(2, most + 1): where the levels lie before they are fitted."""
         even = 2 * self.step * np.arange(self.most + 1)
         return np.stack([even, np.maximum(even - self.step, 0)])
 
-    def prepared(self, sample: Floats) -> tuple[Vector, Vector]:
+    def prepared(self, sample: Float32Array) -> tuple[Float64Array, Float64Array]:
         """Points and code lengths fitted to a sample of the vectors, as `encode_dependent` takes them."""
         points = self.points()
         bits = np.arange(self.most + 1) * np.log2(1 + 2 * self.step) + 1
@@ -92,7 +91,7 @@ class DependentCoder:
             bits = -np.log2(np.maximum(total, 0.05) / max(1.0, total[0] + 2 * total[1:].sum()))
         return points, bits
 
-    def levels(self, values: Floats, prepared: tuple[Vector, Vector]) -> Levels:
+    def levels(self, values: Float32Array, prepared: tuple[Float64Array, Float64Array]) -> Levels:
         """Levels of vectors, int8, the same shape."""
         return encode_dependent(MASK, values, *prepared, _SLOPE * self.step**2)
 
@@ -105,7 +104,7 @@ class TrellisCoder:
     rate: float
     cosine2: float
 
-    def symbols(self, values: Floats) -> npt.NDArray[np.uint8]:
+    def symbols(self, values: Float32Array) -> npt.NDArray[np.uint8]:
         """Symbols of vectors, (vectors, steps)."""
         return encode_trellis(self.trellis, values)
 
@@ -113,7 +112,7 @@ class TrellisCoder:
 Coder = ScalarCoder | DependentCoder | TrellisCoder
 
 
-def dependent_statistics(level: Levels, values: Floats, most: int) -> tuple[Vector, Vector]:
+def dependent_statistics(level: Levels, values: Float32Array, most: int) -> tuple[Float64Array, Float64Array]:
     """Counts and sums of value times sign of level, of each (codebook, |level|), (2, most + 1) each."""
     index = (chosen_books(MASK, level).astype(np.int64) * (most + 1) + np.abs(level)).reshape(-1)
     signed = (np.sign(level) * values).reshape(-1)
@@ -124,7 +123,7 @@ def dependent_statistics(level: Levels, values: Floats, most: int) -> tuple[Vect
     )
 
 
-def fitted(points: Vector, counts: Vector, sums: Vector) -> Vector:
+def fitted(points: Float64Array, counts: Float64Array, sums: Float64Array) -> Float64Array:
     """Centroids where there are counts, the given points elsewhere, strictly ascending from 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         made = np.where(counts > 0, sums / counts, points)

@@ -10,17 +10,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
-Vector = npt.NDArray[np.float64]
+from nola_codec.array_types import Float64Array
 
 _TOP = 8.0
-_X: Vector = np.linspace(0.0, _TOP, 32769)
-_PDF: Vector = np.exp(-(_X**2) / 2) / np.sqrt(2 * np.pi)
+_X: Float64Array = np.linspace(0.0, _TOP, 32769)
+_PDF: Float64Array = np.exp(-(_X**2) / 2) / np.sqrt(2 * np.pi)
 _H = _X[1]
 # Integrals from 0 of the density (trapezoids) and of x times the density (closed form).
-_MASS: Vector = np.concatenate(([0.0], np.cumsum((_PDF[1:] + _PDF[:-1]) / 2 * _H)))
-_MOMENT: Vector = _PDF[0] - _PDF
+_MASS: Float64Array = np.concatenate(([0.0], np.cumsum((_PDF[1:] + _PDF[:-1]) / 2 * _H)))
+_MOMENT: Float64Array = _PDF[0] - _PDF
 
 
 @dataclass(frozen=True)
@@ -36,13 +35,13 @@ class Ecsq:
     """
 
     slope: float
-    thresholds: Vector
-    points: Vector
+    thresholds: Float64Array
+    points: Float64Array
     rate: float
     cosine2: float
 
 
-def _evaluate(slope: float, thresholds: Vector) -> tuple[Ecsq, Vector]:
+def _evaluate(slope: float, thresholds: Float64Array) -> tuple[Ecsq, Float64Array]:
     """The quantizer with these thresholds, and the bits of each level 0..L (sign included)."""
     edges = np.append(np.minimum(thresholds, _TOP), _TOP)
     mass_at = np.interp(edges, _X, _MASS)
@@ -55,7 +54,7 @@ def _evaluate(slope: float, thresholds: Vector) -> tuple[Ecsq, Vector]:
     return Ecsq(slope, thresholds, points, rate, float(2 * (mass * points**2).sum())), bits
 
 
-def thresholds_for(points: Vector, bits: Vector, slope: float) -> Vector:
+def thresholds_for(points: Float64Array, bits: Float64Array, slope: float) -> Float64Array:
     """Decision thresholds that minimise (x - point)^2 + slope * bits between neighbouring levels.
 
     Args:

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.array_types import Float64Array
 from nola_codec.arrays import NUMPY
 from nola_codec.basis import BasisKey, basis_by_id
 from nola_codec.basis.hadamard import synthesize_floats
 from nola_codec.fit.canonical import canonical
-from nola_codec.model import Codebook
+from nola_codec.model.quantizers import Codebook
 from nola_codec.quant.codebooks import mse_scale, nearest
 
 Matrix = npt.NDArray[np.float64]
-Vector = npt.NDArray[np.float64]
 
 _CACHE_BYTES = 256 << 20
 _CG_STEPS = 12
@@ -46,7 +46,7 @@ class FactorBasis:
             rows = self._basis.synthesize(identity, length, (key,), 1, NUMPY)[0]
             self._dense = (rows * self._norm).astype(np.float32)
 
-    def synthesize(self, coefficients: Vector) -> Vector:
+    def synthesize(self, coefficients: Float64Array) -> Float64Array:
         """sum_i coefficients_i * row_i, (length,)."""
         if self._dense is not None:
             return np.asarray(coefficients.astype(np.float32) @ self._dense, np.float64)
@@ -58,7 +58,7 @@ class FactorBasis:
             "use the hadamard basis, or fewer coefficients"
         )
 
-    def project(self, vector: Vector) -> Vector:
+    def project(self, vector: Float64Array) -> Float64Array:
         """Inner products with the rows, (num_basis,)."""
         if self._dense is not None:
             return np.asarray(self._dense @ vector.astype(np.float32), np.float64)
@@ -158,7 +158,7 @@ class _Target:
         cross = (self.left.T @ b) * (self.right @ a.T)
         return float(self.energy - 2 * cross.sum() + ((b.T @ b) * (a @ a.T)).sum())
 
-    def solve_b(self, a: Matrix, basis: FactorBasis, start: Vector) -> Vector:
+    def solve_b(self, a: Matrix, basis: FactorBasis, start: Float64Array) -> Float64Array:
         gram = a @ a.T
         shape = (self.left.shape[0], a.shape[0])
         wanted = basis.project((self.left @ (self.right @ a.T)).reshape(-1))
@@ -166,7 +166,7 @@ class _Target:
             lambda x: basis.project((basis.synthesize(x).reshape(shape) @ gram).reshape(-1)), wanted, start
         )
 
-    def solve_a(self, b: Matrix, basis: FactorBasis, start: Vector) -> Vector:
+    def solve_a(self, b: Matrix, basis: FactorBasis, start: Float64Array) -> Float64Array:
         gram = b.T @ b
         shape = (b.shape[1], self.right.shape[1])
         wanted = basis.project(((b.T @ self.left) @ self.right).reshape(-1))
@@ -175,7 +175,9 @@ class _Target:
         )
 
 
-def _conjugate_gradients(apply: Callable[[Vector], Vector], wanted: Vector, start: Vector) -> Vector:
+def _conjugate_gradients(
+    apply: Callable[[Float64Array], Float64Array], wanted: Float64Array, start: Float64Array
+) -> Float64Array:
     x = start
     residual = wanted - apply(x)
     direction = residual
@@ -194,7 +196,7 @@ def _conjugate_gradients(apply: Callable[[Vector], Vector], wanted: Vector, star
     return x
 
 
-def _quantize(coefficients: Vector, codebook: Codebook) -> tuple[npt.NDArray[np.uint16], float, Vector]:
+def _quantize(coefficients: Float64Array, codebook: Codebook) -> tuple[npt.NDArray[np.uint16], float, Float64Array]:
     if not coefficients.any():
         symbols = nearest(coefficients, codebook)
         return symbols, 1.0, coefficients

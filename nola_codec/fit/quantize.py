@@ -10,21 +10,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.array_types import Float32Array, Float64Array, Int64Array
 from nola_codec.basis import basis_by_id
 from nola_codec.fit.allocation import BOOST, Plan, coder_class, ladder, precision_shifts
 from nola_codec.fit.bank import PLAIN, Bank
 from nola_codec.fit.books import fit_quantizer, level_statistics
 from nola_codec.fit.coders import DependentCoder, ScalarCoder, TrellisCoder, coders
 from nola_codec.fit.viterbi import side_by_side
-from nola_codec.model import Book, Quantizer, Trellis
+from nola_codec.model.quantizers import Book, Quantizer, Trellis
 from nola_codec.parallel import parallel_map
 from nola_codec.quant.points import book_points
 from nola_codec.quant.scales import MAX_WEIGHT_CODE, layer_weight
 from nola_codec.spool import spooled
 
-Vector = npt.NDArray[np.float64]
-Floats = npt.NDArray[np.float32]
-Index = npt.NDArray[np.int64]
 Levels = npt.NDArray[np.int8]
 Sides = tuple[dict[int, Levels], dict[int, Levels]]
 
@@ -49,7 +47,7 @@ class Workspace:
 
     levels: list[Sides] = field(default_factory=list)
     owner: tuple[dict[int, npt.NDArray[np.int16]], dict[int, npt.NDArray[np.int16]]] = ({}, {})
-    prepared: dict[tuple[int, int], tuple[Vector, Vector]] = field(default_factory=dict)
+    prepared: dict[tuple[int, int], tuple[Float64Array, Float64Array]] = field(default_factory=dict)
     empty_bytes: int = 0
 
     def reserve(self, bank: Bank, rungs: int) -> None:
@@ -60,7 +58,7 @@ class Workspace:
             self.owner = _like(bank, lambda matrix: np.full(len(matrix), -1, np.int16))
 
 
-def _like(bank: Bank, make: Callable[[Floats], Any]) -> tuple[dict[int, Any], dict[int, Any]]:
+def _like(bank: Bank, make: Callable[[Float32Array], Any]) -> tuple[dict[int, Any], dict[int, Any]]:
     """Something for each of a bank's matrices."""
     u, v = ({length: make(matrix) for length, matrix in side.items()} for side in bank.matrices)
     return u, v
@@ -83,16 +81,16 @@ class Quantized:
         squares: float64 (rungs, 2, kept): squared norm of a vector's integer coefficients at a rung.
     """
 
-    kept: Index
-    entry: Index
-    precision: Index
-    quantizer: Index
-    weight: Index
+    kept: Int64Array
+    entry: Int64Array
+    precision: Int64Array
+    quantizer: Int64Array
+    weight: Int64Array
     levels: tuple[Sides, ...]
     quantizers: tuple[Quantizer, ...]
-    amplitude: Vector
-    survival: Vector
-    squares: Vector
+    amplitude: Float64Array
+    survival: Float64Array
+    squares: Float64Array
 
     @property
     def rungs(self) -> int:
@@ -153,7 +151,7 @@ def quantize(bank: Bank, plan: Plan, basis: int, workspace: Workspace) -> Quanti
     )
 
 
-def _boost(bank: Bank, plan: Plan, kept: Index, entry: Index, share: Vector) -> Vector:
+def _boost(bank: Bank, plan: Plan, kept: Int64Array, entry: Int64Array, share: Float64Array) -> Float64Array:
     """Factor on the amplitudes of each rung, (rungs,): the share of the energy that survives, to the power -BOOST.
 
     Norms and biases are coded for themselves and take no part in it.
@@ -174,10 +172,10 @@ class _Job(NamedTuple):
     role: int
     length: int
     coder: int
-    units: Index
+    units: Int64Array
 
 
-def _zeros(matrix: Floats) -> Floats:
+def _zeros(matrix: Float32Array) -> Float32Array:
     made = spooled(matrix.shape, np.float32)
     made[:] = 0
     return made
@@ -196,7 +194,7 @@ class _Layers:
         self.dots, self.squares = np.zeros(shape), np.zeros(shape)
         absent = bank.lengths[:, plan.kept] == 0  # of what a vector has no second side: counts as kept exactly
         self.dots[:, absent], self.squares[:, absent] = 1.0, 1.0
-        self._sums: tuple[dict[int, Floats], dict[int, Floats]] | None = None
+        self._sums: tuple[dict[int, Float32Array], dict[int, Float32Array]] | None = None
         if len(plan.steps) > 1:
             self._sums = _like(bank, _zeros)
 
@@ -234,11 +232,11 @@ class _Layers:
                     ]
         return jobs
 
-    def _values(self, rung: int, job: _Job) -> Floats:
+    def _values(self, rung: int, job: _Job) -> Float32Array:
         """What the rungs before have left of the units' vectors, scaled to unit variance."""
         side, role, length, _, units = job
         rows = self._bank.rows[side][self._plan.kept[units]]
-        values: Floats = self._bank.matrices[side][length][rows]
+        values: Float32Array = self._bank.matrices[side][length][rows]
         if self._sums is None or rung == 0:
             return values
         steps = ladder(self._plan.objectives, role, coder_class(role, length), self._plan.steps)
@@ -254,7 +252,7 @@ class _Layers:
             sample = jobs[0]._replace(units=jobs[0].units[:_SAMPLE])
             space.prepared[rung, number] = coder.prepared(self._values(rung, sample))
 
-        def fill(job: _Job) -> tuple[Vector, Vector]:
+        def fill(job: _Job) -> tuple[Float64Array, Float64Array]:
             side, _, length, _, units = job
             rows = self._bank.rows[side][self._plan.kept[units]]
             out = space.levels[rung][side][length]
@@ -328,7 +326,7 @@ class _Layers:
         self.squares[rung, side, units] = np.einsum("ij,ij->i", coded, coded)
 
 
-def unit_points(bank: Bank, quantized: Quantized, side: int, units: Index, rung: int) -> npt.NDArray[np.float32]:
+def unit_points(bank: Bank, quantized: Quantized, side: int, units: Int64Array, rung: int) -> npt.NDArray[np.float32]:
     """Coefficients that a decoder at a rung has for kept units of one module, float32 (units, length)."""
     length = int(bank.lengths[side, quantized.kept[units[0]]])
     total = np.zeros((len(units), length), np.float32)
@@ -344,7 +342,7 @@ def unit_points(bank: Bank, quantized: Quantized, side: int, units: Index, rung:
     return total
 
 
-def coded_nmse(bank: Bank, quantized: Quantized, amplitude: Index, basis: int, rung: int) -> float:
+def coded_nmse(bank: Bank, quantized: Quantized, amplitude: Int64Array, basis: int, rung: int) -> float:
     """Exact NMSE of the whole bank as coded at a rung, components' cross terms included, int16 rounding left out.
 
     Args:

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.model import Trellis
+from nola_codec.array_types import Float32Array, Float64Array
+from nola_codec.model.quantizers import Trellis
 from nola_codec.quant.trellis import PARITY, WINDOW, window_table
 
-Floats = npt.NDArray[np.float32]
-Vector = npt.NDArray[np.float64]
 Levels = npt.NDArray[np.int8]
 
 _STATES = 1 << WINDOW
@@ -30,7 +29,7 @@ def side_by_side(length: int) -> int:
     return max(16, min(_SIDE_BY_SIDE, _DECISIONS // (length * _STATES // 2)))
 
 
-def encode_trellis(trellis: Trellis, values: Floats) -> npt.NDArray[np.uint8]:
+def encode_trellis(trellis: Trellis, values: Float32Array) -> npt.NDArray[np.uint8]:
     """Symbols (vectors, steps) whose points are nearest in angle to `values` (vectors, count), of unit variance.
 
     The window runs in a ring: the state before the first step is the one after the last. It is found by a search over
@@ -59,7 +58,7 @@ class _Search:
     Args of the initializer: points (256, stride); the vectors (steps, stride, vectors); bits of a step.
     """
 
-    def __init__(self, points: Floats, by_step: Floats, bits: int) -> None:
+    def __init__(self, points: Float32Array, by_step: Float32Array, bits: int) -> None:
         self._points, self._by_step, self._bits = points, by_step, bits
         energy = (points**2).sum(axis=1, keepdims=True) / 2
         self._energy = energy if np.ptp(energy) > 1e-6 else None  # what all share decides nothing
@@ -109,7 +108,7 @@ class _Search:
         return states
 
 
-def encode_dependent(mask: int, values: Floats, points: Vector, bits: Vector, slope: float) -> Levels:
+def encode_dependent(mask: int, values: Float32Array, points: Float64Array, bits: Float64Array, slope: float) -> Levels:
     """Levels (vectors, count), -m to m, of the least squared error plus slope times bits.
 
     Args:
@@ -162,7 +161,9 @@ def encode_dependent(mask: int, values: Floats, points: Vector, bits: Vector, sl
     return np.ascontiguousarray(out.T)
 
 
-def _candidates(values: Floats, points: Vector, bits: Vector, slope: float) -> tuple[Floats, Levels]:
+def _candidates(
+    values: Float32Array, points: Float64Array, bits: Float64Array, slope: float
+) -> tuple[Float32Array, Levels]:
     """Least cost, and its level, of each (codebook, parity): float32 and int8 (count, 2, 2, vectors)."""
     most = points.shape[1] - 1
     signed = np.arange(-most, most + 1)

@@ -7,27 +7,30 @@ gammas. Where a component's gammas differ from those, its best precision is no l
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-Vector = npt.NDArray[np.float64]
-Index = npt.NDArray[np.int64]
+from nola_codec.array_types import Float64Array, Int64Array
 
 _CHUNK = 1 << 10
 
 
-def survival_of(cosine2: Vector, gamma: Vector | float) -> Vector:
+def survival_of(cosine2: Float64Array, gamma: Float64Array | float) -> Float64Array:
     """Share of a vector that survives at its best gain, c / (c + (1 - c) / gamma)."""
     return np.asarray(cosine2 / (cosine2 + (1 - cosine2) / gamma))
 
 
-def cosine2_of(survival: Vector, gamma: float) -> Vector:
+def cosine2_of(survival: Float64Array, gamma: float) -> Float64Array:
     """Inverse of `survival_of`."""
     return np.asarray(survival / (survival + gamma * (1 - survival)))
 
 
 def best_precisions(
-    weight: Vector, gamma: Vector, cosine2: Vector, rate: Vector, lengths: tuple[int, int], lagrangian: float
-) -> Index:
+    weight: Float64Array,
+    gamma: Float64Array,
+    cosine2: Float64Array,
+    rate: Float64Array,
+    lengths: tuple[int, int],
+    lagrangian: float,
+) -> Int64Array:
     """The precision of least cost for components whose vectors have the same two lengths.
 
     Args:

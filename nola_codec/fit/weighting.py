@@ -18,11 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.array_types import Float64Array
 from nola_codec.errors import EncodeError
 from nola_codec.fit.canonical import Components
-from nola_codec.model import LoraModule
-
-Vector = npt.NDArray[np.float64]
+from nola_codec.model.adapter import LoraModule
 
 FLOOR = 0.02
 """Least weight of a component, as a share of what its energy alone would give: first-order values are noisy."""
@@ -44,17 +43,17 @@ class Moments:
     """
 
     inputs: npt.NDArray[np.float32]
-    cross: Vector
-    left: Vector
-    right: Vector
+    cross: Float64Array
+    left: Float64Array
+    right: Float64Array
 
 
 @dataclass(frozen=True)
 class Figures:
     """`value`, float64 (r,), and `noise`, float64 (2, r), of a module's components; see the module's docstring."""
 
-    value: Vector
-    noise: Vector
+    value: Float64Array
+    noise: Float64Array
 
 
 def component_figures(module: LoraModule, parts: Components, moments: Moments) -> Figures:
@@ -89,7 +88,7 @@ def component_figures(module: LoraModule, parts: Components, moments: Moments) -
     )
 
 
-def weigh(energy: Vector, value: Vector, noise: Vector) -> tuple[Vector, Vector]:
+def weigh(energy: Float64Array, value: Float64Array, noise: Float64Array) -> tuple[Float64Array, Float64Array]:
     """Weights of all components and how much noise their vectors bear.
 
     Args:

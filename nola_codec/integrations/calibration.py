@@ -19,7 +19,7 @@ from nola_codec.errors import EncodeError
 from nola_codec.fit.weighting import Moments
 from nola_codec.integrations.calibration_data import Row, read_rows, tokenize
 from nola_codec.integrations.causal import load_causal
-from nola_codec.model import LoraModule
+from nola_codec.model.adapter import LoraModule
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from nola_codec.fit.weighting import Moments
-from nola_codec.model import LoraModule
+from nola_codec.model.adapter import LoraModule
 from nola_codec.training.attach import through_lora_A, through_lora_B
 
 

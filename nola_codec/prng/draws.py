@@ -14,9 +14,10 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.array_types import Uint32Array
 from nola_codec.arrays import bfloat16_bits
-from nola_codec.model import Draw, RawTensor
-from nola_codec.prng.mt19937 import Words, mt19937_pieces
+from nola_codec.model.tensors import Draw, RawTensor
+from nola_codec.prng.mt19937 import mt19937_pieces
 
 Float32 = npt.NDArray[np.float32]
 
@@ -44,7 +45,7 @@ def _drawn(draw: Draw) -> RawTensor:
     return RawTensor(draw.dtype, draw.shape, stored.tobytes())
 
 
-def drawn_values(draw: Draw, words: Words) -> Float32:
+def drawn_values(draw: Draw, words: Uint32Array) -> Float32:
     """The elements that these words make, each exact in the draw's last dtype.
 
     Args:

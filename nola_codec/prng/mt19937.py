@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
-Words = npt.NDArray[np.uint32]
+from nola_codec.array_types import Uint32Array
 
 _SIZE, _MIDDLE = 624, 397
 _STEP = _SIZE - _MIDDLE  # words that depend on none of each other
@@ -19,14 +18,14 @@ _UPPER, _LOWER, _MATRIX = np.uint32(0x80000000), np.uint32(0x7FFFFFFF), np.uint3
 _PIECE = 1 << 18
 
 
-def mt19937(seed: int, start: int, count: int) -> Words:
-    """Words `start` to `start + count` of the sequence that a seed begins.
+def mt19937(seed: int, start: int, count: int) -> Uint32Array:
+    """Uint32Array `start` to `start + count` of the sequence that a seed begins.
 
     Args:
         seed: 0 to 2^32 - 1, as the authors' `init_genrand` takes it. PyTorch's `manual_seed` uses the low 32 bits of
             its 64.
-        start: Words passed over.
-        count: Words wanted.
+        start: Uint32Array passed over.
+        count: Uint32Array wanted.
 
     Returns:
         uint32 (count,).
@@ -39,7 +38,7 @@ def mt19937(seed: int, start: int, count: int) -> Words:
     return words
 
 
-def mt19937_pieces(seed: int, start: int, count: int) -> Iterator[Words]:
+def mt19937_pieces(seed: int, start: int, count: int) -> Iterator[Uint32Array]:
     """The words of `mt19937`, some _PIECE at a time: not all of a large tensor's are in memory at once."""
     position = -start
     for piece in _pieces(seed):
@@ -51,7 +50,7 @@ def mt19937_pieces(seed: int, start: int, count: int) -> Iterator[Words]:
         position = stop
 
 
-def _pieces(seed: int) -> Iterator[Words]:
+def _pieces(seed: int) -> Iterator[Uint32Array]:
     """Untempered words, some _PIECE at a time.
 
     x[k + 624] = x[k + 397] ^ twist(x[k], x[k + 1]), so that 227 at once can be made of what is there.
@@ -71,7 +70,7 @@ def _pieces(seed: int) -> Iterator[Words]:
         buffer[:_SIZE] = buffer[-_SIZE:].copy()
 
 
-def _seeded(seed: int) -> Words:
+def _seeded(seed: int) -> Uint32Array:
     """State of 624 words; it comes before the first word that is given out."""
     state = [seed & 0xFFFFFFFF]
     for index in range(1, _SIZE):
@@ -79,7 +78,7 @@ def _seeded(seed: int) -> Words:
     return np.array(state, np.uint32)
 
 
-def _tempered(words: Words) -> Words:
+def _tempered(words: Uint32Array) -> Uint32Array:
     y = words ^ (words >> np.uint32(11))
     y ^= (y << np.uint32(7)) & np.uint32(0x9D2C5680)
     y ^= (y << np.uint32(15)) & np.uint32(0xEFC60000)

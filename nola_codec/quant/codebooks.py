@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.model import Codebook
+from nola_codec.model.quantizers import Codebook
 
 POINT_SCALE = 32
 MAX_POINT = 1 << 15

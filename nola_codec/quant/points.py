@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.model import Book, Codebook, Trellis
+from nola_codec.model.quantizers import Book, Codebook, Trellis
 from nola_codec.quant.trellis import dependent_points, trellis_points
 
 

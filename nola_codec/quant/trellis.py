@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.model import Dependent, Trellis
+from nola_codec.model.quantizers import Dependent, Trellis
 
 WINDOW = 8
 PARITY: npt.NDArray[np.uint8] = np.array([i.bit_count() & 1 for i in range(1 << WINDOW)], np.uint8)

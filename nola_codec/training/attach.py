@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from nola_codec.adapters.dialects.peft import module_path
 from nola_codec.errors import EncodeError
-from nola_codec.model import Layout, LoraModule
+from nola_codec.model.adapter import Layout, LoraModule
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 

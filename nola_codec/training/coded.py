@@ -18,14 +18,14 @@ import torch
 from torch import nn
 
 from nola_codec.basis import BasisKey
-from nola_codec.model import Layout
+from nola_codec.model.adapter import Layout
 from nola_codec.training.quantizer import rounded
 from nola_codec.training.synthesis import Synthesis
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Start = Literal["scratch", "projection"]
+InitialValues = Literal["scratch", "projection"]
 
 
 class CodedTensor(nn.Module):
@@ -44,7 +44,7 @@ class CodedTensor(nn.Module):
 
     def __init__(
         self, shape: torch.Size | tuple[int, ...], dtype: torch.dtype, synthesis: Synthesis, bits: int | None,
-        start: Start, ensemble: Ensemble,
+        start: InitialValues, ensemble: Ensemble,
     ) -> None:  # fmt: skip
         super().__init__()
         self.shape, self.dtype = torch.Size(shape), dtype

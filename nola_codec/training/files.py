@@ -15,23 +15,16 @@ from nola_codec.container.names import natural_key, split_name
 from nola_codec.container.reader import Source, open_container
 from nola_codec.decoder.coefficients import record_coefficients
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.decoder.factors import Decoded, Factors
+from nola_codec.decoder.factors import Decoded, DecodedFactors
 from nola_codec.encoder.assemble import Envelope, code_parts, pack_raw, write_parts
 from nola_codec.encoder.material import Material, survey
 from nola_codec.encoder.paper import codebook_for, fixed_width
 from nola_codec.entropy import rans
 from nola_codec.errors import EncodeError
-from nola_codec.model import (
-    CodedRecord,
-    Draw,
-    Header,
-    LowRankKind,
-    LowRankRecord,
-    Quantizer,
-    RawTensor,
-    VectorKind,
-    VectorRecord,
-)
+from nola_codec.model.header import Header
+from nola_codec.model.quantizers import Quantizer
+from nola_codec.model.records import CodedRecord, LowRankKind, LowRankRecord, VectorKind, VectorRecord
+from nola_codec.model.tensors import Draw, RawTensor
 from nola_codec.quant.scales import scale_value
 from nola_codec.training.coded import Ensemble, Member, Site
 from nola_codec.training.quantizer import EXACT_BITS, TRAINED_BITS, quantized
@@ -64,7 +57,9 @@ def decoded_members(ensemble: Ensemble) -> list[torch.Tensor]:
     tensors = []
     for member in ensemble.members:
         decoded = found[member.name]
-        value = decoded.float32(NUMPY)[member.side or 0] if isinstance(decoded, Factors) else decoded.float32(NUMPY)
+        value = (
+            decoded.float32(NUMPY)[member.side or 0] if isinstance(decoded, DecodedFactors) else decoded.float32(NUMPY)
+        )
         tensors.append(torch.from_numpy(np.ascontiguousarray(value)).reshape(member.code.shape))
     return tensors
 

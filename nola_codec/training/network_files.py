@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from nola_codec.adapters.dialects import parameters
-from nola_codec.adapters.files import atomic_file, require_free
 from nola_codec.decoder.torch_raw import from_torch, to_torch, torch_dtype
 from nola_codec.errors import EncodeError, expected
-from nola_codec.model import LowRankKind, LowRankRecord, RawTensor
+from nola_codec.model.records import LowRankKind, LowRankRecord
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.files import atomic_file, require_free
 from nola_codec.training.coded import Ensemble, near_square
 from nola_codec.training.files import Dress, Trained, decoded_members, file_bytes, restore
 from nola_codec.training.network import Place, attach, gathered, places, require_plain

@@ -16,7 +16,7 @@ from nola_codec.adapters.dialects.diagonals import METHODS
 from nola_codec.adapters.dialects.peft_diagonals import method_of
 from nola_codec.container.names import natural_key
 from nola_codec.errors import EncodeError
-from nola_codec.model import Layout
+from nola_codec.model.adapter import Layout
 
 
 @dataclass(frozen=True)

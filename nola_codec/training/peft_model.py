@@ -27,9 +27,9 @@ from nola_codec.basis import NAMES as BASIS_NAMES
 from nola_codec.container.reader import Source
 from nola_codec.decoder.torch_raw import from_torch, to_torch
 from nola_codec.errors import EncodeError, expected
-from nola_codec.model import RawTensor
+from nola_codec.model.tensors import RawTensor
 from nola_codec.prng import NAMES as GENERATOR_NAMES
-from nola_codec.training.coded import CodedTensor, Ensemble, Member, Site, Start
+from nola_codec.training.coded import CodedTensor, Ensemble, InitialValues, Member, Site
 from nola_codec.training.ensembles import (
     State,
     check_width,
@@ -57,7 +57,7 @@ def parametrize(
     generator: str = "philox4x32-10",
     seed: int = 0,
     keep_basis: bool = False,
-    start: Start | None = None,
+    start: InitialValues | None = None,
     adapter: str | None = None,
 ) -> Ensemble:
     """Train the LoRA factors of a PEFT model through coefficients over a pseudo-random basis (NOLA, eq. 2).

@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import nn
 
 from nola_codec.adapters.dialects import parameters
-from nola_codec.adapters.files import atomic_file, require_free
 from nola_codec.container.reader import Source, open_container
+from nola_codec.stores.files import atomic_file, require_free
 from nola_codec.training import peft_model
 from nola_codec.training.ensembles import state_of
 from nola_codec.training.files import Dress, file_bytes, read_trained

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from nola_codec.arrays import TorchArrays
 from nola_codec.basis import BasisKey, Hadamard, Rademacher, Uniform, basis_by_id
-from nola_codec.basis.hadamard import Words
+from nola_codec.basis.hadamard import HadamardTransform
 from nola_codec.quant.scales import scale_value
 
 
@@ -42,7 +42,7 @@ class Synthesis:
         wanted = 16 * math.log2(length / (num_basis * self._basis.norm2(length)))  # of the root, in 32nds of an octave
         self.gain_code = grain * round(wanted / grain)
         self.gain = float(scale_value(np.array([self.gain_code]))[0])
-        self._words: dict[torch.device, Words] = {}
+        self._words: dict[torch.device, HadamardTransform] = {}
         self._rows: dict[torch.device, torch.Tensor] = {}
 
     def __call__(self, coefficients: torch.Tensor) -> torch.Tensor:
@@ -98,10 +98,12 @@ class Synthesis:
         )[0, 0]
         return projected
 
-    def _words_on(self, device: torch.device) -> Words:
+    def _words_on(self, device: torch.device) -> HadamardTransform:
         if device not in self._words:
             # Signs as floats: four bytes an element of a factor, and no cast in every pass.
-            self._words[device] = Words(self.length, self.num_basis, (self.key,), TorchArrays(device), "float32")
+            self._words[device] = HadamardTransform(
+                self.length, self.num_basis, (self.key,), TorchArrays(device), "float32"
+            )
         return self._words[device]
 
     def _rows_on(self, device: torch.device) -> torch.Tensor:

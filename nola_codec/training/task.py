@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from nola_codec.adapters.files import atomic_file
-from nola_codec.encoder.options import Progress
 from nola_codec.encoder.report import TaskReport
-from nola_codec.encoder.tuning import Factors, Moved, Start
+from nola_codec.encoder.tuning import FactorPairs, Moved, TuningStart
 from nola_codec.errors import EncodeError, expected
-from nola_codec.model import LoraModule
+from nola_codec.model.adapter import LoraModule
+from nola_codec.progress import Progress
+from nola_codec.stores.files import atomic_file
 from nola_codec.training.attach import Pair, attached, frozen
 from nola_codec.training.task_code import TaskCode
 
@@ -150,7 +150,7 @@ class TaskTuner:
         self._losses: dict[str, float] = {}
         self._steps = 0
 
-    def tune(self, start: Start) -> Moved:
+    def tune(self, start: TuningStart) -> Moved:
         """Train; see `Tuner`.
 
         Raises:
@@ -205,7 +205,7 @@ class TaskTuner:
         self._steps = at.best_step
         return code.moved()
 
-    def measure(self, factors: Factors) -> float:
+    def measure(self, factors: FactorPairs) -> float:
         """Held-out loss of decoded factors."""
         device = next(self._model.parameters()).device
         pairs = {name: (_tensor(b, device), _tensor(a, device)) for name, (b, a) in factors.items() if b.any()}
@@ -263,7 +263,7 @@ class TaskTuner:
         random.Random(f"{self._settings.seed} {epoch}").shuffle(order)
         return order[place]
 
-    def _print(self, start: Start) -> str:
+    def _print(self, start: TuningStart) -> str:
         """What makes two trainings one: the settings, the data, the plan, the adapter."""
         data = len(self._data.train), self._data.identity
         sha = hashlib.sha256(repr((self._settings, data, start.basis, start.seed)).encode())
@@ -271,7 +271,7 @@ class TaskTuner:
             sha.update(np.ascontiguousarray(array).tobytes())
         return sha.hexdigest()
 
-    def _save(self, at: _Progressed, code: TaskCode, optimizer: torch.optim.Optimizer, start: Start) -> None:
+    def _save(self, at: _Progressed, code: TaskCode, optimizer: torch.optim.Optimizer, start: TuningStart) -> None:
         if self._settings.checkpoint is None:
             return
         state = {"print": self._print(start), "at": {**at.__dict__}, "code": code.state(),
@@ -279,7 +279,7 @@ class TaskTuner:
         with atomic_file(self._settings.checkpoint) as stream:
             torch.save(state, stream)
 
-    def _resumed(self, code: TaskCode, optimizer: torch.optim.Optimizer, start: Start) -> _Progressed:
+    def _resumed(self, code: TaskCode, optimizer: torch.optim.Optimizer, start: TuningStart) -> _Progressed:
         path = self._settings.checkpoint
         if path is None or not Path(path).is_file():
             return _Progressed()

@@ -17,11 +17,11 @@ from torch.autograd.function import once_differentiable
 
 from nola_codec.arrays import TorchArrays
 from nola_codec.basis import BasisKey, basis_by_id
-from nola_codec.basis.hadamard import Words
-from nola_codec.encoder.tuning import Moved, Start, sizes
+from nola_codec.basis.hadamard import HadamardTransform
+from nola_codec.encoder.tuning import Moved, TuningStart, sizes
 from nola_codec.errors import EncodeError
 from nola_codec.fit.quantize import Quantized, Workspace, quantize, unit_points
-from nola_codec.model import LoraModule
+from nola_codec.model.adapter import LoraModule
 from nola_codec.training.attach import Pair
 
 
@@ -42,19 +42,19 @@ class _Group:
     length: int
     units: np.ndarray[Any, np.dtype[np.int64]]
     vectors: torch.nn.Parameter
-    words: Words
+    words: HadamardTransform
     coded: torch.Tensor
 
 
 class TaskCode:
-    """Trainable form of a `Start`.
+    """Trainable form of a `TuningStart`.
 
     Attributes:
         modules: Those that have kept components.
         log_sizes: (kept,) float32, log of s / 2: what both sides are multiplied by, in the logarithm.
     """
 
-    def __init__(self, start: Start, device: torch.device) -> None:
+    def __init__(self, start: TuningStart, device: torch.device) -> None:
         """Take a start to a device; raises EncodeError ``task-form`` for what is no pair of factors of its own."""
         self._start, self._device = start, device
         self._matrices: tuple[dict[int, Any], ...] = tuple(
@@ -96,7 +96,7 @@ class TaskCode:
             BasisKey(start.generator, start.seed, 2 * start.streams[record] + side)
             for record in bank.record[units].tolist()
         )
-        words = Words(length, length, keys, TorchArrays(self._device))
+        words = HadamardTransform(length, length, keys, TorchArrays(self._device))
         return _Group(side, length, units, torch.nn.Parameter(rows), words, torch.zeros_like(rows))
 
     @property

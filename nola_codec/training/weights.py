@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn.utils import parametrize as parametrization
 
 from nola_codec.container.names import natural_key
-from nola_codec.decoder.merge import round_to
 from nola_codec.errors import EncodeError, expected
+from nola_codec.merge.arithmetic.sum import round_to
 from nola_codec.training.coded import CodedTensor, Ensemble, Member, Site
 from nola_codec.training.ensembles import State, check_width, new_ensemble, refuse_parametrized, remember
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nola_codec.adapters.containers.safetensors_io import dump
-from nola_codec.adapters.dtypes import from_float32
-from nola_codec.model import Draw
+from nola_codec.model.tensors import Draw
 from nola_codec.prng.draws import drawn_tensor
+from nola_codec.stores.dtypes import from_float32
+from nola_codec.stores.safetensors_io import dump
 
 Run = Callable[..., Any]
 

@@ -11,7 +11,8 @@ from nola_forge import GOLDEN, golden, manifest, reference, verify
 from nola_codec.arrays import NUMPY, TorchArrays
 from nola_codec.container.reader import open_container
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.model import Codebook, LowRankKind, Trellis
+from nola_codec.model.quantizers import Codebook, Trellis
+from nola_codec.model.records import LowRankKind
 from nola_codec.quant.trellis import TRELLISES
 
 FILES = manifest()

@@ -11,16 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from nola_codec.adapters.dtypes import to_float64
 from nola_codec.arrays import NUMPY, Arrays, TorchArrays
 from nola_codec.basis import BasisKey, basis_by_id
-from nola_codec.model import Draw, DrawMethod
+from nola_codec.model.tensors import Draw, DrawMethod
 from nola_codec.prng import signs, subset, words
 from nola_codec.prng.draws import drawn_tensor
 from nola_codec.prng.mt19937 import mt19937
 from nola_codec.prng.philox import philox4x32
 from nola_codec.prng.threefry import threefry2x32
 from nola_codec.quant.trellis import TRELLISES, trellis_points
+from nola_codec.stores.dtypes import to_float64
 
 HERE = Path(__file__).parent
 LENGTHS = {1, 2, 3, 7, 36, 97, 576, 11008, 50257}

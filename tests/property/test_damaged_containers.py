@@ -12,13 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nola_codec.adapters.containers.gguf_io import dump_gguf
-from nola_codec.adapters.containers.npz_io import dump_npz
-from nola_codec.adapters.containers.pickle_io import dump_pickle
-from nola_codec.adapters.containers.safetensors_io import dump, num_bytes
-from nola_codec.adapters.containers.stores import open_store
 from nola_codec.errors import AdapterError
-from nola_codec.model import RawTensor
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.gguf_io import dump_gguf
+from nola_codec.stores.npz_io import dump_npz
+from nola_codec.stores.open_store import open_store
+from nola_codec.stores.pickle_io import dump_pickle
+from nola_codec.stores.safetensors_io import dump, num_bytes
 
 TENSORS = {
     "q.lora_A": RawTensor("F32", (2, 3), struct.pack("<6f", *range(6))),

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from odd_files import CONFIG, GOOD, A, B, Tensors, add, files, lone, numbers, peft, raw
 
-from nola_codec.adapters.containers.gguf_io import dump_gguf
-from nola_codec.adapters.containers.npz_io import dump_npz
-from nola_codec.adapters.containers.pickle_io import dump_pickle
-from nola_codec.adapters.containers.safetensors_io import dump
-from nola_codec.model import RawTensor
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.gguf_io import dump_gguf
+from nola_codec.stores.npz_io import dump_npz
+from nola_codec.stores.pickle_io import dump_pickle
+from nola_codec.stores.safetensors_io import dump
 
 WEIGHTS = dump(GOOD)
 

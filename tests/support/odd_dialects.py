@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from odd_files import CONFIG, GOOD, MODULE, A, B, Tensors, add, factors, files, lone, numbers, peft, raw, without
 
-from nola_codec.adapters.containers.pickle_io import dump_pickle
-from nola_codec.adapters.containers.safetensors_io import dump
-from nola_codec.model import RawTensor
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.pickle_io import dump_pickle
+from nola_codec.stores.safetensors_io import dump
 
 KOHYA = "lora_unet_down_blocks_0_attentions_0_proj_in"
 

@@ -17,7 +17,7 @@ from nola_forge import GOLDEN, ROOT, golden, manifest, verify
 from nola_codec.container.header import KEYS
 from nola_codec.container.prelude import MAGIC, REVISION, SIZE, VERSION
 from nola_codec.container.reader import open_container
-from nola_codec.model import DTYPE_BYTES, DTYPES
+from nola_codec.model.tensors import DTYPE_BYTES, DTYPES
 from nola_codec.quant.scales import MANTISSAS
 
 SPECIFICATION = (ROOT / "spec" / "nola-v1.md").read_text(encoding="utf-8")

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from nola_codec.adapters.containers.store_types import TensorStore
-from nola_codec.adapters.dtypes import FLOAT_DTYPES, from_float64, to_float64
 from nola_codec.errors import AdapterError, expected
-from nola_codec.model import Adapter, RawTensor
+from nola_codec.model.adapter import Adapter
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.dtypes import FLOAT_DTYPES, from_float64, to_float64
+from nola_codec.stores.tensor_store import TensorStore
 
 SUFFIX = ".alpha"
 

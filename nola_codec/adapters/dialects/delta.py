@@ -17,15 +17,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.adapters.containers.safetensors_io import SafetensorsFile, write_file
-from nola_codec.adapters.containers.store_types import Closing
 from nola_codec.adapters.dialects.lycoris import Composite
-from nola_codec.adapters.dtypes import FLOAT_DTYPES, from_float64, require_finite, to_float64
-from nola_codec.adapters.files import require_free
-from nola_codec.adapters.models.checkpoint import Checkpoint, WeightInfo, embedding_names
 from nola_codec.adapters.sources import AdapterSource
+from nola_codec.array_types import Float32Array
+from nola_codec.checkpoints.checkpoint import Checkpoint, WeightInfo
+from nola_codec.checkpoints.embeddings import embedding_names
 from nola_codec.errors import AdapterError, EncodeError, expected
-from nola_codec.model import DTYPE_BYTES, Adapter, RawTensor
+from nola_codec.model.adapter import Adapter
+from nola_codec.model.tensors import DTYPE_BYTES, RawTensor
+from nola_codec.stores.dtypes import FLOAT_DTYPES, from_float64, require_finite, to_float64
+from nola_codec.stores.files import require_free
+from nola_codec.stores.safetensors_io import SafetensorsFile, write_file
+from nola_codec.stores.tensor_store import Closing
 
 name = "delta"
 title = "dense changes"
@@ -33,8 +36,6 @@ SUFFIX = ".diff"
 """Ends the name of a vector that is added to the weight of the name before it."""
 _PIECE = 1 << 22
 """Elements compared at once."""
-
-Delta = npt.NDArray[np.float32]
 
 
 class Weights(Closing):
@@ -160,7 +161,7 @@ def pair(tuned: Weights, base: Weights, selection: Selection) -> Pairing:
     return Pairing(tuple(compared), tuple(left_out), tuple(notes))
 
 
-def difference(tuned: Weights, base: Weights, n: str) -> Delta | None:
+def difference(tuned: Weights, base: Weights, n: str) -> Float32Array | None:
     """What was added to a weight, float32 (one rounding); None where nothing changed.
 
     Raises:

@@ -10,11 +10,11 @@ import numpy.typing as npt
 from nola_codec.adapters import dialect_of
 from nola_codec.adapters.dialects.delta import SUFFIX as DIFF
 from nola_codec.adapters.dialects.lycoris import Composite, part_values
-from nola_codec.model import Adapter, LoraModule, VectorTensor
+from nola_codec.model.adapter import Adapter, LoraModule, VectorTensor
 
 
 @dataclass(frozen=True)
-class Delta:
+class AdapterDelta:
     """What one adapter adds to one tensor: a sum of products and tensors, or what a composite makes of its parts.
 
     Attributes:
@@ -61,7 +61,7 @@ class Delta:
         return np.zeros(0) if total is None else total
 
 
-def deltas(adapter: Adapter) -> list[Delta]:
+def deltas(adapter: Adapter) -> list[AdapterDelta]:
     """All deltas, in the order of their names.
 
     Raises:
@@ -70,11 +70,11 @@ def deltas(adapter: Adapter) -> list[Delta]:
     composites = dialect_of(adapter.dialect).composites(adapter)
     modules = {m.name: m for m in adapter.modules}
     vectors = {v.name: v for v in adapter.vectors}
-    found: dict[str, Delta] = {}
+    found: dict[str, AdapterDelta] = {}
     taken: set[str] = set()
     for composite in composites:
         taken.update(composite.parts)
-        found[composite.name] = Delta(
+        found[composite.name] = AdapterDelta(
             composite.name,
             tuple(modules[part] for part in composite.parts if part in modules),
             tuple(vectors[part] for part in composite.parts if part in vectors),
@@ -84,8 +84,8 @@ def deltas(adapter: Adapter) -> list[Delta]:
         if name not in taken:
             residue = vectors.get(name + DIFF)
             taken.add(name + DIFF)
-            found[name] = Delta(name, (module,), () if residue is None else (residue,))
+            found[name] = AdapterDelta(name, (module,), () if residue is None else (residue,))
     for name, vector in vectors.items():
         if name not in taken:
-            found[name] = Delta(name, (), (vector,))
+            found[name] = AdapterDelta(name, (), (vector,))
     return [found[name] for name in sorted(found)]

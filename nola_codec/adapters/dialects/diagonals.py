@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.adapters.dialects.lycoris import MAX_ELEMENTS, Composite, Floats
+from nola_codec.adapters.dialects.lycoris import MAX_ELEMENTS, Composite
+from nola_codec.array_types import Float64Array
 from nola_codec.errors import AdapterError, expected
 
 _MOST_PRODUCTS = 1 << 34
@@ -61,10 +62,10 @@ class Diagonals(Composite):
     """
 
     method: str = "VERA"
-    carried: Mapping[str, Floats] = field(default_factory=dict)
+    carried: Mapping[str, Float64Array] = field(default_factory=dict)
     lengths: Mapping[str, int] = field(default_factory=dict)
-    lora_A: Floats = field(default_factory=lambda: np.zeros((0, 0)))
-    lora_B: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+    lora_A: Float64Array = field(default_factory=lambda: np.zeros((0, 0)))
+    lora_B: Float64Array = field(default_factory=lambda: np.zeros((0, 0)))
 
     @property
     def measured(self) -> bool:
@@ -77,7 +78,7 @@ class Diagonals(Composite):
         """(out, in) for VeRA, (max, min) for RandLoRA, with the most inputs that A has, or rows that B has."""
         return self._widest()
 
-    def combine(self, values: Mapping[str, npt.NDArray[np.floating]]) -> Floats:
+    def combine(self, values: Mapping[str, npt.NDArray[np.floating]]) -> Float64Array:
         """The delta in `shape`, summed in any order: to measure, not to merge."""
         left, right = self._factors(values, self._widest())
         return left @ right * self.scale
@@ -94,7 +95,9 @@ class Diagonals(Composite):
             return max(0.0, float(np.sum((left.T @ left) * (right @ right.T)))) * self.scale**2
         return float(np.square(left @ right).sum()) * self.scale**2
 
-    def factors(self, values: Mapping[str, npt.NDArray[np.floating]], shape: tuple[int, ...]) -> tuple[Floats, Floats]:
+    def factors(
+        self, values: Mapping[str, npt.NDArray[np.floating]], shape: tuple[int, ...]
+    ) -> tuple[Float64Array, Float64Array]:
         """Left (out, K) and right (K, in) of a layer, each element rounded as the specification says.
 
         Args:
@@ -136,7 +139,9 @@ class Diagonals(Composite):
         ends = ", ".join(f"{end} of {length}" for end, length in self.lengths.items())
         return f"{ends}, A {list(self.lora_A.shape)} and B {list(self.lora_B.shape)}"
 
-    def _factors(self, values: Mapping[str, npt.NDArray[np.floating]], shape: tuple[int, int]) -> tuple[Floats, Floats]:
+    def _factors(
+        self, values: Mapping[str, npt.NDArray[np.floating]], shape: tuple[int, int]
+    ) -> tuple[Float64Array, Float64Array]:
         first, second = (
             np.asarray(self.carried.get(name) if name in self.carried else values[name], np.float64)
             for name in (f"{self.name}.{end}" for end in METHODS[self.method].diagonals)
@@ -151,7 +156,11 @@ class Diagonals(Composite):
 
 
 def gains(
-    method: str, first: Floats, second: Floats, matrices: tuple[Floats, Floats] | None, scale: float
+    method: str,
+    first: Float64Array,
+    second: Float64Array,
+    matrices: tuple[Float64Array, Float64Array] | None,
+    scale: float,
 ) -> tuple[float, float]:
     """What an error of each diagonal is multiplied by on its way into the delta: |delta| / |diagonal|, for both.
 

@@ -15,9 +15,9 @@ from typing import Any
 from nola_codec.adapters.dialects.pairs import Spelling
 from nola_codec.adapters.dialects.peft_config import PeftSettings, parse_config
 from nola_codec.adapters.dialects.plain import PairDialect
-from nola_codec.adapters.files import MAX_JSON_BYTES
 from nola_codec.adapters.sources import AdapterSource
 from nola_codec.errors import AdapterError, expected
+from nola_codec.stores.files import MAX_JSON_BYTES
 
 METADATA_KEY = "lora_adapter_metadata"
 

@@ -28,7 +28,8 @@ from nola_codec.adapters.dialects.paths import (
 )
 from nola_codec.adapters.dialects.peft_experts import is_expert
 from nola_codec.errors import AdapterError, expected
-from nola_codec.model import Adapter, LoraModule, RawTensor
+from nola_codec.model.adapter import Adapter, LoraModule
+from nola_codec.model.tensors import RawTensor
 
 # Tensors that PEFT and diffusers spell alike, after the module's name.
 _SHARED = re.compile(r"(?P<module>.+)(?P<end>\.lora_B\.bias|\.lora_magnitude_vector(?:\.weight)?)")

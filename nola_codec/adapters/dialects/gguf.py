@@ -13,13 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nola_codec.adapters.containers.store_types import TensorStore
-from nola_codec.adapters.containers.tensor_files import is_tensor_file
 from nola_codec.adapters.dialects.pairs import Spelling, Transposed, join, pair_tensors, read_pair
 from nola_codec.adapters.dialects.plain import PairDialect, require_no_vectors, write_adapter_file
 from nola_codec.adapters.sources import AdapterSource
 from nola_codec.errors import AdapterError, expected
-from nola_codec.model import Adapter, LoraModule, RawTensor
+from nola_codec.model.adapter import Adapter, LoraModule
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.tensor_files import is_tensor_file
+from nola_codec.stores.tensor_store import TensorStore
 
 ALPHA = "adapter.lora.alpha"
 EMBEDDING = "token_embd.weight"

@@ -14,7 +14,7 @@ import numpy as np
 
 from nola_codec.adapters.dialects.gguf import ALPHA, EMBEDDING, key_values
 from nola_codec.errors import AdapterError, expected
-from nola_codec.model import Adapter, LoraModule
+from nola_codec.model.adapter import Adapter, LoraModule
 
 # model_type of Transformers -> architecture of llama.cpp, and whether query and key are permuted.
 _ARCHITECTURES: Mapping[str, tuple[str, bool]] = {

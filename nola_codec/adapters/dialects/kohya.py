@@ -17,8 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from nola_codec.adapters.containers.safetensors_io import dump
-from nola_codec.adapters.containers.store_types import TensorStore
 from nola_codec.adapters.dialects.alphas import SUFFIX as ALPHA
 from nola_codec.adapters.dialects.alphas import Alphas, pack_alphas, read_alphas
 from nola_codec.adapters.dialects.foreign import unknown_key
@@ -41,10 +39,13 @@ from nola_codec.adapters.dialects.pairs import (
     read_pair,
 )
 from nola_codec.adapters.dialects.plain import write_adapter_file
-from nola_codec.adapters.dtypes import from_float32, to_float64
 from nola_codec.adapters.sources import AdapterSource
 from nola_codec.errors import AdapterError
-from nola_codec.model import Adapter, LoraModule, RawTensor, VectorTensor
+from nola_codec.model.adapter import Adapter, LoraModule, VectorTensor
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.dtypes import from_float32, to_float64
+from nola_codec.stores.safetensors_io import dump
+from nola_codec.stores.tensor_store import TensorStore
 
 __all__ = ["composites", "detect", "name", "read_source", "tensors", "title", "write"]
 

@@ -20,10 +20,9 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.array_types import Float64Array
 from nola_codec.errors import AdapterError, expected
-from nola_codec.model import LoraModule, VectorTensor
-
-Floats = npt.NDArray[np.float64]
+from nola_codec.model.adapter import LoraModule, VectorTensor
 
 PART = re.compile(
     r"(?P<stem>.+)\.(?P<part>lora_(?:down|mid|up)\.weight|hada_(?:w[12](?:_[ab])?|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"
@@ -70,7 +69,7 @@ class Composite:
             second = (part["lokr_w2_a"][1], part["lokr_w2_b"][1], *part["lokr_t2"][2:])
         return (a * second[0], b * second[1], *second[2:])
 
-    def combine(self, values: Mapping[str, npt.NDArray[np.floating]]) -> Floats:
+    def combine(self, values: Mapping[str, npt.NDArray[np.floating]]) -> Float64Array:
         """The delta, (out, in[, kernel]) float64.
 
         Args:
@@ -170,7 +169,7 @@ def _require_complete(stem: str, parts: set[str]) -> None:
     raise AdapterError(message, code="mixed-layout", where=stem)
 
 
-def _combine(part: Mapping[str, Floats]) -> Floats:
+def _combine(part: Mapping[str, Float64Array]) -> Float64Array:
     if "lora_mid.weight" in part:
         up, down = (
             part[f"lora_{side}.weight"].reshape(part[f"lora_{side}.weight"].shape[:2]) for side in ("up", "down")
@@ -185,13 +184,13 @@ def _combine(part: Mapping[str, Floats]) -> Floats:
     return _kron(part["lokr_w1"], second)
 
 
-def _times(first: Floats, second: Floats) -> Floats:
+def _times(first: Float64Array, second: Float64Array) -> Float64Array:
     if first.shape != second.shape:
         raise ValueError("shapes differ")
     return first * second
 
 
-def _tucker(core: Floats, a: Floats, b: Floats) -> Floats:
+def _tucker(core: Float64Array, a: Float64Array, b: Float64Array) -> Float64Array:
     """(i, j, *k), (i, p), (j, q) -> (p, q, *k). The sum over j is exact; the one over i goes in order."""
     if core.ndim < 3 or a.ndim != 2 or b.ndim != 2 or core.shape[:2] != (a.shape[0], b.shape[0]):
         raise ValueError("not a Tucker product")
@@ -202,7 +201,7 @@ def _tucker(core: Floats, a: Floats, b: Floats) -> Floats:
     return total
 
 
-def _kron(first: Floats, second: Floats) -> Floats:
+def _kron(first: Float64Array, second: Float64Array) -> Float64Array:
     """(a, b), (c, d, *k) -> (a c, b d, *k)."""
     if first.ndim != 2 or second.ndim < 2:
         raise ValueError("not matrices")
@@ -223,7 +222,7 @@ def part_values(
     return values
 
 
-def _product(module: LoraModule) -> Floats:
+def _product(module: LoraModule) -> Float64Array:
     return module.lora_B.astype(np.float64) @ module.lora_A.astype(np.float64)
 
 

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nola_codec.adapters.containers.tensor_files import is_tensor_file
 from nola_codec.adapters.dialects.pairs import Spelling
 from nola_codec.adapters.dialects.plain import PairDialect, write_adapter_file
 from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
 from nola_codec.errors import AdapterError, expected
-from nola_codec.model import Adapter
+from nola_codec.model.adapter import Adapter
+from nola_codec.stores.tensor_files import is_tensor_file
 
 
 class _Mlx(PairDialect):

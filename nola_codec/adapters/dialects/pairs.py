@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.adapters.containers.store_types import TensorStore
 from nola_codec.adapters.dialects.peft_config import MAX_RANK
-from nola_codec.adapters.dtypes import from_float32, require_finite, to_float32
 from nola_codec.errors import AdapterError, expected
-from nola_codec.model import DTYPES, Layout, LoraModule, RawTensor
+from nola_codec.model.adapter import Layout, LoraModule
+from nola_codec.model.tensors import DTYPES, RawTensor
+from nola_codec.stores.dtypes import from_float32, require_finite, to_float32
+from nola_codec.stores.tensor_store import TensorStore
 
 MAX_DIMENSION = 1 << 31
 _MAX_CARRIED_DIMENSIONS = 8

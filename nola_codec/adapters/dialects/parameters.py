@@ -18,10 +18,11 @@ import numpy.typing as npt
 
 from nola_codec.adapters.dialects.lycoris import Composite
 from nola_codec.adapters.dialects.plain import write_adapter_file
-from nola_codec.adapters.dtypes import from_float32, from_float64
 from nola_codec.adapters.sources import AdapterSource
 from nola_codec.errors import AdapterError, expected
-from nola_codec.model import Adapter, RawTensor
+from nola_codec.model.adapter import Adapter
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.dtypes import from_float32, from_float64
 
 name = "parameters"
 title = "parameters of a network"

@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from nola_codec.adapters.containers.store_types import TensorStore
-from nola_codec.adapters.containers.tensor_files import is_tensor_file, write_tensors
 from nola_codec.adapters.dialects import peft_diagonals
 from nola_codec.adapters.dialects.foreign import describe_keys
 from nola_codec.adapters.dialects.lycoris import Composite
@@ -31,10 +29,13 @@ from nola_codec.adapters.dialects.peft_config import (
     with_ranks,
 )
 from nola_codec.adapters.dialects.peft_experts import expert_module, is_expert, join_experts, split_experts
-from nola_codec.adapters.files import AnySource, atomic_directory, atomic_file, dump_json, require_free
 from nola_codec.adapters.sources import CONFIG_NAME, WEIGHTS_NAME, AdapterSource, open_source
 from nola_codec.errors import AdapterError, expected
-from nola_codec.model import Adapter, Layout, LoraModule, RawTensor
+from nola_codec.model.adapter import Adapter, Layout, LoraModule
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.files import AnySource, atomic_directory, atomic_file, dump_json, require_free
+from nola_codec.stores.tensor_files import is_tensor_file, write_tensors
+from nola_codec.stores.tensor_store import TensorStore
 
 __all__ = [
     "composites", "detect", "factor_keys", "module_path", "name", "read", "read_source", "state_dict", "tensors",

@@ -12,18 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from nola_codec.adapters.containers.store_types import TensorStore
 from nola_codec.adapters.dialects.diagonals import METHODS, Diagonals, Method, gains
 from nola_codec.adapters.dialects.foreign import describe_keys
-from nola_codec.adapters.dialects.lycoris import Floats
 from nola_codec.adapters.dialects.pairs import join, read_carried, read_floats
 from nola_codec.adapters.dialects.peft_config import is_saved_embedding, is_saved_module, positive_integer, real_number
 from nola_codec.adapters.dialects.peft_draws import find_draws
-from nola_codec.adapters.dtypes import from_float32, to_float32, to_float64
 from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
+from nola_codec.array_types import Float64Array
 from nola_codec.errors import AdapterError, expected
-from nola_codec.model import Adapter, Draw, RawTensor, VectorTensor
+from nola_codec.model.adapter import Adapter, VectorTensor
+from nola_codec.model.tensors import Draw, RawTensor
 from nola_codec.prng.draws import drawn_tensor
+from nola_codec.stores.dtypes import from_float32, to_float32, to_float64
+from nola_codec.stores.tensor_store import TensorStore
 
 _MODEL = "base_model"
 _CODED_DTYPES = ("F32", "F16", "BF16")
@@ -111,7 +112,7 @@ def composites(adapter: Adapter) -> tuple[Diagonals, ...]:
     """
     config = adapter.config or {}
     method = METHODS[config["peft_type"]]
-    values: dict[str, Floats] = {v.name: v.values.astype(np.float64) for v in adapter.vectors}
+    values: dict[str, Float64Array] = {v.name: v.values.astype(np.float64) for v in adapter.vectors}
     coded = set(values)
     values |= {name: to_float64(t) for name, t in adapter.raw.items() if name.endswith(method.diagonals)}
     matrices = _Matrices(adapter.raw, method)
@@ -249,9 +250,9 @@ class _Matrices:
 
     def __init__(self, raw: Mapping[str, RawTensor], method: Method) -> None:
         self._raw, self._method = raw, method
-        self._made: dict[str, Floats] = {}
+        self._made: dict[str, Float64Array] = {}
 
-    def of(self, module: str, first: Floats, second: Floats) -> tuple[Floats, Floats] | None:
+    def of(self, module: str, first: Float64Array, second: Float64Array) -> tuple[Float64Array, Float64Array] | None:
         """A and B between which two diagonals fit; None where they are not there. Raises AdapterError ``bad-shape``."""
         keys = [
             next((key for key in (f"{_MODEL}.{end}", f"{module}.{end}") if key in self._raw), None)
@@ -266,7 +267,7 @@ class _Matrices:
             raise AdapterError(message, code="bad-shape", where=module)
         return a, b
 
-    def _matrix(self, key: str) -> Floats:
+    def _matrix(self, key: str) -> Float64Array:
         if key not in self._made:
             self._made[key] = to_float64(self._raw[key], where=key)
         return self._made[key]
@@ -276,7 +277,7 @@ def _with_gains(adapter: Adapter, modules: list[str]) -> Adapter:
     """The vectors with what an error of each does to the delta."""
     config = adapter.config or {}
     method = METHODS[config["peft_type"]]
-    values: dict[str, Floats] = {v.name: v.values.astype(np.float64) for v in adapter.vectors}
+    values: dict[str, Float64Array] = {v.name: v.values.astype(np.float64) for v in adapter.vectors}
     matrices = _Matrices(adapter.raw, method)
     found: dict[str, float] = {}
     for module in modules:
@@ -287,7 +288,7 @@ def _with_gains(adapter: Adapter, modules: list[str]) -> Adapter:
     return replace(adapter, vectors=tuple(replace(v, gain=found[v.name]) for v in adapter.vectors))
 
 
-def _fit(method: Method, first: Floats, second: Floats, a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+def _fit(method: Method, first: Float64Array, second: Float64Array, a: tuple[int, ...], b: tuple[int, ...]) -> bool:
     """Whether a layer's diagonals fit between the matrices."""
     dimensions = 1 if method is METHODS["VERA"] else 2
     if not _are_projections(method, a, b) or first.ndim != dimensions or second.ndim != dimensions:

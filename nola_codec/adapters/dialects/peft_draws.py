@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.adapters.dtypes import to_float32
-from nola_codec.model import Draw, DrawMethod, RawTensor
+from nola_codec.model.tensors import Draw, DrawMethod, RawTensor
 from nola_codec.prng.draws import drawn_tensor, drawn_values, rounded
 from nola_codec.prng.mt19937 import mt19937
+from nola_codec.stores.dtypes import to_float32
 
 _SAMPLE = 8192
 _DIGITS = {"F32": 24, "BF16": 8, "F16": 11}

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from nola_codec.errors import AdapterError, expected
-from nola_codec.model import LoraModule
+from nola_codec.model.adapter import LoraModule
 
 _EXPERT = re.compile(r"(?P<module>.+)\[(?P<expert>0|[1-9]\d*)\]")
 

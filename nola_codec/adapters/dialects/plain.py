@@ -14,17 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nola_codec.adapters.containers.store_types import TensorStore
-from nola_codec.adapters.containers.tensor_files import is_tensor_file, write_tensors
 from nola_codec.adapters.dialects.alphas import SUFFIX as ALPHA
 from nola_codec.adapters.dialects.alphas import Alphas, pack_alphas, read_alphas
 from nola_codec.adapters.dialects.foreign import unknown_key
 from nola_codec.adapters.dialects.lycoris import Composite
 from nola_codec.adapters.dialects.pairs import Spelling, find_pairs, join, pair_tensors, read_carried, read_pair
-from nola_codec.adapters.files import atomic_directory, dump_json, require_free
 from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
 from nola_codec.errors import AdapterError
-from nola_codec.model import Adapter, LoraModule, RawTensor
+from nola_codec.model.adapter import Adapter, LoraModule
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.files import atomic_directory, dump_json, require_free
+from nola_codec.stores.tensor_files import is_tensor_file, write_tensors
+from nola_codec.stores.tensor_store import TensorStore
 
 _NOTHING = re.compile(r"(?!)")
 

@@ -9,18 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nola_codec.adapters.containers.safetensors_io import write_file
-from nola_codec.adapters.models.checkpoint import (
-    Checkpoint,
-    MergeTarget,
-    Names,
-    TiedEmbeddings,
-    delta_shape,
-    resolve_weights,
-    tied_embeddings,
-)
+from nola_codec.checkpoints.checkpoint import Checkpoint
+from nola_codec.checkpoints.embeddings import TiedEmbeddings, tied_embeddings
 from nola_codec.errors import AdapterError
-from nola_codec.model import LoraModule, RawTensor
+from nola_codec.merge.matching import MergeTarget, Names, delta_shape, resolve_weights
+from nola_codec.model.adapter import LoraModule
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.safetensors_io import write_file
 
 
 def tensor(*shape: int) -> RawTensor:

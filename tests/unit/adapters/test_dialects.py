@@ -15,11 +15,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from nola_codec.adapters import DIALECTS, dialect_of, read, write
-from nola_codec.adapters.containers.tensor_files import write_tensors
 from nola_codec.adapters.dialects.deltas import deltas
 from nola_codec.adapters.sources import open_source
 from nola_codec.errors import AdapterError
-from nola_codec.model import RawTensor
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.tensor_files import write_tensors
 
 REAL = {
     "gpt2_tigrinya": "peft",

@@ -7,15 +7,15 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from nola_codec.adapters.dtypes import (
+from nola_codec.errors import AdapterError
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.dtypes import (
     from_float32,
     from_float64,
     require_finite,
     to_float32,
     to_float64,
 )
-from nola_codec.errors import AdapterError
-from nola_codec.model import RawTensor
 
 TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 

@@ -15,7 +15,8 @@ from nola_codec.adapters.dialects.deltas import deltas
 from nola_codec.adapters.dialects.formats import FORMATS, convert, matching_names, path_of
 from nola_codec.adapters.dialects.paths import kohya_name, kohya_path, old_diffusers_name, old_diffusers_path
 from nola_codec.errors import AdapterError
-from nola_codec.model import Adapter, LoraModule, RawTensor, VectorTensor
+from nola_codec.model.adapter import Adapter, LoraModule, VectorTensor
+from nola_codec.model.tensors import RawTensor
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama", "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from container_forge import gguf_tensor, gguf_text, u32, u64
 
-from nola_codec.adapters.containers.gguf_io import GgufFile, dump_gguf
 from nola_codec.errors import AdapterError
-from nola_codec.model import RawTensor
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.gguf_io import GgufFile, dump_gguf
 
 TENSORS = {
     "blk.0.attn_q.weight.lora_a": RawTensor("F32", (2, 3), np.arange(6, dtype="<f4").tobytes()),
@@ -213,7 +213,7 @@ def test_rejected(case: str) -> None:
 def test_elements_of_all_arrays_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
     data = forge.gguf([gguf_text("k") + u32(9) + u32(9) + u64(3) + (u32(0) + u64(2) + b"ab") * 3])
     assert len(GgufFile(data).extra["k"][1][1]) == 3
-    monkeypatch.setattr("nola_codec.adapters.containers.gguf_io._MAX_ELEMENTS", 8)
+    monkeypatch.setattr("nola_codec.stores.gguf_io._MAX_ELEMENTS", 8)
     with pytest.raises(AdapterError) as e:
         GgufFile(data)
     assert e.value.code == "limit"

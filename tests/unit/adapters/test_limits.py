@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from nola_codec.adapters import read, write
-from nola_codec.adapters.containers.gguf_io import dump_gguf
-from nola_codec.adapters.containers.safetensors_io import dump
 from nola_codec.adapters.dialects import lycoris
 from nola_codec.adapters.dialects.deltas import deltas
 from nola_codec.api.encoding import encode_bytes
 from nola_codec.errors import AdapterError
-from nola_codec.model import RawTensor
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.gguf_io import dump_gguf
+from nola_codec.stores.safetensors_io import dump
 
 STEM = "lora_unet_q"
 

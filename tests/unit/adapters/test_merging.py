@@ -25,13 +25,15 @@ from transformers import (
 )
 
 from nola_codec.adapters import read
-from nola_codec.adapters.containers.safetensors_io import from_float64, to_float64, write_file
-from nola_codec.adapters.models.checkpoint import Checkpoint, MergeTarget, WeightMatch
-from nola_codec.adapters.models.merged_model import merge_directory
-from nola_codec.adapters.models.merging import MergePlan, combine_plans, plan_merge
-from nola_codec.adapters.models.streaming import ChangeRows
+from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.errors import AdapterError, OutputExists
-from nola_codec.model import Adapter, RawTensor
+from nola_codec.merge.matching import MergeTarget, WeightMatch
+from nola_codec.merge.merge_directory import merge_directory
+from nola_codec.merge.plan import MergePlan, combine_plans, plan_merge
+from nola_codec.merge.stream import ChangeRows
+from nola_codec.model.adapter import Adapter
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.safetensors_io import from_float64, to_float64, write_file
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from container_forge import npy, npy_header, zipped
 
-from nola_codec.adapters.containers.npz_io import NpzFile, dump_npz
-from nola_codec.adapters.containers.zip_io import Archive
 from nola_codec.errors import AdapterError
-from nola_codec.model import RawTensor
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.npz_io import NpzFile, dump_npz
+from nola_codec.stores.zip_io import Archive
 
 TENSORS = {
     "model.layers.0.q.lora_a": RawTensor("F32", (2, 3), np.arange(6, dtype="<f4").tobytes()),

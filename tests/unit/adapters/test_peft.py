@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from nola_codec.adapters import read, write
 from nola_codec.adapters.dialects.peft import factor_keys, module_path, state_dict
 from nola_codec.errors import AdapterError, OutputExists
-from nola_codec.model import Adapter, LoraModule, RawTensor
+from nola_codec.model.adapter import Adapter, LoraModule
+from nola_codec.model.tensors import RawTensor
 
 # PEFT's own remarks (a pattern here is meant to match nothing), and its use of what Transformers deprecates.
 pytestmark = [

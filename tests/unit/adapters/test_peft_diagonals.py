@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from nola_codec.adapters import read, write
-from nola_codec.adapters.containers.safetensors_io import SafetensorsFile, dump
 from nola_codec.adapters.dialects import peft_diagonals
 from nola_codec.adapters.dialects.peft_draws import find_draws
-from nola_codec.adapters.dtypes import from_float32, to_float32
 from nola_codec.errors import AdapterError
-from nola_codec.model import Draw, RawTensor
+from nola_codec.model.tensors import Draw, RawTensor
 from nola_codec.prng.draws import drawn_tensor
+from nola_codec.stores.dtypes import from_float32, to_float32
+from nola_codec.stores.safetensors_io import SafetensorsFile, dump
 
 M = "base_model.model.layers.0.q"
 VERA: dict[str, Any] = {"peft_type": "VERA", "r": 2, "projection_prng_key": 3}

@@ -16,9 +16,9 @@ import pytest
 import torch
 from container_forge import pickled, tensor_program, torch_zip
 
-from nola_codec.adapters.containers.pickle_io import dump_pickle, open_pickle
 from nola_codec.errors import AdapterError
-from nola_codec.model import DTYPES, RawTensor
+from nola_codec.model.tensors import DTYPES, RawTensor
+from nola_codec.stores.pickle_io import dump_pickle, open_pickle
 
 TENSORS = {
     "base_model.model.q.lora_A.weight": RawTensor("F32", (2, 3), struct.pack("<6f", *range(6))),
@@ -73,7 +73,7 @@ def test_every_dtype_goes_through() -> None:
 
 
 def torch_size(name: str) -> int:
-    from nola_codec.model import DTYPE_BYTES
+    from nola_codec.model.tensors import DTYPE_BYTES
 
     return DTYPE_BYTES[name]
 
@@ -234,7 +234,7 @@ def test_storages_handed_out_many_times() -> None:
 
 
 def test_programs_with_too_many_opcodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nola_codec.adapters.containers.pickle_scan._MAX_OPCODES", 1000)
+    monkeypatch.setattr("nola_codec.stores.pickle_scan._MAX_OPCODES", 1000)
     assert "more than 1000 opcodes" in str(refused(torch_zip(b"\x80\x02" + b"}" * 1001 + b".")))
 
 

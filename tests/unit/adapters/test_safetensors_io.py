@@ -14,15 +14,15 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from nola_codec.adapters.containers.safetensors_io import (
+from nola_codec.errors import AdapterError
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.safetensors_io import (
     SafetensorsFile,
     SafetensorsWriter,
     dump,
     num_bytes,
     write_file,
 )
-from nola_codec.errors import AdapterError
-from nola_codec.model import RawTensor
 
 TENSORS = {
     "b": RawTensor("F16", (3,), b"\1\2\3\4\5\6"),

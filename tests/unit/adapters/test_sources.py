@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from nola_codec.adapters import read
-from nola_codec.adapters.containers.npz_io import dump_npz
-from nola_codec.adapters.containers.pickle_io import dump_pickle
-from nola_codec.adapters.containers.safetensors_io import dump
 from nola_codec.adapters.sources import open_source
 from nola_codec.errors import AdapterError
-from nola_codec.model import RawTensor
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.npz_io import dump_npz
+from nola_codec.stores.pickle_io import dump_pickle
+from nola_codec.stores.safetensors_io import dump
 
 P = "base_model.model.layers.0.q"
 CONFIG: dict[str, Any] = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q"]}

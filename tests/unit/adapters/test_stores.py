@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from container_forge import zipped
 
-from nola_codec.adapters.containers.gguf_io import dump_gguf
-from nola_codec.adapters.containers.npz_io import dump_npz
-from nola_codec.adapters.containers.pickle_io import dump_pickle
-from nola_codec.adapters.containers.safetensors_io import dump
-from nola_codec.adapters.containers.store_types import TensorStore
-from nola_codec.adapters.containers.stores import MemoryStore, TensorInfo, open_store
 from nola_codec.errors import AdapterError
-from nola_codec.model import RawTensor
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.gguf_io import dump_gguf
+from nola_codec.stores.npz_io import dump_npz
+from nola_codec.stores.open_store import MemoryStore, TensorInfo, open_store
+from nola_codec.stores.pickle_io import dump_pickle
+from nola_codec.stores.safetensors_io import dump
+from nola_codec.stores.tensor_store import TensorStore
 
 TENSORS = {
     "q.lora_a": RawTensor("F32", (2, 3), struct.pack("<6f", *range(6))),

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from nola_codec.adapters.containers.stores import open_store
-from nola_codec.adapters.containers.tensor_files import SUFFIXES, is_tensor_file, write_tensors
 from nola_codec.errors import AdapterError
-from nola_codec.model import RawTensor
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.open_store import open_store
+from nola_codec.stores.tensor_files import SUFFIXES, is_tensor_file, write_tensors
 
 TENSORS = {"q.lora_a": RawTensor("F32", (2,), bytes(8)), "q.lora_b": RawTensor("BF16", (1, 1), b"\x80\x3f")}
 GGUF = {"general.architecture": ("STRING", "llama"), "adapter.lora.alpha": ("FLOAT32", 8.0)}

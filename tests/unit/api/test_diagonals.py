@@ -14,17 +14,17 @@ import pytest
 import torch
 
 import nola_codec
-from nola_codec.adapters.containers.safetensors_io import SafetensorsFile
 from nola_codec.adapters.dialects import peft_diagonals
 from nola_codec.api.comparing import compare
 from nola_codec.api.decoding import decode, verify
 from nola_codec.api.encoding import encode, encode_bytes
 from nola_codec.api.inspecting import inspect
 from nola_codec.api.merging import merge, unmerge
-from nola_codec.api.operands import decode_file
 from nola_codec.container.reader import open_container
-from nola_codec.decoder.deltas import OrderedProduct
 from nola_codec.errors import AdapterError, EncodeError
+from nola_codec.merge.arithmetic.deltas import OrderedProduct
+from nola_codec.merge.operands import decode_file
+from nola_codec.stores.safetensors_io import SafetensorsFile
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # PEFT of Transformers

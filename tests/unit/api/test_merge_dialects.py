@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 
 import nola_codec
 from nola_codec.adapters import read
-from nola_codec.adapters.containers.safetensors_io import SafetensorsFile
-from nola_codec.adapters.containers.tensor_files import write_tensors
 from nola_codec.adapters.dialects import peft
 from nola_codec.adapters.dialects.deltas import deltas
-from nola_codec.adapters.dtypes import from_float64, to_float64
 from nola_codec.errors import AdapterError
-from nola_codec.model import RawTensor
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.dtypes import from_float64, to_float64
+from nola_codec.stores.safetensors_io import SafetensorsFile
+from nola_codec.stores.tensor_files import write_tensors
 
 STEM = "lora_unet_down_blocks_0_attn_to_q"
 

@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 
 import nola_codec
-from nola_codec.adapters.containers.safetensors_io import SafetensorsWriter
-from nola_codec.adapters.dtypes import from_float64, to_float64
-from nola_codec.adapters.models.checkpoint import Checkpoint
-from nola_codec.adapters.models.merged_model import MergeReport
-from nola_codec.adapters.models.partial import partial_directory
 from nola_codec.arrays import NUMPY
+from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.cli.merge import file_and_weight
 from nola_codec.container.reader import open_container
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.decoder.merge import delta_weight
 from nola_codec.errors import AdapterError, OutputExists
+from nola_codec.merge.arithmetic.sum import delta_weight
+from nola_codec.merge.journal import partial_directory
+from nola_codec.merge.merge_directory import MergeReport
+from nola_codec.stores.dtypes import from_float64, to_float64
+from nola_codec.stores.safetensors_io import SafetensorsWriter
 
 SHAPES = {"q_proj": (96, 64), "v_proj": (32, 64), "down_proj": (64, 160)}
 

@@ -21,9 +21,9 @@ from nola_codec.basis import BASES, BasisKey
 from nola_codec.container.reader import open_container
 from nola_codec.decoder.coefficients import Coefficients
 from nola_codec.decoder.decoder import Decoder, FactorsDigest
-from nola_codec.decoder.factors import Vector, synthesize_records
-from nola_codec.decoder.merge import delta_weight
-from nola_codec.model import LowRankKind, LowRankRecord, VectorKind, VectorRecord
+from nola_codec.decoder.factors import DecodedVector, synthesize_records
+from nola_codec.merge.arithmetic.sum import delta_weight
+from nola_codec.model.records import LowRankKind, LowRankRecord, VectorKind, VectorRecord
 from nola_codec.prng import PHILOX
 
 FILES = [name for name, entry in manifest().items() if entry["tensors"]]
@@ -142,7 +142,7 @@ def test_a_long_vector(length: int, threads: Callable[[int], None], monkeypatch:
         monkeypatch.setattr("nola_codec.decoder.factors._PIECE", 70_000)
         monkeypatch.setattr("nola_codec.basis.hadamard._SIGN_PIECE", 1 << 14)
         (vector,) = synthesize_records([record], [Coefficients((points,), 31)], generator=PHILOX, seed=9, xp=xp)
-        assert isinstance(vector, Vector)
+        assert isinstance(vector, DecodedVector)
         made.append(xp.numpy(vector.values))
     y = ref.synthesize(1, points[0].astype(np.int64), length, PHILOX, 9, 6)
     shift = 15 - (2 * int(code[0]) >> 5) - 19

@@ -12,15 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nola_codec.adapters.dtypes import from_float64, to_float64
 from nola_codec.arrays import NUMPY
-from nola_codec.decoder import rounding
-from nola_codec.decoder.deltas import FactorDelta, Negative, WeightedSum, factor_delta
-from nola_codec.decoder.factors import Factors
-from nola_codec.decoder.rounding import add_rows
-from nola_codec.decoder.singles import elements, singles
+from nola_codec.decoder.factors import DecodedFactors
 from nola_codec.errors import AdapterError
-from nola_codec.model import LowRankKind, RawTensor
+from nola_codec.merge.arithmetic import rounding
+from nola_codec.merge.arithmetic.deltas import FactorDelta, Negative, WeightedSum, factor_delta
+from nola_codec.merge.arithmetic.float32 import elements, singles
+from nola_codec.merge.arithmetic.rounding import add_rows
+from nola_codec.model.records import LowRankKind
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.dtypes import from_float64, to_float64
 
 Float64 = npt.NDArray[np.float64]
 
@@ -148,7 +149,7 @@ def test_factors_are_exact_whatever_the_rows() -> None:
         lora_B[:, 3] = 0
         swapped = (layout == "embedding") != transposed
         shape = (90, 50) if swapped else (50, 90)
-        delta = factor_delta(Factors(lora_B, lora_A, (-20, -21)), kind, NUMPY, shape, transposed=transposed)
+        delta = factor_delta(DecodedFactors(lora_B, lora_A, (-20, -21)), kind, NUMPY, shape, transposed=transposed)
         exact = (lora_B.astype(np.int64) @ lora_A.astype(np.int64)).astype(np.float64) * 2.0**-41 * scaling
         exact = exact.T if swapped else exact
         assert np.array_equal(delta.rows(0, shape[0]), exact)
@@ -175,7 +176,7 @@ def low_rank(
         "#", "linear", (rows, rank), (rank, columns), scaling, False, "F32", 1, "component", (rows, columns)
     )
     lora_B, lora_A = left.astype(np.int16), right.astype(np.int16)
-    factors = Factors(lora_B, lora_A, (exponent // 2, exponent - exponent // 2))
+    factors = DecodedFactors(lora_B, lora_A, (exponent // 2, exponent - exponent // 2))
     product = (lora_B.astype(np.int64) @ lora_A.astype(np.int64)).astype(np.float64)
     return (
         factor_delta(factors, kind, NUMPY, (rows, columns), transposed=False),

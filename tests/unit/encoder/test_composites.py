@@ -9,9 +9,9 @@ import pytest
 
 from nola_codec import compare, decode, encode
 from nola_codec.adapters import read
-from nola_codec.adapters.containers.tensor_files import write_tensors
 from nola_codec.adapters.dialects.deltas import deltas
-from nola_codec.model import RawTensor
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.tensor_files import write_tensors
 
 
 def floats(*shape: int, seed: int) -> RawTensor:

@@ -20,7 +20,7 @@ from nola_codec.encoder.encode import encode_adapter
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.errors import EncodeError
 from nola_codec.fit.weighting import Moments
-from nola_codec.model import Adapter, LoraModule, VectorTensor
+from nola_codec.model.adapter import Adapter, LoraModule, VectorTensor
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "nmse": {"nmse": 0.02},

@@ -15,7 +15,7 @@ from nola_forge import frame, reference
 from nola_codec.entropy import CODECS, decode_many, mixed, rans, raw, smallest
 from nola_codec.entropy.frames import compress, decompress
 from nola_codec.errors import FormatError
-from nola_codec.model import Runs, SymbolModel
+from nola_codec.model.quantizers import Runs, SymbolModel
 
 
 @st.composite

@@ -9,7 +9,7 @@ import pytest
 
 from nola_codec.basis import NAMES
 from nola_codec.fit.bank import Bank, build_bank
-from nola_codec.model import LoraModule
+from nola_codec.model.adapter import LoraModule
 from nola_codec.prng import PHILOX
 
 

@@ -8,7 +8,7 @@ import pytest
 from nola_codec.arrays import NUMPY
 from nola_codec.basis import NAMES, BasisKey, basis_by_id
 from nola_codec.fit.projection import FactorBasis, fit_projection
-from nola_codec.model import Codebook
+from nola_codec.model.quantizers import Codebook
 from nola_codec.prng import PHILOX
 from nola_codec.quant.codebooks import lloyd_max, midtread
 

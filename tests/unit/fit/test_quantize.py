@@ -12,7 +12,7 @@ from nola_codec.basis import NAMES, BasisKey, basis_by_id
 from nola_codec.fit.allocation import BOOST, EFFECTIVE, NMSE, Objective, make_plan
 from nola_codec.fit.bank import Bank
 from nola_codec.fit.quantize import Quantized, Workspace, quantize, unit_points
-from nola_codec.model import Codebook, Dependent, Trellis
+from nola_codec.model.quantizers import Codebook, Dependent, Trellis
 from nola_codec.prng import PHILOX
 
 SHAPES = [(96, 640, 8), (640, 64, 8), (97, 65, 5)]

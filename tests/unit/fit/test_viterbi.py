@@ -9,7 +9,7 @@ import pytest
 
 from nola_codec.fit.coders import DependentCoder, TrellisCoder, coders, dependent_statistics, stride_limit
 from nola_codec.fit.viterbi import encode_dependent, encode_trellis
-from nola_codec.model import Dependent, Trellis
+from nola_codec.model.quantizers import Dependent, Trellis
 from nola_codec.quant.trellis import TRELLISES, dependent_points, trellis_points
 
 

@@ -23,7 +23,7 @@ from nola_codec.fit.weighting import (
     in_order,
     weigh,
 )
-from nola_codec.model import LoraModule
+from nola_codec.model.adapter import LoraModule
 from nola_codec.prng import PHILOX
 
 OUT, IN, RANK, ROWS = 20, 12, 3, 5

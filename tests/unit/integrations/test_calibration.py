@@ -12,7 +12,7 @@ import torch
 
 from nola_codec.errors import EncodeError
 from nola_codec.integrations.calibration import STRENGTH, collect_from
-from nola_codec.model import LoraModule
+from nola_codec.model.adapter import LoraModule
 from nola_codec.training.attach import find_modules
 
 BATCHES = [torch.tensor([[1, 4, 4, 9, 2]]), torch.tensor([[7, 0, 3]])]

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from nola_codec.adapters.dtypes import to_float32
-from nola_codec.model import Draw, DrawMethod
+from nola_codec.model.tensors import Draw, DrawMethod
 from nola_codec.prng.draws import drawn_tensor, drawn_values
 from nola_codec.prng.mt19937 import mt19937
+from nola_codec.stores.dtypes import to_float32
 
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 FUSED: DrawMethod = "uniform" if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX") else "uniform-fused"

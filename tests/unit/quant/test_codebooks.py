@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nola_codec.model import Codebook
+from nola_codec.model.quantizers import Codebook
 from nola_codec.quant.codebooks import deadzone, lloyd_max, midrise, midtread, mse_scale, nearest, symmetric
 
 # Distortion of the optimal quantizers of a unit Gaussian (Max, 1960).

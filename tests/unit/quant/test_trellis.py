@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from nola_forge import reference
 
 from nola_codec.container.quantizer_wire import quantizer_to_wire
-from nola_codec.model import Dependent, Quantizer, Trellis
+from nola_codec.model.quantizers import Dependent, Quantizer, Trellis
 from nola_codec.quant.points import book_points
 from nola_codec.quant.trellis import TRELLISES, dependent_points, trellis_points
 

@@ -18,7 +18,7 @@ import nola_codec
 from nola_codec import adapters
 from nola_codec.adapters.dialects import parameters
 from nola_codec.errors import AdapterError, EncodeError
-from nola_codec.model import Adapter, LoraModule
+from nola_codec.model.adapter import Adapter, LoraModule
 from nola_codec.training import (
     NolaConv2d,
     NolaEmbedding,

@@ -1,1 +1,0 @@
-"""Files that hold tensors, whatever the tensors mean: safetensors, npz, PyTorch pickles, GGUF."""

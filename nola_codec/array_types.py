@@ -1,0 +1,15 @@
+"""NumPy array types by element, for annotations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+Int64Array = npt.NDArray[np.int64]
+Uint32Array = npt.NDArray[np.uint32]
+SymbolArray = npt.NDArray[Any]
+"""uint8 or uint16: indices into codebooks."""

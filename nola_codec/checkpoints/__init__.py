@@ -1,0 +1,1 @@
+"""Weights of whole models, read tensor by tensor."""

@@ -1,0 +1,1 @@
+"""Add decoded adapters to a base model, and take them off again."""

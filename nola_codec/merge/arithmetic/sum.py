@@ -1,0 +1,63 @@
+"""delta_W whole, and into a weight in memory: exact until one rounding each (specification, "Merging").
+
+    delta_W = (int64 product of the int16 factors) * 2^(eB + eA) * scaling          float64, one rounding
+    merged  = round_dtype(float64(W) + delta_W)                                    one sum, one rounding
+
+The product is exact in float64: its sums stay under 2^53 for any rank under 2^22. Files are merged a few rows at a
+time, by `deltas` and `rounding`; the bits are the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nola_codec.arrays import Array, Arrays
+from nola_codec.decoder.factors import DecodedFactors
+from nola_codec.errors import AdapterError
+from nola_codec.model.records import LowRankKind
+
+
+def delta_weight(factors: DecodedFactors, kind: LowRankKind, xp: Arrays) -> Array:
+    """delta_W in float64, in the shape of a PyTorch weight.
+
+    Returns:
+        (out, in) for a linear layer, (out, in, kh, kw) for a convolution, (vocab, dim) for an embedding. It is not
+        transposed for `fan_in_fan_out`.
+    """
+    product = xp.cast(factors.lora_B, "float64") @ xp.cast(factors.lora_A, "float64")
+    delta = product * 2.0 ** (factors.exponents[0] + factors.exponents[1]) * kind.scaling
+    if kind.layout == "embedding":
+        return delta.swapaxes(0, 1)
+    if kind.layout == "conv":
+        return delta.reshape((kind.rows, *kind.a_shape[1:]))
+    return delta
+
+
+def merge_tensor(weight: Any, delta: Any) -> None:
+    """Add delta_W (float64, torch) to a torch weight in place, rounding once to the weight's dtype.
+
+    Raises:
+        AdapterError: the sum overflows the dtype; the weight is left as it was.
+    """
+    merged = round_to(weight.double() + (delta.reshape(weight.shape) + 0.0), weight.dtype)  # a zero delta is +0
+    if not bool(merged.isfinite().all()):
+        raise AdapterError(f"the merged weight is not finite in {weight.dtype}", code="overflow")
+    weight.copy_(merged)
+
+
+def round_to(values: Any, dtype: Any) -> Any:
+    """float64 torch values to a float dtype, to nearest even in one rounding.
+
+    PyTorch goes through float32 on the way to 16 bits, which rounds twice. Rounding to odd in that step makes the
+    second rounding the right one (Boldo and Melquiond, 2008).
+    """
+    import torch
+
+    if dtype in (torch.float64, torch.float32):
+        return values.to(dtype)
+    single = values.float()
+    back = single.double()
+    bits = single.view(torch.int32)
+    step = torch.where(back.abs() > values.abs(), -1, 1).to(torch.int32)
+    odd = torch.where((back != values) & (bits & 1 == 0), bits + step, bits)
+    return odd.view(torch.float32).to(dtype)

@@ -1,0 +1,245 @@
+"""Find a place in a checkpoint for every part of an adapter: which weights a merge changes, and how.
+
+Tied embeddings, biases, and modules saved whole are decided here; what is added to a weight is the decoder's concern,
+and writing the merged model that of `merged_model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from nola_codec.adapters.dialects.peft import module_path
+from nola_codec.adapters.dialects.peft_config import is_saved_module
+from nola_codec.checkpoints.checkpoint import Checkpoint
+from nola_codec.checkpoints.embeddings import TiedEmbeddings, embedding_names, text_config, tied_embeddings
+from nola_codec.errors import AdapterError, expected
+from nola_codec.merge.matching import MergeTarget, Names, WeightMatch, mismatch_message, resolve_weights
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.dtypes import FLOAT_DTYPES, from_float64, to_float64
+
+# Masked language models name their output embeddings in as many ways as there are models.
+_TIED_DECODERS = ("ForMaskedLM", "ForPreTraining")
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """What a merge will do to a checkpoint; made by `plan_merge`, which has checked all of it.
+
+    Attributes:
+        matches: By weight name, the module whose delta is added.
+        replaced: By weight name, a tensor that takes its place (modules_to_save); new names are added.
+        reloaded: By stored name, a tensor that the base model is loaded with instead (trained biases, embeddings
+            saved with the adapter): seen by everything that reads the stored one.
+        bias_terms: By bias name, ``lora_B.bias`` and its scaling.
+        untied: By new weight name, the stored tensor it was tied to.
+        unties: ``tie_word_embeddings`` is turned off.
+    """
+
+    matches: Mapping[str, WeightMatch]
+    replaced: Mapping[str, RawTensor] = field(default_factory=dict)
+    reloaded: Mapping[str, RawTensor] = field(default_factory=dict)
+    bias_terms: Mapping[str, tuple[RawTensor, float]] = field(default_factory=dict)
+    untied: Mapping[str, str] = field(default_factory=dict)
+    unties: bool = False
+
+
+def plan_merge(
+    checkpoint: Checkpoint,
+    targets: Iterable[MergeTarget],
+    raw: Mapping[str, RawTensor] | None = None,
+    adapter_config: Mapping[str, Any] | None = None,
+    *,
+    stays_tied: bool = False,
+) -> MergePlan:
+    """Find a place for every part of an adapter in a checkpoint.
+
+    Tied embeddings: the merged model computes what the base model with the adapter on computes, where an adapter on
+    one of two tied modules changes only that one. So the weights are separated: the missing one is written, and
+    ``tie_word_embeddings`` turned off. (PEFT's in-place merge adds the delta to both, and warns that the result is
+    off; for modules_to_save it unties, as here.)
+
+    Args:
+        checkpoint: The base model.
+        targets: The deltas.
+        raw: Tensors carried with them.
+        adapter_config: PEFT's configuration.
+        stays_tied: The deltas are those of stored tensors, not of modules: what is tied stays so.
+
+    Raises:
+        AdapterError: ``base-mismatch`` listing all that found no place; ``merge-dora``, ``merge-alora``,
+            ``merge-trainable-tokens`` for what cannot be merged exactly; ``tied-weights`` for encoder-decoder models
+            that tie more than a pair; ``quantized-base``.
+    """
+    raw, adapter_config = raw or {}, adapter_config or {}
+    targets = list(targets)
+    _refuse_unmergeable(raw, adapter_config)
+    shapes = {name: info.shape for name, info in checkpoint.weights.items()}
+    saved = {key: key.removesuffix("." + key.rpartition(".")[2]) for key in raw if not key.endswith(".lora_B.bias")}
+    paths = [module_path(name) for name in (*(t.name for t in targets), *saved.values())]
+    tied = None if stays_tied else tied_embeddings(checkpoint.config, shapes, paths)
+    matches = {m.weight: m for m in resolve_weights(targets, shapes, checkpoint.config, tied).values()}
+    names = Names(shapes)
+    problems: list[str] = []
+    replaced: dict[str, RawTensor] = {}
+    reloaded: dict[str, RawTensor] = {}
+    bias_terms: dict[str, tuple[RawTensor, float]] = {}
+    scalings = {target.name: target.scaling for target in targets}
+    for key, tensor in raw.items():
+        path = module_path(key)
+        stored = names.find(path)
+        if key.endswith(".lora_B.bias"):
+            module = key.removesuffix(".lora_B.bias")
+            stored = names.find(module_path(module) + ".bias")
+            if stored is None:
+                problems.append(f"{key}: the module has no bias to add it to")
+            elif module not in scalings or shapes[stored] != tensor.shape:
+                problems.append(f"{key}: " + expected("shape", list(shapes[stored]), list(tensor.shape)))
+            else:
+                bias_terms[stored] = (tensor, scalings[module])
+            continue
+        name = stored if stored is not None else _tied_name(path, tied)
+        base = tied.stored if tied is not None and name == tied.missing else name
+        if base in shapes and shapes[base] != tensor.shape:
+            problems.append(f"{key}: " + expected("shape", list(shapes[base]), list(tensor.shape)))
+        elif _is_copied(path, adapter_config):
+            replaced[name] = _in_dtype_of(tensor, checkpoint, base)
+        elif base in shapes:
+            # Loading fills the one parameter both names stand for.
+            reloaded[base] = _in_dtype_of(tensor, checkpoint, base)
+        else:
+            problems.append(f"{key}: no weight {path}")
+    if problems:
+        raise AdapterError(mismatch_message(problems), code="base-mismatch", where=str(checkpoint.directory))
+    untied, unties = ({}, False) if stays_tied else _untie(checkpoint, {*matches, *replaced}, tied)
+    plan = MergePlan(matches, replaced, reloaded, bias_terms, untied, unties)
+    _check_dtypes(checkpoint, plan)
+    return plan
+
+
+def combine_plans(plans: Sequence[MergePlan], names: Sequence[str]) -> MergePlan:
+    """One plan of several adapters for the same checkpoint: deltas on one weight add up, all else must not meet.
+
+    Args:
+        plans: Of each adapter.
+        names: What to call the adapters in messages.
+
+    Raises:
+        AdapterError: ``merge-conflict``: two adapters replace one tensor differently, add to one bias, or one adapter
+            changes what another replaces.
+    """
+
+    def conflict(tensor: str, what: str, first: int, second: int) -> AdapterError:
+        return AdapterError(f"{names[first]} and {names[second]} {what}", code="merge-conflict", where=tensor)
+
+    owners: dict[str, dict[str, int]] = {"matches": {}, "replaced": {}, "reloaded": {}, "bias_terms": {}}
+    for number, plan in enumerate(plans):
+        for kind, seen in owners.items():
+            for name, value in getattr(plan, kind).items():
+                other = seen.setdefault(name, number)
+                if other == number or kind == "matches":
+                    continue
+                if kind == "bias_terms":
+                    raise conflict(name, "both add to this bias", other, number)
+                if getattr(plans[other], kind)[name] != value:
+                    raise conflict(name, "both bring this tensor, and theirs differ", other, number)
+    for kind, replacing in (("replaced", True), ("reloaded", False)):
+        for name, owner in owners[kind].items():
+            for other_kind in ("matches", "bias_terms", "reloaded" if replacing else "replaced"):
+                other = owners[other_kind].get(name, owner)
+                if other != owner:
+                    raise conflict(name, "meet here: one replaces what the other changes", owner, other)
+    untied = [plan.untied for plan in plans if plan.untied]
+    if any(each != untied[0] for each in untied):
+        message = f"{' and '.join(names)} separate tied embeddings in different ways"
+        raise AdapterError(message, code="merge-conflict")
+    return MergePlan(
+        matches={name: match for plan in plans for name, match in plan.matches.items()},
+        replaced={name: tensor for plan in plans for name, tensor in plan.replaced.items()},
+        reloaded={name: tensor for plan in plans for name, tensor in plan.reloaded.items()},
+        bias_terms={name: term for plan in plans for name, term in plan.bias_terms.items()},
+        untied=untied[0] if untied else {},
+        unties=any(plan.unties for plan in plans),
+    )
+
+
+def _refuse_unmergeable(raw: Mapping[str, RawTensor], config: Mapping[str, Any]) -> None:
+    magnitude = next((key for key in raw if ".lora_magnitude_vector" in key), None)
+    if magnitude is not None or config.get("use_dora"):
+        message = (
+            "DoRA divides by the norms of W + delta; such a sum depends on its order, so the merged weights would not "
+            "be the same on every device. Decode to an adapter instead"
+        )
+        raise AdapterError(message, code="merge-dora", where=magnitude or "use_dora")
+    if config.get("alora_invocation_tokens"):
+        message = "an activated LoRA acts only after its invocation tokens and cannot be merged"
+        raise AdapterError(message, code="merge-alora", where="alora_invocation_tokens")
+    tokens = next((key for key in raw if key.endswith("trainable_tokens_delta")), None)
+    if tokens is not None:
+        message = "merging trained tokens is not supported yet. Decode to an adapter instead"
+        raise AdapterError(message, code="merge-trainable-tokens", where=tokens)
+    unknown = next((key for key in raw if ".lora_" in key and not key.endswith(".lora_B.bias")), None)
+    if unknown is not None:
+        message = "was carried as an unknown tensor; what it does to a weight is not known"
+        raise AdapterError(message, code="merge-unknown", where=unknown)
+
+
+def _is_copied(path: str, config: Mapping[str, Any]) -> bool:
+    """Whether PEFT trains a copy (modules_to_save), so that what was tied to the original stays as it was."""
+    return is_saved_module(path, config) if config else not path.endswith(".bias")
+
+
+def _tied_name(path: str, tied: TiedEmbeddings | None) -> str:
+    if tied is not None and path.split(".")[-2:] == tied.missing.split(".")[-2:]:
+        return tied.missing
+    return path
+
+
+def _in_dtype_of(tensor: RawTensor, checkpoint: Checkpoint, name: str) -> RawTensor:
+    """In the dtype of the base weight where that loses nothing, else as it came.
+
+    The tensor was trained; exactness goes before a uniform dtype, and Transformers casts when it loads.
+    """
+    info = checkpoint.weights.get(name)
+    if info is None or info.dtype == tensor.dtype or {info.dtype, tensor.dtype} - set(FLOAT_DTYPES):
+        return tensor
+    values = to_float64(tensor)
+    try:
+        cast = from_float64(values, info.dtype)
+    except AdapterError:
+        return tensor
+    return cast if np.array_equal(to_float64(cast), values, equal_nan=True) else tensor
+
+
+def _untie(checkpoint: Checkpoint, changed: set[str], tied: TiedEmbeddings | None) -> tuple[dict[str, str], bool]:
+    """Which weights to write separately, and whether the configuration must stop tying."""
+    where, config = str(checkpoint.directory), checkpoint.config
+    inputs, outputs = embedding_names({name: info.shape for name, info in checkpoint.weights.items()})
+    if tied is not None:
+        if not changed & {tied.stored, tied.missing}:
+            return {}, False
+        if config.get("is_encoder_decoder"):
+            message = "the adapter changes one of several tied embeddings of an encoder-decoder model"
+            raise AdapterError(message, code="tied-weights", where=where)
+        return {tied.missing: tied.stored}, True
+    flags = [part.get("tie_word_embeddings") for part in (config, text_config(config))]
+    if not changed & {*inputs, *outputs} or False in flags:
+        return {}, False
+    masked = [name for name in config.get("architectures") or [] if str(name).endswith(_TIED_DECODERS)]
+    if masked and not outputs and changed & set(inputs):
+        message = f"the adapter changes the embeddings, which {masked[0]} ties to a decoder not stored by itself"
+        raise AdapterError(message, code="tied-weights", where=where)
+    # Both are stored: Transformers ties them only while they are equal, older versions always.
+    return {}, bool(inputs and outputs)
+
+
+def _check_dtypes(checkpoint: Checkpoint, plan: MergePlan) -> None:
+    changed = {match.source for match in plan.matches.values()} | set(plan.bias_terms)
+    wrong = sorted(name for name in changed if checkpoint.weights[name].dtype not in FLOAT_DTYPES)
+    if wrong:
+        message = expected("dtype", ", ".join(FLOAT_DTYPES), checkpoint.weights[wrong[0]].dtype)
+        message += f" ({len(wrong)} such weights); merge into the unquantized model"
+        raise AdapterError(message, code="quantized-base", where=f"{checkpoint.directory}: {wrong[0]}")

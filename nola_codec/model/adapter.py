@@ -1,0 +1,130 @@
+"""An adapter of any dialect, read whole.
+
+Shapes follow PEFT: ``delta_W (out, in) = scaling * lora_B (out, r) @ lora_A (r, in)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from nola_codec.model.tensors import Draw, RawTensor
+
+Layout = Literal["linear", "conv", "embedding"]
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """One adapted weight: two factors and what turns them into a delta.
+
+    Attributes:
+        name: Module path as the adapter writes it, without the factor suffix
+            (``base_model.model.model.layers.0.self_attn.q_proj``).
+        lora_A: float32 (r, in); convolutions flattened to (r, in * kh * kw).
+        lora_B: float32 (out, r).
+        a_shape: Shape of lora_A as stored in the adapter, e.g. (r, in, kh, kw).
+        b_shape: Shape of lora_B as stored, e.g. (out, r, 1, 1).
+        scaling: alpha / r or alpha / sqrt(r); ``delta_W = scaling * lora_B @ lora_A``.
+        layout: How the factors' keys are spelt and how delta_W is shaped.
+        fan_in_fan_out: The base weight is stored (in, out) (Conv1D of GPT-2).
+        dtype: Source dtype of both factors, one of DTYPES.
+        gain: What an error of ``lora_B @ lora_A`` is multiplied by on its way into the delta; None is ``|scaling|``.
+            It differs where the product is only a part of the delta (LoHa, LoKr).
+    """
+
+    name: str
+    lora_A: npt.NDArray[np.float32]
+    lora_B: npt.NDArray[np.float32]
+    a_shape: tuple[int, ...]
+    b_shape: tuple[int, ...]
+    scaling: float
+    layout: Layout = "linear"
+    fan_in_fan_out: bool = False
+    dtype: str = "F32"
+    gain: float | None = None
+
+    @property
+    def rank(self) -> int:
+        return int(self.lora_A.shape[0])
+
+    @property
+    def error_gain(self) -> float:
+        """`gain` after its default."""
+        return abs(self.scaling) if self.gain is None else self.gain
+
+    @property
+    def vector_lengths(self) -> tuple[int, int]:
+        """(out, in): lengths of a column of lora_B and a row of lora_A."""
+        return int(self.lora_B.shape[0]), int(self.lora_A.shape[1])
+
+
+@dataclass(frozen=True)
+class VectorTensor:
+    """A tensor that is coded as one flat vector: the change of a bias or a norm, a dense delta, a part of a LoKr.
+
+    Attributes:
+        name: Its full key.
+        values: float32, in its shape.
+        dtype: Source dtype, one of DTYPES.
+        gain: What an error of the tensor is multiplied by on its way into the delta.
+    """
+
+    name: str
+    values: npt.NDArray[np.float32]
+    dtype: str = "F32"
+    gain: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        """Units that it can have."""
+        return 1
+
+    @property
+    def error_gain(self) -> float:
+        return self.gain
+
+    @property
+    def vector_lengths(self) -> tuple[int]:
+        return (int(self.values.size),)
+
+
+Codable = LoraModule | VectorTensor
+"""What the encoder codes: a tensor of a file's coded records."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter of any dialect, read whole.
+
+    Attributes:
+        dialect: ``"peft"`` and others, see `adapters.DIALECTS`.
+        modules: In the order of their names.
+        vectors: Tensors that are coded, and are not pairs of factors.
+        raw: Tensors carried exact: biases, DoRA magnitudes, modules_to_save. Keyed by their full key.
+        config: ``adapter_config.json`` as parsed, or None for a lone file.
+        metadata: safetensors ``__metadata__``.
+        draws: For keys of `raw`, how to make that tensor again: the file holds this in its place.
+        notes: What the user should know of how it was read, in sentences.
+    """
+
+    dialect: str
+    modules: tuple[LoraModule, ...]
+    raw: Mapping[str, RawTensor] = field(default_factory=dict)
+    config: Mapping[str, Any] | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    vectors: tuple[VectorTensor, ...] = ()
+    draws: Mapping[str, Draw] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the factors, the vectors and the raw tensors together; what a seed makes is none."""
+        return (
+            sum(m.lora_A.size + m.lora_B.size for m in self.modules)
+            + sum(v.values.size for v in self.vectors)
+            + sum(int(np.prod(t.shape, dtype=np.int64)) for key, t in self.raw.items() if key not in self.draws)
+        )

@@ -1,0 +1,8 @@
+"""How long work tells that it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Progress = Callable[[str, int, int], None]
+"""Called as (stage, done, total)."""

@@ -1,0 +1,1 @@
+"""Files of tensors (safetensors, npz, PyTorch pickles, GGUF), read and written whatever the tensors mean."""

@@ -1,0 +1,134 @@
+"""Float tensors between their stored bytes and NumPy, each narrowing one rounding to nearest, ties to even.
+
+NumPy has no bfloat16, so that one is done here on the bit patterns; the others are NumPy's own casts, which round as
+IEEE 754 says.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nola_codec.arrays import bfloat16_bits
+from nola_codec.errors import AdapterError, expected
+from nola_codec.model.tensors import RawTensor
+
+FLOAT_DTYPES: tuple[str, ...] = ("F32", "F16", "BF16", "F64")
+_NUMPY_FLOATS = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}
+
+
+def coded_dtype(source: str) -> str:
+    """The dtype that a `.nola` file says coded tensors had: F32, F16 or BF16; doubles were rounded to float32."""
+    return "F32" if source == "F64" else source
+
+
+def to_float64(raw: RawTensor, *, where: str = "") -> npt.NDArray[np.float64]:
+    """The values of a float tensor, exact for every dtype in `FLOAT_DTYPES`.
+
+    Raises:
+        AdapterError: ``not-float`` for any other dtype.
+    """
+    stored = _bfloat16_to_float32(raw) if raw.dtype == "BF16" else _numpy_floats(raw, where)
+    with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one: nothing to warn of
+        return stored.astype(np.float64)
+
+
+def to_float32(raw: RawTensor, *, where: str = "") -> npt.NDArray[np.float32]:
+    """The values of a float tensor: exact for F32, F16 and BF16; F64 is rounded to nearest.
+
+    Raises:
+        AdapterError: ``not-float`` for other dtypes; ``overflow`` when a finite F64 is too large for float32.
+    """
+    if raw.dtype == "BF16":
+        return _bfloat16_to_float32(raw)
+    stored = _numpy_floats(raw, where)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        values: npt.NDArray[np.float32] = stored.astype(np.float32)
+    if raw.dtype == "F64" and not np.array_equal(np.isfinite(values), np.isfinite(stored)):
+        raise AdapterError("values too large for float32", code="overflow", where=where)
+    return values
+
+
+def from_float32(array: npt.NDArray[np.float32], dtype: str, *, where: str = "") -> RawTensor:
+    """Round float32 values to ``dtype`` (F32 keeps the bits, F64 is exact).
+
+    Raises:
+        AdapterError: ``not-float``; ``overflow`` when a finite value has no finite neighbour in ``dtype``.
+    """
+    if dtype == "BF16":
+        bits = bfloat16_bits(np.ascontiguousarray(array, dtype=np.float32).view(np.uint32))
+        return _checked(array, bits, dtype, where)
+    return _cast(array, dtype, where)
+
+
+def from_float64(array: npt.NDArray[np.float64], dtype: str, *, where: str = "") -> RawTensor:
+    """Round float64 values to ``dtype``, once: never by way of a narrower type.
+
+    Raises:
+        AdapterError: ``not-float``; ``overflow`` as in `from_float32`.
+    """
+    if dtype == "BF16":
+        return _checked(array, bfloat16_bits(_round_to_odd(array)), dtype, where)
+    return _cast(array, dtype, where)
+
+
+def require_finite(array: npt.NDArray[Any], where: str) -> None:
+    """Raise ``not-finite``, with the count and the first place, unless every value is finite."""
+    finite = np.isfinite(array)
+    if finite.all():
+        return
+    flat = int(np.flatnonzero(~finite.reshape(-1))[0])
+    index = tuple(int(i) for i in np.unravel_index(flat, array.shape))
+    count = int(array.size - np.count_nonzero(finite))
+    raise AdapterError(
+        f"{count} values are NaN or infinite, the first at {list(index)}", code="not-finite", where=where
+    )
+
+
+def _numpy_floats(raw: RawTensor, where: str) -> npt.NDArray[Any]:
+    numpy_dtype = _NUMPY_FLOATS.get(raw.dtype)
+    if numpy_dtype is None:
+        raise AdapterError(expected("dtype", ", ".join(FLOAT_DTYPES), raw.dtype), code="not-float", where=where)
+    return np.frombuffer(raw.data, dtype=numpy_dtype).reshape(raw.shape)
+
+
+def _bfloat16_to_float32(raw: RawTensor) -> npt.NDArray[np.float32]:
+    bits = np.frombuffer(raw.data, dtype="<u2").reshape(raw.shape).astype(np.uint32)
+    bits <<= np.uint32(16)
+    return bits.view(np.float32)
+
+
+def _round_to_odd(array: npt.NDArray[np.float64]) -> npt.NDArray[np.uint32]:
+    """float32 bits of the value cut towards zero, the last bit set if anything was cut.
+
+    A second rounding, to a type with at least two bits less, is then as good as a single one (Boldo and Melquiond).
+    """
+    values = np.ascontiguousarray(array, dtype=np.float64)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        nearest = values.astype(np.float32)
+        above = np.abs(nearest.astype(np.float64)) > np.abs(values)
+    cut = np.where(above, np.nextafter(nearest, np.float32(0)), nearest)
+    inexact = cut.astype(np.float64) != values  # true for NaN too, whose last bit does not matter
+    bits: npt.NDArray[np.uint32] = cut.view(np.uint32) | inexact.astype(np.uint32)
+    return bits
+
+
+def _cast(array: npt.NDArray[Any], dtype: str, where: str) -> RawTensor:
+    numpy_dtype = _NUMPY_FLOATS.get(dtype)
+    if numpy_dtype is None:
+        raise AdapterError(expected("dtype", ", ".join(FLOAT_DTYPES), dtype), code="not-float", where=where)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        values = np.ascontiguousarray(array).astype(numpy_dtype)
+    return _checked(array, values, dtype, where)
+
+
+def _checked(array: npt.NDArray[Any], stored: npt.NDArray[Any], dtype: str, where: str) -> RawTensor:
+    if stored.dtype == np.uint16:  # bfloat16 patterns: an exponent of all ones is not finite
+        finite: npt.NDArray[np.bool_] = (stored & np.uint16(0x7F80)) != np.uint16(0x7F80)
+    else:
+        finite = np.isfinite(stored)
+    if not finite.all() and not np.array_equal(finite, np.isfinite(array)):
+        raise AdapterError(f"values too large for {dtype}", code="overflow", where=where)
+    return RawTensor(dtype, tuple(int(n) for n in array.shape), stored.astype(stored.dtype.newbyteorder("<")).tobytes())

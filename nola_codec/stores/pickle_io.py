@@ -1,0 +1,225 @@
+"""Read and write PyTorch's pickles: ``adapter_model.bin``, ``.pt``, ``.pth``, of any age.
+
+A pickle is a program. It is run by nothing but ``torch.load(weights_only=True)``, and only after `pickle_scan` has
+looked through it. torch is handed an archive packed anew from the members that were checked, so that of a stranger's
+zip it sees nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from nola_codec.errors import AdapterError, expected
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.files import AnySource, display_name, open_from_start
+from nola_codec.stores.pickle_scan import require_plain
+from nola_codec.stores.tensor_store import MemoryStore
+from nola_codec.stores.zip_io import Archive
+
+__all__ = ["dump_pickle", "is_pickle", "open_pickle"]
+
+_MAX_PROGRAM_BYTES = 64_000_000
+_MAX_REUSE = 4  # times that storages may be handed out again as further tensors: tied weights
+_MAX_TENSORS = 500_000
+_ZIP_PROGRAM = "data.pkl"
+_LEGACY_PROGRAMS = 5  # magic number, protocol, system, the object, names of the storages
+
+# A state dict may be wrapped once, in a dict that says more about the training.
+_WRAPPERS = (
+    "state_dict", "model_state_dict", "lora_state_dict", "adapter_state_dict", "model", "module", "lora", "adapter",
+    "weights", "params",
+)  # fmt: skip
+
+_DTYPES: Mapping[str, str] = MappingProxyType({
+    "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "U16": "uint16", "U32": "uint32", "U64": "uint64",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+})  # fmt: skip
+
+
+def is_pickle(head: bytes) -> bool:
+    """Whether a file begins as a pickle of protocol 2 to 5, and not as a safetensors file whose header is so long."""
+    return head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and head[8:9] != b"{"
+
+
+def open_pickle(source: AnySource | Archive, *, name: str | None = None) -> MemoryStore:
+    """Load a pickled state dict whole: a flat dict of tensors, or one such dict under a usual name.
+
+    Args:
+        source: A path, bytes, a binary stream, or an archive, which stays open.
+        name: What messages call it.
+
+    Raises:
+        AdapterError: ``pickle`` for anything but plain tensors, and for what torch refuses; ``truncated``, ``limit``,
+            ``unknown-dtype``, and as `Archive`.
+    """
+    own_name = source.name if isinstance(source, Archive) else display_name(source)
+    where = name if name is not None else own_name
+    state, stored_bytes = _load(source, where)
+    return MemoryStore(_plain_tensors(_flat(state, where), stored_bytes, where), name=where, container="pickle")
+
+
+def dump_pickle(tensors: Mapping[str, RawTensor]) -> bytes:
+    """``torch.save`` of an ordinary dict, in the order of the names.
+
+    Equal input gives equal bytes with one version of torch; another version may pack the archive differently.
+
+    Raises:
+        AdapterError: ``not-expressible`` for a dtype that torch has not.
+    """
+    import torch
+
+    state: dict[str, Any] = {}
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        dtype = getattr(torch, _DTYPES.get(tensor.dtype, ""), None)
+        if dtype is None:
+            raise AdapterError(f"torch has no {tensor.dtype}", code="not-expressible", where=name)
+        if tensor.data:
+            state[name] = torch.frombuffer(bytearray(tensor.data), dtype=dtype).reshape(tensor.shape)
+        else:
+            state[name] = torch.empty(tensor.shape, dtype=dtype)
+    out = io.BytesIO()
+    torch.save(state, out)
+    return out.getvalue()
+
+
+def _load(source: AnySource | Archive, where: str) -> tuple[Any, int]:
+    """The object in a file, and the bytes that its storages have there."""
+    if isinstance(source, Archive):
+        return _load_archive(source, where)
+    stream, owned = open_from_start(source, where)
+    try:
+        data = stream.read()
+    except OSError as e:
+        raise AdapterError(f"cannot be read: {e}", code="unreadable", where=where) from e
+    finally:
+        if owned:
+            stream.close()
+    if data.startswith(b"PK"):
+        archive = Archive(data, name=where)
+        try:
+            return _load_archive(archive, where)
+        finally:
+            archive.close()
+    return _load_legacy(data, where)
+
+
+def _load_archive(archive: Archive, where: str) -> tuple[Any, int]:
+    programs = [member for member in archive.members if member.rpartition("/")[2] == _ZIP_PROGRAM]
+    if len(programs) != 1:
+        raise AdapterError(expected(_ZIP_PROGRAM, "one in the archive", len(programs)), code="pickle", where=where)
+    root = programs[0].removesuffix(_ZIP_PROGRAM)
+    if f"{root}constants.pkl" in archive.members:
+        raise AdapterError("a TorchScript program, not a state dict", code="pickle", where=where)
+    if archive.members[programs[0]] > _MAX_PROGRAM_BYTES:
+        message = f"a pickle of {archive.members[programs[0]]} bytes, over {_MAX_PROGRAM_BYTES}"
+        raise AdapterError(message, code="limit", where=where)
+    program = archive.read(programs[0])
+    require_plain(io.BytesIO(program), 1, where)
+    repacked = io.BytesIO()
+    stored = 0
+    with zipfile.ZipFile(repacked, "w", zipfile.ZIP_STORED) as out:
+        out.writestr("archive/data.pkl", program)
+        for member in archive.members:
+            inner = member.removeprefix(root)
+            if member.startswith(root) and (inner in ("version", "byteorder") or re.fullmatch(r"data/\w+", inner)):
+                out.writestr(f"archive/{inner}", archive.read(member))
+                stored += archive.members[member] if inner.startswith("data/") else 0
+    repacked.seek(0)
+    return _torch_load(repacked, where), stored
+
+
+def _load_legacy(data: bytes, where: str) -> tuple[Any, int]:
+    """The format before PyTorch 1.6: five pickles, then the storages."""
+    stream = io.BytesIO(data)
+    require_plain(stream, _LEGACY_PROGRAMS, where)
+    stored = len(data) - stream.tell()
+    # Without a file descriptor torch does not try whether it is a tar archive, which it would unpack with less care.
+    return _torch_load(io.BytesIO(data), where), stored
+
+
+def _torch_load(stream: io.BytesIO, where: str) -> Any:
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(stream, map_location="cpu", weights_only=True, mmap=False)
+    except Exception as e:  # what torch raises for a damaged file is not agreed on, and may be anything
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
+        raise AdapterError(f"torch cannot load it: {reason}", code="pickle", where=where) from e
+
+
+def _flat(state: Any, where: str) -> Mapping[str, Any]:
+    """The dict of tensors in what was loaded."""
+    import torch
+
+    def is_state_dict(value: Any) -> bool:
+        # dict's own methods: an OrderedDict out of a pickle may carry attributes of these names.
+        return isinstance(value, dict) and any(isinstance(item, torch.Tensor) for item in dict.values(value))
+
+    if not isinstance(state, dict):
+        raise AdapterError(expected("pickle", "a dict of tensors", _describe(state)), code="pickle", where=where)
+    if not is_state_dict(state):
+        wrapped = [key for key in _WRAPPERS if is_state_dict(dict.get(state, key))]
+        if len(wrapped) > 1:
+            message = f"several dicts of tensors: {', '.join(wrapped)}; save the adapter's alone"
+            raise AdapterError(message, code="pickle", where=where)
+        if not wrapped and dict.__len__(state):
+            found = ", ".join(f"{str(key)[:40]!r}: {_describe(value)}" for key, value in [*dict.items(state)][:5])
+            raise AdapterError(expected("pickle", "a dict of tensors", f"{{{found}}}"), code="pickle", where=where)
+        state = dict.__getitem__(state, wrapped[0]) if wrapped else state
+    for key, value in dict.items(state):
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            message = expected(f"{str(key)[:80]!r}", "a name and a tensor", _describe(value))
+            raise AdapterError(message, code="pickle", where=where)
+    if dict.__len__(state) > _MAX_TENSORS:
+        raise AdapterError(f"{dict.__len__(state)} tensors, over {_MAX_TENSORS}", code="limit", where=where)
+    return dict(dict.items(state))
+
+
+def _plain_tensors(state: Mapping[str, Any], stored_bytes: int, where: str) -> dict[str, RawTensor]:
+    """Tensors as bytes; checked first, all of them, against the bytes in the file."""
+    import torch
+
+    names = {getattr(torch, name): dtype for dtype, name in _DTYPES.items() if hasattr(torch, name)}
+    storages: dict[int, int] = {}
+    total = 0
+    for key, tensor in state.items():
+        place = f"{where}: {key}"
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            kind = f"{tensor.layout}, quantized {tensor.is_quantized}, on {tensor.device.type}"
+            raise AdapterError(expected("tensor", "a plain one", kind), code="pickle", where=place)
+        if tensor.dtype not in names:
+            raise AdapterError(f"unknown dtype {tensor.dtype}", code="unknown-dtype", where=place)
+        nbytes = tensor.numel() * tensor.element_size()
+        if nbytes > stored_bytes:
+            message = f"{list(tensor.shape)} takes {nbytes} bytes, and the file holds {stored_bytes}"
+            raise AdapterError(message, code="pickle", where=place)
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = storage.nbytes()
+        total += nbytes
+    # torch enlarges a storage, uninitialised, when a tensor claims more of it than there is.
+    if sum(storages.values()) > stored_bytes:
+        message = expected("storages", f"at most {stored_bytes} bytes", sum(storages.values()))
+        raise AdapterError(message, code="truncated", where=where)
+    if total > _MAX_REUSE * stored_bytes:
+        message = f"tensors of {total} bytes share {stored_bytes}, over {_MAX_REUSE} times as many"
+        raise AdapterError(message, code="pickle", where=where)
+    result = {}
+    for key, tensor in state.items():
+        flat = tensor.detach().resolve_neg().contiguous().reshape(-1)
+        result[key] = RawTensor(names[tensor.dtype], tuple(tensor.shape), flat.view(torch.uint8).numpy().tobytes())
+    return result
+
+
+def _describe(value: Any) -> str:
+    kind = type(value).__name__
+    return f"{kind} of {dict.__len__(value)}" if isinstance(value, dict) else kind

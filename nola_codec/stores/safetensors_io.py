@@ -1,0 +1,353 @@
+"""Read and write safetensors files, strangers' included.
+
+Layout (https://huggingface.co/docs/safetensors): 8 bytes little-endian header length, a JSON header, the tensors' bytes
+without holes. The `safetensors` package reads the same files, but not lazily from a stream, not BF16 into NumPy, and
+it writes metadata in hash order; what is needed here is all in the header, so the header is parsed here.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, BinaryIO
+
+from nola_codec.errors import AdapterError, expected
+from nola_codec.model.tensors import DTYPE_BYTES, RawTensor
+from nola_codec.stores.dtypes import from_float32, from_float64, to_float32, to_float64
+from nola_codec.stores.files import AnySource, atomic_file, describe_foreign_bytes, display_name, open_stream
+from nola_codec.stores.tensor_store import Closing, TensorInfo, no_such_tensor
+
+__all__ = [
+    "DTYPE_BITS",
+    "SafetensorsFile",
+    "SafetensorsWriter",
+    "StoredTensor",
+    "TensorInfo",
+    "dump",
+    "from_float32",
+    "from_float64",
+    "num_bytes",
+    "to_float32",
+    "to_float64",
+    "write_file",
+]
+
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors package
+MAX_TENSORS = 500_000
+MAX_DIMENSIONS = 16
+
+# What a base checkpoint may hold beyond the dtypes an adapter may: such tensors are only ever copied.
+DTYPE_BITS: Mapping[str, int] = MappingProxyType(
+    {name: 8 * size for name, size in DTYPE_BYTES.items()}
+    | {"F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64}
+)
+
+
+@dataclass(frozen=True)
+class StoredTensor(TensorInfo):
+    """Where a tensor lies: ``start`` and ``stop`` are offsets into the data that follows the header.
+
+    Example: ``StoredTensor("F32", (8, 576), 0, 18432)``.
+    """
+
+    start: int
+    stop: int
+
+
+def num_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor.
+
+    Raises:
+        AdapterError: ``unknown-dtype``; ``bad-tensor`` when a sub-byte dtype does not fill its last byte.
+    """
+    if dtype not in DTYPE_BITS:
+        raise AdapterError(f"unknown dtype {dtype!r}", code="unknown-dtype")
+    bits = DTYPE_BITS[dtype]
+    for size in shape:
+        bits *= size
+    if bits % 8:
+        raise AdapterError(f"{dtype} {list(shape)} does not fill whole bytes", code="bad-tensor")
+    return bits // 8
+
+
+class SafetensorsFile(Closing):
+    """A safetensors file with its header checked and its tensors unread.
+
+    Every check is made before any tensor is read: lengths, JSON, dtypes, shapes, no holes, no overlaps, no trailing
+    bytes. Use it as a context manager; a stream given by the caller is left open.
+
+    Attributes:
+        name: The file, for messages.
+        tensors: `StoredTensor` by name, in the order of their bytes.
+        metadata: The ``__metadata__`` entry, str to str.
+
+    Example:
+        >>> data = dump({"w": RawTensor("F32", (1,), bytes(4))}, {"format": "pt"})
+        >>> with SafetensorsFile(data) as file:
+        ...     file.read("w").shape, file.metadata
+        ((1,), {'format': 'pt'})
+    """
+
+    container = "safetensors"
+    extra: Mapping[str, Any] = MappingProxyType({})
+
+    def __init__(self, source: AnySource, *, name: str | None = None) -> None:
+        """Open and check a path, bytes or a binary stream (read from its position; seekable, or read whole).
+
+        Raises:
+            AdapterError: ``not-found``, ``unreadable``, ``empty-file``, ``lfs-pointer``, ``html-page``, ``pickle``,
+                ``zip``, ``truncated``, ``bad-header``, ``limit``, ``unknown-dtype``, ``bad-tensor``, ``bad-offsets``.
+        """
+        self.name = name if name is not None else display_name(source)
+        self._file, self._owned = open_stream(source, self.name)
+        try:
+            self._origin = self._file.tell()
+            size = self._file.seek(0, os.SEEK_END) - self._origin
+            header, self._data_start = self._read_header(size)
+            self.metadata = self._check_metadata(header.pop("__metadata__", None))
+            self.tensors: Mapping[str, StoredTensor] = MappingProxyType(self._check_tensors(header, size))
+        except OSError as e:
+            self.close()
+            raise AdapterError(f"cannot be read: {e}", code="unreadable", where=self.name) from e
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._owned:
+            self._file.close()
+
+    def read(self, name: str) -> RawTensor:
+        """One tensor, bytes as stored.
+
+        Raises:
+            AdapterError: ``no-such-tensor``; ``truncated`` when the file shrank since it was opened.
+        """
+        info = self.tensors.get(name)
+        if info is None:
+            raise no_such_tensor(self.name, name)
+        self._file.seek(self._origin + self._data_start + info.start)
+        data = self._file.read(info.stop - info.start)
+        if len(data) != info.stop - info.start:
+            raise AdapterError(
+                expected("bytes", info.stop - info.start, len(data)), code="truncated", where=f"{self.name}: {name}"
+            )
+        return RawTensor(info.dtype, info.shape, data)
+
+    def offset(self, name: str) -> int:
+        """Position of a tensor's first byte in the file or stream."""
+        return self._origin + self._data_start + self.tensors[name].start
+
+    def header_bytes(self) -> bytes:
+        """All that comes before the tensors, the length included, as stored."""
+        self._file.seek(self._origin)
+        return self._file.read(self._data_start)
+
+    def _read_header(self, size: int) -> tuple[dict[str, Any], int]:
+        self._file.seek(self._origin)
+        head = self._file.read(min(size, 512))
+        foreign = describe_foreign_bytes(head)
+        if foreign is not None:
+            raise AdapterError(foreign.message, code=foreign.code, where=self.name)
+        if size < 8:
+            raise AdapterError(expected("header length", "8 bytes", f"{size}"), code="truncated", where=self.name)
+        length = int.from_bytes(head[:8], "little")
+        if head[8:9] not in (b"{", b""):
+            what = "JSON text, not a file of tensors" if head.lstrip()[:1] in (b"{", b"[") else "no JSON header"
+            raise AdapterError(f"not a safetensors file: {what}", code="bad-header", where=self.name)
+        if length > MAX_HEADER_BYTES:
+            raise AdapterError(f"header of {length} bytes, over {MAX_HEADER_BYTES}", code="limit", where=self.name)
+        if 8 + length > size:
+            raise AdapterError(expected("header", f"{length} bytes", size - 8), code="truncated", where=self.name)
+        self._file.seek(self._origin + 8)
+        try:
+            header = json.loads(
+                self._file.read(length).decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+            )
+        except (ValueError, RecursionError) as e:
+            raise AdapterError(f"header is not valid JSON: {e}", code="bad-header", where=self.name) from e
+        if not isinstance(header, dict):
+            raise AdapterError("header is not a JSON object", code="bad-header", where=self.name)
+        if not _is_unicode("".join(header)):  # JSON may spell half of a surrogate pair, and no file can
+            raise AdapterError("a name in the header is not Unicode", code="bad-header", where=self.name)
+        if len(header) > MAX_TENSORS:
+            raise AdapterError(f"{len(header)} tensors, over {MAX_TENSORS}", code="limit", where=self.name)
+        return header, 8 + length
+
+    def _check_metadata(self, metadata: Any) -> dict[str, str]:
+        if metadata is None:
+            return {}
+        if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+            raise AdapterError("__metadata__ is not a map of strings", code="bad-header", where=self.name)
+        if not _is_unicode("".join((*metadata, *metadata.values()))):
+            raise AdapterError("__metadata__ is not Unicode", code="bad-header", where=self.name)
+        return metadata
+
+    def _check_tensors(self, header: dict[str, Any], size: int) -> dict[str, StoredTensor]:
+        infos = {name: self._check_tensor(name, entry) for name, entry in header.items()}
+        # Empty tensors share their offset with the next one, so `stop` breaks the tie.
+        ordered = dict(sorted(infos.items(), key=lambda item: (item[1].start, item[1].stop)))
+        position = 0
+        for name, info in ordered.items():
+            if info.start != position:
+                what = "hole" if info.start > position else "overlap"
+                message = f"{what} in the data: {expected('start', position, info.start)}"
+                raise AdapterError(message, code="bad-offsets", where=f"{self.name}: {name}")
+            position = info.stop
+        available = size - self._data_start
+        if position > available:
+            raise AdapterError(expected("data", f"{position} bytes", available), code="truncated", where=self.name)
+        if position < available:
+            message = f"{available - position} bytes after the last tensor"
+            raise AdapterError(message, code="bad-offsets", where=self.name)
+        return ordered
+
+    def _check_tensor(self, name: str, entry: Any) -> StoredTensor:
+        where = f"{self.name}: {name}"
+        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+            raise AdapterError("expected dtype, shape and data_offsets", code="bad-header", where=where)
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+            raise AdapterError(f"unknown dtype {dtype!r}", code="unknown-dtype", where=where)
+        if not _sizes(shape) or len(shape) > MAX_DIMENSIONS:
+            raise AdapterError("shape is not a short list of sizes", code="bad-header", where=where)
+        if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+            raise AdapterError("data_offsets is not [start, stop]", code="bad-header", where=where)
+        try:
+            wanted = num_bytes(dtype, tuple(shape))
+        except AdapterError as e:
+            raise e.within(where) from e
+        if wanted != offsets[1] - offsets[0]:
+            message = expected(f"{dtype} {shape}", f"{wanted} bytes", offsets[1] - offsets[0])
+            raise AdapterError(message, code="bad-tensor", where=where)
+        return StoredTensor(dtype, tuple(shape), offsets[0], offsets[1])
+
+
+class SafetensorsWriter:
+    """Write a file tensor by tensor, so that the memory needed is one tensor.
+
+    dtypes and shapes are given first, for the header; then each tensor exactly once, in that order.
+
+    Example:
+        >>> out = io.BytesIO()
+        >>> writer = SafetensorsWriter(out, {"w": ("F32", (1,))})
+        >>> writer.write("w", RawTensor("F32", (1,), bytes(4)))
+        >>> writer.finish()
+    """
+
+    def __init__(
+        self,
+        stream: BinaryIO,
+        specs: Mapping[str, tuple[str, tuple[int, ...]]],
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self._stream = stream
+        self._specs = dict(specs)
+        self._pending = iter(self._specs.items())
+        self._left = len(self._specs)
+        stream.write(encode_header(self._specs, metadata or {}))
+
+    def write(self, name: str, tensor: RawTensor) -> None:
+        """Append the next tensor.
+
+        Raises:
+            ValueError: Not the tensor, dtype, shape or length the header announced: a fault of the caller.
+        """
+        wanted, (dtype, shape) = next(self._pending, ("(the end)", ("", ())))
+        if (name, tensor.dtype, tensor.shape) != (wanted, dtype, shape):
+            raise ValueError(f"expected {wanted} {dtype} {shape}, found {name} {tensor.dtype} {tensor.shape}")
+        if len(tensor.data) != num_bytes(dtype, shape):
+            raise ValueError(f"{name}: {len(tensor.data)} bytes do not fill {dtype} {shape}")
+        self._left -= 1
+        self._stream.write(tensor.data)
+
+    def finish(self) -> None:
+        """Check that all tensors were written.
+
+        Raises:
+            ValueError: Some were not.
+        """
+        if self._left:
+            raise ValueError(f"{self._left} tensors were announced and not written")
+
+
+def dump(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """A safetensors file in memory; the same input gives the same bytes, whatever the order of the maps."""
+    stream = io.BytesIO()
+    _write(stream, tensors, metadata)
+    return stream.getvalue()
+
+
+def write_file(
+    path: str | os.PathLike[str], tensors: Mapping[str, RawTensor], metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Write a file whole or not at all; bytes as `dump`. An existing file is replaced.
+
+    Raises:
+        OSError: The directory cannot be written.
+    """
+    with atomic_file(path) as stream:
+        _write(stream, tensors, metadata)
+    return Path(path)
+
+
+def canonical_order(specs: Mapping[str, tuple[str, tuple[int, ...]]]) -> list[str]:
+    """Names as the safetensors package lays them out: widest dtype first, so that all stay aligned; then by name."""
+    return sorted(specs, key=lambda name: (-DTYPE_BITS[specs[name][0]], name))
+
+
+def _write(stream: BinaryIO, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str] | None) -> None:
+    specs = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+    for dtype, shape in specs.values():
+        num_bytes(dtype, shape)
+    order = canonical_order(specs)
+    writer = SafetensorsWriter(stream, {name: specs[name] for name in order}, metadata)
+    for name in order:
+        writer.write(name, tensors[name])
+    writer.finish()
+
+
+def encode_header(specs: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    """What comes before the tensors, the length included; their data will lie in the order of `specs`."""
+    header: dict[str, Any] = {}
+    if metadata:
+        header["__metadata__"] = dict(sorted(metadata.items()))
+    position = 0
+    for name, (dtype, shape) in specs.items():
+        stop = position + num_bytes(dtype, shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, stop]}
+        position = stop
+    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    encoded += b" " * (-len(encoded) % 8)  # tensors start on an 8-byte boundary
+    return len(encoded).to_bytes(8, "little") + encoded
+
+
+def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {key!r} occurs twice")
+        result[key] = value
+    return result
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _sizes(value: Any) -> bool:
+    # A bool is an int to Python; no size reaches 2^63 in a file that exists, and products stay cheap.
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in value)

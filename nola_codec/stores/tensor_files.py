@@ -1,0 +1,86 @@
+"""Write tensors to a file in the container that its suffix names, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nola_codec.errors import AdapterError, expected
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.files import atomic_file
+from nola_codec.stores.gguf_io import dump_gguf
+from nola_codec.stores.npz_io import dump_npz
+from nola_codec.stores.pickle_io import dump_pickle
+from nola_codec.stores.safetensors_io import write_file
+
+__all__ = ["SUFFIXES", "is_tensor_file", "write_tensors"]
+
+_CONTAINERS: Mapping[str, str] = {
+    ".safetensors": "safetensors", ".npz": "npz", ".bin": "pickle", ".pt": "pickle", ".pth": "pickle", ".gguf": "gguf",
+}  # fmt: skip
+
+SUFFIXES = tuple(_CONTAINERS)
+"""Of files that `write_tensors` writes, lower case."""
+
+
+def is_tensor_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a path that is to be written names a file of tensors rather than a directory."""
+    return Path(path).suffix.lower() in _CONTAINERS
+
+
+def write_tensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, RawTensor],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    extra: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a file; an existing one is replaced. Equal input gives equal bytes.
+
+    Args:
+        path: Its suffix, in either case, is one of `SUFFIXES`.
+        tensors: By name.
+        metadata: Only safetensors can hold it; ``format``, which says who wrote the file, is dropped by the others.
+        extra: ``{key: (type name, value)}``, only for GGUF, which needs ``general.architecture`` in it.
+
+    Raises:
+        AdapterError: ``not-expressible`` for metadata or key-values that the container has no place for, a dtype
+            that it has not, or another suffix; ``missing-package``.
+        OSError: The directory cannot be written.
+    """
+    target = Path(path)
+    container = _CONTAINERS.get(target.suffix.lower())
+    where = str(target)
+    if container is None:
+        message = expected("suffix", ", ".join(SUFFIXES), target.suffix or "none")
+        raise AdapterError(message, code="not-expressible", where=where)
+    if extra and container != "gguf":
+        message = f"{target.suffix} has no place for typed key-values, such as {next(iter(extra))}"
+        raise AdapterError(message, code="not-expressible", where=where)
+    if container == "safetensors":
+        return write_file(target, tensors, metadata)
+    lost = sorted((metadata or {}).keys() - {"format"})
+    if lost:
+        message = f"{target.suffix} has no place for metadata, such as {lost[0]}; write .safetensors"
+        raise AdapterError(message, code="not-expressible", where=where)
+    data = _dump(container, tensors, extra or {}, where)
+    with atomic_file(target) as stream:
+        stream.write(data)
+    return target
+
+
+def _dump(container: str, tensors: Mapping[str, RawTensor], extra: Mapping[str, Any], where: str) -> bytes:
+    if container == "npz":
+        return dump_npz(tensors)
+    if container == "pickle":
+        return dump_pickle(tensors)
+    kind, architecture = extra.get("general.architecture", (None, None))
+    if kind != "STRING" or not isinstance(architecture, str):
+        raise AdapterError(
+            "GGUF needs general.architecture: `decode --format gguf --base MODEL` makes one",
+            code="not-expressible",
+            where=where,
+        )
+    return dump_gguf(tensors, extra, architecture)
