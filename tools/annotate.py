@@ -19,6 +19,7 @@ from make_golden import GOLDEN, ROOT, SEED, reference
 
 SPECIFICATION = ROOT / "spec" / "nola-v1.md"
 EXAMPLE = GOLDEN / "codec-raw.nola"
+PROGRESSIVE = GOLDEN / "rungs.nola"
 REF = reference()
 PRELUDE = (
     ("8s", "magic"),
@@ -121,42 +122,17 @@ def all_bytes(data: bytes) -> Iterator[str]:
 
 
 def decoding(data: bytes) -> Iterator[str]:
-    """Yield how the units and the first vector of a file are decoded. It has one rung, and sections of codec 0."""
+    """Yield how the units and the first vector of a file of one rung, in component form, are decoded."""
     top, sections = REF.open_file(data)
-    rung, records = top["rungs"][0], top["coded"]
-    starting = sum(record["unit_counts"][0] for record in records)
-    symbols = REF.decode_symbols(*sections[0], [(0, starting), (1, starting)], rung["side_models"]).tolist()
-    numbers = [s >> 1 ^ -(s & 1) for s in symbols]
-    yield f"section 0, units: unit counts {join([r['unit_counts'][0] for r in records])}, so {starting} units start"
-    for part, name in enumerate(("precision", "amplitude")):
-        size, own = rung["side_models"][part][0], slice(part * starting, (part + 1) * starting)
-        yield f"  {name} symbols, alphabet of {size}: {join(symbols[own])}; they stand for {join(numbers[own])}"
-    REF.read_units(top, 0, *sections[0], {})
-    started, latest = iter(range(starting)), {}
-    for record in records:
-        reference = latest.get(record["kind"], 128)
-        for unit, precision in enumerate(record["precisions"]):
-            number = next(started)
-            assert (reference + numbers[number]) % 256 == precision
-            yield f"  {record['name'].rsplit('.', 1)[1]}, unit {unit}"
-            yield f"    precision = ({reference} + {numbers[number]}) mod 256 = {precision}"
-            rows = REF.unit_rows(top, record, unit, [0])
-            for (side, book, offset, weight), name in zip(rows, record["sides"], strict=True):
-                sought = precision + record["shift"][side]
-                row = f"quantizer {book}, offset {offset}, weight {weight}"
-                yield f"    row of {name}: table {record['tables'][side]}, precision {sought}: {row}"
-            parts = [numbers[starting + number], record["amplitude"], top["amplitude_slope"] * precision]
-            parts += [row[2] for row in rows]
-            yield f"    amplitude = {' + '.join(map(str, parts))} = {record['amplitudes'][unit]}"
-            reference = precision
-        latest[record["kind"]] = record["precisions"][0]
+    records, reader = top["coded"], UnitsNarrator(top)
+    yield from reader.read(0, sections[0], len(records))
     REF.read_block(top, records, *sections[1])
     runs = [(layer[2], record["num_basis"][layer[0]]) for record in records for layer in record["layers"]]
     yield "section 1, block 0: runs (quantizer, length) " + " ".join(f"({q}, {n})" for q, n in runs)
     models = [(book["size"], book["table"]) for book in top["quantizers"]]
     symbols = REF.decode_symbols(*sections[1], runs, models)
-    record, name = records[0], records[0]["name"].rsplit(".", 1)[1]
-    yield from sequence("  symbols of the first run, " + name + ".lora_B, column 0:", symbols[: runs[0][1]])
+    record = records[0]
+    yield from sequence(f"  symbols of the first run, {short(record)}.lora_B, column 0:", symbols[: runs[0][1]])
     q = record["coefficients"][0, 0]
     yield from sequence("  coefficients q:", q)
     n, exponent = record["lengths"][0], record["exponents"][0][0]
@@ -166,7 +142,90 @@ def decoding(data: bytes) -> Iterator[str]:
     code = record["amplitudes"][0]
     shift = 15 - code // 32 + exponent
     yield f"  amplitude {code}, exponent {exponent}: M = {REF.MANTISSAS[code % 32]}, s = {shift}"
-    yield from sequence("  int16 elements, times 2^" + f"{exponent}:", REF.to_int16(y, code, exponent))
+    yield from sequence(f"  int16 elements, times 2^{exponent}:", REF.to_int16(y, code, exponent))
+
+
+def rungs(data: bytes) -> Iterator[str]:
+    """Yield how the units of the first record of a progressive file are decoded, rung by rung."""
+    top, sections = REF.open_file(data)
+    reader, each = UnitsNarrator(top), 1 + len(top["blocks"])
+    for rung in range(len(top["rungs"])):
+        index = rung * each + (len(top["raw"]) if rung else 0)
+        yield from reader.read(rung, sections[index], 1)
+        own = [(("lora_B", "lora_A")[side], vector, q) for side, vector, q, _ in top["coded"][0]["layers"]]
+        listed = ", ".join(f"{side} {vector} with quantizer {q}" for side, vector, q in own)
+        yield from textwrap.wrap(
+            f"layers in the rung's block: {listed}", 110, initial_indent="  ", subsequent_indent="    "
+        )
+
+
+class UnitsNarrator:
+    """Reads the units of a file in component form, rung by rung, and says how each number comes about."""
+
+    def __init__(self, top: dict[str, Any]) -> None:
+        self._top = top
+        self._latest: dict[int, list[int]] = {}  # for the reference decoder
+        self._references: dict[int, int] = {}  # for this account of it
+
+    def read(self, rung: int, section: tuple[int, bytes], shown: int) -> Iterator[str]:
+        """Read the units section of the next rung, and yield how the units of the first `shown` records are decoded."""
+        top, models = self._top, self._top["rungs"][rung]["side_models"]
+        counts = [record["unit_counts"][rung] for record in top["coded"]]
+        before = [list(record["amplitudes"]) for record in top["coded"]]
+        starting = sum(counts) - sum(map(len, before))
+        refined = sum(
+            any(row[1] >= 0 for row in REF.unit_rows(top, record, unit, [rung]))
+            for record in top["coded"]
+            for unit in range(len(record["starts"]))
+        )
+        symbols = REF.decode_symbols(*section, [(0, starting), (1, starting + refined)], models).tolist()
+        yield f"units of rung {rung}: unit counts {join(counts)}; units that start: {starting}; others with a layer: {refined}"
+        numbers = [s >> 1 ^ -(s & 1) for s in symbols]
+        for name, own, (size, _) in zip(
+            ("precision", "amplitude"), (slice(starting), slice(starting, None)), models, strict=True
+        ):
+            yield f"  {name} symbols, alphabet of {size}: {join(symbols[own])}; they stand for {join(numbers[own])}"
+        REF.read_units(top, rung, *section, self._latest)
+        precisions, amplitudes = iter(numbers[:starting]), iter(numbers[starting:])
+        for index, (record, old) in enumerate(zip(top["coded"], before, strict=True)):
+            lines = list(self._explain(record, rung, old, precisions, amplitudes))
+            yield from lines if index < shown else ()
+
+    def _explain(
+        self, record: dict[str, Any], rung: int, old: list[int], precisions: Iterator[int], amplitudes: Iterator[int]
+    ) -> Iterator[str]:
+        reference = self._references.get(record["kind"], 128)
+        for unit, precision in enumerate(record["precisions"]):
+            starts = record["starts"][unit] == rung
+            rows = REF.unit_rows(self._top, record, unit, range(0 if starts else rung, rung + 1))
+            yield f"  {short(record)}, unit {unit}, {'starts here' if starts else 'started earlier'}"
+            if starts:
+                number = next(precisions)
+                assert (reference + number) % 256 == precision
+                yield f"    precision = ({reference} + {number}) mod 256 = {precision}"
+            for (side, book, offset, weight), at in zip(rows, self._rungs_of(record, rung, starts), strict=True):
+                row = f"quantizer {book}, offset {offset}, weight {weight}"
+                sought = f"table {record['tables'][side]}, precision {precision + record['shift'][side]}"
+                yield f"    row of {('lora_B', 'lora_A')[side]} at rung {at}: {sought}: {row}"
+            if starts or any(row[1] >= 0 for row in rows):
+                slope = self._top["amplitude_slope"] * precision
+                terms = [next(amplitudes), *([record["amplitude"], slope] if starts else [old[unit]])]
+                terms += [row[2] for row in rows]
+                assert sum(terms) == record["amplitudes"][unit]
+                yield f"    amplitude = {' + '.join(map(str, terms))} = {sum(terms)}"
+            reference = precision
+        if record["precisions"]:
+            self._references[record["kind"]] = record["precisions"][0]
+
+    @staticmethod
+    def _rungs_of(record: dict[str, Any], rung: int, starts: bool) -> list[int]:
+        """Return the rung of each row of a unit, in the order of the reference decoder: side by side."""
+        return list(range(0 if starts else rung, rung + 1)) * len(record["sides"])
+
+
+def short(record: dict[str, Any]) -> str:
+    """Return the last part of a record's name."""
+    return str(record["name"]).rsplit(".", 1)[1]
 
 
 def sequence(title: str, values: Any) -> Iterator[str]:
@@ -257,6 +316,7 @@ PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "bytes": lambda: all_bytes(EXAMPLE.read_bytes()),
     "dump": lambda: dump(EXAMPLE.read_bytes(), whole=True),
     "decoding": lambda: decoding(EXAMPLE.read_bytes()),
+    "rungs": lambda: rungs(PROGRESSIVE.read_bytes()),
 }
 
 
