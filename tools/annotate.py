@@ -152,11 +152,10 @@ def rungs(data: bytes) -> Iterator[str]:
     for rung in range(len(top["rungs"])):
         index = rung * each + (len(top["raw"]) if rung else 0)
         yield from reader.read(rung, sections[index], 1)
-        own = [(("lora_B", "lora_A")[side], vector, q) for side, vector, q, _ in top["coded"][0]["layers"]]
-        listed = ", ".join(f"{side} {vector} with quantizer {q}" for side, vector, q in own)
-        yield from textwrap.wrap(
-            f"layers in the rung's block: {listed}", 110, initial_indent="  ", subsequent_indent="    "
-        )
+        layers = [(("lora_B", "lora_A")[side], vector, q) for side, vector, q, _ in top["coded"][0]["layers"]]
+        listed = ", ".join(f"{side} {vector} with quantizer {q}" for side, vector, q in layers)
+        text = f"layers in the rung's block: {listed}"
+        yield from textwrap.wrap(text, 110, initial_indent="  ", subsequent_indent="    ")
 
 
 class UnitsNarrator:
@@ -179,7 +178,8 @@ class UnitsNarrator:
             for unit in range(len(record["starts"]))
         )
         symbols = REF.decode_symbols(*section, [(0, starting), (1, starting + refined)], models).tolist()
-        yield f"units of rung {rung}: unit counts {join(counts)}; units that start: {starting}; others with a layer: {refined}"
+        yield f"units of rung {rung}: unit counts {join(counts)}"
+        yield f"  units that start: {starting}; other units that have a layer: {refined}"
         numbers = [s >> 1 ^ -(s & 1) for s in symbols]
         for name, own, (size, _) in zip(
             ("precision", "amplitude"), (slice(starting), slice(starting, None)), models, strict=True
