@@ -1,7 +1,7 @@
 """round_dtype(float64(W) + D), in place and fast: the bits of `from_float64`, mostly by float32 arithmetic.
 
-The definition is one float64 sum and one rounding (`_exact_sum`), which is how F32 and F64 weights are done. It is slow for
-16-bit weights, and float32 arithmetic decides nearly every rounding just as well. The proof:
+The definition is one float64 sum and one rounding (`_exact_sum`), which is how F32 and F64 weights are done. It is slow
+for 16-bit weights, and float32 arithmetic decides nearly every rounding just as well. The proof:
 
     w      the weight, exact in float32
     D      the float64 delta
