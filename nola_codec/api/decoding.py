@@ -47,7 +47,7 @@ def decode(
         dtype: The dtype of an adapter's factors: f32 (the default) is exact, f16 and bf16 round once. A merge takes
             none.
         rung: The rung of a progressive file, counted from 0: the file is seen as if it ended there. None is the last.
-        device: Where factors are synthesized and multiplied; it changes no bit.
+        device: The device that factors are synthesized and multiplied on; it changes no bit.
         overwrite: Replace an output that is there.
         progress: Called as (stage, done, total).
 
@@ -84,7 +84,7 @@ def verify(source: Source) -> dict[str, Any]:
         ``bytes``, ``tensors``, ``content_sha256`` and ``factors_sha256`` (hexadecimal).
 
     Raises:
-        FormatError, ChecksumMismatch: What is wrong, and where.
+        FormatError, ChecksumMismatch: The file is damaged, or this decoder is not exact.
         AdapterError: ``not-nola``: the source is an adapter.
     """
     with open_container(source) as container:

@@ -37,7 +37,7 @@ def merge(
             safetensors file are merged too, but a killed run of these begins again.
         out: The merged model, a directory; for a lone file a path that ends in ``.safetensors``.
         rung: The rung of progressive files to decode, counted from 0; None is the last.
-        device: Where factors are synthesized; it changes no bit.
+        device: The device that factors are synthesized on; it changes no bit.
         overwrite: Replace `out`, if it is a model directory.
         keep_undo: Write ``nola_undo.bin`` beside the weights, with which `unmerge` restores the base to the bit.
         progress: Called as (stage, done, total).
@@ -76,7 +76,7 @@ def unmerge(
         merged: The merged model.
         out: The base model.
         rung: The rung that the files were merged at.
-        device: Where factors are synthesized; it changes no bit.
+        device: The device that factors are synthesized on; it changes no bit.
         overwrite: Replace `out`, if it is a model directory.
 
     Raises:

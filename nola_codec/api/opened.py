@@ -249,7 +249,7 @@ def load(
 
     Args:
         source: The file.
-        device: Where tensors are decoded: anything that `torch.device` takes.
+        device: The device that tensors are decoded on: anything that `torch.device` takes.
         verify: False skips the content SHA-256 here, and the decoded SHA-256 in `NolaFile.state_dict`.
         rung: The rung of a progressive file, counted from 0: the file is seen as if it ended there. None is the last.
         limits: The sizes that a file may declare.

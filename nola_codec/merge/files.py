@@ -78,7 +78,7 @@ def decode_source(source: WeightedSource, rung: int | None, device: object) -> M
     Args:
         source: The file, or the file and its weight.
         rung: The rung to decode, counted from 0; None is the last.
-        device: Where factors are synthesized.
+        device: The device that factors are synthesized on.
 
     Raises:
         AdapterError: ``merge-weight``: the weight is not finite; ``not-nola``; ``unknown-rung``.

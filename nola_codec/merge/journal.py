@@ -134,7 +134,7 @@ def _finished_groups(journal: IO[bytes], key: str, files: Path) -> frozenset[str
         return frozenset()
     entries: dict[str, dict[str, list[object]]] = {}
     for line in lines[1:]:
-        if line.endswith(b"\n"):  # else the kill cut it short
+        if line.endswith(b"\n"):  # a line without its end was cut short by the kill
             try:
                 entry = json.loads(line)
                 entries[entry["group"]] = entry["files"]

@@ -20,7 +20,7 @@ _CONV1D_MODULES = frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
 
 @dataclass(frozen=True)
 class MergeTarget:
-    """What a delta asks of its place.
+    """The conditions that a delta sets for its place.
 
     Attributes:
         name: The name of the delta: a module path, as in `LoraModule`, or the name of a vector.

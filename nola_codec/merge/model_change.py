@@ -51,8 +51,8 @@ def place_file(file: MergeFile, checkpoint: Checkpoint) -> PlacedFile:
     """Find the place of each delta of a file.
 
     Raises:
-        AdapterError: As `merge_targets` and `plan_merge` do; ``merge-weight``: the file has a weight, and a tensor
-            that is not a delta.
+        AdapterError: The errors of `merge_targets` and `plan_merge`; ``merge-weight``: the file has a weight, and a
+            tensor that is not a delta.
     """
     adapter = file.adapter
     if adapter.dialect == "peft" and peft_diagonals.method_of(adapter.config) is not None:

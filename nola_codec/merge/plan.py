@@ -27,7 +27,7 @@ _TIED_DECODERS = ("ForMaskedLM", "ForPreTraining")
 
 @dataclass(frozen=True)
 class MergePlan:
-    """What a merge will do to a checkpoint. `plan_merge` makes it, and has checked all of it.
+    """The changes that a merge will make to a checkpoint. `plan_merge` makes the plan, and has checked all of it.
 
     Attributes:
         places: The place of each delta, by weight name.
@@ -98,9 +98,9 @@ class _CarriedPlaces:
     """Finds the places of carried tensors, and collects those that have none.
 
     Attributes:
-        replaced: As in `MergePlan`.
-        reloaded: As in `MergePlan`.
-        bias_terms: As in `MergePlan`.
+        replaced: See `MergePlan`.
+        reloaded: See `MergePlan`.
+        bias_terms: See `MergePlan`.
         problems: One line for each tensor without a place.
     """
 
@@ -156,7 +156,7 @@ def combine_plans(plans: Sequence[MergePlan], names: Sequence[str]) -> MergePlan
 
     Args:
         plans: One plan for each adapter.
-        names: What to call the adapters in messages.
+        names: The names of the adapters, for messages.
 
     Raises:
         AdapterError: ``merge-conflict``: two adapters replace one tensor differently, add to one bias, or one adapter

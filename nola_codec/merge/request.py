@@ -1,4 +1,4 @@
-"""What a caller asks of a merge, and what the caller gets back."""
+"""The request of a merge, and its report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class MergeRequest:
         base: The base model: a model directory, a Diffusers pipeline, or a lone safetensors file.
         out: The merged model.
         rung: The rung of progressive files to decode, counted from 0; None is the last.
-        device: Where factors are synthesized; it changes no bit.
+        device: The device that factors are synthesized on; it changes no bit.
         overwrite: True if `out` may be replaced.
         keep_undo: True if ``nola_undo.bin`` is written.
         progress: Called as (stage, done, total), or None.
@@ -52,7 +52,7 @@ class UnmergeRequest:
         merged: The merged model, a directory with ``nola_undo.bin``.
         out: The restored base model.
         rung: The rung that the files were merged at; None is the last.
-        device: Where factors are synthesized; it changes no bit.
+        device: The device that factors are synthesized on; it changes no bit.
         overwrite: True if `out` may be replaced.
     """
 
@@ -66,7 +66,7 @@ class UnmergeRequest:
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What a merge wrote.
+    """The result of a merge.
 
     Attributes:
         output: The directory, or the lone file.

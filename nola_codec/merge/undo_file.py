@@ -118,7 +118,7 @@ def write_undo(path: Path, segments: Mapping[str, Path], facts: UndoIndex) -> No
     Args:
         path: The file to write.
         segments: The segment of each shard, by the shard's name.
-        facts: What the index says besides the shards.
+        facts: The entries of the index besides the shards.
     """
     shards = {}
     with path.open("wb") as out:

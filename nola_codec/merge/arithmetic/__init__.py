@@ -12,6 +12,6 @@ bit of it. Several files add as fl(fl(w1 D1) + fl(w2 D2)), in their order.
     deltas.py      D: a few rows at a time, for every kind of record
     rounding.py    merged, in place and fast: the same bits, mostly by float32 arithmetic with a proof
     float32.py     the float32 product that `rounding` uses, and the bound of its error
-    residuals.py   what rounding loses, for an undo
+    residuals.py   the bits that rounding loses, for an undo
     sum.py         the same contract for whole tensors of PyTorch in memory
 """

@@ -1,4 +1,4 @@
-"""What a merge and its rounding lose, row by row, so that a merge can be undone to the bit.
+"""The residuals of a merge: the bits that its rounding loses, row by row, so that it can be undone to the bit.
 
 With W the weight, D the float64 delta of `RowDelta`, and bits() the bit pattern of a float as an unsigned integer:
 
