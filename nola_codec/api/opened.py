@@ -101,7 +101,7 @@ class NolaFile:
         lora_B, lora_A = self._decode_record(self._find(name)).float32(self._arrays())
         return self._tensor(lora_A), self._tensor(lora_B)
 
-    def delta_weight(self, name: str, shape: tuple[int, int] | None = None) -> torch.Tensor:
+    def delta_weight(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
         """Return delta_W in float32, in the shape of a PyTorch weight: (out, in), (out, in, kh, kw), (vocab, dim).
 
         It is the float64 value that merges use, rounded once. As `factors`, this reads and checks one block; for VeRA
@@ -109,17 +109,22 @@ class NolaFile:
 
         Args:
             name: Module path, with or without PEFT's ``base_model.model.``.
-            shape: (out, in) of the layer. VeRA and RandLoRA need it, since their files do not say it; others ignore it.
+            shape: The shape of the weight. VeRA and RandLoRA need it, (out, in), since their files do not say it; for
+                others it is compared with that of the delta.
 
         Raises:
-            AdapterError: ``unknown-name``; for VeRA and RandLoRA ``needs-shape``, ``bad-shape``, ``merge-projections``.
+            AdapterError: ``unknown-name``, ``bad-shape``; for VeRA and RandLoRA ``needs-shape``, ``merge-projections``.
             FormatError, ChecksumMismatch: The file is damaged.
         """
         if self.header.dialect == "peft" and peft_diagonals.method_of(self.header.config) is not None:
-            return diagonal_delta(self._open_decoder(), self._container.name, name, shape, self._tensor)
+            pair = None if shape is None else cast("tuple[int, int]", tuple(shape))
+            return diagonal_delta(self._open_decoder(), self._container.name, name, pair, self._tensor)
         index = self._find(name)
-        decoded = self._decode_record(index)
-        return self._tensor(delta_weight(decoded, self.header.lowrank[index].kind, self._arrays())).float()
+        delta = delta_weight(self._decode_record(index), self.header.lowrank[index].kind, self._arrays())
+        if shape is not None and tuple(shape) != tuple(delta.shape):
+            where = f"{self._container.name}: {name}"
+            raise AdapterError(expected("shape", tuple(delta.shape), tuple(shape)), code="bad-shape", where=where)
+        return self._tensor(delta).float()
 
     def state_dict(self, dtype: str = "f32") -> dict[str, torch.Tensor]:
         """Decode the adapter to a state dict under its own keys, carried tensors included, on the device.

@@ -61,7 +61,7 @@ def write_merged_model(
         layouts = {shard: shard_layout(checkpoint, change.plan, shard) for shard in shards}
         writer = _ShardWriter(checkpoint, change, request, journal, on_weight)
         todo = [shard for shard in shards if shard not in journal.finished]
-        write_files((writer.plan_write(shard, layouts[shard]) for shard in todo), request.piece_bytes)
+        write_files((writer.prepare_shard(shard, layouts[shard]) for shard in todo), request.piece_bytes)
         if request.keep_undo:
             join_segments(checkpoint, change, journal.files, request.piece_bytes)
         remove_others(journal.files, [*shards, UNDO_NAME] if request.keep_undo else shards)
@@ -95,7 +95,7 @@ class _ShardWriter:
     journal: Journal
     on_weight: Callable[[str], None] | None
 
-    def plan_write(self, shard: str, layout: Mapping[str, MergedTensor]) -> FileWrite:
+    def prepare_shard(self, shard: str, layout: Mapping[str, MergedTensor]) -> FileWrite:
         """Return the write of one shard, and begin its undo segment."""
         source, target = self.checkpoint.directory / shard, self.journal.files / (shard + ".part")
         recorder = UndoRecorder(self.journal.files, source) if self.request.keep_undo else None

@@ -26,7 +26,7 @@ from nola_codec.merge.undo_file import (
     decompress,
     file_sha256,
 )
-from nola_codec.model.tensors import DTYPE_BYTES
+from nola_codec.stores.dtypes import FLOAT_DTYPES
 from nola_codec.stores.safetensors_io import SafetensorsFile, num_bytes
 
 _MAX_PIECE = 1 << 26
@@ -63,7 +63,7 @@ def write_restored_model(index: UndoIndex, files: Sequence[MergeFile], request: 
         with open_journal(request.out, key, replace=request.overwrite) as journal:
             restorer = _ShardRestorer(merged, files, blocks, journal)
             todo = [shard for shard in shards if shard not in journal.finished]
-            write_files((restorer.plan_write(shard, shards[shard]) for shard in todo), piece_bytes)
+            write_files((restorer.prepare_shard(shard, shards[shard]) for shard in todo), piece_bytes)
             remove_others(journal.files, shards)
             copy_other_files(merged, journal.files)
             for name, text in index["files"].items():
@@ -90,7 +90,7 @@ class _ShardRestorer:
     blocks: UndoBlocks
     journal: Journal
 
-    def plan_write(self, shard: str, facts: UndoIndex) -> FileWrite:
+    def prepare_shard(self, shard: str, facts: UndoIndex) -> FileWrite:
         """Return the write of one shard, from its part of the index."""
         source, target = self.merged / shard, self.journal.files / (shard + ".part")
         target.unlink(missing_ok=True)
@@ -120,7 +120,7 @@ class _ShardRestorer:
             if name not in facts["terms"]:
                 yield TensorWrite(name, size, file.offset(name))
                 continue
-            if dtype not in DTYPE_BYTES:
+            if dtype not in FLOAT_DTYPES:
                 raise AdapterError(f"a delta on {dtype}", code="bad-undo", where=name)
             open_edit = partial(self._open_edit, dtype, shape, facts["terms"][name], blocks)
             yield TensorWrite(name, size, file.offset(name), shape[0] if shape else 1, open_edit)

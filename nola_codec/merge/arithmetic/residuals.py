@@ -75,6 +75,4 @@ def _predict_rows(data: memoryview, dtype: str, delta: RowDelta, start: int, sto
 
 
 def _patterns(data: memoryview, dtype: str) -> npt.NDArray[Any]:
-    if dtype not in _PATTERNS:
-        raise AdapterError(f"{dtype} is not a float type", code="not-float")
     return np.frombuffer(data, dtype=_PATTERNS[dtype])

@@ -135,6 +135,11 @@ def test_options_that_make_no_sense(case: Any, tmp_path: Path) -> None:
     with nola_codec.load(case.encoded) as opened, pytest.raises(nola_codec.NolaError, match="f32, f16, bf16") as caught:
         opened.state_dict("fp16")
     assert caught.value.code == "option"
+    with nola_codec.load(case.encoded) as opened:
+        name = opened.names()[0]
+        shape = tuple(opened.delta_weight(name).shape)
+        assert opened.delta_weight(name, shape).shape == shape
+        assert code_of(lambda: opened.delta_weight(name, (1, 2))) == "bad-shape"
     assert code_of(lambda: nola_codec.decode(case.encoded, tmp_path / "out", dtype="fp16")) == "option"
     assert code_of(lambda: nola_codec.decode(case.encoded, tmp_path / "out", base=case.base, dtype="f16")) == "option"
     assert not (tmp_path / "out").exists()
