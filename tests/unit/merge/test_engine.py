@@ -23,8 +23,11 @@ from nola_codec.decoder.decoder import Decoder
 from nola_codec.errors import AdapterError, OutputExists
 from nola_codec.merge import merged_model
 from nola_codec.merge.arithmetic.sum import delta_weight
+from nola_codec.merge.files import decode_source
 from nola_codec.merge.journal import open_journal
-from nola_codec.merge.request import MergeReport
+from nola_codec.merge.request import MergeReport, UnmergeRequest
+from nola_codec.merge.restored_model import write_restored_model
+from nola_codec.merge.undo_file import read_undo
 from nola_codec.stores.dtypes import from_float64, to_float64
 from nola_codec.stores.safetensors_io import SafetensorsWriter
 
@@ -343,6 +346,20 @@ def test_what_cannot_be_unmerged_says_so(files: tuple[Path, Path], tmp_path: Pat
     undo.write_bytes(whole)
     nola_codec.unmerge([files[0]], merged, out)
     assert (out / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
+
+
+def test_an_undo_file_cannot_ask_for_a_delta_on_integers(files: tuple[Path, Path], tmp_path: Path) -> None:
+    merged, out = tmp_path / "merged", tmp_path / "out"
+    nola_codec.merge([files[0]], make_base(tmp_path / "base", 1, "BF16"), merged, keep_undo=True)
+    weights = merged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes().replace(b'"BF16"', b'"I16" '))
+    index = read_undo(merged)
+    for tensor in index["shards"][weights.name]["tensors"].values():
+        tensor[0] = "I16"
+    with pytest.raises(AdapterError, match="a delta on I16") as e:
+        write_restored_model(index, [decode_source(files[0], None, "cpu")], UnmergeRequest((), merged, out))
+    assert e.value.code == "bad-undo"
+    assert not out.exists()
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT of Transformers

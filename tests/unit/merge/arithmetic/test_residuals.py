@@ -59,8 +59,3 @@ def test_a_merge_that_overflows_is_refused_and_a_restoration_is_not() -> None:
     residual = memoryview(bytearray(np.full(240, 7, "<u2").tobytes()))
     restore_rows(rows, residual, "F16", delta_of(np.full(SHAPE, -100.0)), 0, 6)
     assert bytes(rows) == bytes(residual)
-
-
-def test_only_floats_have_residuals() -> None:
-    with pytest.raises((AdapterError, KeyError)):
-        merge_rows(memoryview(bytearray(480)), "I16", delta_of(np.zeros(SHAPE)), 0, 6)
