@@ -24,7 +24,7 @@ def decode_adapter(decoder: Decoder, progress: Progress | None = None, *, verify
         ChecksumMismatch: The decoded SHA-256 is not the encoder's.
         FormatError: The file is damaged.
     """
-    return assemble_adapter(decoder, *decode_records(decoder, progress, verify=verify))
+    return build_adapter(decoder, *decode_records(decoder, progress, verify=verify))
 
 
 def decode_records(
@@ -56,8 +56,8 @@ def decode_records(
     return factors, vectors
 
 
-def assemble_adapter(decoder: Decoder, factors: Sequence[DecodedFactors], vectors: Sequence[DecodedVector]) -> Adapter:
-    """Put decoded records and carried tensors together as an adapter: float32, exact, NumPy arrays."""
+def build_adapter(decoder: Decoder, factors: Sequence[DecodedFactors], vectors: Sequence[DecodedVector]) -> Adapter:
+    """Build an adapter from decoded records and carried tensors: float32, exact, NumPy arrays."""
     header = decoder.header
     modules = [lora_module(r, f, decoder.xp) for r, f in zip(header.lowrank, factors, strict=True)]
     raw = dict(decoder.carried())

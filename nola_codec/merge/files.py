@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from nola_codec.adapters.dialects.deltas import AdapterDelta
 from nola_codec.arrays import Arrays, arrays_on
 from nola_codec.container.reader import open_container
-from nola_codec.decoder.adapters import assemble_adapter
+from nola_codec.decoder.adapters import build_adapter
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.factors import Decoded
 from nola_codec.errors import AdapterError
@@ -107,7 +107,7 @@ def decode_merge_file(decoder: Decoder, name: str, weight: float = 1.0) -> Merge
     """
     header = decoder.header
     factors, vectors = decoder.checked()
-    adapter = assemble_adapter(decoder, factors, vectors)
+    adapter = build_adapter(decoder, factors, vectors)
     names = [record.name for record in header.coded]
     return MergeFile(
         name,

@@ -33,7 +33,7 @@ def row_delta(
     """Return the delta of an adapter as rows of a weight.
 
     Args:
-        part: The delta, from `adapters.deltas.deltas` of an adapter that `assemble_adapter` made.
+        part: The delta, from `adapters.deltas.deltas` of an adapter that `build_adapter` made.
         decoded: The decoded integers of each record, by its name.
         kinds: The kind of each low-rank record, by its name.
         xp: The arrays that `decoded` is made of.

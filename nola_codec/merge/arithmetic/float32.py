@@ -5,12 +5,13 @@ product is enough for nearly all elements (`rounding`), provided that its error 
 
     u      2^-24, half the spacing of float32 at 1
     R      the number of terms in each sum, the rank
-    left'  the left factor times all that scales it (a power of two, the scaling, a file's weight), rounded to float32
-    bound  sum_k |left'_ik| |right_kj| is at most this, by the inequality of Cauchy and Schwarz
+    left   the left factor times all that scales it: a power of two, the scaling, a file's weight
+    left'  left, rounded to float32
+    bound  sum_k |left_ik| |right_kj| is at most this, by the inequality of Cauchy and Schwarz
 
-int16 factors are exact in float32, so rounding left' once gives a relative error of at most u. A sum of R products, in
-any order, with or without fused multiply-add, is off by at most gamma_R = R u / (1 - R u), relative to the sum of the
-magnitudes of its terms (Higham, "Accuracy and stability of numerical algorithms", section 3.1). Together
+int16 factors are exact in float32, so left' has a relative error of at most u. A sum of R products, in any order,
+with or without fused multiply-add, is off by at most gamma_R = R u / (1 - R u), relative to the sum of the magnitudes
+of its terms (Higham, "Accuracy and stability of numerical algorithms", section 3.1). Together
 
     |float32 product - D| <= ((1 + u)(1 + gamma_R) - 1) bound <= (R + 1) u / (1 - (R + 1) u) bound
 
