@@ -13,7 +13,7 @@ from nola_codec.api.merging import merge
 from nola_codec.api.opened import DTYPES, check_rungs
 from nola_codec.arrays import NUMPY, arrays_on
 from nola_codec.container.reader import Source, open_container
-from nola_codec.decoder.adapters import decoded_adapter
+from nola_codec.decoder.adapters import decode_adapter
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.model.adapter import Adapter
 from nola_codec.progress import Progress
@@ -58,7 +58,7 @@ def decode(
     require_free(Path(out), overwrite=overwrite)
     with open_container(source, rung=rung) as container:
         container.check_content()
-        adapter = decoded_adapter(Decoder(container, arrays_on(device)), progress)
+        adapter = decode_adapter(Decoder(container, arrays_on(device)), progress)
         if format is not None:
             config = None if base is None else read_json(Path(base) / "config.json")
             adapter = convert(adapter, format, config)
@@ -83,7 +83,7 @@ def verify(source: Source) -> dict[str, Any]:
                 len(part) for part in (container.header.coded, container.header.raw, container.header.drawn)
             ),
             "content_sha256": container.prelude.content_sha256.hex(),
-            "factors_sha256": container.header.factors_sha256.hex(),
+            "factors_sha256": container.header.decoded_sha256.hex(),
         }
 
 
@@ -94,5 +94,5 @@ def read_adapter(source: AnySource) -> Adapter:
             is_nola = stream.read(4) == b"\x89NLA"
         if is_nola:
             with open_container(os.fspath(source)) as container:
-                return decoded_adapter(Decoder(container, NUMPY), None)
+                return decode_adapter(Decoder(container, NUMPY), None)
     return adapters.read(source)

@@ -17,9 +17,9 @@ from nola_codec.adapters.dialects.peft_experts import is_expert
 from nola_codec.arrays import NUMPY, Arrays, arrays_on
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.container.reader import Container, Source, open_container
-from nola_codec.decoder.adapters import decoded_adapter
+from nola_codec.decoder.adapters import decode_adapter
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.decoder.factors import DecodedFactors
+from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.errors import AdapterError, FormatError
 from nola_codec.merge.arithmetic.sum import delta_weight, merge_tensor
 from nola_codec.merge.diagonal import diagonal_delta, merge_diagonals
@@ -46,7 +46,7 @@ class NolaFile:
         self._device = device
         self._xp: Arrays | None = None
         self.header: Header = container.header
-        self._index = {record.name: i for i, record in enumerate(self.header.lowrank)}
+        self._index = {record.name: i for i, record in enumerate(self.header.pairs)}
         self._vectors = frozenset(record.name for record in self.header.vectors)
         self._decoder: Decoder | None = None
 
@@ -67,8 +67,8 @@ class NolaFile:
         if name not in self._vectors:
             raise AdapterError(f"no vector named {name!r}; vector_names() lists them", code="unknown-name",
                                where=self._container.name)  # fmt: skip
-        ((_, decoded),) = self._opened().vectors([name])
-        return self._tensor(decoded.float32(self._arrays()))
+        ((_, decoded),) = self._opened().decode_vectors([name])
+        return self._tensor(decoded.float32(self._arrays())[0])
 
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """(lora_A (r, in), lora_B (out, r)), float32 on the device; only this record's block is read.
@@ -96,7 +96,7 @@ class NolaFile:
             return diagonal_delta(self._opened(), self._container.name, name, shape, self._tensor)
         index = self._find(name)
         ((_, decoded),) = self._decode([index])
-        return self._tensor(delta_weight(decoded, self.header.lowrank[index].kind, self._arrays())).float()
+        return self._tensor(delta_weight(decoded, self.header.pairs[index].kind, self._arrays())).float()
 
     def state_dict(self, dtype: str = "f32") -> dict[str, torch.Tensor]:
         """The adapter's state dict under its own keys, tensors carried as they came included.
@@ -107,20 +107,20 @@ class NolaFile:
         from nola_codec.decoder.torch_raw import to_torch, torch_dtype
 
         # PEFT's pairs stay on the device all the way; other dialects' tensors are put together in NumPy first.
-        if self.header.dialect != "peft" or any(is_expert(record.name) for record in self.header.lowrank):
-            adapter = decoded_adapter(self._opened(), None)
+        if self.header.dialect != "peft" or any(is_expert(record.name) for record in self.header.pairs):
+            adapter = decode_adapter(self._opened(), None)
             made = dialect_of(adapter.dialect, self._container.name).tensors(adapter, DTYPES[dtype])
             return {key: self._tensor(to_torch(tensor)) for key, tensor in made.items()}
         wanted = torch_dtype(DTYPES[dtype])
         tensors: dict[str, torch.Tensor] = {}
         for index, decoded in self._decode(None):
-            record = self.header.lowrank[index]
+            record = self.header.pairs[index]
             a_key, b_key = factor_keys(record.name, record.kind.layout)
             lora_B, lora_A = decoded.float32(self._arrays())
-            tensors[a_key] = self._tensor(lora_A).reshape(record.kind.a_shape).to(wanted)
-            tensors[b_key] = self._tensor(lora_B).reshape(record.kind.b_shape).to(wanted)
-        for name, vector in self._opened().vectors():
-            tensors[name] = self._tensor(vector.float32(self._arrays())).to(wanted)
+            tensors[a_key] = self._tensor(lora_A).reshape(record.kind.stored_shapes[1]).to(wanted)
+            tensors[b_key] = self._tensor(lora_B).reshape(record.kind.stored_shapes[0]).to(wanted)
+        for name, vector in self._opened().decode_vectors():
+            tensors[name] = self._tensor(vector.float32(self._arrays())[0]).to(wanted)
         for name, carried in self._opened().carried():
             tensors[name] = self._tensor(to_torch(carried))
         return tensors
@@ -156,11 +156,11 @@ class NolaFile:
                 f"the file carries tensors that are not deltas ({self.header.raw[0].name}, ...); "
                 "load the decoded adapter with PEFT, or merge with `decode --base`", code="merge-raw"
             )  # fmt: skip
-        targets = [merge_target(record) for record in self.header.lowrank]
+        targets = [merge_target(record) for record in self.header.pairs]
         weights, matches = find_in_model(model, lambda shapes, config: targets)
         decoder = Decoder(self._container, self._arrays())
         with torch.no_grad():
-            for record, decoded in zip(decoder.header.lowrank, decoder.checked()[0], strict=True):
+            for record, decoded in zip(decoder.header.pairs, decoder.decode_all(), strict=True):
                 match = matches[record.name]
                 delta = self._tensor(delta_weight(decoded, record.kind, self._arrays()))
                 weight = weights[match.weight]
@@ -220,8 +220,8 @@ class NolaFile:
             self._decoder = Decoder(self._container, self._arrays())
         return self._decoder
 
-    def _decode(self, indexes: list[int] | None) -> Iterator[tuple[int, DecodedFactors]]:
-        return self._opened().factors(indexes)
+    def _decode(self, indexes: list[int] | None) -> Iterator[tuple[int, DecodedRecord]]:
+        return self._opened().decode_pairs(indexes)
 
     def _tensor(self, array: Any) -> torch.Tensor:
         """A NumPy or torch array as a tensor on the device."""
@@ -244,7 +244,7 @@ def check_rungs(container: Container) -> None:
     last = len(container.header.rungs) - 1
     for rung in range(last + 1):
         container.select(rung)
-        Decoder(container, NUMPY).checked()
+        Decoder(container, NUMPY).decode_all()
 
 
 def load(

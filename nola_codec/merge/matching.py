@@ -11,7 +11,7 @@ from nola_codec.adapters.dialects.peft import module_path
 from nola_codec.checkpoints.embeddings import TiedEmbeddings, have_same_leaf
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model.adapter import Layout, LoraModule
-from nola_codec.model.records import LowRankRecord
+from nola_codec.model.records import CodedRecord
 
 # Models made of `transformers.pytorch_utils.Conv1D`, whose weights are (in, out), and the modules that are.
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"})
@@ -181,8 +181,8 @@ def stored_transposed(path: str, config: Mapping[str, Any], fan_in_fan_out: bool
     return fan_in_fan_out
 
 
-def merge_target(record: LowRankRecord) -> MergeTarget:
+def merge_target(record: CodedRecord) -> MergeTarget:
     """What a record asks of a base model."""
     kind = record.kind
-    shape = delta_shape(kind.layout, kind.a_shape, kind.b_shape)
+    shape = delta_shape(kind.layout, *reversed(kind.stored_shapes))
     return MergeTarget(record.name, kind.layout, shape, kind.scaling, kind.fan_in_fan_out)

@@ -14,16 +14,16 @@ from nola_codec.adapters.dialects.deltas import AdapterDelta
 from nola_codec.arrays import Arrays, arrays_on
 from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.container.reader import Source, open_container
-from nola_codec.decoder.adapters import assembled
+from nola_codec.decoder.adapters import build_adapter
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.decoder.factors import Decoded
+from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.errors import AdapterError
 from nola_codec.merge.arithmetic.deltas import RowDelta, StackedDelta
 from nola_codec.merge.places import diagonal_targets, grouped_deltas, merge_targets, merged_tensors
 from nola_codec.merge.plan import MergePlan, plan_merge
 from nola_codec.merge.row_deltas import row_delta
 from nola_codec.model.adapter import Adapter
-from nola_codec.model.records import LowRankKind
+from nola_codec.model.records import CodedKind
 from nola_codec.stores.files import display_name
 
 Weighted = Source | tuple[Source, float]
@@ -49,8 +49,8 @@ class MergeFile:
     digests: tuple[str, str]
     adapter: Adapter
     parts: Mapping[str, Sequence[AdapterDelta]]
-    decoded: Mapping[str, Decoded]
-    kinds: Mapping[str, LowRankKind]
+    decoded: Mapping[str, DecodedRecord]
+    kinds: Mapping[str, CodedKind]
     xp: Arrays
 
     def delta(self, name: str, shape: tuple[int, ...], transposed: bool) -> RowDelta:
@@ -110,17 +110,17 @@ def decode_file(source: Weighted, rung: int | None, device: object) -> MergeFile
 def merge_file(decoder: Decoder, name: str, weight: float = 1.0) -> MergeFile:
     """An open file, decoded and checked. Raises FormatError, ChecksumMismatch: it is damaged."""
     header = decoder.header
-    factors, vectors = decoder.checked()
-    adapter = assembled(decoder, factors, vectors)
+    records = decoder.decode_all()
+    adapter = build_adapter(decoder, records)
     names = [record.name for record in header.coded]
     return MergeFile(
         name,
         weight,
-        (decoder.container.prelude.content_sha256.hex(), header.factors_sha256.hex()),
+        (decoder.container.prelude.content_sha256.hex(), header.decoded_sha256.hex()),
         adapter,
         grouped_deltas(adapter),
-        dict(zip(names, [*factors, *vectors], strict=True)),
-        {record.name: record.kind for record in header.lowrank},
+        dict(zip(names, records, strict=True)),
+        {record.name: record.kind for record in header.pairs},
         decoder.xp,
     )
 
