@@ -96,7 +96,7 @@ def verify(source: Source) -> dict[str, Any]:
                 len(part) for part in (container.header.coded, container.header.raw, container.header.drawn)
             ),
             "content_sha256": container.prelude.content_sha256.hex(),
-            "factors_sha256": container.header.factors_sha256.hex(),
+            "factors_sha256": container.header.decoded_sha256.hex(),
         }
 
 

@@ -16,7 +16,7 @@ from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.decoder.adapters import decode_adapter, decode_records
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.decoder.factors import DecodedFactors
+from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.errors import AdapterError, FormatError, NolaError, expected
 from nola_codec.merge.arithmetic.sum import delta_weight
 from nola_codec.merge.diagonal import diagonal_delta
@@ -58,7 +58,7 @@ class NolaFile:
         self._xp: Arrays | None = None
         self._decoder: Decoder | None = None
         self.header: Header = container.header
-        self._index = {record.name: i for i, record in enumerate(self.header.lowrank)}
+        self._index = {record.name: i for i, record in enumerate(self.header.pairs)}
         self._vectors = frozenset(record.name for record in self.header.vectors)
 
     def names(self) -> list[str]:
@@ -82,8 +82,8 @@ class NolaFile:
         if name not in self._vectors:
             raise AdapterError(f"no vector named {name!r}; vector_names() lists them", code="unknown-name",
                                where=self._container.name)  # fmt: skip
-        ((_, decoded),) = self._open_decoder().vectors([name])
-        return self._tensor(decoded.float32(self._arrays()))
+        ((_, decoded),) = self._open_decoder().decode_vectors([name])
+        return self._tensor(decoded.float32(self._arrays())[0])
 
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Decode one module: (lora_A (r, in), lora_B (out, r)), float32, on the device.
@@ -120,7 +120,7 @@ class NolaFile:
             pair = None if shape is None else cast("tuple[int, int]", tuple(shape))
             return diagonal_delta(self._open_decoder(), self._container.name, name, pair, self._tensor)
         index = self._find(name)
-        delta = delta_weight(self._decode_record(index), self.header.lowrank[index].kind, self._arrays())
+        delta = delta_weight(self._decode_record(index), self.header.pairs[index].kind, self._arrays())
         if shape is not None and tuple(shape) != tuple(delta.shape):
             where = f"{self._container.name}: {name}"
             raise AdapterError(expected("shape", tuple(delta.shape), tuple(shape)), code="bad-shape", where=where)
@@ -143,20 +143,21 @@ class NolaFile:
         stored = stored_dtype(dtype)
         decoder = self._open_decoder()
         # PEFT's pairs stay on the device all the way; other dialects' tensors are put together in NumPy first.
-        if self.header.dialect != "peft" or any(is_expert(record.name) for record in self.header.lowrank):
+        if self.header.dialect != "peft" or any(is_expert(record.name) for record in self.header.pairs):
             adapter = decode_adapter(decoder, verify=self._verify)
             made = dialect_of(adapter.dialect, self._container.name).tensors(adapter, stored)
             return {key: self._tensor(to_torch(tensor)) for key, tensor in made.items()}
         wanted = torch_dtype(stored)
         tensors: dict[str, torch.Tensor] = {}
-        factors, vectors = decode_records(decoder, verify=self._verify)
-        for record, decoded in zip(decoder.header.lowrank, factors, strict=True):
+        records = decode_records(decoder, verify=self._verify)
+        pairs = len(decoder.header.pairs)
+        for record, decoded in zip(decoder.header.pairs, records[:pairs], strict=True):
             a_key, b_key = factor_keys(record.name, record.kind.layout)
             lora_B, lora_A = decoded.float32(decoder.xp)
-            tensors[a_key] = self._tensor(lora_A).reshape(record.kind.a_shape).to(wanted)
-            tensors[b_key] = self._tensor(lora_B).reshape(record.kind.b_shape).to(wanted)
-        for vector_record, vector in zip(decoder.header.vectors, vectors, strict=True):
-            tensors[vector_record.name] = self._tensor(vector.float32(decoder.xp)).to(wanted)
+            tensors[a_key] = self._tensor(lora_A).reshape(record.kind.stored_shapes[1]).to(wanted)
+            tensors[b_key] = self._tensor(lora_B).reshape(record.kind.stored_shapes[0]).to(wanted)
+        for vector_record, vector in zip(decoder.header.vectors, records[pairs:], strict=True):
+            tensors[vector_record.name] = self._tensor(vector.float32(decoder.xp)[0]).to(wanted)
         for name, carried in decoder.carried():
             tensors[name] = self._tensor(to_torch(carried))
         return tensors
@@ -206,8 +207,8 @@ class NolaFile:
             self._decoder = Decoder(self._container, self._arrays())
         return self._decoder
 
-    def _decode_record(self, index: int) -> DecodedFactors:
-        ((_, decoded),) = self._open_decoder().factors([index])
+    def _decode_record(self, index: int) -> DecodedRecord:
+        ((_, decoded),) = self._open_decoder().decode_pairs([index])
         return decoded
 
     def _tensor(self, array: Any) -> torch.Tensor:
@@ -235,7 +236,7 @@ def check_rungs(container: Container) -> None:
     last = len(container.header.rungs) - 1
     for rung in range(last + 1):
         container.select(rung)
-        Decoder(container, NUMPY).checked()
+        Decoder(container, NUMPY).decode_all()
 
 
 def load(

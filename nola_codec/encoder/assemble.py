@@ -16,14 +16,14 @@ from nola_codec.container.reader import STORED, ZSTD
 from nola_codec.container.units import units_runs, units_to_symbols
 from nola_codec.container.writer import assemble
 from nola_codec.decoder.coefficients import block_runs, record_coefficients
-from nola_codec.decoder.decoder import FactorsDigest
-from nola_codec.decoder.factors import Decoded, synthesize_records
+from nola_codec.decoder.decoder import DecodedHash
+from nola_codec.decoder.factors import DecodedRecord, synthesize_records
 from nola_codec.encoder.material import MadeOnDemand, Material, Survey, side_models
 from nola_codec.entropy import mixed, rans, raw, smallest
 from nola_codec.entropy.frames import compress
 from nola_codec.model.header import Header, Rung
 from nola_codec.model.quantizers import SymbolModel
-from nola_codec.model.records import CodedRecord, DrawnKind, DrawnRecord, LowRankKind, RawKind, RawRecord
+from nola_codec.model.records import CodedRecord, DrawnKind, DrawnRecord, RawKind, RawRecord
 from nola_codec.model.tensors import Draw, RawTensor
 from nola_codec.parallel import parallel_map
 from nola_codec.quant.scales import fitting_exponent
@@ -99,7 +99,7 @@ def code_parts(
     material: Material,
     surveyed: Survey,
     envelope: Envelope,
-    consume: Callable[[int, int, Decoded], None],
+    consume: Callable[[int, int, DecodedRecord], None],
     measured: Callable[[int], Mapping[str, float]],
     codecs: Sequence[int] = (0, 1, 2),
 ) -> Parts:
@@ -122,7 +122,7 @@ def code_parts(
             for start, stop in surveyed.spans
         ]
         blocks = smallest(_block_streams(material, surveyed, rung), runs, models, codecs)
-        digest = FactorsDigest()
+        digest = DecodedHash()
         exponents: list[tuple[int, ...]] = []
         for index, decoded in enumerate(_decoded(material, envelope, rung)):
             digest.update(decoded, NUMPY)
@@ -182,7 +182,7 @@ def _block_streams(material: Material, surveyed: Survey, rung: int) -> MadeOnDem
     )
 
 
-def _decoded(material: Material, envelope: Envelope, rung: int) -> Iterator[Decoded]:
+def _decoded(material: Material, envelope: Envelope, rung: int) -> Iterator[DecodedRecord]:
     """Each record decoded at a rung, in order.
 
     A first guess takes the peak of a vector to be six times its root mean square; a record that saturates int16 is
@@ -191,7 +191,7 @@ def _decoded(material: Material, envelope: Envelope, rung: int) -> Iterator[Deco
     records = material.ladder[rung]
     guess = _first_exponents(records, material.squares[rung])
 
-    def make(span: tuple[int, int]) -> list[Decoded]:
+    def make(span: tuple[int, int]) -> list[DecodedRecord]:
         pending = list(range(*span))
         points = {
             i: record_coefficients(
@@ -199,7 +199,7 @@ def _decoded(material: Material, envelope: Envelope, rung: int) -> Iterator[Deco
             )
             for i in pending
         }
-        done: dict[int, Decoded] = {}
+        done: dict[int, DecodedRecord] = {}
         while pending:
             raised = [replace(records[i], exponents=guess[i]) for i in pending]
             made = synthesize_records(
@@ -227,8 +227,8 @@ def _first_exponents(
             rms = np.sqrt(part * (basis_by_id(record.kind.basis).norm2(length) / length))
             own.append(fitting_exponent(6 * rms, record.scale_codes(side)))
         guess.append(own)
-    for of_factors, side in ((True, 0), (True, 1), (False, 0)):
-        members = [i for i, record in enumerate(records) if isinstance(record.kind, LowRankKind) == of_factors]
+    for is_pair, side in ((True, 0), (True, 1), (False, 0)):
+        members = [i for i, record in enumerate(records) if record.kind.is_pair == is_pair]
         common = max((guess[i][side] for i in members if records[i].units), default=None)
         if common is not None:
             for i in members:
@@ -260,7 +260,7 @@ def _header(material: Material, envelope: Envelope, parts: Parts) -> Header:
             units=tuple(record.units for record in records),
             exponents=tuple(part.exponents),
             side_models=part.units.models,
-            factors_sha256=part.sha256,
+            decoded_sha256=part.sha256,
             measured=part.measured,
         )
         for records, allocation, part in zip(material.ladder, material.allocations, parts.rungs, strict=True)

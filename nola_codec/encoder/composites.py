@@ -10,10 +10,10 @@ import numpy.typing as npt
 from nola_codec.adapters import DIALECTS
 from nola_codec.adapters.dialects import peft_diagonals
 from nola_codec.adapters.dialects.diagonals import Diagonals
-from nola_codec.adapters.dialects.lycoris import Composite, part_values
+from nola_codec.adapters.dialects.lycoris import Composite, part_values, side_product
 from nola_codec.arrays import NUMPY
-from nola_codec.decoder.factors import Decoded, DecodedFactors
-from nola_codec.model.adapter import Adapter, Codable, LoraModule, VectorTensor
+from nola_codec.decoder.factors import DecodedRecord
+from nola_codec.model.adapter import Adapter, Codable
 
 
 class CompositeErrors:
@@ -80,11 +80,11 @@ class CompositeErrors:
                     "layer has, only the model tells",)  # fmt: skip
         return ()
 
-    def add(self, index: int, decoded: Decoded) -> tuple[list[int], float] | None:
+    def add(self, index: int, decoded: DecodedRecord) -> tuple[list[int], float] | None:
         """One decoded record: (records of its delta, squared error for each) when it was the last of them."""
         composite = self._of[index]
         parts = self._waiting.setdefault(composite.name, {})
-        parts[self._items[index].name] = _value(decoded)
+        parts[self._items[index].name] = np.asarray(side_product(decoded.float32(NUMPY)), np.float64)
         members = self._members[composite.name]
         if len(parts) < len(members):
             return None
@@ -96,16 +96,5 @@ class CompositeErrors:
 
     def _values(self, composite: Composite) -> dict[str, npt.NDArray[np.floating]]:
         """What a delta's parts were, before they were coded."""
-        parts = [self._items[i] for i in self._members[composite.name]]
-        values = part_values(
-            [part for part in parts if isinstance(part, LoraModule)],
-            [part for part in parts if isinstance(part, VectorTensor)],
-        )
+        values = part_values(self._items[i] for i in self._members[composite.name])
         return {name: value() for name, value in values.items()}
-
-
-def _value(decoded: Decoded) -> npt.NDArray[np.float64]:
-    if isinstance(decoded, DecodedFactors):
-        lora_B, lora_A = decoded.float32(NUMPY)
-        return np.asarray(lora_B.astype(np.float64) @ lora_A.astype(np.float64))
-    return np.asarray(decoded.float32(NUMPY), np.float64)

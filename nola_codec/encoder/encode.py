@@ -16,7 +16,7 @@ from nola_codec.arrays import NUMPY
 from nola_codec.basis import NAMES as BASIS_NAMES
 from nola_codec.container.names import natural_key
 from nola_codec.container.reader import open_container
-from nola_codec.decoder.factors import Decoded, DecodedFactors, DecodedVector
+from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.encoder.assemble import Envelope, code_parts, pack_raw, write_parts
 from nola_codec.encoder.composites import CompositeErrors
 from nola_codec.encoder.importance import match_importance
@@ -31,9 +31,9 @@ from nola_codec.entropy import NAMES as CODEC_NAMES
 from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import OBJECTIVES
 from nola_codec.fit.bank import Bank, build_bank
-from nola_codec.fit.canonical import delta_energy, squared_error, squared_norm, vector_error
+from nola_codec.fit.canonical import sides_energy, sides_error
 from nola_codec.fit.weighting import Moments, activation_errors, in_order
-from nola_codec.model.adapter import Adapter, Codable, LoraModule, VectorTensor
+from nola_codec.model.adapter import Adapter, Codable
 from nola_codec.prng import NAMES as GENERATOR_NAMES
 from nola_codec.version import __version__
 
@@ -169,9 +169,7 @@ def _in_order(adapter: Adapter) -> list[Codable]:
 
 def _energy(item: Codable) -> float:
     """Its part of ||delta_W||_F^2."""
-    if isinstance(item, VectorTensor):
-        return squared_norm(item.values) * item.gain**2
-    return delta_energy(item.lora_B, item.lora_A) * item.error_gain**2
+    return sides_energy(item.sides) * item.error_gain**2
 
 
 def _bank(items: Sequence[Codable], streams: Sequence[int], options: EncodeOptions) -> Bank:
@@ -338,25 +336,22 @@ def _finish(
     total = float(energies.sum())
     factors: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = {}  # what a tuner is to measure
 
-    def measure(rung: int, index: int, decoded: Decoded) -> None:
+    def measure(rung: int, index: int, decoded: DecodedRecord) -> None:
         item = items[index]
-        if options.tuner is not None and isinstance(decoded, DecodedFactors):
-            factors[item.name] = decoded.float32(NUMPY)
+        if options.tuner is not None and item.is_pair:
+            lora_B, lora_A = decoded.float32(NUMPY)
+            factors[item.name] = lora_B, lora_A
         with clock.stage("measuring"):
             if index in composites:
                 found = composites.add(index, decoded)
                 if found is not None:
                     errors[rung, found[0]] = found[1]
                 return
-            if isinstance(item, LoraModule) and isinstance(decoded, DecodedFactors):
-                lora_B, lora_A = decoded.float32(NUMPY)
-                lost = squared_error(item.lora_B, item.lora_A, lora_B, lora_A)
-                if moments is not None and activations is not None:
-                    pair = activation_errors(item, lora_B, lora_A, moments[index])
-                    activations[rung, :, index] = np.array(pair) * item.scaling**2
-            elif isinstance(item, VectorTensor) and isinstance(decoded, DecodedVector):
-                lost = vector_error(item.values, decoded.float32(NUMPY))
-            errors[rung, index] = lost * item.error_gain**2
+            sides = decoded.float32(NUMPY)
+            if moments is not None and activations is not None and item.is_pair:
+                both = activation_errors(item, sides[0], sides[1], moments[index])
+                activations[rung, :, index] = np.array(both) * item.scaling**2
+            errors[rung, index] = sides_error(item.sides, sides) * item.error_gain**2
 
     def measured(rung: int) -> dict[str, float]:
         found = {"nmse": float(errors[rung].sum()) / total if total else 0.0}
@@ -382,7 +377,7 @@ def _finish(
 
 def _moments(items: Sequence[Codable], options: EncodeOptions) -> list[Moments] | None:
     """Of the modules, which come first; what is said of a layer's inputs says nothing of a vector."""
-    modules = [item for item in items if isinstance(item, LoraModule)]
+    modules = [item for item in items if item.is_pair]
     return None if options.weighting is None else in_order(modules, options.weighting)
 
 
@@ -413,8 +408,8 @@ def _tensor_reports(items: Sequence[Codable], energies: Float64Array, coded: _Co
         reports.append(
             TensorReport(
                 name=item.name,
-                shape=item.vector_lengths if isinstance(item, LoraModule) else item.values.shape,
-                rank=item.rank if isinstance(item, LoraModule) else None,
+                shape=item.vector_lengths if item.is_pair else item.stored_shapes[0],
+                rank=item.rank if item.is_pair else None,
                 kept=record.kind.vectors(record.units),
                 energy=energy,
                 nmse=float(coded.squared_errors[index]) * share,
@@ -426,9 +421,7 @@ def _tensor_reports(items: Sequence[Codable], energies: Float64Array, coded: _Co
                     else 0.0
                 ),
                 activation_error=(
-                    None
-                    if coded.activations is None or isinstance(item, VectorTensor)
-                    else _share(coded.activations[:, index])
+                    None if coded.activations is None or not item.is_pair else _share(coded.activations[:, index])
                 ),
             )
         )

@@ -16,9 +16,9 @@ from nola_codec.encoder.material import MadeOnDemand, Material
 from nola_codec.fit.allocation import P_LOW, Plan, coder_class, ladder, precision_shift, precision_shifts
 from nola_codec.fit.bank import Bank, roles_of
 from nola_codec.fit.quantize import Quantized
-from nola_codec.model.adapter import Codable, LoraModule
+from nola_codec.model.adapter import Codable
 from nola_codec.model.header import Allocation
-from nola_codec.model.records import CodedKind, CodedRecord, LowRankKind, LowRankRecord, VectorKind, VectorRecord
+from nola_codec.model.records import CodedKind, CodedRecord, coded_sides
 from nola_codec.quant.scales import MAX_CODE, MIN_CODE
 from nola_codec.stores.dtypes import coded_dtype
 
@@ -41,10 +41,11 @@ def spread(
     rungs = range(quantized.rungs)
     records = [
         [
-            _record(
+            CodedRecord(
                 item.name,
                 replace(kind, amplitude=constants[kind]),
                 stream,
+                (0,) * len(kind.sides),
                 quantized.entry[units[quantized.entry[units] <= rung]],
                 quantized.precision[units[quantized.entry[units] <= rung]],
                 amplitudes[rung, units[quantized.entry[units] <= rung]],
@@ -55,7 +56,7 @@ def spread(
     ]
     squares = [
         tuple(
-            quantized.squares[rung][: len(kind.vector_lengths), units[quantized.entry[units] <= rung]].reshape(-1)
+            quantized.squares[rung][: len(kind.sides), units[quantized.entry[units] <= rung]].reshape(-1)
             for kind, units in zip(kinds, own, strict=True)
         )
         for rung in rungs
@@ -78,12 +79,6 @@ def units_of_records(quantized: Quantized, bank: Bank, records: int) -> list[Int
     return [order[a:b] for a, b in pairwise(bounds)]
 
 
-def _record(name: str, kind: CodedKind, stream: int, *units: Int64Array) -> CodedRecord:
-    if isinstance(kind, LowRankKind):
-        return LowRankRecord(name, kind, stream, (0, 0), *units)
-    return VectorRecord(name, kind, stream, (0,), *units)
-
-
 def _symbols(bank: Bank, quantized: Quantized, own: Sequence[Int64Array], rung: int, index: int) -> SymbolArray:
     """SymbolArray of one record in one rung's block, in the order of `coded_layers`."""
     parts = []
@@ -99,31 +94,14 @@ def _symbols(bank: Bank, quantized: Quantized, own: Sequence[Int64Array], rung: 
 def _kind(item: Codable, basis: int, numbers: dict[tuple[int, int], int]) -> CodedKind:
     template, _ = split_name(item.name)
     tables = [numbers[r, coder_class(r, n)] for r, n in zip(roles_of(item), item.vector_lengths, strict=False)]
-    if not isinstance(item, LoraModule):
-        length = item.values.size
-        return VectorKind(
-            template=template,
-            dtype=coded_dtype(item.dtype),
-            shape=item.values.shape,
-            basis=basis_by_id(basis).id,
-            num_basis=(length,),
-            tables=(tables[0],),
-            shift=(precision_shift(length),),
-        )
-    module, (rows, columns) = item, item.vector_lengths
-    return LowRankKind(
+    return CodedKind(
         template=template,
-        layout=module.layout,
-        b_shape=module.b_shape,
-        a_shape=module.a_shape,
-        scaling=module.scaling,
-        fan_in_fan_out=module.fan_in_fan_out,
-        dtype=coded_dtype(module.dtype),
+        layout=item.layout,
+        scaling=item.scaling,
+        fan_in_fan_out=item.fan_in_fan_out,
+        dtype=coded_dtype(item.dtype),
         basis=basis_by_id(basis).id,
-        split="component",
-        num_basis=(rows, columns),
-        tables=(tables[0], tables[1]),
-        shift=(precision_shift(rows), precision_shift(columns)),
+        sides=coded_sides(item.stored_shapes, tables=tables, shifts=[precision_shift(n) for n in item.vector_lengths]),
     )
 
 

@@ -14,9 +14,9 @@ import numpy.typing as npt
 from nola_codec.array_types import Float64Array, Int64Array
 from nola_codec.arrays import NUMPY
 from nola_codec.basis import BasisKey, basis_by_id
-from nola_codec.fit.canonical import Components, canonical, squared_norm
+from nola_codec.fit.canonical import Components, unit_vectors
 from nola_codec.fit.weighting import Moments, component_figures, weigh
-from nola_codec.model.adapter import Codable, LoraModule, VectorTensor
+from nola_codec.model.adapter import Codable
 from nola_codec.parallel import parallel_map
 from nola_codec.spool import spooled
 
@@ -123,15 +123,10 @@ def build_bank(
     def one(index: int) -> None:
         item = items[index]
         span = slice(int(starts[index]), int(starts[index]) + item.rank)
-        sides: tuple[FloatArray, ...]
-        if isinstance(item, VectorTensor):
-            sides, singular[span] = _direction(item)
-        else:
-            parts: Components = canonical(item.lora_B, item.lora_A)
-            sides, singular[span] = (parts.u, parts.v), parts.s
-            if moments is not None:
-                figures = component_figures(item, parts, moments[index])
-                value[span], noise[:, span] = figures.value, figures.noise
+        sides, singular[span] = unit_vectors(item.sides)
+        if moments is not None and item.is_pair:
+            figures = component_figures(item, Components(sides[0], sides[1], singular[span]), moments[index])
+            value[span], noise[:, span] = figures.value, figures.noise
         strength[span] = singular[span] * item.error_gain
         for side, vectors in enumerate(sides):
             length = vectors.shape[1]
@@ -164,16 +159,9 @@ def build_bank(
 
 def roles_of(item: Codable) -> tuple[int, int]:
     """Role of each side; of a vector the second says nothing."""
-    if isinstance(item, LoraModule):
+    if item.is_pair:
         return LORA_B, LORA_A
-    return (DENSE if item.values.ndim > 1 else PLAIN), LORA_A
-
-
-def _direction(item: VectorTensor) -> tuple[tuple[FloatArray], float]:
-    """A tensor as one row of norm 1, or 0, and its norm."""
-    norm = float(np.sqrt(squared_norm(item.values)))
-    row = item.values.reshape(1, -1)
-    return ((row / np.float32(norm) if norm > 0 else np.zeros_like(row)),), norm
+    return (DENSE if len(item.stored_shapes[0]) > 1 else PLAIN), LORA_A
 
 
 def orthonormal(vectors: FloatArray, basis: int, key: BasisKey) -> FloatArray:

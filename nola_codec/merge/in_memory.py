@@ -67,10 +67,10 @@ def _merge_pairs(decoder: Decoder, model: torch.nn.Module) -> None:
     """Merge LoRA pairs; each delta is computed on the decoder's device."""
     import torch
 
-    records = decoder.header.lowrank
+    records = decoder.header.pairs
     targets = [merge_target(record) for record in records]
     weights, places = find_in_model(model, lambda shapes, config: targets)
-    factors, _ = decoder.checked()
+    factors = decoder.decode_all()
     with torch.no_grad():
         for record, decoded in zip(records, factors, strict=True):
             place = places[record.name]

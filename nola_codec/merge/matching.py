@@ -11,7 +11,7 @@ from nola_codec.adapters.dialects.peft import module_path
 from nola_codec.checkpoints.embeddings import TiedEmbeddings, have_same_leaf
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model.adapter import Layout, LoraModule
-from nola_codec.model.records import LowRankRecord
+from nola_codec.model.records import CodedRecord
 
 # Models with `transformers.pytorch_utils.Conv1D`, whose weights are stored (in, out), and their modules of that class.
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"})
@@ -185,8 +185,8 @@ def is_stored_transposed(path: str, config: Mapping[str, Any], fan_in_fan_out: b
     return fan_in_fan_out
 
 
-def merge_target(record: LowRankRecord) -> MergeTarget:
+def merge_target(record: CodedRecord) -> MergeTarget:
     """The target of a low-rank record."""
     kind = record.kind
-    shape = delta_shape(kind.layout, kind.a_shape, kind.b_shape)
+    shape = delta_shape(kind.layout, *reversed(kind.stored_shapes))
     return MergeTarget(record.name, kind.layout, shape, kind.scaling, kind.fan_in_fan_out)

@@ -9,7 +9,7 @@ import numpy as np
 from nola_codec.adapters.dialects.deltas import AdapterDelta
 from nola_codec.adapters.dialects.diagonals import Diagonals
 from nola_codec.arrays import Arrays
-from nola_codec.decoder.factors import Decoded, DecodedFactors, DecodedVector
+from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.merge.arithmetic.deltas import (
     ComputedDelta,
     OrderedProduct,
@@ -18,13 +18,13 @@ from nola_codec.merge.arithmetic.deltas import (
     WeightedSum,
     factor_delta,
 )
-from nola_codec.model.records import LowRankKind
+from nola_codec.model.records import CodedKind
 
 
 def row_delta(
     part: AdapterDelta,
-    decoded: Mapping[str, Decoded],
-    kinds: Mapping[str, LowRankKind],
+    decoded: Mapping[str, DecodedRecord],
+    kinds: Mapping[str, CodedKind],
     xp: Arrays,
     shape: tuple[int, ...],
     *,
@@ -47,13 +47,11 @@ def row_delta(
         return OrderedProduct(np.ascontiguousarray(left), np.ascontiguousarray(right), part.composite.scale, shape)
     if part.composite is not None:
         return ComputedDelta(part.dense, shape)
-    terms: list[RowDelta] = []
-    for module in part.modules:
-        factors = decoded[module.name]
-        assert isinstance(factors, DecodedFactors)
-        terms.append(factor_delta(factors, kinds[module.name], xp, shape, transposed=transposed))
+    terms: list[RowDelta] = [
+        factor_delta(decoded[module.name], kinds[module.name], xp, shape, transposed=transposed)
+        for module in part.modules
+    ]
     for tensor in part.vectors:
-        vector = decoded[tensor.name]
-        assert isinstance(vector, DecodedVector)
-        terms.append(VectorDelta(xp.numpy(vector.values).reshape(shape), vector.exponents[0], shape))
+        (values,), (exponent,) = decoded[tensor.name].sides, decoded[tensor.name].exponents
+        terms.append(VectorDelta(xp.numpy(values).reshape(shape), exponent, shape))
     return terms[0] if len(terms) == 1 else WeightedSum([(term, 1.0) for term in terms])

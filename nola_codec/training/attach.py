@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from nola_codec.adapters.dialects.peft import module_path
 from nola_codec.errors import EncodeError
-from nola_codec.model.adapter import Layout, LoraModule
+from nola_codec.model.adapter import Codable, Layout
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -33,7 +33,7 @@ def layer_shape(layer: nn.Module, layout: Layout) -> tuple[int, ...] | None:
     return (weight.shape[1], weight.shape[0]) if type(layer).__name__ == "Conv1D" else tuple(weight.shape)
 
 
-def find_modules(model: nn.Module, modules: Sequence[LoraModule]) -> dict[str, nn.Module]:
+def find_modules(model: nn.Module, modules: Sequence[Codable]) -> dict[str, nn.Module]:
     """The model's layer of each module, by the module's name; raises EncodeError ``calibration-module``."""
     own = dict(model.named_modules())
     prefix = f"{getattr(model, 'base_model_prefix', '') or ''}."
@@ -46,7 +46,8 @@ def find_modules(model: nn.Module, modules: Sequence[LoraModule]) -> dict[str, n
             missing.append(path)
             continue
         layer = own[names[0]]
-        wanted = (module.lora_B.shape[0], *module.a_shape[1:])
+        b_shape, a_shape = module.stored_shapes
+        wanted = (b_shape[0], *a_shape[1:])
         shape = layer_shape(layer, module.layout)
         if shape != wanted:
             message = f"expected {module.layout} of shape {wanted}, found {type(layer).__name__} {shape or ''}"
@@ -92,9 +93,7 @@ def through_lora_B(layout: Layout, inner: torch.Tensor, weight: torch.Tensor) ->
 
 
 @contextmanager
-def attached(
-    model: nn.Module, modules: Sequence[LoraModule], factors: Callable[[], Mapping[str, Pair]]
-) -> Iterator[None]:
+def attached(model: nn.Module, modules: Sequence[Codable], factors: Callable[[], Mapping[str, Pair]]) -> Iterator[None]:
     """Let layers also apply an adapter, for a while.
 
     Args:
@@ -108,13 +107,13 @@ def attached(
     """
     places = find_modules(model, modules)
 
-    def hook(module: LoraModule) -> Callable[[nn.Module, tuple[Any, ...], torch.Tensor], torch.Tensor]:
+    def hook(module: Codable) -> Callable[[nn.Module, tuple[Any, ...], torch.Tensor], torch.Tensor]:
         def add(layer: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
             pair = factors().get(module.name)
             if pair is None:
                 return output
             lora_B, lora_A = pair
-            inner = through_lora_A(layer, module.layout, inputs[0], lora_A.reshape(-1, *module.a_shape[1:]))
+            inner = through_lora_A(layer, module.layout, inputs[0], lora_A.reshape(-1, *module.stored_shapes[1][1:]))
             return output + through_lora_B(module.layout, inner, lora_B * module.scaling).to(output.dtype)
 
         return add

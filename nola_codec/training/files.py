@@ -15,7 +15,7 @@ from nola_codec.container.names import natural_key, split_name
 from nola_codec.container.reader import Source, open_container
 from nola_codec.decoder.coefficients import record_coefficients
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.decoder.factors import Decoded, DecodedFactors
+from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.encoder.assemble import Envelope, code_parts, pack_raw, write_parts
 from nola_codec.encoder.material import Material, survey
 from nola_codec.encoder.paper import codebook_for, fixed_width
@@ -23,7 +23,7 @@ from nola_codec.entropy import rans
 from nola_codec.errors import EncodeError
 from nola_codec.model.header import Header
 from nola_codec.model.quantizers import Quantizer
-from nola_codec.model.records import CodedRecord, LowRankKind, LowRankRecord, VectorKind, VectorRecord
+from nola_codec.model.records import CodedKind, CodedRecord, Split, coded_sides
 from nola_codec.model.tensors import Draw, RawTensor
 from nola_codec.quant.scales import scale_value
 from nola_codec.training.coded import Ensemble, Member, Site
@@ -48,18 +48,16 @@ class Dress:
 def decoded_members(ensemble: Ensemble) -> list[torch.Tensor]:
     """What each member decodes to in the file that would be written now, float32 on the CPU, in its shape."""
     material, names = _material(ensemble)
-    found: dict[str, Decoded] = {}
+    found: dict[str, DecodedRecord] = {}
 
-    def keep(rung: int, index: int, decoded: Decoded) -> None:
+    def keep(rung: int, index: int, decoded: DecodedRecord) -> None:
         found[names[index]] = decoded
 
     code_parts(material, survey(material), _envelope(ensemble, Dress("")), keep, lambda rung: {})
     tensors = []
     for member in ensemble.members:
         decoded = found[member.name]
-        value = (
-            decoded.float32(NUMPY)[member.side or 0] if isinstance(decoded, DecodedFactors) else decoded.float32(NUMPY)
-        )
+        value = decoded.float32(NUMPY)[member.side or 0]
         tensors.append(torch.from_numpy(np.ascontiguousarray(value)).reshape(member.code.shape))
     return tensors
 
@@ -139,26 +137,23 @@ def _quantized(member: Member) -> tuple[npt.NDArray[np.uint16], int]:
 
 
 def _record(name: str, site: Site, members: Sequence[Member], codes: Sequence[int], basis: int) -> CodedRecord:
-    counts = [m.code.synthesis.num_basis for m in members] or [1, 1]  # of what is not trained, which has no units
-    template = split_name(name)[0]
-    zeros = np.zeros(len(members), np.int64)
-    if len(site.shapes) == 1:
-        amplitude = np.array([codes[0] // 2], np.int64)
-        kind = VectorKind(template, "F32", site.shapes[0], basis, (counts[0],))
-        return VectorRecord(name, kind, site.stream, (0,), zeros, zeros, amplitude)
-    pair = LowRankKind(
-        template=template,
+    is_pair = len(site.shapes) == 2
+    split: Split = "factor" if is_pair else "component"
+    counts = [m.code.synthesis.num_basis for m in members] or [1] * len(site.shapes)  # untrained: no units
+    kind = CodedKind(
+        template=split_name(name)[0],
         layout=site.layout,
-        b_shape=site.shapes[0],
-        a_shape=site.shapes[1],
         scaling=site.scaling,
         fan_in_fan_out=site.fan_in_fan_out,
         dtype="F32",
         basis=basis,
-        split="factor",
-        num_basis=(counts[0], counts[1]),
+        split=split,
+        sides=coded_sides(site.shapes, split, counts),
     )
-    return LowRankRecord(name, pair, site.stream, (0, 0), zeros, zeros, np.array(codes, np.int64))
+    # The amplitude of a vector counts sixteenths of an octave, that of a factor thirty-seconds.
+    amplitude = np.array(codes, np.int64) // (1 if is_pair else 2)
+    zeros = np.zeros(len(members), np.int64)
+    return CodedRecord(name, kind, site.stream, (0,) * len(site.shapes), zeros, zeros, amplitude)
 
 
 @dataclass(frozen=True)
@@ -207,7 +202,7 @@ def read_trained(source: Source) -> Trained:
 def _bits_of(header: Header) -> int:
     fits = len(header.quantizers) == 1 and len(header.rungs) == 1
     for record in header.coded:
-        split = isinstance(record, VectorRecord) or record.kind.split == "factor"
+        split = not record.kind.is_pair or record.kind.split == "factor"
         fits &= split and record.units in (0, record.kind.most_units)
     if fits:
         for bits in (EXACT_BITS, *TRAINED_BITS):

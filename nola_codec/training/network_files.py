@@ -13,7 +13,6 @@ from torch import nn
 from nola_codec.adapters.dialects import parameters
 from nola_codec.decoder.torch_raw import from_torch, to_torch, torch_dtype
 from nola_codec.errors import EncodeError, expected
-from nola_codec.model.records import LowRankKind, LowRankRecord
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.files import atomic_file, require_free
 from nola_codec.training.coded import Ensemble, near_square
@@ -49,9 +48,9 @@ def load_network(network: nn.Module, trained: Trained) -> nn.Module:
     if header.dialect != parameters.name:
         message = expected("dialect", parameters.name, header.dialect)
         raise EncodeError(f"not a file of a network's parameters: {message}", code="not-trained")
-    products = {r.name: (r.kind.rows, r.kind.columns) for r in header.lowrank}
+    products = {r.name: r.kind.product_shape for r in header.pairs}
     shapes = parameters.tensor_shapes(header.config, products)
-    shapes |= {r.name: r.kind.shape for r in header.vectors}
+    shapes |= {r.name: r.kind.stored_shapes[0] for r in header.vectors}
     if next(places(network), None) is not None:
         own, found = gathered(network)
         _require_same(own, found, trained, shapes)
@@ -93,7 +92,7 @@ def _require_same(own: Ensemble, found: list[Place], trained: Trained, shapes: M
         theirs: tuple[Any, ...] = shapes[place.name], record.stream, record.kind.basis, tuple(record.kind.num_basis)
         counts = tuple(code.synthesis.num_basis for code in place.composed.codes)
         mine = tuple(place.composed.shape), site.stream, own.basis, counts
-        ranks = place.composed.rank, record.kind.rank if isinstance(record, LowRankRecord) else None
+        ranks = place.composed.rank, record.kind.rank if record.kind.is_pair else None
         if mine != theirs or ranks[0] != ranks[1]:
             what = "shape, stream, basis, num_basis, rank"
             message = expected(what, (*mine, ranks[0]), (*theirs, ranks[1]))
@@ -112,9 +111,9 @@ def _require_fitting(network: nn.Module, trained: Trained, shapes: Mapping[str, 
             raise EncodeError(message, code="not-trained", where=record.name)
         require_plain(network, record.name, modules[path])
         whole = all((record.name, side) in trained.symbols for side in range(len(kind.num_basis)))
-        if isinstance(kind, LowRankKind):
-            whole &= (kind.rows, kind.columns) == (shape if len(shape) == 2 else near_square(shape))
-            whole &= kind.rank <= min(kind.rows, kind.columns)
+        if kind.is_pair:
+            whole &= kind.product_shape == (shape if len(shape) == 2 else near_square(shape))
+            whole &= kind.rank <= min(kind.product_shape)
         if not whole or any(n > most for n, most in zip(kind.num_basis, kind.vector_lengths, strict=True)):
             message = "coded as no parameter of a network is: another matrix, or more numbers than it has"
             raise EncodeError(message, code="not-trained", where=record.name)
@@ -131,11 +130,10 @@ def _parametrize_like(network: nn.Module, trained: Trained) -> None:
     own = Ensemble(header.generator, header.seed, header.coded[0].kind.basis, decoded_members)
     for record in header.coded:
         kind = record.kind
-        lowrank = isinstance(kind, LowRankKind)
         attach(
             network.get_submodule(record.name.rpartition(".")[0]), record.name, ensemble=own, stream=record.stream,
-            num_basis=tuple(kind.num_basis), form="nola" if lowrank else "pranc", bits=trained.bits,
-            rank=kind.rank if isinstance(kind, LowRankKind) else 1,
+            num_basis=tuple(kind.num_basis), form="nola" if kind.is_pair else "pranc", bits=trained.bits,
+            rank=kind.rank,
         )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from torch.nn import functional
 from nola_codec.encoder.report import TaskReport
 from nola_codec.encoder.tuning import FactorPairs, Moved, TuningStart
 from nola_codec.errors import EncodeError, expected
-from nola_codec.model.adapter import LoraModule
+from nola_codec.model.adapter import Codable
 from nola_codec.progress import Progress
 from nola_codec.stores.files import atomic_file
 from nola_codec.training.attach import Pair, attached, frozen
@@ -145,7 +145,7 @@ class TaskTuner:
             raise EncodeError("neither loss_fn nor logits_fn is given", code="task-data")
         if self._settings.against != "labels" and data.logits_fn is None:
             raise EncodeError("matching the adapter's outputs needs logits_fn", code="task-data")
-        self._modules: list[LoraModule] = []
+        self._modules: Sequence[Codable] = []
         self._factors: Mapping[str, Pair] = {}
         self._losses: dict[str, float] = {}
         self._steps = 0
@@ -159,8 +159,8 @@ class TaskTuner:
         """
         settings, device = self._settings, next(self._model.parameters()).device
         code = TaskCode(start, device)
-        self._modules = [item for item in start.items if isinstance(item, LoraModule)]
-        original = {m.name: (_tensor(m.lora_B, device), _tensor(m.lora_A, device)) for m in self._modules}
+        self._modules = start.items
+        original = {m.name: (_tensor(m.sides[0], device), _tensor(m.sides[1], device)) for m in self._modules}
         optimizer = torch.optim.Adam(
             [
                 {"params": code.vectors, "lr": settings.learning_rate},

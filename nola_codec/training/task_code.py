@@ -21,7 +21,6 @@ from nola_codec.basis.hadamard import HadamardTransform
 from nola_codec.encoder.tuning import Moved, TuningStart, sizes
 from nola_codec.errors import EncodeError
 from nola_codec.fit.quantize import Quantized, Workspace, quantize, unit_points
-from nola_codec.model.adapter import LoraModule
 from nola_codec.training.attach import Pair
 
 
@@ -65,11 +64,11 @@ class TaskCode:
         self._workspace = Workspace()
         self._kept = start.plan.kept
         records = start.bank.record[self._kept]
-        wrong = [i for i in start.items if not isinstance(i, LoraModule) or i.gain is not None]
+        wrong = [i for i in start.items if not i.is_whole_delta]
         if wrong:
             message = "only pairs of factors that are a delta by themselves can be trained on a task"
             raise EncodeError(message, code="task-form", where=wrong[0].name)
-        items = [item for item in start.items if isinstance(item, LoraModule)]
+        items = start.items
         self.modules = [items[i] for i in np.unique(records).tolist()]
         self._members = {items[i].name: np.flatnonzero(records == i) for i in np.unique(records).tolist()}
         norm = np.full(start.bank.units, 1e-30)

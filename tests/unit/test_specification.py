@@ -207,4 +207,4 @@ def test_reference_decoder_on_a_real_adapter(shared_data: Path, tmp_path: Path) 
     done = run(DECODER, tmp_path / "e2e.nola")
     assert done.returncode == 0, done.stderr
     with open_container(data) as container:
-        assert done.stdout.strip() == container.header.factors_sha256.hex()
+        assert done.stdout.strip() == container.header.decoded_sha256.hex()

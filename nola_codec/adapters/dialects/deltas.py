@@ -49,7 +49,7 @@ class AdapterDelta:
             AdapterError: ``bad-shape`` for parts that do not fit each other.
         """
         if self.composite is not None:
-            values = part_values(self.modules, self.vectors)
+            values = part_values([*self.modules, *self.vectors])
             return self.composite.combine({part: values[part]() for part in self.composite.parts})
         total: npt.NDArray[np.float64] | None = None
         for module in self.modules:

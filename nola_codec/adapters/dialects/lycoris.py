@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from nola_codec.array_types import Float64Array
 from nola_codec.errors import AdapterError, expected
-from nola_codec.model.adapter import LoraModule, VectorTensor
+from nola_codec.model.adapter import Codable
 
 PART = re.compile(
     r"(?P<stem>.+)\.(?P<part>lora_(?:down|mid|up)\.weight|hada_(?:w[12](?:_[ab])?|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"
@@ -210,21 +210,14 @@ def _kron(first: Float64Array, second: Float64Array) -> Float64Array:
     return outer.reshape(a * c, b * d, *kernel)
 
 
-def part_values(
-    modules: Iterable[LoraModule], vectors: Iterable[VectorTensor]
-) -> dict[str, Callable[[], npt.NDArray[np.floating]]]:
-    """What makes each part's value: float64 for a product, float32 for a tensor."""
-    values: dict[str, Callable[[], npt.NDArray[np.floating]]] = {}
-    for module in modules:
-        values[module.name] = partial(_product, module)
-    for vector in vectors:
-        values[vector.name] = partial(_values, vector)
-    return values
+def part_values(items: Iterable[Codable]) -> dict[str, Callable[[], npt.NDArray[np.floating]]]:
+    """What makes each part's value, by name: float64 for a product, float32 for a tensor."""
+    return {item.name: partial(side_product, item.sides) for item in items}
 
 
-def _product(module: LoraModule) -> Float64Array:
-    return module.lora_B.astype(np.float64) @ module.lora_A.astype(np.float64)
-
-
-def _values(vector: VectorTensor) -> npt.NDArray[np.float32]:
-    return vector.values
+def side_product(sides: tuple[npt.NDArray[np.float32], ...]) -> npt.NDArray[np.floating]:
+    """lora_B @ lora_A of a pair in float64, (out, in); the one side of a tensor as it is."""
+    if len(sides) == 1:
+        return sides[0]
+    lora_B, lora_A = sides
+    return np.asarray(lora_B.astype(np.float64) @ lora_A.astype(np.float64))
