@@ -23,20 +23,20 @@ import numpy.typing as npt
 import torch
 from report import Result, finish, options, say
 
-from nola_codec.training import NolaParameter, ensemble
+from nola_codec.training import NolaParameter
 
 Floats = npt.NDArray[np.float64]
 
 
 def coded(side: int, count: int, samples: int, basis: str, **coding: Any) -> Floats:
     """delta_W of random coefficients, (samples, side^2), by the layers' own synthesis."""
-    parameter = NolaParameter((side, side), ensemble=ensemble(basis), keep_basis=True, std=1.0, **coding)
+    parameter = NolaParameter((side, side), basis=basis, keep_basis=True, std=1.0, **coding)
     assert sum(values.numel() for values in parameter.parameters()) <= count
     parts = []
-    for values, code in zip(parameter.coefficients_of_parts, parameter.composed.codes, strict=True):
-        rows = torch.stack([code.synthesis.forward(unit) for unit in torch.eye(values.numel())]).double()
+    for values, part in zip(parameter.coefficients_of_parts, parameter.composed.parts, strict=True):
+        rows = torch.stack([part.synthesis.forward(unit) for unit in torch.eye(values.numel())]).double()
         drawn = torch.randn(samples, values.numel(), dtype=torch.float64)
-        parts.append((drawn @ rows).reshape(samples, *code.shape))
+        parts.append((drawn @ rows).reshape(samples, *part.shape))
     made = parts[0] @ parts[1] if len(parts) == 2 else parts[0]
     return made.reshape(samples, side * side).numpy()
 

@@ -123,7 +123,9 @@ def prepare(task: Task, run: Run) -> tuple[Any, Callable[[Path], int] | None]:
     torch.manual_seed(run.get("seed", 0))
     method, rank = run["method"], run.get("rank", 8)
     if method == "pranc":
-        parametrize_weights(task.model, run["num_basis"], form="pranc", include=[r"proj\.weight$"], seed=run["seed"])
+        parametrize_weights(
+            task.model, num_basis=run["num_basis"], form="pranc", include=[r"proj\.weight$"], seed=run["seed"]
+        )
         return task.model, lambda out: save(task.model, out)
     if method in ("vera", "randlora"):
         kind = VeraConfig if method == "vera" else RandLoraConfig
@@ -137,7 +139,7 @@ def prepare(task: Task, run: Run) -> tuple[Any, Callable[[Path], int] | None]:
     if method == "lora":
         return model, None
     parametrize(
-        model, run["num_basis"], basis=run.get("basis", "hadamard"), bits=run.get("bits"),
+        model, num_basis=run["num_basis"], basis=run.get("basis", "hadamard"), bits=run.get("bits"),
         shared_basis=run.get("shared", False), keep_basis=run.get("kept", False), seed=run["seed"],
     )  # fmt: skip
     return model, lambda out: save(model, out)
@@ -202,12 +204,12 @@ def _rounded_losses(task: Task, model: Any, widths: Sequence[int]) -> dict[str, 
     """Held-out loss with the trained coefficients rounded to other widths, nothing trained on."""
     from nola_codec.training import CodedTensor
 
-    ensemble = next(module for module in model.modules() if isinstance(module, CodedTensor)).ensemble
+    group = next(module for module in model.modules() if isinstance(module, CodedTensor)).group
     losses = {}
     for bits in widths:
-        ensemble.set_bits(bits)
+        group.set_bits(bits)
         losses[str(bits)] = task.loss(model)
-    ensemble.set_bits(None)
+    group.set_bits(None)
     return losses
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from nola_codec.training import parametrize_network, parametrize_weights, save
-from nola_codec.training.coded import near_square
+from nola_codec.training.coded import near_square_shape
 
 
 def mlp() -> nn.Module:
@@ -64,7 +64,7 @@ class _LowRank(nn.Module):
     def __init__(self, shape: torch.Size, rank: int) -> None:
         super().__init__()
         self.shape = shape
-        self.rows, self.columns = shape if len(shape) == 2 else near_square(shape)
+        self.rows, self.columns = shape if len(shape) == 2 else near_square_shape(shape)
         self.rank = min(rank, self.rows, self.columns)
 
     def forward(self, lora_B: torch.Tensor, lora_A: torch.Tensor) -> torch.Tensor:

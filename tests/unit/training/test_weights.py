@@ -10,7 +10,7 @@ import torch
 import nola_codec
 from nola_codec.errors import EncodeError
 from nola_codec.training import parametrize_weights, save
-from nola_codec.training.weights import Form
+from nola_codec.training.coding import Form
 
 
 class Net(torch.nn.Module):
@@ -33,7 +33,7 @@ def net(dtype: torch.dtype = torch.float32) -> Net:
 @pytest.mark.parametrize("form", ["nola", "pranc"])
 def test_evaluation_is_the_merge(form: Form, bits: int | None, tmp_path: Path) -> None:
     model = net()
-    parametrize_weights(model, 12, form=form, rank=2, bits=bits, seed=5)
+    parametrize_weights(model, num_basis=12, form=form, rank=2, bits=bits, seed=5)
     trained = [p for p in model.parameters() if p.requires_grad]
     assert max(p.numel() for p in trained) == 12
     x = torch.randn(4, 2, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -62,16 +62,16 @@ def test_evaluation_is_the_merge(form: Form, bits: int | None, tmp_path: Path) -
 
 def test_a_gradient_is_that_of_the_dense_weight() -> None:
     model, plain = net(), net()
-    ensemble = parametrize_weights(model, 20, form="pranc", include=["head"])
-    (member,) = ensemble.members
+    group = parametrize_weights(model, num_basis=20, form="pranc", include=["head"])
+    (side,) = group.sides
     x = torch.randn(4, 2, 6, 6, generator=torch.Generator().manual_seed(0))
     for each in (model, plain):
         each.train()
         (each(x) - 1).square().mean().backward()
-    dense = torch.stack([member.code.synthesis.forward(row) for row in torch.eye(20)])
+    dense = torch.stack([side.tensor.synthesis.forward(row) for row in torch.eye(20)])
     assert plain.head.weight.grad is not None
-    assert member.coefficients.grad is not None
-    torch.testing.assert_close(member.coefficients.grad[0], dense @ plain.head.weight.grad.reshape(-1))
+    assert side.coefficients.grad is not None
+    torch.testing.assert_close(side.coefficients.grad[0], dense @ plain.head.weight.grad.reshape(-1))
 
 
 def test_what_is_refused() -> None:
@@ -86,6 +86,6 @@ def test_what_is_refused() -> None:
     assert code(include=["nothing"]) == "not-parametrized"
     assert code(exclude=["."]) == "not-parametrized"
     model = net()
-    parametrize_weights(model, 4)
+    parametrize_weights(model, num_basis=4)
     with pytest.raises(EncodeError, match="already"):
-        parametrize_weights(model, 4)
+        parametrize_weights(model, num_basis=4)
