@@ -14,7 +14,7 @@ from training_support import evaluated, step, tiny
 
 import nola_codec
 from nola_codec.errors import EncodeError, NolaError
-from nola_codec.training import CodedTensor, deparametrize, load, parametrize, save
+from nola_codec.training import CodedTensor, deparametrize, load, parametrize, parametrize_weights, save
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Transformers and PEFT warn of each other's old names
 Make = Callable[..., Any]
@@ -283,3 +283,49 @@ def test_some_diagonals_alone(tokens: torch.Tensor, tmp_path: Path) -> None:
     carried = [t for t in nola_codec.inspect(tmp_path / "a.nola")["tensors"] if t["record"] == "raw"]
     assert {t["name"].rpartition(".")[2] for t in carried} == {"vera_lambda_d"}
     assert torch.equal(evaluated(load(tiny(), tmp_path / "a.nola"), tokens), logits)
+
+
+def test_a_base_model_that_has_the_layers_already(tokens: torch.Tensor, tmp_path: Path) -> None:
+    """get_peft_model changes the base model that it is given."""
+    base = tiny()
+    model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj"]))
+    parametrize(model, num_basis=8)
+    save(model, tmp_path / "a.nola")
+    before = evaluated(model, tokens)
+    for call in (lambda: load(base, tmp_path / "a.nola"), lambda: parametrize(base, num_basis=8)):
+        with pytest.raises(EncodeError, match="use the PeftModel that it returned") as error:
+            call()
+        assert error.value.code == "not-peft"
+    assert load(model, tmp_path / "a.nola") is model
+    assert torch.equal(evaluated(model, tokens), before)
+    deparametrize(model)
+    with pytest.raises(EncodeError, match="load the base model anew"):
+        load(base, tmp_path / "a.nola")
+
+
+def test_a_coding_that_an_adapter_cannot_have(make_adapter: Make) -> None:
+    for options in ({"rank": 4}, {"form": "pranc"}, {"initialization": "zeros"}):
+        with pytest.raises(EncodeError, match=r"expected (no rank and no form|scratch or projection)") as error:
+            parametrize(make_adapter(), **options)  # type: ignore[arg-type]
+        assert error.value.code == "option"
+
+
+def test_another_basis_than_the_files(make_adapter: Make, tmp_path: Path) -> None:
+    parametrize(model := make_adapter(), num_basis=8)
+    save(model, tmp_path / "a.nola")
+    for options, message in (({"basis": "uniform"}, "basis: expected 'hadamard'"), ({"shared_basis": True}, "shared")):
+        parametrize(other := make_adapter(), num_basis=8, **options)  # type: ignore[arg-type]
+        with pytest.raises(EncodeError, match=message) as error:
+            load(other, tmp_path / "a.nola")
+        assert error.value.code == "not-trained"
+
+
+def test_changed_weights_are_not_made_plain(tmp_path: Path) -> None:
+    parametrize_weights(model := torch.nn.Sequential(torch.nn.Linear(4, 4)), num_basis=3)
+    with pytest.raises(EncodeError, match="only an adapter") as error:
+        deparametrize(model)
+    assert error.value.code == "not-peft"
+    save(model, tmp_path / "a.nola")
+    with pytest.raises(EncodeError, match="expected peft, found delta") as error:
+        load(torch.nn.Sequential(torch.nn.Linear(4, 4)), tmp_path / "a.nola")
+    assert error.value.code == "not-trained"

@@ -258,3 +258,28 @@ def test_what_is_refused(lora: Path, data: TaskData) -> None:
     assert code(lambda: nola_codec.encode(lora, size=SIZE, fit="task")) == "option"
     assert code(lambda: nola_codec.encode(lora, size=SIZE, tuner=TaskTuner(net(), data))) == "option"
     assert code(lambda: encode(lora, TaskTuner(net(), data), progressive=True)) == "option"
+
+
+def test_a_result_does_not_change_with_the_training(lora: Path) -> None:
+    class Look:
+        def tune(self, start: TuningStart) -> Moved:
+            code = TaskCode(start, torch.device("cpu"))
+            result = code.result()
+            before = [matrix.copy() for side in result.bank.matrices for matrix in side.values()]
+            with torch.no_grad():
+                for vector in code.vectors:
+                    vector.mul_(torch.randn_like(vector))
+            code.code()
+            after = [matrix for side in result.bank.matrices for matrix in side.values()]
+            assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+            again = [matrix for side in code.result().bank.matrices for matrix in side.values()]
+            assert not all(np.array_equal(a, b) for a, b in zip(before, again, strict=True))
+            return result
+
+        def measure(self, factors: Mapping[str, Any]) -> float:
+            return 0.0
+
+        def report(self) -> None:
+            return None
+
+    nola_codec.encode_bytes(lora, size=SIZE, fit="task", tuner=Look())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,3 +90,19 @@ def test_what_is_refused() -> None:
     parametrize_weights(model, num_basis=4)
     with pytest.raises(EncodeError, match="already"):
         parametrize_weights(model, num_basis=4)
+
+
+def test_weights_of_one_shape_can_share_a_basis() -> None:
+    def streams(**options: Any) -> list[int]:
+        network = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Linear(6, 4), torch.nn.Linear(6, 6))
+        group = parametrize_weights(network, num_basis=4, **options)
+        return [record.stream for record in group.records.values()]
+
+    assert streams() == [0, 1, 2]
+    assert streams(shared_basis=True) == [0, 1, 0]
+
+
+def test_a_bad_expression_is_refused() -> None:
+    with pytest.raises(EncodeError, match="not a regular expression") as error:
+        parametrize_weights(net(), include=["("])
+    assert error.value.code == "option"
