@@ -1,4 +1,4 @@
-"""What needs torch and other people's libraries; these are imported only when they are used."""
+"""Thin connections to other libraries, which are imported only when they are used. All of them need torch."""
 
 from __future__ import annotations
 

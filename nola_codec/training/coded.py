@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from nola_codec.training.group import TensorGroup
 
-Initialization = Literal["scratch", "projection"]
+Initialization = Literal["same-norm", "least-squares"]
 
 
 class CodedTensor(nn.Module):
@@ -37,8 +37,9 @@ class CodedTensor(nn.Module):
         shape: The shape of the tensor; its dtype is float32.
         synthesis: The basis as a linear map.
         group: The tensors with which this one goes into a file.
-        initialization: How `right_inverse` gets coefficients from a tensor: ``scratch`` keeps the norm of the tensor,
-            as a fresh initialization needs it; ``projection`` is least squares.
+        initialization: How `right_inverse` gets coefficients from a tensor: ``same-norm`` keeps the norm of the tensor,
+            as a fresh initialization needs it; ``least-squares`` keeps the tensor as nearly
+            as the coefficients can.
         side: The place of the tensor in a model and in a file; None until it has one.
     """
 
@@ -47,7 +48,7 @@ class CodedTensor(nn.Module):
         shape: torch.Size | tuple[int, ...],
         synthesis: Synthesis,
         group: TensorGroup,
-        initialization: Initialization = "scratch",
+        initialization: Initialization = "same-norm",
     ) -> None:
         super().__init__()
         self.shape = torch.Size(shape)
@@ -90,7 +91,7 @@ class CodedTensor(nn.Module):
         """Coefficients that training starts from, float32 (1, num_basis), of a tensor in this shape."""
         flat = tensor.detach().reshape(-1).float()
         found = self.synthesis.least_squares(flat)
-        if self.initialization == "scratch":
+        if self.initialization == "same-norm":
             norm, made = flat.norm(), self.synthesis.forward(found).norm()
             found = found * (norm / made) if made > 0 else found
         return found[None]
@@ -105,7 +106,7 @@ class CodedTensor(nn.Module):
 
 @dataclass(frozen=True)
 class RecordDescription:
-    """What a record of a file says of a trained tensor or pair of factors besides its coefficients.
+    """A trained tensor or pair of factors as a record of a file describes it, without its coefficients.
 
     Attributes:
         stream: The generator stream of the record.
@@ -127,7 +128,7 @@ class CodedSide:
     Attributes:
         record: Name of the record: a module path for factors, a key for a vector.
         index: 0 for lora_B, 1 for lora_A; None for a vector.
-        tensor: What makes the side of its coefficients.
+        tensor: The map from the coefficients to the side.
         holder: The module that has the coefficients as its parameter `attribute`.
         attribute: The name of that parameter.
         loaded: (coefficients, symbols, scale code) as a file had them; None if no file was read.

@@ -42,7 +42,7 @@ _LEAST_SAVED = 1.03
 
 @dataclass(frozen=True)
 class HeaderExtras:
-    """What the header of a file says besides what was trained.
+    """The parts of a file that training does not make: configuration, metadata, and tensors carried as they are.
 
     Attributes:
         dialect, config, metadata, raw, drawn: As in `Envelope`.
@@ -56,7 +56,7 @@ class HeaderExtras:
 
 
 def decode_group(group: TensorGroup) -> list[torch.Tensor]:
-    """What each side decodes to in the file that would be written now, float32 on the CPU, in its shape."""
+    """Decode each side from the file that would be written now: float32 on the CPU, in its shape."""
     material, names = _material(group)
     found: dict[str, Decoded] = {}
 
@@ -80,7 +80,7 @@ def encode_group(group: TensorGroup, extras: HeaderExtras, measured: Mapping[str
     Args:
         group: The coded tensors.
         extras: The rest of the header, and tensors carried as they are.
-        measured: What the header says was measured.
+        measured: Figures for the header, such as a loss.
 
     Raises:
         EncodeError: ``not-parametrized`` for an empty group; ``not-finite``.
@@ -192,6 +192,14 @@ class TrainedFile:
     codes: Mapping[tuple[str, int], int]
     raw: Mapping[str, RawTensor]
 
+    @property
+    def coding(self) -> Coding:
+        """The basis, generator, seed and bits that all tensors share. A file without coded tensors has no coding."""
+        bases = {number: name for name, number in BASIS_NAMES.items()}
+        generators = {number: name for name, number in GENERATOR_NAMES.items()}
+        basis, generator = bases[self.header.coded[0].kind.basis], generators[self.header.generator]
+        return Coding(basis=basis, generator=generator, seed=self.header.seed, bits=self.bits)
+
 
 def read_trained_file(source: Source) -> TrainedFile:
     """Read a file that `encode_group` wrote.
@@ -215,17 +223,6 @@ def read_trained_file(source: Source) -> TrainedFile:
                 codes[record.name, side] = int(record.scale_codes(side)[0])
         raw = dict(decoder.carried())
     return TrainedFile(header, None if bits == EXACT_BITS else bits, symbols, codes, raw)
-
-
-def coding_of(trained: TrainedFile) -> Coding:
-    """The part of a file's coding that all its tensors have in common: basis, generator, seed and bits."""
-    header = trained.header
-    bases = {number: name for name, number in BASIS_NAMES.items()}
-    generators = {number: name for name, number in GENERATOR_NAMES.items()}
-    return Coding(
-        basis=bases[header.coded[0].kind.basis], generator=generators[header.generator], seed=header.seed,
-        bits=trained.bits,
-    )  # fmt: skip
 
 
 def _bits_of(header: Header) -> int:

@@ -34,7 +34,7 @@ class TensorGroup:
 
     Attributes:
         coding: The coding of a tensor for which nothing else is said.
-        records: What the records of the file say besides coefficients, by name.
+        records: The records of the file without their coefficients, by name.
         sides: The sides of the records, in the order in which they were made.
     """
 
@@ -101,7 +101,7 @@ class TensorGroup:
 
         Args:
             name: Its name; None gives it one that holds until its path in a network is known.
-            record: What the file says of it.
+            record: The record without its coefficients.
             sides: Its sides, under whatever record name; none if nothing of it is trained.
         """
         if name is None:
@@ -115,7 +115,7 @@ class TensorGroup:
         self.sides.extend(sides)
 
     def decode_tensor(self, tensor: CodedTensor) -> torch.Tensor:
-        """What a file written now would decode one tensor to, float32 on the CPU, in its shape.
+        """Decode one tensor from the file that would be written now: float32 on the CPU, in its shape.
 
         The result is kept until coefficients change. The tensor's own coefficients are compared by value, since fused
         optimizers leave no trace. Those of the others matter as well, since they may move an exponent that all share;
@@ -158,7 +158,7 @@ def resolve_group(options: TensorOptions) -> tuple[TensorGroup, Coding]:
     """The group that a new tensor joins, and the coding of the tensor.
 
     Args:
-        options: Of the tensor: ``group``, ``coding``, and fields of `Coding`.
+        options: What the caller said of the tensor: ``group``, ``coding``, and fields of `Coding`.
 
     Raises:
         EncodeError: ``option``: a value that `Coding` refuses, or that differs from the group's where a file has one

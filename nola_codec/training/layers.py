@@ -36,7 +36,7 @@ class NolaParameter(nn.Module):
         (torch.Size([64, 3, 3, 3]), 32)
 
     Attributes:
-        composed: What makes the tensor of the coefficients.
+        composed: The map from the coefficients to the tensor.
         std: The root mean square of the tensor at the start.
         attributes: The names of the parameters, lora_B's first.
     """

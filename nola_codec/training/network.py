@@ -108,7 +108,7 @@ class ComposedParameter:
 
     Attributes:
         name: The path of the parameter that it stands for.
-        composed: What makes the tensor.
+        composed: The map from its coefficients to the tensor.
         keys: The keys of its coefficients in the network's own state dict.
     """
 
@@ -117,7 +117,7 @@ class ComposedParameter:
     keys: tuple[str, ...]
 
 
-def find_composed(network: nn.Module) -> Iterator[ComposedParameter]:
+def find_composed_tensors(network: nn.Module) -> Iterator[ComposedParameter]:
     """Every composed tensor of a network, once for each path."""
     for path, module in network.named_modules(remove_duplicate=False):
         if isinstance(module, NolaParameter):
@@ -138,7 +138,7 @@ def sync_group(network: nn.Module) -> tuple[TensorGroup, list[ComposedParameter]
         EncodeError: ``not-parametrized``; ``ensembles`` for tensors of several groups; ``tied-weights`` for a layer
             that has several paths.
     """
-    found = list(find_composed(network))
+    found = list(find_composed_tensors(network))
     if not found or not all(parameter.name for parameter in found):
         message = "the network has no coded parameters" if not found else "a lone parameter has no name in a file"
         raise EncodeError(message, code="not-parametrized")

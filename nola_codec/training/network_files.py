@@ -18,9 +18,15 @@ from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.files import atomic_file, require_free
 from nola_codec.training.coded import RecordDescription, near_square_shape
 from nola_codec.training.composed import Composition
-from nola_codec.training.files import HeaderExtras, TrainedFile, coding_of, encode_group, restore_side
+from nola_codec.training.files import HeaderExtras, TrainedFile, encode_group, restore_side
 from nola_codec.training.group import TensorGroup
-from nola_codec.training.network import ComposedParameter, compose_weight, find_composed, require_plain, sync_group
+from nola_codec.training.network import (
+    ComposedParameter,
+    compose_weight,
+    find_composed_tensors,
+    require_plain,
+    sync_group,
+)
 
 
 def save_network(
@@ -39,7 +45,7 @@ def save_network(
         if parameter.composed.rank is not None and tuple(parameter.composed.shape) != _matrix_shape(parameter)
     }
     config = {parameters.SHAPES: shapes} if shapes else None
-    extras = HeaderExtras(parameters.name, config, {"format": "pt"}, _carried_tensors(network, found))
+    extras = HeaderExtras(parameters.name, config, {"format": "pt"}, _raw_tensors(network, found))
     data = encode_group(own, extras, measured)
     with atomic_file(out) as stream:
         stream.write(data)
@@ -55,7 +61,7 @@ def load_network(network: nn.Module, trained: TrainedFile) -> nn.Module:
     products = {r.name: (r.kind.rows, r.kind.columns) for r in header.lowrank}
     shapes = parameters.tensor_shapes(header.config, products)
     shapes |= {r.name: r.kind.shape for r in header.vectors}
-    if next(find_composed(network), None) is not None:
+    if next(find_composed_tensors(network), None) is not None:
         own, found = sync_group(network)
         _require_same_coding(own, found, trained, shapes)
         _require_same_carried(_state_without_coefficients(network, found), trained)
@@ -131,7 +137,7 @@ def _require_fitting(network: nn.Module, trained: TrainedFile, shapes: Mapping[s
 
 def _parametrize_like(network: nn.Module, trained: TrainedFile, shapes: Mapping[str, tuple[int, ...]]) -> TensorGroup:
     """Compose the parameters of a plain network that the file has records of."""
-    own = TensorGroup(coding_of(trained))
+    own = TensorGroup(trained.coding)
     for record in trained.header.coded:
         kind = record.kind
         parts: tuple[tuple[int, ...], ...] = (shapes[record.name],)
@@ -159,7 +165,7 @@ def _state_without_coefficients(network: nn.Module, found: list[ComposedParamete
     return {key: value for key, value in network.state_dict().items() if key not in coded}
 
 
-def _carried_tensors(network: nn.Module, found: list[ComposedParameter]) -> dict[str, RawTensor]:
+def _raw_tensors(network: nn.Module, found: list[ComposedParameter]) -> dict[str, RawTensor]:
     carried = {}
     for key, value in _state_without_coefficients(network, found).items():
         if not isinstance(value, torch.Tensor):

@@ -13,7 +13,7 @@ from nola_codec.container.reader import Source
 from nola_codec.decoder.torch_raw import from_torch, to_torch
 from nola_codec.errors import EncodeError, expected, require_package
 from nola_codec.model.tensors import RawTensor
-from nola_codec.training.files import HeaderExtras, TrainedFile, coding_of, read_trained_file, restore_side
+from nola_codec.training.files import HeaderExtras, TrainedFile, read_trained_file, restore_side
 from nola_codec.training.peft_layers import adapter_config, check_adapter_config
 from nola_codec.training.peft_model import parametrize
 from nola_codec.training.state import TrainingState, find_state, require_state
@@ -22,8 +22,8 @@ _FACTOR = re.compile(r"\.lora_[AB]\.(weight|nola)$|\.lora_embedding_[AB]$")
 
 
 def peft_header_extras(model: nn.Module, state: TrainingState) -> HeaderExtras:
-    """What a file of a PEFT model says besides its coefficients."""
-    config, raw = adapter_config(model, state.adapter), _carried_tensors(model, state)
+    """The parts of a PEFT model's file that are not coefficients: its configuration, and tensors carried or drawn."""
+    config, raw = adapter_config(model, state.adapter), _raw_tensors(model, state)
     method = method_of(config)
     draws = {} if method is None else draws_of(config, METHODS[method], raw)[0]
     drawn = {name: (draws[name], raw.pop(name)) for name in draws}
@@ -60,7 +60,7 @@ def _require_same_coding(state: TrainingState, trained: TrainedFile) -> None:
     if wanted != set(trained.symbols):
         first = min(wanted ^ set(trained.symbols))
         raise EncodeError("is in the model or in the file alone", code="not-trained", where=first[0])
-    theirs = coding_of(trained)
+    theirs = trained.coding
     for option in ("basis", "generator", "seed", "bits"):
         mine, found = getattr(group.coding, option), getattr(theirs, option)
         if mine != found:
@@ -95,11 +95,11 @@ def _parametrize_like(model: nn.Module, trained: TrainedFile) -> None:
         raise EncodeError("nothing in it was trained", code="not-trained")
     counts = {record.name: max(record.kind.num_basis) for record in records}
     shared = len({record.stream for record in records}) < len(records)
-    parametrize(model, coding_of(trained), num_basis=counts, shared_basis=shared)
+    parametrize(model, trained.coding, num_basis=counts, shared_basis=shared)
 
 
-def _carried_tensors(model: nn.Module, state: TrainingState) -> dict[str, RawTensor]:
-    """What PEFT would save besides what is coded: biases, DoRA magnitudes, modules to save, frozen matrices."""
+def _raw_tensors(model: nn.Module, state: TrainingState) -> dict[str, RawTensor]:
+    """The uncoded tensors that PEFT would save: biases, DoRA magnitudes, modules to save, frozen matrices."""
     from peft import get_peft_model_state_dict
 
     found = get_peft_model_state_dict(model, adapter_name=state.adapter)

@@ -62,8 +62,9 @@ def parametrize(
         coding: How the tensors are coded. Its num_basis may be a mapping from the end of a module's path to a number
             (``{"q_proj": 128, "mlp.up_proj": 64}``; for a diagonal ``{"vera_lambda_b": 64}``). Factors that it does
             not name are frozen, and must have no delta; diagonals that it does not name are trained as they are.
-        initialization: ``scratch`` keeps the norm of each tensor as it was initialized; ``projection`` is least
-            squares. None is ``projection`` if training has started, which is when some lora_B is not zero.
+        initialization: ``same-norm`` keeps the norm that each tensor was initialized with; ``least-squares`` keeps the
+            tensor itself as nearly as the coefficients can. None is ``least-squares`` if training has started, which
+            is when some lora_B is not zero.
         adapter: The name of the adapter; None is the active one.
         options: Fields of `Coding`, in place of those of `coding`.
 
@@ -77,13 +78,13 @@ def parametrize(
     if chosen.rank is not None or chosen.form != "nola":
         found = f"rank {chosen.rank}" if chosen.rank is not None else f"form {chosen.form}"
         raise EncodeError(expected("coding", "no rank and no form, which the adapter has", found), code="option")
-    if initialization not in (None, "scratch", "projection"):
-        raise EncodeError(expected("initialization", "scratch or projection", repr(initialization)), code="option")
+    if initialization not in (None, "same-norm", "least-squares"):
+        raise EncodeError(expected("initialization", "same-norm or least-squares", repr(initialization)), code="option")
     name = find_adapter(model, adapter)
     refuse_parametrized(model)
     records = find_adapter_records(model, adapter_config(model, name), name)
     if initialization is None:
-        initialization = "projection" if has_started(records) else "scratch"
+        initialization = "least-squares" if has_started(records) else "same-norm"
     counts = [_num_basis_of(record.name, chosen) for record in records]
     if not any(counts):
         raise EncodeError("no layer of the adapter is meant", code="not-parametrized")

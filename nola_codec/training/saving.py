@@ -12,7 +12,7 @@ from nola_codec.adapters.dialects import parameters
 from nola_codec.container.reader import Source, open_container
 from nola_codec.stores.files import atomic_file, require_free
 from nola_codec.training.files import HeaderExtras, encode_group, read_trained_file
-from nola_codec.training.network import find_composed
+from nola_codec.training.network import find_composed_tensors
 from nola_codec.training.network_files import load_network, save_network
 from nola_codec.training.peft_files import load_adapter, peft_header_extras
 from nola_codec.training.state import require_state
@@ -45,7 +45,7 @@ def save(
         AdapterError: ``dtype`` for a tensor that a file cannot carry.
         OutputExists: `out` is there and `overwrite` is false.
     """
-    if next(find_composed(model), None) is not None:
+    if next(find_composed_tensors(model), None) is not None:
         return save_network(model, out, overwrite=overwrite, measured=measured)
     state = require_state(model)
     require_free(Path(out), overwrite=overwrite)
@@ -75,7 +75,7 @@ def load(model: nn.Module, source: Source, *, adapter: str = "default") -> nn.Mo
         EncodeError: ``not-trained``: not such a file, or one for another model or other options; ``not-peft``: a base
             model that has the layers of an adapter already.
     """
-    if next(find_composed(model), None) is not None or _is_network(source):
+    if next(find_composed_tensors(model), None) is not None or _is_network(source):
         return load_network(model, read_trained_file(source))
     return load_adapter(model, source, adapter=adapter)
 

@@ -1,4 +1,4 @@
-"""What `parametrize` and `parametrize_weights` leave at a model, so that `save`, `load` and `deparametrize` find it."""
+"""The note that `parametrize` and `parametrize_weights` leave at a model for `save`, `load` and `deparametrize`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ATTRIBUTE = "nola_state"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What is trained in a model.
+    """The coded tensors of a model, and the kind of file that they go into.
 
     Attributes:
         group: The coded tensors.

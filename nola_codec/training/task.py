@@ -73,8 +73,8 @@ class TaskSettings:
     """How to train.
 
     Attributes:
-        against: What is minimized. ``labels``: `loss_fn`. ``adapter``: the Kullback-Leibler divergence from the
-            distribution that the original adapter predicts. ``both``: the mean of the two.
+        against: The loss that is minimized. ``labels``: `loss_fn`. ``adapter``: the Kullback-Leibler divergence from
+            the distribution that the original adapter predicts. ``both``: the mean of the two.
         steps: The most steps, one batch each; the learning rate falls to zero along a cosine.
         learning_rate: Adam's rate for coefficients, which have unit variance.
         size_rate: Adam's rate for the logarithms of the sizes of components.
@@ -174,7 +174,9 @@ class TaskTuner:
             self._losses["base"] = self._mean_loss({}, self._data.held_out, "measuring the base model")
             self._losses["adapter"] = self._mean_loss(original, self._data.held_out, "measuring the adapter")
             untrained = _detach(code.factors())
-            self._losses["start"] = self._mean_loss(untrained, self._data.held_out, "measuring the weight-space code")
+            self._losses["start"] = self._mean_loss(
+                untrained, self._data.held_out, "measuring the file before training"
+            )
             self._steps = self._train(code, start, original)
         self._factors = {}
         return code.result()
@@ -222,7 +224,7 @@ class TaskTuner:
         return self._losses["file"]
 
     def report(self) -> TaskReport:
-        """What was trained and measured, for the report of the encode."""
+        """The measured losses and the number of steps, for the report of the encode."""
         return TaskReport(**self._losses, rows=self._data.rows, steps=self._steps, unit=self._data.unit)
 
     def _loss(self, batch: Any, original: Mapping[str, FactorPair]) -> torch.Tensor:

@@ -37,9 +37,9 @@ class _VectorBatch:
         side: 0 for u, 1 for v.
         length: Numbers in a vector.
         units: Positions of the units in the bank, (rows,).
-        vectors: What is trained, float32 (rows, length).
+        vectors: The trained numbers, float32 (rows, length).
         transform: The bases, one a row.
-        coded: What the coders made of the vectors, (rows, length), each row of norm 1.
+        coded: The vectors as the coders reproduce them, (rows, length), each row of norm 1.
     """
 
     side: int

@@ -91,8 +91,8 @@ class Way:
     Attributes:
         name: For people.
         network: Made by `build`.
-        lr: Of Adam, at its highest.
-        coded: Whether `save` knows it.
+        lr: The highest learning rate of Adam.
+        coded: True if `save` can write it.
     """
 
     name: str
@@ -107,7 +107,7 @@ class Way:
         return sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
 
     def bytes(self) -> int:
-        """Of a file: a `.nola` file, or safetensors with all floats in fp16."""
+        """The size of its file: a `.nola` file, or safetensors with all floats in fp16."""
         if self.coded:
             with tempfile.TemporaryDirectory() as folder:
                 return save(self.network, Path(folder) / "network.nola")

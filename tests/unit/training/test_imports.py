@@ -1,4 +1,4 @@
-"""What an import of the packages needs, and what it says where that is missing."""
+"""Imports without torch, transformers or peft: they work, or say in one line what to install."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMES = [name for name in nola_codec.training.__all__ if name != "NolaCallback"]
 
 
 def python(code: str, *, without: str) -> str:
-    """What a program prints in an interpreter in which a package cannot be imported."""
+    """Run a program in which a package cannot be imported; returns what it prints."""
     program = f"import sys\nsys.modules[{without!r}] = None\n{code}"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.stderr == ""

@@ -305,7 +305,7 @@ def test_a_base_model_that_has_the_layers_already(tokens: torch.Tensor, tmp_path
 
 def test_a_coding_that_an_adapter_cannot_have(make_adapter: Make) -> None:
     for options in ({"rank": 4}, {"form": "pranc"}, {"initialization": "zeros"}):
-        with pytest.raises(EncodeError, match=r"expected (no rank and no form|scratch or projection)") as error:
+        with pytest.raises(EncodeError, match=r"expected (no rank and no form|same-norm or least-squares)") as error:
             parametrize(make_adapter(), **options)  # type: ignore[arg-type]
         assert error.value.code == "option"
 

@@ -1,4 +1,4 @@
-"""Task-space encoding of an adapter of a small network: what it gains, resumes, refuses."""
+"""Encoding with `fit="task"` of an adapter of a small network: its gain, its resuming, its refusals."""
 
 from __future__ import annotations
 
