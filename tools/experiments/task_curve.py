@@ -1,4 +1,4 @@
-"""The curve of loss against size of the E2E adapter: files made from the weights alone beside files trained on the task.
+"""The curve of loss against size of the E2E adapter: files made from the weights alone, and files trained on the task.
 
     python tools/experiments/task_curve.py [--sizes 50KB,20KB,10KB,5KB] [--steps 100] [--json FILE] [--plot FILE]
 
