@@ -15,7 +15,7 @@ from nola_codec.encoder.encode import encode_adapter, prepared
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.sizes import parse_size
 from nola_codec.errors import EncodeError
-from nola_codec.fit.bank import Bank
+from nola_codec.fit.canonical_form import CanonicalForm
 from nola_codec.model.adapter import Adapter
 from nola_codec.peers.columns import component
 from nola_codec.peers.svd import svd_peers
@@ -162,7 +162,7 @@ def sweep(
         point, carried_here = files.point(by, target)
         carried = max(carried, carried_here)  # the same in every file
         points.append(point)
-    del files  # and the bank with it: each peer's own is as large
+    del files  # and the form with it: each peer's own is as large
     asked: tuple[str, ...] = ()
     if peers and adapter.modules:
         asked, points = _with_peers(adapter, points, carried, progress)
@@ -180,11 +180,11 @@ def sweep(
 
 @dataclass(frozen=True)
 class _Files:
-    """Encodes of one adapter over one bank."""
+    """Encodes of one adapter over one form."""
 
     adapter: Adapter
     options: EncodeOptions
-    bank: Bank
+    form: CanonicalForm
     source_bytes: int
 
     def point(self, by: str, target: float) -> tuple[SweepPoint, int]:
@@ -192,7 +192,7 @@ class _Files:
         start = time.perf_counter()
         try:
             data, report = encode_adapter(
-                self.adapter, _at(self.options, by, target), source_bytes=self.source_bytes, bank=self.bank
+                self.adapter, _at(self.options, by, target), source_bytes=self.source_bytes, form=self.form
             )
         except EncodeError as error:
             return SweepPoint(target, problem=str(error)), 0
@@ -206,7 +206,7 @@ class _Files:
         )
         return point, inspect(data)["bytes_by_part"]["carried"]
 
-    def ladder(self) -> list[int]:
+    def rate_table(self) -> list[int]:
         """1-2-5 numbers of bytes, from 5 KB or the least there can be, to a quarter of the adapter in fp16."""
         least = self.point("error", _NOTHING)[0].bytes or 1
         return default_sizes(least, 2 * self.adapter.parameters)

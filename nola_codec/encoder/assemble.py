@@ -1,4 +1,4 @@
-"""Material -> the bytes of a file, and what those bytes decode to."""
+"""FileContent -> the bytes of a file, and what those bytes decode to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nola_codec.container.writer import assemble
 from nola_codec.decoder.coefficients import block_runs, record_coefficients
 from nola_codec.decoder.decoder import FactorsDigest
 from nola_codec.decoder.factors import Decoded, synthesize_records
-from nola_codec.encoder.material import MadeOnDemand, Material, Survey, side_models
+from nola_codec.encoder.content import MadeOnDemand, FileContent, BlockSizes, side_models
 from nola_codec.entropy import mixed, rans, raw, smallest
 from nola_codec.entropy.frames import compress
 from nola_codec.model.header import Header, Rung
@@ -53,7 +53,7 @@ class Envelope:
 
 
 def estimate_bytes(
-    material: Material, surveyed: Survey, envelope: Envelope, raw_sections: Sequence[tuple[int, bytes]]
+    material: FileContent, surveyed: BlockSizes, envelope: Envelope, raw_sections: Sequence[tuple[int, bytes]]
 ) -> int:
     """Size that the file will have, without entropy coding; within a few bytes of it."""
     models = [q.model for q in material.quantizers]
@@ -96,8 +96,8 @@ class Parts:
 
 
 def code_parts(
-    material: Material,
-    surveyed: Survey,
+    material: FileContent,
+    surveyed: BlockSizes,
     envelope: Envelope,
     consume: Callable[[int, int, Decoded], None],
     measured: Callable[[int], Mapping[str, float]],
@@ -135,7 +135,7 @@ def code_parts(
 
 
 def write_parts(
-    parts: Parts, material: Material, envelope: Envelope, raw_sections: Sequence[tuple[int, bytes]]
+    parts: Parts, material: FileContent, envelope: Envelope, raw_sections: Sequence[tuple[int, bytes]]
 ) -> bytes:
     """The file."""
     sections: list[tuple[int, bytes]] = []
@@ -152,7 +152,7 @@ class _Units:
     coded: tuple[int, bytes]
 
 
-def _code_units(material: Material, codecs: Sequence[int] = (0, 1, 2)) -> list[_Units]:
+def _code_units(material: FileContent, codecs: Sequence[int] = (0, 1, 2)) -> list[_Units]:
     """The units section of each rung."""
     made = []
     before = 0
@@ -175,14 +175,14 @@ def pack_raw(tensors: Mapping[str, RawTensor]) -> list[tuple[int, bytes]]:
     return sections
 
 
-def _block_streams(material: Material, surveyed: Survey, rung: int) -> MadeOnDemand:
+def _block_streams(material: FileContent, surveyed: BlockSizes, rung: int) -> MadeOnDemand:
     """Symbols of each block of a rung."""
     return MadeOnDemand(
         len(surveyed.spans), lambda block: np.concatenate(material.symbols[rung][slice(*surveyed.spans[block])])
     )
 
 
-def _decoded(material: Material, envelope: Envelope, rung: int) -> Iterator[Decoded]:
+def _decoded(material: FileContent, envelope: Envelope, rung: int) -> Iterator[Decoded]:
     """Each record decoded at a rung, in order.
 
     A first guess takes the peak of a vector to be six times its root mean square; a record that saturates int16 is
@@ -253,7 +253,7 @@ def _saturated(values: npt.NDArray[np.int16]) -> bool:
     return bool(values.size) and (int(values.max()) == 32767 or int(values.min()) == -32768)
 
 
-def _header(material: Material, envelope: Envelope, parts: Parts) -> Header:
+def _header(material: FileContent, envelope: Envelope, parts: Parts) -> Header:
     rungs = tuple(
         Rung(
             allocation=allocation,

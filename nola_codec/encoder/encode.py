@@ -20,18 +20,18 @@ from nola_codec.decoder.factors import Decoded, DecodedFactors, DecodedVector
 from nola_codec.encoder.assemble import Envelope, code_parts, pack_raw, write_parts
 from nola_codec.encoder.composites import CompositeErrors
 from nola_codec.encoder.importance import match_importance
-from nola_codec.encoder.material import Material, Survey, survey
+from nola_codec.encoder.content import FileContent, BlockSizes, survey
 from nola_codec.encoder.notes import notes
 from nola_codec.encoder.options import DEFAULT_BITS, EncodeOptions
-from nola_codec.encoder.paper import project
+from nola_codec.encoder.factor_form import project
 from nola_codec.encoder.report import EncodeReport, TensorReport
 from nola_codec.encoder.search import Draft, Search
 from nola_codec.encoder.tuning import Once, tuned
 from nola_codec.entropy import NAMES as CODEC_NAMES
 from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import OBJECTIVES
-from nola_codec.fit.bank import Bank, build_bank
-from nola_codec.fit.canonical import delta_energy, squared_error, squared_norm, vector_error
+from nola_codec.fit.canonical_form import CanonicalForm, make_canonical_form
+from nola_codec.fit.components import delta_energy, squared_error, squared_norm, vector_error
 from nola_codec.fit.weighting import Moments, activation_errors, in_order
 from nola_codec.model.adapter import Adapter, Codable, LoraModule, VectorTensor
 from nola_codec.prng import NAMES as GENERATOR_NAMES
@@ -68,7 +68,7 @@ class _Coded:
     """
 
     data: bytes
-    material: Material
+    material: FileContent
     rungs: tuple[dict[str, float], ...]
     squared_errors: Float64Array
     effective_errors: Float64Array | None = None
@@ -82,7 +82,7 @@ def encode_adapter(
     *,
     source_bytes: int,
     config_with_rank: Mapping[str, Any] | None = None,
-    bank: Bank | None = None,
+    form: CanonicalForm | None = None,
     parameters: int | None = None,
 ) -> tuple[bytes, EncodeReport]:
     """Encode an adapter.
@@ -92,7 +92,7 @@ def encode_adapter(
         options: Checked options.
         source_bytes: Size of what the adapter was read from, for the report.
         config_with_rank: The configuration to store when the paper's form changes the rank.
-        bank: `prepared` for this adapter and options, where several encodes differ in their target alone.
+        form: `prepared` for this adapter and options, where several encodes differ in their target alone.
         parameters: Numbers that `ratio` is counted against; None is the adapter's.
 
     Raises:
@@ -121,7 +121,7 @@ def encode_adapter(
     if options.projected:
         coded = _project(items, options, envelope, raw_sections, energies, composites, clock)
     else:
-        coded = _spread(items, options, envelope, raw_sections, energies, composites, parameters, clock, bank)
+        coded = _spread(items, options, envelope, raw_sections, energies, composites, parameters, clock, form)
     total = float(energies.sum())
     nmse = float(coded.squared_errors.sum()) / total if total else 0.0
     effective = None
@@ -150,7 +150,7 @@ def encode_adapter(
     return coded.data, report
 
 
-def prepared(adapter: Adapter, options: EncodeOptions) -> Bank:
+def prepared(adapter: Adapter, options: EncodeOptions) -> CanonicalForm:
     """What encodes of one adapter share when they differ in target and objective alone; as large as the adapter."""
     items = _in_order(adapter)
     return _bank(items, _streams(items, shared=options.shared_basis), options)
@@ -174,8 +174,8 @@ def _energy(item: Codable) -> float:
     return delta_energy(item.lora_B, item.lora_A) * item.error_gain**2
 
 
-def _bank(items: Sequence[Codable], streams: Sequence[int], options: EncodeOptions) -> Bank:
-    return build_bank(
+def _bank(items: Sequence[Codable], streams: Sequence[int], options: EncodeOptions) -> CanonicalForm:
+    return make_canonical_form(
         items,
         streams,
         basis=BASIS_NAMES[options.basis],
@@ -199,7 +199,7 @@ def _spread(
     composites: CompositeErrors,
     parameters: int,
     clock: _Clock,
-    bank: Bank | None,
+    form: CanonicalForm | None,
 ) -> _Coded:
     """Component form: rate spread over singular components, to a size or an error."""
     objective = OBJECTIVES[options.objective_name]
@@ -211,10 +211,10 @@ def _spread(
         aim = limit * _TRAINED_SHARE - _TRAINED_BYTES
     for attempt in range(_ATTEMPTS):
         _tell(options, "rate control", attempt, _ATTEMPTS)
-        # A bank of its own, as large as the adapter, is let go before coding: a second attempt is rare, and makes it
+        # A form of its own, as large as the adapter, is let go before coding: a second attempt is rare, and makes it
         # again.
         draft, effective, weights = _drafted(
-            items, options, envelope, raw_sections, energies, aim, limit, tuner, clock, bank
+            items, options, envelope, raw_sections, energies, aim, limit, tuner, clock, form
         )
         _tell(options, "entropy coding", attempt, _ATTEMPTS)
         coded = _finish(
@@ -265,18 +265,18 @@ def _drafted(
     limit: int,
     tuner: Once | None,
     clock: _Clock,
-    bank: Bank | None,
+    form: CanonicalForm | None,
 ) -> tuple[Draft, list[Float64Array] | None, Float64Array]:
     """The draft that reaches `aim`, the records' effective errors at each rung, and the weights these are shares of.
 
     A trained draft has no such errors: it was not made to be near the adapter. It keeps to `limit` by itself.
     """
     streams = _streams(items, shared=options.shared_basis)
-    if bank is None:
+    if form is None:
         with clock.stage("canonical form"):
-            bank = _bank(items, streams, options)
+            form = _bank(items, streams, options)
     basis = BASIS_NAMES[options.basis]
-    search = Search(items, streams, bank, basis, (OBJECTIVES[options.objective_name],), envelope, raw_sections,
+    search = Search(items, streams, form, basis, (OBJECTIVES[options.objective_name],), envelope, raw_sections,
                     options.thorough)  # fmt: skip
     with clock.stage("rate control"):
         sized = options.error_target is None
@@ -319,8 +319,8 @@ def _project(
 
 
 def _finish(
-    material: Material,
-    surveyed: Survey,
+    material: FileContent,
+    surveyed: BlockSizes,
     items: Sequence[Codable],
     options: EncodeOptions,
     envelope: Envelope,

@@ -151,7 +151,7 @@ class EncodeOptions:
         return self.num_basis is not None or self.bits is not None
 
     @property
-    def ladder(self) -> bool:
+    def rate_table(self) -> bool:
         """Whether a ladder was asked for."""
         return self.progressive or self.rungs is not None
 

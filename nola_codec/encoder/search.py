@@ -1,4 +1,4 @@
-"""Spread form with rate control: from a bank to material of the wanted size or error.
+"""Spread form with rate control: from a form to material of the wanted size or error.
 
 Expected sizes and errors come from the plan alone; a draft (quantized, not yet entropy-coded) corrects them. Two or
 three drafts reach the target.
@@ -15,12 +15,12 @@ import numpy.typing as npt
 from nola_codec.array_types import Float64Array, Int64Array
 from nola_codec.encoder.assemble import Envelope, estimate_bytes
 from nola_codec.encoder.filling import fill
-from nola_codec.encoder.material import Material, Survey, survey
-from nola_codec.encoder.spread import spread, units_of_records
+from nola_codec.encoder.content import FileContent, BlockSizes, survey
+from nola_codec.encoder.component_form import spread, units_of_records
 from nola_codec.errors import EncodeError
-from nola_codec.fit.allocation import NOISE_CAP, PRECISION_STEPS, TAMER, Grain, Objective, Plan, make_plan
-from nola_codec.fit.bank import Bank
-from nola_codec.fit.quantize import Quantized, Workspace, coded_nmse, quantize
+from nola_codec.fit.allocation import NOISE_CAP, PRECISION_STEPS, QUIETER_OBJECTIVES, Grain, Objective, RatePlan, make_plan
+from nola_codec.fit.canonical_form import CanonicalForm
+from nola_codec.fit.quantize import QuantizedForm, coded_nmse, quantize
 from nola_codec.model.adapter import Codable
 
 _DRAFTS = 7
@@ -44,10 +44,10 @@ _LOW, _HIGH = -60.0, 40.0
 class Draft:
     """A candidate and what it would cost."""
 
-    plan: Plan
-    quantized: Quantized
-    material: Material
-    surveyed: Survey
+    plan: RatePlan
+    quantized: QuantizedForm
+    material: FileContent
+    surveyed: BlockSizes
     bytes: int
     error: float
 
@@ -61,7 +61,7 @@ class Search:
 
     items: Sequence[Codable]
     streams: Sequence[int]
-    bank: Bank
+    form: CanonicalForm
     basis: int
     objectives: tuple[Objective, ...]
     envelope: Envelope
@@ -72,17 +72,17 @@ class Search:
 
     def draft(self, lagrangian: float, nudges: Int64Array | None = None) -> Draft:
         """Quantize at a lambda and estimate size and error."""
-        plan = make_plan(self.bank, self.objectives, lagrangian, self.steps, nudges)
-        return self.laid_out(plan, quantize(self.bank, plan, self.basis, self.workspace))
+        plan = make_plan(self.form, self.objectives, lagrangian, self.steps, nudges)
+        return self.laid_out(plan, quantize(self.form, plan, self.basis, self.workspace))
 
-    def laid_out(self, plan: Plan, quantized: Quantized) -> Draft:
+    def laid_out(self, plan: RatePlan, quantized: QuantizedForm) -> Draft:
         """The draft of a plan that is quantized already."""
-        material = spread(self.items, self.streams, self.bank, plan, quantized, self.basis)
+        material = spread(self.items, self.streams, self.form, plan, quantized, self.basis)
         surveyed = survey(material)
         size = estimate_bytes(material, surveyed, self.envelope, self.raw_sections)
         last = quantized.rungs - 1
         error = (
-            coded_nmse(self.bank, quantized, self._amplitudes(quantized, material, last), self.basis, last)
+            coded_nmse(self.form, quantized, self._amplitudes(quantized, material, last), self.basis, last)
             if self.objectives[-1].name == "nmse"
             else self._error(quantized, material)
         )
@@ -100,7 +100,7 @@ class Search:
                 f"size {limit} bytes cannot be reached: names, configuration and tensors carried as they are "
                 f"take {empty.bytes} bytes", code="unreachable"
             )  # fmt: skip
-        finest = make_plan(self.bank, self.objectives, 2.0 ** (_LOW + self._unit), self.steps)
+        finest = make_plan(self.form, self.objectives, 2.0 ** (_LOW + self._unit), self.steps)
         if finest.bits.sum() / 8 + empty.bytes <= limit:
             return self.draft(finest.lagrangian)
         overhead = float(empty.bytes)
@@ -166,7 +166,7 @@ class Search:
         plan = found.plan
         del found
         for share in (0.95, 0.7, 0.4):
-            nudges = fill(self.bank, plan, bits=share * left * bits, error=share * left * error)
+            nudges = fill(self.form, plan, bits=share * left * bits, error=share * left * error)
             tried = self.draft(plan.lagrangian, nudges)
             if fits(tried):
                 return tried
@@ -220,12 +220,12 @@ class Search:
             return None
         return found if kept else self.draft(2.0**inside)
 
-    def expected_error(self, plan: Plan) -> float:
+    def expected_error(self, plan: RatePlan) -> float:
         """Error of a plan by the quantizers' theory, relative to the whole adapter."""
-        total = float((self.bank.strength**2).sum())
+        total = float((self.form.strength**2).sum())
         if total == 0:
             return 0.0
-        return 1 - float((self.bank.strength[plan.kept] ** 2 * plan.survival[-1]).sum()) / total
+        return 1 - float((self.form.strength[plan.kept] ** 2 * plan.survival[-1]).sum()) / total
 
     def tamed(self, target: float, *, size: bool) -> Search:
         """The search with the boldest objective whose noise stays under NOISE_CAP at the target.
@@ -239,30 +239,30 @@ class Search:
         """
         chosen = self.objectives[-1]
         if chosen.name != "nmse":
-            low, high = 0, len(TAMER) - 1  # high is tame whatever the plan
+            low, high = 0, len(QUIETER_OBJECTIVES) - 1  # high is tame whatever the plan
             while low < high:
                 middle = (low + high) // 2
-                tried = replace(self, objectives=(TAMER[middle],))
+                tried = replace(self, objectives=(QUIETER_OBJECTIVES[middle],))
                 if tried.planned(target, size=size).noise[-1] <= NOISE_CAP:
                     high = middle
                 else:
                     low = middle + 1
-            chosen = TAMER[low]
+            chosen = QUIETER_OBJECTIVES[low]
         coded = float(replace(self, objectives=(chosen,)).planned(target, size=size).bits.sum()) / 8
         grain: Grain = "fine" if coded > _FINE_BYTES else "coarse"
         if coded > _SEARCHED_BYTES and not self.thorough:
             grain = "scalar"
         return replace(self, objectives=(replace(chosen, grain=grain),))
 
-    def planned(self, target: float, *, size: bool) -> Plan:
+    def planned(self, target: float, *, size: bool) -> RatePlan:
         """A plan for a target by theory alone."""
         if size:
             lagrangian = self._solve(lambda plan: plan.bits.sum() / 8, max(1.0, target - self.overhead))
         else:
             lagrangian = self._solve(lambda plan: 1 - self.expected_error(plan), 1 - target)
-        return make_plan(self.bank, self.objectives, lagrangian, self.steps)
+        return make_plan(self.form, self.objectives, lagrangian, self.steps)
 
-    def climbing(self, sizes: Sequence[int] | None, last: Plan) -> Search:
+    def climbing(self, sizes: Sequence[int] | None, last: RatePlan) -> Search:
         """The search for a ladder whose last rung is about `last`.
 
         Args:
@@ -294,15 +294,15 @@ class Search:
 
     @property
     def _unit(self) -> float:
-        energy = float((self.bank.strength**2).sum()) / max(1, self.bank.units)
+        energy = float((self.form.strength**2).sum()) / max(1, self.form.units)
         return float(np.log2(energy)) if energy > 0 else 0.0
 
-    def _solve(self, falling: Callable[[Plan], float], wanted: float) -> float:
+    def _solve(self, falling: Callable[[RatePlan], float], wanted: float) -> float:
         """lambda at which a quantity that falls with it gets down to `wanted`."""
         low, high = _LOW + self._unit, _HIGH + self._unit
         for _ in range(26):
             middle = (low + high) / 2
-            if falling(make_plan(self.bank, self.objectives, 2.0**middle, self.steps)) > wanted:
+            if falling(make_plan(self.form, self.objectives, 2.0**middle, self.steps)) > wanted:
                 low = middle
             else:
                 high = middle
@@ -310,7 +310,7 @@ class Search:
 
     def weights(self) -> Float64Array:
         """Weight of each record in the objective, (records,): its energy unless it is weighted otherwise."""
-        return np.bincount(self.bank.record, self.bank.strength**2, minlength=len(self.items)).astype(np.float64)
+        return np.bincount(self.form.record, self.form.strength**2, minlength=len(self.items)).astype(np.float64)
 
     def effective_errors(self, draft: Draft, weights: Float64Array) -> list[Float64Array] | None:
         """Effective error of each record at each rung, in the units of its weight; None where NMSE is the objective."""
@@ -319,31 +319,31 @@ class Search:
         errors = []
         for rung in range(draft.quantized.rungs):
             survived = np.bincount(
-                self.bank.record[draft.quantized.kept],
-                self.bank.strength[draft.quantized.kept] ** 2 * self._share(draft.quantized, draft.material, rung),
+                self.form.record[draft.quantized.kept],
+                self.form.strength[draft.quantized.kept] ** 2 * self._share(draft.quantized, draft.material, rung),
                 minlength=len(weights),
             )
             errors.append(np.maximum(weights - survived, 0.0))
         return errors
 
-    def _share(self, quantized: Quantized, material: Material, rung: int) -> Float64Array:
+    def _share(self, quantized: QuantizedForm, material: FileContent, rung: int) -> Float64Array:
         """Share of each kept unit's energy that survives at a rung, with its amplitude as rounded."""
         ratio = np.exp2((self._amplitudes(quantized, material, rung) - quantized.amplitude[rung]) / 16)
         share = np.prod(quantized.survival[rung], axis=0) * (2 * ratio - ratio**2)
         return np.where(quantized.entry <= rung, share, 0.0)
 
-    def _error(self, quantized: Quantized, material: Material) -> float:
-        total = float((self.bank.strength**2).sum())
+    def _error(self, quantized: QuantizedForm, material: FileContent) -> float:
+        total = float((self.form.strength**2).sum())
         if total == 0:
             return 0.0
-        kept = self.bank.strength[quantized.kept] ** 2 * self._share(quantized, material, quantized.rungs - 1)
+        kept = self.form.strength[quantized.kept] ** 2 * self._share(quantized, material, quantized.rungs - 1)
         return 1 - float(kept.sum()) / total
 
-    def _amplitudes(self, quantized: Quantized, material: Material, rung: int) -> npt.NDArray[np.int64]:
+    def _amplitudes(self, quantized: QuantizedForm, material: FileContent, rung: int) -> npt.NDArray[np.int64]:
         """Amplitude codes at a rung, in the order of the kept units; 0 before they come."""
         codes = np.zeros(len(quantized.kept), np.int64)
         for units, record in zip(
-            units_of_records(quantized, self.bank, len(self.items)), material.ladder[rung], strict=True
+            units_of_records(quantized, self.form, len(self.items)), material.ladder[rung], strict=True
         ):
             codes[units[: record.units]] = record.amplitude
         return codes

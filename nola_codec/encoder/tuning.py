@@ -18,9 +18,9 @@ from nola_codec.basis import basis_by_id
 from nola_codec.encoder.report import TaskReport
 from nola_codec.encoder.search import Draft, Search
 from nola_codec.errors import EncodeError
-from nola_codec.fit.allocation import Plan
-from nola_codec.fit.bank import Bank
-from nola_codec.fit.quantize import Quantized, Workspace, quantize
+from nola_codec.fit.allocation import RatePlan
+from nola_codec.fit.canonical_form import CanonicalForm
+from nola_codec.fit.quantize import QuantizedForm, quantize
 from nola_codec.model.adapter import Codable
 
 FactorPairs = Mapping[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
@@ -34,7 +34,7 @@ class TuningStart:
     Attributes:
         items: Records' tensors, in order.
         streams: Of the records.
-        bank: Coefficients of all components' vectors.
+        form: Coefficients of all components' vectors.
         plan: Components that are kept, and their coders.
         quantized: Their code.
         basis, generator, seed: Of the bases.
@@ -42,31 +42,31 @@ class TuningStart:
 
     items: Sequence[Codable]
     streams: Sequence[int]
-    bank: Bank
-    plan: Plan
-    quantized: Quantized
+    form: CanonicalForm
+    plan: RatePlan
+    quantized: QuantizedForm
     basis: int
     generator: int
     seed: int
 
 
 @dataclass(frozen=True)
-class Moved:
+class TrainedForm:
     """A tuner's answer.
 
     Attributes:
-        bank: The start's with the kept units' rows replaced, mean square 1 as ever.
-        size: float64 (units of the bank,): norm of each kept component, u s v^T having norm s.
+        form: The start's with the kept units' rows replaced, mean square 1 as ever.
+        size: float64 (units of the form,): norm of each kept component, u s v^T having norm s.
     """
 
-    bank: Bank
+    form: CanonicalForm
     size: Float64Array
 
 
 class Tuner(Protocol):
     """What `EncodeOptions.tuner` offers."""
 
-    def tune(self, start: TuningStart) -> Moved:
+    def tune(self, start: TuningStart) -> TrainedForm:
         """Train the coefficients, quantization in the loop."""
 
     def measure(self, factors: FactorPairs) -> float:
@@ -81,9 +81,9 @@ class Once:
 
     def __init__(self, tuner: Tuner) -> None:
         self._tuner = tuner
-        self._moved: Moved | None = None
+        self._moved: TrainedForm | None = None
 
-    def tune(self, start: TuningStart) -> Moved:
+    def tune(self, start: TuningStart) -> TrainedForm:
         """The first answer, again and again."""
         if self._moved is None:
             self._moved = self._tuner.tune(start)
@@ -107,39 +107,39 @@ def tuned(search: Search, draft: Draft, tuner: Once, limit: int | None) -> Draft
     """
     envelope = search.envelope
     start = TuningStart(
-        search.items, search.streams, search.bank, draft.plan, draft.quantized, search.basis, envelope.generator,
+        search.items, search.streams, search.form, draft.plan, draft.quantized, search.basis, envelope.generator,
         envelope.seed,
     )  # fmt: skip
     moved = tuner.tune(start)
     plan = draft.plan
     while len(plan.kept):
-        made = quantize(moved.bank, plan, search.basis, Workspace())
+        made = quantize(moved.form, plan, search.basis, Workspace())
         made = replace(made, amplitude=amplitudes(moved, made, search.basis)[None])
-        found = replace(search, bank=moved.bank).laid_out(plan, made)
+        found = replace(search, form=moved.form).laid_out(plan, made)
         if limit is None or found.bytes <= limit:
             return found
         plan = without_weakest(plan, moved.size, 1 + len(plan.kept) * (found.bytes - limit) // (2 * found.bytes))
     raise EncodeError(f"{limit} bytes do not hold one trained component", code="unreachable")
 
 
-def amplitudes(moved: Moved, made: Quantized, basis: int) -> Float64Array:
+def amplitudes(moved: TrainedForm, made: QuantizedForm, basis: int) -> Float64Array:
     """Amplitudes (kept,) in sixteenths of an octave that give the kept components their sizes."""
-    return np.asarray(16 * np.log2(np.maximum(moved.size[made.kept], 1e-30) / norms(moved.bank, made, basis)))
+    return np.asarray(16 * np.log2(np.maximum(moved.size[made.kept], 1e-30) / norms(moved.form, made, basis)))
 
 
-def sizes(bank: Bank, made: Quantized, basis: int) -> Float64Array:
+def sizes(form: CanonicalForm, made: QuantizedForm, basis: int) -> Float64Array:
     """Norms of the kept components as a code has them, (kept,): the inverse of `amplitudes`."""
-    return np.asarray(np.exp2(made.amplitude[0] / 16) * norms(bank, made, basis))
+    return np.asarray(np.exp2(made.amplitude[0] / 16) * norms(form, made, basis))
 
 
-def norms(bank: Bank, made: Quantized, basis: int) -> Float64Array:
+def norms(form: CanonicalForm, made: QuantizedForm, basis: int) -> Float64Array:
     """Norms of the kept components before their amplitudes, (kept,)."""
-    lengths = bank.lengths[:, made.kept]
+    lengths = form.lengths[:, made.kept]
     norm2 = np.array([[basis_by_id(basis).norm2(int(n)) if n else 1.0 for n in side] for side in lengths])
     return np.asarray(np.sqrt(norm2.reshape(2, -1) * np.maximum(made.squares[0], 1e-30)).prod(axis=0))
 
 
-def without_weakest(plan: Plan, size: Float64Array, count: int) -> Plan:
+def without_weakest(plan: RatePlan, size: Float64Array, count: int) -> RatePlan:
     """The plan of one rung without `count` components, those of the smallest size."""
     order = np.argsort(size[plan.kept], kind="stable")
     stay = np.sort(order[count:])

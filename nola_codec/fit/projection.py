@@ -17,7 +17,7 @@ from nola_codec.array_types import Float64Array
 from nola_codec.arrays import NUMPY
 from nola_codec.basis import BasisKey, basis_by_id
 from nola_codec.basis.hadamard import synthesize_floats
-from nola_codec.fit.canonical import canonical
+from nola_codec.fit.components import singular_components
 from nola_codec.model.quantizers import Codebook
 from nola_codec.quant.codebooks import mse_scale, nearest
 
@@ -99,7 +99,7 @@ def fit_projection(
         bases: Of lora_B (length out * rank) and of lora_A (length rank * in).
         codebook: Of both factors' coefficients.
     """
-    parts = canonical(lora_B, lora_A)
+    parts = singular_components(lora_B, lora_A)
     count = min(rank, len(parts.s))
     root = np.sqrt(parts.s[:count])
     b = np.zeros((parts.u.shape[1], rank))

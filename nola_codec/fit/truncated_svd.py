@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.arrays import NUMPY
-from nola_codec.fit.canonical import Components
+from nola_codec.fit.components import Components
 from nola_codec.prng import PHILOX, RADEMACHER, signs
 
 Matrix = npt.NDArray[np.floating]

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from nola_codec.array_types import Float64Array
 from nola_codec.errors import EncodeError
-from nola_codec.fit.canonical import Components
+from nola_codec.fit.components import Components
 from nola_codec.model.adapter import LoraModule
 
 FLOOR = 0.02

@@ -17,8 +17,8 @@ from nola_codec.decoder.coefficients import record_coefficients
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.factors import Decoded, DecodedFactors
 from nola_codec.encoder.assemble import Envelope, code_parts, pack_raw, write_parts
-from nola_codec.encoder.material import Material, survey
-from nola_codec.encoder.paper import codebook_for, fixed_width
+from nola_codec.encoder.content import FileContent, survey
+from nola_codec.encoder.factor_form import codebook_for, fixed_width
 from nola_codec.entropy import rans
 from nola_codec.errors import EncodeError
 from nola_codec.model.header import Header
@@ -47,13 +47,13 @@ class Dress:
 
 def decoded_members(ensemble: Ensemble) -> list[torch.Tensor]:
     """What each member decodes to in the file that would be written now, float32 on the CPU, in its shape."""
-    material, names = _material(ensemble)
+    content, names = _content(ensemble)
     found: dict[str, Decoded] = {}
 
     def keep(rung: int, index: int, decoded: Decoded) -> None:
         found[names[index]] = decoded
 
-    code_parts(material, survey(material), _envelope(ensemble, Dress("")), keep, lambda rung: {})
+    code_parts(content, survey(content), _envelope(ensemble, Dress("")), keep, lambda rung: {})
     tensors = []
     for member in ensemble.members:
         decoded = found[member.name]
@@ -72,10 +72,10 @@ def file_bytes(ensemble: Ensemble, dress: Dress, measured: Mapping[str, float] |
         dress: The rest of the header, and tensors carried as they are.
         measured: For the header's rung.
     """
-    material, _ = _material(ensemble)
+    content, _ = _content(ensemble)
     envelope = _envelope(ensemble, dress)
-    parts = code_parts(material, survey(material), envelope, lambda *_: None, lambda rung: dict(measured or {}))
-    return write_parts(parts, material, envelope, pack_raw(envelope.raw))
+    parts = code_parts(content, survey(content), envelope, lambda *_: None, lambda rung: dict(measured or {}))
+    return write_parts(parts, content, envelope, pack_raw(envelope.raw))
 
 
 def _envelope(ensemble: Ensemble, dress: Dress) -> Envelope:
@@ -92,7 +92,7 @@ def _envelope(ensemble: Ensemble, dress: Dress) -> Envelope:
     )
 
 
-def _material(ensemble: Ensemble) -> tuple[Material, list[str]]:
+def _content(ensemble: Ensemble) -> tuple[FileContent, list[str]]:
     """Records and symbols of the members as they stand, and the records' names."""
     if not ensemble.members:
         raise EncodeError("nothing is parametrized", code="not-parametrized")

@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional
 
 from nola_codec.encoder.report import TaskReport
-from nola_codec.encoder.tuning import FactorPairs, Moved, TuningStart
+from nola_codec.encoder.tuning import FactorPairs, TrainedForm, TuningStart
 from nola_codec.errors import EncodeError, expected
 from nola_codec.model.adapter import LoraModule
 from nola_codec.progress import Progress
@@ -150,7 +150,7 @@ class TaskTuner:
         self._losses: dict[str, float] = {}
         self._steps = 0
 
-    def tune(self, start: TuningStart) -> Moved:
+    def tune(self, start: TuningStart) -> TrainedForm:
         """Train; see `Tuner`.
 
         Raises:
@@ -267,7 +267,7 @@ class TaskTuner:
         """What makes two trainings one: the settings, the data, the plan, the adapter."""
         data = len(self._data.train), self._data.identity
         sha = hashlib.sha256(repr((self._settings, data, start.basis, start.seed)).encode())
-        for array in (start.plan.kept, start.plan.coder, start.bank.singular):
+        for array in (start.plan.kept, start.plan.coder, start.form.singular):
             sha.update(np.ascontiguousarray(array).tobytes())
         return sha.hexdigest()
 

@@ -18,9 +18,10 @@ from torch.autograd.function import once_differentiable
 from nola_codec.arrays import TorchArrays
 from nola_codec.basis import BasisKey, basis_by_id
 from nola_codec.basis.hadamard import HadamardTransform
-from nola_codec.encoder.tuning import Moved, TuningStart, sizes
+from nola_codec.encoder.tuning import TrainedForm, TuningStart, sizes
 from nola_codec.errors import EncodeError
-from nola_codec.fit.quantize import Quantized, Workspace, quantize, unit_points
+from nola_codec.fit.levels import Workspace
+from nola_codec.fit.quantize import QuantizedForm, quantize, unit_points
 from nola_codec.model.adapter import LoraModule
 from nola_codec.training.attach import Pair
 
@@ -32,7 +33,7 @@ class _Group:
     Attributes:
         side: 0 u, 1 v.
         length: Of the vectors.
-        units: Of the bank, (rows,).
+        units: Of the form, (rows,).
         vectors: Trained, float32 (rows, length).
         words: The bases, one a row.
         coded: What the coders made of the vectors, rows of norm 1.
@@ -58,13 +59,13 @@ class TaskCode:
         """Take a start to a device; raises EncodeError ``task-form`` for what is no pair of factors of its own."""
         self._start, self._device = start, device
         self._matrices: tuple[dict[int, Any], ...] = tuple(
-            {length: np.array(matrix) for length, matrix in side.items()} for side in start.bank.matrices
+            {length: np.array(matrix) for length, matrix in side.items()} for side in start.form.matrices
         )
         first, second = self._matrices
-        self._bank = replace(start.bank, matrices=(first, second))
+        self._bank = replace(start.form, matrices=(first, second))
         self._workspace = Workspace()
         self._kept = start.plan.kept
-        records = start.bank.record[self._kept]
+        records = start.form.record[self._kept]
         wrong = [i for i in start.items if not isinstance(i, LoraModule) or i.gain is not None]
         if wrong:
             message = "only pairs of factors that are a delta by themselves can be trained on a task"
@@ -72,29 +73,29 @@ class TaskCode:
         items = [item for item in start.items if isinstance(item, LoraModule)]
         self.modules = [items[i] for i in np.unique(records).tolist()]
         self._members = {items[i].name: np.flatnonzero(records == i) for i in np.unique(records).tolist()}
-        norm = np.full(start.bank.units, 1e-30)
-        norm[start.quantized.kept] = sizes(start.bank, start.quantized, start.basis)
+        norm = np.full(start.form.units, 1e-30)
+        norm[start.quantized.kept] = sizes(start.form, start.quantized, start.basis)
         self.log_sizes = torch.nn.Parameter(
             torch.tensor(np.log(norm[self._kept]) / 2, dtype=torch.float32, device=device)
         )
         self._groups = [
             self._group(side, int(length))
             for side in (0, 1)
-            for length in np.unique(start.bank.lengths[side, self._kept])
+            for length in np.unique(start.form.lengths[side, self._kept])
         ]
-        self._places = np.zeros((2, start.bank.units, 2), np.int64)  # of each side and unit: its group, its row
+        self._places = np.zeros((2, start.form.units, 2), np.int64)  # of each side and unit: its group, its row
         for number, group in enumerate(self._groups):
             self._places[group.side, group.units, 0] = number
             self._places[group.side, group.units, 1] = np.arange(len(group.units))
         self.code()
 
     def _group(self, side: int, length: int) -> _Group:
-        start, bank = self._start, self._start.bank
-        units = self._kept[bank.lengths[side, self._kept] == length]
-        rows = torch.from_numpy(self._matrices[side][length][bank.rows[side, units]]).to(self._device)
+        start, form = self._start, self._start.form
+        units = self._kept[form.lengths[side, self._kept] == length]
+        rows = torch.from_numpy(self._matrices[side][length][form.rows[side, units]]).to(self._device)
         keys = tuple(
             BasisKey(start.generator, start.seed, 2 * start.streams[record] + side)
-            for record in bank.record[units].tolist()
+            for record in form.record[units].tolist()
         )
         words = HadamardTransform(length, length, keys, TorchArrays(self._device))
         return _Group(side, length, units, torch.nn.Parameter(rows), words, torch.zeros_like(rows))
@@ -135,12 +136,12 @@ class TaskCode:
             found[name] = (sides[0].T, sides[1])
         return found
 
-    def moved(self) -> Moved:
+    def moved(self) -> TrainedForm:
         """The vectors as they stand, for the encoder."""
         self._write()
         size = np.zeros(self._bank.units)
         size[self._kept] = np.exp(2 * self.log_sizes.detach().double().cpu().numpy())
-        return Moved(self._bank, size)
+        return TrainedForm(self._bank, size)
 
     def state(self) -> dict[str, Any]:
         """Everything trained."""
@@ -154,13 +155,13 @@ class TaskCode:
             self.log_sizes.copy_(state["log_sizes"])
         self.code()
 
-    def _quantized(self) -> Quantized:
+    def _quantized(self) -> QuantizedForm:
         self._write()
-        self._workspace = Workspace(prepared=self._workspace.prepared)
+        self._workspace = Workspace(tables=self._workspace.tables)
         return quantize(self._bank, self._start.plan, self._start.basis, self._workspace)
 
     def _write(self) -> None:
-        """Put the vectors, with a mean square of 1, into the bank."""
+        """Put the vectors, with a mean square of 1, into the form."""
         for group in self._groups:
             values = group.vectors.detach()
             values = values / values.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-30)

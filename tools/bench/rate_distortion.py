@@ -51,7 +51,7 @@ def ours(path: Path, nmse: float) -> Point | None:
 def measure(name: str, path: Path, targets: list[float], wanted: list[str] | None) -> list[Row]:
     """One row for each peer and error."""
     pairs = common.load(path)
-    components = [common.canonical(pair) for pair in pairs]
+    components = [common.singular_components(pair) for pair in pairs]
     rows: list[Row] = []
 
     def note(peer: str, target: float, point: Point | None, seconds: float) -> None:

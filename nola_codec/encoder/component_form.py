@@ -1,4 +1,4 @@
-"""Quantized bank -> material: the component form, each singular component a pair of vectors of its own, and vectors."""
+"""QuantizedForm form -> material: the component form, each singular component a pair of vectors of its own, and vectors."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 from nola_codec.array_types import Float64Array, Int64Array, SymbolArray
 from nola_codec.basis import basis_by_id
 from nola_codec.container.names import split_name
-from nola_codec.encoder.material import MadeOnDemand, Material
-from nola_codec.fit.allocation import P_LOW, Plan, coder_class, ladder, precision_shift, precision_shifts
-from nola_codec.fit.bank import Bank, roles_of
-from nola_codec.fit.quantize import Quantized
+from nola_codec.encoder.content import MadeOnDemand, FileContent
+from nola_codec.fit.allocation import P_LOW, RatePlan, coder_class, rate_table, precision_shift, precision_shifts
+from nola_codec.fit.canonical_form import CanonicalForm, roles_of
+from nola_codec.fit.quantize import QuantizedForm
 from nola_codec.model.adapter import Codable, LoraModule
 from nola_codec.model.header import Allocation
 from nola_codec.model.records import CodedKind, CodedRecord, LowRankKind, LowRankRecord, VectorKind, VectorRecord
@@ -27,17 +27,17 @@ _GAP = 127
 
 
 def spread(
-    items: Sequence[Codable], streams: Sequence[int], bank: Bank, plan: Plan, quantized: Quantized, basis: int
-) -> Material:
+    items: Sequence[Codable], streams: Sequence[int], form: CanonicalForm, plan: RatePlan, quantized: QuantizedForm, basis: int
+) -> FileContent:
     """Lay quantized units out as records.
 
     A unit's amplitude is rounded to a sixteenth of an octave around a prediction from its precision; the prediction's
     constants are fitted here (medians), by kind and by entry of lora_B's allocation.
     """
-    tables = _Tables(bank, plan, quantized)
+    tables = _Tables(form, plan, quantized)
     kinds = [_kind(item, basis, tables.numbers) for item in items]
-    slope, constants, amplitudes, offsets = _predict(quantized, bank, kinds, tables)
-    own = units_of_records(quantized, bank, len(items))
+    slope, constants, amplitudes, offsets = _predict(quantized, form, kinds, tables)
+    own = units_of_records(quantized, form, len(items))
     rungs = range(quantized.rungs)
     records = [
         [
@@ -60,8 +60,8 @@ def spread(
         )
         for rung in rungs
     ]
-    lean = replace(bank, matrices=({}, {}))  # without the coefficients' memory
-    return Material(
+    lean = replace(form, matrices=({}, {}))  # without the coefficients' memory
+    return FileContent(
         tuple(tuple(r) for r in records),
         tuple(MadeOnDemand(len(own), partial(_symbols, lean, quantized, own, rung)) for rung in rungs),
         tuple(squares),
@@ -71,10 +71,10 @@ def spread(
     )
 
 
-def units_of_records(quantized: Quantized, bank: Bank, records: int) -> list[Int64Array]:
+def units_of_records(quantized: QuantizedForm, form: CanonicalForm, records: int) -> list[Int64Array]:
     """Positions of the kept units of each record: those that come in first, and of these the strongest, first."""
-    order = np.lexsort((bank.component[quantized.kept], quantized.entry, bank.record[quantized.kept]))
-    bounds = np.searchsorted(bank.record[quantized.kept][order], np.arange(records + 1))
+    order = np.lexsort((form.component[quantized.kept], quantized.entry, form.record[quantized.kept]))
+    bounds = np.searchsorted(form.record[quantized.kept][order], np.arange(records + 1))
     return [order[a:b] for a, b in pairwise(bounds)]
 
 
@@ -84,7 +84,7 @@ def _record(name: str, kind: CodedKind, stream: int, *units: Int64Array) -> Code
     return VectorRecord(name, kind, stream, (0,), *units)
 
 
-def _symbols(bank: Bank, quantized: Quantized, own: Sequence[Int64Array], rung: int, index: int) -> SymbolArray:
+def _symbols(form: CanonicalForm, quantized: QuantizedForm, own: Sequence[Int64Array], rung: int, index: int) -> SymbolArray:
     """SymbolArray of one record in one rung's block, in the order of `coded_layers`."""
     parts = []
     for side in (0, 1):
@@ -92,7 +92,7 @@ def _symbols(bank: Bank, quantized: Quantized, own: Sequence[Int64Array], rung: 
             entry = int(quantized.entry[unit])
             layers = range(rung + 1) if entry == rung else (rung,) if entry < rung else ()
             coded = [layer for layer in layers if quantized.quantizer[layer, side, unit] >= 0]
-            parts += [quantized.symbols(bank, layer, side, unit) for layer in coded]
+            parts += [quantized.symbols(form, layer, side, unit) for layer in coded]
     return np.concatenate(parts) if parts else np.empty(0, np.uint8)
 
 
@@ -136,15 +136,15 @@ class _Tables:
         table: int64 (2, kept): number of that table, -1 on a side that the unit has not.
     """
 
-    def __init__(self, bank: Bank, plan: Plan, quantized: Quantized) -> None:
-        groups = [group for side in (0, 1) for group in bank.groups(side, np.arange(bank.units))]
+    def __init__(self, form: CanonicalForm, plan: RatePlan, quantized: QuantizedForm) -> None:
+        groups = [group for side in (0, 1) for group in form.groups(side, np.arange(form.units))]
         classes = sorted({(role, coder_class(role, length)) for role, length, _ in groups})
         self.numbers = {pair: number for number, pair in enumerate(classes)}
-        lengths = bank.lengths[:, quantized.kept]
+        lengths = form.lengths[:, quantized.kept]
         self.place = quantized.precision[None, :] + precision_shifts(np.maximum(lengths, 1))
         self.table = np.full(lengths.shape, -1, np.int64)
         for side in (0, 1):
-            for role, length, own in bank.groups(side, quantized.kept):
+            for role, length, own in form.groups(side, quantized.kept):
                 self.table[side, own] = self.numbers[role, coder_class(role, length)]
         self._quantized = quantized
         # Entries: a new one wherever the chain of coders changes, over the precisions that occur.
@@ -152,7 +152,7 @@ class _Tables:
         for number, (role, stride) in enumerate(classes):
             used = self.place[self.table == number]
             low, high = (int(used.min()), int(used.max())) if used.size else (0, 0)
-            chains = ladder(plan.objectives, role, stride, plan.steps).coder.T
+            chains = rate_table(plan.objectives, role, stride, plan.steps).coder.T
             inside = np.clip(np.arange(low, high + 1) - P_LOW, 0, len(chains) - 1)
             changes = [low + i for i in range(1, len(inside)) if (chains[inside[i]] != chains[inside[i - 1]]).any()]
             self.starts.append([low, *changes])
@@ -191,11 +191,11 @@ class _Tables:
 
 
 def _predict(
-    quantized: Quantized, bank: Bank, kinds: Sequence[CodedKind], tables: _Tables
+    quantized: QuantizedForm, form: CanonicalForm, kinds: Sequence[CodedKind], tables: _Tables
 ) -> tuple[int, dict[CodedKind, int], Int64Array, dict[tuple[int, int, int], int]]:
     """Slope, constant of each kind, rounded amplitudes (rungs, kept), offsets of lora_B's entries by rung."""
     numbers = {kind: i for i, kind in enumerate(dict.fromkeys(kinds))}
-    family = np.array([numbers[k] for k in kinds], np.int64)[bank.record[quantized.kept]]
+    family = np.array([numbers[k] for k in kinds], np.int64)[form.record[quantized.kept]]
     table, entry = tables.entry(0)
     pairs = sorted(set(zip(table.tolist(), entry.tolist(), strict=True)))
     index = {pair: i for i, pair in enumerate(pairs)}
@@ -220,7 +220,7 @@ def _predict(
 
 
 def _fit_first(
-    quantized: Quantized, family: Int64Array, ids: Int64Array, families: int, entries: int
+    quantized: QuantizedForm, family: Int64Array, ids: Int64Array, families: int, entries: int
 ) -> tuple[int, Int64Array, Int64Array]:
     """Slope, constants and offsets that best predict the amplitudes with which units come in, at whatever rung."""
     exact, precision = quantized.amplitude[quantized.entry, np.arange(len(ids))], quantized.precision

@@ -30,7 +30,7 @@ class Components:
     s: npt.NDArray[np.float64]
 
 
-def canonical(lora_B: npt.NDArray[np.float32], lora_A: npt.NDArray[np.float32]) -> Components:
+def singular_components(lora_B: npt.NDArray[np.float32], lora_A: npt.NDArray[np.float32]) -> Components:
     """Components of lora_B (out, r) @ lora_A (r, in).
 
     Where r exceeds out or in, only min(r, out, in) components exist; the rest come as zero vectors with s = 0.

@@ -42,7 +42,7 @@ class MadeOnDemand(Sequence[SymbolArray]):
 
 
 @dataclass(frozen=True)
-class Material:
+class FileContent:
     """Coded records of a file and their coefficients.
 
     Attributes:
@@ -69,7 +69,7 @@ class Material:
 
 
 @dataclass(frozen=True)
-class Survey:
+class BlockSizes:
     """What one pass over all symbols tells.
 
     Attributes:
@@ -83,7 +83,7 @@ class Survey:
     coded_bits: tuple[tuple[float, ...], ...]
 
 
-def survey(material: Material) -> Survey:
+def survey(material: FileContent) -> BlockSizes:
     """Add up the bits of the symbols; a block closes when its ideal size over all rungs reaches BLOCK_BYTES."""
     costs = [
         None if q.frequencies is None else -np.log2(np.array(q.frequencies) / rans.TOTAL) for q in material.quantizers
@@ -112,7 +112,7 @@ def survey(material: Material) -> Survey:
     packed, coded = (
         tuple(tuple(float(part[rung, a:b].sum()) for a, b in spans) for rung in rungs) for part in (bits[0], bits[1])
     )
-    return Survey(tuple(spans), packed, coded)
+    return BlockSizes(tuple(spans), packed, coded)
 
 
 def side_models(symbols: npt.NDArray[np.uint16], precisions: int) -> tuple[SymbolModel, SymbolModel]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from nola_codec.basis import BasisKey, basis_by_id
 from nola_codec.container.names import split_name
 from nola_codec.container.units import START
-from nola_codec.encoder.material import Material
+from nola_codec.encoder.content import FileContent
 from nola_codec.fit.projection import FactorBasis, fit_projection, fit_vector
 from nola_codec.model.adapter import Codable, LoraModule, VectorTensor
 from nola_codec.model.quantizers import Codebook, Quantizer
@@ -42,7 +42,7 @@ def project(
     generator: int,
     seed: int,
     progress: Callable[[int], None],
-) -> Material:
+) -> FileContent:
     """Fit every module and every vector.
 
     Args:
@@ -83,8 +83,8 @@ def project(
 
 def fixed_width(
     records: Sequence[CodedRecord], symbols: Sequence[npt.NDArray[np.uint16]], quantizer: Quantizer
-) -> Material:
-    """Material of one rung and one quantizer.
+) -> FileContent:
+    """FileContent of one rung and one quantizer.
 
     Args:
         records: In file order, with scale codes as their amplitudes; precisions are set here. Codes more than some 30
@@ -96,7 +96,7 @@ def fixed_width(
     placed = _around(records)
     squares = tuple(_squares(record, each, quantizer.codebook) for record, each in zip(placed, symbols, strict=True))
     allocation = ((-1024, 0, 0, 0),)
-    return Material((placed,), (tuple(symbols),), (squares,), (quantizer,), [(allocation, allocation)], SLOPE)
+    return FileContent((placed,), (tuple(symbols),), (squares,), (quantizer,), [(allocation, allocation)], SLOPE)
 
 
 def _module(
