@@ -15,7 +15,7 @@ from nola_codec.api.encoding import checked
 from nola_codec.array_types import Float32Array
 from nola_codec.checkpoints.checkpoint import WeightInfo
 from nola_codec.encoder.dense import SplitOptions, split
-from nola_codec.encoder.encode import encode_adapter
+from nola_codec.encoder.pipeline import encode_adapter
 from nola_codec.encoder.report import EncodeReport
 from nola_codec.errors import AdapterError, EncodeError
 from nola_codec.model.adapter import Adapter
@@ -79,8 +79,10 @@ def encode_delta_bytes(
         OutputExists: `out` is there and `overwrite` is false.
     """
     chosen = checked(out if isinstance(out, str | os.PathLike) else None, size=size, overwrite=overwrite, **options)
-    if chosen.projected:
-        raise EncodeError("num_basis and bits are the paper's form, which has no dense changes", code="option")
+    if chosen.is_factor_form:
+        raise EncodeError(
+            "num_basis and bits make a file of the factor form, which has no dense changes", code="option"
+        )
     if chosen.weighting is not None:
         raise EncodeError("fit activations weighs the components of adapters only", code="option")
     how = SplitOptions(rank, energy, residue, chosen.seed)

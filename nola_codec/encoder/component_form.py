@@ -1,9 +1,13 @@
-"""QuantizedForm form -> material: the component form, each singular component a pair of vectors of its own, and vectors."""
+"""Component form: turn a quantized canonical form into the content of a file.
+
+Each singular component becomes a pair of vectors with a basis space and a precision of its own; each tensor that is
+coded as a vector has one of both as well.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
@@ -12,8 +16,9 @@ import numpy as np
 from nola_codec.array_types import Float64Array, Int64Array, SymbolArray
 from nola_codec.basis import basis_by_id
 from nola_codec.container.names import split_name
-from nola_codec.encoder.content import MadeOnDemand, FileContent
-from nola_codec.fit.allocation import P_LOW, RatePlan, coder_class, rate_table, precision_shift, precision_shifts
+from nola_codec.encoder.content import FileContent, LazyArrays
+from nola_codec.encoder.job import EncodeJob
+from nola_codec.fit.allocation import P_LOW, RatePlan, coder_class, precision_shift, precision_shifts, rate_table
 from nola_codec.fit.canonical_form import CanonicalForm, roles_of
 from nola_codec.fit.quantize import QuantizedForm
 from nola_codec.model.adapter import Codable, LoraModule
@@ -23,59 +28,71 @@ from nola_codec.quant.scales import MAX_CODE, MIN_CODE
 from nola_codec.stores.dtypes import coded_dtype
 
 _GAP = 127
-"""Widest difference from a prediction that a units section can say."""
+"""Greatest difference between an amplitude and its prediction that a units section can hold."""
 
 
-def spread(
-    items: Sequence[Codable], streams: Sequence[int], form: CanonicalForm, plan: RatePlan, quantized: QuantizedForm, basis: int
-) -> FileContent:
+def component_content(job: EncodeJob, form: CanonicalForm, plan: RatePlan, quantized: QuantizedForm) -> FileContent:
     """Lay quantized units out as records.
 
-    A unit's amplitude is rounded to a sixteenth of an octave around a prediction from its precision; the prediction's
-    constants are fitted here (medians), by kind and by entry of lora_B's allocation.
+    A unit's amplitude is rounded to a sixteenth of an octave around a prediction from its precision. The constants of
+    the prediction are fitted here, as medians, by kind and by entry of lora_B's allocation.
+
+    The content reads its symbols from the levels of `quantized` at each access, and does not hold the matrices of
+    `form`.
     """
-    tables = _Tables(form, plan, quantized)
-    kinds = [_kind(item, basis, tables.numbers) for item in items]
-    slope, constants, amplitudes, offsets = _predict(quantized, form, kinds, tables)
-    own = units_of_records(quantized, form, len(items))
-    rungs = range(quantized.rungs)
-    records = [
-        [
-            _record(
-                item.name,
-                replace(kind, amplitude=constants[kind]),
-                stream,
-                quantized.entry[units[quantized.entry[units] <= rung]],
-                quantized.precision[units[quantized.entry[units] <= rung]],
-                amplitudes[rung, units[quantized.entry[units] <= rung]],
+    tables = _AllocationTables(form, plan, quantized)
+    kinds = [_kind(item, job.basis, tables.numbers) for item in job.items]
+    amplitudes = _predict_amplitudes(quantized, form, kinds, tables)
+    units = units_of_records(quantized, form, len(job.items))
+    lean = form.without_matrices()
+    rungs, squares = [], []
+    for rung in range(quantized.rungs):
+        there = [own[quantized.entry[own] <= rung] for own in units]  # units of each record that the rung has
+        rungs.append(
+            tuple(
+                _record(
+                    item.name,
+                    replace(kind, amplitude=amplitudes.constants[kind]),
+                    stream,
+                    quantized.entry[own],
+                    quantized.precision[own],
+                    amplitudes.codes[rung, own],
+                )
+                for item, kind, stream, own in zip(job.items, kinds, job.streams, there, strict=True)
             )
-            for item, kind, stream, units in zip(items, kinds, streams, own, strict=True)
-        ]
-        for rung in rungs
-    ]
-    squares = [
-        tuple(
-            quantized.squares[rung][: len(kind.vector_lengths), units[quantized.entry[units] <= rung]].reshape(-1)
-            for kind, units in zip(kinds, own, strict=True)
         )
-        for rung in rungs
-    ]
-    lean = replace(form, matrices=({}, {}))  # without the coefficients' memory
+        squares.append(
+            tuple(
+                quantized.squares[rung][: len(kind.vector_lengths), own].reshape(-1)
+                for kind, own in zip(kinds, there, strict=True)
+            )
+        )
     return FileContent(
-        tuple(tuple(r) for r in records),
-        tuple(MadeOnDemand(len(own), partial(_symbols, lean, quantized, own, rung)) for rung in rungs),
-        tuple(squares),
-        quantized.quantizers,
-        [tables.allocation(rung, offsets) for rung in rungs],
-        slope,
+        rungs=tuple(rungs),
+        symbols=tuple(
+            LazyArrays(len(units), partial(_record_symbols, lean, quantized, units, rung))
+            for rung in range(quantized.rungs)
+        ),
+        squares=tuple(squares),
+        quantizers=quantized.quantizers,
+        allocations=[tables.allocation(rung, amplitudes.offsets) for rung in range(quantized.rungs)],
+        amplitude_slope=amplitudes.slope,
     )
 
 
 def units_of_records(quantized: QuantizedForm, form: CanonicalForm, records: int) -> list[Int64Array]:
-    """Positions of the kept units of each record: those that come in first, and of these the strongest, first."""
+    """Return the positions of each record's kept units: by the rung at which they start, then by strength."""
     order = np.lexsort((form.component[quantized.kept], quantized.entry, form.record[quantized.kept]))
     bounds = np.searchsorted(form.record[quantized.kept][order], np.arange(records + 1))
     return [order[a:b] for a, b in pairwise(bounds)]
+
+
+def amplitude_codes(quantized: QuantizedForm, form: CanonicalForm, records: Sequence[CodedRecord]) -> Int64Array:
+    """Return the amplitude codes of a rung's records for all kept units, int64 (kept,); 0 before a unit starts."""
+    codes = np.zeros(len(quantized.kept), np.int64)
+    for units, record in zip(units_of_records(quantized, form, len(records)), records, strict=True):
+        codes[units[: record.units]] = record.amplitude
+    return codes
 
 
 def _record(name: str, kind: CodedKind, stream: int, *units: Int64Array) -> CodedRecord:
@@ -84,11 +101,13 @@ def _record(name: str, kind: CodedKind, stream: int, *units: Int64Array) -> Code
     return VectorRecord(name, kind, stream, (0,), *units)
 
 
-def _symbols(form: CanonicalForm, quantized: QuantizedForm, own: Sequence[Int64Array], rung: int, index: int) -> SymbolArray:
-    """SymbolArray of one record in one rung's block, in the order of `coded_layers`."""
+def _record_symbols(
+    form: CanonicalForm, quantized: QuantizedForm, units: Sequence[Int64Array], rung: int, index: int
+) -> SymbolArray:
+    """Return the symbols of one record in one rung's block, in the order of `coded_layers`."""
     parts = []
     for side in (0, 1):
-        for unit in own[index].tolist():
+        for unit in units[index].tolist():
             entry = int(quantized.entry[unit])
             layers = range(rung + 1) if entry == rung else (rung,) if entry < rung else ()
             coded = [layer for layer in layers if quantized.quantizer[layer, side, unit] >= 0]
@@ -97,6 +116,7 @@ def _symbols(form: CanonicalForm, quantized: QuantizedForm, own: Sequence[Int64A
 
 
 def _kind(item: Codable, basis: int, numbers: dict[tuple[int, int], int]) -> CodedKind:
+    """Return the kind of an item's record; `numbers` as in `_AllocationTables`."""
     template, _ = split_name(item.name)
     tables = [numbers[r, coder_class(r, n)] for r, n in zip(roles_of(item), item.vector_lengths, strict=False)]
     if not isinstance(item, LoraModule):
@@ -127,13 +147,14 @@ def _kind(item: Codable, basis: int, numbers: dict[tuple[int, int], int]) -> Cod
     )
 
 
-class _Tables:
-    """Allocation tables: one for each role and class of lengths.
+class _AllocationTables:
+    """The allocation tables of a file: one for each role and class of lengths.
 
     Attributes:
         numbers: Table number of each (role, coder class).
-        place: int64 (2, kept): precision with which each unit looks its table up.
-        table: int64 (2, kept): number of that table, -1 on a side that the unit has not.
+        place: int64 (2, kept): the precision that each unit looks up in its table.
+        table: int64 (2, kept): number of that table, -1 on a side that the unit lacks.
+        starts: For each table, the precisions at which its entries begin.
     """
 
     def __init__(self, form: CanonicalForm, plan: RatePlan, quantized: QuantizedForm) -> None:
@@ -147,7 +168,7 @@ class _Tables:
             for role, length, own in form.groups(side, quantized.kept):
                 self.table[side, own] = self.numbers[role, coder_class(role, length)]
         self._quantized = quantized
-        # Entries: a new one wherever the chain of coders changes, over the precisions that occur.
+        # A new entry begins at each precision in use where the chain of coders changes.
         self.starts: list[list[int]] = []
         for number, (role, stride) in enumerate(classes):
             used = self.place[self.table == number]
@@ -158,7 +179,7 @@ class _Tables:
             self.starts.append([low, *changes])
 
     def entry(self, side: int) -> tuple[Int64Array, Int64Array]:
-        """(table, entry) of each kept unit."""
+        """Return table and entry of each kept unit on a side, int64 (kept,) each."""
         entries = np.zeros(self.place.shape[1], np.int64)
         for number, starts in enumerate(self.starts):
             own = self.table[side] == number
@@ -166,7 +187,12 @@ class _Tables:
         return self.table[side], entries
 
     def allocation(self, rung: int, offsets: dict[tuple[int, int, int], int]) -> tuple[Allocation, ...]:
-        """The tables of a rung; entries equal to the one before are left out."""
+        """Return the tables of a rung, without entries that equal the one before.
+
+        Args:
+            rung: Number of the rung.
+            offsets: Amplitude offset of each (rung, table, entry).
+        """
         layers: dict[tuple[int, int], tuple[int, int]] = {}
         for side in (0, 1):
             table, entry = self.entry(side)
@@ -190,50 +216,78 @@ class _Tables:
         return tuple(made)
 
 
-def _predict(
-    quantized: QuantizedForm, form: CanonicalForm, kinds: Sequence[CodedKind], tables: _Tables
-) -> tuple[int, dict[CodedKind, int], Int64Array, dict[tuple[int, int, int], int]]:
-    """Slope, constant of each kind, rounded amplitudes (rungs, kept), offsets of lora_B's entries by rung."""
+@dataclass(frozen=True)
+class _Amplitudes:
+    """The rounded amplitudes of all units, and the constants that predict them.
+
+    Attributes:
+        slope: Codes that the prediction rises with a precision.
+        constants: Constant of each kind.
+        codes: int64 (rungs, kept).
+        offsets: Offset of each (rung, table, entry) of lora_B's allocation.
+    """
+
+    slope: int
+    constants: dict[CodedKind, int]
+    codes: Int64Array
+    offsets: dict[tuple[int, int, int], int]
+
+
+def _predict_amplitudes(
+    quantized: QuantizedForm, form: CanonicalForm, kinds: Sequence[CodedKind], tables: _AllocationTables
+) -> _Amplitudes:
+    """Fit the prediction of the amplitudes, and round every amplitude to a code near it.
+
+    code = slope * precision + constant of the kind + offset of the entry, at the rung where a unit starts; at a later
+    rung, the code before plus the offset of the entry at that rung.
+    """
     numbers = {kind: i for i, kind in enumerate(dict.fromkeys(kinds))}
     family = np.array([numbers[k] for k in kinds], np.int64)[form.record[quantized.kept]]
     table, entry = tables.entry(0)
     pairs = sorted(set(zip(table.tolist(), entry.tolist(), strict=True)))
     index = {pair: i for i, pair in enumerate(pairs)}
     ids = np.array([index[p] for p in zip(table.tolist(), entry.tolist(), strict=True)], np.int64)
-    slope, constants, offsets = _fit_first(quantized, family, ids, len(numbers), len(pairs))
-    amplitudes = np.zeros((quantized.rungs, len(ids)), np.int64)
-    said = {(0, *pair): int(offsets[i]) for pair, i in index.items()}
-    reached = offsets[ids]
+    slope, constants, first = _fit_first(quantized, family, ids, len(numbers), len(pairs))
+    codes = np.zeros((quantized.rungs, len(ids)), np.int64)
+    offsets = {(0, *pair): int(first[i]) for pair, i in index.items()}
+    reached = first[ids]
     for rung in range(quantized.rungs):
         fresh, old = quantized.entry == rung, quantized.entry < rung
-        moved = old & (quantized.quantizer[rung] >= 0).any(axis=0)
-        base = np.where(fresh, slope * quantized.precision + constants[family] + reached, amplitudes[max(rung - 1, 0)])
+        coded = fresh | (old & (quantized.quantizer[rung] >= 0).any(axis=0))
+        base = np.where(fresh, slope * quantized.precision + constants[family] + reached, codes[max(rung - 1, 0)])
         if rung:
-            step = np.rint(_medians((quantized.amplitude[rung] - base)[fresh | moved], ids[fresh | moved], len(pairs)))
-            said |= {(rung, *pair): int(step[i]) for pair, i in index.items()}
+            step = np.rint(_medians((quantized.amplitude[rung] - base)[coded], ids[coded], len(pairs)))
+            offsets |= {(rung, *pair): int(step[i]) for pair, i in index.items()}
             base = base + step[ids]
             reached = reached + step[ids]
-        codes = np.clip(np.rint(quantized.amplitude[rung]), base - _GAP, base + _GAP)
-        codes = np.clip(codes, MIN_CODE, MAX_CODE).astype(np.int64)
-        amplitudes[rung] = np.where(fresh | moved, codes, amplitudes[max(rung - 1, 0)])
-    return slope, {kind: int(constants[number]) for kind, number in numbers.items()}, amplitudes, said
+        near = np.clip(np.rint(quantized.amplitude[rung]), base - _GAP, base + _GAP)
+        near = np.clip(near, MIN_CODE, MAX_CODE).astype(np.int64)
+        codes[rung] = np.where(coded, near, codes[max(rung - 1, 0)])
+    return _Amplitudes(slope, {kind: int(constants[number]) for kind, number in numbers.items()}, codes, offsets)
 
 
 def _fit_first(
     quantized: QuantizedForm, family: Int64Array, ids: Int64Array, families: int, entries: int
 ) -> tuple[int, Int64Array, Int64Array]:
-    """Slope, constants and offsets that best predict the amplitudes with which units come in, at whatever rung."""
+    """Find slope, constants (families,) and offsets (entries,) that best predict the amplitudes with which units start.
+
+    Args:
+        quantized: Holds the exact amplitudes.
+        family: int64 (kept,): number of each unit's kind.
+        ids: int64 (kept,): number of each unit's entry.
+        families: The number of kinds.
+        entries: The number of entries.
+    """
     exact, precision = quantized.amplitude[quantized.entry, np.arange(len(ids))], quantized.precision
-    own, pair = family, ids
     best: tuple[float, int, Int64Array, Int64Array] | None = None
     for slope in (2, 0, -2):
         rest = exact - slope * precision
         constants, offsets = np.zeros(families), np.zeros(entries)
         for _ in range(3):
-            constants = _medians(rest - offsets[pair], own, families)
-            offsets = _medians(rest - constants[own], pair, entries)
+            constants = _medians(rest - offsets[ids], family, families)
+            offsets = _medians(rest - constants[family], ids, entries)
         whole = np.rint(constants).astype(np.int64), np.rint(offsets).astype(np.int64)
-        misfit = float(np.abs(rest - whole[0][own] - whole[1][pair]).sum())
+        misfit = float(np.abs(rest - whole[0][family] - whole[1][ids]).sum())
         if best is None or misfit < best[0]:
             best = (misfit, slope, *whole)
     assert best is not None
@@ -241,4 +295,5 @@ def _fit_first(
 
 
 def _medians(values: Float64Array, groups: Int64Array, count: int) -> Float64Array:
+    """Return the median of each group of values, float64 (count,); 0 for an empty group."""
     return np.array([np.median(values[groups == g]) if (groups == g).any() else 0.0 for g in range(count)])

@@ -1,4 +1,4 @@
-"""What an encoder hands to assembly: records, symbols and quantizers, before any byte is laid out."""
+"""The content of a file before its bytes are laid out: records, symbols and quantizers."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.array_types import SymbolArray
+from nola_codec.array_types import Float64Array, SymbolArray
 from nola_codec.container.units import Allocations
 from nola_codec.decoder.coefficients import record_runs
 from nola_codec.entropy import rans
-from nola_codec.model.quantizers import Quantizer, SymbolModel
+from nola_codec.model.quantizers import Quantizer
 from nola_codec.model.records import CodedRecord
 
 BLOCK_BYTES = 104 << 10
 """Coded size at which a block is closed: a reader of one tensor reads no more than its block."""
 
 
-class MadeOnDemand(Sequence[SymbolArray]):
-    """Arrays that are made when asked for: a copy of all symbols would double the encoder's memory."""
+class LazyArrays(Sequence[SymbolArray]):
+    """Arrays that are made at each access: a copy of all symbols would double the encoder's memory."""
 
     def __init__(self, count: int, make: Callable[[int], SymbolArray]) -> None:
         self._count, self._make = count, make
@@ -46,16 +46,16 @@ class FileContent:
     """Coded records of a file and their coefficients.
 
     Attributes:
-        ladder: The records at each rung, in file order, exponents still (0, 0).
-        symbols: For each rung and record, uint8 or uint16 symbols in the order of `record_runs`; may be made anew at
-            every access.
+        rungs: The records at each rung, in file order, exponents still (0, 0).
+        symbols: For each rung and record, uint8 or uint16 symbols in the order of `record_runs`. They may be made anew
+            at each access, from the levels of a draft; then they raise `StaleDraftError` once a newer draft was made.
         squares: For each rung and record, float64 (vectors,): squared norm of each vector's coefficients, side
             by side.
         quantizers, amplitude_slope: As in `Header`.
         allocations: The tables of each rung.
     """
 
-    ladder: tuple[tuple[CodedRecord, ...], ...]
+    rungs: tuple[tuple[CodedRecord, ...], ...]
     symbols: tuple[Sequence[SymbolArray], ...]
     squares: tuple[tuple[npt.NDArray[np.float64], ...], ...]
     quantizers: tuple[Quantizer, ...]
@@ -64,18 +64,18 @@ class FileContent:
 
     @property
     def records(self) -> tuple[CodedRecord, ...]:
-        """At the last rung."""
-        return self.ladder[-1]
+        """The records at the last rung."""
+        return self.rungs[-1]
 
 
 @dataclass(frozen=True)
 class BlockSizes:
-    """What one pass over all symbols tells.
+    """The division of the records into blocks, and the size of each block's symbols.
 
     Attributes:
         spans: Records of each block, (start, stop).
         packed_bits: For each rung and block, bits of the runs that have no frequencies.
-        coded_bits: For each rung and block, ideal bits of those that have.
+        coded_bits: For each rung and block, ideal bits of the runs that have frequencies.
     """
 
     spans: tuple[tuple[int, int], ...]
@@ -83,30 +83,41 @@ class BlockSizes:
     coded_bits: tuple[tuple[float, ...], ...]
 
 
-def survey(material: FileContent) -> BlockSizes:
-    """Add up the bits of the symbols; a block closes when its ideal size over all rungs reaches BLOCK_BYTES."""
+@dataclass(frozen=True)
+class QuantizedAdapter:
+    """An adapter after quantization: entropy coding is lossless, so what it decodes to is settled.
+
+    Attributes:
+        content: Records and symbols.
+        sizes: The blocks of the content.
+        effective_errors: Effective error of each record at each rung, float64 (records,), in the units of `weights`;
+            None if it is not defined.
+        weights: float64 (records,): weight of each record in the objective; its energy unless it is weighted otherwise.
+    """
+
+    content: FileContent
+    sizes: BlockSizes
+    effective_errors: tuple[Float64Array, ...] | None
+    weights: Float64Array
+
+
+def block_sizes(content: FileContent) -> BlockSizes:
+    """Divide the records into blocks and add up the bits of their symbols, in one pass.
+
+    A block closes when its ideal size over all rungs reaches BLOCK_BYTES.
+    """
     costs = [
-        None if q.frequencies is None else -np.log2(np.array(q.frequencies) / rans.TOTAL) for q in material.quantizers
+        None if q.frequencies is None else -np.log2(np.array(q.frequencies) / rans.TOTAL) for q in content.quantizers
     ]
-    rungs = range(len(material.ladder))
-    bits = np.zeros((2, len(material.ladder), len(material.records)))
+    rungs = range(len(content.rungs))
+    bits = np.zeros((2, len(content.rungs), len(content.records)))  # packed and coded
     spans = []
     start, weight = 0, 0.0
-    for index in range(len(material.records)):
+    for index in range(len(content.records)):
         for rung in rungs:
-            runs = record_runs(material.ladder[rung][index], material.quantizers, material.allocations, rung)
-            symbols = material.symbols[rung][index] if any(costs[m] is not None for m in runs.models) else None
-            position = 0
-            for model, length in zip(runs.models.tolist(), runs.lengths.tolist(), strict=True):
-                cost = costs[model]
-                if cost is None or symbols is None:
-                    bits[0, rung, index] += length * max(1, (material.quantizers[model].codebook.size - 1).bit_length())
-                else:
-                    counts = np.bincount(symbols[position : position + length], minlength=len(cost))
-                    bits[1, rung, index] += float(counts @ cost)
-                position += length
+            bits[:, rung, index] = _record_bits(content, costs, rung, index)
         weight += float(bits[:, :, index].sum()) / 8
-        if weight >= BLOCK_BYTES or index == len(material.records) - 1:
+        if weight >= BLOCK_BYTES or index == len(content.records) - 1:
             spans.append((start, index + 1))
             start, weight = index + 1, 0.0
     packed, coded = (
@@ -115,10 +126,27 @@ def survey(material: FileContent) -> BlockSizes:
     return BlockSizes(tuple(spans), packed, coded)
 
 
-def side_models(symbols: npt.NDArray[np.uint16], precisions: int) -> tuple[SymbolModel, SymbolModel]:
-    """Models of the two parts of a units section's symbols, with frequencies fitted to them."""
-    models = []
-    for part in (symbols[:precisions], symbols[precisions:]):
-        counts = np.bincount(part, minlength=1)
-        models.append(SymbolModel(len(counts), rans.normalize(counts) if part.size else None))
-    return models[0], models[1]
+def _record_bits(
+    content: FileContent, costs: Sequence[Float64Array | None], rung: int, index: int
+) -> tuple[float, float]:
+    """Return (packed bits, ideal coded bits) of one record's symbols at a rung.
+
+    Args:
+        content: Records and symbols.
+        costs: For each quantizer, bits of each symbol; None if it has no frequencies.
+        rung: Number of the rung.
+        index: Number of the record.
+    """
+    runs = record_runs(content.rungs[rung][index], content.quantizers, content.allocations, rung)
+    symbols = content.symbols[rung][index] if any(costs[m] is not None for m in runs.models) else None
+    packed = coded = 0.0
+    position = 0
+    for model, length in zip(runs.models.tolist(), runs.lengths.tolist(), strict=True):
+        cost = costs[model]
+        if cost is None or symbols is None:
+            packed += length * max(1, (content.quantizers[model].codebook.size - 1).bit_length())
+        else:
+            counts = np.bincount(symbols[position : position + length], minlength=len(cost))
+            coded += float(counts @ cost)
+        position += length
+    return packed, coded

@@ -15,10 +15,11 @@ from nola_codec.container.names import natural_key, split_name
 from nola_codec.container.reader import Source, open_container
 from nola_codec.decoder.coefficients import record_coefficients
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.decoder.factors import Decoded, DecodedFactors
-from nola_codec.encoder.assemble import Envelope, code_parts, pack_raw, write_parts
-from nola_codec.encoder.content import FileContent, survey
-from nola_codec.encoder.factor_form import codebook_for, fixed_width
+from nola_codec.decoder.factors import DecodedFactors
+from nola_codec.encoder.assemble import Envelope, code_rungs, pack_raw, write_file
+from nola_codec.encoder.content import FileContent, block_sizes
+from nola_codec.encoder.factor_form import codebook_for, fixed_width_content
+from nola_codec.encoder.reconstruct import FactsCollector, decode_rung
 from nola_codec.entropy import rans
 from nola_codec.errors import EncodeError
 from nola_codec.model.header import Header
@@ -48,12 +49,7 @@ class Dress:
 def decoded_members(ensemble: Ensemble) -> list[torch.Tensor]:
     """What each member decodes to in the file that would be written now, float32 on the CPU, in its shape."""
     content, names = _content(ensemble)
-    found: dict[str, Decoded] = {}
-
-    def keep(rung: int, index: int, decoded: Decoded) -> None:
-        found[names[index]] = decoded
-
-    code_parts(content, survey(content), _envelope(ensemble, Dress("")), keep, lambda rung: {})
+    found = dict(zip(names, decode_rung(content, _envelope(ensemble, Dress("")), 0), strict=True))
     tensors = []
     for member in ensemble.members:
         decoded = found[member.name]
@@ -74,8 +70,12 @@ def file_bytes(ensemble: Ensemble, dress: Dress, measured: Mapping[str, float] |
     """
     content, _ = _content(ensemble)
     envelope = _envelope(ensemble, dress)
-    parts = code_parts(content, survey(content), envelope, lambda *_: None, lambda rung: dict(measured or {}))
-    return write_parts(parts, content, envelope, pack_raw(envelope.raw))
+    sizes = block_sizes(content)
+    collector = FactsCollector()
+    for decoded in decode_rung(content, envelope, 0):
+        collector.add(decoded)
+    facts = collector.finish(envelope, dict(measured or {}))
+    return write_file(content, sizes, code_rungs(content, sizes), [facts], envelope, pack_raw(envelope.raw))
 
 
 def _envelope(ensemble: Ensemble, dress: Dress) -> Envelope:
@@ -113,7 +113,7 @@ def _content(ensemble: Ensemble) -> tuple[FileContent, list[str]]:
         records.append(_record(name, ensemble.sites[name], members, codes, ensemble.basis))
         symbols.append(np.concatenate([own for own, _ in each]) if each else np.empty(0, np.uint16))
     counts = np.bincount(np.concatenate(symbols), minlength=codebook.size) if codebook.size <= 256 else None
-    return fixed_width(records, symbols, Quantizer(codebook, _frequencies(counts))), names
+    return fixed_width_content(records, symbols, Quantizer(codebook, _frequencies(counts))), names
 
 
 def _frequencies(counts: npt.NDArray[np.int64] | None) -> tuple[int, ...] | None:

@@ -36,8 +36,8 @@ Row = dict[str, object]
 def ours(path: Path, nmse: float) -> Point | None:
     """The library's own file at this error, of the factors alone: the peers' files have no tensors carried along."""
     from nola_codec.adapters import read
-    from nola_codec.encoder.encode import encode_adapter
     from nola_codec.encoder.options import EncodeOptions
+    from nola_codec.encoder.pipeline import encode_adapter
     from nola_codec.errors import EncodeError
 
     try:

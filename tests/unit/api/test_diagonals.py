@@ -372,7 +372,7 @@ def test_a_product_in_order_is_the_same_in_any_pieces() -> None:
 def test_a_hostile_configuration_is_an_error_of_the_package(train: Callable[..., Trained], tmp_path: Path) -> None:
     """The header's configuration is free form: what it lacks is said, not stumbled over."""
     case = train("llama", "RANDLORA")
-    adapter = peft_diagonals.exact(nola_codec.adapters.read(case.adapter))
+    adapter = nola_codec.adapters.with_exact_vectors(nola_codec.adapters.read(case.adapter), "")
     for change in ({"r": None}, {"r": 0}, {"randlora_alpha": "x"}):
         with pytest.raises(AdapterError) as caught:
             peft_diagonals.composites(replace(adapter, config={**(adapter.config or {}), **change}))
