@@ -14,7 +14,7 @@ from nola_codec.adapters.dialects.delta import Pairing, Selection, Weights
 from nola_codec.api.encoding import checked
 from nola_codec.array_types import Float32Array
 from nola_codec.checkpoints.checkpoint import WeightInfo
-from nola_codec.encoder.dense import SplitOptions, split
+from nola_codec.encoder.dense import SplitOptions, split_changes
 from nola_codec.encoder.pipeline import encode_adapter
 from nola_codec.encoder.report import EncodeReport
 from nola_codec.errors import AdapterError, EncodeError
@@ -89,7 +89,7 @@ def encode_delta_bytes(
     selection = Selection(tuple(include), tuple(exclude), embeddings, head)
     with Weights(tuned) as mine, Weights(base) as other:
         pairing = dialect.pair(mine, other, selection)
-        modules, vectors = split(_changes(mine, other, pairing, chosen.progress), how)
+        modules, vectors = split_changes(_changes(mine, other, pairing, chosen.progress), how)
         if not modules and not vectors:
             raise AdapterError("no selected weight differs from the base", code="nothing-changed", where=mine.where)
         adapter = Adapter(dialect.name, modules, vectors=vectors)

@@ -16,7 +16,7 @@ from nola_codec.encoder.delta_errors import SharedDeltas, find_shared_deltas
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.errors import EncodeError
 from nola_codec.fit.components import delta_energy, squared_norm
-from nola_codec.fit.weighting import Moments, in_order
+from nola_codec.fit.weighting import Moments, match_moments
 from nola_codec.model.adapter import Adapter, Codable, LoraModule, VectorTensor
 from nola_codec.prng import NAMES as GENERATOR_NAMES
 from nola_codec.version import __version__
@@ -122,7 +122,7 @@ def order_items(adapter: Adapter) -> tuple[Codable, ...]:
 def order_moments(items: Sequence[Codable], options: EncodeOptions) -> tuple[Moments, ...] | None:
     """Return the moments of the modules, which come first; the inputs of a layer say nothing about a vector."""
     modules = [item for item in items if isinstance(item, LoraModule)]
-    return None if options.weighting is None else tuple(in_order(modules, options.weighting))
+    return None if options.weighting is None else tuple(match_moments(modules, options.weighting))
 
 
 def choose_streams(items: Sequence[Codable], *, shared: bool) -> tuple[int, ...]:

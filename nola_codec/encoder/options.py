@@ -98,7 +98,7 @@ class EncodeOptions:
         if not 0 <= self.seed < 1 << 64:
             raise _bad(f"seed: expected 0 to 2^64 - 1, found {self.seed}")
         _require_known("basis", self.basis, BASIS_NAMES)
-        _require_known("prng", self.generator, GENERATOR_NAMES)
+        _require_known("generator", self.generator, GENERATOR_NAMES)
         if self.has_rungs and self.is_factor_form:
             raise _bad("the factor form (num_basis, bits) has no rungs; leave out num_basis and bits, or the rungs")
         if self.rungs is not None and (not self.rungs or any(size <= 0 for size in self.rungs)):

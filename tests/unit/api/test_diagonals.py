@@ -141,7 +141,7 @@ def test_a_rate_codes_the_diagonals(train: Callable[..., Trained], tmp_path: Pat
     family, method, options = KINDS[kind]
     case = train(family, method, r=16, **options)
     data, report = encode_bytes(case.adapter, tmp_path / "a.nola", **rate)
-    assert report.objective == ("projection" if "bits" in rate else "nmse")
+    assert (report.form, report.objective) == ("factor" if "bits" in rate else "component", "nmse")
     assert any("errors are measured on deltas" in note for note in report.notes)
     assert len(report.tensors) == 16
     for name, limit in (("nmse", report.nmse), ("error", report.nmse), ("size", len(data))):

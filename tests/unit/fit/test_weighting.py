@@ -12,7 +12,7 @@ from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import EFFECTIVE, make_plan
 from nola_codec.fit.canonical_form import FormSettings, make_canonical_form
 from nola_codec.fit.components import singular_components
-from nola_codec.fit.weighted_plan import best_precisions, cosine2_of, survival_of
+from nola_codec.fit.weighted_plan import best_precisions
 from nola_codec.fit.weighting import (
     CAP,
     FLOOR,
@@ -20,7 +20,7 @@ from nola_codec.fit.weighting import (
     Moments,
     activation_errors,
     component_figures,
-    in_order,
+    match_moments,
     weigh,
 )
 from nola_codec.model.adapter import LoraModule
@@ -84,7 +84,7 @@ def test_moments_of_another_shape_or_without_numbers_are_refused() -> None:
     with pytest.raises(EncodeError, match="not finite"):
         component_figures(module, parts, replace(moments, left=np.full((RANK, RANK), np.nan)))
     with pytest.raises(EncodeError, match="no moments for 1 of 2 modules, the first y"):
-        in_order([module, replace(module, name="y")], {"x": moments})
+        match_moments([module, replace(module, name="y")], {"x": moments})
 
 
 def test_weights_keep_their_sum_and_stay_off_the_floor() -> None:
@@ -118,11 +118,6 @@ def test_activation_errors_are_those_of_the_inputs() -> None:
     assert lost == pytest.approx((((wanted - other.lora_B @ other.lora_A) @ moments.inputs.T) ** 2).sum(), rel=1e-4)
     assert energy == pytest.approx(((wanted @ moments.inputs.T) ** 2).sum(), rel=1e-4)
     assert activation_errors(module, module.lora_B, module.lora_A, moments)[0] == 0
-
-
-def test_cosine_and_survival_are_inverse() -> None:
-    cosine2 = np.array([0.0, 0.01, 0.5, 1.0])
-    assert cosine2_of(survival_of(cosine2, 20.0), 20.0) == pytest.approx(cosine2)
 
 
 def test_precisions_cost_least() -> None:
