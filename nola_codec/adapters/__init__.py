@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from nola_codec.adapters.coding_rules import CodingRules
 from nola_codec.adapters.dialects import delta, kohya, parameters, peft
 from nola_codec.adapters.dialects.diffusers import DIFFUSERS, DIFFUSERS_OLD
 from nola_codec.adapters.dialects.foreign import describe_keys
@@ -25,7 +27,18 @@ from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.files import AnySource
 
-__all__ = ["DIALECTS", "AnySource", "Dialect", "dialect_of", "read", "write"]
+__all__ = [
+    "DIALECTS",
+    "AnySource",
+    "CodingRules",
+    "Dialect",
+    "coding_rules",
+    "dialect_of",
+    "read",
+    "with_exact_vectors",
+    "with_rank",
+    "write",
+]
 
 
 class Dialect(Protocol):
@@ -92,6 +105,25 @@ def dialect_of(name: str, where: str = "") -> Dialect:
     if dialect is None:
         raise AdapterError(f"this version does not write {name!r}", code="foreign-dialect", where=where)
     return dialect
+
+
+def coding_rules(adapter: Adapter) -> CodingRules:
+    """Say how an adapter may be coded; a dialect with nothing to say allows everything but another rank."""
+    if adapter.dialect == peft.name:
+        return peft.coding_rules(adapter)
+    reason = f"another rank would change what alpha / r means in the dialect {adapter.dialect}; leave out rank"
+    return CodingRules(factor_rank_reason=reason)
+
+
+def with_exact_vectors(adapter: Adapter, note: str) -> Adapter:
+    """Return an adapter without modules as one that carries all its vectors exactly as they came, with a note."""
+    tensors = dialect_of(adapter.dialect).tensors(adapter)
+    return replace(adapter, raw=tensors, vectors=(), notes=(*adapter.notes, note))
+
+
+def with_rank(adapter: Adapter, rank: int) -> Adapter:
+    """Return the adapter with a configuration for factors of another rank, where its `coding_rules` allow it."""
+    return peft.with_rank(adapter, rank)
 
 
 def write(adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False) -> Path:

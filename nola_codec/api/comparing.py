@@ -12,7 +12,7 @@ from nola_codec.adapters.dialects.deltas import AdapterDelta, deltas
 from nola_codec.adapters.dialects.formats import matching_names
 from nola_codec.api.decoding import read_adapter
 from nola_codec.errors import AdapterError
-from nola_codec.fit.canonical import delta_energy, squared_error
+from nola_codec.fit.components import delta_energy, squared_error
 
 
 @dataclass(frozen=True)

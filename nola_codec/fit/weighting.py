@@ -1,13 +1,13 @@
-"""What a calibration set says of each component, in place of constants for all (design, section 5).
+"""Weigh components by a calibration set, in place of constants for all (design, section 5).
 
-Of a component s u v^T of delta_W, with the loss's gradient G = dL/d(delta_W) of each calibration row:
+For a component s u v^T of delta_W, with the loss's gradient G = dL/d(delta_W) of each calibration row:
 
     value    -s <G, u v^T>      summed over rows: what the loss gains from the component, to first order
     noise_u   s^2 |G v|^2 / out  summed over rows: curvature met by white noise on u (empirical Fisher information)
     noise_v   s^2 |G^T u|^2 / in
 
 A component then weighs its value instead of its energy s^2, and value / noise says how much noise each of its vectors
-bears. u and v lie in the spans of lora_B and lora_A^T, so three (r, r) matrices a module hold all of it.
+tolerates. u and v lie in the spans of lora_B and lora_A^T, so three (r, r) matrices a module hold all of it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from nola_codec.array_types import Float64Array
 from nola_codec.errors import EncodeError
-from nola_codec.fit.canonical import Components
+from nola_codec.fit.components import Components
 from nola_codec.model.adapter import Codable
 
 FLOOR = 0.02
@@ -57,7 +57,7 @@ class Figures:
 
 
 def component_figures(module: Codable, parts: Components, moments: Moments) -> Figures:
-    """Figures of a module's canonical components.
+    """Return the figures of a module's components.
 
     Raises:
         EncodeError: the moments are not of a module of this shape, or not finite (code ``moments``).
@@ -90,7 +90,7 @@ def component_figures(module: Codable, parts: Components, moments: Moments) -> F
 
 
 def weigh(energy: Float64Array, value: Float64Array, noise: Float64Array) -> tuple[Float64Array, Float64Array]:
-    """Weights of all components and how much noise their vectors bear.
+    """Return the weights of all components, and how much noise their vectors tolerate.
 
     Args:
         energy: float64 (units,): squared share of delta_W's Frobenius norm.
@@ -124,13 +124,13 @@ def weigh(energy: Float64Array, value: Float64Array, noise: Float64Array) -> tup
 def activation_errors(
     module: Codable, lora_B: npt.NDArray[np.float32], lora_A: npt.NDArray[np.float32], moments: Moments
 ) -> tuple[float, float]:
-    """(E|(delta_W - decoded) x|^2, E|delta_W x|^2) over the sketch of the inputs, both without the scaling squared.
+    """Return (E|(delta_W - decoded) x|^2, E|delta_W x|^2) over the sketch of the inputs, both over the scaling squared.
 
     Args:
         module: The source.
         lora_B: float32 (out, k), decoded.
         lora_A: float32 (k, in), decoded.
-        moments: Of the module.
+        moments: The moments of the module.
     """
     inputs = moments.inputs.T
     own_B, own_A = module.sides
@@ -139,8 +139,8 @@ def activation_errors(
     return float(np.square(lost, dtype=np.float64).sum()), float(np.square(wanted, dtype=np.float64).sum())
 
 
-def in_order(modules: Sequence[Codable], moments: Mapping[str, Moments]) -> list[Moments]:
-    """Moments in the order of the modules.
+def match_moments(modules: Sequence[Codable], moments: Mapping[str, Moments]) -> list[Moments]:
+    """Return the moments in the order of the modules.
 
     Raises:
         EncodeError: some module has none (code ``moments``).

@@ -16,10 +16,10 @@ from nola_codec.container.names import natural_key, split_name
 from nola_codec.container.reader import Source, open_container
 from nola_codec.decoder.coefficients import record_coefficients
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.decoder.factors import DecodedRecord
-from nola_codec.encoder.assemble import Envelope, code_parts, pack_raw, write_parts
-from nola_codec.encoder.material import Material, survey
-from nola_codec.encoder.paper import codebook_for, fixed_width
+from nola_codec.encoder.assemble import Envelope, code_rungs, pack_raw, write_file
+from nola_codec.encoder.content import FileContent, block_sizes
+from nola_codec.encoder.factor_form import codebook_for, fixed_width_content
+from nola_codec.encoder.reconstruct import FactsCollector, decode_rung
 from nola_codec.entropy import rans
 from nola_codec.errors import EncodeError
 from nola_codec.model.header import Header
@@ -57,13 +57,8 @@ class HeaderExtras:
 
 def decode_group(group: TensorGroup) -> list[torch.Tensor]:
     """Decode each side from the file that would be written now: float32 on the CPU, in its shape."""
-    material, names = _material(group)
-    found: dict[str, DecodedRecord] = {}
-
-    def keep(rung: int, index: int, decoded: DecodedRecord) -> None:
-        found[names[index]] = decoded
-
-    code_parts(material, survey(material), _envelope(group, HeaderExtras("")), keep, lambda rung: {})
+    content, names = _content(group)
+    found = dict(zip(names, decode_rung(content, _envelope(group, HeaderExtras("")), 0), strict=True))
     tensors = []
     for side in group.sides:
         decoded = found[side.record]
@@ -83,10 +78,14 @@ def encode_group(group: TensorGroup, extras: HeaderExtras, measured: Mapping[str
     Raises:
         EncodeError: ``not-parametrized`` for an empty group; ``not-finite``.
     """
-    material, _ = _material(group)
+    content, _ = _content(group)
     envelope = _envelope(group, extras)
-    parts = code_parts(material, survey(material), envelope, lambda *_: None, lambda rung: dict(measured or {}))
-    return write_parts(parts, material, envelope, pack_raw(envelope.raw))
+    sizes = block_sizes(content)
+    collector = FactsCollector()
+    for decoded in decode_rung(content, envelope, 0):
+        collector.add(decoded)
+    facts = collector.finish(envelope, dict(measured or {}))
+    return write_file(content, sizes, code_rungs(content, sizes), [facts], envelope, pack_raw(envelope.raw))
 
 
 def _envelope(group: TensorGroup, extras: HeaderExtras) -> Envelope:
@@ -103,7 +102,7 @@ def _envelope(group: TensorGroup, extras: HeaderExtras) -> Envelope:
     )
 
 
-def _material(group: TensorGroup) -> tuple[Material, list[str]]:
+def _content(group: TensorGroup) -> tuple[FileContent, list[str]]:
     """Records and symbols of the coefficients as they stand, and the names of the records."""
     if not group.sides:
         raise EncodeError("nothing is parametrized", code="not-parametrized")
@@ -121,7 +120,7 @@ def _material(group: TensorGroup) -> tuple[Material, list[str]]:
         records.append(_record(name, group.records[name], sides, codes, group.basis))
         symbols.append(np.concatenate([own for own, _ in each]) if each else np.empty(0, np.uint16))
     counts = np.bincount(np.concatenate(symbols), minlength=codebook.size) if codebook.size <= 256 else None
-    return fixed_width(records, symbols, Quantizer(codebook, _frequencies(counts))), names
+    return fixed_width_content(records, symbols, Quantizer(codebook, _frequencies(counts))), names
 
 
 def _frequencies(counts: npt.NDArray[np.int64] | None) -> tuple[int, ...] | None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch.autograd.function import once_differentiable
 
-from nola_codec.encoder.paper import codebook_for
+from nola_codec.encoder.factor_form import codebook_for
 from nola_codec.quant.codebooks import nearest
 from nola_codec.quant.scales import scale_value
 

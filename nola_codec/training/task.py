@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional
 
 from nola_codec.encoder.report import TaskReport
-from nola_codec.encoder.tuning import FactorPairs, Moved, TuningStart
+from nola_codec.encoder.tuning import FactorPairs, TrainedForm, TuningStart
 from nola_codec.errors import EncodeError, expected
 from nola_codec.model.adapter import Codable
 from nola_codec.progress import Progress
@@ -158,7 +158,7 @@ class TaskTuner:
         self._losses: dict[str, float] = {}
         self._steps = 0
 
-    def tune(self, start: TuningStart) -> Moved:
+    def tune(self, start: TuningStart) -> TrainedForm:
         """Train the coefficients; see `encoder.tuning.Tuner`.
 
         Raises:
@@ -276,7 +276,7 @@ class TaskTuner:
         """A hash of what a checkpoint belongs to: the settings, the data, the plan and the adapter."""
         data = len(self._data.train), self._data.identity
         sha = hashlib.sha256(repr((self._settings, data, start.basis, start.seed)).encode())
-        for array in (start.plan.kept, start.plan.coder, start.bank.singular):
+        for array in (start.plan.kept, start.plan.coder, start.form.singular):
             sha.update(np.ascontiguousarray(array).tobytes())
         return sha.hexdigest()
 

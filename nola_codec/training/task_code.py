@@ -22,9 +22,10 @@ from torch.autograd.function import once_differentiable
 from nola_codec.arrays import TorchArrays
 from nola_codec.basis import BasisKey, basis_by_id
 from nola_codec.basis.hadamard import HadamardTransform
-from nola_codec.encoder.tuning import Moved, TuningStart, sizes
+from nola_codec.encoder.tuning import TrainedForm, TuningStart, sizes
 from nola_codec.errors import EncodeError
-from nola_codec.fit.quantize import Quantized, Workspace, quantize, unit_points
+from nola_codec.fit.levels import Workspace
+from nola_codec.fit.quantize import QuantizedForm, quantize, unit_points
 from nola_codec.training.attach import FactorPair
 
 
@@ -35,7 +36,7 @@ class _VectorBatch:
     Attributes:
         side: 0 for u, 1 for v.
         length: Numbers in a vector.
-        units: Positions of the units in the bank, (rows,).
+        units: Positions of the units in the form, (rows,).
         vectors: The trained numbers, float32 (rows, length).
         transform: The bases, one a row.
         coded: The vectors as the coders reproduce them, (rows, length), each row of norm 1.
@@ -61,13 +62,13 @@ class TaskCode:
         """Copy a start to a device. Raises EncodeError ``task-form`` if a tensor is no pair of factors."""
         self._start, self._device = start, device
         self._matrices: tuple[dict[int, Any], ...] = tuple(
-            {length: np.array(matrix) for length, matrix in side.items()} for side in start.bank.matrices
+            {length: np.array(matrix) for length, matrix in side.items()} for side in start.form.matrices
         )
         first, second = self._matrices
-        self._bank = replace(start.bank, matrices=(first, second))
+        self._form = replace(start.form, matrices=(first, second))
         self._workspace = Workspace()
         self._kept = start.plan.kept
-        records = start.bank.record[self._kept]
+        records = start.form.record[self._kept]
         wrong = [i for i in start.items if not i.is_whole_delta]
         if wrong:
             message = "only pairs of factors that are a delta by themselves can be trained on a task"
@@ -75,18 +76,18 @@ class TaskCode:
         items = start.items
         self.modules = [items[i] for i in np.unique(records).tolist()]
         self._components_of = {items[i].name: np.flatnonzero(records == i) for i in np.unique(records).tolist()}
-        norm = np.full(start.bank.units, 1e-30)
-        norm[start.quantized.kept] = sizes(start.bank, start.quantized, start.basis)
+        norm = np.full(start.form.units, 1e-30)
+        norm[start.quantized.kept] = sizes(start.form, start.quantized, start.basis)
         self.log_sizes = torch.nn.Parameter(
             torch.tensor(np.log(norm[self._kept]) / 2, dtype=torch.float32, device=device)
         )
         self._batches = [
             self._make_batch(side, int(length))
             for side in (0, 1)
-            for length in np.unique(start.bank.lengths[side, self._kept])
+            for length in np.unique(start.form.lengths[side, self._kept])
         ]
         self._positions = np.zeros(
-            (2, start.bank.units, 2), np.int64
+            (2, start.form.units, 2), np.int64
         )  # of each side and unit: its batch, and its row there
         for number, batch in enumerate(self._batches):
             self._positions[batch.side, batch.units, 0] = number
@@ -94,12 +95,12 @@ class TaskCode:
         self.code()
 
     def _make_batch(self, side: int, length: int) -> _VectorBatch:
-        start, bank = self._start, self._start.bank
-        units = self._kept[bank.lengths[side, self._kept] == length]
-        rows = torch.from_numpy(self._matrices[side][length][bank.rows[side, units]]).to(self._device)
+        start, form = self._start, self._start.form
+        units = self._kept[form.lengths[side, self._kept] == length]
+        rows = torch.from_numpy(self._matrices[side][length][form.rows[side, units]]).to(self._device)
         keys = tuple(
             BasisKey(start.generator, start.seed, 2 * start.streams[record] + side)
-            for record in bank.record[units].tolist()
+            for record in form.record[units].tolist()
         )
         transform = HadamardTransform(length, length, keys, TorchArrays(self._device))
         return _VectorBatch(side, length, units, torch.nn.Parameter(rows), transform, torch.zeros_like(rows))
@@ -112,13 +113,13 @@ class TaskCode:
     def code(self) -> None:
         """Code the vectors as they stand now."""
         made = self._quantize()
-        position = np.full(self._bank.units, -1, np.int64)
+        position = np.full(self._form.units, -1, np.int64)
         position[made.kept] = np.arange(len(made.kept))
         for batch in self._batches:
             own = position[batch.units]
             points = np.zeros((len(own), batch.length), np.float32)  # a unit whose levels are all 0 has no code
             if (own >= 0).any():
-                points[own >= 0] = unit_points(self._bank, made, batch.side, own[own >= 0], 0)
+                points[own >= 0] = unit_points(self._form, made, batch.side, own[own >= 0], 0)
             coded = torch.from_numpy(points).to(self._device)
             batch.coded = coded / coded.norm(dim=1, keepdim=True).clamp_min(1e-30)
 
@@ -140,13 +141,13 @@ class TaskCode:
             found[name] = (sides[0].T, sides[1])
         return found
 
-    def result(self) -> Moved:
+    def result(self) -> TrainedForm:
         """A copy of the vectors and sizes as they stand now, for the encoder."""
         self._write_vectors()
         first, second = ({length: matrix.copy() for length, matrix in side.items()} for side in self._matrices)
-        size = np.zeros(self._bank.units)
+        size = np.zeros(self._form.units)
         size[self._kept] = np.exp(2 * self.log_sizes.detach().double().cpu().numpy())
-        return Moved(replace(self._bank, matrices=(first, second)), size)
+        return TrainedForm(replace(self._form, matrices=(first, second)), size)
 
     def state(self) -> dict[str, Any]:
         """A copy of all that is trained."""
@@ -160,17 +161,17 @@ class TaskCode:
             self.log_sizes.copy_(state["log_sizes"])
         self.code()
 
-    def _quantize(self) -> Quantized:
+    def _quantize(self) -> QuantizedForm:
         self._write_vectors()
-        self._workspace = Workspace(prepared=self._workspace.prepared)
-        return quantize(self._bank, self._start.plan, self._start.basis, self._workspace)
+        self._workspace = Workspace(tables=self._workspace.tables)
+        return quantize(self._form, self._start.plan, self._start.basis, self._workspace)
 
     def _write_vectors(self) -> None:
-        """Put the vectors into the bank, scaled to a mean square of 1."""
+        """Put the vectors into the form, scaled to a mean square of 1."""
         for batch in self._batches:
             values = batch.vectors.detach()
             values = values / values.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-30)
-            self._matrices[batch.side][batch.length][self._bank.rows[batch.side, batch.units]] = values.cpu().numpy()
+            self._matrices[batch.side][batch.length][self._form.rows[batch.side, batch.units]] = values.cpu().numpy()
 
 
 class _StraightThrough(torch.autograd.Function):

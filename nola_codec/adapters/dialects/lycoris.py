@@ -86,6 +86,13 @@ class Composite:
             raise AdapterError(f"parts do not fit each other: {shapes}", code="bad-shape", where=self.name) from error
         return delta * self.scale
 
+    def squared_distance(
+        self, values: Mapping[str, npt.NDArray[np.floating]], others: Mapping[str, npt.NDArray[np.floating]] | None
+    ) -> float:
+        """Return ||delta - other delta||_F^2 for the deltas of two sets of parts (None: of no parts, a delta of 0)."""
+        delta = self.combine(values)
+        return float(np.square(delta if others is None else delta - self.combine(others)).sum())
+
 
 def composite_parts(names: Iterable[str]) -> dict[str, list[str]]:
     """Names of parts by module, for the modules that are composite.

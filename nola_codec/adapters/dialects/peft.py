@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from nola_codec.adapters.coding_rules import CodingRules
 from nola_codec.adapters.dialects import peft_diagonals
 from nola_codec.adapters.dialects.foreign import describe_keys
 from nola_codec.adapters.dialects.lycoris import Composite
@@ -38,8 +39,8 @@ from nola_codec.stores.tensor_files import is_tensor_file, write_tensors
 from nola_codec.stores.tensor_store import TensorStore
 
 __all__ = [
-    "composites", "detect", "factor_keys", "module_path", "name", "read", "read_source", "state_dict", "tensors",
-    "title", "with_ranks", "write",
+    "coding_rules", "composites", "detect", "factor_keys", "module_path", "name", "read", "read_source", "state_dict",
+    "tensors", "title", "with_rank", "with_ranks", "write",
 ]  # fmt: skip
 
 name = "peft"
@@ -155,6 +156,24 @@ def write(adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = 
         if config is not None:
             (directory / CONFIG_NAME).write_bytes(config)
     return path
+
+
+def coding_rules(adapter: Adapter) -> CodingRules:
+    """Say how an adapter may be coded: anything goes for a LoRA, VeRA and RandLoRA have limits."""
+    return CodingRules() if peft_diagonals.method_of(adapter.config) is None else peft_diagonals.CODING_RULES
+
+
+def with_rank(adapter: Adapter, rank: int) -> Adapter:
+    """Return the adapter with a configuration for factors of another rank, every scaling kept; the factors stay.
+
+    Raises:
+        AdapterError: ``zero-rank``.
+    """
+    if adapter.config is None:
+        return adapter
+    ranks = {m.name.removeprefix(PREFIX): rank for m in adapter.modules}
+    scalings = {m.name.removeprefix(PREFIX): m.scaling for m in adapter.modules}
+    return replace(adapter, config=with_ranks(adapter.config, ranks, scalings))
 
 
 def tensors(adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from nola_codec.adapters.coding_rules import CodingRules
 from nola_codec.adapters.dialects.diagonals import METHODS, Diagonals, Method, gains
 from nola_codec.adapters.dialects.foreign import describe_keys
 from nola_codec.adapters.dialects.pairs import join, read_carried, read_floats
@@ -89,10 +90,24 @@ def tensors(adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
     return join(adapter.raw, {v.name: from_float32(v.values, dtype or v.dtype, where=v.name) for v in adapter.vectors})
 
 
-def exact(adapter: Adapter) -> Adapter:
-    """The adapter with its diagonals carried as they came: they are few, and the rest is a seed."""
-    note = "the diagonals are carried exact; a rate (--size, --ratio, --nmse, --bits) codes them, and loses something"
-    return replace(adapter, raw=tensors(adapter), vectors=(), notes=(*adapter.notes, note))
+CODING_RULES = CodingRules(
+    # That a network hardly sees noise was measured on low-rank factors; nothing of the kind is known of diagonals.
+    objectives=("nmse",),
+    objectives_reason="VeRA and RandLoRA are coded by the NMSE; other objectives, fits and weights are for low-rank "
+    "factors",
+    rank_reason="the rank of VeRA and RandLoRA is that of their matrices; leave out rank",
+    # The diagonals are few, and the rest of such an adapter is a seed.
+    exact_note="the diagonals are carried exact; a rate (--size, --ratio, --nmse, --bits) codes them, and loses "
+    "something",
+    gains_are_estimates=True,
+    unknown_note="errors are those of the diagonals, by what they do in matrices such as PEFT draws: theirs are not in "
+    "the file",
+    estimated_note="errors of {estimated} of {coded} deltas are estimated from their diagonals: the deltas are too "
+    "large to be made again and again",
+    measured_note="errors are measured on deltas with as many inputs as the frozen matrices have: how many each layer "
+    "has, only the model tells",
+)
+"""How VeRA and RandLoRA may be coded."""
 
 
 def as_vectors(adapter: Adapter) -> Adapter:

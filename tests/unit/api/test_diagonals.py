@@ -141,7 +141,7 @@ def test_a_rate_codes_the_diagonals(train: Callable[..., Trained], tmp_path: Pat
     family, method, options = KINDS[kind]
     case = train(family, method, r=16, **options)
     data, report = encode_bytes(case.adapter, tmp_path / "a.nola", **rate)
-    assert report.objective == ("projection" if "bits" in rate else "nmse")
+    assert (report.form, report.objective) == ("factor" if "bits" in rate else "component", "nmse")
     assert any("errors are measured on deltas" in note for note in report.notes)
     assert len(report.tensors) == 16
     for name, limit in (("nmse", report.nmse), ("error", report.nmse), ("size", len(data))):
@@ -372,7 +372,7 @@ def test_a_product_in_order_is_the_same_in_any_pieces() -> None:
 def test_a_hostile_configuration_is_an_error_of_the_package(train: Callable[..., Trained], tmp_path: Path) -> None:
     """The header's configuration is free form: what it lacks is said, not stumbled over."""
     case = train("llama", "RANDLORA")
-    adapter = peft_diagonals.exact(nola_codec.adapters.read(case.adapter))
+    adapter = nola_codec.adapters.with_exact_vectors(nola_codec.adapters.read(case.adapter), "")
     for change in ({"r": None}, {"r": 0}, {"randlora_alpha": "x"}):
         with pytest.raises(AdapterError) as caught:
             peft_diagonals.composites(replace(adapter, config={**(adapter.config or {}), **change}))

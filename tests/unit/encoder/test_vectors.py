@@ -16,8 +16,8 @@ from nola_codec.api.inspecting import inspect
 from nola_codec.arrays import NUMPY, TorchArrays
 from nola_codec.container.reader import open_container
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.encoder.encode import encode_adapter
 from nola_codec.encoder.options import EncodeOptions
+from nola_codec.encoder.pipeline import encode_adapter
 from nola_codec.errors import EncodeError
 from nola_codec.fit.weighting import Moments
 from nola_codec.model.adapter import Adapter, LoraModule, VectorTensor

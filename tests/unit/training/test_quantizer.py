@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nola_codec.encoder.paper import codebook_for
+from nola_codec.encoder.factor_form import codebook_for
 from nola_codec.quant.scales import scale_value
 from nola_codec.training.quantizer import EXACT_BITS, TRAINED_BITS, quantize_coefficients, round_coefficients
 

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 import nola_codec
 from nola_codec.adapters import read
 from nola_codec.encoder.report import EncodeReport
-from nola_codec.encoder.tuning import Moved, TuningStart
+from nola_codec.encoder.tuning import TrainedForm, TuningStart
 from nola_codec.errors import EncodeError
 from nola_codec.training import TaskData, TaskSettings, TaskTuner
 from nola_codec.training.attach import attach_factors
@@ -180,10 +180,10 @@ def test_a_file_that_is_too_large_loses_its_weakest(lora: Path) -> None:
     class Loud:
         """Amplitudes that no prediction meets."""
 
-        def tune(self, start: TuningStart) -> Moved:
-            size = np.zeros(start.bank.units)
+        def tune(self, start: TuningStart) -> TrainedForm:
+            size = np.zeros(start.form.units)
             size[start.plan.kept] = np.exp(np.random.default_rng(0).normal(0, 3, len(start.plan.kept)))
-            return Moved(start.bank, size)
+            return TrainedForm(start.form, size)
 
         def measure(self, factors: Mapping[str, Any]) -> float:
             return 0.0
@@ -200,7 +200,7 @@ def test_gradients_go_straight_through_the_code(lora: Path) -> None:
     found: list[TuningStart] = []
 
     class Look:
-        def tune(self, start: TuningStart) -> Moved:
+        def tune(self, start: TuningStart) -> TrainedForm:
             found.append(start)
             return TaskCode(start, torch.device("cpu")).result()
 
@@ -262,7 +262,7 @@ def test_what_is_refused(lora: Path, data: TaskData) -> None:
 
 def test_a_result_does_not_change_with_the_training(lora: Path) -> None:
     class Look:
-        def tune(self, start: TuningStart) -> Moved:
+        def tune(self, start: TuningStart) -> TrainedForm:
             code = TaskCode(start, torch.device("cpu"))
             result = code.result()
             before = [matrix.copy() for side in result.bank.matrices for matrix in side.values()]

@@ -1,4 +1,4 @@
-"""Canonical form: the singular components of B A without ever forming the product (design, section 5, step 1).
+"""Singular components of B A, and norms of such products, without ever forming one (design, section 5, step 1).
 
 B = Q_B R_B,  A^T = Q_A R_A,  R_B R_A^T = U' S V'^T   gives   B A = (Q_B U') S (Q_A V')^T
 """
@@ -30,10 +30,10 @@ class Components:
     s: npt.NDArray[np.float64]
 
 
-def canonical(lora_B: npt.NDArray[np.float32], lora_A: npt.NDArray[np.float32]) -> Components:
-    """Components of lora_B (out, r) @ lora_A (r, in).
+def singular_components(lora_B: npt.NDArray[np.float32], lora_A: npt.NDArray[np.float32]) -> Components:
+    """Return the singular components of lora_B (out, r) @ lora_A (r, in).
 
-    Where r exceeds out or in, only min(r, out, in) components exist; the rest come as zero vectors with s = 0.
+    If r exceeds out or in, only min(r, out, in) components exist; the rest are zero vectors with s = 0.
     Signs are fixed (the largest entry of each u is positive), so that equal input gives equal output.
     """
     rank = lora_A.shape[0]
@@ -53,16 +53,16 @@ def canonical(lora_B: npt.NDArray[np.float32], lora_A: npt.NDArray[np.float32]) 
 
 
 def unit_vectors(sides: Sequence[FloatArray]) -> tuple[tuple[FloatArray, ...], npt.NDArray[np.float64]]:
-    """What units are made of: the components of a pair, or a tensor as one vector.
+    """Return what the units are made of: the components of a pair, or a tensor as one vector.
 
     Args:
         sides: float32 (lora_B (out, r), lora_A (r, in)), or (values,) of any shape.
 
     Returns:
-        For each side float32 (units, length), rows of norm 1 or 0; and float64 (units,), what their product counts.
+        For each side float32 (units, length), rows of norm 1 or 0; and float64 (units,), the singular values.
     """
     if len(sides) == 2:
-        parts = canonical(*sides)
+        parts = singular_components(*sides)
         return (parts.u, parts.v), parts.s
     norm = float(np.sqrt(squared_norm(sides[0])))
     row = sides[0].reshape(1, -1)
@@ -70,17 +70,17 @@ def unit_vectors(sides: Sequence[FloatArray]) -> tuple[tuple[FloatArray, ...], n
 
 
 def sides_energy(sides: Sequence[npt.NDArray[np.floating]]) -> float:
-    """||B A||_F^2 of a pair (lora_B, lora_A), ||x||^2 of a tensor (values,), in float64."""
+    """Return ||B A||_F^2 of a pair (lora_B, lora_A), ||x||^2 of a tensor (values,), in float64."""
     return delta_energy(*sides) if len(sides) == 2 else squared_norm(sides[0])
 
 
 def sides_error(sides: Sequence[npt.NDArray[np.floating]], other: Sequence[npt.NDArray[np.floating]]) -> float:
-    """||B A - B' A'||_F^2 of two pairs, ||x - x'||^2 of two tensors, in float64."""
+    """Return ||B A - B' A'||_F^2 of two pairs, ||x - x'||^2 of two tensors, in float64."""
     return squared_error(*sides, *other) if len(sides) == 2 else vector_error(sides[0], other[0])
 
 
 def delta_energy(lora_B: npt.NDArray[np.floating], lora_A: npt.NDArray[np.floating]) -> float:
-    """||B A||_F^2 from two Gram matrices; factors as in `canonical`."""
+    """Return ||B A||_F^2 from two Gram matrices; factors as in `singular_components`."""
     return delta_inner([(lora_B, lora_A)], [(lora_B, lora_A)])
 
 
@@ -88,7 +88,7 @@ def delta_inner(
     left: Sequence[tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]],
     right: Sequence[tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]],
 ) -> float:
-    """<sum B_i A_i, sum B_j A_j> = sum_ij tr(A_i A_j^T B_j^T B_i), in float64."""
+    """Return <sum B_i A_i, sum B_j A_j> = sum_ij tr(A_i A_j^T B_j^T B_i), in float64."""
     total = 0.0
     for b, a in left:
         for d, c in right:
@@ -99,7 +99,7 @@ def delta_inner(
 
 
 def vector_error(values: npt.NDArray[np.floating], other: npt.NDArray[np.floating]) -> float:
-    """||x - x'||^2 of two tensors of one shape, in float64, piece by piece."""
+    """Return ||x - x'||^2 of two tensors of one shape, in float64, piece by piece."""
     left, right = values.reshape(-1), other.reshape(-1)
     total = 0.0
     for start in range(0, len(left), _PIECE):
@@ -109,7 +109,7 @@ def vector_error(values: npt.NDArray[np.floating], other: npt.NDArray[np.floatin
 
 
 def squared_norm(values: npt.NDArray[np.floating]) -> float:
-    """||x||^2 in float64, piece by piece."""
+    """Return ||x||^2 in float64, piece by piece."""
     flat = values.reshape(-1)
     pieces = (flat[start : start + _PIECE].astype(np.float64) for start in range(0, len(flat), _PIECE))
     return sum(float(piece @ piece) for piece in pieces)
@@ -121,7 +121,7 @@ def squared_error(
     other_B: npt.NDArray[np.floating],
     other_A: npt.NDArray[np.floating],
 ) -> float:
-    """||B A - B' A'||_F^2 by Gram matrices of the stacked factors [B, -B'] [A; A'], in float64.
+    """Return ||B A - B' A'||_F^2 by Gram matrices of the stacked factors [B, -B'] [A; A'], in float64.
 
     Cancellation leaves an absolute error of about 1e-15 ||B A||^2, far under any coding error.
     """

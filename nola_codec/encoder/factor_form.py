@@ -1,8 +1,8 @@
-"""The paper's form as material: `num_basis` coefficients of fixed width for each factor and each vector."""
+"""Factor form: `num_basis` coefficients of fixed width for each factor and each vector, on one basis each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +11,9 @@ import numpy.typing as npt
 from nola_codec.basis import BasisKey, basis_by_id
 from nola_codec.container.names import split_name
 from nola_codec.container.units import START
-from nola_codec.encoder.material import Material
+from nola_codec.encoder.content import FileContent
+from nola_codec.encoder.job import EncodeJob
+from nola_codec.encoder.options import DEFAULT_BITS
 from nola_codec.fit.projection import FactorBasis, fit_projection, fit_vector
 from nola_codec.model.adapter import Codable
 from nola_codec.model.quantizers import Codebook, Quantizer
@@ -21,78 +23,62 @@ from nola_codec.quant.scales import nearest_code
 from nola_codec.stores.dtypes import coded_dtype
 
 SLOPE = 4
-"""A precision is an eighth of an octave, a factor's amplitude code a thirty-second."""
+"""Amplitude codes in a precision: a precision is an eighth of an octave, a factor's amplitude code a thirty-second."""
 
 
 def codebook_for(bits: int) -> Codebook:
-    """Fixed-width codebook of the paper's form: a sign at 1 bit, Lloyd-Max up to 8, plain integers at 16."""
+    """Return the codebook of the factor form: a sign at 1 bit, Lloyd-Max up to 8, plain integers at 16."""
     if bits == 1:
         return midrise(1)
     return midtread(16) if bits == 16 else lloyd_max(bits)
 
 
-def project(
-    items: Sequence[Codable],
-    streams: Sequence[int],
-    *,
-    num_basis: int | None,
-    bits: int,
-    rank: int | None,
-    basis: int,
-    generator: int,
-    seed: int,
-    progress: Callable[[int], None],
-) -> Material:
-    """Fit every module and every vector.
+def factor_content(job: EncodeJob) -> FileContent:
+    """Fit every module and every vector of a job, and quantize the coefficients.
 
-    Args:
-        items: In record order.
-        streams: Stream number of each.
-        num_basis: Coefficients a factor or vector; None is as many as it has numbers. A Hadamard basis has no more.
-        bits: Width of a coefficient.
-        rank: Of the fitted factors; None keeps each module's.
-        basis: Its id.
-        generator: Its id.
-        seed: Of the generator.
-        progress: Called with the number of items done.
+    `num_basis` None stands for as many coefficients as a factor or vector has numbers; a Hadamard basis has no more.
+    `rank` None keeps the rank of each module.
     """
-    codebook = codebook_for(bits)
+    options = job.options
+    codebook = codebook_for(options.bits or DEFAULT_BITS)
     records: list[CodedRecord] = []
     symbols: list[npt.NDArray[np.uint16]] = []
-
-    def bases(stream: int, lengths: Sequence[int]) -> list[FactorBasis]:
-        counts = [n if num_basis is None else min(num_basis, n) for n in lengths]
-        return [
-            FactorBasis(basis, BasisKey(generator, seed, 2 * stream + side), length, count)
-            for side, (length, count) in enumerate(zip(lengths, counts, strict=True))
-        ]
-
-    for index, (item, stream) in enumerate(zip(items, streams, strict=True)):
-        fitted = (rank or item.rank) if item.is_pair else 1
-        own_bases = bases(stream, [n * fitted for n in item.vector_lengths])
-        record, own = (_fit_pair if item.is_pair else _fit_vector)(item, stream, fitted, own_bases, codebook)
+    for index, (item, stream) in enumerate(zip(job.items, job.streams, strict=True)):
+        rank = (options.rank or item.rank) if item.is_pair else 1
+        bases = _bases(job, stream, [n * rank for n in item.vector_lengths])
+        record, own = (_fit_pair if item.is_pair else _fit_vector)(item, stream, rank, bases, codebook)
         records.append(record)
         symbols.append(own)
-        progress(index + 1)
-    return fixed_width(records, symbols, Quantizer(codebook))
+        job.show_progress("fit", index + 1, len(job.items))
+    return fixed_width_content(records, symbols, Quantizer(codebook))
 
 
-def fixed_width(
+def _bases(job: EncodeJob, stream: int, lengths: Sequence[int]) -> list[FactorBasis]:
+    """Return the basis of each side of a record, for flat factors or a vector of these lengths."""
+    options = job.options
+    counts = [n if options.num_basis is None else min(options.num_basis, n) for n in lengths]
+    return [
+        FactorBasis(job.basis, BasisKey(job.envelope.generator, options.seed, 2 * stream + side), length, count)
+        for side, (length, count) in enumerate(zip(lengths, counts, strict=True))
+    ]
+
+
+def fixed_width_content(
     records: Sequence[CodedRecord], symbols: Sequence[npt.NDArray[np.uint16]], quantizer: Quantizer
-) -> Material:
-    """Material of one rung and one quantizer.
+) -> FileContent:
+    """Return the content of a file of one rung and one quantizer.
 
     Args:
         records: In file order, with scale codes as their amplitudes; precisions are set here. Codes more than some 30
             octaves from the middle one are brought nearer.
-        symbols: Of each record, those of lora_B first.
+        symbols: For each record, its symbols, those of lora_B first.
         quantizer: With a plain codebook.
     """
     assert isinstance(quantizer.codebook, Codebook)
-    placed = _around(records)
+    placed = _with_precisions(records)
     squares = tuple(_squares(record, each, quantizer.codebook) for record, each in zip(placed, symbols, strict=True))
     allocation = ((-1024, 0, 0, 0),)
-    return Material((placed,), (tuple(symbols),), (squares,), (quantizer,), [(allocation, allocation)], SLOPE)
+    return FileContent((placed,), (tuple(symbols),), (squares,), (quantizer,), [(allocation, allocation)], SLOPE)
 
 
 def _fit_pair(
@@ -142,20 +128,20 @@ def _record(item: Codable, kind: CodedKind, stream: int, codes: Sequence[int]) -
 
 
 def _code(scale: float, basis: FactorBasis) -> int:
-    """Scale code of coefficients in the basis with its rows normalized."""
+    """Return the scale code of coefficients in the basis with its rows normalized."""
     return nearest_code(scale / np.sqrt(basis_by_id(basis.id).norm2(basis.length)))
 
 
 def _squares(record: CodedRecord, symbols: npt.NDArray[np.uint16], codebook: Codebook) -> npt.NDArray[np.float64]:
-    """Squared norms of each side's coefficients, (sides,) or of a record without units (0,)."""
+    """Return the squared norm of each side's coefficients, float64 (sides,); (0,) for a record without units."""
     if not record.units:
         return np.zeros(0)
     points = np.array(codebook.points, np.float64)[symbols] ** 2
     return np.array([part.sum() for part in np.split(points, np.cumsum(record.kind.num_basis)[:-1])])
 
 
-def _around(records: Sequence[CodedRecord]) -> tuple[CodedRecord, ...]:
-    """The records with precisions set so that amplitudes are predicted to within two codes."""
+def _with_precisions(records: Sequence[CodedRecord]) -> tuple[CodedRecord, ...]:
+    """Return the records with precisions that predict their amplitudes to within two codes."""
     placed: dict[str, CodedRecord] = {}
     for is_pair in (True, False):
         own = [record for record in records if record.kind.is_pair == is_pair]

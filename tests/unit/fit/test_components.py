@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from nola_codec.fit.canonical import canonical, delta_energy, delta_inner, squared_error
+from nola_codec.fit.components import delta_energy, delta_inner, singular_components, squared_error
 
 
 def factors(out: int, columns: int, rank: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -26,7 +26,7 @@ def product(lora_B: np.ndarray, lora_A: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("out", "columns", "rank"), [(40, 24, 6), (7, 53, 4), (1, 9, 1), (5, 30, 8), (30, 3, 6)])
 def test_equals_the_dense_svd(out: int, columns: int, rank: int) -> None:
     b, a = factors(out, columns, rank)
-    parts = canonical(b, a)
+    parts = singular_components(b, a)
     assert parts.u.shape == (rank, out)
     assert parts.v.shape == (rank, columns)
     exists = min(out, columns, rank)
@@ -44,14 +44,14 @@ def test_a_deficient_rank_leaves_zero_singular_values() -> None:
     b, a = factors(20, 30, 5)
     b[:, 3] = b[:, 1]
     a[4] = 0
-    parts = canonical(b, a)
+    parts = singular_components(b, a)
     assert (parts.s > 1e-6 * parts.s[0]).sum() == 3
     np.testing.assert_allclose((parts.u.T * parts.s) @ parts.v, product(b, a), atol=1e-5 * parts.s[0])
 
 
 def test_zero_factors_are_zero_and_finite() -> None:
     _, a = factors(12, 10, 4)
-    parts = canonical(np.zeros((12, 4), np.float32), a)
+    parts = singular_components(np.zeros((12, 4), np.float32), a)
     assert not parts.s.any()
     assert np.isfinite(parts.u).all()
     assert np.isfinite(parts.v).all()
@@ -60,8 +60,8 @@ def test_zero_factors_are_zero_and_finite() -> None:
 def test_equal_deltas_have_equal_components() -> None:
     b, a = factors(20, 30, 3)
     mixing = np.array([[2.0, 1.0, 0.0], [0.0, -1.0, 0.5], [0.0, 0.0, 4.0]])
-    first = canonical(b, a)
-    second = canonical((b @ mixing).astype(np.float32), np.linalg.solve(mixing, a).astype(np.float32))
+    first = singular_components(b, a)
+    second = singular_components((b @ mixing).astype(np.float32), np.linalg.solve(mixing, a).astype(np.float32))
     np.testing.assert_allclose(first.s, second.s, rtol=1e-5)
     np.testing.assert_allclose(first.u, second.u, atol=1e-4)
     np.testing.assert_allclose(first.v, second.v, atol=1e-4)
@@ -72,7 +72,7 @@ def test_the_product_is_never_formed() -> None:
     other = (b * np.float32(0.9)).astype(np.float32)
     tracemalloc.start()
     try:
-        parts = canonical(b, a)
+        parts = singular_components(b, a)
         lost = squared_error(b, a, other, a) / delta_energy(b, a)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
