@@ -8,7 +8,7 @@ from typing import Any
 
 from nola_codec import adapters
 from nola_codec.adapters import AnySource
-from nola_codec.adapters.dialects.formats import convert
+from nola_codec.adapters.conversion import convert
 from nola_codec.api.merging import merge
 from nola_codec.api.opened import DTYPES, check_rungs
 from nola_codec.arrays import NUMPY, arrays_on
@@ -39,8 +39,8 @@ def decode(
         out: A directory; or, for an adapter, a path that ends as a tensor file does: ``.safetensors``, ``.npz``,
             ``.bin``, ``.pt``, ``.gguf``.
         base: A model directory; the merged model goes to `out`, weights in the base's own dtypes, as `merge` does.
-        format: Write an adapter in this dialect (`adapters.formats.FORMATS`) and not in its own; nothing is merged, and
-            `base` serves for names alone.
+        format: Write an adapter in this dialect and not in its own; nothing is merged, and `base` serves for names
+            alone.
         dtype: Of an adapter's factors: f32 is exact, f16 and bf16 round once.
         rung: Of a progressive file: as if it ended with this rung, counted from 0.
         device: Where factors are synthesized and multiplied; it changes no bit.

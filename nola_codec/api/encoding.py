@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from nola_codec import adapters
 from nola_codec.adapters import AnySource
-from nola_codec.adapters.dialects import peft_config, peft_diagonals
+from nola_codec.adapters.dialects import peft_diagonals
 from nola_codec.adapters.sources import weights_in
 from nola_codec.encoder.encode import encode_adapter
 from nola_codec.encoder.options import EncodeOptions
@@ -75,13 +75,8 @@ def encode_bytes(
     new_config = None
     if peft_diagonals.method_of(adapter.config) is not None:
         adapter, chosen = _of_diagonals(adapter, chosen)
-    if chosen.projected and chosen.rank is not None and adapter.dialect != "peft":
-        message = f"another rank would change what alpha / r means in the dialect {adapter.dialect}; leave out rank"
-        raise EncodeError(message, code="option")
-    if chosen.projected and chosen.rank is not None and adapter.config is not None:
-        ranks = {m.name.removeprefix(peft_config.PREFIX): chosen.rank for m in adapter.modules}
-        scalings = {m.name.removeprefix(peft_config.PREFIX): m.scaling for m in adapter.modules}
-        new_config = peft_config.with_ranks(adapter.config, ranks, scalings)
+    if chosen.projected and chosen.rank is not None:
+        new_config = adapters.dialect_of(adapter).config_with_rank(adapter, chosen.rank)
     data, report = encode_adapter(
         adapter, chosen, source_bytes=source_size(source, adapter), config_with_rank=new_config
     )
@@ -111,7 +106,7 @@ def _of_diagonals(adapter: Adapter, chosen: EncodeOptions) -> tuple[Adapter, Enc
     """VeRA and RandLoRA: exact unless a rate is asked for, and then by least squares."""
     require_least_squares(adapter, chosen)
     if not chosen.rated:
-        adapter = peft_diagonals.exact(adapter)
+        adapter = peft_diagonals.carry_diagonals(adapter)
     return adapter, chosen if chosen.projected else replace(chosen, objective="nmse")
 
 

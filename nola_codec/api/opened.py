@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -10,10 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from nola_codec.adapters import dialect_of
-from nola_codec.adapters.dialects import delta as delta_dialect
-from nola_codec.adapters.dialects import parameters, peft_config, peft_diagonals
-from nola_codec.adapters.dialects.peft import factor_keys
-from nola_codec.adapters.dialects.peft_experts import is_expert
+from nola_codec.adapters.dialects import peft_config
 from nola_codec.arrays import NUMPY, Arrays, arrays_on
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.container.reader import Container, Source, open_container
@@ -22,10 +18,9 @@ from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.factors import DecodedFactors
 from nola_codec.errors import AdapterError, FormatError
 from nola_codec.merge.arithmetic.sum import delta_weight, merge_tensor
-from nola_codec.merge.diagonal import diagonal_delta, merge_diagonals
 from nola_codec.merge.in_memory import find_in_model
-from nola_codec.merge.matching import merge_target, mismatch_message
-from nola_codec.merge.operands import merge_file
+from nola_codec.merge.layer_deltas import layer_delta, merge_layer_deltas
+from nola_codec.merge.matching import merge_target
 from nola_codec.model.header import Header
 
 if TYPE_CHECKING:
@@ -92,8 +87,8 @@ class NolaFile:
         Raises:
             AdapterError: ``unknown-name``; ``needs-shape``; ``bad-shape``, ``merge-projections`` of VeRA and RandLoRA.
         """
-        if self._diagonal:
-            return diagonal_delta(self._opened(), self._container.name, name, shape, self._tensor)
+        if dialect_of(self.header, self._container.name).needs_layer_shape:
+            return layer_delta(self._opened(), self._container.name, name, shape, self._tensor)
         index = self._find(name)
         ((_, decoded),) = self._decode([index])
         return self._tensor(delta_weight(decoded, self.header.lowrank[index].kind, self._arrays())).float()
@@ -107,15 +102,16 @@ class NolaFile:
         from nola_codec.decoder.torch_raw import to_torch, torch_dtype
 
         # PEFT's pairs stay on the device all the way; other dialects' tensors are put together in NumPy first.
-        if self.header.dialect != "peft" or any(is_expert(record.name) for record in self.header.lowrank):
-            adapter = decoded_adapter(self._opened(), None)
-            made = dialect_of(adapter.dialect, self._container.name).tensors(adapter, DTYPES[dtype])
+        dialect = dialect_of(self.header, self._container.name)
+        keys = dialect.direct_keys((record.name, record.kind.layout) for record in self.header.lowrank)
+        if keys is None:
+            made = dialect.tensors(decoded_adapter(self._opened(), None), DTYPES[dtype])
             return {key: self._tensor(to_torch(tensor)) for key, tensor in made.items()}
         wanted = torch_dtype(DTYPES[dtype])
         tensors: dict[str, torch.Tensor] = {}
         for index, decoded in self._decode(None):
             record = self.header.lowrank[index]
-            a_key, b_key = factor_keys(record.name, record.kind.layout)
+            a_key, b_key = keys[record.name]
             lora_B, lora_A = decoded.float32(self._arrays())
             tensors[a_key] = self._tensor(lora_A).reshape(record.kind.a_shape).to(wanted)
             tensors[b_key] = self._tensor(lora_B).reshape(record.kind.b_shape).to(wanted)
@@ -137,15 +133,11 @@ class NolaFile:
         """
         import torch
 
-        if self.header.dialect == delta_dialect.name:
-            self._merge_changes(model)
+        dialect = dialect_of(self.header, self._container.name)
+        if dialect.needs_layer_shape or dialect.changes_stored_weights:
+            merge_layer_deltas(self._opened(), self._container.name, model)
             return
-        if self._diagonal:
-            merge_diagonals(self._opened(), self._container.name, model)
-            return
-        if self.header.dialect == parameters.name:
-            message = "the file holds a network's own weights: model.load_state_dict(file.state_dict())"
-            raise AdapterError(message, code="merge-network", where=self._container.name)
+        dialect.require_mergeable(self._container.name)
         if self.header.vectors:
             raise AdapterError(
                 f"the file has tensors coded as vectors ({self.header.vectors[0].name}, ...), which only its dialect "
@@ -165,33 +157,6 @@ class NolaFile:
                 delta = self._tensor(delta_weight(decoded, record.kind, self._arrays()))
                 weight = weights[match.weight]
                 merge_tensor(weight, (delta.T if match.transposed else delta).to(weight.device))
-
-    @property
-    def _diagonal(self) -> bool:
-        return self.header.dialect == "peft" and peft_diagonals.method_of(self.header.config) is not None
-
-    def _merge_changes(self, model: torch.nn.Module) -> None:
-        """`merge_into` of a file of dense changes: names are those of the weights themselves."""
-        import torch
-
-        weights = dict(model.named_parameters(remove_duplicate=False))
-        file = merge_file(Decoder(self._container, self._arrays()), self._container.name)
-        found = {
-            delta_dialect.weight_name(name): (name, math.prod(parts[0].shape)) for name, parts in file.parts.items()
-        }
-        problems = [
-            f"{weight}: " + ("no such weight" if weight not in weights else f"shape {list(weights[weight].shape)}")
-            for weight, (_, size) in found.items()
-            if weight not in weights or weights[weight].numel() != size
-        ]
-        if problems:
-            raise AdapterError(mismatch_message(problems), code="base-mismatch", where="the model")
-        with torch.no_grad():
-            for name, (delta, _) in found.items():
-                weight = weights[name]
-                change = file.delta(delta, tuple(weight.shape), transposed=False)
-                rows = torch.from_numpy(change.rows(0, weight.shape[0] if weight.ndim else 1))
-                merge_tensor(weight, rows.to(weight.device))
 
     def verify(self) -> None:
         """Check every checksum, decode everything and compare its SHA-256. Raises FormatError, ChecksumMismatch."""

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.adapters import DIALECTS
+from nola_codec.adapters import dialect_of
+from nola_codec.adapters.adapter_delta import CombinedDelta, part_values
 from nola_codec.adapters.dialects import peft_diagonals
-from nola_codec.adapters.dialects.diagonals import Diagonals
-from nola_codec.adapters.dialects.lycoris import Composite, part_values
 from nola_codec.arrays import NUMPY
 from nola_codec.decoder.factors import Decoded, DecodedFactors
 from nola_codec.model.adapter import Adapter, Codable, LoraModule, VectorTensor
@@ -23,11 +22,10 @@ class CompositeErrors:
     """
 
     def __init__(self, adapter: Adapter, items: Sequence[Codable]) -> None:
-        dialect = DIALECTS.get(adapter.dialect)
-        every = () if dialect is None else dialect.composites(adapter)
+        every = dialect_of(adapter).combined_deltas(adapter)
         coded = [each for each in every if each.parts]
-        composites = [each for each in coded if each.measured]
-        self._diagonals = (len(composites), len(coded)) if any(isinstance(c, Diagonals) for c in coded) else (0, 0)
+        composites = [each for each in coded if each.is_measurable]
+        self._diagonals = (len(composites), len(coded)) if any(c.has_estimated_gains for c in coded) else (0, 0)
         self._bare = peft_diagonals.method_of(adapter.config) is not None and bool(adapter.vectors) and not every
         numbers = {item.name: index for index, item in enumerate(items)}
         self._estimated: dict[str, list[int]] = {}
@@ -38,7 +36,7 @@ class CompositeErrors:
                     module = vector.name.rpartition(".")[0]
                     self._estimated.setdefault(module, []).append(numbers[vector.name])
         self._items = items
-        self._of: dict[int, Composite] = {numbers[part]: each for each in composites for part in each.parts}
+        self._of: dict[int, CombinedDelta] = {numbers[part]: each for each in composites for part in each.parts}
         self._members = {each.name: [numbers[part] for part in each.parts] for each in composites}
         self.dilution = 1.0
         """Of diagonals: what the parts' energies together are of what they would be one by one; errors are not."""
@@ -60,7 +58,7 @@ class CompositeErrors:
             energies[members] /= len(members)
         for members in self._members.values():
             composite = self._of[members[0]]
-            if isinstance(composite, Diagonals):  # its gains are estimates, as those of factors need not be
+            if composite.has_estimated_gains:
                 energies[members] = composite.squared_distance(self._values(composite), None)
             energies[members] /= len(members)
         if self._diagonals[1] or self._bare:
@@ -89,12 +87,9 @@ class CompositeErrors:
         if len(parts) < len(members):
             return None
         found, original = self._waiting.pop(composite.name), self._values(composite)
-        if isinstance(composite, Diagonals):
-            return members, composite.squared_distance(found, original) / len(members)
-        lost = composite.combine(found) - composite.combine(original)
-        return members, float(np.square(lost).sum()) / len(members)
+        return members, composite.squared_distance(found, original) / len(members)
 
-    def _values(self, composite: Composite) -> dict[str, npt.NDArray[np.floating]]:
+    def _values(self, composite: CombinedDelta) -> dict[str, npt.NDArray[np.floating]]:
         """What a delta's parts were, before they were coded."""
         parts = [self._items[i] for i in self._members[composite.name]]
         values = part_values(

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from nola_codec.adapters.base_model import MergeTarget
 from nola_codec.errors import AdapterError
-from nola_codec.merge.matching import MergeTarget, WeightMatch, resolve_weights
+from nola_codec.merge.matching import WeightMatch, resolve_weights
 
 if TYPE_CHECKING:
     import torch
@@ -17,9 +18,14 @@ Targets = Callable[[Mapping[str, tuple[int, ...]], Mapping[str, Any]], Sequence[
 
 
 def find_in_model(
-    model: torch.nn.Module, targets: Targets
+    model: torch.nn.Module, targets: Targets, *, may_be_tied: bool = False
 ) -> tuple[dict[str, torch.nn.Parameter], dict[str, WeightMatch]]:
     """Parameters by name, and the one that each delta is added to.
+
+    Args:
+        model: What is changed.
+        targets: What each delta asks of the model.
+        may_be_tied: Accept a weight that is shared with another module, which changes with it.
 
     Raises:
         AdapterError: ``base-mismatch``; ``tied-weights`` when one that changes is shared with another module.
@@ -30,7 +36,7 @@ def find_in_model(
     matches = resolve_weights(targets(shapes, config), shapes, config)
     uses = Counter(id(p) for p in weights.values())
     for name, match in matches.items():
-        if uses[id(weights[match.weight])] > 1:
+        if not may_be_tied and uses[id(weights[match.weight])] > 1:
             raise AdapterError(
                 f"{match.weight} is tied to another weight, which would change with it; untie them, or merge with "
                 "`decode --base`, which does", code="tied-weights", where=name

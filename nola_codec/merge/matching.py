@@ -7,43 +7,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nola_codec.adapters.dialects.peft import module_path
+from nola_codec.adapters.base_model import MergeTarget, delta_shape, mismatch_message
+from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.checkpoints.embeddings import TiedEmbeddings, have_same_leaf
 from nola_codec.errors import AdapterError, expected
-from nola_codec.model.adapter import Layout, LoraModule
 from nola_codec.model.records import LowRankRecord
 
 # Models made of `transformers.pytorch_utils.Conv1D`, whose weights are (in, out), and the modules that are.
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"})
 _CONV1D_MODULES = frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
-
-
-@dataclass(frozen=True)
-class MergeTarget:
-    """A LoRA module as merging sees it.
-
-    Attributes:
-        name: As in `LoraModule`.
-        layout: As in `LoraModule`.
-        shape: Of the delta as a module of that layout holds it: (out, in), (out, in, *kernel) or (vocab, dim).
-        scaling: Of the module; here only a `lora_B.bias` needs it.
-        fan_in_fan_out: What the configuration says about (in, out) storage.
-        weight: Name of the tensor it is added to; empty where PEFT's rules find it by the module's name.
-        reshaped: The tensor may have the same rows in another shape, as a flattened kernel.
-    """
-
-    name: str
-    layout: Layout
-    shape: tuple[int, ...]
-    scaling: float = 1.0
-    fan_in_fan_out: bool = False
-    weight: str = ""
-    reshaped: bool = False
-
-    @classmethod
-    def of(cls, module: LoraModule) -> MergeTarget:
-        shape = delta_shape(module.layout, module.a_shape, module.b_shape)
-        return cls(module.name, module.layout, shape, module.scaling, module.fan_in_fan_out)
 
 
 @dataclass(frozen=True)
@@ -61,13 +33,6 @@ class WeightMatch:
     weight: str
     source: str
     transposed: bool
-
-
-def delta_shape(layout: Layout, a_shape: tuple[int, ...], b_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of a module's delta from the stored shapes of its factors."""
-    if layout == "embedding":
-        return (a_shape[1], b_shape[0])
-    return (b_shape[0], *a_shape[1:])
 
 
 class Names:
@@ -152,11 +117,6 @@ def resolve_weights(
     if problems:
         raise AdapterError(mismatch_message(problems), code="base-mismatch")
     return matches
-
-
-def mismatch_message(problems: list[str]) -> str:
-    """One message for all parts of an adapter that a base model has no place for."""
-    return f"{len(problems)} parts of the adapter do not fit the base model:\n  " + "\n  ".join(problems)
 
 
 def _orientation(target: MergeTarget, path: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> bool | None:

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nola_codec.adapters.dialects import delta as delta_dialect
-from nola_codec.adapters.dialects import peft_diagonals
-from nola_codec.adapters.dialects.deltas import AdapterDelta
+from nola_codec.adapters import dialect_of
+from nola_codec.adapters.adapter_delta import AdapterDelta
 from nola_codec.arrays import Arrays, arrays_on
 from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.container.reader import Source, open_container
@@ -19,7 +18,7 @@ from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.factors import Decoded
 from nola_codec.errors import AdapterError
 from nola_codec.merge.arithmetic.deltas import RowDelta, StackedDelta
-from nola_codec.merge.places import diagonal_targets, grouped_deltas, merge_targets, merged_tensors
+from nola_codec.merge.places import WeightShapes, grouped_deltas
 from nola_codec.merge.plan import MergePlan, plan_merge
 from nola_codec.merge.row_deltas import row_delta
 from nola_codec.model.adapter import Adapter
@@ -127,15 +126,11 @@ def merge_file(decoder: Decoder, name: str, weight: float = 1.0) -> MergeFile:
 
 def fit(file: MergeFile, checkpoint: Checkpoint) -> Operand:
     """Find the place of each delta. Raises AdapterError: as `merge_targets`, `plan_merge`, or ``merge-weight``."""
-    if file.adapter.dialect == "peft" and peft_diagonals.method_of(file.adapter.config) is not None:
-        shapes = {name: info.shape for name, info in checkpoint.weights.items()}
-        targets = diagonal_targets(file.adapter, file.parts, shapes, checkpoint.config, file.name)
-    else:
-        targets = merge_targets(file.adapter.dialect, file.parts, checkpoint)
-    raw = merged_tensors(file.adapter)
+    dialect = dialect_of(file.adapter)
+    targets = dialect.merge_targets(file.adapter, file.parts, WeightShapes.of(checkpoint), file.name)
+    raw = dialect.model_tensors(file.adapter)
     if raw and file.weight != 1:
         message = f"carries {next(iter(raw))}, which is not a delta and cannot be weighted by {file.weight}"
         raise AdapterError(message, code="merge-weight", where=file.name)
-    config = file.adapter.config if file.adapter.dialect == "peft" else None
-    stays_tied = file.adapter.dialect == delta_dialect.name
+    config, stays_tied = dialect.merge_config(file.adapter), dialect.changes_stored_weights
     return Operand(file, plan_merge(checkpoint, targets, raw, config, stays_tied=stays_tied))

@@ -61,7 +61,7 @@ def merge_pipeline(
 
 def _by_folder(file: MergeFile, base: Path) -> Iterator[tuple[str, MergeFile]]:
     """The component's folder, and of the file what belongs to it."""
-    for component, names in components(file.adapter.dialect, file.parts).items():
+    for component, names in components(file.adapter, file.parts).items():
         folder = component
         # kohya calls whatever denoises a unet.
         if component == "unet" and not (base / "unet").is_dir() and (base / "transformer").is_dir():

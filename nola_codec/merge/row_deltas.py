@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from nola_codec.adapters.dialects.deltas import AdapterDelta
-from nola_codec.adapters.dialects.diagonals import Diagonals
+from nola_codec.adapters.adapter_delta import AdapterDelta
 from nola_codec.arrays import Arrays
 from nola_codec.decoder.factors import Decoded, DecodedFactors, DecodedVector
 from nola_codec.merge.arithmetic.deltas import (
@@ -33,25 +32,25 @@ def row_delta(
     """A delta as a merge takes it.
 
     Args:
-        part: From `adapters.deltas.deltas`, of an adapter that was `assembled`.
+        part: From `adapters.deltas`, of an adapter that was `assembled`.
         decoded: By record name, what it decodes to.
         kinds: By record name, of the low-rank ones.
         xp: Where `decoded` is.
         shape: Of the weight.
         transposed: The weight is stored (in, out).
     """
-    if isinstance(part.composite, Diagonals):
-        values = {vector.name: vector.values for vector in part.vectors}
-        left, right = part.composite.factors(values, shape[::-1] if transposed else shape)
-        left, right = (right.T, left.T) if transposed else (left, right)
-        return OrderedProduct(np.ascontiguousarray(left), np.ascontiguousarray(right), part.composite.scale, shape)
     if part.composite is not None:
-        return ComputedDelta(part.dense, shape)
+        values = {vector.name: vector.values for vector in part.vectors}
+        factors = part.composite.factors(values, shape[::-1] if transposed else shape)
+        if factors is None:
+            return ComputedDelta(part.dense, shape)
+        left, right = (factors[1].T, factors[0].T) if transposed else factors
+        return OrderedProduct(np.ascontiguousarray(left), np.ascontiguousarray(right), part.composite.scale, shape)
     terms: list[RowDelta] = []
     for module in part.modules:
-        factors = decoded[module.name]
-        assert isinstance(factors, DecodedFactors)
-        terms.append(factor_delta(factors, kinds[module.name], xp, shape, transposed=transposed))
+        pair = decoded[module.name]
+        assert isinstance(pair, DecodedFactors)
+        terms.append(factor_delta(pair, kinds[module.name], xp, shape, transposed=transposed))
     for tensor in part.vectors:
         vector = decoded[tensor.name]
         assert isinstance(vector, DecodedVector)

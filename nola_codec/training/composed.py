@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 import torch
 from torch import nn
 
-from nola_codec.adapters.dialects.parameters import composed
+from nola_codec.adapters.dialects.parameters import multiply_factors
 from nola_codec.errors import EncodeError, expected
 from nola_codec.training.coded import CodedTensor, Ensemble, Member, Site, near_square
 from nola_codec.training.ensembles import check_width, new_ensemble
@@ -124,7 +124,7 @@ class Composed(nn.Module):
             ):  # fmt: skip
                 made = parts[0]
                 if len(parts) == 2:
-                    made = torch.from_numpy(composed(parts[0].numpy(), parts[1].numpy())).float()
+                    made = torch.from_numpy(multiply_factors(parts[0].numpy(), parts[1].numpy())).float()
                 self._decoded = parts, device, made.reshape(self.shape).to(device, self.dtype)
         return self._decoded[2]
 

@@ -37,7 +37,8 @@ def save_network(
         if place.composed.rank is not None and tuple(place.composed.shape) != _matrix(place)
     }
     config = {parameters.SHAPES: shapes} if shapes else None
-    data = file_bytes(own, Dress(parameters.name, config, {"format": "pt"}, _carried(network, found)), measured)
+    dress = Dress(parameters.PARAMETERS.name, config, {"format": "pt"}, _carried(network, found))
+    data = file_bytes(own, dress, measured)
     with atomic_file(out) as stream:
         stream.write(data)
     return len(data)
@@ -46,8 +47,8 @@ def save_network(
 def load_network(network: nn.Module, trained: Trained) -> nn.Module:
     """See `training.load`. A network that the file does not fit stays as it is."""
     header = trained.header
-    if header.dialect != parameters.name:
-        message = expected("dialect", parameters.name, header.dialect)
+    if header.dialect != parameters.PARAMETERS.name:
+        message = expected("dialect", parameters.PARAMETERS.name, header.dialect)
         raise EncodeError(f"not a file of a network's parameters: {message}", code="not-trained")
     products = {r.name: (r.kind.rows, r.kind.columns) for r in header.lowrank}
     shapes = parameters.tensor_shapes(header.config, products)

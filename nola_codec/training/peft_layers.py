@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nola_codec.adapters.dialects.diagonals import METHODS
-from nola_codec.adapters.dialects.peft_diagonals import method_of
+from nola_codec.adapters.dialects.peft import PEFT
 from nola_codec.container.names import natural_key
 from nola_codec.errors import EncodeError
 from nola_codec.model.adapter import Layout
@@ -68,8 +67,8 @@ def adapted(model: nn.Module, config: dict[str, Any], adapter: str) -> list[Adap
     Raises:
         EncodeError: ``not-peft``: factors on bare parameters.
     """
-    method = method_of(config)
-    found = _factors(model, adapter) if method is None else _diagonals(model, adapter, METHODS[method].diagonals)
+    diagonals = PEFT.variant(config).diagonals
+    found = _diagonals(model, adapter, diagonals) if diagonals else _factors(model, adapter)
     return sorted(found, key=lambda item: natural_key(item.name))
 
 

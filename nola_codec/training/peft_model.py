@@ -20,9 +20,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize as parametrization
 
-from nola_codec.adapters.dialects.diagonals import METHODS
-from nola_codec.adapters.dialects.peft_config import parse_config
-from nola_codec.adapters.dialects.peft_diagonals import draws_of, method_of
+from nola_codec.adapters.dialects.peft import PEFT
 from nola_codec.basis import NAMES as BASIS_NAMES
 from nola_codec.container.reader import Source
 from nola_codec.decoder.torch_raw import from_torch, to_torch
@@ -190,12 +188,12 @@ def _with_adapter(model: nn.Module, trained: Trained, adapter: str) -> nn.Module
         raise EncodeError("the file has no PEFT configuration", code="not-trained")
     stored = dict(trained.header.config)
     _check_config(stored, "the file's configuration")
-    from peft import LoraConfig, RandLoraConfig, VeraConfig, get_peft_model
+    import peft
 
-    kind: Any = {"VERA": VeraConfig, "RANDLORA": RandLoraConfig}.get(method_of(stored) or "", LoraConfig)
+    kind: Any = getattr(peft, PEFT.variant(stored).config_class)
     config = kind(**{key: value for key, value in stored.items() if key in kind.__dataclass_fields__})
     config.inference_mode = False
-    made: nn.Module = get_peft_model(model, config, adapter_name=adapter)
+    made: nn.Module = peft.get_peft_model(model, config, adapter_name=adapter)
     return made
 
 
@@ -228,8 +226,7 @@ def _adapter_of(model: Any, adapter: str | None) -> str:
 
 def _check_config(config: dict[str, Any], where: str) -> None:
     """Refuse adapters that are none of the three; raises AdapterError as `parse_config` does."""
-    if method_of(config) is None:
-        parse_config(config, where)
+    PEFT.variant(config).check_config(config, where)
 
 
 def _rename_state(holder: nn.Module, attribute: str) -> None:
@@ -276,8 +273,7 @@ def _owner(model: nn.Module, place: nn.Module) -> tuple[nn.Module, str]:
 def peft_dress(model: nn.Module, state: State) -> Dress:
     """What a file of a PEFT model says besides its coefficients."""
     config, raw = _config(model, state.adapter), _carried(model, state)
-    method = method_of(config)
-    draws = {} if method is None else draws_of(config, METHODS[method], raw)[0]
+    draws = PEFT.variant(config).draws(config, raw)
     drawn = {name: (draws[name], raw.pop(name)) for name in draws}
     return Dress("peft", config, {"format": "pt"}, raw, drawn)
 

@@ -83,7 +83,7 @@ def _is_network(source: Source) -> bool:
     """Whether a file holds a network's parameters; a stream is left where it was."""
     at = None if isinstance(source, bytes | bytearray | memoryview | str | os.PathLike) else source.tell()
     with open_container(source) as container:
-        found = container.header.dialect == parameters.name
+        found = container.header.dialect == parameters.PARAMETERS.name
     if at is not None and not isinstance(source, bytes | bytearray | memoryview | str | os.PathLike):
         source.seek(at)
     return found
