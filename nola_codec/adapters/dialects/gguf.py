@@ -33,7 +33,7 @@ class Gguf(PairDialect):
     is_conversion_target = True
 
     def detect(self, source: AdapterSource) -> bool:
-        return source.file.container == "gguf"
+        return source.file.file_type == "gguf"
 
     def read_source(self, source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
         extra = source.file.extra

@@ -30,7 +30,7 @@ class Mlx(PairDialect):
     is_conversion_target = True
 
     def detect(self, source: AdapterSource) -> bool:
-        return source.file.container != "gguf" and super().detect(source)
+        return source.file.file_type != "gguf" and super().detect(source)
 
     def config(self, source: AdapterSource) -> dict[str, Any] | None:
         config = source.config if source.config is not None else source.beside

@@ -33,7 +33,8 @@ from nola_codec.merge.plan import MergePlan, combine_plans, plan_merge
 from nola_codec.merge.stream import ChangeRows
 from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import RawTensor
-from nola_codec.stores.safetensors_io import from_float64, to_float64, write_file
+from nola_codec.stores.dtypes import from_float64, to_float64
+from nola_codec.stores.safetensors_io import write_file
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
