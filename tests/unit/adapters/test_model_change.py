@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 import nola_codec
@@ -24,16 +25,17 @@ def model(path: Path, seed: int, scale: float = 1.0) -> Path:
     path.mkdir()
     (path / "config.json").write_text(json.dumps({"model_type": "gpt2"}), encoding="utf-8")
     rng = np.random.default_rng(seed)
-    values = {name: rng.standard_normal((64, 64)).astype(np.float32) * scale for name in (WEIGHT, HEAD)}
+    values = {name: rng.standard_normal((96, 96)).astype(np.float32) * scale for name in (WEIGHT, HEAD)}
     write_file(path / "model.safetensors", {name: from_float32(v, "F32") for name, v in values.items()})
     return path
 
 
-def test_a_change_of_a_square_weight_stored_in_out_is_not_transposed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("residue", [True, False])
+def test_a_change_of_a_square_weight_stored_in_out_is_not_transposed(residue: bool, tmp_path: Path) -> None:
     """A change is that of the stored tensor; and names of two components of a pipeline do not matter to it."""
     base, tuned = model(tmp_path / "base", 0), model(tmp_path / "tuned", 1)
     file = tmp_path / "a.nola"
-    encode_delta(tuned, base, file, nmse=0.05, rank=8, head=True)
+    encode_delta(tuned, base, file, size="8KB", rank=8, residue=residue, head=True)
     changes = dict(totals(read_adapter(file)))
     assert set(changes) == {WEIGHT, HEAD}
     decode(file, tmp_path / "merged", base=base)
