@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from nola_codec.adapters.dialects import delta, parameters
+from nola_codec.adapters import Dialect, find_dialect
+from nola_codec.adapters.registry import UNKNOWN
 from nola_codec.basis import basis_by_id
 from nola_codec.container.reader import Source, open_container
 from nola_codec.entropy import CODECS
@@ -69,14 +70,12 @@ def inspect(source: Source) -> dict[str, Any]:
 
 def _base_model(header: Header) -> str | None:
     """What the adapter says of its base: PEFT's and MLX's configuration, kohya's metadata."""
-    config = header.config or {}
-    found = (
-        config.get("base_model_name_or_path"),
-        config.get("model") if header.dialect == "mlx" else None,
-        header.metadata.get("ss_sd_model_name"),
-        header.metadata.get("modelspec.architecture"),
-    )
-    return next((name for name in found if isinstance(name, str) and name), None)
+    return _dialect(header).base_model(header.config or {}, header.metadata)
+
+
+def _dialect(header: Header) -> Dialect:
+    """Return the file's dialect; of one that is not known here, what holds for all of them."""
+    return find_dialect(header.dialect) or UNKNOWN
 
 
 def _tensors(header: Header) -> list[dict[str, Any]]:
@@ -134,9 +133,10 @@ def _tensors(header: Header) -> list[dict[str, Any]]:
 
 def _parameters(header: Header) -> int:
     """Numbers in the factors and vectors; in the dialects `delta` and `parameters`, in the weights that they make."""
-    if header.dialect not in (delta.name, parameters.name):
+    dialect = _dialect(header)
+    if not dialect.holds_whole_weights:
         return sum(r.kind.elements for r in header.coded)
-    weights = {delta.weight_name(r.name): r.kind.elements for r in header.vectors}
+    weights = {dialect.weight_of_record(r.name): r.kind.elements for r in header.vectors}
     weights |= {r.name: math.prod(r.kind.product_shape) for r in header.pairs}
     return sum(weights.values())
 

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from nola_codec.adapters import dialect_of
-from nola_codec.adapters.dialects import peft_config, peft_diagonals
-from nola_codec.adapters.dialects.peft import factor_keys
-from nola_codec.adapters.dialects.peft_experts import is_expert
+from nola_codec.adapters.dialects.peft_config import PREFIX
 from nola_codec.arrays import NUMPY, Arrays, arrays_on
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.container.reader import Container, Source, open_container
@@ -19,8 +17,8 @@ from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.errors import AdapterError, FormatError, NolaError, expected
 from nola_codec.merge.arithmetic.sum import delta_weight
-from nola_codec.merge.diagonal import diagonal_delta
 from nola_codec.merge.in_memory import merge_into_model
+from nola_codec.merge.layer_deltas import layer_delta
 from nola_codec.model.header import Header
 
 if TYPE_CHECKING:
@@ -116,9 +114,9 @@ class NolaFile:
             AdapterError: ``unknown-name``, ``bad-shape``; for VeRA and RandLoRA ``needs-shape``, ``merge-projections``.
             FormatError, ChecksumMismatch: The file is damaged.
         """
-        if self.header.dialect == "peft" and peft_diagonals.method_of(self.header.config) is not None:
+        if dialect_of(self.header, self._container.name).needs_layer_shape:
             pair = None if shape is None else cast("tuple[int, int]", tuple(shape))
-            return diagonal_delta(self._open_decoder(), self._container.name, name, pair, self._tensor)
+            return layer_delta(self._open_decoder(), self._container.name, name, pair, self._tensor)
         index = self._find(name)
         delta = delta_weight(self._decode_record(index), self.header.pairs[index].kind, self._arrays())
         if shape is not None and tuple(shape) != tuple(delta.shape):
@@ -143,16 +141,17 @@ class NolaFile:
         stored = stored_dtype(dtype)
         decoder = self._open_decoder()
         # PEFT's pairs stay on the device all the way; other dialects' tensors are put together in NumPy first.
-        if self.header.dialect != "peft" or any(is_expert(record.name) for record in self.header.pairs):
-            adapter = decode_adapter(decoder, verify=self._verify)
-            made = dialect_of(adapter.dialect, self._container.name).tensors(adapter, stored)
+        dialect = dialect_of(self.header, self._container.name)
+        keys = dialect.direct_keys((record.name, record.kind.layout) for record in self.header.pairs)
+        if keys is None:
+            made = dialect.tensors(decode_adapter(decoder, verify=self._verify), stored)
             return {key: self._tensor(to_torch(tensor)) for key, tensor in made.items()}
         wanted = torch_dtype(stored)
         tensors: dict[str, torch.Tensor] = {}
         records = decode_records(decoder, verify=self._verify)
         pairs = len(decoder.header.pairs)
         for record, decoded in zip(decoder.header.pairs, records[:pairs], strict=True):
-            a_key, b_key = factor_keys(record.name, record.kind.layout)
+            a_key, b_key = keys[record.name]
             lora_B, lora_A = decoded.float32(decoder.xp)
             tensors[a_key] = self._tensor(lora_A).reshape(record.kind.stored_shapes[1]).to(wanted)
             tensors[b_key] = self._tensor(lora_B).reshape(record.kind.stored_shapes[0]).to(wanted)
@@ -219,7 +218,7 @@ class NolaFile:
         return tensor.to(torch.device(cast("Any", self._device)))
 
     def _find(self, name: str) -> int:
-        for candidate in (name, peft_config.PREFIX + name):
+        for candidate in (name, PREFIX + name):
             if candidate in self._index:
                 return self._index[candidate]
         raise AdapterError(

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.adapters import DIALECTS, CodingRules, coding_rules
-from nola_codec.adapters.dialects.lycoris import Composite, part_values, side_product
+from nola_codec.adapters import CodingRules, dialect_of
+from nola_codec.adapters.adapter_delta import CombinedDelta, part_values, side_product
 from nola_codec.array_types import Float64Array
 from nola_codec.arrays import NUMPY
 from nola_codec.decoder.factors import DecodedRecord
@@ -30,7 +30,7 @@ class SharedDelta:
         items: Their tensors before coding.
     """
 
-    composite: Composite
+    composite: CombinedDelta
     members: tuple[int, ...]
     items: tuple[Codable, ...]
 
@@ -94,11 +94,10 @@ def find_shared_deltas(adapter: Adapter, items: Sequence[Codable]) -> SharedDelt
         adapter: As read.
         items: The tensors of its records, in order.
     """
-    rules = coding_rules(adapter)
-    dialect = DIALECTS.get(adapter.dialect)
-    composites = () if dialect is None else dialect.composites(adapter)
+    dialect = dialect_of(adapter)
+    rules, composites = dialect.coding_rules(adapter), dialect.combined_deltas(adapter)
     coded = [composite for composite in composites if composite.parts]
-    measured = [composite for composite in coded if composite.measured]
+    measured = [composite for composite in coded if composite.is_measurable]
     numbers = {item.name: number for number, item in enumerate(items)}
     deltas = []
     for composite in measured:

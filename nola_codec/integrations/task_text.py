@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nola_codec.adapters import AnySource, read
-from nola_codec.adapters.dialects.peft import module_path
+from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.errors import EncodeError
 from nola_codec.integrations.calibration_data import Row, read_rows, tokenize
 from nola_codec.integrations.causal import load_causal

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nola_codec.adapters.dialects.deltas import AdapterDelta
+from nola_codec.adapters.adapter_delta import AdapterDelta
 from nola_codec.arrays import Arrays, arrays_on
 from nola_codec.container.reader import open_container
 from nola_codec.decoder.adapters import build_adapter

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from nola_codec.adapters.dialects.peft import module_path
+from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.errors import EncodeError
 from nola_codec.model.adapter import Codable, Layout
 

@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from nola_codec.adapters.dialects.parameters import composed
+from nola_codec.adapters.dialects.parameters import multiply_factors
 from nola_codec.errors import EncodeError, expected
 from nola_codec.training.coded import CodedSide, CodedTensor, RecordDescription, near_square_shape
 from nola_codec.training.coding import Coding
@@ -158,7 +158,7 @@ class ComposedTensor(nn.Module):
             ):  # fmt: skip
                 made = parts[0]
                 if len(parts) == 2:
-                    made = torch.from_numpy(composed(parts[0].numpy(), parts[1].numpy())).float()
+                    made = torch.from_numpy(multiply_factors(parts[0].numpy(), parts[1].numpy())).float()
                 self._decoded = parts, device, made.reshape(self.shape).to(device, self.dtype)
         return self._decoded[2]
 

@@ -44,7 +44,7 @@ def save_network(
         if parameter.composed.rank is not None and tuple(parameter.composed.shape) != _matrix_shape(parameter)
     }
     config = {parameters.SHAPES: shapes} if shapes else None
-    extras = HeaderExtras(parameters.name, config, {"format": "pt"}, _raw_tensors(network, found))
+    extras = HeaderExtras(parameters.PARAMETERS.name, config, {"format": "pt"}, _raw_tensors(network, found))
     data = encode_group(own, extras, measured)
     with atomic_file(out) as stream:
         stream.write(data)
@@ -54,8 +54,8 @@ def save_network(
 def load_network(network: nn.Module, trained: TrainedFile) -> nn.Module:
     """Put a file into a network; see `training.load`. A network that the file does not fit stays as it is."""
     header = trained.header
-    if header.dialect != parameters.name:
-        message = expected("dialect", parameters.name, header.dialect)
+    if header.dialect != parameters.PARAMETERS.name:
+        message = expected("dialect", parameters.PARAMETERS.name, header.dialect)
         raise EncodeError(f"not a file of a network's parameters: {message}", code="not-trained")
     products = {r.name: r.kind.product_shape for r in header.pairs}
     shapes = parameters.tensor_shapes(header.config, products)

@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from nola_codec.adapters.dialects.diagonals import METHODS
-from nola_codec.adapters.dialects.peft_diagonals import draws_of, method_of
+from nola_codec.adapters.dialects.peft import PEFT
 from nola_codec.container.reader import Source
 from nola_codec.decoder.torch_raw import from_torch, to_torch
 from nola_codec.errors import EncodeError, expected, require_package
@@ -24,8 +23,7 @@ _FACTOR = re.compile(r"\.lora_[AB]\.(weight|nola)$|\.lora_embedding_[AB]$")
 def peft_header_extras(model: nn.Module, state: TrainingState) -> HeaderExtras:
     """The parts of a PEFT model's file that are not coefficients: its configuration, and tensors carried or drawn."""
     config, raw = adapter_config(model, state.adapter), _raw_tensors(model, state)
-    method = method_of(config)
-    draws = {} if method is None else draws_of(config, METHODS[method], raw)[0]
+    draws = PEFT.variant(config).draws(config, raw)
     drawn = {name: (draws[name], raw.pop(name)) for name in draws}
     return HeaderExtras("peft", config, {"format": "pt"}, raw, drawn)
 
@@ -79,12 +77,12 @@ def _add_adapter(model: nn.Module, trained: TrainedFile, adapter: str) -> nn.Mod
     stored = dict(trained.header.config)
     check_adapter_config(stored, "the file's configuration")
     require_package("a PEFT adapter", "peft", "peft")
-    from peft import LoraConfig, RandLoraConfig, VeraConfig, get_peft_model
+    import peft
 
-    kind: Any = {"VERA": VeraConfig, "RANDLORA": RandLoraConfig}.get(method_of(stored) or "", LoraConfig)
+    kind: Any = getattr(peft, PEFT.variant(stored).config_class)
     config = kind(**{key: value for key, value in stored.items() if key in kind.__dataclass_fields__})
     config.inference_mode = False
-    made: nn.Module = get_peft_model(model, config, adapter_name=adapter)
+    made: nn.Module = peft.get_peft_model(model, config, adapter_name=adapter)
     return made
 
 

@@ -13,9 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nola_codec.adapters.dialects.diagonals import METHODS
-from nola_codec.adapters.dialects.peft_config import parse_config
-from nola_codec.adapters.dialects.peft_diagonals import method_of
+from nola_codec.adapters.dialects.peft import PEFT
 from nola_codec.container.names import natural_key
 from nola_codec.errors import EncodeError, expected
 from nola_codec.model.adapter import Layout
@@ -105,8 +103,7 @@ def adapter_config(model: Any, adapter: str) -> dict[str, Any]:
 
 def check_adapter_config(config: dict[str, Any], where: str) -> None:
     """Refuse adapters that are neither LoRA, VeRA nor RandLoRA. Raises AdapterError as `parse_config` does."""
-    if method_of(config) is None:
-        parse_config(config, where)
+    PEFT.variant(config).check_config(config, where)
 
 
 def find_adapter_records(model: nn.Module, config: dict[str, Any], adapter: str) -> list[AdapterRecord]:
@@ -115,8 +112,8 @@ def find_adapter_records(model: nn.Module, config: dict[str, Any], adapter: str)
     Raises:
         EncodeError: ``not-peft``: factors on bare parameters.
     """
-    method = method_of(config)
-    found = _factors(model, adapter) if method is None else _diagonals(model, adapter, METHODS[method].diagonals)
+    diagonals = PEFT.variant(config).diagonals
+    found = _diagonals(model, adapter, diagonals) if diagonals else _factors(model, adapter)
     return sorted(found, key=lambda item: natural_key(item.name))
 
 

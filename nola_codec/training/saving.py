@@ -84,7 +84,7 @@ def _is_network(source: Source) -> bool:
     """True if a file holds the parameters of a network. A stream is left where it was."""
     at = None if isinstance(source, bytes | bytearray | memoryview | str | os.PathLike) else source.tell()
     with open_container(source) as container:
-        found = container.header.dialect == parameters.name
+        found = container.header.dialect == parameters.PARAMETERS.name
     if at is not None and not isinstance(source, bytes | bytearray | memoryview | str | os.PathLike):
         source.seek(at)
     return found

@@ -380,7 +380,7 @@ def test_factors_that_are_no_plain_product_are_refused(field: int, value: object
 def test_products_that_are_too_large_are_refused() -> None:
     tall = LoraModule("w", np.zeros((1, 1 << 16), np.float32), np.zeros(((1 << 15) + 1, 1), np.float32), (), (), 1.0)
     with pytest.raises(AdapterError) as caught:
-        parameters.tensors(Adapter("parameters", (tall,)))
+        parameters.PARAMETERS.tensors(Adapter("parameters", (tall,)))
     assert caught.value.code == "limit"
     with pytest.raises(AdapterError, match="together") as caught:
         parameters.tensor_shapes(None, {str(i): (1 << 15, 1 << 16) for i in range(9)})
@@ -399,9 +399,9 @@ def test_it_is_no_adapter(file: bytes, tmp_path: Path) -> None:
         opened.merge_into(Small())
     assert caught.value.code == "merge-network"
     with adapters.open_source(tmp_path / "model.safetensors") as source:
-        assert not parameters.detect(source)
+        assert not parameters.PARAMETERS.detect(source)
         with pytest.raises(AdapterError) as caught:
-            parameters.read_source(source)
+            parameters.PARAMETERS.read_source(source)
     assert caught.value.code == "foreign-dialect"
 
 

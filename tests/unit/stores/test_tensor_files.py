@@ -1,4 +1,4 @@
-"""Files of tensors are written in the container their suffix names."""
+"""Files of tensors are written as the type of file that their suffix names."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from nola_codec.stores.tensor_files import SUFFIXES, is_tensor_file, write_tenso
 
 TENSORS = {"q.lora_a": RawTensor("F32", (2,), bytes(8)), "q.lora_b": RawTensor("BF16", (1, 1), b"\x80\x3f")}
 GGUF = {"general.architecture": ("STRING", "llama"), "adapter.lora.alpha": ("FLOAT32", 8.0)}
-CONTAINER = {
+FILE_TYPES = {
     ".safetensors": "safetensors", ".npz": "npz", ".bin": "pickle", ".pt": "pickle", ".pth": "pickle", ".gguf": "gguf",
 }  # fmt: skip
 
 
 def test_suffixes() -> None:
-    assert set(SUFFIXES) == set(CONTAINER)
+    assert set(SUFFIXES) == set(FILE_TYPES)
     assert all(is_tensor_file(f"a{suffix}") and is_tensor_file(f"a{suffix.upper()}") for suffix in SUFFIXES)
     assert not any(is_tensor_file(path) for path in ("a", "a.txt", "a.safetensors.txt", "dir.d", "safetensors"))
 
 
-@pytest.mark.parametrize("suffix", [*CONTAINER, ".NPZ"])
+@pytest.mark.parametrize("suffix", [*FILE_TYPES, ".NPZ"])
 def test_what_is_written_is_read_back(suffix: str, tmp_path: Path) -> None:
     extra = GGUF if suffix == ".gguf" else None
     path = tmp_path / f"t{suffix}"
@@ -33,7 +33,7 @@ def test_what_is_written_is_read_back(suffix: str, tmp_path: Path) -> None:
     assert write_tensors(path, TENSORS, {"format": "pt"}, extra=extra) == path
     first = path.read_bytes()
     with open_store(path) as store:
-        assert store.container == CONTAINER[suffix.lower()]
+        assert store.file_type == FILE_TYPES[suffix.lower()]
         assert {name: store.read(name) for name in store.tensors} == TENSORS
         assert store.metadata == ({"format": "pt"} if suffix == ".safetensors" else {})
         assert store.extra == (extra or {})

@@ -17,7 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.adapters.dialects.lycoris import Composite
+from nola_codec.adapters.adapter_delta import CHANGE_SUFFIX as SUFFIX
+from nola_codec.adapters.adapter_delta import AdapterDelta
+from nola_codec.adapters.base_model import BaseModel, MergeTarget
+from nola_codec.adapters.contract import Dialect
 from nola_codec.adapters.sources import AdapterSource
 from nola_codec.array_types import Float32Array
 from nola_codec.checkpoints.checkpoint import Checkpoint, WeightInfo
@@ -30,12 +33,8 @@ from nola_codec.stores.files import require_free
 from nola_codec.stores.safetensors_io import SafetensorsFile, write_file
 from nola_codec.stores.tensor_store import Closing
 
-name = "delta"
-title = "dense changes"
-SUFFIX = ".diff"
-"""Ends the name of a vector that is added to the weight of the name before it."""
 _PIECE = 1 << 22
-"""Elements compared at once."""
+"""The number of elements that are compared at once."""
 
 
 class Weights(Closing):
@@ -199,47 +198,6 @@ def weight_name(record: str) -> str:
     return record.removesuffix(SUFFIX)
 
 
-def detect(source: AdapterSource) -> bool:
-    """Never: a change is told from two checkpoints, not from one file."""
-    return False
-
-
-def read_source(source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
-    """Refuse: see `detect`. Raises AdapterError ``foreign-dialect``."""
-    raise AdapterError("dense changes are encoded from two checkpoints", code="foreign-dialect", where=source.where)
-
-
-def write(adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False) -> Path:
-    """Write the dense changes to one safetensors file, each weight's under its name with ``.diff`` after it.
-
-    Args:
-        adapter: Of this dialect.
-        out: A path that ends in ``.safetensors``.
-        dtype: Of all; None is F32. The exact sum of a weight's records is rounded to it once.
-        overwrite: Replace what is there.
-
-    Raises:
-        AdapterError: ``needs-file``, ``overflow``.
-        OutputExists: Something is there and ``overwrite`` is False.
-    """
-    path = Path(out)
-    if path.suffix != ".safetensors":
-        message = "dense changes go to one file whose name ends in .safetensors; or merge them with --base"
-        raise AdapterError(message, code="needs-file", where=str(out))
-    require_free(path, overwrite=overwrite)
-    return write_file(path, tensors(adapter, dtype), {"format": "pt", **_strings(adapter.metadata)})
-
-
-def tensors(adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
-    """The dense changes, each under its weight's name with ``.diff`` after it, rounded once (``dtype`` None: F32)."""
-    return {key + SUFFIX: from_float64(values, dtype or "F32", where=key) for key, values in totals(adapter)}
-
-
-def composites(adapter: Adapter) -> tuple[Composite, ...]:
-    """None: a change is a sum."""
-    return ()
-
-
 def totals(adapter: Adapter) -> Iterator[tuple[str, npt.NDArray[np.float64]]]:
     """(weight name, change in float64): low-rank product, exact, plus vector, one rounding."""
     vectors = {weight_name(v.name): v.values for v in adapter.vectors}
@@ -250,6 +208,65 @@ def totals(adapter: Adapter) -> Iterator[tuple[str, npt.NDArray[np.float64]]]:
         yield module.name, total if vector is None else total + vector
     for key, values in vectors.items():
         yield key, values.astype(np.float64)
+
+
+class ModelChange(Dialect):
+    """The dialect of whole models' changes."""
+
+    name = "delta"
+    title = "dense changes"
+    changes_stored_weights = True
+    holds_whole_weights = True
+
+    def detect(self, source: AdapterSource) -> bool:
+        """Return False: a change is told from two checkpoints, not from one file."""
+        return False
+
+    def read_source(self, source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
+        """Refuse; see `detect`. Raises AdapterError ``foreign-dialect``."""
+        raise AdapterError("dense changes are encoded from two checkpoints", code="foreign-dialect", where=source.where)
+
+    def tensors(self, adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
+        """Return the changes, each under its weight's name with ``.diff`` after it, rounded once (None: to F32)."""
+        return {key + SUFFIX: from_float64(values, dtype or "F32", where=key) for key, values in totals(adapter)}
+
+    def write(
+        self, adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False
+    ) -> Path:
+        """Write the changes to one safetensors file.
+
+        Args:
+            adapter: What to write.
+            out: A path that ends in ``.safetensors``.
+            dtype: The dtype of all tensors; None is F32. The exact sum of a weight's records is rounded to it once.
+            overwrite: Replace what is there.
+
+        Raises:
+            AdapterError: ``needs-file``, ``overflow``.
+            OutputExists: Something is there and ``overwrite`` is False.
+        """
+        path = Path(out)
+        if path.suffix != ".safetensors":
+            message = "dense changes go to one file whose name ends in .safetensors; or merge them with --base"
+            raise AdapterError(message, code="needs-file", where=str(out))
+        require_free(path, overwrite=overwrite)
+        return write_file(path, self.tensors(adapter, dtype), {"format": "pt", **_strings(adapter.metadata)})
+
+    def weight_of_record(self, name: str) -> str:
+        """Return the weight that a record changes."""
+        return weight_name(name)
+
+    def merge_targets(
+        self, adapter: Adapter, found: Mapping[str, Sequence[AdapterDelta]], base: BaseModel, where: str
+    ) -> list[MergeTarget]:
+        """Return what each change asks of the model: the weight of its name, as it is stored, never transposed."""
+        return [
+            MergeTarget(delta.name, "linear", delta.shape, weight=weight_name(delta.name), reshaped=True)
+            for (delta,) in found.values()
+        ]
+
+
+MODEL_CHANGE = ModelChange()
 
 
 def _strings(metadata: Mapping[str, Any]) -> dict[str, str]:

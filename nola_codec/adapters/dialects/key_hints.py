@@ -1,4 +1,4 @@
-"""Say whose keys these are: for errors about files that mix dialects, or are of one that is not read."""
+"""Guess whose keys these are, for errors about files that mix dialects or whose dialect is not read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _DIALECTS: tuple[tuple[str, str], ...] = (
 
 
 def describe_keys(keys: Iterable[str]) -> str | None:
-    """The dialect that some tensor names look like, or None when no name speaks of LoRA."""
+    """Return the dialect that some tensor names look like, or None when no name speaks of LoRA."""
     names = list(keys)
     for dialect, pattern in _DIALECTS:
         search = re.compile(pattern).search
@@ -38,7 +38,7 @@ def describe_keys(keys: Iterable[str]) -> str | None:
 
 
 def unknown_key(key: str, dialect: str, where: str) -> AdapterError:
-    """The error for a key that a dialect has no meaning for; what else it looks like is said."""
+    """Return the error for a key that has no meaning in a dialect; it says what else the key looks like."""
     message = f"unknown key in an adapter of the dialect {dialect}; --passthrough carries such tensors as they are"
     other = describe_keys([key])
     if other is not None and other.lower() not in (dialect, "another lora tool"):

@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nola_codec.errors import AdapterError
 from nola_codec.model.tensors import RawTensor
@@ -21,6 +24,7 @@ from nola_codec.stores.safetensors_io import (
     SafetensorsWriter,
     dump,
     num_bytes,
+    open_safetensors,
     write_file,
 )
 
@@ -65,6 +69,81 @@ def test_the_package_reads_ours_and_we_read_the_packages() -> None:
     np.testing.assert_array_equal(safetensors.numpy.load(ours)["x"], arrays["x"])
     names = {name for name, _ in safetensors.deserialize(dump(TENSORS))}
     assert names == set(TENSORS)
+
+
+def serialized(tensors: Mapping[str, RawTensor], metadata: dict[str, str] | None) -> bytes:
+    """What the package writes, by way of its raw interface."""
+    names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "U8": "uint8", "BOOL": "bool",
+             "F8_E4M3": "float8_e4m3fn"}  # fmt: skip
+    kept = {name: np.frombuffer(tensor.data or bytes(1), np.uint8) for name, tensor in tensors.items()}
+    specs: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        entry: dict[str, Any] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape)}
+        if hasattr(safetensors, "TensorSpec"):
+            address = {"data_ptr": kept[name].ctypes.data, "data_len": len(tensor.data)}
+            specs[name] = safetensors.TensorSpec(**entry, **address)
+        else:
+            specs[name] = {**entry, "data": tensor.data}
+    return bytes(safetensors.serialize(specs, metadata=metadata))
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"k": 'é\u2028"\\/\x07'}])
+def test_bytes_are_the_packages_with_one_dtype_a_width(metadata: dict[str, str] | None) -> None:
+    tensors = {**TENSORS, "é": RawTensor("BF16", (2,), bytes(4)), 'm"x': RawTensor("U8", (3,), b"abc")}
+    del tensors["b"]
+    assert dump(tensors, metadata) == serialized(tensors, metadata)
+
+
+def test_the_package_orders_tensors_of_one_width_and_metadata_otherwise() -> None:
+    """The two reasons for which files are written here; should the package change, it could write them."""
+    mixed = {"a": RawTensor("BF16", (1,), bytes(2)), "b": RawTensor("F16", (1,), bytes(2)),
+             "c": RawTensor("BF16", (1,), bytes(2))}  # fmt: skip
+    ours, theirs = dump(mixed), serialized(mixed, None)
+    assert ours != theirs
+    with SafetensorsFile(theirs) as file, SafetensorsFile(ours) as own:
+        assert {name: file.read(name) for name in file.tensors} == {name: own.read(name) for name in own.tensors}
+    several = {str(number): "x" for number in range(24)}
+    assert dump({}, several) == dump({}, dict(reversed(several.items())))
+    assert list(json.loads(serialized({}, several)[8:])["__metadata__"]) != sorted(several)
+
+
+def test_a_file_taken_whole_is_read_by_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = write_file(tmp_path / "t.safetensors", TENSORS, {"k": "v"})
+    sizes = []
+    deserialize = safetensors.deserialize
+
+    def count(data: bytes) -> Any:
+        sizes.append(len(data))
+        return deserialize(data)
+
+    monkeypatch.setattr(safetensors, "deserialize", count)
+    for source in (path, path.read_bytes(), io.BytesIO(path.read_bytes())):
+        with open_safetensors(source) as store, SafetensorsFile(path) as file:
+            assert {name: store.read(name) for name in store.tensors} == TENSORS
+            assert [*store.tensors] == [*file.tensors]
+            assert store.metadata == {"k": "v"}
+    assert sizes == [path.stat().st_size] * 3
+
+
+def test_large_files_and_rare_dtypes_are_read_tensor_by_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    rare = {"x": RawTensor("F8_E8M0", (2,), b"ab"), "y": RawTensor("C64", (1,), bytes(8))}
+    with open_safetensors(dump(rare)) as store:
+        assert isinstance(store, SafetensorsFile)
+        assert {name: store.read(name) for name in store.tensors} == rare
+    monkeypatch.setattr("nola_codec.stores.safetensors_io.WHOLE_BYTES", 100)
+    with open_safetensors(dump(TENSORS)) as store:
+        assert isinstance(store, SafetensorsFile)
+        assert {name: store.read(name) for name in store.tensors} == TENSORS
+
+
+def test_what_the_package_refuses_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(data: bytes) -> Any:
+        raise safetensors.SafetensorError("no")
+
+    monkeypatch.setattr(safetensors, "deserialize", refuse)
+    with pytest.raises(AdapterError, match=r"^t: the safetensors package refuses it: no") as caught:
+        open_safetensors(dump(TENSORS), name="t")
+    assert caught.value.code == "bad-header"
 
 
 def test_data_starts_on_an_8_byte_boundary() -> None:
@@ -163,6 +242,34 @@ def test_rejected(case: str, tmp_path: Path) -> None:
             SafetensorsFile(source, name="t.safetensors")
         assert e.value.code == code
         assert str(e.value).startswith("t.safetensors")
+
+
+# Files that the package reads and that are refused here: limits of our own.
+STRICTER = {"dimensions"}
+
+
+@pytest.mark.parametrize("case", REJECTED)
+def test_the_package_refuses_the_same_files(case: str) -> None:
+    data = REJECTED[case][1]
+    if case in STRICTER:
+        safetensors.deserialize(data)
+        return
+    with pytest.raises(safetensors.SafetensorError):
+        safetensors.deserialize(data)
+
+
+@given(st.integers(0, 300), st.binary(min_size=1, max_size=3))
+def test_damaged_files_are_read_alike_or_refused(position: int, change: bytes) -> None:
+    """What both accept, both read to the same tensors."""
+    data = bytearray(dump(TENSORS, {"k": "v"}))
+    data[position : position + len(change)] = change
+    try:
+        with SafetensorsFile(bytes(data)) as file:
+            found = {name: file.read(name) for name in file.tensors}
+        theirs = safetensors.deserialize(bytes(data))
+    except (AdapterError, safetensors.SafetensorError):
+        return
+    assert found == {name: RawTensor(info["dtype"], tuple(info["shape"]), bytes(info["data"])) for name, info in theirs}
 
 
 def test_every_truncation_is_an_error() -> None:

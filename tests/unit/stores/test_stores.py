@@ -1,4 +1,4 @@
-"""A container is known by its first bytes, and looks the same whichever it is."""
+"""A file of tensors is known by its first bytes, and looks the same whichever it is."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def legacy(tensors: dict[str, RawTensor]) -> bytes:
     return out.getvalue()
 
 
-CONTAINERS: dict[str, tuple[str, Callable[[dict[str, RawTensor]], bytes]]] = {
+STORES: dict[str, tuple[str, Callable[[dict[str, RawTensor]], bytes]]] = {
     "safetensors": ("safetensors", dump),
     "npz": ("npz", dump_npz),
     "torch": ("pickle", dump_pickle),
@@ -51,10 +51,10 @@ class Pipe(io.BytesIO):
         return False
 
 
-@pytest.mark.parametrize("case", CONTAINERS)
+@pytest.mark.parametrize("case", STORES)
 @pytest.mark.parametrize("kind", ["path", "str", "bytes", "memoryview", "stream", "stream past its start", "pipe"])
-def test_every_container_from_every_kind_of_source(case: str, kind: str, tmp_path: Path) -> None:
-    container, make = CONTAINERS[case]
+def test_every_store_from_every_kind_of_source(case: str, kind: str, tmp_path: Path) -> None:
+    file_type, make = STORES[case]
     data = make(TENSORS)
     path = tmp_path / "misleading.safetensors"
     path.write_bytes(data)
@@ -71,7 +71,7 @@ def test_every_container_from_every_kind_of_source(case: str, kind: str, tmp_pat
     }[kind]
     store: TensorStore
     with open_store(source) as store:
-        assert store.container == container
+        assert store.file_type == file_type
         assert {name: store.read(name) for name in store.tensors} == TENSORS
         assert {name: (info.dtype, info.shape) for name, info in store.tensors.items()} == {
             name: (tensor.dtype, tensor.shape) for name, tensor in TENSORS.items()
@@ -88,11 +88,11 @@ def test_every_container_from_every_kind_of_source(case: str, kind: str, tmp_pat
     assert not stream.closed
 
 
-@pytest.mark.parametrize("case", CONTAINERS)
+@pytest.mark.parametrize("case", STORES)
 def test_files_are_closed(case: str, tmp_path: Path) -> None:
     """An unclosed file is a ResourceWarning, and warnings are errors here; on Windows it could not be removed."""
     path = tmp_path / "t"
-    path.write_bytes(CONTAINERS[case][1](TENSORS))
+    path.write_bytes(STORES[case][1](TENSORS))
     before = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
     store = open_store(path)
     store.close()
@@ -119,8 +119,8 @@ def test_metadata_and_key_values() -> None:
 
 
 def test_memory_store() -> None:
-    with MemoryStore(TENSORS, name="m", metadata={"a": "b"}, extra={"k": ("BOOL", True)}, container="gguf") as store:
-        assert (store.name, store.metadata, store.extra, store.container) == (
+    with MemoryStore(TENSORS, name="m", metadata={"a": "b"}, extra={"k": ("BOOL", True)}, file_type="gguf") as store:
+        assert (store.name, store.metadata, store.extra, store.file_type) == (
             "m", {"a": "b"}, {"k": ("BOOL", True)}, "gguf",
         )  # fmt: skip
         assert store.tensors == {"q.lora_a": TensorInfo("F32", (2, 3)), "q.lora_b": TensorInfo("F16", (3,))}
@@ -155,7 +155,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("case", FOREIGN)
-def test_what_is_no_container_is_named(case: str, tmp_path: Path) -> None:
+def test_what_is_no_store_is_named(case: str, tmp_path: Path) -> None:
     code, data = FOREIGN[case]
     path = tmp_path / "t.npz"
     path.write_bytes(data)

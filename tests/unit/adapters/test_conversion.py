@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from nola_codec.adapters import dialect_of, read, write
-from nola_codec.adapters.dialects.deltas import deltas
-from nola_codec.adapters.dialects.formats import FORMATS, convert, matching_names, path_of
+from nola_codec.adapters import DIALECTS, deltas, dialect_of, read, write
+from nola_codec.adapters.conversion import convert, matching_names
+from nola_codec.adapters.dialects.dialect_names import TARGET_DIALECTS
 from nola_codec.adapters.dialects.paths import kohya_name, kohya_path, old_diffusers_name, old_diffusers_path
 from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import Adapter, LoraModule, VectorTensor
@@ -168,7 +168,8 @@ def test_what_cannot_be_said_is_refused() -> None:
     assert "'my'" in str(refusal(strange, "diffusers"))
     numbered = Adapter("cloneofsimo", (module("unet:0"),))
     assert "numbers" in str(refusal(numbered, "diffusers"))
-    assert "sam_lora" not in FORMATS
+    assert {name for name, each in DIALECTS.items() if each.is_conversion_target} == set(TARGET_DIALECTS)
+    assert "sam_lora" not in TARGET_DIALECTS
     assert refusal(lm, "sam_lora").code == "not-expressible"
 
 
@@ -180,7 +181,7 @@ def test_names_match_between_dialects() -> None:
     lm = language_model()
     a, b = matching_names(lm, convert(lm, "mlx"))
     assert sorted(a.values()) == sorted(b.values())
-    assert path_of("lora_unet_conv_in", "kohya") == "unet.conv_in"
+    assert DIALECTS["kohya"].path_of("lora_unet_conv_in") == "unet.conv_in"
 
 
 def test_biases_and_magnitudes_go_along() -> None:
@@ -194,4 +195,4 @@ def test_biases_and_magnitudes_go_along() -> None:
     assert back.config is not None
     assert back.config["use_dora"] is True
     assert json.dumps(dict(back.config))
-    assert dialect_of("peft").tensors(back)
+    assert dialect_of(back).tensors(back)
