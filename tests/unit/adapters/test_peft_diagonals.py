@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from nola_codec.adapters import read, write
+from nola_codec.adapters import dialect_of, read, write
+from nola_codec.adapters.dialects import randlora, vera
 from nola_codec.adapters.dialects.peft_draws import find_draws
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.rules import apply_rules
