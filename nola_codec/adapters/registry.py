@@ -41,7 +41,7 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(_known)
 
 
 class _UnknownDialect(Dialect):
-    """What holds for a file in a dialect that is not known here: it can be inspected, and nothing else."""
+    """The dialect of a file whose dialect is not known here: it can be inspected, and nothing else."""
 
     name = ""
     title = "an unknown dialect"
@@ -61,7 +61,7 @@ UNKNOWN: Dialect = _UnknownDialect()
 
 
 class OfDialect(Protocol):
-    """What says its dialect and configuration: an `Adapter`, or the `Header` of a file."""
+    """An `Adapter`, the `Header` of a file, or whatever else names its dialect and configuration."""
 
     @property
     def dialect(self) -> str:

@@ -23,8 +23,8 @@ def find_in_model(
     """Parameters by name, and the one that each delta is added to.
 
     Args:
-        model: What is changed.
-        targets: What each delta asks of the model.
+        model: The model that is changed.
+        targets: Returns the request of each delta.
         may_be_tied: Accept a weight that is shared with another module, which changes with it.
 
     Raises:

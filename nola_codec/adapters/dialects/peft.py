@@ -73,7 +73,7 @@ class PeftLora(PeftDialect):
         """Read an opened PEFT LoRA whole. Without a configuration every scaling is 1 (alpha = r).
 
         Args:
-            source: From `open_source`.
+            source: The opened source.
             carry_unknown: Put tensors that no rule knows into `Adapter.raw` instead of refusing them.
 
         Raises:
