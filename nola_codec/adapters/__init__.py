@@ -6,6 +6,7 @@ What the tensors lie in (safetensors, npz, pickle, GGUF) is another matter: `sto
 
 from __future__ import annotations
 
+from nola_codec.adapters.coding_rules import CodingRules
 from nola_codec.adapters.contract import Dialect
 from nola_codec.adapters.registry import (
     DIALECTS,
@@ -21,6 +22,7 @@ from nola_codec.stores.files import AnySource
 __all__ = [
     "DIALECTS",
     "AnySource",
+    "CodingRules",
     "Dialect",
     "deltas",
     "dialect_of",

@@ -6,13 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from nola_codec.array_types import Float64Array
-from nola_codec.model.adapter import Adapter, LoraModule, VectorTensor
+from nola_codec.model.adapter import Adapter, Codable, LoraModule, VectorTensor
 
 CHANGE_SUFFIX = ".diff"
 """The end of the name of a vector that is added to the weight of the module named before it."""
@@ -39,9 +38,6 @@ class CombinedDelta(ABC):
     name: str
     parts: tuple[str, ...]
     scale: float
-
-    has_estimated_gains: ClassVar[bool] = False
-    """True if the gains of the parts are estimates, so that the energy of the delta has to be computed."""
 
     @property
     def is_measurable(self) -> bool:
@@ -130,11 +126,11 @@ class AdapterDelta:
             AdapterError: ``bad-shape`` for parts that do not fit each other.
         """
         if self.composite is not None:
-            values = part_values(self.modules, self.vectors)
+            values = part_values([*self.modules, *self.vectors])
             return self.composite.combine({part: values[part]() for part in self.composite.parts})
         total: npt.NDArray[np.float64] | None = None
         for module in self.modules:
-            product = _product(module) * module.scaling
+            product = np.asarray(side_product(module.sides) * module.scaling, np.float64)
             total = product if total is None else total + product
         for vector in self.vectors:
             values64 = vector.values.astype(np.float64)
@@ -172,21 +168,14 @@ def split_deltas(adapter: Adapter, combined: Sequence[CombinedDelta]) -> list[Ad
     return [found[name] for name in sorted(found)]
 
 
-def part_values(
-    modules: Iterable[LoraModule], vectors: Iterable[VectorTensor]
-) -> dict[str, Callable[[], npt.NDArray[np.floating]]]:
+def part_values(items: Iterable[Codable]) -> dict[str, Callable[[], npt.NDArray[np.floating]]]:
     """Return a function for each part that makes its value: float64 for a product, float32 for a tensor."""
-    values: dict[str, Callable[[], npt.NDArray[np.floating]]] = {}
-    for module in modules:
-        values[module.name] = partial(_product, module)
-    for vector in vectors:
-        values[vector.name] = partial(_values, vector)
-    return values
+    return {item.name: partial(side_product, item.sides) for item in items}
 
 
-def _product(module: LoraModule) -> Float64Array:
-    return module.lora_B.astype(np.float64) @ module.lora_A.astype(np.float64)
-
-
-def _values(vector: VectorTensor) -> npt.NDArray[np.float32]:
-    return vector.values
+def side_product(sides: tuple[npt.NDArray[np.float32], ...]) -> npt.NDArray[np.floating]:
+    """Return lora_B @ lora_A of a pair in float64, (out, in); the one side of a tensor as it is."""
+    if len(sides) == 1:
+        return sides[0]
+    lora_B, lora_A = sides
+    return np.asarray(lora_B.astype(np.float64) @ lora_A.astype(np.float64))

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from nola_codec.adapters.adapter_delta import AdapterDelta, CombinedDelta
 from nola_codec.adapters.base_model import BaseModel, MergeTarget, require_one_component, target_of
+from nola_codec.adapters.coding_rules import CodingRules
 from nola_codec.adapters.dialects.paths import component_of
 from nola_codec.adapters.sources import AdapterSource
 from nola_codec.adapters.writing import AdapterFile, write_adapter_file
@@ -125,6 +126,10 @@ class Dialect(ABC):
         return adapter
 
     # Encoding.
+
+    def coding_rules(self, adapter: Adapter) -> CodingRules:
+        """Return how an adapter of this dialect may be coded; by default everything is allowed."""
+        return CodingRules()
 
     def config_with_rank(self, adapter: Adapter, rank: int) -> Mapping[str, Any] | None:
         """Return the configuration of the adapter if all its modules had this rank, every scaling kept.

@@ -14,8 +14,8 @@ from nola_codec.adapters.dialects.model_change import Pairing, Selection, Weight
 from nola_codec.api.encoding import checked
 from nola_codec.array_types import Float32Array
 from nola_codec.checkpoints.checkpoint import WeightInfo
-from nola_codec.encoder.dense import SplitOptions, split
-from nola_codec.encoder.encode import encode_adapter
+from nola_codec.encoder.dense import SplitOptions, split_changes
+from nola_codec.encoder.pipeline import encode_adapter
 from nola_codec.encoder.report import EncodeReport
 from nola_codec.errors import AdapterError, EncodeError
 from nola_codec.model.adapter import Adapter
@@ -79,15 +79,17 @@ def encode_delta_bytes(
         OutputExists: `out` is there and `overwrite` is false.
     """
     chosen = checked(out if isinstance(out, str | os.PathLike) else None, size=size, overwrite=overwrite, **options)
-    if chosen.projected:
-        raise EncodeError("num_basis and bits are the paper's form, which has no dense changes", code="option")
+    if chosen.is_factor_form:
+        raise EncodeError(
+            "num_basis and bits make a file of the factor form, which has no dense changes", code="option"
+        )
     if chosen.weighting is not None:
         raise EncodeError("fit activations weighs the components of adapters only", code="option")
     how = SplitOptions(rank, energy, residue, chosen.seed)
     selection = Selection(tuple(include), tuple(exclude), embeddings, head)
     with Weights(tuned) as mine, Weights(base) as other:
         pairing = dialect.pair(mine, other, selection)
-        modules, vectors = split(_changes(mine, other, pairing, chosen.progress), how)
+        modules, vectors = split_changes(_changes(mine, other, pairing, chosen.progress), how)
         if not modules and not vectors:
             raise AdapterError("no selected weight differs from the base", code="nothing-changed", where=mine.where)
         adapter = Adapter(dialect.MODEL_CHANGE.name, modules, vectors=vectors)

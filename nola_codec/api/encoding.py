@@ -5,17 +5,16 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from nola_codec import adapters
 from nola_codec.adapters import AnySource
-from nola_codec.adapters.dialects import peft_diagonals
 from nola_codec.adapters.sources import weights_in
-from nola_codec.encoder.encode import encode_adapter
 from nola_codec.encoder.options import EncodeOptions
+from nola_codec.encoder.pipeline import encode_adapter
 from nola_codec.encoder.report import EncodeReport
+from nola_codec.encoder.rules import apply_rules
 from nola_codec.encoder.sizes import parse_size
 from nola_codec.errors import EncodeError
 from nola_codec.model.adapter import Adapter
@@ -72,42 +71,14 @@ def encode_bytes(
     """`encode` that hands back the file's bytes as well."""
     chosen = checked(out, size=size, overwrite=overwrite, **options)
     adapter = adapters.read(source, config=config, carry_unknown=carry_unknown)
-    new_config = None
-    if peft_diagonals.method_of(adapter.config) is not None:
-        adapter, chosen = _of_diagonals(adapter, chosen)
-    if chosen.projected and chosen.rank is not None:
-        new_config = adapters.dialect_of(adapter).config_with_rank(adapter, chosen.rank)
-    data, report = encode_adapter(
-        adapter, chosen, source_bytes=source_size(source, adapter), config_with_rank=new_config
-    )
+    adapter, chosen = apply_rules(adapter, chosen)
+    data, report = encode_adapter(adapter, chosen, source_bytes=source_size(source, adapter))
     if isinstance(out, str | os.PathLike):
         with atomic_file(out) as stream:
             stream.write(data)
     elif out is not None:
         out.write(data)
     return data, report
-
-
-def require_least_squares(adapter: Adapter, chosen: EncodeOptions) -> None:
-    """Refuse for VeRA and RandLoRA what is about low-rank factors. Raises EncodeError ``option``.
-
-    That a network hardly sees noise was measured on low-rank factors; of diagonals nothing of the kind is known.
-    """
-    if peft_diagonals.method_of(adapter.config) is None:
-        return
-    if chosen.rank is not None:
-        raise EncodeError("the rank of VeRA and RandLoRA is that of their matrices; leave out rank", code="option")
-    if chosen.weighted or chosen.tuner is not None or chosen.objective not in (None, "nmse"):
-        message = "VeRA and RandLoRA are coded by the NMSE; other objectives, fits and weights are for low-rank factors"
-        raise EncodeError(message, code="option")
-
-
-def _of_diagonals(adapter: Adapter, chosen: EncodeOptions) -> tuple[Adapter, EncodeOptions]:
-    """VeRA and RandLoRA: exact unless a rate is asked for, and then by least squares."""
-    require_least_squares(adapter, chosen)
-    if not chosen.rated:
-        adapter = peft_diagonals.carry_diagonals(adapter)
-    return adapter, chosen if chosen.projected else replace(chosen, objective="nmse")
 
 
 def checked(

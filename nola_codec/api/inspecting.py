@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ def inspect(source: Source) -> dict[str, Any]:
             "config": header.config,
             "metadata": dict(header.metadata),
             "content_sha256": container.prelude.content_sha256.hex(),
-            "factors_sha256": header.factors_sha256.hex(),
+            "factors_sha256": header.decoded_sha256.hex(),
             "tensors": _tensors(header),
         }
 
@@ -84,21 +85,21 @@ def _tensors(header: Header) -> list[dict[str, Any]]:
                 "name": r.name,
                 "record": "lowrank",
                 "layout": r.kind.layout,
-                "shape": [r.kind.rows, *r.kind.a_shape[1:]],
+                "shape": [r.kind.product_shape[0], *r.kind.stored_shapes[1][1:]],
                 "rank": r.kind.rank,
                 "units": r.units,
                 "coefficients": _coefficients(r),
                 "scaling": r.kind.scaling,
                 "stream": r.stream,
             }
-            for r in header.lowrank
+            for r in header.pairs
         ]
         + [
             {
                 "name": r.name,
                 "record": "vector",
                 "dtype": r.kind.dtype,
-                "shape": list(r.kind.shape),
+                "shape": list(r.kind.stored_shapes[0]),
                 "units": r.units,
                 "coefficients": _coefficients(r),
                 "stream": r.stream,
@@ -136,7 +137,7 @@ def _parameters(header: Header) -> int:
     if not dialect.holds_whole_weights:
         return sum(r.kind.elements for r in header.coded)
     weights = {dialect.weight_of_record(r.name): r.kind.elements for r in header.vectors}
-    weights |= {r.name: r.kind.rows * r.kind.columns for r in header.lowrank}
+    weights |= {r.name: math.prod(r.kind.product_shape) for r in header.pairs}
     return sum(weights.values())
 
 

@@ -9,20 +9,21 @@ from typing import Any
 
 from nola_codec import adapters
 from nola_codec.adapters import AnySource
-from nola_codec.api.encoding import require_least_squares, source_size
+from nola_codec.api.encoding import source_size
 from nola_codec.api.inspecting import inspect
-from nola_codec.encoder.encode import encode_adapter, prepared
 from nola_codec.encoder.options import EncodeOptions
+from nola_codec.encoder.pipeline import encode_adapter, prepare_form
+from nola_codec.encoder.rules import check_rules
 from nola_codec.encoder.sizes import parse_size
 from nola_codec.errors import EncodeError
-from nola_codec.fit.bank import Bank
+from nola_codec.fit.canonical_form import CanonicalForm
 from nola_codec.model.adapter import Adapter
 from nola_codec.peers.columns import component
 from nola_codec.peers.svd import svd_peers
 from nola_codec.progress import Progress
 
 _FIRST = 5000
-"""Bytes where the default ladder begins, if the adapter is large enough and its names leave room."""
+"""Least of the default sizes, if the adapter is large enough and its names leave room."""
 _NOTHING = 0.9999
 """An error that all but an empty file beats: its size is about the least there is."""
 _RATES = ("nmse", "size", "ratio", "error", "num_basis", "bits")
@@ -113,7 +114,7 @@ def sweep(
 
     Args:
         source: What `encode` takes.
-        sizes: Bytes of each file, as numbers or as ``"50KB"``; with neither these nor errors, a ladder from 5 KB, or
+        sizes: Bytes of each file, as numbers or as ``"50KB"``; with neither these nor errors, sizes from 5 KB, or
             the least there can be, to a quarter of the adapter in fp16.
         errors: Target of each file in the objective.
         objective: ``nmse``, the measure that all codecs share, or ``effective``, what `encode` takes by default.
@@ -150,19 +151,19 @@ def sweep(
         for target in targets:
             _at(base, by, target)  # refuses what makes no sense before any work
     adapter = adapters.read(source, config=config, carry_unknown=carry_unknown)
-    require_least_squares(adapter, base)
+    check_rules(adapter, base)
     if progress is not None:
         progress("canonical form", 0, 1)
-    files = _Files(adapter, base, prepared(adapter, base), source_size(source, adapter))
+    files = _Files(adapter, base, prepare_form(adapter, base), source_size(source, adapter))
     if targets is None:
-        targets = files.ladder()
+        targets = files.default_sizes()
     points = []
     carried = 0
     for target in targets:
         point, carried_here = files.point(by, target)
         carried = max(carried, carried_here)  # the same in every file
         points.append(point)
-    del files  # and the bank with it: each peer's own is as large
+    del files  # and the form with it: each peer's own is as large
     asked: tuple[str, ...] = ()
     if peers and adapter.modules:
         asked, points = _with_peers(adapter, points, carried, progress)
@@ -180,11 +181,11 @@ def sweep(
 
 @dataclass(frozen=True)
 class _Files:
-    """Encodes of one adapter over one bank."""
+    """Encodes of one adapter over one form."""
 
     adapter: Adapter
     options: EncodeOptions
-    bank: Bank
+    form: CanonicalForm
     source_bytes: int
 
     def point(self, by: str, target: float) -> tuple[SweepPoint, int]:
@@ -192,7 +193,7 @@ class _Files:
         start = time.perf_counter()
         try:
             data, report = encode_adapter(
-                self.adapter, _at(self.options, by, target), source_bytes=self.source_bytes, bank=self.bank
+                self.adapter, _at(self.options, by, target), source_bytes=self.source_bytes, form=self.form
             )
         except EncodeError as error:
             return SweepPoint(target, problem=str(error)), 0
@@ -206,7 +207,7 @@ class _Files:
         )
         return point, inspect(data)["bytes_by_part"]["carried"]
 
-    def ladder(self) -> list[int]:
+    def default_sizes(self) -> list[int]:
         """1-2-5 numbers of bytes, from 5 KB or the least there can be, to a quarter of the adapter in fp16."""
         least = self.point("error", _NOTHING)[0].bytes or 1
         return default_sizes(least, 2 * self.adapter.parameters)

@@ -13,8 +13,8 @@ from nola_codec.adapters.dialects.peft_config import PREFIX
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.errors import AdapterError
 from nola_codec.merge.arithmetic.sum import merge_tensor
-from nola_codec.merge.in_memory import find_in_model
-from nola_codec.merge.operands import MergeFile, merge_file
+from nola_codec.merge.files import MergeFile, decode_merge_file
+from nola_codec.merge.model_weights import find_in_model
 from nola_codec.merge.places import WeightShapes
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def layer_delta(
     Raises:
         AdapterError: ``merge-projections``, ``unknown-name``, ``needs-shape``, ``bad-shape``.
     """
-    file = merge_file(decoder, where)
+    file = decode_merge_file(decoder, where)
     dialect_of(file.adapter).require_complete(file.adapter, where)
     found = next((n for n in (name, PREFIX + name) if n in file.parts), None)
     if found is None:
@@ -60,23 +60,23 @@ def merge_layer_deltas(decoder: Decoder, where: str, model: torch.nn.Module) -> 
     """
     import torch
 
-    file = merge_file(decoder, where)
+    file = decode_merge_file(decoder, where)
     dialect = dialect_of(file.adapter)
     carried = dialect.model_tensors(file.adapter)
     if carried:
         raise AdapterError(
             f"the file carries tensors that are not deltas ({next(iter(carried))}, ...); "
-            "load the decoded adapter with PEFT, or merge with `decode --base`", code="merge-raw"
+            "load the decoded adapter with PEFT, or merge with `decode --base`", code="merge-raw", where=where
         )  # fmt: skip
-    weights, matches = find_in_model(
+    weights, places = find_in_model(
         model,
         lambda shapes, config: dialect.merge_targets(file.adapter, file.parts, WeightShapes(shapes, config), where),
         may_be_tied=dialect.changes_stored_weights,
     )
     with torch.no_grad():
-        for name, match in matches.items():
-            weight = weights[match.weight]
-            rows = _rows(file, name, tuple(weight.shape), transposed=match.transposed)
+        for name, place in places.items():
+            weight = weights[place.weight]
+            rows = _rows(file, name, tuple(weight.shape), transposed=place.transposed)
             merge_tensor(weight, torch.from_numpy(rows).to(weight.device))
 
 

@@ -11,7 +11,7 @@ from nola_codec.adapters import deltas, dialect_of
 from nola_codec.adapters.adapter_delta import AdapterDelta
 from nola_codec.adapters.registry import OfDialect
 from nola_codec.checkpoints.checkpoint import Checkpoint
-from nola_codec.merge.matching import Names, stored_transposed
+from nola_codec.merge.matching import StoredNames, is_stored_transposed
 from nola_codec.model.adapter import Adapter
 
 
@@ -36,16 +36,16 @@ class WeightShapes:
         return cls(shapes, checkpoint.config, str(checkpoint.directory))
 
     def find(self, name: str) -> str | None:
-        """Return the stored weight that a name means; see `Names`."""
+        """Return the stored weight that a name means; see `StoredNames`."""
         return self._names.find(name)
 
     def is_transposed(self, path: str, fan_in_fan_out: bool) -> bool:
-        """Return True if the weight of a linear module is stored (in, out); see `stored_transposed`."""
-        return stored_transposed(path, self.config, fan_in_fan_out)
+        """Return True if the weight of a linear module is stored (in, out); see `is_stored_transposed`."""
+        return is_stored_transposed(path, self.config, fan_in_fan_out)
 
     @cached_property
-    def _names(self) -> Names:
-        return Names(self.shapes)
+    def _names(self) -> StoredNames:
+        return StoredNames(self.shapes)
 
 
 def grouped_deltas(adapter: Adapter) -> dict[str, list[AdapterDelta]]:

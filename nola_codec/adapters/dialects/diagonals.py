@@ -133,8 +133,6 @@ class DiagonalDelta(CombinedDelta):
     lora_A: Float64Array = field(default_factory=lambda: np.zeros((0, 0)))
     lora_B: Float64Array = field(default_factory=lambda: np.zeros((0, 0)))
 
-    has_estimated_gains = True
-
     @property
     def is_measurable(self) -> bool:
         """True if the delta can be made often enough to measure what it lost."""

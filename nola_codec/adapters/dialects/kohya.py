@@ -302,7 +302,7 @@ def _with_gains(adapter: Adapter, combined: Sequence[CombinedDelta]) -> Adapter:
 
     Exact for one factor of a Kronecker product, and for noise without direction in the others.
     """
-    values = part_values(adapter.modules, adapter.vectors)
+    values = part_values([*adapter.modules, *adapter.vectors])
     gains: dict[str, float] = {}
     for composite in combined:
         norm = float(np.linalg.norm(composite.combine({part: values[part]() for part in composite.parts})))

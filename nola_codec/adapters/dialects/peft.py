@@ -24,6 +24,7 @@ from nola_codec.adapters.base_model import (
     require_one_component,
     target_of,
 )
+from nola_codec.adapters.coding_rules import CodingRules
 from nola_codec.adapters.dialects import peft_diagonals
 from nola_codec.adapters.dialects.key_hints import describe_keys
 from nola_codec.adapters.dialects.pairs import join_tensors, pair_tensors, read_carried, read_pair
@@ -142,6 +143,10 @@ class PeftLora(PeftDialect):
     def slice_of(self, name: str) -> tuple[str, int]:
         """Return the module whose expert this is, and the expert's number."""
         return expert_module(name), expert_number(name)
+
+    def coding_rules(self, adapter: Adapter) -> CodingRules:
+        """Allow everything."""
+        return CodingRules()
 
     def config_with_rank(self, adapter: Adapter, rank: int) -> Mapping[str, Any] | None:
         """Return the configuration for another rank; None where the adapter has none."""

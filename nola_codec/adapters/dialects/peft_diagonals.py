@@ -16,6 +16,7 @@ import numpy as np
 
 from nola_codec.adapters.adapter_delta import AdapterDelta
 from nola_codec.adapters.base_model import BaseModel, MergeTarget
+from nola_codec.adapters.coding_rules import CodingRules
 from nola_codec.adapters.dialects.diagonals import DiagonalDelta, DiagonalMethod, Matrices
 from nola_codec.adapters.dialects.key_hints import describe_keys
 from nola_codec.adapters.dialects.pairs import join_tensors, read_carried, read_floats
@@ -35,6 +36,25 @@ from nola_codec.stores.tensor_store import TensorStore
 
 _MODEL = "base_model"
 _CODED_DTYPES = ("F32", "F16", "BF16")
+
+CODING_RULES = CodingRules(
+    # That a network hardly sees noise was measured on low-rank factors; nothing of the kind is known of diagonals.
+    objectives=("nmse",),
+    objectives_reason="VeRA and RandLoRA are coded by the NMSE; other objectives, fits and weights are for low-rank "
+    "factors",
+    rank_reason="the rank of VeRA and RandLoRA is that of their matrices; leave out rank",
+    # The diagonals are few, and the rest of such an adapter is a seed.
+    exact_note="the diagonals are carried exact; a rate (--size, --ratio, --nmse, --bits) codes them, and loses "
+    "something",
+    gains_are_estimates=True,
+    unknown_note="errors are those of the diagonals, by what they do in matrices such as PEFT draws: theirs are not in "
+    "the file",
+    estimated_note="errors of {estimated} of {coded} deltas are estimated from their diagonals: the deltas are too "
+    "large to be made again and again",
+    measured_note="errors are measured on deltas with as many inputs as the frozen matrices have: how many each layer "
+    "has, only the model tells",
+)
+"""How VeRA and RandLoRA may be coded."""
 
 
 class PeftDiagonals(PeftDialect):
@@ -104,6 +124,10 @@ class PeftDiagonals(PeftDialect):
             )
             raise AdapterError(message, code="needs-directory", where=str(path))
         return adapter
+
+    def coding_rules(self, adapter: Adapter) -> CodingRules:
+        """Return the rules of VeRA and RandLoRA."""
+        return CODING_RULES
 
     def combined_deltas(self, adapter: Adapter) -> tuple[DiagonalDelta, ...]:
         """Return a delta for each module whose frozen matrices are known; none without them.
@@ -201,13 +225,6 @@ def method_of(config: Mapping[str, Any] | None) -> DiagonalMethod | None:
     """Return the method of a configuration, or None for a configuration of something else."""
     kind = None if config is None else config.get("peft_type")
     return METHODS.get(kind) if isinstance(kind, str) else None
-
-
-def carry_diagonals(adapter: Adapter) -> Adapter:
-    """Return the adapter with its diagonals carried as they came: they are few, and the rest is a seed."""
-    note = "the diagonals are carried exact; a rate (--size, --ratio, --nmse, --bits) codes them, and loses something"
-    coded = {v.name: from_float32(v.values, v.dtype, where=v.name) for v in adapter.vectors}
-    return replace(adapter, raw=join_tensors(adapter.raw, coded), vectors=(), notes=(*adapter.notes, note))
 
 
 def _check_settings(config: Mapping[str, Any], method: DiagonalMethod, where: str) -> int:

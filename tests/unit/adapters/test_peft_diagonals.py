@@ -14,9 +14,12 @@ import pytest
 import torch
 
 from nola_codec.adapters import dialect_of, read, write
-from nola_codec.adapters.dialects import peft_diagonals, randlora, vera
+from nola_codec.adapters.dialects import randlora, vera
 from nola_codec.adapters.dialects.peft_draws import find_draws
+from nola_codec.encoder.options import EncodeOptions
+from nola_codec.encoder.rules import apply_rules
 from nola_codec.errors import AdapterError
+from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import Draw, RawTensor
 from nola_codec.prng.draws import drawn_tensor
 from nola_codec.stores.dtypes import from_float32, to_float32
@@ -85,7 +88,7 @@ def test_the_matrices_of_peft_are_found(save: Save, method: str, options: dict[s
     with SafetensorsFile(path / "adapter_model.safetensors") as file:
         for key, draw in adapter.draws.items():
             assert drawn_tensor(draw) == adapter.raw[key] == file.read(key)
-    write(peft_diagonals.carry_diagonals(adapter), path.with_name("back"))
+    write(with_exact_diagonals(adapter), path.with_name("back"))
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         ours, theirs = (p / name for p in (path.with_name("back"), path))
         if name.endswith(".json"):
@@ -113,6 +116,10 @@ def test_matrices_of_another_seed_are_carried_and_said_so(save: Save, method: st
     assert len(adapter.raw) == (2 if method == "VERA" else 18)
     assert len(adapter.notes) == 1
     assert "not what PEFT draws from projection_prng_key 12" in adapter.notes[0]
+
+
+def with_exact_diagonals(adapter: Adapter) -> Adapter:
+    return apply_rules(adapter, EncodeOptions())[0]
 
 
 def find_vera(a: RawTensor, b: RawTensor) -> tuple[Draw | None, Draw | None]:
@@ -155,7 +162,7 @@ def test_diagonals_of_other_dtypes_come_back(dtype: str, tmp_path: Path) -> None
     tensors = {key: from_float32(to_float32(t), dtype) for key, t in tensors.items()}
     adapter = read(dump(tensors), config=config)
     assert len(adapter.vectors) == (0 if dtype == "F64" else 2)
-    write(peft_diagonals.carry_diagonals(adapter), tmp_path / "out")
+    write(with_exact_diagonals(adapter), tmp_path / "out")
     with SafetensorsFile(tmp_path / "out" / "adapter_model.safetensors") as file:
         assert {key: file.read(key) for key in file.tensors} == tensors
 

@@ -15,16 +15,17 @@ import torch
 
 import nola_codec
 from nola_codec.adapters import dialect_of
-from nola_codec.adapters.dialects import peft_diagonals
 from nola_codec.api.comparing import compare
 from nola_codec.api.decoding import decode, verify
 from nola_codec.api.encoding import encode, encode_bytes
 from nola_codec.api.inspecting import inspect
 from nola_codec.api.merging import merge, unmerge
 from nola_codec.container.reader import open_container
+from nola_codec.encoder.options import EncodeOptions
+from nola_codec.encoder.rules import apply_rules
 from nola_codec.errors import AdapterError, EncodeError
 from nola_codec.merge.arithmetic.deltas import OrderedProduct
-from nola_codec.merge.operands import decode_file
+from nola_codec.merge.files import decode_source
 from nola_codec.model.adapter import Adapter
 from nola_codec.stores.safetensors_io import SafetensorsFile
 
@@ -147,7 +148,7 @@ def test_a_rate_codes_the_diagonals(train: Callable[..., Trained], tmp_path: Pat
     family, method, options = KINDS[kind]
     case = train(family, method, r=16, **options)
     data, report = encode_bytes(case.adapter, tmp_path / "a.nola", **rate)
-    assert report.objective == ("projection" if "bits" in rate else "nmse")
+    assert (report.form, report.objective) == ("factor" if "bits" in rate else "component", "nmse")
     assert any("errors are measured on deltas" in note for note in report.notes)
     assert len(report.tensors) == 16
     for name, limit in (("nmse", report.nmse), ("error", report.nmse), ("size", len(data))):
@@ -249,7 +250,7 @@ def test_merged_bits_are_those_of_the_specification(train: Callable[..., Trained
         family, method, options = KINDS[kind]
         case = train(family, method, **options)
         encode(case.adapter, tmp_path / f"{method}.nola")
-        file = decode_file(tmp_path / f"{method}.nola", None, "cpu")
+        file = decode_source(tmp_path / f"{method}.nola", None, "cpu")
         with nola_codec.load(tmp_path / f"{method}.nola") as opened:
             values = {key: tensor.numpy().astype(np.float64) for key, tensor in opened.state_dict().items()}
         for end, shape in (("self_attn.v_proj", (8, 16)), ("mlp.up_proj", (40, 16)), ("mlp.down_proj", (16, 40))):
@@ -378,7 +379,7 @@ def test_a_product_in_order_is_the_same_in_any_pieces() -> None:
 def test_a_hostile_configuration_is_an_error_of_the_package(train: Callable[..., Trained], tmp_path: Path) -> None:
     """The header's configuration is free form: what it lacks is said, not stumbled over."""
     case = train("llama", "RANDLORA")
-    adapter = peft_diagonals.carry_diagonals(nola_codec.adapters.read(case.adapter))
+    adapter = apply_rules(nola_codec.adapters.read(case.adapter), EncodeOptions())[0]
     for change in ({"r": None}, {"r": 0}, {"randlora_alpha": "x"}):
         with pytest.raises(AdapterError) as caught:
             combined_deltas(replace(adapter, config={**(adapter.config or {}), **change}))
