@@ -210,7 +210,7 @@ def totals(adapter: Adapter) -> Iterator[tuple[str, npt.NDArray[np.float64]]]:
         yield key, values.astype(np.float64)
 
 
-class ModelChange(Dialect):
+class WeightChanges(Dialect):
     """The dialect of whole models' changes."""
 
     name = "delta"
@@ -266,7 +266,7 @@ class ModelChange(Dialect):
         ]
 
 
-MODEL_CHANGE = ModelChange()
+WEIGHT_CHANGES = WeightChanges()
 
 
 def _strings(metadata: Mapping[str, Any]) -> dict[str, str]:
