@@ -1,4 +1,4 @@
-"""The matrices that PEFT draws for VeRA and RandLoRA: which draw makes a file's tensor, to the bit.
+"""Find the draws of PEFT that make the frozen matrices of VeRA and RandLoRA, to the bit.
 
     VeRA      A (r, in), B (out, r): Kaiming's uniform of fan in, gain sqrt(2), float32       `tuners/vera/model.py`
     RandLoRA  A (r, 1, min), B (max, N, r): Kaiming's uniform with a = sqrt(5) in bfloat16 (float16 where accelerate
@@ -32,7 +32,7 @@ _UNIFORM: tuple[DrawMethod, ...] = ("uniform-fused", "uniform")
 
 @dataclass(frozen=True)
 class DrawPlace:
-    """What is known of a matrix before its dtypes.
+    """Facts about a matrix that hold whatever its dtypes are.
 
     Attributes:
         start: The number of words of the generator before its first one.
@@ -50,7 +50,7 @@ class DrawRule:
     """How PEFT draws the two frozen matrices of one method.
 
     Attributes:
-        places: What is known of A and of B.
+        places: The places of A and of B.
         dtypes: The dtypes that PEFT may draw uniform numbers in.
         is_divided: True if what was drawn is divided by its standard deviation.
         sparsity: If set, -1, 0 and 1 are drawn with this sparsity instead of uniform numbers.
@@ -110,7 +110,7 @@ def _ternary_draws(tensor: RawTensor, seed: int, start: int, sparsity: float) ->
 
 
 def _casts(first: str, last: str) -> Iterator[tuple[str, ...]]:
-    """Ways from the dtype of a draw to a file's: at once, or by way of a base model's."""
+    """Yield the ways from the dtype of a draw to that of a file: at once, or by way of a base model's dtype."""
     yield () if first == last else (last,)
     for base in _CAST_DTYPES:
         if base not in (first, last):
@@ -135,7 +135,7 @@ def _search(tensor: RawTensor, candidates: Iterator[Draw], *, divided: bool) -> 
 
 
 def _divide_draw(draw: Draw, words: npt.NDArray[np.uint32], wanted: npt.NDArray[np.float32]) -> Iterator[Draw]:
-    """The draw with divisors near the one that the sample tells.
+    """Yield the draw with divisors near the one that the sample tells.
 
     A standard deviation's last bit depends on the order of a sum, so it is read from the tensor.
     """
@@ -154,7 +154,7 @@ def _divide_draw(draw: Draw, words: npt.NDArray[np.uint32], wanted: npt.NDArray[
 
 
 def _word_indices(draw: Draw, flat: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Which word of the draw makes each element of the row-major tensor."""
+    """Return the word of the draw that makes each element of the row-major tensor."""
     if draw.axis == 0:
         return flat
     rows, slices = draw.shape[:2]
