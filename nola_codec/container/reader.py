@@ -23,15 +23,13 @@ from nola_codec.container.prelude import SIZE, Prelude, aligned, unpack_prelude
 from nola_codec.container.rungs import at_rung
 from nola_codec.container.units import UnitsReader
 from nola_codec.entropy import decode_many
+from nola_codec.entropy.blobs import unpack_blob
 from nola_codec.entropy.frames import decompress
 from nola_codec.errors import AdapterError, ChecksumMismatch, FormatError, NolaError, expected
 from nola_codec.model.header import Header
 from nola_codec.model.tensors import RawTensor
 
 Source = str | os.PathLike[str] | bytes | BinaryIO
-
-STORED, ZSTD = 0, 1
-"""Codec ids of raw tensors' sections: bytes as they are, or one zstd frame."""
 
 
 @cache
@@ -113,14 +111,8 @@ class Container:
         """The raw record `index`, as it came. Raises FormatError or ChecksumMismatch."""
         kind = self.header.raw[index].kind
         number = self.header.raw_section(index)
-        data = self.section(number)
         codec = self.header.sections[number].codec
-        if codec == ZSTD:
-            data = decompress(data, kind.nbytes, f"section {number}")
-        elif codec != STORED:
-            raise FormatError(expected(f"section {number}: codec of a raw tensor", "0 or 1", codec), code="codec")
-        if len(data) != kind.nbytes:
-            raise FormatError(expected(f"section {number}", f"{kind.nbytes} bytes", len(data)), code="symbols")
+        data = unpack_blob(codec, self.section(number), kind.nbytes, f"section {number}")
         return RawTensor(kind.dtype, kind.shape, data)
 
     def check_content(self) -> None:

@@ -140,7 +140,7 @@ class Decoder:
             )
             return [(number, item) for (number, _), item in zip(part, made, strict=True)]
 
-        apply = parallel_map if self.xp.name == "numpy" else map
+        apply = parallel_map if self.xp.has_threads else map
         for group in apply(make, _portions(picked)):
             yield from group
 

@@ -12,7 +12,6 @@ import numpy.typing as npt
 from nola_codec.arrays import NUMPY
 from nola_codec.basis import basis_by_id
 from nola_codec.container.names import split_name
-from nola_codec.container.reader import STORED, ZSTD
 from nola_codec.container.units import units_runs, units_to_symbols
 from nola_codec.container.writer import assemble
 from nola_codec.decoder.coefficients import block_runs, record_coefficients
@@ -20,7 +19,7 @@ from nola_codec.decoder.decoder import DecodedHash
 from nola_codec.decoder.factors import DecodedRecord, synthesize_records
 from nola_codec.encoder.material import MadeOnDemand, Material, Survey, side_models
 from nola_codec.entropy import mixed, rans, raw, smallest
-from nola_codec.entropy.frames import compress
+from nola_codec.entropy.blobs import pack_blob
 from nola_codec.model.header import Header, Rung
 from nola_codec.model.quantizers import SymbolModel
 from nola_codec.model.records import CodedRecord, DrawnKind, DrawnRecord, RawKind, RawRecord
@@ -168,11 +167,7 @@ def _code_units(material: Material, codecs: Sequence[int] = (0, 1, 2)) -> list[_
 
 def pack_raw(tensors: Mapping[str, RawTensor]) -> list[tuple[int, bytes]]:
     """Sections of raw tensors: zstd where it pays."""
-    sections = []
-    for tensor in tensors.values():
-        packed = compress(tensor.data)
-        sections.append((ZSTD, packed) if len(packed) < len(tensor.data) else (STORED, tensor.data))
-    return sections
+    return [pack_blob(tensor.data) for tensor in tensors.values()]
 
 
 def _block_streams(material: Material, surveyed: Survey, rung: int) -> MadeOnDemand:

@@ -14,8 +14,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from nola_codec.arrays import TorchArrays
-from nola_codec.basis import BasisKey, Hadamard, Rademacher, Uniform, basis_by_id
-from nola_codec.basis.hadamard import HadamardTransform
+from nola_codec.basis import BasisKey, Transform, basis_by_id
 from nola_codec.quant.scales import scale_value
 
 
@@ -31,7 +30,7 @@ class Synthesis:
         grain: Scale codes are multiples of it.
         gain_code: Scale code of the gain, a multiple of `grain`, so that a file's scales hold it without rounding.
         gain: See above.
-        kept: Whether the rows of a dense basis stay in memory, in float32, once they were made.
+        kept: True if the rows of a dense basis stay in memory, in float32, once they were made.
     """
 
     def __init__(
@@ -42,8 +41,7 @@ class Synthesis:
         wanted = 16 * math.log2(length / (num_basis * self._basis.norm2(length)))  # of the root, in 32nds of an octave
         self.gain_code = grain * round(wanted / grain)
         self.gain = float(scale_value(np.array([self.gain_code]))[0])
-        self._words: dict[torch.device, HadamardTransform] = {}
-        self._rows: dict[torch.device, torch.Tensor] = {}
+        self._transforms: dict[torch.device, Transform] = {}
 
     def __call__(self, coefficients: torch.Tensor) -> torch.Tensor:
         """(num_basis,) floats -> (length,) of the same dtype; differentiable."""
@@ -61,9 +59,9 @@ class Synthesis:
             return self._adjoint(vector) * self.gain
 
     def least_squares(self, vector: torch.Tensor, steps: int = 12) -> torch.Tensor:
-        """Coefficients of the vector nearest to one given; closed form for `hadamard`, else conjugate gradients."""
+        """Coefficients of the vector nearest to one given; closed form where the basis is orthogonal."""
         wanted = self.adjoint(vector)
-        if isinstance(self._basis, Hadamard):
+        if self._basis.is_orthogonal:
             return wanted / (self.gain**2 * self._basis.norm2(self.length))
         x, residual = torch.zeros_like(wanted), wanted
         direction, power = residual, residual @ residual
@@ -78,43 +76,31 @@ class Synthesis:
         return x
 
     def _forward(self, values: torch.Tensor) -> torch.Tensor:
-        if isinstance(self._basis, Hadamard):
-            made: torch.Tensor = self._words_on(values.device).synthesize(values[None, None])[0, 0]
+        own = values[None, None]  # (groups, batch, num_basis)
+        if self.kept or self._basis.is_fast:
+            made: torch.Tensor = self._transform_on(values.device).synthesize(own)[0, 0]
             return made
-        if self.kept:
-            return values @ self._rows_on(values.device).to(values.dtype)
-        xp = TorchArrays(values.device)
-        made = self._basis.synthesize_floats(values[None, None], self.length, (self.key,), xp)[0, 0]  # type: ignore[attr-defined]
+        made = self._basis.synthesize_floats(own, self.length, (self.key,), TorchArrays(values.device))[0, 0]
         return made
 
     def _adjoint(self, vector: torch.Tensor) -> torch.Tensor:
-        if isinstance(self._basis, Hadamard):
-            made: torch.Tensor = self._words_on(vector.device).project(vector[None, None])[0, 0]
+        own = vector[None, None]  # (groups, batch, length)
+        if self.kept or self._basis.is_fast:
+            made: torch.Tensor = self._transform_on(vector.device).project(own)[0, 0]
             return made
-        if self.kept:
-            return self._rows_on(vector.device).to(vector.dtype) @ vector
-        projected: torch.Tensor = self._basis.project(
-            vector[None, None], self.num_basis, (self.key,), TorchArrays(vector.device)
-        )[0, 0]
-        return projected
+        made = self._basis.project(own, self.num_basis, (self.key,), TorchArrays(vector.device))[0, 0]
+        return made
 
-    def _words_on(self, device: torch.device) -> HadamardTransform:
-        if device not in self._words:
+    def _transform_on(self, device: torch.device) -> Transform:
+        if device not in self._transforms:
             # Signs as floats: four bytes an element of a factor, and no cast in every pass.
-            self._words[device] = HadamardTransform(
+            self._transforms[device] = self._basis.transform(
                 self.length, self.num_basis, (self.key,), TorchArrays(device), "float32"
             )
-        return self._words[device]
-
-    def _rows_on(self, device: torch.device) -> torch.Tensor:
-        if device not in self._rows:
-            assert isinstance(self._basis, Rademacher | Uniform)
-            parts = self._basis.rows(self.key, self.length, self.num_basis, TorchArrays(device), "float32")
-            self._rows[device] = torch.cat([rows for _, rows in parts])
-        return self._rows[device]
+        return self._transforms[device]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_words": {}, "_rows": {}}  # made again from the key
+        return {**self.__dict__, "_transforms": {}}  # made again from the key
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager[Any]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nola_codec.arrays import NUMPY, TorchArrays
 from nola_codec.basis import BASES, NAMES, BasisKey, Hadamard, Rademacher, Uniform, basis_by_id
-from nola_codec.basis.dense import _Dense
+from nola_codec.basis.dense import DenseBasis
 from nola_codec.basis.hadamard import plan
 from nola_codec.errors import FormatError
 from nola_codec.prng import PHILOX, THREEFRY
@@ -94,7 +94,7 @@ def test_batches_and_groups_are_the_same_as_one_at_a_time(basis: Any) -> None:
 
 @pytest.mark.parametrize("kind", [Rademacher, Uniform])
 @pytest.mark.parametrize("chunk_entries", [1, 61, 200, 1 << 22])
-def test_chunks_change_nothing(kind: type[_Dense], chunk_entries: int) -> None:
+def test_chunks_change_nothing(kind: type[DenseBasis], chunk_entries: int) -> None:
     q = np.random.default_rng(2).integers(-8, 9, (1, 2, 17))
     x = np.random.default_rng(3).integers(-8, 9, (1, 2, 61)).astype(np.float64)
     chunked, whole = kind(chunk_entries), kind()
@@ -103,7 +103,7 @@ def test_chunks_change_nothing(kind: type[_Dense], chunk_entries: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [Rademacher, Uniform])
-def test_rows_of_a_dense_basis_do_not_depend_on_their_number(kind: type[_Dense]) -> None:
+def test_rows_of_a_dense_basis_do_not_depend_on_their_number(kind: type[DenseBasis]) -> None:
     assert (matrix(kind(), 45, 9)[:4] == matrix(kind(), 45, 4)).all()
 
 
