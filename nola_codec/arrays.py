@@ -17,7 +17,7 @@ Array = Any
 
 
 class Arrays(Protocol):
-    """What an algorithm may ask of an array library. dtypes are named as in NumPy ("int16", "float64")."""
+    """The array operations that algorithms use. dtypes are named as in NumPy ("int16", "float64")."""
 
     has_threads: bool
     """True where independent pieces of work gain from the threads of `parallel`."""

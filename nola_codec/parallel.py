@@ -81,8 +81,8 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> I
     """Map a function over items on threads; results come in the order of the items.
 
     At most two results for each thread wait to be taken, which bounds memory. Where there is one item or one thread,
-    the caller's thread does the work. The first error of an item is raised in its turn. BLAS has one thread from the first
-    result that is asked for until the last one is taken, or the iterator is closed.
+    the caller's thread does the work. The first error of an item is raised in its turn. BLAS has one thread from the
+    first result that is asked for until the last one is taken, or the iterator is closed.
 
     Example:
         >>> list(parallel_map(abs, [-2, 1, -3]))

@@ -121,7 +121,7 @@ class NolaFile:
             tensors[b_key] = self._tensor(lora_B).reshape(record.kind.stored_shapes[0]).to(wanted)
         for name, vector in self._opened().decode_vectors():
             tensors[name] = self._tensor(vector.float32(self._arrays())[0]).to(wanted)
-        for name, carried in self._opened().carried():
+        for name, carried in self._opened().carried_tensors():
             tensors[name] = self._tensor(to_torch(carried))
         return tensors
 

@@ -81,21 +81,21 @@ def encode_many(
     cost = -np.log2(np.maximum(widths, 1) / TOTAL)
     lanes = []
     for index, runs in enumerate(all_runs):
-        counts = np.bincount(_flat(streams[index], runs), minlength=len(cost))
+        counts = np.bincount(_flat_indexes(streams[index], runs), minlength=len(cost))
         lanes.append(lane_bits(float(counts @ cost) / 8, runs.total))
     groups: dict[int, list[int]] = {}
     for index, bits in enumerate(lanes):
         groups.setdefault(bits, []).append(index)
     results = [b""] * len(streams)
     for bits, members in _jobs(groups, all_runs):
-        for part in _within(_ENCODE_SYMBOLS, members, all_runs):
+        for part in _split_by_budget(_ENCODE_SYMBOLS, members, all_runs):
             coded = _encode_group([streams[i] for i in part], [all_runs[i] for i in part], bits, starts, widths)
             for index, data in zip(part, coded, strict=True):
                 results[index] = data
     return results
 
 
-def _within(budget: int, members: Sequence[int], all_runs: Sequence[Runs]) -> list[list[int]]:
+def _split_by_budget(budget: int, members: Sequence[int], all_runs: Sequence[Runs]) -> list[list[int]]:
     """Consecutive members of at most `budget` symbols together, or one."""
     parts: list[list[int]] = []
     weight = budget
@@ -120,7 +120,7 @@ def _jobs(groups: dict[int, list[int]], all_runs: Sequence[Runs]) -> list[tuple[
     return jobs
 
 
-def _flat(symbols: npt.NDArray[Any], runs: Runs) -> npt.NDArray[np.int64]:
+def _flat_indexes(symbols: npt.NDArray[Any], runs: Runs) -> npt.NDArray[np.int64]:
     """Index of each symbol in the tables of all models."""
     return np.asarray(np.repeat(runs.models * MAX_ALPHABET, runs.lengths) + symbols, np.int64)
 
@@ -138,7 +138,7 @@ def _encode_group(
     table = (widths << 16 | starts).astype(np.uint32)  # frequency and start of each symbol in one gather
     coded = np.empty((most, sections, lanes), np.uint32)
     for s, (symbols, runs) in enumerate(zip(streams, all_runs, strict=True)):
-        flat = _flat(symbols, runs)
+        flat = _flat_indexes(symbols, runs)
         fill = int(steps[s]) * lanes - runs.total
         if fill:  # the last row is filled with the cheapest symbol of the last run's model
             base = int(runs.models[np.flatnonzero(runs.lengths)[-1]]) * MAX_ALPHABET

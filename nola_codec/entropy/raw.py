@@ -57,7 +57,7 @@ def decode(data: bytes | memoryview, runs: Runs, models: Sequence[SymbolModel]) 
         raise FormatError(expected("bit-packed symbols", f"{wanted} bytes", len(data)), code="symbols")
     parts = []
     position = 0
-    for model, count in sorted_counts(runs):
+    for model, count in count_symbols(runs):
         width = width_of(models[model])
         stop = position + packed_size(count, width)
         if padding_bits(data[position:stop], width, count):
@@ -74,7 +74,7 @@ def decode_many(
     return [decode(data, runs, models) for data, runs in zip(datas, all_runs, strict=True)]
 
 
-def sorted_counts(runs: Runs) -> list[tuple[int, int]]:
+def count_symbols(runs: Runs) -> list[tuple[int, int]]:
     """Count the symbols of each model that occurs: (model, number of symbols), by model."""
     counts = np.bincount(runs.models, weights=runs.lengths).astype(np.int64)
     return [(model, int(count)) for model, count in enumerate(counts) if count]

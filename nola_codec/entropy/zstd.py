@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.entropy.frames import compress, decompress
-from nola_codec.entropy.raw import sorted_counts
+from nola_codec.entropy.raw import count_symbols
 from nola_codec.entropy.streams import by_model, scatter_by_model, width_of
 from nola_codec.errors import FormatError
 from nola_codec.model.quantizers import Runs, SymbolModel
@@ -54,7 +54,7 @@ def encode_many(
 
 def decode(data: bytes | memoryview, runs: Runs, models: Sequence[SymbolModel]) -> npt.NDArray[np.uint16]:
     """Undo `encode`. Raises FormatError for a bad frame, a wrong size or a symbol out of range."""
-    counts = sorted_counts(runs)
+    counts = count_symbols(runs)
     plain = memoryview(decompress(data, sum(packed_size(n, _width(models[m])) for m, n in counts), "symbols"))
     parts = []
     position = 0

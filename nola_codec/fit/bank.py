@@ -18,7 +18,7 @@ from nola_codec.fit.canonical import Components, unit_vectors
 from nola_codec.fit.weighting import Moments, component_figures, weigh
 from nola_codec.model.adapter import Codable
 from nola_codec.parallel import parallel_map
-from nola_codec.spool import spooled
+from nola_codec.spool import allocate_array
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -114,7 +114,7 @@ def build_bank(
         for length in np.unique(lengths[side][lengths[side] > 0]):
             members = lengths[side] == length
             rows[side, members] = np.arange(int(members.sum()))
-            matrices[side][int(length)] = spooled((int(members.sum()), int(length)), np.float32)
+            matrices[side][int(length)] = allocate_array((int(members.sum()), int(length)), np.float32)
     starts = np.cumsum(ranks) - ranks
     singular = np.zeros(len(record))
     strength = np.zeros(len(record))

@@ -21,7 +21,7 @@ from nola_codec.model.quantizers import Book, Quantizer, Trellis
 from nola_codec.parallel import parallel_map
 from nola_codec.quant.points import book_points
 from nola_codec.quant.scales import MAX_WEIGHT_CODE, layer_weight
-from nola_codec.spool import spooled
+from nola_codec.spool import allocate_array
 
 Levels = npt.NDArray[np.int8]
 Sides = tuple[dict[int, Levels], dict[int, Levels]]
@@ -53,7 +53,7 @@ class Workspace:
     def reserve(self, bank: Bank, rungs: int) -> None:
         """Make room for a bank and a number of rungs."""
         while len(self.levels) < rungs:
-            self.levels.append(_like(bank, lambda matrix: spooled(matrix.shape, np.int8)))
+            self.levels.append(_like(bank, lambda matrix: allocate_array(matrix.shape, np.int8)))
         if not self.owner[0]:
             self.owner = _like(bank, lambda matrix: np.full(len(matrix), -1, np.int16))
 
@@ -176,7 +176,7 @@ class _Job(NamedTuple):
 
 
 def _zeros(matrix: Float32Array) -> Float32Array:
-    made = spooled(matrix.shape, np.float32)
+    made = allocate_array(matrix.shape, np.float32)
     made[:] = 0
     return made
 

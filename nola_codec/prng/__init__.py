@@ -16,7 +16,7 @@ PHILOX, THREEFRY = 1, 2
 NAMES = {"philox4x32-10": PHILOX, "threefry2x32-20": THREEFRY}
 WORDS_PER_BLOCK = {PHILOX: 4, THREEFRY: 2}
 
-# What the words are used for; one number space so that no two uses of a stream share words.
+# Purposes: one number space, so that no two uses of a stream share words.
 SIGNS, SIGNS_SECOND, SUBSET, RADEMACHER, UNIFORM = range(5)
 
 

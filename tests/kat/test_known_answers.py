@@ -15,7 +15,7 @@ from nola_codec.arrays import NUMPY, Arrays, TorchArrays
 from nola_codec.basis import BasisKey, basis_by_id
 from nola_codec.model.tensors import Draw, DrawMethod
 from nola_codec.prng import signs, subset, words
-from nola_codec.prng.draws import drawn_tensor
+from nola_codec.prng.draws import draw_tensor
 from nola_codec.prng.mt19937 import mt19937
 from nola_codec.prng.philox import philox4x32
 from nola_codec.prng.threefry import threefry2x32
@@ -138,7 +138,7 @@ def test_draws_of_pytorch(kernels: str) -> None:
     for a in wanted:
         bounds = [float(np.float32(a[end])) for end in ("low", "high")]
         draw = Draw((a["count"],), (names[a["dtype"]],), method, 24, a["seed"] & 0xFFFFFFFF, a["start"], 0, *bounds)
-        made = drawn_tensor(draw)
+        made = draw_tensor(draw)
         assert to_float64(made)[:3].tolist() == a["first"], a
         assert hashlib.sha256(made.data).hexdigest() == a["sha256"], a
 
