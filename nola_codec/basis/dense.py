@@ -133,9 +133,8 @@ class Rademacher(DenseBasis):
             start=start * pitch,
             count=(stop - start) * pitch,
             xp=xp,
-            dtype=dtype,
         )
-        return flat.reshape(stop - start, pitch)[:, :n]
+        return xp.cast(flat, dtype).reshape(stop - start, pitch)[:, :n]
 
 
 class Uniform(DenseBasis):

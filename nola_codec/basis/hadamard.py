@@ -210,8 +210,9 @@ class HadamardPieces:
         flips = xp.zeros((n,), "int8")
         for start in range(0, n, _SIGN_PIECE):
             stop = min(start + _SIGN_PIECE, n)
-            flips[start:stop] = signs(key.generator, seed=key.seed, stream=key.stream, purpose=SIGNS, start=start,
-                                      count=stop - start, xp=xp, dtype="int8")  # fmt: skip
+            drawn = signs(key.generator, seed=key.seed, stream=key.stream, purpose=SIGNS, start=start,
+                          count=stop - start, xp=xp)  # fmt: skip
+            flips[start:stop] = xp.cast(drawn, "int8")
         flips = flips.reshape(block, blocks)
         step = max(1, piece // block)
         for start in range(0, blocks, step):
@@ -241,7 +242,8 @@ def _signs(keys: tuple[BasisKey, ...], purpose: int, n: int, xp: Arrays, dtype: 
 
 
 def _sign_row(key: BasisKey, purpose: int, n: int, xp: Arrays, dtype: str) -> Array:
-    return signs(key.generator, seed=key.seed, stream=key.stream, purpose=purpose, start=0, count=n, xp=xp, dtype=dtype)
+    drawn = signs(key.generator, seed=key.seed, stream=key.stream, purpose=purpose, start=0, count=n, xp=xp)
+    return xp.cast(drawn, dtype)
 
 
 # A fit transforms in one basis hundreds of times, so its words are kept: 32 rows of at most 2^18 numbers.
