@@ -143,14 +143,14 @@ class HadamardTransform:
             full = [xp.zeros((batch, n), dtype) for _ in range(groups)]
             for own, places, given in zip(full, self._places, values, strict=True):
                 own[:, places] = given
-            values = xp.stack(full, 0) if groups > 1 else full[0][None]
+            values = xp.stack(full, 0) if groups > 1 else full[0][None]  # (groups, batch, n), zeros in between
         block = self.block
         if self._second is None:
             return _forward(values, block, xp) * xp.cast(self._first, dtype)
         root, whole = _root(block), n - n % block
-        head = _forward(values[..., :whole], block, xp)
+        head = _forward(values[..., :whole], block, xp)  # all but the last n mod block elements
         values = xp.concat((head, values[..., whole:] * root), -1) * xp.cast(self._first, dtype)
-        tail = _forward(values[..., n - whole :], block, xp)
+        tail = _forward(values[..., n - whole :], block, xp)  # all but the first n mod block elements
         return xp.concat((values[..., : n - whole] * root, tail), -1) * xp.cast(self._second, dtype)
 
     def project(self, vectors: Array) -> Array:
@@ -279,8 +279,8 @@ def _transform(rows: Array, block: int, xp: Arrays) -> Array:
         return rows @ _sylvester(block, dtype, xp)
     a = 1 << ((block.bit_length() - 1) // 2)
     b = block // a
-    right = (rows.reshape(-1, b) @ _sylvester(b, dtype, xp)).reshape(-1, a, b)
-    return (_sylvester(a, dtype, xp) @ right).reshape(-1, block)
+    right = (rows.reshape(-1, b) @ _sylvester(b, dtype, xp)).reshape(-1, a, b)  # (rows, a, b) X H_b
+    return (_sylvester(a, dtype, xp) @ right).reshape(-1, block)  # H_a (a, a) times each (a, b)
 
 
 def _sylvester(size: int, dtype: str, xp: Arrays) -> Array:

@@ -79,14 +79,10 @@ class Decoder:
         """Decode the symbols of all records, for each those of each rung, as the encoder put them in."""
         return self._symbols(range(len(self.header.blocks)))
 
-    def raw(self, index: int) -> RawTensor:
-        """The carried tensor of raw record `index`."""
-        return self.container.raw_tensor(index)
-
     def carried_tensors(self) -> Iterator[tuple[str, RawTensor]]:
         """Yield (name, tensor) of the carried tensors, then of the drawn ones, each made when it is asked for."""
         for index, record in enumerate(self.header.raw):
-            yield record.name, self.raw(index)
+            yield record.name, self.container.raw_tensor(index)
         for drawn in self.header.drawn:
             yield drawn.name, draw_tensor(drawn.kind.draw)
 
