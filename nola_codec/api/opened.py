@@ -157,7 +157,7 @@ class NolaFile:
             tensors[b_key] = self._tensor(lora_B).reshape(record.kind.stored_shapes[0]).to(wanted)
         for vector_record, vector in zip(decoder.header.vectors, records[pairs:], strict=True):
             tensors[vector_record.name] = self._tensor(vector.float32(decoder.xp)[0]).to(wanted)
-        for name, carried in decoder.carried():
+        for name, carried in decoder.carried_tensors():
             tensors[name] = self._tensor(to_torch(carried))
         return tensors
 

@@ -21,7 +21,7 @@ from nola_codec.model.quantizers import Book, Quantizer, Trellis
 from nola_codec.parallel import parallel_map
 from nola_codec.quant.points import book_points
 from nola_codec.quant.scales import MAX_WEIGHT_CODE, layer_weight
-from nola_codec.spool import spooled
+from nola_codec.spool import allocate_array
 
 _CHUNK = 1 << 20
 _SAMPLE = 64
@@ -163,7 +163,7 @@ class _Job(NamedTuple):
 
 
 def _zeros(matrix: Float32Array) -> Float32Array:
-    made = spooled(matrix.shape, np.float32)
+    made = allocate_array(matrix.shape, np.float32)
     made[:] = 0
     return made
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.model.tensors import Draw, DrawMethod, RawTensor
-from nola_codec.prng.draws import drawn_tensor, drawn_values, rounded
+from nola_codec.prng.draws import draw_tensor, draw_values, round_to_dtype
 from nola_codec.prng.mt19937 import mt19937
 from nola_codec.stores.dtypes import to_float32
 
@@ -96,7 +96,7 @@ def _uniform_draws(tensor: RawTensor, seed: int, place: DrawPlace, drawn: tuple[
     for first in drawn:
         for digits in dict.fromkeys((24, _DIGITS[first])):
             # Bounds were rounded to a 16-bit draw's own dtype when its digits were as few.
-            bound = float(rounded(np.array([place.bound], np.float32), first if digits < 24 else "F32")[0])
+            bound = float(round_to_dtype(np.array([place.bound], np.float32), first if digits < 24 else "F32")[0])
             for method in _UNIFORM if digits == 24 else _UNIFORM[1:]:
                 for casts in _casts(first, tensor.dtype):
                     yield Draw(tensor.shape, (first, *casts), method, digits, seed, place.start, place.axis,
@@ -129,7 +129,7 @@ def _search(tensor: RawTensor, candidates: Iterator[Draw], *, divided: bool) -> 
         if words is None:
             words = mt19937(draw.seed, draw.start, size)[_word_indices(draw, flat)]
         for found in _divide_draw(draw, words, wanted) if divided else (draw,):
-            if np.array_equal(drawn_values(found, words), wanted) and drawn_tensor(found) == tensor:
+            if np.array_equal(draw_values(found, words), wanted) and draw_tensor(found) == tensor:
                 return found
     return None
 
@@ -139,14 +139,14 @@ def _divide_draw(draw: Draw, words: npt.NDArray[np.uint32], wanted: npt.NDArray[
 
     A standard deviation's last bit depends on the order of a sum, so it is read from the tensor.
     """
-    values = drawn_values(replace(draw, dtypes=draw.dtypes[:1]), words).astype(np.float64)
+    values = draw_values(replace(draw, dtypes=draw.dtypes[:1]), words).astype(np.float64)
     energy = float(np.square(wanted, dtype=np.float64).sum())
     if not energy or not math.isfinite(energy):
         return
     estimate = float(values @ wanted) / energy
     if not 2.0**-30 < estimate < 2.0**30 or np.abs(values - estimate * wanted).max() > np.abs(values).max() / 32:
         return
-    nearest = float(rounded(np.array([estimate], np.float32), draw.dtypes[0])[0])
+    nearest = float(round_to_dtype(np.array([estimate], np.float32), draw.dtypes[0])[0])
     bits = {"F32": 24, "F16": 11, "BF16": 8}[draw.dtypes[0]]
     ulp = 2.0 ** (math.frexp(nearest)[1] - bits)
     for steps in (0, 1, -1, 2, -2, 3, -3):
