@@ -14,7 +14,7 @@ from nola_codec.container.reader import STORED, ZSTD
 from nola_codec.container.units import units_runs, units_to_symbols
 from nola_codec.container.writer import assemble
 from nola_codec.decoder.coefficients import block_runs
-from nola_codec.encoder.content import BlockSizes, FileContent, LazyArrays
+from nola_codec.encoder.content import BlockSizes, BlockSymbols, FileContent
 from nola_codec.entropy import mixed, rans, raw, smallest
 from nola_codec.entropy.frames import compress
 from nola_codec.model.header import Header, Rung
@@ -126,7 +126,8 @@ def code_rungs(content: FileContent, sizes: BlockSizes, codecs: Sequence[int] = 
             block_runs(records[start:stop], content.quantizers, content.allocations, rung)
             for start, stop in sizes.spans
         ]
-        coded.append(CodedRung(units, smallest(_block_symbols(content, sizes, rung), runs, models, codecs)))
+        symbols = BlockSymbols(content.symbols[rung], sizes.spans)
+        coded.append(CodedRung(units, smallest(symbols, runs, models, codecs)))
     return coded
 
 
@@ -175,11 +176,6 @@ def _unit_models(symbols: npt.NDArray[np.uint16], precisions: int) -> tuple[Symb
         counts = np.bincount(part, minlength=1)
         models.append(SymbolModel(len(counts), rans.normalize(counts) if part.size else None))
     return models[0], models[1]
-
-
-def _block_symbols(content: FileContent, sizes: BlockSizes, rung: int) -> LazyArrays:
-    """Return the symbols of each block of a rung, joined when they are asked for."""
-    return LazyArrays(len(sizes.spans), lambda block: np.concatenate(content.symbols[rung][slice(*sizes.spans[block])]))
 
 
 def _header(

@@ -87,6 +87,7 @@ def fixed_width_content(
 def _module(
     module: LoraModule, stream: int, rank: int, bases: Sequence[FactorBasis], codebook: Codebook
 ) -> tuple[CodedRecord, npt.NDArray[np.uint16]]:
+    """Fit a module; return its record and the symbols of lora_B and of lora_A, (both num_basis,)."""
     fit = fit_projection(module.lora_B, module.lora_A, rank, (bases[0], bases[1]), codebook)
     kind = LowRankKind(
         template=split_name(module.name)[0],
@@ -111,6 +112,7 @@ def _module(
 def _vector(
     item: VectorTensor, stream: int, basis: FactorBasis, codebook: Codebook
 ) -> tuple[CodedRecord, npt.NDArray[np.uint16]]:
+    """Fit a vector; return its record and its symbols (num_basis,)."""
     kind = VectorKind(
         split_name(item.name)[0], coded_dtype(item.dtype), item.values.shape, basis.id, (basis.num_basis,)
     )
