@@ -75,7 +75,7 @@ class CodedRung:
 
 @dataclass(frozen=True)
 class RungFacts:
-    """What a header says about the decoded tensors of a rung.
+    """The part of a header that describes the decoded tensors of a rung.
 
     Attributes:
         exponents: For each record, the power of two of each side.
