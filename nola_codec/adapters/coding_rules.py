@@ -1,4 +1,4 @@
-"""How the adapters of a dialect may be coded: what the encoder has to know of a dialect, in neutral terms."""
+"""Rules for the coding of an adapter: all that the encoder has to know about a dialect, in neutral terms."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -27,7 +27,7 @@ AnyPath = str | os.PathLike[str]
 
 
 def encode_delta(tuned: AnyPath, base: AnyPath, out: AnyPath | BinaryIO | None = None, **options: Any) -> EncodeReport:
-    """Encode what a training changed in a model; arguments and errors as of `encode_delta_bytes`."""
+    """Encode what a training changed in a model; arguments and errors are those of `encode_delta_bytes`."""
     return encode_delta_bytes(tuned, base, out, **options)[1]
 
 
@@ -47,11 +47,11 @@ def encode_delta_bytes(
     overwrite: bool = False,
     **options: Any,
 ) -> tuple[bytes, EncodeReport]:
-    """Encode what a training changed in a model; the file's bytes and the report.
+    """Encode what a training changed in a model; return the file's bytes and the report.
 
-    Weights that are equal take no place. A changed matrix is split into its strongest singular components and what
-    they leave; norms and biases, and what is left, are coded as vectors; one Lagrangian decides over all of it. The
-    errors reported add up those of the parts, as if they were at right angles, which the parts themselves are.
+    Equal weights take no place in the file. A changed matrix is split into its strongest singular components and the
+    rest; norms, biases and that rest are coded as vectors; one Lagrangian decides over all of it. The reported errors
+    are the sums of the parts' errors, as if these were at right angles, which the parts themselves are.
 
     Weights are read one at a time. Beside them, the low-rank factors and the file are held in memory; the rest of a
     large model lies in temporary files, about 9 bytes a changed parameter under $TMPDIR.
@@ -60,15 +60,15 @@ def encode_delta_bytes(
         tuned: A model directory, or a safetensors file.
         base: What it was trained from, likewise.
         out: Where the file goes, whole or not at all; None encodes and reports without writing.
-        rank: Components of a matrix at most.
+        rank: Greatest number of components of a matrix.
         energy: Share of a matrix' energy at which its components end.
         residue: Code what the components leave, too.
-        include: Only weights in whose names one of these regular expressions is found.
-        exclude: No weights in whose names one of these is.
-        embeddings: The input embeddings too.
-        head: The output layer too.
+        include: Take only weights whose names contain a match of one of these regular expressions.
+        exclude: Leave out weights whose names contain a match of one of these.
+        embeddings: Take the input embeddings too.
+        head: Take the output layer too.
         size: Bytes that the file may take, as a number or as ``"5MB"``.
-        overwrite: Replace a file that is there.
+        overwrite: Replace an existing file.
         **options: Of `encode`: nmse, ratio, error, objective, importance, seed, generator, entropy, thorough,
             progressive, rungs, progress.
 
@@ -85,28 +85,58 @@ def encode_delta_bytes(
         )
     if chosen.weighting is not None:
         raise EncodeError("fit activations weighs the components of adapters only", code="option")
-    how = SplitOptions(rank, energy, residue, chosen.seed)
+    split = SplitOptions(rank, energy, residue, chosen.seed)
     selection = Selection(tuple(include), tuple(exclude), embeddings, head)
-    with Weights(tuned) as mine, Weights(base) as other:
-        pairing = dialect.pair(mine, other, selection)
-        modules, vectors = split_changes(_changes(mine, other, pairing, chosen.progress), how)
-        if not modules and not vectors:
-            raise AdapterError("no selected weight differs from the base", code="nothing-changed", where=mine.where)
-        adapter = Adapter(dialect.WEIGHT_CHANGES.name, modules, vectors=vectors)
-        source = sum(_bytes(mine.infos[n]) for n in changed_weights(adapter))
-        parameters = sum(_numbers(mine.infos[n]) for n in changed_weights(adapter))
-        notes = (*pairing.notes, *_left_out(mine, other, pairing, adapter))
-    data, report = encode_adapter(adapter, chosen, source_bytes=source, parameters=parameters)
+    change = _read_change(tuned, base, selection, split, chosen.progress)
+    data, report = encode_adapter(
+        change.adapter, chosen, source_bytes=change.source_bytes, parameters=change.parameters
+    )
     if isinstance(out, str | os.PathLike):
         with atomic_file(out) as stream:
             stream.write(data)
     elif out is not None:
         out.write(data)
-    return data, replace(report, notes=(*report.notes, *notes))
+    return data, replace(report, notes=(*report.notes, *change.notes))
+
+
+@dataclass(frozen=True)
+class _ModelChange:
+    """The change of a model as an adapter.
+
+    Attributes:
+        adapter: Modules and vectors.
+        source_bytes: Size of the weights that differ.
+        parameters: The number of parameters in them.
+        notes: Sentences for the report.
+    """
+
+    adapter: Adapter
+    source_bytes: int
+    parameters: int
+    notes: tuple[str, ...]
+
+
+def _read_change(
+    tuned: AnyPath, base: AnyPath, selection: Selection, split: SplitOptions, progress: Progress | None
+) -> _ModelChange:
+    """Compare two models, and split what differs into modules and vectors."""
+    with Weights(tuned) as mine, Weights(base) as other:
+        pairing = dialect.pair(mine, other, selection)
+        modules, vectors = split_changes(_changes(mine, other, pairing, progress), split)
+        if not modules and not vectors:
+            raise AdapterError("no selected weight differs from the base", code="nothing-changed", where=mine.where)
+        adapter = Adapter(dialect.WEIGHT_CHANGES.name, modules, vectors=vectors)
+        changed = [mine.infos[name] for name in changed_weights(adapter)]
+        return _ModelChange(
+            adapter=adapter,
+            source_bytes=sum(_bytes(info) for info in changed),
+            parameters=sum(_numbers(info) for info in changed),
+            notes=(*pairing.notes, *_left_out_notes(mine, other, pairing, adapter)),
+        )
 
 
 def changed_weights(adapter: Adapter) -> list[str]:
-    """Names of the weights that an adapter of this dialect changes."""
+    """Return the names of the weights that an adapter of this dialect changes."""
     names = [m.name for m in adapter.modules] + [dialect.weight_name(v.name) for v in adapter.vectors]
     return list(dict.fromkeys(names))
 
@@ -114,6 +144,7 @@ def changed_weights(adapter: Adapter) -> list[str]:
 def _changes(
     mine: Weights, other: Weights, pairing: Pairing, progress: Progress | None
 ) -> Iterator[tuple[str, str, Float32Array]]:
+    """Yield (weight name, dtype, change) of each selected weight that differs."""
     for number, name in enumerate(pairing.compared):
         delta = dialect.difference(mine, other, name)
         if delta is not None:
@@ -122,8 +153,8 @@ def _changes(
             progress("comparing weights", number + 1, len(pairing.compared))
 
 
-def _left_out(mine: Weights, other: Weights, pairing: Pairing, adapter: Adapter) -> Iterator[str]:
-    """A sentence for each embedding or head that is left out although it changed."""
+def _left_out_notes(mine: Weights, other: Weights, pairing: Pairing, adapter: Adapter) -> Iterator[str]:
+    """Yield a sentence for each embedding or head that is left out although it changed."""
     energies = {}
     for name in pairing.left_out:
         if mine.infos[name].shape == other.infos[name].shape:
@@ -139,10 +170,12 @@ def _left_out(mine: Weights, other: Weights, pairing: Pairing, adapter: Adapter)
 
 
 def _numbers(info: WeightInfo) -> int:
+    """Return the number of parameters of a weight."""
     return int(np.prod(info.shape, dtype=np.int64))
 
 
 def _bytes(info: WeightInfo) -> int:
+    """Return the size of a weight."""
     return num_bytes(info.dtype, info.shape)
 
 

@@ -156,7 +156,7 @@ def sweep(
         progress("canonical form", 0, 1)
     files = _Files(adapter, base, prepare_form(adapter, base), source_size(source, adapter))
     if targets is None:
-        targets = files.default_sizes()
+        targets = files.choose_sizes()
     points = []
     carried = 0
     for target in targets:
@@ -181,7 +181,7 @@ def sweep(
 
 @dataclass(frozen=True)
 class _Files:
-    """Encodes of one adapter over one form."""
+    """Encodes of one adapter that share its canonical form."""
 
     adapter: Adapter
     options: EncodeOptions
@@ -189,7 +189,7 @@ class _Files:
     source_bytes: int
 
     def point(self, by: str, target: float) -> tuple[SweepPoint, int]:
-        """The point of a target, and the bytes of tensors that its file carries as they came."""
+        """Return the point of a target, and the bytes of tensors that its file carries as they came."""
         start = time.perf_counter()
         try:
             data, report = encode_adapter(
@@ -207,8 +207,8 @@ class _Files:
         )
         return point, inspect(data)["bytes_by_part"]["carried"]
 
-    def default_sizes(self) -> list[int]:
-        """1-2-5 numbers of bytes, from 5 KB or the least there can be, to a quarter of the adapter in fp16."""
+    def choose_sizes(self) -> list[int]:
+        """Return 1-2-5 numbers of bytes, from 5 KB or the least there can be, to a quarter of the adapter in fp16."""
         least = self.point("error", _NOTHING)[0].bytes or 1
         return default_sizes(least, 2 * self.adapter.parameters)
 

@@ -13,8 +13,9 @@ from nola_codec.container.names import split_name
 from nola_codec.container.units import units_runs, units_to_symbols
 from nola_codec.container.writer import assemble
 from nola_codec.decoder.coefficients import block_runs
-from nola_codec.encoder.content import BlockSizes, FileContent, LazyArrays
+from nola_codec.encoder.content import BlockSizes, BlockSymbols, FileContent
 from nola_codec.entropy import mixed, rans, raw, smallest
+from nola_codec.entropy.blobs import pack_blob
 from nola_codec.model.header import Header, Rung
 from nola_codec.model.quantizers import SymbolModel
 from nola_codec.model.records import DrawnKind, DrawnRecord, RawKind, RawRecord
@@ -73,7 +74,7 @@ class CodedRung:
 
 @dataclass(frozen=True)
 class RungFacts:
-    """What a header says about the decoded tensors of a rung.
+    """The part of a header that describes the decoded tensors of a rung.
 
     Attributes:
         exponents: For each record, the power of two of each side.
@@ -124,7 +125,8 @@ def code_rungs(content: FileContent, sizes: BlockSizes, codecs: Sequence[int] = 
             block_runs(records[start:stop], content.quantizers, content.allocations, rung)
             for start, stop in sizes.spans
         ]
-        coded.append(CodedRung(units, smallest(_block_symbols(content, sizes, rung), runs, models, codecs)))
+        symbols = BlockSymbols(content.symbols[rung], sizes.spans)
+        coded.append(CodedRung(units, smallest(symbols, runs, models, codecs)))
     return coded
 
 
@@ -169,11 +171,6 @@ def _unit_models(symbols: npt.NDArray[np.uint16], precisions: int) -> tuple[Symb
         counts = np.bincount(part, minlength=1)
         models.append(SymbolModel(len(counts), rans.normalize(counts) if part.size else None))
     return models[0], models[1]
-
-
-def _block_symbols(content: FileContent, sizes: BlockSizes, rung: int) -> LazyArrays:
-    """Return the symbols of each block of a rung, joined when they are asked for."""
-    return LazyArrays(len(sizes.spans), lambda block: np.concatenate(content.symbols[rung][slice(*sizes.spans[block])]))
 
 
 def _header(

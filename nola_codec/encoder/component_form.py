@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 
 import numpy as np
 
-from nola_codec.array_types import Float64Array, Int64Array, SymbolArray
+from nola_codec.array_types import Float64Array, Int64Array
 from nola_codec.basis import basis_by_id
 from nola_codec.container.names import split_name
-from nola_codec.encoder.content import FileContent, LazyArrays
+from nola_codec.encoder.content import DraftSymbols, FileContent
 from nola_codec.encoder.job import EncodeJob
 from nola_codec.fit.allocation import P_LOW, RatePlan, coder_class, precision_shift, precision_shifts, rate_table
 from nola_codec.fit.canonical_form import CanonicalForm, roles_of
@@ -70,10 +69,7 @@ def component_content(job: EncodeJob, form: CanonicalForm, plan: RatePlan, quant
         )
     return FileContent(
         rungs=tuple(rungs),
-        symbols=tuple(
-            LazyArrays(len(units), partial(_record_symbols, lean, quantized, units, rung))
-            for rung in range(quantized.rungs)
-        ),
+        symbols=tuple(DraftSymbols(quantized, lean, units, rung) for rung in range(quantized.rungs)),
         squares=tuple(squares),
         quantizers=quantized.quantizers,
         allocations=[tables.allocation(rung, amplitudes.offsets) for rung in range(quantized.rungs)],
@@ -94,20 +90,6 @@ def amplitude_codes(quantized: QuantizedForm, form: CanonicalForm, records: Sequ
     for units, record in zip(units_of_records(quantized, form, len(records)), records, strict=True):
         codes[units[: record.units]] = record.amplitude
     return codes
-
-
-def _record_symbols(
-    form: CanonicalForm, quantized: QuantizedForm, units: Sequence[Int64Array], rung: int, index: int
-) -> SymbolArray:
-    """Return the symbols of one record in one rung's block, in the order of `coded_layers`."""
-    parts = []
-    for side in (0, 1):
-        for unit in units[index].tolist():
-            entry = int(quantized.entry[unit])
-            layers = range(rung + 1) if entry == rung else (rung,) if entry < rung else ()
-            coded = [layer for layer in layers if quantized.quantizer[layer, side, unit] >= 0]
-            parts += [quantized.symbols(form, layer, side, unit) for layer in coded]
-    return np.concatenate(parts) if parts else np.empty(0, np.uint8)
 
 
 def _kind(item: Codable, basis: int, numbers: dict[tuple[int, int], int]) -> CodedKind:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.array_types import Float64Array, SymbolArray
+from nola_codec.array_types import Float64Array, Int64Array, SymbolArray
 from nola_codec.container.units import Allocations
 from nola_codec.decoder.coefficients import record_runs
 from nola_codec.entropy import rans
+from nola_codec.fit.canonical_form import CanonicalForm
+from nola_codec.fit.quantize import QuantizedForm
 from nola_codec.model.quantizers import Quantizer
 from nola_codec.model.records import CodedRecord
 
@@ -20,14 +23,12 @@ BLOCK_BYTES = 104 << 10
 """Coded size at which a block is closed: a reader of one tensor reads no more than its block."""
 
 
-class LazyArrays(Sequence[SymbolArray]):
-    """Arrays that are made at each access: a copy of all symbols would double the encoder's memory."""
+class LazySymbols(Sequence[SymbolArray]):
+    """Symbol arrays that are made at each access: a copy of all symbols would double the encoder's memory."""
 
-    def __init__(self, count: int, make: Callable[[int], SymbolArray]) -> None:
-        self._count, self._make = count, make
-
-    def __len__(self) -> int:
-        return self._count
+    @abstractmethod
+    def make(self, index: int) -> SymbolArray:
+        """Make one array; 0 <= index < the length."""
 
     @overload
     def __getitem__(self, index: int) -> SymbolArray: ...
@@ -35,10 +36,54 @@ class LazyArrays(Sequence[SymbolArray]):
     def __getitem__(self, index: slice) -> Sequence[SymbolArray]: ...
     def __getitem__(self, index: int | slice) -> SymbolArray | Sequence[SymbolArray]:
         if isinstance(index, slice):
-            return [self._make(i) for i in range(*index.indices(self._count))]
-        if not 0 <= index < self._count:
+            return [self.make(i) for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
             raise IndexError(index)
-        return self._make(index)
+        return self.make(index)
+
+
+@dataclass(frozen=True, eq=False)
+class DraftSymbols(LazySymbols):
+    """The symbols of each record of a draft at one rung, read from the draft's levels.
+
+    Attributes:
+        quantized: The draft's levels. Reading raises `StaleDraftError` once a newer draft was made.
+        form: The form that was quantized; its matrices are not needed.
+        units: For each record, int64 (units of the record,): positions among the kept units.
+        rung: Number of the rung.
+    """
+
+    quantized: QuantizedForm
+    form: CanonicalForm
+    units: Sequence[Int64Array]
+    rung: int
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def make(self, index: int) -> SymbolArray:
+        """Return the symbols of one record."""
+        return self.quantized.record_symbols(self.form, self.units[index], self.rung)
+
+
+@dataclass(frozen=True, eq=False)
+class BlockSymbols(LazySymbols):
+    """The symbols of each block at one rung: those of its records, joined.
+
+    Attributes:
+        records: Symbols of each record.
+        spans: Records of each block, (start, stop).
+    """
+
+    records: Sequence[SymbolArray]
+    spans: Sequence[tuple[int, int]]
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def make(self, index: int) -> SymbolArray:
+        """Return the symbols of one block."""
+        return np.concatenate(self.records[slice(*self.spans[index])])
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ def read_importance(path: str | os.PathLike[str]) -> dict[str, float]:
 
 
 def _from_safetensors(path: str | os.PathLike[str]) -> dict[str, float]:
+    """Read the numbers of a safetensors file of one-element tensors."""
     numbers = {}
     with SafetensorsFile(Path(path)) as file:
         for name, info in file.tensors.items():

@@ -134,6 +134,7 @@ def choose_streams(items: Sequence[Codable], *, shared: bool) -> tuple[int, ...]
 
 
 def _envelope(adapter: Adapter, options: EncodeOptions) -> Envelope:
+    """Return the fields of the header that do not depend on the coding, tensors in natural order of their names."""
     keys = sorted(adapter.raw, key=natural_key)
     return Envelope(
         writer=f"nola-codec {__version__}",

@@ -118,6 +118,7 @@ class EncodeOptions:
             raise _bad(f"basis {self.basis} is not orthogonal; it serves the factor form only (num_basis, bits)")
 
     def _check_weighting(self) -> None:
+        """Refuse fits and weights without what they need, and where they have no meaning."""
         if self.fit not in FITS:
             raise _bad(f"fit: expected one of {', '.join(FITS)}, found {self.fit!r}")
         if self.fit == "activations" and self.weighting is None:
@@ -173,6 +174,7 @@ class EncodeOptions:
 
 
 def _bad(message: str) -> EncodeError:
+    """Return the error of a bad option."""
     return EncodeError(message, code="option")
 
 

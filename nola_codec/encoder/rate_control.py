@@ -39,7 +39,7 @@ SMALLEST_RUNG = 5000
 
 @dataclass(frozen=True)
 class RateTarget:
-    """What a file is to reach.
+    """The size or the error that a file is to reach.
 
     Attributes:
         aim: Bytes or error that drafts are made for. Misses of the finished file correct it.

@@ -58,7 +58,8 @@ def decode_rung(content: FileContent, envelope: Envelope, rung: int) -> Iterator
     records = content.rungs[rung]
     guess = _first_exponents(records, content.squares[rung])
 
-    def make(span: tuple[int, int]) -> list[DecodedRecord]:
+    def decode_span(span: tuple[int, int]) -> list[DecodedRecord]:
+        """Decode the records of a span, and find their exponents."""
         pending = list(range(*span))
         points = {
             i: record_coefficients(
@@ -78,7 +79,7 @@ def decode_rung(content: FileContent, envelope: Envelope, rung: int) -> Iterator
             pending = [i for i in pending if guess[i] != done[i].exponents]
         return [done[i] for i in range(*span)]
 
-    for portion in parallel_map(make, _portions(records)):
+    for portion in parallel_map(decode_span, _portions(records)):
         yield from portion
 
 

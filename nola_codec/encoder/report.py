@@ -33,7 +33,7 @@ class TensorReport:
 
 @dataclass(frozen=True)
 class TaskReport:
-    """Losses on held-out rows. Nothing was trained or chosen by them here; the adapter itself may have seen them.
+    """Losses on held-out rows: nothing was trained or chosen by them here, but the adapter itself may have seen them.
 
     Attributes:
         base: Loss of the model without an adapter.

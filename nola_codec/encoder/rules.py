@@ -1,4 +1,4 @@
-"""What the dialect of an adapter allows, applied to an adapter and the options of its encode."""
+"""Apply the rules of a dialect to an adapter and to the options of its encode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sizes as people write them."""
+"""Parse sizes as people write them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SIZE = re.compile(r"\s*([0-9_]*\.?[0-9]+)\s*([A-Za-z]*)\s*")
 
 
 def parse_size(text: str) -> int:
-    """Bytes of ``200KB``, ``64KiB``, ``1.5 MB`` or ``90000``. KB is 1000 bytes, KiB 1024.
+    """Return the bytes of ``200KB``, ``64KiB``, ``1.5 MB`` or ``90000``. KB is 1000 bytes, KiB 1024.
 
     Raises:
         EncodeError: not a size.

@@ -45,10 +45,12 @@ class ScalarCoder:
 
     @property
     def rate(self) -> float:
+        """Bits of a coefficient."""
         return self.quantizer.rate
 
     @property
     def cosine2(self) -> float:
+        """The squared cosine between a vector and its code."""
         return self.quantizer.cosine2
 
     def levels(self, values: Float32Array) -> Levels:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from nola_codec.array_types import Float32Array, Float64Array
 from nola_codec.fit.canonical_form import CanonicalForm
+from nola_codec.model.quantizers import Book, Trellis
 from nola_codec.spool import allocate_array
 
 Levels = npt.NDArray[np.int8]
@@ -84,3 +85,9 @@ def matrices_like(form: CanonicalForm, make: Callable[[Float32Array], Any]) -> t
     """Make something for each matrix of a form: one dictionary by length for each side."""
     u, v = ({length: make(matrix) for length, matrix in side.items()} for side in form.matrices)
     return u, v
+
+
+def levels_to_symbols(book: Book, levels: Levels) -> npt.NDArray[np.uint8]:
+    """Return the symbols of levels as a workspace holds them."""
+    symbols = levels.view(np.uint8)
+    return symbols if isinstance(book, Trellis) else np.asarray(symbols + np.uint8(book.size // 2))

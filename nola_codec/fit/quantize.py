@@ -4,30 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.array_types import Float32Array, Float64Array, Int64Array
+from nola_codec.array_types import Float64Array, Int64Array
 from nola_codec.basis import basis_by_id
-from nola_codec.fit.allocation import BOOST, RatePlan, coder_class, precision_shifts, rate_table
-from nola_codec.fit.books import fit_quantizer, level_statistics
+from nola_codec.fit.allocation import BOOST, RatePlan
 from nola_codec.fit.canonical_form import PLAIN, CanonicalForm
-from nola_codec.fit.coders import DependentCoder, ScalarCoder, TrellisCoder, coders
-from nola_codec.fit.levels import DraftLevels, Levels, Workspace, matrices_like
-from nola_codec.fit.viterbi import side_by_side
-from nola_codec.model.quantizers import Book, Quantizer, Trellis
+from nola_codec.fit.layers import Layers
+from nola_codec.fit.levels import DraftLevels, Workspace, levels_to_symbols
+from nola_codec.model.quantizers import Quantizer
 from nola_codec.parallel import parallel_map
 from nola_codec.quant.points import book_points
-from nola_codec.quant.scales import MAX_WEIGHT_CODE, layer_weight
-from nola_codec.spool import allocate_array
-
-_CHUNK = 1 << 20
-_SAMPLE = 64
-"""Number of vectors that a dependent quantizer's points are fitted to before the search."""
-_WEIGHT_ONE = 1 << 15
-"""Factor that turns the coefficients of a progressive file into integers."""
+from nola_codec.quant.scales import layer_weight
 
 
 @dataclass(frozen=True)
@@ -76,13 +66,26 @@ class QuantizedForm:
         index = int(self.kept[unit])
         length = int(form.lengths[side, index])
         levels = self.levels.matrix(rung, side, length)[form.rows[side, index], : book.run(length)]
-        return _symbols(book, levels)
+        return levels_to_symbols(book, levels)
 
+    def record_symbols(self, form: CanonicalForm, units: Int64Array, rung: int) -> npt.NDArray[np.uint8]:
+        """Return the symbols that a rung's block holds of a record, in the order of `coded_layers`.
 
-def _symbols(book: Book, levels: Levels) -> npt.NDArray[np.uint8]:
-    """Return the symbols of levels as a workspace holds them."""
-    symbols = levels.view(np.uint8)
-    return symbols if isinstance(book, Trellis) else np.asarray(symbols + np.uint8(book.size // 2))
+        A unit that starts at the rung has all its layers so far there, an older one the layer that the rung adds.
+
+        Args:
+            form: The form that was quantized.
+            units: int64: positions of the record's units among the kept units.
+            rung: Number of the rung.
+        """
+        parts = []
+        for side in (0, 1):
+            for unit in units.tolist():
+                entry = int(self.entry[unit])
+                layers = range(rung + 1) if entry == rung else (rung,) if entry < rung else ()
+                coded = [layer for layer in layers if self.quantizer[layer, side, unit] >= 0]
+                parts += [self.symbols(form, layer, side, unit) for layer in coded]
+        return np.concatenate(parts) if parts else np.empty(0, np.uint8)
 
 
 def quantize(form: CanonicalForm, plan: RatePlan, basis: int, workspace: Workspace) -> QuantizedForm:
@@ -97,7 +100,7 @@ def quantize(form: CanonicalForm, plan: RatePlan, basis: int, workspace: Workspa
         basis: Id of the form's basis.
         workspace: Holds the levels; earlier drafts in it become stale.
     """
-    layers = _Layers(form, plan, workspace.begin_draft(form, len(plan.steps)))
+    layers = Layers(form, plan, workspace.begin_draft(form, len(plan.steps)))
     for rung in range(len(plan.steps)):
         layers.add(rung)
     alive = np.flatnonzero(layers.find_alive())
@@ -152,168 +155,6 @@ def _boost(
     return np.array(factors)
 
 
-class _Job(NamedTuple):
-    """Vectors of one side, role, length and coder, at some positions in plan.kept; few enough to stay in the caches."""
-
-    side: int
-    role: int
-    length: int
-    coder: int
-    units: Int64Array
-
-
-def _zeros(matrix: Float32Array) -> Float32Array:
-    made = allocate_array(matrix.shape, np.float32)
-    made[:] = 0
-    return made
-
-
-class _Layers:
-    """The layers of the kept units, made rung by rung."""
-
-    def __init__(self, form: CanonicalForm, plan: RatePlan, levels: DraftLevels) -> None:
-        self._form, self._plan, self._workspace = form, plan, levels.workspace
-        self.levels = levels
-        shape = (len(plan.steps), 2, len(plan.kept))
-        self.quantizers: list[Quantizer] = []
-        self._numbers: dict[tuple[int, int], int] = {}  # of (rung or -1, coder)
-        self.quantizer = np.full(shape, -1, np.int64)
-        self.weight = np.zeros(shape, np.int64)
-        self.dots, self.squares = np.zeros(shape), np.zeros(shape)
-        absent = form.lengths[:, plan.kept] == 0  # the second side of a vector counts as kept exactly
-        self.dots[:, absent], self.squares[:, absent] = 1.0, 1.0
-        self._sums: tuple[dict[int, Float32Array], dict[int, Float32Array]] | None = None
-        if len(plan.steps) > 1:
-            self._sums = matrices_like(form, _zeros)
-
-    def find_alive(self) -> npt.NDArray[np.bool_]:
-        """Return True for each kept unit that has a non-zero level on each side at every rung that has it."""
-        there = np.arange(len(self.dots))[:, None, None] >= self._plan.entry[None, None, :]
-        return np.asarray(((self.dots > 0) | ~there).all(axis=(0, 1)))
-
-    def add(self, rung: int) -> None:
-        """Code the layers of one rung."""
-        jobs = self._jobs(rung)
-        for coder in sorted({job.coder for job in jobs}):
-            self._code(rung, coder, [job for job in jobs if job.coder == coder])
-        if self._sums is not None:
-            self._weigh(rung)
-        for _ in parallel_map(lambda job: self._measure(rung, job), jobs):
-            pass
-        if rung:  # units without a layer stay as they were
-            idle = self.quantizer[rung] < 0
-            self.dots[rung][idle], self.squares[rung][idle] = self.dots[rung - 1][idle], self.squares[rung - 1][idle]
-
-    def _jobs(self, rung: int) -> list[_Job]:
-        jobs: list[_Job] = []
-        plan = self._plan
-        for side in (0, 1):
-            chosen = plan.coder[rung, side]
-            for role, length, own in self._form.groups(side, plan.kept):
-                for coder in np.unique(chosen[own][chosen[own] >= 0]).tolist():
-                    units = own[chosen[own] == coder]
-                    scalar = isinstance(coders()[coder], ScalarCoder)
-                    step = max(1, _CHUNK // length) if scalar else side_by_side(length)
-                    jobs += [
-                        _Job(side, role, length, coder, units[start : start + step])
-                        for start in range(0, len(units), step)
-                    ]
-        return jobs
-
-    def _values(self, rung: int, job: _Job) -> Float32Array:
-        """Return what the rungs before have left of the units' vectors, scaled to unit variance: (units, length)."""
-        side, role, length, _, units = job
-        rows = self._form.rows[side][self._plan.kept[units]]
-        values: Float32Array = self._form.matrices[side][length][rows]
-        if self._sums is None or rung == 0:
-            return values
-        table = rate_table(self._plan.objectives, role, coder_class(role, length), self._plan.steps)
-        where = table.at(self._plan.precision[units] + precision_shifts(np.array([length])))
-        deviation = np.sqrt(1 - table.cosine2[rung - 1, where]).astype(np.float32)
-        return np.asarray((values - self._sums[side][length][rows]) / deviation[:, None])
-
-    def _code(self, rung: int, number: int, jobs: list[_Job]) -> None:
-        """Find the levels of all vectors of one coder, and its quantizer."""
-        coder = coders()[number]
-        space = self._workspace
-        if isinstance(coder, DependentCoder) and (rung, number) not in space.tables:
-            sample = jobs[0]._replace(units=jobs[0].units[:_SAMPLE])
-            space.tables[rung, number] = coder.fit_tables(self._values(rung, sample))
-
-        def fill(job: _Job) -> tuple[Float64Array, Float64Array]:
-            side, _, length, _, units = job
-            rows = self._form.rows[side][self._plan.kept[units]]
-            out = self.levels.matrix(rung, side, length)
-            known = rung == 0 and bool((space.owner[side][length][rows] == number).all())
-            values = self._values(rung, job)
-            if isinstance(coder, ScalarCoder):
-                out[rows] = coder.levels(values)
-            elif not known and isinstance(coder, DependentCoder):
-                out[rows] = coder.levels(values, space.tables[rung, number])
-            elif not known and isinstance(coder, TrellisCoder):
-                symbols = coder.symbols(values)
-                out[rows, : symbols.shape[1]] = symbols
-            if rung == 0:
-                space.owner[side][length][rows] = number
-            return level_statistics(coder, out[rows], values)
-
-        statistics = list(parallel_map(fill, jobs))
-        key = (-1 if isinstance(coder, TrellisCoder) else rung, number)
-        if key not in self._numbers:
-            self._numbers[key] = len(self.quantizers)
-            self.quantizers.append(fit_quantizer(coder, [sum(part) for part in zip(*statistics, strict=True)]))
-        for job in jobs:
-            self.quantizer[rung, job.side, job.units] = self._numbers[key]
-
-    def _points(self, rung: int, job: _Job) -> npt.NDArray[np.float32]:
-        """Return the layer's points, without its weight: float32 (units, length)."""
-        side, _, length, _, units = job
-        book = self.quantizers[int(self.quantizer[rung, side, units[0]])].codebook
-        rows = self._form.rows[side][self._plan.kept[units]]
-        levels = self.levels.matrix(rung, side, length)[rows, : book.run(length)]
-        return np.asarray(book_points(book, _symbols(book, levels), length), np.float32)
-
-    def _weigh(self, rung: int) -> None:
-        """Find the integer weights: a layer's least-squares factor, shared by all units with the same layers so far."""
-        assert self._sums is not None
-        sums = self._sums
-        shared: dict[tuple[int, ...], list[float]] = {}
-        found: list[tuple[_Job, list[tuple[int, ...]], npt.NDArray[np.float32]]] = []
-        for job in self._jobs(rung):
-            side, role, length, _, units = job
-            rows = self._form.rows[side][self._plan.kept[units]]
-            points = self._points(rung, job)
-            rest = self._form.matrices[side][length][rows] - sums[side][length][rows]
-            dots, squares = np.einsum("ij,ij->i", rest, points), np.einsum("ij,ij->i", points, points)
-            chains = [
-                (role, coder_class(role, length), *c) for c in self._plan.coder[: rung + 1, side, units].T.tolist()
-            ]
-            for chain, dot, square in zip(chains, dots.tolist(), squares.tolist(), strict=True):
-                total = shared.setdefault(chain, [0.0, 0.0])
-                total[0] += dot
-                total[1] += square
-            found.append((job, chains, points))
-        for (side, _, length, _, units), chains, points in found:
-            factors = np.array([shared[c][0] / max(shared[c][1], 1e-30) for c in chains])
-            codes = np.clip(np.rint(8 * np.log2(np.maximum(factors, 1e-9) * _WEIGHT_ONE)), 0, MAX_WEIGHT_CODE).astype(
-                np.int64
-            )
-            self.weight[rung, side, units] = codes
-            rows = self._form.rows[side][self._plan.kept[units]]
-            weights = np.array([layer_weight(int(c)) for c in codes], np.float64) / _WEIGHT_ONE
-            sums[side][length][rows] += points * weights[:, None].astype(np.float32)
-
-    def _measure(self, rung: int, job: _Job) -> None:
-        """Measure the inner product of each vector with its coded form so far, and the squared norm of that form."""
-        side, _, length, _, units = job
-        rows = self._form.rows[side][self._plan.kept[units]]
-        coded = (
-            self._points(rung, job) if self._sums is None else self._sums[side][length][rows] * np.float32(_WEIGHT_ONE)
-        )
-        self.dots[rung, side, units] = np.einsum("ij,ij->i", coded, self._form.matrices[side][length][rows])
-        self.squares[rung, side, units] = np.einsum("ij,ij->i", coded, coded)
-
-
 def unit_points(
     form: CanonicalForm, quantized: QuantizedForm, side: int, units: Int64Array, rung: int
 ) -> npt.NDArray[np.float32]:
@@ -350,6 +191,7 @@ def coded_nmse(form: CanonicalForm, quantized: QuantizedForm, amplitude: Int64Ar
     starts = np.searchsorted(form.record, np.arange(int(form.record.max()) + 1))
 
     def squared_loss(record: int) -> float:
+        """Return ||delta - decoded||^2 of one record."""
         own = np.flatnonzero((records == record) & (quantized.entry <= rung))
         first = int(starts[record])
         count = int((form.record == record).sum())

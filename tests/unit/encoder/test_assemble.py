@@ -12,7 +12,7 @@ from nola_codec.arrays import NUMPY
 from nola_codec.container.reader import STORED, ZSTD, open_container
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.encoder.assemble import code_rungs, estimate_bytes, pack_raw, write_file
-from nola_codec.encoder.content import LazyArrays, QuantizedAdapter, block_sizes
+from nola_codec.encoder.content import BlockSymbols, QuantizedAdapter, block_sizes
 from nola_codec.encoder.job import EncodeJob
 from nola_codec.encoder.pipeline import quantize_factors, quantize_to
 from nola_codec.encoder.rate_control import first_target
@@ -84,16 +84,10 @@ def test_blocks_cover_all_records_and_their_bits_are_the_symbols(make_job: Calla
     assert sizes.coded_bits == ((0.0,),)
 
 
-def test_lazy_arrays_are_a_sequence() -> None:
-    asked: list[int] = []
-
-    def make(index: int) -> np.ndarray:
-        asked.append(index)
-        return np.full(2, index, np.uint8)
-
-    arrays = LazyArrays(3, make)
-    assert (len(arrays), asked) == (3, [])
-    assert [a.tolist() for a in arrays] == [[0, 0], [1, 1], [2, 2]]
-    assert [a.tolist() for a in arrays[1:]] == [[1, 1], [2, 2]]
+def test_block_symbols_are_a_sequence() -> None:
+    arrays = BlockSymbols([np.full(2, n, np.uint8) for n in range(4)], [(0, 1), (1, 3), (3, 4)])
+    assert len(arrays) == 3
+    assert [a.tolist() for a in arrays] == [[0, 0], [1, 1, 2, 2], [3, 3]]
+    assert [a.tolist() for a in arrays[1:]] == [[1, 1, 2, 2], [3, 3]]
     with pytest.raises(IndexError):
         arrays[3]

@@ -56,7 +56,7 @@ def test_estimates_are_near_what_is_measured(
     errors = drafter.effective_errors(draft, weights)
     quantized = QuantizedAdapter(draft.content, draft.sizes, errors, weights)
     file = code_file(job, quantized)
-    assert len(file.data) == pytest.approx(draft.bytes, rel=0.01, abs=16)
+    assert len(file.data) == pytest.approx(draft.bytes, rel=0.02, abs=16)
     assert draft.bytes == estimate_bytes(draft.content, draft.sizes, job.envelope, job.raw_sections)
     measured = measure_rung(job, quantized, 0)
     if objective is NMSE:
