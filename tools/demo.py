@@ -1,9 +1,8 @@
 """Show the main job once on a real adapter, and explain each step: `make demo`.
 
 The demo encodes an adapter of `examples/`, looks at the file, verifies it, compares it with its source, decodes it back
-to PEFT, and lets the independent reference decoder read the same file. Without `examples/` (a package of the sources
-may leave it out) a synthetic PEFT adapter stands in. Everything made lies in `demo/`. The demo stops with an error at the
-first step that does not hold.
+to PEFT, and lets the independent reference decoder read the same file. Where `examples/` is missing, a synthetic PEFT
+adapter stands in. Everything made lies in `demo/`. The demo stops with an error at the first step that does not hold.
 """
 
 from __future__ import annotations
