@@ -62,6 +62,18 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+@pytest.mark.parametrize("page", TEXTS, ids=name_of)
+def test_files_that_are_named_exist(page: Path) -> None:
+    """Paths with a folder of the package or of the repository in front: `encoder/search.py`, `tests/kat`."""
+    package = ROOT / "nola_codec"
+    tops = {path.name for top in (ROOT, package) for path in top.iterdir() if path.is_dir() and path.name[0] != "."}
+    text = re.sub(r"```(console|bash|python)\n.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    named = re.findall(r"(?<![\w./-])(\w+/[\w./-]*\w/?|\w+/(?=\W))", text)
+    wanted = {path for path in named if path.split("/")[0] in tops - {"model", "demo"}}
+    wanted |= {path for path in named if path.startswith("model/") and path.endswith(".py")}
+    assert sorted(path for path in wanted if not ((ROOT / path).exists() or (package / path).exists())) == []
+
+
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1000
 
