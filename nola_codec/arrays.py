@@ -143,7 +143,7 @@ class TorchArrays:
 
 
 def _work_dtype(bound: int, *, float32_is_exact: bool) -> str:
-    """The float type in which any sum of integers with partial sums of at most `bound` is exact (docs/architecture.md)."""
+    """The float type in which any sum of integers with partial sums of at most `bound` is exact."""
     if bound < 1 << 24 and float32_is_exact:
         return "float32"
     if bound < 1 << 53:
