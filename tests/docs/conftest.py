@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-LAYERS = 2
+LAYERS = 1
 
 
 @pytest.fixture(scope="session")
 def made_once(examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`my_lora/`, `other_lora/`, `model/`, `tuned/`, `rows.jsonl`.
 
-    The adapter is the carried one of SmolLM2-135M, cut to its first two layers; the base model has the same shapes with
+    The adapter is the carried one of SmolLM2-135M, cut to its first layer; the base model has the same shapes with
     random weights and a small vocabulary.
     """
     if not examples.is_dir():
