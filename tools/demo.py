@@ -113,7 +113,7 @@ def main() -> None:
     check("the decoded adapter has the tensors and shapes of the source",
           {k: v.shape for k, v in original.items()} == {k: v.shape for k, v in back.items()})  # fmt: skip
     check("package and reference decoder agree on the SHA-256 of the decoded factors",
-          answer("verify", file)["factors_sha256"] in reference)  # fmt: skip
+          answer("verify", file)["decoded_sha256"] in reference)  # fmt: skip
     check("the file asked for at 50 KB is at most that", small.stat().st_size <= 50_000)
     check("the error is what was asked for", report["nmse"] <= 0.09)
     print(

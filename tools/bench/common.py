@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from svd_codecs.columns import Component, component
 
 from nola_codec.adapters import read
-from nola_codec.peers.columns import Component, component
 
 Floats = npt.NDArray[Any]
 ROOT = Path(__file__).resolve().parents[2]

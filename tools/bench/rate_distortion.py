@@ -22,8 +22,7 @@ import common
 from bound import first_order_bound, gaussian_bound
 from common import TARGETS
 from peers import peers
-
-from nola_codec.peers.columns import Point
+from svd_codecs.columns import Point
 
 OURS = "nola-codec"
 BOUND = "Gaussian bound"
