@@ -63,23 +63,25 @@ class OutputExists(NolaError):
     default_code = "output-exists"
 
 
-class MissingPackage(NolaError):
+class MissingPackage(NolaError, ImportError):
     """A package is not installed that only some functions need."""
 
     default_code = "missing-package"
 
 
-def require_torch(purpose: str) -> None:
+def require_torch(purpose: str, *, instead: str = "") -> None:
     """Say in one line that PyTorch is needed, where it is not installed.
 
     Args:
         purpose: What needs it, as the subject of a sentence.
+        instead: What works without it, as a clause.
 
     Raises:
         MissingPackage: ``needs-torch``.
     """
     if importlib.util.find_spec("torch") is None:
-        raise MissingPackage(f"{purpose} needs torch: pip install 'nola-codec[torch]'", code="needs-torch")
+        message = f"{purpose} needs torch: pip install 'nola-codec[torch]'"
+        raise MissingPackage(f"{message}; {instead}" if instead else message, code="needs-torch")
 
 
 def expected(what: str, wanted: object, found: object) -> str:

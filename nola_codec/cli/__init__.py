@@ -62,7 +62,7 @@ def group() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit; the one place where errors become exit statuses."""
-    from nola_codec.errors import EncodeError, NolaError, OutputExists
+    from nola_codec.errors import NolaError, OutputExists
 
     try:
         status: Any = group.main(arguments, prog_name="nola-codec", standalone_mode=False)
@@ -73,10 +73,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except OutputExists as error:
         _fail(f"{error}; -f overwrites it" if str(error).endswith("already exists") else str(error), 2)
-    except EncodeError as error:
-        _fail(str(error) if error.code == "option" else f"{error} [{error.code}]", 2 if error.code == "option" else 3)
     except NolaError as error:
-        _fail(f"{error} [{error.code}]", 3)
+        _fail(str(error) if error.code == "option" else f"{error} [{error.code}]", 2 if error.code == "option" else 3)
     except FileNotFoundError as error:
         _fail(f"{error.filename}: no such file or directory", 3)
     except OSError as error:

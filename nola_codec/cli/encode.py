@@ -24,6 +24,7 @@ from nola_codec.cli.encode_options import (
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import options
 from nola_codec.cli.output import progress
+from nola_codec.errors import require_torch
 
 if TYPE_CHECKING:
     from nola_codec.progress import Progress
@@ -80,6 +81,7 @@ class FitRequest:
             rows = self.calibration_rows or ROWS
             return {"weighting": collect_moments(self.base, modules, self.calibration, rows=rows, progress=show)}
         if self.fit == "task" and self.base is not None and self.data is not None:
+            require_torch("--fit task")
             from nola_codec.integrations.task_text import BATCH, text_tuner
             from nola_codec.training.task import TaskSettings
 
