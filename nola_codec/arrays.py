@@ -12,6 +12,8 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.errors import require_torch
+
 Array = Any
 """A numpy.ndarray or a torch.Tensor, whichever the namespace makes."""
 
@@ -87,6 +89,7 @@ class TorchArrays:
     name = "torch"
 
     def __init__(self, device: object = "cpu") -> None:
+        require_torch(f"the device {device!r}")
         import torch
 
         self._torch = torch

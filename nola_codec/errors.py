@@ -6,6 +6,8 @@ files for the same reason. The command line turns an error into an exit status i
 
 from __future__ import annotations
 
+import importlib.util
+
 
 class NolaError(Exception):
     """Root of all errors of this package.
@@ -59,6 +61,27 @@ class OutputExists(NolaError):
     """The output is already there and overwriting was not asked for."""
 
     default_code = "output-exists"
+
+
+class MissingPackage(NolaError, ImportError):
+    """A package is not installed that only some functions need."""
+
+    default_code = "missing-package"
+
+
+def require_torch(purpose: str, *, instead: str = "") -> None:
+    """Say in one line that PyTorch is needed, where it is not installed.
+
+    Args:
+        purpose: What needs it, as the subject of a sentence.
+        instead: What works without it, as a clause.
+
+    Raises:
+        MissingPackage: ``needs-torch``.
+    """
+    if importlib.util.find_spec("torch") is None:
+        message = f"{purpose} needs torch: pip install 'nola-codec[torch]'"
+        raise MissingPackage(f"{message}; {instead}" if instead else message, code="needs-torch")
 
 
 def expected(what: str, wanted: object, found: object) -> str:

@@ -5,37 +5,37 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from nola_codec.adapters.dialects import delta as dialect
 from nola_codec.adapters.dialects.delta import Pairing, Selection, Weights
-from nola_codec.api.encoding import checked
+from nola_codec.api.encoding import check_options
+from nola_codec.api.keywords import DeltaKeywords, check_keywords
 from nola_codec.array_types import Float32Array
 from nola_codec.checkpoints.checkpoint import WeightInfo
 from nola_codec.encoder.dense import SplitOptions, split
 from nola_codec.encoder.encode import encode_adapter
 from nola_codec.encoder.report import EncodeReport
-from nola_codec.errors import AdapterError, EncodeError
+from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import Adapter
 from nola_codec.progress import Progress
 from nola_codec.stores.files import atomic_file
 from nola_codec.stores.safetensors_io import num_bytes
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 AnyPath = str | os.PathLike[str]
 
 
-def encode_delta(tuned: AnyPath, base: AnyPath, out: AnyPath | BinaryIO | None = None, **options: Any) -> EncodeReport:
-    """Encode what a training changed in a model; arguments and errors as of `encode_delta_bytes`."""
-    return encode_delta_bytes(tuned, base, out, **options)[1]
-
-
-def encode_delta_bytes(
+def encode_delta(
     tuned: AnyPath,
     base: AnyPath,
     out: AnyPath | BinaryIO | None = None,
     *,
+    size: int | str | None = None,
     rank: int | None = None,
     energy: float | None = None,
     residue: bool = True,
@@ -43,9 +43,31 @@ def encode_delta_bytes(
     exclude: Sequence[str] = (),
     embeddings: bool = False,
     head: bool = False,
-    size: int | str | None = None,
     overwrite: bool = False,
-    **options: Any,
+    **options: Unpack[DeltaKeywords],
+) -> EncodeReport:
+    """Encode what a training changed in a model; arguments and errors as of `encode_delta_bytes`."""
+    return encode_delta_bytes(
+        tuned, base, out, size=size, rank=rank, energy=energy, residue=residue, include=include, exclude=exclude,
+        embeddings=embeddings, head=head, overwrite=overwrite, **options,
+    )[1]  # fmt: skip
+
+
+def encode_delta_bytes(
+    tuned: AnyPath,
+    base: AnyPath,
+    out: AnyPath | BinaryIO | None = None,
+    *,
+    size: int | str | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
+    residue: bool = True,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    embeddings: bool = False,
+    head: bool = False,
+    overwrite: bool = False,
+    **options: Unpack[DeltaKeywords],
 ) -> tuple[bytes, EncodeReport]:
     """Encode what a training changed in a model; the file's bytes and the report.
 
@@ -69,8 +91,8 @@ def encode_delta_bytes(
         head: The output layer too.
         size: Bytes that the file may take, as a number or as ``"5MB"``.
         overwrite: Replace a file that is there.
-        **options: Of `encode`: nmse, ratio, error, objective, importance, seed, generator, entropy, thorough,
-            progressive, rungs, progress.
+        **options: Those of `nola_codec.api.keywords.DeltaKeywords`: nmse, ratio, error, objective, progressive, rungs,
+            importance, generator, seed, entropy, thorough, progress.
 
     Raises:
         AdapterError: ``base-mismatch``, ``nothing-selected``, ``nothing-changed``, ``not-float``, ``not-finite``, or a
@@ -78,11 +100,8 @@ def encode_delta_bytes(
         EncodeError: bad options, or a target that cannot be reached.
         OutputExists: `out` is there and `overwrite` is false.
     """
-    chosen = checked(out if isinstance(out, str | os.PathLike) else None, size=size, overwrite=overwrite, **options)
-    if chosen.projected:
-        raise EncodeError("num_basis and bits are the paper's form, which has no dense changes", code="option")
-    if chosen.weighting is not None:
-        raise EncodeError("fit activations weighs the components of adapters only", code="option")
+    check_keywords("encode_delta", {"energy": energy, "rank": rank, **options}, DeltaKeywords, "energy", "rank")
+    chosen = check_options(out, size=size, overwrite=overwrite, **options)
     how = SplitOptions(rank, energy, residue, chosen.seed)
     selection = Selection(tuple(include), tuple(exclude), embeddings, head)
     with Weights(tuned) as mine, Weights(base) as other:

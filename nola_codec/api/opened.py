@@ -20,13 +20,15 @@ from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.decoder.adapters import decoded_adapter
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.factors import DecodedFactors
-from nola_codec.errors import AdapterError, FormatError
+from nola_codec.errors import AdapterError, FormatError, require_torch
 from nola_codec.merge.arithmetic.sum import delta_weight, merge_tensor
 from nola_codec.merge.diagonal import diagonal_delta, merge_diagonals
 from nola_codec.merge.in_memory import find_in_model
 from nola_codec.merge.matching import merge_target, mismatch_message
 from nola_codec.merge.operands import merge_file
 from nola_codec.model.header import Header
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.dtypes import to_numpy
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +98,8 @@ class NolaFile:
             return diagonal_delta(self._opened(), self._container.name, name, shape, self._tensor)
         index = self._find(name)
         ((_, decoded),) = self._decode([index])
-        return self._tensor(delta_weight(decoded, self.header.lowrank[index].kind, self._arrays())).float()
+        delta = delta_weight(decoded, self.header.lowrank[index].kind, self._arrays())
+        return self._tensor(self._arrays().cast(delta, "float32"))
 
     def state_dict(self, dtype: str = "f32") -> dict[str, torch.Tensor]:
         """The adapter's state dict under its own keys, tensors carried as they came included.
@@ -104,13 +107,18 @@ class NolaFile:
         Args:
             dtype: Of the factors and vectors: f32 is exact; f16 and bf16 round once.
         """
-        from nola_codec.decoder.torch_raw import to_torch, torch_dtype
-
         # PEFT's pairs stay on the device all the way; other dialects' tensors are put together in NumPy first.
-        if self.header.dialect != "peft" or any(is_expert(record.name) for record in self.header.lowrank):
+        if (
+            self._device == "numpy"
+            or self.header.dialect != "peft"
+            or any(is_expert(record.name) for record in self.header.lowrank)
+        ):
             adapter = decoded_adapter(self._opened(), None)
             made = dialect_of(adapter.dialect, self._container.name).tensors(adapter, DTYPES[dtype])
-            return {key: self._tensor(to_torch(tensor)) for key, tensor in made.items()}
+            return {key: self._carried(tensor) for key, tensor in made.items()}
+        self._require_torch()
+        from nola_codec.decoder.torch_raw import torch_dtype
+
         wanted = torch_dtype(DTYPES[dtype])
         tensors: dict[str, torch.Tensor] = {}
         for index, decoded in self._decode(None):
@@ -122,7 +130,7 @@ class NolaFile:
         for name, vector in self._opened().vectors():
             tensors[name] = self._tensor(vector.float32(self._arrays())).to(wanted)
         for name, carried in self._opened().carried():
-            tensors[name] = self._tensor(to_torch(carried))
+            tensors[name] = self._carried(carried)
         return tensors
 
     def merge_into(self, model: torch.nn.Module) -> None:
@@ -224,11 +232,25 @@ class NolaFile:
         return self._opened().factors(indexes)
 
     def _tensor(self, array: Any) -> torch.Tensor:
-        """A NumPy or torch array as a tensor on the device."""
+        """A NumPy or torch array as a tensor on the device; for the device "numpy" a NumPy array."""
+        if self._device == "numpy":
+            return self._arrays().numpy(array)  # type: ignore[return-value] # see `load`
+        self._require_torch()
         import torch
 
         tensor: torch.Tensor = torch.from_numpy(array) if isinstance(array, np.ndarray) else array
         return tensor.to(torch.device(cast("Any", self._device)))
+
+    def _require_torch(self) -> None:
+        require_torch(f"load(..., device={str(self._device)!r})", instead="device='numpy' gives NumPy arrays")
+
+    def _carried(self, tensor: RawTensor) -> torch.Tensor:
+        if self._device == "numpy":
+            return to_numpy(tensor)  # type: ignore[return-value] # see `load`
+        self._require_torch()
+        from nola_codec.decoder.torch_raw import to_torch
+
+        return self._tensor(to_torch(tensor))
 
     def _find(self, name: str) -> int:
         for candidate in (name, peft_config.PREFIX + name):
@@ -259,7 +281,8 @@ def load(
 
     Args:
         source: The file.
-        device: Where tensors are decoded: anything `torch.device` takes.
+        device: Where tensors are decoded: anything `torch.device` takes; or "numpy", in which case all methods return
+            NumPy arrays in place of tensors, and PyTorch is not needed.
         verify: Check every checksum and the digest of the decoded factors first.
         rung: Of a progressive file: as if it ended with this rung, counted from 0.
         limits: What a file may declare.

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
+from typing import BinaryIO
 
+from nola_codec.api.arguments import require_source, require_target
 from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.container.rungs import pruned
 from nola_codec.container.writer import assemble
 from nola_codec.encoder.sizes import parse_size
 from nola_codec.errors import EncodeError
-from nola_codec.stores.files import atomic_file, require_free
+from nola_codec.rendering import render_error, render_size
+from nola_codec.stores.files import atomic_file
 
 
 @dataclass(frozen=True)
 class TruncateReport:
-    """What was cut.
+    """The file that was cut out. `print(report)` shows what the command line shows.
 
     Attributes:
-        bytes: Of the new file.
-        rung: Its last rung, counted from 0.
-        rungs: How many the source has.
-        measured: What the encoder measured at this rung.
+        bytes: Size of the new file.
+        rung: Number of its last rung, from 0.
+        rungs: How many rungs the source has.
+        measured: Errors that the encoder measured at this rung, by name.
     """
 
     bytes: int
@@ -30,10 +32,17 @@ class TruncateReport:
     rungs: int
     measured: dict[str, float]
 
+    def __str__(self) -> str:
+        lines = [
+            f"rung   {self.rung} of 0 to {self.rungs - 1}",
+            f"size   {render_size(self.bytes)} ({self.bytes:,} bytes)",
+        ]
+        return "\n".join([*lines, *(f"{name}  {render_error(value)}" for name, value in self.measured.items())])
+
 
 def truncate(
     source: Source,
-    out: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | BinaryIO | None = None,
     *,
     size: int | str | None = None,
     rung: int | None = None,
@@ -45,7 +54,7 @@ def truncate(
 
     Args:
         source: The `.nola` file.
-        out: The file to write; None only reports.
+        out: Path or binary stream to write to; None only reports.
         size: Bytes that the new file may take, as a number or as ``"50KB"``: the finest rung that fits.
         rung: Number of the rung, from 0. With neither: the finest that is there whole.
         overwrite: Replace a file that is there.
@@ -58,8 +67,8 @@ def truncate(
     """
     if size is not None and rung is not None:
         raise EncodeError("choose one of size, rung", code="option")
-    if out is not None:
-        require_free(Path(out), overwrite=overwrite)
+    require_source(source)
+    require_target(out, overwrite=overwrite)
     limit = parse_size(size) if isinstance(size, str) else size
     data, report = _cut(source, rung, None)
     while limit is not None and len(data) > limit:
@@ -67,9 +76,11 @@ def truncate(
             raise EncodeError(f"size {limit} bytes cannot be reached: the coarsest rung takes {len(data)} bytes",
                               code="unreachable")  # fmt: skip
         data, report = _cut(source, report.rung - 1, report.rungs)
-    if out is not None:
+    if isinstance(out, str | os.PathLike):
         with atomic_file(out) as stream:
             stream.write(data)
+    elif out is not None:
+        out.write(data)
     return report
 
 

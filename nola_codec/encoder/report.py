@@ -97,3 +97,8 @@ class EncodeReport:
     dialect: str = ""
     task: TaskReport | None = None
     notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        from nola_codec.encoder.rendering import render_encode_report
+
+        return render_encode_report(self)

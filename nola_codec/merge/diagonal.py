@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from nola_codec.adapters.dialects import peft_config, peft_diagonals
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.errors import AdapterError
@@ -40,7 +42,7 @@ def diagonal_delta(
     if shape is None:
         message = "how many inputs a layer has, the file does not say: give the layer's shape, (out, in)"
         raise AdapterError(message, code="needs-shape", where=f"{where}: {found}")
-    return place(_rows(file, found, tuple(shape), transposed=False)).float()
+    return place(_rows(file, found, tuple(shape), transposed=False).astype(np.float32))
 
 
 def merge_diagonals(decoder: Decoder, where: str, model: torch.nn.Module) -> None:

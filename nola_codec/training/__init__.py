@@ -10,6 +10,7 @@ are there to build a network of.
 
 from __future__ import annotations
 
+import nola_codec.training.requires  # noqa: F401 - before what imports torch
 from nola_codec.training.coded import CodedTensor, Ensemble
 from nola_codec.training.composed import NolaParameter, ensemble
 from nola_codec.training.layers import NolaConv2d, NolaEmbedding, NolaLinear

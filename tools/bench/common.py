@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from svd_codecs.columns import Component, component
 
 from nola_codec.adapters import read
-from nola_codec.peers.columns import Component, component
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))

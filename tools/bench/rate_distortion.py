@@ -24,8 +24,7 @@ from bound import first_order_bound, gaussian_bound
 from common import TARGETS
 from peers import peers
 from real_data import adapters
-
-from nola_codec.peers.columns import Point
+from svd_codecs.columns import Point
 
 OURS = "nola-codec"
 BOUND = "Gaussian bound"
