@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
 LAYERS = 1
 
 
@@ -36,6 +37,8 @@ def folder(made_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """A fresh copy of that folder, and the current directory of the test."""
     here = tmp_path / "here"
     shutil.copytree(made_once, here, copy_function=os.link)  # hard links: nothing writes into these files
+    for name in ("tools", "spec", "examples"):  # so that commands of a checkout run too
+        (here / name).symlink_to(ROOT / name)
     monkeypatch.chdir(here)
     monkeypatch.setenv("NOLA_THREADS", "1")
     return here

@@ -27,6 +27,7 @@ def fine_tuned(base: Path, out: Path, *, steps: int = 60, rows: int = 8, rate: f
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    data = e2e_loss.rows("valid", steps * rows)
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     out.mkdir(parents=True, exist_ok=True)
@@ -34,7 +35,6 @@ def fine_tuned(base: Path, out: Path, *, steps: int = 60, rows: int = 8, rate: f
     model = model.float()
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
-    data = e2e_loss.rows("valid", steps * rows)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / 6) * (1 - step / steps)
         batch = e2e_loss.batch(tokenizer, data[step * rows : (step + 1) * rows])
