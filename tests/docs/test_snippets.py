@@ -10,9 +10,15 @@ from snippets import Block, Session, blocks, commands, matches
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME = "https://github.com/nola-codec/nola-codec"
-OWN_TEST = {"training.md"}  # test_training_doc.py trains the models that this page needs
-PAGES = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.name not in OWN_TEST)]
-TEXTS = [*PAGES, *(page for page in (ROOT / "CONTRIBUTING.md", ROOT / "examples" / "README.md") if page.is_file())]
+# Pages that another test runs, because they need models of their own or register a dialect.
+OWN_TEST = {
+    "training.md": "tests/docs/test_training_doc.py",
+    "add-a-dialect.md": "tests/unit/adapters/test_registry.py",
+}
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", *(page for page in DOCS if page.name not in OWN_TEST)]
+OTHERS = [page for page in (ROOT / "CONTRIBUTING.md", ROOT / "examples" / "README.md") if page.is_file()]
+TEXTS = [ROOT / "README.md", *DOCS, *OTHERS]
 
 # A source distribution has the pages, but not all that they link to.
 needs_checkout = pytest.mark.skipif(not (ROOT / "examples").is_dir(), reason="no examples/: not a whole checkout")
@@ -29,6 +35,11 @@ def test_page_runs_as_printed(page: Path, folder: Path) -> None:
     for block in blocks(page):
         if not block.reason:
             session.run(block)
+
+
+@pytest.mark.parametrize("page", [page for page in DOCS if page.name in OWN_TEST], ids=name_of)
+def test_page_has_a_test_of_its_own(page: Path) -> None:
+    assert page.name in (ROOT / OWN_TEST[page.name]).read_text(encoding="utf-8")
 
 
 LEFT_OUT = [block for page in PAGES for block in blocks(page) if block.reason]
