@@ -1,4 +1,4 @@
-"""Coefficients -> int16 factors and vectors: synthesis in the basis, then one integer scaling (specification).
+"""Coefficients -> int16 factors and vectors: synthesis in the basis, then one integer scaling (design, section 1).
 
 Nothing here is floating point but exact integers held in floats, so every device and batch gives the same bits.
 """

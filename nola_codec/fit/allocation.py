@@ -2,7 +2,7 @@
 
 For a unit vector coded with squared cosine c, decoded with its best gain t = 1 / (c + (1 - c) / gamma), the share of it
 that survives is A = c / (c + (1 - c) / gamma); a component of strength s costs s^2 (1 - A_u A_v), and both factors'
-bits (docs/architecture.md). gamma = 1 is plain least squares, where A = c and the cost is the squared error.
+bits (design, section 5). gamma = 1 is plain least squares, where A = c and the cost is the squared error.
 
 On a ladder a later rung codes what the rungs before left: distortions 1 - c multiply.
 """

@@ -1,4 +1,4 @@
-"""Canonical form: the singular components of B A without ever forming the product (docs/architecture.md).
+"""Canonical form: the singular components of B A without ever forming the product (design, section 5, step 1).
 
 B = Q_B R_B,  A^T = Q_A R_A,  R_B R_A^T = U' S V'^T   gives   B A = (Q_B U') S (Q_A V')^T
 """

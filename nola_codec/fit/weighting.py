@@ -1,4 +1,4 @@
-"""What a calibration set says of each component, in place of constants for all (docs/architecture.md).
+"""What a calibration set says of each component, in place of constants for all (design, section 5).
 
 Of a component s u v^T of delta_W, with the loss's gradient G = dL/d(delta_W) of each calibration row:
 
