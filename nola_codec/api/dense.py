@@ -79,18 +79,18 @@ def encode_delta_bytes(
     large model lies in temporary files, about 9 bytes a changed parameter under $TMPDIR.
 
     Args:
-        tuned: A model directory, or a safetensors file.
-        base: What it was trained from, likewise.
-        out: Where the file goes, whole or not at all; None encodes and reports without writing.
-        rank: Components of a matrix at most.
-        energy: Share of a matrix' energy at which its components end.
-        residue: Code what the components leave, too.
-        include: Only weights in whose names one of these regular expressions is found.
-        exclude: No weights in whose names one of these is.
-        embeddings: The input embeddings too.
-        head: The output layer too.
-        size: Bytes that the file may take, as a number or as ``"5MB"``.
-        overwrite: Replace a file that is there.
+        tuned: The trained model: a directory, or a safetensors file.
+        base: The model that it was trained from: a directory, or a safetensors file.
+        out: Path or binary stream that the file is written to, whole or not at all; None only reports.
+        size: Most bytes that the file may take, as a number or as ``"5MB"``.
+        rank: Most singular components that are taken of a matrix; 64 if neither rank nor energy is given.
+        energy: Components are taken until they hold this share of a matrix' energy.
+        residue: True codes what the components leave, too.
+        include: Regular expressions; only weights in whose names one is found are coded.
+        exclude: Regular expressions; weights in whose names one is found are not coded.
+        embeddings: True codes the input embeddings too.
+        head: True codes the output layer too.
+        overwrite: True replaces a file that is there.
         **options: Those of `nola_codec.api.keywords.DeltaKeywords`: nmse, ratio, error, objective, progressive, rungs,
             importance, generator, seed, entropy, thorough, progress.
 

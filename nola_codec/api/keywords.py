@@ -49,9 +49,9 @@ class RateKeywords(TypedDict, total=False):
 
     Attributes:
         nmse: Share of ||delta_W||_F^2 that may be lost; the objective is then ``nmse``.
-        ratio: How many times smaller than the parameters in fp16.
-        error: Target in the chosen objective.
-        objective: The error that is kept small: ``effective`` or ``nmse``.
+        ratio: How many times smaller than the adapter in fp16 the file is.
+        error: Error in the chosen objective that the file stays under; 0.02 if no target is given.
+        objective: The error that is kept small: ``effective``, the default, or ``nmse``.
         progressive: Write a file whose beginnings are coarser files, each a quarter of the next.
         rungs: Sizes of the coarser files, as numbers of bytes or as ``"10KB"``; makes the file progressive.
     """
@@ -69,7 +69,7 @@ class EncodeKeywords(RateKeywords, CodingKeywords, total=False):
 
     Attributes:
         num_basis: Coefficients of a factor; asks for the factor form, the one of the NOLA paper.
-        bits: Bits of a coefficient in the factor form, 1 to 8 or 16.
+        bits: Bits of a coefficient in the factor form, 1 to 8 or 16; 4 if only num_basis is given.
         rank: Components kept at most; in the factor form, the rank that is fitted.
         fit: What the coefficients are fitted to: ``weights``, ``activations`` or ``task``.
         weighting: Moments by module name, for ``fit="activations"`` (`nola_codec.integrations.calibration`).
