@@ -1,7 +1,8 @@
 # make test   everything that continuous integration checks (.ci/run calls it)
 # make demo   the main job on a real adapter, explained as it goes
 # make experiments  training: NOLA against LoRA, PRANC, VeRA and RandLoRA, task-space encoding; hours on two cores
-# make bench  rate-distortion against the peers, and speed on a 7B-shaped adapter; minutes, not part of the tests
+# make bench  rate-distortion against the peers, speed on a 7B-shaped adapter, installed size; minutes, not tested
+# make docs   docs/cli.md and docs/options.md, from the code
 # make lint   the checks without the tests
 # make clean  removes what the others made; .cache (base models) stays, `rm -r .cache` drops it too
 
@@ -10,7 +11,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: test lint demo bench experiments clean
+.PHONY: test lint docs demo bench experiments clean
 .DELETE_ON_ERROR:
 
 test: lint
@@ -22,12 +23,16 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+docs: $(VENV)/dev.stamp
+	$(BIN)/python tools/make_cli_docs.py
+
 demo: $(VENV)/dev.stamp
 	$(BIN)/python tools/demo.py
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python tools/bench/rate_distortion.py
 	$(BIN)/python tools/bench/speed_7b.py
+	$(BIN)/python tools/bench/install_size.py
 
 experiments: $(VENV)/bench.stamp
 	$(BIN)/python tools/experiments/task_curve.py

@@ -19,8 +19,9 @@ from nola_codec.version import __version__
 if TYPE_CHECKING:
     from nola_codec.api.comparing import compare
     from nola_codec.api.decoding import decode, read_adapter, verify
+    from nola_codec.api.dense import encode_delta, encode_delta_bytes
     from nola_codec.api.encoding import encode, encode_bytes
-    from nola_codec.api.inspecting import inspect
+    from nola_codec.api.inspecting import FileFacts, TensorFacts, inspect
     from nola_codec.api.merging import merge, unmerge
     from nola_codec.api.opened import NolaFile, load
     from nola_codec.api.plotting import plot_sweep
@@ -28,7 +29,15 @@ if TYPE_CHECKING:
     from nola_codec.api.sweeping import SweepReport, sweep
     from nola_codec.api.truncating import TruncateReport, truncate
     from nola_codec.encoder.report import EncodeReport
-    from nola_codec.errors import AdapterError, ChecksumMismatch, EncodeError, FormatError, NolaError, OutputExists
+    from nola_codec.errors import (
+        AdapterError,
+        ChecksumMismatch,
+        EncodeError,
+        FormatError,
+        MissingPackage,
+        NolaError,
+        OutputExists,
+    )
 
 _HOME = {
     "compare": "api.comparing",
@@ -39,6 +48,8 @@ _HOME = {
     "encode_delta_bytes": "api.dense",
     "encode": "api.encoding",
     "encode_bytes": "api.encoding",
+    "FileFacts": "api.inspecting",
+    "TensorFacts": "api.inspecting",
     "inspect": "api.inspecting",
     "merge": "api.merging",
     "unmerge": "api.merging",
@@ -55,6 +66,7 @@ _HOME = {
     "ChecksumMismatch": "errors",
     "EncodeError": "errors",
     "FormatError": "errors",
+    "MissingPackage": "errors",
     "NolaError": "errors",
     "OutputExists": "errors",
 }
@@ -64,11 +76,14 @@ __all__ = [
     "ChecksumMismatch",
     "EncodeError",
     "EncodeReport",
+    "FileFacts",
     "FormatError",
+    "MissingPackage",
     "NolaError",
     "NolaFile",
     "OutputExists",
     "SweepReport",
+    "TensorFacts",
     "TruncateReport",
     "__version__",
     "compare",

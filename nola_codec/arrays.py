@@ -12,6 +12,8 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.errors import require_torch
+
 Array = Any
 """A numpy.ndarray or a torch.Tensor, whichever the namespace makes."""
 
@@ -92,6 +94,7 @@ class TorchArrays:
     has_cache = False
 
     def __init__(self, device: object = "cpu") -> None:
+        require_torch(f"the device {device!r}")
         import torch
 
         self._torch = torch
@@ -148,7 +151,7 @@ class TorchArrays:
 
 
 def _work_dtype(bound: int, *, float32_is_exact: bool) -> str:
-    """The float type in which any sum of integers with partial sums of at most `bound` is exact (design section 1)."""
+    """The float type in which any sum of integers with partial sums of at most `bound` is exact."""
     if bound < 1 << 24 and float32_is_exact:
         return "float32"
     if bound < 1 << 53:

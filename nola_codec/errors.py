@@ -74,21 +74,31 @@ class MissingPackage(NolaError, ImportError):
     default_code = "needs-package"
 
 
-def require_package(user: str, package: str, extra: str) -> None:
+def require_package(user: str, package: str, extra: str, *, instead: str = "") -> None:
     """Check that a package is installed, without importing it.
 
     Args:
         user: The part of nola-codec that needs the package, for the message.
         package: The name under which the package is imported.
         extra: The extra of nola-codec that installs it.
+        instead: A clause that says what works without it.
 
     Raises:
         MissingPackage: ``needs-<package>``: it is not installed.
     """
     if find_spec(package) is None:
-        raise MissingPackage(f"{user} needs {package}: pip install 'nola-codec[{extra}]'", code=f"needs-{package}")
+        message = f"{user} needs {package}: pip install 'nola-codec[{extra}]'"
+        raise MissingPackage(f"{message}; {instead}" if instead else message, code=f"needs-{package}")
 
 
-def require_torch(user: str) -> None:
-    """Check that torch is installed, without importing it. Raises MissingPackage ``needs-torch``."""
-    require_package(user, "torch", "torch")
+def require_torch(user: str, *, instead: str = "") -> None:
+    """Check that torch is installed, without importing it.
+
+    Args:
+        user: The part of nola-codec that needs torch, as the subject of a sentence.
+        instead: A clause that says what works without it.
+
+    Raises:
+        MissingPackage: ``needs-torch``: it is not installed.
+    """
+    require_package(user, "torch", "torch", instead=instead)

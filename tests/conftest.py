@@ -32,11 +32,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """`shared/data`, with real adapters in `lora/` and sets in `sets/`: $NOLA_SHARED, else `../shared`."""
-    path = Path(os.environ.get("NOLA_SHARED") or ROOT.parent / "shared").resolve() / "data"
+    """Further real data, with adapters in `lora/` and texts in `sets/`: $NOLA_DATA, else `../shared/data`."""
+    path = Path(os.environ.get("NOLA_DATA") or ROOT.parent / "shared" / "data").resolve()
     if not path.is_dir():
-        pytest.skip(f"no shared data at {path} (set NOLA_SHARED)")
+        pytest.skip(f"no further data at {path} (set NOLA_DATA)")
     return path
+
+
+@pytest.fixture(scope="session")
+def examples() -> Path:
+    """The real data that the repository carries: two adapters and rows of text."""
+    return ROOT / "examples"
 
 
 @pytest.fixture(scope="session")

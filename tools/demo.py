@@ -1,8 +1,8 @@
-"""The main job once, on a real adapter, explained as it goes: `make demo`.
+"""Show the main job once on a real adapter, and explain each step: `make demo`.
 
-Encodes the SmolLM-135M medical adapter of the shared data (a synthetic PEFT adapter where there is none), then looks at
-the file, verifies it, compares it with its source, decodes it back to PEFT, and has the independent reference decoder
-read the same file. Everything made lies in `demo/`. Stops with an error where a step does not hold.
+The demo encodes an adapter of `examples/`, looks at the file, verifies it, compares it with its source, decodes it back
+to PEFT, and lets the independent reference decoder read the same file. Where `examples/` is missing, a synthetic PEFT
+adapter stands in. Everything made lies in `demo/`. The demo stops with an error at the first step that does not hold.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from real_data import EXAMPLES, ROOT
 from safetensors.numpy import load_file, save_file
 
-ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "demo"
+ADAPTER = "gptneo125m_movies"
 
 
 def synthetic_adapter(folder: Path) -> Path:
-    """A PEFT LoRA of 12 layers with the decaying spectra of trained ones, seeded."""
+    """Write a seeded PEFT LoRA of 12 layers whose spectra decay as those of trained ones do."""
     rng = np.random.default_rng(0)
     state = {}
     for layer in range(12):
@@ -41,12 +42,10 @@ def synthetic_adapter(folder: Path) -> Path:
 
 
 def source_adapter() -> Path:
-    """The adapter to encode."""
-    shared = Path(os.environ.get("NOLA_SHARED") or ROOT.parent / "shared").resolve()
-    real = shared / "data" / "lora" / "smollm135m_medical"
-    if real.is_dir():
-        return real
-    print(f"No shared data at {shared}: a synthetic adapter stands in (set NOLA_SHARED for a real one).")
+    """The folder of the adapter to encode."""
+    if (EXAMPLES / ADAPTER).is_dir():
+        return EXAMPLES / ADAPTER
+    print(f"There is no {EXAMPLES / ADAPTER}, so a synthetic adapter stands in.")
     return synthetic_adapter(OUT / "synthetic")
 
 
@@ -65,20 +64,26 @@ def command(*arguments: str | Path) -> str:
     return done.stdout
 
 
-def answer(*arguments: str | Path) -> dict[str, Any]:
-    """The JSON a command prints, quietly."""
+def ask(*arguments: str | Path) -> dict[str, Any]:
+    """Run one command without showing it, and return the JSON that it prints."""
     words = [sys.executable, "-m", "nola_codec", *map(str, arguments), "--json"]
     result: dict[str, Any] = json.loads(subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
     return result
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
+def file_sha256(path: Path) -> str:
+    """The SHA-256 that `sha256sum` prints."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def decoded_sha256(verified: str) -> str:
+    """The decoded SHA-256 in what `nola-codec verify` printed."""
+    line = next(line for line in verified.splitlines() if line.startswith("decoded SHA-256"))
+    return line.split()[-1]
+
+
 def check(claim: str, holds: bool) -> None:
-    """Print a claim that was just tried, and stop where it is false."""
+    """Print a claim that was just tried, and stop if it is false."""
     print(f"  {'yes' if holds else 'NO '}  {claim}")
     if not holds:
         sys.exit(f"demo: not so: {claim}")
@@ -91,34 +96,34 @@ def main() -> None:
     source = source_adapter()
     file, again, small, decoded = OUT / "adapter.nola", OUT / "again.nola", OUT / "small.nola", OUT / "decoded"
 
-    print("\n1. Encode: an adapter in, one small file out, 9% of the delta's energy given up.")
+    print("\n1. Encode the adapter as one small file; 9% of the energy of its weights may be lost.")
     command("nola-codec", "encode", source, "-o", file, "--nmse", "0.09")
-    print("\n2. Look into it, without decoding or loading torch.")
+    print("\n2. Look into the file; nothing is decoded, and torch is not loaded.")
     command("nola-codec", "inspect", file)
-    print("\n3. Verify: checksums, and the SHA-256 of every decoded factor.")
-    command("nola-codec", "verify", file)
-    print("\n4. What it lost, measured against the source.")
+    print("\n3. Verify all checksums, and the SHA-256 of everything that the file decodes to.")
+    verified = command("nola-codec", "verify", file)
+    print("\n4. Measure the loss against the source.")
     command("nola-codec", "compare", source, file)
-    print("\n5. Back to an ordinary PEFT adapter.")
+    print("\n5. Decode the file to an ordinary PEFT adapter.")
     command("nola-codec", "decode", file, "-o", decoded)
-    print("\n6. The independent reference decoder (spec/, no code shared) reads the same file.")
+    print("\n6. Read the same file with the reference decoder (spec/), which shares no code with the package.")
     reference = command("python", "spec/reference_decoder.py", file)
-    print("\n7. The default objective (what the task feels, not the NMSE), at a given size.")
-    command("nola-codec", "encode", source, "-o", small, "--size", "50KB")
+    print("\n7. Encode to a given size; the default objective is the error that the task feels, not the NMSE.")
+    command("nola-codec", "encode", source, "-o", small, "--size", "20KB")
 
-    print("\nWhat was just shown")
-    report = answer("encode", source, "-o", again, "--nmse", "0.09")
+    print("\nThese claims were just tried:")
+    report = ask("encode", source, "-o", again, "--nmse", "0.09")
     original, back = (load_file(folder / "adapter_model.safetensors") for folder in (source, decoded))
-    check("two encodes of one adapter are the same bytes", digest(file) == digest(again))
+    check("two encodes of one adapter are the same bytes", file_sha256(file) == file_sha256(again))
     check("the decoded adapter has the tensors and shapes of the source",
           {k: v.shape for k, v in original.items()} == {k: v.shape for k, v in back.items()})  # fmt: skip
-    check("package and reference decoder agree on the SHA-256 of the decoded factors",
-          answer("verify", file)["factors_sha256"] in reference)  # fmt: skip
-    check("the file asked for at 50 KB is at most that", small.stat().st_size <= 50_000)
-    check("the error is what was asked for", report["nmse"] <= 0.09)
+    check("package and reference decoder agree on the decoded SHA-256",
+          decoded_sha256(verified) in reference)  # fmt: skip
+    check("the file of --size 20KB is at most 20,000 bytes", small.stat().st_size <= 20_000)
+    check("the NMSE is at most 0.09", report["nmse"] <= 0.09)
     print(
-        f"\n{report['source_bytes']:,} bytes of adapter became {report['bytes']:,}: {report['ratio']:.1f} times less "
-        f"than its parameters take in fp16, at an NMSE of {report['nmse']:.4f}. All is in {OUT.relative_to(ROOT)}/."
+        f"\n{report['source_bytes']:,} bytes of adapter became {report['bytes']:,} bytes: {report['ratio']:.1f} "
+        f"times less than fp16, with an NMSE of {report['nmse']:.4f}. The files are in {OUT.relative_to(ROOT)}/."
     )
 
 

@@ -78,10 +78,11 @@ def decode(
 
 
 def verify(source: Source) -> dict[str, Any]:
-    """Check a file through and through: layout, content SHA-256, and the decoded SHA-256 of each rung.
+    """Check all of a file: layout, checksums, and the hash of what each rung decodes to.
 
     Returns:
-        ``bytes``, ``tensors``, ``content_sha256`` and ``factors_sha256`` (hexadecimal).
+        ``bytes``, ``tensors``, ``file_sha256`` (what `sha256sum` prints), ``content_sha256`` (stored in the file over
+        the rest of it) and ``decoded_sha256`` (over everything it decodes to), in hexadecimal.
 
     Raises:
         FormatError, ChecksumMismatch: The file is damaged, or this decoder is not exact.
@@ -95,8 +96,9 @@ def verify(source: Source) -> dict[str, Any]:
             "tensors": sum(
                 len(part) for part in (container.header.coded, container.header.raw, container.header.drawn)
             ),
+            "file_sha256": container.hash_file().hex(),
             "content_sha256": container.prelude.content_sha256.hex(),
-            "factors_sha256": container.header.decoded_sha256.hex(),
+            "decoded_sha256": container.header.decoded_sha256.hex(),
         }
 
 

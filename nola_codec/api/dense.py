@@ -5,37 +5,37 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from nola_codec.adapters.dialects import weight_changes as dialect
 from nola_codec.adapters.dialects.weight_changes import Pairing, Selection, Weights
-from nola_codec.api.encoding import checked
+from nola_codec.api.encoding import check_options
+from nola_codec.api.keywords import DeltaKeywords, check_keywords
 from nola_codec.array_types import Float32Array
 from nola_codec.checkpoints.checkpoint import WeightInfo
 from nola_codec.encoder.dense import SplitOptions, split_changes
 from nola_codec.encoder.pipeline import encode_adapter
 from nola_codec.encoder.report import EncodeReport
-from nola_codec.errors import AdapterError, EncodeError
+from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import Adapter
 from nola_codec.progress import Progress
 from nola_codec.stores.files import atomic_file
 from nola_codec.stores.safetensors_io import num_bytes
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 AnyPath = str | os.PathLike[str]
 
 
-def encode_delta(tuned: AnyPath, base: AnyPath, out: AnyPath | BinaryIO | None = None, **options: Any) -> EncodeReport:
-    """Encode what a training changed in a model; arguments and errors are those of `encode_delta_bytes`."""
-    return encode_delta_bytes(tuned, base, out, **options)[1]
-
-
-def encode_delta_bytes(
+def encode_delta(
     tuned: AnyPath,
     base: AnyPath,
     out: AnyPath | BinaryIO | None = None,
     *,
+    size: int | str | None = None,
     rank: int | None = None,
     energy: float | None = None,
     residue: bool = True,
@@ -43,34 +43,56 @@ def encode_delta_bytes(
     exclude: Sequence[str] = (),
     embeddings: bool = False,
     head: bool = False,
-    size: int | str | None = None,
     overwrite: bool = False,
-    **options: Any,
-) -> tuple[bytes, EncodeReport]:
-    """Encode what a training changed in a model; return the file's bytes and the report.
+    **options: Unpack[DeltaKeywords],
+) -> EncodeReport:
+    """Encode what a training changed in a model; arguments and errors as of `encode_delta_bytes`."""
+    return encode_delta_bytes(
+        tuned, base, out, size=size, rank=rank, energy=energy, residue=residue, include=include, exclude=exclude,
+        embeddings=embeddings, head=head, overwrite=overwrite, **options,
+    )[1]  # fmt: skip
 
-    Equal weights take no place in the file. A changed matrix is split into its strongest singular components and the
-    rest; norms, biases and that rest are coded as vectors; one Lagrangian decides over all of it. The reported errors
-    are the sums of the parts' errors, as if these were at right angles, which the parts themselves are.
+
+def encode_delta_bytes(
+    tuned: AnyPath,
+    base: AnyPath,
+    out: AnyPath | BinaryIO | None = None,
+    *,
+    size: int | str | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
+    residue: bool = True,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    embeddings: bool = False,
+    head: bool = False,
+    overwrite: bool = False,
+    **options: Unpack[DeltaKeywords],
+) -> tuple[bytes, EncodeReport]:
+    """Encode what a training changed in a model; the file's bytes and the report.
+
+    Weights that are equal take no place. A changed matrix is split into its strongest singular components and what
+    they leave; norms and biases, and what is left, are coded as vectors; one Lagrangian decides over all of it. The
+    errors reported add up those of the parts, as if they were at right angles, which the parts themselves are.
 
     Weights are read one at a time. Beside them, the low-rank factors and the file are held in memory; the rest of a
     large model lies in temporary files, about 9 bytes a changed parameter under $TMPDIR.
 
     Args:
-        tuned: A model directory, or a safetensors file.
-        base: What it was trained from, likewise.
-        out: Where the file goes, whole or not at all; None encodes and reports without writing.
-        rank: Greatest number of components of a matrix.
-        energy: Share of a matrix' energy at which its components end.
-        residue: Code what the components leave, too.
-        include: Take only weights whose names contain a match of one of these regular expressions.
-        exclude: Leave out weights whose names contain a match of one of these.
-        embeddings: Take the input embeddings too.
-        head: Take the output layer too.
-        size: Bytes that the file may take, as a number or as ``"5MB"``.
-        overwrite: Replace an existing file.
-        **options: Of `encode`: nmse, ratio, error, objective, importance, seed, generator, entropy, thorough,
-            progressive, rungs, progress.
+        tuned: The trained model: a directory, or a safetensors file.
+        base: The model that it was trained from: a directory, or a safetensors file.
+        out: Path or binary stream that the file is written to, whole or not at all; None only reports.
+        size: Most bytes that the file may take, as a number or as ``"5MB"``.
+        rank: Most singular components that are taken of a matrix; 64 if neither rank nor energy is given.
+        energy: Components are taken until they hold this share of a matrix' energy.
+        residue: True codes what the components leave, too.
+        include: Regular expressions; only weights in whose names one is found are coded.
+        exclude: Regular expressions; weights in whose names one is found are not coded.
+        embeddings: True codes the input embeddings too.
+        head: True codes the output layer too.
+        overwrite: True replaces a file that is there.
+        **options: Those of `nola_codec.api.keywords.DeltaKeywords`: nmse, ratio, error, objective, progressive, rungs,
+            importance, generator, seed, entropy, thorough, progress.
 
     Raises:
         AdapterError: ``base-mismatch``, ``nothing-selected``, ``nothing-changed``, ``not-float``, ``not-finite``, or a
@@ -78,13 +100,8 @@ def encode_delta_bytes(
         EncodeError: bad options, or a target that cannot be reached.
         OutputExists: `out` is there and `overwrite` is false.
     """
-    chosen = checked(out if isinstance(out, str | os.PathLike) else None, size=size, overwrite=overwrite, **options)
-    if chosen.is_factor_form:
-        raise EncodeError(
-            "num_basis and bits make a file of the factor form, which has no dense changes", code="option"
-        )
-    if chosen.weighting is not None:
-        raise EncodeError("fit activations weighs the components of adapters only", code="option")
+    check_keywords("encode_delta", {"energy": energy, "rank": rank, **options}, DeltaKeywords, "energy", "rank")
+    chosen = check_options(out, size=size, overwrite=overwrite, **options)
     split = SplitOptions(rank, energy, residue, chosen.seed)
     selection = Selection(tuple(include), tuple(exclude), embeddings, head)
     change = _read_change(tuned, base, selection, split, chosen.progress)

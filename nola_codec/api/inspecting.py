@@ -1,75 +1,241 @@
-"""`inspect`: what a file says of itself, from its first few hundred bytes; nothing is decoded."""
+"""`inspect`: what a file holds, read from its first few hundred bytes; nothing is decoded."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from nola_codec.adapters import Dialect, find_dialect
 from nola_codec.adapters.registry import UNKNOWN
+from nola_codec.api.arguments import require_source
 from nola_codec.basis import basis_by_id
-from nola_codec.container.reader import Source, open_container
+from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.entropy import CODECS
 from nola_codec.model.header import Header
 from nola_codec.model.records import CodedRecord
 from nola_codec.prng import generator_name
+from nola_codec.rendering import render_error, render_size, render_table
 
 
-def inspect(source: Source) -> dict[str, Any]:
-    """Describe a file: versions, sizes, generator, rates, what was lost, and every tensor.
+@dataclass(frozen=True)
+class TensorFacts:
+    """One record of a file. Fields that a kind of record does not have are None.
+
+    Attributes:
+        name: Module path of a low-rank record; key of any other tensor.
+        record: ``lowrank``, ``vector``, ``raw`` (a carried tensor) or ``drawn``.
+        shape: (out, in, ...) of delta_W; of any other tensor its own.
+        layout: Kind of layer, for ``lowrank``.
+        rank: Rank of the source, for ``lowrank``.
+        scaling: Factor of ``lora_B @ lora_A``, for ``lowrank``.
+        dtype: Type of the numbers in the source.
+        units: How many components, vectors or factors are coded.
+        coefficients: How many coefficients are coded.
+        stream: Stream of the generator that the basis is drawn from.
+        bytes: Size of a carried tensor; 0 for a drawn one.
+        method: Distribution of a drawn tensor.
+        seed: Seed of a drawn tensor.
+    """
+
+    name: str
+    record: str
+    shape: tuple[int, ...]
+    layout: str | None = None
+    rank: int | None = None
+    scaling: float | None = None
+    dtype: str | None = None
+    units: int | None = None
+    coefficients: int | None = None
+    stream: int | None = None
+    bytes: int | None = None
+    method: str | None = None
+    seed: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that are not None, for JSON."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What a file holds. `print(facts)` shows what the command line shows.
+
+    Attributes:
+        name: The path, or what else the file was read from.
+        format_version, format_revision: Version of the file format.
+        draft: True if the format version is a draft.
+        writer: Program that wrote the file.
+        dialect: Dialect of the adapter.
+        base_model: The base model that the adapter names, or None.
+        base_revision: Revision of the base model, or None.
+        bytes: Size of the file.
+        parameters: Numbers in the adapter.
+        ratio: How many times smaller than the parameters in fp16.
+        generator: Pseudo-random generator of the bases.
+        seed: Seed of the bases.
+        bases: Names of the bases.
+        form: ``component``, ``factor`` or both, or nothing if there is no coded record.
+        quantizers: How many quantizers the file has.
+        entropy: Names of the entropy codecs.
+        coefficients: How many coefficients are coded.
+        bits_per_coefficient: Bytes of the coefficients' sections, in bits for each.
+        bytes_by_part: Bytes of the header, the units, the coefficients and the carried tensors.
+        measured: Errors that the encoder measured, by name.
+        rungs: For each rung of a progressive file: ``bytes`` that a reader needs, and the errors measured there.
+        config: Configuration of the adapter, or None.
+        metadata: Metadata of the adapter's file.
+        content_sha256: Hash over the rest of the file that is stored in its prelude, hexadecimal.
+        decoded_sha256: Hash of everything the file decodes to, hexadecimal.
+        tensors: Records, in the order of the file, by kind.
+    """
+
+    name: str
+    format_version: int
+    format_revision: int
+    draft: bool
+    writer: str
+    dialect: str
+    base_model: str | None
+    base_revision: str | None
+    bytes: int
+    parameters: int
+    ratio: float
+    generator: str
+    seed: int
+    bases: tuple[str, ...]
+    form: tuple[str, ...]
+    quantizers: int
+    entropy: tuple[str, ...]
+    coefficients: int
+    bits_per_coefficient: float
+    bytes_by_part: Mapping[str, int]
+    measured: Mapping[str, float]
+    rungs: tuple[Mapping[str, float], ...]
+    config: Mapping[str, Any] | None
+    metadata: Mapping[str, str]
+    content_sha256: str
+    decoded_sha256: str
+    tensors: tuple[TensorFacts, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values, for JSON."""
+        plain = asdict(self)
+        return {**plain, "tensors": [tensor.to_dict() for tensor in self.tensors]}
+
+    def __str__(self) -> str:
+        return "\n".join(f"{label:<16}{value}" for label, value in _lines(self))
+
+    def tensor_table(self) -> str:
+        """Every record as a line of a table."""
+        rows = [["name", "shape", "rank", "kept", "coefficients"]]
+        for item in self.tensors:
+            shape = "x".join(map(str, item.shape))
+            if item.record == "raw":
+                rows.append([item.name, f"{shape} {item.dtype}", "", "", render_size(item.bytes or 0)])
+            elif item.record == "drawn":
+                rows.append([item.name, f"{shape} {item.dtype}", "drawn", "", f"seed {item.seed}"])
+            else:
+                rank = str(item.rank) if item.record == "lowrank" else "vector"
+                rows.append([item.name, shape, rank, str(item.units), f"{item.coefficients:,}"])
+        return "\n".join(render_table(rows, right=(2, 3, 4)))
+
+
+def inspect(source: Source) -> FileFacts:
+    """Describe a file: versions, sizes, generator, measured errors, and every tensor.
 
     Raises:
-        FormatError, ChecksumMismatch: prelude or header are not well-formed. Sections are not read.
+        AdapterError: ``source-type``.
+        FormatError, ChecksumMismatch: Prelude or header are not well-formed. Sections are not read.
     """
+    require_source(source)
     with open_container(source) as container:
-        header = container.header
-        parameters = _parameters(header) + sum(int(np.prod(r.kind.shape, dtype=np.int64)) for r in header.raw)
-        lengths = [s.length for s in header.sections]
-        rungs = range(len(header.rungs))
-        units = [header.units_section(rung) for rung in rungs]
-        blocks = [unit + 1 + block for unit in units for block in range(len(header.blocks))]
-        coefficients = sum(_coefficients(r) for r in header.coded)
-        return {
-            "format_version": container.prelude.version,
-            "format_revision": container.prelude.revision,
-            "draft": container.prelude.version == 0,
-            "writer": header.writer,
-            "dialect": header.dialect,
-            "base_model": _base_model(header),
-            "base_revision": (header.config or {}).get("revision"),
-            "bytes": container.file_length,
-            "parameters": parameters,
-            "ratio": 2 * parameters / container.file_length,
-            "generator": generator_name(header.generator),
-            "seed": header.seed,
-            "bases": sorted({basis_by_id(r.kind.basis).name for r in header.coded}),
-            "form": sorted({r.kind.split for r in header.coded}),
-            "quantizers": len(header.quantizers),
-            "entropy": sorted(
-                {CODECS[header.sections[i].codec].name for i in (*units, *blocks) if header.sections[i].codec in CODECS}
-            ),
-            "coefficients": coefficients,
-            "bits_per_coefficient": 8 * sum(lengths[i] for i in blocks) / coefficients if coefficients else 0.0,
-            "bytes_by_part": {
-                "header": container.header_length,
-                "units": sum(lengths[i] for i in units),
-                "coefficients": sum(lengths[i] for i in blocks),
-                "carried": sum(lengths[header.raw_section(i)] for i in range(len(header.raw))),
-            },
-            "measured": dict(header.measured),
-            "rungs": [{"bytes": container.rung_bytes(rung), **header.rungs[rung].measured} for rung in rungs],
-            "config": header.config,
-            "metadata": dict(header.metadata),
-            "content_sha256": container.prelude.content_sha256.hex(),
-            "factors_sha256": header.decoded_sha256.hex(),
-            "tensors": _tensors(header),
-        }
+        return _facts(container)
+
+
+def _facts(container: Container) -> FileFacts:
+    header = container.header
+    numbers = _parameters(header) + sum(int(np.prod(r.kind.shape, dtype=np.int64)) for r in header.raw)
+    lengths = [s.length for s in header.sections]
+    units = [header.units_section(rung) for rung in range(len(header.rungs))]
+    blocks = [unit + 1 + block for unit in units for block in range(len(header.blocks))]
+    coefficients = sum(_coefficients(r) for r in header.coded)
+    codecs = {header.sections[i].codec for i in (*units, *blocks)}
+    return FileFacts(
+        name=container.name,
+        format_version=container.prelude.version,
+        format_revision=container.prelude.revision,
+        draft=container.prelude.version == 0,
+        writer=header.writer,
+        dialect=header.dialect,
+        base_model=_base_model(header),
+        base_revision=(header.config or {}).get("revision"),
+        bytes=container.file_length,
+        parameters=numbers,
+        ratio=2 * numbers / container.file_length,
+        generator=generator_name(header.generator),
+        seed=header.seed,
+        bases=tuple(sorted({basis_by_id(r.kind.basis).name for r in header.coded})),
+        form=tuple(sorted({r.kind.split for r in header.coded})),
+        quantizers=len(header.quantizers),
+        entropy=tuple(sorted(CODECS[codec].name for codec in codecs if codec in CODECS)),
+        coefficients=coefficients,
+        bits_per_coefficient=8 * sum(lengths[i] for i in blocks) / coefficients if coefficients else 0.0,
+        bytes_by_part={
+            "header": container.header_length,
+            "units": sum(lengths[i] for i in units),
+            "coefficients": sum(lengths[i] for i in blocks),
+            "carried": sum(lengths[header.raw_section(i)] for i in range(len(header.raw))),
+        },
+        measured=dict(header.measured),
+        rungs=tuple(
+            {"bytes": container.rung_bytes(rung), **header.rungs[rung].measured} for rung in range(len(header.rungs))
+        ),
+        config=header.config,
+        metadata=dict(header.metadata),
+        content_sha256=container.prelude.content_sha256.hex(),
+        decoded_sha256=header.decoded_sha256.hex(),
+        tensors=tuple(_tensors(header)),
+    )
+
+
+def _lines(facts: FileFacts) -> list[tuple[str, str]]:
+    """Labels and values of `str(facts)`."""
+    draft = ", a draft: readers of later versions may refuse it" if facts.draft else ""
+    count = {kind: sum(t.record == kind for t in facts.tensors) for kind in ("lowrank", "vector", "raw", "drawn")}
+    products = "products" if facts.dialect == "parameters" else "deltas"
+    counts = [f"{count['lowrank']} {products}"] if count["lowrank"] or not (count["vector"] or count["drawn"]) else []
+    counts += [f"{count['vector']} vectors"] if count["vector"] else []
+    counts += [f"{count['raw']} carried as they came"] if count["raw"] else []
+    counts += [f"{count['drawn']} drawn again from a seed"] if count["drawn"] else []
+    size = f"{render_size(facts.bytes)}, {facts.ratio:.1f}x smaller than {facts.parameters:,} in fp16"
+    rate = f"{facts.coefficients:,}, {facts.bits_per_coefficient:.3f} bits each, {', '.join(facts.entropy)}"
+    lines = [
+        ("file", f"{facts.name}: {size}"),
+        ("format", f"version {facts.format_version}.{facts.format_revision}{draft}"),
+        ("written by", facts.writer),
+        ("dialect", facts.dialect),
+        ("base model", facts.base_model or "not named"),
+        ("tensors", ", ".join(counts)),
+        ("basis", f"{', '.join(facts.bases) or 'none'}, {facts.generator}, seed {facts.seed}"),
+        ("form", ", ".join(facts.form) or "none"),
+        ("coefficients", rate),
+        ("bytes", ", ".join(f"{name} {render_size(size)}" for name, size in facts.bytes_by_part.items() if size)),
+        *((name, render_error(value)) for name, value in facts.measured.items()),
+        ("decoded SHA-256", facts.decoded_sha256),
+    ]
+    if len(facts.rungs) > 1:
+        for number, rung in enumerate(facts.rungs):
+            errors = ", ".join(f"{name} {render_error(value)}" for name, value in rung.items() if name != "bytes")
+            lines.append((f"rung {number}", f"{render_size(rung['bytes'])} of the file, {errors}"))
+    return lines
 
 
 def _base_model(header: Header) -> str | None:
-    """What the adapter says of its base: PEFT's and MLX's configuration, kohya's metadata."""
+    """Return the base model that the adapter names: in PEFT's or MLX's configuration, or in kohya's metadata."""
     return _dialect(header).base_model(header.config or {}, header.metadata)
 
 
@@ -78,61 +244,29 @@ def _dialect(header: Header) -> Dialect:
     return find_dialect(header.dialect) or UNKNOWN
 
 
-def _tensors(header: Header) -> list[dict[str, Any]]:
-    return (
-        [
-            {
-                "name": r.name,
-                "record": "lowrank",
-                "layout": r.kind.layout,
-                "shape": [r.kind.product_shape[0], *r.kind.stored_shapes[1][1:]],
-                "rank": r.kind.rank,
-                "units": r.units,
-                "coefficients": _coefficients(r),
-                "scaling": r.kind.scaling,
-                "stream": r.stream,
-            }
-            for r in header.pairs
-        ]
-        + [
-            {
-                "name": r.name,
-                "record": "vector",
-                "dtype": r.kind.dtype,
-                "shape": list(r.kind.stored_shapes[0]),
-                "units": r.units,
-                "coefficients": _coefficients(r),
-                "stream": r.stream,
-            }
-            for r in header.vectors
-        ]
-        + [
-            {
-                "name": r.name,
-                "record": "raw",
-                "dtype": r.kind.dtype,
-                "shape": list(r.kind.shape),
-                "bytes": r.kind.nbytes,
-            }
-            for r in header.raw
-        ]
-        + [
-            {
-                "name": r.name,
-                "record": "drawn",
-                "dtype": r.kind.draw.dtype,
-                "shape": list(r.kind.draw.shape),
-                "bytes": 0,
-                "method": r.kind.draw.method,
-                "seed": r.kind.draw.seed,
-            }
-            for r in header.drawn
-        ]
-    )
+def _tensors(header: Header) -> Iterator[TensorFacts]:
+    for low in header.pairs:
+        yield TensorFacts(
+            low.name, "lowrank", (low.kind.product_shape[0], *low.kind.stored_shapes[1][1:]), layout=low.kind.layout,
+            rank=low.kind.rank, scaling=low.kind.scaling, units=low.units, coefficients=_coefficients(low),
+            stream=low.stream,
+        )  # fmt: skip
+    for vector in header.vectors:
+        yield TensorFacts(
+            vector.name, "vector", vector.kind.stored_shapes[0], dtype=vector.kind.dtype, units=vector.units,
+            coefficients=_coefficients(vector), stream=vector.stream,
+        )  # fmt: skip
+    for raw in header.raw:
+        yield TensorFacts(raw.name, "raw", raw.kind.shape, dtype=raw.kind.dtype, bytes=raw.kind.nbytes)
+    for drawn in header.drawn:
+        draw = drawn.kind.draw
+        yield TensorFacts(
+            drawn.name, "drawn", draw.shape, dtype=draw.dtype, bytes=0, method=draw.method, seed=draw.seed
+        )
 
 
 def _parameters(header: Header) -> int:
-    """Numbers in the factors and vectors; in the dialects `delta` and `parameters`, in the weights that they make."""
+    """Numbers in the factors and vectors; for the dialects `delta` and `parameters`, in the weights that they make."""
     dialect = _dialect(header)
     if not dialect.holds_whole_weights:
         return sum(r.kind.elements for r in header.coded)

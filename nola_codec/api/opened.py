@@ -15,11 +15,13 @@ from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.decoder.adapters import decode_adapter, decode_records
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.factors import DecodedRecord
-from nola_codec.errors import AdapterError, FormatError, NolaError, expected
+from nola_codec.errors import AdapterError, FormatError, NolaError, expected, require_torch
 from nola_codec.merge.arithmetic.sum import delta_weight
 from nola_codec.merge.in_memory import merge_into_model
 from nola_codec.merge.layer_deltas import layer_delta
 from nola_codec.model.header import Header
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.dtypes import to_numpy
 
 if TYPE_CHECKING:
     import torch
@@ -122,7 +124,7 @@ class NolaFile:
         if shape is not None and tuple(shape) != tuple(delta.shape):
             where = f"{self._container.name}: {name}"
             raise AdapterError(expected("shape", tuple(delta.shape), tuple(shape)), code="bad-shape", where=where)
-        return self._tensor(delta).float()
+        return self._tensor(self._arrays().cast(delta, "float32"))
 
     def state_dict(self, dtype: str = "f32") -> dict[str, torch.Tensor]:
         """Decode the adapter to a state dict under its own keys, carried tensors included, on the device.
@@ -136,16 +138,17 @@ class NolaFile:
             NolaError: ``option``: no such dtype.
             FormatError, ChecksumMismatch: The file is damaged.
         """
-        from nola_codec.decoder.torch_raw import to_torch, torch_dtype
-
         stored = stored_dtype(dtype)
         decoder = self._open_decoder()
         # PEFT's pairs stay on the device all the way; other dialects' tensors are put together in NumPy first.
         dialect = dialect_of(self.header, self._container.name)
         keys = dialect.direct_keys((record.name, record.kind.layout) for record in self.header.pairs)
-        if keys is None:
+        if keys is None or self._device == "numpy":
             made = dialect.tensors(decode_adapter(decoder, verify=self._verify), stored)
-            return {key: self._tensor(to_torch(tensor)) for key, tensor in made.items()}
+            return {key: self._carried(tensor) for key, tensor in made.items()}
+        self._require_torch()
+        from nola_codec.decoder.torch_raw import torch_dtype
+
         wanted = torch_dtype(stored)
         tensors: dict[str, torch.Tensor] = {}
         records = decode_records(decoder, verify=self._verify)
@@ -158,7 +161,7 @@ class NolaFile:
         for vector_record, vector in zip(decoder.header.vectors, records[pairs:], strict=True):
             tensors[vector_record.name] = self._tensor(vector.float32(decoder.xp)[0]).to(wanted)
         for name, carried in decoder.carried_tensors():
-            tensors[name] = self._tensor(to_torch(carried))
+            tensors[name] = self._carried(carried)
         return tensors
 
     def merge_into(self, model: torch.nn.Module) -> None:
@@ -211,11 +214,25 @@ class NolaFile:
         return decoded
 
     def _tensor(self, array: Any) -> torch.Tensor:
-        """A NumPy or torch array as a tensor on the device."""
+        """Return a NumPy or torch array as a tensor on the device; for the device "numpy" as a NumPy array."""
+        if self._device == "numpy":
+            return self._arrays().numpy(array)  # type: ignore[return-value] # see `load`
+        self._require_torch()
         import torch
 
         tensor: torch.Tensor = torch.from_numpy(array) if isinstance(array, np.ndarray) else array
         return tensor.to(torch.device(cast("Any", self._device)))
+
+    def _require_torch(self) -> None:
+        require_torch(f"load(..., device={str(self._device)!r})", instead="device='numpy' gives NumPy arrays")
+
+    def _carried(self, tensor: RawTensor) -> torch.Tensor:
+        if self._device == "numpy":
+            return to_numpy(tensor)  # type: ignore[return-value] # see `load`
+        self._require_torch()
+        from nola_codec.decoder.torch_raw import to_torch
+
+        return self._tensor(to_torch(tensor))
 
     def _find(self, name: str) -> int:
         for candidate in (name, PREFIX + name):
@@ -254,7 +271,8 @@ def load(
 
     Args:
         source: The file.
-        device: The device that tensors are decoded on: anything that `torch.device` takes.
+        device: The device that tensors are decoded on: anything that `torch.device` takes; or "numpy", in which case
+            all methods return NumPy arrays instead of tensors, and PyTorch is not needed.
         verify: False skips the content SHA-256 here, and the decoded SHA-256 in `NolaFile.state_dict`.
         rung: The rung of a progressive file, counted from 0: the file is seen as if it ended there. None is the last.
         limits: The sizes that a file may declare.

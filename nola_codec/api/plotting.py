@@ -32,7 +32,7 @@ def check_plot(out: str | os.PathLike[str], *, overwrite: bool = False) -> None:
 
 
 def plot_sweep(report: SweepReport, out: str | os.PathLike[str], *, title: str = "", overwrite: bool = False) -> None:
-    """Draw size against error, and the peers' sizes at the same errors where these are NMSEs.
+    """Draw size against error.
 
     The same report gives the same SVG.
 
@@ -51,13 +51,10 @@ def plot_sweep(report: SweepReport, out: str | os.PathLike[str], *, title: str =
     with matplotlib.rc_context({"svg.hashsalt": "nola-codec", "svg.fonttype": "none"}):
         figure = Figure(figsize=(8.5, 4.5), layout="constrained")
         axes = figure.add_subplot()
-        for name in () if effective else report.peers:
-            found = [(f.bytes, p.nmse) for p in done for f in p.peers if f.name == name and f.bytes is not None]
-            if found:
-                _line(axes, found, name, linewidth=1, marker=".")
-        own = [(p.bytes, p.effective_error if effective else p.nmse) for p in done]
+        own: list[Any] = [(p.bytes, p.effective_error if effective else p.nmse) for p in done]
         if own:
-            _line(axes, own, "nola-codec", linewidth=2.5, marker="o", color="black")
+            own.sort()
+            axes.plot([x for x, _ in own], [y for _, y in own], linewidth=2.5, marker="o", color="black")
         axes.set_xscale("log")
         if any(y for _, y in own):
             axes.set_yscale("log")
@@ -78,16 +75,9 @@ def plot_sweep(report: SweepReport, out: str | os.PathLike[str], *, title: str =
             axis.set_minor_formatter(NullFormatter())
         if title:
             axes.set_title(title)
-        if own:
-            figure.legend(loc="outside right upper", frameon=False)
         suffix = Path(out).suffix.lower().removeprefix(".")
         with atomic_file(out) as stream:
             figure.savefig(stream, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
-
-
-def _line(axes: Any, points: list[Any], name: str, **style: Any) -> None:
-    points = sorted(points)
-    axes.plot([x for x, _ in points], [y for _, y in points], label=name, **style)
 
 
 def _size(x: float, _: object) -> str:

@@ -1,11 +1,12 @@
-"""`selftest`: known answers on this machine, on the device asked for: generators, bases, scaling, whole decode.
+"""`selftest`: checks generators, bases, scaling and a whole decode against known answers, on this machine.
 
-Everything here is made of integers, from seeds, so the expected digests hold for every correct build.
+Everything here is made of integers, from seeds, so the expected hashes hold for every correct build.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from nola_codec.basis import BASES, BasisKey
 from nola_codec.decoder.coefficients import Coefficients
 from nola_codec.decoder.decoder import DecodedHash
 from nola_codec.decoder.factors import synthesize_records
+from nola_codec.errors import require_torch
 from nola_codec.model.records import CodedKind, CodedRecord, coded_sides
 from nola_codec.prng import NAMES, PHILOX, SIGNS, THREEFRY, words
 
@@ -35,7 +37,7 @@ _LENGTHS = (1, 3, 36, 97, 576, 1536, 4096)
 
 @dataclass(frozen=True)
 class Check:
-    """One known answer: what was tried, whether it holds, and both digests."""
+    """One known answer: what was tried, if it holds, and both hashes."""
 
     name: str
     passed: bool
@@ -44,16 +46,29 @@ class Check:
 
 
 def selftest(device: object = "cpu") -> list[Check]:
-    """Run every check on a device ("numpy" for the reference).
+    """Run every check on a device.
 
     Args:
-        device: "numpy", or anything that `torch.device` takes.
+        device: "cpu" checks NumPy, and PyTorch too if that is installed; "numpy" checks NumPy alone; any other is what
+            `torch.device` takes.
+
+    Raises:
+        MissingPackage: ``needs-torch``: the device is PyTorch's, and PyTorch is not installed.
     """
-    xp: Arrays = NUMPY if device == "numpy" else TorchArrays(device)
+    if str(device) == "numpy":
+        return _checks(NUMPY, "")
+    if str(device) != "cpu":
+        require_torch(f"the device {device!r}")
+        return _checks(TorchArrays(device), "")
+    with_torch = importlib.util.find_spec("torch") is not None
+    return _checks(NUMPY, "") + (_checks(TorchArrays("cpu"), ", PyTorch") if with_torch else [])
+
+
+def _checks(xp: Arrays, suffix: str) -> list[Check]:
     found = {f"{name} words": _words(number, xp) for name, number in NAMES.items()}
     found |= {f"{basis.name} basis": _basis(number, xp) for number, basis in BASES.items()}
     found["decoded factors"] = _factors(xp)
-    return [Check(name, found[name] == wanted, wanted, found[name]) for name, wanted in _EXPECTED.items()]
+    return [Check(name + suffix, found[name] == wanted, wanted, found[name]) for name, wanted in _EXPECTED.items()]
 
 
 def _words(generator: int, xp: Arrays) -> str:

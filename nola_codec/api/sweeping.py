@@ -1,66 +1,48 @@
-"""`sweep`: one adapter at many sizes or errors, and what others need for the same error."""
+"""`sweep`: one adapter at many sizes or errors."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nola_codec import adapters
 from nola_codec.adapters import AnySource
+from nola_codec.api.arguments import ConfigObject, plain_config, require_source
 from nola_codec.api.encoding import source_size
-from nola_codec.api.inspecting import inspect
+from nola_codec.api.keywords import Objective, SweepKeywords, check_keywords
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.pipeline import encode_adapter, prepare_form
-from nola_codec.encoder.rules import check_rules
+from nola_codec.encoder.rules import choose_objective
 from nola_codec.encoder.sizes import parse_size
 from nola_codec.errors import EncodeError
 from nola_codec.fit.canonical_form import CanonicalForm
 from nola_codec.model.adapter import Adapter
-from nola_codec.peers.columns import component
-from nola_codec.peers.svd import svd_peers
-from nola_codec.progress import Progress
+from nola_codec.rendering import render_error, render_size, render_table
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _FIRST = 5000
-"""Least of the default sizes, if the adapter is large enough and its names leave room."""
+"""Bytes where the default sizes begin, if the adapter is large enough and its names leave room."""
 _NOTHING = 0.9999
-"""An error that all but an empty file beats: its size is about the least there is."""
+"""An error that every file but an empty one stays under: its file is about the smallest there can be."""
 _RATES = ("nmse", "size", "ratio", "error", "num_basis", "bits")
 
 
 @dataclass(frozen=True)
-class PeerFile:
-    """What one peer needs for a point's NMSE.
-
-    Attributes:
-        name: Of the peer.
-        bytes: Of its smallest file, tensors carried as they are included; None where no setting gets there.
-        ratio: Those bytes over ours.
-        setting: What that file is.
-        nmse: What it reaches.
-    """
-
-    name: str
-    bytes: int | None = None
-    ratio: float | None = None
-    setting: str = ""
-    nmse: float | None = None
-
-
-@dataclass(frozen=True)
 class SweepPoint:
-    """One target.
+    """The file of one target.
 
     Attributes:
         target: Bytes, or an error.
-        problem: Why there is no file, and the fields below are None; empty where there is one.
-        bytes: Of the file.
-        ratio: Against the adapter in fp16.
+        problem: The reason why there is no file, in which case the fields below are None; else empty.
+        bytes: Size of the file.
+        ratio: How many times smaller than the adapter in fp16.
         nmse: ||delta_W - decoded||_F^2 / ||delta_W||_F^2, measured on the decoded file.
-        effective_error: Of the file where that is the objective.
-        seconds: Of its encode, without the canonical form, which all points share.
-        peers: Empty where none were asked for, or where the NMSE is 1 or more: an empty file does as well.
+        effective_error: The file's effective error, if that is the objective.
+        seconds: Time of its encode, without the canonical form, which all points share.
     """
 
     target: float
@@ -70,113 +52,115 @@ class SweepPoint:
     nmse: float | None = None
     effective_error: float | None = None
     seconds: float | None = None
-    peers: tuple[PeerFile, ...] = ()
 
 
 @dataclass(frozen=True)
 class SweepReport:
-    """A whole curve.
+    """A whole curve. `print(report)` shows it as a table.
 
     Attributes:
-        by: What the targets are: ``size`` or ``error``.
-        objective: ``nmse`` or ``effective``.
-        source_bytes: Of the adapter as it was given.
+        by: The kind of the targets: ``size``, ``nmse`` or ``error``.
+        objective: ``effective`` or ``nmse``.
+        source_bytes: Size of the adapter as it was given.
         parameters: Numbers in the adapter.
-        peers: Names of the peers asked, in the order of the points' own.
-        points: In the order of the targets.
+        points: Files, in the order of the targets.
         seconds: Wall time.
-        notes: What the user should know, one sentence each.
     """
 
     by: str
     objective: str
     source_bytes: int
     parameters: int
-    peers: tuple[str, ...]
     points: tuple[SweepPoint, ...]
     seconds: float
-    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        effective = self.objective == "effective"
+        rows = [["target", "file", "vs fp16", *["eff. error"] * effective, "NMSE"]]
+        for point in self.points:
+            target = render_size(point.target) if self.by == "size" else f"{point.target:g}"
+            if point.bytes is None or point.nmse is None or point.ratio is None:
+                rows.append([target, "none", *[""] * (len(rows[0]) - 2)])
+                continue
+            own = [render_error(point.effective_error or 0.0)] * effective
+            rows.append([target, render_size(point.bytes), f"{point.ratio:.1f}x", *own, render_error(point.nmse)])
+        lines = render_table(rows, right=range(1, len(rows[0])))
+        return "\n".join([*lines, *(f"none: {point.problem}" for point in self.points if point.problem)])
 
 
 def sweep(
     source: AnySource,
     *,
     sizes: Sequence[int | str] | None = None,
+    nmse: Sequence[float] | None = None,
     errors: Sequence[float] | None = None,
-    objective: str = "nmse",
-    peers: bool = True,
-    config: Mapping[str, Any] | None = None,
+    objective: Objective | None = None,
+    config: Mapping[str, Any] | ConfigObject | None = None,
     carry_unknown: bool = False,
-    progress: Progress | None = None,
-    **options: Any,
+    **options: Unpack[SweepKeywords],
 ) -> SweepReport:
-    """Encode an adapter at many sizes or errors, writing nothing, and ask what peers need for the same NMSE.
+    """Encode an adapter at many sizes or errors, writing nothing: the whole curve of size against error.
+
+    At most one of sizes, nmse and errors. With none of them, sizes go from 5 KB, or from the smallest file there can
+    be, to a quarter of the adapter in fp16.
 
     Args:
         source: What `encode` takes.
-        sizes: Bytes of each file, as numbers or as ``"50KB"``; with neither these nor errors, sizes from 5 KB, or
-            the least there can be, to a quarter of the adapter in fp16.
-        errors: Target of each file in the objective.
-        objective: ``nmse``, the measure that all codecs share, or ``effective``, what `encode` takes by default.
-        peers: Ask `nola_codec.peers.svd.svd_peers`.
+        sizes: Bytes of each file, as numbers or as ``"50KB"``.
+        nmse: The NMSE of each file; the objective is then ``nmse``.
+        errors: The error of each file in the objective.
+        objective: The error that is kept small, ``effective`` or ``nmse``, as in `encode`.
         config: The adapter's configuration, for bytes and streams.
-        carry_unknown: Carry tensors that the dialect does not know, exact, instead of refusing them.
-        progress: Called as (stage, done, total).
-        **options: Fields of `EncodeOptions` that set no rate: rank, basis, generator, seed, shared_basis, entropy.
+        carry_unknown: True carries tensors that the dialect does not know, exact, instead of refusing them.
+        **options: Those of `nola_codec.api.keywords.SweepKeywords`: rank, shared_basis, importance, generator, seed,
+            entropy, thorough, progress.
 
     Raises:
-        AdapterError: the source cannot be read.
-        EncodeError: bad options. A target that cannot be reached is a point that says so.
+        AdapterError: The source cannot be read.
+        EncodeError: Bad options. A target that cannot be reached is a point that says so.
 
     Example:
         >>> report = sweep("lora_dir", sizes=["10KB", "50KB"])  # doctest: +SKIP
-        >>> [(p.bytes, p.nmse) for p in report.points]  # doctest: +SKIP
+        >>> print(report)  # doctest: +SKIP
     """
     begin = time.perf_counter()
-    if refused := [name for name in _RATES if name in options]:
-        raise _bad(f"sweep sets the rate itself, by sizes or errors: leave out {', '.join(refused)}")
-    if sizes is not None and errors is not None:
-        raise _bad("choose one of sizes, errors")
-    try:
-        base = EncodeOptions(objective=objective, progress=progress, **options)
-    except TypeError as error:
-        raise _bad(str(error).replace("EncodeOptions.__init__()", "sweep()")) from error
-    by = "size" if errors is None else "error"
-    targets: Sequence[float] | None = errors
-    if sizes is not None:
-        targets = [parse_size(s) if isinstance(s, str) else s for s in sizes]
-    if targets is not None:
-        if not targets:
-            raise _bad("no sizes or errors given")
-        for target in targets:
-            _at(base, by, target)  # refuses what makes no sense before any work
-    adapter = adapters.read(source, config=config, carry_unknown=carry_unknown)
-    check_rules(adapter, base)
-    if progress is not None:
-        progress("canonical form", 0, 1)
+    given: Mapping[str, Any] = options
+    if refused := [name for name in _RATES if name in given]:
+        raise _bad(f"sweep sets the rate itself, by sizes, nmse or errors: leave out {', '.join(refused)}")
+    check_keywords("sweep", given, SweepKeywords)
+    require_source(source)
+    lists = {"sizes": sizes, "nmse": nmse, "errors": errors}
+    chosen = [name for name, values in lists.items() if values is not None]
+    if len(chosen) > 1:
+        raise _bad(f"choose one of {', '.join(chosen)}")
+    if nmse is not None and objective not in (None, "nmse"):
+        raise _bad("nmse is a target of the objective nmse; use errors with another objective")
+    base = EncodeOptions(objective="nmse" if nmse is not None else objective, **given)
+    by = chosen[0].removesuffix("s") if chosen else "size"
+    targets = _targets(lists[chosen[0]]) if chosen else None
+    for target in targets or ():
+        _at(base, by, target)  # refuses what makes no sense before any work
+    adapter = adapters.read(source, config=plain_config(config), carry_unknown=carry_unknown)
+    base = choose_objective(adapter, base)
+    if base.progress is not None:
+        base.progress("canonical form", 0, 1)
     files = _Files(adapter, base, prepare_form(adapter, base), source_size(source, adapter))
-    if targets is None:
-        targets = files.choose_sizes()
-    points = []
-    carried = 0
-    for target in targets:
-        point, carried_here = files.point(by, target)
-        carried = max(carried, carried_here)  # the same in every file
-        points.append(point)
-    del files  # and the form with it: each peer's own is as large
-    asked: tuple[str, ...] = ()
-    if peers and adapter.modules:
-        asked, points = _with_peers(adapter, points, carried, progress)
+    points = [files.point(by, target) for target in (files.default_targets() if targets is None else targets)]
     return SweepReport(
         by=by,
         objective=base.objective_name,
-        source_bytes=source_size(source, adapter),
+        source_bytes=files.source_bytes,
         parameters=adapter.parameters,
-        peers=asked,
         points=tuple(points),
         seconds=time.perf_counter() - begin,
-        notes=_notes(base.objective_name, points, bool(asked)),
     )
+
+
+def _targets(values: Sequence[int | str] | Sequence[float] | None) -> list[float]:
+    numbers = [parse_size(value) if isinstance(value, str) else value for value in values or ()]
+    if not numbers:
+        raise _bad("no targets given")
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -188,16 +172,16 @@ class _Files:
     form: CanonicalForm
     source_bytes: int
 
-    def point(self, by: str, target: float) -> tuple[SweepPoint, int]:
-        """Return the point of a target, and the bytes of tensors that its file carries as they came."""
+    def point(self, by: str, target: float) -> SweepPoint:
+        """Encode at a target."""
         start = time.perf_counter()
         try:
-            data, report = encode_adapter(
+            _, report = encode_adapter(
                 self.adapter, _at(self.options, by, target), source_bytes=self.source_bytes, form=self.form
             )
         except EncodeError as error:
-            return SweepPoint(target, problem=str(error)), 0
-        point = SweepPoint(
+            return SweepPoint(target, problem=str(error))
+        return SweepPoint(
             target=target,
             bytes=report.bytes,
             ratio=report.ratio,
@@ -205,11 +189,10 @@ class _Files:
             effective_error=report.effective_error,
             seconds=time.perf_counter() - start,
         )
-        return point, inspect(data)["bytes_by_part"]["carried"]
 
-    def choose_sizes(self) -> list[int]:
-        """Return 1-2-5 numbers of bytes, from 5 KB or the least there can be, to a quarter of the adapter in fp16."""
-        least = self.point("error", _NOTHING)[0].bytes or 1
+    def default_targets(self) -> list[int]:
+        """Sizes from 5 KB, or from the smallest file there can be, to a quarter of the adapter in fp16."""
+        least = self.point("error", _NOTHING).bytes or 1
         return default_sizes(least, 2 * self.adapter.parameters)
 
 
@@ -232,45 +215,10 @@ def default_sizes(least: int, fp16: int) -> list[int]:
     return [first, *(step for step in inside if step > first)] if start == least else inside
 
 
-def _with_peers(
-    adapter: Adapter, points: Sequence[SweepPoint], carried: int, progress: Progress | None
-) -> tuple[tuple[str, ...], list[SweepPoint]]:
-    """Names of the peers, and the points with what each needs; one peer at a time is in memory."""
-    components = [component(m.name, m.lora_B, m.lora_A, m.scaling) for m in adapter.modules]
-    makers = svd_peers(components)
-    files: list[list[PeerFile]] = [[] for _ in points]
-    for done, (name, make) in enumerate(makers.items()):
-        if progress is not None:
-            progress("peers", done, len(makers))
-        peer = make()
-        for point, found in zip(points, files, strict=True):
-            if point.bytes is None or point.nmse is None or point.nmse >= 1:
-                continue
-            best = peer.best_at(point.nmse)
-            if best is None:
-                found.append(PeerFile(name))
-            else:
-                size = best.bytes + carried
-                found.append(PeerFile(name, size, size / point.bytes, best.setting, best.nmse))
-    if progress is not None:
-        progress("peers", len(makers), len(makers))
-    return tuple(makers), [replace(p, peers=tuple(found)) for p, found in zip(points, files, strict=True)]
-
-
 def _at(options: EncodeOptions, by: str, target: float) -> EncodeOptions:
-    return replace(options, size=int(target)) if by == "size" else replace(options, error=target)
-
-
-def _notes(objective: str, points: Sequence[SweepPoint], compared: bool) -> tuple[str, ...]:
-    notes = []
-    if compared and objective != "nmse":
-        notes.append(
-            "peers are matched on the NMSE, which the effective objective does not hold down: compare with them by "
-            "the objective nmse"
-        )
-    if compared and any(p.nmse is not None and p.nmse >= 1 for p in points):
-        notes.append("where the NMSE is 1 or more there is nothing for peers to match: an empty file has 1")
-    return tuple(notes)
+    if by == "size":
+        return replace(options, size=int(target))
+    return replace(options, nmse=target) if by == "nmse" else replace(options, error=target)
 
 
 def _bad(message: str) -> EncodeError:

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
+from typing import BinaryIO
 
+from nola_codec.api.arguments import require_source, require_target
 from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.container.rungs import prune_quantizers
 from nola_codec.container.writer import assemble
 from nola_codec.encoder.sizes import parse_size
 from nola_codec.errors import EncodeError
-from nola_codec.stores.files import atomic_file, require_free
+from nola_codec.rendering import render_error, render_size
+from nola_codec.stores.files import atomic_file
 
 
 @dataclass(frozen=True)
 class TruncateReport:
-    """The result of a cut.
+    """The file that was cut out. `print(report)` shows what the command line shows.
 
     Attributes:
-        bytes: The size of the new file.
-        rung: The last rung of the new file, counted from 0.
-        rungs: The number of rungs of the source.
-        measured: The encoder's measurements at this rung.
+        bytes: Size of the new file.
+        rung: Number of its last rung, from 0.
+        rungs: How many rungs the source has.
+        measured: Errors that the encoder measured at this rung, by name.
     """
 
     bytes: int
@@ -30,10 +32,17 @@ class TruncateReport:
     rungs: int
     measured: dict[str, float]
 
+    def __str__(self) -> str:
+        lines = [
+            f"rung   {self.rung} of 0 to {self.rungs - 1}",
+            f"size   {render_size(self.bytes)} ({self.bytes:,} bytes)",
+        ]
+        return "\n".join([*lines, *(f"{name}  {render_error(value)}" for name, value in self.measured.items())])
+
 
 def truncate(
     source: Source,
-    out: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | BinaryIO | None = None,
     *,
     size: int | str | None = None,
     rung: int | None = None,
@@ -41,26 +50,25 @@ def truncate(
 ) -> TruncateReport:
     """Cut a file at one of its rungs. Nothing is decoded or coded anew.
 
-    The source may itself be the beginning of a file, as an interrupted download leaves it. So its content SHA-256 is
-    not compared, but the CRC-32 of every section that is copied is. The new file has a content SHA-256 of its own.
+    The source may itself be the beginning of a file, as an interrupted download leaves it.
 
     Args:
         source: The `.nola` file.
-        out: The file to write; None only reports.
-        size: The largest size of the new file, in bytes or as ``"50KB"``; the finest rung that fits is taken.
-        rung: The number of the rung, from 0. Without `size` and `rung`, the finest rung that is there whole is taken.
+        out: Path or binary stream to write to; None only reports.
+        size: Bytes that the new file may take, as a number or as ``"50KB"``: the finest rung that fits.
+        rung: Number of the rung, from 0. With neither: the finest that is there whole.
         overwrite: Replace a file that is there.
 
     Raises:
-        EncodeError: ``unreachable``: the coarsest rung is larger than `size`; ``option``: both size and rung are given.
-        FormatError, ChecksumMismatch: The file is damaged.
-        AdapterError: ``unknown-rung``: the file has no such rung; ``not-nola``: it is an adapter.
-        OutputExists: `out` is there and `overwrite` is False.
+        EncodeError: ``unreachable``: the coarsest rung is larger than `size`; ``option``: both size and rung.
+        FormatError, ChecksumMismatch: the file is damaged.
+        AdapterError: ``unknown-rung``: it has no such rung.
+        OutputExists: `out` is there and `overwrite` is false.
     """
     if size is not None and rung is not None:
         raise EncodeError("choose one of size, rung", code="option")
-    if out is not None:
-        require_free(Path(out), overwrite=overwrite)
+    require_source(source)
+    require_target(out, overwrite=overwrite)
     limit = parse_size(size) if isinstance(size, str) else size
     data, report = _cut(source, rung, None)
     while limit is not None and len(data) > limit:
@@ -68,9 +76,11 @@ def truncate(
             raise EncodeError(f"size {limit} bytes cannot be reached: the coarsest rung takes {len(data)} bytes",
                               code="unreachable")  # fmt: skip
         data, report = _cut(source, report.rung - 1, report.rungs)
-    if out is not None:
+    if isinstance(out, str | os.PathLike):
         with atomic_file(out) as stream:
             stream.write(data)
+    elif out is not None:
+        out.write(data)
     return report
 
 
@@ -78,11 +88,11 @@ def _cut(source: Source, rung: int | None, rungs: int | None) -> tuple[bytes, Tr
     if hasattr(source, "seek"):
         source.seek(0)
     with open_container(source, rung=rung, partial=True) as container:
-        data = _pack(container)
+        data = _file(container)
         last = len(container.header.rungs) - 1
         return data, TruncateReport(len(data), last, rungs or container.rungs, dict(container.header.measured))
 
 
-def _pack(container: Container) -> bytes:
+def _file(container: Container) -> bytes:
     sections = [(section.codec, container.section(i)) for i, section in enumerate(container.header.sections)]
     return assemble(prune_quantizers(container.header), sections)

@@ -11,26 +11,34 @@ from typing import Any
 
 import click
 
+from nola_codec.cli.help import HELP_NAMES
 from nola_codec.version import __version__
 
 COMMANDS = {
     "encode": "Encode an adapter as a .nola file.",
+    "encode-delta": "Encode what a training changed in a whole model.",
     "decode": "Decode to an adapter, or into a model's weights.",
     "merge": "Merge one or several files into a model's weights.",
     "inspect": "Show what a file holds, without decoding it.",
-    "verify": "Check a file: layout, checksums, decoded digest.",
+    "verify": "Check a file: layout, checksums, hash of what it decodes to.",
     "truncate": "Cut a progressive file to a coarser one.",
     "compare": "Compare two adapters by their deltas.",
-    "sweep": "Draw the whole curve of size against error, and against peers.",
-    "selftest": "Run known-answer checks on this machine.",
+    "sweep": "Show the whole curve of size against error.",
+    "selftest": "Check that this machine computes the published bits.",
 }
+_EPILOG = """Every command takes -h, which shows its options in groups, examples, and its exit status.
 
-
+\b
+Shell completion, for the file that your shell reads at its start:
+  bash  eval "$(_NOLA_CODEC_COMPLETE=bash_source nola-codec)"
+  zsh   eval "$(_NOLA_CODEC_COMPLETE=zsh_source nola-codec)"
+  fish  _NOLA_CODEC_COMPLETE=fish_source nola-codec | source
+"""
 _LONGEST_MESSAGE = 800  # characters
 
 
 class _Group(click.Group):
-    """Loads a subcommand's module only when it is called, so that `inspect` starts fast."""
+    """A group that loads a subcommand's module only when it is called, so that `inspect` starts fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -38,7 +46,7 @@ class _Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"nola_codec.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"nola_codec.cli.{cmd_name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -46,17 +54,15 @@ class _Group(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(
-    "nola-codec", cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
+@click.group("nola-codec", cls=_Group, context_settings=HELP_NAMES, epilog=_EPILOG)
 @click.version_option(__version__, prog_name="nola-codec")
 def group() -> None:
-    """LoRA adapters as small, exact files: encode, decode, inspect, verify, compare."""
+    """LoRA adapters as small files that decode to the same bits everywhere."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit; the one place where errors become exit statuses."""
-    from nola_codec.errors import EncodeError, NolaError, OutputExists
+    from nola_codec.errors import NolaError, OutputExists
 
     try:
         status: Any = group.main(arguments, prog_name="nola-codec", standalone_mode=False)
@@ -67,10 +73,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except OutputExists as error:
         _fail(f"{error}; -f overwrites it" if str(error).endswith("already exists") else str(error), 2)
-    except EncodeError as error:
-        _fail(str(error) if error.code == "option" else f"{error} [{error.code}]", 2 if error.code == "option" else 3)
     except NolaError as error:
-        _fail(f"{error} [{error.code}]", 3)
+        _fail(str(error) if error.code == "option" else f"{error} [{error.code}]", 2 if error.code == "option" else 3)
     except FileNotFoundError as error:
         _fail(f"{error.filename}: no such file or directory", 3)
     except OSError as error:
@@ -89,7 +93,7 @@ def _fail(message: str, status: int) -> None:
 
 
 def _one_line(message: str) -> str:
-    """What a stranger named may hold new lines, terminal escapes, or a megabyte; a message is one line of text."""
+    """Make a message one short line: names that strangers gave may hold new lines, terminal escapes, or a megabyte."""
     message = message.replace(":\n  ", ": ").replace("\n  ", "; ")  # our own lists
     if len(message) > _LONGEST_MESSAGE:
         message = f"{message[: _LONGEST_MESSAGE // 2]} ... {message[-_LONGEST_MESSAGE // 2 :]}"

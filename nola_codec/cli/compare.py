@@ -6,22 +6,28 @@ from dataclasses import asdict
 
 import click
 
-from nola_codec.cli.output import error_share, json_option, print_json, table
+from nola_codec.cli.help import command as helpful_command
+from nola_codec.cli.help import option
+from nola_codec.cli.output import OUTPUT, json_option, print_json
+from nola_codec.rendering import render_error, render_table
 
 _LISTED = 10
 
 
-@click.command()
+@helpful_command(
+    examples=[
+        ("What did a file lose?", "nola-codec compare my_lora my.nola"),
+        ("Fail in a script above an NMSE of 5%", "nola-codec compare my_lora my.nola --max-nmse 0.05"),
+    ],
+    says_no="weights are missing on one side, carried tensors differ, or --max-nmse is exceeded",
+)
 @click.argument("a", type=click.Path())
 @click.argument("b", type=click.Path())
-@click.option("--per-tensor", is_flag=True, help="List every delta, the worst first.")
-@click.option("--max-nmse", type=float, help="Say no (exit status 1) above this error.")
+@option("--per-tensor", group=OUTPUT, is_flag=True, help="List every delta, the worst first.")
+@option("--max-nmse", group="Target", type=float, help="End with exit status 1 above this NMSE.")
 @json_option
 def command(a: str, b: str, per_tensor: bool, max_nmse: float | None, as_json: bool) -> int:
-    """Compare the deltas of adapter B with those of adapter A, the reference; either may be a .nola file.
-
-    Exit status 1: weights are missing on one side, carried tensors differ, or --max-nmse is passed.
-    """
+    """Compare the deltas of adapter B with those of adapter A, the reference; either may be a .nola file."""
     from nola_codec.api.comparing import compare
 
     found = compare(a, b)
@@ -33,9 +39,9 @@ def command(a: str, b: str, per_tensor: bool, max_nmse: float | None, as_json: b
     if not found.tensors:
         click.echo("NMSE     undefined: no weight is in both adapters")
     else:
-        click.echo(f"NMSE     {error_share(found.nmse)}  over {len(found.tensors)} deltas")
+        click.echo(f"NMSE     {render_error(found.nmse)}  over {len(found.tensors)} deltas")
         worst = max(found.tensors, key=lambda t: t.nmse)
-        click.echo(f"worst    {error_share(worst.nmse)}  {worst.name}")
+        click.echo(f"worst    {render_error(worst.nmse)}  {worst.name}")
     if found.carried_equal or found.carried_different:
         click.echo(f"carried  {len(found.carried_equal)} equal to the bit, {len(found.carried_different)} different")
     for label, names in (("only in A", found.only_in_a), ("only in B", found.only_in_b),
@@ -48,8 +54,8 @@ def command(a: str, b: str, per_tensor: bool, max_nmse: float | None, as_json: b
         click.echo("")
         rows = [["NMSE", "shape", "name"]]
         rows += [
-            [error_share(item.nmse), "x".join(map(str, item.shape)), item.name]
+            [render_error(item.nmse), "x".join(map(str, item.shape)), item.name]
             for item in sorted(found.tensors, key=lambda t: -t.nmse)
         ]
-        table(rows)
+        click.echo("\n".join(render_table(rows)))
     return 0 if good else 1

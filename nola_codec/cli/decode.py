@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import click
 
 from nola_codec.adapters.dialects.dialect_names import TARGET_DIALECTS
+from nola_codec.cli.help import command as helpful_command
+from nola_codec.cli.help import option
 from nola_codec.cli.output import (
+    OUTPUT,
+    STDOUT,
+    binary_stdout,
+    device_option,
     force_option,
     json_option,
     keep_undo_option,
@@ -16,34 +24,42 @@ from nola_codec.cli.output import (
     print_merge,
     progress,
     quiet_option,
-    size,
     unmerge_option,
-    usable_device,
 )
+from nola_codec.rendering import render_size
+
+_ADAPTER = "Adapter"
 
 
-@click.command()
+@helpful_command(
+    examples=[
+        ("The adapter as it was", "nola-codec decode my.nola -o my_lora"),
+        ("One file, for another tool", "nola-codec decode my.nola -o my.safetensors --format kohya"),
+        ("A safetensors file through a pipe", "nola-codec decode my.nola -o - > my.safetensors"),
+        ("A model with the adapter merged in", "nola-codec decode my.nola --base MODEL_DIR -o merged"),
+    ]
+)
 @click.argument("file", type=click.Path())
-@click.option("-o", "--output", "out", type=click.Path(), required=True,
-              help="Directory; for an adapter also a file: .safetensors, .npz, .bin, .pt, .gguf.")  # fmt: skip
-@click.option("--base", type=click.Path(), help="Transformers model directory: write it with the deltas merged in.")
-@click.option("--format", "dialect", type=click.Choice(TARGET_DIALECTS),
-              help="Write the adapter in this dialect, not in its own; --base then serves for names.")  # fmt: skip
+@option("--format", "dialect", group=_ADAPTER, type=click.Choice(TARGET_DIALECTS),
+        help="Write the adapter in this dialect instead of its own; --base then serves for names.")  # fmt: skip
+@option("--dtype", group=_ADAPTER, type=click.Choice(["f32", "f16", "bf16"]),
+        help="Type of the adapter's factors; f32 is exact, the others round once  [default: f32].")  # fmt: skip
+@option("--base", group="Merging", type=click.Path(), metavar="MODEL_DIR",
+        help="Base model: write it with the deltas merged into its weights.")  # fmt: skip
 @keep_undo_option
 @unmerge_option
-@click.option("--dtype", type=click.Choice(["f32", "f16", "bf16"]), help="Of an adapter's factors [f32, exact].")
-@click.option("--rung", type=int, help="Of a progressive file: as if it ended with this rung, from 0.")
-@click.option("--device", default="cpu", show_default=True, callback=usable_device,
-              help="Where to compute; it changes no bit.")  # fmt: skip
+@option("--rung", group="Computation", type=int, help="Use a progressive file as if it ended with this rung, from 0.")
+@device_option
+@option("-o", "--output", "out", group=OUTPUT, type=click.Path(allow_dash=True), required=True,
+        help="Directory; for an adapter also a file: .safetensors, .npz, .bin, .pt or .gguf; - is a safetensors file "
+             "on standard output.")  # fmt: skip
 @force_option
 @quiet_option
 @json_option
 def command(
-    file: str, out: str, base: str | None, dialect: str | None, keep_undo: bool, unmerge: str | None,
-    dtype: str | None, rung: int | None, device: str, force: bool, quiet: bool, as_json: bool,
-) -> None:  # fmt: skip
-    """Decode FILE to an adapter, or into the weights of a base model."""
-    from nola_codec.api.decoding import decode
+    file: str, out: str, base: str | None, dialect: str | None, keep_undo: bool, unmerge: str | None, **values: Any
+) -> None:
+    """Decode FILE to an adapter, or merge it into the weights of a base model."""
     from nola_codec.cli.merge import run_merge
 
     merging = unmerge is not None or (base is not None and dialect is None)
@@ -51,29 +67,37 @@ def command(
         raise click.UsageError("--keep-undo is for merging: give --base")
     if dialect is not None and unmerge is not None:
         raise click.UsageError("--format is for adapters")
-    if merging and dtype is not None:
+    if merging and values["dtype"] is not None:
         raise click.UsageError("--dtype is for adapters; merged weights keep the base model's dtypes")
-    start = time.perf_counter()
+    if merging and out == STDOUT:
+        raise click.UsageError("-o - is for adapters; a model is written to a directory")
+    as_json: bool = values.pop("as_json")
     if merging:
-        report = run_merge(
-            [(file, 1.0)], base, unmerge, out, rung=rung, device=device, keep_undo=keep_undo, force=force, quiet=quiet
-        )
+        start = time.perf_counter()
+        values.pop("dtype")
+        report = run_merge([(file, 1.0)], base, unmerge, out, keep_undo=keep_undo, **values)
         print_merge(report, time.perf_counter() - start, as_json=as_json, restored=unmerge is not None)
         return
-    written = decode(
-        file,
-        out,
-        base=base,
-        dtype=dtype or "f32",
-        rung=rung,
-        format=dialect,
-        device=device,
-        overwrite=force,
-        progress=progress(quiet),
-    )
+    _write_adapter(file, out, as_json=as_json, base=base, format=dialect, **values)
+
+
+def _write_adapter(
+    file: str, out: str, *, as_json: bool, dtype: str | None, force: bool, quiet: bool, **options: Any
+) -> None:
+    from nola_codec.api.decoding import decode
+
+    start = time.perf_counter()
+    if out == STDOUT:
+        stdout = binary_stdout()
+        with TemporaryDirectory() as staging:
+            written = Path(staging) / "adapter.safetensors"
+            decode(file, written, dtype=dtype or "f32", progress=progress(quiet), **options)
+            stdout.write(written.read_bytes())
+        return
+    written = decode(file, out, dtype=dtype or "f32", overwrite=force, progress=progress(quiet), **options)
     seconds = time.perf_counter() - start
-    total = sum(p.stat().st_size for p in written.rglob("*")) if written.is_dir() else Path(written).stat().st_size
+    total = sum(p.stat().st_size for p in written.rglob("*")) if written.is_dir() else written.stat().st_size
     if as_json:
         print_json({"output": str(written), "merged": False, "bytes": total, "seconds": seconds})
         return
-    click.echo(f"wrote  {written} ({size(total)}) in {seconds:.2f} s")
+    click.echo(f"wrote  {written} ({render_size(total)}) in {seconds:.2f} s")

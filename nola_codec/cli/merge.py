@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from nola_codec.cli.help import command as helpful_command
+from nola_codec.cli.help import option
 from nola_codec.cli.output import (
+    OUTPUT,
+    device_option,
     force_option,
     json_option,
     keep_undo_option,
@@ -16,22 +20,28 @@ from nola_codec.cli.output import (
     progress,
     quiet_option,
     unmerge_option,
-    usable_device,
 )
 
 if TYPE_CHECKING:
     from nola_codec.merge.request import MergeReport
 
 
-@click.command()
+@helpful_command(
+    examples=[
+        ("One adapter into a model", "nola-codec merge my.nola --base MODEL_DIR -o merged"),
+        ("Two adapters, weighted", "nola-codec merge a.nola:0.7 b.nola:0.3 --base MODEL_DIR -o merged"),
+        ("There and back", "nola-codec merge my.nola --base MODEL_DIR -o merged --keep-undo"),
+        ("", "nola-codec merge my.nola --unmerge merged -o base_again"),
+    ]
+)
 @click.argument("files", metavar="FILE[:WEIGHT]...", nargs=-1, required=True)
-@click.option("--base", type=click.Path(), help="Model directory that the files belong to.")
+@option("--base", group="Merging", type=click.Path(), metavar="MODEL_DIR", help="Base model of the files.")
 @keep_undo_option
 @unmerge_option
-@click.option("-o", "--output", "out", type=click.Path(), required=True, help="Directory to write.")
-@click.option("--rung", type=int, help="Of progressive files: as if they ended with this rung, from 0.")
-@click.option("--device", default="cpu", show_default=True, callback=usable_device,
-              help="Where factors are synthesized; it changes no bit.")  # fmt: skip
+@option("--rung", group="Merging", type=int, help="Use progressive files as if they ended with this rung, from 0.")
+@device_option
+@option("-o", "--output", "out", group=OUTPUT, type=click.Path(), metavar="DIRECTORY", required=True,
+        help="Directory to write.")  # fmt: skip
 @force_option
 @quiet_option
 @json_option

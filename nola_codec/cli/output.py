@@ -1,4 +1,4 @@
-"""Printing: JSON, sizes, tables, progress. Results go to stdout, progress to stderr and only to a terminal."""
+"""Options and printing that commands share. Results go to stdout; progress goes to stderr, and only to a terminal."""
 
 from __future__ import annotations
 
@@ -6,25 +6,40 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
+
+from nola_codec.cli.help import option
+from nola_codec.rendering import render_size
 
 if TYPE_CHECKING:
     from nola_codec.merge.request import MergeReport
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress.")
-keep_undo_option = click.option("--keep-undo", is_flag=True, help="Write what --unmerge needs beside the weights.")
-unmerge_option = click.option("--unmerge", type=click.Path(), metavar="MERGED_DIR",
-                              help="Restore the base of a model merged with --keep-undo, to the bit.")  # fmt: skip
-force_option = click.option("-f", "--force", is_flag=True, help="Overwrite the output.")
+STDOUT = "-"
+OUTPUT = "Output"
+
+json_option = option("--json", "as_json", group=OUTPUT, is_flag=True, help="Print the result as JSON.")
+quiet_option = option("-q", "--quiet", group=OUTPUT, is_flag=True, help="Show no progress.")
+force_option = option("-f", "--force", group=OUTPUT, is_flag=True, help="Overwrite the output.")
+keep_undo_option = option("--keep-undo", group="Merging", is_flag=True,
+                          help="Write an undo file beside the weights, which --unmerge needs.")  # fmt: skip
+unmerge_option = option("--unmerge", group="Merging", type=click.Path(), metavar="MERGED_DIR",
+                        help="Restore, byte for byte, the base of a model merged with --keep-undo.")  # fmt: skip
 
 
 def usable_device(context: click.Context, parameter: click.Parameter, name: str) -> str:
-    """A device's name, tried out where it is neither the CPU nor "numpy"; for an option's `callback`."""
+    """Try a device out unless it is "cpu" or "numpy"; for an option's `callback`.
+
+    Raises:
+        BadParameter: The device cannot be used here.
+        NolaError: ``needs-torch``.
+    """
     if name not in ("cpu", "numpy"):
+        from nola_codec.errors import require_torch
+
+        require_torch(f"the device {name!r}")
         import torch
 
         try:
@@ -35,22 +50,24 @@ def usable_device(context: click.Context, parameter: click.Parameter, name: str)
     return name
 
 
-def print_json(value: Any) -> None:
-    """One JSON document; NaN and infinities become null."""
-    click.echo(json.dumps(_finite(value), indent=2, ensure_ascii=False))
+device_option = option("--device", group="Computation", default="cpu", show_default=True, callback=usable_device,
+                       help="Where to compute: cpu, cuda, mps and so on. It changes no bit.")  # fmt: skip
 
 
-def size(count: float) -> str:
-    """Bytes for people, in thousands: ``157.3 KB``."""
-    for unit in ("B", "KB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"
+def print_json(value: Any, *, err: bool = False) -> None:
+    """Print one JSON document; NaN and infinities become null."""
+    click.echo(json.dumps(_finite(value), indent=2, ensure_ascii=False), err=err)
+
+
+def binary_stdout() -> BinaryIO:
+    """Standard output for a file's bytes. Raises UsageError if it is a terminal."""
+    if sys.stdout.isatty():
+        raise click.UsageError("-o - writes binary data: send it to a file or a pipe")
+    return sys.stdout.buffer
 
 
 def print_merge(report: MergeReport, seconds: float, *, as_json: bool, restored: bool = False) -> None:
-    """What a merge wrote, or its undoing; that it went on from a killed run is said on stderr."""
+    """Print what a merge, or undoing it, wrote; on stderr, whether it went on from a killed run."""
     found = report.output.rglob("*") if report.output.is_dir() else [report.output]
     total = sum(path.stat().st_size for path in found)
     if as_json:
@@ -61,24 +78,12 @@ def print_merge(report: MergeReport, seconds: float, *, as_json: bool, restored:
         return
     if report.resumed:
         click.echo(f"resumed: {report.resumed} of {report.shards} shards were finished by an earlier run", err=True)
-    click.echo(f"wrote  {report.output} ({size(total)}, {'restored' if restored else 'merged'}) in {seconds:.2f} s")
-
-
-def error_share(value: float) -> str:
-    """A relative error: four digits, and a percentage when it is small."""
-    return f"{value:.4f}" if value >= 0.001 else f"{value:.2e}"
-
-
-def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
-    """Columns; those in `right` are flush right. The first row is the heading."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        click.echo("  ".join(cells).rstrip())
+    done = "restored" if restored else "merged"
+    click.echo(f"wrote  {report.output} ({render_size(total)}, {done}) in {seconds:.2f} s")
 
 
 def progress(quiet: bool) -> Callable[[str, int, int], None] | None:
-    """A progress line on a terminal's stderr, else None."""
+    """A function that shows a progress line on stderr if that is a terminal; else None."""
     if quiet or not sys.stderr.isatty():
         return None
     last = 0.0

@@ -6,15 +6,24 @@ from dataclasses import asdict
 
 import click
 
-from nola_codec.cli.output import json_option, print_json, usable_device
+from nola_codec.cli.help import command as helpful_command
+from nola_codec.cli.output import device_option, json_option, print_json
 
 
-@click.command()
-@click.option("--device", default="cpu", show_default=True, callback=usable_device,
-              help='A torch device, or "numpy" for the reference alone.')  # fmt: skip
+@helpful_command(
+    examples=[
+        ("NumPy, and PyTorch where it is installed", "nola-codec selftest"),
+        ("A GPU", "nola-codec selftest --device cuda"),
+    ],
+    says_no="this machine computes other bits",
+)
+@device_option
 @json_option
 def command(device: str, as_json: bool) -> int:
-    """Check on this machine that generators, bases and decoding give the published bits."""
+    """Check that generators, bases and decoding give the published bits on this machine.
+
+    On the CPU it checks NumPy, and PyTorch too if that is installed. The device "numpy" checks NumPy alone.
+    """
     from nola_codec.api.selftest import selftest
 
     checks = selftest(device)

@@ -6,30 +6,37 @@ from dataclasses import asdict
 
 import click
 
-from nola_codec.cli.output import error_share, force_option, json_option, print_json, size
+from nola_codec.cli.help import command as helpful_command
+from nola_codec.cli.help import option
+from nola_codec.cli.output import OUTPUT, STDOUT, binary_stdout, force_option, json_option, print_json
 
 
-@click.command()
+@helpful_command(
+    examples=[
+        ("The finest rung that fits into 20 KB", "nola-codec truncate my.nola -o small.nola --size 20KB"),
+        ("The same, piped on", "nola-codec truncate my.nola -o - --size 20KB | ssh host 'cat > small.nola'"),
+        ("What an interrupted download is good for", "nola-codec truncate partial.nola -o whole.nola"),
+    ]
+)
 @click.argument("file", type=click.Path())
-@click.option("-o", "--output", "out", type=click.Path(), required=True, help="The .nola file to write.")
-@click.option("--size", "limit", metavar="SIZE", help="Largest file, e.g. 50KB: the finest rung that fits.")
-@click.option("--rung", type=int, help="Number of the rung, from 0, the coarsest.")
+@option("--size", "limit", group="Target", metavar="SIZE", help="Largest file, e.g. 50KB: the finest rung that fits.")
+@option("--rung", group="Target", type=int, help="Number of the rung, from 0, the coarsest.")
+@option("-o", "--output", "out", group=OUTPUT, type=click.Path(allow_dash=True), metavar="FILE", required=True,
+        help="The .nola file to write; - is standard output, and the report then goes to stderr.")  # fmt: skip
 @force_option
 @json_option
-def command(file: str, out: str, limit: str | None, rung: int | None, force: bool, as_json: bool) -> None:
-    """Cut the progressive FILE to one of its coarser rungs.
+def command(file: str, limit: str | None, rung: int | None, out: str, force: bool, as_json: bool) -> None:
+    """Cut the progressive FILE to one of its coarser rungs. Nothing is encoded again.
 
-    FILE may be the beginning of a file, as an interrupted download leaves it: without --size and --rung, what is whole
-    of it is kept. `inspect` lists a file's rungs; `encode --progressive` makes them.
+    FILE may be the beginning of a file, as an interrupted download leaves it: without --size and --rung, the finest
+    rung that is complete is kept. `inspect` lists a file's rungs; `encode --progressive` makes them.
     """
     from nola_codec.api.truncating import truncate
 
-    report = truncate(file, out, size=limit, rung=rung, overwrite=force)
+    piped = out == STDOUT
+    report = truncate(file, binary_stdout() if piped else out, size=limit, rung=rung, overwrite=force)
     if as_json:
-        print_json({**asdict(report), "output": out})
+        print_json({**asdict(report), "output": out}, err=piped)
         return
-    click.echo(f"wrote  {out}")
-    click.echo(f"rung   {report.rung} of 0 to {report.rungs - 1}")
-    click.echo(f"size   {size(report.bytes)} ({report.bytes:,} bytes)")
-    for name, value in report.measured.items():
-        click.echo(f"{name}  {error_share(value)}")
+    click.echo(f"wrote  {'standard output' if piped else out}", err=piped)
+    click.echo(str(report), err=piped)

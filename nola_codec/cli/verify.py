@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import click
 
-from nola_codec.cli.output import json_option, print_json, size
+from nola_codec.cli.help import command as helpful_command
+from nola_codec.cli.output import json_option, print_json
 from nola_codec.errors import FormatError
+from nola_codec.rendering import render_size
 
 
-@click.command()
+@helpful_command(
+    examples=[
+        ("Is the file good?", "nola-codec verify my.nola"),
+        ("The file SHA-256 is the one that sha256sum prints", "nola-codec verify my.nola --json"),
+    ],
+    says_no="the file is damaged",
+)
 @click.argument("file", type=click.Path())
 @json_option
 def command(file: str, as_json: bool) -> int:
-    """Check FILE through and through: layout, every checksum, and the digest of all it decodes to.
+    """Check all of FILE: its layout, every checksum, and the hash of everything it decodes to.
 
-    Exit status 1 says that the file is not good.
+    It prints three hashes: the file SHA-256 is what sha256sum prints, the content SHA-256 is stored in the file over
+    the rest of it, and the decoded SHA-256 is over the decoded numbers, which are the same on every machine.
     """
     from nola_codec.api.decoding import verify
 
@@ -29,7 +38,8 @@ def command(file: str, as_json: bool) -> int:
     if as_json:
         print_json({"ok": True, **facts})
         return 0
-    click.echo(f"good  {file}: {size(facts['bytes'])}, {facts['tensors']} tensors")
-    click.echo(f"file SHA-256     {facts['content_sha256']}")
-    click.echo(f"decoded SHA-256  {facts['factors_sha256']}")
+    click.echo(f"good  {file}: {render_size(facts['bytes'])}, {facts['tensors']} tensors")
+    click.echo(f"file SHA-256     {facts['file_sha256']}")
+    click.echo(f"content SHA-256  {facts['content_sha256']}")
+    click.echo(f"decoded SHA-256  {facts['decoded_sha256']}")
     return 0

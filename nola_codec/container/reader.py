@@ -131,6 +131,13 @@ class Container:
         if sha256.digest() != self.prelude.content_sha256:
             raise ChecksumMismatch("file: SHA-256 of the content does not match", code="content-checksum")
 
+    def hash_file(self) -> bytes:
+        """SHA-256 of the file's bytes, as `sha256sum` prints it."""
+        digest = hashlib.sha256()
+        for position in range(0, self._length, 1 << 20):
+            digest.update(self._read(position, min(1 << 20, self._length - position)))
+        return digest.digest()
+
     def close(self) -> None:
         """Close the file, if it was opened here."""
         if self._owned:

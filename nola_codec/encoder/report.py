@@ -99,3 +99,8 @@ class EncodeReport:
     task: TaskReport | None = None
     notes: tuple[str, ...] = ()
     form: str = "component"
+
+    def __str__(self) -> str:
+        from nola_codec.encoder.rendering import render_encode_report
+
+        return render_encode_report(self)

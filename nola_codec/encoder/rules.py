@@ -47,6 +47,15 @@ def apply_rules(adapter: Adapter, options: EncodeOptions) -> tuple[Adapter, Enco
         if options.rank is not None:
             adapter = replace(adapter, config=dialect.config_with_rank(adapter, options.rank))
         return adapter, options
-    if len(rules.objectives) == 1:
-        options = replace(options, objective=rules.objectives[0])
-    return adapter, options
+    return adapter, choose_objective(adapter, options)
+
+
+def choose_objective(adapter: Adapter, options: EncodeOptions) -> EncodeOptions:
+    """Return the options with the only objective that the adapter's dialect allows, if there is only one.
+
+    Raises:
+        EncodeError: ``option``, see `check_rules`.
+    """
+    check_rules(adapter, options)
+    rules = dialect_of(adapter).coding_rules(adapter)
+    return replace(options, objective=rules.objectives[0]) if len(rules.objectives) == 1 else options

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from nola_codec.adapters import dialect_of
 from nola_codec.adapters.dialects.peft_config import PREFIX
 from nola_codec.decoder.decoder import Decoder
@@ -44,7 +46,7 @@ def layer_delta(
     if shape is None:
         message = "how many inputs a layer has, the file does not say: give the layer's shape, (out, in)"
         raise AdapterError(message, code="needs-shape", where=f"{where}: {found}")
-    return place(_rows(file, found, tuple(shape), transposed=False)).float()
+    return place(_rows(file, found, tuple(shape), transposed=False).astype(np.float32))
 
 
 def merge_layer_deltas(decoder: Decoder, where: str, model: torch.nn.Module) -> None:

@@ -12,11 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.arrays import bfloat16_bits
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, MissingPackage, expected
 from nola_codec.model.tensors import RawTensor
 
 FLOAT_DTYPES: tuple[str, ...] = ("F32", "F16", "BF16", "F64")
 _NUMPY_FLOATS = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}
+_NUMPY_DTYPES = _NUMPY_FLOATS | {
+    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1",
+    "BOOL": "?",
+}  # fmt: skip
 
 
 def coded_dtype(source: str) -> str:
@@ -72,6 +76,19 @@ def from_float64(array: npt.NDArray[np.float64], dtype: str, *, where: str = "")
     if dtype == "BF16":
         return _to_raw(array, bfloat16_bits(_round_to_odd(array)), dtype, where)
     return _cast(array, dtype, where)
+
+
+def to_numpy(raw: RawTensor) -> npt.NDArray[Any]:
+    """A tensor of any dtype that NumPy has, in its shape, read-only.
+
+    Raises:
+        MissingPackage: ``needs-torch`` for bfloat16 and the 8-bit floats, which NumPy does not have.
+    """
+    dtype = _NUMPY_DTYPES.get(raw.dtype)
+    if dtype is None:
+        message = f"NumPy has no {raw.dtype}: load with torch instead, or take it as f32"
+        raise MissingPackage(message, code="needs-torch")
+    return np.frombuffer(raw.data, dtype=dtype).reshape(raw.shape)
 
 
 def require_finite(array: npt.NDArray[Any], where: str) -> None:

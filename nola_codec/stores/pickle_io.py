@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, expected, require_torch
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.files import AnySource, display_name, open_from_start
 from nola_codec.stores.pickle_scan import require_plain
@@ -73,6 +73,7 @@ def dump_pickle(tensors: Mapping[str, RawTensor]) -> bytes:
     Raises:
         AdapterError: ``not-expressible`` for a dtype that torch has not.
     """
+    require_torch("writing .bin and .pt")
     import torch
 
     state: dict[str, Any] = {}
@@ -146,6 +147,7 @@ def _load_legacy(data: bytes, where: str) -> tuple[Any, int]:
 
 
 def _torch_load(stream: io.BytesIO, where: str) -> Any:
+    require_torch(f"{where}: reading .bin and .pt")
     import torch
 
     try:

@@ -1,4 +1,4 @@
-"""`encode --base`: the change of a whole model, from the command line."""
+"""`encode-delta`: the change of a whole model, from the command line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def models(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_there_and_back(run: Run, models: tuple[Path, Path], tmp_path: Path) -> None:
     tuned, base = models
-    done = run("encode", tuned, "--base", base, "-o", tmp_path / "c.nola", "--nmse", "0.1", "--rank", 4, "--json")
+    done = run("encode-delta", tuned, "--base", base, "-o", tmp_path / "c.nola", "--nmse", "0.1", "--rank", 4, "--json")
     assert done.status == 0, done.err
     assert done.json["nmse"] <= 0.1
     assert done.json["parameters"] == 3 * 96 * 64 + 2 * 64
@@ -63,7 +63,7 @@ def test_options_reach_the_encoder(run: Run, models: tuple[Path, Path], tmp_path
 
     def names(*options: object) -> set[str]:
         file = tmp_path / "c.nola"
-        done = run("encode", tuned, "--base", base, "-o", file, "-f", "--nmse", "0.2", *options)
+        done = run("encode-delta", tuned, "--base", base, "-o", file, "-f", "--nmse", "0.2", *options)
         assert done.status == 0, done.err
         return {t["name"] for t in run("inspect", file, "--tensors", "--json").json["tensors"]}
 
@@ -77,23 +77,24 @@ def test_options_reach_the_encoder(run: Run, models: tuple[Path, Path], tmp_path
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("command", "options", "message"),
     [
-        (["--embeddings"], "--embeddings: only for the change from a --base"),
-        (["--include", "x", "--no-residue"], "--include and --no-residue: only"),
-        (["--energy", "0.9"], "--energy: only"),
-        (["--base", "b", "--num-basis", "9"], "--num-basis: for adapters"),
-        (["--base", "b", "--basis", "uniform", "--passthrough"], "--basis and --passthrough: for adapters"),
-        (["--base", "b", "--fit", "activations", "--calibration", "t", "--head"], "--head: only"),
+        ("encode", ["--embeddings"], "No such option '--embeddings'"),
+        ("encode", ["--base", "b"], "nola-codec encode-delta"),
+        ("encode-delta", ["--base", "b", "--num-basis", "9"], "No such option '--num-basis'"),
+        ("encode-delta", [], "Missing option '--base'"),
+        ("encode-delta", ["--base", "b", "--nmse", "0.1", "--ratio", "9"], "choose one of nmse, ratio"),
     ],
 )
-def test_senseless_mixtures(run: Run, adapter: Path, tmp_path: Path, options: list[str], message: str) -> None:
-    done = run("encode", adapter, "-o", tmp_path / "c.nola", *options)
+def test_senseless_mixtures(
+    run: Run, adapter: Path, tmp_path: Path, command: str, options: list[str], message: str
+) -> None:
+    done = run(command, adapter, "-o", tmp_path / "c.nola", *options)
     assert done.status == 2
     assert message in done.err
 
 
 def test_an_adapter_is_no_model(run: Run, adapter: Path, models: tuple[Path, Path], tmp_path: Path) -> None:
-    done = run("encode", adapter, "--base", models[1], "-o", tmp_path / "c.nola")
+    done = run("encode-delta", adapter, "--base", models[1], "-o", tmp_path / "c.nola")
     assert done.status == 3
     assert "this is an adapter" in done.err

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -76,7 +79,39 @@ def test_encode_dry_run_writes_nothing(run: Run, adapter: Path, tmp_path: Path) 
     assert (
         run("encode", adapter, "-o", tmp_path / "x.nola", "--nmse", 0.1, "--dry-run", "--json").json["output"] is None
     )
+    without = run("encode", adapter, "--nmse", 0.1, "-n")
+    assert without.status == 0
+    assert without.out.startswith("dry run: nothing is written\nsize  ")
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+
+
+def pipe(*arguments: object) -> subprocess.CompletedProcess[bytes]:
+    """A command in a process of its own, so that stdout takes bytes."""
+    command = [sys.executable, "-m", "nola_codec", *(str(a) for a in arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120)
+
+
+def test_a_dash_is_standard_output(run: Run, adapter: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "a.nola"
+    assert run("encode", adapter, "-o", whole, "--nmse", 0.01, "--rungs", "1000B").status == 0
+    made = pipe("encode", adapter, "-o", "-", "--nmse", 0.01, "--rungs", "1000B")
+    assert (made.returncode, made.stdout) == (0, whole.read_bytes())
+    assert made.stderr.startswith(b"wrote  standard output\nsize ")
+    assert run("truncate", whole, "-o", tmp_path / "cut.nola", "--rung", 0).status == 0
+    cut = pipe("truncate", whole, "-o", "-", "--rung", 0, "--json")
+    assert (cut.returncode, cut.stdout) == (0, (tmp_path / "cut.nola").read_bytes())
+    assert json.loads(cut.stderr)["rung"] == 0
+    assert run("decode", whole, "-o", tmp_path / "a.safetensors").status == 0
+    decoded = pipe("decode", whole, "-o", "-")
+    assert (decoded.returncode, decoded.stdout, decoded.stderr) == (0, (tmp_path / "a.safetensors").read_bytes(), b"")
+    assert run("decode", whole, "--base", adapter, "-o", "-").status == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.nola", "a.safetensors", "adapter", "cut.nola"]
+
+
+def test_binary_data_is_not_written_to_a_terminal(run: Run, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    with pytest.raises(SystemExit, match="2"):
+        main(["encode", str(adapter), "-o", "-", "--nmse", "0.1"])
 
 
 @pytest.mark.parametrize(
@@ -84,7 +119,7 @@ def test_encode_dry_run_writes_nothing(run: Run, adapter: Path, tmp_path: Path) 
     [
         (["--num-basis", "50", "--bits", "2", "--rank", "2"], {"form": ["factor"], "coefficients": 400}),
         (["--num-basis", "20", "--basis", "rademacher"], {"bases": ["rademacher"]}),
-        (["--prng", "threefry2x32-20", "--seed", "77"], {"generator": "threefry2x32-20", "seed": 77}),
+        (["--generator", "threefry2x32-20", "--seed", "77"], {"generator": "threefry2x32-20", "seed": 77}),
         (["--ratio", "5", "--objective", "nmse", "--shared-basis"], {"form": ["component"]}),
         (["--error", "0.2"], {"bases": ["hadamard"]}),
         ([], {"draft": True, "base_model": "nobody/model"}),
@@ -100,16 +135,16 @@ def test_options_reach_the_file(
     assert run("verify", tmp_path / "x.nola").status == 0
 
 
-def test_passthrough(run: Run, adapter: Path, tmp_path: Path) -> None:
+def test_unknown_tensors_are_carried(run: Run, adapter: Path, tmp_path: Path) -> None:
     weights = adapter / "adapter_model.safetensors"
     save_file({**load_file(weights), "surprise": np.arange(3)}, weights)
     refused = run("encode", adapter, "-o", tmp_path / "x.nola")
     assert refused.status == 3
     assert "surprise" in refused.err
-    assert run("encode", adapter, "-o", tmp_path / "x.nola", "--passthrough").status == 0
+    assert run("encode", adapter, "-o", tmp_path / "x.nola", "--carry-unknown").status == 0
     assert "1 carried as they came" in run("inspect", tmp_path / "x.nola").out
     other = run("compare", adapter, tmp_path / "x.nola")
-    assert other.status == 3  # compare has no --passthrough: it refuses what encode would refuse
+    assert other.status == 3  # compare has no --carry-unknown: it refuses what encode would refuse
 
 
 def test_decode(run: Run, encoded: Path, tmp_path: Path) -> None:
@@ -221,8 +256,12 @@ def test_verify(run: Run, encoded: Path, tmp_path: Path) -> None:
     assert (done.status, done.err) == (0, "")
     facts = run("verify", encoded, "--json").json
     assert facts["ok"] is True
-    assert facts["factors_sha256"] in done.out
-    assert facts["factors_sha256"] == run("inspect", encoded, "--json").json["factors_sha256"]
+    names = ("file", "content", "decoded")
+    assert [done.out.splitlines()[1 + i].split() for i in range(3)] == [
+        [name, "SHA-256", facts[f"{name}_sha256"]] for name in names
+    ]
+    assert facts["file_sha256"] == hashlib.sha256(encoded.read_bytes()).hexdigest()
+    assert facts["decoded_sha256"] == run("inspect", encoded, "--json").json["decoded_sha256"]
     data = bytearray(encoded.read_bytes())
     data[-12] ^= 1
     bad = tmp_path / "bad.nola"
@@ -269,7 +308,8 @@ def test_compare_says_no_to_other_weights(run: Run, adapter: Path, encoded: Path
 def test_selftest(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     done = run("selftest")
     assert (done.status, done.err) == (0, "")
-    assert done.out.count("ok  ") == 6
+    assert done.out.count("ok  ") == 12
+    assert done.out.count(", PyTorch") == 6
     facts = run("selftest", "--device", "numpy", "--json").json
     assert facts["ok"] is True
     assert [c["passed"] for c in facts["checks"]] == [True] * 6
@@ -431,14 +471,42 @@ def test_help(run: Run) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_is_documented(name: str, run: Run) -> None:
+def test_help_teaches(name: str, run: Run) -> None:
     done = run(name, "-h")
     assert done.status == 0
+    for heading in ("\nOutput options:\n", "\nExamples:\n", "\nExit status:\n  0   done\n"):
+        if name != "selftest" or "Output" not in heading:
+            assert heading in done.out
     command = group.get_command(None, name)  # type: ignore[arg-type]
     assert command is not None
     for option in command.params:
         if option.param_type_name == "option":
-            assert any(flag in done.out for flag in option.opts), option.opts
-            assert getattr(option, "help", None) or option.name in ("basis", "generator"), f"{option.name} has no help"
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"nola-codec {name}" in readme
+            assert all(flag in done.out for flag in option.opts), option.opts
+            assert getattr(option, "help", None), f"{option.name} has no help"
+            assert getattr(option, "group", None), f"{option.name} has no group"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_parse(name: str) -> None:
+    """Every example of `--help` is a call that the command accepts."""
+    command = group.get_command(None, name)  # type: ignore[arg-type]
+    assert command is not None
+    examples = getattr(command, "examples")  # noqa: B009
+    assert examples
+    for _, line in examples:
+        words = ["cpu" if word == "cuda" else word for word in shlex.split(re.split(r" [|>] ", line)[0])]
+        assert words[:2] == ["nola-codec", name] or name != words[1] in COMMANDS
+        other = group.get_command(None, words[1])  # type: ignore[arg-type]
+        assert other is not None
+        values = other.make_context(words[1], words[2:], resilient_parsing=False).params
+        assert values
+
+
+@pytest.mark.parametrize(("shell", "words"), [("bash", "complete -o"), ("zsh", "compdef"), ("fish", "complete --no")])
+def test_shell_completion(shell: str, words: str) -> None:
+    made = subprocess.run(
+        [sys.executable, "-c", "from nola_codec.cli import main; main()"], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "_NOLA_CODEC_COMPLETE": f"{shell}_source"}, timeout=60,
+    )  # fmt: skip
+    assert words in made.stdout
+    assert made.stderr == ""

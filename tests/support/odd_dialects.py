@@ -75,7 +75,7 @@ def make_right_and_wrong() -> None:
         add(f"{name}, and a stranger", lora(stranger), "unknown-key")
         if name in ("kohya", "diffusers", "MLX", "loralib"):
             add(f"{name}, pickled", lone("lora.pt", dump_pickle(tensors)))
-            add(f"{name}, and a stranger passed through", lora(stranger), None, "", "--passthrough")
+            add(f"{name}, and a stranger passed through", lora(stranger), None, "", "--carry-unknown")
         if name != "a full delta":
             other = next(first.replace(old, new, 1) for old, new in LONELY if old in first)
             add(f"{name}, with half a pair more", lora(tensors | {other: tensor}), "missing-partner")

@@ -321,13 +321,15 @@ def make_tensors() -> None:
     add("no tensors", peft({}), "empty-adapter")
     add("no tensors, of anybody's", lone("a.safetensors", dump({})), "empty-adapter")
     add("a stranger among them", peft(GOOD | {"surprise": raw(numbers(3))}), "unknown-key", "surprise")
-    add("a stranger among them, passed through", peft(GOOD | {"surprise": raw(numbers(3))}), None, "", "--passthrough")
-    add("an empty stranger, passed through", peft(GOOD | {"x": raw(numbers(0, 3))}), None, "", "--passthrough")
-    add("a number, passed through", peft(GOOD | {"x": raw(numbers(), "I32")}), None, "", "--passthrough")
+    add(
+        "a stranger among them, passed through", peft(GOOD | {"surprise": raw(numbers(3))}), None, "", "--carry-unknown"
+    )
+    add("an empty stranger, passed through", peft(GOOD | {"x": raw(numbers(0, 3))}), None, "", "--carry-unknown")
+    add("a number, passed through", peft(GOOD | {"x": raw(numbers(), "I32")}), None, "", "--carry-unknown")
     add("absurd and empty, passed through", peft(
         GOOD | {"x": RawTensor("F32", (0, 1 << 60), b"")}
-    ), "bad-shape", "", "--passthrough")  # fmt: skip
-    add("NaN in a tensor that is carried", peft(GOOD | {"x": raw(np.full(3, np.nan))}), None, "", "--passthrough")
+    ), "bad-shape", "", "--carry-unknown")  # fmt: skip
+    add("NaN in a tensor that is carried", peft(GOOD | {"x": raw(np.full(3, np.nan))}), None, "", "--carry-unknown")
     bias = {f"{MODULE.format(0)}.lora_B.bias": raw(numbers(24))}
     saved = {"base_model.model.score.weight": raw(numbers(2, 5))}
     add("biases and saved modules", peft(GOOD | bias | saved, modules_to_save=["score"]))

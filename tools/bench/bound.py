@@ -37,7 +37,7 @@ def gaussian_bound(components: Sequence[Component], nmse: float) -> float:
 
 
 def first_order_bound(components: Sequence[Component], nmse: float) -> float:
-    """Bytes at an NMSE by the first-order distortion of the design document, ``s^2 (d_u + d_v)``.
+    """Bytes at an NMSE by the first-order distortion of one coded component, ``s^2 (d_u + d_v)``.
 
     Right for small errors. At large ones it charges a dropped component twice and lies above what is possible.
     """

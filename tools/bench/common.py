@@ -7,7 +7,6 @@ errors of low-rank matrices come from r x r Gram matrices.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from svd_codecs.columns import Component, component
 
 from nola_codec.adapters import read
-from nola_codec.peers.columns import Component, component
 
-Floats = npt.NDArray[Any]
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+Floats = npt.NDArray[Any]
 TARGETS = (0.01, 0.03, 0.1, 0.3, 0.5)
 
 
@@ -33,24 +33,6 @@ class Pair:
     B: Floats
     A: Floats
     scaling: float = 1.0
-
-
-def shared_dir() -> Path:
-    """The shared folder: $NOLA_SHARED, else ../shared."""
-    return Path(os.environ.get("NOLA_SHARED") or ROOT.parent / "shared").resolve()
-
-
-def adapters() -> dict[str, Path]:
-    """Every adapter of shared/data/lora by its short name: directories and lone files."""
-    found = {}
-    for path in sorted((shared_dir() / "data" / "lora").iterdir()):
-        if path.is_dir() and len(list(path.glob("*.safetensors"))) > 1:
-            found |= {f"{path.name}/{file.name.split('_')[0]}": file for file in sorted(path.glob("*.safetensors"))}
-        else:
-            found[path.stem if path.is_file() else path.name] = path
-    if not found:
-        sys.exit(f"no adapters under {shared_dir()}: set NOLA_SHARED")
-    return found
 
 
 def source_itemsize(path: Path) -> int:

@@ -2,7 +2,7 @@
 
     python tools/bench/dense_delta.py --cache DIR [--ratios 16 32 64 128] [--mergekit PATH] [--json FILE]
 
-The models are those of full_finetune.py, kept in --cache. The loss is that of shared/tools/e2e_eval.py on held-out
+The models are those of full_finetune.py, kept in --cache. The loss is that of tools/e2e_loss.py on held-out
 rows, nats a target token; every change is added to the base's weights in float32. Embeddings stay the base's in all
 rows but the first two (`encode --base` leaves them out unless asked). A ratio is against the 16-bit size of the weights
 that are changed and coded; every file, ours and a peer's, is at most that.
@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from common import shared_dir, table
+from common import table
 from full_finetune import fine_tuned
 from task_peers import base_directory
 
@@ -117,16 +117,15 @@ class Model:
     """The base model, to which changes are added for one evaluation."""
 
     def __init__(self, base: Path, rows: int) -> None:
-        sys.path.insert(0, str(shared_dir() / "tools"))
-        import e2e_eval
+        import e2e_loss
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self._evaluate, self._torch = e2e_eval, torch
+        self._evaluate, self._torch = e2e_loss, torch
         self._tokenizer = AutoTokenizer.from_pretrained(base)
         self._model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         self._weights = dict(self._model.named_parameters())
-        self._rows = e2e_eval.rows("test", rows)
+        self._rows = e2e_loss.rows("test", rows)
 
     def loss(self, made: Changes) -> float:
         """Held-out loss with the changes added."""

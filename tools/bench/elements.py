@@ -13,10 +13,9 @@ from typing import Protocol
 import numpy as np
 from common import Component, Floats, Pair, nmse
 from quantizers import rotate
-
-from nola_codec.peers.columns import Point
-from nola_codec.peers.file import FileWriter, entropy_bits, zstd
-from nola_codec.peers.rounding import Half, Integers, Quantized, Quantizer
+from svd_codecs.columns import Point
+from svd_codecs.file import FileWriter, entropy_bits, zstd
+from svd_codecs.rounding import Half, Integers, Quantized, Quantizer
 
 STEPS = 10  # of bisection: the setting within a thousandth
 

@@ -4,7 +4,7 @@
 
 AdamW on all weights in float32, rows of the E2E validation split in a fixed order; both models are stored in bfloat16,
 as published checkpoints are. Under --out: `base/` and `tuned/`. A second call finds what the first one made. Sixty
-steps take some ten minutes on one core.
+steps take some ten minutes on one core. The validation rows are part of the further data (tools/real_data.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import shared_dir
 from task_peers import base_directory
 
 
@@ -24,11 +23,11 @@ def fine_tuned(base: Path, out: Path, *, steps: int = 60, rows: int = 8, rate: f
     made, tuned = out / "base", out / "tuned"
     if (tuned / "config.json").is_file():
         return made, tuned
-    sys.path.insert(0, str(shared_dir() / "tools"))
-    import e2e_eval
+    import e2e_loss
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    data = e2e_loss.rows("valid", steps * rows)
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     out.mkdir(parents=True, exist_ok=True)
@@ -36,10 +35,9 @@ def fine_tuned(base: Path, out: Path, *, steps: int = 60, rows: int = 8, rate: f
     model = model.float()
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
-    data = e2e_eval.rows("valid", steps * rows)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / 6) * (1 - step / steps)
-        batch = e2e_eval.batch(tokenizer, data[step * rows : (step + 1) * rows])
+        batch = e2e_loss.batch(tokenizer, data[step * rows : (step + 1) * rows])
         loss = model(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -2,8 +2,8 @@
 
     python tools/bench/ladder.py [--adapters NAME ...] [--size 60KB] [--json]
 
-Adapters are PEFT directories of the shared data. The objective is the NMSE: effective errors compare
-only at equal gammas.
+Adapters are PEFT directories, by the names that tools/real_data.py knows. The objective is the NMSE: effective errors
+compare only at equal gammas.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 
-from common import shared_dir, table
+from common import table
+from real_data import adapter, adapters
 
 import nola_codec
 
 
 def measure(name: str, size: str) -> list[dict[str, object]]:
     """A row a rung."""
-    source = shared_dir() / "data" / "lora" / name
+    source = adapter(name)
     data, report = nola_codec.encode_bytes(source, size=size, objective="nmse", progressive=True)
     rows = []
     for rung, errors in enumerate(report.rungs):
@@ -34,11 +35,12 @@ def measure(name: str, size: str) -> list[dict[str, object]]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--adapters", nargs="+", default=["smollm2_e2e", "smollm135m_medical", "gpt2_tigrinya"])
+    parser.add_argument("--adapters", nargs="+", help="all of three that are there, if left out")
     parser.add_argument("--size", default="60KB", help="of the whole ladder")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    rows = [row for name in arguments.adapters for row in measure(name, arguments.size)]
+    chosen = arguments.adapters or sorted({"smollm2_e2e", "smollm135m_medical", "gpt2_tigrinya"} & set(adapters()))
+    rows = [row for name in chosen for row in measure(name, arguments.size)]
     if arguments.json:
         print(json.dumps(rows, indent=1))
         return

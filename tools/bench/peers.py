@@ -2,7 +2,7 @@
 
     python tools/bench/peers.py     # checks the rivals against dense products and the theory
 
-Bytes are those of a file as a rival could write it, in a container kinder than theirs (nola_codec.peers.file).
+Bytes are those of a file as a rival could write it, in a container kinder than theirs (svd_codecs.file).
 Rivals choose components by the best rule for each error: one rank for all, each module by its own spectrum as
 resize_lora can, or one threshold over the whole file, which none of them has; the setting says which. SVD in fp16 has
 a row for what resize_lora does and a row for the threshold.
@@ -17,9 +17,8 @@ import numpy as np
 from common import Component, Pair, canonical, nmse
 from elements import Lossless, Vectors, dare_peer, nola, nola_peer, plain_zstd, plane_zstd, prune_peer, zipnn_coder
 from quantizers import Eden, Half, Integers, Nf4, Signs
-
-from nola_codec.peers.columns import Bank, Columns, Mix, Point, scores
-from nola_codec.peers.svd import EVERY_RULE, rounded, svd_peers
+from svd_codecs.columns import Bank, Columns, Mix, Point, scores
+from svd_codecs.svd import EVERY_RULE, rounded, svd_peers
 
 
 class Peer(Protocol):

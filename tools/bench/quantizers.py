@@ -1,6 +1,6 @@
 """Further ways to round the columns of an SVD: NF4, rotation + Lloyd-Max, signs.
 
-fp16, group scales and the file itself are the package's own (nola_codec.peers), which `nola-codec sweep` uses too.
+fp16, group scales and the file itself are those of `svd_codecs`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from common import Floats
-
-from nola_codec.peers.file import FileWriter
-from nola_codec.peers.rounding import Half, Integers, Quantized, Quantizer, groups_of, ungrouped
+from svd_codecs.file import FileWriter
+from svd_codecs.rounding import Half, Integers, Quantized, Quantizer, groups_of, ungrouped
 
 __all__ = ["Eden", "FileWriter", "Half", "Integers", "Nf4", "Quantized", "Quantizer", "Signs", "lloyd_max", "rotate"]
 

@@ -1,8 +1,9 @@
-"""Bytes at a given NMSE of delta_W, for every peer and for nola-codec, on every adapter of shared/data/lora.
+"""Bytes at a given NMSE of delta_W, for every peer and for nola-codec, on every real adapter.
 
     python tools/bench/rate_distortion.py [--adapters NAME ...] [--peers NAME ...] [--nmse E ...] [--json] [-o FILE]
 
-Each peer is at its best setting for each error (see peers.py). The bound is what a Gaussian source of these singular
+The adapters are those of `examples/`, and those of the further data (tools/real_data.py) if there is any. Each peer is
+at its best setting for each error (see peers.py). The bound is what a Gaussian source of these singular
 values needs at least (bound.py). A summary at the end names the closest peer at every point. All adapters take some
 13 minutes of one processor.
 """
@@ -22,8 +23,8 @@ import common
 from bound import first_order_bound, gaussian_bound
 from common import TARGETS
 from peers import peers
-
-from nola_codec.peers.columns import Point
+from real_data import adapters
+from svd_codecs.columns import Point
 
 OURS = "nola-codec"
 BOUND = "Gaussian bound"
@@ -178,7 +179,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of tables")
     parser.add_argument("-o", "--output", type=Path, help="write the JSON here too")
     options = parser.parse_args()
-    found = common.adapters()
+    found = adapters()
     if unknown := set(options.adapters or ()) - set(found):
         parser.error(f"no adapter {', '.join(sorted(unknown))}; there are {', '.join(found)}")
     keys = [OURS, *peers([])]

@@ -8,7 +8,7 @@ every other row has that same head: it is carried outside of all files, ours and
 them. Peers as in task_loss.py: SVD in fp16 cut to the same size, SVD with group-64 rounding, DARE with rounding. The
 last column is a peer's bytes over ours at equal loss, ours interpolated between the --sizes. 256 rows are few: 0.01
 nats and 1% of accuracy are noise. Training is seeded, but float sums depend on the machine: figures compare only for
-one and the same adapter.
+one and the same adapter. The rows of Banking77 are part of the further data (tools/real_data.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import argparse
 import csv
 import functools
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -25,20 +24,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import ROOT, shared_dir, table
+from common import table
+from real_data import cache_dir, text_set
 from safetensors.torch import load_file, save_file
 from task_peers import Deltas, Result, added, as_json, base_directory, cases, ratios, task_options
 from torch.nn.functional import cross_entropy
 
 BASE = "all-minilm-l6-v2"
-DEFAULT = Path(os.environ.get("NOLA_CACHE") or ROOT / ".cache") / "banking77"
+DEFAULT = cache_dir() / "banking77"
 LENGTHS = {"train": 48, "test": 64}  # tokens a row is cut to
 POOLED_SCALE = 4.0  # MiniLM's pooled vectors are short: this lets the head learn at an ordinary rate
 
 
 def rows(split: str) -> tuple[list[str], list[str]]:
     """Texts and their intents."""
-    with (shared_dir() / "data" / "sets" / "banking77" / f"{split}.csv").open(newline="", encoding="utf-8") as file:
+    with text_set(f"banking77/{split}.csv").open(newline="", encoding="utf-8") as file:
         found = list(csv.DictReader(file))
     return [row["text"] for row in found], [row["category"] for row in found]
 

@@ -2,7 +2,7 @@
 
     python tools/bench/task_loss.py [--sizes 90KB 53KB ...] [--seeds 0 1 2] [--rows 96] [--json]
 
-The loss is that of shared/tools/e2e_eval.py, nats a target token. Ours is the whole file. Peers: the SVD truncated in
+The loss is that of tools/e2e_loss.py, nats a target token. Ours is the whole file. Peers: the SVD truncated in
 fp16 to the same size, the strongest components of all layers first; the SVD at every uniform rank with group-64
 rounding; DARE on the factors with the same rounding; the last two as files after zstd. The last column is a peer's
 bytes over ours at equal loss, ours interpolated between the --sizes; where our curve is flat (the largest sizes) it is
@@ -17,7 +17,8 @@ import json
 import sys
 from pathlib import Path
 
-from common import shared_dir, table
+from common import table
+from real_data import adapter
 from task_peers import Deltas, Result, added, as_json, base_directory, cases, ratios, task_options
 
 
@@ -25,16 +26,15 @@ class Model:
     """The base model, to which deltas are added for one evaluation."""
 
     def __init__(self, base: Path, rows: int) -> None:
-        sys.path.insert(0, str(shared_dir() / "tools"))
-        import e2e_eval
+        import e2e_loss
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self._evaluate = e2e_eval
+        self._evaluate = e2e_loss
         self._tokenizer = AutoTokenizer.from_pretrained(base)
         self._model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         self._weights = dict(self._model.named_parameters())
-        self._rows = e2e_eval.rows("test", rows)
+        self._rows = e2e_loss.rows("test", rows)
 
     def loss(self, deltas: Deltas) -> float:
         """Held-out loss with B A added to each named weight."""
@@ -54,7 +54,7 @@ def main() -> None:
 
     torch.set_num_threads(arguments.threads)
     model = Model(arguments.base or base_directory(), arguments.rows)
-    source = shared_dir() / "data" / "lora" / "smollm2_e2e"
+    source = adapter("smollm2_e2e")
     grid, drops = (arguments.ranks, (8, 4, 3, 2)), (arguments.drops, (8, 4))
     found = []
     for case in cases(source, arguments.sizes, arguments.seeds, {}, grid, drops):

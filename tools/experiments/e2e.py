@@ -2,7 +2,7 @@
 
 A run is a dictionary of settings. It is done once, in a process of its own (so that its peak memory is its own), and
 its figures are kept as JSON in `$NOLA_CACHE/experiments`; tables are made from what is there. The losses are those of
-`shared/tools/e2e_eval.py`: nats a target token over the first rows of the shuffled test set. Times are processor time,
+`tools/e2e_loss.py`: nats a target token over the first rows of the shuffled test set. Times are processor time,
 on one thread, since the machine is shared.
 """
 
@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import e2e_loss
 import torch
-from base_model import base_model, cache_dir, shared_dir
+from base_model import base_model
+from real_data import cache_dir
 from torch.nn import functional
 
 EVALUATED_ROWS = 192
@@ -38,20 +40,17 @@ class Task:
     """The base model, its tokenizer, and the rows."""
 
     def __init__(self) -> None:
-        sys.path.insert(0, str(shared_dir() / "tools"))
-        import e2e_eval
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self._shared = e2e_eval
         self.base = base_model()
         self.tokenizer = AutoTokenizer.from_pretrained(self.base)
         self.model = AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32).eval().requires_grad_(False)
-        self.train_rows: list[Pair] = e2e_eval.rows("valid", 10**6)
-        self.test_rows: list[Pair] = e2e_eval.rows("test", 10**6)
+        self.train_rows: list[Pair] = e2e_loss.rows("valid", 10**6)
+        self.test_rows: list[Pair] = e2e_loss.rows("test", 10**6)
 
     def batch(self, pairs: Sequence[Pair]) -> dict[str, torch.Tensor]:
         """input_ids, attention_mask, labels (rows, length)."""
-        made: dict[str, torch.Tensor] = self._shared.batch(self.tokenizer, pairs)
+        made: dict[str, torch.Tensor] = e2e_loss.batch(self.tokenizer, pairs)
         return made
 
     def batches(self, seed: int, steps: int, size: int = BATCH) -> Iterator[dict[str, torch.Tensor]]:

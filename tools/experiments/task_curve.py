@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from e2e import EVALUATED_ROWS, Task, base_model, cache_dir, shared_dir
+from e2e import EVALUATED_ROWS, Task, base_model, cache_dir
+from real_data import adapter
 from tables import gain, plot_curve, show
 
 import nola_codec
 
-ADAPTER = shared_dir() / "data" / "lora" / "smollm2_e2e"
+ADAPTER = adapter("smollm2_e2e")
 
 
 def rows_file(folder: Path, pairs: list[tuple[str, str]]) -> Path:

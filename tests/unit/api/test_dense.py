@@ -163,16 +163,16 @@ def test_what_is_coded_how(half: tuple[Path, Path]) -> None:
     base, tuned = half
     data, report = encode_delta_bytes(tuned, base, nmse=0.05, rank=3)
     facts = nola_codec.inspect(data)
-    assert facts["dialect"] == "delta"
-    rows = {t["name"]: t for t in facts["tensors"]}
+    assert facts.dialect == "delta"
+    rows = {t.name: t for t in facts.tensors}
     conv = rows[linear(0, "conv")]
-    assert (conv["record"], conv["layout"], conv["shape"], conv["rank"]) == ("lowrank", "conv", [72, 12, 3, 3], 3)
-    assert rows[linear(0, "conv") + ".diff"]["record"] == "vector"
-    assert rows[linear(0, "up")]["shape"] == [96, 48]
-    assert rows[linear(0, "norm") + ".diff"]["shape"] == [48]
-    assert rows["model.layers.1.steps.diff"]["shape"] == [] or "model.layers.1.steps.diff" not in rows
+    assert (conv.record, conv.layout, conv.shape, conv.rank) == ("lowrank", "conv", (72, 12, 3, 3), 3)
+    assert rows[linear(0, "conv") + ".diff"].record == "vector"
+    assert rows[linear(0, "up")].shape == (96, 48)
+    assert rows[linear(0, "norm") + ".diff"].shape == (48,)
+    assert rows["model.layers.1.steps.diff"].shape == () or "model.layers.1.steps.diff" not in rows
     assert not any(linear(1, "down") in name or "embed" in name or "ids" in name for name in rows)
-    assert facts["parameters"] == report.parameters
+    assert facts.parameters == report.parameters
     assert any("embed_tokens.weight is left out, with" in note for note in report.notes)
 
 
@@ -270,7 +270,7 @@ def test_a_share_of_the_energy(half: tuple[Path, Path]) -> None:
     ranks = {}
     for energy in (0.3, 0.9995):
         data, _ = encode_delta_bytes(tuned, base, nmse=0.01, energy=energy, include=[linear(0, "up")])
-        ranks[energy] = nola_codec.inspect(data)["tensors"][0]["rank"]
+        ranks[energy] = nola_codec.inspect(data).tensors[0].rank
     assert ranks[0.3] == 1
     assert ranks[0.9995] > 5
 

@@ -126,12 +126,12 @@ def test_the_matrices_take_no_bytes(train: Callable[..., Trained], tmp_path: Pat
     case = train("llama", "RANDLORA")
     encode(case.adapter, tmp_path / "a.nola")
     facts = inspect(tmp_path / "a.nola")
-    drawn = [t for t in facts["tensors"] if t["record"] == "drawn"]
-    assert {t["name"] for t in drawn} == {k for k in tensors(case.adapter) if k.endswith(("_A", "_B"))}
-    assert all((t["bytes"], t["seed"], t["dtype"]) == (0, 11, "F32") for t in drawn)
+    drawn = [t for t in facts.tensors if t.record == "drawn"]
+    assert {t.name for t in drawn} == {k for k in tensors(case.adapter) if k.endswith(("_A", "_B"))}
+    assert all((t.bytes, t.seed, t.dtype) == (0, 11, "F32") for t in drawn)
     carried = sum(len(t.data) for k, t in tensors(case.adapter).items() if not k.endswith(("_A", "_B")))
-    assert facts["parameters"] == carried // 4
-    assert facts["bytes"] < carried + 1500 < sum(len(t.data) for t in tensors(case.adapter).values()) / 4
+    assert facts.parameters == carried // 4
+    assert facts.bytes < carried + 1500 < sum(len(t.data) for t in tensors(case.adapter).values()) / 4
 
 
 RATES: list[dict[str, Any]] = [

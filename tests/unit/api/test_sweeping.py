@@ -1,4 +1,4 @@
-"""A sweep's points are the files that `encode` writes, and its peers do what they are said to."""
+"""A sweep's points are the files that `encode` writes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ import nola_codec
 from nola_codec.api import plotting
 from nola_codec.api.sweeping import default_sizes
 from nola_codec.encoder import pipeline
-
-PEERS = ("SVD fp16, resize_lora", "SVD fp16, one threshold", "SVD int8/64 + zstd", "SVD int4/64 + zstd")
 
 
 @pytest.fixture
@@ -40,15 +38,15 @@ def adapter(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("objective", ["nmse", "effective"])
 def test_sizes_are_those_of_encode(adapter: Path, objective: str) -> None:
     sizes = ["2KB", 4000, "6KB"]
-    report = nola_codec.sweep(adapter, sizes=sizes, objective=objective, peers=False)
-    assert (report.by, report.objective, report.peers) == ("size", objective, ())
+    report = nola_codec.sweep(adapter, sizes=sizes, objective=objective)
+    assert (report.by, report.objective) == ("size", objective)
     assert [p.target for p in report.points] == [2000, 4000, 6000]
     for size, point in zip(sizes, report.points, strict=True):
         own = nola_codec.encode(adapter, size=size, objective=objective)
         assert (point.bytes, point.ratio, point.nmse) == (own.bytes, own.ratio, own.nmse)
         assert point.effective_error == own.effective_error
         assert (point.effective_error is None) == (objective == "nmse")
-        assert (point.problem, point.peers) == ("", ())
+        assert point.problem == ""
     assert report.source_bytes == own.source_bytes
     assert report.parameters == own.parameters
 
@@ -57,73 +55,43 @@ def test_the_canonical_form_is_made_once(adapter: Path, monkeypatch: pytest.Monk
     made = []
     whole = pipeline.make_canonical_form
     monkeypatch.setattr(pipeline, "make_canonical_form", lambda *a, **k: made.append(1) or whole(*a, **k))
-    nola_codec.sweep(adapter, errors=[0.3, 0.1, 0.03], peers=False)
+    nola_codec.sweep(adapter, errors=[0.3, 0.1, 0.03])
     assert len(made) == 1
 
 
-def test_errors_and_peers(adapter: Path) -> None:
-    report = nola_codec.sweep(adapter, errors=[0.2, 0.05, 0.004])
-    assert report.by == "error"
-    assert report.peers == PEERS
-    for target, point in zip((0.2, 0.05, 0.004), report.points, strict=True):
-        assert point.nmse is not None
-        assert point.bytes is not None
-        assert 0 < point.nmse <= target
-        assert tuple(f.name for f in point.peers) == PEERS
-        for file in point.peers:
-            if file.bytes is None:
-                assert (file.ratio, file.nmse) == (None, None)
-                continue
-            assert file.nmse is not None
-            assert file.nmse <= point.nmse
-            assert file.ratio == file.bytes / point.bytes
-            assert file.ratio > (2 if "fp16" in file.name else 0.8)  # headers weigh much in files this small
-    needs = [{f.name: f.bytes for f in p.peers} for p in report.points]
-    assert needs[2][PEERS[3]] is None  # four bits do not get to 0.004
-    for name in PEERS[:3]:
-        assert needs[0][name] < needs[1][name] < needs[2][name]
-    assert report.notes == ()
+def test_errors(adapter: Path) -> None:
+    targets = (0.2, 0.05, 0.004)
+    by_nmse, by_error = nola_codec.sweep(adapter, nmse=targets), nola_codec.sweep(adapter, errors=targets)
+    assert (by_nmse.by, by_nmse.objective) == ("nmse", "nmse")
+    assert (by_error.by, by_error.objective) == ("error", "effective")  # the default of encode
+    for target, plain, effective in zip(targets, by_nmse.points, by_error.points, strict=True):
+        assert plain.nmse is not None
+        assert effective.effective_error is not None
+        assert 0 < plain.nmse <= target
+        assert 0 < effective.effective_error <= target
+        assert nola_codec.encode(adapter, error=target).bytes == effective.bytes
 
 
-def test_a_peer_carries_what_we_carry(adapter: Path) -> None:
-    from safetensors.numpy import load_file
-
-    weights = adapter / "adapter_model.safetensors"
-    plain = nola_codec.sweep(adapter, errors=[0.1]).points[0]
-    bias = np.random.default_rng(1).standard_normal(5000).astype(np.float32)
-    key = "base_model.model.model.layers.0.self_attn.q_proj.surprise"
-    save_file({**load_file(weights), key: bias}, weights)
-    carrying = nola_codec.sweep(adapter, errors=[0.1], carry_unknown=True).points[0]
-    for before, after in zip(plain.peers, carrying.peers, strict=True):
-        assert before.bytes is not None
-        assert after.bytes is not None
-        assert after.bytes - before.bytes > 10_000
+def test_a_report_prints_as_a_table(adapter: Path) -> None:
+    lines = str(nola_codec.sweep(adapter, sizes=[20, 3000])).splitlines()
+    assert lines[0].split() == ["target", "file", "vs", "fp16", "eff.", "error", "NMSE"]
+    assert lines[1].split() == ["20", "B", "none"]
+    assert lines[2].startswith("3.0 KB")
+    assert lines[3].startswith("none: size 20 bytes cannot be reached")
 
 
 def test_a_target_out_of_reach_is_a_point_that_says_so(adapter: Path) -> None:
     report = nola_codec.sweep(adapter, sizes=[20, 3000])
     none, some = report.points
     assert "size 20 bytes cannot be reached" in none.problem
-    assert (none.bytes, none.nmse, none.ratio, none.peers) == (None, None, None, ())
+    assert (none.bytes, none.nmse, none.ratio) == (None, None, None)
     assert some.problem == ""
     assert some.bytes is not None
     assert some.bytes <= 3000
-    assert len(some.peers) == 4
 
 
-def test_an_nmse_of_one_leaves_peers_nothing_to_match(adapter: Path) -> None:
-    report = nola_codec.sweep(adapter, sizes=[900, 8000], objective="effective")
-    small, large = report.points
-    assert small.nmse is not None
-    assert large.nmse is not None
-    assert small.nmse >= 1 > large.nmse
-    assert (len(small.peers), len(large.peers)) == (0, 4)
-    assert any("the objective nmse" in note for note in report.notes)
-    assert any("an empty file has 1" in note for note in report.notes)
-
-
-def test_the_default_ladder(adapter: Path) -> None:
-    report = nola_codec.sweep(adapter, peers=False)
+def test_the_default_sizes(adapter: Path) -> None:
+    report = nola_codec.sweep(adapter)
     assert len(report.points) >= 2
     assert not any(p.problem for p in report.points)
     sizes = [p.bytes for p in report.points]
@@ -153,7 +121,8 @@ def test_default_sizes(least: int, fp16: int, sizes: list[int]) -> None:
     ("options", "words"),
     [
         ({"sizes": [1000], "errors": [0.1]}, "choose one of sizes, errors"),
-        ({"sizes": []}, "no sizes or errors"),
+        ({"nmse": [0.1], "objective": "effective"}, "use errors with another objective"),
+        ({"sizes": []}, "no targets"),
         ({"sizes": ["5XB"]}, "5XB"),
         ({"sizes": [0]}, "positive"),
         ({"errors": [0.1, 1.5]}, "between 0 and 1"),
@@ -161,6 +130,8 @@ def test_default_sizes(least: int, fp16: int, sizes: list[int]) -> None:
         ({"size": 1000}, "leave out size"),
         ({"num_basis": 10}, "leave out num_basis"),
         ({"sizes": [1000], "bogus": 1}, "sweep() got an unexpected"),
+        ({"sizes": [1000], "sead": 1}, "did you mean 'seed'?"),
+        ({"sizes": [1000], "rank": "many"}, "rank: expected an integer, found 'many'"),
     ],
     ids=str,
 )
@@ -174,7 +145,7 @@ def test_refusals_come_before_any_work(options: dict[str, Any], words: str, tmp_
 def test_progress_names_its_stages(adapter: Path) -> None:
     stages: list[str] = []
     nola_codec.sweep(adapter, errors=[0.1], progress=lambda stage, done, total: stages.append(stage))
-    assert {"canonical form", "rate control", "peers"} <= set(stages)
+    assert {"canonical form", "rate control"} <= set(stages)
 
 
 @pytest.mark.parametrize(("name", "head"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml")])
@@ -193,11 +164,11 @@ def test_a_plot(adapter: Path, tmp_path: Path, name: str, head: bytes) -> None:
         if name.endswith("svg"):
             words = first.decode()
             assert "a name" in words
-            assert ("NMSE of delta_W" in words) == ("int8" in words) == (objective == "nmse")
+            assert ("NMSE of delta_W" in words) == (objective == "nmse")
 
 
 def test_a_plot_without_matplotlib(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = nola_codec.sweep(adapter, sizes=[2000], peers=False)
+    report = nola_codec.sweep(adapter, sizes=[2000])
     real = plotting.importlib.util.find_spec
     monkeypatch.setattr(
         plotting.importlib.util, "find_spec", lambda name, *a: None if name == "matplotlib" else real(name, *a)

@@ -26,16 +26,16 @@ def file(tmp_path: Path) -> Path:
 
 def test_inspect_lists_vectors(file: Path) -> None:
     facts = inspect(file)
-    rows = {t["name"]: t for t in facts["tensors"] if t["record"] == "vector"}
+    rows = {t.name: t for t in facts.tensors if t.record == "vector"}
     assert set(rows) == {
         "scale", "unchanged", "odd#1.bias", *(f"model.layers.{i}.norm.weight.diff" for i in range(3)),
         *(f"model.layers.{i}.up.weight.diff" for i in range(2)),
     }  # fmt: skip
-    assert rows["model.layers.1.up.weight.diff"]["shape"] == [24, 40]
-    assert rows["model.layers.1.up.weight.diff"]["coefficients"] == 960
-    assert (rows["scale"]["shape"], rows["unchanged"]["units"]) == ([], 0)
-    assert rows["odd#1.bias"]["dtype"] == "F16"
-    assert facts["parameters"] == 4 * 2 * (24 + 40) + 3 * 36 + 2 * 960 + 7 + 1 + 15 + 3
+    assert rows["model.layers.1.up.weight.diff"].shape == (24, 40)
+    assert rows["model.layers.1.up.weight.diff"].coefficients == 960
+    assert (rows["scale"].shape, rows["unchanged"].units) == ((), 0)
+    assert rows["odd#1.bias"].dtype == "F16"
+    assert facts.parameters == 4 * 2 * (24 + 40) + 3 * 36 + 2 * 960 + 7 + 1 + 15 + 3
 
 
 def test_compare_by_nmse(file: Path) -> None:

@@ -52,11 +52,11 @@ def test_the_report_is_true(options: dict[str, Any], synthetic: Any) -> None:
         assert tensor.energy == pytest.approx(energy, rel=1e-9)
         assert tensor.nmse * energy == pytest.approx(lost, rel=1e-6, abs=1e-12)
     facts = nola_codec.inspect(encoded)
-    assert facts["measured"]["nmse"] == report.nmse
+    assert facts.measured["nmse"] == report.nmse
     if report.effective_error is None:
-        assert "effective_error" not in facts["measured"]
+        assert "effective_error" not in facts.measured
     else:
-        assert facts["measured"]["effective_error"] == pytest.approx(report.effective_error, rel=1e-6)
+        assert facts.measured["effective_error"] == pytest.approx(report.effective_error, rel=1e-6)
     assert nola_codec.verify(encoded)["bytes"] == len(encoded)
 
 
@@ -231,8 +231,8 @@ def _factor(synthetic: Any, path: str, side: str, rank: int) -> np.ndarray:
 def test_shared_basis_shares_streams_by_shape(synthetic: Any) -> None:
     streams = {
         shared: {
-            t["name"].removeprefix("base_model.model."): t["stream"]
-            for t in nola_codec.inspect(synthetic.encode(nmse=0.3, shared_basis=shared)[0])["tensors"]
+            t.name.removeprefix("base_model.model."): t.stream
+            for t in nola_codec.inspect(synthetic.encode(nmse=0.3, shared_basis=shared)[0]).tensors
         }
         for shared in (False, True)
     }
@@ -245,7 +245,7 @@ def test_shared_basis_shares_streams_by_shape(synthetic: Any) -> None:
 @pytest.mark.parametrize("codecs", [("raw",), ("zstd",), ("raw", "zstd"), ("zstd", "rans")], ids="+".join)
 def test_only_the_allowed_codecs_are_used(codecs: tuple[str, ...], synthetic: Any) -> None:
     encoded, report = synthetic.encode(nmse=0.1, entropy=codecs)
-    assert set(nola_codec.inspect(encoded)["entropy"]) <= set(codecs)
+    assert set(nola_codec.inspect(encoded).entropy) <= set(codecs)
     assert synthetic.nmse(encoded) == pytest.approx(report.nmse, rel=1e-6)
 
 
@@ -260,9 +260,9 @@ def test_metadata_and_configuration_come_along(synthetic: Any) -> None:
     data = save(dict(synthetic.tensors), metadata={"format": "pt", "über": "π"})
     encoded, _ = nola_codec.encode_bytes(data, config=synthetic.config, size=5000)
     facts = nola_codec.inspect(encoded)
-    assert facts["metadata"] == {"format": "pt", "über": "π"}
-    assert facts["config"] == synthetic.config
-    assert (facts["base_model"], facts["base_revision"]) == ("nobody/model", "abc")
+    assert facts.metadata == {"format": "pt", "über": "π"}
+    assert facts.config == synthetic.config
+    assert (facts.base_model, facts.base_revision) == ("nobody/model", "abc")
 
 
 def test_progress_ends_where_it_says(synthetic: Any) -> None:

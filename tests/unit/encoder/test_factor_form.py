@@ -17,9 +17,9 @@ def test_size_is_coefficients_times_bits(num_basis: int, bits: int, make_synthet
     facts = nola_codec.inspect(encoded)
     counts = {"layers.0.q": (768, 1024), "layers.1.q": (768, 1024), "layers.10.q": (768, 1024), "wide": (320, 4096)}
     coefficients = sum(min(num_basis, n) for pair in counts.values() for n in pair)
-    assert facts["coefficients"] == coefficients
+    assert facts.coefficients == coefficients
     payload = coefficients * bits / 8
-    assert payload * 0.9 < facts["bytes_by_part"]["coefficients"] <= payload + 8
+    assert payload * 0.9 < facts.bytes_by_part["coefficients"] <= payload + 8
     # Names, configuration, two scales a module; a Lloyd-Max codebook of 8 bits is spelt out.
     assert report.bytes <= payload + (1100 if bits == 8 else 500)
     assert (report.form, report.objective) == ("factor", "nmse")
@@ -48,7 +48,7 @@ def test_what_is_lost_is_said_plainly(synthetic: Any) -> None:
 
 def test_bits_alone_takes_every_coefficient(synthetic: Any) -> None:
     encoded, report = synthetic.encode(bits=8)
-    assert nola_codec.inspect(encoded)["coefficients"] >= 0.9 * report.parameters
+    assert nola_codec.inspect(encoded).coefficients >= 0.9 * report.parameters
     assert report.nmse < 1e-3
 
 
@@ -63,8 +63,8 @@ def test_more_bits_lose_less(synthetic: Any) -> None:
 def test_every_basis_serves(basis: str, synthetic: Any) -> None:
     encoded, report = synthetic.encode(num_basis=64, basis=basis)
     facts = nola_codec.inspect(encoded)
-    assert facts["bases"] == [basis]
-    assert facts["form"] == ["factor"]
+    assert facts.bases == (basis,)
+    assert facts.form == ("factor",)
     assert 0.3 < report.nmse < 1
 
 

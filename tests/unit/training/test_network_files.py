@@ -154,8 +154,8 @@ def test_decode_inspect_and_verify(tmp_path: Path) -> None:
     assert all(torch.equal(tensors[key], value) for key, value in state_of(tmp_path / "net.nola").items())
     assert tensors["norm.num_batches_tracked"] == 3
     facts = nola_codec.inspect(tmp_path / "net.nola")
-    assert facts["parameters"] == sum(tensor.numel() for tensor in tensors.values())
-    assert facts["coefficients"] == sum(p.numel() for n, p in network.named_parameters() if ".original" in n)
+    assert facts.parameters == sum(tensor.numel() for tensor in tensors.values())
+    assert facts.coefficients == sum(p.numel() for n, p in network.named_parameters() if ".original" in n)
     assert nola_codec.verify(tmp_path / "net.nola")["tensors"] == len(tensors)
     half = load_file(nola_codec.decode(tmp_path / "net.nola", tmp_path / "half.safetensors", dtype="bf16"))
     assert torch.equal(half["conv.weight"], tensors["conv.weight"].bfloat16())

@@ -280,8 +280,8 @@ def test_some_diagonals_alone(tokens: torch.Tensor, tmp_path: Path) -> None:
     step(model, tokens, 12)
     logits = evaluated(model, tokens)
     save(model, tmp_path / "a.nola")
-    carried = [t for t in nola_codec.inspect(tmp_path / "a.nola")["tensors"] if t["record"] == "raw"]
-    assert {t["name"].rpartition(".")[2] for t in carried} == {"vera_lambda_d"}
+    carried = [t for t in nola_codec.inspect(tmp_path / "a.nola").tensors if t.record == "raw"]
+    assert {t.name.rpartition(".")[2] for t in carried} == {"vera_lambda_d"}
     assert torch.equal(evaluated(load(tiny(), tmp_path / "a.nola"), tokens), logits)
 
 

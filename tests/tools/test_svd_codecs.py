@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from nola_codec.peers.columns import RESIZE_RULES, Bank, Component, Mix, component, scores
-from nola_codec.peers.file import FileWriter
-from nola_codec.peers.rounding import Half, Integers
-from nola_codec.peers.svd import EVERY_RULE, rounded, svd_peers
+from svd_codecs.columns import RESIZE_RULES, Bank, Component, Mix, component, scores
+from svd_codecs.file import FileWriter
+from svd_codecs.rounding import Half, Integers
+from svd_codecs.svd import EVERY_RULE, rounded, svd_peers
 
 SHAPES = ((96, 64), (64, 64), (33, 130))
 RANK = 6

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from nola_codec.peers.columns import RESIZE_RULES, Bank, Columns, Component, Mix
-from nola_codec.peers.rounding import Half, Integers, Quantizer
+from svd_codecs.columns import RESIZE_RULES, Bank, Columns, Component, Mix
+from svd_codecs.rounding import Half, Integers, Quantizer
 
 EVERY_RULE = (*RESIZE_RULES, "global")
 """The rules of resize_lora, and one threshold over the whole file, which only few tools have."""
@@ -25,7 +25,7 @@ def rounded(
 
 
 def svd_peers(components: Sequence[Component]) -> Mapping[str, Callable[[], Columns]]:
-    """Makers of the peers that `sweep` shows, by name; each holds the adapter once more while it is used."""
+    """Makers of the common peers, by name; each holds the adapter once more while it is used."""
     return {
         "SVD fp16, resize_lora": lambda: rounded(
             "SVD fp16, resize_lora", components, [Half()], RESIZE_RULES, compress=False

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from nola_codec.peers.rounding import Codes, Quantized
 from nola_codec.quant.packing import pack
+from svd_codecs.rounding import Codes, Quantized
 
 _SAMPLE = 1 << 16
 

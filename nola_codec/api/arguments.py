@@ -1,0 +1,95 @@
+"""What a caller may hand to the library's functions: sources, configurations and targets, checked before any work."""
+
+from __future__ import annotations
+
+import enum
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from nola_codec.errors import AdapterError, EncodeError
+from nola_codec.stores.files import require_free
+
+_MAX_DEPTH = 100
+"""Levels of nesting that are looked into; reading the adapter refuses more."""
+
+
+class ConfigObject(Protocol):
+    """A configuration as an object, such as a `peft.LoraConfig`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as names and values."""
+
+
+def require_source(source: object) -> None:
+    """Refuse an object that is no path, bytes or binary stream. Raises AdapterError ``source-type``."""
+    if isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
+        return
+    if hasattr(source, "read") and not isinstance(source, io.TextIOBase):
+        return
+    found = f"{type(source).__module__}.{type(source).__qualname__}"
+    message = f"expected a path, bytes or a binary stream, found {found}"
+    if hasattr(source, "save_pretrained"):
+        message += "; save the model first: model.save_pretrained(DIRECTORY), and give that directory"
+    elif isinstance(source, Mapping):
+        message += "; write the tensors first, with safetensors.torch.save_file or safetensors.numpy.save_file"
+    raise AdapterError(message, code="source-type")
+
+
+def require_target(out: object, *, overwrite: bool) -> None:
+    """Refuse a target that a file cannot be written to.
+
+    Args:
+        out: A path, a binary stream, or None for no target.
+        overwrite: True if a file that is there may be replaced.
+
+    Raises:
+        EncodeError: ``target-type`` for another object or a text stream; ``no-directory``.
+        OutputExists: The path is there and `overwrite` is false.
+    """
+    if out is None:
+        return
+    if isinstance(out, str | os.PathLike):
+        require_free(Path(out), overwrite=overwrite)
+        if not Path(out).parent.is_dir():
+            raise EncodeError("no such directory", code="no-directory", where=str(Path(out).parent))
+    elif not hasattr(out, "write") or isinstance(out, io.TextIOBase):
+        raise EncodeError(f"expected a path or a binary stream, found {type(out).__qualname__}", code="target-type")
+
+
+def require_path(out: object) -> None:
+    """Refuse a target that is no path, where a directory may be written. Raises AdapterError ``target-type``."""
+    if not isinstance(out, str | os.PathLike):
+        raise AdapterError(f"expected a path to write to, found {type(out).__qualname__}", code="target-type")
+
+
+def plain_config(config: Mapping[str, Any] | ConfigObject | None) -> dict[str, Any] | None:
+    """A configuration as JSON would hold it: sets become sorted lists, tuples lists, enumerations their values.
+
+    Raises:
+        AdapterError: ``bad-config`` for an object that is no configuration, or a value that JSON cannot hold.
+    """
+    if config is None:
+        return None
+    if not isinstance(config, Mapping):
+        if not callable(getattr(config, "to_dict", None)):
+            message = f"config: expected a mapping or an object with to_dict(), found {type(config).__qualname__}"
+            raise AdapterError(message, code="bad-config")
+        config = config.to_dict()
+    return {str(key): _plain_value(value, str(key)) for key, value in config.items()}
+
+
+def _plain_value(value: object, name: str, depth: int = 0) -> Any:
+    if isinstance(value, enum.Enum):
+        return _plain_value(value.value, name, depth)
+    if value is None or isinstance(value, str | int | float) or depth > _MAX_DEPTH:
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain_value(item, f"{name}.{key}", depth + 1) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted((_plain_value(item, name, depth + 1) for item in value), key=str)
+    if isinstance(value, list | tuple):
+        return [_plain_value(item, name, depth + 1) for item in value]
+    raise AdapterError(f"config: {name} is a {type(value).__qualname__}, which JSON cannot hold", code="bad-config")

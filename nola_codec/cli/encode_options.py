@@ -1,0 +1,145 @@
+"""Options of `encode` and `encode-delta`, in tables, and what both do with a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+
+import click
+
+from nola_codec.cli.help import option
+from nola_codec.cli.output import OUTPUT, STDOUT, binary_stdout, force_option, json_option, print_json, quiet_option
+
+if TYPE_CHECKING:
+    from nola_codec.encoder.report import EncodeReport
+
+TARGET, FIT, BASIS = "Target", "Fit", "Basis"
+_GENERATORS = ("philox4x32-10", "threefry2x32-20")
+
+RATE_OPTIONS = (
+    option("--size", group=TARGET, metavar="SIZE", help="Most bytes that the file may take, e.g. 50KB."),
+    option("--ratio", group=TARGET, type=float, help="How many times smaller than fp16 the file is, e.g. 100."),
+    option("--nmse", group=TARGET, type=float,
+           help="Share of ||delta_W||^2 that may be lost, e.g. 0.05; the objective is then nmse."),
+    option("--error", group=TARGET, type=float, help="Error in the chosen objective that the file stays under."),
+    option("--objective", group=TARGET, type=click.Choice(["effective", "nmse"]),
+           help="The error that is kept small  [default: effective]."),
+    option("--progressive", group=TARGET, is_flag=True,
+           help="Write a file whose beginnings are coarser files (rungs); `truncate` cuts it."),
+    option("--rungs", group=TARGET, metavar="SIZES",
+           help="Sizes of the coarser rungs, e.g. 10KB,30KB  [default: each a quarter of the next]."),
+)  # fmt: skip
+FACTOR_OPTIONS = (
+    option("--num-basis", group=TARGET, type=int, help="Coefficients of a factor: asks for the factor form."),
+    option("--bits", group=TARGET, type=int, help="Factor form: bits of a coefficient, 1-8 or 16  [default: 4]."),
+)
+RANK_OPTION = option("--rank", group=TARGET, type=int,
+                     help="Components kept at most; in the factor form, the rank that is fitted.")  # fmt: skip
+THOROUGH_OPTION = option("--thorough", group=TARGET, is_flag=True,
+                         help="For files over 1 MB: smaller by some 5%, and many times slower.")  # fmt: skip
+IMPORTANCE_OPTION = option("--importance", group=FIT, type=click.Path(), metavar="FILE",
+                           help="JSON or safetensors: a number for each weight, by name or pattern.")  # fmt: skip
+FIT_OPTIONS = (
+    option("--fit", group=FIT, type=click.Choice(["weights", "activations", "task"]), default="weights",
+           show_default=True,
+           help="What is fitted: the weights; the weights as far as they matter to --calibration; or the task of "
+                "--data, on which the coefficients are trained."),
+    option("--base", group=FIT, type=click.Path(), metavar="MODEL_DIR",
+           help="For --fit activations and task: the base model of the adapter."),
+    option("--calibration", group=FIT, type=click.Path(), metavar="FILE",
+           help="For --fit activations: text of the task, one row a line; or .jsonl with text, or with prompt and "
+                "completion."),
+    option("--calibration-rows", group=FIT, type=click.IntRange(min=1), help="Rows used at most  [default: 64]."),
+    option("--data", group=FIT, type=click.Path(), metavar="FILE",
+           help="For --fit task: rows to train on, in a file as for --calibration. Some are held out."),
+    option("--held-out", group=FIT, type=click.Path(), metavar="FILE",
+           help="For --fit task: rows to report the loss on, 96 at most  [default: some of --data]."),
+    option("--against", group=FIT, type=click.Choice(["labels", "adapter", "both"]),
+           help="For --fit task: train on the text, on what the adapter predicts, or on both  [default: labels]."),
+    option("--steps", group=FIT, type=click.IntRange(min=1), help="For --fit task: steps at most  [default: 150]."),
+    option("--batch", group=FIT, type=click.IntRange(min=1), help="For --fit task: rows of a step  [default: 8]."),
+    option("--learning-rate", group=FIT, type=float, help="For --fit task: Adam's learning rate  [default: 0.03]."),
+    IMPORTANCE_OPTION,
+)  # fmt: skip
+GENERATOR_OPTIONS = (
+    option("--generator", group=BASIS, type=click.Choice(_GENERATORS), default=_GENERATORS[0], show_default=True,
+           help="Pseudo-random generator of the basis."),
+    option("--seed", group=BASIS, type=int, default=0, show_default=True, help="64-bit seed of the basis."),
+)  # fmt: skip
+BASIS_OPTIONS = (
+    option("--basis", group=BASIS, type=click.Choice(["hadamard", "rademacher", "uniform"]), default="hadamard",
+           show_default=True, help="rademacher and uniform serve the factor form only."),
+    *GENERATOR_OPTIONS,
+    option("--shared-basis", group=BASIS, is_flag=True, help="Use one basis for all weights of one shape."),
+)  # fmt: skip
+CARRY_UNKNOWN_OPTION = option("--carry-unknown", group=OUTPUT, is_flag=True,
+                              help="Carry unknown tensors exactly instead of refusing them.")  # fmt: skip
+OUTPUT_OPTIONS = (
+    option("-o", "--output", "out", group=OUTPUT, type=click.Path(allow_dash=True), metavar="FILE",
+           help="The .nola file to write; - is standard output, and the report then goes to stderr."),
+    option("-n", "--dry-run", group=OUTPUT, is_flag=True, help="Encode and report, write nothing; needs no -o."),
+    force_option,
+    quiet_option,
+    json_option,
+)  # fmt: skip
+
+Request = TypeVar("Request")
+
+
+def take(request: type[Request], values: dict[str, Any]) -> Request:
+    """Move the fields of a dataclass out of a command's values, and make it."""
+    return request(**{field.name: values.pop(field.name) for field in fields(request)})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class OutputRequest:
+    """Where a file goes and how that is reported; the values of `OUTPUT_OPTIONS`."""
+
+    out: str | None
+    dry_run: bool
+    force: bool
+    quiet: bool
+    as_json: bool
+
+    def target(self) -> str | BinaryIO | None:
+        """A path, standard output, or None for a dry run. Raises UsageError if there is none."""
+        if self.dry_run:
+            return None
+        if self.out is None:
+            raise click.UsageError("Missing option '-o' / '--output' (or -n, which writes nothing).")
+        return binary_stdout() if self.out == STDOUT else self.out
+
+    @property
+    def file(self) -> Path | None:
+        """The file that is written, or None."""
+        return None if self.dry_run or self.out in (None, STDOUT) else Path(str(self.out))
+
+    def print_report(self, report: EncodeReport) -> None:
+        """Print the report on stdout, or on stderr if stdout is the file; notes go to stderr."""
+        err = self.out == STDOUT and not self.dry_run
+        if self.as_json:
+            task = report.task and {**asdict(report.task), "kept": report.task.kept}
+            print_json({**asdict(report), "task": task, "output": None if self.dry_run else self.out}, err=err)
+            return
+        if self.out is None:
+            click.echo("dry run: nothing is written")
+        else:
+            name = "standard output" if self.out == STDOUT else self.out
+            click.echo(f"{'would write' if self.dry_run else 'wrote'}  {name}", err=err)
+        click.echo(str(report), err=err)
+        for note in report.notes:
+            click.echo(f"note: {note}", err=True)
+
+
+def read_coding_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of `encode` that need more than click's types: sizes of rungs, and the file of importances."""
+    found = dict(values)
+    if found.get("rungs") is not None:
+        found["rungs"] = tuple(part.strip() for part in found["rungs"].split(","))
+    if found.get("importance") is not None:
+        from nola_codec.encoder.importance import read_importance
+
+        found["importance"] = read_importance(found["importance"])
+    return found

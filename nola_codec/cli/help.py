@@ -1,0 +1,100 @@
+"""Commands whose `--help` teaches: options in groups, examples, and the exit status.
+
+@command(examples=[("The coarsest file", "nola-codec truncate a.nola -o b.nola --rung 0")])
+@click.argument("file")
+@option("--rung", group="Target", type=int, help="Number of the rung.")
+def command_function(...): ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+EXIT_STATUS = {
+    0: "done",
+    1: "the answer is no",
+    2: "wrong usage",
+    3: "the input is refused, with the reason",
+    70: "a bug in nola-codec",
+}
+HELP_NAMES = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+OTHER = "Other"
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class GroupedOption(click.Option):
+    """An option that `--help` lists under the heading `group`."""
+
+    def __init__(self, *arguments: Any, group: str = OTHER, **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        self.group = group
+
+
+class HelpfulCommand(click.Command):
+    """A command whose help has a section for each group of options, examples and the exit status.
+
+    Attributes:
+        examples: Pairs of a sentence, which may be empty, and a command line.
+        says_no: What exit status 1 means; empty for a command that never ends with it.
+    """
+
+    def __init__(
+        self, *arguments: Any, examples: Sequence[tuple[str, str]] = (), says_no: str = "", **attributes: Any
+    ) -> None:
+        super().__init__(*arguments, **attributes)
+        self.examples = examples
+        self.says_no = says_no
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section for each group, in the order in which the groups first occur."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and not isinstance(parameter, click.Argument):
+                groups.setdefault(getattr(parameter, "group", OTHER), []).append(record)
+        groups[OTHER] = groups.pop(OTHER, [])
+        for name, records in groups.items():
+            with formatter.section(f"{name} options"):
+                formatter.write_dl(records)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples, the exit status and the epilog."""
+        if self.examples:
+            with formatter.section("Examples"):
+                for sentence, line in self.examples:
+                    if sentence:
+                        formatter.write_text(f"# {sentence}")
+                    formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+        with formatter.section("Exit status"):
+            meanings = EXIT_STATUS | {1: self.says_no}
+            formatter.write_dl([(str(status), meaning) for status, meaning in meanings.items() if meaning])
+        super().format_epilog(ctx, formatter)
+
+
+def command(
+    *, examples: Sequence[tuple[str, str]], says_no: str = "", **attributes: Any
+) -> Callable[[Callable[..., Any]], HelpfulCommand]:
+    """A decorator like `click.command` that makes a `HelpfulCommand`."""
+    return click.command(
+        cls=HelpfulCommand, examples=examples, says_no=says_no, context_settings=HELP_NAMES, **attributes
+    )
+
+
+def option(*names: str, group: str, **attributes: Any) -> Callable[[Function], Function]:
+    """A decorator like `click.option` that puts the option into a group."""
+    return click.option(*names, cls=GroupedOption, group=group, **attributes)
+
+
+def options(*decorators: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """One decorator that adds several options, listed in the order given."""
+
+    def add(function: Function) -> Function:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return add

@@ -1,0 +1,42 @@
+"""An encode's report as text: what `print(report)` and the command line show."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nola_codec.rendering import render_error, render_size
+
+if TYPE_CHECKING:
+    from nola_codec.encoder.report import EncodeReport, TaskReport
+
+
+def render_encode_report(report: EncodeReport) -> str:
+    """Lines of a label and a value each, without the notes."""
+    lines = [
+        f"size         {render_size(report.bytes)} ({report.bytes:,} bytes), {report.ratio:.1f}x smaller than fp16",
+        f"source       {report.dialect}, {render_size(report.source_bytes)}, {report.parameters:,} parameters, "
+        f"{len(report.tensors)} records",
+        f"objective    {report.objective}",
+    ]
+    if report.effective_error is not None:
+        lines.append(f"eff. error   {render_error(report.effective_error)}  (signal lost and visible noise, estimated)")
+    if report.task is not None:
+        lines += _task_lines(report.task)
+    lines.append(f"NMSE         {render_error(report.nmse)}  (||delta_W - decoded||^2 / ||delta_W||^2, measured)")
+    if report.activation_error is not None:
+        shown = render_error(report.activation_error)
+        lines.append(f"activations  {shown}  (the same of delta_W x, on the calibration set)")
+    for number, rung in enumerate(report.rungs[:-1]):
+        errors = ", ".join(f"{name} {render_error(value)}" for name, value in rung.items() if name != "bytes")
+        lines.append(f"rung {number}       {render_size(rung['bytes'])}, {errors}")
+    lines.append(f"time         {report.seconds:.2f} s")
+    return "\n".join(lines)
+
+
+def _task_lines(task: TaskReport) -> list[str]:
+    kept = "the adapter gains nothing on them" if task.kept is None else f"{task.kept:.1%} of the adapter's gain"
+    return [
+        f"task         {task.file:.4f} {task.unit}, {kept}  ({task.rows} held-out rows, measured)",
+        f"  of them    base {task.base:.4f}, adapter {task.adapter:.4f}, before training {task.start:.4f}",
+        f"  trained    {task.steps} steps",
+    ]

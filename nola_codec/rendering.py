@@ -1,0 +1,37 @@
+"""Text for people: sizes, errors and tables, the same in a printed report and on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def render_size(count: float) -> str:
+    """Bytes in thousands: ``157.3 KB``.
+
+    >>> render_size(157_300)
+    '157.3 KB'
+    """
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def render_error(value: float) -> str:
+    """A relative error with four digits; in powers of ten where it is small.
+
+    >>> render_error(0.0213), render_error(0.00021)
+    ('0.0213', '2.10e-04')
+    """
+    return f"{value:.4f}" if value >= 0.001 else f"{value:.2e}"
+
+
+def render_table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
+    """Lines of a table with aligned columns; the columns in `right` are flush right. The first row is the heading."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return lines
