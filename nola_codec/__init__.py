@@ -115,16 +115,5 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-class _Package(types.ModuleType):
-    """This package. Its function `merge` stays in sight when the subpackage `nola_codec.merge` is imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name != "merge" or not isinstance(value, types.ModuleType):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
-
-
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})

@@ -13,7 +13,7 @@ from nola_codec.model.adapter import Layout, LoraModule
 
 
 class BaseModel(Protocol):
-    """The names and shapes of a model's weights; `merge.places` makes one of a checkpoint and of a model in memory."""
+    """The names and shapes of a model's weights; `merger.places` makes one of a checkpoint and of a model in memory."""
 
     @property
     def where(self) -> str:

@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from nola_codec.merge.engine import run_merge, run_unmerge
-from nola_codec.merge.request import PIECE_BYTES, MergeReport, MergeRequest, UnmergeRequest, WeightedSource
+from nola_codec.merger.engine import run_merge, run_unmerge
+from nola_codec.merger.request import PIECE_BYTES, MergeReport, MergeRequest, UnmergeRequest, WeightedSource
 from nola_codec.progress import Progress
 
 

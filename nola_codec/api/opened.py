@@ -16,9 +16,9 @@ from nola_codec.decoder.adapters import decode_adapter, decode_records
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.errors import AdapterError, FormatError, NolaError, expected, require_torch
-from nola_codec.merge.arithmetic.sum import delta_weight
-from nola_codec.merge.in_memory import merge_into_model
-from nola_codec.merge.layer_deltas import layer_delta
+from nola_codec.merger.arithmetic.sum import delta_weight
+from nola_codec.merger.in_memory import merge_into_model
+from nola_codec.merger.layer_deltas import layer_delta
 from nola_codec.model.header import Header
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import to_numpy

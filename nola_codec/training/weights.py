@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize as parametrization
 from nola_codec.adapters.dialects.weight_changes import Selection
 from nola_codec.container.names import natural_key
 from nola_codec.errors import EncodeError
-from nola_codec.merge.arithmetic.sum import round_to
+from nola_codec.merger.arithmetic.sum import round_to
 from nola_codec.training.coded import CodedSide, CodedTensor, RecordDescription
 from nola_codec.training.coding import Coding, CodingOptions, resolve_coding
 from nola_codec.training.composed import NUM_BASIS, RANK

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import nola_codec
-from nola_codec.merge import merged_model
+from nola_codec.merger import merged_model
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # PEFT of Transformers

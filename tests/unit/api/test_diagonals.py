@@ -24,8 +24,8 @@ from nola_codec.container.reader import open_container
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.rules import apply_rules
 from nola_codec.errors import AdapterError, EncodeError
-from nola_codec.merge.arithmetic.deltas import OrderedProduct
-from nola_codec.merge.files import decode_source
+from nola_codec.merger.arithmetic.deltas import OrderedProduct
+from nola_codec.merger.files import decode_source
 from nola_codec.model.adapter import Adapter
 from nola_codec.stores.safetensors_io import SafetensorsFile
 

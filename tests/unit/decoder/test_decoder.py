@@ -22,7 +22,7 @@ from nola_codec.container.reader import open_container
 from nola_codec.decoder.coefficients import Coefficients
 from nola_codec.decoder.decoder import DecodedHash, Decoder
 from nola_codec.decoder.factors import synthesize_records
-from nola_codec.merge.arithmetic.sum import delta_weight
+from nola_codec.merger.arithmetic.sum import delta_weight
 from nola_codec.model.records import CodedKind, CodedRecord, Split, coded_sides
 from nola_codec.prng import PHILOX
 

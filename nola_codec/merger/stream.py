@@ -17,7 +17,7 @@ from typing import IO
 import numpy as np
 
 from nola_codec.errors import AdapterError
-from nola_codec.merge.checksums import Sums, add_sums, bytes_sums, piece_sums
+from nola_codec.merger.checksums import Sums, add_sums, bytes_sums, piece_sums
 from nola_codec.parallel import parallel_each
 
 RowEdit = Callable[[memoryview, int, int], None]

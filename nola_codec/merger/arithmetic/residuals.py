@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.errors import AdapterError
-from nola_codec.merge.arithmetic.deltas import NegativeDelta, RowDelta
-from nola_codec.merge.arithmetic.rounding import add_rows
+from nola_codec.merger.arithmetic.deltas import NegativeDelta, RowDelta
+from nola_codec.merger.arithmetic.rounding import add_rows
 
 _PATTERNS = {"BF16": "<u2", "F16": "<u2", "F32": "<u4", "F64": "<u8"}
 

@@ -11,22 +11,22 @@ from functools import partial
 from pathlib import Path
 
 from nola_codec.checkpoints.checkpoint import Checkpoint
-from nola_codec.merge.arithmetic.rounding import add_rows
-from nola_codec.merge.checksums import Sums
-from nola_codec.merge.journal import Journal, open_journal
-from nola_codec.merge.model_change import ModelChange
-from nola_codec.merge.model_directory import (
+from nola_codec.merger.arithmetic.rounding import add_rows
+from nola_codec.merger.checksums import Sums
+from nola_codec.merger.journal import Journal, open_journal
+from nola_codec.merger.model_change import ModelChange
+from nola_codec.merger.model_directory import (
     check_output,
     config_without_ties,
     copy_other_files,
     merged_index,
     remove_others,
 )
-from nola_codec.merge.request import MergeReport, MergeRequest
-from nola_codec.merge.shards import MergedTensor, shard_layout
-from nola_codec.merge.stream import FileWrite, RowEdit, TensorWrite, write_files
-from nola_codec.merge.undo_file import UNDO_NAME
-from nola_codec.merge.undo_recorder import UndoRecorder, join_segments
+from nola_codec.merger.request import MergeReport, MergeRequest
+from nola_codec.merger.shards import MergedTensor, shard_layout
+from nola_codec.merger.stream import FileWrite, RowEdit, TensorWrite, write_files
+from nola_codec.merger.undo_file import UNDO_NAME
+from nola_codec.merger.undo_recorder import UndoRecorder, join_segments
 from nola_codec.stores.files import dump_json
 from nola_codec.stores.safetensors_io import SafetensorsFile, encode_header, num_bytes
 from nola_codec.version import __version__

@@ -13,10 +13,10 @@ from nola_codec.decoder.adapters import build_adapter
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.errors import AdapterError
-from nola_codec.merge.arithmetic.deltas import RowDelta, StackedDelta
-from nola_codec.merge.places import grouped_deltas
-from nola_codec.merge.request import WeightedSource
-from nola_codec.merge.row_deltas import row_delta
+from nola_codec.merger.arithmetic.deltas import RowDelta, StackedDelta
+from nola_codec.merger.places import grouped_deltas
+from nola_codec.merger.request import WeightedSource
+from nola_codec.merger.row_deltas import row_delta
 from nola_codec.model.adapter import Adapter
 from nola_codec.model.records import CodedKind
 from nola_codec.stores.files import display_name

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from nola_codec.checkpoints.checkpoint import WEIGHTS_NAME
 from nola_codec.errors import AdapterError
-from nola_codec.merge.request import MergeReport, MergeRequest
+from nola_codec.merger.request import MergeReport, MergeRequest
 from nola_codec.stores.files import require_free
 
 

@@ -27,12 +27,12 @@ from transformers import (
 from nola_codec.adapters import read
 from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.errors import AdapterError, OutputExists
-from nola_codec.merge.arithmetic.deltas import ComputedDelta, FactorDelta, RowDelta
-from nola_codec.merge.matching import MergeTarget, Place
-from nola_codec.merge.merged_model import write_merged_model
-from nola_codec.merge.model_change import ModelChange
-from nola_codec.merge.plan import MergePlan, combine_plans, plan_merge
-from nola_codec.merge.request import MergeRequest
+from nola_codec.merger.arithmetic.deltas import ComputedDelta, FactorDelta, RowDelta
+from nola_codec.merger.matching import MergeTarget, Place
+from nola_codec.merger.merged_model import write_merged_model
+from nola_codec.merger.model_change import ModelChange
+from nola_codec.merger.plan import MergePlan, combine_plans, plan_merge
+from nola_codec.merger.request import MergeRequest
 from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.safetensors_io import write_file

@@ -19,7 +19,7 @@ from threading import Lock
 from typing import IO
 
 from nola_codec.errors import AdapterError
-from nola_codec.merge.checksums import Sums, file_sums
+from nola_codec.merger.checksums import Sums, file_sums
 from nola_codec.parallel import parallel_map
 from nola_codec.stores.files import replace_directory, require_free
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nola_codec.checkpoints.checkpoint import Checkpoint
-from nola_codec.merge.plan import MergePlan
+from nola_codec.merger.plan import MergePlan
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import from_float64, to_float64
 

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.array_types import Float64Array
-from nola_codec.merge.arithmetic.deltas import FactorDelta, NegativeDelta, RowDelta, WeightedSum
+from nola_codec.merger.arithmetic.deltas import FactorDelta, NegativeDelta, RowDelta, WeightedSum
 
 Float32 = npt.NDArray[np.float32]
 

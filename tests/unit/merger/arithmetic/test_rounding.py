@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from nola_codec.arrays import NUMPY
 from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.errors import AdapterError
-from nola_codec.merge.arithmetic import rounding
-from nola_codec.merge.arithmetic.deltas import FactorDelta, NegativeDelta, WeightedSum, factor_delta
-from nola_codec.merge.arithmetic.float32 import elements, float32_product
-from nola_codec.merge.arithmetic.rounding import add_rows
+from nola_codec.merger.arithmetic import rounding
+from nola_codec.merger.arithmetic.deltas import FactorDelta, NegativeDelta, WeightedSum, factor_delta
+from nola_codec.merger.arithmetic.float32 import elements, float32_product
+from nola_codec.merger.arithmetic.rounding import add_rows
 from nola_codec.model.records import CodedKind, coded_sides
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import from_float64, to_float64

@@ -21,13 +21,13 @@ from nola_codec.cli.merge import file_and_weight
 from nola_codec.container.reader import open_container
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.errors import AdapterError, OutputExists
-from nola_codec.merge import merged_model
-from nola_codec.merge.arithmetic.sum import delta_weight
-from nola_codec.merge.files import decode_source
-from nola_codec.merge.journal import open_journal
-from nola_codec.merge.request import MergeReport, UnmergeRequest
-from nola_codec.merge.restored_model import write_restored_model
-from nola_codec.merge.undo_file import read_undo
+from nola_codec.merger import merged_model
+from nola_codec.merger.arithmetic.sum import delta_weight
+from nola_codec.merger.files import decode_source
+from nola_codec.merger.journal import open_journal
+from nola_codec.merger.request import MergeReport, UnmergeRequest
+from nola_codec.merger.restored_model import write_restored_model
+from nola_codec.merger.undo_file import read_undo
 from nola_codec.stores.dtypes import from_float64, to_float64
 from nola_codec.stores.safetensors_io import SafetensorsWriter
 
@@ -145,7 +145,7 @@ def test_several_files_add_up_in_order(dtype: str, files: tuple[Path, Path], tmp
 
 
 def test_the_function_is_not_hidden_by_the_package_of_its_name() -> None:
-    code = "import nola_codec, nola_codec.merge.engine, nola_codec.api.opened; print(nola_codec.merge.__module__)"
+    code = "import nola_codec, nola_codec.merger.engine, nola_codec.api.opened; print(nola_codec.merger.__module__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "nola_codec.api.merging"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nola_codec.merge.arithmetic.sum import merge_tensor, round_to
+from nola_codec.merger.arithmetic.sum import merge_tensor, round_to
 
 # dtype: (bits of the significand, lowest exponent of a normal number, highest exponent)
 FORMATS = {torch.float32: (24, -126, 127), torch.float16: (11, -14, 15), torch.bfloat16: (8, -126, 127)}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from nola_codec.errors import AdapterError
-from nola_codec.merge.arithmetic.deltas import ComputedDelta
-from nola_codec.merge.arithmetic.residuals import merge_rows, restore_rows
-from nola_codec.merge.undo_file import decode_residual, encode_residual
+from nola_codec.merger.arithmetic.deltas import ComputedDelta
+from nola_codec.merger.arithmetic.residuals import merge_rows, restore_rows
+from nola_codec.merger.undo_file import decode_residual, encode_residual
 from nola_codec.stores.dtypes import from_float64
 
 SHAPE = (6, 40)

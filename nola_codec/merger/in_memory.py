@@ -9,10 +9,10 @@ import numpy as np
 from nola_codec.adapters import dialect_of
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.errors import AdapterError
-from nola_codec.merge.arithmetic.sum import delta_weight, merge_tensor
-from nola_codec.merge.layer_deltas import merge_layer_deltas
-from nola_codec.merge.matching import merge_target
-from nola_codec.merge.model_weights import find_in_model
+from nola_codec.merger.arithmetic.sum import delta_weight, merge_tensor
+from nola_codec.merger.layer_deltas import merge_layer_deltas
+from nola_codec.merger.matching import merge_target
+from nola_codec.merger.model_weights import find_in_model
 from nola_codec.model.header import Header
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from typing import Any
 import zstandard
 
 from nola_codec.checkpoints.checkpoint import Checkpoint
-from nola_codec.merge.arithmetic.deltas import RowDelta
-from nola_codec.merge.arithmetic.residuals import merge_rows
-from nola_codec.merge.checksums import Sums, file_sums
-from nola_codec.merge.model_change import ModelChange
-from nola_codec.merge.shards import MergedTensor
-from nola_codec.merge.stream import RowEdit
-from nola_codec.merge.undo_file import (
+from nola_codec.merger.arithmetic.deltas import RowDelta
+from nola_codec.merger.arithmetic.residuals import merge_rows
+from nola_codec.merger.checksums import Sums, file_sums
+from nola_codec.merger.model_change import ModelChange
+from nola_codec.merger.shards import MergedTensor
+from nola_codec.merger.stream import RowEdit
+from nola_codec.merger.undo_file import (
     UNDO_NAME,
     VERSION,
     SegmentWriter,

@@ -12,7 +12,7 @@ import numpy as np
 
 from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.errors import AdapterError, OutputExists
-from nola_codec.merge.shards import MergedTensor
+from nola_codec.merger.shards import MergedTensor
 from nola_codec.stores.files import require_free
 from nola_codec.stores.safetensors_io import num_bytes
 

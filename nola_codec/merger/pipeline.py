@@ -9,9 +9,9 @@ from pathlib import Path
 
 from nola_codec.adapters.dialects.paths import component_of
 from nola_codec.errors import AdapterError, expected
-from nola_codec.merge.files import MergeFile
-from nola_codec.merge.places import components
-from nola_codec.merge.request import MergeReport, MergeRequest
+from nola_codec.merger.files import MergeFile
+from nola_codec.merger.places import components
+from nola_codec.merger.request import MergeReport, MergeRequest
 from nola_codec.stores.files import atomic_directory
 
 _INDEX = "model_index.json"

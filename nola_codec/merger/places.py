@@ -11,7 +11,7 @@ from nola_codec.adapters import deltas, dialect_of
 from nola_codec.adapters.adapter_delta import AdapterDelta
 from nola_codec.adapters.registry import OfDialect
 from nola_codec.checkpoints.checkpoint import Checkpoint
-from nola_codec.merge.matching import StoredNames, is_stored_transposed
+from nola_codec.merger.matching import StoredNames, is_stored_transposed
 from nola_codec.model.adapter import Adapter
 
 

@@ -41,8 +41,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.array_types import Float64Array
-from nola_codec.merge.arithmetic.deltas import RowDelta
-from nola_codec.merge.arithmetic.float32 import Float32Product, elements, float32_product
+from nola_codec.merger.arithmetic.deltas import RowDelta
+from nola_codec.merger.arithmetic.float32 import Float32Product, elements, float32_product
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import from_float64, to_float64
 

@@ -9,10 +9,10 @@ from typing import Any
 from nola_codec.adapters import dialect_of
 from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.errors import AdapterError
-from nola_codec.merge.arithmetic.deltas import RowDelta, WeightedSum
-from nola_codec.merge.files import MergeFile
-from nola_codec.merge.places import WeightShapes
-from nola_codec.merge.plan import MergePlan, combine_plans, plan_merge
+from nola_codec.merger.arithmetic.deltas import RowDelta, WeightedSum
+from nola_codec.merger.files import MergeFile
+from nola_codec.merger.places import WeightShapes
+from nola_codec.merger.plan import MergePlan, combine_plans, plan_merge
 
 OpenDelta = Callable[[str, tuple[int, ...]], RowDelta]
 """``open_delta(weight name, shape)``: the delta of one weight, made when the weight's turn comes."""

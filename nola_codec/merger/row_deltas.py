@@ -9,7 +9,7 @@ import numpy as np
 from nola_codec.adapters.adapter_delta import AdapterDelta
 from nola_codec.arrays import Arrays
 from nola_codec.decoder.factors import DecodedRecord
-from nola_codec.merge.arithmetic.deltas import (
+from nola_codec.merger.arithmetic.deltas import (
     ComputedDelta,
     OrderedProduct,
     RowDelta,

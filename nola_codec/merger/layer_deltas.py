@@ -14,10 +14,10 @@ from nola_codec.adapters import dialect_of
 from nola_codec.adapters.dialects.peft_config import PREFIX
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.errors import AdapterError
-from nola_codec.merge.arithmetic.sum import merge_tensor
-from nola_codec.merge.files import MergeFile, decode_merge_file
-from nola_codec.merge.model_weights import find_in_model
-from nola_codec.merge.places import WeightShapes
+from nola_codec.merger.arithmetic.sum import merge_tensor
+from nola_codec.merger.files import MergeFile, decode_merge_file
+from nola_codec.merger.model_weights import find_in_model
+from nola_codec.merger.places import WeightShapes
 
 if TYPE_CHECKING:
     import torch

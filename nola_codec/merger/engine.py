@@ -9,15 +9,15 @@ from pathlib import Path
 
 from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.errors import AdapterError
-from nola_codec.merge.files import MergeFile, decode_source
-from nola_codec.merge.lone_file import merge_as_directory
-from nola_codec.merge.merged_model import write_merged_model
-from nola_codec.merge.model_change import combine_files, place_file
-from nola_codec.merge.model_directory import check_output
-from nola_codec.merge.pipeline import is_pipeline, write_merged_pipeline
-from nola_codec.merge.request import MergeReport, MergeRequest, UnmergeRequest
-from nola_codec.merge.restored_model import write_restored_model
-from nola_codec.merge.undo_file import read_undo
+from nola_codec.merger.files import MergeFile, decode_source
+from nola_codec.merger.lone_file import merge_as_directory
+from nola_codec.merger.merged_model import write_merged_model
+from nola_codec.merger.model_change import combine_files, place_file
+from nola_codec.merger.model_directory import check_output
+from nola_codec.merger.pipeline import is_pipeline, write_merged_pipeline
+from nola_codec.merger.request import MergeReport, MergeRequest, UnmergeRequest
+from nola_codec.merger.restored_model import write_restored_model
+from nola_codec.merger.undo_file import read_undo
 from nola_codec.progress import Progress
 
 

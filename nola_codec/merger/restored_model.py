@@ -9,15 +9,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nola_codec.errors import AdapterError
-from nola_codec.merge.arithmetic.residuals import restore_rows
-from nola_codec.merge.checksums import Sums
-from nola_codec.merge.files import MergeFile
-from nola_codec.merge.journal import Journal, open_journal
-from nola_codec.merge.model_change import sum_terms
-from nola_codec.merge.model_directory import copy_other_files, remove_others
-from nola_codec.merge.request import MergeReport, UnmergeRequest
-from nola_codec.merge.stream import FileWrite, RowEdit, TensorWrite, write_files
-from nola_codec.merge.undo_file import (
+from nola_codec.merger.arithmetic.residuals import restore_rows
+from nola_codec.merger.checksums import Sums
+from nola_codec.merger.files import MergeFile
+from nola_codec.merger.journal import Journal, open_journal
+from nola_codec.merger.model_change import sum_terms
+from nola_codec.merger.model_directory import copy_other_files, remove_others
+from nola_codec.merger.request import MergeReport, UnmergeRequest
+from nola_codec.merger.stream import FileWrite, RowEdit, TensorWrite, write_files
+from nola_codec.merger.undo_file import (
     UNDO_NAME,
     UndoBlocks,
     UndoIndex,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nola_codec.adapters.base_model import MergeTarget
 from nola_codec.errors import AdapterError
-from nola_codec.merge.matching import Place, resolve_places
+from nola_codec.merger.matching import Place, resolve_places
 
 if TYPE_CHECKING:
     import torch
