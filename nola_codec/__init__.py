@@ -10,8 +10,6 @@ Names are imported when first used, so that importing the package costs nothing.
 
 from __future__ import annotations
 
-import sys
-import types
 from typing import TYPE_CHECKING, Any
 
 from nola_codec.version import __version__
