@@ -6,6 +6,8 @@ files for the same reason. The command line turns an error into an exit status i
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 
 class NolaError(Exception):
     """Root of all errors of this package.
@@ -64,3 +66,29 @@ class OutputExists(NolaError):
 def expected(what: str, wanted: object, found: object) -> str:
     """One phrasing for all mismatches: ``what: expected X, found Y``."""
     return f"{what}: expected {wanted}, found {found}"
+
+
+class MissingPackage(NolaError, ImportError):
+    """A part of this package was used that needs a package which is not installed. Codes are ``needs-<package>``."""
+
+    default_code = "needs-package"
+
+
+def require_package(user: str, package: str, extra: str) -> None:
+    """Check that a package is installed, without importing it.
+
+    Args:
+        user: The part of nola-codec that needs the package, for the message.
+        package: The name under which the package is imported.
+        extra: The extra of nola-codec that installs it.
+
+    Raises:
+        MissingPackage: ``needs-<package>``: it is not installed.
+    """
+    if find_spec(package) is None:
+        raise MissingPackage(f"{user} needs {package}: pip install 'nola-codec[{extra}]'", code=f"needs-{package}")
+
+
+def require_torch(user: str) -> None:
+    """Check that torch is installed, without importing it. Raises MissingPackage ``needs-torch``."""
+    require_package(user, "torch", "torch")

@@ -14,7 +14,6 @@ class CodingRules:
         objectives_reason: Message for a user who asks for another objective, a fit or weights; empty if all
             are allowed.
         rank_reason: Message for a user who chooses a rank; empty if one may be chosen.
-        factor_rank_reason: Message for a user who chooses a rank in the factor form; empty if one may be chosen.
         exact_note: Note for the report if vectors are carried exactly as long as no rate is asked for; empty if they
             are coded like everything else.
         gains_are_estimates: True if the gain of a vector is an estimate. The energy of a delta is then measured on the
@@ -27,7 +26,6 @@ class CodingRules:
     objectives: tuple[str, ...] = ("effective", "nmse")
     objectives_reason: str = ""
     rank_reason: str = ""
-    factor_rank_reason: str = ""
     exact_note: str = ""
     gains_are_estimates: bool = False
     unknown_note: str = ""

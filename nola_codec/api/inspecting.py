@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-from nola_codec.adapters.dialects import delta, parameters
+from nola_codec.adapters import Dialect, find_dialect
+from nola_codec.adapters.registry import UNKNOWN
 from nola_codec.basis import basis_by_id
 from nola_codec.container.reader import Source, open_container
 from nola_codec.entropy import CODECS
@@ -61,21 +63,19 @@ def inspect(source: Source) -> dict[str, Any]:
             "config": header.config,
             "metadata": dict(header.metadata),
             "content_sha256": container.prelude.content_sha256.hex(),
-            "factors_sha256": header.factors_sha256.hex(),
+            "factors_sha256": header.decoded_sha256.hex(),
             "tensors": _tensors(header),
         }
 
 
 def _base_model(header: Header) -> str | None:
     """What the adapter says of its base: PEFT's and MLX's configuration, kohya's metadata."""
-    config = header.config or {}
-    found = (
-        config.get("base_model_name_or_path"),
-        config.get("model") if header.dialect == "mlx" else None,
-        header.metadata.get("ss_sd_model_name"),
-        header.metadata.get("modelspec.architecture"),
-    )
-    return next((name for name in found if isinstance(name, str) and name), None)
+    return _dialect(header).base_model(header.config or {}, header.metadata)
+
+
+def _dialect(header: Header) -> Dialect:
+    """Return the file's dialect; of one that is not known here, what holds for all of them."""
+    return find_dialect(header.dialect) or UNKNOWN
 
 
 def _tensors(header: Header) -> list[dict[str, Any]]:
@@ -85,21 +85,21 @@ def _tensors(header: Header) -> list[dict[str, Any]]:
                 "name": r.name,
                 "record": "lowrank",
                 "layout": r.kind.layout,
-                "shape": [r.kind.rows, *r.kind.a_shape[1:]],
+                "shape": [r.kind.product_shape[0], *r.kind.stored_shapes[1][1:]],
                 "rank": r.kind.rank,
                 "units": r.units,
                 "coefficients": _coefficients(r),
                 "scaling": r.kind.scaling,
                 "stream": r.stream,
             }
-            for r in header.lowrank
+            for r in header.pairs
         ]
         + [
             {
                 "name": r.name,
                 "record": "vector",
                 "dtype": r.kind.dtype,
-                "shape": list(r.kind.shape),
+                "shape": list(r.kind.stored_shapes[0]),
                 "units": r.units,
                 "coefficients": _coefficients(r),
                 "stream": r.stream,
@@ -133,10 +133,11 @@ def _tensors(header: Header) -> list[dict[str, Any]]:
 
 def _parameters(header: Header) -> int:
     """Numbers in the factors and vectors; in the dialects `delta` and `parameters`, in the weights that they make."""
-    if header.dialect not in (delta.name, parameters.name):
+    dialect = _dialect(header)
+    if not dialect.holds_whole_weights:
         return sum(r.kind.elements for r in header.coded)
-    weights = {delta.weight_name(r.name): r.kind.elements for r in header.vectors}
-    weights |= {r.name: r.kind.rows * r.kind.columns for r in header.lowrank}
+    weights = {dialect.weight_of_record(r.name): r.kind.elements for r in header.vectors}
+    weights |= {r.name: math.prod(r.kind.product_shape) for r in header.pairs}
     return sum(weights.values())
 
 

@@ -16,13 +16,13 @@ from nola_codec.stores.files import atomic_file, require_free
 
 @dataclass(frozen=True)
 class TruncateReport:
-    """What was cut.
+    """The result of a cut.
 
     Attributes:
-        bytes: Of the new file.
-        rung: Its last rung, counted from 0.
-        rungs: How many the source has.
-        measured: What the encoder measured at this rung.
+        bytes: The size of the new file.
+        rung: The last rung of the new file, counted from 0.
+        rungs: The number of rungs of the source.
+        measured: The encoder's measurements at this rung.
     """
 
     bytes: int
@@ -41,20 +41,21 @@ def truncate(
 ) -> TruncateReport:
     """Cut a file at one of its rungs. Nothing is decoded or coded anew.
 
-    The source may itself be the beginning of a file, as an interrupted download leaves it.
+    The source may itself be the beginning of a file, as an interrupted download leaves it. So its content SHA-256 is
+    not compared, but the CRC-32 of every section that is copied is. The new file has a content SHA-256 of its own.
 
     Args:
         source: The `.nola` file.
         out: The file to write; None only reports.
-        size: Bytes that the new file may take, as a number or as ``"50KB"``: the finest rung that fits.
-        rung: Number of the rung, from 0. With neither: the finest that is there whole.
+        size: The largest size of the new file, in bytes or as ``"50KB"``; the finest rung that fits is taken.
+        rung: The number of the rung, from 0. Without `size` and `rung`, the finest rung that is there whole is taken.
         overwrite: Replace a file that is there.
 
     Raises:
-        EncodeError: ``unreachable``: the coarsest rung is larger than `size`; ``option``: both size and rung.
-        FormatError, ChecksumMismatch: the file is damaged.
-        AdapterError: ``unknown-rung``: it has no such rung.
-        OutputExists: `out` is there and `overwrite` is false.
+        EncodeError: ``unreachable``: the coarsest rung is larger than `size`; ``option``: both size and rung are given.
+        FormatError, ChecksumMismatch: The file is damaged.
+        AdapterError: ``unknown-rung``: the file has no such rung; ``not-nola``: it is an adapter.
+        OutputExists: `out` is there and `overwrite` is False.
     """
     if size is not None and rung is not None:
         raise EncodeError("choose one of size, rung", code="option")
@@ -77,11 +78,11 @@ def _cut(source: Source, rung: int | None, rungs: int | None) -> tuple[bytes, Tr
     if hasattr(source, "seek"):
         source.seek(0)
     with open_container(source, rung=rung, partial=True) as container:
-        data = _file(container)
+        data = _pack(container)
         last = len(container.header.rungs) - 1
         return data, TruncateReport(len(data), last, rungs or container.rungs, dict(container.header.measured))
 
 
-def _file(container: Container) -> bytes:
+def _pack(container: Container) -> bytes:
     sections = [(section.codec, container.section(i)) for i, section in enumerate(container.header.sections)]
     return assemble(pruned(container.header), sections)

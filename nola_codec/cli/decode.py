@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from nola_codec.adapters.dialects.dialect_names import FORMATS
+from nola_codec.adapters.dialects.dialect_names import TARGET_DIALECTS
 from nola_codec.cli.output import (
     force_option,
     json_option,
@@ -27,7 +27,7 @@ from nola_codec.cli.output import (
 @click.option("-o", "--output", "out", type=click.Path(), required=True,
               help="Directory; for an adapter also a file: .safetensors, .npz, .bin, .pt, .gguf.")  # fmt: skip
 @click.option("--base", type=click.Path(), help="Transformers model directory: write it with the deltas merged in.")
-@click.option("--format", "dialect", type=click.Choice(FORMATS),
+@click.option("--format", "dialect", type=click.Choice(TARGET_DIALECTS),
               help="Write the adapter in this dialect, not in its own; --base then serves for names.")  # fmt: skip
 @keep_undo_option
 @unmerge_option

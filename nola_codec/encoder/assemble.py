@@ -191,7 +191,7 @@ def _header(
             units=tuple(record.units for record in records),
             exponents=tuple(own.exponents),
             side_models=part.units.models,
-            factors_sha256=own.sha256,
+            decoded_sha256=own.sha256,
             measured=own.measured,
         )
         for records, allocation, part, own in zip(content.rungs, content.allocations, coded, facts, strict=True)

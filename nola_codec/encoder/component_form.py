@@ -20,9 +20,9 @@ from nola_codec.encoder.job import EncodeJob
 from nola_codec.fit.allocation import P_LOW, RatePlan, coder_class, precision_shift, precision_shifts, rate_table
 from nola_codec.fit.canonical_form import CanonicalForm, roles_of
 from nola_codec.fit.quantize import QuantizedForm
-from nola_codec.model.adapter import Codable, LoraModule
+from nola_codec.model.adapter import Codable
 from nola_codec.model.header import Allocation
-from nola_codec.model.records import CodedKind, CodedRecord, LowRankKind, LowRankRecord, VectorKind, VectorRecord
+from nola_codec.model.records import CodedKind, CodedRecord, coded_sides
 from nola_codec.quant.scales import MAX_CODE, MIN_CODE
 from nola_codec.stores.dtypes import coded_dtype
 
@@ -49,10 +49,11 @@ def component_content(job: EncodeJob, form: CanonicalForm, plan: RatePlan, quant
         there = [own[quantized.entry[own] <= rung] for own in units]  # units of each record that the rung has
         rungs.append(
             tuple(
-                _record(
+                CodedRecord(
                     item.name,
                     replace(kind, amplitude=amplitudes.constants[kind]),
                     stream,
+                    (0,) * len(kind.sides),
                     quantized.entry[own],
                     quantized.precision[own],
                     amplitudes.codes[rung, own],
@@ -91,41 +92,18 @@ def amplitude_codes(quantized: QuantizedForm, form: CanonicalForm, records: Sequ
     return codes
 
 
-def _record(name: str, kind: CodedKind, stream: int, *units: Int64Array) -> CodedRecord:
-    if isinstance(kind, LowRankKind):
-        return LowRankRecord(name, kind, stream, (0, 0), *units)
-    return VectorRecord(name, kind, stream, (0,), *units)
-
-
 def _kind(item: Codable, basis: int, numbers: dict[tuple[int, int], int]) -> CodedKind:
     """Return the kind of an item's record; `numbers` as in `_AllocationTables`."""
     template, _ = split_name(item.name)
     tables = [numbers[r, coder_class(r, n)] for r, n in zip(roles_of(item), item.vector_lengths, strict=False)]
-    if not isinstance(item, LoraModule):
-        length = item.values.size
-        return VectorKind(
-            template=template,
-            dtype=coded_dtype(item.dtype),
-            shape=item.values.shape,
-            basis=basis_by_id(basis).id,
-            num_basis=(length,),
-            tables=(tables[0],),
-            shift=(precision_shift(length),),
-        )
-    module, (rows, columns) = item, item.vector_lengths
-    return LowRankKind(
+    return CodedKind(
         template=template,
-        layout=module.layout,
-        b_shape=module.b_shape,
-        a_shape=module.a_shape,
-        scaling=module.scaling,
-        fan_in_fan_out=module.fan_in_fan_out,
-        dtype=coded_dtype(module.dtype),
+        layout=item.layout,
+        scaling=item.scaling,
+        fan_in_fan_out=item.fan_in_fan_out,
+        dtype=coded_dtype(item.dtype),
         basis=basis_by_id(basis).id,
-        split="component",
-        num_basis=(rows, columns),
-        tables=(tables[0], tables[1]),
-        shift=(precision_shift(rows), precision_shift(columns)),
+        sides=coded_sides(item.stored_shapes, tables=tables, shifts=[precision_shift(n) for n in item.vector_lengths]),
     )
 
 

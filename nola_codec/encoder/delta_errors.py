@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.adapters import DIALECTS, CodingRules, coding_rules
-from nola_codec.adapters.dialects.lycoris import Composite, part_values
+from nola_codec.adapters import CodingRules, dialect_of
+from nola_codec.adapters.adapter_delta import CombinedDelta, part_values, side_product
 from nola_codec.array_types import Float64Array
 from nola_codec.arrays import NUMPY
-from nola_codec.decoder.factors import Decoded, DecodedFactors
-from nola_codec.model.adapter import Adapter, Codable, LoraModule, VectorTensor
+from nola_codec.decoder.factors import DecodedRecord
+from nola_codec.model.adapter import Adapter, Codable
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,13 @@ class SharedDelta:
         items: Their tensors before coding.
     """
 
-    composite: Composite
+    composite: CombinedDelta
     members: tuple[int, ...]
     items: tuple[Codable, ...]
 
     def original_parts(self) -> dict[str, npt.NDArray[np.floating]]:
         """Return the parts before coding, by name."""
-        values = part_values(
-            [item for item in self.items if isinstance(item, LoraModule)],
-            [item for item in self.items if isinstance(item, VectorTensor)],
-        )
+        values = part_values(self.items)
         return {name: value() for name, value in values.items()}
 
     def energy(self) -> float:
@@ -97,11 +94,10 @@ def find_shared_deltas(adapter: Adapter, items: Sequence[Codable]) -> SharedDelt
         adapter: As read.
         items: The tensors of its records, in order.
     """
-    rules = coding_rules(adapter)
-    dialect = DIALECTS.get(adapter.dialect)
-    composites = () if dialect is None else dialect.composites(adapter)
+    dialect = dialect_of(adapter)
+    rules, composites = dialect.coding_rules(adapter), dialect.combined_deltas(adapter)
     coded = [composite for composite in composites if composite.parts]
-    measured = [composite for composite in coded if composite.measured]
+    measured = [composite for composite in coded if composite.is_measurable]
     numbers = {item.name: number for number, item in enumerate(items)}
     deltas = []
     for composite in measured:
@@ -132,9 +128,6 @@ def _notes(rules: CodingRules, unknown: bool, measured: int, coded: int) -> tupl
     return (rules.measured_note,) if coded else ()
 
 
-def decoded_part(decoded: Decoded) -> Float64Array:
+def decoded_part(decoded: DecodedRecord) -> Float64Array:
     """Return a decoded record as a part of a delta, in float64: the product of its factors, or its values."""
-    if isinstance(decoded, DecodedFactors):
-        lora_B, lora_A = decoded.float32(NUMPY)
-        return np.asarray(lora_B.astype(np.float64) @ lora_A.astype(np.float64))
-    return np.asarray(decoded.float32(NUMPY), np.float64)
+    return np.asarray(side_product(decoded.float32(NUMPY)), np.float64)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nola_codec.adapters.dialects.delta import SUFFIX
+from nola_codec.adapters.adapter_delta import CHANGE_SUFFIX as SUFFIX
 from nola_codec.array_types import Float32Array
 from nola_codec.errors import EncodeError
 from nola_codec.fit.truncated_svd import truncated_svd

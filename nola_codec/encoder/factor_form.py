@@ -15,9 +15,9 @@ from nola_codec.encoder.content import FileContent
 from nola_codec.encoder.job import EncodeJob
 from nola_codec.encoder.options import DEFAULT_BITS
 from nola_codec.fit.projection import FactorBasis, fit_projection, fit_vector
-from nola_codec.model.adapter import LoraModule, VectorTensor
+from nola_codec.model.adapter import Codable
 from nola_codec.model.quantizers import Codebook, Quantizer
-from nola_codec.model.records import CodedKind, CodedRecord, LowRankKind, LowRankRecord, VectorKind, VectorRecord
+from nola_codec.model.records import CodedKind, CodedRecord, Split, coded_sides
 from nola_codec.quant.codebooks import lloyd_max, midrise, midtread
 from nola_codec.quant.scales import nearest_code
 from nola_codec.stores.dtypes import coded_dtype
@@ -44,12 +44,9 @@ def factor_content(job: EncodeJob) -> FileContent:
     records: list[CodedRecord] = []
     symbols: list[npt.NDArray[np.uint16]] = []
     for index, (item, stream) in enumerate(zip(job.items, job.streams, strict=True)):
-        if isinstance(item, LoraModule):
-            rank = options.rank or item.rank
-            bases = _bases(job, stream, [n * rank for n in item.vector_lengths])
-            record, own = _module(item, stream, rank, bases, codebook)
-        else:
-            record, own = _vector(item, stream, _bases(job, stream, item.vector_lengths)[0], codebook)
+        rank = (options.rank or item.rank) if item.is_pair else 1
+        bases = _bases(job, stream, [n * rank for n in item.vector_lengths])
+        record, own = (_fit_pair if item.is_pair else _fit_vector)(item, stream, rank, bases, codebook)
         records.append(record)
         symbols.append(own)
         job.show_progress("fit", index + 1, len(job.items))
@@ -84,45 +81,52 @@ def fixed_width_content(
     return FileContent((placed,), (tuple(symbols),), (squares,), (quantizer,), [(allocation, allocation)], SLOPE)
 
 
-def _module(
-    module: LoraModule, stream: int, rank: int, bases: Sequence[FactorBasis], codebook: Codebook
+def _fit_pair(
+    item: Codable, stream: int, rank: int, bases: Sequence[FactorBasis], codebook: Codebook
 ) -> tuple[CodedRecord, npt.NDArray[np.uint16]]:
-    """Fit a module; return its record and the symbols of lora_B and of lora_A, (both num_basis,)."""
-    fit = fit_projection(module.lora_B, module.lora_A, rank, (bases[0], bases[1]), codebook)
-    kind = LowRankKind(
-        template=split_name(module.name)[0],
-        layout=module.layout,
-        b_shape=(module.b_shape[0], rank, *module.b_shape[2:]),
-        a_shape=(rank, *module.a_shape[1:]),
-        scaling=module.scaling,
-        fan_in_fan_out=module.fan_in_fan_out,
-        dtype=coded_dtype(module.dtype),
-        basis=bases[0].id,
-        split="factor",
-        num_basis=(bases[0].num_basis, bases[1].num_basis),
-    )
-    if fit.energy_bound >= 1.0 and not (module.lora_B.any() and module.lora_A.any()):
-        none = np.zeros(0, np.int64)
-        return LowRankRecord(module.name, kind, stream, (0, 0), none, none, none), np.empty(0, np.uint16)
-    codes = np.array([_code(scale, own) for scale, own in zip(fit.scales, bases, strict=True)], np.int64)
-    zeros = np.zeros_like(codes)
-    return LowRankRecord(module.name, kind, stream, (0, 0), zeros, zeros, codes), np.concatenate(fit.symbols)
+    """Fit a pair of factors; return its record and the symbols of lora_B and lora_A, one after the other."""
+    (lora_B, lora_A), (b_shape, a_shape) = item.sides, item.stored_shapes
+    fit = fit_projection(lora_B, lora_A, rank, (bases[0], bases[1]), codebook)
+    shapes = (b_shape[0], rank, *b_shape[2:]), (rank, *a_shape[1:])
+    kind = _kind(item, "factor", shapes, bases)
+    if fit.energy_bound >= 1.0 and not (lora_B.any() and lora_A.any()):
+        return _record(item, kind, stream, []), np.empty(0, np.uint16)
+    codes = [_code(scale, own) for scale, own in zip(fit.scales, bases, strict=True)]
+    return _record(item, kind, stream, codes), np.concatenate(fit.symbols)
 
 
-def _vector(
-    item: VectorTensor, stream: int, basis: FactorBasis, codebook: Codebook
+def _fit_vector(
+    item: Codable, stream: int, rank: int, bases: Sequence[FactorBasis], codebook: Codebook
 ) -> tuple[CodedRecord, npt.NDArray[np.uint16]]:
     """Fit a vector; return its record and its symbols (num_basis,)."""
-    kind = VectorKind(
-        split_name(item.name)[0], coded_dtype(item.dtype), item.values.shape, basis.id, (basis.num_basis,)
+    (values,), (basis,) = item.sides, bases
+    kind = _kind(item, "component", item.stored_shapes, bases)
+    if not values.any():
+        return _record(item, kind, stream, []), np.empty(0, np.uint16)
+    symbols, scale = fit_vector(values, basis, codebook)
+    # The amplitude of a vector counts sixteenths of an octave.
+    return _record(item, kind, stream, [round(_code(scale, basis) / 2)]), symbols
+
+
+def _kind(
+    item: Codable, split: Split, stored_shapes: Sequence[tuple[int, ...]], bases: Sequence[FactorBasis]
+) -> CodedKind:
+    return CodedKind(
+        template=split_name(item.name)[0],
+        layout=item.layout,
+        scaling=item.scaling,
+        fan_in_fan_out=item.fan_in_fan_out,
+        dtype=coded_dtype(item.dtype),
+        basis=bases[0].id,
+        split=split,
+        sides=coded_sides(stored_shapes, split, [basis.num_basis for basis in bases]),
     )
-    if not item.values.any():
-        none = np.zeros(0, np.int64)
-        return VectorRecord(item.name, kind, stream, (0,), none, none, none), np.empty(0, np.uint16)
-    symbols, scale = fit_vector(item.values, basis, codebook)
-    zeros = np.zeros(1, np.int64)
-    codes = np.array([round(_code(scale, basis) / 2)], np.int64)  # a vector counts in sixteenths of an octave
-    return VectorRecord(item.name, kind, stream, (0,), zeros, zeros, codes), symbols
+
+
+def _record(item: Codable, kind: CodedKind, stream: int, codes: Sequence[int]) -> CodedRecord:
+    amplitude = np.array(codes, np.int64)
+    zeros = np.zeros_like(amplitude)
+    return CodedRecord(item.name, kind, stream, (0,) * len(kind.sides), zeros, zeros, amplitude)
 
 
 def _code(scale: float, basis: FactorBasis) -> int:
@@ -141,8 +145,8 @@ def _squares(record: CodedRecord, symbols: npt.NDArray[np.uint16], codebook: Cod
 def _with_precisions(records: Sequence[CodedRecord]) -> tuple[CodedRecord, ...]:
     """Return the records with precisions that predict their amplitudes to within two codes."""
     placed: dict[str, CodedRecord] = {}
-    for family in (LowRankRecord, VectorRecord):
-        own: list[CodedRecord] = [record for record in records if isinstance(record, family)]
+    for is_pair in (True, False):
+        own = [record for record in records if record.kind.is_pair == is_pair]
         codes = np.concatenate([record.amplitude for record in own]) if own else np.zeros(0, np.int64)
         middle = int(np.median(codes)) if codes.size else 0
         for record in own:

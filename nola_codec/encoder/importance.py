@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.adapters.dialects.peft import module_path
+from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.errors import AdapterError, EncodeError
 from nola_codec.stores.dtypes import FLOAT_DTYPES, to_float64
 from nola_codec.stores.files import read_json

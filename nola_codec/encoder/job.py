@@ -15,9 +15,9 @@ from nola_codec.encoder.clock import Clock
 from nola_codec.encoder.delta_errors import SharedDeltas, find_shared_deltas
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.errors import EncodeError
-from nola_codec.fit.components import delta_energy, squared_norm
+from nola_codec.fit.components import sides_energy
 from nola_codec.fit.weighting import Moments, match_moments
-from nola_codec.model.adapter import Adapter, Codable, LoraModule, VectorTensor
+from nola_codec.model.adapter import Adapter, Codable
 from nola_codec.prng import NAMES as GENERATOR_NAMES
 from nola_codec.version import __version__
 
@@ -121,7 +121,7 @@ def order_items(adapter: Adapter) -> tuple[Codable, ...]:
 
 def order_moments(items: Sequence[Codable], options: EncodeOptions) -> tuple[Moments, ...] | None:
     """Return the moments of the modules, which come first; the inputs of a layer say nothing about a vector."""
-    modules = [item for item in items if isinstance(item, LoraModule)]
+    modules = [item for item in items if item.is_pair]
     return None if options.weighting is None else tuple(match_moments(modules, options.weighting))
 
 
@@ -150,6 +150,4 @@ def _envelope(adapter: Adapter, options: EncodeOptions) -> Envelope:
 
 def _energy(item: Codable) -> float:
     """Return the squared norm that an item has in the delta, by its own gain."""
-    if isinstance(item, VectorTensor):
-        return squared_norm(item.values) * item.gain**2
-    return delta_energy(item.lora_B, item.lora_A) * item.error_gain**2
+    return sides_energy(item.sides) * item.error_gain**2

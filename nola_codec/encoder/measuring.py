@@ -9,15 +9,14 @@ import numpy.typing as npt
 
 from nola_codec.array_types import Float64Array
 from nola_codec.arrays import NUMPY
-from nola_codec.decoder.factors import Decoded, DecodedFactors, DecodedVector
+from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.encoder.assemble import RungFacts
 from nola_codec.encoder.content import QuantizedAdapter
 from nola_codec.encoder.delta_errors import decoded_part
 from nola_codec.encoder.job import EncodeJob
 from nola_codec.encoder.reconstruct import FactsCollector, decode_rung
-from nola_codec.fit.components import squared_error, vector_error
+from nola_codec.fit.components import sides_error
 from nola_codec.fit.weighting import activation_errors
-from nola_codec.model.adapter import LoraModule, VectorTensor
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,9 @@ def measure_rung(job: EncodeJob, quantized: QuantizedAdapter, rung: int) -> Meas
     for index, decoded in enumerate(decode_rung(quantized.content, job.envelope, rung)):
         collector.add(decoded)
         item = job.items[index]
-        if job.options.tuner is not None and isinstance(decoded, DecodedFactors):
-            factors[item.name] = decoded.float32(NUMPY)
+        if job.options.tuner is not None and item.is_pair:
+            lora_B, lora_A = decoded.float32(NUMPY)
+            factors[item.name] = lora_B, lora_A
         with job.clock.stage("measuring"):
             delta = job.shared_deltas.by_record.get(index)
             if delta is None:
@@ -92,19 +92,14 @@ def _losses(
     return losses
 
 
-def _record_errors(job: EncodeJob, index: int, decoded: Decoded) -> tuple[float, tuple[float, float]]:
+def _record_errors(job: EncodeJob, index: int, decoded: DecodedRecord) -> tuple[float, tuple[float, float]]:
     """Return a record's squared error in the delta, and squared error and energy of its layer's output.
 
     The latter two are 0 without a calibration set, and for a vector, whose layer has no moments.
     """
     item = job.items[index]
-    lost, outputs = 0.0, (0.0, 0.0)
-    if isinstance(item, LoraModule) and isinstance(decoded, DecodedFactors):
-        lora_B, lora_A = decoded.float32(NUMPY)
-        lost = squared_error(item.lora_B, item.lora_A, lora_B, lora_A)
-        if job.moments is not None:
-            missed, energy = activation_errors(item, lora_B, lora_A, job.moments[index])
-            outputs = missed * item.scaling**2, energy * item.scaling**2
-    elif isinstance(item, VectorTensor) and isinstance(decoded, DecodedVector):
-        lost = vector_error(item.values, decoded.float32(NUMPY))
-    return lost * item.error_gain**2, outputs
+    sides, outputs = decoded.float32(NUMPY), (0.0, 0.0)
+    if job.moments is not None and item.is_pair:
+        missed, energy = activation_errors(item, sides[0], sides[1], job.moments[index])
+        outputs = missed * item.scaling**2, energy * item.scaling**2
+    return sides_error(item.sides, sides) * item.error_gain**2, outputs

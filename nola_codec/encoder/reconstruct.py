@@ -15,11 +15,11 @@ import numpy.typing as npt
 from nola_codec.arrays import NUMPY
 from nola_codec.basis import basis_by_id
 from nola_codec.decoder.coefficients import record_coefficients
-from nola_codec.decoder.decoder import FactorsDigest
-from nola_codec.decoder.factors import Decoded, synthesize_records
+from nola_codec.decoder.decoder import DecodedHash
+from nola_codec.decoder.factors import DecodedRecord, synthesize_records
 from nola_codec.encoder.assemble import Envelope, RungFacts
 from nola_codec.encoder.content import FileContent
-from nola_codec.model.records import CodedRecord, LowRankKind
+from nola_codec.model.records import CodedRecord
 from nola_codec.parallel import parallel_map
 from nola_codec.quant.scales import fitting_exponent
 
@@ -33,10 +33,10 @@ class FactsCollector:
     """Collects what a header says about the decoded records of a rung; they are added in order."""
 
     def __init__(self) -> None:
-        self._digest = FactorsDigest()
+        self._digest = DecodedHash()
         self._exponents: list[tuple[int, ...]] = []
 
-    def add(self, decoded: Decoded) -> None:
+    def add(self, decoded: DecodedRecord) -> None:
         """Take in the next record."""
         self._digest.update(decoded, NUMPY)
         self._exponents.append(decoded.exponents)
@@ -48,7 +48,7 @@ class FactsCollector:
         return RungFacts(self._exponents, self._digest.digest(), measured)
 
 
-def decode_rung(content: FileContent, envelope: Envelope, rung: int) -> Iterator[Decoded]:
+def decode_rung(content: FileContent, envelope: Envelope, rung: int) -> Iterator[DecodedRecord]:
     """Yield each record decoded at a rung, in order.
 
     A first guess takes the peak of a vector to be six times its root mean square. A record that saturates int16 gets a
@@ -58,7 +58,7 @@ def decode_rung(content: FileContent, envelope: Envelope, rung: int) -> Iterator
     records = content.rungs[rung]
     guess = _first_exponents(records, content.squares[rung])
 
-    def decode_span(span: tuple[int, int]) -> list[Decoded]:
+    def decode_span(span: tuple[int, int]) -> list[DecodedRecord]:
         """Decode the records of a span, and find their exponents."""
         pending = list(range(*span))
         points = {
@@ -67,7 +67,7 @@ def decode_rung(content: FileContent, envelope: Envelope, rung: int) -> Iterator
             )
             for i in pending
         }
-        done: dict[int, Decoded] = {}
+        done: dict[int, DecodedRecord] = {}
         while pending:
             raised = [replace(records[i], exponents=guess[i]) for i in pending]
             made = synthesize_records(
@@ -98,8 +98,8 @@ def _first_exponents(
             rms = np.sqrt(part * (basis_by_id(record.kind.basis).norm2(length) / length))
             own.append(fitting_exponent(6 * rms, record.scale_codes(side)))
         guess.append(own)
-    for of_factors, side in ((True, 0), (True, 1), (False, 0)):
-        members = [i for i, record in enumerate(records) if isinstance(record.kind, LowRankKind) == of_factors]
+    for is_pair, side in ((True, 0), (True, 1), (False, 0)):
+        members = [i for i, record in enumerate(records) if record.kind.is_pair == is_pair]
         common = max((guess[i][side] for i in members if records[i].units), default=None)
         if common is not None:
             for i in members:

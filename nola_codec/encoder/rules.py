@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nola_codec.adapters import coding_rules, with_exact_vectors, with_rank
+from nola_codec.adapters import dialect_of
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.errors import EncodeError
 from nola_codec.model.adapter import Adapter
@@ -16,15 +16,16 @@ def check_rules(adapter: Adapter, options: EncodeOptions) -> None:
     Raises:
         EncodeError: ``option``, with the dialect's reason.
     """
-    rules = coding_rules(adapter)
+    dialect = dialect_of(adapter)
+    rules = dialect.coding_rules(adapter)
     if options.rank is not None and rules.rank_reason:
         raise EncodeError(rules.rank_reason, code="option")
     chosen = (None, *rules.objectives)
     has_weights = options.has_weights or options.tuner is not None
     if rules.objectives_reason and (has_weights or options.objective not in chosen):
         raise EncodeError(rules.objectives_reason, code="option")
-    if options.is_factor_form and options.rank is not None and rules.factor_rank_reason:
-        raise EncodeError(rules.factor_rank_reason, code="option")
+    if options.is_factor_form and options.rank is not None:
+        dialect.config_with_rank(adapter, options.rank)
 
 
 def apply_rules(adapter: Adapter, options: EncodeOptions) -> tuple[Adapter, EncodeOptions]:
@@ -37,11 +38,15 @@ def apply_rules(adapter: Adapter, options: EncodeOptions) -> tuple[Adapter, Enco
         EncodeError: ``option``, see `check_rules`.
     """
     check_rules(adapter, options)
-    rules = coding_rules(adapter)
+    dialect = dialect_of(adapter)
+    rules = dialect.coding_rules(adapter)
     if rules.exact_note and not options.has_rate:
-        adapter = with_exact_vectors(adapter, rules.exact_note)
+        notes = (*adapter.notes, rules.exact_note)
+        adapter = replace(adapter, raw=dialect.tensors(adapter), vectors=(), notes=notes)
     if options.is_factor_form:
-        return adapter if options.rank is None else with_rank(adapter, options.rank), options
+        if options.rank is not None:
+            adapter = replace(adapter, config=dialect.config_with_rank(adapter, options.rank))
+        return adapter, options
     if len(rules.objectives) == 1:
         options = replace(options, objective=rules.objectives[0])
     return adapter, options

@@ -10,7 +10,6 @@ from nola_codec.encoder.job import EncodeJob
 from nola_codec.encoder.measuring import MeasuredRung, lost_share
 from nola_codec.encoder.notes import notes
 from nola_codec.encoder.report import EncodeReport, TensorReport
-from nola_codec.model.adapter import LoraModule, VectorTensor
 
 
 @dataclass(frozen=True)
@@ -85,12 +84,12 @@ def _tensor_reports(job: EncodeJob, quantized: QuantizedAdapter, last: MeasuredR
     reports = []
     for index, (item, record) in enumerate(zip(job.items, quantized.content.records, strict=True)):
         energy, weight = float(job.energies[index]), float(quantized.weights[index])
-        activations = None if isinstance(item, VectorTensor) else last.activations
+        activations = last.activations if item.is_pair else None
         reports.append(
             TensorReport(
                 name=item.name,
-                shape=item.vector_lengths if isinstance(item, LoraModule) else item.values.shape,
-                rank=item.rank if isinstance(item, LoraModule) else None,
+                shape=item.vector_lengths if item.is_pair else item.stored_shapes[0],
+                rank=item.rank if item.is_pair else None,
                 kept=record.kind.vectors(record.units),
                 energy=energy,
                 nmse=float(last.squared_errors[index]) * (1 / energy if energy else 0.0),

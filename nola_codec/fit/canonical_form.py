@@ -16,9 +16,9 @@ import numpy.typing as npt
 from nola_codec.array_types import Float64Array, Int64Array
 from nola_codec.arrays import NUMPY
 from nola_codec.basis import BasisKey, basis_by_id
-from nola_codec.fit.components import singular_components, squared_norm
+from nola_codec.fit.components import Components, unit_vectors
 from nola_codec.fit.weighting import Moments, component_figures, weigh
-from nola_codec.model.adapter import Codable, LoraModule, VectorTensor
+from nola_codec.model.adapter import Codable
 from nola_codec.parallel import parallel_map
 from nola_codec.progress import Progress
 from nola_codec.spool import spooled
@@ -127,15 +127,11 @@ def make_canonical_form(
         """Fill in the units of one item."""
         item = items[index]
         span = slice(int(starts[index]), int(starts[index]) + item.rank)
-        sides: tuple[FloatArray, ...]
-        if isinstance(item, VectorTensor):
-            sides, form.singular[span] = _direction(item)
-        else:
-            parts = singular_components(item.lora_B, item.lora_A)
-            sides, form.singular[span] = (parts.u, parts.v), parts.s
-            if settings.moments is not None:
-                figures = component_figures(item, parts, settings.moments[index])
-                value[span], noise[:, span] = figures.value, figures.noise
+        sides, form.singular[span] = unit_vectors(item.sides)
+        if settings.moments is not None and item.is_pair:
+            parts = Components(sides[0], sides[1], form.singular[span])
+            figures = component_figures(item, parts, settings.moments[index])
+            value[span], noise[:, span] = figures.value, figures.noise
         form.strength[span] = form.singular[span] * item.error_gain
         for side, vectors in enumerate(sides):
             length = vectors.shape[1]
@@ -204,16 +200,9 @@ def _with_weights(
 
 def roles_of(item: Codable) -> tuple[int, int]:
     """Return the role of each side; the second role of a vector means nothing."""
-    if isinstance(item, LoraModule):
+    if item.is_pair:
         return LORA_B, LORA_A
-    return (DENSE if item.values.ndim > 1 else PLAIN), LORA_A
-
-
-def _direction(item: VectorTensor) -> tuple[tuple[FloatArray], float]:
-    """Return a tensor as one row of norm 1, or 0, and its norm."""
-    norm = float(np.sqrt(squared_norm(item.values)))
-    row = item.values.reshape(1, -1)
-    return ((row / np.float32(norm) if norm > 0 else np.zeros_like(row)),), norm
+    return (DENSE if len(item.stored_shapes[0]) > 1 else PLAIN), LORA_A
 
 
 def orthonormal_coefficients(vectors: FloatArray, basis: int, key: BasisKey) -> FloatArray:

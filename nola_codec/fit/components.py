@@ -52,6 +52,33 @@ def singular_components(lora_B: npt.NDArray[np.float32], lora_A: npt.NDArray[np.
     return Components((u * sign[:, None]).astype(np.float32), (v * sign[:, None]).astype(np.float32), s)
 
 
+def unit_vectors(sides: Sequence[FloatArray]) -> tuple[tuple[FloatArray, ...], npt.NDArray[np.float64]]:
+    """Return what the units are made of: the components of a pair, or a tensor as one vector.
+
+    Args:
+        sides: float32 (lora_B (out, r), lora_A (r, in)), or (values,) of any shape.
+
+    Returns:
+        For each side float32 (units, length), rows of norm 1 or 0; and float64 (units,), the singular values.
+    """
+    if len(sides) == 2:
+        parts = singular_components(*sides)
+        return (parts.u, parts.v), parts.s
+    norm = float(np.sqrt(squared_norm(sides[0])))
+    row = sides[0].reshape(1, -1)
+    return ((row / np.float32(norm) if norm > 0 else np.zeros_like(row)),), np.array([norm])
+
+
+def sides_energy(sides: Sequence[npt.NDArray[np.floating]]) -> float:
+    """Return ||B A||_F^2 of a pair (lora_B, lora_A), ||x||^2 of a tensor (values,), in float64."""
+    return delta_energy(*sides) if len(sides) == 2 else squared_norm(sides[0])
+
+
+def sides_error(sides: Sequence[npt.NDArray[np.floating]], other: Sequence[npt.NDArray[np.floating]]) -> float:
+    """Return ||B A - B' A'||_F^2 of two pairs, ||x - x'||^2 of two tensors, in float64."""
+    return squared_error(*sides, *other) if len(sides) == 2 else vector_error(sides[0], other[0])
+
+
 def delta_energy(lora_B: npt.NDArray[np.floating], lora_A: npt.NDArray[np.floating]) -> float:
     """Return ||B A||_F^2 from two Gram matrices; factors as in `singular_components`."""
     return delta_inner([(lora_B, lora_A)], [(lora_B, lora_A)])

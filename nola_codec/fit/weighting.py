@@ -21,7 +21,7 @@ import numpy.typing as npt
 from nola_codec.array_types import Float64Array
 from nola_codec.errors import EncodeError
 from nola_codec.fit.components import Components
-from nola_codec.model.adapter import LoraModule
+from nola_codec.model.adapter import Codable
 
 FLOOR = 0.02
 """Least weight of a component, as a share of what its energy alone would give: first-order values are noisy."""
@@ -56,13 +56,14 @@ class Figures:
     noise: Float64Array
 
 
-def component_figures(module: LoraModule, parts: Components, moments: Moments) -> Figures:
+def component_figures(module: Codable, parts: Components, moments: Moments) -> Figures:
     """Return the figures of a module's components.
 
     Raises:
         EncodeError: the moments are not of a module of this shape, or not finite (code ``moments``).
     """
-    rank, out, columns = module.rank, module.lora_B.shape[0], module.lora_A.shape[1]
+    lora_B, lora_A = module.sides
+    rank, out, columns = module.rank, lora_B.shape[0], lora_A.shape[1]
     shapes = (moments.inputs.shape[1:], moments.cross.shape, moments.left.shape, moments.right.shape)
     if shapes != ((columns,), (rank, rank), (rank, rank), (rank, rank)):
         raise EncodeError(
@@ -73,8 +74,8 @@ def component_figures(module: LoraModule, parts: Components, moments: Moments) -
         raise EncodeError("moments are not finite: the model overflowed on the calibration set", code="moments",
                           where=module.name)  # fmt: skip
     # u = lora_B a and v = lora_A^T b. What a rank-deficient factor cannot reach belongs to components with s = 0.
-    a = np.linalg.lstsq(module.lora_B.astype(np.float64), parts.u.T.astype(np.float64), rcond=None)[0]
-    b = np.linalg.lstsq(module.lora_A.T.astype(np.float64), parts.v.T.astype(np.float64), rcond=None)[0]
+    a = np.linalg.lstsq(lora_B.astype(np.float64), parts.u.T.astype(np.float64), rcond=None)[0]
+    b = np.linalg.lstsq(lora_A.T.astype(np.float64), parts.v.T.astype(np.float64), rcond=None)[0]
     size = abs(module.scaling) * parts.s
     return Figures(
         value=-np.sign(module.scaling) * size * np.einsum("ic,ij,jc->c", a, moments.cross, b),
@@ -121,7 +122,7 @@ def weigh(energy: Float64Array, value: Float64Array, noise: Float64Array) -> tup
 
 
 def activation_errors(
-    module: LoraModule, lora_B: npt.NDArray[np.float32], lora_A: npt.NDArray[np.float32], moments: Moments
+    module: Codable, lora_B: npt.NDArray[np.float32], lora_A: npt.NDArray[np.float32], moments: Moments
 ) -> tuple[float, float]:
     """Return (E|(delta_W - decoded) x|^2, E|delta_W x|^2) over the sketch of the inputs, both over the scaling squared.
 
@@ -132,12 +133,13 @@ def activation_errors(
         moments: The moments of the module.
     """
     inputs = moments.inputs.T
-    wanted = module.lora_B @ (module.lora_A @ inputs)
+    own_B, own_A = module.sides
+    wanted = own_B @ (own_A @ inputs)
     lost = wanted - lora_B @ (lora_A @ inputs)
     return float(np.square(lost, dtype=np.float64).sum()), float(np.square(wanted, dtype=np.float64).sum())
 
 
-def match_moments(modules: Sequence[LoraModule], moments: Mapping[str, Moments]) -> list[Moments]:
+def match_moments(modules: Sequence[Codable], moments: Mapping[str, Moments]) -> list[Moments]:
     """Return the moments in the order of the modules.
 
     Raises:

@@ -63,7 +63,8 @@ def test_the_root_is_asked_for_its_version_alone() -> None:
 def test_torch_and_click_stay_unloaded_below_the_decoder() -> None:
     code = (
         "import importlib, sys\n"
-        "for name in 'errors model stores checkpoints arrays prng basis quant entropy container fit adapters'.split():\n"
+        "names = 'errors model stores checkpoints arrays prng basis quant entropy container fit adapters'\n"
+        "for name in names.split():\n"
         "    importlib.import_module('nola_codec.' + name)\n"
         "print(sorted({'torch', 'click'} & set(sys.modules)))\n"
     )

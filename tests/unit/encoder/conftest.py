@@ -56,7 +56,7 @@ class Synthetic:
         """By module path, ||delta - decoded||^2 and ||delta||^2: dense, in float64, from the decoded state dict."""
         with nola_codec.load(encoded) as opened:
             decoded = {key: tensor.numpy() for key, tensor in opened.state_dict().items()}
-            scalings = {r.name.removeprefix(PREFIX): r.kind.scaling for r in opened.header.lowrank}
+            scalings = {r.name.removeprefix(PREFIX): r.kind.scaling for r in opened.header.pairs}
         assert scalings == self.scalings
         result = {}
         for path, scaling in self.scalings.items():

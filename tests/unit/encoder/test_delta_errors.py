@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from nola_codec import compare, decode, encode
-from nola_codec.adapters import read
-from nola_codec.adapters.dialects.deltas import deltas
+from nola_codec.adapters import deltas, read
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.tensor_files import write_tensors
 

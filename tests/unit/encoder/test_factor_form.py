@@ -71,8 +71,8 @@ def test_every_basis_serves(basis: str, synthetic: Any) -> None:
 def test_a_new_rank_keeps_every_scaling(synthetic: Any) -> None:
     encoded, report = synthetic.encode(bits=8, rank=2)
     with nola_codec.load(encoded) as opened:
-        assert {r.kind.rank for r in opened.header.lowrank} == {2}
-        assert {r.name.removeprefix("base_model.model."): r.kind.scaling for r in opened.header.lowrank} == (
+        assert {r.kind.rank for r in opened.header.pairs} == {2}
+        assert {r.name.removeprefix("base_model.model."): r.kind.scaling for r in opened.header.pairs} == (
             synthetic.scalings
         )
         config = opened.header.config

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nola_codec.adapters import CodingRules, coding_rules
+from nola_codec.adapters import CodingRules, dialect_of
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.rules import apply_rules, check_rules
 from nola_codec.errors import EncodeError
@@ -25,7 +25,7 @@ def vera() -> Adapter:
 
 
 def test_a_lora_may_be_coded_in_any_way(small: Adapter) -> None:
-    assert coding_rules(small) == CodingRules()
+    assert dialect_of(small).coding_rules(small) == CodingRules()
     options = EncodeOptions(rank=2, objective="effective")
     assert apply_rules(small, options) == (small, options)
 

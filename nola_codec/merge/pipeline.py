@@ -1,0 +1,85 @@
+"""A merge into a Diffusers pipeline: each component that an adapter changes is merged, and the rest is copied."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from nola_codec.adapters.dialects.paths import component_of
+from nola_codec.errors import AdapterError, expected
+from nola_codec.merge.files import MergeFile
+from nola_codec.merge.places import components
+from nola_codec.merge.request import MergeReport, MergeRequest
+from nola_codec.stores.files import atomic_directory
+
+_INDEX = "model_index.json"
+
+
+def is_pipeline(path: Path) -> bool:
+    """True if a directory is a pipeline of Diffusers."""
+    return (path / _INDEX).is_file()
+
+
+def write_merged_pipeline(
+    files: Sequence[MergeFile],
+    request: MergeRequest,
+    merge_component: Callable[[Sequence[MergeFile], MergeRequest], MergeReport],
+) -> MergeReport:
+    """Write a pipeline with the deltas of files added to its components. It appears whole, at the end.
+
+    Args:
+        files: The decoded files.
+        request: The request; its `base` is a pipeline.
+        merge_component: Merges files into the model directory of one component, as a request says.
+
+    Raises:
+        AdapterError: ``needs-component``: `keep_undo` is set; ``base-mismatch``: the pipeline lacks a component; and
+            those of a merge.
+        OutputExists: `out` is there and may not be replaced.
+    """
+    base, out = request.base, request.out
+    if request.keep_undo:
+        raise AdapterError("what undoes a merge is kept for one component", code="needs-component", where=str(base))
+    folders = sorted({folder for file in files for folder, _ in _split_by_folder(file, base)})
+    reports = []
+    with atomic_directory(out, replace=request.overwrite) as directory:
+        for folder in folders:
+            own = [part for file in files for name, part in _split_by_folder(file, base) if name == folder]
+            reports.append(merge_component(own, replace(request, base=base / folder, out=directory / folder)))
+        for path in sorted(base.iterdir()):
+            if path.name in folders or path.name.startswith("."):
+                continue
+            if path.is_dir():
+                shutil.copytree(path, directory / path.name)
+            else:
+                shutil.copyfile(path, directory / path.name)  # follows the symbolic links of a hub cache
+    return MergeReport(out, sum(r.shards for r in reports), 0, sum(r.weights for r in reports))
+
+
+def _split_by_folder(file: MergeFile, base: Path) -> Iterator[tuple[str, MergeFile]]:
+    """The folder of each component that a file changes, and the part of the file that belongs to it."""
+    for component, names in components(file.adapter, file.parts).items():
+        folder = component
+        # kohya calls whatever denoises a unet.
+        if component == "unet" and not (base / "unet").is_dir() and (base / "transformer").is_dir():
+            folder = "transformer"
+        if not component or not (base / folder).is_dir():
+            where = f"{file.name}: {names[0]}"
+            message = expected("component", "one that the pipeline has", component or "a name without one")
+            raise AdapterError(message, code="base-mismatch", where=where)
+        raw = {key: tensor for key, tensor in file.adapter.raw.items() if _belongs(key, component, names)}
+        part = replace(file, parts={name: file.parts[name] for name in names}, adapter=replace(file.adapter, raw=raw))
+        yield folder, part
+
+
+def _belongs(key: str, component: str, names: Sequence[str]) -> bool:
+    """True if a carried tensor belongs to a component.
+
+    A tensor of no component belongs to all, so that each merge refuses it.
+    """
+    own = component_of(key)
+    if own:
+        return own == component
+    return key.rpartition(".")[0] in names or not key.startswith("lora_")
