@@ -17,9 +17,12 @@ Array = Any
 
 
 class Arrays(Protocol):
-    """What an algorithm may ask of an array library. dtypes are named as in NumPy ("int16", "float64")."""
+    """The array operations that algorithms use. dtypes are named as in NumPy ("int16", "float64")."""
 
-    name: str
+    has_threads: bool
+    """True where independent pieces of work gain from the threads of `parallel`."""
+    has_cache: bool
+    """True where arrays lie in the process's memory, so that small ones may be kept between calls."""
 
     def asarray(self, array: npt.NDArray[Any]) -> Array: ...
     def numpy(self, array: Array) -> npt.NDArray[Any]: ...
@@ -38,7 +41,8 @@ class Arrays(Protocol):
 class NumpyArrays:
     """The reference. BLAS sums floats in any order it likes; below the bounds of `integer_work_dtype` that is exact."""
 
-    name = "numpy"
+    has_threads = True
+    has_cache = True
 
     def asarray(self, array: npt.NDArray[Any]) -> Array:
         return array
@@ -84,7 +88,8 @@ class TorchArrays:
     `autocast`), and always may on an accelerator; float64 is then used. The flags are read, never changed.
     """
 
-    name = "torch"
+    has_threads = False  # PyTorch has threads of its own
+    has_cache = False
 
     def __init__(self, device: object = "cpu") -> None:
         import torch

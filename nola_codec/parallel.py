@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from threading import Lock
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -22,7 +22,15 @@ Result = TypeVar("Result")
 
 
 class _OneBlasThread:
-    """BLAS limited to one thread while any `parallel_map` of the process runs; first in, last out."""
+    """Context manager that limits BLAS to one thread for the whole process.
+
+    The limit is set when the first user enters and lifted when the last one leaves, whatever threads they run on: two
+    limiters of their own would restore each other's limit.
+
+    From version 3.8 on, threadpoolctl lets only one thread at a time set limits, the first one to do so, and silently
+    ignores all others as long as that thread lives. The limit is therefore set and lifted on threads of its own, which
+    end at once. A limit that the caller holds stays in force.
+    """
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -31,27 +39,37 @@ class _OneBlasThread:
         self._limiter: Any = None
 
     def __enter__(self) -> None:
-        from threadpoolctl import ThreadpoolController  # here, since reading a header needs no threads
-
         with self._lock:
-            if self._controller is None:
-                self._controller = ThreadpoolController()
+            if self._users == 0:
+                _run_on_a_thread(self._limit)
             self._users += 1
-            if self._users == 1:
-                self._limiter = self._controller.limit(limits=1, user_api="blas")
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._users -= 1
             if self._users == 0:
-                self._limiter.restore_original_limits()
+                _run_on_a_thread(self._limiter.restore_original_limits)
+
+    def _limit(self) -> None:
+        from threadpoolctl import ThreadpoolController  # here, since reading a header needs no threads
+
+        if self._controller is None:
+            self._controller = ThreadpoolController()
+        self._limiter = self._controller.limit(limits=1, user_api="blas")
+
+
+def _run_on_a_thread(function: Callable[[], None]) -> None:
+    """Call `function` on a new thread that ends before this returns."""
+    thread = Thread(target=function)
+    thread.start()
+    thread.join()
 
 
 _ONE_BLAS_THREAD = _OneBlasThread()
 
 
-def workers() -> int:
-    """Threads to use: the processors this process may run on, at most 8; NOLA_THREADS overrides it."""
+def worker_count() -> int:
+    """Number of threads to use: the processors this process may run on, at most 8; NOLA_THREADS overrides it."""
     chosen = os.environ.get("NOLA_THREADS", "")
     if chosen.isdigit() and int(chosen) > 0:
         return int(chosen)
@@ -60,19 +78,28 @@ def workers() -> int:
 
 
 def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`map` on threads, in order; at most two results a thread wait to be taken, which bounds memory."""
+    """Map a function over items on threads; results come in the order of the items.
+
+    At most two results for each thread wait to be taken, which bounds memory. Where there is one item or one thread,
+    the caller's thread does the work. The first error of an item is raised in its turn. BLAS has one thread from the
+    first result that is asked for until the last one is taken, or the iterator is closed.
+
+    Example:
+        >>> list(parallel_map(abs, [-2, 1, -3]))
+        [2, 1, 3]
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     work = list(items)
     with _ONE_BLAS_THREAD:
-        if len(work) <= 1 or workers() == 1:
+        if len(work) <= 1 or worker_count() == 1:
             yield from map(function, work)
             return
-        with ThreadPoolExecutor(workers()) as pool:
+        with ThreadPoolExecutor(worker_count()) as pool:
             ahead: deque[Future[Result]] = deque()
             for item in work:
                 ahead.append(pool.submit(function, item))
-                if len(ahead) > 2 * workers():
+                if len(ahead) > 2 * worker_count():
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
@@ -84,8 +111,6 @@ def parallel_each(function: Callable[[Item], None], items: Iterable[Item]) -> No
     Items are made one by one, as they are taken, never two at a time, so they may stand for more than memory holds.
     The first error ends all and is raised; nothing is taken after it.
     """
-    from threading import Thread
-
     iterator = iter(items)
     lock = Lock()
     errors: list[BaseException] = []
@@ -101,12 +126,12 @@ def parallel_each(function: Callable[[Item], None], items: Iterable[Item]) -> No
                     except StopIteration:
                         return
                 function(item)
-            except BaseException as error:  # an interrupt too: the caller's thread works like any other
+            except BaseException as error:  # an interrupt as well: the caller's thread works like any other
                 errors.append(error)
                 return
 
     with _ONE_BLAS_THREAD:
-        threads = [Thread(target=work, daemon=True) for _ in range(workers() - 1)]
+        threads = [Thread(target=work, daemon=True) for _ in range(worker_count() - 1)]
         for thread in threads:
             thread.start()
         work()

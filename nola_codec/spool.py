@@ -17,8 +17,8 @@ THRESHOLD = 64 << 20
 """Bytes from which an array lies on disk."""
 
 
-def spooled(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """An array of unspecified values, as `numpy.empty`; zeros where it lies on disk."""
+def allocate_array(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Make an array of unspecified values, as `numpy.empty` does; from THRESHOLD bytes on it lies on disk."""
     nbytes = math.prod(shape) * np.dtype(dtype).itemsize
     if nbytes < THRESHOLD:
         return np.empty(shape, dtype)
@@ -35,9 +35,9 @@ class Arena:
         self._piece = np.empty(0, dtype)
 
     def copy(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The array's values in the arena, in its shape."""
+        """Copy an array into the arena; returns the copy, in its shape."""
         if array.size > len(self._piece):
-            self._piece = spooled((max(array.size, THRESHOLD // self._dtype.itemsize),), self._dtype)
+            self._piece = allocate_array((max(array.size, THRESHOLD // self._dtype.itemsize),), self._dtype)
         own, self._piece = self._piece[: array.size], self._piece[array.size :]
         own[:] = array.reshape(-1)
         return own.reshape(array.shape)

@@ -27,7 +27,7 @@ from nola_codec.encoder.pipeline import encode_adapter
 from nola_codec.errors import EncodeError
 from nola_codec.model.adapter import Adapter, Layout, LoraModule, VectorTensor
 from nola_codec.model.tensors import Draw, RawTensor
-from nola_codec.prng.draws import drawn_tensor
+from nola_codec.prng.draws import draw_tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "v0"
@@ -144,7 +144,7 @@ def with_draws(rng: np.random.Generator) -> Adapter:
         VectorTensor(f"{PREFIX}.0.q.vera_lambda_b", rng.standard_normal(36).astype(np.float32), gain=0.3),
         VectorTensor(f"{PREFIX}.0.q.vera_lambda_d", rng.standard_normal(4).astype(np.float32), gain=0.9),
     )
-    raw = {key: drawn_tensor(draw) for key, draw in draws.items()}
+    raw = {key: draw_tensor(draw) for key, draw in draws.items()}
     raw["scalar"] = raws(rng).raw["scalar"]
     return Adapter("peft", (), raw, vectors=vectors, draws=draws)
 
@@ -226,7 +226,7 @@ def known_answers(ref: ModuleType) -> dict[str, Any]:
         for seed, stream, purpose in streams:
             made = ref.words(generator, seed, stream, purpose, 1000)
             key = {"generator": generator, "seed": seed, "stream": stream}
-            words.append({**key, "purpose": purpose, "first": made[:6].tolist(), "sha256_of_1000": digest(made)})
+            words.append({**key, "purpose": purpose, "first": made[:6].tolist(), "sha256_of_1000": sha256_of(made)})
         for n in LENGTHS:
             key = {"generator": generator, "seed": SEED, "stream": 5}
             flat = ref.signs(generator, SEED, 5, ref.SIGNS, n)
@@ -252,13 +252,13 @@ def known_answers(ref: ModuleType) -> dict[str, Any]:
     for seed in (0, 1, 5489, 2**32 - 1):
         made = ref.mt19937(seed, 0, 10_000)
         twister.append({"seed": seed, "first": made[:6].tolist(), "last": int(made[-1]),
-                        "sha256_of_10000": digest(made)})  # fmt: skip
+                        "sha256_of_10000": sha256_of(made)})  # fmt: skip
     return {"twister.json": twister, "words.json": words, "signs.json": signs, "subsets.json": subsets,
             "bases.json": bases, "trellises.json": trellises}  # fmt: skip
 
 
 def torch_answers() -> list[dict[str, Any]]:
-    """What the installed PyTorch draws on this CPU; which of its kernels did it, the lines say."""
+    """Tensors that the installed PyTorch draws on this CPU; each line names the kernels that drew it."""
     import torch
 
     answers = []
@@ -285,14 +285,14 @@ def coefficients(k: int) -> np.ndarray:
     return np.arange(k, dtype=np.int64) * 7919 % 15 - 7
 
 
-def digest(array: np.ndarray) -> str:
+def sha256_of(array: np.ndarray) -> str:
     """SHA-256 of little-endian int64."""
     return hashlib.sha256(array.astype("<i8").tobytes()).hexdigest()
 
 
 def values(array: np.ndarray) -> dict[str, Any]:
-    """Short arrays whole, long ones by their digest."""
-    return {"values": array.tolist()} if len(array) <= 40 else {"sha256": digest(array)}
+    """Short arrays whole, long ones by their SHA-256."""
+    return {"values": array.tolist()} if len(array) <= 40 else {"sha256": sha256_of(array)}
 
 
 def write_new(path: Path, data: bytes) -> None:

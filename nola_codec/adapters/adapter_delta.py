@@ -83,7 +83,7 @@ class CombinedDelta(ABC):
 
 @dataclass(frozen=True)
 class AdapterDelta:
-    """What one adapter adds to one tensor: a sum of products and tensors, or what a combination makes of its parts.
+    """The change that one adapter makes to one tensor: a sum of products and tensors, or a combination of its parts.
 
     Attributes:
         name: Module path in the adapter's dialect; for a tensor that is no module's weight, its key.
@@ -142,8 +142,8 @@ def split_deltas(adapter: Adapter, combined: Sequence[CombinedDelta]) -> list[Ad
     """Return all deltas of an adapter, in the order of their names.
 
     Args:
-        adapter: As read or decoded.
-        combined: From the dialect's `combined_deltas`.
+        adapter: The adapter, read or decoded.
+        combined: The result of the dialect's `combined_deltas`.
     """
     modules = {m.name: m for m in adapter.modules}
     vectors = {v.name: v for v in adapter.vectors}

@@ -1,4 +1,4 @@
-"""What a dialect sees of a base model when an adapter is merged, and what a delta asks of it."""
+"""A base model as a dialect sees it when an adapter is merged, and the requests that deltas make of it."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class BaseModel(Protocol):
 
         Args:
             path: The path of the module.
-            fan_in_fan_out: What the adapter's configuration says; the type of the model goes before it.
+            fan_in_fan_out: The flag of the adapter's configuration; the type of the model goes before it.
         """
 
 
 @dataclass(frozen=True)
 class MergeTarget:
-    """What a delta asks of a base model.
+    """The request of a delta: the tensor that it is added to, and in what shape.
 
     Attributes:
         name: The delta's name.

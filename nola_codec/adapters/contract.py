@@ -31,7 +31,7 @@ class Dialect(ABC):
 
     Attributes:
         name: The id in a `.nola` file and on the command line.
-        title: What messages call it.
+        title: The name in messages.
         file_name: The name of the weights in a directory that `write` makes.
         is_conversion_target: True if adapters of other dialects can be converted to this one (`from_modules`).
         spells_lora_biases: True if biases and DoRA magnitudes are called ``<module>.lora_B.bias`` and
@@ -66,7 +66,7 @@ class Dialect(ABC):
         """Read an opened source whole.
 
         Args:
-            source: What `detect` accepted.
+            source: A source that `detect` accepted.
             carry_unknown: Put tensors that the dialect does not know into `Adapter.raw`, exact, instead of refusing
                 them.
 
@@ -88,7 +88,7 @@ class Dialect(ABC):
         """Write an adapter of this dialect to one file, or to a directory that gets `file_name`.
 
         Args:
-            adapter: What to write.
+            adapter: The adapter to write.
             out: A path; without the suffix of a tensor file it is a directory.
             dtype: The dtype of the coded tensors, as in `tensors`.
             overwrite: Replace what is there.
@@ -168,7 +168,7 @@ class Dialect(ABC):
         """Return the modules of an adapter under names that `path_of` takes, ready to be converted.
 
         Args:
-            adapter: Of this dialect.
+            adapter: An adapter of this dialect.
             base: ``config.json`` of the base model, if it was given.
 
         Raises:
@@ -215,7 +215,7 @@ class Dialect(ABC):
         """Return what each delta asks of a base model: which tensor it is added to, and in what shape.
 
         Args:
-            adapter: What is merged.
+            adapter: The adapter that is merged.
             found: Its deltas by name; those that are slices of one weight are together, in order.
             base: The names and shapes of the model's weights.
             where: The file, for messages.

@@ -17,10 +17,10 @@ from nola_codec.adapters.dialects.key_hints import describe_keys
 from nola_codec.adapters.dialects.kohya import KOHYA
 from nola_codec.adapters.dialects.loralib import LORALIB
 from nola_codec.adapters.dialects.mlx import MLX
-from nola_codec.adapters.dialects.model_change import MODEL_CHANGE
 from nola_codec.adapters.dialects.numbered import CLONEOFSIMO, SAM_LORA
 from nola_codec.adapters.dialects.parameters import PARAMETERS
 from nola_codec.adapters.dialects.peft import PEFT
+from nola_codec.adapters.dialects.weight_changes import WEIGHT_CHANGES
 from nola_codec.adapters.sources import AdapterSource, open_source
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model.adapter import Adapter
@@ -31,7 +31,7 @@ ENTRY_POINTS = "nola_codec.dialects"
 """The group of entry points in which an installed package names its dialects, each a `Dialect` object."""
 
 _BUILT_IN: tuple[Dialect, ...] = (
-    PEFT, GGUF, KOHYA, DIFFUSERS, DIFFUSERS_OLD, MLX, CLONEOFSIMO, SAM_LORA, LORALIB, MODEL_CHANGE, PARAMETERS,
+    PEFT, GGUF, KOHYA, DIFFUSERS, DIFFUSERS_OLD, MLX, CLONEOFSIMO, SAM_LORA, LORALIB, WEIGHT_CHANGES, PARAMETERS,
 )  # fmt: skip
 _known: dict[str, Dialect] = {dialect.name: dialect for dialect in _BUILT_IN}
 _loaded: set[str] = set()
@@ -41,7 +41,7 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(_known)
 
 
 class _UnknownDialect(Dialect):
-    """What holds for a file in a dialect that is not known here: it can be inspected, and nothing else."""
+    """The dialect of a file whose dialect is not known here: it can be inspected, and nothing else."""
 
     name = ""
     title = "an unknown dialect"
@@ -61,7 +61,7 @@ UNKNOWN: Dialect = _UnknownDialect()
 
 
 class OfDialect(Protocol):
-    """What says its dialect and configuration: an `Adapter`, or the `Header` of a file."""
+    """An `Adapter`, the `Header` of a file, or whatever else names its dialect and configuration."""
 
     @property
     def dialect(self) -> str:

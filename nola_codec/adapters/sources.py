@@ -1,4 +1,4 @@
-"""What a caller may hand over as an adapter, opened: the tensors, and the configuration if there is one."""
+"""Open what a caller hands over as an adapter: the tensors, and the configuration if there is one."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _open_path(path: Path, config: Mapping[str, Any] | None, where: str) -> Adap
 
 
 def weights_in(directory: Path) -> Path:
-    """The file of a directory that is the adapter.
+    """Return the file of a directory that is the adapter.
 
     Raises:
         AdapterError: ``missing-weights``, ``sharded``.
@@ -131,7 +131,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _require_storable(config: Mapping[str, Any], where: str) -> None:
-    """A configuration is carried as it stands, so it may only hold what a `.nola` file can.
+    """Check a configuration, which is carried as it stands and so may only hold what a `.nola` file can.
 
     Raises:
         AdapterError: ``bad-config`` for nesting over 100 deep, integers of more than 64 bits, half a character.

@@ -16,7 +16,7 @@ from nola_codec.stores.tensor_files import is_tensor_file, write_tensors
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """What goes into a file of tensors.
+    """The contents of a file of tensors.
 
     Attributes:
         tensors: The tensors by key.

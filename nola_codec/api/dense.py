@@ -9,8 +9,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from nola_codec.adapters.dialects import model_change as dialect
-from nola_codec.adapters.dialects.model_change import Pairing, Selection, Weights
+from nola_codec.adapters.dialects import weight_changes as dialect
+from nola_codec.adapters.dialects.weight_changes import Pairing, Selection, Weights
 from nola_codec.api.encoding import checked
 from nola_codec.array_types import Float32Array
 from nola_codec.checkpoints.checkpoint import WeightInfo
@@ -125,7 +125,7 @@ def _read_change(
         modules, vectors = split_changes(_changes(mine, other, pairing, progress), split)
         if not modules and not vectors:
             raise AdapterError("no selected weight differs from the base", code="nothing-changed", where=mine.where)
-        adapter = Adapter(dialect.MODEL_CHANGE.name, modules, vectors=vectors)
+        adapter = Adapter(dialect.WEIGHT_CHANGES.name, modules, vectors=vectors)
         changed = [mine.infos[name] for name in changed_weights(adapter)]
         return _ModelChange(
             adapter=adapter,

@@ -70,8 +70,8 @@ class NolaFile:
     def vector(self, name: str) -> torch.Tensor:
         """Decode one tensor that is coded as a vector: float32, in its shape, on the device.
 
-        Only the block of its record is read, and checked by its CRC-32; the decoded SHA-256 is of the whole file, and
-        is not compared.
+        Only the units and the block that holds its record are read (a small file is one block) and checked by their
+        CRC-32. The decoded SHA-256 is of the whole file, and is not compared.
 
         Raises:
             AdapterError: ``unknown-name``.
@@ -86,8 +86,8 @@ class NolaFile:
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Decode one module: (lora_A (r, in), lora_B (out, r)), float32, on the device.
 
-        Only the block of its record is read, and checked by its CRC-32; the decoded SHA-256 is of the whole file, and
-        is not compared.
+        Only the units and the block that holds its record are read (a small file is one block) and checked by their
+        CRC-32. The decoded SHA-256 is of the whole file, and is not compared.
 
         Args:
             name: Module path, with or without PEFT's ``base_model.model.``.
@@ -102,7 +102,7 @@ class NolaFile:
     def delta_weight(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
         """Return delta_W in float32, in the shape of a PyTorch weight: (out, in), (out, in, kh, kw), (vocab, dim).
 
-        It is the float64 value that merges use, rounded once. As `factors`, this reads and checks one block; for VeRA
+        It is the float64 value that merges use, rounded once. Like `factors`, this reads and checks one block; for VeRA
         and RandLoRA, whose modules share matrices, it decodes the whole file and compares the decoded SHA-256.
 
         Args:
@@ -157,7 +157,7 @@ class NolaFile:
             tensors[b_key] = self._tensor(lora_B).reshape(record.kind.stored_shapes[0]).to(wanted)
         for vector_record, vector in zip(decoder.header.vectors, records[pairs:], strict=True):
             tensors[vector_record.name] = self._tensor(vector.float32(decoder.xp)[0]).to(wanted)
-        for name, carried in decoder.carried():
+        for name, carried in decoder.carried_tensors():
             tensors[name] = self._tensor(to_torch(carried))
         return tensors
 

@@ -73,7 +73,7 @@ def _symbols(count: int, low: int, high: int) -> np.ndarray[tuple[int], np.dtype
 def _basis(number: int, xp: Arrays) -> str:
     parts = []
     for length in _LENGTHS:
-        for count in sorted({length, max(1, length // 3)}) if number == 1 else (min(length, 40),):
+        for count in sorted({length, max(1, length // 3)}) if BASES[number].is_fast else (min(length, 40),):
             keys = (BasisKey(PHILOX, 99, 3), BasisKey(THREEFRY, 99, 4))
             coefficients = _symbols(2 * 2 * count, -15, 15).reshape(2, 2, count)
             made = BASES[number].synthesize(xp.asarray(coefficients), length, keys, 15, xp)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nola_codec.container.reader import Container, Source, open_container
-from nola_codec.container.rungs import pruned
+from nola_codec.container.rungs import prune_quantizers
 from nola_codec.container.writer import assemble
 from nola_codec.encoder.sizes import parse_size
 from nola_codec.errors import EncodeError
@@ -85,4 +85,4 @@ def _cut(source: Source, rung: int | None, rungs: int | None) -> tuple[bytes, Tr
 
 def _pack(container: Container) -> bytes:
     sections = [(section.codec, container.section(i)) for i, section in enumerate(container.header.sections)]
-    return assemble(pruned(container.header), sections)
+    return assemble(prune_quantizers(container.header), sections)

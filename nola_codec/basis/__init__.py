@@ -1,10 +1,22 @@
-"""Bases: `synthesize` turns integer coefficients into integers, `project` is its adjoint. Two primitives serve all.
+"""Bases: `synthesize` turns k integer coefficients into n integers, `project` is its adjoint.
 
-basis_by_id(1).synthesize(q, n=576, keys=(BasisKey(PHILOX, seed=7, stream=0),), peak=15, xp=NUMPY)
+The rest of the program does nothing else with a basis, and asks no basis for its name: what differs between them is
+said by the properties of `Basis`.
+
+Example:
+        >>> import numpy as np
+        >>> from nola_codec.arrays import NUMPY
+        >>> key = BasisKey(generator=1, seed=7, stream=0)
+        >>> q = np.array([[[3, 0, -1, 2]]])                                  # (groups, batch, num_basis)
+        >>> y = basis_by_id(1).synthesize(q, 4, (key,), peak=3, xp=NUMPY)    # (groups, batch, n)
+        >>> back = basis_by_id(1).project(y, 4, (key,), NUMPY) / basis_by_id(1).norm2(4)
+        >>> back.astype(int).tolist()
+        [[[3, 0, -1, 2]]]
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 from nola_codec.arrays import Array, Arrays
@@ -13,20 +25,56 @@ from nola_codec.basis.hadamard import Hadamard
 from nola_codec.basis.key import BasisKey
 from nola_codec.errors import FormatError, expected
 
-__all__ = ["BASES", "NAMES", "Basis", "BasisKey", "Hadamard", "Rademacher", "Uniform", "basis_by_id"]
+__all__ = ["BASES", "NAMES", "Basis", "BasisKey", "Hadamard", "Pieces", "Rademacher", "Transform", "Uniform",
+           "basis_by_id"]  # fmt: skip
 
 
 class Basis(Protocol):
-    """The contract; shapes are told in `Hadamard`."""
+    """What a basis can do. Shapes and arguments are described in `Hadamard`.
+
+    Attributes:
+        id: Number in a file.
+        name: Name in options.
+        is_fast: True where a synthesis costs n log n, whatever the number of coefficients; else it costs n for each.
+        is_orthogonal: True where rows are orthogonal, so that a projection divided by `norm2` is the least-squares fit.
+    """
 
     id: int
     name: str
+    is_fast: bool
+    is_orthogonal: bool
 
     def norm2(self, n: int) -> float: ...
     def max_num_basis(self, n: int) -> int | None: ...
     def bound(self, n: int, num_basis: int, peak: int) -> int: ...
     def synthesize(self, coefficients: Array, n: int, keys: tuple[BasisKey, ...], peak: int, xp: Arrays) -> Array: ...
+    def synthesize_floats(self, values: Array, n: int, keys: tuple[BasisKey, ...], xp: Arrays) -> Array: ...
     def project(self, vectors: Array, num_basis: int, keys: tuple[BasisKey, ...], xp: Arrays) -> Array: ...
+    def pieces(self, n: int, num_basis: int) -> Pieces | None: ...
+    def transform(
+        self, n: int, num_basis: int, keys: tuple[BasisKey, ...], xp: Arrays, dtype: str = "int8"
+    ) -> Transform: ...
+
+
+class Transform(Protocol):
+    """A basis with the generator's work done once and kept, for many passes through it."""
+
+    def synthesize(self, values: Array) -> Array: ...
+    def project(self, vectors: Array) -> Array: ...
+
+
+class Pieces(Protocol):
+    """Synthesis of one long vector a piece at a time.
+
+    Attributes:
+        rows: The result of n numbers is seen as (rows, n / rows); a piece is some of its columns.
+    """
+
+    @property
+    def rows(self) -> int: ...
+    def synthesize(
+        self, coefficients: Array, key: BasisKey, peak: int, xp: Arrays, piece: int
+    ) -> Iterator[tuple[int, int, Array]]: ...
 
 
 BASES: dict[int, Basis] = {b.id: b for b in (Hadamard(), Rademacher(), Uniform())}
@@ -34,7 +82,7 @@ NAMES = {b.name: b.id for b in BASES.values()}
 
 
 def basis_by_id(number: int) -> Basis:
-    """The basis with this id. Raises FormatError for an unknown one."""
+    """Find the basis with this id. Raises FormatError for an unknown one."""
     if number not in BASES:
         raise FormatError(expected("basis id", sorted(BASES), number), code="basis")
     return BASES[number]

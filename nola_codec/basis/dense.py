@@ -16,7 +16,16 @@ CHUNK_ENTRIES = 1 << 22
 """Basis entries made at once, unless the caller says otherwise: 32 MiB as int64 while they are generated."""
 
 
-class _Dense:
+class DenseBasis:
+    """What dense bases share; a subclass makes the rows.
+
+    Attributes:
+        entry_bound: Largest magnitude of an entry.
+        chunk_entries: Basis entries made at once.
+    """
+
+    is_fast = False
+    is_orthogonal = False
     entry_bound: int
 
     def __init__(self, chunk_entries: int = CHUNK_ENTRIES) -> None:
@@ -38,7 +47,7 @@ class _Dense:
         return [(start, min(start + step, num_basis)) for start in range(0, num_basis, step)]
 
     def synthesize(self, coefficients: Array, n: int, keys: tuple[BasisKey, ...], peak: int, xp: Arrays) -> Array:
-        """Integers y = q G for each vector q; arguments and result as in `Hadamard.synthesize`."""
+        """Compute the integers y = q G for each vector q; arguments and result as in `Hadamard.synthesize`."""
         dtype = xp.integer_work_dtype(self.bound(n, int(coefficients.shape[-1]), peak))
         return self.synthesize_floats(xp.cast(coefficients, dtype), n, keys, xp)
 
@@ -50,7 +59,7 @@ class _Dense:
         for group, key in enumerate(keys):
             total = xp.zeros((batch, n), dtype)
             for start, rows in self.rows(key, n, num_basis, xp, dtype):
-                total = total + values[group][:, start : start + len(rows)] @ rows
+                total = total + values[group][:, start : start + len(rows)] @ rows  # (batch, rows) @ (rows, n)
             results.append(total)
         return xp.stack(results, 0)
 
@@ -69,8 +78,41 @@ class _Dense:
             results.append(xp.concat(parts, -1))
         return xp.stack(results, 0)
 
+    def pieces(self, n: int, num_basis: int) -> None:
+        """None: a dense basis makes a vector whole."""
+        return
 
-class Rademacher(_Dense):
+    def transform(
+        self, n: int, num_basis: int, keys: tuple[BasisKey, ...], xp: Arrays, dtype: str = "int8"
+    ) -> DenseTransform:
+        """A `DenseTransform`: all rows, num_basis * n entries a key."""
+        return DenseTransform(self, n, num_basis, keys, xp, dtype)
+
+
+class DenseTransform:
+    """A dense basis with all its rows kept in memory, for many passes through it."""
+
+    def __init__(
+        self, basis: DenseBasis, n: int, num_basis: int, keys: tuple[BasisKey, ...], xp: Arrays, dtype: str
+    ) -> None:
+        """Make the rows of groups of bases; arguments as in `HadamardTransform`, `dtype` that of the rows."""
+        self._xp = xp
+        self._rows = [xp.concat([rows for _, rows in basis.rows(k, n, num_basis, xp, dtype)], 0) for k in keys]
+
+    def synthesize(self, values: Array) -> Array:
+        """(groups, batch, num_basis) floats -> (groups, batch, n), in their dtype."""
+        dtype = str(values.dtype).removeprefix("torch.")
+        made = [own @ self._xp.cast(rows, dtype) for own, rows in zip(values, self._rows, strict=True)]
+        return self._xp.stack(made, 0)
+
+    def project(self, vectors: Array) -> Array:
+        """The adjoint of `synthesize`: (groups, batch, n) floats -> (groups, batch, num_basis)."""
+        dtype = str(vectors.dtype).removeprefix("torch.")
+        made = [own @ self._xp.cast(rows, dtype).swapaxes(0, 1) for own, rows in zip(vectors, self._rows, strict=True)]
+        return self._xp.stack(made, 0)
+
+
+class Rademacher(DenseBasis):
     """Independent signs, one bit an entry. Row j starts at bit j * 32 * ceil(n / 32) of the stream."""
 
     id = 2
@@ -91,12 +133,11 @@ class Rademacher(_Dense):
             start=start * pitch,
             count=(stop - start) * pitch,
             xp=xp,
-            dtype=dtype,
         )
-        return flat.reshape(stop - start, pitch)[:, :n]
+        return xp.cast(flat, dtype).reshape(stop - start, pitch)[:, :n]
 
 
-class Uniform(_Dense):
+class Uniform(DenseBasis):
     """Uniform integers in [-32768, 32767], two from a word, low half first. Row j starts at word j * ceil(n / 2)."""
 
     id = 3

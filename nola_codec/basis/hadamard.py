@@ -9,6 +9,7 @@ orthogonal rows and no padding (specification, "Basis 1").
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -26,7 +27,11 @@ _SINGLE_GEMM = 128  # above it the Kronecker form H_a X H_b is faster than one p
 
 
 def plan(n: int) -> tuple[int, int]:
-    """(block, passes) for length `n`: one pass of a power of two, or two of a power of four (n = 3: signs only)."""
+    """(block, passes) for length `n`: one pass of a power of two, or two of a power of four (n = 3: signs only).
+
+    >>> plan(576), plan(4096), plan(97)
+    ((64, 1), (4096, 1), (64, 2))
+    """
     power = n & -n
     if power >= 64 or power == n:
         return min(power, MAX_BLOCK), 1
@@ -36,10 +41,12 @@ def plan(n: int) -> tuple[int, int]:
 
 
 class Hadamard:
-    """See the module's docstring."""
+    """Basis 1; see the module's docstring."""
 
     id = 1
     name = "hadamard"
+    is_fast = True
+    is_orthogonal = True
 
     def norm2(self, n: int) -> float:
         """Squared norm of each of the basis' rows, exactly."""
@@ -70,7 +77,11 @@ class Hadamard:
         """
         num_basis = int(coefficients.shape[-1])
         dtype = xp.integer_work_dtype(self.bound(n, num_basis, peak))
-        return synthesize_floats(xp.cast(coefficients, dtype), n, keys, xp)
+        return self.synthesize_floats(xp.cast(coefficients, dtype), n, keys, xp)
+
+    def synthesize_floats(self, values: Array, n: int, keys: tuple[BasisKey, ...], xp: Arrays) -> Array:
+        """`synthesize` in the dtype of its input: exact for small integers, ordinary floats otherwise."""
+        return self.transform(n, int(values.shape[-1]), keys, xp, _dtype(values)).synthesize(values)
 
     def project(self, vectors: Array, num_basis: int, keys: tuple[BasisKey, ...], xp: Arrays) -> Array:
         """The adjoint: inner products of each vector with the basis' rows.
@@ -86,29 +97,37 @@ class Hadamard:
             coefficients.
         """
         n = int(vectors.shape[-1])
-        return HadamardTransform(n, num_basis, keys, xp, _dtype(vectors)).project(vectors)
+        return self.transform(n, num_basis, keys, xp, _dtype(vectors)).project(vectors)
 
+    def pieces(self, n: int, num_basis: int) -> HadamardPieces | None:
+        """How to synthesize a long vector in pieces; None where all of it must be in memory at once.
 
-def synthesize_floats(values: Array, n: int, keys: tuple[BasisKey, ...], xp: Arrays) -> Array:
-    """`Hadamard.synthesize` in the dtype of its input: exact for small integers, ordinary floats otherwise."""
-    return HadamardTransform(n, int(values.shape[-1]), keys, xp, _dtype(values)).synthesize(values)
+        It takes as many coefficients as elements, and a length with one pass.
+        """
+        return HadamardPieces(n) if num_basis == n and plan(n)[1] == 1 else None
+
+    def transform(
+        self, n: int, num_basis: int, keys: tuple[BasisKey, ...], xp: Arrays, dtype: str = "int8"
+    ) -> HadamardTransform:
+        """A `HadamardTransform`: signs and positions, one byte an element where `dtype` is int8."""
+        return HadamardTransform(n, num_basis, keys, xp, dtype)
 
 
 class HadamardTransform:
-    """What the generator has to do with a Hadamard basis, made once: signs, and the positions of the coefficients.
+    """A Hadamard basis with the words of its generator made once: signs, and the positions of the coefficients.
 
     A training goes back and forth through a basis thousands of times; this is one byte an element, not the basis.
     """
 
     def __init__(self, n: int, num_basis: int, keys: tuple[BasisKey, ...], xp: Arrays, dtype: str = "int8") -> None:
-        """Make the words of groups of bases.
+        """Draw signs and positions for groups of bases.
 
         Args:
             n: Length of the vectors.
             num_basis: Number of coefficients.
             keys: One key a group.
             xp: Where to work.
-            dtype: Of the signs, as they are kept.
+            dtype: Type in which the signs are kept.
         """
         self.n, self.num_basis, self.xp = n, num_basis, xp
         self.block, self.passes = plan(n)
@@ -124,14 +143,14 @@ class HadamardTransform:
             full = [xp.zeros((batch, n), dtype) for _ in range(groups)]
             for own, places, given in zip(full, self._places, values, strict=True):
                 own[:, places] = given
-            values = xp.stack(full, 0) if groups > 1 else full[0][None]
+            values = xp.stack(full, 0) if groups > 1 else full[0][None]  # (groups, batch, n), zeros in between
         block = self.block
         if self._second is None:
             return _forward(values, block, xp) * xp.cast(self._first, dtype)
         root, whole = _root(block), n - n % block
-        head = _forward(values[..., :whole], block, xp)
+        head = _forward(values[..., :whole], block, xp)  # all but the last n mod block elements
         values = xp.concat((head, values[..., whole:] * root), -1) * xp.cast(self._first, dtype)
-        tail = _forward(values[..., n - whole :], block, xp)
+        tail = _forward(values[..., n - whole :], block, xp)  # all but the first n mod block elements
         return xp.concat((values[..., : n - whole] * root, tail), -1) * xp.cast(self._second, dtype)
 
     def project(self, vectors: Array) -> Array:
@@ -155,38 +174,52 @@ def _dtype(array: Array) -> str:
     return str(array.dtype).removeprefix("torch.")
 
 
-def synthesize_pieces(
-    coefficients: Array, n: int, key: BasisKey, peak: int, xp: Arrays, piece: int
-) -> Iterator[tuple[int, int, Array]]:
-    """`Hadamard.synthesize` of one long vector of n coefficients and one pass, about `piece` elements at a time.
+@dataclass(frozen=True)
+class HadamardPieces:
+    """Synthesis of one vector of n coefficients and one pass, a piece at a time: 8 bytes an element, not 40.
 
-    Args:
-        coefficients: (n,) integers of any dtype.
-        n: A length with one pass.
-        key: Of the basis.
-        peak: Bound of the coefficients' magnitude.
-        xp: Where the coefficients are.
-        piece: Elements of a piece.
-
-    Yields:
-        (start, stop, values): columns start..stop of the result seen as (block, n / block), int64.
+    Attributes:
+        n: Length of the vector, one with one pass (`plan`).
     """
-    block, passes = plan(n)
-    assert passes == 1
-    blocks = n // block
-    dtype = xp.integer_work_dtype(peak * block)
-    flips = xp.zeros((n,), "int8")
-    for start in range(0, n, _SIGN_PIECE):
-        stop = min(start + _SIGN_PIECE, n)
-        flips[start:stop] = signs(key.generator, seed=key.seed, stream=key.stream, purpose=SIGNS, start=start,
-                                  count=stop - start, xp=xp, dtype="int8")  # fmt: skip
-    flips = flips.reshape(block, blocks)
-    step = max(1, piece // block)
-    for start in range(0, blocks, step):
-        stop = min(start + step, blocks)
-        rows = xp.cast(coefficients[start * block : stop * block], dtype).reshape(stop - start, block)
-        made = xp.cast(_transform(rows, block, xp).swapaxes(0, 1), "int64")
-        yield start, stop, made * flips[:, start:stop]
+
+    n: int
+
+    @property
+    def rows(self) -> int:
+        """The block: a piece is some columns of the result seen as (block, n / block)."""
+        return plan(self.n)[0]
+
+    def synthesize(
+        self, coefficients: Array, key: BasisKey, peak: int, xp: Arrays, piece: int
+    ) -> Iterator[tuple[int, int, Array]]:
+        """`Hadamard.synthesize` of one vector.
+
+        Args:
+            coefficients: (n,) integers of any dtype.
+            key: The basis key.
+            peak: Bound of the coefficients' magnitude.
+            xp: Where the coefficients are.
+            piece: Elements of a piece, roughly.
+
+        Yields:
+            (start, stop, values): int64 (block, stop - start), the columns start..stop of (block, n / block).
+        """
+        n, block = self.n, self.rows
+        blocks = n // block
+        dtype = xp.integer_work_dtype(peak * block)
+        flips = xp.zeros((n,), "int8")
+        for start in range(0, n, _SIGN_PIECE):
+            stop = min(start + _SIGN_PIECE, n)
+            drawn = signs(key.generator, seed=key.seed, stream=key.stream, purpose=SIGNS, start=start,
+                          count=stop - start, xp=xp)  # fmt: skip
+            flips[start:stop] = xp.cast(drawn, "int8")
+        flips = flips.reshape(block, blocks)
+        step = max(1, piece // block)
+        for start in range(0, blocks, step):
+            stop = min(start + step, blocks)
+            rows = xp.cast(coefficients[start * block : stop * block], dtype).reshape(stop - start, block)
+            made = xp.cast(_transform(rows, block, xp).swapaxes(0, 1), "int64")  # (block, stop - start)
+            yield start, stop, made * flips[:, start:stop]
 
 
 def _root(block: int) -> int:
@@ -194,14 +227,14 @@ def _root(block: int) -> int:
 
 
 def _subset(key: BasisKey, n: int, num_basis: int, xp: Arrays) -> Array:
-    if xp.name == "numpy" and n <= _MEMO_LENGTH:
+    if xp.has_cache and n <= _MEMO_LENGTH:
         return _subset_memo(key, n, num_basis)
     return subset(key.generator, seed=key.seed, stream=key.stream, population=n, size=num_basis, xp=xp)
 
 
 def _signs(keys: tuple[BasisKey, ...], purpose: int, n: int, xp: Arrays, dtype: str) -> Array:
     """(groups, 1, n) of +-1."""
-    if xp.name == "numpy" and n <= _MEMO_LENGTH:
+    if xp.has_cache and n <= _MEMO_LENGTH:
         rows = [_signs_memo(key, purpose, n, dtype) for key in keys]
     else:
         rows = [_sign_row(key, purpose, n, xp, dtype) for key in keys]
@@ -209,10 +242,11 @@ def _signs(keys: tuple[BasisKey, ...], purpose: int, n: int, xp: Arrays, dtype: 
 
 
 def _sign_row(key: BasisKey, purpose: int, n: int, xp: Arrays, dtype: str) -> Array:
-    return signs(key.generator, seed=key.seed, stream=key.stream, purpose=purpose, start=0, count=n, xp=xp, dtype=dtype)
+    drawn = signs(key.generator, seed=key.seed, stream=key.stream, purpose=purpose, start=0, count=n, xp=xp)
+    return xp.cast(drawn, dtype)
 
 
-# A fit transforms in one basis hundreds of times; its words are made once. 32 rows of at most 2^18 numbers.
+# A fit transforms in one basis hundreds of times, so its words are kept: 32 rows of at most 2^18 numbers.
 @lru_cache(maxsize=32)
 def _signs_memo(key: BasisKey, purpose: int, n: int, dtype: str) -> Array:
     return _sign_row(key, purpose, n, NUMPY, dtype)
@@ -245,8 +279,8 @@ def _transform(rows: Array, block: int, xp: Arrays) -> Array:
         return rows @ _sylvester(block, dtype, xp)
     a = 1 << ((block.bit_length() - 1) // 2)
     b = block // a
-    right = (rows.reshape(-1, b) @ _sylvester(b, dtype, xp)).reshape(-1, a, b)
-    return (_sylvester(a, dtype, xp) @ right).reshape(-1, block)
+    right = (rows.reshape(-1, b) @ _sylvester(b, dtype, xp)).reshape(-1, a, b)  # (rows, a, b) X H_b
+    return (_sylvester(a, dtype, xp) @ right).reshape(-1, block)  # H_a (a, a) times each (a, b)
 
 
 def _sylvester(size: int, dtype: str, xp: Arrays) -> Array:

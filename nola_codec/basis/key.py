@@ -1,4 +1,4 @@
-"""Which pseudo-random words a basis is made of."""
+"""The key of a basis: it names the pseudo-random words that make it."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from nola_codec.errors import FormatError
 
 def pack(value: Any) -> bytes:
     """Encode maps, lists, strings, bytes, ints, floats, bools and None."""
-    data: bytes = msgpack.packb(_sorted(value), use_bin_type=True)
+    data: bytes = msgpack.packb(_sort_keys(value), use_bin_type=True)
     return data
 
 
@@ -30,13 +30,13 @@ def unpack(data: bytes) -> Any:
     return value
 
 
-def _sorted(value: Any) -> Any:
+def _sort_keys(value: Any) -> Any:
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
             raise TypeError("map keys must be strings")
-        return {key: _sorted(value[key]) for key in sorted(value, key=lambda k: k.encode())}
+        return {key: _sort_keys(value[key]) for key in sorted(value, key=lambda k: k.encode())}
     if isinstance(value, list | tuple):
-        return [_sorted(item) for item in value]
+        return [_sort_keys(item) for item in value]
     if value is not None and not isinstance(value, str | bytes | bool | int | float):
         raise TypeError(f"no {type(value).__name__} in a header")  # msgpack's own extension type, timestamps
     return value

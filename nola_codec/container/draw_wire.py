@@ -1,4 +1,4 @@
-"""What a kind of drawn tensors says in the header (specification, "Drawn tensors")."""
+"""Kinds of drawn tensors in the header (specification, "Drawn tensors")."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _METHODS: tuple[DrawMethod, ...] = ("uniform", "uniform-fused", "ternary")
 _DIGITS = (24, 11, 8)
 _MAX_CASTS = 4
 _LARGEST = 2.0**32
-"""Of bounds and divisors and what one is divided by, so that no float32 value overflows."""
+"""Largest bound or divisor, and 1 / the least divisor, so that no float32 value overflows."""
 
 
 def draw_to_wire(draw: Draw) -> list[Any]:
@@ -38,9 +38,9 @@ def draw_from_wire(items: list[Any], limits: Limits) -> Draw:
     dtypes, shape, method, digits, seed, start, axis, low, high, divisor = items
     ids = fields.integers(dtypes, "kinds dtypes", 0, 2)
     if not 1 <= len(ids) <= _MAX_CASTS:
-        raise fields.bad("kinds dtypes", f"1 to {_MAX_CASTS} of them", len(ids))
+        raise fields.header_error("kinds dtypes", f"1 to {_MAX_CASTS} of them", len(ids))
     if digits not in _DIGITS or type(digits) is not int:
-        raise fields.bad("kinds digits", f"one of {_DIGITS}", digits)
+        raise fields.header_error("kinds digits", f"one of {_DIGITS}", digits)
     draw = Draw(
         shape=fields.shape(shape, limits, least=1),
         dtypes=tuple(DTYPES[number] for number in ids),
@@ -54,13 +54,13 @@ def draw_from_wire(items: list[Any], limits: Limits) -> Draw:
         divisor=None if divisor is None else _single(divisor, "kinds divisor", _LARGEST),
     )
     if draw.low > draw.high:
-        raise fields.bad("kinds high", f"at least {draw.low}", draw.high)
+        raise fields.header_error("kinds high", f"at least {draw.low}", draw.high)
     if draw.divisor is not None and draw.divisor < 1 / _LARGEST:
-        raise fields.bad("kinds divisor", f"at least {1 / _LARGEST}", draw.divisor)
+        raise fields.header_error("kinds divisor", f"at least {1 / _LARGEST}", draw.divisor)
     if draw.axis == 1 and len(draw.shape) < 2:
-        raise fields.bad("kinds axis", "0 for a shape of fewer than two dimensions", draw.axis)
+        raise fields.header_error("kinds axis", "0 for a shape of fewer than two dimensions", draw.axis)
     if draw.nbytes > limits.factor_elements * max(DTYPE_BYTES.values()):
-        raise fields.over("kinds shape", limits.factor_elements, draw.nbytes)
+        raise fields.limit_error("kinds shape", limits.factor_elements, draw.nbytes)
     return draw
 
 
@@ -68,5 +68,5 @@ def _single(value: Any, what: str, largest: float) -> float:
     """A float that float32 holds exactly."""
     number = fields.real(value, what)
     if abs(number) > largest or float(np.float32(number)) != number:
-        raise fields.bad(what, f"a float32 number of magnitude at most {largest}", number)
+        raise fields.header_error(what, f"a float32 number of magnitude at most {largest}", number)
     return number

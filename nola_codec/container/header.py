@@ -74,19 +74,19 @@ def unpack_header(data: bytes, limits: Limits) -> Header:
         FormatError: with code ``header``, ``limit``, ``generator`` or ``basis``.
     """
     top = fields.mapping(canonical.unpack(data), "header", KEYS)
-    quantizers = tuple(quantizer_from_wire(q) for q in fields.listed(top["quantizers"], "quantizers"))
+    quantizers = tuple(quantizer_from_wire(q) for q in fields.items(top["quantizers"], "quantizers"))
     if len(quantizers) > limits.quantizers:
-        raise fields.over("quantizers", limits.quantizers, len(quantizers))
+        raise fields.limit_error("quantizers", limits.quantizers, len(quantizers))
     coded, raw, drawn, rungs = _records(top, quantizers, limits)
     blocks = fields.integers(top["blocks"], "blocks", 1, limits.records)
     if sum(blocks) != len(coded):
-        raise fields.bad("blocks", f"a sum of {len(coded)} records", sum(blocks))
-    sections = tuple(_section(s) for s in fields.listed(top["sections"], "sections"))
+        raise fields.header_error("blocks", f"a sum of {len(coded)} records", sum(blocks))
+    sections = tuple(_section(s) for s in fields.items(top["sections"], "sections"))
     if len(sections) > limits.sections:
-        raise fields.over("sections", limits.sections, len(sections))
+        raise fields.limit_error("sections", limits.sections, len(sections))
     wanted = len(rungs) * (1 + len(blocks)) + len(raw)
     if len(sections) != wanted:
-        raise fields.bad("sections", f"{wanted} of them", len(sections))
+        raise fields.header_error("sections", f"{wanted} of them", len(sections))
     generator = fields.integer(top["generator"], "generator", 0, 255)
     if generator not in WORDS_PER_BLOCK:
         raise FormatError(f"header `generator`: expected one of {sorted(WORDS_PER_BLOCK)}, found {generator}",
@@ -124,26 +124,26 @@ def _rung_to_wire(rung: Rung) -> list[Any]:
 def _rung_from_wire(
     value: Any, families: Sequence[CodedKind], quantizers: Sequence[Quantizer], before: Rung | None, limits: Limits
 ) -> Rung:
-    tables, packed, differences, models, digest, measured = fields.listed(value, "rungs", count=6)
-    allocation = tuple(allocation_from_wire(t, len(quantizers)) for t in fields.listed(tables, "allocation"))
+    tables, packed, differences, models, sha256, measured = fields.items(value, "rungs", count=6)
+    allocation = tuple(allocation_from_wire(t, len(quantizers)) for t in fields.items(tables, "allocation"))
     wanted = 1 + max((side.table for kind in families for side in kind.sides), default=-1)
     if wanted > len(allocation):
-        raise fields.bad("allocation", f"{wanted} tables", len(allocation))
+        raise fields.header_error("allocation", f"{wanted} tables", len(allocation))
     units = tuple(unpack_varints(fields.binary(packed, "units"), len(families), "header `units`"))
     for index, (kind, number) in enumerate(zip(families, units, strict=True)):
         least = before.units[index] if before is not None else 0
         fields.integer(number, "units", least, kind.most_units)
         if kind.split == "factor" and number == 1:
-            raise fields.bad("units", "0 or 2 for a factor record", number)
+            raise fields.header_error("units", "0 or 2 for a factor record", number)
     if sum(units) > limits.units:
-        raise fields.over("units", limits.units, sum(units))
-    pair_of_models = fields.listed(models, "side_models", count=2)
+        raise fields.limit_error("units", limits.units, sum(units))
+    pair_of_models = fields.items(models, "side_models", count=2)
     return Rung(
         allocation=allocation,
         units=units,
         exponents=_exponents(differences, families),
         side_models=(side_model_from_wire(pair_of_models[0]), side_model_from_wire(pair_of_models[1])),
-        decoded_sha256=fields.binary(digest, "factors_sha256", count=32),
+        decoded_sha256=fields.binary(sha256, "factors_sha256", count=32),
         measured={key: fields.real(v, "measured") for key, v in fields.mapping(measured, "measured").items()},
     )
 
@@ -151,33 +151,33 @@ def _rung_from_wire(
 def _records(
     top: Mapping[str, Any], quantizers: Sequence[Quantizer], limits: Limits
 ) -> tuple[tuple[CodedRecord, ...], tuple[RawRecord, ...], tuple[DrawnRecord, ...], tuple[Rung, ...]]:
-    wires = fields.listed(top["kinds"], "kinds")
+    wires = fields.items(top["kinds"], "kinds")
     if len(wires) > limits.kinds:
-        raise fields.over("kinds", limits.kinds, len(wires))
+        raise fields.limit_error("kinds", limits.kinds, len(wires))
     kinds = [kind_from_wire(kind, limits) for kind in wires]
     if len(set(kinds)) != len(kinds):
-        raise fields.bad("kinds", "distinct kinds", "the same kind twice")
+        raise fields.header_error("kinds", "distinct kinds", "the same kind twice")
     packed = fields.binary(top["records"], "records")
     count = sum(byte < 0x80 for byte in packed)
     if count > limits.records:
-        raise fields.over("records", limits.records, count)
+        raise fields.limit_error("records", limits.records, count)
     ids = unpack_varints(packed, count, "header `records`")
     seen = 0
     for number in ids:  # kinds are listed in order of first use, each at least once
         fields.integer(number, "records", 0, min(seen, len(kinds) - 1))
         seen = max(seen, number + 1)
     if seen != len(kinds):
-        raise fields.bad("kinds", f"{seen}, as many as are used", len(kinds))
+        raise fields.header_error("kinds", f"{seen}, as many as are used", len(kinds))
     chosen = [kinds[number] for number in ids]
     names = _names(top["numbers"], ids, chosen, limits)
     families = [kind for kind in chosen if isinstance(kind, CodedKind)]
     order = [record_type(kind) for kind in chosen]
     if order != sorted(order, key=RECORD_ORDER.index):
-        raise fields.bad("records", "low-rank records, then vectors, raw ones, drawn ones", "another order")
+        raise fields.header_error("records", "low-rank records, then vectors, raw ones, drawn ones", "another order")
     rungs: list[Rung] = []
-    wires = fields.listed(top["rungs"], "rungs")
+    wires = fields.items(top["rungs"], "rungs")
     if not 1 <= len(wires) <= limits.rungs:
-        raise fields.bad("rungs", f"1 to {limits.rungs} of them", len(wires))
+        raise fields.header_error("rungs", f"1 to {limits.rungs} of them", len(wires))
     _check_totals(chosen, kinds, len(wires), limits)
     for wire in wires:
         rungs.append(_rung_from_wire(wire, families, quantizers, rungs[-1] if rungs else None, limits))
@@ -225,18 +225,18 @@ def _exponent_differences(exponents: Sequence[tuple[int, ...]]) -> list[int]:
 
 
 def _check_totals(chosen: Sequence[Kind], kinds: Sequence[Kind], rungs: int, limits: Limits) -> None:
-    """What all records take together, and the words that drawing each kind once takes."""
+    """Check the sums over all records, and the words that drawing each kind once takes."""
     coded = [kind for kind in chosen if isinstance(kind, CodedKind)]
     elements = sum(k.elements for k in coded) + sum(k.nbytes for k in chosen if isinstance(k, RawKind))
     elements += sum(k.draw.nbytes for k in chosen if isinstance(k, DrawnKind))
     if elements > limits.total_elements:
-        raise fields.over("kinds shape (sum over all records)", limits.total_elements, elements)
+        raise fields.limit_error("kinds shape (sum over all records)", limits.total_elements, elements)
     coefficients = sum(k.vectors(k.most_units) * sum(k.num_basis) for k in coded) * rungs
     if coefficients > limits.coefficients:
-        raise fields.over("kinds num_basis (sum over all records)", limits.coefficients, coefficients)
+        raise fields.limit_error("kinds num_basis (sum over all records)", limits.coefficients, coefficients)
     words = sum(k.draw.words for k in kinds if isinstance(k, DrawnKind))
     if words > limits.words:
-        raise fields.over("kinds start (words of all drawn kinds)", limits.words, words)
+        raise fields.limit_error("kinds start (words of all drawn kinds)", limits.words, words)
 
 
 def _names(value: Any, ids: Sequence[int], kinds: Sequence[Kind], limits: Limits) -> list[str]:
@@ -249,7 +249,7 @@ def _names(value: Any, ids: Sequence[int], kinds: Sequence[Kind], limits: Limits
         last[number] = [fields.integer(b + next(steps), "numbers", 0, 10**9 - 1) for b in before]
         names.append(fields.text(join_name(kind.template, last[number]), "name", limits.name))
     if len(set(names)) != len(names):
-        raise fields.bad("records", "unique names", "the same name twice")
+        raise fields.header_error("records", "unique names", "the same name twice")
     return names
 
 

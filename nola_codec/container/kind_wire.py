@@ -72,36 +72,36 @@ def kind_to_wire(kind: Kind) -> list[Any]:
 
 def kind_from_wire(value: Any, limits: Limits) -> Kind:
     """Parse and check one kind. Raises FormatError."""
-    items = fields.listed(value, "kinds")
+    items = fields.items(value, "kinds")
     parsers: dict[int, Callable[[Any, Limits], Kind]] = {
         _PAIR: _parse_pair, _RAW: _parse_raw, _VECTOR: _parse_vector, _DRAWN: _parse_drawn,
     }  # fmt: skip
     number = fields.integer(items[0] if items else None, "kinds record type", 0, 255)
     if number not in parsers:
-        raise fields.bad("kinds record type", "0 to 3", number)
+        raise fields.header_error("kinds record type", "0 to 3", number)
     return parsers[number](value, limits)
 
 
 def _parse_raw(value: Any, limits: Limits) -> RawKind:
-    _, template, dtype, shape = fields.listed(value, "kinds", count=4)
+    _, template, dtype, shape = fields.items(value, "kinds", count=4)
     raw = RawKind(
         fields.text(template, "kinds template", limits.name),
         DTYPES[fields.integer(dtype, "kinds dtype", 0, len(DTYPES) - 1)],
         fields.shape(shape, limits, least=0),
     )
     if raw.nbytes > limits.factor_elements * max(DTYPE_BYTES.values()):
-        raise fields.over("kinds shape", limits.factor_elements, raw.nbytes)
+        raise fields.limit_error("kinds shape", limits.factor_elements, raw.nbytes)
     return raw
 
 
 def _parse_drawn(value: Any, limits: Limits) -> DrawnKind:
-    _, template, *rest = fields.listed(value, "kinds", count=12)
+    _, template, *rest = fields.items(value, "kinds", count=12)
     return DrawnKind(fields.text(template, "kinds template", limits.name), draw_from_wire(rest, limits))
 
 
 def _parse_pair(value: Any, limits: Limits) -> CodedKind:
     (_, template, layout, b_shape, a_shape, scaling, fan, dtype, basis, split, num_basis, tables, shifts, amplitude) = (
-        fields.listed(value, "kinds", count=14)
+        fields.items(value, "kinds", count=14)
     )
     b_shape, a_shape = fields.shape(b_shape, limits, least=1), fields.shape(a_shape, limits, least=1)
     _check_factors(b_shape, a_shape, limits)
@@ -126,16 +126,16 @@ def _parse_pair(value: Any, limits: Limits) -> CodedKind:
     most = tuple(_most_coefficients(kind.basis, side, limits) for side in sides)
     counts = tuple(side.num_basis for side in sides)
     if any(count > bound for count, bound in zip(counts, most, strict=True)):
-        raise fields.bad("kinds num_basis", f"at most {most}", counts)
+        raise fields.header_error("kinds num_basis", f"at most {most}", counts)
     return replace(kind, sides=sides)
 
 
 def _parse_vector(value: Any, limits: Limits) -> CodedKind:
-    _, template, dtype, shape, basis, num_basis, table, shift, amplitude = fields.listed(value, "kinds", count=9)
+    _, template, dtype, shape, basis, num_basis, table, shift, amplitude = fields.items(value, "kinds", count=9)
     shape = fields.shape(shape, limits, least=1)
     elements = math.prod(shape)
     if elements > limits.factor_elements:
-        raise fields.over("kinds shape", limits.factor_elements, elements)
+        raise fields.limit_error("kinds shape", limits.factor_elements, elements)
     basis = basis_by_id(fields.integer(basis, "kinds basis", 0, 255)).id
     (side,) = coded_sides(
         (shape,),
@@ -167,12 +167,12 @@ def _pair(value: Any, what: str, low: int, high: int) -> tuple[int, int]:
 
 def _check_factors(b_shape: tuple[int, ...], a_shape: tuple[int, ...], limits: Limits) -> None:
     if len(b_shape) < 2 or len(a_shape) < 2 or any(d != 1 for d in b_shape[2:]):
-        raise fields.bad("kinds shape", "(out, r[, 1...]) and (r, in[, k...])", (b_shape, a_shape))
+        raise fields.header_error("kinds shape", "(out, r[, 1...]) and (r, in[, k...])", (b_shape, a_shape))
     rank = a_shape[0]
     if b_shape[1] != rank:
-        raise fields.bad("kinds shape", f"one rank in both factors ({rank})", b_shape)
+        raise fields.header_error("kinds shape", f"one rank in both factors ({rank})", b_shape)
     if rank > limits.rank:
-        raise fields.over("kinds rank", limits.rank, rank)
+        raise fields.limit_error("kinds rank", limits.rank, rank)
     for elements in (b_shape[0] * rank, int(np.prod(a_shape, dtype=object))):
         if elements > limits.factor_elements:
-            raise fields.over("kinds shape", limits.factor_elements, elements)
+            raise fields.limit_error("kinds shape", limits.factor_elements, elements)

@@ -92,6 +92,6 @@ def _check_magic(data: bytes) -> None:
     raise FormatError(f"not a .nola file: it starts with {data[:8]!r}{hint}", code="magic")
 
 
-def aligned(offset: int) -> int:
+def align(offset: int) -> int:
     """The next multiple of 8."""
     return -(-offset // ALIGNMENT) * ALIGNMENT

@@ -38,25 +38,25 @@ def quantizer_to_wire(quantizer: Quantizer) -> list[Any]:
 
 def quantizer_from_wire(value: Any) -> Quantizer:
     """Parse and check one quantizer."""
-    form, parameters, table = fields.listed(value, "quantizers", count=3)
+    form, parameters, table = fields.items(value, "quantizers", count=3)
     form = fields.integer(form, "quantizers form", 0, 5)
     if form == _TRELLIS:
         if table is not None:
-            raise fields.bad("quantizers frequencies", "none for a trellis", table)
+            raise fields.header_error("quantizers frequencies", "none for a trellis", table)
         return Quantizer(TRELLISES[fields.integer(parameters, "quantizers trellis", 0, len(TRELLISES) - 1)])
     if form == _SYMMETRIC:
-        positive = _positive(parameters)
-        return Quantizer(symmetric(positive), _unfolded(table, len(positive)))
+        positive = _parse_positive(parameters)
+        return Quantizer(symmetric(positive), _unfold_frequencies(table, len(positive)))
     if form == _DEPENDENT:
-        mask, even, odd = fields.listed(parameters, "quantizers parameters", count=3)
-        books = _positive(even), _positive(odd)
+        mask, even, odd = fields.items(parameters, "quantizers parameters", count=3)
+        books = _parse_positive(even), _parse_positive(odd)
         if len(books[0]) != len(books[1]):
-            raise fields.bad("quantizers points", "as many even as odd ones", (len(books[0]), len(books[1])))
+            raise fields.header_error("quantizers points", "as many even as odd ones", (len(books[0]), len(books[1])))
         mask = fields.integer(mask, "quantizers mask", 0, 255)
-        return Quantizer(Dependent(mask, *books), _unfolded(table, len(books[0])))
+        return Quantizer(Dependent(mask, *books), _unfold_frequencies(table, len(books[0])))
     if form == _POINTS:
         points = fields.integers(parameters, "quantizers points", -MAX_POINT, MAX_POINT)
-        _ascending(points, "quantizers points", 256)
+        _check_ascending(points, "quantizers points", 256)
         book = Codebook("points", points)
     elif form == _MIDTREAD:
         book = midtread(fields.integer(parameters, "quantizers bits", 2, 16))
@@ -72,7 +72,7 @@ def side_model_to_wire(model: SymbolModel) -> list[Any]:
 
 def side_model_from_wire(value: Any) -> SymbolModel:
     """Parse and check one model of the side section."""
-    size, table = fields.listed(value, "side_models", count=2)
+    size, table = fields.items(value, "side_models", count=2)
     size = fields.integer(size, "side_models size", 1, MAX_ALPHABET)
     return SymbolModel(size, _frequencies(table, size, "side_models frequencies"))
 
@@ -80,44 +80,44 @@ def side_model_from_wire(value: Any) -> SymbolModel:
 def allocation_from_wire(value: Any, quantizers: int) -> Allocation:
     """Parse ((precision, quantizer or -1, offset, weight), ...), precisions strictly ascending."""
     entries: list[tuple[int, int, int, int]] = []
-    for item in fields.listed(value, "allocation"):
+    for item in fields.items(value, "allocation"):
         precision, quantizer, offset, weight = fields.integers(item, "allocation", -MAX_OFFSET, MAX_OFFSET, count=4)
         fields.integer(quantizer, "allocation quantizer", -1, quantizers - 1)
         fields.integer(weight, "allocation weight", 0, MAX_WEIGHT_CODE)
         if entries and precision <= entries[-1][0]:
-            raise fields.bad("allocation", "ascending precisions", precision)
+            raise fields.header_error("allocation", "ascending precisions", precision)
         entries.append((precision, quantizer, offset, weight))
     return tuple(entries)
 
 
-def _positive(value: Any) -> tuple[int, ...]:
+def _parse_positive(value: Any) -> tuple[int, ...]:
     points = fields.integers(value, "quantizers points", 1, MAX_POINT)
-    _ascending(points, "quantizers points", 127)
+    _check_ascending(points, "quantizers points", 127)
     return points
 
 
-def _unfolded(table: Any, levels: int) -> tuple[int, ...] | None:
+def _unfold_frequencies(table: Any, levels: int) -> tuple[int, ...] | None:
     """Frequencies of both signs from those of 0, 1, 2..."""
     if table is None:
         return None
     folded = fields.integers(table, "quantizers frequencies", 1, TOTAL, count=levels + 1)
-    return _total((*reversed(folded[1:]), *folded))
+    return _check_total((*reversed(folded[1:]), *folded))
 
 
 def _frequencies(table: Any, size: int, what: str) -> tuple[int, ...] | None:
     if table is None:
         return None
     if size > MAX_ALPHABET:
-        raise fields.bad(what, f"no table for more than {MAX_ALPHABET} symbols", size)
-    return _total(fields.integers(table, what, 1, TOTAL, count=size))
+        raise fields.header_error(what, f"no table for more than {MAX_ALPHABET} symbols", size)
+    return _check_total(fields.integers(table, what, 1, TOTAL, count=size))
 
 
-def _total(table: tuple[int, ...]) -> tuple[int, ...]:
+def _check_total(table: tuple[int, ...]) -> tuple[int, ...]:
     if sum(table) != TOTAL:
-        raise fields.bad("frequencies", f"a sum of {TOTAL}", sum(table))
+        raise fields.header_error("frequencies", f"a sum of {TOTAL}", sum(table))
     return table
 
 
-def _ascending(points: Sequence[int], what: str, limit: int) -> None:
+def _check_ascending(points: Sequence[int], what: str, limit: int) -> None:
     if not points or len(points) > limit or any(b <= a for a, b in pairwise(points)):
-        raise fields.bad(what, f"1 to {limit} ascending integers", list(points))
+        raise fields.header_error(what, f"1 to {limit} ascending integers", list(points))

@@ -19,19 +19,17 @@ from typing import BinaryIO
 
 from nola_codec.container.header import unpack_header
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
-from nola_codec.container.prelude import MAGIC, SIZE, Prelude, aligned, unpack_prelude
-from nola_codec.container.rungs import at_rung
+from nola_codec.container.prelude import MAGIC, SIZE, Prelude, align, unpack_prelude
+from nola_codec.container.rungs import header_at_rung
 from nola_codec.container.units import UnitsReader
 from nola_codec.entropy import decode_many
+from nola_codec.entropy.blobs import unpack_blob
 from nola_codec.entropy.frames import decompress
 from nola_codec.errors import AdapterError, ChecksumMismatch, FormatError, NolaError, expected
 from nola_codec.model.header import Header
 from nola_codec.model.tensors import RawTensor
 
 Source = str | os.PathLike[str] | bytes | BinaryIO
-
-STORED, ZSTD = 0, 1
-"""Codec ids of raw tensors' sections: bytes as they are, or one zstd frame."""
 
 
 _ADAPTER_SUFFIXES = frozenset({".safetensors", ".npz", ".gguf", ".bin", ".pt", ".pth"})
@@ -47,8 +45,8 @@ class Container:
     """An open file. The header is read and checked at once, sections on request.
 
     Attributes:
-        header: As of the rung at which the file was opened.
-        rungs: How many the whole file has.
+        header: The header as it is at the rung at which the file was opened.
+        rungs: Number of rungs of the whole file.
     """
 
     def __init__(
@@ -66,7 +64,7 @@ class Container:
             raise ChecksumMismatch("header: CRC-32 does not match", code="header-checksum")
         self._plain = decompress(stored, self.prelude.header_plain, "header", header_dictionary())
         header = unpack_header(self._plain, limits)
-        self._data = aligned(SIZE + len(stored))
+        self._data = align(SIZE + len(stored))
         self._check_layout(header)
         self.rungs = len(header.rungs)
         self._whole = header
@@ -74,7 +72,7 @@ class Container:
 
     def select(self, rung: int) -> None:
         """See the file as it would be without the rungs after this one."""
-        self.header: Header = at_rung(self._whole, rung)
+        self.header: Header = header_at_rung(self._whole, rung)
         self._units_read = False
 
     @property
@@ -87,7 +85,7 @@ class Container:
         return min(self._data, self.file_length)
 
     def rung_bytes(self, rung: int) -> int:
-        """How much of the file a reader of this rung needs, from the beginning."""
+        """Bytes from the beginning of the file that a reader of this rung needs."""
         sections = self.header.sections[: self.header.sections_at(rung)]
         return self._data + max(s.offset + s.length for s in sections)
 
@@ -107,36 +105,30 @@ class Container:
                 number = self.header.units_section(rung)
                 coded = (self.header.sections[number].codec, self.section(number))
                 (symbols,) = decode_many([coded], [reader.runs(rung)], step.side_models)
-                reader.climb(rung, symbols)
+                reader.read_rung(rung, symbols)
             self.header = replace(self.header, coded=reader.records)
             self._units_read = True
         return self.header
 
     def raw_tensor(self, index: int) -> RawTensor:
-        """The raw record `index`, as it came. Raises FormatError or ChecksumMismatch."""
+        """Read the carried tensor `index`, as it came. Raises FormatError or ChecksumMismatch."""
         kind = self.header.raw[index].kind
         number = self.header.raw_section(index)
-        data = self.section(number)
         codec = self.header.sections[number].codec
-        if codec == ZSTD:
-            data = decompress(data, kind.nbytes, f"section {number}")
-        elif codec != STORED:
-            raise FormatError(expected(f"section {number}: codec of a raw tensor", "0 or 1", codec), code="codec")
-        if len(data) != kind.nbytes:
-            raise FormatError(expected(f"section {number}", f"{kind.nbytes} bytes", len(data)), code="symbols")
+        data = unpack_blob(codec, self.section(number), kind.nbytes, f"section {number}")
         return RawTensor(kind.dtype, kind.shape, data)
 
     def check_content(self) -> None:
         """Read the whole file and compare its SHA-256. Raises ChecksumMismatch, or FormatError for a part of a file."""
         if self._length < self.file_length:
             raise FormatError(expected("file length", self.file_length, self._length), code="truncated")
-        digest = hashlib.sha256(self._read(0, 40))
+        sha256 = hashlib.sha256(self._read(0, 40))
         position = SIZE
         while position < self._length:
             piece = self._read(position, min(1 << 20, self._length - position))
-            digest.update(piece)
+            sha256.update(piece)
             position += len(piece)
-        if digest.digest() != self.prelude.content_sha256:
+        if sha256.digest() != self.prelude.content_sha256:
             raise ChecksumMismatch("file: SHA-256 of the content does not match", code="content-checksum")
 
     def close(self) -> None:
@@ -177,7 +169,7 @@ class Container:
         return data
 
     def _check_layout(self, header: Header) -> None:
-        """Sections follow one another, 8-byte aligned, with zero padding and nothing after the last."""
+        """Sections follow one another, 8-byte align, with zero padding and nothing after the last."""
         offset = 0
         end = SIZE + self.prelude.header_stored
         for index, section in enumerate(header.sections):
@@ -192,7 +184,7 @@ class Container:
             if start <= self._length and any(self._read(end, start - end)):
                 raise FormatError(f"section {index}: padding before it is not zero", code="padding")
             end = start + section.length
-            offset = aligned(offset + section.length)
+            offset = align(offset + section.length)
         if end != self.file_length:
             raise FormatError(expected("file length", end, self.file_length), code="trailing")
 
@@ -204,7 +196,7 @@ def open_container(
 
     Args:
         source: The file.
-        limits: What it may declare.
+        limits: Bounds on what the file may declare.
         rung: See the file as it would be without the rungs after this one, counted from 0; None is all of it.
         partial: Take the beginning of a file as well, at the last rung that is there whole.
 

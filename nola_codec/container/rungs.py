@@ -7,7 +7,7 @@ from dataclasses import replace
 from nola_codec.model.header import Allocation, Header
 
 
-def at_rung(header: Header, rung: int) -> Header:
+def header_at_rung(header: Header, rung: int) -> Header:
     """The header of the file without the rungs after this one; units' numbers are left to be read."""
     last = header.rungs[rung]
     records = tuple(
@@ -28,7 +28,7 @@ def at_rung(header: Header, rung: int) -> Header:
     )
 
 
-def pruned(header: Header) -> Header:
+def prune_quantizers(header: Header) -> Header:
     """The header without the quantizers that its rungs do not use."""
     used = sorted({q for rung in header.rungs for table in rung.allocation for _, q, _, _ in table if q >= 0})
     number = {-1: -1, **{old: new for new, old in enumerate(used)}}

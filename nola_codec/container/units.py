@@ -1,8 +1,9 @@
 """Units sections: precisions and amplitudes as small differences (specification, "Units"), and the layers they imply.
 
-A component's precision is coded when it comes in, as the difference from the component before it; the first one's from
-the first of the record before of the same kind. An amplitude is coded as the difference from a prediction: made of the
-precision when the unit comes in, of its own last value when a later rung adds a layer to it.
+The section of a rung holds the precision of each unit that starts at the rung, as a difference from the component
+before it; the first component differs from the first one of the last record of the same kind. An amplitude is coded as
+the difference from a prediction, which is made from the precision at the rung where the unit starts, and from its last
+value at a later rung that adds a layer to it.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def _entry(allocations: Allocations, rung: int, kind: CodedKind, side: int, prec
 def coded_layers(record: CodedRecord, allocations: Allocations, rung: int, side: int) -> list[Layer]:
     """Layers of a record's vectors of one side that the rung's block holds, in its order.
 
-    A unit that comes in brings the layers of all rungs so far; the others get this rung's.
+    A unit that starts at this rung brings the layers of all rungs so far; the others get this rung's.
     """
     kind = record.kind
     layers = []
@@ -68,8 +69,8 @@ def coded_layers(record: CodedRecord, allocations: Allocations, rung: int, side:
     return layers
 
 
-def touched(record: CodedRecord, allocations: Allocations, rung: int) -> npt.NDArray[np.bool_]:
-    """Whether each unit comes in or gains a layer at a rung, (units,)."""
+def touched_units(record: CodedRecord, allocations: Allocations, rung: int) -> npt.NDArray[np.bool_]:
+    """True for each unit that starts or gains a layer at a rung, bool (units,)."""
     return np.array(
         [
             entry == rung
@@ -80,10 +81,10 @@ def touched(record: CodedRecord, allocations: Allocations, rung: int) -> npt.NDA
     )
 
 
-def predicted_amplitude(
+def predict_amplitude(
     record: CodedRecord, unit: int, allocations: Allocations, rung: int, slope: int, before: int
 ) -> int:
-    """Prediction of a unit's amplitude code at a rung that touches it; `before` is its code at the rung before."""
+    """Predict a unit's amplitude code at a rung that touches it; `before` is its code at the rung before."""
     precision = int(record.precision[unit])
     fresh = record.entry[unit] == rung
     total = record.kind.amplitude + slope * precision if fresh else before
@@ -94,29 +95,29 @@ def predicted_amplitude(
 
 
 def units_to_symbols(
-    ladder: Sequence[Sequence[CodedRecord]], allocations: Allocations, slope: int
+    rungs: Sequence[Sequence[CodedRecord]], allocations: Allocations, slope: int
 ) -> list[npt.NDArray[np.uint16]]:
     """Symbols of each rung's units section: precisions, then amplitudes.
 
     Args:
-        ladder: The records at each rung. Differences must lie in [-128, 127]; the encoder sees to it.
+        rungs: The records at each rung. Differences must lie in [-128, 127]; the encoder sees to it.
         allocations: Tables of each rung.
         slope: `Header.amplitude_slope`.
     """
     memory: _Memory = {}
     sections = []
-    for rung, records in enumerate(ladder):
+    for rung, records in enumerate(rungs):
         precisions: list[int] = []
         amplitudes: list[int] = []
         for index, record in enumerate(records):
             for unit, reference in _references(record, rung, memory):
                 precisions.append(_fold((int(record.precision[unit]) - reference + 128) % 256 - 128))
             _remember(memory, record)
-            for unit in np.flatnonzero(touched(record, allocations, rung)).tolist():
-                old = ladder[rung - 1][index].amplitude if rung else ()
+            for unit in np.flatnonzero(touched_units(record, allocations, rung)).tolist():
+                old = rungs[rung - 1][index].amplitude if rung else ()
                 before = int(old[unit]) if unit < len(old) else 0
                 gap = int(record.amplitude[unit])
-                gap -= predicted_amplitude(record, unit, allocations, rung, slope, before)
+                gap -= predict_amplitude(record, unit, allocations, rung, slope, before)
                 if not -128 <= gap <= 127:
                     raise ValueError(f"amplitude of {record.name} is {gap} codes from its prediction")
                 amplitudes.append(_fold(gap))
@@ -130,7 +131,11 @@ def units_runs(precisions: int, amplitudes: int) -> Runs:
 
 
 class UnitsReader:
-    """Takes the records of a file from rung to rung."""
+    """Reads the units sections of a file, rung after rung.
+
+    Attributes:
+        records: The coded records as they are at the last rung that was read.
+    """
 
     def __init__(self, header: Header) -> None:
         self._rungs, self._slope = header.rungs, header.amplitude_slope
@@ -140,13 +145,13 @@ class UnitsReader:
         self.records = tuple(replace(r, entry=empty, precision=empty, amplitude=empty) for r in header.coded)
 
     def runs(self, rung: int) -> Runs:
-        """What the section of the next rung holds: a run of precisions, then one of amplitudes."""
+        """Runs of the section of the next rung: one of precisions, then one of amplitudes."""
         fresh = sum(self._rungs[rung].units) - sum(r.units for r in self.records)
-        old = sum(int(touched(r, self._allocations, rung).sum()) for r in self.records) if rung else 0
+        old = sum(int(touched_units(r, self._allocations, rung).sum()) for r in self.records) if rung else 0
         return units_runs(fresh, fresh + old)
 
-    def climb(self, rung: int, symbols: npt.NDArray[Any]) -> None:
-        """Take the records to the next rung by the symbols of its section.
+    def read_rung(self, rung: int, symbols: npt.NDArray[Any]) -> None:
+        """Read the next rung: take the records to it by the symbols of its section.
 
         Raises:
             FormatError: no quantizer for a precision, or an amplitude out of range.
@@ -166,9 +171,9 @@ class UnitsReader:
             _remember(self._memory, record)
             grown.append(record)
         for record in grown:
-            for unit in np.flatnonzero(touched(record, self._allocations, rung)).tolist():
+            for unit in np.flatnonzero(touched_units(record, self._allocations, rung)).tolist():
                 before = int(record.amplitude[unit])
-                code = next(numbers) + predicted_amplitude(record, unit, self._allocations, rung, self._slope, before)
+                code = next(numbers) + predict_amplitude(record, unit, self._allocations, rung, self._slope, before)
                 if not MIN_CODE <= code <= MAX_CODE:
                     raise FormatError(f"units of {record.name}: amplitude out of range", code="units")
                 record.amplitude[unit] = code
@@ -178,7 +183,10 @@ class UnitsReader:
 
 
 def _references(record: CodedRecord, rung: int, memory: _Memory) -> Iterator[tuple[int, int]]:
-    """(unit, prediction of its precision) for the units that come in; precisions may be filled in on the way."""
+    """Yield (unit, prediction of its precision) for the units that start at a rung.
+
+    A prediction uses the precision of the unit before, which the caller may fill in on the way.
+    """
     before = memory.get(record.kind, [START, START])
     for unit in np.flatnonzero(record.entry == rung).tolist():
         if record.kind.split == "factor":

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from nola_codec.container.header import pack_header
-from nola_codec.container.prelude import MAGIC, SIZE, Prelude, aligned
+from nola_codec.container.prelude import MAGIC, SIZE, Prelude, align
 from nola_codec.container.reader import header_dictionary
 from nola_codec.entropy.frames import compress
 from nola_codec.model.header import Header, Section
 
 
 def assemble(header: Header, sections: Sequence[tuple[int, bytes]]) -> bytes:
-    """A whole file.
+    """Lay out a whole file.
 
     Args:
         header: All fields final but `sections`.
@@ -25,12 +25,12 @@ def assemble(header: Header, sections: Sequence[tuple[int, bytes]]) -> bytes:
     offset = 0
     for codec, data in sections:
         table.append(Section(codec, offset, len(data), zlib.crc32(data)))
-        offset = aligned(offset + len(data))
+        offset = align(offset + len(data))
     plain = pack_header(replace(header, sections=tuple(table)))
     stored = compress(plain, header_dictionary())
     body = bytearray(stored)
     for (_, data), section in zip(sections, table, strict=True):
-        start = aligned(SIZE + len(stored)) + section.offset - SIZE
+        start = align(SIZE + len(stored)) + section.offset - SIZE
         body.extend(b"\0" * (start - len(body)))
         body.extend(data)
     prelude = Prelude(
@@ -42,7 +42,7 @@ def assemble(header: Header, sections: Sequence[tuple[int, bytes]]) -> bytes:
         file_length=SIZE + len(body),
         content_sha256=bytes(32),
     )
-    digest = hashlib.sha256(prelude.pack()[:40] + body).digest()
-    data = replace(prelude, content_sha256=digest).pack() + bytes(body)
+    content = hashlib.sha256(prelude.pack()[:40] + body).digest()
+    data = replace(prelude, content_sha256=content).pack() + bytes(body)
     assert data.startswith(MAGIC)
     return data

@@ -55,7 +55,7 @@ def build_adapter(decoder: Decoder, records: Sequence[DecodedRecord]) -> Adapter
     header, pairs = decoder.header, len(decoder.header.pairs)
     modules = [_lora_module(r, d, decoder.xp) for r, d in zip(header.pairs, records[:pairs], strict=True)]
     vectors = [_vector_tensor(r, d, decoder.xp) for r, d in zip(header.vectors, records[pairs:], strict=True)]
-    raw = dict(decoder.carried())
+    raw = dict(decoder.carried_tensors())
     draws = {record.name: record.kind.draw for record in header.drawn}
     return Adapter(header.dialect, tuple(modules), raw, header.config, header.metadata, tuple(vectors), draws)
 

@@ -28,7 +28,7 @@ class Coefficients:
 
 
 def record_runs(record: CodedRecord, quantizers: Sequence[Quantizer], allocations: Allocations, rung: int) -> Runs:
-    """Runs of one record in a rung's block: one for each layer, those of lora_B first."""
+    """Runs of one record in a rung's block: one for each layer, those of the first side first."""
     models, lengths = [], []
     for side, count in enumerate(record.kind.num_basis):
         for layer in coded_layers(record, allocations, rung, side):
@@ -48,13 +48,13 @@ def block_runs(
 def record_coefficients(
     record: CodedRecord, symbols: Sequence[SymbolArray], quantizers: Sequence[Quantizer], allocations: Allocations
 ) -> Coefficients:
-    """Coefficients of one record: the weighted sum of its layers.
+    """Compute the coefficients of one record: the weighted sum of its layers.
 
     Args:
         record: At the last rung.
-        symbols: Of each rung, in the order of `record_runs`.
+        symbols: Symbols of each rung, in the order of `record_runs`.
         quantizers: As in `Header`.
-        allocations: Of each rung.
+        allocations: Allocation tables of each rung.
     """
     ends = [0] * len(symbols)
     sides = []
@@ -89,13 +89,13 @@ def decode_symbols(
     allocations: Allocations,
     rung: int,
 ) -> list[SymbolArray]:
-    """SymbolArray of all the blocks' records in one rung, in order; views of their blocks' arrays.
+    """Decode the symbols of all the blocks' records in one rung, in order; views of their blocks' arrays.
 
     Args:
         coded: (codec id, stored bytes) of each block.
         blocks: The records of each block.
         quantizers: As in `Header`.
-        allocations: Of each rung.
+        allocations: Allocation tables of each rung.
         rung: The rung.
 
     Raises:

@@ -18,7 +18,7 @@ from nola_codec.errors import ChecksumMismatch
 from nola_codec.model.records import CodedRecord
 from nola_codec.model.tensors import RawTensor
 from nola_codec.parallel import parallel_map
-from nola_codec.prng.draws import drawn_tensor
+from nola_codec.prng.draws import draw_tensor
 
 _BATCH_SYMBOLS = 48 << 20
 """Coefficients entropy-decoded side by side, 6 bytes each at the peak: wide enough for vectorized rANS."""
@@ -76,19 +76,15 @@ class Decoder:
             yield from self._decode_blocks(batch, wanted)
 
     def symbols(self) -> list[list[npt.NDArray[Any]]]:
-        """Symbols of all records, for each those of each rung: what an encoder put in."""
+        """Decode the symbols of all records, for each those of each rung, as the encoder put them in."""
         return self._symbols(range(len(self.header.blocks)))
 
-    def raw(self, index: int) -> RawTensor:
-        """Raw record `index`."""
-        return self.container.raw_tensor(index)
-
-    def carried(self) -> Iterator[tuple[str, RawTensor]]:
-        """(name, tensor) of the raw records, then of those that are drawn again, each made when it is asked for."""
+    def carried_tensors(self) -> Iterator[tuple[str, RawTensor]]:
+        """Yield (name, tensor) of the carried tensors, then of the drawn ones, each made when it is asked for."""
         for index, record in enumerate(self.header.raw):
-            yield record.name, self.raw(index)
+            yield record.name, self.container.raw_tensor(index)
         for drawn in self.header.drawn:
-            yield drawn.name, drawn_tensor(drawn.kind.draw)
+            yield drawn.name, draw_tensor(drawn.kind.draw)
 
     def decode_all(self, progress: Callable[[int], None] | None = None) -> list[DecodedRecord]:
         """Decode all coded records, in the order of `Header.coded`, and check the decoded SHA-256.
@@ -107,7 +103,7 @@ class Decoder:
             records.append(record)
             if progress is not None:
                 progress(index + 1)
-        for _, tensor in self.carried():
+        for _, tensor in self.carried_tensors():
             sha256.update_raw(tensor)
         if sha256.digest() != self.header.decoded_sha256:
             raise ChecksumMismatch(
@@ -140,7 +136,7 @@ class Decoder:
             )
             return [(number, item) for (number, _), item in zip(part, made, strict=True)]
 
-        apply = parallel_map if self.xp.name == "numpy" else map
+        apply = parallel_map if self.xp.has_threads else map
         for group in apply(make, _portions(picked)):
             yield from group
 
@@ -180,7 +176,10 @@ def _portions(items: Sequence[_Picked]) -> list[list[_Picked]]:
 
 
 class DecodedHash:
-    """SHA-256 over records in file order: each side's exponent as int8, each side as int16; others' bytes."""
+    """The decoded SHA-256: over the records in file order.
+
+    A coded record adds each side's exponent as int8, then each side as little-endian int16; any other adds its bytes.
+    """
 
     def __init__(self) -> None:
         self._sha = hashlib.sha256()
@@ -192,7 +191,7 @@ class DecodedHash:
             self._sha.update(np.ascontiguousarray(xp.numpy(side), dtype="<i2").reshape(-1).view(np.uint8).data)
 
     def update_raw(self, tensor: RawTensor) -> None:
-        """Add a raw or a drawn record."""
+        """Add a carried or a drawn tensor."""
         self._sha.update(tensor.data)
 
     def digest(self) -> bytes:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.arrays import Array, Arrays
-from nola_codec.basis import BasisKey, basis_by_id, hadamard
+from nola_codec.basis import BasisKey, Pieces, basis_by_id
 from nola_codec.decoder.coefficients import Coefficients
 from nola_codec.errors import FormatError
 from nola_codec.model.records import CodedRecord, Side
@@ -22,11 +22,12 @@ CHUNK_ELEMENTS = 1 << 20
 """Elements synthesized at once, unless the caller says otherwise: 8 MiB of int64."""
 
 LARGEST_PRODUCT = 1 << 62
-_SCALED = 1 << 22
+_SCALE_ELEMENTS = 1 << 22
 """Elements scaled at once in int64."""
 _LONG = 1 << 22
 """Elements of a vector beyond which it is synthesized a piece at a time, in 8 bytes an element and not 40."""
 _PIECE = 1 << 20
+"""Elements of such a piece."""
 
 
 @dataclass(frozen=True)
@@ -110,43 +111,52 @@ def _synthesize_side(
     if bound << 16 >= LARGEST_PRODUCT:
         raise FormatError(f"coefficients of {records[0].name}: sums may reach {bound}, too large to scale exactly",
                           code="bound")  # fmt: skip
-    if length > _LONG and kind.basis == 1 and own.num_basis == length and hadamard.plan(length)[1] == 1:
+    pieces = basis.pieces(length, own.num_basis) if length > _LONG else None
+    if pieces is not None:
         mantissas, shifts = _scales(records, side)
         return [
-            _arrange(_long_vectors(c.sides[side], length, key, c.peak, mantissas[part], shifts[part], xp), own, xp)
+            _arrange(
+                _long_vectors(pieces, length, c.sides[side], c.peak, key, (mantissas[part], shifts[part]), xp), own, xp
+            )
             for c, key, part in zip(coefficients, keys, np.split(np.arange(len(shifts)), len(records)), strict=True)
         ]
-    points = np.stack([c.sides[side] for c in coefficients])
-    values = basis.synthesize(xp.asarray(points), length, keys, peak, xp)
-    rows = _scaled(values.reshape(len(records) * vectors, length), *_scales(records, side), xp)
+    points = np.stack([c.sides[side] for c in coefficients])  # (records, vectors, num_basis)
+    values = basis.synthesize(xp.asarray(points), length, keys, peak, xp)  # (records, vectors, length)
+    rows = _scale(values.reshape(len(records) * vectors, length), *_scales(records, side), xp)
     rows = rows.reshape(len(records), vectors, length)
     return [_arrange(rows[i], own, xp) for i in range(len(records))]
 
 
 def _long_vectors(
-    points: npt.NDArray[np.int32],
+    pieces: Pieces,
     length: int,
-    key: BasisKey,
+    points: npt.NDArray[np.int32],
     peak: int,
-    mantissas: npt.NDArray[np.int64],
-    shifts: npt.NDArray[np.int64],
+    key: BasisKey,
+    scales: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
     xp: Arrays,
 ) -> Array:
-    """Vectors of one record in the basis `hadamard`, (vectors, length) in 16 bits, a piece at a time."""
-    block = hadamard.plan(length)[0]
+    """Synthesize and scale the vectors of one side a piece at a time, int16 (vectors, length)."""
     rows = []
-    for vector, mantissa, shift in zip(points, mantissas, shifts, strict=True):
-        row = xp.zeros((block, length // block), "int16")
-        for start, stop, values in hadamard.synthesize_pieces(xp.asarray(vector), length, key, peak, xp, _PIECE):
-            row[:, start:stop] = _scaled(values, mantissa[None], shift[None], xp)
+    for vector, mantissa, shift in zip(points, *scales, strict=True):
+        row = xp.zeros((pieces.rows, length // pieces.rows), "int16")
+        for start, stop, values in pieces.synthesize(xp.asarray(vector), key, peak, xp, _PIECE):
+            row[:, start:stop] = _scale(values, mantissa[None], shift[None], xp)
         rows.append(row.reshape(length))
     return xp.stack(rows, 0)
 
 
-def _scaled(values: Array, mantissas: npt.NDArray[np.int64], shifts: npt.NDArray[np.int64], xp: Arrays) -> Array:
-    """(y * M + 2^(s - 1)) >> s in 16 bits, piece by piece; values (vectors, length), M and s one or one a vector."""
+def _scale(values: Array, mantissas: npt.NDArray[np.int64], shifts: npt.NDArray[np.int64], xp: Arrays) -> Array:
+    """Compute (y * M + 2^(s - 1)) >> s in 16 bits, piece by piece.
+
+    Args:
+        values: y, (vectors, length).
+        mantissas: M, (vectors, 1) or (1, 1).
+        shifts: s, in the shape of M.
+        xp: Where the values are.
+    """
     pieces = []
-    step = max(1, _SCALED // len(values))
+    step = max(1, _SCALE_ELEMENTS // len(values))
     for start in range(0, values.shape[1], step):
         scaled = xp.cast(values[:, start : start + step], "int64")
         scaled = scaled * xp.asarray(mantissas)

@@ -10,13 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.container.names import split_name
-from nola_codec.container.reader import STORED, ZSTD
 from nola_codec.container.units import units_runs, units_to_symbols
 from nola_codec.container.writer import assemble
 from nola_codec.decoder.coefficients import block_runs
 from nola_codec.encoder.content import BlockSizes, BlockSymbols, FileContent
 from nola_codec.entropy import mixed, rans, raw, smallest
-from nola_codec.entropy.frames import compress
+from nola_codec.entropy.blobs import pack_blob
 from nola_codec.model.header import Header, Rung
 from nola_codec.model.quantizers import SymbolModel
 from nola_codec.model.records import DrawnKind, DrawnRecord, RawKind, RawRecord
@@ -148,11 +147,7 @@ def write_file(
 
 def pack_raw(tensors: Mapping[str, RawTensor]) -> list[tuple[int, bytes]]:
     """Pack carried tensors into sections: with zstd if that makes them smaller."""
-    sections = []
-    for tensor in tensors.values():
-        packed = compress(tensor.data)
-        sections.append((ZSTD, packed) if len(packed) < len(tensor.data) else (STORED, tensor.data))
-    return sections
+    return [pack_blob(tensor.data) for tensor in tensors.values()]
 
 
 def _code_units(content: FileContent, codecs: Sequence[int]) -> list[CodedUnits]:

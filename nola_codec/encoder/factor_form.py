@@ -84,7 +84,7 @@ def fixed_width_content(
 def _fit_pair(
     item: Codable, stream: int, rank: int, bases: Sequence[FactorBasis], codebook: Codebook
 ) -> tuple[CodedRecord, npt.NDArray[np.uint16]]:
-    """Fit a pair of factors; return its record and the symbols of lora_B and lora_A, one after the other."""
+    """Fit a pair of factors; return its record and the symbols of lora_B and of lora_A, (both num_basis,)."""
     (lora_B, lora_A), (b_shape, a_shape) = item.sides, item.stored_shapes
     fit = fit_projection(lora_B, lora_A, rank, (bases[0], bases[1]), codebook)
     shapes = (b_shape[0], rank, *b_shape[2:]), (rank, *a_shape[1:])

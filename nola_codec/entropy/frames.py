@@ -42,7 +42,7 @@ def decompress(data: bytes | memoryview, size: int, what: str, dictionary: bytes
         declared = zstandard.get_frame_parameters(frame).content_size
         if declared != size or size > len(data) << _MOST_EXPANSION:
             raise FormatError(expected(f"{what}: declared size", size, declared), code="zstd")
-        if size == 0 and data != _EMPTY:  # of nothing, the library would not look at the blocks
+        if size == 0 and data != _EMPTY:  # zstandard does not validate the blocks of empty content
             raise FormatError(f"{what}: not the frame of no bytes", code="zstd")
         # In one call: a stream's decoder would follow a frame past its declared size as far as memory goes.
         plain = zstandard.ZstdDecompressor(dict_data=_dictionary(dictionary)).decompress(frame, allow_extra_data=False)

@@ -17,11 +17,18 @@ from nola_codec.model.quantizers import Runs, SymbolModel
 
 id = 2
 name = "rans"
+uses_frequencies = True
+most_symbols = None
 
 
 def pays(runs: Runs, models: Sequence[SymbolModel]) -> bool:
-    """Whether there is a run to code with rANS."""
+    """True where there is a run to code with rANS."""
     return any(models[m].frequencies is not None for m in np.unique(runs.models[runs.lengths > 0]))
+
+
+def least_size(runs: Runs, models: Sequence[SymbolModel]) -> int:
+    """0: only coding tells."""
+    return 0
 
 
 def encode(symbols: npt.NDArray[Any], runs: Runs, models: Sequence[SymbolModel]) -> bytes:
@@ -34,9 +41,9 @@ def encode_many(
 ) -> list[bytes]:
     """Code several sections side by side."""
     splits = [_Split(runs, models) for runs in all_runs]
-    coded = rans.encode_many(_Chosen(streams, splits), [s.coded for s in splits], models)
+    coded = rans.encode_many(_CodedSymbols(streams, splits), [s.coded for s in splits], models)
     return [
-        raw.encode(stream[split.is_plain], split.plain, models) + data if split.plain.total else data
+        raw.encode(stream[split.mark_plain()], split.plain, models) + data if split.plain.total else data
         for stream, split, data in zip(streams, splits, coded, strict=True)
     ]
 
@@ -65,14 +72,14 @@ def decode_many(
             continue
         packed = raw.decode(data[:size], split.plain, models)
         merged = np.empty(len(packed) + len(symbols), np.uint16 if packed.max(initial=0) > 255 else np.uint8)
-        merged[split.is_plain] = packed
-        merged[~split.is_plain] = symbols
+        merged[split.mark_plain()] = packed
+        merged[~split.mark_plain()] = symbols
         results.append(merged)
     return results
 
 
 class _Split:
-    """The two kinds of runs of a section."""
+    """Runs of a section by what codes them: `plain` is packed, `coded` goes through rANS."""
 
     def __init__(self, runs: Runs, models: Sequence[SymbolModel]) -> None:
         without = np.array([m.frequencies is None for m in models], bool)
@@ -81,14 +88,13 @@ class _Split:
         self.coded = Runs(runs.models[~marks], runs.lengths[~marks])
         self._marks, self._lengths = marks, runs.lengths
 
-    @property
-    def is_plain(self) -> npt.NDArray[np.bool_]:
-        """For each symbol of the section, made when asked for."""
+    def mark_plain(self) -> npt.NDArray[np.bool_]:
+        """True for each symbol of the section that is packed; bool (symbols,), made at each call."""
         return np.repeat(self._marks, self._lengths)
 
 
-class _Chosen(Sequence[npt.NDArray[Any]]):
-    """The symbols to be coded with rANS of each section, made when asked for."""
+class _CodedSymbols(Sequence[npt.NDArray[Any]]):
+    """The symbols of each section that rANS codes, made when they are asked for."""
 
     def __init__(self, streams: Sequence[npt.NDArray[Any]], splits: Sequence[_Split]) -> None:
         self._streams, self._splits = streams, splits
@@ -99,4 +105,4 @@ class _Chosen(Sequence[npt.NDArray[Any]]):
     def __getitem__(self, index: Any) -> Any:
         split = self._splits[index]
         stream = self._streams[index]
-        return stream if not split.plain.total else stream[~split.is_plain]
+        return stream if not split.plain.total else stream[~split.mark_plain()]

@@ -81,22 +81,22 @@ def encode_many(
     cost = -np.log2(np.maximum(widths, 1) / TOTAL)
     lanes = []
     for index, runs in enumerate(all_runs):
-        counts = np.bincount(_flat(streams[index], runs), minlength=len(cost))
+        counts = np.bincount(_flat_indexes(streams[index], runs), minlength=len(cost))
         lanes.append(lane_bits(float(counts @ cost) / 8, runs.total))
     groups: dict[int, list[int]] = {}
     for index, bits in enumerate(lanes):
         groups.setdefault(bits, []).append(index)
     results = [b""] * len(streams)
     for bits, members in _jobs(groups, all_runs):
-        for part in _within(_ENCODE_SYMBOLS, members, all_runs):
+        for part in _split_by_budget(_ENCODE_SYMBOLS, members, all_runs):
             coded = _encode_group([streams[i] for i in part], [all_runs[i] for i in part], bits, starts, widths)
             for index, data in zip(part, coded, strict=True):
                 results[index] = data
     return results
 
 
-def _within(budget: int, members: Sequence[int], all_runs: Sequence[Runs]) -> list[list[int]]:
-    """Consecutive members of at most `budget` symbols together, or one."""
+def _split_by_budget(budget: int, members: Sequence[int], all_runs: Sequence[Runs]) -> list[list[int]]:
+    """Split members into consecutive parts of at most `budget` symbols together, or of one member."""
     parts: list[list[int]] = []
     weight = budget
     for index in members:
@@ -109,7 +109,7 @@ def _within(budget: int, members: Sequence[int], all_runs: Sequence[Runs]) -> li
 
 
 def _jobs(groups: dict[int, list[int]], all_runs: Sequence[Runs]) -> list[tuple[int, list[int]]]:
-    """(log2 of lanes, sections) for each piece of work, the sections with the most symbols first in each.
+    """List pieces of work, (log2 of lanes, sections), the sections with the most symbols first in each.
 
     Those still running after some steps are then always the first ones.
     """
@@ -120,7 +120,7 @@ def _jobs(groups: dict[int, list[int]], all_runs: Sequence[Runs]) -> list[tuple[
     return jobs
 
 
-def _flat(symbols: npt.NDArray[Any], runs: Runs) -> npt.NDArray[np.int64]:
+def _flat_indexes(symbols: npt.NDArray[Any], runs: Runs) -> npt.NDArray[np.int64]:
     """Index of each symbol in the tables of all models."""
     return np.asarray(np.repeat(runs.models * MAX_ALPHABET, runs.lengths) + symbols, np.int64)
 
@@ -136,15 +136,15 @@ def _encode_group(
     steps = np.array([-(-r.total // lanes) for r in all_runs], np.int64)
     most = int(steps.max(initial=0))
     table = (widths << 16 | starts).astype(np.uint32)  # frequency and start of each symbol in one gather
-    coded = np.empty((most, sections, lanes), np.uint32)
+    coded = np.empty((most, sections, lanes), np.uint32)  # the table's entry for each symbol
     for s, (symbols, runs) in enumerate(zip(streams, all_runs, strict=True)):
-        flat = _flat(symbols, runs)
+        flat = _flat_indexes(symbols, runs)
         fill = int(steps[s]) * lanes - runs.total
         if fill:  # the last row is filled with the cheapest symbol of the last run's model
             base = int(runs.models[np.flatnonzero(runs.lengths)[-1]]) * MAX_ALPHABET
             cheapest = base + int(np.argmax(widths[base : base + MAX_ALPHABET]))
             flat = np.concatenate((flat, np.full(fill, cheapest)))
-        coded[: steps[s], s] = table[flat].reshape(-1, lanes)
+        coded[: steps[s], s] = table[flat].reshape(-1, lanes)  # (steps, lanes): symbol i is in lane i mod L
     state = np.full((sections, lanes), _LOW, np.uint32)
     words = np.empty((most, sections, lanes), np.uint16)
     emitted = np.zeros((most, sections, lanes), bool)
@@ -152,10 +152,10 @@ def _encode_group(
     for step in range(most - 1, -1, -1):
         while active < sections and steps[active] > step:
             active += 1
-        row, current = coded[step, :active], state[:active]
+        row, current = coded[step, :active], state[:active]  # (active, lanes) both
         frequency = row >> 16
         # A state at or above frequency * 2^20 would leave 32 bits. At frequency 2^12 none is.
-        full = (current >> 20) >= frequency
+        full = (current >> 20) >= frequency  # (active, lanes)
         emitted[step, :active] = full
         words[step, :active] = current
         current = np.where(full, current >> 16, current)
@@ -200,12 +200,13 @@ def _decode_group(
     for data in datas:
         if len(data) < heads or (len(data) - heads) % 2:
             raise FormatError(expected("rans section", f"{heads} bytes and whole words", len(data)), code="symbols")
-    state = np.stack([np.frombuffer(d, "<u4", lanes, 1) for d in datas]).astype(np.uint32)
+    state = np.stack([np.frombuffer(d, "<u4", lanes, 1) for d in datas]).astype(np.uint32)  # (sections, lanes)
     bodies = [np.frombuffer(d, "<u2", offset=heads) for d in datas]
+    # All sections' words in one array, with room behind them for reads that are found to be too many afterwards.
     words = np.concatenate([*bodies, np.zeros(sections * lanes + 1, "<u2")]).astype(np.uint32)
     sizes = np.array([len(b) for b in bodies], np.int64)
     ends = np.cumsum(sizes)
-    pointer = ends - sizes
+    pointer = ends - sizes  # (sections,): next word of each
     steps = np.array([-(-r.total // lanes) for r in all_runs], np.int64)
     most = int(steps.max(initial=0))
     which = np.zeros(
@@ -222,7 +223,7 @@ def _decode_group(
     for step in range(most):
         while steps[active - 1] <= step:
             active -= 1
-        current = state[:active]
+        current = state[:active]  # (active, lanes)
         slot = which[step, :active].astype(np.uint32)
         slot <<= PROBABILITY_BITS
         slot |= current & (TOTAL - 1)
@@ -232,13 +233,13 @@ def _decode_group(
         entry >>= 20
         current += entry
         flat = current.reshape(-1)
-        (dry,) = (flat < _LOW).nonzero()
+        (dry,) = (flat < _LOW).nonzero()  # lanes that need a word, those of the first section first
         if active == 1:
             taken = words[pointer[0] : pointer[0] + len(dry)]
             pointer[0] += len(dry)
         else:
             before = dry.searchsorted(bounds[: active + 1])
-            need = before[1:] - before[:-1]
+            need = before[1:] - before[:-1]  # (active,): words that each section takes
             taken = words.take(np.arange(len(dry)) + (pointer[:active] - before[:-1]).repeat(need))
             pointer[:active] += need
         if (pointer[:active] > ends[:active]).any():

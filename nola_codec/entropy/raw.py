@@ -1,4 +1,7 @@
-"""Codec 0: symbols sorted by model, each model's bit-packed at its own width."""
+"""Codec 0: symbols sorted by model, each model's bit-packed at its own width (specification, "Codec 0").
+
+Example: 5 symbols of a model of 4 take 2 bits each, so 2 bytes.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,18 @@ from nola_codec.quant.packing import pack, packed_size, padding_bits, unpack
 
 id = 0
 name = "raw"
+uses_frequencies = False
+most_symbols = None
+
+
+def pays(runs: Runs, models: Sequence[SymbolModel]) -> bool:
+    """True: every section can be packed."""
+    return True
+
+
+def least_size(runs: Runs, models: Sequence[SymbolModel]) -> int:
+    """The size that `encode` will reach, in bytes."""
+    return size(runs, models)
 
 
 def size(runs: Runs, models: Sequence[SymbolModel]) -> int:
@@ -28,6 +43,13 @@ def encode(symbols: npt.NDArray[Any], runs: Runs, models: Sequence[SymbolModel])
     return b"".join(pack(part, width_of(models[model])) for model, part in by_model(symbols, runs))
 
 
+def encode_many(
+    streams: Sequence[npt.NDArray[Any]], all_runs: Sequence[Runs], models: Sequence[SymbolModel]
+) -> list[bytes]:
+    """`encode` several sections, one after the other."""
+    return [encode(symbols, runs, models) for symbols, runs in zip(streams, all_runs, strict=True)]
+
+
 def decode(data: bytes | memoryview, runs: Runs, models: Sequence[SymbolModel]) -> npt.NDArray[np.uint16]:
     """Undo `encode`. Raises FormatError when the length or the padding is wrong."""
     wanted = size(runs, models)
@@ -35,7 +57,7 @@ def decode(data: bytes | memoryview, runs: Runs, models: Sequence[SymbolModel]) 
         raise FormatError(expected("bit-packed symbols", f"{wanted} bytes", len(data)), code="symbols")
     parts = []
     position = 0
-    for model, count in sorted_counts(runs):
+    for model, count in count_symbols(runs):
         width = width_of(models[model])
         stop = position + packed_size(count, width)
         if padding_bits(data[position:stop], width, count):
@@ -45,7 +67,14 @@ def decode(data: bytes | memoryview, runs: Runs, models: Sequence[SymbolModel]) 
     return scatter_by_model(parts, runs, models)
 
 
-def sorted_counts(runs: Runs) -> list[tuple[int, int]]:
-    """(model, number of symbols) of the models that occur, by model."""
+def decode_many(
+    datas: Sequence[bytes | memoryview], all_runs: Sequence[Runs], models: Sequence[SymbolModel]
+) -> list[npt.NDArray[np.uint16]]:
+    """`decode` several sections, one after the other."""
+    return [decode(data, runs, models) for data, runs in zip(datas, all_runs, strict=True)]
+
+
+def count_symbols(runs: Runs) -> list[tuple[int, int]]:
+    """Count the symbols of each model that occurs: (model, number of symbols), by model."""
     counts = np.bincount(runs.models, weights=runs.lengths).astype(np.int64)
     return [(model, int(count)) for model, count in enumerate(counts) if count]

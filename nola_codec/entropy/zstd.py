@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.entropy.frames import compress, decompress
-from nola_codec.entropy.raw import sorted_counts
+from nola_codec.entropy.raw import count_symbols
 from nola_codec.entropy.streams import by_model, scatter_by_model, width_of
 from nola_codec.errors import FormatError
 from nola_codec.model.quantizers import Runs, SymbolModel
@@ -20,6 +20,19 @@ from nola_codec.quant.packing import pack, packed_size, padding_bits, unpack
 
 id = 1
 name = "zstd"
+uses_frequencies = False
+most_symbols = 1 << 16
+"""rANS, with its frequencies, always wins over zstd on more."""
+
+
+def pays(runs: Runs, models: Sequence[SymbolModel]) -> bool:
+    """True: every section can be compressed."""
+    return True
+
+
+def least_size(runs: Runs, models: Sequence[SymbolModel]) -> int:
+    """0: only compressing tells."""
+    return 0
 
 
 def _width(model: SymbolModel) -> int:
@@ -32,9 +45,16 @@ def encode(symbols: npt.NDArray[Any], runs: Runs, models: Sequence[SymbolModel])
     return compress(b"".join(pack(part, _width(models[model])) for model, part in by_model(symbols, runs)))
 
 
+def encode_many(
+    streams: Sequence[npt.NDArray[Any]], all_runs: Sequence[Runs], models: Sequence[SymbolModel]
+) -> list[bytes]:
+    """`encode` several sections, one after the other."""
+    return [encode(symbols, runs, models) for symbols, runs in zip(streams, all_runs, strict=True)]
+
+
 def decode(data: bytes | memoryview, runs: Runs, models: Sequence[SymbolModel]) -> npt.NDArray[np.uint16]:
     """Undo `encode`. Raises FormatError for a bad frame, a wrong size or a symbol out of range."""
-    counts = sorted_counts(runs)
+    counts = count_symbols(runs)
     plain = memoryview(decompress(data, sum(packed_size(n, _width(models[m])) for m, n in counts), "symbols"))
     parts = []
     position = 0
@@ -46,3 +66,10 @@ def decode(data: bytes | memoryview, runs: Runs, models: Sequence[SymbolModel]) 
         parts.append((model, unpack(plain[position:stop], width, count)))
         position = stop
     return scatter_by_model(parts, runs, models)
+
+
+def decode_many(
+    datas: Sequence[bytes | memoryview], all_runs: Sequence[Runs], models: Sequence[SymbolModel]
+) -> list[npt.NDArray[np.uint16]]:
+    """`decode` several sections, one after the other."""
+    return [decode(data, runs, models) for data, runs in zip(datas, all_runs, strict=True)]

@@ -21,7 +21,7 @@ from nola_codec.fit.weighting import Moments, component_figures, weigh
 from nola_codec.model.adapter import Codable
 from nola_codec.parallel import parallel_map
 from nola_codec.progress import Progress
-from nola_codec.spool import spooled
+from nola_codec.spool import allocate_array
 
 FloatArray = npt.NDArray[np.float32]
 Matrices = tuple[dict[int, FloatArray], dict[int, FloatArray]]
@@ -158,7 +158,7 @@ def _empty_form(items: Sequence[Codable], most: int | None) -> CanonicalForm:
         for length in np.unique(lengths[side][lengths[side] > 0]):
             members = lengths[side] == length
             rows[side, members] = np.arange(int(members.sum()))
-            matrices[side][int(length)] = spooled((int(members.sum()), int(length)), np.float32)
+            matrices[side][int(length)] = allocate_array((int(members.sum()), int(length)), np.float32)
     units = lengths.shape[1]
     return CanonicalForm(
         record=np.repeat(np.arange(len(items)), ranks),

@@ -16,7 +16,7 @@ from nola_codec.array_types import Float32Array, Float64Array
 from nola_codec.fit.ecsq import Ecsq, frontier
 from nola_codec.fit.viterbi import encode_dependent, encode_trellis
 from nola_codec.model.quantizers import Trellis
-from nola_codec.quant.trellis import TRELLISES, chosen_books
+from nola_codec.quant.trellis import TRELLISES, choose_books
 
 Levels = npt.NDArray[np.int8]
 
@@ -120,7 +120,7 @@ Coder = ScalarCoder | DependentCoder | TrellisCoder
 
 def dependent_statistics(level: Levels, values: Float32Array, most: int) -> tuple[Float64Array, Float64Array]:
     """Return counts, and sums of value times sign of level, of each (codebook, |level|): (2, most + 1) each."""
-    index = (chosen_books(MASK, level).astype(np.int64) * (most + 1) + np.abs(level)).reshape(-1)
+    index = (choose_books(MASK, level).astype(np.int64) * (most + 1) + np.abs(level)).reshape(-1)
     signed = (np.sign(level) * values).reshape(-1)
     size = 2 * (most + 1)
     return (

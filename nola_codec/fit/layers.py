@@ -18,7 +18,7 @@ from nola_codec.model.quantizers import Quantizer
 from nola_codec.parallel import parallel_map
 from nola_codec.quant.points import book_points
 from nola_codec.quant.scales import MAX_WEIGHT_CODE, layer_weight
-from nola_codec.spool import spooled
+from nola_codec.spool import allocate_array
 
 _CHUNK = 1 << 20
 _SAMPLE = 64
@@ -39,7 +39,7 @@ class _Job(NamedTuple):
 
 def _zeros(matrix: Float32Array) -> Float32Array:
     """Return zeros in the shape of a matrix."""
-    made = spooled(matrix.shape, np.float32)
+    made = allocate_array(matrix.shape, np.float32)
     made[:] = 0
     return made
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from nola_codec.array_types import Float32Array, Float64Array
 from nola_codec.fit.canonical_form import CanonicalForm
 from nola_codec.model.quantizers import Book, Trellis
-from nola_codec.spool import spooled
+from nola_codec.spool import allocate_array
 
 Levels = npt.NDArray[np.int8]
 Sides = tuple[dict[int, Levels], dict[int, Levels]]
@@ -47,7 +47,7 @@ class Workspace:
     def begin_draft(self, form: CanonicalForm, rungs: int) -> DraftLevels:
         """Make room for a draft of so many rungs; drafts made before it become stale."""
         while len(self.levels) < rungs:
-            self.levels.append(matrices_like(form, lambda matrix: spooled(matrix.shape, np.int8)))
+            self.levels.append(matrices_like(form, lambda matrix: allocate_array(matrix.shape, np.int8)))
         if not self.owner[0]:
             self.owner = matrices_like(form, lambda matrix: np.full(len(matrix), -1, np.int16))
         self.generation += 1

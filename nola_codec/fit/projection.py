@@ -16,7 +16,6 @@ import numpy.typing as npt
 from nola_codec.array_types import Float64Array
 from nola_codec.arrays import NUMPY
 from nola_codec.basis import BasisKey, basis_by_id
-from nola_codec.basis.hadamard import synthesize_floats
 from nola_codec.fit.components import singular_components
 from nola_codec.model.quantizers import Codebook
 from nola_codec.quant.codebooks import mse_scale, nearest
@@ -41,7 +40,7 @@ class FactorBasis:
         self.length, self.num_basis = length, num_basis
         self._norm = 1 / np.sqrt(self._basis.norm2(length))
         self._dense: npt.NDArray[np.float32] | None = None
-        if self._basis.name != "hadamard" and length * num_basis * 4 <= _CACHE_BYTES:
+        if not self._basis.is_fast and length * num_basis * 4 <= _CACHE_BYTES:
             identity = np.eye(num_basis, dtype=np.int8)[None]
             rows = self._basis.synthesize(identity, length, (key,), 1, NUMPY)[0]
             self._dense = (rows * self._norm).astype(np.float32)
@@ -50,8 +49,8 @@ class FactorBasis:
         """Return sum_i coefficients_i * row_i, (length,)."""
         if self._dense is not None:
             return np.asarray(coefficients.astype(np.float32) @ self._dense, np.float64)
-        if self._basis.name == "hadamard":
-            made = synthesize_floats(coefficients[None, None], self.length, (self._key,), NUMPY)[0, 0]
+        if self._basis.is_fast:
+            made = self._basis.synthesize_floats(coefficients[None, None], self.length, (self._key,), NUMPY)[0, 0]
             return np.asarray(made * self._norm, np.float64)
         raise MemoryError(
             f"a dense basis of {self.num_basis} x {self.length} does not fit in {_CACHE_BYTES >> 20} MiB; "

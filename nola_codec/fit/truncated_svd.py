@@ -39,10 +39,9 @@ def truncated_svd(matrix: Matrix, rank: int, *, seed: int, stream: int) -> Compo
         left, s, right = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
     else:
         count = matrix.shape[1] * width
-        test = signs(PHILOX, seed=seed, stream=stream, purpose=RADEMACHER, start=0, count=count, xp=NUMPY,
-                     dtype="float32")  # fmt: skip
+        test = signs(PHILOX, seed=seed, stream=stream, purpose=RADEMACHER, start=0, count=count, xp=NUMPY)
         work = matrix.astype(np.float32, copy=False)
-        basis = np.linalg.qr(work @ test.reshape(-1, width))[0]
+        basis = np.linalg.qr(work @ test.astype(np.float32).reshape(-1, width))[0]
         for _ in range(_POWER_STEPS):
             basis = np.linalg.qr(work @ np.linalg.qr(work.T @ basis)[0])[0]
         inner, s, right = np.linalg.svd((basis.T @ work).astype(np.float64), full_matrices=False)

@@ -53,7 +53,7 @@ def merge_layer_deltas(decoder: Decoder, where: str, model: torch.nn.Module) -> 
     Args:
         decoder: Decodes the file.
         where: The file, for messages.
-        model: What is changed.
+        model: The model that is changed.
 
     Raises:
         AdapterError: ``merge-projections``, ``merge-raw``, ``base-mismatch``, ``tied-weights``, ``overflow``.

@@ -30,15 +30,15 @@ class Section:
 
 @dataclass(frozen=True)
 class Rung:
-    """A step of the ladder: what it adds to the rungs before it. Most files have one.
+    """One rung of a file: what it adds to the rungs before it. Most files have one.
 
     Attributes:
         allocation: Tables that kinds refer to.
         units: Units of each coded record that are kept at this rung, those of the rungs before included.
-        exponents: Of each record's sides, as decoded at this rung.
+        exponents: Exponents of each record's sides, as decoded at this rung.
         side_models: Models of the units section's precisions and amplitudes.
         decoded_sha256: SHA-256 of everything that this rung decodes to.
-        measured: What the encoder measured at this rung.
+        measured: Values that the encoder measured at this rung, by name.
     """
 
     allocation: tuple[Allocation, ...]
@@ -51,10 +51,10 @@ class Rung:
 
 @dataclass(frozen=True)
 class Header:
-    """All of a file but its coefficients and raw tensors (specification, "Header").
+    """All of a file but its coefficients and carried tensors (specification, "Header").
 
     `coded` is the records at the last rung, pairs first. `blocks[i]` is the number of records in block i.
-    Sections are: units and blocks of rung 0, the raw tensors, then units and blocks of each further rung.
+    Sections are: units and blocks of rung 0, the carried tensors, then units and blocks of each further rung.
     """
 
     writer: str
@@ -89,7 +89,7 @@ class Header:
 
     @property
     def measured(self) -> Mapping[str, float]:
-        """What the encoder measured at the last rung."""
+        """Values that the encoder measured at the last rung, by name."""
         return self.last.measured
 
     @property
@@ -106,5 +106,5 @@ class Header:
         return (rung + 1) * (1 + len(self.blocks)) + len(self.raw)
 
     def raw_section(self, index: int) -> int:
-        """Number of the section of a raw tensor."""
+        """Number of the section of a carried tensor."""
         return 1 + len(self.blocks) + index

@@ -1,4 +1,4 @@
-"""How symbols become coefficients: codebooks, trellises, and the statistics that entropy codecs use."""
+"""Quantizers turn symbols into coefficients: codebooks, trellises, and the statistics that entropy codecs use."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Trellis:
 
     Attributes:
         number: Its id in a file.
-        bits: Of a step, 1 or 2.
+        bits: Bits of a step, 1 or 2.
         masks: For each coefficient of a step, 8-bit masks.
         levels: The points that a coefficient can take.
     """
@@ -77,10 +77,10 @@ class Trellis:
 
 @dataclass(frozen=True)
 class Dependent:
-    """Two symmetric codebooks of one size; which one holds is decided by the parities of the eight levels before.
+    """Two symmetric codebooks of one size; the parities of the eight levels before decide which one is used.
 
     Attributes:
-        mask: Of the window of parities, 8 bits; an even number of ones under it chooses `even`, an odd one `odd`.
+        mask: 8 bits over the window of parities: an even number of ones under it chooses `even`, an odd one `odd`.
         even, odd: Positive points, ascending.
     """
 
@@ -106,7 +106,7 @@ Book = Codebook | Trellis | Dependent
 
 @dataclass(frozen=True)
 class SymbolModel:
-    """What an entropy codec knows of the symbols of one run: the alphabet, and frequencies of 2^12 in total or None."""
+    """An entropy codec's knowledge of a run: the size of the alphabet, and frequencies of 2^12 in total or None."""
 
     size: int
     frequencies: tuple[int, ...] | None = None
@@ -114,7 +114,7 @@ class SymbolModel:
 
 @dataclass(frozen=True)
 class Runs:
-    """How a symbol stream is made up: run i has `lengths[i]` symbols of model `models[i]`.
+    """The make-up of a symbol stream: run i has `lengths[i]` symbols of model `models[i]`.
 
     Both are int64 arrays of one length. The symbols themselves follow one another in the order of the runs.
     """
@@ -129,7 +129,7 @@ class Runs:
 
 @dataclass(frozen=True)
 class Quantizer:
-    """How a vector's symbols become coefficients and, for rANS, the frequencies of the symbols."""
+    """A codebook, which turns a vector's symbols into coefficients, and for rANS the frequencies of the symbols."""
 
     codebook: Book
     frequencies: tuple[int, ...] | None = None

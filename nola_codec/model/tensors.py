@@ -40,8 +40,8 @@ class Draw:
     Specification, "Drawn tensors"; `prng.draws` makes it.
 
     Attributes:
-        shape: Of the tensor.
-        dtypes: Of "F32", "F16", "BF16": what is drawn, and what it was cast to since; the last is the tensor's.
+        shape: Shape of the tensor.
+        dtypes: The dtype that is drawn and those it was cast to since ("F32", "F16", "BF16"); the last is the tensor's.
         method: ``"uniform"``: low + u * (high - low), each operation rounded to float32; ``"uniform-fused"``: product
             and sum rounded together. ``"ternary"``: -1 where u < low, 1 where u > high, else 0.
         digits: Low bits of a word that make u: 24, 11 or 8.
@@ -49,7 +49,7 @@ class Draw:
         start: Words of the sequence before this tensor's first.
         axis: 0: elements are drawn in row-major order; 1: so are those of each slice along dimension 1, slice by slice.
         low, high: Exact in float32.
-        divisor: What is drawn is divided by it, or None.
+        divisor: Number that the drawn values are divided by, or None.
     """
 
     shape: tuple[int, ...]

@@ -16,7 +16,7 @@ PHILOX, THREEFRY = 1, 2
 NAMES = {"philox4x32-10": PHILOX, "threefry2x32-20": THREEFRY}
 WORDS_PER_BLOCK = {PHILOX: 4, THREEFRY: 2}
 
-# What the words are used for; one number space so that no two uses of a stream share words.
+# Purposes: one number space, so that no two uses of a stream share words.
 SIGNS, SIGNS_SECOND, SUBSET, RADEMACHER, UNIFORM = range(5)
 
 
@@ -59,21 +59,19 @@ def words(generator: int, *, seed: int, stream: int, purpose: int, start: int, c
     return flat[offset : offset + count]
 
 
-def signs(
-    generator: int, *, seed: int, stream: int, purpose: int, start: int, count: int, xp: Arrays, dtype: str
-) -> Array:
+def signs(generator: int, *, seed: int, stream: int, purpose: int, start: int, count: int, xp: Arrays) -> Array:
     """Pseudo-random +-1: 1 - 2 * bit, bits taken from each word least significant first.
 
     `start` counts signs and must be a multiple of 32.
 
     Returns:
-        (count,) of `dtype`.
+        int64 (count,).
     """
     packed = words(
         generator, seed=seed, stream=stream, purpose=purpose, start=start // 32, count=(count + 31) // 32, xp=xp
     )
     bits = (packed.reshape(-1, 1) >> xp.arange(0, 32).reshape(1, -1)) & 1
-    return xp.cast(1 - 2 * bits, dtype).reshape(-1)[:count]
+    return (1 - 2 * bits).reshape(-1)[:count]
 
 
 def subset(generator: int, *, seed: int, stream: int, population: int, size: int, xp: Arrays) -> Array:

@@ -24,17 +24,17 @@ Float32 = npt.NDArray[np.float32]
 _STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
-def drawn_tensor(draw: Draw) -> RawTensor:
-    """The tensor; the last two are kept, because the records of several layers may be one draw."""
-    return _drawn(draw)
+def draw_tensor(draw: Draw) -> RawTensor:
+    """Draw a tensor again; the last two are kept, because the records of several layers may be one draw."""
+    return _draw(draw)
 
 
 @lru_cache(maxsize=2)
-def _drawn(draw: Draw) -> RawTensor:
+def _draw(draw: Draw) -> RawTensor:
     stored = np.empty(draw.elements, _STORED[draw.dtype])
     position = 0
     for words in mt19937_pieces(draw.seed, draw.start, draw.elements):
-        values = drawn_values(draw, words)
+        values = draw_values(draw, words)
         part = bfloat16_bits(values.view(np.uint32)) if draw.dtype == "BF16" else values
         with np.errstate(over="ignore", under="ignore"):
             stored[position : position + len(part)] = part
@@ -45,11 +45,11 @@ def _drawn(draw: Draw) -> RawTensor:
     return RawTensor(draw.dtype, draw.shape, stored.tobytes())
 
 
-def drawn_values(draw: Draw, words: Uint32Array) -> Float32:
-    """The elements that these words make, each exact in the draw's last dtype.
+def draw_values(draw: Draw, words: Uint32Array) -> Float32:
+    """Make the elements of a draw from words, each exact in the draw's last dtype.
 
     Args:
-        draw: How; its shape and place in the sequence do not matter here.
+        draw: The recipe; its shape and place in the sequence do not matter here.
         words: uint32, any shape.
 
     Returns:
@@ -70,19 +70,19 @@ def drawn_values(draw: Draw, words: Uint32Array) -> Float32:
         else:
             values = u * span
             values += low
-        values = rounded(values, draw.dtypes[0])
-        # What rounds to the upper end is given the lower: PyTorch keeps the interval half open.
-        first, last = rounded(np.array([low, high], np.float32), draw.dtypes[0])
+        values = round_to_dtype(values, draw.dtypes[0])
+        # A value that rounds to the upper end becomes the lower one: PyTorch keeps the interval half open.
+        first, last = round_to_dtype(np.array([low, high], np.float32), draw.dtypes[0])
         values[values == last] = first
     if draw.divisor is not None:
-        values = rounded(values / np.float32(draw.divisor), draw.dtypes[0])
+        values = round_to_dtype(values / np.float32(draw.divisor), draw.dtypes[0])
     for dtype in draw.dtypes[1:]:
-        values = rounded(values, dtype)
+        values = round_to_dtype(values, dtype)
     return values
 
 
-def rounded(values: Float32, dtype: str) -> Float32:
-    """float32 values that are numbers of a dtype (F32, F16, BF16), to nearest even; what is too large is infinite."""
+def round_to_dtype(values: Float32, dtype: str) -> Float32:
+    """Round float32 values to numbers of a dtype (F32, F16, BF16), to nearest even; too large ones become infinite."""
     if dtype == "BF16":
         return (bfloat16_bits(np.ascontiguousarray(values).view(np.uint32)).astype(np.uint32) << np.uint32(16)).view(
             np.float32

@@ -1,7 +1,7 @@
 """MT19937, the Mersenne Twister (Matsumoto and Nishimura, 1998): the generator of PyTorch on a CPU.
 
-Only tensors that some library drew from it and a file does not store are made with it; bases never are. Its words come
-in sequence alone, so what begins late costs all words before.
+It makes only the tensors that a library drew and that a file does not store; bases never use it. Its words come in
+sequence, so a tensor that starts late costs all words before it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _PIECE = 1 << 18
 
 
 def mt19937(seed: int, start: int, count: int) -> Uint32Array:
-    """Uint32Array `start` to `start + count` of the sequence that a seed begins.
+    """Words `start` to `start + count` of the sequence that a seed begins.
 
     Args:
         seed: 0 to 2^32 - 1, as the authors' `init_genrand` takes it. PyTorch's `manual_seed` uses the low 32 bits of
             its 64.
-        start: Uint32Array passed over.
-        count: Uint32Array wanted.
+        start: Words passed over.
+        count: Words wanted.
 
     Returns:
         uint32 (count,).
@@ -39,14 +39,14 @@ def mt19937(seed: int, start: int, count: int) -> Uint32Array:
 
 
 def mt19937_pieces(seed: int, start: int, count: int) -> Iterator[Uint32Array]:
-    """The words of `mt19937`, some _PIECE at a time: not all of a large tensor's are in memory at once."""
+    """Yield the words of `mt19937`, some _PIECE at a time, so that a large tensor's are never all in memory."""
     position = -start
     for piece in _pieces(seed):
         if position >= count:
             return
         stop = position + len(piece)
         if stop > 0:
-            yield _tempered(piece[max(-position, 0) : min(stop, count) - position])
+            yield _temper(piece[max(-position, 0) : min(stop, count) - position])
         position = stop
 
 
@@ -78,7 +78,7 @@ def _seeded(seed: int) -> Uint32Array:
     return np.array(state, np.uint32)
 
 
-def _tempered(words: Uint32Array) -> Uint32Array:
+def _temper(words: Uint32Array) -> Uint32Array:
     y = words ^ (words >> np.uint32(11))
     y ^= (y << np.uint32(7)) & np.uint32(0x9D2C5680)
     y ^= (y << np.uint32(15)) & np.uint32(0xEFC60000)

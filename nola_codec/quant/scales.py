@@ -41,7 +41,7 @@ def mantissa_and_shift(
 
 
 def scale_value(codes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """What the decoder takes a code for, in float64: MANTISSAS[E mod 32] * 2^(E // 32 - 15)."""
+    """The scale that the decoder uses for a code, in float64: MANTISSAS[E mod 32] * 2^(E // 32 - 15)."""
     table = np.array(MANTISSAS, np.float64)
     return np.asarray(np.ldexp(table[codes & (STEPS - 1)], (codes >> 5) - 15), np.float64)
 

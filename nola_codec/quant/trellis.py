@@ -81,12 +81,12 @@ def trellis_points(trellis: Trellis, symbols: npt.NDArray[np.uint8], count: int)
 
 def dependent_points(book: Dependent, symbols: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
     """Coefficients of vectors, int32 (vectors, count), from symbols of the same shape."""
-    chosen = chosen_books(book.mask, symbols ^ np.uint8(len(book.even) & 1))
-    points = np.array([_mirrored(book.even), _mirrored(book.odd)], np.int32).reshape(-1)
+    chosen = choose_books(book.mask, symbols ^ np.uint8(len(book.even) & 1))
+    points = np.array([_mirror(book.even), _mirror(book.odd)], np.int32).reshape(-1)
     return np.asarray(points[chosen * np.uint16(book.size) + symbols])
 
 
-def chosen_books(mask: int, levels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+def choose_books(mask: int, levels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Codebook that each dependent level meets, 0 even or 1 odd, (vectors, count), from the levels or their parity."""
     parity = (levels & 1).astype(np.uint8)
     chosen = np.zeros(parity.shape, np.uint8)
@@ -96,5 +96,5 @@ def chosen_books(mask: int, levels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return chosen
 
 
-def _mirrored(positive: tuple[int, ...]) -> list[int]:
+def _mirror(positive: tuple[int, ...]) -> list[int]:
     return [*(-p for p in reversed(positive)), 0, *positive]

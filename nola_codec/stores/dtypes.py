@@ -1,4 +1,4 @@
-"""Float tensors between their stored bytes and NumPy, each narrowing one rounding to nearest, ties to even.
+"""Convert float tensors between their stored bytes and NumPy; each narrowing is one rounding to nearest, ties to even.
 
 NumPy has no bfloat16, so that one is done here on the bit patterns; the others are NumPy's own casts, which round as
 IEEE 754 says.
@@ -20,12 +20,12 @@ _NUMPY_FLOATS = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}
 
 
 def coded_dtype(source: str) -> str:
-    """The dtype that a `.nola` file says coded tensors had: F32, F16 or BF16; doubles were rounded to float32."""
+    """Return the dtype of a coded tensor in a `.nola` file: F32, F16 or BF16; doubles were rounded to float32."""
     return "F32" if source == "F64" else source
 
 
 def to_float64(raw: RawTensor, *, where: str = "") -> npt.NDArray[np.float64]:
-    """The values of a float tensor, exact for every dtype in `FLOAT_DTYPES`.
+    """Return the values of a float tensor, exact for every dtype in `FLOAT_DTYPES`.
 
     Raises:
         AdapterError: ``not-float`` for any other dtype.
@@ -36,7 +36,7 @@ def to_float64(raw: RawTensor, *, where: str = "") -> npt.NDArray[np.float64]:
 
 
 def to_float32(raw: RawTensor, *, where: str = "") -> npt.NDArray[np.float32]:
-    """The values of a float tensor: exact for F32, F16 and BF16; F64 is rounded to nearest.
+    """Return the values of a float tensor: exact for F32, F16 and BF16; F64 is rounded to nearest.
 
     Raises:
         AdapterError: ``not-float`` for other dtypes; ``overflow`` when a finite F64 is too large for float32.
@@ -59,7 +59,7 @@ def from_float32(array: npt.NDArray[np.float32], dtype: str, *, where: str = "")
     """
     if dtype == "BF16":
         bits = bfloat16_bits(np.ascontiguousarray(array, dtype=np.float32).view(np.uint32))
-        return _checked(array, bits, dtype, where)
+        return _to_raw(array, bits, dtype, where)
     return _cast(array, dtype, where)
 
 
@@ -70,7 +70,7 @@ def from_float64(array: npt.NDArray[np.float64], dtype: str, *, where: str = "")
         AdapterError: ``not-float``; ``overflow`` as in `from_float32`.
     """
     if dtype == "BF16":
-        return _checked(array, bfloat16_bits(_round_to_odd(array)), dtype, where)
+        return _to_raw(array, bfloat16_bits(_round_to_odd(array)), dtype, where)
     return _cast(array, dtype, where)
 
 
@@ -121,10 +121,10 @@ def _cast(array: npt.NDArray[Any], dtype: str, where: str) -> RawTensor:
         raise AdapterError(expected("dtype", ", ".join(FLOAT_DTYPES), dtype), code="not-float", where=where)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         values = np.ascontiguousarray(array).astype(numpy_dtype)
-    return _checked(array, values, dtype, where)
+    return _to_raw(array, values, dtype, where)
 
 
-def _checked(array: npt.NDArray[Any], stored: npt.NDArray[Any], dtype: str, where: str) -> RawTensor:
+def _to_raw(array: npt.NDArray[Any], stored: npt.NDArray[Any], dtype: str, where: str) -> RawTensor:
     if stored.dtype == np.uint16:  # bfloat16 patterns: an exponent of all ones is not finite
         finite: npt.NDArray[np.bool_] = (stored & np.uint16(0x7F80)) != np.uint16(0x7F80)
     else:

@@ -1,4 +1,4 @@
-"""What every reader and writer of files here needs: telling sources apart, atomic writes, bounded JSON."""
+"""Helpers of every reader and writer of files: they tell sources apart, write whole or not at all, and bound JSON."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PACKED = (b"\x1f\x8b", b"7z\xbc\xaf\x27\x1c", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0
 
 @dataclass(frozen=True)
 class Foreign:
-    """What some bytes are instead of a file of tensors."""
+    """An impostor: the code and the message for bytes that are no file of tensors."""
 
     code: str
     message: str
@@ -56,7 +56,7 @@ def describe_foreign_bytes(head: bytes) -> Foreign | None:
 
 
 def display_name(source: AnySource) -> str:
-    """The source as a message should call it."""
+    """Return the source as a message should call it."""
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -66,7 +66,7 @@ def display_name(source: AnySource) -> str:
 
 
 def open_stream(source: AnySource, name: str) -> tuple[BinaryIO, bool]:
-    """A stream that can seek, and whether it is ours to close. One that cannot is read whole.
+    """Return a stream that can seek, and True if it is ours to close. A stream that cannot seek is read whole.
 
     Raises:
         AdapterError: ``not-found``; ``unreadable``, also for pipes and devices, which may never end.
@@ -90,7 +90,7 @@ def open_stream(source: AnySource, name: str) -> tuple[BinaryIO, bool]:
 
 
 def open_from_start(source: AnySource, name: str) -> tuple[BinaryIO, bool]:
-    """The same, for formats whose offsets count from the first byte: what is left of a stream is read if need be."""
+    """Do what `open_stream` does, for files whose offsets count from the first byte; a stream may be read whole."""
     stream, owned = open_stream(source, name)
     if owned or stream.tell() == 0:
         return stream, owned
@@ -98,7 +98,7 @@ def open_from_start(source: AnySource, name: str) -> tuple[BinaryIO, bool]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
         AdapterError: ``not-found``, ``unreadable``, ``limit`` or ``bad-json``.
@@ -126,13 +126,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def dump_json(value: object) -> bytes:
-    """JSON as PEFT and Transformers write it: indented, keys in the order given."""
+    """Return JSON as PEFT and Transformers write it: indented, keys in the order given."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A stream whose bytes appear under ``path`` only when the block ends without an error."""
+    """Open a stream whose bytes appear under ``path`` only when the block ends without an error."""
     target = Path(path)
     require_free(target, overwrite=True)
     temporary = _temporary(target)
@@ -150,7 +150,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def atomic_directory(path: str | os.PathLike[str], *, replace: bool) -> Iterator[Path]:
-    """A temporary directory that becomes ``path`` only when the block ends without an error.
+    """Make a temporary directory that becomes ``path`` only when the block ends without an error.
 
     Raises:
         OutputExists: ``path`` is there, is not an empty directory, and ``replace`` is False.
@@ -208,5 +208,5 @@ def _swap(new: Path, target: Path) -> None:
 
 
 def _temporary(target: Path) -> Path:
-    """A free hidden name beside ``target``, so that a rename stays within one file system."""
+    """Return a free hidden name beside ``target``, so that a rename stays within one file system."""
     return target.parent / f".{target.name}.{secrets.token_hex(6)}.tmp"

@@ -106,7 +106,7 @@ class GgufFile(Closing):
             self._file.close()
 
     def read(self, name: str) -> RawTensor:
-        """One tensor; block-quantized ones as the float32 they stand for.
+        """Read one tensor; a block-quantized one as the float32 values that it stands for.
 
         Raises:
             AdapterError: ``no-such-tensor``, ``truncated``; ``unknown-dtype`` for blocks that `gguf` cannot unpack.
@@ -255,7 +255,7 @@ class _Walk:
 
 
 def dump_gguf(tensors: Mapping[str, RawTensor], extra: Mapping[str, Any], architecture: str) -> bytes:
-    """A GGUF file in memory, key-values and tensors in the order given; equal input, equal bytes.
+    """Return a GGUF file as bytes, key-values and tensors in the order given; equal input gives equal bytes.
 
     Args:
         tensors: F32, F16, BF16, F64 or signed integers, at most four dimensions.
@@ -323,7 +323,7 @@ def _alignment(extra: Mapping[str, Any], where: str) -> int:
 
 
 def _stored_size(kind: int, shape: tuple[int, ...], where: str) -> tuple[str, int]:
-    """The dtype it is read as, and its bytes in the file."""
+    """Return the dtype that a tensor is read as, and its size in the file in bytes."""
     if kind in _PLAIN:
         return _PLAIN[kind], math.prod(shape) * DTYPE_BYTES[_PLAIN[kind]]
     gguf = _package("block-quantized tensors")

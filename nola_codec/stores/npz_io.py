@@ -70,7 +70,7 @@ class NpzFile(Closing):
         self._archive = source if isinstance(source, Archive) else Archive(source, name=name)
         self.name = name if name is not None else self._archive.name
         try:
-            arrays = {member.removesuffix(".npy"): self._checked(member) for member in self._archive.members}
+            arrays = {member.removesuffix(".npy"): self._check_member(member) for member in self._archive.members}
         except BaseException:
             self.close()
             raise
@@ -81,7 +81,7 @@ class NpzFile(Closing):
         self._archive.close()
 
     def read(self, name: str) -> RawTensor:
-        """One array, little-endian and row-major whatever it was.
+        """Read one array, little-endian and row-major whatever it was.
 
         Raises:
             AdapterError: ``no-such-tensor``, ``bad-zip``.
@@ -97,7 +97,7 @@ class NpzFile(Closing):
             data = ordered.astype(f"<u{size}").tobytes()
         return RawTensor(array.dtype, array.shape, data)
 
-    def _checked(self, member: str) -> _Array:
+    def _check_member(self, member: str) -> _Array:
         where = f"{self.name}: {member}"
         if not member.endswith(".npy") or member == ".npy":
             raise AdapterError("not an array (.npy)", code="bad-npz", where=where)
@@ -126,7 +126,7 @@ class NpzFile(Closing):
 
 
 def dump_npz(tensors: Mapping[str, RawTensor]) -> bytes:
-    """An `.npz` file in memory, arrays uncompressed and in the order of their names; equal input, equal bytes.
+    """Return an `.npz` file as bytes, its arrays uncompressed and in the order of their names, the same each time.
 
     BF16 is written as MLX writes and reads it (two bytes of type void); NumPy shows such an array as ``V2``. Older
     versions of MLX have no float64 and misread it.

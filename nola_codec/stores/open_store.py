@@ -21,7 +21,7 @@ def open_store(source: AnySource, name: str | None = None) -> TensorStore:
 
     Args:
         source: A path, bytes or a binary stream, read from its position (whole, when it cannot seek).
-        name: What messages call it.
+        name: The name in messages.
 
     Raises:
         AdapterError: ``not-found``, ``unreadable``, ``empty-file``, ``lfs-pointer``, ``html-page``, ``nola-file``,

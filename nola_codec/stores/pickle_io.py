@@ -44,7 +44,7 @@ _DTYPES: Mapping[str, str] = MappingProxyType({
 
 
 def is_pickle(head: bytes) -> bool:
-    """Whether a file begins as a pickle of protocol 2 to 5, and not as a safetensors file whose header is so long."""
+    """Return True if a file begins as a pickle of protocol 2 to 5, and not as a safetensors file with a long header."""
     return head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and head[8:9] != b"{"
 
 
@@ -53,7 +53,7 @@ def open_pickle(source: AnySource | Archive, *, name: str | None = None) -> Memo
 
     Args:
         source: A path, bytes, a binary stream, or an archive, which stays open.
-        name: What messages call it.
+        name: The name in messages.
 
     Raises:
         AdapterError: ``pickle`` for anything but plain tensors, and for what torch refuses; ``truncated``, ``limit``,
@@ -62,7 +62,7 @@ def open_pickle(source: AnySource | Archive, *, name: str | None = None) -> Memo
     own_name = source.name if isinstance(source, Archive) else display_name(source)
     where = name if name is not None else own_name
     state, stored_bytes = _load(source, where)
-    return MemoryStore(_plain_tensors(_flat(state, where), stored_bytes, where), name=where, file_type="pickle")
+    return MemoryStore(_plain_tensors(_find_tensors(state, where), stored_bytes, where), name=where, file_type="pickle")
 
 
 def dump_pickle(tensors: Mapping[str, RawTensor]) -> bytes:
@@ -91,7 +91,7 @@ def dump_pickle(tensors: Mapping[str, RawTensor]) -> bytes:
 
 
 def _load(source: AnySource | Archive, where: str) -> tuple[Any, int]:
-    """The object in a file, and the bytes that its storages have there."""
+    """Load the object in a file; return it and the size of its storages in the file."""
     if isinstance(source, Archive):
         return _load_archive(source, where)
     stream, owned = open_from_start(source, where)
@@ -137,7 +137,7 @@ def _load_archive(archive: Archive, where: str) -> tuple[Any, int]:
 
 
 def _load_legacy(data: bytes, where: str) -> tuple[Any, int]:
-    """The format before PyTorch 1.6: five pickles, then the storages."""
+    """Load the format before PyTorch 1.6: five pickles, then the storages."""
     stream = io.BytesIO(data)
     require_plain(stream, _LEGACY_PROGRAMS, where)
     stored = len(data) - stream.tell()
@@ -157,8 +157,8 @@ def _torch_load(stream: io.BytesIO, where: str) -> Any:
         raise AdapterError(f"torch cannot load it: {reason}", code="pickle", where=where) from e
 
 
-def _flat(state: Any, where: str) -> Mapping[str, Any]:
-    """The dict of tensors in what was loaded."""
+def _find_tensors(state: Any, where: str) -> Mapping[str, Any]:
+    """Return the dict of tensors in an object that was loaded."""
     import torch
 
     def is_state_dict(value: Any) -> bool:
@@ -186,7 +186,7 @@ def _flat(state: Any, where: str) -> Mapping[str, Any]:
 
 
 def _plain_tensors(state: Mapping[str, Any], stored_bytes: int, where: str) -> dict[str, RawTensor]:
-    """Tensors as bytes; checked first, all of them, against the bytes in the file."""
+    """Return tensors as bytes, after a check of all of them against the size of the file."""
     import torch
 
     names = {getattr(torch, name): dtype for dtype, name in _DTYPES.items() if hasattr(torch, name)}

@@ -145,7 +145,7 @@ def _global(name: str) -> int:
 
 
 def _foreign_global(stream: io.BytesIO) -> str | None:
-    """The first class or function in a refused program that is no part of a dict of tensors."""
+    """Return the first class or function of a refused program that is no part of a dict of tensors."""
     strings = ["", ""]
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):

@@ -59,7 +59,7 @@ DTYPE_BITS: Mapping[str, int] = MappingProxyType(
 
 @dataclass(frozen=True)
 class StoredTensor(TensorInfo):
-    """Where a tensor lies: ``start`` and ``stop`` are offsets into the data that follows the header.
+    """The place of a tensor: ``start`` and ``stop`` are offsets into the data that follows the header.
 
     Example: ``StoredTensor("F32", (8, 576), 0, 18432)``.
     """

@@ -22,11 +22,11 @@ _FILE_TYPES: Mapping[str, str] = {
 }  # fmt: skip
 
 SUFFIXES = tuple(_FILE_TYPES)
-"""Of files that `write_tensors` writes, lower case."""
+"""The suffixes of files that `write_tensors` writes, in lower case."""
 
 
 def is_tensor_file(path: str | os.PathLike[str]) -> bool:
-    """Whether a path that is to be written names a file of tensors rather than a directory."""
+    """Return True if a path that is to be written names a file of tensors rather than a directory."""
     return Path(path).suffix.lower() in _FILE_TYPES
 
 

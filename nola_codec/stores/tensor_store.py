@@ -1,4 +1,4 @@
-"""What a file of tensors looks like to a dialect, whichever type of file it is."""
+"""A file of tensors as a dialect sees it, whichever type of file it is."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class TensorStore(Protocol):
         """Typed key-values of GGUF, ``{key: (type name, value)}``; empty for the others."""
 
     def read(self, name: str) -> RawTensor:
-        """One tensor: little-endian, row-major.
+        """Read one tensor: little-endian, row-major.
 
         Raises:
             AdapterError: ``no-such-tensor``, or what is wrong with its bytes.
@@ -111,10 +111,10 @@ class MemoryStore(Closing):
         )
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing: there is nothing to close."""
 
     def read(self, name: str) -> RawTensor:
-        """One tensor; `AdapterError` ``no-such-tensor`` if there is none."""
+        """Return one tensor. Raise AdapterError ``no-such-tensor`` if there is none."""
         tensor = self._tensors.get(name)
         if tensor is None:
             raise no_such_tensor(self.name, name)

@@ -59,9 +59,9 @@ class Archive:
         self._file, self._owned = open_from_start(source, self.name)
         try:
             self.file_bytes = self._file.seek(0, os.SEEK_END)
-            with self._translated(self.name):
+            with self._translate_errors(self.name):
                 self._zip = zipfile.ZipFile(cast(BinaryIO, _Guarded(self._file)))
-            self._infos = self._checked()
+            self._infos = self._check_members()
         except BaseException:
             self.close()
             raise
@@ -72,21 +72,21 @@ class Archive:
             self._file.close()
 
     def read(self, member: str, limit: int | None = None) -> bytes:
-        """A member unpacked, or its first ``limit`` bytes; the checksum is compared when it is read to its end.
+        """Unpack a member, or its first ``limit`` bytes; the checksum is compared when it is read to its end.
 
         Raises:
             AdapterError: ``bad-zip``.
         """
         info = self._infos[member]
         where = f"{self.name}: {member}"
-        with self._translated(where), self._zip.open(info) as stream:
+        with self._translate_errors(where), self._zip.open(info) as stream:
             data = stream.read() if limit is None else stream.read(limit)
         if limit is None and len(data) != info.file_size:
             raise AdapterError(expected("bytes", info.file_size, len(data)), code="bad-zip", where=where)
         return data
 
     @contextlib.contextmanager
-    def _translated(self, where: str) -> Iterator[None]:
+    def _translate_errors(self, where: str) -> Iterator[None]:
         try:
             yield
         except OSError as e:
@@ -94,7 +94,7 @@ class Archive:
         except _DAMAGED as e:
             raise AdapterError(f"a damaged zip archive: {e}", code="bad-zip", where=where) from e
 
-    def _checked(self) -> dict[str, zipfile.ZipInfo]:
+    def _check_members(self) -> dict[str, zipfile.ZipInfo]:
         infos: dict[str, zipfile.ZipInfo] = {}
         stored = unpacked = 0
         entries = self._zip.infolist()

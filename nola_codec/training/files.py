@@ -215,7 +215,7 @@ def read_trained_file(source: Source) -> TrainedFile:
             for side, values in enumerate(points.sides if record.units else ()):
                 symbols[record.name, side] = np.searchsorted(book, values[0]).astype(np.uint16)
                 codes[record.name, side] = int(record.scale_codes(side)[0])
-        raw = dict(decoder.carried())
+        raw = dict(decoder.carried_tensors())
     return TrainedFile(header, None if bits == EXACT_BITS else bits, symbols, codes, raw)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize as parametrization
 
-from nola_codec.adapters.dialects.model_change import Selection
+from nola_codec.adapters.dialects.weight_changes import Selection
 from nola_codec.errors import EncodeError
 from nola_codec.training.coding import Coding, CodingOptions, TensorOptions
 from nola_codec.training.composed import ComposedTensor, Composition, plan_composition

@@ -17,8 +17,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from nola_codec.arrays import TorchArrays
-from nola_codec.basis import BasisKey, Hadamard, Rademacher, Uniform, basis_by_id
-from nola_codec.basis.hadamard import HadamardTransform
+from nola_codec.basis import BasisKey, Transform, basis_by_id
 from nola_codec.quant.scales import scale_value
 
 
@@ -48,8 +47,7 @@ class Synthesis:
         )  # in 32nds of an octave: 16, and not 32, for the root
         self.gain_code = grain * round(wanted / grain)
         self.gain = float(scale_value(np.array([self.gain_code]))[0])
-        self._words: dict[torch.device, HadamardTransform] = {}
-        self._rows: dict[torch.device, torch.Tensor] = {}
+        self._transforms: dict[torch.device, Transform] = {}
 
     def __call__(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Map (num_basis,) floats to (length,) of the same dtype, differentiably."""
@@ -73,7 +71,7 @@ class Synthesis:
         gradients at most.
         """
         wanted = self.adjoint(vector)
-        if isinstance(self._basis, Hadamard):
+        if self._basis.is_orthogonal:
             return wanted / (self.gain**2 * self._basis.norm2(self.length))
         x, residual = torch.zeros_like(wanted), wanted
         direction, power = residual, residual @ residual
@@ -88,43 +86,31 @@ class Synthesis:
         return x
 
     def _forward(self, values: torch.Tensor) -> torch.Tensor:
-        if isinstance(self._basis, Hadamard):
-            made: torch.Tensor = self._words_on(values.device).synthesize(values[None, None])[0, 0]
+        own = values[None, None]  # (groups, batch, num_basis)
+        if self.kept or self._basis.is_fast:
+            made: torch.Tensor = self._transform_on(values.device).synthesize(own)[0, 0]
             return made
-        if self.kept:
-            return values @ self._rows_on(values.device).to(values.dtype)
-        xp = TorchArrays(values.device)
-        made = self._basis.synthesize_floats(values[None, None], self.length, (self.key,), xp)[0, 0]  # type: ignore[attr-defined]
+        made = self._basis.synthesize_floats(own, self.length, (self.key,), TorchArrays(values.device))[0, 0]
         return made
 
     def _adjoint(self, vector: torch.Tensor) -> torch.Tensor:
-        if isinstance(self._basis, Hadamard):
-            made: torch.Tensor = self._words_on(vector.device).project(vector[None, None])[0, 0]
+        own = vector[None, None]  # (groups, batch, length)
+        if self.kept or self._basis.is_fast:
+            made: torch.Tensor = self._transform_on(vector.device).project(own)[0, 0]
             return made
-        if self.kept:
-            return self._rows_on(vector.device).to(vector.dtype) @ vector
-        projected: torch.Tensor = self._basis.project(
-            vector[None, None], self.num_basis, (self.key,), TorchArrays(vector.device)
-        )[0, 0]
-        return projected
+        made = self._basis.project(own, self.num_basis, (self.key,), TorchArrays(vector.device))[0, 0]
+        return made
 
-    def _words_on(self, device: torch.device) -> HadamardTransform:
-        if device not in self._words:
+    def _transform_on(self, device: torch.device) -> Transform:
+        if device not in self._transforms:
             # Signs as floats: four bytes an element of a factor, and no cast in every pass.
-            self._words[device] = HadamardTransform(
+            self._transforms[device] = self._basis.transform(
                 self.length, self.num_basis, (self.key,), TorchArrays(device), "float32"
             )
-        return self._words[device]
-
-    def _rows_on(self, device: torch.device) -> torch.Tensor:
-        if device not in self._rows:
-            assert isinstance(self._basis, Rademacher | Uniform)
-            parts = self._basis.rows(self.key, self.length, self.num_basis, TorchArrays(device), "float32")
-            self._rows[device] = torch.cat([rows for _, rows in parts])
-        return self._rows[device]
+        return self._transforms[device]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_words": {}, "_rows": {}}  # made again from the key
+        return {**self.__dict__, "_transforms": {}}  # made again from the key
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager[Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nola_codec.model.tensors import Draw
-from nola_codec.prng.draws import drawn_tensor
+from nola_codec.prng.draws import draw_tensor
 from nola_codec.stores.dtypes import from_float32
 from nola_codec.stores.safetensors_io import dump
 
@@ -24,8 +24,8 @@ def vera(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     bounds = [float(np.float32(np.sqrt(3.0) * (np.sqrt(2) / np.sqrt(n)))) for n in (40, 8)]
     tensors = {
-        "base_model.vera_A": drawn_tensor(Draw((8, 40), ("F32",), "uniform", 24, 5, 0, 0, -bounds[0], bounds[0])),
-        "base_model.vera_B": drawn_tensor(Draw((24, 8), ("F32",), "uniform", 24, 5, 320, 0, -bounds[1], bounds[1])),
+        "base_model.vera_A": draw_tensor(Draw((8, 40), ("F32",), "uniform", 24, 5, 0, 0, -bounds[0], bounds[0])),
+        "base_model.vera_B": draw_tensor(Draw((24, 8), ("F32",), "uniform", 24, 5, 320, 0, -bounds[1], bounds[1])),
     }
     for layer in range(2):
         key = f"base_model.model.layers.{layer}.q_proj.vera_lambda_"

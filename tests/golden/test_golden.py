@@ -48,7 +48,7 @@ def test_reference_decoder_gives_the_same_tensors(name: str) -> None:
             parts = ("lora_B", "lora_A") if len(decoded.sides) == 2 else ("vector",)
             for part, made in zip(parts, decoded.sides, strict=True):
                 assert tensors[f"{record.name}.{part}"].tolist() == made.tolist()
-        for key, tensor in decoder.carried():
+        for key, tensor in decoder.carried_tensors():
             assert tensors[key].tobytes() == tensor.data
     assert len(tensors) == sum(1 + len(r["sides"]) for r in top["coded"]) + len(top["raw"]) + len(top["drawn"])
 

@@ -92,7 +92,7 @@ def unframe(stored: bytes, dictionary: bytes = b"") -> bytes:
     return zstandard.ZstdDecompressor(dict_data=extra).decompress(b"\x28\xb5\x2f\xfd" + stored)
 
 
-def aligned(offset: int) -> int:
+def align(offset: int) -> int:
     """The next multiple of eight."""
     return offset + -offset % 8
 
@@ -101,7 +101,7 @@ def split(data: bytes) -> Parts:
     """Take a valid file apart."""
     stored = struct.unpack_from("<I", data, 20)[0]
     top = msgpack.unpackb(unframe(data[76 : 76 + stored], DICTIONARY))
-    base = aligned(76 + stored)
+    base = align(76 + stored)
     sections = [(codec, data[base + start : base + start + size]) for codec, start, size, _ in top["sections"]]
     return Parts(top, sections)
 
@@ -111,7 +111,7 @@ def table(sections: list[tuple[int, bytes]]) -> list[list[int]]:
     rows, offset = [], 0
     for codec, data in sections:
         rows.append([codec, offset, len(data), zlib.crc32(data)])
-        offset = aligned(offset + len(data))
+        offset = align(offset + len(data))
     return rows
 
 
@@ -139,7 +139,7 @@ def join(
     header = plain({**parts.top, "sections": sections(table(parts.sections))})
     stored = frame(header, DICTIONARY) if stored_header is None else stored_header
     body = bytearray(stored)
-    base = aligned(76 + len(stored)) - 76
+    base = align(76 + len(stored)) - 76
     for row, (_, data) in zip(table(parts.sections), parts.sections, strict=True):
         body.extend(padding * (base + row[1] - len(body)))
         body.extend(data)

@@ -26,7 +26,7 @@ def test_large_arrays_lie_on_disk(tmp_path: Path) -> None:
     if not Path("/proc/self/maps").exists():
         pytest.skip("no /proc here")
     before = mappings(tmp_path)
-    small, large = spool.spooled((10, 4), np.float32), spool.spooled((64, 32), np.float32)
+    small, large = spool.allocate_array((10, 4), np.float32), spool.allocate_array((64, 32), np.float32)
     assert mappings(tmp_path) == before + 1
     assert (small.shape, large.shape, large.dtype) == ((10, 4), (64, 32), np.float32)
     large[:] = np.arange(2048, dtype=np.float32).reshape(64, 32)

@@ -1,1 +1,1 @@
-"""What the keys of an adapter mean: one module a dialect, and conversion between them."""
+"""The dialects, and the rules that several of them share."""

@@ -1,4 +1,4 @@
-"""The scalar ``<module>.alpha`` tensors of kohya and its relatives, kept in a few bytes.
+"""Keep the scalar ``<module>.alpha`` tensors of kohya and its relatives in a few bytes.
 
 A section for each of several hundred scalars would be a good part of a small file, and nearly always they are equal.
 So an adapter's `config` holds them: one value, dtype and shape, and what differs.
@@ -23,7 +23,7 @@ SUFFIX = ".alpha"
 
 
 def read_alphas(store: TensorStore, keys: Iterable[str]) -> dict[str, tuple[RawTensor, float]]:
-    """Tensor and value by module name.
+    """Return tensor and value by module name.
 
     Raises:
         AdapterError: ``bad-alpha`` unless each is one finite float.
@@ -47,10 +47,10 @@ def read_alphas(store: TensorStore, keys: Iterable[str]) -> dict[str, tuple[RawT
 def pack_alphas(
     alphas: Mapping[str, tuple[RawTensor, float]], modules: Iterable[str]
 ) -> tuple[dict[str, Any] | None, dict[str, RawTensor]]:
-    """What goes into an adapter's `config`, and the alphas that do not fit in there and are carried.
+    """Return what an adapter's `config` holds of the alphas, and the alphas that do not fit in there and are carried.
 
     Args:
-        alphas: From `read_alphas`.
+        alphas: The result of `read_alphas`.
         modules: All modules, those without an alpha too.
     """
     if not alphas:
@@ -72,11 +72,11 @@ class Alphas:
     def __init__(self, adapter: Adapter) -> None:
         """Check `config`, once. Raises AdapterError ``bad-config``."""
         self._raw = adapter.raw
-        self._config = _checked(adapter)
+        self._config = _alpha_entry(adapter)
         self._without = frozenset() if self._config is None else frozenset(self._config.get("without", ()))
 
     def of(self, module: str) -> float | None:
-        """A module's alpha; None where it has none."""
+        """Return a module's alpha; None where it has none."""
         carried = self._raw.get(module + SUFFIX)
         if carried is not None:
             return float(to_float64(carried).reshape(()))
@@ -85,7 +85,7 @@ class Alphas:
         return float(self._config.get("others", {}).get(module, self._config["value"]))
 
     def tensors(self, modules: Iterable[str]) -> dict[str, RawTensor]:
-        """The ``.alpha`` tensors that `config` stands for."""
+        """Return the ``.alpha`` tensors that `config` stands for."""
         if self._config is None:
             return {}
         tensors = {}
@@ -97,8 +97,8 @@ class Alphas:
         return tensors
 
 
-def _checked(adapter: Adapter) -> Mapping[str, Any] | None:
-    """The entry of `config`, which may come from a stranger's `.nola` file."""
+def _alpha_entry(adapter: Adapter) -> Mapping[str, Any] | None:
+    """Return the entry of `config`, checked: it may come from a stranger's `.nola` file."""
     found = None if adapter.config is None else adapter.config.get("alpha")
     if found is None:
         return None
@@ -108,9 +108,9 @@ def _checked(adapter: Adapter) -> Mapping[str, Any] | None:
         and isinstance(found.get("shape"), list)
         and len(found["shape"]) <= 4
         and all(type(n) is int and n == 1 for n in found["shape"])
-        and _number(found.get("value"))
+        and _is_number(found.get("value"))
         and isinstance(found.get("others", {}), Mapping)
-        and all(_number(value) for value in found.get("others", {}).values())
+        and all(_is_number(value) for value in found.get("others", {}).values())
         and isinstance(found.get("without", []), list)
         and all(isinstance(name, str) for name in found.get("without", []))
     )
@@ -119,5 +119,5 @@ def _checked(adapter: Adapter) -> Mapping[str, Any] | None:
     return found  # type: ignore[no-any-return]
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

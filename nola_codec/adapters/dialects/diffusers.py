@@ -77,7 +77,7 @@ class OldDiffusers(PairDialect):
 
 
 def parse_metadata(text: str, where: str) -> dict[str, PeftSettings]:
-    """Settings by component, the empty string being a file without components.
+    """Return the settings by component; the empty string stands for a file without components.
 
     Raises:
         AdapterError: ``bad-config``, and those of `parse_config`.
@@ -110,7 +110,7 @@ def _scaling(name: str, rank: int, settings: Mapping[str, PeftSettings], where: 
 
 
 def _flat_config(modules: Sequence[LoraModule]) -> dict[str, Any]:
-    """The flat configuration that diffusers reads: ``unet.r``, ``unet.lora_alpha``, patterns."""
+    """Return the flat configuration that diffusers reads: ``unet.r``, ``unet.lora_alpha``, patterns."""
     flat: dict[str, Any] = {}
     for component in sorted({component_of(m.name) for m in modules}):
         start = len(component) + 1 if component else 0

@@ -1,4 +1,4 @@
-"""Between a Transformers model's LoRA and llama.cpp's: names, and the rows of query and key that llama.cpp permutes.
+"""Convert between the LoRA of a Transformers model and of llama.cpp: names, and the rows that llama.cpp permutes.
 
 Names come from the `gguf` package's tables. Only architectures whose conversion leaves linear weights as they are, or
 permutes query and key (`convert_hf_to_gguf.py`, `LlamaModel.permute`), are offered.
@@ -27,7 +27,7 @@ EMBEDDING = "token_embd.weight"
 
 
 def key_values(adapter: Adapter) -> dict[str, tuple[str, Any]]:
-    """The typed key-values kept in `config`.
+    """Return the typed key-values kept in `config`.
 
     Raises:
         AdapterError: ``bad-config``, for a `.nola` file of a stranger.
@@ -41,7 +41,7 @@ def key_values(adapter: Adapter) -> dict[str, tuple[str, Any]]:
 
 
 def to_gguf(modules: Sequence[LoraModule], base: Mapping[str, Any] | None) -> Adapter:
-    """Modules under Transformers' paths as an adapter of llama.cpp.
+    """Return modules under Transformers' paths as an adapter of llama.cpp.
 
     Raises:
         AdapterError: ``needs-base``; ``not-expressible`` for an architecture or module that is not offered, or alphas
@@ -75,7 +75,7 @@ def to_gguf(modules: Sequence[LoraModule], base: Mapping[str, Any] | None) -> Ad
 
 
 def from_gguf(adapter: Adapter, base: Mapping[str, Any] | None) -> list[LoraModule]:
-    """Modules of an adapter of llama.cpp under Transformers' paths.
+    """Return the modules of an adapter of llama.cpp under Transformers' paths.
 
     Raises:
         AdapterError: ``needs-base``; ``not-expressible``; ``base-mismatch`` for a base of another architecture.
@@ -121,7 +121,7 @@ def _name_map(arch: str, layers: int) -> Any:
 
 
 def _paths(arch: str, layers: int) -> dict[str, str]:
-    """llama.cpp's tensor -> the module of Transformers' Llama and its many likenesses."""
+    """Return the modules of Transformers' Llama and its many likenesses by llama.cpp's tensor."""
     table = _name_map(arch, layers)
     leaves = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "self_attn.qkv_proj",
               "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "mlp.gate_up_proj")  # fmt: skip
@@ -135,7 +135,7 @@ def _paths(arch: str, layers: int) -> dict[str, str]:
 
 
 def _heads(base: Mapping[str, Any], path: str) -> int | None:
-    """Heads of a query or key projection, whose rows are permuted; None for any other module."""
+    """Return the heads of a query or key projection, whose rows are permuted; None for any other module."""
     leaf = path.rpartition(".")[2]
     option = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(leaf)
     if option is None:

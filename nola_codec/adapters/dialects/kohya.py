@@ -271,7 +271,7 @@ def _read_plain(store: TensorStore, stem: str, adapter: Adapter, alphas: Alphas)
 
 
 def _scalar(adapter: Adapter, stem: str) -> float:
-    """LyCORIS's trained factor on a whole module."""
+    """Return the trained factor that LyCORIS may put on a whole module."""
     tensor = adapter.raw.get(f"{stem}.scalar")
     if tensor is None:
         return 1.0

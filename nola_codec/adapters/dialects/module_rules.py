@@ -1,4 +1,4 @@
-"""What several dialects ask of modules before they can express them."""
+"""Rules of several dialects for the modules that they can express."""
 
 from __future__ import annotations
 

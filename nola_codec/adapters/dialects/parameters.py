@@ -22,10 +22,10 @@ from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import from_float32, from_float64
 
 SHAPES = "shapes"
-"""Key of the configuration: shapes of parameters that are not matrices, by name."""
+"""The key of the configuration that holds the shapes of parameters that are not matrices, by name."""
 MOST_DIMENSIONS = 8
 MOST_ELEMENTS = 1 << 31
-"""Of a product: two small factors may make a large one."""
+"""The most elements of a product: two small factors may make a large one."""
 MOST_TOGETHER = 1 << 34
 
 

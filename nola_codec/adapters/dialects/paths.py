@@ -41,7 +41,7 @@ _SINGLE = frozenset({
 
 
 def kohya_path(name: str) -> str:
-    """The path of a kohya name.
+    """Return the path of a kohya name.
 
     Raises:
         AdapterError: ``not-expressible`` where the flattening cannot be undone with certainty.
@@ -56,7 +56,7 @@ def kohya_path(name: str) -> str:
 
 
 def kohya_split(name: str) -> tuple[str, str]:
-    """Component and flattened path of a kohya name; no component for a name that is not flattened."""
+    """Return the component and the flattened path of a kohya name; ``""`` for the component of a name with dots."""
     prefix = next((p for p in _KOHYA_PREFIXES if name.startswith(p)), None)
     if prefix is None or "." in name:
         return "", name
@@ -64,11 +64,11 @@ def kohya_split(name: str) -> tuple[str, str]:
 
 
 def kohya_name(path: str, components: Iterable[str]) -> str:
-    """A path flattened as kohya does.
+    """Return a path flattened as kohya does.
 
     Args:
-        path: With its component.
-        components: All of the adapter's: a second text encoder makes the first one ``lora_te1_``.
+        path: The path, component included.
+        components: All components of the adapter: a second text encoder makes the first one ``lora_te1_``.
 
     Raises:
         AdapterError: ``not-expressible`` for a path without a component.
@@ -83,7 +83,7 @@ def kohya_name(path: str, components: Iterable[str]) -> str:
 
 
 def old_diffusers_path(name: str) -> str:
-    """The path of a name as diffusers wrote it before 0.22.
+    """Return the path of a name as diffusers wrote it before 0.22.
 
     Raises:
         AdapterError: ``not-expressible`` for XLabs's fused processors.
@@ -102,7 +102,7 @@ def old_diffusers_path(name: str) -> str:
 
 
 def old_diffusers_name(path: str) -> str:
-    """A path as diffusers wrote it before 0.22.
+    """Return a path as diffusers wrote it before 0.22.
 
     Raises:
         AdapterError: ``not-expressible`` for what is no attention projection.
@@ -117,7 +117,7 @@ def old_diffusers_name(path: str) -> str:
 
 
 def component_of(path: str) -> str:
-    """The component a path begins with, or an empty string."""
+    """Return the component that a path begins with, or an empty string."""
     first = path.partition(".")[0]
     return first if first in COMPONENTS else ""
 

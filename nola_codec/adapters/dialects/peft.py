@@ -24,7 +24,6 @@ from nola_codec.adapters.base_model import (
     require_one_component,
     target_of,
 )
-from nola_codec.adapters.coding_rules import CodingRules
 from nola_codec.adapters.dialects import peft_diagonals
 from nola_codec.adapters.dialects.key_hints import describe_keys
 from nola_codec.adapters.dialects.pairs import join_tensors, pair_tensors, read_carried, read_pair
@@ -45,14 +44,13 @@ from nola_codec.adapters.dialects.peft_experts import (
     join_experts,
     split_experts,
 )
-from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource, open_source
+from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model.adapter import Adapter, Layout, LoraModule
 from nola_codec.model.tensors import RawTensor
-from nola_codec.stores.files import AnySource
 from nola_codec.stores.tensor_store import TensorStore
 
-__all__ = ["PEFT", "PeftLora", "factor_keys", "module_path", "read", "state_dict", "with_ranks"]
+__all__ = ["PEFT", "PeftLora", "factor_keys", "module_path", "state_dict", "with_ranks"]
 
 _FACTOR = re.compile(r"^(?P<module>.+)\.(?:lora_(?P<ab>[AB])\.weight|lora_embedding_(?P<emb>[AB]))$")
 _CARRIED = re.compile(r"\.lora_B\.bias$|\.lora_magnitude_vector(\.weight)?$|\.trainable_tokens_delta$")
@@ -74,7 +72,7 @@ class PeftLora(PeftDialect):
         """Read an opened PEFT LoRA whole. Without a configuration every scaling is 1 (alpha = r).
 
         Args:
-            source: From `open_source`.
+            source: The opened source.
             carry_unknown: Put tensors that no rule knows into `Adapter.raw` instead of refusing them.
 
         Raises:
@@ -144,10 +142,6 @@ class PeftLora(PeftDialect):
         """Return the module whose expert this is, and the expert's number."""
         return expert_module(name), expert_number(name)
 
-    def coding_rules(self, adapter: Adapter) -> CodingRules:
-        """Allow everything."""
-        return CodingRules()
-
     def config_with_rank(self, adapter: Adapter, rank: int) -> Mapping[str, Any] | None:
         """Return the configuration for another rank; None where the adapter has none."""
         if adapter.config is None:
@@ -210,12 +204,6 @@ class PeftLora(PeftDialect):
 
 
 PEFT = PeftLora()
-
-
-def read(source: AnySource, *, config: Mapping[str, Any] | None = None, carry_unknown: bool = False) -> Adapter:
-    """Read an adapter of PEFT: a directory, a lone file, bytes or a binary stream; see `open_source`."""
-    with open_source(source, config=config) as opened:
-        return PEFT.variant(opened.config).read_source(opened, carry_unknown=carry_unknown)
 
 
 def state_dict(

@@ -1,4 +1,4 @@
-"""What PEFT's methods have in common: the prefix of the keys, the configuration, how a directory is written."""
+"""The base of PEFT's dialects: the prefix of the keys, the configuration, and how a directory is written."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class PeftDialect(Dialect):
         which is done only where that is exact: powers of two.
 
         Args:
-            adapter: What to write; the factors may have other ranks than `a_shape` and `b_shape` say.
+            adapter: The adapter to write; the factors may have other ranks than `a_shape` and `b_shape` say.
             out: Directory or tensor file.
             dtype: The dtype of the coded tensors: one of `FLOAT_DTYPES`; None keeps each module's own. Raw tensors keep
                 theirs.

@@ -1,4 +1,4 @@
-"""What `adapter_config.json` means for the factors: which rank and scaling each module has, and what cannot be read.
+"""Read `adapter_config.json`: the rank and scaling of each module, and the options that cannot be read.
 
 Follows peft 0.21: `tuners/lora/model.py` (`_create_and_replace`), `utils/other.py` (`get_pattern_key`),
 `tuners/lora/layer.py` (`update_layer`).
@@ -62,16 +62,16 @@ class PeftSettings:
     target_parameters: tuple[str, ...] = ()
 
     def targets_parameter(self, path: str) -> bool:
-        """Whether a module's factors are on one of its bare parameters (`tuners_utils.py`, `_inject_parameters`)."""
+        """Return True if a module's factors are on a bare parameter of it (`tuners_utils.py`, `_inject_parameters`)."""
         parents = (target.rpartition(".")[0] for target in self.target_parameters)
         return any(path == parent or path.endswith("." + parent) for parent in parents)
 
     def rank_of(self, path: str) -> int:
-        """Rank of a module, by its path in the base model (no ``base_model.model.``)."""
+        """Return the rank of a module, by its path in the base model (no ``base_model.model.``)."""
         return next((rank for pattern, rank in self.rank_pattern if pattern.match(path)), self.rank)
 
     def scaling_of(self, path: str) -> float:
-        """``alpha / r`` or ``alpha / sqrt(r)`` of a module, computed as PEFT does."""
+        """Return ``alpha / r`` or ``alpha / sqrt(r)`` of a module, computed as PEFT does."""
         alpha = next((alpha for pattern, alpha in self.alpha_pattern if pattern.match(path)), self.alpha)
         rank = self.rank_of(path)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
@@ -117,12 +117,12 @@ def parse_config(config: Mapping[str, Any], where: str) -> PeftSettings:
 
 
 def is_saved_embedding(key: str) -> bool:
-    """Whether a tensor is an embedding that PEFT saves whole."""
+    """Return True if a tensor is an embedding that PEFT saves whole."""
     return _EMBEDDING_WEIGHT.search(key) is not None
 
 
 def is_saved_module(key: str, config: Mapping[str, Any]) -> bool:
-    """Whether a tensor belongs to ``modules_to_save``: some part of its path ends as one of the names does.
+    """Return True if a tensor belongs to ``modules_to_save``: some part of its path ends as one of the names does.
 
     PEFT compares plain ends of strings, so that ``norm`` means ``input_layernorm`` too.
     """
@@ -131,13 +131,13 @@ def is_saved_module(key: str, config: Mapping[str, Any]) -> bool:
 
 
 def with_ranks(config: Mapping[str, Any], ranks: Mapping[str, int], scalings: Mapping[str, float]) -> dict[str, Any]:
-    """The same configuration for other ranks, every scaling kept.
+    """Return the configuration for other ranks, every scaling kept.
 
     The most common rank and alpha become ``r`` and ``lora_alpha``; the rest go to the patterns, one exact entry a
     module. Alpha is chosen so that PEFT's own division gives the scaling back, to the last bit where a float allows.
 
     Args:
-        config: As read; not changed.
+        config: The configuration as read; it is not changed.
         ranks: New rank by module path (no ``base_model.model.``), all modules.
         scalings: Wanted scaling by module path.
 
@@ -184,7 +184,7 @@ def _patterns(config: Mapping[str, Any], option: str, where: str) -> list[tuple[
 
 
 def _compile(pattern: str, where: str) -> re.Pattern[str]:
-    """PEFT's `get_pattern_key`: a pattern matches the end of a path, whole components.
+    """Compile a pattern as PEFT's `get_pattern_key` does: it matches the end of a path, whole components.
 
     What could backtrack exponentially is refused: Python's `re` has no time limit, and the file is a stranger's.
     """
@@ -207,14 +207,14 @@ def _names(config: Mapping[str, Any], option: str, where: str) -> tuple[str, ...
 
 
 def positive_integer(value: Any, what: str, where: str) -> int:
-    """A value of the configuration from 1 to MAX_RANK. Raises AdapterError ``bad-config``."""
+    """Return a value of the configuration from 1 to MAX_RANK. Raises AdapterError ``bad-config``."""
     if type(value) is not int or not 1 <= value <= MAX_RANK:
         raise AdapterError(expected(what, f"an integer from 1 to {MAX_RANK}", value), code="bad-config", where=where)
     return value
 
 
 def real_number(value: Any, what: str, where: str) -> float:
-    """A finite number of the configuration. Raises AdapterError ``bad-config``."""
+    """Return a finite number of the configuration. Raises AdapterError ``bad-config``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
         raise AdapterError(expected(what, "a finite number", value), code="bad-config", where=where)
     return value

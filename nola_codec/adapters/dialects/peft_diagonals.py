@@ -30,7 +30,7 @@ from nola_codec.array_types import Float64Array
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model.adapter import Adapter, VectorTensor
 from nola_codec.model.tensors import Draw, RawTensor
-from nola_codec.prng.draws import drawn_tensor
+from nola_codec.prng.draws import draw_tensor
 from nola_codec.stores.dtypes import from_float32, to_float32, to_float64
 from nola_codec.stores.tensor_store import TensorStore
 
@@ -93,7 +93,7 @@ class PeftDiagonals(PeftDialect):
             first = copies.setdefault(name.rpartition(".")[2], tensor)
             raw[name] = first if first == tensor else tensor
         draws, notes = _describe_draws(config, method, raw)
-        raw |= {name: drawn_tensor(draw) for name, draw in draws.items()}
+        raw |= {name: draw_tensor(draw) for name, draw in draws.items()}
         # Doubles have no place in a coded record that gives them back.
         doubles = {name for name in diagonals if store.tensors[name].dtype not in _CODED_DTYPES}
         raw |= {name: read_carried(store, name) for name in sorted(doubles)}

@@ -1,4 +1,4 @@
-"""The matrices that PEFT draws for VeRA and RandLoRA: which draw makes a file's tensor, to the bit.
+"""Find the draws of PEFT that make the frozen matrices of VeRA and RandLoRA, to the bit.
 
     VeRA      A (r, in), B (out, r): Kaiming's uniform of fan in, gain sqrt(2), float32       `tuners/vera/model.py`
     RandLoRA  A (r, 1, min), B (max, N, r): Kaiming's uniform with a = sqrt(5) in bfloat16 (float16 where accelerate
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.model.tensors import Draw, DrawMethod, RawTensor
-from nola_codec.prng.draws import drawn_tensor, drawn_values, rounded
+from nola_codec.prng.draws import draw_tensor, draw_values, round_to_dtype
 from nola_codec.prng.mt19937 import mt19937
 from nola_codec.stores.dtypes import to_float32
 
@@ -32,7 +32,7 @@ _UNIFORM: tuple[DrawMethod, ...] = ("uniform-fused", "uniform")
 
 @dataclass(frozen=True)
 class DrawPlace:
-    """What is known of a matrix before its dtypes.
+    """Facts about a matrix that hold whatever its dtypes are.
 
     Attributes:
         start: The number of words of the generator before its first one.
@@ -50,7 +50,7 @@ class DrawRule:
     """How PEFT draws the two frozen matrices of one method.
 
     Attributes:
-        places: What is known of A and of B.
+        places: The places of A and of B.
         dtypes: The dtypes that PEFT may draw uniform numbers in.
         is_divided: True if what was drawn is divided by its standard deviation.
         sparsity: If set, -1, 0 and 1 are drawn with this sparsity instead of uniform numbers.
@@ -96,7 +96,7 @@ def _uniform_draws(tensor: RawTensor, seed: int, place: DrawPlace, drawn: tuple[
     for first in drawn:
         for digits in dict.fromkeys((24, _DIGITS[first])):
             # Bounds were rounded to a 16-bit draw's own dtype when its digits were as few.
-            bound = float(rounded(np.array([place.bound], np.float32), first if digits < 24 else "F32")[0])
+            bound = float(round_to_dtype(np.array([place.bound], np.float32), first if digits < 24 else "F32")[0])
             for method in _UNIFORM if digits == 24 else _UNIFORM[1:]:
                 for casts in _casts(first, tensor.dtype):
                     yield Draw(tensor.shape, (first, *casts), method, digits, seed, place.start, place.axis,
@@ -110,7 +110,7 @@ def _ternary_draws(tensor: RawTensor, seed: int, start: int, sparsity: float) ->
 
 
 def _casts(first: str, last: str) -> Iterator[tuple[str, ...]]:
-    """Ways from the dtype of a draw to a file's: at once, or by way of a base model's."""
+    """Yield the ways from the dtype of a draw to that of a file: at once, or by way of a base model's dtype."""
     yield () if first == last else (last,)
     for base in _CAST_DTYPES:
         if base not in (first, last):
@@ -129,24 +129,24 @@ def _search(tensor: RawTensor, candidates: Iterator[Draw], *, divided: bool) -> 
         if words is None:
             words = mt19937(draw.seed, draw.start, size)[_word_indices(draw, flat)]
         for found in _divide_draw(draw, words, wanted) if divided else (draw,):
-            if np.array_equal(drawn_values(found, words), wanted) and drawn_tensor(found) == tensor:
+            if np.array_equal(draw_values(found, words), wanted) and draw_tensor(found) == tensor:
                 return found
     return None
 
 
 def _divide_draw(draw: Draw, words: npt.NDArray[np.uint32], wanted: npt.NDArray[np.float32]) -> Iterator[Draw]:
-    """The draw with divisors near the one that the sample tells.
+    """Yield the draw with divisors near the one that the sample tells.
 
     A standard deviation's last bit depends on the order of a sum, so it is read from the tensor.
     """
-    values = drawn_values(replace(draw, dtypes=draw.dtypes[:1]), words).astype(np.float64)
+    values = draw_values(replace(draw, dtypes=draw.dtypes[:1]), words).astype(np.float64)
     energy = float(np.square(wanted, dtype=np.float64).sum())
     if not energy or not math.isfinite(energy):
         return
     estimate = float(values @ wanted) / energy
     if not 2.0**-30 < estimate < 2.0**30 or np.abs(values - estimate * wanted).max() > np.abs(values).max() / 32:
         return
-    nearest = float(rounded(np.array([estimate], np.float32), draw.dtypes[0])[0])
+    nearest = float(round_to_dtype(np.array([estimate], np.float32), draw.dtypes[0])[0])
     bits = {"F32": 24, "F16": 11, "BF16": 8}[draw.dtypes[0]]
     ulp = 2.0 ** (math.frexp(nearest)[1] - bits)
     for steps in (0, 1, -1, 2, -2, 3, -3):
@@ -154,7 +154,7 @@ def _divide_draw(draw: Draw, words: npt.NDArray[np.uint32], wanted: npt.NDArray[
 
 
 def _word_indices(draw: Draw, flat: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Which word of the draw makes each element of the row-major tensor."""
+    """Return the word of the draw that makes each element of the row-major tensor."""
     if draw.axis == 0:
         return flat
     rows, slices = draw.shape[:2]

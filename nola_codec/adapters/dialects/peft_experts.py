@@ -21,7 +21,7 @@ _EXPERT = re.compile(r"(?P<module>.+)\[(?P<expert>0|[1-9]\d*)\]")
 
 
 def split_experts(module: LoraModule, rank: int, where: str) -> list[LoraModule]:
-    """A module for each expert, named ``<module>[<expert>]``; the module itself where it has one.
+    """Return a module for each expert, named ``<module>[<expert>]``; the module itself where it has one.
 
     Raises:
         AdapterError: ``rank-mismatch`` unless the factors hold a whole number of experts of that rank.
@@ -48,7 +48,7 @@ def split_experts(module: LoraModule, rank: int, where: str) -> list[LoraModule]
 
 
 def join_experts(modules: Iterable[LoraModule]) -> list[LoraModule]:
-    """Undo `split_experts`.
+    """Return the modules before `split_experts`.
 
     Raises:
         AdapterError: ``missing-expert``, ``bad-shape`` for a set that is not one module's.
@@ -83,17 +83,17 @@ def join_experts(modules: Iterable[LoraModule]) -> list[LoraModule]:
 
 
 def is_expert(name: str) -> bool:
-    """Whether a module is one expert of several."""
+    """Return True if a module is one expert of several."""
     return _EXPERT.fullmatch(name) is not None
 
 
 def expert_number(name: str) -> int:
-    """Which expert a module is; 0 for one that is none."""
+    """Return the number of the expert that a module is; 0 for a module that is none."""
     match = _EXPERT.fullmatch(name)
     return 0 if match is None else int(match["expert"])
 
 
 def expert_module(name: str) -> str:
-    """The module that an expert belongs to."""
+    """Return the module that an expert belongs to."""
     match = _EXPERT.fullmatch(name)
     return name if match is None else match["module"]

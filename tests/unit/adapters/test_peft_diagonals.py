@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from nola_codec.adapters import read, write
+from nola_codec.adapters import dialect_of, read, write
+from nola_codec.adapters.dialects import randlora, vera
 from nola_codec.adapters.dialects.peft_draws import find_draws
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.rules import apply_rules
 from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import Draw, RawTensor
-from nola_codec.prng.draws import drawn_tensor
+from nola_codec.prng.draws import draw_tensor
 from nola_codec.stores.dtypes import from_float32, to_float32
 from nola_codec.stores.safetensors_io import SafetensorsFile, dump
 
@@ -86,7 +87,7 @@ def test_the_matrices_of_peft_are_found(save: Save, method: str, options: dict[s
     assert len(adapter.vectors) == 16
     with SafetensorsFile(path / "adapter_model.safetensors") as file:
         for key, draw in adapter.draws.items():
-            assert drawn_tensor(draw) == adapter.raw[key] == file.read(key)
+            assert draw_tensor(draw) == adapter.raw[key] == file.read(key)
     write(with_exact_diagonals(adapter), path.with_name("back"))
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         ours, theirs = (p / name for p in (path.with_name("back"), path))
@@ -128,7 +129,7 @@ def find_vera(a: RawTensor, b: RawTensor) -> tuple[Draw | None, Draw | None]:
 def test_one_bit_off_is_carried() -> None:
     bounds = [float(np.float32(np.sqrt(6 / n))) for n in (9, 2)]
     a, b = (
-        drawn_tensor(Draw(shape, ("F32",), "uniform", 24, 3, start, 0, -bound, bound))
+        draw_tensor(Draw(shape, ("F32",), "uniform", 24, 3, start, 0, -bound, bound))
         for shape, start, bound in zip(((2, 9), (5, 2)), (0, 18), bounds, strict=True)
     )
     assert None not in find_vera(a, b)
@@ -147,12 +148,12 @@ def test_draws_of_other_processors_and_versions_are_found(method: Any, digits: i
     if digits < 24:
         bound = to_float32(from_float32(bound, dtype))
     first, second = map(float, bound)
-    a, b = map(drawn_tensor, (
+    a, b = map(draw_tensor, (
         Draw((8, 1, 40), (dtype, "F32"), method, digits, 3, 0, 0, -first, first, 0.08984375),
         Draw((60, 5, 8), (dtype, "F32"), method, digits, 3, 320, 1, -second, second, 0.203125),
     ))  # fmt: skip
     found = find_draws(randlora.RANDLORA.draw_rule(RANDLORA | {"r": 8}, a.shape, b.shape), 3, a, b)
-    assert [None if draw is None else drawn_tensor(draw) for draw in found] == [a, b]
+    assert [None if draw is None else draw_tensor(draw) for draw in found] == [a, b]
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F64"])

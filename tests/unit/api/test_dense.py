@@ -284,7 +284,7 @@ def test_arrays_on_disk_change_nothing(half: tuple[Path, Path], monkeypatch: pyt
     base, tuned = half
     whole, _ = encode_delta_bytes(tuned, base, nmse=0.1)
     monkeypatch.setattr("nola_codec.spool.THRESHOLD", 1000)
-    monkeypatch.setattr("nola_codec.adapters.dialects.model_change._PIECE", 100)
+    monkeypatch.setattr("nola_codec.adapters.dialects.weight_changes._PIECE", 100)
     assert encode_delta_bytes(tuned, base, nmse=0.1)[0] == whole
 
 

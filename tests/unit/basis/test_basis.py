@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nola_codec.arrays import NUMPY, TorchArrays
 from nola_codec.basis import BASES, NAMES, BasisKey, Hadamard, Rademacher, Uniform, basis_by_id
-from nola_codec.basis.dense import _Dense
+from nola_codec.basis.dense import DenseBasis
 from nola_codec.basis.hadamard import plan
 from nola_codec.errors import FormatError
 from nola_codec.prng import PHILOX, THREEFRY
@@ -94,7 +94,7 @@ def test_batches_and_groups_are_the_same_as_one_at_a_time(basis: Any) -> None:
 
 @pytest.mark.parametrize("kind", [Rademacher, Uniform])
 @pytest.mark.parametrize("chunk_entries", [1, 61, 200, 1 << 22])
-def test_chunks_change_nothing(kind: type[_Dense], chunk_entries: int) -> None:
+def test_chunks_change_nothing(kind: type[DenseBasis], chunk_entries: int) -> None:
     q = np.random.default_rng(2).integers(-8, 9, (1, 2, 17))
     x = np.random.default_rng(3).integers(-8, 9, (1, 2, 61)).astype(np.float64)
     chunked, whole = kind(chunk_entries), kind()
@@ -103,7 +103,7 @@ def test_chunks_change_nothing(kind: type[_Dense], chunk_entries: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [Rademacher, Uniform])
-def test_rows_of_a_dense_basis_do_not_depend_on_their_number(kind: type[_Dense]) -> None:
+def test_rows_of_a_dense_basis_do_not_depend_on_their_number(kind: type[DenseBasis]) -> None:
     assert (matrix(kind(), 45, 9)[:4] == matrix(kind(), 45, 4)).all()
 
 
@@ -130,3 +130,44 @@ def test_registry() -> None:
     with pytest.raises(FormatError) as caught:
         basis_by_id(9)
     assert caught.value.code == "basis"
+
+
+@pytest.mark.parametrize("basis", BASES.values(), ids=lambda b: b.name)
+@pytest.mark.parametrize("xp", [NUMPY, TORCH], ids=["numpy", "torch"])
+@pytest.mark.parametrize(("n", "k"), [(36, 10), (97, 97), (256, 256)])
+def test_a_kept_transform_is_the_basis(basis: Any, xp: Any, n: int, k: int) -> None:
+    rng = np.random.default_rng(0)
+    keys = (KEY, BasisKey(THREEFRY, 1, 2))
+    kept = basis.transform(n, k, keys, xp, "float32")
+    for _ in range(2):
+        q, x = rng.integers(-9, 10, (2, 3, k)), rng.integers(-9, 10, (2, 3, n))
+        made = xp.numpy(kept.synthesize(xp.asarray(q.astype(np.float64))))
+        assert made.dtype == np.float64
+        assert (made == basis.synthesize(q, n, keys, 9, NUMPY)).all()
+        back = xp.numpy(kept.project(xp.asarray(x.astype(np.float64))))
+        assert (back == basis.project(x.astype(np.float64), k, keys, NUMPY)).all()
+
+
+@pytest.mark.parametrize("basis", BASES.values(), ids=lambda b: b.name)
+@pytest.mark.parametrize(("n", "k"), [(36, 36), (192, 192), (192, 100), (4096, 4096)])
+def test_pieces_are_the_whole(basis: Any, n: int, k: int) -> None:
+    pieces = basis.pieces(n, k)
+    assert (pieces is not None) == (basis.is_fast and k == n and plan(n)[1] == 1)
+    if pieces is None:
+        return
+    q = np.random.default_rng(0).integers(-9, 10, n)
+    whole = basis.synthesize(q[None, None], n, (KEY,), 9, NUMPY)[0, 0].reshape(pieces.rows, -1)
+    for piece in (1, 3 * pieces.rows, n):
+        parts = list(pieces.synthesize(q, KEY, 9, NUMPY, piece))
+        assert [start for start, _, _ in parts] == [0, *(stop for _, stop, _ in parts[:-1])]
+        assert (np.concatenate([values for _, _, values in parts], 1) == whole).all()
+
+
+@pytest.mark.parametrize("basis", BASES.values(), ids=lambda b: b.name)
+def test_what_a_basis_says_of_itself_holds(basis: Any) -> None:
+    rows = matrix(basis, 36, 20)
+    gram = rows @ rows.T
+    assert basis.is_orthogonal == (gram == basis.norm2(36) * np.eye(20)).all()
+    most = basis.max_num_basis(36)
+    assert most == (36 if basis.is_orthogonal else None)
+    assert matrix(basis, 36, most or 100).shape == (most or 100, 36)

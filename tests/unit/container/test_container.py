@@ -17,7 +17,7 @@ from nola_codec.container.limits import DEFAULT_LIMITS
 from nola_codec.container.names import join_name, natural_key, pack_varints, split_name, unpack_varints
 from nola_codec.container.prelude import Prelude, unpack_prelude
 from nola_codec.container.reader import header_dictionary, open_container
-from nola_codec.container.rungs import at_rung
+from nola_codec.container.rungs import header_at_rung
 from nola_codec.container.units import UnitsReader, units_to_symbols
 from nola_codec.container.writer import assemble
 from nola_codec.decoder.decoder import Decoder
@@ -124,13 +124,13 @@ def test_header_round_trip(name: str) -> None:
         reader = UnitsReader(header)
         for rung, (part, records) in enumerate(zip(symbols, ladder, strict=True)):
             assert reader.runs(rung).total == len(part)
-            reader.climb(rung, part)
+            reader.read_rung(rung, part)
             for made, wanted in zip(reader.records, records, strict=True):
                 assert made.precision.tolist() == wanted.precision.tolist()
                 assert made.amplitude.tolist() == wanted.amplitude.tolist()
                 assert made.entry.tolist() == wanted.entry.tolist()
                 assert made.exponents == wanted.exponents
-        assert [r.units for r in at_rung(header, 0).coded] == list(header.rungs[0].units)
+        assert [r.units for r in header_at_rung(header, 0).coded] == list(header.rungs[0].units)
         assert container.header_length % 8 == 0
     again = assemble(header, sections)
     assert join(split(again)) == join(split(data))

@@ -74,7 +74,7 @@ def file_digest(name: str, xp: Arrays, indexes: Callable[[int], list[list[int] |
         for portion in indexes(len(container.header.coded)):
             for _, factors in decoder.decode(portion):
                 digest.update(factors, xp)
-        for _, tensor in decoder.carried():
+        for _, tensor in decoder.carried_tensors():
             digest.update_raw(tensor)
     return digest.digest().hex()
 

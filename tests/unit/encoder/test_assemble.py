@@ -52,7 +52,7 @@ def test_a_reader_finds_what_was_written(codecs: tuple[str, ...], job: EncodeJob
         decoder = Decoder(container, NUMPY)
         symbols = decoder.symbols()
         header = container.header
-        carried = dict(decoder.carried())
+        carried = dict(decoder.carried_tensors())
     assert [r.name for r in header.coded] == [item.name for item in job.items]
     assert [rung.measured for rung in header.rungs] == [{"nmse": 0.5}, {"nmse": 0.4}]
     assert carried == dict(job.envelope.raw)

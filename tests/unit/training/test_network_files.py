@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import nola_codec
-from nola_codec import adapters
 from nola_codec.adapters.dialects import parameters
+from nola_codec.adapters.sources import open_source
 from nola_codec.errors import AdapterError, EncodeError
 from nola_codec.model.adapter import Adapter, LoraModule
 from nola_codec.training import (
@@ -398,7 +398,7 @@ def test_it_is_no_adapter(file: bytes, tmp_path: Path) -> None:
     with nola_codec.load(file) as opened, pytest.raises(AdapterError) as caught:
         opened.merge_into(Small())
     assert caught.value.code == "merge-network"
-    with adapters.open_source(tmp_path / "model.safetensors") as source:
+    with open_source(tmp_path / "model.safetensors") as source:
         assert not parameters.PARAMETERS.detect(source)
         with pytest.raises(AdapterError) as caught:
             parameters.PARAMETERS.read_source(source)

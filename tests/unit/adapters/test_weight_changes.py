@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import nola_codec
-from nola_codec.adapters.dialects.model_change import totals
+from nola_codec.adapters.dialects.weight_changes import totals
 from nola_codec.api.decoding import decode, read_adapter
 from nola_codec.api.dense import encode_delta
 from nola_codec.stores.dtypes import from_float32, to_float32

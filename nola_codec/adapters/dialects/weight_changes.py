@@ -46,7 +46,7 @@ class Weights(Closing):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Read the headers. Raises what `Checkpoint` and `SafetensorsFile` raise."""
+        """Read the headers. Raise what `Checkpoint` and `SafetensorsFile` raise."""
         self.where = os.fspath(path)
         self._checkpoint = Checkpoint(path) if Path(path).is_dir() else None
         self._open: tuple[str, SafetensorsFile] | None = None
@@ -58,7 +58,7 @@ class Weights(Closing):
             self.infos = {name: WeightInfo("", info.dtype, info.shape) for name, info in file.tensors.items()}
 
     def read(self, name: str) -> RawTensor:
-        """One tensor; the shard that it is in stays open for the next."""
+        """Read one tensor. Its shard stays open for the next one."""
         shard = self.infos[name].shard
         if self._open is None or self._open[0] != shard:
             self.close()
@@ -75,13 +75,13 @@ class Weights(Closing):
 
 @dataclass(frozen=True)
 class Selection:
-    """Which weights of two checkpoints are compared.
+    """The choice of the weights of two checkpoints that are compared.
 
     Attributes:
-        include: Only names in which one of these regular expressions is found; none means all.
-        exclude: Not those in which one of these is.
-        embeddings: Input embeddings too.
-        head: The output layer too.
+        include: Regular expressions; a weight is compared if one of them is found in its name, or if there are none.
+        exclude: Regular expressions; a weight is left out if one of them is found in its name.
+        embeddings: True to compare the input embeddings too.
+        head: True to compare the output layer too.
     """
 
     include: Sequence[str] = ()
@@ -97,7 +97,7 @@ class Selection:
                 raise EncodeError(f"{pattern!r} is not a regular expression: {error}", code="option") from error
 
     def wants(self, name: str) -> bool:
-        """Whether include and exclude let a name through."""
+        """Return True if include and exclude let a name through."""
         return (not self.include or any(re.search(p, name) for p in self.include)) and not any(
             re.search(p, name) for p in self.exclude
         )
@@ -110,7 +110,7 @@ class Pairing:
     Attributes:
         compared: Names that both have and the selection wants, in the order of the tuned one's shards.
         left_out: Embeddings and output layers that are not asked for.
-        notes: What the user should know, one sentence each.
+        notes: Sentences for the user.
     """
 
     compared: tuple[str, ...]
@@ -161,7 +161,7 @@ def pair(tuned: Weights, base: Weights, selection: Selection) -> Pairing:
 
 
 def difference(tuned: Weights, base: Weights, n: str) -> Float32Array | None:
-    """What was added to a weight, float32 (one rounding); None where nothing changed.
+    """Return what was added to a weight, float32 (one rounding); None where nothing changed.
 
     Raises:
         AdapterError: ``not-float``: it changed and is not a float; ``not-finite``; ``overflow``.
@@ -187,19 +187,19 @@ def difference(tuned: Weights, base: Weights, n: str) -> Float32Array | None:
 
 
 def _piece(tensor: RawTensor, start: int, stop: int) -> npt.NDArray[np.float64]:
-    """Elements start..stop of a flat tensor in float64: of a large one only pieces are ever that wide."""
+    """Return elements start..stop of a flat tensor in float64. A large tensor is never that wide as a whole."""
     width = DTYPE_BYTES[tensor.dtype]
     data = memoryview(tensor.data)[width * start : width * stop]
     return to_float64(RawTensor(tensor.dtype, (len(data) // width,), data))  # type: ignore[arg-type]
 
 
 def weight_name(record: str) -> str:
-    """The weight that a vector record belongs to."""
+    """Return the weight that a vector record belongs to."""
     return record.removesuffix(SUFFIX)
 
 
 def totals(adapter: Adapter) -> Iterator[tuple[str, npt.NDArray[np.float64]]]:
-    """(weight name, change in float64): low-rank product, exact, plus vector, one rounding."""
+    """Yield (weight name, change in float64): low-rank product, exact, plus vector, one rounding."""
     vectors = {weight_name(v.name): v.values for v in adapter.vectors}
     for module in adapter.modules:
         total = (module.lora_B.astype(np.float64) @ module.lora_A.astype(np.float64)) * module.scaling
@@ -210,7 +210,7 @@ def totals(adapter: Adapter) -> Iterator[tuple[str, npt.NDArray[np.float64]]]:
         yield key, values.astype(np.float64)
 
 
-class ModelChange(Dialect):
+class WeightChanges(Dialect):
     """The dialect of whole models' changes."""
 
     name = "delta"
@@ -236,7 +236,7 @@ class ModelChange(Dialect):
         """Write the changes to one safetensors file.
 
         Args:
-            adapter: What to write.
+            adapter: The adapter to write.
             out: A path that ends in ``.safetensors``.
             dtype: The dtype of all tensors; None is F32. The exact sum of a weight's records is rounded to it once.
             overwrite: Replace what is there.
@@ -266,7 +266,7 @@ class ModelChange(Dialect):
         ]
 
 
-MODEL_CHANGE = ModelChange()
+WEIGHT_CHANGES = WeightChanges()
 
 
 def _strings(metadata: Mapping[str, Any]) -> dict[str, str]:
