@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize as parametrization
 
-from nola_codec.adapters.dialects.delta import Selection
+from nola_codec.adapters.dialects.weight_changes import Selection
 from nola_codec.container.names import natural_key
 from nola_codec.errors import EncodeError
 from nola_codec.merge.arithmetic.sum import round_to
