@@ -10,6 +10,8 @@ Names are imported when first used, so that importing the package costs nothing.
 
 from __future__ import annotations
 
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 from nola_codec.version import __version__
@@ -111,6 +113,17 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value
+
+
+class _Package(types.ModuleType):
+    """This package. Its function `merge` stays in sight when the subpackage `nola_codec.merge` is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "merge" or not isinstance(value, types.ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,6 @@
-"""Writes the worked examples of the specification, all of them computed by `spec/reference_decoder.py`.
+"""Write the worked examples of the specification, all of them computed by `spec/reference_decoder.py`.
 
-python tools/annotate.py FILE      # annotated dump of any .nola file
+python tools/annotate.py FILE      # prints an annotated dump of any .nola file
 python tools/annotate.py           # writes the examples into spec/nola-v1.md, between its markers
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from make_golden import GOLDEN, ROOT, SEED, reference
 
 SPECIFICATION = ROOT / "spec" / "nola-v1.md"
 EXAMPLE = GOLDEN / "codec-raw.nola"
+PROGRESSIVE = GOLDEN / "rungs.nola"
 REF = reference()
 PRELUDE = (
     ("8s", "magic"),
@@ -35,18 +37,18 @@ PRELUDE = (
 
 
 def hexes(data: bytes, most: int = 24) -> str:
-    """Bytes in hexadecimal, the middle of long ones left out."""
+    """Return bytes in hexadecimal; the middle of long ones is left out."""
     return data.hex(" ") if len(data) <= most else f"{data[: most - 4].hex(' ')} .. {data[-2:].hex(' ')}"
 
 
 def line(offset: int, data: bytes, meaning: str) -> str:
-    """One row of a dump: offset, bytes, meaning; the meaning goes below where the bytes are many."""
+    """Return one row of a dump: offset, bytes, meaning. If there are many bytes, the meaning goes below them."""
     shown = hexes(data)
     return f"{offset:5d}  {shown:<36} {meaning}" if len(shown) <= 36 else f"{offset:5d}  {shown}\n{'':43}{meaning}"
 
 
-def dump(data: bytes) -> Iterator[str]:
-    """Annotated bytes of a file."""
+def dump(data: bytes, *, whole: bool = False) -> Iterator[str]:
+    """Yield the annotated bytes of a file; if `whole`, no value of the header is cut short."""
     top, _, digest = REF.decode(data)
     offset = 0
     for code, name in PRELUDE:
@@ -58,25 +60,45 @@ def dump(data: bytes) -> Iterator[str]:
     stored, plain = struct.unpack_from("<II", data, 20)
     yield line(76, data[76 : 76 + stored], f"header, one zstd frame; {plain} bytes when decompressed:")
     dictionary = (ROOT / "spec" / "header-dictionary.bin").read_bytes()
-    yield from header(REF.unzstd(data[76 : 76 + stored], plain, dictionary))
+    yield from header(REF.unzstd(data[76 : 76 + stored], plain, dictionary), whole=whole)
     base = 76 + stored + -(76 + stored) % 8
     end = 76 + stored
-    roles = ["units", *("block" for _ in top["blocks"]), *("raw tensor" for _ in top["raw"])]
-    for index, ((codec, start, size, _), role) in enumerate(zip(top["sections"], roles, strict=True)):
+    for index, ((codec, start, size, _), role) in enumerate(zip(top["sections"], section_roles(top), strict=True)):
         if base + start > end:
             yield line(end, data[end : base + start], "padding")
         end = base + start + size
         yield line(base + start, data[base + start : end], f"section {index}: {role}, codec {codec}, {size} bytes")
     for record in top["coded"]:
-        vectors = "; ".join(f"{'BA'[side]} quantizer {q} scale code {code}" for side, q, code in record["vectors"])
-        yield f"       {record['name']}: {vectors}"
+        yield f"       {record['name']}: units {len(record['starts'])}"
+        for unit, start in enumerate(record["starts"]):
+            scale = f"precision {record['precisions'][unit]}, amplitude {record['amplitudes'][unit]}"
+            yield f"         unit {unit}: starts at rung {start}, {scale}"
     for record in top["drawn"]:
         yield f"       {record['name']}: drawn, {np.prod(record['shape'])} words from {record['start']}"
-    yield f"       digest of the decoded tensors {digest}"
+    yield f"       decoded SHA-256 {digest}"
 
 
-def header(plain: bytes) -> Iterator[str]:
-    """The header's map, pair by pair; offsets are those in the decompressed header."""
+def section_roles(top: dict[str, Any]) -> Iterator[str]:
+    """Yield what each section holds, in the order of the sections."""
+    for rung in range(len(top["rungs"])):
+        yield f"units of rung {rung}"
+        for number in range(len(top["blocks"])):
+            yield f"block {number} of rung {rung}"
+        if rung == 0:
+            yield from (f"carried tensor {record['name']}" for record in top["raw"])
+
+
+def show(value: Any) -> str:
+    """Return a value of the header as text, with the content of bins in hexadecimal."""
+    if isinstance(value, bytes):
+        return f"bin({value.hex(' ')})"
+    if isinstance(value, list):
+        return f"[{', '.join(map(show, value))}]"
+    return "nil" if value is None else repr(value)
+
+
+def header(plain: bytes, *, whole: bool) -> Iterator[str]:
+    """Yield the header's map, pair by pair; offsets are those in the decompressed header."""
     unpacker = msgpack.Unpacker(raw=False)
     unpacker.feed(plain)
     count = unpacker.read_map_header()
@@ -87,41 +109,161 @@ def header(plain: bytes) -> Iterator[str]:
         middle = unpacker.tell()
         value = unpacker.unpack()
         packed = plain[middle : unpacker.tell()]
-        shown = repr(value).replace("None", "nil")
-        shown = shown if len(shown) <= 76 else shown[:73] + "..."
-        yield f"     +{start:4d}  {key}\n              {hexes(packed)}\n              {shown}"
+        shown = show(value)
+        shown = shown if whole or len(shown) <= 76 else shown[:73] + "..."
+        yield f"     +{start:4d}  {key}\n              {hexes(packed)}"
+        yield from textwrap.wrap(shown, 110, initial_indent=" " * 14, subsequent_indent=" " * 15)
+
+
+def all_bytes(data: bytes) -> Iterator[str]:
+    """Yield all bytes of a file, 32 in a line."""
+    for offset in range(0, len(data), 32):
+        yield f"{offset:5d}  {data[offset : offset + 32].hex(' ')}"
+
+
+def decoding(data: bytes) -> Iterator[str]:
+    """Yield how the units and the first vector of a file of one rung, in component form, are decoded."""
+    top, sections = REF.open_file(data)
+    records, reader = top["coded"], UnitsNarrator(top)
+    yield from reader.read(0, sections[0], len(records))
+    REF.read_block(top, records, *sections[1])
+    runs = [(layer[2], record["num_basis"][layer[0]]) for record in records for layer in record["layers"]]
+    yield "section 1, block 0: runs (quantizer, length) " + " ".join(f"({q}, {n})" for q, n in runs)
+    models = [(book["size"], book["table"]) for book in top["quantizers"]]
+    symbols = REF.decode_symbols(*sections[1], runs, models)
+    record = records[0]
+    yield from sequence(f"  symbols of the first run, {short(record)}.lora_B, column 0:", symbols[: runs[0][1]])
+    q = record["coefficients"][0, 0]
+    yield from sequence("  coefficients q:", q)
+    n, exponent = record["lengths"][0], record["exponents"][0][0]
+    y = REF.synthesize(record["basis"], q, n, top["generator"], top["seed"], 2 * record["stream"])
+    block, passes = REF.block_and_passes(n)
+    yield from sequence(f"  y = basis(q), hadamard of n = {n}, block {block}, passes {passes}, t = 0:", y)
+    code = record["amplitudes"][0]
+    shift = 15 - code // 32 + exponent
+    yield f"  amplitude {code}, exponent {exponent}: M = {REF.MANTISSAS[code % 32]}, s = {shift}"
+    yield from sequence(f"  int16 elements, times 2^{exponent}:", REF.to_int16(y, code, exponent))
+
+
+def rungs(data: bytes) -> Iterator[str]:
+    """Yield how the units of the first record of a progressive file are decoded, rung by rung."""
+    top, sections = REF.open_file(data)
+    reader, each = UnitsNarrator(top), 1 + len(top["blocks"])
+    for rung in range(len(top["rungs"])):
+        index = rung * each + (len(top["raw"]) if rung else 0)
+        yield from reader.read(rung, sections[index], 1)
+        layers = [(("lora_B", "lora_A")[side], vector, q) for side, vector, q, _ in top["coded"][0]["layers"]]
+        listed = ", ".join(f"{side} {vector} with quantizer {q}" for side, vector, q in layers)
+        text = f"layers in the rung's block: {listed}"
+        yield from textwrap.wrap(text, 110, initial_indent="  ", subsequent_indent="    ")
+
+
+class UnitsNarrator:
+    """Reads the units of a file in component form, rung by rung, and says how each number comes about."""
+
+    def __init__(self, top: dict[str, Any]) -> None:
+        self._top = top
+        self._latest: dict[int, list[int]] = {}  # for the reference decoder
+        self._references: dict[int, int] = {}  # for this account of it
+
+    def read(self, rung: int, section: tuple[int, bytes], shown: int) -> Iterator[str]:
+        """Read the units section of the next rung, and yield how the units of the first `shown` records are decoded."""
+        top, models = self._top, self._top["rungs"][rung]["side_models"]
+        counts = [record["unit_counts"][rung] for record in top["coded"]]
+        before = [list(record["amplitudes"]) for record in top["coded"]]
+        starting = sum(counts) - sum(map(len, before))
+        refined = sum(
+            any(row[1] >= 0 for row in REF.unit_rows(top, record, unit, [rung]))
+            for record in top["coded"]
+            for unit in range(len(record["starts"]))
+        )
+        symbols = REF.decode_symbols(*section, [(0, starting), (1, starting + refined)], models).tolist()
+        yield f"units of rung {rung}: unit counts {join(counts)}"
+        yield f"  units that start: {starting}; other units that have a layer: {refined}"
+        numbers = [s >> 1 ^ -(s & 1) for s in symbols]
+        for name, own, (size, _) in zip(
+            ("precision", "amplitude"), (slice(starting), slice(starting, None)), models, strict=True
+        ):
+            yield f"  {name} symbols, alphabet of {size}: {join(symbols[own])}; they stand for {join(numbers[own])}"
+        REF.read_units(top, rung, *section, self._latest)
+        precisions, amplitudes = iter(numbers[:starting]), iter(numbers[starting:])
+        for index, (record, old) in enumerate(zip(top["coded"], before, strict=True)):
+            lines = list(self._explain(record, rung, old, precisions, amplitudes))
+            yield from lines if index < shown else ()
+
+    def _explain(
+        self, record: dict[str, Any], rung: int, old: list[int], precisions: Iterator[int], amplitudes: Iterator[int]
+    ) -> Iterator[str]:
+        reference = self._references.get(record["kind"], 128)
+        for unit, precision in enumerate(record["precisions"]):
+            starts = record["starts"][unit] == rung
+            rows = REF.unit_rows(self._top, record, unit, range(0 if starts else rung, rung + 1))
+            yield f"  {short(record)}, unit {unit}, {'starts here' if starts else 'started earlier'}"
+            if starts:
+                number = next(precisions)
+                assert (reference + number) % 256 == precision
+                yield f"    precision = ({reference} + {number}) mod 256 = {precision}"
+            for (side, book, offset, weight), at in zip(rows, self._rungs_of(record, rung, starts), strict=True):
+                row = f"quantizer {book}, offset {offset}, weight {weight}"
+                sought = f"table {record['tables'][side]}, precision {precision + record['shift'][side]}"
+                yield f"    row of {('lora_B', 'lora_A')[side]} at rung {at}: {sought}: {row}"
+            if starts or any(row[1] >= 0 for row in rows):
+                slope = self._top["amplitude_slope"] * precision
+                terms = [next(amplitudes), *([record["amplitude"], slope] if starts else [old[unit]])]
+                terms += [row[2] for row in rows]
+                assert sum(terms) == record["amplitudes"][unit]
+                yield f"    amplitude = {' + '.join(map(str, terms))} = {sum(terms)}"
+            reference = precision
+        if record["precisions"]:
+            self._references[record["kind"]] = record["precisions"][0]
+
+    @staticmethod
+    def _rungs_of(record: dict[str, Any], rung: int, starts: bool) -> list[int]:
+        """Return the rung of each row of a unit, in the order of the reference decoder: side by side."""
+        return list(range(0 if starts else rung, rung + 1)) * len(record["sides"])
+
+
+def short(record: dict[str, Any]) -> str:
+    """Return the last part of a record's name."""
+    return str(record["name"]).rsplit(".", 1)[1]
+
+
+def sequence(title: str, values: Any) -> Iterator[str]:
+    """Yield a title and, below it, integers in lines."""
+    yield title
+    yield from textwrap.wrap(join(values), 110, initial_indent=" " * 4, subsequent_indent=" " * 4)
 
 
 def vectors() -> Iterator[str]:
-    """Worked vectors of each step of decoding."""
+    """Yield worked vectors of each step of decoding."""
     where = f"seed 0x{SEED:016x}, stream 5"
     for generator, name in ((1, "philox4x32-10"), (2, "threefry2x32-20")):
         yield f"{name}, {where}"
         for purpose, use in enumerate(("signs", "second signs", "subset", "rademacher", "uniform")):
             made = REF.words(generator, SEED, 5, purpose, 4)
             yield f"  purpose {purpose} ({use}): words {' '.join(f'{w:08x}' for w in made.tolist())}"
-        yield f"  first eight signs: {listed(REF.signs(generator, SEED, 5, 0, 8))}"
+        yield f"  first eight signs: {join(REF.signs(generator, SEED, 5, 0, 8))}"
         order = np.argsort(REF.words(generator, SEED, 5, 2, 10), kind="stable")
-        yield f"  4 of 10 positions: {listed(np.sort(order[:4]))}"
+        yield f"  4 of 10 positions: {join(np.sort(order[:4]))}"
     yield f"bases, philox4x32-10, {where}"
     for basis, name in ((2, "rademacher"), (3, "uniform")):
         for row in (0, 1):
             made = REF.synthesize(basis, np.eye(2, dtype=np.int64)[row], 5, 1, SEED, 5)
-            yield f"  {name}, n = 5, row {row}: {listed(made)}"
+            yield f"  {name}, n = 5, row {row}: {join(made)}"
     for n, k in ((1, 1), (3, 3), (4, 4), (4, 2), (6, 6)):
         q = np.arange(1, k + 1)
         made = REF.synthesize(1, q, n, 1, SEED, 5)
-        yield f"  hadamard, n = {n}, q = {listed(q)}: {listed(made)}"
+        yield f"  hadamard, n = {n}, q = {join(q)}: {join(made)}"
     q, first, second = np.arange(1, 7), REF.signs(1, SEED, 5, 0, 6), REF.signs(1, SEED, 5, 1, 6)
     head = np.concatenate((REF.transform(q[:4], 4), q[4:] * 2))
     yield "the last one in steps: block 4, root 2, two elements left over"
-    yield f"  first pass              {listed(head)}"
-    yield f"  times signs             {listed(first)} = {listed(head * first)}"
+    yield f"  first pass              {join(head)}"
+    yield f"  times signs             {join(first)} = {join(head * first)}"
     tail = np.concatenate(((head * first)[:2] * 2, REF.transform((head * first)[2:], 4)))
-    yield f"  second pass             {listed(tail)}"
-    yield f"  times second signs      {listed(second)} = {listed(tail * second)}"
+    yield f"  second pass             {join(tail)}"
+    yield f"  times second signs      {join(second)} = {join(tail * second)}"
     first, last = REF.mt19937(5489, 0, 3), REF.mt19937(5489, 9999, 1)
-    yield f"MT19937, seed 5489: words {listed(first)}; word 9999 is {listed(last)}"
+    yield f"MT19937, seed 5489: words {join(first)}; word 9999 is {join(last)}"
     yield "drawn, F32, seed 5489, from word 1, of -0.3 to 0.3 in float32, as float32 bits"
     end = float(np.float32(0.3))
     kind = {"shape": [3], "dtypes": [0], "digits": 24, "seed": 5489, "start": 1, "axis": 0, "low": -end, "high": end}
@@ -136,29 +278,29 @@ def vectors() -> Iterator[str]:
         scaled = max(-32768, min(32767, (y * REF.MANTISSAS[code & 31] + (1 << shift - 1)) >> shift))
         mantissa = REF.MANTISSAS[code & 31]
         yield f"  y = {y}, code {code}, exponent {exponent}: M = {mantissa}, s = {shift}, result {scaled}"
-    yield "bit packing: symbols 1 2 3 0 5 at 3 bits: " + packed([1, 2, 3, 0, 5], 3).hex(" ")
+    yield "bit packing: symbols 1 2 3 0 5 at 3 bits: " + pack_bits([1, 2, 3, 0, 5], 3).hex(" ")
     numbers = b"\x00\x01\x02\xd8\x04\xd7\x04"
-    yield f"varints: {numbers.hex(' ')} are {listed(REF.varints(numbers, 5))}"
+    yield f"varints: {numbers.hex(' ')} are {join(REF.varints(numbers, 5))}"
     symbols, table = [0, 1, 0, 0, 2, 0, 1, 1, 0, 2, 2, 0, 0, 1], [2048, 1536, 512]
     coded = rans_one_lane(symbols, table)
     assert REF.rans([0] * len(symbols), coded, [(3, table)]).tolist() == symbols
-    yield f"rans, one lane, one model of frequencies {listed(table)}, symbols {listed(symbols)}:"
+    yield f"rans, one lane, one model of frequencies {join(table)}, symbols {join(symbols)}:"
     yield f"  {coded.hex(' ')}"
 
 
-def listed(values: Any) -> str:
-    """Integers separated by blanks."""
+def join(values: Any) -> str:
+    """Return integers separated by blanks."""
     return " ".join(str(int(v)) for v in values)
 
 
-def packed(symbols: list[int], width: int) -> bytes:
-    """Symbols of a fixed width, least significant bit first."""
+def pack_bits(symbols: list[int], width: int) -> bytes:
+    """Return symbols packed at a fixed width, the least significant bit first."""
     number = sum(symbol << (width * i) for i, symbol in enumerate(symbols))
     return number.to_bytes((len(symbols) * width + 7) // 8, "little")
 
 
 def rans_one_lane(symbols: list[int], table: list[int]) -> bytes:
-    """The textbook encoder, backwards through the symbols."""
+    """Return the section of one lane by the textbook encoder, which goes backwards through the symbols."""
     state, words = 1 << 16, []
     for symbol in reversed(symbols):
         frequency, start = table[symbol], sum(table[:symbol])
@@ -169,11 +311,17 @@ def rans_one_lane(symbols: list[int], table: list[int]) -> bytes:
     return b"\0" + struct.pack("<I", state) + b"".join(struct.pack("<H", word) for word in reversed(words))
 
 
-PARTS: dict[str, Callable[[], Iterator[str]]] = {"vectors": vectors, "dump": lambda: dump(EXAMPLE.read_bytes())}
+PARTS: dict[str, Callable[[], Iterator[str]]] = {
+    "vectors": vectors,
+    "bytes": lambda: all_bytes(EXAMPLE.read_bytes()),
+    "dump": lambda: dump(EXAMPLE.read_bytes(), whole=True),
+    "decoding": lambda: decoding(EXAMPLE.read_bytes()),
+    "rungs": lambda: rungs(PROGRESSIVE.read_bytes()),
+}
 
 
-def filled(text: str) -> str:
-    """The specification with its generated parts made anew."""
+def fill_examples(text: str) -> str:
+    """Return the specification with its generated parts made anew."""
     for name, make in PARTS.items():
         begin, end = f"<!-- {name}: written by tools/annotate.py -->\n", f"<!-- end of {name} -->"
         before, rest = text.split(begin)
@@ -187,7 +335,7 @@ def main() -> None:
     if len(sys.argv) > 1:
         print("\n".join(dump(Path(sys.argv[1]).read_bytes())))
         return
-    SPECIFICATION.write_text(filled(SPECIFICATION.read_text(encoding="utf-8")), encoding="utf-8")
+    SPECIFICATION.write_text(fill_examples(SPECIFICATION.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`compare`: two adapters, in any mixture of `.nola` and what `encode` reads, and of dialects, by their deltas."""
+"""`compare`: the deltas of two adapters, each a `.nola` file or anything that `encode` reads, in any dialects."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from nola_codec.fit.canonical import delta_energy, squared_error
 
 @dataclass(frozen=True)
 class TensorComparison:
-    """One adapted weight.
+    """The comparison of one weight.
 
     Attributes:
-        name: Module path, or key of a tensor.
-        shape: (out, in) of delta_W, convolutions flattened; a tensor's own shape.
-        nmse: ||delta_A - delta_B||_F^2 / ||delta_A||_F^2; infinite where only delta_A is zero.
+        name: The module path, or the key of a tensor.
+        shape: The shape (out, in) of delta_W, convolutions flattened; or a tensor's own shape.
+        nmse: ||delta_A - delta_B||_F^2 / ||delta_A||_F^2; infinite if only delta_A is zero.
     """
 
     name: str
@@ -32,15 +32,15 @@ class TensorComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two adapters.
+    """The comparison of two adapters, A and B.
 
     Attributes:
-        nmse: Over all weights that both have; NaN when there is none.
-        tensors: By weight.
-        only_in_a, only_in_b: Weights that one lacks.
-        carried_equal, carried_different: Tensors carried as they came, by whether their bits agree; between dialects,
+        nmse: The NMSE over all weights that both have; NaN if there is none.
+        tensors: The comparison of each of these weights.
+        only_in_a, only_in_b: The weights that the other adapter lacks.
+        carried_equal, carried_different: The carried tensors whose bits are equal, and all others. Between dialects,
             whose keys differ, all are different.
-        dialects: Of A and B.
+        dialects: The dialects of A and B.
     """
 
     nmse: float
@@ -53,16 +53,16 @@ class Comparison:
 
     @property
     def same_structure(self) -> bool:
-        """Whether both have the same weights, and equal carried tensors."""
+        """True if both adapters have the same weights, and equal carried tensors."""
         return not (self.only_in_a or self.only_in_b or self.carried_different)
 
 
 def compare(a: AnySource, b: AnySource) -> Comparison:
-    """Compare two adapters, scaling included. `a` is the reference.
+    """Compare the deltas of two adapters, scaling included. `a` is the reference.
 
     Raises:
-        AdapterError: one cannot be read, a weight differs in shape, or the dialects have no names in common.
-        FormatError: a damaged `.nola` file.
+        AdapterError: An adapter cannot be read, a weight differs in shape, or the dialects have no names in common.
+        FormatError, ChecksumMismatch: A `.nola` file is damaged.
     """
     first, second = (
         peft_diagonals.as_vectors(adapter) if peft_diagonals.method_of(adapter.config) is not None else adapter
@@ -93,7 +93,7 @@ def compare(a: AnySource, b: AnySource) -> Comparison:
 
 
 def _error(a: AdapterDelta, b: AdapterDelta) -> tuple[float, float, tuple[int, ...]]:
-    """Squared error, energy of a, shape."""
+    """The squared error of b, the energy of a, and the shape of both."""
     one, two = a.product, b.product
     if one is not None and two is not None:
         shape = (one.lora_B.shape[0], one.lora_A.shape[1])

@@ -1,4 +1,4 @@
-"""`decode`, `verify`: a file back to an adapter or into a model's weights, and checked through and through."""
+"""`decode`, `verify`, `read_adapter`: a file back to an adapter, or into a model's weights; and its full check."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 from nola_codec import adapters
 from nola_codec.adapters import AnySource
 from nola_codec.adapters.dialects.formats import convert
+from nola_codec.api.arguments import require_path, require_source
 from nola_codec.api.merging import merge
-from nola_codec.api.opened import DTYPES, check_rungs
+from nola_codec.api.opened import check_rungs, stored_dtype
 from nola_codec.arrays import NUMPY, arrays_on
 from nola_codec.container.reader import Source, open_container
-from nola_codec.decoder.adapters import decoded_adapter
+from nola_codec.decoder.adapters import decode_adapter
 from nola_codec.decoder.decoder import Decoder
+from nola_codec.errors import NolaError
 from nola_codec.model.adapter import Adapter
 from nola_codec.progress import Progress
 from nola_codec.stores.files import read_json, require_free
@@ -25,7 +27,7 @@ def decode(
     out: str | os.PathLike[str],
     *,
     base: str | os.PathLike[str] | None = None,
-    dtype: str = "f32",
+    dtype: str | None = None,
     rung: int | None = None,
     format: str | None = None,
     device: object = "cpu",
@@ -34,47 +36,63 @@ def decode(
 ) -> Path:
     """Decode to an adapter, or into the weights of a model.
 
+    The content SHA-256 and the decoded SHA-256 are compared before anything is given out.
+
     Args:
         source: The `.nola` file.
         out: A directory; or, for an adapter, a path that ends as a tensor file does: ``.safetensors``, ``.npz``,
             ``.bin``, ``.pt``, ``.gguf``.
-        base: A model directory; the merged model goes to `out`, weights in the base's own dtypes, as `merge` does.
-        format: Write an adapter in this dialect (`adapters.formats.FORMATS`) and not in its own; nothing is merged, and
-            `base` serves for names alone.
-        dtype: Of an adapter's factors: f32 is exact, f16 and bf16 round once.
-        rung: Of a progressive file: as if it ended with this rung, counted from 0.
-        device: Where factors are synthesized and multiplied; it changes no bit.
+        base: A model directory. The merged model goes to `out`, weights in the base's own dtypes, as `merge` does.
+        format: Write an adapter in this dialect (`adapters.dialects.dialect_names.FORMATS`) and not in its own. Nothing
+            is merged then, and `base` serves for names alone.
+        dtype: The dtype of an adapter's factors: f32 (the default) is exact, f16 and bf16 round once. A merge takes
+            none.
+        rung: The rung of a progressive file, counted from 0: the file is seen as if it ended there. None is the last.
+        device: The device that factors are synthesized and multiplied on; it changes no bit.
         overwrite: Replace an output that is there.
         progress: Called as (stage, done, total).
 
+    Returns:
+        The path of what was written.
+
     Raises:
-        FormatError, ChecksumMismatch: the file is damaged, or the decoded digest is not the encoder's.
-        AdapterError: ``base-mismatch`` and others when the base does not fit; ``not-expressible`` for what a `format`
-            has no place for.
-        OutputExists: `out` is there and `overwrite` is false.
+        FormatError, ChecksumMismatch: The file is damaged, or the decoded SHA-256 is not the encoder's.
+        AdapterError: ``base-mismatch`` and others if the base does not fit; ``not-expressible`` for what a `format`
+            has no place for; ``not-nola``: the source is an adapter; ``source-type``; ``target-type``: `out` is
+            no path.
+        NolaError: ``option``: no such dtype, or a dtype together with a merge.
+        OutputExists: `out` is there and `overwrite` is False.
     """
+    require_source(source)
+    require_path(out)
     if base is not None and format is None:
+        if dtype is not None:
+            message = "dtype is for adapters; merged weights keep the base model's dtypes"
+            raise NolaError(message, code="option")
         return merge([source], base, out, rung=rung, device=device, overwrite=overwrite, progress=progress).output
+    stored = stored_dtype("f32" if dtype is None else dtype)
     require_free(Path(out), overwrite=overwrite)
     with open_container(source, rung=rung) as container:
         container.check_content()
-        adapter = decoded_adapter(Decoder(container, arrays_on(device)), progress)
+        adapter = decode_adapter(Decoder(container, arrays_on(device)), progress)
         if format is not None:
             config = None if base is None else read_json(Path(base) / "config.json")
             adapter = convert(adapter, format, config)
-        return adapters.write(adapter, out, dtype=DTYPES[dtype], overwrite=overwrite)
+        return adapters.write(adapter, out, dtype=stored, overwrite=overwrite)
 
 
 def verify(source: Source) -> dict[str, Any]:
-    """Check all of a file: layout, checksums, and the hash of what each rung decodes to.
+    """Check a file through and through: layout, content SHA-256, and the decoded SHA-256 of each rung.
 
     Returns:
         ``bytes``, ``tensors``, ``file_sha256`` (what `sha256sum` prints), ``content_sha256`` (stored in the file over
         the rest of it) and ``decoded_sha256`` (over everything it decodes to), in hexadecimal.
 
     Raises:
-        FormatError, ChecksumMismatch: what is wrong, and where.
+        FormatError, ChecksumMismatch: The file is damaged, or this decoder is not exact.
+        AdapterError: ``not-nola``: the source is an adapter.
     """
+    require_source(source)
     with open_container(source) as container:
         container.check_content()
         check_rungs(container)
@@ -90,11 +108,20 @@ def verify(source: Source) -> dict[str, Any]:
 
 
 def read_adapter(source: AnySource) -> Adapter:
-    """An adapter from a `.nola` file or anything that `encode` reads, as NumPy arrays."""
+    """Read an adapter from a `.nola` file or from anything that `encode` reads, as NumPy arrays.
+
+    The content SHA-256 and the decoded SHA-256 of a `.nola` file are compared.
+
+    Raises:
+        FormatError, ChecksumMismatch: The `.nola` file is damaged.
+        AdapterError: The adapter cannot be read.
+    """
+    require_source(source)
     if isinstance(source, str | os.PathLike) and Path(source).is_file():
         with Path(source).open("rb") as stream:
             is_nola = stream.read(4) == b"\x89NLA"
         if is_nola:
             with open_container(os.fspath(source)) as container:
-                return decoded_adapter(Decoder(container, NUMPY), None)
+                container.check_content()
+                return decode_adapter(Decoder(container, NUMPY))
     return adapters.read(source)

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from nola_codec.adapters import dialect_of
-from nola_codec.adapters.dialects import delta as delta_dialect
-from nola_codec.adapters.dialects import parameters, peft_config, peft_diagonals
+from nola_codec.adapters.dialects import peft_config, peft_diagonals
 from nola_codec.adapters.dialects.peft import factor_keys
 from nola_codec.adapters.dialects.peft_experts import is_expert
+from nola_codec.api.arguments import require_source
 from nola_codec.arrays import NUMPY, Arrays, arrays_on
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.container.reader import Container, Source, open_container
-from nola_codec.decoder.adapters import decoded_adapter
+from nola_codec.decoder.adapters import decode_adapter, decode_records
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.factors import DecodedFactors
-from nola_codec.errors import AdapterError, FormatError, require_torch
-from nola_codec.merge.arithmetic.sum import delta_weight, merge_tensor
-from nola_codec.merge.diagonal import diagonal_delta, merge_diagonals
-from nola_codec.merge.in_memory import find_in_model
-from nola_codec.merge.matching import merge_target, mismatch_message
-from nola_codec.merge.operands import merge_file
+from nola_codec.errors import AdapterError, FormatError, NolaError, expected, require_torch
+from nola_codec.merge.arithmetic.sum import delta_weight
+from nola_codec.merge.diagonal import diagonal_delta
+from nola_codec.merge.in_memory import merge_into_model
 from nola_codec.model.header import Header
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import to_numpy
@@ -33,176 +29,163 @@ from nola_codec.stores.dtypes import to_numpy
 if TYPE_CHECKING:
     import torch
 
-DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
+_DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
+
+
+def stored_dtype(option: str) -> str:
+    """The dtype of an adapter's tensors, as in `RawTensor`, that an option means: f32, f16 or bf16.
+
+    Raises:
+        NolaError: ``option``: there is no such choice.
+    """
+    if option not in _DTYPES:
+        raise NolaError(expected("dtype", "one of " + ", ".join(_DTYPES), repr(option)), code="option")
+    return _DTYPES[option]
 
 
 class NolaFile:
     """An open `.nola` file. Tensors are decoded when asked for; the same bits on every device.
 
+    The CRC-32 of every section is compared when it is read. `load` has compared the content SHA-256, unless it was told
+    not to. What decodes the whole file compares the decoded SHA-256 too (`docs/checksums.md`).
+
     Attributes:
         header: Everything but coefficients.
     """
 
-    def __init__(self, container: Container, device: object) -> None:
+    def __init__(self, container: Container, device: object, *, verify: bool = True) -> None:
+        """Take an open container, and close it in the end; `verify` is for `state_dict`."""
         self._container = container
         self._device = device
+        self._verify = verify
         self._xp: Arrays | None = None
+        self._decoder: Decoder | None = None
         self.header: Header = container.header
         self._index = {record.name: i for i, record in enumerate(self.header.lowrank)}
         self._vectors = frozenset(record.name for record in self.header.vectors)
-        self._decoder: Decoder | None = None
 
     def names(self) -> list[str]:
-        """Module paths of the low-rank records."""
+        """Return the module paths of the low-rank records."""
         return list(self._index)
 
     def vector_names(self) -> list[str]:
-        """Keys of the vector records."""
+        """Return the keys of the vector records."""
         return [record.name for record in self.header.vectors]
 
     def vector(self, name: str) -> torch.Tensor:
-        """A tensor coded as a vector, float32 in its shape; only its block is read.
+        """Decode one tensor that is coded as a vector: float32, in its shape, on the device.
+
+        Only the block of its record is read, and checked by its CRC-32; the decoded SHA-256 is of the whole file, and
+        is not compared.
 
         Raises:
-            AdapterError: no such vector.
+            AdapterError: ``unknown-name``.
+            FormatError, ChecksumMismatch: The file is damaged.
         """
         if name not in self._vectors:
             raise AdapterError(f"no vector named {name!r}; vector_names() lists them", code="unknown-name",
                                where=self._container.name)  # fmt: skip
-        ((_, decoded),) = self._opened().vectors([name])
+        ((_, decoded),) = self._open_decoder().vectors([name])
         return self._tensor(decoded.float32(self._arrays()))
 
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """(lora_A (r, in), lora_B (out, r)), float32 on the device; only this record's block is read.
+        """Decode one module: (lora_A (r, in), lora_B (out, r)), float32, on the device.
 
-        `name` is a module path, with or without PEFT's ``base_model.model.``. Raises AdapterError for an unknown one.
-        """
-        index = self._find(name)
-        ((_, decoded),) = self._decode([index])
-        lora_B, lora_A = decoded.float32(self._arrays())
-        return self._tensor(lora_A), self._tensor(lora_B)
-
-    def delta_weight(self, name: str, shape: tuple[int, int] | None = None) -> torch.Tensor:
-        """delta_W in float32, shaped like the weight of a PyTorch layer: (out, in), (out, in, kh, kw), (vocab, dim).
-
-        The float64 value that merges use, rounded once.
+        Only the block of its record is read, and checked by its CRC-32; the decoded SHA-256 is of the whole file, and
+        is not compared.
 
         Args:
             name: Module path, with or without PEFT's ``base_model.model.``.
-            shape: (out, in) of the layer: asked for by VeRA and RandLoRA, whose files do not say it, and by no other.
 
         Raises:
-            AdapterError: ``unknown-name``; ``needs-shape``; ``bad-shape``, ``merge-projections`` of VeRA and RandLoRA.
+            AdapterError: ``unknown-name``.
+            FormatError, ChecksumMismatch: The file is damaged.
         """
-        if self._diagonal:
-            return diagonal_delta(self._opened(), self._container.name, name, shape, self._tensor)
+        lora_B, lora_A = self._decode_record(self._find(name)).float32(self._arrays())
+        return self._tensor(lora_A), self._tensor(lora_B)
+
+    def delta_weight(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
+        """Return delta_W in float32, in the shape of a PyTorch weight: (out, in), (out, in, kh, kw), (vocab, dim).
+
+        It is the float64 value that merges use, rounded once. As `factors`, this reads and checks one block; for VeRA
+        and RandLoRA, whose modules share matrices, it decodes the whole file and compares the decoded SHA-256.
+
+        Args:
+            name: Module path, with or without PEFT's ``base_model.model.``.
+            shape: The shape of the weight. VeRA and RandLoRA need it, (out, in), since their files do not say it; for
+                others it is compared with that of the delta.
+
+        Raises:
+            AdapterError: ``unknown-name``, ``bad-shape``; for VeRA and RandLoRA ``needs-shape``, ``merge-projections``.
+            FormatError, ChecksumMismatch: The file is damaged.
+        """
+        if self.header.dialect == "peft" and peft_diagonals.method_of(self.header.config) is not None:
+            pair = None if shape is None else cast("tuple[int, int]", tuple(shape))
+            return diagonal_delta(self._open_decoder(), self._container.name, name, pair, self._tensor)
         index = self._find(name)
-        ((_, decoded),) = self._decode([index])
-        delta = delta_weight(decoded, self.header.lowrank[index].kind, self._arrays())
+        delta = delta_weight(self._decode_record(index), self.header.lowrank[index].kind, self._arrays())
+        if shape is not None and tuple(shape) != tuple(delta.shape):
+            where = f"{self._container.name}: {name}"
+            raise AdapterError(expected("shape", tuple(delta.shape), tuple(shape)), code="bad-shape", where=where)
         return self._tensor(self._arrays().cast(delta, "float32"))
 
     def state_dict(self, dtype: str = "f32") -> dict[str, torch.Tensor]:
-        """The adapter's state dict under its own keys, tensors carried as they came included.
+        """Decode the adapter to a state dict under its own keys, carried tensors included, on the device.
+
+        The decoded SHA-256 is compared, unless the file was loaded with ``verify=False``.
 
         Args:
-            dtype: Of the factors and vectors: f32 is exact; f16 and bf16 round once.
+            dtype: The dtype of factors and vectors: f32 is exact; f16 and bf16 round once.
+
+        Raises:
+            NolaError: ``option``: no such dtype.
+            FormatError, ChecksumMismatch: The file is damaged.
         """
+        stored = stored_dtype(dtype)
+        decoder = self._open_decoder()
         # PEFT's pairs stay on the device all the way; other dialects' tensors are put together in NumPy first.
-        if (
-            self._device == "numpy"
-            or self.header.dialect != "peft"
-            or any(is_expert(record.name) for record in self.header.lowrank)
-        ):
-            adapter = decoded_adapter(self._opened(), None)
-            made = dialect_of(adapter.dialect, self._container.name).tensors(adapter, DTYPES[dtype])
-            return {key: self._carried(tensor) for key, tensor in made.items()}
+        in_numpy = self._device == "numpy" or self.header.dialect != "peft"
+        if in_numpy or any(is_expert(record.name) for record in self.header.lowrank):
+            adapter = decode_adapter(decoder, verify=self._verify)
+            made = dialect_of(adapter.dialect, self._container.name).tensors(adapter, stored)
+            return {key: self._carried_tensor(tensor) for key, tensor in made.items()}
         self._require_torch()
         from nola_codec.decoder.torch_raw import torch_dtype
 
-        wanted = torch_dtype(DTYPES[dtype])
+        wanted = torch_dtype(stored)
         tensors: dict[str, torch.Tensor] = {}
-        for index, decoded in self._decode(None):
-            record = self.header.lowrank[index]
+        factors, vectors = decode_records(decoder, verify=self._verify)
+        for record, decoded in zip(decoder.header.lowrank, factors, strict=True):
             a_key, b_key = factor_keys(record.name, record.kind.layout)
-            lora_B, lora_A = decoded.float32(self._arrays())
+            lora_B, lora_A = decoded.float32(decoder.xp)
             tensors[a_key] = self._tensor(lora_A).reshape(record.kind.a_shape).to(wanted)
             tensors[b_key] = self._tensor(lora_B).reshape(record.kind.b_shape).to(wanted)
-        for name, vector in self._opened().vectors():
-            tensors[name] = self._tensor(vector.float32(self._arrays())).to(wanted)
-        for name, carried in self._opened().carried():
-            tensors[name] = self._carried(carried)
+        for vector_record, vector in zip(decoder.header.vectors, vectors, strict=True):
+            tensors[vector_record.name] = self._tensor(vector.float32(decoder.xp)).to(wanted)
+        for name, carried in decoder.carried():
+            tensors[name] = self._carried_tensor(carried)
         return tensors
 
     def merge_into(self, model: torch.nn.Module) -> None:
         """Add every delta to the weights of a model, in place, each with one rounding to its dtype.
 
+        The decoded SHA-256 is compared before anything changes, however the file was loaded.
+
         Raises:
-            AdapterError: ``base-mismatch`` lists all deltas that do not find their weight (nothing is changed then);
-                ``merge-vectors`` and ``merge-raw`` when the file carries tensors that are not deltas, ``merge-network``
-                when none of it is; ``tied-weights`` when a weight that changes is shared with another module;
-                ``overflow`` when a sum leaves the dtype, in which case the deltas before it are in the model.
-            FormatError, ChecksumMismatch: the file is damaged; nothing is changed.
+            AdapterError: ``base-mismatch`` lists all deltas that have no place in the model (nothing is changed then);
+                ``merge-vectors`` and ``merge-raw``: the file carries tensors that are not deltas; ``merge-network``: it
+                has no deltas; ``tied-weights``: a weight that changes is shared with another module; ``overflow``: a
+                sum leaves the dtype, and the deltas before it are in the model.
+            FormatError, ChecksumMismatch: The file is damaged; nothing is changed.
         """
-        import torch
-
-        if self.header.dialect == delta_dialect.name:
-            self._merge_changes(model)
-            return
-        if self._diagonal:
-            merge_diagonals(self._opened(), self._container.name, model)
-            return
-        if self.header.dialect == parameters.name:
-            message = "the file holds a network's own weights: model.load_state_dict(file.state_dict())"
-            raise AdapterError(message, code="merge-network", where=self._container.name)
-        if self.header.vectors:
-            raise AdapterError(
-                f"the file has tensors coded as vectors ({self.header.vectors[0].name}, ...), which only its dialect "
-                "knows how to merge", code="merge-vectors", where=self._container.name
-            )  # fmt: skip
-        if self.header.raw:
-            raise AdapterError(
-                f"the file carries tensors that are not deltas ({self.header.raw[0].name}, ...); "
-                "load the decoded adapter with PEFT, or merge with `decode --base`", code="merge-raw"
-            )  # fmt: skip
-        targets = [merge_target(record) for record in self.header.lowrank]
-        weights, matches = find_in_model(model, lambda shapes, config: targets)
-        decoder = Decoder(self._container, self._arrays())
-        with torch.no_grad():
-            for record, decoded in zip(decoder.header.lowrank, decoder.checked()[0], strict=True):
-                match = matches[record.name]
-                delta = self._tensor(delta_weight(decoded, record.kind, self._arrays()))
-                weight = weights[match.weight]
-                merge_tensor(weight, (delta.T if match.transposed else delta).to(weight.device))
-
-    @property
-    def _diagonal(self) -> bool:
-        return self.header.dialect == "peft" and peft_diagonals.method_of(self.header.config) is not None
-
-    def _merge_changes(self, model: torch.nn.Module) -> None:
-        """`merge_into` of a file of dense changes: names are those of the weights themselves."""
-        import torch
-
-        weights = dict(model.named_parameters(remove_duplicate=False))
-        file = merge_file(Decoder(self._container, self._arrays()), self._container.name)
-        found = {
-            delta_dialect.weight_name(name): (name, math.prod(parts[0].shape)) for name, parts in file.parts.items()
-        }
-        problems = [
-            f"{weight}: " + ("no such weight" if weight not in weights else f"shape {list(weights[weight].shape)}")
-            for weight, (_, size) in found.items()
-            if weight not in weights or weights[weight].numel() != size
-        ]
-        if problems:
-            raise AdapterError(mismatch_message(problems), code="base-mismatch", where="the model")
-        with torch.no_grad():
-            for name, (delta, _) in found.items():
-                weight = weights[name]
-                change = file.delta(delta, tuple(weight.shape), transposed=False)
-                rows = torch.from_numpy(change.rows(0, weight.shape[0] if weight.ndim else 1))
-                merge_tensor(weight, rows.to(weight.device))
+        merge_into_model(self._open_decoder(), self._container.name, model)
 
     def verify(self) -> None:
-        """Check every checksum, decode everything and compare its SHA-256. Raises FormatError, ChecksumMismatch."""
+        """Check the file through and through: the content SHA-256, and the decoded SHA-256 of every rung.
+
+        Raises:
+            FormatError, ChecksumMismatch: The file is damaged, or this decoder is not exact.
+        """
         self._container.check_content()
         check_rungs(self._container)
 
@@ -223,13 +206,14 @@ class NolaFile:
             self._xp = arrays_on(self._device)
         return self._xp
 
-    def _opened(self) -> Decoder:
+    def _open_decoder(self) -> Decoder:
         if self._decoder is None:
             self._decoder = Decoder(self._container, self._arrays())
         return self._decoder
 
-    def _decode(self, indexes: list[int] | None) -> Iterator[tuple[int, DecodedFactors]]:
-        return self._opened().factors(indexes)
+    def _decode_record(self, index: int) -> DecodedFactors:
+        ((_, decoded),) = self._open_decoder().factors([index])
+        return decoded
 
     def _tensor(self, array: Any) -> torch.Tensor:
         """A NumPy or torch array as a tensor on the device; for the device "numpy" a NumPy array."""
@@ -244,7 +228,7 @@ class NolaFile:
     def _require_torch(self) -> None:
         require_torch(f"load(..., device={str(self._device)!r})", instead="device='numpy' gives NumPy arrays")
 
-    def _carried(self, tensor: RawTensor) -> torch.Tensor:
+    def _carried_tensor(self, tensor: RawTensor) -> torch.Tensor:
         if self._device == "numpy":
             return to_numpy(tensor)  # type: ignore[return-value] # see `load`
         self._require_torch()
@@ -262,7 +246,11 @@ class NolaFile:
 
 
 def check_rungs(container: Container) -> None:
-    """Decode every rung up to the one that is open, and compare digests. Raises FormatError, ChecksumMismatch."""
+    """Decode every rung up to the one that is open, and compare the decoded SHA-256 of each.
+
+    Raises:
+        FormatError, ChecksumMismatch: The file is damaged, or this decoder is not exact.
+    """
     last = len(container.header.rungs) - 1
     for rung in range(last + 1):
         container.select(rung)
@@ -273,29 +261,35 @@ def load(
     source: Source,
     device: object = "cpu",
     *,
-    verify: bool = False,
+    verify: bool = True,
     rung: int | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> NolaFile:
     """Open a `.nola` file by path, bytes or seekable binary stream.
 
+    The whole file is read once to compare its content SHA-256, which takes some milliseconds a megabyte; nothing is
+    decoded. With ``verify=False`` only the header is read here: choose that for a stream of which only a part is to be
+    read, as over a network. The CRC-32 of everything that is read is compared in any case.
+
     Args:
         source: The file.
-        device: Where tensors are decoded: anything `torch.device` takes; or "numpy", in which case all methods return
-            NumPy arrays in place of tensors, and PyTorch is not needed.
-        verify: Check every checksum and the digest of the decoded factors first.
-        rung: Of a progressive file: as if it ended with this rung, counted from 0.
-        limits: What a file may declare.
+        device: The device that tensors are decoded on: anything that `torch.device` takes; or "numpy", for which all
+            methods return NumPy arrays in place of tensors, and PyTorch is not needed.
+        verify: False skips the content SHA-256 here, and the decoded SHA-256 in `NolaFile.state_dict`.
+        rung: The rung of a progressive file, counted from 0: the file is seen as if it ended there. None is the last.
+        limits: The sizes that a file may declare.
 
     Raises:
-        FormatError, ChecksumMismatch: the file is not well-formed.
-        AdapterError: ``unknown-rung``: the file has no such rung.
+        FormatError, ChecksumMismatch: The file is not well-formed, or damaged.
+        AdapterError: ``unknown-rung``: the file has no such rung; ``not-nola``: it is an adapter;
+            ``source-type``: the source is no path, bytes or stream.
     """
-    opened = NolaFile(open_container(source, limits, rung=rung), device)
+    require_source(source)
+    container = open_container(source, limits, rung=rung)
     if verify:
         try:
-            opened.verify()
-        except FormatError:
-            opened.close()
-            raise
-    return opened
+            container.check_content()
+        except FormatError as error:
+            container.close()
+            raise error.within(container.name) from error
+    return NolaFile(container, device, verify=verify)

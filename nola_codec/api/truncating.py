@@ -50,20 +50,22 @@ def truncate(
 ) -> TruncateReport:
     """Cut a file at one of its rungs. Nothing is decoded or coded anew.
 
-    The source may itself be the beginning of a file, as an interrupted download leaves it.
+    The source may itself be the beginning of a file, as an interrupted download leaves it. So its content SHA-256 is
+    not compared, but the CRC-32 of every section that is copied is. The new file has a content SHA-256 of its own.
 
     Args:
         source: The `.nola` file.
         out: Path or binary stream to write to; None only reports.
-        size: Bytes that the new file may take, as a number or as ``"50KB"``: the finest rung that fits.
-        rung: Number of the rung, from 0. With neither: the finest that is there whole.
+        size: The largest size of the new file, in bytes or as ``"50KB"``; the finest rung that fits is taken.
+        rung: The number of the rung, from 0. Without `size` and `rung`, the finest rung that is there whole is taken.
         overwrite: Replace a file that is there.
 
     Raises:
-        EncodeError: ``unreachable``: the coarsest rung is larger than `size`; ``option``: both size and rung.
-        FormatError, ChecksumMismatch: the file is damaged.
-        AdapterError: ``unknown-rung``: it has no such rung.
-        OutputExists: `out` is there and `overwrite` is false.
+        EncodeError: ``unreachable``: the coarsest rung is larger than `size`; ``option``: both size and rung are given;
+            ``target-type``: `out` cannot be written to.
+        FormatError, ChecksumMismatch: The file is damaged.
+        AdapterError: ``unknown-rung``: the file has no such rung; ``not-nola``: it is an adapter; ``source-type``.
+        OutputExists: `out` is there and `overwrite` is False.
     """
     if size is not None and rung is not None:
         raise EncodeError("choose one of size, rung", code="option")

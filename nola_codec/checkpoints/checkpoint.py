@@ -15,13 +15,19 @@ from nola_codec.stores.safetensors_io import SafetensorsFile
 
 WEIGHTS_NAME = "model.safetensors"
 _INDEX_SUFFIX = ".index.json"
-# Of Transformers, and of the components of a Diffusers pipeline.
+# The names that Transformers uses, and the components of a Diffusers pipeline.
 _WEIGHTS_NAMES = (WEIGHTS_NAME, "diffusion_pytorch_model.safetensors")
 
 
 @dataclass(frozen=True)
 class WeightInfo:
-    """A stored tensor: the file of the directory it is in, its dtype and shape."""
+    """A stored tensor of a checkpoint.
+
+    Attributes:
+        shard: The name of the file that holds it.
+        dtype: Its dtype, as in `RawTensor`.
+        shape: Its shape.
+    """
 
     shard: str
     dtype: str
@@ -31,26 +37,24 @@ class WeightInfo:
 class Checkpoint:
     """The weights of a model directory: one safetensors file, or shards and their index.
 
-    They are called ``model`` (Transformers) or ``diffusion_pytorch_model`` (a component of Diffusers); a single file
-    may have any name if it is the only one.
-
-    Headers are read at once, tensors when asked for.
+    The files are called ``model`` (Transformers) or ``diffusion_pytorch_model`` (a component of Diffusers). A single
+    file may have any name if it is the only one. Headers are read at once, tensors when asked for.
 
     Attributes:
         directory: The model directory.
-        weights: `WeightInfo` by tensor name.
-        shards: File names, in the order of the index.
-        config: ``config.json``, or empty.
-        index: The index as parsed, or None for a single file.
-        index_name: Its file name, or empty.
+        weights: The stored tensors, by name.
+        shards: The file names, in the order of the index.
+        config: The parsed ``config.json``, or empty.
+        index: The parsed index, or None for a single file.
+        index_name: The file name of the index, or empty.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         """Read the headers.
 
         Raises:
-            AdapterError: ``not-found``; ``missing-weights``; ``bad-index`` when index and shards disagree; and those
-                of `SafetensorsFile`.
+            AdapterError: ``not-found``; ``missing-weights``; ``bad-index``: index and shards disagree; and those of
+                `SafetensorsFile`.
         """
         self.directory = Path(directory)
         where = str(directory)
@@ -61,7 +65,7 @@ class Checkpoint:
         self.index: Mapping[str, Any] | None = None
         self.index_name = ""
         expected_in: dict[str, str] = {}
-        found = _weights_file(self.directory)
+        found = _find_weights_file(self.directory)
         if found.endswith(_INDEX_SUFFIX):
             self.index_name = found
             self.index = read_json(self.directory / found)
@@ -72,11 +76,15 @@ class Checkpoint:
         self.weights: Mapping[str, WeightInfo] = self._list_weights(expected_in)
 
     def open_shard(self, shard: str) -> SafetensorsFile:
-        """One file of the checkpoint, for use as a context manager."""
+        """Open one file of the checkpoint, for use as a context manager."""
         return SafetensorsFile(self.directory / shard)
 
     def read(self, name: str) -> RawTensor:
-        """One tensor; raises AdapterError ``no-such-tensor``."""
+        """Read one tensor.
+
+        Raises:
+            AdapterError: ``no-such-tensor``; and those of `SafetensorsFile`.
+        """
         if name not in self.weights:
             raise AdapterError("no such tensor", code="no-such-tensor", where=f"{self.directory}: {name}")
         with self.open_shard(self.weights[name].shard) as file:
@@ -111,8 +119,8 @@ def _weight_map(index: Mapping[str, Any], where: str) -> dict[str, str]:
     return weight_map
 
 
-def _weights_file(directory: Path) -> str:
-    """Name of the one weights file, or of the index of several."""
+def _find_weights_file(directory: Path) -> str:
+    """Find the one weights file of a directory, or the index of several; returns its name."""
     for name in _WEIGHTS_NAMES:
         for candidate in (name, name + _INDEX_SUFFIX):
             if (directory / candidate).exists():
@@ -120,10 +128,10 @@ def _weights_file(directory: Path) -> str:
     lone = sorted(path.name for path in directory.glob("*.safetensors"))
     if len(lone) == 1 and not (directory / "adapter_config.json").exists():
         return lone[0]
-    raise AdapterError(_why_no_weights(directory), code="missing-weights", where=str(directory))
+    raise AdapterError(_missing_weights_message(directory), code="missing-weights", where=str(directory))
 
 
-def _why_no_weights(directory: Path) -> str:
+def _missing_weights_message(directory: Path) -> str:
     if (directory / "adapter_config.json").exists():
         return f"no {WEIGHTS_NAME}; this is an adapter, not a base model"
     pickles = sorted(path.name for path in directory.glob("pytorch_model*.bin"))

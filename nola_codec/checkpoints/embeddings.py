@@ -1,4 +1,4 @@
-"""Input and output embeddings of a checkpoint, and which of the two is tied to the other."""
+"""The input and output embeddings of a checkpoint, and the tie between them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class TiedEmbeddings:
 
     Attributes:
         stored: The tensor that serves as both.
-        missing: The name the other one has when it is stored too.
+        missing: The name that the other one has in checkpoints that store both.
     """
 
     stored: str
@@ -27,15 +27,15 @@ class TiedEmbeddings:
 def tied_embeddings(
     config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], paths: Iterable[str]
 ) -> TiedEmbeddings | None:
-    """The tied pair of a checkpoint, or None when it has both weights or no output embeddings.
+    """Return the tied pair of a checkpoint, or None if it has both weights or no output embeddings.
 
-    A checkpoint that lacks the output embeddings can only be loaded into a generative model by tying them, so that
-    and not the flag decides: the flag's default changed between versions of Transformers.
+    A checkpoint that lacks the output embeddings can only be loaded into a generative model by tying them. So their
+    absence decides, and not the flag, whose default changed between versions of Transformers.
 
     Args:
-        config: ``config.json``.
-        shapes: Stored tensors.
-        paths: Module paths the adapter changes, as evidence of what the model has.
+        config: The parsed ``config.json``.
+        shapes: The shape of each stored tensor, by name.
+        paths: The module paths that the adapter changes, as evidence of the model's modules.
     """
     if text_config(config).get("tie_word_embeddings", config.get("tie_word_embeddings")) is False:
         return None
@@ -56,7 +56,7 @@ def tied_embeddings(
 
 
 def embedding_names(shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[str], list[str]]:
-    """Stored input embeddings and output embeddings, known by the last component of their module."""
+    """Return the stored input embeddings and output embeddings, told by the last component of their module path."""
     matrices = [name for name, shape in shapes.items() if len(shape) == 2]
     return (
         [name for name in matrices if _leaf(name) in _INPUT_EMBEDDINGS],
@@ -65,16 +65,17 @@ def embedding_names(shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[str], l
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The language model's part of a configuration: ``text_config`` of a composite model, or the whole."""
+    """Return the language model's part of a configuration: ``text_config`` of a composite model, or the whole."""
     part = config.get("text_config")
     return part if isinstance(part, dict) else config
 
 
 def _leaf(name: str) -> str:
-    """``embed_tokens`` of ``model.embed_tokens.weight``; empty for what is not a weight."""
+    """``embed_tokens`` for ``model.embed_tokens.weight``; empty for a tensor that is not a weight."""
     path, _, last = name.rpartition(".")
     return path.rpartition(".")[2] if last == "weight" else ""
 
 
 def have_same_leaf(a: str, b: str) -> bool:
+    """True if two weights belong to modules whose paths end in the same component."""
     return _leaf(a) == _leaf(b)

@@ -23,7 +23,7 @@ from nola_codec.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from nola_codec.merge.merge_directory import MergeReport
+    from nola_codec.merge.request import MergeReport
 
 
 @helpful_command(

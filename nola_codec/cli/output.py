@@ -15,7 +15,7 @@ from nola_codec.cli.help import option
 from nola_codec.rendering import render_size
 
 if TYPE_CHECKING:
-    from nola_codec.merge.merge_directory import MergeReport
+    from nola_codec.merge.request import MergeReport
 
 STDOUT = "-"
 OUTPUT = "Output"

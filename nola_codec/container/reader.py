@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from nola_codec.container.header import unpack_header
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
-from nola_codec.container.prelude import SIZE, Prelude, aligned, unpack_prelude
+from nola_codec.container.prelude import MAGIC, SIZE, Prelude, aligned, unpack_prelude
 from nola_codec.container.rungs import at_rung
 from nola_codec.container.units import UnitsReader
 from nola_codec.entropy import decode_many
@@ -32,6 +32,9 @@ Source = str | os.PathLike[str] | bytes | BinaryIO
 
 STORED, ZSTD = 0, 1
 """Codec ids of raw tensors' sections: bytes as they are, or one zstd frame."""
+
+
+_ADAPTER_SUFFIXES = frozenset({".safetensors", ".npz", ".gguf", ".bin", ".pt", ".pth"})
 
 
 @cache
@@ -213,7 +216,7 @@ def open_container(
         partial: Take the beginning of a file as well, at the last rung that is there whole.
 
     Raises:
-        AdapterError: ``unknown-rung``: the file has no such rung.
+        AdapterError: ``unknown-rung``: the file has no such rung; ``not-nola``: the path is an adapter or a directory.
         FormatError, ChecksumMismatch: as the specification's reject table says; the message starts with the source.
         OSError: the path cannot be opened.
     """
@@ -221,6 +224,7 @@ def open_container(
     if isinstance(source, bytes | bytearray | memoryview):
         stream, owned, name = io.BytesIO(source), True, "bytes"
     elif isinstance(source, str | os.PathLike):
+        _refuse_adapter(Path(source))
         stream, owned, name = Path(source).open("rb"), True, os.fspath(source)  # noqa: SIM115 - the Container closes it
     else:
         stream, owned, name = source, False, str(getattr(source, "name", "stream"))
@@ -230,3 +234,17 @@ def open_container(
         if owned:
             stream.close()
         raise error.within(name) from error
+
+
+def _refuse_adapter(path: Path) -> None:
+    """Say what to do with an adapter that is given in place of a `.nola` file."""
+    if path.is_dir():
+        if not any((path / name).exists() for name in ("adapter_config.json", "adapters.safetensors", "adapters.npz")):
+            raise AdapterError("is a directory, not a .nola file", code="not-nola", where=str(path))
+    elif path.suffix not in _ADAPTER_SUFFIXES or not path.is_file():
+        return
+    else:
+        with path.open("rb") as stream:
+            if stream.read(4) == MAGIC[:4]:
+                return
+    raise AdapterError("is an adapter, not a .nola file; use `nola-codec encode`", code="not-nola", where=str(path))

@@ -12,17 +12,54 @@ from nola_codec.model.records import LowRankRecord
 from nola_codec.progress import Progress
 
 
-def decoded_adapter(decoder: Decoder, progress: Progress | None) -> Adapter:
-    """All of a file as an adapter of its dialect, NumPy arrays, its digest checked."""
-    header = decoder.header
-    factors, vectors = decoder.checked(lambda done: progress("decode", done, len(header.coded)) if progress else None)
-    return assembled(decoder, factors, vectors)
+def decode_adapter(decoder: Decoder, progress: Progress | None = None, *, verify: bool = True) -> Adapter:
+    """Decode all of a file to an adapter of its dialect, NumPy arrays.
+
+    Args:
+        decoder: The open file.
+        progress: Called as (stage, done, total), or None.
+        verify: False skips the comparison of the decoded SHA-256.
+
+    Raises:
+        ChecksumMismatch: The decoded SHA-256 is not the encoder's.
+        FormatError: The file is damaged.
+    """
+    return build_adapter(decoder, *decode_records(decoder, progress, verify=verify))
 
 
-def assembled(decoder: Decoder, factors: Sequence[DecodedFactors], vectors: Sequence[DecodedVector]) -> Adapter:
-    """Decoded records as an adapter, float32, exact."""
+def decode_records(
+    decoder: Decoder, progress: Progress | None = None, *, verify: bool = True
+) -> tuple[list[DecodedFactors], list[DecodedVector]]:
+    """Decode all coded records: those of low rank, then the vectors, on the decoder's device.
+
+    Args:
+        decoder: The open file.
+        progress: Called as (stage, done, total), or None.
+        verify: False skips the comparison of the decoded SHA-256.
+
+    Raises:
+        ChecksumMismatch: The decoded SHA-256 is not the encoder's.
+        FormatError: The file is damaged.
+    """
+    total = len(decoder.header.coded)
+    if verify:
+        return decoder.checked(lambda done: progress("decode", done, total) if progress else None)
+    factors: list[DecodedFactors] = []
+    vectors: list[DecodedVector] = []
+    for index, item in decoder.decoded():
+        if isinstance(item, DecodedFactors):
+            factors.append(item)
+        else:
+            vectors.append(item)
+        if progress is not None:
+            progress("decode", index + 1, total)
+    return factors, vectors
+
+
+def build_adapter(decoder: Decoder, factors: Sequence[DecodedFactors], vectors: Sequence[DecodedVector]) -> Adapter:
+    """Build an adapter from decoded records and carried tensors: float32, exact, NumPy arrays."""
     header = decoder.header
-    modules = [decoded_module(r, f, decoder.xp) for r, f in zip(header.lowrank, factors, strict=True)]
+    modules = [lora_module(r, f, decoder.xp) for r, f in zip(header.lowrank, factors, strict=True)]
     raw = dict(decoder.carried())
     draws = {record.name: record.kind.draw for record in header.drawn}
     tensors = [
@@ -32,8 +69,8 @@ def assembled(decoder: Decoder, factors: Sequence[DecodedFactors], vectors: Sequ
     return Adapter(header.dialect, tuple(modules), raw, header.config, header.metadata, tuple(tensors), draws)
 
 
-def decoded_module(record: LowRankRecord, factors: DecodedFactors, xp: Arrays) -> LoraModule:
-    """A record and its decoded factors as an adapter's module, float32, exact."""
+def lora_module(record: LowRankRecord, factors: DecodedFactors, xp: Arrays) -> LoraModule:
+    """A record and its decoded factors as a module of an adapter: float32, exact, NumPy arrays."""
     lora_B, lora_A = factors.float32(xp)
     kind = record.kind
     return LoraModule(

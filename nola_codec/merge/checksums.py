@@ -1,8 +1,8 @@
-"""A checksum of a file that may be taken in pieces, in any order, at memory speed: two position-weighted sums.
+"""The checksum of the journal: two sums that may be taken in pieces, in any order, at memory speed.
 
-    words w_i: the file as little-endian uint64, its end padded with zeros;   (sum w_i, sum (i + 1) w_i)  modulo 2^64
+    (sum w_i, sum (i + 1) w_i)  modulo 2^64      w_i: the file as little-endian uint64, its end padded with zeros
 
-It is there to tell a damaged or half-written file from a whole one, not against an adversary.
+It tells a damaged or half-written file from a whole one. It is no defence against an adversary.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _RAMP = np.arange(1, 4097, dtype=np.uint64)
 
 
 def piece_sums(words: npt.NDArray[np.uint64], first: int) -> Sums:
-    """Sums of the words of a file that begin with number `first`; bytes that are not the piece's are zero."""
+    """Sums of consecutive words of a file, the first of which has number `first`; bytes outside the piece are zero."""
     plain = weighted = 0
     for start in range(0, len(words), len(_RAMP)):
         part = words[start : start + len(_RAMP)]
@@ -30,19 +30,19 @@ def piece_sums(words: npt.NDArray[np.uint64], first: int) -> Sums:
 
 
 def add_sums(a: Sums, b: Sums) -> Sums:
-    """Sums of two pieces together."""
+    """Sums of two pieces together, from the sums of each."""
     return (a[0] + b[0]) & _MASK, (a[1] + b[1]) & _MASK
 
 
 def bytes_sums(data: bytes, offset: int = 0) -> Sums:
-    """Sums of bytes that lie at an offset of the file."""
+    """Sums of bytes that lie at an offset of a file."""
     padded = bytes(offset % 8) + data
     padded += bytes(-len(padded) % 8)
     return piece_sums(np.frombuffer(padded, "<u8"), offset // 8)
 
 
 def file_sums(path: Path, block: int = 1 << 21) -> Sums:
-    """Sums of a whole file."""
+    """Sums of a whole file, read `block` bytes at a time."""
     sums, offset = (0, 0), 0
     with path.open("rb", buffering=0) as stream:
         while data := stream.read(block):

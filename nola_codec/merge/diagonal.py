@@ -11,8 +11,8 @@ from nola_codec.adapters.dialects import peft_config, peft_diagonals
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.errors import AdapterError
 from nola_codec.merge.arithmetic.sum import merge_tensor
-from nola_codec.merge.in_memory import find_in_model
-from nola_codec.merge.operands import MergeFile, merge_file
+from nola_codec.merge.files import MergeFile, decode_merge_file
+from nola_codec.merge.model_weights import find_in_model
 from nola_codec.merge.places import diagonal_targets
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def diagonal_delta(
     Raises:
         AdapterError: ``merge-projections``, ``unknown-name``, ``needs-shape``, ``bad-shape``.
     """
-    file = merge_file(decoder, where)
+    file = decode_merge_file(decoder, where)
     peft_diagonals.require_projections(file.adapter, where)
     found = next((n for n in (name, peft_config.PREFIX + name) if n in file.parts), None)
     if found is None:
@@ -53,7 +53,7 @@ def merge_diagonals(decoder: Decoder, where: str, model: torch.nn.Module) -> Non
     """
     import torch
 
-    file = merge_file(decoder, where)
+    file = decode_merge_file(decoder, where)
     carried = peft_diagonals.model_tensors(file.adapter)
     if carried:
         raise AdapterError(

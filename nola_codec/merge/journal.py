@@ -1,9 +1,9 @@
-"""A directory that is written over several runs if need be: what a killed run finished, the next one keeps.
+"""The journal of a directory that may take several runs to write: the next run keeps what a killed run finished.
 
-Beside the target, ``.NAME.partial`` holds a journal and ``files/``. A file counts as finished when the journal has a
-line for it, written after the file itself was synced and renamed, and its size and checksum are still those. The first
-line of the journal is a key of everything the files are made from: of another key, nothing is kept. At the end
-``files/`` becomes the target by one rename.
+Beside the target, the folder ``.NAME.partial`` holds the journal and ``files/``. A file counts as finished if the
+journal has a line for it and its size and checksum are those of the line, which is written after the file was synced
+and renamed. The first line of the journal is a key of everything that the files are made from; a run with another key
+keeps nothing. At the end one rename turns ``files/`` into the target.
 """
 
 from __future__ import annotations
@@ -27,48 +27,59 @@ _MAGIC = "nola-codec partial directory 1"
 
 
 @dataclass
-class Partial:
-    """An unfinished directory.
+class Journal:
+    """The open journal of an unfinished directory.
 
     Attributes:
-        files: Where to write.
-        finished: Groups of files that an earlier run finished, by their name.
+        files: The directory to write to.
+        stream: The journal file.
+        finished: The names of the groups of files that an earlier run finished.
     """
 
     files: Path
-    journal: IO[bytes]
+    stream: IO[bytes]
     finished: frozenset[str] = frozenset()
     _lock: Lock = field(default_factory=Lock)
 
     def finish(self, group: str, files: dict[str, Sums]) -> None:
-        """Sync ``NAME.part`` files, give them their names, and note them down as one finished group.
+        """Sync the files ``NAME.part``, give them their names, and write them down as one finished group.
+
+        Args:
+            group: The name of the group.
+            files: The sums of each file, by its name.
 
         Raises:
-            OSError: They cannot be synced, renamed or noted.
+            OSError: A file cannot be synced or renamed, or the journal cannot be written.
         """
         entries = {}
         for name, sums in files.items():
             part = self.files / (name + ".part")
-            with part.open("rb+") as stream:
-                os.fsync(stream.fileno())
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
             entries[name] = [part.stat().st_size, *(f"{s:016x}" for s in sums)]
             part.replace(self.files / name)
         _sync_directory(self.files)
         with self._lock:
-            self.journal.write(json.dumps({"group": group, "files": entries}).encode() + b"\n")
-            self.journal.flush()
-            os.fsync(self.journal.fileno())
+            self.stream.write(json.dumps({"group": group, "files": entries}).encode() + b"\n")
+            self.stream.flush()
+            os.fsync(self.stream.fileno())
 
 
 @contextlib.contextmanager
-def partial_directory(target: Path, key: str, *, replace: bool) -> Iterator[Partial]:
-    """Work on a directory that becomes `target` when the block ends without an error.
+def open_journal(target: Path, key: str, *, replace: bool) -> Iterator[Journal]:
+    """Open the journal of a directory, which becomes `target` when the block ends without an error.
 
     An interrupt or an error of the system leaves what is finished for the next run; any other error leaves nothing.
 
+    Args:
+        target: The directory to make.
+        key: Everything that decides the bytes of its files; a journal of another key is discarded.
+        replace: True if a directory that is there may be replaced.
+
     Raises:
         OutputExists: `target` is there, is not an empty directory, and `replace` is False.
-        AdapterError: ``busy``: another process is at work on it; ``foreign-partial``: something else has its name.
+        AdapterError: ``busy``: another process is writing it; ``foreign-partial``: something else has the journal's
+            name.
     """
     require_free(target, overwrite=replace)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -80,19 +91,18 @@ def partial_directory(target: Path, key: str, *, replace: bool) -> Iterator[Part
     folder.mkdir(exist_ok=True)
     with journal_path.open("ab+") as journal:
         _lock_file(journal, folder)
-        finished = _finished(journal, key, files)
+        finished = _finished_groups(journal, key, files)
         if not finished:
             shutil.rmtree(files, ignore_errors=True)
             journal.truncate(0)
             journal.write(json.dumps({"magic": _MAGIC, "key": key}).encode() + b"\n")
             journal.flush()
         files.mkdir(exist_ok=True)
-        partial = Partial(files, journal, finished)
         try:
-            yield partial
+            yield Journal(files, journal, finished)
             replace_directory(files, target)
         except (KeyboardInterrupt, SystemExit, OSError):
-            if not _finished(journal, key, files):
+            if not _finished_groups(journal, key, files):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         except BaseException:
@@ -102,6 +112,7 @@ def partial_directory(target: Path, key: str, *, replace: bool) -> Iterator[Part
 
 
 def _is_foreign(folder: Path) -> bool:
+    """True if the folder was not left by a merge."""
     if not any(folder.iterdir()):
         return False
     try:
@@ -115,15 +126,15 @@ def _is_foreign(folder: Path) -> bool:
         return True
 
 
-def _finished(journal: IO[bytes], key: str, files: Path) -> frozenset[str]:
-    """Groups that are in the journal of this key, and whose files are as they were noted down."""
+def _finished_groups(journal: IO[bytes], key: str, files: Path) -> frozenset[str]:
+    """The groups in the journal of this key whose files are still as the journal says."""
     journal.seek(0)
     lines = journal.read().splitlines(keepends=True)
     if not lines or lines[0] != json.dumps({"magic": _MAGIC, "key": key}).encode() + b"\n":
         return frozenset()
     entries: dict[str, dict[str, list[object]]] = {}
     for line in lines[1:]:
-        if line.endswith(b"\n"):  # else cut short by the kill
+        if line.endswith(b"\n"):  # a line without its end was cut short by the kill
             try:
                 entry = json.loads(line)
                 entries[entry["group"]] = entry["files"]
@@ -134,6 +145,7 @@ def _finished(journal: IO[bytes], key: str, files: Path) -> frozenset[str]:
 
 
 def _is_whole(path: Path, entry: list[object]) -> bool:
+    """True if a file has the size and the sums of its entry."""
     try:
         if path.is_symlink() or path.stat().st_size != entry[0]:
             return False
@@ -143,7 +155,7 @@ def _is_whole(path: Path, entry: list[object]) -> bool:
 
 
 def _lock_file(stream: IO[bytes], folder: Path) -> None:
-    """Keep other processes out; freed when the stream is closed or the process dies."""
+    """Keep other processes out until the stream is closed or this process dies."""
     try:
         import fcntl
     except ImportError:  # Windows: the open journal itself cannot be removed there
@@ -156,7 +168,7 @@ def _lock_file(stream: IO[bytes], folder: Path) -> None:
 
 
 def _sync_directory(path: Path) -> None:
-    """Make renames last, where a directory can be synced."""
+    """Make renames last a power cut, where a directory can be synced."""
     if os.name == "posix":
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Find the weight of a base model that each delta belongs to, by names and shapes."""
+"""The place of each delta in a base model, found by names and shapes alone."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from nola_codec.errors import AdapterError, expected
 from nola_codec.model.adapter import Layout, LoraModule
 from nola_codec.model.records import LowRankRecord
 
-# Models made of `transformers.pytorch_utils.Conv1D`, whose weights are (in, out), and the modules that are.
+# Models with `transformers.pytorch_utils.Conv1D`, whose weights are stored (in, out), and their modules of that class.
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"})
 _CONV1D_MODULES = frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
 
 
 @dataclass(frozen=True)
 class MergeTarget:
-    """A LoRA module as merging sees it.
+    """The conditions that a delta sets for its place.
 
     Attributes:
-        name: As in `LoraModule`.
-        layout: As in `LoraModule`.
-        shape: Of the delta as a module of that layout holds it: (out, in), (out, in, *kernel) or (vocab, dim).
-        scaling: Of the module; here only a `lora_B.bias` needs it.
-        fan_in_fan_out: What the configuration says about (in, out) storage.
-        weight: Name of the tensor it is added to; empty where PEFT's rules find it by the module's name.
-        reshaped: The tensor may have the same rows in another shape, as a flattened kernel.
+        name: The name of the delta: a module path, as in `LoraModule`, or the name of a vector.
+        layout: The kind of module, as in `LoraModule`.
+        shape: The shape of the delta in a module of that layout: (out, in), (out, in, *kernel) or (vocab, dim).
+        scaling: The scaling of the module; only a `lora_B.bias` needs it here.
+        fan_in_fan_out: True if the configuration says that the weight is stored (in, out).
+        weight: The name of the tensor that the delta is added to; empty if PEFT's rules find it by the module's name.
+        reshaped: True if the tensor may have the same rows in another shape, as a flattened kernel has.
     """
 
     name: str
@@ -42,19 +42,20 @@ class MergeTarget:
 
     @classmethod
     def of(cls, module: LoraModule) -> MergeTarget:
+        """The target of a LoRA module."""
         shape = delta_shape(module.layout, module.a_shape, module.b_shape)
         return cls(module.name, module.layout, shape, module.scaling, module.fan_in_fan_out)
 
 
 @dataclass(frozen=True)
-class WeightMatch:
-    """Where a module's delta goes.
+class Place:
+    """The weight of a base model that a delta is added to.
 
     Attributes:
-        module: The module's name, as in `LoraModule`.
-        weight: Name of the weight in the merged checkpoint.
-        source: Stored tensor that holds its base value; differs from ``weight`` where tied weights are separated.
-        transposed: The weight is stored (in, out): add the delta's transpose.
+        module: The name of the delta, as in `MergeTarget`.
+        weight: The name of the weight in the merged checkpoint.
+        source: The stored tensor that holds the base value; differs from ``weight`` where tied weights are separated.
+        transposed: True if the weight is stored (in, out), so that the transpose of the delta is added.
     """
 
     module: str
@@ -64,14 +65,14 @@ class WeightMatch:
 
 
 def delta_shape(layout: Layout, a_shape: tuple[int, ...], b_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of a module's delta from the stored shapes of its factors."""
+    """The shape of a module's delta, from the stored shapes of its factors."""
     if layout == "embedding":
         return (a_shape[1], b_shape[0])
     return (b_shape[0], *a_shape[1:])
 
 
-class Names:
-    """Find stored tensors by the names a model gives them.
+class StoredNames:
+    """The stored tensors of a model, found by the names that another model gives them.
 
     The same weight is ``transformer.h.0.attn.c_attn.weight`` in a model with a head and ``h.0.attn.c_attn.weight`` in
     one without, and a checkpoint of either loads into both: up to two leading components may be missing on one side.
@@ -87,7 +88,7 @@ class Names:
                     self._by_suffix.setdefault((dropped, ".".join(parts[dropped:])), []).append(name)
 
     def find(self, name: str) -> str | None:
-        """The stored tensor that ``name`` means, or None when there is none or more than one."""
+        """Return the stored tensor that ``name`` means, or None if there is none or more than one."""
         if name in self._stored:
             return name
         parts = name.split(".")
@@ -100,42 +101,36 @@ class Names:
         return None
 
 
-def resolve_weights(
+def resolve_places(
     targets: Iterable[MergeTarget],
     shapes: Mapping[str, tuple[int, ...]],
     config: Mapping[str, Any],
     tied: TiedEmbeddings | None = None,
-) -> dict[str, WeightMatch]:
-    """The base weight of every module.
+) -> dict[str, Place]:
+    """Find the place of every delta.
 
-    Works on names and shapes alone, so it serves a model in memory as well as a directory.
+    Only names and shapes are looked at, so this serves a model in memory as well as a directory.
 
     Args:
-        targets: The adapter's modules.
-        shapes: Shape by weight name of the base model.
+        targets: The deltas of an adapter.
+        shapes: The shape of each weight of the base model, by name.
         config: ``config.json`` of the base model.
-        tied: From `tied_embeddings`: lets a module of the missing weight start from the stored one.
+        tied: The result of `tied_embeddings`: a module of the missing weight then starts from the stored one.
 
     Returns:
-        `WeightMatch` by module name.
+        `Place` by the name of the delta.
 
     Raises:
-        AdapterError: ``base-mismatch``, with one line for each module that found no weight of its shape.
+        AdapterError: ``base-mismatch``, with one line for each delta that found no weight of its shape.
     """
-    names = Names(shapes)
-    matches: dict[str, WeightMatch] = {}
-    taken: dict[str, str] = {}
+    names = StoredNames(shapes)
+    places: dict[str, Place] = {}
+    owners: dict[str, str] = {}
     problems: list[str] = []
     for target in targets:
         path = target.weight.rpartition(".")[0] if target.weight else module_path(target.name)
-        # Multi-head attention of PyTorch keeps its three input projections in one parameter.
-        found = (
-            names.find(target.weight)
-            if target.weight
-            else names.find(f"{path}.weight") or names.find(f"{path}.in_proj_weight")
-        )
-        weight, source = found, found
-        if found is None and tied is not None and have_same_leaf(tied.missing, f"{path}.weight"):
+        weight = source = _stored_weight(target, path, names)
+        if source is None and tied is not None and have_same_leaf(tied.missing, f"{path}.weight"):
             weight, source = tied.missing, tied.stored
         if weight is None or source is None:
             problems.append(f"{target.name}: no weight {target.weight or f'{path}.weight'}")
@@ -144,37 +139,46 @@ def resolve_weights(
         if transposed is None:
             found_shape = f"{list(shapes[source])} ({source})"
             problems.append(f"{target.name}: " + expected("shape", list(target.shape), found_shape))
-        elif weight in taken:
-            problems.append(f"{target.name}: {weight} is already changed by {taken[weight]}")
+        elif weight in owners:
+            problems.append(f"{target.name}: {weight} is already changed by {owners[weight]}")
         else:
-            taken[weight] = target.name
-            matches[target.name] = WeightMatch(target.name, weight, source, transposed)
+            owners[weight] = target.name
+            places[target.name] = Place(target.name, weight, source, transposed)
     if problems:
         raise AdapterError(mismatch_message(problems), code="base-mismatch")
-    return matches
+    return places
+
+
+def _stored_weight(target: MergeTarget, path: str, names: StoredNames) -> str | None:
+    """The stored tensor that a target means, or None."""
+    if target.weight:
+        return names.find(target.weight)
+    # Multi-head attention of PyTorch keeps its three input projections in one parameter.
+    return names.find(f"{path}.weight") or names.find(f"{path}.in_proj_weight")
 
 
 def mismatch_message(problems: list[str]) -> str:
-    """One message for all parts of an adapter that a base model has no place for."""
+    """One message that lists all parts of an adapter that have no place in a base model."""
     return f"{len(problems)} parts of the adapter do not fit the base model:\n  " + "\n  ".join(problems)
 
 
 def _orientation(target: MergeTarget, path: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> bool | None:
-    """Whether the weight is stored transposed; None when neither way fits."""
+    """True if the weight is stored transposed; None if neither orientation fits its shape."""
     if target.reshaped:
         return False if shape[:1] == target.shape[:1] and math.prod(shape) == math.prod(target.shape) else None
     if target.layout != "linear":
         return False if shape == target.shape else None
-    if stored_transposed(path, config, target.fan_in_fan_out) and shape == target.shape[::-1]:
+    if is_stored_transposed(path, config, target.fan_in_fan_out) and shape == target.shape[::-1]:
         return True
     # The flag may be left on from another module; a plain weight of the right shape is then meant as it is.
     return False if shape == target.shape else None
 
 
-def stored_transposed(path: str, config: Mapping[str, Any], fan_in_fan_out: bool) -> bool:
-    """Whether a linear module's weight should be stored (in, out): by the model's type where that tells.
+def is_stored_transposed(path: str, config: Mapping[str, Any], fan_in_fan_out: bool) -> bool:
+    """True if the weight of a linear module should be stored (in, out).
 
-    PEFT saves its flag as the last module's type left it: right unless a model mixes both types.
+    The type of the model decides where it tells. Else PEFT's flag does: PEFT saves it as the last module's type left
+    it, which is right unless a model mixes both types.
     """
     if config.get("model_type") in _CONV1D_MODELS:
         return path.rpartition(".")[2] in _CONV1D_MODULES
@@ -182,7 +186,7 @@ def stored_transposed(path: str, config: Mapping[str, Any], fan_in_fan_out: bool
 
 
 def merge_target(record: LowRankRecord) -> MergeTarget:
-    """What a record asks of a base model."""
+    """The target of a low-rank record."""
     kind = record.kind
     shape = delta_shape(kind.layout, kind.a_shape, kind.b_shape)
     return MergeTarget(record.name, kind.layout, shape, kind.scaling, kind.fan_in_fan_out)

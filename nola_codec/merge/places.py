@@ -15,7 +15,7 @@ from nola_codec.adapters.dialects.peft import module_path
 from nola_codec.adapters.dialects.peft_experts import expert_module, expert_number, is_expert
 from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.errors import AdapterError, expected
-from nola_codec.merge.matching import MergeTarget, Names, delta_shape, mismatch_message, stored_transposed
+from nola_codec.merge.matching import MergeTarget, StoredNames, delta_shape, is_stored_transposed, mismatch_message
 from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import RawTensor
 
@@ -51,12 +51,12 @@ def diagonal_targets(
         AdapterError: ``merge-projections`` for frozen matrices that are not in the file.
     """
     peft_diagonals.require_projections(adapter, where)
-    names, flag = Names(shapes), bool((adapter.config or {}).get("fan_in_fan_out"))
+    names, flag = StoredNames(shapes), bool((adapter.config or {}).get("fan_in_fan_out"))
     targets = []
     for name, (delta,) in found.items():
         weight = names.find(f"{module_path(name)}.weight")
         stored = () if weight is None else shapes[weight]
-        turned = stored_transposed(module_path(name), config, flag)
+        turned = is_stored_transposed(module_path(name), config, flag)
         shape = stored[::-1] if turned else stored
         composite = delta.composite
         fits = isinstance(composite, Diagonals) and composite.fits(shape)

@@ -1,7 +1,7 @@
-"""Find a place in a checkpoint for every part of an adapter: which weights a merge changes, and how.
+"""The plan of a merge: which weights of a checkpoint change, and how.
 
-Tied embeddings, biases, and modules saved whole are decided here; what is added to a weight is the decoder's concern,
-and writing the merged model that of `merged_model`.
+This module decides about tied embeddings, biases and modules that are saved whole. `row_deltas` says what is added to a
+weight, and `merged_model` writes.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from nola_codec.adapters.dialects.peft_config import is_saved_module
 from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.checkpoints.embeddings import TiedEmbeddings, embedding_names, text_config, tied_embeddings
 from nola_codec.errors import AdapterError, expected
-from nola_codec.merge.matching import MergeTarget, Names, WeightMatch, mismatch_message, resolve_weights
+from nola_codec.merge.matching import MergeTarget, Place, StoredNames, mismatch_message, resolve_places
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import FLOAT_DTYPES, from_float64, to_float64
 
-# Masked language models name their output embeddings in as many ways as there are models.
+# Endings of the architectures of masked language models: each names its output embeddings in its own way.
 _TIED_DECODERS = ("ForMaskedLM", "ForPreTraining")
 
 
 @dataclass(frozen=True)
 class MergePlan:
-    """What a merge will do to a checkpoint; made by `plan_merge`, which has checked all of it.
+    """The changes that a merge will make to a checkpoint. `plan_merge` makes the plan, and has checked all of it.
 
     Attributes:
-        matches: By weight name, the module whose delta is added.
-        replaced: By weight name, a tensor that takes its place (modules_to_save); new names are added.
-        reloaded: By stored name, a tensor that the base model is loaded with instead (trained biases, embeddings
-            saved with the adapter): seen by everything that reads the stored one.
-        bias_terms: By bias name, ``lora_B.bias`` and its scaling.
-        untied: By new weight name, the stored tensor it was tied to.
-        unties: ``tie_word_embeddings`` is turned off.
+        places: The place of each delta, by weight name.
+        replaced: Tensors that take the place of a weight (modules_to_save), by weight name; new names are added.
+        reloaded: Tensors that the base model is loaded with instead of its own (trained biases, embeddings saved with
+            the adapter), by stored name; all that reads the stored tensor sees them.
+        bias_terms: ``lora_B.bias`` and its scaling, by bias name.
+        untied: The stored tensor that a weight was tied to, by the name of the weight that is now written.
+        unties: True if ``tie_word_embeddings`` is turned off.
     """
 
-    matches: Mapping[str, WeightMatch]
+    places: Mapping[str, Place]
     replaced: Mapping[str, RawTensor] = field(default_factory=dict)
     reloaded: Mapping[str, RawTensor] = field(default_factory=dict)
     bias_terms: Mapping[str, tuple[RawTensor, float]] = field(default_factory=dict)
@@ -55,24 +55,24 @@ def plan_merge(
     *,
     stays_tied: bool = False,
 ) -> MergePlan:
-    """Find a place for every part of an adapter in a checkpoint.
+    """Find a place in a checkpoint for every part of an adapter.
 
-    Tied embeddings: the merged model computes what the base model with the adapter on computes, where an adapter on
-    one of two tied modules changes only that one. So the weights are separated: the missing one is written, and
-    ``tie_word_embeddings`` turned off. (PEFT's in-place merge adds the delta to both, and warns that the result is
+    The merged model computes what the base model computes with the adapter on. An adapter on one of two tied
+    embeddings changes only that one. So the two are separated: the missing weight is written, and
+    ``tie_word_embeddings`` is turned off. (PEFT's in-place merge adds the delta to both, and warns that the result is
     off; for modules_to_save it unties, as here.)
 
     Args:
         checkpoint: The base model.
         targets: The deltas.
-        raw: Tensors carried with them.
+        raw: Tensors carried with them, by key.
         adapter_config: PEFT's configuration.
-        stays_tied: The deltas are those of stored tensors, not of modules: what is tied stays so.
+        stays_tied: True if the deltas are those of stored tensors and not of modules: then what is tied stays so.
 
     Raises:
-        AdapterError: ``base-mismatch`` listing all that found no place; ``merge-dora``, ``merge-alora``,
-            ``merge-trainable-tokens`` for what cannot be merged exactly; ``tied-weights`` for encoder-decoder models
-            that tie more than a pair; ``quantized-base``.
+        AdapterError: ``base-mismatch`` listing all that has no place; ``merge-dora``, ``merge-alora``,
+            ``merge-trainable-tokens``, ``merge-unknown`` for what cannot be merged exactly; ``tied-weights`` for
+            encoder-decoder models that tie more than a pair; ``quantized-base``.
     """
     raw, adapter_config = raw or {}, adapter_config or {}
     targets = list(targets)
@@ -81,66 +81,112 @@ def plan_merge(
     saved = {key: key.removesuffix("." + key.rpartition(".")[2]) for key in raw if not key.endswith(".lora_B.bias")}
     paths = [module_path(name) for name in (*(t.name for t in targets), *saved.values())]
     tied = None if stays_tied else tied_embeddings(checkpoint.config, shapes, paths)
-    matches = {m.weight: m for m in resolve_weights(targets, shapes, checkpoint.config, tied).values()}
-    names = Names(shapes)
-    problems: list[str] = []
-    replaced: dict[str, RawTensor] = {}
-    reloaded: dict[str, RawTensor] = {}
-    bias_terms: dict[str, tuple[RawTensor, float]] = {}
-    scalings = {target.name: target.scaling for target in targets}
+    places = {p.weight: p for p in resolve_places(targets, shapes, checkpoint.config, tied).values()}
+    carried = _CarriedPlaces(checkpoint, adapter_config, tied, {target.name: target.scaling for target in targets})
     for key, tensor in raw.items():
-        path = module_path(key)
-        stored = names.find(path)
-        if key.endswith(".lora_B.bias"):
-            module = key.removesuffix(".lora_B.bias")
-            stored = names.find(module_path(module) + ".bias")
-            if stored is None:
-                problems.append(f"{key}: the module has no bias to add it to")
-            elif module not in scalings or shapes[stored] != tensor.shape:
-                problems.append(f"{key}: " + expected("shape", list(shapes[stored]), list(tensor.shape)))
-            else:
-                bias_terms[stored] = (tensor, scalings[module])
-            continue
-        name = stored if stored is not None else _tied_name(path, tied)
-        base = tied.stored if tied is not None and name == tied.missing else name
-        if base in shapes and shapes[base] != tensor.shape:
-            problems.append(f"{key}: " + expected("shape", list(shapes[base]), list(tensor.shape)))
-        elif _is_copied(path, adapter_config):
-            replaced[name] = _in_dtype_of(tensor, checkpoint, base)
-        elif base in shapes:
-            # Loading fills the one parameter both names stand for.
-            reloaded[base] = _in_dtype_of(tensor, checkpoint, base)
-        else:
-            problems.append(f"{key}: no weight {path}")
-    if problems:
-        raise AdapterError(mismatch_message(problems), code="base-mismatch", where=str(checkpoint.directory))
-    untied, unties = ({}, False) if stays_tied else _untie(checkpoint, {*matches, *replaced}, tied)
-    plan = MergePlan(matches, replaced, reloaded, bias_terms, untied, unties)
+        carried.place(key, tensor)
+    if carried.problems:
+        message = mismatch_message(carried.problems)
+        raise AdapterError(message, code="base-mismatch", where=str(checkpoint.directory))
+    untied, unties = ({}, False) if stays_tied else _separate_embeddings(checkpoint, {*places, *carried.replaced}, tied)
+    plan = MergePlan(places, carried.replaced, carried.reloaded, carried.bias_terms, untied, unties)
     _check_dtypes(checkpoint, plan)
     return plan
 
 
+class _CarriedPlaces:
+    """Finds the places of carried tensors, and collects those that have none.
+
+    Attributes:
+        replaced: See `MergePlan`.
+        reloaded: See `MergePlan`.
+        bias_terms: See `MergePlan`.
+        problems: One line for each tensor without a place.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        adapter_config: Mapping[str, Any],
+        tied: TiedEmbeddings | None,
+        scalings: Mapping[str, float],
+    ) -> None:
+        self._checkpoint, self._config, self._tied, self._scalings = checkpoint, adapter_config, tied, scalings
+        self._shapes = {name: info.shape for name, info in checkpoint.weights.items()}
+        self._names = StoredNames(self._shapes)
+        self.replaced: dict[str, RawTensor] = {}
+        self.reloaded: dict[str, RawTensor] = {}
+        self.bias_terms: dict[str, tuple[RawTensor, float]] = {}
+        self.problems: list[str] = []
+
+    def place(self, key: str, tensor: RawTensor) -> None:
+        """Find the place of one tensor."""
+        if key.endswith(".lora_B.bias"):
+            self._place_bias_term(key, tensor)
+            return
+        path, tied, shapes = module_path(key), self._tied, self._shapes
+        stored = self._names.find(path)
+        name = stored if stored is not None else _tied_name(path, tied)
+        base = tied.stored if tied is not None and name == tied.missing else name
+        if base in shapes and shapes[base] != tensor.shape:
+            self.problems.append(f"{key}: " + expected("shape", list(shapes[base]), list(tensor.shape)))
+        elif _is_copied(path, self._config):
+            self.replaced[name] = _in_dtype_of(tensor, self._checkpoint, base)
+        elif base in shapes:
+            # Loading fills the one parameter that both names stand for.
+            self.reloaded[base] = _in_dtype_of(tensor, self._checkpoint, base)
+        else:
+            self.problems.append(f"{key}: no weight {path}")
+
+    def _place_bias_term(self, key: str, tensor: RawTensor) -> None:
+        module = key.removesuffix(".lora_B.bias")
+        stored = self._names.find(module_path(module) + ".bias")
+        if stored is None:
+            self.problems.append(f"{key}: the module has no bias to add it to")
+        elif module not in self._scalings or self._shapes[stored] != tensor.shape:
+            self.problems.append(f"{key}: " + expected("shape", list(self._shapes[stored]), list(tensor.shape)))
+        else:
+            self.bias_terms[stored] = (tensor, self._scalings[module])
+
+
 def combine_plans(plans: Sequence[MergePlan], names: Sequence[str]) -> MergePlan:
-    """One plan of several adapters for the same checkpoint: deltas on one weight add up, all else must not meet.
+    """Join the plans of several adapters for one checkpoint.
+
+    Deltas on one weight add up. Nothing else may meet: two adapters cannot both replace a tensor, or add to a bias.
 
     Args:
-        plans: Of each adapter.
-        names: What to call the adapters in messages.
+        plans: One plan for each adapter.
+        names: The names of the adapters, for messages.
 
     Raises:
         AdapterError: ``merge-conflict``: two adapters replace one tensor differently, add to one bias, or one adapter
             changes what another replaces.
     """
+    _require_no_conflict(plans, names)
+    untied = [plan.untied for plan in plans if plan.untied]
+    if any(each != untied[0] for each in untied):
+        message = f"{' and '.join(names)} separate tied embeddings in different ways"
+        raise AdapterError(message, code="merge-conflict")
+    return MergePlan(
+        places={name: place for plan in plans for name, place in plan.places.items()},
+        replaced={name: tensor for plan in plans for name, tensor in plan.replaced.items()},
+        reloaded={name: tensor for plan in plans for name, tensor in plan.reloaded.items()},
+        bias_terms={name: term for plan in plans for name, term in plan.bias_terms.items()},
+        untied=untied[0] if untied else {},
+        unties=any(plan.unties for plan in plans),
+    )
 
+
+def _require_no_conflict(plans: Sequence[MergePlan], names: Sequence[str]) -> None:
     def conflict(tensor: str, what: str, first: int, second: int) -> AdapterError:
         return AdapterError(f"{names[first]} and {names[second]} {what}", code="merge-conflict", where=tensor)
 
-    owners: dict[str, dict[str, int]] = {"matches": {}, "replaced": {}, "reloaded": {}, "bias_terms": {}}
+    owners: dict[str, dict[str, int]] = {"places": {}, "replaced": {}, "reloaded": {}, "bias_terms": {}}
     for number, plan in enumerate(plans):
         for kind, seen in owners.items():
             for name, value in getattr(plan, kind).items():
                 other = seen.setdefault(name, number)
-                if other == number or kind == "matches":
+                if other == number or kind == "places":
                     continue
                 if kind == "bias_terms":
                     raise conflict(name, "both add to this bias", other, number)
@@ -148,22 +194,10 @@ def combine_plans(plans: Sequence[MergePlan], names: Sequence[str]) -> MergePlan
                     raise conflict(name, "both bring this tensor, and theirs differ", other, number)
     for kind, replacing in (("replaced", True), ("reloaded", False)):
         for name, owner in owners[kind].items():
-            for other_kind in ("matches", "bias_terms", "reloaded" if replacing else "replaced"):
+            for other_kind in ("places", "bias_terms", "reloaded" if replacing else "replaced"):
                 other = owners[other_kind].get(name, owner)
                 if other != owner:
                     raise conflict(name, "meet here: one replaces what the other changes", owner, other)
-    untied = [plan.untied for plan in plans if plan.untied]
-    if any(each != untied[0] for each in untied):
-        message = f"{' and '.join(names)} separate tied embeddings in different ways"
-        raise AdapterError(message, code="merge-conflict")
-    return MergePlan(
-        matches={name: match for plan in plans for name, match in plan.matches.items()},
-        replaced={name: tensor for plan in plans for name, tensor in plan.replaced.items()},
-        reloaded={name: tensor for plan in plans for name, tensor in plan.reloaded.items()},
-        bias_terms={name: term for plan in plans for name, term in plan.bias_terms.items()},
-        untied=untied[0] if untied else {},
-        unties=any(plan.unties for plan in plans),
-    )
 
 
 def _refuse_unmergeable(raw: Mapping[str, RawTensor], config: Mapping[str, Any]) -> None:
@@ -188,7 +222,7 @@ def _refuse_unmergeable(raw: Mapping[str, RawTensor], config: Mapping[str, Any])
 
 
 def _is_copied(path: str, config: Mapping[str, Any]) -> bool:
-    """Whether PEFT trains a copy (modules_to_save), so that what was tied to the original stays as it was."""
+    """True if PEFT trains a copy (modules_to_save), so that what was tied to the original stays as it was."""
     return is_saved_module(path, config) if config else not path.endswith(".bias")
 
 
@@ -199,9 +233,9 @@ def _tied_name(path: str, tied: TiedEmbeddings | None) -> str:
 
 
 def _in_dtype_of(tensor: RawTensor, checkpoint: Checkpoint, name: str) -> RawTensor:
-    """In the dtype of the base weight where that loses nothing, else as it came.
+    """Return the tensor in the dtype of the base weight if that loses nothing, else as it came.
 
-    The tensor was trained; exactness goes before a uniform dtype, and Transformers casts when it loads.
+    The tensor was trained. Exactness goes before a uniform dtype, and Transformers casts when it loads.
     """
     info = checkpoint.weights.get(name)
     if info is None or info.dtype == tensor.dtype or {info.dtype, tensor.dtype} - set(FLOAT_DTYPES):
@@ -214,8 +248,10 @@ def _in_dtype_of(tensor: RawTensor, checkpoint: Checkpoint, name: str) -> RawTen
     return cast if np.array_equal(to_float64(cast), values, equal_nan=True) else tensor
 
 
-def _untie(checkpoint: Checkpoint, changed: set[str], tied: TiedEmbeddings | None) -> tuple[dict[str, str], bool]:
-    """Which weights to write separately, and whether the configuration must stop tying."""
+def _separate_embeddings(
+    checkpoint: Checkpoint, changed: set[str], tied: TiedEmbeddings | None
+) -> tuple[dict[str, str], bool]:
+    """`MergePlan.untied` and `MergePlan.unties`, from the names of the weights that change."""
     where, config = str(checkpoint.directory), checkpoint.config
     inputs, outputs = embedding_names({name: info.shape for name, info in checkpoint.weights.items()})
     if tied is not None:
@@ -232,12 +268,12 @@ def _untie(checkpoint: Checkpoint, changed: set[str], tied: TiedEmbeddings | Non
     if masked and not outputs and changed & set(inputs):
         message = f"the adapter changes the embeddings, which {masked[0]} ties to a decoder not stored by itself"
         raise AdapterError(message, code="tied-weights", where=where)
-    # Both are stored: Transformers ties them only while they are equal, older versions always.
+    # Both are stored. Transformers ties them only while they are equal; its older versions always do.
     return {}, bool(inputs and outputs)
 
 
 def _check_dtypes(checkpoint: Checkpoint, plan: MergePlan) -> None:
-    changed = {match.source for match in plan.matches.values()} | set(plan.bias_terms)
+    changed = {place.source for place in plan.places.values()} | set(plan.bias_terms)
     wrong = sorted(name for name in changed if checkpoint.weights[name].dtype not in FLOAT_DTYPES)
     if wrong:
         message = expected("dtype", ", ".join(FLOAT_DTYPES), checkpoint.weights[wrong[0]].dtype)

@@ -1,4 +1,4 @@
-"""The delta of one adapted weight, as the exact rows that a merge adds."""
+"""The delta of one weight, as the exact rows that a merge adds."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def row_delta(
     *,
     transposed: bool = False,
 ) -> RowDelta:
-    """A delta as a merge takes it.
+    """Return the delta of an adapter as rows of a weight.
 
     Args:
-        part: From `adapters.deltas.deltas`, of an adapter that was `assembled`.
-        decoded: By record name, what it decodes to.
-        kinds: By record name, of the low-rank ones.
-        xp: Where `decoded` is.
-        shape: Of the weight.
-        transposed: The weight is stored (in, out).
+        part: The delta, from `adapters.deltas.deltas` of an adapter that `build_adapter` made.
+        decoded: The decoded integers of each record, by its name.
+        kinds: The kind of each low-rank record, by its name.
+        xp: The arrays that `decoded` is made of.
+        shape: The shape of the weight.
+        transposed: True if the weight is stored (in, out).
     """
     if isinstance(part.composite, Diagonals):
         values = {vector.name: vector.values for vector in part.vectors}

@@ -1,8 +1,8 @@
 """Write large safetensors files in pieces, on several threads: read, change, check, write.
 
-A file is its header and a run of parts, one tensor each. Threads take pieces of a few rows in the order of the file; a
-thread reads its piece, changes it in place, and writes it, so reading and writing of one overlap the arithmetic of
-another, and memory is one piece a thread, whatever the tensors' sizes. A further thread finishes whole files.
+A file is its header and a run of tensors. Threads take pieces of a few rows in the order of the file. A thread reads
+its piece, changes it in place, and writes it. So reading and writing of one piece overlap the arithmetic of another,
+and memory is one piece a thread, whatever the tensors' sizes. One further thread finishes whole files.
 """
 
 from __future__ import annotations
@@ -20,95 +20,116 @@ from nola_codec.errors import AdapterError
 from nola_codec.merge.checksums import Sums, add_sums, bytes_sums, piece_sums
 from nola_codec.parallel import parallel_each
 
-PIECE_BYTES = 1 << 21
-"""Read and written at once; more when a single row is longer."""
+RowEdit = Callable[[memoryview, int, int], None]
+"""``edit(data, start, stop)`` changes rows start..stop of a tensor in place; ``data`` holds their bytes.
 
-ChangeRows = Callable[[memoryview, int, int], None]
-"""``change(data, start, stop)``: data holds rows start..stop of a tensor, and is changed in place."""
+It is called from several threads at once.
+"""
 
 
 @dataclass(frozen=True)
-class Part:
+class TensorWrite:
     """One tensor of a file to be written.
 
     Attributes:
-        name: For messages.
-        nbytes: Of the tensor.
-        origin: Its bytes, or where they begin in the job's source; None when `change` makes them.
-        rows: Rows that the bytes are divided into; matters only with `change`.
-        change: Opens what changes the rows, when the tensor's turn comes; None leaves them. What it returns is dropped
-            after the last row.
-        done: Called when the last piece has been taken up.
+        name: The tensor's name, for messages.
+        nbytes: The tensor's size in bytes.
+        origin: The tensor's bytes, or the offset of its first byte in `FileWrite.source`; None if the edit makes them.
+        rows: The number of rows that the bytes divide into; it matters only with an edit.
+        open_edit: Makes the edit, when the tensor's turn comes, or None for a plain copy. The edit is dropped after
+            the last row.
+        on_done: Called when a thread has taken the last piece, or None.
     """
 
     name: str
     nbytes: int
     origin: bytes | int | None
     rows: int = 1
-    change: Callable[[], ChangeRows] | None = None
-    done: Callable[[], None] | None = None
+    open_edit: Callable[[], RowEdit] | None = None
+    on_done: Callable[[], None] | None = None
 
 
-@dataclass
-class FileJob:
-    """A file to be written: `header`, then the parts one after the other.
+@dataclass(frozen=True)
+class FileWrite:
+    """A file to be written: a header, then the tensors one after the other.
 
-    `finish` is called with its sums on a thread of its own when all is written; files are not synced here.
+    Attributes:
+        source: The file that offsets in `TensorWrite.origin` belong to.
+        target: The file to write; it must not exist.
+        header: The bytes before the first tensor.
+        tensors: The tensors, in the order of the file.
+        finish: Called with the file's sums, on a thread of its own, when all is written. Files are not synced here.
     """
 
     source: Path
     target: Path
     header: bytes
-    parts: tuple[Part, ...]
+    tensors: tuple[TensorWrite, ...]
     finish: Callable[[Sums], None]
-    _sums: Sums = (0, 0)
-    _left: int = 1
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass
+class _Tally:
+    """The pieces of a file that are still to be written, and the sums of those that are."""
+
+    sums: Sums = (0, 0)
+    left: int = 1  # kept above zero until the last piece is handed out
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def expect_piece(self) -> None:
+        with self.lock:
+            self.left += 1
+
+    def add(self, sums: Sums) -> bool:
+        """Count a written piece. Returns True if it was the last."""
+        with self.lock:
+            self.sums = add_sums(self.sums, sums)
+            self.left -= 1
+            return self.left == 0
 
 
 @dataclass(frozen=True)
 class _Piece:
-    job: FileJob
-    part: Part
-    change: ChangeRows | None
+    """Bytes start..stop of a tensor, which lie at `position` of the file."""
+
+    file: FileWrite
+    tally: _Tally
+    tensor: TensorWrite
+    edit: RowEdit | None
     start: int
     stop: int
     position: int
 
 
-def write_files(jobs: Iterable[FileJob], piece_bytes: int = PIECE_BYTES) -> None:
-    """Write all files; the first error ends it.
+def write_files(files: Iterable[FileWrite], piece_bytes: int) -> None:
+    """Write all files, about `piece_bytes` at a time; the first error ends it.
 
     Raises:
-        AdapterError: ``truncated``: a source ended early; and whatever a change raises.
+        AdapterError: ``truncated``: a source ended early; and whatever an edit raises.
         OSError: A file cannot be read or written.
     """
     opened: list[IO[bytes]] = []
-    local = _Local(opened)
+    worker = _Worker(opened)
     finishing: list[Future[None]] = []
     with ThreadPoolExecutor(1) as finisher:
 
-        def settle(job: FileJob, sums: Sums) -> None:
-            with job._lock:
-                job._sums = add_sums(job._sums, sums)
-                job._left -= 1
-                done = job._left == 0
-            if done:
-                finishing.append(finisher.submit(job.finish, job._sums))
+        def settle(file: FileWrite, tally: _Tally, sums: Sums) -> None:
+            if tally.add(sums):
+                finishing.append(finisher.submit(file.finish, tally.sums))
 
         def pieces() -> Iterator[_Piece]:
-            for job in jobs:
-                with job.target.open("xb") as stream:
-                    stream.write(job.header)
-                    stream.truncate(len(job.header) + sum(part.nbytes for part in job.parts))
-                for piece in _pieces(job, piece_bytes):
-                    with job._lock:
-                        job._left += 1
+            for file in files:
+                with file.target.open("xb") as stream:
+                    stream.write(file.header)
+                    stream.truncate(len(file.header) + sum(tensor.nbytes for tensor in file.tensors))
+                tally = _Tally()
+                for piece in _pieces_of(file, tally, piece_bytes):
+                    tally.expect_piece()
                     yield piece
-                settle(job, bytes_sums(job.header))  # the one that kept the count above zero
+                settle(file, tally, bytes_sums(file.header))
 
         def work(piece: _Piece) -> None:
-            settle(piece.job, local.copy(piece))
+            settle(piece.file, piece.tally, worker.copy(piece))
 
         try:
             parallel_each(work, pieces())
@@ -119,55 +140,56 @@ def write_files(jobs: Iterable[FileJob], piece_bytes: int = PIECE_BYTES) -> None
             future.result()
 
 
-def _pieces(job: FileJob, piece_bytes: int) -> Iterator[_Piece]:
-    position = len(job.header)
-    for part in job.parts:
-        step, change = piece_bytes, None
-        if part.change is not None and part.nbytes:
-            row = part.nbytes // part.rows
-            step, change = max(1, piece_bytes // row) * row, part.change()
-        for start in range(0, part.nbytes, step):
-            stop = min(start + step, part.nbytes)
-            yield _Piece(job, part, change, start, stop, position + start)
-        position += part.nbytes
-        if part.done is not None:
-            part.done()
+def _pieces_of(file: FileWrite, tally: _Tally, piece_bytes: int) -> Iterator[_Piece]:
+    position = len(file.header)
+    for tensor in file.tensors:
+        step, edit = piece_bytes, None
+        if tensor.open_edit is not None and tensor.nbytes:
+            row = tensor.nbytes // tensor.rows
+            step, edit = max(1, piece_bytes // row) * row, tensor.open_edit()
+        for start in range(0, tensor.nbytes, step):
+            stop = min(start + step, tensor.nbytes)
+            yield _Piece(file, tally, tensor, edit, start, stop, position + start)
+        position += tensor.nbytes
+        if tensor.on_done is not None:
+            tensor.on_done()
 
 
-class _Local(threading.local):
-    """A thread's open files and its buffer."""
+class _Worker(threading.local):
+    """The open files and the buffer of each thread."""
 
     def __init__(self, opened: list[IO[bytes]]) -> None:
+        """`opened` gets every file that any thread opens."""
         self.opened = opened
-        self.job: FileJob | None = None
+        self.file: FileWrite | None = None
         self.streams: list[IO[bytes]] = []
         self.buffer = np.zeros(0, np.uint64)
 
     def copy(self, piece: _Piece) -> Sums:
-        """Do one piece and return its sums."""
-        if self.job is not piece.job:
+        """Read, edit and write one piece. Returns its sums."""
+        if self.file is not piece.file:
             for stream in self.streams:
                 stream.close()
-            self.job = piece.job
-            self.streams = [piece.job.source.open("rb", buffering=0), piece.job.target.open("rb+", buffering=0)]
+            self.file = piece.file
+            self.streams = [piece.file.source.open("rb", buffering=0), piece.file.target.open("rb+", buffering=0)]
             self.opened += self.streams
         source, target = self.streams
-        size = piece.stop - piece.start
-        # Laid out as it will lie in the file's own words, with zeros around it.
+        tensor, size = piece.tensor, piece.stop - piece.start
+        # The piece lies in the buffer as it will lie in the 64-bit words of the file, with zeros around it.
         lead = piece.position % 8
         words = -(-(lead + size) // 8)
         if words > len(self.buffer):
             self.buffer = np.zeros(words, np.uint64)
         self.buffer[0] = self.buffer[words - 1] = 0
         data = self.buffer.view(np.uint8).data[lead : lead + size]
-        if isinstance(piece.part.origin, bytes):
-            data[:] = piece.part.origin[piece.start : piece.stop]
-        elif piece.part.origin is not None:
-            source.seek(piece.part.origin + piece.start)
+        if isinstance(tensor.origin, bytes):
+            data[:] = tensor.origin[piece.start : piece.stop]
+        elif tensor.origin is not None:
+            source.seek(tensor.origin + piece.start)
             _read_into(source, data, piece)
-        if piece.change is not None:
-            row = piece.part.nbytes // piece.part.rows
-            piece.change(data, piece.start // row, piece.stop // row)
+        if piece.edit is not None:
+            row = tensor.nbytes // tensor.rows
+            piece.edit(data, piece.start // row, piece.stop // row)
         target.seek(piece.position)
         written = 0
         while written < size:
@@ -181,5 +203,5 @@ def _read_into(source: IO[bytes], data: memoryview, piece: _Piece) -> None:
         count = source.readinto(data[got:])  # type: ignore[attr-defined]
         if not count:
             message = "the file has become shorter while it was read"
-            raise AdapterError(message, code="truncated", where=f"{piece.job.source}: {piece.part.name}")
+            raise AdapterError(message, code="truncated", where=f"{piece.file.source}: {piece.tensor.name}")
         got += count

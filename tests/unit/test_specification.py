@@ -1,4 +1,4 @@
-"""The specification, its reference decoder and its tools keep what they promise."""
+"""The specification agrees with the code, with its reference decoder and with its worked examples."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from nola_forge import GOLDEN, ROOT, golden, manifest, verify
+from nola_forge import GOLDEN, ROOT, golden, manifest, reference, verify
 
 from nola_codec.container.header import KEYS
+from nola_codec.container.limits import Limits
 from nola_codec.container.prelude import MAGIC, REVISION, SIZE, VERSION
 from nola_codec.container.reader import open_container
 from nola_codec.model.tensors import DTYPE_BYTES, DTYPES
 from nola_codec.quant.scales import MANTISSAS
+from nola_codec.quant.trellis import TRELLISES
 
 SPECIFICATION = (ROOT / "spec" / "nola-v1.md").read_text(encoding="utf-8")
 DECODER = ROOT / "spec" / "reference_decoder.py"
@@ -37,7 +39,21 @@ def section(title: str) -> str:
 
 
 def test_examples_are_up_to_date(tools: ModuleType) -> None:
-    assert tools.filled(SPECIFICATION) == SPECIFICATION, "run python tools/annotate.py"
+    assert tools.fill_examples(SPECIFICATION) == SPECIFICATION, "run python tools/annotate.py"
+
+
+def test_worked_file_is_whole_and_decodes() -> None:
+    """A reader who types in the bytes of the specification gets the golden file, and the results that it prints."""
+    rows = re.findall(
+        r"^ *\d+  ((?:[0-9a-f]{2} ?)+)$", section("A file, byte by byte").split("<!-- end of bytes")[0], re.M
+    )
+    data = bytes.fromhex(" ".join(rows))
+    assert data == golden("codec-raw")
+    top, tensors, digest = reference().decode(data)
+    text = re.sub(r"\s+", " ", section("A file, byte by byte"))
+    assert f"decoded SHA-256 {digest}" in text
+    column = tensors[f"{top['coded'][0]['name']}.lora_B"][:, 0]
+    assert " ".join(str(v) for v in column) in text
 
 
 def test_header_keys_are_the_codes() -> None:
@@ -55,6 +71,63 @@ def test_constants_are_the_codes() -> None:
     assert ", ".join(str(DTYPE_BYTES[d]) for d in DTYPES) in kinds
 
 
+def rows_of(title: str) -> list[list[str]]:
+    """The cells of all table rows of a section."""
+    return [
+        [cell.strip() for cell in row.strip("|").split("|")] for row in re.findall(r"^\|.*\|$", section(title), re.M)
+    ]
+
+
+def test_trellises_are_the_codes() -> None:
+    rows = [row for row in rows_of("Quantizers") if len(row) == 5 and row[0].isdigit()]
+    assert len(rows) == len(TRELLISES)
+    for trellis, (number, bits, levels, masks, stride) in zip(TRELLISES, rows, strict=True):
+        assert (trellis.number, trellis.bits, trellis.stride) == (int(number), int(bits), int(stride))
+        assert trellis.levels == tuple(int(level) for level in levels.split(","))
+        assert bytes(mask for own in trellis.masks for mask in own) == bytes.fromhex(masks.replace(",", " "))
+
+
+def test_limits_are_the_codes() -> None:
+    def number(text: str) -> int:
+        if text.endswith(" MiB"):
+            return int(text[:-4]) << 20
+        base, _, power = text.partition("^")
+        return int(base) ** int(power or 1)
+
+    stated: dict[str, int] = {}
+    for names, values in rows_of("Limits")[2:]:
+        split = (r"; ", "; ") if ";" in values else (", ", ", ")
+        if len(values.split(split[1])) == 1:
+            stated[names] = number(values)
+        else:
+            stated |= dict(zip(names.split(split[0]), map(number, values.split(split[1])), strict=True))
+    limits = Limits()
+    assert stated == {
+        "stored header": limits.header_stored,
+        "plain header": limits.header_plain,
+        "records": limits.records,
+        "kinds": limits.kinds,
+        "sections": limits.sections,
+        "quantizers": limits.quantizers,
+        "rungs": limits.rungs,
+        "units, all records": limits.units,
+        "characters (code points) of a name, template, `writer`, `dialect`": limits.name,
+        "dimensions of a shape": limits.dimensions,
+        "rank": limits.rank,
+        "elements of a factor or a vector record": limits.factor_elements,
+        "bytes of a carried or drawn tensor": limits.total_elements,
+        "elements of all factors and vector records and bytes of all carried and drawn tensors, together":
+            limits.total_elements,
+        "words of MT19937, start and elements, of all drawn kinds": limits.words,
+        "coefficients of all records, as if all units were kept, times rungs": limits.coefficients,
+    }  # fmt: skip
+
+
+def test_contents_lists_all_sections_in_order() -> None:
+    listed = re.findall(r"\[([^\]]+)\]\(#", SPECIFICATION.split("Contents:")[1].split("\n\n")[0].replace("\n", " "))
+    assert listed == re.findall(r"^## (.*)$", SPECIFICATION, re.M)
+
+
 def test_links_lead_somewhere() -> None:
     anchors = {
         re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)$", SPECIFICATION, re.M)
@@ -68,14 +141,25 @@ def test_links_lead_somewhere() -> None:
 
 def test_reference_decoder_is_short_and_stands_alone() -> None:
     text = DECODER.read_text(encoding="utf-8")
-    assert len(text.splitlines()) < 600
+    assert len([line for line in text.splitlines() if line.strip()]) < 600
     imported = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             imported |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             imported.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.FunctionDef):
+            assert ast.get_docstring(node), node.name
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < 60, node.name
     assert imported - set(sys.stdlib_module_names) == {"msgpack", "numpy", "zstandard"}
+
+
+def test_reference_decoder_is_in_the_order_of_the_document() -> None:
+    named = re.findall(r"^# == ([^.\n]*)", DECODER.read_text(encoding="utf-8"), re.M)
+    headings = re.findall(r"^## (.*)$", SPECIFICATION, re.M)
+    decoding = headings[headings.index("Synopsis") : headings.index("Dialects")]
+    assert named == [heading for heading in decoding if heading != "Terms"]
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:

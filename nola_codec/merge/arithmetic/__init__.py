@@ -1,1 +1,17 @@
-"""Exact sums of deltas and weights."""
+"""The bits of a merge: exact sums of deltas and weights, and one rounding.
+
+Let W be a weight of some float dtype, B and A the int16 factors of a LoRA module, and eB, eA their exponents. The
+contract (specification, "Merging") is
+
+    D      = (B A) * 2^(eB + eA) * scaling         float64: an exact integer product, then one rounding at most
+    merged = round_dtype(float64(W) + D)           one float64 sum, then one rounding to nearest even
+
+The product is exact because its sums stay below 2^53, so no order of summation, thread, device or library can change a
+bit of it. Several files add as fl(fl(w1 D1) + fl(w2 D2)), in their order.
+
+    deltas.py      D: a few rows at a time, for every kind of record
+    rounding.py    merged, in place and fast: the same bits, mostly by float32 arithmetic with a proof
+    float32.py     the float32 product that `rounding` uses, and the bound of its error
+    residuals.py   the bits that rounding loses, for an undo
+    sum.py         the same contract for whole tensors of PyTorch in memory
+"""

@@ -1,7 +1,14 @@
-"""What is added to a weight, a few rows at a time: exact, and never whole in memory.
+"""Deltas of weights, a few rows at a time: the same bits everywhere, and never whole in memory.
 
-A merge needs of a delta only its shape and its rows in float64. Low-rank pairs are `FactorDelta`; what they make
-together, and other forms, are objects of their own with the same members.
+A merge needs only the shape of a delta and its rows in float64. `RowDelta` says so. The other classes are its kinds:
+
+    FactorDelta      left @ right * 2^exponent * scaling      a LoRA pair
+    VectorDelta      values * 2^exponent                      a vector record
+    OrderedProduct   left @ right * scaling, in order         VeRA and RandLoRA
+    ComputedDelta    whatever a function returns              LoHa, LoKr
+    StackedDelta     [delta_0, delta_1, ...]                  the experts of one tensor
+    WeightedSum      w_0 delta_0 + w_1 delta_1 + ...          several files
+    NegativeDelta    -delta                                   undoing a merge
 """
 
 from __future__ import annotations
@@ -23,40 +30,41 @@ from nola_codec.model.records import LowRankKind
 
 
 class RowDelta(Protocol):
-    """The change of one stored weight.
+    """The change of one stored weight, D, of any shape.
 
-    `rows` must give the same bits for a row whatever range it is asked in, on every machine: integers below 2^53 in
-    float64, and elementwise IEEE operations in a fixed order. It is called from several threads at once. The array it
-    returns belongs to the caller, who overwrites it; the sign of a zero does not matter.
+    `rows` gives the same bits for a row on every machine and in whatever range it is asked for. So an implementation
+    may use integers below 2^53 in float64, whose sums are exact in any order, and elementwise IEEE operations in a
+    fixed order. It is called from several threads at once. The array that it returns belongs to the caller, who
+    overwrites it. The sign of a zero does not matter.
     """
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weight as stored."""
+        """The shape of the weight as stored."""
 
     @property
     def bound(self) -> float:
-        """No element is larger in magnitude; infinity where that is not known, and is then measured. For speed only."""
+        """An upper bound of max |D|, or infinity if none is known. It serves speed alone."""
 
     def rows(self, start: int, stop: int) -> Float64Array:
-        """Rows start..stop of the first dimension: (stop - start, *shape[1:]); of a scalar, the whole as ()."""
+        """Return rows start..stop of the first dimension: (stop - start, *shape[1:]); the whole, as (), of a scalar."""
 
 
 _PANEL = 1 << 15
-"""Elements summed at once: with their terms they stay in a core's cache."""
+"""Elements summed at once, few enough that they and their terms stay in a core's cache."""
 
 
 @dataclass(frozen=True)
 class FactorDelta:
-    """(left @ right) * 2^exponent * scaling, the product being one of integers.
+    """A LoRA pair: fl((left @ right) * factor * scaling), where the product is one of integers and exact.
 
     Attributes:
-        left: int16 (rows, r), as float64 when its rows are asked for.
+        left: int16 (rows, r).
         right: float64 (r, columns), integers below 2^15.
-        factor: 2^exponent, times scaling where that is a power of two too: multiplying by it is exact.
-        scaling: What is left, one rounding; or 1.
-        shape: Of the weight.
-        bound: See `RowDelta`; nor is the sum of the magnitudes of its products larger (of `singles` this is the proof).
+        factor: 2^exponent, times the scaling if that is a power of two too. Multiplying by it is exact.
+        scaling: The scaling that is not a power of two, applied with one rounding; 1 if there is none.
+        shape: The shape of the weight; its rows are those of `left`.
+        bound: An upper bound of sum_k |left_ik| |right_kj| |factor scaling|, and so of max |D| (see `RowDelta`).
     """
 
     left: npt.NDArray[np.int16]
@@ -67,19 +75,19 @@ class FactorDelta:
     bound: float
 
     @functools.cached_property
-    def right_single(self) -> npt.NDArray[np.float32]:
-        """The right factor in float32, exact."""
+    def right_float32(self) -> npt.NDArray[np.float32]:
+        """The right factor in float32 (r, columns), exact."""
         return self.right.astype(np.float32)
 
     @functools.cached_property
-    def columns_single(self) -> npt.NDArray[np.float32]:
-        """The right factor transposed: (columns, r)."""
-        return np.ascontiguousarray(self.right_single.T)
+    def columns_float32(self) -> npt.NDArray[np.float32]:
+        """The right factor transposed, float32 (columns, r), exact."""
+        return np.ascontiguousarray(self.right_float32.T)
 
     def rows(self, start: int, stop: int) -> Float64Array:
         """See `RowDelta`."""
         left = self.left[start:stop].astype(np.float64)
-        # Exact here as well as after the product: integers times one power of two, sums below 2^53 of it.
+        # Exact here as well as after the product: the sums are integers below 2^53 times one power of two.
         left *= self.factor
         product: Float64Array = left @ self.right
         if self.scaling != 1:
@@ -90,26 +98,26 @@ class FactorDelta:
 def factor_delta(
     factors: DecodedFactors, kind: LowRankKind, xp: Arrays, shape: tuple[int, ...], *, transposed: bool
 ) -> FactorDelta:
-    """The delta of a decoded record.
+    """Return the delta of a decoded record.
 
     Args:
-        factors: On `xp`.
-        kind: Of the record.
-        xp: Where the factors are.
-        shape: Of the stored weight.
-        transposed: The weight is stored (in, out).
+        factors: lora_B (out, r) and lora_A (r, in), arrays of `xp`.
+        kind: The kind of the record.
+        xp: The arrays that the factors are made of.
+        shape: The shape of the stored weight.
+        transposed: True if the weight is stored (in, out).
     """
     lora_B, lora_A = xp.numpy(factors.lora_B), xp.numpy(factors.lora_A)
     if (kind.layout == "embedding") != transposed:
         lora_B, lora_A = lora_A.T, lora_B.T
-    # Components that were not kept are columns of zeros: nothing to multiply.
+    # A component that was not kept is a column of zeros, so there is nothing to multiply.
     kept = np.flatnonzero(lora_B.any(axis=0) & lora_A.any(axis=1))
     left, right = np.ascontiguousarray(lora_B[:, kept]), np.ascontiguousarray(lora_A[kept], dtype=np.float64)
     factor, scaling = 2.0 ** sum(factors.exponents), kind.scaling
     mantissa, exponent = math.frexp(scaling)
-    if mantissa == 0.5 and abs(exponent) < 256:  # far from both ends of float64: the products stay exact
+    if mantissa == 0.5 and abs(exponent) < 256:  # far from both ends of float64, so that the products stay exact
         factor, scaling = factor * scaling, 1.0
-    # By Cauchy and Schwarz; a little more, for the roundings.
+    # The inequality of Cauchy and Schwarz, and a little more for the roundings.
     squares = [np.square(left, dtype=np.float64).sum(axis=1), np.square(right).sum(axis=0)]
     bound = 1.0001 * abs(factor * scaling) * math.sqrt(squares[0].max(initial=0) * squares[1].max(initial=0))
     return FactorDelta(left, right, factor, scaling, shape, bound)
@@ -121,8 +129,8 @@ class VectorDelta:
 
     Attributes:
         values: int16, in the shape of the weight.
-        exponent: Power of two.
-        shape: Of the weight.
+        exponent: The exponent of the power of two.
+        shape: The shape of the weight.
     """
 
     values: npt.NDArray[np.int16]
@@ -143,16 +151,17 @@ class VectorDelta:
 
 @dataclass(frozen=True)
 class OrderedProduct:
-    """left @ right * scaling of float64 factors, each element a sum over the rank in order (VeRA, RandLoRA).
+    """The delta of VeRA and RandLoRA: left @ right * scaling of float64 factors, summed over K in order.
 
-    Not exact as a product of integers is, so the order is part of the format: from +0, each term one rounding, each sum
-    another; at last the scaling.
+    The product is not exact as one of integers is, so its order is part of the format. Each element is
+
+        s_0 = +0,   s_(k+1) = fl(s_k + fl(left_ik right_kj)),   D_ij = fl(s_K scaling)
 
     Attributes:
-        left: (rows, K).
-        right: (K, columns).
-        scaling: 1 is no operation.
-        shape: Of the stored weight.
+        left: float64 (rows, K).
+        right: float64 (K, columns).
+        scaling: A factor; 1 is no operation.
+        shape: The shape of the stored weight, (rows, columns).
     """
 
     left: Float64Array
@@ -184,7 +193,11 @@ class OrderedProduct:
 
 @dataclass(frozen=True)
 class StackedDelta:
-    """Deltas of the slices of one tensor, each of `shape[1:]`."""
+    """The deltas of the slices of one tensor, such as its experts: shape (n, *slice), each slice a delta of that shape.
+
+    Attributes:
+        slices: The n deltas, in order, all of one shape.
+    """
 
     slices: Sequence[RowDelta]
 
@@ -204,10 +217,14 @@ class StackedDelta:
 
 
 class ComputedDelta:
-    """A delta that is made whole, once, when its first row is asked for: those of several parts (LoHa, LoKr)."""
+    """A delta of several parts (LoHa, LoKr) that is made whole, once, when its first row is asked for.
+
+    Attributes:
+        shape: The shape of the weight.
+    """
 
     def __init__(self, make: Callable[[], Float64Array], shape: tuple[int, ...]) -> None:
-        """`make` gives the same bits everywhere, in the weight's order of elements."""
+        """`make` returns the elements in the weight's order, the same bits everywhere; any shape will do."""
         self._make, self.shape = make, shape
         self._made: Float64Array | None = None
         self._lock = threading.Lock()
@@ -227,7 +244,11 @@ class ComputedDelta:
 
 @dataclass(frozen=True)
 class WeightedSum:
-    """Deltas of several adapters: each times its weight (one rounding), added in order (one rounding each)."""
+    """The deltas of several files: fl(... fl(fl(w_0 D_0) + fl(w_1 D_1)) ... + fl(w_n D_n)), all of one shape.
+
+    Attributes:
+        terms: Deltas and their weights, in the order of the sum. A weight of 1 is no operation.
+    """
 
     terms: Sequence[tuple[RowDelta, float]]
 
@@ -254,8 +275,12 @@ class WeightedSum:
 
 
 @dataclass(frozen=True)
-class Negative:
-    """A delta with its sign turned: what a merge added, to be taken away."""
+class NegativeDelta:
+    """-D, exact: takes off what a merge added. It has the shape of `delta`.
+
+    Attributes:
+        delta: The delta whose sign is turned.
+    """
 
     delta: RowDelta
 

@@ -1,14 +1,23 @@
-"""Low-rank deltas as float32 products with a bound of their error, and single elements of them exactly.
+"""The float32 product of a low-rank delta, with a bound of its error, and single elements of the delta exactly.
 
-int16 factors are exact in float32. With u = 2^-24, R terms and left' the left factor times everything that scales it,
-rounded to float32 once, the float32 product is off by at most
+A float64 product costs about twice a float32 one. Where the delta D only decides a rounding to 16 bits, the cheap
+product is enough for nearly all elements (`rounding`), provided that its error has a proven bound. Let
 
-    ((1 + u)(1 + gamma_R) - 1) sum |left||right| <= (R + 1) u / (1 - (R + 1) u) * D,   gamma_R = R u / (1 - R u)
+    u      2^-24, half the spacing of float32 at 1
+    R      the number of terms in each sum, the rank
+    left   the left factor times all that scales it: a power of two, the scaling, a file's weight
+    left'  left, rounded to float32
+    bound  sum_k |left_ik| |right_kj| is at most this, by the inequality of Cauchy and Schwarz
 
-in any order of summation, with or without fused multiply-add (Higham, "Accuracy and stability of numerical algorithms",
-section 3.1), D being the bound of the delta by Cauchy and Schwarz. Nothing underflows: elements of left' are zero or
-at least `_LEAST`, their last bits and with them every sum multiples of 2^-124. Several deltas are one product of their
-factors side by side. The few roundings of the float64 delta itself, 2^-53 each, are in the (R + 2) that is used.
+int16 factors are exact in float32, so left' has a relative error of at most u. A sum of R products, in any order,
+with or without fused multiply-add, is off by at most gamma_R = R u / (1 - R u), relative to the sum of the magnitudes
+of its terms (Higham, "Accuracy and stability of numerical algorithms", section 3.1). Together
+
+    |float32 product - D| <= ((1 + u)(1 + gamma_R) - 1) bound <= (R + 1) u / (1 - (R + 1) u) bound
+
+The code uses R + 2 for R + 1, which pays for the roundings of the float64 D itself, 2^-53 each. Nothing underflows: an
+element of left' is zero or at least `_LEAST`, so its last bit, and that of every sum, is a multiple of 2^-124. Several
+deltas are one product, of their factors side by side.
 """
 
 from __future__ import annotations
@@ -20,24 +29,24 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.array_types import Float64Array
-from nola_codec.merge.arithmetic.deltas import FactorDelta, Negative, RowDelta, WeightedSum
+from nola_codec.merge.arithmetic.deltas import FactorDelta, NegativeDelta, RowDelta, WeightedSum
 
 Float32 = npt.NDArray[np.float32]
 
-_LEAST, _MOST = 2.0**-100, 2.0**60  # of what scales the integers: far from both ends of float32
+_LEAST, _MOST = 2.0**-100, 2.0**60  # range of what scales the integers: far from both ends of float32
 _LARGEST = 2.0**100
 _HIGHEST_RANK = 1 << 16
 _AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
-class Singles:
-    """left @ right, in float32, is nearly the delta.
+class Float32Product:
+    """Rows of a delta as a product: |fl32(left @ right) - D| is at most `error`, element by element.
 
     Attributes:
-        left: float32 (rows asked for, R).
+        left: float32 (rows, R).
         right: float32 (R, columns).
-        error: No element of the product is further from the delta's float64 value.
+        error: The bound.
     """
 
     left: Float32
@@ -45,10 +54,15 @@ class Singles:
     error: float
 
 
-def singles(delta: RowDelta, start: int, stop: int) -> Singles | None:
-    """Rows start..stop as a float32 product; None where they cannot be had so, or not within a proven error."""
-    terms = _terms(delta, 1.0)
-    if terms is None or not _ieee_products():
+def float32_product(delta: RowDelta, start: int, stop: int) -> Float32Product | None:
+    """Return rows start..stop of a delta as a float32 product.
+
+    Returns:
+        None if the delta is not a sum of low-rank ones, if its scale lies outside the range of the proof, or if this
+        machine's float32 products are less exact than IEEE ones.
+    """
+    terms = _low_rank_terms(delta, 1.0)
+    if terms is None or not _has_ieee_products():
         return None
     lefts, bound = [], 0.0
     for term, weight in terms:
@@ -62,19 +76,24 @@ def singles(delta: RowDelta, start: int, stop: int) -> Singles | None:
         return None
     error = (rank + 2) * 2.0**-24 / (1 - (rank + 2) * 2.0**-24) * bound
     if len(terms) == 1:
-        return Singles(lefts[0], terms[0][0].right_single, error)
-    return Singles(np.concatenate(lefts, axis=1), np.concatenate([term.right_single for term, _ in terms]), error)
+        return Float32Product(lefts[0], terms[0][0].right_float32, error)
+    return Float32Product(
+        np.concatenate(lefts, axis=1), np.concatenate([term.right_float32 for term, _ in terms]), error
+    )
 
 
 def elements(delta: RowDelta, rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp]) -> Float64Array:
-    """The float64 elements (rows[i], columns[i]) of a delta that `singles` takes: the bits of `RowDelta.rows`.
+    """Return single float64 elements of a delta, with the bits of `RowDelta.rows`.
 
     Args:
-        delta: Of low-rank terms only.
-        rows: (n,).
-        columns: (n,), of the weight as a matrix, its other dimensions one.
+        delta: A delta that `float32_product` takes: a sum of low-rank ones.
+        rows: The row of each element, (n,).
+        columns: The column of each element, (n,), in the weight as a matrix, all dimensions but the first taken as one.
+
+    Returns:
+        float64 (n,).
     """
-    if isinstance(delta, Negative):
+    if isinstance(delta, NegativeDelta):
         return -elements(delta.delta, rows, columns)
     if isinstance(delta, WeightedSum):
         total = np.zeros(rows.size)
@@ -88,8 +107,8 @@ def elements(delta: RowDelta, rows: npt.NDArray[np.intp], columns: npt.NDArray[n
     for first in range(0, rows.size, _AT_ONCE):
         part = slice(first, first + _AT_ONCE)
         left = delta.left.take(rows[part], axis=0).astype(np.float64)
-        right = delta.columns_single.take(columns[part], axis=0).astype(np.float64)
-        # Integers, and sums below 2^53: exact in any order.
+        right = delta.columns_float32.take(columns[part], axis=0).astype(np.float64)
+        # Integers with sums below 2^53: exact in any order.
         found[part] = np.einsum("ij,ij->i", left, right)
     found *= delta.factor
     if delta.scaling != 1:
@@ -97,17 +116,17 @@ def elements(delta: RowDelta, rows: npt.NDArray[np.intp], columns: npt.NDArray[n
     return found
 
 
-def _terms(delta: RowDelta, weight: float) -> list[tuple[FactorDelta, float]] | None:
-    """The delta as a sum of low-rank ones, each with its weight; None when it is not."""
+def _low_rank_terms(delta: RowDelta, weight: float) -> list[tuple[FactorDelta, float]] | None:
+    """The delta as a sum of low-rank ones, each with its weight; None if it is no such sum."""
     if isinstance(delta, FactorDelta):
         return [(delta, weight)]
-    if isinstance(delta, Negative):
-        return _terms(delta.delta, -weight)
+    if isinstance(delta, NegativeDelta):
+        return _low_rank_terms(delta.delta, -weight)
     if not isinstance(delta, WeightedSum):
         return None
     found = []
     for term, factor in delta.terms:
-        inner = _terms(term, weight * factor)
+        inner = _low_rank_terms(term, weight * factor)
         if inner is None:
             return None
         found += inner
@@ -115,8 +134,11 @@ def _terms(delta: RowDelta, weight: float) -> list[tuple[FactorDelta, float]] | 
 
 
 @functools.cache
-def _ieee_products() -> bool:
-    """Whether float32 products here are that: not TF32 or bfloat16 inside, as some libraries may be told to."""
+def _has_ieee_products() -> bool:
+    """True if float32 products have the precision of float32 here.
+
+    Some libraries can be told to use TF32 or bfloat16 inside, which would break the bound.
+    """
     for rows, rank, columns in ((64, 16, 512), (1, 7, 33), (256, 64, 256), (21, 1, 300)):
         left = np.arange(rows * rank).reshape(rows, rank) * 40503 % 65521 - 32760
         right = np.arange(rank * columns).reshape(rank, columns) * 30011 % 65519 - 32759

@@ -1,27 +1,35 @@
-"""round_dtype(float64(W) + delta), in place and fast: the bits of `from_float64`, mostly by float32 arithmetic.
+"""round_dtype(float64(W) + D), in place and fast: the bits of `from_float64`, mostly by float32 arithmetic.
 
-16-bit weights. With w the weight, p a float32 within E0 of the float64 delta (by `singles`, or the delta itself
-rounded), t = fl64(w + delta) the value that is to be rounded, and ulp(s) the spacing of float32 at s, let
+The definition is one float64 sum and one rounding (`_exact_sum`), which is how F32 and F64 weights are done. It is slow
+for 16-bit weights, and float32 arithmetic decides nearly every rounding just as well. The proof:
 
-    s = fl32(w + p)      |s - t| <= E0 + ulp(s) / 2 + 2^-53 |w + delta|
+    w      the weight, exact in float32
+    D      the float64 delta
+    p      a float32 within E0 of D: an element of `Float32Product`, or D itself rounded to float32
+    t      fl64(w + D), the value that is to be rounded to 16 bits
+    s      fl32(w + p), the value that is rounded instead
+    ulp(s) the spacing of float32 at s
+
+    |s - t| <= E0 + ulp(s) / 2 + 2^-53 |w + D|
     E >= E0 (1 + 2^-20) + 2^-120
     a = fl32(|s| + E),  b = fl32(|s| - E)
 
-and let P(x), for x >= 0, be the float32 pattern of x, linear between neighbours. It grows by 1 an ulp, which is wider
-the larger x is. So P(|t|) is at most P(|s| + E0) + 1/2 + 2^-28, under P(a) + 2. Downwards:
+Let P(x), for x >= 0, be the float32 bit pattern of x as an integer, and linear between neighbours. P grows by 1 an ulp,
+and an ulp is wider the larger x is.
 
-    E0 <= |s| / 2    nothing from |s| down to |t| is spaced finer than ulp(s) / 4: P(|t|) is above P(b) - 3, and t has
-                     the sign of s
-    E0 > |s| / 2     ulp(s) / 2 is at most 2^-24 |s| or 2^-150, less than E - E0, so |s - t| <= E: P(|t|) is above
-                     P(b) - 1, or t is 0 or of the other sign, for which |s| <= E and b <= 0
+1. Upwards, P(|t|) is at most P(|s| + E0) + 1/2 + 2^-28, which is less than P(a) + 2.
+2. Downwards, if E0 <= |s| / 2: no spacing from |s| down to |t| is finer than ulp(s) / 4, so P(|t|) is above P(b) - 3,
+   and t has the sign of s.
+3. Downwards, if E0 > |s| / 2: ulp(s) / 2 is at most 2^-24 |s| or 2^-150, which is less than E - E0, so |s - t| <= E.
+   Then P(|t|) is above P(b) - 1, or else t is 0 or has the other sign, which means |s| <= E and b <= 0.
 
-Rounding to 16 bits changes only at midpoints, whose patterns end in 1000...: where adding half a unit carries both
-P(a) + 4 and P(b) - 4 to the same upper bits, t rounds to what s rounds to. b < 0 differs in its sign; b = 0 by a >= E.
-All other elements are done in float64 by `from_float64`, as are all at hand when one of them is huge, infinite or NaN.
-float16 weights are done so on float32 patterns too; below its normal range the midpoints lie elsewhere, so those are
-done in float64.
+So P(|t|) lies between P(b) - 4 and P(a) + 4. Rounding to 16 bits changes only at midpoints, whose patterns end in
+1000...: if adding half a unit carries both ends to the same upper bits, then t rounds to what s rounds to. The case
+b < 0 shows in the sign bit, and b = 0 in a >= E.
 
-F32 and F64 weights: the float64 sum, and for F32 its cast, are one rounding each as they are.
+All other elements are done by the definition, and so is a whole tile that holds a huge, infinite or NaN weight. float16
+is treated the same way on float32 patterns. Its midpoints lie elsewhere below its normal range, so those elements are
+done by the definition too.
 """
 
 from __future__ import annotations
@@ -33,32 +41,34 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.array_types import Float64Array
-from nola_codec.errors import AdapterError
-from nola_codec.merge.arithmetic.deltas import Negative, RowDelta
-from nola_codec.merge.arithmetic.float32 import Singles, elements, singles
+from nola_codec.merge.arithmetic.deltas import RowDelta
+from nola_codec.merge.arithmetic.float32 import Float32Product, elements, float32_product
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import from_float64, to_float64
 
 TILE = 1 << 16
-"""Elements taken at once: all arrays of a tile lie in a core's own cache."""
+"""Elements taken at once, few enough that all arrays of a tile lie in a core's own cache."""
 
-_COLUMNS = 512  # of a tile of a product: few enough that BLAS has little to rearrange for the tile's few rows
-_SLACK = 4  # patterns, in the proof
+_COLUMNS = 512  # columns of a tile of a product: few enough that BLAS has little to rearrange for the tile's few rows
+_SLACK = 4  # patterns, as in the proof
 _NUMPY = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
 _16, _13, _MAGNITUDE = np.uint32(16), np.uint32(13), np.uint32(0x7FFFFFFF)
-# Half a unit of what is kept, in float32 patterns, as it is and with the slack.
+# Half a unit of the 16 bits that are kept, in float32 patterns: as it is, and with the slack added and taken off.
 _HALF = {
     dtype: (np.uint32(half), np.uint32(half + _SLACK), np.uint32(half - _SLACK))
     for dtype, half in {"BF16": 0x8000, "F16": 0x1000}.items()
 }
-_HIGH = {"BF16": 2.0**126, "F16": 65000.0}  # below overflow
+_HIGH = {"BF16": 2.0**126, "F16": 65000.0}  # no magnitude below this overflows
 _FLOAT16_NORMAL = 2.0**-14
 _LARGEST = 2.0**100
-_SPARSE = 8  # where more than one in so many is in doubt, all are done in float64
+_SPARSE = 8  # if more than one element in so many is in doubt, all are done by the definition
 
 
 class _Tile:
-    """Arrays of a tile of one shape, and their other views: making these costs as much as a pass over a small tile."""
+    """The arrays of a tile of one shape, and their views as bit patterns.
+
+    Making them costs as much as a pass over a small tile, so they are kept.
+    """
 
     def __init__(self, shape: tuple[int, int], store: tuple[npt.NDArray[Any], ...]) -> None:
         size = shape[0] * shape[1]
@@ -69,7 +79,7 @@ class _Tile:
 
 
 class _Scratch(threading.local):
-    """A thread's tiles, all in the same memory."""
+    """The tiles of each thread, all in the same memory."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -97,11 +107,11 @@ def add_rows(data: memoryview, dtype: str, delta: RowDelta, start: int, stop: in
     """Add rows start..stop of a delta to the same rows of a weight, in place, with one sum and one rounding.
 
     Args:
-        data: The rows' bytes, little-endian, writable.
-        dtype: Of the weight, one of `FLOAT_DTYPES`.
-        delta: Of the whole weight.
-        start: First row.
-        stop: One past the last; 1 for a scalar.
+        data: The bytes of the rows, little-endian, writable.
+        dtype: The dtype of the weight, one of `FLOAT_DTYPES`.
+        delta: The delta of the whole weight.
+        start: The first row.
+        stop: The row after the last; 1 for a scalar.
         where: The weight's name, for messages.
 
     Raises:
@@ -111,45 +121,45 @@ def add_rows(data: memoryview, dtype: str, delta: RowDelta, start: int, stop: in
     if not values.size:
         return
     values = values.reshape(max(1, stop - start), -1)
-    product = singles(delta, start, stop) if dtype in _HALF else None
+    product = float32_product(delta, start, stop) if dtype in _HALF else None
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         if product is None:
-            _add_doubles(values, delta, start, dtype, where)
+            _add_float64(values, delta, start, dtype, where)
         else:
-            _add_singles(values, delta, product, start, dtype, where)
+            _add_product(values, delta, product, start, dtype, where)
 
 
-def _add_doubles(values: npt.NDArray[Any], delta: RowDelta, start: int, dtype: str, where: str) -> None:
-    """By the delta's rows in float64."""
+def _add_float64(values: npt.NDArray[Any], delta: RowDelta, start: int, dtype: str, where: str) -> None:
+    """Add rows by way of the delta in float64."""
     count, width = values.shape
     step = max(1, TILE // max(1, width))
     for first in range(0, count, step):
         rows = values[first : first + step]
         change = delta.rows(start + first, start + first + len(rows)).reshape(rows.shape)
-        for left in range(0, width, 4 * TILE):  # of rows longer than that
+        for left in range(0, width, 4 * TILE):  # a row may be longer than a tile
             part = np.s_[:, left : left + 4 * TILE]
-            _add_double(rows[part], change[part], dtype, delta.bound, where)
+            _add_float64_tile(rows[part], change[part], dtype, delta.bound, where)
 
 
-def _add_double(values: npt.NDArray[Any], change: Float64Array, dtype: str, bound: float, where: str) -> None:
+def _add_float64_tile(values: npt.NDArray[Any], change: Float64Array, dtype: str, bound: float, where: str) -> None:
     if dtype in _HALF:
         single = _SCRATCH.tile(values.shape).single
         np.copyto(single, change, casting="unsafe")
-        if bound > _LARGEST:  # not known, or useless
+        if bound > _LARGEST:  # unknown, or of no use
             bound = max(float(single.max(initial=0)), -float(single.min(initial=0)))
-        again = _add_single(values, 2.0**-24 * bound, dtype)
+        again = _add_tile(values, 2.0**-24 * bound, dtype)
         if again is not None:
             rows, columns, old = again
             if rows.size:
-                values[rows, columns] = _exact(old, change[rows, columns], dtype, where)
+                values[rows, columns] = _exact_sum(old, change[rows, columns], dtype, where)
             return
-    values[:] = _exact(values, change, dtype, where)
+    values[:] = _exact_sum(values, change, dtype, where)
 
 
-def _add_singles(
-    values: npt.NDArray[Any], delta: RowDelta, product: Singles, start: int, dtype: str, where: str
+def _add_product(
+    values: npt.NDArray[Any], delta: RowDelta, product: Float32Product, start: int, dtype: str, where: str
 ) -> None:
-    """By a float32 product, block by block."""
+    """Add rows by way of a float32 product, block by block."""
     count, width = values.shape
     across = min(width, _COLUMNS, TILE)
     step = max(1, TILE // max(1, across))
@@ -161,37 +171,38 @@ def _add_singles(
             part = np.s_[:, begin : begin + across]
             tile = rows[part]
             np.matmul(left, product.right[part], out=_SCRATCH.tile(tile.shape).single)
-            again = _add_single(tile, product.error, dtype)
+            again = _add_tile(tile, product.error, dtype)
             if again is not None:
                 doubts.append((again[0] + first, again[1] + begin, again[2]))
                 continue
             if change is None:
                 change = delta.rows(start + first, start + first + len(rows)).reshape(rows.shape)
-            tile[:] = _exact(tile, change[part], dtype, where)
+            tile[:] = _exact_sum(tile, change[part], dtype, where)
     if doubts:
         places, columns, old = (np.concatenate(arrays) for arrays in zip(*doubts, strict=True))
-        values[places, columns] = _exact(old, elements(delta, places + start, columns), dtype, where)
+        values[places, columns] = _exact_sum(old, elements(delta, places + start, columns), dtype, where)
 
 
-def _exact(values: npt.NDArray[Any], delta: Float64Array, dtype: str, where: str) -> npt.NDArray[Any]:
-    """The definition: one float64 sum, one rounding. A delta of zero is +0, however it came about."""
+def _exact_sum(values: npt.NDArray[Any], delta: Float64Array, dtype: str, where: str) -> npt.NDArray[Any]:
+    """The definition: one float64 sum, one rounding. A delta of zero counts as +0."""
     total = to_float64(RawTensor(dtype, values.shape, values.tobytes()), where=where)
     total += delta + 0.0
     return np.frombuffer(from_float64(total, dtype, where=where).data, dtype=values.dtype).reshape(values.shape)
 
 
-def _add_single(
-    values: npt.NDArray[Any], error: float, dtype: str
-) -> tuple[_Indices, _Indices, npt.NDArray[Any]] | None:
-    """The fast way, on a tile. p of the proof is `single` of the scratch tile of its shape; overwritten.
+def _add_tile(values: npt.NDArray[Any], error: float, dtype: str) -> tuple[_Indices, _Indices, npt.NDArray[Any]] | None:
+    """Add a delta to a tile by float32 arithmetic, as in the proof.
+
+    p of the proof is `single` of the thread's tile of this shape, and is overwritten.
 
     Args:
-        values: The weights, BF16 or F16, (rows, columns); those not in doubt are replaced.
-        error: E0 of the proof, or nearly.
-        dtype: Of the weights.
+        values: The weights, BF16 or F16, (rows, columns); those that are not in doubt are replaced.
+        error: E0 of the proof, within 2^-20.
+        dtype: The dtype of the weights.
 
     Returns:
-        Rows and columns of those in doubt, to be done exactly, and their old values; None, nothing changed, for all.
+        The rows, columns and old values of the elements in doubt, which the caller does by the definition. None if all
+        are in doubt; nothing has changed then.
     """
     if not error <= _LARGEST:  # or NaN
         return None
@@ -235,7 +246,7 @@ def _add_single(
 
 
 def _widen(values: npt.NDArray[Any], tile: _Tile, dtype: str) -> None:
-    """float32 of 16-bit weights into `below`; of a float16 that is infinite or NaN, a number above 65504."""
+    """Put 16-bit weights as float32 into `below`; an infinite or NaN float16 becomes a number above 65504."""
     if dtype == "BF16":
         np.copyto(tile.low, values)
         np.left_shift(tile.low, _16, out=tile.low)
@@ -245,33 +256,3 @@ def _widen(values: npt.NDArray[Any], tile: _Tile, dtype: str) -> None:
     np.left_shift(tile.low, _13, out=tile.low)
     np.bitwise_and(tile.low, np.uint32(0x8FFFE000), out=tile.low)
     np.multiply(tile.below, np.float32(2.0**112), out=tile.below)
-
-
-def take_rows(data: memoryview, dtype: str, delta: RowDelta, start: int, stop: int) -> None:
-    """Merged rows -> round_dtype(float64(merged) - delta), in place: nearly the base, and the same everywhere.
-
-    A sum that overflows (which the base did not, but a damaged merged model may) becomes zero.
-    """
-    try:
-        add_rows(data, dtype, Negative(delta), start, stop)
-    except AdapterError:
-        data[:] = bytes(len(data))
-
-
-def subtract_bits(data: memoryview, predicted: memoryview, dtype: str) -> None:
-    """data := patterns of data minus those of predicted, modulo their width; `add_bits` undoes it."""
-    a, b = _patterns(data, dtype), _patterns(predicted, dtype)
-    np.subtract(a, b, out=a)
-
-
-def add_bits(data: memoryview, residual: memoryview, dtype: str) -> None:
-    """data := patterns of data plus residual, modulo their width."""
-    a, b = _patterns(data, dtype), _patterns(residual, dtype)
-    np.add(a, b, out=a)
-
-
-def _patterns(data: memoryview, dtype: str) -> npt.NDArray[Any]:
-    widths = {"BF16": "<u2", "F16": "<u2", "F32": "<u4", "F64": "<u8"}
-    if dtype not in widths:
-        raise AdapterError(f"{dtype} is not a float type", code="not-float")
-    return np.frombuffer(data, dtype=widths[dtype])

@@ -1,10 +1,10 @@
-"""delta_W whole, and into a weight in memory: exact until one rounding each (specification, "Merging").
+"""The sum of a whole weight and its delta, in memory (specification, "Merging").
 
-    delta_W = (int64 product of the int16 factors) * 2^(eB + eA) * scaling          float64, one rounding
-    merged  = round_dtype(float64(W) + delta_W)                                    one sum, one rounding
+    delta_W = (lora_B @ lora_A) * 2^(eB + eA) * scaling       float64: the product is exact, the scaling rounds once
+    merged  = round_dtype(float64(W) + delta_W)               one sum, one rounding
 
-The product is exact in float64: its sums stay under 2^53 for any rank under 2^22. Files are merged a few rows at a
-time, by `deltas` and `rounding`; the bits are the same.
+The product of the int16 factors is exact in float64, since its sums stay below 2^53 for any rank below 2^22. A merge on
+disk goes a few rows at a time, by `deltas` and `rounding`, to the same bits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ from nola_codec.model.records import LowRankKind
 
 
 def delta_weight(factors: DecodedFactors, kind: LowRankKind, xp: Arrays) -> Array:
-    """delta_W in float64, in the shape of a PyTorch weight.
+    """Return delta_W in float64, in the shape of a PyTorch weight.
+
+    Args:
+        factors: lora_B (out, r) and lora_A (r, in), arrays of `xp`.
+        kind: The kind of the record.
+        xp: The arrays that the factors are made of.
 
     Returns:
         (out, in) for a linear layer, (out, in, kh, kw) for a convolution, (vocab, dim) for an embedding. It is not
@@ -37,7 +42,7 @@ def merge_tensor(weight: Any, delta: Any) -> None:
     """Add delta_W (float64, torch) to a torch weight in place, rounding once to the weight's dtype.
 
     Raises:
-        AdapterError: the sum overflows the dtype; the weight is left as it was.
+        AdapterError: ``overflow``: the sum leaves the dtype; the weight is left as it was.
     """
     merged = round_to(weight.double() + (delta.reshape(weight.shape) + 0.0), weight.dtype)  # a zero delta is +0
     if not bool(merged.isfinite().all()):
@@ -46,10 +51,10 @@ def merge_tensor(weight: Any, delta: Any) -> None:
 
 
 def round_to(values: Any, dtype: Any) -> Any:
-    """float64 torch values to a float dtype, to nearest even in one rounding.
+    """Round float64 torch values to a float dtype, to nearest even, in one rounding.
 
-    PyTorch goes through float32 on the way to 16 bits, which rounds twice. Rounding to odd in that step makes the
-    second rounding the right one (Boldo and Melquiond, 2008).
+    PyTorch goes through float32 on the way to 16 bits, and so rounds twice. If the first step rounds to odd instead,
+    the second gives the right result (Boldo and Melquiond, 2008).
     """
     import torch
 

@@ -1,22 +1,16 @@
-"""Tiny models and real PEFT adapters of them, made in the test."""
+"""A model with one module of each kind that PEFT adapts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
 
 
 @pytest.fixture(autouse=True)
-def quiet_and_light() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+def quiet_and_light(one_thread: None) -> None:
+    """One thread for every test."""
 
 
 class Zoo(torch.nn.Module):
@@ -45,23 +39,3 @@ def zoo() -> Callable[[], Zoo]:
         return Zoo()
 
     return make
-
-
-@pytest.fixture
-def save_adapter(tmp_path: Path) -> Callable[..., tuple[Any, Path]]:
-    """Wrap a model, give every adapter parameter random values, save; returns the PeftModel and the directory."""
-    from peft import LoraConfig, get_peft_model
-
-    def save(model: torch.nn.Module, dtype: torch.dtype = torch.float32, **options: Any) -> tuple[Any, Path]:
-        wrapped = get_peft_model(model, LoraConfig(**options))
-        with torch.no_grad():
-            for parameter in wrapped.parameters():
-                if parameter.requires_grad:
-                    parameter.copy_(torch.randn_like(parameter))
-        if dtype is not torch.float32:
-            wrapped = wrapped.to(dtype)
-        directory = tmp_path / "adapter"
-        wrapped.save_pretrained(directory)
-        return wrapped, directory
-
-    return save

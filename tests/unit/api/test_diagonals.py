@@ -23,7 +23,7 @@ from nola_codec.api.merging import merge, unmerge
 from nola_codec.container.reader import open_container
 from nola_codec.errors import AdapterError, EncodeError
 from nola_codec.merge.arithmetic.deltas import OrderedProduct
-from nola_codec.merge.operands import decode_file
+from nola_codec.merge.files import decode_source
 from nola_codec.stores.safetensors_io import SafetensorsFile
 
 pytestmark = [
@@ -243,7 +243,7 @@ def test_merged_bits_are_those_of_the_specification(train: Callable[..., Trained
         family, method, options = KINDS[kind]
         case = train(family, method, **options)
         encode(case.adapter, tmp_path / f"{method}.nola")
-        file = decode_file(tmp_path / f"{method}.nola", None, "cpu")
+        file = decode_source(tmp_path / f"{method}.nola", None, "cpu")
         with nola_codec.load(tmp_path / f"{method}.nola") as opened:
             values = {key: tensor.numpy().astype(np.float64) for key, tensor in opened.state_dict().items()}
         for end, shape in (("self_attn.v_proj", (8, 16)), ("mlp.up_proj", (40, 16)), ("mlp.down_proj", (16, 40))):

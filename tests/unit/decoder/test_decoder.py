@@ -115,10 +115,10 @@ def test_wide_records_in_the_reference_decoder() -> None:
         codes = record.amplitude.tolist()
         rows = {(side, i): row.astype(np.int64) for side, part in enumerate(item.sides) for i, row in enumerate(part)}
         made = {
-            "type": 0, "basis": kind.basis, "split": int(factor), "most": 2 if factor else 4,
+            "type": 0, "basis": kind.basis, "form": int(factor), "most_units": 2 if factor else 4,
             "sides": {"lora_B": [kind.rows, 4], "lora_A": [4, kind.columns]},
-            "lengths": kind.vector_lengths, "counts": kind.num_basis, "stream": record.stream,
-            "exponents": [record.exponents], "units": [record.units], "code": codes, "coefficients": rows,
+            "lengths": kind.vector_lengths, "num_basis": kind.num_basis, "stream": record.stream,
+            "exponents": [record.exponents], "unit_counts": [record.units], "amplitudes": codes, "coefficients": rows,
             "peaks": dict.fromkeys(rows, 127),
         }  # fmt: skip
         ref.decode_record({"generator": PHILOX, "seed": 9}, made, 0)

@@ -16,8 +16,8 @@ from nola_codec.arrays import NUMPY
 from nola_codec.decoder.factors import DecodedFactors
 from nola_codec.errors import AdapterError
 from nola_codec.merge.arithmetic import rounding
-from nola_codec.merge.arithmetic.deltas import FactorDelta, Negative, WeightedSum, factor_delta
-from nola_codec.merge.arithmetic.float32 import elements, singles
+from nola_codec.merge.arithmetic.deltas import FactorDelta, NegativeDelta, WeightedSum, factor_delta
+from nola_codec.merge.arithmetic.float32 import elements, float32_product
 from nola_codec.merge.arithmetic.rounding import add_rows
 from nola_codec.model.records import LowRankKind
 from nola_codec.model.tensors import RawTensor
@@ -96,13 +96,13 @@ def test_random_numbers_of_every_size(dtype: str, scale: float, monkeypatch: pyt
 def count_exact(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many elements each call of the exact way takes, from now on."""
     slow: list[int] = []
-    real = rounding._exact
+    real = rounding._exact_sum
 
     def counted(values: Any, *more: Any) -> Any:
         slow.append(values.size)
         return real(values, *more)
 
-    monkeypatch.setattr(rounding, "_exact", counted)
+    monkeypatch.setattr(rounding, "_exact_sum", counted)
     return slow
 
 
@@ -156,7 +156,7 @@ def test_factors_are_exact_whatever_the_rows() -> None:
         for start, stop in ((0, 1), (3, 11), (49, 50)):
             assert np.array_equal(delta.rows(start, stop), exact[start:stop])
         assert np.abs(exact).max() <= delta.bound
-        both = WeightedSum([(delta, 0.7), (Negative(delta), 0.1)])
+        both = WeightedSum([(delta, 0.7), (NegativeDelta(delta), 0.1)])
         assert np.array_equal(both.rows(2, 9), exact[2:9] * 0.7 + -exact[2:9] * 0.1)
         assert np.abs(both.rows(0, 50)).max() <= both.bound
 
@@ -253,11 +253,13 @@ def test_a_float32_product_is_within_its_bound(rank: int, kind: str) -> None:
     for exponent, scaling in itertools.product((-80, -30, 0, 50), (1.0, 0.3, 1e-3)):
         delta, exact = low_rank(left, right, exponent, scaling)
         other, other_exact = low_rank(other_left, other_right, exponent, -0.7)
-        both = WeightedSum([(delta, 0.6), (Negative(other), 1.0), (Negative(WeightedSum([(other, 1.7)])), 0.9)])
+        both = WeightedSum(
+            [(delta, 0.6), (NegativeDelta(other), 1.0), (NegativeDelta(WeightedSum([(other, 1.7)])), 0.9)]
+        )
         total = exact * 0.6 + -other_exact + -(other_exact * 1.7) * 0.9
         rows, columns = rng.integers(0, 40, 3000), rng.integers(0, 300, 3000)
-        for each, values in ((delta, exact), (Negative(delta), -exact), (both, total)):
-            product = singles(each, 3, 31)
+        for each, values in ((delta, exact), (NegativeDelta(delta), -exact), (both, total)):
+            product = float32_product(each, 3, 31)
             assert product is not None
             error = np.abs((product.left @ product.right).astype(np.float64) - values[3:31])
             assert 0 < product.error < (rank + 12) * 2.0**-24 * each.bound * 1.01
@@ -295,7 +297,7 @@ def test_ties_of_products(dtype: str, rank: int) -> None:
 def test_deltas_near_the_ends_of_float32(exponent: int, scaling: float, dtype: str) -> None:
     rng = np.random.default_rng(9)
     delta, exact = low_rank(*random_factors(rng, 12, 16, 500, "gaussian"), exponent, scaling)
-    assert singles(delta, 0, 12) is None
+    assert float32_product(delta, 0, 12) is None
     smallest = 2.0**-133 if dtype == "BF16" else 2.0**-24
     for size in (smallest, 1000 * smallest, 1.0):
         raw = from_float64(rng.standard_normal(exact.shape) * size, dtype)
@@ -354,10 +356,10 @@ def test_any_low_rank_sum_gives_the_bits_of_the_definition(
     delta, exact = low_rank(*random_factors(rng, rows, rank, columns, kind), exponent, scaling)
     total: Any = delta
     if weights:
-        terms = [(Negative(delta) if weight < -1 else delta, weight) for weight in weights]
+        terms = [(NegativeDelta(delta) if weight < -1 else delta, weight) for weight in weights]
         total = WeightedSum([(delta, 1.0), *terms])
         for term, weight in terms:
-            exact = exact + (-delta.rows(0, rows) if isinstance(term, Negative) else delta.rows(0, rows)) * weight
+            exact = exact + (-delta.rows(0, rows) if isinstance(term, NegativeDelta) else delta.rows(0, rows)) * weight
     size = 10.0**ratio * float(np.abs(exact).mean())
     raw = from_float64(np.clip(rng.standard_normal(exact.shape) * size, -3e4, 3e4), dtype)
     limit = np.abs(exact).max()

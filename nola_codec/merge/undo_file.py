@@ -1,9 +1,14 @@
-"""The file that lets a merge be undone to the bit: what merging and rounding lost, weight by weight.
+"""The undo file ``nola_undo.bin``: what merging and rounding lost, weight by weight, as bytes.
 
-``merged - delta``, rounded to the weight's dtype, is nearly always the weight: what differs is kept as the difference
-of the bit patterns, in blocks of some rows, compressed. ``nola_undo.bin`` (specification, "Undoing a merge") is:
+Its blocks hold the residuals of `arithmetic.residuals`, a few rows each, compressed. The layout (specification,
+"Undoing a merge") is:
 
-    magic, blocks one after the other, the index (JSON, a zstd frame), its SHA-256 (32), offset and length (8 each)
+    magic
+    blocks, one after the other
+    index: a zstd frame of JSON
+    SHA-256 of the index (32 bytes), its offset (8), its length (8)
+
+Each shard writes a segment, which is a file of its own; `write_undo` joins the segments.
 """
 
 from __future__ import annotations
@@ -32,10 +37,11 @@ _MAX_BLOCK = 1 << 28
 _WIDTHS = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 
 UndoIndex = dict[str, Any]
+"""The index as parsed JSON."""
 
 
 def encode_residual(data: memoryview, dtype: str) -> bytes:
-    """Differences of bit patterns -> zigzag, split into planes of bytes (all but the first are nearly empty), zstd."""
+    """Compress a residual: zigzag, then planes of bytes (all but the first are nearly empty), then zstd."""
     width = _WIDTHS[dtype]
     signed = np.frombuffer(data, f"<i{width}")
     zigzag = ((signed << 1) ^ (signed >> (8 * width - 1))).astype(f"<u{width}")
@@ -44,7 +50,11 @@ def encode_residual(data: memoryview, dtype: str) -> bytes:
 
 
 def decode_residual(block: bytes, dtype: str, size: int) -> memoryview:
-    """Back to differences of bit patterns, `size` bytes."""
+    """Decompress a residual of `size` bytes.
+
+    Raises:
+        AdapterError: ``bad-undo``.
+    """
     width = _WIDTHS[dtype]
     planes = np.frombuffer(decompress(block, size), np.uint8).reshape(width, -1)
     zigzag = np.ascontiguousarray(planes.T).view(f"<u{width}").reshape(-1)
@@ -53,7 +63,7 @@ def decode_residual(block: bytes, dtype: str, size: int) -> memoryview:
 
 
 def decompress(block: bytes, size: int) -> bytes:
-    """A zstd frame of a known size.
+    """Decompress a zstd frame whose content has `size` bytes.
 
     Raises:
         AdapterError: ``bad-undo``.
@@ -67,7 +77,7 @@ def decompress(block: bytes, size: int) -> bytes:
 
 
 class SegmentWriter:
-    """Blocks of one shard, in the order in which threads finish them, and at last what is known of the shard."""
+    """Writes the segment of a shard: blocks, in the order in which threads finish them, then the shard's index."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -76,7 +86,7 @@ class SegmentWriter:
         self._blocks: dict[str, list[list[int]]] = {}
 
     def add(self, tensor: str, start: int, stop: int, block: bytes) -> None:
-        """A block of a tensor: rows, or bytes, start..stop."""
+        """Write a block of a tensor: rows, or bytes, start..stop."""
         with self._lock:
             self._blocks.setdefault(tensor, []).append(
                 [start, stop, self._stream.tell(), len(block), zlib.crc32(block)]
@@ -84,7 +94,7 @@ class SegmentWriter:
             self._stream.write(block)
 
     def close(self, facts: UndoIndex) -> None:
-        """Write the blocks' places and what else is to be known."""
+        """Write the index: the offsets of the blocks, and the facts about the shard."""
         blocks = {name: sorted(blocks) for name, blocks in sorted(self._blocks.items())}
         index = json.dumps(facts | {"blocks": blocks}).encode()
         self._stream.write(index + len(index).to_bytes(8, "little"))
@@ -92,7 +102,7 @@ class SegmentWriter:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
+    """The SHA-256 of a file, hexadecimal."""
     sha = hashlib.sha256()
     with path.open("rb", buffering=0) as stream:
         while data := stream.read(1 << 20):
@@ -101,7 +111,15 @@ def file_sha256(path: Path) -> str:
 
 
 def write_undo(path: Path, segments: Mapping[str, Path], facts: UndoIndex) -> None:
-    """Join the segments of all shards into one file, blocks in the order of the tensors: the same bytes every time."""
+    """Join the segments of all shards into one file.
+
+    The blocks follow the order of the tensors, so that the same merge writes the same bytes every time.
+
+    Args:
+        path: The file to write.
+        segments: The segment of each shard, by the shard's name.
+        facts: The entries of the index besides the shards.
+    """
     shards = {}
     with path.open("wb") as out:
         out.write(MAGIC)
@@ -126,15 +144,26 @@ def write_undo(path: Path, segments: Mapping[str, Path], facts: UndoIndex) -> No
 
 
 def read_undo(directory: Path) -> UndoIndex:
-    """The index of a merged model's undo file.
+    """Read the index of a merged model's undo file.
 
     Raises:
-        AdapterError: ``no-undo``: it was merged without one; ``bad-undo``.
+        AdapterError: ``no-undo``: the model was merged without one; ``bad-undo``; ``limit``.
     """
     path = directory / UNDO_NAME
     if not path.exists():
         message = f"has no {UNDO_NAME}, without which the base's bits are lost in rounding (merge with --keep-undo)"
         raise AdapterError(message, code="no-undo", where=str(directory))
+    packed = _read_packed_index(path)
+    plain = zstandard.get_frame_parameters(packed).content_size
+    if plain > 4 * MAX_JSON_BYTES:
+        raise AdapterError(f"an index of {plain} bytes", code="limit", where=str(path))
+    index: UndoIndex = json.loads(decompress(packed, plain))
+    if index.get("version") != VERSION:
+        raise AdapterError(expected("version", VERSION, index.get("version")), code="bad-undo", where=str(path))
+    return index
+
+
+def _read_packed_index(path: Path) -> bytes:
     with path.open("rb") as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(0)
@@ -151,17 +180,11 @@ def read_undo(directory: Path) -> UndoIndex:
         packed = stream.read(length)
     if hashlib.sha256(packed).digest() != footer[:32]:
         raise AdapterError("SHA-256 of the index differs", code="bad-undo", where=str(path))
-    plain = zstandard.get_frame_parameters(packed).content_size
-    if plain > 4 * MAX_JSON_BYTES:
-        raise AdapterError(f"an index of {plain} bytes", code="limit", where=str(path))
-    index: UndoIndex = json.loads(decompress(packed, plain))
-    if index.get("version") != VERSION:
-        raise AdapterError(expected("version", VERSION, index.get("version")), code="bad-undo", where=str(path))
-    return index
+    return packed
 
 
 class UndoBlocks:
-    """Reads blocks of an undo file, from any thread."""
+    """Reads the blocks of an undo file, from any thread."""
 
     def __init__(self, path: Path) -> None:
         self._stream = path.open("rb")
@@ -169,7 +192,11 @@ class UndoBlocks:
         self._where = str(path)
 
     def read(self, entry: list[int]) -> bytes:
-        """The block of an entry of the index; raises AdapterError ``bad-undo``."""
+        """Read the block of an entry of the index.
+
+        Raises:
+            AdapterError: ``bad-undo``; ``limit``.
+        """
         _, _, offset, length, crc = entry
         if not 0 <= length <= _MAX_BLOCK:
             raise AdapterError(f"a block of {length} bytes", code="limit", where=self._where)
@@ -186,12 +213,16 @@ class UndoBlocks:
 
 
 def text_of(data: bytes) -> str:
-    """Bytes as they are put in the index."""
+    """Bytes as the text that the index holds."""
     return base64.b64encode(data).decode()
 
 
 def bytes_of(text: str) -> bytes:
-    """Back to bytes; raises AdapterError ``bad-undo``."""
+    """The bytes of a text of the index.
+
+    Raises:
+        AdapterError: ``bad-undo``.
+    """
     try:
         return base64.b64decode(text, validate=True)
     except (ValueError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""Merging into a Diffusers pipeline: each component that an adapter changes, and the rest copied."""
+"""A merge into a Diffusers pipeline: each component that an adapter changes is merged, and the rest is copied."""
 
 from __future__ import annotations
 
@@ -9,46 +9,45 @@ from pathlib import Path
 
 from nola_codec.adapters.dialects.paths import component_of
 from nola_codec.errors import AdapterError, expected
-from nola_codec.merge.merge_directory import MergeReport
-from nola_codec.merge.operands import MergeFile
+from nola_codec.merge.files import MergeFile
 from nola_codec.merge.places import components
+from nola_codec.merge.request import MergeReport, MergeRequest
 from nola_codec.stores.files import atomic_directory
 
-INDEX = "model_index.json"
+_INDEX = "model_index.json"
 
 
 def is_pipeline(path: Path) -> bool:
-    """Whether a directory is a pipeline of Diffusers."""
-    return (path / INDEX).is_file()
+    """True if a directory is a pipeline of Diffusers."""
+    return (path / _INDEX).is_file()
 
 
-def merge_pipeline(
+def write_merged_pipeline(
     files: Sequence[MergeFile],
-    base: Path,
-    out: Path,
-    merge_component: Callable[[Sequence[MergeFile], Path, Path], MergeReport],
-    *,
-    overwrite: bool,
+    request: MergeRequest,
+    merge_component: Callable[[Sequence[MergeFile], MergeRequest], MergeReport],
 ) -> MergeReport:
-    """Write a pipeline with the deltas of files added to its components; it appears whole, at the end.
+    """Write a pipeline with the deltas of files added to its components. It appears whole, at the end.
 
     Args:
-        files: Decoded.
-        base: The pipeline.
-        out: The merged one.
-        merge_component: Merges files into one component's directory.
-        overwrite: Replace `out`.
+        files: The decoded files.
+        request: The request; its `base` is a pipeline.
+        merge_component: Merges files into the model directory of one component, as a request says.
 
     Raises:
-        AdapterError: ``base-mismatch`` for a component that the pipeline does not have; and those of a merge.
-        OutputExists: `out` is there and `overwrite` is false.
+        AdapterError: ``needs-component``: `keep_undo` is set; ``base-mismatch``: the pipeline lacks a component; and
+            those of a merge.
+        OutputExists: `out` is there and may not be replaced.
     """
-    folders = sorted({folder for file in files for folder, _ in _by_folder(file, base)})
+    base, out = request.base, request.out
+    if request.keep_undo:
+        raise AdapterError("what undoes a merge is kept for one component", code="needs-component", where=str(base))
+    folders = sorted({folder for file in files for folder, _ in _split_by_folder(file, base)})
     reports = []
-    with atomic_directory(out, replace=overwrite) as directory:
+    with atomic_directory(out, replace=request.overwrite) as directory:
         for folder in folders:
-            parts = [part for file in files for own, part in _by_folder(file, base) if own == folder]
-            reports.append(merge_component(parts, base / folder, directory / folder))
+            own = [part for file in files for name, part in _split_by_folder(file, base) if name == folder]
+            reports.append(merge_component(own, replace(request, base=base / folder, out=directory / folder)))
         for path in sorted(base.iterdir()):
             if path.name in folders or path.name.startswith("."):
                 continue
@@ -59,8 +58,8 @@ def merge_pipeline(
     return MergeReport(out, sum(r.shards for r in reports), 0, sum(r.weights for r in reports))
 
 
-def _by_folder(file: MergeFile, base: Path) -> Iterator[tuple[str, MergeFile]]:
-    """The component's folder, and of the file what belongs to it."""
+def _split_by_folder(file: MergeFile, base: Path) -> Iterator[tuple[str, MergeFile]]:
+    """The folder of each component that a file changes, and the part of the file that belongs to it."""
     for component, names in components(file.adapter.dialect, file.parts).items():
         folder = component
         # kohya calls whatever denoises a unet.
@@ -76,7 +75,10 @@ def _by_folder(file: MergeFile, base: Path) -> Iterator[tuple[str, MergeFile]]:
 
 
 def _belongs(key: str, component: str, names: Sequence[str]) -> bool:
-    """Whether a carried tensor is of a component; what is of none goes with all, to be refused by each."""
+    """True if a carried tensor belongs to a component.
+
+    A tensor of no component belongs to all, so that each merge refuses it.
+    """
     own = component_of(key)
     if own:
         return own == component

@@ -27,13 +27,15 @@ from transformers import (
 from nola_codec.adapters import read
 from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.errors import AdapterError, OutputExists
-from nola_codec.merge.matching import MergeTarget, WeightMatch
-from nola_codec.merge.merge_directory import merge_directory
+from nola_codec.merge.arithmetic.deltas import ComputedDelta, FactorDelta, RowDelta
+from nola_codec.merge.matching import MergeTarget, Place
+from nola_codec.merge.merged_model import write_merged_model
+from nola_codec.merge.model_change import ModelChange
 from nola_codec.merge.plan import MergePlan, combine_plans, plan_merge
-from nola_codec.merge.stream import ChangeRows
+from nola_codec.merge.request import MergeRequest
 from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import RawTensor
-from nola_codec.stores.safetensors_io import from_float64, to_float64, write_file
+from nola_codec.stores.safetensors_io import write_file
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
@@ -65,32 +67,28 @@ def gpt2() -> Any:
     return GPT2LMHeadModel(config).eval()
 
 
-def open_weight(adapter: Adapter, plan: MergePlan) -> Callable[[str, str, tuple[int, ...]], ChangeRows]:
-    """What the decoder will hand in: one exact sum, one rounding."""
+def change_of(adapter: Adapter, plan: MergePlan) -> ModelChange:
+    """The deltas of an adapter that is not encoded, in float64."""
     modules = {module.name: module for module in adapter.modules}
 
-    def opened(name: str, dtype: str, shape: tuple[int, ...]) -> ChangeRows:
-        match = plan.matches[name]
-        module = modules[match.module]
+    def open_delta(name: str, shape: tuple[int, ...]) -> ComputedDelta:
+        place = plan.places[name]
+        module = modules[place.module]
         delta = module.scaling * (module.lora_B.astype(np.float64) @ module.lora_A.astype(np.float64))
-        if match.transposed or module.layout == "embedding":
+        if place.transposed or module.layout == "embedding":
             delta = delta.T
-        delta = delta.reshape(shape)
+        return ComputedDelta(lambda: delta, shape)
 
-        def change(data: memoryview, start: int, stop: int) -> None:
-            rows = RawTensor(dtype, (stop - start, *shape[1:]), data.tobytes())
-            data[:] = from_float64(to_float64(rows) + delta[start:stop], dtype).data
-
-        return change
-
-    return opened
+    return ModelChange(plan, open_delta)
 
 
-def merged(base: Path, adapter_dir: Path, out: Path, **options: Any) -> tuple[Path, MergePlan]:
-    adapter = read(adapter_dir)
-    plan = plan_merge(Checkpoint(base), map(MergeTarget.of, adapter.modules), adapter.raw, adapter.config)
-    report = merge_directory(base, out, plan, open_weight(adapter, plan), key="test", **options)
-    return report.output, plan
+def merged(
+    base: Path, adapter_dir: Path, out: Path, on_weight: Callable[[str], None] | None = None, *, overwrite: bool = False
+) -> tuple[Path, MergePlan]:
+    adapter, checkpoint = read(adapter_dir), Checkpoint(base)
+    plan = plan_merge(checkpoint, map(MergeTarget.of, adapter.modules), adapter.raw, adapter.config)
+    request = MergeRequest((), base, out, overwrite=overwrite)
+    return write_merged_model(checkpoint, change_of(adapter, plan), request, on_weight).output, plan
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -123,13 +121,13 @@ def test_llama_single_and_sharded(shard_size: str, save_adapter: Callable[..., A
     assert_same_as_adapter(base, adapter_dir, out)
     assert {path.name for path in out.iterdir()} == kept
     assert (out / "config.json").read_bytes() == (base / "config.json").read_bytes()
-    assert sorted(seen) == sorted(plan.matches)
+    assert sorted(seen) == sorted(plan.places)
     before, after = Checkpoint(base), Checkpoint(out)
     assert before.weights == after.weights
     assert before.index == after.index
     assert (before.index is None) == (shard_size == "1GB")
     for name in before.weights:
-        assert (before.read(name).data == after.read(name).data) == (name not in plan.matches)
+        assert (before.read(name).data == after.read(name).data) == (name not in plan.places)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -140,9 +138,9 @@ def test_every_float_dtype_gets_one_rounding(
     wrapped, adapter_dir = save_adapter(llama(), r=2, target_modules=["q_proj"])
     out, plan = merged(tmp_path / "base", adapter_dir, tmp_path / "merged")
     before, after = (load_file(d / "model.safetensors") for d in (tmp_path / "base", out))
-    for name, match in plan.matches.items():
+    for name, found in plan.places.items():
         assert after[name].dtype == dtype
-        layer = wrapped.get_submodule(match.module)
+        layer = wrapped.get_submodule(found.module)
         delta = layer.lora_B["default"].weight.double() @ layer.lora_A["default"].weight.double()
         total = before[name].double() + delta * layer.scaling["default"]
         torch.testing.assert_close(after[name].double(), total, rtol=torch.finfo(dtype).eps, atol=1e-7)
@@ -221,7 +219,8 @@ def test_replacements_keep_the_base_dtype_only_without_loss(save_adapter: Callab
     plan = plan_merge(Checkpoint(base), map(MergeTarget.of, adapter.modules), raw, adapter.config)
     assert plan.replaced["model.norm.weight"].dtype == "BF16"
     assert plan.replaced["model.layers.0.self_attn.o_proj.weight"].dtype == "F32"
-    out = merge_directory(base, tmp_path / "merged", plan, open_weight(adapter, plan), key="test").output
+    request = MergeRequest((), base, tmp_path / "merged")
+    out = write_merged_model(Checkpoint(base), change_of(adapter, plan), request).output
     assert Checkpoint(out).weights["model.layers.0.self_attn.o_proj.weight"].dtype == "F32"
 
 
@@ -329,16 +328,17 @@ def test_nothing_is_overwritten_or_left_half_written(save_adapter: Callable[...,
     adapter = read(adapter_dir)
     plan = plan_merge(Checkpoint(base), map(MergeTarget.of, adapter.modules))
 
-    def broken(*_: Any) -> ChangeRows:
+    def broken(*_: Any) -> RowDelta:
         raise ValueError("no delta")
 
+    change = ModelChange(plan, broken)
     with pytest.raises(ValueError, match="no delta"):
-        merge_directory(base, out, plan, broken, key="test", overwrite=True)
+        write_merged_model(Checkpoint(base), change, MergeRequest((), base, out, overwrite=True))
     assert {path.name: path.read_bytes() for path in out.iterdir()} == first
     assert not [path for path in tmp_path.rglob(".*") if ".tmp" in path.name or ".partial" in path.name]
     for bad in (base, base / "inside", tmp_path):
         with pytest.raises(AdapterError) as e:
-            merge_directory(base, bad, plan, broken, key="test", overwrite=True)
+            write_merged_model(Checkpoint(base), change, MergeRequest((), base, bad, overwrite=True))
         assert e.value.code == "same-directory"
 
 
@@ -350,20 +350,19 @@ def test_memory_is_that_of_a_few_pieces(tmp_path: Path) -> None:
     tensors = {f"w{i}.weight": RawTensor("F32", (8192, 256), bytes(size)) for i in range(4)}
     write_file(base / "model.safetensors", tensors)
     del tensors
-    plan = plan_merge(Checkpoint(base), [MergeTarget("base_model.model.w0", "linear", (8192, 256))])
-
-    def same(*_: Any) -> ChangeRows:
-        return lambda data, start, stop: None
-
+    checkpoint = Checkpoint(base)
+    plan = plan_merge(checkpoint, [MergeTarget("base_model.model.w0", "linear", (8192, 256))])
+    left, right = np.ones((8192, 1), np.int16), np.ones((1, 256))
+    change = ModelChange(plan, lambda _, shape: FactorDelta(left, right, 1.0, 1.0, shape, 1.0))
     tracemalloc.start()
-    merge_directory(base, tmp_path / "out", plan, same, key="test", piece_bytes=1 << 16)
+    write_merged_model(checkpoint, change, MergeRequest((), base, tmp_path / "out", piece_bytes=1 << 16))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < size // 8
 
 
-def match(weight: str) -> WeightMatch:
-    return WeightMatch(weight, weight, weight, transposed=False)
+def place(weight: str) -> Place:
+    return Place(weight, weight, weight, transposed=False)
 
 
 ONE, OTHER = RawTensor("F32", (1,), bytes(4)), RawTensor("F32", (1,), b"\1\0\0\0")
@@ -371,8 +370,8 @@ CONFLICTS = {
     "replaced differently": (MergePlan({}, replaced={"head": ONE}), MergePlan({}, replaced={"head": OTHER})),
     "loaded differently": (MergePlan({}, reloaded={"norm": ONE}), MergePlan({}, reloaded={"norm": OTHER})),
     "two biases": (MergePlan({}, bias_terms={"b": (ONE, 1.0)}), MergePlan({}, bias_terms={"b": (ONE, 1.0)})),
-    "replaced and changed": (MergePlan({}, replaced={"head": ONE}), MergePlan({"head": match("head")})),
-    "loaded and changed": (MergePlan({"norm": match("norm")}), MergePlan({}, reloaded={"norm": ONE})),
+    "replaced and changed": (MergePlan({}, replaced={"head": ONE}), MergePlan({"head": place("head")})),
+    "loaded and changed": (MergePlan({"norm": place("norm")}), MergePlan({}, reloaded={"norm": ONE})),
     "untied in two ways": (MergePlan({}, untied={"head": "wte"}), MergePlan({}, untied={"head": "other"})),
 }
 
@@ -385,9 +384,9 @@ def test_what_several_adapters_cannot_share(case: str) -> None:
 
 
 def test_what_several_adapters_share() -> None:
-    first = MergePlan({"q": match("q")}, replaced={"head": ONE}, untied={"head": "wte"}, unties=True)
-    second = MergePlan({"q": match("q"), "k": match("k")}, replaced={"head": ONE}, reloaded={"norm": OTHER})
+    first = MergePlan({"q": place("q")}, replaced={"head": ONE}, untied={"head": "wte"}, unties=True)
+    second = MergePlan({"q": place("q"), "k": place("k")}, replaced={"head": ONE}, reloaded={"norm": OTHER})
     both = combine_plans([first, second], ["a.nola", "b.nola"])
-    assert set(both.matches) == {"q", "k"}
+    assert set(both.places) == {"q", "k"}
     assert (both.replaced, both.reloaded) == ({"head": ONE}, {"norm": OTHER})
     assert (both.untied, both.unties) == ({"head": "wte"}, True)

@@ -21,9 +21,13 @@ from nola_codec.cli.merge import file_and_weight
 from nola_codec.container.reader import open_container
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.errors import AdapterError, OutputExists
+from nola_codec.merge import merged_model
 from nola_codec.merge.arithmetic.sum import delta_weight
-from nola_codec.merge.journal import partial_directory
-from nola_codec.merge.merge_directory import MergeReport
+from nola_codec.merge.files import decode_source
+from nola_codec.merge.journal import open_journal
+from nola_codec.merge.request import MergeReport, UnmergeRequest
+from nola_codec.merge.restored_model import write_restored_model
+from nola_codec.merge.undo_file import read_undo
 from nola_codec.stores.dtypes import from_float64, to_float64
 from nola_codec.stores.safetensors_io import SafetensorsWriter
 
@@ -140,6 +144,12 @@ def test_several_files_add_up_in_order(dtype: str, files: tuple[Path, Path], tmp
         assert contents(report.output) == by_definition(base, sources)
 
 
+def test_the_function_is_not_hidden_by_the_package_of_its_name() -> None:
+    code = "import nola_codec, nola_codec.merge.engine, nola_codec.api.opened; print(nola_codec.merge.__module__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "nola_codec.api.merging"
+
+
 def test_what_cannot_be_merged_says_so(files: tuple[Path, Path], tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", 1, "F32")
     for sources, code in (
@@ -205,9 +215,7 @@ def test_killed_at_random_moments_it_goes_on_and_ends_the_same(files: tuple[Path
 
 def interrupted(sources: list[Any], base: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop a merge as Ctrl-C does, in its last shard."""
-    from nola_codec.api import merging
-
-    real, calls = merging.add_rows, 0
+    real, calls = merged_model.add_rows, 0
 
     def stop(*arguments: Any, **more: Any) -> None:
         nonlocal calls
@@ -218,7 +226,7 @@ def interrupted(sources: list[Any], base: Path, out: Path, monkeypatch: pytest.M
 
     with monkeypatch.context() as patch:
         patch.setenv("NOLA_THREADS", "1")
-        patch.setattr(merging, "add_rows", stop)
+        patch.setattr(merged_model, "add_rows", stop)
         with pytest.raises(KeyboardInterrupt):
             nola_codec.merge(sources, base, out)
 
@@ -268,11 +276,11 @@ def test_what_is_in_the_way_is_left_alone(files: tuple[Path, Path], tmp_path: Pa
     assert e.value.code == "foreign-partial"
     assert (foreign / "journal").read_text() == "dear diary\n"
     (foreign / "journal").unlink()
-    with partial_directory(out, "other", replace=False) as partly:
+    with open_journal(out, "other", replace=False) as journal:
         with pytest.raises(AdapterError) as e:
             nola_codec.merge([files[0]], base, out)
         assert e.value.code == "busy"
-        (partly.files / "x").write_text("x")
+        (journal.files / "x").write_text("x")
     assert [path.name for path in out.iterdir()] == ["x"]
     with pytest.raises(OutputExists):
         nola_codec.merge([files[0]], base, out)
@@ -338,6 +346,20 @@ def test_what_cannot_be_unmerged_says_so(files: tuple[Path, Path], tmp_path: Pat
     undo.write_bytes(whole)
     nola_codec.unmerge([files[0]], merged, out)
     assert (out / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
+
+
+def test_an_undo_file_cannot_ask_for_a_delta_on_integers(files: tuple[Path, Path], tmp_path: Path) -> None:
+    merged, out = tmp_path / "merged", tmp_path / "out"
+    nola_codec.merge([files[0]], make_base(tmp_path / "base", 1, "BF16"), merged, keep_undo=True)
+    weights = merged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes().replace(b'"BF16"', b'"I16" '))
+    index = read_undo(merged)
+    for tensor in index["shards"][weights.name]["tensors"].values():
+        tensor[0] = "I16"
+    with pytest.raises(AdapterError, match="a delta on I16") as e:
+        write_restored_model(index, [decode_source(files[0], None, "cpu")], UnmergeRequest((), merged, out))
+    assert e.value.code == "bad-undo"
+    assert not out.exists()
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT of Transformers

@@ -1,0 +1,80 @@
+"""The flow of a merge and of its undoing, from the request to the report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nola_codec.checkpoints.checkpoint import Checkpoint
+from nola_codec.errors import AdapterError
+from nola_codec.merge.files import MergeFile, decode_source
+from nola_codec.merge.lone_file import merge_as_directory
+from nola_codec.merge.merged_model import write_merged_model
+from nola_codec.merge.model_change import combine_files, place_file
+from nola_codec.merge.model_directory import check_output
+from nola_codec.merge.pipeline import is_pipeline, write_merged_pipeline
+from nola_codec.merge.request import MergeReport, MergeRequest, UnmergeRequest
+from nola_codec.merge.restored_model import write_restored_model
+from nola_codec.merge.undo_file import read_undo
+from nola_codec.progress import Progress
+
+
+def run_merge(request: MergeRequest) -> MergeReport:
+    """Add the deltas of files to a base model, and write it.
+
+    Raises:
+        FormatError, ChecksumMismatch: A file is damaged.
+        AdapterError: The base does not fit, or the files cannot be combined; see `nola_codec.merge`.
+        OutputExists: ``request.out`` is there and may not be replaced.
+    """
+    if request.base.is_file():
+        return merge_as_directory(request, run_merge)
+    # Not Path.resolve, which raises for a link to itself.
+    base, out = Path(os.path.realpath(request.base)), Path(os.path.realpath(request.out))
+    check_output(base, out, overwrite=request.overwrite)
+    files = [decode_source(source, request.rung, request.device) for source in request.sources]
+    if not files:
+        raise AdapterError("no file to merge", code="not-found")
+    counter = _WeightCounter(request.progress)
+
+    def merge_component(files: Sequence[MergeFile], request: MergeRequest) -> MergeReport:
+        checkpoint = Checkpoint(request.base)
+        change = combine_files([place_file(file, checkpoint) for file in files])
+        counter.total += len(change.plan.places)
+        return write_merged_model(checkpoint, change, request, counter.count)
+
+    if not is_pipeline(request.base):
+        return merge_component(files, request)
+    return write_merged_pipeline(files, request, merge_component)
+
+
+def run_unmerge(request: UnmergeRequest) -> MergeReport:
+    """Take the deltas of files off a merged model, and write the base model: its shards byte for byte.
+
+    Raises:
+        FormatError, ChecksumMismatch: A file is damaged.
+        AdapterError: ``no-undo``, ``bad-undo``, ``unmerge-files``, ``unmerge-mismatch``.
+        OutputExists: ``request.out`` is there and may not be replaced.
+    """
+    merged, out = request.merged.resolve(), request.out.resolve()
+    check_output(merged, out, overwrite=request.overwrite)
+    index = read_undo(merged)
+    files = [decode_source(source, request.rung, request.device) for source in request.sources]
+    report = write_restored_model(index, files, replace(request, merged=merged, out=out))
+    return replace(report, output=request.out)
+
+
+@dataclass
+class _WeightCounter:
+    """Counts changed weights, over all components of a pipeline, for the caller's progress."""
+
+    progress: Progress | None
+    done: int = 0
+    total: int = 0
+
+    def count(self, _: str) -> None:
+        self.done += 1
+        if self.progress is not None:
+            self.progress("merge", self.done, self.total)

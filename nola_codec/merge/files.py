@@ -1,0 +1,121 @@
+"""A `.nola` file as a merge takes it: decoded, checked, and sorted by delta."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from nola_codec.adapters.dialects.deltas import AdapterDelta
+from nola_codec.arrays import Arrays, arrays_on
+from nola_codec.container.reader import open_container
+from nola_codec.decoder.adapters import build_adapter
+from nola_codec.decoder.decoder import Decoder
+from nola_codec.decoder.factors import Decoded
+from nola_codec.errors import AdapterError
+from nola_codec.merge.arithmetic.deltas import RowDelta, StackedDelta
+from nola_codec.merge.places import grouped_deltas
+from nola_codec.merge.request import WeightedSource
+from nola_codec.merge.row_deltas import row_delta
+from nola_codec.model.adapter import Adapter
+from nola_codec.model.records import LowRankKind
+from nola_codec.stores.files import display_name
+
+
+@dataclass(frozen=True)
+class MergeFile:
+    """A decoded file.
+
+    Attributes:
+        name: The file's name, for messages.
+        weight: The number that all its deltas are multiplied by.
+        hashes: The content SHA-256 and the decoded SHA-256, hexadecimal; the second tells rungs apart.
+        adapter: The adapter that the file decodes to.
+        parts: The records of each delta, by its name; the experts of one parameter are one delta of several parts.
+        decoded: The decoded integers of each record, by its name.
+        kinds: The kind of each low-rank record, by its name.
+        xp: The arrays that `decoded` is made of.
+    """
+
+    name: str
+    weight: float
+    hashes: tuple[str, str]
+    adapter: Adapter
+    parts: Mapping[str, Sequence[AdapterDelta]]
+    decoded: Mapping[str, Decoded]
+    kinds: Mapping[str, LowRankKind]
+    xp: Arrays
+
+    @property
+    def key(self) -> list[str]:
+        """All that decides the deltas: the hashes, and the weight as a hexadecimal float."""
+        return [*self.hashes, float(self.weight).hex()]
+
+    def delta(self, name: str, shape: tuple[int, ...], transposed: bool) -> RowDelta:
+        """Return one delta as the rows that are added to a weight.
+
+        Args:
+            name: The name of the delta.
+            shape: The shape of the weight.
+            transposed: True if the weight is stored (in, out).
+
+        Raises:
+            AdapterError: ``unmerge-files``: the file has no such delta.
+        """
+        if name not in self.parts:
+            raise AdapterError("the file has no such module", code="unmerge-files", where=f"{self.name}: {name}")
+        parts = self.parts[name]
+        if len(parts) == 1:
+            return row_delta(parts[0], self.decoded, self.kinds, self.xp, shape, transposed=transposed)
+        turned = parts[0].shape != shape[1:]  # the experts of a parameter may all be stored (in, out)
+        slices = [row_delta(p, self.decoded, self.kinds, self.xp, shape[1:], transposed=turned) for p in parts]
+        return StackedDelta(slices)
+
+
+def decode_source(source: WeightedSource, rung: int | None, device: object) -> MergeFile:
+    """Decode a file and compare both of its SHA-256.
+
+    Args:
+        source: The file, or the file and its weight.
+        rung: The rung to decode, counted from 0; None is the last.
+        device: The device that factors are synthesized on.
+
+    Raises:
+        AdapterError: ``merge-weight``: the weight is not finite; ``not-nola``; ``unknown-rung``.
+        FormatError, ChecksumMismatch: The file is damaged.
+    """
+    source, weight = source if isinstance(source, tuple) else (source, 1.0)
+    name = display_name(source)
+    if not math.isfinite(weight):
+        raise AdapterError(f"the weight {weight} is not a finite number", code="merge-weight", where=name)
+    xp = arrays_on(device)
+    with open_container(source, rung=rung) as container:
+        container.check_content()
+        return decode_merge_file(Decoder(container, xp), name, weight)
+
+
+def decode_merge_file(decoder: Decoder, name: str, weight: float = 1.0) -> MergeFile:
+    """Decode an open file and compare its decoded SHA-256.
+
+    Args:
+        decoder: The open file.
+        name: The file's name, for messages.
+        weight: The number that all its deltas are multiplied by.
+
+    Raises:
+        FormatError, ChecksumMismatch: The file is damaged.
+    """
+    header = decoder.header
+    factors, vectors = decoder.checked()
+    adapter = build_adapter(decoder, factors, vectors)
+    names = [record.name for record in header.coded]
+    return MergeFile(
+        name,
+        weight,
+        (decoder.container.prelude.content_sha256.hex(), header.factors_sha256.hex()),
+        adapter,
+        grouped_deltas(adapter),
+        dict(zip(names, [*factors, *vectors], strict=True)),
+        {record.name: record.kind for record in header.lowrank},
+        decoder.xp,
+    )

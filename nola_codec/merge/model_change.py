@@ -1,0 +1,103 @@
+"""All files of a merge together, as one change of one base model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nola_codec.adapters.dialects import delta as delta_dialect
+from nola_codec.adapters.dialects import peft_diagonals
+from nola_codec.checkpoints.checkpoint import Checkpoint
+from nola_codec.errors import AdapterError
+from nola_codec.merge.arithmetic.deltas import RowDelta, WeightedSum
+from nola_codec.merge.files import MergeFile
+from nola_codec.merge.places import diagonal_targets, merge_targets, merged_tensors
+from nola_codec.merge.plan import MergePlan, combine_plans, plan_merge
+
+OpenDelta = Callable[[str, tuple[int, ...]], RowDelta]
+"""``open_delta(weight name, shape)``: the delta of one weight, made when the weight's turn comes."""
+
+DeltaTerm = tuple[int, str, bool]
+"""One term of a weight's delta, as the undo file says it: number of the file, name of the delta, transposed or not."""
+
+
+@dataclass(frozen=True)
+class PlacedFile:
+    """A file, and the plan that gives each of its deltas a place."""
+
+    file: MergeFile
+    plan: MergePlan
+
+
+@dataclass(frozen=True)
+class ModelChange:
+    """The change of a base model.
+
+    Attributes:
+        plan: Which weights change, and how.
+        open_delta: Makes the delta of a weight in ``plan.places``.
+        sources: JSON values that tell the files and weights that the change was made from apart from all others.
+        terms: The terms of each weight's delta, by the weight's name; needed for an undo file.
+    """
+
+    plan: MergePlan
+    open_delta: OpenDelta
+    sources: Sequence[Any] = ()
+    terms: Mapping[str, Sequence[DeltaTerm]] = field(default_factory=dict)
+
+
+def place_file(file: MergeFile, checkpoint: Checkpoint) -> PlacedFile:
+    """Find the place of each delta of a file.
+
+    Raises:
+        AdapterError: The errors of `merge_targets` and `plan_merge`; ``merge-weight``: the file has a weight, and a
+            tensor that is not a delta.
+    """
+    adapter = file.adapter
+    if adapter.dialect == "peft" and peft_diagonals.method_of(adapter.config) is not None:
+        shapes = {name: info.shape for name, info in checkpoint.weights.items()}
+        targets = diagonal_targets(adapter, file.parts, shapes, checkpoint.config, file.name)
+    else:
+        targets = merge_targets(adapter.dialect, file.parts, checkpoint)
+    carried = merged_tensors(adapter)
+    if carried and file.weight != 1:
+        message = f"carries {next(iter(carried))}, which is not a delta and cannot be weighted by {file.weight}"
+        raise AdapterError(message, code="merge-weight", where=file.name)
+    config = adapter.config if adapter.dialect == "peft" else None
+    stays_tied = adapter.dialect == delta_dialect.name
+    return PlacedFile(file, plan_merge(checkpoint, targets, carried, config, stays_tied=stays_tied))
+
+
+def combine_files(placed: Sequence[PlacedFile]) -> ModelChange:
+    """Join files, each with its places in the same base model, into one change.
+
+    Raises:
+        AdapterError: ``merge-conflict``, as `combine_plans` does.
+    """
+    files = [each.file for each in placed]
+    plan = combine_plans([each.plan for each in placed], [file.name for file in files])
+    terms = {
+        weight: [
+            (number, each.plan.places[weight].module, each.plan.places[weight].transposed)
+            for number, each in enumerate(placed)
+            if weight in each.plan.places
+        ]
+        for weight in plan.places
+    }
+
+    def open_delta(weight: str, shape: tuple[int, ...]) -> RowDelta:
+        return sum_terms(files, terms[weight], shape)
+
+    return ModelChange(plan, open_delta, [file.key for file in files], terms)
+
+
+def sum_terms(files: Sequence[MergeFile], terms: Sequence[DeltaTerm], shape: tuple[int, ...]) -> RowDelta:
+    """Return the delta of a weight of that shape: each term times its file's weight, added in order.
+
+    Raises:
+        AdapterError: ``unmerge-files``: a file has no such delta.
+    """
+    weighted = [(files[number].delta(name, shape, transposed), files[number].weight)
+                for number, name, transposed in terms]  # fmt: skip
+    return weighted[0][0] if len(weighted) == 1 and weighted[0][1] == 1 else WeightedSum(weighted)

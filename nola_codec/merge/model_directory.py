@@ -1,0 +1,80 @@
+"""The files of a model directory besides its weights: what is checked, copied and written anew."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nola_codec.checkpoints.checkpoint import Checkpoint
+from nola_codec.errors import AdapterError, OutputExists
+from nola_codec.merge.shards import MergedTensor
+from nola_codec.stores.files import require_free
+from nola_codec.stores.safetensors_io import num_bytes
+
+# Weights are never copied: the old ones would be loaded in place of the merged.
+_WEIGHT_SUFFIXES = frozenset(
+    {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".gguf", ".onnx", ".npz", ".tflite"}
+)
+# Transformers would load an adapter on top of the merged weights.
+_NOT_COPIED = frozenset({"adapter_config.json"})
+_COPIED_DIRECTORIES = frozenset({"additional_chat_templates"})
+
+
+def check_output(source: Path, out: Path, *, overwrite: bool) -> None:
+    """Check that an output replaces neither its own input nor anything but a model.
+
+    Raises:
+        AdapterError: ``same-directory``.
+        OutputExists: `out` is there and `overwrite` is False, or it is not a model directory.
+    """
+    if out == source or out in source.parents or source in out.parents:
+        raise AdapterError("lies inside the base model, or holds it", code="same-directory", where=str(out))
+    require_free(out, overwrite=overwrite)
+    is_model = not out.is_dir() or not any(out.iterdir()) or (out / "config.json").exists()
+    if not is_model and not any(out.glob("*.safetensors")):
+        raise OutputExists("is not a model directory, so it is not replaced", where=str(out))
+
+
+def remove_others(directory: Path, kept: Iterable[str]) -> None:
+    """Remove all but the files of these names: what a killed run left unfinished."""
+    names = set(kept)
+    for path in directory.iterdir():
+        if path.name not in names:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def copy_other_files(base: Path, directory: Path) -> None:
+    """Copy configuration, tokenizer, code and licences: all but weights, hidden files and adapters."""
+    for path in sorted(base.iterdir()):
+        if path.name.startswith(".") or path.name in _NOT_COPIED:
+            continue
+        if path.is_dir():
+            if path.name in _COPIED_DIRECTORIES:
+                shutil.copytree(path, directory / path.name)
+        elif path.suffix not in _WEIGHT_SUFFIXES and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, directory / path.name)  # follows the symbolic links of a hub cache
+
+
+def merged_index(checkpoint: Checkpoint, layouts: Mapping[str, Mapping[str, MergedTensor]]) -> dict[str, Any]:
+    """The index of the merged shards, from the base's own and the layout of each shard."""
+    index = dict(checkpoint.index or {})
+    tensors = [tensor for layout in layouts.values() for tensor in layout.values()]
+    metadata = dict(index.get("metadata") or {})
+    metadata["total_size"] = sum(num_bytes(tensor.dtype, tensor.shape) for tensor in tensors)
+    if "total_parameters" in metadata:
+        metadata["total_parameters"] = sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in tensors)
+    weight_map = {name: shard for shard, layout in layouts.items() for name in layout}
+    return index | {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+
+
+def config_without_ties(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of ``config.json`` that no longer ties the embeddings."""
+    result: dict[str, Any] = json.loads(json.dumps(config)) | {"tie_word_embeddings": False}
+    if isinstance(result.get("text_config"), dict):
+        result["text_config"]["tie_word_embeddings"] = False
+    return result

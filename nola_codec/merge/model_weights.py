@@ -1,0 +1,36 @@
+"""The places that deltas have in a model in memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from nola_codec.errors import AdapterError
+from nola_codec.merge.matching import MergeTarget, Place, resolve_places
+
+if TYPE_CHECKING:
+    import torch
+
+Targets = Callable[[Mapping[str, tuple[int, ...]], Mapping[str, Any]], Sequence[MergeTarget]]
+"""``targets(shapes, config)``: the targets of a file, from the shapes of a model's weights and its configuration."""
+
+
+def find_in_model(model: torch.nn.Module, targets: Targets) -> tuple[dict[str, torch.nn.Parameter], dict[str, Place]]:
+    """Return the parameters of a model by name, and the place of each delta by the delta's name.
+
+    Raises:
+        AdapterError: ``base-mismatch``; ``tied-weights``: a weight that changes is shared with another module.
+    """
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    shapes = {name: tuple(p.shape) for name, p in weights.items()}
+    config: dict[str, Any] = getattr(getattr(model, "config", None), "to_dict", dict)()
+    places = resolve_places(targets(shapes, config), shapes, config)
+    uses = Counter(id(p) for p in weights.values())
+    for name, place in places.items():
+        if uses[id(weights[place.weight])] > 1:
+            raise AdapterError(
+                f"{place.weight} is tied to another weight, which would change with it; untie them, or merge with "
+                "`decode --base`, which does", code="tied-weights", where=name
+            )  # fmt: skip
+    return weights, places

@@ -1,0 +1,81 @@
+"""The request of a merge, and its report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nola_codec.container.reader import Source
+from nola_codec.progress import Progress
+
+PIECE_BYTES = 1 << 21
+"""Bytes that a thread reads and writes at once; more if a single row is longer."""
+
+WeightedSource = Source | tuple[Source, float]
+"""A `.nola` file, or a file and the number that all its deltas are multiplied by."""
+
+
+@dataclass(frozen=True)
+class MergeRequest:
+    """Files to merge into a base model, and how.
+
+    Attributes:
+        sources: The files, in the order in which their deltas are added.
+        base: The base model: a model directory, a Diffusers pipeline, or a lone safetensors file.
+        out: The merged model.
+        rung: The rung of progressive files to decode, counted from 0; None is the last.
+        device: The device that factors are synthesized on; it changes no bit.
+        overwrite: True if `out` may be replaced.
+        keep_undo: True if ``nola_undo.bin`` is written.
+        progress: Called as (stage, done, total), or None.
+        piece_bytes: Bytes that a thread works on at once; it changes no bit of the weights.
+    """
+
+    sources: Sequence[WeightedSource]
+    base: Path
+    out: Path
+    rung: int | None = None
+    device: object = "cpu"
+    overwrite: bool = False
+    keep_undo: bool = False
+    progress: Progress | None = None
+    piece_bytes: int = PIECE_BYTES
+
+
+@dataclass(frozen=True)
+class UnmergeRequest:
+    """A merged model to take files off again.
+
+    Attributes:
+        sources: The files and weights of the merge, in its order.
+        merged: The merged model, a directory with ``nola_undo.bin``.
+        out: The restored base model.
+        rung: The rung that the files were merged at; None is the last.
+        device: The device that factors are synthesized on; it changes no bit.
+        overwrite: True if `out` may be replaced.
+    """
+
+    sources: Sequence[WeightedSource]
+    merged: Path
+    out: Path
+    rung: int | None = None
+    device: object = "cpu"
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """The result of a merge.
+
+    Attributes:
+        output: The directory, or the lone file.
+        shards: The number of weight files in it.
+        resumed: How many of them an interrupted run with the same input had finished.
+        weights: The number of weights that were changed.
+    """
+
+    output: Path
+    shards: int
+    resumed: int
+    weights: int

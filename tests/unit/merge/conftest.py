@@ -1,0 +1,10 @@
+"""One thread for every test of merging; some tests take more, and say so."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def quiet_and_light(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOLA_THREADS", "1")
