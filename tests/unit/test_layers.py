@@ -1,4 +1,4 @@
-"""The layers of docs/design hold, and the check that says so would notice if they did not."""
+"""The layers of docs/architecture.md hold, and the check that says so would notice if they did not."""
 
 from __future__ import annotations
 
