@@ -19,10 +19,9 @@ from nola_codec.cli.encode_options import (
     THOROUGH_OPTION,
     OutputRequest,
     read_coding_values,
-    take,
 )
 from nola_codec.cli.help import command as helpful_command
-from nola_codec.cli.help import options
+from nola_codec.cli.help import options, take
 from nola_codec.cli.output import progress
 from nola_codec.errors import require_torch
 
