@@ -6,7 +6,7 @@ files for the same reason. The command line turns an error into an exit status i
 
 from __future__ import annotations
 
-import importlib.util
+from importlib.util import find_spec
 
 
 class NolaError(Exception):
@@ -63,27 +63,34 @@ class OutputExists(NolaError):
     default_code = "output-exists"
 
 
-class MissingPackage(NolaError, ImportError):
-    """A package is not installed that only some functions need."""
-
-    default_code = "missing-package"
-
-
-def require_torch(purpose: str, *, instead: str = "") -> None:
-    """Say in one line that PyTorch is needed, where it is not installed.
-
-    Args:
-        purpose: What needs it, as the subject of a sentence.
-        instead: What works without it, as a clause.
-
-    Raises:
-        MissingPackage: ``needs-torch``.
-    """
-    if importlib.util.find_spec("torch") is None:
-        message = f"{purpose} needs torch: pip install 'nola-codec[torch]'"
-        raise MissingPackage(f"{message}; {instead}" if instead else message, code="needs-torch")
-
-
 def expected(what: str, wanted: object, found: object) -> str:
     """One phrasing for all mismatches: ``what: expected X, found Y``."""
     return f"{what}: expected {wanted}, found {found}"
+
+
+class MissingPackage(NolaError, ImportError):
+    """A part of this package was used that needs a package which is not installed. Codes are ``needs-<package>``."""
+
+    default_code = "needs-package"
+
+
+def require_package(user: str, package: str, extra: str, *, instead: str = "") -> None:
+    """Check that a package is installed, without importing it.
+
+    Args:
+        user: The part of nola-codec that needs the package, for the message.
+        package: The name under which the package is imported.
+        extra: The extra of nola-codec that installs it.
+        instead: What works without the package, as a clause of the message; or empty.
+
+    Raises:
+        MissingPackage: ``needs-<package>``: it is not installed.
+    """
+    if find_spec(package) is None:
+        message = f"{user} needs {package}: pip install 'nola-codec[{extra}]'"
+        raise MissingPackage(f"{message}; {instead}" if instead else message, code=f"needs-{package}")
+
+
+def require_torch(user: str, *, instead: str = "") -> None:
+    """Check that torch is installed, without importing it. Raises MissingPackage ``needs-torch``."""
+    require_package(user, "torch", "torch", instead=instead)

@@ -38,8 +38,8 @@ def cosine2(values: Floats, points: npt.NDArray[np.float64]) -> float:
 def dependent(step: float, values: Floats) -> tuple[float, float]:
     """(rate, squared cosine)."""
     coder = DependentCoder(step, 0.0, 0.0)
-    prepared = coder.prepared(values)
-    levels = coder.levels(values, prepared)
+    tables = coder.fit_tables(values)
+    levels = coder.levels(values, tables)
     counts, sums = dependent_statistics(levels, values, coder.most)
     share = counts.sum(axis=0)
     folded = np.concatenate((share[:1], np.repeat(share[1:] / 2, 2)))

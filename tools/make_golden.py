@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from nola_codec.container.reader import open_container
-from nola_codec.encoder.encode import encode_adapter
 from nola_codec.encoder.options import EncodeOptions
+from nola_codec.encoder.pipeline import encode_adapter
 from nola_codec.errors import EncodeError
 from nola_codec.model.adapter import Adapter, Layout, LoraModule, VectorTensor
 from nola_codec.model.tensors import Draw, RawTensor

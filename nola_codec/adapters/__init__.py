@@ -1,103 +1,33 @@
-"""Dialects of LoRA files, and the base models they belong to. NumPy only.
+"""Adapters of every dialect: read, written, converted, and taken apart into deltas. NumPy only.
 
-A dialect has a `name`, `detect`, `read_source`, `tensors`, `composites` and `write`; `read` finds the one that knows a
-source. What the tensors lie in (safetensors, npz, pickle, GGUF) is another matter: `stores`.
+`contract.Dialect` says what a dialect is, `registry` has the table of them, and `dialects/` one file for each.
+What the tensors lie in (safetensors, npz, pickle, GGUF) is another matter: `stores`.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Protocol
-
-from nola_codec.adapters.dialects import delta, kohya, parameters, peft
-from nola_codec.adapters.dialects.diffusers import DIFFUSERS, DIFFUSERS_OLD
-from nola_codec.adapters.dialects.foreign import describe_keys
-from nola_codec.adapters.dialects.gguf import GGUF
-from nola_codec.adapters.dialects.lycoris import Composite
-from nola_codec.adapters.dialects.mlx import MLX
-from nola_codec.adapters.dialects.plain import PLAIN
-from nola_codec.adapters.sources import AdapterSource, open_source
-from nola_codec.errors import AdapterError
-from nola_codec.model.adapter import Adapter
-from nola_codec.model.tensors import RawTensor
+from nola_codec.adapters.coding_rules import CodingRules
+from nola_codec.adapters.contract import Dialect
+from nola_codec.adapters.registry import (
+    DIALECTS,
+    deltas,
+    dialect_of,
+    find_dialect,
+    read,
+    register_dialect,
+    write,
+)
 from nola_codec.stores.files import AnySource
 
-__all__ = ["DIALECTS", "AnySource", "Dialect", "dialect_of", "read", "write"]
-
-
-class Dialect(Protocol):
-    """What a dialect's module or object offers."""
-
-    @property
-    def name(self) -> str:
-        """Its id, in a `.nola` file and on the command line."""
-
-    @property
-    def title(self) -> str:
-        """For messages."""
-
-    def detect(self, source: AdapterSource) -> bool:
-        """Whether the source is in this dialect, by its configuration and keys alone."""
-
-    def read_source(self, source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
-        """Read an opened source whole."""
-
-    def tensors(self, adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
-        """All tensors under their keys, factors rounded to ``dtype``."""
-
-    def composites(self, adapter: Adapter) -> tuple[Composite, ...]:
-        """The deltas that are made of several coded parts."""
-
-    def write(
-        self, adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False
-    ) -> Path:
-        """Write an adapter back, in the same dialect."""
-
-
-# mypy takes a module for an object of its own type, which has what the protocol asks for.
-_ALL: tuple[Dialect, ...] = (peft, GGUF, kohya, DIFFUSERS, DIFFUSERS_OLD, MLX, *PLAIN, delta, parameters)
-DIALECTS: Mapping[str, Dialect] = MappingProxyType({dialect.name: dialect for dialect in _ALL})
-"""In the order in which they are asked."""
-
-
-def read(source: AnySource, *, config: Mapping[str, Any] | None = None, carry_unknown: bool = False) -> Adapter:
-    """Read an adapter of any known dialect.
-
-    Args:
-        source: A directory, a file, bytes or a binary stream.
-        config: The adapter's configuration, for bytes and streams; goes before any configuration found.
-        carry_unknown: Carry tensors that the dialect does not know, exact, instead of refusing them.
-
-    Raises:
-        AdapterError: ``foreign-dialect`` with the name of the dialect the keys look like, ``empty-adapter`` when
-            they look like none, or an error of the dialect.
-    """
-    with open_source(source, config=config) as opened:
-        for dialect in DIALECTS.values():
-            if dialect.detect(opened):
-                return dialect.read_source(opened, carry_unknown=carry_unknown)
-        looks_like = describe_keys(opened.file.tensors)
-        if looks_like is None:
-            raise AdapterError("no LoRA factors in it", code="empty-adapter", where=opened.where)
-        message = f"keys look like {looks_like}; this version reads {peft.name}"
-        raise AdapterError(message, code="foreign-dialect", where=opened.where)
-
-
-def dialect_of(name: str, where: str = "") -> Dialect:
-    """A dialect by its name. Raises AdapterError ``foreign-dialect`` for one not known here."""
-    dialect = DIALECTS.get(name)
-    if dialect is None:
-        raise AdapterError(f"this version does not write {name!r}", code="foreign-dialect", where=where)
-    return dialect
-
-
-def write(adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False) -> Path:
-    """Write an adapter in its own dialect; see that dialect's `write`.
-
-    Raises:
-        AdapterError: ``foreign-dialect`` for a dialect not known here, or an error of the dialect.
-    """
-    return dialect_of(adapter.dialect, str(out)).write(adapter, out, dtype=dtype, overwrite=overwrite)
+__all__ = [
+    "DIALECTS",
+    "AnySource",
+    "CodingRules",
+    "Dialect",
+    "deltas",
+    "dialect_of",
+    "find_dialect",
+    "read",
+    "register_dialect",
+    "write",
+]

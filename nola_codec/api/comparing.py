@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nola_codec.adapters import AnySource
-from nola_codec.adapters.dialects import peft_diagonals
-from nola_codec.adapters.dialects.deltas import AdapterDelta, deltas
-from nola_codec.adapters.dialects.formats import matching_names
+from nola_codec.adapters import AnySource, deltas, dialect_of
+from nola_codec.adapters.adapter_delta import AdapterDelta
+from nola_codec.adapters.conversion import matching_names
 from nola_codec.api.decoding import read_adapter
 from nola_codec.errors import AdapterError
-from nola_codec.fit.canonical import delta_energy, squared_error
+from nola_codec.fit.components import delta_energy, squared_error
 from nola_codec.rendering import render_error, render_table
 
 _LISTED = 10
@@ -96,10 +95,7 @@ def compare(a: AnySource, b: AnySource) -> Comparison:
         AdapterError: An adapter cannot be read, a weight differs in shape, or the dialects have no names in common.
         FormatError, ChecksumMismatch: A `.nola` file is damaged.
     """
-    first, second = (
-        peft_diagonals.as_vectors(adapter) if peft_diagonals.method_of(adapter.config) is not None else adapter
-        for adapter in (read_adapter(a), read_adapter(b))
-    )
+    first, second = (dialect_of(each).prepare_comparison(each) for each in (read_adapter(a), read_adapter(b)))
     keys_a, keys_b = matching_names(first, second)
     others = {keys_b[delta.name]: delta for delta in deltas(second)}
     tensors = []

@@ -8,7 +8,7 @@ from typing import Any
 
 from nola_codec import adapters
 from nola_codec.adapters import AnySource
-from nola_codec.adapters.dialects.formats import convert
+from nola_codec.adapters.conversion import convert
 from nola_codec.api.arguments import require_path, require_source
 from nola_codec.api.merging import merge
 from nola_codec.api.opened import check_rungs, stored_dtype
@@ -43,7 +43,7 @@ def decode(
         out: A directory; or, for an adapter, a path that ends as a tensor file does: ``.safetensors``, ``.npz``,
             ``.bin``, ``.pt``, ``.gguf``.
         base: A model directory. The merged model goes to `out`, weights in the base's own dtypes, as `merge` does.
-        format: Write an adapter in this dialect (`adapters.dialects.dialect_names.FORMATS`) and not in its own. Nothing
+        format: Write an adapter in this dialect and not in its own. Nothing
             is merged then, and `base` serves for names alone.
         dtype: The dtype of an adapter's factors: f32 (the default) is exact, f16 and bf16 round once. A merge takes
             none.
@@ -103,7 +103,7 @@ def verify(source: Source) -> dict[str, Any]:
             ),
             "file_sha256": container.hash_file().hex(),
             "content_sha256": container.prelude.content_sha256.hex(),
-            "decoded_sha256": container.header.factors_sha256.hex(),
+            "decoded_sha256": container.header.decoded_sha256.hex(),
         }
 
 

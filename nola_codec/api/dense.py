@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from nola_codec.adapters.dialects import delta as dialect
-from nola_codec.adapters.dialects.delta import Pairing, Selection, Weights
+from nola_codec.adapters.dialects import model_change as dialect
+from nola_codec.adapters.dialects.model_change import Pairing, Selection, Weights
 from nola_codec.api.encoding import check_options
 from nola_codec.api.keywords import DeltaKeywords, check_keywords
 from nola_codec.array_types import Float32Array
 from nola_codec.checkpoints.checkpoint import WeightInfo
-from nola_codec.encoder.dense import SplitOptions, split
-from nola_codec.encoder.encode import encode_adapter
+from nola_codec.encoder.dense import SplitOptions, split_changes
+from nola_codec.encoder.pipeline import encode_adapter
 from nola_codec.encoder.report import EncodeReport
 from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import Adapter
@@ -106,10 +106,10 @@ def encode_delta_bytes(
     selection = Selection(tuple(include), tuple(exclude), embeddings, head)
     with Weights(tuned) as mine, Weights(base) as other:
         pairing = dialect.pair(mine, other, selection)
-        modules, vectors = split(_changes(mine, other, pairing, chosen.progress), how)
+        modules, vectors = split_changes(_changes(mine, other, pairing, chosen.progress), how)
         if not modules and not vectors:
             raise AdapterError("no selected weight differs from the base", code="nothing-changed", where=mine.where)
-        adapter = Adapter(dialect.name, modules, vectors=vectors)
+        adapter = Adapter(dialect.MODEL_CHANGE.name, modules, vectors=vectors)
         source = sum(_bytes(mine.infos[n]) for n in changed_weights(adapter))
         parameters = sum(_numbers(mine.infos[n]) for n in changed_weights(adapter))
         notes = (*pairing.notes, *_left_out(mine, other, pairing, adapter))

@@ -5,21 +5,19 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from nola_codec import adapters
 from nola_codec.adapters import AnySource
-from nola_codec.adapters.dialects import peft_config, peft_diagonals
 from nola_codec.adapters.sources import weights_in
 from nola_codec.api.arguments import ConfigObject, plain_config, require_source, require_target
 from nola_codec.api.keywords import EncodeKeywords, check_keywords
-from nola_codec.encoder.encode import encode_adapter
 from nola_codec.encoder.options import EncodeOptions
+from nola_codec.encoder.pipeline import encode_adapter
 from nola_codec.encoder.report import EncodeReport
+from nola_codec.encoder.rules import apply_rules
 from nola_codec.encoder.sizes import parse_size
-from nola_codec.errors import EncodeError
 from nola_codec.model.adapter import Adapter
 from nola_codec.stores.files import atomic_file
 
@@ -88,47 +86,14 @@ def encode_bytes(
     config = plain_config(config)
     chosen = check_options(out, size=size, overwrite=overwrite, **options)
     adapter = adapters.read(source, config=config, carry_unknown=carry_unknown)
-    new_config = None
-    if peft_diagonals.method_of(adapter.config) is not None:
-        adapter, chosen = _of_diagonals(adapter, chosen)
-    if chosen.projected and chosen.rank is not None and adapter.dialect != "peft":
-        message = f"another rank would change what alpha / r means in the dialect {adapter.dialect}; leave out rank"
-        raise EncodeError(message, code="option")
-    if chosen.projected and chosen.rank is not None and adapter.config is not None:
-        ranks = {m.name.removeprefix(peft_config.PREFIX): chosen.rank for m in adapter.modules}
-        scalings = {m.name.removeprefix(peft_config.PREFIX): m.scaling for m in adapter.modules}
-        new_config = peft_config.with_ranks(adapter.config, ranks, scalings)
-    data, report = encode_adapter(
-        adapter, chosen, source_bytes=source_size(source, adapter), config_with_rank=new_config
-    )
+    adapter, chosen = apply_rules(adapter, chosen)
+    data, report = encode_adapter(adapter, chosen, source_bytes=source_size(source, adapter))
     if isinstance(out, str | os.PathLike):
         with atomic_file(out) as stream:
             stream.write(data)
     elif out is not None:
         out.write(data)
     return data, report
-
-
-def require_least_squares(adapter: Adapter, chosen: EncodeOptions) -> None:
-    """Refuse for VeRA and RandLoRA what is about low-rank factors. Raises EncodeError ``option``.
-
-    That a network hardly sees noise was measured on low-rank factors; of diagonals nothing of the kind is known.
-    """
-    if peft_diagonals.method_of(adapter.config) is None:
-        return
-    if chosen.rank is not None:
-        raise EncodeError("the rank of VeRA and RandLoRA is that of their matrices; leave out rank", code="option")
-    if chosen.weighted or chosen.tuner is not None or chosen.objective not in (None, "nmse"):
-        message = "VeRA and RandLoRA are coded by the NMSE; other objectives, fits and weights are for low-rank factors"
-        raise EncodeError(message, code="option")
-
-
-def _of_diagonals(adapter: Adapter, chosen: EncodeOptions) -> tuple[Adapter, EncodeOptions]:
-    """VeRA and RandLoRA: exact unless a rate is asked for, and then by least squares."""
-    require_least_squares(adapter, chosen)
-    if not chosen.rated:
-        adapter = peft_diagonals.exact(adapter)
-    return adapter, chosen if chosen.projected else replace(chosen, objective="nmse")
 
 
 def check_options(

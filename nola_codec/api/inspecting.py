@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from nola_codec.adapters.dialects import delta, parameters
+from nola_codec.adapters import Dialect, find_dialect
+from nola_codec.adapters.registry import UNKNOWN
 from nola_codec.api.arguments import require_source
 from nola_codec.basis import basis_by_id
 from nola_codec.container.reader import Container, Source, open_container
@@ -195,7 +197,7 @@ def _facts(container: Container) -> FileFacts:
         config=header.config,
         metadata=dict(header.metadata),
         content_sha256=container.prelude.content_sha256.hex(),
-        decoded_sha256=header.factors_sha256.hex(),
+        decoded_sha256=header.decoded_sha256.hex(),
         tensors=tuple(_tensors(header)),
     )
 
@@ -233,26 +235,26 @@ def _lines(facts: FileFacts) -> list[tuple[str, str]]:
 
 
 def _base_model(header: Header) -> str | None:
-    """The base model that the adapter names: in PEFT's or MLX's configuration, or in kohya's metadata."""
-    config = header.config or {}
-    found = (
-        config.get("base_model_name_or_path"),
-        config.get("model") if header.dialect == "mlx" else None,
-        header.metadata.get("ss_sd_model_name"),
-        header.metadata.get("modelspec.architecture"),
-    )
-    return next((name for name in found if isinstance(name, str) and name), None)
+    """The base model that the adapter names, in its configuration or metadata."""
+    return _dialect(header).base_model(header.config or {}, header.metadata)
+
+
+def _dialect(header: Header) -> Dialect:
+    """The file's dialect; for one that is not known here, the rules that hold for all dialects."""
+    return find_dialect(header.dialect) or UNKNOWN
 
 
 def _tensors(header: Header) -> Iterator[TensorFacts]:
-    for low in header.lowrank:
+    for pair in header.pairs:
+        kind = pair.kind
         yield TensorFacts(
-            low.name, "lowrank", (low.kind.rows, *low.kind.a_shape[1:]), layout=low.kind.layout, rank=low.kind.rank,
-            scaling=low.kind.scaling, units=low.units, coefficients=_coefficients(low), stream=low.stream,
+            pair.name, "lowrank", (kind.product_shape[0], *kind.stored_shapes[1][1:]), layout=kind.layout,
+            rank=kind.rank, scaling=kind.scaling, units=pair.units, coefficients=_coefficients(pair),
+            stream=pair.stream,
         )  # fmt: skip
     for vector in header.vectors:
         yield TensorFacts(
-            vector.name, "vector", vector.kind.shape, dtype=vector.kind.dtype, units=vector.units,
+            vector.name, "vector", vector.kind.stored_shapes[0], dtype=vector.kind.dtype, units=vector.units,
             coefficients=_coefficients(vector), stream=vector.stream,
         )  # fmt: skip
     for raw in header.raw:
@@ -265,11 +267,12 @@ def _tensors(header: Header) -> Iterator[TensorFacts]:
 
 
 def _parameters(header: Header) -> int:
-    """Numbers in the factors and vectors; for the dialects `delta` and `parameters`, in the weights that they make."""
-    if header.dialect not in (delta.name, parameters.name):
+    """Numbers in the factors and vectors; for a dialect that holds whole weights, in the weights that they make."""
+    dialect = _dialect(header)
+    if not dialect.holds_whole_weights:
         return sum(r.kind.elements for r in header.coded)
-    weights = {delta.weight_name(r.name): r.kind.elements for r in header.vectors}
-    weights |= {r.name: r.kind.rows * r.kind.columns for r in header.lowrank}
+    weights = {dialect.weight_of_record(r.name): r.kind.elements for r in header.vectors}
+    weights |= {r.name: math.prod(r.kind.product_shape) for r in header.pairs}
     return sum(weights.values())
 
 

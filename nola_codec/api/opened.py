@@ -8,20 +8,18 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from nola_codec.adapters import dialect_of
-from nola_codec.adapters.dialects import peft_config, peft_diagonals
-from nola_codec.adapters.dialects.peft import factor_keys
-from nola_codec.adapters.dialects.peft_experts import is_expert
+from nola_codec.adapters.dialects.peft_config import PREFIX
 from nola_codec.api.arguments import require_source
 from nola_codec.arrays import NUMPY, Arrays, arrays_on
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.decoder.adapters import decode_adapter, decode_records
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.decoder.factors import DecodedFactors
+from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.errors import AdapterError, FormatError, NolaError, expected, require_torch
 from nola_codec.merge.arithmetic.sum import delta_weight
-from nola_codec.merge.diagonal import diagonal_delta
 from nola_codec.merge.in_memory import merge_into_model
+from nola_codec.merge.layer_deltas import layer_delta
 from nola_codec.model.header import Header
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import to_numpy
@@ -61,7 +59,7 @@ class NolaFile:
         self._xp: Arrays | None = None
         self._decoder: Decoder | None = None
         self.header: Header = container.header
-        self._index = {record.name: i for i, record in enumerate(self.header.lowrank)}
+        self._index = {record.name: i for i, record in enumerate(self.header.pairs)}
         self._vectors = frozenset(record.name for record in self.header.vectors)
 
     def names(self) -> list[str]:
@@ -85,8 +83,8 @@ class NolaFile:
         if name not in self._vectors:
             raise AdapterError(f"no vector named {name!r}; vector_names() lists them", code="unknown-name",
                                where=self._container.name)  # fmt: skip
-        ((_, decoded),) = self._open_decoder().vectors([name])
-        return self._tensor(decoded.float32(self._arrays()))
+        ((_, decoded),) = self._open_decoder().decode_vectors([name])
+        return self._tensor(decoded.float32(self._arrays())[0])
 
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Decode one module: (lora_A (r, in), lora_B (out, r)), float32, on the device.
@@ -119,11 +117,11 @@ class NolaFile:
             AdapterError: ``unknown-name``, ``bad-shape``; for VeRA and RandLoRA ``needs-shape``, ``merge-projections``.
             FormatError, ChecksumMismatch: The file is damaged.
         """
-        if self.header.dialect == "peft" and peft_diagonals.method_of(self.header.config) is not None:
+        if dialect_of(self.header, self._container.name).needs_layer_shape:
             pair = None if shape is None else cast("tuple[int, int]", tuple(shape))
-            return diagonal_delta(self._open_decoder(), self._container.name, name, pair, self._tensor)
+            return layer_delta(self._open_decoder(), self._container.name, name, pair, self._tensor)
         index = self._find(name)
-        delta = delta_weight(self._decode_record(index), self.header.lowrank[index].kind, self._arrays())
+        delta = delta_weight(self._decode_record(index), self.header.pairs[index].kind, self._arrays())
         if shape is not None and tuple(shape) != tuple(delta.shape):
             where = f"{self._container.name}: {name}"
             raise AdapterError(expected("shape", tuple(delta.shape), tuple(shape)), code="bad-shape", where=where)
@@ -144,24 +142,25 @@ class NolaFile:
         stored = stored_dtype(dtype)
         decoder = self._open_decoder()
         # PEFT's pairs stay on the device all the way; other dialects' tensors are put together in NumPy first.
-        in_numpy = self._device == "numpy" or self.header.dialect != "peft"
-        if in_numpy or any(is_expert(record.name) for record in self.header.lowrank):
-            adapter = decode_adapter(decoder, verify=self._verify)
-            made = dialect_of(adapter.dialect, self._container.name).tensors(adapter, stored)
+        dialect = dialect_of(self.header, self._container.name)
+        keys = dialect.direct_keys((record.name, record.kind.layout) for record in self.header.pairs)
+        if keys is None or self._device == "numpy":
+            made = dialect.tensors(decode_adapter(decoder, verify=self._verify), stored)
             return {key: self._carried_tensor(tensor) for key, tensor in made.items()}
         self._require_torch()
         from nola_codec.decoder.torch_raw import torch_dtype
 
         wanted = torch_dtype(stored)
         tensors: dict[str, torch.Tensor] = {}
-        factors, vectors = decode_records(decoder, verify=self._verify)
-        for record, decoded in zip(decoder.header.lowrank, factors, strict=True):
-            a_key, b_key = factor_keys(record.name, record.kind.layout)
+        records = decode_records(decoder, verify=self._verify)
+        pairs = len(decoder.header.pairs)
+        for record, decoded in zip(decoder.header.pairs, records[:pairs], strict=True):
+            a_key, b_key = keys[record.name]
             lora_B, lora_A = decoded.float32(decoder.xp)
-            tensors[a_key] = self._tensor(lora_A).reshape(record.kind.a_shape).to(wanted)
-            tensors[b_key] = self._tensor(lora_B).reshape(record.kind.b_shape).to(wanted)
-        for vector_record, vector in zip(decoder.header.vectors, vectors, strict=True):
-            tensors[vector_record.name] = self._tensor(vector.float32(decoder.xp)).to(wanted)
+            tensors[a_key] = self._tensor(lora_A).reshape(record.kind.stored_shapes[1]).to(wanted)
+            tensors[b_key] = self._tensor(lora_B).reshape(record.kind.stored_shapes[0]).to(wanted)
+        for vector_record, vector in zip(decoder.header.vectors, records[pairs:], strict=True):
+            tensors[vector_record.name] = self._tensor(vector.float32(decoder.xp)[0]).to(wanted)
         for name, carried in decoder.carried():
             tensors[name] = self._carried_tensor(carried)
         return tensors
@@ -211,8 +210,8 @@ class NolaFile:
             self._decoder = Decoder(self._container, self._arrays())
         return self._decoder
 
-    def _decode_record(self, index: int) -> DecodedFactors:
-        ((_, decoded),) = self._open_decoder().factors([index])
+    def _decode_record(self, index: int) -> DecodedRecord:
+        ((_, decoded),) = self._open_decoder().decode_pairs([index])
         return decoded
 
     def _tensor(self, array: Any) -> torch.Tensor:
@@ -237,7 +236,7 @@ class NolaFile:
         return self._tensor(to_torch(tensor))
 
     def _find(self, name: str) -> int:
-        for candidate in (name, peft_config.PREFIX + name):
+        for candidate in (name, PREFIX + name):
             if candidate in self._index:
                 return self._index[candidate]
         raise AdapterError(
@@ -254,7 +253,7 @@ def check_rungs(container: Container) -> None:
     last = len(container.header.rungs) - 1
     for rung in range(last + 1):
         container.select(rung)
-        Decoder(container, NUMPY).checked()
+        Decoder(container, NUMPY).decode_all()
 
 
 def load(

@@ -14,10 +14,10 @@ import numpy as np
 from nola_codec.arrays import NUMPY, Arrays, TorchArrays
 from nola_codec.basis import BASES, BasisKey
 from nola_codec.decoder.coefficients import Coefficients
-from nola_codec.decoder.decoder import FactorsDigest
+from nola_codec.decoder.decoder import DecodedHash
 from nola_codec.decoder.factors import synthesize_records
 from nola_codec.errors import require_torch
-from nola_codec.model.records import LowRankKind, LowRankRecord
+from nola_codec.model.records import CodedKind, CodedRecord, coded_sides
 from nola_codec.prng import NAMES, PHILOX, SIGNS, THREEFRY, words
 
 _KNOWN_WORDS = {
@@ -97,13 +97,12 @@ def _basis(number: int, xp: Arrays) -> str:
 
 
 def _factors(xp: Arrays) -> str:
-    digest = FactorsDigest()
+    digest = DecodedHash()
     for rows, columns, rank in ((576, 192, 3), (97, 36, 2)):
-        kind = LowRankKind("x", "linear", (rows, rank), (rank, columns), 1.0, False, "F32", 1, "component",
-                           (rows, columns))  # fmt: skip
+        kind = CodedKind("x", "F32", 1, coded_sides([(rows, rank), (rank, columns)]))
         codes = _symbols(rank, -300, -250)
         zeros = np.zeros(rank, np.int64)
-        record = LowRankRecord("x", kind, 5, (-20, -20), zeros, zeros, codes)
+        record = CodedRecord("x", kind, 5, (-20, -20), zeros, zeros, codes)
         b = _symbols(rank * rows, -200, 200).reshape(rank, rows).astype(np.int32)
         a = _symbols(rank * columns, -200, 200).reshape(rank, columns).astype(np.int32)
         (factors,) = synthesize_records([record], [Coefficients((b, a), 200)], generator=PHILOX, seed=11, xp=xp)

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from nola_codec import adapters
 from nola_codec.adapters import AnySource
-from nola_codec.adapters.dialects import peft_diagonals
 from nola_codec.api.arguments import ConfigObject, plain_config, require_source
-from nola_codec.api.encoding import require_least_squares, source_size
+from nola_codec.api.encoding import source_size
 from nola_codec.api.keywords import Objective, SweepKeywords, check_keywords
-from nola_codec.encoder.encode import encode_adapter, prepared
 from nola_codec.encoder.options import EncodeOptions
+from nola_codec.encoder.pipeline import encode_adapter, prepare_form
+from nola_codec.encoder.rules import apply_rules
 from nola_codec.encoder.sizes import parse_size
 from nola_codec.errors import EncodeError
-from nola_codec.fit.bank import Bank
+from nola_codec.fit.canonical_form import CanonicalForm
 from nola_codec.model.adapter import Adapter
 from nola_codec.rendering import render_error, render_size, render_table
 
@@ -141,12 +141,11 @@ def sweep(
     for target in targets or ():
         _at(base, by, target)  # refuses what makes no sense before any work
     adapter = adapters.read(source, config=plain_config(config), carry_unknown=carry_unknown)
-    require_least_squares(adapter, base)
-    if peft_diagonals.method_of(adapter.config) is not None:
-        base = replace(base, objective="nmse")
+    _, rated = apply_rules(adapter, replace(base, error=0.5))  # some dialects have one objective, and no rank to choose
+    base = replace(base, objective=rated.objective)
     if base.progress is not None:
         base.progress("canonical form", 0, 1)
-    files = _Files(adapter, base, prepared(adapter, base), source_size(source, adapter))
+    files = _Files(adapter, base, prepare_form(adapter, base), source_size(source, adapter))
     points = [files.point(by, target) for target in (files.default_targets() if targets is None else targets)]
     return SweepReport(
         by=by,
@@ -167,11 +166,11 @@ def _targets(values: Sequence[int | str] | Sequence[float] | None) -> list[float
 
 @dataclass(frozen=True)
 class _Files:
-    """Encodes of one adapter over one bank."""
+    """Encodes of one adapter over one canonical form."""
 
     adapter: Adapter
     options: EncodeOptions
-    bank: Bank
+    form: CanonicalForm
     source_bytes: int
 
     def point(self, by: str, target: float) -> SweepPoint:
@@ -179,7 +178,7 @@ class _Files:
         start = time.perf_counter()
         try:
             _, report = encode_adapter(
-                self.adapter, _at(self.options, by, target), source_bytes=self.source_bytes, bank=self.bank
+                self.adapter, _at(self.options, by, target), source_bytes=self.source_bytes, form=self.form
             )
         except EncodeError as error:
             return SweepPoint(target, problem=str(error))

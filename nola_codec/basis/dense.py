@@ -25,6 +25,10 @@ class _Dense:
     def _rows(self, key: BasisKey, n: int, start: int, stop: int, xp: Arrays, dtype: str) -> Array:
         raise NotImplementedError
 
+    def max_num_basis(self, n: int) -> int | None:
+        """None: any number of rows can be drawn."""
+        return None
+
     def bound(self, n: int, num_basis: int, peak: int) -> int:
         """Largest magnitude that any partial sum can take, for coefficients of magnitude at most `peak`."""
         return peak * num_basis * self.entry_bound

@@ -46,6 +46,10 @@ class Hadamard:
         block, passes = plan(n)
         return float(block**passes)
 
+    def max_num_basis(self, n: int) -> int | None:
+        """n: there are no more orthogonal rows."""
+        return n
+
     def bound(self, n: int, num_basis: int, peak: int) -> int:
         """Largest magnitude that any partial sum can take, for coefficients of magnitude at most `peak`."""
         block, passes = plan(n)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from nola_codec.adapters.dialects.dialect_names import FORMATS
+from nola_codec.adapters.dialects.dialect_names import TARGET_DIALECTS
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option
 from nola_codec.cli.merge import MergeArguments
@@ -40,7 +40,7 @@ _ADAPTER = "Adapter"
     ]
 )
 @click.argument("file", type=click.Path())
-@option("--format", "dialect", group=_ADAPTER, type=click.Choice(FORMATS),
+@option("--format", "dialect", group=_ADAPTER, type=click.Choice(TARGET_DIALECTS),
         help="Write the adapter in this dialect instead of its own; --base then serves for names.")  # fmt: skip
 @option("--dtype", group=_ADAPTER, type=click.Choice(["f32", "f16", "bf16"]),
         help="Type of the adapter's factors; f32 is exact, the others round once  [default: f32].")  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nola_codec.container import canonical, fields
-from nola_codec.container.kind_wire import kind_from_wire, kind_to_wire
+from nola_codec.container.kind_wire import RECORD_ORDER, kind_from_wire, kind_to_wire, record_type
 from nola_codec.container.limits import Limits
 from nola_codec.container.names import join_name, pack_varints, split_name, unpack_varints
 from nola_codec.container.quantizer_wire import (
@@ -27,13 +27,9 @@ from nola_codec.model.records import (
     DrawnKind,
     DrawnRecord,
     Kind,
-    LowRankKind,
-    LowRankRecord,
     RawKind,
     RawRecord,
     Record,
-    VectorKind,
-    VectorRecord,
 )
 from nola_codec.prng import WORDS_PER_BLOCK
 from nola_codec.quant.scales import MAX_EXPONENT, MIN_EXPONENT
@@ -120,7 +116,7 @@ def _rung_to_wire(rung: Rung) -> list[Any]:
         pack_varints(rung.units),
         pack_varints(_exponent_differences(rung.exponents)),
         [side_model_to_wire(m) for m in rung.side_models],
-        rung.factors_sha256,
+        rung.decoded_sha256,
         dict(rung.measured),
     ]
 
@@ -130,8 +126,9 @@ def _rung_from_wire(
 ) -> Rung:
     tables, packed, differences, models, digest, measured = fields.listed(value, "rungs", count=6)
     allocation = tuple(allocation_from_wire(t, len(quantizers)) for t in fields.listed(tables, "allocation"))
-    if any(max(kind.tables) >= len(allocation) for kind in families):
-        raise fields.bad("allocation", f"{1 + max(max(k.tables) for k in families)} tables", len(allocation))
+    wanted = 1 + max((side.table for kind in families for side in kind.sides), default=-1)
+    if wanted > len(allocation):
+        raise fields.bad("allocation", f"{wanted} tables", len(allocation))
     units = tuple(unpack_varints(fields.binary(packed, "units"), len(families), "header `units`"))
     for index, (kind, number) in enumerate(zip(families, units, strict=True)):
         least = before.units[index] if before is not None else 0
@@ -146,7 +143,7 @@ def _rung_from_wire(
         units=units,
         exponents=_exponents(differences, families),
         side_models=(side_model_from_wire(pair_of_models[0]), side_model_from_wire(pair_of_models[1])),
-        factors_sha256=fields.binary(digest, "factors_sha256", count=32),
+        decoded_sha256=fields.binary(digest, "factors_sha256", count=32),
         measured={key: fields.real(v, "measured") for key, v in fields.mapping(measured, "measured").items()},
     )
 
@@ -173,9 +170,9 @@ def _records(
         raise fields.bad("kinds", f"{seen}, as many as are used", len(kinds))
     chosen = [kinds[number] for number in ids]
     names = _names(top["numbers"], ids, chosen, limits)
-    families = [kind for kind in chosen if isinstance(kind, LowRankKind | VectorKind)]
-    order = [(LowRankKind, VectorKind, RawKind, DrawnKind).index(type(kind)) for kind in chosen]
-    if order != sorted(order):
+    families = [kind for kind in chosen if isinstance(kind, CodedKind)]
+    order = [record_type(kind) for kind in chosen]
+    if order != sorted(order, key=RECORD_ORDER.index):
         raise fields.bad("records", "low-rank records, then vectors, raw ones, drawn ones", "another order")
     rungs: list[Rung] = []
     wires = fields.listed(top["rungs"], "rungs")
@@ -198,21 +195,17 @@ def _coded(
     streams: Sequence[int] = range(count)
     if top["streams"] is not None:
         streams = fields.integers(top["streams"], "streams", 0, (1 << 31) - 1, count=count)
-    made: list[CodedRecord] = []
-    for name, kind, stream, exponents, units in zip(
-        names[:count], families, streams, last.exponents, last.units, strict=True
-    ):
-        zeros = [np.zeros(units, np.int64) for _ in range(3)]
-        if isinstance(kind, LowRankKind):
-            made.append(LowRankRecord(name, kind, stream, (exponents[0], exponents[1]), *zeros))
-        else:
-            made.append(VectorRecord(name, kind, stream, (exponents[0],), *zeros))
-    return tuple(made)
+    return tuple(
+        CodedRecord(name, kind, stream, exponents, *(np.zeros(units, np.int64) for _ in range(3)))
+        for name, kind, stream, exponents, units in zip(
+            names[:count], families, streams, last.exponents, last.units, strict=True
+        )
+    )
 
 
 def _exponents(differences: Any, families: Sequence[CodedKind]) -> tuple[tuple[int, ...], ...]:
     """Exponents of each record's sides from their differences."""
-    sides = [len(kind.vector_lengths) for kind in families]
+    sides = [len(kind.sides) for kind in families]
     steps = iter(unpack_varints(fields.binary(differences, "exponents"), sum(sides), "header `exponents`"))
     last = [0, 0]
     exponents = []
@@ -233,7 +226,7 @@ def _exponent_differences(exponents: Sequence[tuple[int, ...]]) -> list[int]:
 
 def _check_totals(chosen: Sequence[Kind], kinds: Sequence[Kind], rungs: int, limits: Limits) -> None:
     """What all records take together, and the words that drawing each kind once takes."""
-    coded = [kind for kind in chosen if isinstance(kind, LowRankKind | VectorKind)]
+    coded = [kind for kind in chosen if isinstance(kind, CodedKind)]
     elements = sum(k.elements for k in coded) + sum(k.nbytes for k in chosen if isinstance(k, RawKind))
     elements += sum(k.draw.nbytes for k in chosen if isinstance(k, DrawnKind))
     if elements > limits.total_elements:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,14 +14,23 @@ from nola_codec.container import fields
 from nola_codec.container.draw_wire import draw_from_wire, draw_to_wire
 from nola_codec.container.limits import Limits
 from nola_codec.model.adapter import Layout
-from nola_codec.model.records import DrawnKind, Kind, LowRankKind, RawKind, VectorKind
+from nola_codec.model.records import CodedKind, DrawnKind, Kind, RawKind, Side, coded_sides
 from nola_codec.model.tensors import DTYPE_BYTES, DTYPES
 
-_LOWRANK, _RAW, _VECTOR, _DRAWN = 0, 1, 2, 3
+_PAIR, _RAW, _VECTOR, _DRAWN = 0, 1, 2, 3
+RECORD_ORDER = (_PAIR, _VECTOR, _RAW, _DRAWN)
+"""Record types in the order that a file's records keep."""
 _LAYOUTS: tuple[Layout, ...] = ("linear", "conv", "embedding")
 _MAX_PRECISION_SHIFT = 1023
 _MAX_AMPLITUDE = 1 << 14
 _MAX_TABLES = 256
+
+
+def record_type(kind: Kind) -> int:
+    """Number of the record type that a kind belongs to."""
+    if isinstance(kind, CodedKind):
+        return _PAIR if kind.is_pair else _VECTOR
+    return _RAW if isinstance(kind, RawKind) else _DRAWN
 
 
 def kind_to_wire(kind: Kind) -> list[Any]:
@@ -30,32 +40,32 @@ def kind_to_wire(kind: Kind) -> list[Any]:
     if isinstance(kind, RawKind):
         return [_RAW, kind.template, DTYPES.index(kind.dtype), list(kind.shape)]
     full = kind.num_basis == kind.vector_lengths
-    if isinstance(kind, VectorKind):
+    if not kind.is_pair:
+        (side,) = kind.sides
         return [
             _VECTOR,
             kind.template,
             DTYPES.index(kind.dtype),
-            list(kind.shape),
+            list(side.stored_shape),
             kind.basis,
-            None if full else kind.num_basis[0],
-            kind.tables[0],
-            kind.shift[0],
+            None if full else side.num_basis,
+            side.table,
+            side.shift,
             kind.amplitude,
         ]
     return [
-        _LOWRANK,
+        _PAIR,
         kind.template,
         _LAYOUTS.index(kind.layout),
-        list(kind.b_shape),
-        list(kind.a_shape),
+        *(list(shape) for shape in kind.stored_shapes),
         kind.scaling,
         int(kind.fan_in_fan_out),
         DTYPES.index(kind.dtype),
         kind.basis,
         0 if kind.split == "component" else 1,
         None if full else list(kind.num_basis),
-        list(kind.tables),
-        list(kind.shift),
+        [side.table for side in kind.sides],
+        [side.shift for side in kind.sides],
         kind.amplitude,
     ]
 
@@ -63,71 +73,91 @@ def kind_to_wire(kind: Kind) -> list[Any]:
 def kind_from_wire(value: Any, limits: Limits) -> Kind:
     """Parse and check one kind. Raises FormatError."""
     items = fields.listed(value, "kinds")
-    record = fields.integer(items[0] if items else None, "kinds record type", 0, 255)
-    if record == _RAW:
-        _, template, dtype, shape = fields.listed(value, "kinds", count=4)
-        raw = RawKind(
-            fields.text(template, "kinds template", limits.name),
-            DTYPES[fields.integer(dtype, "kinds dtype", 0, len(DTYPES) - 1)],
-            fields.shape(shape, limits, least=0),
-        )
-        if raw.nbytes > limits.factor_elements * max(DTYPE_BYTES.values()):
-            raise fields.over("kinds shape", limits.factor_elements, raw.nbytes)
-        return raw
-    if record == _VECTOR:
-        return _vector(value, limits)
-    if record == _DRAWN:
-        _, template, *rest = fields.listed(value, "kinds", count=12)
-        return DrawnKind(fields.text(template, "kinds template", limits.name), draw_from_wire(rest, limits))
-    if record != _LOWRANK:
-        raise fields.bad("kinds record type", "0 to 3", record)
-    (_, template, layout, b_shape, a_shape, scaling, fan, dtype, basis, split, num_basis, tables, shift, amplitude) = (
+    parsers: dict[int, Callable[[Any, Limits], Kind]] = {
+        _PAIR: _parse_pair, _RAW: _parse_raw, _VECTOR: _parse_vector, _DRAWN: _parse_drawn,
+    }  # fmt: skip
+    number = fields.integer(items[0] if items else None, "kinds record type", 0, 255)
+    if number not in parsers:
+        raise fields.bad("kinds record type", "0 to 3", number)
+    return parsers[number](value, limits)
+
+
+def _parse_raw(value: Any, limits: Limits) -> RawKind:
+    _, template, dtype, shape = fields.listed(value, "kinds", count=4)
+    raw = RawKind(
+        fields.text(template, "kinds template", limits.name),
+        DTYPES[fields.integer(dtype, "kinds dtype", 0, len(DTYPES) - 1)],
+        fields.shape(shape, limits, least=0),
+    )
+    if raw.nbytes > limits.factor_elements * max(DTYPE_BYTES.values()):
+        raise fields.over("kinds shape", limits.factor_elements, raw.nbytes)
+    return raw
+
+
+def _parse_drawn(value: Any, limits: Limits) -> DrawnKind:
+    _, template, *rest = fields.listed(value, "kinds", count=12)
+    return DrawnKind(fields.text(template, "kinds template", limits.name), draw_from_wire(rest, limits))
+
+
+def _parse_pair(value: Any, limits: Limits) -> CodedKind:
+    (_, template, layout, b_shape, a_shape, scaling, fan, dtype, basis, split, num_basis, tables, shifts, amplitude) = (
         fields.listed(value, "kinds", count=14)
     )
     b_shape, a_shape = fields.shape(b_shape, limits, least=1), fields.shape(a_shape, limits, least=1)
     _check_factors(b_shape, a_shape, limits)
-    kind = LowRankKind(
+    kind = CodedKind(
         template=fields.text(template, "kinds template", limits.name),
         layout=_LAYOUTS[fields.integer(layout, "kinds layout", 0, len(_LAYOUTS) - 1)],
-        b_shape=b_shape,
-        a_shape=a_shape,
         scaling=fields.real(scaling, "kinds scaling"),
         fan_in_fan_out=bool(fields.integer(fan, "kinds fan_in_fan_out", 0, 1)),
         dtype=DTYPES[fields.integer(dtype, "kinds dtype", 0, 2)],
         basis=basis_by_id(fields.integer(basis, "kinds basis", 0, 255)).id,
         split="component" if fields.integer(split, "kinds split", 0, 1) == 0 else "factor",
-        num_basis=(0, 0),
-        tables=_pair(tables, "kinds tables", 0, _MAX_TABLES - 1),
-        shift=_pair(shift, "kinds shift", -_MAX_PRECISION_SHIFT, _MAX_PRECISION_SHIFT),
+        sides=(),
         amplitude=fields.integer(amplitude, "kinds amplitude", -_MAX_AMPLITUDE, _MAX_AMPLITUDE),
     )
-    lengths = kind.vector_lengths
-    # A dense basis may have more rows than a vector has elements; a Hadamard basis has no more to give.
-    most = lengths if kind.basis == 1 else (limits.dimension, limits.dimension)
-    counts = lengths if num_basis is None else _pair(num_basis, "kinds num_basis", 1, limits.dimension)
-    if counts[0] > most[0] or counts[1] > most[1]:
+    sides = coded_sides(
+        (b_shape, a_shape),
+        kind.split,
+        None if num_basis is None else _pair(num_basis, "kinds num_basis", 1, limits.dimension),
+        _pair(tables, "kinds tables", 0, _MAX_TABLES - 1),
+        _pair(shifts, "kinds shift", -_MAX_PRECISION_SHIFT, _MAX_PRECISION_SHIFT),
+    )
+    most = tuple(_most_coefficients(kind.basis, side, limits) for side in sides)
+    counts = tuple(side.num_basis for side in sides)
+    if any(count > bound for count, bound in zip(counts, most, strict=True)):
         raise fields.bad("kinds num_basis", f"at most {most}", counts)
-    return replace(kind, num_basis=counts)
+    return replace(kind, sides=sides)
 
 
-def _vector(value: Any, limits: Limits) -> VectorKind:
+def _parse_vector(value: Any, limits: Limits) -> CodedKind:
     _, template, dtype, shape, basis, num_basis, table, shift, amplitude = fields.listed(value, "kinds", count=9)
     shape = fields.shape(shape, limits, least=1)
     elements = math.prod(shape)
     if elements > limits.factor_elements:
         raise fields.over("kinds shape", limits.factor_elements, elements)
     basis = basis_by_id(fields.integer(basis, "kinds basis", 0, 255)).id
-    most = elements if basis == 1 else limits.dimension
-    return VectorKind(
+    (side,) = coded_sides(
+        (shape,),
+        tables=(fields.integer(table, "kinds tables", 0, _MAX_TABLES - 1),),
+        shifts=(fields.integer(shift, "kinds shift", -_MAX_PRECISION_SHIFT, _MAX_PRECISION_SHIFT),),
+    )
+    if num_basis is not None:
+        most = _most_coefficients(basis, side, limits)
+        side = replace(side, num_basis=fields.integer(num_basis, "kinds num_basis", 1, most))
+    return CodedKind(
         template=fields.text(template, "kinds template", limits.name),
         dtype=DTYPES[fields.integer(dtype, "kinds dtype", 0, 2)],
-        shape=shape,
         basis=basis,
-        num_basis=(elements if num_basis is None else fields.integer(num_basis, "kinds num_basis", 1, most),),
-        tables=(fields.integer(table, "kinds tables", 0, _MAX_TABLES - 1),),
-        shift=(fields.integer(shift, "kinds shift", -_MAX_PRECISION_SHIFT, _MAX_PRECISION_SHIFT),),
+        sides=(side,),
         amplitude=fields.integer(amplitude, "kinds amplitude", -_MAX_AMPLITUDE, _MAX_AMPLITUDE),
     )
+
+
+def _most_coefficients(basis: int, side: Side, limits: Limits) -> int:
+    """Most coefficients that a vector of a side may have."""
+    most = basis_by_id(basis).max_num_basis(side.length)
+    return limits.dimension if most is None else most
 
 
 def _pair(value: Any, what: str, low: int, high: int) -> tuple[int, int]:

@@ -46,7 +46,8 @@ def lookup(allocation: Allocation, precision: int) -> tuple[int, int, int]:
 
 
 def _entry(allocations: Allocations, rung: int, kind: CodedKind, side: int, precision: int) -> tuple[int, int, int]:
-    return lookup(allocations[rung][kind.tables[side]], precision + kind.shift[side])
+    own = kind.sides[side]
+    return lookup(allocations[rung][own.table], precision + own.shift)
 
 
 def coded_layers(record: CodedRecord, allocations: Allocations, rung: int, side: int) -> list[Layer]:

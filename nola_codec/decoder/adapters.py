@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from nola_codec.arrays import Arrays
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.decoder.factors import DecodedFactors, DecodedVector
+from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.model.adapter import Adapter, LoraModule, VectorTensor
-from nola_codec.model.records import LowRankRecord
+from nola_codec.model.records import CodedRecord
 from nola_codec.progress import Progress
 
 
@@ -24,12 +24,10 @@ def decode_adapter(decoder: Decoder, progress: Progress | None = None, *, verify
         ChecksumMismatch: The decoded SHA-256 is not the encoder's.
         FormatError: The file is damaged.
     """
-    return build_adapter(decoder, *decode_records(decoder, progress, verify=verify))
+    return build_adapter(decoder, decode_records(decoder, progress, verify=verify))
 
 
-def decode_records(
-    decoder: Decoder, progress: Progress | None = None, *, verify: bool = True
-) -> tuple[list[DecodedFactors], list[DecodedVector]]:
+def decode_records(decoder: Decoder, progress: Progress | None = None, *, verify: bool = True) -> list[DecodedRecord]:
     """Decode all coded records: those of low rank, then the vectors, on the decoder's device.
 
     Args:
@@ -43,44 +41,42 @@ def decode_records(
     """
     total = len(decoder.header.coded)
     if verify:
-        return decoder.checked(lambda done: progress("decode", done, total) if progress else None)
-    factors: list[DecodedFactors] = []
-    vectors: list[DecodedVector] = []
-    for index, item in decoder.decoded():
-        if isinstance(item, DecodedFactors):
-            factors.append(item)
-        else:
-            vectors.append(item)
+        return decoder.decode_all(lambda done: progress("decode", done, total) if progress else None)
+    records = []
+    for index, record in decoder.decode():
+        records.append(record)
         if progress is not None:
             progress("decode", index + 1, total)
-    return factors, vectors
+    return records
 
 
-def build_adapter(decoder: Decoder, factors: Sequence[DecodedFactors], vectors: Sequence[DecodedVector]) -> Adapter:
+def build_adapter(decoder: Decoder, records: Sequence[DecodedRecord]) -> Adapter:
     """Build an adapter from decoded records and carried tensors: float32, exact, NumPy arrays."""
-    header = decoder.header
-    modules = [lora_module(r, f, decoder.xp) for r, f in zip(header.lowrank, factors, strict=True)]
+    header, pairs = decoder.header, len(decoder.header.pairs)
+    modules = [_lora_module(r, d, decoder.xp) for r, d in zip(header.pairs, records[:pairs], strict=True)]
+    vectors = [_vector_tensor(r, d, decoder.xp) for r, d in zip(header.vectors, records[pairs:], strict=True)]
     raw = dict(decoder.carried())
     draws = {record.name: record.kind.draw for record in header.drawn}
-    tensors = [
-        VectorTensor(record.name, decoder.xp.numpy(vector.float32(decoder.xp)), record.kind.dtype)
-        for record, vector in zip(header.vectors, vectors, strict=True)
-    ]
-    return Adapter(header.dialect, tuple(modules), raw, header.config, header.metadata, tuple(tensors), draws)
+    return Adapter(header.dialect, tuple(modules), raw, header.config, header.metadata, tuple(vectors), draws)
 
 
-def lora_module(record: LowRankRecord, factors: DecodedFactors, xp: Arrays) -> LoraModule:
-    """A record and its decoded factors as a module of an adapter: float32, exact, NumPy arrays."""
-    lora_B, lora_A = factors.float32(xp)
+def _lora_module(record: CodedRecord, decoded: DecodedRecord, xp: Arrays) -> LoraModule:
+    lora_B, lora_A = decoded.float32(xp)
     kind = record.kind
+    b_shape, a_shape = kind.stored_shapes
     return LoraModule(
         name=record.name,
         lora_A=xp.numpy(lora_A),
         lora_B=xp.numpy(lora_B),
-        a_shape=kind.a_shape,
-        b_shape=kind.b_shape,
+        a_shape=a_shape,
+        b_shape=b_shape,
         scaling=kind.scaling,
         layout=kind.layout,
         fan_in_fan_out=kind.fan_in_fan_out,
         dtype=kind.dtype,
     )
+
+
+def _vector_tensor(record: CodedRecord, decoded: DecodedRecord, xp: Arrays) -> VectorTensor:
+    (values,) = decoded.float32(xp)
+    return VectorTensor(record.name, xp.numpy(values), record.kind.dtype)

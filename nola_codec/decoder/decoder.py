@@ -1,4 +1,4 @@
-"""An open container -> factors and vectors, one record, some or all, on any device."""
+"""An open container -> decoded records, one record, some or all, on any device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from nola_codec.arrays import Arrays
 from nola_codec.container.reader import Container
 from nola_codec.decoder.coefficients import decode_symbols, record_coefficients
-from nola_codec.decoder.factors import CHUNK_ELEMENTS, Decoded, DecodedFactors, DecodedVector, synthesize_records
+from nola_codec.decoder.factors import CHUNK_ELEMENTS, DecodedRecord, synthesize_records
 from nola_codec.errors import ChecksumMismatch
 from nola_codec.model.records import CodedRecord
 from nola_codec.model.tensors import RawTensor
@@ -29,8 +29,8 @@ _PORTION_SYMBOLS = 1 << 20
 class Decoder:
     """Decodes records of a container.
 
-    for index, factors in Decoder(container, NUMPY).factors():
-        ...
+    for index, record in Decoder(container, NUMPY).decode():
+        header.coded[index].name, record.sides, record.exponents
     """
 
     def __init__(self, container: Container, xp: Arrays, chunk_elements: int = CHUNK_ELEMENTS) -> None:
@@ -42,21 +42,18 @@ class Decoder:
         self._allocations = [rung.allocation for rung in self.header.rungs]
         self._starts = np.cumsum([0, *self.header.blocks]).tolist()
 
-    def factors(self, indexes: Sequence[int] | None = None) -> Iterator[tuple[int, DecodedFactors]]:
-        """`decoded` of low-rank records: of those asked for, or all."""
-        wanted = range(len(self.header.lowrank)) if indexes is None else indexes
-        return ((index, item) for index, item in self.decoded(wanted) if isinstance(item, DecodedFactors))
+    def decode_pairs(self, indexes: Sequence[int] | None = None) -> Iterator[tuple[int, DecodedRecord]]:
+        """`decode` the pairs asked for, by their numbers in `Header.pairs`, or all."""
+        return self.decode(range(len(self.header.pairs)) if indexes is None else indexes)
 
-    def vectors(self, names: Sequence[str] | None = None) -> Iterator[tuple[str, DecodedVector]]:
-        """`decoded` of vector records: (name, values) of those asked for, or all."""
-        first, asked = len(self.header.lowrank), None if names is None else frozenset(names)
+    def decode_vectors(self, names: Sequence[str] | None = None) -> Iterator[tuple[str, DecodedRecord]]:
+        """`decode` the vectors of these names, or all: (name, decoded)."""
+        first, asked = len(self.header.pairs), None if names is None else frozenset(names)
         wanted = [first + i for i, r in enumerate(self.header.vectors) if asked is None or r.name in asked]
-        for index, item in self.decoded(wanted):
-            if isinstance(item, DecodedVector):
-                yield self.header.coded[index].name, item
+        return ((self.header.coded[index].name, item) for index, item in self.decode(wanted))
 
-    def decoded(self, indexes: Sequence[int] | None = None) -> Iterator[tuple[int, Decoded]]:
-        """(number in `Header.coded`, what it decodes to) for the records asked for, block by block, in ascending order.
+    def decode(self, indexes: Sequence[int] | None = None) -> Iterator[tuple[int, DecodedRecord]]:
+        """Decode the coded records asked for, or all: (number in `Header.coded`, decoded), in ascending order.
 
         Only the blocks that hold them are read.
 
@@ -73,10 +70,10 @@ class Decoder:
             batch.append(block)
             weight += sum(_coefficient_count(r) for r in self._block(block))
             if weight >= _BATCH_SYMBOLS:
-                yield from self._decode(batch, wanted)
+                yield from self._decode_blocks(batch, wanted)
                 batch, weight = [], 0
         if batch:
-            yield from self._decode(batch, wanted)
+            yield from self._decode_blocks(batch, wanted)
 
     def symbols(self) -> list[list[npt.NDArray[Any]]]:
         """Symbols of all records, for each those of each rung: what an encoder put in."""
@@ -93,44 +90,41 @@ class Decoder:
         for drawn in self.header.drawn:
             yield drawn.name, drawn_tensor(drawn.kind.draw)
 
-    def checked(
-        self, progress: Callable[[int], None] | None = None
-    ) -> tuple[list[DecodedFactors], list[DecodedVector]]:
-        """All factors and all vectors, their digest compared with the one in the header.
+    def decode_all(self, progress: Callable[[int], None] | None = None) -> list[DecodedRecord]:
+        """Decode all coded records, in the order of `Header.coded`, and check the decoded SHA-256.
+
+        Args:
+            progress: Called with the number of records done.
 
         Raises:
             ChecksumMismatch: ``factors-checksum``: what was decoded is not what the encoder saw.
             FormatError: the file is damaged.
         """
-        digest = FactorsDigest()
-        factors: list[DecodedFactors] = []
-        vectors: list[DecodedVector] = []
-        for index, item in self.decoded():
-            digest.update(item, self.xp)
-            if isinstance(item, DecodedFactors):
-                factors.append(item)
-            else:
-                vectors.append(item)
+        sha256 = DecodedHash()
+        records: list[DecodedRecord] = []
+        for index, record in self.decode():
+            sha256.update(record, self.xp)
+            records.append(record)
             if progress is not None:
                 progress(index + 1)
         for _, tensor in self.carried():
-            digest.update_raw(tensor)
-        if digest.digest() != self.header.factors_sha256:
+            sha256.update_raw(tensor)
+        if sha256.digest() != self.header.decoded_sha256:
             raise ChecksumMismatch(
                 "decoded factors: SHA-256 differs from the encoder's; this decoder is not exact",
                 code="factors-checksum",
             )
-        return factors, vectors
+        return records
 
     def _block(self, block: int) -> Sequence[CodedRecord]:
         return self.header.coded[self._starts[block] : self._starts[block + 1]]
 
-    def _decode(self, blocks: Sequence[int], wanted: set[int]) -> Iterator[tuple[int, Decoded]]:
+    def _decode_blocks(self, blocks: Sequence[int], wanted: set[int]) -> Iterator[tuple[int, DecodedRecord]]:
         symbols = self._symbols(blocks)
         numbers = [i for b in blocks for i in range(self._starts[b], self._starts[b + 1])]
         picked = [(number, symbols[position]) for position, number in enumerate(numbers) if number in wanted]
 
-        def make(part: Sequence[_Picked]) -> list[tuple[int, Decoded]]:
+        def make(part: Sequence[_Picked]) -> list[tuple[int, DecodedRecord]]:
             records = [self.header.coded[number] for number, _ in part]
             coefficients = [
                 record_coefficients(record, item, self.header.quantizers, self._allocations)
@@ -185,13 +179,13 @@ def _portions(items: Sequence[_Picked]) -> list[list[_Picked]]:
     return portions
 
 
-class FactorsDigest:
+class DecodedHash:
     """SHA-256 over records in file order: each side's exponent as int8, each side as int16; others' bytes."""
 
     def __init__(self) -> None:
         self._sha = hashlib.sha256()
 
-    def update(self, decoded: Decoded, xp: Arrays) -> None:
+    def update(self, decoded: DecodedRecord, xp: Arrays) -> None:
         """Add a coded record."""
         self._sha.update(struct.pack(f"<{len(decoded.exponents)}b", *decoded.exponents))
         for side in decoded.sides:

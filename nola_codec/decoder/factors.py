@@ -1,4 +1,4 @@
-"""Coefficients -> int16 factors and vectors: synthesis in the basis, then one integer scaling (design, section 1).
+"""Coefficients -> int16 sides of records: synthesis in the basis, then one integer scaling (design, section 1).
 
 Nothing here is floating point but exact integers held in floats, so every device and batch gives the same bits.
 """
@@ -15,7 +15,7 @@ from nola_codec.arrays import Array, Arrays
 from nola_codec.basis import BasisKey, basis_by_id, hadamard
 from nola_codec.decoder.coefficients import Coefficients
 from nola_codec.errors import FormatError
-from nola_codec.model.records import CodedKind, CodedRecord, LowRankKind, VectorKind
+from nola_codec.model.records import CodedRecord, Side
 from nola_codec.quant.scales import MAX_SHIFT, MIN_SHIFT, mantissa_and_shift
 
 CHUNK_ELEMENTS = 1 << 20
@@ -30,57 +30,24 @@ _PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
-class DecodedFactors:
-    """Decoded factors of one record.
+class DecodedRecord:
+    """What a coded record decodes to.
 
     Attributes:
-        lora_B: int16 (out, r); its value is lora_B * 2^exponents[0].
-        lora_A: int16 (r, in), in * kh * kw for a convolution; its value is lora_A * 2^exponents[1].
-        exponents: Powers of two.
+        sides: int16 arrays: (lora_B (out, r), lora_A (r, in)) of a pair, in * kh * kw for a convolution; (values,) of a
+            vector, in the tensor's shape. The value of side i is sides[i] * 2^exponents[i].
+        exponents: Power of two of each side.
     """
 
-    lora_B: Array
-    lora_A: Array
-    exponents: tuple[int, int]
+    sides: tuple[Array, ...]
+    exponents: tuple[int, ...]
 
-    @property
-    def sides(self) -> tuple[Array, Array]:
-        """The int16 arrays in the order of a file."""
-        return self.lora_B, self.lora_A
-
-    def float32(self, xp: Arrays) -> tuple[Array, Array]:
-        """(lora_B, lora_A) in float32, exact."""
-        return (
-            xp.cast(self.lora_B, "float32") * 2.0 ** self.exponents[0],
-            xp.cast(self.lora_A, "float32") * 2.0 ** self.exponents[1],
+    def float32(self, xp: Arrays) -> tuple[Array, ...]:
+        """The sides in float32, exact, each in its shape."""
+        return tuple(
+            (xp.cast(side.reshape(-1), "float32") * 2.0**exponent).reshape(tuple(side.shape))
+            for side, exponent in zip(self.sides, self.exponents, strict=True)
         )
-
-
-@dataclass(frozen=True)
-class DecodedVector:
-    """Decoded values of one vector record.
-
-    Attributes:
-        values: int16, in the tensor's shape; its value is values * 2^exponents[0].
-        exponents: The power of two.
-    """
-
-    values: Array
-    exponents: tuple[int]
-
-    @property
-    def sides(self) -> tuple[Array]:
-        """The int16 array."""
-        return (self.values,)
-
-    def float32(self, xp: Arrays) -> Array:
-        """The tensor in float32, exact."""
-        flat = xp.cast(self.values.reshape(-1), "float32") * 2.0 ** self.exponents[0]
-        return flat.reshape(tuple(self.values.shape))
-
-
-Decoded = DecodedFactors | DecodedVector
-"""What a coded record decodes to."""
 
 
 def synthesize_records(
@@ -91,50 +58,36 @@ def synthesize_records(
     seed: int,
     xp: Arrays,
     chunk_elements: int = CHUNK_ELEMENTS,
-) -> list[Decoded]:
-    """Several records decoded; those of equal shapes are synthesized together, `chunk_elements` at a time."""
-    sides: list[list[Array | None]] = [[None] * len(records), [None] * len(records)]
-    for side in (0, 1):
-        for members in _equal_shapes(records, side):
+) -> list[DecodedRecord]:
+    """Decode several records; those of equal shapes are synthesized together, `chunk_elements` at a time."""
+    made: list[list[Array]] = [[] for _ in records]
+    for side in range(max((len(record.kind.sides) for record in records), default=0)):
+        decoded: dict[int, Array] = {}
+        for members in _group_by_shape(records, side):
             first = records[members[0]]
             vectors = max(1, first.kind.vectors(first.units))
-            step = max(1, chunk_elements // (first.kind.vector_lengths[side] * vectors))
+            step = max(1, chunk_elements // (first.kind.sides[side].length * vectors))
             for start in range(0, len(members), step):
                 part = members[start : start + step]
-                made = _synthesize_side(
+                arrays = _synthesize_side(
                     [records[i] for i in part], [coefficients[i] for i in part], side, generator, seed, xp
                 )
-                for index, array in zip(part, made, strict=True):
-                    sides[side][index] = array
-    decoded: list[Decoded] = []
-    for record, b, a in zip(records, sides[0], sides[1], strict=True):
-        if isinstance(record.kind, LowRankKind):
-            decoded.append(DecodedFactors(b, a, (record.exponents[0], record.exponents[1])))
-        else:
-            decoded.append(DecodedVector(b, (record.exponents[0],)))
-    return decoded
+                decoded.update(zip(part, arrays, strict=True))
+        for index, array in decoded.items():
+            made[index].append(array)
+    return [DecodedRecord(tuple(own), record.exponents) for own, record in zip(made, records, strict=True)]
 
 
-def _equal_shapes(records: Sequence[CodedRecord], side: int) -> list[list[int]]:
-    """Numbers of the records that have this side, by what their synthesis depends on."""
+def _group_by_shape(records: Sequence[CodedRecord], side: int) -> list[list[int]]:
+    """Numbers of the records that have this side, grouped by what its synthesis depends on."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, record in enumerate(records):
         kind = record.kind
-        if side >= len(kind.vector_lengths):
-            continue
-        key = (
-            kind.split, kind.basis, kind.vector_lengths[side], kind.num_basis[side], _shape(kind, side),
-            kind.vectors(record.units),
-        )  # fmt: skip
-        groups.setdefault(key, []).append(index)
+        if side < len(kind.sides):
+            own = kind.sides[side]
+            key = own.shape, own.axis, own.num_basis, kind.split, kind.basis, kind.vectors(record.units)
+            groups.setdefault(key, []).append(index)
     return list(groups.values())
-
-
-def _shape(kind: CodedKind, side: int) -> tuple[int, ...]:
-    """Of the array that a side decodes to."""
-    if isinstance(kind, LowRankKind):
-        return (kind.rows, kind.rank) if side == 0 else (kind.rank, kind.columns)
-    return kind.shape
 
 
 def _synthesize_side(
@@ -146,27 +99,28 @@ def _synthesize_side(
     xp: Arrays,
 ) -> list[Array]:
     kind = records[0].kind
-    length, vectors = kind.vector_lengths[side], kind.vectors(records[0].units)
+    own = kind.sides[side]
+    length, vectors = own.length, kind.vectors(records[0].units)
     if vectors == 0:
-        return [xp.zeros(_shape(kind, side), "int16") for _ in records]
+        return [xp.zeros(own.shape, "int16") for _ in records]
     basis = basis_by_id(kind.basis)
     keys = tuple(BasisKey(generator, seed, 2 * record.stream + side) for record in records)
     peak = max(c.peak for c in coefficients)
-    bound = basis.bound(length, kind.num_basis[side], peak)
+    bound = basis.bound(length, own.num_basis, peak)
     if bound << 16 >= LARGEST_PRODUCT:
         raise FormatError(f"coefficients of {records[0].name}: sums may reach {bound}, too large to scale exactly",
                           code="bound")  # fmt: skip
-    if length > _LONG and kind.basis == 1 and kind.num_basis[side] == length and hadamard.plan(length)[1] == 1:
+    if length > _LONG and kind.basis == 1 and own.num_basis == length and hadamard.plan(length)[1] == 1:
         mantissas, shifts = _scales(records, side)
         return [
-            _shaped(_long_vectors(c.sides[side], length, key, c.peak, mantissas[own], shifts[own], xp), kind, side, xp)
-            for c, key, own in zip(coefficients, keys, np.split(np.arange(len(shifts)), len(records)), strict=True)
+            _arrange(_long_vectors(c.sides[side], length, key, c.peak, mantissas[part], shifts[part], xp), own, xp)
+            for c, key, part in zip(coefficients, keys, np.split(np.arange(len(shifts)), len(records)), strict=True)
         ]
     points = np.stack([c.sides[side] for c in coefficients])
     values = basis.synthesize(xp.asarray(points), length, keys, peak, xp)
     rows = _scaled(values.reshape(len(records) * vectors, length), *_scales(records, side), xp)
     rows = rows.reshape(len(records), vectors, length)
-    return [_shaped(rows[i], kind, side, xp) for i in range(len(records))]
+    return [_arrange(rows[i], own, xp) for i in range(len(records))]
 
 
 def _long_vectors(
@@ -215,14 +169,13 @@ def _scales(records: Sequence[CodedRecord], side: int) -> tuple[npt.NDArray[np.i
     return mantissas[:, None], shifts[:, None]
 
 
-def _shaped(rows: Array, kind: CodedKind, side: int, xp: Arrays) -> Array:
-    """(vectors, length) -> the array of a side, zero for components that were not kept."""
-    shape = _shape(kind, side)
-    if isinstance(kind, VectorKind) or kind.split == "factor":
-        return rows.reshape(shape)
-    factor = xp.zeros(shape, "int16")
-    if side == 0:
-        factor[:, : rows.shape[0]] = rows.swapaxes(0, 1)
+def _arrange(rows: Array, side: Side, xp: Arrays) -> Array:
+    """Vectors (vectors, length) -> the array of a side, zero for components that were not kept."""
+    if side.axis is None:
+        return rows.reshape(side.shape)  # one vector is the whole side
+    array = xp.zeros(side.shape, "int16")
+    if side.axis == 0:
+        array[: rows.shape[0]] = rows  # lora_A (r, in)
     else:
-        factor[: rows.shape[0]] = rows
-    return factor
+        array[:, : rows.shape[0]] = rows.swapaxes(0, 1)  # lora_B (out, r)
+    return array

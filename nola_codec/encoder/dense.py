@@ -1,4 +1,4 @@
-"""Dense changes of weights -> modules and vectors: strong singular components, and what they leave."""
+"""Split dense changes of weights into modules, of their strong singular components, and vectors, of the rest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nola_codec.adapters.dialects.delta import SUFFIX
+from nola_codec.adapters.adapter_delta import CHANGE_SUFFIX as SUFFIX
 from nola_codec.array_types import Float32Array
 from nola_codec.errors import EncodeError
 from nola_codec.fit.truncated_svd import truncated_svd
@@ -15,20 +15,20 @@ from nola_codec.model.adapter import LoraModule, VectorTensor
 from nola_codec.spool import Arena
 
 _SMALL = 4096
-"""Elements up to which a tensor is coded as a vector alone."""
+"""Number of elements up to which a tensor is coded as a vector alone."""
 _KERNEL = 16
-"""Longest last side of a three-dimensional tensor that is taken for a convolution."""
+"""Greatest last dimension of a three-dimensional tensor that is taken for a convolution."""
 
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """How a matrix is split.
+    """Settings for the split of a matrix.
 
     Attributes:
-        rank: Components taken at most; None is `DEFAULT_RANK`.
+        rank: Greatest number of components; None is `DEFAULT_RANK`, or no limit if `energy` is given.
         energy: Share of a matrix' energy at which its components end.
-        residue: Code what the components leave, as a vector.
-        seed: Of the randomized decomposition.
+        residue: True to code what the components leave, as a vector.
+        seed: Seed of the randomized decomposition.
     """
 
     rank: int | None = None
@@ -46,14 +46,14 @@ class SplitOptions:
 DEFAULT_RANK = 64
 
 
-def split(
+def split_changes(
     deltas: Iterable[tuple[str, str, Float32Array]], options: SplitOptions
 ) -> tuple[tuple[LoraModule, ...], tuple[VectorTensor, ...]]:
-    """Modules and vectors of changed weights.
+    """Return modules and vectors of changed weights.
 
     Args:
-        deltas: (weight name, dtype of the tuned weight, change, which is overwritten) one after the other.
-        options: How to split.
+        deltas: (weight name, dtype of the tuned weight, change, which is overwritten), one after the other.
+        options: Settings of the split.
     """
     modules, vectors = [], []
     arena = Arena(np.float32)
@@ -71,7 +71,15 @@ def split(
 
 
 def _low_rank(name: str, dtype: str, delta: Float32Array, number: int, options: SplitOptions) -> LoraModule | None:
-    """Its strong components; None for what is no matrix, or too small to gain by it."""
+    """Return the strong components of a change; None if it is no matrix, or too small to gain by it.
+
+    Args:
+        name: The weight.
+        dtype: Dtype of the module.
+        delta: The change, (out, in) or a convolution's (out, in, *kernel).
+        number: Stream of the randomized decomposition.
+        options: Settings of the split.
+    """
     rank = DEFAULT_RANK if options.rank is None and options.energy is None else options.rank
     if delta.ndim < 2 or (delta.ndim == 3 and delta.shape[-1] > _KERNEL) or delta.size <= _SMALL or rank == 0:
         return None

@@ -1,7 +1,7 @@
-"""The last percents of a target: single units nudged to a finer or a coarser precision.
+"""Use up the last percents of a target: single units are nudged to a finer or a coarser precision.
 
-Lambda moves all units; where few strong components carry an adapter, one of them changing its coder is a step wider
-than the rate control allows. What is left of a target is then filled by steps of other units.
+Lambda moves all units. Where a few strong components carry an adapter, one of them changing its coder is a wider step
+than the rate control allows; steps of other units then fill what is left of the target.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from nola_codec.array_types import Float64Array, Int64Array
-from nola_codec.fit.allocation import Plan, coder_class, ladder, precision_shift
-from nola_codec.fit.bank import Bank
+from nola_codec.fit.allocation import RatePlan, coder_class, precision_shift, rate_table
+from nola_codec.fit.canonical_form import CanonicalForm
 
 _REACH = 4
-"""Precisions that a unit may be moved by."""
+"""Greatest number of precisions that a unit is nudged by."""
 
 
 @dataclass(frozen=True)
-class Moves:
-    """What moving one unit does: parallel arrays.
+class UnitSteps:
+    """The effects of nudging one unit at a time: parallel arrays, one element for each possible step.
 
     Attributes:
-        unit: int64: index into the bank's units.
-        nudge: int64: change of its precision.
+        unit: int64: index into the form's units.
+        nudge: int64: change of the unit's precision.
         bits, error: float64: change of the file's bits and of the objective's error.
     """
 
@@ -34,36 +34,46 @@ class Moves:
     error: Float64Array
 
 
-def moves(bank: Bank, plan: Plan) -> Moves:
-    """All single moves of the units kept by a plan of one rung."""
-    total = max(float((bank.strength**2).sum()), 1e-300)
+def unit_steps(form: CanonicalForm, plan: RatePlan) -> UnitSteps:
+    """Return all single steps of the units that a plan of one rung keeps."""
+    total = max(float((form.strength**2).sum()), 1e-300)
     rate = np.zeros((2 * _REACH + 1, len(plan.kept)))
     survival = np.ones((2 * _REACH + 1, len(plan.kept)))
     for side in (0, 1):
-        for role, length, own in bank.groups(side, plan.kept):
-            table = ladder(plan.objectives, role, coder_class(role, length), plan.steps)
+        for role, length, own in form.groups(side, plan.kept):
+            table = rate_table(plan.objectives, role, coder_class(role, length), plan.steps)
             for place, nudge in enumerate(range(-_REACH, _REACH + 1)):
                 where = table.at(np.clip(plan.precision[own] + nudge, 0, 255) + precision_shift(length))
                 rate[place, own] += table.rate[-1, where] * length
                 survival[place, own] *= table.survival[-1, where]
     bits = rate - rate[_REACH]
-    error = (survival[_REACH] - survival) * bank.strength[plan.kept] ** 2 / total
+    error = (survival[_REACH] - survival) * form.strength[plan.kept] ** 2 / total
     row, position = np.nonzero((bits != 0) & (survival > 0))
-    return Moves(plan.kept[position], row - _REACH, bits[row, position], error[row, position])
+    return UnitSteps(plan.kept[position], row - _REACH, bits[row, position], error[row, position])
 
 
-def fill(bank: Bank, plan: Plan, *, bits: float = 0.0, error: float = 0.0) -> Int64Array:
-    """Nudges (units,) that use up spare bits for the most error, or spare error for the most bits; 0 where none."""
-    possible = moves(bank, plan)
+def fill_budget(form: CanonicalForm, plan: RatePlan, *, bits: float = 0.0, error: float = 0.0) -> Int64Array:
+    """Choose nudges that use up spare bits for the least error, or spare error for the fewest bits.
+
+    Args:
+        form: The units.
+        plan: Of one rung.
+        bits: Spare bits, or 0 if there is spare error.
+        error: Spare error, or 0 if there are spare bits.
+
+    Returns:
+        int64 (units,): 0 for a unit that stays as it is.
+    """
+    possible = unit_steps(form, plan)
     if bits > 0:
         cost, gain, budget = possible.bits, -possible.error, bits
     else:
         cost, gain, budget = possible.error, -possible.bits, error
-    nudges = np.zeros(bank.units, np.int64)
+    nudges = np.zeros(form.units, np.int64)
     usable = np.flatnonzero((cost > 0) & (gain > 0) & (cost <= budget))
-    for move in usable[np.argsort(-gain[usable] / cost[usable], kind="stable")].tolist():
-        unit = int(possible.unit[move])
-        if nudges[unit] == 0 and cost[move] <= budget:
-            nudges[unit] = possible.nudge[move]
-            budget -= float(cost[move])
+    for step in usable[np.argsort(-gain[usable] / cost[usable], kind="stable")].tolist():
+        unit = int(possible.unit[step])
+        if nudges[unit] == 0 and cost[step] <= budget:
+            nudges[unit] = possible.nudge[step]
+            budget -= float(cost[step])
     return nudges

@@ -1,4 +1,4 @@
-"""A caller's own say in how much each weight matters: a number a tensor."""
+"""Importance: a number for each tensor by which a user says how much it matters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.adapters.dialects.peft import module_path
+from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.errors import AdapterError, EncodeError
 from nola_codec.stores.dtypes import FLOAT_DTYPES, to_float64
 from nola_codec.stores.files import read_json
@@ -21,10 +21,10 @@ _SHOWN = 5
 
 
 def read_importance(path: str | os.PathLike[str]) -> dict[str, float]:
-    """Numbers by name from a JSON object, or from a safetensors file of one-element tensors.
+    """Read numbers by name from a JSON object, or from a safetensors file of one-element tensors.
 
     Raises:
-        EncodeError: neither of the two (code ``importance``).
+        EncodeError: The file is neither of the two (code ``importance``).
         AdapterError: the safetensors file cannot be read.
     """
     if Path(path).suffix == ".safetensors":
@@ -53,7 +53,7 @@ def _from_safetensors(path: str | os.PathLike[str]) -> dict[str, float]:
 
 
 def match_importance(names: Sequence[str], importance: Mapping[str, float]) -> npt.NDArray[np.float64]:
-    """Importance of each record, 1 where nothing is said of it.
+    """Return the importance of each record, 1 for those that are not named.
 
     Args:
         names: Names of modules and vectors as the adapter writes them.
@@ -81,7 +81,8 @@ def match_importance(names: Sequence[str], importance: Mapping[str, float]) -> n
     if unknown:
         more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
         raise EncodeError(
-            f"importance of what the adapter does not have: {', '.join(unknown[:_SHOWN])}{more}", code="importance"
+            f"importance is given for tensors that the adapter does not have: {', '.join(unknown[:_SHOWN])}{more}",
+            code="importance",
         )
     if len(names) and not result.any():
         raise EncodeError("every tensor has importance 0", code="importance")

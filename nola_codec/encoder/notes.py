@@ -1,4 +1,4 @@
-"""What the user should know of an encode, in sentences."""
+"""Sentences that a user should read after an encode."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from nola_codec.encoder.options import EncodeOptions
 
 
 def notes(options: EncodeOptions, nmse: float, effective: float | None, carried: float) -> tuple[str, ...]:
-    """One sentence each.
+    """Return the sentences that apply to a finished file.
 
     Args:
-        options: Of the encode.
-        nmse: As measured.
-        effective: The effective error, where it is defined.
-        carried: Share of the file that is tensors carried as they came.
+        options: The options of the encode.
+        nmse: The NMSE as measured.
+        effective: The effective error; None if it is not defined.
+        carried: Share of the file that carried tensors take.
     """
-    if options.projected and nmse > 0.5:
+    if options.is_factor_form and nmse > 0.5:
         return (
             f"{nmse:.1%} of the delta's energy is lost: a random basis of few coefficients keeps about their share of "
             "it. Files for a task are trained in this form; from weights alone, leave out num_basis.",

@@ -1,4 +1,4 @@
-"""What a caller may ask of an encode, checked once."""
+"""The options of an encode, checked once."""
 
 from __future__ import annotations
 
@@ -18,37 +18,41 @@ if TYPE_CHECKING:
     from nola_codec.encoder.tuning import Tuner
 
 DEFAULT_ERROR = 0.02
-"""Effective error of an encode with no rate option."""
+"""Effective error that an encode without a rate option aims at."""
 DEFAULT_BITS = 4
-"""Bits a coefficient when num_basis is given alone."""
+"""Bits of a coefficient when num_basis is given alone."""
 FITS = ("weights", "activations", "task")
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """At most one of nmse, size, ratio, error and num_basis/bits says the rate; with none, `DEFAULT_ERROR` holds.
+    """The options of an encode. At most one of nmse, size, ratio, error and num_basis/bits sets the rate.
+
+    Without any of these, the effective error is `DEFAULT_ERROR`.
 
     Attributes:
         nmse: Share of ||delta_W||_F^2 that may be lost over the file; the objective is then ``nmse``.
         size: Bytes that the file may take.
         ratio: Compression against the adapter's parameters in fp16.
         error: Target in the chosen objective.
-        num_basis: Coefficients a factor: the paper's form.
-        bits: Bits a coefficient in the paper's form, 1-8 or 16.
-        rank: Rank of the fitted factors in the paper's form, or the most components kept.
+        num_basis: Number of coefficients of a factor; makes the file one of the factor form.
+        bits: Bits of a coefficient in the factor form, 1-8 or 16.
+        rank: Rank of the fitted factors in the factor form; else the greatest number of components kept.
         objective: ``effective`` or ``nmse``.
         fit: ``weights``; ``activations``: components weigh what they gain on a calibration set; ``task``: the
             coefficients are trained, quantized as they will be stored.
         weighting: Moments by module name, for ``activations`` (`nola_codec.integrations.calibration` collects them).
-        tuner: For ``task``: trains (`nola_codec.training.TaskTuner`).
-        importance: A number a module, by name or pattern (`encoder.importance`): a factor on its components' weights.
-        basis, generator: By name.
+        tuner: For ``task``: the object that trains (`nola_codec.training.TaskTuner`).
+        importance: A number for a module, by name or pattern (`encoder.importance`): a factor on its components'
+            weights.
+        basis, generator: Names of the basis and of the generator.
         seed: 0 to 2^64 - 1.
-        shared_basis: One basis for all weights of one shape (the paper's shared basis).
+        shared_basis: Use one basis for all weights of one shape.
         entropy: Names of the entropy codecs to choose from.
         thorough: Search with quantizers that have a memory for files over 1 MB too: smaller, and many times slower.
-        progressive: Write a ladder: a file that can be cut to coarser ones, by default each a quarter of the next.
-        rungs: Sizes in bytes of the ladder's coarser rungs; makes the file progressive.
+        progressive: Write a progressive file, which can be cut to coarser ones, by default each a quarter of the next.
+        rungs: Sizes in bytes of the coarser rungs; makes the file progressive.
+        progress: Called as (stage, done, total).
     """
 
     nmse: float | None = None
@@ -93,25 +97,25 @@ class EncodeOptions:
             raise _bad(f"bits: expected 1 to 8, or 16, found {self.bits}")
         if not 0 <= self.seed < 1 << 64:
             raise _bad(f"seed: expected 0 to 2^64 - 1, found {self.seed}")
-        _known("basis", self.basis, BASIS_NAMES)
-        _known("prng", self.generator, GENERATOR_NAMES)
-        if self.ladder and self.projected:
-            raise _bad("the paper's form (num_basis, bits) has no ladder of rungs")
+        _require_known("basis", self.basis, BASIS_NAMES)
+        _require_known("generator", self.generator, GENERATOR_NAMES)
+        if self.has_rungs and self.is_factor_form:
+            raise _bad("the factor form (num_basis, bits) has no rungs; leave out num_basis and bits, or the rungs")
         if self.rungs is not None and (not self.rungs or any(size <= 0 for size in self.rungs)):
             raise _bad(f"rungs: expected positive sizes, found {self.rungs}")
         for codec in self.entropy:
-            _known("entropy", codec, CODEC_NAMES)
+            _require_known("entropy", codec, CODEC_NAMES)
         if not {"raw", "zstd"} & set(self.entropy):
             raise _bad("entropy: rans alone cannot code every stream; allow raw or zstd as well")
         if self.objective is not None:
-            _known("objective", self.objective, OBJECTIVES)
+            _require_known("objective", self.objective, OBJECTIVES)
             if self.nmse is not None and self.objective != "nmse":
                 raise _bad("nmse is a target of the objective nmse; use error with another objective")
-            if self.projected:
-                raise _bad("the paper's form (num_basis, bits) has no objective to choose: it is least squares")
+            if self.is_factor_form:
+                raise _bad("the factor form (num_basis, bits) has no objective to choose: it is least squares")
         self._check_weighting()
-        if not self.projected and self.basis != "hadamard":
-            raise _bad(f"basis {self.basis} is not orthogonal; it serves the paper's form only (num_basis, bits)")
+        if not self.is_factor_form and self.basis != "hadamard":
+            raise _bad(f"basis {self.basis} is not orthogonal; it serves the factor form only (num_basis, bits)")
 
     def _check_weighting(self) -> None:
         if self.fit not in FITS:
@@ -120,7 +124,7 @@ class EncodeOptions:
             raise _bad("fit activations needs what a calibration set says of the layers: a base model and its text")
         if (self.fit == "task") != (self.tuner is not None):
             raise _bad("fit task and a tuner go together: a base model and text of the task")
-        if self.fit == "task" and (self.projected or self.ladder or self.nmse is not None):
+        if self.fit == "task" and (self.is_factor_form or self.has_rungs or self.nmse is not None):
             raise _bad("fit task trains a file of one rung to a size, ratio or error; leave out nmse, num_basis, bits "
                        "and rungs")  # fmt: skip
         if self.fit != "activations" and self.weighting is not None:
@@ -129,30 +133,30 @@ class EncodeOptions:
             ("fit activations", self.fit == "activations"),
             ("importance", self.importance is not None),
         ):
-            if given and self.projected:
-                raise _bad(f"{name} weighs components, and the paper's form (num_basis, bits) has none")
+            if given and self.is_factor_form:
+                raise _bad(f"{name} weighs components, and the factor form (num_basis, bits) has none")
             if given and self.objective_name == "nmse":
                 raise _bad(f"{name} weighs components by more than their share of the NMSE; leave out nmse")
 
     @property
-    def weighted(self) -> bool:
-        """Whether components weigh anything but their energy."""
+    def has_weights(self) -> bool:
+        """True if components weigh anything but their energy."""
         return self.weighting is not None or self.importance is not None
 
     @property
-    def rated(self) -> bool:
-        """Whether anything was asked for that only coding gives: a rate, or a ladder."""
+    def has_rate(self) -> bool:
+        """True if the user asked for something that only coding gives: a rate, or rungs."""
         rates = (self.nmse, self.size, self.ratio, self.error)
-        return any(rate is not None for rate in rates) or self.projected or self.ladder
+        return any(rate is not None for rate in rates) or self.is_factor_form or self.has_rungs
 
     @property
-    def projected(self) -> bool:
-        """Whether the paper's form was asked for."""
+    def is_factor_form(self) -> bool:
+        """True for the factor form, False for the component form."""
         return self.num_basis is not None or self.bits is not None
 
     @property
-    def ladder(self) -> bool:
-        """Whether a ladder was asked for."""
+    def has_rungs(self) -> bool:
+        """True for a progressive file."""
         return self.progressive or self.rungs is not None
 
     @property
@@ -172,6 +176,7 @@ def _bad(message: str) -> EncodeError:
     return EncodeError(message, code="option")
 
 
-def _known(what: str, name: str, names: Mapping[str, object]) -> None:
+def _require_known(what: str, name: str, names: Mapping[str, object]) -> None:
+    """Refuse a name that is not among `names`."""
     if name not in names:
         raise _bad(f"{what}: expected one of {', '.join(names)}, found {name!r}")

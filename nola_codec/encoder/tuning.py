@@ -1,7 +1,7 @@
-"""Spread form whose coefficients are trained on a task: what the encoder asks of a tuner, and how its answer is coded.
+"""Component form whose coefficients are trained on a task: the contract of a tuner, and the code of its answer.
 
-The plan of the weight-space code says which components are kept and what each is coded with; the tuner moves the
-vectors. The file is then the plan's code of the moved vectors, as if they had been the adapter's.
+The plan of the weights' own code says which components are kept and how each is coded; the tuner changes the vectors.
+The file is then the plan's code of the trained vectors, as if they had been the adapter's.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import numpy.typing as npt
 
 from nola_codec.array_types import Float64Array
 from nola_codec.basis import basis_by_id
+from nola_codec.encoder.drafts import Draft, Drafter
 from nola_codec.encoder.report import TaskReport
-from nola_codec.encoder.search import Draft, Search
 from nola_codec.errors import EncodeError
-from nola_codec.fit.allocation import Plan
-from nola_codec.fit.bank import Bank
-from nola_codec.fit.quantize import Quantized, Workspace, quantize
+from nola_codec.fit.allocation import RatePlan
+from nola_codec.fit.canonical_form import CanonicalForm
+from nola_codec.fit.levels import Workspace
+from nola_codec.fit.quantize import QuantizedForm, quantize
 from nola_codec.model.adapter import Codable
 
 FactorPairs = Mapping[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
@@ -29,118 +30,123 @@ FactorPairs = Mapping[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32
 
 @dataclass(frozen=True)
 class TuningStart:
-    """The weight-space code that tuning starts from.
+    """The code of the weights that tuning starts from.
 
     Attributes:
-        items: Records' tensors, in order.
-        streams: Of the records.
-        bank: Coefficients of all components' vectors.
-        plan: Components that are kept, and their coders.
+        items: The records' tensors, in order.
+        streams: Stream number of each record.
+        form: Coefficients of all components' vectors.
+        plan: The components that are kept, and their coders.
         quantized: Their code.
-        basis, generator, seed: Of the bases.
+        basis: Id of the basis.
+        generator: Id of the generator.
+        seed: Seed of the generator.
     """
 
     items: Sequence[Codable]
     streams: Sequence[int]
-    bank: Bank
-    plan: Plan
-    quantized: Quantized
+    form: CanonicalForm
+    plan: RatePlan
+    quantized: QuantizedForm
     basis: int
     generator: int
     seed: int
 
 
 @dataclass(frozen=True)
-class Moved:
+class TrainedForm:
     """A tuner's answer.
 
     Attributes:
-        bank: The start's with the kept units' rows replaced, mean square 1 as ever.
-        size: float64 (units of the bank,): norm of each kept component, u s v^T having norm s.
+        form: The start's form with other rows for the kept units, each with a mean square of 1.
+        size: float64 (units of the form,): norm of each kept component; s u v^T has norm s.
     """
 
-    bank: Bank
+    form: CanonicalForm
     size: Float64Array
 
 
 class Tuner(Protocol):
-    """What `EncodeOptions.tuner` offers."""
+    """The contract of `EncodeOptions.tuner`."""
 
-    def tune(self, start: TuningStart) -> Moved:
+    def tune(self, start: TuningStart) -> TrainedForm:
         """Train the coefficients, quantization in the loop."""
 
     def measure(self, factors: FactorPairs) -> float:
-        """Held-out loss of a decoded file."""
+        """Return the held-out loss of a decoded file."""
 
     def report(self) -> TaskReport:
-        """What was trained and measured."""
+        """Return what was trained and measured."""
 
 
-class Once:
-    """A tuner whose training is done once: a file that misses its size by some bytes is laid out anew, not trained."""
+@dataclass(frozen=True)
+class TrainedCode:
+    """Trained vectors and the plan that codes them.
 
-    def __init__(self, tuner: Tuner) -> None:
-        self._tuner = tuner
-        self._moved: Moved | None = None
+    A file that misses its size by some bytes is laid out anew from it, not trained again.
 
-    def tune(self, start: TuningStart) -> Moved:
-        """The first answer, again and again."""
-        if self._moved is None:
-            self._moved = self._tuner.tune(start)
-        return self._moved
+    Attributes:
+        drafter: Makes drafts of the trained vectors.
+        plan: Of one rung.
+        size: As in `TrainedForm`.
+    """
+
+    drafter: Drafter
+    plan: RatePlan
+    size: Float64Array
 
 
-def tuned(search: Search, draft: Draft, tuner: Once, limit: int | None) -> Draft:
-    """The draft with its vectors moved by a tuner, of at most `limit` bytes.
+def train_code(drafter: Drafter, draft: Draft, tuner: Tuner) -> TrainedCode:
+    """Train the vectors of a draft of one rung that `drafter` has made."""
+    envelope = drafter.job.envelope
+    start = TuningStart(
+        drafter.job.items, drafter.job.streams, drafter.form, draft.plan, draft.quantized, drafter.job.basis,
+        envelope.generator, envelope.seed,
+    )  # fmt: skip
+    trained = tuner.tune(start)
+    return TrainedCode(replace(drafter, form=trained.form, workspace=Workspace()), draft.plan, trained.size)
 
-    Trained amplitudes are a little harder to predict than those of singular values. Where a file so comes out too
-    large, its weakest components are left out.
 
-    Args:
-        search: That made the draft.
-        draft: Of one rung.
-        tuner: Trains.
-        limit: Bytes, or None.
+def draft_trained(code: TrainedCode, limit: int | None) -> Draft:
+    """Make a draft of trained vectors, of at most `limit` bytes.
+
+    Trained amplitudes are a little harder to predict than those of singular values. If a file comes out too large for
+    that, its weakest components are left out.
 
     Raises:
         EncodeError: ``unreachable``: nothing is left to leave out.
     """
-    envelope = search.envelope
-    start = TuningStart(
-        search.items, search.streams, search.bank, draft.plan, draft.quantized, search.basis, envelope.generator,
-        envelope.seed,
-    )  # fmt: skip
-    moved = tuner.tune(start)
-    plan = draft.plan
+    drafter, plan, basis = code.drafter, code.plan, code.drafter.job.basis
     while len(plan.kept):
-        made = quantize(moved.bank, plan, search.basis, Workspace())
-        made = replace(made, amplitude=amplitudes(moved, made, search.basis)[None])
-        found = replace(search, bank=moved.bank).laid_out(plan, made)
+        quantized = quantize(drafter.form, plan, basis, Workspace())
+        quantized = replace(quantized, amplitude=amplitudes(drafter.form, quantized, code.size, basis)[None])
+        found = drafter.lay_out(plan, quantized)
         if limit is None or found.bytes <= limit:
             return found
-        plan = without_weakest(plan, moved.size, 1 + len(plan.kept) * (found.bytes - limit) // (2 * found.bytes))
+        plan = without_weakest(plan, code.size, 1 + len(plan.kept) * (found.bytes - limit) // (2 * found.bytes))
     raise EncodeError(f"{limit} bytes do not hold one trained component", code="unreachable")
 
 
-def amplitudes(moved: Moved, made: Quantized, basis: int) -> Float64Array:
-    """Amplitudes (kept,) in sixteenths of an octave that give the kept components their sizes."""
-    return np.asarray(16 * np.log2(np.maximum(moved.size[made.kept], 1e-30) / norms(moved.bank, made, basis)))
+def amplitudes(form: CanonicalForm, quantized: QuantizedForm, size: Float64Array, basis: int) -> Float64Array:
+    """Return the amplitudes (kept,), in sixteenths of an octave, that give the kept components their sizes (units,)."""
+    wanted = np.maximum(size[quantized.kept], 1e-30)
+    return np.asarray(16 * np.log2(wanted / norms(form, quantized, basis)))
 
 
-def sizes(bank: Bank, made: Quantized, basis: int) -> Float64Array:
-    """Norms of the kept components as a code has them, (kept,): the inverse of `amplitudes`."""
-    return np.asarray(np.exp2(made.amplitude[0] / 16) * norms(bank, made, basis))
+def sizes(form: CanonicalForm, quantized: QuantizedForm, basis: int) -> Float64Array:
+    """Return the norms of the kept components as a code has them, (kept,): the inverse of `amplitudes`."""
+    return np.asarray(np.exp2(quantized.amplitude[0] / 16) * norms(form, quantized, basis))
 
 
-def norms(bank: Bank, made: Quantized, basis: int) -> Float64Array:
-    """Norms of the kept components before their amplitudes, (kept,)."""
-    lengths = bank.lengths[:, made.kept]
+def norms(form: CanonicalForm, quantized: QuantizedForm, basis: int) -> Float64Array:
+    """Return the norms of the kept components before their amplitudes, (kept,)."""
+    lengths = form.lengths[:, quantized.kept]
     norm2 = np.array([[basis_by_id(basis).norm2(int(n)) if n else 1.0 for n in side] for side in lengths])
-    return np.asarray(np.sqrt(norm2.reshape(2, -1) * np.maximum(made.squares[0], 1e-30)).prod(axis=0))
+    return np.asarray(np.sqrt(norm2.reshape(2, -1) * np.maximum(quantized.squares[0], 1e-30)).prod(axis=0))
 
 
-def without_weakest(plan: Plan, size: Float64Array, count: int) -> Plan:
-    """The plan of one rung without `count` components, those of the smallest size."""
+def without_weakest(plan: RatePlan, size: Float64Array, count: int) -> RatePlan:
+    """Return a plan of one rung without its `count` components of the smallest size."""
     order = np.argsort(size[plan.kept], kind="stable")
     stay = np.sort(order[count:])
     arrays: dict[str, Any] = {name: getattr(plan, name)[stay] for name in ("kept", "entry", "precision")}

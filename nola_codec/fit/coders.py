@@ -1,6 +1,7 @@
-"""What a vector can be coded with: scalar quantizers, dependent ones, trellises, each with its rate and squared cosine.
+"""The coders of vectors: scalar quantizers, dependent ones and trellises, each with its rate and squared cosine.
 
-A coder quantizes vectors of unit variance. Its symbols are levels around 0 (a trellis: a step's bits).
+A coder quantizes vectors of unit variance. Its symbols are levels around 0; the symbols of a trellis are the bits of
+each step.
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ from nola_codec.quant.trellis import TRELLISES, chosen_books
 Levels = npt.NDArray[np.int8]
 
 MASK = 0b110111
-"""Of dependent quantizers: six parities, the best of a random search (tools/design_trellis.py). Eight gain 0.4%."""
+"""Mask of the dependent quantizers: six parities, the best of a random search (tools/design_trellis.py).
+
+A mask of eight would gain 0.4%.
+"""
 # Rates of the scalar quantizers that a file may use.
 _SCALAR_RATES = (
     0.012, 0.02, 0.033, 0.05, 0.075, 0.11, 0.16, 0.22, 0.3, 0.4, 0.52, 0.66, 0.82, 1.0, 1.2, 1.45, 1.7, 2.0, 2.3, 2.6,
     3.0, 3.4, 3.8, 4.2, 4.6, 5.0, 5.5, 6.0, 6.5,
 )  # fmt: skip
 _LEAST_STEPS = 24
-"""Steps that a ring needs to be worth its closing."""
+"""Number of steps from which closing a ring pays."""
 _SLOPE = 0.5
 """Lambda of a dependent quantizer, in squared steps."""
 _ROUNDS = 4
@@ -48,7 +52,7 @@ class ScalarCoder:
         return self.quantizer.cosine2
 
     def levels(self, values: Float32Array) -> Levels:
-        """Levels of vectors, int8, the same shape."""
+        """Return the levels of vectors, int8, of the same shape."""
         magnitude = np.abs(values)
         thresholds = self.quantizer.thresholds.astype(np.float32)
         if len(thresholds) > 12:
@@ -74,26 +78,26 @@ class DependentCoder:
         return int(min(127, max(2, np.ceil(5.5 / (2 * self.step)))))
 
     def points(self) -> Float64Array:
-        """(2, most + 1): where the levels lie before they are fitted."""
+        """Return where the levels lie before they are fitted: (2, most + 1)."""
         even = 2 * self.step * np.arange(self.most + 1)
         return np.stack([even, np.maximum(even - self.step, 0)])
 
-    def prepared(self, sample: Float32Array) -> tuple[Float64Array, Float64Array]:
-        """Points and code lengths fitted to a sample of the vectors, as `encode_dependent` takes them."""
+    def fit_tables(self, sample: Float32Array) -> tuple[Float64Array, Float64Array]:
+        """Fit points (2, most + 1) and code lengths (most + 1,) to a sample of the vectors, for `encode_dependent`."""
         points = self.points()
         bits = np.arange(self.most + 1) * np.log2(1 + 2 * self.step) + 1
         for _ in range(_ROUNDS):
             level = self.levels(sample, (points, bits))
             counts, sums = dependent_statistics(level, sample, self.most)
-            points = fitted(points, counts, sums)
+            points = centroids(points, counts, sums)
             total = counts.sum(axis=0)
             total[1:] /= 2
             bits = -np.log2(np.maximum(total, 0.05) / max(1.0, total[0] + 2 * total[1:].sum()))
         return points, bits
 
-    def levels(self, values: Float32Array, prepared: tuple[Float64Array, Float64Array]) -> Levels:
-        """Levels of vectors, int8, the same shape."""
-        return encode_dependent(MASK, values, *prepared, _SLOPE * self.step**2)
+    def levels(self, values: Float32Array, tables: tuple[Float64Array, Float64Array]) -> Levels:
+        """Return the levels of vectors, int8, of the same shape; `tables` as from `fit_tables`."""
+        return encode_dependent(MASK, values, *tables, _SLOPE * self.step**2)
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ class TrellisCoder:
     cosine2: float
 
     def symbols(self, values: Float32Array) -> npt.NDArray[np.uint8]:
-        """Symbols of vectors, (vectors, steps)."""
+        """Return the symbols of vectors, uint8 (vectors, steps)."""
         return encode_trellis(self.trellis, values)
 
 
@@ -113,7 +117,7 @@ Coder = ScalarCoder | DependentCoder | TrellisCoder
 
 
 def dependent_statistics(level: Levels, values: Float32Array, most: int) -> tuple[Float64Array, Float64Array]:
-    """Counts and sums of value times sign of level, of each (codebook, |level|), (2, most + 1) each."""
+    """Return counts, and sums of value times sign of level, of each (codebook, |level|): (2, most + 1) each."""
     index = (chosen_books(MASK, level).astype(np.int64) * (most + 1) + np.abs(level)).reshape(-1)
     signed = (np.sign(level) * values).reshape(-1)
     size = 2 * (most + 1)
@@ -123,8 +127,8 @@ def dependent_statistics(level: Levels, values: Float32Array, most: int) -> tupl
     )
 
 
-def fitted(points: Float64Array, counts: Float64Array, sums: Float64Array) -> Float64Array:
-    """Centroids where there are counts, the given points elsewhere, strictly ascending from 0."""
+def centroids(points: Float64Array, counts: Float64Array, sums: Float64Array) -> Float64Array:
+    """Return centroids where there are counts, the given points elsewhere, strictly ascending from 0: (2, levels)."""
     with np.errstate(invalid="ignore", divide="ignore"):
         made = np.where(counts > 0, sums / counts, points)
     made[:, 0] = 0.0
@@ -151,17 +155,20 @@ _COSINES = (0.0501, 0.0745, 0.0973, 0.1163, 0.1425, 0.1875, 0.2211, 0.2690, 0.34
 
 
 SCALAR_ONLY = -1
-"""Stands for the stride limit of vectors that only scalar quantizers serve."""
+"""The stride limit of vectors that only scalar quantizers serve."""
 
 
 def stride_limit(shortest: int) -> int:
-    """Longest stride of a trellis that serves vectors of this length: few classes, so that few tables are needed."""
+    """Return the longest stride of a trellis that serves vectors of this length.
+
+    There are few such classes, so that a file needs few tables.
+    """
     return next((limit for limit in (24, 8, 3, 1) if limit * _LEAST_STEPS <= shortest), 0)
 
 
 @lru_cache(maxsize=1)
 def coders() -> tuple[Coder, ...]:
-    """All coders, rate ascending."""
+    """Return all coders, rate ascending."""
     members = frontier()
     rates = np.array([m.rate for m in members])
     nearest = sorted({int(np.abs(rates - rate).argmin()) for rate in _SCALAR_RATES})
@@ -172,7 +179,7 @@ def coders() -> tuple[Coder, ...]:
 
 
 def serves(coder: Coder, stride: int) -> bool:
-    """Whether a coder may code vectors whose `stride_limit` is this: scalars only below the rates of its trellises."""
+    """Return True if a coder may code vectors of this `stride_limit`: scalars only below the rates of its trellises."""
     if stride == SCALAR_ONLY:
         return isinstance(coder, ScalarCoder)
     if isinstance(coder, TrellisCoder):

@@ -42,7 +42,7 @@ class Ecsq:
 
 
 def _evaluate(slope: float, thresholds: Float64Array) -> tuple[Ecsq, Float64Array]:
-    """The quantizer with these thresholds, and the bits of each level 0..L (sign included)."""
+    """Return the quantizer with these thresholds, and the bits (L + 1,) of each level 0..L, sign included."""
     edges = np.append(np.minimum(thresholds, _TOP), _TOP)
     mass_at = np.interp(edges, _X, _MASS)
     mass = np.maximum(np.diff(mass_at), 1e-300)
@@ -55,7 +55,7 @@ def _evaluate(slope: float, thresholds: Float64Array) -> tuple[Ecsq, Float64Arra
 
 
 def thresholds_for(points: Float64Array, bits: Float64Array, slope: float) -> Float64Array:
-    """Decision thresholds that minimise (x - point)^2 + slope * bits between neighbouring levels.
+    """Return the decision thresholds (L,) that minimise (x - point)^2 + slope * bits between neighbouring levels.
 
     Args:
         points: (L,) positive levels.
@@ -68,7 +68,7 @@ def thresholds_for(points: Float64Array, bits: Float64Array, slope: float) -> Fl
 
 
 def design(slope: float, max_levels: int) -> Ecsq:
-    """The fixed point for a slope, from a uniform start."""
+    """Return the fixed point for a slope, from a uniform start."""
     step = np.sqrt(6 * slope / np.log(2))
     count = int(min(max_levels, max(1, np.ceil(5.5 / step))))
     thresholds = (np.arange(count) + 0.6) * step
@@ -83,7 +83,7 @@ def design(slope: float, max_levels: int) -> Ecsq:
 
 @lru_cache(maxsize=4)
 def frontier(max_levels: int = 127) -> tuple[Ecsq, ...]:
-    """Members from about 0.02 to 6.5 bits, rate ascending, on the lower convex hull of (rate, distortion)."""
+    """Return members from about 0.02 to 6.5 bits, rate ascending, on the lower convex hull of (rate, distortion)."""
     members = [design(float(slope), max_levels) for slope in np.geomspace(0.55, 2e-5, 64)]
     members += [_evaluate(0.0, np.array([t]))[0] for t in np.linspace(3.4, 1.3, 43)]
     members.sort(key=lambda m: (m.rate, -m.cosine2))

@@ -1,4 +1,4 @@
-"""The paper's form: one basis a factor, few coefficients, alternating least squares on ||delta_W - B A||_F^2.
+"""Fit factors in the factor form: one basis for a factor, alternating least squares on ||delta_W - B A||_F^2.
 
 With A fixed the problem is quadratic in B's coefficients b. Its normal equations, P (B A A^T) P^T b = P (delta_W A^T)
 for the basis P, are never formed: conjugate gradients need one synthesis and one projection a step, which for the
@@ -17,7 +17,7 @@ from nola_codec.array_types import Float64Array
 from nola_codec.arrays import NUMPY
 from nola_codec.basis import BasisKey, basis_by_id
 from nola_codec.basis.hadamard import synthesize_floats
-from nola_codec.fit.canonical import canonical
+from nola_codec.fit.components import singular_components
 from nola_codec.model.quantizers import Codebook
 from nola_codec.quant.codebooks import mse_scale, nearest
 
@@ -47,7 +47,7 @@ class FactorBasis:
             self._dense = (rows * self._norm).astype(np.float32)
 
     def synthesize(self, coefficients: Float64Array) -> Float64Array:
-        """sum_i coefficients_i * row_i, (length,)."""
+        """Return sum_i coefficients_i * row_i, (length,)."""
         if self._dense is not None:
             return np.asarray(coefficients.astype(np.float32) @ self._dense, np.float64)
         if self._basis.name == "hadamard":
@@ -59,7 +59,7 @@ class FactorBasis:
         )
 
     def project(self, vector: Float64Array) -> Float64Array:
-        """Inner products with the rows, (num_basis,)."""
+        """Return the inner products of a vector (length,) with the rows, (num_basis,)."""
         if self._dense is not None:
             return np.asarray(self._dense @ vector.astype(np.float32), np.float64)
         rows = self._basis.project(vector[None, None], self.num_basis, (self._key,), NUMPY)[0, 0]
@@ -72,9 +72,9 @@ class Projection:
 
     Attributes:
         symbols: uint16 (num_basis,) of lora_B's and of lora_A's coefficients.
-        scales: What a factor's points are multiplied with, the basis' rows being normalized.
+        scales: Factor on the points of each side, for basis rows of length 1.
         energy_kept: 1 - ||delta_W - B A||^2 / ||delta_W||^2 before quantization.
-        energy_bound: The same for the plain projection of each balanced factor, which the fit starts from.
+        energy_bound: The same for the plain projection of each balanced factor, where the fit starts.
     """
 
     symbols: tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16]]
@@ -96,10 +96,10 @@ def fit_projection(
         lora_B: (out, r), the adapter's.
         lora_A: (r, in), the adapter's.
         rank: Rank of the fitted factors.
-        bases: Of lora_B (length out * rank) and of lora_A (length rank * in).
-        codebook: Of both factors' coefficients.
+        bases: The basis of lora_B (length out * rank) and of lora_A (length rank * in).
+        codebook: Codebook of both factors' coefficients.
     """
-    parts = canonical(lora_B, lora_A)
+    parts = singular_components(lora_B, lora_A)
     count = min(rank, len(parts.s))
     root = np.sqrt(parts.s[:count])
     b = np.zeros((parts.u.shape[1], rank))
@@ -138,7 +138,7 @@ def fit_projection(
 def fit_vector(
     values: npt.NDArray[np.float32], basis: FactorBasis, codebook: Codebook
 ) -> tuple[npt.NDArray[np.uint16], float]:
-    """Symbols (num_basis,) and scale of a flat vector's least-squares coefficients, quantized; as in `Projection`."""
+    """Return symbols (num_basis,) and scale, as in `Projection`, of a flat vector's least-squares coefficients."""
     wanted = basis.project(values.reshape(-1).astype(np.float64))
     coefficients = _conjugate_gradients(lambda x: basis.project(basis.synthesize(x)), wanted, np.zeros_like(wanted))
     symbols, scale, _ = _quantize(coefficients, codebook)
@@ -154,11 +154,12 @@ class _Target:
     energy: float
 
     def error(self, b: Matrix, a: Matrix) -> float:
-        """||delta_W - b a||^2."""
+        """Return ||delta_W - b a||^2 for b (out, k) and a (k, in)."""
         cross = (self.left.T @ b) * (self.right @ a.T)
         return float(self.energy - 2 * cross.sum() + ((b.T @ b) * (a @ a.T)).sum())
 
     def solve_b(self, a: Matrix, basis: FactorBasis, start: Float64Array) -> Float64Array:
+        """Return the coefficients (num_basis,) of the best b for a given a, iterated from `start`."""
         gram = a @ a.T
         shape = (self.left.shape[0], a.shape[0])
         wanted = basis.project((self.left @ (self.right @ a.T)).reshape(-1))
@@ -167,6 +168,7 @@ class _Target:
         )
 
     def solve_a(self, b: Matrix, basis: FactorBasis, start: Float64Array) -> Float64Array:
+        """Return the coefficients (num_basis,) of the best a for a given b, iterated from `start`."""
         gram = b.T @ b
         shape = (b.shape[1], self.right.shape[1])
         wanted = basis.project(((b.T @ self.left) @ self.right).reshape(-1))
@@ -178,6 +180,7 @@ class _Target:
 def _conjugate_gradients(
     apply: Callable[[Float64Array], Float64Array], wanted: Float64Array, start: Float64Array
 ) -> Float64Array:
+    """Solve apply(x) = wanted for a symmetric positive map by at most _CG_STEPS steps from `start`."""
     x = start
     residual = wanted - apply(x)
     direction = residual
@@ -197,6 +200,7 @@ def _conjugate_gradients(
 
 
 def _quantize(coefficients: Float64Array, codebook: Codebook) -> tuple[npt.NDArray[np.uint16], float, Float64Array]:
+    """Return symbols (num_basis,), the scale of the points, and the quantized coefficients (num_basis,)."""
     if not coefficients.any():
         symbols = nearest(coefficients, codebook)
         return symbols, 1.0, coefficients

@@ -1,6 +1,7 @@
-"""Strongest singular components of a dense matrix, by a randomized range finder where that is cheaper (Halko,
-Martinsson, Tropp: Finding structure with randomness, 2011). The test matrix comes from the package's own generator, so
-that equal input gives equal output.
+"""The strongest singular components of a dense matrix.
+
+A randomized range finder makes them where that is cheaper (Halko, Martinsson, Tropp: Finding structure with randomness,
+2011). Its test matrix comes from the package's own generator, so that equal input gives equal output.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.arrays import NUMPY
-from nola_codec.fit.canonical import Components
+from nola_codec.fit.components import Components
 from nola_codec.prng import PHILOX, RADEMACHER, signs
 
 Matrix = npt.NDArray[np.floating]
@@ -21,13 +22,13 @@ _EXACT = 160
 
 
 def truncated_svd(matrix: Matrix, rank: int, *, seed: int, stream: int) -> Components:
-    """The `rank` strongest components of a matrix (out, in), fewer where it has fewer.
+    """Return the `rank` strongest components of a matrix (out, in), or fewer if it has fewer.
 
     Args:
         matrix: float32 or float64.
         rank: At least 1.
-        seed: Of the test matrix, random signs.
-        stream: Its stream.
+        seed: Seed of the test matrix of random signs.
+        stream: Generator stream of the test matrix.
 
     Returns:
         Components with float32 vectors; `s` is float64. Signs are fixed as in `canonical`.

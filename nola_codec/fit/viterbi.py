@@ -25,12 +25,12 @@ _TAIL = 48
 
 
 def side_by_side(length: int) -> int:
-    """Vectors of `length` coefficients to search together."""
+    """Return the number of vectors of `length` coefficients to search together."""
     return max(16, min(_SIDE_BY_SIDE, _DECISIONS // (length * _STATES // 2)))
 
 
 def encode_trellis(trellis: Trellis, values: Float32Array) -> npt.NDArray[np.uint8]:
-    """Symbols (vectors, steps) whose points are nearest in angle to `values` (vectors, count), of unit variance.
+    """Return symbols (vectors, steps) whose points are nearest in angle to `values` (vectors, count), of unit variance.
 
     The window runs in a ring: the state before the first step is the one after the last. It is found by a search over
     the joint from free ends, and a second search through all steps then keeps to it.
@@ -53,7 +53,7 @@ def encode_trellis(trellis: Trellis, values: Float32Array) -> npt.NDArray[np.uin
 
 
 class _Search:
-    """Largest inner products, less half the energy, of vectors with the points of a trellis.
+    """Finds the largest inner products, less half the energy, of vectors with the points of a trellis.
 
     Args of the initializer: points (256, stride); the vectors (steps, stride, vectors); bits of a step.
     """
@@ -67,7 +67,7 @@ class _Search:
         self._even = np.ascontiguousarray(points[0::2])
 
     def states(self, steps: Sequence[int], ring: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
-        """States (steps, vectors) of the largest gain; `ring` (vectors,) is the state to begin from and to end in."""
+        """Return the states (steps, vectors) of the largest gain; `ring` (vectors,) is the first and the last state."""
         bits = self._bits
         ways, heads = 1 << bits, _STATES >> bits
         vectors = self._by_step.shape[2]
@@ -109,7 +109,7 @@ class _Search:
 
 
 def encode_dependent(mask: int, values: Float32Array, points: Float64Array, bits: Float64Array, slope: float) -> Levels:
-    """Levels (vectors, count), -m to m, of the least squared error plus slope times bits.
+    """Return levels (vectors, count), -m to m, of the least squared error plus slope times bits.
 
     Args:
         mask: As in `Dependent`, its highest bit set being the memory's length.
@@ -164,7 +164,7 @@ def encode_dependent(mask: int, values: Float32Array, points: Float64Array, bits
 def _candidates(
     values: Float32Array, points: Float64Array, bits: Float64Array, slope: float
 ) -> tuple[Float32Array, Levels]:
-    """Least cost, and its level, of each (codebook, parity): float32 and int8 (count, 2, 2, vectors)."""
+    """Return the least cost, and its level, of each (codebook, parity): float32 and int8 (count, 2, 2, vectors)."""
     most = points.shape[1] - 1
     signed = np.arange(-most, most + 1)
     costs = np.empty((values.shape[0], 2, 2, values.shape[1]), np.float32)

@@ -1,7 +1,8 @@
-"""Precisions of components that bear noise unequally.
+"""Precisions of components that tolerate noise unequally.
 
 A file gives a component one precision, and each side a table from precision to quantizer made for the objective's own
-gammas. Where a component's gammas differ from those, its best precision is no longer its strength's: it is looked for.
+gammas. If a component's gammas differ from those, its best precision no longer follows from its strength, and is
+searched for.
 """
 
 from __future__ import annotations
@@ -14,13 +15,8 @@ _CHUNK = 1 << 10
 
 
 def survival_of(cosine2: Float64Array, gamma: Float64Array | float) -> Float64Array:
-    """Share of a vector that survives at its best gain, c / (c + (1 - c) / gamma)."""
+    """Return the share of a vector that survives at its best gain, c / (c + (1 - c) / gamma)."""
     return np.asarray(cosine2 / (cosine2 + (1 - cosine2) / gamma))
-
-
-def cosine2_of(survival: Float64Array, gamma: float) -> Float64Array:
-    """Inverse of `survival_of`."""
-    return np.asarray(survival / (survival + gamma * (1 - survival)))
 
 
 def best_precisions(
@@ -31,14 +27,15 @@ def best_precisions(
     lengths: tuple[int, int],
     lagrangian: float,
 ) -> Int64Array:
-    """The precision of least cost for components whose vectors have the same two lengths.
+    """Return the precision of least cost for components whose vectors have the same two lengths.
 
     Args:
         weight: float64 (units,).
         gamma: float64 (2, units).
-        cosine2: float64 (2, precisions): of the quantizers that each precision gives the two sides; 0 for none.
-        rate: float64 (2, precisions): bits a coefficient.
-        lengths: Of u and of v.
+        cosine2: float64 (2, precisions): squared cosine of the quantizers that each precision gives the two sides; 0
+            for none.
+        rate: float64 (2, precisions): bits of a coefficient.
+        lengths: Lengths of u and of v.
         lagrangian: Weight that one bit is worth.
 
     Returns:

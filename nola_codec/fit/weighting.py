@@ -1,13 +1,13 @@
-"""What a calibration set says of each component, in place of constants for all (design, section 5).
+"""Weigh components by a calibration set, in place of constants for all (design, section 5).
 
-Of a component s u v^T of delta_W, with the loss's gradient G = dL/d(delta_W) of each calibration row:
+For a component s u v^T of delta_W, with the loss's gradient G = dL/d(delta_W) of each calibration row:
 
     value    -s <G, u v^T>      summed over rows: what the loss gains from the component, to first order
     noise_u   s^2 |G v|^2 / out  summed over rows: curvature met by white noise on u (empirical Fisher information)
     noise_v   s^2 |G^T u|^2 / in
 
 A component then weighs its value instead of its energy s^2, and value / noise says how much noise each of its vectors
-bears. u and v lie in the spans of lora_B and lora_A^T, so three (r, r) matrices a module hold all of it.
+tolerates. u and v lie in the spans of lora_B and lora_A^T, so three (r, r) matrices a module hold all of it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from nola_codec.array_types import Float64Array
 from nola_codec.errors import EncodeError
-from nola_codec.fit.canonical import Components
-from nola_codec.model.adapter import LoraModule
+from nola_codec.fit.components import Components
+from nola_codec.model.adapter import Codable
 
 FLOOR = 0.02
 """Least weight of a component, as a share of what its energy alone would give: first-order values are noisy."""
@@ -56,13 +56,14 @@ class Figures:
     noise: Float64Array
 
 
-def component_figures(module: LoraModule, parts: Components, moments: Moments) -> Figures:
-    """Figures of a module's canonical components.
+def component_figures(module: Codable, parts: Components, moments: Moments) -> Figures:
+    """Return the figures of a module's components.
 
     Raises:
         EncodeError: the moments are not of a module of this shape, or not finite (code ``moments``).
     """
-    rank, out, columns = module.rank, module.lora_B.shape[0], module.lora_A.shape[1]
+    lora_B, lora_A = module.sides
+    rank, out, columns = module.rank, lora_B.shape[0], lora_A.shape[1]
     shapes = (moments.inputs.shape[1:], moments.cross.shape, moments.left.shape, moments.right.shape)
     if shapes != ((columns,), (rank, rank), (rank, rank), (rank, rank)):
         raise EncodeError(
@@ -73,8 +74,8 @@ def component_figures(module: LoraModule, parts: Components, moments: Moments) -
         raise EncodeError("moments are not finite: the model overflowed on the calibration set", code="moments",
                           where=module.name)  # fmt: skip
     # u = lora_B a and v = lora_A^T b. What a rank-deficient factor cannot reach belongs to components with s = 0.
-    a = np.linalg.lstsq(module.lora_B.astype(np.float64), parts.u.T.astype(np.float64), rcond=None)[0]
-    b = np.linalg.lstsq(module.lora_A.T.astype(np.float64), parts.v.T.astype(np.float64), rcond=None)[0]
+    a = np.linalg.lstsq(lora_B.astype(np.float64), parts.u.T.astype(np.float64), rcond=None)[0]
+    b = np.linalg.lstsq(lora_A.T.astype(np.float64), parts.v.T.astype(np.float64), rcond=None)[0]
     size = abs(module.scaling) * parts.s
     return Figures(
         value=-np.sign(module.scaling) * size * np.einsum("ic,ij,jc->c", a, moments.cross, b),
@@ -89,7 +90,7 @@ def component_figures(module: LoraModule, parts: Components, moments: Moments) -
 
 
 def weigh(energy: Float64Array, value: Float64Array, noise: Float64Array) -> tuple[Float64Array, Float64Array]:
-    """Weights of all components and how much noise their vectors bear.
+    """Return the weights of all components, and how much noise their vectors tolerate.
 
     Args:
         energy: float64 (units,): squared share of delta_W's Frobenius norm.
@@ -121,24 +122,25 @@ def weigh(energy: Float64Array, value: Float64Array, noise: Float64Array) -> tup
 
 
 def activation_errors(
-    module: LoraModule, lora_B: npt.NDArray[np.float32], lora_A: npt.NDArray[np.float32], moments: Moments
+    module: Codable, lora_B: npt.NDArray[np.float32], lora_A: npt.NDArray[np.float32], moments: Moments
 ) -> tuple[float, float]:
-    """(E|(delta_W - decoded) x|^2, E|delta_W x|^2) over the sketch of the inputs, both without the scaling squared.
+    """Return (E|(delta_W - decoded) x|^2, E|delta_W x|^2) over the sketch of the inputs, both over the scaling squared.
 
     Args:
         module: The source.
         lora_B: float32 (out, k), decoded.
         lora_A: float32 (k, in), decoded.
-        moments: Of the module.
+        moments: The moments of the module.
     """
     inputs = moments.inputs.T
-    wanted = module.lora_B @ (module.lora_A @ inputs)
+    own_B, own_A = module.sides
+    wanted = own_B @ (own_A @ inputs)
     lost = wanted - lora_B @ (lora_A @ inputs)
     return float(np.square(lost, dtype=np.float64).sum()), float(np.square(wanted, dtype=np.float64).sum())
 
 
-def in_order(modules: Sequence[LoraModule], moments: Mapping[str, Moments]) -> list[Moments]:
-    """Moments in the order of the modules.
+def match_moments(modules: Sequence[Codable], moments: Mapping[str, Moments]) -> list[Moments]:
+    """Return the moments in the order of the modules.
 
     Raises:
         EncodeError: some module has none (code ``moments``).

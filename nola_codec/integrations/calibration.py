@@ -1,8 +1,8 @@
-"""Moments of an adapter's layers over a calibration set (`nola_codec.fit.weighting` says of what, and what for).
+"""Moments of an adapter's layers over a calibration set; `nola_codec.fit.weighting` says what they are and what for.
 
-Each row is run forward and back once, with the adapter at half its strength: by the midpoint rule, the gradient there
-times the delta is what the loss gains on the way from the base model to the adapted one. At full strength, where
-training has stopped, that gradient says nothing.
+Each row is run forward and backward once, with the adapter at half its strength. By the midpoint rule, the gradient
+there times the delta is what the loss gains on the way from the base model to the adapted one. At full strength, where
+training has stopped, that gradient is near zero and says nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nola_codec.errors import EncodeError, require_torch
+from nola_codec.errors import EncodeError
 from nola_codec.fit.weighting import Moments
 from nola_codec.integrations.calibration_data import Row, read_rows, tokenize
 from nola_codec.integrations.causal import load_causal
@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 
 STRENGTH = 0.5
-"""Of the adapter while it is measured."""
+"""The strength of the adapter while it is measured."""
 SKETCH = 128
-"""Rows of the sketch of a layer's inputs."""
+"""Rows in the sketch of the inputs of a layer."""
 ROWS = 64
+"""The most rows that are used, unless the caller says otherwise."""
 TOKENS = 512
-"""Tokens of a row that are used."""
+"""The most tokens of a row that are used."""
 
 
 def collect_moments(
@@ -47,17 +48,17 @@ def collect_moments(
 
     Args:
         base: A Transformers model directory with its tokenizer; loaded in float32, on the CPU.
-        modules: Of the adapter. Its biases, DoRA magnitudes and modules saved whole are left out of the model.
-        calibration: See `read_rows`; text of the adapter's task, and none that it is tested on.
-        rows: Rows used at most.
+        modules: The modules of the adapter. Its biases, DoRA magnitudes and modules saved whole are not used.
+        calibration: A file of text of the adapter's task, but none that it is tested on; see `read_rows`.
+        rows: The most rows that are used.
         progress: Called as (stage, done, total).
 
     Returns:
         `Moments` by module name.
 
     Raises:
-        EncodeError: Transformers is missing, or the base model is not one it can run (``calibration-model``); a module
-            that the model does not have (``calibration-module``); a calibration file that is none (``calibration``).
+        EncodeError: ``calibration-model``: Transformers is missing, or cannot run the base model;
+            ``calibration-module``: the model lacks a module; ``calibration``: the file is no calibration file.
     """
     if rows < 1:
         raise EncodeError(f"calibration rows: expected a positive number, found {rows}", code="option")
@@ -74,41 +75,41 @@ def collect_from(
     *,
     progress: Progress | None = None,
 ) -> dict[str, Moments]:
-    """Moments from any model: images, audio, losses of one's own.
+    """Moments from any model and any loss: images, audio and so on.
 
     Args:
         model: The base model, in evaluation mode, without the adapter. Its weights are not changed.
-        modules: Of the adapter; names are looked up among the model's, with and without ``base_model_prefix``.
-        batches: What `forward` takes. Gradients are squared batch by batch: batches of one row say most.
-        forward: Runs the model and returns the loss of a batch, summed over what is scored, a scalar.
+        modules: The modules of the adapter; their names are looked up in the model with and without its
+            ``base_model_prefix``.
+        batches: Each is passed to `forward`. Gradients are squared batch by batch, so that batches of one row say most.
+        forward: Runs the model and returns the loss of a batch, a scalar, summed over all scored items.
         progress: Called as (stage, done, total).
 
     Returns:
         `Moments` by module name. A layer that no batch reaches has zeros.
 
     Raises:
-        EncodeError: a module that the model does not have or cannot be measured (``calibration-module``).
+        EncodeError: ``calibration-module``: the model lacks a module, or it cannot be measured.
 
     Example:
         >>> moments = collect_from(vit, modules, batches, lambda m, b: m(**b).loss)  # doctest: +SKIP
         >>> nola_codec.encode("lora", "x.nola", size="20KB", fit="activations", weighting=moments)  # doctest: +SKIP
     """
-    require_torch("calibration")
     import torch
 
     from nola_codec.integrations.probes import Probe
-    from nola_codec.training.attach import find_modules, frozen
+    from nola_codec.training.attach import find_modules, freeze_weights
 
-    places = find_modules(model, modules)
+    layers = find_modules(model, modules)
     items = list(batches)
     with ExitStack() as stack, torch.enable_grad():
-        stack.enter_context(frozen(model))
-        probes = [stack.enter_context(Probe(places[m.name], m, STRENGTH, SKETCH)) for m in modules]
+        stack.enter_context(freeze_weights(model))
+        probes = [stack.enter_context(Probe(layers[m.name], m, STRENGTH, SKETCH)) for m in modules]
         for done, batch in enumerate(items):
             if progress is not None:
                 progress("calibration", done, len(items))
             loss = forward(model, batch)
-            if loss.requires_grad:  # no layer with an adapter took part otherwise
+            if loss.requires_grad:  # else no layer with an adapter took part
                 loss.backward()  # type: ignore[no-untyped-call]
             for probe in probes:
                 probe.take()
@@ -118,7 +119,7 @@ def collect_from(
 
 
 def _causal_loss(tokenizer: Any) -> Callable[[torch.nn.Module, Row], torch.Tensor]:
-    """Nats of a row's scored tokens, summed."""
+    """The loss of a row: nats, summed over its scored tokens."""
     import torch
 
     def forward(model: torch.nn.Module, row: Row) -> torch.Tensor:

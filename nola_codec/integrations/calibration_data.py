@@ -1,4 +1,4 @@
-"""Calibration files: rows of text, some of it scored."""
+"""Calibration files: rows of text, of which a part is scored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nola_codec.errors import EncodeError
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt, not scored and perhaps empty, and the text that the model should have written."""
+    """A prompt, which is not scored and may be empty, and the text that the model should have written."""
 
     prompt: str
     completion: str
@@ -24,12 +24,12 @@ def read_rows(path: str | os.PathLike[str], count: int) -> list[Row]:
     """The first rows of a calibration file.
 
     Args:
-        path: JSON Lines of objects with ``text``, or ``prompt`` and ``completion``, if its name ends in ``.jsonl``;
-            else plain text, of paragraphs where blank lines part them and of lines where none do.
-        count: Rows wanted at most.
+        path: If its name ends in ``.jsonl``: JSON Lines of objects with ``text``, or ``prompt`` and ``completion``.
+            Else plain text: a row is a paragraph if there are blank lines between lines of text, else a line.
+        count: The most rows that are read.
 
     Raises:
-        EncodeError: the file cannot be read, holds something else, or holds nothing (code ``calibration``).
+        EncodeError: ``calibration``: the file cannot be read, holds something else, or holds nothing.
     """
     where = str(path)
     try:
@@ -82,10 +82,10 @@ def _plain_rows(text: str) -> list[Row]:
 
 
 def tokenize(tokenizer: Any, row: Row, limit: int) -> tuple[Sequence[int], int]:
-    """Token ids of a row, at most `limit`, and how many of them are the prompt's.
+    """At most `limit` token ids of a row, and the number of them that belong to the prompt.
 
-    A text is tokenized as the tokenizer does it, special tokens included; a completion follows its prompt without any,
-    and both end with the end-of-sequence token, where there is one.
+    A text without a prompt is tokenized with special tokens. A completion follows its prompt without any. Both end
+    with the end-of-sequence token, if there is one.
     """
     prompt = list(tokenizer(row.prompt)["input_ids"]) if row.prompt else []
     text = list(tokenizer(row.completion, add_special_tokens=not row.prompt)["input_ids"])

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nola_codec.errors import EncodeError, require_torch
+from nola_codec.errors import EncodeError
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +17,7 @@ _CAUSAL = ("ForCausalLM", "LMHeadModel")
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Transformers' own progress bars would show even where stderr is a file."""
+    """A context without the progress bars of Transformers, which show even if stderr is a file."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -30,14 +30,13 @@ def _without_bars() -> Iterator[None]:
 
 
 def load_causal(base: Path) -> tuple[torch.nn.Module, Any]:
-    """A model directory's causal language model, in float32 for evaluation, and its tokenizer.
+    """The causal language model of a directory, in float32 and in evaluation mode, and its tokenizer.
 
     Raises:
-        EncodeError: ``calibration-model``: Transformers is missing, or the model is not one that it can run so.
+        EncodeError: ``calibration-model``: Transformers is missing, or cannot run the model as a causal language model.
     """
     if not base.is_dir():
         raise EncodeError("no such directory", code="calibration-model", where=str(base))
-    require_torch("running the base model")
     import torch
 
     try:

@@ -1,7 +1,10 @@
-"""A probe in one layer of a running model: the layer's adapter, and the moments of what passes.
+"""A probe in one layer of a running model: it applies the adapter of the layer, and collects moments of what passes.
 
-The gradients of its factors hold all that is wanted: with G the gradient of delta_W, d/d lora_B = G lora_A^T and
-d/d lora_A = lora_B^T G, times scaling and strength. No gradient of delta_W's own size is ever made.
+The gradients of the factors hold all that is needed. With G (out, in) the gradient of delta_W,
+
+    d/d lora_B (out, r) = G @ lora_A^T,   d/d lora_A (r, in) = lora_B^T @ G,   times scaling and strength,
+
+so that no gradient as large as delta_W is ever made.
 """
 
 from __future__ import annotations
@@ -12,24 +15,24 @@ import torch
 
 from nola_codec.fit.weighting import Moments
 from nola_codec.model.adapter import LoraModule
-from nola_codec.training.attach import through_lora_A, through_lora_B
+from nola_codec.training.attach import apply_lora_A, apply_lora_B
 
 
 class Probe:
-    """Context in which a layer also applies its adapter, at a given strength.
+    """A context in which a layer also applies its adapter, at a given strength.
 
     Attributes:
-        name: Of the module.
+        name: The name of the module.
     """
 
     def __init__(self, layer: torch.nn.Module, module: LoraModule, strength: float, sketch: int) -> None:
-        """Sit beside `layer`.
+        """Make a probe; it acts inside the context.
 
         Args:
-            layer: Of the model, of the shape that `layer_shape` gives.
+            layer: A layer of the model.
             module: Its adapter.
-            strength: Factor on the adapter's output.
-            sketch: Rows of the sketch of inputs.
+            strength: A factor on the output of the adapter.
+            sketch: Rows in the sketch of the inputs.
         """
         self.name = module.name
         self._layer, self._layout = layer, module.layout
@@ -39,7 +42,7 @@ class Probe:
         rank = module.rank
         self._a = torch.tensor(module.lora_A.reshape(rank, *module.a_shape[1:]), device=device, requires_grad=True)
         self._b = torch.tensor(module.lora_B, device=device, requires_grad=True)
-        # Of the probe's own, so that no draw depends on the layers around it or on the caller's generator.
+        # Each probe has a generator, so that no draw depends on other layers or on the generator of the caller.
         self._signs = torch.Generator(device).manual_seed(0)
         self._inputs = torch.zeros(sketch, module.lora_A.shape[1], device=device)
         self._cross, self._left, self._right = (
@@ -54,9 +57,9 @@ class Probe:
         self._handle.remove()
 
     def take(self) -> None:
-        """Add the gradients of the row that went through, and forget them."""
+        """Add the moments of the row that went through, and clear its gradients."""
         a, b = self._a.grad, self._b.grad
-        if a is not None and b is not None and self._scale:  # an adapter scaled to nothing gains nothing
+        if a is not None and b is not None and self._scale:  # an adapter with scaling 0 gains nothing
             a = a.double().reshape(len(a), -1) / self._scale
             b = b.double() / self._scale
             self._cross += self._b.detach().double().T @ b
@@ -65,7 +68,7 @@ class Probe:
         self._a.grad = self._b.grad = None
 
     def moments(self) -> Moments:
-        """Of everything that was taken."""
+        """The moments of all rows that were taken."""
         return Moments(
             self._inputs.cpu().numpy(),
             self._cross.cpu().numpy(), self._left.cpu().numpy(), self._right.cpu().numpy(),
@@ -74,14 +77,17 @@ class Probe:
     def _pass(self, layer: torch.nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
         x = inputs[0].detach() if self._layout == "embedding" else inputs[0]
         self._sketch(x.detach())
-        delta = through_lora_B(self._layout, self._project(x, self._a), self._b)
+        delta = apply_lora_B(self._layout, self._project(x, self._a), self._b)
         return output + (self._scale * delta).to(output.dtype)
 
     def _project(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return through_lora_A(self._layer, self._layout, x, weight)
+        return apply_lora_A(self._layer, self._layout, x, weight)
 
     def _sketch(self, x: torch.Tensor) -> None:
-        """Add random signs times the inputs: a weight's gradient is a sum over positions of signs and inputs."""
+        """Add random signs (sketch, positions) @ inputs (positions, in) to the sketch.
+
+        It is the gradient of a weight (sketch, in) if the gradient of the output is the signs.
+        """
         rows = self._shape[0]
         if self._layout == "linear":
             x = x.reshape(-1, x.shape[-1]).to(self._inputs.dtype)

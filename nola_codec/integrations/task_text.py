@@ -1,4 +1,4 @@
-"""A task from text: a causal language model of Transformers, and rows of a file."""
+"""A task that is text: a causal language model of Transformers, and rows of a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nola_codec.adapters import AnySource, read
-from nola_codec.adapters.dialects.peft import module_path
+from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.errors import EncodeError
 from nola_codec.integrations.calibration_data import Row, read_rows, tokenize
 from nola_codec.integrations.causal import load_causal
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 BATCH = 8
 TOKENS = 512
-"""Tokens of a row that are used."""
+"""The most tokens of a row that are used."""
 HELD_OUT, VALIDATION = 96, 48
-"""Rows at most, and a tenth and a twentieth of the file's."""
+"""The most rows that are set aside, which are a tenth and a twentieth of the rows of the file."""
 _LEAST = 16
 _MOST = 1 << 20
 Batch = dict[str, "torch.Tensor"]
@@ -41,16 +41,16 @@ def text_tuner(
     batch: int = BATCH,
     progress: Progress | None = None,
 ) -> TaskTuner:
-    """What `encode --fit task` trains with.
+    """The tuner with which `encode --fit task` trains.
 
     Args:
         base: A Transformers model directory with its tokenizer; loaded in float32, on the CPU.
-        source: The adapter; biases and modules that it has whole are put into the model.
-        data: Rows of the task, see `read_rows`. Some of them are set aside: a twentieth to stop by, and without a
-            `held_out` a tenth to report on.
-        held_out: Rows to report on.
+        source: The adapter. The biases and whole modules that it carries are put into the model.
+        data: A file of rows of the task, see `read_rows`. Some rows are set aside: a twentieth of them decides when
+            to stop, and if there is no `held_out`, a tenth of them is reported on.
+        held_out: A file of rows to report on.
         settings: How to train.
-        batch: Rows of a batch.
+        batch: Rows in a batch.
         progress: Called as (stage, done, total).
 
     Raises:
@@ -61,7 +61,7 @@ def text_tuner(
     rows = read_rows(data, _MOST)
     if len(rows) < _LEAST:
         raise EncodeError(f"expected at least {_LEAST} rows, found {len(rows)}", code="task-data", where=str(data))
-    # An order of its own: files are often sorted, and the end of a file is no sample of it.
+    # Files are often sorted, so that the end of a file is no sample of it.
     random.Random(0).shuffle(rows)
     if held_out is None:
         count = min(HELD_OUT, len(rows) // 10 + 1)
@@ -71,15 +71,15 @@ def text_tuner(
     count = min(VALIDATION, len(rows) // 20 + 1)
     chosen, rows = rows[:count], rows[count:]
     model, tokenizer = load_causal(Path(base))
-    _dress(model, source)
+    _load_carried_tensors(model, source)
 
     def batches(own: Sequence[Row], size: int) -> list[Batch]:
         return [_batch(tokenizer, own[start : start + size]) for start in range(0, len(own), size)]
 
     task = TaskData(
         train=batches(rows, batch),
-        validation=batches(_by_length(chosen), 16),
-        held_out=batches(_by_length(kept), 16),
+        validation=batches(_sort_by_length(chosen), 16),
+        held_out=batches(_sort_by_length(kept), 16),
         logits_fn=_Logits(),
         unit="nats a token",
         rows=len(kept),
@@ -88,13 +88,13 @@ def text_tuner(
     return TaskTuner(model, task, settings, progress)
 
 
-def _by_length(rows: Sequence[Row]) -> list[Row]:
-    """Rows of like lengths together, which saves padding."""
+def _sort_by_length(rows: Sequence[Row]) -> list[Row]:
+    """The rows, shortest first: batches of similar lengths need less padding."""
     return sorted(rows, key=lambda row: len(row.prompt) + len(row.completion))
 
 
 def _batch(tokenizer: Any, rows: Sequence[Row]) -> Batch:
-    """input_ids, attention_mask (rows, length); labels, -100 where nothing is scored."""
+    """Tensors (rows, length): input_ids, attention_mask, and labels, which are -100 where nothing is scored."""
     import torch
 
     each = [tokenize(tokenizer, row, TOKENS) for row in rows]
@@ -114,17 +114,17 @@ def _batch(tokenizer: Any, rows: Sequence[Row]) -> Batch:
 
 
 class _Logits:
-    """Logits of the scored positions and their labels.
+    """The logits of the scored positions, and their labels.
 
-    Where a model is a body and a head and nothing else, the head is run on what is scored alone, which saves a good
-    part of the time. Whether it is so is seen on the first batch: some models scale or cap their logits.
+    If a model is a body and a head and nothing else, the head is run on the scored positions alone, which saves much of
+    the time. The first batch tells if it is: some models scale or cap their logits.
     """
 
     def __init__(self) -> None:
         self._plain: bool | None = None
 
     def __call__(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(scored, vocabulary), int64 (scored,)."""
+        """Logits (scored, vocabulary) and labels, int64 (scored,)."""
         import torch
 
         device = next(model.parameters()).device
@@ -152,8 +152,8 @@ def _body_and_head(model: Any) -> tuple[torch.nn.Module, torch.nn.Module] | None
     return None if head is None or body is None else (body, head)
 
 
-def _dress(model: torch.nn.Module, source: AnySource) -> None:
-    """Put what an adapter carries besides its factors into the model.
+def _load_carried_tensors(model: torch.nn.Module, source: AnySource) -> None:
+    """Put the tensors that an adapter carries besides its factors into the model.
 
     Raises:
         EncodeError: ``task-form``: DoRA, or a tensor that the model has no place for.

@@ -6,19 +6,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nola_codec.adapters.dialects.deltas import AdapterDelta
+from nola_codec.adapters.adapter_delta import AdapterDelta
 from nola_codec.arrays import Arrays, arrays_on
 from nola_codec.container.reader import open_container
 from nola_codec.decoder.adapters import build_adapter
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.decoder.factors import Decoded
+from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.errors import AdapterError
 from nola_codec.merge.arithmetic.deltas import RowDelta, StackedDelta
 from nola_codec.merge.places import grouped_deltas
 from nola_codec.merge.request import WeightedSource
 from nola_codec.merge.row_deltas import row_delta
 from nola_codec.model.adapter import Adapter
-from nola_codec.model.records import LowRankKind
+from nola_codec.model.records import CodedKind
 from nola_codec.stores.files import display_name
 
 
@@ -42,8 +42,8 @@ class MergeFile:
     hashes: tuple[str, str]
     adapter: Adapter
     parts: Mapping[str, Sequence[AdapterDelta]]
-    decoded: Mapping[str, Decoded]
-    kinds: Mapping[str, LowRankKind]
+    decoded: Mapping[str, DecodedRecord]
+    kinds: Mapping[str, CodedKind]
     xp: Arrays
 
     @property
@@ -106,16 +106,16 @@ def decode_merge_file(decoder: Decoder, name: str, weight: float = 1.0) -> Merge
         FormatError, ChecksumMismatch: The file is damaged.
     """
     header = decoder.header
-    factors, vectors = decoder.checked()
-    adapter = build_adapter(decoder, factors, vectors)
+    records = decoder.decode_all()
+    adapter = build_adapter(decoder, records)
     names = [record.name for record in header.coded]
     return MergeFile(
         name,
         weight,
-        (decoder.container.prelude.content_sha256.hex(), header.factors_sha256.hex()),
+        (decoder.container.prelude.content_sha256.hex(), header.decoded_sha256.hex()),
         adapter,
         grouped_deltas(adapter),
-        dict(zip(names, [*factors, *vectors], strict=True)),
-        {record.name: record.kind for record in header.lowrank},
+        dict(zip(names, records, strict=True)),
+        {record.name: record.kind for record in header.pairs},
         decoder.xp,
     )

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nola_codec.adapters.dialects import delta as delta_dialect
-from nola_codec.adapters.dialects import parameters, peft_diagonals
+from nola_codec.adapters import dialect_of
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.errors import AdapterError
 from nola_codec.merge.arithmetic.sum import delta_weight, merge_tensor
-from nola_codec.merge.diagonal import merge_diagonals
-from nola_codec.merge.files import decode_merge_file
-from nola_codec.merge.matching import merge_target, mismatch_message
+from nola_codec.merge.layer_deltas import merge_layer_deltas
+from nola_codec.merge.matching import merge_target
 from nola_codec.merge.model_weights import find_in_model
 from nola_codec.model.header import Header
 
@@ -37,20 +34,16 @@ def merge_into_model(decoder: Decoder, where: str, model: torch.nn.Module) -> No
             ``merge-raw``, ``merge-projections`` for files that cannot be merged so.
         FormatError, ChecksumMismatch: The file is damaged; nothing is changed.
     """
-    header = decoder.header
-    if header.dialect == delta_dialect.name:
-        _merge_dense_changes(decoder, where, model)
-    elif header.dialect == "peft" and peft_diagonals.method_of(header.config) is not None:
-        merge_diagonals(decoder, where, model)
+    dialect = dialect_of(decoder.header, where)
+    if dialect.needs_layer_shape or dialect.changes_stored_weights:
+        merge_layer_deltas(decoder, where, model)
     else:
-        _require_pairs_only(header, where)
+        dialect.require_mergeable(where)
+        _require_pairs_only(decoder.header, where)
         _merge_pairs(decoder, model)
 
 
 def _require_pairs_only(header: Header, where: str) -> None:
-    if header.dialect == parameters.name:
-        message = "the file holds a network's own weights: model.load_state_dict(file.state_dict())"
-        raise AdapterError(message, code="merge-network", where=where)
     if header.vectors:
         raise AdapterError(
             f"the file has tensors coded as vectors ({header.vectors[0].name}, ...), which only its dialect "
@@ -67,39 +60,16 @@ def _merge_pairs(decoder: Decoder, model: torch.nn.Module) -> None:
     """Merge LoRA pairs; each delta is computed on the decoder's device."""
     import torch
 
-    records = decoder.header.lowrank
+    records = decoder.header.pairs
     targets = [merge_target(record) for record in records]
     weights, places = find_in_model(model, lambda shapes, config: targets)
-    factors, _ = decoder.checked()
+    factors = decoder.decode_all()
     with torch.no_grad():
         for record, decoded in zip(records, factors, strict=True):
             place = places[record.name]
             delta = _as_tensor(delta_weight(decoded, record.kind, decoder.xp))
             weight = weights[place.weight]
             merge_tensor(weight, (delta.T if place.transposed else delta).to(weight.device))
-
-
-def _merge_dense_changes(decoder: Decoder, where: str, model: torch.nn.Module) -> None:
-    """Merge a file of dense changes: its names are those of the weights themselves."""
-    import torch
-
-    weights = dict(model.named_parameters(remove_duplicate=False))
-    file = decode_merge_file(decoder, where)
-    found = {delta_dialect.weight_name(name): (name, math.prod(parts[0].shape)) for name, parts in file.parts.items()}
-    problems = [
-        f"{weight}: " + ("no such weight" if weight not in weights else f"shape {list(weights[weight].shape)}")
-        for weight, (_, size) in found.items()
-        if weight not in weights or weights[weight].numel() != size
-    ]
-    if problems:
-        raise AdapterError(mismatch_message(problems), code="base-mismatch", where="the model")
-    with torch.no_grad():
-        for name, (delta, _) in found.items():
-            weight = weights[name]
-            rows = file.delta(delta, tuple(weight.shape), transposed=False).rows(
-                0, weight.shape[0] if weight.ndim else 1
-            )
-            merge_tensor(weight, torch.from_numpy(rows).to(weight.device))
 
 
 def _as_tensor(array: Any) -> torch.Tensor:

@@ -7,44 +7,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nola_codec.adapters.dialects.peft import module_path
+from nola_codec.adapters.base_model import MergeTarget, delta_shape, mismatch_message
+from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.checkpoints.embeddings import TiedEmbeddings, have_same_leaf
 from nola_codec.errors import AdapterError, expected
-from nola_codec.model.adapter import Layout, LoraModule
-from nola_codec.model.records import LowRankRecord
+from nola_codec.model.records import CodedRecord
 
 # Models with `transformers.pytorch_utils.Conv1D`, whose weights are stored (in, out), and their modules of that class.
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"})
 _CONV1D_MODULES = frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
-
-
-@dataclass(frozen=True)
-class MergeTarget:
-    """The conditions that a delta sets for its place.
-
-    Attributes:
-        name: The name of the delta: a module path, as in `LoraModule`, or the name of a vector.
-        layout: The kind of module, as in `LoraModule`.
-        shape: The shape of the delta in a module of that layout: (out, in), (out, in, *kernel) or (vocab, dim).
-        scaling: The scaling of the module; only a `lora_B.bias` needs it here.
-        fan_in_fan_out: True if the configuration says that the weight is stored (in, out).
-        weight: The name of the tensor that the delta is added to; empty if PEFT's rules find it by the module's name.
-        reshaped: True if the tensor may have the same rows in another shape, as a flattened kernel has.
-    """
-
-    name: str
-    layout: Layout
-    shape: tuple[int, ...]
-    scaling: float = 1.0
-    fan_in_fan_out: bool = False
-    weight: str = ""
-    reshaped: bool = False
-
-    @classmethod
-    def of(cls, module: LoraModule) -> MergeTarget:
-        """The target of a LoRA module."""
-        shape = delta_shape(module.layout, module.a_shape, module.b_shape)
-        return cls(module.name, module.layout, shape, module.scaling, module.fan_in_fan_out)
 
 
 @dataclass(frozen=True)
@@ -62,13 +33,6 @@ class Place:
     weight: str
     source: str
     transposed: bool
-
-
-def delta_shape(layout: Layout, a_shape: tuple[int, ...], b_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a module's delta, from the stored shapes of its factors."""
-    if layout == "embedding":
-        return (a_shape[1], b_shape[0])
-    return (b_shape[0], *a_shape[1:])
 
 
 class StoredNames:
@@ -157,11 +121,6 @@ def _stored_weight(target: MergeTarget, path: str, names: StoredNames) -> str | 
     return names.find(f"{path}.weight") or names.find(f"{path}.in_proj_weight")
 
 
-def mismatch_message(problems: list[str]) -> str:
-    """One message that lists all parts of an adapter that have no place in a base model."""
-    return f"{len(problems)} parts of the adapter do not fit the base model:\n  " + "\n  ".join(problems)
-
-
 def _orientation(target: MergeTarget, path: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> bool | None:
     """True if the weight is stored transposed; None if neither orientation fits its shape."""
     if target.reshaped:
@@ -185,8 +144,8 @@ def is_stored_transposed(path: str, config: Mapping[str, Any], fan_in_fan_out: b
     return fan_in_fan_out
 
 
-def merge_target(record: LowRankRecord) -> MergeTarget:
+def merge_target(record: CodedRecord) -> MergeTarget:
     """The target of a low-rank record."""
     kind = record.kind
-    shape = delta_shape(kind.layout, kind.a_shape, kind.b_shape)
+    shape = delta_shape(kind.layout, *reversed(kind.stored_shapes))
     return MergeTarget(record.name, kind.layout, shape, kind.scaling, kind.fan_in_fan_out)

@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nola_codec.adapters.dialects import delta as delta_dialect
-from nola_codec.adapters.dialects import peft_diagonals
+from nola_codec.adapters import dialect_of
 from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.errors import AdapterError
 from nola_codec.merge.arithmetic.deltas import RowDelta, WeightedSum
 from nola_codec.merge.files import MergeFile
-from nola_codec.merge.places import diagonal_targets, merge_targets, merged_tensors
+from nola_codec.merge.places import WeightShapes
 from nola_codec.merge.plan import MergePlan, combine_plans, plan_merge
 
 OpenDelta = Callable[[str, tuple[int, ...]], RowDelta]
@@ -51,21 +50,17 @@ def place_file(file: MergeFile, checkpoint: Checkpoint) -> PlacedFile:
     """Find the place of each delta of a file.
 
     Raises:
-        AdapterError: The errors of `merge_targets` and `plan_merge`; ``merge-weight``: the file has a weight, and a
-            tensor that is not a delta.
+        AdapterError: The errors of the dialect's `merge_targets` and `model_tensors`, and of `plan_merge`;
+            ``merge-weight``: the file has a weight, and a tensor that is not a delta.
     """
     adapter = file.adapter
-    if adapter.dialect == "peft" and peft_diagonals.method_of(adapter.config) is not None:
-        shapes = {name: info.shape for name, info in checkpoint.weights.items()}
-        targets = diagonal_targets(adapter, file.parts, shapes, checkpoint.config, file.name)
-    else:
-        targets = merge_targets(adapter.dialect, file.parts, checkpoint)
-    carried = merged_tensors(adapter)
+    dialect = dialect_of(adapter, file.name)
+    targets = dialect.merge_targets(adapter, file.parts, WeightShapes.of(checkpoint), file.name)
+    carried = dialect.model_tensors(adapter)
     if carried and file.weight != 1:
         message = f"carries {next(iter(carried))}, which is not a delta and cannot be weighted by {file.weight}"
         raise AdapterError(message, code="merge-weight", where=file.name)
-    config = adapter.config if adapter.dialect == "peft" else None
-    stays_tied = adapter.dialect == delta_dialect.name
+    config, stays_tied = dialect.merge_config(adapter), dialect.changes_stored_weights
     return PlacedFile(file, plan_merge(checkpoint, targets, carried, config, stays_tied=stays_tied))
 
 

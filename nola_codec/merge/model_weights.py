@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from nola_codec.adapters.base_model import MergeTarget
 from nola_codec.errors import AdapterError
-from nola_codec.merge.matching import MergeTarget, Place, resolve_places
+from nola_codec.merge.matching import Place, resolve_places
 
 if TYPE_CHECKING:
     import torch
@@ -16,8 +17,15 @@ Targets = Callable[[Mapping[str, tuple[int, ...]], Mapping[str, Any]], Sequence[
 """``targets(shapes, config)``: the targets of a file, from the shapes of a model's weights and its configuration."""
 
 
-def find_in_model(model: torch.nn.Module, targets: Targets) -> tuple[dict[str, torch.nn.Parameter], dict[str, Place]]:
+def find_in_model(
+    model: torch.nn.Module, targets: Targets, *, may_be_tied: bool = False
+) -> tuple[dict[str, torch.nn.Parameter], dict[str, Place]]:
     """Return the parameters of a model by name, and the place of each delta by the delta's name.
+
+    Args:
+        model: The model that is changed.
+        targets: The targets of the file's deltas.
+        may_be_tied: Accept a weight that is shared with another module, which changes with it.
 
     Raises:
         AdapterError: ``base-mismatch``; ``tied-weights``: a weight that changes is shared with another module.
@@ -28,7 +36,7 @@ def find_in_model(model: torch.nn.Module, targets: Targets) -> tuple[dict[str, t
     places = resolve_places(targets(shapes, config), shapes, config)
     uses = Counter(id(p) for p in weights.values())
     for name, place in places.items():
-        if uses[id(weights[place.weight])] > 1:
+        if not may_be_tied and uses[id(weights[place.weight])] > 1:
             raise AdapterError(
                 f"{place.weight} is tied to another weight, which would change with it; untie them, or merge with "
                 "`decode --base`, which does", code="tied-weights", where=name

@@ -60,7 +60,7 @@ def write_merged_pipeline(
 
 def _split_by_folder(file: MergeFile, base: Path) -> Iterator[tuple[str, MergeFile]]:
     """The folder of each component that a file changes, and the part of the file that belongs to it."""
-    for component, names in components(file.adapter.dialect, file.parts).items():
+    for component, names in components(file.adapter, file.parts).items():
         folder = component
         # kohya calls whatever denoises a unet.
         if component == "unet" and not (base / "unet").is_dir() and (base / "transformer").is_dir():

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from nola_codec.adapters.dialects.peft import module_path
+from nola_codec.adapters.base_model import MergeTarget, mismatch_message
+from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.adapters.dialects.peft_config import is_saved_module
 from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.checkpoints.embeddings import TiedEmbeddings, embedding_names, text_config, tied_embeddings
 from nola_codec.errors import AdapterError, expected
-from nola_codec.merge.matching import MergeTarget, Place, StoredNames, mismatch_message, resolve_places
+from nola_codec.merge.matching import Place, StoredNames, resolve_places
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import FLOAT_DTYPES, from_float64, to_float64
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,48 @@ import numpy.typing as npt
 from nola_codec.model.tensors import Draw, RawTensor
 
 Layout = Literal["linear", "conv", "embedding"]
+
+
+class Codable(Protocol):
+    """What the encoder codes: a pair of factors or a single tensor, each as its sides.
+
+    Attributes:
+        name: Module path of a pair, full key of a tensor.
+        dtype: Source dtype, one of DTYPES.
+        sides: float32 (lora_B (out, r), lora_A (r, in)) of a pair, (values,) of a tensor.
+        stored_shapes: Shapes of the sides as stored in the adapter, e.g. (out, r, 1, 1) and (r, in, kh, kw).
+        is_pair: True for a pair of factors: its delta is ``scaling * lora_B @ lora_A``.
+        rank: Units that it can have: components of a pair, 1 for a tensor.
+        vector_lengths: Length of a unit's vector on each side: (out, in) of a pair, (elements,) of a tensor.
+        is_whole_delta: True where the sides alone make the delta of a weight.
+        error_gain: Factor on an error of the sides' product, or of the tensor, on its way into the delta.
+        layout, scaling, fan_in_fan_out: As in `LoraModule`; ``"linear"``, 1 and False for a tensor.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def sides(self) -> tuple[npt.NDArray[np.float32], ...]: ...
+    @property
+    def stored_shapes(self) -> tuple[tuple[int, ...], ...]: ...
+    @property
+    def is_pair(self) -> bool: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def vector_lengths(self) -> tuple[int, ...]: ...
+    @property
+    def is_whole_delta(self) -> bool: ...
+    @property
+    def error_gain(self) -> float: ...
+    @property
+    def layout(self) -> Layout: ...
+    @property
+    def scaling(self) -> float: ...
+    @property
+    def fan_in_fan_out(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -30,9 +72,9 @@ class LoraModule:
         b_shape: Shape of lora_B as stored, e.g. (out, r, 1, 1).
         scaling: alpha / r or alpha / sqrt(r); ``delta_W = scaling * lora_B @ lora_A``.
         layout: How the factors' keys are spelt and how delta_W is shaped.
-        fan_in_fan_out: The base weight is stored (in, out) (Conv1D of GPT-2).
+        fan_in_fan_out: True where the base weight is stored (in, out) (Conv1D of GPT-2).
         dtype: Source dtype of both factors, one of DTYPES.
-        gain: What an error of ``lora_B @ lora_A`` is multiplied by on its way into the delta; None is ``|scaling|``.
+        gain: Factor on an error of ``lora_B @ lora_A`` on its way into the delta; None is ``|scaling|``.
             It differs where the product is only a part of the delta (LoHa, LoKr).
     """
 
@@ -48,8 +90,29 @@ class LoraModule:
     gain: float | None = None
 
     @property
+    def sides(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """(lora_B, lora_A), the order of a file."""
+        return self.lora_B, self.lora_A
+
+    @property
+    def stored_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(b_shape, a_shape)."""
+        return self.b_shape, self.a_shape
+
+    @property
+    def is_pair(self) -> bool:
+        """True: see `Codable`."""
+        return True
+
+    @property
     def rank(self) -> int:
+        """Columns of lora_B and rows of lora_A."""
         return int(self.lora_A.shape[0])
+
+    @property
+    def is_whole_delta(self) -> bool:
+        """True where ``scaling * lora_B @ lora_A`` is a delta by itself, not a part of one."""
+        return self.gain is None
 
     @property
     def error_gain(self) -> float:
@@ -70,7 +133,7 @@ class VectorTensor:
         name: Its full key.
         values: float32, in its shape.
         dtype: Source dtype, one of DTYPES.
-        gain: What an error of the tensor is multiplied by on its way into the delta.
+        gain: Factor on an error of the tensor on its way into the delta.
     """
 
     name: str
@@ -79,21 +142,54 @@ class VectorTensor:
     gain: float = 1.0
 
     @property
+    def sides(self) -> tuple[npt.NDArray[np.float32]]:
+        """(values,)."""
+        return (self.values,)
+
+    @property
+    def stored_shapes(self) -> tuple[tuple[int, ...]]:
+        """(values.shape,)."""
+        return (self.values.shape,)
+
+    @property
+    def is_pair(self) -> bool:
+        """False: see `Codable`."""
+        return False
+
+    @property
     def rank(self) -> int:
-        """Units that it can have."""
+        """1, the units that it can have."""
         return 1
 
     @property
+    def vector_lengths(self) -> tuple[int]:
+        """(elements,)."""
+        return (int(self.values.size),)
+
+    @property
+    def is_whole_delta(self) -> bool:
+        """False: a dialect decides what the tensor is to a weight."""
+        return False
+
+    @property
     def error_gain(self) -> float:
+        """`gain`."""
         return self.gain
 
     @property
-    def vector_lengths(self) -> tuple[int]:
-        return (int(self.values.size),)
+    def layout(self) -> Layout:
+        """``"linear"``: only pairs have another."""
+        return "linear"
 
+    @property
+    def scaling(self) -> float:
+        """1: only pairs have another."""
+        return 1.0
 
-Codable = LoraModule | VectorTensor
-"""What the encoder codes: a tensor of a file's coded records."""
+    @property
+    def fan_in_fan_out(self) -> bool:
+        """False: only pairs can have it."""
+        return False
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from nola_codec.model.quantizers import Quantizer, SymbolModel
-from nola_codec.model.records import CodedRecord, DrawnRecord, LowRankRecord, RawRecord, VectorRecord
+from nola_codec.model.records import CodedRecord, DrawnRecord, RawRecord
 
 Allocation = tuple[tuple[int, int, int, int], ...]
 """((precision, quantizer id or -1, offset, weight), ...), precisions ascending.
@@ -37,7 +37,7 @@ class Rung:
         units: Units of each coded record that are kept at this rung, those of the rungs before included.
         exponents: Of each record's sides, as decoded at this rung.
         side_models: Models of the units section's precisions and amplitudes.
-        factors_sha256: Digest of what is decoded at this rung.
+        decoded_sha256: SHA-256 of everything that this rung decodes to.
         measured: What the encoder measured at this rung.
     """
 
@@ -45,7 +45,7 @@ class Rung:
     units: tuple[int, ...]
     exponents: tuple[tuple[int, ...], ...]
     side_models: tuple[SymbolModel, SymbolModel]
-    factors_sha256: bytes
+    decoded_sha256: bytes
     measured: Mapping[str, float]
 
 
@@ -53,7 +53,7 @@ class Rung:
 class Header:
     """All of a file but its coefficients and raw tensors (specification, "Header").
 
-    `coded` is the records at the last rung, low-rank ones first. `blocks[i]` is the number of records in block i.
+    `coded` is the records at the last rung, pairs first. `blocks[i]` is the number of records in block i.
     Sections are: units and blocks of rung 0, the raw tensors, then units and blocks of each further rung.
     """
 
@@ -73,14 +73,14 @@ class Header:
     drawn: tuple[DrawnRecord, ...] = ()
 
     @cached_property
-    def lowrank(self) -> tuple[LowRankRecord, ...]:
-        """The low-rank records; their numbers are those in `coded`."""
-        return tuple(record for record in self.coded if isinstance(record, LowRankRecord))
+    def pairs(self) -> tuple[CodedRecord, ...]:
+        """The records of two sides; their numbers are those in `coded`."""
+        return tuple(record for record in self.coded if record.kind.is_pair)
 
     @cached_property
-    def vectors(self) -> tuple[VectorRecord, ...]:
-        """The vector records, which follow the low-rank ones in `coded`."""
-        return tuple(record for record in self.coded if isinstance(record, VectorRecord))
+    def vectors(self) -> tuple[CodedRecord, ...]:
+        """The records of one side, which follow the pairs in `coded`."""
+        return tuple(record for record in self.coded if not record.kind.is_pair)
 
     @property
     def last(self) -> Rung:
@@ -93,9 +93,9 @@ class Header:
         return self.last.measured
 
     @property
-    def factors_sha256(self) -> bytes:
-        """Digest of what is decoded at the last rung."""
-        return self.last.factors_sha256
+    def decoded_sha256(self) -> bytes:
+        """SHA-256 of everything that the last rung decodes to."""
+        return self.last.decoded_sha256
 
     def units_section(self, rung: int) -> int:
         """Number of the section of a rung's units; its blocks follow."""

@@ -1,10 +1,15 @@
-"""Records of a file, and the kinds that families of records share (specification, "Records")."""
+"""Records of a file, and the kinds that families of records share (specification, "Records").
+
+A coded record has sides, each an array with its own basis and coefficients: a pair of factors has two (lora_B, lora_A),
+a vector has one. Nothing else tells them apart.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,116 +21,148 @@ Split = Literal["component", "factor"]
 
 
 @dataclass(frozen=True)
-class LowRankKind:
-    """What low-rank records of one family share; a file lists each kind once.
+class Side:
+    """One array of a coded record: lora_B or lora_A of a pair, or the tensor of a vector record.
 
     Attributes:
-        template: Name with every run of digits replaced by ``#``.
-        layout, b_shape, a_shape, scaling, fan_in_fan_out, dtype: As in `LoraModule`.
-        basis: Basis id.
-        split: ``"component"``: each column of lora_B and each row of lora_A is a vector of its own, one *unit* being
-            such a pair. ``"factor"``: each factor is one flat vector, lora_B then lora_A being the two units.
-        num_basis: Coefficients of each vector of lora_B and of lora_A.
-        tables: Allocation tables of lora_B and of lora_A, as numbers in each rung's `allocation`.
-        shift: Added to a unit's precision before these are looked up.
-        amplitude: Constant part of the prediction of a unit's amplitude code.
+        stored_shape: Shape that the adapter stores: (out, r[, 1, 1]), (r, in[, kh, kw]), or the tensor's own.
+        shape: Shape of the decoded array: (out, r), (r, in * kh * kw), or the tensor's own.
+        axis: Dimension of `shape` along which the vectors of the side are counted; None where one vector is the side.
+        num_basis: Coefficients of each vector.
+        table: Allocation table, as a number in each rung's `allocation`.
+        shift: Added to a unit's precision before it is looked up in that table.
     """
 
-    template: str
-    layout: Layout
-    b_shape: tuple[int, ...]
-    a_shape: tuple[int, ...]
-    scaling: float
-    fan_in_fan_out: bool
-    dtype: str
-    basis: int
-    split: Split
-    num_basis: tuple[int, int]
-    tables: tuple[int, int] = (0, 1)
-    shift: tuple[int, int] = (0, 0)
-    amplitude: int = 0
+    stored_shape: tuple[int, ...]
+    shape: tuple[int, ...]
+    axis: int | None
+    num_basis: int
+    table: int = 0
+    shift: int = 0
 
     @property
-    def rank(self) -> int:
-        return self.a_shape[0]
-
-    @property
-    def rows(self) -> int:
-        """out: length of a column of lora_B."""
-        return self.b_shape[0]
-
-    @property
-    def columns(self) -> int:
-        """in, or in * kh * kw: length of a row of lora_A."""
-        return int(np.prod(self.a_shape[1:], dtype=np.int64))
-
-    @property
-    def vector_lengths(self) -> tuple[int, int]:
-        """Length of one vector of lora_B and of lora_A."""
-        if self.split == "component":
-            return self.rows, self.columns
-        return self.rows * self.rank, self.columns * self.rank
+    def length(self) -> int:
+        """Numbers in one vector."""
+        return math.prod(size for axis, size in enumerate(self.shape) if axis != self.axis)
 
     @property
     def elements(self) -> int:
-        """Numbers in both factors."""
-        return self.rank * (self.rows + self.columns)
+        """Numbers in the whole side."""
+        return math.prod(self.shape)
 
-    @property
-    def most_units(self) -> int:
-        return self.rank if self.split == "component" else 2
 
-    def unit_sides(self, unit: int) -> tuple[int, ...]:
-        """Sides on which a unit has a vector."""
-        return (0, 1) if self.split == "component" else (unit,)
+def coded_sides(
+    stored_shapes: Sequence[tuple[int, ...]],
+    split: Split = "component",
+    num_basis: Sequence[int] | None = None,
+    tables: Sequence[int] | None = None,
+    shifts: Sequence[int] | None = None,
+) -> tuple[Side, ...]:
+    """Sides of a pair of factors or of a vector.
 
-    def vectors(self, units: int) -> int:
-        """Vectors of each side of a record with so many units."""
-        return units if self.split == "component" else units // 2
+    Args:
+        stored_shapes: (b_shape, a_shape) of a pair, or (shape,) of a vector.
+        split: As in `CodedKind`.
+        num_basis: Coefficients of a vector, for each side; None gives each as many as it has numbers.
+        tables: Allocation table of each side; None numbers them from 0.
+        shifts: Shift of each side; None is 0.
+
+    Example:
+        >>> [side.length for side in coded_sides([(576, 8), (8, 192)])]
+        [576, 192]
+        >>> [side.length for side in coded_sides([(576, 8), (8, 192)], split="factor")]
+        [4608, 1536]
+    """
+    shapes = tuple(stored_shapes)
+    axes: tuple[int | None, ...] = (None,)
+    if len(stored_shapes) == 2:
+        b_shape, a_shape = stored_shapes
+        shapes = (b_shape[:2], (a_shape[0], math.prod(a_shape[1:])))
+        axes = (1, 0) if split == "component" else (None, None)
+    sides = []
+    for number, (stored_shape, shape, axis) in enumerate(zip(stored_shapes, shapes, axes, strict=True)):
+        table = number if tables is None else tables[number]
+        side = Side(stored_shape, shape, axis, 0, table, 0 if shifts is None else shifts[number])
+        sides.append(replace(side, num_basis=side.length if num_basis is None else num_basis[number]))
+    return tuple(sides)
 
 
 @dataclass(frozen=True)
-class VectorKind:
-    """What vector records of one family share: a low-rank record of one component that has no second side.
+class CodedKind:
+    """What coded records of one family share; a file lists each kind once.
+
+    A kind has two sides, lora_B and lora_A, or one, the tensor of a vector record.
 
     Attributes:
         template: Name with every run of digits replaced by ``#``.
-        dtype, shape: Of the tensor.
+        dtype: Source dtype, one of DTYPES.
         basis: Basis id.
-        num_basis: Coefficients of the vector.
-        tables, shift, amplitude: As in `LowRankKind`.
+        sides: What is coded; see `coded_sides`.
+        split: ``"component"``: each column of lora_B and each row of lora_A is a vector of its own, one *unit* being
+            such a pair; a vector record has the one unit that is its tensor. ``"factor"``: each factor is one flat
+            vector, lora_B then lora_A being the two units.
+        amplitude: Constant part of the prediction of a unit's amplitude code.
+        layout, scaling, fan_in_fan_out: As in `LoraModule`, for a pair; a vector keeps the defaults.
     """
 
     template: str
     dtype: str
-    shape: tuple[int, ...]
     basis: int
-    num_basis: tuple[int]
-    tables: tuple[int] = (0,)
-    shift: tuple[int] = (0,)
+    sides: tuple[Side, ...]
+    split: Split = "component"
     amplitude: int = 0
+    layout: Layout = "linear"
+    scaling: float = 1.0
+    fan_in_fan_out: bool = False
 
-    split: ClassVar[Split] = "component"
-    most_units: ClassVar[int] = 1
+    @property
+    def is_pair(self) -> bool:
+        """True for a pair of factors, False for a vector."""
+        return len(self.sides) == 2
+
+    @property
+    def rank(self) -> int:
+        """Components that the record can have: columns of lora_B; 1 for a vector."""
+        return self.sides[0].shape[1] if self.is_pair else 1
+
+    @property
+    def stored_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """(b_shape, a_shape) of a pair, (shape,) of a vector."""
+        return tuple(side.stored_shape for side in self.sides)
+
+    @property
+    def product_shape(self) -> tuple[int, int]:
+        """(out, in) of lora_B @ lora_A, convolutions flattened to (out, in * kh * kw)."""
+        lora_B, lora_A = self.sides
+        return lora_B.shape[0], lora_A.shape[1]
+
+    @property
+    def num_basis(self) -> tuple[int, ...]:
+        """Coefficients of each vector, for each side."""
+        return tuple(side.num_basis for side in self.sides)
+
+    @property
+    def vector_lengths(self) -> tuple[int, ...]:
+        """Length of one vector, for each side."""
+        return tuple(side.length for side in self.sides)
 
     @property
     def elements(self) -> int:
-        return math.prod(self.shape)
+        """Numbers in all sides."""
+        return sum(side.elements for side in self.sides)
 
     @property
-    def vector_lengths(self) -> tuple[int]:
-        return (self.elements,)
+    def most_units(self) -> int:
+        """Units of a record that keeps everything."""
+        return self.rank if self.split == "component" else len(self.sides)
 
     def unit_sides(self, unit: int) -> tuple[int, ...]:
         """Sides on which a unit has a vector."""
-        return (0,)
+        return tuple(range(len(self.sides))) if self.split == "component" else (unit,)
 
     def vectors(self, units: int) -> int:
-        """Vectors of a record with so many units."""
-        return units
-
-
-CodedKind = LowRankKind | VectorKind
+        """Vectors of each side of a record with so many units."""
+        return units if self.split == "component" else units // len(self.sides)
 
 
 @dataclass(frozen=True)
@@ -159,12 +196,12 @@ class CodedRecord:
     Attributes:
         name: Module path, or a vector's full key.
         kind: Its family.
-        stream: Stream number of its basis; lora_B or a vector uses stream 2 * n, lora_A 2 * n + 1.
-        entry: int64 (units,): rung at which each unit came in, ascending.
-        exponents: Power of two of each side's int16 form: of lora_B and lora_A, or of the vector.
-        precision: int64 (units,), see `LowRankKind`; kept components come first, and what is not kept is zero.
-        amplitude: int64 (units,): scale code; of the product or the vector in sixteenths of an octave for
-            ``component``, of the factor in thirty-seconds for ``factor``. See `scale_codes`.
+        stream: Stream number of its basis; side number i uses generator stream 2 * stream + i.
+        exponents: Power of two of each side's int16 form.
+        entry: int64 (units,): rung at which each unit starts, ascending.
+        precision: int64 (units,), see `CodedKind`; kept components come first, and what is not kept is zero.
+        amplitude: int64 (units,): scale code; for ``component`` that of the product or the vector in sixteenths of an
+            octave, for ``factor`` that of the factor in thirty-seconds. See `scale_codes`.
     """
 
     name: str
@@ -177,29 +214,14 @@ class CodedRecord:
 
     @property
     def units(self) -> int:
+        """Units that are kept at this rung."""
         return len(self.precision)
 
     def scale_codes(self, side: int) -> npt.NDArray[np.int64]:
         """Codes E of the vectors of one side, each of which is multiplied by 2^(E / 32), int64 (vectors,)."""
         if self.kind.split == "factor":
             return self.amplitude[side : side + 1]
-        return self.amplitude * (2 // len(self.kind.vector_lengths))
-
-
-@dataclass(frozen=True)
-class LowRankRecord(CodedRecord):
-    """One adapted weight: a pair of factors."""
-
-    kind: LowRankKind
-    exponents: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class VectorRecord(CodedRecord):
-    """One tensor coded as a flat vector."""
-
-    kind: VectorKind
-    exponents: tuple[int]
+        return self.amplitude * (2 // len(self.kind.sides))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Read and write GGUF, the container of llama.cpp (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+"""Read and write GGUF, the file format of llama.cpp (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
 
 The header is walked here, each count and length held against the bytes that are left: the reader of the `gguf`
 package trusts them, and may loop for ever. The package is imported only for block-quantized tensors and for writing.
@@ -77,7 +77,7 @@ class GgufFile(Closing):
             array is ``("ARRAY", (element type name, [values]))``.
     """
 
-    container = "gguf"
+    file_type = "gguf"
     metadata: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, source: AnySource, *, name: str | None = None) -> None:

@@ -57,7 +57,7 @@ class NpzFile(Closing):
         tensors: By name, the suffix `.npy` taken off.
     """
 
-    container = "npz"
+    file_type = "npz"
     metadata: Mapping[str, str] = MappingProxyType({})
     extra: Mapping[str, Any] = MappingProxyType({})
 

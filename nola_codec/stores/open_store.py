@@ -9,7 +9,7 @@ from nola_codec.stores.files import AnySource, display_name, open_stream
 from nola_codec.stores.gguf_io import GGUF_MAGIC, GgufFile
 from nola_codec.stores.npz_io import NpzFile
 from nola_codec.stores.pickle_io import is_pickle, open_pickle
-from nola_codec.stores.safetensors_io import SafetensorsFile
+from nola_codec.stores.safetensors_io import open_safetensors
 from nola_codec.stores.tensor_store import MemoryStore, TensorInfo, TensorStore
 from nola_codec.stores.zip_io import ZIP_MAGIC, Archive
 
@@ -25,7 +25,7 @@ def open_store(source: AnySource, name: str | None = None) -> TensorStore:
 
     Raises:
         AdapterError: ``not-found``, ``unreadable``, ``empty-file``, ``lfs-pointer``, ``html-page``, ``nola-file``,
-            ``archive``; ``zip`` for an archive that is neither; or as the class that reads the container.
+            ``archive``; ``zip`` for an archive that is neither; or as the class that reads the file.
     """
     name = name if name is not None else display_name(source)
     if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)) and not source.seekable():
@@ -37,7 +37,7 @@ def open_store(source: AnySource, name: str | None = None) -> TensorStore:
         return _open_zip(source, name)
     if is_pickle(head):
         return open_pickle(source, name=name)
-    return SafetensorsFile(source, name=name)
+    return open_safetensors(source, name=name)
 
 
 def _first_bytes(source: AnySource, name: str) -> bytes:

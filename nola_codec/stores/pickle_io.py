@@ -62,7 +62,7 @@ def open_pickle(source: AnySource | Archive, *, name: str | None = None) -> Memo
     own_name = source.name if isinstance(source, Archive) else display_name(source)
     where = name if name is not None else own_name
     state, stored_bytes = _load(source, where)
-    return MemoryStore(_plain_tensors(_flat(state, where), stored_bytes, where), name=where, container="pickle")
+    return MemoryStore(_plain_tensors(_flat(state, where), stored_bytes, where), name=where, file_type="pickle")
 
 
 def dump_pickle(tensors: Mapping[str, RawTensor]) -> bytes:

@@ -1,8 +1,17 @@
 """Read and write safetensors files, strangers' included.
 
 Layout (https://huggingface.co/docs/safetensors): 8 bytes little-endian header length, a JSON header, the tensors' bytes
-without holes. The `safetensors` package reads the same files, but not lazily from a stream, not BF16 into NumPy, and
-it writes metadata in hash order; what is needed here is all in the header, so the header is parsed here.
+without holes. The `safetensors` package reads a file that is taken whole (`open_safetensors`). Our own code does what
+the package cannot do:
+
+- It checks limits before memory is spent, and says what is wrong with a file (`SafetensorsFile`).
+- It reads single tensors of a stream or of a shard larger than memory, in any dtype, without a framework.
+- It writes a file tensor by tensor, so that a shard larger than memory can be written (`SafetensorsWriter`).
+- It writes the same bytes each time. The package writes metadata in the order of a hash table, which is another one in
+  each process; it orders tensors of one width by dtype, where we order them by name; and its raw interface takes bytes
+  up to version 0.7 and addresses from 0.8 on. With one entry of metadata and one dtype a width the bytes are the same.
+
+The tests hold both against each other, on good and on bad files.
 """
 
 from __future__ import annotations
@@ -16,11 +25,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
 
+import safetensors
+
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model.tensors import DTYPE_BYTES, RawTensor
-from nola_codec.stores.dtypes import from_float32, from_float64, to_float32, to_float64
 from nola_codec.stores.files import AnySource, atomic_file, describe_foreign_bytes, display_name, open_stream
-from nola_codec.stores.tensor_store import Closing, TensorInfo, no_such_tensor
+from nola_codec.stores.tensor_store import Closing, MemoryStore, TensorInfo, TensorStore, no_such_tensor
 
 __all__ = [
     "DTYPE_BITS",
@@ -29,17 +39,16 @@ __all__ = [
     "StoredTensor",
     "TensorInfo",
     "dump",
-    "from_float32",
-    "from_float64",
     "num_bytes",
-    "to_float32",
-    "to_float64",
+    "open_safetensors",
     "write_file",
 ]
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors package
 MAX_TENSORS = 500_000
 MAX_DIMENSIONS = 16
+WHOLE_BYTES = 1 << 28
+"""The size of a file up to which `open_safetensors` reads it whole."""
 
 # What a base checkpoint may hold beyond the dtypes an adapter may: such tensors are only ever copied.
 DTYPE_BITS: Mapping[str, int] = MappingProxyType(
@@ -60,7 +69,7 @@ class StoredTensor(TensorInfo):
 
 
 def num_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """Bytes of a tensor.
+    """Return the number of bytes of a tensor.
 
     Raises:
         AdapterError: ``unknown-dtype``; ``bad-tensor`` when a sub-byte dtype does not fill its last byte.
@@ -75,6 +84,22 @@ def num_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     return bits // 8
 
 
+def open_safetensors(source: AnySource, *, name: str | None = None) -> TensorStore:
+    """Open a file of which all tensors will be read.
+
+    The header is checked here first. Then the safetensors package reads the whole file at once. A file of more than
+    `WHOLE_BYTES`, or with dtypes that not all versions of the package know, is read tensor by tensor instead.
+
+    Raises:
+        AdapterError: Those of `SafetensorsFile`; ``bad-header`` for a file that the package refuses.
+    """
+    file = SafetensorsFile(source, name=name)
+    if file.size > WHOLE_BYTES or any(info.dtype not in DTYPE_BYTES for info in file.tensors.values()):
+        return file
+    with file:
+        return MemoryStore(file.read_all(), name=file.name, metadata=file.metadata)
+
+
 class SafetensorsFile(Closing):
     """A safetensors file with its header checked and its tensors unread.
 
@@ -83,6 +108,7 @@ class SafetensorsFile(Closing):
 
     Attributes:
         name: The file, for messages.
+        size: The size of the file in bytes.
         tensors: `StoredTensor` by name, in the order of their bytes.
         metadata: The ``__metadata__`` entry, str to str.
 
@@ -93,7 +119,7 @@ class SafetensorsFile(Closing):
         ((1,), {'format': 'pt'})
     """
 
-    container = "safetensors"
+    file_type = "safetensors"
     extra: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, source: AnySource, *, name: str | None = None) -> None:
@@ -107,7 +133,7 @@ class SafetensorsFile(Closing):
         self._file, self._owned = open_stream(source, self.name)
         try:
             self._origin = self._file.tell()
-            size = self._file.seek(0, os.SEEK_END) - self._origin
+            self.size = size = self._file.seek(0, os.SEEK_END) - self._origin
             header, self._data_start = self._read_header(size)
             self.metadata = self._check_metadata(header.pop("__metadata__", None))
             self.tensors: Mapping[str, StoredTensor] = MappingProxyType(self._check_tensors(header, size))
@@ -123,7 +149,7 @@ class SafetensorsFile(Closing):
             self._file.close()
 
     def read(self, name: str) -> RawTensor:
-        """One tensor, bytes as stored.
+        """Read one tensor, bytes as stored.
 
         Raises:
             AdapterError: ``no-such-tensor``; ``truncated`` when the file shrank since it was opened.
@@ -139,12 +165,30 @@ class SafetensorsFile(Closing):
             )
         return RawTensor(info.dtype, info.shape, data)
 
+    def read_all(self) -> dict[str, RawTensor]:
+        """Read all tensors at once with the safetensors package, in the order of their bytes.
+
+        Raises:
+            AdapterError: ``truncated`` when the file shrank since it was opened; ``bad-header`` for a file that the
+                package refuses.
+        """
+        self._file.seek(self._origin)
+        data = self._file.read(self.size)
+        if len(data) != self.size:
+            raise AdapterError(expected("bytes", self.size, len(data)), code="truncated", where=self.name)
+        try:
+            read = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
+        except safetensors.SafetensorError as e:
+            raise AdapterError(f"the safetensors package refuses it: {e}", code="bad-header", where=self.name) from e
+        found = {key: info["data"] for key, info in read}
+        return {key: RawTensor(info.dtype, info.shape, bytes(found[key])) for key, info in self.tensors.items()}
+
     def offset(self, name: str) -> int:
-        """Position of a tensor's first byte in the file or stream."""
+        """Return the position of a tensor's first byte in the file or stream."""
         return self._origin + self._data_start + self.tensors[name].start
 
     def header_bytes(self) -> bytes:
-        """All that comes before the tensors, the length included, as stored."""
+        """Return all that comes before the tensors, the length included, as stored."""
         self._file.seek(self._origin)
         return self._file.read(self._data_start)
 
@@ -166,9 +210,8 @@ class SafetensorsFile(Closing):
             raise AdapterError(expected("header", f"{length} bytes", size - 8), code="truncated", where=self.name)
         self._file.seek(self._origin + 8)
         try:
-            header = json.loads(
-                self._file.read(length).decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
-            )
+            text = self._file.read(length).decode("utf-8")
+            header = json.loads(text, object_pairs_hook=_require_unique, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as e:
             raise AdapterError(f"header is not valid JSON: {e}", code="bad-header", where=self.name) from e
         if not isinstance(header, dict):
@@ -214,9 +257,9 @@ class SafetensorsFile(Closing):
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
             raise AdapterError(f"unknown dtype {dtype!r}", code="unknown-dtype", where=where)
-        if not _sizes(shape) or len(shape) > MAX_DIMENSIONS:
+        if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS:
             raise AdapterError("shape is not a short list of sizes", code="bad-header", where=where)
-        if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
             raise AdapterError("data_offsets is not [start, stop]", code="bad-header", where=where)
         try:
             wanted = num_bytes(dtype, tuple(shape))
@@ -277,7 +320,7 @@ class SafetensorsWriter:
 
 
 def dump(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """A safetensors file in memory; the same input gives the same bytes, whatever the order of the maps."""
+    """Return a safetensors file as bytes; the same input gives the same bytes, whatever the order of the maps."""
     stream = io.BytesIO()
     _write(stream, tensors, metadata)
     return stream.getvalue()
@@ -297,7 +340,7 @@ def write_file(
 
 
 def canonical_order(specs: Mapping[str, tuple[str, tuple[int, ...]]]) -> list[str]:
-    """Names as the safetensors package lays them out: widest dtype first, so that all stay aligned; then by name."""
+    """Return names in the order of a file: widest dtype first, so that all tensors stay aligned; then by name."""
     return sorted(specs, key=lambda name: (-DTYPE_BITS[specs[name][0]], name))
 
 
@@ -313,7 +356,7 @@ def _write(stream: BinaryIO, tensors: Mapping[str, RawTensor], metadata: Mapping
 
 
 def encode_header(specs: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
-    """What comes before the tensors, the length included; their data will lie in the order of `specs`."""
+    """Return what comes before the tensors, the length included; their data will lie in the order of `specs`."""
     header: dict[str, Any] = {}
     if metadata:
         header["__metadata__"] = dict(sorted(metadata.items()))
@@ -327,7 +370,7 @@ def encode_header(specs: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Ma
     return len(encoded).to_bytes(8, "little") + encoded
 
 
-def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def _require_unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
@@ -344,10 +387,10 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _no_constant(text: str) -> Any:
+def _refuse_constant(text: str) -> Any:
     raise ValueError(f"{text} is not JSON")
 
 
-def _sizes(value: Any) -> bool:
+def _are_sizes(value: Any) -> bool:
     # A bool is an int to Python; no size reaches 2^63 in a file that exists, and products stay cheap.
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in value)

@@ -1,4 +1,4 @@
-"""Write tensors to a file in the container that its suffix names, whole or not at all."""
+"""Write tensors to a file as the type of file that its suffix names, whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from nola_codec.stores.safetensors_io import write_file
 
 __all__ = ["SUFFIXES", "is_tensor_file", "write_tensors"]
 
-_CONTAINERS: Mapping[str, str] = {
+_FILE_TYPES: Mapping[str, str] = {
     ".safetensors": "safetensors", ".npz": "npz", ".bin": "pickle", ".pt": "pickle", ".pth": "pickle", ".gguf": "gguf",
 }  # fmt: skip
 
-SUFFIXES = tuple(_CONTAINERS)
+SUFFIXES = tuple(_FILE_TYPES)
 """Of files that `write_tensors` writes, lower case."""
 
 
 def is_tensor_file(path: str | os.PathLike[str]) -> bool:
     """Whether a path that is to be written names a file of tensors rather than a directory."""
-    return Path(path).suffix.lower() in _CONTAINERS
+    return Path(path).suffix.lower() in _FILE_TYPES
 
 
 def write_tensors(
@@ -46,35 +46,35 @@ def write_tensors(
         extra: ``{key: (type name, value)}``, only for GGUF, which needs ``general.architecture`` in it.
 
     Raises:
-        AdapterError: ``not-expressible`` for metadata or key-values that the container has no place for, a dtype
+        AdapterError: ``not-expressible`` for metadata or key-values that the type of file has no place for, a dtype
             that it has not, or another suffix; ``missing-package``.
         OSError: The directory cannot be written.
     """
     target = Path(path)
-    container = _CONTAINERS.get(target.suffix.lower())
+    file_type = _FILE_TYPES.get(target.suffix.lower())
     where = str(target)
-    if container is None:
+    if file_type is None:
         message = expected("suffix", ", ".join(SUFFIXES), target.suffix or "none")
         raise AdapterError(message, code="not-expressible", where=where)
-    if extra and container != "gguf":
+    if extra and file_type != "gguf":
         message = f"{target.suffix} has no place for typed key-values, such as {next(iter(extra))}"
         raise AdapterError(message, code="not-expressible", where=where)
-    if container == "safetensors":
+    if file_type == "safetensors":
         return write_file(target, tensors, metadata)
     lost = sorted((metadata or {}).keys() - {"format"})
     if lost:
         message = f"{target.suffix} has no place for metadata, such as {lost[0]}; write .safetensors"
         raise AdapterError(message, code="not-expressible", where=where)
-    data = _dump(container, tensors, extra or {}, where)
+    data = _dump(file_type, tensors, extra or {}, where)
     with atomic_file(target) as stream:
         stream.write(data)
     return target
 
 
-def _dump(container: str, tensors: Mapping[str, RawTensor], extra: Mapping[str, Any], where: str) -> bytes:
-    if container == "npz":
+def _dump(file_type: str, tensors: Mapping[str, RawTensor], extra: Mapping[str, Any], where: str) -> bytes:
+    if file_type == "npz":
         return dump_npz(tensors)
-    if container == "pickle":
+    if file_type == "pickle":
         return dump_pickle(tensors)
     kind, architecture = extra.get("general.architecture", (None, None))
     if kind != "STRING" or not isinstance(architecture, str):

@@ -1,4 +1,4 @@
-"""What a container of tensors looks like to a dialect, whichever file format it is."""
+"""What a file of tensors looks like to a dialect, whichever type of file it is."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TensorStore(Protocol):
         """The file, for messages."""
 
     @property
-    def container(self) -> str:
+    def file_type(self) -> str:
         """``"safetensors"``, ``"npz"``, ``"pickle"`` or ``"gguf"``."""
 
     @property
@@ -99,10 +99,10 @@ class MemoryStore(Closing):
         name: str = "(memory)",
         metadata: Mapping[str, str] | None = None,
         extra: Mapping[str, Any] | None = None,
-        container: str = "safetensors",
+        file_type: str = "safetensors",
     ) -> None:
         self.name = name
-        self.container = container
+        self.file_type = file_type
         self.metadata: Mapping[str, str] = dict(metadata or {})
         self.extra: Mapping[str, Any] = dict(extra or {})
         self._tensors = dict(tensors)

@@ -1,29 +1,69 @@
-"""NOLA training on the codec's own basis: what was trained is what is stored.
+"""NOLA training on the codec's own basis (arXiv 2310.02556): a file stores what was trained without loss.
 
     from nola_codec.training import parametrize, save
     parametrize(peft_model, num_basis=128, bits=4)
+    ...                                                 # any training loop
+    save(peft_model, "task.nola")
 
-`parametrize` serves the factors of a PEFT model, `parametrize_weights` changes of any network's own weights;
-`parametrize_network` trains weights from scratch, and `NolaLinear`, `NolaConv2d`, `NolaEmbedding` and `NolaParameter`
-are there to build a network of.
+`Coding` says how tensors are coded. Each front takes one, or its fields as keywords:
+
+    parametrize          the factors of a PEFT model (LoRA), or its diagonals (VeRA, RandLoRA)
+    parametrize_weights  changes of any network's own weights
+    parametrize_network  weights of a network that is trained from scratch
+    NolaLinear, NolaConv2d, NolaEmbedding, NolaParameter    layers to build a network of
+
+Coded tensors that go into one file are a `TensorGroup`. `TaskTuner` trains the coefficients of `encode(fit="task")`.
+Names are imported when they are first used.
 """
 
 from __future__ import annotations
 
-import nola_codec.training.requires  # noqa: F401 - before what imports torch
-from nola_codec.training.coded import CodedTensor, Ensemble
-from nola_codec.training.composed import NolaParameter, ensemble
-from nola_codec.training.layers import NolaConv2d, NolaEmbedding, NolaLinear
-from nola_codec.training.network import parametrize_network
-from nola_codec.training.peft_model import deparametrize, parametrize
-from nola_codec.training.saving import load, save
-from nola_codec.training.task import TaskData, TaskSettings, TaskTuner
-from nola_codec.training.weights import CodedDelta, parametrize_weights
+from typing import TYPE_CHECKING, Any
+
+from nola_codec.errors import require_torch
+
+require_torch("nola_codec.training")
+
+if TYPE_CHECKING:
+    from nola_codec.training.callback import NolaCallback
+    from nola_codec.training.coded import CodedTensor
+    from nola_codec.training.coding import Coding, CodingOptions
+    from nola_codec.training.group import TensorGroup
+    from nola_codec.training.layers import NolaConv2d, NolaEmbedding, NolaLinear, NolaParameter
+    from nola_codec.training.network import parametrize_network
+    from nola_codec.training.peft_model import deparametrize, parametrize
+    from nola_codec.training.saving import load, save
+    from nola_codec.training.task import TaskData, TaskSettings, TaskTuner
+    from nola_codec.training.weights import CodedDelta, parametrize_weights
+
+_MODULES = {
+    "CodedDelta": "weights",
+    "CodedTensor": "coded",
+    "Coding": "coding",
+    "CodingOptions": "coding",
+    "NolaCallback": "callback",
+    "NolaConv2d": "layers",
+    "NolaEmbedding": "layers",
+    "NolaLinear": "layers",
+    "NolaParameter": "layers",
+    "TaskData": "task",
+    "TaskSettings": "task",
+    "TaskTuner": "task",
+    "TensorGroup": "group",
+    "deparametrize": "peft_model",
+    "load": "saving",
+    "parametrize": "peft_model",
+    "parametrize_network": "network",
+    "parametrize_weights": "weights",
+    "save": "saving",
+}
 
 __all__ = [
     "CodedDelta",
     "CodedTensor",
-    "Ensemble",
+    "Coding",
+    "CodingOptions",
+    "NolaCallback",
     "NolaConv2d",
     "NolaEmbedding",
     "NolaLinear",
@@ -31,11 +71,25 @@ __all__ = [
     "TaskData",
     "TaskSettings",
     "TaskTuner",
+    "TensorGroup",
     "deparametrize",
-    "ensemble",
     "load",
     "parametrize",
     "parametrize_network",
     "parametrize_weights",
     "save",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

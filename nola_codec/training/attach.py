@@ -1,4 +1,4 @@
-"""An adapter beside the layers of a running model: factors come from elsewhere; the model itself stays as it is."""
+"""An adapter beside the layers of a running model: its factors come from elsewhere, and the model stays as it is."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from nola_codec.adapters.dialects.peft import module_path
+from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.errors import EncodeError
-from nola_codec.model.adapter import Layout, LoraModule
+from nola_codec.model.adapter import Codable, Layout
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+FactorPair = tuple[torch.Tensor, torch.Tensor]
+"""(lora_B (out, r), lora_A (r, in)) of one module; lora_A of a convolution is (r, in * kernel elements)."""
 
 
 def layer_shape(layer: nn.Module, layout: Layout) -> tuple[int, ...] | None:
-    """(out, in), (out, in, *kernel) or (dim, vocab) of a layer that a probe can sit in, else None."""
+    """(out, in), (out, in, *kernel) or (dim, vocab) of a layer that can also apply factors, else None."""
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, torch.Tensor):
         return None
@@ -33,8 +34,8 @@ def layer_shape(layer: nn.Module, layout: Layout) -> tuple[int, ...] | None:
     return (weight.shape[1], weight.shape[0]) if type(layer).__name__ == "Conv1D" else tuple(weight.shape)
 
 
-def find_modules(model: nn.Module, modules: Sequence[LoraModule]) -> dict[str, nn.Module]:
-    """The model's layer of each module, by the module's name; raises EncodeError ``calibration-module``."""
+def find_modules(model: nn.Module, modules: Sequence[Codable]) -> dict[str, nn.Module]:
+    """The layer of the model for each module, by the name of the module. Raises EncodeError ``calibration-module``."""
     own = dict(model.named_modules())
     prefix = f"{getattr(model, 'base_model_prefix', '') or ''}."
     found = {}
@@ -46,7 +47,8 @@ def find_modules(model: nn.Module, modules: Sequence[LoraModule]) -> dict[str, n
             missing.append(path)
             continue
         layer = own[names[0]]
-        wanted = (module.lora_B.shape[0], *module.a_shape[1:])
+        b_shape, a_shape = module.stored_shapes
+        wanted = (b_shape[0], *a_shape[1:])
         shape = layer_shape(layer, module.layout)
         if shape != wanted:
             message = f"expected {module.layout} of shape {wanted}, found {type(layer).__name__} {shape or ''}"
@@ -61,8 +63,8 @@ def find_modules(model: nn.Module, modules: Sequence[LoraModule]) -> dict[str, n
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No gradients of the model's own weights, for a while."""
+def freeze_weights(model: nn.Module) -> Iterator[None]:
+    """Let a model's own weights have no gradients, in this context."""
     before = [(p, p.requires_grad) for p in model.parameters()]
     for parameter, _ in before:
         parameter.requires_grad_(False)
@@ -73,8 +75,11 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(wanted)
 
 
-def through_lora_A(layer: nn.Module, layout: Layout, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """What the layer would make of `weight` (r, in, *kernel), r in place of out, before any bias."""
+def apply_lora_A(layer: nn.Module, layout: Layout, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The output of the layer if its weight were lora_A, `weight` (r, in, *kernel) or (r, vocab), and without bias.
+
+    (..., in) -> (..., r), (batch, in, ...) -> (batch, r, ...) or token ids (...) -> (..., r).
+    """
     if layout == "embedding":
         return functional.embedding(x, weight.T)
     x = x.to(weight.dtype)
@@ -84,42 +89,42 @@ def through_lora_A(layer: nn.Module, layout: Layout, x: torch.Tensor, weight: to
     return functional.linear(x, weight)
 
 
-def through_lora_B(layout: Layout, inner: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """What lora_B (out, r) makes of `through_lora_A`."""
+def apply_lora_B(layout: Layout, inner: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Lora_B, `weight` (out, r), applied to the output of `apply_lora_A`: r becomes out."""
     if layout == "conv":
         return torch.einsum("or,br...->bo...", weight, inner)
     return inner @ weight.T
 
 
 @contextmanager
-def attached(
-    model: nn.Module, modules: Sequence[LoraModule], factors: Callable[[], Mapping[str, Pair]]
+def attach_factors(
+    model: nn.Module, modules: Sequence[Codable], factors: Callable[[], Mapping[str, FactorPair]]
 ) -> Iterator[None]:
-    """Let layers also apply an adapter, for a while.
+    """Let layers also apply an adapter, in this context: y + scaling * lora_B @ lora_A @ x.
 
     Args:
-        model: Any; its layers are found by `find_modules`.
-        modules: Says layers, shapes and scalings; their factors are not used.
-        factors: Asked at every forward pass of a layer for (lora_B (out, r), lora_A (r, in)) by module name, of any
-            rank r; a module that is not in it adds nothing.
+        model: Any model; its layers are found by `find_modules`.
+        modules: The layers, shapes and scalings. Their own factors are not used.
+        factors: Called at every forward pass of a layer; gives (lora_B (out, r), lora_A (r, in)) by module name, of
+            any rank r. A module that is not in it adds nothing.
 
     Raises:
         EncodeError: ``calibration-module``: the model has no such layer.
     """
-    places = find_modules(model, modules)
+    layers = find_modules(model, modules)
 
-    def hook(module: LoraModule) -> Callable[[nn.Module, tuple[Any, ...], torch.Tensor], torch.Tensor]:
+    def hook(module: Codable) -> Callable[[nn.Module, tuple[Any, ...], torch.Tensor], torch.Tensor]:
         def add(layer: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
             pair = factors().get(module.name)
             if pair is None:
                 return output
             lora_B, lora_A = pair
-            inner = through_lora_A(layer, module.layout, inputs[0], lora_A.reshape(-1, *module.a_shape[1:]))
-            return output + through_lora_B(module.layout, inner, lora_B * module.scaling).to(output.dtype)
+            inner = apply_lora_A(layer, module.layout, inputs[0], lora_A.reshape(-1, *module.stored_shapes[1][1:]))
+            return output + apply_lora_B(module.layout, inner, lora_B * module.scaling).to(output.dtype)
 
         return add
 
-    handles = [places[module.name].register_forward_hook(hook(module)) for module in modules]
+    handles = [layers[module.name].register_forward_hook(hook(module)) for module in modules]
     try:
         yield
     finally:

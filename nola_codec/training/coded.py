@@ -1,15 +1,14 @@
-"""A tensor that is trained through its coefficients, and the set of such tensors that one file holds.
+"""A tensor that is trained through its coefficients, and its place in a model and in a file.
 
-`CodedTensor` is a parametrization for `torch.nn.utils.parametrize`: the module's parameter becomes the coefficients,
-and its weight what they synthesize. While training the weight is made in floats; in evaluation it is what the file
-that `save` would write decodes to, bit for bit.
+`CodedTensor` is a parametrization for `torch.nn.utils.parametrize`: the parameter of a module becomes the
+coefficients, and the weight of the module is what they synthesize. While training the weight is computed in floats; in
+evaluation it is what the file that `save` would write decodes to, bit for bit.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,95 +16,101 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from nola_codec.basis import BasisKey
 from nola_codec.model.adapter import Layout
-from nola_codec.training.quantizer import rounded
+from nola_codec.training.quantizer import round_coefficients
 from nola_codec.training.synthesis import Synthesis
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-InitialValues = Literal["scratch", "projection"]
+    from nola_codec.training.group import TensorGroup
+
+Initialization = Literal["same-norm", "least-squares"]
 
 
 class CodedTensor(nn.Module):
-    """(1, num_basis) coefficients -> a tensor.
+    """Coefficients (1, num_basis) -> a tensor.
 
-    They are a row because PEFT takes a factor of one dimension for a damaged one.
+    The coefficients are a row because PEFT takes a factor of one dimension for a damaged one.
 
     Attributes:
+        shape: The shape of the tensor; its dtype is float32.
         synthesis: The basis as a linear map.
-        bits: Width of a coefficient in the forward pass and in a file; None trains unrounded, and stores 16 bits.
-        start: How `right_inverse` gets coefficients from a tensor: ``scratch`` keeps the norm of the tensor, as a fresh
-            initialisation wants it; ``projection`` is least squares.
-        ensemble: What the tensor belongs to.
-        member: Its place there.
+        group: The tensors with which this one goes into a file.
+        initialization: How `right_inverse` gets coefficients from a tensor: ``same-norm`` keeps the norm of the tensor,
+            as a fresh initialization needs it; ``least-squares`` keeps the tensor as nearly
+            as the coefficients can.
+        side: The place of the tensor in a model and in a file; None until it has one.
     """
 
     def __init__(
-        self, shape: torch.Size | tuple[int, ...], dtype: torch.dtype, synthesis: Synthesis, bits: int | None,
-        start: InitialValues, ensemble: Ensemble,
-    ) -> None:  # fmt: skip
+        self,
+        shape: torch.Size | tuple[int, ...],
+        synthesis: Synthesis,
+        group: TensorGroup,
+        initialization: Initialization = "same-norm",
+    ) -> None:
         super().__init__()
-        self.shape, self.dtype = torch.Size(shape), dtype
-        self.synthesis, self.bits, self.start, self.ensemble = synthesis, bits, start, ensemble
-        self.member: Member | None = None
+        self.shape = torch.Size(shape)
+        self.synthesis, self.group, self.initialization = synthesis, group, initialization
+        self.side: CodedSide | None = None
         self._made: tuple[torch.Tensor, tuple[object, ...], torch.Tensor] | None = None
 
     def forward(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """The tensor, in its shape and dtype.
+        """The tensor, float32 in its shape, of coefficients (1, num_basis).
 
-        A layer may ask for its weight several times a step, so what was made is handed out again until a backward pass
-        has gone through it. (An optimizer steps only then; versions of tensors do not tell, fused ones leave them.)
+        A layer may ask for its weight several times in a step. So the tensor that was made is handed out again until a
+        backward pass has gone through it, since an optimizer steps only after one. (The version counters of tensors do
+        not tell when to make it anew: fused optimizers do not raise them.)
         """
-        if not self.training and self.member is not None:  # while it is being put in its place it has none
-            return self.ensemble.decoded(self).to(coefficients.device, self.dtype)
-        state = (coefficients._version, torch.is_inference_mode_enabled(), self.bits)
+        if not self.training and self.side is not None:  # it has no side while it is being registered
+            return self.group.decode_tensor(self).to(coefficients.device)
+        state = (coefficients._version, torch.is_inference_mode_enabled(), self.group.bits)
         graded = torch.is_grad_enabled() and coefficients.requires_grad
         if graded and self._made is not None and self._made[0] is coefficients and self._made[1] == state:
             return self._made[2]
-        values = coefficients[0].float()
-        if self.bits is not None:
-            values = rounded(values, self.bits, self.synthesis.grain)
-        made = self.synthesis(values).reshape(self.shape).to(self.dtype)
+        values = coefficients[0].float()  # (1, num_basis) -> (num_basis,)
+        if self.group.bits is not None:
+            values = round_coefficients(values, self.group.bits, self.synthesis.grain)
+        made = self.synthesis(values).reshape(self.shape)  # (num_basis,) -> (length,) -> shape
         if graded:
-            made.register_hook(self._passed)  # type: ignore[no-untyped-call]
+            made.register_hook(self._discard)  # type: ignore[no-untyped-call]
             self._made = (coefficients, state, made)
         return made
 
     def train(self, mode: bool = True) -> Self:
-        """As ever; what was made before is made anew."""
+        """Set the mode as every module does; the tensor is then made anew."""
         self._made = None
-        self.ensemble.forget()
+        self.group.clear_cache()
         return super().train(mode)
 
-    def _passed(self, grad: torch.Tensor) -> None:
+    def _discard(self, grad: torch.Tensor) -> None:
         self._made = None
 
     def right_inverse(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Coefficients that a tensor starts from, float32 (1, num_basis)."""
+        """Coefficients that training starts from, float32 (1, num_basis), of a tensor in this shape."""
         flat = tensor.detach().reshape(-1).float()
         found = self.synthesis.least_squares(flat)
-        if self.start == "scratch":
+        if self.initialization == "same-norm":
             norm, made = flat.norm(), self.synthesis.forward(found).norm()
             found = found * (norm / made) if made > 0 else found
         return found[None]
 
     def extra_repr(self) -> str:
-        """For people."""
-        return f"{tuple(self.shape)}, num_basis={self.synthesis.num_basis}, bits={self.bits}"
+        """Shape, number and width of coefficients, for people."""
+        return f"{tuple(self.shape)}, num_basis={self.synthesis.num_basis}, bits={self.group.bits}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_made": None}
 
 
 @dataclass(frozen=True)
-class Site:
-    """What a record says of a trained tensor or pair of factors besides its coefficients.
+class RecordDescription:
+    """A trained tensor or pair of factors as a record of a file describes it, without its coefficients.
 
     Attributes:
-        stream: Of the record.
-        shapes: (b_shape, a_shape) of a pair, or the shape of a vector alone.
+        stream: The generator stream of the record.
+        shapes: (b_shape, a_shape) of a pair, or (shape,) of a vector.
         scaling, layout, fan_in_fan_out: As in `LoraModule`.
     """
 
@@ -117,27 +122,27 @@ class Site:
 
 
 @dataclass(eq=False)
-class Member:
-    """A coded tensor in its place.
+class CodedSide:
+    """One side of a record of the file, and the module that holds its coefficients.
 
     Attributes:
-        name: Of the record: a module path for a factor, a key for a vector.
-        side: 0 lora_B, 1 lora_A; None for a vector.
-        code: Its parametrization.
-        holder: The module that has the coefficients under `attribute`.
-        attribute: Name of the parameter in the holder.
-        loaded: (coefficients, symbols, scale code) as a file had them.
+        record: Name of the record: a module path for factors, a key for a vector.
+        index: 0 for lora_B, 1 for lora_A; None for a vector.
+        tensor: The map from the coefficients to the side.
+        holder: The module that has the coefficients as its parameter `attribute`.
+        attribute: The name of that parameter.
+        loaded: (coefficients, symbols, scale code) as a file had them; None if no file was read.
     """
 
-    name: str
-    side: int | None
-    code: CodedTensor
+    record: str
+    index: int | None
+    tensor: CodedTensor
     holder: nn.Module
     attribute: str
     loaded: tuple[torch.Tensor, npt.NDArray[np.uint16], int] | None = None
 
     def __post_init__(self) -> None:
-        self.code.member = self
+        self.tensor.side = self
 
     @property
     def coefficients(self) -> torch.Tensor:
@@ -146,81 +151,12 @@ class Member:
         return found
 
 
-@dataclass(eq=False)
-class Ensemble:
-    """Coded tensors that share a file, its seed and its generator.
-
-    Attributes:
-        generator, seed, basis: Of all bases.
-        sites: What the records say besides, by name.
-        members: In the order in which they were made.
-        decode: Makes what the members decode to, in their order; see `training.files`.
-    """
-
-    generator: int
-    seed: int
-    basis: int
-    decode: Callable[[Ensemble], list[torch.Tensor]]
-    sites: dict[str, Site] = field(default_factory=dict)
-    members: list[Member] = field(default_factory=list)
-    _decoded: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    _watched: list[torch.Tensor] = field(default_factory=list)
-    _versions: list[int] = field(default_factory=list)
-
-    def synthesis(self, stream: int, side: int | None, length: int, num_basis: int, *, kept: bool) -> Synthesis:
-        """The basis of one side of the record with this stream, or of a vector (side None).
-
-        `num_basis` is cut to `length`, beyond which more coefficients would say nothing more.
-        """
-        key = BasisKey(self.generator, self.seed, 2 * stream + (side or 0))
-        grain = 2 if side is None else 1  # scales of vectors are in sixteenths of an octave
-        return Synthesis(self.basis, key, length, min(num_basis, length), grain=grain, kept=kept)
-
-    def decoded(self, code: CodedTensor) -> torch.Tensor:
-        """What a file written now would decode a tensor to; made anew when coefficients have changed.
-
-        Its own are compared by value, since fused optimizers leave no trace; the others', which may move an exponent
-        that all share, by their versions.
-        """
-        found = self._decoded.get(id(code))
-        member = code.member
-        if (
-            found is not None
-            and member is not None
-            and self._versions == [tensor._version for tensor in self._watched]
-            and torch.equal(found[0], member.coefficients)
-        ):
-            return found[1]
-        with torch.inference_mode(False), torch.no_grad():  # what is kept serves with gradients of inputs too
-            made = self.decode(self)
-            self._watched = [m.coefficients for m in self.members]
-            self._versions = [tensor._version for tensor in self._watched]
-            self._decoded = {
-                id(m.code): (own.detach().clone(), tensor)
-                for m, own, tensor in zip(self.members, self._watched, made, strict=True)
-            }
-        return self._decoded[id(code)][1]
-
-    def forget(self) -> None:
-        """Decode anew when asked next."""
-        self._decoded, self._watched = {}, []
-
-    def set_bits(self, bits: int | None) -> None:
-        """Another width for all members, from the next forward pass on."""
-        for member in self.members:
-            member.code.bits, member.loaded = bits, None
-        self.forget()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_decoded": {}, "_watched": []}
-
-
-def near_square(shape: torch.Size | tuple[int, ...]) -> tuple[int, int]:
+def near_square_shape(shape: torch.Size | tuple[int, ...]) -> tuple[int, int]:
     """(rows, columns) of a tensor as a near-square matrix, rows * columns being its elements (NOLA, section 3.3).
 
     Rows are the largest divisor of the number of elements that is not above its square root.
 
-    >>> near_square((64, 64, 3, 3))
+    >>> near_square_shape((64, 64, 3, 3))
     (192, 192)
     """
     elements = math.prod(shape)

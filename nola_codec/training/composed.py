@@ -1,294 +1,180 @@
-"""A tensor of any shape composed from coefficients: a product of two coded factors (NOLA), or one coded vector (PRANC).
+"""A tensor of any shape composed of coded parts: a product of two factors (NOLA), or one vector (PRANC).
 
-`Composed` maps coefficients to the tensor, and is a parametrization for `torch.nn.utils.parametrize`; `NolaParameter`
-is a module that has the coefficients too. In evaluation both give what the file decodes to, bit for bit.
+    nola:   W (rows, columns) = lora_B (rows, r) @ lora_A (r, columns)
+    pranc:  W (n,) = vector (n,)
+
+Each part is a `CodedTensor` with coefficients of its own, and W is reshaped to the shape of the tensor (NOLA, arXiv
+2310.02556, eq. 2 and section 3.3).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from nola_codec.adapters.dialects.parameters import composed
+from nola_codec.adapters.dialects.parameters import multiply_factors
 from nola_codec.errors import EncodeError, expected
-from nola_codec.training.coded import CodedTensor, Ensemble, Member, Site, near_square
-from nola_codec.training.ensembles import check_width, new_ensemble
+from nola_codec.training.coded import CodedSide, CodedTensor, RecordDescription, near_square_shape
+from nola_codec.training.coding import Coding
+from nola_codec.training.group import TensorGroup
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-Form = Literal["nola", "pranc"]
-FORMS: tuple[Form, ...] = ("nola", "pranc")
-
-
-class Coding(TypedDict, total=False):
-    """How a tensor is composed.
-
-    num_basis: Coefficients of each factor, or of the vector; at most as many as it has numbers. 64 if not given.
-    rank: Of the factors; at most the smaller side of the matrix. 4 if not given.
-    form: ``nola``: lora_B @ lora_A, each a combination of basis vectors (NOLA, eq. 2); ``pranc``: one flat vector.
-    bits: Width of a coefficient, 1 to 8, rounded in every forward pass; None trains unrounded and stores 16 bits.
-    shared_basis: The basis is that of the first tensor of the ensemble with the same shapes.
-    keep_basis: Keep a dense basis in memory, 4 bytes an entry, and do not make it again at each step.
-    ensemble: What the tensor belongs to: one file, one seed, one generator and one basis for all tensors of a network.
-        Bases are numbered in the order in which the tensors were made. None is an ensemble of its own.
-    """
-
-    num_basis: int
-    rank: int
-    form: Form
-    bits: int | None
-    shared_basis: bool
-    keep_basis: bool
-    ensemble: Ensemble | None
+NUM_BASIS = 64
+"""Coefficients of a part, where a coding does not say how many."""
+RANK = 4
+"""Rank of a product, where a coding does not say which."""
 
 
-def ensemble(basis: str = "hadamard", *, generator: str = "philox4x32-10", seed: int = 0) -> Ensemble:
-    """What the tensors of one network, and of one file, have in common.
-
-    Args:
-        basis: ``hadamard`` (n log n whatever num_basis is), ``rademacher`` or ``uniform`` (the paper's, dense).
-        generator: Of the basis, by name.
-        seed: Of the generator, 0 to 2^64 - 1.
-
-    Raises:
-        EncodeError: ``option``.
-    """
-    return new_ensemble(basis, generator, seed)
-
-
-class Composed(nn.Module):
-    """(1, num_basis) coefficients of each part -> a tensor.
+@dataclass(frozen=True)
+class Composition:
+    """The parts that a tensor is composed of.
 
     Attributes:
-        shape, dtype: Of the tensor.
-        codes: Of lora_B (rows, r) and lora_A (r, columns), or of the tensor itself.
+        shape: The shape of the tensor.
+        num_basis: Coefficients of each part.
+        record: The stream, and the shapes of the parts: ((rows, r), (r, columns)) or (shape,).
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, codes: Sequence[CodedTensor]) -> None:
+    shape: tuple[int, ...]
+    num_basis: tuple[int, ...]
+    record: RecordDescription
+
+
+def plan_composition(
+    shape: tuple[int, ...], coding: Coding, group: TensorGroup, matrix: tuple[int, int] | None = None
+) -> Composition:
+    """Choose the parts of a tensor.
+
+    Args:
+        shape: The shape of the tensor.
+        coding: How it is coded. Its rank is cut to the smaller side of the matrix.
+        group: The group that the tensor will join, for the number of its basis.
+        matrix: (rows, columns) of the product; None is `near_square_shape`.
+
+    Raises:
+        EncodeError: ``option``: a dimension is zero, or the coding has a mapping for num_basis.
+    """
+    for size in shape:
+        if size < 1:
+            raise EncodeError(expected("shape", "positive numbers", shape), code="option")
+    count = coding.num_basis_for_all(NUM_BASIS)
+    if coding.form == "pranc":
+        shapes: tuple[tuple[int, ...], ...] = (shape,)
+    else:
+        rows, columns = matrix or near_square_shape(shape)
+        rank = min(RANK if coding.rank is None else coding.rank, rows, columns)
+        shapes = ((rows, rank), (rank, columns))
+    stream = group.choose_stream(shapes, shared=coding.shared_basis)
+    return Composition(shape, (count,) * len(shapes), RecordDescription(stream, shapes))
+
+
+class ComposedTensor(nn.Module):
+    """Coefficients (1, num_basis) of each part -> a tensor; a parametrization for `torch.nn.utils.parametrize`.
+
+    In evaluation it gives what the file that `save` would write decodes to, bit for bit.
+
+    Attributes:
+        shape, dtype: The shape and the dtype of the tensor.
+        group: The tensors with which this one goes into a file.
+    """
+
+    def __init__(
+        self, composition: Composition, dtype: torch.dtype, group: TensorGroup, *, keep_basis: bool = False
+    ) -> None:
         super().__init__()
-        self.shape, self.dtype = torch.Size(shape), dtype
-        self._codes = nn.ModuleList(codes)
+        self.shape, self.dtype, self.group = torch.Size(composition.shape), dtype, group
+        self._record = composition.record
+        shapes = composition.record.shapes
+        self._parts = nn.ModuleList()
+        for side, (shape, count) in enumerate(zip(shapes, composition.num_basis, strict=True)):
+            index = side if len(shapes) == 2 else None
+            synthesis = group.make_synthesis(self._record.stream, index, math.prod(shape), count, kept=keep_basis)
+            self._parts.append(CodedTensor(shape, synthesis, group))
         self._decoded: tuple[list[torch.Tensor], torch.device, torch.Tensor] | None = None
 
     @property
-    def codes(self) -> list[CodedTensor]:
-        """See above."""
-        return [cast("CodedTensor", code) for code in self._codes]
-
-    @property
-    def ensemble(self) -> Ensemble:
-        """What the tensor belongs to."""
-        return self.codes[0].ensemble
+    def parts(self) -> list[CodedTensor]:
+        """Lora_B (rows, r) and lora_A (r, columns); or the tensor itself as one vector."""
+        return [cast("CodedTensor", part) for part in self._parts]
 
     @property
     def rank(self) -> int | None:
-        """Of the factors; None without."""
-        return self.codes[1].shape[0] if len(self._codes) == 2 else None
+        """The rank of the product; None for a vector."""
+        return self.parts[1].shape[0] if len(self._parts) == 2 else None
 
-    def parts(self, *coefficients: torch.Tensor) -> list[torch.Tensor]:
-        """[lora_B (rows, r), lora_A (r, columns)] or [the tensor], float32."""
-        return [code(values) for code, values in zip(self.codes, coefficients, strict=True)]
+    def register(self, holder: nn.Module, attributes: Sequence[str], name: str | None = None) -> None:
+        """Enter the tensor into its group.
+
+        Args:
+            holder: The module that has the coefficients.
+            attributes: The names of its parameters, one a part.
+            name: The path of the tensor in a network; None if it is not known yet.
+        """
+        sides = [
+            CodedSide(name or "", None if self.rank is None else index, part, holder, attribute)
+            for index, (part, attribute) in enumerate(zip(self.parts, attributes, strict=True))
+        ]
+        self.group.add(name, self._record, sides)
+
+    def synthesize(self, *coefficients: torch.Tensor) -> list[torch.Tensor]:
+        """[lora_B (rows, r), lora_A (r, columns)] or [the tensor], float32, of coefficients (1, num_basis) each."""
+        return [part(values) for part, values in zip(self.parts, coefficients, strict=True)]
 
     def forward(self, *coefficients: torch.Tensor) -> torch.Tensor:
         """The tensor, in its shape and dtype; in evaluation without a gradient."""
         if not self.training:
-            return self._exact(coefficients[0].device)
-        parts = self.parts(*coefficients)
-        made = parts[0] @ parts[1] if len(parts) == 2 else parts[0]
+            return self._decode(coefficients[0].device)
+        parts = self.synthesize(*coefficients)
+        made = parts[0] @ parts[1] if len(parts) == 2 else parts[0]  # (rows, r) @ (r, columns) -> (rows, columns)
         return made.reshape(self.shape).to(self.dtype)
 
     def right_inverse(self, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Random coefficients that compose a tensor as large as the one given; lora_B is zero where that is zero."""
+        """Random coefficients that compose a tensor as large as the given one; lora_B is zero where that is zero."""
         rms = float(tensor.detach().float().square().mean().sqrt()) if tensor.device.type != "meta" else 1.0
-        drawn = [torch.empty(1, code.synthesis.num_basis, device=tensor.device) for code in self.codes]
-        for values, scale in zip(drawn, self.scales(rms or 1.0), strict=True):
-            draw(values, scale)
+        drawn = [torch.empty(1, part.synthesis.num_basis, device=tensor.device) for part in self.parts]
+        for values, scale in zip(drawn, self.part_rms(rms or 1.0), strict=True):
+            fill_normal(values, scale)
         if rms == 0:
             drawn[0].zero_()
         return tuple(drawn)
 
-    def scales(self, std: float) -> tuple[float, ...]:
-        """Root mean squares of the parts that compose a tensor of this one: of r products of two, std^2 = r s^4."""
-        return (std,) if self.rank is None else (math.sqrt(std / math.sqrt(self.rank)),) * 2
+    def part_rms(self, rms: float) -> tuple[float, ...]:
+        """The root mean squares s of the parts that compose a tensor of this one.
 
-    def _exact(self, device: torch.device) -> torch.Tensor:
-        with torch.inference_mode(False), torch.no_grad():  # what is kept serves with gradients of inputs too
-            parts = [self.ensemble.decoded(code) for code in self.codes]
+        An element of the product is a sum of r products of two elements: rms^2 = r s^4.
+        """
+        return (rms,) if self.rank is None else (math.sqrt(rms / math.sqrt(self.rank)),) * 2
+
+    def _decode(self, device: torch.device) -> torch.Tensor:
+        """The tensor as the file has it; kept until a part of it changes."""
+        with torch.inference_mode(False), torch.no_grad():  # so that the kept tensor serves under autograd too
+            parts = [self.group.decode_tensor(part) for part in self.parts]
             if self._decoded is None or self._decoded[1] != device or any(
                 mine is not now for mine, now in zip(self._decoded[0], parts, strict=True)
             ):  # fmt: skip
                 made = parts[0]
                 if len(parts) == 2:
-                    made = torch.from_numpy(composed(parts[0].numpy(), parts[1].numpy())).float()
+                    made = torch.from_numpy(multiply_factors(parts[0].numpy(), parts[1].numpy())).float()
                 self._decoded = parts, device, made.reshape(self.shape).to(device, self.dtype)
         return self._decoded[2]
 
     def extra_repr(self) -> str:
-        """For people."""
+        """Shape and rank, for people."""
         return f"{tuple(self.shape)}, rank={self.rank}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_decoded": None}
 
 
-def draw(values: torch.Tensor, rms: float) -> None:
-    """Fill with normal numbers whose root mean square is exactly `rms`: few of them would else miss it by much."""
+def fill_normal(values: torch.Tensor, rms: float) -> None:
+    """Fill a tensor with normal numbers whose root mean square is exactly `rms`.
+
+    A few numbers would else miss it by much.
+    """
     with torch.no_grad():
         values.normal_()
         values.mul_(rms / values.square().mean().sqrt())
-
-
-def compose(
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    *,
-    matrix: tuple[int, int] | None = None,
-    stream: int | None = None,
-    num_basis: int | tuple[int, ...] = 64,
-    rank: int = 4,
-    form: Form = "nola",
-    bits: int | None = None,
-    shared_basis: bool = False,
-    keep_basis: bool = False,
-    ensemble: Ensemble | None = None,
-) -> Composed:
-    """A composed tensor, entered into the ensemble's sites; `enlist` makes its coefficients members.
-
-    Args:
-        shape: Of the tensor.
-        dtype: Of the tensor.
-        matrix: (rows, columns) of the product; None is `near_square`.
-        stream: Number of its basis; None is the next one.
-        num_basis: One number, or one a part.
-        rank: See `Coding`, as for the rest.
-        form: How the parts make the tensor.
-        bits: Width of a coefficient.
-        shared_basis: With tensors of the same shapes.
-        keep_basis: In memory.
-        ensemble: What the tensor belongs to.
-
-    Raises:
-        EncodeError: ``option``.
-    """
-    own = ensemble if ensemble is not None else new_ensemble("hadamard", "philox4x32-10", 0)
-    check_width(bits)
-    if form not in FORMS:
-        raise EncodeError(expected("form", ", ".join(FORMS), repr(form)), code="option")
-    counts = num_basis if isinstance(num_basis, tuple) else (num_basis,) * (2 if form == "nola" else 1)
-    for what, number in (("rank", rank), *(("num_basis", count) for count in counts), *(("shape", n) for n in shape)):
-        if number < 1:
-            raise EncodeError(expected(what, "a positive number", number), code="option")
-    others = {member.code.bits for member in own.members} - {bits}
-    if others:
-        raise EncodeError(expected("bits", f"{others.pop()}, as in the rest of the ensemble", bits), code="option")
-    rows, columns = matrix or near_square(shape)
-    width = min(rank, rows, columns)
-    shapes: tuple[tuple[int, ...], ...] = ((rows, width), (width, columns)) if form == "nola" else (tuple(shape),)
-    if stream is None:
-        alike = [site.stream for site in own.sites.values() if site.shapes == shapes] if shared_basis else []
-        stream = alike[0] if alike else 1 + max((site.stream for site in own.sites.values()), default=-1)
-    codes = []
-    for side, (part, count) in enumerate(zip(shapes, counts, strict=True)):
-        place = side if form == "nola" else None
-        synthesis = own.synthesis(stream, place, math.prod(part), count, kept=keep_basis)
-        codes.append(CodedTensor(part, torch.float32, synthesis, bits, "scratch", own))
-    made = Composed(shape, dtype, codes)
-    own.sites[_free_name(own)] = Site(stream, shapes)
-    return made
-
-
-def enlist(made: Composed, holder: nn.Module, attributes: Sequence[str], name: str | None = None) -> None:
-    """Enter the coefficients of what `compose` made last, under its site's name or, if given, another."""
-    own = made.ensemble
-    known = next(reversed(own.sites))
-    if name is not None:
-        own.sites[name] = own.sites.pop(known)
-    for side, (code, attribute) in enumerate(zip(made.codes, attributes, strict=True)):
-        place = None if made.rank is None else side
-        own.members.append(Member(name or known, place, code, holder, attribute))
-
-
-def _free_name(ensemble: Ensemble) -> str:
-    """A name until the tensor's place in a network is known."""
-    number = len(ensemble.sites)
-    while f"unnamed.{number}" in ensemble.sites:
-        number += 1
-    return f"unnamed.{number}"
-
-
-class NolaParameter(nn.Module):
-    """A tensor that is trained through coefficients; calling the module gives it.
-
-    Parameters ``coefficients_B`` and ``coefficients_A``, or in the form ``pranc`` ``coefficients``: float32
-    (1, num_basis).
-
-        >>> scale = NolaParameter((64, 3, 3, 3), num_basis=16)
-        >>> scale().shape, sum(p.numel() for p in scale.parameters())
-        (torch.Size([64, 3, 3, 3]), 32)
-    """
-
-    def __init__(
-        self,
-        shape: Sequence[int],
-        *,
-        matrix: tuple[int, int] | None = None,
-        std: float | None = None,
-        device: object = None,
-        dtype: torch.dtype | None = None,
-        **coding: Unpack[Coding],
-    ) -> None:
-        """Compose a tensor, and draw the coefficients it starts from.
-
-        Args:
-            shape: Of the tensor.
-            matrix: (rows, columns) whose product it is; None is `near_square`.
-            std: Root mean square of the tensor at the start; None is that of PyTorch's layers, 1 / sqrt(3 fan_in).
-            device: Of the coefficients.
-            dtype: Of the tensor.
-            coding: See `Coding`.
-
-        Raises:
-            EncodeError: ``option``.
-        """
-        super().__init__()
-        own = tuple(shape)
-        self.composed = compose(own, dtype or torch.get_default_dtype(), matrix=matrix, **coding)
-        self.std = 1 / math.sqrt(3 * math.prod(own[1:] if len(own) > 1 else own)) if std is None else std
-        self.attributes = ("coefficients",) if self.composed.rank is None else ("coefficients_B", "coefficients_A")
-        for attribute, code in zip(self.attributes, self.composed.codes, strict=True):
-            values = torch.empty(1, code.synthesis.num_basis, device=cast("Any", device))
-            setattr(self, attribute, nn.Parameter(values))
-        enlist(self.composed, self, self.attributes)
-        self.reset_parameters()
-
-    @property
-    def shape(self) -> torch.Size:
-        """Of the tensor."""
-        return self.composed.shape
-
-    @property
-    def coefficients_of_parts(self) -> tuple[torch.Tensor, ...]:
-        """The parameters, lora_B's first."""
-        return tuple(getattr(self, attribute) for attribute in self.attributes)
-
-    def reset_parameters(self) -> None:
-        """Draw the coefficients anew, by PyTorch's own generator."""
-        for values, scale in zip(self.coefficients_of_parts, self.composed.scales(self.std), strict=True):
-            draw(values, scale)
-
-    def factors(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(lora_B (rows, r), lora_A (r, columns)), where multiplying by one after the other will do: in training."""
-        if not self.training or self.composed.rank is None:
-            return None
-        lora_B, lora_A = self.composed.parts(*self.coefficients_of_parts)
-        return lora_B.to(self.composed.dtype), lora_A.to(self.composed.dtype)
-
-    def forward(self) -> torch.Tensor:
-        """The tensor; in evaluation what the file decodes to, and without a gradient."""
-        made: torch.Tensor = self.composed(*self.coefficients_of_parts)
-        return made

@@ -1,42 +1,52 @@
-"""An ensemble of coded tensors <-> a `.nola` file in the paper's form: coefficients of one width, a basis a tensor."""
+"""A group of coded tensors <-> a `.nola` file in factor form: coefficients of one width, one basis a tensor."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from nola_codec.arrays import NUMPY
+from nola_codec.basis import NAMES as BASIS_NAMES
 from nola_codec.container.names import natural_key, split_name
 from nola_codec.container.reader import Source, open_container
 from nola_codec.decoder.coefficients import record_coefficients
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.decoder.factors import Decoded, DecodedFactors
-from nola_codec.encoder.assemble import Envelope, code_parts, pack_raw, write_parts
-from nola_codec.encoder.material import Material, survey
-from nola_codec.encoder.paper import codebook_for, fixed_width
+from nola_codec.encoder.assemble import Envelope, code_rungs, pack_raw, write_file
+from nola_codec.encoder.content import FileContent, block_sizes
+from nola_codec.encoder.factor_form import codebook_for, fixed_width_content
+from nola_codec.encoder.reconstruct import FactsCollector, decode_rung
 from nola_codec.entropy import rans
 from nola_codec.errors import EncodeError
 from nola_codec.model.header import Header
 from nola_codec.model.quantizers import Quantizer
-from nola_codec.model.records import CodedRecord, LowRankKind, LowRankRecord, VectorKind, VectorRecord
+from nola_codec.model.records import CodedKind, CodedRecord, Split, coded_sides
 from nola_codec.model.tensors import Draw, RawTensor
+from nola_codec.prng import NAMES as GENERATOR_NAMES
 from nola_codec.quant.scales import scale_value
-from nola_codec.training.coded import Ensemble, Member, Site
-from nola_codec.training.quantizer import EXACT_BITS, TRAINED_BITS, quantized
+from nola_codec.training.coded import CodedSide, RecordDescription
+from nola_codec.training.coding import Coding
+from nola_codec.training.quantizer import EXACT_BITS, TRAINED_BITS, quantize_coefficients
 from nola_codec.version import __version__
 
+if TYPE_CHECKING:
+    from nola_codec.training.group import TensorGroup
+
 _LEAST_SAVED = 1.03
-"""A table of frequencies is written where it shortens the symbols by this factor, itself included."""
+"""A table of frequencies is written if it shortens the symbols by more than this factor, the table included."""
 
 
 @dataclass(frozen=True)
-class Dress:
-    """What a file says besides what was trained; see `Envelope`."""
+class HeaderExtras:
+    """The parts of a file that training does not make: configuration, metadata, and tensors carried as they are.
+
+    Attributes:
+        dialect, config, metadata, raw, drawn: As in `Envelope`.
+    """
 
     dialect: str
     config: Mapping[str, Any] | None = None
@@ -45,79 +55,76 @@ class Dress:
     drawn: Mapping[str, tuple[Draw, RawTensor]] | None = None
 
 
-def decoded_members(ensemble: Ensemble) -> list[torch.Tensor]:
-    """What each member decodes to in the file that would be written now, float32 on the CPU, in its shape."""
-    material, names = _material(ensemble)
-    found: dict[str, Decoded] = {}
-
-    def keep(rung: int, index: int, decoded: Decoded) -> None:
-        found[names[index]] = decoded
-
-    code_parts(material, survey(material), _envelope(ensemble, Dress("")), keep, lambda rung: {})
+def decode_group(group: TensorGroup) -> list[torch.Tensor]:
+    """Decode each side from the file that would be written now: float32 on the CPU, in its shape."""
+    content, names = _content(group)
+    found = dict(zip(names, decode_rung(content, _envelope(group, HeaderExtras("")), 0), strict=True))
     tensors = []
-    for member in ensemble.members:
-        decoded = found[member.name]
-        value = (
-            decoded.float32(NUMPY)[member.side or 0] if isinstance(decoded, DecodedFactors) else decoded.float32(NUMPY)
-        )
-        tensors.append(torch.from_numpy(np.ascontiguousarray(value)).reshape(member.code.shape))
+    for side in group.sides:
+        decoded = found[side.record]
+        value = decoded.float32(NUMPY)[side.index or 0]
+        tensors.append(torch.from_numpy(np.ascontiguousarray(value)).reshape(side.tensor.shape))
     return tensors
 
 
-def file_bytes(ensemble: Ensemble, dress: Dress, measured: Mapping[str, float] | None = None) -> bytes:
-    """The file: what `decoded_members` gives is what it decodes to.
+def encode_group(group: TensorGroup, extras: HeaderExtras, measured: Mapping[str, float] | None = None) -> bytes:
+    """The bytes of the file that decodes to what `decode_group` gives.
 
     Args:
-        ensemble: With members.
-        dress: The rest of the header, and tensors carried as they are.
-        measured: For the header's rung.
+        group: The coded tensors.
+        extras: The rest of the header, and tensors carried as they are.
+        measured: Figures for the header, such as a loss.
+
+    Raises:
+        EncodeError: ``not-parametrized`` for an empty group; ``not-finite``.
     """
-    material, _ = _material(ensemble)
-    envelope = _envelope(ensemble, dress)
-    parts = code_parts(material, survey(material), envelope, lambda *_: None, lambda rung: dict(measured or {}))
-    return write_parts(parts, material, envelope, pack_raw(envelope.raw))
+    content, _ = _content(group)
+    envelope = _envelope(group, extras)
+    sizes = block_sizes(content)
+    collector = FactsCollector()
+    for decoded in decode_rung(content, envelope, 0):
+        collector.add(decoded)
+    facts = collector.finish(envelope, dict(measured or {}))
+    return write_file(content, sizes, code_rungs(content, sizes), [facts], envelope, pack_raw(envelope.raw))
 
 
-def _envelope(ensemble: Ensemble, dress: Dress) -> Envelope:
-    raw = dict(sorted((dress.raw or {}).items(), key=lambda item: natural_key(item[0])))
+def _envelope(group: TensorGroup, extras: HeaderExtras) -> Envelope:
+    raw = dict(sorted((extras.raw or {}).items(), key=lambda item: natural_key(item[0])))
     return Envelope(
         writer=f"nola-codec {__version__}",
-        dialect=dress.dialect,
-        generator=ensemble.generator,
-        seed=ensemble.seed,
-        config=dress.config,
-        metadata=dress.metadata or {},
+        dialect=extras.dialect,
+        generator=group.generator,
+        seed=group.seed,
+        config=extras.config,
+        metadata=extras.metadata or {},
         raw=raw,
-        drawn=dict(sorted((dress.drawn or {}).items(), key=lambda item: natural_key(item[0]))),
+        drawn=dict(sorted((extras.drawn or {}).items(), key=lambda item: natural_key(item[0]))),
     )
 
 
-def _material(ensemble: Ensemble) -> tuple[Material, list[str]]:
-    """Records and symbols of the members as they stand, and the records' names."""
-    if not ensemble.members:
+def _content(group: TensorGroup) -> tuple[FileContent, list[str]]:
+    """Records and symbols of the coefficients as they stand, and the names of the records."""
+    if not group.sides:
         raise EncodeError("nothing is parametrized", code="not-parametrized")
-    bits = {m.code.bits or EXACT_BITS for m in ensemble.members}
-    if len(bits) > 1:
-        raise EncodeError(f"one width of coefficients a file, found {sorted(bits)} bits", code="mixed-bits")
-    codebook = codebook_for(bits.pop())
-    sides: dict[str, list[Member]] = {}
-    for member in ensemble.members:
-        sides.setdefault(member.name, []).append(member)
-    names = sorted(ensemble.sites, key=lambda name: (len(ensemble.sites[name].shapes) == 1, natural_key(name)))
+    codebook = codebook_for(group.bits or EXACT_BITS)
+    sides_of: dict[str, list[CodedSide]] = {}
+    for side in group.sides:
+        sides_of.setdefault(side.record, []).append(side)
+    names = sorted(group.records, key=lambda name: (len(group.records[name].shapes) == 1, natural_key(name)))
     records: list[CodedRecord] = []
     symbols: list[npt.NDArray[np.uint16]] = []
     for name in names:
-        members = sorted(sides.get(name, []), key=lambda m: m.side or 0)
-        each = [_quantized(m) for m in members]
-        codes = [code + m.code.synthesis.gain_code for m, (_, code) in zip(members, each, strict=True)]
-        records.append(_record(name, ensemble.sites[name], members, codes, ensemble.basis))
+        sides = sorted(sides_of.get(name, []), key=lambda side: side.index or 0)
+        each = [_quantize_side(side) for side in sides]
+        codes = [code + side.tensor.synthesis.gain_code for side, (_, code) in zip(sides, each, strict=True)]
+        records.append(_record(name, group.records[name], sides, codes, group.basis))
         symbols.append(np.concatenate([own for own, _ in each]) if each else np.empty(0, np.uint16))
     counts = np.bincount(np.concatenate(symbols), minlength=codebook.size) if codebook.size <= 256 else None
-    return fixed_width(records, symbols, Quantizer(codebook, _frequencies(counts))), names
+    return fixed_width_content(records, symbols, Quantizer(codebook, _frequencies(counts))), names
 
 
 def _frequencies(counts: npt.NDArray[np.int64] | None) -> tuple[int, ...] | None:
-    """Frequencies for rANS where they pay for themselves."""
+    """Symbol frequencies for rANS, if their table saves more than it takes; else None."""
     if counts is None:
         return None
     total = int(counts.sum())
@@ -128,49 +135,49 @@ def _frequencies(counts: npt.NDArray[np.int64] | None) -> tuple[int, ...] | None
     return rans.normalize(counts) if plain > _LEAST_SAVED * (entropy + table + 256) else None
 
 
-def _quantized(member: Member) -> tuple[npt.NDArray[np.uint16], int]:
-    coefficients = member.coefficients
-    if member.loaded is not None and torch.equal(member.loaded[0], coefficients):
-        return member.loaded[1], member.loaded[2]
+def _quantize_side(side: CodedSide) -> tuple[npt.NDArray[np.uint16], int]:
+    """Symbols (num_basis,) of the coefficients as they stand, and the code of their scale."""
+    coefficients = side.coefficients
+    if side.loaded is not None and torch.equal(side.loaded[0], coefficients):
+        return side.loaded[1], side.loaded[2]
     values = coefficients.detach().float().cpu().numpy()[0]
     if not np.isfinite(values).all():
-        raise EncodeError("coefficients are not finite", code="not-finite", where=member.name)
-    return quantized(values, member.code.bits or EXACT_BITS, member.code.synthesis.grain)
+        raise EncodeError("coefficients are not finite", code="not-finite", where=side.record)
+    return quantize_coefficients(values, side.tensor.group.bits or EXACT_BITS, side.tensor.synthesis.grain)
 
 
-def _record(name: str, site: Site, members: Sequence[Member], codes: Sequence[int], basis: int) -> CodedRecord:
-    counts = [m.code.synthesis.num_basis for m in members] or [1, 1]  # of what is not trained, which has no units
-    template = split_name(name)[0]
-    zeros = np.zeros(len(members), np.int64)
-    if len(site.shapes) == 1:
-        amplitude = np.array([codes[0] // 2], np.int64)
-        kind = VectorKind(template, "F32", site.shapes[0], basis, (counts[0],))
-        return VectorRecord(name, kind, site.stream, (0,), zeros, zeros, amplitude)
-    pair = LowRankKind(
-        template=template,
-        layout=site.layout,
-        b_shape=site.shapes[0],
-        a_shape=site.shapes[1],
-        scaling=site.scaling,
-        fan_in_fan_out=site.fan_in_fan_out,
+def _record(
+    name: str, described: RecordDescription, sides: Sequence[CodedSide], codes: Sequence[int], basis: int
+) -> CodedRecord:
+    is_pair = len(described.shapes) == 2
+    split: Split = "factor" if is_pair else "component"
+    counts = [side.tensor.synthesis.num_basis for side in sides] or [1] * len(described.shapes)  # untrained: no units
+    kind = CodedKind(
+        template=split_name(name)[0],
+        layout=described.layout,
+        scaling=described.scaling,
+        fan_in_fan_out=described.fan_in_fan_out,
         dtype="F32",
         basis=basis,
-        split="factor",
-        num_basis=(counts[0], counts[1]),
+        split=split,
+        sides=coded_sides(described.shapes, split, counts),
     )
-    return LowRankRecord(name, pair, site.stream, (0, 0), zeros, zeros, np.array(codes, np.int64))
+    # The amplitude of a vector counts sixteenths of an octave, that of a factor thirty-seconds.
+    amplitude = np.array(codes, np.int64) // (1 if is_pair else 2)
+    zeros = np.zeros(len(sides), np.int64)
+    return CodedRecord(name, kind, described.stream, (0,) * len(described.shapes), zeros, zeros, amplitude)
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What a file in the paper's form says of its training.
+class TrainedFile:
+    """A file in factor form, as far as training can go on with it.
 
     Attributes:
-        header: Of the file.
-        bits: Width of a coefficient; None for 16.
-        symbols, codes: For each record's name and side, symbols (num_basis,) and the code of the coefficients' scale
-            before any gain.
-        raw: Tensors carried, or drawn again.
+        header: The header of the file.
+        bits: Bits of a coefficient; None for 16.
+        symbols, codes: The symbols (num_basis,) and the code of the scale of the coefficients, gain included, by the
+            name of the record and the number of the side.
+        raw: Tensors that the file carries or draws again, by name.
     """
 
     header: Header
@@ -179,13 +186,21 @@ class Trained:
     codes: Mapping[tuple[str, int], int]
     raw: Mapping[str, RawTensor]
 
+    @property
+    def coding(self) -> Coding:
+        """The basis, generator, seed and bits that all tensors share. A file without coded tensors has no coding."""
+        bases = {number: name for name, number in BASIS_NAMES.items()}
+        generators = {number: name for name, number in GENERATOR_NAMES.items()}
+        basis, generator = bases[self.header.coded[0].kind.basis], generators[self.header.generator]
+        return Coding(basis=basis, generator=generator, seed=self.header.seed, bits=self.bits)
 
-def read_trained(source: Source) -> Trained:
-    """Read a file that `file_bytes` wrote.
+
+def read_trained_file(source: Source) -> TrainedFile:
+    """Read a file that `encode_group` wrote.
 
     Raises:
         FormatError: the file is damaged.
-        EncodeError: it is not in the paper's form, or not of one width (``not-trained``).
+        EncodeError: ``not-trained``: it is not in factor form, or not of one width.
     """
     with open_container(source) as container:
         container.check_content()
@@ -201,13 +216,13 @@ def read_trained(source: Source) -> Trained:
                 symbols[record.name, side] = np.searchsorted(book, values[0]).astype(np.uint16)
                 codes[record.name, side] = int(record.scale_codes(side)[0])
         raw = dict(decoder.carried())
-    return Trained(header, None if bits == EXACT_BITS else bits, symbols, codes, raw)
+    return TrainedFile(header, None if bits == EXACT_BITS else bits, symbols, codes, raw)
 
 
 def _bits_of(header: Header) -> int:
     fits = len(header.quantizers) == 1 and len(header.rungs) == 1
     for record in header.coded:
-        split = isinstance(record, VectorRecord) or record.kind.split == "factor"
+        split = not record.kind.is_pair or record.kind.split == "factor"
         fits &= split and record.units in (0, record.kind.most_units)
     if fits:
         for bits in (EXACT_BITS, *TRAINED_BITS):
@@ -218,17 +233,17 @@ def _bits_of(header: Header) -> int:
     )
 
 
-def restore(member: Member, trained: Trained) -> None:
-    """Put a file's coefficients into a member; until they change it is saved as it was read."""
-    side = member.side or 0
-    symbols, code = trained.symbols[member.name, side], trained.codes[member.name, side]
-    if len(symbols) != member.code.synthesis.num_basis:
-        message = f"expected {member.code.synthesis.num_basis} coefficients, found {len(symbols)}"
-        raise EncodeError(message, code="not-trained", where=member.name)
-    own = code - member.code.synthesis.gain_code
+def restore_side(side: CodedSide, trained: TrainedFile) -> None:
+    """Set the coefficients of a side to those of a file; until they change they are saved as they were read."""
+    key, synthesis = (side.record, side.index or 0), side.tensor.synthesis
+    symbols, code = trained.symbols[key], trained.codes[key]
+    if len(symbols) != synthesis.num_basis:
+        message = f"expected {synthesis.num_basis} coefficients, found {len(symbols)}"
+        raise EncodeError(message, code="not-trained", where=side.record)
+    own = code - synthesis.gain_code
     scale = float(scale_value(np.array([own], np.int64))[0])
-    book = np.array(codebook_for(member.code.bits or EXACT_BITS).points, np.float64)
-    coefficients = member.coefficients
+    book = np.array(codebook_for(trained.bits or EXACT_BITS).points, np.float64)
+    coefficients = side.coefficients
     with torch.no_grad():
         coefficients.copy_(torch.from_numpy((book[symbols] * scale).astype(np.float32)[None]))
-    member.loaded = (coefficients.detach().clone(), symbols, own)
+    side.loaded = (coefficients.detach().clone(), symbols, own)

@@ -1,10 +1,11 @@
-"""What PEFT's layers have to train: pairs of factors (LoRA), or diagonals between frozen matrices (VeRA, RandLoRA).
+"""The tensors that PEFT's layers train: pairs of factors (LoRA), or diagonals between frozen matrices (VeRA, RandLoRA).
 
 Read against peft 0.21 (`tuners/lora/layer.py`, `tuners/vera/layer.py`, `tuners/randlora/layer.py`).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,23 +13,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from nola_codec.adapters.dialects.diagonals import METHODS
-from nola_codec.adapters.dialects.peft_diagonals import method_of
+from nola_codec.adapters.dialects.peft import PEFT
 from nola_codec.container.names import natural_key
-from nola_codec.errors import EncodeError
+from nola_codec.errors import EncodeError, expected
 from nola_codec.model.adapter import Layout
 
 
 @dataclass(frozen=True)
-class Part:
-    """One trained tensor.
+class AdapterTensor:
+    """One trained tensor of an adapter: one side of a record.
 
     Attributes:
-        side: 0 lora_B, 1 lora_A; None for a diagonal.
-        holder, attribute: The module that has it, and its name there.
+        index: 0 for lora_B, 1 for lora_A; None for a diagonal.
+        holder, attribute: The module that has the tensor, and the name of the tensor there.
     """
 
-    side: int | None
+    index: int | None
     holder: nn.Module
     attribute: str
 
@@ -41,53 +41,98 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Adapted:
-    """What makes one record of a file: a layer's pair of factors, or one of its diagonals.
+class AdapterRecord:
+    """The tensors of one record of a file: the pair of factors of a layer, or one of its diagonals.
 
     Attributes:
-        name: Of the record.
-        parts: lora_B and lora_A; or the diagonal.
+        name: The name of the record.
+        tensors: lora_B (out, r) and lora_A (r, in); or the diagonal (n,).
         scaling, layout, fan_in_fan_out: As in `LoraModule`.
     """
 
     name: str
-    parts: tuple[Part, ...]
+    tensors: tuple[AdapterTensor, ...]
     scaling: float = 1.0
     layout: Layout = "linear"
     fan_in_fan_out: bool = False
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of the parts."""
-        return tuple(tuple(part.tensor.shape) for part in self.parts)
+        """The shapes of the tensors."""
+        return tuple(tuple(each.tensor.shape) for each in self.tensors)
 
 
-def adapted(model: nn.Module, config: dict[str, Any], adapter: str) -> list[Adapted]:
-    """Everything that an adapter trains through its own tensors, in the order of a file's records.
+def find_adapter(model: Any, adapter: str | None) -> str:
+    """The name of an adapter of a PEFT model.
+
+    Args:
+        model: The model.
+        adapter: The name that is wanted; None is the active adapter.
+
+    Raises:
+        EncodeError: ``not-peft``: no `PeftModel`, or no such adapter.
+        AdapterError: an adapter that is neither LoRA, VeRA nor RandLoRA.
+    """
+    configs = getattr(model, "peft_config", None)
+    if not configs:
+        raise EncodeError("expected a PEFT model with a LoRA, VeRA or RandLoRA adapter", code="not-peft")
+    active = getattr(model, "active_adapter", None)
+    if not hasattr(model, "get_base_model") or active is None:
+        # get_peft_model puts the layers of an adapter into the base model itself, and leaves its configuration there.
+        message = (
+            "this base model already has the layers of an adapter, since get_peft_model puts them into the model that "
+            "it is given: use the PeftModel that it returned, or load the base model anew"
+        )
+        raise EncodeError(message, code="not-peft")
+    if adapter is None:
+        adapter = str(active if isinstance(active, str) else active[0])
+    if adapter not in configs:
+        raise EncodeError(expected("adapter", ", ".join(configs), repr(adapter)), code="not-peft")
+    check_adapter_config(adapter_config(model, adapter), f"adapter {adapter}")
+    return adapter
+
+
+def adapter_config(model: Any, adapter: str) -> dict[str, Any]:
+    """The configuration of an adapter as `adapter_config.json` would have it."""
+    config = model.peft_config[adapter]
+    values = {key: sorted(v) if isinstance(v, set) else v for key, v in config.to_dict().items()}
+    values["inference_mode"] = True
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    return plain
+
+
+def check_adapter_config(config: dict[str, Any], where: str) -> None:
+    """Refuse adapters that are neither LoRA, VeRA nor RandLoRA. Raises AdapterError as `parse_config` does."""
+    PEFT.variant(config).check_config(config, where)
+
+
+def find_adapter_records(model: nn.Module, config: dict[str, Any], adapter: str) -> list[AdapterRecord]:
+    """All tensors of an adapter that are trained, in the order of the records of a file.
 
     Raises:
         EncodeError: ``not-peft``: factors on bare parameters.
     """
-    method = method_of(config)
-    found = _factors(model, adapter) if method is None else _diagonals(model, adapter, METHODS[method].diagonals)
+    diagonals = PEFT.variant(config).diagonals
+    found = _diagonals(model, adapter, diagonals) if diagonals else _factors(model, adapter)
     return sorted(found, key=lambda item: natural_key(item.name))
 
 
-def begun(items: list[Adapted]) -> bool:
-    """Whether training has begun: what PEFT makes zero (lora_B, vera_lambda_b, randlora_lambda) is not."""
-    first = [item for item in items if item.parts[0].side == 0 or item.name.endswith(("lambda_b", "randlora_lambda"))]
-    return any(bool(item.parts[0].tensor.any()) for item in first)
+def has_started(records: list[AdapterRecord]) -> bool:
+    """True if training has started: lora_B, vera_lambda_b or randlora_lambda, which PEFT makes zero, is not zero."""
+    zeros = ("lambda_b", "randlora_lambda")
+    first = [record for record in records if record.tensors[0].index == 0 or record.name.endswith(zeros)]
+    return any(bool(record.tensors[0].tensor.any()) for record in first)
 
 
-def _diagonals(model: nn.Module, adapter: str, names: tuple[str, ...]) -> Iterator[Adapted]:
+def _diagonals(model: nn.Module, adapter: str, names: tuple[str, ...]) -> Iterator[AdapterRecord]:
     for path, module in model.named_modules():
         for name in names:
             holder = getattr(module, name, None)
             if isinstance(holder, nn.ParameterDict) and adapter in holder:
-                yield Adapted(f"{path}.{name}", (Part(None, holder, adapter),))
+                yield AdapterRecord(f"{path}.{name}", (AdapterTensor(None, holder, adapter),))
 
 
-def _factors(model: nn.Module, adapter: str) -> Iterator[Adapted]:
+def _factors(model: nn.Module, adapter: str) -> Iterator[AdapterRecord]:
     for path, layer in model.named_modules():
         if not hasattr(layer, "lora_A") or adapter not in getattr(layer, "scaling", ()):
             continue
@@ -97,10 +142,10 @@ def _factors(model: nn.Module, adapter: str) -> Iterator[Adapted]:
         own: Any = layer
         layout: Layout = "linear"
         if adapter in own.lora_embedding_A:
-            parts = Part(0, own.lora_embedding_B, adapter), Part(1, own.lora_embedding_A, adapter)
+            pair = AdapterTensor(0, own.lora_embedding_B, adapter), AdapterTensor(1, own.lora_embedding_A, adapter)
             layout = "embedding"
         else:
-            parts = Part(0, own.lora_B[adapter], "weight"), Part(1, own.lora_A[adapter], "weight")
-            layout = "linear" if parts[1].tensor.ndim == 2 else "conv"
+            pair = AdapterTensor(0, own.lora_B[adapter], "weight"), AdapterTensor(1, own.lora_A[adapter], "weight")
+            layout = "linear" if pair[1].tensor.ndim == 2 else "conv"
         swapped = bool(getattr(layer, "fan_in_fan_out", False))
-        yield Adapted(path, parts, float(own.scaling[adapter]), layout, swapped)
+        yield AdapterRecord(path, pair, float(own.scaling[adapter]), layout, swapped)

@@ -1,6 +1,9 @@
-"""Coefficients rounded in the forward pass, updated in full precision in the backward pass (NOLA, section 3.2).
+"""Coefficients rounded in the forward pass, and updated in full precision in the backward pass (NOLA, section 3.2).
 
-The codebooks and scales are the file's, a coefficient being `point * 2^(E / 32)`: what was trained is what is stored.
+    coefficient = point * 2^(E / 32)
+
+The points are those of the codebooks of files, and E is an integer, the scale code of the coefficients of one vector.
+So a file stores what was trained without loss.
 """
 
 from __future__ import annotations
@@ -14,24 +17,23 @@ import numpy.typing as npt
 import torch
 from torch.autograd.function import once_differentiable
 
-from nola_codec.encoder.paper import codebook_for
+from nola_codec.encoder.factor_form import codebook_for
 from nola_codec.quant.codebooks import nearest
 from nola_codec.quant.scales import scale_value
 
 EXACT_BITS = 16
-"""Width of coefficients that are trained without rounding: the loss in a file is below float32's own noise."""
+"""Bits of coefficients that are trained without rounding: what a file then loses is below the noise of float32."""
 TRAINED_BITS: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
-
-
+"""Bits that coefficients can be rounded to while they are trained."""
 NO_SCALE = -1280
-"""Scale code of coefficients that are all zero."""
+"""The scale code of coefficients that are all zero."""
 
 
 def scale_code(coefficients: npt.NDArray[np.float32], bits: int, grain: int = 1) -> int:
-    """Code E of the coefficients' scale, coefficients being about `point * 2^(E / 32)`.
+    """The scale code E of coefficients, which are about `point * 2^(E / 32)`.
 
-    Of a Lloyd-Max codebook, whose points say standard deviations, the root mean square decides; of one bit the mean
-    magnitude; of 16 bits the largest.
+    It comes from the root mean square for 2 to 8 bits, whose points count standard deviations (Lloyd-Max codebooks),
+    from the mean magnitude for 1 bit, and from the largest magnitude for 16 bits.
 
     Args:
         coefficients: (num_basis,).
@@ -47,37 +49,41 @@ def scale_code(coefficients: npt.NDArray[np.float32], bits: int, grain: int = 1)
     return grain * round(32 / grain * math.log2(float(statistic)))
 
 
-def quantized(coefficients: npt.NDArray[np.float32], bits: int, grain: int = 1) -> tuple[npt.NDArray[np.uint16], int]:
-    """Symbols (num_basis,) of the codebook of `bits`, and the code of their scale, a multiple of `grain`."""
+def quantize_coefficients(
+    coefficients: npt.NDArray[np.float32], bits: int, grain: int = 1
+) -> tuple[npt.NDArray[np.uint16], int]:
+    """The symbols (num_basis,) of coefficients (num_basis,) in the codebook of `bits`, and their scale code."""
     code = scale_code(coefficients, bits, grain)
     scale = float(scale_value(np.array([code], np.int64))[0])
     return nearest(coefficients.astype(np.float64) / scale, codebook_for(bits)), code
 
 
-def rounded(coefficients: torch.Tensor, bits: int, grain: int = 1) -> torch.Tensor:
-    """Coefficients on their grid; the gradient passes as if they were not rounded (Bengio et al., arXiv 1308.3432).
+def round_coefficients(coefficients: torch.Tensor, bits: int, grain: int = 1) -> torch.Tensor:
+    """Round coefficients to the points of a codebook; the gradient passes through as if they were not rounded.
+
+    This is the straight-through estimator (Bengio et al., arXiv 1308.3432).
 
     Args:
         coefficients: (num_basis,) floats.
         bits: 1 to 8.
         grain: As in `scale_code`.
     """
-    made: torch.Tensor = _Rounded.apply(coefficients, bits, grain)  # type: ignore[no-untyped-call]
+    made: torch.Tensor = _StraightThroughRounding.apply(coefficients, bits, grain)  # type: ignore[no-untyped-call]
     return made
 
 
 @lru_cache(maxsize=64)
 def _tables(bits: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Points in units of the scale's statistic, and the borders between them."""
+    """The points in units of the statistic that gives the scale, and the borders between them."""
     points = np.array(codebook_for(bits).points, np.float32) / (1 if bits == 1 else 4096)
     borders = (points[1:] + points[:-1]) / 2
     return torch.from_numpy(points).to(device), torch.from_numpy(borders).to(device)
 
 
-class _Rounded(torch.autograd.Function):
+class _StraightThroughRounding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, coefficients: torch.Tensor, bits: int, grain: int) -> torch.Tensor:
-        # The scale is a number of the device's: no value is waited for.
+        # The scale stays on the device, so that nothing waits for its value.
         statistic = coefficients.abs().mean() if bits == 1 else coefficients.square().mean().sqrt()
         code = grain * torch.round(32 / grain * torch.log2(statistic.clamp_min(1e-30)))
         scale = torch.exp2(code / 32)

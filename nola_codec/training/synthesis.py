@@ -1,6 +1,9 @@
 """A basis as a linear map that autograd knows: forward is `synthesize`, backward is `project` (NOLA, section 3.1).
 
-Nothing is saved for the backward pass, since a basis is rebuilt from its key: dL/dc_j = <row j, dL/dy>.
+    forward:   y (n,) = gain * c (k,) @ G (k, n)
+    backward:  dL/dc (k,) = gain * G (k, n) @ dL/dy (n,)
+
+Nothing is saved for the backward pass, since a basis is rebuilt from its key.
 """
 
 from __future__ import annotations
@@ -20,18 +23,19 @@ from nola_codec.quant.scales import scale_value
 
 
 class Synthesis:
-    """y = gain * c G for one basis G, whose rows are rebuilt when needed.
+    """The map y (length,) = gain * c (num_basis,) @ G for one basis G, whose rows are rebuilt when they are needed.
 
-    The gain, nearly sqrt(n / (num_basis norm2)), makes the entries of y as large as those of c on average, so that a
-    learning rate means the same for any number of coefficients and the same as for the plain factor.
+    The gain is nearly sqrt(n / (num_basis norm2)), where norm2 is the squared norm of a row. It makes the entries of y
+    as large as those of c on average, so that a learning rate means the same for any number of coefficients, and the
+    same as for the plain factor.
 
     Attributes:
-        length: n, of y.
-        num_basis: Of c.
+        length: n, the numbers in y.
+        num_basis: k, the numbers in c.
         grain: Scale codes are multiples of it.
-        gain_code: Scale code of the gain, a multiple of `grain`, so that a file's scales hold it without rounding.
-        gain: See above.
-        kept: Whether the rows of a dense basis stay in memory, in float32, once they were made.
+        gain_code: The scale code of the gain, a multiple of `grain`, so that the scales of a file hold it unrounded.
+        gain: The gain.
+        kept: True if the rows of a dense basis stay in memory, in float32, once they were made.
     """
 
     def __init__(
@@ -39,29 +43,35 @@ class Synthesis:
     ) -> None:
         self._basis, self.key = basis_by_id(basis), key
         self.length, self.num_basis, self.grain, self.kept = length, num_basis, grain, kept
-        wanted = 16 * math.log2(length / (num_basis * self._basis.norm2(length)))  # of the root, in 32nds of an octave
+        wanted = 16 * math.log2(
+            length / (num_basis * self._basis.norm2(length))
+        )  # in 32nds of an octave: 16, and not 32, for the root
         self.gain_code = grain * round(wanted / grain)
         self.gain = float(scale_value(np.array([self.gain_code]))[0])
         self._words: dict[torch.device, HadamardTransform] = {}
         self._rows: dict[torch.device, torch.Tensor] = {}
 
     def __call__(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """(num_basis,) floats -> (length,) of the same dtype; differentiable."""
+        """Map (num_basis,) floats to (length,) of the same dtype, differentiably."""
         made: torch.Tensor = _Synthesize.apply(coefficients, self)  # type: ignore[no-untyped-call]
         return made
 
     def forward(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """`__call__` without autograd."""
+        """Map (num_basis,) to (length,) without autograd."""
         with _full_precision(coefficients.device):
             return self._forward(coefficients) * self.gain
 
     def adjoint(self, vector: torch.Tensor) -> torch.Tensor:
-        """(length,) -> gain * inner products with the rows, (num_basis,)."""
+        """Map (length,) to gain times its inner products with the rows, (num_basis,)."""
         with _full_precision(vector.device):
             return self._adjoint(vector) * self.gain
 
     def least_squares(self, vector: torch.Tensor, steps: int = 12) -> torch.Tensor:
-        """Coefficients of the vector nearest to one given; closed form for `hadamard`, else conjugate gradients."""
+        """The coefficients (num_basis,) whose image is nearest to a vector (length,).
+
+        The rows of `hadamard` are orthogonal, so that this is a closed form. Else it takes `steps` of conjugate
+        gradients at most.
+        """
         wanted = self.adjoint(vector)
         if isinstance(self._basis, Hadamard):
             return wanted / (self.gain**2 * self._basis.norm2(self.length))
@@ -118,7 +128,7 @@ class Synthesis:
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast off, where it is on."""
+    """A context without autocast."""
     known = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if known else nullcontext()
 

@@ -1,8 +1,12 @@
-"""The weight-space code as something that can be trained: vectors in full precision, coded anew at every step.
+"""A file in component form as something that can be trained: vectors in full precision, coded anew at every step.
 
-Each kept component has two vectors of basis coefficients, w_u and w_v, and a size s. The forward pass takes what the
-encoder's own coders (trellises included) make of the vectors, scaled to norm 1; the backward pass takes it for the
-vectors themselves, the straight-through estimator. Both sides of a component get the norm sqrt(s).
+Each kept component has two vectors of basis coefficients, w_u and w_v, and a size s, so that delta_W gains
+
+    s u v^T,   u (out,) = G_u^T code(w_u) / norm,   v (in,) = G_v^T code(w_v) / norm
+
+The forward pass uses what the encoder's own coders (trellises included) make of the vectors, scaled to norm 1. The
+backward pass treats it as the vectors themselves (the straight-through estimator). Both sides of a component get the
+norm sqrt(s).
 """
 
 from __future__ import annotations
@@ -18,156 +22,159 @@ from torch.autograd.function import once_differentiable
 from nola_codec.arrays import TorchArrays
 from nola_codec.basis import BasisKey, basis_by_id
 from nola_codec.basis.hadamard import HadamardTransform
-from nola_codec.encoder.tuning import Moved, TuningStart, sizes
+from nola_codec.encoder.tuning import TrainedForm, TuningStart, sizes
 from nola_codec.errors import EncodeError
-from nola_codec.fit.quantize import Quantized, Workspace, quantize, unit_points
-from nola_codec.model.adapter import LoraModule
-from nola_codec.training.attach import Pair
+from nola_codec.fit.levels import Workspace
+from nola_codec.fit.quantize import QuantizedForm, quantize, unit_points
+from nola_codec.training.attach import FactorPair
 
 
 @dataclass
-class _Group:
-    """The kept units' vectors of one side and length.
+class _VectorBatch:
+    """The vectors of the kept units of one side and one length.
 
     Attributes:
-        side: 0 u, 1 v.
-        length: Of the vectors.
-        units: Of the bank, (rows,).
-        vectors: Trained, float32 (rows, length).
-        words: The bases, one a row.
-        coded: What the coders made of the vectors, rows of norm 1.
+        side: 0 for u, 1 for v.
+        length: Numbers in a vector.
+        units: Positions of the units in the form, (rows,).
+        vectors: The trained numbers, float32 (rows, length).
+        transform: The bases, one a row.
+        coded: The vectors as the coders reproduce them, (rows, length), each row of norm 1.
     """
 
     side: int
     length: int
     units: np.ndarray[Any, np.dtype[np.int64]]
     vectors: torch.nn.Parameter
-    words: HadamardTransform
+    transform: HadamardTransform
     coded: torch.Tensor
 
 
 class TaskCode:
-    """Trainable form of a `TuningStart`.
+    """A `TuningStart` as something that can be trained.
 
     Attributes:
-        modules: Those that have kept components.
-        log_sizes: (kept,) float32, log of s / 2: what both sides are multiplied by, in the logarithm.
+        modules: The modules that have kept components.
+        log_sizes: float32 (kept,), log(s) / 2: the logarithm of the factor on each side of a component.
     """
 
     def __init__(self, start: TuningStart, device: torch.device) -> None:
-        """Take a start to a device; raises EncodeError ``task-form`` for what is no pair of factors of its own."""
+        """Copy a start to a device. Raises EncodeError ``task-form`` if a tensor is no pair of factors."""
         self._start, self._device = start, device
         self._matrices: tuple[dict[int, Any], ...] = tuple(
-            {length: np.array(matrix) for length, matrix in side.items()} for side in start.bank.matrices
+            {length: np.array(matrix) for length, matrix in side.items()} for side in start.form.matrices
         )
         first, second = self._matrices
-        self._bank = replace(start.bank, matrices=(first, second))
+        self._form = replace(start.form, matrices=(first, second))
         self._workspace = Workspace()
         self._kept = start.plan.kept
-        records = start.bank.record[self._kept]
-        wrong = [i for i in start.items if not isinstance(i, LoraModule) or i.gain is not None]
+        records = start.form.record[self._kept]
+        wrong = [i for i in start.items if not i.is_whole_delta]
         if wrong:
             message = "only pairs of factors that are a delta by themselves can be trained on a task"
             raise EncodeError(message, code="task-form", where=wrong[0].name)
-        items = [item for item in start.items if isinstance(item, LoraModule)]
+        items = start.items
         self.modules = [items[i] for i in np.unique(records).tolist()]
-        self._members = {items[i].name: np.flatnonzero(records == i) for i in np.unique(records).tolist()}
-        norm = np.full(start.bank.units, 1e-30)
-        norm[start.quantized.kept] = sizes(start.bank, start.quantized, start.basis)
+        self._components_of = {items[i].name: np.flatnonzero(records == i) for i in np.unique(records).tolist()}
+        norm = np.full(start.form.units, 1e-30)
+        norm[start.quantized.kept] = sizes(start.form, start.quantized, start.basis)
         self.log_sizes = torch.nn.Parameter(
             torch.tensor(np.log(norm[self._kept]) / 2, dtype=torch.float32, device=device)
         )
-        self._groups = [
-            self._group(side, int(length))
+        self._batches = [
+            self._make_batch(side, int(length))
             for side in (0, 1)
-            for length in np.unique(start.bank.lengths[side, self._kept])
+            for length in np.unique(start.form.lengths[side, self._kept])
         ]
-        self._places = np.zeros((2, start.bank.units, 2), np.int64)  # of each side and unit: its group, its row
-        for number, group in enumerate(self._groups):
-            self._places[group.side, group.units, 0] = number
-            self._places[group.side, group.units, 1] = np.arange(len(group.units))
+        self._positions = np.zeros(
+            (2, start.form.units, 2), np.int64
+        )  # of each side and unit: its batch, and its row there
+        for number, batch in enumerate(self._batches):
+            self._positions[batch.side, batch.units, 0] = number
+            self._positions[batch.side, batch.units, 1] = np.arange(len(batch.units))
         self.code()
 
-    def _group(self, side: int, length: int) -> _Group:
-        start, bank = self._start, self._start.bank
-        units = self._kept[bank.lengths[side, self._kept] == length]
-        rows = torch.from_numpy(self._matrices[side][length][bank.rows[side, units]]).to(self._device)
+    def _make_batch(self, side: int, length: int) -> _VectorBatch:
+        start, form = self._start, self._start.form
+        units = self._kept[form.lengths[side, self._kept] == length]
+        rows = torch.from_numpy(self._matrices[side][length][form.rows[side, units]]).to(self._device)
         keys = tuple(
             BasisKey(start.generator, start.seed, 2 * start.streams[record] + side)
-            for record in bank.record[units].tolist()
+            for record in form.record[units].tolist()
         )
-        words = HadamardTransform(length, length, keys, TorchArrays(self._device))
-        return _Group(side, length, units, torch.nn.Parameter(rows), words, torch.zeros_like(rows))
+        transform = HadamardTransform(length, length, keys, TorchArrays(self._device))
+        return _VectorBatch(side, length, units, torch.nn.Parameter(rows), transform, torch.zeros_like(rows))
 
     @property
     def vectors(self) -> list[torch.nn.Parameter]:
-        """Of all groups."""
-        return [group.vectors for group in self._groups]
+        """All trained vectors, one parameter a batch."""
+        return [batch.vectors for batch in self._batches]
 
     def code(self) -> None:
-        """Code the vectors as they stand."""
-        made = self._quantized()
-        position = np.full(self._bank.units, -1, np.int64)
+        """Code the vectors as they stand now."""
+        made = self._quantize()
+        position = np.full(self._form.units, -1, np.int64)
         position[made.kept] = np.arange(len(made.kept))
-        for group in self._groups:
-            own = position[group.units]
-            points = np.zeros((len(own), group.length), np.float32)  # a unit whose levels are all 0 is not coded
+        for batch in self._batches:
+            own = position[batch.units]
+            points = np.zeros((len(own), batch.length), np.float32)  # a unit whose levels are all 0 has no code
             if (own >= 0).any():
-                points[own >= 0] = unit_points(self._bank, made, group.side, own[own >= 0], 0)
+                points[own >= 0] = unit_points(self._form, made, batch.side, own[own >= 0], 0)
             coded = torch.from_numpy(points).to(self._device)
-            group.coded = coded / coded.norm(dim=1, keepdim=True).clamp_min(1e-30)
+            batch.coded = coded / coded.norm(dim=1, keepdim=True).clamp_min(1e-30)
 
-    def factors(self) -> dict[str, Pair]:
+    def factors(self) -> dict[str, FactorPair]:
         """(lora_B (out, kept), lora_A (kept, in)) of the modules that have kept components; differentiable."""
         made = []
-        for group in self._groups:
-            unit = _Straight.apply(group.vectors, group.coded)  # type: ignore[no-untyped-call]
-            norm = basis_by_id(self._start.basis).norm2(group.length) ** 0.5
-            made.append(group.words.synthesize(unit[:, None])[:, 0] / norm)
+        for batch in self._batches:
+            unit = _StraightThrough.apply(batch.vectors, batch.coded)  # type: ignore[no-untyped-call]
+            norm = basis_by_id(self._start.basis).norm2(batch.length) ** 0.5
+            made.append(batch.transform.synthesize(unit[:, None])[:, 0] / norm)  # (rows, length)
         scale = self.log_sizes.exp()
-        found: dict[str, Pair] = {}
-        for name, own in self._members.items():
+        found: dict[str, FactorPair] = {}
+        for name, own in self._components_of.items():
             sides = []
             for side in (0, 1):
-                places = self._places[side, self._kept[own]]
-                rows = torch.stack([made[group][row] for group, row in places.tolist()])
+                positions = self._positions[side, self._kept[own]]
+                rows = torch.stack([made[batch][row] for batch, row in positions.tolist()])
                 sides.append(rows * scale[torch.from_numpy(own).to(self._device)][:, None])
             found[name] = (sides[0].T, sides[1])
         return found
 
-    def moved(self) -> Moved:
-        """The vectors as they stand, for the encoder."""
-        self._write()
-        size = np.zeros(self._bank.units)
+    def result(self) -> TrainedForm:
+        """A copy of the vectors and sizes as they stand now, for the encoder."""
+        self._write_vectors()
+        first, second = ({length: matrix.copy() for length, matrix in side.items()} for side in self._matrices)
+        size = np.zeros(self._form.units)
         size[self._kept] = np.exp(2 * self.log_sizes.detach().double().cpu().numpy())
-        return Moved(self._bank, size)
+        return TrainedForm(replace(self._form, matrices=(first, second)), size)
 
     def state(self) -> dict[str, Any]:
-        """Everything trained."""
+        """A copy of all that is trained."""
         return {"vectors": [v.detach().clone() for v in self.vectors], "log_sizes": self.log_sizes.detach().clone()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Undo `state`."""
+        """Set what is trained to what `state` gave."""
         with torch.no_grad():
             for vector, stored in zip(self.vectors, state["vectors"], strict=True):
                 vector.copy_(stored)
             self.log_sizes.copy_(state["log_sizes"])
         self.code()
 
-    def _quantized(self) -> Quantized:
-        self._write()
-        self._workspace = Workspace(prepared=self._workspace.prepared)
-        return quantize(self._bank, self._start.plan, self._start.basis, self._workspace)
+    def _quantize(self) -> QuantizedForm:
+        self._write_vectors()
+        self._workspace = Workspace(tables=self._workspace.tables)
+        return quantize(self._form, self._start.plan, self._start.basis, self._workspace)
 
-    def _write(self) -> None:
-        """Put the vectors, with a mean square of 1, into the bank."""
-        for group in self._groups:
-            values = group.vectors.detach()
+    def _write_vectors(self) -> None:
+        """Put the vectors into the form, scaled to a mean square of 1."""
+        for batch in self._batches:
+            values = batch.vectors.detach()
             values = values / values.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-30)
-            self._matrices[group.side][group.length][self._bank.rows[group.side, group.units]] = values.cpu().numpy()
+            self._matrices[batch.side][batch.length][self._form.rows[batch.side, batch.units]] = values.cpu().numpy()
 
 
-class _Straight(torch.autograd.Function):
+class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, vectors: torch.Tensor, coded: torch.Tensor) -> torch.Tensor:
         return coded.clone()

@@ -1,51 +1,56 @@
 """Coded changes of a network's own weights: `parametrize_weights`, for networks without a PEFT adapter.
 
-Each chosen weight becomes W + delta_W, W frozen and delta_W made of coefficients: the product of two factors (NOLA,
-eq. 2) or one flat vector (PRANC). The file is one of the dialect `delta`, which `decode --base` merges.
+    W' = W + delta_W,   delta_W (out, in) = lora_B (out, r) @ lora_A (r, in)   (NOLA, eq. 2), or one vector (PRANC)
+
+W is frozen, and delta_W is made of coefficients. The file is one of the dialect `delta`, which `decode --base` merges.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize as parametrization
 
+from nola_codec.adapters.dialects.delta import Selection
 from nola_codec.container.names import natural_key
-from nola_codec.errors import EncodeError, expected
+from nola_codec.errors import EncodeError
 from nola_codec.merge.arithmetic.sum import round_to
-from nola_codec.training.coded import CodedTensor, Ensemble, Member, Site
-from nola_codec.training.ensembles import State, check_width, new_ensemble, refuse_parametrized, remember
+from nola_codec.training.coded import CodedSide, CodedTensor, RecordDescription
+from nola_codec.training.coding import Coding, CodingOptions, resolve_coding
+from nola_codec.training.composed import NUM_BASIS, RANK
+from nola_codec.training.group import TensorGroup
+from nola_codec.training.state import TrainingState, attach_state, refuse_parametrized
 
-Form = Literal["nola", "pranc"]
-FORMS: tuple[Form, ...] = ("nola", "pranc")
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class CodedDelta(nn.Module):
     """W -> W + delta_W, for `torch.nn.utils.parametrize`.
 
     Attributes:
-        codes: One `CodedTensor` for a vector; lora_B's and lora_A's for a product.
+        parts: One `CodedTensor` for a vector; those of lora_B and lora_A for a product.
+        coefficients: Their parameters, (1, num_basis) each.
     """
 
-    def __init__(self, weight: torch.Tensor, codes: Sequence[CodedTensor]) -> None:
+    def __init__(self, weight: torch.Tensor, parts: Sequence[CodedTensor]) -> None:
         super().__init__()
-        self.codes = nn.ModuleList(codes)
-        starts = [torch.zeros(1, code.synthesis.num_basis) for code in codes]
-        if len(codes) == 2:  # lora_A as torch begins a linear layer, lora_B zero
-            starts[1].uniform_(-1, 1).mul_(1 / math.sqrt(codes[1].shape[1]))
+        self.parts = nn.ModuleList(parts)
+        starts = [torch.zeros(1, part.synthesis.num_basis) for part in parts]
+        if len(parts) == 2:  # lora_A starts as a linear layer of torch does, and lora_B with zeros
+            starts[1].uniform_(-1, 1).mul_(1 / math.sqrt(parts[1].shape[1]))
         self.coefficients = nn.ParameterList([nn.Parameter(start.to(weight.device)) for start in starts])
         self._merged: tuple[tuple[object, ...], torch.Tensor] | None = None
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """The changed weight, in its own shape and dtype; in evaluation with one rounding, as merged files have it."""
-        parts = [code(own) for code, own in zip(self.codes, self.coefficients, strict=True)]
+        parts = [part(own) for part, own in zip(self.parts, self.coefficients, strict=True)]
         if self.training:
-            delta: torch.Tensor = parts[0] if len(parts) == 1 else parts[0] @ parts[1]
+            delta: torch.Tensor = parts[0] if len(parts) == 1 else parts[0] @ parts[1]  # (out, r) @ (r, in)
             return weight + delta.reshape(weight.shape).to(weight.dtype)
         state = (weight, *parts)
         if self._merged is None or any(a is not b for a, b in zip(self._merged[0], state, strict=True)):
@@ -62,77 +67,77 @@ class CodedDelta(nn.Module):
 
 def parametrize_weights(
     model: nn.Module,
-    num_basis: int,
+    coding: Coding | None = None,
     *,
-    form: Form = "nola",
-    rank: int = 4,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    basis: str = "hadamard",
-    bits: int | None = None,
-    generator: str = "philox4x32-10",
-    seed: int = 0,
-    keep_basis: bool = False,
-) -> Ensemble:
-    """Freeze a network and train coded changes of its matrices.
+    **options: Unpack[CodingOptions],
+) -> TensorGroup:
+    """Freeze a network, and train coded changes of its matrices.
+
+        >>> parametrize_weights(network, num_basis=256, form="pranc", include=["proj"])  # doctest: +SKIP
 
     Args:
         model: Any network.
-        num_basis: Coefficients of each factor, or of each vector.
-        form: ``nola``: a product of factors of `rank`; ``pranc``: one vector a weight.
-        rank: Of the product.
-        include: Regular expressions; parameters whose names match any are changed. None: all of two dimensions or more.
-        exclude: Regular expressions of parameters to leave.
-        basis: As in `parametrize`.
-        bits: As in `parametrize`.
-        generator: As in `parametrize`.
-        seed: As in `parametrize`.
-        keep_basis: As in `parametrize`.
+        coding: How the changes are coded.
+        include: Regular expressions: parameters in whose name one of them is found are changed. None means all with two
+            dimensions or more.
+        exclude: Regular expressions of parameters to leave as they are.
+        options: Fields of `Coding`, in place of those of `coding`.
+
+    Returns:
+        The group of coded changes; `save` also finds it at the model.
 
     Raises:
         EncodeError: ``option``, ``parametrized``, ``not-parametrized`` (no weight is meant).
     """
-    check_width(bits)
-    if form not in FORMS:
-        raise EncodeError(expected("form", " or ".join(FORMS), repr(form)), code="option")
-    if num_basis < 1 or rank < 1:
-        raise EncodeError(expected("num_basis and rank", "positive numbers", (num_basis, rank)), code="option")
+    group = TensorGroup(resolve_coding(coding, options))
+    group.coding.num_basis_for_all(NUM_BASIS)
+    selection = Selection(include, exclude)
     refuse_parametrized(model)
-    ensemble = new_ensemble(basis, generator, seed)
-    chosen = [name for name in sorted((n for n, _ in model.named_parameters()), key=natural_key)
-              if _means(name, model.get_parameter(name), include, exclude)]  # fmt: skip
+    chosen = [
+        name
+        for name in sorted((name for name, _ in model.named_parameters()), key=natural_key)
+        if _is_matrix(model.get_parameter(name)) and selection.wants(name)
+    ]
     if not chosen:
         raise EncodeError("no weight is meant", code="not-parametrized")
     model.requires_grad_(False)
-    for stream, name in enumerate(chosen):
-        owner, attribute = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
-        weight = getattr(owner, attribute)
-        if form == "pranc":
-            key = f"{name}.diff"
-            shapes: tuple[tuple[int, ...], ...] = (tuple(weight.shape),)
-        else:
-            ones = (1,) * (weight.ndim - 2)
-            key, shapes = name, ((weight.shape[0], rank, *ones), (rank, *weight.shape[1:]))
-        sides: list[int | None] = [None] if form == "pranc" else [0, 1]
-        codes = []
-        for side in sides:
-            shape = shapes[side or 0]
-            length = math.prod(shape)
-            synthesis = ensemble.synthesis(stream, side, length, num_basis, kept=keep_basis)
-            flat = (length,) if side is None else (shape[0], length // shape[0])
-            codes.append(CodedTensor(flat, torch.float32, synthesis, bits, "scratch", ensemble))
-        change = CodedDelta(weight, codes)
-        ensemble.sites[key] = Site(stream, shapes, layout="linear" if weight.ndim == 2 else "conv")
-        for number, (side, code) in enumerate(zip(sides, codes, strict=True)):
-            ensemble.members.append(Member(key, side, code, change.coefficients, str(number)))
-        parametrization.register_parametrization(owner, attribute, change)
-        owner.get_parameter(f"parametrizations.{attribute}.original").requires_grad_(False)
-    remember(model, State(ensemble, "delta"))
-    return ensemble
+    for name in chosen:
+        _change_weight(model, name, group)
+    attach_state(model, TrainingState(group, "delta"))
+    return group
 
 
-def _means(name: str, parameter: torch.Tensor, include: Sequence[str], exclude: Sequence[str]) -> bool:
-    if parameter.ndim < 2 or not parameter.is_floating_point():
-        return False
-    meant = any(re.search(pattern, name) for pattern in include) if include else True
-    return meant and not any(re.search(pattern, name) for pattern in exclude)
+def _change_weight(model: nn.Module, name: str, group: TensorGroup) -> None:
+    """Add a coded change to one weight, and a record of it to the group."""
+    coding = group.coding
+    owner, attribute = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+    weight = getattr(owner, attribute)
+    if coding.form == "pranc":
+        key = f"{name}.diff"
+        shapes: tuple[tuple[int, ...], ...] = (tuple(weight.shape),)
+    else:
+        rank, ones = RANK if coding.rank is None else coding.rank, (1,) * (weight.ndim - 2)
+        key, shapes = name, ((weight.shape[0], rank, *ones), (rank, *weight.shape[1:]))
+    stream = group.choose_stream(shapes, shared=coding.shared_basis)
+    indexes: list[int | None] = [None] if coding.form == "pranc" else [0, 1]
+    parts = []
+    for index, shape in zip(indexes, shapes, strict=True):
+        length = math.prod(shape)
+        count = coding.num_basis_for_all(NUM_BASIS)
+        synthesis = group.make_synthesis(stream, index, length, count, kept=coding.keep_basis)
+        flat = (length,) if index is None else (shape[0], length // shape[0])
+        parts.append(CodedTensor(flat, synthesis, group))
+    change = CodedDelta(weight, parts)
+    sides = [
+        CodedSide(key, index, part, change.coefficients, str(number))
+        for number, (index, part) in enumerate(zip(indexes, parts, strict=True))
+    ]
+    group.add(key, RecordDescription(stream, shapes, layout="linear" if weight.ndim == 2 else "conv"), sides)
+    parametrization.register_parametrization(owner, attribute, change)
+    owner.get_parameter(f"parametrizations.{attribute}.original").requires_grad_(False)
+
+
+def _is_matrix(parameter: torch.Tensor) -> bool:
+    return parameter.ndim >= 2 and parameter.is_floating_point()

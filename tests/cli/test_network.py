@@ -15,8 +15,8 @@ from nola_codec.training import parametrize_network, save
 
 def test_a_network_is_inspected_verified_and_decoded(run: Callable[..., Any], tmp_path: Path) -> None:
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3))
-    own = parametrize_network(network, 6, include=["0"])
-    parametrize_network(network, 6, form="pranc", within=own)
+    own = parametrize_network(network, num_basis=6, include=["0"])
+    parametrize_network(network, num_basis=6, form="pranc", group=own)
     file = tmp_path / "net.nola"
     save(network.eval(), file)
     shown = run("inspect", file)

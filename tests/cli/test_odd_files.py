@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import odd_containers  # noqa: F401 - it adds to ODD
-import odd_dialects  # noqa: F401
+import odd_dialects  # noqa: F401 - it adds to ODD
+import odd_stores  # noqa: F401
 import pytest
 from odd_files import ODD, Odd
 
@@ -45,7 +45,7 @@ def test_encoded_and_decoded(name: str, run: Run, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["given", "x.nola"]
     with open_source(given) as source:
         keys = {key: info.shape for key, info in source.file.tensors.items()}
-        suffix = ".gguf" if source.file.container == "gguf" else ".safetensors"
+        suffix = ".gguf" if source.file.file_type == "gguf" else ".safetensors"
     if not given.is_dir():
         back = back.with_suffix(suffix)
     decoded = run("decode", out, "-o", back)

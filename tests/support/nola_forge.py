@@ -60,7 +60,7 @@ def verify(data: bytes, limits: Limits = DEFAULT_LIMITS, xp: Arrays = NUMPY) -> 
     with open_container(data, limits) as container:
         for rung in range(container.rungs):
             container.select(rung)
-            Decoder(container, xp).checked()
+            Decoder(container, xp).decode_all()
         container.check_content()
 
 

@@ -32,7 +32,7 @@ from full_finetune import fine_tuned
 from task_peers import base_directory
 
 import nola_codec
-from nola_codec.adapters.dialects.delta import totals
+from nola_codec.adapters.dialects.model_change import totals
 from nola_codec.api.decoding import read_adapter
 from nola_codec.fit.truncated_svd import truncated_svd
 

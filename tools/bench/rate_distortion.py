@@ -35,8 +35,8 @@ Row = dict[str, object]
 def ours(path: Path, nmse: float) -> Point | None:
     """The library's own file at this error, of the factors alone: the peers' files have no tensors carried along."""
     from nola_codec.adapters import read
-    from nola_codec.encoder.encode import encode_adapter
     from nola_codec.encoder.options import EncodeOptions
+    from nola_codec.encoder.pipeline import encode_adapter
     from nola_codec.errors import EncodeError
 
     try:
@@ -50,7 +50,7 @@ def ours(path: Path, nmse: float) -> Point | None:
 def measure(name: str, path: Path, targets: list[float], wanted: list[str] | None) -> list[Row]:
     """One row for each peer and error."""
     pairs = common.load(path)
-    components = [common.canonical(pair) for pair in pairs]
+    components = [common.singular_components(pair) for pair in pairs]
     rows: list[Row] = []
 
     def note(peer: str, target: float, point: Point | None, seconds: float) -> None:

@@ -62,7 +62,7 @@ def ours(source: Path, size: str, options: dict[str, Any]) -> tuple[int, Deltas]
     data, _ = nola_codec.encode_bytes(source, size=size, **options)
     decoder = Decoder(open_container(data), NUMPY)
     deltas = {}
-    for record, factors in zip(decoder.header.lowrank, decoder.checked()[0], strict=True):
+    for record, factors in zip(decoder.header.pairs, decoder.decode_all(), strict=True):
         b, a = factors.float32(NUMPY)
         deltas[record.name] = (b * record.kind.scaling, a)
     return len(data), deltas

@@ -1,4 +1,4 @@
-"""What the experiments' commands share."""
+"""Options and figures that the commands of the experiments share."""
 
 from __future__ import annotations
 

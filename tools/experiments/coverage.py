@@ -23,25 +23,25 @@ import numpy.typing as npt
 import torch
 from report import Result, finish, options, say
 
-from nola_codec.training import NolaParameter, ensemble
+from nola_codec.training import NolaParameter
 
 Floats = npt.NDArray[np.float64]
 
 
-def coded(side: int, count: int, samples: int, basis: str, **coding: Any) -> Floats:
+def draw_coded_deltas(side: int, count: int, samples: int, basis: str, **coding: Any) -> Floats:
     """delta_W of random coefficients, (samples, side^2), by the layers' own synthesis."""
-    parameter = NolaParameter((side, side), ensemble=ensemble(basis), keep_basis=True, std=1.0, **coding)
+    parameter = NolaParameter((side, side), basis=basis, keep_basis=True, std=1.0, **coding)
     assert sum(values.numel() for values in parameter.parameters()) <= count
     parts = []
-    for values, code in zip(parameter.coefficients_of_parts, parameter.composed.codes, strict=True):
-        rows = torch.stack([code.synthesis.forward(unit) for unit in torch.eye(values.numel())]).double()
+    for values, part in zip(parameter.coefficients_of_parts, parameter.composed.parts, strict=True):
+        rows = torch.stack([part.synthesis.forward(unit) for unit in torch.eye(values.numel())]).double()
         drawn = torch.randn(samples, values.numel(), dtype=torch.float64)
-        parts.append((drawn @ rows).reshape(samples, *code.shape))
+        parts.append((drawn @ rows).reshape(samples, *part.shape))
     made = parts[0] @ parts[1] if len(parts) == 2 else parts[0]
     return made.reshape(samples, side * side).numpy()
 
 
-def lora(side: int, count: int, samples: int) -> Floats | None:
+def draw_lora_deltas(side: int, count: int, samples: int) -> Floats | None:
     """delta_W of random factors; None where not even rank one has so few numbers."""
     rank = count // (2 * side)
     if rank == 0:
@@ -62,8 +62,8 @@ def coverage(samples: Floats | None) -> tuple[float, float] | None:
     return rank / size, needed / size
 
 
-def shown(found: tuple[float, float] | None) -> str:
-    """For the table."""
+def format_coverage(found: tuple[float, float] | None) -> str:
+    """A cell of the table."""
     return "none" if found is None else f"{found[0]:.1%} ({found[1]:.1%})"
 
 
@@ -82,18 +82,19 @@ def main() -> None:
     side, samples = arguments.side, int(arguments.samples * arguments.side**2)
     found: list[Result] = []
     for count in arguments.counts:
-        half = coded(side, count, samples, arguments.basis, num_basis=count // 2, rank=arguments.rank)
-        flat = coded(side, count, samples, arguments.basis, num_basis=count, form="pranc")
+        half = draw_coded_deltas(side, count, samples, arguments.basis, num_basis=count // 2, rank=arguments.rank)
+        flat = draw_coded_deltas(side, count, samples, arguments.basis, num_basis=count, form="pranc")
         found.append(
             {
                 "coefficients": count,
                 "NOLA": coverage(half),
                 "PRANC": coverage(flat),
-                "LoRA": coverage(lora(side, count, samples)),
+                "LoRA": coverage(draw_lora_deltas(side, count, samples)),
             }
         )
         say(
-            f"{count} coefficients: " + ", ".join(f"{way} {shown(found[-1][way])}" for way in ("NOLA", "PRANC", "LoRA"))
+            f"{count} coefficients: "
+            + ", ".join(f"{way} {format_coverage(found[-1][way])}" for way in ("NOLA", "PRANC", "LoRA"))
         )
 
     def draw(pyplot: Any) -> Any:
@@ -109,7 +110,7 @@ def main() -> None:
         return figure
 
     title = f"Directions of {side} x {side} that random delta_W reach (in brackets: that 99% of the variance takes)"
-    rows = [[f"{r['coefficients']:,}", *(shown(r[way]) for way in ("NOLA", "PRANC", "LoRA"))] for r in found]
+    rows = [[f"{r['coefficients']:,}", *(format_coverage(r[way]) for way in ("NOLA", "PRANC", "LoRA"))] for r in found]
     everything = {"side": side, "rank": arguments.rank, "samples": samples, "basis": arguments.basis, "coverage": found}
     finish(
         arguments, [(title, ["coefficients", f"NOLA r={arguments.rank}", "PRANC", "LoRA"], rows)], everything, draw

@@ -123,27 +123,29 @@ def prepare(task: Task, run: Run) -> tuple[Any, Callable[[Path], int] | None]:
     torch.manual_seed(run.get("seed", 0))
     method, rank = run["method"], run.get("rank", 8)
     if method == "pranc":
-        parametrize_weights(task.model, run["num_basis"], form="pranc", include=[r"proj\.weight$"], seed=run["seed"])
+        parametrize_weights(
+            task.model, num_basis=run["num_basis"], form="pranc", include=[r"proj\.weight$"], seed=run["seed"]
+        )
         return task.model, lambda out: save(task.model, out)
     if method in ("vera", "randlora"):
         kind = VeraConfig if method == "vera" else RandLoraConfig
         options = {} if method == "vera" else {"randlora_alpha": 2 * rank}
         config = kind(r=rank, target_modules="all-linear", save_projection=False, projection_prng_key=7, **options)
         model = get_peft_model(task.model, config)
-        return model, lambda out: _encoded(model, out)
+        return model, lambda out: _encode_adapter(model, out)
     model = get_peft_model(
         task.model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     )
     if method == "lora":
         return model, None
     parametrize(
-        model, run["num_basis"], basis=run.get("basis", "hadamard"), bits=run.get("bits"),
+        model, num_basis=run["num_basis"], basis=run.get("basis", "hadamard"), bits=run.get("bits"),
         shared_basis=run.get("shared", False), keep_basis=run.get("kept", False), seed=run["seed"],
     )  # fmt: skip
     return model, lambda out: save(model, out)
 
 
-def _encoded(model: Any, out: Path) -> int:
+def _encode_adapter(model: Any, out: Path) -> int:
     import nola_codec
 
     with tempfile.TemporaryDirectory() as folder:
@@ -178,7 +180,7 @@ def train(run: Run, keep: Path) -> Run:
         times.append(time.process_time() - begin)
         losses.append(loss.item())
         if step % 10 == 9:
-            print(f"{name_of(run)}: step {step + 1} of {steps}, loss {sum(losses[-10:]) / 10:.4f}", file=sys.stderr)
+            print(f"{run_name(run)}: step {step + 1} of {steps}, loss {sum(losses[-10:]) / 10:.4f}", file=sys.stderr)
     found: Run = {
         **run,
         "parameters": sum(p.numel() for p in parameters),
@@ -192,33 +194,33 @@ def train(run: Run, keep: Path) -> Run:
     else:
         found["bytes"] = 2 * found["parameters"]  # fp16
     if run.get("ptq"):
-        found["ptq"] = _rounded_losses(task, model, run["ptq"])
+        found["ptq"] = _losses_after_rounding(task, model, run["ptq"])
     if run.get("bleu"):
         found["bleu"] = task.bleu(model)
     return found
 
 
-def _rounded_losses(task: Task, model: Any, widths: Sequence[int]) -> dict[str, float]:
+def _losses_after_rounding(task: Task, model: Any, widths: Sequence[int]) -> dict[str, float]:
     """Held-out loss with the trained coefficients rounded to other widths, nothing trained on."""
     from nola_codec.training import CodedTensor
 
-    ensemble = next(module for module in model.modules() if isinstance(module, CodedTensor)).ensemble
+    group = next(module for module in model.modules() if isinstance(module, CodedTensor)).group
     losses = {}
     for bits in widths:
-        ensemble.set_bits(bits)
+        group.set_bits(bits)
         losses[str(bits)] = task.loss(model)
-    ensemble.set_bits(None)
+    group.set_bits(None)
     return losses
 
 
-def name_of(run: Run) -> str:
+def run_name(run: Run) -> str:
     """A short name for people."""
     shown = {k: v for k, v in run.items() if k not in ("method", "threads", "ptq", "bleu", "steps", "lr", "seed")}
     return " ".join([run["method"], *(f"{key}={value}" for key, value in shown.items()), f"seed={run['seed']}"])
 
 
-def kept(run: Run) -> Path:
-    """Where a run's figures are."""
+def result_path(run: Run) -> Path:
+    """The file that keeps the figures of a run."""
     key = hashlib.sha256(json.dumps({k: v for k, v in run.items() if k != "threads"}, sort_keys=True).encode())
     return cache_dir() / "experiments" / f"{run['method']}-{key.hexdigest()[:12]}.json"
 
@@ -227,7 +229,7 @@ def results(runs: Sequence[Run], *, made_before: bool = False) -> list[Run]:
     """Figures of each run; those not there yet are made, one after the other, or left out."""
     made = []
     for run in runs:
-        path = kept(run)
+        path = result_path(run)
         if not path.is_file() and made_before:
             continue
         if not path.is_file():
@@ -239,7 +241,7 @@ def results(runs: Sequence[Run], *, made_before: bool = False) -> list[Run]:
 def main() -> None:
     """Do one run: `python e2e.py '{"method": "nola", ...}'`."""
     run = json.loads(sys.argv[1])
-    path = kept(run)
+    path = result_path(run)
     path.parent.mkdir(parents=True, exist_ok=True)
     found = train(run, path)
     temporary = path.with_suffix(".tmp")

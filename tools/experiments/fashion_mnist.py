@@ -148,7 +148,7 @@ def speed(data: Images, turns: int, batch: int, seed: int) -> list[Result]:
 
 
 def rows(found: list[Result]) -> list[list[str]]:
-    """Of a table with `HEADER`."""
+    """The rows of a table with `HEADER`."""
 
     def with_range(result: Result, key: str, form: str) -> str:
         shown = format(result[key], form)
@@ -165,7 +165,7 @@ def rows(found: list[Result]) -> list[list[str]]:
 
 
 def speed_rows(found: list[Result]) -> list[list[str]]:
-    """Of the table of speeds."""
+    """The rows of the table of speeds."""
     return [
         [r["basis"], f"{r['nola_ms']:.2f}", f"{r['pranc_ms']:.2f}" if "ratio" in r else "",
          f"{r['ratio']:.2f}" if "ratio" in r else ""]

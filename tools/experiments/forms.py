@@ -1,4 +1,4 @@
-"""What NOLA may be varied in at equal coefficients: the rank (Table 3), a shared basis (Table 2), the kind of basis.
+"""Variants of NOLA at equal coefficients: the rank (Table 3), a shared basis (Table 2), the kind of basis.
 
     python tools/experiments/forms.py ranks|shared|bases [--made] [--json FILE] [--plot FILE]
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from nola_codec.training import parametrize_network, parametrize_weights, save
-from nola_codec.training.coded import near_square
+from nola_codec.training.coded import near_square_shape
 
 
 def mlp() -> nn.Module:
@@ -64,7 +64,7 @@ class _LowRank(nn.Module):
     def __init__(self, shape: torch.Size, rank: int) -> None:
         super().__init__()
         self.shape = shape
-        self.rows, self.columns = shape if len(shape) == 2 else near_square(shape)
+        self.rows, self.columns = shape if len(shape) == 2 else near_square_shape(shape)
         self.rank = min(rank, self.rows, self.columns)
 
     def forward(self, lora_B: torch.Tensor, lora_A: torch.Tensor) -> torch.Tensor:
@@ -91,8 +91,8 @@ class Way:
     Attributes:
         name: For people.
         network: Made by `build`.
-        lr: Of Adam, at its highest.
-        coded: Whether `save` knows it.
+        lr: The highest learning rate of Adam.
+        coded: True if `save` can write it.
     """
 
     name: str
@@ -107,7 +107,7 @@ class Way:
         return sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
 
     def bytes(self) -> int:
-        """Of a file: a `.nola` file, or safetensors with all floats in fp16."""
+        """The size of its file: a `.nola` file, or safetensors with all floats in fp16."""
         if self.coded:
             with tempfile.TemporaryDirectory() as folder:
                 return save(self.network, Path(folder) / "network.nola")

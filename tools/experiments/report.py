@@ -1,4 +1,4 @@
-"""What the experiments have in common: options, results as a table and JSON, plots that come out the same each time."""
+"""Options of the experiments, their results as tables and JSON, and plots that come out the same each time."""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
-"""The runs of the experiments on E2E: which settings each table is made of."""
+"""The runs of the experiments on E2E: the settings that each table is made of."""
 
 from __future__ import annotations
 
 from e2e import STEPS, Run
 
 FEW_STEPS = 40
-"""Of runs that are compared with one another alone."""
+"""Steps of runs that are compared only with one another."""
 NOLA_RATE, NOLA_RATIO, LORA_RATE = 0.005, 4, 0.003
-"""Learning rates: NOLA's of six settings tried, lora_B having four times lora_A's (LoRA+); LoRA's of one."""
+"""Learning rates. NOLA's is the best of six settings tried, with four times the rate for lora_B (LoRA+). LoRA's is the
+only one tried."""
 
 
 def lora(rank: int) -> Run:

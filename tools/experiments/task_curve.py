@@ -1,4 +1,4 @@
-"""The curve of loss against size of the E2E adapter: the weight-space code beside the same code trained on the task.
+"""The curve of loss against size of the E2E adapter: files made from the weights alone, and files trained on the task.
 
     python tools/experiments/task_curve.py [--sizes 50KB,20KB,10KB,5KB] [--steps 100] [--json FILE] [--plot FILE]
 
@@ -32,7 +32,7 @@ def rows_file(folder: Path, pairs: list[tuple[str, str]]) -> Path:
     return path
 
 
-def encoded(task: Task, size: str, steps: int, against: str, threads: int) -> dict[str, Any]:
+def encode_both(task: Task, size: str, steps: int, against: str, threads: int) -> dict[str, Any]:
     """Both files of a size; kept in the cache of experiments."""
     from nola_codec.integrations.task_text import text_tuner
     from nola_codec.training import TaskSettings
@@ -50,7 +50,7 @@ def encoded(task: Task, size: str, steps: int, against: str, threads: int) -> di
     with tempfile.TemporaryDirectory() as temporary:
         settings = TaskSettings(steps=steps, against=against, checkpoint=kept.with_suffix(".training"))  # type: ignore[arg-type]
         tuner = text_tuner(base_model(), ADAPTER, rows_file(Path(temporary), task.train_rows), settings=settings,
-                           progress=told(size))  # fmt: skip
+                           progress=make_progress(size))  # fmt: skip
         report = nola_codec.encode(ADAPTER, trained, size=size, fit="task", tuner=tuner, overwrite=True)
     found = {
         "size": size, "steps": report.task.steps if report.task else 0, "seconds": time.perf_counter() - begin,
@@ -61,7 +61,7 @@ def encoded(task: Task, size: str, steps: int, against: str, threads: int) -> di
     return found
 
 
-def told(size: str) -> Any:
+def make_progress(size: str) -> Any:
     """Progress of training, on stderr, now and then."""
 
     def tell(stage: str, done: int, total: int) -> None:
@@ -98,7 +98,7 @@ def main() -> None:
     arguments = parser.parse_args()
     task = Task()
     sizes = arguments.sizes.split(",")
-    found = [encoded(task, size, arguments.steps, arguments.against, arguments.threads) for size in sizes]
+    found = [encode_both(task, size, arguments.steps, arguments.against, arguments.threads) for size in sizes]
     base, full = loss(task, None), loss(task, None, ADAPTER)
     rows = [["base model", 0, f"{base:.4f}", ""], ["adapter, fp16", 4_884_480, f"{full:.4f}", "100.0%"]]
     for kind in ("task", "weights"):

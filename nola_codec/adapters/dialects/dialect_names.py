@@ -1,6 +1,5 @@
-"""Names of dialects, for what must not load the dialects themselves."""
+"""The names of dialects that an adapter can be converted to, for what must not load the dialects themselves."""
 
 from __future__ import annotations
 
-FORMATS = ("peft", "kohya", "diffusers", "diffusers-old", "mlx", "gguf", "loralib")
-"""Dialects that an adapter can be converted to."""
+TARGET_DIALECTS = ("peft", "kohya", "diffusers", "diffusers-old", "mlx", "gguf", "loralib")

@@ -9,26 +9,35 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from nola_codec.adapters.dialects.pairs import Spelling
-from nola_codec.adapters.dialects.peft_config import PeftSettings, parse_config
-from nola_codec.adapters.dialects.plain import PairDialect
+from nola_codec.adapters.dialects.module_rules import fold_scaling, require_layouts, sort_modules
+from nola_codec.adapters.dialects.pair_dialect import PairDialect
+from nola_codec.adapters.dialects.pairs import PairKeys
+from nola_codec.adapters.dialects.paths import component_of, old_diffusers_name, old_diffusers_path
+from nola_codec.adapters.dialects.peft_config import PeftSettings, parse_config, with_ranks
 from nola_codec.adapters.sources import AdapterSource
 from nola_codec.errors import AdapterError, expected
+from nola_codec.model.adapter import Adapter, LoraModule
+from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.files import MAX_JSON_BYTES
 
 METADATA_KEY = "lora_adapter_metadata"
 
 
-class _Diffusers(PairDialect):
+class Diffusers(PairDialect):
     """The present form, whose configuration is JSON in the metadata: ``{"unet.r": 8, "unet.lora_alpha": 16, ...}``."""
+
+    is_conversion_target = True
+    spells_lora_biases = True
+    carries_weights = True
 
     def detect(self, source: AdapterSource) -> bool:
         if source.config is not None and "peft_type" in source.config:
             return False
-        factors = [key for key in source.file.tensors if self.spelling.split(key) is not None]
+        factors = [key for key in source.file.tensors if self.keys.split(key) is not None]
         return bool(factors) and not any(key.startswith("base_model.") for key in factors)
 
     def scalings(self, source: AdapterSource, ranks: Mapping[str, int]) -> dict[str, float]:
@@ -37,6 +46,34 @@ class _Diffusers(PairDialect):
             return dict.fromkeys(ranks, 1.0)
         settings = parse_metadata(text, f"{source.where}: {METADATA_KEY}")
         return {name: _scaling(name, rank, settings, source.where) for name, rank in ranks.items()}
+
+    def from_modules(
+        self, modules: Sequence[LoraModule], raw: Mapping[str, RawTensor], base: Mapping[str, Any] | None
+    ) -> Adapter:
+        """Make an adapter, its scalings in the metadata; arguments and errors as in `Dialect`."""
+        require_layouts(modules, self.name, "linear", "conv")
+        metadata = {"format": "pt"}
+        if any(m.scaling != 1.0 for m in modules):
+            metadata[METADATA_KEY] = json.dumps(_flat_config(modules), sort_keys=True)
+        return Adapter(self.name, sort_modules(modules), dict(raw), None, metadata)
+
+
+class OldDiffusers(PairDialect):
+    """The form before 0.22, which knew attention projections alone."""
+
+    is_conversion_target = True
+
+    def path_of(self, name: str) -> str:
+        """Return the path of a processor's projection; errors as in `Dialect`."""
+        return old_diffusers_path(name)
+
+    def from_modules(
+        self, modules: Sequence[LoraModule], raw: Mapping[str, RawTensor], base: Mapping[str, Any] | None
+    ) -> Adapter:
+        """Make an adapter with the scalings multiplied into lora_B; arguments and errors as in `Dialect`."""
+        require_layouts(modules, self.name, "linear")
+        named = [fold_scaling(replace(m, name=old_diffusers_name(m.name)), self.name) for m in modules]
+        return Adapter(self.name, sort_modules(named), {}, None, {"format": "pt"})
 
 
 def parse_metadata(text: str, where: str) -> dict[str, PeftSettings]:
@@ -72,18 +109,34 @@ def _scaling(name: str, rank: int, settings: Mapping[str, PeftSettings], where: 
     return found.scaling_of(inner)
 
 
-DIFFUSERS = _Diffusers(
+def _flat_config(modules: Sequence[LoraModule]) -> dict[str, Any]:
+    """The flat configuration that diffusers reads: ``unet.r``, ``unet.lora_alpha``, patterns."""
+    flat: dict[str, Any] = {}
+    for component in sorted({component_of(m.name) for m in modules}):
+        start = len(component) + 1 if component else 0
+        own = [m for m in modules if component_of(m.name) == component]
+        config = with_ranks(
+            {"r": 8, "lora_alpha": 8},
+            {m.name[start:]: m.rank for m in own},
+            {m.name[start:]: m.scaling for m in own},
+        )
+        config["target_modules"] = sorted(m.name[start:] for m in own)
+        flat |= {f"{component}.{key}" if component else key: value for key, value in config.items()}
+    return flat
+
+
+DIFFUSERS = Diffusers(
     "diffusers",
     "diffusers",
-    Spelling.of_suffixes(".lora_A.weight", ".lora_B.weight", stem=r"(?!base_model\.).+"),
+    PairKeys.of_suffixes(".lora_A.weight", ".lora_B.weight", stem=r"(?!base_model\.).+"),
     carried=re.compile(r"(?P<module>.+)\.(?:lora_B\.bias|lora_magnitude_vector(?:\.weight)?)"),
     file_name="pytorch_lora_weights.safetensors",
     has_alpha=True,
 )
-DIFFUSERS_OLD = PairDialect(
+DIFFUSERS_OLD = OldDiffusers(
     "diffusers-old",
     "diffusers before 0.22",
-    Spelling.of_suffixes(".down.weight", ".up.weight", stem=r".+(?:_lora\d?|\.lora_linear_layer)"),
+    PairKeys.of_suffixes(".down.weight", ".up.weight", stem=r".+(?:_lora\d?|\.lora_linear_layer)"),
     file_name="pytorch_lora_weights.safetensors",
     has_alpha=True,
 )

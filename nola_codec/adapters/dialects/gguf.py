@@ -9,27 +9,31 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nola_codec.adapters.dialects.pairs import Spelling, Transposed, join, pair_tensors, read_pair
-from nola_codec.adapters.dialects.plain import PairDialect, require_no_vectors, write_adapter_file
+from nola_codec.adapters.dialects.gguf_names import ALPHA, EMBEDDING, from_gguf, key_values, to_gguf
+from nola_codec.adapters.dialects.pair_dialect import PairDialect, require_no_vectors
+from nola_codec.adapters.dialects.pairs import PairKeys, Transposed, join_tensors, pair_tensors, read_pair
 from nola_codec.adapters.sources import AdapterSource
+from nola_codec.adapters.writing import AdapterFile, write_adapter_file
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model.adapter import Adapter, LoraModule
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.tensor_files import is_tensor_file
 from nola_codec.stores.tensor_store import TensorStore
 
-ALPHA = "adapter.lora.alpha"
-EMBEDDING = "token_embd.weight"
 _TURNED: Transposed = (True, False)
 
 
-class _Gguf(PairDialect):
+class Gguf(PairDialect):
+    """llama.cpp's dialect."""
+
+    is_conversion_target = True
+
     def detect(self, source: AdapterSource) -> bool:
-        return source.file.container == "gguf"
+        return source.file.file_type == "gguf"
 
     def read_source(self, source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
         extra = source.file.extra
@@ -42,7 +46,7 @@ class _Gguf(PairDialect):
     def read_module(self, store: TensorStore, name: str, scaling: float) -> LoraModule:
         if name != EMBEDDING:
             return super().read_module(store, name, scaling)
-        keys = self.spelling.keys(name)
+        keys = self.keys.of(name)
         return read_pair(store, name, keys, scaling=scaling, layout="embedding", transposed=_TURNED)
 
     def config(self, source: AdapterSource) -> dict[str, Any] | None:
@@ -57,8 +61,8 @@ class _Gguf(PairDialect):
     def tensors(self, adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
         require_no_vectors(adapter, self.title)
         turned = {m.name: _TURNED if m.layout == "embedding" else (False, False) for m in adapter.modules}
-        pairs = [pair_tensors(m, self.spelling.keys(m.name), dtype, transposed=turned[m.name]) for m in adapter.modules]
-        return join(adapter.raw, *pairs)
+        pairs = [pair_tensors(m, self.keys.of(m.name), dtype, transposed=turned[m.name]) for m in adapter.modules]
+        return join_tensors(adapter.raw, *pairs)
 
     def write(
         self, adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False
@@ -68,32 +72,33 @@ class _Gguf(PairDialect):
         if is_tensor_file(path) and path.suffix != ".gguf":
             message = "its key-values, alpha among them, have no place but a .gguf file"
             raise AdapterError(message, code="not-expressible", where=str(path))
-        extra, tensors = key_values(adapter), self.tensors(adapter, dtype)
-        return write_adapter_file(path, tensors, {}, self.file_name, overwrite=overwrite, extra=extra)
+        file = AdapterFile(self.tensors(adapter, dtype), {}, self.file_name, extra=key_values(adapter))
+        return write_adapter_file(path, file, overwrite=overwrite)
+
+    def to_modules(self, adapter: Adapter, base: Mapping[str, Any] | None) -> Sequence[LoraModule]:
+        """Return the modules under Transformers' paths; errors as in `Dialect`."""
+        return from_gguf(adapter, base)
+
+    def from_modules(
+        self, modules: Sequence[LoraModule], raw: Mapping[str, RawTensor], base: Mapping[str, Any] | None
+    ) -> Adapter:
+        """Make an adapter under llama.cpp's names; arguments and errors as in `Dialect`."""
+        return to_gguf(modules, base)
+
+    def require_mergeable(self, where: str) -> None:
+        """Raise AdapterError ``merge-gguf``."""
+        message = "llama.cpp permutes rows and renames tensors; `decode --format peft --base MODEL`, and encode that"
+        raise AdapterError(message, code="merge-gguf", where=where)
 
     def _rank(self, source: AdapterSource, name: str) -> int:
-        shape = source.file.tensors[self.spelling.b_key(name)].shape
+        shape = source.file.tensors[self.keys.b_key(name)].shape
         return max(1, shape[1]) if len(shape) == 2 else 1
 
 
-def key_values(adapter: Adapter) -> dict[str, tuple[str, Any]]:
-    """The typed key-values kept in `config`.
-
-    Raises:
-        AdapterError: ``bad-config``, for a `.nola` file of a stranger.
-    """
-    found = (adapter.config or {}).get("gguf")
-    if not isinstance(found, Mapping) or not all(
-        isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str) for pair in found.values()
-    ):
-        raise AdapterError("not the key-values of a GGUF adapter", code="bad-config", where="config: gguf")
-    return {key: (pair[0], pair[1]) for key, pair in found.items()}
-
-
-GGUF = _Gguf(
+GGUF = Gguf(
     "gguf",
     "GGUF LoRA",
-    Spelling.of_suffixes(".lora_a", ".lora_b", stem=r".+\.weight"),
+    PairKeys.of_suffixes(".lora_a", ".lora_b", stem=r".+\.weight"),
     carried=re.compile(r"(?!)"),
     file_name="adapter.gguf",
 )

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from nola_codec.adapters.dialects.gguf import ALPHA, EMBEDDING, key_values
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model.adapter import Adapter, LoraModule
 
@@ -22,6 +21,23 @@ _ARCHITECTURES: Mapping[str, tuple[str, bool]] = {
     "gemma": ("gemma", False), "gemma2": ("gemma2", False), "gemma3_text": ("gemma3", False), "phi3": ("phi3", False),
 }  # fmt: skip
 _MAX_LAYERS = 4096
+
+ALPHA = "adapter.lora.alpha"
+EMBEDDING = "token_embd.weight"
+
+
+def key_values(adapter: Adapter) -> dict[str, tuple[str, Any]]:
+    """The typed key-values kept in `config`.
+
+    Raises:
+        AdapterError: ``bad-config``, for a `.nola` file of a stranger.
+    """
+    found = (adapter.config or {}).get("gguf")
+    if not isinstance(found, Mapping) or not all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str) for pair in found.values()
+    ):
+        raise AdapterError("not the key-values of a GGUF adapter", code="bad-config", where="config: gguf")
+    return {key: (pair[0], pair[1]) for key, pair in found.items()}
 
 
 def to_gguf(modules: Sequence[LoraModule], base: Mapping[str, Any] | None) -> Adapter:
@@ -47,7 +63,7 @@ def to_gguf(modules: Sequence[LoraModule], base: Mapping[str, Any] | None) -> Ad
         if name is None or module.layout == "conv":
             raise AdapterError(f"{arch} of llama.cpp has no such tensor", code="not-expressible", where=module.name)
         heads = _heads(base, module.name) if permuted else None
-        lora_B = module.lora_B if heads is None else _permuted(module, heads, inverse=False)
+        lora_B = module.lora_B if heads is None else _permute(module, heads, inverse=False)
         named.append(replace(module, name=f"{name}.weight", lora_B=lora_B, fan_in_fan_out=False))
     if any((m.layout == "embedding") != (m.name == EMBEDDING) for m in named):
         raise AdapterError("factors of an embedding on another tensor", code="not-expressible")
@@ -78,7 +94,7 @@ def from_gguf(adapter: Adapter, base: Mapping[str, Any] | None) -> list[LoraModu
         if path is None:
             raise AdapterError(f"no module of {arch} is known by it", code="not-expressible", where=module.name)
         heads = _heads(base, path) if permuted else None
-        lora_B = module.lora_B if heads is None else _permuted(module, heads, inverse=True)
+        lora_B = module.lora_B if heads is None else _permute(module, heads, inverse=True)
         modules.append(replace(module, name=path, lora_B=lora_B))
     return modules
 
@@ -130,7 +146,7 @@ def _heads(base: Mapping[str, Any], path: str) -> int | None:
     return heads
 
 
-def _permuted(module: LoraModule, heads: int, *, inverse: bool) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _permute(module: LoraModule, heads: int, *, inverse: bool) -> np.ndarray[Any, np.dtype[np.float32]]:
     rows, rank = module.lora_B.shape
     if rows % (2 * heads):
         message = expected("rows", f"a multiple of 2 x {heads} heads", rows)

@@ -11,35 +11,40 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from nola_codec.adapters.adapter_delta import CombinedDelta, part_values
+from nola_codec.adapters.base_model import BaseModel, mismatch_message
+from nola_codec.adapters.contract import Dialect
 from nola_codec.adapters.dialects.alphas import SUFFIX as ALPHA
 from nola_codec.adapters.dialects.alphas import Alphas, pack_alphas, read_alphas
-from nola_codec.adapters.dialects.foreign import unknown_key
+from nola_codec.adapters.dialects.key_hints import unknown_key
 from nola_codec.adapters.dialects.lycoris import (
     PART,
     PRODUCTS,
-    Composite,
+    LycorisDelta,
     composite_parts,
     part_rank,
-    part_values,
     require_reasonable,
 )
+from nola_codec.adapters.dialects.module_rules import require_layouts, sort_modules
 from nola_codec.adapters.dialects.pairs import (
-    Spelling,
+    PairKeys,
     find_pairs,
-    join,
+    join_tensors,
     pair_tensors,
     read_carried,
     read_floats,
     read_pair,
 )
-from nola_codec.adapters.dialects.plain import write_adapter_file
+from nola_codec.adapters.dialects.paths import component_of, kohya_name, kohya_path, kohya_split
 from nola_codec.adapters.sources import AdapterSource
+from nola_codec.adapters.writing import AdapterFile, write_adapter_file
 from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import Adapter, LoraModule, VectorTensor
 from nola_codec.model.tensors import RawTensor
@@ -47,13 +52,8 @@ from nola_codec.stores.dtypes import from_float32, to_float64
 from nola_codec.stores.safetensors_io import dump
 from nola_codec.stores.tensor_store import TensorStore
 
-__all__ = ["composites", "detect", "name", "read_source", "tensors", "title", "write"]
-
-name = "kohya"
-title = "kohya"
-
-_PLAIN = Spelling.of_suffixes(".lora_down.weight", ".lora_up.weight")
-_PRODUCT = Spelling.of_suffixes("_b", "_a", stem=r".+\.(?:hada|lokr)_w[12]")
+_PLAIN = PairKeys.of_suffixes(".lora_down.weight", ".lora_up.weight")
+_PRODUCT = PairKeys.of_suffixes("_b", "_a", stem=r".+\.(?:hada|lokr)_w[12]")
 _VECTOR = re.compile(r".+\.(?:diff|diff_b|w_norm|b_norm)")
 _DETECT = re.compile(r".+\.(?:lora_(?:down|up|mid)\.weight|hada_[wt][12](?:_[ab])?|lokr_(?:w[12](?:_[ab])?|t2))")
 _CARRIED = re.compile(r"(?P<stem>.+)\.(?:dora_scale|scalar)|(?:bundle_emb|emb_params)(?:\..+)?")
@@ -68,102 +68,172 @@ _REFUSED: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def detect(source: AdapterSource) -> bool:
-    """Whether some key is kohya's or LyCORIS's."""
-    keys = source.file.tensors
-    if any(_DETECT.fullmatch(key) for key in keys):
-        return True
-    return any(key.startswith("lora_") and (_VECTOR.fullmatch(key) or _refusal(key)) for key in keys)
+class Kohya(Dialect):
+    """The dialect of sd-scripts, with what LyCORIS adds to it."""
 
+    name = "kohya"
+    title = "kohya"
+    is_conversion_target = True
 
-def read_source(source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
-    """Read an opened file whole.
+    def detect(self, source: AdapterSource) -> bool:
+        """Return True if some key is kohya's or LyCORIS's."""
+        keys = source.file.tensors
+        if any(_DETECT.fullmatch(key) for key in keys):
+            return True
+        return any(key.startswith("lora_") and (_VECTOR.fullmatch(key) or _refusal(key)) for key in keys)
 
-    Raises:
-        AdapterError: ``missing-partner``, ``mixed-layout``, ``bad-alpha``, ``unknown-key``, ``multiplicative`` and
-            others for LyCORIS's algorithms that are no deltas; and those of `read_pair`.
-    """
-    store, where = source.file, source.where
-    for key in store.tensors:
-        refusal = _refusal(key)
-        if refusal is not None and not carry_unknown:
-            raise AdapterError(refusal[1], code=refusal[0], where=f"{where}: {key}")
-    tucker = {match["stem"] for key in store.tensors if (match := PART.fullmatch(key)) and _is_tucker(match["part"])}
-    products, others = find_pairs([k for k in store.tensors if not _in(tucker, k)], _PRODUCT, where)
-    plain, others = find_pairs(others, _PLAIN, where)
-    others += [key for key in store.tensors if _in(tucker, key)]
-    vectors = [key for key in others if _VECTOR.fullmatch(key) or PART.fullmatch(key)]
-    alphas = read_alphas(store, [key for key in others if key.endswith(ALPHA)])
-    stems = {*plain, *composite_parts([*products, *vectors])}
-    touched = stems | {key.rpartition(".")[0] for key in vectors}
-    raw = {}
-    for key in sorted(set(others) - set(vectors) - {stem + ALPHA for stem in alphas if stem in touched}):
-        match = _CARRIED.fullmatch(key)
-        if not carry_unknown and (match is None or (match["stem"] is not None and match["stem"] not in touched)):
-            raise unknown_key(key, name, where)
-        raw[key] = read_carried(store, key)
-    packed, carried = pack_alphas({stem: value for stem, value in alphas.items() if stem in touched}, touched)
-    config = None if packed is None else {"alpha": packed}
-    adapter = Adapter(name, (), raw | carried, config, dict(store.metadata))
-    every = Alphas(adapter)
-    modules = [_read_plain(store, stem, adapter, every) for stem in plain]
-    modules += [read_pair(store, part, _PRODUCT.keys(part), layout="linear") for part in products]
-    tensors = [VectorTensor(key, read_floats(store, key), store.tensors[key].dtype) for key in sorted(vectors)]
-    adapter = replace(adapter, modules=tuple(sorted(modules, key=lambda m: m.name)), vectors=tuple(tensors))
-    if not adapter.modules and not adapter.vectors:
-        raise AdapterError("no LoRA factors in it", code="empty-adapter", where=where)
-    return _with_gains(adapter)
+    def read_source(self, source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
+        """Read an opened file whole.
 
+        Raises:
+            AdapterError: ``missing-partner``, ``mixed-layout``, ``bad-alpha``, ``unknown-key``, ``multiplicative`` and
+                others for LyCORIS's algorithms that are no deltas; and those of `read_pair`.
+        """
+        store, where = source.file, source.where
+        for key in store.tensors:
+            refusal = _refusal(key)
+            if refusal is not None and not carry_unknown:
+                raise AdapterError(refusal[1], code=refusal[0], where=f"{where}: {key}")
+        tucker = {
+            match["stem"] for key in store.tensors if (match := PART.fullmatch(key)) and _is_tucker(match["part"])
+        }
+        products, others = find_pairs([k for k in store.tensors if not _is_part_of(tucker, k)], _PRODUCT, where)
+        plain, others = find_pairs(others, _PLAIN, where)
+        others += [key for key in store.tensors if _is_part_of(tucker, key)]
+        vectors = [key for key in others if _VECTOR.fullmatch(key) or PART.fullmatch(key)]
+        alphas = read_alphas(store, [key for key in others if key.endswith(ALPHA)])
+        stems = {*plain, *composite_parts([*products, *vectors])}
+        touched = stems | {key.rpartition(".")[0] for key in vectors}
+        raw = {}
+        for key in sorted(set(others) - set(vectors) - {stem + ALPHA for stem in alphas if stem in touched}):
+            match = _CARRIED.fullmatch(key)
+            if not carry_unknown and (match is None or (match["stem"] is not None and match["stem"] not in touched)):
+                raise unknown_key(key, self.name, where)
+            raw[key] = read_carried(store, key)
+        packed, carried = pack_alphas({stem: value for stem, value in alphas.items() if stem in touched}, touched)
+        config = None if packed is None else {"alpha": packed}
+        adapter = Adapter(self.name, (), raw | carried, config, dict(store.metadata))
+        every = Alphas(adapter)
+        modules = [_read_plain(store, stem, adapter, every) for stem in plain]
+        modules += [read_pair(store, part, _PRODUCT.of(part), layout="linear") for part in products]
+        tensors = [VectorTensor(key, read_floats(store, key), store.tensors[key].dtype) for key in sorted(vectors)]
+        adapter = replace(adapter, modules=tuple(sorted(modules, key=lambda m: m.name)), vectors=tuple(tensors))
+        if not adapter.modules and not adapter.vectors:
+            raise AdapterError("no LoRA factors in it", code="empty-adapter", where=where)
+        return _with_gains(adapter, self.combined_deltas(adapter))
 
-def tensors(adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
-    """All tensors under their keys, coded ones rounded to ``dtype`` (None: their own).
+    def tensors(self, adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
+        """Return all tensors under their keys, coded ones rounded to ``dtype`` (None: their own).
 
-    Raises:
-        AdapterError: ``zero-rank``, ``overflow``, ``duplicate-key``, ``bad-config``.
-    """
-    pairs = [
-        pair_tensors(m, (_PRODUCT if _PRODUCT.split(m.name + "_a") else _PLAIN).keys(m.name), dtype)
-        for m in adapter.modules
-    ]
-    vectors = {v.name: from_float32(v.values, dtype or v.dtype, where=v.name) for v in adapter.vectors}
-    return join(adapter.raw, Alphas(adapter).tensors(sorted(_stems(adapter))), *pairs, vectors)
+        Raises:
+            AdapterError: ``zero-rank``, ``overflow``, ``duplicate-key``, ``bad-config``.
+        """
+        pairs = [
+            pair_tensors(m, (_PRODUCT if _PRODUCT.split(m.name + "_a") else _PLAIN).of(m.name), dtype)
+            for m in adapter.modules
+        ]
+        vectors = {v.name: from_float32(v.values, dtype or v.dtype, where=v.name) for v in adapter.vectors}
+        return join_tensors(adapter.raw, Alphas(adapter).tensors(sorted(_stems(adapter))), *pairs, vectors)
 
+    def write(
+        self, adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False
+    ) -> Path:
+        """Write one file; the hashes in the metadata are those of the file that is written."""
+        made = self.tensors(adapter, dtype)
+        file = AdapterFile(made, with_hashes(adapter.metadata, made), self.file_name)
+        return write_adapter_file(out, file, overwrite=overwrite)
 
-def write(adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False) -> Path:
-    """Write one file; ``out`` without a tensor file's suffix is a directory that gets ``lora.safetensors``.
+    def combined_deltas(self, adapter: Adapter) -> tuple[CombinedDelta, ...]:
+        """Return the deltas that are made of several parts.
 
-    Hashes in the metadata are of the file that is written.
-    """
-    made = tensors(adapter, dtype)
-    metadata = with_hashes(adapter.metadata, made)
-    return write_adapter_file(out, made, metadata, "lora.safetensors", overwrite=overwrite)
+        Raises:
+            AdapterError: ``limit``; ``missing-partner``, ``mixed-layout`` in a file that another program wrote.
+        """
+        shapes = {v.name: v.values.shape for v in adapter.vectors}
+        products = {m.name: m for m in adapter.modules if m.name.endswith(PRODUCTS)}
+        found = composite_parts([*shapes, *products])
+        alphas = Alphas(adapter)
+        made = []
+        for stem, parts in sorted(found.items()):
+            # Two parts of a megabyte can make a delta of a terabyte.
+            require_reasonable(stem, {p: products[p].vector_lengths if p in products else shapes[p] for p in parts})
+            start = len(stem) + 1
+            rank = part_rank(
+                {part[start:]: shapes[part] for part in parts if part in shapes},
+                {part[start:]: products[part].rank for part in parts if part in products},
+            )
+            made.append(LycorisDelta(stem, tuple(parts), _scale(adapter, stem, rank, alphas)))
+        return tuple(made)
 
+    def path_of(self, name: str) -> str:
+        """Return the path of a flattened name; errors as in `Dialect`."""
+        return kohya_path(name)
 
-def composites(adapter: Adapter) -> tuple[Composite, ...]:
-    """The deltas that are made of several parts.
+    def component_of(self, name: str) -> str:
+        """Return the component that a prefix such as ``lora_te1_`` means."""
+        return kohya_split(name)[0]
 
-    Raises:
-        AdapterError: ``limit``; ``missing-partner``, ``mixed-layout`` in a file that was not written by this package.
-    """
-    shapes = {v.name: v.values.shape for v in adapter.vectors}
-    products = {m.name: m for m in adapter.modules if m.name.endswith(PRODUCTS)}
-    found = composite_parts([*shapes, *products])
-    alphas = Alphas(adapter)
-    made = []
-    for stem, parts in sorted(found.items()):
-        # Two parts of a megabyte can make a delta of a terabyte.
-        require_reasonable(stem, {p: products[p].vector_lengths if p in products else shapes[p] for p in parts})
-        start = len(stem) + 1
-        rank = part_rank(
-            {part[start:]: shapes[part] for part in parts if part in shapes},
-            {part[start:]: products[part].rank for part in parts if part in products},
+    def flat_path(self, name: str) -> tuple[str, str]:
+        """Return component and flattened path; a flattened name need not be taken apart for that."""
+        component, rest = kohya_split(name)
+        return (component, rest.replace(".", "_")) if component else super().flat_path(name)
+
+    def find_paths(self, names: Sequence[str], base: BaseModel) -> list[str]:
+        """Find modules by names in which dots have become underscores; errors as in `Dialect`."""
+        flattened: dict[str, set[str]] = {}
+        for weight in base.shapes:
+            path = weight.rpartition(".")[0]
+            flattened.setdefault(path.replace(".", "_"), set()).add(path)
+        return [_find_flattened(kohya_split(name)[1], flattened) for name in names]
+
+    def from_modules(
+        self, modules: Sequence[LoraModule], raw: Mapping[str, RawTensor], base: Mapping[str, Any] | None
+    ) -> Adapter:
+        """Make an adapter under flattened names, with alphas; arguments and errors as in `Dialect`."""
+        require_layouts(modules, self.name, "linear", "conv")
+        components = [component_of(m.name) for m in modules]
+        named = [replace(m, name=kohya_name(m.name, components)) for m in modules]
+        alphas = {m.name: _alpha(m) for m in named}
+        common = max(set(alphas.values()), key=list(alphas.values()).count)
+        alpha: dict[str, Any] = {"dtype": "F32", "shape": [], "value": common}
+        others = {name: value for name, value in alphas.items() if value != common}
+        ranks = sorted({m.rank for m in named})
+        metadata = {
+            "ss_network_module": "networks.lora", "ss_network_dim": str(ranks[-1]) if len(ranks) == 1 else "Dynamic",
+            "ss_network_alpha": str(common) if not others else "Dynamic",
+        }  # fmt: skip
+        return Adapter(
+            self.name, sort_modules(named), {}, {"alpha": alpha | ({"others": others} if others else {})}, metadata
         )
-        made.append(Composite(stem, tuple(parts), _scale(adapter, stem, rank, alphas)))
-    return tuple(made)
+
+
+KOHYA = Kohya()
+
+
+def _find_flattened(name: str, flattened: Mapping[str, set[str]]) -> str:
+    """Return the one path that is flattened to a name. Raises AdapterError ``base-mismatch``."""
+    found = flattened.get(name, set())
+    if len(found) == 1:
+        return next(iter(found))
+    # A model with a head has its layers one level further down.
+    longer = {path for flat, paths in flattened.items() if flat.endswith("_" + name) for path in paths}
+    if not found and len(longer) == 1:
+        return next(iter(longer))
+    what = "no module of the base model" if not found | longer else f"{len(found | longer)} modules, with"
+    raise AdapterError(mismatch_message([f"{name}: {what} flattened to it"]), code="base-mismatch")
+
+
+def _alpha(module: LoraModule) -> float:
+    """alpha with alpha / r the scaling again, where a float32 can be it."""
+    alpha = float(np.float32(module.scaling * module.rank))
+    if alpha / module.rank != module.scaling:
+        message = f"no float32 alpha gives the scaling {module.scaling} at rank {module.rank}"
+        raise AdapterError(message, code="not-expressible", where=module.name)
+    return alpha
 
 
 def with_hashes(metadata: Mapping[str, str], made: Mapping[str, RawTensor]) -> dict[str, str]:
-    """The metadata, its hashes of the file's content made true again; none is added.
+    """Return the metadata with its hashes of the file's content made true again; none is added.
 
     ``sshs_model_hash`` and ``modelspec.hash_sha256`` are SHA-256 of all that follows the header, ``sshs_legacy_hash``
     eight digits of that of 64 KiB from byte 2^20 of a file whose metadata is the ``ss_`` entries alone (sd-scripts,
@@ -187,15 +257,15 @@ def _is_tucker(part: str) -> bool:
     return part == "lora_mid.weight" or part.startswith(("hada_t", "lokr_t"))
 
 
-def _in(stems: set[str], key: str) -> bool:
-    """Whether a key is a part of a module with a Tucker core, whose other parts are tensors and not pairs."""
+def _is_part_of(stems: set[str], key: str) -> bool:
+    """Return True if a key is a part of a module with a Tucker core, whose other parts are tensors and not pairs."""
     match = PART.fullmatch(key)
     # The first factor of a LoKr is a plain matrix or product, whatever the second is.
     return match is not None and match["stem"] in stems and not match["part"].startswith("lokr_w1")
 
 
 def _read_plain(store: TensorStore, stem: str, adapter: Adapter, alphas: Alphas) -> LoraModule:
-    module = read_pair(store, stem, _PLAIN.keys(stem))
+    module = read_pair(store, stem, _PLAIN.of(stem))
     alpha = alphas.of(stem)
     return module if alpha is None else replace(module, scaling=alpha / module.rank * _scalar(adapter, stem))
 
@@ -227,14 +297,14 @@ def _stems(adapter: Adapter) -> set[str]:
     return stems | {m.name for m in adapter.modules if PART.fullmatch(m.name) is None}
 
 
-def _with_gains(adapter: Adapter) -> Adapter:
-    """Parts with what their errors are multiplied by on the way into the delta: ||delta|| / ||part||.
+def _with_gains(adapter: Adapter, combined: Sequence[CombinedDelta]) -> Adapter:
+    """Set the gain of each part, by which its errors grow on the way into the delta: ||delta|| / ||part||.
 
     Exact for one factor of a Kronecker product, and for noise without direction in the others.
     """
-    values = part_values(adapter.modules, adapter.vectors)
+    values = part_values([*adapter.modules, *adapter.vectors])
     gains: dict[str, float] = {}
-    for composite in composites(adapter):
+    for composite in combined:
         norm = float(np.linalg.norm(composite.combine({part: values[part]() for part in composite.parts})))
         for part in composite.parts:
             own = float(np.linalg.norm(values[part]()))

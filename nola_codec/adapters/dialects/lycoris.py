@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
+from nola_codec.adapters.adapter_delta import CombinedDelta, Values
 from nola_codec.array_types import Float64Array
 from nola_codec.errors import AdapterError, expected
-from nola_codec.model.adapter import LoraModule, VectorTensor
 
 PART = re.compile(
     r"(?P<stem>.+)\.(?P<part>lora_(?:down|mid|up)\.weight|hada_(?:w[12](?:_[ab])?|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"
@@ -33,30 +31,16 @@ PRODUCTS = ("hada_w1", "hada_w2", "lokr_w1", "lokr_w2")
 """Parts that may be low-rank products: their factors are ``_a`` (out, r) and ``_b`` (r, in)."""
 
 
-MAX_ELEMENTS = 1 << 28  # of a delta; it is made whole, in float64
+MAX_ELEMENTS = 1 << 28
+"""The most elements of a delta, which is made whole, in float64."""
 
 
 @dataclass(frozen=True)
-class Composite:
-    """A delta made of several coded parts.
-
-    Attributes:
-        name: Of the module.
-        parts: Names of its modules and vectors.
-        scale: What the combination is multiplied by.
-    """
-
-    name: str
-    parts: tuple[str, ...]
-    scale: float
-
-    @property
-    def measured(self) -> bool:
-        """Whether it is cheap enough to be made at every decode of an encoder."""
-        return True
+class LycorisDelta(CombinedDelta):
+    """A delta that LyCORIS makes of its parts."""
 
     def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-        """Of the delta: (out, in[, kernel]); arguments as in `combine`, shapes for values."""
+        """Return the shape of the delta, (out, in[, kernel]); arguments as in `combine`, shapes for values."""
         part = {name[len(self.name) + 1 :]: shape for name, shape in shapes.items()}
         if "lora_mid.weight" in part:
             return (part["lora_up.weight"][0], part["lora_down.weight"][1], *part["lora_mid.weight"][2:])
@@ -69,8 +53,8 @@ class Composite:
             second = (part["lokr_w2_a"][1], part["lokr_w2_b"][1], *part["lokr_t2"][2:])
         return (a * second[0], b * second[1], *second[2:])
 
-    def combine(self, values: Mapping[str, npt.NDArray[np.floating]]) -> Float64Array:
-        """The delta, (out, in[, kernel]) float64.
+    def combine(self, values: Values) -> Float64Array:
+        """Return the delta, (out, in[, kernel]) float64.
 
         Args:
             values: By part: the product lora_B @ lora_A of a module, the tensor of a vector; float64, exact.
@@ -88,7 +72,7 @@ class Composite:
 
 
 def composite_parts(names: Iterable[str]) -> dict[str, list[str]]:
-    """Names of parts by module, for the modules that are composite.
+    """Return the names of the parts by module, for the modules that have several.
 
     Raises:
         AdapterError: ``missing-partner``, ``mixed-layout`` for sets of parts that make no delta.
@@ -104,11 +88,11 @@ def composite_parts(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def part_rank(shapes: Mapping[str, tuple[int, ...]], ranks: Mapping[str, int]) -> int | None:
-    """The rank that alpha is divided by; None where nothing is factored.
+    """Return the rank that alpha is divided by; None where nothing is factored.
 
     Args:
-        shapes: Of a module's tensors, by their keys' ends.
-        ranks: Of its products, by their names' ends.
+        shapes: The shapes of a module's tensors, by the ends of their keys.
+        ranks: The ranks of its products, by the ends of their names.
     """
     for part in ("lora_down.weight", "hada_w1_b", "hada_w2_b", "lokr_w1_b", "lokr_w2_b"):
         if part in shapes:
@@ -174,23 +158,25 @@ def _combine(part: Mapping[str, Float64Array]) -> Float64Array:
         up, down = (
             part[f"lora_{side}.weight"].reshape(part[f"lora_{side}.weight"].shape[:2]) for side in ("up", "down")
         )
-        return _tucker(part["lora_mid.weight"], up.T, down)
+        return _tucker_product(part["lora_mid.weight"], up.T, down)
     if "hada_t1" in part:
-        first, second = (_tucker(part[f"hada_t{n}"], part[f"hada_w{n}_a"], part[f"hada_w{n}_b"]) for n in "12")
-        return _times(first, second)
+        first, second = (_tucker_product(part[f"hada_t{n}"], part[f"hada_w{n}_a"], part[f"hada_w{n}_b"]) for n in "12")
+        return _multiply(first, second)
     if "hada_w1" in part:
-        return _times(part["hada_w1"], part["hada_w2"])
-    second = _tucker(part["lokr_t2"], part["lokr_w2_a"], part["lokr_w2_b"]) if "lokr_t2" in part else part["lokr_w2"]
-    return _kron(part["lokr_w1"], second)
+        return _multiply(part["hada_w1"], part["hada_w2"])
+    second = (
+        _tucker_product(part["lokr_t2"], part["lokr_w2_a"], part["lokr_w2_b"]) if "lokr_t2" in part else part["lokr_w2"]
+    )
+    return _kronecker_product(part["lokr_w1"], second)
 
 
-def _times(first: Float64Array, second: Float64Array) -> Float64Array:
+def _multiply(first: Float64Array, second: Float64Array) -> Float64Array:
     if first.shape != second.shape:
         raise ValueError("shapes differ")
     return first * second
 
 
-def _tucker(core: Float64Array, a: Float64Array, b: Float64Array) -> Float64Array:
+def _tucker_product(core: Float64Array, a: Float64Array, b: Float64Array) -> Float64Array:
     """(i, j, *k), (i, p), (j, q) -> (p, q, *k). The sum over j is exact; the one over i goes in order."""
     if core.ndim < 3 or a.ndim != 2 or b.ndim != 2 or core.shape[:2] != (a.shape[0], b.shape[0]):
         raise ValueError("not a Tucker product")
@@ -201,30 +187,10 @@ def _tucker(core: Float64Array, a: Float64Array, b: Float64Array) -> Float64Arra
     return total
 
 
-def _kron(first: Float64Array, second: Float64Array) -> Float64Array:
+def _kronecker_product(first: Float64Array, second: Float64Array) -> Float64Array:
     """(a, b), (c, d, *k) -> (a c, b d, *k)."""
     if first.ndim != 2 or second.ndim < 2:
         raise ValueError("not matrices")
     (a, b), (c, d, *kernel) = first.shape, second.shape
     outer = first[:, None, :, None].reshape(a, 1, b, 1, *(1,) * len(kernel)) * second.reshape(1, c, 1, d, *kernel)
     return outer.reshape(a * c, b * d, *kernel)
-
-
-def part_values(
-    modules: Iterable[LoraModule], vectors: Iterable[VectorTensor]
-) -> dict[str, Callable[[], npt.NDArray[np.floating]]]:
-    """What makes each part's value: float64 for a product, float32 for a tensor."""
-    values: dict[str, Callable[[], npt.NDArray[np.floating]]] = {}
-    for module in modules:
-        values[module.name] = partial(_product, module)
-    for vector in vectors:
-        values[vector.name] = partial(_values, vector)
-    return values
-
-
-def _product(module: LoraModule) -> Float64Array:
-    return module.lora_B.astype(np.float64) @ module.lora_A.astype(np.float64)
-
-
-def _values(vector: VectorTensor) -> npt.NDArray[np.float32]:
-    return vector.values

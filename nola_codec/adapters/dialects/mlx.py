@@ -8,21 +8,29 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nola_codec.adapters.dialects.pairs import Spelling
-from nola_codec.adapters.dialects.plain import PairDialect, write_adapter_file
+from nola_codec.adapters.dialects.module_rules import require_layouts, sort_modules
+from nola_codec.adapters.dialects.pair_dialect import PairDialect
+from nola_codec.adapters.dialects.pairs import PairKeys
+from nola_codec.adapters.dialects.paths import component_of
 from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
+from nola_codec.adapters.writing import AdapterFile, write_adapter_file
 from nola_codec.errors import AdapterError, expected
-from nola_codec.model.adapter import Adapter
+from nola_codec.model.adapter import Adapter, LoraModule
+from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.tensor_files import is_tensor_file
 
 
-class _Mlx(PairDialect):
+class Mlx(PairDialect):
+    """MLX's dialect."""
+
+    is_conversion_target = True
+
     def detect(self, source: AdapterSource) -> bool:
-        return source.file.container != "gguf" and super().detect(source)
+        return source.file.file_type != "gguf" and super().detect(source)
 
     def config(self, source: AdapterSource) -> dict[str, Any] | None:
         config = source.config if source.config is not None else source.beside
@@ -39,10 +47,44 @@ class _Mlx(PairDialect):
         if not is_tensor_file(Path(out)) and len({module.scaling for module in adapter.modules}) > 1:
             message = "one scale holds for all modules of an MLX adapter"
             raise AdapterError(message, code="not-expressible", where=str(out))
-        tensors = self.tensors(adapter, dtype)
-        return write_adapter_file(
-            out, tensors, adapter.metadata, self.file_name, overwrite=overwrite, config=adapter.config
-        )
+        file = AdapterFile(self.tensors(adapter, dtype), adapter.metadata, self.file_name, config=adapter.config or {})
+        return write_adapter_file(out, file, overwrite=overwrite)
+
+    def from_modules(
+        self, modules: Sequence[LoraModule], raw: Mapping[str, RawTensor], base: Mapping[str, Any] | None
+    ) -> Adapter:
+        """Make an adapter with one configuration for all modules; arguments and errors as in `Dialect`."""
+        require_layouts(modules, self.name, "linear")
+        layers = set()
+        keys = set()
+        for module in modules:
+            match = re.fullmatch(r"(?:.+\.)?(?:layers|h|blocks)\.(\d+)\.(.+)", module.name)
+            if match is None or component_of(module.name):
+                message = "MLX puts LoRA into the layers of a language model, and this is not in one"
+                raise AdapterError(message, code="not-expressible", where=module.name)
+            layers.add(int(match[1]))
+            keys.add(match[2])
+        for what, values in (("rank", {m.rank for m in modules}), ("scaling", {m.scaling for m in modules})):
+            if len(values) > 1:
+                message = f"MLX has one {what} for all modules, and these have {', '.join(map(str, sorted(values)))}"
+                raise AdapterError(message, code="not-expressible")
+        config = {
+            "fine_tune_type": "lora",
+            # MLX counts from the last layer: what lies between has to be there too.
+            "num_layers": max(layers) - min(layers) + 1,
+            "lora_parameters": {
+                "rank": modules[0].rank, "scale": modules[0].scaling, "dropout": 0.0, "keys": sorted(keys),
+            },
+        }  # fmt: skip
+        return Adapter(self.name, sort_modules(modules), {}, config, {"format": "mlx"})
+
+    def is_magnitude(self, key: str) -> bool:
+        """Return True for MLX's own ``<module>.m`` as well."""
+        return key.endswith(".m") or super().is_magnitude(key)
+
+    def base_model(self, config: Mapping[str, Any], metadata: Mapping[str, str]) -> str | None:
+        """Return ``model`` of MLX's configuration too."""
+        return super().base_model({"base_model_name_or_path": config.get("model"), **config}, metadata)
 
 
 def _scale(config: Mapping[str, Any], where: str) -> float:
@@ -56,10 +98,10 @@ def _scale(config: Mapping[str, Any], where: str) -> float:
     return float(scale)
 
 
-MLX = _Mlx(
+MLX = Mlx(
     "mlx",
     "MLX",
-    Spelling.of_suffixes(".lora_a", ".lora_b", transposed=(True, True)),
+    PairKeys.of_suffixes(".lora_a", ".lora_b", transposed=(True, True)),
     carried=re.compile(r"(?P<module>.+)\.m"),
     file_name="adapters.safetensors",
 )

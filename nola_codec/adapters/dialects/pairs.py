@@ -1,7 +1,7 @@
-"""Factor pairs under any spelling: found by their keys, checked, read, and written back.
+"""Pairs of factors, whatever their keys are: find them, check them, read them, and make their tensors again.
 
-Every dialect has a down factor A (r, in[, kernel]) and an up factor B (out, r[, 1, ...]); what differs is how their
-keys are spelt and whether they are stored transposed.
+Every dialect has a down factor A (r, in[, kernel]) and an up factor B (out, r[, 1, ...]). Dialects differ in how the
+keys are spelt and in whether the factors are stored transposed.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _NUM_DIMENSIONS: Mapping[Layout, tuple[int, ...]] = {"linear": (2,), "conv": (3,
 
 
 @dataclass(frozen=True)
-class Spelling:
+class PairKeys:
     """How the keys of a pair are spelt.
 
     Attributes:
-        pattern: Full match of a factor's key; group ``stem`` makes the module's name, group ``a`` or ``b`` is set.
-        a_key, b_key: A module's name -> its keys.
-        transposed: Whether A is stored (in, r), and B (r, out).
-        module: Stem -> module name.
+        pattern: Matches the whole key of a factor; group ``stem`` makes the module's name, group ``a`` or ``b`` is set.
+        a_key, b_key: Functions from a module's name to the keys of A and of B.
+        transposed: True if A is stored (in, r); true if B is stored (r, out).
+        module: A function from the stem to the module's name.
     """
 
     pattern: re.Pattern[str]
@@ -44,25 +44,25 @@ class Spelling:
     module: Callable[[str], str] = str
 
     @classmethod
-    def of_suffixes(cls, a: str, b: str, *, stem: str = ".+", transposed: Transposed = (False, False)) -> Spelling:
-        """Keys that are the module's name and a suffix."""
+    def of_suffixes(cls, a: str, b: str, *, stem: str = ".+", transposed: Transposed = (False, False)) -> PairKeys:
+        """Return the keys that are a module's name and a suffix."""
         pattern = re.compile(rf"(?P<stem>{stem})(?:(?P<a>{re.escape(a)})|(?P<b>{re.escape(b)}))")
         return cls(pattern, lambda name: name + a, lambda name: name + b, transposed)
 
     def split(self, key: str) -> tuple[str, str] | None:
-        """Module name and ``"A"`` or ``"B"``; None for what is no factor."""
+        """Return the module's name and ``"A"`` or ``"B"``; None for a key that is no factor's."""
         match = self.pattern.fullmatch(key)
         if match is None:
             return None
         return self.module(match["stem"]), "A" if match["a"] is not None else "B"
 
-    def keys(self, module: str) -> tuple[str, str]:
-        """Keys of A and of B."""
+    def of(self, module: str) -> tuple[str, str]:
+        """Return the keys of A and of B."""
         return self.a_key(module), self.b_key(module)
 
 
-def find_pairs(keys: Iterable[str], spelling: Spelling, where: str) -> tuple[list[str], list[str]]:
-    """Names of the modules whose factors are both there, and the keys of everything else.
+def find_pairs(keys: Iterable[str], pair_keys: PairKeys, where: str) -> tuple[list[str], list[str]]:
+    """Return the names of the modules whose factors are both there, and the keys of everything else.
 
     Raises:
         AdapterError: ``missing-partner`` for a factor alone; ``duplicate-key`` when two keys mean one factor.
@@ -70,7 +70,7 @@ def find_pairs(keys: Iterable[str], spelling: Spelling, where: str) -> tuple[lis
     found: dict[str, dict[str, str]] = {}
     others = []
     for key in keys:
-        split = spelling.split(key)
+        split = pair_keys.split(key)
         if split is None:
             others.append(key)
             continue
@@ -80,7 +80,7 @@ def find_pairs(keys: Iterable[str], spelling: Spelling, where: str) -> tuple[lis
             raise AdapterError(message, code="duplicate-key", where=f"{where}: {key}")
         found[name][side] = key
     for name, sides in found.items():
-        for side, key in zip("AB", spelling.keys(name), strict=True):
+        for side, key in zip("AB", pair_keys.of(name), strict=True):
             if side not in sides:
                 present = next(iter(sides.values()))
                 raise AdapterError(f"its partner {key} is missing", code="missing-partner", where=f"{where}: {present}")
@@ -96,19 +96,17 @@ def read_pair(
     layout: Layout = "linear",
     transposed: Transposed = (False, False),
     fan_in_fan_out: bool = False,
-    gain: float | None = None,
 ) -> LoraModule:
-    """One module.
+    """Read the two factors of one module.
 
     Args:
-        store: Holds both tensors.
-        name: Of the module.
-        keys: Of A and B.
-        scaling: Of the product.
+        store: The file that holds both tensors.
+        name: The module's name.
+        keys: The keys of A and B.
+        scaling: The scaling of the product.
         layout: ``linear`` becomes ``conv`` where the tensors have a kernel.
-        transposed: As in `Spelling`.
+        transposed: As in `PairKeys`.
         fan_in_fan_out: As in `LoraModule`.
-        gain: As in `LoraModule`.
 
     Raises:
         AdapterError: ``bad-shape``, ``rank-mismatch``, ``grouped-conv``, ``not-float``, ``not-finite``, ``overflow``.
@@ -139,14 +137,13 @@ def read_pair(
         fan_in_fan_out=layout == "linear" and fan_in_fan_out,
         # Tools write both alike; where a file does not, float32 holds either.
         dtype=dtypes.pop() if len(dtypes) == 1 else "F32",
-        gain=gain,
     )
 
 
 def pair_tensors(
     module: LoraModule, keys: tuple[str, str], dtype: str | None = None, *, transposed: Transposed = (False, False)
 ) -> dict[str, RawTensor]:
-    """Both factors under their keys, in their stored shapes and rounded to ``dtype`` (None: the module's own).
+    """Return both factors under their keys, in their stored shapes and rounded to ``dtype`` (None: the module's own).
 
     Raises:
         AdapterError: ``zero-rank``, ``overflow``, ``not-float``, ``not-finite``.
@@ -164,8 +161,8 @@ def pair_tensors(
     return tensors
 
 
-def join(*parts: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
-    """All tensors of a file. Raises AdapterError ``duplicate-key``."""
+def join_tensors(*parts: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
+    """Return all tensors of a file. Raises AdapterError ``duplicate-key``."""
     tensors: dict[str, RawTensor] = {}
     for part in parts:
         for key, tensor in part.items():
@@ -199,7 +196,7 @@ def check_shapes(layout: Layout, a: tuple[int, ...], b: tuple[int, ...], where_a
 
 
 def read_floats(store: TensorStore, key: str) -> npt.NDArray[np.float32]:
-    """A tensor's values, all finite. Raises AdapterError ``not-float``, ``not-finite``, ``overflow``."""
+    """Read a tensor's values, all finite. Raises AdapterError ``not-float``, ``not-finite``, ``overflow``."""
     where = f"{store.name}: {key}"
     values = to_float32(store.read(key), where=where)
     require_finite(values, where)
@@ -207,7 +204,7 @@ def read_floats(store: TensorStore, key: str) -> npt.NDArray[np.float32]:
 
 
 def read_carried(store: TensorStore, key: str) -> RawTensor:
-    """A tensor that is carried as it came.
+    """Read a tensor that is carried as it came.
 
     Raises:
         AdapterError: ``unknown-dtype``, ``bad-shape`` for what a file cannot carry.

@@ -8,25 +8,19 @@ tensor's name is its key. Together they are a plain state dict.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.adapters.dialects.lycoris import Composite
-from nola_codec.adapters.dialects.plain import write_adapter_file
+from nola_codec.adapters.contract import Dialect
 from nola_codec.adapters.sources import AdapterSource
 from nola_codec.errors import AdapterError, expected
-from nola_codec.model.adapter import Adapter
+from nola_codec.model.adapter import Adapter, LoraModule
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import from_float32, from_float64
 
-name = "parameters"
-title = "parameters of a network"
-FILE_NAME = "model.safetensors"
 SHAPES = "shapes"
 """Key of the configuration: shapes of parameters that are not matrices, by name."""
 MOST_DIMENSIONS = 8
@@ -35,18 +29,18 @@ MOST_ELEMENTS = 1 << 31
 MOST_TOGETHER = 1 << 34
 
 
-def composed(lora_B: npt.NDArray[np.float32], lora_A: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """lora_B @ lora_A, (rows, columns): exact for decoded factors, whatever the order of summation."""
+def multiply_factors(lora_B: npt.NDArray[np.float32], lora_A: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Return lora_B @ lora_A, (rows, columns); exact for decoded factors, whatever the order of summation."""
     return lora_B.astype(np.float64) @ lora_A.astype(np.float64)
 
 
 def tensor_shapes(
     config: Mapping[str, Any] | None, products: Mapping[str, tuple[int, int]], where: str = "config"
 ) -> dict[str, tuple[int, ...]]:
-    """The shape of each low-rank record's parameter.
+    """Return the shape of each low-rank record's parameter.
 
     Args:
-        config: Of the file.
+        config: The configuration of the file.
         products: (rows, columns) of each low-rank record's product, by name.
         where: For messages.
 
@@ -80,47 +74,55 @@ def tensor_shapes(
     return shapes
 
 
-def detect(source: AdapterSource) -> bool:
-    """Never: such files come from training, not from encoding."""
-    return False
+class Parameters(Dialect):
+    """The dialect of networks that were trained as coefficients."""
+
+    name = "parameters"
+    title = "parameters of a network"
+    file_name = "model.safetensors"
+    holds_whole_weights = True
+
+    def detect(self, source: AdapterSource) -> bool:
+        """Return False: such files come from training, not from encoding."""
+        return False
+
+    def read_source(self, source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
+        """Refuse; see `detect`. Raises AdapterError ``foreign-dialect``."""
+        message = "a network's parameters are trained as coefficients (nola_codec.training), not encoded"
+        raise AdapterError(message, code="foreign-dialect", where=source.where)
+
+    def tensors(self, adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
+        """Return the state dict: products and vectors rounded once to ``dtype`` (None: F32), the rest as it came.
+
+        Raises:
+            AdapterError: ``overflow``; ``not-expressible`` for factors that are no plain product; and those of
+                `tensor_shapes`.
+        """
+        for module in adapter.modules:
+            if module.layout != "linear" or module.scaling != 1 or module.fan_in_fan_out:
+                message = expected("record", "a linear one with scaling 1", f"{module.layout}, {module.scaling}")
+                raise AdapterError(f"{self.title}: {message}", code="not-expressible", where=module.name)
+        shapes = tensor_shapes(adapter.config, {module.name: module.vector_lengths for module in adapter.modules})
+        made: dict[str, RawTensor] = {}
+        for module in adapter.modules:
+            product = multiply_factors(module.lora_B, module.lora_A).reshape(shapes[module.name])
+            made[module.name] = from_float64(product, dtype or "F32", where=module.name)
+        for vector in adapter.vectors:
+            made[vector.name] = from_float32(vector.values, dtype or "F32", where=vector.name)
+        return {**made, **adapter.raw}
+
+    def path_of(self, name: str) -> str:
+        """Raise AdapterError ``not-expressible``."""
+        raise AdapterError("a network's own weight, which changes no other", code="not-expressible", where=name)
+
+    def to_modules(self, adapter: Adapter, base: Mapping[str, Any] | None) -> Sequence[LoraModule]:
+        """Raise AdapterError ``not-expressible``."""
+        raise AdapterError("a network's own weights, which are no adapter", code="not-expressible")
+
+    def require_mergeable(self, where: str) -> None:
+        """Raise AdapterError ``merge-network``."""
+        message = "holds a network's own weights, and no change of another's: model.load_state_dict(file.state_dict())"
+        raise AdapterError(message, code="merge-network", where=where)
 
 
-def read_source(source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
-    """Refuse: see `detect`. Raises AdapterError ``foreign-dialect``."""
-    message = "a network's parameters are trained as coefficients (nola_codec.training), not encoded"
-    raise AdapterError(message, code="foreign-dialect", where=source.where)
-
-
-def tensors(adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
-    """The state dict: products and vectors rounded once to ``dtype`` (None: F32), carried tensors as they came.
-
-    Raises:
-        AdapterError: ``overflow``; ``not-expressible`` for factors that are no plain product; those of `tensor_shapes`.
-    """
-    for module in adapter.modules:
-        if module.layout != "linear" or module.scaling != 1 or module.fan_in_fan_out:
-            message = expected("record", "a linear one with scaling 1", f"{module.layout}, {module.scaling}")
-            raise AdapterError(f"{title}: {message}", code="not-expressible", where=module.name)
-    shapes = tensor_shapes(adapter.config, {module.name: module.vector_lengths for module in adapter.modules})
-    made: dict[str, RawTensor] = {}
-    for module in adapter.modules:
-        product = composed(module.lora_B, module.lora_A).reshape(shapes[module.name])
-        made[module.name] = from_float64(product, dtype or "F32", where=module.name)
-    for vector in adapter.vectors:
-        made[vector.name] = from_float32(vector.values, dtype or "F32", where=vector.name)
-    return {**made, **adapter.raw}
-
-
-def composites(adapter: Adapter) -> tuple[Composite, ...]:
-    """None: every parameter is one record."""
-    return ()
-
-
-def write(adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False) -> Path:
-    """Write the state dict to one file; ``out`` without a tensor file's suffix is a directory.
-
-    Raises:
-        AdapterError: those of `tensors` and of the container.
-        OutputExists: Something is there and ``overwrite`` is False.
-    """
-    return write_adapter_file(out, tensors(adapter, dtype), adapter.metadata, FILE_NAME, overwrite=overwrite)
+PARAMETERS = Parameters()

@@ -2,24 +2,34 @@
 
 Shapes: linear ``lora_A`` (r, in), ``lora_B`` (out, r); convolutions (r, in, *kernel) and (out, r, 1, ...); embeddings
 ``lora_embedding_A`` (r, vocab), ``lora_embedding_B`` (dim, r), whose delta is transposed onto a (vocab, dim) weight.
-Read against peft 0.21 (`tuners/lora/layer.py`, `utils/save_and_load.py`).
+Read against peft 0.21 (`tuners/lora/layer.py`, `utils/save_and_load.py`). `PEFT` is what is registered as ``peft``; it
+hands adapters of VeRA and RandLoRA over to `peft_diagonals`.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nola_codec.adapters.adapter_delta import AdapterDelta
+from nola_codec.adapters.base_model import (
+    BaseModel,
+    MergeTarget,
+    mismatch_message,
+    require_one_component,
+    target_of,
+)
+from nola_codec.adapters.coding_rules import CodingRules
 from nola_codec.adapters.dialects import peft_diagonals
-from nola_codec.adapters.dialects.foreign import describe_keys
-from nola_codec.adapters.dialects.lycoris import Composite
-from nola_codec.adapters.dialects.pairs import join, pair_tensors, read_carried, read_pair
+from nola_codec.adapters.dialects.key_hints import describe_keys
+from nola_codec.adapters.dialects.pairs import join_tensors, pair_tensors, read_carried, read_pair
+from nola_codec.adapters.dialects.paths import component_of
+from nola_codec.adapters.dialects.peft_base import PeftDialect, module_path
 from nola_codec.adapters.dialects.peft_config import (
     PREFIX,
     PeftSettings,
@@ -28,169 +38,203 @@ from nola_codec.adapters.dialects.peft_config import (
     parse_config,
     with_ranks,
 )
-from nola_codec.adapters.dialects.peft_experts import expert_module, is_expert, join_experts, split_experts
-from nola_codec.adapters.sources import CONFIG_NAME, WEIGHTS_NAME, AdapterSource, open_source
+from nola_codec.adapters.dialects.peft_experts import (
+    expert_module,
+    expert_number,
+    is_expert,
+    join_experts,
+    split_experts,
+)
+from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource, open_source
 from nola_codec.errors import AdapterError, expected
 from nola_codec.model.adapter import Adapter, Layout, LoraModule
 from nola_codec.model.tensors import RawTensor
-from nola_codec.stores.files import AnySource, atomic_directory, atomic_file, dump_json, require_free
-from nola_codec.stores.tensor_files import is_tensor_file, write_tensors
+from nola_codec.stores.files import AnySource
 from nola_codec.stores.tensor_store import TensorStore
 
-__all__ = [
-    "composites", "detect", "factor_keys", "module_path", "name", "read", "read_source", "state_dict", "tensors",
-    "title", "with_ranks", "write",
-]  # fmt: skip
-
-name = "peft"
-title = "PEFT"
+__all__ = ["PEFT", "PeftLora", "factor_keys", "module_path", "read", "state_dict", "with_ranks"]
 
 _FACTOR = re.compile(r"^(?P<module>.+)\.(?:lora_(?P<ab>[AB])\.weight|lora_embedding_(?P<emb>[AB]))$")
 _CARRIED = re.compile(r"\.lora_B\.bias$|\.lora_magnitude_vector(\.weight)?$|\.trainable_tokens_delta$")
 _EXPERTS = re.compile(r"\.experts(\.base_layer)*$")
 
 
-def detect(source: AdapterSource) -> bool:
-    """Whether the source is PEFT's: its configuration says so, or its keys have the prefix."""
-    if source.config is not None and "peft_type" in source.config:
-        return True
-    return any(key.startswith("base_model.") and ".lora_" in key for key in source.file.tensors)
+class PeftLora(PeftDialect):
+    """PEFT's dialect, for LoRA."""
+
+    is_conversion_target = True
+    config_class = "LoraConfig"
+
+    def variant(self, config: Mapping[str, Any] | None) -> PeftDialect:
+        """Return the dialect of the method that a configuration names; LoRA's for any that is not known here."""
+        method = peft_diagonals.method_of(config)
+        return self if method is None else peft_diagonals.DIALECTS[method.peft_type]
+
+    def read_source(self, source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
+        """Read an opened PEFT LoRA whole. Without a configuration every scaling is 1 (alpha = r).
+
+        Args:
+            source: From `open_source`.
+            carry_unknown: Put tensors that no rule knows into `Adapter.raw` instead of refusing them.
+
+        Raises:
+            AdapterError: The configuration is refused (see `parse_config`), or ``empty-adapter``, ``missing-partner``,
+                ``rank-mismatch``, ``bad-shape``, ``mixed-layout``, ``not-finite``, ``not-float``, ``grouped-conv``,
+                ``target-parameters``, ``unknown-key``, ``foreign-dialect`` for a configuration of PEFT's beside keys
+                that are not; the message names the tensor.
+        """
+        where, keys = source.where, source.file.tensors
+        settings = None if source.config is None else parse_config(source.config, f"{where}: {CONFIG_NAME}")
+        pairs: dict[str, dict[str, str]] = {}
+        others: list[str] = []
+        for key in keys:
+            match = _FACTOR.match(key)
+            if match is None:
+                others.append(key)
+                continue
+            found = pairs.setdefault(match["module"], {})
+            if len({_is_embedding(k) for k in (*found.values(), key)}) > 1:
+                message = "the module has factors of a linear layer and of an embedding"
+                raise AdapterError(message, code="mixed-layout", where=f"{where}: {key}")
+            found[match["ab"] or match["emb"]] = key
+        if not pairs:
+            looks_like = describe_keys(keys)
+            if looks_like is not None:
+                message = f"{CONFIG_NAME} is PEFT's, and the keys look like {looks_like}"
+                raise AdapterError(message, code="foreign-dialect", where=where)
+            raise AdapterError("no LoRA factors in it", code="empty-adapter", where=where)
+        modules = tuple(
+            m for module in sorted(pairs) for m in _read_modules(source.file, module, pairs[module], settings)
+        )
+        raw = {key: _read_raw(source, key, pairs, carry_unknown) for key in sorted(others)}
+        config = None if source.config is None else dict(source.config)
+        return Adapter(self.name, modules, raw, config, dict(source.file.metadata))
+
+    def tensors(self, adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
+        """Return the `state_dict` of an adapter."""
+        return state_dict(adapter.modules, adapter.raw, dtype)
+
+    def check_config(self, config: Mapping[str, Any], where: str) -> None:
+        """Raise what `parse_config` raises."""
+        parse_config(config, where)
+
+    def require_writable(self, adapter: Adapter, path: Path, *, lone: bool) -> Adapter:
+        """Multiply scalings into lora_B for a lone file.
+
+        Raises:
+            AdapterError: ``not-expressible``, ``needs-directory``, ``missing-config``.
+        """
+        if adapter.vectors:
+            message = "PEFT has no place for tensors that were coded as vectors"
+            raise AdapterError(message, code="not-expressible", where=adapter.vectors[0].name)
+        if lone:
+            return replace(adapter, modules=tuple(_fold_scaling(m, adapter.raw) for m in adapter.modules))
+        if adapter.config is None:
+            wrong = next((m for m in adapter.modules if m.scaling != 1.0), None)
+            if wrong is not None:
+                message = f"scaling {wrong.scaling} needs a configuration, and the adapter has none"
+                raise AdapterError(message, code="missing-config", where=wrong.name)
+        return adapter
+
+    def fitting_config(self, adapter: Adapter, where: str) -> Mapping[str, Any] | None:
+        """Return the configuration, adapted only if it would not give PEFT the ranks and scalings of the modules."""
+        return None if adapter.config is None else _fitting_config(adapter.config, adapter.modules, where)
+
+    def slice_of(self, name: str) -> tuple[str, int]:
+        """Return the module whose expert this is, and the expert's number."""
+        return expert_module(name), expert_number(name)
+
+    def coding_rules(self, adapter: Adapter) -> CodingRules:
+        """Allow everything."""
+        return CodingRules()
+
+    def config_with_rank(self, adapter: Adapter, rank: int) -> Mapping[str, Any] | None:
+        """Return the configuration for another rank; None where the adapter has none."""
+        if adapter.config is None:
+            return None
+        paths = {self.path_of(m.name): m.scaling for m in adapter.modules}
+        return with_ranks(adapter.config, dict.fromkeys(paths, rank), paths)
+
+    def from_modules(
+        self, modules: Sequence[LoraModule], raw: Mapping[str, RawTensor], base: Mapping[str, Any] | None
+    ) -> Adapter:
+        """Make an adapter with a configuration; arguments and errors as in `Dialect`."""
+        components = {component_of(m.name) for m in modules}
+        if len(components) > 1:
+            message = f"a PEFT adapter is of one model, and this one has {', '.join(sorted(components - {''}))}"
+            raise AdapterError(message, code="not-expressible")
+        (component,) = components
+        start = len(component) + 1 if component else 0
+        named = [replace(m, name=PREFIX + m.name[start:]) for m in modules]
+        ranks = {m.name.removeprefix(PREFIX): m.rank for m in named}
+        scalings = {m.name.removeprefix(PREFIX): m.scaling for m in named}
+        config: dict[str, Any] = {
+            "peft_type": "LORA",
+            "base_model_name_or_path": None,
+            "target_modules": sorted(ranks),  # whole paths: an ending might match layers that have no factors
+            "r": 8,
+            "lora_alpha": 8,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "fan_in_fan_out": any(m.fan_in_fan_out for m in named),
+            "use_rslora": False,
+            "use_dora": any("lora_magnitude_vector" in key for key in raw),
+            "lora_bias": any(key.endswith(".lora_B.bias") for key in raw),
+            "inference_mode": True,
+        }
+        carried = {PREFIX + key[start:]: tensor for key, tensor in raw.items()}
+        return Adapter(self.name, tuple(named), carried, with_ranks(config, ranks, scalings), {"format": "pt"})
+
+    def merge_targets(
+        self, adapter: Adapter, found: Mapping[str, Sequence[AdapterDelta]], base: BaseModel, where: str
+    ) -> list[MergeTarget]:
+        """Return what each delta asks of a base model; arguments and errors as in `Dialect`.
+
+        The weight of a pair of factors is found by PEFT's own rules, that of experts by its shape.
+        """
+        require_one_component(self.component_of(name) for name in found)
+        return [
+            _expert_target(name, parts, base) if is_expert(parts[0].name) else self._target(parts[0], base)
+            for name, parts in found.items()
+        ]
+
+    def direct_keys(self, records: Iterable[tuple[str, Layout]]) -> dict[str, tuple[str, str]] | None:
+        """Return the keys of every record's factors; None for experts, which share a pair of tensors."""
+        keys = {name: factor_keys(name, layout) for name, layout in records}
+        return None if any(is_expert(name) for name in keys) else keys
+
+    def _target(self, delta: AdapterDelta, base: BaseModel) -> MergeTarget:
+        if delta.product is not None:
+            return MergeTarget.of(delta.product)
+        return target_of(delta, self.find_paths([delta.changed_tensor[0]], base)[0])
+
+
+PEFT = PeftLora()
 
 
 def read(source: AnySource, *, config: Mapping[str, Any] | None = None, carry_unknown: bool = False) -> Adapter:
-    """Read a PEFT LoRA: a directory, a lone file, bytes or a binary stream; see `open_source` and `read_source`."""
+    """Read an adapter of PEFT: a directory, a lone file, bytes or a binary stream; see `open_source`."""
     with open_source(source, config=config) as opened:
-        return read_source(opened, carry_unknown=carry_unknown)
-
-
-def read_source(source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
-    """Read an opened PEFT LoRA whole. Without a configuration every scaling is 1 (alpha = r).
-
-    Args:
-        source: From `open_source`.
-        carry_unknown: Put tensors that no rule knows into `Adapter.raw` instead of refusing them.
-
-    Raises:
-        AdapterError: The configuration is refused (see `parse_config`), or ``empty-adapter``, ``missing-partner``,
-            ``rank-mismatch``, ``bad-shape``, ``mixed-layout``, ``not-finite``, ``not-float``, ``grouped-conv``,
-            ``target-parameters``, ``unknown-key``, ``foreign-dialect`` for a configuration of PEFT's beside keys that
-            are not; the message names the tensor. For VeRA and RandLoRA those of `peft_diagonals.read_source`.
-    """
-    if peft_diagonals.method_of(source.config) is not None:
-        return peft_diagonals.read_source(source, carry_unknown=carry_unknown)
-    where, keys = source.where, source.file.tensors
-    settings = None if source.config is None else parse_config(source.config, f"{where}: {CONFIG_NAME}")
-    pairs: dict[str, dict[str, str]] = {}
-    others: list[str] = []
-    for key in keys:
-        match = _FACTOR.match(key)
-        if match is None:
-            others.append(key)
-            continue
-        found = pairs.setdefault(match["module"], {})
-        if len({_is_embedding(k) for k in (*found.values(), key)}) > 1:
-            message = "the module has factors of a linear layer and of an embedding"
-            raise AdapterError(message, code="mixed-layout", where=f"{where}: {key}")
-        found[match["ab"] or match["emb"]] = key
-    if not pairs:
-        looks_like = describe_keys(keys)
-        if looks_like is not None:
-            message = f"{CONFIG_NAME} is PEFT's, and the keys look like {looks_like}"
-            raise AdapterError(message, code="foreign-dialect", where=where)
-        raise AdapterError("no LoRA factors in it", code="empty-adapter", where=where)
-    modules = tuple(m for module in sorted(pairs) for m in _read_modules(source.file, module, pairs[module], settings))
-    raw = {key: _read_raw(source, key, pairs, carry_unknown) for key in sorted(others)}
-    config = None if source.config is None else dict(source.config)
-    return Adapter("peft", modules, raw, config, dict(source.file.metadata))
-
-
-def write(adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False) -> Path:
-    """Write an adapter back: a directory, or one file when ``out`` ends as such a file does (`SUFFIXES`).
-
-    A directory gets `adapter_config.json` (when the adapter has a configuration) and `adapter_model.safetensors`. If
-    ranks or scalings differ from what the configuration says, it is adapted by `with_ranks`. Everything else in an
-    existing directory stays. A lone file has no place for a scaling, so there it is multiplied into ``lora_B``, which
-    is done only where that is exact: powers of two.
-
-    Args:
-        adapter: What to write; the factors may have other ranks than `a_shape` and `b_shape` say.
-        out: Directory or tensor file.
-        dtype: Of the factors: one of `FLOAT_DTYPES`; None keeps each module's own. Raw tensors keep theirs.
-        overwrite: Replace what is there.
-
-    Raises:
-        AdapterError: ``not-expressible``, ``overflow``, ``zero-rank``, ``needs-directory``, ``not-finite``, or as
-            `parse_config`.
-        OutputExists: Something is there and ``overwrite`` is False.
-    """
-    diagonals = peft_diagonals.method_of(adapter.config) is not None
-    if adapter.vectors and not diagonals:
-        message = "PEFT has no place for tensors that were coded as vectors"
-        raise AdapterError(message, code="not-expressible", where=adapter.vectors[0].name)
-    path = Path(out)
-    lone = is_tensor_file(path)
-    if lone and diagonals:
-        message = "a lone file has no place for the configuration, without which PEFT cannot use it; write a directory"
-        raise AdapterError(message, code="needs-directory", where=str(out))
-    modules = tuple(_fold_scaling(m, adapter.raw) for m in adapter.modules) if lone else adapter.modules
-    if not lone and adapter.config is None:
-        wrong = next((m for m in modules if m.scaling != 1.0), None)
-        if wrong is not None:
-            message = f"scaling {wrong.scaling} needs a configuration, and the adapter has none"
-            raise AdapterError(message, code="missing-config", where=wrong.name)
-    made = peft_diagonals.tensors(adapter, dtype) if diagonals else state_dict(modules, adapter.raw, dtype)
-    metadata = adapter.metadata or {"format": "pt"}
-    require_free(path, overwrite=overwrite)
-    if lone:
-        return write_tensors(path, made, metadata)
-    config = None if adapter.config is None else dump_json(_fitting_config(adapter.config, modules, str(path)))
-    if path.is_dir() and any(path.iterdir()):
-        write_tensors(path / WEIGHTS_NAME, made, metadata)
-        if config is not None:
-            with atomic_file(path / CONFIG_NAME) as stream:
-                stream.write(config)
-        return path
-    with atomic_directory(path, replace=overwrite) as directory:
-        write_tensors(directory / WEIGHTS_NAME, made, metadata)
-        if config is not None:
-            (directory / CONFIG_NAME).write_bytes(config)
-    return path
-
-
-def tensors(adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
-    """`state_dict` of an adapter; VeRA's and RandLoRA's diagonals too."""
-    if peft_diagonals.method_of(adapter.config) is not None:
-        return peft_diagonals.tensors(adapter, dtype)
-    return state_dict(adapter.modules, adapter.raw, dtype)
-
-
-def composites(adapter: Adapter) -> tuple[Composite, ...]:
-    """Those of VeRA and RandLoRA; any other delta is one product."""
-    return peft_diagonals.composites(adapter) if peft_diagonals.method_of(adapter.config) is not None else ()
+        return PEFT.variant(opened.config).read_source(opened, carry_unknown=carry_unknown)
 
 
 def state_dict(
     modules: Iterable[LoraModule], raw: Mapping[str, RawTensor], dtype: str | None = None
 ) -> dict[str, RawTensor]:
-    """All tensors of an adapter under PEFT's keys, factors in their stored shapes and rounded to ``dtype``.
+    """Return all tensors of an adapter under PEFT's keys, factors in their stored shapes and rounded to ``dtype``.
 
     Raises:
         AdapterError: ``overflow``, ``not-float``, ``not-finite``, ``zero-rank``; ``duplicate-key`` when a raw tensor
             has a factor's key.
     """
-    return join(raw, *(pair_tensors(m, factor_keys(m.name, m.layout), dtype) for m in join_experts(modules)))
+    return join_tensors(raw, *(pair_tensors(m, factor_keys(m.name, m.layout), dtype) for m in join_experts(modules)))
 
 
 def factor_keys(module: str, layout: Layout) -> tuple[str, str]:
-    """Keys of both factors: ``lora_A.weight``, ``lora_B.weight``, or ``lora_embedding_A``, ``lora_embedding_B``."""
+    """Return the keys of both factors: ``lora_A.weight`` and ``lora_B.weight``, or ``lora_embedding_A`` and ``_B``."""
     if layout == "embedding":
         return f"{module}.lora_embedding_A", f"{module}.lora_embedding_B"
     return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
-
-
-def module_path(module: str) -> str:
-    """Path of a module in the base model: without ``base_model.model.`` and PEFT's own ``base_layer``."""
-    return ".".join(part for part in module.removeprefix(PREFIX).split(".") if part != "base_layer")
 
 
 def _is_embedding(key: str) -> bool:
@@ -200,7 +244,7 @@ def _is_embedding(key: str) -> bool:
 def _read_modules(
     store: TensorStore, module: str, keys: Mapping[str, str], settings: PeftSettings | None
 ) -> list[LoraModule]:
-    """One module; or one for each expert of a bare parameter."""
+    """Read one module; or one for each expert of a bare parameter."""
     present = next(iter(keys.values()))
     layout: Layout = "embedding" if _is_embedding(present) else "linear"
     a_key, b_key = factor_keys(module, layout)
@@ -262,9 +306,7 @@ def _is_known(key: str, config: Mapping[str, Any] | None, pairs: Mapping[str, Ma
 
 
 def _fitting_config(config: Mapping[str, Any], modules: tuple[LoraModule, ...], where: str) -> Mapping[str, Any]:
-    """The configuration, adapted only if it would not give PEFT these ranks and scalings."""
-    if peft_diagonals.method_of(config) is not None:
-        return config
+    """Return the configuration, adapted only if it would not give PEFT these ranks and scalings."""
     settings = parse_config(config, where)
     paths = {
         m.name: module_path(expert_module(m.name)) if is_expert(m.name) else m.name.removeprefix(PREFIX)
@@ -289,3 +331,23 @@ def _fold_scaling(module: LoraModule, raw: Mapping[str, RawTensor]) -> LoraModul
         raise AdapterError(message, code="needs-directory", where=module.name)
     folded = (module.lora_B * np.float32(module.scaling)).astype(np.float32)
     return replace(module, lora_B=folded, scaling=1.0)
+
+
+def _expert_target(name: str, parts: Sequence[AdapterDelta], base: BaseModel) -> MergeTarget:
+    """Find the parameter of a module with these experts by its shape: (experts, out, in) or (experts, in, out)."""
+    module = parts[0].product
+    assert module is not None, "experts are pairs"
+    out, inputs = module.vector_lengths
+    shapes = {(len(parts), out, inputs), (len(parts), inputs, out)}
+    path = module_path(name)
+    fitting = [
+        weight
+        for weight, shape in base.shapes.items()
+        if shape in shapes and (weight.rpartition(".")[0] == path or path.endswith("." + weight.rpartition(".")[0]))
+    ]
+    if len(fitting) != 1 or out == inputs:
+        problem = f"{name}: " + expected("parameter", f"one of shape {sorted(shapes)[0]}", fitting or "none")
+        if out == inputs:
+            problem = f"{name}: experts of {out} x {out}: which way round the parameter has them cannot be told"
+        raise AdapterError(mismatch_message([problem]), code="base-mismatch", where=base.where)
+    return MergeTarget(name, "linear", base.shapes[fitting[0]], weight=fitting[0])

@@ -31,59 +31,68 @@ _UNIFORM: tuple[DrawMethod, ...] = ("uniform-fused", "uniform")
 
 
 @dataclass(frozen=True)
-class _Place:
-    """What is known of a tensor before its dtypes: where its words are and what bounds them."""
+class DrawPlace:
+    """What is known of a matrix before its dtypes.
+
+    Attributes:
+        start: The number of words of the generator before its first one.
+        axis: As in `Draw`.
+        bound: The bound of a uniform draw.
+    """
 
     start: int
     axis: int
     bound: float
 
 
-def find_draws(config: Mapping[str, Any], lora_A: RawTensor, lora_B: RawTensor) -> tuple[Draw | None, Draw | None]:
-    """The draws that make A and B; None where none of those known does.
+@dataclass(frozen=True)
+class DrawRule:
+    """How PEFT draws the two frozen matrices of one method.
+
+    Attributes:
+        places: What is known of A and of B.
+        dtypes: The dtypes that PEFT may draw uniform numbers in.
+        is_divided: True if what was drawn is divided by its standard deviation.
+        sparsity: If set, -1, 0 and 1 are drawn with this sparsity instead of uniform numbers.
+    """
+
+    places: tuple[DrawPlace, DrawPlace]
+    dtypes: tuple[str, ...]
+    is_divided: bool
+    sparsity: float | None = None
+
+
+def find_draws(rule: DrawRule, key: int, lora_A: RawTensor, lora_B: RawTensor) -> tuple[Draw | None, Draw | None]:
+    """Find the draws that make A and B; None stands for a matrix that none of the known draws makes.
 
     Args:
-        config: PEFT's, checked: ``r`` and ``projection_prng_key`` are integers.
-        lora_A: (r, in), RandLoRA's (r, 1, min).
-        lora_B: (out, r), RandLoRA's (max, N, r).
+        rule: How PEFT draws them.
+        key: ``projection_prng_key`` of the configuration.
+        lora_A: The matrix A.
+        lora_B: The matrix B.
     """
-    seed = config.get("projection_prng_key", 0) & 0xFFFFFFFF
-    vera = config["peft_type"] == "VERA"
-    begin = math.prod(lora_A.shape)
-    if vera:
-        places = [
-            _Place(start, 0, math.sqrt(3.0) * (math.sqrt(2) / math.sqrt(tensor.shape[1])))
-            for start, tensor in ((0, lora_A), (begin, lora_B))
-        ]
-    else:
-        gain = math.sqrt(2.0 / (1 + math.sqrt(5) ** 2))  # nn.init.calculate_gain("leaky_relu", sqrt(5))
-        places = [
-            _Place(start, axis, math.sqrt(3.0) * (gain / math.sqrt(tensor.shape[-1])))
-            for start, axis, tensor in ((0, 0, lora_A), (begin, 1, lora_B))
-        ]
-    sparsity = _sparsity(config, lora_A.shape[-1])
+    seed = key & 0xFFFFFFFF
     found: list[Draw | None] = []
-    for place, tensor in zip(places, (lora_A, lora_B), strict=True):
+    for place, tensor in zip(rule.places, (lora_A, lora_B), strict=True):
         if tensor.dtype not in _CAST_DTYPES:
             found.append(None)
             continue
-        if vera:
-            candidates = _uniform(tensor, seed, place, ("F32",))
-        elif sparsity is None:
-            candidates = _uniform(tensor, seed, place, ("BF16", "F16"))
+        if rule.sparsity is None:
+            candidates = _uniform_draws(tensor, seed, place, rule.dtypes)
         else:
-            candidates = _ternary(tensor, seed, place.start, sparsity)
-        found.append(_search(tensor, candidates, divided=not vera))
+            candidates = _ternary_draws(tensor, seed, place.start, rule.sparsity)
+        found.append(_search(tensor, candidates, divided=rule.is_divided))
     return found[0], found[1]
 
 
-def _sparsity(config: Mapping[str, Any], smallest: int) -> float | None:
+def find_sparsity(config: Mapping[str, Any], smallest: int) -> float | None:
+    """Return the sparsity of RandLoRA's signs, or None where its matrices are not sparse."""
     if config.get("very_sparse"):
         return math.sqrt(smallest)
     return 3.0 if config.get("sparse") else None
 
 
-def _uniform(tensor: RawTensor, seed: int, place: _Place, drawn: tuple[str, ...]) -> Iterator[Draw]:
+def _uniform_draws(tensor: RawTensor, seed: int, place: DrawPlace, drawn: tuple[str, ...]) -> Iterator[Draw]:
     for first in drawn:
         for digits in dict.fromkeys((24, _DIGITS[first])):
             # Bounds were rounded to a 16-bit draw's own dtype when its digits were as few.
@@ -94,7 +103,7 @@ def _uniform(tensor: RawTensor, seed: int, place: _Place, drawn: tuple[str, ...]
                                -bound, bound)  # fmt: skip
 
 
-def _ternary(tensor: RawTensor, seed: int, start: int, sparsity: float) -> Iterator[Draw]:
+def _ternary_draws(tensor: RawTensor, seed: int, start: int, sparsity: float) -> Iterator[Draw]:
     low, high = (float(np.float32(x)) for x in (1 / (2 * sparsity), 1 - 1 / (2 * sparsity)))
     for casts in _casts("F32", tensor.dtype):
         yield Draw(tensor.shape, ("F32", *casts), "ternary", 24, seed, start, 0, low, high)
@@ -119,13 +128,13 @@ def _search(tensor: RawTensor, candidates: Iterator[Draw], *, divided: bool) -> 
     for draw in candidates:
         if words is None:
             words = mt19937(draw.seed, draw.start, size)[_word_indices(draw, flat)]
-        for found in _divided(draw, words, wanted) if divided else (draw,):
+        for found in _divide_draw(draw, words, wanted) if divided else (draw,):
             if np.array_equal(drawn_values(found, words), wanted) and drawn_tensor(found) == tensor:
                 return found
     return None
 
 
-def _divided(draw: Draw, words: npt.NDArray[np.uint32], wanted: npt.NDArray[np.float32]) -> Iterator[Draw]:
+def _divide_draw(draw: Draw, words: npt.NDArray[np.uint32], wanted: npt.NDArray[np.float32]) -> Iterator[Draw]:
     """The draw with divisors near the one that the sample tells.
 
     A standard deviation's last bit depends on the order of a sum, so it is read from the tensor.

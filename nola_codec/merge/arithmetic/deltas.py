@@ -25,8 +25,8 @@ import numpy.typing as npt
 
 from nola_codec.array_types import Float64Array
 from nola_codec.arrays import Arrays
-from nola_codec.decoder.factors import DecodedFactors
-from nola_codec.model.records import LowRankKind
+from nola_codec.decoder.factors import DecodedRecord
+from nola_codec.model.records import CodedKind
 
 
 class RowDelta(Protocol):
@@ -96,7 +96,7 @@ class FactorDelta:
 
 
 def factor_delta(
-    factors: DecodedFactors, kind: LowRankKind, xp: Arrays, shape: tuple[int, ...], *, transposed: bool
+    factors: DecodedRecord, kind: CodedKind, xp: Arrays, shape: tuple[int, ...], *, transposed: bool
 ) -> FactorDelta:
     """Return the delta of a decoded record.
 
@@ -107,7 +107,7 @@ def factor_delta(
         shape: The shape of the stored weight.
         transposed: True if the weight is stored (in, out).
     """
-    lora_B, lora_A = xp.numpy(factors.lora_B), xp.numpy(factors.lora_A)
+    lora_B, lora_A = (xp.numpy(side) for side in factors.sides)
     if (kind.layout == "embedding") != transposed:
         lora_B, lora_A = lora_A.T, lora_B.T
     # A component that was not kept is a column of zeros, so there is nothing to multiply.

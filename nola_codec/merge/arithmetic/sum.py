@@ -12,12 +12,12 @@ from __future__ import annotations
 from typing import Any
 
 from nola_codec.arrays import Array, Arrays
-from nola_codec.decoder.factors import DecodedFactors
+from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.errors import AdapterError
-from nola_codec.model.records import LowRankKind
+from nola_codec.model.records import CodedKind
 
 
-def delta_weight(factors: DecodedFactors, kind: LowRankKind, xp: Arrays) -> Array:
+def delta_weight(factors: DecodedRecord, kind: CodedKind, xp: Arrays) -> Array:
     """Return delta_W in float64, in the shape of a PyTorch weight.
 
     Args:
@@ -29,12 +29,13 @@ def delta_weight(factors: DecodedFactors, kind: LowRankKind, xp: Arrays) -> Arra
         (out, in) for a linear layer, (out, in, kh, kw) for a convolution, (vocab, dim) for an embedding. It is not
         transposed for `fan_in_fan_out`.
     """
-    product = xp.cast(factors.lora_B, "float64") @ xp.cast(factors.lora_A, "float64")
+    lora_B, lora_A = factors.sides
+    product = xp.cast(lora_B, "float64") @ xp.cast(lora_A, "float64")
     delta = product * 2.0 ** (factors.exponents[0] + factors.exponents[1]) * kind.scaling
     if kind.layout == "embedding":
         return delta.swapaxes(0, 1)
     if kind.layout == "conv":
-        return delta.reshape((kind.rows, *kind.a_shape[1:]))
+        return delta.reshape((kind.product_shape[0], *kind.stored_shapes[1][1:]))
     return delta
 
 

@@ -14,8 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from nola_codec.adapters import DIALECTS, dialect_of, read, write
-from nola_codec.adapters.dialects.deltas import deltas
+from nola_codec.adapters import DIALECTS, deltas, dialect_of, read, write
 from nola_codec.adapters.sources import open_source
 from nola_codec.errors import AdapterError
 from nola_codec.model.tensors import RawTensor
@@ -143,7 +142,7 @@ def test_a_file_is_read_and_written_to_the_bit(case: str, tmp_path: Path) -> Non
 def test_real_files_are_read_and_written_to_the_bit(name: str, shared_data: Path, tmp_path: Path) -> None:
     adapter = read(shared_data / "lora" / name)
     assert adapter.dialect == REAL[name]
-    assert dialect_of(adapter.dialect).tensors(adapter) == contents(shared_data / "lora" / name)
+    assert dialect_of(adapter).tensors(adapter) == contents(shared_data / "lora" / name)
 
 
 def test_each_dialect_has_a_file_here() -> None:

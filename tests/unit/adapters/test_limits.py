@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nola_codec.adapters import read, write
+from nola_codec.adapters import deltas, read, write
 from nola_codec.adapters.dialects import lycoris
-from nola_codec.adapters.dialects.deltas import deltas
 from nola_codec.api.encoding import encode_bytes
 from nola_codec.errors import AdapterError
 from nola_codec.model.tensors import RawTensor

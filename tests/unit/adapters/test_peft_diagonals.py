@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from nola_codec.adapters import read, write
-from nola_codec.adapters.dialects import peft_diagonals
+from nola_codec.adapters import dialect_of, read, write
+from nola_codec.adapters.dialects import randlora, vera
 from nola_codec.adapters.dialects.peft_draws import find_draws
+from nola_codec.encoder.options import EncodeOptions
+from nola_codec.encoder.rules import apply_rules
 from nola_codec.errors import AdapterError
+from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import Draw, RawTensor
 from nola_codec.prng.draws import drawn_tensor
 from nola_codec.stores.dtypes import from_float32, to_float32
@@ -85,7 +88,7 @@ def test_the_matrices_of_peft_are_found(save: Save, method: str, options: dict[s
     with SafetensorsFile(path / "adapter_model.safetensors") as file:
         for key, draw in adapter.draws.items():
             assert drawn_tensor(draw) == adapter.raw[key] == file.read(key)
-    write(peft_diagonals.exact(adapter), path.with_name("back"))
+    write(with_exact_diagonals(adapter), path.with_name("back"))
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         ours, theirs = (p / name for p in (path.with_name("back"), path))
         if name.endswith(".json"):
@@ -100,7 +103,7 @@ def test_matrices_that_were_not_saved_stay_away(save: Save, method: str) -> None
     assert (adapter.raw, adapter.draws, adapter.notes) == ({}, {}, ())
     assert len(adapter.vectors) == 16
     assert all(vector.gain > 0 for vector in adapter.vectors)
-    assert peft_diagonals.composites(adapter) == ()
+    assert dialect_of(adapter).combined_deltas(adapter) == ()
 
 
 @pytest.mark.parametrize("method", ["VERA", "RANDLORA"])
@@ -115,16 +118,24 @@ def test_matrices_of_another_seed_are_carried_and_said_so(save: Save, method: st
     assert "not what PEFT draws from projection_prng_key 12" in adapter.notes[0]
 
 
+def with_exact_diagonals(adapter: Adapter) -> Adapter:
+    return apply_rules(adapter, EncodeOptions())[0]
+
+
+def find_vera(a: RawTensor, b: RawTensor) -> tuple[Draw | None, Draw | None]:
+    return find_draws(vera.VERA.draw_rule(VERA, a.shape, b.shape), VERA["projection_prng_key"], a, b)
+
+
 def test_one_bit_off_is_carried() -> None:
     bounds = [float(np.float32(np.sqrt(6 / n))) for n in (9, 2)]
     a, b = (
         drawn_tensor(Draw(shape, ("F32",), "uniform", 24, 3, start, 0, -bound, bound))
         for shape, start, bound in zip(((2, 9), (5, 2)), (0, 18), bounds, strict=True)
     )
-    assert None not in find_draws(VERA, a, b)
+    assert None not in find_vera(a, b)
     data = bytearray(b.data)
     data[0] ^= 1
-    found = find_draws(VERA, a, replace(b, data=bytes(data)))
+    found = find_vera(a, replace(b, data=bytes(data)))
     assert found[0] is not None
     assert found[1] is None
 
@@ -141,7 +152,7 @@ def test_draws_of_other_processors_and_versions_are_found(method: Any, digits: i
         Draw((8, 1, 40), (dtype, "F32"), method, digits, 3, 0, 0, -first, first, 0.08984375),
         Draw((60, 5, 8), (dtype, "F32"), method, digits, 3, 320, 1, -second, second, 0.203125),
     ))  # fmt: skip
-    found = find_draws(RANDLORA | {"r": 8}, a, b)
+    found = find_draws(randlora.RANDLORA.draw_rule(RANDLORA | {"r": 8}, a.shape, b.shape), 3, a, b)
     assert [None if draw is None else drawn_tensor(draw) for draw in found] == [a, b]
 
 
@@ -151,7 +162,7 @@ def test_diagonals_of_other_dtypes_come_back(dtype: str, tmp_path: Path) -> None
     tensors = {key: from_float32(to_float32(t), dtype) for key, t in tensors.items()}
     adapter = read(dump(tensors), config=config)
     assert len(adapter.vectors) == (0 if dtype == "F64" else 2)
-    write(peft_diagonals.exact(adapter), tmp_path / "out")
+    write(with_exact_diagonals(adapter), tmp_path / "out")
     with SafetensorsFile(tmp_path / "out" / "adapter_model.safetensors") as file:
         assert {key: file.read(key) for key in file.tensors} == tensors
 
@@ -162,7 +173,7 @@ def test_biases_heads_and_embeddings_are_carried() -> None:
     for config, tensors in GOOD.values():
         adapter = read(dump(tensors | extra), config={**config, "bias": "all", "modules_to_save": ["head"]})
         assert set(adapter.raw) == set(extra)
-        assert peft_diagonals.model_tensors(adapter) == extra
+        assert dialect_of(adapter).model_tensors(adapter) == extra
 
 
 REFUSED: dict[str, tuple[str, str, Callable[[dict[str, Any], dict[str, RawTensor]], Any], str]] = {
@@ -220,7 +231,7 @@ def test_gains_are_what_errors_do_to_the_delta(save: Save) -> None:
     rng = np.random.default_rng(0)
     for method in ("VERA", "RANDLORA"):
         adapter = read(save(method, r=16))
-        for composite in peft_diagonals.composites(adapter):
+        for composite in dialect_of(adapter).combined_deltas(adapter):
             values = {v.name: v.values.astype(np.float64) for v in adapter.vectors if v.name in composite.parts}
             whole = composite.combine(values)
             for vector in (v for v in adapter.vectors if v.name in composite.parts):

@@ -28,7 +28,7 @@ def inexact(data: bytes) -> bytes:
     with open_container(data) as container:
         header = container.header
         sections = [(section.codec, container.section(i)) for i, section in enumerate(header.sections)]
-    rungs = tuple(replace(rung, factors_sha256=bytes(32)) for rung in header.rungs)
+    rungs = tuple(replace(rung, decoded_sha256=bytes(32)) for rung in header.rungs)
     return assemble(replace(header, rungs=rungs), sections)
 
 

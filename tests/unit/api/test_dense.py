@@ -90,9 +90,10 @@ def exact(encoded: bytes) -> dict[str, torch.Tensor]:
     """Changes in float64, from the records: the low-rank product, exact, plus the vector."""
     with nola_codec.load(encoded) as opened:
         found: dict[str, torch.Tensor] = {}
-        for record in opened.header.lowrank:
+        for record in opened.header.pairs:
             lora_A, lora_B = opened.factors(record.name)
-            found[record.name] = (lora_B.double() @ lora_A.double()).reshape(record.kind.rows, *record.kind.a_shape[1:])
+            (rows, *_), (_, *kernel) = record.kind.stored_shapes
+            found[record.name] = (lora_B.double() @ lora_A.double()).reshape(rows, *kernel)
         for name in opened.vector_names():
             weight, value = name.removesuffix(".diff"), opened.vector(name).double()
             found[weight] = found[weight] + value if weight in found else value
@@ -283,7 +284,7 @@ def test_arrays_on_disk_change_nothing(half: tuple[Path, Path], monkeypatch: pyt
     base, tuned = half
     whole, _ = encode_delta_bytes(tuned, base, nmse=0.1)
     monkeypatch.setattr("nola_codec.spool.THRESHOLD", 1000)
-    monkeypatch.setattr("nola_codec.adapters.dialects.delta._PIECE", 100)
+    monkeypatch.setattr("nola_codec.adapters.dialects.model_change._PIECE", 100)
     assert encode_delta_bytes(tuned, base, nmse=0.1)[0] == whole
 
 

@@ -14,16 +14,19 @@ import pytest
 import torch
 
 import nola_codec
-from nola_codec.adapters.dialects import peft_diagonals
+from nola_codec.adapters import dialect_of
 from nola_codec.api.comparing import compare
 from nola_codec.api.decoding import decode, verify
 from nola_codec.api.encoding import encode, encode_bytes
 from nola_codec.api.inspecting import inspect
 from nola_codec.api.merging import merge, unmerge
 from nola_codec.container.reader import open_container
+from nola_codec.encoder.options import EncodeOptions
+from nola_codec.encoder.rules import apply_rules
 from nola_codec.errors import AdapterError, EncodeError
 from nola_codec.merge.arithmetic.deltas import OrderedProduct
 from nola_codec.merge.files import decode_source
+from nola_codec.model.adapter import Adapter
 from nola_codec.stores.safetensors_io import SafetensorsFile
 
 pytestmark = [
@@ -39,6 +42,10 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "RandLoRA of Conv1D": ("gpt2", "RANDLORA", {"randlora_alpha": 16, "fan_in_fan_out": True}),
 }
 TARGETS = {"llama": ["q_proj", "v_proj", "down_proj", "up_proj"], "gpt2": ["c_attn", "c_proj", "c_fc"]}
+
+
+def combined_deltas(adapter: Adapter) -> Any:
+    return dialect_of(adapter).combined_deltas(adapter)
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,7 @@ def test_a_rate_codes_the_diagonals(train: Callable[..., Trained], tmp_path: Pat
     family, method, options = KINDS[kind]
     case = train(family, method, r=16, **options)
     data, report = encode_bytes(case.adapter, tmp_path / "a.nola", **rate)
-    assert report.objective == ("projection" if "bits" in rate else "nmse")
+    assert (report.form, report.objective) == ("factor" if "bits" in rate else "component", "nmse")
     assert any("errors are measured on deltas" in note for note in report.notes)
     assert len(report.tensors) == 16
     for name, limit in (("nmse", report.nmse), ("error", report.nmse), ("size", len(data))):
@@ -149,7 +156,7 @@ def test_a_rate_codes_the_diagonals(train: Callable[..., Trained], tmp_path: Pat
     verify(tmp_path / "a.nola")
     decode(tmp_path / "a.nola", tmp_path / "out")
     lost, energy = 0.0, 0.0
-    first, second = (peft_diagonals.composites(nola_codec.adapters.read(p)) for p in (case.adapter, tmp_path / "out"))
+    first, second = (combined_deltas(nola_codec.adapters.read(p)) for p in (case.adapter, tmp_path / "out"))
     read = [nola_codec.adapters.read(p) for p in (case.adapter, tmp_path / "out")]
     for mine, other in zip(first, second, strict=True):
         one, two = (c.combine({v.name: v.values for v in r.vectors}) for c, r in zip((mine, other), read, strict=True))
@@ -372,13 +379,13 @@ def test_a_product_in_order_is_the_same_in_any_pieces() -> None:
 def test_a_hostile_configuration_is_an_error_of_the_package(train: Callable[..., Trained], tmp_path: Path) -> None:
     """The header's configuration is free form: what it lacks is said, not stumbled over."""
     case = train("llama", "RANDLORA")
-    adapter = peft_diagonals.exact(nola_codec.adapters.read(case.adapter))
+    adapter = apply_rules(nola_codec.adapters.read(case.adapter), EncodeOptions())[0]
     for change in ({"r": None}, {"r": 0}, {"randlora_alpha": "x"}):
         with pytest.raises(AdapterError) as caught:
-            peft_diagonals.composites(replace(adapter, config={**(adapter.config or {}), **change}))
+            combined_deltas(replace(adapter, config={**(adapter.config or {}), **change}))
         assert caught.value.code == "bad-config"
     short = {k: t for k, t in adapter.raw.items() if not k.endswith("randlora_gamma")}
-    assert peft_diagonals.composites(replace(adapter, raw=short)) == ()
+    assert combined_deltas(replace(adapter, raw=short)) == ()
 
 
 def test_opening_draws_nothing(train: Callable[..., Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

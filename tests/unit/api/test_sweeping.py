@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 import nola_codec
 from nola_codec.api import plotting
 from nola_codec.api.sweeping import default_sizes
-from nola_codec.encoder import encode as encoder
+from nola_codec.encoder import pipeline
 
 
 @pytest.fixture
@@ -53,8 +53,8 @@ def test_sizes_are_those_of_encode(adapter: Path, objective: str) -> None:
 
 def test_the_canonical_form_is_made_once(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    whole = encoder.build_bank
-    monkeypatch.setattr(encoder, "build_bank", lambda *a, **k: made.append(1) or whole(*a, **k))
+    whole = pipeline.make_canonical_form
+    monkeypatch.setattr(pipeline, "make_canonical_form", lambda *a, **k: made.append(1) or whole(*a, **k))
     nola_codec.sweep(adapter, errors=[0.3, 0.1, 0.03])
     assert len(made) == 1
 

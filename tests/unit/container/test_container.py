@@ -145,7 +145,7 @@ def test_prelude_round_trip() -> None:
 def test_unused_fields_are_ignored() -> None:
     data = join(split(golden("nmse")), optional=0xFFFFFFFF, revision=999)
     with open_container(data) as container:
-        Decoder(container, NUMPY).checked()
+        Decoder(container, NUMPY).decode_all()
         assert container.prelude.revision == 999
 
 
@@ -189,9 +189,9 @@ def test_one_record_is_read_from_its_block_alone(wanted: int) -> None:
     header = container.header
     assert header.blocks == (1,) * 6
     decoder = Decoder(container, NUMPY)
-    ((index, factors),) = list(decoder.factors([wanted]))
+    ((index, factors),) = list(decoder.decode_pairs([wanted]))
     assert index == wanted
-    assert factors.lora_B.shape == (12, 2)
+    assert factors.sides[0].shape == (12, 2)
     base = container.header_length
     for number, section in enumerate(header.sections):
         place = set(range(base + section.offset, base + section.offset + section.length))
@@ -212,7 +212,7 @@ def test_sources(tmp_path: Any) -> None:
     embedded.seek(6)
     for source in (data, tmp_path / "a.nola", str(tmp_path / "a.nola"), io.BytesIO(data), embedded):
         with open_container(source) as container:
-            Decoder(container, NUMPY).checked()
+            Decoder(container, NUMPY).decode_all()
             container.check_content()
     assert not embedded.closed
     (tmp_path / "broken.nola").write_bytes(data[:-1])
@@ -242,7 +242,7 @@ def test_two_hundred_names_cost_little() -> None:
     parts.sections = [(0, b""), (0, b"")]
     data = join(parts)
     with open_container(data) as container:
-        assert container.header.lowrank[-1].name == "base_model.model.model.layers.29.self_attn.down_proj"
+        assert container.header.pairs[-1].name == "base_model.model.model.layers.29.self_attn.down_proj"
     assert len(data) < 700
 
 

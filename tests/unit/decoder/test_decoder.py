@@ -20,10 +20,10 @@ from nola_codec.arrays import NUMPY, Arrays, TorchArrays
 from nola_codec.basis import BASES, BasisKey
 from nola_codec.container.reader import open_container
 from nola_codec.decoder.coefficients import Coefficients
-from nola_codec.decoder.decoder import Decoder, FactorsDigest
-from nola_codec.decoder.factors import DecodedVector, synthesize_records
+from nola_codec.decoder.decoder import DecodedHash, Decoder
+from nola_codec.decoder.factors import synthesize_records
 from nola_codec.merge.arithmetic.sum import delta_weight
-from nola_codec.model.records import LowRankKind, LowRankRecord, VectorKind, VectorRecord
+from nola_codec.model.records import CodedKind, CodedRecord, Split, coded_sides
 from nola_codec.prng import PHILOX
 
 FILES = [name for name, entry in manifest().items() if entry["tensors"]]
@@ -32,7 +32,7 @@ FILES = [name for name, entry in manifest().items() if entry["tensors"]]
 EXPONENTS = ((-13, -11), (-13, -11), (-10, -10), (-15, -15))
 
 
-def wide_records() -> tuple[list[LowRankRecord], list[Coefficients]]:
+def wide_records() -> tuple[list[CodedRecord], list[Coefficients]]:
     """Records of real lengths: GEMMs wide enough for a library to reorder, round down or split over threads."""
     rng = np.random.default_rng(0)
     records, coefficients = [], []
@@ -40,14 +40,13 @@ def wide_records() -> tuple[list[LowRankRecord], list[Coefficients]]:
         [(576, 1536, "component"), (576, 1536, "component"), (4096, 97, "component"), (192, 36, "factor")]
     ):
         component = split == "component"
-        kind = LowRankKind(
-            f"w{index // 2}", "linear", (out, 4), (4, columns), 2.0, False, "F32", 1 if component else 3,
-            "component" if component else "factor", (out, columns) if component else (300, 200),
-        )  # fmt: skip
+        split: Split = "component" if component else "factor"
+        sides = coded_sides([(out, 4), (4, columns)], split, None if component else (300, 200))
+        kind = CodedKind(f"w{index // 2}", "F32", 1 if component else 3, sides, split, scaling=2.0)
         vectors = 4 if component else 1
         precision = np.zeros(4 if component else 2, np.int64)
         amplitude = rng.integers(-400, -300, len(precision)) - (0 if component else 500)
-        records.append(LowRankRecord(f"w{index}", kind, index, EXPONENTS[index], precision * 0, precision, amplitude))
+        records.append(CodedRecord(f"w{index}", kind, index, EXPONENTS[index], precision * 0, precision, amplitude))
         b, a = (rng.integers(-127, 128, (vectors, n)).astype(np.int32) for n in kind.num_basis)
         coefficients.append(Coefficients((b, a), 127))
     return records, coefficients
@@ -56,9 +55,9 @@ def wide_records() -> tuple[list[LowRankRecord], list[Coefficients]]:
 def wide_digest(xp: Arrays, **options: Any) -> str:
     """Digest of the wide records' factors."""
     records, coefficients = wide_records()
-    digest = FactorsDigest()
+    digest = DecodedHash()
     for factors in synthesize_records(records, coefficients, generator=PHILOX, seed=9, xp=xp, **options):
-        for factor in (factors.lora_B, factors.lora_A):
+        for factor in factors.sides:
             assert 3000 < np.abs(xp.numpy(factor).astype(int)).max() < 32767  # neither coarse nor saturated
         digest.update(factors, xp)
     return digest.digest().hex()
@@ -71,9 +70,9 @@ def file_digest(name: str, xp: Arrays, indexes: Callable[[int], list[list[int] |
     """Digest of a file's factors, decoded in the given portions."""
     with open_container(golden(name.removesuffix(".nola"))) as container:
         decoder = Decoder(container, xp, **options)
-        digest = FactorsDigest()
+        digest = DecodedHash()
         for portion in indexes(len(container.header.coded)):
-            for _, factors in decoder.decoded(portion):
+            for _, factors in decoder.decode(portion):
                 digest.update(factors, xp)
         for _, tensor in decoder.carried():
             digest.update_raw(tensor)
@@ -116,7 +115,7 @@ def test_wide_records_in_the_reference_decoder() -> None:
         rows = {(side, i): row.astype(np.int64) for side, part in enumerate(item.sides) for i, row in enumerate(part)}
         made = {
             "type": 0, "basis": kind.basis, "form": int(factor), "most_units": 2 if factor else 4,
-            "sides": {"lora_B": [kind.rows, 4], "lora_A": [4, kind.columns]},
+            "sides": {"lora_B": list(kind.sides[0].shape), "lora_A": list(kind.sides[1].shape)},
             "lengths": kind.vector_lengths, "num_basis": kind.num_basis, "stream": record.stream,
             "exponents": [record.exponents], "unit_counts": [record.units], "amplitudes": codes, "coefficients": rows,
             "peaks": dict.fromkeys(rows, 127),
@@ -134,7 +133,7 @@ def test_a_long_vector(length: int, threads: Callable[[int], None], monkeypatch:
     rng = np.random.default_rng(1)
     points = rng.integers(-31, 32, (1, length)).astype(np.int32)
     code, zero = np.array([-330]), np.zeros(1, np.int64)
-    record = VectorRecord("v", VectorKind("v", "F32", (length,), 1, (length,)), 3, (-19,), zero, zero, code)
+    record = CodedRecord("v", CodedKind("v", "F32", 1, coded_sides([(length,)])), 3, (-19,), zero, zero, code)
     made = []
     for xp, count, long in ((NUMPY, 1, 1 << 30), (NUMPY, 1, 9), (TorchArrays(), 1, 9), (TorchArrays(), 2, 1 << 30)):
         threads(count)
@@ -142,8 +141,7 @@ def test_a_long_vector(length: int, threads: Callable[[int], None], monkeypatch:
         monkeypatch.setattr("nola_codec.decoder.factors._PIECE", 70_000)
         monkeypatch.setattr("nola_codec.basis.hadamard._SIGN_PIECE", 1 << 14)
         (vector,) = synthesize_records([record], [Coefficients((points,), 31)], generator=PHILOX, seed=9, xp=xp)
-        assert isinstance(vector, DecodedVector)
-        made.append(xp.numpy(vector.values))
+        made.append(xp.numpy(vector.sides[0]))
     y = ref.synthesize(1, points[0].astype(np.int64), length, PHILOX, 9, 6)
     shift = 15 - (2 * int(code[0]) >> 5) - 19
     expected = np.clip((y * ref.MANTISSAS[2 * int(code[0]) & 31] + (1 << shift - 1)) >> shift, -32768, 32767)
@@ -171,8 +169,8 @@ def test_a_record_alone_is_as_in_a_batch() -> None:
         together = synthesize_records(records, coefficients, generator=PHILOX, seed=9, xp=xp)
         for record, item, wanted in zip(records, coefficients, together, strict=True):
             (alone,) = synthesize_records([record], [item], generator=PHILOX, seed=9, xp=xp)
-            assert (xp.numpy(alone.lora_B) == xp.numpy(wanted.lora_B)).all()
-            assert (xp.numpy(alone.lora_A) == xp.numpy(wanted.lora_A)).all()
+            assert (xp.numpy(alone.sides[0]) == xp.numpy(wanted.sides[0])).all()
+            assert (xp.numpy(alone.sides[1]) == xp.numpy(wanted.sides[1])).all()
 
 
 HOSTILE = {
@@ -234,20 +232,20 @@ def test_work_types() -> None:
 
 def test_scaling_is_the_integer_formula() -> None:
     """Against Python's own integers, saturation and both roundings of negative halves included."""
-    kind = LowRankKind("x", "linear", (1, 1), (1, 1), 1.0, False, "F32", 1, "component", (1, 1))
+    kind = CodedKind("x", "F32", 1, coded_sides([(1, 1), (1, 1)]))
     for q, code, exponent in [(3, 0, 1), (-3, 0, 1), (5, -64, 0), (127, 300, 0), (-127, 300, 0), (100, 17, -2)]:
         zero = np.array([0])
-        record = LowRankRecord("x", kind, 0, (exponent, exponent), zero, zero, np.array([code]))
+        record = CodedRecord("x", kind, 0, (exponent, exponent), zero, zero, np.array([code]))
         item = Coefficients((np.array([[q]], np.int32), np.array([[q]], np.int32)), abs(q))
         (made,) = synthesize_records([record], [item], generator=PHILOX, seed=0, xp=NUMPY)
         sign = int(BASES[1].synthesize(np.array([[[1]]]), 1, (BasisKey(PHILOX, 0, 0),), 1, NUMPY)[0, 0, 0])
         mantissa = round(2**15 * 2 ** (code % 32 / 32))
         shift = 15 - code // 32 + exponent
         wanted = (sign * q * mantissa + (1 << (shift - 1))) >> shift
-        assert int(made.lora_B[0, 0]) == min(32767, max(-32768, wanted))
+        assert int(made.sides[0][0, 0]) == min(32767, max(-32768, wanted))
         exact = made.float32(NUMPY)[0]
         assert exact.dtype == np.float32
-        assert float(exact[0, 0]) == int(made.lora_B[0, 0]) * 2.0**exponent
+        assert float(exact[0, 0]) == int(made.sides[0][0, 0]) * 2.0**exponent
 
 
 # ---- CUDA, shown with fake tensors ----
@@ -265,12 +263,10 @@ def test_files_decode_on_cuda(name: str, fake_cuda: tuple[Watch, TorchArrays]) -
     watch, xp = fake_cuda
     with open_container(golden(name.removesuffix(".nola"))) as container:
         decoder = Decoder(container, xp)
-        for index, factors in decoder.factors():
-            kind = decoder.header.lowrank[index].kind
-            for factor, shape in (
-                (factors.lora_B, (kind.rows, kind.rank)),
-                (factors.lora_A, (kind.rank, kind.columns)),
-            ):
+        for index, factors in decoder.decode_pairs():
+            kind = decoder.header.pairs[index].kind
+            (rows, columns), rank = kind.product_shape, kind.rank
+            for factor, shape in zip(factors.sides, ((rows, rank), (rank, columns)), strict=True):
                 assert (factor.device.type, factor.dtype, tuple(factor.shape)) == ("cuda", torch.int16, shape)
             delta = delta_weight(factors, kind, xp)
             assert (delta.device.type, delta.dtype) == ("cuda", torch.float64)

@@ -12,6 +12,9 @@ import pytest
 from safetensors.numpy import save
 
 import nola_codec
+from nola_codec.encoder.job import EncodeJob, open_job
+from nola_codec.encoder.options import EncodeOptions
+from nola_codec.model.adapter import Adapter, LoraModule, VectorTensor
 
 PREFIX = "base_model.model."
 
@@ -53,7 +56,7 @@ class Synthetic:
         """By module path, ||delta - decoded||^2 and ||delta||^2: dense, in float64, from the decoded state dict."""
         with nola_codec.load(encoded) as opened:
             decoded = {key: tensor.numpy() for key, tensor in opened.state_dict().items()}
-            scalings = {r.name.removeprefix(PREFIX): r.kind.scaling for r in opened.header.lowrank}
+            scalings = {r.name.removeprefix(PREFIX): r.kind.scaling for r in opened.header.pairs}
         assert scalings == self.scalings
         result = {}
         for path, scaling in self.scalings.items():
@@ -120,3 +123,26 @@ def many() -> Synthetic:
 def make_synthetic() -> Callable[..., Synthetic]:
     """`make_synthetic(seed, only)` with the paths that are wanted."""
     return _make
+
+
+@pytest.fixture(scope="session")
+def small() -> Adapter:
+    """Six modules of rank 6 and decaying strength, a bias and a dense tensor."""
+    rng = np.random.default_rng(2)
+    modules = []
+    for number in range(6):
+        strength = 0.7 ** np.arange(6) * (1 + number / 3)
+        lora_B = (rng.standard_normal((96, 6)) * strength / 10).astype(np.float32)
+        lora_A = rng.standard_normal((6, 128)).astype(np.float32) / np.float32(10)
+        modules.append(LoraModule(f"layers.{number}.q", lora_A, lora_B, lora_A.shape, lora_B.shape, 2.0))
+    vectors = (
+        VectorTensor("layers.0.bias", (rng.standard_normal(24) * 0.05).astype(np.float32)),
+        VectorTensor("layers.0.diff", (rng.standard_normal((20, 30)) * 0.02).astype(np.float32)),
+    )
+    return Adapter("peft", tuple(modules), vectors=vectors)
+
+
+@pytest.fixture
+def make_job(small: Adapter) -> Callable[..., EncodeJob]:
+    """`make_job(**options of an encode)`: a job for the adapter `small`."""
+    return lambda **options: open_job(small, EncodeOptions(**options))

@@ -28,7 +28,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "seed: expected 0 to 2^64 - 1, found -1": {"seed": -1},
     "seed: expected 0 to 2^64 - 1, found 18446744073709551616": {"seed": 1 << 64},
     "basis: expected one of hadamard, rademacher, uniform, found 'fourier'": {"basis": "fourier"},
-    "prng: expected one of philox4x32-10, threefry2x32-20, found 'mt19937'": {"generator": "mt19937"},
+    "generator: expected one of philox4x32-10, threefry2x32-20, found 'mt19937'": {"generator": "mt19937"},
     "entropy: expected one of": {"entropy": ("raw", "gzip")},
     "rans alone cannot code every stream": {"entropy": ("rans",)},
     "objective: expected one of nmse, effective, found 'mse'": {"objective": "mse"},
@@ -53,10 +53,10 @@ def test_an_unknown_option_is_refused_before_anything_is_read() -> None:
 
 def test_without_a_rate_the_effective_error_is_the_target() -> None:
     options = EncodeOptions()
-    assert (options.error_target, options.objective_name, options.projected) == (DEFAULT_ERROR, "effective", False)
+    assert (options.error_target, options.objective_name, options.is_factor_form) == (DEFAULT_ERROR, "effective", False)
     assert EncodeOptions(nmse=0.1).objective_name == "nmse"
     assert EncodeOptions(size=10).error_target is None
-    assert EncodeOptions(bits=4).projected
+    assert EncodeOptions(bits=4).is_factor_form
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_calibration_that_fits_no_module_or_shows_no_gain(many: Any) -> None:
         ({"weighting": {}}, "a calibration set serves fit activations only"),
         ({"fit": "activations", "weighting": {}, "nmse": 0.1}, "fit activations weighs components by more than"),
         ({"importance": {}, "objective": "nmse"}, "importance weighs components by more than"),
-        ({"importance": {}, "bits": 4}, "importance weighs components, and the paper's form"),
+        ({"importance": {}, "bits": 4}, "importance weighs components, and the factor form"),
     ],
 )
 def test_options_without_their_partners(options: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Banks of units with a decaying spectrum."""
+"""Canonical forms with a decaying spectrum."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nola_codec.basis import NAMES
-from nola_codec.fit.bank import Bank, build_bank
+from nola_codec.fit.canonical_form import CanonicalForm, FormSettings, make_canonical_form
 from nola_codec.model.adapter import LoraModule
 from nola_codec.prng import PHILOX
 
@@ -25,12 +25,12 @@ def _modules(shapes: list[tuple[int, int, int]], decay: float) -> list[LoraModul
 
 
 @pytest.fixture
-def make_bank() -> Callable[..., Bank]:
-    """`make_bank(shapes, decay, **options of build_bank)`; the shapes are (out, in, rank)."""
+def make_form() -> Callable[..., CanonicalForm]:
+    """`make_form(shapes, decay, **options of FormSettings)`; the shapes are (out, in, rank)."""
 
-    def make(shapes: list[tuple[int, int, int]], decay: float = 0.5, **options: int) -> Bank:
+    def make(shapes: list[tuple[int, int, int]], decay: float = 0.5, **options: int) -> CanonicalForm:
         modules = _modules(shapes, decay)
-        fixed = {"basis": NAMES["hadamard"], "generator": PHILOX, "seed": 7}
-        return build_bank(modules, list(range(len(modules))), **fixed, **options)
+        settings = FormSettings(NAMES["hadamard"], PHILOX, 7, **options)
+        return make_canonical_form(modules, list(range(len(modules))), settings)
 
     return make

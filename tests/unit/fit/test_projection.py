@@ -1,4 +1,4 @@
-"""The paper's form reaches what plain mathematics promises."""
+"""The factor form reaches what plain mathematics promises."""
 
 from __future__ import annotations
 

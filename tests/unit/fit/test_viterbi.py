@@ -61,7 +61,7 @@ def test_dependent_quantizers_beat_scalar_ones() -> None:
     chosen = [c for c in coders() if isinstance(c, DependentCoder)][3::6]
     assert len(chosen) >= 4
     for coder in chosen:
-        levels = coder.levels(values, coder.prepared(values[:8]))
+        levels = coder.levels(values, coder.fit_tables(values[:8]))
         counts, sums = dependent_statistics(levels, values, coder.most)
         share = np.concatenate((counts.sum(axis=0)[:1], np.repeat(counts.sum(axis=0)[1:] / 2, 2))) / values.size
         rate = -(share[share > 0] * np.log2(share[share > 0])).sum()

@@ -10,9 +10,9 @@ import pytest
 from nola_codec.basis import NAMES
 from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import EFFECTIVE, make_plan
-from nola_codec.fit.bank import build_bank
-from nola_codec.fit.canonical import canonical
-from nola_codec.fit.weighted_plan import best_precisions, cosine2_of, survival_of
+from nola_codec.fit.canonical_form import FormSettings, make_canonical_form
+from nola_codec.fit.components import singular_components
+from nola_codec.fit.weighted_plan import best_precisions
 from nola_codec.fit.weighting import (
     CAP,
     FLOOR,
@@ -20,7 +20,7 @@ from nola_codec.fit.weighting import (
     Moments,
     activation_errors,
     component_figures,
-    in_order,
+    match_moments,
     weigh,
 )
 from nola_codec.model.adapter import LoraModule
@@ -54,7 +54,7 @@ def gradients_of(module: LoraModule, seed: int = 1) -> np.ndarray:
 @pytest.mark.parametrize("scaling", [2.0, -0.5])
 def test_figures_are_what_they_are_defined_as(scaling: float) -> None:
     module = module_of(scaling=scaling)
-    parts, gradients = canonical(module.lora_B, module.lora_A), gradients_of(module)
+    parts, gradients = singular_components(module.lora_B, module.lora_A), gradients_of(module)
     figures = component_figures(module, parts, moments_of(module, gradients))
     for c in range(RANK):
         u, v = parts.u[c].astype(np.float64), parts.v[c].astype(np.float64)
@@ -69,7 +69,7 @@ def test_figures_are_what_they_are_defined_as(scaling: float) -> None:
 def test_a_deficient_factor_has_figures_too() -> None:
     module = module_of()
     module = replace(module, lora_B=np.concatenate((module.lora_B[:, :2], module.lora_B[:, :1]), axis=1))
-    parts = canonical(module.lora_B, module.lora_A)
+    parts = singular_components(module.lora_B, module.lora_A)
     figures = component_figures(module, parts, moments_of(module, gradients_of(module)))
     assert figures.value[0] > 0
     assert abs(figures.value[2]) < 1e-5 * figures.value[0]
@@ -77,14 +77,14 @@ def test_a_deficient_factor_has_figures_too() -> None:
 
 def test_moments_of_another_shape_or_without_numbers_are_refused() -> None:
     module = module_of()
-    parts, moments = canonical(module.lora_B, module.lora_A), moments_of(module, gradients_of(module))
+    parts, moments = singular_components(module.lora_B, module.lora_A), moments_of(module, gradients_of(module))
     with pytest.raises(EncodeError, match=r"x: moments: expected those of lora_A \(3, 12\)") as caught:
         component_figures(module, parts, replace(moments, cross=np.zeros((2, 2))))
     assert caught.value.code == "moments"
     with pytest.raises(EncodeError, match="not finite"):
         component_figures(module, parts, replace(moments, left=np.full((RANK, RANK), np.nan)))
     with pytest.raises(EncodeError, match="no moments for 1 of 2 modules, the first y"):
-        in_order([module, replace(module, name="y")], {"x": moments})
+        match_moments([module, replace(module, name="y")], {"x": moments})
 
 
 def test_weights_keep_their_sum_and_stay_off_the_floor() -> None:
@@ -120,11 +120,6 @@ def test_activation_errors_are_those_of_the_inputs() -> None:
     assert activation_errors(module, module.lora_B, module.lora_A, moments)[0] == 0
 
 
-def test_cosine_and_survival_are_inverse() -> None:
-    cosine2 = np.array([0.0, 0.01, 0.5, 1.0])
-    assert cosine2_of(survival_of(cosine2, 20.0), 20.0) == pytest.approx(cosine2)
-
-
 def test_precisions_cost_least() -> None:
     rng = np.random.default_rng(0)
     cosine2 = np.repeat(np.sort(rng.uniform(0, 1, (2, 9)), axis=1), 2, axis=1)
@@ -139,15 +134,16 @@ def test_precisions_cost_least() -> None:
 
 
 def _bank(modules: list[LoraModule], **weights: object) -> object:
-    return build_bank(modules, [*range(len(modules))], basis=NAMES["hadamard"], generator=PHILOX, seed=1, **weights)
+    settings = FormSettings(NAMES["hadamard"], PHILOX, 1, **weights)
+    return make_canonical_form(modules, [*range(len(modules))], settings)
 
 
 def test_importance_moves_bits() -> None:
     modules = [module_of(0, name="x"), module_of(0, name="y")]
-    plain, bank = _bank(modules), _bank(modules, importance=np.array([1.0, 9.0]))
-    assert (bank.strength**2).sum() == pytest.approx((plain.strength**2).sum())
-    assert bank.strength[RANK:] / bank.strength[:RANK] == pytest.approx([3.0] * RANK)
-    precision = make_plan(bank, (EFFECTIVE,), 1e-4).precision
+    plain, form = _bank(modules), _bank(modules, importance=np.array([1.0, 9.0]))
+    assert (form.strength**2).sum() == pytest.approx((plain.strength**2).sum())
+    assert form.strength[RANK:] / form.strength[:RANK] == pytest.approx([3.0] * RANK)
+    precision = make_plan(form, (EFFECTIVE,), 1e-4).precision
     assert (precision[RANK:] > precision[:RANK]).all()
 
 
@@ -158,8 +154,8 @@ def test_what_bears_noise_is_coded_more_coarsely() -> None:
     for spread in (0.2, 3.0):  # equal values, unequal noise: what is added cancels between rows
         parts = np.random.default_rng(5).standard_normal((ROWS, OUT, IN)) * spread
         moments.append(moments_of(modules[0], base.mean(axis=0) + parts - parts.mean(axis=0)))
-    bank = _bank(modules, moments=moments)
-    assert bank.strength[:RANK] == pytest.approx(bank.strength[RANK:])
-    assert (bank.tolerance[:, :RANK] > bank.tolerance[:, RANK:]).all()
-    plan = make_plan(bank, (EFFECTIVE,), 1e-3)
+    form = _bank(modules, moments=moments)
+    assert form.strength[:RANK] == pytest.approx(form.strength[RANK:])
+    assert (form.tolerance[:, :RANK] > form.tolerance[:, RANK:]).all()
+    plan = make_plan(form, (EFFECTIVE,), 1e-3)
     assert plan.precision[plan.kept < RANK].mean() < plan.precision[plan.kept >= RANK].mean()

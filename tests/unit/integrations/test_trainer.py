@@ -24,7 +24,7 @@ def trained(folder: Path, resume: Path | None = None) -> Any:
     generator = torch.Generator().manual_seed(1)
     ids = [torch.randint(0, 64, (12,), generator=generator) for _ in range(32)]
     model = peft.get_peft_model(tiny(), peft.LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"]))
-    parametrize(model, 16, bits=3)
+    parametrize(model, num_basis=16, bits=3)
     arguments = TrainingArguments(
         output_dir=str(folder), max_steps=8, per_device_train_batch_size=4, save_steps=4, learning_rate=1e-2,
         report_to=[], use_cpu=True, disable_tqdm=True, seed=3, lr_scheduler_type="constant",

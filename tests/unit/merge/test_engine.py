@@ -104,7 +104,7 @@ def by_definition(base: Path, sources: list[tuple[Path, float]]) -> dict[str, by
     for path, weight in sources:
         with open_container(str(path)) as container:
             decoder = Decoder(container, NUMPY)
-            for record, factors in zip(decoder.header.lowrank, decoder.checked()[0], strict=True):
+            for record, factors in zip(decoder.header.pairs, decoder.decode_all(), strict=True):
                 name = record.name.removeprefix("base_model.model.") + ".weight"
                 delta = delta_weight(factors, record.kind, NUMPY) * weight
                 totals[name] = totals[name] + delta if name in totals else delta

@@ -90,7 +90,7 @@ def test_a_narrow_base_gets_one_rounding(dtype: torch.dtype, make_case: Callable
         opened.merge_into(in_place)
         targets = {n.removeprefix("base_model.model.") + ".weight": n for n in opened.names()}
         factors = {n: opened.factors(n) for n in opened.names()}
-        scalings = {r.name: r.kind.scaling for r in opened.header.lowrank}
+        scalings = {r.name: r.kind.scaling for r in opened.header.pairs}
     state = in_place.state_dict()
     assert len(targets) == 6
     for key, before in base.items():

@@ -12,9 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import nola_codec
-from nola_codec.adapters import read
-from nola_codec.adapters.dialects import peft
-from nola_codec.adapters.dialects.deltas import deltas
+from nola_codec.adapters import deltas, read
+from nola_codec.adapters.dialects.peft import PEFT
 from nola_codec.errors import AdapterError
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import from_float64, to_float64
@@ -192,7 +191,7 @@ def test_experts_of_peft(count: int, tmp_path: Path) -> None:
     assert len(adapter.modules) == 2 * count
     state = get_peft_model_state_dict(wrapped)
     written = load_file(tmp_path / "lora" / "adapter_model.safetensors")
-    again = peft.tensors(adapter)
+    again = PEFT.tensors(adapter)
     assert {key: torch.frombuffer(bytearray(t.data), dtype=torch.float32).tolist() for key, t in again.items()} == {
         key: value.reshape(-1).tolist() for key, value in written.items()
     }

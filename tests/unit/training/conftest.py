@@ -14,7 +14,7 @@ peft = pytest.importorskip("peft")
 
 
 @pytest.fixture
-def adapted() -> Callable[..., Any]:
+def make_adapter() -> Callable[..., Any]:
     """A PEFT model; keywords as LoraConfig has them."""
 
     def make(**options: Any) -> Any:

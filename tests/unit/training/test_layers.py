@@ -18,16 +18,16 @@ from torch.nn import functional
 from nola_codec.arrays import NUMPY
 from nola_codec.basis import NAMES, basis_by_id
 from nola_codec.errors import EncodeError
-from nola_codec.training import NolaConv2d, NolaEmbedding, NolaLinear, NolaParameter, ensemble
-from nola_codec.training.coded import CodedTensor, near_square
+from nola_codec.training import NolaConv2d, NolaEmbedding, NolaLinear, NolaParameter, TensorGroup
+from nola_codec.training.coded import CodedTensor, near_square_shape
 
 BASES = ("hadamard", "rademacher", "uniform")
 FORMS = ("nola", "pranc")
 
 
-def dense(code: CodedTensor, basis: str) -> torch.Tensor:
-    """The rows of a code's basis, by the decoder's integers, times its gain: (num_basis, n) float64."""
-    synthesis = code.synthesis
+def dense(coded: CodedTensor, basis: str) -> torch.Tensor:
+    """The rows of a tensor's basis, by the decoder's integers, times its gain: (num_basis, n) float64."""
+    synthesis = coded.synthesis
     unit = np.eye(synthesis.num_basis, dtype=np.int32)[None]
     rows = basis_by_id(NAMES[basis]).synthesize(unit, synthesis.length, (synthesis.key,), 1, NUMPY)[0]
     return torch.from_numpy(rows.astype(np.float64)) * synthesis.gain
@@ -38,17 +38,15 @@ def dense(code: CodedTensor, basis: str) -> torch.Tensor:
 @pytest.mark.parametrize("basis", BASES)
 def test_value_and_gradient_are_those_of_the_dense_basis(basis: str, form: Any, keep_basis: bool) -> None:
     torch.manual_seed(1)
-    parameter = NolaParameter(
-        (6, 5, 3), num_basis=7, rank=2, form=form, keep_basis=keep_basis, ensemble=ensemble(basis, seed=5)
-    )
+    parameter = NolaParameter((6, 5, 3), num_basis=7, rank=2, form=form, keep_basis=keep_basis, basis=basis, seed=5)
     target = torch.randn(6, 5, 3)
     made = parameter()
     (made - target).square().sum().backward()  # type: ignore[no-untyped-call]
 
     coefficients = [c.detach().double().requires_grad_() for c in parameter.coefficients_of_parts]
     parts = [
-        (c @ dense(code, basis)).reshape(code.shape)
-        for c, code in zip(coefficients, parameter.composed.codes, strict=True)
+        (c @ dense(part, basis)).reshape(part.shape)
+        for c, part in zip(coefficients, parameter.composed.parts, strict=True)
     ]
     wanted = (parts[0] @ parts[1] if form == "nola" else parts[0]).reshape(6, 5, 3)
     (wanted - target).square().sum().backward()  # type: ignore[no-untyped-call]
@@ -91,11 +89,11 @@ def test_convolution_is_pytorchs(form: Any) -> None:
 @pytest.mark.parametrize("basis", BASES)
 def test_weights_start_as_large_as_pytorchs(basis: str, form: Any) -> None:
     torch.manual_seed(0)
-    own = ensemble(basis)
+    own = TensorGroup(basis=basis)
     pairs: list[tuple[Any, nn.Module]] = [
-        (NolaLinear(96, 64, num_basis=600, form=form, ensemble=own), nn.Linear(96, 64)),
-        (NolaConv2d(16, 32, 3, num_basis=600, form=form, ensemble=own), nn.Conv2d(16, 32, 3)),
-        (NolaEmbedding(80, 64, num_basis=600, form=form, ensemble=own), nn.Embedding(80, 64)),
+        (NolaLinear(96, 64, num_basis=600, form=form, group=own), nn.Linear(96, 64)),
+        (NolaConv2d(16, 32, 3, num_basis=600, form=form, group=own), nn.Conv2d(16, 32, 3)),
+        (NolaEmbedding(80, 64, num_basis=600, form=form, group=own), nn.Embedding(80, 64)),
     ]
     for layer, plain in pairs:
         made, wanted = layer.weight().detach(), plain.weight.detach()
@@ -104,7 +102,7 @@ def test_weights_start_as_large_as_pytorchs(basis: str, form: Any) -> None:
         # Two rank-4 factors are chi-square-like: their product's own root mean square varies by a tenth.
         assert made.square().mean().sqrt() == pytest.approx(wanted.square().mean().sqrt(), rel=0.25)
     for values in pairs[0][0].weight.coefficients_of_parts:
-        wanted_rms = pairs[0][0].weight.composed.scales(1 / math.sqrt(3 * 96))[0]
+        wanted_rms = pairs[0][0].weight.composed.part_rms(1 / math.sqrt(3 * 96))[0]
         assert values.square().mean().sqrt().item() == pytest.approx(wanted_rms, rel=1e-5)
 
 
@@ -149,22 +147,22 @@ def test_what_inference_mode_made_serves_with_gradients_of_inputs(form: Any) -> 
 
 def test_streams_are_numbered_as_tensors_are_made() -> None:
     def streams(shared: bool) -> list[int]:
-        own = ensemble()
+        own = TensorGroup()
         for _ in range(2):
-            NolaLinear(10, 6, shared_basis=shared, ensemble=own)
-            NolaConv2d(2, 3, 3, shared_basis=shared, ensemble=own)
-        NolaLinear(10, 6, shared_basis=shared, form="pranc", ensemble=own)
-        assert len(own.sites) == 5
-        return [own.sites[member.name].stream for member in own.members if member.side != 1]
+            NolaLinear(10, 6, shared_basis=shared, group=own)
+            NolaConv2d(2, 3, 3, shared_basis=shared, group=own)
+        NolaLinear(10, 6, shared_basis=shared, form="pranc", group=own)
+        assert len(own.records) == 5
+        return [own.records[side.record].stream for side in own.sides if side.index != 1]
 
     assert streams(shared=False) == [0, 1, 2, 3, 4]
     assert streams(shared=True) == [0, 1, 0, 1, 2]
 
 
 def test_distinct_streams_are_distinct_bases() -> None:
-    own = ensemble(seed=3)
-    first, second = (NolaParameter((8, 8), form="pranc", num_basis=16, ensemble=own) for _ in range(2))
-    third = NolaParameter((8, 8), form="pranc", num_basis=16, ensemble=ensemble(seed=3))
+    own = TensorGroup(seed=3)
+    first, second = (NolaParameter((8, 8), form="pranc", num_basis=16, group=own) for _ in range(2))
+    third = NolaParameter((8, 8), form="pranc", num_basis=16, group=TensorGroup(seed=3))
     for parameter in (first, second, third):
         parameter.load_state_dict({"coefficients": torch.ones(1, 16)})
     assert torch.equal(first(), third())
@@ -189,23 +187,23 @@ def test_bad_options_are_refused(coding: dict[str, Any]) -> None:
     assert caught.value.code == "option"
 
 
-def test_one_width_for_an_ensemble() -> None:
-    own = ensemble()
-    NolaLinear(4, 4, ensemble=own, bits=3)
+def test_one_width_for_a_group() -> None:
+    own = TensorGroup(bits=3)
+    NolaLinear(4, 4, group=own)
     with pytest.raises(EncodeError, match="bits: expected 3") as caught:
-        NolaLinear(4, 4, ensemble=own)
+        NolaLinear(4, 4, group=own, bits=4)
     assert caught.value.code == "option"
     with pytest.raises(EncodeError):
         NolaParameter((4, 0))
     with pytest.raises(EncodeError):
-        ensemble("fourier")
+        TensorGroup(basis="fourier")
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("basis", BASES)
 def test_shapes_are_right_without_values(basis: str, form: Any) -> None:
     """On the device `meta` nothing may look at a value: the code is the same for every device."""
-    coding: dict[str, Any] = {"form": form, "device": "meta", "ensemble": ensemble(basis)}
+    coding: dict[str, Any] = {"form": form, "device": "meta", "group": TensorGroup(basis=basis)}
     network = nn.Sequential(NolaConv2d(2, 6, 3, **coding), nn.Flatten(), NolaLinear(6 * 16, 5, **coding))
     out = network(torch.empty(4, 2, 6, 6, device="meta"))
     assert out.shape == (4, 5)
@@ -223,20 +221,20 @@ def test_half_precision_layers() -> None:
 
 
 def test_copies_and_pickles_compute_the_same() -> None:
-    own = ensemble()
-    network = nn.Sequential(NolaLinear(6, 5, ensemble=own), NolaLinear(5, 4, form="pranc", ensemble=own))
+    own = TensorGroup()
+    network = nn.Sequential(NolaLinear(6, 5, group=own), NolaLinear(5, 4, form="pranc", group=own))
     x = torch.randn(3, 6)
     for again in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
         assert torch.equal(again(x), network(x))
         assert torch.equal(again.eval()(x), network.eval()(x))
-        assert again[0].weight.composed.ensemble is again[1].weight.composed.ensemble
-        assert again[0].weight.composed.ensemble is not own
+        assert again[0].weight.composed.group is again[1].weight.composed.group
+        assert again[0].weight.composed.group is not own
         network.train()
 
 
 @given(st.lists(st.integers(1, 40), max_size=4))
 def test_near_square(shape: list[int]) -> None:
-    rows, columns = near_square(tuple(shape))
+    rows, columns = near_square_shape(tuple(shape))
     elements = math.prod(shape)
     assert rows * columns == elements
     assert rows <= columns

@@ -24,7 +24,7 @@ from nola_codec.training import (
     NolaEmbedding,
     NolaLinear,
     NolaParameter,
-    ensemble,
+    TensorGroup,
     load,
     parametrize_network,
     parametrize_weights,
@@ -56,7 +56,7 @@ class Built(nn.Module):
 
     def __init__(self, **coding: Any) -> None:
         super().__init__()
-        own = {"num_basis": 9, "ensemble": ensemble(seed=4), **coding}
+        own = {"group": TensorGroup(**{"num_basis": 9, "seed": 4, **coding})}
         self.conv = NolaConv2d(2, 6, 3, bias=False, **own)
         self.norm = nn.BatchNorm2d(6)
         self.embed = NolaEmbedding(11, 6, **own)
@@ -170,7 +170,7 @@ def test_parametrized_weights_start_as_large_as_they_were() -> None:
         network[2].weight.zero_()
     rms = [layer.weight.detach().square().mean().sqrt() for layer in (network[0], network[2])]
     bias = network[0].bias.detach().clone()
-    parametrize_network(network.eval(), 200)
+    parametrize_network(network.eval(), num_basis=200)
     assert network[0].weight.square().mean().sqrt() == pytest.approx(rms[0], rel=0.25)
     assert not network[2].weight.any()
     assert torch.equal(network[0].bias, bias)
@@ -181,13 +181,13 @@ def test_parametrized_weights_start_as_large_as_they_were() -> None:
     assert network[2].parametrizations.weight.original0.grad.any()  # a zero product that can leave zero
 
 
-def test_include_exclude_and_within(tmp_path: Path) -> None:
+def test_include_exclude_and_group(tmp_path: Path) -> None:
     network = Small()
-    own = parametrize_network(network, 5, include=[r"^layers"], exclude=[r"\.1\."])
-    assert list(own.sites) == ["layers.0.weight"]
-    assert parametrize_network(network, 7, include=["conv"], form="pranc", within=own) is own
-    assert [member.coefficients.numel() for member in own.members] == [5, 5, 7]
-    assert [site.stream for site in own.sites.values()] == [0, 1]
+    own = parametrize_network(network, num_basis=5, include=[r"^layers"], exclude=[r"\.1\."])
+    assert list(own.records) == ["layers.0.weight"]
+    assert parametrize_network(network, num_basis=7, include=["conv"], form="pranc", group=own) is own
+    assert [side.coefficients.numel() for side in own.sides] == [5, 5, 7]
+    assert [record.stream for record in own.records.values()] == [0, 1]
     save(network, tmp_path / "net.nola")
     assert torch.equal(state_of(tmp_path / "net.nola")["embed.weight"], network.embed.weight)
     again = load(Small(), tmp_path / "net.nola")
@@ -197,7 +197,7 @@ def test_include_exclude_and_within(tmp_path: Path) -> None:
 def test_what_cannot_be_parametrized_is_refused() -> None:
     def code(network: nn.Module, **options: Any) -> str:
         with pytest.raises(EncodeError) as caught:
-            parametrize_network(network, 4, **options)
+            parametrize_network(network, num_basis=4, **options)
         return caught.value.code
 
     assert code(nn.Sequential(nn.ReLU())) == "not-parametrized"
@@ -208,9 +208,9 @@ def test_what_cannot_be_parametrized_is_refused() -> None:
     tied[1].weight = tied[0].weight
     assert code(tied) == "tied-weights"
     assert not any(hasattr(layer, "parametrizations") for layer in tied)
-    parametrize_weights(changed := Small(), 4)
+    parametrize_weights(changed := Small(), num_basis=4)
     assert code(changed) == "parametrized"
-    parametrize_network(network := Small(), 4)
+    parametrize_network(network := Small(), num_basis=4)
     assert code(network) == "not-parametrized"  # all of it is
 
 
@@ -234,8 +234,8 @@ def test_what_cannot_be_saved_is_refused(tmp_path: Path) -> None:
 
 
 def test_layers_that_were_replaced_are_not_saved(tmp_path: Path) -> None:
-    own = ensemble()
-    network = nn.Sequential(NolaLinear(5, 5, ensemble=own), NolaLinear(5, 5, ensemble=own))
+    own = TensorGroup()
+    network = nn.Sequential(NolaLinear(5, 5, group=own), NolaLinear(5, 5, group=own))
     network[0].weight.coefficients_of_parts[0].data.mul_(1e3)
     network[0] = nn.Identity()
     save(network, tmp_path / "net.nola")
@@ -245,8 +245,8 @@ def test_layers_that_were_replaced_are_not_saved(tmp_path: Path) -> None:
 
 
 def test_a_tensor_that_moves_the_common_exponent_is_noticed_by_the_others(tmp_path: Path) -> None:
-    own = ensemble()
-    network = nn.Sequential(NolaLinear(40, 40, ensemble=own), NolaLinear(40, 40, ensemble=own)).eval()
+    own = TensorGroup()
+    network = nn.Sequential(NolaLinear(40, 40, group=own), NolaLinear(40, 40, group=own)).eval()
     before = network[0].weight()
     with torch.no_grad():
         for values in network[1].weight.coefficients_of_parts:
@@ -260,8 +260,8 @@ def test_a_tensor_that_moves_the_common_exponent_is_noticed_by_the_others(tmp_pa
 @pytest.mark.parametrize(
     "other",
     [
-        {"bits": 4}, {"num_basis": 8}, {"rank": 3}, {"form": "pranc"}, {"ensemble": ensemble(seed=5)},
-        {"ensemble": ensemble("uniform", seed=4)}, {"ensemble": ensemble(seed=4, generator="threefry2x32-20")},
+        {"bits": 4}, {"num_basis": 8}, {"rank": 3}, {"form": "pranc"}, {"seed": 5},
+        {"basis": "uniform"}, {"generator": "threefry2x32-20"},
         {"shared_basis": True, "rank": 1},
     ],
 )  # fmt: skip
@@ -380,7 +380,7 @@ def test_factors_that_are_no_plain_product_are_refused(field: int, value: object
 def test_products_that_are_too_large_are_refused() -> None:
     tall = LoraModule("w", np.zeros((1, 1 << 16), np.float32), np.zeros(((1 << 15) + 1, 1), np.float32), (), (), 1.0)
     with pytest.raises(AdapterError) as caught:
-        parameters.tensors(Adapter("parameters", (tall,)))
+        parameters.PARAMETERS.tensors(Adapter("parameters", (tall,)))
     assert caught.value.code == "limit"
     with pytest.raises(AdapterError, match="together") as caught:
         parameters.tensor_shapes(None, {str(i): (1 << 15, 1 << 16) for i in range(9)})
@@ -399,9 +399,9 @@ def test_it_is_no_adapter(file: bytes, tmp_path: Path) -> None:
         opened.merge_into(Small())
     assert caught.value.code == "merge-network"
     with adapters.open_source(tmp_path / "model.safetensors") as source:
-        assert not parameters.detect(source)
+        assert not parameters.PARAMETERS.detect(source)
         with pytest.raises(AdapterError) as caught:
-            parameters.read_source(source)
+            parameters.PARAMETERS.read_source(source)
     assert caught.value.code == "foreign-dialect"
 
 

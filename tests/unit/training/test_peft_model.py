@@ -14,7 +14,7 @@ from training_support import evaluated, step, tiny
 
 import nola_codec
 from nola_codec.errors import EncodeError, NolaError
-from nola_codec.training import CodedTensor, deparametrize, load, parametrize, save
+from nola_codec.training import CodedTensor, deparametrize, load, parametrize, parametrize_weights, save
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Transformers and PEFT warn of each other's old names
 Make = Callable[..., Any]
@@ -31,10 +31,10 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("bits", [None, 4, 1])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_evaluated_is_what_is_stored(
-    kind: str, bits: int | None, adapted: Make, tokens: torch.Tensor, tmp_path: Path
+    kind: str, bits: int | None, make_adapter: Make, tokens: torch.Tensor, tmp_path: Path
 ) -> None:
-    model = adapted(**KINDS[kind])
-    parametrize(model, 24, bits=bits)
+    model = make_adapter(**KINDS[kind])
+    parametrize(model, num_basis=24, bits=bits)
     first = model(input_ids=tokens, labels=tokens).loss.item()
     assert step(model, tokens) < first
     logits = evaluated(model, tokens)
@@ -69,7 +69,7 @@ def test_convolutions(tokens: torch.Tensor, tmp_path: Path) -> None:
         return Net()
 
     model = peft.get_peft_model(net(), peft.LoraConfig(r=2, target_modules=["conv"]))
-    parametrize(model, 10)
+    parametrize(model, num_basis=10)
     x = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1.0)
     for _ in range(5):
@@ -87,56 +87,56 @@ def test_convolutions(tokens: torch.Tensor, tmp_path: Path) -> None:
 @pytest.mark.parametrize("basis", ["hadamard", "rademacher", "uniform"])
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_coefficient_has_the_gradient_of_dense_autograd(
-    basis: str, shared: bool, adapted: Make, tokens: torch.Tensor
+    basis: str, shared: bool, make_adapter: Make, tokens: torch.Tensor
 ) -> None:
-    model = adapted()
+    model = make_adapter()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
-    ensemble = parametrize(model, 20, basis=basis, shared_basis=shared)
-    plain = adapted()
+    group = parametrize(model, num_basis=20, basis=basis, shared_basis=shared)
+    plain = make_adapter()
     factors = dict(plain.named_parameters())
-    members = {(m.name, m.side): m for m in ensemble.members}
+    sides = {(side.record, side.index): side for side in group.sides}
     with torch.no_grad():
-        for (name, side), member in members.items():
-            factors[f"{name}.lora_{'BA'[side or 0]}.default.weight"].copy_(member.code(member.coefficients))
+        for (name, index), side in sides.items():
+            factors[f"{name}.lora_{'BA'[index or 0]}.default.weight"].copy_(side.tensor(side.coefficients))
     for each in (model, plain):
         each.train()
         each(input_ids=tokens, labels=tokens).loss.backward()
-    for (name, side), member in members.items():
-        synthesis = member.code.synthesis
+    for (name, index), side in sides.items():
+        synthesis = side.tensor.synthesis
         dense = torch.stack([synthesis.forward(row) for row in torch.eye(synthesis.num_basis)])
-        grad = factors[f"{name}.lora_{'BA'[side or 0]}.default.weight"].grad
+        grad = factors[f"{name}.lora_{'BA'[index or 0]}.default.weight"].grad
         assert grad is not None
-        assert member.coefficients.grad is not None
-        torch.testing.assert_close(member.coefficients.grad[0], dense @ grad.reshape(-1), rtol=1e-3, atol=1e-7)
-    assert (len({m.code.synthesis.key for m in ensemble.members}) < len(members)) == shared
+        assert side.coefficients.grad is not None
+        torch.testing.assert_close(side.coefficients.grad[0], dense @ grad.reshape(-1), rtol=1e-3, atol=1e-7)
+    assert (len({side.tensor.synthesis.key for side in group.sides}) < len(sides)) == shared
 
 
-def test_gradients_add_up_over_batches(adapted: Make, tokens: torch.Tensor) -> None:
-    model = adapted()
-    ensemble = parametrize(model, 12, bits=3)
+def test_gradients_add_up_over_batches(make_adapter: Make, tokens: torch.Tensor) -> None:
+    model = make_adapter()
+    group = parametrize(model, num_basis=12, bits=3)
     step(model, tokens, 2)
     model.zero_grad()
     for part in (tokens[:2], tokens[2:]):
         model(input_ids=part, labels=part).loss.backward()
-    parts = [m.coefficients.grad.clone() for m in ensemble.members if m.coefficients.grad is not None]
+    parts = [side.coefficients.grad.clone() for side in group.sides if side.coefficients.grad is not None]
     model.zero_grad()
     losses = [model(input_ids=part, labels=part).loss for part in (tokens[:2], tokens[2:])]
     (losses[0] + losses[1]).backward()
-    whole = [m.coefficients.grad for m in ensemble.members]
+    whole = [side.coefficients.grad for side in group.sides]
     torch.testing.assert_close(parts, whole)
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_every_step_uses_the_step_before(fused: bool, adapted: Make, tokens: torch.Tensor) -> None:
+def test_every_step_uses_the_step_before(fused: bool, make_adapter: Make, tokens: torch.Tensor) -> None:
     """Fused optimizers do not touch the version of a tensor, by which a stale weight could be told."""
-    model = adapted()
-    ensemble = parametrize(model, 12)
+    model = make_adapter()
+    group = parametrize(model, num_basis=12)
     step(model, tokens, 3, fused=fused)
-    for member in ensemble.members:
-        assert member.coefficients.grad is not None
-        assert member.coefficients.grad.any()
+    for side in group.sides:
+        assert side.coefficients.grad is not None
+        assert side.coefficients.grad.any()
     before = evaluated(model, tokens)
     step(model, tokens, 1, fused=fused)
     assert not torch.equal(evaluated(model, tokens), before)
@@ -144,10 +144,10 @@ def test_every_step_uses_the_step_before(fused: bool, adapted: Make, tokens: tor
     assert torch.equal(evaluated(fresh, tokens), evaluated(model, tokens))
 
 
-def test_evaluation_follows_a_change_of_any_tensor(adapted: Make, tokens: torch.Tensor, tmp_path: Path) -> None:
+def test_evaluation_follows_a_change_of_any_tensor(make_adapter: Make, tokens: torch.Tensor, tmp_path: Path) -> None:
     """One tensor may move the exponent that all share; and what inference mode made serves outside it."""
-    model = adapted()
-    ensemble = parametrize(model, 12)
+    model = make_adapter()
+    group = parametrize(model, num_basis=12)
     step(model, tokens)
     with torch.inference_mode():
         model.eval()(input_ids=tokens)
@@ -155,15 +155,15 @@ def test_evaluation_follows_a_change_of_any_tensor(adapted: Make, tokens: torch.
     model(inputs_embeds=embeds).logits.sum().backward()
     assert embeds.grad is not None
     with torch.no_grad():
-        ensemble.members[-2].coefficients.mul_(1000)
+        group.sides[-2].coefficients.mul_(1000)
     logits = evaluated(model, tokens)
     save(model, tmp_path / "a.nola")
     assert torch.equal(evaluated(load(tiny(), tmp_path / "a.nola"), tokens), logits)
 
 
-def test_a_bit_count_for_some_modules_alone(adapted: Make, tokens: torch.Tensor, tmp_path: Path) -> None:
-    model = adapted()
-    parametrize(model, {"0.self_attn.q_proj": 30, "q_proj": 10})
+def test_a_bit_count_for_some_modules_alone(make_adapter: Make, tokens: torch.Tensor, tmp_path: Path) -> None:
+    model = make_adapter()
+    parametrize(model, num_basis={"0.self_attn.q_proj": 30, "q_proj": 10})
     trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     assert sorted(trained.values()) == [10, 10, 30, 30]
     step(model, tokens)
@@ -174,18 +174,18 @@ def test_a_bit_count_for_some_modules_alone(adapted: Make, tokens: torch.Tensor,
     assert torch.equal(evaluated(load(tiny(), tmp_path / "a.nola"), tokens), logits)
 
 
-def test_a_trained_adapter_is_projected(adapted: Make, tokens: torch.Tensor) -> None:
-    model = adapted()
+def test_a_trained_adapter_is_projected(make_adapter: Make, tokens: torch.Tensor) -> None:
+    model = make_adapter()
     step(model, tokens)
     logits = evaluated(model, tokens)
-    parametrize(model, 10**6)  # as many coefficients as numbers: a rotation
+    parametrize(model, num_basis=10**6)  # as many coefficients as numbers: a rotation
     torch.testing.assert_close(evaluated(model, tokens), logits, rtol=1e-3, atol=1e-3)
 
 
-def test_training_resumes_to_the_bit(adapted: Make, tokens: torch.Tensor) -> None:
+def test_training_resumes_to_the_bit(make_adapter: Make, tokens: torch.Tensor) -> None:
     def fresh() -> tuple[Any, torch.optim.Optimizer]:
-        model = adapted()
-        parametrize(model, 16, bits=3)
+        model = make_adapter()
+        parametrize(model, num_basis=16, bits=3)
         return model.train(), torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-2)
 
     def go(model: Any, optimizer: torch.optim.Optimizer, steps: int) -> None:
@@ -206,40 +206,40 @@ def test_training_resumes_to_the_bit(adapted: Make, tokens: torch.Tensor) -> Non
         assert torch.equal(a, b)
 
 
-def test_what_is_refused(adapted: Make, tmp_path: Path) -> None:
+def test_what_is_refused(make_adapter: Make, tmp_path: Path) -> None:
     def code(call: Callable[[], object]) -> str:
         with pytest.raises(NolaError) as error:
             call()
         return error.value.code
 
     assert code(lambda: parametrize(tiny())) == "not-peft"
-    assert code(lambda: parametrize(adapted(), 0)) == "option"
-    assert code(lambda: parametrize(adapted(), bits=9)) == "option"
-    assert code(lambda: parametrize(adapted(), basis="dct")) == "option"
-    assert code(lambda: parametrize(adapted(), seed=-1)) == "option"
-    assert code(lambda: parametrize(adapted(), adapter="other")) == "not-peft"
-    assert code(lambda: parametrize(adapted(), {"k_proj": 3})) == "not-parametrized"
-    assert code(lambda: save(adapted(), tmp_path / "a.nola")) == "not-parametrized"
-    assert code(lambda: deparametrize(adapted())) == "not-parametrized"
-    model = adapted()
-    ensemble = parametrize(model, 8)
-    assert code(lambda: parametrize(model, 8)) == "parametrized"
+    assert code(lambda: parametrize(make_adapter(), num_basis=0)) == "option"
+    assert code(lambda: parametrize(make_adapter(), bits=9)) == "option"
+    assert code(lambda: parametrize(make_adapter(), basis="dct")) == "option"
+    assert code(lambda: parametrize(make_adapter(), seed=-1)) == "option"
+    assert code(lambda: parametrize(make_adapter(), adapter="other")) == "not-peft"
+    assert code(lambda: parametrize(make_adapter(), num_basis={"k_proj": 3})) == "not-parametrized"
+    assert code(lambda: save(make_adapter(), tmp_path / "a.nola")) == "not-parametrized"
+    assert code(lambda: deparametrize(make_adapter())) == "not-parametrized"
+    model = make_adapter()
+    group = parametrize(model, num_basis=8)
+    assert code(lambda: parametrize(model, num_basis=8)) == "parametrized"
     save(model, tmp_path / "a.nola")
     assert code(lambda: save(model, tmp_path / "a.nola")) == "output-exists"
-    other = adapted()
-    parametrize(other, 9)
+    other = make_adapter()
+    parametrize(other, num_basis=9)
     assert code(lambda: load(other, tmp_path / "a.nola")) == "not-trained"
-    moved = adapted()
-    parametrize(moved, 8, seed=1)
+    moved = make_adapter()
+    parametrize(moved, num_basis=8, seed=1)
     assert code(lambda: load(moved, tmp_path / "a.nola")) == "not-trained"
     with torch.no_grad():
-        ensemble.members[0].coefficients[0, 0] = float("nan")
+        group.sides[0].coefficients[0, 0] = float("nan")
     assert code(lambda: save(model, tmp_path / "b.nola")) == "not-finite"
     assert not (tmp_path / "b.nola").exists()
 
 
-def test_a_file_of_another_form_is_not_loaded(adapted: Make, tokens: torch.Tensor, tmp_path: Path) -> None:
-    model = adapted()
+def test_a_file_of_another_form_is_not_loaded(make_adapter: Make, tokens: torch.Tensor, tmp_path: Path) -> None:
+    model = make_adapter()
     step(model, tokens)
     model.save_pretrained(tmp_path / "lora")
     nola_codec.encode(tmp_path / "lora", tmp_path / "a.nola")
@@ -256,7 +256,7 @@ def test_diagonals_between_frozen_matrices(
     config = {"VERA": peft.VeraConfig, "RANDLORA": peft.RandLoraConfig}[kind]
     options = {"r": 8, "target_modules": ["q_proj", "up_proj"], "save_projection": saved}
     model = peft.get_peft_model(tiny(), config(**options))
-    parametrize(model, 20, bits=bits)
+    parametrize(model, num_basis=20, bits=bits)
     assert {p.numel() for p in model.parameters() if p.requires_grad} <= {20, 8}
     first = model(input_ids=tokens, labels=tokens).loss.item()
     assert step(model, tokens, 20) < first
@@ -276,10 +276,56 @@ def test_diagonals_between_frozen_matrices(
 
 def test_some_diagonals_alone(tokens: torch.Tensor, tmp_path: Path) -> None:
     model = peft.get_peft_model(tiny(), peft.VeraConfig(r=8, target_modules=["q_proj"]))
-    parametrize(model, {"vera_lambda_b": 12})
+    parametrize(model, num_basis={"vera_lambda_b": 12})
     step(model, tokens, 12)
     logits = evaluated(model, tokens)
     save(model, tmp_path / "a.nola")
     carried = [t for t in nola_codec.inspect(tmp_path / "a.nola").tensors if t.record == "raw"]
     assert {t.name.rpartition(".")[2] for t in carried} == {"vera_lambda_d"}
     assert torch.equal(evaluated(load(tiny(), tmp_path / "a.nola"), tokens), logits)
+
+
+def test_a_base_model_that_has_the_layers_already(tokens: torch.Tensor, tmp_path: Path) -> None:
+    """get_peft_model changes the base model that it is given."""
+    base = tiny()
+    model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj"]))
+    parametrize(model, num_basis=8)
+    save(model, tmp_path / "a.nola")
+    before = evaluated(model, tokens)
+    for call in (lambda: load(base, tmp_path / "a.nola"), lambda: parametrize(base, num_basis=8)):
+        with pytest.raises(EncodeError, match="use the PeftModel that it returned") as error:
+            call()
+        assert error.value.code == "not-peft"
+    assert load(model, tmp_path / "a.nola") is model
+    assert torch.equal(evaluated(model, tokens), before)
+    deparametrize(model)
+    with pytest.raises(EncodeError, match="load the base model anew"):
+        load(base, tmp_path / "a.nola")
+
+
+def test_a_coding_that_an_adapter_cannot_have(make_adapter: Make) -> None:
+    for options in ({"rank": 4}, {"form": "pranc"}, {"initialization": "zeros"}):
+        with pytest.raises(EncodeError, match=r"expected (no rank and no form|same-norm or least-squares)") as error:
+            parametrize(make_adapter(), **options)  # type: ignore[arg-type]
+        assert error.value.code == "option"
+
+
+def test_another_basis_than_the_files(make_adapter: Make, tmp_path: Path) -> None:
+    parametrize(model := make_adapter(), num_basis=8)
+    save(model, tmp_path / "a.nola")
+    for options, message in (({"basis": "uniform"}, "basis: expected 'hadamard'"), ({"shared_basis": True}, "shared")):
+        parametrize(other := make_adapter(), num_basis=8, **options)  # type: ignore[arg-type]
+        with pytest.raises(EncodeError, match=message) as error:
+            load(other, tmp_path / "a.nola")
+        assert error.value.code == "not-trained"
+
+
+def test_changed_weights_are_not_made_plain(tmp_path: Path) -> None:
+    parametrize_weights(model := torch.nn.Sequential(torch.nn.Linear(4, 4)), num_basis=3)
+    with pytest.raises(EncodeError, match="only an adapter") as error:
+        deparametrize(model)
+    assert error.value.code == "not-peft"
+    save(model, tmp_path / "a.nola")
+    with pytest.raises(EncodeError, match="expected peft, found delta") as error:
+        load(torch.nn.Sequential(torch.nn.Linear(4, 4)), tmp_path / "a.nola")
+    assert error.value.code == "not-trained"

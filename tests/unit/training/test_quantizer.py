@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from nola_codec.encoder.paper import codebook_for
+from nola_codec.encoder.factor_form import codebook_for
 from nola_codec.quant.scales import scale_value
-from nola_codec.training.quantizer import EXACT_BITS, TRAINED_BITS, quantized, rounded
+from nola_codec.training.quantizer import EXACT_BITS, TRAINED_BITS, quantize_coefficients, round_coefficients
 
 
 def values(count: int = 200) -> torch.Tensor:
@@ -16,7 +16,7 @@ def values(count: int = 200) -> torch.Tensor:
 
 
 def stored(coefficients: torch.Tensor, bits: int, grain: int) -> torch.Tensor:
-    symbols, code = quantized(coefficients.numpy(), bits, grain)
+    symbols, code = quantize_coefficients(coefficients.numpy(), bits, grain)
     scale = float(scale_value(np.array([code]))[0])
     return torch.from_numpy(np.array(codebook_for(bits).points)[symbols] * scale).float()
 
@@ -25,7 +25,7 @@ def stored(coefficients: torch.Tensor, bits: int, grain: int) -> torch.Tensor:
 @pytest.mark.parametrize("bits", TRAINED_BITS)
 def test_the_forward_pass_is_what_is_stored(bits: int, grain: int) -> None:
     coefficients = values()
-    made = rounded(coefficients, bits, grain)
+    made = round_coefficients(coefficients, bits, grain)
     torch.testing.assert_close(made, stored(coefficients, bits, grain), rtol=1e-4, atol=0)
     assert len(made.unique()) <= 2**bits
 
@@ -34,14 +34,14 @@ def test_the_forward_pass_is_what_is_stored(bits: int, grain: int) -> None:
 def test_the_gradient_passes_as_if_nothing_was_rounded(bits: int) -> None:
     coefficients = values().requires_grad_()
     weight = torch.arange(200.0)
-    (rounded(coefficients, bits) * weight).sum().backward()
+    (round_coefficients(coefficients, bits) * weight).sum().backward()
     assert coefficients.grad is not None
     assert torch.equal(coefficients.grad, weight)
 
 
 def test_more_bits_lose_less() -> None:
     coefficients = values(2000)
-    losses = [float((rounded(coefficients, bits) - coefficients).square().mean()) for bits in TRAINED_BITS]
+    losses = [float((round_coefficients(coefficients, bits) - coefficients).square().mean()) for bits in TRAINED_BITS]
     power = float(coefficients.square().mean())
     assert losses == sorted(losses, reverse=True)
     assert losses[1] / power == pytest.approx(0.1175, rel=0.1)  # Max (1960): a Gaussian at 2 bits

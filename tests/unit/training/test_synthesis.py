@@ -81,7 +81,7 @@ def test_it_runs_on_cuda(name: str, n: int, k: int, kept: bool) -> None:
     with Indexing(), FakeTensorMode(), Watch():
         made = synthesis.forward(torch.zeros(k, device="cuda:0"))
         back = synthesis.adjoint(made)
-        on_grid = quantizer.rounded(back, 4)
+        on_grid = quantizer.round_coefficients(back, 4)
     quantizer._tables.cache_clear()
     assert (made.device.type, tuple(made.shape), tuple(back.shape)) == ("cuda", (n,), (k,))
     assert (on_grid.device.type, tuple(on_grid.shape)) == ("cuda", (k,))

@@ -1,4 +1,4 @@
-"""Task-space encoding of an adapter of a small network: what it gains, resumes, refuses."""
+"""Encoding with `fit="task"` of an adapter of a small network: its gain, its resuming, its refusals."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from safetensors.numpy import save_file
 import nola_codec
 from nola_codec.adapters import read
 from nola_codec.encoder.report import EncodeReport
-from nola_codec.encoder.tuning import Moved, TuningStart
+from nola_codec.encoder.tuning import TrainedForm, TuningStart
 from nola_codec.errors import EncodeError
 from nola_codec.training import TaskData, TaskSettings, TaskTuner
-from nola_codec.training.attach import attached
+from nola_codec.training.attach import attach_factors
 from nola_codec.training.task_code import TaskCode
 
 SIZE = 700
@@ -118,7 +118,7 @@ def test_training_wins_back_what_coding_lost(against: Any, lora: Path, data: Tas
     nola_codec.decode(tmp_path / "a.nola", tmp_path / "lora")
     modules = read(tmp_path / "lora").modules
     pairs = {m.name: (torch.from_numpy(m.lora_B), torch.from_numpy(m.lora_A)) for m in modules}
-    with torch.no_grad(), attached(model, modules, lambda: pairs):
+    with torch.no_grad(), attach_factors(model, modules, lambda: pairs):
         losses = [torch.nn.functional.cross_entropy(model(x), y).item() for x, y in data.held_out]
     assert np.mean(losses) == pytest.approx(task.file, abs=1e-6)
 
@@ -158,11 +158,11 @@ def test_it_resumes_to_the_bit(lora: Path, data: TaskData, tmp_path: Path) -> No
     )
     assert seen[0] == 8
     assert resumed == whole
-    with pytest.raises(EncodeError, match="of another adapter") as error:
+    with pytest.raises(EncodeError, match="is of another adapter") as error:
         nola_codec.encode_bytes(lora, size=SIZE + 200, fit="task", tuner=TaskTuner(net(), data, settings("b")))
     assert error.value.code == "task-checkpoint"
     other = replace(data, identity="other rows")
-    with pytest.raises(EncodeError, match="of another adapter"):
+    with pytest.raises(EncodeError, match="is of another adapter"):
         nola_codec.encode_bytes(lora, size=SIZE, fit="task", tuner=TaskTuner(net(), other, settings("b")))
 
 
@@ -180,10 +180,10 @@ def test_a_file_that_is_too_large_loses_its_weakest(lora: Path) -> None:
     class Loud:
         """Amplitudes that no prediction meets."""
 
-        def tune(self, start: TuningStart) -> Moved:
-            size = np.zeros(start.bank.units)
+        def tune(self, start: TuningStart) -> TrainedForm:
+            size = np.zeros(start.form.units)
             size[start.plan.kept] = np.exp(np.random.default_rng(0).normal(0, 3, len(start.plan.kept)))
-            return Moved(start.bank, size)
+            return TrainedForm(start.form, size)
 
         def measure(self, factors: Mapping[str, Any]) -> float:
             return 0.0
@@ -200,9 +200,9 @@ def test_gradients_go_straight_through_the_code(lora: Path) -> None:
     found: list[TuningStart] = []
 
     class Look:
-        def tune(self, start: TuningStart) -> Moved:
+        def tune(self, start: TuningStart) -> TrainedForm:
             found.append(start)
-            return TaskCode(start, torch.device("cpu")).moved()
+            return TaskCode(start, torch.device("cpu")).result()
 
         def measure(self, factors: Mapping[str, Any]) -> float:
             return 0.0
@@ -216,16 +216,18 @@ def test_gradients_go_straight_through_the_code(lora: Path) -> None:
     factors = code.factors()
     with torch.no_grad():
         sizes = {name: (b.norm(dim=0) * a.norm(dim=1)) for name, (b, a) in factors.items()}
-    own = {name: code.log_sizes[torch.from_numpy(places)].exp().square() for name, places in code._members.items()}
+    own = {
+        name: code.log_sizes[torch.from_numpy(places)].exp().square() for name, places in code._components_of.items()
+    }
     for name, size in sizes.items():
         torch.testing.assert_close(size, own[name])
     sum((b * b.detach()).sum() + (a * a.detach()).sum() for b, a in factors.values()).backward()
-    for group in code._groups:
-        assert group.vectors.grad is not None
+    for batch in code._batches:
+        assert batch.vectors.grad is not None
         norms = code.log_sizes.detach().exp()
-        scale = torch.stack([norms[list(code._kept).index(unit)] for unit in group.units])
+        scale = torch.stack([norms[list(code._kept).index(unit)] for unit in batch.units])
         # d/dw of a code c, taken for w itself: synthesis of c, projected back, is c times the sizes.
-        torch.testing.assert_close(group.vectors.grad, group.coded * scale[:, None] ** 2, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(batch.vectors.grad, batch.coded * scale[:, None] ** 2, rtol=1e-4, atol=1e-6)
     # Nothing trained: the same components in the same code, at amplitudes of the same size.
     assert abs(len(moved) - len(plain)) < 80
 
@@ -256,3 +258,28 @@ def test_what_is_refused(lora: Path, data: TaskData) -> None:
     assert code(lambda: nola_codec.encode(lora, size=SIZE, fit="task")) == "option"
     assert code(lambda: nola_codec.encode(lora, size=SIZE, tuner=TaskTuner(net(), data))) == "option"
     assert code(lambda: encode(lora, TaskTuner(net(), data), progressive=True)) == "option"
+
+
+def test_a_result_does_not_change_with_the_training(lora: Path) -> None:
+    class Look:
+        def tune(self, start: TuningStart) -> TrainedForm:
+            code = TaskCode(start, torch.device("cpu"))
+            result = code.result()
+            before = [matrix.copy() for side in result.bank.matrices for matrix in side.values()]
+            with torch.no_grad():
+                for vector in code.vectors:
+                    vector.mul_(torch.randn_like(vector))
+            code.code()
+            after = [matrix for side in result.bank.matrices for matrix in side.values()]
+            assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+            again = [matrix for side in code.result().bank.matrices for matrix in side.values()]
+            assert not all(np.array_equal(a, b) for a, b in zip(before, again, strict=True))
+            return result
+
+        def measure(self, factors: Mapping[str, Any]) -> float:
+            return 0.0
+
+        def report(self) -> None:
+            return None
+
+    nola_codec.encode_bytes(lora, size=SIZE, fit="task", tuner=Look())

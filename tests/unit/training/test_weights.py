@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 import nola_codec
 from nola_codec.errors import EncodeError
 from nola_codec.training import parametrize_weights, save
-from nola_codec.training.weights import Form
+from nola_codec.training.coding import Form
 
 
 class Net(torch.nn.Module):
@@ -33,7 +34,7 @@ def net(dtype: torch.dtype = torch.float32) -> Net:
 @pytest.mark.parametrize("form", ["nola", "pranc"])
 def test_evaluation_is_the_merge(form: Form, bits: int | None, tmp_path: Path) -> None:
     model = net()
-    parametrize_weights(model, 12, form=form, rank=2, bits=bits, seed=5)
+    parametrize_weights(model, num_basis=12, form=form, rank=2, bits=bits, seed=5)
     trained = [p for p in model.parameters() if p.requires_grad]
     assert max(p.numel() for p in trained) == 12
     x = torch.randn(4, 2, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -62,16 +63,16 @@ def test_evaluation_is_the_merge(form: Form, bits: int | None, tmp_path: Path) -
 
 def test_a_gradient_is_that_of_the_dense_weight() -> None:
     model, plain = net(), net()
-    ensemble = parametrize_weights(model, 20, form="pranc", include=["head"])
-    (member,) = ensemble.members
+    group = parametrize_weights(model, num_basis=20, form="pranc", include=["head"])
+    (side,) = group.sides
     x = torch.randn(4, 2, 6, 6, generator=torch.Generator().manual_seed(0))
     for each in (model, plain):
         each.train()
         (each(x) - 1).square().mean().backward()
-    dense = torch.stack([member.code.synthesis.forward(row) for row in torch.eye(20)])
+    dense = torch.stack([side.tensor.synthesis.forward(row) for row in torch.eye(20)])
     assert plain.head.weight.grad is not None
-    assert member.coefficients.grad is not None
-    torch.testing.assert_close(member.coefficients.grad[0], dense @ plain.head.weight.grad.reshape(-1))
+    assert side.coefficients.grad is not None
+    torch.testing.assert_close(side.coefficients.grad[0], dense @ plain.head.weight.grad.reshape(-1))
 
 
 def test_what_is_refused() -> None:
@@ -86,6 +87,22 @@ def test_what_is_refused() -> None:
     assert code(include=["nothing"]) == "not-parametrized"
     assert code(exclude=["."]) == "not-parametrized"
     model = net()
-    parametrize_weights(model, 4)
+    parametrize_weights(model, num_basis=4)
     with pytest.raises(EncodeError, match="already"):
-        parametrize_weights(model, 4)
+        parametrize_weights(model, num_basis=4)
+
+
+def test_weights_of_one_shape_can_share_a_basis() -> None:
+    def streams(**options: Any) -> list[int]:
+        network = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Linear(6, 4), torch.nn.Linear(6, 6))
+        group = parametrize_weights(network, num_basis=4, **options)
+        return [record.stream for record in group.records.values()]
+
+    assert streams() == [0, 1, 2]
+    assert streams(shared_basis=True) == [0, 1, 0]
+
+
+def test_a_bad_expression_is_refused() -> None:
+    with pytest.raises(EncodeError, match="not a regular expression") as error:
+        parametrize_weights(net(), include=["("])
+    assert error.value.code == "option"

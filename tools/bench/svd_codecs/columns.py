@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.fit.canonical import canonical
+from nola_codec.fit.components import singular_components
 from svd_codecs.file import FileWriter, entropy_bits
 from svd_codecs.rounding import Floats, Quantized, Quantizer
 
@@ -44,7 +44,7 @@ class Component:
 
 def component(name: str, lora_B: npt.NDArray[np.float32], lora_A: npt.NDArray[np.float32], scaling: float) -> Component:
     """Components of ``scaling * lora_B @ lora_A``, as many as there can be."""
-    parts = canonical(lora_B, lora_A)
+    parts = singular_components(lora_B, lora_A)
     count = min(lora_B.shape[0], lora_A.shape[1], len(parts.s))
     sign = np.float32(-1 if scaling < 0 else 1)
     return Component(name, sign * parts.u[:count].T, abs(scaling) * parts.s[:count], parts.v[:count].T)

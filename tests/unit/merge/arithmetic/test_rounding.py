@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nola_codec.arrays import NUMPY
-from nola_codec.decoder.factors import DecodedFactors
+from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.errors import AdapterError
 from nola_codec.merge.arithmetic import rounding
 from nola_codec.merge.arithmetic.deltas import FactorDelta, NegativeDelta, WeightedSum, factor_delta
 from nola_codec.merge.arithmetic.float32 import elements, float32_product
 from nola_codec.merge.arithmetic.rounding import add_rows
-from nola_codec.model.records import LowRankKind
+from nola_codec.model.records import CodedKind, coded_sides
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import from_float64, to_float64
 
@@ -143,13 +143,14 @@ def test_infinities_and_nan_stay(dtype: str) -> None:
 def test_factors_are_exact_whatever_the_rows() -> None:
     rng = np.random.default_rng(7)
     for layout, transposed, scaling in itertools.product(("linear", "embedding"), (False, True), (2.0, 0.3, -0.5)):
-        kind = LowRankKind("#", layout, (50, 7), (7, 90), scaling, transposed, "F32", 1, "component", (50, 90))
+        sides = coded_sides([(50, 7), (7, 90)])
+        kind = CodedKind("#", "F32", 1, sides, layout=layout, scaling=scaling, fan_in_fan_out=transposed)
         lora_B = rng.integers(-32768, 32768, (50, 7)).astype(np.int16)
         lora_A = rng.integers(-32768, 32768, (7, 90)).astype(np.int16)
         lora_B[:, 3] = 0
         swapped = (layout == "embedding") != transposed
         shape = (90, 50) if swapped else (50, 90)
-        delta = factor_delta(DecodedFactors(lora_B, lora_A, (-20, -21)), kind, NUMPY, shape, transposed=transposed)
+        delta = factor_delta(DecodedRecord((lora_B, lora_A), (-20, -21)), kind, NUMPY, shape, transposed=transposed)
         exact = (lora_B.astype(np.int64) @ lora_A.astype(np.int64)).astype(np.float64) * 2.0**-41 * scaling
         exact = exact.T if swapped else exact
         assert np.array_equal(delta.rows(0, shape[0]), exact)
@@ -172,11 +173,9 @@ def low_rank(
 ) -> tuple[FactorDelta, Float64]:
     """A delta, and what it is by integers."""
     rows, rank, columns = left.shape[0], left.shape[1], right.shape[1]
-    kind = LowRankKind(
-        "#", "linear", (rows, rank), (rank, columns), scaling, False, "F32", 1, "component", (rows, columns)
-    )
+    kind = CodedKind("#", "F32", 1, coded_sides([(rows, rank), (rank, columns)]), scaling=scaling)
     lora_B, lora_A = left.astype(np.int16), right.astype(np.int16)
-    factors = DecodedFactors(lora_B, lora_A, (exponent // 2, exponent - exponent // 2))
+    factors = DecodedRecord((lora_B, lora_A), (exponent // 2, exponent - exponent // 2))
     product = (lora_B.astype(np.int64) @ lora_A.astype(np.int64)).astype(np.float64)
     return (
         factor_delta(factors, kind, NUMPY, (rows, columns), transposed=False),

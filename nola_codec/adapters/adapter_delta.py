@@ -1,0 +1,181 @@
+"""An adapter as the list of its deltas, whatever the dialect: what comparing and merging see."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from nola_codec.array_types import Float64Array
+from nola_codec.model.adapter import Adapter, Codable, LoraModule, VectorTensor
+
+CHANGE_SUFFIX = ".diff"
+"""The end of the name of a vector that is added to the weight of the module named before it."""
+
+_TENSORS: Mapping[str, str] = {
+    CHANGE_SUFFIX: "weight", ".diff_b": "bias", ".w_norm": "weight", ".b_norm": "bias",
+}  # fmt: skip
+"""The ends of the names of vectors, and the tensor of the module that such a vector changes."""
+
+Values = Mapping[str, npt.NDArray[np.floating]]
+"""By part: the product lora_B @ lora_A of a module, or the tensor of a vector; exact."""
+
+
+@dataclass(frozen=True)
+class CombinedDelta(ABC):
+    """A delta that is made of several coded parts in another way than by adding them.
+
+    Attributes:
+        name: The module's name.
+        parts: The names of its modules and vectors.
+        scale: The number that the combination is multiplied by.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    scale: float
+
+    @property
+    def is_measurable(self) -> bool:
+        """True if the delta is cheap enough to be made each time that the encoder measures an error."""
+        return True
+
+    @abstractmethod
+    def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+        """Return the shape of the delta, (out, in[, kernel]), from the shapes of its parts' values."""
+
+    @abstractmethod
+    def combine(self, values: Values) -> Float64Array:
+        """Return the delta, (out, in[, kernel]).
+
+        Raises:
+            AdapterError: ``bad-shape`` for parts that do not fit each other.
+        """
+
+    def squared_distance(self, values: Values, others: Values | None) -> float:
+        """Return the squared Frobenius norm of the delta minus that of other parts (None: minus nothing)."""
+        delta = self.combine(values)
+        lost = delta if others is None else delta - self.combine(others)
+        return float(np.square(lost).sum())
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Return True if a layer (out, in) can have this delta; asked only where the file does not tell its shape."""
+        return False
+
+    def factors(self, values: Values, shape: tuple[int, ...]) -> tuple[Float64Array, Float64Array] | None:
+        """Return (left (out, K), right (K, in)) if the delta is their product, summed in the order of K, times `scale`.
+
+        None, the default, means that the delta is what `combine` makes.
+
+        Args:
+            values: The values of the parts.
+            shape: (out, in) of the layer.
+
+        Raises:
+            AdapterError: ``bad-shape`` for a layer that the delta does not fit.
+        """
+        return None
+
+
+@dataclass(frozen=True)
+class AdapterDelta:
+    """What one adapter adds to one tensor: a sum of products and tensors, or what a combination makes of its parts.
+
+    Attributes:
+        name: Module path in the adapter's dialect; for a tensor that is no module's weight, its key.
+        modules, vectors: The coded parts.
+        composite: How the parts are combined; None is their sum, each product times its scaling.
+    """
+
+    name: str
+    modules: tuple[LoraModule, ...] = ()
+    vectors: tuple[VectorTensor, ...] = ()
+    composite: CombinedDelta | None = None
+
+    @property
+    def product(self) -> LoraModule | None:
+        """The module, where the delta is one product and nothing else."""
+        single = len(self.modules) == 1 and not self.vectors and self.composite is None
+        return self.modules[0] if single else None
+
+    @property
+    def changed_tensor(self) -> tuple[str, str]:
+        """The module, and which of its tensors the delta is added to: ``"weight"`` or ``"bias"``."""
+        if not self.modules and self.composite is None:
+            for ending, tensor in _TENSORS.items():
+                if self.name.endswith(ending):
+                    return self.name.removesuffix(ending), tensor
+        return self.name, "weight"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of what `dense` makes."""
+        if self.composite is not None:
+            shapes = {m.name: m.vector_lengths for m in self.modules}
+            return self.composite.shape({**shapes, **{v.name: v.values.shape for v in self.vectors}})
+        return self.modules[0].vector_lengths if self.modules else self.vectors[0].values.shape
+
+    def dense(self) -> npt.NDArray[np.float64]:
+        """Return the delta; a matrix (out, in) where it is a sum with products, else in the shape that its parts make.
+
+        Raises:
+            AdapterError: ``bad-shape`` for parts that do not fit each other.
+        """
+        if self.composite is not None:
+            values = part_values([*self.modules, *self.vectors])
+            return self.composite.combine({part: values[part]() for part in self.composite.parts})
+        total: npt.NDArray[np.float64] | None = None
+        for module in self.modules:
+            product = np.asarray(side_product(module.sides) * module.scaling, np.float64)
+            total = product if total is None else total + product
+        for vector in self.vectors:
+            values64 = vector.values.astype(np.float64)
+            total = values64 if total is None else total + values64.reshape(total.shape)
+        return np.zeros(0) if total is None else total
+
+
+def split_deltas(adapter: Adapter, combined: Sequence[CombinedDelta]) -> list[AdapterDelta]:
+    """Return all deltas of an adapter, in the order of their names.
+
+    Args:
+        adapter: As read or decoded.
+        combined: From the dialect's `combined_deltas`.
+    """
+    modules = {m.name: m for m in adapter.modules}
+    vectors = {v.name: v for v in adapter.vectors}
+    found: dict[str, AdapterDelta] = {}
+    taken: set[str] = set()
+    for composite in combined:
+        taken.update(composite.parts)
+        found[composite.name] = AdapterDelta(
+            composite.name,
+            tuple(modules[part] for part in composite.parts if part in modules),
+            tuple(vectors[part] for part in composite.parts if part in vectors),
+            composite,
+        )
+    for name, module in modules.items():
+        if name not in taken:
+            residue = vectors.get(name + CHANGE_SUFFIX)
+            taken.add(name + CHANGE_SUFFIX)
+            found[name] = AdapterDelta(name, (module,), () if residue is None else (residue,))
+    for name, vector in vectors.items():
+        if name not in taken:
+            found[name] = AdapterDelta(name, (), (vector,))
+    return [found[name] for name in sorted(found)]
+
+
+def part_values(items: Iterable[Codable]) -> dict[str, Callable[[], npt.NDArray[np.floating]]]:
+    """Return a function for each part that makes its value: float64 for a product, float32 for a tensor."""
+    return {item.name: partial(side_product, item.sides) for item in items}
+
+
+def side_product(sides: tuple[npt.NDArray[np.float32], ...]) -> npt.NDArray[np.floating]:
+    """Return lora_B @ lora_A of a pair in float64, (out, in); the one side of a tensor as it is."""
+    if len(sides) == 1:
+        return sides[0]
+    lora_B, lora_A = sides
+    return np.asarray(lora_B.astype(np.float64) @ lora_A.astype(np.float64))

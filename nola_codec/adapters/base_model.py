@@ -1,0 +1,93 @@
+"""What a dialect sees of a base model when an adapter is merged, and what a delta asks of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from nola_codec.adapters.adapter_delta import AdapterDelta
+from nola_codec.errors import AdapterError
+from nola_codec.model.adapter import Layout, LoraModule
+
+
+class BaseModel(Protocol):
+    """The names and shapes of a model's weights; `merge.places` makes one of a checkpoint and of a model in memory."""
+
+    @property
+    def where(self) -> str:
+        """The model, for messages."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of each weight, by name."""
+
+    def find(self, name: str) -> str | None:
+        """Return the stored weight that a name means, with or without the model's outer prefixes; None if unsure."""
+
+    def is_transposed(self, path: str, fan_in_fan_out: bool) -> bool:
+        """Return True if the weight of a linear module is stored (in, out).
+
+        Args:
+            path: The path of the module.
+            fan_in_fan_out: What the adapter's configuration says; the type of the model goes before it.
+        """
+
+
+@dataclass(frozen=True)
+class MergeTarget:
+    """What a delta asks of a base model.
+
+    Attributes:
+        name: The delta's name.
+        layout: As in `LoraModule`.
+        shape: The delta's shape as a module of that layout holds it: (out, in), (out, in, *kernel) or (vocab, dim).
+        scaling: The module's scaling; here only a `lora_B.bias` needs it.
+        fan_in_fan_out: True if the configuration says that the weight is stored (in, out).
+        weight: The name of the tensor that the delta is added to; empty where PEFT's rules find it by `name`.
+        reshaped: True if the tensor may have the same rows in another shape, as a flattened kernel.
+    """
+
+    name: str
+    layout: Layout
+    shape: tuple[int, ...]
+    scaling: float = 1.0
+    fan_in_fan_out: bool = False
+    weight: str = ""
+    reshaped: bool = False
+
+    @classmethod
+    def of(cls, module: LoraModule, weight: str = "") -> MergeTarget:
+        """Return what a module asks."""
+        shape = delta_shape(module.layout, module.a_shape, module.b_shape)
+        return cls(module.name, module.layout, shape, module.scaling, module.fan_in_fan_out, weight)
+
+
+def delta_shape(layout: Layout, a_shape: tuple[int, ...], b_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a module's delta from the stored shapes of its factors."""
+    if layout == "embedding":
+        return (a_shape[1], b_shape[0])
+    return (b_shape[0], *a_shape[1:])
+
+
+def target_of(delta: AdapterDelta, path: str) -> MergeTarget:
+    """Return what a delta asks, if its module has this path in the base model."""
+    weight = f"{path}.{delta.changed_tensor[1]}"
+    if delta.product is not None:
+        return MergeTarget.of(delta.product, weight)
+    return MergeTarget(delta.name, "linear", delta.shape, weight=weight, reshaped=True)
+
+
+def require_one_component(components: Iterable[str]) -> None:
+    """Raise AdapterError ``merge-components`` for deltas of several components of a pipeline."""
+    found = Counter(components)
+    if len(found) > 1:
+        listed = ", ".join(f"{count} of {component or 'no component'}" for component, count in found.items())
+        message = f"deltas of several components of a pipeline ({listed}); give the pipeline's directory as the base"
+        raise AdapterError(message, code="merge-components")
+
+
+def mismatch_message(problems: list[str]) -> str:
+    """Return one message for all parts of an adapter that a base model has no place for."""
+    return f"{len(problems)} parts of the adapter do not fit the base model:\n  " + "\n  ".join(problems)

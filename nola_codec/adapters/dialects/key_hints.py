@@ -1,0 +1,46 @@
+"""Guess whose keys these are, for errors about files that mix dialects or whose dialect is not read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from nola_codec.errors import AdapterError
+
+# First match wins, so what is more specific comes first. Each pattern is searched in a key.
+_DIALECTS: tuple[tuple[str, str], ...] = (
+    ("LyCORIS", r"\.(hada_w[12]|hada_t[12]|lokr_[wt][12])"),
+    ("kohya", r"^lora_(unet|te\d?|prior|transformer)_.*\.(lora_down|lora_up|lora_mid|alpha|dora_scale)"),
+    ("MLX", r"\.lora_[ab]$"),
+    ("XLabs", r"\.processor\.(qkv|proj)_lora\d\.(down|up)\.weight$"),
+    ("diffusers", r"(_lora|lora_linear_layer)\.(down|up)\.weight$"),
+    ("ComfyUI", r"^diffusion_model\..*\.lora_(A|B|down|up)"),
+    ("diffusers", r"^(unet|transformer|text_encoder(_\d)?|prior)\..*\.lora_(A|B)\.weight$"),
+    ("cloneofsimo lora", r"^(unet|text_encoder):\d+:(up|down)$"),
+    ("loralib", r"\.lora_[AB]$"),
+    ("SAM LoRA (w_a_/w_b_)", r"^w_[ab]_\d+$"),
+    ("a PEFT state dict with the adapter's name left in", r"\.lora_[AB]\.[^.]+\.(weight|bias)$"),
+    ("PEFT without the base_model.model. prefix", r"\.lora_[AB]\.weight$"),
+    ("PEFT's VeRA (read with its adapter_config.json)", r"\.vera_lambda_[bd]$"),
+    ("PEFT's RandLoRA (read with its adapter_config.json)", r"\.randlora_(lambda|gamma)$"),
+    ("another LoRA tool", r"lora"),
+)  # fmt: skip
+
+
+def describe_keys(keys: Iterable[str]) -> str | None:
+    """Return the dialect that some tensor names look like, or None when no name speaks of LoRA."""
+    names = list(keys)
+    for dialect, pattern in _DIALECTS:
+        search = re.compile(pattern).search
+        if any(search(name) for name in names):
+            return dialect
+    return None
+
+
+def unknown_key(key: str, dialect: str, where: str) -> AdapterError:
+    """Return the error for a key that has no meaning in a dialect; it says what else the key looks like."""
+    message = f"unknown key in an adapter of the dialect {dialect}; --passthrough carries such tensors as they are"
+    other = describe_keys([key])
+    if other is not None and other.lower() not in (dialect, "another lora tool"):
+        message = f"unknown key in an adapter of the dialect {dialect}: it looks like {other}; are two files mixed?"
+    return AdapterError(message, code="unknown-key", where=f"{where}: {key}")

@@ -1,0 +1,42 @@
+"""What several dialects ask of modules before they can express them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from nola_codec.errors import AdapterError
+from nola_codec.model.adapter import Layout, LoraModule
+
+
+def require_layouts(modules: Sequence[LoraModule], dialect: str, *layouts: Layout) -> None:
+    """Raise AdapterError ``not-expressible`` for a module of another layout than these."""
+    for module in modules:
+        if module.layout not in layouts:
+            message = f"{dialect} has no place for factors of {module.layout}s"
+            raise AdapterError(message, code="not-expressible", where=module.name)
+
+
+def fold_scaling(module: LoraModule, dialect: str) -> LoraModule:
+    """Multiply the scaling into lora_B, which is done only where that is exact: for powers of two.
+
+    Raises:
+        AdapterError: ``not-expressible``.
+    """
+    if module.scaling == 1.0:
+        return module
+    if abs(np.frexp(module.scaling)[0]) != 0.5:
+        message = f"{dialect} has no place for the scaling {module.scaling}, and folding it into a factor would round"
+        raise AdapterError(message, code="not-expressible", where=module.name)
+    lora_B = (module.lora_B * np.float32(module.scaling)).astype(np.float32)
+    return replace(module, lora_B=lora_B, scaling=1.0)
+
+
+def sort_modules(modules: Sequence[LoraModule]) -> tuple[LoraModule, ...]:
+    """Sort modules by name, and clear a flag that only PEFT has.
+
+    `fan_in_fan_out` says how the base model stores the weight, not what the delta is.
+    """
+    return tuple(sorted((replace(m, fan_in_fan_out=False) for m in modules), key=lambda m: m.name))

@@ -1,0 +1,44 @@
+"""Two dialects that number their modules, so that only the program that trained them knows which modules they are.
+
+sam_lora     w_a_000 (r, in), w_b_000 (out, r), numbered in the order of the layers (Sam_LoRA, SAMed)
+cloneofsimo  unet:0:down, unet:0:up, text_encoder:0:..., numbered; ranks and classes in the metadata; <token> embeddings
+
+They are read and written as they are; they can be neither converted nor merged.
+"""
+
+from __future__ import annotations
+
+import re
+
+from nola_codec.adapters.dialects.pair_dialect import PairDialect
+from nola_codec.adapters.dialects.pairs import PairKeys
+from nola_codec.errors import AdapterError
+
+
+class NumberedPairs(PairDialect):
+    """A dialect whose names of modules are numbers."""
+
+    def path_of(self, name: str) -> str:
+        """Raise AdapterError ``not-expressible``."""
+        message = f"{self.name} numbers its modules; which they are only the program that trained them knows"
+        raise AdapterError(message, code="not-expressible", where=name)
+
+
+SAM_LORA = NumberedPairs(
+    "sam_lora",
+    "SAM LoRA (w_a_/w_b_)",
+    PairKeys(
+        re.compile(r"w_(?:(?P<a>a)|(?P<b>b))_(?P<stem>\d{3})"),
+        lambda name: f"w_a_{int(name[1:]):03d}",
+        lambda name: f"w_b_{int(name[1:]):03d}",
+        module=lambda digits: f"w{int(digits)}",
+    ),
+    carried=re.compile(r"(?:prompt_encoder|mask_decoder)\..+"),
+)
+
+CLONEOFSIMO = NumberedPairs(
+    "cloneofsimo",
+    "cloneofsimo lora",
+    PairKeys.of_suffixes(":down", ":up", stem=r"[a-z_0-9]+:\d+"),
+    carried=re.compile(r"<[^<>]+>"),
+)

@@ -1,0 +1,112 @@
+"""A dialect whose adapters are pairs of factors under other names, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nola_codec.adapters.contract import Dialect
+from nola_codec.adapters.dialects.alphas import SUFFIX as ALPHA
+from nola_codec.adapters.dialects.alphas import Alphas, pack_alphas, read_alphas
+from nola_codec.adapters.dialects.key_hints import unknown_key
+from nola_codec.adapters.dialects.pairs import PairKeys, find_pairs, join_tensors, pair_tensors, read_carried, read_pair
+from nola_codec.adapters.sources import AdapterSource
+from nola_codec.errors import AdapterError
+from nola_codec.model.adapter import Adapter, LoraModule
+from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.tensor_store import TensorStore
+
+_NOTHING = re.compile(r"(?!)")
+
+
+@dataclass(frozen=True)
+class PairDialect(Dialect):
+    """A dialect whose deltas are plain products.
+
+    Attributes:
+        name, title, file_name: As in `Dialect`.
+        keys: How the keys of the factors are spelt.
+        carried: Matches the keys of other tensors that belong to the dialect. If the group ``module`` matched, it must
+            be the name of a module.
+        has_alpha: True if modules may have a scalar ``<module>.alpha``.
+    """
+
+    name: str
+    title: str
+    keys: PairKeys
+    carried: re.Pattern[str] = _NOTHING
+    file_name: str = "lora.safetensors"
+    has_alpha: bool = False
+
+    def detect(self, source: AdapterSource) -> bool:
+        """Return True if some key is a factor's."""
+        return any(self.keys.split(key) is not None for key in source.file.tensors)
+
+    def read_source(self, source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
+        """Read an opened file whole.
+
+        Raises:
+            AdapterError: ``empty-adapter``, ``unknown-key``, ``bad-alpha``, those of `find_pairs` and `read_pair`, and
+                of the dialect's configuration.
+        """
+        store, where = source.file, source.where
+        names, others = find_pairs(store.tensors, self.keys, where)
+        if not names:
+            raise AdapterError("no LoRA factors in it", code="empty-adapter", where=where)
+        own = {name + ALPHA for name in names} if self.has_alpha else set()
+        alphas = read_alphas(store, [key for key in others if key in own])
+        known = set(names)
+        raw = {key: self._carry(source, key, known, carry_unknown) for key in sorted(set(others) - own)}
+        packed, left = pack_alphas(alphas, names)
+        config = self.config(source)
+        if packed is not None:
+            config = {**(config or {}), "alpha": packed}
+        ranks = {name: self._rank(source, name) for name in names}
+        scalings = self.scalings(source, ranks) | {name: alpha / ranks[name] for name, (_, alpha) in alphas.items()}
+        modules = tuple(self.read_module(store, name, scalings[name]) for name in names)
+        return Adapter(self.name, modules, raw | left, config, dict(store.metadata))
+
+    def read_module(self, store: TensorStore, name: str, scaling: float) -> LoraModule:
+        """Read one pair."""
+        return read_pair(store, name, self.keys.of(name), scaling=scaling, transposed=self.keys.transposed)
+
+    def config(self, source: AdapterSource) -> dict[str, Any] | None:
+        """Return what an adapter keeps of the source's configuration."""
+        return None
+
+    def scalings(self, source: AdapterSource, ranks: Mapping[str, int]) -> dict[str, float]:
+        """Return the scaling of each module, where no alpha says it: 1, that is alpha = r."""
+        return dict.fromkeys(ranks, 1.0)
+
+    def tensors(self, adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
+        """Return all tensors under their keys, factors rounded to ``dtype`` (None: their own).
+
+        Raises:
+            AdapterError: ``zero-rank``, ``overflow``, ``duplicate-key``, ``bad-config``, ``not-expressible``.
+        """
+        require_no_vectors(adapter, self.title)
+        pairs = [pair_tensors(m, self.keys.of(m.name), dtype, transposed=self.keys.transposed) for m in adapter.modules]
+        alphas = Alphas(adapter).tensors(m.name for m in adapter.modules) if self.has_alpha else {}
+        return join_tensors(adapter.raw, alphas, *pairs)
+
+    def _rank(self, source: AdapterSource, name: str) -> int:
+        shape = source.file.tensors[self.keys.a_key(name)].shape
+        if not shape:
+            return 1  # read_pair will say what is wrong
+        return max(1, shape[-1] if self.keys.transposed[0] else shape[0])
+
+    def _carry(self, source: AdapterSource, key: str, names: set[str], carry_unknown: bool) -> RawTensor:
+        match = self.carried.fullmatch(key)
+        module = match.groupdict().get("module") if match is not None else None
+        if not carry_unknown and (match is None or (module is not None and module not in names)):
+            raise unknown_key(key, self.name, source.where)
+        return read_carried(source.file, key)
+
+
+def require_no_vectors(adapter: Adapter, title: str) -> None:
+    """Raise ``not-expressible`` for an adapter with coded tensors that are no factor pairs."""
+    if adapter.vectors:
+        message = f"{title} has no place for a tensor that is not a pair of factors"
+        raise AdapterError(message, code="not-expressible", where=adapter.vectors[0].name)

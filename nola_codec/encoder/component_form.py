@@ -1,0 +1,277 @@
+"""Component form: turn a quantized canonical form into the content of a file.
+
+Each singular component becomes a pair of vectors with a basis space and a precision of its own; each tensor that is
+coded as a vector has one of both as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+
+from nola_codec.array_types import Float64Array, Int64Array, SymbolArray
+from nola_codec.basis import basis_by_id
+from nola_codec.container.names import split_name
+from nola_codec.encoder.content import FileContent, LazyArrays
+from nola_codec.encoder.job import EncodeJob
+from nola_codec.fit.allocation import P_LOW, RatePlan, coder_class, precision_shift, precision_shifts, rate_table
+from nola_codec.fit.canonical_form import CanonicalForm, roles_of
+from nola_codec.fit.quantize import QuantizedForm
+from nola_codec.model.adapter import Codable
+from nola_codec.model.header import Allocation
+from nola_codec.model.records import CodedKind, CodedRecord, coded_sides
+from nola_codec.quant.scales import MAX_CODE, MIN_CODE
+from nola_codec.stores.dtypes import coded_dtype
+
+_GAP = 127
+"""Greatest difference between an amplitude and its prediction that a units section can hold."""
+
+
+def component_content(job: EncodeJob, form: CanonicalForm, plan: RatePlan, quantized: QuantizedForm) -> FileContent:
+    """Lay quantized units out as records.
+
+    A unit's amplitude is rounded to a sixteenth of an octave around a prediction from its precision. The constants of
+    the prediction are fitted here, as medians, by kind and by entry of lora_B's allocation.
+
+    The content reads its symbols from the levels of `quantized` at each access, and does not hold the matrices of
+    `form`.
+    """
+    tables = _AllocationTables(form, plan, quantized)
+    kinds = [_kind(item, job.basis, tables.numbers) for item in job.items]
+    amplitudes = _predict_amplitudes(quantized, form, kinds, tables)
+    units = units_of_records(quantized, form, len(job.items))
+    lean = form.without_matrices()
+    rungs, squares = [], []
+    for rung in range(quantized.rungs):
+        there = [own[quantized.entry[own] <= rung] for own in units]  # units of each record that the rung has
+        rungs.append(
+            tuple(
+                CodedRecord(
+                    item.name,
+                    replace(kind, amplitude=amplitudes.constants[kind]),
+                    stream,
+                    (0,) * len(kind.sides),
+                    quantized.entry[own],
+                    quantized.precision[own],
+                    amplitudes.codes[rung, own],
+                )
+                for item, kind, stream, own in zip(job.items, kinds, job.streams, there, strict=True)
+            )
+        )
+        squares.append(
+            tuple(
+                quantized.squares[rung][: len(kind.vector_lengths), own].reshape(-1)
+                for kind, own in zip(kinds, there, strict=True)
+            )
+        )
+    return FileContent(
+        rungs=tuple(rungs),
+        symbols=tuple(
+            LazyArrays(len(units), partial(_record_symbols, lean, quantized, units, rung))
+            for rung in range(quantized.rungs)
+        ),
+        squares=tuple(squares),
+        quantizers=quantized.quantizers,
+        allocations=[tables.allocation(rung, amplitudes.offsets) for rung in range(quantized.rungs)],
+        amplitude_slope=amplitudes.slope,
+    )
+
+
+def units_of_records(quantized: QuantizedForm, form: CanonicalForm, records: int) -> list[Int64Array]:
+    """Return the positions of each record's kept units: by the rung at which they start, then by strength."""
+    order = np.lexsort((form.component[quantized.kept], quantized.entry, form.record[quantized.kept]))
+    bounds = np.searchsorted(form.record[quantized.kept][order], np.arange(records + 1))
+    return [order[a:b] for a, b in pairwise(bounds)]
+
+
+def amplitude_codes(quantized: QuantizedForm, form: CanonicalForm, records: Sequence[CodedRecord]) -> Int64Array:
+    """Return the amplitude codes of a rung's records for all kept units, int64 (kept,); 0 before a unit starts."""
+    codes = np.zeros(len(quantized.kept), np.int64)
+    for units, record in zip(units_of_records(quantized, form, len(records)), records, strict=True):
+        codes[units[: record.units]] = record.amplitude
+    return codes
+
+
+def _record_symbols(
+    form: CanonicalForm, quantized: QuantizedForm, units: Sequence[Int64Array], rung: int, index: int
+) -> SymbolArray:
+    """Return the symbols of one record in one rung's block, in the order of `coded_layers`."""
+    parts = []
+    for side in (0, 1):
+        for unit in units[index].tolist():
+            entry = int(quantized.entry[unit])
+            layers = range(rung + 1) if entry == rung else (rung,) if entry < rung else ()
+            coded = [layer for layer in layers if quantized.quantizer[layer, side, unit] >= 0]
+            parts += [quantized.symbols(form, layer, side, unit) for layer in coded]
+    return np.concatenate(parts) if parts else np.empty(0, np.uint8)
+
+
+def _kind(item: Codable, basis: int, numbers: dict[tuple[int, int], int]) -> CodedKind:
+    """Return the kind of an item's record; `numbers` as in `_AllocationTables`."""
+    template, _ = split_name(item.name)
+    tables = [numbers[r, coder_class(r, n)] for r, n in zip(roles_of(item), item.vector_lengths, strict=False)]
+    return CodedKind(
+        template=template,
+        layout=item.layout,
+        scaling=item.scaling,
+        fan_in_fan_out=item.fan_in_fan_out,
+        dtype=coded_dtype(item.dtype),
+        basis=basis_by_id(basis).id,
+        sides=coded_sides(item.stored_shapes, tables=tables, shifts=[precision_shift(n) for n in item.vector_lengths]),
+    )
+
+
+class _AllocationTables:
+    """The allocation tables of a file: one for each role and class of lengths.
+
+    Attributes:
+        numbers: Table number of each (role, coder class).
+        place: int64 (2, kept): the precision that each unit looks up in its table.
+        table: int64 (2, kept): number of that table, -1 on a side that the unit lacks.
+        starts: For each table, the precisions at which its entries begin.
+    """
+
+    def __init__(self, form: CanonicalForm, plan: RatePlan, quantized: QuantizedForm) -> None:
+        groups = [group for side in (0, 1) for group in form.groups(side, np.arange(form.units))]
+        classes = sorted({(role, coder_class(role, length)) for role, length, _ in groups})
+        self.numbers = {pair: number for number, pair in enumerate(classes)}
+        lengths = form.lengths[:, quantized.kept]
+        self.place = quantized.precision[None, :] + precision_shifts(np.maximum(lengths, 1))
+        self.table = np.full(lengths.shape, -1, np.int64)
+        for side in (0, 1):
+            for role, length, own in form.groups(side, quantized.kept):
+                self.table[side, own] = self.numbers[role, coder_class(role, length)]
+        self._quantized = quantized
+        # A new entry begins at each precision in use where the chain of coders changes.
+        self.starts: list[list[int]] = []
+        for number, (role, stride) in enumerate(classes):
+            used = self.place[self.table == number]
+            low, high = (int(used.min()), int(used.max())) if used.size else (0, 0)
+            chains = rate_table(plan.objectives, role, stride, plan.steps).coder.T
+            inside = np.clip(np.arange(low, high + 1) - P_LOW, 0, len(chains) - 1)
+            changes = [low + i for i in range(1, len(inside)) if (chains[inside[i]] != chains[inside[i - 1]]).any()]
+            self.starts.append([low, *changes])
+
+    def entry(self, side: int) -> tuple[Int64Array, Int64Array]:
+        """Return table and entry of each kept unit on a side, int64 (kept,) each."""
+        entries = np.zeros(self.place.shape[1], np.int64)
+        for number, starts in enumerate(self.starts):
+            own = self.table[side] == number
+            entries[own] = np.searchsorted(starts, self.place[side, own], side="right") - 1
+        return self.table[side], entries
+
+    def allocation(self, rung: int, offsets: dict[tuple[int, int, int], int]) -> tuple[Allocation, ...]:
+        """Return the tables of a rung, without entries that equal the one before.
+
+        Args:
+            rung: Number of the rung.
+            offsets: Amplitude offset of each (rung, table, entry).
+        """
+        layers: dict[tuple[int, int], tuple[int, int]] = {}
+        for side in (0, 1):
+            table, entry = self.entry(side)
+            quantizer, weight = self._quantized.quantizer[rung, side], self._quantized.weight[rung, side]
+            for pair, q, w in zip(
+                zip(table.tolist(), entry.tolist(), strict=True), quantizer.tolist(), weight.tolist(), strict=True
+            ):
+                if pair[0] >= 0:
+                    layers[pair] = (q, w if q >= 0 else 0)
+        made: list[Allocation] = []
+        for number, starts in enumerate(self.starts):
+            rows: list[tuple[int, int, int, int]] = []
+            for index, start in enumerate(starts):
+                if (number, index) not in layers:
+                    continue
+                quantizer, weight = layers[number, index]
+                offset = offsets.get((rung, number, index), 0)
+                if not rows or rows[-1][1:] != (quantizer, offset, weight):
+                    rows.append((start, quantizer, offset, weight))
+            made.append(tuple(rows))
+        return tuple(made)
+
+
+@dataclass(frozen=True)
+class _Amplitudes:
+    """The rounded amplitudes of all units, and the constants that predict them.
+
+    Attributes:
+        slope: Codes that the prediction rises with a precision.
+        constants: Constant of each kind.
+        codes: int64 (rungs, kept).
+        offsets: Offset of each (rung, table, entry) of lora_B's allocation.
+    """
+
+    slope: int
+    constants: dict[CodedKind, int]
+    codes: Int64Array
+    offsets: dict[tuple[int, int, int], int]
+
+
+def _predict_amplitudes(
+    quantized: QuantizedForm, form: CanonicalForm, kinds: Sequence[CodedKind], tables: _AllocationTables
+) -> _Amplitudes:
+    """Fit the prediction of the amplitudes, and round every amplitude to a code near it.
+
+    code = slope * precision + constant of the kind + offset of the entry, at the rung where a unit starts; at a later
+    rung, the code before plus the offset of the entry at that rung.
+    """
+    numbers = {kind: i for i, kind in enumerate(dict.fromkeys(kinds))}
+    family = np.array([numbers[k] for k in kinds], np.int64)[form.record[quantized.kept]]
+    table, entry = tables.entry(0)
+    pairs = sorted(set(zip(table.tolist(), entry.tolist(), strict=True)))
+    index = {pair: i for i, pair in enumerate(pairs)}
+    ids = np.array([index[p] for p in zip(table.tolist(), entry.tolist(), strict=True)], np.int64)
+    slope, constants, first = _fit_first(quantized, family, ids, len(numbers), len(pairs))
+    codes = np.zeros((quantized.rungs, len(ids)), np.int64)
+    offsets = {(0, *pair): int(first[i]) for pair, i in index.items()}
+    reached = first[ids]
+    for rung in range(quantized.rungs):
+        fresh, old = quantized.entry == rung, quantized.entry < rung
+        coded = fresh | (old & (quantized.quantizer[rung] >= 0).any(axis=0))
+        base = np.where(fresh, slope * quantized.precision + constants[family] + reached, codes[max(rung - 1, 0)])
+        if rung:
+            step = np.rint(_medians((quantized.amplitude[rung] - base)[coded], ids[coded], len(pairs)))
+            offsets |= {(rung, *pair): int(step[i]) for pair, i in index.items()}
+            base = base + step[ids]
+            reached = reached + step[ids]
+        near = np.clip(np.rint(quantized.amplitude[rung]), base - _GAP, base + _GAP)
+        near = np.clip(near, MIN_CODE, MAX_CODE).astype(np.int64)
+        codes[rung] = np.where(coded, near, codes[max(rung - 1, 0)])
+    return _Amplitudes(slope, {kind: int(constants[number]) for kind, number in numbers.items()}, codes, offsets)
+
+
+def _fit_first(
+    quantized: QuantizedForm, family: Int64Array, ids: Int64Array, families: int, entries: int
+) -> tuple[int, Int64Array, Int64Array]:
+    """Find slope, constants (families,) and offsets (entries,) that best predict the amplitudes with which units start.
+
+    Args:
+        quantized: Holds the exact amplitudes.
+        family: int64 (kept,): number of each unit's kind.
+        ids: int64 (kept,): number of each unit's entry.
+        families: The number of kinds.
+        entries: The number of entries.
+    """
+    exact, precision = quantized.amplitude[quantized.entry, np.arange(len(ids))], quantized.precision
+    best: tuple[float, int, Int64Array, Int64Array] | None = None
+    for slope in (2, 0, -2):
+        rest = exact - slope * precision
+        constants, offsets = np.zeros(families), np.zeros(entries)
+        for _ in range(3):
+            constants = _medians(rest - offsets[ids], family, families)
+            offsets = _medians(rest - constants[family], ids, entries)
+        whole = np.rint(constants).astype(np.int64), np.rint(offsets).astype(np.int64)
+        misfit = float(np.abs(rest - whole[0][family] - whole[1][ids]).sum())
+        if best is None or misfit < best[0]:
+            best = (misfit, slope, *whole)
+    assert best is not None
+    return best[1:]
+
+
+def _medians(values: Float64Array, groups: Int64Array, count: int) -> Float64Array:
+    """Return the median of each group of values, float64 (count,); 0 for an empty group."""
+    return np.array([np.median(values[groups == g]) if (groups == g).any() else 0.0 for g in range(count)])

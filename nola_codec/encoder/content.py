@@ -1,0 +1,152 @@
+"""The content of a file before its bytes are laid out: records, symbols and quantizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+
+from nola_codec.array_types import Float64Array, SymbolArray
+from nola_codec.container.units import Allocations
+from nola_codec.decoder.coefficients import record_runs
+from nola_codec.entropy import rans
+from nola_codec.model.quantizers import Quantizer
+from nola_codec.model.records import CodedRecord
+
+BLOCK_BYTES = 104 << 10
+"""Coded size at which a block is closed: a reader of one tensor reads no more than its block."""
+
+
+class LazyArrays(Sequence[SymbolArray]):
+    """Arrays that are made at each access: a copy of all symbols would double the encoder's memory."""
+
+    def __init__(self, count: int, make: Callable[[int], SymbolArray]) -> None:
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> SymbolArray: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[SymbolArray]: ...
+    def __getitem__(self, index: int | slice) -> SymbolArray | Sequence[SymbolArray]:
+        if isinstance(index, slice):
+            return [self._make(i) for i in range(*index.indices(self._count))]
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        return self._make(index)
+
+
+@dataclass(frozen=True)
+class FileContent:
+    """Coded records of a file and their coefficients.
+
+    Attributes:
+        rungs: The records at each rung, in file order, exponents still (0, 0).
+        symbols: For each rung and record, uint8 or uint16 symbols in the order of `record_runs`. They may be made anew
+            at each access, from the levels of a draft; then they raise `StaleDraftError` once a newer draft was made.
+        squares: For each rung and record, float64 (vectors,): squared norm of each vector's coefficients, side
+            by side.
+        quantizers, amplitude_slope: As in `Header`.
+        allocations: The tables of each rung.
+    """
+
+    rungs: tuple[tuple[CodedRecord, ...], ...]
+    symbols: tuple[Sequence[SymbolArray], ...]
+    squares: tuple[tuple[npt.NDArray[np.float64], ...], ...]
+    quantizers: tuple[Quantizer, ...]
+    allocations: Allocations
+    amplitude_slope: int
+
+    @property
+    def records(self) -> tuple[CodedRecord, ...]:
+        """The records at the last rung."""
+        return self.rungs[-1]
+
+
+@dataclass(frozen=True)
+class BlockSizes:
+    """The division of the records into blocks, and the size of each block's symbols.
+
+    Attributes:
+        spans: Records of each block, (start, stop).
+        packed_bits: For each rung and block, bits of the runs that have no frequencies.
+        coded_bits: For each rung and block, ideal bits of the runs that have frequencies.
+    """
+
+    spans: tuple[tuple[int, int], ...]
+    packed_bits: tuple[tuple[float, ...], ...]
+    coded_bits: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class QuantizedAdapter:
+    """An adapter after quantization: entropy coding is lossless, so what it decodes to is settled.
+
+    Attributes:
+        content: Records and symbols.
+        sizes: The blocks of the content.
+        effective_errors: Effective error of each record at each rung, float64 (records,), in the units of `weights`;
+            None if it is not defined.
+        weights: float64 (records,): weight of each record in the objective; its energy unless it is weighted otherwise.
+    """
+
+    content: FileContent
+    sizes: BlockSizes
+    effective_errors: tuple[Float64Array, ...] | None
+    weights: Float64Array
+
+
+def block_sizes(content: FileContent) -> BlockSizes:
+    """Divide the records into blocks and add up the bits of their symbols, in one pass.
+
+    A block closes when its ideal size over all rungs reaches BLOCK_BYTES.
+    """
+    costs = [
+        None if q.frequencies is None else -np.log2(np.array(q.frequencies) / rans.TOTAL) for q in content.quantizers
+    ]
+    rungs = range(len(content.rungs))
+    bits = np.zeros((2, len(content.rungs), len(content.records)))  # packed and coded
+    spans = []
+    start, weight = 0, 0.0
+    for index in range(len(content.records)):
+        for rung in rungs:
+            bits[:, rung, index] = _record_bits(content, costs, rung, index)
+        weight += float(bits[:, :, index].sum()) / 8
+        if weight >= BLOCK_BYTES or index == len(content.records) - 1:
+            spans.append((start, index + 1))
+            start, weight = index + 1, 0.0
+    packed, coded = (
+        tuple(tuple(float(part[rung, a:b].sum()) for a, b in spans) for rung in rungs) for part in (bits[0], bits[1])
+    )
+    return BlockSizes(tuple(spans), packed, coded)
+
+
+def _record_bits(
+    content: FileContent, costs: Sequence[Float64Array | None], rung: int, index: int
+) -> tuple[float, float]:
+    """Return (packed bits, ideal coded bits) of one record's symbols at a rung.
+
+    Args:
+        content: Records and symbols.
+        costs: For each quantizer, bits of each symbol; None if it has no frequencies.
+        rung: Number of the rung.
+        index: Number of the record.
+    """
+    runs = record_runs(content.rungs[rung][index], content.quantizers, content.allocations, rung)
+    symbols = content.symbols[rung][index] if any(costs[m] is not None for m in runs.models) else None
+    packed = coded = 0.0
+    position = 0
+    for model, length in zip(runs.models.tolist(), runs.lengths.tolist(), strict=True):
+        cost = costs[model]
+        if cost is None or symbols is None:
+            packed += length * max(1, (content.quantizers[model].codebook.size - 1).bit_length())
+        else:
+            counts = np.bincount(symbols[position : position + length], minlength=len(cost))
+            coded += float(counts @ cost)
+        position += length
+    return packed, coded

@@ -1,0 +1,133 @@
+"""Errors of deltas that several coded records make together: they are measured on the delta, not on its parts.
+
+The error and the energy of such a delta are shared out evenly among its records, so that sums over records are sums
+over deltas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nola_codec.adapters import CodingRules, dialect_of
+from nola_codec.adapters.adapter_delta import CombinedDelta, part_values, side_product
+from nola_codec.array_types import Float64Array
+from nola_codec.arrays import NUMPY
+from nola_codec.decoder.factors import DecodedRecord
+from nola_codec.model.adapter import Adapter, Codable
+
+
+@dataclass(frozen=True)
+class SharedDelta:
+    """A delta and the records that make it.
+
+    Attributes:
+        composite: Combines the parts.
+        members: Numbers of the records, in the order of the composite's parts.
+        items: Their tensors before coding.
+    """
+
+    composite: CombinedDelta
+    members: tuple[int, ...]
+    items: tuple[Codable, ...]
+
+    def original_parts(self) -> dict[str, npt.NDArray[np.floating]]:
+        """Return the parts before coding, by name."""
+        values = part_values(self.items)
+        return {name: value() for name, value in values.items()}
+
+    def energy(self) -> float:
+        """Return ||delta||_F^2 before coding."""
+        return self.composite.squared_distance(self.original_parts(), None)
+
+    def squared_error(self, decoded: Mapping[str, npt.NDArray[np.floating]]) -> float:
+        """Return ||delta - decoded delta||_F^2, the decoded parts given by name."""
+        return self.composite.squared_distance(decoded, self.original_parts())
+
+
+@dataclass(frozen=True)
+class SharedDeltas:
+    """All deltas of an adapter that several records make.
+
+    Attributes:
+        by_record: For the number of each record that is a part of a measured delta, that delta.
+        estimated: Records of deltas that are not measured, one tuple a delta: their errors add up to the delta's.
+        rules: Of the adapter.
+        notes: Sentences for the report that say on what the errors are measured.
+    """
+
+    by_record: Mapping[int, SharedDelta]
+    estimated: tuple[tuple[int, ...], ...]
+    rules: CodingRules
+    notes: tuple[str, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """True if no delta of several records is measured."""
+        return not self.by_record
+
+    def shared_energies(self, energies: Float64Array) -> Float64Array:
+        """Return the energy that each record has in its delta, float64 (records,).
+
+        Args:
+            energies: float64 (records,): energies by the records' own gains, which for a part stand for the energy of
+                the whole delta.
+        """
+        shares = energies.copy()
+        for members in self.estimated:
+            shares[list(members)] /= len(members)
+        for delta in {each.members: each for each in self.by_record.values()}.values():
+            members = delta.members
+            if self.rules.gains_are_estimates:
+                shares[list(members)] = delta.energy()
+            shares[list(members)] /= len(members)
+        return shares
+
+
+def find_shared_deltas(adapter: Adapter, items: Sequence[Codable]) -> SharedDeltas:
+    """Find the deltas that several records make.
+
+    Args:
+        adapter: As read.
+        items: The tensors of its records, in order.
+    """
+    dialect = dialect_of(adapter)
+    rules, composites = dialect.coding_rules(adapter), dialect.combined_deltas(adapter)
+    coded = [composite for composite in composites if composite.parts]
+    measured = [composite for composite in coded if composite.is_measurable]
+    numbers = {item.name: number for number, item in enumerate(items)}
+    deltas = []
+    for composite in measured:
+        members = tuple(numbers[part] for part in composite.parts)
+        deltas.append(SharedDelta(composite, members, tuple(items[number] for number in members)))
+    estimated: dict[str, list[int]] = {}
+    if rules.gains_are_estimates:
+        measured_parts = {part for composite in measured for part in composite.parts}
+        for vector in adapter.vectors:
+            if vector.name not in measured_parts:
+                estimated.setdefault(vector.name.rpartition(".")[0], []).append(numbers[vector.name])
+    return SharedDeltas(
+        by_record={number: delta for delta in deltas for number in delta.members},
+        estimated=tuple(tuple(group) for group in estimated.values()),
+        rules=rules,
+        notes=_notes(rules, bool(adapter.vectors) and not composites, len(measured), len(coded)),
+    )
+
+
+def _notes(rules: CodingRules, unknown: bool, measured: int, coded: int) -> tuple[str, ...]:
+    """Say on what the errors of deltas with estimated gains are measured."""
+    if not rules.gains_are_estimates:
+        return ()
+    if unknown:
+        return (rules.unknown_note,)
+    if measured < coded:
+        return (rules.estimated_note.format(estimated=coded - measured, coded=coded),)
+    return (rules.measured_note,) if coded else ()
+
+
+def decoded_part(decoded: DecodedRecord) -> Float64Array:
+    """Return a decoded record as a part of a delta, in float64: the product of its factors, or its values."""
+    return np.asarray(side_product(decoded.float32(NUMPY)), np.float64)

@@ -1,0 +1,149 @@
+"""Drafts: an adapter quantized at one lambda, with the size and the error that its file would have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from nola_codec.array_types import Float64Array, Int64Array
+from nola_codec.encoder.assemble import estimate_bytes
+from nola_codec.encoder.component_form import amplitude_codes, component_content
+from nola_codec.encoder.content import BlockSizes, FileContent, block_sizes
+from nola_codec.encoder.job import EncodeJob
+from nola_codec.fit.allocation import Objective, RatePlan, make_plan
+from nola_codec.fit.canonical_form import CanonicalForm
+from nola_codec.fit.levels import Workspace
+from nola_codec.fit.quantize import QuantizedForm, coded_nmse, quantize
+
+FINEST, COARSEST = -60.0, 40.0
+"""log2 of the least and of the greatest lambda, relative to the adapter's mean energy a unit."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A candidate for the file: quantized, not yet entropy-coded.
+
+    The symbols of its content can be read until the next draft of the same `Drafter` is made; after that, reading them
+    raises `StaleDraftError`. Everything else belongs to the draft.
+
+    Attributes:
+        plan: Kept units and their coders.
+        quantized: Their levels.
+        content: The records made of them.
+        sizes: The blocks of the content.
+        bytes: Estimated size of the file.
+        error: Its error in the plan's last objective, relative to the whole adapter.
+    """
+
+    plan: RatePlan
+    quantized: QuantizedForm
+    content: FileContent
+    sizes: BlockSizes
+    bytes: int
+    error: float
+
+
+@dataclass(frozen=True)
+class Drafter:
+    """Makes drafts of one adapter: everything that a draft depends on but lambda.
+
+    Attributes:
+        job: The encode.
+        form: The adapter's units.
+        objectives: The objective of each rung.
+        steps: As in `rate_table`, one number a rung.
+        workspace: Holds the levels of the newest draft, and saves searching again for what did not change.
+        log2_unit: log2 of the mean squared strength of a unit; 0 if all are zero.
+        empty_bytes: Size of a file of one rung with nothing kept.
+    """
+
+    job: EncodeJob
+    form: CanonicalForm
+    objectives: tuple[Objective, ...]
+    steps: tuple[int, ...] = (0,)
+    workspace: Workspace = field(default_factory=Workspace, repr=False)
+    log2_unit: float = 0.0
+    empty_bytes: int = 0
+
+    def plan(self, lagrangian: float, nudges: Int64Array | None = None) -> RatePlan:
+        """Allocate the rate at a lambda; `nudges` as in `make_plan`."""
+        return make_plan(self.form, self.objectives, lagrangian, self.steps, nudges)
+
+    def finest_plan(self) -> RatePlan:
+        """Allocate the rate at the least lambda."""
+        return self.plan(2.0 ** (FINEST + self.log2_unit))
+
+    def draft(self, lagrangian: float, nudges: Int64Array | None = None) -> Draft:
+        """Quantize at a lambda, and estimate size and error. Earlier drafts become stale."""
+        plan = self.plan(lagrangian, nudges)
+        return self.lay_out(plan, quantize(self.form, plan, self.job.basis, self.workspace))
+
+    def draft_empty(self) -> Draft:
+        """Make the draft with nothing kept."""
+        return self.draft(2.0 ** (COARSEST + self.log2_unit))
+
+    def lay_out(self, plan: RatePlan, quantized: QuantizedForm) -> Draft:
+        """Make the draft of a plan that is quantized already."""
+        content = component_content(self.job, self.form, plan, quantized)
+        sizes = block_sizes(content)
+        size = estimate_bytes(content, sizes, self.job.envelope, self.job.raw_sections)
+        return Draft(plan, quantized, content, sizes, size, self._error(plan, quantized, content))
+
+    def expected_error(self, plan: RatePlan) -> float:
+        """Return the error of a plan by the quantizers' theory, relative to the whole adapter."""
+        total = float((self.form.strength**2).sum())
+        if total == 0:
+            return 0.0
+        return 1 - float((self.form.strength[plan.kept] ** 2 * plan.survival[-1]).sum()) / total
+
+    def record_weights(self) -> Float64Array:
+        """Return the weight of each record in the objective, float64 (records,)."""
+        if not self.job.options.has_weights:
+            return self.job.energies
+        strengths = np.bincount(self.form.record, self.form.strength**2, minlength=len(self.job.items))
+        return strengths.astype(np.float64)
+
+    def effective_errors(self, draft: Draft, weights: Float64Array) -> tuple[Float64Array, ...] | None:
+        """Return the effective error of each record at each rung, float64 (records,) in the units of `weights`.
+
+        It is not defined, and None, where NMSE is the objective.
+        """
+        if draft.plan.objectives[-1].name == "nmse":
+            return None
+        quantized = draft.quantized
+        errors = []
+        for rung in range(quantized.rungs):
+            survived = np.bincount(
+                self.form.record[quantized.kept],
+                self.form.strength[quantized.kept] ** 2 * self._survival(quantized, draft.content, rung),
+                minlength=len(weights),
+            )
+            errors.append(np.maximum(weights - survived, 0.0))
+        return tuple(errors)
+
+    def _error(self, plan: RatePlan, quantized: QuantizedForm, content: FileContent) -> float:
+        """Return the error of a draft in the plan's last objective."""
+        last = quantized.rungs - 1
+        if plan.objectives[-1].name == "nmse":
+            codes = amplitude_codes(quantized, self.form, content.rungs[last])
+            return coded_nmse(self.form, quantized, codes, self.job.basis, last)
+        total = float((self.form.strength**2).sum())
+        if total == 0:
+            return 0.0
+        kept = self.form.strength[quantized.kept] ** 2 * self._survival(quantized, content, last)
+        return 1 - float(kept.sum()) / total
+
+    def _survival(self, quantized: QuantizedForm, content: FileContent, rung: int) -> Float64Array:
+        """Return the share of each kept unit's energy that survives at a rung, with its amplitude as rounded."""
+        codes = amplitude_codes(quantized, self.form, content.rungs[rung])
+        ratio = np.exp2((codes - quantized.amplitude[rung]) / 16)
+        survival = np.prod(quantized.survival[rung], axis=0) * (2 * ratio - ratio**2)
+        return np.where(quantized.entry <= rung, survival, 0.0)
+
+
+def make_drafter(job: EncodeJob, form: CanonicalForm, objective: Objective) -> Drafter:
+    """Return a drafter for files of one rung."""
+    energy = float((form.strength**2).sum()) / max(1, form.units)
+    drafter = Drafter(job, form, (objective,), log2_unit=float(np.log2(energy)) if energy > 0 else 0.0)
+    return replace(drafter, empty_bytes=drafter.draft_empty().bytes)

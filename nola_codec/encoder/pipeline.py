@@ -1,0 +1,166 @@
+"""Encode an adapter: read -> canonical form -> plan -> quantize -> code -> measure -> write, one way.
+
+Each stage is a function from one frozen dataclass to the next:
+
+    Adapter, EncodeOptions   -> EncodeJob           open_job          (job.py)
+    EncodeJob                -> CanonicalForm       canonical_form    (fit/canonical_form.py)
+    CanonicalForm            -> QuantizedAdapter    quantize_to       (rate_control.py, drafts.py, component_form.py)
+      or EncodeJob           -> QuantizedAdapter    quantize_factors  (factor_form.py)
+    QuantizedAdapter         -> CodedFile           code_file         (assemble.py, reconstruct.py, measuring.py)
+    CodedFile                -> EncodeReport        make_report       (summary.py)
+
+A file that misses its target by a little is made again with another aim: that loop is `_encode_to_target`.
+"""
+
+from __future__ import annotations
+
+from nola_codec.basis import NAMES as BASIS_NAMES
+from nola_codec.encoder.assemble import code_rungs, write_file
+from nola_codec.encoder.content import QuantizedAdapter, block_sizes
+from nola_codec.encoder.drafts import Draft, Drafter, make_drafter
+from nola_codec.encoder.factor_form import factor_content
+from nola_codec.encoder.importance import match_importance
+from nola_codec.encoder.job import EncodeJob, open_job
+from nola_codec.encoder.measuring import measure_rung
+from nola_codec.encoder.options import EncodeOptions
+from nola_codec.encoder.rate_control import RateTarget, correct_target, first_target, reach_target
+from nola_codec.encoder.report import EncodeReport
+from nola_codec.encoder.summary import CodedFile, make_report, reached_error
+from nola_codec.encoder.tuning import TrainedCode, draft_trained, train_code
+from nola_codec.entropy import NAMES as CODEC_NAMES
+from nola_codec.errors import EncodeError
+from nola_codec.fit.allocation import OBJECTIVES
+from nola_codec.fit.canonical_form import CanonicalForm, FormSettings, make_canonical_form
+from nola_codec.model.adapter import Adapter
+from nola_codec.prng import NAMES as GENERATOR_NAMES
+
+_ATTEMPTS = 6
+
+
+def encode_adapter(
+    adapter: Adapter,
+    options: EncodeOptions,
+    *,
+    source_bytes: int,
+    form: CanonicalForm | None = None,
+    parameters: int | None = None,
+) -> tuple[bytes, EncodeReport]:
+    """Encode an adapter.
+
+    Args:
+        adapter: As read; its modules and vectors may be in any order.
+        options: Checked options.
+        source_bytes: Size of the source of the adapter, for the report.
+        form: `prepare_form` of this adapter and these options, if several encodes differ in their target alone.
+        parameters: The number of parameters that `ratio` is counted against; None is the adapter's.
+
+    Returns:
+        The file and a report of what it decodes to.
+
+    Raises:
+        EncodeError: ``unreachable``: the target cannot be reached; or another code of the stages.
+    """
+    job = open_job(adapter, options, source_bytes=source_bytes, parameters=parameters)
+    if options.is_factor_form:
+        quantized = quantize_factors(job)
+        file = code_file(job, quantized)
+    else:
+        quantized, file = _encode_to_target(job, form)
+    return file.data, make_report(job, quantized, file)
+
+
+def prepare_form(adapter: Adapter, options: EncodeOptions) -> CanonicalForm:
+    """Make what encodes of one adapter share if they differ in target and objective alone; as large as the adapter."""
+    return canonical_form(open_job(adapter, options))
+
+
+def canonical_form(job: EncodeJob) -> CanonicalForm:
+    """Decompose every module into its singular components, and bring all vectors into their bases."""
+    options = job.options
+    names = [item.name for item in job.items]
+    settings = FormSettings(
+        basis=BASIS_NAMES[options.basis],
+        generator=GENERATOR_NAMES[options.generator],
+        seed=options.seed,
+        most=options.rank,
+        importance=None if options.importance is None else match_importance(names, options.importance),
+        moments=job.moments,
+    )
+    with job.clock.stage("canonical form"):
+        return make_canonical_form(job.items, job.streams, settings, options.progress)
+
+
+def _encode_to_target(job: EncodeJob, form: CanonicalForm | None) -> tuple[QuantizedAdapter, CodedFile]:
+    """Make files of the component form until one meets the size or the error; the first one mostly does.
+
+    A form of its own, as large as the adapter, is let go before a file is coded, and made again for a second attempt,
+    which is rare.
+    """
+    target: RateTarget | None = first_target(job)
+    trained: TrainedCode | None = None
+    for attempt in range(_ATTEMPTS):
+        assert target is not None
+        job.show_progress("rate control", attempt, _ATTEMPTS)
+        if job.options.tuner is None:
+            quantized = quantize_to(job, target, form)
+        else:
+            trained = trained or train_to(job, target, form)
+            quantized = quantize_trained(job, trained, target)
+        job.show_progress("entropy coding", attempt, _ATTEMPTS)
+        file = code_file(job, quantized)
+        target = correct_target(job, target, len(file.data), reached_error(job, quantized, file))
+        if target is None:
+            job.show_progress("entropy coding", _ATTEMPTS, _ATTEMPTS)
+            return quantized, file
+    raise EncodeError(f"the target was missed {_ATTEMPTS} times, by ever less; ask for slightly more",
+                      code="unreachable")  # fmt: skip
+
+
+def quantize_to(job: EncodeJob, target: RateTarget, form: CanonicalForm | None) -> QuantizedAdapter:
+    """Plan and quantize an adapter so that its file meets a target."""
+    drafter, draft = _draft_to(job, target, form)
+    weights = drafter.record_weights()
+    return QuantizedAdapter(draft.content, draft.sizes, drafter.effective_errors(draft, weights), weights)
+
+
+def train_to(job: EncodeJob, target: RateTarget, form: CanonicalForm | None) -> TrainedCode:
+    """Plan and quantize an adapter, then train the kept vectors on the task."""
+    assert job.options.tuner is not None
+    drafter, draft = _draft_to(job, target, form)
+    with job.clock.stage("training"):
+        return train_code(drafter, draft, job.options.tuner)
+
+
+def quantize_trained(job: EncodeJob, trained: TrainedCode, target: RateTarget) -> QuantizedAdapter:
+    """Quantize trained vectors. They have no effective error: they were not made to be near the adapter."""
+    with job.clock.stage("training"):
+        draft = draft_trained(trained, target.limit if target.is_size else None)
+    return QuantizedAdapter(draft.content, draft.sizes, None, job.energies)
+
+
+def _draft_to(job: EncodeJob, target: RateTarget, form: CanonicalForm | None) -> tuple[Drafter, Draft]:
+    """Make the draft that meets a target, and what made it."""
+    if form is None:
+        form = canonical_form(job)
+    with job.clock.stage("rate control"):
+        drafter = make_drafter(job, form, OBJECTIVES[job.options.objective_name])
+        return drafter, reach_target(drafter, target)
+
+
+def quantize_factors(job: EncodeJob) -> QuantizedAdapter:
+    """Fit and quantize an adapter in the factor form: its size follows from the number of coefficients and bits."""
+    with job.clock.stage("fit"):
+        content = factor_content(job)
+        return QuantizedAdapter(content, block_sizes(content), None, job.energies)
+
+
+def code_file(job: EncodeJob, quantized: QuantizedAdapter) -> CodedFile:
+    """Entropy-code a quantized adapter, measure what it decodes to, and write both into a file."""
+    content, sizes = quantized.content, quantized.sizes
+    codecs = [CODEC_NAMES[name] for name in job.options.entropy]
+    with job.clock.stage("coding and decoding"):
+        coded = code_rungs(content, sizes, codecs)
+        measured = tuple(measure_rung(job, quantized, rung) for rung in range(len(content.rungs)))
+        facts = [rung.facts for rung in measured]
+        data = write_file(content, sizes, coded, facts, job.envelope, job.raw_sections)
+    return CodedFile(data, measured)

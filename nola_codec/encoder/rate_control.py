@@ -1,0 +1,309 @@
+"""Rate control: find the lambda whose file has the wanted size or error.
+
+Expected sizes and errors come from the plan alone; a draft, which is quantized but not yet entropy-coded, corrects
+them. Two or three drafts reach the target. The finished file is then measured, and `correct_target` says whether it
+missed its target, and what to aim at next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from nola_codec.encoder.drafts import COARSEST, FINEST, Draft, Drafter
+from nola_codec.encoder.filling import fill_budget
+from nola_codec.encoder.job import EncodeJob
+from nola_codec.errors import EncodeError
+from nola_codec.fit.allocation import NOISE_CAP, PRECISION_STEPS, QUIETER_OBJECTIVES, Grain, RatePlan
+
+_DRAFTS = 7
+_SLACK = 0.004
+"""Share of a target that may be left unused without a further draft."""
+_SEARCHED_BYTES = 1_000_000
+"""Bytes of coefficients beyond which quantizers with memory are left out, unless the search is to be thorough."""
+_FINE_BYTES = 40_000
+"""Bytes of coefficients from which all quantizers are offered."""
+_NARROW = 2e-3
+"""Width of a bracket of log2 lambda at which the search ends."""
+_UNDER = 0.9985
+"""Share of a target that is aimed at, since estimates scatter."""
+_TRAINED_SHARE, _TRAINED_BYTES = 0.995, 40
+"""Plan task-trained files slightly under the limit, since their amplitudes may grow."""
+RUNGS = 4
+"""Greatest number of rungs of a progressive file whose sizes are not given."""
+SMALLEST_RUNG = 5000
+"""Least size in bytes of a rung whose size is not given."""
+
+
+@dataclass(frozen=True)
+class RateTarget:
+    """What a file is to reach.
+
+    Attributes:
+        aim: Bytes or error that drafts are made for. Misses of the finished file correct it.
+        is_size: True if the target is a size, False if it is an error in the objective.
+        limit: Bytes that the file may take; 0 if the target is an error. Misses of a task-trained file correct it.
+    """
+
+    aim: float
+    is_size: bool
+    limit: int = 0
+
+    @property
+    def draft_aim(self) -> float:
+        """The aim of a single draft: whole bytes, or the error."""
+        return int(self.aim) if self.is_size else self.aim
+
+    def value(self, draft: Draft) -> float:
+        """Return the size or the error of a draft."""
+        return draft.bytes if self.is_size else draft.error
+
+    def fits(self, draft: Draft) -> bool:
+        """Return True if a draft meets the target."""
+        return self.value(draft) <= self.draft_aim
+
+    def is_close(self, draft: Draft) -> bool:
+        """Return True if a draft that fits comes within 0.3% of a size or 0.5% of an error."""
+        return self.value(draft) >= (0.997 if self.is_size else 0.995) * self.draft_aim
+
+    def slack(self, draft: Draft) -> float:
+        """Return the share of the target that a draft leaves unused."""
+        return 1 - self.value(draft) / self.draft_aim
+
+
+def first_target(job: EncodeJob) -> RateTarget:
+    """Return the target that the options ask for."""
+    options = job.options
+    if options.error_target is not None:
+        return RateTarget(options.error_target * job.dilution, is_size=False)
+    limit = options.size if options.size is not None else int(2 * job.parameters / (options.ratio or 1))
+    aim = limit * _TRAINED_SHARE - _TRAINED_BYTES if options.tuner is not None else limit
+    return RateTarget(aim, is_size=True, limit=limit)
+
+
+def correct_target(job: EncodeJob, target: RateTarget, size: int, reached: float | None) -> RateTarget | None:
+    """Return the target of the next attempt, or None if the file meets the options.
+
+    Estimates are good to a few bytes, and errors to the int16 rounding: a miss is rare, and small.
+
+    Args:
+        job: The encode.
+        target: The target of this attempt.
+        size: Bytes of the finished file.
+        reached: Its measured error in the objective; None if the drafts' own estimate is exact.
+    """
+    if target.is_size:
+        over = size - target.limit
+        if over <= 0:
+            return None
+        if job.options.tuner is not None:
+            return replace(target, limit=target.limit - (over + 8))
+        return replace(target, aim=target.aim - (1.2 * over + 8))
+    wanted = job.options.error_target
+    if wanted is None or reached is None or reached <= wanted:
+        return None
+    return replace(target, aim=target.aim * (0.999 * wanted / reached))
+
+
+def reach_target(drafter: Drafter, target: RateTarget) -> Draft:
+    """Make the draft that meets a target: the smallest for an error, or the best for a size.
+
+    Args:
+        drafter: Makes drafts of one rung in the objective that was asked for.
+        target: Its aim is met; if the options ask for rungs, by the last rung.
+
+    Raises:
+        EncodeError: ``unreachable``.
+    """
+    options = drafter.job.options
+    drafter = with_noise_cap(drafter, target)
+    if options.has_rungs:
+        drafter = with_rungs(drafter, options.rungs, plan_target(drafter, target))
+    return draft_for_size(drafter, target) if target.is_size else draft_for_error(drafter, target)
+
+
+def with_noise_cap(drafter: Drafter, target: RateTarget) -> Drafter:
+    """Return the drafter with the largest gamma whose plan for the target stays under NOISE_CAP.
+
+    Gamma is a slope for little noise. Noise adds up through a network, and beyond about 3 to 5 times the delta's own
+    energy models were seen to break, so a plan that would have more takes a smaller gamma. The size of the plan then
+    chooses the set of coders.
+    """
+    chosen = drafter.objectives[-1]
+    if chosen.name != "nmse":
+        low, high = 0, len(QUIETER_OBJECTIVES) - 1  # the last one is quiet whatever the plan
+        while low < high:
+            middle = (low + high) // 2
+            plan = plan_target(replace(drafter, objectives=(QUIETER_OBJECTIVES[middle],)), target)
+            if plan.noise[-1] <= NOISE_CAP:
+                high = middle
+            else:
+                low = middle + 1
+        chosen = QUIETER_OBJECTIVES[low]
+    coded = float(plan_target(replace(drafter, objectives=(chosen,)), target).bits.sum()) / 8
+    grain: Grain = "fine" if coded > _FINE_BYTES else "coarse"
+    if coded > _SEARCHED_BYTES and not drafter.job.options.thorough:
+        grain = "scalar"
+    return replace(drafter, objectives=(replace(chosen, grain=grain),))
+
+
+def with_rungs(drafter: Drafter, sizes: Sequence[int] | None, last: RatePlan) -> Drafter:
+    """Return the drafter of a progressive file whose last rung is about `last`.
+
+    Args:
+        drafter: Makes drafts of one rung.
+        sizes: Bytes of the coarser rungs. None is quarters of the whole down to SMALLEST_RUNG, RUNGS in all at most.
+        last: A plan of one rung.
+    """
+    empty = drafter.empty_bytes
+    whole = float(last.bits.sum() / 8 + empty)
+    if sizes is None:
+        quarters = [whole / 4**k for k in range(RUNGS - 1, 0, -1)]
+        sizes = [int(size) for size in quarters if size >= max(SMALLEST_RUNG, 2 * empty)]
+    steps = {0: last.objectives[-1]}
+    for size in sizes:
+        target = RateTarget(size, is_size=True)
+        alone = with_noise_cap(drafter, target)
+        coarser = plan_target(alone, target)
+        beside = alone.draft(coarser.lagrangian).bytes - float(coarser.bits.sum()) / 8 - empty
+        coarser = plan_target(alone, RateTarget(max(1.0, size - beside), is_size=True))
+        step = round(PRECISION_STEPS / 2 * float(np.log2(last.lagrangian / coarser.lagrangian)))
+        if step < 0:
+            steps.setdefault(step, coarser.objectives[-1])
+    return replace(drafter, steps=tuple(sorted(steps)), objectives=tuple(steps[step] for step in sorted(steps)))
+
+
+def plan_target(drafter: Drafter, target: RateTarget) -> RatePlan:
+    """Return a plan for a target by theory alone."""
+    if target.is_size:
+        lagrangian = _solve(drafter, _coded_bytes, max(1.0, target.aim - drafter.empty_bytes))
+    else:
+        lagrangian = _solve(drafter, lambda plan: 1 - drafter.expected_error(plan), 1 - target.aim)
+    return drafter.plan(lagrangian)
+
+
+def draft_for_size(drafter: Drafter, target: RateTarget) -> Draft:
+    """Make the best draft of at most the wanted size, within 0.3% of it if the adapter allows it.
+
+    Raises:
+        EncodeError: ``unreachable``: even with nothing kept the file is larger.
+    """
+    limit = int(target.aim)
+    empty = drafter.draft_empty().bytes
+    if empty > limit:
+        raise EncodeError(
+            f"size {limit} bytes cannot be reached: names, configuration and tensors carried as they are "
+            f"take {empty} bytes", code="unreachable"
+        )  # fmt: skip
+    finest = drafter.finest_plan()
+    if _coded_bytes(finest) + empty <= limit:
+        return drafter.draft(finest.lagrangian)
+    best = _search(drafter, target, empty)
+    return drafter.draft_empty() if best is None else _fill(drafter, target, best)
+
+
+def draft_for_error(drafter: Drafter, target: RateTarget) -> Draft:
+    """Make the smallest draft whose error is at most the wanted one, within 0.5% of it if the adapter allows it.
+
+    Raises:
+        EncodeError: ``unreachable``: the finest quantizers lose more.
+    """
+    best = _search(drafter, target, drafter.empty_bytes)
+    if best is not None:
+        return _fill(drafter, target, best)
+    finest = drafter.draft(drafter.finest_plan().lagrangian)
+    if finest.error > target.aim:
+        raise EncodeError(
+            f"error {target.aim:g} cannot be reached: the finest quantizers leave {finest.error:.3g}",
+            code="unreachable",
+        )
+    return finest
+
+
+def _search(drafter: Drafter, target: RateTarget, empty: int) -> Draft | None:
+    """Make drafts at guessed lambdas, inside a bracket that closes, until one fits closely.
+
+    Args:
+        drafter: Makes them.
+        target: What they are to meet.
+        empty: Bytes of a file with nothing kept.
+
+    Returns:
+        The closest draft that fits, if any was found.
+    """
+    inside: float | None = None  # log2 lambda of the best draft that fits
+    outside: float | None = None
+    fits = False  # True if `found` is the best draft; an older one would be made again, not held in memory
+    found: Draft | None = None
+    for attempt in range(_DRAFTS):
+        at = float(np.log2(_guess(drafter, target, found, empty)))
+        if inside is not None and outside is not None:
+            low, high = min(inside, outside), max(inside, outside)
+            if high - low < _NARROW:
+                break
+            margin = (high - low) / 8
+            if attempt % 3 == 2 or not low < at < high:
+                at = (low + high) / 2
+            at = min(max(at, low + margin), high - margin)
+        elif found is not None and abs(at - float(np.log2(found.plan.lagrangian))) < _NARROW:
+            # Small lambdas meet an error, large ones a size: step away from the side that is known.
+            finer = target.is_size == (outside is None)
+            at += (-1.0 if finer else 1.0) * 2.0 ** min(attempt - 3, 4)
+        found = None  # lets go of the last draft before the next is made
+        found = drafter.draft(2.0**at)
+        fits = target.fits(found)
+        if not fits:
+            outside = at
+            continue
+        inside = at
+        if target.is_close(found):
+            break
+    if inside is None:
+        return None
+    return found if fits else drafter.draft(2.0**inside)
+
+
+def _guess(drafter: Drafter, target: RateTarget, last: Draft | None, empty: int) -> float:
+    """Return the lambda that meets a target by theory, corrected by what the last draft showed."""
+    if target.is_size:
+        overhead = float(empty) if last is None else last.bytes - _coded_bytes(last.plan)
+        return _solve(drafter, _coded_bytes, _UNDER * target.draft_aim - overhead)
+    ratio = 1.0
+    if last is not None and last.error > 0:
+        ratio = last.error / max(drafter.expected_error(last.plan), 1e-12)
+    # The error rises with lambda: its complement is what falls.
+    return _solve(drafter, lambda plan: 1 - drafter.expected_error(plan), 1 - _UNDER * target.aim / ratio)
+
+
+def _fill(drafter: Drafter, target: RateTarget, draft: Draft) -> Draft:
+    """Improve a draft that fits by what single units can still do for it."""
+    left = target.slack(draft)
+    if left < _SLACK or len(drafter.steps) > 1:
+        return draft
+    plan = draft.plan
+    bits, error = (8.0 * target.draft_aim, 0.0) if target.is_size else (0.0, target.aim)
+    for part in (0.95, 0.7, 0.4):
+        nudges = fill_budget(drafter.form, plan, bits=part * left * bits, error=part * left * error)
+        improved = drafter.draft(plan.lagrangian, nudges)
+        if target.fits(improved):
+            return improved
+    return drafter.draft(plan.lagrangian)
+
+
+def _coded_bytes(plan: RatePlan) -> float:
+    """Return the expected bytes of a plan's units."""
+    return float(plan.bits.sum() / 8)
+
+
+def _solve(drafter: Drafter, falling: Callable[[RatePlan], float], wanted: float) -> float:
+    """Return the lambda at which a quantity that falls with lambda gets down to `wanted`, by bisection."""
+    low, high = FINEST + drafter.log2_unit, COARSEST + drafter.log2_unit
+    for _ in range(26):
+        middle = (low + high) / 2
+        if falling(drafter.plan(2.0**middle)) > wanted:
+            low = middle
+        else:
+            high = middle
+    return float(2.0 ** ((low + high) / 2))

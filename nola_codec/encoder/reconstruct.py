@@ -1,0 +1,124 @@
+"""Decode the content of a file by the decoder's own arithmetic, before the file is written.
+
+A header holds the exponents of the decoded sides and the decoded SHA-256, so the encoder decodes what it has quantized.
+It also finds the exponents here: the smallest that keep every number inside int16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from nola_codec.arrays import NUMPY
+from nola_codec.basis import basis_by_id
+from nola_codec.decoder.coefficients import record_coefficients
+from nola_codec.decoder.decoder import DecodedHash
+from nola_codec.decoder.factors import DecodedRecord, synthesize_records
+from nola_codec.encoder.assemble import Envelope, RungFacts
+from nola_codec.encoder.content import FileContent
+from nola_codec.model.records import CodedRecord
+from nola_codec.parallel import parallel_map
+from nola_codec.quant.scales import fitting_exponent
+
+_PORTION = 1 << 20
+"""Number of elements that one thread synthesizes at a time."""
+_HEADROOM = 3
+"""Octaves of int16 that a factor may leave unused so that the file's factors share one exponent."""
+
+
+class FactsCollector:
+    """Collects what a header says about the decoded records of a rung; they are added in order."""
+
+    def __init__(self) -> None:
+        self._digest = DecodedHash()
+        self._exponents: list[tuple[int, ...]] = []
+
+    def add(self, decoded: DecodedRecord) -> None:
+        """Take in the next record."""
+        self._digest.update(decoded, NUMPY)
+        self._exponents.append(decoded.exponents)
+
+    def finish(self, envelope: Envelope, measured: Mapping[str, float]) -> RungFacts:
+        """Take in the tensors that are not coded, and return the facts with the losses that were measured."""
+        for tensor in (*envelope.raw.values(), *(tensor for _, tensor in envelope.drawn.values())):
+            self._digest.update_raw(tensor)
+        return RungFacts(self._exponents, self._digest.digest(), measured)
+
+
+def decode_rung(content: FileContent, envelope: Envelope, rung: int) -> Iterator[DecodedRecord]:
+    """Yield each record decoded at a rung, in order.
+
+    A first guess takes the peak of a vector to be six times its root mean square. A record that saturates int16 gets a
+    greater exponent and is made again. Factors share the file's largest exponent if that leaves at most _HEADROOM
+    octaves unused.
+    """
+    records = content.rungs[rung]
+    guess = _first_exponents(records, content.squares[rung])
+
+    def make(span: tuple[int, int]) -> list[DecodedRecord]:
+        pending = list(range(*span))
+        points = {
+            i: record_coefficients(
+                records[i], [s[i] for s in content.symbols[: rung + 1]], content.quantizers, content.allocations
+            )
+            for i in pending
+        }
+        done: dict[int, DecodedRecord] = {}
+        while pending:
+            raised = [replace(records[i], exponents=guess[i]) for i in pending]
+            made = synthesize_records(
+                raised, [points[i] for i in pending], generator=envelope.generator, seed=envelope.seed, xp=NUMPY
+            )
+            for index, decoded in zip(pending, made, strict=True):
+                done[index] = decoded
+                guess[index] = tuple(e + _is_saturated(s) for e, s in zip(guess[index], decoded.sides, strict=True))
+            pending = [i for i in pending if guess[i] != done[i].exponents]
+        return [done[i] for i in range(*span)]
+
+    for portion in parallel_map(make, _portions(records)):
+        yield from portion
+
+
+def _first_exponents(
+    records: Sequence[CodedRecord], all_squares: Sequence[npt.NDArray[np.float64]]
+) -> list[tuple[int, ...]]:
+    """Guess the exponents of each record.
+
+    The same side of all modules shares the greatest exponent if it can, and so do all vectors.
+    """
+    guess = []
+    for record, squares in zip(records, all_squares, strict=True):
+        lengths = record.kind.vector_lengths
+        own = []
+        for side, (length, part) in enumerate(zip(lengths, np.split(squares, len(lengths)), strict=True)):
+            rms = np.sqrt(part * (basis_by_id(record.kind.basis).norm2(length) / length))
+            own.append(fitting_exponent(6 * rms, record.scale_codes(side)))
+        guess.append(own)
+    for is_pair, side in ((True, 0), (True, 1), (False, 0)):
+        members = [i for i, record in enumerate(records) if record.kind.is_pair == is_pair]
+        common = max((guess[i][side] for i in members if records[i].units), default=None)
+        if common is not None:
+            for i in members:
+                if not records[i].units or guess[i][side] >= common - _HEADROOM:
+                    guess[i][side] = common
+    return [tuple(own) for own in guess]
+
+
+def _portions(records: Sequence[CodedRecord]) -> list[tuple[int, int]]:
+    """Divide the records into spans (start, stop) of about _PORTION elements."""
+    spans = []
+    start = weight = 0
+    for index, record in enumerate(records):
+        weight += record.kind.elements
+        if weight >= _PORTION or index == len(records) - 1:
+            spans.append((start, index + 1))
+            start, weight = index + 1, 0
+    return spans
+
+
+def _is_saturated(values: npt.NDArray[np.int16]) -> bool:
+    """Return True if a value lies at an end of int16's range."""
+    return bool(values.size) and (int(values.max()) == 32767 or int(values.min()) == -32768)

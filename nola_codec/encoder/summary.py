@@ -1,0 +1,100 @@
+"""The report of a finished file, from what was measured on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nola_codec.container.reader import open_container
+from nola_codec.encoder.content import QuantizedAdapter
+from nola_codec.encoder.job import EncodeJob
+from nola_codec.encoder.measuring import MeasuredRung, lost_share
+from nola_codec.encoder.notes import notes
+from nola_codec.encoder.report import EncodeReport, TensorReport
+
+
+@dataclass(frozen=True)
+class CodedFile:
+    """A finished file and its losses.
+
+    Attributes:
+        data: The file.
+        rungs: The losses of each rung, coarsest first, as measured on what it decodes to.
+    """
+
+    data: bytes
+    rungs: tuple[MeasuredRung, ...]
+
+
+def reached_error(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) -> float | None:
+    """Return the error of a finished file in the objective; None if the estimate of its draft is exact.
+
+    The effective error follows from the quantized vectors. But a delta of several parts loses what each of them loses,
+    which a draft counts one by one.
+    """
+    lost, whole = file.rungs[-1].squared_errors, job.energies
+    if job.options.objective_name != "nmse":
+        if job.shared_deltas.is_empty:
+            return None
+        if quantized.effective_errors is not None:
+            lost, whole = quantized.effective_errors[-1], quantized.weights
+    return float(lost.sum() / whole.sum()) if whole.sum() else 0.0
+
+
+def make_report(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) -> EncodeReport:
+    """Say what a file is and what it loses."""
+    options, last = job.options, file.rungs[-1]
+    total = float(job.energies.sum())
+    nmse = float(last.squared_errors.sum()) / total if total else 0.0
+    effective = None
+    if quantized.effective_errors is not None:
+        whole = float(quantized.weights.sum())
+        effective = float(quantized.effective_errors[-1].sum()) / whole if whole else 0.0
+    carried = sum(len(data) for _, data in job.raw_sections) / len(file.data)
+    return EncodeReport(
+        bytes=len(file.data),
+        source_bytes=job.source_bytes,
+        parameters=job.parameters,
+        ratio=2 * job.parameters / len(file.data),
+        form="factor" if options.is_factor_form else "component",
+        objective="nmse" if options.is_factor_form else "task" if options.tuner else options.objective_name,
+        nmse=nmse,
+        effective_error=effective,
+        tensors=_tensor_reports(job, quantized, last),
+        seconds=job.clock.total(),
+        stages=dict(job.clock.seconds),
+        activation_error=None if last.activations is None else lost_share(last.activations),
+        rungs=_rung_reports(file),
+        dialect=job.adapter.dialect,
+        task=None if options.tuner is None else options.tuner.report(),
+        notes=job.adapter.notes + job.shared_deltas.notes + notes(options, nmse, effective, carried),
+    )
+
+
+def _rung_reports(file: CodedFile) -> tuple[dict[str, float], ...]:
+    """Return the size of the file's beginning and the losses at each rung."""
+    with open_container(file.data) as container:
+        return tuple(
+            {"bytes": container.rung_bytes(number), **rung.facts.measured} for number, rung in enumerate(file.rungs)
+        )
+
+
+def _tensor_reports(job: EncodeJob, quantized: QuantizedAdapter, last: MeasuredRung) -> tuple[TensorReport, ...]:
+    """Return one report for each coded record, by its losses at the last rung."""
+    effective = None if quantized.effective_errors is None else quantized.effective_errors[-1]
+    reports = []
+    for index, (item, record) in enumerate(zip(job.items, quantized.content.records, strict=True)):
+        energy, weight = float(job.energies[index]), float(quantized.weights[index])
+        activations = last.activations if item.is_pair else None
+        reports.append(
+            TensorReport(
+                name=item.name,
+                shape=item.vector_lengths if item.is_pair else item.stored_shapes[0],
+                rank=item.rank if item.is_pair else None,
+                kept=record.kind.vectors(record.units),
+                energy=energy,
+                nmse=float(last.squared_errors[index]) * (1 / energy if energy else 0.0),
+                effective_error=None if effective is None else float(effective[index]) / weight if weight else 0.0,
+                activation_error=None if activations is None else lost_share(activations[:, index]),
+            )
+        )
+    return tuple(reports)

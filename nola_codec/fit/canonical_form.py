@@ -1,0 +1,213 @@
+"""The canonical form of an adapter: all its components and vectors as unit vectors in basis coefficients.
+
+A unit is a component s u v^T of a module's delta, or a whole tensor that is coded as one vector. The encoder works on
+these matrices of unit vectors, one for each side and length, and not on modules: a quantizer then sees every vector
+that it codes at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from nola_codec.array_types import Float64Array, Int64Array
+from nola_codec.arrays import NUMPY
+from nola_codec.basis import BasisKey, basis_by_id
+from nola_codec.fit.components import Components, unit_vectors
+from nola_codec.fit.weighting import Moments, component_figures, weigh
+from nola_codec.model.adapter import Codable
+from nola_codec.parallel import parallel_map
+from nola_codec.progress import Progress
+from nola_codec.spool import spooled
+
+FloatArray = npt.NDArray[np.float32]
+Matrices = tuple[dict[int, FloatArray], dict[int, FloatArray]]
+
+LORA_B, LORA_A, DENSE, PLAIN = range(4)
+"""Roles of a vector: a column of lora_B, a row of lora_A, a tensor of two dimensions or more, or one of fewer."""
+
+
+@dataclass(frozen=True)
+class CanonicalForm:
+    """Units of an adapter: unit i is component `component[i]` of record `record[i]`, or a whole vector.
+
+    Attributes:
+        record, component: int64 (units,).
+        strength: float64 (units,): gain * s, the unit's share of delta_W's Frobenius norm. Where an importance or a
+            calibration set weighs the units, the square root of the unit's weight.
+        singular: float64 (units,): the singular value s; for a vector, its norm.
+        lengths: int64 (2, units): length of u (side 0) and of v (side 1). A vector is a u, and its v has length 0.
+        roles: int64 (2, units): LORA_B, LORA_A, DENSE or PLAIN, which decides how much noise a vector tolerates.
+        rows: int64 (2, units): row in the matrix of that side and length.
+        most: Number of components of a module that may be kept.
+        matrices: For each side, {length: float32 (vectors, length)}: coefficients in an orthonormal basis, times the
+            square root of the length, so that the mean square of a row is 1. Nobody writes to them once they are made.
+        energy: float64 (units,): squared strength before it was weighted; None if it was not weighted.
+        tolerance: float64 (2, units): factors on the objective's gammas; None if all are 1.
+    """
+
+    record: Int64Array
+    component: Int64Array
+    strength: Float64Array
+    singular: Float64Array
+    lengths: Int64Array
+    roles: Int64Array
+    rows: Int64Array
+    most: int
+    matrices: Matrices
+    tolerance: Float64Array | None = None
+    energy: Float64Array | None = None
+
+    @property
+    def units(self) -> int:
+        """The number of units."""
+        return len(self.record)
+
+    def groups(self, side: int, units: Int64Array) -> Iterator[tuple[int, int, Int64Array]]:
+        """Yield (role, length, positions among `units`) of the units' vectors on a side, by role and length."""
+        roles, lengths = self.roles[side, units], self.lengths[side, units]
+        for role in np.unique(roles).tolist():
+            for length in np.unique(lengths[roles == role]).tolist():
+                if length:
+                    yield role, length, np.flatnonzero((roles == role) & (lengths == length))
+
+    def noise_tolerance(self, side: int, units: Int64Array) -> Float64Array | float:
+        """Return the `tolerance` of some units on one side; 1.0 if none was measured."""
+        return 1.0 if self.tolerance is None else np.asarray(self.tolerance[side, units])
+
+    def without_matrices(self) -> CanonicalForm:
+        """Return the form without the coefficients, which take most of its memory."""
+        return replace(self, matrices=({}, {}))
+
+
+@dataclass(frozen=True)
+class FormSettings:
+    """Everything that a canonical form depends on besides the tensors.
+
+    Attributes:
+        basis: Id of an orthogonal basis.
+        generator: Id of its generator.
+        seed: Seed of the generator.
+        most: Number of components of a module that may be kept, the others count as lost; None is all.
+        importance: float64 (items,): factors on the components' weights, which keep their sum.
+        moments: Moments of each module from a calibration set; a vector's weight stays its energy.
+    """
+
+    basis: int
+    generator: int
+    seed: int
+    most: int | None = None
+    importance: Float64Array | None = None
+    moments: Sequence[Moments] | None = None
+
+
+def make_canonical_form(
+    items: Sequence[Codable], streams: Sequence[int], settings: FormSettings, progress: Progress | None = None
+) -> CanonicalForm:
+    """Decompose every module into components, and project every vector on its basis.
+
+    Args:
+        items: Modules, then vectors, in the order of the records.
+        streams: Stream number of each item.
+        settings: Basis and weights.
+        progress: Called as ("canonical form", items done, items).
+
+    Raises:
+        EncodeError: The moments do not fit the modules, or show no gain (`fit.weighting`).
+    """
+    form = _empty_form(items, settings.most)
+    ranks = np.array([item.rank for item in items], np.int64)
+    starts = np.cumsum(ranks) - ranks
+    value, noise = np.zeros(form.units), np.zeros((2, form.units))
+
+    def place(index: int) -> None:
+        """Fill in the units of one item."""
+        item = items[index]
+        span = slice(int(starts[index]), int(starts[index]) + item.rank)
+        sides, form.singular[span] = unit_vectors(item.sides)
+        if settings.moments is not None and item.is_pair:
+            parts = Components(sides[0], sides[1], form.singular[span])
+            figures = component_figures(item, parts, settings.moments[index])
+            value[span], noise[:, span] = figures.value, figures.noise
+        form.strength[span] = form.singular[span] * item.error_gain
+        for side, vectors in enumerate(sides):
+            length = vectors.shape[1]
+            first = int(form.rows[side, span.start])
+            key = BasisKey(settings.generator, settings.seed, 2 * streams[index] + side)
+            coefficients = orthonormal_coefficients(vectors, settings.basis, key)  # (rank, length)
+            form.matrices[side][length][first : first + item.rank] = coefficients * np.float32(np.sqrt(length))
+
+    for done, _ in enumerate(parallel_map(place, range(len(items)))):
+        if progress is not None:
+            progress("canonical form", done + 1, len(items))
+    return _with_weights(form, settings, value, noise)
+
+
+def _empty_form(items: Sequence[Codable], most: int | None) -> CanonicalForm:
+    """Lay out the units of all items, with room for their vectors."""
+    ranks = np.array([item.rank for item in items], np.int64)
+    shapes = np.array([(*item.vector_lengths, 0)[:2] for item in items], np.int64).reshape(-1, 2)
+    roles = np.array([roles_of(item) for item in items], np.int64).reshape(-1, 2)
+    lengths = np.repeat(shapes, ranks, axis=0).T.copy()  # (2, units)
+    rows = np.zeros_like(lengths)
+    matrices: Matrices = ({}, {})
+    for side in (0, 1):
+        for length in np.unique(lengths[side][lengths[side] > 0]):
+            members = lengths[side] == length
+            rows[side, members] = np.arange(int(members.sum()))
+            matrices[side][int(length)] = spooled((int(members.sum()), int(length)), np.float32)
+    units = lengths.shape[1]
+    return CanonicalForm(
+        record=np.repeat(np.arange(len(items)), ranks),
+        component=np.concatenate([np.zeros(0, np.int64), *(np.arange(r) for r in ranks)]),
+        strength=np.zeros(units),
+        singular=np.zeros(units),
+        lengths=lengths,
+        roles=np.repeat(roles, ranks, axis=0).T.copy(),
+        rows=rows,
+        most=most or 1 << 30,
+        matrices=matrices,
+    )
+
+
+def _with_weights(
+    form: CanonicalForm, settings: FormSettings, value: Float64Array, noise: Float64Array
+) -> CanonicalForm:
+    """Weigh the units by the calibration set and by the importance; without either, return the form as it is.
+
+    Args:
+        form: With the plain strengths.
+        settings: They hold the importance and the moments.
+        value: float64 (units,), see `fit.weighting`.
+        noise: float64 (2, units), see `fit.weighting`.
+    """
+    if settings.moments is None and settings.importance is None:
+        return form
+    unweighted = form.strength**2
+    energy, tolerance = unweighted, None
+    if settings.moments is not None:
+        own = form.roles[0] == LORA_B
+        energy, tolerance = energy.copy(), np.ones((2, form.units))
+        energy[own], tolerance[:, own] = weigh(energy[own], value[own], noise[:, own])
+    if settings.importance is not None:
+        wanted = energy * settings.importance[form.record]
+        energy = wanted * (energy.sum() / wanted.sum()) if wanted.any() else wanted
+    return replace(form, strength=np.sqrt(energy), tolerance=tolerance, energy=unweighted)
+
+
+def roles_of(item: Codable) -> tuple[int, int]:
+    """Return the role of each side; the second role of a vector means nothing."""
+    if item.is_pair:
+        return LORA_B, LORA_A
+    return (DENSE if len(item.stored_shapes[0]) > 1 else PLAIN), LORA_A
+
+
+def orthonormal_coefficients(vectors: FloatArray, basis: int, key: BasisKey) -> FloatArray:
+    """Return coefficients of vectors (count, n) in the basis with its rows normalized, float32 (count, n)."""
+    length = vectors.shape[1]
+    kind = basis_by_id(basis)
+    projected = kind.project(vectors[None], length, (key,), NUMPY)[0]
+    return np.asarray(projected * np.float32(1 / np.sqrt(kind.norm2(length))), np.float32)

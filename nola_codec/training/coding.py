@@ -1,0 +1,154 @@
+"""`Coding`: how tensors are trained as coefficients, one description for all fronts and layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+from nola_codec.basis import NAMES as BASIS_NAMES
+from nola_codec.errors import EncodeError, expected
+from nola_codec.prng import NAMES as GENERATOR_NAMES
+from nola_codec.training.quantizer import TRAINED_BITS
+
+if TYPE_CHECKING:
+    from nola_codec.training.group import TensorGroup
+
+Form = Literal["nola", "pranc"]
+FORMS: tuple[Form, ...] = ("nola", "pranc")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coding:
+    """How tensors are trained as coefficients over a pseudo-random basis.
+
+    A coded vector of n numbers is a combination of k basis vectors, where only the coefficients c are trained:
+
+        vector (n,) = gain * c (k,) @ G (k, n)
+
+    In the form ``nola`` a weight W (rows, columns) is a product of two matrices that are coded so, each with
+    coefficients of its own (NOLA, arXiv 2310.02556, eq. 2); in the form ``pranc`` it is one coded vector:
+
+        nola:   W = lora_B (rows, r) @ lora_A (r, columns)
+        pranc:  W = vector (rows * columns,), reshaped
+
+    Each front of this package takes a `Coding`, or its fields as keywords, or both; keywords win.
+
+        >>> Coding(num_basis=128, bits=4).basis
+        'hadamard'
+
+    Attributes:
+        num_basis: k, the number of coefficients of each factor, or of each vector. A tensor with fewer numbers than
+            this has as many coefficients as numbers. `parametrize` also takes a mapping from the end of a module's
+            path to a number. None is 128 for the factors of an adapter, and 64 for all other tensors.
+        bits: Bits of a coefficient, 1 to 8: coefficients are rounded in every forward pass (quantization-aware
+            training). None trains without rounding, and stores 16 bits.
+        form: ``nola`` or ``pranc``. The factors of an adapter have no other form than ``nola``; its diagonals (VeRA,
+            RandLoRA) are always one vector each.
+        rank: r of the form ``nola``. A smaller side of the matrix bounds it, but not in `parametrize_weights`. None is
+            4. An adapter has its own rank: `parametrize` takes none.
+        basis: ``hadamard`` (n log n operations whatever k is), ``rademacher`` or ``uniform`` (the dense bases of the
+            paper, n k operations).
+        shared_basis: True if tensors of equal shapes share one basis (the shared basis of the paper).
+        keep_basis: True if a dense basis stays in memory, at 4 bytes an entry. False makes it anew in every pass.
+        generator: Name of the generator of the basis, ``philox4x32-10`` or ``threefry2x32-20``.
+        seed: Seed of the generator, 0 to 2^64 - 1.
+
+    Raises:
+        EncodeError: ``option``: a value that is none of these.
+    """
+
+    num_basis: int | Mapping[str, int] | None = None
+    bits: int | None = None
+    form: Form = "nola"
+    rank: int | None = None
+    basis: str = "hadamard"
+    shared_basis: bool = False
+    keep_basis: bool = False
+    generator: str = "philox4x32-10"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        choices = (
+            ("form", self.form, FORMS),
+            ("basis", self.basis, BASIS_NAMES),
+            ("generator", self.generator, GENERATOR_NAMES),
+        )
+        for option, value, known in choices:
+            if value not in known:
+                raise EncodeError(expected(option, ", ".join(known), repr(value)), code="option")
+        if isinstance(self.num_basis, Mapping):
+            object.__setattr__(self, "num_basis", dict(self.num_basis))  # the caller may change its own mapping
+        for option, number in (*self._num_basis_by_option().items(), ("rank", self.rank)):
+            if number is not None and not (_is_integer(number) and number >= 1):
+                raise EncodeError(expected(option, "a positive integer", repr(number)), code="option")
+        if self.bits is not None and not (_is_integer(self.bits) and self.bits in TRAINED_BITS):
+            raise EncodeError(expected("bits", "1 to 8, or None", repr(self.bits)), code="option")
+        if not (_is_integer(self.seed) and 0 <= self.seed < 1 << 64):
+            raise EncodeError(expected("seed", "0 to 2^64 - 1", repr(self.seed)), code="option")
+
+    def num_basis_for_all(self, default: int) -> int:
+        """The number of coefficients where one number holds for all tensors; `default` if none was given.
+
+        Raises:
+            EncodeError: ``option``: the coding has a mapping, which only `parametrize` can use.
+        """
+        if isinstance(self.num_basis, Mapping):
+            message = "one number; a mapping is for the modules of a PEFT model (parametrize)"
+            raise EncodeError(expected("num_basis", message, self.num_basis), code="option")
+        return default if self.num_basis is None else self.num_basis
+
+    def _num_basis_by_option(self) -> dict[str, int | None]:
+        if isinstance(self.num_basis, Mapping):
+            return {f"num_basis of {end}": number for end, number in self.num_basis.items()}
+        return {"num_basis": self.num_basis}
+
+
+class CodingOptions(TypedDict, total=False):
+    """The fields of `Coding` as keywords of a function."""
+
+    num_basis: int | Mapping[str, int] | None
+    bits: int | None
+    form: Form
+    rank: int | None
+    basis: str
+    shared_basis: bool
+    keep_basis: bool
+    generator: str
+    seed: int
+
+
+class TensorOptions(CodingOptions, total=False):
+    """How a single tensor or layer is coded: see `Coding` for all keywords but these two.
+
+    coding: The coding, whole; other keywords replace single fields of it.
+    group: The tensors with which this one goes into a file; its coding is the default. None makes a new group.
+    """
+
+    coding: Coding | None
+    group: TensorGroup | None
+
+
+def resolve_coding(coding: Coding | None, options: Mapping[str, object]) -> Coding:
+    """The coding that a caller asked for.
+
+    Args:
+        coding: The coding to start from; None is `Coding()`.
+        options: Fields that replace its fields, by name.
+
+    Raises:
+        EncodeError: ``option``: no coding, an unknown option, or a value that `Coding` refuses.
+    """
+    if coding is not None and not isinstance(coding, Coding):
+        raise EncodeError(
+            expected("coding", "a Coding, or keywords such as num_basis=128", repr(coding)), code="option"
+        )
+    known = [field.name for field in fields(Coding)]
+    for option in options:
+        if option not in known:
+            raise EncodeError(expected("option", f"one of {', '.join(known)}", repr(option)), code="option")
+    return replace(coding or Coding(), **options)  # type: ignore[arg-type]
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

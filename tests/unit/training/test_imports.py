@@ -1,0 +1,71 @@
+"""Imports without torch, transformers or peft: they work, or say in one line what to install."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nola_codec.training
+from nola_codec import errors
+from nola_codec.errors import NolaError
+
+ROOT = Path(__file__).resolve().parents[3]
+NAMES = [name for name in nola_codec.training.__all__ if name != "NolaCallback"]
+
+
+def python(code: str, *, without: str) -> str:
+    """Run a program in which a package cannot be imported; returns what it prints."""
+    program = f"import sys\nsys.modules[{without!r}] = None\n{code}"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.stderr == ""
+    return result.stdout
+
+
+CATCH = """
+try:
+    {statement}
+except nola_codec.NolaError as error:
+    print(isinstance(error, ImportError), error.code, error)
+"""
+
+
+@pytest.mark.parametrize("package", ["training", "integrations", "training.task", "integrations.trainer"])
+def test_without_torch(package: str) -> None:
+    said = python("import nola_codec" + CATCH.format(statement=f"import nola_codec.{package}"), without="torch")
+    user = "nola_codec." + package.partition(".")[0]
+    assert said == f"True needs-torch {user} needs torch: pip install 'nola-codec[torch]'\n"
+
+
+@pytest.mark.parametrize("module", ["training", "integrations.trainer"])
+def test_the_callback_without_transformers(module: str) -> None:
+    statement = f"from nola_codec.{module} import NolaCallback"
+    said = python(f"import nola_codec, nola_codec.{module}" + CATCH.format(statement=statement), without="transformers")
+    assert said == "True needs-transformers NolaCallback needs transformers: pip install 'nola-codec[peft]'\n"
+
+
+def test_transformers_and_peft_are_imported_when_used() -> None:
+    code = (
+        f"from nola_codec.training import {', '.join(NAMES)}\n"
+        "import nola_codec.integrations.trainer\n"
+        "print({'transformers', 'peft'} & {name for name, module in sys.modules.items() if module is not None})\n"
+    )
+    assert python(code, without="nothing_of_this_name") == "set()\n"
+
+
+def test_all_names_are_there() -> None:
+    assert nola_codec.training.__all__ == sorted(nola_codec.training.__all__)
+    assert set(nola_codec.training.__all__) <= set(dir(nola_codec.training))
+    for name in NAMES:
+        assert getattr(nola_codec.training, name).__name__ == name
+    with pytest.raises(AttributeError, match="has no attribute 'ensemble'"):
+        nola_codec.training.ensemble  # noqa: B018
+
+
+def test_a_package_that_is_there() -> None:
+    errors.require_torch("this")
+    with pytest.raises(NolaError, match=r"^this needs no_such_package: pip install 'nola-codec\[some\]'$") as caught:
+        errors.require_package("this", "no_such_package", "some")
+    assert caught.value.code == "needs-no_such_package"
