@@ -12,6 +12,10 @@ from nola_codec.adapters.conversion import matching_names
 from nola_codec.api.decoding import read_adapter
 from nola_codec.errors import AdapterError
 from nola_codec.fit.components import delta_energy, squared_error
+from nola_codec.rendering import render_error, render_table
+
+_LISTED = 10
+"""Names that are listed of each group when a comparison is printed."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class TensorComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The comparison of two adapters, A and B.
+    """The comparison of two adapters, A and B. `print(comparison)` shows what the command line shows.
 
     Attributes:
         nmse: The NMSE over all weights that both have; NaN if there is none.
@@ -54,6 +58,34 @@ class Comparison:
     def same_structure(self) -> bool:
         """True if both adapters have the same weights, and equal carried tensors."""
         return not (self.only_in_a or self.only_in_b or self.carried_different)
+
+    def __str__(self) -> str:
+        lines = ["NMSE     undefined: no weight is in both adapters"]
+        if self.tensors:
+            worst = max(self.tensors, key=lambda tensor: tensor.nmse)
+            lines = [
+                f"NMSE     {render_error(self.nmse)}  over {len(self.tensors)} deltas",
+                f"worst    {render_error(worst.nmse)}  {worst.name}",
+            ]
+        if self.carried_equal or self.carried_different:
+            equal, different = len(self.carried_equal), len(self.carried_different)
+            lines.append(f"carried  {equal} equal to the bit, {different} different")
+        groups = (
+            ("only in A", self.only_in_a), ("only in B", self.only_in_b), ("differs", self.carried_different),
+        )  # fmt: skip
+        for label, names in groups:
+            lines += [f"{label}: {name}" for name in names[:_LISTED]]
+            lines += [f"{label}: and {len(names) - _LISTED} more"] * (len(names) > _LISTED)
+        return "\n".join(lines)
+
+    def tensor_table(self) -> str:
+        """Every delta as a line of a table, the largest error first."""
+        rows = [["NMSE", "shape", "name"]]
+        rows += [
+            [render_error(tensor.nmse), "x".join(map(str, tensor.shape)), tensor.name]
+            for tensor in sorted(self.tensors, key=lambda item: -item.nmse)
+        ]
+        return "\n".join(render_table(rows))
 
 
 def compare(a: AnySource, b: AnySource) -> Comparison:

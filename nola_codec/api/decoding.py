@@ -9,6 +9,7 @@ from typing import Any
 from nola_codec import adapters
 from nola_codec.adapters import AnySource
 from nola_codec.adapters.conversion import convert
+from nola_codec.api.arguments import require_path, require_source
 from nola_codec.api.merging import merge
 from nola_codec.api.opened import check_rungs, stored_dtype
 from nola_codec.arrays import NUMPY, arrays_on
@@ -57,10 +58,13 @@ def decode(
     Raises:
         FormatError, ChecksumMismatch: The file is damaged, or the decoded SHA-256 is not the encoder's.
         AdapterError: ``base-mismatch`` and others if the base does not fit; ``not-expressible`` for what a `format`
-            has no place for; ``not-nola``: the source is an adapter.
+            has no place for; ``not-nola``: the source is an adapter; ``source-type``; ``target-type``: `out` is
+            no path.
         NolaError: ``option``: no such dtype, or a dtype together with a merge.
         OutputExists: `out` is there and `overwrite` is False.
     """
+    require_source(source)
+    require_path(out)
     if base is not None and format is None:
         if dtype is not None:
             message = "dtype is for adapters; merged weights keep the base model's dtypes"
@@ -88,6 +92,7 @@ def verify(source: Source) -> dict[str, Any]:
         FormatError, ChecksumMismatch: The file is damaged, or this decoder is not exact.
         AdapterError: ``not-nola``: the source is an adapter.
     """
+    require_source(source)
     with open_container(source) as container:
         container.check_content()
         check_rungs(container)
@@ -111,6 +116,7 @@ def read_adapter(source: AnySource) -> Adapter:
         FormatError, ChecksumMismatch: The `.nola` file is damaged.
         AdapterError: The adapter cannot be read.
     """
+    require_source(source)
     if isinstance(source, str | os.PathLike) and Path(source).is_file():
         with Path(source).open("rb") as stream:
             is_nola = stream.read(4) == b"\x89NLA"

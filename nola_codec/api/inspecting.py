@@ -240,7 +240,7 @@ def _base_model(header: Header) -> str | None:
 
 
 def _dialect(header: Header) -> Dialect:
-    """Return the file's dialect; of one that is not known here, what holds for all of them."""
+    """The file's dialect; for one that is not known here, the rules that hold for all dialects."""
     return find_dialect(header.dialect) or UNKNOWN
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from nola_codec.adapters import dialect_of
 from nola_codec.adapters.dialects.peft_config import PREFIX
+from nola_codec.api.arguments import require_source
 from nola_codec.arrays import NUMPY, Arrays, arrays_on
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.container.reader import Container, Source, open_container
@@ -145,7 +146,7 @@ class NolaFile:
         keys = dialect.direct_keys((record.name, record.kind.layout) for record in self.header.pairs)
         if keys is None or self._device == "numpy":
             made = dialect.tensors(decode_adapter(decoder, verify=self._verify), stored)
-            return {key: self._carried(tensor) for key, tensor in made.items()}
+            return {key: self._carried_tensor(tensor) for key, tensor in made.items()}
         self._require_torch()
         from nola_codec.decoder.torch_raw import torch_dtype
 
@@ -161,7 +162,7 @@ class NolaFile:
         for vector_record, vector in zip(decoder.header.vectors, records[pairs:], strict=True):
             tensors[vector_record.name] = self._tensor(vector.float32(decoder.xp)[0]).to(wanted)
         for name, carried in decoder.carried_tensors():
-            tensors[name] = self._carried(carried)
+            tensors[name] = self._carried_tensor(carried)
         return tensors
 
     def merge_into(self, model: torch.nn.Module) -> None:
@@ -226,7 +227,7 @@ class NolaFile:
     def _require_torch(self) -> None:
         require_torch(f"load(..., device={str(self._device)!r})", instead="device='numpy' gives NumPy arrays")
 
-    def _carried(self, tensor: RawTensor) -> torch.Tensor:
+    def _carried_tensor(self, tensor: RawTensor) -> torch.Tensor:
         if self._device == "numpy":
             return to_numpy(tensor)  # type: ignore[return-value] # see `load`
         self._require_torch()
@@ -279,8 +280,10 @@ def load(
 
     Raises:
         FormatError, ChecksumMismatch: The file is not well-formed, or damaged.
-        AdapterError: ``unknown-rung``: the file has no such rung; ``not-nola``: it is an adapter.
+        AdapterError: ``unknown-rung``: the file has no such rung; ``not-nola``: it is an adapter;
+            ``source-type``: the source is no path, bytes or stream.
     """
+    require_source(source)
     container = open_container(source, limits, rung=rung)
     if verify:
         try:

@@ -9,9 +9,6 @@ import click
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option
 from nola_codec.cli.output import OUTPUT, json_option, print_json
-from nola_codec.rendering import render_error, render_table
-
-_LISTED = 10
 
 
 @helpful_command(
@@ -33,29 +30,10 @@ def command(a: str, b: str, per_tensor: bool, max_nmse: float | None, as_json: b
     found = compare(a, b)
     good = found.same_structure and (max_nmse is None or found.nmse <= max_nmse)
     if as_json:
-        facts = asdict(found)
-        print_json({"ok": good, **facts})
+        print_json({"ok": good, **asdict(found)})
         return 0 if good else 1
-    if not found.tensors:
-        click.echo("NMSE     undefined: no weight is in both adapters")
-    else:
-        click.echo(f"NMSE     {render_error(found.nmse)}  over {len(found.tensors)} deltas")
-        worst = max(found.tensors, key=lambda t: t.nmse)
-        click.echo(f"worst    {render_error(worst.nmse)}  {worst.name}")
-    if found.carried_equal or found.carried_different:
-        click.echo(f"carried  {len(found.carried_equal)} equal to the bit, {len(found.carried_different)} different")
-    for label, names in (("only in A", found.only_in_a), ("only in B", found.only_in_b),
-                         ("differs", found.carried_different)):  # fmt: skip
-        for name in names[:_LISTED]:
-            click.echo(f"{label}: {name}")
-        if len(names) > _LISTED:
-            click.echo(f"{label}: and {len(names) - _LISTED} more")
+    click.echo(str(found))
     if per_tensor:
         click.echo("")
-        rows = [["NMSE", "shape", "name"]]
-        rows += [
-            [render_error(item.nmse), "x".join(map(str, item.shape)), item.name]
-            for item in sorted(found.tensors, key=lambda t: -t.nmse)
-        ]
-        click.echo("\n".join(render_table(rows)))
+        click.echo(found.tensor_table())
     return 0 if good else 1

@@ -12,6 +12,7 @@ import click
 from nola_codec.adapters.dialects.dialect_names import TARGET_DIALECTS
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option
+from nola_codec.cli.merge import MergeArguments
 from nola_codec.cli.output import (
     OUTPUT,
     STDOUT,
@@ -21,7 +22,6 @@ from nola_codec.cli.output import (
     json_option,
     keep_undo_option,
     print_json,
-    print_merge,
     progress,
     quiet_option,
     unmerge_option,
@@ -60,8 +60,6 @@ def command(
     file: str, out: str, base: str | None, dialect: str | None, keep_undo: bool, unmerge: str | None, **values: Any
 ) -> None:
     """Decode FILE to an adapter, or merge it into the weights of a base model."""
-    from nola_codec.cli.merge import run_merge
-
     merging = unmerge is not None or (base is not None and dialect is None)
     if keep_undo and not merging:
         raise click.UsageError("--keep-undo is for merging: give --base")
@@ -73,10 +71,8 @@ def command(
         raise click.UsageError("-o - is for adapters; a model is written to a directory")
     as_json: bool = values.pop("as_json")
     if merging:
-        start = time.perf_counter()
         values.pop("dtype")
-        report = run_merge([(file, 1.0)], base, unmerge, out, keep_undo=keep_undo, **values)
-        print_merge(report, time.perf_counter() - start, as_json=as_json, restored=unmerge is not None)
+        MergeArguments(base, unmerge, out, keep_undo, **values).print_merge([(file, 1.0)], as_json=as_json)
         return
     _write_adapter(file, out, as_json=as_json, base=base, format=dialect, **values)
 

@@ -19,10 +19,9 @@ from nola_codec.cli.encode_options import (
     THOROUGH_OPTION,
     OutputRequest,
     read_coding_values,
-    take,
 )
 from nola_codec.cli.help import command as helpful_command
-from nola_codec.cli.help import options
+from nola_codec.cli.help import options, take
 from nola_codec.cli.output import progress
 from nola_codec.errors import require_torch
 
@@ -73,6 +72,8 @@ class FitRequest:
             show: Shows progress.
             more: ``carry_unknown``.
         """
+        if self.fit != "weights":
+            require_torch(f"--fit {self.fit}")
         if self.fit == "activations" and self.base is not None and self.calibration is not None:
             from nola_codec.adapters import read
             from nola_codec.integrations.calibration import ROWS, collect_moments
@@ -81,7 +82,6 @@ class FitRequest:
             rows = self.calibration_rows or ROWS
             return {"weighting": collect_moments(self.base, modules, self.calibration, rows=rows, progress=show)}
         if self.fit == "task" and self.base is not None and self.data is not None:
-            require_torch("--fit task")
             from nola_codec.integrations.task_text import BATCH, text_tuner
             from nola_codec.training.task import TaskSettings
 

@@ -15,10 +15,9 @@ from nola_codec.cli.encode_options import (
     THOROUGH_OPTION,
     OutputRequest,
     read_coding_values,
-    take,
 )
 from nola_codec.cli.help import command as helpful_command
-from nola_codec.cli.help import option, options
+from nola_codec.cli.help import option, options, take
 from nola_codec.cli.output import progress
 
 _WEIGHTS = "Weights"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -84,13 +84,6 @@ OUTPUT_OPTIONS = (
     quiet_option,
     json_option,
 )  # fmt: skip
-
-Request = TypeVar("Request")
-
-
-def take(request: type[Request], values: dict[str, Any]) -> Request:
-    """Move the fields of a dataclass out of a command's values, and make it."""
-    return request(**{field.name: values.pop(field.name) for field in fields(request)})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ def command_function(...): ...
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import click
@@ -23,6 +24,7 @@ EXIT_STATUS = {
 HELP_NAMES = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 OTHER = "Other"
 
+Values = TypeVar("Values")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -98,3 +100,8 @@ def options(*decorators: Callable[[Function], Function]) -> Callable[[Function],
         return function
 
     return add
+
+
+def take(group: type[Values], values: dict[str, Any]) -> Values:
+    """Move the fields of a dataclass out of a command's values, and make one of them."""
+    return group(**{field.name: values.pop(field.name) for field in fields(group)})  # type: ignore[arg-type]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nola_codec.cli.help import command as helpful_command
-from nola_codec.cli.help import option
+from nola_codec.cli.help import option, take
 from nola_codec.cli.output import (
     OUTPUT,
     device_option,
@@ -24,6 +25,40 @@ from nola_codec.cli.output import (
 
 if TYPE_CHECKING:
     from nola_codec.merger.request import MergeReport
+
+
+@dataclass(frozen=True)
+class MergeArguments:
+    """What to merge into, and where the result goes; values of the options that `merge` and `decode` share."""
+
+    base: str | None
+    unmerge: str | None
+    out: str
+    keep_undo: bool
+    rung: int | None
+    device: str
+    force: bool
+    quiet: bool
+
+    def print_merge(self, sources: list[tuple[str, float]], *, as_json: bool) -> None:
+        """Merge the files, or undo that, and print what was written. Raises UsageError for options at odds."""
+        start = time.perf_counter()
+        report = self._merge(sources)
+        print_merge(report, time.perf_counter() - start, as_json=as_json, restored=self.unmerge is not None)
+
+    def _merge(self, sources: list[tuple[str, float]]) -> MergeReport:
+        from nola_codec.api import merging
+
+        if (self.base is None) == (self.unmerge is None):
+            raise click.UsageError("give either --base or --unmerge")
+        common: dict[str, Any] = {"rung": self.rung, "device": self.device, "overwrite": self.force}
+        if self.unmerge is not None:
+            if self.keep_undo:
+                raise click.UsageError("--keep-undo is for merging")
+            return merging.unmerge(sources, self.unmerge, self.out, **common)
+        assert self.base is not None
+        show = progress(self.quiet)
+        return merging.merge(sources, self.base, self.out, keep_undo=self.keep_undo, progress=show, **common)
 
 
 @helpful_command(
@@ -45,51 +80,18 @@ if TYPE_CHECKING:
 @force_option
 @quiet_option
 @json_option
-def command(
-    files: tuple[str, ...], base: str | None, keep_undo: bool, unmerge: str | None, out: str, rung: int | None,
-    device: str, force: bool, quiet: bool, as_json: bool,
-) -> None:  # fmt: skip
+def command(files: tuple[str, ...], as_json: bool, **values: Any) -> None:
     """Write the base model with the deltas of each FILE, times its WEIGHT (1), added to its weights.
 
-    Exact: the same bits on every machine. Killed and run again, it goes on with the shard it was at.
+    Exact: the same bits on every machine. A merge that was killed goes on with the shard it was at when the same
+    command is run again.
     """
-    start = time.perf_counter()
-    sources = [file_and_weight(text) for text in files]
-    report = run_merge(
-        sources, base, unmerge, out, rung=rung, device=device, keep_undo=keep_undo, force=force, quiet=quiet
-    )
-    print_merge(report, time.perf_counter() - start, as_json=as_json, restored=unmerge is not None)
-
-
-def run_merge(
-    sources: list[tuple[str, float]],
-    base: str | None,
-    unmerge: str | None,
-    out: str,
-    *,
-    rung: int | None,
-    device: str,
-    keep_undo: bool,
-    force: bool,
-    quiet: bool,
-) -> MergeReport:
-    """Merge, or undo it; what `merge` and `decode` have in common."""
-    from nola_codec.api import merging
-
-    if (base is None) == (unmerge is None):
-        raise click.UsageError("give either --base or --unmerge")
-    if unmerge is not None:
-        if keep_undo:
-            raise click.UsageError("--keep-undo is for merging")
-        return merging.unmerge(sources, unmerge, out, rung=rung, device=device, overwrite=force)
-    assert base is not None
-    return merging.merge(
-        sources, base, out, rung=rung, device=device, overwrite=force, keep_undo=keep_undo, progress=progress(quiet)
-    )
+    arguments = take(MergeArguments, values)
+    arguments.print_merge([file_and_weight(text) for text in files], as_json=as_json)
 
 
 def file_and_weight(text: str) -> tuple[str, float]:
-    """``a.nola:0.7`` -> ("a.nola", 0.7); what is a file as it stands, or has no number after its colon, is a path."""
+    """``a.nola:0.7`` -> ("a.nola", 0.7); text that names a file, or has no number after its colon, is a path."""
     path, colon, number = text.rpartition(":")
     if colon and path and not Path(text).exists():
         try:

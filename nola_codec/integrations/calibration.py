@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nola_codec.errors import EncodeError, require_torch
+from nola_codec.errors import EncodeError
 from nola_codec.fit.weighting import Moments
 from nola_codec.integrations.calibration_data import Row, read_rows, tokenize
 from nola_codec.integrations.causal import load_causal
@@ -95,7 +95,6 @@ def collect_from(
         >>> moments = collect_from(vit, modules, batches, lambda m, b: m(**b).loss)  # doctest: +SKIP
         >>> nola_codec.encode("lora", "x.nola", size="20KB", fit="activations", weighting=moments)  # doctest: +SKIP
     """
-    require_torch("calibration")
     import torch
 
     from nola_codec.integrations.probes import Probe

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nola_codec.errors import EncodeError, require_torch
+from nola_codec.errors import EncodeError
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,6 @@ def load_causal(base: Path) -> tuple[torch.nn.Module, Any]:
     """
     if not base.is_dir():
         raise EncodeError("no such directory", code="calibration-model", where=str(base))
-    require_torch("running the base model")
     import torch
 
     try:

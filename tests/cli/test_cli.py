@@ -401,6 +401,18 @@ def test_input_refused(
     assert sorted(str(p) for p in tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    "command", [["decode", "-o", "x"], ["inspect"], ["verify"], ["truncate", "-o", "x"]], ids=" ".join
+)
+def test_an_adapter_is_not_a_nola_file(command: list[str], run: Run, adapter: Path, tmp_path: Path) -> None:
+    name, *options = (str(tmp_path / "x") if word == "x" else word for word in command)
+    for given in (adapter, adapter / "adapter_model.safetensors"):
+        done = run(name, given, *options)
+        assert (done.status, done.out) == (3, "")
+        assert "is an adapter, not a .nola file; use `nola-codec encode` [not-nola]" in done.err
+    assert not (tmp_path / "x").exists()
+
+
 def test_our_own_bugs_are_told_apart(run: Run, encoded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nola_codec.api import inspecting
 

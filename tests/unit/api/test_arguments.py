@@ -88,7 +88,8 @@ def test_what_is_no_configuration(config: Any) -> None:
 )
 def test_what_is_no_source(source: Any, words: str) -> None:
     calls: list[Callable[[Any], Any]] = [
-        nola_codec.encode, nola_codec.sweep, nola_codec.inspect, nola_codec.truncate,
+        nola_codec.encode, nola_codec.sweep, nola_codec.inspect, nola_codec.truncate, nola_codec.load,
+        nola_codec.verify, nola_codec.read_adapter, lambda source: nola_codec.decode(source, "out"),
     ]  # fmt: skip
     for call in calls:
         with pytest.raises(nola_codec.AdapterError) as caught:
@@ -115,6 +116,20 @@ def test_what_is_no_target(out: Any, case: Any, tmp_path: Path) -> None:
         with pytest.raises(nola_codec.EncodeError) as caught:
             call()
         assert caught.value.code == "target-type"
+
+
+def test_a_directory_is_no_stream(case: Any) -> None:
+    with pytest.raises(nola_codec.AdapterError, match="expected a path to write to, found BytesIO") as caught:
+        nola_codec.decode(case.encoded, io.BytesIO())  # type: ignore[arg-type]
+    assert caught.value.code == "target-type"
+
+
+@pytest.mark.parametrize("options", [{"dtype": "fp16"}, {"dtype": "f16", "base": "base"}], ids=str)
+def test_a_dtype_that_means_nothing(options: dict[str, str], case: Any, tmp_path: Path) -> None:
+    with pytest.raises(nola_codec.NolaError, match="dtype") as caught:
+        nola_codec.decode(case.encoded, tmp_path / "out", **options)  # type: ignore[arg-type]
+    assert caught.value.code == "option"
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_stream_is_a_target(case: Any, tmp_path: Path) -> None:
