@@ -63,7 +63,7 @@ class OutputExists(NolaError):
     default_code = "output-exists"
 
 
-def expected(what: str, wanted: object, found: object) -> str:
+def mismatch(what: str, wanted: object, found: object) -> str:
     """One phrasing for all mismatches: ``what: expected X, found Y``."""
     return f"{what}: expected {wanted}, found {found}"
 

@@ -27,7 +27,7 @@ from nola_codec.model.tensors import RawTensor
 
 
 class Dialect(ABC):
-    """How one family of tools writes adapters. An instance holds no state.
+    """One family of tools' way to write adapters. An instance holds no state.
 
     Attributes:
         name: The id in a `.nola` file and on the command line.

@@ -13,7 +13,7 @@ from typing import Any
 
 from nola_codec.adapters.contract import Dialect
 from nola_codec.adapters.registry import DIALECTS, deltas, dialect_of, find_dialect
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import RawTensor
 
@@ -38,7 +38,7 @@ def convert(adapter: Adapter, dialect: str, base: Mapping[str, Any] | None = Non
     source, target = dialect_of(adapter), find_dialect(dialect)
     if target is None or not target.is_conversion_target:
         known = ", ".join(name for name, each in DIALECTS.items() if each.is_conversion_target)
-        raise AdapterError(expected("dialect", f"one of {known}", dialect), code="not-expressible")
+        raise AdapterError(mismatch("dialect", f"one of {known}", dialect), code="not-expressible")
     modules = source.to_modules(adapter, base)
     _require_products(adapter, source)
     paths = {module.name: source.path_of(module.name) for module in modules}

@@ -22,7 +22,7 @@ from nola_codec.adapters.dialects.parameters import PARAMETERS
 from nola_codec.adapters.dialects.peft import PEFT
 from nola_codec.adapters.dialects.weight_changes import WEIGHT_CHANGES
 from nola_codec.adapters.sources import AdapterSource, open_source
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.files import AnySource
@@ -80,7 +80,7 @@ def register_dialect(dialect: Dialect) -> None:
         TypeError: It is no `Dialect` object.
     """
     if not isinstance(dialect, Dialect):
-        raise TypeError(expected("dialect", "an object of a subclass of Dialect", repr(dialect)))
+        raise TypeError(mismatch("dialect", "an object of a subclass of Dialect", repr(dialect)))
     if _known.setdefault(dialect.name, dialect) is not dialect:
         raise ValueError(f"there is a dialect {dialect.name!r} already")
 

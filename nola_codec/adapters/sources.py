@@ -26,7 +26,7 @@ _LONE_SUFFIXES = (".safetensors", ".npz", ".gguf", ".bin", ".pt", ".pth")
 _PEFT_STEM = "adapter_model"
 _MAX_CONFIG_DEPTH = 100
 
-# What trainers leave beside the weights.
+# Files that trainers leave beside the weights.
 _NOT_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|pytorch_model_fsdp)\b.*")
 _WHOLE_MODEL = ("config.json", "model_index.json", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}\.\w+")

@@ -1,4 +1,4 @@
-"""What hubs, servers and the command line call. Names are those of the commands.
+"""The functions that hubs, servers and the command line call. They have the names of the commands.
 
     report = nola_codec.encode("lora_dir", "task.nola", size="50KB")
     with nola_codec.load("task.nola") as task:

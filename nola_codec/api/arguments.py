@@ -1,4 +1,4 @@
-"""What a caller may hand to the library's functions: sources, configurations and targets, checked before any work."""
+"""Checks of sources, configurations and targets that a caller hands to the library's functions, before any work."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class TensorFacts:
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What a file holds. `print(facts)` shows what the command line shows.
+    """The contents of a file. `print(facts)` shows what the command line shows.
 
     Attributes:
         name: The path, or what else the file was read from.

@@ -16,7 +16,7 @@ from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.decoder.adapters import decode_adapter, decode_records
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.factors import DecodedRecord
-from nola_codec.errors import AdapterError, FormatError, NolaError, expected, require_torch
+from nola_codec.errors import AdapterError, FormatError, NolaError, mismatch, require_torch
 from nola_codec.merger.arithmetic.sum import delta_weight
 from nola_codec.merger.in_memory import merge_into_model
 from nola_codec.merger.layer_deltas import layer_delta
@@ -37,7 +37,7 @@ def stored_dtype(option: str) -> str:
         NolaError: ``option``: there is no such choice.
     """
     if option not in _DTYPES:
-        raise NolaError(expected("dtype", "one of " + ", ".join(_DTYPES), repr(option)), code="option")
+        raise NolaError(mismatch("dtype", "one of " + ", ".join(_DTYPES), repr(option)), code="option")
     return _DTYPES[option]
 
 
@@ -124,7 +124,7 @@ class NolaFile:
         delta = delta_weight(self._decode_record(index), self.header.pairs[index].kind, self._arrays())
         if shape is not None and tuple(shape) != tuple(delta.shape):
             where = f"{self._container.name}: {name}"
-            raise AdapterError(expected("shape", tuple(delta.shape), tuple(shape)), code="bad-shape", where=where)
+            raise AdapterError(mismatch("shape", tuple(delta.shape), tuple(shape)), code="bad-shape", where=where)
         return self._tensor(self._arrays().cast(delta, "float32"))
 
     def state_dict(self, dtype: str = "f32") -> dict[str, torch.Tensor]:

@@ -23,14 +23,14 @@ from nola_codec.arrays import Array, Arrays
 from nola_codec.basis.dense import Rademacher, Uniform
 from nola_codec.basis.hadamard import Hadamard
 from nola_codec.basis.key import BasisKey
-from nola_codec.errors import FormatError, expected
+from nola_codec.errors import FormatError, mismatch
 
 __all__ = ["BASES", "NAMES", "Basis", "BasisKey", "Hadamard", "Pieces", "Rademacher", "Transform", "Uniform",
            "basis_by_id"]  # fmt: skip
 
 
 class Basis(Protocol):
-    """What a basis can do. Shapes and arguments are described in `Hadamard`.
+    """The operations of a basis. Shapes and arguments are described in `Hadamard`.
 
     Attributes:
         id: Number in a file.
@@ -84,5 +84,5 @@ NAMES = {b.name: b.id for b in BASES.values()}
 def basis_by_id(number: int) -> Basis:
     """Find the basis with this id. Raises FormatError for an unknown one."""
     if number not in BASES:
-        raise FormatError(expected("basis id", sorted(BASES), number), code="basis")
+        raise FormatError(mismatch("basis id", sorted(BASES), number), code="basis")
     return BASES[number]

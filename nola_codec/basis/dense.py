@@ -17,7 +17,7 @@ CHUNK_ENTRIES = 1 << 22
 
 
 class DenseBasis:
-    """What dense bases share; a subclass makes the rows.
+    """The common part of dense bases; a subclass makes the rows.
 
     Attributes:
         entry_bound: Largest magnitude of an entry.

@@ -100,7 +100,7 @@ class Hadamard:
         return self.transform(n, num_basis, keys, xp, _dtype(vectors)).project(vectors)
 
     def pieces(self, n: int, num_basis: int) -> HadamardPieces | None:
-        """How to synthesize a long vector in pieces; None where all of it must be in memory at once.
+        """Return a way to synthesize a long vector in pieces; None if all of it must be in memory at once.
 
         It takes as many coefficients as elements, and a length with one pass.
         """

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.files import read_json
 from nola_codec.stores.safetensors_io import SafetensorsFile
@@ -114,7 +114,7 @@ def _weight_map(index: Mapping[str, Any], where: str) -> dict[str, str]:
         # A stranger's index must not make us read, or later write, outside the directory.
         plain = isinstance(shard, str) and shard == PurePosixPath(shard).name and "\\" not in shard and shard != ".."
         if not plain or not shard.endswith(".safetensors"):
-            message = expected("file", "the plain name of a .safetensors file", shard)
+            message = mismatch("file", "the plain name of a .safetensors file", shard)
             raise AdapterError(message, code="bad-index", where=f"{where}: {name}")
     return weight_map
 

@@ -33,7 +33,7 @@ _TASK = ("data", "held_out", "against", "steps", "batch", "learning_rate")
 
 @dataclass(frozen=True)
 class FitRequest:
-    """What the coefficients are fitted to; the values of `FIT_OPTIONS`."""
+    """The goal of the coefficients; the values of `FIT_OPTIONS`."""
 
     fit: str
     base: str | None

@@ -88,7 +88,7 @@ OUTPUT_OPTIONS = (
 
 @dataclass(frozen=True)
 class OutputRequest:
-    """Where a file goes and how that is reported; the values of `OUTPUT_OPTIONS`."""
+    """The place that a file goes to and the way to report it; the values of `OUTPUT_OPTIONS`."""
 
     out: str | None
     dry_run: bool

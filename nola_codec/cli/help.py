@@ -41,7 +41,7 @@ class HelpfulCommand(click.Command):
 
     Attributes:
         examples: Pairs of a sentence, which may be empty, and a command line.
-        says_no: What exit status 1 means; empty for a command that never ends with it.
+        says_no: Meaning of exit status 1; empty for a command that never ends with it.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MergeArguments:
-    """What to merge into, and where the result goes; values of the options that `merge` and `decode` share."""
+    """The model to merge into, and the place of the result; values of the options that `merge` and `decode` share."""
 
     base: str | None
     unmerge: str | None

@@ -6,20 +6,20 @@ import math
 from typing import Any
 
 from nola_codec.container.limits import Limits
-from nola_codec.errors import FormatError, expected
+from nola_codec.errors import FormatError, mismatch
 
 
 def header_error(what: str, wanted: object, found: object) -> FormatError:
     """A header error, phrased as all are."""
     text = repr(found)
     return FormatError(
-        expected(f"header `{what}`", wanted, text if len(text) <= 80 else text[:77] + "..."), code="header"
+        mismatch(f"header `{what}`", wanted, text if len(text) <= 80 else text[:77] + "..."), code="header"
     )
 
 
 def limit_error(what: str, limit: int, found: int) -> FormatError:
     """A limit exceeded."""
-    return FormatError(expected(f"header `{what}`", f"at most {limit}", found), code="limit")
+    return FormatError(mismatch(f"header `{what}`", f"at most {limit}", found), code="limit")
 
 
 def integer(value: Any, what: str, low: int, high: int) -> int:

@@ -181,14 +181,14 @@ def _records(
     _check_totals(chosen, kinds, len(wires), limits)
     for wire in wires:
         rungs.append(_rung_from_wire(wire, families, quantizers, rungs[-1] if rungs else None, limits))
-    coded = _coded(top, names, families, rungs[-1])
+    coded = _coded_records(top, names, families, rungs[-1])
     named = list(zip(names, chosen, strict=True))
     raw = tuple(RawRecord(name, kind) for name, kind in named if isinstance(kind, RawKind))
     drawn = tuple(DrawnRecord(name, kind) for name, kind in named if isinstance(kind, DrawnKind))
     return coded, raw, drawn, tuple(rungs)
 
 
-def _coded(
+def _coded_records(
     top: Mapping[str, Any], names: Sequence[str], families: Sequence[CodedKind], last: Rung
 ) -> tuple[CodedRecord, ...]:
     count = len(families)

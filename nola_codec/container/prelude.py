@@ -7,7 +7,7 @@ import zlib
 from dataclasses import dataclass
 
 from nola_codec.container.limits import Limits
-from nola_codec.errors import ChecksumMismatch, FormatError, expected
+from nola_codec.errors import ChecksumMismatch, FormatError, mismatch
 
 MAGIC = b"\x89NLA\r\n\x1a\n"
 VERSION, REVISION = 0, 1
@@ -57,11 +57,11 @@ def unpack_prelude(data: bytes, limits: Limits) -> Prelude:
     """
     _check_magic(data)
     if len(data) < SIZE:
-        raise FormatError(expected("prelude", f"{SIZE} bytes", len(data)), code="truncated")
+        raise FormatError(mismatch("prelude", f"{SIZE} bytes", len(data)), code="truncated")
     _, version, revision, required, optional, stored, plain, crc, length, sha = _LAYOUT.unpack_from(data)
     (stored_crc,) = struct.unpack_from("<I", data, _LAYOUT.size)
     if version != VERSION:
-        raise FormatError(expected("format version", VERSION, version), code="version")
+        raise FormatError(mismatch("format version", VERSION, version), code="version")
     if stored_crc != zlib.crc32(data[: _LAYOUT.size]):
         raise ChecksumMismatch("prelude: CRC-32 does not match", code="prelude-checksum")
     unknown = required & ~KNOWN_REQUIRED_FLAGS
@@ -69,11 +69,11 @@ def unpack_prelude(data: bytes, limits: Limits) -> Prelude:
         raise FormatError(f"the file needs features this reader lacks: flags {unknown:#x}", code="feature")
     if stored > limits.header_stored or plain > limits.header_plain:
         raise FormatError(
-            expected("header size", f"at most {limits.header_stored} stored, {limits.header_plain} plain",
+            mismatch("header size", f"at most {limits.header_stored} stored, {limits.header_plain} plain",
                      f"{stored}, {plain}"), code="limit"
         )  # fmt: skip
     if length < SIZE + stored:
-        raise FormatError(expected("file length", f"at least {SIZE + stored}", length), code="header")
+        raise FormatError(mismatch("file length", f"at least {SIZE + stored}", length), code="header")
     return Prelude(required, optional, stored, plain, crc, length, sha, version, revision)
 
 
@@ -81,7 +81,7 @@ def _check_magic(data: bytes) -> None:
     if data[: len(MAGIC)] == MAGIC:
         return
     if len(data) < len(MAGIC) and MAGIC.startswith(data):
-        raise FormatError(expected("prelude", f"{SIZE} bytes", len(data)), code="truncated")
+        raise FormatError(mismatch("prelude", f"{SIZE} bytes", len(data)), code="truncated")
     hint = ""
     if data[:4] == b"\x89NLA":
         hint = " (line endings were changed in transfer: copy the file in binary mode)"

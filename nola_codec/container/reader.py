@@ -25,7 +25,7 @@ from nola_codec.container.units import UnitsReader
 from nola_codec.entropy import decode_many
 from nola_codec.entropy.blobs import unpack_blob
 from nola_codec.entropy.frames import decompress
-from nola_codec.errors import AdapterError, ChecksumMismatch, FormatError, NolaError, expected
+from nola_codec.errors import AdapterError, ChecksumMismatch, FormatError, NolaError, mismatch
 from nola_codec.model.header import Header
 from nola_codec.model.tensors import RawTensor
 
@@ -58,7 +58,7 @@ class Container:
         self.prelude: Prelude = unpack_prelude(self._read(0, SIZE), limits)
         if self._length != self.prelude.file_length and not (partial and self._length < self.prelude.file_length):
             code = "truncated" if self._length < self.prelude.file_length else "trailing"
-            raise FormatError(expected("file length", self.prelude.file_length, self._length), code=code)
+            raise FormatError(mismatch("file length", self.prelude.file_length, self._length), code=code)
         stored = self._read(SIZE, self.prelude.header_stored)
         if zlib.crc32(stored) != self.prelude.header_crc32:
             raise ChecksumMismatch("header: CRC-32 does not match", code="header-checksum")
@@ -121,7 +121,7 @@ class Container:
     def check_content(self) -> None:
         """Read the whole file and compare its SHA-256. Raises ChecksumMismatch, or FormatError for a part of a file."""
         if self._length < self.file_length:
-            raise FormatError(expected("file length", self.file_length, self._length), code="truncated")
+            raise FormatError(mismatch("file length", self.file_length, self._length), code="truncated")
         sha256 = hashlib.sha256(self._read(0, 40))
         position = SIZE
         while position < self._length:
@@ -161,18 +161,18 @@ class Container:
             )
         ]
         if rung is not None and not 0 <= rung < len(header.rungs):
-            raise AdapterError(expected("rung", f"0 to {len(header.rungs) - 1}", rung), code="unknown-rung")
+            raise AdapterError(mismatch("rung", f"0 to {len(header.rungs) - 1}", rung), code="unknown-rung")
         chosen = rung if rung is not None else max(there, default=0)
         if chosen not in there:
             end = self._data + max(s.offset + s.length for s in header.sections[: header.sections_at(chosen)])
-            raise FormatError(expected(f"rung {chosen}", f"{end} bytes", self._length), code="truncated")
+            raise FormatError(mismatch(f"rung {chosen}", f"{end} bytes", self._length), code="truncated")
         return chosen
 
     def _read(self, offset: int, length: int) -> bytes:
         self._stream.seek(self._start + offset)
         data = self._stream.read(length)
         if len(data) != length and offset + length > SIZE:
-            raise FormatError(expected("file", f"{length} bytes at offset {offset}", len(data)), code="truncated")
+            raise FormatError(mismatch("file", f"{length} bytes at offset {offset}", len(data)), code="truncated")
         return data
 
     def _check_layout(self, header: Header) -> None:
@@ -181,11 +181,11 @@ class Container:
         end = SIZE + self.prelude.header_stored
         for index, section in enumerate(header.sections):
             if section.offset != offset:
-                raise FormatError(expected(f"section {index}: offset", offset, section.offset), code="offset")
+                raise FormatError(mismatch(f"section {index}: offset", offset, section.offset), code="offset")
             start = self._data + offset
             if start + section.length > self.file_length:
                 raise FormatError(
-                    expected(f"section {index}", f"{section.length} bytes at offset {start}",
+                    mismatch(f"section {index}", f"{section.length} bytes at offset {start}",
                              max(0, self.file_length - start)), code="offset"
                 )  # fmt: skip
             if start <= self._length and any(self._read(end, start - end)):
@@ -193,7 +193,7 @@ class Container:
             end = start + section.length
             offset = align(offset + section.length)
         if end != self.file_length:
-            raise FormatError(expected("file length", end, self.file_length), code="trailing")
+            raise FormatError(mismatch("file length", end, self.file_length), code="trailing")
 
 
 def open_container(

@@ -33,10 +33,10 @@ def prune_quantizers(header: Header) -> Header:
     used = sorted({q for rung in header.rungs for table in rung.allocation for _, q, _, _ in table if q >= 0})
     number = {-1: -1, **{old: new for new, old in enumerate(used)}}
 
-    def renumbered(table: Allocation) -> Allocation:
+    def renumber(table: Allocation) -> Allocation:
         return tuple((precision, number[q], offset, weight) for precision, q, offset, weight in table)
 
     rungs = tuple(
-        replace(rung, allocation=tuple(renumbered(table) for table in rung.allocation)) for rung in header.rungs
+        replace(rung, allocation=tuple(renumber(table) for table in rung.allocation)) for rung in header.rungs
     )
     return replace(header, quantizers=tuple(header.quantizers[q] for q in used), rungs=rungs)

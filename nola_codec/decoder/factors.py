@@ -32,7 +32,7 @@ _PIECE = 1 << 20
 
 @dataclass(frozen=True)
 class DecodedRecord:
-    """What a coded record decodes to.
+    """The decoded form of a coded record.
 
     Attributes:
         sides: int16 arrays: (lora_B (out, r), lora_A (r, in)) of a pair, in * kh * kw for a convolution; (values,) of a

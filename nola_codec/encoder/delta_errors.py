@@ -55,7 +55,7 @@ class SharedDeltas:
     Attributes:
         by_record: For the number of each record that is a part of a measured delta, that delta.
         estimated: Records of deltas that are not measured, one tuple a delta: their errors add up to the delta's.
-        rules: Of the adapter.
+        rules: The rules of the adapter's dialect.
         notes: Sentences for the report that say on what the errors are measured.
     """
 

@@ -57,7 +57,7 @@ def fill_budget(form: CanonicalForm, plan: RatePlan, *, bits: float = 0.0, error
 
     Args:
         form: The units.
-        plan: Of one rung.
+        plan: A plan of one rung.
         bits: Spare bits, or 0 if there is spare error.
         error: Spare error, or 0 if there are spare bits.
 

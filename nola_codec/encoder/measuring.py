@@ -24,7 +24,7 @@ class MeasuredRung:
     """The losses of one rung, as measured on what it decodes to.
 
     Attributes:
-        facts: What the header says about the rung.
+        facts: The header's entries about the rung.
         squared_errors: float64 (records,): squared error of each record in the delta.
         activations: float64 (2, records): squared error, and energy, of each layer's output on a calibration set; None
             without one.

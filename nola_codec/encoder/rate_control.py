@@ -227,7 +227,7 @@ def _search(drafter: Drafter, target: RateTarget, empty: int) -> Draft | None:
 
     Args:
         drafter: Makes them.
-        target: What they are to meet.
+        target: The target that they have to meet.
         empty: Bytes of a file with nothing kept.
 
     Returns:

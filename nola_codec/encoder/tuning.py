@@ -87,7 +87,7 @@ class TrainedCode:
 
     Attributes:
         drafter: Makes drafts of the trained vectors.
-        plan: Of one rung.
+        plan: A plan of one rung.
         size: As in `TrainedForm`.
     """
 

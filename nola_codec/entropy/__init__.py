@@ -21,14 +21,14 @@ import numpy.typing as npt
 
 from nola_codec.entropy import mixed, raw, zstd
 from nola_codec.entropy.streams import PickedStreams
-from nola_codec.errors import FormatError, expected
+from nola_codec.errors import FormatError, mismatch
 from nola_codec.model.quantizers import Runs, SymbolModel
 
 Streams = Sequence[npt.NDArray[Any]]
 
 
 class Codec(Protocol):
-    """What a codec can do; a codec is a module of this package.
+    """The operations of a codec; a codec is a module of this package.
 
     Attributes:
         id: Number in a file.
@@ -102,7 +102,7 @@ def decode_many(
     results: list[npt.NDArray[Any]] = [np.empty(0, np.uint16)] * len(coded)
     for number in sorted({number for number, _ in coded}):
         if number not in CODECS:
-            raise FormatError(expected("entropy codec id", sorted(CODECS), number), code="codec")
+            raise FormatError(mismatch("entropy codec id", sorted(CODECS), number), code="codec")
         own = [index for index, (other, _) in enumerate(coded) if other == number]
         decoded = CODECS[number].decode_many([coded[i][1] for i in own], [all_runs[i] for i in own], models)
         for index, symbols in zip(own, decoded, strict=True):

@@ -9,7 +9,7 @@ Example:
 from __future__ import annotations
 
 from nola_codec.entropy.frames import compress, decompress
-from nola_codec.errors import FormatError, expected
+from nola_codec.errors import FormatError, mismatch
 
 STORED, ZSTD = 0, 1
 
@@ -33,8 +33,8 @@ def unpack_blob(codec: int, stored: bytes, size: int, what: str) -> bytes:
         FormatError: an unknown codec, a damaged frame, or another size.
     """
     if codec not in (STORED, ZSTD):
-        raise FormatError(expected(f"{what}: codec of a raw tensor", "0 or 1", codec), code="codec")
+        raise FormatError(mismatch(f"{what}: codec of a raw tensor", "0 or 1", codec), code="codec")
     data = decompress(stored, size, what) if codec == ZSTD else stored
     if len(data) != size:
-        raise FormatError(expected(what, f"{size} bytes", len(data)), code="symbols")
+        raise FormatError(mismatch(what, f"{size} bytes", len(data)), code="symbols")
     return data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zstandard
 
-from nola_codec.errors import FormatError, expected
+from nola_codec.errors import FormatError, mismatch
 
 _MAGIC = b"\x28\xb5\x2f\xfd"
 _EMPTY = b"\x20\x00\x01\x00\x00"  # one segment, no bytes, one last raw block
@@ -41,7 +41,7 @@ def decompress(data: bytes | memoryview, size: int, what: str, dictionary: bytes
     try:
         declared = zstandard.get_frame_parameters(frame).content_size
         if declared != size or size > len(data) << _MOST_EXPANSION:
-            raise FormatError(expected(f"{what}: declared size", size, declared), code="zstd")
+            raise FormatError(mismatch(f"{what}: declared size", size, declared), code="zstd")
         if size == 0 and data != _EMPTY:  # zstandard does not validate the blocks of empty content
             raise FormatError(f"{what}: not the frame of no bytes", code="zstd")
         # In one call: a stream's decoder would follow a frame past its declared size as far as memory goes.
@@ -49,7 +49,7 @@ def decompress(data: bytes | memoryview, size: int, what: str, dictionary: bytes
     except zstandard.ZstdError as error:
         raise FormatError(f"{what}: damaged zstd frame ({error})", code="zstd") from error
     if len(plain) != size:
-        raise FormatError(expected(f"{what}: zstd frame", f"{size} bytes", len(plain)), code="zstd")
+        raise FormatError(mismatch(f"{what}: zstd frame", f"{size} bytes", len(plain)), code="zstd")
     return plain
 
 

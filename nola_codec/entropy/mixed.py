@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.entropy import rans, raw
-from nola_codec.errors import FormatError, expected
+from nola_codec.errors import FormatError, mismatch
 from nola_codec.model.quantizers import Runs, SymbolModel
 
 id = 2
@@ -61,7 +61,7 @@ def decode_many(
     sizes = [raw.size(split.plain, models) for split in splits]
     for data, size in zip(datas, sizes, strict=True):
         if len(data) < size:
-            raise FormatError(expected("bit-packed symbols", f"{size} bytes", len(data)), code="symbols")
+            raise FormatError(mismatch("bit-packed symbols", f"{size} bytes", len(data)), code="symbols")
     coded = rans.decode_many(
         [memoryview(data)[size:] for data, size in zip(datas, sizes, strict=True)], [s.coded for s in splits], models
     )

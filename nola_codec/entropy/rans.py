@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.errors import FormatError, expected
+from nola_codec.errors import FormatError, mismatch
 from nola_codec.model.quantizers import Runs, SymbolModel
 
 PROBABILITY_BITS = 12
@@ -181,7 +181,7 @@ def decode_many(
     groups: dict[int, list[int]] = {}
     for index, data in enumerate(datas):
         if len(data) < 1 or data[0] > MAX_LANE_BITS:
-            raise FormatError(expected("rans lanes (log2)", f"0 to {MAX_LANE_BITS}", data[0] if data else "no data"),
+            raise FormatError(mismatch("rans lanes (log2)", f"0 to {MAX_LANE_BITS}", data[0] if data else "no data"),
                               code="symbols")  # fmt: skip
         groups.setdefault(data[0], []).append(index)
     lookup = _lookup(models)
@@ -199,7 +199,7 @@ def _decode_group(
     heads = 1 + 4 * lanes
     for data in datas:
         if len(data) < heads or (len(data) - heads) % 2:
-            raise FormatError(expected("rans section", f"{heads} bytes and whole words", len(data)), code="symbols")
+            raise FormatError(mismatch("rans section", f"{heads} bytes and whole words", len(data)), code="symbols")
     state = np.stack([np.frombuffer(d, "<u4", lanes, 1) for d in datas]).astype(np.uint32)  # (sections, lanes)
     bodies = [np.frombuffer(d, "<u2", offset=heads) for d in datas]
     # All sections' words in one array, with room behind them for reads that are found to be too many afterwards.

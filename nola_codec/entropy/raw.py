@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.entropy.streams import by_model, scatter_by_model, width_of
-from nola_codec.errors import FormatError, expected
+from nola_codec.errors import FormatError, mismatch
 from nola_codec.model.quantizers import Runs, SymbolModel
 from nola_codec.quant.packing import pack, packed_size, padding_bits, unpack
 
@@ -54,7 +54,7 @@ def decode(data: bytes | memoryview, runs: Runs, models: Sequence[SymbolModel]) 
     """Undo `encode`. Raises FormatError when the length or the padding is wrong."""
     wanted = size(runs, models)
     if len(data) != wanted:
-        raise FormatError(expected("bit-packed symbols", f"{wanted} bytes", len(data)), code="symbols")
+        raise FormatError(mismatch("bit-packed symbols", f"{wanted} bytes", len(data)), code="symbols")
     parts = []
     position = 0
     for model, count in count_symbols(runs):

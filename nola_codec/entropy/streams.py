@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.errors import FormatError, expected
+from nola_codec.errors import FormatError, mismatch
 from nola_codec.model.quantizers import Runs, SymbolModel
 
 
@@ -53,7 +53,7 @@ def scatter_by_model(
     for model, part in parts:
         limit = models[model].size
         if part.size and int(part.max()) >= limit:
-            raise FormatError(expected("symbol", f"less than {limit}", int(part.max())), code="symbols")
+            raise FormatError(mismatch("symbol", f"less than {limit}", int(part.max())), code="symbols")
         start = 0
         for where in positions[model]:
             length = where.stop - where.start

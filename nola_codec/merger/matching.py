@@ -10,7 +10,7 @@ from typing import Any
 from nola_codec.adapters.base_model import MergeTarget, delta_shape, mismatch_message
 from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.checkpoints.embeddings import TiedEmbeddings, have_same_leaf
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.records import CodedRecord
 
 # Models with `transformers.pytorch_utils.Conv1D`, whose weights are stored (in, out), and their modules of that class.
@@ -102,7 +102,7 @@ def resolve_places(
         transposed = _orientation(target, path, shapes[source], config)
         if transposed is None:
             found_shape = f"{list(shapes[source])} ({source})"
-            problems.append(f"{target.name}: " + expected("shape", list(target.shape), found_shape))
+            problems.append(f"{target.name}: " + mismatch("shape", list(target.shape), found_shape))
         elif weight in owners:
             problems.append(f"{target.name}: {weight} is already changed by {owners[weight]}")
         else:

@@ -34,7 +34,7 @@ class ModelChange:
     """The change of a base model.
 
     Attributes:
-        plan: Which weights change, and how.
+        plan: The weights that change, and the delta of each.
         open_delta: Makes the delta of a weight in ``plan.places``.
         sources: JSON values that tell the files and weights that the change was made from apart from all others.
         terms: The terms of each weight's delta, by the weight's name; needed for an undo file.

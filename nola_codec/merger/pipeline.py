@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nola_codec.adapters.dialects.paths import component_of
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, mismatch
 from nola_codec.merger.files import MergeFile
 from nola_codec.merger.places import components
 from nola_codec.merger.request import MergeReport, MergeRequest
@@ -67,7 +67,7 @@ def _split_by_folder(file: MergeFile, base: Path) -> Iterator[tuple[str, MergeFi
             folder = "transformer"
         if not component or not (base / folder).is_dir():
             where = f"{file.name}: {names[0]}"
-            message = expected("component", "one that the pipeline has", component or "a name without one")
+            message = mismatch("component", "one that the pipeline has", component or "a name without one")
             raise AdapterError(message, code="base-mismatch", where=where)
         raw = {key: tensor for key, tensor in file.adapter.raw.items() if _belongs(key, component, names)}
         part = replace(file, parts={name: file.parts[name] for name in names}, adapter=replace(file.adapter, raw=raw))

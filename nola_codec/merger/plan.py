@@ -17,7 +17,7 @@ from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.adapters.dialects.peft_config import is_saved_module
 from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.checkpoints.embeddings import TiedEmbeddings, embedding_names, text_config, tied_embeddings
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, mismatch
 from nola_codec.merger.matching import Place, StoredNames, resolve_places
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import FLOAT_DTYPES, from_float64, to_float64
@@ -130,7 +130,7 @@ class _CarriedPlaces:
         name = stored if stored is not None else _tied_name(path, tied)
         base = tied.stored if tied is not None and name == tied.missing else name
         if base in shapes and shapes[base] != tensor.shape:
-            self.problems.append(f"{key}: " + expected("shape", list(shapes[base]), list(tensor.shape)))
+            self.problems.append(f"{key}: " + mismatch("shape", list(shapes[base]), list(tensor.shape)))
         elif _is_copied(path, self._config):
             self.replaced[name] = _in_dtype_of(tensor, self._checkpoint, base)
         elif base in shapes:
@@ -145,7 +145,7 @@ class _CarriedPlaces:
         if stored is None:
             self.problems.append(f"{key}: the module has no bias to add it to")
         elif module not in self._scalings or self._shapes[stored] != tensor.shape:
-            self.problems.append(f"{key}: " + expected("shape", list(self._shapes[stored]), list(tensor.shape)))
+            self.problems.append(f"{key}: " + mismatch("shape", list(self._shapes[stored]), list(tensor.shape)))
         else:
             self.bias_terms[stored] = (tensor, self._scalings[module])
 
@@ -277,6 +277,6 @@ def _check_dtypes(checkpoint: Checkpoint, plan: MergePlan) -> None:
     changed = {place.source for place in plan.places.values()} | set(plan.bias_terms)
     wrong = sorted(name for name in changed if checkpoint.weights[name].dtype not in FLOAT_DTYPES)
     if wrong:
-        message = expected("dtype", ", ".join(FLOAT_DTYPES), checkpoint.weights[wrong[0]].dtype)
+        message = mismatch("dtype", ", ".join(FLOAT_DTYPES), checkpoint.weights[wrong[0]].dtype)
         message += f" ({len(wrong)} such weights); merge into the unquantized model"
         raise AdapterError(message, code="quantized-base", where=f"{checkpoint.directory}: {wrong[0]}")

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import zstandard
 
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, mismatch
 from nola_codec.stores.files import MAX_JSON_BYTES
 
 UNDO_NAME = "nola_undo.bin"
@@ -159,7 +159,7 @@ def read_undo(directory: Path) -> UndoIndex:
         raise AdapterError(f"an index of {plain} bytes", code="limit", where=str(path))
     index: UndoIndex = json.loads(decompress(packed, plain))
     if index.get("version") != VERSION:
-        raise AdapterError(expected("version", VERSION, index.get("version")), code="bad-undo", where=str(path))
+        raise AdapterError(mismatch("version", VERSION, index.get("version")), code="bad-undo", where=str(path))
     return index
 
 
@@ -174,7 +174,7 @@ def _read_packed_index(path: Path) -> bytes:
         footer = stream.read(_FOOTER)
         offset, length = int.from_bytes(footer[32:40], "little"), int.from_bytes(footer[40:], "little")
         if offset + length + _FOOTER != size or length > MAX_JSON_BYTES:
-            raise AdapterError(expected("index", f"{size} bytes of file", offset + length), code="bad-undo",
+            raise AdapterError(mismatch("index", f"{size} bytes of file", offset + length), code="bad-undo",
                                where=str(path))  # fmt: skip
         stream.seek(offset)
         packed = stream.read(length)

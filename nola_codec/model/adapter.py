@@ -18,7 +18,7 @@ Layout = Literal["linear", "conv", "embedding"]
 
 
 class Codable(Protocol):
-    """What the encoder codes: a pair of factors or a single tensor, each as its sides.
+    """A tensor or pair of factors that the encoder codes, seen as its sides.
 
     Attributes:
         name: Module path of a pair, full key of a tensor.
@@ -204,7 +204,7 @@ class Adapter:
         config: ``adapter_config.json`` as parsed, or None for a lone file.
         metadata: safetensors ``__metadata__``.
         draws: For keys of `raw`, how to make that tensor again: the file holds this in its place.
-        notes: What the user should know of how it was read, in sentences.
+        notes: Sentences for the user about the way it was read.
     """
 
     dialect: str

@@ -89,7 +89,7 @@ def coded_sides(
 
 @dataclass(frozen=True)
 class CodedKind:
-    """What coded records of one family share; a file lists each kind once.
+    """The common properties of a family of coded records; a file lists each kind once.
 
     A kind has two sides, lora_B and lora_A, or one, the tensor of a vector record.
 
@@ -97,7 +97,7 @@ class CodedKind:
         template: Name with every run of digits replaced by ``#``.
         dtype: Source dtype, one of DTYPES.
         basis: Basis id.
-        sides: What is coded; see `coded_sides`.
+        sides: The coded arrays; see `coded_sides`.
         split: ``"component"``: each column of lora_B and each row of lora_A is a vector of its own, one *unit* being
             such a pair; a vector record has the one unit that is its tensor. ``"factor"``: each factor is one flat
             vector, lora_B then lora_A being the two units.

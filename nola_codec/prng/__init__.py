@@ -8,7 +8,7 @@ A generator is a pure function of a key and a counter, so any range of words can
 from __future__ import annotations
 
 from nola_codec.arrays import Array, Arrays
-from nola_codec.errors import FormatError, expected
+from nola_codec.errors import FormatError, mismatch
 from nola_codec.prng.philox import MASK, philox4x32
 from nola_codec.prng.threefry import threefry2x32
 
@@ -25,7 +25,7 @@ def generator_name(generator: int) -> str:
     for name, number in NAMES.items():
         if number == generator:
             return name
-    raise FormatError(expected("generator id", sorted(WORDS_PER_BLOCK), generator), code="generator")
+    raise FormatError(mismatch("generator id", sorted(WORDS_PER_BLOCK), generator), code="generator")
 
 
 def words(generator: int, *, seed: int, stream: int, purpose: int, start: int, count: int, xp: Arrays) -> Array:

@@ -56,7 +56,7 @@ def _pieces(seed: int) -> Iterator[Uint32Array]:
     x[k + 624] = x[k + 397] ^ twist(x[k], x[k + 1]), so that 227 at once can be made of what is there.
     """
     buffer = np.empty(_SIZE + _PIECE // _STEP * _STEP, np.uint32)
-    buffer[:_SIZE] = _seeded(seed)
+    buffer[:_SIZE] = _initial_state(seed)
     while True:
         for k in range(0, len(buffer) - _SIZE, _STEP):
             mixed = buffer[k : k + _STEP] & _UPPER
@@ -70,8 +70,8 @@ def _pieces(seed: int) -> Iterator[Uint32Array]:
         buffer[:_SIZE] = buffer[-_SIZE:].copy()
 
 
-def _seeded(seed: int) -> Uint32Array:
-    """State of 624 words; it comes before the first word that is given out."""
+def _initial_state(seed: int) -> Uint32Array:
+    """Return the state of 624 words that comes before the first word that is given out."""
     state = [seed & 0xFFFFFFFF]
     for index in range(1, _SIZE):
         state.append((1812433253 * (state[-1] ^ state[-1] >> 30) + index) & 0xFFFFFFFF)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.arrays import bfloat16_bits
-from nola_codec.errors import AdapterError, MissingPackage, expected
+from nola_codec.errors import AdapterError, MissingPackage, mismatch
 from nola_codec.model.tensors import RawTensor
 
 FLOAT_DTYPES: tuple[str, ...] = ("F32", "F16", "BF16", "F64")
@@ -107,7 +107,7 @@ def require_finite(array: npt.NDArray[Any], where: str) -> None:
 def _numpy_floats(raw: RawTensor, where: str) -> npt.NDArray[Any]:
     numpy_dtype = _NUMPY_FLOATS.get(raw.dtype)
     if numpy_dtype is None:
-        raise AdapterError(expected("dtype", ", ".join(FLOAT_DTYPES), raw.dtype), code="not-float", where=where)
+        raise AdapterError(mismatch("dtype", ", ".join(FLOAT_DTYPES), raw.dtype), code="not-float", where=where)
     return np.frombuffer(raw.data, dtype=numpy_dtype).reshape(raw.shape)
 
 
@@ -135,7 +135,7 @@ def _round_to_odd(array: npt.NDArray[np.float64]) -> npt.NDArray[np.uint32]:
 def _cast(array: npt.NDArray[Any], dtype: str, where: str) -> RawTensor:
     numpy_dtype = _NUMPY_FLOATS.get(dtype)
     if numpy_dtype is None:
-        raise AdapterError(expected("dtype", ", ".join(FLOAT_DTYPES), dtype), code="not-float", where=where)
+        raise AdapterError(mismatch("dtype", ", ".join(FLOAT_DTYPES), dtype), code="not-float", where=where)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         values = np.ascontiguousarray(array).astype(numpy_dtype)
     return _to_raw(array, values, dtype, where)

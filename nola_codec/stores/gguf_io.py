@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.tensors import DTYPE_BYTES, RawTensor
 from nola_codec.stores.files import AnySource, display_name, open_from_start
 from nola_codec.stores.tensor_store import Closing, TensorInfo, no_such_tensor
@@ -118,7 +118,7 @@ class GgufFile(Closing):
         self._file.seek(tensor.start)
         data = self._file.read(tensor.stop - tensor.start)
         if len(data) != tensor.stop - tensor.start:
-            raise AdapterError(expected("bytes", tensor.stop - tensor.start, len(data)), code="truncated", where=where)
+            raise AdapterError(mismatch("bytes", tensor.stop - tensor.start, len(data)), code="truncated", where=where)
         if tensor.kind not in _PLAIN and data:
             data = _dequantize(data, tensor, where)
         return RawTensor(tensor.dtype, tensor.shape, data)
@@ -135,10 +135,10 @@ class _Walk:
         self._elements = 0
         magic, version = self._take(4, "magic"), self._number(4, "version")
         if magic != GGUF_MAGIC:
-            raise self._bad(expected("magic", GGUF_MAGIC, magic))
+            raise self._bad(mismatch("magic", GGUF_MAGIC, magic))
         if version not in (2, 3):
             big = " (a big-endian file, or damaged)" if version & 0xFFFF == 0 else ""
-            raise self._bad(expected("GGUF version", "2 or 3", f"{version}{big}"))
+            raise self._bad(mismatch("GGUF version", "2 or 3", f"{version}{big}"))
         self._num_tensors, self._num_key_values = self._number(8, "tensor count"), self._number(8, "key-value count")
         for what, count, least, most in (
             ("tensors", self._num_tensors, 24, MAX_TENSORS),
@@ -170,7 +170,7 @@ class _Walk:
                 raise AdapterError(f"offset {tensor.start} is not aligned to {alignment}", code="bad-gguf", where=where)
             placed = _Tensor(tensor.dtype, tensor.shape, tensor.kind, base + tensor.start, base + tensor.stop)
             if placed.stop > max(self._size, base if placed.start == placed.stop else 0):
-                raise AdapterError(expected("data", f"{placed.stop} bytes", self._size), code="truncated", where=where)
+                raise AdapterError(mismatch("data", f"{placed.stop} bytes", self._size), code="truncated", where=where)
             result[name] = placed
         position = base
         for name, tensor in sorted(result.items(), key=lambda item: (item[1].start, item[1].stop)):
@@ -184,7 +184,7 @@ class _Walk:
         where = f"{self._name}: {name}"
         dimensions = self._number(4, name)
         if dimensions > _MAX_DIMENSIONS:
-            message = expected("dimensions", f"at most {_MAX_DIMENSIONS}", dimensions)
+            message = mismatch("dimensions", f"at most {_MAX_DIMENSIONS}", dimensions)
             raise AdapterError(message, code="bad-gguf", where=where)
         shape = tuple(self._number(8, name) for _ in range(dimensions))[::-1]
         kind, start = self._number(4, name), self._number(8, name)
@@ -216,7 +216,7 @@ class _Walk:
 
     def _boolean(self, value: int, key: str) -> bool:
         if value > 1:
-            raise self._bad(f"{key!r}: {expected('boolean', '0 or 1', value)}")
+            raise self._bad(f"{key!r}: {mismatch('boolean', '0 or 1', value)}")
         return bool(value)
 
     def _type_name(self, kind: int, key: str) -> str:
@@ -241,13 +241,13 @@ class _Walk:
         self._require(count, what)
         data = self._stream.read(count)
         if len(data) != count:  # the file shrank
-            raise AdapterError(expected(what, f"{count} bytes", len(data)), code="truncated", where=self._name)
+            raise AdapterError(mismatch(what, f"{count} bytes", len(data)), code="truncated", where=self._name)
         self._position += count
         return data
 
     def _require(self, count: int, what: str) -> None:
         if count > self._size - self._position:
-            message = expected(what, f"{count} bytes", f"{self._size - self._position} left")
+            message = mismatch(what, f"{count} bytes", f"{self._size - self._position} left")
             raise AdapterError(message, code="truncated", where=self._name)
 
     def _bad(self, message: str) -> AdapterError:
@@ -272,7 +272,7 @@ def dump_gguf(tensors: Mapping[str, RawTensor], extra: Mapping[str, Any], archit
         writer = gguf.GGUFWriter(path, architecture)
         try:
             if tuple(extra.get(_ARCHITECTURE, ("STRING", architecture))) != ("STRING", architecture):
-                raise ValueError(expected(_ARCHITECTURE, repr(architecture), extra[_ARCHITECTURE]))
+                raise ValueError(mismatch(_ARCHITECTURE, repr(architecture), extra[_ARCHITECTURE]))
             writer.data_alignment = _alignment(extra, "")
             for key, (kind, value) in extra.items():
                 if key != _ARCHITECTURE:
@@ -306,7 +306,7 @@ def _add_tensor(gguf: Any, writer: Any, name: str, tensor: RawTensor) -> None:
     if number is None:
         raise AdapterError(f"GGUF has no {tensor.dtype}", code="not-expressible", where=name)
     if len(tensor.shape) > 4:
-        message = expected("dimensions", "at most 4", len(tensor.shape))
+        message = mismatch("dimensions", "at most 4", len(tensor.shape))
         raise AdapterError(message, code="not-expressible", where=name)
     # Integers of the right width stand for any type, whose number goes beside them; single bytes would be blocks.
     size = DTYPE_BYTES[tensor.dtype]
@@ -317,7 +317,7 @@ def _add_tensor(gguf: Any, writer: Any, name: str, tensor: RawTensor) -> None:
 def _alignment(extra: Mapping[str, Any], where: str) -> int:
     kind, value = extra.get(_ALIGNMENT, ("UINT32", _DEFAULT_ALIGNMENT))
     if kind != "UINT32" or not 1 <= value <= _MAX_ALIGNMENT or value & (value - 1):
-        message = expected(_ALIGNMENT, f"a power of two up to {_MAX_ALIGNMENT}", f"{kind} {value}")
+        message = mismatch(_ALIGNMENT, f"a power of two up to {_MAX_ALIGNMENT}", f"{kind} {value}")
         raise AdapterError(message, code="bad-gguf", where=where)
     return int(value)
 
@@ -333,7 +333,7 @@ def _stored_size(kind: int, shape: tuple[int, ...], where: str) -> tuple[str, in
         raise AdapterError(f"unknown tensor type {kind}", code="unknown-dtype", where=where) from e
     row = shape[-1] if shape else 1
     if row % block:
-        message = expected("row length", f"a multiple of {block}", row)
+        message = mismatch("row length", f"a multiple of {block}", row)
         raise AdapterError(message, code="bad-gguf", where=where)
     return "F32", math.prod(shape) // block * block_bytes
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.tensors import DTYPE_BYTES, RawTensor
 from nola_codec.stores.files import AnySource
 from nola_codec.stores.tensor_store import Closing, TensorInfo, no_such_tensor
@@ -107,21 +107,21 @@ class NpzFile(Closing):
         # Version 1 has two bytes for the header's length; 2 has four; 3 is 2 with UTF-8, for names of fields.
         version = head[6]
         if version not in (1, 2, 3):
-            raise AdapterError(expected("NumPy array version", "1 to 3", version), code="bad-npz", where=where)
+            raise AdapterError(mismatch("NumPy array version", "1 to 3", version), code="bad-npz", where=where)
         start = 10 if version == 1 else 12
         length = int.from_bytes(head[8:start], "little")
         if length > _MAX_HEADER_BYTES:
             raise AdapterError(f"array header of {length} bytes, over {_MAX_HEADER_BYTES}", code="limit", where=where)
         text = self._archive.read(member, start + length)[start:]
         if len(text) != length:
-            raise AdapterError(expected("array header", f"{length} bytes", len(text)), code="truncated", where=where)
+            raise AdapterError(mismatch("array header", f"{length} bytes", len(text)), code="truncated", where=where)
         descr, fortran_order, shape = _parse_header(text, where)
         dtype = _dtype_of(descr, where)
         held = self._archive.members[member] - start - length
         if held != math.prod(shape) * DTYPE_BYTES[dtype]:
             wanted = f"{math.prod(shape) * DTYPE_BYTES[dtype]} bytes"
             code = "truncated" if held < math.prod(shape) * DTYPE_BYTES[dtype] else "bad-npz"
-            raise AdapterError(expected(f"{dtype} {list(shape)}", wanted, held), code=code, where=where)
+            raise AdapterError(mismatch(f"{dtype} {list(shape)}", wanted, held), code=code, where=where)
         return _Array(dtype, shape, member, start + length, descr.startswith(">"), fortran_order)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from nola_codec.errors import AdapterError, expected, require_torch
+from nola_codec.errors import AdapterError, mismatch, require_torch
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.files import AnySource, display_name, open_from_start
 from nola_codec.stores.pickle_scan import require_plain
@@ -115,7 +115,7 @@ def _load(source: AnySource | Archive, where: str) -> tuple[Any, int]:
 def _load_archive(archive: Archive, where: str) -> tuple[Any, int]:
     programs = [member for member in archive.members if member.rpartition("/")[2] == _ZIP_PROGRAM]
     if len(programs) != 1:
-        raise AdapterError(expected(_ZIP_PROGRAM, "one in the archive", len(programs)), code="pickle", where=where)
+        raise AdapterError(mismatch(_ZIP_PROGRAM, "one in the archive", len(programs)), code="pickle", where=where)
     root = programs[0].removesuffix(_ZIP_PROGRAM)
     if f"{root}constants.pkl" in archive.members:
         raise AdapterError("a TorchScript program, not a state dict", code="pickle", where=where)
@@ -168,7 +168,7 @@ def _find_tensors(state: Any, where: str) -> Mapping[str, Any]:
         return isinstance(value, dict) and any(isinstance(item, torch.Tensor) for item in dict.values(value))
 
     if not isinstance(state, dict):
-        raise AdapterError(expected("pickle", "a dict of tensors", _describe(state)), code="pickle", where=where)
+        raise AdapterError(mismatch("pickle", "a dict of tensors", _describe(state)), code="pickle", where=where)
     if not is_state_dict(state):
         wrapped = [key for key in _WRAPPERS if is_state_dict(dict.get(state, key))]
         if len(wrapped) > 1:
@@ -176,11 +176,11 @@ def _find_tensors(state: Any, where: str) -> Mapping[str, Any]:
             raise AdapterError(message, code="pickle", where=where)
         if not wrapped and dict.__len__(state):
             found = ", ".join(f"{str(key)[:40]!r}: {_describe(value)}" for key, value in [*dict.items(state)][:5])
-            raise AdapterError(expected("pickle", "a dict of tensors", f"{{{found}}}"), code="pickle", where=where)
+            raise AdapterError(mismatch("pickle", "a dict of tensors", f"{{{found}}}"), code="pickle", where=where)
         state = dict.__getitem__(state, wrapped[0]) if wrapped else state
     for key, value in dict.items(state):
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
-            message = expected(f"{str(key)[:80]!r}", "a name and a tensor", _describe(value))
+            message = mismatch(f"{str(key)[:80]!r}", "a name and a tensor", _describe(value))
             raise AdapterError(message, code="pickle", where=where)
     if dict.__len__(state) > _MAX_TENSORS:
         raise AdapterError(f"{dict.__len__(state)} tensors, over {_MAX_TENSORS}", code="limit", where=where)
@@ -198,7 +198,7 @@ def _plain_tensors(state: Mapping[str, Any], stored_bytes: int, where: str) -> d
         place = f"{where}: {key}"
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             kind = f"{tensor.layout}, quantized {tensor.is_quantized}, on {tensor.device.type}"
-            raise AdapterError(expected("tensor", "a plain one", kind), code="pickle", where=place)
+            raise AdapterError(mismatch("tensor", "a plain one", kind), code="pickle", where=place)
         if tensor.dtype not in names:
             raise AdapterError(f"unknown dtype {tensor.dtype}", code="unknown-dtype", where=place)
         nbytes = tensor.numel() * tensor.element_size()
@@ -210,7 +210,7 @@ def _plain_tensors(state: Mapping[str, Any], stored_bytes: int, where: str) -> d
         total += nbytes
     # torch enlarges a storage, uninitialised, when a tensor claims more of it than there is.
     if sum(storages.values()) > stored_bytes:
-        message = expected("storages", f"at most {stored_bytes} bytes", sum(storages.values()))
+        message = mismatch("storages", f"at most {stored_bytes} bytes", sum(storages.values()))
         raise AdapterError(message, code="truncated", where=where)
     if total > _MAX_REUSE * stored_bytes:
         message = f"tensors of {total} bytes share {stored_bytes}, over {_MAX_REUSE} times as many"

@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 
 import safetensors
 
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.tensors import DTYPE_BYTES, RawTensor
 from nola_codec.stores.files import AnySource, atomic_file, describe_foreign_bytes, display_name, open_stream
 from nola_codec.stores.tensor_store import Closing, MemoryStore, TensorInfo, TensorStore, no_such_tensor
@@ -50,7 +50,7 @@ MAX_DIMENSIONS = 16
 WHOLE_BYTES = 1 << 28
 """The size of a file up to which `open_safetensors` reads it whole."""
 
-# What a base checkpoint may hold beyond the dtypes an adapter may: such tensors are only ever copied.
+# Dtypes of a base checkpoint that no adapter may have: such tensors are only ever copied.
 DTYPE_BITS: Mapping[str, int] = MappingProxyType(
     {name: 8 * size for name, size in DTYPE_BYTES.items()}
     | {"F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64}
@@ -161,7 +161,7 @@ class SafetensorsFile(Closing):
         data = self._file.read(info.stop - info.start)
         if len(data) != info.stop - info.start:
             raise AdapterError(
-                expected("bytes", info.stop - info.start, len(data)), code="truncated", where=f"{self.name}: {name}"
+                mismatch("bytes", info.stop - info.start, len(data)), code="truncated", where=f"{self.name}: {name}"
             )
         return RawTensor(info.dtype, info.shape, data)
 
@@ -175,7 +175,7 @@ class SafetensorsFile(Closing):
         self._file.seek(self._origin)
         data = self._file.read(self.size)
         if len(data) != self.size:
-            raise AdapterError(expected("bytes", self.size, len(data)), code="truncated", where=self.name)
+            raise AdapterError(mismatch("bytes", self.size, len(data)), code="truncated", where=self.name)
         try:
             read = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
         except safetensors.SafetensorError as e:
@@ -199,7 +199,7 @@ class SafetensorsFile(Closing):
         if foreign is not None:
             raise AdapterError(foreign.message, code=foreign.code, where=self.name)
         if size < 8:
-            raise AdapterError(expected("header length", "8 bytes", f"{size}"), code="truncated", where=self.name)
+            raise AdapterError(mismatch("header length", "8 bytes", f"{size}"), code="truncated", where=self.name)
         length = int.from_bytes(head[:8], "little")
         if head[8:9] not in (b"{", b""):
             what = "JSON text, not a file of tensors" if head.lstrip()[:1] in (b"{", b"[") else "no JSON header"
@@ -207,7 +207,7 @@ class SafetensorsFile(Closing):
         if length > MAX_HEADER_BYTES:
             raise AdapterError(f"header of {length} bytes, over {MAX_HEADER_BYTES}", code="limit", where=self.name)
         if 8 + length > size:
-            raise AdapterError(expected("header", f"{length} bytes", size - 8), code="truncated", where=self.name)
+            raise AdapterError(mismatch("header", f"{length} bytes", size - 8), code="truncated", where=self.name)
         self._file.seek(self._origin + 8)
         try:
             text = self._file.read(length).decode("utf-8")
@@ -239,12 +239,12 @@ class SafetensorsFile(Closing):
         for name, info in ordered.items():
             if info.start != position:
                 what = "hole" if info.start > position else "overlap"
-                message = f"{what} in the data: {expected('start', position, info.start)}"
+                message = f"{what} in the data: {mismatch('start', position, info.start)}"
                 raise AdapterError(message, code="bad-offsets", where=f"{self.name}: {name}")
             position = info.stop
         available = size - self._data_start
         if position > available:
-            raise AdapterError(expected("data", f"{position} bytes", available), code="truncated", where=self.name)
+            raise AdapterError(mismatch("data", f"{position} bytes", available), code="truncated", where=self.name)
         if position < available:
             message = f"{available - position} bytes after the last tensor"
             raise AdapterError(message, code="bad-offsets", where=self.name)
@@ -266,7 +266,7 @@ class SafetensorsFile(Closing):
         except AdapterError as e:
             raise e.within(where) from e
         if wanted != offsets[1] - offsets[0]:
-            message = expected(f"{dtype} {shape}", f"{wanted} bytes", offsets[1] - offsets[0])
+            message = mismatch(f"{dtype} {shape}", f"{wanted} bytes", offsets[1] - offsets[0])
             raise AdapterError(message, code="bad-tensor", where=where)
         return StoredTensor(dtype, tuple(shape), offsets[0], offsets[1])
 

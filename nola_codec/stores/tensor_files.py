@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.files import atomic_file
 from nola_codec.stores.gguf_io import dump_gguf
@@ -54,7 +54,7 @@ def write_tensors(
     file_type = _FILE_TYPES.get(target.suffix.lower())
     where = str(target)
     if file_type is None:
-        message = expected("suffix", ", ".join(SUFFIXES), target.suffix or "none")
+        message = mismatch("suffix", ", ".join(SUFFIXES), target.suffix or "none")
         raise AdapterError(message, code="not-expressible", where=where)
     if extra and file_type != "gguf":
         message = f"{target.suffix} has no place for typed key-values, such as {next(iter(extra))}"

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import BinaryIO, cast
 
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, mismatch
 from nola_codec.stores.files import AnySource, display_name, open_from_start
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -25,7 +25,7 @@ _MAX_DEFLATE_RATIO = 1100
 _MAX_TOTAL_RATIO = 64
 _ALWAYS_ALLOWED_BYTES = 16_000_000
 
-# What zipfile raises for damaged archives, by experiment: none of it is a fault of ours.
+# Exceptions that zipfile raises for damaged archives, found by experiment: none is a fault of ours.
 _DAMAGED = (
     zipfile.BadZipFile,
     zipfile.LargeZipFile,
@@ -82,7 +82,7 @@ class Archive:
         with self._translate_errors(where), self._zip.open(info) as stream:
             data = stream.read() if limit is None else stream.read(limit)
         if limit is None and len(data) != info.file_size:
-            raise AdapterError(expected("bytes", info.file_size, len(data)), code="bad-zip", where=where)
+            raise AdapterError(mismatch("bytes", info.file_size, len(data)), code="bad-zip", where=where)
         return data
 
     @contextlib.contextmanager
@@ -109,10 +109,10 @@ class Archive:
             if info.flag_bits & 1:
                 raise AdapterError("an encrypted member", code="bad-zip", where=where)
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                message = expected("compression", "none or deflate", f"method {info.compress_type}")
+                message = mismatch("compression", "none or deflate", f"method {info.compress_type}")
                 raise AdapterError(message, code="bad-zip", where=where)
             if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
-                message = expected("stored bytes", info.file_size, info.compress_size)
+                message = mismatch("stored bytes", info.file_size, info.compress_size)
                 raise AdapterError(message, code="bad-zip", where=where)
             if info.file_size > _MAX_DEFLATE_RATIO * (info.compress_size + 1):
                 message = f"{info.file_size} bytes out of {info.compress_size}: more than deflate can hold"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from nola_codec.basis import NAMES as BASIS_NAMES
-from nola_codec.errors import EncodeError, expected
+from nola_codec.errors import EncodeError, mismatch
 from nola_codec.prng import NAMES as GENERATOR_NAMES
 from nola_codec.training.quantizer import TRAINED_BITS
 
@@ -20,7 +20,7 @@ FORMS: tuple[Form, ...] = ("nola", "pranc")
 
 @dataclass(frozen=True, kw_only=True)
 class Coding:
-    """How tensors are trained as coefficients over a pseudo-random basis.
+    """A way to train tensors as coefficients over a pseudo-random basis.
 
     A coded vector of n numbers is a combination of k basis vectors, where only the coefficients c are trained:
 
@@ -76,16 +76,16 @@ class Coding:
         )
         for option, value, known in choices:
             if value not in known:
-                raise EncodeError(expected(option, ", ".join(known), repr(value)), code="option")
+                raise EncodeError(mismatch(option, ", ".join(known), repr(value)), code="option")
         if isinstance(self.num_basis, Mapping):
             object.__setattr__(self, "num_basis", dict(self.num_basis))  # the caller may change its own mapping
         for option, number in (*self._num_basis_by_option().items(), ("rank", self.rank)):
             if number is not None and not (_is_integer(number) and number >= 1):
-                raise EncodeError(expected(option, "a positive integer", repr(number)), code="option")
+                raise EncodeError(mismatch(option, "a positive integer", repr(number)), code="option")
         if self.bits is not None and not (_is_integer(self.bits) and self.bits in TRAINED_BITS):
-            raise EncodeError(expected("bits", "1 to 8, or None", repr(self.bits)), code="option")
+            raise EncodeError(mismatch("bits", "1 to 8, or None", repr(self.bits)), code="option")
         if not (_is_integer(self.seed) and 0 <= self.seed < 1 << 64):
-            raise EncodeError(expected("seed", "0 to 2^64 - 1", repr(self.seed)), code="option")
+            raise EncodeError(mismatch("seed", "0 to 2^64 - 1", repr(self.seed)), code="option")
 
     def num_basis_for_all(self, default: int) -> int:
         """The number of coefficients where one number holds for all tensors; `default` if none was given.
@@ -95,7 +95,7 @@ class Coding:
         """
         if isinstance(self.num_basis, Mapping):
             message = "one number; a mapping is for the modules of a PEFT model (parametrize)"
-            raise EncodeError(expected("num_basis", message, self.num_basis), code="option")
+            raise EncodeError(mismatch("num_basis", message, self.num_basis), code="option")
         return default if self.num_basis is None else self.num_basis
 
     def _num_basis_by_option(self) -> dict[str, int | None]:
@@ -119,7 +119,7 @@ class CodingOptions(TypedDict, total=False):
 
 
 class TensorOptions(CodingOptions, total=False):
-    """How a single tensor or layer is coded: see `Coding` for all keywords but these two.
+    """Options of a single tensor or layer: see `Coding` for all keywords but these two.
 
     coding: The coding, whole; other keywords replace single fields of it.
     group: The tensors with which this one goes into a file; its coding is the default. None makes a new group.
@@ -141,12 +141,12 @@ def resolve_coding(coding: Coding | None, options: Mapping[str, object]) -> Codi
     """
     if coding is not None and not isinstance(coding, Coding):
         raise EncodeError(
-            expected("coding", "a Coding, or keywords such as num_basis=128", repr(coding)), code="option"
+            mismatch("coding", "a Coding, or keywords such as num_basis=128", repr(coding)), code="option"
         )
     known = [field.name for field in fields(Coding)]
     for option in options:
         if option not in known:
-            raise EncodeError(expected("option", f"one of {', '.join(known)}", repr(option)), code="option")
+            raise EncodeError(mismatch("option", f"one of {', '.join(known)}", repr(option)), code="option")
     return replace(coding or Coding(), **options)  # type: ignore[arg-type]
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from nola_codec.adapters.dialects.parameters import multiply_factors
-from nola_codec.errors import EncodeError, expected
+from nola_codec.errors import EncodeError, mismatch
 from nola_codec.training.coded import CodedSide, CodedTensor, RecordDescription, near_square_shape
 from nola_codec.training.coding import Coding
 from nola_codec.training.group import TensorGroup
@@ -60,7 +60,7 @@ def plan_composition(
     """
     for size in shape:
         if size < 1:
-            raise EncodeError(expected("shape", "positive numbers", shape), code="option")
+            raise EncodeError(mismatch("shape", "positive numbers", shape), code="option")
     count = coding.num_basis_for_all(NUM_BASIS)
     if coding.form == "pranc":
         shapes: tuple[tuple[int, ...], ...] = (shape,)

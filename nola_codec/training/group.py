@@ -10,7 +10,7 @@ import torch
 
 from nola_codec.basis import NAMES as BASIS_NAMES
 from nola_codec.basis import BasisKey
-from nola_codec.errors import EncodeError, expected
+from nola_codec.errors import EncodeError, mismatch
 from nola_codec.prng import NAMES as GENERATOR_NAMES
 from nola_codec.training.coded import CodedSide, CodedTensor, RecordDescription
 from nola_codec.training.coding import Coding, CodingOptions, TensorOptions, resolve_coding
@@ -158,7 +158,7 @@ def resolve_group(options: TensorOptions) -> tuple[TensorGroup, Coding]:
     """The group that a new tensor joins, and the coding of the tensor.
 
     Args:
-        options: What the caller said of the tensor: ``group``, ``coding``, and fields of `Coding`.
+        options: The caller's keywords for the tensor: ``group``, ``coding``, and fields of `Coding`.
 
     Raises:
         EncodeError: ``option``: a value that `Coding` refuses, or that differs from the group's where a file has one
@@ -170,10 +170,10 @@ def resolve_group(options: TensorOptions) -> tuple[TensorGroup, Coding]:
         coding = resolve_coding(given, others)
         return TensorGroup(coding), coding
     if not isinstance(group, TensorGroup):
-        raise EncodeError(expected("group", "a TensorGroup", repr(group)), code="option")
+        raise EncodeError(mismatch("group", "a TensorGroup", repr(group)), code="option")
     coding = resolve_coding(group.coding if given is None else given, others)
     for name in _COMMON:
         wanted, found = getattr(group.coding, name), getattr(coding, name)
         if wanted != found:
-            raise EncodeError(expected(name, f"{wanted!r}, as in the rest of the group", repr(found)), code="option")
+            raise EncodeError(mismatch(name, f"{wanted!r}, as in the rest of the group", repr(found)), code="option")
     return group, coding

@@ -12,7 +12,7 @@ from torch import nn
 
 from nola_codec.adapters.dialects import parameters
 from nola_codec.decoder.torch_raw import from_torch, to_torch, torch_dtype
-from nola_codec.errors import EncodeError, expected
+from nola_codec.errors import EncodeError, mismatch
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.files import atomic_file, require_free
 from nola_codec.training.coded import RecordDescription, near_square_shape
@@ -55,7 +55,7 @@ def load_network(network: nn.Module, trained: TrainedFile) -> nn.Module:
     """Put a file into a network; see `training.load`. A network that the file does not fit stays as it is."""
     header = trained.header
     if header.dialect != parameters.PARAMETERS.name:
-        message = expected("dialect", parameters.PARAMETERS.name, header.dialect)
+        message = mismatch("dialect", parameters.PARAMETERS.name, header.dialect)
         raise EncodeError(f"not a file of a network's parameters: {message}", code="not-trained")
     products = {r.name: r.kind.product_shape for r in header.pairs}
     shapes = parameters.tensor_shapes(header.config, products)
@@ -80,7 +80,7 @@ def _require_same_carried(state: Mapping[str, torch.Tensor], trained: TrainedFil
     for key, tensor in trained.raw.items():
         wanted = tuple(state[key].shape), state[key].dtype
         if (tensor.shape, torch_dtype(tensor.dtype)) != wanted:
-            raise EncodeError(expected("tensor", wanted, (tensor.shape, tensor.dtype)), code="not-trained", where=key)
+            raise EncodeError(mismatch("tensor", wanted, (tensor.shape, tensor.dtype)), code="not-trained", where=key)
 
 
 def _require_same_coding(
@@ -95,7 +95,7 @@ def _require_same_coding(
     coding = own.generator, own.seed, own.bits
     if coding != (header.generator, header.seed, trained.bits):
         found_there = header.generator, header.seed, trained.bits
-        raise EncodeError(expected("generator, seed, bits", coding, found_there), code="not-trained")
+        raise EncodeError(mismatch("generator, seed, bits", coding, found_there), code="not-trained")
     records = {record.name: record for record in header.coded}
     for parameter in found:
         name, composed, record = parameter.name, parameter.composed, records[parameter.name]
@@ -105,7 +105,7 @@ def _require_same_coding(
         ranks = composed.rank, record.kind.rank if record.kind.is_pair else None
         if mine != theirs or ranks[0] != ranks[1]:
             what = "shape, stream, basis, num_basis, rank"
-            message = expected(what, (*mine, ranks[0]), (*theirs, ranks[1]))
+            message = mismatch(what, (*mine, ranks[0]), (*theirs, ranks[1]))
             raise EncodeError(message, code="not-trained", where=name)
 
 
@@ -117,7 +117,7 @@ def _require_fitting(network: nn.Module, trained: TrainedFile, shapes: Mapping[s
         shape, kind = shapes[record.name], record.kind
         weight = getattr(modules.get(path), attribute, None) if attribute else None
         if not isinstance(weight, nn.Parameter) or tuple(weight.shape) != shape:
-            message = expected("parameter", f"one of shape {list(shape)}", _describe(weight))
+            message = mismatch("parameter", f"one of shape {list(shape)}", _describe(weight))
             raise EncodeError(message, code="not-trained", where=record.name)
         require_plain(network, record.name, modules[path])
         whole = all((record.name, side) in trained.symbols for side in range(len(kind.num_basis)))
@@ -129,7 +129,7 @@ def _require_fitting(network: nn.Module, trained: TrainedFile, shapes: Mapping[s
             raise EncodeError(message, code="not-trained", where=record.name)
     bases = {record.kind.basis for record in trained.header.coded}
     if len(bases) != 1:
-        raise EncodeError(expected("basis", "one for all", sorted(bases)), code="not-trained")
+        raise EncodeError(mismatch("basis", "one for all", sorted(bases)), code="not-trained")
     coded = {record.name for record in trained.header.coded}
     _require_same_carried({key: value for key, value in network.state_dict().items() if key not in coded}, trained)
 

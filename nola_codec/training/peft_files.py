@@ -10,7 +10,7 @@ from torch import nn
 from nola_codec.adapters.dialects.peft import PEFT
 from nola_codec.container.reader import Source
 from nola_codec.decoder.torch_raw import from_torch, to_torch
-from nola_codec.errors import EncodeError, expected, require_package
+from nola_codec.errors import EncodeError, mismatch, require_package
 from nola_codec.model.tensors import RawTensor
 from nola_codec.training.files import HeaderExtras, TrainedFile, read_trained_file, restore_side
 from nola_codec.training.peft_layers import adapter_config, check_adapter_config
@@ -32,7 +32,7 @@ def load_adapter(model: nn.Module, source: Source, *, adapter: str = "default") 
     """Put a file into a PEFT model or a base model; see `training.load`."""
     trained = read_trained_file(source)
     if trained.header.dialect != "peft":
-        message = f"not a file of a trained PEFT adapter: {expected('dialect', 'peft', trained.header.dialect)}"
+        message = f"not a file of a trained PEFT adapter: {mismatch('dialect', 'peft', trained.header.dialect)}"
         raise EncodeError(message, code="not-trained")
     if not hasattr(model, "peft_config"):
         model = _add_adapter(model, trained, adapter)
@@ -62,7 +62,7 @@ def _require_same_coding(state: TrainingState, trained: TrainedFile) -> None:
     for option in ("basis", "generator", "seed", "bits"):
         mine, found = getattr(group.coding, option), getattr(theirs, option)
         if mine != found:
-            message = f"the model was parametrized with other options: {expected(option, repr(found), repr(mine))}"
+            message = f"the model was parametrized with other options: {mismatch(option, repr(found), repr(mine))}"
             raise EncodeError(message, code="not-trained")
     for record in trained.header.coded:
         if record.name in group.records and group.records[record.name].stream != record.stream:

@@ -15,7 +15,7 @@ from torch import nn
 
 from nola_codec.adapters.dialects.peft import PEFT
 from nola_codec.container.names import natural_key
-from nola_codec.errors import EncodeError, expected
+from nola_codec.errors import EncodeError, mismatch
 from nola_codec.model.adapter import Layout
 
 
@@ -87,7 +87,7 @@ def find_adapter(model: Any, adapter: str | None) -> str:
     if adapter is None:
         adapter = str(active if isinstance(active, str) else active[0])
     if adapter not in configs:
-        raise EncodeError(expected("adapter", ", ".join(configs), repr(adapter)), code="not-peft")
+        raise EncodeError(mismatch("adapter", ", ".join(configs), repr(adapter)), code="not-peft")
     check_adapter_config(adapter_config(model, adapter), f"adapter {adapter}")
     return adapter
 

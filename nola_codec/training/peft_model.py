@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize as parametrization
 
-from nola_codec.errors import EncodeError, expected
+from nola_codec.errors import EncodeError, mismatch
 from nola_codec.training.coded import CodedSide, CodedTensor, Initialization, RecordDescription
 from nola_codec.training.coding import Coding, CodingOptions, resolve_coding
 from nola_codec.training.files import decode_group
@@ -77,9 +77,9 @@ def parametrize(
     chosen = resolve_coding(coding, options)
     if chosen.rank is not None or chosen.form != "nola":
         found = f"rank {chosen.rank}" if chosen.rank is not None else f"form {chosen.form}"
-        raise EncodeError(expected("coding", "no rank and no form, which the adapter has", found), code="option")
+        raise EncodeError(mismatch("coding", "no rank and no form, which the adapter has", found), code="option")
     if initialization not in (None, "same-norm", "least-squares"):
-        raise EncodeError(expected("initialization", "same-norm or least-squares", repr(initialization)), code="option")
+        raise EncodeError(mismatch("initialization", "same-norm or least-squares", repr(initialization)), code="option")
     name = find_adapter(model, adapter)
     refuse_parametrized(model)
     records = find_adapter_records(model, adapter_config(model, name), name)

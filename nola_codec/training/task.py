@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from nola_codec.encoder.report import TaskReport
 from nola_codec.encoder.tuning import FactorPairs, TrainedForm, TuningStart
-from nola_codec.errors import EncodeError, expected
+from nola_codec.errors import EncodeError, mismatch
 from nola_codec.model.adapter import Codable
 from nola_codec.progress import Progress
 from nola_codec.stores.files import atomic_file
@@ -70,7 +70,7 @@ class TaskData:
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """How to train.
+    """Settings of the training.
 
     Attributes:
         against: The loss that is minimized. ``labels``: `loss_fn`. ``adapter``: the Kullback-Leibler divergence from
@@ -95,13 +95,13 @@ class TaskSettings:
 
     def __post_init__(self) -> None:
         if self.against not in ("labels", "adapter", "both"):
-            raise EncodeError(expected("against", "labels, adapter or both", repr(self.against)), code="option")
+            raise EncodeError(mismatch("against", "labels, adapter or both", repr(self.against)), code="option")
         for name in ("steps", "every", "patience"):
             if getattr(self, name) < 1:
-                raise EncodeError(expected(name, "a positive number", getattr(self, name)), code="option")
+                raise EncodeError(mismatch(name, "a positive number", getattr(self, name)), code="option")
         for name in ("learning_rate", "size_rate"):
             if not 0 < getattr(self, name) < math.inf:
-                raise EncodeError(expected(name, "a positive number", getattr(self, name)), code="option")
+                raise EncodeError(mismatch(name, "a positive number", getattr(self, name)), code="option")
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import FLOAT_DTYPES, from_float64, to_float64
@@ -34,12 +34,12 @@ def read_alphas(store: TensorStore, keys: Iterable[str]) -> dict[str, tuple[RawT
         info = store.tensors[key]
         if math.prod(info.shape) != 1 or len(info.shape) > 4 or info.dtype not in FLOAT_DTYPES:
             raise AdapterError(
-                expected("alpha", "one float", f"{info.dtype} {list(info.shape)}"), code="bad-alpha", where=where
+                mismatch("alpha", "one float", f"{info.dtype} {list(info.shape)}"), code="bad-alpha", where=where
             )
         tensor = store.read(key)
         value = float(to_float64(tensor).reshape(()))
         if not math.isfinite(value):
-            raise AdapterError(expected("alpha", "a finite number", value), code="bad-alpha", where=where)
+            raise AdapterError(mismatch("alpha", "a finite number", value), code="bad-alpha", where=where)
         alphas[key.removesuffix(SUFFIX)] = tensor, value
     return alphas
 

@@ -16,7 +16,7 @@ from nola_codec.adapters.adapter_delta import CombinedDelta, Values
 from nola_codec.adapters.dialects.lycoris import MAX_ELEMENTS
 from nola_codec.adapters.dialects.peft_draws import DrawRule
 from nola_codec.array_types import Float64Array
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, mismatch
 
 _MOST_PRODUCTS = 1 << 34
 """The multiplications of a delta up to which its error is measured and not estimated."""
@@ -26,7 +26,7 @@ Matrices = tuple[Float64Array, Float64Array]
 
 
 class DiagonalMethod(ABC):
-    """How one method names its tensors, and how it makes a delta of them.
+    """The names of one method's tensors, and the way that it makes a delta of them.
 
     Attributes:
         peft_type: PEFT's name of the method, in its configuration.
@@ -162,7 +162,7 @@ class DiagonalDelta(CombinedDelta):
     def factors(self, values: Values, shape: tuple[int, ...]) -> Matrices:
         """Return left (out, K) and right (K, in) of a layer; arguments and errors as in `CombinedDelta`."""
         if not self.fits(shape):
-            message = expected("shape", f"one that {self._describe()} fit", list(shape))
+            message = mismatch("shape", f"one that {self._describe()} fit", list(shape))
             raise AdapterError(message, code="bad-shape", where=self.name)
         out, inputs = shape
         if not self.method.is_turned((out, inputs)):

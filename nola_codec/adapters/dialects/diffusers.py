@@ -19,7 +19,7 @@ from nola_codec.adapters.dialects.pairs import PairKeys
 from nola_codec.adapters.dialects.paths import component_of, old_diffusers_name, old_diffusers_path
 from nola_codec.adapters.dialects.peft_config import PeftSettings, parse_config, with_ranks
 from nola_codec.adapters.sources import AdapterSource
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Adapter, LoraModule
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.files import MAX_JSON_BYTES
@@ -87,7 +87,7 @@ def parse_metadata(text: str, where: str) -> dict[str, PeftSettings]:
     except (ValueError, RecursionError) as e:
         raise AdapterError(f"not valid JSON: {e}", code="bad-config", where=where) from e
     if not isinstance(value, dict):
-        raise AdapterError(expected("value", "a JSON object", type(value).__name__), code="bad-config", where=where)
+        raise AdapterError(mismatch("value", "a JSON object", type(value).__name__), code="bad-config", where=where)
     by_component: dict[str, dict[str, Any]] = {}
     for key, item in value.items():
         component, _, option = key.rpartition(".")
@@ -104,7 +104,7 @@ def _scaling(name: str, rank: int, settings: Mapping[str, PeftSettings], where: 
     if found is None:
         return 1.0
     if found.rank_of(inner) != rank:
-        message = expected("rank", f"{found.rank_of(inner)} by {METADATA_KEY}", rank)
+        message = mismatch("rank", f"{found.rank_of(inner)} by {METADATA_KEY}", rank)
         raise AdapterError(message, code="rank-mismatch", where=f"{where}: {name}")
     return found.scaling_of(inner)
 

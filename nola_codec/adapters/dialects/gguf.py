@@ -18,7 +18,7 @@ from nola_codec.adapters.dialects.pair_dialect import PairDialect, require_no_ve
 from nola_codec.adapters.dialects.pairs import PairKeys, Transposed, join_tensors, pair_tensors, read_pair
 from nola_codec.adapters.sources import AdapterSource
 from nola_codec.adapters.writing import AdapterFile, write_adapter_file
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Adapter, LoraModule
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.tensor_files import is_tensor_file
@@ -40,7 +40,7 @@ class Gguf(PairDialect):
         for key, wanted in (("general.type", "adapter"), ("adapter.type", "lora")):
             found = extra.get(key, ("", None))[1]
             if found != wanted:
-                raise AdapterError(expected(key, wanted, found), code="not-lora", where=source.where)
+                raise AdapterError(mismatch(key, wanted, found), code="not-lora", where=source.where)
         return super().read_source(source, carry_unknown=carry_unknown)
 
     def read_module(self, store: TensorStore, name: str, scaling: float) -> LoraModule:
@@ -55,7 +55,7 @@ class Gguf(PairDialect):
     def scalings(self, source: AdapterSource, ranks: Mapping[str, int]) -> dict[str, float]:
         alpha = source.file.extra.get(ALPHA, ("FLOAT32", 0.0))[1]
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-            raise AdapterError(expected(ALPHA, "a finite number", alpha), code="bad-config", where=source.where)
+            raise AdapterError(mismatch(ALPHA, "a finite number", alpha), code="bad-config", where=source.where)
         return {name: alpha / rank if alpha else 1.0 for name, rank in ranks.items()}
 
     def tensors(self, adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:

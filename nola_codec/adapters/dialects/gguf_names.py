@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Adapter, LoraModule
 
 # model_type of Transformers -> architecture of llama.cpp, and whether query and key are permuted.
@@ -86,7 +86,7 @@ def from_gguf(adapter: Adapter, base: Mapping[str, Any] | None) -> list[LoraModu
     arch, permuted, layers = _architecture(base)
     found = key_values(adapter).get("general.architecture", ("", None))[1]
     if found != arch:
-        raise AdapterError(expected("architecture", arch, found), code="base-mismatch")
+        raise AdapterError(mismatch("architecture", arch, found), code="base-mismatch")
     paths = _paths(arch, layers)
     modules = []
     for module in adapter.modules:
@@ -102,10 +102,10 @@ def from_gguf(adapter: Adapter, base: Mapping[str, Any] | None) -> list[LoraModu
 def _architecture(base: Mapping[str, Any]) -> tuple[str, bool, int]:
     model_type, layers = base.get("model_type"), base.get("num_hidden_layers")
     if not isinstance(model_type, str) or model_type not in _ARCHITECTURES:
-        message = expected("model_type", f"one of {', '.join(_ARCHITECTURES)}", model_type)
+        message = mismatch("model_type", f"one of {', '.join(_ARCHITECTURES)}", model_type)
         raise AdapterError(message, code="not-expressible", where="config.json")
     if type(layers) is not int or not 1 <= layers <= _MAX_LAYERS:
-        message = expected("num_hidden_layers", f"1 to {_MAX_LAYERS}", layers)
+        message = mismatch("num_hidden_layers", f"1 to {_MAX_LAYERS}", layers)
         raise AdapterError(message, code="bad-config", where="config.json")
     return (*_ARCHITECTURES[model_type], layers)
 
@@ -142,14 +142,14 @@ def _heads(base: Mapping[str, Any], path: str) -> int | None:
         return None
     heads = base.get(option, base.get("num_attention_heads"))
     if type(heads) is not int or heads < 1:
-        raise AdapterError(expected(option, "a positive integer", heads), code="bad-config", where="config.json")
+        raise AdapterError(mismatch(option, "a positive integer", heads), code="bad-config", where="config.json")
     return heads
 
 
 def _permute(module: LoraModule, heads: int, *, inverse: bool) -> np.ndarray[Any, np.dtype[np.float32]]:
     rows, rank = module.lora_B.shape
     if rows % (2 * heads):
-        message = expected("rows", f"a multiple of 2 x {heads} heads", rows)
+        message = mismatch("rows", f"a multiple of 2 x {heads} heads", rows)
         raise AdapterError(message, code="base-mismatch", where=module.name)
     halves = (heads, rows // heads // 2, 2, rank) if inverse else (heads, 2, rows // heads // 2, rank)
     return np.ascontiguousarray(module.lora_B.reshape(halves).swapaxes(1, 2).reshape(rows, rank))

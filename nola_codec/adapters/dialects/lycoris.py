@@ -20,7 +20,7 @@ import numpy as np
 
 from nola_codec.adapters.adapter_delta import CombinedDelta, Values
 from nola_codec.array_types import Float64Array
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, mismatch
 
 PART = re.compile(
     r"(?P<stem>.+)\.(?P<part>lora_(?:down|mid|up)\.weight|hada_(?:w[12](?:_[ab])?|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"
@@ -149,7 +149,7 @@ def _require_complete(stem: str, parts: set[str]) -> None:
     missing = sorted(nearest - parts)
     if missing:
         raise AdapterError(f"its partner {missing[0]} is missing", code="missing-partner", where=stem)
-    message = expected("parts", ", ".join(sorted(nearest)), ", ".join(sorted(parts)))
+    message = mismatch("parts", ", ".join(sorted(nearest)), ", ".join(sorted(parts)))
     raise AdapterError(message, code="mixed-layout", where=stem)
 
 

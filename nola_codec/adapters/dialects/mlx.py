@@ -18,7 +18,7 @@ from nola_codec.adapters.dialects.pairs import PairKeys
 from nola_codec.adapters.dialects.paths import component_of
 from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
 from nola_codec.adapters.writing import AdapterFile, write_adapter_file
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Adapter, LoraModule
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.tensor_files import is_tensor_file
@@ -90,11 +90,11 @@ class Mlx(PairDialect):
 def _scale(config: Mapping[str, Any], where: str) -> float:
     kind = config.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora"):
-        raise AdapterError(expected("fine_tune_type", "lora or dora", kind), code="not-lora", where=where)
+        raise AdapterError(mismatch("fine_tune_type", "lora or dora", kind), code="not-lora", where=where)
     parameters = config["lora_parameters"]
     scale = parameters.get("scale", 20.0) if isinstance(parameters, dict) else None
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
-        raise AdapterError(expected("lora_parameters.scale", "a finite number", scale), code="bad-config", where=where)
+        raise AdapterError(mismatch("lora_parameters.scale", "a finite number", scale), code="bad-config", where=where)
     return float(scale)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.adapters.dialects.peft_config import MAX_RANK
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Layout, LoraModule
 from nola_codec.model.tensors import DTYPES, RawTensor
 from nola_codec.stores.dtypes import from_float32, require_finite, to_float32
@@ -28,7 +28,7 @@ _NUM_DIMENSIONS: Mapping[Layout, tuple[int, ...]] = {"linear": (2,), "conv": (3,
 
 @dataclass(frozen=True)
 class PairKeys:
-    """How the keys of a pair are spelt.
+    """The spelling of the keys of a pair.
 
     Attributes:
         pattern: Matches the whole key of a factor; group ``stem`` makes the module's name, group ``a`` or ``b`` is set.
@@ -117,7 +117,7 @@ def read_pair(
     if any(transposed):
         for shape, where in ((a_shape, where_a), (b_shape, where_b)):
             if len(shape) != 2:
-                raise AdapterError(expected("dimensions", 2, list(shape)), code="bad-shape", where=where)
+                raise AdapterError(mismatch("dimensions", 2, list(shape)), code="bad-shape", where=where)
     a_shape = a_shape[::-1] if transposed[0] else a_shape
     b_shape = b_shape[::-1] if transposed[1] else b_shape
     if layout == "linear" and len(a_shape) > 2:
@@ -149,7 +149,7 @@ def pair_tensors(
         AdapterError: ``zero-rank``, ``overflow``, ``not-float``, ``not-finite``.
     """
     if module.rank < 1:
-        raise AdapterError(expected("rank", "at least 1", module.rank), code="zero-rank", where=module.name)
+        raise AdapterError(mismatch("rank", "at least 1", module.rank), code="zero-rank", where=module.name)
     a_shape = (module.rank, *module.a_shape[1:])
     b_shape = (module.b_shape[0], module.rank, *module.b_shape[2:])
     tensors = {}
@@ -177,14 +177,14 @@ def check_shapes(layout: Layout, a: tuple[int, ...], b: tuple[int, ...], where_a
     for shape, where in ((a, where_a), (b, where_b)):
         if len(shape) not in _NUM_DIMENSIONS[layout]:
             wanted = " or ".join(str(n) for n in _NUM_DIMENSIONS[layout])
-            raise AdapterError(expected("dimensions", wanted, list(shape)), code="bad-shape", where=where)
+            raise AdapterError(mismatch("dimensions", wanted, list(shape)), code="bad-shape", where=where)
         if not all(1 <= size < MAX_DIMENSION for size in shape):
             raise AdapterError(f"absurd shape {list(shape)}", code="bad-shape", where=where)
     if len(a) != len(b) or any(size != 1 for size in b[2:]):
         ones = ", 1" * (len(a) - 2)
-        raise AdapterError(expected("shape", f"[out, {a[0]}{ones}]", list(b)), code="bad-shape", where=where_b)
+        raise AdapterError(mismatch("shape", f"[out, {a[0]}{ones}]", list(b)), code="bad-shape", where=where_b)
     if a[0] > MAX_RANK:
-        raise AdapterError(expected("rank", f"at most {MAX_RANK}", a[0]), code="bad-shape", where=where_a)
+        raise AdapterError(mismatch("rank", f"at most {MAX_RANK}", a[0]), code="bad-shape", where=where_a)
     if b[1] != a[0]:
         if layout == "conv" and a[0] % b[1] == 0 and b[0] % (a[0] // b[1]) == 0:
             message = (
@@ -192,7 +192,7 @@ def check_shapes(layout: Layout, a: tuple[int, ...], b: tuple[int, ...], where_a
                 f"{a[0]} of lora_A, so the delta is not lora_B @ lora_A"
             )
             raise AdapterError(message, code="grouped-conv", where=where_b)
-        raise AdapterError(expected("rank", f"{a[0]} as in lora_A", b[1]), code="rank-mismatch", where=where_b)
+        raise AdapterError(mismatch("rank", f"{a[0]} as in lora_A", b[1]), code="rank-mismatch", where=where_b)
 
 
 def read_floats(store: TensorStore, key: str) -> npt.NDArray[np.float32]:
@@ -211,9 +211,9 @@ def read_carried(store: TensorStore, key: str) -> RawTensor:
     """
     info = store.tensors[key]
     if len(info.shape) > _MAX_CARRIED_DIMENSIONS or any(size > MAX_DIMENSION for size in info.shape):
-        message = expected("shape", f"{_MAX_CARRIED_DIMENSIONS} sizes up to 2^31", list(info.shape))
+        message = mismatch("shape", f"{_MAX_CARRIED_DIMENSIONS} sizes up to 2^31", list(info.shape))
         raise AdapterError(message, code="bad-shape", where=f"{store.name}: {key}")
     if info.dtype not in DTYPES:
-        message = expected("dtype", "one an adapter may carry", info.dtype)
+        message = mismatch("dtype", "one an adapter may carry", info.dtype)
         raise AdapterError(message, code="unknown-dtype", where=f"{store.name}: {key}")
     return store.read(key)

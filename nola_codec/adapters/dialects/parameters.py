@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from nola_codec.adapters.contract import Dialect
 from nola_codec.adapters.sources import AdapterSource
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Adapter, LoraModule
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import from_float32, from_float64
@@ -57,7 +57,7 @@ def tensor_shapes(
         raise AdapterError(message, code="limit", where=where)
     given = (config or {}).get(SHAPES, {})
     if not isinstance(given, Mapping):
-        raise AdapterError(expected(SHAPES, "a map of names to shapes", given), code="bad-config", where=where)
+        raise AdapterError(mismatch(SHAPES, "a map of names to shapes", given), code="bad-config", where=where)
     shapes: dict[str, tuple[int, ...]] = dict(products)
     for key, shape in given.items():
         if key not in products:
@@ -69,7 +69,7 @@ def tensor_shapes(
             and math.prod(shape) == sizes[key]
         ):
             wanted = f"a shape of {sizes[key]} elements in at most {MOST_DIMENSIONS} dimensions"
-            raise AdapterError(expected(f"{SHAPES}: {key}", wanted, shape), code="bad-config", where=where)
+            raise AdapterError(mismatch(f"{SHAPES}: {key}", wanted, shape), code="bad-config", where=where)
         shapes[key] = tuple(shape)
     return shapes
 
@@ -100,7 +100,7 @@ class Parameters(Dialect):
         """
         for module in adapter.modules:
             if module.layout != "linear" or module.scaling != 1 or module.fan_in_fan_out:
-                message = expected("record", "a linear one with scaling 1", f"{module.layout}, {module.scaling}")
+                message = mismatch("record", "a linear one with scaling 1", f"{module.layout}, {module.scaling}")
                 raise AdapterError(f"{self.title}: {message}", code="not-expressible", where=module.name)
         shapes = tensor_shapes(adapter.config, {module.name: module.vector_lengths for module in adapter.modules})
         made: dict[str, RawTensor] = {}

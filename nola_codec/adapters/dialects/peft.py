@@ -45,7 +45,7 @@ from nola_codec.adapters.dialects.peft_experts import (
     split_experts,
 )
 from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Adapter, Layout, LoraModule
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.tensor_store import TensorStore
@@ -259,7 +259,7 @@ def _read_modules(
     if bare:
         return split_experts(read, settings.rank_of(path), where)
     if settings.rank_of(path) != read.rank:
-        message = expected("rank", f"{settings.rank_of(path)} by {CONFIG_NAME}", read.rank)
+        message = mismatch("rank", f"{settings.rank_of(path)} by {CONFIG_NAME}", read.rank)
         raise AdapterError(message, code="rank-mismatch", where=where)
     return [read]
 
@@ -334,7 +334,7 @@ def _expert_target(name: str, parts: Sequence[AdapterDelta], base: BaseModel) ->
         if shape in shapes and (weight.rpartition(".")[0] == path or path.endswith("." + weight.rpartition(".")[0]))
     ]
     if len(fitting) != 1 or out == inputs:
-        problem = f"{name}: " + expected("parameter", f"one of shape {sorted(shapes)[0]}", fitting or "none")
+        problem = f"{name}: " + mismatch("parameter", f"one of shape {sorted(shapes)[0]}", fitting or "none")
         if out == inputs:
             problem = f"{name}: experts of {out} x {out}: which way round the parameter has them cannot be told"
         raise AdapterError(mismatch_message([problem]), code="base-mismatch", where=base.where)

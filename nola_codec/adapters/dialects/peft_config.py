@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, mismatch
 
 PREFIX = "base_model.model."
 MAX_RANK = 1 << 16
@@ -87,7 +87,7 @@ def parse_config(config: Mapping[str, Any], where: str) -> PeftSettings:
     """
     peft_type = config.get("peft_type")
     if peft_type != "LORA":
-        raise AdapterError(expected("peft_type", "LORA", peft_type), code="not-lora", where=where)
+        raise AdapterError(mismatch("peft_type", "LORA", peft_type), code="not-lora", where=where)
     init = config.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower().startswith(_MUTATING_INITS):
         message = (
@@ -146,7 +146,7 @@ def with_ranks(config: Mapping[str, Any], ranks: Mapping[str, int], scalings: Ma
     """
     for path, rank in ranks.items():
         if rank < 1:
-            raise AdapterError(expected("rank", "at least 1", rank), code="zero-rank", where=path)
+            raise AdapterError(mismatch("rank", "at least 1", rank), code="zero-rank", where=path)
     use_rslora = bool(config.get("use_rslora"))
     alphas = {path: _alpha_for(scalings[path], rank, use_rslora) for path, rank in ranks.items()}
     result = dict(config)
@@ -202,26 +202,26 @@ def _compile(pattern: str, where: str) -> re.Pattern[str]:
 def _names(config: Mapping[str, Any], option: str, where: str) -> tuple[str, ...]:
     value = config.get(option) or []
     if not isinstance(value, list) or len(value) > _MAX_PATTERNS or not all(isinstance(name, str) for name in value):
-        raise AdapterError(expected(option, "a list of names", value), code="bad-config", where=where)
+        raise AdapterError(mismatch(option, "a list of names", value), code="bad-config", where=where)
     return tuple(value)
 
 
 def positive_integer(value: Any, what: str, where: str) -> int:
     """Return a value of the configuration from 1 to MAX_RANK. Raises AdapterError ``bad-config``."""
     if type(value) is not int or not 1 <= value <= MAX_RANK:
-        raise AdapterError(expected(what, f"an integer from 1 to {MAX_RANK}", value), code="bad-config", where=where)
+        raise AdapterError(mismatch(what, f"an integer from 1 to {MAX_RANK}", value), code="bad-config", where=where)
     return value
 
 
 def real_number(value: Any, what: str, where: str) -> float:
     """Return a finite number of the configuration. Raises AdapterError ``bad-config``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
-        raise AdapterError(expected(what, "a finite number", value), code="bad-config", where=where)
+        raise AdapterError(mismatch(what, "a finite number", value), code="bad-config", where=where)
     return value
 
 
 def _flag(config: Mapping[str, Any], option: str, where: str) -> bool:
     value = config.get(option)
     if value is not None and not isinstance(value, bool):
-        raise AdapterError(expected(option, "true or false", value), code="bad-config", where=where)
+        raise AdapterError(mismatch(option, "true or false", value), code="bad-config", where=where)
     return bool(value)

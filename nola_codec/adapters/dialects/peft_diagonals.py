@@ -27,7 +27,7 @@ from nola_codec.adapters.dialects.randlora import RANDLORA
 from nola_codec.adapters.dialects.vera import VERA
 from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
 from nola_codec.array_types import Float64Array
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Adapter, VectorTensor
 from nola_codec.model.tensors import Draw, RawTensor
 from nola_codec.prng.draws import draw_tensor
@@ -232,7 +232,7 @@ def _check_settings(config: Mapping[str, Any], method: DiagonalMethod, where: st
     rank = positive_integer(config.get("r"), "r", f"{where}: {CONFIG_NAME}")
     key = config.get("projection_prng_key", 0)
     if type(key) is not int or not -(1 << 63) <= key < 1 << 64:
-        message = expected("projection_prng_key", "an integer of 64 bits", key)
+        message = mismatch("projection_prng_key", "an integer of 64 bits", key)
         raise AdapterError(message, code="bad-config", where=f"{where}: {CONFIG_NAME}")
     method.scale(config, where)
     return rank
@@ -261,11 +261,11 @@ def _check_diagonals(store: TensorStore, module: str, method: DiagonalMethod, ra
     first, second = (store.tensors[key].shape for key in keys)
     for key, shape in zip(keys, (first, second), strict=True):
         if len(shape) != method.dimensions or not all(shape):
-            message = expected("shape", f"{method.dimensions} dimensions, none of them 0", list(shape))
+            message = mismatch("shape", f"{method.dimensions} dimensions, none of them 0", list(shape))
             raise AdapterError(message, code="bad-shape", where=f"{store.name}: {key}")
     found, which = method.rank_of(first, second)
     if found != rank:
-        message = expected("rank", f"{rank} by {CONFIG_NAME}", found)
+        message = mismatch("rank", f"{rank} by {CONFIG_NAME}", found)
         raise AdapterError(message, code="rank-mismatch", where=f"{store.name}: {keys[which]}")
     problem = method.misfit(first, second, rank)
     if problem is not None:

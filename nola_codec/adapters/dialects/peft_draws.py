@@ -47,7 +47,7 @@ class DrawPlace:
 
 @dataclass(frozen=True)
 class DrawRule:
-    """How PEFT draws the two frozen matrices of one method.
+    """The way that PEFT draws the two frozen matrices of one method.
 
     Attributes:
         places: The places of A and of B.

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from nola_codec.errors import AdapterError, expected
+from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import LoraModule
 
 _EXPERT = re.compile(r"(?P<module>.+)\[(?P<expert>0|[1-9]\d*)\]")
@@ -28,7 +28,7 @@ def split_experts(module: LoraModule, rank: int, where: str) -> list[LoraModule]
     """
     count, rest = divmod(module.rank, rank)
     if rest:
-        message = expected("rank", f"a multiple of {rank}", module.rank)
+        message = mismatch("rank", f"a multiple of {rank}", module.rank)
         raise AdapterError(message, code="rank-mismatch", where=where)
     if count == 1:
         return [module]

@@ -25,7 +25,7 @@ from nola_codec.adapters.sources import AdapterSource
 from nola_codec.array_types import Float32Array
 from nola_codec.checkpoints.checkpoint import Checkpoint, WeightInfo
 from nola_codec.checkpoints.embeddings import embedding_names
-from nola_codec.errors import AdapterError, EncodeError, expected
+from nola_codec.errors import AdapterError, EncodeError, mismatch
 from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import DTYPE_BYTES, RawTensor
 from nola_codec.stores.dtypes import FLOAT_DTYPES, from_float64, require_finite, to_float64
@@ -144,7 +144,7 @@ def pair(tuned: Weights, base: Weights, selection: Selection) -> Pairing:
         elif n in special and not special[n]:
             left_out.append(n)
         elif mine.shape != other.shape:
-            problems.append(f"{n}: " + expected("shape", list(other.shape), list(mine.shape)))
+            problems.append(f"{n}: " + mismatch("shape", list(other.shape), list(mine.shape)))
         else:
             compared.append(n)
     if problems:
@@ -171,7 +171,7 @@ def difference(tuned: Weights, base: Weights, n: str) -> Float32Array | None:
         return None
     for weights, tensor in ((tuned, mine), (base, other)):
         if tensor.dtype not in FLOAT_DTYPES:
-            message = expected("dtype", ", ".join(FLOAT_DTYPES), tensor.dtype) + "; such weights cannot change"
+            message = mismatch("dtype", ", ".join(FLOAT_DTYPES), tensor.dtype) + "; such weights cannot change"
             raise AdapterError(message, code="not-float", where=f"{weights.where}: {n}")
     delta = np.empty(mine.shape, np.float32)
     flat = delta.reshape(-1)
