@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from nola_codec.adapters import dialect_of
+from nola_codec.adapters.adapter_delta import CHANGE_SUFFIX
 from nola_codec.adapters.dialects.peft_config import PREFIX
 from nola_codec.api.arguments import require_source
 from nola_codec.arrays import NUMPY, Arrays, arrays_on
@@ -105,8 +106,9 @@ class NolaFile:
     def delta_weight(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
         """Return delta_W in float32, in the shape of a PyTorch weight: (out, in), (out, in, kh, kw), (vocab, dim).
 
-        It is the float64 value that merges use, rounded once. Like `factors`, this reads and checks one block; for VeRA
-        and RandLoRA, whose modules share matrices, it decodes the whole file and compares the decoded SHA-256.
+        It is the float64 value that merges use, rounded once. If one pair of factors makes the delta, this reads and
+        checks one block, like `factors`. If several records make it (VeRA and RandLoRA, LyCORIS, experts, a residue),
+        it decodes the whole file and compares the decoded SHA-256.
 
         Args:
             name: Module path, with or without PEFT's ``base_model.model.``.
@@ -117,10 +119,10 @@ class NolaFile:
             AdapterError: ``unknown-name``, ``bad-shape``; for VeRA and RandLoRA ``needs-shape``, ``merge-projections``.
             FormatError, ChecksumMismatch: The file is damaged.
         """
-        if dialect_of(self.header, self._container.name).needs_layer_shape:
-            pair = None if shape is None else cast("tuple[int, int]", tuple(shape))
-            return layer_delta(self._open_decoder(), self._container.name, name, pair, self._tensor)
-        index = self._find(name)
+        index = next((self._index[n] for n in (name, PREFIX + name) if n in self._index), None)
+        alone = index is not None and self.header.pairs[index].name + CHANGE_SUFFIX not in self._vectors
+        if index is None or not alone:
+            return layer_delta(self._open_decoder(), self._container.name, name, shape, self._tensor)
         delta = delta_weight(self._decode_record(index), self.header.pairs[index].kind, self._arrays())
         if shape is not None and tuple(shape) != tuple(delta.shape):
             where = f"{self._container.name}: {name}"

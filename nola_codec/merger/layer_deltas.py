@@ -1,6 +1,7 @@
 """Deltas of layers in memory, made row by row as a merge of files makes them: one delta, or all of them into a model.
 
-This serves the dialects whose deltas are not each one pair of factors: VeRA, RandLoRA, and changes of whole models.
+This serves deltas that are not one pair of factors each: those of VeRA and RandLoRA, of LyCORIS, of experts, and those of
+changes of whole models, where a residue may belong to a pair.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from nola_codec.adapters import dialect_of
 from nola_codec.adapters.dialects.peft_config import PREFIX
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.errors import AdapterError
+from nola_codec.errors import AdapterError, mismatch
 from nola_codec.merger.arithmetic.sum import merge_tensor
 from nola_codec.merger.files import MergeFile, decode_merge_file
 from nola_codec.merger.model_weights import find_in_model
@@ -24,29 +25,37 @@ if TYPE_CHECKING:
 
 
 def layer_delta(
-    decoder: Decoder, where: str, name: str, shape: tuple[int, int] | None, place: Callable[[Any], torch.Tensor]
+    decoder: Decoder, where: str, name: str, shape: tuple[int, ...] | None, place: Callable[[Any], torch.Tensor]
 ) -> torch.Tensor:
-    """Return delta_W of a layer (out, in), float32.
+    """Return delta_W of a layer, float32: all records that make it, together.
 
     Args:
         decoder: Decodes the file.
         where: The file, for messages.
         name: Module path, with or without PEFT's prefix.
-        shape: The shape of the layer.
+        shape: The shape of the layer's weight; None takes the delta's own, where the file tells it.
         place: Makes a tensor of an array, on the right device.
 
     Raises:
         AdapterError: ``merge-projections``, ``unknown-name``, ``needs-shape``, ``bad-shape``.
+        FormatError, ChecksumMismatch: The file is damaged.
     """
     file = decode_merge_file(decoder, where)
-    dialect_of(file.adapter).require_complete(file.adapter, where)
+    dialect = dialect_of(file.adapter)
+    dialect.require_complete(file.adapter, where)
     found = next((n for n in (name, PREFIX + name) if n in file.parts), None)
     if found is None:
-        raise AdapterError(f"no module named {name!r}", code="unknown-name", where=where)
-    if shape is None:
+        raise AdapterError(f"no delta named {name!r} in the file", code="unknown-name", where=where)
+    if dialect.needs_layer_shape and shape is None:
         message = "how many inputs a layer has, the file does not say: give the layer's shape, (out, in)"
         raise AdapterError(message, code="needs-shape", where=f"{where}: {found}")
-    return place(_rows(file, found, tuple(shape), transposed=False).astype(np.float32))
+    if not dialect.needs_layer_shape:
+        parts = file.parts[found]
+        own = parts[0].shape if len(parts) == 1 else (len(parts), *parts[0].shape)
+        if shape is not None and tuple(shape) != own:
+            raise AdapterError(mismatch("shape", own, tuple(shape)), code="bad-shape", where=f"{where}: {found}")
+        shape = own
+    return place(_rows(file, found, tuple(shape or ()), transposed=False).astype(np.float32))
 
 
 def merge_layer_deltas(decoder: Decoder, where: str, model: torch.nn.Module) -> None:

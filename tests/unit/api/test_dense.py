@@ -328,3 +328,14 @@ def test_merging_into_a_model_in_memory(half: tuple[Path, Path]) -> None:
         opened.merge_into(lacking)
     assert caught.value.code == "base-mismatch"
     assert all(torch.equal(value, before[n]) for n, value in lacking.tensors.items())
+
+
+def test_one_delta_has_its_residue(half: tuple[Path, Path]) -> None:
+    data, _ = encode_delta_bytes(*half, nmse=0.001, rank=3)
+    whole = exact(data)
+    with nola_codec.load(data) as opened:
+        both = [name for name in opened.names() if f"{name}.diff" in opened.vector_names()]
+        products = {name: opened.factors(name)[1] @ opened.factors(name)[0] for name in both}
+        assert any(not torch.equal(opened.delta_weight(name), products[name]) for name in both)
+        for name in both:
+            assert torch.equal(opened.delta_weight(name), whole[name].float().reshape(products[name].shape))
