@@ -126,20 +126,20 @@ def sweep(
     begin = time.perf_counter()
     given: Mapping[str, Any] = options
     if refused := [name for name in _RATES if name in given]:
-        raise _bad(f"sweep sets the rate itself, by sizes, nmse or errors: leave out {', '.join(refused)}")
+        raise _option_error(f"sweep sets the rate itself, by sizes, nmse or errors: leave out {', '.join(refused)}")
     check_keywords("sweep", given, SweepKeywords)
     require_source(source)
     lists = {"sizes": sizes, "nmse": nmse, "errors": errors}
     chosen = [name for name, values in lists.items() if values is not None]
     if len(chosen) > 1:
-        raise _bad(f"choose one of {', '.join(chosen)}")
+        raise _option_error(f"choose one of {', '.join(chosen)}")
     if nmse is not None and objective not in (None, "nmse"):
-        raise _bad("nmse is a target of the objective nmse; use errors with another objective")
+        raise _option_error("nmse is a target of the objective nmse; use errors with another objective")
     base = EncodeOptions(objective="nmse" if nmse is not None else objective, **given)
     by = chosen[0].removesuffix("s") if chosen else "size"
     targets = _targets(lists[chosen[0]]) if chosen else None
     for target in targets or ():
-        _at(base, by, target)  # refuses what makes no sense before any work
+        _with_target(base, by, target)  # refuses what makes no sense before any work
     adapter = adapters.read(source, config=plain_config(config), carry_unknown=carry_unknown)
     base = choose_objective(adapter, base)
     if base.progress is not None:
@@ -159,7 +159,7 @@ def sweep(
 def _targets(values: Sequence[int | str] | Sequence[float] | None) -> list[float]:
     numbers = [parse_size(value) if isinstance(value, str) else value for value in values or ()]
     if not numbers:
-        raise _bad("no targets given")
+        raise _option_error("no targets given")
     return numbers
 
 
@@ -177,7 +177,7 @@ class _Files:
         start = time.perf_counter()
         try:
             _, report = encode_adapter(
-                self.adapter, _at(self.options, by, target), source_bytes=self.source_bytes, form=self.form
+                self.adapter, _with_target(self.options, by, target), source_bytes=self.source_bytes, form=self.form
             )
         except EncodeError as error:
             return SweepPoint(target, problem=str(error))
@@ -215,11 +215,11 @@ def default_sizes(least: int, fp16: int) -> list[int]:
     return [first, *(step for step in inside if step > first)] if start == least else inside
 
 
-def _at(options: EncodeOptions, by: str, target: float) -> EncodeOptions:
+def _with_target(options: EncodeOptions, by: str, target: float) -> EncodeOptions:
     if by == "size":
         return replace(options, size=int(target))
     return replace(options, nmse=target) if by == "nmse" else replace(options, error=target)
 
 
-def _bad(message: str) -> EncodeError:
+def _option_error(message: str) -> EncodeError:
     return EncodeError(message, code="option")

@@ -63,7 +63,7 @@ class FitRequest:
         elif given := [_flag(option) for option in own if getattr(self, option) is not None]:
             raise click.UsageError(f"{' and '.join(given)} {'serves' if len(given) == 1 else 'serve'} --fit {name}")
 
-    def keywords(self, source: str, checkpoint: Path | None, show: Progress | None, **more: Any) -> dict[str, Any]:
+    def make_keywords(self, source: str, checkpoint: Path | None, show: Progress | None, **more: Any) -> dict[str, Any]:
         """The keywords of `encode` for this fit; loads the model where one is needed.
 
         Args:
@@ -132,7 +132,7 @@ def command(source: str, **values: Any) -> None:
     output, fit = take(OutputRequest, values), take(FitRequest, values)
     carry_unknown: bool = values.pop("carry_unknown")
     fit.check(source)
-    target = output.target()
+    target = output.open_target()
     coding = read_coding_values(values)
     if fit.fit != "weights":
         # Minutes of work with the model come before the encoder would see these options.
@@ -140,7 +140,7 @@ def command(source: str, **values: Any) -> None:
         check_options(target, overwrite=output.force, fit=fit.fit, **partner, **coding)
     show = progress(output.quiet)
     checkpoint = None if output.file is None else Path(f"{output.file}.training")
-    coding |= {"fit": fit.fit, **fit.keywords(source, checkpoint, show, carry_unknown=carry_unknown)}
+    coding |= {"fit": fit.fit, **fit.make_keywords(source, checkpoint, show, carry_unknown=carry_unknown)}
     report = encode(source, target, overwrite=output.force, carry_unknown=carry_unknown, progress=show, **coding)
     if fit.fit == "task" and checkpoint is not None:
         checkpoint.unlink(missing_ok=True)

@@ -60,7 +60,7 @@ def command(tuned: str, base: str, **values: Any) -> None:
     from nola_codec.api.dense import encode_delta
 
     output = take(OutputRequest, values)
-    target = output.target()
+    target = output.open_target()
     report = encode_delta(
         tuned, base, target, overwrite=output.force, progress=progress(output.quiet), **read_coding_values(values)
     )

@@ -96,7 +96,7 @@ class OutputRequest:
     quiet: bool
     as_json: bool
 
-    def target(self) -> str | BinaryIO | None:
+    def open_target(self) -> str | BinaryIO | None:
         """A path, standard output, or None for a dry run. Raises UsageError if there is none."""
         if self.dry_run:
             return None
