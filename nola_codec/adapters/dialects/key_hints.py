@@ -39,7 +39,7 @@ def describe_keys(keys: Iterable[str]) -> str | None:
 
 def unknown_key(key: str, dialect: str, where: str) -> AdapterError:
     """Return the error for a key that has no meaning in a dialect; it says what else the key looks like."""
-    message = f"unknown key in an adapter of the dialect {dialect}; --passthrough carries such tensors as they are"
+    message = f"unknown key in an adapter of the dialect {dialect}; --carry-unknown carries such tensors as they are"
     other = describe_keys([key])
     if other is not None and other.lower() not in (dialect, "another lora tool"):
         message = f"unknown key in an adapter of the dialect {dialect}: it looks like {other}; are two files mixed?"

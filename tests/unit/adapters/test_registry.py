@@ -73,7 +73,7 @@ def test_the_pages_dialect_is_encoded_decoded_and_merged(tmp_path: Path) -> None
     exec(CLASS + REGISTER, {})
     source, file = sesame(tmp_path / "in.safetensors"), tmp_path / "a.nola"
     encode(source, file, nmse=0.01)
-    assert inspect(file)["dialect"] == "sesame"
+    assert inspect(file).dialect == "sesame"
     decoded = decode(file, tmp_path / "out.safetensors")
     with SafetensorsFile(source) as before, SafetensorsFile(decoded) as after:
         assert before.tensors.keys() == after.tensors.keys()
@@ -164,8 +164,8 @@ def test_defaults_hold_for_a_file_of_an_unknown_dialect(tmp_path: Path) -> None:
     data, _ = nola_codec.encode_bytes(sesame(tmp_path / "in.safetensors"), nmse=0.1)
     del registry._known["sesame"]
     facts = inspect(data)
-    assert (facts["dialect"], facts["base_model"]) == ("sesame", None)
-    assert facts["parameters"] == 2 * 3 * (16 + 24)
+    assert (facts.dialect, facts.base_model) == ("sesame", None)
+    assert facts.parameters == 2 * 3 * (16 + 24)
     with pytest.raises(AdapterError, match="'sesame'") as caught:
         decode(data, tmp_path / "out")
     assert caught.value.code == "foreign-dialect"
