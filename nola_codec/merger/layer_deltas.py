@@ -1,6 +1,6 @@
 """Deltas of layers in memory, made row by row as a merge of files makes them: one delta, or all of them into a model.
 
-This serves deltas that are not one pair of factors each: those of VeRA and RandLoRA, of LyCORIS, of experts, and those of
+This serves deltas that are not one pair of factors each: those of VeRA and RandLoRA, of LyCORIS and of experts, and
 changes of whole models, where a residue may belong to a pair.
 """
 
