@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nola_codec.arrays import NUMPY
-from nola_codec.container.reader import STORED, ZSTD, open_container
+from nola_codec.container.reader import open_container
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.encoder.assemble import code_rungs, estimate_bytes, pack_raw, write_file
 from nola_codec.encoder.content import BlockSymbols, QuantizedAdapter, block_sizes
@@ -18,6 +18,7 @@ from nola_codec.encoder.pipeline import quantize_factors, quantize_to
 from nola_codec.encoder.rate_control import first_target
 from nola_codec.encoder.reconstruct import FactsCollector, decode_rung
 from nola_codec.entropy import NAMES as CODECS
+from nola_codec.entropy.blobs import STORED, ZSTD
 from nola_codec.model.tensors import RawTensor
 
 
