@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
@@ -23,28 +22,11 @@ BLOCK_BYTES = 104 << 10
 """Coded size at which a block is closed: a reader of one tensor reads no more than its block."""
 
 
-class LazySymbols(Sequence[SymbolArray]):
-    """Symbol arrays that are made at each access: a copy of all symbols would double the encoder's memory."""
-
-    @abstractmethod
-    def make(self, index: int) -> SymbolArray:
-        """Make one array; 0 <= index < the length."""
-
-    @overload
-    def __getitem__(self, index: int) -> SymbolArray: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[SymbolArray]: ...
-    def __getitem__(self, index: int | slice) -> SymbolArray | Sequence[SymbolArray]:
-        if isinstance(index, slice):
-            return [self.make(i) for i in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return self.make(index)
-
-
 @dataclass(frozen=True, eq=False)
-class DraftSymbols(LazySymbols):
+class DraftSymbols(Sequence[SymbolArray]):
     """The symbols of each record of a draft at one rung, read from the draft's levels.
+
+    They are made at each access: a copy of all symbols would double the encoder's memory.
 
     Attributes:
         quantized: The draft's levels. Reading raises `StaleDraftError` once a newer draft was made.
@@ -61,29 +43,16 @@ class DraftSymbols(LazySymbols):
     def __len__(self) -> int:
         return len(self.units)
 
-    def make(self, index: int) -> SymbolArray:
-        """Return the symbols of one record."""
+    @overload
+    def __getitem__(self, index: int) -> SymbolArray: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[SymbolArray]: ...
+    def __getitem__(self, index: int | slice) -> SymbolArray | Sequence[SymbolArray]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         return self.quantized.record_symbols(self.form, self.units[index], self.rung)
-
-
-@dataclass(frozen=True, eq=False)
-class BlockSymbols(LazySymbols):
-    """The symbols of each block at one rung: those of its records, joined.
-
-    Attributes:
-        records: Symbols of each record.
-        spans: Records of each block, (start, stop).
-    """
-
-    records: Sequence[SymbolArray]
-    spans: Sequence[tuple[int, int]]
-
-    def __len__(self) -> int:
-        return len(self.spans)
-
-    def make(self, index: int) -> SymbolArray:
-        """Return the symbols of one block."""
-        return np.concatenate(self.records[slice(*self.spans[index])])
 
 
 @dataclass(frozen=True)
