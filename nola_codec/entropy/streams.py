@@ -1,4 +1,4 @@
-"""Symbol streams: sorting one by model and back, as `raw` and `zstd` do, and picking some of several."""
+"""Operations on symbol streams: sort one by model and back, and pick some of several."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nola_codec.model.quantizers import Runs, SymbolModel
 
 
 class PickedStreams(Sequence[npt.NDArray[Any]]):
-    """Some of several streams, each made when it is asked for and not before."""
+    """Some of several streams, each made only when it is asked for."""
 
     def __init__(self, streams: Sequence[npt.NDArray[Any]], indexes: Sequence[int]) -> None:
         self._streams, self._indexes = streams, indexes
@@ -25,8 +25,8 @@ class PickedStreams(Sequence[npt.NDArray[Any]]):
         return self._streams[self._indexes[index]]
 
 
-def width_of(model: SymbolModel) -> int:
-    """Bits that hold any symbol of the model."""
+def symbol_width(model: SymbolModel) -> int:
+    """Return the number of bits that hold any symbol of a model."""
     return max(1, (model.size - 1).bit_length())
 
 
@@ -39,15 +39,15 @@ def _positions(runs: Runs) -> dict[int, list[slice]]:
     return slices
 
 
-def by_model(symbols: npt.NDArray[Any], runs: Runs) -> list[tuple[int, npt.NDArray[Any]]]:
-    """(model, its symbols in order) for the models that occur, by model."""
+def symbols_by_model(symbols: npt.NDArray[Any], runs: Runs) -> list[tuple[int, npt.NDArray[Any]]]:
+    """Return (model, its symbols in order) of each model that occurs, in the order of the models."""
     return [(model, np.concatenate([symbols[s] for s in slices])) for model, slices in sorted(_positions(runs).items())]
 
 
 def scatter_by_model(
     parts: list[tuple[int, npt.NDArray[np.uint16]]], runs: Runs, models: Sequence[SymbolModel]
 ) -> npt.NDArray[np.uint16]:
-    """Undo `by_model`. Raises FormatError for a symbol outside its model's alphabet."""
+    """Undo `symbols_by_model`. Raises FormatError for a symbol outside its model's alphabet."""
     out = np.empty(runs.total, np.uint16)
     positions = _positions(runs)
     for model, part in parts:
