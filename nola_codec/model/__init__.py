@@ -1,1 +1,1 @@
-"""Dataclasses that the layers hand to each other; no behaviour beyond derived sizes."""
+"""Dataclasses that the layers hand to each other. They compute nothing but derived sizes."""

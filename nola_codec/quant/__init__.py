@@ -1,1 +1,1 @@
-"""Quantizers: integer codebooks, integer scales, bit packing."""
+"""The reading side of quantization: codebooks, trellises, integer scales and bit packing."""

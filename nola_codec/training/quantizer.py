@@ -18,7 +18,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from nola_codec.encoder.factor_form import codebook_for
-from nola_codec.quant.codebooks import nearest
+from nola_codec.quant.codebooks import nearest_symbols
 from nola_codec.quant.scales import scale_value
 
 EXACT_BITS = 16
@@ -55,7 +55,7 @@ def quantize_coefficients(
     """Return the symbols (num_basis,) of coefficients (num_basis,) in the codebook of `bits`, and their scale code."""
     code = scale_code(coefficients, bits, grain)
     scale = float(scale_value(np.array([code], np.int64))[0])
-    return nearest(coefficients.astype(np.float64) / scale, codebook_for(bits)), code
+    return nearest_symbols(coefficients.astype(np.float64) / scale, codebook_for(bits)), code
 
 
 def round_coefficients(coefficients: torch.Tensor, bits: int, grain: int = 1) -> torch.Tensor:
