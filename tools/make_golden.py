@@ -8,6 +8,7 @@ package. While the format is a draft (version 0) a change of it means: delete by
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import importlib.util
 import json
@@ -314,6 +315,8 @@ def write_answers(name: str, answers: Sequence[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Write what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
     ref = reference()
     for index, (name, make) in enumerate(golden_files().items()):
         path = GOLDEN / f"{name}.nola"

@@ -7,8 +7,8 @@ The dictionary is part of the format. It changes only with the format's version,
 
 from __future__ import annotations
 
+import argparse
 import pathlib
-import sys
 
 from nola_codec.container import canonical
 
@@ -87,8 +87,15 @@ def dictionary() -> bytes:
     return canonical.pack(OTHER_WORDS) + canonical.pack(header)
 
 
-if __name__ == "__main__":
-    path = pathlib.Path(sys.argv[1])
+def main() -> None:
+    """Write the dictionary, and print its size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", type=pathlib.Path, metavar="FILE", help="the file to write; it must not exist yet")
+    path = parser.parse_args().path
     with path.open("xb") as file:
         file.write(dictionary())
     print(f"{path}: {path.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import ROOT, Component, Pair, canonical, load
+from common import ROOT, Component, Pair, load, singular_components
 from elements import Vectors, dare
 from quantizers import FileWriter, Integers
 
@@ -132,7 +132,7 @@ def cases(
 ) -> Iterator[Case]:
     """Everything that is evaluated; `grid` and `drops` are (ranks, bits) and (drop rates, bits) of the peers."""
     pairs = load(source)
-    components = [canonical(p) for p in pairs]
+    components = [singular_components(p) for p in pairs]
     yield Case(BASE, "base model", 0, {})
     full = {p.name: (p.B * p.scaling, p.A) for p in pairs}
     yield Case(FULL, "adapter, fp16", 2 * sum(p.A.size + p.B.size for p in pairs), full)

@@ -8,6 +8,7 @@ on one thread, since the machine is shared.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import math
@@ -239,7 +240,9 @@ def results(runs: Sequence[Run], *, made_before: bool = False) -> list[Run]:
 
 def main() -> None:
     """Do one run: `python e2e.py '{"method": "nola", ...}'`."""
-    run = json.loads(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=json.loads, metavar="JSON", help="the settings of the run")
+    run = parser.parse_args().run
     path = result_path(run)
     path.parent.mkdir(parents=True, exist_ok=True)
     found = train(run, path)
