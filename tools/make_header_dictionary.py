@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+from typing import Any
 
 from nola_codec.container import canonical
 
 # Keys and default values that PEFT writes (0.6 to 0.21), and what trainers commonly set.
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "alora_invocation_tokens": None, "alpha_pattern": {}, "arrow_config": None, "auto_mapping": None,
     "base_model_name_or_path": "meta-llama/", "bias": "none", "corda_config": None, "ensure_weight_tying": False,
     "eva_config": None, "exclude_modules": None, "fan_in_fan_out": False, "inference_mode": True,

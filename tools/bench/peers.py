@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
-from common import Component, Pair, nmse, singular_components
+from common import Pair, nmse, singular_components
 from elements import Lossless, Vectors, dare_peer, nola, nola_peer, plain_zstd, plane_zstd, prune_peer, zipnn_coder
 from quantizers import Eden, Half, Integers, Nf4, Signs
-from svd_codecs.columns import Bank, Columns, Mix, Point, scores
+from svd_codecs.columns import Bank, Columns, Component, Mix, Point, scores
 from svd_codecs.svd import EVERY_RULE, rounded, svd_peers
 
 

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import ROOT, Component, Pair, load, singular_components
+from common import ROOT, Pair, load, singular_components
 from elements import Vectors, dare
 from quantizers import FileWriter, Integers
+from svd_codecs.columns import Component
 
 import nola_codec
 from nola_codec.arrays import NUMPY
@@ -159,7 +160,9 @@ def added(weights: Mapping[str, Any], deltas: Deltas) -> Iterator[None]:
         for module, (b, a) in deltas.items():
             name = module.removeprefix("base_model.model.") + ".weight"
             saved[name] = weights[name].clone()
-            weights[name] += torch.from_numpy(np.asarray(b, np.float32)) @ torch.from_numpy(np.asarray(a, np.float32))
+            weights[name].add_(
+                torch.from_numpy(np.asarray(b, np.float32)) @ torch.from_numpy(np.asarray(a, np.float32))
+            )
     try:
         yield
     finally:

@@ -106,7 +106,7 @@ class Task:
             made = model.generate(**given, max_new_tokens=72, do_sample=False, num_beams=1,
                                   pad_token_id=self.tokenizer.eos_token_id)  # fmt: skip
             rows = made[:, given["input_ids"].shape[1] :]
-            decoded = (self.tokenizer.decode(row, skip_special_tokens=True) for row in rows)
+            decoded = (str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in rows)
             texts += [text.split("\n")[0].strip() for text in decoded]
         self.tokenizer.padding_side = "right"
         most = max(len(references[m]) for m in chosen)
@@ -131,8 +131,8 @@ def prepare(task: Task, run: Run) -> tuple[Any, Callable[[Path], int] | None]:
         kind = VeraConfig if method == "vera" else RandLoraConfig
         options = {} if method == "vera" else {"randlora_alpha": 2 * rank}
         config = kind(r=rank, target_modules="all-linear", save_projection=False, projection_prng_key=7, **options)
-        model = get_peft_model(task.model, config)
-        return model, lambda out: _encode_adapter(model, out)
+        drawn = get_peft_model(task.model, config)
+        return drawn, lambda out: _encode_adapter(drawn, out)
     model = get_peft_model(
         task.model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     )
