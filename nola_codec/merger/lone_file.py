@@ -37,6 +37,12 @@ def merge_as_directory(request: MergeRequest, run_merge: Callable[[MergeRequest]
         model = Path(staging) / "base"
         model.mkdir()
         (model / WEIGHTS_NAME).symlink_to(base.resolve())
-        report = run_merge(replace(request, base=model, out=Path(staging) / "merged", overwrite=False))
+        try:
+            report = run_merge(replace(request, base=model, out=Path(staging) / "merged", overwrite=False))
+        except AdapterError as error:
+            staged = str(model / WEIGHTS_NAME)  # the user knows the base under its own name
+            if error.where != staged:
+                raise
+            raise AdapterError(str(error)[len(staged) + 2 :], code=error.code, where=str(base)) from error
         os.replace(report.output / WEIGHTS_NAME, out)
     return replace(report, output=out)
