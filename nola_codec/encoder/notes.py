@@ -26,8 +26,8 @@ def notes(
     wanted = 1 if options.rungs is None else len(options.rungs)
     if options.has_rungs and coarser < wanted:
         said.append(
-            f"the file has {coarser or 'no'} coarser rung{'' if coarser == 1 else 's'}: a rung must be smaller than the "
-            "next one, and large enough for names and configuration"
+            f"the file has {coarser or 'no'} coarser rung{'' if coarser == 1 else 's'}: a rung must be smaller than "
+            "the next one, and large enough for names and configuration"
         )
     if carried > 0.25:
         said.append(f"{carried:.0%} of the file are tensors carried as they came; `inspect --tensors` lists them")
