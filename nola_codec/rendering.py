@@ -18,6 +18,15 @@ def render_size(count: float) -> str:
     return f"{count:.2f} GB"
 
 
+def render_error_name(name: str) -> str:
+    """The label of an error that a file holds under this name, as a printed report has it.
+
+    >>> render_error_name("effective_error"), render_error_name("nmse")
+    ('eff. error', 'NMSE')
+    """
+    return {"effective_error": "eff. error", "nmse": "NMSE"}.get(name, name.replace("_", " "))
+
+
 def render_error(value: float) -> str:
     """Return a relative error as text with four digits, or in powers of ten if it is small.
 

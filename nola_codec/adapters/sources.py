@@ -119,7 +119,9 @@ def weights_in(directory: Path) -> Path:
     if len(lone) == 1:
         return directory / lone[0]
     message = f"no {WEIGHTS_NAME}"
-    if lone:
+    if not lone:
+        message += "; give the directory or the file that your tool saved the adapter to"
+    else:
         message += f", and {len(lone)} other files; name the one meant: {', '.join(lone[:5])}"
     raise AdapterError(message, code="missing-weights", where=where)
 

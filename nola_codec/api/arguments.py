@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from nola_codec.container.prelude import MAGIC
 from nola_codec.errors import AdapterError, EncodeError
 from nola_codec.stores.files import require_free
 
@@ -46,12 +47,15 @@ def require_target(out: object, *, overwrite: bool) -> None:
         overwrite: True if a file that is there may be replaced.
 
     Raises:
-        EncodeError: ``target-type`` for another object or a text stream; ``no-directory``.
+        EncodeError: ``target-type`` for another object, a text stream or a directory; ``no-directory``.
         OutputExists: The path is there and `overwrite` is false.
     """
     if out is None:
         return
     if isinstance(out, str | os.PathLike):
+        if Path(out).is_dir():
+            message = "expected the name of a file to write, found a directory; add a file name to it"
+            raise EncodeError(message, code="target-type", where=os.fspath(out))
         require_free(Path(out), overwrite=overwrite)
         if not Path(out).parent.is_dir():
             raise EncodeError("no such directory", code="no-directory", where=str(Path(out).parent))
@@ -63,6 +67,22 @@ def require_path(out: object) -> None:
     """Refuse a target that is no path, where a directory may be written. Raises AdapterError ``target-type``."""
     if not isinstance(out, str | os.PathLike):
         raise AdapterError(f"expected a path to write to, found {type(out).__qualname__}", code="target-type")
+
+
+def require_model_path(model: object) -> None:
+    """Refuse a model that is no path, or that is a `.nola` file. Raises AdapterError ``source-type``, ``nola-file``."""
+    if not isinstance(model, str | os.PathLike):
+        found = f"{type(model).__module__}.{type(model).__qualname__}"
+        message = f"expected the path of a model, found {found}"
+        if hasattr(model, "save_pretrained"):
+            message += "; save the model first, or use load(...).merge_into(model)"
+        raise AdapterError(message, code="source-type")
+    path = Path(model)
+    if path.is_file():
+        with path.open("rb") as stream:
+            if stream.read(len(MAGIC)) == MAGIC:
+                message = "expected a model, found a .nola file; a model is a directory or a .safetensors file"
+                raise AdapterError(message, code="nola-file", where=os.fspath(model))
 
 
 def plain_config(config: Mapping[str, Any] | ConfigObject | None) -> dict[str, Any] | None:

@@ -11,8 +11,9 @@ from nola_codec.adapters import AnySource
 from nola_codec.adapters.conversion import convert
 from nola_codec.api.arguments import require_path, require_source
 from nola_codec.api.merging import merge
-from nola_codec.api.opened import check_rungs, stored_dtype
+from nola_codec.api.opened import check_content, check_rungs, stored_dtype
 from nola_codec.arrays import NUMPY, arrays_on
+from nola_codec.container.prelude import MAGIC
 from nola_codec.container.reader import Source, open_container
 from nola_codec.decoder.adapters import decode_adapter
 from nola_codec.decoder.decoder import Decoder
@@ -20,6 +21,8 @@ from nola_codec.errors import NolaError
 from nola_codec.model.adapter import Adapter
 from nola_codec.progress import Progress
 from nola_codec.stores.files import read_json, require_free
+
+_MAGIC = MAGIC[:4]
 
 
 def decode(
@@ -73,7 +76,7 @@ def decode(
     stored = stored_dtype("f32" if dtype is None else dtype)
     require_free(Path(out), overwrite=overwrite)
     with open_container(source, rung=rung) as container:
-        container.check_content()
+        check_content(container)
         adapter = decode_adapter(Decoder(container, arrays_on(device)), progress)
         if format is not None:
             config = None if base is None else read_json(Path(base) / "config.json")
@@ -94,7 +97,7 @@ def verify(source: Source) -> dict[str, Any]:
     """
     require_source(source)
     with open_container(source) as container:
-        container.check_content()
+        check_content(container)
         check_rungs(container)
         return {
             "bytes": container.file_length,
@@ -117,11 +120,25 @@ def read_adapter(source: AnySource) -> Adapter:
         AdapterError: The adapter cannot be read.
     """
     require_source(source)
-    if isinstance(source, str | os.PathLike) and Path(source).is_file():
+    if not _is_nola(source):
+        return adapters.read(source)
+    with open_container(bytes(source) if isinstance(source, bytearray | memoryview) else source) as container:
+        check_content(container)
+        return decode_adapter(Decoder(container, NUMPY))
+
+
+def _is_nola(source: AnySource) -> bool:
+    """True if the source begins as a `.nola` file does. A stream that cannot seek is taken for an adapter."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source[: len(_MAGIC)]) == _MAGIC
+    if isinstance(source, str | os.PathLike):
+        if not Path(source).is_file():
+            return False
         with Path(source).open("rb") as stream:
-            is_nola = stream.read(4) == b"\x89NLA"
-        if is_nola:
-            with open_container(os.fspath(source)) as container:
-                container.check_content()
-                return decode_adapter(Decoder(container, NUMPY))
-    return adapters.read(source)
+            return stream.read(len(_MAGIC)) == _MAGIC
+    if not source.seekable():
+        return False
+    here = source.tell()
+    begins = source.read(len(_MAGIC)) == _MAGIC
+    source.seek(here)
+    return begins

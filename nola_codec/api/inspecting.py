@@ -18,7 +18,7 @@ from nola_codec.entropy import CODECS
 from nola_codec.model.header import Header
 from nola_codec.model.records import CodedRecord
 from nola_codec.prng import generator_name
-from nola_codec.rendering import render_error, render_size, render_table
+from nola_codec.rendering import render_error, render_error_name, render_size, render_table
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def _lines(facts: FileFacts) -> list[tuple[str, str]]:
     counts += [f"{count['vector']} vectors"] if count["vector"] else []
     counts += [f"{count['raw']} carried as they came"] if count["raw"] else []
     counts += [f"{count['drawn']} drawn again from a seed"] if count["drawn"] else []
-    size = f"{render_size(facts.bytes)}, {facts.ratio:.1f}x smaller than {facts.parameters:,} in fp16"
+    size = f"{render_size(facts.bytes)}, {facts.ratio:.1f}x smaller than {facts.parameters:,} parameters in fp16"
     rate = f"{facts.coefficients:,}, {facts.bits_per_coefficient:.3f} bits each, {', '.join(facts.entropy)}"
     lines = [
         ("file", f"{facts.name}: {size}"),
@@ -224,12 +224,14 @@ def _lines(facts: FileFacts) -> list[tuple[str, str]]:
         ("form", ", ".join(facts.form) or "none"),
         ("coefficients", rate),
         ("bytes", ", ".join(f"{name} {render_size(size)}" for name, size in facts.bytes_by_part.items() if size)),
-        *((name, render_error(value)) for name, value in facts.measured.items()),
+        *((render_error_name(name), render_error(value)) for name, value in facts.measured.items()),
         ("decoded SHA-256", facts.decoded_sha256),
     ]
     if len(facts.rungs) > 1:
         for number, rung in enumerate(facts.rungs):
-            errors = ", ".join(f"{name} {render_error(value)}" for name, value in rung.items() if name != "bytes")
+            errors = ", ".join(
+                f"{render_error_name(name)} {render_error(value)}" for name, value in rung.items() if name != "bytes"
+            )
             lines.append((f"rung {number}", f"{render_size(rung['bytes'])} of the file, {errors}"))
     return lines
 

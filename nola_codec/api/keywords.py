@@ -71,9 +71,9 @@ class EncodeKeywords(RateKeywords, CodingKeywords, total=False):
         num_basis: Coefficients of a factor; asks for the factor form, the one of the NOLA paper.
         bits: Bits of a coefficient in the factor form, 1 to 8 or 16; 4 if only num_basis is given.
         rank: Components kept at most; in the factor form, the rank that is fitted.
-        fit: Goal of the coefficients: ``weights``, ``activations`` or ``task``.
+        fit: The goal that the coefficients are fitted to: ``weights``, ``activations`` or ``task``.
         weighting: Moments by module name, for ``fit="activations"`` (`nola_codec.integrations.calibration`).
-        tuner: Object that trains the coefficients, for ``fit="task"`` (`nola_codec.training.TaskTuner`).
+        tuner: The object that trains the coefficients, for ``fit="task"`` (`nola_codec.training.TaskTuner`).
         basis: Name of the basis; ``rademacher`` and ``uniform`` serve the factor form only.
         shared_basis: One basis for all weights of one shape.
     """

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from nola_codec.api.arguments import require_model_path, require_path, require_source
+from nola_codec.errors import AdapterError
 from nola_codec.merger.engine import run_merge, run_unmerge
 from nola_codec.merger.request import PIECE_BYTES, MergeReport, MergeRequest, UnmergeRequest, WeightedSource
 from nola_codec.progress import Progress
@@ -49,9 +52,13 @@ def merge(
     Raises:
         FormatError, ChecksumMismatch: A file is damaged, or the decoded SHA-256 is not the encoder's.
         AdapterError: ``base-mismatch`` and others if the base does not fit; ``merge-conflict``, ``merge-weight`` for
-            files that cannot be combined; ``not-nola``: a source is an adapter, which must be encoded first.
+            files that cannot be combined; ``not-nola``: a source is an adapter, which must be encoded first;
+            ``source-type``, ``target-type``: an argument of a wrong type.
         OutputExists: `out` is there and `overwrite` is False.
     """
+    _require_sources(sources)
+    require_model_path(base)
+    require_path(out)
     return run_merge(MergeRequest(
         sources, Path(base), Path(out), rung=rung, device=device, overwrite=overwrite, keep_undo=keep_undo,
         progress=progress, piece_bytes=piece_bytes,
@@ -84,4 +91,25 @@ def unmerge(
             weights; ``unmerge-mismatch``: the merged model was changed since.
         OutputExists: `out` is there and `overwrite` is False.
     """
+    _require_sources(sources)
+    require_model_path(merged)
+    require_path(out)
     return run_unmerge(UnmergeRequest(sources, Path(merged), Path(out), rung, device, overwrite))
+
+
+def _require_sources(sources: object) -> None:
+    """Refuse anything but a list of files and of pairs of a file and a number.
+
+    Raises:
+        AdapterError: ``source-type``; ``merge-weight``.
+    """
+    if isinstance(sources, str | bytes | os.PathLike) or not isinstance(sources, Sequence):
+        found = repr(sources) if isinstance(sources, str) else type(sources).__qualname__
+        message = f"expected a list of files, or of pairs (file, weight), found {found}; put it into a list"
+        raise AdapterError(message, code="source-type")
+    for source in sources:
+        if isinstance(source, tuple):
+            if len(source) != 2 or not isinstance(source[1], numbers.Real):
+                raise AdapterError(f"expected a pair (file, number), found {source!r:.80}", code="merge-weight")
+            source = source[0]
+        require_source(source)

@@ -177,8 +177,10 @@ class NolaFile:
                 ``merge-vectors`` and ``merge-raw``: the file carries tensors that are not deltas; ``merge-network``: it
                 has no deltas; ``tied-weights``: a weight that changes is shared with another module; ``overflow``: a
                 sum leaves the dtype, and the deltas before it are in the model.
+            MissingPackage: ``needs-torch``.
             FormatError, ChecksumMismatch: The file is damaged; nothing is changed.
         """
+        require_torch("merge_into()")
         merge_into_model(self._open_decoder(), self._container.name, model)
 
     def verify(self) -> None:
@@ -187,7 +189,7 @@ class NolaFile:
         Raises:
             FormatError, ChecksumMismatch: The file is damaged, or this decoder is not exact.
         """
-        self._container.check_content()
+        check_content(self._container)
         check_rungs(self._container)
 
     def close(self) -> None:
@@ -246,6 +248,18 @@ class NolaFile:
         )
 
 
+def check_content(container: Container) -> None:
+    """Compare the content SHA-256 of a file.
+
+    Raises:
+        FormatError, ChecksumMismatch: The file is damaged; the message starts with the file's name.
+    """
+    try:
+        container.check_content()
+    except FormatError as error:
+        raise error.within(container.name) from error
+
+
 def check_rungs(container: Container) -> None:
     """Decode every rung up to the one that is open, and compare the decoded SHA-256 of each.
 
@@ -289,8 +303,8 @@ def load(
     container = open_container(source, limits, rung=rung)
     if verify:
         try:
-            container.check_content()
-        except FormatError as error:
+            check_content(container)
+        except FormatError:
             container.close()
-            raise error.within(container.name) from error
+            raise
     return NolaFile(container, device, verify=verify)

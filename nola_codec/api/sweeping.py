@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +130,9 @@ def sweep(
     check_keywords("sweep", given, SweepKeywords)
     require_source(source)
     lists = {"sizes": sizes, "nmse": nmse, "errors": errors}
+    for name, values in lists.items():
+        if isinstance(values, str | bytes) or not (values is None or isinstance(values, Iterable)):
+            raise _option_error(f"{name}: expected a list, found {values!r}")
     chosen = [name for name, values in lists.items() if values is not None]
     if len(chosen) > 1:
         raise _option_error(f"choose one of {', '.join(chosen)}")

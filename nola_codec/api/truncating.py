@@ -12,7 +12,7 @@ from nola_codec.container.rungs import prune_quantizers
 from nola_codec.container.writer import assemble
 from nola_codec.encoder.sizes import parse_size
 from nola_codec.errors import EncodeError
-from nola_codec.rendering import render_error, render_size
+from nola_codec.rendering import render_error, render_error_name, render_size
 from nola_codec.stores.files import atomic_file
 
 
@@ -33,11 +33,10 @@ class TruncateReport:
     measured: dict[str, float]
 
     def __str__(self) -> str:
-        lines = [
-            f"rung   {self.rung} of 0 to {self.rungs - 1}",
-            f"size   {render_size(self.bytes)} ({self.bytes:,} bytes)",
-        ]
-        return "\n".join([*lines, *(f"{name}  {render_error(value)}" for name, value in self.measured.items())])
+        rungs = f"rungs 0 to {self.rungs - 1}" if self.rungs > 1 else "the only one; the file is not progressive"
+        lines = [("rung", f"{self.rung} ({rungs})"), ("size", f"{render_size(self.bytes)} ({self.bytes:,} bytes)")]
+        lines += [(render_error_name(name), render_error(value)) for name, value in self.measured.items()]
+        return "\n".join(f"{label:<13}{value}" for label, value in lines)
 
 
 def truncate(

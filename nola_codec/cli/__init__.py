@@ -1,10 +1,12 @@
 """The `nola-codec` command: one file a subcommand, results on stdout, everything else on stderr.
 
-Exit status: 0 done, 1 `verify`, `compare` or `selftest` says no, 2 wrong usage, 3 input refused, 70 our own bug.
+Exit status: 0 done, 1 `verify`, `compare` or `selftest` says no, 2 wrong usage, 3 input refused, 70 our own bug; as in
+any program 130 when it was interrupted, and 141 when whoever read its output went away.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from typing import Any
@@ -34,7 +36,7 @@ Shell completion, for the file that your shell reads at its start:
   zsh   eval "$(_NOLA_CODEC_COMPLETE=zsh_source nola-codec)"
   fish  _NOLA_CODEC_COMPLETE=fish_source nola-codec | source
 """
-_LONGEST_MESSAGE = 800  # characters
+_CLOSED_PIPE = 141  # as shells report a program that SIGPIPE ended
 
 
 class _Group(click.Group):
@@ -49,6 +51,16 @@ class _Group(click.Group):
         command: click.Command = importlib.import_module(f"nola_codec.cli.{cmd_name.replace('-', '_')}").command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; for a name that is none of them, say which is close to it."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            close = difflib.get_close_matches(args[0], COMMANDS, 1)
+            hint = f"Did you mean {close[0]!r}?" if close else f"The commands are {', '.join(COMMANDS)}."
+            raise click.UsageError(f"No such command {args[0]!r}. {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
@@ -62,6 +74,7 @@ def group() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit; the one place where errors become exit statuses."""
+    from nola_codec.cli.messages import USAGE_CODES, describe_error, describe_system_error
     from nola_codec.errors import NolaError, OutputExists
 
     try:
@@ -71,14 +84,13 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         error.show(sys.stderr)
         sys.exit(error.exit_code)
-    except OutputExists as error:
-        _fail(f"{error}; -f overwrites it" if str(error).endswith("already exists") else str(error), 2)
+    except SystemExit:  # click's answer to a closed pipe, with status 1, which would mean "damaged" or "different"
+        sys.exit(_CLOSED_PIPE)
     except NolaError as error:
-        _fail(str(error) if error.code == "option" else f"{error} [{error.code}]", 2 if error.code == "option" else 3)
-    except FileNotFoundError as error:
-        _fail(f"{error.filename}: no such file or directory", 3)
+        usage = isinstance(error, OutputExists) or error.code in USAGE_CODES
+        _fail(describe_error(error), 2 if usage else 3)
     except OSError as error:
-        _fail(f"{error.filename or ''}: {error.strerror or error}".lstrip(": "), 3)
+        _fail(describe_system_error(error), 3)
     except Exception:
         import traceback
 
@@ -88,13 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str, status: int) -> None:
-    click.echo(f"nola-codec: {_one_line(message)}", err=True)
+    from nola_codec.cli.messages import one_line
+
+    click.echo(f"nola-codec: {one_line(message)}", err=True)
     sys.exit(status)
-
-
-def _one_line(message: str) -> str:
-    """Make a message one short line: names that strangers gave may hold new lines, terminal escapes, or a megabyte."""
-    message = message.replace(":\n  ", ": ").replace("\n  ", "; ")  # our own lists
-    if len(message) > _LONGEST_MESSAGE:
-        message = f"{message[: _LONGEST_MESSAGE // 2]} ... {message[-_LONGEST_MESSAGE // 2 :]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in message)

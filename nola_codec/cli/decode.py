@@ -67,6 +67,8 @@ def command(
         raise click.UsageError("--format is for adapters")
     if merging and values["dtype"] is not None:
         raise click.UsageError("--dtype is for adapters; merged weights keep the base model's dtypes")
+    if Path(out).suffix == ".nola":
+        raise click.UsageError(f"-o {out}: what is decoded is no .nola file; give a directory, or another ending")
     if merging and out == STDOUT:
         raise click.UsageError("-o - is for adapters; a model is written to a directory")
     as_json: bool = values.pop("as_json")

@@ -120,7 +120,9 @@ class OutputRequest:
             click.echo("dry run: nothing is written")
         else:
             name = "standard output" if self.out == STDOUT else self.out
-            click.echo(f"{'would write' if self.dry_run else 'wrote'}  {name}", err=err)
+            there = self.dry_run and not self.force and self.out != STDOUT and Path(self.out).exists()
+            needed = " (it exists already, so -f is needed)" if there else ""
+            click.echo(f"{'would write' if self.dry_run else 'wrote'}  {name}{needed}", err=err)
         click.echo(str(report), err=err)
         for note in report.notes:
             click.echo(f"note: {note}", err=True)

@@ -91,11 +91,16 @@ def command(files: tuple[str, ...], as_json: bool, **values: Any) -> None:
 
 
 def file_and_weight(text: str) -> tuple[str, float]:
-    """``a.nola:0.7`` -> ("a.nola", 0.7); text that names a file, or has no number after its colon, is a path."""
+    """``a.nola:0.7`` -> ("a.nola", 0.7); text that names a file, or has no number after its colon, is a path.
+
+    Raises:
+        UsageError: The text is a file, a colon, and something that is no number.
+    """
     path, colon, number = text.rpartition(":")
     if colon and path and not Path(text).exists():
         try:
             return path, float(number)
         except ValueError:
-            pass
+            if Path(path).is_file():
+                raise click.UsageError(f"{text}: expected a number after the colon, found {number!r}") from None
     return text, 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from nola_codec.cli.help import command as helpful_command
+from nola_codec.cli.messages import describe_error, one_line
 from nola_codec.cli.output import json_option, print_json
 from nola_codec.errors import FormatError
 from nola_codec.rendering import render_size
@@ -33,7 +34,7 @@ def command(file: str, as_json: bool) -> int:
         if as_json:
             print_json({"ok": False, "code": error.code, "error": str(error)})
         else:
-            click.echo(f"bad   {error} [{error.code}]")
+            click.echo(f"bad   {one_line(describe_error(error))}")
         return 1
     if as_json:
         print_json({"ok": True, **facts})

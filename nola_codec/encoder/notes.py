@@ -5,7 +5,9 @@ from __future__ import annotations
 from nola_codec.encoder.options import EncodeOptions
 
 
-def notes(options: EncodeOptions, nmse: float, effective: float | None, carried: float) -> tuple[str, ...]:
+def notes(
+    options: EncodeOptions, nmse: float, effective: float | None, carried: float, coarser: int
+) -> tuple[str, ...]:
     """Return the sentences that apply to a finished file.
 
     Args:
@@ -13,6 +15,7 @@ def notes(options: EncodeOptions, nmse: float, effective: float | None, carried:
         nmse: The NMSE as measured.
         effective: The effective error; None if it is not defined.
         carried: Share of the file that carried tensors take.
+        coarser: Number of rungs before the last one.
     """
     if options.is_factor_form and nmse > 0.5:
         return (
@@ -20,6 +23,12 @@ def notes(options: EncodeOptions, nmse: float, effective: float | None, carried:
             "it. Files for a task are trained in this form; from weights alone, leave out num_basis.",
         )
     said = []
+    wanted = 1 if options.rungs is None else len(options.rungs)
+    if options.has_rungs and coarser < wanted:
+        said.append(
+            f"the file has {coarser or 'no'} coarser rung{'' if coarser == 1 else 's'}: a rung must be smaller than "
+            "the next one, and large enough for names and configuration"
+        )
     if carried > 0.25:
         said.append(f"{carried:.0%} of the file are tensors carried as they came; `inspect --tensors` lists them")
     if options.tuner is not None and nmse > 0.3:

@@ -122,9 +122,9 @@ class EncodeOptions:
         if self.fit not in FITS:
             raise _bad(f"fit: expected one of {', '.join(FITS)}, found {self.fit!r}")
         if self.fit == "activations" and self.weighting is None:
-            raise _bad("fit activations needs what a calibration set says of the layers: a base model and its text")
+            raise _bad("fit activations needs what a calibration set says of the layers: give weighting")
         if (self.fit == "task") != (self.tuner is not None):
-            raise _bad("fit task and a tuner go together: a base model and text of the task")
+            raise _bad("fit task and a tuner go together: give both, or neither")
         if self.fit == "task" and (self.is_factor_form or self.has_rungs or self.nmse is not None):
             raise _bad("fit task trains a file of one rung to a size, ratio or error; leave out nmse, num_basis, bits "
                        "and rungs")  # fmt: skip

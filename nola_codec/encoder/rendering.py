@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nola_codec.rendering import render_error, render_size
+from nola_codec.rendering import render_error, render_error_name, render_size
 
 if TYPE_CHECKING:
     from nola_codec.encoder.report import EncodeReport, TaskReport
@@ -27,7 +27,9 @@ def render_encode_report(report: EncodeReport) -> str:
         shown = render_error(report.activation_error)
         lines.append(f"activations  {shown}  (the same of delta_W x, on the calibration set)")
     for number, rung in enumerate(report.rungs[:-1]):
-        errors = ", ".join(f"{name} {render_error(value)}" for name, value in rung.items() if name != "bytes")
+        errors = ", ".join(
+            f"{render_error_name(name)} {render_error(value)}" for name, value in rung.items() if name != "bytes"
+        )
         lines.append(f"rung {number}       {render_size(rung['bytes'])}, {errors}")
     lines.append(f"time         {report.seconds:.2f} s")
     return "\n".join(lines)

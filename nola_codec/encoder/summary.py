@@ -66,7 +66,9 @@ def make_report(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) ->
         rungs=_rung_reports(file),
         dialect=job.adapter.dialect,
         task=None if options.tuner is None else options.tuner.report(),
-        notes=job.adapter.notes + job.shared_deltas.notes + notes(options, nmse, effective, carried),
+        notes=job.adapter.notes
+        + job.shared_deltas.notes
+        + notes(options, nmse, effective, carried, len(file.rungs) - 1),
     )
 
 

@@ -40,5 +40,11 @@ def lone_file_as_directory(request: MergeRequest) -> Iterator[MergeRequest]:
         model.mkdir()
         (model / WEIGHTS_NAME).symlink_to(base.resolve())
         merged = Path(staging) / "merged"
-        yield replace(request, base=model, out=merged, overwrite=False)
+        try:
+            yield replace(request, base=model, out=merged, overwrite=False)
+        except AdapterError as error:
+            staged = str(model / WEIGHTS_NAME)  # the user knows the base under its own name
+            if error.where != staged:
+                raise
+            raise AdapterError(str(error)[len(staged) + 2 :], code=error.code, where=str(base)) from error
         os.replace(merged / WEIGHTS_NAME, out)

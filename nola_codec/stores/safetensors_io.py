@@ -210,7 +210,8 @@ class SafetensorsFile(Closing):
         if foreign is not None:
             raise AdapterError(foreign.message, code=foreign.code, where=self.name)
         if size < 8:
-            raise AdapterError(mismatch("header length", "8 bytes", f"{size}"), code="truncated", where=self.name)
+            message = "not a safetensors file: " + mismatch("header length", "8 bytes", f"{size}")
+            raise AdapterError(message, code="truncated", where=self.name)
         length = int.from_bytes(head[:8], "little")
         if head[8:9] not in (b"{", b""):
             what = "JSON text, not a file of tensors" if head.lstrip()[:1] in (b"{", b"[") else "no JSON header"

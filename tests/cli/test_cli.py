@@ -53,7 +53,7 @@ def test_a_ladder_from_encode_to_decode(run: Run, adapter: Path, tmp_path: Path)
     whole, cut = tmp_path / "ladder.nola", tmp_path / "cut.nola"
     done = run("encode", adapter, "-o", whole, "--nmse", 0.001, "--rungs", "1000B")
     assert done.status == 0
-    assert re.search(r"^rung 0 .*nmse 0\.\d+$", done.out, re.MULTILINE)
+    assert re.search(r"^rung 0 .*NMSE 0\.\d+$", done.out, re.MULTILINE)
     shown = run("inspect", whole).out
     assert re.search(r"^rung 1 +\d", shown, re.MULTILINE)
     facts = run("truncate", whole, "-o", cut, "--size", "1300B", "--json").json
@@ -240,7 +240,7 @@ def test_a_base_that_does_not_fit(run: Run, encoded: Path, base: Path, tmp_path:
 def test_inspect(run: Run, encoded: Path) -> None:
     done = run("inspect", encoded)
     assert (done.status, done.err) == (0, "")
-    for words in ("nobody/model", "a draft", "4 deltas", "philox4x32-10, seed 0", "nmse"):
+    for words in ("nobody/model", "a draft", "4 deltas", "philox4x32-10, seed 0", "NMSE"):
         assert words in done.out
     assert "q_proj" not in done.out
     listed = run("inspect", encoded, "--tensors").out

@@ -1,0 +1,147 @@
+"""What users do wrong, and the one sentence that they read."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nola_codec.cli import COMMANDS
+from nola_codec.cli.messages import describe_error, describe_system_error, one_line, shorten_list
+from nola_codec.errors import AdapterError, EncodeError, FormatError, OutputExists
+
+Run = Callable[..., Any]
+
+
+def test_a_long_list_is_cut() -> None:
+    items = [f"layer {i}" for i in range(24)]
+    message = "24 parts do not fit:\n  " + "\n  ".join(items)
+    assert shorten_list(message) == "24 parts do not fit: layer 0; layer 1; layer 2; and 21 more"
+    assert shorten_list("1 part does not fit:\n  layer 0") == "1 part does not fit: layer 0"
+    assert shorten_list("no list: here") == "no list: here"
+
+
+def test_a_message_says_what_to_do_next() -> None:
+    cut = FormatError("file length: expected 9, found 5", code="truncated", where="a.nola")
+    assert describe_error(cut) == (
+        "a.nola: file length: expected 9, found 5; the file was cut short; copy or download it again [truncated]"
+    )
+    assert describe_error(AdapterError("no LoRA in it", code="empty-adapter")) == "no LoRA in it [empty-adapter]"
+    assert describe_error(EncodeError("nmse: expected 1, found 2", code="option")) == "nmse: expected 1, found 2"
+    assert describe_error(OutputExists("already exists", where="a")) == "a: already exists; -f overwrites it"
+    assert describe_error(OutputExists("a pipe", code="special-file", where="a")) == "a: a pipe"
+
+
+def test_temporary_names_are_not_shown() -> None:
+    error = PermissionError(errno.EACCES, "Permission denied", "/usr/.task.nola.0123456789ab.tmp")
+    assert describe_system_error(error) == "/usr/task.nola: Permission denied"
+    missing = FileNotFoundError(errno.ENOENT, "No such file", "x/.task.nola.0123456789ab.tmp")
+    assert describe_system_error(missing) == "x/task.nola: no such file or directory"
+    assert describe_system_error(OSError(errno.ENOSPC, "No space left on device")) == "No space left on device"
+
+
+def test_a_message_is_one_printable_line() -> None:
+    assert one_line("a\nb\x1b[31m") == "a\\nb\\x1b[31m"
+    assert len(one_line("x" * 1_000_000)) < 1000
+
+
+@pytest.mark.parametrize("force", [[], ["-f"]], ids=["", "-f"])
+@pytest.mark.parametrize("empty", [True, False], ids=["empty", "full"])
+def test_a_file_is_not_written_over_a_directory(
+    empty: bool, force: list[str], run: Run, adapter: Path, encoded: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "there").mkdir()
+    if not empty:
+        (tmp_path / "there" / "mine").write_text("mine")
+    for arguments in (["encode", adapter], ["truncate", encoded]):
+        done = run(*arguments, "-o", tmp_path / "there", *force)
+        assert (done.status, done.out) == (2, "")
+        assert done.err == (
+            f"nola-codec: {tmp_path / 'there'}: expected the name of a file to write, found a directory; "
+            "add a file name to it\n"
+        )
+    assert (tmp_path / "there" / "mine").exists() != empty
+
+
+def test_a_misspelt_command_is_recognized(run: Run) -> None:
+    done = run("encod", "x")
+    assert (done.status, done.out) == (2, "")
+    assert "No such command 'encod'. Did you mean 'encode'?" in done.err
+    unlike = run("zzz")
+    assert unlike.status == 2
+    assert all(name in unlike.err for name in COMMANDS)
+    assert "No such option '--bogus'" in run("--bogus").err
+
+
+def test_a_damaged_file_is_named(run: Run, encoded: Path, tmp_path: Path) -> None:
+    data = bytearray(encoded.read_bytes())
+    data[-1] ^= 1
+    encoded.write_bytes(data)
+    words = f"{encoded}: file: SHA-256 of the content does not match; the file is damaged; copy or download it again"
+    assert run("verify", encoded).out == f"bad   {words} [content-checksum]\n"
+    for arguments in (["decode", encoded, "-o", tmp_path / "x"], ["compare", encoded, encoded]):
+        assert run(*arguments).err == f"nola-codec: {words} [content-checksum]\n"
+
+
+def test_a_weight_that_is_no_number(run: Run, encoded: Path, tmp_path: Path) -> None:
+    done = run("merge", f"{encoded}:half", "--base", tmp_path, "-o", tmp_path / "x")
+    assert done.status == 2
+    assert "expected a number after the colon, found 'half'" in done.err
+    missing = run("merge", f"{tmp_path / 'none'}:half", "--base", tmp_path, "-o", tmp_path / "x")
+    assert (missing.status, "after the colon" in missing.err) == (3, False)
+
+
+def test_decode_writes_no_nola_file(run: Run, encoded: Path, tmp_path: Path) -> None:
+    done = run("decode", encoded, "-o", tmp_path / "x.nola")
+    assert done.status == 2
+    assert "what is decoded is no .nola file" in done.err
+    assert not (tmp_path / "x.nola").exists()
+
+
+@pytest.mark.parametrize("out", ["x", "x.safetensors"])
+def test_a_nola_file_is_no_base_model(out: str, run: Run, encoded: Path, tmp_path: Path) -> None:
+    done = run("decode", encoded, "--base", encoded, "-o", tmp_path / out)
+    assert (done.status, done.out) == (3, "")
+    assert done.err.startswith(f"nola-codec: {encoded}: expected a model, found a .nola file")
+
+
+def test_a_lone_base_is_named_as_the_user_did(run: Run, encoded: Path, tmp_path: Path) -> None:
+    (tmp_path / "base.safetensors").write_text("surely not\n" * 9)
+    done = run("decode", encoded, "--base", tmp_path / "base.safetensors", "-o", tmp_path / "x.safetensors")
+    assert (done.status, done.out) == (3, "")
+    assert done.err.startswith(f"nola-codec: {tmp_path / 'base.safetensors'}: not a safetensors file")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_a_dry_run_says_that_force_is_needed(run: Run, adapter: Path, encoded: Path) -> None:
+    before = encoded.read_bytes()
+    words = f"would write  {encoded} (it exists already, so -f is needed)"
+    assert run("encode", adapter, "-n", "-o", encoded, "--nmse", 0.1).out.splitlines()[0] == words
+    assert run("encode", adapter, "-n", "-f", "-o", encoded, "--nmse", 0.1).out.splitlines()[0] == words.split(" (")[0]
+    assert encoded.read_bytes() == before
+
+
+def test_rungs_that_were_left_out_are_told(run: Run, adapter: Path) -> None:
+    said = run("encode", adapter, "-n", "--size", "1500B", "--rungs", "5KB")
+    assert (said.status, "note: the file has no coarser rungs: " in said.err) == (0, True)
+    kept = run("encode", adapter, "-n", "--nmse", "0.001", "--rungs", "1000B")
+    assert (kept.status, "coarser rung" in kept.err) == (0, False)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_a_closed_pipe_is_no_answer(encoded: Path) -> None:
+    """Exit status 1 would mean that the file is damaged."""
+    code = "from nola_codec.cli import main; main()"
+    line = f'"$0" -c "{code}" verify "$1" | true; exit "${{PIPESTATUS[0]}}"'
+    made = subprocess.run(
+        ["bash", "-c", line, sys.executable, str(encoded)], capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert (made.returncode, made.stdout, made.stderr) == (141, "", "")
