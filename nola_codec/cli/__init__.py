@@ -1,5 +1,7 @@
 """The `nola-codec` command: one file a subcommand, results on stdout, everything else on stderr.
 
+`encode_options.py` has the options of both encodes, `help.py` makes `--help`, and `output.py` is what commands share.
+
 Exit status: 0 done, 1 `verify`, `compare` or `selftest` says no, 2 wrong usage, 3 input refused, 70 our own bug.
 """
 

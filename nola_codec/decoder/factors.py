@@ -1,4 +1,4 @@
-"""Coefficients -> int16 sides of records: synthesis in the basis, then one integer scaling (design, section 1).
+"""Coefficients -> int16 sides of records: synthesis in the basis, then one integer scaling.
 
 Nothing here is floating point but exact integers held in floats, so every device and batch gives the same bits.
 """
