@@ -5,7 +5,7 @@
     with nola_codec.load("task.nola") as task:
         lora_A, lora_B = task.factors("model.layers.0.self_attn.q_proj")
 
-Names are imported when first used, so that importing the package costs nothing.
+A name is imported when it is first used, so importing the package costs nothing.
 """
 
 from __future__ import annotations

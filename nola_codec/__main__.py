@@ -1,4 +1,4 @@
-"""`python -m nola_codec`."""
+"""Run the command line as `python -m nola_codec`."""
 
 from nola_codec.cli import main
 

@@ -1,4 +1,4 @@
-"""NumPy array types by element, for annotations."""
+"""Names for NumPy array types by the type of their elements, for annotations."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 Uint32Array = npt.NDArray[np.uint32]
 SymbolArray = npt.NDArray[Any]
-"""uint8 or uint16: indices into codebooks."""
+"""An array of uint8 or uint16: indices into codebooks."""

@@ -1,7 +1,7 @@
-"""One thin namespace over NumPy and PyTorch, so that every exact algorithm is written once.
+"""One thin interface to NumPy and PyTorch, so that every exact algorithm is written once.
 
-Python's operators (``+ * >> & @``), slicing and ``reshape`` mean the same on both libraries' arrays; what differs
-(creation, casts, gathers) is a method here. torch is imported only when a `TorchArrays` is made.
+Python's operators (``+ * >> & @``), slicing and ``reshape`` mean the same on the arrays of both libraries. Creation,
+casts and gathers differ, so they are methods here. torch is imported only when a `TorchArrays` is made.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ import numpy.typing as npt
 from nola_codec.errors import require_torch
 
 Array = Any
-"""A numpy.ndarray or a torch.Tensor, whichever the namespace makes."""
+"""A numpy.ndarray from `NumpyArrays`, or a torch.Tensor from `TorchArrays`."""
 
 
 class Arrays(Protocol):
-    """The array operations that algorithms use. dtypes are named as in NumPy ("int16", "float64")."""
+    """The array operations that algorithms use. dtypes are named as in NumPy ("int16", "float64").
+
+    Attributes:
+        has_threads: True if independent pieces of work gain from the threads of `parallel`.
+        has_cache: True if arrays lie in the process's memory, so that small ones may be kept between calls.
+    """
 
     has_threads: bool
-    """True where independent pieces of work gain from the threads of `parallel`."""
     has_cache: bool
-    """True where arrays lie in the process's memory, so that small ones may be kept between calls."""
 
     def asarray(self, array: npt.NDArray[Any]) -> Array: ...
     def numpy(self, array: Array) -> npt.NDArray[Any]: ...
@@ -36,12 +39,14 @@ class Arrays(Protocol):
     def where(self, condition: Array, yes: Array, no: Array) -> Array: ...
     def clip(self, array: Array, low: int, high: int) -> Array: ...
     def sort(self, array: Array) -> Array: ...
-    def bitcast(self, array: Array, dtype: str) -> Array: ...
     def integer_work_dtype(self, bound: int) -> str: ...
 
 
 class NumpyArrays:
-    """The reference. BLAS sums floats in any order it likes; below the bounds of `integer_work_dtype` that is exact."""
+    """NumPy: the reference.
+
+    BLAS may sum floats in any order. Sums of integers below the bounds of `integer_work_dtype` are exact all the same.
+    """
 
     has_threads = True
     has_cache = True
@@ -76,9 +81,6 @@ class NumpyArrays:
     def sort(self, array: Array) -> Array:
         return np.sort(array)
 
-    def bitcast(self, array: Array, dtype: str) -> Array:
-        return array.view(dtype)
-
     def integer_work_dtype(self, bound: int) -> str:
         return _work_dtype(bound, float32_is_exact=True)
 
@@ -86,11 +88,12 @@ class NumpyArrays:
 class TorchArrays:
     """PyTorch on any device.
 
-    float32 products may be taken in TF32 or bfloat16 when the process allows it (`set_float32_matmul_precision`,
-    `autocast`), and always may on an accelerator; float64 is then used. The flags are read, never changed.
+    PyTorch may compute float32 products in TF32 or bfloat16: on a CPU if the process allows it
+    (`set_float32_matmul_precision`, `autocast`), on an accelerator always. float64 is then used instead. The settings
+    of the process are read, never changed.
     """
 
-    has_threads = False  # PyTorch has threads of its own
+    has_threads = False  # PyTorch starts its own threads
     has_cache = False
 
     def __init__(self, device: object = "cpu") -> None:
@@ -133,9 +136,6 @@ class TorchArrays:
     def sort(self, array: Array) -> Array:
         return self._torch.sort(array).values
 
-    def bitcast(self, array: Array, dtype: str) -> Array:
-        return array.view(getattr(self._torch, dtype))
-
     def integer_work_dtype(self, bound: int) -> str:
         return _work_dtype(bound, float32_is_exact=self._float32_is_exact())
 
@@ -151,7 +151,11 @@ class TorchArrays:
 
 
 def _work_dtype(bound: int, *, float32_is_exact: bool) -> str:
-    """The float type in which any sum of integers with partial sums of at most `bound` is exact."""
+    """Return the name of a float type in which integers are summed exactly if no partial sum exceeds `bound`.
+
+    Raises:
+        ValueError: No float type is exact up to `bound`.
+    """
     if bound < 1 << 24 and float32_is_exact:
         return "float32"
     if bound < 1 << 53:
@@ -163,14 +167,20 @@ NUMPY = NumpyArrays()
 
 
 def arrays_on(device: object) -> Arrays:
-    """Arrays of a device; for "cpu" and "numpy" NumPy's: faster there than PyTorch, and of the same bits."""
+    """Return the arrays of a device.
+
+    They are NumPy's for "cpu" and "numpy", since NumPy is faster there than PyTorch and gives the same bits.
+
+    Raises:
+        MissingPackage: ``needs-torch``: another device was asked for, and PyTorch is not installed.
+    """
     return NUMPY if str(device) in ("cpu", "numpy") else TorchArrays(device)
 
 
 def bfloat16_bits(bits: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint16]:
-    """Upper half of float32 bit patterns, to nearest, ties to even; infinities stay, NaN stays a NaN."""
+    """Round float32 bit patterns to bfloat16 ones, ties to even. Infinities stay infinite, and a NaN stays a NaN."""
     nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-    # Adding just under half a unit, and one more when the kept part is odd, carries exactly when it must.
+    # Just under half a unit is added, and one more if the kept part is odd: this carries exactly when it must.
     rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
     quiet = (bits >> np.uint32(16)) | np.uint32(0x0040)
     return np.where(nan, quiet, rounded).astype(np.uint16)

@@ -1,7 +1,7 @@
-"""Every error the package raises on purpose, each with a stable code.
+"""Every error that the package raises on purpose, each with a stable code.
 
-A code is part of the contract (`spec/nola-v1.md`, "Reject table"): a reader in another language rejects the same
-files for the same reason. The command line turns an error into an exit status in one place, `nola_codec.cli`.
+A code is part of the contract (`spec/nola-v1.md`, "Reject table"), so that a reader in another language refuses the
+same files for the same reason. The command line turns an error into an exit status in one place, `nola_codec.cli`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from importlib.util import find_spec
 
 
 class NolaError(Exception):
-    """Root of all errors of this package.
+    """The root of all errors of this package.
 
     Attributes:
-        code: Stable identifier in kebab-case, for programs.
-        where: The file, section, tensor or option that is at fault, or an empty string.
+        code: A stable identifier in kebab-case, for programs.
+        where: The file, section, tensor or option at fault; an empty string if there is none.
     """
 
     default_code = "error"
@@ -25,7 +25,7 @@ class NolaError(Exception):
         super().__init__(f"{where}: {message}" if where else message)
 
     def within(self, outer: str) -> NolaError:
-        """The same error, with the file or the step it happened in put before it."""
+        """Return the same error with a file or a step put before `where`: the place in which it happened."""
         where = f"{outer}: {self.where}" if self.where else outer
         message = str(self)
         if self.where and message.startswith(self.where + ": "):
@@ -34,13 +34,13 @@ class NolaError(Exception):
 
 
 class FormatError(NolaError):
-    """A `.nola` file that a conforming reader must refuse. Codes are listed in the specification."""
+    """A `.nola` file that a conforming reader must refuse. The specification lists the codes."""
 
     default_code = "format"
 
 
 class ChecksumMismatch(FormatError):
-    """Stored and computed checksums differ: the bytes were altered, or a decoder is not exact."""
+    """A stored checksum differs from the computed one: bytes were altered, or the decoder is not exact."""
 
     default_code = "checksum"
 
@@ -58,18 +58,18 @@ class EncodeError(NolaError):
 
 
 class OutputExists(NolaError):
-    """The output is already there and overwriting was not asked for."""
+    """An output that is already there, when overwriting was not asked for."""
 
     default_code = "output-exists"
 
 
 def mismatch(what: str, wanted: object, found: object) -> str:
-    """One phrasing for all mismatches: ``what: expected X, found Y``."""
+    """Return the text of a mismatch, always as ``what: expected X, found Y``."""
     return f"{what}: expected {wanted}, found {found}"
 
 
 class MissingPackage(NolaError, ImportError):
-    """A part of this package was used that needs a package which is not installed. Codes are ``needs-<package>``."""
+    """Another package that a part of this one needs, and that is not installed. Codes are ``needs-<package>``."""
 
     default_code = "needs-package"
 
@@ -78,13 +78,13 @@ def require_package(user: str, package: str, extra: str, *, instead: str = "") -
     """Check that a package is installed, without importing it.
 
     Args:
-        user: The part of nola-codec that needs the package, for the message.
+        user: The part of nola-codec that needs the package, as the subject of a sentence.
         package: The name under which the package is imported.
         extra: The extra of nola-codec that installs it.
         instead: A clause that says what works without it.
 
     Raises:
-        MissingPackage: ``needs-<package>``: it is not installed.
+        MissingPackage: ``needs-<package>``: The package is not installed.
     """
     if find_spec(package) is None:
         message = f"{user} needs {package}: pip install 'nola-codec[{extra}]'"
@@ -99,6 +99,6 @@ def require_torch(user: str, *, instead: str = "") -> None:
         instead: A clause that says what works without it.
 
     Raises:
-        MissingPackage: ``needs-torch``: it is not installed.
+        MissingPackage: ``needs-torch``: torch is not installed.
     """
     require_package(user, "torch", "torch", instead=instead)

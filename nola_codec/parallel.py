@@ -1,7 +1,7 @@
-"""Threads over independent pieces of NumPy work, one BLAS thread each.
+"""Run independent pieces of NumPy work on threads, with one BLAS thread for each.
 
-BLAS's own threads gain nothing on the small matrices here and spin while they wait, which on a busy machine costs more
-than the work. Results are collected in order, and no result depends on the number of threads.
+BLAS's own threads gain nothing on the small matrices here. They also spin while they wait, which costs more than the
+work on a busy machine. Results are collected in order, and no result depends on the number of threads.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Result = TypeVar("Result")
 
 
 class _OneBlasThread:
-    """Context manager that limits BLAS to one thread for the whole process.
+    """A context manager that limits BLAS to one thread for the whole process.
 
-    The limit is set when the first user enters and lifted when the last one leaves, whatever threads they run on: two
-    limiters of their own would restore each other's limit.
+    The first user sets the limit on entering, and the last one lifts it on leaving, whatever threads they run on. If
+    each user had a limiter, one would restore the limit of the other.
 
-    From version 3.8 on, threadpoolctl lets only one thread at a time set limits, the first one to do so, and silently
-    ignores all others as long as that thread lives. The limit is therefore set and lifted on threads of its own, which
-    end at once. A limit that the caller holds stays in force.
+    From version 3.8 on, threadpoolctl lets only the first thread that sets a limit do so, and silently ignores all
+    others as long as that thread lives. The limit is therefore set and lifted on new threads that end at once. A limit
+    that the caller holds stays in force.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ _ONE_BLAS_THREAD = _OneBlasThread()
 
 
 def worker_count() -> int:
-    """Number of threads to use: the processors this process may run on, at most 8; NOLA_THREADS overrides it."""
+    """Return the number of threads to use: NOLA_THREADS, else the processors of this process, but at most 8."""
     chosen = os.environ.get("NOLA_THREADS", "")
     if chosen.isdigit() and int(chosen) > 0:
         return int(chosen)
@@ -78,11 +78,11 @@ def worker_count() -> int:
 
 
 def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Map a function over items on threads; results come in the order of the items.
+    """Map a function over items on threads, and yield the results in the order of the items.
 
-    At most two results for each thread wait to be taken, which bounds memory. Where there is one item or one thread,
-    the caller's thread does the work. The first error of an item is raised in its turn. BLAS has one thread from the
-    first result that is asked for until the last one is taken, or the iterator is closed.
+    At most two results for each thread wait to be taken, which bounds memory. If there is only one item or one thread,
+    the caller's thread does the work. An error of an item is raised where its result would come. BLAS has one thread
+    from the time the first result is asked for until the last one is taken or the iterator is closed.
 
     Example:
         >>> list(parallel_map(abs, [-2, 1, -3]))
@@ -106,10 +106,10 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> I
 
 
 def parallel_each(function: Callable[[Item], None], items: Iterable[Item]) -> None:
-    """Call `function` on every item, on threads that each take the next one when they are free.
+    """Call `function` on every item. Each thread takes the next item when it is free.
 
-    Items are made one by one, as they are taken, never two at a time, so they may stand for more than memory holds.
-    The first error ends all and is raised; nothing is taken after it.
+    Items are made one by one as they are taken, so that all of them together may be larger than memory. The first
+    error is raised, and no item is taken after it.
     """
     iterator = iter(items)
     lock = Lock()
@@ -126,7 +126,7 @@ def parallel_each(function: Callable[[Item], None], items: Iterable[Item]) -> No
                     except StopIteration:
                         return
                 function(item)
-            except BaseException as error:  # an interrupt as well: the caller's thread works like any other
+            except BaseException as error:  # an interrupt is caught as well: the caller's thread is one of the workers
                 errors.append(error)
                 return
 

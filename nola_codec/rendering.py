@@ -1,4 +1,4 @@
-"""Text for people: sizes, errors and tables, the same in a printed report and on the command line."""
+"""Format sizes, errors and tables as text, in the same way for printed reports and for the command line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def render_size(count: float) -> str:
-    """Bytes in thousands: ``157.3 KB``.
+    """Return a number of bytes as text; KB is 1000 bytes.
 
     >>> render_size(157_300)
     '157.3 KB'
@@ -19,7 +19,7 @@ def render_size(count: float) -> str:
 
 
 def render_error(value: float) -> str:
-    """A relative error with four digits; in powers of ten where it is small.
+    """Return a relative error as text with four digits, or in powers of ten if it is small.
 
     >>> render_error(0.0213), render_error(0.00021)
     ('0.0213', '2.10e-04')
@@ -28,7 +28,7 @@ def render_error(value: float) -> str:
 
 
 def render_table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
-    """Lines of a table with aligned columns; the columns in `right` are flush right. The first row is the heading."""
+    """Return the lines of a table with aligned columns, those in `right` flush right. The first row is the heading."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:

@@ -1,7 +1,7 @@
-"""Bases: `synthesize` turns k integer coefficients into n integers, `project` is its adjoint.
+"""Bases: `synthesize` turns k integer coefficients into n integers, and `project` is its adjoint.
 
-The rest of the program does nothing else with a basis, and asks no basis for its name: what differs between them is
-said by the properties of `Basis`.
+The rest of the program does nothing else with a basis and never asks for its name: the properties of `Basis` say how
+bases differ.
 
     hadamard.py                 id 1, the default: a pseudo-randomly signed Walsh-Hadamard transform
     dense.py                    ids 2 and 3: `rademacher` and `uniform`
@@ -34,13 +34,13 @@ __all__ = ["BASES", "NAMES", "Basis", "BasisKey", "Hadamard", "Pieces", "Rademac
 
 
 class Basis(Protocol):
-    """The operations of a basis. Shapes and arguments are described in `Hadamard`.
+    """The operations of a basis. `Hadamard` describes shapes and arguments.
 
     Attributes:
-        id: Number in a file.
-        name: Name in options.
-        is_fast: True where a synthesis costs n log n, whatever the number of coefficients; else it costs n for each.
-        is_orthogonal: True where rows are orthogonal, so that a projection divided by `norm2` is the least-squares fit.
+        id: The number of the basis in a file.
+        name: The name of the basis in options.
+        is_fast: True if a synthesis costs n log n whatever the number of coefficients, False if each one costs n.
+        is_orthogonal: True if rows are orthogonal: a projection divided by `norm2` is then the least-squares fit.
     """
 
     id: int
@@ -61,17 +61,17 @@ class Basis(Protocol):
 
 
 class Transform(Protocol):
-    """A basis with the generator's work done once and kept, for many passes through it."""
+    """A basis that keeps the words of its generator, for many passes through it."""
 
     def synthesize(self, values: Array) -> Array: ...
     def project(self, vectors: Array) -> Array: ...
 
 
 class Pieces(Protocol):
-    """Synthesis of one long vector a piece at a time.
+    """The synthesis of one long vector in pieces.
 
     Attributes:
-        rows: The result of n numbers is seen as (rows, n / rows); a piece is some of its columns.
+        rows: The number of rows of a piece. The result is seen as (rows, n / rows), and a piece is some of its columns.
     """
 
     @property
@@ -86,7 +86,11 @@ NAMES = {b.name: b.id for b in BASES.values()}
 
 
 def basis_by_id(number: int) -> Basis:
-    """Find the basis with this id. Raises FormatError for an unknown one."""
+    """Return the basis with this id.
+
+    Raises:
+        FormatError: ``basis``: The id is unknown.
+    """
     if number not in BASES:
         raise FormatError(mismatch("basis id", sorted(BASES), number), code="basis")
     return BASES[number]

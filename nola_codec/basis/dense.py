@@ -1,7 +1,7 @@
-"""Dense bases, generated in chunks of rows and thrown away: `rademacher` (id 2) and `uniform` (id 3).
+"""Dense bases, `rademacher` (id 2) and `uniform` (id 3): their rows are made in chunks at each use, and not kept.
 
-These are the paper's bases in exact form (NOLA, eq. 1): row j of the basis is a frozen pseudo-random matrix, flattened.
-Random access by counter makes any chunk of rows cheap, so memory is bounded whatever num_basis is.
+They are the bases of the NOLA paper (eq. 1) in exact form: row j is a frozen pseudo-random matrix, flattened. The
+generator can start at any row, so memory is bounded whatever num_basis is.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from nola_codec.basis.key import BasisKey
 from nola_codec.prng import RADEMACHER, UNIFORM, signs, words
 
 CHUNK_ENTRIES = 1 << 22
-"""Basis entries made at once, unless the caller says otherwise: 32 MiB as int64 while they are generated."""
+"""The default number of basis entries that are made at once: 32 MiB as int64."""
 
 
 class DenseBasis:
     """The common part of dense bases; a subclass makes the rows.
 
     Attributes:
-        entry_bound: Largest magnitude of an entry.
-        chunk_entries: Basis entries made at once.
+        entry_bound: The largest magnitude of an entry.
+        chunk_entries: The number of basis entries that are made at once.
     """
 
     is_fast = False
@@ -35,11 +35,11 @@ class DenseBasis:
         raise NotImplementedError
 
     def max_num_basis(self, n: int) -> int | None:
-        """None: any number of rows can be drawn."""
+        """Return None: a dense basis can have any number of rows."""
         return None
 
     def bound(self, n: int, num_basis: int, peak: int) -> int:
-        """Largest magnitude that any partial sum can take, for coefficients of magnitude at most `peak`."""
+        """Return the largest magnitude that a partial sum can have if no coefficient exceeds `peak` in magnitude."""
         return peak * num_basis * self.entry_bound
 
     def _chunks(self, n: int, num_basis: int) -> list[tuple[int, int]]:
@@ -47,12 +47,12 @@ class DenseBasis:
         return [(start, min(start + step, num_basis)) for start in range(0, num_basis, step)]
 
     def synthesize(self, coefficients: Array, n: int, keys: tuple[BasisKey, ...], peak: int, xp: Arrays) -> Array:
-        """Compute the integers y = q G for each vector q; arguments and result as in `Hadamard.synthesize`."""
+        """Return the integers y = q G for each vector q; arguments and result are those of `Hadamard.synthesize`."""
         dtype = xp.integer_work_dtype(self.bound(n, int(coefficients.shape[-1]), peak))
         return self.synthesize_floats(xp.cast(coefficients, dtype), n, keys, xp)
 
     def synthesize_floats(self, values: Array, n: int, keys: tuple[BasisKey, ...], xp: Arrays) -> Array:
-        """`synthesize` in the dtype of its input: exact for small integers, ordinary floats otherwise."""
+        """Do the same as `synthesize` in the dtype of the input: exact for small integers, rounded for other floats."""
         groups, batch, num_basis = values.shape
         dtype = str(values.dtype).removeprefix("torch.")
         results = []
@@ -64,12 +64,12 @@ class DenseBasis:
         return xp.stack(results, 0)
 
     def rows(self, key: BasisKey, n: int, num_basis: int, xp: Arrays, dtype: str) -> Iterator[tuple[int, Array]]:
-        """The basis' rows, `chunk_entries` entries at a time: (number of the first, (rows, n) of `dtype`)."""
+        """Yield the rows in chunks of `chunk_entries` entries: (number of the first row, rows (rows, n) of `dtype`)."""
         for start, stop in self._chunks(n, num_basis):
             yield start, self._rows(key, n, start, stop, xp, dtype)
 
     def project(self, vectors: Array, num_basis: int, keys: tuple[BasisKey, ...], xp: Arrays) -> Array:
-        """The adjoint, G x for each vector x; arguments and result as in `Hadamard.project`."""
+        """Return the adjoint, G x for each vector x; arguments and result are those of `Hadamard.project`."""
         groups, batch, n = vectors.shape
         dtype = str(vectors.dtype).removeprefix("torch.")
         results = []
@@ -79,13 +79,13 @@ class DenseBasis:
         return xp.stack(results, 0)
 
     def pieces(self, n: int, num_basis: int) -> None:
-        """None: a dense basis makes a vector whole."""
+        """Return None: a dense basis cannot make a vector in pieces."""
         return
 
     def transform(
         self, n: int, num_basis: int, keys: tuple[BasisKey, ...], xp: Arrays, dtype: str = "int8"
     ) -> DenseTransform:
-        """A `DenseTransform`: all rows, num_basis * n entries a key."""
+        """Return a transform that keeps all rows, num_basis * n entries for each key."""
         return DenseTransform(self, n, num_basis, keys, xp, dtype)
 
 
@@ -95,32 +95,32 @@ class DenseTransform:
     def __init__(
         self, basis: DenseBasis, n: int, num_basis: int, keys: tuple[BasisKey, ...], xp: Arrays, dtype: str
     ) -> None:
-        """Make the rows of groups of bases; arguments as in `HadamardTransform`, `dtype` that of the rows."""
+        """Make the rows of groups of bases; arguments are those of `HadamardTransform`, `dtype` is that of the rows."""
         self._xp = xp
         self._rows = [xp.concat([rows for _, rows in basis.rows(k, n, num_basis, xp, dtype)], 0) for k in keys]
 
     def synthesize(self, values: Array) -> Array:
-        """(groups, batch, num_basis) floats -> (groups, batch, n), in their dtype."""
+        """Turn floats (groups, batch, num_basis) into (groups, batch, n) of the same dtype."""
         dtype = str(values.dtype).removeprefix("torch.")
         made = [own @ self._xp.cast(rows, dtype) for own, rows in zip(values, self._rows, strict=True)]
         return self._xp.stack(made, 0)
 
     def project(self, vectors: Array) -> Array:
-        """The adjoint of `synthesize`: (groups, batch, n) floats -> (groups, batch, num_basis)."""
+        """Apply the adjoint of `synthesize`: floats (groups, batch, n) become (groups, batch, num_basis)."""
         dtype = str(vectors.dtype).removeprefix("torch.")
         made = [own @ self._xp.cast(rows, dtype).swapaxes(0, 1) for own, rows in zip(vectors, self._rows, strict=True)]
         return self._xp.stack(made, 0)
 
 
 class Rademacher(DenseBasis):
-    """Independent signs, one bit an entry. Row j starts at bit j * 32 * ceil(n / 32) of the stream."""
+    """The basis of independent signs, one bit an entry. Row j starts at bit j * 32 * ceil(n / 32) of the stream."""
 
     id = 2
     name = "rademacher"
     entry_bound = 1
 
     def norm2(self, n: int) -> float:
-        """Squared norm of each row, exactly."""
+        """Return the squared norm of each row, which is exact."""
         return float(n)
 
     def _rows(self, key: BasisKey, n: int, start: int, stop: int, xp: Arrays, dtype: str) -> Array:
@@ -138,14 +138,17 @@ class Rademacher(DenseBasis):
 
 
 class Uniform(DenseBasis):
-    """Uniform integers in [-32768, 32767], two from a word, low half first. Row j starts at word j * ceil(n / 2)."""
+    """The basis of uniform integers in [-32768, 32767], two from a word, low half first.
+
+    Row j starts at word j * ceil(n / 2).
+    """
 
     id = 3
     name = "uniform"
     entry_bound = 1 << 15
 
     def norm2(self, n: int) -> float:
-        """Expected squared norm of a row: n * (2^32 + 2) / 12."""
+        """Return the expected squared norm of a row, n * (2^32 + 2) / 12."""
         return n * ((1 << 32) + 2) / 12
 
     def _rows(self, key: BasisKey, n: int, start: int, stop: int, xp: Arrays, dtype: str) -> Array:

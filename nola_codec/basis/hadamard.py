@@ -1,9 +1,9 @@
-"""The `hadamard` basis: a pseudo-randomly signed block Walsh-Hadamard transform (id 1, the default).
+"""The `hadamard` basis: a Walsh-Hadamard transform of blocks with pseudo-random signs (id 1, the default).
 
-Rows are orthogonal and all of one norm, so a projection is closed-form, and synthesis costs n log n whatever the
-number of coefficients. Every length works: where the largest power of two dividing n is under 64, two overlapping
-passes of square blocks, each scaling what it leaves out by the square root of its block, give an integer matrix with
-orthogonal rows and no padding (specification, "Basis 1").
+Rows are orthogonal and have the same norm, so a projection is a formula, and a synthesis costs n log n whatever the
+number of coefficients. Every length works. If the largest power of two that divides n is under 64, there are two
+overlapping passes of square blocks. Each pass multiplies the elements that it leaves out by the square root of its
+block. This gives an integer matrix with orthogonal rows and no padding (specification, "Bases").
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from nola_codec.prng import SIGNS, SIGNS_SECOND, signs, subset
 MAX_BLOCK = 4096
 _MEMO_LENGTH = 1 << 18
 _SIGN_PIECE = 1 << 22
-_SINGLE_GEMM = 128  # above it the Kronecker form H_a X H_b is faster than one product
+_SINGLE_GEMM = 128  # for larger blocks the Kronecker form H_a X H_b is faster than one product
 
 
-def plan(n: int) -> tuple[int, int]:
-    """(block, passes) for length `n`: one pass of a power of two, or two of a power of four (n = 3: signs only).
+def block_and_passes(n: int) -> tuple[int, int]:
+    """Return (block, passes) for length `n`: one pass of a power of two, or two passes of a power of four.
 
-    >>> plan(576), plan(4096), plan(97)
+    For n = 3 the block is 1, so the pass only applies signs.
+
+    >>> block_and_passes(576), block_and_passes(4096), block_and_passes(97)
     ((64, 1), (4096, 1), (64, 2))
     """
     power = n & -n
@@ -41,7 +43,7 @@ def plan(n: int) -> tuple[int, int]:
 
 
 class Hadamard:
-    """Basis 1; see the module's docstring."""
+    """Basis 1, which the module's docstring describes."""
 
     id = 1
     name = "hadamard"
@@ -49,28 +51,28 @@ class Hadamard:
     is_orthogonal = True
 
     def norm2(self, n: int) -> float:
-        """Squared norm of each of the basis' rows, exactly."""
-        block, passes = plan(n)
+        """Return the squared norm of each row, which is exact."""
+        block, passes = block_and_passes(n)
         return float(block**passes)
 
     def max_num_basis(self, n: int) -> int | None:
-        """n: there are no more orthogonal rows."""
+        """Return n: there are no more orthogonal rows."""
         return n
 
     def bound(self, n: int, num_basis: int, peak: int) -> int:
-        """Largest magnitude that any partial sum can take, for coefficients of magnitude at most `peak`."""
-        block, passes = plan(n)
+        """Return the largest magnitude that a partial sum can have if no coefficient exceeds `peak` in magnitude."""
+        block, passes = block_and_passes(n)
         return int(peak * block**passes)
 
     def synthesize(self, coefficients: Array, n: int, keys: tuple[BasisKey, ...], peak: int, xp: Arrays) -> Array:
-        """Integers y = q H D for each vector q.
+        """Return the integers y = q H D for each vector q.
 
         Args:
             coefficients: (groups, batch, num_basis) integers of any dtype, num_basis <= n.
-            n: Length of the results.
-            keys: One key a group.
-            peak: Bound of the coefficients' magnitude.
-            xp: Where the coefficients are.
+            n: The length of the results.
+            keys: The basis key of each group.
+            peak: A bound of the coefficients' magnitude.
+            xp: The library of the arrays.
 
         Returns:
             (groups, batch, n), exact integers in a float dtype.
@@ -80,17 +82,17 @@ class Hadamard:
         return self.synthesize_floats(xp.cast(coefficients, dtype), n, keys, xp)
 
     def synthesize_floats(self, values: Array, n: int, keys: tuple[BasisKey, ...], xp: Arrays) -> Array:
-        """`synthesize` in the dtype of its input: exact for small integers, ordinary floats otherwise."""
+        """Do the same as `synthesize` in the dtype of the input: exact for small integers, rounded for other floats."""
         return self.transform(n, int(values.shape[-1]), keys, xp, _dtype(values)).synthesize(values)
 
     def project(self, vectors: Array, num_basis: int, keys: tuple[BasisKey, ...], xp: Arrays) -> Array:
-        """The adjoint: inner products of each vector with the basis' rows.
+        """Return the adjoint: the inner products of each vector with the rows of the basis.
 
         Args:
             vectors: (groups, batch, n) floats.
-            num_basis: Number of rows of the basis.
-            keys: One key a group.
-            xp: Where the vectors are.
+            num_basis: The number of rows of the basis.
+            keys: The basis key of each group.
+            xp: The library of the arrays.
 
         Returns:
             (groups, batch, num_basis) in the vectors' dtype. Divided by `norm2` they are the least-squares
@@ -100,43 +102,44 @@ class Hadamard:
         return self.transform(n, num_basis, keys, xp, _dtype(vectors)).project(vectors)
 
     def pieces(self, n: int, num_basis: int) -> HadamardPieces | None:
-        """Return a way to synthesize a long vector in pieces; None if all of it must be in memory at once.
+        """Return an object that synthesizes a long vector in pieces, or None if this is not possible.
 
-        It takes as many coefficients as elements, and a length with one pass.
+        It is possible if there are as many coefficients as elements, and the length takes one pass.
         """
-        return HadamardPieces(n) if num_basis == n and plan(n)[1] == 1 else None
+        return HadamardPieces(n) if num_basis == n and block_and_passes(n)[1] == 1 else None
 
     def transform(
         self, n: int, num_basis: int, keys: tuple[BasisKey, ...], xp: Arrays, dtype: str = "int8"
     ) -> HadamardTransform:
-        """A `HadamardTransform`: signs and positions, one byte an element where `dtype` is int8."""
+        """Return a transform that keeps signs and positions; it takes one byte an element if `dtype` is int8."""
         return HadamardTransform(n, num_basis, keys, xp, dtype)
 
 
 class HadamardTransform:
-    """A Hadamard basis with the words of its generator made once: signs, and the positions of the coefficients.
+    """A Hadamard basis that keeps its signs and the positions of its coefficients.
 
-    A training goes back and forth through a basis thousands of times; this is one byte an element, not the basis.
+    A training goes back and forth through a basis thousands of times. The signs take one byte an element, far less
+    than the basis itself.
     """
 
     def __init__(self, n: int, num_basis: int, keys: tuple[BasisKey, ...], xp: Arrays, dtype: str = "int8") -> None:
         """Draw signs and positions for groups of bases.
 
         Args:
-            n: Length of the vectors.
-            num_basis: Number of coefficients.
-            keys: One key a group.
-            xp: Where to work.
-            dtype: Type in which the signs are kept.
+            n: The length of the vectors.
+            num_basis: The number of coefficients.
+            keys: The basis key of each group.
+            xp: The array library to work with.
+            dtype: The dtype in which the signs are kept.
         """
         self.n, self.num_basis, self.xp = n, num_basis, xp
-        self.block, self.passes = plan(n)
+        self.block, self.passes = block_and_passes(n)
         self._first = _signs(keys, SIGNS, n, xp, dtype)
         self._second = _signs(keys, SIGNS_SECOND, n, xp, dtype) if self.passes == 2 else None
         self._places = None if num_basis == n else xp.stack([_subset(key, n, num_basis, xp) for key in keys], 0)
 
     def synthesize(self, values: Array) -> Array:
-        """(groups, batch, num_basis) floats -> (groups, batch, n), in their dtype."""
+        """Turn floats (groups, batch, num_basis) into (groups, batch, n) of the same dtype."""
         xp, n, dtype = self.xp, self.n, _dtype(values)
         groups, batch, num_basis = values.shape
         if self._places is not None:
@@ -146,25 +149,25 @@ class HadamardTransform:
             values = xp.stack(full, 0) if groups > 1 else full[0][None]  # (groups, batch, n), zeros in between
         block = self.block
         if self._second is None:
-            return _forward(values, block, xp) * xp.cast(self._first, dtype)
+            return _synthesize_blocks(values, block, xp) * xp.cast(self._first, dtype)
         root, whole = _root(block), n - n % block
-        head = _forward(values[..., :whole], block, xp)  # all but the last n mod block elements
+        head = _synthesize_blocks(values[..., :whole], block, xp)  # all but the last n mod block elements
         values = xp.concat((head, values[..., whole:] * root), -1) * xp.cast(self._first, dtype)
-        tail = _forward(values[..., n - whole :], block, xp)  # all but the first n mod block elements
+        tail = _synthesize_blocks(values[..., n - whole :], block, xp)  # all but the first n mod block elements
         return xp.concat((values[..., : n - whole] * root, tail), -1) * xp.cast(self._second, dtype)
 
     def project(self, vectors: Array) -> Array:
-        """The adjoint of `synthesize`: (groups, batch, n) floats -> (groups, batch, num_basis)."""
+        """Apply the adjoint of `synthesize`: floats (groups, batch, n) become (groups, batch, num_basis)."""
         xp, n, dtype, block = self.xp, self.n, _dtype(vectors), self.block
         if self._second is not None:
             root, whole = _root(block), n - n % block
             vectors = vectors * xp.cast(self._second, dtype)
-            tail = _adjoint(vectors[..., n - whole :], block, xp)
+            tail = _project_blocks(vectors[..., n - whole :], block, xp)
             vectors = xp.concat((vectors[..., : n - whole] * root, tail), -1) * xp.cast(self._first, dtype)
-            head = _adjoint(vectors[..., :whole], block, xp)
+            head = _project_blocks(vectors[..., :whole], block, xp)
             values = xp.concat((head, vectors[..., whole:] * root), -1)
         else:
-            values = _adjoint(vectors * xp.cast(self._first, dtype), block, xp)
+            values = _project_blocks(vectors * xp.cast(self._first, dtype), block, xp)
         if self._places is None:
             return values
         return xp.stack([values[group][:, places] for group, places in enumerate(self._places)], 0)
@@ -176,33 +179,33 @@ def _dtype(array: Array) -> str:
 
 @dataclass(frozen=True)
 class HadamardPieces:
-    """Synthesis of one vector of n coefficients and one pass, a piece at a time: 8 bytes an element, not 40.
+    """The synthesis of one vector of n coefficients in pieces, which takes 8 bytes an element instead of 40.
 
     Attributes:
-        n: Length of the vector, one with one pass (`plan`).
+        n: The length of the vector, which must take one pass (`block_and_passes`).
     """
 
     n: int
 
     @property
     def rows(self) -> int:
-        """The block: a piece is some columns of the result seen as (block, n / block)."""
-        return plan(self.n)[0]
+        """The block; a piece is some columns of the result, seen as (block, n / block)."""
+        return block_and_passes(self.n)[0]
 
     def synthesize(
         self, coefficients: Array, key: BasisKey, peak: int, xp: Arrays, piece: int
     ) -> Iterator[tuple[int, int, Array]]:
-        """`Hadamard.synthesize` of one vector.
+        """Do the same as `Hadamard.synthesize` for one vector.
 
         Args:
             coefficients: (n,) integers of any dtype.
             key: The basis key.
-            peak: Bound of the coefficients' magnitude.
-            xp: Where the coefficients are.
-            piece: Elements of a piece, roughly.
+            peak: A bound of the coefficients' magnitude.
+            xp: The library of the arrays.
+            piece: The approximate number of elements of a piece.
 
         Yields:
-            (start, stop, values): int64 (block, stop - start), the columns start..stop of (block, n / block).
+            (start, stop, values): values are columns start to stop of the result, int64 (block, stop - start).
         """
         n, block = self.n, self.rows
         blocks = n // block
@@ -218,7 +221,7 @@ class HadamardPieces:
         for start in range(0, blocks, step):
             stop = min(start + step, blocks)
             rows = xp.cast(coefficients[start * block : stop * block], dtype).reshape(stop - start, block)
-            made = xp.cast(_transform(rows, block, xp).swapaxes(0, 1), "int64")  # (block, stop - start)
+            made = xp.cast(_multiply_hadamard(rows, block, xp).swapaxes(0, 1), "int64")  # (block, stop - start)
             yield start, stop, made * flips[:, start:stop]
 
 
@@ -233,7 +236,7 @@ def _subset(key: BasisKey, n: int, num_basis: int, xp: Arrays) -> Array:
 
 
 def _signs(keys: tuple[BasisKey, ...], purpose: int, n: int, xp: Arrays, dtype: str) -> Array:
-    """(groups, 1, n) of +-1."""
+    """Return signs (groups, 1, n)."""
     if xp.has_cache and n <= _MEMO_LENGTH:
         rows = [_signs_memo(key, purpose, n, dtype) for key in keys]
     else:
@@ -246,7 +249,7 @@ def _sign_row(key: BasisKey, purpose: int, n: int, xp: Arrays, dtype: str) -> Ar
     return xp.cast(drawn, dtype)
 
 
-# A fit transforms in one basis hundreds of times, so its words are kept: 32 rows of at most 2^18 numbers.
+# A fit goes through one basis hundreds of times, so its signs are kept: 32 rows of at most 2^18 elements.
 @lru_cache(maxsize=32)
 def _signs_memo(key: BasisKey, purpose: int, n: int, dtype: str) -> Array:
     return _sign_row(key, purpose, n, NUMPY, dtype)
@@ -257,21 +260,22 @@ def _subset_memo(key: BasisKey, n: int, num_basis: int) -> Array:
     return subset(key.generator, seed=key.seed, stream=key.stream, population=n, size=num_basis, xp=NUMPY)
 
 
-def _forward(values: Array, block: int, xp: Arrays) -> Array:
-    """Coefficient b * block + p of block b goes to element p * blocks + b: interleaved over the blocks."""
+def _synthesize_blocks(values: Array, block: int, xp: Arrays) -> Array:
+    """Transform every block, and interleave: element p of block b goes to place p * blocks + b."""
     shape = tuple(values.shape)
-    mixed = _transform(values.reshape(-1, block), block, xp)
+    mixed = _multiply_hadamard(values.reshape(-1, block), block, xp)
     return mixed.reshape(-1, shape[-1] // block, block).swapaxes(-1, -2).reshape(shape)
 
 
-def _adjoint(values: Array, block: int, xp: Arrays) -> Array:
+def _project_blocks(values: Array, block: int, xp: Arrays) -> Array:
+    """Apply the adjoint of `_synthesize_blocks`."""
     shape = tuple(values.shape)
     rows = values.reshape(-1, block, shape[-1] // block).swapaxes(-1, -2).reshape(-1, block)
-    return _transform(rows, block, xp).reshape(shape)
+    return _multiply_hadamard(rows, block, xp).reshape(shape)
 
 
-def _transform(rows: Array, block: int, xp: Arrays) -> Array:
-    """(rows, block) times the Sylvester matrix H_block, as one GEMM or as H_a X H_b."""
+def _multiply_hadamard(rows: Array, block: int, xp: Arrays) -> Array:
+    """Multiply rows (rows, block) by the Sylvester matrix H_block, in one product or as H_a X H_b."""
     dtype = _dtype(rows)
     if block == 1:
         return rows
@@ -284,11 +288,11 @@ def _transform(rows: Array, block: int, xp: Arrays) -> Array:
 
 
 def _sylvester(size: int, dtype: str, xp: Arrays) -> Array:
-    return xp.asarray(_sylvester_numpy(size, dtype))
+    return xp.asarray(_sylvester_array(size, dtype))
 
 
 @lru_cache(maxsize=64)
-def _sylvester_numpy(size: int, dtype: str) -> npt.NDArray[Any]:
+def _sylvester_array(size: int, dtype: str) -> npt.NDArray[Any]:
     matrix = np.ones((1, 1), dtype)
     while len(matrix) < size:
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])

@@ -1,4 +1,4 @@
-"""The key of a basis: it names the pseudo-random words that make it."""
+"""The key of a basis, which names the pseudo-random words that the basis is made of."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BasisKey:
-    """Generator id, 64-bit seed and 32-bit stream. Equal keys make equal bases."""
+    """The key of a basis. Equal keys make equal bases.
+
+    Attributes:
+        generator: The id of the generator.
+        seed: The user's seed, 64 bits.
+        stream: The generator stream, 32 bits.
+    """
 
     generator: int
     seed: int

@@ -1,7 +1,8 @@
-"""Base models on disk: their weights, read tensor by tensor, and which of their embeddings are tied.
+"""Read base models on disk: their weights, tensor by tensor, and the tie between their embeddings.
 
     checkpoint.py               Checkpoint: a model directory of Transformers or Diffusers, read lazily
     embeddings.py               input and output embeddings, and the tie between them
 
-Merging and the encoding of dense changes both read checkpoints, so this package lies below both.
+The packages `merger` and `encoder` and one dialect (`adapters.dialects.weight_changes`) read checkpoints, so this
+package lies below all of them.
 """

@@ -13,7 +13,6 @@ from nola_codec.errors import FormatError
 
 # A number is a run of ASCII digits that re-reads as itself; "007" and a literal "#" stay in the template, escaped.
 _NUMBER = re.compile(r"(?<![0-9])(?:0|[1-9][0-9]{0,8})(?![0-9])")
-_ESCAPED = re.compile(r"%[0-9A-F]{2}|#")
 
 
 def split_name(name: str) -> tuple[str, tuple[int, ...]]:

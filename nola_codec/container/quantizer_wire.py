@@ -10,7 +10,7 @@ from nola_codec.container import fields
 from nola_codec.entropy.rans import MAX_ALPHABET, TOTAL
 from nola_codec.model.header import Allocation
 from nola_codec.model.quantizers import Codebook, Dependent, Quantizer, SymbolModel, Trellis
-from nola_codec.quant.codebooks import MAX_POINT, midrise, midtread, symmetric
+from nola_codec.quant.codebooks import MAX_POINT, midrise_codebook, midtread_codebook, symmetric_codebook
 from nola_codec.quant.scales import MAX_WEIGHT_CODE
 from nola_codec.quant.trellis import TRELLISES
 
@@ -46,7 +46,7 @@ def quantizer_from_wire(value: Any) -> Quantizer:
         return Quantizer(TRELLISES[fields.integer(parameters, "quantizers trellis", 0, len(TRELLISES) - 1)])
     if form == _SYMMETRIC:
         positive = _parse_positive(parameters)
-        return Quantizer(symmetric(positive), _unfold_frequencies(table, len(positive)))
+        return Quantizer(symmetric_codebook(positive), _unfold_frequencies(table, len(positive)))
     if form == _DEPENDENT:
         mask, even, odd = fields.items(parameters, "quantizers parameters", count=3)
         books = _parse_positive(even), _parse_positive(odd)
@@ -59,9 +59,9 @@ def quantizer_from_wire(value: Any) -> Quantizer:
         _check_ascending(points, "quantizers points", 256)
         book = Codebook("points", points)
     elif form == _MIDTREAD:
-        book = midtread(fields.integer(parameters, "quantizers bits", 2, 16))
+        book = midtread_codebook(fields.integer(parameters, "quantizers bits", 2, 16))
     else:
-        book = midrise(fields.integer(parameters, "quantizers bits", 1, 8))
+        book = midrise_codebook(fields.integer(parameters, "quantizers bits", 1, 8))
     return Quantizer(book, _frequencies(table, book.size, "quantizers frequencies"))
 
 

@@ -18,7 +18,7 @@ from nola_codec.fit.projection import FactorBasis, fit_projection, fit_vector
 from nola_codec.model.adapter import Codable
 from nola_codec.model.quantizers import Codebook, Quantizer
 from nola_codec.model.records import CodedKind, CodedRecord, Split, coded_sides
-from nola_codec.quant.codebooks import lloyd_max, midrise, midtread
+from nola_codec.quant.codebooks import lloyd_max_codebook, midrise_codebook, midtread_codebook
 from nola_codec.quant.scales import nearest_code
 from nola_codec.stores.dtypes import coded_dtype
 
@@ -29,8 +29,8 @@ SLOPE = 4
 def codebook_for(bits: int) -> Codebook:
     """Return the codebook of the factor form: a sign at 1 bit, Lloyd-Max up to 8, plain integers at 16."""
     if bits == 1:
-        return midrise(1)
-    return midtread(16) if bits == 16 else lloyd_max(bits)
+        return midrise_codebook(1)
+    return midtread_codebook(16) if bits == 16 else lloyd_max_codebook(bits)
 
 
 def factor_content(job: EncodeJob) -> FileContent:

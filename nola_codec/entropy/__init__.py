@@ -1,14 +1,14 @@
-"""Entropy codecs behind a registry. A codec codes a stream of symbols, made up of runs, each under a known model.
+"""The entropy codecs by id. A codec codes a stream of symbols that is made of runs, each with a known model.
 
 Example:
         >>> import numpy as np
-        >>> models = [SymbolModel(size=4)]                            # symbols 0 to 3, no frequencies
-        >>> runs = Runs(models=np.array([0]), lengths=np.array([5]))  # five of them
+        >>> models = [SymbolModel(size=4)]                            # symbols 0 to 3, without frequencies
+        >>> runs = Runs(models=np.array([0]), lengths=np.array([5]))  # five symbols
         >>> stored = CODECS[0].encode(np.array([3, 0, 1, 2, 1], np.uint16), runs, models)
         >>> CODECS[0].decode(stored, runs, models).tolist()
         [3, 0, 1, 2, 1]
 
-`smallest` tries those that can code the models and keeps the shortest.
+`smallest` tries all codecs that can code the models, and keeps the shortest code.
 
     raw.py, zstd.py, mixed.py   codecs 0, 1 and 2: packed bits; zstd; rANS, with packed bits where rANS gains nothing
     rans.py                     interleaved rANS, for codec 2
@@ -35,11 +35,11 @@ class Codec(Protocol):
     """The operations of a codec; a codec is a module of this package.
 
     Attributes:
-        id: Number in a file.
-        name: Name in options.
-        uses_frequencies: True where the codec codes runs by the frequencies of their model.
-        most_symbols: Symbols of a section beyond which the codec is not tried where one with `uses_frequencies` pays;
-            None is no limit.
+        id: The number of the codec in a file.
+        name: The name of the codec in options.
+        uses_frequencies: True if the codec codes runs by the frequencies of their model.
+        most_symbols: The number of symbols beyond which the codec is not tried if one that uses frequencies can code
+            the section; None if there is no limit.
     """
 
     id: int
@@ -70,15 +70,18 @@ def smallest(
     """Find the shortest code of each section among the allowed codecs; the lowest id wins a tie.
 
     Args:
-        streams: Symbols of each section.
-        all_runs: Runs of each section.
-        models: Models that the runs refer to.
-        allowed: Ids of codecs.
+        streams: The symbols of each section.
+        all_runs: The runs of each section.
+        models: The models that the runs refer to.
+        allowed: The ids of the codecs to try.
 
     Returns:
         (codec id, bytes) of each section.
+
+    Raises:
+        ValueError: No allowed codec can code some section.
     """
-    # The highest id first: where frequencies pay they nearly always win, which spares the others their work.
+    # The highest id comes first: rANS nearly always wins if it can code a section, and the others need not be tried.
     codecs = [CODECS[number] for number in sorted(set(allowed), reverse=True)]
     best: list[tuple[int, int, bytes] | None] = [None] * len(all_runs)  # (length, codec id, bytes)
     informed = [any(c.uses_frequencies and c.pays(runs, models) for c in codecs) for runs in all_runs]
@@ -102,7 +105,11 @@ def smallest(
 def decode_many(
     coded: Sequence[tuple[int, bytes | memoryview]], all_runs: Sequence[Runs], models: Sequence[SymbolModel]
 ) -> list[npt.NDArray[Any]]:
-    """Decode several sections, each (codec id, bytes). Raises FormatError for unknown ids and damaged data."""
+    """Return the symbols of several sections, each given as (codec id, bytes).
+
+    Raises:
+        FormatError: ``codec``: An id is unknown; another code: The data are damaged.
+    """
     results: list[npt.NDArray[Any]] = [np.empty(0, np.uint16)] * len(coded)
     for number in sorted({number for number, _ in coded}):
         if number not in CODECS:

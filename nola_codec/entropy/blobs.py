@@ -1,4 +1,4 @@
-"""Plain bytes in a section, such as a carried tensor: stored as they are (codec 0), or one zstd frame (codec 1).
+"""Code plain bytes, such as a carried tensor: stored as they are (codec 0), or as one zstd frame (codec 1).
 
 Example:
         >>> codec, stored = pack_blob(bytes(1000))
@@ -15,7 +15,7 @@ STORED, ZSTD = 0, 1
 
 
 def pack_blob(data: bytes) -> tuple[int, bytes]:
-    """(codec id, stored bytes): compressed where that makes them shorter."""
+    """Return (codec id, stored bytes); the bytes are compressed if that makes them shorter."""
     packed = compress(data)
     return (ZSTD, packed) if len(packed) < len(data) else (STORED, data)
 
@@ -24,16 +24,16 @@ def unpack_blob(codec: int, stored: bytes, size: int, what: str) -> bytes:
     """Undo `pack_blob`.
 
     Args:
-        codec: Id of the section's codec.
-        stored: Bytes of the section.
-        size: Bytes that must come out, already checked against the limits.
-        what: Name for errors.
+        codec: The id of the section's codec.
+        stored: The stored bytes of the section.
+        size: The size that the result must have, already checked against the limits.
+        what: The name of the section in errors.
 
     Raises:
-        FormatError: an unknown codec, a damaged frame, or another size.
+        FormatError: The codec is unknown, the frame is damaged, or the size is another one.
     """
     if codec not in (STORED, ZSTD):
-        raise FormatError(mismatch(f"{what}: codec of a raw tensor", "0 or 1", codec), code="codec")
+        raise FormatError(mismatch(f"{what}: codec of a carried tensor", "0 or 1", codec), code="codec")
     data = decompress(stored, size, what) if codec == ZSTD else stored
     if len(data) != size:
         raise FormatError(mismatch(what, f"{size} bytes", len(data)), code="symbols")

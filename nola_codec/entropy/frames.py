@@ -1,4 +1,4 @@
-"""zstd frames of a known size. A frame's own declared size is checked before any memory is given to it."""
+"""Compress and decompress zstd frames of a known size. Their declared size is checked before memory is allocated."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import zstandard
 from nola_codec.errors import FormatError, mismatch
 
 _MAGIC = b"\x28\xb5\x2f\xfd"
-_EMPTY = b"\x20\x00\x01\x00\x00"  # one segment, no bytes, one last raw block
-_MOST_EXPANSION = 15  # log2: a block of 128 KiB takes four bytes at the least
+_EMPTY = b"\x20\x00\x01\x00\x00"  # a frame of one segment, with no bytes in one last raw block
+_MOST_EXPANSION = 15  # in log2: a block of 128 KiB takes at least four bytes
 
 
 def compress(data: bytes, dictionary: bytes | None = None) -> bytes:
-    """One frame with its content size and no checksum, magic left out (the container has its own)."""
+    """Compress data into one frame with its content size, but without magic number and checksum."""
     parameters = zstandard.ZstdCompressionParameters.from_level(
         19 if len(data) <= 1 << 20 else 6,
         source_size=len(data),
@@ -31,11 +31,11 @@ def decompress(data: bytes | memoryview, size: int, what: str, dictionary: bytes
     Args:
         data: One frame and nothing after it.
         size: The size that the caller expects, already checked against the limits.
-        what: Name for errors.
-        dictionary: The same raw-content dictionary.
+        what: The name of the data in errors.
+        dictionary: The dictionary that was given to `compress`.
 
     Raises:
-        FormatError: the frame is damaged, declares another size, or data follow it.
+        FormatError: ``zstd``: The frame is damaged, it declares another size, or data follow it.
     """
     frame = _MAGIC + bytes(data)
     try:
@@ -44,7 +44,7 @@ def decompress(data: bytes | memoryview, size: int, what: str, dictionary: bytes
             raise FormatError(mismatch(f"{what}: declared size", size, declared), code="zstd")
         if size == 0 and data != _EMPTY:  # zstandard does not validate the blocks of empty content
             raise FormatError(f"{what}: not the frame of no bytes", code="zstd")
-        # In one call: a stream's decoder would follow a frame past its declared size as far as memory goes.
+        # One call decodes all: a streaming decoder would go past the declared size of a frame as far as memory reaches.
         plain = zstandard.ZstdDecompressor(dict_data=_dictionary(dictionary)).decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise FormatError(f"{what}: damaged zstd frame ({error})", code="zstd") from error

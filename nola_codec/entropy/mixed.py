@@ -1,6 +1,6 @@
-"""Codec 2: rANS for the runs whose model has frequencies, behind the others packed as codec 0 packs them.
+"""Codec 2: the runs without frequencies, packed as in codec 0, then the runs with frequencies, coded with rANS.
 
-A trellis's bits are as good as random: there is nothing to gain from frequencies, and packed they take no lanes.
+The bits of a trellis are as good as random, so frequencies would gain nothing, and packed bits need no lanes.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ most_symbols = None
 
 
 def pays(runs: Runs, models: Sequence[SymbolModel]) -> bool:
-    """True where there is a run to code with rANS."""
+    """Return True if a run has a model with frequencies."""
     return any(models[m].frequencies is not None for m in np.unique(runs.models[runs.lengths > 0]))
 
 
 def least_size(runs: Runs, models: Sequence[SymbolModel]) -> int:
-    """0: only coding tells."""
+    """Return 0: the size is not known before coding."""
     return 0
 
 
 def encode(symbols: npt.NDArray[Any], runs: Runs, models: Sequence[SymbolModel]) -> bytes:
-    """Code symbols (runs.total,)."""
+    """Code the symbols (runs.total,) of one section."""
     return encode_many([symbols], [runs], models)[0]
 
 
@@ -49,14 +49,14 @@ def encode_many(
 
 
 def decode(data: bytes | memoryview, runs: Runs, models: Sequence[SymbolModel]) -> npt.NDArray[Any]:
-    """Undo `encode`. Raises FormatError."""
+    """Undo `encode`. Raises FormatError for damaged data."""
     return decode_many([data], [runs], models)[0]
 
 
 def decode_many(
     datas: Sequence[bytes | memoryview], all_runs: Sequence[Runs], models: Sequence[SymbolModel]
 ) -> list[npt.NDArray[Any]]:
-    """Decode several sections side by side. Raises FormatError."""
+    """Decode several sections side by side. Raises FormatError for damaged data."""
     splits = [_Split(runs, models) for runs in all_runs]
     sizes = [raw.size(split.plain, models) for split in splits]
     for data, size in zip(datas, sizes, strict=True):
@@ -79,7 +79,12 @@ def decode_many(
 
 
 class _Split:
-    """Runs of a section by what codes them: `plain` is packed, `coded` goes through rANS."""
+    """The runs of a section in two groups.
+
+    Attributes:
+        plain: The runs without frequencies, which are packed.
+        coded: The runs with frequencies, which go through rANS.
+    """
 
     def __init__(self, runs: Runs, models: Sequence[SymbolModel]) -> None:
         without = np.array([m.frequencies is None for m in models], bool)
@@ -89,12 +94,12 @@ class _Split:
         self._marks, self._lengths = marks, runs.lengths
 
     def mark_plain(self) -> npt.NDArray[np.bool_]:
-        """True for each symbol of the section that is packed; bool (symbols,), made at each call."""
+        """Return True for each symbol of the section that is packed, bool (symbols,)."""
         return np.repeat(self._marks, self._lengths)
 
 
 class _CodedSymbols(Sequence[npt.NDArray[Any]]):
-    """The symbols of each section that rANS codes, made when they are asked for."""
+    """The symbols of each section that rANS codes, made at each access."""
 
     def __init__(self, streams: Sequence[npt.NDArray[Any]], splits: Sequence[_Split]) -> None:
         self._streams, self._splits = streams, splits

@@ -1,8 +1,8 @@
-"""The entropy coder of codec 2: interleaved rANS with static tables (Duda, 2013; Giesen, 2014), integers only.
+"""The entropy coder of codec 2: interleaved rANS with static tables (Duda, 2013; Giesen, 2014), in integers only.
 
-L lanes of 32-bit state share one stream of 16-bit words: symbol i belongs to lane i mod L, and in a step the lanes that
-run dry take their words in lane order. All lanes of all sections of a file step together, so NumPy decodes them as
-vectors, and a GPU could. Layout: one byte log2(L), L states as uint32, the words as uint16, all little-endian.
+L lanes, each with a state of 32 bits, share one stream of 16-bit words. Symbol i belongs to lane i mod L, and the lanes
+that need a word in a step take the next words in lane order. All lanes of many sections step together, so NumPy decodes
+them as vectors. Layout: log2(L) in one byte, L states as uint32, the words as uint16, all little-endian.
 """
 
 from __future__ import annotations
@@ -18,25 +18,32 @@ from nola_codec.model.quantizers import Runs, SymbolModel
 
 PROBABILITY_BITS = 12
 TOTAL = 1 << PROBABILITY_BITS
-_LOW = 1 << 16  # states live in [2^16, 2^32)
+_LOW = 1 << 16  # states lie in [2^16, 2^32)
 MAX_LANE_BITS = 12
 MAX_ALPHABET = 256
 _ENCODE_SYMBOLS = 6 << 20
-"""Symbols encoded side by side, at 7 bytes each."""
+"""Number of symbols that are encoded side by side; each takes 7 bytes of memory."""
 _TOGETHER = 128
-"""Sections that step side by side. Threads do not pay here: a step is a dozen short array operations, and the
-interpreter's lock changes hands between them."""
+"""Number of sections that step side by side.
+
+Threads do not pay here: a step is a dozen short array operations, and the interpreter's lock changes hands between
+them.
+"""
 
 
 def coded_bits(counts: npt.NDArray[Any], frequencies: Sequence[int]) -> float:
-    """Bits that symbols with these counts take under these frequencies."""
+    """Return the bits that symbols with these counts take under these frequencies."""
     used = np.asarray(counts) > 0
     share = np.asarray(frequencies, np.float64)[used] / TOTAL
     return float(-(np.asarray(counts)[used] * np.log2(share)).sum())
 
 
 def lane_bits(payload_bytes: float, symbols: int) -> int:
-    """log2 of the number of lanes: a lane wastes about three bytes of its state, and 0.5% in all is allowed."""
+    """Return log2 of the number of lanes of a section.
+
+    There are 8 lanes, or more as long as their states, three bytes a lane, take at most 0.5% of the payload. But there
+    are never more lanes than symbols.
+    """
     bits = 3
     while bits < MAX_LANE_BITS and 3 << (bits + 1) <= 0.005 * payload_bytes:
         bits += 1
@@ -46,17 +53,17 @@ def lane_bits(payload_bytes: float, symbols: int) -> int:
 
 
 def normalize(counts: npt.NDArray[Any]) -> tuple[int, ...]:
-    """Frequencies of 2^12 in total, at least 1 for each symbol, near-optimal for the counts.
+    """Return frequencies of 2^12 in sum, at least 1 for each symbol, that are nearly optimal for the counts.
 
     Args:
-        counts: (symbols,) of at most MAX_ALPHABET non-negative numbers.
+        counts: At most MAX_ALPHABET non-negative numbers, (symbols,).
     """
     weights = np.maximum(np.asarray(counts, np.float64), 1e-9)
     share = weights / weights.sum() * TOTAL
     frequencies = np.maximum(1, np.floor(share)).astype(np.int64)
     while (gap := TOTAL - int(frequencies.sum())) != 0:
         step = 1 if gap > 0 else -1
-        # Bits won (or lost least) by moving one unit to (from) a symbol.
+        # The bits that each symbol gains if its frequency changes by one step.
         with np.errstate(divide="ignore", invalid="ignore"):
             gain = weights * (np.log2(frequencies + step) - np.log2(frequencies))
         if step < 0:
@@ -69,7 +76,7 @@ def normalize(counts: npt.NDArray[Any]) -> tuple[int, ...]:
 
 
 def encode(symbols: npt.NDArray[Any], runs: Runs, models: Sequence[SymbolModel]) -> bytes:
-    """Code symbols (runs.total,); every model that occurs needs frequencies."""
+    """Code the symbols (runs.total,) of one section; the model of every run needs frequencies."""
     return encode_many([symbols], [runs], models)[0]
 
 
@@ -96,7 +103,7 @@ def encode_many(
 
 
 def _split_by_budget(budget: int, members: Sequence[int], all_runs: Sequence[Runs]) -> list[list[int]]:
-    """Split members into consecutive parts of at most `budget` symbols together, or of one member."""
+    """Split members into consecutive parts, each of one member or of at most `budget` symbols."""
     parts: list[list[int]] = []
     weight = budget
     for index in members:
@@ -109,9 +116,9 @@ def _split_by_budget(budget: int, members: Sequence[int], all_runs: Sequence[Run
 
 
 def _jobs(groups: dict[int, list[int]], all_runs: Sequence[Runs]) -> list[tuple[int, list[int]]]:
-    """List pieces of work, (log2 of lanes, sections), the sections with the most symbols first in each.
+    """Return pieces of work, (log2 of lanes, sections), with the sections of each in falling order of symbols.
 
-    Those still running after some steps are then always the first ones.
+    The sections that still run after some steps are then always the first ones.
     """
     jobs = []
     for bits, members in groups.items():
@@ -121,7 +128,7 @@ def _jobs(groups: dict[int, list[int]], all_runs: Sequence[Runs]) -> list[tuple[
 
 
 def _flat_indexes(symbols: npt.NDArray[Any], runs: Runs) -> npt.NDArray[np.int64]:
-    """Index of each symbol in the tables of all models."""
+    """Return the index of each symbol in the joined tables of all models."""
     return np.asarray(np.repeat(runs.models * MAX_ALPHABET, runs.lengths) + symbols, np.int64)
 
 
@@ -135,7 +142,7 @@ def _encode_group(
     lanes, sections = 1 << bits, len(streams)
     steps = np.array([-(-r.total // lanes) for r in all_runs], np.int64)
     most = int(steps.max(initial=0))
-    table = (widths << 16 | starts).astype(np.uint32)  # frequency and start of each symbol in one gather
+    table = (widths << 16 | starts).astype(np.uint32)  # frequency and start of each symbol in one number
     coded = np.empty((most, sections, lanes), np.uint32)  # the table's entry for each symbol
     for s, (symbols, runs) in enumerate(zip(streams, all_runs, strict=True)):
         flat = _flat_indexes(symbols, runs)
@@ -169,14 +176,18 @@ def _encode_group(
 
 
 def decode(data: bytes | memoryview, runs: Runs, models: Sequence[SymbolModel]) -> npt.NDArray[np.uint8]:
-    """Undo `encode`. Raises FormatError unless words and states come out even."""
+    """Undo `encode`. Raises FormatError unless all words are used and all states end as they began."""
     return decode_many([data], [runs], models)[0]
 
 
 def decode_many(
     datas: Sequence[bytes | memoryview], all_runs: Sequence[Runs], models: Sequence[SymbolModel]
 ) -> list[npt.NDArray[np.uint8]]:
-    """Decode several sections side by side: more lanes, fewer steps."""
+    """Decode several sections side by side, so that NumPy takes few steps of many lanes.
+
+    Raises:
+        FormatError: ``symbols``: The data are damaged.
+    """
     results: list[npt.NDArray[np.uint8] | None] = [None] * len(datas)
     groups: dict[int, list[int]] = {}
     for index, data in enumerate(datas):
@@ -202,7 +213,7 @@ def _decode_group(
             raise FormatError(mismatch("rans section", f"{heads} bytes and whole words", len(data)), code="symbols")
     state = np.stack([np.frombuffer(d, "<u4", lanes, 1) for d in datas]).astype(np.uint32)  # (sections, lanes)
     bodies = [np.frombuffer(d, "<u2", offset=heads) for d in datas]
-    # All sections' words in one array, with room behind them for reads that are found to be too many afterwards.
+    # The words of all sections lie in one array, with room behind them: a read past the end is found after the step.
     words = np.concatenate([*bodies, np.zeros(sections * lanes + 1, "<u2")]).astype(np.uint32)
     sizes = np.array([len(b) for b in bodies], np.int64)
     ends = np.cumsum(sizes)
@@ -263,7 +274,7 @@ def _tables(models: Sequence[SymbolModel]) -> tuple[npt.NDArray[np.int64], npt.N
 
 
 def _lookup(models: Sequence[SymbolModel]) -> npt.NDArray[np.uint32]:
-    """Symbol (8 bits), frequency - 1 (12) and slot - start (12) for each slot of each model."""
+    """Return symbol (8 bits), frequency - 1 (12 bits) and slot - start (12 bits) of each slot of each model, uint32."""
     table = np.zeros((len(models), TOTAL), np.uint32)
     for row, model in enumerate(models):
         if model.frequencies is None:

@@ -1,6 +1,6 @@
-"""Codec 0: symbols sorted by model, each model's bit-packed at its own width (specification, "Codec 0").
+"""Codec 0: the symbols of each model, bit-packed at the width of the model (specification, "Entropy codecs").
 
-Example: 5 symbols of a model of 4 take 2 bits each, so 2 bytes.
+Example: 5 symbols of an alphabet of 4 take 2 bits each, so 2 bytes in all.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.entropy.streams import by_model, scatter_by_model, width_of
+from nola_codec.entropy.streams import scatter_by_model, symbol_width, symbols_by_model
 from nola_codec.errors import FormatError, mismatch
 from nola_codec.model.quantizers import Runs, SymbolModel
 from nola_codec.quant.packing import pack, packed_size, padding_bits, unpack
@@ -23,30 +23,30 @@ most_symbols = None
 
 
 def pays(runs: Runs, models: Sequence[SymbolModel]) -> bool:
-    """True: every section can be packed."""
+    """Return True: every section can be packed."""
     return True
 
 
 def least_size(runs: Runs, models: Sequence[SymbolModel]) -> int:
-    """The size that `encode` will reach, in bytes."""
+    """Return the size of the code in bytes, which is known before coding."""
     return size(runs, models)
 
 
 def size(runs: Runs, models: Sequence[SymbolModel]) -> int:
-    """Bytes that `encode` will make."""
+    """Return the number of bytes that `encode` will make."""
     counts = np.bincount(runs.models, weights=runs.lengths, minlength=len(models)).astype(np.int64)
-    return sum(packed_size(int(c), width_of(m)) for c, m in zip(counts, models, strict=True))
+    return sum(packed_size(int(c), symbol_width(m)) for c, m in zip(counts, models, strict=True))
 
 
 def encode(symbols: npt.NDArray[Any], runs: Runs, models: Sequence[SymbolModel]) -> bytes:
-    """Pack symbols (runs.total,)."""
-    return b"".join(pack(part, width_of(models[model])) for model, part in by_model(symbols, runs))
+    """Pack the symbols (runs.total,) of one section."""
+    return b"".join(pack(part, symbol_width(models[model])) for model, part in symbols_by_model(symbols, runs))
 
 
 def encode_many(
     streams: Sequence[npt.NDArray[Any]], all_runs: Sequence[Runs], models: Sequence[SymbolModel]
 ) -> list[bytes]:
-    """`encode` several sections, one after the other."""
+    """Encode several sections, one after the other."""
     return [encode(symbols, runs, models) for symbols, runs in zip(streams, all_runs, strict=True)]
 
 
@@ -58,7 +58,7 @@ def decode(data: bytes | memoryview, runs: Runs, models: Sequence[SymbolModel]) 
     parts = []
     position = 0
     for model, count in count_symbols(runs):
-        width = width_of(models[model])
+        width = symbol_width(models[model])
         stop = position + packed_size(count, width)
         if padding_bits(data[position:stop], width, count):
             raise FormatError("bit-packed symbols: padding bits are not zero", code="symbols")
@@ -70,11 +70,11 @@ def decode(data: bytes | memoryview, runs: Runs, models: Sequence[SymbolModel]) 
 def decode_many(
     datas: Sequence[bytes | memoryview], all_runs: Sequence[Runs], models: Sequence[SymbolModel]
 ) -> list[npt.NDArray[np.uint16]]:
-    """`decode` several sections, one after the other."""
+    """Decode several sections, one after the other."""
     return [decode(data, runs, models) for data, runs in zip(datas, all_runs, strict=True)]
 
 
 def count_symbols(runs: Runs) -> list[tuple[int, int]]:
-    """Count the symbols of each model that occurs: (model, number of symbols), by model."""
+    """Return (model, number of symbols) of each model that occurs, in the order of the models."""
     counts = np.bincount(runs.models, weights=runs.lengths).astype(np.int64)
     return [(model, int(count)) for model, count in enumerate(counts) if count]

@@ -12,8 +12,8 @@ from nola_codec.errors import FormatError, mismatch
 from nola_codec.model.quantizers import Runs, SymbolModel
 
 
-def width_of(model: SymbolModel) -> int:
-    """Bits that hold any symbol of the model."""
+def symbol_width(model: SymbolModel) -> int:
+    """Return the number of bits that hold any symbol of a model."""
     return max(1, (model.size - 1).bit_length())
 
 
@@ -26,15 +26,15 @@ def _positions(runs: Runs) -> dict[int, list[slice]]:
     return slices
 
 
-def by_model(symbols: npt.NDArray[Any], runs: Runs) -> list[tuple[int, npt.NDArray[Any]]]:
-    """(model, its symbols in order) for the models that occur, by model."""
+def symbols_by_model(symbols: npt.NDArray[Any], runs: Runs) -> list[tuple[int, npt.NDArray[Any]]]:
+    """Return (model, its symbols in order) of each model that occurs, in the order of the models."""
     return [(model, np.concatenate([symbols[s] for s in slices])) for model, slices in sorted(_positions(runs).items())]
 
 
 def scatter_by_model(
     parts: list[tuple[int, npt.NDArray[np.uint16]]], runs: Runs, models: Sequence[SymbolModel]
 ) -> npt.NDArray[np.uint16]:
-    """Undo `by_model`. Raises FormatError for a symbol outside its model's alphabet."""
+    """Undo `symbols_by_model`. Raises FormatError for a symbol outside its model's alphabet."""
     out = np.empty(runs.total, np.uint16)
     positions = _positions(runs)
     for model, part in parts:

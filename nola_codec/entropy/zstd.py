@@ -1,6 +1,6 @@
-"""Codec 1: symbols sorted by model, packed at a width that divides a byte, then one zstd frame.
+"""Codec 1: the symbols of each model, packed at 1, 2, 4, 8 or 16 bits, and then compressed into one zstd frame.
 
-Whole symbols a byte let zstd's Huffman stage see them; it reaches the entropy of pairs or quadruples, not of runs.
+A byte holds whole symbols, so that the Huffman stage of zstd can use their frequencies.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from nola_codec.entropy.frames import compress, decompress
 from nola_codec.entropy.raw import count_symbols
-from nola_codec.entropy.streams import by_model, scatter_by_model, width_of
+from nola_codec.entropy.streams import scatter_by_model, symbol_width, symbols_by_model
 from nola_codec.errors import FormatError
 from nola_codec.model.quantizers import Runs, SymbolModel
 from nola_codec.quant.packing import pack, packed_size, padding_bits, unpack
@@ -22,33 +22,33 @@ id = 1
 name = "zstd"
 uses_frequencies = False
 most_symbols = 1 << 16
-"""rANS, with its frequencies, always wins over zstd on more."""
+"""With more symbols than this, rANS is always shorter than zstd."""
 
 
 def pays(runs: Runs, models: Sequence[SymbolModel]) -> bool:
-    """True: every section can be compressed."""
+    """Return True: every section can be compressed."""
     return True
 
 
 def least_size(runs: Runs, models: Sequence[SymbolModel]) -> int:
-    """0: only compressing tells."""
+    """Return 0: the size is not known before coding."""
     return 0
 
 
 def _width(model: SymbolModel) -> int:
-    width = width_of(model)
+    width = symbol_width(model)
     return next(w for w in (1, 2, 4, 8, 16) if w >= width)
 
 
 def encode(symbols: npt.NDArray[Any], runs: Runs, models: Sequence[SymbolModel]) -> bytes:
-    """Compress symbols (runs.total,)."""
-    return compress(b"".join(pack(part, _width(models[model])) for model, part in by_model(symbols, runs)))
+    """Pack and compress the symbols (runs.total,) of one section."""
+    return compress(b"".join(pack(part, _width(models[model])) for model, part in symbols_by_model(symbols, runs)))
 
 
 def encode_many(
     streams: Sequence[npt.NDArray[Any]], all_runs: Sequence[Runs], models: Sequence[SymbolModel]
 ) -> list[bytes]:
-    """`encode` several sections, one after the other."""
+    """Encode several sections, one after the other."""
     return [encode(symbols, runs, models) for symbols, runs in zip(streams, all_runs, strict=True)]
 
 
@@ -71,5 +71,5 @@ def decode(data: bytes | memoryview, runs: Runs, models: Sequence[SymbolModel]) 
 def decode_many(
     datas: Sequence[bytes | memoryview], all_runs: Sequence[Runs], models: Sequence[SymbolModel]
 ) -> list[npt.NDArray[np.uint16]]:
-    """`decode` several sections, one after the other."""
+    """Decode several sections, one after the other."""
     return [decode(data, runs, models) for data, runs in zip(datas, all_runs, strict=True)]

@@ -11,7 +11,7 @@ from nola_codec.array_types import Float64Array
 from nola_codec.entropy.rans import normalize
 from nola_codec.fit.coders import MASK, Coder, DependentCoder, TrellisCoder, dependent_statistics
 from nola_codec.model.quantizers import Dependent, Quantizer
-from nola_codec.quant.codebooks import POINT_SCALE, symmetric
+from nola_codec.quant.codebooks import POINT_SCALE, symmetric_codebook
 
 
 def level_statistics(
@@ -49,7 +49,7 @@ def fit_quantizer(coder: Coder, statistics: Sequence[Float64Array]) -> Quantizer
     ideal = coder.quantizer.points[:top]
     step = ideal[0] if top == 1 else float(np.median(np.diff(ideal)))
     points = _integers(counts[1 : top + 1], sums[1 : top + 1], ideal, step / POINT_SCALE)
-    return Quantizer(symmetric(points), symmetric_frequencies(_unfold(counts, top)))
+    return Quantizer(symmetric_codebook(points), symmetric_frequencies(_unfold(counts, top)))
 
 
 def _integers(counts: Float64Array, sums: Float64Array, ideal: Float64Array, unit: float) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from nola_codec.arrays import NUMPY
 from nola_codec.basis import BasisKey, basis_by_id
 from nola_codec.fit.components import singular_components
 from nola_codec.model.quantizers import Codebook
-from nola_codec.quant.codebooks import mse_scale, nearest
+from nola_codec.quant.codebooks import mse_scale, nearest_symbols
 
 Matrix = npt.NDArray[np.float64]
 
@@ -108,7 +108,7 @@ def fit_projection(
     energy = float((parts.s**2).sum())
     target = _Target(parts.u.T.astype(np.float64) * parts.s, parts.v.astype(np.float64), energy)
     if energy == 0.0:
-        zero = nearest(np.zeros(1), codebook)
+        zero = nearest_symbols(np.zeros(1), codebook)
         return Projection(
             (np.repeat(zero, bases[0].num_basis), np.repeat(zero, bases[1].num_basis)), (1.0, 1.0), 1.0, 1.0
         )
@@ -201,8 +201,8 @@ def _conjugate_gradients(
 def _quantize(coefficients: Float64Array, codebook: Codebook) -> tuple[npt.NDArray[np.uint16], float, Float64Array]:
     """Return symbols (num_basis,), the scale of the points, and the quantized coefficients (num_basis,)."""
     if not coefficients.any():
-        symbols = nearest(coefficients, codebook)
+        symbols = nearest_symbols(coefficients, codebook)
         return symbols, 1.0, coefficients
     scale = mse_scale(coefficients, codebook)
-    symbols = nearest(coefficients / scale, codebook)
+    symbols = nearest_symbols(coefficients / scale, codebook)
     return symbols, scale, scale * np.array(codebook.points, np.float64)[symbols]

@@ -19,7 +19,7 @@ _INDEX = "model_index.json"
 
 
 def is_pipeline(path: Path) -> bool:
-    """True if a directory is a pipeline of Diffusers."""
+    """Return True if a directory is a pipeline of Diffusers."""
     return (path / _INDEX).is_file()
 
 
@@ -86,7 +86,7 @@ def _split_by_folder(file: MergeFile, base: Path) -> Iterator[tuple[str, MergeFi
 
 
 def _belongs(key: str, component: str, names: Sequence[str]) -> bool:
-    """True if a carried tensor belongs to a component.
+    """Return True if a carried tensor belongs to a component.
 
     A tensor of no component belongs to all, so that each merge refuses it.
     """

@@ -1,4 +1,4 @@
-"""An adapter of any dialect, read whole.
+"""The content of an adapter of any dialect.
 
 Shapes follow PEFT: ``delta_W (out, in) = scaling * lora_B (out, r) @ lora_A (r, in)``.
 """
@@ -18,18 +18,18 @@ Layout = Literal["linear", "conv", "embedding"]
 
 
 class Codable(Protocol):
-    """A tensor or pair of factors that the encoder codes, seen as its sides.
+    """A tensor or a pair of factors that the encoder codes, as one or two sides.
 
     Attributes:
-        name: Module path of a pair, full key of a tensor.
-        dtype: Source dtype, one of DTYPES.
-        sides: float32 (lora_B (out, r), lora_A (r, in)) of a pair, (values,) of a tensor.
+        name: The module path of a pair, or the full key of a tensor.
+        dtype: The dtype in the source, one of DTYPES.
+        sides: float32 arrays: (lora_B (out, r), lora_A (r, in)) of a pair, (values,) of a tensor.
         stored_shapes: Shapes of the sides as stored in the adapter, e.g. (out, r, 1, 1) and (r, in, kh, kw).
-        is_pair: True for a pair of factors: its delta is ``scaling * lora_B @ lora_A``.
-        rank: Units that it can have: components of a pair, 1 for a tensor.
-        vector_lengths: Length of a unit's vector on each side: (out, in) of a pair, (elements,) of a tensor.
-        is_whole_delta: True where the sides alone make the delta of a weight.
-        error_gain: Factor on an error of the sides' product, or of the tensor, on its way into the delta.
+        is_pair: True for a pair of factors, whose delta is ``scaling * lora_B @ lora_A``.
+        rank: The number of units that it can have: the components of a pair, 1 for a tensor.
+        vector_lengths: The length of a unit's vector on each side: (out, in) of a pair, (elements,) of a tensor.
+        is_whole_delta: True if the sides alone make the delta of a weight.
+        error_gain: The error of the delta over the error of the sides' product, or of the tensor, both as norms.
         layout, scaling, fan_in_fan_out: As in `LoraModule`; ``"linear"``, 1 and False for a tensor.
     """
 
@@ -61,21 +61,21 @@ class Codable(Protocol):
 
 @dataclass(frozen=True)
 class LoraModule:
-    """One adapted weight: two factors and what turns them into a delta.
+    """One adapted weight: two factors, and the numbers that turn them into a delta.
 
     Attributes:
-        name: Module path as the adapter writes it, without the factor suffix
+        name: The module path as the adapter writes it, without the suffix of the factor
             (``base_model.model.model.layers.0.self_attn.q_proj``).
-        lora_A: float32 (r, in); convolutions flattened to (r, in * kh * kw).
+        lora_A: float32 (r, in); that of a convolution is flattened to (r, in * kh * kw).
         lora_B: float32 (out, r).
-        a_shape: Shape of lora_A as stored in the adapter, e.g. (r, in, kh, kw).
-        b_shape: Shape of lora_B as stored, e.g. (out, r, 1, 1).
+        a_shape: The shape of lora_A as stored in the adapter, e.g. (r, in, kh, kw).
+        b_shape: The shape of lora_B as stored in the adapter, e.g. (out, r, 1, 1).
         scaling: alpha / r or alpha / sqrt(r); ``delta_W = scaling * lora_B @ lora_A``.
-        layout: How the factors' keys are spelt and how delta_W is shaped.
-        fan_in_fan_out: True where the base weight is stored (in, out) (Conv1D of GPT-2).
-        dtype: Source dtype of both factors, one of DTYPES.
-        gain: Factor on an error of ``lora_B @ lora_A`` on its way into the delta; None is ``|scaling|``.
-            It differs where the product is only a part of the delta (LoHa, LoKr).
+        layout: The kind of layer, which decides the keys of the factors and the shape of delta_W.
+        fan_in_fan_out: True if the base weight is stored as (in, out), like Conv1D of GPT-2.
+        dtype: The dtype of both factors in the source, one of DTYPES.
+        gain: The norm of an error of the delta over that of ``lora_B @ lora_A``; None stands for ``|scaling|``. It is
+            another number if the product is only a part of the delta (LoHa, LoKr).
     """
 
     name: str
@@ -91,7 +91,7 @@ class LoraModule:
 
     @property
     def sides(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """(lora_B, lora_A), the order of a file."""
+        """(lora_B, lora_A), which is their order in a file."""
         return self.lora_B, self.lora_A
 
     @property
@@ -101,27 +101,27 @@ class LoraModule:
 
     @property
     def is_pair(self) -> bool:
-        """True: see `Codable`."""
+        """Always True; see `Codable`."""
         return True
 
     @property
     def rank(self) -> int:
-        """Columns of lora_B and rows of lora_A."""
+        """The number of columns of lora_B and of rows of lora_A."""
         return int(self.lora_A.shape[0])
 
     @property
     def is_whole_delta(self) -> bool:
-        """True where ``scaling * lora_B @ lora_A`` is a delta by itself, not a part of one."""
+        """True if ``scaling * lora_B @ lora_A`` is a whole delta, False if it is a part of one."""
         return self.gain is None
 
     @property
     def error_gain(self) -> float:
-        """`gain` after its default."""
+        """The `gain`, or its default."""
         return abs(self.scaling) if self.gain is None else self.gain
 
     @property
     def vector_lengths(self) -> tuple[int, int]:
-        """(out, in): lengths of a column of lora_B and a row of lora_A."""
+        """(out, in): the lengths of a column of lora_B and of a row of lora_A."""
         return int(self.lora_B.shape[0]), int(self.lora_A.shape[1])
 
 
@@ -130,10 +130,10 @@ class VectorTensor:
     """A tensor that is coded as one flat vector: the change of a bias or a norm, a dense delta, a part of a LoKr.
 
     Attributes:
-        name: Its full key.
-        values: float32, in its shape.
-        dtype: Source dtype, one of DTYPES.
-        gain: Factor on an error of the tensor on its way into the delta.
+        name: The full key of the tensor.
+        values: float32, in the shape of the tensor.
+        dtype: The dtype in the source, one of DTYPES.
+        gain: The norm of an error of the delta over that of the tensor.
     """
 
     name: str
@@ -153,12 +153,12 @@ class VectorTensor:
 
     @property
     def is_pair(self) -> bool:
-        """False: see `Codable`."""
+        """Always False; see `Codable`."""
         return False
 
     @property
     def rank(self) -> int:
-        """1, the units that it can have."""
+        """1: a vector has one unit."""
         return 1
 
     @property
@@ -168,43 +168,43 @@ class VectorTensor:
 
     @property
     def is_whole_delta(self) -> bool:
-        """False: a dialect decides what the tensor is to a weight."""
+        """Always False: the dialect decides how the tensor changes a weight."""
         return False
 
     @property
     def error_gain(self) -> float:
-        """`gain`."""
+        """The `gain`."""
         return self.gain
 
     @property
     def layout(self) -> Layout:
-        """``"linear"``: only pairs have another."""
+        """``"linear"``; only a pair can have another layout."""
         return "linear"
 
     @property
     def scaling(self) -> float:
-        """1: only pairs have another."""
+        """1; only a pair can have another scaling."""
         return 1.0
 
     @property
     def fan_in_fan_out(self) -> bool:
-        """False: only pairs can have it."""
+        """Always False; only a pair can have True."""
         return False
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter of any dialect, read whole.
+    """An adapter of any dialect, as read.
 
     Attributes:
-        dialect: ``"peft"`` and others, see `adapters.DIALECTS`.
-        modules: In the order of their names.
-        vectors: Tensors that are coded, and are not pairs of factors.
-        raw: Tensors carried exact: biases, DoRA magnitudes, modules_to_save. Keyed by their full key.
-        config: ``adapter_config.json`` as parsed, or None for a lone file.
-        metadata: safetensors ``__metadata__``.
-        draws: For keys of `raw`, how to make that tensor again: the file holds this in its place.
-        notes: Sentences for the user about the way it was read.
+        dialect: The name of the dialect, such as ``"peft"``; see `adapters.DIALECTS`.
+        modules: The pairs of factors, in the order of their names.
+        vectors: The tensors that are coded, and are not pairs of factors.
+        raw: The carried tensors by their full keys: biases, DoRA magnitudes, modules_to_save.
+        config: The parsed ``adapter_config.json``, or None for a lone file.
+        metadata: The ``__metadata__`` of the safetensors file.
+        draws: The draws of some tensors of `raw`, by key: a file holds the draw in place of the tensor.
+        notes: Sentences that tell the user how the adapter was read.
     """
 
     dialect: str
@@ -218,7 +218,7 @@ class Adapter:
 
     @property
     def parameters(self) -> int:
-        """Numbers in the factors, the vectors and the raw tensors together; what a seed makes is none."""
+        """The number of elements in factors, vectors and carried tensors together; drawn tensors do not count."""
         return (
             sum(m.lora_A.size + m.lora_B.size for m in self.modules)
             + sum(v.values.size for v in self.vectors)

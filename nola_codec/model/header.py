@@ -1,4 +1,4 @@
-"""A file's header: everything but coefficients and carried bytes (specification, "Header")."""
+"""The header of a file: everything but coefficients and carried tensors (specification, "Header")."""
 
 from __future__ import annotations
 
@@ -11,16 +11,24 @@ from nola_codec.model.quantizers import Quantizer, SymbolModel
 from nola_codec.model.records import CodedRecord, DrawnRecord, RawRecord
 
 Allocation = tuple[tuple[int, int, int, int], ...]
-"""((precision, quantizer id or -1, offset, weight), ...), precisions ascending.
+"""An allocation table: ((precision, quantizer id or -1, offset, weight), ...), precisions ascending.
 
-A vector of precision p uses the last entry not above p: a layer of this quantizer, its coefficients times
-2^(weight / 8), or none. The offset is added to the prediction of its amplitude.
+A vector of precision p uses the last entry whose precision is not above p. The entry gives it a layer of this
+quantizer, with coefficients times 2^(weight / 8), or no layer if the id is -1. The offset is added to the prediction of
+the amplitude.
 """
 
 
 @dataclass(frozen=True)
 class Section:
-    """A section's codec id, offset from the start of the data area, stored length, CRC-32 of the stored bytes."""
+    """The entry of a section in the header.
+
+    Attributes:
+        codec: The id of its codec.
+        offset: The position of its first byte, from the start of the data area.
+        length: The number of its stored bytes.
+        crc32: The CRC-32 of the stored bytes.
+    """
 
     codec: int
     offset: int
@@ -30,15 +38,15 @@ class Section:
 
 @dataclass(frozen=True)
 class Rung:
-    """One rung of a file: what it adds to the rungs before it. Most files have one.
+    """One rung of a file, with the part of the header that belongs to it. Most files have one rung.
 
     Attributes:
-        allocation: Tables that kinds refer to.
-        units: Units of each coded record that are kept at this rung, those of the rungs before included.
-        exponents: Exponents of each record's sides, as decoded at this rung.
-        side_models: Models of the units section's precisions and amplitudes.
-        decoded_sha256: SHA-256 of everything that this rung decodes to.
-        measured: Values that the encoder measured at this rung, by name.
+        allocation: The allocation tables; a side gives the number of its table.
+        units: For each coded record, the number of units that it has at this rung, earlier rungs included.
+        exponents: For each coded record, the exponents of its sides as decoded at this rung.
+        side_models: The models of the precisions and of the amplitudes in the units section.
+        decoded_sha256: The SHA-256 of everything that this rung decodes to.
+        measured: The losses that the encoder measured at this rung, by name.
     """
 
     allocation: tuple[Allocation, ...]
@@ -53,8 +61,22 @@ class Rung:
 class Header:
     """All of a file but its coefficients and carried tensors (specification, "Header").
 
-    `coded` is the records at the last rung, pairs first. `blocks[i]` is the number of records in block i.
-    Sections are: units and blocks of rung 0, the carried tensors, then units and blocks of each further rung.
+    Attributes:
+        writer: The name and version of the program that wrote the file.
+        dialect: The dialect of the adapter.
+        generator: The id of the generator.
+        seed: The user's seed, 0 to 2^64 - 1.
+        quantizers: All quantizers of the file; allocation tables refer to them by number.
+        rungs: The rungs, coarsest first.
+        amplitude_slope: The amplitude codes that a prediction rises with each precision.
+        coded: The coded records as they are at the last rung, pairs first.
+        raw: The records of the carried tensors.
+        blocks: The number of coded records in each block.
+        sections: The sections in file order: units and blocks of rung 0, the carried tensors, then units and blocks
+            of each further rung.
+        config: The parsed configuration file of the adapter, or None.
+        metadata: The metadata of the adapter's file.
+        drawn: The records of the drawn tensors.
     """
 
     writer: str
@@ -74,12 +96,12 @@ class Header:
 
     @cached_property
     def pairs(self) -> tuple[CodedRecord, ...]:
-        """The records of two sides; their numbers are those in `coded`."""
+        """The coded records of two sides, which come first in `coded`."""
         return tuple(record for record in self.coded if record.kind.is_pair)
 
     @cached_property
     def vectors(self) -> tuple[CodedRecord, ...]:
-        """The records of one side, which follow the pairs in `coded`."""
+        """The coded records of one side, which follow the pairs in `coded`."""
         return tuple(record for record in self.coded if not record.kind.is_pair)
 
     @property
@@ -89,22 +111,22 @@ class Header:
 
     @property
     def measured(self) -> Mapping[str, float]:
-        """Values that the encoder measured at the last rung, by name."""
+        """The losses that the encoder measured at the last rung, by name."""
         return self.last.measured
 
     @property
     def decoded_sha256(self) -> bytes:
-        """SHA-256 of everything that the last rung decodes to."""
+        """The SHA-256 of everything that the last rung decodes to."""
         return self.last.decoded_sha256
 
     def units_section(self, rung: int) -> int:
-        """Number of the section of a rung's units; its blocks follow."""
+        """Return the number of the units section of a rung; the sections of its blocks follow."""
         return rung * (1 + len(self.blocks)) + (len(self.raw) if rung else 0)
 
     def sections_at(self, rung: int) -> int:
-        """Sections that a reader of this rung needs; they are the first ones."""
+        """Return how many sections, counted from the first, a reader of this rung needs."""
         return (rung + 1) * (1 + len(self.blocks)) + len(self.raw)
 
     def raw_section(self, index: int) -> int:
-        """Number of the section of a carried tensor."""
+        """Return the number of the section of carried tensor `index`."""
         return 1 + len(self.blocks) + index

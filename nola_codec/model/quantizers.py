@@ -1,4 +1,4 @@
-"""Quantizers turn symbols into coefficients: codebooks, trellises, and the statistics that entropy codecs use."""
+"""Quantizers, which turn symbols into coefficients: codebooks, trellises, and the frequencies for entropy codecs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Codebook:
-    """Integer reconstruction points in ascending order; a symbol is an index into them.
-
-    `form` says how the file spells it:
-        ``"symmetric"``: the positive points only; 0 and the mirror images are implied.
-        ``"points"``: every point.
-        ``"midtread"``: -2^(b-1) .. 2^(b-1) - 1.
-        ``"midrise"``: the odd numbers -(2^b - 1) .. 2^b - 1.
+    """Integer reconstruction points. A symbol is an index into them.
 
     Example: ``Codebook("symmetric", (-31, 0, 31))``.
+
+    Attributes:
+        form: The way in which a file writes the points. ``"symmetric"``: the positive points; 0 and the mirror images
+            follow from them. ``"points"``: every point. ``"midtread"``: a number of bits b, which stands for all of
+            -2^(b-1) .. 2^(b-1) - 1. ``"midrise"``: a number of bits b, which stands for the odd numbers
+            -(2^b - 1) .. 2^b - 1.
+        points: All points, ascending.
     """
 
     form: Literal["symmetric", "points", "midtread", "midrise"]
@@ -27,28 +28,30 @@ class Codebook:
 
     @property
     def size(self) -> int:
+        """The number of symbols."""
         return len(self.points)
 
     @property
     def peak(self) -> int:
+        """The largest magnitude of a point."""
         return max(abs(self.points[0]), abs(self.points[-1]))
 
     def run(self, count: int) -> int:
-        """Symbols that `count` coefficients take."""
+        """Return the number of symbols that `count` coefficients take."""
         return count
 
 
 @dataclass(frozen=True)
 class Trellis:
-    """Coefficients chosen by a sliding window over the vector's own bits (specification, "Trellis").
+    """A rule that makes coefficients from a sliding window over the bits of a vector (specification, "Quantizers").
 
-    A step of `bits` bits gives `stride` coefficients: coefficient j of a step is levels[i], i being the number spelt by
-    the parities of the window under masks[j], the first mask's parity the highest bit.
+    Each step takes `bits` new bits into the window of eight and gives `stride` coefficients. Coefficient j of a step is
+    levels[i]. The bits of i are the parities of the window under masks[j], the first mask giving the highest bit.
 
     Attributes:
-        number: Its id in a file.
-        bits: Bits of a step, 1 or 2.
-        masks: For each coefficient of a step, 8-bit masks.
+        number: The id of the trellis in a file.
+        bits: The bits of a step, 1 or 2.
+        masks: For each coefficient of a step, one 8-bit mask for each bit of i.
         levels: The points that a coefficient can take.
     """
 
@@ -59,29 +62,32 @@ class Trellis:
 
     @property
     def stride(self) -> int:
+        """The number of coefficients of a step."""
         return len(self.masks)
 
     @property
     def size(self) -> int:
-        """Symbols: one for each value of a step's bits."""
+        """The number of symbols: one for each value of a step's bits."""
         return 1 << self.bits
 
     @property
     def peak(self) -> int:
+        """The largest magnitude of a point."""
         return max(self.levels)
 
     def run(self, count: int) -> int:
-        """Symbols that `count` coefficients take."""
+        """Return the number of symbols that `count` coefficients take."""
         return -(-count // self.stride)
 
 
 @dataclass(frozen=True)
 class Dependent:
-    """Two symmetric codebooks of one size; the parities of the eight levels before decide which one is used.
+    """Two symmetric codebooks of one size. The parities of the last eight levels decide which one comes next.
 
     Attributes:
-        mask: 8 bits over the window of parities: an even number of ones under it chooses `even`, an odd one `odd`.
-        even, odd: Positive points, ascending.
+        mask: An 8-bit mask of the window of parities. An even number of ones under it chooses `even`, an odd number
+            chooses `odd`.
+        even, odd: The positive points of each codebook, ascending.
     """
 
     mask: int
@@ -90,14 +96,16 @@ class Dependent:
 
     @property
     def size(self) -> int:
+        """The number of symbols."""
         return 2 * len(self.even) + 1
 
     @property
     def peak(self) -> int:
+        """The largest magnitude of a point."""
         return max(self.even[-1], self.odd[-1])
 
     def run(self, count: int) -> int:
-        """Symbols that `count` coefficients take."""
+        """Return the number of symbols that `count` coefficients take."""
         return count
 
 
@@ -106,7 +114,12 @@ Book = Codebook | Trellis | Dependent
 
 @dataclass(frozen=True)
 class SymbolModel:
-    """An entropy codec's knowledge of a run: the size of the alphabet, and frequencies of 2^12 in total or None."""
+    """Everything that an entropy codec knows about the symbols of a run.
+
+    Attributes:
+        size: The size of the alphabet.
+        frequencies: A positive integer for each symbol, 2^12 in sum; None if the codec has to do without.
+    """
 
     size: int
     frequencies: tuple[int, ...] | None = None
@@ -114,9 +127,11 @@ class SymbolModel:
 
 @dataclass(frozen=True)
 class Runs:
-    """The make-up of a symbol stream: run i has `lengths[i]` symbols of model `models[i]`.
+    """The runs of a symbol stream, in order: run i has `lengths[i]` symbols of model `models[i]`.
 
-    Both are int64 arrays of one length. The symbols themselves follow one another in the order of the runs.
+    Attributes:
+        models: int64 (runs,): the number of each run's model.
+        lengths: int64 (runs,): the number of each run's symbols.
     """
 
     models: npt.NDArray[np.int64]
@@ -124,16 +139,23 @@ class Runs:
 
     @property
     def total(self) -> int:
+        """The number of symbols in all runs."""
         return int(self.lengths.sum())
 
 
 @dataclass(frozen=True)
 class Quantizer:
-    """A codebook, which turns a vector's symbols into coefficients, and for rANS the frequencies of the symbols."""
+    """A codebook, trellis or pair of dependent codebooks, with the frequencies of its symbols.
+
+    Attributes:
+        codebook: Turns the symbols of a vector into coefficients.
+        frequencies: As in `SymbolModel`.
+    """
 
     codebook: Book
     frequencies: tuple[int, ...] | None = None
 
     @property
     def model(self) -> SymbolModel:
+        """The model of its symbols for an entropy codec."""
         return SymbolModel(self.codebook.size, self.frequencies)

@@ -1,7 +1,7 @@
-"""Records of a file, and the kinds that families of records share (specification, "Records").
+"""Records of a file, and the kinds that families of records share (specification, "Kinds").
 
-A coded record has sides, each an array with its own basis and coefficients: a pair of factors has two (lora_B, lora_A),
-a vector has one. Nothing else tells them apart.
+A coded record has sides, and each side is an array with its own basis and coefficients. A pair of factors has two
+sides, lora_B and lora_A, and a vector has one. There is no other difference between pairs and vectors.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class Side:
     """One array of a coded record: lora_B or lora_A of a pair, or the tensor of a vector record.
 
     Attributes:
-        stored_shape: Shape that the adapter stores: (out, r[, 1, 1]), (r, in[, kh, kw]), or the tensor's own.
-        shape: Shape of the decoded array: (out, r), (r, in * kh * kw), or the tensor's own.
-        axis: Dimension of `shape` along which the vectors of the side are counted; None where one vector is the side.
-        num_basis: Coefficients of each vector.
-        table: Allocation table, as a number in each rung's `allocation`.
-        shift: Added to a unit's precision before it is looked up in that table.
+        stored_shape: The shape in the adapter: (out, r[, 1, 1]), (r, in[, kh, kw]), or the tensor's own.
+        shape: The shape of the decoded array: (out, r), (r, in * kh * kw), or the tensor's own.
+        axis: The dimension of `shape` along which the vectors of the side are counted; None if the side is one vector.
+        num_basis: The number of coefficients of each vector.
+        table: The number of the side's table in each rung's `allocation`.
+        shift: A number that is added to a unit's precision before it is looked up in that table.
     """
 
     stored_shape: tuple[int, ...]
@@ -42,12 +42,12 @@ class Side:
 
     @property
     def length(self) -> int:
-        """Numbers in one vector."""
+        """The number of elements of one vector."""
         return math.prod(size for axis, size in enumerate(self.shape) if axis != self.axis)
 
     @property
     def elements(self) -> int:
-        """Numbers in the whole side."""
+        """The number of elements of the whole side."""
         return math.prod(self.shape)
 
 
@@ -58,14 +58,14 @@ def coded_sides(
     tables: Sequence[int] | None = None,
     shifts: Sequence[int] | None = None,
 ) -> tuple[Side, ...]:
-    """Sides of a pair of factors or of a vector.
+    """Return the sides of a pair of factors or of a vector.
 
     Args:
         stored_shapes: (b_shape, a_shape) of a pair, or (shape,) of a vector.
-        split: As in `CodedKind`.
-        num_basis: Coefficients of a vector, for each side; None gives each as many as it has numbers.
-        tables: Allocation table of each side; None numbers them from 0.
-        shifts: Shift of each side; None is 0.
+        split: The same as in `CodedKind`.
+        num_basis: For each side, the coefficients of a vector; None gives a vector as many as it has elements.
+        tables: The allocation table of each side; None numbers the tables from 0.
+        shifts: The shift of each side; None stands for 0.
 
     Example:
         >>> [side.length for side in coded_sides([(576, 8), (8, 192)])]
@@ -94,15 +94,15 @@ class CodedKind:
     A kind has two sides, lora_B and lora_A, or one, the tensor of a vector record.
 
     Attributes:
-        template: Name with every run of digits replaced by ``#``.
-        dtype: Source dtype, one of DTYPES.
-        basis: Basis id.
+        template: The name with every run of digits replaced by ``#``.
+        dtype: The dtype in the source, one of DTYPES.
+        basis: The id of the basis.
         sides: The coded arrays; see `coded_sides`.
-        split: ``"component"``: each column of lora_B and each row of lora_A is a vector of its own, one *unit* being
-            such a pair; a vector record has the one unit that is its tensor. ``"factor"``: each factor is one flat
-            vector, lora_B then lora_A being the two units.
-        amplitude: Constant part of the prediction of a unit's amplitude code.
-        layout, scaling, fan_in_fan_out: As in `LoraModule`, for a pair; a vector keeps the defaults.
+        split: The way in which sides are divided into vectors. ``"component"``: each column of lora_B and each row of
+            lora_A is a vector, and a *unit* is a column with its row; a vector record has one unit, its tensor.
+            ``"factor"``: each factor is one flat vector, and the two units are lora_B and lora_A.
+        amplitude: The constant part of the prediction of a unit's amplitude code.
+        layout, scaling, fan_in_fan_out: The same as in `LoraModule` for a pair; a vector has the defaults.
     """
 
     template: str
@@ -122,7 +122,7 @@ class CodedKind:
 
     @property
     def rank(self) -> int:
-        """Components that the record can have: columns of lora_B; 1 for a vector."""
+        """The number of components that a record can have: the columns of lora_B, or 1 for a vector."""
         return self.sides[0].shape[1] if self.is_pair else 1
 
     @property
@@ -132,42 +132,42 @@ class CodedKind:
 
     @property
     def product_shape(self) -> tuple[int, int]:
-        """(out, in) of lora_B @ lora_A, convolutions flattened to (out, in * kh * kw)."""
+        """The shape (out, in) of lora_B @ lora_A; that of a convolution is flattened to (out, in * kh * kw)."""
         lora_B, lora_A = self.sides
         return lora_B.shape[0], lora_A.shape[1]
 
     @property
     def num_basis(self) -> tuple[int, ...]:
-        """Coefficients of each vector, for each side."""
+        """For each side, the number of coefficients of a vector."""
         return tuple(side.num_basis for side in self.sides)
 
     @property
     def vector_lengths(self) -> tuple[int, ...]:
-        """Length of one vector, for each side."""
+        """For each side, the length of a vector."""
         return tuple(side.length for side in self.sides)
 
     @property
     def elements(self) -> int:
-        """Numbers in all sides."""
+        """The number of elements of all sides."""
         return sum(side.elements for side in self.sides)
 
     @property
     def most_units(self) -> int:
-        """Units of a record that keeps everything."""
+        """The number of units of a record that keeps everything."""
         return self.rank if self.split == "component" else len(self.sides)
 
     def unit_sides(self, unit: int) -> tuple[int, ...]:
-        """Sides on which a unit has a vector."""
+        """Return the numbers of the sides on which a unit has a vector."""
         return tuple(range(len(self.sides))) if self.split == "component" else (unit,)
 
     def vectors(self, units: int) -> int:
-        """Vectors of each side of a record with so many units."""
+        """Return the number of vectors on each side of a record with so many units."""
         return units if self.split == "component" else units // len(self.sides)
 
 
 @dataclass(frozen=True)
 class RawKind:
-    """A family of tensors carried as they came."""
+    """The common properties of a family of carried tensors; the attributes are those of `CodedKind` and `RawTensor`."""
 
     template: str
     dtype: str
@@ -175,12 +175,13 @@ class RawKind:
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]  # no fixed width: shapes of a damaged file may overflow
+        """The size of one tensor in bytes."""
+        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]  # Python integers: shapes of damaged files may be huge
 
 
 @dataclass(frozen=True)
 class DrawnKind:
-    """A family of tensors that are one draw."""
+    """The common properties of a family of drawn tensors, which are all the same draw."""
 
     template: str
     draw: Draw
@@ -191,17 +192,18 @@ Kind = CodedKind | RawKind | DrawnKind
 
 @dataclass(frozen=True)
 class CodedRecord:
-    """One tensor, or pair of factors, that is coded, as it stands at one rung of a file.
+    """One coded tensor or pair of factors, as it is at one rung of a file.
 
     Attributes:
-        name: Module path, or a vector's full key.
-        kind: Its family.
-        stream: Stream number of its basis; side number i uses generator stream 2 * stream + i.
-        exponents: Power of two of each side's int16 form.
-        entry: int64 (units,): rung at which each unit starts, ascending.
-        precision: int64 (units,), see `CodedKind`; kept components come first, and what is not kept is zero.
-        amplitude: int64 (units,): scale code; for ``component`` that of the product or the vector in sixteenths of an
-            octave, for ``factor`` that of the factor in thirty-seconds. See `scale_codes`.
+        name: The module path of a pair, or the full key of a vector.
+        kind: The properties that it shares with other records.
+        stream: The stream number of its bases; side i uses generator stream 2 * stream + i.
+        exponents: For each side, the power of two that its int16 elements are multiplied by.
+        entry: int64 (units,): the rung at which each unit starts, ascending.
+        precision: int64 (units,): the precision of each unit. Components that are not kept have no unit and decode
+            to zero.
+        amplitude: int64 (units,): the amplitude of each unit. For ``component`` it is the scale of the product of
+            the unit's vectors in sixteenths of an octave, for ``factor`` that of the factor in thirty-seconds.
     """
 
     name: str
@@ -214,11 +216,11 @@ class CodedRecord:
 
     @property
     def units(self) -> int:
-        """Units that are kept at this rung."""
+        """The number of units at this rung."""
         return len(self.precision)
 
     def scale_codes(self, side: int) -> npt.NDArray[np.int64]:
-        """Codes E of the vectors of one side, each of which is multiplied by 2^(E / 32), int64 (vectors,)."""
+        """Return the scale codes of a side's vectors, int64 (vectors,); code E multiplies a vector by 2^(E / 32)."""
         if self.kind.split == "factor":
             return self.amplitude[side : side + 1]
         return self.amplitude * (2 // len(self.kind.sides))
@@ -226,7 +228,7 @@ class CodedRecord:
 
 @dataclass(frozen=True)
 class RawRecord:
-    """One tensor carried as it came; its bytes are in a section of its own."""
+    """One carried tensor, whose bytes are in a section of their own."""
 
     name: str
     kind: RawKind
@@ -234,7 +236,7 @@ class RawRecord:
 
 @dataclass(frozen=True)
 class DrawnRecord:
-    """One tensor that is drawn again; no section has it."""
+    """One drawn tensor, which takes no section."""
 
     name: str
     kind: DrawnKind

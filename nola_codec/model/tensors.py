@@ -1,4 +1,4 @@
-"""Tensors as files carry them: bytes with a dtype and a shape, or a draw that makes them again."""
+"""Tensors that are not coded: bytes with a dtype and a shape, or a draw that makes them again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-# Names of safetensors; the index in this tuple is the id in a file.
+# The names are those of safetensors. The index in this tuple is the id in a file.
 DTYPES: tuple[str, ...] = (
     "F32", "F16", "BF16", "F64", "I64", "I32", "I16", "I8", "U8", "BOOL", "U16", "U32", "U64", "F8_E4M3", "F8_E5M2",
 )  # fmt: skip
@@ -20,7 +20,7 @@ DTYPE_BYTES: Mapping[str, int] = {
 
 @dataclass(frozen=True)
 class RawTensor:
-    """A tensor carried as it came: little-endian bytes, row-major.
+    """A tensor as its bytes: little-endian, in row-major order.
 
     Example: ``RawTensor("F32", (576,), data)`` with ``len(data) == 2304``.
     """
@@ -37,19 +37,21 @@ DrawMethod = Literal["uniform", "uniform-fused", "ternary"]
 class Draw:
     """A tensor that a library drew with MT19937 and that is drawn again instead of being stored.
 
-    Specification, "Drawn tensors"; `prng.draws` makes it.
+    The specification describes it ("Drawn tensors"), and `prng.draws` makes the tensor.
 
     Attributes:
-        shape: Shape of the tensor.
-        dtypes: The dtype that is drawn and those it was cast to since ("F32", "F16", "BF16"); the last is the tensor's.
-        method: ``"uniform"``: low + u * (high - low), each operation rounded to float32; ``"uniform-fused"``: product
-            and sum rounded together. ``"ternary"``: -1 where u < low, 1 where u > high, else 0.
-        digits: Low bits of a word that make u: 24, 11 or 8.
-        seed: 0 to 2^32 - 1.
-        start: Words of the sequence before this tensor's first.
-        axis: 0: elements are drawn in row-major order; 1: so are those of each slice along dimension 1, slice by slice.
-        low, high: Exact in float32.
-        divisor: Number that the drawn values are divided by, or None.
+        shape: The shape of the tensor.
+        dtypes: The dtype in which the tensor was drawn, then those that it was cast to ("F32", "F16" or "BF16"). The
+            last one is the tensor's own.
+        method: The formula of an element. ``"uniform"``: low + u * (high - low), each operation rounded to float32.
+            ``"uniform-fused"``: the same with product and sum rounded together. ``"ternary"``: -1 if u < low, 1 if
+            u > high, else 0.
+        digits: The number of low bits of a word that make u: 24, 11 or 8.
+        seed: The seed of MT19937, 0 to 2^32 - 1.
+        start: The number of words of the sequence before the first one of this tensor.
+        axis: The order of the elements. 0: row-major. 1: slice by slice along dimension 1, each slice row-major.
+        low, high: Bounds that float32 holds exactly.
+        divisor: The number that the drawn values are divided by, or None.
     """
 
     shape: tuple[int, ...]
@@ -65,17 +67,20 @@ class Draw:
 
     @property
     def dtype(self) -> str:
+        """The dtype of the tensor."""
         return self.dtypes[-1]
 
     @property
     def elements(self) -> int:
+        """The number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
+        """The size of the tensor in bytes."""
         return self.elements * DTYPE_BYTES[self.dtype]
 
     @property
     def words(self) -> int:
-        """Words of the sequence up to its end."""
+        """The number of words of the sequence up to the last one of this tensor."""
         return self.start + self.elements

@@ -1,8 +1,8 @@
-"""Counter-based generators: the same words on every device, by (seed, stream, purpose, position), with no state.
+"""Counter-based generators: (seed, stream, purpose, position) gives the same word on every device, with no state.
 
     words(PHILOX, seed=7, stream=0, purpose=SIGNS, start=0, count=4, xp=NUMPY)
 
-A generator is a pure function of a key and a counter, so any range of words can be had without those before it.
+A generator is a pure function of a key and a counter, so any range of words can be made without those before it.
 
     philox.py, threefry.py      the two generators of bases
     mt19937.py, draws.py        PyTorch's generator on a CPU, and the tensors that are drawn again with it
@@ -19,12 +19,16 @@ PHILOX, THREEFRY = 1, 2
 NAMES = {"philox4x32-10": PHILOX, "threefry2x32-20": THREEFRY}
 WORDS_PER_BLOCK = {PHILOX: 4, THREEFRY: 2}
 
-# Purposes: one number space, so that no two uses of a stream share words.
+# The purposes have different numbers, so that no two uses of a stream share words.
 SIGNS, SIGNS_SECOND, SUBSET, RADEMACHER, UNIFORM = range(5)
 
 
 def generator_name(generator: int) -> str:
-    """The generator's published name. Raises FormatError for an unknown id."""
+    """Return the published name of a generator.
+
+    Raises:
+        FormatError: ``generator``: The id is unknown.
+    """
     for name, number in NAMES.items():
         if number == generator:
             return name
@@ -32,19 +36,22 @@ def generator_name(generator: int) -> str:
 
 
 def words(generator: int, *, seed: int, stream: int, purpose: int, start: int, count: int, xp: Arrays) -> Array:
-    """Words `start` to `start + count` of a stream.
+    """Return words `start` to `start + count` of a stream.
 
     Args:
         generator: PHILOX or THREEFRY.
-        seed: 64-bit user's seed.
-        stream: 32-bit number; equal streams give equal words.
+        seed: The user's seed, 64 bits.
+        stream: A number of 32 bits; equal streams give equal words.
         purpose: One of SIGNS, SIGNS_SECOND, SUBSET, RADEMACHER, UNIFORM.
-        start: Index of the first word.
-        count: Number of words.
-        xp: Where to compute.
+        start: The index of the first word.
+        count: The number of words.
+        xp: The array library to compute with.
 
     Returns:
         int64 (count,), values in [0, 2^32).
+
+    Raises:
+        FormatError: ``generator``: The id of the generator is unknown.
     """
     generator_name(generator)
     width = WORDS_PER_BLOCK[generator]
@@ -63,9 +70,9 @@ def words(generator: int, *, seed: int, stream: int, purpose: int, start: int, c
 
 
 def signs(generator: int, *, seed: int, stream: int, purpose: int, start: int, count: int, xp: Arrays) -> Array:
-    """Pseudo-random +-1: 1 - 2 * bit, bits taken from each word least significant first.
+    """Return pseudo-random signs: 1 - 2 * bit, with the bits of each word taken least significant first.
 
-    `start` counts signs and must be a multiple of 32.
+    The arguments are those of `words`, but `start` and `count` count signs; `start` is a multiple of 32.
 
     Returns:
         int64 (count,).
@@ -78,7 +85,7 @@ def signs(generator: int, *, seed: int, stream: int, purpose: int, start: int, c
 
 
 def subset(generator: int, *, seed: int, stream: int, population: int, size: int, xp: Arrays) -> Array:
-    """`size` of `population` positions, ascending: those whose (word, position) are the smallest.
+    """Return `size` of `population` positions, ascending: those with the smallest (word, position).
 
     Returns:
         int64 (size,).

@@ -1,10 +1,10 @@
-"""Tensors that PyTorch drew on a CPU, drawn again (specification, "Drawn tensors").
+"""Draw tensors again that PyTorch drew on a CPU (specification, "Drawn tensors").
 
-    uniform_    value = low + u * (high - low),  u = (word mod 2^24) / 2^24       one word an element, in sequence
+    uniform_    value = low + u * (high - low),  u = (word mod 2^24) / 2^24       each element takes the next word
 
-Everything is elementwise and rounded as IEEE 754 says, so that the bits are the same on every machine. They are not in
-PyTorch: where its kernels were compiled for AVX2, product and sum are one fused operation, elsewhere two; `Draw` says
-which. 16-bit draws took 8 or 11 bits of a word in older versions, and are rounded from a float32 draw now.
+Everything is elementwise and rounded as IEEE 754 says, so that the bits are the same on every machine. The bits of
+PyTorch are not: its kernels for AVX2 fuse product and sum into one operation, and the others do not. `Draw` says which
+ones drew a tensor. Older versions took 8 or 11 bits of a word for a 16-bit element; newer ones round a float32 draw.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 def draw_tensor(draw: Draw) -> RawTensor:
-    """Draw a tensor again; the last two are kept, because the records of several layers may be one draw."""
+    """Draw a tensor again. The last two tensors are kept, because several layers may have the same draw."""
     return _draw(draw)
 
 
@@ -46,14 +46,14 @@ def _draw(draw: Draw) -> RawTensor:
 
 
 def draw_values(draw: Draw, words: Uint32Array) -> Float32:
-    """Make the elements of a draw from words, each exact in the draw's last dtype.
+    """Make the elements of a draw from words.
 
     Args:
-        draw: The recipe; its shape and place in the sequence do not matter here.
-        words: uint32, any shape.
+        draw: The draw; its shape and its place in the sequence do not matter here.
+        words: uint32 of any shape.
 
     Returns:
-        float32 of the words' shape.
+        float32 of the words' shape; the last dtype of the draw holds each value exactly.
     """
     low, high = np.float32(draw.low), np.float32(draw.high)
     u = (words & np.uint32((1 << draw.digits) - 1)).astype(np.float32)
@@ -63,7 +63,7 @@ def draw_values(draw: Draw, words: Uint32Array) -> Float32:
     else:
         span = high - low
         if draw.method == "uniform-fused":
-            wide = u.astype(np.float64)  # the product is exact here
+            wide = u.astype(np.float64)  # float64 holds the product exactly
             wide *= np.float64(span)
             wide += np.float64(low)
             values = wide.astype(np.float32)
@@ -71,7 +71,7 @@ def draw_values(draw: Draw, words: Uint32Array) -> Float32:
             values = u * span
             values += low
         values = round_to_dtype(values, draw.dtypes[0])
-        # A value that rounds to the upper end becomes the lower one: PyTorch keeps the interval half open.
+        # A value that rounds to the upper end becomes the lower end: PyTorch keeps the interval half open.
         first, last = round_to_dtype(np.array([low, high], np.float32), draw.dtypes[0])
         values[values == last] = first
     if draw.divisor is not None:
@@ -82,7 +82,7 @@ def draw_values(draw: Draw, words: Uint32Array) -> Float32:
 
 
 def round_to_dtype(values: Float32, dtype: str) -> Float32:
-    """Round float32 values to numbers of a dtype (F32, F16, BF16), to nearest even; too large ones become infinite."""
+    """Round float32 values to numbers of a dtype (F32, F16, BF16), ties to even; values too large become infinite."""
     if dtype == "BF16":
         return (bfloat16_bits(np.ascontiguousarray(values).view(np.uint32)).astype(np.uint32) << np.uint32(16)).view(
             np.float32

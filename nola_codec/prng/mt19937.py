@@ -1,7 +1,7 @@
 """MT19937, the Mersenne Twister (Matsumoto and Nishimura, 1998): the generator of PyTorch on a CPU.
 
-It makes only the tensors that a library drew and that a file does not store; bases never use it. Its words come in
-sequence, so a tensor that starts late costs all words before it.
+It makes drawn tensors only; bases never use it. Its words come in sequence, so a tensor that starts late costs the time
+of all words before it.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import numpy as np
 from nola_codec.array_types import Uint32Array
 
 _SIZE, _MIDDLE = 624, 397
-_STEP = _SIZE - _MIDDLE  # words that depend on none of each other
+_STEP = _SIZE - _MIDDLE  # number of consecutive words that do not depend on one another
 _UPPER, _LOWER, _MATRIX = np.uint32(0x80000000), np.uint32(0x7FFFFFFF), np.uint32(0x9908B0DF)
 _PIECE = 1 << 18
 
 
 def mt19937(seed: int, start: int, count: int) -> Uint32Array:
-    """Words `start` to `start + count` of the sequence that a seed begins.
+    """Return words `start` to `start + count` of the sequence of a seed.
 
     Args:
-        seed: 0 to 2^32 - 1, as the authors' `init_genrand` takes it. PyTorch's `manual_seed` uses the low 32 bits of
-            its 64.
-        start: Words passed over.
-        count: Words wanted.
+        seed: The seed of the authors' function `init_genrand`, 0 to 2^32 - 1. PyTorch's `manual_seed` takes 64 bits
+            and uses the low 32.
+        start: The index of the first word.
+        count: The number of words.
 
     Returns:
         uint32 (count,).
@@ -39,7 +39,7 @@ def mt19937(seed: int, start: int, count: int) -> Uint32Array:
 
 
 def mt19937_pieces(seed: int, start: int, count: int) -> Iterator[Uint32Array]:
-    """Yield the words of `mt19937`, some _PIECE at a time, so that a large tensor's are never all in memory."""
+    """Yield the words of `mt19937` in pieces of about _PIECE, so that memory never holds those of a large tensor."""
     position = -start
     for piece in _pieces(seed):
         if position >= count:
@@ -51,9 +51,9 @@ def mt19937_pieces(seed: int, start: int, count: int) -> Iterator[Uint32Array]:
 
 
 def _pieces(seed: int) -> Iterator[Uint32Array]:
-    """Untempered words, some _PIECE at a time.
+    """Yield the untempered words in pieces of about _PIECE.
 
-    x[k + 624] = x[k + 397] ^ twist(x[k], x[k + 1]), so that 227 at once can be made of what is there.
+    x[k + 624] = x[k + 397] ^ twist(x[k], x[k + 1]), so 227 new words can be made at once from the words before.
     """
     buffer = np.empty(_SIZE + _PIECE // _STEP * _STEP, np.uint32)
     buffer[:_SIZE] = _initial_state(seed)
@@ -71,7 +71,7 @@ def _pieces(seed: int) -> Iterator[Uint32Array]:
 
 
 def _initial_state(seed: int) -> Uint32Array:
-    """Return the state of 624 words that comes before the first word that is given out."""
+    """Return the state of 624 words that comes before the first word of the sequence."""
     state = [seed & 0xFFFFFFFF]
     for index in range(1, _SIZE):
         state.append((1812433253 * (state[-1] ^ state[-1] >> 30) + index) & 0xFFFFFFFF)

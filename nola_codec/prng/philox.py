@@ -1,7 +1,7 @@
 """Philox4x32-10 of Random123 (Salmon et al., SC 2011): four 32-bit words for a 128-bit counter and a 64-bit key.
 
-Words live in int64 arrays. A 32x32-bit product wraps in int64, and its low 64 bits are right all the same, so the
-same expressions run on NumPy and on PyTorch, which lacks uint64 arithmetic on CUDA.
+Words lie in int64 arrays. A product of two 32-bit words may wrap in int64, but its 64 bits are still right. The same
+expressions therefore run on NumPy and on PyTorch, which lacks uint64 arithmetic on CUDA.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 def philox4x32(
     counter: tuple[Array, Array, Array, Array], key: tuple[int, int], rounds: int = 10
 ) -> tuple[Array, Array, Array, Array]:
-    """Random words for each counter.
+    """Return four random words for each counter.
 
     Args:
         counter: Four int64 arrays of one shape, holding 32-bit words, least significant first.
         key: Two 32-bit words.
-        rounds: 10 is the published generator.
+        rounds: The number of rounds; the published generator has 10.
 
     Returns:
         Four int64 arrays of the counters' shape, values in [0, 2^32).

@@ -14,15 +14,15 @@ T = TypeVar("T", int, Array)
 
 
 def threefry2x32(counter: tuple[T, T], key: tuple[int, int], rounds: int = 20) -> tuple[T, T]:
-    """Random words for each counter.
+    """Return two random words for each counter.
 
     Args:
         counter: Two int64 arrays of one shape (or two ints), holding 32-bit words, least significant first.
         key: Two 32-bit words.
-        rounds: 20 is the published generator; a multiple of 4.
+        rounds: The number of rounds, a multiple of 4; the published generator has 20.
 
     Returns:
-        Two values like the counters, in [0, 2^32).
+        Two values of the type and shape of the counters, in [0, 2^32).
     """
     schedule = (key[0], key[1], _PARITY ^ key[0] ^ key[1])
     x0, x1 = (counter[0] + schedule[0]) & MASK, (counter[1] + schedule[1]) & MASK

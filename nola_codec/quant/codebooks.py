@@ -1,7 +1,6 @@
-"""Integer codebooks and their quantizers.
+"""Make integer codebooks, and find the points nearest to values.
 
-A codebook is a list of integer points; a vector's scale turns points into values. `POINT_SCALE` points make one step
-of a deadzone quantizer, fine enough for fitted centroids (the loss against real-valued ones is 0.1% of the distortion).
+A codebook is a list of integer points, and the scale of a vector turns points into values.
 """
 
 from __future__ import annotations
@@ -17,40 +16,37 @@ import numpy.typing as npt
 from nola_codec.model.quantizers import Codebook
 
 POINT_SCALE = 32
+"""Points in one step of a fitted quantizer: rounding centroids to them adds 0.1% to the distortion."""
 MAX_POINT = 1 << 15
+"""The largest point that a file may hold."""
 _SQRT2 = math.sqrt(2.0)
 
 
 @lru_cache
-def midtread(num_bits: int) -> Codebook:
-    """Two's-complement levels -2^(b-1) .. 2^(b-1) - 1, with a zero; 2 to 16 bits."""
+def midtread_codebook(num_bits: int) -> Codebook:
+    """Make the codebook of -2^(b-1) .. 2^(b-1) - 1, which has a zero; b is 2 to 16."""
     half = 1 << (num_bits - 1)
     return Codebook("midtread", tuple(range(-half, half)))
 
 
-def midrise(num_bits: int) -> Codebook:
-    """Odd levels -(2^b - 1) .. 2^b - 1, no zero; 1 to 8 bits. One bit is a sign."""
+def midrise_codebook(num_bits: int) -> Codebook:
+    """Make the codebook of the odd numbers -(2^b - 1) .. 2^b - 1, which has no zero; b is 1 to 8. One bit is a sign."""
     return Codebook("midrise", tuple(range(1 - (1 << num_bits), 1 << num_bits, 2)))
 
 
-def symmetric(positive: Sequence[int]) -> Codebook:
-    """Zero and +-points; `positive` ascending, from 1 to MAX_POINT."""
+def symmetric_codebook(positive: Sequence[int]) -> Codebook:
+    """Make the codebook of zero and of some points with both signs; `positive` ascends, from 1 to MAX_POINT."""
     return Codebook("symmetric", (*(-p for p in reversed(positive)), 0, *positive))
 
 
-def deadzone(levels: int, shift: float = 0.0) -> Codebook:
-    """Midtread with `levels` steps a side, points drawn towards zero by `shift` of a step (Sullivan, 1996)."""
-    return symmetric([round(POINT_SCALE * (level - shift)) for level in range(1, levels + 1)])
-
-
 @lru_cache
-def lloyd_max(num_bits: int) -> Codebook:
-    """Lloyd-Max for a Gaussian (Max, 1960), 1 to 8 bits; 4096 points are one standard deviation.
+def lloyd_max_codebook(num_bits: int) -> Codebook:
+    """Make the Lloyd-Max codebook for a Gaussian (Max, 1960), of 1 to 8 bits; 4096 is one standard deviation.
 
     EDEN and TurboQuant quantize a rotated vector with this codebook.
     """
     size = 1 << num_bits
-    # Panter and Dite's companding is the start: from plain quantiles 8 bits would not converge in the steps allowed.
+    # The start is the companding of Panter and Dite: from plain quantiles, 8 bits would not converge in 4000 steps.
     points = math.sqrt(3) * np.array([_quantile((i + 0.5) / size) for i in range(size)])
     for _ in range(4000):
         edges = np.concatenate(([-40.0], (points[1:] + points[:-1]) / 2, [40.0]))
@@ -63,8 +59,8 @@ def lloyd_max(num_bits: int) -> Codebook:
     return Codebook("points", (*(-int(p) for p in half[::-1]), *(int(p) for p in half)))
 
 
-def nearest(values: npt.NDArray[Any], codebook: Codebook) -> npt.NDArray[np.uint16]:
-    """Symbols of the points nearest to values in units of points; ties go to the upper point."""
+def nearest_symbols(values: npt.NDArray[Any], codebook: Codebook) -> npt.NDArray[np.uint16]:
+    """Return the symbols of the points nearest to some values, uint16 of their shape; a tie goes to the upper point."""
     points = np.array(codebook.points, np.float64)
     if codebook.form == "midtread":
         symbols = np.floor(values + 0.5) - points[0]
@@ -73,17 +69,19 @@ def nearest(values: npt.NDArray[Any], codebook: Codebook) -> npt.NDArray[np.uint
 
 
 def mse_scale(values: npt.NDArray[np.float64], codebook: Codebook) -> float:
-    """The scale s that minimises |values - s * point(values / s)|^2, to about 0.1%: a grid, then golden section.
+    """Return the scale s that minimises |values - s * point(values / s)|^2, to within about 0.1%.
+
+    The search is a grid, then a golden section.
 
     Args:
-        values: (n,) finite, not all zero.
-        codebook: Whose points are to fit.
+        values: float64 (n,), finite and not all zero.
+        codebook: The points to use.
     """
     points = np.array(codebook.points, np.float64)
 
     def error(log_scale: float) -> float:
         scale = math.exp(log_scale)
-        return float(((values - scale * points[nearest(values / scale, codebook)]) ** 2).sum())
+        return float(((values - scale * points[nearest_symbols(values / scale, codebook)]) ** 2).sum())
 
     top = math.log(float(np.abs(values).max()) / codebook.peak)
     rms = math.log(float(np.sqrt((values**2).mean())) / codebook.peak)

@@ -1,4 +1,4 @@
-"""Bit packing: symbols of a fixed width, least significant bit first, with no gaps (specification, "Codec 0")."""
+"""Pack symbols of a fixed width, least significant bit first and without gaps (specification, "Entropy codecs")."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_CHUNK = 1 << 20  # symbols expanded to bits at once; a multiple of 8, so that chunks end on whole bytes
+_CHUNK = 1 << 20  # number of symbols expanded to bits at once; a multiple of 8, so that chunks end on whole bytes
 
 
 def packed_size(count: int, width: int) -> int:
-    """Bytes that `count` symbols of `width` bits take."""
+    """Return the number of bytes that `count` symbols of `width` bits take."""
     return (count * width + 7) // 8
 
 
 def pack(symbols: npt.NDArray[Any], width: int) -> bytes:
-    """Pack symbols below 2^width. `width` is 1 to 16."""
+    """Pack symbols (count,) below 2^width into bytes; `width` is 1 to 16."""
     shifts = np.arange(width, dtype=np.uint16)
     parts = []
     for start in range(0, len(symbols), _CHUNK):
@@ -31,8 +31,8 @@ def unpack(data: bytes | memoryview, width: int, count: int) -> npt.NDArray[np.u
 
     Args:
         data: Exactly ``packed_size(count, width)`` bytes.
-        width: Bits a symbol, 1 to 16.
-        count: Number of symbols.
+        width: The bits of a symbol, 1 to 16.
+        count: The number of symbols.
 
     Returns:
         uint16 (count,).
@@ -53,6 +53,6 @@ def unpack(data: bytes | memoryview, width: int, count: int) -> npt.NDArray[np.u
 
 
 def padding_bits(data: bytes | memoryview, width: int, count: int) -> int:
-    """The unused high bits of the last byte; a canonical stream has 0."""
+    """Return the unused high bits of the last byte as a number, which is 0 in a canonical stream."""
     used = count * width % 8
     return (data[-1] >> used) if used else 0

@@ -1,4 +1,4 @@
-"""Symbols of any quantizer -> integer coefficients."""
+"""Turn the symbols of any quantizer into integer coefficients."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from nola_codec.quant.trellis import dependent_points, trellis_points
 
 
 def book_points(book: Book, symbols: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
-    """Coefficients of vectors coded with one quantizer.
+    """Return the coefficients of vectors that are coded with one quantizer.
 
     Args:
         book: The quantizer.
         symbols: (vectors, book.run(count)).
-        count: Coefficients of a vector.
+        count: The number of coefficients of a vector.
 
     Returns:
-        int8 or int32 (vectors, count).
+        int8 (vectors, count) for a trellis, else int32.
     """
     if isinstance(book, Codebook):
         return np.asarray(np.array(book.points, np.int32)[symbols])

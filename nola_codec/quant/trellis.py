@@ -1,7 +1,7 @@
-"""Quantizers with memory: shift trellises for rates up to a bit, dependent codebooks above (specification, same names).
+"""Quantizers with memory: trellises for rates up to a bit, dependent codebooks above (specification, "Quantizers").
 
-What a symbol stands for depends on the symbols around it through a window of eight bits. Decoding reads windows, not
-states: every coefficient is found at once.
+The meaning of a symbol depends on the symbols around it, through a window of eight bits. Decoding reads the windows of
+all steps, not states one after the other, so it finds all coefficients at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ WINDOW = 8
 PARITY: npt.NDArray[np.uint8] = np.array([i.bit_count() & 1 for i in range(1 << WINDOW)], np.uint8)
 
 _SIGN = (-1, 1)
-_FOUR = (-10, -3, 3, 10)  # 1.51 and 0.4528, the Lloyd-Max points of two bits, as integers
+_FOUR = (-10, -3, 3, 10)  # the Lloyd-Max points of two bits, 1.51 and 0.4528, scaled to integers
 
 
 def _trellis(number: int, bits: int, levels: tuple[int, ...], masks: str) -> Trellis:
@@ -27,8 +27,8 @@ def _trellis(number: int, bits: int, levels: tuple[int, ...], masks: str) -> Tre
     return Trellis(number, bits, tuple(tuple(flat[i : i + each]) for i in range(0, len(flat), each)), levels)
 
 
-# Masks are the best of a random search for a Gaussian source (tools/design_trellis.py); with one bit a step each has
-# the window's newest and oldest bit, so that branches that meet or part always differ in sign.
+# The masks are the best of a random search for a Gaussian source (tools/design_trellis.py). With one bit a step, each
+# mask has the newest and the oldest bit of the window, so that branches that meet or part always differ in sign.
 TRELLISES: tuple[Trellis, ...] = (
     _trellis(0, 1, _SIGN, "d19d85f9c7b1d197a99fb5d39ddbc5d991aff7d5e1abd389"),
     _trellis(1, 1, _SIGN, "9fe39bc7c5bda3d7b9a1bbedd3afa781"),
@@ -48,7 +48,7 @@ TRELLISES: tuple[Trellis, ...] = (
 
 @lru_cache
 def window_table(trellis: Trellis) -> npt.NDArray[np.int8]:
-    """(256, stride): the coefficients that each window stands for."""
+    """Return the coefficients that each window stands for, int8 (256, stride)."""
     windows = np.arange(1 << WINDOW)
     columns = []
     for masks in trellis.masks:
@@ -60,12 +60,12 @@ def window_table(trellis: Trellis) -> npt.NDArray[np.int8]:
 
 
 def trellis_points(trellis: Trellis, symbols: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.int8]:
-    """Coefficients of vectors.
+    """Return the coefficients of vectors that a trellis codes.
 
     Args:
-        trellis: The code.
-        symbols: (vectors, trellis.run(count)): the bits of each step.
-        count: Coefficients of a vector.
+        trellis: The trellis.
+        symbols: uint8 (vectors, trellis.run(count)): the bits of each step.
+        count: The number of coefficients of a vector.
 
     Returns:
         int8 (vectors, count).
@@ -80,14 +80,14 @@ def trellis_points(trellis: Trellis, symbols: npt.NDArray[np.uint8], count: int)
 
 
 def dependent_points(book: Dependent, symbols: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
-    """Coefficients of vectors, int32 (vectors, count), from symbols of the same shape."""
+    """Return the coefficients of vectors, int32 (vectors, count), from symbols of the same shape."""
     chosen = choose_books(book.mask, symbols ^ np.uint8(len(book.even) & 1))
     points = np.array([_mirror(book.even), _mirror(book.odd)], np.int32).reshape(-1)
     return np.asarray(points[chosen * np.uint16(book.size) + symbols])
 
 
 def choose_books(mask: int, levels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Codebook that each dependent level meets, 0 even or 1 odd, (vectors, count), from the levels or their parity."""
+    """Return the codebook of each level or parity of a level, uint8 (vectors, count): 0 for even, 1 for odd."""
     parity = (levels & 1).astype(np.uint8)
     chosen = np.zeros(parity.shape, np.uint8)
     for back in range(1, WINDOW + 1):

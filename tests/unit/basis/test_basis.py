@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nola_codec.arrays import NUMPY, TorchArrays
 from nola_codec.basis import BASES, NAMES, BasisKey, Hadamard, Rademacher, Uniform, basis_by_id
 from nola_codec.basis.dense import DenseBasis
-from nola_codec.basis.hadamard import plan
+from nola_codec.basis.hadamard import block_and_passes
 from nola_codec.errors import FormatError
 from nola_codec.prng import PHILOX, THREEFRY
 
@@ -46,7 +46,7 @@ def test_hadamard_inverts_exactly_at_real_lengths(n: int) -> None:
 @pytest.mark.parametrize("n", LENGTHS)
 def test_hadamard_is_what_the_specification_says(n: int) -> None:
     """Against the definition by sums, without any transform."""
-    block, passes = plan(n)
+    block, passes = block_and_passes(n)
     assert n % block == 0 or passes == 2
     rows = matrix(Hadamard(), n, n)
     if passes == 1:
@@ -152,7 +152,7 @@ def test_a_kept_transform_is_the_basis(basis: Any, xp: Any, n: int, k: int) -> N
 @pytest.mark.parametrize(("n", "k"), [(36, 36), (192, 192), (192, 100), (4096, 4096)])
 def test_pieces_are_the_whole(basis: Any, n: int, k: int) -> None:
     pieces = basis.pieces(n, k)
-    assert (pieces is not None) == (basis.is_fast and k == n and plan(n)[1] == 1)
+    assert (pieces is not None) == (basis.is_fast and k == n and block_and_passes(n)[1] == 1)
     if pieces is None:
         return
     q = np.random.default_rng(0).integers(-9, 10, n)

@@ -146,11 +146,9 @@ def test_effective_rungs_are_tamed_each_on_its_own(adapter: Callable[..., Any]) 
     nola_codec.verify(data)
 
 
-def test_kinds_that_come_in_late(shared_data: Path) -> None:
+def test_kinds_that_come_in_late(examples: Path) -> None:
     """Some kinds have no unit at the first rung here: what predicts their amplitudes is made of later ones."""
-    _, report = nola_codec.encode_bytes(
-        shared_data / "lora" / "smollm2_e2e", size=120_000, objective="nmse", progressive=True
-    )
+    _, report = nola_codec.encode_bytes(examples / "smollm2_e2e", size=120_000, objective="nmse", progressive=True)
     losses = [rung["nmse"] for rung in report.rungs]
     assert len(losses) == 3
     assert 0.9 > losses[0] > losses[1] > losses[2] > 0.2

@@ -1,4 +1,4 @@
-"""Codebooks and their quantizers."""
+"""Codebooks have the points that they promise, and values find the nearest ones."""
 
 from __future__ import annotations
 
@@ -11,14 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nola_codec.model.quantizers import Codebook
-from nola_codec.quant.codebooks import deadzone, lloyd_max, midrise, midtread, mse_scale, nearest, symmetric
+from nola_codec.quant.codebooks import (
+    lloyd_max_codebook,
+    midrise_codebook,
+    midtread_codebook,
+    mse_scale,
+    nearest_symbols,
+    symmetric_codebook,
+)
 
-# Distortion of the optimal quantizers of a unit Gaussian (Max, 1960).
+# The distortions of the optimal quantizers of a unit Gaussian (Max, 1960).
 MAX_1960 = {1: 0.3634, 2: 0.1175, 3: 0.03454, 4: 0.009497}
 
 
 def gaussian_distortion(points: list[float]) -> float:
-    """Mean squared error of a unit Gaussian at its nearest points, by closed-form integrals."""
+    """Return the mean squared error of a unit Gaussian at its nearest points, by closed-form integrals."""
 
     def parts(x: float) -> tuple[float, float]:
         density = math.exp(-x * x / 2) / math.sqrt(2 * math.pi) if math.isfinite(x) else 0.0
@@ -36,7 +43,7 @@ def gaussian_distortion(points: list[float]) -> float:
 
 @pytest.mark.parametrize("bits", MAX_1960)
 def test_lloyd_max_reaches_the_published_distortion(bits: int) -> None:
-    book = lloyd_max(bits)
+    book = lloyd_max_codebook(bits)
     assert book.size == 1 << bits
     assert book.points == tuple(-p for p in reversed(book.points))
     assert gaussian_distortion([p / 4096 for p in book.points]) == pytest.approx(MAX_1960[bits], rel=2e-3)
@@ -44,40 +51,50 @@ def test_lloyd_max_reaches_the_published_distortion(bits: int) -> None:
 
 @pytest.mark.parametrize("bits", [5, 6, 7, 8])
 def test_lloyd_max_gains_six_decibels_a_bit(bits: int) -> None:
-    coarse, fine = (gaussian_distortion([p / 4096 for p in lloyd_max(b).points]) for b in (bits - 1, bits))
+    coarse, fine = (gaussian_distortion([p / 4096 for p in lloyd_max_codebook(b).points]) for b in (bits - 1, bits))
     assert 3.3 < coarse / fine < 4.0
 
 
 def test_forms() -> None:
-    assert midtread(3).points == (-4, -3, -2, -1, 0, 1, 2, 3)
-    assert midrise(2).points == (-3, -1, 1, 3)
-    assert midrise(1).points == (-1, 1)
-    assert symmetric([3, 8]).points == (-8, -3, 0, 3, 8)
-    assert deadzone(2, 0.25).points == (-56, -24, 0, 24, 56)
-    assert [(b.size, b.peak, b.run(9)) for b in (midtread(3), midrise(8), symmetric([5]))] == [
-        (8, 4, 9), (256, 255, 9), (3, 5, 9),
-    ]  # fmt: skip
+    assert midtread_codebook(3).points == (-4, -3, -2, -1, 0, 1, 2, 3)
+    assert midrise_codebook(2).points == (-3, -1, 1, 3)
+    assert midrise_codebook(1).points == (-1, 1)
+    assert symmetric_codebook([3, 8]).points == (-8, -3, 0, 3, 8)
+    books = midtread_codebook(3), midrise_codebook(8), symmetric_codebook([5])
+    assert [(book.size, book.peak, book.run(9)) for book in books] == [(8, 4, 9), (256, 255, 9), (3, 5, 9)]
 
 
 @given(
-    book=st.sampled_from([midtread(2), midtread(8), midrise(1), midrise(3), lloyd_max(4), deadzone(5, 0.1)]),
+    book=st.sampled_from(
+        [
+            midtread_codebook(2),
+            midtread_codebook(8),
+            midrise_codebook(1),
+            midrise_codebook(3),
+            lloyd_max_codebook(4),
+            symmetric_codebook([29, 61, 93]),
+        ]
+    ),
     values=st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=30),
 )
 def test_nearest_is_nearest(book: Codebook, values: list[float]) -> None:
     points = np.array(book.points, np.float64)
-    symbols = nearest(np.array(values), book)
+    symbols = nearest_symbols(np.array(values), book)
     distance = np.abs(np.array(values)[:, None] - points)
     assert np.allclose(distance[np.arange(len(values)), symbols], distance.min(1), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("book", [midtread(4), midrise(1), midrise(2), lloyd_max(3), lloyd_max(4)])
+@pytest.mark.parametrize(
+    "book",
+    [midtread_codebook(4), midrise_codebook(1), midrise_codebook(2), lloyd_max_codebook(3), lloyd_max_codebook(4)],
+)
 @pytest.mark.parametrize("size", [1e-6, 1.0, 300.0])
 def test_scale_is_as_good_as_a_fine_search(book: Codebook, size: float) -> None:
     values = np.random.default_rng(5).standard_normal(400) * size
     points = np.array(book.points, np.float64)
 
     def error(scale: float) -> float:
-        return float(((values - scale * points[nearest(values / scale, book)]) ** 2).sum())
+        return float(((values - scale * points[nearest_symbols(values / scale, book)]) ** 2).sum())
 
     rms = float(np.sqrt((values**2).mean()))
     best = min(error(rms / book.peak * factor) for factor in np.geomspace(0.3, 12, 3000))
