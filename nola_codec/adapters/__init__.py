@@ -1,6 +1,14 @@
 """Adapters of every dialect: read, written, converted, and taken apart into deltas. NumPy only.
 
-`contract.Dialect` says what a dialect is, `registry` has the table of them, and `dialects/` one file for each.
+    contract.py                 Dialect: all that a dialect can say
+    registry.py                 the table of dialects; `read` and `write`
+    dialects/                   one file for each dialect, and what several of them share
+    sources.py, writing.py      what lies around the tensors: directories and configurations
+    coding_rules.py             what the encoder has to know about a dialect
+    base_model.py               what a dialect sees of a base model when it is merged
+    adapter_delta.py            an adapter as a list of its deltas
+    conversion.py               from one dialect to another
+
 What the tensors lie in (safetensors, npz, pickle, GGUF) is another matter: `stores`.
 """
 

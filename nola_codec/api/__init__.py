@@ -4,5 +4,15 @@
     with nola_codec.load("task.nola") as task:
         lora_A, lora_B = task.factors("model.layers.0.self_attn.q_proj")
 
+Each is a thin front: it checks what the caller gave, and calls the flow below.
+
+    encoding.py                 encode, encode_bytes                  -> encoder/pipeline.py
+    dense.py                    encode_delta                          -> encoder/dense.py, encoder/pipeline.py
+    decoding.py                 decode, verify, read_adapter          -> decoder/, adapters/
+    merging.py                  merge, unmerge                        -> merger/engine.py
+    opened.py                   load: NolaFile                        -> decoder/, merger/in_memory.py
+    inspecting.py, truncating.py, comparing.py, sweeping.py, plotting.py, selftest.py     one function each
+    arguments.py, keywords.py   checks of sources and targets; the options of `encode`, typed
+
 Nothing here imports torch until tensors are asked for.
 """

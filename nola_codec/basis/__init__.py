@@ -3,6 +3,10 @@
 The rest of the program does nothing else with a basis and never asks for its name: the properties of `Basis` say how
 bases differ.
 
+    hadamard.py                 id 1, the default: a pseudo-randomly signed Walsh-Hadamard transform
+    dense.py                    ids 2 and 3: `rademacher` and `uniform`
+    key.py                      BasisKey: names the pseudo-random words that make a basis
+
 Example:
         >>> import numpy as np
         >>> from nola_codec.arrays import NUMPY

@@ -1,0 +1,10 @@
+"""Decode an open container to records, which are exact, and these to an `Adapter`. It knows no dialect and no model.
+
+    decoder.py                  Decoder: one record, some or all, in batches of blocks; the decoded SHA-256
+    coefficients.py             sections -> symbols -> integer coefficients
+    factors.py                  integer coefficients -> DecodedRecord: int16 sides, and a power of two for each
+    adapters.py                 DecodedRecords -> Adapter in float32
+    torch_raw.py                carried tensors <-> PyTorch
+
+The bits of a file are decided in `factors.py` and in what it calls: `basis`, `prng` and `quant`.
+"""

@@ -1,0 +1,21 @@
+"""Encode an adapter: `pipeline.encode_adapter` takes an `Adapter` and `EncodeOptions`, and gives a file and its report.
+
+The flow, in its order:
+
+    options.py, sizes.py        what the caller asks for, checked
+    rules.py                    what the adapter's dialect allows
+    job.py                      EncodeJob: the adapter in the order of its file, and all that follows from the options
+    pipeline.py                 the stages one after the other; start here
+    rate_control.py             looks for the lambda that meets the size or the error
+    drafts.py                   Draft: the adapter quantized at one lambda, and the size and error of its file
+    component_form.py           quantized units -> records (component form)
+    factor_form.py              the same for the factor form, in place of the three files above
+    content.py                  FileContent, QuantizedAdapter: records and symbols before they are bytes
+    assemble.py                 the bytes: symbols through the entropy codecs, and the header around them
+    reconstruct.py              decodes the content by the decoder's arithmetic
+    measuring.py                holds what was decoded against the source
+    summary.py, notes.py        CodedFile -> EncodeReport (report.py; rendering.py prints it)
+
+Aside: `importance.py` and `filling.py` serve the plan; `delta_errors.py` measures deltas that several records make;
+`tuning.py` is the contract of `fit="task"`; `dense.py` prepares `encode_delta`; `clock.py` times the stages.
+"""

@@ -3,7 +3,7 @@
 Each stage is a function from one frozen dataclass to the next:
 
     Adapter, EncodeOptions   -> EncodeJob           open_job          (job.py)
-    EncodeJob                -> CanonicalForm       canonical_form    (fit/canonical_form.py)
+    EncodeJob                -> CanonicalForm       canonical_form    (here, then fit/canonical_form.py)
     CanonicalForm            -> QuantizedAdapter    quantize_to       (rate_control.py, drafts.py, component_form.py)
       or EncodeJob           -> QuantizedAdapter    quantize_factors  (factor_form.py)
     QuantizedAdapter         -> CodedFile           code_file         (assemble.py, reconstruct.py, measuring.py)

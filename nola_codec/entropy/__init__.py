@@ -9,6 +9,11 @@ Example:
         [3, 0, 1, 2, 1]
 
 `smallest` tries all codecs that can code the models, and keeps the shortest code.
+
+    raw.py, zstd.py, mixed.py   codecs 0, 1 and 2: packed bits; zstd; rANS, with packed bits where rANS gains nothing
+    rans.py                     interleaved rANS, for codec 2
+    streams.py                  sorts symbols by model, for codecs 0 and 1
+    blobs.py, frames.py         plain bytes in a section; frames of zstd with a checked size
 """
 
 from __future__ import annotations

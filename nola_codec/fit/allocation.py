@@ -2,7 +2,8 @@
 
 For a unit vector coded with squared cosine c, decoded with its best gain t = 1 / (c + (1 - c) / gamma), the share of it
 that survives is A = c / (c + (1 - c) / gamma). A component of strength s costs s^2 (1 - A_u A_v), and the bits of both
-vectors (design, section 5). gamma = 1 is plain least squares, where A = c and the cost is the squared error.
+vectors. gamma = 1 is plain least squares, where A = c and the cost is the squared error. "The objective" in
+docs/architecture.md says more.
 
 In a progressive file a later rung codes what the rungs before it left: the distortions 1 - c multiply.
 """

@@ -1,4 +1,4 @@
-"""Singular components of B A, and norms of such products, without ever forming one (design, section 5, step 1).
+"""Singular components of B A, and norms of such products, without ever forming one.
 
 B = Q_B R_B,  A^T = Q_A R_A,  R_B R_A^T = U' S V'^T   gives   B A = (Q_B U') S (Q_A V')^T
 """

@@ -27,7 +27,7 @@ _WEIGHT_ONE = 1 << 15
 """Factor that turns the coefficients of a progressive file into integers."""
 
 
-class _Job(NamedTuple):
+class _Batch(NamedTuple):
     """Vectors of one side, role, length and coder, at some positions in plan.kept; few enough to stay in the caches."""
 
     side: int
@@ -69,20 +69,20 @@ class Layers:
 
     def add(self, rung: int) -> None:
         """Code the layers of one rung."""
-        jobs = self._jobs(rung)
-        for coder in sorted({job.coder for job in jobs}):
-            self._code(rung, coder, [job for job in jobs if job.coder == coder])
+        batches = self._batches(rung)
+        for coder in sorted({batch.coder for batch in batches}):
+            self._code(rung, coder, [batch for batch in batches if batch.coder == coder])
         if self._sums is not None:
             self._weigh(rung)
-        for _ in parallel_map(lambda job: self._measure(rung, job), jobs):
+        for _ in parallel_map(lambda batch: self._measure(rung, batch), batches):
             pass
         if rung:  # units without a layer stay as they were
             idle = self.quantizer[rung] < 0
             self.dots[rung][idle], self.squares[rung][idle] = self.dots[rung - 1][idle], self.squares[rung - 1][idle]
 
-    def _jobs(self, rung: int) -> list[_Job]:
-        """Divide the vectors that a rung codes into jobs."""
-        jobs: list[_Job] = []
+    def _batches(self, rung: int) -> list[_Batch]:
+        """Divide the vectors that a rung codes into batches."""
+        batches: list[_Batch] = []
         plan = self._plan
         for side in (0, 1):
             chosen = plan.coder[rung, side]
@@ -91,15 +91,15 @@ class Layers:
                     units = own[chosen[own] == coder]
                     scalar = isinstance(coders()[coder], ScalarCoder)
                     step = max(1, _CHUNK // length) if scalar else side_by_side(length)
-                    jobs += [
-                        _Job(side, role, length, coder, units[start : start + step])
+                    batches += [
+                        _Batch(side, role, length, coder, units[start : start + step])
                         for start in range(0, len(units), step)
                     ]
-        return jobs
+        return batches
 
-    def _values(self, rung: int, job: _Job) -> Float32Array:
+    def _values(self, rung: int, batch: _Batch) -> Float32Array:
         """Return what the rungs before have left of the units' vectors, scaled to unit variance: (units, length)."""
-        side, role, length, _, units = job
+        side, role, length, _, units = batch
         rows = self._form.rows[side][self._plan.kept[units]]
         values: Float32Array = self._form.matrices[side][length][rows]
         if self._sums is None or rung == 0:
@@ -109,21 +109,21 @@ class Layers:
         deviation = np.sqrt(1 - table.cosine2[rung - 1, where]).astype(np.float32)
         return np.asarray((values - self._sums[side][length][rows]) / deviation[:, None])
 
-    def _code(self, rung: int, number: int, jobs: list[_Job]) -> None:
+    def _code(self, rung: int, number: int, batches: list[_Batch]) -> None:
         """Find the levels of all vectors of one coder, and its quantizer."""
         coder = coders()[number]
         space = self._workspace
         if isinstance(coder, DependentCoder) and (rung, number) not in space.tables:
-            sample = jobs[0]._replace(units=jobs[0].units[:_SAMPLE])
+            sample = batches[0]._replace(units=batches[0].units[:_SAMPLE])
             space.tables[rung, number] = coder.fit_tables(self._values(rung, sample))
 
-        def find_levels(job: _Job) -> tuple[Float64Array, Float64Array]:
-            """Write the levels of a job's vectors, and return their statistics."""
-            side, _, length, _, units = job
+        def find_levels(batch: _Batch) -> tuple[Float64Array, Float64Array]:
+            """Write the levels of a batch's vectors, and return their statistics."""
+            side, _, length, _, units = batch
             rows = self._form.rows[side][self._plan.kept[units]]
             out = self.levels.matrix(rung, side, length)
             known = rung == 0 and bool((space.owner[side][length][rows] == number).all())
-            values = self._values(rung, job)
+            values = self._values(rung, batch)
             if isinstance(coder, ScalarCoder):
                 out[rows] = coder.levels(values)
             elif not known and isinstance(coder, DependentCoder):
@@ -135,17 +135,17 @@ class Layers:
                 space.owner[side][length][rows] = number
             return level_statistics(coder, out[rows], values)
 
-        statistics = list(parallel_map(find_levels, jobs))
+        statistics = list(parallel_map(find_levels, batches))
         key = (-1 if isinstance(coder, TrellisCoder) else rung, number)
         if key not in self._numbers:
             self._numbers[key] = len(self.quantizers)
             self.quantizers.append(fit_quantizer(coder, [sum(part) for part in zip(*statistics, strict=True)]))
-        for job in jobs:
-            self.quantizer[rung, job.side, job.units] = self._numbers[key]
+        for batch in batches:
+            self.quantizer[rung, batch.side, batch.units] = self._numbers[key]
 
-    def _points(self, rung: int, job: _Job) -> npt.NDArray[np.float32]:
+    def _points(self, rung: int, batch: _Batch) -> npt.NDArray[np.float32]:
         """Return the layer's points, without its weight: float32 (units, length)."""
-        side, _, length, _, units = job
+        side, _, length, _, units = batch
         book = self.quantizers[int(self.quantizer[rung, side, units[0]])].codebook
         rows = self._form.rows[side][self._plan.kept[units]]
         levels = self.levels.matrix(rung, side, length)[rows, : book.run(length)]
@@ -156,11 +156,11 @@ class Layers:
         assert self._sums is not None
         sums = self._sums
         shared: dict[tuple[int, ...], list[float]] = {}
-        found: list[tuple[_Job, list[tuple[int, ...]], npt.NDArray[np.float32]]] = []
-        for job in self._jobs(rung):
-            side, role, length, _, units = job
+        found: list[tuple[_Batch, list[tuple[int, ...]], npt.NDArray[np.float32]]] = []
+        for batch in self._batches(rung):
+            side, role, length, _, units = batch
             rows = self._form.rows[side][self._plan.kept[units]]
-            points = self._points(rung, job)
+            points = self._points(rung, batch)
             rest = self._form.matrices[side][length][rows] - sums[side][length][rows]
             dots, squares = np.einsum("ij,ij->i", rest, points), np.einsum("ij,ij->i", points, points)
             chains = [
@@ -170,7 +170,7 @@ class Layers:
                 total = shared.setdefault(chain, [0.0, 0.0])
                 total[0] += dot
                 total[1] += square
-            found.append((job, chains, points))
+            found.append((batch, chains, points))
         for (side, _, length, _, units), chains, points in found:
             factors = np.array([shared[c][0] / max(shared[c][1], 1e-30) for c in chains])
             codes = np.clip(np.rint(8 * np.log2(np.maximum(factors, 1e-9) * _WEIGHT_ONE)), 0, MAX_WEIGHT_CODE).astype(
@@ -181,12 +181,13 @@ class Layers:
             weights = np.array([layer_weight(int(c)) for c in codes], np.float64) / _WEIGHT_ONE
             sums[side][length][rows] += points * weights[:, None].astype(np.float32)
 
-    def _measure(self, rung: int, job: _Job) -> None:
+    def _measure(self, rung: int, batch: _Batch) -> None:
         """Measure the inner product of each vector with its coded form so far, and the squared norm of that form."""
-        side, _, length, _, units = job
+        side, _, length, _, units = batch
         rows = self._form.rows[side][self._plan.kept[units]]
-        coded = (
-            self._points(rung, job) if self._sums is None else self._sums[side][length][rows] * np.float32(_WEIGHT_ONE)
-        )
+        if self._sums is None:
+            coded = self._points(rung, batch)
+        else:
+            coded = self._sums[side][length][rows] * np.float32(_WEIGHT_ONE)
         self.dots[rung, side, units] = np.einsum("ij,ij->i", coded, self._form.matrices[side][length][rows])
         self.squares[rung, side, units] = np.einsum("ij,ij->i", coded, coded)

@@ -1,4 +1,4 @@
-"""Weigh components by a calibration set, in place of constants for all (design, section 5).
+"""Weigh components by a calibration set, in place of constants for all.
 
 For a component s u v^T of delta_W, with the loss's gradient G = dL/d(delta_W) of each calibration row:
 

@@ -1,4 +1,11 @@
-"""Connect to other libraries, each imported only when it is used. Every module of this package needs torch."""
+"""Connect to other libraries, each imported only when it is used. Every module of this package needs torch.
+
+Its files:
+
+    calibration.py, probes.py, calibration_data.py    `fit="activations"`: moments of a model's layers
+    task_text.py, causal.py     `fit="task"`: a language model, and rows of text
+    trainer.py                  the callback for the Trainer of Transformers
+"""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@
 
 `engine.py` holds this flow, and `restored_model.py` is its way back. `diffusers_pipeline.py` and `lone_file.py` turn a
 base that is not a model directory into merges of model directories; `in_memory.py` is the short form of the flow for a
-model in memory. A place is the weight that a delta is added to. `arithmetic/` says which bits come out, and nothing
+model in memory, with `model_weights.py` and `layer_deltas.py`. `model_directory.py` has the other files of a model
+directory. A place is the weight that a delta is added to. `arithmetic/` says which bits come out, and nothing
 else in this package decides a bit.
 """

@@ -3,6 +3,9 @@
     words(PHILOX, seed=7, stream=0, purpose=SIGNS, start=0, count=4, xp=NUMPY)
 
 A generator is a pure function of a key and a counter, so any range of words can be made without those before it.
+
+    philox.py, threefry.py      the two generators of bases
+    mt19937.py, draws.py        PyTorch's generator on a CPU, and the tensors that are drawn again with it
 """
 
 from __future__ import annotations

@@ -1,1 +1,12 @@
-"""Read and write files of tensors (safetensors, npz, PyTorch pickles, GGUF), whatever the tensors mean."""
+"""Read and write files of tensors (safetensors, npz, PyTorch pickles, GGUF), whatever the tensors mean.
+
+`open_store.open_store` opens a file of any type. The files here:
+
+    tensor_store.py             TensorStore: what every open file can do
+    open_store.py               finds the type of a file by its first bytes
+    safetensors_io.py, npz_io.py, gguf_io.py, pickle_io.py    one type each
+    pickle_scan.py, zip_io.py   keep hostile pickles and archives out
+    tensor_files.py             writes tensors as the type that a suffix names
+    files.py                    helpers: outputs appear whole or not at all, and JSON is bounded
+    dtypes.py                   stored bytes <-> NumPy, and the rounding of floats
+"""

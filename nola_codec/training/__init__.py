@@ -13,6 +13,15 @@
     NolaLinear, NolaConv2d, NolaEmbedding, NolaParameter    layers to build a network of
 
 Coded tensors that go into one file are a `TensorGroup`. `TaskTuner` trains the coefficients of `encode(fit="task")`.
+
+    coding.py, quantizer.py, synthesis.py       Coding; rounding and synthesis as steps that autograd knows
+    coded.py, composed.py, group.py             a tensor as coefficients; a product of two; all of one file
+    peft_model.py, peft_layers.py, peft_files.py    PEFT models; attach.py puts an adapter beside running layers
+    weights.py                                  changes of any network's weights
+    network.py, layers.py, network_files.py     networks that are trained from scratch
+    saving.py, files.py, state.py, callback.py  `save` and `load`; files in factor form; what a model remembers
+    task.py, task_code.py                       `fit="task"`
+
 Names are imported when they are first used.
 """
 

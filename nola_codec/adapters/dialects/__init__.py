@@ -1,1 +1,14 @@
-"""The dialects, and the rules that several of them share."""
+"""The dialects, and the rules that several of them share.
+
+    peft.py                     PEFT. LoRA is here; `peft_base.py`, `peft_config.py` and `peft_experts.py` serve it.
+                                VeRA and RandLoRA are `peft_diagonals.py`, with `diagonals.py`, `vera.py`,
+                                `randlora.py` and `peft_draws.py`
+    kohya.py, lycoris.py        kohya's sd-scripts, and LyCORIS
+    diffusers.py, mlx.py, loralib.py, numbered.py             one tool each (`numbered.py`: two)
+    gguf.py, gguf_names.py      llama.cpp
+    parameters.py               networks that were trained as coefficients
+    weight_changes.py           `encode_delta`: the change of a whole model
+
+Shared: `pairs.py` (pairs of factors), `pair_dialect.py` (a dialect that is nothing else), `paths.py` (names of
+modules), `module_rules.py`, `alphas.py`, `key_hints.py` (whose keys these are, for messages) and `dialect_names.py`.
+"""
