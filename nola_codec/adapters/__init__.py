@@ -1,7 +1,7 @@
-"""Adapters of every dialect: read, written, converted, and taken apart into deltas. NumPy only.
+"""Read, write and convert adapters of every dialect, and split them into deltas. This package needs NumPy only.
 
-`contract.Dialect` says what a dialect is, `registry` has the table of them, and `dialects/` one file for each.
-What the tensors lie in (safetensors, npz, pickle, GGUF) is another matter: `stores`.
+`contract.Dialect` is the contract of a dialect, `registry` has the table of dialects, and `dialects/` has one file for
+each. The files of tensors (safetensors, npz, pickle, GGUF) are read and written by the package `stores`.
 """
 
 from __future__ import annotations

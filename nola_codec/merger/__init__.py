@@ -1,16 +1,16 @@
 """Add decoded files to a base model, and take them off again, to the bit.
 
-    MergeRequest          what the caller asks for                                   request.py
+    MergeRequest          the request of the caller                                  request.py
       -> MergeFile        a `.nola` file, decoded and checked                        files.py
       -> PlacedFile       the file and its `MergePlan`: which delta has which place  places.py, matching.py, plan.py
       -> ModelChange      the plans of all files in one, and the delta of a weight   model_change.py, row_deltas.py
       -> MergedTensor     the tensors of each merged shard, in order                 shards.py
       -> FileWrite        the pieces of a shard: read, add rows, write, on threads   stream.py, arithmetic/
       -> Journal          the finished shards, kept when the run is killed           journal.py, checksums.py
-      -> nola_undo.bin    with `keep_undo`: what rounding lost                       undo_recorder.py, undo_file.py
-      -> MergeReport      what was written                                           merged_model.py, request.py
+      -> nola_undo.bin    with `keep_undo`: the bits that rounding lost              undo_recorder.py, undo_file.py
+      -> MergeReport      the number of files and weights that were written          merged_model.py, request.py
 
-`engine.py` holds this flow, and `restored_model.py` is its way back. `pipeline.py` and `lone_file.py` repeat it for a
-base that is not a model directory; `in_memory.py` is its short form for a model in memory. A place is the weight that a
-delta is added to. `arithmetic/` says which bits come out, and nothing else in this package decides a bit.
+`engine.py` holds this flow, and `restored_model.py` is its way back. `pipeline.py` and `lone_file.py` repeat the flow
+for a base that is not a model directory, and `in_memory.py` is a short form of it for a model in memory. A place is the
+weight that a delta is added to. Only `arithmetic/` decides which bits come out.
 """

@@ -1,4 +1,4 @@
-"""A merge into a lone safetensors file: a model directory of one shard, made for it beside the output."""
+"""Merge into a lone safetensors file, by way of a temporary model directory of one shard."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from nola_codec.stores.files import require_free
 
 
 def merge_as_directory(request: MergeRequest, run_merge: Callable[[MergeRequest], MergeReport]) -> MergeReport:
-    """Merge into a lone file by way of a directory. A killed run is not resumed.
+    """Merge into a lone file by way of a directory beside the output. A killed run is not resumed.
 
     Args:
         request: The request; its `base` is a file.
-        run_merge: Merges into a directory.
+        run_merge: A function that merges into a directory.
 
     Raises:
-        AdapterError: ``needs-file``: `out` is not called ``.safetensors``; ``needs-directory``: `keep_undo` is set;
+        AdapterError: ``needs-file``: `out` does not end in ``.safetensors``; ``needs-directory``: `keep_undo` is set;
             and those of a merge.
-        OutputExists: `out` is there and may not be replaced.
+        OutputExists: `out` exists and may not be replaced.
     """
     base, out = request.base, request.out
     if out.suffix != ".safetensors":
         message = "the base is a lone file: give a path that ends in .safetensors"
         raise AdapterError(message, code="needs-file", where=str(out))
     if request.keep_undo:
-        raise AdapterError("what undoes a merge is kept for model directories", code="needs-directory", where=str(base))
+        message = "only a merge into a model directory can keep an undo file"
+        raise AdapterError(message, code="needs-directory", where=str(base))
     require_free(out, overwrite=request.overwrite)
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
         model = Path(staging) / "base"

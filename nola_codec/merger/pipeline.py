@@ -1,4 +1,4 @@
-"""A merge into a Diffusers pipeline: each component that an adapter changes is merged, and the rest is copied."""
+"""Merge into a Diffusers pipeline: merge each component that an adapter changes, and copy the rest."""
 
 from __future__ import annotations
 
@@ -27,21 +27,22 @@ def write_merged_pipeline(
     request: MergeRequest,
     merge_component: Callable[[Sequence[MergeFile], MergeRequest], MergeReport],
 ) -> MergeReport:
-    """Write a pipeline with the deltas of files added to its components. It appears whole, at the end.
+    """Write a pipeline with the deltas of files added to its components. The directory appears at the end, complete.
 
     Args:
         files: The decoded files.
         request: The request; its `base` is a pipeline.
-        merge_component: Merges files into the model directory of one component, as a request says.
+        merge_component: A function that merges files into the model directory of one component, as its request says.
 
     Raises:
         AdapterError: ``needs-component``: `keep_undo` is set; ``base-mismatch``: the pipeline lacks a component; and
             those of a merge.
-        OutputExists: `out` is there and may not be replaced.
+        OutputExists: `out` exists and may not be replaced.
     """
     base, out = request.base, request.out
     if request.keep_undo:
-        raise AdapterError("what undoes a merge is kept for one component", code="needs-component", where=str(base))
+        message = "only a merge into a single component can keep an undo file; give its directory as the base"
+        raise AdapterError(message, code="needs-component", where=str(base))
     folders = sorted({folder for file in files for folder, _ in _split_by_folder(file, base)})
     reports = []
     with atomic_directory(out, replace=request.overwrite) as directory:
@@ -59,10 +60,10 @@ def write_merged_pipeline(
 
 
 def _split_by_folder(file: MergeFile, base: Path) -> Iterator[tuple[str, MergeFile]]:
-    """The folder of each component that a file changes, and the part of the file that belongs to it."""
+    """Yield the folder of each component that a file changes, and the part of the file that belongs to it."""
     for component, names in components(file.adapter, file.parts).items():
         folder = component
-        # kohya calls whatever denoises a unet.
+        # kohya calls the denoising model "unet" even if it is a transformer.
         if component == "unet" and not (base / "unet").is_dir() and (base / "transformer").is_dir():
             folder = "transformer"
         if not component or not (base / folder).is_dir():
@@ -77,7 +78,7 @@ def _split_by_folder(file: MergeFile, base: Path) -> Iterator[tuple[str, MergeFi
 def _belongs(key: str, component: str, names: Sequence[str]) -> bool:
     """Return True if a carried tensor belongs to a component.
 
-    A tensor of no component belongs to all, so that each merge refuses it.
+    A tensor without a component counts for every component, so that each merge can refuse it.
     """
     own = component_of(key)
     if own:

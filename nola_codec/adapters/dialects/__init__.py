@@ -1,1 +1,1 @@
-"""The dialects, and the rules that several of them share."""
+"""The dialects, and helpers that several of them share."""
