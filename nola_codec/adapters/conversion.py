@@ -76,7 +76,7 @@ def _require_products(adapter: Adapter, dialect: Dialect) -> None:
     for delta in deltas(adapter):
         is_slice = dialect.slice_of(delta.name)[0] != delta.name
         if delta.product is None or is_slice:
-            kind = "the factors of experts" if is_slice else "a delta that is not a product of two factors"
+            kind = "the factors of experts" if is_slice else "a delta that is no product of two factors"
             message = f"{kind} can be expressed only in the dialect {adapter.dialect}"
             raise AdapterError(message, code="not-expressible", where=delta.name)
 

@@ -125,13 +125,13 @@ class Parameters(Dialect):
 
     def to_modules(self, adapter: Adapter, base: Mapping[str, Any] | None) -> Sequence[LoraModule]:
         """Raise AdapterError ``not-expressible``."""
-        message = "the file holds the weights of a network, and not an adapter"
+        message = "the file holds a network's own weights, and not an adapter"
         raise AdapterError(message, code="not-expressible")
 
     def require_mergeable(self, where: str) -> None:
         """Raise AdapterError ``merge-network``."""
         message = (
-            "holds the weights of a network, and not a change of another one: use "
+            "holds a network's own weights, and not a change of another network: use "
             "model.load_state_dict(file.state_dict())"
         )
         raise AdapterError(message, code="merge-network", where=where)

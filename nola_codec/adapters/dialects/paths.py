@@ -77,7 +77,7 @@ def kohya_name(path: str, components: Iterable[str]) -> str:
     component, _, rest = path.partition(".")
     prefixes = {c: p for p, c in reversed(list(_KOHYA_PREFIXES.items()))}
     if component not in prefixes:
-        message = f"a kohya name begins with a component ({', '.join(COMPONENTS)}), and this path has none"
+        message = f"kohya names begin with a component ({', '.join(COMPONENTS)}), and this path has none"
         raise AdapterError(message, code="not-expressible", where=path)
     prefix = "lora_te1_" if component == "text_encoder" and "text_encoder_2" in set(components) else prefixes[component]
     return prefix + rest.replace(".", "_")

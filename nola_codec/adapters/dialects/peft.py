@@ -156,7 +156,7 @@ class PeftLora(PeftDialect):
         components = {component_of(m.name) for m in modules}
         if len(components) > 1:
             found = ", ".join(sorted(components - {""}))
-            message = f"a PEFT adapter belongs to one model, and this one has several components: {found}"
+            message = f"a PEFT adapter is that of one model, and this one has several components: {found}"
             raise AdapterError(message, code="not-expressible")
         (component,) = components
         start = len(component) + 1 if component else 0

@@ -47,8 +47,8 @@ CODING_RULES = CodingRules(
     exact_note="the diagonals are carried exact; a rate (--size, --ratio, --nmse, --bits) codes them, and loses "
     "something",
     gains_are_estimates=True,
-    unknown_note="errors are estimated from the diagonals, as if the matrices were drawn by PEFT, since the file does "
-    "not have them",
+    unknown_note="errors are estimated from the diagonals, for matrices such as PEFT draws, since the file does not "
+    "have its own",
     estimated_note="errors of {estimated} of {coded} deltas are estimated from their diagonals: the deltas are too "
     "large to be made again and again",
     measured_note="errors are measured on deltas with as many inputs as the frozen matrices have, since only the model "
