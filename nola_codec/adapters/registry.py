@@ -82,7 +82,7 @@ def register_dialect(dialect: Dialect) -> None:
     if not isinstance(dialect, Dialect):
         raise TypeError(mismatch("dialect", "an object of a subclass of Dialect", repr(dialect)))
     if _known.setdefault(dialect.name, dialect) is not dialect:
-        raise ValueError(f"there is already a dialect {dialect.name!r}")
+        raise ValueError(f"there is a dialect {dialect.name!r} already")
 
 
 def find_dialect(name: str) -> Dialect | None:
