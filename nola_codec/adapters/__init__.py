@@ -1,4 +1,4 @@
-"""Adapters of every dialect: read, written, converted, and taken apart into deltas. NumPy only.
+"""Read, write and convert adapters of every dialect, and split them into deltas. This package needs NumPy only.
 
     contract.py                 Dialect: all that a dialect can say
     registry.py                 the table of dialects; `read` and `write`

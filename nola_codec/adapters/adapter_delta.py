@@ -1,4 +1,4 @@
-"""An adapter as the list of its deltas, whatever the dialect: what comparing and merging see."""
+"""Split an adapter into its deltas, whatever its dialect, for comparing and merging."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ CHANGE_SUFFIX = ".diff"
 _TENSORS: Mapping[str, str] = {
     CHANGE_SUFFIX: "weight", ".diff_b": "bias", ".w_norm": "weight", ".b_norm": "bias",
 }  # fmt: skip
-"""The ends of the names of vectors, and the tensor of the module that such a vector changes."""
+"""The tensor of a module that a vector changes, by the end of the vector's name."""
 
 Values = Mapping[str, npt.NDArray[np.floating]]
-"""By part: the product lora_B @ lora_A of a module, or the tensor of a vector; exact."""
+"""The exact value of each part, by the part's name: the product lora_B @ lora_A of a module, or a vector's tensor."""
 
 
 @dataclass(frozen=True)
 class CombinedDelta(ABC):
-    """A delta that is made of several coded parts in another way than by adding them.
+    """A delta that is made of several coded parts, but not as their sum.
 
     Attributes:
         name: The module's name.
-        parts: The names of its modules and vectors.
+        parts: The names of the modules and vectors that the delta is made of.
         scale: The number that the combination is multiplied by.
     """
 
@@ -41,7 +41,7 @@ class CombinedDelta(ABC):
 
     @property
     def is_measurable(self) -> bool:
-        """True if the delta is cheap enough to be made each time that the encoder measures an error."""
+        """True if making the delta is cheap enough to do it whenever the encoder measures an error."""
         return True
 
     @abstractmethod
@@ -57,19 +57,25 @@ class CombinedDelta(ABC):
         """
 
     def squared_distance(self, values: Values, others: Values | None) -> float:
-        """Return the squared Frobenius norm of the delta minus that of other parts (None: minus nothing)."""
+        """Return the squared Frobenius norm of a difference: this delta minus the delta of other values of its parts.
+
+        If ``others`` is None, return the squared norm of this delta alone.
+        """
         delta = self.combine(values)
         lost = delta if others is None else delta - self.combine(others)
         return float(np.square(lost).sum())
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Return True if a layer (out, in) can have this delta; asked only where the file does not tell its shape."""
+        """Return True if a layer (out, in) can have this delta.
+
+        This is asked only if the file does not tell the shape of the delta.
+        """
         return False
 
     def factors(self, values: Values, shape: tuple[int, ...]) -> tuple[Float64Array, Float64Array] | None:
-        """Return (left (out, K), right (K, in)) if the delta is their product, summed in the order of K, times `scale`.
+        """Return left (out, K) and right (K, in) if the delta is left @ right, summed in the order of K, times `scale`.
 
-        None, the default, means that the delta is what `combine` makes.
+        None, the default, means that `combine` makes the delta.
 
         Args:
             values: The values of the parts.
@@ -86,9 +92,9 @@ class AdapterDelta:
     """The change that one adapter makes to one tensor: a sum of products and tensors, or a combination of its parts.
 
     Attributes:
-        name: Module path in the adapter's dialect; for a tensor that is no module's weight, its key.
+        name: The module's path in the adapter's dialect; or the tensor's key, if it is not the weight of a module.
         modules, vectors: The coded parts.
-        composite: How the parts are combined; None is their sum, each product times its scaling.
+        composite: The combination of the parts; None for their sum, where each product is multiplied by its scaling.
     """
 
     name: str
@@ -98,13 +104,13 @@ class AdapterDelta:
 
     @property
     def product(self) -> LoraModule | None:
-        """The module, where the delta is one product and nothing else."""
+        """The module, if the delta is one product and nothing else; None if not."""
         single = len(self.modules) == 1 and not self.vectors and self.composite is None
         return self.modules[0] if single else None
 
     @property
     def changed_tensor(self) -> tuple[str, str]:
-        """The module, and which of its tensors the delta is added to: ``"weight"`` or ``"bias"``."""
+        """The name of the module, and the tensor of it that the delta is added to: ``"weight"`` or ``"bias"``."""
         if not self.modules and self.composite is None:
             for ending, tensor in _TENSORS.items():
                 if self.name.endswith(ending):
@@ -113,14 +119,14 @@ class AdapterDelta:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of what `dense` makes."""
+        """The shape of the array that `dense` returns."""
         if self.composite is not None:
             shapes = {m.name: m.vector_lengths for m in self.modules}
             return self.composite.shape({**shapes, **{v.name: v.values.shape for v in self.vectors}})
         return self.modules[0].vector_lengths if self.modules else self.vectors[0].values.shape
 
     def dense(self) -> npt.NDArray[np.float64]:
-        """Return the delta; a matrix (out, in) where it is a sum with products, else in the shape that its parts make.
+        """Return the delta in float64: a matrix (out, in) if it has a product, else in the shape of its parts.
 
         Raises:
             AdapterError: ``bad-shape`` for parts that do not fit each other.
@@ -169,12 +175,12 @@ def split_deltas(adapter: Adapter, combined: Sequence[CombinedDelta]) -> list[Ad
 
 
 def part_values(items: Iterable[Codable]) -> dict[str, Callable[[], npt.NDArray[np.floating]]]:
-    """Return a function for each part that makes its value: float64 for a product, float32 for a tensor."""
+    """Return by the name of each part a function that makes its value: float64 for a product, float32 for a tensor."""
     return {item.name: partial(side_product, item.sides) for item in items}
 
 
 def side_product(sides: tuple[npt.NDArray[np.float32], ...]) -> npt.NDArray[np.floating]:
-    """Return lora_B @ lora_A of a pair in float64, (out, in); the one side of a tensor as it is."""
+    """Return the product lora_B @ lora_A of a pair in float64, (out, in); or the single side of a tensor, float32."""
     if len(sides) == 1:
         return sides[0]
     lora_B, lora_A = sides

@@ -1,4 +1,4 @@
-"""A base model as a dialect sees it when an adapter is merged, and the requests that deltas make of it."""
+"""Describe a base model to a dialect (`BaseModel`), and the place that a delta needs in it (`MergeTarget`)."""
 
 from __future__ import annotations
 
@@ -13,40 +13,44 @@ from nola_codec.model.adapter import Layout, LoraModule
 
 
 class BaseModel(Protocol):
-    """The names and shapes of a model's weights; `merger.places` makes one of a checkpoint and of a model in memory."""
+    """The names and shapes of a model's weights, on disk or in memory; `merger.places.WeightShapes` is one."""
 
     @property
     def where(self) -> str:
-        """The model, for messages."""
+        """The model's path, for messages."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The shape of each weight, by name."""
 
     def find(self, name: str) -> str | None:
-        """Return the stored weight that a name means, with or without the model's outer prefixes; None if unsure."""
+        """Return the stored weight that a name means; the name may have or lack the outer prefixes of the model.
+
+        None is returned if there is no such weight or more than one.
+        """
 
     def is_transposed(self, path: str, fan_in_fan_out: bool) -> bool:
         """Return True if the weight of a linear module is stored (in, out).
 
         Args:
             path: The path of the module.
-            fan_in_fan_out: The flag of the adapter's configuration; the type of the model goes before it.
+            fan_in_fan_out: The flag of the adapter's configuration. It counts only if the type of the model does not
+                tell.
         """
 
 
 @dataclass(frozen=True)
 class MergeTarget:
-    """The request of a delta: the tensor that it is added to, and in what shape.
+    """The tensor that a delta is to be added to, and the shape that the tensor must have.
 
     Attributes:
         name: The delta's name.
         layout: As in `LoraModule`.
         shape: The delta's shape as a module of that layout holds it: (out, in), (out, in, *kernel) or (vocab, dim).
-        scaling: The module's scaling; here only a `lora_B.bias` needs it.
+        scaling: The module's scaling; only a merge of its `lora_B.bias` uses it.
         fan_in_fan_out: True if the configuration says that the weight is stored (in, out).
-        weight: The name of the tensor that the delta is added to; empty where PEFT's rules find it by `name`.
-        reshaped: True if the tensor may have the same rows in another shape, as a flattened kernel.
+        weight: The name of the tensor that the delta is added to; empty if PEFT's rules find it by `name`.
+        reshaped: True if the tensor may have the same rows in another shape, such as a flattened kernel.
     """
 
     name: str
@@ -59,7 +63,7 @@ class MergeTarget:
 
     @classmethod
     def of(cls, module: LoraModule, weight: str = "") -> MergeTarget:
-        """Return what a module asks."""
+        """Return the target of a module's delta."""
         shape = delta_shape(module.layout, module.a_shape, module.b_shape)
         return cls(module.name, module.layout, shape, module.scaling, module.fan_in_fan_out, weight)
 
@@ -72,7 +76,7 @@ def delta_shape(layout: Layout, a_shape: tuple[int, ...], b_shape: tuple[int, ..
 
 
 def target_of(delta: AdapterDelta, path: str) -> MergeTarget:
-    """Return what a delta asks, if its module has this path in the base model."""
+    """Return the target of a delta whose module has this path in the base model."""
     weight = f"{path}.{delta.changed_tensor[1]}"
     if delta.product is not None:
         return MergeTarget.of(delta.product, weight)
@@ -89,5 +93,5 @@ def require_one_component(components: Iterable[str]) -> None:
 
 
 def mismatch_message(problems: list[str]) -> str:
-    """Return one message for all parts of an adapter that a base model has no place for."""
+    """Return one message for all parts of an adapter that have no place in a base model."""
     return f"{len(problems)} parts of the adapter do not fit the base model:\n  " + "\n  ".join(problems)

@@ -1,4 +1,4 @@
-"""Rules for the coding of an adapter: all that the encoder has to know about a dialect, in neutral terms."""
+"""`CodingRules`: everything that the encoder has to know about a dialect, without naming the dialect."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CodingRules:
-    """The limits that a dialect sets to the coding of one adapter. Without any, everything is allowed.
+    """The limits that a dialect sets to the coding of one adapter. The defaults allow everything.
 
     Attributes:
-        objectives: Names of the objectives that are allowed, the default first.
-        objectives_reason: Message for a user who asks for another objective, a fit or weights; empty if all
+        objectives: The names of the allowed objectives, the default one first.
+        objectives_reason: The message for a user who asks for another objective, a fit or weights; empty if all
             are allowed.
-        rank_reason: Message for a user who chooses a rank; empty if one may be chosen.
-        exact_note: Note for the report if vectors are carried exactly as long as no rate is asked for; empty if they
-            are coded like everything else.
-        gains_are_estimates: True if the gain of a vector is an estimate. The energy of a delta is then measured on the
-            delta, where its other parts are known.
-        unknown_note: Note for the report if estimated gains are all there is, since no delta can be made.
-        estimated_note: Note if some deltas are too large to be made; it has the fields {estimated} and {coded}.
-        measured_note: Note if all deltas are made and measured.
+        rank_reason: The message for a user who chooses a rank; empty if a rank may be chosen.
+        exact_note: The note for the report if vectors are carried exactly unless the user asks for a rate; empty if
+            vectors are always coded.
+        gains_are_estimates: True if the gain of a vector is only an estimate. The encoder then measures the energy of a
+            delta on the delta itself, if it knows all parts of it.
+        unknown_note: The note for the report if no delta can be made, so that all errors come from estimated gains.
+        estimated_note: The note for the report if some deltas are too large to be made; it has the fields {estimated}
+            and {coded}.
+        measured_note: The note for the report if all deltas are made and measured.
     """
 
     objectives: tuple[str, ...] = ("effective", "nmse")

@@ -1,10 +1,10 @@
-"""The contract of a dialect: everything that a dialect can do, and what happens if it does not say.
+"""`Dialect`, the contract of a dialect: everything that a dialect can do, and the defaults.
 
-A dialect is a way in which some tool writes an adapter to a file: the names of the tensors, their shapes, where the
-scaling is kept. `docs/add-a-dialect.md` writes a small one from this file alone. A dialect must have a name and a
-title, and say how a file is recognised (`detect`), how it is read (`read_source`), and how its tensors are made again
-(`tensors`). Every other method has a default, which is right for a dialect that names its modules by their dotted paths
-in the model.
+A dialect is the way in which a family of tools writes an adapter to a file: the names of the tensors, their shapes, and
+the place of the scaling. `docs/add-a-dialect.md` writes a small dialect from this file alone. A dialect must have a
+name and a title, and three methods: `detect` recognises a file, `read_source` reads it, and `tensors` makes its tensors
+again. All other methods have defaults, which are right for a dialect that names its modules by their dotted paths in
+the model.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from nola_codec.model.tensors import RawTensor
 
 
 class Dialect(ABC):
-    """One family of tools' way to write adapters. An instance holds no state.
+    """The way in which one family of tools writes adapters. An instance has no state.
 
     Attributes:
-        name: The id in a `.nola` file and on the command line.
+        name: The name in a `.nola` file and on the command line.
         title: The name in messages.
         file_name: The name of the weights in a directory that `write` makes.
         is_conversion_target: True if adapters of other dialects can be converted to this one (`from_modules`).
         spells_lora_biases: True if biases and DoRA magnitudes are called ``<module>.lora_B.bias`` and
             ``<module>.lora_magnitude_vector``; a conversion carries them between such dialects.
-        carries_weights: True if carried tensors are weights of the model under their own names, so that a merge can
-            put them in. If False, a merge refuses them.
-        changes_stored_weights: True if a delta belongs to a stored tensor rather than to a module: tied weights then
-            stay tied.
+        carries_weights: True if carried tensors are weights of the model under their own names, which a merge puts into
+            the model. If False, a merge refuses carried tensors.
+        changes_stored_weights: True if a delta belongs to a stored tensor and not to a module. Tied weights then stay
+            tied in a merge.
         needs_layer_shape: True if only the layer of the model tells the shape of a delta.
-        holds_whole_weights: True if the records of a file are parts of weights (`weight_of_record`), and what counts
-            is the weights' size; otherwise the size of the records counts.
+        holds_whole_weights: True if the records of a file are parts of whole weights (`weight_of_record`). `inspect`
+            then counts the elements of the weights, and otherwise those of the records.
     """
 
     name: str
@@ -59,15 +59,15 @@ class Dialect(ABC):
 
     @abstractmethod
     def detect(self, source: AdapterSource) -> bool:
-        """Return True if the source is in this dialect, by its configuration and the names of its tensors alone."""
+        """Return True if a source is in this dialect; only the configuration and the names of the tensors tell."""
 
     @abstractmethod
     def read_source(self, source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
-        """Read an opened source whole.
+        """Read all of an open source.
 
         Args:
             source: A source that `detect` accepted.
-            carry_unknown: Put tensors that the dialect does not know into `Adapter.raw`, exact, instead of refusing
+            carry_unknown: True to carry tensors that the dialect does not know (in `Adapter.raw`); False to refuse
                 them.
 
         Raises:
@@ -76,7 +76,11 @@ class Dialect(ABC):
 
     @abstractmethod
     def tensors(self, adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
-        """Return all tensors of a file under their keys, coded ones rounded to ``dtype`` (None: their own dtype).
+        """Return all tensors of a file, by their keys.
+
+        Args:
+            adapter: An adapter of this dialect.
+            dtype: The dtype that coded tensors are rounded to, one of `FLOAT_DTYPES`; None is each tensor's own dtype.
 
         Raises:
             AdapterError: ``zero-rank``, ``overflow``, ``duplicate-key``, ``bad-config``, ``not-expressible``.
@@ -89,36 +93,42 @@ class Dialect(ABC):
 
         Args:
             adapter: The adapter to write.
-            out: A path; without the suffix of a tensor file it is a directory.
+            out: The path of a directory, or of a file if it has a suffix of a tensor file (`SUFFIXES`).
             dtype: The dtype of the coded tensors, as in `tensors`.
-            overwrite: Replace what is there.
+            overwrite: True if an existing file or directory may be replaced.
+
+        Returns:
+            The path.
 
         Raises:
-            AdapterError: Those of `tensors`, or ``not-expressible`` for what the file has no place for.
-            OutputExists: Something is there and ``overwrite`` is False.
+            AdapterError: Those of `tensors`; ``not-expressible`` for parts that this type of file cannot hold.
+            OutputExists: ``out`` exists and ``overwrite`` is False.
         """
         file = AdapterFile(self.tensors(adapter, dtype), adapter.metadata, self.file_name)
         return write_adapter_file(out, file, overwrite=overwrite)
 
     def variant(self, config: Mapping[str, Any] | None) -> Dialect:
-        """Return the dialect object that serves adapters with this configuration; `registry.dialect_of` asks it.
+        """Return the dialect object for adapters with this configuration; `registry.dialect_of` calls this.
 
-        A family of methods that share one name overrides this, as PEFT does.
+        A dialect for several methods that share one name overrides it, as PEFT's does.
         """
         return self
 
     # Deltas.
 
     def combined_deltas(self, adapter: Adapter) -> tuple[CombinedDelta, ...]:
-        """Return the deltas that are more than a sum of products and tensors; by default there are none.
+        """Return the deltas that are not a sum of products and tensors; by default there are none.
 
         Raises:
-            AdapterError: ``limit``, ``bad-shape``, ``missing-partner``, in a file of a stranger.
+            AdapterError: ``limit``, ``bad-shape``, ``missing-partner``, for a `.nola` file of a stranger.
         """
         return ()
 
     def slice_of(self, name: str) -> tuple[str, int]:
-        """Return the delta that a module is a slice of, and the slice's number; by default the module itself and 0."""
+        """Return the name of the delta that a module is a slice of, and the number of the slice.
+
+        By default each module is a whole delta, and the number is 0.
+        """
         return name, 0
 
     def prepare_comparison(self, adapter: Adapter) -> Adapter:
@@ -128,44 +138,46 @@ class Dialect(ABC):
     # Encoding.
 
     def coding_rules(self, adapter: Adapter) -> CodingRules:
-        """Return how an adapter of this dialect may be coded; by default everything is allowed."""
+        """Return the rules for coding an adapter of this dialect; by default everything is allowed."""
         return CodingRules()
 
     def config_with_rank(self, adapter: Adapter, rank: int) -> Mapping[str, Any] | None:
-        """Return the configuration of the adapter if all its modules had this rank, every scaling kept.
+        """Return the configuration for the adapter with another rank of all modules, and with the same scalings.
 
         Raises:
-            EncodeError: ``option``: the dialect cannot say it. That is the default.
+            EncodeError: ``option``: the dialect cannot change the rank. This is the default.
         """
-        message = f"another rank would change what alpha / r means in the dialect {self.name}; leave out rank"
+        message = f"another rank would change the scaling alpha / r in the dialect {self.name}; leave out rank"
         raise EncodeError(message, code="option")
 
     # Names of modules, and conversion to other dialects.
 
     def path_of(self, name: str) -> str:
-        """Return the dotted path in the model that a module's name stands for, after the component's name if any.
+        """Return the dotted path of a module in the model, from its name in the adapter.
+
+        The path begins with the component of a pipeline, if the name tells one.
 
         Raises:
-            AdapterError: ``not-expressible`` for names that do not tell it.
+            AdapterError: ``not-expressible`` for a name that does not tell the path.
         """
         return name
 
     def component_of(self, name: str) -> str:
-        """Return the component of a pipeline (``unet``, ``text_encoder``) that a module's name says, or ``""``."""
+        """Return the component of a pipeline (``unet``, ``text_encoder``) that a module's name tells, or ``""``."""
         return component_of(name)
 
     def flat_path(self, name: str) -> tuple[str, str]:
-        """Return the component and the rest of a module's path with underscores for dots, to compare dialects by.
+        """Return the component and the rest of a module's path, with underscores for dots, to compare dialects.
 
         Raises:
-            AdapterError: As `path_of`.
+            AdapterError: Those of `path_of`.
         """
         path = self.path_of(name)
         component = component_of(path)
         return component, _without_component(path).replace(".", "_")
 
     def to_modules(self, adapter: Adapter, base: Mapping[str, Any] | None) -> Sequence[LoraModule]:
-        """Return the modules of an adapter under names that `path_of` takes, ready to be converted.
+        """Return the modules of an adapter for a conversion, under names that `path_of` understands.
 
         Args:
             adapter: An adapter of this dialect.
@@ -179,26 +191,27 @@ class Dialect(ABC):
     def from_modules(
         self, modules: Sequence[LoraModule], raw: Mapping[str, RawTensor], base: Mapping[str, Any] | None
     ) -> Adapter:
-        """Make an adapter of this dialect; needed only with `is_conversion_target`.
+        """Make an adapter of this dialect. Only a dialect with `is_conversion_target` needs it.
 
         Args:
-            modules: Named by their paths, component included.
-            raw: Carried tensors by path and ending.
+            modules: The modules; their names are their paths, with the component.
+            raw: The carried tensors, by path and ending.
             base: ``config.json`` of the base model, if it was given.
 
         Raises:
-            AdapterError: ``not-expressible``, naming what the dialect has no words for; ``needs-base``.
+            AdapterError: ``not-expressible``: the dialect cannot express a part of the adapter, which the message
+                names; ``needs-base``.
         """
         raise AdapterError(f"adapters cannot be converted to {self.title}", code="not-expressible")
 
     # Merging into a base model.
 
     def require_mergeable(self, where: str) -> None:
-        """Raise AdapterError if no adapter of this dialect can be merged; by default all can."""
+        """Raise AdapterError if no adapter of this dialect can be merged. By default all can be."""
         return
 
     def require_complete(self, adapter: Adapter, where: str) -> None:
-        """Raise AdapterError for an adapter that lacks something its deltas are made of; by default none does."""
+        """Raise AdapterError if an adapter lacks a part that its deltas need. By default no adapter does."""
         return
 
     def find_paths(self, names: Sequence[str], base: BaseModel) -> list[str]:
@@ -212,13 +225,13 @@ class Dialect(ABC):
     def merge_targets(
         self, adapter: Adapter, found: Mapping[str, Sequence[AdapterDelta]], base: BaseModel, where: str
     ) -> list[MergeTarget]:
-        """Return what each delta asks of a base model: which tensor it is added to, and in what shape.
+        """Return the target of each delta: the tensor that it is added to, and the shape that this must have.
 
         Args:
-            adapter: The adapter that is merged.
-            found: Its deltas by name; those that are slices of one weight are together, in order.
+            adapter: The adapter to merge.
+            found: The deltas of the adapter, by name. Slices of one weight are together, in order.
             base: The names and shapes of the model's weights.
-            where: The file, for messages.
+            where: The file's name, for messages.
 
         Raises:
             AdapterError: ``not-expressible`` for dialects that number their modules; ``merge-components`` for an
@@ -232,7 +245,7 @@ class Dialect(ABC):
         return [target_of(delta, path) for delta, path in zip(deltas, paths, strict=True)]
 
     def model_tensors(self, adapter: Adapter) -> dict[str, RawTensor]:
-        """Return the carried tensors that a merge puts into the model; what only says how deltas are made is left out.
+        """Return the carried tensors that a merge puts into the model, without those that only describe deltas.
 
         Raises:
             AdapterError: ``merge-dora``; ``merge-unknown`` for tensors whose meaning to a model is not known.
@@ -245,7 +258,7 @@ class Dialect(ABC):
                 message = "DoRA divides by the norms of W + delta, and cannot be merged to the same bits everywhere"
                 raise AdapterError(message, code="merge-dora", where=key)
             if not self.carries_weights:
-                message = "was carried as it came; what it does to a weight is not known"
+                message = "is a carried tensor, and its effect on a weight is not known"
                 raise AdapterError(message, code="merge-unknown", where=key)
             kept[key] = tensor
         return kept
@@ -255,10 +268,13 @@ class Dialect(ABC):
         return key.endswith(".dora_scale")
 
     def merge_config(self, adapter: Adapter) -> Mapping[str, Any] | None:
-        """Return PEFT's configuration where it says which carried tensors are trained copies (``modules_to_save``)."""
+        """Return PEFT's configuration, which tells the carried tensors that are trained copies (``modules_to_save``).
+
+        None, the default, is for dialects without such a configuration.
+        """
         return None
 
-    # What `inspect` and `load` ask of a file's header.
+    # Questions of `inspect` and `load` about a file's header.
 
     def base_model(self, config: Mapping[str, Any], metadata: Mapping[str, str]) -> str | None:
         """Return the name of the base model that an adapter's configuration or metadata gives."""
@@ -267,13 +283,13 @@ class Dialect(ABC):
         return next((name for name in found if isinstance(name, str) and name), None)
 
     def weight_of_record(self, name: str) -> str:
-        """Return the weight that a record is a part of; asked only with `holds_whole_weights`."""
+        """Return the weight that a record is a part of. This is asked only with `holds_whole_weights`."""
         return name
 
     def direct_keys(self, records: Iterable[tuple[str, Layout]]) -> dict[str, tuple[str, str]] | None:
-        """Return the keys of lora_A and lora_B by record, if the decoded tensors are the dialect's as they stand.
+        """Return the keys of lora_A and lora_B by record, if the dialect stores the decoded factors without any change.
 
-        None, the default, means that `tensors` has to make them.
+        None, the default, means that `tensors` has to make the dialect's tensors.
 
         Args:
             records: The name and the layout of each low-rank record of a file.

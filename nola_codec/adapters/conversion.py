@@ -1,7 +1,7 @@
-"""Convert between dialects that can express the same adapter; what cannot be said is refused, never dropped.
+"""Convert adapters between dialects. A part that the new dialect cannot express is refused, and never dropped.
 
-Factors are carried over to the bit. A scaling moves to where the new dialect keeps it: an alpha, a configuration, one
-number for all; or into lora_B, where that is exact.
+Factors keep their bits. The scaling goes to the place that the new dialect has for it: an alpha, a configuration, or
+one number for all modules. A dialect without such a place gets it multiplied into lora_B, if that is exact.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import RawTensor
 
-# Tensors that dialects with `spells_lora_biases` spell alike, after the module's name.
+# The tensors that have the same key after the module's name in all dialects with `spells_lora_biases`.
 _LORA_BIASES = re.compile(r"(?P<module>.+)(?P<end>\.lora_B\.bias|\.lora_magnitude_vector(?:\.weight)?)")
 
 
@@ -25,13 +25,13 @@ def convert(adapter: Adapter, dialect: str, base: Mapping[str, Any] | None = Non
     """Return the same adapter in another dialect.
 
     Args:
-        adapter: Its modules must be plain products.
+        adapter: The adapter; its deltas must be plain products.
         dialect: The name of a dialect that has `Dialect.is_conversion_target`.
-        base: ``config.json`` of the base model: GGUF's names depend on the architecture.
+        base: ``config.json`` of the base model. GGUF needs it, since its names depend on the architecture.
 
     Raises:
-        AdapterError: ``not-expressible``, naming what the dialect has no words for; ``needs-base`` when names depend on
-            the base model and it was not given.
+        AdapterError: ``not-expressible``: the new dialect cannot express a part of the adapter, which the message
+            names; ``needs-base``: the names depend on the base model, which was not given.
     """
     if dialect == adapter.dialect:
         return adapter
@@ -47,13 +47,13 @@ def convert(adapter: Adapter, dialect: str, base: Mapping[str, Any] | None = Non
 
 
 def matching_names(first: Adapter, second: Adapter) -> tuple[dict[str, str], dict[str, str]]:
-    """Return for each adapter a map of delta names to keys; keys are equal where both mean the same weight.
+    """Return a key for each delta of two adapters, by the delta's name; deltas of the same weight have equal keys.
 
-    Within a dialect names are the keys. Between dialects paths are compared with dots and underscores alike, and
-    without their component where only one of the adapters says it.
+    Within one dialect, the keys are the names. Between dialects, a key is the module's path with underscores for dots.
+    It includes the component of a pipeline only if all names of both adapters tell one.
 
     Raises:
-        AdapterError: ``not-expressible`` between dialects one of which numbers its modules.
+        AdapterError: ``not-expressible`` for two dialects of which one numbers its modules.
     """
     adapters = (first, second)
     names = [[delta.name for delta in deltas(adapter)] for adapter in adapters]
@@ -72,19 +72,19 @@ def matching_names(first: Adapter, second: Adapter) -> tuple[dict[str, str], dic
 
 
 def _require_products(adapter: Adapter, dialect: Dialect) -> None:
-    """Raise AdapterError ``not-expressible`` for a delta that is no product of two factors, or a slice of one."""
+    """Raise AdapterError ``not-expressible`` for a delta that is a slice, or not a product of two factors."""
     for delta in deltas(adapter):
         is_slice = dialect.slice_of(delta.name)[0] != delta.name
         if delta.product is None or is_slice:
-            kind = "experts' factors" if is_slice else "a delta that is no product of two factors"
-            message = f"{kind}, which only the dialect {adapter.dialect} expresses"
+            kind = "the factors of experts" if is_slice else "a delta that is no product of two factors"
+            message = f"{kind} can be expressed only in the dialect {adapter.dialect}"
             raise AdapterError(message, code="not-expressible", where=delta.name)
 
 
 def _convert_carried(
     adapter: Adapter, source: Dialect, target: Dialect, paths: Mapping[str, str]
 ) -> dict[str, RawTensor]:
-    """Return carried tensors by the new dialect's path and ending. Alphas are in the modules' scalings."""
+    """Return the carried tensors by path and ending, without alphas, which the scalings of the modules contain."""
     carried = {}
     alike = source.spells_lora_biases and target.spells_lora_biases
     for key, tensor in adapter.raw.items():

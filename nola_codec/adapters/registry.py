@@ -1,4 +1,4 @@
-"""The table of dialects, and what asks it: reading, writing, and the deltas of an adapter of any dialect."""
+"""The table of dialects, and functions that use it: read, write and split an adapter of any dialect."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ _known: dict[str, Dialect] = {dialect.name: dialect for dialect in _BUILT_IN}
 _loaded: set[str] = set()
 
 DIALECTS: Mapping[str, Dialect] = MappingProxyType(_known)
-"""The dialects that are known so far, by name, in the order in which they are asked about a source."""
+"""The known dialects by name, in the order in which their `detect` is called."""
 
 
 class _UnknownDialect(Dialect):
-    """The dialect of a file whose dialect is not known here: it can be inspected, and nothing else."""
+    """A stand-in for a dialect that is not known here. A file in it can only be inspected."""
 
     name = ""
     title = "an unknown dialect"
@@ -57,11 +57,11 @@ class _UnknownDialect(Dialect):
 
 
 UNKNOWN: Dialect = _UnknownDialect()
-"""Stands for a dialect that is not known here."""
+"""The stand-in for a dialect that is not known here."""
 
 
 class OfDialect(Protocol):
-    """An `Adapter`, the `Header` of a file, or whatever else names its dialect and configuration."""
+    """An object that has a dialect and a configuration: an `Adapter`, or the `Header` of a file."""
 
     @property
     def dialect(self) -> str:
@@ -69,15 +69,15 @@ class OfDialect(Protocol):
 
     @property
     def config(self) -> Mapping[str, Any] | None:
-        """The configuration."""
+        """The adapter's configuration, or None."""
 
 
 def register_dialect(dialect: Dialect) -> None:
-    """Make a dialect known for the rest of the process. It is asked about a source after those known before.
+    """Register a dialect for the rest of the process. Its `detect` is called after those of earlier dialects.
 
     Raises:
-        ValueError: The name is taken by another dialect.
-        TypeError: It is no `Dialect` object.
+        ValueError: Another dialect has the same name.
+        TypeError: The argument is not a `Dialect` object.
     """
     if not isinstance(dialect, Dialect):
         raise TypeError(mismatch("dialect", "an object of a subclass of Dialect", repr(dialect)))
@@ -86,10 +86,10 @@ def register_dialect(dialect: Dialect) -> None:
 
 
 def find_dialect(name: str) -> Dialect | None:
-    """Return a dialect by its name, or None. Entry points are loaded where no dialect known so far has the name.
+    """Return a dialect by its name, or None. If no registered dialect has the name, entry points are loaded first.
 
     Raises:
-        AdapterError: ``bad-dialect``: an installed package's dialect cannot be loaded.
+        AdapterError: ``bad-dialect``: a dialect of an installed package cannot be loaded.
     """
     if name not in _known:
         _load_entry_points()
@@ -97,7 +97,7 @@ def find_dialect(name: str) -> Dialect | None:
 
 
 def dialect_of(source: OfDialect, where: str = "") -> Dialect:
-    """Return the dialect object that serves an adapter or a file.
+    """Return the dialect object for an adapter or a file.
 
     Raises:
         AdapterError: ``foreign-dialect`` for a dialect that is not known here; ``bad-dialect``.
@@ -113,12 +113,12 @@ def read(source: AnySource, *, config: Mapping[str, Any] | None = None, carry_un
 
     Args:
         source: A directory, a file, bytes or a binary stream.
-        config: The adapter's configuration, for bytes and streams; goes before any configuration found.
-        carry_unknown: Carry tensors that the dialect does not know, exact, instead of refusing them.
+        config: The adapter's configuration, such as for bytes and streams. It is used in place of a configuration file.
+        carry_unknown: True to carry tensors that the dialect does not know; False to refuse them.
 
     Raises:
-        AdapterError: ``foreign-dialect`` with the name of the dialect the keys look like, ``empty-adapter`` when
-            they look like none, ``bad-dialect``, or an error of the dialect.
+        AdapterError: ``foreign-dialect``: the keys look like those of a dialect that is not read, which the message
+            names; ``empty-adapter``: the keys look like no dialect; ``bad-dialect``; or an error of the dialect.
     """
     with open_source(source, config=config) as opened:
         found = _detect(opened)
@@ -130,15 +130,15 @@ def read(source: AnySource, *, config: Mapping[str, Any] | None = None, carry_un
         looks_like = describe_keys(opened.file.tensors)
         if looks_like is None:
             raise AdapterError("no LoRA factors in it", code="empty-adapter", where=opened.where)
-        message = f"keys look like {looks_like}; this version reads {PEFT.name}"
+        message = f"the keys look like {looks_like}, which this version cannot read in this form"
         raise AdapterError(message, code="foreign-dialect", where=opened.where)
 
 
 def write(adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False) -> Path:
-    """Write an adapter in its own dialect; see that dialect's `write`.
+    """Write an adapter in its own dialect; see `Dialect.write`.
 
     Raises:
-        AdapterError: ``foreign-dialect`` for a dialect not known here, or an error of the dialect.
+        AdapterError: ``foreign-dialect`` for a dialect that is not known here, or an error of the dialect.
     """
     return dialect_of(adapter, str(out)).write(adapter, out, dtype=dtype, overwrite=overwrite)
 
@@ -164,6 +164,6 @@ def _load_entry_points() -> None:
         try:
             register_dialect(point.load())
         except Exception as e:  # a stranger's package may raise anything
-            message = f"the entry point {point.name} of {ENTRY_POINTS} is no dialect: {e}"
+            message = f"the entry point {point.name} of {ENTRY_POINTS} cannot be loaded as a dialect: {e}"
             raise AdapterError(message, code="bad-dialect", where=point.value) from e
         _loaded.add(point.value)

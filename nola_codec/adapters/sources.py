@@ -1,4 +1,4 @@
-"""Open what a caller hands over as an adapter: the tensors, and the configuration if there is one."""
+"""Open the source of an adapter: the file of tensors, and the configuration if there is one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nola_codec.stores.open_store import TensorStore, open_store
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 
-# In the order in which they are looked for: PEFT's own name goes before all, safetensors before pickles.
+# The file names in the order in which they are looked for: PEFT's own name first, and safetensors before pickles.
 _WEIGHTS = (
     WEIGHTS_NAME, "pytorch_lora_weights.safetensors", "adapters.safetensors", "adapters.npz", "adapter_model.bin",
     "pytorch_lora_weights.bin", "adapter_model.pt",
@@ -26,7 +26,7 @@ _LONE_SUFFIXES = (".safetensors", ".npz", ".gguf", ".bin", ".pt", ".pth")
 _PEFT_STEM = "adapter_model"
 _MAX_CONFIG_DEPTH = 100
 
-# Files that trainers leave beside the weights.
+# The names of other files that trainers write beside the weights.
 _NOT_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|pytorch_model_fsdp)\b.*")
 _WHOLE_MODEL = ("config.json", "model_index.json", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}\.\w+")
@@ -37,11 +37,11 @@ class AdapterSource:
     """An adapter before its dialect is known.
 
     Attributes:
-        file: The open tensor file.
-        config: ``adapter_config.json`` as parsed, or None.
-        where: The path given, for messages.
-        beside: ``adapter_config.json`` that lies beside a lone file of another name than PEFT's, or None. Whether it
-            is this file's is for the dialect to say.
+        file: The open file of tensors.
+        config: The parsed ``adapter_config.json``, or None.
+        where: The path that the caller gave, for messages.
+        beside: The parsed ``adapter_config.json`` beside a lone file whose name is not PEFT's, or None. The dialect
+            decides if it belongs to the file.
     """
 
     file: TensorStore
@@ -61,8 +61,8 @@ class AdapterSource:
 def open_source(source: AnySource, *, config: Mapping[str, Any] | None = None) -> AdapterSource:
     """Open a directory, a file, bytes or a binary stream.
 
-    A file called ``adapter_model`` with any suffix is read with the ``adapter_config.json`` beside it, if there is
-    one: without it the scaling would be wrong in silence. ``config`` goes before any configuration found.
+    A file called ``adapter_model`` with any suffix is read with the ``adapter_config.json`` beside it, if there is one,
+    since the scaling would be wrong without it. If ``config`` is given, it is used in place of any such file.
 
     Raises:
         AdapterError: ``not-found``, ``missing-config``, ``missing-weights``, ``sharded``, and those of `open_store`
@@ -75,7 +75,7 @@ def open_source(source: AnySource, *, config: Mapping[str, Any] | None = None) -
         return AdapterSource(open_store(source), config, where)
     try:
         return _open_path(Path(source), config, where)
-    except OSError as e:  # of a look at a path that no file could have, or that is closed to us
+    except OSError as e:  # the path is impossible (such as too long), or may not be read
         raise AdapterError(f"cannot be read: {e.strerror or e}", code="unreadable", where=where) from e
 
 
@@ -89,7 +89,8 @@ def _open_path(path: Path, config: Mapping[str, Any] | None, where: str) -> Adap
             raise AdapterError(message, code="missing-config", where=where)
         return AdapterSource(open_store(weights), config, where)
     if _SHARD.fullmatch(path.name):
-        raise AdapterError("one shard of several; join them into one file first", code="sharded", where=where)
+        message = "this is one shard of several; join them into one file first"
+        raise AdapterError(message, code="sharded", where=where)
     found = path.parent / CONFIG_NAME
     beside = _read_config(found) if config is None and path.exists() and found.exists() else None
     if path.stem == _PEFT_STEM:
@@ -133,10 +134,11 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _require_storable(config: Mapping[str, Any], where: str) -> None:
-    """Check a configuration, which is carried as it stands and so may only hold what a `.nola` file can.
+    """Check that a `.nola` file can hold a configuration, which is carried unchanged.
 
     Raises:
-        AdapterError: ``bad-config`` for nesting over 100 deep, integers of more than 64 bits, half a character.
+        AdapterError: ``bad-config`` for nesting over 100 deep, integers of more than 64 bits, or text that is not
+            Unicode.
     """
     level: list[Any] = [config]
     for _ in range(_MAX_CONFIG_DEPTH):

@@ -20,10 +20,10 @@ class AdapterFile:
 
     Attributes:
         tensors: The tensors by key.
-        metadata: The metadata; only safetensors has a place for it.
-        file_name: The file's name in a directory.
+        metadata: The metadata, which only safetensors can hold.
+        file_name: The name of the file in a directory.
         extra: The typed key-values of GGUF.
-        config: The configuration; only a directory has a place for it.
+        config: The configuration, which only a directory can hold.
     """
 
     tensors: Mapping[str, RawTensor]
@@ -34,11 +34,11 @@ class AdapterFile:
 
 
 def write_adapter_file(out: str | os.PathLike[str], file: AdapterFile, *, overwrite: bool) -> Path:
-    """Write one file of tensors; ``out`` without a tensor file's suffix is a directory that gets ``file_name``.
+    """Write one file of tensors. If ``out`` has no suffix of a tensor file, it is a directory that gets ``file_name``.
 
     Raises:
-        AdapterError: ``not-expressible`` for what the store has no place for.
-        OutputExists: Something is there and ``overwrite`` is False.
+        AdapterError: ``not-expressible`` for parts that this type of file cannot hold.
+        OutputExists: ``out`` exists and ``overwrite`` is False.
     """
     path = Path(out)
     require_free(path, overwrite=overwrite)

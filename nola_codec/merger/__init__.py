@@ -1,14 +1,14 @@
 """Add decoded files to a base model, and take them off again, to the bit.
 
-    MergeRequest          what the caller asks for                                   request.py
+    MergeRequest          the request of the caller                                  request.py
       -> MergeFile        a `.nola` file, decoded and checked                        files.py
       -> PlacedFile       the file and its `MergePlan`: which delta has which place  places.py, matching.py, plan.py
       -> ModelChange      the plans of all files in one, and the delta of a weight   model_change.py, row_deltas.py
       -> MergedTensor     the tensors of each merged shard, in order                 shards.py
       -> FileWrite        the pieces of a shard: read, add rows, write, on threads   stream.py, arithmetic/
       -> Journal          the finished shards, kept when the run is killed           journal.py, checksums.py
-      -> nola_undo.bin    with `keep_undo`: what rounding lost                       undo_recorder.py, undo_file.py
-      -> MergeReport      what was written                                           merged_model.py, request.py
+      -> nola_undo.bin    with `keep_undo`: the bits that rounding lost              undo_recorder.py, undo_file.py
+      -> MergeReport      the number of files and weights that were written          merged_model.py, request.py
 
 `engine.py` holds this flow, and `restored_model.py` is its way back. `diffusers_pipeline.py` and `lone_file.py` turn a
 base that is not a model directory into merges of model directories; `in_memory.py` is the short form of the flow for a

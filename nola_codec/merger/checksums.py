@@ -1,8 +1,8 @@
-"""The checksum of the journal: two sums that may be taken in pieces, in any order, at memory speed.
+"""The checksum of the journal: two sums that can be computed from pieces of a file, in any order, at memory speed.
 
     (sum w_i, sum (i + 1) w_i)  modulo 2^64      w_i: the file as little-endian uint64, its end padded with zeros
 
-It tells a damaged or half-written file from a whole one. It is no defence against an adversary.
+The checksum tells a damaged or half-written file from a whole one. It does not protect against an attacker.
 """
 
 from __future__ import annotations
@@ -13,13 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 Sums = tuple[int, int]
+"""The two sums of a file or of a piece of it."""
 
 _MASK = (1 << 64) - 1
 _RAMP = np.arange(1, 4097, dtype=np.uint64)
 
 
 def piece_sums(words: npt.NDArray[np.uint64], first: int) -> Sums:
-    """Sums of consecutive words of a file, the first of which has number `first`; bytes outside the piece are zero."""
+    """Return the sums of consecutive words of a file.
+
+    Args:
+        words: The words, uint64 (n,). In a word that lies only partly in the piece, the other bytes are zero.
+        first: The number of the first word in the file.
+    """
     plain = weighted = 0
     for start in range(0, len(words), len(_RAMP)):
         part = words[start : start + len(_RAMP)]
@@ -30,19 +36,19 @@ def piece_sums(words: npt.NDArray[np.uint64], first: int) -> Sums:
 
 
 def add_sums(a: Sums, b: Sums) -> Sums:
-    """Sums of two pieces together, from the sums of each."""
+    """Return the sums of two pieces together, from the sums of each."""
     return (a[0] + b[0]) & _MASK, (a[1] + b[1]) & _MASK
 
 
 def bytes_sums(data: bytes, offset: int = 0) -> Sums:
-    """Sums of bytes that lie at an offset of a file."""
+    """Return the sums of bytes that lie at an offset of a file."""
     padded = bytes(offset % 8) + data
     padded += bytes(-len(padded) % 8)
     return piece_sums(np.frombuffer(padded, "<u8"), offset // 8)
 
 
 def file_sums(path: Path, block: int = 1 << 21) -> Sums:
-    """Sums of a whole file, read `block` bytes at a time."""
+    """Return the sums of a whole file, which is read `block` bytes at a time."""
     sums, offset = (0, 0), 0
     with path.open("rb", buffering=0) as stream:
         while data := stream.read(block):

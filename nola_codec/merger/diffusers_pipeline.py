@@ -1,4 +1,4 @@
-"""A merge into a Diffusers pipeline: each component that an adapter changes is merged, and the rest is copied."""
+"""Merge into a Diffusers pipeline: merge each component that an adapter changes, and copy the rest."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def open_pipeline(files: Sequence[MergeFile], request: MergeRequest) -> Iterator
     """
     base, out = request.base, request.out
     if request.keep_undo:
-        raise AdapterError("what undoes a merge is kept for one component", code="needs-component", where=str(base))
+        message = "only a merge into a single component can keep an undo file; give its directory as the base"
+        raise AdapterError(message, code="needs-component", where=str(base))
     folders = sorted({folder for file in files for folder, _ in _split_by_folder(file, base)})
     with atomic_directory(out, replace=request.overwrite) as directory:
         parts = []
@@ -70,10 +71,10 @@ def open_pipeline(files: Sequence[MergeFile], request: MergeRequest) -> Iterator
 
 
 def _split_by_folder(file: MergeFile, base: Path) -> Iterator[tuple[str, MergeFile]]:
-    """The folder of each component that a file changes, and the part of the file that belongs to it."""
+    """Yield the folder of each component that a file changes, and the part of the file that belongs to it."""
     for component, names in components(file.adapter, file.parts).items():
         folder = component
-        # kohya calls whatever denoises a unet.
+        # kohya calls the denoising model "unet" even if it is a transformer.
         if component == "unet" and not (base / "unet").is_dir() and (base / "transformer").is_dir():
             folder = "transformer"
         if not component or not (base / folder).is_dir():
@@ -88,7 +89,7 @@ def _split_by_folder(file: MergeFile, base: Path) -> Iterator[tuple[str, MergeFi
 def _belongs(key: str, component: str, names: Sequence[str]) -> bool:
     """Return True if a carried tensor belongs to a component.
 
-    A tensor of no component belongs to all, so that each merge refuses it.
+    A tensor without a component counts for every component, so that each merge can refuse it.
     """
     own = component_of(key)
     if own:

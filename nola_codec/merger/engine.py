@@ -1,4 +1,4 @@
-"""The flow of a merge and of its undoing, from the request to the report."""
+"""Run a merge or undo one, from the request to the report."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from nola_codec.progress import Progress
 
 
 def run_merge(request: MergeRequest) -> MergeReport:
-    """Add the deltas of files to a base model, and write it.
+    """Add the deltas of files to a base model, and write the merged model.
 
     Raises:
         FormatError, ChecksumMismatch: A file is damaged.
         AdapterError: The base does not fit, or the files cannot be combined; see `nola_codec.merge`.
-        OutputExists: ``request.out`` is there and may not be replaced.
+        OutputExists: ``request.out`` exists and may not be replaced.
     """
     if request.base.is_file():
         with lone_file_as_directory(request) as inner:
@@ -56,12 +56,12 @@ def _merge_directory(files: Sequence[MergeFile], request: MergeRequest, counter:
 
 
 def run_unmerge(request: UnmergeRequest) -> MergeReport:
-    """Take the deltas of files off a merged model, and write the base model: its shards byte for byte.
+    """Subtract the deltas of files from a merged model, and write the base model, whose shards are equal byte for byte.
 
     Raises:
         FormatError, ChecksumMismatch: A file is damaged.
         AdapterError: ``no-undo``, ``bad-undo``, ``unmerge-files``, ``unmerge-mismatch``.
-        OutputExists: ``request.out`` is there and may not be replaced.
+        OutputExists: ``request.out`` exists and may not be replaced.
     """
     merged, out = request.merged.resolve(), request.out.resolve()
     check_output(merged, out, overwrite=request.overwrite)
@@ -73,13 +73,14 @@ def run_unmerge(request: UnmergeRequest) -> MergeReport:
 
 @dataclass
 class _WeightCounter:
-    """Counts changed weights, over all components of a pipeline, for the caller's progress."""
+    """Counts changed weights over all components of a pipeline, and tells the caller's progress function."""
 
     progress: Progress | None
     done: int = 0
     total: int = 0
 
     def count(self, _: str) -> None:
+        """Count one more weight."""
         self.done += 1
         if self.progress is not None:
             self.progress("merge", self.done, self.total)

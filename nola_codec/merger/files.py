@@ -1,4 +1,4 @@
-"""A `.nola` file as a merge takes it: decoded, checked, and sorted by delta."""
+"""Decode and check a `.nola` file for a merge, and sort its records by delta."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class MergeFile:
     Attributes:
         name: The file's name, for messages.
         weight: The number that all its deltas are multiplied by.
-        hashes: The content SHA-256 and the decoded SHA-256, hexadecimal; the second tells rungs apart.
+        hashes: The content SHA-256 and the decoded SHA-256, hexadecimal. The second differs from rung to rung.
         adapter: The adapter that the file decodes to.
         parts: The records of each delta, by its name; the experts of one parameter are one delta of several parts.
         decoded: The decoded integers of each record, by its name.
@@ -48,7 +48,7 @@ class MergeFile:
 
     @property
     def key(self) -> list[str]:
-        """All that decides the deltas: the hashes, and the weight as a hexadecimal float."""
+        """All that the deltas depend on: the hashes, and the weight as a hexadecimal float."""
         return [*self.hashes, float(self.weight).hex()]
 
     def delta(self, name: str, shape: tuple[int, ...], transposed: bool) -> RowDelta:
@@ -73,7 +73,7 @@ class MergeFile:
 
 
 def decode_source(source: WeightedSource, rung: int | None, device: object) -> MergeFile:
-    """Decode a file and compare both of its SHA-256.
+    """Decode a file, and compare its content SHA-256 and its decoded SHA-256.
 
     Args:
         source: The file, or the file and its weight.
@@ -95,7 +95,7 @@ def decode_source(source: WeightedSource, rung: int | None, device: object) -> M
 
 
 def decode_merge_file(decoder: Decoder, name: str, weight: float = 1.0) -> MergeFile:
-    """Decode an open file and compare its decoded SHA-256.
+    """Decode an open file, and compare its decoded SHA-256.
 
     Args:
         decoder: The open file.

@@ -1,4 +1,4 @@
-"""A merge into a model in memory, in place: the bits of a merge on disk, without its files."""
+"""Merge a file into a model in memory, in place, with the same bits as a merge on disk."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def merge_into_model(decoder: Decoder, where: str, model: torch.nn.Module) -> No
 
     Raises:
         AdapterError: ``base-mismatch``, ``tied-weights``, ``overflow``; ``merge-network``, ``merge-vectors``,
-            ``merge-raw``, ``merge-projections`` for files that cannot be merged so.
+            ``merge-raw``, ``merge-projections`` for files that cannot be merged in memory.
         FormatError, ChecksumMismatch: The file is damaged; nothing is changed.
     """
     dialect = dialect_of(decoder.header, where)

@@ -1,9 +1,9 @@
-"""The journal of a directory that may take several runs to write: the next run keeps what a killed run finished.
+"""Keep the journal of a directory that may take several runs to write, so that a run goes on where a killed one ended.
 
-Beside the target, the folder ``.NAME.partial`` holds the journal and ``files/``. A file counts as finished if the
-journal has a line for it and its size and checksum are those of the line, which is written after the file was synced
-and renamed. The first line of the journal is a key of everything that the files are made from; a run with another key
-keeps nothing. At the end one rename turns ``files/`` into the target.
+Beside the target, the folder ``.NAME.partial`` holds the journal and ``files/``. After a file is synced and renamed,
+the journal gets a line with its size and checksum. A file counts as finished if it still agrees with its line. The
+first line of the journal is a key, which stands for everything that the files are made from; a run with another key
+keeps nothing. At the end, one rename turns ``files/`` into the target.
 """
 
 from __future__ import annotations
@@ -67,26 +67,27 @@ class Journal:
 
 @contextlib.contextmanager
 def open_journal(target: Path, key: str, *, replace: bool) -> Iterator[Journal]:
-    """Open the journal of a directory, which becomes `target` when the block ends without an error.
+    """Open the journal of a directory, which becomes `target` when the ``with`` block ends without an error.
 
-    An interrupt or an error of the system leaves what is finished for the next run; any other error leaves nothing.
+    After an interrupt or an error of the system, the finished files stay for the next run. After any other error,
+    nothing stays.
 
     Args:
         target: The directory to make.
-        key: Everything that decides the bytes of its files; a journal of another key is discarded.
-        replace: True if a directory that is there may be replaced.
+        key: A string for everything that decides the bytes of the files; a journal with another key is discarded.
+        replace: True if an existing directory may be replaced.
 
     Raises:
-        OutputExists: `target` is there, is not an empty directory, and `replace` is False.
-        AdapterError: ``busy``: another process is writing it; ``foreign-partial``: something else has the journal's
-            name.
+        OutputExists: `target` exists, is not an empty directory, and `replace` is False.
+        AdapterError: ``busy``: another process is writing the same directory; ``foreign-partial``: something else has
+            the name of the journal's folder.
     """
     require_free(target, overwrite=replace)
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = target.parent / f".{target.name}.partial"
     journal_path, files = folder / "journal", folder / "files"
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or _is_foreign(folder))):
-        message = "is in the way and was not left by a merge; move it away"
+        message = "is in the way, and no merge has left it; move it away"
         raise AdapterError(message, code="foreign-partial", where=str(folder))
     folder.mkdir(exist_ok=True)
     with journal_path.open("ab+") as journal:
@@ -118,7 +119,7 @@ def _is_foreign(folder: Path) -> bool:
     try:
         with (folder / "journal").open("rb") as stream:
             line = stream.readline(4096)
-        # Killed before its first line was written: an empty journal and nothing else.
+        # A run that was killed before it wrote the first line leaves an empty journal and nothing else.
         return not line.startswith(json.dumps({"magic": _MAGIC})[:-1].encode()) and (
             bool(line.endswith(b"\n")) or {p.name for p in folder.iterdir()} != {"journal"}
         )
@@ -127,7 +128,7 @@ def _is_foreign(folder: Path) -> bool:
 
 
 def _finished_groups(journal: IO[bytes], key: str, files: Path) -> frozenset[str]:
-    """The groups in the journal of this key whose files are still as the journal says."""
+    """Return the groups of a journal with this key whose files still agree with the journal."""
     journal.seek(0)
     lines = journal.read().splitlines(keepends=True)
     if not lines or lines[0] != json.dumps({"magic": _MAGIC, "key": key}).encode() + b"\n":
@@ -155,7 +156,7 @@ def _is_whole(path: Path, entry: list[object]) -> bool:
 
 
 def _lock_file(stream: IO[bytes], folder: Path) -> None:
-    """Keep other processes out until the stream is closed or this process dies."""
+    """Lock the journal against other processes, until the stream is closed or this process ends."""
     try:
         import fcntl
     except ImportError:  # Windows: the open journal itself cannot be removed there
@@ -168,7 +169,7 @@ def _lock_file(stream: IO[bytes], folder: Path) -> None:
 
 
 def _sync_directory(path: Path) -> None:
-    """Make renames last a power cut, where a directory can be synced."""
+    """Sync a directory, so that its renames survive a power cut; some systems cannot do it."""
     if os.name == "posix":
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -1,7 +1,7 @@
-"""Deltas of layers in memory, made row by row as a merge of files makes them: one delta, or all of them into a model.
+"""Make deltas of layers in memory: return one of them, or add all of them to a model.
 
-This serves deltas that are not one pair of factors each: those of VeRA and RandLoRA, of LyCORIS and of experts, and
-changes of whole models, where a residue may belong to a pair.
+This module is for deltas that are not one pair of factors each: those of VeRA, RandLoRA, LyCORIS and experts, and
+changes of whole models, where a vector may be added to a pair. They are made row by row, as in a merge on disk.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 def layer_delta(
     decoder: Decoder, where: str, name: str, shape: tuple[int, ...] | None, place: Callable[[Any], torch.Tensor]
 ) -> torch.Tensor:
-    """Return delta_W of a layer, float32: all records that make it, together.
+    """Return delta_W of a layer in float32, from all records that belong to it.
 
     Args:
-        decoder: Decodes the file.
-        where: The file, for messages.
-        name: Module path, with or without PEFT's prefix.
-        shape: The shape of the layer's weight; None takes the delta's own, where the file tells it.
-        place: Makes a tensor of an array, on the right device.
+        decoder: The open file.
+        where: The file's name, for messages.
+        name: The path of the module, with or without PEFT's prefix.
+        shape: The shape of the layer's weight; None is the shape of the delta, if the file tells it.
+        place: A function that makes a tensor of an array, on the right device.
 
     Raises:
         AdapterError: ``merge-projections``, ``unknown-name``, ``needs-shape``, ``bad-shape``.
@@ -47,7 +47,7 @@ def layer_delta(
     if found is None:
         raise AdapterError(f"no delta named {name!r} in the file", code="unknown-name", where=where)
     if dialect.needs_layer_shape and shape is None:
-        message = "how many inputs a layer has, the file does not say: give the layer's shape, (out, in)"
+        message = "the file does not say how many inputs the layer has: give the layer's shape, (out, in)"
         raise AdapterError(message, code="needs-shape", where=f"{where}: {found}")
     if not dialect.needs_layer_shape:
         parts = file.parts[found]
@@ -62,9 +62,9 @@ def merge_layer_deltas(decoder: Decoder, where: str, model: torch.nn.Module) -> 
     """Add every delta of a file to the weights of a model, in place.
 
     Args:
-        decoder: Decodes the file.
-        where: The file, for messages.
-        model: The model that is changed.
+        decoder: The open file.
+        where: The file's name, for messages.
+        model: The model to change.
 
     Raises:
         AdapterError: ``merge-projections``, ``merge-raw``, ``base-mismatch``, ``tied-weights``, ``overflow``.

@@ -1,4 +1,4 @@
-"""A merge into a lone safetensors file: a model directory of one shard, made for it beside the output."""
+"""Merge into a lone safetensors file, by way of a temporary model directory of one shard."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def lone_file_as_directory(request: MergeRequest) -> Iterator[MergeRequest]:
         message = "the base is a lone file: give a path that ends in .safetensors"
         raise AdapterError(message, code="needs-file", where=str(out))
     if request.keep_undo:
-        raise AdapterError("what undoes a merge is kept for model directories", code="needs-directory", where=str(base))
+        message = "only a merge into a model directory can keep an undo file"
+        raise AdapterError(message, code="needs-directory", where=str(base))
     require_free(out, overwrite=request.overwrite)
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
         model = Path(staging) / "base"

@@ -1,4 +1,4 @@
-"""The place of each delta in a base model, found by names and shapes alone."""
+"""Find the place of each delta in a base model, from names and shapes alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Place:
     Attributes:
         module: The name of the delta, as in `MergeTarget`.
         weight: The name of the weight in the merged checkpoint.
-        source: The stored tensor that holds the base value; differs from ``weight`` where tied weights are separated.
+        source: The stored tensor that holds the base value. It differs from `weight` if tied weights are separated.
         transposed: True if the weight is stored (in, out), so that the transpose of the delta is added.
     """
 
@@ -39,7 +39,8 @@ class StoredNames:
     """The stored tensors of a model, found by the names that another model gives them.
 
     The same weight is ``transformer.h.0.attn.c_attn.weight`` in a model with a head and ``h.0.attn.c_attn.weight`` in
-    one without, and a checkpoint of either loads into both: up to two leading components may be missing on one side.
+    one without, and a checkpoint of either loads into both. So one of two names that mean the same weight may lack up
+    to two leading components.
     """
 
     def __init__(self, stored: Iterable[str]) -> None:
@@ -79,7 +80,7 @@ def resolve_places(
         targets: The deltas of an adapter.
         shapes: The shape of each weight of the base model, by name.
         config: ``config.json`` of the base model.
-        tied: The result of `tied_embeddings`: a module of the missing weight then starts from the stored one.
+        tied: The result of `tied_embeddings`. A delta of the missing weight then starts from the stored weight.
 
     Returns:
         `Place` by the name of the delta.
@@ -99,7 +100,7 @@ def resolve_places(
         if weight is None or source is None:
             problems.append(f"{target.name}: no weight {target.weight or f'{path}.weight'}")
             continue
-        transposed = _orientation(target, path, shapes[source], config)
+        transposed = _fits_transposed(target, path, shapes[source], config)
         if transposed is None:
             found_shape = f"{list(shapes[source])} ({source})"
             problems.append(f"{target.name}: " + mismatch("shape", list(target.shape), found_shape))
@@ -114,30 +115,30 @@ def resolve_places(
 
 
 def _stored_weight(target: MergeTarget, path: str, names: StoredNames) -> str | None:
-    """The stored tensor that a target means, or None."""
+    """Return the stored tensor that a target means, or None."""
     if target.weight:
         return names.find(target.weight)
     # Multi-head attention of PyTorch keeps its three input projections in one parameter.
     return names.find(f"{path}.weight") or names.find(f"{path}.in_proj_weight")
 
 
-def _orientation(target: MergeTarget, path: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> bool | None:
-    """Return True if the weight is stored transposed; None if neither orientation fits its shape."""
+def _fits_transposed(target: MergeTarget, path: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> bool | None:
+    """Return True if the delta fits a weight transposed, False if it fits as it is, and None if it does not fit."""
     if target.reshaped:
         return False if shape[:1] == target.shape[:1] and math.prod(shape) == math.prod(target.shape) else None
     if target.layout != "linear":
         return False if shape == target.shape else None
     if is_stored_transposed(path, config, target.fan_in_fan_out) and shape == target.shape[::-1]:
         return True
-    # The flag may be left on from another module; a plain weight of the right shape is then meant as it is.
+    # The flag may come from another module, so a weight that fits as it is is not transposed.
     return False if shape == target.shape else None
 
 
 def is_stored_transposed(path: str, config: Mapping[str, Any], fan_in_fan_out: bool) -> bool:
     """Return True if the weight of a linear module should be stored (in, out).
 
-    The type of the model decides where it tells. Else PEFT's flag does: PEFT saves it as the last module's type left
-    it, which is right unless a model mixes both types.
+    If the type of the model is known to have such weights, it decides. For other models PEFT's flag decides. PEFT saves
+    the flag of the last module only, so it may be wrong for a model that mixes both types.
     """
     if config.get("model_type") in _CONV1D_MODELS:
         return path.rpartition(".")[2] in _CONV1D_MODULES
@@ -145,7 +146,7 @@ def is_stored_transposed(path: str, config: Mapping[str, Any], fan_in_fan_out: b
 
 
 def merge_target(record: CodedRecord) -> MergeTarget:
-    """The target of a low-rank record."""
+    """Return the target of a low-rank record."""
     kind = record.kind
     shape = delta_shape(kind.layout, *reversed(kind.stored_shapes))
     return MergeTarget(record.name, kind.layout, shape, kind.scaling, kind.fan_in_fan_out)

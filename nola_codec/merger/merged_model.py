@@ -1,4 +1,4 @@
-"""The merged model as a directory: shard by shard, in pieces, resumable, never half."""
+"""Write the merged model as a directory, shard by shard, whole or not at all; the next run resumes a killed one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write_merged_model(
     request: MergeRequest,
     on_weight: Callable[[str], None] | None = None,
 ) -> MergeReport:
-    """Write the merged model. It appears whole, at the end, or not at all.
+    """Write the merged model. The directory appears at the end, and only if everything was written.
 
     Untouched tensors keep their bytes and their order in the shard. Configuration, tokenizer, code and licences are
     copied; weights in other formats are not. A run that was killed and is started again with the same input keeps the
@@ -47,11 +47,11 @@ def write_merged_model(
     Args:
         checkpoint: The base model.
         change: The change to make. A delta is opened once for each weight of a shard that is not finished yet.
-        request: `out`, `overwrite`, `keep_undo` and `piece_bytes` count here.
-        on_weight: Called with the name of each changed weight when its last rows are taken, for progress.
+        request: The request. Only `out`, `overwrite`, `keep_undo` and `piece_bytes` count here.
+        on_weight: A function that is called with the name of each changed weight when a thread takes its last rows.
 
     Raises:
-        OutputExists: ``request.out`` is there and may not be replaced, or it is not a model directory.
+        OutputExists: ``request.out`` exists and may not be replaced, or it is not a model directory.
         AdapterError: ``same-directory``; ``busy``; ``overflow``; a shard cannot be read.
     """
     out = Path(os.path.realpath(request.out))
@@ -74,7 +74,7 @@ def write_merged_model(
 
 
 def _journal_key(checkpoint: Checkpoint, change: ModelChange, request: MergeRequest) -> str:
-    """A hash of everything that decides the bytes of the merged shards."""
+    """Return a hash of everything that decides the bytes of the merged shards."""
     options = [request.keep_undo, request.piece_bytes if request.keep_undo else 0]
     sha = hashlib.sha256(json.dumps([__version__, change.sources, options, checkpoint.config], sort_keys=True).encode())
     for shard in checkpoint.shards:
@@ -87,7 +87,12 @@ def _journal_key(checkpoint: Checkpoint, change: ModelChange, request: MergeRequ
 
 @dataclass(frozen=True)
 class _ShardWriter:
-    """Says how each shard is written; the arguments of `write_merged_model` and the open journal."""
+    """Prepares the write of each shard.
+
+    Attributes:
+        checkpoint, change, request, on_weight: The arguments of `write_merged_model`.
+        journal: The open journal.
+    """
 
     checkpoint: Checkpoint
     change: ModelChange

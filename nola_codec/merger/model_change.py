@@ -1,4 +1,4 @@
-"""All files of a merge together, as one change of one base model."""
+"""Combine all files of a merge into one change of one base model."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from nola_codec.merger.places import WeightShapes
 from nola_codec.merger.plan import MergePlan, combine_plans, plan_merge
 
 OpenDelta = Callable[[str, tuple[int, ...]], RowDelta]
-"""``open_delta(weight name, shape)``: the delta of one weight, made when the weight's turn comes."""
+"""``open_delta(weight name, shape)`` returns the delta of one weight. It is called right before the weight changes."""
 
 DeltaTerm = tuple[int, str, bool]
-"""One term of a weight's delta, as the undo file says it: number of the file, name of the delta, transposed or not."""
+"""One term of a weight's delta, as in the undo file: the file's number, the delta's name, and True if transposed."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class ModelChange:
 
     Attributes:
         plan: The weights that change, and the delta of each.
-        open_delta: Makes the delta of a weight in ``plan.places``.
-        sources: JSON values that tell the files and weights that the change was made from apart from all others.
-        terms: The terms of each weight's delta, by the weight's name; needed for an undo file.
+        open_delta: A function that makes the delta of a weight in ``plan.places``.
+        sources: JSON values that identify the files and weights that the change was made from.
+        terms: The terms of each weight's delta, by the weight's name; an undo file needs them.
     """
 
     plan: MergePlan
@@ -51,7 +51,7 @@ def place_file(file: MergeFile, checkpoint: Checkpoint) -> PlacedFile:
 
     Raises:
         AdapterError: The errors of the dialect's `merge_targets` and `model_tensors`, and of `plan_merge`;
-            ``merge-weight``: the file has a weight, and a tensor that is not a delta.
+            ``merge-weight``: the file has a weight other than 1, and a tensor that is not a delta.
     """
     adapter = file.adapter
     dialect = dialect_of(adapter, file.name)
@@ -65,7 +65,7 @@ def place_file(file: MergeFile, checkpoint: Checkpoint) -> PlacedFile:
 
 
 def combine_files(placed: Sequence[PlacedFile]) -> ModelChange:
-    """Join files, each with its places in the same base model, into one change.
+    """Combine files that are placed in the same base model into one change.
 
     Raises:
         AdapterError: ``merge-conflict``, as `combine_plans` does.

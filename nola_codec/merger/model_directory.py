@@ -1,4 +1,4 @@
-"""The files of a model directory besides its weights: what is checked, copied and written anew."""
+"""Check, copy and rewrite the files of a model directory other than its weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nola_codec.merger.shards import MergedTensor
 from nola_codec.stores.files import require_free
 from nola_codec.stores.safetensors_io import num_bytes
 
-# Weights are never copied: the old ones would be loaded in place of the merged.
+# Weights are never copied, since the old ones would be loaded in place of the merged ones.
 _WEIGHT_SUFFIXES = frozenset(
     {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".gguf", ".onnx", ".npz", ".tflite"}
 )
@@ -26,11 +26,11 @@ _COPIED_DIRECTORIES = frozenset({"additional_chat_templates"})
 
 
 def check_output(source: Path, out: Path, *, overwrite: bool) -> None:
-    """Check that an output replaces neither its own input nor anything but a model.
+    """Check that an output does not replace its own input, or anything that is not a model.
 
     Raises:
-        AdapterError: ``same-directory``.
-        OutputExists: `out` is there and `overwrite` is False, or it is not a model directory.
+        AdapterError: ``same-directory``: one of the two directories lies in the other.
+        OutputExists: `out` exists and `overwrite` is False, or it is not a model directory.
     """
     if out == source or out in source.parents or source in out.parents:
         raise AdapterError("lies inside the base model, or holds it", code="same-directory", where=str(out))
@@ -41,7 +41,7 @@ def check_output(source: Path, out: Path, *, overwrite: bool) -> None:
 
 
 def remove_others(directory: Path, kept: Iterable[str]) -> None:
-    """Remove all but the files of these names: what a killed run left unfinished."""
+    """Remove all files except those of these names, such as the unfinished files of a killed run."""
     names = set(kept)
     for path in directory.iterdir():
         if path.name not in names:
@@ -61,7 +61,7 @@ def copy_other_files(base: Path, directory: Path) -> None:
 
 
 def merged_index(checkpoint: Checkpoint, layouts: Mapping[str, Mapping[str, MergedTensor]]) -> dict[str, Any]:
-    """The index of the merged shards, from the base's own and the layout of each shard."""
+    """Return the index of the merged shards, made from the index of the base and the layout of each shard."""
     index = dict(checkpoint.index or {})
     tensors = [tensor for layout in layouts.values() for tensor in layout.values()]
     metadata = dict(index.get("metadata") or {})
@@ -73,7 +73,7 @@ def merged_index(checkpoint: Checkpoint, layouts: Mapping[str, Mapping[str, Merg
 
 
 def config_without_ties(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of ``config.json`` that no longer ties the embeddings."""
+    """Return a copy of ``config.json`` that no longer ties the embeddings."""
     result: dict[str, Any] = json.loads(json.dumps(config)) | {"tie_word_embeddings": False}
     if isinstance(result.get("text_config"), dict):
         result["text_config"]["tie_word_embeddings"] = False

@@ -1,4 +1,4 @@
-"""The places that deltas have in a model in memory."""
+"""Find the places of deltas in a model in memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 Targets = Callable[[Mapping[str, tuple[int, ...]], Mapping[str, Any]], Sequence[MergeTarget]]
-"""``targets(shapes, config)``: the targets of a file, from the shapes of a model's weights and its configuration."""
+"""``targets(shapes, config)`` returns the targets of a file, given the shapes of a model's weights and its config."""
 
 
 def find_in_model(
@@ -23,9 +23,9 @@ def find_in_model(
     """Return the parameters of a model by name, and the place of each delta by the delta's name.
 
     Args:
-        model: The model that is changed.
-        targets: The targets of the file's deltas.
-        may_be_tied: Accept a weight that is shared with another module, which changes with it.
+        model: The model to change.
+        targets: A function that returns the targets of the file's deltas.
+        may_be_tied: True to accept a weight that another module shares, so that the module changes too.
 
     Raises:
         AdapterError: ``base-mismatch``; ``tied-weights``: a weight that changes is shared with another module.
@@ -39,6 +39,6 @@ def find_in_model(
         if not may_be_tied and uses[id(weights[place.weight])] > 1:
             raise AdapterError(
                 f"{place.weight} is tied to another weight, which would change with it; untie them, or merge with "
-                "`decode --base`, which does", code="tied-weights", where=name
+                "`decode --base`, which unties them", code="tied-weights", where=name
             )  # fmt: skip
     return weights, places

@@ -1,4 +1,4 @@
-"""The places of an adapter's deltas in a base model: what the adapter's dialect says, asked about one base model."""
+"""Ask the dialect of an adapter about one base model: `WeightShapes`, and the deltas by name and by component."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class WeightShapes:
     Attributes:
         shapes: The shape of each weight, by name.
         config: ``config.json`` of the model.
-        where: The model, for messages.
+        where: The model's path, for messages.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -63,7 +63,7 @@ def grouped_deltas(adapter: Adapter) -> dict[str, list[AdapterDelta]]:
 
 
 def components(source: OfDialect, names: Iterable[str]) -> dict[str, Sequence[str]]:
-    """Return the names of deltas by the component of a pipeline that they say; ``""`` where they say none."""
+    """Return the names of deltas by the component of a pipeline that they name; ``""`` stands for no component."""
     dialect = dialect_of(source)
     found: dict[str, list[str]] = {}
     for name in names:

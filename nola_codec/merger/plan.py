@@ -1,7 +1,7 @@
-"""The plan of a merge: which weights of a checkpoint change, and how.
+"""Plan a merge: decide which weights of a checkpoint change, and how.
 
-This module decides about tied embeddings, biases and modules that are saved whole. `row_deltas` says what is added to a
-weight, and `merged_model` writes.
+This module decides about tied embeddings, biases and modules that are saved whole. `row_deltas` makes the rows that are
+added to a weight, and `merged_model` writes the result.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class MergePlan:
     Attributes:
         places: The place of each delta, by weight name.
         replaced: Tensors that take the place of a weight (modules_to_save), by weight name; new names are added.
-        reloaded: Tensors that the base model is loaded with instead of its own (trained biases, embeddings saved with
-            the adapter), by stored name; all that reads the stored tensor sees them.
-        bias_terms: ``lora_B.bias`` and its scaling, by bias name.
-        untied: The stored tensor that a weight was tied to, by the name of the weight that is now written.
+        reloaded: Tensors that replace stored tensors of the base (trained biases, embeddings saved with the adapter),
+            by stored name. They also apply to weights that are tied to the stored tensor.
+        bias_terms: The ``lora_B.bias`` that is added to a bias, and its scaling, by the name of the bias.
+        untied: The stored tensor that a weight was tied to, by the name of the weight, which is now written separately.
         unties: True if ``tie_word_embeddings`` is turned off.
     """
 
@@ -66,9 +66,9 @@ def plan_merge(
     Args:
         checkpoint: The base model.
         targets: The deltas.
-        raw: Tensors carried with them, by key.
+        raw: The carried tensors, by key.
         adapter_config: PEFT's configuration.
-        stays_tied: True if the deltas are those of stored tensors and not of modules: then what is tied stays so.
+        stays_tied: True if the deltas belong to stored tensors and not to modules, so that tied weights stay tied.
 
     Raises:
         AdapterError: ``base-mismatch`` listing all that has no place; ``merge-dora``, ``merge-alora``,
@@ -134,7 +134,7 @@ class _CarriedPlaces:
         elif _is_copied(path, self._config):
             self.replaced[name] = _in_dtype_of(tensor, self._checkpoint, base)
         elif base in shapes:
-            # Loading fills the one parameter that both names stand for.
+            # Loading the adapter sets the one parameter that both names stand for.
             self.reloaded[base] = _in_dtype_of(tensor, self._checkpoint, base)
         else:
             self.problems.append(f"{key}: no weight {path}")
@@ -223,7 +223,7 @@ def _refuse_unmergeable(raw: Mapping[str, RawTensor], config: Mapping[str, Any])
 
 
 def _is_copied(path: str, config: Mapping[str, Any]) -> bool:
-    """Return True if PEFT trains a copy (modules_to_save), so that what was tied to the original stays as it was."""
+    """Return True if PEFT trains a copy of the module (modules_to_save), so that weights tied to the original stay."""
     return is_saved_module(path, config) if config else not path.endswith(".bias")
 
 
@@ -234,9 +234,9 @@ def _tied_name(path: str, tied: TiedEmbeddings | None) -> str:
 
 
 def _in_dtype_of(tensor: RawTensor, checkpoint: Checkpoint, name: str) -> RawTensor:
-    """Return the tensor in the dtype of the base weight if that loses nothing, else as it came.
+    """Return a tensor in the dtype of the base weight if the conversion is exact, else unchanged.
 
-    The tensor was trained. Exactness goes before a uniform dtype, and Transformers casts when it loads.
+    Exact values matter more than a uniform dtype, since the tensor was trained and Transformers casts when it loads.
     """
     info = checkpoint.weights.get(name)
     if info is None or info.dtype == tensor.dtype or {info.dtype, tensor.dtype} - set(FLOAT_DTYPES):
@@ -252,7 +252,7 @@ def _in_dtype_of(tensor: RawTensor, checkpoint: Checkpoint, name: str) -> RawTen
 def _separate_embeddings(
     checkpoint: Checkpoint, changed: set[str], tied: TiedEmbeddings | None
 ) -> tuple[dict[str, str], bool]:
-    """`MergePlan.untied` and `MergePlan.unties`, from the names of the weights that change."""
+    """Return `MergePlan.untied` and `MergePlan.unties`, from the names of the weights that change."""
     where, config = str(checkpoint.directory), checkpoint.config
     inputs, outputs = embedding_names({name: info.shape for name, info in checkpoint.weights.items()})
     if tied is not None:
@@ -267,7 +267,7 @@ def _separate_embeddings(
         return {}, False
     masked = [name for name in config.get("architectures") or [] if str(name).endswith(_TIED_DECODERS)]
     if masked and not outputs and changed & set(inputs):
-        message = f"the adapter changes the embeddings, which {masked[0]} ties to a decoder not stored by itself"
+        message = f"the adapter changes the embeddings, which {masked[0]} ties to a decoder that is not stored"
         raise AdapterError(message, code="tied-weights", where=where)
     # Both are stored. Transformers ties them only while they are equal; its older versions always do.
     return {}, bool(inputs and outputs)

@@ -10,7 +10,7 @@ from nola_codec.container.reader import Source
 from nola_codec.progress import Progress
 
 PIECE_BYTES = 1 << 21
-"""Bytes that a thread reads and writes at once; more if a single row is longer."""
+"""The number of bytes that a thread reads and writes at once; more if a single row is longer."""
 
 WeightedSource = Source | tuple[Source, float]
 """A `.nola` file, or a file and the number that all its deltas are multiplied by."""
@@ -18,7 +18,7 @@ WeightedSource = Source | tuple[Source, float]
 
 @dataclass(frozen=True)
 class MergeRequest:
-    """Files to merge into a base model, and how.
+    """A request to merge files into a base model.
 
     Attributes:
         sources: The files, in the order in which their deltas are added.
@@ -28,8 +28,8 @@ class MergeRequest:
         device: The device that factors are synthesized on; it changes no bit.
         overwrite: True if `out` may be replaced.
         keep_undo: True if ``nola_undo.bin`` is written.
-        progress: Called as (stage, done, total), or None.
-        piece_bytes: Bytes that a thread works on at once; it changes no bit of the weights.
+        progress: A function that is called as (stage, done, total), or None.
+        piece_bytes: The number of bytes that a thread works on at once; it changes no bit of the weights.
     """
 
     sources: Sequence[WeightedSource]
@@ -45,7 +45,7 @@ class MergeRequest:
 
 @dataclass(frozen=True)
 class UnmergeRequest:
-    """A merged model to take files off again.
+    """A request to subtract files from a merged model.
 
     Attributes:
         sources: The files and weights of the merge, in its order.
@@ -71,7 +71,7 @@ class MergeReport:
     Attributes:
         output: The directory, or the lone file.
         shards: The number of weight files in it.
-        resumed: How many of them an interrupted run with the same input had finished.
+        resumed: The number of those that an interrupted run with the same input had already finished.
         weights: The number of weights that were changed.
     """
 

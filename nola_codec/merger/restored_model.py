@@ -1,4 +1,4 @@
-"""The base model out of a merged model and its undo file; each file is proven by its SHA-256 before it is given out."""
+"""Restore the base model from a merged model and its undo file. The SHA-256 of each shard proves that it is right."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ _MAX_PIECE = 1 << 26
 
 
 def write_restored_model(index: UndoIndex, files: Sequence[MergeFile], request: UnmergeRequest) -> MergeReport:
-    """Write the base model. It appears whole, at the end, or not at all, and a killed run is resumed.
+    """Write the base model. The directory appears at the end, complete. A killed run is resumed.
 
     Args:
         index: The index of the undo file, from `read_undo`.
         files: The decoded files that were merged.
-        request: `merged`, `out` and `overwrite` count here; both are real paths.
+        request: The request. Only `merged`, `out` and `overwrite` count here; the two paths are real paths.
 
     Raises:
         AdapterError: ``unmerge-files``: the files are not those of the merge; ``bad-undo``; ``unmerge-mismatch``: the
-            merged model was changed, so that something else than the base came out.
-        OutputExists: ``request.out`` is there and may not be replaced.
+            merged model was changed after the merge, so that the result is not the base.
+        OutputExists: ``request.out`` exists and may not be replaced.
     """
     merged, shards = request.merged, index["shards"]
     undo_path = merged / UNDO_NAME
@@ -76,7 +76,7 @@ def write_restored_model(index: UndoIndex, files: Sequence[MergeFile], request: 
 
 @dataclass(frozen=True)
 class _ShardRestorer:
-    """Says how each shard of the base is written.
+    """Prepares the write of each shard of the base.
 
     Attributes:
         merged: The merged model.
@@ -153,7 +153,7 @@ class _TensorBlocks:
         return self._blocks.read(self._entries[start, stop])
 
     def open_copy(self) -> RowEdit:
-        """Return the edit of a tensor that was stored whole: it fills in bytes start..stop."""
+        """Return the edit of a tensor that the undo file stores whole; the edit fills in bytes start..stop."""
 
         def copy(data: memoryview, start: int, stop: int) -> None:
             data[:] = decompress(self.find(start, stop), len(data))

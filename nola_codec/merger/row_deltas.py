@@ -1,4 +1,4 @@
-"""The delta of one weight, as the exact rows that a merge adds."""
+"""Make the delta of one weight: the exact rows that a merge adds."""
 
 from __future__ import annotations
 

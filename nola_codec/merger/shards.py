@@ -17,7 +17,7 @@ class MergedTensor:
     Attributes:
         dtype: The dtype, as in `RawTensor`.
         shape: The shape.
-        source: The tensor of the base shard that holds the value before the delta, or empty.
+        source: The tensor of the base shard that holds the value before the delta; empty if there is none.
         value: The value before the delta if it is not that of the base shard, else None.
         has_delta: True if a delta is added.
     """
@@ -36,7 +36,7 @@ def shard_layout(checkpoint: Checkpoint, plan: MergePlan, shard: str) -> dict[st
     last shard, tensors with names that the base does not have.
 
     Raises:
-        AdapterError: ``overflow``: a bias leaves its dtype; and those of the reader.
+        AdapterError: ``overflow``: a bias is too large for its dtype; and those of `SafetensorsFile`.
     """
     with checkpoint.open_shard(shard) as file:
         sources = {name: name for name in file.tensors}

@@ -1,8 +1,8 @@
-"""Write large safetensors files in pieces, on several threads: read, change, check, write.
+"""Write large safetensors files in pieces, on several threads: each reads a piece, changes it, and writes it.
 
-A file is its header and a run of tensors. Threads take pieces of a few rows in the order of the file. A thread reads
-its piece, changes it in place, and writes it. So reading and writing of one piece overlap the arithmetic of another,
-and memory is one piece a thread, whatever the tensors' sizes. One further thread finishes whole files.
+A file is a header and a run of tensors. Threads take pieces of a few rows in the order of the file. A thread reads its
+piece, changes it in place, and writes it. So reading and writing of one piece overlap with the arithmetic of another,
+and each thread needs memory for one piece only, whatever the sizes of the tensors. One more thread finishes files.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class TensorWrite:
         nbytes: The tensor's size in bytes.
         origin: The tensor's bytes, or the offset of its first byte in `FileWrite.source`; None if the edit makes them.
         rows: The number of rows that the bytes divide into; it matters only with an edit.
-        open_edit: Makes the edit, when the tensor's turn comes, or None for a plain copy. The edit is dropped after
-            the last row.
-        on_done: Called when a thread has taken the last piece, or None.
+        open_edit: A function that makes the edit when the first piece of the tensor is taken, or None for a plain copy.
+            The edit is released after the last row.
+        on_done: A function that is called when a thread has taken the last piece, or None.
     """
 
     name: str
@@ -58,7 +58,8 @@ class FileWrite:
         target: The file to write; it must not exist.
         header: The bytes before the first tensor.
         tensors: The tensors, in the order of the file.
-        finish: Called with the file's sums, on a thread of its own, when all is written. Files are not synced here.
+        finish: A function that is called with the file's sums, on another thread, when all is written. The file is not
+            synced before.
     """
 
     source: Path
@@ -77,6 +78,7 @@ class _Tally:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def expect_piece(self) -> None:
+        """Count a piece that will be written."""
         with self.lock:
             self.left += 1
 
@@ -102,7 +104,7 @@ class _Piece:
 
 
 def write_files(files: Iterable[FileWrite], piece_bytes: int) -> None:
-    """Write all files, about `piece_bytes` at a time; the first error ends it.
+    """Write all files, about `piece_bytes` at a time. The first error stops the writing.
 
     Raises:
         AdapterError: ``truncated``: a source ended early; and whatever an edit raises.
@@ -159,7 +161,7 @@ class _Worker(threading.local):
     """The open files and the buffer of each thread."""
 
     def __init__(self, opened: list[IO[bytes]]) -> None:
-        """`opened` gets every file that any thread opens."""
+        """Make a worker. It appends every file that any thread opens to `opened`, so that the caller can close them."""
         self.opened = opened
         self.file: FileWrite | None = None
         self.streams: list[IO[bytes]] = []

@@ -1,4 +1,4 @@
-"""The undo file ``nola_undo.bin``: what merging and rounding lost, weight by weight, as bytes.
+"""Write and read the undo file ``nola_undo.bin``, which holds the bits of each weight that a merge lost.
 
 Its blocks hold the residuals of `arithmetic.residuals`, a few rows each, compressed. The layout (specification,
 "Undoing a merge") is:
@@ -41,7 +41,7 @@ UndoIndex = dict[str, Any]
 
 
 def encode_residual(data: memoryview, dtype: str) -> bytes:
-    """Compress a residual: zigzag, then planes of bytes (all but the first are nearly empty), then zstd."""
+    """Compress a residual: zigzag code, then planes of bytes (all but the first are nearly all zeros), then zstd."""
     width = _WIDTHS[dtype]
     signed = np.frombuffer(data, f"<i{width}")
     zigzag = ((signed << 1) ^ (signed >> (8 * width - 1))).astype(f"<u{width}")
@@ -77,7 +77,7 @@ def decompress(block: bytes, size: int) -> bytes:
 
 
 class SegmentWriter:
-    """Writes the segment of a shard: blocks, in the order in which threads finish them, then the shard's index."""
+    """Writes the segment of a shard: blocks in the order in which threads finish them, and then the shard's index."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -86,7 +86,7 @@ class SegmentWriter:
         self._blocks: dict[str, list[list[int]]] = {}
 
     def add(self, tensor: str, start: int, stop: int, block: bytes) -> None:
-        """Write a block of a tensor: rows, or bytes, start..stop."""
+        """Write the block of rows start..stop of a tensor, or of bytes start..stop if the tensor is stored whole."""
         with self._lock:
             self._blocks.setdefault(tensor, []).append(
                 [start, stop, self._stream.tell(), len(block), zlib.crc32(block)]
@@ -102,7 +102,7 @@ class SegmentWriter:
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, hexadecimal."""
+    """Return the SHA-256 of a file, hexadecimal."""
     sha = hashlib.sha256()
     with path.open("rb", buffering=0) as stream:
         while data := stream.read(1 << 20):
@@ -151,7 +151,7 @@ def read_undo(directory: Path) -> UndoIndex:
     """
     path = directory / UNDO_NAME
     if not path.exists():
-        message = f"has no {UNDO_NAME}, without which the base's bits are lost in rounding (merge with --keep-undo)"
+        message = f"has no {UNDO_NAME}, so the bits that rounding lost are not known (merge with --keep-undo)"
         raise AdapterError(message, code="no-undo", where=str(directory))
     packed = _read_packed_index(path)
     plain = zstandard.get_frame_parameters(packed).content_size
@@ -213,12 +213,12 @@ class UndoBlocks:
 
 
 def text_of(data: bytes) -> str:
-    """Bytes as the text that the index holds."""
+    """Return bytes as text for the index."""
     return base64.b64encode(data).decode()
 
 
 def bytes_of(text: str) -> bytes:
-    """The bytes of a text of the index.
+    """Return the bytes of a text from the index.
 
     Raises:
         AdapterError: ``bad-undo``.

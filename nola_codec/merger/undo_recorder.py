@@ -1,4 +1,4 @@
-"""The recording of what a merge loses, while the merge is written."""
+"""Record the bits that a merge loses, while the merge is written."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from nola_codec.version import __version__
 
 
 class UndoRecorder:
-    """Records, for one shard of the base, what restores it: the segment ``SHARD.undo``.
+    """Records what is needed to restore one shard of the base, in the segment ``SHARD.undo``.
 
     Attributes:
         name: The name of the finished segment.
     """
 
     def __init__(self, directory: Path, shard: Path) -> None:
-        """Begin the segment of a shard of the base in a directory."""
+        """Begin the segment of a shard of the base, as a file in a directory."""
         self.name = shard.name + ".undo"
         self._shard = shard
         self._path = directory / (self.name + ".part")
@@ -50,7 +50,7 @@ class UndoRecorder:
         terms: Mapping[str, Any],
         piece_bytes: int,
     ) -> None:
-        """Record the header of the shard, and whole the tensors that the merge replaces.
+        """Record the header of the shard, and the whole of each tensor that the merge replaces.
 
         Args:
             file: The open shard of the base.
@@ -72,7 +72,7 @@ class UndoRecorder:
         }
 
     def has_terms(self, name: str) -> bool:
-        """Return True if a weight is one of the base that is restored by its residual."""
+        """Return True if a weight of the base will be restored from its residual."""
         return name in self._facts["terms"]
 
     def edit(self, name: str, dtype: str, delta: RowDelta) -> RowEdit:

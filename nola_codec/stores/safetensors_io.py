@@ -338,7 +338,7 @@ class SafetensorsWriter:
             ValueError: Some tensors were not written.
         """
         if self._left:
-            raise ValueError(f"{self._left} tensors of the header were not written")
+            raise ValueError(f"{self._left} tensors were announced in the header and not written")
 
 
 def dump(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str] | None = None) -> bytes:

@@ -94,7 +94,7 @@ class Coding:
             EncodeError: ``option``: the coding has a mapping, which only `parametrize` can use.
         """
         if isinstance(self.num_basis, Mapping):
-            message = "one number (only parametrize, for a PEFT model, takes a mapping)"
+            message = "one number (a mapping is for the modules of a PEFT model, in parametrize)"
             raise EncodeError(mismatch("num_basis", message, self.num_basis), code="option")
         return default if self.num_basis is None else self.num_basis
 

@@ -1,7 +1,7 @@
-"""Keep the scalar ``<module>.alpha`` tensors of kohya and its relatives in a few bytes.
+"""Keep the scalar ``<module>.alpha`` tensors of kohya and similar dialects in a few bytes.
 
-A section for each of several hundred scalars would be a good part of a small file, and nearly always they are equal.
-So an adapter's `config` holds them: one value, dtype and shape, and what differs.
+A section for each of several hundred scalars would be a large part of a small file, and nearly always all alphas are
+equal. So an adapter's `config` holds them: one value, dtype and shape for all, and the exceptions.
 """
 
 from __future__ import annotations
@@ -23,10 +23,14 @@ SUFFIX = ".alpha"
 
 
 def read_alphas(store: TensorStore, keys: Iterable[str]) -> dict[str, tuple[RawTensor, float]]:
-    """Return tensor and value by module name.
+    """Read alphas. Return the tensor and the value of each, by the name of the module.
+
+    Args:
+        store: The file that holds them.
+        keys: The keys of the alphas.
 
     Raises:
-        AdapterError: ``bad-alpha`` unless each is one finite float.
+        AdapterError: ``bad-alpha``: an alpha is not a single finite float.
     """
     alphas = {}
     for key in keys:
@@ -47,11 +51,14 @@ def read_alphas(store: TensorStore, keys: Iterable[str]) -> dict[str, tuple[RawT
 def pack_alphas(
     alphas: Mapping[str, tuple[RawTensor, float]], modules: Iterable[str]
 ) -> tuple[dict[str, Any] | None, dict[str, RawTensor]]:
-    """Return what an adapter's `config` holds of the alphas, and the alphas that do not fit in there and are carried.
+    """Return the entry for the alphas in an adapter's `config`, and the alphas that are carried as tensors instead.
 
     Args:
         alphas: The result of `read_alphas`.
-        modules: All modules, those without an alpha too.
+        modules: The names of all modules, with or without an alpha.
+
+    Returns:
+        The entry (None if there are no alphas), and the tensors by key whose dtype or shape differs from most.
     """
     if not alphas:
         return None, {}
@@ -67,16 +74,16 @@ def pack_alphas(
 
 
 class Alphas:
-    """The alphas of an adapter: those that `config` stands for, and those that are carried."""
+    """The alphas of an adapter: those in its `config`, and those that are carried tensors."""
 
     def __init__(self, adapter: Adapter) -> None:
-        """Check `config`, once. Raises AdapterError ``bad-config``."""
+        """Check the entry in `config`. Raises AdapterError ``bad-config``."""
         self._raw = adapter.raw
         self._config = _alpha_entry(adapter)
         self._without = frozenset() if self._config is None else frozenset(self._config.get("without", ()))
 
     def of(self, module: str) -> float | None:
-        """Return a module's alpha; None where it has none."""
+        """Return the alpha of a module; None if it has none."""
         carried = self._raw.get(module + SUFFIX)
         if carried is not None:
             return float(to_float64(carried).reshape(()))
@@ -85,7 +92,7 @@ class Alphas:
         return float(self._config.get("others", {}).get(module, self._config["value"]))
 
     def tensors(self, modules: Iterable[str]) -> dict[str, RawTensor]:
-        """Return the ``.alpha`` tensors that `config` stands for."""
+        """Make the ``.alpha`` tensors of modules from `config`, by key; those that are carried are left out."""
         if self._config is None:
             return {}
         tensors = {}
@@ -98,7 +105,7 @@ class Alphas:
 
 
 def _alpha_entry(adapter: Adapter) -> Mapping[str, Any] | None:
-    """Return the entry of `config`, checked: it may come from a stranger's `.nola` file."""
+    """Return the entry for the alphas in `config`, after a check, since a stranger's `.nola` file may hold anything."""
     found = None if adapter.config is None else adapter.config.get("alpha")
     if found is None:
         return None
@@ -115,7 +122,7 @@ def _alpha_entry(adapter: Adapter) -> Mapping[str, Any] | None:
         and all(isinstance(name, str) for name in found.get("without", []))
     )
     if not good:
-        raise AdapterError("not the alphas of an adapter", code="bad-config", where="config: alpha")
+        raise AdapterError("these are not the alphas of an adapter", code="bad-config", where="config: alpha")
     return found  # type: ignore[no-any-return]
 
 

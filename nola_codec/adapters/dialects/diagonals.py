@@ -1,6 +1,7 @@
-"""Deltas of two frozen matrices and trained diagonals, whichever method made them; `vera` and `randlora` are two.
+"""Deltas of two frozen matrices and trained diagonals: the contract of such methods, as in `vera` and `randlora`.
 
-All layers share the matrices A and B, which are as large as the largest layer needs; each layer uses their beginning.
+All layers share the matrices A and B. The matrices are as large as the largest layer needs, and each layer uses their
+first rows and columns.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from nola_codec.array_types import Float64Array
 from nola_codec.errors import AdapterError, mismatch
 
 _MOST_PRODUCTS = 1 << 34
-"""The multiplications of a delta up to which its error is measured and not estimated."""
+"""The most multiplications of a delta whose error is measured. The error of a larger delta is estimated."""
 
 Shape = tuple[int, ...]
 Matrices = tuple[Float64Array, Float64Array]
 
 
 class DiagonalMethod(ABC):
-    """The names of one method's tensors, and the way that it makes a delta of them.
+    """A method that trains diagonals: the names of its tensors, and the way in which it makes a delta of them.
 
     Attributes:
-        peft_type: PEFT's name of the method, in its configuration.
+        peft_type: The name of the method in PEFT's configuration.
         title: The name of the method, for messages.
-        config_class: The name of the class of PEFT that holds its configuration.
-        diagonals: The ends of the keys of a layer's diagonals: of the one on the larger side, of the other.
+        config_class: The name of PEFT's class for the configuration.
+        diagonals: The ends of the keys of a layer's two diagonals, in the order in which all methods here take them.
         projections: The ends of the keys of A and of B.
         dimensions: The number of dimensions of a diagonal; the matrices have one more.
     """
@@ -54,23 +55,23 @@ class DiagonalMethod(ABC):
 
     @abstractmethod
     def rank_of(self, first: Shape, second: Shape) -> tuple[int, int]:
-        """Return the rank that the shapes of two diagonals say, and which of the two says it: 0 or 1."""
+        """Return the rank that the shapes of two diagonals tell, and the number (0 or 1) of the one that tells it."""
 
     @abstractmethod
     def misfit(self, first: Shape, second: Shape, rank: int) -> str | None:
-        """Return what is wrong with the shapes of two diagonals of that rank, or None."""
+        """Return a message if the shapes of two diagonals of that rank do not fit each other, or None."""
 
     @abstractmethod
     def are_projections(self, a: Shape, b: Shape) -> bool:
-        """Return True if two shapes are those of A and B, with no size 0."""
+        """Return True if two shapes can be those of A and B, without a dimension of 0."""
 
     @abstractmethod
     def lie_between(self, first: Shape, second: Shape, a: Shape, b: Shape) -> bool:
-        """Return True if diagonals of these shapes fit matrices of these shapes, which `are_projections`."""
+        """Return True if diagonals of these shapes fit matrices of these shapes, which `are_projections` accepts."""
 
     @abstractmethod
     def widest(self, lengths: tuple[int, int], a: Shape, b: Shape) -> tuple[int, int]:
-        """Return rows and columns of the delta of the largest layer that has these diagonals.
+        """Return the rows and columns of the largest delta that these diagonals can make.
 
         Args:
             lengths: The last dimension of each diagonal.
@@ -80,32 +81,38 @@ class DiagonalMethod(ABC):
 
     @abstractmethod
     def fits_layer(self, shape: tuple[int, int], widest: tuple[int, int]) -> bool:
-        """Return True if a layer (out, in) can have the diagonals whose `widest` this is."""
+        """Return True if a layer (out, in) can have diagonals for which `widest` returns this."""
 
     @abstractmethod
     def is_turned(self, shape: tuple[int, int]) -> bool:
-        """Return True if the delta of a layer (out, in) is the transpose of what `factors` make."""
+        """Return True if the delta of a layer (out, in) is the transpose of the product of `factors`."""
 
     @abstractmethod
     def factors(self, diagonals: Matrices, matrices: Matrices, shape: tuple[int, int]) -> Matrices:
-        """Return left (rows, K) and right (K, columns), each element rounded as the specification says."""
+        """Return left (rows, K) and right (K, columns) in float64, with the roundings of the specification.
+
+        Args:
+            diagonals: The two diagonals.
+            matrices: A and B.
+            shape: (rows, columns) of the product.
+        """
 
     @abstractmethod
     def delta_energy(self, first: Float64Array, second: Float64Array, matrices: Matrices | None) -> float:
-        """Return the squared norm of the delta before `scale`, the rows and columns of A and B taken as orthogonal.
+        """Estimate the squared norm of the delta before `scale`, as if the rows and columns of A and B were orthogonal.
 
         Args:
             first: The first diagonal.
-            second: The second one.
-            matrices: A and B; None stands for what PEFT draws.
+            second: The second diagonal.
+            matrices: A and B; None stands for matrices such as PEFT draws.
         """
 
     def gains(
         self, first: Float64Array, second: Float64Array, matrices: Matrices | None, scale: float
     ) -> tuple[float, float]:
-        """Return by how much an error of each diagonal grows on its way into the delta: |delta| / |diagonal|.
+        """Return the gain of each diagonal, |delta| / |diagonal|: the factor from its error to the error of the delta.
 
-        A diagonal of zeros, as training begins with, counts as one of ones.
+        A diagonal of zeros, as at the start of training, counts as a diagonal of ones.
         """
         first, second = (np.where(x.any(), x, 1.0) for x in (first, second))
         norm = float(np.sqrt(self.delta_energy(first, second, matrices) * scale**2))
@@ -122,7 +129,7 @@ class DiagonalDelta(CombinedDelta):
         scale: The number that the delta is multiplied by.
         method: The method that makes the delta.
         carried: The other diagonals, by name.
-        lengths: The last dimension of each diagonal, by its key's end.
+        lengths: The last dimension of each diagonal, by the end of its key.
         lora_A: The matrix A, float64, exact: (r, in), or RandLoRA's (r, 1, min).
         lora_B: The matrix B: (out, r), or RandLoRA's (max, N, r).
     """
@@ -135,22 +142,22 @@ class DiagonalDelta(CombinedDelta):
 
     @property
     def is_measurable(self) -> bool:
-        """True if the delta can be made often enough to measure what it lost."""
+        """True if the delta is small enough to be made again whenever its error is measured."""
         rows, columns = self._widest()
         products = rows * columns * (self.lora_B.size // max(1, self.lora_B.shape[0]))
         return rows * columns <= MAX_ELEMENTS and products <= _MOST_PRODUCTS
 
     def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-        """Return the shape of the delta of the largest layer that has these diagonals."""
+        """Return the shape of the largest delta that these diagonals can make."""
         return self._widest()
 
     def combine(self, values: Values) -> Float64Array:
-        """Return the delta in `shape`, summed in any order: to measure, not to merge."""
+        """Return the delta in `shape`, for measuring and not for merging, since the order of its sums is not fixed."""
         left, right = self._factors(values, self._widest())
         return left @ right * self.scale
 
     def squared_distance(self, values: Values, others: Values | None) -> float:
-        """Return the squared Frobenius norm of the delta minus that of other diagonals (None: nothing), in `shape`."""
+        """Return the squared norm as in `CombinedDelta`, for deltas in `shape`."""
         left, right = self._factors(values, self._widest())
         if others is not None:
             second = self._factors(others, self._widest())
@@ -160,9 +167,9 @@ class DiagonalDelta(CombinedDelta):
         return float(np.square(left @ right).sum()) * self.scale**2
 
     def factors(self, values: Values, shape: tuple[int, ...]) -> Matrices:
-        """Return left (out, K) and right (K, in) of a layer; arguments and errors as in `CombinedDelta`."""
+        """Return left (out, K) and right (K, in) for a layer; arguments and errors as in `CombinedDelta`."""
         if not self.fits(shape):
-            message = mismatch("shape", f"one that {self._describe()} fit", list(shape))
+            message = mismatch("shape", f"one that fits {self._describe()}", list(shape))
             raise AdapterError(message, code="bad-shape", where=self.name)
         out, inputs = shape
         if not self.method.is_turned((out, inputs)):

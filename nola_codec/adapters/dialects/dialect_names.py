@@ -1,4 +1,4 @@
-"""The names of dialects that an adapter can be converted to, for what must not load the dialects themselves."""
+"""The names of dialects that an adapter can be converted to, for code that must not load the dialects themselves."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Diffusers, as it writes LoRAs now and as it did before 0.22.
+"""The two dialects of Diffusers: the present one, and the one before version 0.22.
 
-new  <component>.<path>.lora_A.weight, .lora_B.weight; scaling from the metadata `lora_adapter_metadata`, from an
-     ``.alpha``, or 1. ComfyUI (`diffusion_model.`) and BFL's Flux files are spelt alike.
-old  <path>.processor.to_q_lora.down.weight, .up.weight; <path>.lora_linear_layer.down.weight; XLabs's qkv_lora1.
+present  <component>.<path>.lora_A.weight, .lora_B.weight; the scaling comes from the metadata `lora_adapter_metadata`,
+         from an ``.alpha``, or is 1. ComfyUI (keys begin with ``diffusion_model.``) and BFL's Flux files have such keys
+         too.
+old      <path>.processor.to_q_lora.down.weight, .up.weight; <path>.lora_linear_layer.down.weight; XLabs's qkv_lora1.
 """
 
 from __future__ import annotations
@@ -28,19 +29,25 @@ METADATA_KEY = "lora_adapter_metadata"
 
 
 class Diffusers(PairDialect):
-    """The present form, whose configuration is JSON in the metadata: ``{"unet.r": 8, "unet.lora_alpha": 16, ...}``."""
+    """The present dialect. Its configuration is JSON in the metadata: ``{"unet.r": 8, "unet.lora_alpha": 16, ...}``."""
 
     is_conversion_target = True
     spells_lora_biases = True
     carries_weights = True
 
     def detect(self, source: AdapterSource) -> bool:
+        """Return True if some key is a factor's, and neither the keys nor the configuration are PEFT's."""
         if source.config is not None and "peft_type" in source.config:
             return False
         factors = [key for key in source.file.tensors if self.keys.split(key) is not None]
         return bool(factors) and not any(key.startswith("base_model.") for key in factors)
 
     def scalings(self, source: AdapterSource, ranks: Mapping[str, int]) -> dict[str, float]:
+        """Return the scaling of each module from the metadata, or 1.
+
+        Raises:
+            AdapterError: ``rank-mismatch``, and those of `parse_metadata`.
+        """
         text = source.file.metadata.get(METADATA_KEY)
         if text is None:
             return dict.fromkeys(ranks, 1.0)
@@ -50,7 +57,7 @@ class Diffusers(PairDialect):
     def from_modules(
         self, modules: Sequence[LoraModule], raw: Mapping[str, RawTensor], base: Mapping[str, Any] | None
     ) -> Adapter:
-        """Make an adapter, its scalings in the metadata; arguments and errors as in `Dialect`."""
+        """Make an adapter with its scalings in the metadata; arguments and errors as in `Dialect`."""
         require_layouts(modules, self.name, "linear", "conv")
         metadata = {"format": "pt"}
         if any(m.scaling != 1.0 for m in modules):
@@ -59,7 +66,7 @@ class Diffusers(PairDialect):
 
 
 class OldDiffusers(PairDialect):
-    """The form before 0.22, which knew attention projections alone."""
+    """The dialect before version 0.22, which can express only attention projections."""
 
     is_conversion_target = True
 
@@ -77,7 +84,7 @@ class OldDiffusers(PairDialect):
 
 
 def parse_metadata(text: str, where: str) -> dict[str, PeftSettings]:
-    """Return the settings by component; the empty string stands for a file without components.
+    """Return the settings of each component, by its name. The empty string stands for a file without components.
 
     Raises:
         AdapterError: ``bad-config``, and those of `parse_config`.

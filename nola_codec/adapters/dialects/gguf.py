@@ -1,7 +1,7 @@
-"""GGUF LoRA of llama.cpp: ``<tensor>.lora_a`` (r, in), ``<tensor>.lora_b`` (out, r), one `adapter.lora.alpha` for all.
+"""The dialect of llama.cpp: ``<tensor>.lora_a`` (r, in), ``<tensor>.lora_b`` (out, r), one ``adapter.lora.alpha``.
 
-The delta is alpha / r times the product, or the product itself where alpha is 0 (`llama-adapter.cpp`). Token embeddings
-have ``lora_a`` (vocab, r): the other way round. Key-values are kept, in `config`, with their types.
+The delta is alpha / r times the product, or the product itself if alpha is 0 (`llama-adapter.cpp`). For token
+embeddings, ``lora_a`` is stored transposed, (vocab, r). The key-values and their types are kept in `config`.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ class Gguf(PairDialect):
     is_conversion_target = True
 
     def detect(self, source: AdapterSource) -> bool:
+        """Return True for a GGUF file."""
         return source.file.file_type == "gguf"
 
     def read_source(self, source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
+        """Read all of an open source. Raises AdapterError ``not-lora``, and the errors of `PairDialect`."""
         extra = source.file.extra
         for key, wanted in (("general.type", "adapter"), ("adapter.type", "lora")):
             found = extra.get(key, ("", None))[1]
@@ -44,21 +46,25 @@ class Gguf(PairDialect):
         return super().read_source(source, carry_unknown=carry_unknown)
 
     def read_module(self, store: TensorStore, name: str, scaling: float) -> LoraModule:
+        """Read one pair; that of the token embeddings has another layout."""
         if name != EMBEDDING:
             return super().read_module(store, name, scaling)
         keys = self.keys.of(name)
         return read_pair(store, name, keys, scaling=scaling, layout="embedding", transposed=_TURNED)
 
     def config(self, source: AdapterSource) -> dict[str, Any] | None:
+        """Return the key-values with their types."""
         return {"gguf": {key: list(value) for key, value in source.file.extra.items()}}
 
     def scalings(self, source: AdapterSource, ranks: Mapping[str, int]) -> dict[str, float]:
+        """Return alpha / r for each module, or 1 if alpha is 0. Raises AdapterError ``bad-config``."""
         alpha = source.file.extra.get(ALPHA, ("FLOAT32", 0.0))[1]
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
             raise AdapterError(mismatch(ALPHA, "a finite number", alpha), code="bad-config", where=source.where)
         return {name: alpha / rank if alpha else 1.0 for name, rank in ranks.items()}
 
     def tensors(self, adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
+        """Return all tensors by their keys; arguments and errors as in `Dialect`."""
         require_no_vectors(adapter, self.title)
         turned = {m.name: _TURNED if m.layout == "embedding" else (False, False) for m in adapter.modules}
         pairs = [pair_tensors(m, self.keys.of(m.name), dtype, transposed=turned[m.name]) for m in adapter.modules]
@@ -70,24 +76,27 @@ class Gguf(PairDialect):
         """Write a ``.gguf`` file, or ``adapter.gguf`` in a directory."""
         path = Path(out)
         if is_tensor_file(path) and path.suffix != ".gguf":
-            message = "its key-values, alpha among them, have no place but a .gguf file"
+            message = "only a .gguf file can hold the key-values of this adapter, such as its alpha"
             raise AdapterError(message, code="not-expressible", where=str(path))
         file = AdapterFile(self.tensors(adapter, dtype), {}, self.file_name, extra=key_values(adapter))
         return write_adapter_file(path, file, overwrite=overwrite)
 
     def to_modules(self, adapter: Adapter, base: Mapping[str, Any] | None) -> Sequence[LoraModule]:
-        """Return the modules under Transformers' paths; errors as in `Dialect`."""
+        """Return the modules with the paths of Transformers as names; errors as in `Dialect`."""
         return from_gguf(adapter, base)
 
     def from_modules(
         self, modules: Sequence[LoraModule], raw: Mapping[str, RawTensor], base: Mapping[str, Any] | None
     ) -> Adapter:
-        """Make an adapter under llama.cpp's names; arguments and errors as in `Dialect`."""
+        """Make an adapter with the names of llama.cpp; arguments and errors as in `Dialect`."""
         return to_gguf(modules, base)
 
     def require_mergeable(self, where: str) -> None:
         """Raise AdapterError ``merge-gguf``."""
-        message = "llama.cpp permutes rows and renames tensors; `decode --format peft --base MODEL`, and encode that"
+        message = (
+            "llama.cpp permutes rows and renames tensors: convert it with `decode --format peft --base MODEL`, and "
+            "encode the result"
+        )
         raise AdapterError(message, code="merge-gguf", where=where)
 
     def _rank(self, source: AdapterSource, name: str) -> int:

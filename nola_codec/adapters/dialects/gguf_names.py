@@ -1,7 +1,8 @@
-"""Convert between the LoRA of a Transformers model and of llama.cpp: names, and the rows that llama.cpp permutes.
+"""Convert between a LoRA of Transformers and one of llama.cpp: names, and the rows that llama.cpp permutes.
 
-Names come from the `gguf` package's tables. Only architectures whose conversion leaves linear weights as they are, or
-permutes query and key (`convert_hf_to_gguf.py`, `LlamaModel.permute`), are offered.
+The names come from the tables of the `gguf` package. Only some architectures are supported: those whose linear weights
+llama.cpp leaves as they are, or changes only by permuting query and key (`convert_hf_to_gguf.py`,
+`LlamaModel.permute`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Adapter, LoraModule
 
-# model_type of Transformers -> architecture of llama.cpp, and whether query and key are permuted.
+# By model_type of Transformers: the architecture of llama.cpp, and True if query and key are permuted.
 _ARCHITECTURES: Mapping[str, tuple[str, bool]] = {
     "llama": ("llama", True), "mistral": ("llama", True), "qwen2": ("qwen2", False), "qwen3": ("qwen3", False),
     "gemma": ("gemma", False), "gemma2": ("gemma2", False), "gemma3_text": ("gemma3", False), "phi3": ("phi3", False),
@@ -27,7 +28,7 @@ EMBEDDING = "token_embd.weight"
 
 
 def key_values(adapter: Adapter) -> dict[str, tuple[str, Any]]:
-    """Return the typed key-values kept in `config`.
+    """Return the typed key-values that `config` holds.
 
     Raises:
         AdapterError: ``bad-config``, for a `.nola` file of a stranger.
@@ -36,16 +37,20 @@ def key_values(adapter: Adapter) -> dict[str, tuple[str, Any]]:
     if not isinstance(found, Mapping) or not all(
         isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str) for pair in found.values()
     ):
-        raise AdapterError("not the key-values of a GGUF adapter", code="bad-config", where="config: gguf")
+        raise AdapterError("these are not the key-values of a GGUF adapter", code="bad-config", where="config: gguf")
     return {key: (pair[0], pair[1]) for key, pair in found.items()}
 
 
 def to_gguf(modules: Sequence[LoraModule], base: Mapping[str, Any] | None) -> Adapter:
-    """Return modules under Transformers' paths as an adapter of llama.cpp.
+    """Make an adapter of llama.cpp from modules whose names are the paths of Transformers.
+
+    Args:
+        modules: The modules.
+        base: ``config.json`` of the base model, or None.
 
     Raises:
-        AdapterError: ``needs-base``; ``not-expressible`` for an architecture or module that is not offered, or alphas
-            that differ.
+        AdapterError: ``needs-base``; ``not-expressible`` for an architecture or module that is not supported, or for
+            alphas that differ; ``bad-config``; ``base-mismatch``.
     """
     if base is None:
         message = "GGUF's names depend on the architecture: give the base model's directory with --base"
@@ -66,7 +71,7 @@ def to_gguf(modules: Sequence[LoraModule], base: Mapping[str, Any] | None) -> Ad
         lora_B = module.lora_B if heads is None else _permute(module, heads, inverse=False)
         named.append(replace(module, name=f"{name}.weight", lora_B=lora_B, fan_in_fan_out=False))
     if any((m.layout == "embedding") != (m.name == EMBEDDING) for m in named):
-        raise AdapterError("factors of an embedding on another tensor", code="not-expressible")
+        raise AdapterError("a tensor that is not the token embedding has factors of one", code="not-expressible")
     extra = {
         "general.architecture": ["STRING", arch], "general.type": ["STRING", "adapter"],
         "adapter.type": ["STRING", "lora"], ALPHA: ["FLOAT32", alpha],
@@ -75,13 +80,18 @@ def to_gguf(modules: Sequence[LoraModule], base: Mapping[str, Any] | None) -> Ad
 
 
 def from_gguf(adapter: Adapter, base: Mapping[str, Any] | None) -> list[LoraModule]:
-    """Return the modules of an adapter of llama.cpp under Transformers' paths.
+    """Return the modules of an adapter of llama.cpp with the paths of Transformers as names.
+
+    Args:
+        adapter: The adapter.
+        base: ``config.json`` of the base model, or None.
 
     Raises:
-        AdapterError: ``needs-base``; ``not-expressible``; ``base-mismatch`` for a base of another architecture.
+        AdapterError: ``needs-base``; ``not-expressible``; ``bad-config``; ``base-mismatch`` for a base model of another
+            architecture.
     """
     if base is None:
-        message = "which modules GGUF's tensors are depends on the architecture: give the base model with --base"
+        message = "the modules of GGUF's tensors depend on the architecture: give the base model with --base"
         raise AdapterError(message, code="needs-base")
     arch, permuted, layers = _architecture(base)
     found = key_values(adapter).get("general.architecture", ("", None))[1]
@@ -92,7 +102,8 @@ def from_gguf(adapter: Adapter, base: Mapping[str, Any] | None) -> list[LoraModu
     for module in adapter.modules:
         path = paths.get(module.name.removesuffix(".weight"))
         if path is None:
-            raise AdapterError(f"no module of {arch} is known by it", code="not-expressible", where=module.name)
+            message = f"no module of the architecture {arch} has this name"
+            raise AdapterError(message, code="not-expressible", where=module.name)
         heads = _heads(base, path) if permuted else None
         lora_B = module.lora_B if heads is None else _permute(module, heads, inverse=True)
         modules.append(replace(module, name=path, lora_B=lora_B))
@@ -114,14 +125,14 @@ def _name_map(arch: str, layers: int) -> Any:
     try:
         import gguf
     except ImportError as e:
-        message = "the package gguf is needed for llama.cpp's names: pip install 'nola-codec[gguf]'"
+        message = "converting names from or to llama.cpp needs gguf: pip install 'nola-codec[gguf]'"
         raise AdapterError(message, code="missing-package") from e
     number = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == arch)
     return gguf.get_tensor_name_map(number, layers)
 
 
 def _paths(arch: str, layers: int) -> dict[str, str]:
-    """Return the modules of Transformers' Llama and its many likenesses by llama.cpp's tensor."""
+    """Return the paths of modules in Transformers' Llama and in similar models, by the name of llama.cpp's tensor."""
     table = _name_map(arch, layers)
     leaves = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "self_attn.qkv_proj",
               "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "mlp.gate_up_proj")  # fmt: skip
@@ -135,7 +146,7 @@ def _paths(arch: str, layers: int) -> dict[str, str]:
 
 
 def _heads(base: Mapping[str, Any], path: str) -> int | None:
-    """Return the heads of a query or key projection, whose rows are permuted; None for any other module."""
+    """Return the number of heads of a query or key projection, whose rows are permuted; None for any other module."""
     leaf = path.rpartition(".")[2]
     option = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(leaf)
     if option is None:

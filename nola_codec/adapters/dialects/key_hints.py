@@ -1,4 +1,4 @@
-"""Guess whose keys these are, for errors about files that mix dialects or whose dialect is not read."""
+"""Guess the dialect of keys, for errors about files that mix dialects or whose dialect cannot be read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from nola_codec.errors import AdapterError
 
-# First match wins, so what is more specific comes first. Each pattern is searched in a key.
+# The name of each dialect, and a pattern that is searched in keys. The first match counts, so specific ones come first.
 _DIALECTS: tuple[tuple[str, str], ...] = (
     ("LyCORIS", r"\.(hada_w[12]|hada_t[12]|lokr_[wt][12])"),
     ("kohya", r"^lora_(unet|te\d?|prior|transformer)_.*\.(lora_down|lora_up|lora_mid|alpha|dora_scale)"),
@@ -28,7 +28,7 @@ _DIALECTS: tuple[tuple[str, str], ...] = (
 
 
 def describe_keys(keys: Iterable[str]) -> str | None:
-    """Return the dialect that some tensor names look like, or None when no name speaks of LoRA."""
+    """Return the name of the dialect that some keys look like, or None if no key looks like LoRA."""
     names = list(keys)
     for dialect, pattern in _DIALECTS:
         search = re.compile(pattern).search
@@ -38,7 +38,7 @@ def describe_keys(keys: Iterable[str]) -> str | None:
 
 
 def unknown_key(key: str, dialect: str, where: str) -> AdapterError:
-    """Return the error for a key that has no meaning in a dialect; it says what else the key looks like."""
+    """Return the error for a key that a dialect does not know; it names the dialect that the key looks like."""
     message = f"unknown key in an adapter of the dialect {dialect}; --carry-unknown carries such tensors as they are"
     other = describe_keys([key])
     if other is not None and other.lower() not in (dialect, "another lora tool"):

@@ -1,9 +1,10 @@
-"""kohya's sd-scripts and what shares its keys: LyCORIS, OneTrainer, ComfyUI.
+"""The dialect of kohya's sd-scripts, and of tools that use the same keys: LyCORIS, OneTrainer, ComfyUI.
 
-``<module>.lora_down.weight`` (r, in[, kh, kw]), ``.lora_up.weight`` (out, r[, 1, 1]) and a scalar ``.alpha``; the delta
-is alpha / r times the product. Module names are flattened (``lora_unet_down_blocks_0_...``) or dotted, and kept as they
-are. LyCORIS adds LoHa, LoKr and Tucker convolutions (`lycoris`), full deltas ``.diff`` and ``.diff_b``, norms
-``.w_norm`` and ``.b_norm``, and ``.dora_scale``, which is carried.
+A module has ``<module>.lora_down.weight`` (r, in[, kh, kw]), ``.lora_up.weight`` (out, r[, 1, 1]) and a scalar
+``.alpha``; the delta is alpha / r times the product. The names of modules are flattened
+(``lora_unet_down_blocks_0_...``) or dotted, and they are kept as they are. LyCORIS adds LoHa, LoKr and Tucker
+convolutions (`lycoris`), full deltas ``.diff`` and ``.diff_b``, norms ``.w_norm`` and ``.b_norm``, and ``.dora_scale``,
+which is carried.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ _VECTOR = re.compile(r".+\.(?:diff|diff_b|w_norm|b_norm)")
 _DETECT = re.compile(r".+\.(?:lora_(?:down|up|mid)\.weight|hada_[wt][12](?:_[ab])?|lokr_(?:w[12](?:_[ab])?|t2))")
 _CARRIED = re.compile(r"(?P<stem>.+)\.(?:dora_scale|scalar)|(?:bundle_emb|emb_params)(?:\..+)?")
 
-# Not a delta that is added to the original weight, or not one that the file says all of.
+# Keys of methods whose delta is not added to the original weight, or is not completely in the file.
 _REFUSED: tuple[tuple[str, str, str], ...] = (
     (r"\.(oft_blocks|oft_diag|oft_R|boft_.*)$", "multiplicative", "orthogonal fine-tuning multiplies the base weight"),
     (r"\.on_input$", "multiplicative", "(IA)^3 multiplies activations"),
@@ -80,18 +81,19 @@ class Kohya(Dialect):
         keys = source.file.tensors
         if any(_DETECT.fullmatch(key) for key in keys):
             return True
-        return any(key.startswith("lora_") and (_VECTOR.fullmatch(key) or _refusal(key)) for key in keys)
+        return any(key.startswith("lora_") and (_VECTOR.fullmatch(key) or _find_refusal(key)) for key in keys)
 
     def read_source(self, source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
-        """Read an opened file whole.
+        """Read all of an open source; arguments as in `Dialect`.
 
         Raises:
-            AdapterError: ``missing-partner``, ``mixed-layout``, ``bad-alpha``, ``unknown-key``, ``multiplicative`` and
-                others for LyCORIS's algorithms that are no deltas; and those of `read_pair`.
+            AdapterError: ``missing-partner``, ``mixed-layout``, ``bad-alpha``, ``unknown-key``, ``empty-adapter``;
+                ``multiplicative`` and others for algorithms of LyCORIS that do not make a delta; and those of
+                `read_pair`.
         """
         store, where = source.file, source.where
         for key in store.tensors:
-            refusal = _refusal(key)
+            refusal = _find_refusal(key)
             if refusal is not None and not carry_unknown:
                 raise AdapterError(refusal[1], code=refusal[0], where=f"{where}: {key}")
         tucker = {
@@ -123,7 +125,7 @@ class Kohya(Dialect):
         return _with_gains(adapter, self.combined_deltas(adapter))
 
     def tensors(self, adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
-        """Return all tensors under their keys, coded ones rounded to ``dtype`` (None: their own).
+        """Return all tensors by their keys; arguments as in `Dialect`.
 
         Raises:
             AdapterError: ``zero-rank``, ``overflow``, ``duplicate-key``, ``bad-config``.
@@ -138,7 +140,7 @@ class Kohya(Dialect):
     def write(
         self, adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False
     ) -> Path:
-        """Write one file; the hashes in the metadata are those of the file that is written."""
+        """Write one file. Hashes in the metadata are computed again for the new content."""
         made = self.tensors(adapter, dtype)
         file = AdapterFile(made, with_hashes(adapter.metadata, made), self.file_name)
         return write_adapter_file(out, file, overwrite=overwrite)
@@ -155,7 +157,7 @@ class Kohya(Dialect):
         alphas = Alphas(adapter)
         made = []
         for stem, parts in sorted(found.items()):
-            # Two parts of a megabyte can make a delta of a terabyte.
+            # Two parts of one megabyte each can make a delta of a terabyte.
             require_reasonable(stem, {p: products[p].vector_lengths if p in products else shapes[p] for p in parts})
             start = len(stem) + 1
             rank = part_rank(
@@ -174,7 +176,7 @@ class Kohya(Dialect):
         return kohya_split(name)[0]
 
     def flat_path(self, name: str) -> tuple[str, str]:
-        """Return component and flattened path; a flattened name need not be taken apart for that."""
+        """Return the component and the flattened path as in `Dialect`, also for names that `path_of` cannot read."""
         component, rest = kohya_split(name)
         return (component, rest.replace(".", "_")) if component else super().flat_path(name)
 
@@ -215,16 +217,17 @@ def _find_flattened(name: str, flattened: Mapping[str, set[str]]) -> str:
     found = flattened.get(name, set())
     if len(found) == 1:
         return next(iter(found))
-    # A model with a head has its layers one level further down.
+    # In a model with a head, the paths of the layers have one more component at the start.
     longer = {path for flat, paths in flattened.items() if flat.endswith("_" + name) for path in paths}
     if not found and len(longer) == 1:
         return next(iter(longer))
-    what = "no module of the base model" if not found | longer else f"{len(found | longer)} modules, with"
-    raise AdapterError(mismatch_message([f"{name}: {what} flattened to it"]), code="base-mismatch")
+    number = len(found | longer)
+    what = f"{number} modules of the base model have" if number else "no module of the base model has"
+    raise AdapterError(mismatch_message([f"{name}: {what} this flattened name"]), code="base-mismatch")
 
 
 def _alpha(module: LoraModule) -> float:
-    """alpha with alpha / r the scaling again, where a float32 can be it."""
+    """Return the float32 alpha with alpha / r = scaling. Raises AdapterError ``not-expressible`` if there is none."""
     alpha = float(np.float32(module.scaling * module.rank))
     if alpha / module.rank != module.scaling:
         message = f"no float32 alpha gives the scaling {module.scaling} at rank {module.rank}"
@@ -233,11 +236,16 @@ def _alpha(module: LoraModule) -> float:
 
 
 def with_hashes(metadata: Mapping[str, str], made: Mapping[str, RawTensor]) -> dict[str, str]:
-    """Return the metadata with its hashes of the file's content made true again; none is added.
+    """Return the metadata with its hashes of the file's content computed again. No hash is added.
 
-    ``sshs_model_hash`` and ``modelspec.hash_sha256`` are SHA-256 of all that follows the header, ``sshs_legacy_hash``
-    eight digits of that of 64 KiB from byte 2^20 of a file whose metadata is the ``ss_`` entries alone (sd-scripts,
-    `library/train_util.py`, `precalculate_safetensors_hashes`).
+    ``sshs_model_hash`` and ``modelspec.hash_sha256`` are the SHA-256 of all bytes after the header.
+    ``sshs_legacy_hash`` is the first eight digits of the SHA-256 of 64 KiB from byte 2^20 on. All are taken from a file
+    whose metadata has only the ``ss_`` entries (sd-scripts, `library/train_util.py`,
+    `precalculate_safetensors_hashes`).
+
+    Args:
+        metadata: The metadata of the adapter.
+        made: The tensors of the new file, by key.
     """
     result = dict(metadata)
     if not {"sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"} & set(metadata):
@@ -249,7 +257,7 @@ def with_hashes(metadata: Mapping[str, str], made: Mapping[str, RawTensor]) -> d
     return result | {key: value for key, value in hashes.items() if key in metadata}
 
 
-def _refusal(key: str) -> tuple[str, str] | None:
+def _find_refusal(key: str) -> tuple[str, str] | None:
     return next(((code, reason) for pattern, code, reason in _REFUSED if re.search(pattern, key)), None)
 
 
@@ -258,9 +266,9 @@ def _is_tucker(part: str) -> bool:
 
 
 def _is_part_of(stems: set[str], key: str) -> bool:
-    """Return True if a key is a part of a module with a Tucker core, whose other parts are tensors and not pairs."""
+    """Return True if a key is a part of a module with a Tucker core; such parts are not pairs of factors."""
     match = PART.fullmatch(key)
-    # The first factor of a LoKr is a plain matrix or product, whatever the second is.
+    # The first factor of a LoKr is a plain matrix or a pair, even if the second factor has a Tucker core.
     return match is not None and match["stem"] in stems and not match["part"].startswith("lokr_w1")
 
 
@@ -271,7 +279,7 @@ def _read_plain(store: TensorStore, stem: str, adapter: Adapter, alphas: Alphas)
 
 
 def _scalar(adapter: Adapter, stem: str) -> float:
-    """Return the trained factor that LyCORIS may put on a whole module."""
+    """Return the trained scalar that LyCORIS may multiply a whole module by; 1 if there is none."""
     tensor = adapter.raw.get(f"{stem}.scalar")
     if tensor is None:
         return 1.0
@@ -283,7 +291,7 @@ def _scalar(adapter: Adapter, stem: str) -> float:
 
 def _scale(adapter: Adapter, stem: str, rank: int | None, alphas: Alphas) -> float:
     alpha = alphas.of(stem)
-    # LyCORIS takes alpha = rank where nothing is factored (`lokr.py`: use_w1 and use_w2).
+    # LyCORIS takes alpha = rank if no part is a pair of factors (`lokr.py`: use_w1 and use_w2).
     scale = 1.0 if alpha is None or rank is None else alpha / rank
     return scale * _scalar(adapter, stem)
 
@@ -298,9 +306,9 @@ def _stems(adapter: Adapter) -> set[str]:
 
 
 def _with_gains(adapter: Adapter, combined: Sequence[CombinedDelta]) -> Adapter:
-    """Set the gain of each part, by which its errors grow on the way into the delta: ||delta|| / ||part||.
+    """Set the gain of each part, ||delta|| / ||part||: the factor from its error to the error of the delta.
 
-    Exact for one factor of a Kronecker product, and for noise without direction in the others.
+    The gain is exact for a factor of a Kronecker product. For other parts it holds on average over random errors.
     """
     values = part_values([*adapter.modules, *adapter.vectors])
     gains: dict[str, float] = {}

@@ -1,4 +1,7 @@
-"""loralib, Microsoft's first one: ``<path>.lora_A`` (r, in), ``<path>.lora_B`` (out, r); alpha is not in the file."""
+"""The dialect of loralib, Microsoft's first LoRA library: ``<path>.lora_A`` (r, in) and ``<path>.lora_B`` (out, r).
+
+A file has no alpha.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,6 @@ LORALIB = Loralib(
     "loralib",
     "loralib",
     PairKeys.of_suffixes(".lora_A", ".lora_B"),
-    # loralib saves what was trained beside the factors, heads above all, under its own name.
+    # loralib also saves other trained tensors, such as heads, under their own names.
     carried=re.compile(r"(?!.*lora_).+\.(?:weight|bias)"),
 )

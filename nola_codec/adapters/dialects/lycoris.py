@@ -1,12 +1,12 @@
 """Deltas that are made of several coded parts: Tucker (``lora_mid``), LoHa and LoKr.
 
     Tucker  delta[p, q, k, l] = sum_ij t[i, j, k, l] a[i, p] b[j, q]
-    LoHa    delta = (w1_a @ w1_b) * (w2_a @ w2_b)            elementwise; or of two Tucker products
-    LoKr    delta = kron(w1, w2)                             each whole, a product, or w2 a Tucker product
+    LoHa    delta = (w1_a @ w1_b) * (w2_a @ w2_b)            elementwise; either may be a Tucker product
+    LoKr    delta = kron(w1, w2)                             w1, w2: tensors or products; w2 may be a Tucker product
 
-all times alpha / rank (LyCORIS 3, `lycoris/functional/{locon,loha,lokr}.py`). Merged weights have to be the same bits
-everywhere: products of two decoded factors are exact in float64, and everything after them is elementwise, in an order
-fixed here.
+Each is multiplied by alpha / rank (LyCORIS 3, `lycoris/functional/{locon,loha,lokr}.py`). Merged weights must have the
+same bits everywhere. So products of two decoded factors are exact in float64, and all operations after them are
+elementwise, in an order that is fixed here.
 """
 
 from __future__ import annotations
@@ -25,14 +25,13 @@ from nola_codec.errors import AdapterError, mismatch
 PART = re.compile(
     r"(?P<stem>.+)\.(?P<part>lora_(?:down|mid|up)\.weight|hada_(?:w[12](?:_[ab])?|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"
 )
-"""A part's name: that of a module that is a product (``X.hada_w1``), or a tensor's key (``X.hada_w1_a``)."""
+"""The name of a part: the name of a product (``X.hada_w1``), or the key of a tensor (``X.hada_w1_a``)."""
 
 PRODUCTS = ("hada_w1", "hada_w2", "lokr_w1", "lokr_w2")
-"""Parts that may be low-rank products: their factors are ``_a`` (out, r) and ``_b`` (r, in)."""
-
+"""The parts that may be low-rank products; their factors are ``_a`` (out, r) and ``_b`` (r, in)."""
 
 MAX_ELEMENTS = 1 << 28
-"""The most elements of a delta, which is made whole, in float64."""
+"""The most elements of a delta, since the whole delta is made in float64."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class LycorisDelta(CombinedDelta):
     """A delta that LyCORIS makes of its parts."""
 
     def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-        """Return the shape of the delta, (out, in[, kernel]); arguments as in `combine`, shapes for values."""
+        """Return the shape of the delta, (out, in[, kernel]), from the shapes of the values that `combine` takes."""
         part = {name[len(self.name) + 1 :]: shape for name, shape in shapes.items()}
         if "lora_mid.weight" in part:
             return (part["lora_up.weight"][0], part["lora_down.weight"][1], *part["lora_mid.weight"][2:])
@@ -57,7 +56,7 @@ class LycorisDelta(CombinedDelta):
         """Return the delta, (out, in[, kernel]) float64.
 
         Args:
-            values: By part: the product lora_B @ lora_A of a module, the tensor of a vector; float64, exact.
+            values: The exact value of each part, by its name: a product lora_B @ lora_A, or the tensor of a vector.
 
         Raises:
             AdapterError: ``bad-shape`` for parts that do not fit each other.
@@ -67,15 +66,16 @@ class LycorisDelta(CombinedDelta):
             delta = _combine(part)
         except ValueError as error:
             shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in part.items())
-            raise AdapterError(f"parts do not fit each other: {shapes}", code="bad-shape", where=self.name) from error
+            message = f"the parts do not fit each other: {shapes}"
+            raise AdapterError(message, code="bad-shape", where=self.name) from error
         return delta * self.scale
 
 
 def composite_parts(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return the names of the parts by module, for the modules that have several.
+    """Return the names of the parts of each module that has several, by the name of the module.
 
     Raises:
-        AdapterError: ``missing-partner``, ``mixed-layout`` for sets of parts that make no delta.
+        AdapterError: ``missing-partner``, ``mixed-layout`` for a set of parts that does not make a delta.
     """
     found: dict[str, list[str]] = {}
     for name in names:
@@ -88,11 +88,11 @@ def composite_parts(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def part_rank(shapes: Mapping[str, tuple[int, ...]], ranks: Mapping[str, int]) -> int | None:
-    """Return the rank that alpha is divided by; None where nothing is factored.
+    """Return the rank that alpha is divided by; None if no part is a pair of factors.
 
     Args:
-        shapes: The shapes of a module's tensors, by the ends of their keys.
-        ranks: The ranks of its products, by the ends of their names.
+        shapes: The shape of each tensor of a module, by the end of its key.
+        ranks: The rank of each product of the module, by the end of its name.
     """
     for part in ("lora_down.weight", "hada_w1_b", "hada_w2_b", "lokr_w1_b", "lokr_w2_b"):
         if part in shapes:
@@ -101,14 +101,14 @@ def part_rank(shapes: Mapping[str, tuple[int, ...]], ranks: Mapping[str, int]) -
 
 
 def require_reasonable(stem: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Check how large a delta will be before it is made.
+    """Check the size of a delta before it is made.
 
     Args:
-        stem: The module.
-        shapes: By name of part: a tensor's own, or (out, in) of a product.
+        stem: The name of the module.
+        shapes: The shape of each part, by its name: that of a tensor, or (out, in) of a product.
 
     Raises:
-        AdapterError: ``limit``.
+        AdapterError: ``limit``: the delta has more than `MAX_ELEMENTS` elements.
     """
     part = {name[len(stem) + 1 :]: shape for name, shape in shapes.items()}
 
@@ -177,7 +177,10 @@ def _multiply(first: Float64Array, second: Float64Array) -> Float64Array:
 
 
 def _tucker_product(core: Float64Array, a: Float64Array, b: Float64Array) -> Float64Array:
-    """(i, j, *k), (i, p), (j, q) -> (p, q, *k). The sum over j is exact; the one over i goes in order."""
+    """Return the Tucker product (p, q, *k) of a core (i, j, *k), a (i, p) and b (j, q).
+
+    The sum over j is exact, and the sum over i is computed in order.
+    """
     if core.ndim < 3 or a.ndim != 2 or b.ndim != 2 or core.shape[:2] != (a.shape[0], b.shape[0]):
         raise ValueError("not a Tucker product")
     inner = np.moveaxis(np.tensordot(core, b, axes=(1, 0)), -1, 1)  # (i, q, *k)
@@ -188,7 +191,7 @@ def _tucker_product(core: Float64Array, a: Float64Array, b: Float64Array) -> Flo
 
 
 def _kronecker_product(first: Float64Array, second: Float64Array) -> Float64Array:
-    """(a, b), (c, d, *k) -> (a c, b d, *k)."""
+    """Return the Kronecker product (a c, b d, *k) of arrays (a, b) and (c, d, *k)."""
     if first.ndim != 2 or second.ndim < 2:
         raise ValueError("not matrices")
     (a, b), (c, d, *kernel) = first.shape, second.shape

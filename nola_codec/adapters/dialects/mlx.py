@@ -1,6 +1,6 @@
-"""MLX: ``<path>.lora_a`` (in, r), ``<path>.lora_b`` (r, out), in safetensors or `.npz`; ``scale`` in the configuration.
+"""The dialect of MLX: ``<path>.lora_a`` (in, r) and ``<path>.lora_b`` (r, out), in safetensors or `.npz`.
 
-mlx_lm multiplies by ``lora_parameters.scale`` as it stands, not by alpha / r (`mlx_lm/tuner/lora.py`).
+The scaling is ``lora_parameters.scale`` of the configuration, and not alpha / r (`mlx_lm/tuner/lora.py`).
 """
 
 from __future__ import annotations
@@ -30,13 +30,20 @@ class Mlx(PairDialect):
     is_conversion_target = True
 
     def detect(self, source: AdapterSource) -> bool:
+        """Return True if some key is a factor's, except in GGUF, whose keys are spelled in the same way."""
         return source.file.file_type != "gguf" and super().detect(source)
 
     def config(self, source: AdapterSource) -> dict[str, Any] | None:
+        """Return the configuration if it is MLX's, also from beside a lone file."""
         config = source.config if source.config is not None else source.beside
         return dict(config) if config is not None and "lora_parameters" in config else None
 
     def scalings(self, source: AdapterSource, ranks: Mapping[str, int]) -> dict[str, float]:
+        """Return the scale of the configuration for each module; 1 without a configuration.
+
+        Raises:
+            AdapterError: ``not-lora``, ``bad-config``.
+        """
         config = self.config(source)
         return dict.fromkeys(ranks, 1.0 if config is None else _scale(config, f"{source.where}: {CONFIG_NAME}"))
 
@@ -45,7 +52,7 @@ class Mlx(PairDialect):
     ) -> Path:
         """Write ``adapters.safetensors`` and the configuration to a directory, or one file by its suffix."""
         if not is_tensor_file(Path(out)) and len({module.scaling for module in adapter.modules}) > 1:
-            message = "one scale holds for all modules of an MLX adapter"
+            message = "an MLX adapter has one scale for all modules, and these have different ones"
             raise AdapterError(message, code="not-expressible", where=str(out))
         file = AdapterFile(self.tensors(adapter, dtype), adapter.metadata, self.file_name, config=adapter.config or {})
         return write_adapter_file(out, file, overwrite=overwrite)
@@ -70,7 +77,7 @@ class Mlx(PairDialect):
                 raise AdapterError(message, code="not-expressible")
         config = {
             "fine_tune_type": "lora",
-            # MLX counts from the last layer: what lies between has to be there too.
+            # MLX counts layers from the last one, and includes all up to it.
             "num_layers": max(layers) - min(layers) + 1,
             "lora_parameters": {
                 "rank": modules[0].rank, "scale": modules[0].scaling, "dropout": 0.0, "keys": sorted(keys),
@@ -79,11 +86,11 @@ class Mlx(PairDialect):
         return Adapter(self.name, sort_modules(modules), {}, config, {"format": "mlx"})
 
     def is_magnitude(self, key: str) -> bool:
-        """Return True for MLX's own ``<module>.m`` as well."""
+        """Return True also for ``<module>.m``, as MLX calls a magnitude."""
         return key.endswith(".m") or super().is_magnitude(key)
 
     def base_model(self, config: Mapping[str, Any], metadata: Mapping[str, str]) -> str | None:
-        """Return ``model`` of MLX's configuration too."""
+        """Return the name of the base model, which MLX's configuration calls ``model``."""
         return super().base_model({"base_model_name_or_path": config.get("model"), **config}, metadata)
 
 

@@ -1,4 +1,4 @@
-"""Rules of several dialects for the modules that they can express."""
+"""Rules that several dialects share for the modules that they can express."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from nola_codec.model.adapter import Layout, LoraModule
 
 
 def require_layouts(modules: Sequence[LoraModule], dialect: str, *layouts: Layout) -> None:
-    """Raise AdapterError ``not-expressible`` for a module of another layout than these."""
+    """Raise AdapterError ``not-expressible`` for a module with a layout other than these."""
     for module in modules:
         if module.layout not in layouts:
-            message = f"{dialect} has no place for factors of {module.layout}s"
+            message = f"{dialect} has no place for factors of the layout {module.layout}"
             raise AdapterError(message, code="not-expressible", where=module.name)
 
 
 def fold_scaling(module: LoraModule, dialect: str) -> LoraModule:
-    """Multiply the scaling into lora_B, which is done only where that is exact: for powers of two.
+    """Multiply the scaling into lora_B, which is exact for a power of two.
 
     Raises:
-        AdapterError: ``not-expressible``.
+        AdapterError: ``not-expressible``: the scaling is not a power of two.
     """
     if module.scaling == 1.0:
         return module
@@ -35,8 +35,8 @@ def fold_scaling(module: LoraModule, dialect: str) -> LoraModule:
 
 
 def sort_modules(modules: Sequence[LoraModule]) -> tuple[LoraModule, ...]:
-    """Sort modules by name, and clear a flag that only PEFT has.
+    """Sort modules by name, and clear `fan_in_fan_out`, which only PEFT has.
 
-    `fan_in_fan_out` says how the base model stores the weight, not what the delta is.
+    The flag tells how the base model stores the weight, so it does not change the delta.
     """
     return tuple(sorted((replace(m, fan_in_fan_out=False) for m in modules), key=lambda m: m.name))

@@ -1,9 +1,9 @@
-"""Two dialects that number their modules, so that only the program that trained them knows which modules they are.
+"""Two dialects that number their modules, so that only the program that trained an adapter knows the modules.
 
 sam_lora     w_a_000 (r, in), w_b_000 (out, r), numbered in the order of the layers (Sam_LoRA, SAMed)
-cloneofsimo  unet:0:down, unet:0:up, text_encoder:0:..., numbered; ranks and classes in the metadata; <token> embeddings
+cloneofsimo  unet:0:down, unet:0:up, text_encoder:0:...; ranks and classes in the metadata; embeddings called <token>
 
-They are read and written as they are; they can be neither converted nor merged.
+Such adapters can be read and written, but neither converted nor merged.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from nola_codec.errors import AdapterError
 
 
 class NumberedPairs(PairDialect):
-    """A dialect whose names of modules are numbers."""
+    """A dialect in which the names of modules are numbers."""
 
     def path_of(self, name: str) -> str:
         """Raise AdapterError ``not-expressible``."""
-        message = f"{self.name} numbers its modules; which they are only the program that trained them knows"
+        message = f"{self.name} numbers its modules, and only the program that trained them knows their paths"
         raise AdapterError(message, code="not-expressible", where=name)
 
 

@@ -1,4 +1,4 @@
-"""A dialect whose adapters are pairs of factors under other names, and nothing else."""
+"""`PairDialect`: a base for dialects whose adapters are only pairs of factors under other keys."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class PairDialect(Dialect):
 
     Attributes:
         name, title, file_name: As in `Dialect`.
-        keys: How the keys of the factors are spelt.
-        carried: Matches the keys of other tensors that belong to the dialect. If the group ``module`` matched, it must
-            be the name of a module.
+        keys: The spelling of the keys of the factors.
+        carried: A pattern for the keys of other tensors that belong to the dialect. If it has the group ``module`` and
+            this matches, the group must be the name of a module.
         has_alpha: True if modules may have a scalar ``<module>.alpha``.
     """
 
@@ -45,11 +45,11 @@ class PairDialect(Dialect):
         return any(self.keys.split(key) is not None for key in source.file.tensors)
 
     def read_source(self, source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
-        """Read an opened file whole.
+        """Read all of an open source; arguments as in `Dialect`.
 
         Raises:
             AdapterError: ``empty-adapter``, ``unknown-key``, ``bad-alpha``, those of `find_pairs` and `read_pair`, and
-                of the dialect's configuration.
+                those of `config` and `scalings`.
         """
         store, where = source.file, source.where
         names, others = find_pairs(store.tensors, self.keys, where)
@@ -69,19 +69,24 @@ class PairDialect(Dialect):
         return Adapter(self.name, modules, raw | left, config, dict(store.metadata))
 
     def read_module(self, store: TensorStore, name: str, scaling: float) -> LoraModule:
-        """Read one pair."""
+        """Read the pair of factors of one module."""
         return read_pair(store, name, self.keys.of(name), scaling=scaling, transposed=self.keys.transposed)
 
     def config(self, source: AdapterSource) -> dict[str, Any] | None:
-        """Return what an adapter keeps of the source's configuration."""
+        """Return the configuration that an adapter keeps; None, the default, if it keeps none."""
         return None
 
     def scalings(self, source: AdapterSource, ranks: Mapping[str, int]) -> dict[str, float]:
-        """Return the scaling of each module, where no alpha says it: 1, that is alpha = r."""
+        """Return the scaling of each module that has no alpha; by default 1, which means alpha = r.
+
+        Args:
+            source: The open source.
+            ranks: The rank of each module, by its name.
+        """
         return dict.fromkeys(ranks, 1.0)
 
     def tensors(self, adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
-        """Return all tensors under their keys, factors rounded to ``dtype`` (None: their own).
+        """Return all tensors by their keys; arguments as in `Dialect`.
 
         Raises:
             AdapterError: ``zero-rank``, ``overflow``, ``duplicate-key``, ``bad-config``, ``not-expressible``.
@@ -94,7 +99,7 @@ class PairDialect(Dialect):
     def _rank(self, source: AdapterSource, name: str) -> int:
         shape = source.file.tensors[self.keys.a_key(name)].shape
         if not shape:
-            return 1  # read_pair will say what is wrong
+            return 1  # `read_pair` raises the error for it
         return max(1, shape[-1] if self.keys.transposed[0] else shape[0])
 
     def _carry(self, source: AdapterSource, key: str, names: set[str], carry_unknown: bool) -> RawTensor:
@@ -106,7 +111,7 @@ class PairDialect(Dialect):
 
 
 def require_no_vectors(adapter: Adapter, title: str) -> None:
-    """Raise ``not-expressible`` for an adapter with coded tensors that are no factor pairs."""
+    """Raise AdapterError ``not-expressible`` for an adapter with coded tensors that are not pairs of factors."""
     if adapter.vectors:
         message = f"{title} has no place for a tensor that is not a pair of factors"
         raise AdapterError(message, code="not-expressible", where=adapter.vectors[0].name)

@@ -1,7 +1,7 @@
-"""Pairs of factors, whatever their keys are: find them, check them, read them, and make their tensors again.
+"""Find, check and read pairs of factors in any dialect, and make their tensors again.
 
-Every dialect has a down factor A (r, in[, kernel]) and an up factor B (out, r[, 1, ...]). Dialects differ in how the
-keys are spelt and in whether the factors are stored transposed.
+A pair has a down factor A (r, in[, kernel]) and an up factor B (out, r[, 1, ...]). Dialects spell the keys in different
+ways, and some store the factors transposed.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ class PairKeys:
     """The spelling of the keys of a pair.
 
     Attributes:
-        pattern: Matches the whole key of a factor; group ``stem`` makes the module's name, group ``a`` or ``b`` is set.
-        a_key, b_key: Functions from a module's name to the keys of A and of B.
-        transposed: True if A is stored (in, r); true if B is stored (r, out).
-        module: A function from the stem to the module's name.
+        pattern: A pattern for the whole key of a factor. Its group ``stem`` gives the module's name, and its group
+            ``a`` or ``b`` matches.
+        a_key, b_key: The functions that return the keys of A and of B for a module's name.
+        transposed: Two flags: True if A is stored (in, r), and True if B is stored (r, out).
+        module: The function that returns the module's name for a stem.
     """
 
     pattern: re.Pattern[str]
@@ -45,12 +46,19 @@ class PairKeys:
 
     @classmethod
     def of_suffixes(cls, a: str, b: str, *, stem: str = ".+", transposed: Transposed = (False, False)) -> PairKeys:
-        """Return the keys that are a module's name and a suffix."""
+        """Make the spelling in which a key is the name of the module and a suffix.
+
+        Args:
+            a: The suffix of A.
+            b: The suffix of B.
+            stem: The regular expression for the name of a module.
+            transposed: As in the attributes.
+        """
         pattern = re.compile(rf"(?P<stem>{stem})(?:(?P<a>{re.escape(a)})|(?P<b>{re.escape(b)}))")
         return cls(pattern, lambda name: name + a, lambda name: name + b, transposed)
 
     def split(self, key: str) -> tuple[str, str] | None:
-        """Return the module's name and ``"A"`` or ``"B"``; None for a key that is no factor's."""
+        """Return the module's name and ``"A"`` or ``"B"``; None for a key that does not belong to a factor."""
         match = self.pattern.fullmatch(key)
         if match is None:
             return None
@@ -62,10 +70,10 @@ class PairKeys:
 
 
 def find_pairs(keys: Iterable[str], pair_keys: PairKeys, where: str) -> tuple[list[str], list[str]]:
-    """Return the names of the modules whose factors are both there, and the keys of everything else.
+    """Return the names of the modules that have a pair of factors, and the keys of all other tensors.
 
     Raises:
-        AdapterError: ``missing-partner`` for a factor alone; ``duplicate-key`` when two keys mean one factor.
+        AdapterError: ``missing-partner``: a module has only one factor; ``duplicate-key``: two keys mean one factor.
     """
     found: dict[str, dict[str, str]] = {}
     others = []
@@ -104,7 +112,7 @@ def read_pair(
         name: The module's name.
         keys: The keys of A and B.
         scaling: The scaling of the product.
-        layout: ``linear`` becomes ``conv`` where the tensors have a kernel.
+        layout: The layout; ``linear`` becomes ``conv`` if the tensors have a kernel.
         transposed: As in `PairKeys`.
         fan_in_fan_out: As in `LoraModule`.
 
@@ -135,7 +143,7 @@ def read_pair(
         scaling=scaling,
         layout=layout,
         fan_in_fan_out=layout == "linear" and fan_in_fan_out,
-        # Tools write both alike; where a file does not, float32 holds either.
+        # Tools write both factors in one dtype. If a file has two, float32 can hold the values of both.
         dtype=dtypes.pop() if len(dtypes) == 1 else "F32",
     )
 
@@ -143,7 +151,13 @@ def read_pair(
 def pair_tensors(
     module: LoraModule, keys: tuple[str, str], dtype: str | None = None, *, transposed: Transposed = (False, False)
 ) -> dict[str, RawTensor]:
-    """Return both factors under their keys, in their stored shapes and rounded to ``dtype`` (None: the module's own).
+    """Return the tensors of both factors by their keys, in their stored shapes.
+
+    Args:
+        module: The module.
+        keys: The keys of A and B.
+        dtype: The dtype that the factors are rounded to; None is the module's own dtype.
+        transposed: As in `PairKeys`.
 
     Raises:
         AdapterError: ``zero-rank``, ``overflow``, ``not-float``, ``not-finite``.
@@ -162,7 +176,7 @@ def pair_tensors(
 
 
 def join_tensors(*parts: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
-    """Return all tensors of a file. Raises AdapterError ``duplicate-key``."""
+    """Join tensors by key into one mapping. Raises AdapterError ``duplicate-key``."""
     tensors: dict[str, RawTensor] = {}
     for part in parts:
         for key, tensor in part.items():
@@ -173,13 +187,18 @@ def join_tensors(*parts: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
 
 
 def check_shapes(layout: Layout, a: tuple[int, ...], b: tuple[int, ...], where_a: str, where_b: str) -> None:
-    """Raise ``bad-shape``, ``rank-mismatch`` or ``grouped-conv`` unless two shapes make a pair."""
+    """Check that two shapes make a pair.
+
+    Raises:
+        AdapterError: ``bad-shape``, ``rank-mismatch``, ``grouped-conv``.
+    """
     for shape, where in ((a, where_a), (b, where_b)):
         if len(shape) not in _NUM_DIMENSIONS[layout]:
             wanted = " or ".join(str(n) for n in _NUM_DIMENSIONS[layout])
             raise AdapterError(mismatch("dimensions", wanted, list(shape)), code="bad-shape", where=where)
         if not all(1 <= size < MAX_DIMENSION for size in shape):
-            raise AdapterError(f"absurd shape {list(shape)}", code="bad-shape", where=where)
+            message = mismatch("shape", "sizes from 1 to 2^31 - 1", list(shape))
+            raise AdapterError(message, code="bad-shape", where=where)
     if len(a) != len(b) or any(size != 1 for size in b[2:]):
         ones = ", 1" * (len(a) - 2)
         raise AdapterError(mismatch("shape", f"[out, {a[0]}{ones}]", list(b)), code="bad-shape", where=where_b)
@@ -196,7 +215,7 @@ def check_shapes(layout: Layout, a: tuple[int, ...], b: tuple[int, ...], where_a
 
 
 def read_floats(store: TensorStore, key: str) -> npt.NDArray[np.float32]:
-    """Read a tensor's values, all finite. Raises AdapterError ``not-float``, ``not-finite``, ``overflow``."""
+    """Read the values of a tensor in float32. Raises AdapterError ``not-float``, ``not-finite``, ``overflow``."""
     where = f"{store.name}: {key}"
     values = to_float32(store.read(key), where=where)
     require_finite(values, where)
@@ -204,16 +223,16 @@ def read_floats(store: TensorStore, key: str) -> npt.NDArray[np.float32]:
 
 
 def read_carried(store: TensorStore, key: str) -> RawTensor:
-    """Read a tensor that is carried as it came.
+    """Read a tensor that will be carried exactly.
 
     Raises:
-        AdapterError: ``unknown-dtype``, ``bad-shape`` for what a file cannot carry.
+        AdapterError: ``unknown-dtype`` or ``bad-shape`` for a tensor that a file cannot carry.
     """
     info = store.tensors[key]
     if len(info.shape) > _MAX_CARRIED_DIMENSIONS or any(size > MAX_DIMENSION for size in info.shape):
         message = mismatch("shape", f"{_MAX_CARRIED_DIMENSIONS} sizes up to 2^31", list(info.shape))
         raise AdapterError(message, code="bad-shape", where=f"{store.name}: {key}")
     if info.dtype not in DTYPES:
-        message = mismatch("dtype", "one an adapter may carry", info.dtype)
+        message = mismatch("dtype", "one that an adapter may carry", info.dtype)
         raise AdapterError(message, code="unknown-dtype", where=f"{store.name}: {key}")
     return store.read(key)

@@ -1,8 +1,8 @@
-"""Dialect `parameters`: a network whose tensors were trained as coefficients, whole, and not a change of another.
+"""The dialect `parameters`: a whole network whose tensors were trained as coefficients, not a change of another one.
 
-A low-rank record's name is that of a parameter (``layer1.0.conv1.weight``), and the parameter is the product of its
-factors, in the shape that ``config["shapes"]`` gives where that is not the product's own. A vector's or a carried
-tensor's name is its key. Together they are a plain state dict.
+The name of a low-rank record is that of a parameter (``layer1.0.conv1.weight``). The parameter is the product of the
+factors, in the shape that ``config["shapes"]`` gives if it differs from that of the product. The name of a vector or of
+a carried tensor is its key. Together they are a plain state dict.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import from_float32, from_float64
 
 SHAPES = "shapes"
-"""The key of the configuration that holds the shapes of parameters that are not matrices, by name."""
+"""The key of the configuration for the shapes of parameters whose shape is not that of their product, by name."""
 MOST_DIMENSIONS = 8
+"""The most dimensions of a parameter."""
 MOST_ELEMENTS = 1 << 31
-"""The most elements of a product: two small factors may make a large one."""
+"""The most elements of a product, since two small factors can make a large product."""
 MOST_TOGETHER = 1 << 34
+"""The most elements of all products together."""
 
 
 def multiply_factors(lora_B: npt.NDArray[np.float32], lora_A: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Return lora_B @ lora_A, (rows, columns); exact for decoded factors, whatever the order of summation."""
+    """Return lora_B @ lora_A in float64, (rows, columns); exact for decoded factors, in any order of summation."""
     return lora_B.astype(np.float64) @ lora_A.astype(np.float64)
 
 
@@ -42,11 +44,12 @@ def tensor_shapes(
     Args:
         config: The configuration of the file.
         products: (rows, columns) of each low-rank record's product, by name.
-        where: For messages.
+        where: The name of the configuration, for messages.
 
     Raises:
-        AdapterError: ``bad-config`` for shapes that are no shapes, of other tensors or of other sizes; ``limit`` for
-            products of more than 2^31 elements, or 2^34 together.
+        AdapterError: ``bad-config`` for an entry that is not a shape, has another number of elements than the product,
+            or belongs to no product; ``limit`` for a product of more than `MOST_ELEMENTS` elements, or for all products
+            of more than `MOST_TOGETHER`.
     """
     sizes = {key: rows * columns for key, (rows, columns) in products.items()}
     for key, size in sizes.items():
@@ -83,19 +86,23 @@ class Parameters(Dialect):
     holds_whole_weights = True
 
     def detect(self, source: AdapterSource) -> bool:
-        """Return False: such files come from training, not from encoding."""
+        """Return False, since no file is read in this dialect: training makes such adapters."""
         return False
 
     def read_source(self, source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
-        """Refuse; see `detect`. Raises AdapterError ``foreign-dialect``."""
+        """Raise AdapterError ``foreign-dialect``; see `detect`."""
         message = "a network's parameters are trained as coefficients (nola_codec.training), not encoded"
         raise AdapterError(message, code="foreign-dialect", where=source.where)
 
     def tensors(self, adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
-        """Return the state dict: products and vectors rounded once to ``dtype`` (None: F32), the rest as it came.
+        """Return the state dict of the network.
+
+        Args:
+            adapter: The decoded file.
+            dtype: The dtype that products and vectors are rounded to, once; None is F32. Carried tensors do not change.
 
         Raises:
-            AdapterError: ``overflow``; ``not-expressible`` for factors that are no plain product; and those of
+            AdapterError: ``overflow``; ``not-expressible`` for factors that are not a plain product; and those of
                 `tensor_shapes`.
         """
         for module in adapter.modules:
@@ -113,15 +120,20 @@ class Parameters(Dialect):
 
     def path_of(self, name: str) -> str:
         """Raise AdapterError ``not-expressible``."""
-        raise AdapterError("a network's own weight, which changes no other", code="not-expressible", where=name)
+        message = "this is a weight of the network itself, and not a change of another weight"
+        raise AdapterError(message, code="not-expressible", where=name)
 
     def to_modules(self, adapter: Adapter, base: Mapping[str, Any] | None) -> Sequence[LoraModule]:
         """Raise AdapterError ``not-expressible``."""
-        raise AdapterError("a network's own weights, which are no adapter", code="not-expressible")
+        message = "the file holds a network's own weights, and not an adapter"
+        raise AdapterError(message, code="not-expressible")
 
     def require_mergeable(self, where: str) -> None:
         """Raise AdapterError ``merge-network``."""
-        message = "holds a network's own weights, and no change of another's: model.load_state_dict(file.state_dict())"
+        message = (
+            "holds a network's own weights, and not a change of another network: use "
+            "model.load_state_dict(file.state_dict())"
+        )
         raise AdapterError(message, code="merge-network", where=where)
 
 

@@ -1,7 +1,8 @@
-"""Module names of the dialects, and the one path that all of them stand for.
+"""Convert between the names of modules in dialects and the path that they stand for.
 
-A path is the module's in its model, dotted, after the name of the model's component where the adapter tells several
-apart: ``unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q``, ``model.layers.3.mlp.up_proj``.
+A path is the dotted path of the module in its model. It begins with the name of the model's component if the adapter
+tells components apart: ``unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q``,
+``model.layers.3.mlp.up_proj``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _KOHYA_PREFIXES: Mapping[str, str] = {
     "lora_te3_": "text_encoder_3", "lora_transformer_": "transformer", "lora_prior_": "prior",
 }  # fmt: skip
 
-# Names of modules that hold an underscore, as kohya flattens them together with the dots.
+# Names of modules with an underscore; in kohya's flattened names, underscores also stand for dots.
 _COMPOUND = frozenset({
     "down_blocks", "up_blocks", "mid_block", "transformer_blocks", "single_transformer_blocks", "to_q", "to_k",
     "to_v", "to_out", "to_add_out", "to_qkv_mlp_proj", "add_q_proj", "add_k_proj", "add_v_proj", "proj_in",
@@ -44,19 +45,19 @@ def kohya_path(name: str) -> str:
     """Return the path of a kohya name.
 
     Raises:
-        AdapterError: ``not-expressible`` where the flattening cannot be undone with certainty.
+        AdapterError: ``not-expressible``: the name does not tell with certainty where the dots were.
     """
     component, rest = kohya_split(name)
     if component:
         return f"{component}.{_unflatten(rest, name)}"
     if "." in name:
         return name
-    message = f"none of kohya's prefixes ({', '.join(_KOHYA_PREFIXES)})"
+    message = f"the name has none of kohya's prefixes ({', '.join(_KOHYA_PREFIXES)})"
     raise AdapterError(message, code="not-expressible", where=name)
 
 
 def kohya_split(name: str) -> tuple[str, str]:
-    """Return the component and the flattened path of a kohya name; ``""`` for the component of a name with dots."""
+    """Return the component and the flattened path of a kohya name; the component of a name with dots is ``""``."""
     prefix = next((p for p in _KOHYA_PREFIXES if name.startswith(p)), None)
     if prefix is None or "." in name:
         return "", name
@@ -64,11 +65,11 @@ def kohya_split(name: str) -> tuple[str, str]:
 
 
 def kohya_name(path: str, components: Iterable[str]) -> str:
-    """Return a path flattened as kohya does.
+    """Return the kohya name of a path.
 
     Args:
-        path: The path, component included.
-        components: All components of the adapter: a second text encoder makes the first one ``lora_te1_``.
+        path: The path, with the component.
+        components: All components of the adapter; if there is a second text encoder, the first one is ``lora_te1_``.
 
     Raises:
         AdapterError: ``not-expressible`` for a path without a component.
@@ -76,14 +77,14 @@ def kohya_name(path: str, components: Iterable[str]) -> str:
     component, _, rest = path.partition(".")
     prefixes = {c: p for p, c in reversed(list(_KOHYA_PREFIXES.items()))}
     if component not in prefixes:
-        message = f"kohya's names begin with a component ({', '.join(COMPONENTS)}), and this one has none"
+        message = f"kohya names begin with a component ({', '.join(COMPONENTS)}), and this path has none"
         raise AdapterError(message, code="not-expressible", where=path)
     prefix = "lora_te1_" if component == "text_encoder" and "text_encoder_2" in set(components) else prefixes[component]
     return prefix + rest.replace(".", "_")
 
 
 def old_diffusers_path(name: str) -> str:
-    """Return the path of a name as diffusers wrote it before 0.22.
+    """Return the path of a name that diffusers wrote before version 0.22.
 
     Raises:
         AdapterError: ``not-expressible`` for XLabs's fused processors.
@@ -94,7 +95,8 @@ def old_diffusers_path(name: str) -> str:
         attention, projection, added = match.groups()
         path = f"{attention}.{added or ('to_out.0' if projection == 'out' else f'to_{projection}')}"
     elif ".processor." in path:
-        raise AdapterError("a processor that is no module of its own", code="not-expressible", where=name)
+        message = "this processor fuses several modules, so it has no path of its own"
+        raise AdapterError(message, code="not-expressible", where=name)
     component = path.partition(".")[0]
     if component in COMPONENTS:
         return path
@@ -102,16 +104,16 @@ def old_diffusers_path(name: str) -> str:
 
 
 def old_diffusers_name(path: str) -> str:
-    """Return a path as diffusers wrote it before 0.22.
+    """Return the name that diffusers before version 0.22 gave a path.
 
     Raises:
-        AdapterError: ``not-expressible`` for what is no attention projection.
+        AdapterError: ``not-expressible`` for a module that is not an attention projection.
     """
     if path.startswith("text_encoder") and path.rpartition(".")[2] in ("q_proj", "k_proj", "v_proj", "out_proj"):
         return path + ".lora_linear_layer"
     match = re.fullmatch(r"((?:unet|transformer|prior)\..+)\.to_(q|k|v|out)(\.0)?", path)
     if match is None or (match[2] == "out") != bool(match[3]):
-        message = "diffusers before 0.22 knew attention projections alone"
+        message = "diffusers before 0.22 has only attention projections"
         raise AdapterError(message, code="not-expressible", where=path)
     return f"{match[1]}.processor.to_{match[2]}_lora"
 
@@ -136,7 +138,7 @@ def _unflatten(text: str, name: str) -> str:
         else:
             token = tokens[position]
             if not token.isdigit() and token not in _SINGLE:
-                message = f"where the dots were is not certain at {token!r}"
+                message = f"the name does not tell for certain where the dots were, at {token!r}"
                 raise AdapterError(message, code="not-expressible", where=name)
             parts.append(token)
             position += 1

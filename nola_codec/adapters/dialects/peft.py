@@ -1,9 +1,9 @@
-"""PEFT's LoRA: ``base_model.model.<path>.lora_A.weight`` and its kin, with `adapter_config.json`.
+"""PEFT's dialect for LoRA: ``base_model.model.<path>.lora_A.weight`` and similar keys, with `adapter_config.json`.
 
 Shapes: linear ``lora_A`` (r, in), ``lora_B`` (out, r); convolutions (r, in, *kernel) and (out, r, 1, ...); embeddings
-``lora_embedding_A`` (r, vocab), ``lora_embedding_B`` (dim, r), whose delta is transposed onto a (vocab, dim) weight.
-Read against peft 0.21 (`tuners/lora/layer.py`, `utils/save_and_load.py`). `PEFT` is what is registered as ``peft``; it
-hands adapters of VeRA and RandLoRA over to `peft_diagonals`.
+``lora_embedding_A`` (r, vocab), ``lora_embedding_B`` (dim, r), whose delta is transposed for a (vocab, dim) weight.
+This follows peft 0.21 (`tuners/lora/layer.py`, `utils/save_and_load.py`). `PEFT` is registered as ``peft``; it leaves
+adapters of VeRA and RandLoRA to `peft_diagonals`.
 """
 
 from __future__ import annotations
@@ -64,22 +64,22 @@ class PeftLora(PeftDialect):
     config_class = "LoraConfig"
 
     def variant(self, config: Mapping[str, Any] | None) -> PeftDialect:
-        """Return the dialect of the method that a configuration names; LoRA's for any that is not known here."""
+        """Return the dialect of the method that a configuration names; that of LoRA for any other method."""
         method = peft_diagonals.method_of(config)
         return self if method is None else peft_diagonals.DIALECTS[method.peft_type]
 
     def read_source(self, source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
-        """Read an opened PEFT LoRA whole. Without a configuration every scaling is 1 (alpha = r).
+        """Read all of an open PEFT LoRA. Without a configuration every scaling is 1 (alpha = r).
 
         Args:
-            source: The opened source.
-            carry_unknown: Put tensors that no rule knows into `Adapter.raw` instead of refusing them.
+            source: The open source.
+            carry_unknown: True to carry tensors that no rule knows (in `Adapter.raw`); False to refuse them.
 
         Raises:
-            AdapterError: The configuration is refused (see `parse_config`), or ``empty-adapter``, ``missing-partner``,
-                ``rank-mismatch``, ``bad-shape``, ``mixed-layout``, ``not-finite``, ``not-float``, ``grouped-conv``,
-                ``target-parameters``, ``unknown-key``, ``foreign-dialect`` for a configuration of PEFT's beside keys
-                that are not; the message names the tensor.
+            AdapterError: ``empty-adapter``, ``missing-partner``, ``rank-mismatch``, ``bad-shape``, ``mixed-layout``,
+                ``not-finite``, ``not-float``, ``grouped-conv``, ``target-parameters``, ``unknown-key``;
+                ``foreign-dialect``: the configuration is PEFT's, but the keys are not; and those of `parse_config`. The
+                message names the tensor.
         """
         where, keys = source.where, source.file.tensors
         settings = None if source.config is None else parse_config(source.config, f"{where}: {CONFIG_NAME}")
@@ -117,7 +117,7 @@ class PeftLora(PeftDialect):
         parse_config(config, where)
 
     def require_writable(self, adapter: Adapter, path: Path, *, lone: bool) -> Adapter:
-        """Multiply scalings into lora_B for a lone file.
+        """Return the adapter as it is written; for a lone file, with the scalings multiplied into lora_B.
 
         Raises:
             AdapterError: ``not-expressible``, ``needs-directory``, ``missing-config``.
@@ -135,15 +135,15 @@ class PeftLora(PeftDialect):
         return adapter
 
     def fitting_config(self, adapter: Adapter, where: str) -> Mapping[str, Any] | None:
-        """Return the configuration, adapted only if it would not give PEFT the ranks and scalings of the modules."""
+        """Return the configuration, adapted if PEFT would read other ranks or scalings from it."""
         return None if adapter.config is None else _fitting_config(adapter.config, adapter.modules, where)
 
     def slice_of(self, name: str) -> tuple[str, int]:
-        """Return the module whose expert this is, and the expert's number."""
+        """Return the module that an expert belongs to, and the number of the expert."""
         return expert_module(name), expert_number(name)
 
     def config_with_rank(self, adapter: Adapter, rank: int) -> Mapping[str, Any] | None:
-        """Return the configuration for another rank; None where the adapter has none."""
+        """Return the configuration for another rank; None if the adapter has no configuration."""
         if adapter.config is None:
             return None
         paths = {self.path_of(m.name): m.scaling for m in adapter.modules}
@@ -155,7 +155,8 @@ class PeftLora(PeftDialect):
         """Make an adapter with a configuration; arguments and errors as in `Dialect`."""
         components = {component_of(m.name) for m in modules}
         if len(components) > 1:
-            message = f"a PEFT adapter is of one model, and this one has {', '.join(sorted(components - {''}))}"
+            found = ", ".join(sorted(components - {""}))
+            message = f"a PEFT adapter is that of one model, and this one has several components: {found}"
             raise AdapterError(message, code="not-expressible")
         (component,) = components
         start = len(component) + 1 if component else 0
@@ -182,9 +183,9 @@ class PeftLora(PeftDialect):
     def merge_targets(
         self, adapter: Adapter, found: Mapping[str, Sequence[AdapterDelta]], base: BaseModel, where: str
     ) -> list[MergeTarget]:
-        """Return what each delta asks of a base model; arguments and errors as in `Dialect`.
+        """Return the target of each delta; arguments and errors as in `Dialect`.
 
-        The weight of a pair of factors is found by PEFT's own rules, that of experts by its shape.
+        PEFT's own rules find the weight of a pair of factors, and the shape finds the weight of experts.
         """
         require_one_component(self.component_of(name) for name in found)
         return [
@@ -193,7 +194,7 @@ class PeftLora(PeftDialect):
         ]
 
     def direct_keys(self, records: Iterable[tuple[str, Layout]]) -> dict[str, tuple[str, str]] | None:
-        """Return the keys of every record's factors; None for experts, which share a pair of tensors."""
+        """Return the keys of the factors of every record; None if there are experts, which share a pair of tensors."""
         keys = {name: factor_keys(name, layout) for name, layout in records}
         return None if any(is_expert(name) for name in keys) else keys
 
@@ -209,11 +210,16 @@ PEFT = PeftLora()
 def state_dict(
     modules: Iterable[LoraModule], raw: Mapping[str, RawTensor], dtype: str | None = None
 ) -> dict[str, RawTensor]:
-    """Return all tensors of an adapter under PEFT's keys, factors in their stored shapes and rounded to ``dtype``.
+    """Return all tensors of an adapter by PEFT's keys, with the factors in their stored shapes.
+
+    Args:
+        modules: The modules.
+        raw: The carried tensors, by key.
+        dtype: The dtype that factors are rounded to; None is each module's own dtype.
 
     Raises:
-        AdapterError: ``overflow``, ``not-float``, ``not-finite``, ``zero-rank``; ``duplicate-key`` when a raw tensor
-            has a factor's key.
+        AdapterError: ``overflow``, ``not-float``, ``not-finite``, ``zero-rank``; ``duplicate-key``: a carried tensor
+            has the key of a factor.
     """
     return join_tensors(raw, *(pair_tensors(m, factor_keys(m.name, m.layout), dtype) for m in join_experts(modules)))
 
@@ -232,7 +238,7 @@ def _is_embedding(key: str) -> bool:
 def _read_modules(
     store: TensorStore, module: str, keys: Mapping[str, str], settings: PeftSettings | None
 ) -> list[LoraModule]:
-    """Read one module; or one for each expert of a bare parameter."""
+    """Read one module, or one module for each expert if the factors are on a bare parameter."""
     present = next(iter(keys.values()))
     layout: Layout = "embedding" if _is_embedding(present) else "linear"
     a_key, b_key = factor_keys(module, layout)
@@ -243,7 +249,7 @@ def _read_modules(
     where = f"{store.name}: {a_key}"
     if settings is None:
         if _EXPERTS.search(module):
-            message = f"looks like factors on bare parameters (mixture of experts); {CONFIG_NAME} must say their rank"
+            message = f"looks like factors on bare parameters (mixture of experts), whose rank {CONFIG_NAME} must give"
             raise AdapterError(message, code="target-parameters", where=where)
         return [read_pair(store, module, (a_key, b_key), layout=layout)]
     bare = settings.targets_parameter(module_path(module))
@@ -269,9 +275,9 @@ def _read_raw(
 ) -> RawTensor:
     where = f"{source.file.name}: {key}"
     if not carry_unknown and not _is_known(key, source.config, pairs):
-        message = "unknown key" if source.config is None else f"unknown key: neither a factor nor in {CONFIG_NAME}"
+        message = "unknown key" if source.config is None else f"unknown key: not a factor, and not in {CONFIG_NAME}"
         if re.search(r"\.lora_[AB]\.[^.]+\.weight$|\.lora_embedding_[AB]\.[^.]+$", key):
-            message = "an adapter's name is left in the key; save it with save_pretrained"
+            message = "an adapter's name is left in the key; save the adapter with save_pretrained"
         raise AdapterError(message, code="unknown-key", where=where)
     return read_carried(source.file, key)
 
@@ -279,14 +285,14 @@ def _read_raw(
 def _is_known(key: str, config: Mapping[str, Any] | None, pairs: Mapping[str, Mapping[str, str]]) -> bool:
     carried = _CARRIED.search(key)
     if carried is not None:
-        # A bias or magnitude of a module that has no factors is as wrong as a factor without its partner.
+        # A bias or magnitude needs a module with factors, as a factor needs its partner.
         return key.endswith("trainable_tokens_delta") or key[: carried.start()] in pairs
     if ".lora_" in key:
         return False
     if is_saved_embedding(key):
         return True
     if config is None:
-        # modules_to_save and trained biases keep their own names; a lone file has no list of them.
+        # modules_to_save and trained biases keep their own names, and a lone file has no list of them.
         return key.startswith(PREFIX)
     if config.get("bias", "none") != "none" and key.endswith(".bias"):
         return True
@@ -294,7 +300,7 @@ def _is_known(key: str, config: Mapping[str, Any] | None, pairs: Mapping[str, Ma
 
 
 def _fitting_config(config: Mapping[str, Any], modules: tuple[LoraModule, ...], where: str) -> Mapping[str, Any]:
-    """Return the configuration, adapted only if it would not give PEFT these ranks and scalings."""
+    """Return the configuration, adapted if PEFT would read other ranks or scalings from it than these modules have."""
     settings = parse_config(config, where)
     paths = {
         m.name: module_path(expert_module(m.name)) if is_expert(m.name) else m.name.removeprefix(PREFIX)
@@ -305,7 +311,7 @@ def _fitting_config(config: Mapping[str, Any], modules: tuple[LoraModule, ...], 
     ):
         return config
     if config.get("target_parameters"):
-        message = "other ranks or scalings than in the configuration cannot be written for factors on bare parameters"
+        message = "factors on bare parameters cannot be written with other ranks or scalings than the configuration has"
         raise AdapterError(message, code="target-parameters", where=where)
     return with_ranks(config, {paths[m.name]: m.rank for m in modules}, {paths[m.name]: m.scaling for m in modules})
 
@@ -322,7 +328,7 @@ def _fold_scaling(module: LoraModule, raw: Mapping[str, RawTensor]) -> LoraModul
 
 
 def _expert_target(name: str, parts: Sequence[AdapterDelta], base: BaseModel) -> MergeTarget:
-    """Find the parameter of a module with these experts by its shape: (experts, out, in) or (experts, in, out)."""
+    """Return the target of a module's experts: its parameter of shape (experts, out, in) or (experts, in, out)."""
     module = parts[0].product
     assert module is not None, "experts are pairs"
     out, inputs = module.vector_lengths
@@ -336,6 +342,6 @@ def _expert_target(name: str, parts: Sequence[AdapterDelta], base: BaseModel) ->
     if len(fitting) != 1 or out == inputs:
         problem = f"{name}: " + mismatch("parameter", f"one of shape {sorted(shapes)[0]}", fitting or "none")
         if out == inputs:
-            problem = f"{name}: experts of {out} x {out}: which way round the parameter has them cannot be told"
+            problem = f"{name}: the experts are square ({out} x {out}), so it is not known if they are transposed"
         raise AdapterError(mismatch_message([problem]), code="base-mismatch", where=base.where)
     return MergeTarget(name, "linear", base.shapes[fitting[0]], weight=fitting[0])

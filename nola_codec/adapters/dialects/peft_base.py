@@ -1,4 +1,4 @@
-"""The base of PEFT's dialects: the prefix of the keys, the configuration, and how a directory is written."""
+"""`PeftDialect`: the base of PEFT's dialects, with the prefix of keys, the configuration, and writing a directory."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from nola_codec.stores.tensor_files import is_tensor_file, write_tensors
 
 
 def module_path(module: str) -> str:
-    """Return the path of a module in the base model: without ``base_model.model.`` and PEFT's own ``base_layer``."""
+    """Return the path of a module in the base model, without ``base_model.model.`` and PEFT's own ``base_layer``."""
     return ".".join(part for part in module.removeprefix(PREFIX).split(".") if part != "base_layer")
 
 
 class PeftDialect(Dialect):
-    """One method of PEFT. All of them are called ``peft`` in a file; the configuration says which one it is.
+    """One method of PEFT. All methods are called ``peft`` in a file, and the configuration tells them apart.
 
     Attributes:
-        config_class: The name of the class of PEFT that holds the configuration.
+        config_class: The name of PEFT's class for the configuration.
         diagonals: The ends of the keys of a layer's diagonals; empty for a method that trains pairs of factors.
     """
 
@@ -46,34 +46,41 @@ class PeftDialect(Dialect):
         raise NotImplementedError
 
     def require_writable(self, adapter: Adapter, path: Path, *, lone: bool) -> Adapter:
-        """Return the adapter as it can be written to a lone file or a directory; raise AdapterError if it cannot."""
+        """Return the adapter in the form in which it is written to a lone file or to a directory.
+
+        Raises:
+            AdapterError: The adapter cannot be written so.
+        """
         raise NotImplementedError
 
     def fitting_config(self, adapter: Adapter, where: str) -> Mapping[str, Any] | None:
-        """Return the configuration that makes PEFT read the adapter right."""
+        """Return the configuration with which PEFT reads the adapter correctly."""
         return adapter.config
 
     def write(
         self, adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False
     ) -> Path:
-        """Write an adapter back: a directory, or one file when ``out`` ends as such a file does (`SUFFIXES`).
+        """Write an adapter to a directory, or to one file if ``out`` has a suffix of a tensor file (`SUFFIXES`).
 
-        A directory gets `adapter_config.json` (when the adapter has a configuration) and `adapter_model.safetensors`.
-        If ranks or scalings differ from what the configuration says, it is adapted by `with_ranks`. Everything else in
-        an existing directory stays. A lone file has no place for a scaling, so there it is multiplied into ``lora_B``,
-        which is done only where that is exact: powers of two.
+        A directory gets `adapter_model.safetensors`, and `adapter_config.json` if the adapter has a configuration. If
+        ranks or scalings differ from those of the configuration, `with_ranks` adapts it. Other files in an existing
+        directory stay. A lone file has no place for a scaling, so the scaling is multiplied into ``lora_B``; it must be
+        a power of two, so that this is exact.
 
         Args:
             adapter: The adapter to write; the factors may have other ranks than `a_shape` and `b_shape` say.
-            out: Directory or tensor file.
-            dtype: The dtype of the coded tensors: one of `FLOAT_DTYPES`; None keeps each module's own. Raw tensors keep
-                theirs.
-            overwrite: Replace what is there.
+            out: The path of a directory or of a tensor file.
+            dtype: The dtype of the coded tensors, one of `FLOAT_DTYPES`; None is each tensor's own dtype. Carried
+                tensors keep their dtypes.
+            overwrite: True if an existing file may be replaced.
+
+        Returns:
+            The path.
 
         Raises:
-            AdapterError: ``not-expressible``, ``overflow``, ``zero-rank``, ``needs-directory``, ``not-finite``, or as
-                `parse_config`.
-            OutputExists: Something is there and ``overwrite`` is False.
+            AdapterError: ``not-expressible``, ``overflow``, ``zero-rank``, ``needs-directory``, ``not-finite``, and
+                those of `parse_config`.
+            OutputExists: ``out`` exists and ``overwrite`` is False.
         """
         path = Path(out)
         lone = is_tensor_file(path)
@@ -106,7 +113,7 @@ class PeftDialect(Dialect):
         return name.removeprefix(PREFIX)
 
     def model_tensors(self, adapter: Adapter) -> dict[str, RawTensor]:
-        """Return all carried tensors: PEFT saves nothing else."""
+        """Return all carried tensors, since each of them belongs to the model."""
         return dict(adapter.raw)
 
     def merge_config(self, adapter: Adapter) -> Mapping[str, Any] | None:

@@ -1,6 +1,6 @@
-"""Read `adapter_config.json`: the rank and scaling of each module, and the options that cannot be read.
+"""Read `adapter_config.json` of a LoRA: the rank and scaling of each module, and the options that are not supported.
 
-Follows peft 0.21: `tuners/lora/model.py` (`_create_and_replace`), `utils/other.py` (`get_pattern_key`),
+This follows peft 0.21: `tuners/lora/model.py` (`_create_and_replace`), `utils/other.py` (`get_pattern_key`),
 `tuners/lora/layer.py` (`update_layer`).
 """
 
@@ -20,14 +20,15 @@ MAX_RANK = 1 << 16
 _MAX_PATTERNS = 100_000
 _MAX_PATTERN_LENGTH = 1000
 
-# PEFT saves these whole when they are adapted or were resized (`save_embedding_layers`, `EMBEDDING_LAYER_NAMES`).
+# PEFT saves these embeddings whole if they are adapted or were resized (`save_embedding_layers`,
+# `EMBEDDING_LAYER_NAMES`).
 _EMBEDDING_WEIGHT = re.compile(r"(^|\.)(embed_tokens|lm_head)(\.base_layer)?\.(weight|bias)$|\.base_layer\.weight$")
 
-# Initialisations that put part of the base weight into the factors and take it out of the base: the factors are then a
-# delta on a base model that nobody else has. (eva, gaussian, orthogonal, mica and the defaults leave the base alone.)
+# Initialisations that move a part of the base weight into the factors. The factors are then a delta on a changed base
+# model that only the trainer has. (eva, gaussian, orthogonal, mica and the defaults do not change the base.)
 _MUTATING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
-# Options under which scaling * B @ A is not the delta, or the factors have other shapes; with the reason.
+# Options with which scaling * B @ A is not the delta, or the factors have other shapes: the code and the reason.
 _UNSUPPORTED_OPTIONS: Mapping[str, tuple[str, str]] = {
     "layer_replication": ("layer-replication", "layers are replicated: the modules do not exist in the base model"),
     "use_qalora": ("qalora", "QALoRA factors act on pooled inputs"),
@@ -43,14 +44,14 @@ class PeftSettings:
     """The part of a LoraConfig that decides how tensors are read.
 
     Attributes:
-        rank: Default rank ``r``.
-        alpha: Default ``lora_alpha``.
-        rank_pattern: Ranks of modules that match a regular expression; the first match counts.
-        alpha_pattern: The same for alpha.
-        use_rslora: Scaling is alpha / sqrt(r), else alpha / r.
-        fan_in_fan_out: Base weights are stored (in, out). PEFT turns this on and off by the type of the module, so
-            in a model with both types it only tells what the last one was.
-        target_parameters: Ends of the paths of parameters that have factors of their own, as experts do.
+        rank: The default rank, ``r``.
+        alpha: The default alpha, ``lora_alpha``.
+        rank_pattern: Regular expressions, and the ranks of modules that match; the first match counts.
+        alpha_pattern: Regular expressions, and the alphas of modules that match; the first match counts.
+        use_rslora: True if the scaling is alpha / sqrt(r), and False if it is alpha / r.
+        fan_in_fan_out: True if base weights are stored (in, out). PEFT changes this flag for each module by its type,
+            so in a model with both types it tells only the type of the last module.
+        target_parameters: The ends of the paths of parameters that have factors of their own, such as experts.
     """
 
     rank: int
@@ -62,7 +63,7 @@ class PeftSettings:
     target_parameters: tuple[str, ...] = ()
 
     def targets_parameter(self, path: str) -> bool:
-        """Return True if a module's factors are on a bare parameter of it (`tuners_utils.py`, `_inject_parameters`)."""
+        """Return True if a module's factors belong to a bare parameter (`tuners_utils.py`, `_inject_parameters`)."""
         parents = (target.rpartition(".")[0] for target in self.target_parameters)
         return any(path == parent or path.endswith("." + parent) for parent in parents)
 
@@ -78,11 +79,15 @@ class PeftSettings:
 
 
 def parse_config(config: Mapping[str, Any], where: str) -> PeftSettings:
-    """Check a configuration and take from it what reading needs.
+    """Check a configuration, and return the settings that reading needs.
+
+    Args:
+        config: The parsed ``adapter_config.json``.
+        where: The name of the configuration, for messages.
 
     Raises:
         AdapterError: ``not-lora`` for another ``peft_type``; ``not-a-delta`` for an initialisation that changes the
-            base; a code of its own for each unsupported option; ``bad-config`` for malformed values;
+            base; a different code for each option that is not supported; ``bad-config`` for malformed values;
             ``unsafe-pattern`` for regular expressions that could run for ever.
     """
     peft_type = config.get("peft_type")
@@ -122,27 +127,27 @@ def is_saved_embedding(key: str) -> bool:
 
 
 def is_saved_module(key: str, config: Mapping[str, Any]) -> bool:
-    """Return True if a tensor belongs to ``modules_to_save``: some part of its path ends as one of the names does.
+    """Return True if a tensor belongs to ``modules_to_save``: a component of its path ends in one of the names.
 
-    PEFT compares plain ends of strings, so that ``norm`` means ``input_layernorm`` too.
+    PEFT compares the ends of strings, so ``norm`` also means ``input_layernorm``.
     """
     saved = config.get("modules_to_save") or []
     return isinstance(saved, list) and any(isinstance(name, str) and f"{name}." in key for name in saved)
 
 
 def with_ranks(config: Mapping[str, Any], ranks: Mapping[str, int], scalings: Mapping[str, float]) -> dict[str, Any]:
-    """Return the configuration for other ranks, every scaling kept.
+    """Return the configuration for other ranks and these scalings.
 
-    The most common rank and alpha become ``r`` and ``lora_alpha``; the rest go to the patterns, one exact entry a
-    module. Alpha is chosen so that PEFT's own division gives the scaling back, to the last bit where a float allows.
+    The most common rank and alpha become ``r`` and ``lora_alpha``. The others become patterns, one exact entry for each
+    module. Alpha is chosen so that PEFT's division gives the same scaling, to the last bit if there is such a float.
 
     Args:
-        config: The configuration as read; it is not changed.
-        ranks: New rank by module path (no ``base_model.model.``), all modules.
-        scalings: Wanted scaling by module path.
+        config: The configuration as it was read; it does not change.
+        ranks: The new rank of every module, by its path (without ``base_model.model.``).
+        scalings: The scaling of every module, by its path.
 
     Raises:
-        AdapterError: ``zero-rank``, which PEFT refuses to load.
+        AdapterError: ``zero-rank``, since PEFT refuses to load a rank of 0.
     """
     for path, rank in ranks.items():
         if rank < 1:
@@ -151,12 +156,12 @@ def with_ranks(config: Mapping[str, Any], ranks: Mapping[str, int], scalings: Ma
     alphas = {path: _alpha_for(scalings[path], rank, use_rslora) for path, rank in ranks.items()}
     result = dict(config)
     for default, pattern, values in (("r", "rank_pattern", ranks), ("lora_alpha", "alpha_pattern", alphas)):
-        # Ties go to the first module, so that the output does not depend on hashing.
+        # Of equally common values the first module's counts, so the output does not depend on the order of hashes.
         common: float = Counter(values.values()).most_common(1)[0][0]
         result[default] = common
         result[pattern] = {_exact_pattern(path): value for path, value in values.items() if value != common}
     if result.get("init_lora_weights") in ("orthogonal", "mica"):
-        # Only even or small ranks may start so; what a trained adapter started from no longer matters.
+        # PEFT allows these only for some ranks, and a trained adapter no longer needs its initialisation.
         result["init_lora_weights"] = True
     return result
 
@@ -172,7 +177,7 @@ def _alpha_for(scaling: float, rank: int, use_rslora: bool) -> int | float:
 
 
 def _exact_pattern(path: str) -> str:
-    # `^` inside PEFT's "(.*\.)?(...)$" matches only at the start, so that no longer path ends in this one.
+    # `^` inside PEFT's "(.*\.)?(...)$" matches only at the start, so a longer path with this ending does not match.
     return "^" + re.escape(path)
 
 
@@ -184,9 +189,13 @@ def _patterns(config: Mapping[str, Any], option: str, where: str) -> list[tuple[
 
 
 def _compile(pattern: str, where: str) -> re.Pattern[str]:
-    """Compile a pattern as PEFT's `get_pattern_key` does: it matches the end of a path, whole components.
+    """Compile a pattern as PEFT's `get_pattern_key` does, so that it matches whole components at the end of a path.
 
-    What could backtrack exponentially is refused: Python's `re` has no time limit, and the file is a stranger's.
+    A pattern that could backtrack exponentially is refused, since Python's `re` has no time limit and the file may be a
+    stranger's.
+
+    Raises:
+        AdapterError: ``unsafe-pattern``, ``bad-config``.
     """
     open_ended = len(re.findall(r"(?<!\\)(?:\\\\)*[*+{]", pattern))
     repeated_group = re.search(r"(?<!\\)\)\s*[*+{]", pattern)
@@ -207,14 +216,14 @@ def _names(config: Mapping[str, Any], option: str, where: str) -> tuple[str, ...
 
 
 def positive_integer(value: Any, what: str, where: str) -> int:
-    """Return a value of the configuration from 1 to MAX_RANK. Raises AdapterError ``bad-config``."""
+    """Return a value if it is an integer from 1 to `MAX_RANK`. Raises AdapterError ``bad-config``."""
     if type(value) is not int or not 1 <= value <= MAX_RANK:
         raise AdapterError(mismatch(what, f"an integer from 1 to {MAX_RANK}", value), code="bad-config", where=where)
     return value
 
 
 def real_number(value: Any, what: str, where: str) -> float:
-    """Return a finite number of the configuration. Raises AdapterError ``bad-config``."""
+    """Return a value if it is a finite number (below 1e30). Raises AdapterError ``bad-config``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
         raise AdapterError(mismatch(what, "a finite number", value), code="bad-config", where=where)
     return value

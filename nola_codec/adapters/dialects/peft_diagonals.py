@@ -1,7 +1,7 @@
-"""PEFT's VeRA and RandLoRA: a layer's two diagonals and, unless ``save_projection`` is off, the frozen matrices.
+"""PEFT's dialects for VeRA and RandLoRA: two diagonals for each layer, and the frozen matrices if they are saved.
 
-All layers share the matrices, and RandLoRA saves them once more for each layer. Where a seed makes them, a file holds
-the draw and not the matrices. What differs between the two methods is in `vera` and `randlora`.
+All layers share the matrices, but RandLoRA saves them again for each layer. If a seed makes the matrices, a `.nola`
+file holds the draws in place of the matrices. The differences between the two methods are in `vera` and `randlora`.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ _MODEL = "base_model"
 _CODED_DTYPES = ("F32", "F16", "BF16")
 
 CODING_RULES = CodingRules(
-    # That a network hardly sees noise was measured on low-rank factors; nothing of the kind is known of diagonals.
+    # The objective `effective` assumes that noise hurts little, which was measured on low-rank factors only.
     objectives=("nmse",),
     objectives_reason="VeRA and RandLoRA are coded by the NMSE; other objectives, fits and weights are for low-rank "
     "factors",
     rank_reason="the rank of VeRA and RandLoRA is that of their matrices; leave out rank",
-    # The diagonals are few, and the rest of such an adapter is a seed.
+    # The diagonals are small, and the rest of such an adapter is a seed.
     exact_note="the diagonals are carried exact; a rate (--size, --ratio, --nmse, --bits) codes them, and loses "
     "something",
     gains_are_estimates=True,
-    unknown_note="errors are those of the diagonals, by what they do in matrices such as PEFT draws: theirs are not in "
-    "the file",
+    unknown_note="errors are estimated from the diagonals, for matrices such as PEFT draws, since the file does not "
+    "have its own",
     estimated_note="errors of {estimated} of {coded} deltas are estimated from their diagonals: the deltas are too "
     "large to be made again and again",
-    measured_note="errors are measured on deltas with as many inputs as the frozen matrices have: how many each layer "
-    "has, only the model tells",
+    measured_note="errors are measured on deltas with as many inputs as the frozen matrices have, since only the model "
+    "tells how many inputs each layer has",
 )
-"""How VeRA and RandLoRA may be coded."""
+"""The rules for coding VeRA and RandLoRA."""
 
 
 class PeftDiagonals(PeftDialect):
@@ -67,14 +67,14 @@ class PeftDiagonals(PeftDialect):
     needs_layer_shape = True
 
     def __init__(self, method: DiagonalMethod) -> None:
-        """Serve one method."""
+        """Make the dialect of a method."""
         self.method = method
         self.title = method.title
         self.config_class = method.config_class
         self.diagonals = method.diagonals
 
     def read_source(self, source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
-        """Read an opened VeRA or RandLoRA whole.
+        """Read all of an open VeRA or RandLoRA; arguments as in `Dialect`.
 
         Raises:
             AdapterError: ``empty-adapter``, ``foreign-dialect``, ``missing-partner``, ``rank-mismatch``, ``bad-shape``,
@@ -87,14 +87,14 @@ class PeftDiagonals(PeftDialect):
             _check_diagonals(store, module, method, rank)
         diagonals = {f"{module}.{end}" for module in modules for end in method.diagonals}
         raw: dict[str, RawTensor] = {}
-        copies: dict[str, RawTensor] = {}  # RandLoRA saves its matrices once a layer: one copy is enough in memory
+        copies: dict[str, RawTensor] = {}  # RandLoRA saves its matrices for each layer; memory needs them once
         for name in sorted(set(store.tensors) - diagonals):
             tensor = _carry(source, name, method, carry_unknown)
             first = copies.setdefault(name.rpartition(".")[2], tensor)
             raw[name] = first if first == tensor else tensor
         draws, notes = _describe_draws(config, method, raw)
         raw |= {name: draw_tensor(draw) for name, draw in draws.items()}
-        # Doubles have no place in a coded record that gives them back.
+        # A coded record cannot give float64 values back exactly, so float64 diagonals are carried.
         doubles = {name for name in diagonals if store.tensors[name].dtype not in _CODED_DTYPES}
         raw |= {name: read_carried(store, name) for name in sorted(doubles)}
         vectors = tuple(
@@ -105,7 +105,7 @@ class PeftDiagonals(PeftDialect):
         return _with_gains(adapter, modules, method)
 
     def tensors(self, adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
-        """Return all tensors under their keys, coded diagonals rounded to ``dtype`` (None: their own).
+        """Return all tensors by their keys; arguments as in `Dialect`.
 
         Raises:
             AdapterError: ``overflow``, ``duplicate-key``.
@@ -114,14 +114,12 @@ class PeftDiagonals(PeftDialect):
         return join_tensors(adapter.raw, coded)
 
     def check_config(self, config: Mapping[str, Any], where: str) -> None:
-        """Accept every configuration; `read_source` checks what it needs of it."""
+        """Accept every configuration, since `read_source` checks the entries that it needs."""
 
     def require_writable(self, adapter: Adapter, path: Path, *, lone: bool) -> Adapter:
-        """Refuse a lone file. Raises AdapterError ``needs-directory``."""
+        """Return the adapter unchanged. Raises AdapterError ``needs-directory`` for a lone file."""
         if lone:
-            message = (
-                "a lone file has no place for the configuration, without which PEFT cannot use it; write a directory"
-            )
+            message = "PEFT needs the configuration, and a lone file has no place for it; write a directory"
             raise AdapterError(message, code="needs-directory", where=str(path))
         return adapter
 
@@ -130,7 +128,7 @@ class PeftDiagonals(PeftDialect):
         return CODING_RULES
 
     def combined_deltas(self, adapter: Adapter) -> tuple[DiagonalDelta, ...]:
-        """Return a delta for each module whose frozen matrices are known; none without them.
+        """Return a delta for each module whose frozen matrices are in the adapter.
 
         Raises:
             AdapterError: ``bad-shape`` for diagonals and matrices that do not fit each other; ``bad-config``.
@@ -163,7 +161,7 @@ class PeftDiagonals(PeftDialect):
         return tuple(made)
 
     def prepare_comparison(self, adapter: Adapter) -> Adapter:
-        """Return the adapter with all diagonals as vectors, however it holds them."""
+        """Return the adapter with all diagonals as vectors, including those that it carries."""
         ends = self.method.diagonals
         names = [n for n, t in adapter.raw.items() if n.endswith(ends) and t.dtype in _CODED_DTYPES]
         made = tuple(VectorTensor(n, to_float32(adapter.raw[n], where=n), adapter.raw[n].dtype) for n in names)
@@ -182,16 +180,15 @@ class PeftDiagonals(PeftDialect):
         for module in sorted({name.rpartition(".")[0] for name in names}):
             if module not in known:
                 message = (
-                    f"the matrices {' and '.join(self.method.projections)} are not in the file (save_projection is "
-                    "off), and nothing can be merged without them: save the adapter with save_projection=True and "
-                    "encode that"
+                    f"the file does not have the matrices {' and '.join(self.method.projections)} (save_projection is "
+                    "off), and a merge needs them: save the adapter with save_projection=True, and encode it again"
                 )
                 raise AdapterError(message, code="merge-projections", where=f"{where}: {module}")
 
     def merge_targets(
         self, adapter: Adapter, found: Mapping[str, Sequence[AdapterDelta]], base: BaseModel, where: str
     ) -> list[MergeTarget]:
-        """Return what each delta asks of a base model; how many inputs it has only the model tells.
+        """Return the target of each delta; only the model tells the number of inputs of a layer.
 
         Raises:
             AdapterError: ``merge-projections`` for frozen matrices that are not in the file.
@@ -209,7 +206,7 @@ class PeftDiagonals(PeftDialect):
         return targets
 
     def model_tensors(self, adapter: Adapter) -> dict[str, RawTensor]:
-        """Return the carried tensors of the model itself: neither diagonals nor what they act between."""
+        """Return the carried tensors of the model itself, without diagonals and frozen matrices."""
         own = (*self.method.diagonals, *self.method.projections)
         return {name: tensor for name, tensor in adapter.raw.items() if name.rpartition(".")[2] not in own}
 
@@ -222,13 +219,13 @@ DIALECTS: Mapping[str, PeftDiagonals] = {kind: PeftDiagonals(method) for kind, m
 
 
 def method_of(config: Mapping[str, Any] | None) -> DiagonalMethod | None:
-    """Return the method of a configuration, or None for a configuration of something else."""
+    """Return the method of a configuration, or None if there is no configuration or it names another method."""
     kind = None if config is None else config.get("peft_type")
     return METHODS.get(kind) if isinstance(kind, str) else None
 
 
 def _check_settings(config: Mapping[str, Any], method: DiagonalMethod, where: str) -> int:
-    """Return the rank of a configuration. Raises AdapterError ``bad-config``."""
+    """Check the entries of a configuration, and return its rank. Raises AdapterError ``bad-config``."""
     rank = positive_integer(config.get("r"), "r", f"{where}: {CONFIG_NAME}")
     key = config.get("projection_prng_key", 0)
     if type(key) is not int or not -(1 << 63) <= key < 1 << 64:
@@ -252,7 +249,11 @@ def _find_modules(source: AdapterSource, method: DiagonalMethod) -> list[str]:
 
 
 def _check_diagonals(store: TensorStore, module: str, method: DiagonalMethod, rank: int) -> None:
-    """Raise AdapterError unless both diagonals are there and fit each other."""
+    """Check that a module has both diagonals and that their shapes fit each other.
+
+    Raises:
+        AdapterError: ``missing-partner``, ``bad-shape``, ``rank-mismatch``.
+    """
     keys = [f"{module}.{end}" for end in method.diagonals]
     for key, other in zip(keys, keys[::-1], strict=True):
         if key not in store.tensors:
@@ -281,7 +282,7 @@ def _carry(source: AdapterSource, key: str, method: DiagonalMethod, carry_unknow
         or is_saved_module(key, config)
     )
     if not known and not carry_unknown:
-        message = f"unknown key: neither of {method.title} nor in {CONFIG_NAME}"
+        message = f"unknown key: it does not belong to {method.title}, and is not in {CONFIG_NAME}"
         raise AdapterError(message, code="unknown-key", where=f"{source.file.name}: {key}")
     return read_carried(source.file, key)
 
@@ -289,7 +290,7 @@ def _carry(source: AdapterSource, key: str, method: DiagonalMethod, carry_unknow
 def _describe_draws(
     config: Mapping[str, Any], method: DiagonalMethod, raw: Mapping[str, RawTensor]
 ) -> tuple[dict[str, Draw], tuple[str, ...]]:
-    """Return the draw of each matrix that a seed makes, and a note where none does."""
+    """Return the draw of each matrix that a seed makes, and a note for the matrices that none makes."""
     groups: dict[tuple[RawTensor, RawTensor], list[tuple[str, str]]] = {}
     there = [name for name in raw if name.rpartition(".")[2] in method.projections]
     if not there:
@@ -313,24 +314,25 @@ def _describe_draws(
     notes: tuple[str, ...] = ()
     if lone:
         notes = (
-            f"{', '.join(lone[:2])}{', ...' if len(lone) > 2 else ''}: not what PEFT draws from projection_prng_key "
-            f"{config.get('projection_prng_key', 0)}, as far as this version knows; carried as they came",
+            f"{', '.join(lone[:2])}{', ...' if len(lone) > 2 else ''}: these are not what PEFT draws from "
+            f"projection_prng_key {config.get('projection_prng_key', 0)}, as far as this version knows; they are "
+            "carried as they came",
         )
     return draws, notes
 
 
 class _MatrixFinder:
-    """Find the frozen matrices of a module, in float64; all modules have them in common."""
+    """Finds the frozen matrices of a module in float64. All modules share them, so each is converted once."""
 
     def __init__(self, raw: Mapping[str, RawTensor], method: DiagonalMethod) -> None:
         self._raw, self._method = raw, method
         self._made: dict[str, Float64Array] = {}
 
     def find(self, module: str, first: Float64Array, second: Float64Array) -> Matrices | None:
-        """Return A and B of a module with these diagonals; None where they are not in the file.
+        """Return A and B for a module with these diagonals; None if they are not in the file.
 
         Raises:
-            AdapterError: ``bad-shape`` for diagonals that do not fit between them.
+            AdapterError: ``bad-shape``: the diagonals and the matrices do not fit each other.
         """
         keys = [
             next((key for key in (f"{_MODEL}.{end}", f"{module}.{end}") if key in self._raw), None)
@@ -361,7 +363,7 @@ def _lie_between(
 
 
 def _with_gains(adapter: Adapter, modules: list[str], method: DiagonalMethod) -> Adapter:
-    """Set the gain of each vector: what an error of it does to the delta."""
+    """Set the gain of each vector: the factor from its error to the error of the delta."""
     values: dict[str, Float64Array] = {v.name: v.values.astype(np.float64) for v in adapter.vectors}
     matrices = _MatrixFinder(adapter.raw, method)
     scale = method.scale(adapter.config or {}, "")

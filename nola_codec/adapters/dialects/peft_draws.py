@@ -1,12 +1,13 @@
-"""Find the draws of PEFT that make the frozen matrices of VeRA and RandLoRA, to the bit.
+"""Find the random draws with which PEFT makes the frozen matrices of VeRA and RandLoRA, to the bit.
 
     VeRA      A (r, in), B (out, r): Kaiming's uniform of fan in, gain sqrt(2), float32       `tuners/vera/model.py`
     RandLoRA  A (r, 1, min), B (max, N, r): Kaiming's uniform with a = sqrt(5) in bfloat16 (float16 where accelerate
               finds no bfloat16), B base by base; or -1, 0 and 1 of torch.rand's float32 numbers; either is divided
               by its standard deviation                                                     `tuners/randlora/model.py`
 
-from `torch.Generator().manual_seed(projection_prng_key)`, A first. Then PEFT casts them to the base model's dtype, and
-back to float32 to train. Checked against peft 0.21.2 with torch 2.13.0, its kernels for AVX2, AVX-512 and neither.
+All are drawn from `torch.Generator().manual_seed(projection_prng_key)`, A first. Then PEFT casts them to the dtype of
+the base model, and back to float32 for training. This was checked against peft 0.21.2 with torch 2.13.0, with its
+kernels for AVX2, for AVX-512 and for neither.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ _UNIFORM: tuple[DrawMethod, ...] = ("uniform-fused", "uniform")
 
 @dataclass(frozen=True)
 class DrawPlace:
-    """Facts about a matrix that hold whatever its dtypes are.
+    """The place of a matrix in the stream of the generator, and its bound.
 
     Attributes:
-        start: The number of words of the generator before its first one.
+        start: The number of words that the generator makes before the first word of the matrix.
         axis: As in `Draw`.
         bound: The bound of a uniform draw.
     """
@@ -47,13 +48,13 @@ class DrawPlace:
 
 @dataclass(frozen=True)
 class DrawRule:
-    """The way that PEFT draws the two frozen matrices of one method.
+    """The way in which PEFT draws the two frozen matrices of one method.
 
     Attributes:
         places: The places of A and of B.
-        dtypes: The dtypes that PEFT may draw uniform numbers in.
-        is_divided: True if what was drawn is divided by its standard deviation.
-        sparsity: If set, -1, 0 and 1 are drawn with this sparsity instead of uniform numbers.
+        dtypes: The dtypes in which PEFT may draw uniform numbers.
+        is_divided: True if the drawn numbers are divided by their standard deviation.
+        sparsity: The sparsity with which -1, 0 and 1 are drawn; None if uniform numbers are drawn.
     """
 
     places: tuple[DrawPlace, DrawPlace]
@@ -63,11 +64,11 @@ class DrawRule:
 
 
 def find_draws(rule: DrawRule, key: int, lora_A: RawTensor, lora_B: RawTensor) -> tuple[Draw | None, Draw | None]:
-    """Find the draws that make A and B; None stands for a matrix that none of the known draws makes.
+    """Find the draws that make A and B. None stands for a matrix that no known draw makes.
 
     Args:
-        rule: How PEFT draws them.
-        key: ``projection_prng_key`` of the configuration.
+        rule: The way in which PEFT draws them.
+        key: The ``projection_prng_key`` of the configuration.
         lora_A: The matrix A.
         lora_B: The matrix B.
     """
@@ -86,7 +87,12 @@ def find_draws(rule: DrawRule, key: int, lora_A: RawTensor, lora_B: RawTensor) -
 
 
 def find_sparsity(config: Mapping[str, Any], smallest: int) -> float | None:
-    """Return the sparsity of RandLoRA's signs, or None where its matrices are not sparse."""
+    """Return the sparsity of RandLoRA's matrices of -1, 0 and 1; None if its matrices are uniform.
+
+    Args:
+        config: The configuration.
+        smallest: The last dimension of A.
+    """
     if config.get("very_sparse"):
         return math.sqrt(smallest)
     return 3.0 if config.get("sparse") else None
@@ -95,7 +101,7 @@ def find_sparsity(config: Mapping[str, Any], smallest: int) -> float | None:
 def _uniform_draws(tensor: RawTensor, seed: int, place: DrawPlace, drawn: tuple[str, ...]) -> Iterator[Draw]:
     for first in drawn:
         for digits in dict.fromkeys((24, _DIGITS[first])):
-            # Bounds were rounded to a 16-bit draw's own dtype when its digits were as few.
+            # Versions of torch that draw 16-bit numbers with few digits also round the bounds to that dtype.
             bound = float(round_to_dtype(np.array([place.bound], np.float32), first if digits < 24 else "F32")[0])
             for method in _UNIFORM if digits == 24 else _UNIFORM[1:]:
                 for casts in _casts(first, tensor.dtype):
@@ -110,7 +116,7 @@ def _ternary_draws(tensor: RawTensor, seed: int, start: int, sparsity: float) ->
 
 
 def _casts(first: str, last: str) -> Iterator[tuple[str, ...]]:
-    """Yield the ways from the dtype of a draw to that of a file: at once, or by way of a base model's dtype."""
+    """Yield the casts that may lie between the dtype of a draw and that of a file, with or without a base's dtype."""
     yield () if first == last else (last,)
     for base in _CAST_DTYPES:
         if base not in (first, last):
@@ -135,9 +141,9 @@ def _search(tensor: RawTensor, candidates: Iterator[Draw], *, divided: bool) -> 
 
 
 def _divide_draw(draw: Draw, words: npt.NDArray[np.uint32], wanted: npt.NDArray[np.float32]) -> Iterator[Draw]:
-    """Yield the draw with divisors near the one that the sample tells.
+    """Yield the draw with several divisors near the one that a sample of the tensor tells.
 
-    A standard deviation's last bit depends on the order of a sum, so it is read from the tensor.
+    The last bit of a standard deviation depends on the order of a sum, so the divisor cannot simply be computed.
     """
     values = draw_values(replace(draw, dtypes=draw.dtypes[:1]), words).astype(np.float64)
     energy = float(np.square(wanted, dtype=np.float64).sum())
@@ -154,7 +160,7 @@ def _divide_draw(draw: Draw, words: npt.NDArray[np.uint32], wanted: npt.NDArray[
 
 
 def _word_indices(draw: Draw, flat: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the word of the draw that makes each element of the row-major tensor."""
+    """Return the number of the generator's word that makes each of these elements of the row-major tensor."""
     if draw.axis == 0:
         return flat
     rows, slices = draw.shape[:2]

@@ -1,9 +1,10 @@
-"""PEFT's factors on bare parameters of E experts (`target_parameters`): one module an expert in here.
+"""Split PEFT's factors on a bare parameter of E experts (`target_parameters`) into one module for each expert.
 
-    lora_A (E r, in), expert-major;  lora_B (out, r E), expert-fastest:  delta[e] = sum_k B[:, k E + e] A[e r + k, :]
+    lora_A (E r, in), rows of one expert together;  lora_B (out, r E), columns of one expert E apart
+    delta[e] = sum_k B[:, k E + e] A[e r + k, :]
 
-(peft 0.21, `tuners/lora/layer.py`, `ParamWrapper.get_delta_weight`.) The product of the two as they are stored mixes
-experts and is nobody's delta.
+(peft 0.21, `tuners/lora/layer.py`, `ParamWrapper.get_delta_weight`.) The product of the two stored tensors mixes
+experts, and is not a delta.
 """
 
 from __future__ import annotations
@@ -21,10 +22,15 @@ _EXPERT = re.compile(r"(?P<module>.+)\[(?P<expert>0|[1-9]\d*)\]")
 
 
 def split_experts(module: LoraModule, rank: int, where: str) -> list[LoraModule]:
-    """Return a module for each expert, named ``<module>[<expert>]``; the module itself where it has one.
+    """Return a module for each expert, named ``<module>[<expert>]``; or the module itself if it has one expert.
+
+    Args:
+        module: The module as it is stored.
+        rank: The rank of one expert.
+        where: The name of the tensor, for messages.
 
     Raises:
-        AdapterError: ``rank-mismatch`` unless the factors hold a whole number of experts of that rank.
+        AdapterError: ``rank-mismatch``: the rank of the factors is not a multiple of `rank`.
     """
     count, rest = divmod(module.rank, rank)
     if rest:
@@ -48,10 +54,10 @@ def split_experts(module: LoraModule, rank: int, where: str) -> list[LoraModule]
 
 
 def join_experts(modules: Iterable[LoraModule]) -> list[LoraModule]:
-    """Return the modules before `split_experts`.
+    """Join the experts of each module again, as they were before `split_experts`.
 
     Raises:
-        AdapterError: ``missing-expert``, ``bad-shape`` for a set that is not one module's.
+        AdapterError: ``missing-expert``, ``bad-shape`` for experts that do not belong to one module.
     """
     joined, experts = [], dict[str, dict[int, LoraModule]]()
     for module in modules:
@@ -62,11 +68,12 @@ def join_experts(modules: Iterable[LoraModule]) -> list[LoraModule]:
             experts.setdefault(match["module"], {})[int(match["expert"])] = module
     for name, parts in experts.items():
         if sorted(parts) != list(range(len(parts))):
-            raise AdapterError(f"{len(parts)} experts, not numbered from 0", code="missing-expert", where=name)
+            message = f"the numbers of the {len(parts)} experts are not 0 to {len(parts) - 1}"
+            raise AdapterError(message, code="missing-expert", where=name)
         ordered = [parts[expert] for expert in range(len(parts))]
         first = ordered[0]
         if any((m.lora_A.shape, m.lora_B.shape) != (first.lora_A.shape, first.lora_B.shape) for m in ordered):
-            raise AdapterError("experts differ in shape", code="bad-shape", where=name)
+            raise AdapterError("the experts differ in shape", code="bad-shape", where=name)
         total = first.rank * len(ordered)
         lora_B = np.stack([m.lora_B for m in ordered], axis=-1)
         joined.append(
@@ -88,12 +95,12 @@ def is_expert(name: str) -> bool:
 
 
 def expert_number(name: str) -> int:
-    """Return the number of the expert that a module is; 0 for a module that is none."""
+    """Return the number of an expert; 0 for a module that is not an expert."""
     match = _EXPERT.fullmatch(name)
     return 0 if match is None else int(match["expert"])
 
 
 def expert_module(name: str) -> str:
-    """Return the module that an expert belongs to."""
+    """Return the name of the module that an expert belongs to; or the name itself for any other module."""
     match = _EXPERT.fullmatch(name)
     return name if match is None else match["module"]

@@ -3,8 +3,9 @@
     M[p, q] = sum_k B[p, k // r, k mod r] ((lambda[i, n] A[i, 0, q]) gamma[n, q]),   i = k // N, n = k mod N
     delta = M * alpha / r, transposed where the layer has more inputs than outputs; N bases, k below r N
 
-(Both factors are flattened over rank and bases, in opposite orders.) ``randlora_lambda`` (r, N), ``randlora_gamma``
-(N, min of out and in), ``randlora_A`` A (r, 1, min), ``randlora_B`` B (max, N, r).
+(Both factors are flattened over rank and bases, in opposite orders.) With min and max the smaller and the larger of in
+and out: ``randlora_lambda`` (r, N), ``randlora_gamma`` (N, min), ``randlora_A`` A (r, 1, min), ``randlora_B`` B
+(max, N, r).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from nola_codec.array_types import Float64Array
 
 
 class RandLoraMethod(DiagonalMethod):
-    """RandLoRA's rules."""
+    """The rules of RandLoRA."""
 
     peft_type = "RANDLORA"
     title = "RandLoRA"
@@ -33,13 +34,13 @@ class RandLoraMethod(DiagonalMethod):
     dimensions = 2
 
     def scale(self, config: Mapping[str, Any], where: str) -> float:
-        """Return alpha / r, as PEFT divides."""
+        """Return alpha / r, with PEFT's own division. Raises AdapterError ``bad-config``."""
         where = f"{where}: {CONFIG_NAME}"
         alpha = real_number(config.get("randlora_alpha", 640), "randlora_alpha", where)
         return float(alpha / positive_integer(config.get("r"), "r", where))
 
     def draw_rule(self, config: Mapping[str, Any], a_shape: Shape, b_shape: Shape) -> DrawRule:
-        """Return Kaiming's uniform with a = sqrt(5) in 16 bits, B base by base, or sparse signs of float32 numbers."""
+        """Return the rule: Kaiming's uniform with a = sqrt(5) in 16 bits, B base by base; or -1, 0, 1 from float32."""
         gain = math.sqrt(2.0 / (1 + math.sqrt(5) ** 2))  # nn.init.calculate_gain("leaky_relu", sqrt(5))
         a, b = (
             DrawPlace(start, axis, math.sqrt(3.0) * (gain / math.sqrt(shape[-1])))
@@ -48,11 +49,11 @@ class RandLoraMethod(DiagonalMethod):
         return DrawRule((a, b), ("BF16", "F16"), is_divided=True, sparsity=find_sparsity(config, a_shape[-1]))
 
     def rank_of(self, first: Shape, second: Shape) -> tuple[int, int]:
-        """Return the rows of lambda."""
+        """Return the number of rows of lambda."""
         return first[0], 0
 
     def misfit(self, first: Shape, second: Shape, rank: int) -> str | None:
-        """Return None if lambda is (r, N), gamma (N, min), and N is min / r, rounded up."""
+        """Return None if lambda is (r, N) and gamma is (N, min) with N = min / r rounded up, else a message."""
         if first[1] == second[0] == -(-second[1] // rank):
             return None
         return f"{list(first)} and {list(second)} are not (r, N) and (N, min) with N = min / r rounded up"
@@ -66,11 +67,11 @@ class RandLoraMethod(DiagonalMethod):
         return a[0] == first[0] and first[1] == second[0] <= b[1] and a[2] >= second[1]
 
     def widest(self, lengths: tuple[int, int], a: Shape, b: Shape) -> tuple[int, int]:
-        """Return the rows that B has, and the columns of gamma."""
+        """Return the number of rows of B, and the number of columns of gamma."""
         return b[0], lengths[1]
 
     def fits_layer(self, shape: tuple[int, int], widest: tuple[int, int]) -> bool:
-        """Return True if the shorter side of the layer is gamma's, and the longer one no longer than B."""
+        """Return True if the smaller size of the layer is that of gamma, and the larger one is not above that of B."""
         return min(shape) == widest[1] and max(shape) <= widest[0]
 
     def is_turned(self, shape: tuple[int, int]) -> bool:
@@ -86,7 +87,10 @@ class RandLoraMethod(DiagonalMethod):
         return left, right.reshape(-1, columns)
 
     def delta_energy(self, first: Float64Array, second: Float64Array, matrices: Matrices | None) -> float:
-        """Return the energy; PEFT draws elements of variance 1, and B has about as many rows as gamma has columns."""
+        """Estimate the squared norm as in `DiagonalMethod`.
+
+        PEFT draws elements of variance 1, and B has about as many rows as gamma has columns.
+        """
         columns = second.shape[1]
         if matrices is None:
             squares, column = np.ones((len(first), columns)), float(columns)

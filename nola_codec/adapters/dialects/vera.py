@@ -19,7 +19,7 @@ from nola_codec.array_types import Float64Array
 
 
 class VeraMethod(DiagonalMethod):
-    """VeRA's rules."""
+    """The rules of VeRA."""
 
     peft_type = "VERA"
     title = "VeRA"
@@ -29,11 +29,11 @@ class VeraMethod(DiagonalMethod):
     dimensions = 1
 
     def scale(self, config: Mapping[str, Any], where: str) -> float:
-        """Return 1."""
+        """Return 1, since VeRA has no scaling."""
         return 1.0
 
     def draw_rule(self, config: Mapping[str, Any], a_shape: Shape, b_shape: Shape) -> DrawRule:
-        """Return Kaiming's uniform of fan in, gain sqrt(2), in float32."""
+        """Return the rule: Kaiming's uniform by fan in, with a gain of sqrt(2), in float32."""
         a, b = (
             DrawPlace(start, 0, math.sqrt(3.0) * (math.sqrt(2) / math.sqrt(shape[1])))
             for start, shape in ((0, a_shape), (math.prod(a_shape), b_shape))
@@ -45,7 +45,7 @@ class VeraMethod(DiagonalMethod):
         return second[0], 1
 
     def misfit(self, first: Shape, second: Shape, rank: int) -> str | None:
-        """Return None: any b goes with any d."""
+        """Return None, since any b fits any d."""
         return None
 
     def are_projections(self, a: Shape, b: Shape) -> bool:
@@ -53,19 +53,19 @@ class VeraMethod(DiagonalMethod):
         return len(a) == len(b) == 2 and all(a) and all(b) and a[0] == b[-1]
 
     def lie_between(self, first: Shape, second: Shape, a: Shape, b: Shape) -> bool:
-        """Return True if A has the rank of d, and B enough rows for b."""
+        """Return True if A has the rank of d, and B has enough rows for b."""
         return a[0] == second[0] and b[0] >= first[0]
 
     def widest(self, lengths: tuple[int, int], a: Shape, b: Shape) -> tuple[int, int]:
-        """Return the length of b, and the inputs that A has."""
+        """Return the length of b, and the number of columns of A."""
         return lengths[0], a[1]
 
     def fits_layer(self, shape: tuple[int, int], widest: tuple[int, int]) -> bool:
-        """Return True if the layer has as many outputs as b, and no more inputs than A."""
+        """Return True if the layer has as many outputs as b has elements, and no more inputs than A has columns."""
         return shape[0] == widest[0] and shape[1] <= widest[1]
 
     def is_turned(self, shape: tuple[int, int]) -> bool:
-        """Return False."""
+        """Return False, since VeRA never transposes."""
         return False
 
     def factors(self, diagonals: Matrices, matrices: Matrices, shape: tuple[int, int]) -> Matrices:
@@ -74,7 +74,10 @@ class VeraMethod(DiagonalMethod):
         return first[:, None] * lora_B[:rows], second[:, None] * lora_A[:, :columns]
 
     def delta_energy(self, first: Float64Array, second: Float64Array, matrices: Matrices | None) -> float:
-        """Return the energy; of Kaiming's uniform, the variance of A's elements is 2 / in, that of B's 2 / r."""
+        """Estimate the squared norm as in `DiagonalMethod`.
+
+        Kaiming's uniform gives the elements of A a variance of 2 / in, and those of B a variance of 2 / r.
+        """
         rank = len(second)
         if matrices is None:
             rows, squares = np.full(rank, 2.0), np.full((len(first), rank), 2.0 / rank)

@@ -1,8 +1,8 @@
-"""Dialect `delta`: the change that a training made to a model's weights, whatever trained it.
+"""The dialect `delta`: the change that any training made to the weights of a model.
 
-A weight's change has up to two records: a low-rank pair under the weight's own name (``...up_proj.weight``), and a
-vector under the name with ``.diff`` after it; the change is their sum. Weights are read one at a time from two
-checkpoints, model directories or lone safetensors files.
+The change of a weight has up to two records: a low-rank pair under the name of the weight (``...up_proj.weight``), and
+a vector under this name with ``.diff`` after it. The change is their sum. Weights are read one at a time from two
+checkpoints, which are model directories or lone safetensors files.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from nola_codec.stores.safetensors_io import SafetensorsFile, write_file
 from nola_codec.stores.tensor_store import Closing
 
 _PIECE = 1 << 22
-"""The number of elements that are compared at once."""
+"""The number of elements that are subtracted at once."""
 
 
 class Weights(Closing):
@@ -67,7 +67,7 @@ class Weights(Closing):
         return self._open[1].read(name)
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the file that is open."""
         if self._open is not None:
             self._open[1].close()
             self._open = None
@@ -75,7 +75,7 @@ class Weights(Closing):
 
 @dataclass(frozen=True)
 class Selection:
-    """The choice of the weights of two checkpoints that are compared.
+    """The selection of the weights of two checkpoints that are compared.
 
     Attributes:
         include: Regular expressions; a weight is compared if one of them is found in its name, or if there are none.
@@ -97,7 +97,7 @@ class Selection:
                 raise EncodeError(f"{pattern!r} is not a regular expression: {error}", code="option") from error
 
     def wants(self, name: str) -> bool:
-        """Return True if include and exclude let a name through."""
+        """Return True if `include` and `exclude` select a name."""
         return (not self.include or any(re.search(p, name) for p in self.include)) and not any(
             re.search(p, name) for p in self.exclude
         )
@@ -105,11 +105,11 @@ class Selection:
 
 @dataclass(frozen=True)
 class Pairing:
-    """Two checkpoints, weight by weight.
+    """The result of matching the weights of two checkpoints.
 
     Attributes:
-        compared: Names that both have and the selection wants, in the order of the tuned one's shards.
-        left_out: Embeddings and output layers that are not asked for.
+        compared: The names of selected weights that both have, in the order of the tuned checkpoint.
+        left_out: The names of embeddings and output layers that were not asked for.
         notes: Sentences for the user.
     """
 
@@ -119,12 +119,17 @@ class Pairing:
 
 
 def pair(tuned: Weights, base: Weights, selection: Selection) -> Pairing:
-    """Match names, shapes and dtypes; no tensor is read.
+    """Match the weights of two checkpoints by name and shape. No tensor is read.
 
-    A tied output layer that only one of the two stores belongs to its embeddings and is left out.
+    A tied output layer that only one of the two stores is left out, since it is the same as the embeddings.
+
+    Args:
+        tuned: The checkpoint after the training.
+        base: The checkpoint before the training.
+        selection: The weights to compare.
 
     Raises:
-        AdapterError: ``base-mismatch``, one line for each weight that only one has or that has another shape;
+        AdapterError: ``base-mismatch``, with one line for each weight that only one has or that has another shape;
             ``nothing-selected``.
     """
     shapes = {n: info.shape for infos in (base.infos, tuned.infos) for n, info in infos.items()}
@@ -138,7 +143,7 @@ def pair(tuned: Weights, base: Weights, selection: Selection) -> Pairing:
         if mine is None or other is None:
             has, lacks = (base, tuned) if mine is None else (tuned, base)
             if n in special and any(m in tuned.infos and m in base.infos for m in special):
-                notes.append(f"{n} is stored by {has.where} alone and left out: {lacks.where} ties it")
+                notes.append(f"{n} is left out: it is stored by {has.where} alone, and {lacks.where} ties it")
             else:
                 problems.append(f"{n}: {lacks.where} has no such weight")
         elif n in special and not special[n]:
@@ -161,17 +166,22 @@ def pair(tuned: Weights, base: Weights, selection: Selection) -> Pairing:
 
 
 def difference(tuned: Weights, base: Weights, n: str) -> Float32Array | None:
-    """Return what was added to a weight, float32 (one rounding); None where nothing changed.
+    """Return the change of a weight in float32, with one rounding; None if it did not change.
+
+    Args:
+        tuned: The checkpoint after the training.
+        base: The checkpoint before the training.
+        n: The name of the weight.
 
     Raises:
-        AdapterError: ``not-float``: it changed and is not a float; ``not-finite``; ``overflow``.
+        AdapterError: ``not-float``: a weight that is not of a float dtype changed; ``not-finite``; ``overflow``.
     """
     mine, other = tuned.read(n), base.read(n)
     if mine == other:
         return None
     for weights, tensor in ((tuned, mine), (base, other)):
         if tensor.dtype not in FLOAT_DTYPES:
-            message = mismatch("dtype", ", ".join(FLOAT_DTYPES), tensor.dtype) + "; such weights cannot change"
+            message = mismatch("dtype", ", ".join(FLOAT_DTYPES), tensor.dtype) + "; a change of it cannot be coded"
             raise AdapterError(message, code="not-float", where=f"{weights.where}: {n}")
     delta = np.empty(mine.shape, np.float32)
     flat = delta.reshape(-1)
@@ -187,7 +197,7 @@ def difference(tuned: Weights, base: Weights, n: str) -> Float32Array | None:
 
 
 def _piece(tensor: RawTensor, start: int, stop: int) -> npt.NDArray[np.float64]:
-    """Return elements start..stop of a flat tensor in float64. A large tensor is never that wide as a whole."""
+    """Return elements start..stop of a tensor in float64, flat. This saves memory, since a tensor may be large."""
     width = DTYPE_BYTES[tensor.dtype]
     data = memoryview(tensor.data)[width * start : width * stop]
     return to_float64(RawTensor(tensor.dtype, (len(data) // width,), data))  # type: ignore[arg-type]
@@ -199,7 +209,7 @@ def weight_name(record: str) -> str:
 
 
 def totals(adapter: Adapter) -> Iterator[tuple[str, npt.NDArray[np.float64]]]:
-    """Yield (weight name, change in float64): low-rank product, exact, plus vector, one rounding."""
+    """Yield the name and the change of each weight: the exact product plus the vector, with one rounding to float64."""
     vectors = {weight_name(v.name): v.values for v in adapter.vectors}
     for module in adapter.modules:
         total = (module.lora_B.astype(np.float64) @ module.lora_A.astype(np.float64)) * module.scaling
@@ -211,7 +221,7 @@ def totals(adapter: Adapter) -> Iterator[tuple[str, npt.NDArray[np.float64]]]:
 
 
 class WeightChanges(Dialect):
-    """The dialect of whole models' changes."""
+    """The dialect of changes of whole models."""
 
     name = "delta"
     title = "dense changes"
@@ -219,15 +229,15 @@ class WeightChanges(Dialect):
     holds_whole_weights = True
 
     def detect(self, source: AdapterSource) -> bool:
-        """Return False: a change is told from two checkpoints, not from one file."""
+        """Return False, since a change is the difference of two checkpoints and not one file."""
         return False
 
     def read_source(self, source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
-        """Refuse; see `detect`. Raises AdapterError ``foreign-dialect``."""
+        """Raise AdapterError ``foreign-dialect``; see `detect`."""
         raise AdapterError("dense changes are encoded from two checkpoints", code="foreign-dialect", where=source.where)
 
     def tensors(self, adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
-        """Return the changes, each under its weight's name with ``.diff`` after it, rounded once (None: to F32)."""
+        """Return the change of each weight, rounded once to ``dtype`` (None: F32), by its name and ``.diff``."""
         return {key + SUFFIX: from_float64(values, dtype or "F32", where=key) for key, values in totals(adapter)}
 
     def write(
@@ -238,16 +248,19 @@ class WeightChanges(Dialect):
         Args:
             adapter: The adapter to write.
             out: A path that ends in ``.safetensors``.
-            dtype: The dtype of all tensors; None is F32. The exact sum of a weight's records is rounded to it once.
-            overwrite: Replace what is there.
+            dtype: The dtype of all tensors; None is F32. The sum of a weight's records is rounded to it once.
+            overwrite: True if an existing file may be replaced.
+
+        Returns:
+            The path.
 
         Raises:
             AdapterError: ``needs-file``, ``overflow``.
-            OutputExists: Something is there and ``overwrite`` is False.
+            OutputExists: ``out`` exists and ``overwrite`` is False.
         """
         path = Path(out)
         if path.suffix != ".safetensors":
-            message = "dense changes go to one file whose name ends in .safetensors; or merge them with --base"
+            message = "dense changes are written to one .safetensors file; or merge them with --base"
             raise AdapterError(message, code="needs-file", where=str(out))
         require_free(path, overwrite=overwrite)
         return write_file(path, self.tensors(adapter, dtype), {"format": "pt", **_strings(adapter.metadata)})
@@ -259,7 +272,7 @@ class WeightChanges(Dialect):
     def merge_targets(
         self, adapter: Adapter, found: Mapping[str, Sequence[AdapterDelta]], base: BaseModel, where: str
     ) -> list[MergeTarget]:
-        """Return what each change asks of the model: the weight of its name, as it is stored, never transposed."""
+        """Return the target of each change: the weight of the same name, as it is stored, never transposed."""
         return [
             MergeTarget(delta.name, "linear", delta.shape, weight=weight_name(delta.name), reshaped=True)
             for (delta,) in found.values()

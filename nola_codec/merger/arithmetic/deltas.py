@@ -47,16 +47,19 @@ class RowDelta(Protocol):
         """An upper bound of max |D|, or infinity if none is known. It serves speed alone."""
 
     def rows(self, start: int, stop: int) -> Float64Array:
-        """Return rows start..stop of the first dimension: (stop - start, *shape[1:]); the whole, as (), of a scalar."""
+        """Return rows start..stop of the first dimension, float64 (stop - start, *shape[1:]).
+
+        A scalar has one row, which is returned in the shape ().
+        """
 
 
 _PANEL = 1 << 15
-"""Elements summed at once, few enough that they and their terms stay in a core's cache."""
+"""Elements that are summed at once; they and their terms fit into the cache of a core."""
 
 
 @dataclass(frozen=True)
 class FactorDelta:
-    """A LoRA pair: fl((left @ right) * factor * scaling), where the product is one of integers and exact.
+    """A LoRA pair: fl((left @ right) * factor * scaling), where left @ right is a product of integers and exact.
 
     Attributes:
         left: int16 (rows, r).
@@ -153,14 +156,15 @@ class VectorDelta:
 class OrderedProduct:
     """The delta of VeRA and RandLoRA: left @ right * scaling of float64 factors, summed over K in order.
 
-    The product is not exact as one of integers is, so its order is part of the format. Each element is
+    Unlike a product of integers, this product is not exact. So the order of its sums is part of the format. Each
+    element is
 
         s_0 = +0,   s_(k+1) = fl(s_k + fl(left_ik right_kj)),   D_ij = fl(s_K scaling)
 
     Attributes:
         left: float64 (rows, K).
         right: float64 (K, columns).
-        scaling: A factor; 1 is no operation.
+        scaling: The factor on the sum; if it is 1, nothing is multiplied.
         shape: The shape of the stored weight, (rows, columns).
     """
 
@@ -224,7 +228,13 @@ class ComputedDelta:
     """
 
     def __init__(self, make: Callable[[], Float64Array], shape: tuple[int, ...]) -> None:
-        """`make` returns the elements in the weight's order, the same bits everywhere; any shape will do."""
+        """Make a delta that is not computed yet.
+
+        Args:
+            make: A function that returns the delta in float64, with the same bits on every machine. The elements are in
+                the weight's order, in any shape.
+            shape: The shape of the weight.
+        """
         self._make, self.shape = make, shape
         self._made: Float64Array | None = None
         self._lock = threading.Lock()
@@ -247,7 +257,7 @@ class WeightedSum:
     """The deltas of several files: fl(... fl(fl(w_0 D_0) + fl(w_1 D_1)) ... + fl(w_n D_n)), all of one shape.
 
     Attributes:
-        terms: Deltas and their weights, in the order of the sum. A weight of 1 is no operation.
+        terms: Deltas and their weights, in the order of the sum. Nothing is multiplied for a weight of 1.
     """
 
     terms: Sequence[tuple[RowDelta, float]]
@@ -276,10 +286,10 @@ class WeightedSum:
 
 @dataclass(frozen=True)
 class NegativeDelta:
-    """-D, exact: takes off what a merge added. It has the shape of `delta`.
+    """The negative of a delta, exact. Adding it undoes a merge.
 
     Attributes:
-        delta: The delta whose sign is turned.
+        delta: The delta whose sign is changed.
     """
 
     delta: RowDelta

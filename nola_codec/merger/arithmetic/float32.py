@@ -1,4 +1,4 @@
-"""The float32 product of a low-rank delta, with a bound of its error, and single elements of the delta exactly.
+"""Compute a low-rank delta as a float32 product with a bound of its error, and single elements of the delta exactly.
 
 A float64 product costs about twice a float32 one. Where the delta D only decides a rounding to 16 bits, the cheap
 product is enough for nearly all elements (`rounding`), provided that its error has a proven bound. Let
@@ -7,7 +7,7 @@ product is enough for nearly all elements (`rounding`), provided that its error 
     R      the number of terms in each sum, the rank
     left   the left factor times all that scales it: a power of two, the scaling, a file's weight
     left'  left, rounded to float32
-    bound  sum_k |left_ik| |right_kj| is at most this, by the inequality of Cauchy and Schwarz
+    bound  an upper bound of sum_k |left_ik| |right_kj|, by the inequality of Cauchy and Schwarz
 
 int16 factors are exact in float32, so left' has a relative error of at most u. A sum of R products, in any order,
 with or without fused multiply-add, is off by at most gamma_R = R u / (1 - R u), relative to the sum of the magnitudes
@@ -16,8 +16,8 @@ of its terms (Higham, "Accuracy and stability of numerical algorithms", section 
     |float32 product - D| <= ((1 + u)(1 + gamma_R) - 1) bound <= (R + 1) u / (1 - (R + 1) u) bound
 
 The code uses R + 2 for R + 1, which pays for the roundings of the float64 D itself, 2^-53 each. Nothing underflows: an
-element of left' is zero or at least `_LEAST`, so its last bit, and that of every sum, is a multiple of 2^-124. Several
-deltas are one product, of their factors side by side.
+element of left' is zero or at least `_LEAST`, so its last bit, and that of every sum, is a multiple of 2^-124. The sum
+of several deltas is one product as well, if their factors are put side by side.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from nola_codec.merger.arithmetic.deltas import FactorDelta, NegativeDelta, RowD
 
 Float32 = npt.NDArray[np.float32]
 
-_LEAST, _MOST = 2.0**-100, 2.0**60  # range of what scales the integers: far from both ends of float32
+_LEAST, _MOST = 2.0**-100, 2.0**60  # the range of the scale of the integers, far from both ends of float32
 _LARGEST = 2.0**100
 _HIGHEST_RANK = 1 << 16
 _AT_ONCE = 1024
@@ -41,12 +41,12 @@ _AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Float32Product:
-    """Rows of a delta as a product: |fl32(left @ right) - D| is at most `error`, element by element.
+    """Rows of a delta D as a product in float32.
 
     Attributes:
         left: float32 (rows, R).
         right: float32 (R, columns).
-        error: The bound.
+        error: The upper bound of |fl32(left @ right) - D| in every element.
     """
 
     left: Float32
@@ -117,7 +117,7 @@ def elements(delta: RowDelta, rows: npt.NDArray[np.intp], columns: npt.NDArray[n
 
 
 def _low_rank_terms(delta: RowDelta, weight: float) -> list[tuple[FactorDelta, float]] | None:
-    """The delta as a sum of low-rank ones, each with its weight; None if it is no such sum."""
+    """Return the low-rank deltas that a delta is the sum of, each with its weight; None if it is no such sum."""
     if isinstance(delta, FactorDelta):
         return [(delta, weight)]
     if isinstance(delta, NegativeDelta):
@@ -135,9 +135,9 @@ def _low_rank_terms(delta: RowDelta, weight: float) -> list[tuple[FactorDelta, f
 
 @functools.cache
 def _has_ieee_products() -> bool:
-    """Return True if float32 products have the precision of float32 here.
+    """Return True if this machine computes float32 products in the full precision of float32.
 
-    Some libraries can be told to use TF32 or bfloat16 inside, which would break the bound.
+    Some libraries can be set to use TF32 or bfloat16 inside, which would break the bound.
     """
     for rows, rank, columns in ((64, 16, 512), (1, 7, 33), (256, 64, 256), (21, 1, 300)):
         left = np.arange(rows * rank).reshape(rows, rank) * 40503 % 65521 - 32760

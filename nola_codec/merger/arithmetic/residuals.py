@@ -1,4 +1,4 @@
-"""The residuals of a merge: the bits that its rounding loses, row by row, so that it can be undone to the bit.
+"""Compute the residuals of a merge: the bits that its rounding loses, row by row. They undo the merge to the bit.
 
 With W the weight, D the float64 delta of `RowDelta`, and bits() the bit pattern of a float as an unsigned integer:
 
@@ -7,7 +7,7 @@ With W the weight, D the float64 delta of `RowDelta`, and bits() the bit pattern
     residual  = bits(W) - bits(predicted)      modulo 2^width  nearly always 0
     W         = bits^-1(bits(predicted) + residual)
 
-All rows are bytes, little-endian, changed in place. The dtypes are those of `add_rows`.
+All rows are little-endian bytes, and are changed in place. The dtypes are those of `add_rows`.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def restore_rows(data: memoryview, residual: memoryview, dtype: str, delta: RowD
 
 
 def _predict_rows(data: memoryview, dtype: str, delta: RowDelta, start: int, stop: int) -> None:
-    """Take the delta off merged rows, in place.
+    """Subtract the delta from merged rows, in place.
 
-    A sum that overflows turns all rows to zero. The base did not overflow, but a damaged merged model may.
+    If a sum overflows, all rows become zero. Only a damaged merged model can cause this.
     """
     try:
         add_rows(data, dtype, NegativeDelta(delta), start, stop)

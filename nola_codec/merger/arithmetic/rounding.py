@@ -1,7 +1,7 @@
-"""round_dtype(float64(W) + D), in place and fast: the bits of `from_float64`, mostly by float32 arithmetic.
+"""Compute round_dtype(float64(W) + D) in place and fast: the bits of `from_float64`, mostly by float32 arithmetic.
 
-The definition is one float64 sum and one rounding (`_exact_sum`), which is how F32 and F64 weights are done. It is slow
-for 16-bit weights, and float32 arithmetic decides nearly every rounding just as well. The proof:
+The definition is one float64 sum and one rounding (`_exact_sum`); F32 and F64 weights are computed so. For 16-bit
+weights this is slow, and float32 arithmetic finds the right rounding of nearly every element as well. The proof:
 
     w      the weight, exact in float32
     D      the float64 delta
@@ -27,9 +27,9 @@ So P(|t|) lies between P(b) - 4 and P(a) + 4. Rounding to 16 bits changes only a
 1000...: if adding half a unit carries both ends to the same upper bits, then t rounds to what s rounds to. The case
 b < 0 shows in the sign bit, and b = 0 in a >= E.
 
-All other elements are done by the definition, and so is a whole tile that holds a huge, infinite or NaN weight. float16
-is treated the same way on float32 patterns. Its midpoints lie elsewhere below its normal range, so those elements are
-done by the definition too.
+All other elements are computed by the definition, and so is a whole tile with a huge, infinite or NaN weight. float16
+is treated in the same way on float32 patterns. Below its normal range its midpoints lie elsewhere, so those elements
+are computed by the definition too.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import from_float64, to_float64
 
 TILE = 1 << 16
-"""Elements taken at once, few enough that all arrays of a tile lie in a core's own cache."""
+"""Elements of a tile; all arrays of a tile fit into the cache of a core."""
 
-_COLUMNS = 512  # columns of a tile of a product: few enough that BLAS has little to rearrange for the tile's few rows
+_COLUMNS = 512  # columns of a tile of a product: few, so that BLAS has little to rearrange for the tile's few rows
 _SLACK = 4  # patterns, as in the proof
 _NUMPY = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
 _16, _13, _MAGNITUDE = np.uint32(16), np.uint32(13), np.uint32(0x7FFFFFFF)
-# Half a unit of the 16 bits that are kept, in float32 patterns: as it is, and with the slack added and taken off.
+# Half a unit of the 16 bits that are kept, in float32 patterns: alone, plus the slack, and minus the slack.
 _HALF = {
     dtype: (np.uint32(half), np.uint32(half + _SLACK), np.uint32(half - _SLACK))
     for dtype, half in {"BF16": 0x8000, "F16": 0x1000}.items()
@@ -61,13 +61,13 @@ _HALF = {
 _HIGH = {"BF16": 2.0**126, "F16": 65000.0}  # no magnitude below this overflows
 _FLOAT16_NORMAL = 2.0**-14
 _LARGEST = 2.0**100
-_SPARSE = 8  # if more than one element in so many is in doubt, all are done by the definition
+_SPARSE = 8  # if more than one element in eight is in doubt, all are computed by the definition
 
 
 class _Tile:
     """The arrays of a tile of one shape, and their views as bit patterns.
 
-    Making them costs as much as a pass over a small tile, so they are kept.
+    They are kept for further tiles, since making them costs as much as a pass over a small tile.
     """
 
     def __init__(self, shape: tuple[int, int], store: tuple[npt.NDArray[Any], ...]) -> None:
@@ -130,7 +130,7 @@ def add_rows(data: memoryview, dtype: str, delta: RowDelta, start: int, stop: in
 
 
 def _add_float64(values: npt.NDArray[Any], delta: RowDelta, start: int, dtype: str, where: str) -> None:
-    """Add rows by way of the delta in float64."""
+    """Add rows of a delta that is computed in float64."""
     count, width = values.shape
     step = max(1, TILE // max(1, width))
     for first in range(0, count, step):
@@ -145,7 +145,7 @@ def _add_float64_tile(values: npt.NDArray[Any], change: Float64Array, dtype: str
     if dtype in _HALF:
         single = _SCRATCH.tile(values.shape).single
         np.copyto(single, change, casting="unsafe")
-        if bound > _LARGEST:  # unknown, or of no use
+        if bound > _LARGEST:  # unknown, or too large to be useful
             bound = max(float(single.max(initial=0)), -float(single.min(initial=0)))
         again = _add_tile(values, 2.0**-24 * bound, dtype)
         if again is not None:
@@ -159,7 +159,7 @@ def _add_float64_tile(values: npt.NDArray[Any], change: Float64Array, dtype: str
 def _add_product(
     values: npt.NDArray[Any], delta: RowDelta, product: Float32Product, start: int, dtype: str, where: str
 ) -> None:
-    """Add rows by way of a float32 product, block by block."""
+    """Add rows of a delta that is computed as a float32 product, block by block."""
     count, width = values.shape
     across = min(width, _COLUMNS, TILE)
     step = max(1, TILE // max(1, across))
@@ -184,7 +184,7 @@ def _add_product(
 
 
 def _exact_sum(values: npt.NDArray[Any], delta: Float64Array, dtype: str, where: str) -> npt.NDArray[Any]:
-    """The definition: one float64 sum, one rounding. A delta of zero counts as +0."""
+    """Compute merged values by the definition: one float64 sum, one rounding. A delta of zero counts as +0."""
     total = to_float64(RawTensor(dtype, values.shape, values.tobytes()), where=where)
     total += delta + 0.0
     return np.frombuffer(from_float64(total, dtype, where=where).data, dtype=values.dtype).reshape(values.shape)
@@ -193,7 +193,7 @@ def _exact_sum(values: npt.NDArray[Any], delta: Float64Array, dtype: str, where:
 def _add_tile(values: npt.NDArray[Any], error: float, dtype: str) -> tuple[_Indices, _Indices, npt.NDArray[Any]] | None:
     """Add a delta to a tile by float32 arithmetic, as in the proof.
 
-    p of the proof is `single` of the thread's tile of this shape, and is overwritten.
+    The caller has put p of the proof into `single` of the thread's tile of this shape. It is overwritten here.
 
     Args:
         values: The weights, BF16 or F16, (rows, columns); those that are not in doubt are replaced.
@@ -201,8 +201,8 @@ def _add_tile(values: npt.NDArray[Any], error: float, dtype: str) -> tuple[_Indi
         dtype: The dtype of the weights.
 
     Returns:
-        The rows, columns and old values of the elements in doubt, which the caller does by the definition. None if all
-        are in doubt; nothing has changed then.
+        The rows, columns and old values of the elements in doubt, which the caller computes by the definition. None if
+        all elements are in doubt; then none has changed.
     """
     if not error <= _LARGEST:  # or NaN
         return None
@@ -246,7 +246,7 @@ def _add_tile(values: npt.NDArray[Any], error: float, dtype: str) -> tuple[_Indi
 
 
 def _widen(values: npt.NDArray[Any], tile: _Tile, dtype: str) -> None:
-    """Put 16-bit weights as float32 into `below`; an infinite or NaN float16 becomes a number above 65504."""
+    """Convert 16-bit weights to float32 in `below`. An infinite or NaN float16 becomes a number above 65504."""
     if dtype == "BF16":
         np.copyto(tile.low, values)
         np.left_shift(tile.low, _16, out=tile.low)

@@ -1,10 +1,10 @@
-"""The sum of a whole weight and its delta, in memory (specification, "Merging").
+"""Add a whole delta to a weight in memory (specification, "Merging").
 
     delta_W = (lora_B @ lora_A) * 2^(eB + eA) * scaling       float64: the product is exact, the scaling rounds once
     merged  = round_dtype(float64(W) + delta_W)               one sum, one rounding
 
 The product of the int16 factors is exact in float64, since its sums stay below 2^53 for any rank below 2^22. A merge on
-disk goes a few rows at a time, by `deltas` and `rounding`, to the same bits.
+disk computes the same bits a few rows at a time, by `deltas` and `rounding`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def merge_tensor(weight: Any, delta: Any) -> None:
     """Add delta_W (float64, torch) to a torch weight in place, rounding once to the weight's dtype.
 
     Raises:
-        AdapterError: ``overflow``: the sum leaves the dtype; the weight is left as it was.
+        AdapterError: ``overflow``: the sum is too large for the dtype. The weight does not change then.
     """
     merged = round_to(weight.double() + (delta.reshape(weight.shape) + 0.0), weight.dtype)  # a zero delta is +0
     if not bool(merged.isfinite().all()):
