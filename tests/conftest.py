@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,19 @@ def shared_data() -> Path:
 def examples() -> Path:
     """The real data that the repository carries: two adapters and rows of text."""
     return ROOT / "examples"
+
+
+@pytest.fixture(scope="session")
+def real_adapter(examples: Path, request: pytest.FixtureRequest) -> Callable[[str], Path]:
+    """Returns the path of a real adapter by its name: one of `examples/`, else one of the further data."""
+
+    def find(name: str) -> Path:
+        if (examples / name).is_dir():
+            return examples / name
+        further: Path = request.getfixturevalue("shared_data")
+        return further / "lora" / name
+
+    return find
 
 
 @pytest.fixture(scope="session")

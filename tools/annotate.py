@@ -6,8 +6,8 @@ python tools/annotate.py           # writes the examples into spec/nola-v1.md, b
 
 from __future__ import annotations
 
+import argparse
 import struct
-import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -332,8 +332,11 @@ def fill_examples(text: str) -> str:
 
 def main() -> None:
     """Dump the file named on the command line, or bring the specification up to date."""
-    if len(sys.argv) > 1:
-        print("\n".join(dump(Path(sys.argv[1]).read_bytes())))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="the .nola file to dump")
+    file = parser.parse_args().file
+    if file is not None:
+        print("\n".join(dump(file.read_bytes())))
         return
     SPECIFICATION.write_text(fill_examples(SPECIFICATION.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -7,6 +7,7 @@ adapter stands in. Everything made lies in `demo/`. The demo stops with an error
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -91,6 +92,7 @@ def check(claim: str, holds: bool) -> None:
 
 def main() -> None:
     """Run the demonstration."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir()
     source = source_adapter()

@@ -85,7 +85,7 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     base = options.base or base_model()
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     if options.adapter:
         from peft import PeftModel
 

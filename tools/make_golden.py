@@ -8,6 +8,7 @@ package. While the format is a draft (version 0) a change of it means: delete by
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import importlib.util
 import json
@@ -15,6 +16,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -149,9 +151,14 @@ def with_draws(rng: np.random.Generator) -> Adapter:
     return Adapter("peft", (), raw, vectors=vectors, draws=draws)
 
 
+def with_options(options: EncodeOptions, rng: np.random.Generator) -> tuple[Adapter, EncodeOptions]:
+    """Return one small module and how to encode it."""
+    return linears(rng, 1, 20, 28, 2), options
+
+
 def golden_files() -> dict[str, Callable[[np.random.Generator], tuple[Adapter, EncodeOptions]]]:
     """Name -> what to encode."""
-    paper = {"num_basis": 40, "bits": 4, "seed": SEED}
+    paper: dict[str, Any] = {"num_basis": 40, "bits": 4, "seed": SEED}
     files: dict[str, Callable[[np.random.Generator], tuple[Adapter, EncodeOptions]]] = {
         "effective": lambda rng: (linears(rng, 3, 64, 96, 4), EncodeOptions(error=0.02)),
         "nmse": lambda rng: (linears(rng, 2, 40, 64, 4), EncodeOptions(nmse=0.05, seed=7)),
@@ -176,10 +183,8 @@ def golden_files() -> dict[str, Callable[[np.random.Generator], tuple[Adapter, E
     }
     for basis in ("hadamard", "rademacher", "uniform"):
         for generator in ("philox4x32-10", "threefry2x32-20"):
-            files[f"paper-{basis}-{generator.split('4')[0].split('2')[0]}"] = lambda rng, b=basis, g=generator: (
-                linears(rng, 1, 20, 28, 2),
-                EncodeOptions(basis=b, generator=g, **paper),
-            )
+            options = EncodeOptions(basis=basis, generator=generator, **paper)
+            files[f"paper-{basis}-{generator.split('4')[0].split('2')[0]}"] = partial(with_options, options)
     files |= {
         "vectors": lambda rng: (with_vectors(rng), EncodeOptions(nmse=0.02)),
         "vectors-rungs": lambda rng: (with_vectors(rng), EncodeOptions(nmse=0.05, rungs=(600,))),
@@ -314,6 +319,8 @@ def write_answers(name: str, answers: Sequence[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Write what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
     ref = reference()
     for index, (name, make) in enumerate(golden_files().items()):
         path = GOLDEN / f"{name}.nola"

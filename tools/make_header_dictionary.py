@@ -7,13 +7,14 @@ The dictionary is part of the format. It changes only with the format's version,
 
 from __future__ import annotations
 
+import argparse
 import pathlib
-import sys
+from typing import Any
 
 from nola_codec.container import canonical
 
 # Keys and default values that PEFT writes (0.6 to 0.21), and what trainers commonly set.
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "alora_invocation_tokens": None, "alpha_pattern": {}, "arrow_config": None, "auto_mapping": None,
     "base_model_name_or_path": "meta-llama/", "bias": "none", "corda_config": None, "ensure_weight_tying": False,
     "eva_config": None, "exclude_modules": None, "fan_in_fan_out": False, "inference_mode": True,
@@ -87,8 +88,15 @@ def dictionary() -> bytes:
     return canonical.pack(OTHER_WORDS) + canonical.pack(header)
 
 
-if __name__ == "__main__":
-    path = pathlib.Path(sys.argv[1])
+def main() -> None:
+    """Write the dictionary, and print its size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", type=pathlib.Path, metavar="FILE", help="the file to write; it must not exist yet")
+    path = parser.parse_args().path
     with path.open("xb") as file:
         file.write(dictionary())
     print(f"{path}: {path.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,5 @@
-"""Base models on disk: their weights, read tensor by tensor, and which of their embeddings are tied.
+"""Read base models on disk: their weights, tensor by tensor, and the tie between their embeddings.
 
-Merging and the encoding of dense changes both read checkpoints, so this package lies below both.
+The packages `merger` and `encoder` and one dialect (`adapters.dialects.weight_changes`) read checkpoints, so this
+package lies below all of them.
 """

@@ -37,24 +37,24 @@ class WeightInfo:
 class Checkpoint:
     """The weights of a model directory: one safetensors file, or shards and their index.
 
-    The files are called ``model`` (Transformers) or ``diffusion_pytorch_model`` (a component of Diffusers). A single
-    file may have any name if it is the only one. Headers are read at once, tensors when asked for.
+    The files are called ``model`` (Transformers) or ``diffusion_pytorch_model`` (a component of Diffusers). If there
+    is only one file, it may have any name. Headers are read when the object is made, and tensors by `read`.
 
     Attributes:
         directory: The model directory.
         weights: The stored tensors, by name.
         shards: The file names, in the order of the index.
-        config: The parsed ``config.json``, or empty.
+        config: The parsed ``config.json``; empty if there is none.
         index: The parsed index, or None for a single file.
-        index_name: The file name of the index, or empty.
+        index_name: The file name of the index; empty for a single file.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        """Read the headers.
+        """Read the configuration, the index and the headers of all shards.
 
         Raises:
-            AdapterError: ``not-found``; ``missing-weights``; ``bad-index``: index and shards disagree; and those of
-                `SafetensorsFile`.
+            AdapterError: ``not-found``; ``missing-weights``; ``bad-index``: the index and the shards disagree; and
+                those of `read_json` and `SafetensorsFile`.
         """
         self.directory = Path(directory)
         where = str(directory)
@@ -101,7 +101,7 @@ class Checkpoint:
                     weights[name] = WeightInfo(shard, info.dtype, info.shape)
         for name, shard in expected_in.items():
             if name not in weights or weights[name].shard != shard:
-                message = f"the index puts it in {shard}, where it is not"
+                message = f"the index says that it is in {shard}, but it is not there"
                 raise AdapterError(message, code="bad-index", where=f"{self.directory}: {name}")
         return weights
 
@@ -120,7 +120,7 @@ def _weight_map(index: Mapping[str, Any], where: str) -> dict[str, str]:
 
 
 def _find_weights_file(directory: Path) -> str:
-    """Find the one weights file of a directory, or the index of several; returns its name."""
+    """Return the name of the weights file of a directory, or of the index of several."""
     for name in _WEIGHTS_NAMES:
         for candidate in (name, name + _INDEX_SUFFIX):
             if (directory / candidate).exists():

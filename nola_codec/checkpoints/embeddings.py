@@ -27,10 +27,11 @@ class TiedEmbeddings:
 def tied_embeddings(
     config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], paths: Iterable[str]
 ) -> TiedEmbeddings | None:
-    """Return the tied pair of a checkpoint, or None if it has both weights or no output embeddings.
+    """Return the tied pair of a checkpoint; None if it stores both weights, or if the model has no output embeddings.
 
-    A checkpoint that lacks the output embeddings can only be loaded into a generative model by tying them. So their
-    absence decides, and not the flag, whose default changed between versions of Transformers.
+    A generative model whose checkpoint lacks the output embeddings can only be loaded by tying them to the input
+    embeddings. So a missing weight decides, unless ``tie_word_embeddings`` is False. A true flag does not count,
+    because its default changed between versions of Transformers.
 
     Args:
         config: The parsed ``config.json``.
@@ -56,7 +57,10 @@ def tied_embeddings(
 
 
 def embedding_names(shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[str], list[str]]:
-    """Return the stored input embeddings and output embeddings, told by the last component of their module path."""
+    """Return the names of the stored input embeddings, and those of the output embeddings.
+
+    The last component of the module path tells which they are.
+    """
     matrices = [name for name, shape in shapes.items() if len(shape) == 2]
     return (
         [name for name in matrices if _leaf(name) in _INPUT_EMBEDDINGS],
@@ -71,11 +75,11 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _leaf(name: str) -> str:
-    """``embed_tokens`` for ``model.embed_tokens.weight``; empty for a tensor that is not a weight."""
+    """Return ``embed_tokens`` for ``model.embed_tokens.weight``; an empty string if the tensor is not a weight."""
     path, _, last = name.rpartition(".")
     return path.rpartition(".")[2] if last == "weight" else ""
 
 
 def have_same_leaf(a: str, b: str) -> bool:
-    """True if two weights belong to modules whose paths end in the same component."""
+    """Return True if two weights belong to modules whose paths end in the same component."""
     return _leaf(a) == _leaf(b)

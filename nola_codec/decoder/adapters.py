@@ -1,4 +1,4 @@
-"""A decoded file as an adapter: its records as modules and vectors, float32, exact."""
+"""Decode a file to an adapter: its records become modules and vectors in float32, exactly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nola_codec.progress import Progress
 
 
 def decode_adapter(decoder: Decoder, progress: Progress | None = None, *, verify: bool = True) -> Adapter:
-    """Decode all of a file to an adapter of its dialect, NumPy arrays.
+    """Decode a file to an adapter of its dialect, made of NumPy arrays.
 
     Args:
         decoder: The open file.
@@ -28,7 +28,7 @@ def decode_adapter(decoder: Decoder, progress: Progress | None = None, *, verify
 
 
 def decode_records(decoder: Decoder, progress: Progress | None = None, *, verify: bool = True) -> list[DecodedRecord]:
-    """Decode all coded records: those of low rank, then the vectors, on the decoder's device.
+    """Decode all coded records on the decoder's device: first the low-rank ones, then the vectors.
 
     Args:
         decoder: The open file.
@@ -51,7 +51,15 @@ def decode_records(decoder: Decoder, progress: Progress | None = None, *, verify
 
 
 def build_adapter(decoder: Decoder, records: Sequence[DecodedRecord]) -> Adapter:
-    """Build an adapter from decoded records and carried tensors: float32, exact, NumPy arrays."""
+    """Build an adapter from the decoded records and the other tensors of a file.
+
+    Args:
+        decoder: The open file.
+        records: All coded records, decoded, in the order of `Header.coded`.
+
+    Returns:
+        An adapter whose factors and vectors are float32 NumPy arrays, exact.
+    """
     header, pairs = decoder.header, len(decoder.header.pairs)
     modules = [_lora_module(r, d, decoder.xp) for r, d in zip(header.pairs, records[:pairs], strict=True)]
     vectors = [_vector_tensor(r, d, decoder.xp) for r, d in zip(header.vectors, records[pairs:], strict=True)]

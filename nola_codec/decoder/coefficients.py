@@ -1,4 +1,4 @@
-"""Sections of coefficients -> integer points, record by record."""
+"""Decode the sections of coefficients: stored bytes -> symbols -> integer coefficients of each record."""
 
 from __future__ import annotations
 
@@ -21,14 +21,26 @@ _LARGEST = (1 << 31) - 1
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Integer coefficients of one record: (vectors, num_basis) of each side, int32, and their bound."""
+    """The integer coefficients of one record.
+
+    Attributes:
+        sides: The coefficients of each side, int32 (vectors, num_basis).
+        peak: A bound of the magnitude of all coefficients.
+    """
 
     sides: tuple[npt.NDArray[np.int32], ...]
     peak: int
 
 
 def record_runs(record: CodedRecord, quantizers: Sequence[Quantizer], allocations: Allocations, rung: int) -> Runs:
-    """Runs of one record in a rung's block: one for each layer, those of the first side first."""
+    """Return the runs of symbols of one record in a block of a rung: a run for each layer, the first side's first.
+
+    Args:
+        record: The record.
+        quantizers: As in `Header`.
+        allocations: The allocation table of each rung.
+        rung: The rung, counted from 0.
+    """
     models, lengths = [], []
     for side, count in enumerate(record.kind.num_basis):
         for layer in coded_layers(record, allocations, rung, side):
@@ -40,8 +52,11 @@ def record_runs(record: CodedRecord, quantizers: Sequence[Quantizer], allocation
 def block_runs(
     records: Sequence[CodedRecord], quantizers: Sequence[Quantizer], allocations: Allocations, rung: int
 ) -> Runs:
-    """Runs of a block: its records' one after the other."""
-    parts = [record_runs(record, quantizers, allocations, rung) for record in records]
+    """Return the runs of a block: those of its records, one record after the other; arguments as in `record_runs`."""
+    return _join_runs([record_runs(record, quantizers, allocations, rung) for record in records])
+
+
+def _join_runs(parts: Sequence[Runs]) -> Runs:
     return Runs(np.concatenate([p.models for p in parts]), np.concatenate([p.lengths for p in parts]))
 
 
@@ -51,10 +66,13 @@ def record_coefficients(
     """Compute the coefficients of one record: the weighted sum of its layers.
 
     Args:
-        record: At the last rung.
-        symbols: Symbols of each rung, in the order of `record_runs`.
+        record: The record as it is at the last rung.
+        symbols: The symbols of each rung, in the order of `record_runs`.
         quantizers: As in `Header`.
-        allocations: Allocation tables of each rung.
+        allocations: The allocation table of each rung.
+
+    Raises:
+        FormatError: ``bound``: the coefficients may not fit into 32 bits.
     """
     ends = [0] * len(symbols)
     sides = []
@@ -89,23 +107,23 @@ def decode_symbols(
     allocations: Allocations,
     rung: int,
 ) -> list[SymbolArray]:
-    """Decode the symbols of all the blocks' records in one rung, in order; views of their blocks' arrays.
+    """Decode the symbols of blocks in one rung.
 
     Args:
         coded: (codec id, stored bytes) of each block.
         blocks: The records of each block.
         quantizers: As in `Header`.
-        allocations: Allocation tables of each rung.
-        rung: The rung.
+        allocations: The allocation table of each rung.
+        rung: The rung, counted from 0.
+
+    Returns:
+        The symbols of each record of each block, in order; they are views of the arrays of the blocks.
 
     Raises:
-        FormatError: damaged or inconsistent symbols.
+        FormatError: The symbols are damaged or inconsistent.
     """
     each = [[record_runs(record, quantizers, allocations, rung) for record in records] for records in blocks]
-    runs = [
-        Runs(np.concatenate([p.models for p in parts]), np.concatenate([p.lengths for p in parts])) for parts in each
-    ]
-    streams = decode_many(coded, runs, [q.model for q in quantizers])
+    streams = decode_many(coded, [_join_runs(parts) for parts in each], [q.model for q in quantizers])
     results: list[SymbolArray] = []
     for parts, symbols in zip(each, streams, strict=True):
         ends = np.cumsum([part.total for part in parts])

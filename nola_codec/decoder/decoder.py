@@ -1,4 +1,4 @@
-"""An open container -> decoded records, one record, some or all, on any device."""
+"""`Decoder`: decodes the records of an open container on any device, all of them or some."""
 
 from __future__ import annotations
 
@@ -21,19 +21,26 @@ from nola_codec.parallel import parallel_map
 from nola_codec.prng.draws import draw_tensor
 
 _BATCH_SYMBOLS = 48 << 20
-"""Coefficients entropy-decoded side by side, 6 bytes each at the peak: wide enough for vectorized rANS."""
+"""Coefficients that are entropy-decoded together: enough for vectorized rANS, at 6 bytes each at the peak."""
 _PORTION_SYMBOLS = 1 << 20
-"""Coefficients synthesized by one thread at a time."""
+"""Coefficients that one thread synthesizes at a time."""
 
 
 class Decoder:
-    """Decodes records of a container.
+    """Decodes the records of a container.
 
-    for index, record in Decoder(container, NUMPY).decode():
-        header.coded[index].name, record.sides, record.exponents
+        for index, record in Decoder(container, NUMPY).decode():
+            header.coded[index].name, record.sides, record.exponents
+
+    Attributes:
+        container: The open container.
+        xp: The arrays that records are made of, and their device.
+        chunk_elements: The number of elements that are synthesized at once; it changes no bit.
+        header: The header of the file, with the units of every record.
     """
 
     def __init__(self, container: Container, xp: Arrays, chunk_elements: int = CHUNK_ELEMENTS) -> None:
+        """Read the units of all records. Raises FormatError or ChecksumMismatch for a damaged file."""
         self.container = container
         self.xp = xp
         self.chunk_elements = chunk_elements
@@ -43,22 +50,25 @@ class Decoder:
         self._starts = np.cumsum([0, *self.header.blocks]).tolist()
 
     def decode_pairs(self, indexes: Sequence[int] | None = None) -> Iterator[tuple[int, DecodedRecord]]:
-        """`decode` the pairs asked for, by their numbers in `Header.pairs`, or all."""
+        """Decode pairs as `decode` does, by their numbers in `Header.pairs`; None decodes all."""
         return self.decode(range(len(self.header.pairs)) if indexes is None else indexes)
 
     def decode_vectors(self, names: Sequence[str] | None = None) -> Iterator[tuple[str, DecodedRecord]]:
-        """`decode` the vectors of these names, or all: (name, decoded)."""
+        """Decode vectors as `decode` does, and yield (name, decoded) for each; None decodes all."""
         first, asked = len(self.header.pairs), None if names is None else frozenset(names)
         wanted = [first + i for i, r in enumerate(self.header.vectors) if asked is None or r.name in asked]
         return ((self.header.coded[index].name, item) for index, item in self.decode(wanted))
 
     def decode(self, indexes: Sequence[int] | None = None) -> Iterator[tuple[int, DecodedRecord]]:
-        """Decode the coded records asked for, or all: (number in `Header.coded`, decoded), in ascending order.
+        """Decode coded records, and yield (number in `Header.coded`, decoded) for each, in ascending order.
 
         Only the blocks that hold them are read.
 
+        Args:
+            indexes: The numbers of the records in `Header.coded`; None decodes all.
+
         Raises:
-            FormatError, ChecksumMismatch: the file is damaged.
+            FormatError, ChecksumMismatch: The file is damaged.
         """
         header = self.header
         wanted = set(range(len(header.coded)) if indexes is None else indexes)
@@ -76,11 +86,11 @@ class Decoder:
             yield from self._decode_blocks(batch, wanted)
 
     def symbols(self) -> list[list[npt.NDArray[Any]]]:
-        """Decode the symbols of all records, for each those of each rung, as the encoder put them in."""
+        """Return the symbols of each record, a list by rung, as the encoder wrote them."""
         return self._symbols(range(len(self.header.blocks)))
 
     def carried_tensors(self) -> Iterator[tuple[str, RawTensor]]:
-        """Yield (name, tensor) of the carried tensors, then of the drawn ones, each made when it is asked for."""
+        """Yield (name, tensor) of the carried tensors, then of the drawn ones. Each is made when it is asked for."""
         for index, record in enumerate(self.header.raw):
             yield record.name, self.container.raw_tensor(index)
         for drawn in self.header.drawn:
@@ -90,11 +100,11 @@ class Decoder:
         """Decode all coded records, in the order of `Header.coded`, and check the decoded SHA-256.
 
         Args:
-            progress: Called with the number of records done.
+            progress: Called with the number of records done so far.
 
         Raises:
-            ChecksumMismatch: ``factors-checksum``: what was decoded is not what the encoder saw.
-            FormatError: the file is damaged.
+            ChecksumMismatch: ``factors-checksum``: the decoded numbers are not those of the encoder.
+            FormatError: The file is damaged.
         """
         sha256 = DecodedHash()
         records: list[DecodedRecord] = []
@@ -141,9 +151,9 @@ class Decoder:
             yield from group
 
     def _symbols(self, blocks: Sequence[int]) -> list[list[npt.NDArray[Any]]]:
-        """Entropy-decode blocks: for each record, the symbols of each rung.
+        """Return the symbols of each record of some blocks, a list by rung.
 
-        The last block asked for alone is kept, for readers that go tensor by tensor.
+        A block that is asked for alone is kept until the next one, for readers that go tensor by tensor.
         """
         if len(blocks) == 1 and self._kept is not None and self._kept[0] == blocks[0]:
             return self._kept[1]
@@ -160,10 +170,11 @@ class Decoder:
 
 
 _Picked = tuple[int, list[npt.NDArray[Any]]]
+"""The number of a record in `Header.coded`, and its symbols in each rung."""
 
 
 def _portions(items: Sequence[_Picked]) -> list[list[_Picked]]:
-    """Consecutive items of about _PORTION_SYMBOLS together."""
+    """Split items into runs of neighbours, each with about `_PORTION_SYMBOLS` symbols."""
     portions: list[list[_Picked]] = []
     weight = _PORTION_SYMBOLS
     for item in items:
@@ -176,9 +187,10 @@ def _portions(items: Sequence[_Picked]) -> list[list[_Picked]]:
 
 
 class DecodedHash:
-    """The decoded SHA-256: over the records in file order.
+    """Computes the decoded SHA-256 of a file from its records, in the order of the file.
 
-    A coded record adds each side's exponent as int8, then each side as little-endian int16; any other adds its bytes.
+    A coded record adds the exponent of each side as int8, and then each side as little-endian int16. A carried or drawn
+    tensor adds its bytes.
     """
 
     def __init__(self) -> None:
@@ -195,7 +207,7 @@ class DecodedHash:
         self._sha.update(tensor.data)
 
     def digest(self) -> bytes:
-        """32 bytes."""
+        """Return the hash of all that was added so far, 32 bytes."""
         return self._sha.digest()
 
 

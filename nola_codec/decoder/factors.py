@@ -1,6 +1,7 @@
-"""Coefficients -> int16 sides of records: synthesis in the basis, then one integer scaling (design, section 1).
+"""Coefficients -> int16 sides of records: synthesis in the basis, then one integer scaling.
 
-Nothing here is floating point but exact integers held in floats, so every device and batch gives the same bits.
+All numbers here are exact integers, even where a float dtype holds them. So every device and every batch size gives
+the same bits.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from nola_codec.model.records import CodedRecord, Side
 from nola_codec.quant.scales import MAX_SHIFT, MIN_SHIFT, mantissa_and_shift
 
 CHUNK_ELEMENTS = 1 << 20
-"""Elements synthesized at once, unless the caller says otherwise: 8 MiB of int64."""
+"""Elements that are synthesized at once by default: 8 MiB of int64."""
 
 LARGEST_PRODUCT = 1 << 62
+"""The bound of a synthesized number times a mantissa, which must fit into int64."""
 _SCALE_ELEMENTS = 1 << 22
-"""Elements scaled at once in int64."""
+"""Elements that are scaled at once in int64."""
 _LONG = 1 << 22
-"""Elements of a vector beyond which it is synthesized a piece at a time, in 8 bytes an element and not 40."""
+"""The greatest length of a vector that is synthesized whole, at 40 bytes an element; pieces take 8 bytes an element."""
 _PIECE = 1 << 20
-"""Elements of such a piece."""
+"""Elements of a piece of a longer vector."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +37,16 @@ class DecodedRecord:
     """The decoded form of a coded record.
 
     Attributes:
-        sides: int16 arrays: (lora_B (out, r), lora_A (r, in)) of a pair, in * kh * kw for a convolution; (values,) of a
-            vector, in the tensor's shape. The value of side i is sides[i] * 2^exponents[i].
-        exponents: Power of two of each side.
+        sides: int16 arrays; the value of side i is sides[i] * 2^exponents[i]. A pair has lora_B (out, r) and
+            lora_A (r, in), or (r, in * kh * kw) for a convolution. A vector has one side, in the shape of the tensor.
+        exponents: The exponent of the power of two of each side.
     """
 
     sides: tuple[Array, ...]
     exponents: tuple[int, ...]
 
     def float32(self, xp: Arrays) -> tuple[Array, ...]:
-        """The sides in float32, exact, each in its shape."""
+        """Return the sides in float32, exact, in the same shapes."""
         return tuple(
             (xp.cast(side.reshape(-1), "float32") * 2.0**exponent).reshape(tuple(side.shape))
             for side, exponent in zip(self.sides, self.exponents, strict=True)
@@ -60,7 +62,19 @@ def synthesize_records(
     xp: Arrays,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> list[DecodedRecord]:
-    """Decode several records; those of equal shapes are synthesized together, `chunk_elements` at a time."""
+    """Turn the coefficients of several records into their sides. Records of equal shapes are synthesized together.
+
+    Args:
+        records: The records.
+        coefficients: The coefficients of each record.
+        generator: The id of the generator.
+        seed: The seed of the generator, 0 to 2^64 - 1.
+        xp: The arrays to make, and their device.
+        chunk_elements: The number of elements that are synthesized at once; it changes no bit.
+
+    Raises:
+        FormatError: ``bound``: a sum may be too large to scale exactly; ``scale``: a scale is out of range.
+    """
     made: list[list[Array]] = [[] for _ in records]
     for side in range(max((len(record.kind.sides) for record in records), default=0)):
         decoded: dict[int, Array] = {}
@@ -80,7 +94,7 @@ def synthesize_records(
 
 
 def _group_by_shape(records: Sequence[CodedRecord], side: int) -> list[list[int]]:
-    """Numbers of the records that have this side, grouped by what its synthesis depends on."""
+    """Return the numbers of the records that have this side, in groups whose synthesis is alike."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, record in enumerate(records):
         kind = record.kind
@@ -136,7 +150,7 @@ def _long_vectors(
     scales: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
     xp: Arrays,
 ) -> Array:
-    """Synthesize and scale the vectors of one side a piece at a time, int16 (vectors, length)."""
+    """Synthesize and scale the vectors of one side, a piece at a time. The result is int16 (vectors, length)."""
     rows = []
     for vector, mantissa, shift in zip(points, *scales, strict=True):
         row = xp.zeros((pieces.rows, length // pieces.rows), "int16")
@@ -147,13 +161,13 @@ def _long_vectors(
 
 
 def _scale(values: Array, mantissas: npt.NDArray[np.int64], shifts: npt.NDArray[np.int64], xp: Arrays) -> Array:
-    """Compute (y * M + 2^(s - 1)) >> s in 16 bits, piece by piece.
+    """Compute (y * M + 2^(s - 1)) >> s, clipped to 16 bits, piece by piece.
 
     Args:
         values: y, (vectors, length).
         mantissas: M, (vectors, 1) or (1, 1).
         shifts: s, in the shape of M.
-        xp: Where the values are.
+        xp: The arrays that the values are made of.
     """
     pieces = []
     step = max(1, _SCALE_ELEMENTS // len(values))
@@ -167,7 +181,11 @@ def _scale(values: Array, mantissas: npt.NDArray[np.int64], shifts: npt.NDArray[
 
 
 def _scales(records: Sequence[CodedRecord], side: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Mantissas and shifts, (records * vectors, 1) each."""
+    """Return the mantissas and the shifts of all vectors of one side, int64 (records * vectors, 1) each.
+
+    Raises:
+        FormatError: ``scale``.
+    """
     codes = np.concatenate([record.scale_codes(side) for record in records])
     exponents = np.repeat([r.exponents[side] for r in records], [r.kind.vectors(r.units) for r in records])
     mantissas, shifts = mantissa_and_shift(codes, exponents)
@@ -180,7 +198,7 @@ def _scales(records: Sequence[CodedRecord], side: int) -> tuple[npt.NDArray[np.i
 
 
 def _arrange(rows: Array, side: Side, xp: Arrays) -> Array:
-    """Vectors (vectors, length) -> the array of a side, zero for components that were not kept."""
+    """Put vectors (vectors, length) into the array of a side, whose other components are zero."""
     if side.axis is None:
         return rows.reshape(side.shape)  # one vector is the whole side
     array = xp.zeros(side.shape, "int16")

@@ -1,4 +1,4 @@
-"""Tensors carried as they are <-> torch."""
+"""Convert carried tensors to torch and back."""
 
 from __future__ import annotations
 
@@ -6,22 +6,17 @@ import torch
 
 from nola_codec.errors import AdapterError
 from nola_codec.model.tensors import RawTensor
-
-_TORCH_NAMES = {
-    "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "I64": "int64", "I32": "int32",
-    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "U16": "uint16", "U32": "uint32", "U64": "uint64",
-    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
-}  # fmt: skip
+from nola_codec.stores.dtypes import TORCH_NAMES
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The dtype of one of `model.DTYPES`."""
-    found: torch.dtype = getattr(torch, _TORCH_NAMES[name])
+    """Return the torch dtype for a name of a dtype in `RawTensor`."""
+    found: torch.dtype = getattr(torch, TORCH_NAMES[name])
     return found
 
 
 def to_torch(tensor: RawTensor) -> torch.Tensor:
-    """A new tensor on the CPU."""
+    """Return a carried tensor as a new torch tensor on the CPU, in its dtype and shape."""
     data = (
         torch.frombuffer(bytearray(tensor.data), dtype=torch.uint8)
         if tensor.data
@@ -31,9 +26,9 @@ def to_torch(tensor: RawTensor) -> torch.Tensor:
 
 
 def from_torch(tensor: torch.Tensor) -> RawTensor:
-    """A tensor's bytes. Raises AdapterError ``dtype`` for a dtype that a file cannot carry."""
-    name = next((name for name in _TORCH_NAMES if torch_dtype(name) == tensor.dtype), None)
+    """Return a torch tensor as a tensor that a file can carry. Raises AdapterError ``dtype`` for any other dtype."""
+    name = next((name for name in TORCH_NAMES if torch_dtype(name) == tensor.dtype), None)
     if name is None:
-        raise AdapterError(f"{tensor.dtype} cannot be carried", code="dtype")
+        raise AdapterError(f"a file cannot carry tensors of dtype {tensor.dtype}", code="dtype")
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return RawTensor(name, tuple(tensor.shape), flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")

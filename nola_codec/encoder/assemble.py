@@ -9,19 +9,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.array_types import SymbolArray
 from nola_codec.container.names import split_name
 from nola_codec.container.units import units_runs, units_to_symbols
 from nola_codec.container.writer import assemble
 from nola_codec.decoder.coefficients import block_runs
-from nola_codec.encoder.content import BlockSizes, BlockSymbols, FileContent
+from nola_codec.encoder.content import BlockSizes, FileContent
 from nola_codec.entropy import mixed, rans, raw, smallest
 from nola_codec.entropy.blobs import pack_blob
 from nola_codec.model.header import Header, Rung
-from nola_codec.model.quantizers import SymbolModel
+from nola_codec.model.quantizers import Runs, SymbolModel
 from nola_codec.model.records import DrawnKind, DrawnRecord, RawKind, RawRecord
 from nola_codec.model.tensors import Draw, RawTensor
 
 ALL_CODECS = (0, 1, 2)
+_BATCH_SYMBOLS = 12 << 20
+"""Symbols handed to the entropy codecs at once: they code sections side by side, but never all of a large file."""
 _NOISE = bytes(range(7, 7 + 32))
 """Bytes that do not compress, in place of the SHA-256 in an estimate."""
 
@@ -118,16 +121,10 @@ def code_rungs(content: FileContent, sizes: BlockSizes, codecs: Sequence[int] = 
         sizes: The blocks of the content.
         codecs: The ids of the entropy codecs to choose from.
     """
-    models = [q.model for q in content.quantizers]
-    coded = []
-    for rung, (records, units) in enumerate(zip(content.rungs, _code_units(content, codecs), strict=True)):
-        runs = [
-            block_runs(records[start:stop], content.quantizers, content.allocations, rung)
-            for start, stop in sizes.spans
-        ]
-        symbols = BlockSymbols(content.symbols[rung], sizes.spans)
-        coded.append(CodedRung(units, smallest(symbols, runs, models, codecs)))
-    return coded
+    return [
+        CodedRung(units, _code_blocks(content, sizes, rung, codecs))
+        for rung, units in enumerate(_code_units(content, codecs))
+    ]
 
 
 def write_file(
@@ -148,6 +145,21 @@ def write_file(
 def pack_raw(tensors: Mapping[str, RawTensor]) -> list[tuple[int, bytes]]:
     """Pack carried tensors into sections (codec id, bytes), with zstd if that makes them smaller."""
     return [pack_blob(tensor.data) for tensor in tensors.values()]
+
+
+def _code_blocks(content: FileContent, sizes: BlockSizes, rung: int, codecs: Sequence[int]) -> list[tuple[int, bytes]]:
+    """Code the blocks of a rung. Their symbols are made here, a batch of blocks at a time."""
+    records, models = content.rungs[rung], [q.model for q in content.quantizers]
+    coded: list[tuple[int, bytes]] = []
+    batch: list[SymbolArray] = []
+    runs: list[Runs] = []
+    for start, stop in sizes.spans:
+        batch.append(np.concatenate(content.symbols[rung][start:stop]))
+        runs.append(block_runs(records[start:stop], content.quantizers, content.allocations, rung))
+        if sum(map(len, batch)) >= _BATCH_SYMBOLS or stop == len(records):
+            coded += smallest(batch, runs, models, codecs)
+            batch, runs = [], []
+    return coded
 
 
 def _code_units(content: FileContent, codecs: Sequence[int]) -> list[CodedUnits]:

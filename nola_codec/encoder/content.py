@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
@@ -23,28 +22,11 @@ BLOCK_BYTES = 104 << 10
 """The coded size in bytes at which a block is closed. A reader of one tensor reads its whole block and no other."""
 
 
-class LazySymbols(Sequence[SymbolArray]):
-    """Symbol arrays that are made at each access, since a copy of all symbols would double the memory of an encode."""
-
-    @abstractmethod
-    def make(self, index: int) -> SymbolArray:
-        """Make the array at an index, which is at least 0 and below the length."""
-
-    @overload
-    def __getitem__(self, index: int) -> SymbolArray: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[SymbolArray]: ...
-    def __getitem__(self, index: int | slice) -> SymbolArray | Sequence[SymbolArray]:
-        if isinstance(index, slice):
-            return [self.make(i) for i in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return self.make(index)
-
-
 @dataclass(frozen=True, eq=False)
-class DraftSymbols(LazySymbols):
+class DraftSymbols(Sequence[SymbolArray]):
     """The symbols of each record of a draft at one rung, read from the draft's levels.
+
+    They are made at each access: a copy of all symbols would double the encoder's memory.
 
     Attributes:
         quantized: The levels of the draft. Reading them raises `StaleDraftError` once there is a newer draft.
@@ -61,29 +43,16 @@ class DraftSymbols(LazySymbols):
     def __len__(self) -> int:
         return len(self.units)
 
-    def make(self, index: int) -> SymbolArray:
-        """Return the symbols of one record."""
+    @overload
+    def __getitem__(self, index: int) -> SymbolArray: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[SymbolArray]: ...
+    def __getitem__(self, index: int | slice) -> SymbolArray | Sequence[SymbolArray]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         return self.quantized.record_symbols(self.form, self.units[index], self.rung)
-
-
-@dataclass(frozen=True, eq=False)
-class BlockSymbols(LazySymbols):
-    """The symbols of each block at one rung, which are those of its records, joined.
-
-    Attributes:
-        records: The symbols of each record.
-        spans: The records of each block, as (start, stop).
-    """
-
-    records: Sequence[SymbolArray]
-    spans: Sequence[tuple[int, int]]
-
-    def __len__(self) -> int:
-        return len(self.spans)
-
-    def make(self, index: int) -> SymbolArray:
-        """Return the symbols of one block."""
-        return np.concatenate(self.records[slice(*self.spans[index])])
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.entropy import mixed, raw, zstd
-from nola_codec.entropy.streams import PickedStreams
 from nola_codec.errors import FormatError, mismatch
 from nola_codec.model.quantizers import Runs, SymbolModel
 
@@ -66,7 +65,7 @@ def smallest(
     """Find the shortest code of each section among the allowed codecs; the lowest id wins a tie.
 
     Args:
-        streams: The symbols of each section; they may be made anew at every access.
+        streams: The symbols of each section.
         all_runs: The runs of each section.
         models: The models that the runs refer to.
         allowed: The ids of the codecs to try.
@@ -88,7 +87,7 @@ def smallest(
             may_win = found is None or codec.least_size(runs, models) <= found[0]
             if codec.pays(runs, models) and may_win and not too_many:
                 wanted.append(index)
-        coded = codec.encode_many(PickedStreams(streams, wanted), [all_runs[i] for i in wanted], models)
+        coded = codec.encode_many([streams[i] for i in wanted], [all_runs[i] for i in wanted], models)
         for index, data in zip(wanted, coded, strict=True):
             own, found = (len(data), codec.id, data), best[index]
             best[index] = own if found is None or own[:2] < found[:2] else found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -112,18 +111,11 @@ def quantize(form: CanonicalForm, plan: RatePlan, basis: int, workspace: Workspa
     cosine2 = np.minimum(dots**2 / (squares * lengths), 1.0)  # (rungs, 2, kept)
     norm2 = np.array([[basis_by_id(basis).norm2(int(n)) for n in side] for side in lengths])
     norms = np.sqrt(norm2.reshape(2, -1) * squares)
-    gains, survival = (
-        np.array(
-            [
-                [
-                    of(objective)(cosine2[rung, side], form.roles[side, kept], form.noise_tolerance(side, kept))
-                    for side in (0, 1)
-                ]
-                for rung, objective in enumerate(plan.objectives)
-            ]
-        )
-        for of in (attrgetter("gain"), attrgetter("survival"))
-    )
+    gains, survival = np.empty(cosine2.shape), np.empty(cosine2.shape)
+    for rung, objective in enumerate(plan.objectives):
+        for side in (0, 1):
+            coded = cosine2[rung, side], form.roles[side, kept], form.noise_tolerance(side, kept)
+            gains[rung, side], survival[rung, side] = objective.gain(*coded), objective.survival(*coded)
     size = form.singular[kept] * np.prod(gains * np.sqrt(cosine2) / norms, axis=1)  # (rungs, kept)
     boost = _boost(form, plan, kept, plan.entry[alive], survival.prod(axis=1))
     size *= np.where(form.roles[0, kept] == PLAIN, 1.0, boost[:, None])

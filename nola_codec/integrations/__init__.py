@@ -1,4 +1,4 @@
-"""Thin connections to other libraries, which are imported only when they are used. All of them need torch."""
+"""Connect to other libraries, each imported only when it is used. Every module of this package needs torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Moments of an adapter's layers over a calibration set; `nola_codec.fit.weighting` says what they are and what for.
+"""Measure the moments of an adapter's layers over a calibration set; `nola_codec.fit.weighting` says what they mean.
 
 Each row is run forward and backward once, with the adapter at half its strength. By the midpoint rule, the gradient
 there times the delta is what the loss gains on the way from the base model to the adapted one. At full strength, where
@@ -31,7 +31,7 @@ STRENGTH = 0.5
 SKETCH = 128
 """Rows in the sketch of the inputs of a layer."""
 ROWS = 64
-"""The most rows that are used, unless the caller says otherwise."""
+"""The most rows that are used by default."""
 TOKENS = 512
 """The most tokens of a row that are used."""
 
@@ -44,12 +44,12 @@ def collect_moments(
     rows: int = ROWS,
     progress: Progress | None = None,
 ) -> dict[str, Moments]:
-    """Moments from a causal language model and text.
+    """Measure moments with a causal language model and text.
 
     Args:
-        base: A Transformers model directory with its tokenizer; loaded in float32, on the CPU.
+        base: A Transformers model directory with its tokenizer. The model is loaded in float32, on the CPU.
         modules: The modules of the adapter. Its biases, DoRA magnitudes and modules saved whole are not used.
-        calibration: A file of text of the adapter's task, but none that it is tested on; see `read_rows`.
+        calibration: A file of text of the adapter's task, but not the text that it will be tested on; see `read_rows`.
         rows: The most rows that are used.
         progress: Called as (stage, done, total).
 
@@ -58,7 +58,8 @@ def collect_moments(
 
     Raises:
         EncodeError: ``calibration-model``: Transformers is missing, or cannot run the base model;
-            ``calibration-module``: the model lacks a module; ``calibration``: the file is no calibration file.
+            ``calibration-module``: the model lacks a module; ``calibration``: the file is no calibration file;
+            ``option``: `rows` is not positive.
     """
     if rows < 1:
         raise EncodeError(f"calibration rows: expected a positive number, found {rows}", code="option")
@@ -75,13 +76,14 @@ def collect_from(
     *,
     progress: Progress | None = None,
 ) -> dict[str, Moments]:
-    """Moments from any model and any loss: images, audio and so on.
+    """Measure moments with any model and any loss, for images, audio and so on.
 
     Args:
         model: The base model, in evaluation mode, without the adapter. Its weights are not changed.
         modules: The modules of the adapter; their names are looked up in the model with and without its
             ``base_model_prefix``.
-        batches: Each is passed to `forward`. Gradients are squared batch by batch, so that batches of one row say most.
+        batches: The batches, each passed to `forward`. Gradients are squared batch by batch, so batches of one row tell
+            the most.
         forward: Runs the model and returns the loss of a batch, a scalar, summed over all scored items.
         progress: Called as (stage, done, total).
 
@@ -109,7 +111,7 @@ def collect_from(
             if progress is not None:
                 progress("calibration", done, len(items))
             loss = forward(model, batch)
-            if loss.requires_grad:  # else no layer with an adapter took part
+            if loss.requires_grad:  # it does not if no layer with an adapter took part
                 loss.backward()  # type: ignore[no-untyped-call]
             for probe in probes:
                 probe.take()
@@ -119,14 +121,14 @@ def collect_from(
 
 
 def _causal_loss(tokenizer: Any) -> Callable[[torch.nn.Module, Row], torch.Tensor]:
-    """The loss of a row: nats, summed over its scored tokens."""
+    """Return a function that computes the loss of a row: the sum over its scored tokens, in nats."""
     import torch
 
     def forward(model: torch.nn.Module, row: Row) -> torch.Tensor:
         ids, prompt = tokenize(tokenizer, row, TOKENS)
         device = next(model.parameters()).device
         tokens = torch.tensor(np.array(ids, np.int64)[None], device=device)
-        first = max(prompt, 1)  # the first token is predicted from nothing
+        first = max(prompt, 1)  # nothing predicts the first token
         logits = model(input_ids=tokens, use_cache=False).logits[0, first - 1 : -1]
         return torch.nn.functional.cross_entropy(logits.float(), tokens[0, first:], reduction="sum")
 

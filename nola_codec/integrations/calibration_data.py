@@ -1,4 +1,4 @@
-"""Calibration files: rows of text, of which a part is scored."""
+"""Read calibration files: rows of text, each with a part that is scored."""
 
 from __future__ import annotations
 
@@ -14,22 +14,28 @@ from nola_codec.errors import EncodeError
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt, which is not scored and may be empty, and the text that the model should have written."""
+    """A row of text.
+
+    Attributes:
+        prompt: The text before the answer. It is not scored, and it may be empty.
+        completion: The text that the model should write; it is scored.
+    """
 
     prompt: str
     completion: str
 
 
 def read_rows(path: str | os.PathLike[str], count: int) -> list[Row]:
-    """The first rows of a calibration file.
+    """Read the first rows of a calibration file.
 
     Args:
-        path: If its name ends in ``.jsonl``: JSON Lines of objects with ``text``, or ``prompt`` and ``completion``.
-            Else plain text: a row is a paragraph if there are blank lines between lines of text, else a line.
+        path: The file. If its name ends in ``.jsonl``, each line is a JSON object with ``text``, or with ``prompt`` and
+            ``completion``. Any other file is plain text: if it has blank lines between lines of text, each paragraph is
+            a row; if not, each line is a row.
         count: The most rows that are read.
 
     Raises:
-        EncodeError: ``calibration``: the file cannot be read, holds something else, or holds nothing.
+        EncodeError: ``calibration``: the file cannot be read, is not such a file, or has no rows.
     """
     where = str(path)
     try:
@@ -40,7 +46,7 @@ def read_rows(path: str | os.PathLike[str], count: int) -> list[Row]:
         raise EncodeError(f"not UTF-8 text ({error.reason})", code="calibration", where=where) from error
     rows = _json_rows(text, count, where) if Path(path).suffix == ".jsonl" else _plain_rows(text)[:count]
     if not rows:
-        raise EncodeError("no text in it", code="calibration", where=where)
+        raise EncodeError("the file has no text", code="calibration", where=where)
     return rows
 
 
@@ -82,10 +88,18 @@ def _plain_rows(text: str) -> list[Row]:
 
 
 def tokenize(tokenizer: Any, row: Row, limit: int) -> tuple[Sequence[int], int]:
-    """At most `limit` token ids of a row, and the number of them that belong to the prompt.
+    """Tokenize a row.
 
-    A text without a prompt is tokenized with special tokens. A completion follows its prompt without any. Both end
-    with the end-of-sequence token, if there is one.
+    A text without a prompt gets the special tokens of the tokenizer. A completion with a prompt gets none. Both end
+    with the end-of-sequence token, if the tokenizer has one.
+
+    Args:
+        tokenizer: A tokenizer of Transformers.
+        row: The row.
+        limit: The most tokens that are kept.
+
+    Returns:
+        The token ids, and the number of them that belong to the prompt.
     """
     prompt = list(tokenizer(row.prompt)["input_ids"]) if row.prompt else []
     text = list(tokenizer(row.completion, add_special_tokens=not row.prompt)["input_ids"])

@@ -1,4 +1,4 @@
-"""Causal language models of Transformers, from a directory."""
+"""Load causal language models of Transformers from a directory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CAUSAL = ("ForCausalLM", "LMHeadModel")
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """A context without the progress bars of Transformers, which show even if stderr is a file."""
+    """Turn off the progress bars of Transformers in this context; they would show even if stderr is a file."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -30,7 +30,7 @@ def _without_bars() -> Iterator[None]:
 
 
 def load_causal(base: Path) -> tuple[torch.nn.Module, Any]:
-    """The causal language model of a directory, in float32 and in evaluation mode, and its tokenizer.
+    """Load the causal language model of a directory, in float32 and in evaluation mode, and its tokenizer.
 
     Raises:
         EncodeError: ``calibration-model``: Transformers is missing, or cannot run the model as a causal language model.
@@ -49,7 +49,7 @@ def load_causal(base: Path) -> tuple[torch.nn.Module, Any]:
     try:
         kinds = AutoConfig.from_pretrained(base).architectures or ()
         if kinds and not any(kind.endswith(_CAUSAL) for kind in kinds):
-            # AutoModelForCausalLM would run it with a head of noise.
+            # AutoModelForCausalLM would give it an output layer of random weights.
             message = f"expected a causal language model, found {', '.join(kinds)}"
             raise EncodeError(message, code="calibration-model", where=str(base))
         with _without_bars():

@@ -1,6 +1,6 @@
-"""A probe in one layer of a running model: it applies the adapter of the layer, and collects moments of what passes.
+"""`Probe`: it applies the adapter of one layer of a running model, and collects moments of inputs and gradients.
 
-The gradients of the factors hold all that is needed. With G (out, in) the gradient of delta_W,
+The gradients of the factors are enough for that. With G (out, in), the gradient of delta_W,
 
     d/d lora_B (out, r) = G @ lora_A^T,   d/d lora_A (r, in) = lora_B^T @ G,   times scaling and strength,
 
@@ -19,20 +19,20 @@ from nola_codec.training.attach import apply_lora_A, apply_lora_B
 
 
 class Probe:
-    """A context in which a layer also applies its adapter, at a given strength.
+    """A context manager: inside it, a layer also applies its adapter, at a given strength.
 
     Attributes:
         name: The name of the module.
     """
 
     def __init__(self, layer: torch.nn.Module, module: LoraModule, strength: float, sketch: int) -> None:
-        """Make a probe; it acts inside the context.
+        """Make a probe; it acts only inside the context.
 
         Args:
             layer: A layer of the model.
-            module: Its adapter.
-            strength: A factor on the output of the adapter.
-            sketch: Rows in the sketch of the inputs.
+            module: The adapter of the layer.
+            strength: The factor that the output of the adapter is multiplied by.
+            sketch: The number of rows in the sketch of the inputs.
         """
         self.name = module.name
         self._layer, self._layout = layer, module.layout
@@ -57,9 +57,9 @@ class Probe:
         self._handle.remove()
 
     def take(self) -> None:
-        """Add the moments of the row that went through, and clear its gradients."""
+        """Add the moments of the batch that was run, and clear its gradients."""
         a, b = self._a.grad, self._b.grad
-        if a is not None and b is not None and self._scale:  # an adapter with scaling 0 gains nothing
+        if a is not None and b is not None and self._scale:  # an adapter with scaling 0 has no gradients
             a = a.double().reshape(len(a), -1) / self._scale
             b = b.double() / self._scale
             self._cross += self._b.detach().double().T @ b
@@ -68,7 +68,7 @@ class Probe:
         self._a.grad = self._b.grad = None
 
     def moments(self) -> Moments:
-        """The moments of all rows that were taken."""
+        """Return the moments of all batches so far."""
         return Moments(
             self._inputs.cpu().numpy(),
             self._cross.cpu().numpy(), self._left.cpu().numpy(), self._right.cpu().numpy(),
@@ -86,7 +86,8 @@ class Probe:
     def _sketch(self, x: torch.Tensor) -> None:
         """Add random signs (sketch, positions) @ inputs (positions, in) to the sketch.
 
-        It is the gradient of a weight (sketch, in) if the gradient of the output is the signs.
+        This product is the gradient of a weight (sketch, in) where the gradient of the output is the signs, so autograd
+        computes it for convolutions and embeddings.
         """
         rows = self._shape[0]
         if self._layout == "linear":

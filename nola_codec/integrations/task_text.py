@@ -1,4 +1,4 @@
-"""A task that is text: a causal language model of Transformers, and rows of a file."""
+"""Tune on a task of text: a causal language model of Transformers, and the rows of a file."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from nola_codec.training.task import TaskSettings, TaskTuner
 
 BATCH = 8
+"""Rows in a batch by default."""
 TOKENS = 512
 """The most tokens of a row that are used."""
 HELD_OUT, VALIDATION = 96, 48
-"""The most rows that are set aside, which are a tenth and a twentieth of the rows of the file."""
+"""The most rows that are set aside to report on (a tenth of the file), and to validate on (a twentieth)."""
 _LEAST = 16
 _MOST = 1 << 20
+"""The least and the most rows of a file."""
 Batch = dict[str, "torch.Tensor"]
 Progress = Callable[[str, int, int], None]
 
@@ -41,17 +43,17 @@ def text_tuner(
     batch: int = BATCH,
     progress: Progress | None = None,
 ) -> TaskTuner:
-    """The tuner with which `encode --fit task` trains.
+    """Make the tuner with which `encode --fit task` trains.
 
     Args:
-        base: A Transformers model directory with its tokenizer; loaded in float32, on the CPU.
+        base: A Transformers model directory with its tokenizer. The model is loaded in float32, on the CPU.
         source: The adapter. The biases and whole modules that it carries are put into the model.
-        data: A file of rows of the task, see `read_rows`. Some rows are set aside: a twentieth of them decides when
-            to stop, and if there is no `held_out`, a tenth of them is reported on.
-        held_out: A file of rows to report on.
-        settings: How to train.
-        batch: Rows in a batch.
-        progress: Called as (stage, done, total).
+        data: A file of rows of the task; see `read_rows`. A twentieth of the rows is set aside to decide when training
+            stops. If there is no `held_out`, a tenth is set aside to report on.
+        held_out: A file of rows to report on, or None.
+        settings: The settings of the training; None is `TaskSettings()`.
+        batch: The number of rows in a batch.
+        progress: Called as (stage, done, total), or None.
 
     Raises:
         EncodeError: ``calibration-model``, ``calibration`` (the files), ``task-data`` (too few rows), ``task-form``.
@@ -61,7 +63,7 @@ def text_tuner(
     rows = read_rows(data, _MOST)
     if len(rows) < _LEAST:
         raise EncodeError(f"expected at least {_LEAST} rows, found {len(rows)}", code="task-data", where=str(data))
-    # Files are often sorted, so that the end of a file is no sample of it.
+    # Files are often sorted, so their last rows would not represent the others.
     random.Random(0).shuffle(rows)
     if held_out is None:
         count = min(HELD_OUT, len(rows) // 10 + 1)
@@ -89,12 +91,12 @@ def text_tuner(
 
 
 def _sort_by_length(rows: Sequence[Row]) -> list[Row]:
-    """The rows, shortest first: batches of similar lengths need less padding."""
+    """Sort rows by length, the shortest first, since batches of similar lengths need less padding."""
     return sorted(rows, key=lambda row: len(row.prompt) + len(row.completion))
 
 
 def _batch(tokenizer: Any, rows: Sequence[Row]) -> Batch:
-    """Tensors (rows, length): input_ids, attention_mask, and labels, which are -100 where nothing is scored."""
+    """Return input_ids, attention_mask and labels of rows, (rows, length) each; labels of unscored tokens are -100."""
     import torch
 
     each = [tokenize(tokenizer, row, TOKENS) for row in rows]
@@ -114,17 +116,17 @@ def _batch(tokenizer: Any, rows: Sequence[Row]) -> Batch:
 
 
 class _Logits:
-    """The logits of the scored positions, and their labels.
+    """Computes the logits of the scored positions, and their labels.
 
-    If a model is a body and a head and nothing else, the head is run on the scored positions alone, which saves much of
-    the time. The first batch tells if it is: some models scale or cap their logits.
+    If a model is only a body and a head, the head is run on the scored positions alone, which saves much time. Some
+    models also scale or cap their logits, so the first batch is run both ways to find out.
     """
 
     def __init__(self) -> None:
         self._plain: bool | None = None
 
     def __call__(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (scored, vocabulary) and labels, int64 (scored,)."""
+        """Return the logits (scored, vocabulary) and the labels, int64 (scored,)."""
         import torch
 
         device = next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""The callback for the `Trainer` of Transformers, `NolaCallback`; it is `nola_codec.training.NolaCallback`.
+"""Another import path of `nola_codec.training.NolaCallback`, the callback for the `Trainer` of Transformers.
 
     from nola_codec.integrations.trainer import NolaCallback
 

@@ -10,7 +10,8 @@
       -> nola_undo.bin    with `keep_undo`: what rounding lost                       undo_recorder.py, undo_file.py
       -> MergeReport      what was written                                           merged_model.py, request.py
 
-`engine.py` holds this flow, and `restored_model.py` is its way back. `pipeline.py` and `lone_file.py` repeat it for a
-base that is not a model directory; `in_memory.py` is its short form for a model in memory. A place is the weight that a
-delta is added to. `arithmetic/` says which bits come out, and nothing else in this package decides a bit.
+`engine.py` holds this flow, and `restored_model.py` is its way back. `diffusers_pipeline.py` and `lone_file.py` turn a
+base that is not a model directory into merges of model directories; `in_memory.py` is the short form of the flow for a
+model in memory. A place is the weight that a delta is added to. `arithmetic/` says which bits come out, and nothing
+else in this package decides a bit.
 """

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.errors import AdapterError
+from nola_codec.merger.diffusers_pipeline import is_pipeline, open_pipeline
 from nola_codec.merger.files import MergeFile, decode_source
-from nola_codec.merger.lone_file import merge_as_directory
+from nola_codec.merger.lone_file import lone_file_as_directory
 from nola_codec.merger.merged_model import write_merged_model
 from nola_codec.merger.model_change import combine_files, place_file
 from nola_codec.merger.model_directory import check_output
-from nola_codec.merger.pipeline import is_pipeline, write_merged_pipeline
 from nola_codec.merger.request import MergeReport, MergeRequest, UnmergeRequest
 from nola_codec.merger.restored_model import write_restored_model
 from nola_codec.merger.undo_file import read_undo
@@ -30,7 +30,9 @@ def run_merge(request: MergeRequest) -> MergeReport:
         OutputExists: ``request.out`` is there and may not be replaced.
     """
     if request.base.is_file():
-        return merge_as_directory(request, run_merge)
+        with lone_file_as_directory(request) as inner:
+            report = run_merge(inner)
+        return replace(report, output=request.out)
     # Not Path.resolve, which raises for a link to itself.
     base, out = Path(os.path.realpath(request.base)), Path(os.path.realpath(request.out))
     check_output(base, out, overwrite=request.overwrite)
@@ -38,16 +40,19 @@ def run_merge(request: MergeRequest) -> MergeReport:
     if not files:
         raise AdapterError("no file to merge", code="not-found")
     counter = _WeightCounter(request.progress)
-
-    def merge_component(files: Sequence[MergeFile], request: MergeRequest) -> MergeReport:
-        checkpoint = Checkpoint(request.base)
-        change = combine_files([place_file(file, checkpoint) for file in files])
-        counter.total += len(change.plan.places)
-        return write_merged_model(checkpoint, change, request, counter.count)
-
     if not is_pipeline(request.base):
-        return merge_component(files, request)
-    return write_merged_pipeline(files, request, merge_component)
+        return _merge_directory(files, request, counter)
+    with open_pipeline(files, request) as parts:
+        reports = [_merge_directory(part.files, part.request, counter) for part in parts]
+    return MergeReport(request.out, sum(r.shards for r in reports), 0, sum(r.weights for r in reports))
+
+
+def _merge_directory(files: Sequence[MergeFile], request: MergeRequest, counter: _WeightCounter) -> MergeReport:
+    """Merge decoded files into a model directory, the base of `request`."""
+    checkpoint = Checkpoint(request.base)
+    change = combine_files([place_file(file, checkpoint) for file in files])
+    counter.total += len(change.plan.places)
+    return write_merged_model(checkpoint, change, request, counter.count)
 
 
 def run_unmerge(request: UnmergeRequest) -> MergeReport:

@@ -112,7 +112,7 @@ def open_journal(target: Path, key: str, *, replace: bool) -> Iterator[Journal]:
 
 
 def _is_foreign(folder: Path) -> bool:
-    """True if the folder was not left by a merge."""
+    """Return True if the folder was not left by a merge."""
     if not any(folder.iterdir()):
         return False
     try:
@@ -145,7 +145,7 @@ def _finished_groups(journal: IO[bytes], key: str, files: Path) -> frozenset[str
 
 
 def _is_whole(path: Path, entry: list[object]) -> bool:
-    """True if a file has the size and the sums of its entry."""
+    """Return True if a file has the size and the sums of its entry."""
     try:
         if path.is_symlink() or path.stat().st_size != entry[0]:
             return False

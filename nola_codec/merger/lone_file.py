@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from nola_codec.checkpoints.checkpoint import WEIGHTS_NAME
 from nola_codec.errors import AdapterError
-from nola_codec.merger.request import MergeReport, MergeRequest
+from nola_codec.merger.request import MergeRequest
 from nola_codec.stores.files import require_free
 
 
-def merge_as_directory(request: MergeRequest, run_merge: Callable[[MergeRequest], MergeReport]) -> MergeReport:
-    """Merge into a lone file by way of a directory. A killed run is not resumed.
+@contextmanager
+def lone_file_as_directory(request: MergeRequest) -> Iterator[MergeRequest]:
+    """Yield the request of a merge between model directories, which the caller runs; then take the lone file out.
+
+    A killed run is not resumed.
 
     Args:
         request: The request; its `base` is a file.
-        run_merge: Merges into a directory.
 
     Raises:
-        AdapterError: ``needs-file``: `out` is not called ``.safetensors``; ``needs-directory``: `keep_undo` is set;
-            and those of a merge.
+        AdapterError: ``needs-file``: `out` is not called ``.safetensors``; ``needs-directory``: `keep_undo` is set.
         OutputExists: `out` is there and may not be replaced.
     """
     base, out = request.base, request.out
@@ -37,6 +39,6 @@ def merge_as_directory(request: MergeRequest, run_merge: Callable[[MergeRequest]
         model = Path(staging) / "base"
         model.mkdir()
         (model / WEIGHTS_NAME).symlink_to(base.resolve())
-        report = run_merge(replace(request, base=model, out=Path(staging) / "merged", overwrite=False))
-        os.replace(report.output / WEIGHTS_NAME, out)
-    return replace(report, output=out)
+        merged = Path(staging) / "merged"
+        yield replace(request, base=model, out=merged, overwrite=False)
+        os.replace(merged / WEIGHTS_NAME, out)

@@ -122,7 +122,7 @@ def _stored_weight(target: MergeTarget, path: str, names: StoredNames) -> str | 
 
 
 def _orientation(target: MergeTarget, path: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> bool | None:
-    """True if the weight is stored transposed; None if neither orientation fits its shape."""
+    """Return True if the weight is stored transposed; None if neither orientation fits its shape."""
     if target.reshaped:
         return False if shape[:1] == target.shape[:1] and math.prod(shape) == math.prod(target.shape) else None
     if target.layout != "linear":
@@ -134,7 +134,7 @@ def _orientation(target: MergeTarget, path: str, shape: tuple[int, ...], config:
 
 
 def is_stored_transposed(path: str, config: Mapping[str, Any], fan_in_fan_out: bool) -> bool:
-    """True if the weight of a linear module should be stored (in, out).
+    """Return True if the weight of a linear module should be stored (in, out).
 
     The type of the model decides where it tells. Else PEFT's flag does: PEFT saves it as the last module's type left
     it, which is right unless a model mixes both types.

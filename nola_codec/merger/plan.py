@@ -223,7 +223,7 @@ def _refuse_unmergeable(raw: Mapping[str, RawTensor], config: Mapping[str, Any])
 
 
 def _is_copied(path: str, config: Mapping[str, Any]) -> bool:
-    """True if PEFT trains a copy (modules_to_save), so that what was tied to the original stays as it was."""
+    """Return True if PEFT trains a copy (modules_to_save), so that what was tied to the original stays as it was."""
     return is_saved_module(path, config) if config else not path.endswith(".bias")
 
 

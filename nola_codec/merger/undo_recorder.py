@@ -72,7 +72,7 @@ class UndoRecorder:
         }
 
     def has_terms(self, name: str) -> bool:
-        """True if a weight is one of the base that is restored by its residual."""
+        """Return True if a weight is one of the base that is restored by its residual."""
         return name in self._facts["terms"]
 
     def edit(self, name: str, dtype: str, delta: RowDelta) -> RowEdit:

@@ -1,1 +1,1 @@
-"""Files of tensors (safetensors, npz, PyTorch pickles, GGUF), read and written whatever the tensors mean."""
+"""Read and write files of tensors (safetensors, npz, PyTorch pickles, GGUF), whatever the tensors mean."""

@@ -1,11 +1,13 @@
 """Convert float tensors between their stored bytes and NumPy; each narrowing is one rounding to nearest, ties to even.
 
-NumPy has no bfloat16, so that one is done here on the bit patterns; the others are NumPy's own casts, which round as
-IEEE 754 says.
+NumPy has no bfloat16, so this module converts it by its bit patterns. All other conversions are NumPy's own casts,
+which round as IEEE 754 says.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,16 @@ _NUMPY_DTYPES = _NUMPY_FLOATS | {
     "BOOL": "?",
 }  # fmt: skip
 
+TORCH_NAMES: Mapping[str, str] = MappingProxyType({
+    "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "U16": "uint16", "U32": "uint32", "U64": "uint64",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+})  # fmt: skip
+"""The name that torch gives each dtype; an old version of torch may lack some."""
+
 
 def coded_dtype(source: str) -> str:
-    """Return the dtype of a coded tensor in a `.nola` file: F32, F16 or BF16; doubles were rounded to float32."""
+    """Return the dtype that a `.nola` file gives a coded tensor: F32, F16 or BF16. F64 becomes F32."""
     return "F32" if source == "F64" else source
 
 
@@ -35,15 +44,15 @@ def to_float64(raw: RawTensor, *, where: str = "") -> npt.NDArray[np.float64]:
         AdapterError: ``not-float`` for any other dtype.
     """
     stored = _bfloat16_to_float32(raw) if raw.dtype == "BF16" else _numpy_floats(raw, where)
-    with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one: nothing to warn of
+    with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one, which needs no warning
         return stored.astype(np.float64)
 
 
 def to_float32(raw: RawTensor, *, where: str = "") -> npt.NDArray[np.float32]:
-    """Return the values of a float tensor: exact for F32, F16 and BF16; F64 is rounded to nearest.
+    """Return the values of a float tensor. F32, F16 and BF16 are exact; F64 is rounded to nearest.
 
     Raises:
-        AdapterError: ``not-float`` for other dtypes; ``overflow`` when a finite F64 is too large for float32.
+        AdapterError: ``not-float`` for other dtypes; ``overflow`` if a finite F64 is too large for float32.
     """
     if raw.dtype == "BF16":
         return _bfloat16_to_float32(raw)
@@ -56,10 +65,11 @@ def to_float32(raw: RawTensor, *, where: str = "") -> npt.NDArray[np.float32]:
 
 
 def from_float32(array: npt.NDArray[np.float32], dtype: str, *, where: str = "") -> RawTensor:
-    """Round float32 values to ``dtype`` (F32 keeps the bits, F64 is exact).
+    """Round float32 values to ``dtype``. F32 keeps the bits, and F64 is exact.
 
     Raises:
-        AdapterError: ``not-float``; ``overflow`` when a finite value has no finite neighbour in ``dtype``.
+        AdapterError: ``not-float`` for a ``dtype`` that is none of `FLOAT_DTYPES`; ``overflow`` if a finite value has
+            no finite neighbour in ``dtype``.
     """
     if dtype == "BF16":
         bits = bfloat16_bits(np.ascontiguousarray(array, dtype=np.float32).view(np.uint32))
@@ -68,10 +78,10 @@ def from_float32(array: npt.NDArray[np.float32], dtype: str, *, where: str = "")
 
 
 def from_float64(array: npt.NDArray[np.float64], dtype: str, *, where: str = "") -> RawTensor:
-    """Round float64 values to ``dtype``, once: never by way of a narrower type.
+    """Round float64 values to ``dtype`` in a single rounding.
 
     Raises:
-        AdapterError: ``not-float``; ``overflow`` as in `from_float32`.
+        AdapterError: ``not-float`` and ``overflow``, as in `from_float32`.
     """
     if dtype == "BF16":
         return _to_raw(array, bfloat16_bits(_round_to_odd(array)), dtype, where)
@@ -79,20 +89,20 @@ def from_float64(array: npt.NDArray[np.float64], dtype: str, *, where: str = "")
 
 
 def to_numpy(raw: RawTensor) -> npt.NDArray[Any]:
-    """A tensor of any dtype that NumPy has, in its shape, read-only.
+    """Return a tensor as a read-only NumPy array of the same dtype and shape.
 
     Raises:
         MissingPackage: ``needs-torch`` for bfloat16 and the 8-bit floats, which NumPy does not have.
     """
     dtype = _NUMPY_DTYPES.get(raw.dtype)
     if dtype is None:
-        message = f"NumPy has no {raw.dtype}: load with torch instead, or take it as f32"
+        message = f"NumPy has no dtype {raw.dtype}: load with torch instead, or convert to f32"
         raise MissingPackage(message, code="needs-torch")
     return np.frombuffer(raw.data, dtype=dtype).reshape(raw.shape)
 
 
 def require_finite(array: npt.NDArray[Any], where: str) -> None:
-    """Raise ``not-finite``, with the count and the first place, unless every value is finite."""
+    """Raise AdapterError ``not-finite`` unless every value is finite; the message counts them and names the first."""
     finite = np.isfinite(array)
     if finite.all():
         return
@@ -118,9 +128,10 @@ def _bfloat16_to_float32(raw: RawTensor) -> npt.NDArray[np.float32]:
 
 
 def _round_to_odd(array: npt.NDArray[np.float64]) -> npt.NDArray[np.uint32]:
-    """float32 bits of the value cut towards zero, the last bit set if anything was cut.
+    """Return the float32 bits of values rounded to odd: cut towards zero, with the last bit set if the cut was inexact.
 
-    A second rounding, to a type with at least two bits less, is then as good as a single one (Boldo and Melquiond).
+    Rounding these to a type with at least two bits less gives the same result as one rounding of the float64 values
+    (Boldo and Melquiond, 2008).
     """
     values = np.ascontiguousarray(array, dtype=np.float64)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):

@@ -1,4 +1,4 @@
-"""Helpers of every reader and writer of files: they tell sources apart, write whole or not at all, and bound JSON."""
+"""Helpers for all readers and writers of files: open any kind of source, write whole or not at all, read JSON."""
 
 from __future__ import annotations
 
@@ -20,43 +20,71 @@ AnySource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview 
 
 MAX_JSON_BYTES = 64_000_000  # an index of a very large model is about 10 MB
 
-
-_PACKED = (b"\x1f\x8b", b"7z\xbc\xaf\x27\x1c", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"BZh", b"Rar!\x1a\x07")
+# The first bytes of gzip, 7z, zstd, xz, bzip2 and RAR files.
+_ARCHIVE_MAGICS = (b"\x1f\x8b", b"7z\xbc\xaf\x27\x1c", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"BZh", b"Rar!\x1a\x07")
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """An impostor: the code and the message for bytes that are no file of tensors."""
+    """A file of another type: the error code and the message for it.
+
+    Attributes:
+        code: The code of the error.
+        message: A clause that says what the file is, and what to do.
+    """
 
     code: str
     message: str
 
 
 def describe_foreign_bytes(head: bytes) -> Foreign | None:
-    """Name the usual impostors by their first bytes; None when nothing is recognised."""
+    """Recognise files that users often give by mistake, by their first bytes.
+
+    Args:
+        head: The first bytes of the file, at least 512 if it has so many.
+
+    Returns:
+        The error code and message; None if nothing is recognised.
+    """
     if not head:
         return Foreign("empty-file", "the file is empty")
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
-        return Foreign("lfs-pointer", "a git-LFS pointer, not the file it stands for; run `git lfs pull`")
+        return Foreign("lfs-pointer", "a git-LFS pointer instead of the file itself; run `git lfs pull`")
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:64].lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
         return Foreign("html-page", "a web page, not a file of tensors; the download went wrong")
     if head.startswith(b"\x89NLA"):
-        return Foreign("nola-file", "a .nola file already; `nola-codec decode` makes an adapter of it")
+        return Foreign("nola-file", "this is already a .nola file; `nola-codec decode` makes an adapter of it")
     if head.startswith(b"PK\x03\x04"):
         return Foreign("zip", "a zip archive (a PyTorch pickle or .npz); convert it to safetensors first")
-    # As the length of a safetensors header these would have to end in `{` at byte 8, so that one is left alone.
-    if head[8:9] != b"{" and (head.startswith(_PACKED) or head[257:262] == b"ustar"):
+    # The first 8 bytes of a safetensors file are a length and may have any value, but its byte 8 is always `{`.
+    if head[8:9] != b"{" and (head.startswith(_ARCHIVE_MAGICS) or head[257:262] == b"ustar"):
         return Foreign("archive", "a packed archive; unpack it and name the adapter in it")
-    # Protocol 2 and later open with 0x80 and the version. As a header length that would have to end in `{`, which a
-    # pickle never has at byte 8 by its opcodes for dicts and tuples.
-    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and head[8:9] != b"{":
+    if is_pickle(head):
         return Foreign("pickle", "a Python pickle, which can run code when loaded; convert it to safetensors first")
     return None
 
 
+def is_pickle(head: bytes) -> bool:
+    """Return True if a file begins as a pickle of protocol 2 to 5.
+
+    Such a pickle begins with 0x80 and the number of the protocol. A safetensors file with a long header may begin so
+    too, but its byte 8 is always `{`, which the opcodes of a pickled dict or tuple never put there.
+    """
+    return head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and head[8:9] != b"{"
+
+
+def is_unicode(text: str) -> bool:
+    """Return True if a string can be encoded in UTF-8; half of a surrogate pair cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def display_name(source: AnySource) -> str:
-    """Return the source as a message should call it."""
+    """Return the name that messages give a source: its path, or what kind of source it is."""
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -66,10 +94,10 @@ def display_name(source: AnySource) -> str:
 
 
 def open_stream(source: AnySource, name: str) -> tuple[BinaryIO, bool]:
-    """Return a stream that can seek, and True if it is ours to close. A stream that cannot seek is read whole.
+    """Return a stream that can seek, and True if the caller has to close it. A stream that cannot seek is read whole.
 
     Raises:
-        AdapterError: ``not-found``; ``unreadable``, also for pipes and devices, which may never end.
+        AdapterError: ``not-found``; ``unreadable``, also for pipes and devices, since reading them may never end.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         return io.BytesIO(source), True
@@ -90,7 +118,10 @@ def open_stream(source: AnySource, name: str) -> tuple[BinaryIO, bool]:
 
 
 def open_from_start(source: AnySource, name: str) -> tuple[BinaryIO, bool]:
-    """Do what `open_stream` does, for files whose offsets count from the first byte; a stream may be read whole."""
+    """Open a source as `open_stream` does, so that offset 0 is the first byte of the file.
+
+    A stream that is not at its start is read whole.
+    """
     stream, owned = open_stream(source, name)
     if owned or stream.tell() == 0:
         return stream, owned
@@ -126,17 +157,24 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def dump_json(value: object) -> bytes:
-    """Return JSON as PEFT and Transformers write it: indented, keys in the order given."""
+    """Return JSON bytes as PEFT and Transformers write them: indented by two, keys in the order given."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a stream whose bytes appear under ``path`` only when the block ends without an error."""
+    """Open a stream whose bytes appear under ``path`` only when the ``with`` block ends without an error.
+
+    An existing file is replaced.
+
+    Raises:
+        OutputExists: ``special-file``: ``path`` is a device, pipe or socket.
+        OSError: The directory cannot be written.
+    """
     target = Path(path)
     require_free(target, overwrite=True)
     temporary = _temporary(target)
-    # Opened by name, not by tempfile: the file then gets the permissions the umask gives any other.
+    # `open` gives the file the permissions of the umask, which tempfile would not.
     stream = open(temporary, "xb")  # noqa: SIM115 - closed below, before the rename
     try:
         with stream:
@@ -150,10 +188,10 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def atomic_directory(path: str | os.PathLike[str], *, replace: bool) -> Iterator[Path]:
-    """Make a temporary directory that becomes ``path`` only when the block ends without an error.
+    """Make a temporary directory that becomes ``path`` only when the ``with`` block ends without an error.
 
     Raises:
-        OutputExists: ``path`` is there, is not an empty directory, and ``replace`` is False.
+        OutputExists: ``path`` exists, is not an empty directory, and ``replace`` is False.
     """
     target = Path(path)
     require_free(target, overwrite=replace)
@@ -169,7 +207,7 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool) -> Iterator
 
 
 def replace_directory(new: Path, target: Path) -> None:
-    """Give a directory the name ``target``, in place of what is there."""
+    """Rename a directory to ``target``; whatever has that name is removed."""
     if target.is_dir() and not any(target.iterdir()):
         target.rmdir()
     if os.path.lexists(target):
@@ -179,9 +217,15 @@ def replace_directory(new: Path, target: Path) -> None:
 
 
 def require_free(path: Path, *, overwrite: bool) -> None:
-    """Raise `OutputExists` when writing to ``path`` would replace something and that was not asked for.
+    """Check that writing to ``path`` replaces nothing that the caller wants to keep.
 
-    A device, pipe or socket is never replaced, asked for or not (code ``special-file``).
+    Args:
+        path: The path that will be written.
+        overwrite: True if a file or a directory may be replaced.
+
+    Raises:
+        OutputExists: ``path`` exists, is not an empty directory, and ``overwrite`` is False; ``special-file``: it is
+            a device, pipe or socket, which is never replaced.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise OutputExists("a device, pipe or socket, which is not replaced", code="special-file", where=str(path))
@@ -193,7 +237,7 @@ def require_free(path: Path, *, overwrite: bool) -> None:
 
 
 def _swap(new: Path, target: Path) -> None:
-    """Put ``new`` in the place of ``target``; a reader in between finds nothing, never a mixture."""
+    """Put ``new`` in the place of ``target``. A reader may for a moment find neither, but never a mixture."""
     old = _temporary(target)
     os.rename(target, old)
     try:

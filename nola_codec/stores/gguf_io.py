@@ -1,7 +1,8 @@
 """Read and write GGUF, the file format of llama.cpp (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
 
-The header is walked here, each count and length held against the bytes that are left: the reader of the `gguf`
-package trusts them, and may loop for ever. The package is imported only for block-quantized tensors and for writing.
+This module reads the header itself, and compares each count and length with the bytes that are left. The reader of the
+`gguf` package trusts them, and may loop for ever. So the package is imported only for block-quantized tensors and for
+writing.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ MAX_TENSORS = 500_000
 _MAX_KEY_VALUES = 65_536
 _MAX_NAME_BYTES = 65_535
 _MAX_STRING_BYTES = 16_000_000
-_MAX_ELEMENTS = 8_000_000  # of all arrays together: the largest vocabularies take about a million
+_MAX_ELEMENTS = 8_000_000  # for all arrays together; the largest vocabularies have about a million
 _MAX_NESTING = 4
-_MAX_DIMENSIONS = 8  # ggml's own is 4
+_MAX_DIMENSIONS = 8  # ggml itself allows 4
 _MAX_ALIGNMENT = 1 << 20
 _DEFAULT_ALIGNMENT = 32
 
 _ARCHITECTURE = "general.architecture"
 _ALIGNMENT = "general.alignment"
 
-# Number of a value type in the file: its name, and how it is packed.
+# The value types, by their numbers in the file: the name, and the NumPy dtype of one value.
 _SCALARS: Mapping[int, tuple[str, str]] = {
     0: ("UINT8", "<u1"), 1: ("INT8", "<i1"), 2: ("UINT16", "<u2"), 3: ("INT16", "<i2"), 4: ("UINT32", "<u4"),
     5: ("INT32", "<i4"), 6: ("FLOAT32", "<f4"), 7: ("BOOL", "|u1"), 10: ("UINT64", "<u8"), 11: ("INT64", "<i8"),
@@ -50,7 +51,7 @@ _SCALARS: Mapping[int, tuple[str, str]] = {
 _STRING, _ARRAY = 8, 9
 _TYPE_NAMES = {number: name for number, (name, _) in _SCALARS.items()} | {_STRING: "STRING", _ARRAY: "ARRAY"}
 
-# Number of a tensor type in the file that is a plain array.
+# The tensor types that are plain arrays, by their numbers in the file.
 _PLAIN: Mapping[int, str] = {
     0: "F32", 1: "F16", 30: "BF16", 28: "F64", 24: "I8", 25: "I16", 26: "I32", 27: "I64",
 }  # fmt: skip
@@ -59,7 +60,12 @@ _NUMBER_OF_DTYPE = {dtype: number for number, dtype in _PLAIN.items()}
 
 @dataclass(frozen=True)
 class _Tensor(TensorInfo):
-    """A tensor in the file: its type's number there, and offsets from the file's first byte."""
+    """A tensor in the file.
+
+    Attributes:
+        kind: The number of its type in the file.
+        start, stop: The offsets of its bytes from the file's first byte.
+    """
 
     kind: int
     start: int
@@ -70,11 +76,11 @@ class GgufFile(Closing):
     """A GGUF file with its header checked and its tensors unread.
 
     Attributes:
-        name: The file, for messages.
-        tensors: In the file's order; shapes as PyTorch has them (GGUF writes them backwards). Block-quantized types
-            are reported and read as F32.
-        extra: ``{key: (type name, value)}`` with GGUF's names: ``("FLOAT32", 16.0)``, ``("STRING", "adapter")``. An
-            array is ``("ARRAY", (element type name, [values]))``.
+        name: The file's name, for messages.
+        tensors: `TensorInfo` by name, in the order of the file. Shapes are as in PyTorch (GGUF writes them backwards).
+            Block-quantized types are reported and read as F32.
+        extra: ``{key: (type name, value)}`` with GGUF's names of types: ``("FLOAT32", 16.0)``,
+            ``("STRING", "adapter")``. An array is ``("ARRAY", (element type name, [values]))``.
     """
 
     file_type = "gguf"
@@ -90,9 +96,9 @@ class GgufFile(Closing):
         self.name = name if name is not None else display_name(source)
         self._file, self._owned = open_from_start(source, self.name)
         try:
-            walk = _Walk(self._file, self.name)
-            self.extra: Mapping[str, tuple[str, Any]] = MappingProxyType(walk.key_values())
-            self._tensors = walk.tensors(_alignment(self.extra, self.name))
+            header = _HeaderReader(self._file, self.name)
+            self.extra: Mapping[str, tuple[str, Any]] = MappingProxyType(header.read_key_values())
+            self._tensors = header.read_tensors(_alignment(self.extra, self.name))
         except OSError as e:
             self.close()
             raise AdapterError(f"cannot be read: {e}", code="unreadable", where=self.name) from e
@@ -102,11 +108,12 @@ class GgufFile(Closing):
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(self._tensors)
 
     def close(self) -> None:
+        """Close the file, if it was opened here."""
         if self._owned:
             self._file.close()
 
     def read(self, name: str) -> RawTensor:
-        """Read one tensor; a block-quantized one as the float32 values that it stands for.
+        """Read one tensor. A block-quantized one is read as the float32 values that it stands for.
 
         Raises:
             AdapterError: ``no-such-tensor``, ``truncated``; ``unknown-dtype`` for blocks that `gguf` cannot unpack.
@@ -124,8 +131,8 @@ class GgufFile(Closing):
         return RawTensor(tensor.dtype, tensor.shape, data)
 
 
-class _Walk:
-    """One pass over a header, front to back; nothing is read that the file cannot hold."""
+class _HeaderReader:
+    """Reads a header once, from its start to its end, and never asks for more bytes than the file has."""
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
         self._stream = stream
@@ -135,10 +142,10 @@ class _Walk:
         self._elements = 0
         magic, version = self._take(4, "magic"), self._number(4, "version")
         if magic != GGUF_MAGIC:
-            raise self._bad(mismatch("magic", GGUF_MAGIC, magic))
+            raise self._bad_gguf_error(mismatch("magic", GGUF_MAGIC, magic))
         if version not in (2, 3):
             big = " (a big-endian file, or damaged)" if version & 0xFFFF == 0 else ""
-            raise self._bad(mismatch("GGUF version", "2 or 3", f"{version}{big}"))
+            raise self._bad_gguf_error(mismatch("GGUF version", "2 or 3", f"{version}{big}"))
         self._num_tensors, self._num_key_values = self._number(8, "tensor count"), self._number(8, "key-value count")
         for what, count, least, most in (
             ("tensors", self._num_tensors, 24, MAX_TENSORS),
@@ -148,18 +155,20 @@ class _Walk:
             if count > most:
                 raise AdapterError(f"{count} {what}, over {most}", code="limit", where=name)
 
-    def key_values(self) -> dict[str, tuple[str, Any]]:
+    def read_key_values(self) -> dict[str, tuple[str, Any]]:
+        """Return `GgufFile.extra`."""
         result: dict[str, tuple[str, Any]] = {}
         for _ in range(self._num_key_values):
             key = self._string("key", _MAX_NAME_BYTES)
             if key in result:
-                raise self._bad(f"the key {key!r} occurs twice")
+                raise self._bad_gguf_error(f"the key {key!r} occurs twice")
             kind = self._number(4, key)
             result[key] = (self._type_name(kind, key), self._value(kind, key, 0))
         return result
 
-    def tensors(self, alignment: int) -> dict[str, _Tensor]:
-        entries = [self._tensor_entry() for _ in range(self._num_tensors)]
+    def read_tensors(self, alignment: int) -> dict[str, _Tensor]:
+        """Return the tensors by name; their data start at multiples of ``alignment`` bytes."""
+        entries = [self._read_tensor_entry() for _ in range(self._num_tensors)]
         base = -(-self._position // alignment) * alignment
         result: dict[str, _Tensor] = {}
         for name, tensor in entries:
@@ -179,7 +188,7 @@ class _Walk:
             position = tensor.stop
         return result
 
-    def _tensor_entry(self) -> tuple[str, _Tensor]:
+    def _read_tensor_entry(self) -> tuple[str, _Tensor]:
         name = self._string("name of a tensor", _MAX_NAME_BYTES)
         where = f"{self._name}: {name}"
         dimensions = self._number(4, name)
@@ -197,7 +206,7 @@ class _Walk:
         if kind != _ARRAY:
             return self._scalars(kind, 1, key)[0]
         if depth >= _MAX_NESTING:
-            raise self._bad(f"{key!r}: arrays nested more than {_MAX_NESTING} deep")
+            raise self._bad_gguf_error(f"{key!r}: arrays nested more than {_MAX_NESTING} deep")
         element, count = self._number(4, key), self._number(8, key)
         name = self._type_name(element, key)
         self._elements += count
@@ -216,12 +225,12 @@ class _Walk:
 
     def _boolean(self, value: int, key: str) -> bool:
         if value > 1:
-            raise self._bad(f"{key!r}: {mismatch('boolean', '0 or 1', value)}")
+            raise self._bad_gguf_error(f"{key!r}: {mismatch('boolean', '0 or 1', value)}")
         return bool(value)
 
     def _type_name(self, kind: int, key: str) -> str:
         if kind not in _TYPE_NAMES:
-            raise self._bad(f"{key!r}: unknown value type {kind}")
+            raise self._bad_gguf_error(f"{key!r}: unknown value type {kind}")
         return _TYPE_NAMES[kind]
 
     def _string(self, what: str, limit: int) -> str:
@@ -232,7 +241,7 @@ class _Walk:
         try:
             return self._take(length, what).decode("utf-8")
         except UnicodeDecodeError as e:
-            raise self._bad(f"{what!r}: not UTF-8") from e
+            raise self._bad_gguf_error(f"{what!r}: not UTF-8") from e
 
     def _number(self, size: int, what: str) -> int:
         return int.from_bytes(self._take(size, what), "little")
@@ -250,21 +259,22 @@ class _Walk:
             message = mismatch(what, f"{count} bytes", f"{self._size - self._position} left")
             raise AdapterError(message, code="truncated", where=self._name)
 
-    def _bad(self, message: str) -> AdapterError:
+    def _bad_gguf_error(self, message: str) -> AdapterError:
         return AdapterError(message, code="bad-gguf", where=self._name)
 
 
 def dump_gguf(tensors: Mapping[str, RawTensor], extra: Mapping[str, Any], architecture: str) -> bytes:
-    """Return a GGUF file as bytes, key-values and tensors in the order given; equal input gives equal bytes.
+    """Return a GGUF file as bytes. Key-values and tensors keep the order given, and equal input gives equal bytes.
 
     Args:
-        tensors: F32, F16, BF16, F64 or signed integers, at most four dimensions.
-        extra: ``{key: (type name, value)}`` as `GgufFile.extra`; ``general.architecture`` may be among them, and
-            ``general.alignment`` is obeyed.
-        architecture: Value of ``general.architecture``, which comes first.
+        tensors: Tensors by name, of F32, F16, BF16, F64 or signed integers, with at most four dimensions.
+        extra: ``{key: (type name, value)}``, as in `GgufFile.extra`. It may hold ``general.architecture``, and it may
+            set ``general.alignment``.
+        architecture: The value of ``general.architecture``, which is written first.
 
     Raises:
-        AdapterError: ``not-expressible``; ``missing-package`` without `gguf`.
+        AdapterError: ``not-expressible`` for a tensor or value that GGUF cannot hold; ``missing-package`` without
+            `gguf`.
     """
     gguf = _package("writing GGUF")
     with tempfile.TemporaryDirectory() as directory:
@@ -283,7 +293,7 @@ def dump_gguf(tensors: Mapping[str, RawTensor], extra: Mapping[str, Any], archit
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
         except (struct.error, TypeError, ValueError, KeyError, OverflowError, AttributeError) as e:
-            # Key-values may come from a stranger's .nola file, where nothing has held them to GGUF's types.
+            # Key-values may come from a stranger's .nola file, which may give them values of any type.
             raise AdapterError(f"GGUF cannot hold this: {e}", code="not-expressible") from e
         finally:
             writer.close()
@@ -297,18 +307,19 @@ def _add_key_value(gguf: Any, writer: Any, key: str, kind: str, value: Any) -> N
         return
     element, values = value
     if not values or element == "ARRAY":
-        raise AdapterError("the gguf package writes no empty or nested arrays", code="not-expressible", where=key)
+        message = "the gguf package cannot write empty or nested arrays"
+        raise AdapterError(message, code="not-expressible", where=key)
     writer.add_key_value(key, list(values), types.ARRAY, sub_type=types[element])
 
 
 def _add_tensor(gguf: Any, writer: Any, name: str, tensor: RawTensor) -> None:
     number = _NUMBER_OF_DTYPE.get(tensor.dtype)
     if number is None:
-        raise AdapterError(f"GGUF has no {tensor.dtype}", code="not-expressible", where=name)
+        raise AdapterError(f"GGUF has no dtype {tensor.dtype}", code="not-expressible", where=name)
     if len(tensor.shape) > 4:
         message = mismatch("dimensions", "at most 4", len(tensor.shape))
         raise AdapterError(message, code="not-expressible", where=name)
-    # Integers of the right width stand for any type, whose number goes beside them; single bytes would be blocks.
+    # The writer gets integers of the right width and the number of the type; it would take uint8 for quantized blocks.
     size = DTYPE_BYTES[tensor.dtype]
     array = np.frombuffer(tensor.data, dtype=f"<i{size}").reshape(tensor.shape)
     writer.add_tensor(name, array, raw_dtype=gguf.GGMLQuantizationType(number))
@@ -323,7 +334,7 @@ def _alignment(extra: Mapping[str, Any], where: str) -> int:
 
 
 def _stored_size(kind: int, shape: tuple[int, ...], where: str) -> tuple[str, int]:
-    """Return the dtype that a tensor is read as, and its size in the file in bytes."""
+    """Return the dtype that `GgufFile.read` gives a tensor, and the tensor's size in the file in bytes."""
     if kind in _PLAIN:
         return _PLAIN[kind], math.prod(shape) * DTYPE_BYTES[_PLAIN[kind]]
     gguf = _package("block-quantized tensors")
@@ -343,7 +354,7 @@ def _dequantize(data: bytes, tensor: _Tensor, where: str) -> bytes:
     kind = gguf.GGMLQuantizationType(tensor.kind)
     rows = np.frombuffer(data, dtype=np.uint8).reshape(math.prod(tensor.shape[:-1]), -1)
     try:
-        with np.errstate(all="ignore"):  # a stranger's scales may overflow; the dialect asks for finite values
+        with np.errstate(all="ignore"):  # a stranger's scales may overflow; the dialect checks that values are finite
             values = gguf.quants.dequantize(rows, kind)
     except NotImplementedError as e:
         raise AdapterError(f"blocks of type {kind.name} cannot be unpacked", code="unknown-dtype", where=where) from e

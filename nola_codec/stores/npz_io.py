@@ -1,7 +1,7 @@
 """Read and write `.npz`: a zip archive of NumPy arrays, as `numpy.savez` and MLX's `mx.savez` write it.
 
-NumPy's own reader is not used: it asks for memory before it compares an array's shape with the bytes that are there,
-and has objects (pickles) to be told off. The array header is a Python literal of three entries, checked here.
+NumPy's own reader is not used. It allocates memory before it compares an array's shape with the bytes that are there,
+and it can load pickled objects. The header of an array is a Python literal of three entries, which is checked here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.tensors import DTYPE_BYTES, RawTensor
-from nola_codec.stores.files import AnySource
+from nola_codec.stores.files import AnySource, is_unicode
 from nola_codec.stores.tensor_store import Closing, TensorInfo, no_such_tensor
 from nola_codec.stores.zip_io import Archive
 
@@ -30,8 +30,8 @@ _NPY_MAGIC = b"\x93NUMPY"
 _MAX_HEADER_BYTES = 10_000  # NumPy's own limit for headers it does not trust
 _MAX_DIMENSIONS = 32
 
-# MLX writes bfloat16 as two bytes of type "void" (`mlx/dtype.cpp`), as NumPy does for the type of ml_dtypes. One-byte
-# voids would be some float8, and nothing says which.
+# MLX writes bfloat16 as two bytes of type "void" (`mlx/dtype.cpp`), and so does NumPy with the dtypes of ml_dtypes. A
+# void of one byte would be a float8, but the file does not say which float8.
 _DTYPE_OF_DESCR: Mapping[str, str] = {
     "f4": "F32", "f2": "F16", "V2": "BF16", "f8": "F64", "i8": "I64", "i4": "I32", "i2": "I16", "i1": "I8",
     "u1": "U8", "b1": "BOOL", "u2": "U16", "u4": "U32", "u8": "U64",
@@ -41,7 +41,14 @@ _DESCR_OF_DTYPE = {dtype: descr for descr, dtype in _DTYPE_OF_DESCR.items()}
 
 @dataclass(frozen=True)
 class _Array(TensorInfo):
-    """An array in the archive: how its bytes lie, and where they start in the unpacked member."""
+    """An array in the archive.
+
+    Attributes:
+        member: The name of the member of the archive.
+        start: The offset of the array's first byte in the unpacked member.
+        big_endian: True if the values are stored with the most significant byte first.
+        fortran_order: True if the first index varies fastest.
+    """
 
     member: str
     start: int
@@ -50,11 +57,11 @@ class _Array(TensorInfo):
 
 
 class NpzFile(Closing):
-    """An `.npz` file with every array's header checked and its values unread.
+    """An `.npz` file, with the header of every array checked and the values unread.
 
     Attributes:
-        name: The file, for messages.
-        tensors: By name, the suffix `.npy` taken off.
+        name: The file's name, for messages.
+        tensors: `TensorInfo` by name, without the suffix `.npy`.
     """
 
     file_type = "npz"
@@ -62,10 +69,10 @@ class NpzFile(Closing):
     extra: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, source: AnySource | Archive, *, name: str | None = None) -> None:
-        """Open and check a path, bytes, a binary stream or an archive, which is then closed with this file.
+        """Open and check a path, bytes, a binary stream or an `Archive`; the archive is closed with this file.
 
         Raises:
-            AdapterError: As `Archive`, or ``bad-npz``, ``unknown-dtype``, ``object-array``, ``truncated``.
+            AdapterError: ``bad-npz``, ``unknown-dtype``, ``object-array``, ``truncated``, and those of `Archive`.
         """
         self._archive = source if isinstance(source, Archive) else Archive(source, name=name)
         self.name = name if name is not None else self._archive.name
@@ -78,10 +85,11 @@ class NpzFile(Closing):
         self._arrays = arrays
 
     def close(self) -> None:
+        """Close the archive."""
         self._archive.close()
 
     def read(self, name: str) -> RawTensor:
-        """Read one array, little-endian and row-major whatever it was.
+        """Read one array. The result is little-endian and row-major, however the array is stored.
 
         Raises:
             AdapterError: ``no-such-tensor``, ``bad-zip``.
@@ -104,7 +112,7 @@ class NpzFile(Closing):
         head = self._archive.read(member, 12)
         if not head.startswith(_NPY_MAGIC) or len(head) < 12:
             raise AdapterError("not an array: no NumPy header", code="bad-npz", where=where)
-        # Version 1 has two bytes for the header's length; 2 has four; 3 is 2 with UTF-8, for names of fields.
+        # Version 1 has two bytes for the header's length. Version 2 has four. Version 3 also allows UTF-8 in it.
         version = head[6]
         if version not in (1, 2, 3):
             raise AdapterError(mismatch("NumPy array version", "1 to 3", version), code="bad-npz", where=where)
@@ -126,10 +134,10 @@ class NpzFile(Closing):
 
 
 def dump_npz(tensors: Mapping[str, RawTensor]) -> bytes:
-    """Return an `.npz` file as bytes, its arrays uncompressed and in the order of their names, the same each time.
+    """Return an `.npz` file as bytes: uncompressed arrays, in the order of their names. Equal input gives equal bytes.
 
     BF16 is written as MLX writes and reads it (two bytes of type void); NumPy shows such an array as ``V2``. Older
-    versions of MLX have no float64 and misread it.
+    versions of MLX have no float64, and read F64 wrongly.
 
     Raises:
         AdapterError: ``not-expressible`` for float8, or a name that a zip archive cannot hold.
@@ -139,11 +147,11 @@ def dump_npz(tensors: Mapping[str, RawTensor]) -> bytes:
         for name in sorted(tensors):
             tensor = tensors[name]
             if tensor.dtype not in _DESCR_OF_DTYPE:
-                raise AdapterError(f".npz has no {tensor.dtype}", code="not-expressible", where=name)
-            if not name or "\0" in name or len(name.encode("utf-8", "replace")) > 60_000 or not _is_unicode(name):
+                raise AdapterError(f".npz has no dtype {tensor.dtype}", code="not-expressible", where=name)
+            if not name or "\0" in name or len(name.encode("utf-8", "replace")) > 60_000 or not is_unicode(name):
                 raise AdapterError(f"{name[:80]!r} cannot be a name in a zip archive", code="not-expressible")
             member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            member.create_system = 3  # else it would tell of the machine
+            member.create_system = 3  # the default depends on the operating system
             member.external_attr = 0o644 << 16
             archive.writestr(member, _npy_header(tensor) + tensor.data)
     return out.getvalue()
@@ -152,7 +160,7 @@ def dump_npz(tensors: Mapping[str, RawTensor]) -> bytes:
 def _npy_header(tensor: RawTensor) -> bytes:
     descr = _DESCR_OF_DTYPE[tensor.dtype]
     order = "|" if descr.endswith("1") or descr == "V2" else "<"
-    # MLX finds the type and the order at fixed places of NumPy's own spelling.
+    # MLX looks for the type and the order at fixed positions, so the text is spelled as NumPy spells it.
     text = f"{{'descr': '{order}{descr}', 'fortran_order': False, 'shape': {tensor.shape}, }}"
     text += " " * (-(len(_NPY_MAGIC) + 4 + len(text) + 1) % 64) + "\n"
     return _NPY_MAGIC + b"\1\0" + len(text).to_bytes(2, "little") + text.encode("ascii")
@@ -186,13 +194,5 @@ def _dtype_of(descr: str, where: str) -> str:
         message = "an array of Python objects, which only a pickle can hold; it is not loaded"
         raise AdapterError(message, code="object-array", where=where)
     if kind not in _DTYPE_OF_DESCR:
-        raise AdapterError(f"arrays of {descr[:40]!r} are not tensors known here", code="unknown-dtype", where=where)
+        raise AdapterError(f"unknown dtype {descr[:40]!r}", code="unknown-dtype", where=where)
     return _DTYPE_OF_DESCR[kind]
-
-
-def _is_unicode(name: str) -> bool:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

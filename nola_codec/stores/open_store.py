@@ -1,14 +1,14 @@
-"""Open a file of tensors by what its first bytes say it is; the name and its suffix are not asked."""
+"""Open a file of tensors of any type. The first bytes tell the type; the name and its suffix do not count."""
 
 from __future__ import annotations
 
 import os
 
 from nola_codec.errors import AdapterError
-from nola_codec.stores.files import AnySource, display_name, open_stream
+from nola_codec.stores.files import AnySource, display_name, is_pickle, open_stream
 from nola_codec.stores.gguf_io import GGUF_MAGIC, GgufFile
 from nola_codec.stores.npz_io import NpzFile
-from nola_codec.stores.pickle_io import is_pickle, open_pickle
+from nola_codec.stores.pickle_io import open_pickle
 from nola_codec.stores.safetensors_io import open_safetensors
 from nola_codec.stores.tensor_store import MemoryStore, TensorInfo, TensorStore
 from nola_codec.stores.zip_io import ZIP_MAGIC, Archive
@@ -20,12 +20,13 @@ def open_store(source: AnySource, name: str | None = None) -> TensorStore:
     """Open safetensors, `.npz`, a PyTorch pickle or GGUF, and check all of its header.
 
     Args:
-        source: A path, bytes or a binary stream, read from its position (whole, when it cannot seek).
-        name: The name in messages.
+        source: A path, bytes or a binary stream. A stream is read from its position, and whole if it cannot seek.
+        name: The file's name in messages.
 
     Raises:
         AdapterError: ``not-found``, ``unreadable``, ``empty-file``, ``lfs-pointer``, ``html-page``, ``nola-file``,
-            ``archive``; ``zip`` for an archive that is neither; or as the class that reads the file.
+            ``archive``; ``zip`` for a zip archive that is neither `.npz` nor PyTorch's; and those of the class that
+            reads the file.
     """
     name = name if name is not None else display_name(source)
     if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)) and not source.seekable():

@@ -1,8 +1,7 @@
 """Read and write PyTorch's pickles: ``adapter_model.bin``, ``.pt``, ``.pth``, of any age.
 
-A pickle is a program. It is run by nothing but ``torch.load(weights_only=True)``, and only after `pickle_scan` has
-looked through it. torch is handed an archive packed anew from the members that were checked, so that of a stranger's
-zip it sees nothing else.
+A pickle is a program. Only ``torch.load(weights_only=True)`` runs it, and only after `pickle_scan` has looked through
+it. From a stranger's zip archive, torch gets a new archive that holds only the members that were checked.
 """
 
 from __future__ import annotations
@@ -12,52 +11,41 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from nola_codec.errors import AdapterError, mismatch, require_torch
 from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.dtypes import TORCH_NAMES
 from nola_codec.stores.files import AnySource, display_name, open_from_start
 from nola_codec.stores.pickle_scan import require_plain
 from nola_codec.stores.tensor_store import MemoryStore
 from nola_codec.stores.zip_io import Archive
 
-__all__ = ["dump_pickle", "is_pickle", "open_pickle"]
+__all__ = ["dump_pickle", "open_pickle"]
 
 _MAX_PROGRAM_BYTES = 64_000_000
-_MAX_REUSE = 4  # times that storages may be handed out again as further tensors: tied weights
+_MAX_REUSE = 4  # the bytes of all tensors over those of the file: tied weights share their storage
 _MAX_TENSORS = 500_000
 _ZIP_PROGRAM = "data.pkl"
 _LEGACY_PROGRAMS = 5  # magic number, protocol, system, the object, names of the storages
 
-# A state dict may be wrapped once, in a dict that says more about the training.
+# A state dict may lie in another dict, under one of these keys, beside facts about the training.
 _WRAPPERS = (
     "state_dict", "model_state_dict", "lora_state_dict", "adapter_state_dict", "model", "module", "lora", "adapter",
     "weights", "params",
 )  # fmt: skip
 
-_DTYPES: Mapping[str, str] = MappingProxyType({
-    "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "I64": "int64", "I32": "int32",
-    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "U16": "uint16", "U32": "uint32", "U64": "uint64",
-    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
-})  # fmt: skip
-
-
-def is_pickle(head: bytes) -> bool:
-    """Return True if a file begins as a pickle of protocol 2 to 5, and not as a safetensors file with a long header."""
-    return head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and head[8:9] != b"{"
-
 
 def open_pickle(source: AnySource | Archive, *, name: str | None = None) -> MemoryStore:
-    """Load a pickled state dict whole: a flat dict of tensors, or one such dict under a usual name.
+    """Load a whole pickled state dict: a flat dict of tensors, or a dict that holds one under a usual name.
 
     Args:
-        source: A path, bytes, a binary stream, or an archive, which stays open.
-        name: The name in messages.
+        source: A path, bytes, a binary stream, or an `Archive`, which stays open.
+        name: The file's name in messages.
 
     Raises:
-        AdapterError: ``pickle`` for anything but plain tensors, and for what torch refuses; ``truncated``, ``limit``,
-            ``unknown-dtype``, and as `Archive`.
+        AdapterError: ``pickle`` for anything but plain tensors, and for a file that torch refuses; ``truncated``,
+            ``limit``, ``unknown-dtype``, and those of `Archive`.
     """
     own_name = source.name if isinstance(source, Archive) else display_name(source)
     where = name if name is not None else own_name
@@ -66,12 +54,13 @@ def open_pickle(source: AnySource | Archive, *, name: str | None = None) -> Memo
 
 
 def dump_pickle(tensors: Mapping[str, RawTensor]) -> bytes:
-    """``torch.save`` of an ordinary dict, in the order of the names.
+    """Return the bytes that ``torch.save`` writes for a dict of tensors, in the order of the names.
 
     Equal input gives equal bytes with one version of torch; another version may pack the archive differently.
 
     Raises:
-        AdapterError: ``not-expressible`` for a dtype that torch has not.
+        AdapterError: ``not-expressible`` for a dtype that torch does not have.
+        MissingPackage: ``needs-torch``.
     """
     require_torch("writing .bin and .pt")
     import torch
@@ -79,9 +68,9 @@ def dump_pickle(tensors: Mapping[str, RawTensor]) -> bytes:
     state: dict[str, Any] = {}
     for name in sorted(tensors):
         tensor = tensors[name]
-        dtype = getattr(torch, _DTYPES.get(tensor.dtype, ""), None)
+        dtype = getattr(torch, TORCH_NAMES.get(tensor.dtype, ""), None)
         if dtype is None:
-            raise AdapterError(f"torch has no {tensor.dtype}", code="not-expressible", where=name)
+            raise AdapterError(f"torch has no dtype {tensor.dtype}", code="not-expressible", where=name)
         if tensor.data:
             state[name] = torch.frombuffer(bytearray(tensor.data), dtype=dtype).reshape(tensor.shape)
         else:
@@ -92,7 +81,7 @@ def dump_pickle(tensors: Mapping[str, RawTensor]) -> bytes:
 
 
 def _load(source: AnySource | Archive, where: str) -> tuple[Any, int]:
-    """Load the object in a file; return it and the size of its storages in the file."""
+    """Load the object in a file. Return it, and the size in bytes of its storages in the file."""
     if isinstance(source, Archive):
         return _load_archive(source, where)
     stream, owned = open_from_start(source, where)
@@ -142,7 +131,7 @@ def _load_legacy(data: bytes, where: str) -> tuple[Any, int]:
     stream = io.BytesIO(data)
     require_plain(stream, _LEGACY_PROGRAMS, where)
     stored = len(data) - stream.tell()
-    # Without a file descriptor torch does not try whether it is a tar archive, which it would unpack with less care.
+    # From a real file, torch would also accept a tar archive, and it unpacks those with less care.
     return _torch_load(io.BytesIO(data), where), stored
 
 
@@ -154,17 +143,17 @@ def _torch_load(stream: io.BytesIO, where: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(stream, map_location="cpu", weights_only=True, mmap=False)
-    except Exception as e:  # what torch raises for a damaged file is not agreed on, and may be anything
+    except Exception as e:  # torch may raise any exception for a damaged file
         reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
         raise AdapterError(f"torch cannot load it: {reason}", code="pickle", where=where) from e
 
 
 def _find_tensors(state: Any, where: str) -> Mapping[str, Any]:
-    """Return the dict of tensors in an object that was loaded."""
+    """Return the dict of tensors that a loaded object is, or that it holds under a usual name."""
     import torch
 
     def is_state_dict(value: Any) -> bool:
-        # dict's own methods: an OrderedDict out of a pickle may carry attributes of these names.
+        # An OrderedDict from a pickle may have attributes that hide its methods, so dict's own ones are called.
         return isinstance(value, dict) and any(isinstance(item, torch.Tensor) for item in dict.values(value))
 
     if not isinstance(state, dict):
@@ -172,7 +161,7 @@ def _find_tensors(state: Any, where: str) -> Mapping[str, Any]:
     if not is_state_dict(state):
         wrapped = [key for key in _WRAPPERS if is_state_dict(dict.get(state, key))]
         if len(wrapped) > 1:
-            message = f"several dicts of tensors: {', '.join(wrapped)}; save the adapter's alone"
+            message = f"several dicts of tensors: {', '.join(wrapped)}; save only the one of the adapter"
             raise AdapterError(message, code="pickle", where=where)
         if not wrapped and dict.__len__(state):
             found = ", ".join(f"{str(key)[:40]!r}: {_describe(value)}" for key, value in [*dict.items(state)][:5])
@@ -188,10 +177,10 @@ def _find_tensors(state: Any, where: str) -> Mapping[str, Any]:
 
 
 def _plain_tensors(state: Mapping[str, Any], stored_bytes: int, where: str) -> dict[str, RawTensor]:
-    """Return tensors as bytes, after a check of all of them against the size of the file."""
+    """Return tensors as bytes, after checking that they are plain and no larger than the file allows."""
     import torch
 
-    names = {getattr(torch, name): dtype for dtype, name in _DTYPES.items() if hasattr(torch, name)}
+    names = {getattr(torch, name): dtype for dtype, name in TORCH_NAMES.items() if hasattr(torch, name)}
     storages: dict[int, int] = {}
     total = 0
     for key, tensor in state.items():
@@ -208,7 +197,7 @@ def _plain_tensors(state: Mapping[str, Any], stored_bytes: int, where: str) -> d
         storage = tensor.untyped_storage()
         storages[storage._cdata] = storage.nbytes()
         total += nbytes
-    # torch enlarges a storage, uninitialised, when a tensor claims more of it than there is.
+    # If a tensor claims more bytes than its storage has, torch enlarges the storage without initialising it.
     if sum(storages.values()) > stored_bytes:
         message = mismatch("storages", f"at most {stored_bytes} bytes", sum(storages.values()))
         raise AdapterError(message, code="truncated", where=where)

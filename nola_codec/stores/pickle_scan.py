@@ -1,7 +1,7 @@
-"""Look through a pickle before torch runs it: only what a dict of tensors needs may be in it.
+"""Look through a pickle before torch runs it, and refuse everything that a dict of tensors does not need.
 
-``torch.load(weights_only=True)`` does not suffice for files of strangers: it has had holes (CVE-2025-32434), it allows
-calls that ask for any amount of memory, and it can be kept busy for ever by programs of a few hundred bytes.
+``torch.load(weights_only=True)`` alone is not safe for files of strangers. It has had holes (CVE-2025-32434), it allows
+calls that ask for any amount of memory, and a program of a few hundred bytes can keep it busy for ever.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from nola_codec.errors import AdapterError
 
 __all__ = ["require_plain"]
 
-_MAX_OPCODES = 4_000_000  # some thirty a tensor; each may make an object of 100 bytes
-_MAX_TUPLE = 200  # elements, those of inner tuples included: torch.save needs some twenty
+_MAX_OPCODES = 4_000_000  # a tensor needs about thirty; each opcode may make an object of 100 bytes
+_MAX_TUPLE = 200  # elements, with those of inner tuples; torch.save needs about twenty
 
 _ORDERED_DICT = "collections OrderedDict"
 _FUNCTIONS = frozenset({
@@ -31,11 +31,19 @@ _TYPE = re.compile(
 
 
 def require_plain(stream: io.BytesIO, count: int, where: str) -> None:
-    """Look through pickle programs, without running them: only what a dict of tensors needs may be in them.
+    """Check pickle programs without running them: only what a dict of tensors needs may be in them.
 
-    The stack is followed because small programs can build things that Python, or a message of torch's, takes for ever
-    to hash or print: forty tuples or lists, each holding the one before it twice. So tuples may only be small, and
-    lists and dicts may not occur twice. Only the few functions above may be called.
+    Only the few functions above may be called. Tuples have to be small, and a list or dict may not be used twice: forty
+    tuples or lists, each holding the one before it twice, are a small program, but hashing or printing the last of
+    them would take for ever. To see this, the check follows the stack of the pickle machine.
+
+    Args:
+        stream: The programs, one after the other; it is left after the last one.
+        count: The number of programs.
+        where: The file's name, for messages.
+
+    Raises:
+        AdapterError: ``pickle``.
     """
     start = stream.tell()
     try:
@@ -45,18 +53,20 @@ def require_plain(stream: io.BytesIO, count: int, where: str) -> None:
     except _Refused as e:
         stream.seek(start)
         name = _foreign_global(stream)
-        reason = f"it refers to {name!r}, which is no part of a dict of tensors" if name else str(e)
-        raise AdapterError(f"refused, and nothing of it was run: {reason}", code="pickle", where=where) from e
+        reason = f"it refers to {name!r}, which a dict of tensors does not need" if name else str(e)
+        message = f"this pickle is refused, and none of it was run: {reason}"
+        raise AdapterError(message, code="pickle", where=where) from e
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as e:
-        raise AdapterError(f"a damaged pickle, or none of PyTorch's: {e}", code="pickle", where=where) from e
+        message = f"the pickle is damaged, or was not written by PyTorch: {e}"
+        raise AdapterError(message, code="pickle", where=where) from e
 
 
 class _Refused(Exception):
     """A program that does more than make a dict of tensors."""
 
 
-# A thing on the stack is the number of elements in it, 1 unless it is a tuple, or one of these.
-_CONTAINER = 0  # a dict or a list, or a tuple that holds one: how large it will be cannot be known here
+# An object on the stack is represented by its number of elements (1 unless it is a tuple), or by one of these marks.
+_CONTAINER = 0  # a dict or a list, or a tuple that holds one; its final size is not known yet
 _FUNCTION, _DICT_CLASS = -1, -2
 
 _PUSH = MappingProxyType({
@@ -71,7 +81,7 @@ _TUPLES = MappingProxyType({"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3})
 
 
 class _Follower:
-    """The stack and the memo of a pickle machine that only measures."""
+    """The stack and the memo of a pickle machine that only counts elements, and builds no objects."""
 
     def __init__(self) -> None:
         self._stack: list[int] = []
@@ -82,7 +92,7 @@ class _Follower:
         """Follow one program to its end."""
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             if count > _MAX_OPCODES:
-                raise _Refused(f"more than {_MAX_OPCODES} opcodes")
+                raise _Refused(f"it has more than {_MAX_OPCODES} opcodes")
             self._step(opcode.name, argument)
 
     def _step(self, name: str, argument: Any) -> None:
@@ -90,12 +100,12 @@ class _Follower:
         if name in _PUSH:
             stack.append(_PUSH[name])
         elif name == "GLOBAL":
-            stack.append(_global(argument))
+            stack.append(_classify_global(argument))
         elif name in ("BINPUT", "LONG_BINPUT"):
             self._memo[argument] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET"):
             if self._memo[argument] == _CONTAINER:
-                raise _Refused("a dict or list occurs twice in it, which no state dict needs")
+                raise _Refused("it uses a dict or list twice, which no state dict needs")
             stack.append(self._memo[argument])
         elif name == "MARK":
             self._marked.append(stack)
@@ -108,11 +118,11 @@ class _Follower:
             stack.pop()
             called = stack.pop()
             if called not in (_FUNCTION, _DICT_CLASS):
-                raise _Refused("it calls what is no function")
+                raise _Refused("it calls something that is not a function")
             stack.append(1 if called == _FUNCTION else _CONTAINER)
         elif name == "BINPERSID":
             if stack.pop() == _CONTAINER:
-                raise _Refused("a storage is named by a dict or list")
+                raise _Refused("it names a storage by a dict or list")
             stack.append(1)
         elif name in _POP:
             for _ in range(_POP[name]):
@@ -120,7 +130,7 @@ class _Follower:
         elif name in ("SETITEMS", "APPENDS"):
             self._to_mark()
         elif name not in ("PROTO", "STOP"):
-            raise _Refused(f"the pickle opcode {name} is no part of a dict of tensors as torch.save writes it")
+            raise _Refused(f"it uses the pickle opcode {name}, which torch.save does not write for a dict of tensors")
 
     def _to_mark(self) -> list[int]:
         items = self._stack
@@ -130,11 +140,12 @@ class _Follower:
     def _push_tuple(self, items: list[int]) -> None:
         size = 1 + sum(max(item, 1) for item in items)
         if size > _MAX_TUPLE:
-            raise _Refused(f"a tuple of more than {_MAX_TUPLE} elements")
+            raise _Refused(f"it has a tuple of more than {_MAX_TUPLE} elements")
         self._stack.append(_CONTAINER if _CONTAINER in items else size)
 
 
-def _global(name: str) -> int:
+def _classify_global(name: str) -> int:
+    """Return the mark of a class or function that may occur, or 1 for a type; raise _Refused for any other."""
     if name == _ORDERED_DICT:
         return _DICT_CLASS
     if name in _FUNCTIONS:
@@ -145,7 +156,7 @@ def _global(name: str) -> int:
 
 
 def _foreign_global(stream: io.BytesIO) -> str | None:
-    """Return the first class or function of a refused program that is no part of a dict of tensors."""
+    """Return the first class or function in a refused program that a dict of tensors does not need, or None."""
     strings = ["", ""]
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
@@ -153,7 +164,7 @@ def _foreign_global(stream: io.BytesIO) -> str | None:
                 return None
             if opcode.name in ("GLOBAL", "INST"):
                 name = str(argument)
-            elif opcode.name == "STACK_GLOBAL":  # its two names were pushed last
+            elif opcode.name == "STACK_GLOBAL":  # it takes the two strings that were pushed last
                 name = " ".join(strings)
             else:
                 if isinstance(argument, str):

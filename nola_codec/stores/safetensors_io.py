@@ -1,17 +1,18 @@
-"""Read and write safetensors files, strangers' included.
+"""Read and write safetensors files, also those of strangers.
 
-Layout (https://huggingface.co/docs/safetensors): 8 bytes little-endian header length, a JSON header, the tensors' bytes
-without holes. The `safetensors` package reads a file that is taken whole (`open_safetensors`). Our own code does what
-the package cannot do:
+Layout (https://huggingface.co/docs/safetensors): the length of the header (8 bytes, little-endian), a JSON header, and
+the bytes of the tensors without holes. The `safetensors` package reads a file that is taken whole (`open_safetensors`).
+Our own code does what the package cannot do:
 
-- It checks limits before memory is spent, and says what is wrong with a file (`SafetensorsFile`).
+- It checks limits before it allocates memory, and says what is wrong with a file (`SafetensorsFile`).
 - It reads single tensors of a stream or of a shard larger than memory, in any dtype, without a framework.
 - It writes a file tensor by tensor, so that a shard larger than memory can be written (`SafetensorsWriter`).
-- It writes the same bytes each time. The package writes metadata in the order of a hash table, which is another one in
-  each process; it orders tensors of one width by dtype, where we order them by name; and its raw interface takes bytes
-  up to version 0.7 and addresses from 0.8 on. With one entry of metadata and one dtype a width the bytes are the same.
+- It writes the same bytes each time. The package writes metadata in the order of a hash table, which differs from
+  process to process. It orders tensors of one width by dtype, where we order them by name. Its raw interface takes
+  bytes up to version 0.7, and addresses from 0.8 on. If there is one entry of metadata, and only one dtype of each
+  width, both write the same bytes.
 
-The tests hold both against each other, on good and on bad files.
+The tests compare both, on good and on bad files.
 """
 
 from __future__ import annotations
@@ -29,7 +30,14 @@ import safetensors
 
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.tensors import DTYPE_BYTES, RawTensor
-from nola_codec.stores.files import AnySource, atomic_file, describe_foreign_bytes, display_name, open_stream
+from nola_codec.stores.files import (
+    AnySource,
+    atomic_file,
+    describe_foreign_bytes,
+    display_name,
+    is_unicode,
+    open_stream,
+)
 from nola_codec.stores.tensor_store import Closing, MemoryStore, TensorInfo, TensorStore, no_such_tensor
 
 __all__ = [
@@ -50,7 +58,7 @@ MAX_DIMENSIONS = 16
 WHOLE_BYTES = 1 << 28
 """The size of a file up to which `open_safetensors` reads it whole."""
 
-# Dtypes of a base checkpoint that no adapter may have: such tensors are only ever copied.
+# The last row has dtypes that occur in base checkpoints, but not in adapters; such tensors are only copied.
 DTYPE_BITS: Mapping[str, int] = MappingProxyType(
     {name: 8 * size for name, size in DTYPE_BYTES.items()}
     | {"F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64}
@@ -59,7 +67,7 @@ DTYPE_BITS: Mapping[str, int] = MappingProxyType(
 
 @dataclass(frozen=True)
 class StoredTensor(TensorInfo):
-    """The place of a tensor: ``start`` and ``stop`` are offsets into the data that follows the header.
+    """The place of a tensor: ``start`` and ``stop`` are offsets in bytes into the data that follow the header.
 
     Example: ``StoredTensor("F32", (8, 576), 0, 18432)``.
     """
@@ -69,10 +77,10 @@ class StoredTensor(TensorInfo):
 
 
 def num_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """Return the number of bytes of a tensor.
+    """Return the size of a tensor in bytes.
 
     Raises:
-        AdapterError: ``unknown-dtype``; ``bad-tensor`` when a sub-byte dtype does not fill its last byte.
+        AdapterError: ``unknown-dtype``; ``bad-tensor`` if the elements do not fill whole bytes.
     """
     if dtype not in DTYPE_BITS:
         raise AdapterError(f"unknown dtype {dtype!r}", code="unknown-dtype")
@@ -85,7 +93,7 @@ def num_bytes(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def open_safetensors(source: AnySource, *, name: str | None = None) -> TensorStore:
-    """Open a file of which all tensors will be read.
+    """Open a file whose tensors will all be read.
 
     The header is checked here first. Then the safetensors package reads the whole file at once. A file of more than
     `WHOLE_BYTES`, or with dtypes that not all versions of the package know, is read tensor by tensor instead.
@@ -103,14 +111,14 @@ def open_safetensors(source: AnySource, *, name: str | None = None) -> TensorSto
 class SafetensorsFile(Closing):
     """A safetensors file with its header checked and its tensors unread.
 
-    Every check is made before any tensor is read: lengths, JSON, dtypes, shapes, no holes, no overlaps, no trailing
-    bytes. Use it as a context manager; a stream given by the caller is left open.
+    All checks are made before any tensor is read: lengths, JSON, dtypes, shapes, no holes, no overlaps, no trailing
+    bytes. Use it as a context manager. A stream given by the caller stays open.
 
     Attributes:
-        name: The file, for messages.
+        name: The file's name, for messages.
         size: The size of the file in bytes.
         tensors: `StoredTensor` by name, in the order of their bytes.
-        metadata: The ``__metadata__`` entry, str to str.
+        metadata: The ``__metadata__`` entry of the header, which maps str to str.
 
     Example:
         >>> data = dump({"w": RawTensor("F32", (1,), bytes(4))}, {"format": "pt"})
@@ -123,7 +131,9 @@ class SafetensorsFile(Closing):
     extra: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, source: AnySource, *, name: str | None = None) -> None:
-        """Open and check a path, bytes or a binary stream (read from its position; seekable, or read whole).
+        """Open and check a path, bytes or a binary stream.
+
+        A stream is read from its position. If it cannot seek, it is read whole.
 
         Raises:
             AdapterError: ``not-found``, ``unreadable``, ``empty-file``, ``lfs-pointer``, ``html-page``, ``pickle``,
@@ -145,14 +155,15 @@ class SafetensorsFile(Closing):
             raise
 
     def close(self) -> None:
+        """Close the file, if it was opened here."""
         if self._owned:
             self._file.close()
 
     def read(self, name: str) -> RawTensor:
-        """Read one tensor, bytes as stored.
+        """Read the bytes of one tensor as they are stored.
 
         Raises:
-            AdapterError: ``no-such-tensor``; ``truncated`` when the file shrank since it was opened.
+            AdapterError: ``no-such-tensor``; ``truncated`` if the file shrank since it was opened.
         """
         info = self.tensors.get(name)
         if info is None:
@@ -169,7 +180,7 @@ class SafetensorsFile(Closing):
         """Read all tensors at once with the safetensors package, in the order of their bytes.
 
         Raises:
-            AdapterError: ``truncated`` when the file shrank since it was opened; ``bad-header`` for a file that the
+            AdapterError: ``truncated`` if the file shrank since it was opened; ``bad-header`` for a file that the
                 package refuses.
         """
         self._file.seek(self._origin)
@@ -188,7 +199,7 @@ class SafetensorsFile(Closing):
         return self._origin + self._data_start + self.tensors[name].start
 
     def header_bytes(self) -> bytes:
-        """Return all that comes before the tensors, the length included, as stored."""
+        """Return the bytes before the tensors as they are stored: the length and the header."""
         self._file.seek(self._origin)
         return self._file.read(self._data_start)
 
@@ -216,7 +227,7 @@ class SafetensorsFile(Closing):
             raise AdapterError(f"header is not valid JSON: {e}", code="bad-header", where=self.name) from e
         if not isinstance(header, dict):
             raise AdapterError("header is not a JSON object", code="bad-header", where=self.name)
-        if not _is_unicode("".join(header)):  # JSON may spell half of a surrogate pair, and no file can
+        if not is_unicode("".join(header)):  # JSON can spell half of a surrogate pair, which UTF-8 cannot
             raise AdapterError("a name in the header is not Unicode", code="bad-header", where=self.name)
         if len(header) > MAX_TENSORS:
             raise AdapterError(f"{len(header)} tensors, over {MAX_TENSORS}", code="limit", where=self.name)
@@ -227,13 +238,13 @@ class SafetensorsFile(Closing):
             return {}
         if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
             raise AdapterError("__metadata__ is not a map of strings", code="bad-header", where=self.name)
-        if not _is_unicode("".join((*metadata, *metadata.values()))):
+        if not is_unicode("".join((*metadata, *metadata.values()))):
             raise AdapterError("__metadata__ is not Unicode", code="bad-header", where=self.name)
         return metadata
 
     def _check_tensors(self, header: dict[str, Any], size: int) -> dict[str, StoredTensor]:
         infos = {name: self._check_tensor(name, entry) for name, entry in header.items()}
-        # Empty tensors share their offset with the next one, so `stop` breaks the tie.
+        # An empty tensor starts where the next one starts, so `stop` decides which of the two is first.
         ordered = dict(sorted(infos.items(), key=lambda item: (item[1].start, item[1].stop)))
         position = 0
         for name, info in ordered.items():
@@ -272,9 +283,9 @@ class SafetensorsFile(Closing):
 
 
 class SafetensorsWriter:
-    """Write a file tensor by tensor, so that the memory needed is one tensor.
+    """Writes a file tensor by tensor, so that only one tensor has to be in memory.
 
-    dtypes and shapes are given first, for the header; then each tensor exactly once, in that order.
+    The caller gives all dtypes and shapes first, for the header, and then each tensor once, in the same order.
 
     Example:
         >>> out = io.BytesIO()
@@ -289,6 +300,16 @@ class SafetensorsWriter:
         specs: Mapping[str, tuple[str, tuple[int, ...]]],
         metadata: Mapping[str, str] | None = None,
     ) -> None:
+        """Write the header.
+
+        Args:
+            stream: The binary stream to write to; it stays open.
+            specs: (dtype, shape) of each tensor by name, in the order of the file.
+            metadata: The ``__metadata__`` entry of the header.
+
+        Raises:
+            AdapterError: ``unknown-dtype``, ``bad-tensor``.
+        """
         self._stream = stream
         self._specs = dict(specs)
         self._pending = iter(self._specs.items())
@@ -299,7 +320,7 @@ class SafetensorsWriter:
         """Append the next tensor.
 
         Raises:
-            ValueError: Not the tensor, dtype, shape or length the header announced: a fault of the caller.
+            ValueError: The name, dtype, shape or length is not what the header says; this is a fault of the caller.
         """
         wanted, (dtype, shape) = next(self._pending, ("(the end)", ("", ())))
         if (name, tensor.dtype, tensor.shape) != (wanted, dtype, shape):
@@ -313,14 +334,18 @@ class SafetensorsWriter:
         """Check that all tensors were written.
 
         Raises:
-            ValueError: Some were not.
+            ValueError: Some tensors were not written.
         """
         if self._left:
-            raise ValueError(f"{self._left} tensors were announced and not written")
+            raise ValueError(f"{self._left} tensors of the header were not written")
 
 
 def dump(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Return a safetensors file as bytes; the same input gives the same bytes, whatever the order of the maps."""
+    """Return a safetensors file as bytes. Equal input gives equal bytes, whatever the order of the mappings.
+
+    Raises:
+        AdapterError: ``unknown-dtype``, ``bad-tensor``.
+    """
     stream = io.BytesIO()
     _write(stream, tensors, metadata)
     return stream.getvalue()
@@ -329,9 +354,10 @@ def dump(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str] | None = 
 def write_file(
     path: str | os.PathLike[str], tensors: Mapping[str, RawTensor], metadata: Mapping[str, str] | None = None
 ) -> Path:
-    """Write a file whole or not at all; bytes as `dump`. An existing file is replaced.
+    """Write the bytes of `dump` to a file, whole or not at all. An existing file is replaced.
 
     Raises:
+        AdapterError: ``unknown-dtype``, ``bad-tensor``.
         OSError: The directory cannot be written.
     """
     with atomic_file(path) as stream:
@@ -340,7 +366,10 @@ def write_file(
 
 
 def canonical_order(specs: Mapping[str, tuple[str, tuple[int, ...]]]) -> list[str]:
-    """Return names in the order of a file: widest dtype first, so that all tensors stay aligned; then by name."""
+    """Return the names of tensors in the order of a file: by width of the dtype, widest first, and then by name.
+
+    In this order every tensor is aligned to its dtype.
+    """
     return sorted(specs, key=lambda name: (-DTYPE_BITS[specs[name][0]], name))
 
 
@@ -356,7 +385,7 @@ def _write(stream: BinaryIO, tensors: Mapping[str, RawTensor], metadata: Mapping
 
 
 def encode_header(specs: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
-    """Return what comes before the tensors, the length included; their data will lie in the order of `specs`."""
+    """Return the bytes before the tensors: the length and the header. The tensors follow in the order of ``specs``."""
     header: dict[str, Any] = {}
     if metadata:
         header["__metadata__"] = dict(sorted(metadata.items()))
@@ -379,18 +408,10 @@ def _require_unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _refuse_constant(text: str) -> Any:
     raise ValueError(f"{text} is not JSON")
 
 
 def _are_sizes(value: Any) -> bool:
-    # A bool is an int to Python; no size reaches 2^63 in a file that exists, and products stay cheap.
+    # `type` and not isinstance, since a bool is an int in Python. The bound of 2^63 keeps products of sizes cheap.
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in value)

@@ -1,4 +1,4 @@
-"""Write tensors to a file as the type of file that its suffix names, whole or not at all."""
+"""Write tensors to a file, whole or not at all. The suffix of the path names the type of the file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SUFFIXES = tuple(_FILE_TYPES)
 
 
 def is_tensor_file(path: str | os.PathLike[str]) -> bool:
-    """Return True if a path that is to be written names a file of tensors rather than a directory."""
+    """Return True if the suffix of a path is one of `SUFFIXES`; an output path without one is a directory."""
     return Path(path).suffix.lower() in _FILE_TYPES
 
 
@@ -40,14 +40,19 @@ def write_tensors(
     """Write a file; an existing one is replaced. Equal input gives equal bytes.
 
     Args:
-        path: Its suffix, in either case, is one of `SUFFIXES`.
-        tensors: By name.
-        metadata: Only safetensors can hold it; ``format``, which says who wrote the file, is dropped by the others.
-        extra: ``{key: (type name, value)}``, only for GGUF, which needs ``general.architecture`` in it.
+        path: The path, with one of `SUFFIXES` in upper or lower case.
+        tensors: The tensors by name.
+        metadata: Strings that only safetensors can hold. Other types of files leave out the entry ``format``, which
+            says who wrote the file, and refuse all others.
+        extra: Typed key-values, ``{key: (type name, value)}``. Only GGUF can hold them, and it needs
+            ``general.architecture`` among them.
+
+    Returns:
+        The path.
 
     Raises:
-        AdapterError: ``not-expressible`` for metadata or key-values that the type of file has no place for, a dtype
-            that it has not, or another suffix; ``missing-package``.
+        AdapterError: ``not-expressible`` for another suffix, for metadata or key-values that the type of file cannot
+            hold, and for a dtype that it does not have; ``missing-package``.
         OSError: The directory cannot be written.
     """
     target = Path(path)

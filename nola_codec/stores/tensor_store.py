@@ -1,4 +1,4 @@
-"""A file of tensors as a dialect sees it, whichever type of file it is."""
+"""`TensorStore`: an open file of tensors as a dialect sees it, whatever its type."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Self = TypeVar("_Self", bound="TensorStore")
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor that has not been read: its dtype as safetensors names it, and its shape.
+    """The dtype (by its name in safetensors) and the shape of a tensor that has not been read.
 
     Example: ``TensorInfo("F32", (8, 576))``.
     """
@@ -25,33 +25,33 @@ class TensorInfo:
 
 
 class TensorStore(Protocol):
-    """An open file with its header checked. A context manager; a stream given by the caller is left open."""
+    """An open file with its header checked, for use as a context manager. A stream given by the caller stays open."""
 
     @property
     def name(self) -> str:
-        """The file, for messages."""
+        """The file's name, for messages."""
 
     @property
     def file_type(self) -> str:
-        """``"safetensors"``, ``"npz"``, ``"pickle"`` or ``"gguf"``."""
+        """The type of the file: ``"safetensors"``, ``"npz"``, ``"pickle"`` or ``"gguf"``."""
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """Every tensor of the file, in its order."""
+        """All tensors by name, in the order of the file."""
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """``__metadata__`` of safetensors; empty for the others."""
+        """The ``__metadata__`` of a safetensors file; empty for other types."""
 
     @property
     def extra(self) -> Mapping[str, Any]:
-        """Typed key-values of GGUF, ``{key: (type name, value)}``; empty for the others."""
+        """The typed key-values of a GGUF file, ``{key: (type name, value)}``; empty for other types."""
 
     def read(self, name: str) -> RawTensor:
-        """Read one tensor: little-endian, row-major.
+        """Read one tensor; its bytes are little-endian and row-major.
 
         Raises:
-            AdapterError: ``no-such-tensor``, or what is wrong with its bytes.
+            AdapterError: ``no-such-tensor``, or a code for damaged bytes.
         """
 
     def close(self) -> None:
@@ -68,10 +68,10 @@ _Closing = TypeVar("_Closing", bound="Closing")
 
 
 class Closing:
-    """Something that is closed at the end of a ``with``."""
+    """A base class for context managers whose `close` runs at the end of the ``with`` block."""
 
     def close(self) -> None:
-        """Close what was opened here."""
+        """Release what the object holds open."""
         raise NotImplementedError
 
     def __enter__(self: _Closing) -> _Closing:
@@ -84,7 +84,7 @@ class Closing:
 
 
 class MemoryStore(Closing):
-    """Tensors that are in memory already.
+    """A `TensorStore` of tensors that are in memory already.
 
     Example:
         >>> with MemoryStore({"w": RawTensor("F32", (1,), bytes(4))}) as store:
@@ -114,7 +114,7 @@ class MemoryStore(Closing):
         """Do nothing: there is nothing to close."""
 
     def read(self, name: str) -> RawTensor:
-        """Return one tensor. Raise AdapterError ``no-such-tensor`` if there is none."""
+        """Return one tensor. Raises AdapterError ``no-such-tensor``."""
         tensor = self._tensors.get(name)
         if tensor is None:
             raise no_such_tensor(self.name, name)
@@ -122,4 +122,5 @@ class MemoryStore(Closing):
 
 
 def no_such_tensor(file: str, name: str) -> AdapterError:
+    """Return the error for a name that a file has no tensor of."""
     return AdapterError("no such tensor", code="no-such-tensor", where=f"{file}: {name}")

@@ -1,4 +1,4 @@
-"""Read the members of a stranger's zip archive without being made to unpack more than it could honestly hold."""
+"""Read the members of a stranger's zip archive, and refuse an archive that unpacks to far more than its own size."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from nola_codec.stores.files import AnySource, display_name, open_from_start
 ZIP_MAGIC = b"PK\x03\x04"
 MAX_MEMBERS = 500_000
 
-# zipfile reads the directory whole and keeps about ten times its bytes; members it reads in small pieces.
+# zipfile reads the directory of an archive at once and keeps about ten times its bytes. It reads members in small
+# pieces, so only a read of the directory can reach this limit.
 _MAX_READ_BYTES = 64_000_000
-# Factors that are mostly zeros deflate well, to a thousandth at best; a file of nothing else is small.
+# Deflate can shrink data to about a thousandth. Single factors of zeros do so, but they are not most of a large file.
 _MAX_DEFLATE_RATIO = 1100
 _MAX_TOTAL_RATIO = 64
 _ALWAYS_ALLOWED_BYTES = 16_000_000
 
-# Exceptions that zipfile raises for damaged archives, found by experiment: none is a fault of ours.
+# The exceptions that zipfile raises for damaged archives, found by experiment.
 _DAMAGED = (
     zipfile.BadZipFile,
     zipfile.LargeZipFile,
@@ -43,17 +44,17 @@ class Archive:
     """A zip archive with every declared size checked and nothing unpacked.
 
     Attributes:
-        name: The file, for messages.
-        members: Unpacked size in bytes by name, in the archive's order.
-        file_bytes: Size of the archive.
+        name: The file's name, for messages.
+        members: The unpacked size of each member in bytes, by name, in the order of the archive.
+        file_bytes: The size of the archive in bytes.
     """
 
     def __init__(self, source: AnySource, *, name: str | None = None) -> None:
         """Open and check a path, bytes or a binary stream.
 
         Raises:
-            AdapterError: ``not-found``, ``unreadable``; ``bad-zip`` for a damaged archive; ``zip-bomb`` when it
-                declares more than its size allows; ``limit``.
+            AdapterError: ``not-found``, ``unreadable``; ``bad-zip`` for a damaged archive; ``zip-bomb`` for one that
+                would unpack to more than its size allows; ``limit`` for too many members.
         """
         self.name = name if name is not None else display_name(source)
         self._file, self._owned = open_from_start(source, self.name)
@@ -68,11 +69,12 @@ class Archive:
         self.members: Mapping[str, int] = MappingProxyType({n: info.file_size for n, info in self._infos.items()})
 
     def close(self) -> None:
+        """Close the archive, if it was opened here."""
         if self._owned:
             self._file.close()
 
     def read(self, member: str, limit: int | None = None) -> bytes:
-        """Unpack a member, or its first ``limit`` bytes; the checksum is compared when it is read to its end.
+        """Unpack a member, or its first ``limit`` bytes. The checksum is compared if the member is read to its end.
 
         Raises:
             AdapterError: ``bad-zip``.
@@ -130,7 +132,10 @@ class Archive:
 
 
 class _Guarded(io.BufferedIOBase):
-    """The archive's stream; zipfile reads the directory in one piece, as long as the file says it is."""
+    """The stream of an archive, which refuses to read very much at once.
+
+    zipfile reads the directory in one piece, whose length the file itself declares.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream

@@ -1,11 +1,11 @@
-"""NOLA training on the codec's own basis (arXiv 2310.02556): a file stores what was trained without loss.
+"""Train tensors as coefficients over the codec's own basis (NOLA, arXiv 2310.02556); a file then stores them exactly.
 
     from nola_codec.training import parametrize, save
     parametrize(peft_model, num_basis=128, bits=4)
     ...                                                 # any training loop
     save(peft_model, "task.nola")
 
-`Coding` says how tensors are coded. Each front takes one, or its fields as keywords:
+`Coding` describes how tensors are coded. Each front takes a `Coding`, or its fields as keywords:
 
     parametrize          the factors of a PEFT model (LoRA), or its diagonals (VeRA, RandLoRA)
     parametrize_weights  changes of any network's own weights

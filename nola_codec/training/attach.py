@@ -1,4 +1,4 @@
-"""An adapter beside the layers of a running model: its factors come from elsewhere, and the model stays as it is."""
+"""Let the layers of a running model also apply an adapter, whose factors the caller makes. The model stays as it is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FactorPair = tuple[torch.Tensor, torch.Tensor]
 
 
 def layer_shape(layer: nn.Module, layout: Layout) -> tuple[int, ...] | None:
-    """(out, in), (out, in, *kernel) or (dim, vocab) of a layer that can also apply factors, else None."""
+    """Return (out, in), (out, in, *kernel) or (dim, vocab) of a layer; None if it cannot also apply such factors."""
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, torch.Tensor):
         return None
@@ -35,7 +35,11 @@ def layer_shape(layer: nn.Module, layout: Layout) -> tuple[int, ...] | None:
 
 
 def find_modules(model: nn.Module, modules: Sequence[Codable]) -> dict[str, nn.Module]:
-    """The layer of the model for each module, by the name of the module. Raises EncodeError ``calibration-module``."""
+    """Return the layer of the model that each module changes, by the name of the module.
+
+    Raises:
+        EncodeError: ``calibration-module``: the model has no such layer, or one of another type or shape.
+    """
     own = dict(model.named_modules())
     prefix = f"{getattr(model, 'base_model_prefix', '') or ''}."
     found = {}
@@ -64,7 +68,7 @@ def find_modules(model: nn.Module, modules: Sequence[Codable]) -> dict[str, nn.M
 
 @contextmanager
 def freeze_weights(model: nn.Module) -> Iterator[None]:
-    """Let a model's own weights have no gradients, in this context."""
+    """Turn off the gradients of a model's own weights in this context."""
     before = [(p, p.requires_grad) for p in model.parameters()]
     for parameter, _ in before:
         parameter.requires_grad_(False)
@@ -76,9 +80,16 @@ def freeze_weights(model: nn.Module) -> Iterator[None]:
 
 
 def apply_lora_A(layer: nn.Module, layout: Layout, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """The output of the layer if its weight were lora_A, `weight` (r, in, *kernel) or (r, vocab), and without bias.
+    """Apply a layer with lora_A in place of its weight, and without bias.
 
-    (..., in) -> (..., r), (batch, in, ...) -> (batch, r, ...) or token ids (...) -> (..., r).
+    Args:
+        layer: The layer, for the settings of a convolution.
+        layout: The layout of the module.
+        x: Inputs (..., in), (batch, in, ...) of a convolution, or token ids (...).
+        weight: lora_A (r, in, *kernel) or (r, vocab).
+
+    Returns:
+        (..., r), or (batch, r, ...) of a convolution.
     """
     if layout == "embedding":
         return functional.embedding(x, weight.T)
@@ -90,7 +101,7 @@ def apply_lora_A(layer: nn.Module, layout: Layout, x: torch.Tensor, weight: torc
 
 
 def apply_lora_B(layout: Layout, inner: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Lora_B, `weight` (out, r), applied to the output of `apply_lora_A`: r becomes out."""
+    """Apply lora_B, `weight` (out, r), to the output of `apply_lora_A`, whose dimension r becomes out."""
     if layout == "conv":
         return torch.einsum("or,br...->bo...", weight, inner)
     return inner @ weight.T
@@ -100,13 +111,13 @@ def apply_lora_B(layout: Layout, inner: torch.Tensor, weight: torch.Tensor) -> t
 def attach_factors(
     model: nn.Module, modules: Sequence[Codable], factors: Callable[[], Mapping[str, FactorPair]]
 ) -> Iterator[None]:
-    """Let layers also apply an adapter, in this context: y + scaling * lora_B @ lora_A @ x.
+    """Let layers also apply an adapter in this context: y + scaling * lora_B @ lora_A @ x.
 
     Args:
         model: Any model; its layers are found by `find_modules`.
-        modules: The layers, shapes and scalings. Their own factors are not used.
-        factors: Called at every forward pass of a layer; gives (lora_B (out, r), lora_A (r, in)) by module name, of
-            any rank r. A module that is not in it adds nothing.
+        modules: The modules, for their names, shapes and scalings. Their own factors are not used.
+        factors: A function that is called in every forward pass of a layer. It returns lora_B (out, r) and
+            lora_A (r, in) by module name, of any rank r. A module that is not in the mapping adds nothing.
 
     Raises:
         EncodeError: ``calibration-module``: the model has no such layer.

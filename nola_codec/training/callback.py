@@ -5,7 +5,7 @@
     parametrize(model, num_basis=128, bits=4)
     Trainer(model, ..., callbacks=[NolaCallback("task.nola")]).train()
 
-Checkpoints hold the coefficients, and `resume_from_checkpoint` goes on with them.
+Checkpoints hold the coefficients, so `resume_from_checkpoint` resumes from them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class NolaCallback(TrainerCallback):
             save(model, folder / NAME, overwrite=True, measured=_last_loss(state))
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Write the file of the end."""
+        """Write the file at the end of training."""
         if state.is_world_process_zero:
             out = Path(self._out) if self._out is not None else Path(args.output_dir) / NAME
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +52,6 @@ class NolaCallback(TrainerCallback):
 
 
 def _last_loss(state: Any) -> dict[str, float]:
-    """The loss of the last evaluation, if there was one."""
+    """Return the loss of the last evaluation as figures for a header; empty if there was no evaluation."""
     losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
     return {"loss": float(losses[-1])} if losses else {}

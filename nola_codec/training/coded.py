@@ -1,4 +1,4 @@
-"""A tensor that is trained through its coefficients, and its place in a model and in a file.
+"""Train a tensor through its coefficients: the tensor, and its place in a model and in a file.
 
 `CodedTensor` is a parametrization for `torch.nn.utils.parametrize`: the parameter of a module becomes the
 coefficients, and the weight of the module is what they synthesize. While training the weight is computed in floats; in
@@ -29,17 +29,17 @@ Initialization = Literal["same-norm", "least-squares"]
 
 
 class CodedTensor(nn.Module):
-    """Coefficients (1, num_basis) -> a tensor.
+    """The map from coefficients (1, num_basis) to a tensor.
 
-    The coefficients are a row because PEFT takes a factor of one dimension for a damaged one.
+    The coefficients are a row because PEFT takes a factor of only one dimension for a damaged one.
 
     Attributes:
         shape: The shape of the tensor; its dtype is float32.
         synthesis: The basis as a linear map.
         group: The tensors with which this one goes into a file.
-        initialization: How `right_inverse` gets coefficients from a tensor: ``same-norm`` keeps the norm of the tensor,
-            as a fresh initialization needs it; ``least-squares`` keeps the tensor as nearly
-            as the coefficients can.
+        initialization: The way in which `right_inverse` gets coefficients from a tensor. ``same-norm`` keeps the norm
+            of the tensor, which a fresh initialization needs. ``least-squares`` comes as near to the tensor as the
+            coefficients can.
         side: The place of the tensor in a model and in a file; None until it has one.
     """
 
@@ -57,11 +57,11 @@ class CodedTensor(nn.Module):
         self._made: tuple[torch.Tensor, tuple[object, ...], torch.Tensor] | None = None
 
     def forward(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """The tensor, float32 in its shape, of coefficients (1, num_basis).
+        """Return the tensor of coefficients (1, num_basis), in float32 and in its shape.
 
-        A layer may ask for its weight several times in a step. So the tensor that was made is handed out again until a
+        A layer may ask for its weight several times in a step. So the tensor is made once and returned again until a
         backward pass has gone through it, since an optimizer steps only after one. (The version counters of tensors do
-        not tell when to make it anew: fused optimizers do not raise them.)
+        not tell when an optimizer has stepped, since fused optimizers do not raise them.)
         """
         if not self.training and self.side is not None:  # it has no side while it is being registered
             return self.group.decode_tensor(self).to(coefficients.device)
@@ -79,7 +79,7 @@ class CodedTensor(nn.Module):
         return made
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode as every module does; the tensor is then made anew."""
+        """Set the mode as `nn.Module.train` does, and forget the tensor that was made before."""
         self._made = None
         self.group.clear_cache()
         return super().train(mode)
@@ -88,7 +88,7 @@ class CodedTensor(nn.Module):
         self._made = None
 
     def right_inverse(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Coefficients that training starts from, float32 (1, num_basis), of a tensor in this shape."""
+        """Return the coefficients that training starts from, float32 (1, num_basis), for a tensor of this shape."""
         flat = tensor.detach().reshape(-1).float()
         found = self.synthesis.least_squares(flat)
         if self.initialization == "same-norm":
@@ -97,7 +97,7 @@ class CodedTensor(nn.Module):
         return found[None]
 
     def extra_repr(self) -> str:
-        """Shape, number and width of coefficients, for people."""
+        """Return the shape, and the number and width of coefficients, for `repr`."""
         return f"{tuple(self.shape)}, num_basis={self.synthesis.num_basis}, bits={self.group.bits}"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class CodedTensor(nn.Module):
 
 @dataclass(frozen=True)
 class RecordDescription:
-    """A trained tensor or pair of factors as a record of a file describes it, without its coefficients.
+    """The description of a trained tensor or pair of factors in a file: its record without the coefficients.
 
     Attributes:
         stream: The generator stream of the record.
@@ -126,12 +126,12 @@ class CodedSide:
     """One side of a record of the file, and the module that holds its coefficients.
 
     Attributes:
-        record: Name of the record: a module path for factors, a key for a vector.
+        record: The name of the record: a module path for factors, a key for a vector.
         index: 0 for lora_B, 1 for lora_A; None for a vector.
         tensor: The map from the coefficients to the side.
         holder: The module that has the coefficients as its parameter `attribute`.
         attribute: The name of that parameter.
-        loaded: (coefficients, symbols, scale code) as a file had them; None if no file was read.
+        loaded: (coefficients, symbols, scale code) that were read from a file; None if no file was read.
     """
 
     record: str
@@ -152,9 +152,9 @@ class CodedSide:
 
 
 def near_square_shape(shape: torch.Size | tuple[int, ...]) -> tuple[int, int]:
-    """(rows, columns) of a tensor as a near-square matrix, rows * columns being its elements (NOLA, section 3.3).
+    """Return (rows, columns) of the near-square matrix that a tensor is reshaped from (NOLA, section 3.3).
 
-    Rows are the largest divisor of the number of elements that is not above its square root.
+    The number of rows is the largest divisor of the number of elements that is not above its square root.
 
     >>> near_square_shape((64, 64, 3, 3))
     (192, 192)

@@ -1,4 +1,4 @@
-"""`Coding`: how tensors are trained as coefficients, one description for all fronts and layers."""
+"""`Coding`: one description, for all fronts and layers, of how tensors are trained as coefficients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMS: tuple[Form, ...] = ("nola", "pranc")
 class Coding:
     """A way to train tensors as coefficients over a pseudo-random basis.
 
-    A coded vector of n numbers is a combination of k basis vectors, where only the coefficients c are trained:
+    A coded vector of n numbers is a combination of k basis vectors, and only its coefficients c are trained:
 
         vector (n,) = gain * c (k,) @ G (k, n)
 
@@ -32,30 +32,30 @@ class Coding:
         nola:   W = lora_B (rows, r) @ lora_A (r, columns)
         pranc:  W = vector (rows * columns,), reshaped
 
-    Each front of this package takes a `Coding`, or its fields as keywords, or both; keywords win.
+    Each front of this package takes a `Coding`, or its fields as keywords, or both. A keyword replaces the field.
 
         >>> Coding(num_basis=128, bits=4).basis
         'hadamard'
 
     Attributes:
-        num_basis: k, the number of coefficients of each factor, or of each vector. A tensor with fewer numbers than
-            this has as many coefficients as numbers. `parametrize` also takes a mapping from the end of a module's
-            path to a number. None is 128 for the factors of an adapter, and 64 for all other tensors.
-        bits: Bits of a coefficient, 1 to 8: coefficients are rounded in every forward pass (quantization-aware
-            training). None trains without rounding, and stores 16 bits.
-        form: ``nola`` or ``pranc``. The factors of an adapter have no other form than ``nola``; its diagonals (VeRA,
+        num_basis: k, the number of coefficients of each factor, or of each vector. A tensor with fewer numbers than k
+            has as many coefficients as numbers. `parametrize` also takes a mapping from the end of a module's path to
+            a number. None means 128 for the factors of an adapter, and 64 for all other tensors.
+        bits: The bits of a coefficient, 1 to 8. Coefficients are then rounded in every forward pass
+            (quantization-aware training). None trains without rounding, and stores 16 bits.
+        form: ``nola`` or ``pranc``. The factors of an adapter always have the form ``nola``; its diagonals (VeRA,
             RandLoRA) are always one vector each.
-        rank: r of the form ``nola``. A smaller side of the matrix bounds it, but not in `parametrize_weights`. None is
-            4. An adapter has its own rank: `parametrize` takes none.
+        rank: r of the form ``nola``; None means 4. If a side of the matrix is smaller, it is the rank, except in
+            `parametrize_weights`. `parametrize` takes no rank, since an adapter has its own.
         basis: ``hadamard`` (n log n operations whatever k is), ``rademacher`` or ``uniform`` (the dense bases of the
             paper, n k operations).
         shared_basis: True if tensors of equal shapes share one basis (the shared basis of the paper).
-        keep_basis: True if a dense basis stays in memory, at 4 bytes an entry. False makes it anew in every pass.
-        generator: Name of the generator of the basis, ``philox4x32-10`` or ``threefry2x32-20``.
-        seed: Seed of the generator, 0 to 2^64 - 1.
+        keep_basis: True if a dense basis stays in memory, at 4 bytes an entry. False makes it again in every pass.
+        generator: The name of the generator of the basis, ``philox4x32-10`` or ``threefry2x32-20``.
+        seed: The seed of the generator, 0 to 2^64 - 1.
 
     Raises:
-        EncodeError: ``option``: a value that is none of these.
+        EncodeError: ``option``: a value is not allowed.
     """
 
     num_basis: int | Mapping[str, int] | None = None
@@ -88,13 +88,13 @@ class Coding:
             raise EncodeError(mismatch("seed", "0 to 2^64 - 1", repr(self.seed)), code="option")
 
     def num_basis_for_all(self, default: int) -> int:
-        """The number of coefficients where one number holds for all tensors; `default` if none was given.
+        """Return the number of coefficients that holds for all tensors; `default` if the coding does not give one.
 
         Raises:
             EncodeError: ``option``: the coding has a mapping, which only `parametrize` can use.
         """
         if isinstance(self.num_basis, Mapping):
-            message = "one number; a mapping is for the modules of a PEFT model (parametrize)"
+            message = "one number (only parametrize, for a PEFT model, takes a mapping)"
             raise EncodeError(mismatch("num_basis", message, self.num_basis), code="option")
         return default if self.num_basis is None else self.num_basis
 
@@ -119,9 +119,9 @@ class CodingOptions(TypedDict, total=False):
 
 
 class TensorOptions(CodingOptions, total=False):
-    """Options of a single tensor or layer: see `Coding` for all keywords but these two.
+    """Options of a single tensor or layer. `Coding` describes all of them but these two:
 
-    coding: The coding, whole; other keywords replace single fields of it.
+    coding: The whole coding. Other keywords replace single fields of it.
     group: The tensors with which this one goes into a file; its coding is the default. None makes a new group.
     """
 
@@ -130,14 +130,14 @@ class TensorOptions(CodingOptions, total=False):
 
 
 def resolve_coding(coding: Coding | None, options: Mapping[str, object]) -> Coding:
-    """The coding that a caller asked for.
+    """Return the coding that a caller asked for.
 
     Args:
         coding: The coding to start from; None is `Coding()`.
-        options: Fields that replace its fields, by name.
+        options: The fields to replace, by name.
 
     Raises:
-        EncodeError: ``option``: no coding, an unknown option, or a value that `Coding` refuses.
+        EncodeError: ``option``: `coding` is not a `Coding`, an option is unknown, or `Coding` refuses a value.
     """
     if coding is not None and not isinstance(coding, Coding):
         raise EncodeError(

@@ -1,4 +1,4 @@
-"""A tensor of any shape composed of coded parts: a product of two factors (NOLA), or one vector (PRANC).
+"""Compose a tensor of any shape of coded parts: a product of two factors (NOLA), or one vector (PRANC).
 
     nola:   W (rows, columns) = lora_B (rows, r) @ lora_A (r, columns)
     pranc:  W (n,) = vector (n,)
@@ -24,9 +24,9 @@ from nola_codec.training.coding import Coding
 from nola_codec.training.group import TensorGroup
 
 NUM_BASIS = 64
-"""Coefficients of a part, where a coding does not say how many."""
+"""Coefficients of a part, if the coding does not give their number."""
 RANK = 4
-"""Rank of a product, where a coding does not say which."""
+"""Rank of a product, if the coding does not give it."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Composition:
 
     Attributes:
         shape: The shape of the tensor.
-        num_basis: Coefficients of each part.
-        record: The stream, and the shapes of the parts: ((rows, r), (r, columns)) or (shape,).
+        num_basis: The number of coefficients of each part.
+        record: The stream of the record, and the shapes of its parts: ((rows, r), (r, columns)) or (shape,).
     """
 
     shape: tuple[int, ...]
@@ -47,12 +47,12 @@ class Composition:
 def plan_composition(
     shape: tuple[int, ...], coding: Coding, group: TensorGroup, matrix: tuple[int, int] | None = None
 ) -> Composition:
-    """Choose the parts of a tensor.
+    """Plan the parts of a tensor.
 
     Args:
         shape: The shape of the tensor.
-        coding: How it is coded. Its rank is cut to the smaller side of the matrix.
-        group: The group that the tensor will join, for the number of its basis.
+        coding: The coding of the tensor. Its rank is cut to the smaller side of the matrix.
+        group: The group that the tensor will join; it chooses the stream.
         matrix: (rows, columns) of the product; None is `near_square_shape`.
 
     Raises:
@@ -73,9 +73,10 @@ def plan_composition(
 
 
 class ComposedTensor(nn.Module):
-    """Coefficients (1, num_basis) of each part -> a tensor; a parametrization for `torch.nn.utils.parametrize`.
+    """The map from the coefficients of each part, (1, num_basis), to a tensor.
 
-    In evaluation it gives what the file that `save` would write decodes to, bit for bit.
+    It is a parametrization for `torch.nn.utils.parametrize`. In evaluation the tensor is, bit for bit, what the file
+    that `save` would write decodes to.
 
     Attributes:
         shape, dtype: The shape and the dtype of the tensor.
@@ -98,7 +99,7 @@ class ComposedTensor(nn.Module):
 
     @property
     def parts(self) -> list[CodedTensor]:
-        """Lora_B (rows, r) and lora_A (r, columns); or the tensor itself as one vector."""
+        """The parts: lora_B (rows, r) and lora_A (r, columns), or the tensor itself as one vector."""
         return [cast("CodedTensor", part) for part in self._parts]
 
     @property
@@ -107,11 +108,11 @@ class ComposedTensor(nn.Module):
         return self.parts[1].shape[0] if len(self._parts) == 2 else None
 
     def register(self, holder: nn.Module, attributes: Sequence[str], name: str | None = None) -> None:
-        """Enter the tensor into its group.
+        """Add the tensor to its group.
 
         Args:
             holder: The module that has the coefficients.
-            attributes: The names of its parameters, one a part.
+            attributes: The names of its parameters, one for each part.
             name: The path of the tensor in a network; None if it is not known yet.
         """
         sides = [
@@ -121,11 +122,11 @@ class ComposedTensor(nn.Module):
         self.group.add(name, self._record, sides)
 
     def synthesize(self, *coefficients: torch.Tensor) -> list[torch.Tensor]:
-        """[lora_B (rows, r), lora_A (r, columns)] or [the tensor], float32, of coefficients (1, num_basis) each."""
+        """Return the parts of coefficients (1, num_basis) each: lora_B and lora_A, or the tensor alone; float32."""
         return [part(values) for part, values in zip(self.parts, coefficients, strict=True)]
 
     def forward(self, *coefficients: torch.Tensor) -> torch.Tensor:
-        """The tensor, in its shape and dtype; in evaluation without a gradient."""
+        """Return the tensor in its shape and dtype. In evaluation it has no gradient."""
         if not self.training:
             return self._decode(coefficients[0].device)
         parts = self.synthesize(*coefficients)
@@ -133,7 +134,10 @@ class ComposedTensor(nn.Module):
         return made.reshape(self.shape).to(self.dtype)
 
     def right_inverse(self, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Random coefficients that compose a tensor as large as the given one; lora_B is zero where that is zero."""
+        """Return random coefficients, (1, num_basis) each, that compose a tensor of the same root mean square.
+
+        If the given tensor is zero, the coefficients of lora_B (or of the vector) are zero.
+        """
         rms = float(tensor.detach().float().square().mean().sqrt()) if tensor.device.type != "meta" else 1.0
         drawn = [torch.empty(1, part.synthesis.num_basis, device=tensor.device) for part in self.parts]
         for values, scale in zip(drawn, self.part_rms(rms or 1.0), strict=True):
@@ -143,15 +147,15 @@ class ComposedTensor(nn.Module):
         return tuple(drawn)
 
     def part_rms(self, rms: float) -> tuple[float, ...]:
-        """The root mean squares s of the parts that compose a tensor of this one.
+        """Return the root mean square s of each part, from the root mean square of the tensor.
 
-        An element of the product is a sum of r products of two elements: rms^2 = r s^4.
+        An element of the product is a sum of r products of two elements, so rms^2 = r s^4.
         """
         return (rms,) if self.rank is None else (math.sqrt(rms / math.sqrt(self.rank)),) * 2
 
     def _decode(self, device: torch.device) -> torch.Tensor:
-        """The tensor as the file has it; kept until a part of it changes."""
-        with torch.inference_mode(False), torch.no_grad():  # so that the kept tensor serves under autograd too
+        """Return the tensor that the file decodes to. It is kept until a part of it changes."""
+        with torch.inference_mode(False), torch.no_grad():  # so that the kept tensor can be used under autograd too
             parts = [self.group.decode_tensor(part) for part in self.parts]
             if self._decoded is None or self._decoded[1] != device or any(
                 mine is not now for mine, now in zip(self._decoded[0], parts, strict=True)
@@ -163,7 +167,7 @@ class ComposedTensor(nn.Module):
         return self._decoded[2]
 
     def extra_repr(self) -> str:
-        """Shape and rank, for people."""
+        """Return the shape and the rank, for `repr`."""
         return f"{tuple(self.shape)}, rank={self.rank}"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -171,9 +175,9 @@ class ComposedTensor(nn.Module):
 
 
 def fill_normal(values: torch.Tensor, rms: float) -> None:
-    """Fill a tensor with normal numbers whose root mean square is exactly `rms`.
+    """Fill a tensor with normal numbers, scaled so that their root mean square is `rms`.
 
-    A few numbers would else miss it by much.
+    Without the scaling, the root mean square of only a few numbers could differ much from it.
     """
     with torch.no_grad():
         values.normal_()

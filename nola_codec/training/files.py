@@ -1,4 +1,7 @@
-"""A group of coded tensors <-> a `.nola` file in factor form: coefficients of one width, one basis a tensor."""
+"""Write a group of coded tensors as a `.nola` file in factor form, and read such a file.
+
+In this form all coefficients have the same number of bits, and each tensor has one basis.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ _LEAST_SAVED = 1.03
 
 @dataclass(frozen=True)
 class HeaderExtras:
-    """The parts of a file that training does not make: configuration, metadata, and tensors carried as they are.
+    """The parts of a file that training does not make: configuration, metadata, and carried or drawn tensors.
 
     Attributes:
         dialect, config, metadata, raw, drawn: As in `Envelope`.
@@ -68,15 +71,15 @@ def decode_group(group: TensorGroup) -> list[torch.Tensor]:
 
 
 def encode_group(group: TensorGroup, extras: HeaderExtras, measured: Mapping[str, float] | None = None) -> bytes:
-    """The bytes of the file that decodes to what `decode_group` gives.
+    """Return the bytes of the file that decodes to the tensors of `decode_group`.
 
     Args:
         group: The coded tensors.
-        extras: The rest of the header, and tensors carried as they are.
+        extras: The rest of the header, and carried or drawn tensors.
         measured: Figures for the header, such as a loss.
 
     Raises:
-        EncodeError: ``not-parametrized`` for an empty group; ``not-finite``.
+        EncodeError: ``not-parametrized`` for an empty group; ``not-finite`` for coefficients that are not finite.
     """
     content, _ = _content(group)
     envelope = _envelope(group, extras)
@@ -103,7 +106,7 @@ def _envelope(group: TensorGroup, extras: HeaderExtras) -> Envelope:
 
 
 def _content(group: TensorGroup) -> tuple[FileContent, list[str]]:
-    """Records and symbols of the coefficients as they stand, and the names of the records."""
+    """Return the records and symbols of the present coefficients, and the names of the records."""
     if not group.sides:
         raise EncodeError("nothing is parametrized", code="not-parametrized")
     codebook = codebook_for(group.bits or EXACT_BITS)
@@ -124,7 +127,7 @@ def _content(group: TensorGroup) -> tuple[FileContent, list[str]]:
 
 
 def _frequencies(counts: npt.NDArray[np.int64] | None) -> tuple[int, ...] | None:
-    """Symbol frequencies for rANS, if their table saves more than it takes; else None."""
+    """Return the symbol frequencies for rANS; None if their table would take more than it saves."""
     if counts is None:
         return None
     total = int(counts.sum())
@@ -136,7 +139,7 @@ def _frequencies(counts: npt.NDArray[np.int64] | None) -> tuple[int, ...] | None
 
 
 def _quantize_side(side: CodedSide) -> tuple[npt.NDArray[np.uint16], int]:
-    """Symbols (num_basis,) of the coefficients as they stand, and the code of their scale."""
+    """Return the symbols (num_basis,) of the present coefficients of a side, and the code of their scale."""
     coefficients = side.coefficients
     if side.loaded is not None and torch.equal(side.loaded[0], coefficients):
         return side.loaded[1], side.loaded[2]
@@ -151,7 +154,8 @@ def _record(
 ) -> CodedRecord:
     is_pair = len(described.shapes) == 2
     split: Split = "factor" if is_pair else "component"
-    counts = [side.tensor.synthesis.num_basis for side in sides] or [1] * len(described.shapes)  # untrained: no units
+    # An untrained record has no sides here, and no units in the file.
+    counts = [side.tensor.synthesis.num_basis for side in sides] or [1] * len(described.shapes)
     kind = CodedKind(
         template=split_name(name)[0],
         layout=described.layout,
@@ -170,14 +174,14 @@ def _record(
 
 @dataclass(frozen=True)
 class TrainedFile:
-    """A file in factor form, as far as training can go on with it.
+    """The parts of a file in factor form that training can be resumed from.
 
     Attributes:
         header: The header of the file.
-        bits: Bits of a coefficient; None for 16.
-        symbols, codes: The symbols (num_basis,) and the code of the scale of the coefficients, gain included, by the
-            name of the record and the number of the side.
-        raw: Tensors that the file carries or draws again, by name.
+        bits: The bits of a coefficient; None for 16.
+        symbols: The symbols (num_basis,) of each side, by the name of the record and the number of the side.
+        codes: The scale code of each side, which includes the gain, by the same.
+        raw: The carried and drawn tensors, by name.
     """
 
     header: Header
@@ -188,7 +192,7 @@ class TrainedFile:
 
     @property
     def coding(self) -> Coding:
-        """The basis, generator, seed and bits that all tensors share. A file without coded tensors has no coding."""
+        """The basis, generator, seed and bits that all tensors share. There must be a coded tensor."""
         bases = {number: name for name, number in BASIS_NAMES.items()}
         generators = {number: name for name, number in GENERATOR_NAMES.items()}
         basis, generator = bases[self.header.coded[0].kind.basis], generators[self.header.generator]
@@ -199,8 +203,8 @@ def read_trained_file(source: Source) -> TrainedFile:
     """Read a file that `encode_group` wrote.
 
     Raises:
-        FormatError: the file is damaged.
-        EncodeError: ``not-trained``: it is not in factor form, or not of one width.
+        FormatError: The file is damaged.
+        EncodeError: ``not-trained``: It is not in factor form, or its coefficients do not all have the same bits.
     """
     with open_container(source) as container:
         container.check_content()
@@ -229,12 +233,16 @@ def _bits_of(header: Header) -> int:
             if header.quantizers[0].codebook == codebook_for(bits):
                 return bits
     raise EncodeError(
-        "not a file of trained coefficients: expected one basis and one width for all", code="not-trained"
+        "not a file of trained coefficients: expected one basis and the same bits for all", code="not-trained"
     )
 
 
 def restore_side(side: CodedSide, trained: TrainedFile) -> None:
-    """Set the coefficients of a side to those of a file; until they change they are saved as they were read."""
+    """Set the coefficients of a side to those of a file. As long as they do not change, `save` writes the same symbols.
+
+    Raises:
+        EncodeError: ``not-trained``: the file has another number of coefficients.
+    """
     key, synthesis = (side.record, side.index or 0), side.tensor.synthesis
     symbols, code = trained.symbols[key], trained.codes[key]
     if len(symbols) != synthesis.num_basis:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _COMMON = ("basis", "generator", "seed", "bits")
-"""Fields of a coding that a file has once."""
+"""The fields of a coding that are the same for all tensors of a file."""
 
 
 class TensorGroup:
@@ -33,7 +33,7 @@ class TensorGroup:
     Tensors are numbered in the order in which they were made, and each number has a basis of its own.
 
     Attributes:
-        coding: The coding of a tensor for which nothing else is said.
+        coding: The coding of a tensor that is not given another one.
         records: The records of the file without their coefficients, by name.
         sides: The sides of the records, in the order in which they were made.
     """
@@ -72,19 +72,19 @@ class TensorGroup:
 
     @property
     def bits(self) -> int | None:
-        """Bits of a coefficient; None trains unrounded."""
+        """The bits of a coefficient; None if coefficients are not rounded in training."""
         return self.coding.bits
 
     def make_synthesis(
         self, stream: int, index: int | None, length: int, num_basis: int, *, kept: bool = False
     ) -> Synthesis:
-        """The basis of one side of the record with this stream.
+        """Make the basis of one side of the record with this stream.
 
         Args:
             stream: The generator stream of the record.
             index: 0 for lora_B, 1 for lora_A; None for a vector.
-            length: Numbers of the side.
-            num_basis: Coefficients; cut to `length`, beyond which more of them would say nothing more.
+            length: The number of elements of the side.
+            num_basis: The number of coefficients; it is cut to `length`, since more would not add anything.
             kept: True if a dense basis stays in memory.
         """
         key = BasisKey(self.generator, self.seed, 2 * stream + (index or 0))
@@ -92,7 +92,7 @@ class TensorGroup:
         return Synthesis(self.basis, key, length, min(num_basis, length), grain=grain, kept=kept)
 
     def choose_stream(self, shapes: tuple[tuple[int, ...], ...], *, shared: bool) -> int:
-        """The generator stream of a new record: the next one, or that of a record with the same shapes if shared."""
+        """Return the generator stream of a new record: a new one, or if shared that of a record of equal shapes."""
         alike = [record.stream for record in self.records.values() if record.shapes == shapes] if shared else []
         return alike[0] if alike else 1 + max((record.stream for record in self.records.values()), default=-1)
 
@@ -100,9 +100,9 @@ class TensorGroup:
         """Add a record.
 
         Args:
-            name: Its name; None gives it one that holds until its path in a network is known.
+            name: The name of the record. None gives it a name until its path in a network is known.
             record: The record without its coefficients.
-            sides: Its sides, under whatever record name; none if nothing of it is trained.
+            sides: The sides of the record, which get its name; empty if the record is not trained.
         """
         if name is None:
             number = len(self.records)
@@ -118,8 +118,8 @@ class TensorGroup:
         """Decode one tensor from the file that would be written now: float32 on the CPU, in its shape.
 
         The result is kept until coefficients change. The tensor's own coefficients are compared by value, since fused
-        optimizers leave no trace. Those of the others matter as well, since they may move an exponent that all share;
-        they are compared by their version counters.
+        optimizers do not raise version counters. The coefficients of the other tensors matter too, since they may
+        change an exponent that all share; they are compared by their version counters.
         """
         found, side = self._decoded.get(id(tensor)), tensor.side
         if (
@@ -129,7 +129,7 @@ class TensorGroup:
             and torch.equal(found[0], side.coefficients)
         ):
             return found[1]
-        with torch.inference_mode(False), torch.no_grad():  # so that the kept tensor serves under autograd too
+        with torch.inference_mode(False), torch.no_grad():  # so that the kept tensor can be used under autograd too
             made = decode_group(self)
             self._watched = [side.coefficients for side in self.sides]
             self._versions = [watched._version for watched in self._watched]
@@ -140,11 +140,11 @@ class TensorGroup:
         return self._decoded[id(tensor)][1]
 
     def clear_cache(self) -> None:
-        """Forget decoded tensors, so that they are decoded anew when they are asked for next."""
+        """Discard the decoded tensors, so that they are decoded again when they are needed."""
         self._decoded, self._watched = {}, []
 
     def set_bits(self, bits: int | None) -> None:
-        """Give all coefficients another width, from the next forward pass on. Raises EncodeError ``option``."""
+        """Set the bits of all coefficients, from the next forward pass on. Raises EncodeError ``option``."""
         self.coding = replace(self.coding, bits=bits)
         for side in self.sides:
             side.loaded = None
@@ -155,14 +155,14 @@ class TensorGroup:
 
 
 def resolve_group(options: TensorOptions) -> tuple[TensorGroup, Coding]:
-    """The group that a new tensor joins, and the coding of the tensor.
+    """Return the group that a new tensor joins, and the coding of the tensor.
 
     Args:
         options: The caller's keywords for the tensor: ``group``, ``coding``, and fields of `Coding`.
 
     Raises:
-        EncodeError: ``option``: a value that `Coding` refuses, or that differs from the group's where a file has one
-            for all its tensors.
+        EncodeError: ``option``: `Coding` refuses a value, or a value that must be the same in a whole file differs
+            from the group's.
     """
     group, given = options.get("group"), options.get("coding")
     others = {name: value for name, value in options.items() if name not in ("group", "coding")}

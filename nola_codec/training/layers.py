@@ -51,18 +51,18 @@ class NolaParameter(nn.Module):
         dtype: torch.dtype | None = None,
         **options: Unpack[TensorOptions],
     ) -> None:
-        """Compose a tensor, and draw the coefficients that it starts from.
+        """Make a tensor, and draw the coefficients that it starts from.
 
         Args:
             shape: The shape of the tensor.
-            matrix: (rows, columns) of the product that it is; None is `near_square_shape`.
+            matrix: (rows, columns) of the product that is reshaped to the tensor; None is `near_square_shape`.
             std: The root mean square of the tensor at the start; None is that of PyTorch's layers, 1 / sqrt(3 fan_in).
             device: The device of the coefficients.
             dtype: The dtype of the tensor.
             options: ``group``, ``coding``, and fields of `Coding`; see `TensorOptions`.
 
         Raises:
-            EncodeError: ``option``.
+            EncodeError: ``option``: a shape or an option is not allowed.
         """
         super().__init__()
         own = tuple(shape)
@@ -86,18 +86,18 @@ class NolaParameter(nn.Module):
 
     @property
     def coefficients_of_parts(self) -> tuple[torch.Tensor, ...]:
-        """The parameters, lora_B's first, (1, num_basis) each."""
+        """The coefficients of each part, (1, num_basis), lora_B's first."""
         return tuple(getattr(self, attribute) for attribute in self.attributes)
 
     def reset_parameters(self) -> None:
-        """Draw the coefficients anew, by PyTorch's own generator."""
+        """Draw new coefficients from PyTorch's own generator."""
         for values, scale in zip(self.coefficients_of_parts, self.composed.part_rms(self.std), strict=True):
             fill_normal(values, scale)
 
     def factors(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(lora_B (rows, r), lora_A (r, columns)) in training, where a layer may multiply by one after the other.
+        """Return lora_B (rows, r) and lora_A (r, columns), so that a layer can multiply by one after the other.
 
-        None in evaluation, whose results are those of the product, and for a vector.
+        None is returned for a vector, and in evaluation, where layers use the product that the file decodes to.
         """
         if not self.training or self.composed.rank is None:
             return None
@@ -105,17 +105,17 @@ class NolaParameter(nn.Module):
         return lora_B.to(self.composed.dtype), lora_A.to(self.composed.dtype)
 
     def forward(self) -> torch.Tensor:
-        """The tensor; in evaluation it is what the file decodes to, and has no gradient."""
+        """Return the tensor. In evaluation it is what the file decodes to, and it has no gradient."""
         made: torch.Tensor = self.composed(*self.coefficients_of_parts)
         return made
 
 
 class _Layer(nn.Module):
-    """A coded weight and a plain bias.
+    """A layer with a coded weight and a plain bias.
 
     Attributes:
-        weight: A call of it gives the weight.
-        bias: (out,) or None.
+        weight: The module that gives the weight when it is called.
+        bias: The bias (out,), or None.
     """
 
     weight: NolaParameter
@@ -131,7 +131,8 @@ class _Layer(nn.Module):
 class NolaLinear(_Layer):
     """`nn.Linear` with weight (out_features, in_features) = lora_B (out, r) @ lora_A (r, in).
 
-    In training x lora_A^T lora_B^T is computed from left to right where that takes fewer operations than the weight.
+    In training, x lora_A^T lora_B^T is computed from left to right if this takes fewer operations than making the
+    weight first.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class NolaLinear(_Layer):
         self._add_bias(out_features, bias, in_features, device, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., in_features) -> (..., out_features)."""
+        """Map (..., in_features) to (..., out_features)."""
         rank = self.weight.composed.rank
         if self.training and rank is not None:
             rows = x.numel() // self.in_features
@@ -164,14 +165,14 @@ class NolaLinear(_Layer):
         return functional.linear(x, self.weight(), self.bias)
 
     def extra_repr(self) -> str:
-        """The sizes, for people."""
+        """Return the sizes, for `repr`."""
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
 class NolaConv2d(_Layer):
-    """`nn.Conv2d` with zeros around the image.
+    """`nn.Conv2d` with zero padding and a coded weight.
 
-    Its weight (out, in / groups, height, width) is a near-square matrix, reshaped (NOLA, section 3.3).
+    The weight (out, in / groups, height, width) is a near-square product of factors, reshaped (NOLA, section 3.3).
     """
 
     def __init__(
@@ -198,21 +199,21 @@ class NolaConv2d(_Layer):
         self._add_bias(out_channels, bias, in_channels // groups * math.prod(kernel), device, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(batch, in_channels, height, width) -> (batch, out_channels, height', width')."""
+        """Map (batch, in_channels, height, width) to (batch, out_channels, height', width')."""
         return functional.conv2d(x, self.weight(), self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
-        """The settings, for people."""
+        """Return the settings, for `repr`."""
         return f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, groups={self.groups}"
 
 
 class NolaEmbedding(nn.Module):
     """`nn.Embedding` with weight (num_embeddings, embedding_dim) = lora_B (num, r) @ lora_A (r, dim).
 
-    In training only the rows that are asked for are computed.
+    In training, only the rows of the given indexes are computed.
 
     Attributes:
-        weight: A call of it gives the weight.
+        weight: The module that gives the weight when it is called.
     """
 
     def __init__(
@@ -233,12 +234,12 @@ class NolaEmbedding(nn.Module):
         self.weight = NolaParameter(size, matrix=size, std=1.0, device=device, dtype=dtype, **options)
 
     def forward(self, indexes: torch.Tensor) -> torch.Tensor:
-        """(...) integers -> (..., embedding_dim)."""
+        """Map integers (...) to (..., embedding_dim)."""
         factors = self.weight.factors()
         if factors is not None:
             return functional.embedding(indexes, factors[0]) @ factors[1]  # (..., r) @ (r, dim) -> (..., dim)
         return functional.embedding(indexes, self.weight())
 
     def extra_repr(self) -> str:
-        """The sizes, for people."""
+        """Return the sizes, for `repr`."""
         return f"{self.weight.shape[0]}, {self.weight.shape[1]}"

@@ -1,4 +1,4 @@
-"""The layers of an existing network, trained through coefficients: `parametrize_network`, and what a network holds."""
+"""Train the layers of an existing network through coefficients: `parametrize_network`, and its composed tensors."""
 
 from __future__ import annotations
 
@@ -36,16 +36,17 @@ def parametrize_network(
 ) -> TensorGroup:
     """Train the weights of linear, convolution and embedding layers through coefficients, from scratch (NOLA, eq. 2).
 
-    Weights start random and as large as they were. Biases, norms and other tensors stay as they are, and the file
-    carries them. Make the optimizer **afterwards**: the coefficients are new parameters.
+    Weights start random, with the root mean square that they had. Biases, norms and other tensors stay as they are, and
+    the file carries them. Make the optimizer **afterwards**, since the coefficients are new parameters.
 
         >>> parametrize_network(resnet, num_basis=320, rank=8, bits=4)  # doctest: +SKIP
 
     Args:
-        network: Any module with such layers. Its class and its paths stay.
-        coding: How the weights are coded; None is the group's coding, or `Coding()`.
-        include: Only weights in whose name (``layer1.0.conv1.weight``) one of these regular expressions is found.
-        exclude: Not those in whose name one of these is found.
+        network: Any module with such layers. Its class and the paths of its modules stay.
+        coding: The coding of the weights; None is the group's coding, or `Coding()`.
+        include: Regular expressions. Only weights are coded whose name (``layer1.0.conv1.weight``) matches one of them
+            somewhere; if there are none, all weights are.
+        exclude: Regular expressions. Weights whose name matches one of them somewhere are not coded.
         group: A group with weights of this network, to which these are added, so that layers may have different
             numbers of coefficients. None makes a new group.
         options: Fields of `Coding`, in place of those of `coding`.
@@ -54,8 +55,8 @@ def parametrize_network(
         The group; `save` also finds it at the network.
 
     Raises:
-        EncodeError: ``option``, ``not-parametrized`` (no such layer), ``tied-weights``; ``parametrized`` after
-            `parametrize` or `parametrize_weights`.
+        EncodeError: ``option``; ``not-parametrized``: no layer is selected; ``tied-weights``; ``parametrized``: the
+            network is parametrized already by `parametrize` or `parametrize_weights`.
     """
     refuse_parametrized(network)
     given: TensorOptions = {**options, "coding": coding, "group": group}
@@ -70,7 +71,7 @@ def parametrize_network(
         and selection.wants(_join(path, "weight"))
     ]
     if not found:
-        raise EncodeError("no layer of the network is meant", code="not-parametrized")
+        raise EncodeError("no layer of the network is selected", code="not-parametrized")
     for name, layer in found:
         require_plain(network, name, layer)
     for name, layer in found:
@@ -84,7 +85,7 @@ def parametrize_network(
 def compose_weight(
     layer: nn.Module, name: str, composition: Composition, group: TensorGroup, *, keep_basis: bool = False
 ) -> None:
-    """Let a weight of a layer be made of coefficients.
+    """Replace a weight of a layer by coefficients that it is made of.
 
     Args:
         layer: The module that has the weight.
@@ -107,7 +108,7 @@ class ComposedParameter:
     """A composed tensor and its place in a network.
 
     Attributes:
-        name: The path of the parameter that it stands for.
+        name: The path of the parameter that it replaces.
         composed: The map from its coefficients to the tensor.
         keys: The keys of its coefficients in the network's own state dict.
     """
@@ -118,7 +119,7 @@ class ComposedParameter:
 
 
 def find_composed_tensors(network: nn.Module) -> Iterator[ComposedParameter]:
-    """Every composed tensor of a network, once for each path."""
+    """Yield every composed tensor of a network, once for each path that it has."""
     for path, module in network.named_modules(remove_duplicate=False):
         if isinstance(module, NolaParameter):
             yield ComposedParameter(path, module.composed, tuple(_join(path, key) for key in module.attributes))
@@ -130,9 +131,10 @@ def find_composed_tensors(network: nn.Module) -> Iterator[ComposedParameter]:
 
 
 def sync_group(network: nn.Module) -> tuple[TensorGroup, list[ComposedParameter]]:
-    """Bring the group of a network's composed tensors up to date, and return it with those tensors.
+    """Update the group of a network's composed tensors, and return it with those tensors.
 
-    Records get the paths of the tensors as their names. Records of layers that the network has no more are dropped.
+    Records get the paths of the tensors as their names. Records of layers that are no longer in the network are
+    removed.
 
     Raises:
         EncodeError: ``not-parametrized``; ``ensembles`` for tensors of several groups; ``tied-weights`` for a layer
@@ -145,12 +147,12 @@ def sync_group(network: nn.Module) -> tuple[TensorGroup, list[ComposedParameter]
     names: dict[int, str] = {}
     for parameter in found:
         if names.setdefault(id(parameter.composed), parameter.name) != parameter.name:
-            message = f"is {names[id(parameter.composed)]} too; a file has one name for a tensor"
+            message = f"is the same tensor as {names[id(parameter.composed)]}; a file has one name for each tensor"
             raise EncodeError(message, code="tied-weights", where=parameter.name)
     own = found[0].composed.group
     other = next((parameter for parameter in found if parameter.composed.group is not own), None)
     if other is not None:
-        message = "belongs to another group than the layers before; make all of them with one (group=...)"
+        message = "belongs to another group than the layers before it; give all layers the same group (group=...)"
         raise EncodeError(message, code="ensembles", where=other.name)
     path_of = {id(part): parameter.name for parameter in found for part in parameter.composed.parts}
     sides = [side for side in own.sides if id(side.tensor) in path_of]
@@ -162,7 +164,12 @@ def sync_group(network: nn.Module) -> tuple[TensorGroup, list[ComposedParameter]
 
 
 def require_plain(network: nn.Module, name: str, layer: nn.Module) -> None:
-    """Refuse what a composed weight would break in silence. Raises EncodeError ``tied-weights``, ``option``."""
+    """Check that a weight can be composed without breaking the network.
+
+    Raises:
+        EncodeError: ``tied-weights``: another parameter is the same tensor; ``option``: an embedding with padding_idx,
+            max_norm or sparse gradients.
+    """
     weight = getattr(layer, name.rpartition(".")[2])
     alike = [other for other, value in network.named_parameters(remove_duplicate=False) if value is weight]
     if len(alike) > 1:

@@ -1,4 +1,4 @@
-"""A network with coded parameters <-> a `.nola` file in the dialect `parameters`."""
+"""Write a network with coded parameters as a `.nola` file in the dialect `parameters`, and load such a file."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ def load_network(network: nn.Module, trained: TrainedFile) -> nn.Module:
 
 
 def _require_same_carried(state: Mapping[str, torch.Tensor], trained: TrainedFile) -> None:
-    """Raises EncodeError ``not-trained`` where the file's other tensors are not those of a state dict."""
+    """Check that the carried tensors of a file are those of a state dict. Raises EncodeError ``not-trained``."""
     for key in sorted(state.keys() ^ trained.raw.keys()):
-        raise EncodeError("is in the network or in the file alone", code="not-trained", where=key)
+        raise EncodeError("is only in the network or only in the file", code="not-trained", where=key)
     for key, tensor in trained.raw.items():
         wanted = tuple(state[key].shape), state[key].dtype
         if (tensor.shape, torch_dtype(tensor.dtype)) != wanted:
@@ -86,12 +86,12 @@ def _require_same_carried(state: Mapping[str, torch.Tensor], trained: TrainedFil
 def _require_same_coding(
     own: TensorGroup, found: list[ComposedParameter], trained: TrainedFile, shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Raises EncodeError ``not-trained`` where the network's coding is not the file's."""
+    """Check that the coding of a network is that of a file. Raises EncodeError ``not-trained``."""
     header = trained.header
     wanted = {(side.record, side.index or 0) for side in own.sides}
     if wanted != set(trained.symbols):
         name, _ = min(wanted ^ set(trained.symbols))
-        raise EncodeError("is coded in the network or in the file alone", code="not-trained", where=name)
+        raise EncodeError("is coded only in the network or only in the file", code="not-trained", where=name)
     coding = own.generator, own.seed, own.bits
     if coding != (header.generator, header.seed, trained.bits):
         found_there = header.generator, header.seed, trained.bits
@@ -110,7 +110,7 @@ def _require_same_coding(
 
 
 def _require_fitting(network: nn.Module, trained: TrainedFile, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises EncodeError ``not-trained`` where a plain network cannot be coded as a file is."""
+    """Check that a plain network can be coded as a file is. Raises EncodeError ``not-trained``."""
     modules = dict(network.named_modules())
     for record in trained.header.coded:
         path, _, attribute = record.name.rpartition(".")
@@ -125,7 +125,7 @@ def _require_fitting(network: nn.Module, trained: TrainedFile, shapes: Mapping[s
             whole &= kind.product_shape == (shape if len(shape) == 2 else near_square_shape(shape))
             whole &= kind.rank <= min(kind.product_shape)
         if not whole or any(n > most for n, most in zip(kind.num_basis, kind.vector_lengths, strict=True)):
-            message = "coded as no parameter of a network is: another matrix, or more numbers than it has"
+            message = "the matrix, or the number of coefficients, is one that no parameter of a network can have"
             raise EncodeError(message, code="not-trained", where=record.name)
     bases = {record.kind.basis for record in trained.header.coded}
     if len(bases) != 1:
@@ -135,7 +135,7 @@ def _require_fitting(network: nn.Module, trained: TrainedFile, shapes: Mapping[s
 
 
 def _parametrize_like(network: nn.Module, trained: TrainedFile, shapes: Mapping[str, tuple[int, ...]]) -> TensorGroup:
-    """Compose the parameters of a plain network that the file has records of."""
+    """Compose those parameters of a plain network that a file has records of."""
     own = TensorGroup(trained.coding)
     for record in trained.header.coded:
         kind = record.kind
@@ -154,7 +154,7 @@ def _describe(value: object) -> object:
 
 
 def _matrix_shape(parameter: ComposedParameter) -> tuple[int, int]:
-    """(rows, columns) of the product."""
+    """Return (rows, columns) of the product that a tensor is reshaped from."""
     lora_B, lora_A = parameter.composed.parts
     return lora_B.shape[0], lora_A.shape[1]
 

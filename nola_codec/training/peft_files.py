@@ -1,4 +1,4 @@
-"""A PEFT model with coded factors <-> a `.nola` file in the dialect `peft`."""
+"""Write a PEFT model with coded factors as a `.nola` file in the dialect `peft`, and load such a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FACTOR = re.compile(r"\.lora_[AB]\.(weight|nola)$|\.lora_embedding_[AB]$")
 
 
 def peft_header_extras(model: nn.Module, state: TrainingState) -> HeaderExtras:
-    """The parts of a PEFT model's file that are not coefficients: its configuration, and tensors carried or drawn."""
+    """Return the configuration of a PEFT model, and the tensors that its file carries or draws."""
     config, raw = adapter_config(model, state.adapter), _raw_tensors(model, state)
     draws = PEFT.variant(config).draws(config, raw)
     drawn = {name: (draws[name], raw.pop(name)) for name in draws}
@@ -52,12 +52,12 @@ def load_adapter(model: nn.Module, source: Source, *, adapter: str = "default") 
 
 
 def _require_same_coding(state: TrainingState, trained: TrainedFile) -> None:
-    """Raises EncodeError ``not-trained`` if the coding of the model is not that of the file."""
+    """Check that the coding of a model is that of a file. Raises EncodeError ``not-trained``."""
     group = state.group
     wanted = {(side.record, side.index or 0) for side in group.sides}
     if wanted != set(trained.symbols):
         first = min(wanted ^ set(trained.symbols))
-        raise EncodeError("is in the model or in the file alone", code="not-trained", where=first[0])
+        raise EncodeError("is only in the model or only in the file", code="not-trained", where=first[0])
     theirs = trained.coding
     for option in ("basis", "generator", "seed", "bits"):
         mine, found = getattr(group.coding, option), getattr(theirs, option)
@@ -71,7 +71,7 @@ def _require_same_coding(state: TrainingState, trained: TrainedFile) -> None:
 
 
 def _add_adapter(model: nn.Module, trained: TrainedFile, adapter: str) -> nn.Module:
-    """Give a base model the adapter of the configuration that a file has."""
+    """Add a new adapter to a base model, with the configuration in a file."""
     if trained.header.config is None:
         raise EncodeError("the file has no PEFT configuration", code="not-trained")
     stored = dict(trained.header.config)
@@ -90,14 +90,14 @@ def _parametrize_like(model: nn.Module, trained: TrainedFile) -> None:
     """Parametrize a PEFT model with the options that a file was trained with."""
     records = [record for record in trained.header.coded if record.units]
     if not records:
-        raise EncodeError("nothing in it was trained", code="not-trained")
+        raise EncodeError("the file has no trained tensors", code="not-trained")
     counts = {record.name: max(record.kind.num_basis) for record in records}
     shared = len({record.stream for record in records}) < len(records)
     parametrize(model, trained.coding, num_basis=counts, shared_basis=shared)
 
 
 def _raw_tensors(model: nn.Module, state: TrainingState) -> dict[str, RawTensor]:
-    """The uncoded tensors that PEFT would save: biases, DoRA magnitudes, modules to save, frozen matrices."""
+    """Return the uncoded tensors that PEFT would save: biases, DoRA magnitudes, modules to save, frozen matrices."""
     from peft import get_peft_model_state_dict
 
     found = get_peft_model_state_dict(model, adapter_name=state.adapter)

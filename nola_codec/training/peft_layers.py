@@ -1,6 +1,6 @@
-"""The tensors that PEFT's layers train: pairs of factors (LoRA), or diagonals between frozen matrices (VeRA, RandLoRA).
+"""Find the tensors that PEFT's layers train: pairs of factors (LoRA), or diagonals of frozen matrices (VeRA, RandLoRA).
 
-Read against peft 0.21 (`tuners/lora/layer.py`, `tuners/vera/layer.py`, `tuners/randlora/layer.py`).
+This follows peft 0.21 (`tuners/lora/layer.py`, `tuners/vera/layer.py`, `tuners/randlora/layer.py`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class AdapterTensor:
 
     Attributes:
         index: 0 for lora_B, 1 for lora_A; None for a diagonal.
-        holder, attribute: The module that has the tensor, and the name of the tensor there.
+        holder, attribute: The module that has the tensor, and the name of the tensor in it.
     """
 
     index: int | None
@@ -34,7 +34,7 @@ class AdapterTensor:
 
     @property
     def tensor(self) -> torch.Tensor:
-        """The parameter."""
+        """The tensor, a parameter of `holder`."""
         found = self.holder[self.attribute] if isinstance(self.holder, nn.ParameterDict) else None
         tensor: torch.Tensor = getattr(self.holder, self.attribute) if found is None else found
         return tensor
@@ -63,15 +63,15 @@ class AdapterRecord:
 
 
 def find_adapter(model: Any, adapter: str | None) -> str:
-    """The name of an adapter of a PEFT model.
+    """Return the name of an adapter of a PEFT model, after checking that its tensors can be coded.
 
     Args:
         model: The model.
-        adapter: The name that is wanted; None is the active adapter.
+        adapter: The name of the adapter; None is the active one.
 
     Raises:
-        EncodeError: ``not-peft``: no `PeftModel`, or no such adapter.
-        AdapterError: an adapter that is neither LoRA, VeRA nor RandLoRA.
+        EncodeError: ``not-peft``: the model is no `PeftModel`, or has no such adapter.
+        AdapterError: The adapter is neither LoRA, VeRA nor RandLoRA, or has an option that `parse_config` refuses.
     """
     configs = getattr(model, "peft_config", None)
     if not configs:
@@ -93,7 +93,7 @@ def find_adapter(model: Any, adapter: str | None) -> str:
 
 
 def adapter_config(model: Any, adapter: str) -> dict[str, Any]:
-    """The configuration of an adapter as `adapter_config.json` would have it."""
+    """Return the configuration of an adapter as PEFT would write it to `adapter_config.json`."""
     config = model.peft_config[adapter]
     values = {key: sorted(v) if isinstance(v, set) else v for key, v in config.to_dict().items()}
     values["inference_mode"] = True
@@ -107,10 +107,10 @@ def check_adapter_config(config: dict[str, Any], where: str) -> None:
 
 
 def find_adapter_records(model: nn.Module, config: dict[str, Any], adapter: str) -> list[AdapterRecord]:
-    """All tensors of an adapter that are trained, in the order of the records of a file.
+    """Find all trained tensors of an adapter, in the order of the records of a file.
 
     Raises:
-        EncodeError: ``not-peft``: factors on bare parameters.
+        EncodeError: ``not-peft``: the adapter has factors on bare parameters (experts).
     """
     diagonals = PEFT.variant(config).diagonals
     found = _diagonals(model, adapter, diagonals) if diagonals else _factors(model, adapter)
@@ -118,7 +118,10 @@ def find_adapter_records(model: nn.Module, config: dict[str, Any], adapter: str)
 
 
 def has_started(records: list[AdapterRecord]) -> bool:
-    """True if training has started: lora_B, vera_lambda_b or randlora_lambda, which PEFT makes zero, is not zero."""
+    """Return True if training has started.
+
+    It has if some lora_B, vera_lambda_b or randlora_lambda is not zero, since PEFT initializes all of these to zero.
+    """
     zeros = ("lambda_b", "randlora_lambda")
     first = [record for record in records if record.tensors[0].index == 0 or record.name.endswith(zeros)]
     return any(bool(record.tensors[0].tensor.any()) for record in first)

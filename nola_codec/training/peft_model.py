@@ -5,8 +5,8 @@
     ...                                     # any training loop: Trainer, QLoRA bases, DoRA
     save(model, "task.nola")
 
-The weights of the factors become functions of their coefficients, by `torch.nn.utils.parametrize`; PEFT does not
-notice. Written against peft 0.21 (`tuners/lora/layer.py`, `utils/save_and_load.py`).
+`torch.nn.utils.parametrize` makes the weights of the factors functions of their coefficients, so PEFT itself needs no
+change. This follows peft 0.21 (`tuners/lora/layer.py`, `utils/save_and_load.py`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 NUM_BASIS = 128
-"""Coefficients of a factor or diagonal of an adapter, where a coding does not say how many."""
+"""Coefficients of a factor or diagonal of an adapter, if the coding does not give their number."""
 _HANDLES = "_nola_handles"
 
 
@@ -57,14 +57,14 @@ def parametrize(
         >>> parametrize(model, num_basis=128, bits=4)  # doctest: +SKIP
 
     Args:
-        model: A `PeftModel` with a LoRA adapter on linear, convolution and embedding layers, over any base; or with
-            VeRA or RandLoRA.
-        coding: How the tensors are coded. Its num_basis may be a mapping from the end of a module's path to a number
+        model: A `PeftModel` with a LoRA adapter on linear, convolution and embedding layers, or with VeRA or RandLoRA.
+            The base model may be of any kind.
+        coding: The coding of the tensors. Its num_basis may be a mapping from the end of a module's path to a number
             (``{"q_proj": 128, "mlp.up_proj": 64}``; for a diagonal ``{"vera_lambda_b": 64}``). Factors that it does
-            not name are frozen, and must have no delta; diagonals that it does not name are trained as they are.
-        initialization: ``same-norm`` keeps the norm that each tensor was initialized with; ``least-squares`` keeps the
-            tensor itself as nearly as the coefficients can. None is ``least-squares`` if training has started, which
-            is when some lora_B is not zero.
+            not name are frozen, and must not have a delta. Diagonals that it does not name are trained as they are.
+        initialization: ``same-norm`` keeps the norm that each tensor was initialized with; ``least-squares`` comes as
+            near to the tensor itself as the coefficients can. None is ``least-squares`` if training has started (some
+            lora_B is not zero), else ``same-norm``.
         adapter: The name of the adapter; None is the active one.
         options: Fields of `Coding`, in place of those of `coding`.
 
@@ -72,12 +72,14 @@ def parametrize(
         The group of coded tensors; `save` and the others also find it at the model.
 
     Raises:
-        EncodeError: ``option``, ``not-peft``, ``parametrized`` (already), ``not-parametrized`` (nothing to do).
+        EncodeError: ``option``; ``not-peft``; ``parametrized``: the model is parametrized already;
+            ``not-parametrized``: no layer is selected.
     """
     chosen = resolve_coding(coding, options)
     if chosen.rank is not None or chosen.form != "nola":
         found = f"rank {chosen.rank}" if chosen.rank is not None else f"form {chosen.form}"
-        raise EncodeError(mismatch("coding", "no rank and no form, which the adapter has", found), code="option")
+        message = mismatch("coding", "no rank and no form, since the adapter has its own", found)
+        raise EncodeError(message, code="option")
     if initialization not in (None, "same-norm", "least-squares"):
         raise EncodeError(mismatch("initialization", "same-norm or least-squares", repr(initialization)), code="option")
     name = find_adapter(model, adapter)
@@ -87,7 +89,7 @@ def parametrize(
         initialization = "least-squares" if has_started(records) else "same-norm"
     counts = [_num_basis_of(record.name, chosen) for record in records]
     if not any(counts):
-        raise EncodeError("no layer of the adapter is meant", code="not-parametrized")
+        raise EncodeError("no layer of the adapter is selected", code="not-parametrized")
     group = TensorGroup(chosen)
     for record, count, stream in zip(records, counts, _streams(records, chosen.shared_basis), strict=True):
         described = RecordDescription(
@@ -98,13 +100,13 @@ def parametrize(
         elif len(record.tensors) == 2:
             _freeze_record(record)
             group.add(record.name, described, ())
-        # else: a diagonal that is not named is trained as it is, and carried.
+        # A diagonal that num_basis does not name is trained as it is, and the file carries it.
     attach_state(model, TrainingState(group, "peft", name))
     return group
 
 
 def _streams(records: Sequence[AdapterRecord], shared: bool) -> list[int]:
-    """The generator stream of each record: its number, or one stream for all records of the same shapes."""
+    """Return the generator stream of each record: its number, or if shared one stream for records of equal shapes."""
     if not shared:
         return list(range(len(records)))
     by_shapes: dict[tuple[tuple[int, ...], ...], int] = {}
@@ -114,7 +116,7 @@ def _streams(records: Sequence[AdapterRecord], shared: bool) -> list[int]:
 def _code_record(
     record: AdapterRecord, stream: int, num_basis: int, group: TensorGroup, initialization: Initialization
 ) -> list[CodedSide]:
-    """Replace the tensors of a record by coefficients."""
+    """Replace the tensors of a record by their coefficients, and return the sides of the record."""
     sides = []
     for each in record.tensors:
         tensor = each.tensor
@@ -130,9 +132,9 @@ def _code_record(
 
 
 def _freeze_record(record: AdapterRecord) -> None:
-    """Freeze factors that num_basis does not name. Raises EncodeError ``option`` if they are a delta."""
+    """Freeze factors that num_basis does not name. Raises EncodeError ``option`` if their delta is not zero."""
     if all(each.tensor.any() for each in record.tensors):
-        raise EncodeError("has a delta, and num_basis has nothing for it", code="option", where=record.name)
+        raise EncodeError("has a delta, but num_basis does not name it", code="option", where=record.name)
     for each in record.tensors:
         each.tensor.requires_grad_(False)
 
@@ -144,12 +146,12 @@ def deparametrize(model: nn.Module) -> nn.Module:
         The model.
 
     Raises:
-        EncodeError: ``not-parametrized``; ``not-peft`` for a model with changed weights (`parametrize_weights`).
+        EncodeError: ``not-parametrized``; ``not-peft``: the model was parametrized by `parametrize_weights`.
     """
     state = require_state(model)
     if state.dialect != "peft":
         message = (
-            "only an adapter of PEFT can be made plain; `save` a change of weights, and merge the file into the base"
+            "only an adapter of PEFT can be made plain; `save` the change of weights, and merge that file into the base"
         )
         raise EncodeError(message, code="not-peft")
     for side, tensor in zip(state.group.sides, decode_group(state.group), strict=True):
@@ -167,7 +169,7 @@ def deparametrize(model: nn.Module) -> nn.Module:
 
 
 def _num_basis_of(path: str, coding: Coding) -> int | None:
-    """Coefficients of each tensor of a record; None if the coding does not name it."""
+    """Return the number of coefficients of each tensor of a record; None if the coding does not name the record."""
     if not isinstance(coding.num_basis, Mapping):
         return coding.num_basis_for_all(NUM_BASIS)
     ends = [end for end in coding.num_basis if path == end or path.endswith("." + end)]
@@ -175,9 +177,10 @@ def _num_basis_of(path: str, coding: Coding) -> int | None:
 
 
 def _rename_state(holder: nn.Module, attribute: str) -> None:
-    """Call coefficients ``nola`` in state dicts, where the key ended in ``weight``; an embedding's keep its key.
+    """Give coefficients another key in state dicts: ``nola`` in place of ``weight``, or an embedding's own key.
 
-    PEFT takes an adapter's name out of keys that end in ``.<adapter>.<one word>``, and puts it back when it loads.
+    PEFT removes the name of an adapter from keys that end in ``.<adapter>.<one word>``, and puts it back when it loads.
+    So the keys of coefficients have to end in one word too.
     """
     inner = f"parametrizations.{attribute}.original"
     outer = "nola" if attribute == "weight" else attribute
@@ -199,9 +202,9 @@ def _rename_state(holder: nn.Module, attribute: str) -> None:
 
 
 def _find_owner(model: nn.Module, parametrizations: nn.Module) -> tuple[nn.Module, str]:
-    """The module that has these parametrizations, and the name of the tensor there."""
+    """Return the module that has these parametrizations, and the name of the tensor in it."""
     for module in model.modules():
         for attribute, found in (getattr(module, "parametrizations", None) or {}).items():
             if found is parametrizations:
                 return module, attribute
-    raise EncodeError("a factor's parametrization is gone", code="not-parametrized")
+    raise EncodeError("the parametrization of a factor is not in the model any more", code="not-parametrized")

@@ -1,4 +1,4 @@
-"""Coefficients rounded in the forward pass, and updated in full precision in the backward pass (NOLA, section 3.2).
+"""Round coefficients in the forward pass, and update them in full precision (NOLA, section 3.2).
 
     coefficient = point * 2^(E / 32)
 
@@ -22,7 +22,7 @@ from nola_codec.quant.codebooks import nearest_symbols
 from nola_codec.quant.scales import scale_value
 
 EXACT_BITS = 16
-"""Bits of coefficients that are trained without rounding: what a file then loses is below the noise of float32."""
+"""Bits of coefficients that are trained without rounding. A file then loses less than the noise of float32."""
 TRAINED_BITS: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
 """Bits that coefficients can be rounded to while they are trained."""
 NO_SCALE = -1280
@@ -30,15 +30,15 @@ NO_SCALE = -1280
 
 
 def scale_code(coefficients: npt.NDArray[np.float32], bits: int, grain: int = 1) -> int:
-    """The scale code E of coefficients, which are about `point * 2^(E / 32)`.
+    """Return the scale code E of coefficients, which are about `point * 2^(E / 32)`.
 
-    It comes from the root mean square for 2 to 8 bits, whose points count standard deviations (Lloyd-Max codebooks),
+    E comes from the root mean square for 2 to 8 bits, whose points are in standard deviations (Lloyd-Max codebooks),
     from the mean magnitude for 1 bit, and from the largest magnitude for 16 bits.
 
     Args:
-        coefficients: (num_basis,).
-        bits: 1 to 8, or 16.
-        grain: The code is a multiple of it.
+        coefficients: The coefficients (num_basis,).
+        bits: The bits of a coefficient, 1 to 8 or 16.
+        grain: The number that the code is a multiple of.
     """
     if not coefficients.any():
         return NO_SCALE
@@ -52,7 +52,7 @@ def scale_code(coefficients: npt.NDArray[np.float32], bits: int, grain: int = 1)
 def quantize_coefficients(
     coefficients: npt.NDArray[np.float32], bits: int, grain: int = 1
 ) -> tuple[npt.NDArray[np.uint16], int]:
-    """The symbols (num_basis,) of coefficients (num_basis,) in the codebook of `bits`, and their scale code."""
+    """Return the symbols (num_basis,) of coefficients (num_basis,) in the codebook of `bits`, and their scale code."""
     code = scale_code(coefficients, bits, grain)
     scale = float(scale_value(np.array([code], np.int64))[0])
     return nearest_symbols(coefficients.astype(np.float64) / scale, codebook_for(bits)), code
@@ -64,8 +64,8 @@ def round_coefficients(coefficients: torch.Tensor, bits: int, grain: int = 1) ->
     This is the straight-through estimator (Bengio et al., arXiv 1308.3432).
 
     Args:
-        coefficients: (num_basis,) floats.
-        bits: 1 to 8.
+        coefficients: The coefficients (num_basis,), of a float dtype.
+        bits: The bits of a coefficient, 1 to 8.
         grain: As in `scale_code`.
     """
     made: torch.Tensor = _StraightThroughRounding.apply(coefficients, bits, grain)  # type: ignore[no-untyped-call]
@@ -74,7 +74,7 @@ def round_coefficients(coefficients: torch.Tensor, bits: int, grain: int = 1) ->
 
 @lru_cache(maxsize=64)
 def _tables(bits: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The points in units of the statistic that gives the scale, and the borders between them."""
+    """Return the points, in units of the statistic that gives the scale, and the borders between them."""
     points = np.array(codebook_for(bits).points, np.float32) / (1 if bits == 1 else 4096)
     borders = (points[1:] + points[:-1]) / 2
     return torch.from_numpy(points).to(device), torch.from_numpy(borders).to(device)

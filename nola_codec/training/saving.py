@@ -1,4 +1,4 @@
-"""`save` and `load`: any parametrized model, to a file and back."""
+"""`save` and `load`: write any parametrized model to a file, and read it back."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ def save(
     overwrite: bool = False,
     measured: Mapping[str, float] | None = None,
 ) -> int:
-    """Write what was trained as a `.nola` file, without loss: it decodes to the weights that evaluation uses.
+    """Write a parametrized model as a `.nola` file, without loss: it decodes to the weights that evaluation uses.
+
+    After `parametrize` or `parametrize_weights`, the file holds the adapter or the change of weights. After
+    `parametrize_network`, and for a network with `NolaLinear` and other such layers, it holds the whole state dict:
+    coded weights under the names that they have in a plain network, and all other tensors as they are.
 
     Args:
-        model: A model after `parametrize` or `parametrize_weights`: the file holds the adapter, or the change of
-            weights. Or a network with `NolaLinear` and other such layers, or after `parametrize_network`: the file
-            holds its whole state dict, with coded weights under the names that they have in a plain network, and all
-            other tensors as they are.
+        model: A parametrized model or network.
         out: The file, which is written whole or not at all.
-        overwrite: True to replace a file that is there.
-        measured: Figures that the header shall give, such as ``{"loss": 1.37}``.
+        overwrite: True if an existing file may be replaced.
+        measured: Figures for the header, such as ``{"loss": 1.37}``.
 
     Returns:
         The size of the file in bytes.
@@ -43,7 +44,7 @@ def save(
         EncodeError: ``not-parametrized``, ``not-finite``; ``ensembles`` for layers of several groups;
             ``tied-weights`` for a layer with several paths.
         AdapterError: ``dtype`` for a tensor that a file cannot carry.
-        OutputExists: `out` is there and `overwrite` is false.
+        OutputExists: `out` exists and `overwrite` is False.
     """
     if next(find_composed_tensors(model), None) is not None:
         return save_network(model, out, overwrite=overwrite, measured=measured)
@@ -57,23 +58,25 @@ def save(
 
 
 def load(model: nn.Module, source: Source, *, adapter: str = "default") -> nn.Module:
-    """Put a file that `save` wrote into a model, to evaluate it or to go on with its training.
+    """Load a file that `save` wrote into a model, to evaluate the model or to resume its training.
+
+    The file of an adapter goes into a PEFT model with the same layers, parametrized with the same options or not at
+    all; or into a base model without an adapter, which then gets an adapter with the file's configuration. The file of
+    a network goes into a network with the same layers; a plain network is parametrized first.
 
     Args:
-        model: For the file of an adapter, a PEFT model with the same layers, parametrized alike or not at all; or a
-            base model that has no adapter, which then gets the adapter of the file's configuration. For the file of a
-            network, that network: made of the same layers, or plain, and then it is parametrized.
+        model: The model.
         source: The file.
-        adapter: The name that a base model's new adapter gets.
+        adapter: The name of the new adapter, if the model is a base model.
 
     Returns:
         The model; for a base model, the new PEFT model around it.
 
     Raises:
-        FormatError: the file is damaged.
-        AdapterError: the configuration in the file is damaged.
-        EncodeError: ``not-trained``: not such a file, or one for another model or other options; ``not-peft``: a base
-            model that has the layers of an adapter already.
+        FormatError: The file is damaged.
+        AdapterError: The configuration in the file is damaged.
+        EncodeError: ``not-trained``: the file was not written by `save`, or is for another model or other options;
+            ``not-peft``: the base model has the layers of an adapter already.
     """
     if next(find_composed_tensors(model), None) is not None or _is_network(source):
         return load_network(model, read_trained_file(source))
@@ -81,7 +84,7 @@ def load(model: nn.Module, source: Source, *, adapter: str = "default") -> nn.Mo
 
 
 def _is_network(source: Source) -> bool:
-    """True if a file holds the parameters of a network. A stream is left where it was."""
+    """Return True if a file holds the parameters of a network. A stream keeps its position."""
     at = None if isinstance(source, bytes | bytearray | memoryview | str | os.PathLike) else source.tell()
     with open_container(source) as container:
         found = container.header.dialect == parameters.PARAMETERS.name

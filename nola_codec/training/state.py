@@ -1,4 +1,4 @@
-"""The note that `parametrize` and `parametrize_weights` leave at a model for `save`, `load` and `deparametrize`."""
+"""The state that `parametrize` and `parametrize_weights` store in a model for `save`, `load` and `deparametrize`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TrainingState:
     Attributes:
         group: The coded tensors.
         dialect: The dialect of the file that `save` writes.
-        adapter: The name of PEFT's adapter, or an empty string.
+        adapter: The name of the adapter in PEFT; empty if the model has none.
     """
 
     group: TensorGroup
@@ -29,24 +29,24 @@ class TrainingState:
 
 
 def attach_state(model: nn.Module, state: TrainingState) -> None:
-    """Leave a state at a model."""
+    """Store a state in a model."""
     model.__dict__[_ATTRIBUTE] = state
 
 
 def detach_state(model: nn.Module) -> None:
-    """Take the state away from a model."""
+    """Remove the state from a model."""
     for module in model.modules():
         module.__dict__.pop(_ATTRIBUTE, None)
 
 
 def find_state(model: nn.Module) -> TrainingState | None:
-    """The state of a model or of a module in it; None if there is none."""
+    """Return the state of a model or of a module in it; None if there is none."""
     found: list[Any] = [module.__dict__[_ATTRIBUTE] for module in model.modules() if _ATTRIBUTE in module.__dict__]
     return found[0] if found else None
 
 
 def require_state(model: nn.Module) -> TrainingState:
-    """The state of a model. Raises EncodeError ``not-parametrized``."""
+    """Return the state of a model. Raises EncodeError ``not-parametrized`` if there is none."""
     found = find_state(model)
     if found is None:
         raise EncodeError("the model is not parametrized", code="not-parametrized")
@@ -54,6 +54,6 @@ def require_state(model: nn.Module) -> TrainingState:
 
 
 def refuse_parametrized(model: nn.Module) -> None:
-    """Raises EncodeError ``parametrized`` for a model that has a state."""
+    """Raise EncodeError ``parametrized`` if a model has a state."""
     if find_state(model) is not None:
         raise EncodeError("the model is parametrized already", code="parametrized")

@@ -1,4 +1,4 @@
-"""A basis as a linear map that autograd knows: forward is `synthesize`, backward is `project` (NOLA, section 3.1).
+"""Make a basis a linear map for autograd: forward is `synthesize`, backward is `project` (NOLA, section 3.1).
 
     forward:   y (n,) = gain * c (k,) @ G (k, n)
     backward:  dL/dc (k,) = gain * G (k, n) @ dL/dy (n,)
@@ -24,17 +24,19 @@ from nola_codec.quant.scales import scale_value
 class Synthesis:
     """The map y (length,) = gain * c (num_basis,) @ G for one basis G, whose rows are rebuilt when they are needed.
 
-    The gain is nearly sqrt(n / (num_basis norm2)), where norm2 is the squared norm of a row. It makes the entries of y
-    as large as those of c on average, so that a learning rate means the same for any number of coefficients, and the
-    same as for the plain factor.
+    The gain is nearly sqrt(n / (num_basis norm2)), where norm2 is the squared norm of a row. On average it makes the
+    entries of y as large as those of c. So a learning rate means the same for any number of coefficients, and the same
+    as for the plain factor.
 
     Attributes:
-        length: n, the numbers in y.
-        num_basis: k, the numbers in c.
-        grain: Scale codes are multiples of it.
-        gain_code: The scale code of the gain, a multiple of `grain`, so that the scales of a file hold it unrounded.
+        key: The key of the basis.
+        length: n, the number of elements of y.
+        num_basis: k, the number of coefficients.
+        grain: The number that scale codes are multiples of.
+        gain_code: The scale code of the gain, a multiple of `grain`, so that the scales of a file can contain the gain
+            without rounding.
         gain: The gain.
-        kept: True if the rows of a dense basis stay in memory, in float32, once they were made.
+        kept: True if the rows of a dense basis stay in memory, in float32, after they were made.
     """
 
     def __init__(
@@ -42,15 +44,14 @@ class Synthesis:
     ) -> None:
         self._basis, self.key = basis_by_id(basis), key
         self.length, self.num_basis, self.grain, self.kept = length, num_basis, grain, kept
-        wanted = 16 * math.log2(
-            length / (num_basis * self._basis.norm2(length))
-        )  # in 32nds of an octave: 16, and not 32, for the root
+        # The code counts 32nds of an octave, and the square root halves the logarithm, hence 16.
+        wanted = 16 * math.log2(length / (num_basis * self._basis.norm2(length)))
         self.gain_code = grain * round(wanted / grain)
         self.gain = float(scale_value(np.array([self.gain_code]))[0])
         self._transforms: dict[torch.device, Transform] = {}
 
     def __call__(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """Map (num_basis,) floats to (length,) of the same dtype, differentiably."""
+        """Map (num_basis,) to (length,) of the same float dtype, with autograd."""
         made: torch.Tensor = _Synthesize.apply(coefficients, self)  # type: ignore[no-untyped-call]
         return made
 
@@ -60,15 +61,15 @@ class Synthesis:
             return self._forward(coefficients) * self.gain
 
     def adjoint(self, vector: torch.Tensor) -> torch.Tensor:
-        """Map (length,) to gain times its inner products with the rows, (num_basis,)."""
+        """Map a vector (length,) to the gain times its inner products with the rows, (num_basis,)."""
         with _full_precision(vector.device):
             return self._adjoint(vector) * self.gain
 
     def least_squares(self, vector: torch.Tensor, steps: int = 12) -> torch.Tensor:
-        """The coefficients (num_basis,) whose image is nearest to a vector (length,).
+        """Return the coefficients (num_basis,) whose image is nearest to a vector (length,).
 
-        The rows of `hadamard` are orthogonal, so that this is a closed form. Else it takes `steps` of conjugate
-        gradients at most.
+        The rows of `hadamard` are orthogonal, so there is a closed form. For other bases it takes at most `steps` steps
+        of conjugate gradients.
         """
         wanted = self.adjoint(vector)
         if self._basis.is_orthogonal:
@@ -103,7 +104,7 @@ class Synthesis:
 
     def _transform_on(self, device: torch.device) -> Transform:
         if device not in self._transforms:
-            # Signs as floats: four bytes an element of a factor, and no cast in every pass.
+            # Signs are kept as floats: they take four bytes for each element of a factor, but need no cast in a pass.
             self._transforms[device] = self._basis.transform(
                 self.length, self.num_basis, (self.key,), TorchArrays(device), "float32"
             )
@@ -114,7 +115,7 @@ class Synthesis:
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """A context without autocast."""
+    """Return a context that turns off autocast."""
     known = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if known else nullcontext()
 

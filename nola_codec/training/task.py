@@ -1,4 +1,4 @@
-"""`encode(fit="task")`: the coefficients of a file in component form, trained on a task with quantization in the loop.
+"""`TaskTuner`: trains the coefficients of a file in component form on a task, with quantization in the loop.
 
 tuner = TaskTuner(model, TaskData(train, validation, held_out, loss_fn))
 nola_codec.encode("lora", "task.nola", size="20KB", fit="task", tuner=tuner)
@@ -29,25 +29,26 @@ from nola_codec.training.attach import FactorPair, attach_factors, freeze_weight
 from nola_codec.training.task_code import TaskCode
 
 LossFn = Callable[[torch.nn.Module, Any], tuple[torch.Tensor, int]]
-"""(model, batch) -> (the loss summed over all scored items, the number of scored items)."""
+"""``loss_fn(model, batch)`` returns the loss summed over all scored items, and the number of scored items."""
 LogitsFn = Callable[[torch.nn.Module, Any], tuple[torch.Tensor, torch.Tensor]]
-"""(model, batch) -> (logits of the scored items, (scored, classes); their labels, int64 (scored,))."""
+"""``logits_fn(model, batch)`` returns the logits of the scored items (scored, classes), and their labels, int64
+(scored,)."""
 Against = Literal["labels", "adapter", "both"]
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """The data of a task, and how a model is scored on it.
+    """The data of a task, and the functions that score a model on it.
 
     Attributes:
         train: Batches to train on.
-        validation: Batches whose loss stops the training and chooses the best step.
-        held_out: Batches that are only reported on.
-        loss_fn: See `LossFn`; None is the cross-entropy of `logits_fn`.
-        logits_fn: See `LogitsFn`; needed to match the outputs of the adapter.
+        validation: Batches whose loss decides when training stops, and which step is the best.
+        held_out: Batches that are only used to report a loss.
+        loss_fn: The loss; see `LossFn`. None is the cross-entropy of `logits_fn`.
+        logits_fn: The logits; see `LogitsFn`. They are needed to match the outputs of the adapter.
         unit: The unit of the loss.
         rows: The number of rows in `held_out`, for the report.
-        identity: A name of the data and the model: a checkpoint of another one is not resumed.
+        identity: A name of the data and the model. Training does not resume from a checkpoint with another one.
     """
 
     train: Sequence[Any]
@@ -60,7 +61,7 @@ class TaskData:
     identity: str = ""
 
     def loss(self, model: torch.nn.Module, batch: Any) -> tuple[torch.Tensor, int]:
-        """The summed loss of a batch, and the number of items that it sums over."""
+        """Return the loss summed over the scored items of a batch, and the number of these items."""
         if self.loss_fn is not None:
             return self.loss_fn(model, batch)
         assert self.logits_fn is not None
@@ -73,15 +74,16 @@ class TaskSettings:
     """Settings of the training.
 
     Attributes:
-        against: The loss that is minimized. ``labels``: `loss_fn`. ``adapter``: the Kullback-Leibler divergence from
-            the distribution that the original adapter predicts. ``both``: the mean of the two.
-        steps: The most steps, one batch each; the learning rate falls to zero along a cosine.
-        learning_rate: Adam's rate for coefficients, which have unit variance.
-        size_rate: Adam's rate for the logarithms of the sizes of components.
-        every: Steps between two validations.
-        patience: Validations in a row without a better loss after which training stops.
+        against: The loss that is minimized: ``labels`` for `TaskData.loss_fn`; ``adapter`` for the Kullback-Leibler
+            divergence from the distribution that the original adapter predicts; ``both`` for the mean of the two.
+        steps: The most steps, with one batch each. The learning rate falls to zero along a cosine.
+        learning_rate: Adam's learning rate for coefficients, which have unit variance.
+        size_rate: Adam's learning rate for the logarithms of the sizes of components.
+        every: The number of steps between two validations.
+        patience: The number of validations in a row without a better loss after which training stops.
         seed: The seed of the order of batches.
-        checkpoint: A file that is written at every validation and resumed from if it is there. The caller removes it.
+        checkpoint: A file that is written at every validation. If it exists, training resumes from it. The caller
+            removes it.
     """
 
     against: Against = "labels"
@@ -109,9 +111,9 @@ class _TrainingPosition:
     """The step that a training has reached, and the best step so far.
 
     Attributes:
-        step: Steps done.
-        best, best_step, best_state: The best loss, its step, and the trained numbers then.
-        idle: Validations since then.
+        step: The number of steps done.
+        best, best_step, best_state: The best validation loss, its step, and the trained numbers at that step.
+        idle: The number of validations since that step.
     """
 
     step: int = 0
@@ -124,21 +126,21 @@ class _TrainingPosition:
 class TaskTuner:
     """Trains the coefficients of a file in component form on a task; see `encoder.tuning.Tuner`.
 
-    The weights of the model are not changed. The model may be on any device. The file is a file in component form like
-    any other.
+    The weights of the model do not change. The model may be on any device. The file that comes out is a file in
+    component form like any other.
     """
 
     def __init__(
         self, model: torch.nn.Module, data: TaskData, settings: TaskSettings | None = None,
         progress: Progress | None = None,
     ) -> None:  # fmt: skip
-        """Set the task.
+        """Make a tuner for a task.
 
         Args:
-            model: A model in evaluation mode; its layers are found by the names of the adapter's modules.
-            data: The task.
-            settings: How to train.
-            progress: Called as (stage, done, total).
+            model: A model in evaluation mode. Its layers are found by the names of the adapter's modules.
+            data: The data of the task.
+            settings: The settings of the training; None is `TaskSettings()`.
+            progress: Called as (stage, done, total), or None.
 
         Raises:
             EncodeError: ``task-data``: there is nothing to train on or to measure on, or logits are needed and there
@@ -163,8 +165,8 @@ class TaskTuner:
 
         Raises:
             EncodeError: ``calibration-module``: the model lacks a layer; ``task-form``: the adapter has tensors that
-                cannot be trained so; ``task-diverged``: the loss is not finite; ``task-checkpoint``: the checkpoint is
-                of another training.
+                are not pairs of factors; ``task-diverged``: the loss is not finite; ``task-checkpoint``: the checkpoint
+                is of another training.
         """
         device = next(self._model.parameters()).device
         code = TaskCode(start, device)
@@ -182,7 +184,7 @@ class TaskTuner:
         return code.result()
 
     def _train(self, code: TaskCode, start: TuningStart, original: Mapping[str, FactorPair]) -> int:
-        """Train a code from its start or from a checkpoint, and leave it at its best step, which is returned."""
+        """Train a code from its start or from a checkpoint. Set it to its best step, and return that step."""
         settings = self._settings
         rates = [settings.learning_rate, settings.size_rate]
         optimizer = torch.optim.Adam(
@@ -215,7 +217,7 @@ class TaskTuner:
         return at.best_step
 
     def measure(self, factors: FactorPairs) -> float:
-        """The held-out loss with decoded factors."""
+        """Return the held-out loss with the factors that a file decodes to."""
         device = next(self._model.parameters()).device
         pairs = {name: (_to_tensor(b, device), _to_tensor(a, device)) for name, (b, a) in factors.items() if b.any()}
         with freeze_weights(self._model), attach_factors(self._model, self._modules, lambda: self._factors):
@@ -224,11 +226,11 @@ class TaskTuner:
         return self._losses["file"]
 
     def report(self) -> TaskReport:
-        """The measured losses and the number of steps, for the report of the encode."""
+        """Return the measured losses and the number of steps, for the report of the encode."""
         return TaskReport(**self._losses, rows=self._data.rows, steps=self._steps, unit=self._data.unit)
 
     def _loss(self, batch: Any, original: Mapping[str, FactorPair]) -> torch.Tensor:
-        """The mean loss of a training batch with the attached factors."""
+        """Return the mean loss of a training batch with the attached factors."""
         data, against = self._data, self._settings.against
         if against == "labels":
             total, count = data.loss(self._model, batch)
@@ -245,7 +247,7 @@ class TaskTuner:
         return divergence if against == "adapter" else (divergence + functional.nll_loss(found, labels)) / 2
 
     def _mean_loss(self, factors: Mapping[str, FactorPair], batches: Sequence[Any], stage: str) -> float:
-        """The loss with these factors attached, over batches."""
+        """Return the mean loss over batches with these factors attached."""
         before, self._factors = self._factors, factors
         total = scored = 0.0
         with torch.no_grad():
@@ -266,14 +268,14 @@ class TaskTuner:
             at.idle += 1
 
     def _batch_number(self, step: int) -> int:
-        """The number of the batch of a step: all batches come once before any comes again, in an order by the seed."""
+        """Return the number of the batch for a step. Each epoch takes all batches once, in an order from the seed."""
         epoch, position = divmod(step, len(self._data.train))
         order = list(range(len(self._data.train)))
         random.Random(f"{self._settings.seed} {epoch}").shuffle(order)
         return order[position]
 
     def _fingerprint(self, start: TuningStart) -> str:
-        """A hash of what a checkpoint belongs to: the settings, the data, the plan and the adapter."""
+        """Return a hash of all that a checkpoint depends on: the settings, the data, the plan and the adapter."""
         data = len(self._data.train), self._data.identity
         sha = hashlib.sha256(repr((self._settings, data, start.basis, start.seed)).encode())
         for array in (start.plan.kept, start.plan.coder, start.form.singular):
@@ -291,7 +293,7 @@ class TaskTuner:
             torch.save(state, stream)
 
     def _resume(self, code: TaskCode, optimizer: torch.optim.Optimizer, start: TuningStart) -> _TrainingPosition:
-        """The position of the checkpoint, whose numbers are put into the code; the first one without a checkpoint."""
+        """Return the position that training starts from. A checkpoint also restores the code and the optimizer."""
         path = self._settings.checkpoint
         if path is None or not Path(path).is_file():
             return _TrainingPosition()
@@ -299,7 +301,7 @@ class TaskTuner:
             state = torch.load(path, weights_only=True)
             same = state["fingerprint"] == self._fingerprint(start)
         except Exception as error:
-            message = f"not a checkpoint of a task encode ({type(error).__name__}); remove it to begin anew"
+            message = f"not a checkpoint of training on a task ({type(error).__name__}); remove it to begin anew"
             raise EncodeError(message, code="task-checkpoint", where=str(path)) from error
         if not same:
             message = "the checkpoint is of another adapter, data, size or settings; remove it to begin anew"

@@ -1,12 +1,12 @@
-"""A file in component form as something that can be trained: vectors in full precision, coded anew at every step.
+"""`TaskCode`: the code of a file in component form whose vectors can be trained. They are coded again at every step.
 
-Each kept component has two vectors of basis coefficients, w_u and w_v, and a size s, so that delta_W gains
+Each kept component has two vectors of basis coefficients, w_u and w_v, and a size s. It adds to delta_W
 
     s u v^T,   u (out,) = G_u^T code(w_u) / norm,   v (in,) = G_v^T code(w_v) / norm
 
-The forward pass uses what the encoder's own coders (trellises included) make of the vectors, scaled to norm 1. The
-backward pass treats it as the vectors themselves (the straight-through estimator). Both sides of a component get the
-norm sqrt(s).
+The forward pass uses the vectors as the encoder's own coders (trellises included) reproduce them, scaled to norm 1. The
+backward pass takes the gradient as that of the uncoded vectors (the straight-through estimator). Both sides of a
+component have the norm sqrt(s).
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class _VectorBatch:
 
     Attributes:
         side: 0 for u, 1 for v.
-        length: Numbers in a vector.
-        units: Positions of the units in the form, (rows,).
+        length: The length of a vector.
+        units: The positions of the units in the form, (rows,).
         vectors: The trained numbers, float32 (rows, length).
-        transform: The bases, one a row.
+        transform: The bases, one for each row.
         coded: The vectors as the coders reproduce them, (rows, length), each row of norm 1.
     """
 
@@ -51,7 +51,7 @@ class _VectorBatch:
 
 
 class TaskCode:
-    """A `TuningStart` as something that can be trained.
+    """The trainable form of a `TuningStart`.
 
     Attributes:
         modules: The modules that have kept components.
@@ -59,7 +59,7 @@ class TaskCode:
     """
 
     def __init__(self, start: TuningStart, device: torch.device) -> None:
-        """Copy a start to a device. Raises EncodeError ``task-form`` if a tensor is no pair of factors."""
+        """Copy a start to a device. Raises EncodeError ``task-form`` if a tensor is not a pair of factors."""
         self._start, self._device = start, device
         self._matrices: tuple[dict[int, Any], ...] = tuple(
             {length: np.array(matrix) for length, matrix in side.items()} for side in start.form.matrices
@@ -86,9 +86,8 @@ class TaskCode:
             for side in (0, 1)
             for length in np.unique(start.form.lengths[side, self._kept])
         ]
-        self._positions = np.zeros(
-            (2, start.form.units, 2), np.int64
-        )  # of each side and unit: its batch, and its row there
+        # For each side and unit: the number of its batch, and its row in the batch.
+        self._positions = np.zeros((2, start.form.units, 2), np.int64)
         for number, batch in enumerate(self._batches):
             self._positions[batch.side, batch.units, 0] = number
             self._positions[batch.side, batch.units, 1] = np.arange(len(batch.units))
@@ -107,11 +106,11 @@ class TaskCode:
 
     @property
     def vectors(self) -> list[torch.nn.Parameter]:
-        """All trained vectors, one parameter a batch."""
+        """All trained vectors, one parameter for each batch of equal lengths."""
         return [batch.vectors for batch in self._batches]
 
     def code(self) -> None:
-        """Code the vectors as they stand now."""
+        """Code the present vectors again."""
         made = self._quantize()
         position = np.full(self._form.units, -1, np.int64)
         position[made.kept] = np.arange(len(made.kept))
@@ -124,7 +123,7 @@ class TaskCode:
             batch.coded = coded / coded.norm(dim=1, keepdim=True).clamp_min(1e-30)
 
     def factors(self) -> dict[str, FactorPair]:
-        """(lora_B (out, kept), lora_A (kept, in)) of the modules that have kept components; differentiable."""
+        """Return lora_B (out, kept) and lora_A (kept, in) of each module with kept components, with autograd."""
         made = []
         for batch in self._batches:
             unit = _StraightThrough.apply(batch.vectors, batch.coded)  # type: ignore[no-untyped-call]
@@ -142,7 +141,7 @@ class TaskCode:
         return found
 
     def result(self) -> TrainedForm:
-        """A copy of the vectors and sizes as they stand now, for the encoder."""
+        """Return a copy of the present vectors and sizes, for the encoder."""
         self._write_vectors()
         first, second = ({length: matrix.copy() for length, matrix in side.items()} for side in self._matrices)
         size = np.zeros(self._form.units)
@@ -150,11 +149,11 @@ class TaskCode:
         return TrainedForm(replace(self._form, matrices=(first, second)), size)
 
     def state(self) -> dict[str, Any]:
-        """A copy of all that is trained."""
+        """Return a copy of all trained numbers."""
         return {"vectors": [v.detach().clone() for v in self.vectors], "log_sizes": self.log_sizes.detach().clone()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Set what is trained to what `state` gave."""
+        """Set the trained numbers to those that `state` returned."""
         with torch.no_grad():
             for vector, stored in zip(self.vectors, state["vectors"], strict=True):
                 vector.copy_(stored)

@@ -1,8 +1,8 @@
-"""Coded changes of a network's own weights: `parametrize_weights`, for networks without a PEFT adapter.
+"""Train coded changes of a network's own weights: `parametrize_weights`, for networks without a PEFT adapter.
 
     W' = W + delta_W,   delta_W (out, in) = lora_B (out, r) @ lora_A (r, in)   (NOLA, eq. 2), or one vector (PRANC)
 
-W is frozen, and delta_W is made of coefficients. The file is one of the dialect `delta`, which `decode --base` merges.
+W is frozen, and delta_W is made of coefficients. The file has the dialect `delta`, which `decode --base` can merge.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 
 class CodedDelta(nn.Module):
-    """W -> W + delta_W, for `torch.nn.utils.parametrize`.
+    """The map W -> W + delta_W, for `torch.nn.utils.parametrize`.
 
     Attributes:
-        parts: One `CodedTensor` for a vector; those of lora_B and lora_A for a product.
-        coefficients: Their parameters, (1, num_basis) each.
+        parts: The `CodedTensor` of a vector, or those of lora_B and lora_A.
+        coefficients: The parameters of each part, (1, num_basis).
     """
 
     def __init__(self, weight: torch.Tensor, parts: Sequence[CodedTensor]) -> None:
@@ -47,7 +47,7 @@ class CodedDelta(nn.Module):
         self._merged: tuple[tuple[object, ...], torch.Tensor] | None = None
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        """The changed weight, in its own shape and dtype; in evaluation with one rounding, as merged files have it."""
+        """Return the changed weight in its shape and dtype. In evaluation it has the bits of a merge of the file."""
         parts = [part(own) for part, own in zip(self.parts, self.coefficients, strict=True)]
         if self.training:
             delta: torch.Tensor = parts[0] if len(parts) == 1 else parts[0] @ parts[1]  # (out, r) @ (r, in)
@@ -79,17 +79,18 @@ def parametrize_weights(
 
     Args:
         model: Any network.
-        coding: How the changes are coded.
-        include: Regular expressions: parameters in whose name one of them is found are changed. None means all with two
-            dimensions or more.
-        exclude: Regular expressions of parameters to leave as they are.
+        coding: The coding of the changes; None is `Coding()`.
+        include: Regular expressions. Only parameters are changed whose name matches one of them somewhere; if there are
+            none, all parameters with at least two dimensions are.
+        exclude: Regular expressions. Parameters whose name matches one of them somewhere stay as they are.
         options: Fields of `Coding`, in place of those of `coding`.
 
     Returns:
         The group of coded changes; `save` also finds it at the model.
 
     Raises:
-        EncodeError: ``option``, ``parametrized``, ``not-parametrized`` (no weight is meant).
+        EncodeError: ``option``; ``parametrized``: the network is parametrized already; ``not-parametrized``: no weight
+            is selected.
     """
     group = TensorGroup(resolve_coding(coding, options))
     group.coding.num_basis_for_all(NUM_BASIS)
@@ -101,7 +102,7 @@ def parametrize_weights(
         if _is_matrix(model.get_parameter(name)) and selection.wants(name)
     ]
     if not chosen:
-        raise EncodeError("no weight is meant", code="not-parametrized")
+        raise EncodeError("no weight is selected", code="not-parametrized")
     model.requires_grad_(False)
     for name in chosen:
         _change_weight(model, name, group)

@@ -196,12 +196,12 @@ def test_golden_files_are_never_replaced(tools: ModuleType, tmp_path: Path, monk
 
 
 @pytest.mark.slow
-def test_reference_decoder_on_a_real_adapter(shared_data: Path, tmp_path: Path) -> None:
+def test_reference_decoder_on_a_real_adapter(examples: Path, tmp_path: Path) -> None:
     """A file of 210 modules at 90 KB has the decoded SHA-256 of the package, in a few seconds."""
     encode = importlib.import_module("nola_codec.encoder.pipeline").encode_adapter
     options = importlib.import_module("nola_codec.encoder.options").EncodeOptions
     read = importlib.import_module("nola_codec.adapters").read
-    data, _ = encode(read(shared_data / "lora" / "smollm2_e2e"), options(size=90_000), source_bytes=1)
+    data, _ = encode(read(examples / "smollm2_e2e"), options(size=90_000), source_bytes=1)
     verify(data)
     (tmp_path / "e2e.nola").write_bytes(data)
     done = run(DECODER, tmp_path / "e2e.nola")

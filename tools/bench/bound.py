@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from common import Component, Floats
+from common import Floats
+from svd_codecs.columns import Component
 
 
 def gaussian_bound(components: Sequence[Component], nmse: float) -> float:

@@ -51,7 +51,7 @@ def load(path: Path) -> list[Pair]:
     ]
 
 
-def canonical(pair: Pair) -> Component:
+def singular_components(pair: Pair) -> Component:
     """A pair's singular components."""
     return component(pair.name, pair.B, pair.A, pair.scaling)
 

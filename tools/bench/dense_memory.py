@@ -28,7 +28,7 @@ def checkpoint(folder: Path, shards: int, matrices: int, side: int) -> tuple[Pat
     from safetensors.torch import save_file
 
     paths = folder / "tuned", folder / "base"
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for path in paths:
         path.mkdir(parents=True)
         (path / "config.json").write_text('{"model_type": "llama"}')

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from common import Component, Floats, Pair, nmse
+from common import Floats, Pair, nmse
 from quantizers import rotate
-from svd_codecs.columns import Point
+from svd_codecs.columns import Component, Point
 from svd_codecs.file import FileWriter, entropy_bits, zstd
 from svd_codecs.rounding import Half, Integers, Quantized, Quantizer
 
@@ -146,7 +146,9 @@ class Elements:
         """The smallest file with an error of at most `target`, or None where no setting gets there."""
         found = [candidate for keep in self.widths if (candidate := self._search(target, keep))]
         found.sort(key=lambda candidate: candidate[0])
-        return min((self._write(*rest) for _, *rest in found[:2]), key=lambda point: point.bytes, default=None)
+        return min(
+            (self._write(setting, keep) for _, setting, keep in found[:2]), key=lambda point: point.bytes, default=None
+        )
 
     def _search(self, target: float, keep: Quantizer) -> tuple[float, float, Quantizer] | None:
         """(estimated bytes, setting, keep) at the lowest setting that meets the error."""
@@ -185,13 +187,13 @@ def dare_peer(pairs: Sequence[Pair]) -> Elements:
 
 def prune_peer(pairs: Sequence[Pair], components: Sequence[Component]) -> Elements:
     """Magnitude pruning in the canonical form."""
-    widths = [Half(), Integers(8), Integers(4), Integers(3)]
+    widths: list[Quantizer] = [Half(), Integers(8), Integers(4), Integers(3)]
     return Elements("magnitude pruning", Vectors.canonical(pairs, components), prune, widths)
 
 
 def nola_peer(pairs: Sequence[Pair], components: Sequence[Component]) -> Elements:
     """Plain NOLA projection, coefficients rounded."""
-    widths = [Half(), Integers(8), Integers(4), Integers(3), Integers(2)]
+    widths: list[Quantizer] = [Half(), Integers(8), Integers(4), Integers(3), Integers(2)]
     return Elements("NOLA projection", Vectors.canonical(pairs, components), nola, widths)
 
 

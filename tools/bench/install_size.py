@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from common import ROOT, table
 from packaging.requirements import Requirement
@@ -77,7 +78,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
     parser.add_argument("-o", "--output", type=Path, help="write the JSON here too")
     options = parser.parse_args()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for extra in EXTRAS:
         found, missing = packages(requirements(extra))
         sizes = {name: installed_bytes(distribution) for name, distribution in sorted(found.items())}

@@ -10,14 +10,15 @@ a row for what resize_lora does and a row for the threshold.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
-from common import Component, Pair, canonical, nmse
+from common import Pair, nmse, singular_components
 from elements import Lossless, Vectors, dare_peer, nola, nola_peer, plain_zstd, plane_zstd, prune_peer, zipnn_coder
 from quantizers import Eden, Half, Integers, Nf4, Signs
-from svd_codecs.columns import Bank, Columns, Mix, Point, scores
+from svd_codecs.columns import Bank, Columns, Component, Mix, Point, scores
 from svd_codecs.svd import EVERY_RULE, rounded, svd_peers
 
 
@@ -53,7 +54,7 @@ def peers(pairs: Sequence[Pair], itemsize: int = 4) -> dict[str, Callable[[], Pe
         pairs: The adapter.
         itemsize: Bytes of a number in the adapter's own file, which "lossless" must give back.
     """
-    components = [canonical(pair) for pair in pairs]
+    components = [singular_components(pair) for pair in pairs]
     own = "fp32" if itemsize == 4 else "fp16"
     shown = svd_peers(components)
 
@@ -100,7 +101,7 @@ def self_check() -> Mapping[str, float]:
              rng.standard_normal((8, m)).astype(np.float32), 2.0)
         for i, (n, m) in enumerate([(192, 576), (320, 320), (77, 130)])
     ]  # fmt: skip
-    components = [canonical(pair) for pair in pairs]
+    components = [singular_components(pair) for pair in pairs]
     bank = Bank(components, [Integers(3), Eden(2)])
     labels = Mix("global", {0: 4.0, 1: 1.0}).labels(scores(components, "global"), 0.02)
     dense = energy = 0.0
@@ -122,5 +123,6 @@ def self_check() -> Mapping[str, float]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     for name, value in self_check().items():
         print(f"{name:32} {value:.6f}")

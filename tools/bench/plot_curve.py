@@ -32,7 +32,7 @@ def rows_of(text: str, value: str) -> list[Row]:
     document = json.loads(text)
     if isinstance(document, dict):
         document = next((part for part in document.values() if isinstance(part, list)), [])
-    rows = [
+    rows: list[Row] = [
         row for row in document
         if isinstance(row, dict) and isinstance(row.get("name"), str)
         and all(isinstance(row.get(key), int | float) for key in ("bytes", value))
@@ -99,8 +99,8 @@ def draw(rows: Sequence[Row], value: str, title: str, out: Path) -> list[Path]:
             shown = [point for point in points if limits[0] <= point[1] <= limits[1]]
             hidden += len(points) - len(shown)
             if shown:
-                style = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else ":"}
-                axes.plot(*zip(*shown, strict=True), marker=".", linewidth=1, label=name, **style)
+                line = axes.plot(*zip(*shown, strict=True), marker=".", linewidth=1, label=name)[0]
+                line.set(color=f"C{index % 10}", linestyle="-" if index < 10 else ":")
         mine = by_size(kinds["ours"], value)
         sizes, means, least, most = zip(*mine, strict=True)
         axes.fill_between(sizes, least, most, color="black", alpha=0.15, linewidth=0)

@@ -76,8 +76,8 @@ def rotate(rows: Floats, seed: int = 7, inverse: bool = False) -> Floats:
     signs, order = rng.choice([-1.0, 1.0], (2, n)), rng.permutation(n)
     if inverse:
         rows = _hadamard(rows, block) * signs[1]
-        rows = rows[:, np.argsort(order)]
-        return _hadamard(rows, block) * signs[0]
+        unrotated: Floats = _hadamard(rows[:, np.argsort(order)], block) * signs[0]
+        return unrotated
     rows = _hadamard(rows * signs[0], block)
     return _hadamard(rows[:, order] * signs[1], block)
 

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def by_layer(stats: pstats.Stats) -> Figures:
     """Seconds of a profile by subpackage of nola_codec: its own and what NumPy, torch and zstd did on its behalf."""
     entries = stats.stats  # type: ignore[attr-defined]
     package = str(ROOT / "nola_codec")
-    totals: Counter[str] = Counter()
+    totals: defaultdict[str, float] = defaultdict(float)
 
     def charge(function: tuple[str, int, str], seconds: float, depth: int) -> None:
         if function[0].startswith(package):
@@ -92,7 +92,11 @@ def by_layer(stats: pstats.Stats) -> Figures:
         else:
             for caller, entry in callers.items():
                 charge(caller, entry[2], 0)
-    return {layer: round(seconds, 2) for layer, seconds in totals.most_common() if seconds >= 0.01}
+    return {
+        layer: round(seconds, 2)
+        for layer, seconds in sorted(totals.items(), key=lambda item: -item[1])
+        if seconds >= 0.01
+    }
 
 
 def child(task: str, source: Path, out: Path, options: Figures, profile: bool) -> Figures:

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import ROOT, Component, Pair, canonical, load
+from common import ROOT, Pair, load, singular_components
 from elements import Vectors, dare
 from quantizers import FileWriter, Integers
+from svd_codecs.columns import Component
 
 import nola_codec
 from nola_codec.arrays import NUMPY
@@ -132,7 +133,7 @@ def cases(
 ) -> Iterator[Case]:
     """Everything that is evaluated; `grid` and `drops` are (ranks, bits) and (drop rates, bits) of the peers."""
     pairs = load(source)
-    components = [canonical(p) for p in pairs]
+    components = [singular_components(p) for p in pairs]
     yield Case(BASE, "base model", 0, {})
     full = {p.name: (p.B * p.scaling, p.A) for p in pairs}
     yield Case(FULL, "adapter, fp16", 2 * sum(p.A.size + p.B.size for p in pairs), full)
@@ -159,7 +160,9 @@ def added(weights: Mapping[str, Any], deltas: Deltas) -> Iterator[None]:
         for module, (b, a) in deltas.items():
             name = module.removeprefix("base_model.model.") + ".weight"
             saved[name] = weights[name].clone()
-            weights[name] += torch.from_numpy(np.asarray(b, np.float32)) @ torch.from_numpy(np.asarray(a, np.float32))
+            weights[name].add_(
+                torch.from_numpy(np.asarray(b, np.float32)) @ torch.from_numpy(np.asarray(a, np.float32))
+            )
     try:
         yield
     finally:

@@ -6,7 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
-from e2e import Task, cache_dir
+from e2e import Task  # puts tools/ on the path: first
+
+from real_data import cache_dir  # isort: skip
 
 
 def arguments(doc: str | None, what: tuple[str, ...] = ()) -> argparse.Namespace:

@@ -8,6 +8,7 @@ on one thread, since the machine is shared.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import math
@@ -105,7 +106,7 @@ class Task:
             made = model.generate(**given, max_new_tokens=72, do_sample=False, num_beams=1,
                                   pad_token_id=self.tokenizer.eos_token_id)  # fmt: skip
             rows = made[:, given["input_ids"].shape[1] :]
-            decoded = (self.tokenizer.decode(row, skip_special_tokens=True) for row in rows)
+            decoded = (str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in rows)
             texts += [text.split("\n")[0].strip() for text in decoded]
         self.tokenizer.padding_side = "right"
         most = max(len(references[m]) for m in chosen)
@@ -130,8 +131,8 @@ def prepare(task: Task, run: Run) -> tuple[Any, Callable[[Path], int] | None]:
         kind = VeraConfig if method == "vera" else RandLoraConfig
         options = {} if method == "vera" else {"randlora_alpha": 2 * rank}
         config = kind(r=rank, target_modules="all-linear", save_projection=False, projection_prng_key=7, **options)
-        model = get_peft_model(task.model, config)
-        return model, lambda out: _encode_adapter(model, out)
+        drawn = get_peft_model(task.model, config)
+        return drawn, lambda out: _encode_adapter(drawn, out)
     model = get_peft_model(
         task.model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     )
@@ -239,7 +240,9 @@ def results(runs: Sequence[Run], *, made_before: bool = False) -> list[Run]:
 
 def main() -> None:
     """Do one run: `python e2e.py '{"method": "nola", ...}'`."""
-    run = json.loads(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=json.loads, metavar="JSON", help="the settings of the run")
+    run = parser.parse_args().run
     path = result_path(run)
     path.parent.mkdir(parents=True, exist_ok=True)
     found = train(run, path)

@@ -135,7 +135,7 @@ def _low_rank_terms(delta: RowDelta, weight: float) -> list[tuple[FactorDelta, f
 
 @functools.cache
 def _has_ieee_products() -> bool:
-    """True if float32 products have the precision of float32 here.
+    """Return True if float32 products have the precision of float32 here.
 
     Some libraries can be told to use TF32 or bfloat16 inside, which would break the bound.
     """

@@ -139,10 +139,10 @@ def test_a_file_is_read_and_written_to_the_bit(case: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_real_files_are_read_and_written_to_the_bit(name: str, shared_data: Path, tmp_path: Path) -> None:
-    adapter = read(shared_data / "lora" / name)
+def test_real_files_are_read_and_written_to_the_bit(name: str, real_adapter: Callable[[str], Path]) -> None:
+    adapter = read(real_adapter(name))
     assert adapter.dialect == REAL[name]
-    assert dialect_of(adapter).tensors(adapter) == contents(shared_data / "lora" / name)
+    assert dialect_of(adapter).tensors(adapter) == contents(real_adapter(name))
 
 
 def test_each_dialect_has_a_file_here() -> None:

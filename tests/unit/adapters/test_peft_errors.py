@@ -240,15 +240,15 @@ def test_with_ranks_writes_whole_alphas_as_integers() -> None:
         ("gpt2_tigrinya", 36, 4.0),
     ],
 )
-def test_real_adapters(name: str, modules: int, scaling: float, shared_data: Path) -> None:
+def test_real_adapters(name: str, modules: int, scaling: float, real_adapter: Callable[[str], Path]) -> None:
     from safetensors.torch import load_file
 
-    adapter = read(shared_data / "lora" / name)
-    stored = load_file(shared_data / "lora" / name / "adapter_model.safetensors")
+    adapter = read(real_adapter(name))
+    stored = load_file(real_adapter(name) / "adapter_model.safetensors")
     assert (len(adapter.modules), {m.scaling for m in adapter.modules}) == (modules, {scaling})
     assert adapter.parameters == sum(t.numel() for t in stored.values())
     for module in adapter.modules:
-        assert torch.equal(torch.from_numpy(module.lora_B), stored[f"{module.name}.lora_B.weight"])
+        assert torch.equal(torch.from_numpy(module.lora_B), stored[f"{module.name}.lora_B.weight"].float())
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,16 @@ from safetensors.torch import load_file
 import nola_codec
 from nola_codec.adapters.sources import open_source
 
-SMALL = ["mlx_qwen05b/0000200_adapters.safetensors", "sam_vitb_rank4.safetensors", "sd15_catundchat",
-         "roberta_base_lora_mnli.bin"]  # fmt: skip
-LARGE = ["gpt2_tigrinya", "gptneo125m_movies", "mlx_qwen05b/0000100_adapters.safetensors",
+SMALL = ["gptneo125m_movies", "mlx_qwen05b/0000200_adapters.safetensors", "sam_vitb_rank4.safetensors",
+         "sd15_catundchat", "roberta_base_lora_mnli.bin"]  # fmt: skip
+LARGE = ["gpt2_tigrinya", "mlx_qwen05b/0000100_adapters.safetensors",
          "sam_vitb_rank16.safetensors", "sd15_analog_svd_rank4.safetensors", "sd15_disney_rank1.safetensors",
          "smollm135m_medical", "smollm2_e2e"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
-def test_every_key_comes_back(name: str, shared_data: Path, tmp_path: Path) -> None:
-    source = shared_data / "lora" / name
+def test_every_key_comes_back(name: str, real_adapter: Callable[[str], Path], tmp_path: Path) -> None:
+    source = real_adapter(name)
     report = nola_codec.encode(source, tmp_path / "a.nola", nmse=0.5)
     decoded = nola_codec.decode(tmp_path / "a.nola", tmp_path / "again")
     found = nola_codec.compare(source, decoded)
@@ -60,11 +61,11 @@ def test_diffusers_takes_a_file_of_its_first_form_in_its_present_one(shared_data
 
 
 @pytest.mark.filterwarnings("ignore")  # PEFT, of the base model's name; transformers, of PEFT
-def test_peft_takes_what_it_wrote(shared_data: Path, tmp_path: Path) -> None:
+def test_peft_takes_what_it_wrote(examples: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
     from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
-    nola_codec.encode(shared_data / "lora" / "gptneo125m_movies", tmp_path / "a.nola", nmse=0.5)
+    nola_codec.encode(examples / "gptneo125m_movies", tmp_path / "a.nola", nmse=0.5)
     folder = nola_codec.decode(tmp_path / "a.nola", tmp_path / "lora")
     with torch.device("meta"):
         config = GPTNeoConfig(hidden_size=768, num_layers=12, attention_types=[[["global", "local"], 6]], num_heads=12)

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 
 from nola_codec.arrays import NUMPY
-from nola_codec.container.reader import STORED, ZSTD, open_container
+from nola_codec.container.reader import open_container
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.encoder.assemble import code_rungs, estimate_bytes, pack_raw, write_file
-from nola_codec.encoder.content import BlockSymbols, QuantizedAdapter, block_sizes
+from nola_codec.encoder.content import QuantizedAdapter, block_sizes
 from nola_codec.encoder.job import EncodeJob
 from nola_codec.encoder.pipeline import quantize_factors, quantize_to
 from nola_codec.encoder.rate_control import first_target
 from nola_codec.encoder.reconstruct import FactsCollector, decode_rung
 from nola_codec.entropy import NAMES as CODECS
+from nola_codec.entropy.blobs import STORED, ZSTD
 from nola_codec.model.tensors import RawTensor
 
 
@@ -84,10 +85,21 @@ def test_blocks_cover_all_records_and_their_bits_are_the_symbols(make_job: Calla
     assert sizes.coded_bits == ((0.0,),)
 
 
-def test_block_symbols_are_a_sequence() -> None:
-    arrays = BlockSymbols([np.full(2, n, np.uint8) for n in range(4)], [(0, 1), (1, 3), (3, 4)])
-    assert len(arrays) == 3
-    assert [a.tolist() for a in arrays] == [[0, 0], [1, 1, 2, 2], [3, 3]]
-    assert [a.tolist() for a in arrays[1:]] == [[1, 1, 2, 2], [3, 3]]
+def test_batches_of_blocks_give_the_same_sections(quantized: QuantizedAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nola_codec.encoder.content.BLOCK_BYTES", 200)
+    content = quantized.content
+    sizes = block_sizes(content)
+    assert len(sizes.spans) > 3
+    whole = code_rungs(content, sizes)
+    blocks = [len(np.concatenate(content.symbols[0][start:stop])) for start, stop in sizes.spans]
+    monkeypatch.setattr("nola_codec.encoder.assemble._BATCH_SYMBOLS", blocks[0] + 1)
+    assert code_rungs(content, sizes) == whole
+    assert [len(rung.blocks) for rung in whole] == [len(blocks)] * len(content.rungs)
+
+
+def test_symbols_of_a_draft_are_a_sequence(quantized: QuantizedAdapter) -> None:
+    symbols = quantized.content.symbols[0]
+    assert len(symbols) == len(quantized.content.records)
+    assert [own.tolist() for own in symbols[1:3]] == [symbols[1].tolist(), symbols[2].tolist()]
     with pytest.raises(IndexError):
-        arrays[3]
+        symbols[len(symbols)]

@@ -122,17 +122,17 @@ def test_size_is_met_and_never_exceeded(limit: int, objective: str, synthetic: A
     ],
     ids=str,
 )  # fmt: skip
-def test_sizes_of_real_adapters(name: str, options: dict[str, Any], shared_data: Path) -> None:
-    report = nola_codec.encode(shared_data / "lora" / name, **options)
+def test_sizes_of_real_adapters(name: str, options: dict[str, Any], real_adapter: Callable[[str], Path]) -> None:
+    report = nola_codec.encode(real_adapter(name), **options)
     limits = {"60KB": 60_000, "5KB": 5000, "12KiB": 12 * 1024, "20KB": 20_000}
     limit = limits[options["size"]] if "size" in options else 2 * report.parameters / options["ratio"]
     assert 0.98 * limit <= report.bytes <= limit
 
 
 @pytest.mark.parametrize(("name", "target"), [("gptneo125m_movies", 0.09), ("gpt2_tigrinya", 0.31)])
-def test_nmse_of_real_adapters_is_never_exceeded(name: str, target: float, shared_data: Path) -> None:
+def test_nmse_of_real_adapters_is_never_exceeded(name: str, target: float, real_adapter: Callable[[str], Path]) -> None:
     """Few strong components make large steps. These two targets lie between two steps, and were once missed."""
-    report = nola_codec.encode(shared_data / "lora" / name, nmse=target)
+    report = nola_codec.encode(real_adapter(name), nmse=target)
     assert 0.98 * target <= report.nmse <= target
 
 

@@ -146,11 +146,9 @@ def test_each_rung_has_its_own_noise_cap(adapter: Callable[..., Any]) -> None:
     nola_codec.verify(data)
 
 
-def test_kinds_that_start_late(shared_data: Path) -> None:
+def test_kinds_that_start_late(examples: Path) -> None:
     """Some kinds have no unit at the first rung, so later rungs give the constants that predict their amplitudes."""
-    _, report = nola_codec.encode_bytes(
-        shared_data / "lora" / "smollm2_e2e", size=120_000, objective="nmse", progressive=True
-    )
+    _, report = nola_codec.encode_bytes(examples / "smollm2_e2e", size=120_000, objective="nmse", progressive=True)
     losses = [rung["nmse"] for rung in report.rungs]
     assert len(losses) == 3
     assert 0.9 > losses[0] > losses[1] > losses[2] > 0.2

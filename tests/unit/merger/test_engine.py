@@ -145,7 +145,7 @@ def test_several_files_add_up_in_order(dtype: str, files: tuple[Path, Path], tmp
 
 
 def test_the_function_is_not_hidden_by_the_package_of_its_name() -> None:
-    code = "import nola_codec, nola_codec.merger.engine, nola_codec.api.opened; print(nola_codec.merger.__module__)"
+    code = "import nola_codec, nola_codec.merger.engine, nola_codec.api.opened; print(nola_codec.merge.__module__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "nola_codec.api.merging"
 

@@ -162,11 +162,11 @@ def test_carried_tensors_are_not_merged_in_memory(make_case: Callable[..., Any])
 
 
 @pytest.mark.slow
-def test_the_real_adapter_on_the_real_base(shared_data: Path, smollm2_base: Path, tmp_path: Path) -> None:
+def test_the_real_adapter_on_the_real_base(examples: Path, smollm2_base: Path, tmp_path: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    encoded, report = nola_codec.encode_bytes(shared_data / "lora" / "smollm2_e2e", size="20KB")
+    encoded, report = nola_codec.encode_bytes(examples / "smollm2_e2e", size="20KB")
     assert report.bytes <= 20_000
     nola_codec.decode(encoded, tmp_path / "decoded")
     base = AutoModelForCausalLM.from_pretrained(smollm2_base, dtype=torch.float32)

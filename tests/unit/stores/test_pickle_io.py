@@ -154,7 +154,7 @@ OBJECTS: dict[str, tuple[Any, str]] = {
     "set": ({"w": {1, 2}}, "__builtin__.set"),
     "bytes": ({"w": b"abc"}, "_codecs.encode"),
     "numpy": ({"w": torch.ones(1).numpy()}, "numpy"),
-    "the same dict twice": ({"state_dict": (d := {"w": torch.ones(1)}), "b": d}, "occurs twice"),
+    "the same dict twice": ({"state_dict": (d := {"w": torch.ones(1)}), "b": d}, "uses a dict or list twice"),
     "a large tuple": ({"w": tuple(range(300))}, "a tuple of more than"),
 }
 

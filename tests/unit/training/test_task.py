@@ -265,14 +265,14 @@ def test_a_result_does_not_change_with_the_training(lora: Path) -> None:
         def tune(self, start: TuningStart) -> TrainedForm:
             code = TaskCode(start, torch.device("cpu"))
             result = code.result()
-            before = [matrix.copy() for side in result.bank.matrices for matrix in side.values()]
+            before = [matrix.copy() for side in result.form.matrices for matrix in side.values()]
             with torch.no_grad():
                 for vector in code.vectors:
                     vector.mul_(torch.randn_like(vector))
             code.code()
-            after = [matrix for side in result.bank.matrices for matrix in side.values()]
+            after = [matrix for side in result.form.matrices for matrix in side.values()]
             assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
-            again = [matrix for side in code.result().bank.matrices for matrix in side.values()]
+            again = [matrix for side in code.result().form.matrices for matrix in side.values()]
             assert not all(np.array_equal(a, b) for a, b in zip(before, again, strict=True))
             return result
 

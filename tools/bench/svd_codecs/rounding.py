@@ -51,7 +51,7 @@ def groups_of(rows: Floats, group: int) -> Floats:
     return np.pad(rows, ((0, 0), (0, -n % group))).reshape(m, -1, group)
 
 
-def ungrouped(groups: Floats, n: int) -> Floats:
+def ungrouped(groups: npt.NDArray[Any], n: int) -> npt.NDArray[Any]:
     """Undo `groups_of` for rows of n numbers."""
     return groups.reshape(len(groups), -1)[:, :n]
 

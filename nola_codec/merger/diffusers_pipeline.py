@@ -3,51 +3,63 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nola_codec.adapters.dialects.paths import component_of
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.merger.files import MergeFile
 from nola_codec.merger.places import components
-from nola_codec.merger.request import MergeReport, MergeRequest
+from nola_codec.merger.request import MergeRequest
 from nola_codec.stores.files import atomic_directory
 
 _INDEX = "model_index.json"
 
 
 def is_pipeline(path: Path) -> bool:
-    """True if a directory is a pipeline of Diffusers."""
+    """Return True if a directory is a pipeline of Diffusers."""
     return (path / _INDEX).is_file()
 
 
-def write_merged_pipeline(
-    files: Sequence[MergeFile],
-    request: MergeRequest,
-    merge_component: Callable[[Sequence[MergeFile], MergeRequest], MergeReport],
-) -> MergeReport:
-    """Write a pipeline with the deltas of files added to its components. It appears whole, at the end.
+@dataclass(frozen=True)
+class PipelinePart:
+    """The merge of one component of a pipeline.
+
+    Attributes:
+        files: The decoded files, cut to the deltas of the component.
+        request: The request of the component: its `base` and `out` are model directories.
+    """
+
+    files: Sequence[MergeFile]
+    request: MergeRequest
+
+
+@contextmanager
+def open_pipeline(files: Sequence[MergeFile], request: MergeRequest) -> Iterator[list[PipelinePart]]:
+    """Yield the merges of a pipeline's components, which the caller runs; then copy the rest.
+
+    The pipeline appears whole, at the end.
 
     Args:
         files: The decoded files.
         request: The request; its `base` is a pipeline.
-        merge_component: Merges files into the model directory of one component, as a request says.
 
     Raises:
-        AdapterError: ``needs-component``: `keep_undo` is set; ``base-mismatch``: the pipeline lacks a component; and
-            those of a merge.
+        AdapterError: ``needs-component``: `keep_undo` is set; ``base-mismatch``: the pipeline lacks a component.
         OutputExists: `out` is there and may not be replaced.
     """
     base, out = request.base, request.out
     if request.keep_undo:
         raise AdapterError("what undoes a merge is kept for one component", code="needs-component", where=str(base))
     folders = sorted({folder for file in files for folder, _ in _split_by_folder(file, base)})
-    reports = []
     with atomic_directory(out, replace=request.overwrite) as directory:
+        parts = []
         for folder in folders:
             own = [part for file in files for name, part in _split_by_folder(file, base) if name == folder]
-            reports.append(merge_component(own, replace(request, base=base / folder, out=directory / folder)))
+            parts.append(PipelinePart(own, replace(request, base=base / folder, out=directory / folder)))
+        yield parts
         for path in sorted(base.iterdir()):
             if path.name in folders or path.name.startswith("."):
                 continue
@@ -55,7 +67,6 @@ def write_merged_pipeline(
                 shutil.copytree(path, directory / path.name)
             else:
                 shutil.copyfile(path, directory / path.name)  # follows the symbolic links of a hub cache
-    return MergeReport(out, sum(r.shards for r in reports), 0, sum(r.weights for r in reports))
 
 
 def _split_by_folder(file: MergeFile, base: Path) -> Iterator[tuple[str, MergeFile]]:
@@ -75,7 +86,7 @@ def _split_by_folder(file: MergeFile, base: Path) -> Iterator[tuple[str, MergeFi
 
 
 def _belongs(key: str, component: str, names: Sequence[str]) -> bool:
-    """True if a carried tensor belongs to a component.
+    """Return True if a carried tensor belongs to a component.
 
     A tensor of no component belongs to all, so that each merge refuses it.
     """
