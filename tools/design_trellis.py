@@ -1,9 +1,9 @@
-"""Measures the quantizers with memory on a Gaussian source, and searches their masks.
+"""Measure the quantizers with memory on a Gaussian source, and search their masks.
 
     python tools/design_trellis.py           # the constants of nola_codec/fit/coders.py
     python tools/design_trellis.py --search  # random masks, slowly, until interrupted: the best found
 
-A rate is the entropy of the levels (a trellis: its bits), a cosine that between a vector and its points.
+A rate is the entropy of the levels, or the bits of a trellis. A cosine is that between a vector and its points.
 """
 
 from __future__ import annotations

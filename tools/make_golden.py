@@ -1,9 +1,10 @@
-"""Writes the files that tests replay for ever: `tests/golden/v0/` and the known answers of `tests/kat/`.
+"""Write the files that tests replay for ever: `tests/golden/v0/` and the known answers of `tests/kat/`.
 
     python tools/make_golden.py            # adds what is missing, never replaces
 
 Golden files are made by the encoder, known answers by `spec/reference_decoder.py`, which shares no code with the
-package. While the format is a draft (version 0) a change of it means: delete by hand, run this, review the diff.
+package. While the format is a draft (version 0), a change of the format takes three steps: delete the files by hand,
+run this program, and review the diff.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def layouts(rng: np.random.Generator) -> Adapter:
 
 
 def raws(rng: np.random.Generator) -> Adapter:
-    """Raw tensors of several dtypes and shapes beside one module."""
+    """Make carried tensors of several dtypes and shapes beside one module."""
     raw = {
         "classifier.weight": RawTensor("F32", (3, 4), rng.standard_normal(12).astype("<f4").tobytes()),
         "classifier.bias": RawTensor("F16", (3,), bytes(6)),
@@ -112,7 +113,7 @@ def raws(rng: np.random.Generator) -> Adapter:
 
 
 def with_vectors(rng: np.random.Generator) -> Adapter:
-    """Vectors of several shapes, strengths and dtypes beside modules and a raw tensor; one is zero, one a scalar."""
+    """Make vectors of several shapes and dtypes beside modules and a carried tensor; one is zero, one a scalar."""
 
     def tensor(name: str, size: float, *shape: int, **extra: Any) -> VectorTensor:
         return VectorTensor(name, (rng.standard_normal(shape) * size).astype(np.float32), **extra)

@@ -1,7 +1,7 @@
-"""Canonical MessagePack: one byte string for one value.
+"""Canonical MessagePack, in which every value has exactly one byte string.
 
-Maps have string keys in ascending order of their UTF-8 bytes, integers and lengths take their shortest form, floats
-are 64-bit. A reader re-encodes what it decoded and compares, which also catches duplicate keys.
+Maps have string keys in ascending order of their UTF-8 bytes. Integers and lengths take their shortest form, and floats
+have 64 bits. A reader encodes the decoded value again and compares the bytes, which also finds duplicate keys.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ def pack(value: Any) -> bytes:
 
 
 def unpack(data: bytes) -> Any:
-    """Decode and require the canonical form. Raises FormatError with code ``header``."""
+    """Decode bytes, and require the canonical form.
+
+    Raises:
+        FormatError: ``header``: The bytes are not MessagePack, or not in canonical form.
+    """
     try:
         value = msgpack.unpackb(data, raw=False, strict_map_key=True, use_list=True)
         if pack(value) != data:
@@ -38,5 +42,5 @@ def _sort_keys(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_sort_keys(item) for item in value]
     if value is not None and not isinstance(value, str | bytes | bool | int | float):
-        raise TypeError(f"no {type(value).__name__} in a header")  # msgpack's own extension type, timestamps
+        raise TypeError(f"no {type(value).__name__} in a header")  # such as the timestamps of msgpack
     return value

@@ -1,4 +1,4 @@
-"""Kinds of drawn tensors in the header (specification, "Drawn tensors")."""
+"""Write and parse the kinds of drawn tensors in the header (specification, "Drawn tensors")."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _METHODS: tuple[DrawMethod, ...] = ("uniform", "uniform-fused", "ternary")
 _DIGITS = (24, 11, 8)
 _MAX_CASTS = 4
 _LARGEST = 2.0**32
-"""Largest bound or divisor, and 1 / the least divisor, so that no float32 value overflows."""
+"""The largest bound or divisor, and 1 over the least divisor, so that no float32 value overflows."""
 
 
 def draw_to_wire(draw: Draw) -> list[Any]:
-    """The fields of a kind after its template."""
+    """Return the ten fields of a kind that follow its template."""
     return [
         [DTYPES.index(dtype) for dtype in draw.dtypes],
         list(draw.shape),
@@ -34,7 +34,11 @@ def draw_to_wire(draw: Draw) -> list[Any]:
 
 
 def draw_from_wire(items: list[Any], limits: Limits) -> Draw:
-    """Parse and check ten fields; nothing is drawn. Raises FormatError ``header`` or ``limit``."""
+    """Parse and check the ten fields of a draw, without drawing anything.
+
+    Raises:
+        FormatError: ``header`` or ``limit``: A field has a wrong value.
+    """
     dtypes, shape, method, digits, seed, start, axis, low, high, divisor = items
     ids = fields.integers(dtypes, "kinds dtypes", 0, 2)
     if not 1 <= len(ids) <= _MAX_CASTS:
@@ -65,7 +69,7 @@ def draw_from_wire(items: list[Any], limits: Limits) -> Draw:
 
 
 def _single(value: Any, what: str, largest: float) -> float:
-    """A float that float32 holds exactly."""
+    """Return a value if it is a float that float32 holds exactly, of magnitude `largest` at most."""
     number = fields.real(value, what)
     if abs(number) > largest or float(np.float32(number)) != number:
         raise fields.header_error(what, f"a float32 number of magnitude at most {largest}", number)

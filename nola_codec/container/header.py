@@ -1,4 +1,4 @@
-"""The header: `Header` <-> canonical MessagePack map (specification, "Header")."""
+"""Write a `Header` as a canonical MessagePack map, and parse it (specification, "Header")."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ KEYS = (
 
 
 def pack_header(header: Header) -> bytes:
-    """Canonical bytes, not yet compressed. Units' precisions and amplitudes are not in it (section 0 has them)."""
+    """Return the canonical bytes of a header, not compressed.
+
+    They do not hold the precisions and amplitudes of units, which are in the units sections.
+    """
     kinds: dict[Kind, int] = {}
     records: list[Record] = [*header.coded, *header.raw, *header.drawn]
     ids = [kinds.setdefault(record.kind, len(kinds)) for record in records]
@@ -68,10 +71,10 @@ def pack_header(header: Header) -> bytes:
 
 
 def unpack_header(data: bytes, limits: Limits) -> Header:
-    """Parse and check a header; the records' units are zeros of the right length.
+    """Parse and check a header. Precisions and amplitudes of its records are zeros until the units sections are read.
 
     Raises:
-        FormatError: with code ``header``, ``limit``, ``generator`` or ``basis``.
+        FormatError: ``header``, ``limit``, ``generator`` or ``basis``: A field has a wrong value.
     """
     top = fields.mapping(canonical.unpack(data), "header", KEYS)
     quantizers = tuple(quantizer_from_wire(q) for q in fields.items(top["quantizers"], "quantizers"))
@@ -143,7 +146,7 @@ def _rung_from_wire(
         units=units,
         exponents=_exponents(differences, families),
         side_models=(side_model_from_wire(pair_of_models[0]), side_model_from_wire(pair_of_models[1])),
-        decoded_sha256=fields.binary(sha256, "factors_sha256", count=32),
+        decoded_sha256=fields.binary(sha256, "decoded_sha256", count=32),
         measured={key: fields.real(v, "measured") for key, v in fields.mapping(measured, "measured").items()},
     )
 
@@ -173,7 +176,7 @@ def _records(
     families = [kind for kind in chosen if isinstance(kind, CodedKind)]
     order = [record_type(kind) for kind in chosen]
     if order != sorted(order, key=RECORD_ORDER.index):
-        raise fields.header_error("records", "low-rank records, then vectors, raw ones, drawn ones", "another order")
+        raise fields.header_error("records", "low-rank records, then vectors, carried and drawn ones", "another order")
     rungs: list[Rung] = []
     wires = fields.items(top["rungs"], "rungs")
     if not 1 <= len(wires) <= limits.rungs:
@@ -204,7 +207,7 @@ def _coded_records(
 
 
 def _exponents(differences: Any, families: Sequence[CodedKind]) -> tuple[tuple[int, ...], ...]:
-    """Exponents of each record's sides from their differences."""
+    """Return the exponents of each record's sides from their differences."""
     sides = [len(kind.sides) for kind in families]
     steps = iter(unpack_varints(fields.binary(differences, "exponents"), sum(sides), "header `exponents`"))
     last = [0, 0]
@@ -225,7 +228,7 @@ def _exponent_differences(exponents: Sequence[tuple[int, ...]]) -> list[int]:
 
 
 def _check_totals(chosen: Sequence[Kind], kinds: Sequence[Kind], rungs: int, limits: Limits) -> None:
-    """Check the sums over all records, and the words that drawing each kind once takes."""
+    """Check the sums over all records, and the number of words that it takes to draw each kind once."""
     coded = [kind for kind in chosen if isinstance(kind, CodedKind)]
     elements = sum(k.elements for k in coded) + sum(k.nbytes for k in chosen if isinstance(k, RawKind))
     elements += sum(k.draw.nbytes for k in chosen if isinstance(k, DrawnKind))

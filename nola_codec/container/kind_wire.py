@@ -1,4 +1,4 @@
-"""Kinds (families of records) in the header."""
+"""Write and parse the kinds of the header (specification, "Kinds")."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nola_codec.model.tensors import DTYPE_BYTES, DTYPES
 
 _PAIR, _RAW, _VECTOR, _DRAWN = 0, 1, 2, 3
 RECORD_ORDER = (_PAIR, _VECTOR, _RAW, _DRAWN)
-"""Record types in the order that a file's records keep."""
+"""The record types in the order in which the records of a file come."""
 _LAYOUTS: tuple[Layout, ...] = ("linear", "conv", "embedding")
 _MAX_PRECISION_SHIFT = 1023
 _MAX_AMPLITUDE = 1 << 14
@@ -27,14 +27,14 @@ _MAX_TABLES = 256
 
 
 def record_type(kind: Kind) -> int:
-    """Number of the record type that a kind belongs to."""
+    """Return the number of the record type of a kind."""
     if isinstance(kind, CodedKind):
         return _PAIR if kind.is_pair else _VECTOR
     return _RAW if isinstance(kind, RawKind) else _DRAWN
 
 
 def kind_to_wire(kind: Kind) -> list[Any]:
-    """A list whose first item tells the record type; see the specification for the order."""
+    """Return a kind as a list, the record type first; the specification gives the order of the other items."""
     if isinstance(kind, DrawnKind):
         return [_DRAWN, kind.template, *draw_to_wire(kind.draw)]
     if isinstance(kind, RawKind):
@@ -71,7 +71,11 @@ def kind_to_wire(kind: Kind) -> list[Any]:
 
 
 def kind_from_wire(value: Any, limits: Limits) -> Kind:
-    """Parse and check one kind. Raises FormatError."""
+    """Parse and check one kind.
+
+    Raises:
+        FormatError: ``header``, ``limit`` or ``basis``: A field has a wrong value.
+    """
     items = fields.items(value, "kinds")
     parsers: dict[int, Callable[[Any, Limits], Kind]] = {
         _PAIR: _parse_pair, _RAW: _parse_raw, _VECTOR: _parse_vector, _DRAWN: _parse_drawn,
@@ -155,7 +159,7 @@ def _parse_vector(value: Any, limits: Limits) -> CodedKind:
 
 
 def _most_coefficients(basis: int, side: Side, limits: Limits) -> int:
-    """Most coefficients that a vector of a side may have."""
+    """Return the largest number of coefficients that a vector of a side may have."""
     most = basis_by_id(basis).max_num_basis(side.length)
     return limits.dimension if most is None else most
 

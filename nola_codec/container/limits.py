@@ -1,4 +1,4 @@
-"""Limits that a reader checks before it gives memory to anything a file declares (specification, "Limits")."""
+"""Limits that a reader checks before it allocates memory for what a file declares (specification, "Limits")."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """Upper bounds, inclusive. A caller with larger models may pass its own."""
+    """Upper bounds, inclusive. A caller with larger models may pass larger ones.
+
+    The specification explains each of them.
+    """
 
     header_stored: int = 16 << 20
     header_plain: int = 64 << 20

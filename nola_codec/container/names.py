@@ -1,7 +1,7 @@
-"""Names, cheaply: a template per family of names, and the numbers in them as differences.
+"""Write names in few bytes: one template for a family of names, and the numbers in the names as differences.
 
 ``model.layers.11.self_attn.q_proj`` is template ``model.layers.#.self_attn.q_proj`` and number 11. Two hundred names
-of a transformer cost a few hundred bytes in a compressed header.
+of a transformer take a few hundred bytes in a compressed header.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from collections.abc import Sequence
 
 from nola_codec.errors import FormatError
 
-# A number is a run of ASCII digits that re-reads as itself; "007" and a literal "#" stay in the template, escaped.
+# A number is a run of ASCII digits without leading zeros. "007" stays in the template, and so does an escaped "#".
 _NUMBER = re.compile(r"(?<![0-9])(?:0|[1-9][0-9]{0,8})(?![0-9])")
 
 
 def split_name(name: str) -> tuple[str, tuple[int, ...]]:
-    """Template and numbers. ``%`` and ``#`` of the name become ``%25`` and ``%23``.
+    """Return template and numbers of a name; its ``%`` and ``#`` become ``%25`` and ``%23``.
 
     >>> split_name("layers.11.q_proj")
     ('layers.#.q_proj', (11,))
     """
-    # Escapes hold digits, so numbers are found first, on the pieces of the original name.
+    # Escapes hold digits, so the numbers are found in the original name before anything is escaped.
     pieces: list[str] = []
     numbers: list[int] = []
     position = 0
@@ -34,7 +34,7 @@ def split_name(name: str) -> tuple[str, tuple[int, ...]]:
 
 
 def join_name(template: str, numbers: Sequence[int]) -> str:
-    """Undo `split_name`. Raises FormatError when the count of numbers is wrong."""
+    """Undo `split_name`. Raises FormatError if the count of numbers is wrong."""
     pieces = template.split("#")
     if len(pieces) != len(numbers) + 1:
         raise FormatError(f"name template {template!r}: {len(numbers)} numbers given", code="header")
@@ -45,7 +45,7 @@ def join_name(template: str, numbers: Sequence[int]) -> str:
 
 
 def natural_key(name: str) -> tuple[tuple[int, ...], str]:
-    """Sort key that brings the layers of a model in order: numbers first, then the template."""
+    """Return a sort key that brings the layers of a model in order: numbers first, then the template."""
     template, numbers = split_name(name)
     return numbers, template
 
@@ -59,7 +59,7 @@ def _unescape(text: str) -> str:
 
 
 def pack_varints(values: Sequence[int]) -> bytes:
-    """Signed integers as zigzag LEB128, shortest form."""
+    """Return signed integers as zigzag LEB128 in the shortest form."""
     out = bytearray()
     for value in values:
         rest = (value << 1) ^ (value >> 63)

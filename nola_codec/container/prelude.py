@@ -1,4 +1,4 @@
-"""The first 76 bytes of a file: magic, versions, flags, lengths, checksums (specification, "Prelude")."""
+"""The first 76 bytes of a file: magic, versions, flags, lengths, checksums (specification, "File")."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ _LAYOUT = struct.Struct("<8sHHIIIIIQ32s")
 
 @dataclass(frozen=True)
 class Prelude:
-    """Fields in file order; `content_sha256` covers bytes 0-39 and everything from byte 76 on."""
+    """The fields of the prelude, which the specification explains.
+
+    `content_sha256` covers bytes 0 to 39 and everything from byte 76 on.
+    """
 
     required_flags: int
     optional_flags: int
@@ -32,7 +35,7 @@ class Prelude:
     revision: int = REVISION
 
     def pack(self) -> bytes:
-        """76 bytes, the last four being the CRC-32 of the others."""
+        """Return the 76 bytes of the prelude; the last four are the CRC-32 of the others."""
         fields = _LAYOUT.pack(
             MAGIC,
             self.version,
@@ -52,8 +55,9 @@ def unpack_prelude(data: bytes, limits: Limits) -> Prelude:
     """Parse and check the first bytes of a file.
 
     Raises:
-        FormatError: not a `.nola` file, an unsupported version or feature, truncated, or over a limit.
-        ChecksumMismatch: the prelude was altered.
+        FormatError: ``magic``: This is not a `.nola` file. ``version``, ``feature``: The file needs a newer reader.
+            ``truncated``, ``limit``, ``header``: A length is wrong or too large.
+        ChecksumMismatch: ``prelude-checksum``: The prelude was altered.
     """
     _check_magic(data)
     if len(data) < SIZE:
@@ -93,5 +97,5 @@ def _check_magic(data: bytes) -> None:
 
 
 def align(offset: int) -> int:
-    """The next multiple of 8."""
+    """Return the next multiple of 8."""
     return -(-offset // ALIGNMENT) * ALIGNMENT

@@ -1,4 +1,4 @@
-"""Quantizers, frequency tables and allocations in the header."""
+"""Write and parse quantizers, frequencies and allocation tables of the header."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_OFFSET = 1 << 14
 
 
 def quantizer_to_wire(quantizer: Quantizer) -> list[Any]:
-    """[form, parameters, frequencies]; frequencies that are symmetric are given for 0, 1, 2... only."""
+    """Return [form, parameters, frequencies]. Symmetric frequencies are written for the levels 0, 1, 2 ... only."""
     book, frequencies = quantizer.codebook, quantizer.frequencies
     if isinstance(book, Trellis):
         return [_TRELLIS, book.number, None]
@@ -37,7 +37,7 @@ def quantizer_to_wire(quantizer: Quantizer) -> list[Any]:
 
 
 def quantizer_from_wire(value: Any) -> Quantizer:
-    """Parse and check one quantizer."""
+    """Parse and check one quantizer. Raises FormatError with code ``header``."""
     form, parameters, table = fields.items(value, "quantizers", count=3)
     form = fields.integer(form, "quantizers form", 0, 5)
     if form == _TRELLIS:
@@ -66,19 +66,19 @@ def quantizer_from_wire(value: Any) -> Quantizer:
 
 
 def side_model_to_wire(model: SymbolModel) -> list[Any]:
-    """[alphabet size, frequencies or nil]."""
+    """Return [alphabet size, frequencies or None]."""
     return [model.size, None if model.frequencies is None else list(model.frequencies)]
 
 
 def side_model_from_wire(value: Any) -> SymbolModel:
-    """Parse and check one model of the side section."""
+    """Parse and check one model of a units section. Raises FormatError with code ``header``."""
     size, table = fields.items(value, "side_models", count=2)
     size = fields.integer(size, "side_models size", 1, MAX_ALPHABET)
     return SymbolModel(size, _frequencies(table, size, "side_models frequencies"))
 
 
 def allocation_from_wire(value: Any, quantizers: int) -> Allocation:
-    """Parse ((precision, quantizer or -1, offset, weight), ...), precisions strictly ascending."""
+    """Parse and check an allocation table: its precisions must ascend, and its quantizers must exist."""
     entries: list[tuple[int, int, int, int]] = []
     for item in fields.items(value, "allocation"):
         precision, quantizer, offset, weight = fields.integers(item, "allocation", -MAX_OFFSET, MAX_OFFSET, count=4)
@@ -97,7 +97,7 @@ def _parse_positive(value: Any) -> tuple[int, ...]:
 
 
 def _unfold_frequencies(table: Any, levels: int) -> tuple[int, ...] | None:
-    """Frequencies of both signs from those of 0, 1, 2..."""
+    """Return the frequencies of all symbols from those of the levels 0, 1, 2 ..."""
     if table is None:
         return None
     folded = fields.integers(table, "quantizers frequencies", 1, TOTAL, count=levels + 1)

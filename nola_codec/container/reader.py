@@ -1,8 +1,8 @@
-"""One byte string, file or stream -> header and sections, each checked before it is used.
+"""Open a `.nola` file from a path, bytes or a stream, and check each part of it before it is used.
 
 with open_container("task.nola") as container:
     container.header.coded[0].name
-    container.section(1)          # stored bytes, CRC checked, nothing else read
+    container.section(1)          # its stored bytes; the CRC-32 is checked, and nothing else is read
 """
 
 from __future__ import annotations
@@ -37,16 +37,18 @@ _ADAPTER_SUFFIXES = frozenset({".safetensors", ".npz", ".gguf", ".bin", ".pt", "
 
 @cache
 def header_dictionary() -> bytes:
-    """The preset dictionary of header compression, `spec/header-dictionary.bin`."""
+    """Return the preset dictionary of header compression, which is `spec/header-dictionary.bin`."""
     return Path(__file__).with_name("header-dictionary.bin").read_bytes()
 
 
 class Container:
-    """An open file. The header is read and checked at once, sections on request.
+    """An open file. Its header is read and checked at once, and its sections on request.
 
     Attributes:
+        name: The name of the source in errors.
+        prelude: The prelude of the file.
         header: The header as it is at the rung at which the file was opened.
-        rungs: Number of rungs of the whole file.
+        rungs: The number of rungs of the whole file.
     """
 
     def __init__(
@@ -71,26 +73,31 @@ class Container:
         self.select(self._choose(header, rung))
 
     def select(self, rung: int) -> None:
-        """See the file as it would be without the rungs after this one."""
+        """Show the file as it would be without the rungs after this one."""
         self.header: Header = header_at_rung(self._whole, rung)
         self._units_read = False
 
     @property
     def file_length(self) -> int:
+        """The length of the whole file in bytes, as the prelude says."""
         return self.prelude.file_length
 
     @property
     def header_length(self) -> int:
-        """Bytes of prelude, compressed header and padding."""
+        """The number of bytes of prelude, compressed header and padding."""
         return min(self._data, self.file_length)
 
     def rung_bytes(self, rung: int) -> int:
-        """Bytes from the beginning of the file that a reader of this rung needs."""
+        """Return how many bytes, from the beginning of the file, a reader of this rung needs."""
         sections = self.header.sections[: self.header.sections_at(rung)]
         return self._data + max(s.offset + s.length for s in sections)
 
     def section(self, index: int) -> bytes:
-        """Stored bytes of a section. Raises ChecksumMismatch."""
+        """Return the stored bytes of a section.
+
+        Raises:
+            ChecksumMismatch: ``section-checksum``: The bytes were altered.
+        """
         section = self.header.sections[index]
         data = self._read(self._data + section.offset, section.length)
         if zlib.crc32(data) != section.crc32:
@@ -98,7 +105,7 @@ class Container:
         return data
 
     def read_units(self) -> Header:
-        """The header with every unit's precision and amplitude; reads the units sections on the first call."""
+        """Return the header with the precision and amplitude of every unit; the first call reads the units sections."""
         if not self._units_read:
             reader = UnitsReader(self.header)
             for rung, step in enumerate(self.header.rungs):
@@ -111,7 +118,7 @@ class Container:
         return self.header
 
     def raw_tensor(self, index: int) -> RawTensor:
-        """Read the carried tensor `index`, as it came. Raises FormatError or ChecksumMismatch."""
+        """Read carried tensor `index`. Raises FormatError or ChecksumMismatch if its section is damaged."""
         kind = self.header.raw[index].kind
         number = self.header.raw_section(index)
         codec = self.header.sections[number].codec
@@ -119,7 +126,12 @@ class Container:
         return RawTensor(kind.dtype, kind.shape, data)
 
     def check_content(self) -> None:
-        """Read the whole file and compare its SHA-256. Raises ChecksumMismatch, or FormatError for a part of a file."""
+        """Read the whole file, and compare the SHA-256 of its content with the one in the prelude.
+
+        Raises:
+            ChecksumMismatch: ``content-checksum``: They differ.
+            FormatError: ``truncated``: The file is not whole.
+        """
         if self._length < self.file_length:
             raise FormatError(mismatch("file length", self.file_length, self._length), code="truncated")
         sha256 = hashlib.sha256(self._read(0, 40))
@@ -132,11 +144,11 @@ class Container:
             raise ChecksumMismatch("file: SHA-256 of the content does not match", code="content-checksum")
 
     def hash_file(self) -> bytes:
-        """SHA-256 of the file's bytes, as `sha256sum` prints it."""
-        digest = hashlib.sha256()
+        """Return the file SHA-256, which `sha256sum` prints."""
+        sha256 = hashlib.sha256()
         for position in range(0, self._length, 1 << 20):
-            digest.update(self._read(position, min(1 << 20, self._length - position)))
-        return digest.digest()
+            sha256.update(self._read(position, min(1 << 20, self._length - position)))
+        return sha256.digest()
 
     def close(self) -> None:
         """Close the file, if it was opened here."""
@@ -152,7 +164,7 @@ class Container:
         self.close()
 
     def _choose(self, header: Header, rung: int | None) -> int:
-        """The rung to open at."""
+        """Return the rung to open at: the one that was asked for, else the last one that is whole."""
         there = [
             number
             for number in range(len(header.rungs))
@@ -176,7 +188,7 @@ class Container:
         return data
 
     def _check_layout(self, header: Header) -> None:
-        """Sections follow one another, 8-byte align, with zero padding and nothing after the last."""
+        """Check that sections follow one another at multiples of 8, padded with zeros, up to the end of the file."""
         offset = 0
         end = SIZE + self.prelude.header_stored
         for index, section in enumerate(header.sections):
@@ -204,13 +216,15 @@ def open_container(
     Args:
         source: The file.
         limits: Bounds on what the file may declare.
-        rung: See the file as it would be without the rungs after this one, counted from 0; None is all of it.
-        partial: Take the beginning of a file as well, at the last rung that is there whole.
+        rung: The last rung to use, counted from 0; the file is then shown as if later rungs did not exist. None stands
+            for the last rung.
+        partial: True to accept the beginning of a file, which is opened at the last rung that is whole.
 
     Raises:
-        AdapterError: ``unknown-rung``: the file has no such rung; ``not-nola``: the path is an adapter or a directory.
-        FormatError, ChecksumMismatch: as the specification's reject table says; the message starts with the source.
-        OSError: the path cannot be opened.
+        AdapterError: ``unknown-rung``: The file has no such rung; ``not-nola``: The path is an adapter or a directory.
+        FormatError, ChecksumMismatch: The file is refused; the specification's reject table lists the codes. The
+            message starts with the source.
+        OSError: The path cannot be opened.
     """
     stream: BinaryIO
     if isinstance(source, bytes | bytearray | memoryview):
@@ -229,7 +243,7 @@ def open_container(
 
 
 def _refuse_adapter(path: Path) -> None:
-    """Say what to do with an adapter that is given in place of a `.nola` file."""
+    """Raise an error that says what to do if the path is an adapter or a directory, not a `.nola` file."""
     if path.is_dir():
         if not any((path / name).exists() for name in ("adapter_config.json", "adapters.safetensors", "adapters.npz")):
             raise AdapterError("is a directory, not a .nola file", code="not-nola", where=str(path))

@@ -1,4 +1,4 @@
-"""A file as it is at one of its rungs, and the file that ends there (specification, "Rungs")."""
+"""Make the header of a file that ends at one of its rungs (specification, "Rungs")."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from nola_codec.model.header import Allocation, Header
 
 
 def header_at_rung(header: Header, rung: int) -> Header:
-    """The header of the file without the rungs after this one; units' numbers are left to be read."""
+    """Return the header as it is without the rungs after this one.
+
+    Numbers of units that are not read yet stay so.
+    """
     last = header.rungs[rung]
     records = tuple(
         replace(
@@ -29,7 +32,7 @@ def header_at_rung(header: Header, rung: int) -> Header:
 
 
 def prune_quantizers(header: Header) -> Header:
-    """The header without the quantizers that its rungs do not use."""
+    """Return the header without the quantizers that its rungs do not use."""
     used = sorted({q for rung in header.rungs for table in rung.allocation for _, q, _, _ in table if q >= 0})
     number = {-1: -1, **{old: new for new, old in enumerate(used)}}
 

@@ -1,9 +1,9 @@
-"""Units sections: precisions and amplitudes as small differences (specification, "Units"), and the layers they imply.
+"""Write and read units sections: precisions and amplitudes as small differences (specification, "Units sections").
 
-The section of a rung holds the precision of each unit that starts at the rung, as a difference from the component
-before it; the first component differs from the first one of the last record of the same kind. An amplitude is coded as
-the difference from a prediction, which is made from the precision at the rung where the unit starts, and from its last
-value at a later rung that adds a layer to it.
+The section of a rung holds the precision of each unit that starts at the rung, as the difference from the unit before
+it in the record. For the first unit of a record it is the difference from the first unit of the last record of the same
+kind. An amplitude is written as the difference from a prediction. At the rung where the unit starts, the precision
+predicts it; at a later rung that adds a layer, the amplitude before does.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nola_codec.model.records import CodedKind, CodedRecord
 from nola_codec.quant.scales import MAX_CODE, MIN_CODE, layer_weight
 
 START = 128
-"""Prediction of the first precision of a kind's first record."""
+"""The prediction of the first precision in the first record of a kind."""
 
 Allocations = Sequence[tuple[Allocation, ...]]
 """The allocation tables of each rung."""
@@ -31,15 +31,25 @@ _Memory = dict[CodedKind, list[int]]
 
 
 class Layer(NamedTuple):
-    """One quantized layer of one vector, number `vector` of a side; its points count `weight` times."""
+    """One layer of one vector.
+
+    Attributes:
+        vector: The number of the vector on its side.
+        quantizer: The number of the quantizer.
+        weight: The factor on the points of the quantizer.
+    """
 
     vector: int
     quantizer: int
     weight: int
 
 
-def lookup(allocation: Allocation, precision: int) -> tuple[int, int, int]:
-    """(quantizer id or -1, amplitude offset, code of the weight). Raises FormatError under the first entry."""
+def look_up(allocation: Allocation, precision: int) -> tuple[int, int, int]:
+    """Return (quantizer id or -1, amplitude offset, code of the weight) for a precision.
+
+    Raises:
+        FormatError: ``units``: The precision lies under the first entry.
+    """
     index = bisect_right(allocation, precision, key=lambda entry: entry[0]) - 1
     if index < 0:
         raise FormatError(f"allocation: no quantizer for precision {precision}", code="units")
@@ -48,13 +58,14 @@ def lookup(allocation: Allocation, precision: int) -> tuple[int, int, int]:
 
 def _entry(allocations: Allocations, rung: int, kind: CodedKind, side: int, precision: int) -> tuple[int, int, int]:
     own = kind.sides[side]
-    return lookup(allocations[rung][own.table], precision + own.shift)
+    return look_up(allocations[rung][own.table], precision + own.shift)
 
 
 def coded_layers(record: CodedRecord, allocations: Allocations, rung: int, side: int) -> list[Layer]:
-    """Layers of a record's vectors of one side that the rung's block holds, in its order.
+    """Return the layers of a record's side that the block of a rung holds, in order.
 
-    A unit that starts at this rung brings the layers of all rungs so far; the others get this rung's.
+    The block holds the layers of all rungs so far for a unit that starts at this rung, and the layer of this rung for
+    the other units.
     """
     kind = record.kind
     layers = []
@@ -70,7 +81,7 @@ def coded_layers(record: CodedRecord, allocations: Allocations, rung: int, side:
 
 
 def touched_units(record: CodedRecord, allocations: Allocations, rung: int) -> npt.NDArray[np.bool_]:
-    """True for each unit that starts or gains a layer at a rung, bool (units,)."""
+    """Return True for each unit that starts or gains a layer at a rung, bool (units,)."""
     return np.array(
         [
             entry == rung
@@ -84,7 +95,10 @@ def touched_units(record: CodedRecord, allocations: Allocations, rung: int) -> n
 def predict_amplitude(
     record: CodedRecord, unit: int, allocations: Allocations, rung: int, slope: int, before: int
 ) -> int:
-    """Predict a unit's amplitude code at a rung that touches it; `before` is its code at the rung before."""
+    """Return the predicted amplitude code of a unit at a rung that starts it or adds a layer to it.
+
+    `before` is its code at the rung before.
+    """
     precision = int(record.precision[unit])
     fresh = record.entry[unit] == rung
     total = record.kind.amplitude + slope * precision if fresh else before
@@ -97,12 +111,15 @@ def predict_amplitude(
 def units_to_symbols(
     rungs: Sequence[Sequence[CodedRecord]], allocations: Allocations, slope: int
 ) -> list[npt.NDArray[np.uint16]]:
-    """Symbols of each rung's units section: precisions, then amplitudes.
+    """Return the symbols of each rung's units section: precisions, then amplitudes.
 
     Args:
-        rungs: The records at each rung. Differences must lie in [-128, 127]; the encoder sees to it.
-        allocations: Tables of each rung.
-        slope: `Header.amplitude_slope`.
+        rungs: The records at each rung. The encoder keeps differences of amplitudes in [-128, 127].
+        allocations: The allocation tables of each rung.
+        slope: The `amplitude_slope` of the header.
+
+    Raises:
+        ValueError: The difference of an amplitude is out of range.
     """
     memory: _Memory = {}
     sections = []
@@ -126,12 +143,12 @@ def units_to_symbols(
 
 
 def units_runs(precisions: int, amplitudes: int) -> Runs:
-    """The runs of a units section."""
+    """Return the two runs of a units section, of these lengths."""
     return Runs(np.array([0, 1], np.int64), np.array([precisions, amplitudes], np.int64))
 
 
 class UnitsReader:
-    """Reads the units sections of a file, rung after rung.
+    """A reader of the units sections of a file, rung after rung.
 
     Attributes:
         records: The coded records as they are at the last rung that was read.
@@ -145,16 +162,16 @@ class UnitsReader:
         self.records = tuple(replace(r, entry=empty, precision=empty, amplitude=empty) for r in header.coded)
 
     def runs(self, rung: int) -> Runs:
-        """Runs of the section of the next rung: one of precisions, then one of amplitudes."""
+        """Return the runs of the next rung's section: one of precisions, then one of amplitudes."""
         fresh = sum(self._rungs[rung].units) - sum(r.units for r in self.records)
         old = sum(int(touched_units(r, self._allocations, rung).sum()) for r in self.records) if rung else 0
         return units_runs(fresh, fresh + old)
 
     def read_rung(self, rung: int, symbols: npt.NDArray[Any]) -> None:
-        """Read the next rung: take the records to it by the symbols of its section.
+        """Bring the records to the next rung by the symbols of its section.
 
         Raises:
-            FormatError: no quantizer for a precision, or an amplitude out of range.
+            FormatError: ``units``: A precision has no quantizer, or an amplitude is out of range.
         """
         numbers = iter(_unfold(symbols))
         grown = []
@@ -185,7 +202,7 @@ class UnitsReader:
 def _references(record: CodedRecord, rung: int, memory: _Memory) -> Iterator[tuple[int, int]]:
     """Yield (unit, prediction of its precision) for the units that start at a rung.
 
-    A prediction uses the precision of the unit before, which the caller may fill in on the way.
+    A prediction uses the precision of the unit before, which the caller fills in between two steps.
     """
     before = memory.get(record.kind, [START, START])
     for unit in np.flatnonzero(record.entry == rung).tolist():

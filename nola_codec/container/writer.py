@@ -1,4 +1,4 @@
-"""Header, sections -> one byte string, laid out as the specification's "File" section says."""
+"""Lay out header and sections as one byte string (specification, "File")."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from nola_codec.model.header import Header, Section
 
 
 def assemble(header: Header, sections: Sequence[tuple[int, bytes]]) -> bytes:
-    """Lay out a whole file.
+    """Return the bytes of a whole file.
 
     Args:
-        header: All fields final but `sections`.
-        sections: (codec id, stored bytes) in file order: units, blocks, raw tensors.
+        header: The header; its `sections` are made here, and all other fields are final.
+        sections: (codec id, stored bytes) of each section, in file order.
     """
     table = []
     offset = 0

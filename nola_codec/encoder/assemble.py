@@ -26,7 +26,7 @@ ALL_CODECS = (0, 1, 2)
 _BATCH_SYMBOLS = 12 << 20
 """Symbols handed to the entropy codecs at once: they code sections side by side, but never all of a large file."""
 _NOISE = bytes(range(7, 7 + 32))
-"""Stands for a SHA-256 in an estimate: bytes that do not compress."""
+"""Bytes that do not compress, in place of the SHA-256 in an estimate."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Envelope:
     """The fields that go into a header unchanged, and the tensors that are not coded.
 
     Attributes:
-        writer, dialect, generator, seed, config, metadata: As in `Header`.
-        raw: Carried tensors by name, in the order of the file.
-        drawn: For each drawn tensor, its draw and the tensor that the draw makes.
+        writer, dialect, generator, seed, config, metadata: The same as in `Header`.
+        raw: The carried tensors by name, in the order of the file.
+        drawn: For the name of each drawn tensor, its draw and the tensor that the draw makes.
     """
 
     writer: str
@@ -51,11 +51,11 @@ class Envelope:
 
 @dataclass(frozen=True)
 class CodedUnits:
-    """A units section.
+    """A coded units section.
 
     Attributes:
-        models: Models of its two parts, precisions and amplitudes.
-        section: (codec, bytes).
+        models: The models of its precisions and of its amplitudes.
+        section: (codec id, bytes).
     """
 
     models: tuple[SymbolModel, SymbolModel]
@@ -68,7 +68,7 @@ class CodedRung:
 
     Attributes:
         units: The units section.
-        blocks: (codec, bytes) of each block of coefficients.
+        blocks: (codec id, bytes) of each block of coefficients.
     """
 
     units: CodedUnits
@@ -80,9 +80,9 @@ class RungFacts:
     """The part of a header that describes the decoded tensors of a rung.
 
     Attributes:
-        exponents: For each record, the power of two of each side.
+        exponents: For each record, the exponent of each side.
         sha256: The decoded SHA-256.
-        measured: Losses by name.
+        measured: The measured losses by name.
     """
 
     exponents: Sequence[tuple[int, ...]]
@@ -93,7 +93,7 @@ class RungFacts:
 def estimate_bytes(
     content: FileContent, sizes: BlockSizes, envelope: Envelope, raw_sections: Sequence[tuple[int, bytes]]
 ) -> int:
-    """Estimate the size of the file without entropy coding, within a few bytes of it."""
+    """Estimate the size of the file in bytes without entropy coding; the error is a few bytes."""
     models = [q.model for q in content.quantizers]
     units = _code_units(content, ALL_CODECS)
     rungs, facts = [], []
@@ -117,9 +117,9 @@ def code_rungs(content: FileContent, sizes: BlockSizes, codecs: Sequence[int] = 
     """Entropy-code the symbols of all rungs.
 
     Args:
-        content: Records and symbols.
+        content: The records and symbols.
         sizes: The blocks of the content.
-        codecs: Ids of the entropy codecs to choose from.
+        codecs: The ids of the entropy codecs to choose from.
     """
     return [
         CodedRung(units, _code_blocks(content, sizes, rung, codecs))
@@ -135,7 +135,7 @@ def write_file(
     envelope: Envelope,
     raw_sections: Sequence[tuple[int, bytes]],
 ) -> bytes:
-    """Write the file: its header and its sections, rung after rung, the carried tensors with the first."""
+    """Return the bytes of the file: the header, then the sections rung by rung; the first rung has carried tensors."""
     sections: list[tuple[int, bytes]] = []
     for number, rung in enumerate(rungs):
         sections += [rung.units.section, *rung.blocks, *(raw_sections if number == 0 else ())]
@@ -143,7 +143,7 @@ def write_file(
 
 
 def pack_raw(tensors: Mapping[str, RawTensor]) -> list[tuple[int, bytes]]:
-    """Pack carried tensors into sections: with zstd if that makes them smaller."""
+    """Pack carried tensors into sections (codec id, bytes), with zstd if that makes them smaller."""
     return [pack_blob(tensor.data) for tensor in tensors.values()]
 
 
@@ -177,7 +177,7 @@ def _code_units(content: FileContent, codecs: Sequence[int]) -> list[CodedUnits]
 
 
 def _unit_models(symbols: npt.NDArray[np.uint16], precisions: int) -> tuple[SymbolModel, SymbolModel]:
-    """Fit a model to each part of a units section's symbols: to the first `precisions` of them, and to the others."""
+    """Fit one model to the first `precisions` symbols of a units section, and one to the others."""
     models = []
     for part in (symbols[:precisions], symbols[precisions:]):
         counts = np.bincount(part, minlength=1)

@@ -1,4 +1,4 @@
-"""Wall time by stage."""
+"""Measure wall time by stage."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Adds up wall seconds by stage, and counts them all from its creation.
+    """A clock that adds up wall seconds by stage.
 
     Attributes:
-        seconds: Wall seconds by the name of a stage. Stages may lie within each other.
+        seconds: The wall seconds of each stage, by name. One stage may lie within another.
     """
 
     def __init__(self) -> None:
@@ -20,11 +20,11 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count the time of the block for a stage."""
+        """Add the time of a `with` block to a stage."""
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def total(self) -> float:
-        """Return the wall seconds since the creation."""
+        """Return the wall seconds since the clock was made."""
         return time.perf_counter() - self._begin

@@ -1,7 +1,7 @@
 """Component form: turn a quantized canonical form into the content of a file.
 
-Each singular component becomes a pair of vectors with a basis space and a precision of its own; each tensor that is
-coded as a vector has one of both as well.
+Each singular component becomes a pair of vectors with a basis and a precision of its own. Each tensor that is coded as
+a vector has a basis and a precision of its own as well.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from nola_codec.quant.scales import MAX_CODE, MIN_CODE
 from nola_codec.stores.dtypes import coded_dtype
 
 _GAP = 127
-"""Greatest difference between an amplitude and its prediction that a units section can hold."""
+"""The greatest difference between an amplitude and its prediction that a units section can hold."""
 
 
 def component_content(job: EncodeJob, form: CanonicalForm, plan: RatePlan, quantized: QuantizedForm) -> FileContent:
-    """Lay quantized units out as records.
+    """Return the content of a file with the quantized units as records.
 
-    A unit's amplitude is rounded to a sixteenth of an octave around a prediction from its precision. The constants of
-    the prediction are fitted here, as medians, by kind and by entry of lora_B's allocation.
+    Amplitudes are rounded to sixteenths of an octave, and written as differences from a prediction by the precision.
+    The constants of the prediction are fitted here, as medians, by kind and by entry of lora_B's allocation table.
 
-    The content reads its symbols from the levels of `quantized` at each access, and does not hold the matrices of
+    The content reads its symbols from the levels of `quantized` at each access. It does not hold the matrices of
     `form`.
     """
     tables = _AllocationTables(form, plan, quantized)
@@ -78,14 +78,14 @@ def component_content(job: EncodeJob, form: CanonicalForm, plan: RatePlan, quant
 
 
 def units_of_records(quantized: QuantizedForm, form: CanonicalForm, records: int) -> list[Int64Array]:
-    """Return the positions of each record's kept units: by the rung at which they start, then by strength."""
+    """Return, for each record, the positions of its units among the kept units, by first rung and then by strength."""
     order = np.lexsort((form.component[quantized.kept], quantized.entry, form.record[quantized.kept]))
     bounds = np.searchsorted(form.record[quantized.kept][order], np.arange(records + 1))
     return [order[a:b] for a, b in pairwise(bounds)]
 
 
 def amplitude_codes(quantized: QuantizedForm, form: CanonicalForm, records: Sequence[CodedRecord]) -> Int64Array:
-    """Return the amplitude codes of a rung's records for all kept units, int64 (kept,); 0 before a unit starts."""
+    """Return the amplitude codes of all kept units from a rung's records, int64 (kept,); 0 before a unit starts."""
     codes = np.zeros(len(quantized.kept), np.int64)
     for units, record in zip(units_of_records(quantized, form, len(records)), records, strict=True):
         codes[units[: record.units]] = record.amplitude
@@ -93,7 +93,7 @@ def amplitude_codes(quantized: QuantizedForm, form: CanonicalForm, records: Sequ
 
 
 def _kind(item: Codable, basis: int, numbers: dict[tuple[int, int], int]) -> CodedKind:
-    """Return the kind of an item's record; `numbers` as in `_AllocationTables`."""
+    """Return the kind of an item's record; `numbers` are those of `_AllocationTables`."""
     template, _ = split_name(item.name)
     tables = [numbers[r, coder_class(r, n)] for r, n in zip(roles_of(item), item.vector_lengths, strict=False)]
     return CodedKind(
@@ -111,9 +111,9 @@ class _AllocationTables:
     """The allocation tables of a file: one for each role and class of lengths.
 
     Attributes:
-        numbers: Table number of each (role, coder class).
-        place: int64 (2, kept): the precision that each unit looks up in its table.
-        table: int64 (2, kept): number of that table, -1 on a side that the unit lacks.
+        numbers: The number of the table of each (role, coder class).
+        place: int64 (2, kept): the shifted precision that is looked up in a table for each unit.
+        table: int64 (2, kept): the number of that table, -1 on a side that the unit lacks.
         starts: For each table, the precisions at which its entries begin.
     """
 
@@ -128,7 +128,7 @@ class _AllocationTables:
             for role, length, own in form.groups(side, quantized.kept):
                 self.table[side, own] = self.numbers[role, coder_class(role, length)]
         self._quantized = quantized
-        # A new entry begins at each precision in use where the chain of coders changes.
+        # A new entry begins at each precision in use at which the coders of the rungs change.
         self.starts: list[list[int]] = []
         for number, (role, stride) in enumerate(classes):
             used = self.place[self.table == number]
@@ -139,7 +139,7 @@ class _AllocationTables:
             self.starts.append([low, *changes])
 
     def entry(self, side: int) -> tuple[Int64Array, Int64Array]:
-        """Return table and entry of each kept unit on a side, int64 (kept,) each."""
+        """Return the table and the entry of each kept unit on a side, int64 (kept,) both."""
         entries = np.zeros(self.place.shape[1], np.int64)
         for number, starts in enumerate(self.starts):
             own = self.table[side] == number
@@ -150,8 +150,8 @@ class _AllocationTables:
         """Return the tables of a rung, without entries that equal the one before.
 
         Args:
-            rung: Number of the rung.
-            offsets: Amplitude offset of each (rung, table, entry).
+            rung: The number of the rung.
+            offsets: The amplitude offset of each (rung, table, entry).
         """
         layers: dict[tuple[int, int], tuple[int, int]] = {}
         for side in (0, 1):
@@ -181,10 +181,10 @@ class _Amplitudes:
     """The rounded amplitudes of all units, and the constants that predict them.
 
     Attributes:
-        slope: Codes that the prediction rises with a precision.
-        constants: Constant of each kind.
-        codes: int64 (rungs, kept).
-        offsets: Offset of each (rung, table, entry) of lora_B's allocation.
+        slope: The number of codes that the prediction rises with each precision.
+        constants: The constant of each kind.
+        codes: int64 (rungs, kept): the rounded amplitudes.
+        offsets: The offset of each (rung, table, entry) of the tables of lora_B.
     """
 
     slope: int
@@ -198,8 +198,8 @@ def _predict_amplitudes(
 ) -> _Amplitudes:
     """Fit the prediction of the amplitudes, and round every amplitude to a code near it.
 
-    code = slope * precision + constant of the kind + offset of the entry, at the rung where a unit starts; at a later
-    rung, the code before plus the offset of the entry at that rung.
+    At the rung where a unit starts, the prediction is slope * precision + constant of the kind + offset of the entry.
+    At a later rung, it is the code before plus the offset of the entry at that rung.
     """
     numbers = {kind: i for i, kind in enumerate(dict.fromkeys(kinds))}
     family = np.array([numbers[k] for k in kinds], np.int64)[form.record[quantized.kept]]
@@ -229,12 +229,12 @@ def _predict_amplitudes(
 def _fit_first(
     quantized: QuantizedForm, family: Int64Array, ids: Int64Array, families: int, entries: int
 ) -> tuple[int, Int64Array, Int64Array]:
-    """Find slope, constants (families,) and offsets (entries,) that best predict the amplitudes with which units start.
+    """Return the slope, constants (families,) and offsets (entries,) that best predict the first amplitudes of units.
 
     Args:
-        quantized: Holds the exact amplitudes.
-        family: int64 (kept,): number of each unit's kind.
-        ids: int64 (kept,): number of each unit's entry.
+        quantized: The units with their exact amplitudes.
+        family: int64 (kept,): the number of each unit's kind.
+        ids: int64 (kept,): the number of each unit's entry.
         families: The number of kinds.
         entries: The number of entries.
     """

@@ -19,7 +19,7 @@ from nola_codec.model.quantizers import Quantizer
 from nola_codec.model.records import CodedRecord
 
 BLOCK_BYTES = 104 << 10
-"""Coded size at which a block is closed: a reader of one tensor reads no more than its block."""
+"""The coded size in bytes at which a block is closed. A reader of one tensor reads its whole block and no other."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +29,10 @@ class DraftSymbols(Sequence[SymbolArray]):
     They are made at each access: a copy of all symbols would double the encoder's memory.
 
     Attributes:
-        quantized: The draft's levels. Reading raises `StaleDraftError` once a newer draft was made.
+        quantized: The levels of the draft. Reading them raises `StaleDraftError` once there is a newer draft.
         form: The form that was quantized; its matrices are not needed.
-        units: For each record, int64 (units of the record,): positions among the kept units.
-        rung: Number of the rung.
+        units: For each record, int64 (units of the record,): the positions of its units among the kept units.
+        rung: The number of the rung.
     """
 
     quantized: QuantizedForm
@@ -57,16 +57,16 @@ class DraftSymbols(Sequence[SymbolArray]):
 
 @dataclass(frozen=True)
 class FileContent:
-    """Coded records of a file and their coefficients.
+    """The coded records of a file, and their symbols.
 
     Attributes:
-        rungs: The records at each rung, in file order, exponents still (0, 0).
-        symbols: For each rung and record, uint8 or uint16 symbols in the order of `record_runs`. They may be made anew
-            at each access, from the levels of a draft; then they raise `StaleDraftError` once a newer draft was made.
-        squares: For each rung and record, float64 (vectors,): squared norm of each vector's coefficients, side
+        rungs: The records at each rung, in file order; their exponents are still 0.
+        symbols: For each rung and record, uint8 or uint16 symbols in the order of `record_runs`. They may be made from
+            the levels of a draft at each access, which raises `StaleDraftError` once there is a newer draft.
+        squares: For each rung and record, float64 (vectors,): the squared norm of each vector's coefficients, side
             by side.
-        quantizers, amplitude_slope: As in `Header`.
-        allocations: The tables of each rung.
+        quantizers, amplitude_slope: The same as in `Header`.
+        allocations: The allocation tables of each rung.
     """
 
     rungs: tuple[tuple[CodedRecord, ...], ...]
@@ -87,9 +87,9 @@ class BlockSizes:
     """The division of the records into blocks, and the size of each block's symbols.
 
     Attributes:
-        spans: Records of each block, (start, stop).
-        packed_bits: For each rung and block, bits of the runs that have no frequencies.
-        coded_bits: For each rung and block, ideal bits of the runs that have frequencies.
+        spans: The records of each block, as (start, stop).
+        packed_bits: For each rung and block, the bits of the runs without frequencies.
+        coded_bits: For each rung and block, the ideal bits of the runs with frequencies.
     """
 
     spans: tuple[tuple[int, int], ...]
@@ -99,14 +99,15 @@ class BlockSizes:
 
 @dataclass(frozen=True)
 class QuantizedAdapter:
-    """An adapter after quantization: entropy coding is lossless, so what it decodes to is settled.
+    """An adapter after quantization. Entropy coding is lossless, so this decides what the file decodes to.
 
     Attributes:
-        content: Records and symbols.
+        content: The records and symbols.
         sizes: The blocks of the content.
-        effective_errors: Effective error of each record at each rung, float64 (records,), in the units of `weights`;
-            None if it is not defined.
-        weights: float64 (records,): weight of each record in the objective; its energy unless it is weighted otherwise.
+        effective_errors: For each rung, float64 (records,): the effective error of each record, in the units of
+            `weights`; None if it is not defined.
+        weights: float64 (records,): the weight of each record in the objective. It is the energy, unless an importance
+            or a calibration set weighs the records.
     """
 
     content: FileContent
@@ -124,7 +125,7 @@ def block_sizes(content: FileContent) -> BlockSizes:
         None if q.frequencies is None else -np.log2(np.array(q.frequencies) / rans.TOTAL) for q in content.quantizers
     ]
     rungs = range(len(content.rungs))
-    bits = np.zeros((2, len(content.rungs), len(content.records)))  # packed and coded
+    bits = np.zeros((2, len(content.rungs), len(content.records)))  # (packed and coded, rungs, records)
     spans = []
     start, weight = 0, 0.0
     for index in range(len(content.records)):
@@ -146,10 +147,10 @@ def _record_bits(
     """Return (packed bits, ideal coded bits) of one record's symbols at a rung.
 
     Args:
-        content: Records and symbols.
-        costs: For each quantizer, bits of each symbol; None if it has no frequencies.
-        rung: Number of the rung.
-        index: Number of the record.
+        content: The records and symbols.
+        costs: For each quantizer, the bits of each symbol; None if it has no frequencies.
+        rung: The number of the rung.
+        index: The number of the record.
     """
     runs = record_runs(content.rungs[rung][index], content.quantizers, content.allocations, rung)
     symbols = content.symbols[rung][index] if any(costs[m] is not None for m in runs.models) else None

@@ -1,7 +1,7 @@
-"""Errors of deltas that several coded records make together: they are measured on the delta, not on its parts.
+"""Measure the errors of deltas that several coded records make together, on the delta and not on its parts.
 
-The error and the energy of such a delta are shared out evenly among its records, so that sums over records are sums
-over deltas.
+Each record of such a delta gets an equal share of its error and of its energy, so that sums over records are sums over
+deltas.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class SharedDelta:
     """A delta and the records that make it.
 
     Attributes:
-        composite: Combines the parts.
-        members: Numbers of the records, in the order of the composite's parts.
-        items: Their tensors before coding.
+        composite: The rule that combines the parts into the delta.
+        members: The numbers of the records, in the order of the composite's parts.
+        items: The tensors of these records before coding.
     """
 
     composite: CombinedDelta
@@ -44,7 +44,7 @@ class SharedDelta:
         return self.composite.squared_distance(self.original_parts(), None)
 
     def squared_error(self, decoded: Mapping[str, npt.NDArray[np.floating]]) -> float:
-        """Return ||delta - decoded delta||_F^2, the decoded parts given by name."""
+        """Return ||delta - decoded delta||_F^2 for decoded parts, given by name."""
         return self.composite.squared_distance(decoded, self.original_parts())
 
 
@@ -53,10 +53,11 @@ class SharedDeltas:
     """All deltas of an adapter that several records make.
 
     Attributes:
-        by_record: For the number of each record that is a part of a measured delta, that delta.
-        estimated: Records of deltas that are not measured, one tuple a delta: their errors add up to the delta's.
+        by_record: The measured delta of each record that is a part of one, by the number of the record.
+        estimated: For each delta that is not measured, the numbers of its records. The sum of their errors estimates
+            the error of the delta.
         rules: The rules of the adapter's dialect.
-        notes: Sentences for the report that say on what the errors are measured.
+        notes: Sentences for the report, which say how the errors are measured.
     """
 
     by_record: Mapping[int, SharedDelta]
@@ -73,8 +74,8 @@ class SharedDeltas:
         """Return the energy that each record has in its delta, float64 (records,).
 
         Args:
-            energies: float64 (records,): energies by the records' own gains, which for a part stand for the energy of
-                the whole delta.
+            energies: float64 (records,): the energies by the records' own gains. That of a part stands for the energy
+                of the whole delta.
         """
         shares = energies.copy()
         for members in self.estimated:
@@ -91,7 +92,7 @@ def find_shared_deltas(adapter: Adapter, items: Sequence[Codable]) -> SharedDelt
     """Find the deltas that several records make.
 
     Args:
-        adapter: As read.
+        adapter: The adapter as read.
         items: The tensors of its records, in order.
     """
     dialect = dialect_of(adapter)
@@ -118,7 +119,7 @@ def find_shared_deltas(adapter: Adapter, items: Sequence[Codable]) -> SharedDelt
 
 
 def _notes(rules: CodingRules, unknown: bool, measured: int, coded: int) -> tuple[str, ...]:
-    """Say on what the errors of deltas with estimated gains are measured."""
+    """Return the sentences that say how the errors of deltas with estimated gains are measured."""
     if not rules.gains_are_estimates:
         return ()
     if unknown:

@@ -1,4 +1,4 @@
-"""Split dense changes of weights into modules, of their strong singular components, and vectors, of the rest."""
+"""Split dense changes of weights into modules for their strong singular components, and vectors for the rest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nola_codec.model.adapter import LoraModule, VectorTensor
 from nola_codec.spool import Arena
 
 _SMALL = 4096
-"""Number of elements up to which a tensor is coded as a vector alone."""
+"""Greatest number of elements of a tensor that is coded as a vector only."""
 _KERNEL = 16
 """Greatest last dimension of a three-dimensional tensor that is taken for a convolution."""
 
@@ -25,10 +25,13 @@ class SplitOptions:
     """Settings for the split of a matrix.
 
     Attributes:
-        rank: Greatest number of components; None is `DEFAULT_RANK`, or no limit if `energy` is given.
-        energy: Share of a matrix' energy at which its components end.
-        residue: True to code what the components leave, as a vector.
-        seed: Seed of the randomized decomposition.
+        rank: The greatest number of components; None stands for `DEFAULT_RANK`, or for no limit if `energy` is given.
+        energy: The share of the energy of a matrix that its components have to reach; None if there is none.
+        residue: True to code the rest that the components leave as a vector.
+        seed: The seed of the randomized decomposition.
+
+    Raises:
+        EncodeError: ``option``: A value is out of range.
     """
 
     rank: int | None = None
@@ -49,11 +52,11 @@ DEFAULT_RANK = 64
 def split_changes(
     deltas: Iterable[tuple[str, str, Float32Array]], options: SplitOptions
 ) -> tuple[tuple[LoraModule, ...], tuple[VectorTensor, ...]]:
-    """Return modules and vectors of changed weights.
+    """Return the modules and vectors of changed weights.
 
     Args:
-        deltas: (weight name, dtype of the tuned weight, change, which is overwritten), one after the other.
-        options: Settings of the split.
+        deltas: (name of the weight, dtype of the tuned weight, change) for each weight; the change is overwritten.
+        options: The settings of the split.
     """
     modules, vectors = [], []
     arena = Arena(np.float32)
@@ -71,20 +74,20 @@ def split_changes(
 
 
 def _low_rank(name: str, dtype: str, delta: Float32Array, number: int, options: SplitOptions) -> LoraModule | None:
-    """Return the strong components of a change; None if it is no matrix, or too small to gain by it.
+    """Return the strong components of a change, or None if it is not a matrix, or too small for components.
 
     Args:
-        name: The weight.
-        dtype: Dtype of the module.
-        delta: The change, (out, in) or a convolution's (out, in, *kernel).
-        number: Stream of the randomized decomposition.
-        options: Settings of the split.
+        name: The name of the weight.
+        dtype: The dtype of the module.
+        delta: The change, (out, in), or (out, in, *kernel) of a convolution.
+        number: The generator stream of the randomized decomposition.
+        options: The settings of the split.
     """
     rank = DEFAULT_RANK if options.rank is None and options.energy is None else options.rank
     if delta.ndim < 2 or (delta.ndim == 3 and delta.shape[-1] > _KERNEL) or delta.size <= _SMALL or rank == 0:
         return None
     matrix = delta.reshape(delta.shape[0], -1)
-    most = matrix.size // sum(matrix.shape)  # beyond that, factors are larger than the matrix
+    most = matrix.size // sum(matrix.shape)  # with more components, the factors would be larger than the matrix
     parts = truncated_svd(matrix, min(most, rank or most), seed=options.seed, stream=number)
     count = len(parts.s)
     if options.energy is not None:

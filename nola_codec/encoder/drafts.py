@@ -1,4 +1,4 @@
-"""Drafts: an adapter quantized at one lambda, with the size and the error that its file would have."""
+"""Make drafts: an adapter quantized at one lambda, with the size and the error that its file would have."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nola_codec.fit.levels import Workspace
 from nola_codec.fit.quantize import QuantizedForm, coded_nmse, quantize
 
 FINEST, COARSEST = -60.0, 40.0
-"""log2 of the least and of the greatest lambda, relative to the adapter's mean energy a unit."""
+"""log2 of the least and of the greatest lambda, relative to the mean energy of a unit."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Draft:
     raises `StaleDraftError`. Everything else belongs to the draft.
 
     Attributes:
-        plan: Kept units and their coders.
-        quantized: Their levels.
-        content: The records made of them.
+        plan: The kept units and their coders.
+        quantized: The levels of these units.
+        content: The records that are made of them.
         sizes: The blocks of the content.
-        bytes: Estimated size of the file.
-        error: Its error in the plan's last objective, relative to the whole adapter.
+        bytes: The estimated size of the file in bytes.
+        error: The error in the plan's last objective, relative to the whole adapter.
     """
 
     plan: RatePlan
@@ -46,16 +46,16 @@ class Draft:
 
 @dataclass(frozen=True)
 class Drafter:
-    """Makes drafts of one adapter: everything that a draft depends on but lambda.
+    """A maker of drafts of one adapter: it holds everything that a draft depends on but lambda.
 
     Attributes:
         job: The encode.
         form: The adapter's units.
         objectives: The objective of each rung.
-        steps: As in `rate_table`, one number a rung.
-        workspace: Holds the levels of the newest draft, and saves searching again for what did not change.
-        log2_unit: log2 of the mean squared strength of a unit; 0 if all are zero.
-        empty_bytes: Size of a file of one rung with nothing kept.
+        steps: The same as in `rate_table`, one number for each rung.
+        workspace: The levels of the newest draft. Vectors that keep their coder are not searched again.
+        log2_unit: The log2 of the mean squared strength of a unit; 0 if all strengths are 0.
+        empty_bytes: The size in bytes of a file of one rung with no unit.
     """
 
     job: EncodeJob
@@ -67,20 +67,20 @@ class Drafter:
     empty_bytes: int = 0
 
     def plan(self, lagrangian: float, nudges: Int64Array | None = None) -> RatePlan:
-        """Allocate the rate at a lambda; `nudges` as in `make_plan`."""
+        """Make the plan for a lambda; `nudges` are those of `make_plan`."""
         return make_plan(self.form, self.objectives, lagrangian, self.steps, nudges)
 
     def finest_plan(self) -> RatePlan:
-        """Allocate the rate at the least lambda."""
+        """Make the plan for the least lambda."""
         return self.plan(2.0 ** (FINEST + self.log2_unit))
 
     def draft(self, lagrangian: float, nudges: Int64Array | None = None) -> Draft:
-        """Quantize at a lambda, and estimate size and error. Earlier drafts become stale."""
+        """Make the draft for a lambda. Earlier drafts become stale."""
         plan = self.plan(lagrangian, nudges)
         return self.lay_out(plan, quantize(self.form, plan, self.job.basis, self.workspace))
 
     def draft_empty(self) -> Draft:
-        """Make the draft with nothing kept."""
+        """Make the draft with no unit."""
         return self.draft(2.0 ** (COARSEST + self.log2_unit))
 
     def lay_out(self, plan: RatePlan, quantized: QuantizedForm) -> Draft:
@@ -91,7 +91,7 @@ class Drafter:
         return Draft(plan, quantized, content, sizes, size, self._error(plan, quantized, content))
 
     def expected_error(self, plan: RatePlan) -> float:
-        """Return the error of a plan by the quantizers' theory, relative to the whole adapter."""
+        """Return the error that a plan will have in theory, relative to the whole adapter."""
         total = float((self.form.strength**2).sum())
         if total == 0:
             return 0.0
@@ -107,7 +107,7 @@ class Drafter:
     def effective_errors(self, draft: Draft, weights: Float64Array) -> tuple[Float64Array, ...] | None:
         """Return the effective error of each record at each rung, float64 (records,) in the units of `weights`.
 
-        It is not defined, and None, where NMSE is the objective.
+        The result is None if NMSE is the objective, for which there is no effective error.
         """
         if draft.plan.objectives[-1].name == "nmse":
             return None

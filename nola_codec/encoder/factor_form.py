@@ -1,4 +1,4 @@
-"""Factor form: `num_basis` coefficients of fixed width for each factor and each vector, on one basis each."""
+"""Factor form: each factor and each vector has one basis, and `num_basis` coefficients of a fixed number of bits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nola_codec.quant.scales import nearest_code
 from nola_codec.stores.dtypes import coded_dtype
 
 SLOPE = 4
-"""Amplitude codes in a precision: a precision is an eighth of an octave, a factor's amplitude code a thirty-second."""
+"""Amplitude codes in one precision: a precision is an eighth of an octave, and a code of a factor a thirty-second."""
 
 
 def codebook_for(bits: int) -> Codebook:
@@ -36,8 +36,8 @@ def codebook_for(bits: int) -> Codebook:
 def factor_content(job: EncodeJob) -> FileContent:
     """Fit every module and every vector of a job, and quantize the coefficients.
 
-    `num_basis` None stands for as many coefficients as a factor or vector has numbers; a Hadamard basis has no more.
-    `rank` None keeps the rank of each module.
+    If `num_basis` is None, a factor or vector has as many coefficients as elements, which is all that a Hadamard basis
+    can have. If `rank` is None, each module keeps its rank.
     """
     options = job.options
     codebook = codebook_for(options.bits or DEFAULT_BITS)
@@ -46,7 +46,10 @@ def factor_content(job: EncodeJob) -> FileContent:
     for index, (item, stream) in enumerate(zip(job.items, job.streams, strict=True)):
         rank = (options.rank or item.rank) if item.is_pair else 1
         bases = _bases(job, stream, [n * rank for n in item.vector_lengths])
-        record, own = (_fit_pair if item.is_pair else _fit_vector)(item, stream, rank, bases, codebook)
+        if item.is_pair:
+            record, own = _fit_pair(item, stream, rank, bases, codebook)
+        else:
+            record, own = _fit_vector(item, stream, bases, codebook)
         records.append(record)
         symbols.append(own)
         job.show_progress("fit", index + 1, len(job.items))
@@ -69,10 +72,10 @@ def fixed_width_content(
     """Return the content of a file of one rung and one quantizer.
 
     Args:
-        records: In file order, with scale codes as their amplitudes; precisions are set here. Codes more than some 30
-            octaves from the middle one are brought nearer.
+        records: The records in file order, with scale codes as amplitudes. Their precisions are set here. Codes more
+            than about 30 octaves from the median are brought nearer.
         symbols: For each record, its symbols, those of lora_B first.
-        quantizer: With a plain codebook.
+        quantizer: The quantizer, which has a plain codebook.
     """
     assert isinstance(quantizer.codebook, Codebook)
     placed = _with_precisions(records)
@@ -84,7 +87,7 @@ def fixed_width_content(
 def _fit_pair(
     item: Codable, stream: int, rank: int, bases: Sequence[FactorBasis], codebook: Codebook
 ) -> tuple[CodedRecord, npt.NDArray[np.uint16]]:
-    """Fit a pair of factors; return its record and the symbols of lora_B and of lora_A, (both num_basis,)."""
+    """Fit a pair of factors; return its record, and the symbols of lora_B followed by those of lora_A."""
     (lora_B, lora_A), (b_shape, a_shape) = item.sides, item.stored_shapes
     fit = fit_projection(lora_B, lora_A, rank, (bases[0], bases[1]), codebook)
     shapes = (b_shape[0], rank, *b_shape[2:]), (rank, *a_shape[1:])
@@ -96,7 +99,7 @@ def _fit_pair(
 
 
 def _fit_vector(
-    item: Codable, stream: int, rank: int, bases: Sequence[FactorBasis], codebook: Codebook
+    item: Codable, stream: int, bases: Sequence[FactorBasis], codebook: Codebook
 ) -> tuple[CodedRecord, npt.NDArray[np.uint16]]:
     """Fit a vector; return its record and its symbols (num_basis,)."""
     (values,), (basis,) = item.sides, bases

@@ -1,7 +1,7 @@
-"""Use up the last percents of a target: single units are nudged to a finer or a coarser precision.
+"""Use the last percents of a target: single units get a finer or a coarser precision.
 
-Lambda moves all units. Where a few strong components carry an adapter, one of them changing its coder is a wider step
-than the rate control allows; steps of other units then fill what is left of the target.
+Lambda moves all units at once. If a few strong components carry an adapter, a change of coder of one of them may be a
+wider step than rate control allows. Steps of other units then use what is left of the target.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from nola_codec.fit.allocation import RatePlan, coder_class, precision_shift, ra
 from nola_codec.fit.canonical_form import CanonicalForm
 
 _REACH = 4
-"""Greatest number of precisions that a unit is nudged by."""
+"""The greatest change of the precision of a unit."""
 
 
 @dataclass(frozen=True)
 class UnitSteps:
-    """The effects of nudging one unit at a time: parallel arrays, one element for each possible step.
+    """The possible changes of the precision of one unit, and their effects: arrays with one element for each change.
 
     Attributes:
-        unit: int64: index into the form's units.
-        nudge: int64: change of the unit's precision.
-        bits, error: float64: change of the file's bits and of the objective's error.
+        unit: int64: the index into the form's units.
+        nudge: int64: the change of the unit's precision.
+        bits, error: float64: the changes of the file's bits and of the error in the objective.
     """
 
     unit: Int64Array
@@ -35,7 +35,7 @@ class UnitSteps:
 
 
 def unit_steps(form: CanonicalForm, plan: RatePlan) -> UnitSteps:
-    """Return all single steps of the units that a plan of one rung keeps."""
+    """Return all possible changes of the units that a plan of one rung keeps."""
     total = max(float((form.strength**2).sum()), 1e-300)
     rate = np.zeros((2 * _REACH + 1, len(plan.kept)))
     survival = np.ones((2 * _REACH + 1, len(plan.kept)))
@@ -43,7 +43,7 @@ def unit_steps(form: CanonicalForm, plan: RatePlan) -> UnitSteps:
         for role, length, own in form.groups(side, plan.kept):
             table = rate_table(plan.objectives, role, coder_class(role, length), plan.steps)
             for place, nudge in enumerate(range(-_REACH, _REACH + 1)):
-                where = table.at(np.clip(plan.precision[own] + nudge, 0, 255) + precision_shift(length))
+                where = table.positions(np.clip(plan.precision[own] + nudge, 0, 255) + precision_shift(length))
                 rate[place, own] += table.rate[-1, where] * length
                 survival[place, own] *= table.survival[-1, where]
     bits = rate - rate[_REACH]
@@ -53,16 +53,16 @@ def unit_steps(form: CanonicalForm, plan: RatePlan) -> UnitSteps:
 
 
 def fill_budget(form: CanonicalForm, plan: RatePlan, *, bits: float = 0.0, error: float = 0.0) -> Int64Array:
-    """Choose nudges that use up spare bits for the least error, or spare error for the fewest bits.
+    """Choose nudges that use spare bits for the least error, or spare error for the fewest bits.
 
     Args:
         form: The units.
         plan: A plan of one rung.
-        bits: Spare bits, or 0 if there is spare error.
-        error: Spare error, or 0 if there are spare bits.
+        bits: The number of spare bits, or 0 if there is spare error.
+        error: The spare error, or 0 if there are spare bits.
 
     Returns:
-        int64 (units,): 0 for a unit that stays as it is.
+        int64 (units,): the change of each unit's precision, 0 for a unit that stays as it is.
     """
     possible = unit_steps(form, plan)
     if bits > 0:

@@ -1,4 +1,4 @@
-"""Importance: a number for each tensor by which a user says how much it matters."""
+"""Read and match importances: numbers by which a user says how much each tensor matters."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def read_importance(path: str | os.PathLike[str]) -> dict[str, float]:
     """Read numbers by name from a JSON object, or from a safetensors file of one-element tensors.
 
     Raises:
-        EncodeError: The file is neither of the two (code ``importance``).
-        AdapterError: the safetensors file cannot be read.
+        EncodeError: ``importance``: The file is neither of the two.
+        AdapterError: The safetensors file cannot be read.
     """
     if Path(path).suffix == ".safetensors":
         return _from_safetensors(path)
@@ -38,7 +38,7 @@ def read_importance(path: str | os.PathLike[str]) -> dict[str, float]:
     try:
         return {name: float(value) for name, value in found.items()}
     except OverflowError as error:
-        raise EncodeError("a number too large", code="importance", where=str(path)) from error
+        raise EncodeError("expected numbers of a float's range", code="importance", where=str(path)) from error
 
 
 def _from_safetensors(path: str | os.PathLike[str]) -> dict[str, float]:
@@ -57,16 +57,15 @@ def match_importance(names: Sequence[str], importance: Mapping[str, float]) -> n
     """Return the importance of each record, 1 for those that are not named.
 
     Args:
-        names: Names of modules and vectors as the adapter writes them.
-        importance: By module name, with or without ``base_model.model.`` and ``.weight``, or by a pattern with ``*``
-            and ``?``. Of several that fit, the last one holds.
+        names: The names of modules and vectors as the adapter writes them.
+        importance: A number for each module name, with or without ``base_model.model.`` and ``.weight``, or for a
+            pattern with ``*`` and ``?``. If several fit a module, the last one counts.
 
     Returns:
         float64 (names,).
 
     Raises:
-        EncodeError: a name that fits no module, a number that is negative or not finite, or none above 0 (code
-            ``importance``).
+        EncodeError: ``importance``: A name fits no module, a number is negative or not finite, or none is above 0.
     """
     paths = [module_path(name).removesuffix(".weight") for name in names]
     result = np.ones(len(names))

@@ -24,22 +24,23 @@ from nola_codec.version import __version__
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """All that the stages of an encode read; no stage writes to it but to its clock.
+    """Everything that the stages of an encode read. They change nothing of it but the clock.
 
     Attributes:
-        adapter: As read.
-        options: Checked options.
-        items: Modules, then vectors: the tensors of the file's coded records, in order.
-        streams: Stream number of each record.
+        adapter: The adapter as read.
+        options: The checked options.
+        items: The modules, then the vectors: the tensors of the file's coded records, in order.
+        streams: The stream number of each record.
         energies: float64 (records,): the part of ||delta_W||_F^2 that each record has.
-        shared_deltas: Deltas that several records make.
-        dilution: The parts' energies together over the sum of what each would be alone; 1 unless gains are estimates.
+        shared_deltas: The deltas that several records make.
+        dilution: The sum of `energies` over the sum of the energies by the records' own gains. It is 1 unless the
+            gains are estimates.
         moments: For ``fit activations``, the moments of each module, in order; else None.
-        envelope: Fields that go into the header unchanged.
-        raw_sections: (codec, bytes) of the carried tensors, packed.
-        source_bytes: Size of the source of the adapter, for the report.
-        parameters: The number of parameters that `ratio` is counted against.
-        clock: Wall time by stage.
+        envelope: The fields that go into the header unchanged.
+        raw_sections: (codec id, bytes) of the packed carried tensors.
+        source_bytes: The size in bytes of the source of the adapter, for the report.
+        parameters: The number of parameters that `ratio` refers to.
+        clock: The wall time by stage.
     """
 
     adapter: Adapter
@@ -62,7 +63,7 @@ class EncodeJob:
         return BASIS_NAMES[self.options.basis]
 
     def show_progress(self, stage: str, done: int, total: int) -> None:
-        """Tell the caller how far a stage is."""
+        """Report the progress of a stage to the caller."""
         if self.options.progress is not None:
             self.options.progress(stage, done, total)
 
@@ -73,13 +74,13 @@ def open_job(
     """Bring an adapter into the order of its file, and pack the tensors that are only carried.
 
     Args:
-        adapter: As read; its modules and vectors may be in any order.
-        options: Checked options.
-        source_bytes: Size of the source of the adapter, for the report.
-        parameters: The number of parameters that `ratio` is counted against; None is the adapter's.
+        adapter: The adapter as read; its modules and vectors may be in any order.
+        options: The checked options.
+        source_bytes: The size in bytes of the source of the adapter, for the report.
+        parameters: The number of parameters that `ratio` refers to; None stands for the number of the adapter.
 
     Raises:
-        EncodeError: ``empty-tensor``: a vector has no element; ``moments``: a module has no moments.
+        EncodeError: ``empty-tensor``: A vector has no element; ``moments``: A module has no moments.
     """
     clock = Clock()
     items = order_items(adapter)
@@ -112,7 +113,7 @@ def order_items(adapter: Adapter) -> tuple[Codable, ...]:
     """Return modules, then vectors, each in natural order of their names: the order of a file's records."""
     for vector in adapter.vectors:
         if not vector.values.size:
-            raise EncodeError("a vector has at least one element", code="empty-tensor", where=vector.name)
+            raise EncodeError("expected at least one element, found none", code="empty-tensor", where=vector.name)
     return (
         *sorted(adapter.modules, key=lambda m: natural_key(m.name)),
         *sorted(adapter.vectors, key=lambda v: natural_key(v.name)),
@@ -120,7 +121,7 @@ def order_items(adapter: Adapter) -> tuple[Codable, ...]:
 
 
 def order_moments(items: Sequence[Codable], options: EncodeOptions) -> tuple[Moments, ...] | None:
-    """Return the moments of the modules, which come first; the inputs of a layer say nothing about a vector."""
+    """Return the moments of the modules, in order, or None without a calibration set. Vectors have no moments."""
     modules = [item for item in items if item.is_pair]
     return None if options.weighting is None else tuple(match_moments(modules, options.weighting))
 
@@ -134,7 +135,7 @@ def choose_streams(items: Sequence[Codable], *, shared: bool) -> tuple[int, ...]
 
 
 def _envelope(adapter: Adapter, options: EncodeOptions) -> Envelope:
-    """Return the fields of the header that do not depend on the coding, tensors in natural order of their names."""
+    """Return the fields of the header that do not depend on the coding, with tensors in natural order of names."""
     keys = sorted(adapter.raw, key=natural_key)
     return Envelope(
         writer=f"nola-codec {__version__}",

@@ -1,4 +1,4 @@
-"""Measure what a quantized adapter loses: every record is decoded and held against the source."""
+"""Measure what a quantized adapter loses: decode every record, and compare it with the source."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class MeasuredRung:
     """The losses of one rung, as measured on what it decodes to.
 
     Attributes:
-        facts: The header's entries about the rung.
-        squared_errors: float64 (records,): squared error of each record in the delta.
-        activations: float64 (2, records): squared error, and energy, of each layer's output on a calibration set; None
-            without one.
+        facts: The part of the header about the rung.
+        squared_errors: float64 (records,): the squared error of each record in the delta.
+        activations: float64 (2, records): the squared error and the energy of each layer's output on the calibration
+            set; None without one.
     """
 
     facts: RungFacts
@@ -38,8 +38,8 @@ class MeasuredRung:
 def measure_rung(job: EncodeJob, quantized: QuantizedAdapter, rung: int) -> MeasuredRung:
     """Decode a rung, and measure its errors.
 
-    Memory holds a few decoded records at a time, the parts of a delta until all of them are decoded, and, for
-    ``fit task``, all factors.
+    Memory holds a few decoded records at a time, and the parts of a delta until all of them are decoded. For
+    ``fit task`` it holds all factors.
     """
     collector = FactsCollector()
     errors = np.zeros(len(job.items))
@@ -73,7 +73,7 @@ def measure_rung(job: EncodeJob, quantized: QuantizedAdapter, rung: int) -> Meas
 
 
 def lost_share(lost_and_energy: Float64Array) -> float:
-    """Return the summed error over the summed energy of (2, ...) numbers; 0 if there is no energy."""
+    """Return the sum of errors over the sum of energies, given as (2, ...) numbers; 0 if there is no energy."""
     lost, energy = lost_and_energy.reshape(2, -1).sum(axis=1)
     return float(lost / energy) if energy else 0.0
 
@@ -81,7 +81,7 @@ def lost_share(lost_and_energy: Float64Array) -> float:
 def _losses(
     job: EncodeJob, quantized: QuantizedAdapter, rung: int, errors: Float64Array, activations: Float64Array | None
 ) -> dict[str, float]:
-    """Return the losses of the whole adapter at a rung by the names that a header gives them."""
+    """Return the losses of the whole adapter at a rung, by the names that they have in the header."""
     total = float(job.energies.sum())
     losses = {"nmse": float(errors.sum()) / total if total else 0.0}
     if quantized.effective_errors is not None:
@@ -93,9 +93,9 @@ def _losses(
 
 
 def _record_errors(job: EncodeJob, index: int, decoded: DecodedRecord) -> tuple[float, tuple[float, float]]:
-    """Return a record's squared error in the delta, and squared error and energy of its layer's output.
+    """Return a record's squared error in the delta, and (squared error, energy) of the output of its layer.
 
-    The latter two are 0 without a calibration set, and for a vector, whose layer has no moments.
+    The pair is zero without a calibration set, and for a vector, whose layer has no moments.
     """
     item = job.items[index]
     sides, outputs = decoded.float32(NUMPY), (0.0, 0.0)

@@ -1,4 +1,4 @@
-"""Sentences that a user should read after an encode."""
+"""Write the sentences that a user should read after an encode."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ def notes(
 
     Args:
         options: The options of the encode.
-        nmse: The NMSE as measured.
+        nmse: The measured NMSE.
         effective: The effective error; None if it is not defined.
-        carried: Share of the file that carried tensors take.
-        coarser: Number of rungs before the last one.
+        carried: The share of the file that carried tensors take.
+        coarser: The number of rungs before the last one.
     """
     if options.is_factor_form and nmse > 0.5:
         return (
-            f"{nmse:.1%} of the delta's energy is lost: a random basis of few coefficients keeps about their share of "
-            "it. Files for a task are trained in this form; from weights alone, leave out num_basis.",
+            f"{nmse:.1%} of the delta's energy is lost: few coefficients on a random basis keep little of a delta. "
+            "This form is meant for training; to encode given weights, leave out num_basis and bits.",
         )
     said = []
     wanted = 1 if options.rungs is None else len(options.rungs)
@@ -30,11 +30,9 @@ def notes(
             "the next one, and large enough for names and configuration"
         )
     if carried > 0.25:
-        said.append(f"{carried:.0%} of the file are tensors carried as they came; `inspect --tensors` lists them")
+        said.append(f"{carried:.0%} of the file are tensors stored exactly; `inspect --tensors` lists them")
     if options.tuner is not None and nmse > 0.3:
-        said.append(
-            f"NMSE {nmse:.3f} says nothing of a file that was trained on a task: its weights need not be the adapter's"
-        )
+        said.append(f"NMSE {nmse:.3f} does not say how good this file is: its weights were trained on the task")
     if effective is not None and nmse > 0.3:
         said.append(
             f"NMSE {nmse:.3f} is large by design: the objective keeps signal and lets through noise that models "
@@ -42,7 +40,7 @@ def notes(
         )
     if effective is not None and effective > 0.25:
         said.append(
-            f"effective error {effective:.2f} is high: at sizes this small some tasks keep nine tenths of their gain, "
-            "others two thirds. Measure before you ship it."
+            f"effective error {effective:.2f} is high: at such small sizes, some tasks keep nine tenths of their gain "
+            "and others two thirds. Measure on the task before you use the file."
         )
     return tuple(said)

@@ -1,4 +1,4 @@
-"""The options of an encode, checked once."""
+"""The options of an encode, which are checked once."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from nola_codec.encoder.tuning import Tuner
 
 DEFAULT_ERROR = 0.02
-"""Effective error that an encode without a rate option aims at."""
+"""The effective error of an encode without a rate option."""
 DEFAULT_BITS = 4
-"""Bits of a coefficient when num_basis is given alone."""
+"""The bits of a coefficient if num_basis is given alone."""
 FITS = ("weights", "activations", "task")
+"""The values of the option fit."""
 
 
 @dataclass(frozen=True)
@@ -31,28 +32,33 @@ class EncodeOptions:
     Without any of these, the effective error is `DEFAULT_ERROR`.
 
     Attributes:
-        nmse: Share of ||delta_W||_F^2 that may be lost over the file; the objective is then ``nmse``.
-        size: Bytes that the file may take.
-        ratio: Compression against the adapter's parameters in fp16.
-        error: Target in the chosen objective.
-        num_basis: Number of coefficients of a factor; makes the file one of the factor form.
-        bits: Bits of a coefficient in the factor form, 1-8 or 16.
-        rank: Rank of the fitted factors in the factor form; else the greatest number of components kept.
+        nmse: The share of ||delta_W||_F^2 that the file may lose; the objective is then ``nmse``.
+        size: The size in bytes that the file may take.
+        ratio: The size of the adapter's parameters in fp16, over the size of the file.
+        error: The error in the objective that the file may have.
+        num_basis: The number of coefficients of a factor; it selects the factor form.
+        bits: The bits of a coefficient, 1 to 8 or 16; it selects the factor form.
+        rank: The rank of the fitted factors in the factor form; else the greatest number of components of a module.
         objective: ``effective`` or ``nmse``.
-        fit: ``weights``; ``activations``: components weigh what they gain on a calibration set; ``task``: the
-            coefficients are trained, quantized as they will be stored.
-        weighting: Moments by module name, for ``activations`` (`nola_codec.integrations.calibration` collects them).
-        tuner: For ``task``: the object that trains (`nola_codec.training.TaskTuner`).
-        importance: A number for a module, by name or pattern (`encoder.importance`): a factor on its components'
-            weights.
-        basis, generator: Names of the basis and of the generator.
-        seed: 0 to 2^64 - 1.
-        shared_basis: Use one basis for all weights of one shape.
-        entropy: Names of the entropy codecs to choose from.
-        thorough: Search with quantizers that have a memory for files over 1 MB too: smaller, and many times slower.
-        progressive: Write a progressive file, which can be cut to coarser ones, by default each a quarter of the next.
-        rungs: Sizes in bytes of the coarser rungs; makes the file progressive.
-        progress: Called as (stage, done, total).
+        fit: ``weights``; ``activations``: a component weighs as much as it lowers the loss on a calibration set;
+            ``task``: the coefficients are trained, quantized as they will be stored.
+        weighting: The moments by module name, for ``activations`` (`nola_codec.integrations.calibration` collects
+            them).
+        tuner: The object that trains, for ``task`` (`nola_codec.training.TaskTuner`).
+        importance: Factors on the weights of the modules' components, by name or pattern (`encoder.importance`).
+        basis, generator: The names of the basis and of the generator.
+        seed: The seed of the generator, 0 to 2^64 - 1.
+        shared_basis: True to use one basis for all weights of the same shape.
+        entropy: The names of the entropy codecs to choose from.
+        thorough: True to search with quantizers that have a memory for files over 1 MB too. Such files are smaller,
+            and take many times as long.
+        progressive: True to write a progressive file, which can be cut to coarser ones. By default each rung is a
+            quarter of the next.
+        rungs: The sizes in bytes of the coarser rungs; they make the file progressive.
+        progress: A function that is called as (stage, done, total), or None.
+
+    Raises:
+        EncodeError: ``option``: A value is out of range, or options exclude each other.
     """
 
     nmse: float | None = None
@@ -84,69 +90,69 @@ class EncodeOptions:
         }  # fmt: skip
         given = [name for name, value in rates.items() if value is not None]
         if len(given) > 1:
-            raise _bad(f"choose one of {', '.join(given)}")
+            raise _refusal(f"choose one of {', '.join(given)}")
         for name in ("nmse", "error"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
-                raise _bad(f"{name}: expected a number between 0 and 1, found {value}")
+                raise _refusal(f"{name}: expected a number between 0 and 1, found {value}")
         for name in ("size", "ratio", "num_basis", "rank"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1 << 40:
-                raise _bad(f"{name}: expected a positive number, found {value}")
+                raise _refusal(f"{name}: expected a positive number, found {value}")
         if self.bits is not None and self.bits not in (*range(1, 9), 16):
-            raise _bad(f"bits: expected 1 to 8, or 16, found {self.bits}")
+            raise _refusal(f"bits: expected 1 to 8, or 16, found {self.bits}")
         if not 0 <= self.seed < 1 << 64:
-            raise _bad(f"seed: expected 0 to 2^64 - 1, found {self.seed}")
+            raise _refusal(f"seed: expected 0 to 2^64 - 1, found {self.seed}")
         _require_known("basis", self.basis, BASIS_NAMES)
         _require_known("generator", self.generator, GENERATOR_NAMES)
         if self.has_rungs and self.is_factor_form:
-            raise _bad("the factor form (num_basis, bits) has no rungs; leave out num_basis and bits, or the rungs")
+            raise _refusal("the factor form (num_basis, bits) has no rungs; leave out num_basis and bits, or the rungs")
         if self.rungs is not None and (not self.rungs or any(size <= 0 for size in self.rungs)):
-            raise _bad(f"rungs: expected positive sizes, found {self.rungs}")
+            raise _refusal(f"rungs: expected positive sizes, found {self.rungs}")
         for codec in self.entropy:
             _require_known("entropy", codec, CODEC_NAMES)
         if not {"raw", "zstd"} & set(self.entropy):
-            raise _bad("entropy: rans alone cannot code every stream; allow raw or zstd as well")
+            raise _refusal("entropy: rans alone cannot code every stream; allow raw or zstd as well")
         if self.objective is not None:
             _require_known("objective", self.objective, OBJECTIVES)
             if self.nmse is not None and self.objective != "nmse":
-                raise _bad("nmse is a target of the objective nmse; use error with another objective")
+                raise _refusal("nmse is a target of the objective nmse; use error with another objective")
             if self.is_factor_form:
-                raise _bad("the factor form (num_basis, bits) has no objective to choose: it is least squares")
+                raise _refusal("the factor form (num_basis, bits) has no objective to choose: it is least squares")
         self._check_weighting()
         if not self.is_factor_form and self.basis != "hadamard":
-            raise _bad(f"basis {self.basis} is not orthogonal; it serves the factor form only (num_basis, bits)")
+            raise _refusal(f"basis {self.basis} is not orthogonal: only the factor form (num_basis, bits) can use it")
 
     def _check_weighting(self) -> None:
-        """Refuse fits and weights without what they need, and where they have no meaning."""
+        """Raise an error if a fit or a weighting lacks what it needs, or has no meaning with the other options."""
         if self.fit not in FITS:
-            raise _bad(f"fit: expected one of {', '.join(FITS)}, found {self.fit!r}")
+            raise _refusal(f"fit: expected one of {', '.join(FITS)}, found {self.fit!r}")
         if self.fit == "activations" and self.weighting is None:
-            raise _bad("fit activations needs what a calibration set says of the layers: give weighting")
+            raise _refusal("fit activations needs what a calibration set says of the layers: give weighting")
         if (self.fit == "task") != (self.tuner is not None):
-            raise _bad("fit task and a tuner go together: give both, or neither")
+            raise _refusal("fit task and a tuner go together: give both, or neither")
         if self.fit == "task" and (self.is_factor_form or self.has_rungs or self.nmse is not None):
-            raise _bad("fit task trains a file of one rung to a size, ratio or error; leave out nmse, num_basis, bits "
-                       "and rungs")  # fmt: skip
+            message = "fit task trains a file of one rung to a size, ratio or error"
+            raise _refusal(f"{message}; leave out nmse, num_basis, bits and rungs")
         if self.fit != "activations" and self.weighting is not None:
-            raise _bad("a calibration set serves fit activations only")
+            raise _refusal("a calibration set serves fit activations only")
         for name, given in (
             ("fit activations", self.fit == "activations"),
             ("importance", self.importance is not None),
         ):
             if given and self.is_factor_form:
-                raise _bad(f"{name} weighs components, and the factor form (num_basis, bits) has none")
+                raise _refusal(f"{name} weighs components, and the factor form (num_basis, bits) has none")
             if given and self.objective_name == "nmse":
-                raise _bad(f"{name} weighs components by more than their share of the NMSE; leave out nmse")
+                raise _refusal(f"{name} weighs components by more than their share of the NMSE; leave out nmse")
 
     @property
     def has_weights(self) -> bool:
-        """True if components weigh anything but their energy."""
+        """True if the weights of components are not their energies."""
         return self.weighting is not None or self.importance is not None
 
     @property
     def has_rate(self) -> bool:
-        """True if the user asked for something that only coding gives: a rate, or rungs."""
+        """True if the user asked for a rate or for rungs, which only coded tensors can have."""
         rates = (self.nmse, self.size, self.ratio, self.error)
         return any(rate is not None for rate in rates) or self.is_factor_form or self.has_rungs
 
@@ -162,23 +168,23 @@ class EncodeOptions:
 
     @property
     def objective_name(self) -> str:
-        """The objective after defaults."""
+        """The name of the objective: the chosen one, or its default."""
         return self.objective or ("nmse" if self.nmse is not None else "effective")
 
     @property
     def error_target(self) -> float | None:
-        """The error to reach, or None when a size is the target."""
+        """The error to reach, or None if a size is the target."""
         if self.size is not None or self.ratio is not None:
             return None
         return next((e for e in (self.nmse, self.error) if e is not None), DEFAULT_ERROR)
 
 
-def _bad(message: str) -> EncodeError:
-    """Return the error of a bad option."""
+def _refusal(message: str) -> EncodeError:
+    """Return the error of a wrong option."""
     return EncodeError(message, code="option")
 
 
 def _require_known(what: str, name: str, names: Mapping[str, object]) -> None:
-    """Refuse a name that is not among `names`."""
+    """Raise an error if a name is not among `names`."""
     if name not in names:
-        raise _bad(f"{what}: expected one of {', '.join(names)}, found {name!r}")
+        raise _refusal(f"{what}: expected one of {', '.join(names)}, found {name!r}")

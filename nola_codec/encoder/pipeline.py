@@ -1,4 +1,4 @@
-"""Encode an adapter: read -> canonical form -> plan -> quantize -> code -> measure -> write, one way.
+"""Encode an adapter: read -> canonical form -> plan -> quantize -> code -> measure -> write.
 
 Each stage is a function from one frozen dataclass to the next:
 
@@ -9,7 +9,7 @@ Each stage is a function from one frozen dataclass to the next:
     QuantizedAdapter         -> CodedFile           code_file         (assemble.py, reconstruct.py, measuring.py)
     CodedFile                -> EncodeReport        make_report       (summary.py)
 
-A file that misses its target by a little is made again with another aim: that loop is `_encode_to_target`.
+If a file misses its target by a little, `_encode_to_target` makes it again with another aim.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from nola_codec.model.adapter import Adapter
 from nola_codec.prng import NAMES as GENERATOR_NAMES
 
 _ATTEMPTS = 6
+"""Greatest number of files that are made for one target."""
 
 
 def encode_adapter(
@@ -48,17 +49,17 @@ def encode_adapter(
     """Encode an adapter.
 
     Args:
-        adapter: As read; its modules and vectors may be in any order.
-        options: Checked options.
-        source_bytes: Size of the source of the adapter, for the report.
-        form: `prepare_form` of this adapter and these options, if several encodes differ in their target alone.
-        parameters: The number of parameters that `ratio` is counted against; None is the adapter's.
+        adapter: The adapter as read; its modules and vectors may be in any order.
+        options: The checked options.
+        source_bytes: The size in bytes of the source of the adapter, for the report.
+        form: The result of `prepare_form`, to share it between encodes; None makes it here.
+        parameters: The number of parameters that `ratio` refers to; None stands for the number of the adapter.
 
     Returns:
-        The file and a report of what it decodes to.
+        The bytes of the file, and a report of what it decodes to.
 
     Raises:
-        EncodeError: ``unreachable``: the target cannot be reached; or another code of the stages.
+        EncodeError: ``unreachable``: The target cannot be reached; or another code of the stages.
     """
     job = open_job(adapter, options, source_bytes=source_bytes, parameters=parameters)
     if options.is_factor_form:
@@ -70,12 +71,15 @@ def encode_adapter(
 
 
 def prepare_form(adapter: Adapter, options: EncodeOptions) -> CanonicalForm:
-    """Make what encodes of one adapter share if they differ in target and objective alone; as large as the adapter."""
+    """Make the form that several encodes of one adapter can share if they differ only in target and objective.
+
+    It takes as much memory as the adapter.
+    """
     return canonical_form(open_job(adapter, options))
 
 
 def canonical_form(job: EncodeJob) -> CanonicalForm:
-    """Decompose every module into its singular components, and bring all vectors into their bases."""
+    """Decompose every module into its singular components, and express all vectors in their bases."""
     options = job.options
     names = [item.name for item in job.items]
     settings = FormSettings(
@@ -91,10 +95,10 @@ def canonical_form(job: EncodeJob) -> CanonicalForm:
 
 
 def _encode_to_target(job: EncodeJob, form: CanonicalForm | None) -> tuple[QuantizedAdapter, CodedFile]:
-    """Make files of the component form until one meets the size or the error; the first one mostly does.
+    """Make files in the component form until one meets the size or the error. The first one mostly does.
 
-    A form of its own, as large as the adapter, is let go before a file is coded, and made again for a second attempt,
-    which is rare.
+    If no form is given, each attempt makes one and drops it before the file is coded, to save memory. A second attempt
+    is rare.
     """
     target: RateTarget | None = first_target(job)
     trained: TrainedCode | None = None
@@ -112,8 +116,8 @@ def _encode_to_target(job: EncodeJob, form: CanonicalForm | None) -> tuple[Quant
         if target is None:
             job.show_progress("entropy coding", _ATTEMPTS, _ATTEMPTS)
             return quantized, file
-    raise EncodeError(f"the target was missed {_ATTEMPTS} times, by ever less; ask for slightly more",
-                      code="unreachable")  # fmt: skip
+    message = f"the target was missed {_ATTEMPTS} times, each time by less; ask for slightly more bytes or error"
+    raise EncodeError(message, code="unreachable")
 
 
 def quantize_to(job: EncodeJob, target: RateTarget, form: CanonicalForm | None) -> QuantizedAdapter:
@@ -132,14 +136,14 @@ def train_to(job: EncodeJob, target: RateTarget, form: CanonicalForm | None) -> 
 
 
 def quantize_trained(job: EncodeJob, trained: TrainedCode, target: RateTarget) -> QuantizedAdapter:
-    """Quantize trained vectors. They have no effective error: they were not made to be near the adapter."""
+    """Quantize trained vectors. They have no effective error, since they are not meant to be near the adapter."""
     with job.clock.stage("training"):
         draft = draft_trained(trained, target.limit if target.is_size else None)
     return QuantizedAdapter(draft.content, draft.sizes, None, job.energies)
 
 
 def _draft_to(job: EncodeJob, target: RateTarget, form: CanonicalForm | None) -> tuple[Drafter, Draft]:
-    """Make the draft that meets a target, and what made it."""
+    """Make the draft that meets a target, and return it with its drafter."""
     if form is None:
         form = canonical_form(job)
     with job.clock.stage("rate control"):

@@ -1,8 +1,8 @@
 """Rate control: find the lambda whose file has the wanted size or error.
 
-Expected sizes and errors come from the plan alone; a draft, which is quantized but not yet entropy-coded, corrects
-them. Two or three drafts reach the target. The finished file is then measured, and `correct_target` says whether it
-missed its target, and what to aim at next.
+Plans give expected sizes and errors. A draft, which is quantized but not yet entropy-coded, corrects them. Two or three
+drafts reach the target. The finished file is then measured, and if it misses its target, `correct_target` returns the
+next one.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import NOISE_CAP, PRECISION_STEPS, QUIETER_OBJECTIVES, Grain, RatePlan
 
 _DRAFTS = 7
+"""Greatest number of drafts of a search."""
 _SLACK = 0.004
-"""Share of a target that may be left unused without a further draft."""
+"""The share of a target that may stay unused without a further draft."""
 _SEARCHED_BYTES = 1_000_000
-"""Bytes of coefficients beyond which quantizers with memory are left out, unless the search is to be thorough."""
+"""Bytes of coefficients beyond which quantizers with memory are left out, unless the option `thorough` is on."""
 _FINE_BYTES = 40_000
 """Bytes of coefficients from which all quantizers are offered."""
 _NARROW = 2e-3
-"""Width of a bracket of log2 lambda at which the search ends."""
+"""The width of the bracket of log2 lambda at which the search ends."""
 _UNDER = 0.9985
-"""Share of a target that is aimed at, since estimates scatter."""
+"""The share of a target that guesses aim at, since estimates scatter."""
 _TRAINED_SHARE, _TRAINED_BYTES = 0.995, 40
-"""Plan task-trained files slightly under the limit, since their amplitudes may grow."""
+"""The limit of a task-trained file is multiplied by the first and lowered by the second: amplitudes may grow."""
 RUNGS = 4
-"""Greatest number of rungs of a progressive file whose sizes are not given."""
+"""The greatest number of rungs of a progressive file whose sizes are not given."""
 SMALLEST_RUNG = 5000
-"""Least size in bytes of a rung whose size is not given."""
+"""The least size in bytes of a rung whose size is not given."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,10 @@ class RateTarget:
     """The size or the error that a file is to reach.
 
     Attributes:
-        aim: Bytes or error that drafts are made for. Misses of the finished file correct it.
+        aim: The bytes or the error that drafts are made for. It is corrected if the finished file misses the target.
         is_size: True if the target is a size, False if it is an error in the objective.
-        limit: Bytes that the file may take; 0 if the target is an error. Misses of a task-trained file correct it.
+        limit: The bytes that the file may take, or 0 if the target is an error. It is corrected if a task-trained file
+            misses the target.
     """
 
     aim: float
@@ -53,7 +55,7 @@ class RateTarget:
 
     @property
     def draft_aim(self) -> float:
-        """The aim of a single draft: whole bytes, or the error."""
+        """The aim of one draft: a whole number of bytes, or the error."""
         return int(self.aim) if self.is_size else self.aim
 
     def value(self, draft: Draft) -> float:
@@ -86,13 +88,14 @@ def first_target(job: EncodeJob) -> RateTarget:
 def correct_target(job: EncodeJob, target: RateTarget, size: int, reached: float | None) -> RateTarget | None:
     """Return the target of the next attempt, or None if the file meets the options.
 
-    Estimates are good to a few bytes, and errors to the int16 rounding: a miss is rare, and small.
+    Estimates of sizes are right to a few bytes, and those of errors to the rounding to int16, so misses are rare and
+    small.
 
     Args:
         job: The encode.
         target: The target of this attempt.
-        size: Bytes of the finished file.
-        reached: Its measured error in the objective; None if the drafts' own estimate is exact.
+        size: The bytes of the finished file.
+        reached: Its measured error in the objective; None if the estimate of the draft is exact.
     """
     if target.is_size:
         over = size - target.limit
@@ -111,11 +114,11 @@ def reach_target(drafter: Drafter, target: RateTarget) -> Draft:
     """Make the draft that meets a target: the smallest for an error, or the best for a size.
 
     Args:
-        drafter: Makes drafts of one rung in the objective that was asked for.
-        target: Its aim is met; if the options ask for rungs, by the last rung.
+        drafter: A maker of drafts of one rung, in the objective that was asked for.
+        target: The target of the file, or of its last rung if the options ask for rungs.
 
     Raises:
-        EncodeError: ``unreachable``.
+        EncodeError: ``unreachable``: No draft meets the target.
     """
     options = drafter.job.options
     drafter = with_noise_cap(drafter, target)
@@ -127,13 +130,13 @@ def reach_target(drafter: Drafter, target: RateTarget) -> Draft:
 def with_noise_cap(drafter: Drafter, target: RateTarget) -> Drafter:
     """Return the drafter with the largest gamma whose plan for the target stays under NOISE_CAP.
 
-    Gamma is a slope for little noise. Noise adds up through a network, and beyond about 3 to 5 times the delta's own
-    energy models were seen to break, so a plan that would have more takes a smaller gamma. The size of the plan then
-    chooses the set of coders.
+    A gamma describes how little noise is felt, but only for little noise. Noise adds up through a network, and models
+    broke with 3 to 5 times the energy of the delta. A plan with more noise therefore takes a smaller gamma. The size of
+    the plan then decides the set of coders.
     """
     chosen = drafter.objectives[-1]
     if chosen.name != "nmse":
-        low, high = 0, len(QUIETER_OBJECTIVES) - 1  # the last one is quiet whatever the plan
+        low, high = 0, len(QUIETER_OBJECTIVES) - 1  # the last one lets in little noise in any plan
         while low < high:
             middle = (low + high) // 2
             plan = plan_target(replace(drafter, objectives=(QUIETER_OBJECTIVES[middle],)), target)
@@ -153,8 +156,9 @@ def with_rungs(drafter: Drafter, sizes: Sequence[int] | None, last: RatePlan) ->
     """Return the drafter of a progressive file whose last rung is about `last`.
 
     Args:
-        drafter: Makes drafts of one rung.
-        sizes: Bytes of the coarser rungs. None is quarters of the whole down to SMALLEST_RUNG, RUNGS in all at most.
+        drafter: A maker of drafts of one rung.
+        sizes: The bytes of the coarser rungs. None makes each rung a quarter of the next, down to SMALLEST_RUNG, and
+            at most RUNGS rungs in all.
         last: A plan of one rung.
     """
     empty = drafter.empty_bytes
@@ -176,7 +180,7 @@ def with_rungs(drafter: Drafter, sizes: Sequence[int] | None, last: RatePlan) ->
 
 
 def plan_target(drafter: Drafter, target: RateTarget) -> RatePlan:
-    """Return a plan for a target by theory alone."""
+    """Return the plan that meets a target in theory, without a draft."""
     if target.is_size:
         lagrangian = _solve(drafter, _coded_bytes, max(1.0, target.aim - drafter.empty_bytes))
     else:
@@ -188,14 +192,14 @@ def draft_for_size(drafter: Drafter, target: RateTarget) -> Draft:
     """Make the best draft of at most the wanted size, within 0.3% of it if the adapter allows it.
 
     Raises:
-        EncodeError: ``unreachable``: even with nothing kept the file is larger.
+        EncodeError: ``unreachable``: The file is larger even with no unit.
     """
     limit = int(target.aim)
     empty = drafter.draft_empty().bytes
     if empty > limit:
         raise EncodeError(
-            f"size {limit} bytes cannot be reached: names, configuration and tensors carried as they are "
-            f"take {empty} bytes", code="unreachable"
+            f"size {limit} bytes cannot be reached: names, configuration and carried tensors alone take {empty} "
+            "bytes", code="unreachable"
         )  # fmt: skip
     finest = drafter.finest_plan()
     if _coded_bytes(finest) + empty <= limit:
@@ -208,7 +212,7 @@ def draft_for_error(drafter: Drafter, target: RateTarget) -> Draft:
     """Make the smallest draft whose error is at most the wanted one, within 0.5% of it if the adapter allows it.
 
     Raises:
-        EncodeError: ``unreachable``: the finest quantizers lose more.
+        EncodeError: ``unreachable``: The finest quantizers lose more.
     """
     best = _search(drafter, target, drafter.empty_bytes)
     if best is not None:
@@ -223,19 +227,19 @@ def draft_for_error(drafter: Drafter, target: RateTarget) -> Draft:
 
 
 def _search(drafter: Drafter, target: RateTarget, empty: int) -> Draft | None:
-    """Make drafts at guessed lambdas, inside a bracket that closes, until one fits closely.
+    """Make drafts at guessed lambdas, inside a bracket that becomes narrower, until one is close to the target.
 
     Args:
-        drafter: Makes them.
+        drafter: The maker of drafts.
         target: The target that they have to meet.
-        empty: Bytes of a file with nothing kept.
+        empty: The bytes of a file with no unit.
 
     Returns:
-        The closest draft that fits, if any was found.
+        The closest draft that fits, or None if none was found.
     """
     inside: float | None = None  # log2 lambda of the best draft that fits
     outside: float | None = None
-    fits = False  # True if `found` is the best draft; an older one would be made again, not held in memory
+    fits = False  # True if `found` is the best draft; an older one is made again, not kept in memory
     found: Draft | None = None
     for attempt in range(_DRAFTS):
         at = float(np.log2(_guess(drafter, target, found, empty)))
@@ -248,10 +252,10 @@ def _search(drafter: Drafter, target: RateTarget, empty: int) -> Draft | None:
                 at = (low + high) / 2
             at = min(max(at, low + margin), high - margin)
         elif found is not None and abs(at - float(np.log2(found.plan.lagrangian))) < _NARROW:
-            # Small lambdas meet an error, large ones a size: step away from the side that is known.
+            # Small lambdas meet an error, and large ones a size. The next step goes away from the known side.
             finer = target.is_size == (outside is None)
             at += (-1.0 if finer else 1.0) * 2.0 ** min(attempt - 3, 4)
-        found = None  # lets go of the last draft before the next is made
+        found = None  # frees the last draft before the next one is made
         found = drafter.draft(2.0**at)
         fits = target.fits(found)
         if not fits:
@@ -266,19 +270,19 @@ def _search(drafter: Drafter, target: RateTarget, empty: int) -> Draft | None:
 
 
 def _guess(drafter: Drafter, target: RateTarget, last: Draft | None, empty: int) -> float:
-    """Return the lambda that meets a target by theory, corrected by what the last draft showed."""
+    """Return the lambda that meets a target in theory, corrected by the size or error of the last draft."""
     if target.is_size:
         overhead = float(empty) if last is None else last.bytes - _coded_bytes(last.plan)
         return _solve(drafter, _coded_bytes, _UNDER * target.draft_aim - overhead)
     ratio = 1.0
     if last is not None and last.error > 0:
         ratio = last.error / max(drafter.expected_error(last.plan), 1e-12)
-    # The error rises with lambda: its complement is what falls.
+    # The error rises with lambda, so 1 - error falls.
     return _solve(drafter, lambda plan: 1 - drafter.expected_error(plan), 1 - _UNDER * target.aim / ratio)
 
 
 def _fill(drafter: Drafter, target: RateTarget, draft: Draft) -> Draft:
-    """Improve a draft that fits by what single units can still do for it."""
+    """Improve a draft that fits by changes of single units."""
     left = target.slack(draft)
     if left < _SLACK or len(drafter.steps) > 1:
         return draft
@@ -298,7 +302,7 @@ def _coded_bytes(plan: RatePlan) -> float:
 
 
 def _solve(drafter: Drafter, falling: Callable[[RatePlan], float], wanted: float) -> float:
-    """Return the lambda at which a quantity that falls with lambda gets down to `wanted`, by bisection."""
+    """Return the lambda at which a quantity that falls with lambda reaches `wanted`, by bisection."""
     low, high = FINEST + drafter.log2_unit, COARSEST + drafter.log2_unit
     for _ in range(26):
         middle = (low + high) / 2

@@ -1,7 +1,7 @@
-"""Decode the content of a file by the decoder's own arithmetic, before the file is written.
+"""Decode the content of a file by the arithmetic of the decoder, before the file is written.
 
-A header holds the exponents of the decoded sides and the decoded SHA-256, so the encoder decodes what it has quantized.
-It also finds the exponents here: the smallest that keep every number inside int16.
+A header holds the exponents of the decoded sides and the decoded SHA-256, so the encoder has to decode. It also finds
+the exponents here: they are the smallest with which every element fits into int16.
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ from nola_codec.parallel import parallel_map
 from nola_codec.quant.scales import fitting_exponent
 
 _PORTION = 1 << 20
-"""Number of elements that one thread synthesizes at a time."""
+"""Number of elements that one thread decodes at a time."""
 _HEADROOM = 3
-"""Octaves of int16 that a factor may leave unused so that the file's factors share one exponent."""
+"""Octaves of int16 that a side may leave unused so that all sides can share one exponent."""
 
 
 class FactsCollector:
-    """Collects what a header says about the decoded records of a rung; they are added in order."""
+    """A collector of the header's facts about the decoded records of a rung, which are added in order."""
 
     def __init__(self) -> None:
-        self._digest = DecodedHash()
+        self._hash = DecodedHash()
         self._exponents: list[tuple[int, ...]] = []
 
     def add(self, decoded: DecodedRecord) -> None:
-        """Take in the next record."""
-        self._digest.update(decoded, NUMPY)
+        """Add the next record."""
+        self._hash.update(decoded, NUMPY)
         self._exponents.append(decoded.exponents)
 
     def finish(self, envelope: Envelope, measured: Mapping[str, float]) -> RungFacts:
-        """Take in the tensors that are not coded, and return the facts with the losses that were measured."""
+        """Add the tensors that are not coded, and return the facts with the measured losses."""
         for tensor in (*envelope.raw.values(), *(tensor for _, tensor in envelope.drawn.values())):
-            self._digest.update_raw(tensor)
-        return RungFacts(self._exponents, self._digest.digest(), measured)
+            self._hash.update_raw(tensor)
+        return RungFacts(self._exponents, self._hash.digest(), measured)
 
 
 def decode_rung(content: FileContent, envelope: Envelope, rung: int) -> Iterator[DecodedRecord]:
     """Yield each record decoded at a rung, in order.
 
-    A first guess takes the peak of a vector to be six times its root mean square. A record that saturates int16 gets a
-    greater exponent and is made again. Factors share the file's largest exponent if that leaves at most _HEADROOM
-    octaves unused.
+    The first guess of an exponent takes the peak of a vector to be six times its root mean square. A record that
+    saturates int16 gets a greater exponent and is decoded again. Sides share the largest exponent if that leaves at
+    most _HEADROOM octaves unused.
     """
     records = content.rungs[rung]
     guess = _first_exponents(records, content.squares[rung])

@@ -1,4 +1,4 @@
-"""An encode's report as text: what `print(report)` and the command line show."""
+"""Format the report of an encode as text, for `print(report)` and for the command line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def render_encode_report(report: EncodeReport) -> str:
-    """Lines of a label and a value each, without the notes."""
+    """Return a report as lines of a label and a value each, without the notes."""
     lines = [
         f"size         {render_size(report.bytes)} ({report.bytes:,} bytes), {report.ratio:.1f}x smaller than fp16",
         f"source       {report.dialect}, {render_size(report.source_bytes)}, {report.parameters:,} parameters, "

@@ -10,15 +10,16 @@ class TensorReport:
     """The report of one adapted weight, or of one tensor coded as a vector.
 
     Attributes:
-        name: Module path, or a vector's key.
-        shape: (out, in) of delta_W, convolutions flattened; a vector's own shape.
-        rank: Rank of the source; None for a vector.
-        kept: Number of components that are coded; 1 for a factor record or a vector, or 0.
+        name: The module path, or the key of a vector.
+        shape: The shape (out, in) of delta_W, that of a convolution flattened; for a vector its own shape.
+        rank: The rank in the source; None for a vector.
+        kept: The number of coded components. It is 0 or 1 for a vector and in the factor form.
         energy: ||delta_W||_F^2, or the part of it that this record has.
         nmse: ||delta_W - decoded||_F^2 / ||delta_W||_F^2.
-        effective_error: Expected loss of signal and of harmless noise, relative to the weight in the objective,
-            which is its energy unless it was weighted otherwise.
-        activation_error: E|(delta_W - decoded) x|^2 / E|delta_W x|^2 over a calibration set's inputs x.
+        effective_error: The estimated effective error, relative to the weight of the record in the objective, which
+            is its energy unless it was weighted otherwise; None if it is not defined.
+        activation_error: E|(delta_W - decoded) x|^2 / E|delta_W x|^2 over the inputs x of a calibration set; None
+            without one.
     """
 
     name: str
@@ -33,16 +34,16 @@ class TensorReport:
 
 @dataclass(frozen=True)
 class TaskReport:
-    """Losses on held-out rows: nothing was trained or chosen by them here, but the adapter itself may have seen them.
+    """Losses on held-out rows. The encode did not train on them, but the adapter itself may have done so.
 
     Attributes:
-        base: Loss of the model without an adapter.
-        adapter: Loss of the original adapter.
-        start: Loss of the code of the weights that the training started from.
-        file: Loss of what the file decodes to.
-        rows: Number of held-out rows.
-        steps: Number of training steps that the file has in it.
-        unit: Unit of a loss, e.g. ``nats a token``.
+        base: The loss of the model without an adapter.
+        adapter: The loss of the original adapter.
+        start: The loss of the file before its training, which codes the weights of the adapter.
+        file: The loss of what the file decodes to.
+        rows: The number of held-out rows.
+        steps: The number of training steps behind the file.
+        unit: The unit of a loss, e.g. ``nats a token``.
     """
 
     base: float
@@ -65,20 +66,20 @@ class EncodeReport:
     """The report of a whole file.
 
     Attributes:
-        bytes: The file's size.
-        source_bytes: The size of the adapter as it was given.
+        bytes: The size of the file in bytes.
+        source_bytes: The size of the given adapter in bytes.
         parameters: The number of parameters in the adapter.
-        ratio: 2 * parameters / bytes, that is, against fp16.
+        ratio: 2 * parameters / bytes, which compares with fp16.
         objective: ``effective``, ``nmse``, or ``task`` for ``fit task``. The factor form minimises the NMSE.
-        nmse: Share of ||delta_W||_F^2 lost over the whole file.
-        effective_error: The same for the effective error, when that is defined.
-        tensors: One report a record that is coded.
-        seconds: Wall time.
-        stages: The same by stage.
-        activation_error: Share of E|delta_W x|^2 lost over the whole file, for ``fit activations``.
-        rungs: For each rung, coarsest first: ``bytes`` of the file's beginning, and the losses measured there.
-        dialect: The adapter's dialect.
-        task: Losses, for ``fit task``.
+        nmse: The share of ||delta_W||_F^2 that the whole file loses.
+        effective_error: The effective error of the whole file, or None if it is not defined.
+        tensors: One report for each coded record.
+        seconds: The wall time of the encode in seconds.
+        stages: The wall time of each stage in seconds, by name.
+        activation_error: The share of E|delta_W x|^2 that the whole file loses, for ``fit activations``; else None.
+        rungs: For each rung, coarsest first, ``bytes`` of the file's beginning and the losses measured there.
+        dialect: The dialect of the adapter.
+        task: The losses on the task, for ``fit task``; else None.
         notes: Sentences that the user should read.
         form: ``component`` or ``factor``.
     """

@@ -11,10 +11,10 @@ from nola_codec.model.adapter import Adapter
 
 
 def check_rules(adapter: Adapter, options: EncodeOptions) -> None:
-    """Refuse options that the adapter's dialect does not allow.
+    """Raise an error if the adapter's dialect does not allow the options.
 
     Raises:
-        EncodeError: ``option``, with the dialect's reason.
+        EncodeError: ``option``: The dialect does not allow an option; the message gives its reason.
     """
     dialect = dialect_of(adapter)
     rules = dialect.coding_rules(adapter)
@@ -29,10 +29,10 @@ def check_rules(adapter: Adapter, options: EncodeOptions) -> None:
 
 
 def apply_rules(adapter: Adapter, options: EncodeOptions) -> tuple[Adapter, EncodeOptions]:
-    """Return the adapter and the options as the rules of its dialect make them.
+    """Return the adapter and the options after the rules of the dialect were applied.
 
-    Vectors that stay exact without a rate become carried tensors; the dialect's only objective becomes the objective;
-    in the factor form, another rank goes into the configuration.
+    Without a rate, vectors that the dialect wants exact become carried tensors. If the dialect allows one objective
+    only, this becomes the objective. In the factor form, another rank is written into the configuration.
 
     Raises:
         EncodeError: ``option``, see `check_rules`.

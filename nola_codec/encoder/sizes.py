@@ -12,10 +12,10 @@ _SIZE = re.compile(r"\s*([0-9_]*\.?[0-9]+)\s*([A-Za-z]*)\s*")
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes of ``200KB``, ``64KiB``, ``1.5 MB`` or ``90000``. KB is 1000 bytes, KiB 1024.
+    """Return the number of bytes of ``200KB``, ``64KiB``, ``1.5 MB`` or ``90000``. KB is 1000 bytes, KiB is 1024.
 
     Raises:
-        EncodeError: not a size.
+        EncodeError: ``option``: The text is not a size.
 
     >>> parse_size("64KiB")
     65536

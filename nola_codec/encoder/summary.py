@@ -1,4 +1,4 @@
-"""The report of a finished file, from what was measured on it."""
+"""Make the report of a finished file from the measurements of its rungs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class CodedFile:
     """A finished file and its losses.
 
     Attributes:
-        data: The file.
-        rungs: The losses of each rung, coarsest first, as measured on what it decodes to.
+        data: The bytes of the file.
+        rungs: The measured losses of each rung, coarsest first.
     """
 
     data: bytes
@@ -28,8 +28,8 @@ class CodedFile:
 def reached_error(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) -> float | None:
     """Return the error of a finished file in the objective; None if the estimate of its draft is exact.
 
-    The effective error follows from the quantized vectors. But a delta of several parts loses what each of them loses,
-    which a draft counts one by one.
+    The effective error follows exactly from the quantized vectors. A delta of several parts is the exception, since a
+    draft adds up the losses of the parts one by one.
     """
     lost, whole = file.rungs[-1].squared_errors, job.energies
     if job.options.objective_name != "nmse":
@@ -41,7 +41,7 @@ def reached_error(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) 
 
 
 def make_report(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) -> EncodeReport:
-    """Say what a file is and what it loses."""
+    """Return the report of a file: its size, its errors and its notes."""
     options, last = job.options, file.rungs[-1]
     total = float(job.energies.sum())
     nmse = float(last.squared_errors.sum()) / total if total else 0.0
@@ -73,7 +73,7 @@ def make_report(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) ->
 
 
 def _rung_reports(file: CodedFile) -> tuple[dict[str, float], ...]:
-    """Return the size of the file's beginning and the losses at each rung."""
+    """Return, for each rung, the bytes of the file's beginning and the losses."""
     with open_container(file.data) as container:
         return tuple(
             {"bytes": container.rung_bytes(number), **rung.facts.measured} for number, rung in enumerate(file.rungs)

@@ -1,7 +1,7 @@
-"""Component form whose coefficients are trained on a task: the contract of a tuner, and the code of its answer.
+"""Train the coefficients of the component form on a task: the contract of a tuner, and the coding of its result.
 
-The plan of the weights' own code says which components are kept and how each is coded; the tuner changes the vectors.
-The file is then the plan's code of the trained vectors, as if they had been the adapter's.
+A plan for the weights says which components are kept and how each is coded. The tuner changes the vectors. The file
+then codes the trained vectors by the same plan, as if they came from the adapter.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ FactorPairs = Mapping[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32
 
 @dataclass(frozen=True)
 class TuningStart:
-    """The code of the weights that tuning starts from.
+    """The quantized weights from which a training starts.
 
     Attributes:
-        items: The records' tensors, in order.
-        streams: Stream number of each record.
-        form: Coefficients of all components' vectors.
-        plan: The components that are kept, and their coders.
-        quantized: Their code.
-        basis: Id of the basis.
-        generator: Id of the generator.
-        seed: Seed of the generator.
+        items: The tensors of the records, in order.
+        streams: The stream number of each record.
+        form: The coefficients of all vectors.
+        plan: The kept components and their coders.
+        quantized: The levels of the kept components.
+        basis: The id of the basis.
+        generator: The id of the generator.
+        seed: The seed of the generator.
     """
 
     items: Sequence[Codable]
@@ -55,11 +55,11 @@ class TuningStart:
 
 @dataclass(frozen=True)
 class TrainedForm:
-    """A tuner's answer.
+    """The result of a training.
 
     Attributes:
-        form: The start's form with other rows for the kept units, each with a mean square of 1.
-        size: float64 (units of the form,): norm of each kept component; s u v^T has norm s.
+        form: The form of the start with trained rows for the kept units; the mean square of each row is 1.
+        size: float64 (units of the form,): the norm of each kept component; s u v^T has norm s.
     """
 
     form: CanonicalForm
@@ -70,25 +70,25 @@ class Tuner(Protocol):
     """The contract of `EncodeOptions.tuner`."""
 
     def tune(self, start: TuningStart) -> TrainedForm:
-        """Train the coefficients, quantization in the loop."""
+        """Train the coefficients, quantized at every step."""
 
     def measure(self, factors: FactorPairs) -> float:
         """Return the held-out loss of a decoded file."""
 
     def report(self) -> TaskReport:
-        """Return what was trained and measured."""
+        """Return the losses of the training."""
 
 
 @dataclass(frozen=True)
 class TrainedCode:
     """Trained vectors and the plan that codes them.
 
-    A file that misses its size by some bytes is laid out anew from it, not trained again.
+    If a file misses its size by some bytes, it is made again from them without further training.
 
     Attributes:
-        drafter: Makes drafts of the trained vectors.
+        drafter: A maker of drafts of the trained vectors.
         plan: A plan of one rung.
-        size: As in `TrainedForm`.
+        size: The same as in `TrainedForm`.
     """
 
     drafter: Drafter
@@ -97,7 +97,7 @@ class TrainedCode:
 
 
 def train_code(drafter: Drafter, draft: Draft, tuner: Tuner) -> TrainedCode:
-    """Train the vectors of a draft of one rung that `drafter` has made."""
+    """Train the vectors of a draft of one rung, which `drafter` has made."""
     envelope = drafter.job.envelope
     start = TuningStart(
         drafter.job.items, drafter.job.streams, drafter.form, draft.plan, draft.quantized, drafter.job.basis,
@@ -110,11 +110,11 @@ def train_code(drafter: Drafter, draft: Draft, tuner: Tuner) -> TrainedCode:
 def draft_trained(code: TrainedCode, limit: int | None) -> Draft:
     """Make a draft of trained vectors, of at most `limit` bytes.
 
-    Trained amplitudes are a little harder to predict than those of singular values. If a file comes out too large for
-    that, its weakest components are left out.
+    Trained amplitudes are a little harder to predict than those of singular values. If the file becomes too large, its
+    weakest components are left out.
 
     Raises:
-        EncodeError: ``unreachable``: nothing is left to leave out.
+        EncodeError: ``unreachable``: No component fits into the limit.
     """
     drafter, plan, basis = code.drafter, code.plan, code.drafter.job.basis
     while len(plan.kept):
@@ -128,13 +128,13 @@ def draft_trained(code: TrainedCode, limit: int | None) -> Draft:
 
 
 def amplitudes(form: CanonicalForm, quantized: QuantizedForm, size: Float64Array, basis: int) -> Float64Array:
-    """Return the amplitudes (kept,), in sixteenths of an octave, that give the kept components their sizes (units,)."""
+    """Return the amplitudes (kept,), in sixteenths of an octave, at which the kept components have sizes (units,)."""
     wanted = np.maximum(size[quantized.kept], 1e-30)
     return np.asarray(16 * np.log2(wanted / norms(form, quantized, basis)))
 
 
 def sizes(form: CanonicalForm, quantized: QuantizedForm, basis: int) -> Float64Array:
-    """Return the norms of the kept components as a code has them, (kept,): the inverse of `amplitudes`."""
+    """Return the norms of the kept components with their amplitudes, (kept,); the inverse of `amplitudes`."""
     return np.asarray(np.exp2(quantized.amplitude[0] / 16) * norms(form, quantized, basis))
 
 

@@ -1,11 +1,11 @@
-"""Choose the coder of each vector: minimise a Lagrangian of the objective over all coders.
+"""Choose the coder of each vector: minimise error + lambda * bits over all coders.
 
-For a unit vector coded with squared cosine c, decoded with its best gain t = 1 / (c + (1 - c) / gamma), the share of it
-that survives is A = c / (c + (1 - c) / gamma). A component of strength s costs s^2 (1 - A_u A_v), and the bits of both
-vectors. gamma = 1 is plain least squares, where A = c and the cost is the squared error. "The objective" in
-docs/architecture.md says more.
+Take a unit vector that is coded with squared cosine c. Decoded with its best gain t = 1 / (c + (1 - c) / gamma), the
+share A = c / (c + (1 - c) / gamma) of it survives. A component of strength s then has the error s^2 (1 - A_u A_v), and
+takes the bits of both vectors (docs/architecture.md, "The objective"). gamma = 1 is plain least squares: A is c, and
+the error is the squared error.
 
-In a progressive file a later rung codes what the rungs before it left: the distortions 1 - c multiply.
+In a progressive file, a later rung codes what the rungs before it have left, so that the distortions 1 - c multiply.
 """
 
 from __future__ import annotations
@@ -27,23 +27,26 @@ Grain = Literal["fine", "coarse", "scalar"]
 PRECISION_STEPS = 8
 """Precisions in an octave of strength."""
 _BIAS = 64
+"""The stored precision of a unit whose squared strength is lambda."""
 P_LOW, P_HIGH = -96, 128
+"""The range of a `RateTable`: precisions from P_LOW to below P_HIGH."""
 _SEARCHED = 1 << 14
-"""Number of elements up to which a tensor may have quantizers with memory."""
+"""Greatest number of elements of a tensor that quantizers with memory may code."""
 SIDE_BITS = 6.0
-"""Bits that a kept component costs beside its coefficients, at every rung that touches it."""
+"""Bits of precision and amplitude that a kept unit costs at every rung that starts it or adds a layer."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The quantity that the encoder minimises: gamma of lora_B's side (u) and of lora_A's side (v); both 1 for NMSE.
+    """The error that the encoder minimises, given by how little noise counts in it.
 
     Attributes:
         name: ``nmse`` or ``effective``.
-        gamma: One gamma for each role (`fit.canonical_form`): lora_B, lora_A, dense tensors, norms and biases. The
-            noise of a dense tensor is random on both sides; nothing hides the noise of a norm or a bias.
+        gamma: One gamma for each role (`fit.canonical_form`): lora_B, lora_A, dense tensors, norms and biases. Noise
+            counts 1 / gamma. All are 1 for the NMSE, and those of norms and biases always, since nothing hides their
+            noise.
         grain: The set of coders to choose from. ``fine``: all. ``coarse``: every second dependent one, since each
-            takes 20 bytes or more of a header. ``scalar``: none with memory, since those take long to search.
+            takes 20 bytes or more of a header. ``scalar``: none with memory, since their search is slow.
     """
 
     name: str
@@ -53,13 +56,13 @@ class Objective:
     def survival(
         self, cosine2: Float64Array, role: int | Int64Array, tolerance: Float64Array | float = 1.0
     ) -> Float64Array:
-        """Return A of the module's docstring; `tolerance` is a factor on gamma."""
+        """Return the share A that survives (see the module's docstring); `tolerance` is a factor on gamma."""
         return survival_of(cosine2, np.array(self.gamma)[role] * tolerance)
 
     def gain(
         self, cosine2: Float64Array, role: int | Int64Array, tolerance: Float64Array | float = 1.0
     ) -> Float64Array:
-        """Return t of the module's docstring; `tolerance` is a factor on gamma."""
+        """Return the best gain t (see the module's docstring); `tolerance` is a factor on gamma."""
         return np.asarray(1 / (cosine2 + (1 - cosine2) / (np.array(self.gamma)[role] * tolerance)))
 
 
@@ -70,22 +73,24 @@ OBJECTIVES = {o.name: o for o in (NMSE, EFFECTIVE)}
 QUIETER_OBJECTIVES = tuple(
     Objective("effective", (20 * t, 60 * t, _DENSE_GAMMA * t, 1.0)) for t in (2 ** (-k / 4) for k in range(18))
 )
-"""`EFFECTIVE` and, step by step, objectives that let through less noise, down to gamma 1.05."""
+"""`EFFECTIVE`, then objectives that let through less and less noise, down to a gamma of 1.05."""
 NOISE_CAP = 3.0
-"""Noise, in units of ||delta_W||^2 over the file, above which models were seen to break (`rate_control`)."""
+"""Greatest noise that a plan may let in, over ||delta_W||^2 of the file: models broke above it (`rate_control`)."""
 BOOST = 0.5
-"""Exponent with which amplitudes make up for lost signal: the lost signal is much like the kept one."""
+"""The exponent by which amplitudes rise to make up for lost signal, since lost and kept signal are alike."""
 
 
 @dataclass(frozen=True)
 class RateTable:
-    """The coder that each integer precision from P_LOW selects, at each rung.
+    """The coder that each integer precision selects at each rung.
+
+    The precisions are those from P_LOW on, one for each column of the arrays.
 
     Attributes:
-        coder: int64 (rungs, precisions): index into `coders()` of the layer that the rung adds, -1 for none.
-        cosine2: float64 (rungs, precisions): squared cosine that the sum of the layers so far reaches.
-        survival: float64 (rungs, precisions): A of that squared cosine.
-        rate: float64 (rungs, precisions): bits that the layer spends on a coefficient.
+        coder: int64 (rungs, precisions): the index into `coders()` of the layer that the rung adds, -1 for none.
+        cosine2: float64 (rungs, precisions): the squared cosine that the sum of the layers so far reaches.
+        survival: float64 (rungs, precisions): the surviving share A at that squared cosine.
+        rate: float64 (rungs, precisions): the bits that the layer spends on a coefficient.
     """
 
     coder: Int64Array
@@ -93,20 +98,21 @@ class RateTable:
     survival: Float64Array
     rate: Float64Array
 
-    def at(self, precision: Int64Array) -> Int64Array:
-        """Return the positions in the arrays of some integer precisions."""
+    def positions(self, precision: Int64Array) -> Int64Array:
+        """Return the columns of some precisions; precisions beyond the ends get the columns at the ends."""
         return np.clip(precision - P_LOW, 0, self.coder.shape[1] - 1)
 
 
 @lru_cache(maxsize=256)
 def rate_table(objectives: tuple[Objective, ...], role: int, stride: int, steps: tuple[int, ...] = (0,)) -> RateTable:
-    """Return the best coders of one role by precision p = 8 log2(strength / sqrt(lambda n)).
+    """Return the best coders for each precision p = 8 log2(strength / sqrt(lambda n)) of vectors of one role.
 
     Args:
         objectives: The objective of each rung.
         role: LORA_B, LORA_A, DENSE or PLAIN.
-        stride: `coder_class` of the vectors.
-        steps: For each rung, the number added to the precision before the rung chooses: 0 at the last one, less before.
+        stride: The `coder_class` of the vectors.
+        steps: For each rung, a number that is added to the precision when the rung chooses its coders. It is 0 at the
+            last rung, and negative and rising before.
     """
     grain = objectives[-1].grain
     if grain == "scalar":
@@ -132,19 +138,19 @@ def rate_table(objectives: tuple[Objective, ...], role: int, stride: int, steps:
 
 @dataclass(frozen=True)
 class RatePlan:
-    """A rate allocation for one lambda: the units that are kept, and the precision and coders of each.
+    """The decisions for one lambda: the units that are kept, and the precision and the coders of each.
 
     Attributes:
         objectives: The objective of each rung.
-        lagrangian: Lambda of the last rung.
-        steps: As in `rate_table`.
-        kept: Indices of the form's units that are coded at the last rung.
+        lagrangian: The lambda of the last rung.
+        steps: The same as in `rate_table`.
+        kept: int64 (kept,): the indices of the form's units that the last rung has.
         entry: int64 (kept,): the rung at which each unit starts.
-        precision: int64 (kept,): as stored, 0..255.
-        coder: int64 (rungs, 2, kept): index into `coders()`, -1 for none.
-        survival: float64 (rungs, kept): expected A_u A_v, 0 before the unit starts.
-        noise: float64 (rungs,): expected squared norm of the noise, over ||delta_W||^2.
-        bits: float64 (rungs,): expected bits that each rung adds, the units' side information included.
+        precision: int64 (kept,): the precision of each unit as stored, 0 to 255.
+        coder: int64 (rungs, 2, kept): the index into `coders()` of each layer, -1 for none.
+        survival: float64 (rungs, kept): the expected A_u A_v, 0 before the unit starts.
+        noise: float64 (rungs,): the expected squared norm of the noise, over ||delta_W||^2.
+        bits: float64 (rungs,): the expected bits that each rung adds, with precisions and amplitudes.
     """
 
     objectives: tuple[Objective, ...]
@@ -162,16 +168,16 @@ class RatePlan:
 def coder_class(role: int, length: int) -> int:
     """Return the class of coders that serve vectors of this role and length.
 
-    This is their `stride_limit`, or SCALAR_ONLY for long tensors: a search with memory goes through a vector step by
-    step, many vectors side by side, and there are few long ones.
+    It is their `stride_limit`, or SCALAR_ONLY for long tensors. A search with memory goes through a vector step by
+    step, and is only fast with many vectors side by side; there are few long ones.
     """
     return SCALAR_ONLY if role >= DENSE and length > _SEARCHED else stride_limit(length)
 
 
 def precision_shift(length: int) -> int:
-    """Return the number that is added to a stored precision for the length of a side.
+    """Return the number that turns a stored precision into a precision for vectors of this length.
 
-    An octave of length takes off half an octave of strength.
+    Twice the length lowers the precision by half an octave of strength.
     """
     return int(precision_shifts(np.array([length]))[0])
 
@@ -193,15 +199,15 @@ def make_plan(
     Args:
         form: The units.
         objectives: The objective of each rung.
-        lagrangian: Squared strength that one bit is worth at the last rung.
-        steps: As in `rate_table`.
-        nudges: int64 (units,): added to the units' precisions.
+        lagrangian: The squared strength that one bit is worth at the last rung.
+        steps: The same as in `rate_table`.
+        nudges: int64 (units,): numbers that are added to the units' precisions; None if there are none.
     """
     precision = _precisions(form, objectives, lagrangian, steps)
     if nudges is not None:
         precision = np.clip(precision + nudges, 0, 255)
     choice = _choose_coders(form, objectives, precision, steps)
-    worth = np.zeros((len(steps), form.units), bool)  # (rungs, units): the unit pays for its bits at the rung
+    worth = np.zeros((len(steps), form.units), bool)  # (rungs, units): True if the unit is worth its bits at the rung
     for rung, step in enumerate(steps):
         price = lagrangian * 2.0 ** (-step / (PRECISION_STEPS / 2))
         spent = choice.bits[: rung + 1].sum(axis=0) + SIDE_BITS
@@ -233,7 +239,7 @@ def make_plan(
 def _precisions(
     form: CanonicalForm, objectives: tuple[Objective, ...], lagrangian: float, steps: tuple[int, ...]
 ) -> Int64Array:
-    """Return the precision of every unit, int64 (units,), before any nudge."""
+    """Return the precision of every unit before any nudge, int64 (units,)."""
     with np.errstate(divide="ignore"):
         exact = PRECISION_STEPS * (np.log2(form.strength) - np.log2(lagrangian) / 2)
     exact = np.clip(exact, -_BIAS, 255 - _BIAS)
@@ -245,13 +251,13 @@ def _precisions(
 
 @dataclass(frozen=True)
 class _Choice:
-    """The coders of all units by their precisions.
+    """The coders that the precisions of all units select.
 
     Attributes:
-        coder: int64 (rungs, 2, units), -1 for none.
+        coder: int64 (rungs, 2, units): the index into `coders()` of each layer, -1 for none.
         survival: float64 (rungs, units): A_u A_v.
-        cosine2: float64 (rungs, units): product of both sides' squared cosines.
-        bits: float64 (rungs, units): bits that each rung spends on the coefficients of both sides.
+        cosine2: float64 (rungs, units): the product of both sides' squared cosines.
+        bits: float64 (rungs, units): the bits that each rung spends on the coefficients of both sides.
     """
 
     coder: Int64Array
@@ -272,7 +278,7 @@ def _choose_coders(
     for side in (0, 1):
         for role, length, own in form.groups(side, everything):
             table = rate_table(objectives, role, coder_class(role, length), steps)
-            where = table.at(precision[own] + precision_shift(length))
+            where = table.positions(precision[own] + precision_shift(length))
             coder[:, side, own] = table.coder[:, where]
             share = table.survival[:, where]
             if form.tolerance is not None:
@@ -290,9 +296,9 @@ def _added_bits(choice: _Choice, kept: Int64Array, entry: Int64Array, there: npt
     A unit that starts at a rung codes all layers so far there.
 
     Args:
-        choice: The units' coders.
-        kept: Indices of the kept units.
-        entry: int64 (kept,): the rung at which each starts.
+        choice: The coders of all units.
+        kept: int64 (kept,): the indices of the kept units.
+        entry: int64 (kept,): the rung at which each of them starts.
         there: bool (rungs, kept): True if the rung has the unit.
     """
     added = np.zeros(there.shape)
@@ -311,9 +317,9 @@ def _tolerant_precisions(
     lagrangian: float,
     steps: tuple[int, ...],
 ) -> Float64Array:
-    """Return the optimal precision of each unit, given how much noise it tolerates: float64 (units,), without the bias.
+    """Return the optimal precision of each unit, given how much noise it tolerates, float64 (units,).
 
-    The precisions are optimal for the last rung.
+    The precisions are optimal for the last rung. _BIAS is not yet added.
     """
     grid = np.arange(-_BIAS, 256 - _BIAS, dtype=np.int64)
     result = np.empty(form.units)
@@ -328,7 +334,7 @@ def _tolerant_precisions(
                 rate.append(np.zeros(len(grid)))
                 continue
             table = rate_table(objectives, role, coder_class(role, length), steps)
-            at = table.at(grid + _BIAS + precision_shift(length))
+            at = table.positions(grid + _BIAS + precision_shift(length))
             cosine2.append(table.cosine2[-1, at])
             rate.append(table.rate[:, at].sum(axis=0))
         best = best_precisions(

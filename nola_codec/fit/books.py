@@ -1,4 +1,4 @@
-"""Fit the quantizer that a file holds to levels: integer points at the centroids, and frequencies."""
+"""Fit quantizers to levels: integer points at the centroids of the values, and frequencies from the counts."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from nola_codec.quant.codebooks import POINT_SCALE, symmetric_codebook
 def level_statistics(
     coder: Coder, levels: npt.NDArray[np.int8], values: npt.NDArray[np.float32]
 ) -> tuple[Float64Array, Float64Array]:
-    """Return the statistics that `fit_quantizer` needs, to be added up over vectors.
+    """Return the counts and the sums of magnitudes of the levels, which `fit_quantizer` needs in sum over all vectors.
 
-    They are counts and sums of magnitudes, (levels,) each, or (2, levels) for a dependent coder; zeros for a trellis.
+    Both are float64 (levels,), or (2, levels) for a dependent coder. For a trellis they are zeros.
     """
     if isinstance(coder, TrellisCoder):
         return np.zeros(1), np.zeros(1)
@@ -34,7 +34,7 @@ def level_statistics(
 
 
 def fit_quantizer(coder: Coder, statistics: Sequence[Float64Array]) -> Quantizer:
-    """Make a quantizer of points at the centroids and frequencies of the counts, up to the highest used level."""
+    """Make a quantizer with points at the centroids and frequencies from the counts, up to the highest used level."""
     if isinstance(coder, TrellisCoder):
         return Quantizer(coder.trellis)
     counts, sums = statistics
@@ -53,7 +53,7 @@ def fit_quantizer(coder: Coder, statistics: Sequence[Float64Array]) -> Quantizer
 
 
 def _integers(counts: Float64Array, sums: Float64Array, ideal: Float64Array, unit: float) -> tuple[int, ...]:
-    """Return the centroids in units, strictly ascending; the ideal points where nothing was counted."""
+    """Return the centroids in multiples of `unit`, strictly ascending; a level without counts gets its ideal point."""
     with np.errstate(invalid="ignore", divide="ignore"):
         centroids = np.where(counts > 0, sums / counts, ideal)
     points: list[int] = []
@@ -63,12 +63,12 @@ def _integers(counts: Float64Array, sums: Float64Array, ideal: Float64Array, uni
 
 
 def _unfold(counts: Float64Array, top: int) -> Float64Array:
-    """Return counts of -top .. top, (2 top + 1,), from the counts of 0 .. top of both signs."""
+    """Return the counts of the levels -top to top, (2 top + 1,), from those of the magnitudes 0 to top."""
     return np.concatenate((counts[top:0:-1] / 2, counts[:1], counts[1 : top + 1] / 2))
 
 
 def symmetric_frequencies(counts: Float64Array) -> tuple[int, ...]:
-    """Normalize counts to frequencies that are symmetric about the middle; the middle symbol gets the odd units."""
+    """Return frequencies for symmetric counts that are symmetric too; the middle symbol gets what rounding leaves."""
     half = len(counts) // 2
     table = np.array(normalize(counts), np.int64)
     side = np.minimum(table[:half], table[half + 1 :][::-1])

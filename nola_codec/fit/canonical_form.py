@@ -1,8 +1,8 @@
-"""The canonical form of an adapter: all its components and vectors as unit vectors in basis coefficients.
+"""The canonical form of an adapter: all its components and vectors as unit vectors, in basis coefficients.
 
 A unit is a component s u v^T of a module's delta, or a whole tensor that is coded as one vector. The encoder works on
-these matrices of unit vectors, one for each side and length, and not on modules: a quantizer then sees every vector
-that it codes at once.
+matrices of unit vectors, one for each side and length, and not on modules. A quantizer then sees all vectors that it
+codes at once.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ LORA_B, LORA_A, DENSE, PLAIN = range(4)
 
 @dataclass(frozen=True)
 class CanonicalForm:
-    """Units of an adapter: unit i is component `component[i]` of record `record[i]`, or a whole vector.
+    """The units of an adapter: unit i is component `component[i]` of record `record[i]`, or a whole vector.
 
     Attributes:
         record, component: int64 (units,).
-        strength: float64 (units,): gain * s, the unit's share of delta_W's Frobenius norm. Where an importance or a
-            calibration set weighs the units, the square root of the unit's weight.
-        singular: float64 (units,): the singular value s; for a vector, its norm.
-        lengths: int64 (2, units): length of u (side 0) and of v (side 1). A vector is a u, and its v has length 0.
+        strength: float64 (units,): gain * s, the norm of the unit in delta_W. If an importance or a calibration set
+            weighs the units, it is the square root of the unit's weight.
+        singular: float64 (units,): the singular value s, or the norm of a vector.
+        lengths: int64 (2, units): the length of u (side 0) and of v (side 1). A vector is a u, and its v has length 0.
         roles: int64 (2, units): LORA_B, LORA_A, DENSE or PLAIN, which decides how much noise a vector tolerates.
-        rows: int64 (2, units): row in the matrix of that side and length.
-        most: Number of components of a module that may be kept.
+        rows: int64 (2, units): the row of each vector in the matrix of its side and length.
+        most: The number of components of a module that may be kept.
         matrices: For each side, {length: float32 (vectors, length)}: coefficients in an orthonormal basis, times the
-            square root of the length, so that the mean square of a row is 1. Nobody writes to them once they are made.
-        energy: float64 (units,): squared strength before it was weighted; None if it was not weighted.
+            square root of the length, so that the mean square of a row is 1. They do not change once they are made.
         tolerance: float64 (2, units): factors on the objective's gammas; None if all are 1.
+        energy: float64 (units,): the squared strength before it was weighted; None if it was not weighted.
     """
 
     record: Int64Array
@@ -75,11 +75,11 @@ class CanonicalForm:
                     yield role, length, np.flatnonzero((roles == role) & (lengths == length))
 
     def noise_tolerance(self, side: int, units: Int64Array) -> Float64Array | float:
-        """Return the `tolerance` of some units on one side; 1.0 if none was measured."""
+        """Return the `tolerance` of some units on one side, float64 (units,), or 1.0 if none was measured."""
         return 1.0 if self.tolerance is None else np.asarray(self.tolerance[side, units])
 
     def without_matrices(self) -> CanonicalForm:
-        """Return the form without the coefficients, which take most of its memory."""
+        """Return the form without its matrices, which take most of its memory."""
         return replace(self, matrices=({}, {}))
 
 
@@ -88,12 +88,13 @@ class FormSettings:
     """Everything that a canonical form depends on besides the tensors.
 
     Attributes:
-        basis: Id of an orthogonal basis.
-        generator: Id of its generator.
-        seed: Seed of the generator.
-        most: Number of components of a module that may be kept, the others count as lost; None is all.
-        importance: float64 (items,): factors on the components' weights, which keep their sum.
-        moments: Moments of each module from a calibration set; a vector's weight stays its energy.
+        basis: The id of an orthogonal basis.
+        generator: The id of the generator of the basis.
+        seed: The user's seed.
+        most: The number of components of a module that may be kept; the others count as lost. None stands for all.
+        importance: float64 (items,): factors on the weights of each item's units; the sum of all weights does not
+            change. None if there are none.
+        moments: The moments of each module on a calibration set, or None. The weight of a vector stays its energy.
     """
 
     basis: int
@@ -110,13 +111,13 @@ def make_canonical_form(
     """Decompose every module into components, and project every vector on its basis.
 
     Args:
-        items: Modules, then vectors, in the order of the records.
-        streams: Stream number of each item.
-        settings: Basis and weights.
-        progress: Called as ("canonical form", items done, items).
+        items: The modules, then the vectors, in the order of the records.
+        streams: The stream number of each item.
+        settings: The basis and the weights.
+        progress: A function that is called as ("canonical form", items done, items in all), or None.
 
     Raises:
-        EncodeError: The moments do not fit the modules, or show no gain (`fit.weighting`).
+        EncodeError: ``moments``: The moments do not fit the modules; ``calibration``: They show no gain.
     """
     form = _empty_form(items, settings.most)
     ranks = np.array([item.rank for item in items], np.int64)
@@ -147,7 +148,7 @@ def make_canonical_form(
 
 
 def _empty_form(items: Sequence[Codable], most: int | None) -> CanonicalForm:
-    """Lay out the units of all items, with room for their vectors."""
+    """Return a form with the units of all items and room for their vectors, but without their values."""
     ranks = np.array([item.rank for item in items], np.int64)
     shapes = np.array([(*item.vector_lengths, 0)[:2] for item in items], np.int64).reshape(-1, 2)
     roles = np.array([roles_of(item) for item in items], np.int64).reshape(-1, 2)
@@ -179,10 +180,10 @@ def _with_weights(
     """Weigh the units by the calibration set and by the importance; without either, return the form as it is.
 
     Args:
-        form: With the plain strengths.
-        settings: They hold the importance and the moments.
-        value: float64 (units,), see `fit.weighting`.
-        noise: float64 (2, units), see `fit.weighting`.
+        form: The form with the plain strengths.
+        settings: The settings, with the importance and the moments.
+        value: float64 (units,): the value of each unit (`fit.weighting`).
+        noise: float64 (2, units): the noise figures of each unit (`fit.weighting`).
     """
     if settings.moments is None and settings.importance is None:
         return form
@@ -199,14 +200,14 @@ def _with_weights(
 
 
 def roles_of(item: Codable) -> tuple[int, int]:
-    """Return the role of each side; the second role of a vector means nothing."""
+    """Return the role of each side. The second role of a vector has no meaning."""
     if item.is_pair:
         return LORA_B, LORA_A
     return (DENSE if len(item.stored_shapes[0]) > 1 else PLAIN), LORA_A
 
 
 def orthonormal_coefficients(vectors: FloatArray, basis: int, key: BasisKey) -> FloatArray:
-    """Return coefficients of vectors (count, n) in the basis with its rows normalized, float32 (count, n)."""
+    """Return the coefficients of vectors (count, n) in the basis with rows of norm 1, float32 (count, n)."""
     length = vectors.shape[1]
     kind = basis_by_id(basis)
     projected = kind.project(vectors[None], length, (key,), NUMPY)[0]

@@ -1,7 +1,6 @@
-"""The coders of vectors: scalar quantizers, dependent ones and trellises, each with its rate and squared cosine.
+"""The coders of vectors: scalar quantizers, dependent quantizers and trellises, each with rate and squared cosine.
 
-A coder quantizes vectors of unit variance. Its symbols are levels around 0; the symbols of a trellis are the bits of
-each step.
+A coder quantizes vectors of unit variance. Its results are levels around 0, or for a trellis the bits of each step.
 """
 
 from __future__ import annotations
@@ -21,31 +20,31 @@ from nola_codec.quant.trellis import TRELLISES, choose_books
 Levels = npt.NDArray[np.int8]
 
 MASK = 0b110111
-"""Mask of the dependent quantizers: six parities, the best of a random search (tools/design_trellis.py).
+"""The mask of the dependent quantizers, over six parities: the best of a random search (tools/design_trellis.py).
 
 A mask of eight would gain 0.4%.
 """
-# Rates of the scalar quantizers that a file may use.
 _SCALAR_RATES = (
     0.012, 0.02, 0.033, 0.05, 0.075, 0.11, 0.16, 0.22, 0.3, 0.4, 0.52, 0.66, 0.82, 1.0, 1.2, 1.45, 1.7, 2.0, 2.3, 2.6,
     3.0, 3.4, 3.8, 4.2, 4.6, 5.0, 5.5, 6.0, 6.5,
 )  # fmt: skip
 _LEAST_STEPS = 24
-"""Number of steps from which closing a ring pays."""
+"""Least number of steps for which a trellis pays: its window runs in a ring, which costs a little to close."""
 _SLOPE = 0.5
-"""Lambda of a dependent quantizer, in squared steps."""
+"""The lambda of a dependent quantizer, in squared steps."""
 _ROUNDS = 4
+"""Rounds in which a dependent quantizer is fitted to a sample."""
 
 
 @dataclass(frozen=True)
 class ScalarCoder:
-    """An entropy-constrained scalar quantizer."""
+    """A coder by an entropy-constrained scalar quantizer."""
 
     quantizer: Ecsq
 
     @property
     def rate(self) -> float:
-        """Bits of a coefficient."""
+        """The bits of a coefficient."""
         return self.quantizer.rate
 
     @property
@@ -68,7 +67,13 @@ class ScalarCoder:
 
 @dataclass(frozen=True)
 class DependentCoder:
-    """A dependent quantizer with spacing 2 * step in each of its codebooks."""
+    """A coder by a dependent quantizer, with spacing 2 * step in each of its codebooks.
+
+    Attributes:
+        step: Half the spacing.
+        rate: The bits of a coefficient.
+        cosine2: The squared cosine between a vector and its code.
+    """
 
     step: float
     rate: float
@@ -80,7 +85,7 @@ class DependentCoder:
         return int(min(127, max(2, np.ceil(5.5 / (2 * self.step)))))
 
     def points(self) -> Float64Array:
-        """Return where the levels lie before they are fitted: (2, most + 1)."""
+        """Return the points of the levels before they are fitted, (2, most + 1)."""
         even = 2 * self.step * np.arange(self.most + 1)
         return np.stack([even, np.maximum(even - self.step, 0)])
 
@@ -98,13 +103,19 @@ class DependentCoder:
         return points, bits
 
     def levels(self, values: Float32Array, tables: tuple[Float64Array, Float64Array]) -> Levels:
-        """Return the levels of vectors, int8, of the same shape; `tables` as from `fit_tables`."""
+        """Return the levels of vectors, int8, of the same shape; `fit_tables` makes the tables."""
         return encode_dependent(MASK, values, *tables, _SLOPE * self.step**2)
 
 
 @dataclass(frozen=True)
 class TrellisCoder:
-    """A shift trellis."""
+    """A coder by a trellis.
+
+    Attributes:
+        trellis: The trellis.
+        rate: The bits of a coefficient.
+        cosine2: The squared cosine between a vector and its code.
+    """
 
     trellis: Trellis
     rate: float
@@ -119,7 +130,7 @@ Coder = ScalarCoder | DependentCoder | TrellisCoder
 
 
 def dependent_statistics(level: Levels, values: Float32Array, most: int) -> tuple[Float64Array, Float64Array]:
-    """Return counts, and sums of value times sign of level, of each (codebook, |level|): (2, most + 1) each."""
+    """Return the counts, and the sums of value times sign of level, of each (codebook, |level|): (2, most + 1) both."""
     index = (choose_books(MASK, level).astype(np.int64) * (most + 1) + np.abs(level)).reshape(-1)
     signed = (np.sign(level) * values).reshape(-1)
     size = 2 * (most + 1)
@@ -130,7 +141,7 @@ def dependent_statistics(level: Levels, values: Float32Array, most: int) -> tupl
 
 
 def centroids(points: Float64Array, counts: Float64Array, sums: Float64Array) -> Float64Array:
-    """Return centroids where there are counts, the given points elsewhere, strictly ascending from 0: (2, levels)."""
+    """Return the centroids, (2, levels), strictly ascending from 0; a level without counts keeps its given point."""
     with np.errstate(invalid="ignore", divide="ignore"):
         made = np.where(counts > 0, sums / counts, points)
     made[:, 0] = 0.0
@@ -139,7 +150,7 @@ def centroids(points: Float64Array, counts: Float64Array, sums: Float64Array) ->
     return made
 
 
-# (step, rate in bits, squared cosine) on a unit Gaussian, printed by tools/design_trellis.py.
+# The rows are (step, rate in bits, squared cosine) on a unit Gaussian; tools/design_trellis.py prints them.
 _DEPENDENT: tuple[tuple[float, float, float], ...] = (
     (0.7500, 1.5374, 0.841239), (0.6558, 1.7103, 0.879760), (0.5734, 1.8886, 0.908540),
     (0.5014, 2.0788, 0.930844), (0.4384, 2.2776, 0.948232), (0.3833, 2.4790, 0.961138),
@@ -152,7 +163,7 @@ _DEPENDENT: tuple[tuple[float, float, float], ...] = (
     (0.0299, 6.1191, 0.999765), (0.0262, 6.3113, 0.999820), (0.0229, 6.5040, 0.999863),
     (0.0200, 6.6955, 0.999895),
 )  # fmt: skip
-# Squared cosines of the trellises on vectors of 4608 Gaussian coefficients, from the same program.
+# The squared cosines of the trellises on vectors of 4608 Gaussian coefficients; the same program prints them.
 _COSINES = (0.0501, 0.0745, 0.0973, 0.1163, 0.1425, 0.1875, 0.2211, 0.2690, 0.3451, 0.3950, 0.4685, 0.5626, 0.7119)
 
 
@@ -161,16 +172,16 @@ SCALAR_ONLY = -1
 
 
 def stride_limit(shortest: int) -> int:
-    """Return the longest stride of a trellis that serves vectors of this length.
+    """Return the longest stride of the trellises that may code vectors of this length.
 
-    There are few such classes, so that a file needs few tables.
+    It takes few values, so that a file needs few allocation tables.
     """
     return next((limit for limit in (24, 8, 3, 1) if limit * _LEAST_STEPS <= shortest), 0)
 
 
 @lru_cache(maxsize=1)
 def coders() -> tuple[Coder, ...]:
-    """Return all coders, rate ascending."""
+    """Return all coders, by ascending rate."""
     members = frontier()
     rates = np.array([m.rate for m in members])
     nearest = sorted({int(np.abs(rates - rate).argmin()) for rate in _SCALAR_RATES})
@@ -181,7 +192,10 @@ def coders() -> tuple[Coder, ...]:
 
 
 def serves(coder: Coder, stride: int) -> bool:
-    """Return True if a coder may code vectors of this `stride_limit`: scalars only below the rates of its trellises."""
+    """Return True if a coder may code vectors of this `stride_limit`.
+
+    Scalar quantizers do so only at rates below those of the trellises.
+    """
     if stride == SCALAR_ONLY:
         return isinstance(coder, ScalarCoder)
     if isinstance(coder, TrellisCoder):

@@ -1,4 +1,4 @@
-"""Singular components of B A, and norms of such products, without ever forming one.
+"""Find the singular components of B A, and norms of such products, without forming a product.
 
 B = Q_B R_B,  A^T = Q_A R_A,  R_B R_A^T = U' S V'^T   gives   B A = (Q_B U') S (Q_A V')^T
 """
@@ -20,9 +20,9 @@ class Components:
     """Singular components, strongest first.
 
     Attributes:
-        u: float32 (r, out), orthonormal rows: columns of lora_B's side.
-        v: float32 (r, in), orthonormal rows.
-        s: float64 (r,), singular values of lora_B @ lora_A, scaling left out.
+        u: float32 (r, out): orthonormal rows, which are columns on the side of lora_B.
+        v: float32 (r, in): orthonormal rows.
+        s: float64 (r,): the singular values of lora_B @ lora_A, without the scaling.
     """
 
     u: FloatArray
@@ -34,7 +34,7 @@ def singular_components(lora_B: npt.NDArray[np.float32], lora_A: npt.NDArray[np.
     """Return the singular components of lora_B (out, r) @ lora_A (r, in).
 
     If r exceeds out or in, only min(r, out, in) components exist; the rest are zero vectors with s = 0.
-    Signs are fixed (the largest entry of each u is positive), so that equal input gives equal output.
+    The entry of largest magnitude of each u is positive, so that equal input gives equal output.
     """
     rank = lora_A.shape[0]
     q_b, r_b = np.linalg.qr(lora_B.astype(np.float64))
@@ -53,13 +53,13 @@ def singular_components(lora_B: npt.NDArray[np.float32], lora_A: npt.NDArray[np.
 
 
 def unit_vectors(sides: Sequence[FloatArray]) -> tuple[tuple[FloatArray, ...], npt.NDArray[np.float64]]:
-    """Return what the units are made of: the components of a pair, or a tensor as one vector.
+    """Return the vectors of the units: the components of a pair, or a tensor as one vector.
 
     Args:
         sides: float32 (lora_B (out, r), lora_A (r, in)), or (values,) of any shape.
 
     Returns:
-        For each side float32 (units, length), rows of norm 1 or 0; and float64 (units,), the singular values.
+        For each side, float32 (units, length) with rows of norm 1 or 0; then the singular values, float64 (units,).
     """
     if len(sides) == 2:
         parts = singular_components(*sides)
@@ -70,17 +70,17 @@ def unit_vectors(sides: Sequence[FloatArray]) -> tuple[tuple[FloatArray, ...], n
 
 
 def sides_energy(sides: Sequence[npt.NDArray[np.floating]]) -> float:
-    """Return ||B A||_F^2 of a pair (lora_B, lora_A), ||x||^2 of a tensor (values,), in float64."""
+    """Return ||B A||_F^2 of a pair (lora_B, lora_A), or ||x||^2 of a tensor (values,), in float64."""
     return delta_energy(*sides) if len(sides) == 2 else squared_norm(sides[0])
 
 
 def sides_error(sides: Sequence[npt.NDArray[np.floating]], other: Sequence[npt.NDArray[np.floating]]) -> float:
-    """Return ||B A - B' A'||_F^2 of two pairs, ||x - x'||^2 of two tensors, in float64."""
+    """Return ||B A - B' A'||_F^2 of two pairs, or ||x - x'||^2 of two tensors, in float64."""
     return squared_error(*sides, *other) if len(sides) == 2 else vector_error(sides[0], other[0])
 
 
 def delta_energy(lora_B: npt.NDArray[np.floating], lora_A: npt.NDArray[np.floating]) -> float:
-    """Return ||B A||_F^2 from two Gram matrices; factors as in `singular_components`."""
+    """Return ||B A||_F^2 for lora_B (out, r) and lora_A (r, in), by two Gram matrices in float64."""
     return delta_inner([(lora_B, lora_A)], [(lora_B, lora_A)])
 
 
@@ -88,7 +88,10 @@ def delta_inner(
     left: Sequence[tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]],
     right: Sequence[tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]],
 ) -> float:
-    """Return <sum B_i A_i, sum B_j A_j> = sum_ij tr(A_i A_j^T B_j^T B_i), in float64."""
+    """Return the inner product of two sums of products, sum_ij tr(A_i A_j^T B_j^T B_i), in float64.
+
+    `left` and `right` hold the pairs (B, A) of each sum.
+    """
     total = 0.0
     for b, a in left:
         for d, c in right:
@@ -121,9 +124,9 @@ def squared_error(
     other_B: npt.NDArray[np.floating],
     other_A: npt.NDArray[np.floating],
 ) -> float:
-    """Return ||B A - B' A'||_F^2 by Gram matrices of the stacked factors [B, -B'] [A; A'], in float64.
+    """Return ||B A - B' A'||_F^2 by Gram matrices of the stacked factors [B, -B'] and [A; A'], in float64.
 
-    Cancellation leaves an absolute error of about 1e-15 ||B A||^2, far under any coding error.
+    Cancellation leaves an absolute error of about 1e-15 ||B A||^2, which is far under any coding error.
     """
     b = np.concatenate((lora_B, -other_B), axis=1).astype(np.float64)
     a = np.concatenate((lora_A, other_A), axis=0).astype(np.float64)

@@ -1,7 +1,7 @@
-"""Entropy-constrained scalar quantizers of a unit Gaussian: the frontier of rate against distortion.
+"""Design entropy-constrained scalar quantizers of a unit Gaussian: the frontier of rate against distortion.
 
-One member for each slope: thresholds, centroids and code lengths at a fixed point of Lloyd's iteration with a rate
-term (Chou, Lookabaugh and Gray, 1989). Low rates are ternary quantizers with a wide deadzone.
+There is one quantizer for each slope. Its thresholds, centroids and code lengths are a fixed point of Lloyd's iteration
+with a rate term (Chou, Lookabaugh and Gray, 1989). Quantizers of low rate have three levels and a wide deadzone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _TOP = 8.0
 _X: Float64Array = np.linspace(0.0, _TOP, 32769)
 _PDF: Float64Array = np.exp(-(_X**2) / 2) / np.sqrt(2 * np.pi)
 _H = _X[1]
-# Integrals from 0 of the density (trapezoids) and of x times the density (closed form).
+# These are the integrals from 0 to x of the density (by trapezoids) and of x times the density (in closed form).
 _MASS: Float64Array = np.concatenate(([0.0], np.cumsum((_PDF[1:] + _PDF[:-1]) / 2 * _H)))
 _MOMENT: Float64Array = _PDF[0] - _PDF
 
@@ -27,11 +27,11 @@ class Ecsq:
     """A symmetric quantizer of a unit Gaussian.
 
     Attributes:
-        slope: Distortion that a bit is worth, the Lagrangian's lambda.
-        thresholds: (L,) ascending, positive: |x| at or above thresholds[l - 1] is level l at least.
-        points: (L,) centroids of the positive levels.
-        rate: Entropy in bits a sample.
-        cosine2: Squared cosine between x and its reconstruction, 1 - distortion.
+        slope: The distortion that a bit is worth, which is the lambda of the Lagrangian.
+        thresholds: float64 (L,), ascending and positive: |x| at or above thresholds[l - 1] has level l or more.
+        points: float64 (L,): the centroids of the positive levels.
+        rate: The entropy in bits a sample.
+        cosine2: The squared cosine between x and its reconstruction, which is 1 - distortion.
     """
 
     slope: float
@@ -42,7 +42,7 @@ class Ecsq:
 
 
 def _evaluate(slope: float, thresholds: Float64Array) -> tuple[Ecsq, Float64Array]:
-    """Return the quantizer with these thresholds, and the bits (L + 1,) of each level 0..L, sign included."""
+    """Return the quantizer with these thresholds, and the bits of each level 0 to L, (L + 1,), with its sign."""
     edges = np.append(np.minimum(thresholds, _TOP), _TOP)
     mass_at = np.interp(edges, _X, _MASS)
     mass = np.maximum(np.diff(mass_at), 1e-300)
@@ -58,9 +58,9 @@ def thresholds_for(points: Float64Array, bits: Float64Array, slope: float) -> Fl
     """Return the decision thresholds (L,) that minimise (x - point)^2 + slope * bits between neighbouring levels.
 
     Args:
-        points: (L,) positive levels.
-        bits: (L + 1,) code length of 0 and of each positive level.
-        slope: The Lagrangian's lambda.
+        points: (L,): the points of the positive levels.
+        bits: (L + 1,): the code length of level 0 and of each positive level.
+        slope: The lambda of the Lagrangian.
     """
     lower = np.concatenate(([0.0], points[:-1]))
     cut = (points + lower) / 2 + slope * np.diff(bits) / (2 * (points - lower))
@@ -68,7 +68,7 @@ def thresholds_for(points: Float64Array, bits: Float64Array, slope: float) -> Fl
 
 
 def design(slope: float, max_levels: int) -> Ecsq:
-    """Return the fixed point for a slope, from a uniform start."""
+    """Return the quantizer for a slope, starting from uniform thresholds."""
     step = np.sqrt(6 * slope / np.log(2))
     count = int(min(max_levels, max(1, np.ceil(5.5 / step))))
     thresholds = (np.arange(count) + 0.6) * step
@@ -83,7 +83,7 @@ def design(slope: float, max_levels: int) -> Ecsq:
 
 @lru_cache(maxsize=4)
 def frontier(max_levels: int = 127) -> tuple[Ecsq, ...]:
-    """Return members from about 0.02 to 6.5 bits, rate ascending, on the lower convex hull of (rate, distortion)."""
+    """Return quantizers of about 0.02 to 6.5 bits, by rate, on the lower convex hull of (rate, distortion)."""
     members = [design(float(slope), max_levels) for slope in np.geomspace(0.55, 2e-5, 64)]
     members += [_evaluate(0.0, np.array([t]))[0] for t in np.linspace(3.4, 1.3, 43)]
     members.sort(key=lambda m: (m.rate, -m.cosine2))

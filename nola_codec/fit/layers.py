@@ -1,4 +1,4 @@
-"""The layers of kept units: one for each rung that codes them, each with levels, a quantizer and a weight."""
+"""Make the layers of kept units: one for each rung that codes a unit, with levels, a quantizer and a weight."""
 
 from __future__ import annotations
 
@@ -22,13 +22,18 @@ from nola_codec.spool import allocate_array
 
 _CHUNK = 1 << 20
 _SAMPLE = 64
-"""Number of vectors that a dependent quantizer's points are fitted to before the search."""
+"""Number of vectors to which the points of a dependent quantizer are fitted before the search."""
 _WEIGHT_ONE = 1 << 15
-"""Factor that turns the coefficients of a progressive file into integers."""
+"""The weight that stands for 1 in a progressive file: weights are integers."""
 
 
 class _Batch(NamedTuple):
-    """Vectors of one side, role, length and coder, at some positions in plan.kept; few enough to stay in the caches."""
+    """Some vectors of one side, role, length and coder, few enough to stay in the caches.
+
+    Attributes:
+        side, role, length, coder: What the vectors share.
+        units: int64: the positions of their units in `plan.kept`.
+    """
 
     side: int
     role: int
@@ -45,18 +50,27 @@ def _zeros(matrix: Float32Array) -> Float32Array:
 
 
 class Layers:
-    """The layers of the kept units, made rung by rung."""
+    """The layers of the kept units, made rung by rung.
+
+    Attributes:
+        levels: The levels of all vectors.
+        quantizers: The quantizers that were fitted so far.
+        quantizer: int64 (rungs, 2, kept): the index into `quantizers` of each layer, -1 for none.
+        weight: int64 (rungs, 2, kept): the code of each layer's weight.
+        dots: float64 (rungs, 2, kept): the inner product of each vector with its coded form at a rung.
+        squares: float64 (rungs, 2, kept): the squared norm of that coded form.
+    """
 
     def __init__(self, form: CanonicalForm, plan: RatePlan, levels: DraftLevels) -> None:
         self._form, self._plan, self._workspace = form, plan, levels.workspace
         self.levels = levels
         shape = (len(plan.steps), 2, len(plan.kept))
         self.quantizers: list[Quantizer] = []
-        self._numbers: dict[tuple[int, int], int] = {}  # of (rung or -1, coder)
+        self._numbers: dict[tuple[int, int], int] = {}  # index of the quantizer of (rung or -1, coder)
         self.quantizer = np.full(shape, -1, np.int64)
         self.weight = np.zeros(shape, np.int64)
         self.dots, self.squares = np.zeros(shape), np.zeros(shape)
-        absent = form.lengths[:, plan.kept] == 0  # the second side of a vector counts as kept exactly
+        absent = form.lengths[:, plan.kept] == 0  # a vector has no second side, which counts as exact
         self.dots[:, absent], self.squares[:, absent] = 1.0, 1.0
         self._sums: tuple[dict[int, Float32Array], dict[int, Float32Array]] | None = None
         if len(plan.steps) > 1:
@@ -98,14 +112,14 @@ class Layers:
         return batches
 
     def _values(self, rung: int, batch: _Batch) -> Float32Array:
-        """Return what the rungs before have left of the units' vectors, scaled to unit variance: (units, length)."""
+        """Return the rest of the vectors after the rungs before, scaled to unit variance, float32 (units, length)."""
         side, role, length, _, units = batch
         rows = self._form.rows[side][self._plan.kept[units]]
         values: Float32Array = self._form.matrices[side][length][rows]
         if self._sums is None or rung == 0:
             return values
         table = rate_table(self._plan.objectives, role, coder_class(role, length), self._plan.steps)
-        where = table.at(self._plan.precision[units] + precision_shifts(np.array([length])))
+        where = table.positions(self._plan.precision[units] + precision_shifts(np.array([length])))
         deviation = np.sqrt(1 - table.cosine2[rung - 1, where]).astype(np.float32)
         return np.asarray((values - self._sums[side][length][rows]) / deviation[:, None])
 
@@ -144,7 +158,7 @@ class Layers:
             self.quantizer[rung, batch.side, batch.units] = self._numbers[key]
 
     def _points(self, rung: int, batch: _Batch) -> npt.NDArray[np.float32]:
-        """Return the layer's points, without its weight: float32 (units, length)."""
+        """Return the points of the layer without its weight, float32 (units, length)."""
         side, _, length, _, units = batch
         book = self.quantizers[int(self.quantizer[rung, side, units[0]])].codebook
         rows = self._form.rows[side][self._plan.kept[units]]
@@ -152,7 +166,7 @@ class Layers:
         return np.asarray(book_points(book, levels_to_symbols(book, levels), length), np.float32)
 
     def _weigh(self, rung: int) -> None:
-        """Find the integer weights: a layer's least-squares factor, shared by all units with the same layers so far."""
+        """Find the weight of each layer: the least-squares factor over all units that have the same layers so far."""
         assert self._sums is not None
         sums = self._sums
         shared: dict[tuple[int, ...], list[float]] = {}
@@ -182,7 +196,7 @@ class Layers:
             sums[side][length][rows] += points * weights[:, None].astype(np.float32)
 
     def _measure(self, rung: int, batch: _Batch) -> None:
-        """Measure the inner product of each vector with its coded form so far, and the squared norm of that form."""
+        """Measure `dots` and `squares` of some vectors at a rung."""
         side, _, length, _, units = batch
         rows = self._form.rows[side][self._plan.kept[units]]
         if self._sums is None:

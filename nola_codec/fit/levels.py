@@ -1,8 +1,8 @@
-"""The levels of an adapter's quantized vectors, in one workspace that the drafts of a search share.
+"""The levels of quantized vectors, in a workspace that the drafts of a search share.
 
-A search makes a handful of drafts, each with the levels of all vectors. They are as large as a quarter of the canonical
-form, so there is one set of arrays, and a new draft writes over the levels of the one before. `DraftLevels` is the only
-way to read them, and it raises an error once its draft is no longer the newest.
+A search makes a handful of drafts, each with the levels of all vectors. The levels take a quarter of the memory of the
+canonical form, so there is one set of arrays, and a new draft writes over the levels of the draft before. All reading
+goes through `DraftLevels`, which raises an error once its draft is no longer the newest.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ Sides = tuple[dict[int, Levels], dict[int, Levels]]
 
 
 class StaleDraftError(RuntimeError):
-    """The symbols of a draft were asked for after a newer draft had begun to write over them: an internal error."""
+    """An internal error: the symbols of a draft are read after a newer draft has begun to write over them."""
 
 
 @dataclass
 class Workspace:
-    """Levels of all vectors, kept from draft to draft: a vector that keeps its coder is not searched again.
+    """The levels of all vectors, kept from draft to draft: a vector that keeps its coder is not searched again.
 
     Attributes:
-        levels: For each rung and side, {length: int8 (vectors of the form, length)}: levels around 0; for a trellis,
-            the bits of each step in the first columns.
-        owner: For each side, {length: int16 (vectors,)}: the coder whose levels rung 0 holds, -1 for none.
+        levels: For each rung and side, {length: int8 (vectors of the form, length)}: the levels around 0, or the bits
+            of a trellis' steps in the first columns.
+        owner: For each side, {length: int16 (vectors,)}: the coder that made the levels of rung 0, -1 for none.
         tables: For each rung and dependent coder, the points and code lengths that its search uses.
         generation: The number of drafts that were begun.
     """
@@ -45,7 +45,7 @@ class Workspace:
     generation: int = 0
 
     def begin_draft(self, form: CanonicalForm, rungs: int) -> DraftLevels:
-        """Make room for a draft of so many rungs; drafts made before it become stale."""
+        """Make room for the levels of a draft of so many rungs. Earlier drafts become stale."""
         while len(self.levels) < rungs:
             self.levels.append(matrices_like(form, lambda matrix: allocate_array(matrix.shape, np.int8)))
         if not self.owner[0]:
@@ -56,10 +56,10 @@ class Workspace:
 
 @dataclass(frozen=True)
 class DraftLevels:
-    """The levels of one draft, as long as it is the newest of its workspace.
+    """The levels of one draft, which can be read as long as it is the newest of its workspace.
 
     Attributes:
-        workspace: Holds the arrays.
+        workspace: The workspace with the arrays.
         generation: The draft's number in the workspace.
         rungs: The number of rungs.
     """
@@ -88,6 +88,6 @@ def matrices_like(form: CanonicalForm, make: Callable[[Float32Array], Any]) -> t
 
 
 def levels_to_symbols(book: Book, levels: Levels) -> npt.NDArray[np.uint8]:
-    """Return the symbols of levels as a workspace holds them."""
+    """Return the symbols of levels that come from a workspace, uint8 of the same shape."""
     symbols = levels.view(np.uint8)
     return symbols if isinstance(book, Trellis) else np.asarray(symbols + np.uint8(book.size // 2))

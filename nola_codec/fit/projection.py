@@ -1,8 +1,8 @@
-"""Fit factors in the factor form: one basis for a factor, alternating least squares on ||delta_W - B A||_F^2.
+"""Fit factors in the factor form: one basis for each factor, alternating least squares on ||delta_W - B A||_F^2.
 
-With A fixed the problem is quadratic in B's coefficients b. Its normal equations, P (B A A^T) P^T b = P (delta_W A^T)
-for the basis P, are never formed: conjugate gradients need one synthesis and one projection a step, which for the
-Hadamard basis is n log n. delta_W stays factored throughout.
+With A fixed, the error is quadratic in the coefficients b of B = P^T b, where P is the basis. The best b solves
+P (B A A^T) = P (delta_W A^T). This matrix is never formed: conjugate gradients take one synthesis and one projection a
+step, which cost n log n for the Hadamard basis. delta_W stays a product of two factors.
 """
 
 from __future__ import annotations
@@ -29,10 +29,15 @@ _TOLERANCE = 1e-4
 
 
 class FactorBasis:
-    """Synthesis and projection of one flat factor with float coefficients, rows normalized to unit length.
+    """The basis of one flat factor for float coefficients, with rows of norm 1.
 
-    A dense basis is generated once and kept while the factor is fitted, if it fits in 256 MiB; else it is made again at
-    every use.
+    A dense basis is made once and kept while the factor is fitted. A dense basis of more than 256 MiB is not kept and
+    can only project.
+
+    Attributes:
+        id: The id of the basis.
+        length: The length of the factor.
+        num_basis: The number of coefficients.
     """
 
     def __init__(self, basis: int, key: BasisKey, length: int, num_basis: int) -> None:
@@ -46,7 +51,11 @@ class FactorBasis:
             self._dense = (rows * self._norm).astype(np.float32)
 
     def synthesize(self, coefficients: Float64Array) -> Float64Array:
-        """Return sum_i coefficients_i * row_i, (length,)."""
+        """Return sum_i coefficients_i * row_i, float64 (length,).
+
+        Raises:
+            MemoryError: A dense basis takes more than 256 MiB.
+        """
         if self._dense is not None:
             return np.asarray(coefficients.astype(np.float32) @ self._dense, np.float64)
         if self._basis.is_fast:
@@ -58,7 +67,7 @@ class FactorBasis:
         )
 
     def project(self, vector: Float64Array) -> Float64Array:
-        """Return the inner products of a vector (length,) with the rows, (num_basis,)."""
+        """Return the inner products of a vector (length,) with the rows, float64 (num_basis,)."""
         if self._dense is not None:
             return np.asarray(self._dense @ vector.astype(np.float32), np.float64)
         rows = self._basis.project(vector[None, None], self.num_basis, (self._key,), NUMPY)[0, 0]
@@ -70,10 +79,10 @@ class Projection:
     """A fitted pair of factors.
 
     Attributes:
-        symbols: uint16 (num_basis,) of lora_B's and of lora_A's coefficients.
-        scales: Factor on the points of each side, for basis rows of length 1.
+        symbols: uint16 (num_basis,) for lora_B and for lora_A: the symbols of the coefficients.
+        scales: For each side, the factor on its points, for basis rows of norm 1.
         energy_kept: 1 - ||delta_W - B A||^2 / ||delta_W||^2 before quantization.
-        energy_bound: The same for the plain projection of each balanced factor, where the fit starts.
+        energy_bound: The same number at the start of the fit, which is the projection of each balanced factor.
     """
 
     symbols: tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16]]
@@ -89,14 +98,17 @@ def fit_projection(
     bases: tuple[FactorBasis, FactorBasis],
     codebook: Codebook,
 ) -> Projection:
-    """Fit both factors' coefficients to lora_B (out, r) @ lora_A (r, in), then quantize them one after the other.
+    """Fit the coefficients of both factors to lora_B @ lora_A, then quantize them one after the other.
 
     Args:
-        lora_B: (out, r), the adapter's.
-        lora_A: (r, in), the adapter's.
-        rank: Rank of the fitted factors.
+        lora_B: float32 (out, r), from the adapter.
+        lora_A: float32 (r, in), from the adapter.
+        rank: The rank of the fitted factors.
         bases: The basis of lora_B (length out * rank) and of lora_A (length rank * in).
-        codebook: Codebook of both factors' coefficients.
+        codebook: The codebook of the coefficients of both factors.
+
+    Raises:
+        MemoryError: A dense basis is too large, see `FactorBasis`.
     """
     parts = singular_components(lora_B, lora_A)
     count = min(rank, len(parts.s))
@@ -137,7 +149,7 @@ def fit_projection(
 def fit_vector(
     values: npt.NDArray[np.float32], basis: FactorBasis, codebook: Codebook
 ) -> tuple[npt.NDArray[np.uint16], float]:
-    """Return symbols (num_basis,) and scale, as in `Projection`, of a flat vector's least-squares coefficients."""
+    """Return symbols (num_basis,) and scale, as in `Projection`, of the least-squares coefficients of a tensor."""
     wanted = basis.project(values.reshape(-1).astype(np.float64))
     coefficients = _conjugate_gradients(lambda x: basis.project(basis.synthesize(x)), wanted, np.zeros_like(wanted))
     symbols, scale, _ = _quantize(coefficients, codebook)
@@ -146,7 +158,12 @@ def fit_vector(
 
 @dataclass(frozen=True)
 class _Target:
-    """delta_W = left (out, r) @ right (r, in)."""
+    """The delta to fit: delta_W = left (out, r) @ right (r, in).
+
+    Attributes:
+        left, right: The factors.
+        energy: ||delta_W||^2.
+    """
 
     left: Matrix
     right: Matrix

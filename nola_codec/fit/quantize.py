@@ -1,4 +1,4 @@
-"""Quantize the vectors that a plan keeps; fit the codebooks to the result, and an amplitude to each unit and rung."""
+"""Quantize the vectors that a plan keeps, and fit codebooks to the result and an amplitude to each unit."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ class QuantizedForm:
     used for a newer draft; everything else belongs to this object.
 
     Attributes:
-        kept: Indices of the form's units that are coded, without those that have only zeros on a side.
+        kept: int64 (kept,): the indices of the form's units that are coded. Units that have only zeros on a side are
+            left out.
         entry: int64 (kept,): the rung at which each unit starts.
-        precision: int64 (kept,).
-        quantizer: int64 (rungs, 2, kept): index into `quantizers` of the layer that a rung adds, -1 for none.
-        weight: int64 (rungs, 2, kept): code of the factor on the layer's points, see `layer_weight`.
-        levels: See above.
-        quantizers: Fitted to the levels.
-        amplitude: float64 (rungs, kept): log2 of the product's scale, in sixteenths of an octave, not yet rounded.
-        survival: float64 (rungs, 2, kept): A as measured, the gain included.
-        squares: float64 (rungs, 2, kept): squared norm of a vector's integer coefficients at a rung.
+        precision: int64 (kept,): the precision of each unit, 0 to 255.
+        quantizer: int64 (rungs, 2, kept): the index into `quantizers` of the layer that a rung adds, -1 for none.
+        weight: int64 (rungs, 2, kept): the code of the layer's weight, see `layer_weight`.
+        levels: The levels of all vectors.
+        quantizers: The quantizers that were fitted to the levels.
+        amplitude: float64 (rungs, kept): log2 of the unit's scale, in sixteenths of an octave, not yet rounded.
+        survival: float64 (rungs, 2, kept): the measured share A of each vector that survives (`fit.allocation`).
+        squares: float64 (rungs, 2, kept): the squared norm of each vector's integer coefficients at a rung.
     """
 
     kept: Int64Array
@@ -56,7 +57,7 @@ class QuantizedForm:
         return self.levels.rungs
 
     def symbols(self, form: CanonicalForm, rung: int, side: int, unit: int) -> npt.NDArray[np.uint8]:
-        """Return the symbols of the layer that a rung adds to a kept unit's vector, uint8 (run of the length,).
+        """Return the symbols of the layer that a rung adds to a vector of a kept unit, uint8 (symbols,).
 
         Raises:
             StaleDraftError: A newer draft has written over the levels.
@@ -68,14 +69,15 @@ class QuantizedForm:
         return levels_to_symbols(book, levels)
 
     def record_symbols(self, form: CanonicalForm, units: Int64Array, rung: int) -> npt.NDArray[np.uint8]:
-        """Return the symbols that a rung's block holds of a record, in the order of `coded_layers`.
+        """Return the symbols of a record that the block of a rung holds, in the order of `coded_layers`.
 
-        A unit that starts at the rung has all its layers so far there, an older one the layer that the rung adds.
+        The block holds all layers so far of a unit that starts at the rung, and for an older unit the layer that the
+        rung adds.
 
         Args:
             form: The form that was quantized.
-            units: int64: positions of the record's units among the kept units.
-            rung: Number of the rung.
+            units: int64: the positions of the record's units among the kept units.
+            rung: The number of the rung.
         """
         parts = []
         for side in (0, 1):
@@ -88,16 +90,16 @@ class QuantizedForm:
 
 
 def quantize(form: CanonicalForm, plan: RatePlan, basis: int, workspace: Workspace) -> QuantizedForm:
-    """Quantize the plan's vectors with its coders, then fit points and frequencies to the result.
+    """Quantize the vectors of a plan with its coders, then fit points and frequencies to the result.
 
-    With c the squared cosine between a vector and its points, and t the objective's gain, a unit's scale is
-    s * prod over sides of (t sqrt(c) / |decoded points|), times a boost for the signal that is lost.
+    Let c be the squared cosine between a vector and its points, and t the gain of the objective. The scale of a unit is
+    then s times the product over its sides of t sqrt(c) / |decoded points|, times a boost for the lost signal.
 
     Args:
         form: The units.
-        plan: Names the kept units and their coders.
-        basis: Id of the form's basis.
-        workspace: Holds the levels; earlier drafts in it become stale.
+        plan: The kept units and their coders.
+        basis: The id of the form's basis.
+        workspace: The workspace for the levels; earlier drafts in it become stale.
     """
     layers = Layers(form, plan, workspace.begin_draft(form, len(plan.steps)))
     for rung in range(len(plan.steps)):
@@ -136,7 +138,7 @@ def _boost(
 ) -> Float64Array:
     """Return the factor on the amplitudes of each rung, (rungs,): (surviving share of the energy) ** -BOOST.
 
-    Norms and biases take no part in it: their signal is not made up for by others.
+    Norms and biases do not count: other units cannot make up for their lost signal.
     """
     energy = np.where(form.roles[0] == PLAIN, 0.0, form.strength**2)
     total = float(energy.sum())
@@ -150,7 +152,7 @@ def _boost(
 def unit_points(
     form: CanonicalForm, quantized: QuantizedForm, side: int, units: Int64Array, rung: int
 ) -> npt.NDArray[np.float32]:
-    """Return the coefficients that a decoder at a rung has for kept units of one module, float32 (units, length)."""
+    """Return the coefficients that a decoder has at a rung for kept units of one module, float32 (units, length)."""
     length = int(form.lengths[side, quantized.kept[units[0]]])
     total = np.zeros((len(units), length), np.float32)
     for layer in range(rung + 1):
@@ -166,14 +168,14 @@ def unit_points(
 
 
 def coded_nmse(form: CanonicalForm, quantized: QuantizedForm, amplitude: Int64Array, basis: int, rung: int) -> float:
-    """Return the NMSE of the whole form as coded at a rung: exact with all cross terms, before the int16 rounding.
+    """Return the NMSE of the whole form as coded at a rung, with all cross terms, before the rounding to int16.
 
     Args:
         form: The units.
-        quantized: Their levels.
-        amplitude: int64 (kept,): rounded codes at the rung; those of units that start later are ignored.
-        basis: Id of the orthogonal basis.
-        rung: Number of the rung.
+        quantized: The levels of the units.
+        amplitude: int64 (kept,): the rounded codes at the rung; those of units that start later are ignored.
+        basis: The id of the orthogonal basis.
+        rung: The number of the rung.
     """
     total = float((form.strength**2).sum())
     if total == 0:

@@ -1,6 +1,6 @@
-"""The strongest singular components of a dense matrix.
+"""Find the strongest singular components of a dense matrix.
 
-A randomized range finder makes them where that is cheaper (Halko, Martinsson, Tropp: Finding structure with randomness,
+A randomized range finder makes them if that is cheaper (Halko, Martinsson, Tropp: Finding structure with randomness,
 2011). Its test matrix comes from the package's own generator, so that equal input gives equal output.
 """
 
@@ -18,20 +18,20 @@ Matrix = npt.NDArray[np.floating]
 _OVERSAMPLING = 16
 _POWER_STEPS = 2
 _EXACT = 160
-"""Shorter side up to which the decomposition is made whole."""
+"""Length of the shorter side up to which the whole decomposition is made."""
 
 
 def truncated_svd(matrix: Matrix, rank: int, *, seed: int, stream: int) -> Components:
     """Return the `rank` strongest components of a matrix (out, in), or fewer if it has fewer.
 
     Args:
-        matrix: float32 or float64.
-        rank: At least 1.
-        seed: Seed of the test matrix of random signs.
-        stream: Generator stream of the test matrix.
+        matrix: float32 or float64 (out, in).
+        rank: The number of components, at least 1.
+        seed: The seed of the test matrix of random signs.
+        stream: The generator stream of the test matrix.
 
     Returns:
-        Components with float32 vectors; `s` is float64. Signs are fixed as in `canonical`.
+        The components. As in `singular_components`, the entry of largest magnitude of each u is positive.
     """
     rank = min(rank, *matrix.shape)
     width = rank + _OVERSAMPLING

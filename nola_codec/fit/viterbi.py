@@ -1,4 +1,4 @@
-"""Searches for the best symbols of quantizers with memory: the Viterbi algorithm, many vectors side by side."""
+"""Find the best symbols of quantizers with memory by the Viterbi algorithm, for many vectors side by side."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Levels = npt.NDArray[np.int8]
 
 _STATES = 1 << WINDOW
 _DECISIONS = 48 << 20
-"""Bytes of decisions kept for the way back, which bounds how many vectors go side by side."""
+"""Bytes of decisions that may be kept for the way back: they bound the number of vectors side by side."""
 _SIDE_BY_SIDE = 96
-"""Vectors beyond which a step's arrays would leave the caches."""
+"""Number of vectors side by side beyond which the arrays of a step would leave the caches."""
 _SETTLE = 64
-"""Steps after which costs are brought back to zero, so that float32 keeps telling them apart."""
+"""Number of steps after which the least cost is subtracted from all, so that float32 can tell them apart."""
 _TAIL = 48
-"""Bits after which survivors have long met: as much of the other end is looked at to find where a ring closes."""
+"""Number of bits after which all surviving paths have a common past: the search for a joint looks as far."""
 
 
 def side_by_side(length: int) -> int:
@@ -30,10 +30,11 @@ def side_by_side(length: int) -> int:
 
 
 def encode_trellis(trellis: Trellis, values: Float32Array) -> npt.NDArray[np.uint8]:
-    """Return symbols (vectors, steps) whose points are nearest in angle to `values` (vectors, count), of unit variance.
+    """Return the symbols (vectors, steps) whose points are nearest in angle to `values` (vectors, count).
 
-    The window runs in a ring: the state before the first step is the one after the last. It is found by a search over
-    the joint from free ends, and a second search through all steps then keeps to it.
+    The values have unit variance. The window runs in a ring: the state before the first step is the one after the last.
+    A first search over the last and the first steps, with free ends, finds that state. A second search through all
+    steps then begins and ends in it.
     """
     vectors, count = values.shape
     steps = trellis.run(count)
@@ -53,16 +54,20 @@ def encode_trellis(trellis: Trellis, values: Float32Array) -> npt.NDArray[np.uin
 
 
 class _Search:
-    """Finds the largest inner products, less half the energy, of vectors with the points of a trellis.
-
-    Args of the initializer: points (256, stride); the vectors (steps, stride, vectors); bits of a step.
-    """
+    """A search for the path of largest gain through a trellis: inner products less half the energy of the points."""
 
     def __init__(self, points: Float32Array, by_step: Float32Array, bits: int) -> None:
+        """Prepare a search.
+
+        Args:
+            points: float32 (256, stride): the points of each window.
+            by_step: float32 (steps, stride, vectors): the vectors.
+            bits: The bits of a step.
+        """
         self._points, self._by_step, self._bits = points, by_step, bits
         energy = (points**2).sum(axis=1, keepdims=True) / 2
-        self._energy = energy if np.ptp(energy) > 1e-6 else None  # what all share decides nothing
-        # With one bit a step, all masks hold the newest bit: flipping it turns the signs of all points.
+        self._energy = energy if np.ptp(energy) > 1e-6 else None  # an equal energy decides nothing
+        # With one bit a step, all masks hold the newest bit, so flipping it turns the signs of all points.
         self._mirrored = bits == 1 and bool((points[0::2] == -points[1::2]).all())
         self._even = np.ascontiguousarray(points[0::2])
 
@@ -109,14 +114,14 @@ class _Search:
 
 
 def encode_dependent(mask: int, values: Float32Array, points: Float64Array, bits: Float64Array, slope: float) -> Levels:
-    """Return levels (vectors, count), -m to m, of the least squared error plus slope times bits.
+    """Return the levels -m to m, int8 (vectors, count), with the least squared error + slope * bits.
 
     Args:
-        mask: As in `Dependent`, its highest bit set being the memory's length.
-        values: (vectors, count).
+        mask: The mask of a `Dependent`; the position of its highest one gives the length of the memory.
+        values: float32 (vectors, count).
         points: (2, m + 1): 0 and the positive points of the even and of the odd codebook.
-        bits: (m + 1,): code length of level 0 and of each of +-l.
-        slope: The Lagrangian's lambda.
+        bits: (m + 1,): the code length of level 0 and of each pair of levels -l and l.
+        slope: The lambda of the Lagrangian.
     """
     memory = mask.bit_length()
     states = 1 << memory
@@ -125,8 +130,8 @@ def encode_dependent(mask: int, values: Float32Array, points: Float64Array, bits
     turned = np.ascontiguousarray(values.T)
     costs, levels = _candidates(turned, points, bits, slope)
     chooses = PARITY[np.arange(states) & mask]
-    # Heads are kept in the order of the codebook that the lower of their two states chooses; the upper one, the mask's
-    # highest bit being set, chooses the other. A codebook's costs are then added to a slice.
+    # A head is two states that differ in the highest bit. The mask has that bit, so they choose different codebooks.
+    # Heads are sorted by the codebook of their lower state, so that the costs of a codebook are added to a slice.
     order = np.argsort(chooses[:heads], kind="stable")
     upper = memory > 1 and heads > 1
     cut = int((chooses[:heads] == 0).sum())
@@ -164,7 +169,7 @@ def encode_dependent(mask: int, values: Float32Array, points: Float64Array, bits
 def _candidates(
     values: Float32Array, points: Float64Array, bits: Float64Array, slope: float
 ) -> tuple[Float32Array, Levels]:
-    """Return the least cost, and its level, of each (codebook, parity): float32 and int8 (count, 2, 2, vectors)."""
+    """Return the least cost and its level for each (codebook, parity): float32 and int8 (count, 2, 2, vectors)."""
     most = points.shape[1] - 1
     signed = np.arange(-most, most + 1)
     costs = np.empty((values.shape[0], 2, 2, values.shape[1]), np.float32)

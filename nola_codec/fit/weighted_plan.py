@@ -1,8 +1,8 @@
-"""Precisions of components that tolerate noise unequally.
+"""Find the precisions of components that tolerate noise unequally.
 
-A file gives a component one precision, and each side a table from precision to quantizer made for the objective's own
-gammas. If a component's gammas differ from those, its best precision no longer follows from its strength, and is
-searched for.
+A file gives each component one precision, and allocation tables turn it into quantizers. The tables are made for the
+gammas of the objective. If the gammas of a component differ from those, its best precision does not follow from its
+strength, and all precisions are tried.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _CHUNK = 1 << 10
 
 
 def survival_of(cosine2: Float64Array, gamma: Float64Array | float) -> Float64Array:
-    """Return the share of a vector that survives at its best gain, c / (c + (1 - c) / gamma)."""
+    """Return the share c / (c + (1 - c) / gamma) of a vector that survives with its best gain."""
     return np.asarray(cosine2 / (cosine2 + (1 - cosine2) / gamma))
 
 
@@ -30,19 +30,19 @@ def best_precisions(
     """Return the precision of least cost for components whose vectors have the same two lengths.
 
     Args:
-        weight: float64 (units,).
-        gamma: float64 (2, units).
-        cosine2: float64 (2, precisions): squared cosine of the quantizers that each precision gives the two sides; 0
+        weight: float64 (units,): the weight of each component in the objective.
+        gamma: float64 (2, units): the gamma of each side.
+        cosine2: float64 (2, precisions): the squared cosine of the quantizer that each precision gives to each side; 0
             for none.
-        rate: float64 (2, precisions): bits of a coefficient.
-        lengths: Lengths of u and of v.
-        lagrangian: Weight that one bit is worth.
+        rate: float64 (2, precisions): the bits that this quantizer spends on a coefficient.
+        lengths: The lengths of u and of v.
+        lagrangian: The weight that one bit is worth.
 
     Returns:
-        int64 (units,): positions among the precisions.
+        int64 (units,): the positions of the chosen precisions.
     """
     bits = rate[0] * lengths[0] + rate[1] * lengths[1]
-    # Neighbouring precisions often share both quantizers: only where one changes is there a choice.
+    # Neighbouring precisions often give the same quantizers, so only those at which one changes are tried.
     steps = np.flatnonzero(np.concatenate(([True], np.abs(np.diff(cosine2, axis=1)).sum(axis=0) > 0)))
     best = np.empty(len(weight), np.int64)
     for start in range(0, len(weight), _CHUNK):

@@ -1,13 +1,15 @@
-"""Weigh components by a calibration set, in place of constants for all.
+"""Weigh components by a calibration set, instead of by their energy (docs/architecture.md, "The objective").
 
-For a component s u v^T of delta_W, with the loss's gradient G = dL/d(delta_W) of each calibration row:
+Each calibration row has a gradient of the loss, G = dL/d(delta_W). A component s u v^T of delta_W then has these
+figures, summed over the rows:
 
-    value    -s <G, u v^T>      summed over rows: what the loss gains from the component, to first order
-    noise_u   s^2 |G v|^2 / out  summed over rows: curvature met by white noise on u (empirical Fisher information)
-    noise_v   s^2 |G^T u|^2 / in
+    value     -s <G, u v^T>      how much the component lowers the loss, to first order
+    noise_u   s^2 |G v|^2 / out  the curvature for white noise on u (empirical Fisher information)
+    noise_v   s^2 |G^T u|^2 / in  the same for v
 
-A component then weighs its value instead of its energy s^2, and value / noise says how much noise each of its vectors
-tolerates. u and v lie in the spans of lora_B and lora_A^T, so three (r, r) matrices a module hold all of it.
+The weight of a component is its value instead of its energy s^2, and value / noise says how much noise each of its
+vectors tolerates. u and v lie in the spans of lora_B and lora_A^T, so three (r, r) matrices for each module hold all
+that is needed.
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ from nola_codec.fit.components import Components
 from nola_codec.model.adapter import Codable
 
 FLOOR = 0.02
-"""Least weight of a component, as a share of what its energy alone would give: first-order values are noisy."""
+"""The least weight of a component, as a share of its energy: first-order values are noisy."""
 CAP = 8.0
-"""Most that one vector's measured tolerance of noise may differ from the average, either way."""
+"""The largest factor by which the measured tolerance of a vector may differ from the average, either way."""
 TRUST = 0.5
-"""Power of the measured tolerances that is used: they hold for small noise, and coarse quantization makes much."""
+"""The exponent of the measured tolerances. It is below 1, since they hold for small noise, and coarse quantization
+makes much."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,10 @@ class Moments:
     """Statistics of one adapted weight over a calibration set.
 
     Attributes:
-        inputs: float32 (k, in): a sketch of the layer's inputs, E|M x|^2 being about |M inputs^T|_F^2 for any M.
-        cross: float64 (r, r): sum over rows of lora_B^T G lora_A^T.
-        left: float64 (r, r): sum over rows of (G lora_A^T)^T (G lora_A^T).
-        right: float64 (r, r): sum over rows of (lora_B^T G) (lora_B^T G)^T.
+        inputs: float32 (k, in): a sketch of the layer's inputs; E|M x|^2 is about |M inputs^T|_F^2 for any M.
+        cross: float64 (r, r): the sum over rows of lora_B^T G lora_A^T.
+        left: float64 (r, r): the sum over rows of (G lora_A^T)^T (G lora_A^T).
+        right: float64 (r, r): the sum over rows of (lora_B^T G) (lora_B^T G)^T.
     """
 
     inputs: npt.NDArray[np.float32]
@@ -50,7 +53,12 @@ class Moments:
 
 @dataclass(frozen=True)
 class Figures:
-    """`value`, float64 (r,), and `noise`, float64 (2, r), of a module's components; see the module's docstring."""
+    """The figures of the components of one adapted weight, which this module's docstring defines.
+
+    Attributes:
+        value: float64 (r,).
+        noise: float64 (2, r): noise_u and noise_v.
+    """
 
     value: Float64Array
     noise: Float64Array
@@ -60,7 +68,7 @@ def component_figures(module: Codable, parts: Components, moments: Moments) -> F
     """Return the figures of a module's components.
 
     Raises:
-        EncodeError: the moments are not of a module of this shape, or not finite (code ``moments``).
+        EncodeError: ``moments``: The moments do not have the shapes of this module, or are not finite.
     """
     lora_B, lora_A = module.sides
     rank, out, columns = module.rank, lora_B.shape[0], lora_A.shape[1]
@@ -73,7 +81,7 @@ def component_figures(module: Codable, parts: Components, moments: Moments) -> F
     if not all(np.isfinite(m).all() for m in (moments.inputs, moments.cross, moments.left, moments.right)):
         raise EncodeError("moments are not finite: the model overflowed on the calibration set", code="moments",
                           where=module.name)  # fmt: skip
-    # u = lora_B a and v = lora_A^T b. What a rank-deficient factor cannot reach belongs to components with s = 0.
+    # u = lora_B a and v = lora_A^T b. If a factor lacks rank, this fails only for components with s = 0.
     a = np.linalg.lstsq(lora_B.astype(np.float64), parts.u.T.astype(np.float64), rcond=None)[0]
     b = np.linalg.lstsq(lora_A.T.astype(np.float64), parts.v.T.astype(np.float64), rcond=None)[0]
     size = abs(module.scaling) * parts.s
@@ -93,16 +101,16 @@ def weigh(energy: Float64Array, value: Float64Array, noise: Float64Array) -> tup
     """Return the weights of all components, and how much noise their vectors tolerate.
 
     Args:
-        energy: float64 (units,): squared share of delta_W's Frobenius norm.
-        value: float64 (units,).
-        noise: float64 (2, units).
+        energy: float64 (units,): the squared norm of each component in delta_W.
+        value: float64 (units,): see the module's docstring.
+        noise: float64 (2, units): see the module's docstring.
 
     Returns:
-        Weights, float64 (units,), of the same sum as the energies; and tolerances, float64 (2, units), factors on the
-        objective's gammas, around 1.
+        The weights, float64 (units,), with the same sum as the energies; and the tolerances, float64 (2, units), which
+        are factors on the gammas of the objective, around 1.
 
     Raises:
-        EncodeError: on the calibration set the adapter gains nothing (code ``calibration``).
+        EncodeError: ``calibration``: The adapter does not lower the loss of the calibration set.
     """
     total = float(energy.sum())
     if total == 0:
@@ -117,17 +125,17 @@ def weigh(energy: Float64Array, value: Float64Array, noise: Float64Array) -> tup
     weight *= total / weight.sum()
     with np.errstate(divide="ignore", invalid="ignore"):
         tolerance = weight / noise * (noise.sum(axis=1, keepdims=True) / total)
-    # Where neither is felt nothing is known; a layer that the calibration set never reaches is such a one.
+    # Without noise nothing is known, as in a layer that the calibration set never reaches.
     return weight, np.where(noise > 0, np.clip(tolerance, 1 / CAP, CAP) ** TRUST, 1.0)
 
 
 def activation_errors(
     module: Codable, lora_B: npt.NDArray[np.float32], lora_A: npt.NDArray[np.float32], moments: Moments
 ) -> tuple[float, float]:
-    """Return (E|(delta_W - decoded) x|^2, E|delta_W x|^2) over the sketch of the inputs, both over the scaling squared.
+    """Return (E|(delta_W - decoded) x|^2, E|delta_W x|^2) over the sketch of the inputs x, without scaling^2.
 
     Args:
-        module: The source.
+        module: The module of the source.
         lora_B: float32 (out, k), decoded.
         lora_A: float32 (k, in), decoded.
         moments: The moments of the module.
@@ -143,7 +151,7 @@ def match_moments(modules: Sequence[Codable], moments: Mapping[str, Moments]) ->
     """Return the moments in the order of the modules.
 
     Raises:
-        EncodeError: some module has none (code ``moments``).
+        EncodeError: ``moments``: A module has no moments.
     """
     missing = [m.name for m in modules if m.name not in moments]
     if missing:

@@ -1,4 +1,4 @@
-"""A file or more for each code of the reject table, its only fault being that one, and what a reader says of it."""
+"""Each code of the reject table has a file or more with this one fault, and every reader refuses it for that."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Make = Callable[[], bytes]
 
 @dataclass(frozen=True)
 class Case:
-    """A file, its code, and whether opening it is enough to find the fault."""
+    """A file, its code, and a flag that tells if opening it finds the fault."""
 
     code: str
     make: Make
@@ -130,12 +130,12 @@ def twice_the_kind(t: dict[str, Any]) -> None:
 
 
 def raw_first(t: dict[str, Any]) -> None:
-    """One raw record before the low-rank one; the only hole of both templates takes the same number."""
+    """Put a carried tensor before a low-rank record; the only hole of both templates takes the same number."""
     t["kinds"] = [t["kinds"][1], t["kinds"][0], *t["kinds"][2:]]
 
 
 def drawn_before_raw(t: dict[str, Any]) -> None:
-    """The raw kind and the drawn one after it change places; neither has a number in its name."""
+    """Exchange a carried kind and the drawn kind after it; neither has a number in its name."""
     t["kinds"][2:4] = t["kinds"][3:1:-1]
 
 
@@ -145,7 +145,7 @@ def vectors_first(t: dict[str, Any]) -> None:
 
 
 def raw_before_vectors(t: dict[str, Any]) -> None:
-    """The raw record in the place of a vector that has no number either."""
+    """Put a carried tensor in the place of a vector that has no number either."""
     t["kinds"] = [*t["kinds"][:2], t["kinds"][7], *t["kinds"][3:7], t["kinds"][2]]
 
 
@@ -435,7 +435,7 @@ CASES: dict[str, Case] = {
         "symbols", section(1, lambda b: b[:-1] + bytes([b[-1] ^ 1]), "codec-rans"), at_open=False
     ),
     "raw tensor too short": Case("symbols", section(2, lambda b: b[:-1], "raw-tensors"), at_open=False),
-    # Units, arithmetic, digest
+    # Units, arithmetic, decoded SHA-256
     "no quantizer for a precision": Case(
         "units", top(lambda t: set_item(t["rungs"][0], 0, [[[300, 0, 0, 0]]] * len(t["rungs"][0][0]))), at_open=False
     ),
@@ -474,7 +474,7 @@ def sizeless(data: bytes) -> bytes:
 
 
 def unsealed(data: bytes) -> bytes:
-    """The content's digest altered, the prelude's checksum made to fit."""
+    """Alter the content SHA-256, and make the prelude's checksum fit."""
     head = bytearray(data[:72])
     head[40] ^= 1
     return bytes(head) + struct.pack("<I", zlib.crc32(head)) + data[76:]
@@ -493,7 +493,7 @@ def set_last(data: bytes, bits: int) -> bytes:
 
 
 def bomb() -> bytes:
-    """A raw tensor of 8 MiB in a frame of 256 MiB."""
+    """Make a carried tensor of 8 MiB in a frame of 256 MiB."""
     parts = split(golden("only-raw"))
     size = 8 << 20
     parts.top["kinds"][-1] = [1, parts.top["kinds"][-1][1], 8, [size]]
@@ -534,7 +534,7 @@ def test_each_fault_is_refused_for_its_reason(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.code != "limit"])
 def test_the_reference_decoder_refuses_the_same(name: str) -> None:
-    """It sets no limits, so those cases are left out."""
+    """The reference decoder sets no limits, so cases of limits are left out."""
     case = CASES[name]
     with pytest.raises(reference().Refused) as caught:
         reference().decode(case.make())

@@ -1,4 +1,4 @@
-"""More of `odd_files`: damaged containers, containers other than safetensors, and what is no file of tensors."""
+"""More of `odd_files`: damaged stores, stores other than safetensors, and files without tensors."""
 
 from __future__ import annotations
 

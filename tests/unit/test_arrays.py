@@ -1,4 +1,4 @@
-"""The two array libraries do the same, and say what they can do."""
+"""The two array libraries do the same, and tell what they can do."""
 
 from __future__ import annotations
 

@@ -28,39 +28,28 @@ REPLACED = {
     "task-space code": "fit",
     "weight-space code": "fit",
 }
-"""Earlier names that are unambiguous as words, and the term that is used instead.
+"""Earlier names that have no other meaning, and the terms that are used instead.
 
 Other replaced names (format, container, split, partial ...) have good meanings too, so no test can look for them.
 """
 
-NOT_YET = (
-    "README.md",
-    "docs/experiments/e2e.md",
-    "nola_codec/cli/__init__.py",
-    "nola_codec/cli/encode.py",
-    "nola_codec/cli/inspect.py",
-    "nola_codec/cli/sweep.py",
-    "nola_codec/cli/verify.py",
-)
-"""Files that still use a replaced name. The list may only shrink."""
-
 
 def entries() -> list[list[str]]:
-    """The cells of each entry: term, meaning, where, replaces."""
+    """Return the cells of each entry: term, meaning, where, replaces."""
     rows = re.findall(r"^\|(.*)\|$", GLOSSARY.read_text(encoding="utf-8"), re.M)
     cells = [[cell.strip() for cell in row.split("|")] for row in rows]
     return [row for row in cells if row[0] != "term" and not row[0].startswith("---")]
 
 
 def readable_files() -> list[str]:
-    """What users read: README, documents, the specification and the command line."""
+    """Return the files that users read: README, documents, the specification and the command line."""
     patterns = ("README.md", "docs/**/*.md", "spec/*.md", "nola_codec/cli/**/*.py")
     paths = {path for pattern in patterns for path in ROOT.glob(pattern)}
     return sorted(path.relative_to(ROOT).as_posix() for path in paths)
 
 
 def replaced_names(text: str) -> list[str]:
-    """The replaced names that occur in a text, whatever their case and line breaks."""
+    """Return the replaced names that occur in a text, whatever their case and line breaks."""
     plain = re.sub(r"\s+", " ", text)
     return [name for name in REPLACED if re.search(rf"(?<!\w){re.escape(name)}", plain, re.IGNORECASE)]
 
@@ -97,7 +86,7 @@ def test_replaced_names_are_listed_in_the_glossary() -> None:
         assert name.lower().lstrip("-").replace("paper's", "paper") in replaces[term], name
 
 
-@pytest.mark.parametrize("name", [name for name in readable_files() if name not in NOT_YET])
+@pytest.mark.parametrize("name", readable_files())
 def test_replaced_names_do_not_occur(name: str) -> None:
     text = Path(ROOT / name).read_text(encoding="utf-8")
     if ROOT / name == GLOSSARY:
@@ -109,7 +98,3 @@ def test_replaced_names_are_found() -> None:
     assert replaced_names("A Ladder of the paper's\n  form") == ["ladder", "paper's form"]
     assert replaced_names("encode --prng philox") == ["--prng"]
     assert replaced_names("bladder, the package prng, a rung") == []
-
-
-def test_files_not_yet_clean_exist() -> None:
-    assert set(NOT_YET) <= set(readable_files())

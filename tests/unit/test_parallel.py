@@ -14,17 +14,17 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 from nola_codec.parallel import parallel_each, parallel_map, worker_count
 
 WAIT = 20.0
-"""Seconds after which a test that waits for another thread has failed."""
+"""Seconds after which a test that waits for another thread fails."""
 
 
 @pytest.fixture(autouse=True)
 def two_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two threads, whatever the machine."""
+    """Use two threads on any machine."""
     monkeypatch.setenv("NOLA_THREADS", "2")
 
 
 def blas_threads() -> set[int]:
-    """Thread counts of the BLAS libraries of this process."""
+    """Return the thread counts of the BLAS libraries of this process."""
     return {library["num_threads"] for library in ThreadpoolController().select(user_api="blas").info()}
 
 
@@ -37,7 +37,7 @@ def on_a_thread(function: Callable[[], object]) -> None:
 
 @pytest.fixture
 def two_blas_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """BLAS with two threads, which is what must be found again afterwards."""
+    """Give BLAS two threads, which it must have again afterwards."""
     np.ones((2, 2)) @ np.ones((2, 2))
     monkeypatch.setattr("nola_codec.parallel._ONE_BLAS_THREAD._controller", None)  # other libraries were loaded since
     limiters: list[Any] = []
@@ -175,7 +175,7 @@ def test_the_last_of_two_at_once_lifts_the_limit() -> None:
 
 @pytest.mark.usefixtures("two_blas_threads")
 def test_the_limit_is_lifted_by_another_thread_than_set_it() -> None:
-    """While the one that set it still lives, which must not be able to keep the limit."""
+    """A thread that set the limit and still lives cannot keep it."""
     first_may_leave, first_has_left, may_end = (threading.Event() for _ in range(3))
     first_runs = threading.Event()
 

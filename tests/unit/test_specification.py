@@ -34,7 +34,7 @@ def tools(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def section(title: str) -> str:
-    """The text under a heading, up to the next of its level."""
+    """Return the text under a heading, up to the next heading of its level."""
     return SPECIFICATION.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
@@ -72,7 +72,7 @@ def test_constants_are_the_codes() -> None:
 
 
 def rows_of(title: str) -> list[list[str]]:
-    """The cells of all table rows of a section."""
+    """Return the cells of all table rows of a section."""
     return [
         [cell.strip() for cell in row.strip("|").split("|")] for row in re.findall(r"^\|.*\|$", section(title), re.M)
     ]
@@ -197,7 +197,7 @@ def test_golden_files_are_never_replaced(tools: ModuleType, tmp_path: Path, monk
 
 @pytest.mark.slow
 def test_reference_decoder_on_a_real_adapter(examples: Path, tmp_path: Path) -> None:
-    """210 modules at 90 KB: the digest of the package, in a few seconds."""
+    """A file of 210 modules at 90 KB has the decoded SHA-256 of the package, in a few seconds."""
     encode = importlib.import_module("nola_codec.encoder.pipeline").encode_adapter
     options = importlib.import_module("nola_codec.encoder.options").EncodeOptions
     read = importlib.import_module("nola_codec.adapters").read

@@ -1,4 +1,4 @@
-"""Arrays on disk: as arrays in memory, and gone with the last of them."""
+"""Arrays on disk behave as arrays in memory, and their files go away with the last of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How few bytes a Gaussian source of the same singular values would need: reverse water-filling over SVD components.
+"""Compute how few bytes a Gaussian source with the same singular values needs, by reverse water-filling.
 
 A component is two unit vectors of n_u and n_v independent Gaussians, coded at distortions d_u and d_v with
 ``n / 2 * log2(1 / d)`` bits each. Side information, entropy coding and headers are free.
@@ -14,9 +14,9 @@ from svd_codecs.columns import Component
 
 
 def gaussian_bound(components: Sequence[Component], nmse: float) -> float:
-    """Bytes at an NMSE, with the error of a component exact: ``s^2 (1 - (1 - d_u)(1 - d_v))``, dropped at s^2.
+    """Return the bytes at an NMSE, with the exact error of a component: ``s^2 (1 - (1 - d_u)(1 - d_v))``, or s^2.
 
-    The Lagrangian optimum; where a component's two states (dropped, coded) cost the same, files between them are
+    This is the optimum of the Lagrangian. Where a component costs the same dropped or coded, the bytes are
     interpolated, which no code beats by more than that one component.
     """
     s2, n_u, n_v = _stack(components)
@@ -38,9 +38,9 @@ def gaussian_bound(components: Sequence[Component], nmse: float) -> float:
 
 
 def first_order_bound(components: Sequence[Component], nmse: float) -> float:
-    """Bytes at an NMSE by the first-order distortion of one coded component, ``s^2 (d_u + d_v)``.
+    """Return the bytes at an NMSE with the first-order error of a coded component, ``s^2 (d_u + d_v)``.
 
-    Right for small errors. At large ones it charges a dropped component twice and lies above what is possible.
+    This is right for small errors. For large ones it counts a dropped component twice and lies above the true bound.
     """
     s2, n_u, n_v = _stack(components)
 
@@ -61,7 +61,7 @@ def _stack(components: Sequence[Component]) -> tuple[Floats, Floats, Floats]:
 
 
 def _at(allocate: Callable[[float], tuple[float, float]], nmse: float) -> float:
-    """Bytes where `allocate(slope) -> (nmse, bytes)` meets the error, linear between the last two slopes."""
+    """Return the bytes at which `allocate(slope) -> (nmse, bytes)` meets the error, linear between two slopes."""
     low, high = -60.0, 120.0  # log2 of the slope
     for _ in range(80):
         middle = (low + high) / 2

@@ -1,4 +1,4 @@
-"""What every benchmark needs: real adapters of any naming as plain factor pairs, their error, tables and JSON.
+"""The common parts of the benchmarks: adapters of any dialect as pairs of factors, their errors, and tables.
 
 A pair is ``delta_W = scaling * B @ A`` with B (out, r) and A (r, in). The dense product is never formed: norms and
 errors of low-rank matrices come from r x r Gram matrices.
@@ -36,7 +36,7 @@ class Pair:
 
 
 def source_itemsize(path: Path) -> int:
-    """Bytes a number takes in the adapter's own file: 4 for float32, 2 for float16 and bfloat16."""
+    """Return the bytes of a number in the adapter's own file: 4 for float32, 2 for float16 and bfloat16."""
     if path.suffix == ".bin":
         return 4
     with (next(path.glob("*.safetensors")) if path.is_dir() else path).open("rb") as file:
@@ -45,19 +45,19 @@ def source_itemsize(path: Path) -> int:
 
 
 def load(path: Path) -> list[Pair]:
-    """The factor pairs of an adapter in any dialect; other tensors are left out."""
+    """Return the factor pairs of an adapter in any dialect; other tensors are left out."""
     return [
         Pair(m.name, m.lora_B, m.lora_A, m.scaling) for m in sorted(read(path).modules, key=lambda module: module.name)
     ]
 
 
 def singular_components(pair: Pair) -> Component:
-    """A pair's singular components."""
+    """Return the singular components of a pair."""
     return component(pair.name, pair.B, pair.A, pair.scaling)
 
 
 def nmse(pairs: Sequence[Pair], decoded: Sequence[tuple[Floats, Floats]]) -> float:
-    """Share of the file's ||delta_W||_F^2 that is lost; `decoded` holds (B', A') with the scaling already in them.
+    """Return the share of the file's ||delta_W||_F^2 that is lost; `decoded` has (B', A') with the scaling included.
 
     ``||BA - B'A'||^2 = <B^T B, A A^T> - 2 <B'^T B, A' A^T> + <B'^T B', A' A'^T>`` in float64.
     """
@@ -73,7 +73,7 @@ def nmse(pairs: Sequence[Pair], decoded: Sequence[tuple[Floats, Floats]]) -> flo
 
 
 def table(rows: Iterable[Sequence[object]], header: Sequence[str]) -> str:
-    """A Markdown table, first column to the left, the others to the right."""
+    """Return a Markdown table; its first column is flush left, and the others are flush right."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
 
@@ -86,5 +86,5 @@ def table(rows: Iterable[Sequence[object]], header: Sequence[str]) -> str:
 
 
 def size(count: float) -> str:
-    """1234567 -> '1,235 KB' (KB = 1000 bytes)."""
+    """Return a number of bytes as text, such as '1,235 KB'; KB is 1000 bytes."""
     return f"{count / 1000:,.0f} KB" if count >= 100_000 else f"{count / 1000:,.1f} KB"

@@ -1,16 +1,16 @@
-"""Held-out loss against file size for the change of a whole model: SmolLM2-135M, fine-tuned in full on E2E NLG.
+"""Measure held-out loss against file size for the change of a whole model: SmolLM2-135M, fine-tuned in full on E2E.
 
     python tools/bench/dense_delta.py --cache DIR [--ratios 16 32 64 128] [--mergekit PATH] [--json FILE]
 
 The models are those of full_finetune.py, kept in --cache. The loss is that of tools/e2e_loss.py on held-out
-rows, nats a target token; every change is added to the base's weights in float32. Embeddings stay the base's in all
-rows but the first two (`encode --base` leaves them out unless asked). A ratio is against the 16-bit size of the weights
-that are changed and coded; every file, ours and a peer's, is at most that.
+rows, in nats a target token. Every change is added to the weights of the base in float32. In all rows but the first
+two, the embeddings are those of the base (`encode-delta` leaves them out unless asked). A ratio is the 16-bit size of
+the changed and coded weights over the size of a file, and no file is larger than that.
 
-Peers: `mergekit-extract-lora` at the largest rank whose file fits, run as the program that --mergekit names (else its
-documented method, the truncated SVD of every matrix in bfloat16, done here); and a sign code after BitDelta, a bit a
-parameter of the matrices and one scale a matrix, the mean magnitude, which is where that method starts before its
-scales are trained. Norms are kept in 16 bits by both.
+There are two peers. `mergekit-extract-lora` has the largest rank whose file fits; --mergekit names the program, and
+without it its documented method is done here: the truncated SVD of every matrix in bfloat16. The other peer is a sign
+code, from which BitDelta starts: one bit a parameter of the matrices and one scale a matrix, the mean magnitude, not
+trained. Both keep norms in 16 bits.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Changes = Mapping[str, Floats]
 
 
 def changes(base: Path, tuned: Path) -> dict[str, Floats]:
-    """Every weight's change, float32."""
+    """Return the change of every weight, in float32."""
     from safetensors import safe_open
 
     with safe_open(base / "model.safetensors", "pt") as a, safe_open(tuned / "model.safetensors", "pt") as b:
@@ -49,7 +49,7 @@ def changes(base: Path, tuned: Path) -> dict[str, Floats]:
 
 
 def sign_code(found: Changes) -> tuple[int, Changes]:
-    """A bit a parameter and a scale a matrix; norms in 16 bits."""
+    """Return (bytes, changes) of a sign code: a bit a parameter and a scale a matrix; norms have 16 bits."""
     size, made = 0, {}
     for name, delta in found.items():
         if delta.ndim < 2:
@@ -61,12 +61,12 @@ def sign_code(found: Changes) -> tuple[int, Changes]:
 
 
 def lora_bytes(found: Changes, rank: int) -> int:
-    """Of a bfloat16 file of factors and whole norms, its header left out."""
+    """Return the bytes of a bfloat16 file of factors and whole norms, without its header."""
     return 2 * sum(rank * sum(d.shape) if d.ndim == 2 else d.size for d in found.values())
 
 
 def extracted(found: Changes, limit: int, program: Path | None, base: Path, tuned: Path) -> tuple[str, int, Changes]:
-    """What the LoRA extraction makes of a size: (name, bytes, changes)."""
+    """Return (name, bytes, changes) of the LoRA extraction for a size."""
     rank = next(r for r in range(1000, 0, -1) if lora_bytes(found, r) <= 0.99 * limit)
     if program is None:
         return f"truncated SVD, bf16, rank {rank}", lora_bytes(found, rank), dict(_truncated(found, rank))
@@ -95,7 +95,7 @@ def _truncated(found: Changes, rank: int) -> Iterator[tuple[str, Floats]]:
 
 
 def _of_adapter(file: Path, config: Mapping[str, Any], found: Changes, base: Path) -> Changes:
-    """Changes that a PEFT file makes: products, and weights saved whole less the base's."""
+    """Return the changes of a PEFT file: products of factors, and the differences of weights that it saves whole."""
     from safetensors import safe_open
 
     made: dict[str, Floats] = {}
@@ -128,7 +128,7 @@ class Model:
         self._rows = e2e_loss.rows("test", rows)
 
     def loss(self, made: Changes) -> float:
-        """Held-out loss with the changes added."""
+        """Return the held-out loss with the changes added."""
         torch = self._torch
         before = {name: self._weights[name].detach().clone() for name in made}
         with torch.no_grad():
@@ -141,7 +141,7 @@ class Model:
 
 
 def ours(base: Path, tuned: Path, ratio: float, folder: Path, **options: Any) -> tuple[int, Changes, dict[str, Any]]:
-    """Bytes, decoded changes, and what the encoder said."""
+    """Return the bytes and the decoded changes of a file, and the figures of its report."""
     file = folder / "change.nola"
     start = time.perf_counter()
     report = nola_codec.encode_delta(tuned, base, file, ratio=ratio, overwrite=True, **options)
@@ -150,7 +150,7 @@ def ours(base: Path, tuned: Path, ratio: float, folder: Path, **options: Any) ->
 
 
 def rows(arguments: argparse.Namespace, base: Path, tuned: Path) -> Iterator[dict[str, Any]]:
-    """One row a file, as it is measured."""
+    """Yield one row for each file, as soon as it is measured."""
     model = Model(base, arguments.rows)
     everything = changes(base, tuned)
     found = {name: delta for name, delta in everything.items() if "embed_tokens" not in name}
@@ -175,7 +175,7 @@ def rows(arguments: argparse.Namespace, base: Path, tuned: Path) -> Iterator[dic
 
 
 def show(found: Sequence[dict[str, Any]]) -> str:
-    """The table."""
+    """Return the table as text."""
     high, low = found[0]["loss"], found[2]["loss"]
     return table(
         [
@@ -187,16 +187,16 @@ def show(found: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--base", type=Path, help="Of the fine-tune, where it is not made yet.")
+    parser.add_argument("--base", type=Path, help="the base model of the fine-tune, if that is not made yet")
     parser.add_argument("--ratios", type=float, nargs="*", default=[16, 32, 64, 128])
     parser.add_argument("--rows", type=int, default=96)
-    parser.add_argument("--mergekit", type=Path, help="The program mergekit-extract-lora.")
-    parser.add_argument("--parts", action="store_true", help="Ours without the residue, too.")
+    parser.add_argument("--mergekit", type=Path, help="the program mergekit-extract-lora")
+    parser.add_argument("--parts", action="store_true", help="also measure our files without the residue")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="Where to write the figures, too.")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     import torch
 

@@ -1,10 +1,10 @@
-"""Memory that encoding the change of a whole model takes, on synthetic checkpoints of more and more equal shards.
+"""Measure the memory of an encode of the change of a whole model, on synthetic checkpoints of 1, 2, 4 ... shards.
 
     python tools/bench/dense_memory.py [--shards 1 2 4] [--matrices 16] [--side 2048] [--json]
 
-Each shard holds matrices in bfloat16 of a few strong components and noise. Every encode is a process of its own, of
-which the peak of anonymous memory is sampled: what it must hold. Arrays over 64 MiB lie in nameless files under $TMPDIR
-(which must not be in memory itself), whose pages the system may drop.
+Each shard holds matrices in bfloat16 that change by a few strong components and noise. Every encode runs in a process
+of its own, whose peak of anonymous memory is sampled. Arrays over 64 MiB do not count: they lie in nameless files under
+$TMPDIR, whose pages the system may drop. That folder must not be in memory itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from common import table
 
 
 def checkpoint(folder: Path, shards: int, matrices: int, side: int) -> tuple[Path, Path]:
-    """(tuned, base) model directories."""
+    """Make a base and a tuned model, and return the directories (tuned, base)."""
     import torch
     from safetensors.torch import save_file
 
@@ -49,7 +49,7 @@ def checkpoint(folder: Path, shards: int, matrices: int, side: int) -> tuple[Pat
 
 
 def encode(tuned: Path, base: Path) -> dict[str, float]:
-    """Encode in this process; peak of anonymous memory in bytes, and seconds."""
+    """Encode in this process, and return the peak of anonymous memory in bytes, the seconds and the size."""
     import nola_codec
 
     peak, done = 0, threading.Event()
@@ -71,7 +71,7 @@ def encode(tuned: Path, base: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print a table (or JSON with --json)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--matrices", type=int, default=16)

@@ -1,6 +1,6 @@
-"""Peers that work on single numbers of the factors: DARE, magnitude pruning, the plain random projection, lossless.
+"""Peers that work on single numbers of the factors: DARE, magnitude pruning, random projection, lossless coding.
 
-Each has one continuous setting, found by bisection for a target, and a list of widths for the numbers it keeps.
+Each lossy one has one continuous setting, which bisection finds for a target, and a list of widths for kept numbers.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from svd_codecs.columns import Component, Point
 from svd_codecs.file import FileWriter, entropy_bits, zstd
 from svd_codecs.rounding import Half, Integers, Quantized, Quantizer
 
-STEPS = 10  # of bisection: the setting within a thousandth
+STEPS = 10  # steps of bisection, which find the setting to within a thousandth
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """The factors of an adapter as one long vector and the way back.
+    """The factors of an adapter as one long vector, and the way back.
 
     Attributes:
-        pairs: What the error is measured against.
-        shapes: (rows of the B side, rows of the A side) as 2-D shapes; rows are components where `canonical`.
+        pairs: The pairs of factors that errors are measured against.
+        shapes: For each module, the shapes of B^T and of A; the rows of `canonical` vectors are components.
         flat: All numbers, module after module, B^T then A.
-        weight: What an error in each number costs in delta_W, squared: the energy of the component's other side.
+        weight: For each number, the squared error of delta_W over its own: the energy of the other side's row.
     """
 
     pairs: Sequence[Pair]
@@ -38,13 +38,13 @@ class Vectors:
 
     @staticmethod
     def raw(pairs: Sequence[Pair]) -> Vectors:
-        """The adapter's own factors, the scaling on the B side."""
+        """Return the adapter's own factors, with the scaling on the B side."""
         sides = [(pair.scaling * pair.B.T.astype(np.float64), pair.A.astype(np.float64)) for pair in pairs]
         return Vectors._make(pairs, sides)
 
     @staticmethod
     def canonical(pairs: Sequence[Pair], components: Sequence[Component]) -> Vectors:
-        """SVD components, the root of the singular value on each side."""
+        """Return SVD components, with the root of the singular value on each side."""
         sides = [((c.u * np.sqrt(c.s)).T, (c.v * np.sqrt(c.s)).T) for c in components]
         return Vectors._make(pairs, sides)
 
@@ -59,11 +59,11 @@ class Vectors:
 
     @functools.cached_property
     def rotated(self) -> Floats:
-        """`flat` with each row in the seeded Hadamard basis."""
+        """The numbers of `flat` with each row in the seeded Hadamard basis."""
         return self.map_rows(self.flat, rotate)
 
     def split(self, flat: Floats) -> list[tuple[Floats, Floats]]:
-        """`flat` as (r, out), (r, in) a module."""
+        """Return a flat vector as matrices (r, out) and (r, in) of each module."""
         out, at = [], 0
         for left, right in self.shapes:
             middle, end = at + left[0] * left[1], at + left[0] * left[1] + right[0] * right[1]
@@ -72,30 +72,30 @@ class Vectors:
         return out
 
     def map_rows(self, flat: Floats, function: Callable[[Floats], Floats]) -> Floats:
-        """`function` on every matrix of rows, flattened again."""
+        """Apply a function to every matrix of rows, and return the flattened results."""
         return np.concatenate([function(part).ravel() for side in self.split(flat) for part in side])
 
     def error(self, flat: Floats) -> float:
-        """NMSE of delta_W when the numbers are `flat` instead."""
+        """Return the NMSE of delta_W if the numbers are these instead of `flat`."""
         return nmse(self.pairs, [(left.T, right) for left, right in self.split(flat)])
 
     def header(self) -> list[object]:
-        """Names and shapes, for the file."""
+        """Return names and shapes for the header of a file."""
         return [[pair.name, *shapes] for pair, shapes in zip(self.pairs, self.shapes, strict=True)]
 
 
 class Method(Protocol):
-    """A codec of single numbers with one setting in [0, 1], better towards 1."""
+    """A codec of single numbers with one setting in [0, 1]; a larger setting loses less."""
 
     def __call__(self, vectors: Vectors, setting: float, keep: Quantizer) -> tuple[Floats, Quantized, list[bytes]]:
-        """(decoded numbers, what is stored of the kept ones, further streams)."""
+        """Return (decoded numbers, the stored form of the kept numbers, further streams)."""
         ...
 
 
 def dare(vectors: Vectors, setting: float, keep: Quantizer) -> tuple[Floats, Quantized, list[bytes]]:
-    """Drop a random share 1 - setting of each factor's numbers, rescale the rest by 1 / setting, round.
+    """Drop a random share 1 - setting of the numbers, multiply the rest by 1 / setting, and round.
 
-    The mask comes from a seed: it costs the file nothing.
+    The mask comes from a seed, so it takes no bytes.
     """
     kept = np.random.default_rng(11).random(len(vectors.flat)) < setting
     coded = keep(vectors.flat[kept][None] / setting)
@@ -105,7 +105,7 @@ def dare(vectors: Vectors, setting: float, keep: Quantizer) -> tuple[Floats, Qua
 
 
 def prune(vectors: Vectors, setting: float, keep: Quantizer) -> tuple[Floats, Quantized, list[bytes]]:
-    """Keep the share `setting` of numbers whose loss would cost most; positions in the cheapest of three forms."""
+    """Keep the share `setting` of numbers whose loss costs most; positions take the shortest of three forms."""
     cost = vectors.flat**2 * vectors.weight
     kept = cost >= np.quantile(cost, 1 - setting)
     coded = keep(vectors.flat[kept][None])
@@ -115,7 +115,7 @@ def prune(vectors: Vectors, setting: float, keep: Quantizer) -> tuple[Floats, Qu
 
 
 def nola(vectors: Vectors, setting: float, keep: Quantizer) -> tuple[Floats, Quantized, list[bytes]]:
-    """Least squares of each factor in a random subspace of k = setting * N rows of an orthogonal basis (plain NOLA)."""
+    """Project each factor on k = setting * N random rows of an orthogonal basis, as plain NOLA does."""
     kept = np.random.default_rng(13).random(len(vectors.flat)) < setting
     coded = keep(vectors.rotated[kept][None])
     out = np.zeros_like(vectors.flat)
@@ -133,17 +133,17 @@ def _mask(kept: Floats) -> bytes:
 
 
 class Elements:
-    """A peer made of a method and the widths it may keep its numbers at."""
+    """A peer that is made of a method and of the widths for the numbers that it keeps."""
 
     def __init__(self, name: str, vectors: Vectors, method: Method, widths: Sequence[Quantizer]) -> None:
         self.name = name
         self.vectors = vectors
         self.method = method
         self.widths = widths
-        self._errors: dict[tuple[str, float], float] = {}  # targets share the first steps of their bisections
+        self._errors: dict[tuple[str, float], float] = {}  # the first steps of a bisection are the same for all targets
 
     def best_at(self, target: float) -> Point | None:
-        """The smallest file with an error of at most `target`, or None where no setting gets there."""
+        """Return the smallest file with an error of at most `target`, or None if no setting reaches it."""
         found = [candidate for keep in self.widths if (candidate := self._search(target, keep))]
         found.sort(key=lambda candidate: candidate[0])
         return min(
@@ -151,7 +151,7 @@ class Elements:
         )
 
     def _search(self, target: float, keep: Quantizer) -> tuple[float, float, Quantizer] | None:
-        """(estimated bytes, setting, keep) at the lowest setting that meets the error."""
+        """Return (estimated bytes, setting, keep) at the lowest setting that meets the error."""
 
         def error(setting: float) -> float:
             key = keep.name, setting
@@ -181,28 +181,28 @@ class Elements:
 
 
 def dare_peer(pairs: Sequence[Pair]) -> Elements:
-    """DARE on the factors as trained, with and without 4-bit rounding on top."""
+    """Return DARE on the factors as trained, in fp16 or rounded to few bits."""
     return Elements("DARE + rounding", Vectors.raw(pairs), dare, [Half(), Integers(8), Integers(4), Integers(3)])
 
 
 def prune_peer(pairs: Sequence[Pair], components: Sequence[Component]) -> Elements:
-    """Magnitude pruning in the canonical form."""
+    """Return magnitude pruning of SVD components."""
     widths: list[Quantizer] = [Half(), Integers(8), Integers(4), Integers(3)]
     return Elements("magnitude pruning", Vectors.canonical(pairs, components), prune, widths)
 
 
 def nola_peer(pairs: Sequence[Pair], components: Sequence[Component]) -> Elements:
-    """Plain NOLA projection, coefficients rounded."""
+    """Return the plain NOLA projection with rounded coefficients."""
     widths: list[Quantizer] = [Half(), Integers(8), Integers(4), Integers(3), Integers(2)]
     return Elements("NOLA projection", Vectors.canonical(pairs, components), nola, widths)
 
 
 Coder = Callable[[bytes, str], bytes]
-"""Bytes of numbers in fp32, fp16 or bf16 -> compressed bytes."""
+"""A function from the bytes of numbers in fp32, fp16 or bf16, and that name, to compressed bytes."""
 
 
 class Lossless:
-    """The factors in a float format through a lossless coder."""
+    """A peer that stores the factors in a float format by a lossless coder."""
 
     def __init__(self, name: str, pairs: Sequence[Pair], form: str, coder: Coder) -> None:
         self.name = name
@@ -224,23 +224,23 @@ class Lossless:
         self.point = Point(form, len(header) + len(coder(data.tobytes(), form)), nmse(pairs, decoded))
 
     def best_at(self, target: float) -> Point | None:
-        """The one file there is."""
+        """Return the one file that there is, or None if its error is over `target`."""
         return self.point if self.point.nmse <= target else None
 
 
 def plain_zstd(data: bytes, form: str) -> bytes:
-    """zstd -19 on the numbers as they lie."""
+    """Compress the numbers as they are by zstd -19."""
     return zstd(data)
 
 
 def plane_zstd(data: bytes, form: str) -> bytes:
-    """zstd -19 on each byte plane, as ZipNN groups them."""
+    """Compress each byte plane by zstd -19; ZipNN groups bytes in the same way."""
     planes = np.frombuffer(data, np.uint8).reshape(-1, 4 if form == "fp32" else 2).T
     return b"".join(min(plane.tobytes(), zstd(plane.tobytes()), key=len) for plane in planes)
 
 
 def zipnn_coder() -> Coder | None:
-    """The ZipNN package's own coder, each result decoded again, or None where it is not installed."""
+    """Return the coder of the ZipNN package, which checks its results, or None if it is not installed."""
     try:
         from zipnn import ZipNN
     except ImportError:

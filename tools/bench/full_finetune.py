@@ -1,10 +1,11 @@
-"""A full fine-tune of SmolLM2-135M on E2E NLG, made once: a bfloat16 checkpoint and its bfloat16 base.
+"""Fine-tune all weights of SmolLM2-135M on E2E NLG, once: it makes a bfloat16 checkpoint and its bfloat16 base.
 
     python tools/bench/full_finetune.py [--base DIR] [--out DIR] [--steps 60] [--rows 8] [--rate 5e-5]
 
-AdamW on all weights in float32, rows of the E2E validation split in a fixed order; both models are stored in bfloat16,
-as published checkpoints are. Under --out: `base/` and `tuned/`. A second call finds what the first one made. Sixty
-steps take some ten minutes on one core. The validation rows are part of the further data (tools/real_data.py).
+AdamW trains all weights in float32 on rows of the E2E validation split in a fixed order. Both models are stored in
+bfloat16, as published checkpoints are, in `base/` and `tuned/` under --out. A second call finds what the first one
+made. Sixty steps take about ten minutes on one core. The validation rows are part of the further data
+(tools/real_data.py).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from task_peers import base_directory
 
 
 def fine_tuned(base: Path, out: Path, *, steps: int = 60, rows: int = 8, rate: float = 5e-5) -> tuple[Path, Path]:
-    """(base, tuned): model directories in bfloat16 under `out`, made if they are not there."""
+    """Make the two models if they are not there, and return their directories (base, tuned)."""
     made, tuned = out / "base", out / "tuned"
     if (tuned / "config.json").is_file():
         return made, tuned
@@ -49,7 +50,7 @@ def fine_tuned(base: Path, out: Path, *, steps: int = 60, rows: int = 8, rate: f
 
 
 def _save(model: Any, base: Path, out: Path) -> None:
-    """A model directory that appears when it is complete."""
+    """Save a model into a directory that appears only when it is complete."""
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part)
@@ -60,7 +61,7 @@ def _save(model: Any, base: Path, out: Path) -> None:
 
 
 def main() -> None:
-    """Make and say where."""
+    """Make the models, and print their directories."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path)
     parser.add_argument("--out", type=Path, required=True)

@@ -1,8 +1,9 @@
-"""How large an installation is: the package alone, and with each of its extras.
+"""Measure the size of an installation: the package alone, and with each of its extras.
 
     python tools/bench/install_size.py [--json] [-o FILE]
 
-Counts the files of every package that an installation brings, as they lie in this environment; nothing is downloaded.
+The program counts the files of every package that an installation brings, as they lie in this environment. It downloads
+nothing.
 Packages that are not installed here are named, and their size is not counted. Compiled Python files are left out.
 """
 
@@ -24,7 +25,7 @@ EXTRAS = ("", "torch", "peft", "gguf", "plot")
 
 
 def requirements(extra: str) -> list[str]:
-    """What pyproject.toml asks for: the dependencies, and those of an extra."""
+    """Return the requirements in pyproject.toml: the dependencies, and those of an extra."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     found = []
     for name in ("dependencies", *([extra] if extra else [])):
@@ -35,7 +36,7 @@ def requirements(extra: str) -> list[str]:
 
 
 def packages(wanted: Sequence[str]) -> tuple[dict[str, metadata.Distribution], list[str]]:
-    """All packages that these requirements bring, by name, and the names of those that are not here."""
+    """Return all packages that these requirements bring, by name, and the names of those that are not installed."""
     found: dict[str, metadata.Distribution] = {}
     missing: list[str] = []
     left = [(Requirement(text), "") for text in wanted]
@@ -61,19 +62,19 @@ def packages(wanted: Sequence[str]) -> tuple[dict[str, metadata.Distribution], l
 
 
 def installed_bytes(distribution: metadata.Distribution) -> int:
-    """Bytes of a package's files."""
+    """Return the bytes of a package's files."""
     paths = (Path(str(distribution.locate_file(file))) for file in distribution.files or () if file.suffix != ".pyc")
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def own_bytes() -> int:
-    """Bytes of this package."""
+    """Return the bytes of this package."""
     files = (ROOT / "nola_codec").rglob("*")
     return sum(path.stat().st_size for path in files if path.is_file() and path.suffix != ".pyc")
 
 
 def main() -> None:
-    """Measure, print a table (or JSON with --json)."""
+    """Measure, and print a table (or JSON with --json)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
     parser.add_argument("-o", "--output", type=Path, help="write the JSON here too")

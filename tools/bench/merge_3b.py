@@ -1,11 +1,11 @@
-"""Merging at 3 billion parameters: time and memory beside a plain copy, PEFT and mergekit, and a killed run resumed.
+"""Measure a merge into 3 billion parameters against a copy, PEFT and mergekit, and resume a killed merge.
 
     python tools/bench/merge_3b.py [--work-dir DIR] [--peers peft,mergekit] [--mergekit PATH] [--json]
 
-The model has the shapes of Llama 3.2 3B (bf16, random, seeded, four shards, 6.4 GB), the adapter rank 16 on all seven
-linear layers of each block. Model and .nola file stay in the work directory (about 20 GB are needed while it runs).
-Every measurement is a process of its own, its input read once before so that it is in the page cache where memory
-allows. The same for all, the copy included: what was written is synced to disk before the clock stops.
+The model has the shapes of Llama 3.2 3B (bf16, random, seeded, four shards, 6.4 GB). The adapter has rank 16 on all
+seven linear layers of each block. Model and .nola file stay in the work directory, and a run needs about 20 GB. Every
+measurement runs in a process of its own. Its input is read once before, so that it is in the page cache if memory
+allows. For all programs, the copy included, the clock stops after the output is synced to disk.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def make_model(folder: Path, layers: int) -> None:
 
 
 def make_adapter(folder: Path, layers: int) -> None:
-    """A PEFT directory, fp32 factors; deltas of about a fiftieth of the weights."""
+    """Write a PEFT directory with fp32 factors; the deltas are about a fiftieth of the weights."""
     from safetensors.numpy import save_file
 
     rng = np.random.default_rng(7)
@@ -120,14 +120,14 @@ def warm(folder: Path) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Every file of a directory to disk."""
+    """Sync every file of a directory to disk."""
     for path in folder.iterdir():
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
 
 
 def peak_of(process: subprocess.Popen[bytes]) -> int:
-    """Peak resident set in bytes while a process runs, from /proc."""
+    """Return the peak resident set in bytes of a process, read from /proc until it ends."""
     peak = 0
     while process.poll() is None:
         try:
@@ -140,8 +140,8 @@ def peak_of(process: subprocess.Popen[bytes]) -> int:
     return peak
 
 
-def timed(command: list[str], out: Path | None = None) -> Figures:
-    """Run a command; its seconds, the sync of `out` included, and its peak resident set."""
+def measure(command: list[str], out: Path | None = None) -> Figures:
+    """Run a command, and return its seconds, with the sync of `out`, and its peak resident set."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     result: dict[str, int] = {}
@@ -156,8 +156,8 @@ def timed(command: list[str], out: Path | None = None) -> Figures:
     return {"seconds": time.perf_counter() - start, "peak": result["peak"], "output": output}
 
 
-def digests(folder: Path) -> dict[str, str]:
-    """BLAKE2 of every file."""
+def file_hashes(folder: Path) -> dict[str, str]:
+    """Return the BLAKE2 hash of every file of a directory."""
     found = {}
     for path in sorted(folder.iterdir()):
         with path.open("rb") as stream:
@@ -166,23 +166,23 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def ours(nola: Path, model: Path, out: Path, *more: str) -> list[str]:
-    """The command that merges."""
+    """Return the command that merges."""
     return [sys.executable, "-m", "nola_codec", "decode", str(nola), "--base", str(model), "-o", str(out), *more]
 
 
-def killed_and_resumed(nola: Path, model: Path, out: Path, wanted: dict[str, str], whole: float) -> Figures:
+def kill_and_resume(nola: Path, model: Path, out: Path, wanted: dict[str, str], whole: float) -> Figures:
     """Kill a merge at a random moment, run it again, and compare the bytes."""
     moment = random.Random(1).uniform(0.6, 0.9) * whole
     process = subprocess.Popen(ours(nola, model, out, "-q"))
     time.sleep(moment)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    figures = timed(ours(nola, model, out, "--json"))
+    figures = measure(ours(nola, model, out, "--json"))
     if "failed" in figures:
         return figures
     report = json.loads(figures["output"])
     return {"killed_after": moment, "seconds": figures["seconds"], "shards": report["shards"],
-            "resumed": report["resumed"], "same_bytes": digests(out) == wanted}  # fmt: skip
+            "resumed": report["resumed"], "same_bytes": file_hashes(out) == wanted}  # fmt: skip
 
 
 PEFT = """
@@ -195,7 +195,7 @@ PeftModel.from_pretrained(model, sys.argv[2]).merge_and_unload().save_pretrained
 
 
 def mergekit_command(program: str, model: Path, adapter: Path, out: Path, folder: Path) -> list[str]:
-    """mergekit with the adapter applied to its one model, which passes through."""
+    """Return the mergekit command that applies the adapter to one model, which its method `passthrough` copies."""
     recipe = {"models": [{"model": f"{model}+{adapter}"}], "merge_method": "passthrough", "dtype": "bfloat16"}
     (folder / "mergekit.yaml").write_text(json.dumps(recipe))  # JSON is YAML
     return [program, str(folder / "mergekit.yaml"), str(out), "--lora-merge-cache", str(folder / "lora-cache"),
@@ -203,9 +203,9 @@ def mergekit_command(program: str, model: Path, adapter: Path, out: Path, folder
 
 
 def main() -> None:
-    """Make what is missing, measure, print a table (or JSON) on stdout."""
+    """Make what is missing, measure, and print a table (or JSON with --json)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work-dir", type=Path, help="kept; default a temporary directory, removed")
+    parser.add_argument("--work-dir", type=Path, help="a folder to keep; default: a temporary one")
     parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--repeat", type=int, default=3, help="runs of copy and ours, in turn; the median counts")
     parser.add_argument("--peers", default="peft,mergekit", help="comma-separated; empty for none")
@@ -222,7 +222,7 @@ def main() -> None:
 
 
 def run(folder: Path, arguments: argparse.Namespace) -> None:
-    """All of it in one work directory."""
+    """Make the inputs, measure and print, in one work directory."""
     model, adapter, nola, out = (folder / name for name in ("model", "adapter", "adapter.nola", "out"))
     if not model.exists():
         print(f"writing {model}", file=sys.stderr)
@@ -238,16 +238,16 @@ def run(folder: Path, arguments: argparse.Namespace) -> None:
         for name, command in (("copy", ["cp", "-r", str(model), str(out)]), ("ours", ours(nola, model, out, "-q"))):
             warm(model)
             os.sync()
-            runs[name].append(timed(command, out))
+            runs[name].append(measure(command, out))
             if name == "ours":
-                wanted = wanted or digests(out)
+                wanted = wanted or file_hashes(out)
             shutil.rmtree(out, ignore_errors=True)
     results: dict[str, Figures] = {
         name: sorted(figures, key=lambda f: f.get("seconds", 1e9))[len(figures) // 2] for name, figures in runs.items()
     }
     for name in runs:
         results[name]["all_seconds"] = [f.get("seconds") for f in runs[name]]
-    results["killed and resumed"] = killed_and_resumed(nola, model, out, wanted, results["ours"]["seconds"])
+    results["killed and resumed"] = kill_and_resume(nola, model, out, wanted, results["ours"]["seconds"])
     shutil.rmtree(out, ignore_errors=True)
     for peer in filter(None, arguments.peers.split(",")):
         if peer == "peft":
@@ -257,7 +257,7 @@ def run(folder: Path, arguments: argparse.Namespace) -> None:
         warm(model)
         os.sync()
         try:
-            results[peer] = timed(command, out)
+            results[peer] = measure(command, out)
         except OSError as error:
             results[peer] = {"failed": str(error)}
         for left in (out, folder / "lora-cache"):

@@ -125,7 +125,7 @@ def child(task: str, source: Path, out: Path, options: Figures, profile: bool) -
 
 
 def run(task: str, source: Path, out: Path, options: Figures, profile: bool = False) -> Figures:
-    """`child` in a new process."""
+    """Run `child` in a new process, and return its figures."""
     task_file = json.dumps([task, str(source), str(out), options, profile])
     done = subprocess.run([sys.executable, __file__, "--child", task_file], stdout=subprocess.PIPE, text=True)
     if done.returncode:

@@ -1,6 +1,6 @@
-"""Files whose worth is measured on a task: ours, and those of peers; every one as (bytes, deltas to add to a model).
+"""Make files to measure on a task, ours and those of peers: each as (bytes, deltas to add to a model).
 
-Used by task_loss.py and second_task.py. The bytes are those of a whole file. A peer's is written by
+These functions serve task_loss.py and second_task.py. The bytes are those of a whole file. A peer's is written by
 `quantizers.FileWriter`: a compressed header of names and shapes, then codes and scales, each stream through zstd -19
 where that is smaller. "SVD fp16" counts its numbers alone.
 """
@@ -48,7 +48,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """What a task said of a case."""
+    """The loss, and for some tasks the accuracy, of a case."""
 
     kind: str
     name: str
@@ -176,9 +176,9 @@ def task_options(parser: argparse.ArgumentParser, sizes: list[str], rows: int, r
     parser.add_argument("--sizes", nargs="+", default=sizes)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--rows", type=int, default=rows)
-    parser.add_argument("--ranks", nargs="*", type=int, default=ranks, help="of the rounded SVD")
+    parser.add_argument("--ranks", nargs="*", type=int, default=ranks, help="ranks of the rounded SVD")
     parser.add_argument("--drops", nargs="*", type=float, default=[0.5, 0.9, 0.95, 0.99], help="drop rates of DARE")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; one is often faster on a shared machine")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch; one is often fastest")
     parser.add_argument("--base", type=Path, help="model directory; made by tools/base_model.py when left out")
     parser.add_argument("--json", action="store_true")
 
@@ -190,10 +190,11 @@ def base_directory(*name: str) -> Path:
 
 
 def bytes_at(results: Sequence[Result]) -> Callable[[float], tuple[str, float] | None]:
-    """Loss -> bytes that we need for it, from our own results, seeds averaged; log(bytes) is linear in between.
+    """Return a function from a loss to the bytes that we need for it, by our own results.
 
-    A point that is worse than a smaller one is passed over: it is the noise of a seed. Past the ends of the curve
-    there is only a bound or nothing: ("<", our smallest file) for a loss above it, None for one below our best.
+    Results are averaged over seeds, and log(bytes) is linear between them. A point that is worse than a smaller file
+    is left out as noise. For a loss above that of our smallest file the result is ("<", its bytes), and for one below
+    our best it is None.
     """
     groups: dict[str, list[Result]] = {}
     for r in results:

@@ -115,7 +115,7 @@ class Task:
 
 
 def prepare(task: Task, run: Run) -> tuple[Any, Callable[[Path], int] | None]:
-    """The model to train, and what writes it as a `.nola` file (returning its bytes)."""
+    """Return the model to train, and a function that writes it as a `.nola` file and returns its bytes."""
     from peft import LoraConfig, RandLoraConfig, VeraConfig, get_peft_model
 
     from nola_codec.training import parametrize, parametrize_weights, save
@@ -154,7 +154,7 @@ def _encode_adapter(model: Any, out: Path) -> int:
 
 
 def train(run: Run, keep: Path) -> Run:
-    """Do a run here and now; figures of it."""
+    """Do a run in this process, and return its figures."""
     torch.set_num_threads(run.get("threads", 1))
     task = Task()
     model, write = prepare(task, run)
@@ -214,7 +214,7 @@ def _losses_after_rounding(task: Task, model: Any, widths: Sequence[int]) -> dic
 
 
 def run_name(run: Run) -> str:
-    """A short name for people."""
+    """Return a short name of a run for people."""
     shown = {k: v for k, v in run.items() if k not in ("method", "threads", "ptq", "bleu", "steps", "lr", "seed")}
     return " ".join([run["method"], *(f"{key}={value}" for key, value in shown.items()), f"seed={run['seed']}"])
 
@@ -226,7 +226,7 @@ def result_path(run: Run) -> Path:
 
 
 def results(runs: Sequence[Run], *, made_before: bool = False) -> list[Run]:
-    """Figures of each run; those not there yet are made, one after the other, or left out."""
+    """Return the figures of each run; missing ones are made one after the other, or left out."""
     made = []
     for run in runs:
         path = result_path(run)

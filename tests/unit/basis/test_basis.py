@@ -23,7 +23,7 @@ LENGTHS = (1, 2, 3, 4, 5, 6, 7, 12, 15, 16, 17, 36, 48, 63, 64, 65, 96, 97, 128,
 
 
 def matrix(basis: Any, n: int, k: int, key: BasisKey = KEY) -> npt.NDArray[np.float64]:
-    """The basis itself, (k, n)."""
+    """Return the basis as a matrix (k, n)."""
     made: npt.NDArray[np.float64] = basis.synthesize(np.eye(k, dtype=np.int8)[None], n, (key,), 1, NUMPY)[0]
     return made.astype(np.float64)
 
@@ -45,7 +45,7 @@ def test_hadamard_inverts_exactly_at_real_lengths(n: int) -> None:
 
 @pytest.mark.parametrize("n", LENGTHS)
 def test_hadamard_is_what_the_specification_says(n: int) -> None:
-    """Against the definition by sums, without any transform."""
+    """The basis agrees with its definition by sums, without any transform."""
     block, passes = block_and_passes(n)
     assert n % block == 0 or passes == 2
     rows = matrix(Hadamard(), n, n)

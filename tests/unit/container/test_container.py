@@ -164,7 +164,7 @@ class Recorded(io.BytesIO):
 
 
 def many_blocks() -> bytes:
-    """A file of several records, each in a block of its own."""
+    """Make a file of several records, each in a block of its own."""
     parts = split(golden("bits-16"))
     top = parts.top
     copies = 6
@@ -221,7 +221,7 @@ def test_sources(tmp_path: Any) -> None:
 
 
 def test_two_hundred_names_cost_little() -> None:
-    """The brief: under 2 KB in the header; here names and shapes of 210 modules, everything else empty."""
+    """The names and shapes of 210 modules take under 2 KB of a header in which everything else is empty."""
     parts = split(golden("empty"))
     shapes = {
         "q": (576, 576),

@@ -21,11 +21,11 @@ PREFIX = "base_model.model."
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NOLA_THREADS", "1")  # adapters this small gain nothing from two, and lose on a busy machine
+    monkeypatch.setenv("NOLA_THREADS", "1")  # two threads gain nothing for such small adapters
 
 
 def delta_of(tensors: Mapping[str, npt.NDArray[Any]], path: str) -> npt.NDArray[np.float64]:
-    """B @ A of a module in float64, dense, flattened to (out, in), by PEFT's key names alone; scaling left out."""
+    """Return B @ A of a module without its scaling, dense in float64, (out, in); only PEFT's key names are used."""
     for a, b in ((".lora_A.weight", ".lora_B.weight"), (".lora_embedding_A", ".lora_embedding_B")):
         if PREFIX + path + a in tensors:
             lora_A, lora_B = tensors[PREFIX + path + a], tensors[PREFIX + path + b]
@@ -39,7 +39,7 @@ def delta_of(tensors: Mapping[str, npt.NDArray[Any]], path: str) -> npt.NDArray[
 
 @dataclass(frozen=True)
 class Synthetic:
-    """An adapter: its tensors, its configuration, and the scaling of each module path."""
+    """An adapter, with its tensors, its configuration, and the scaling of each module path."""
 
     tensors: Mapping[str, npt.NDArray[np.float32]]
     config: Mapping[str, Any]
@@ -53,7 +53,7 @@ class Synthetic:
         return nola_codec.encode_bytes(self.data, config=self.config, **options)
 
     def losses(self, encoded: bytes) -> dict[str, tuple[float, float]]:
-        """By module path, ||delta - decoded||^2 and ||delta||^2: dense, in float64, from the decoded state dict."""
+        """Return (||delta - decoded||^2, ||delta||^2) by module path, dense in float64, from the decoded state dict."""
         with nola_codec.load(encoded) as opened:
             decoded = {key: tensor.numpy() for key, tensor in opened.state_dict().items()}
             scalings = {r.name.removeprefix(PREFIX): r.kind.scaling for r in opened.header.pairs}
@@ -109,25 +109,25 @@ def _make(seed: int = 0, only: tuple[str, ...] = (), layers: int = 0) -> Synthet
 
 @pytest.fixture(scope="session")
 def synthetic() -> Synthetic:
-    """Twelve modules: linear ones of many shapes, a convolution, an embedding, one of rank 1, one that is zero."""
+    """Make twelve modules: linear ones of many shapes, a convolution, an embedding, one of rank 1, and a zero one."""
     return _make()
 
 
 @pytest.fixture(scope="session")
 def many() -> Synthetic:
-    """Enough components, of enough different strengths, to come near any target."""
+    """Make an adapter with so many different components that files come near any target."""
     return _make(layers=10)
 
 
 @pytest.fixture
 def make_synthetic() -> Callable[..., Synthetic]:
-    """`make_synthetic(seed, only)` with the paths that are wanted."""
+    """Return a function `make_synthetic(seed, only)`, which makes the modules with these paths."""
     return _make
 
 
 @pytest.fixture(scope="session")
 def small() -> Adapter:
-    """Six modules of rank 6 and decaying strength, a bias and a dense tensor."""
+    """Make six modules of rank 6 and decaying strength, a bias and a dense tensor."""
     rng = np.random.default_rng(2)
     modules = []
     for number in range(6):
@@ -144,5 +144,5 @@ def small() -> Adapter:
 
 @pytest.fixture
 def make_job(small: Adapter) -> Callable[..., EncodeJob]:
-    """`make_job(**options of an encode)`: a job for the adapter `small`."""
+    """Return a function `make_job(**options)`, which makes a job for the adapter `small`."""
     return lambda **options: open_job(small, EncodeOptions(**options))

@@ -1,4 +1,4 @@
-"""LoHa, LoKr and Tucker: the error that is reported is the delta's, and targets hold for it."""
+"""LoHa, LoKr and Tucker: the reported error is that of the delta, and targets hold for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drafts: what they estimate is what a file has, and a newer draft never changes an older one silently."""
+"""Drafts estimate what a file will have, and a newer draft never changes an older one silently."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def all_symbols(draft: Draft) -> list[bytes]:
 
 
 def at(drafter: Drafter, exponent: float) -> Draft:
-    """A draft at a lambda relative to the mean energy of a unit."""
+    """Make a draft at a lambda relative to the mean energy of a unit."""
     return drafter.draft(2.0 ** (drafter.log2_unit + exponent))
 
 

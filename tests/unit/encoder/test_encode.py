@@ -85,7 +85,7 @@ def test_nmse_is_met_and_not_by_far(target: float, many: Any) -> None:
 
 @pytest.mark.parametrize("target", [0.02, 0.1, 0.5])
 def test_errors_of_few_components_are_never_exceeded(target: float, synthetic: Any) -> None:
-    """The steps from one component more or less are large here; such targets were once called unreachable."""
+    """One component more or less makes a large step here, and such targets were once refused."""
     assert synthetic.encode(nmse=target)[1].nmse <= target
     assert 0 < synthetic.encode(error=target)[1].effective_error <= target
 
@@ -98,7 +98,7 @@ def test_effective_error_is_met(target: float, many: Any) -> None:
 
 
 def test_effective_keeps_signal_that_nmse_does_not(synthetic: Any) -> None:
-    """At one size the objectives order each other: each is the better one by its own measure."""
+    """At the same size, each objective is the better one by its own measure."""
     effective, nmse = (synthetic.encode(size=3000, objective=name)[1] for name in ("effective", "nmse"))
     assert nmse.nmse < effective.nmse
     assert sum(t.kept for t in effective.tensors) > sum(t.kept for t in nmse.tensors)
@@ -131,7 +131,7 @@ def test_sizes_of_real_adapters(name: str, options: dict[str, Any], real_adapter
 
 @pytest.mark.parametrize(("name", "target"), [("gptneo125m_movies", 0.09), ("gpt2_tigrinya", 0.31)])
 def test_nmse_of_real_adapters_is_never_exceeded(name: str, target: float, real_adapter: Callable[[str], Path]) -> None:
-    """Few strong components make large steps; these two targets once fell between two of them, and were missed."""
+    """Few strong components make large steps. These two targets lie between two steps, and were once missed."""
     report = nola_codec.encode(real_adapter(name), nmse=target)
     assert 0.98 * target <= report.nmse <= target
 

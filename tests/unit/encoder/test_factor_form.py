@@ -1,4 +1,4 @@
-"""`num_basis` and `bits`: the size is arithmetic, and the energy kept is what mathematics says of a random basis."""
+"""The factor form: its size is simple arithmetic, and it keeps the energy that a random basis must keep."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_energy_kept_is_about_the_share_of_coefficients(make_synthetic: Callable
     kept = {k: 1 - wide.encode(num_basis=k, bits=8)[1].nmse for k in (100, 300, 768)}
     assert list(kept.values()) == sorted(kept.values())
     for num_basis, share in kept.items():
-        # Both factors in k of N directions: the product of the shares from below.
+        # Each factor keeps its share, so the product of the shares is a lower bound.
         assert share >= 0.9 * (num_basis / 768) * (num_basis / 1024)
     assert kept[100] < 0.5  # no 200 random directions hold half of 1792 numbers
     assert kept[768] > 0.75

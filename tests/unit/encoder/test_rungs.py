@@ -1,4 +1,4 @@
-"""Ladders: every rung is a file of its own, the whole file does not change by how it is read, and rungs cost little."""
+"""Progressive files: every rung is a file, the whole file decodes the same however it is read, rungs cost little."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nola_codec.errors import AdapterError, EncodeError, FormatError, OutputExis
 
 @pytest.fixture(scope="module")
 def adapter() -> Any:
-    """16 modules of rank 8."""
+    """Make an adapter of 16 modules of rank 8."""
     rng = np.random.default_rng(5)
     tensors = {}
     for layer in range(8):
@@ -131,14 +131,14 @@ def test_refusals(whole: tuple[bytes, Any], adapter: Callable[..., Any], tmp_pat
 
 
 def test_rungs_cost_little(whole: tuple[bytes, Any], adapter: Callable[..., Any]) -> None:
-    """Against a file that is made for a rung's error and nothing else. (Under 5% on real adapters of 50 KB.)"""
+    """A rung takes little more than a file that is made for its error alone: under 5% on real adapters of 50 KB."""
     data, report = whole
     for rung in (0, 1, 2):
         alone, _ = adapter(nmse=report.rungs[rung]["nmse"])
         assert nola_codec.truncate(data, rung=rung).bytes < 1.12 * len(alone)
 
 
-def test_effective_rungs_are_tamed_each_on_its_own(adapter: Callable[..., Any]) -> None:
+def test_each_rung_has_its_own_noise_cap(adapter: Callable[..., Any]) -> None:
     data, report = adapter(size=12_000, progressive=True, rungs=(2500,))
     assert len(data) <= 12_000
     assert len(report.rungs) == 2
@@ -146,8 +146,8 @@ def test_effective_rungs_are_tamed_each_on_its_own(adapter: Callable[..., Any]) 
     nola_codec.verify(data)
 
 
-def test_kinds_that_come_in_late(examples: Path) -> None:
-    """Some kinds have no unit at the first rung here: what predicts their amplitudes is made of later ones."""
+def test_kinds_that_start_late(examples: Path) -> None:
+    """Some kinds have no unit at the first rung, so later rungs give the constants that predict their amplitudes."""
     _, report = nola_codec.encode_bytes(examples / "smollm2_e2e", size=120_000, objective="nmse", progressive=True)
     losses = [rung["nmse"] for rung in report.rungs]
     assert len(losses) == 3

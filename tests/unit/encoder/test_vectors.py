@@ -1,4 +1,4 @@
-"""Tensors coded as vectors, beside modules and alone: rates, objectives, ladders, reports, and what they decode to."""
+"""Tensors coded as vectors, beside modules and alone: rates, objectives, rungs, reports, and what they decode to."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_what_is_reported_is_what_a_reader_gets(adapter: Adapter, options: dict[
 
 
 def test_a_gain_moves_bits(adapter: Adapter) -> None:
-    """The same tensor, felt four times as much, is coded better; the file's NMSE weighs it sixteenfold."""
+    """With a gain of four the same tensor is coded better, since its error counts sixteen times in the NMSE."""
     louder = replace(adapter, vectors=tuple(replace(v, gain=4.0) if "0.up" in v.name else v for v in adapter.vectors))
     before, after = (
         {t.name: t for t in encode_adapter(a, EncodeOptions(nmse=0.1), source_bytes=0)[1].tensors}
@@ -125,7 +125,7 @@ def test_a_gain_of_a_module_stands_for_its_scaling(adapter: Adapter) -> None:
 
 
 def test_noise_is_for_dense_tensors_and_not_for_norms(adapter: Adapter) -> None:
-    """Of the effective objective: a dense tensor may have noise over its own energy, a norm or a bias hardly any."""
+    """In the effective objective, a dense tensor may have more noise than energy, and a norm or a bias hardly any."""
     _, report = encode_adapter(adapter, EncodeOptions(error=0.05), source_bytes=0)
     rows = {t.name: t.nmse for t in report.tensors}
     assert min(rows[n] for n in rows if n.endswith("up.diff")) > 0.3
@@ -141,7 +141,7 @@ def test_only_vectors() -> None:
 
 
 def test_long_tensors_have_scalar_quantizers_alone() -> None:
-    """A search with memory goes step by step, which takes minutes for one tensor of a million."""
+    """A search with memory goes step by step, which would take minutes for one tensor of a million elements."""
     rng = np.random.default_rng(0)
     long = Adapter("peft", (), vectors=(vector(rng, "w.diff", 0.01, 512, 700),))
     data, report = encode_adapter(long, EncodeOptions(size=30_000), source_bytes=0)
@@ -182,7 +182,7 @@ def test_an_empty_tensor_is_refused() -> None:
     seed=st.integers(0, 2**32),
 )
 def test_any_shapes(shapes: list[list[int]], size: float, options: dict[str, Any], seed: int) -> None:
-    """Every reader gets the same bits: NumPy in any chunks, torch, the reference."""
+    """Every reader gets the same bits: NumPy in any chunks, torch, and the reference decoder."""
     rng = np.random.default_rng(seed)
     vectors = tuple(vector(rng, f"v.{i}", size, *shape) for i, shape in enumerate(shapes))
     parts = Adapter("peft", (module(rng, "q", 5, 6),), vectors=vectors)

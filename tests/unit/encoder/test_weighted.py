@@ -17,7 +17,7 @@ PREFIX = "base_model.model."
 
 
 def moments_of(synthetic: Any, gain: dict[str, float]) -> dict[str, Moments]:
-    """Moments of gradients -gain delta_W / |delta_W|^2, over a few rows with noise; inputs stretch one direction."""
+    """Return moments of gradients -gain delta_W / |delta_W|^2 with noise; the inputs stretch one direction."""
     rng = np.random.default_rng(0)
     found = {}
     for path in synthetic.scalings:

@@ -20,7 +20,7 @@ from nola_codec.model.quantizers import Runs, SymbolModel
 
 @st.composite
 def streams(draw: st.DrawFn) -> tuple[npt.NDArray[np.uint16], Runs, list[SymbolModel]]:
-    """Symbols of a few runs under a few models."""
+    """Draw symbols of a few runs with a few models."""
     sizes = draw(st.lists(st.integers(1, 256), min_size=1, max_size=4))
     rng = np.random.default_rng(draw(st.integers(0, 1 << 20)))
     plain = draw(st.lists(st.booleans(), min_size=len(sizes), max_size=len(sizes)))
@@ -33,7 +33,7 @@ def streams(draw: st.DrawFn) -> tuple[npt.NDArray[np.uint16], Runs, list[SymbolM
 
 
 def one_run(symbols: npt.NDArray[np.uint16]) -> Runs:
-    """All symbols under model 0."""
+    """Return the run of all symbols with model 0."""
     return Runs(np.array([0]), np.array([len(symbols)]))
 
 
@@ -84,7 +84,7 @@ def test_a_certain_symbol_costs_nothing() -> None:
 
 @pytest.mark.parametrize("spread", [0.35, 0.8, 2.0, 9.0])
 def test_rans_is_close_to_ideal(spread: float) -> None:
-    """Sections of 20 KB or more: a lane costs three bytes, its state of 32 bits holding 24 on the average."""
+    """In sections of 20 KB or more, rANS is near the ideal: each lane costs three bytes."""
     rng = np.random.default_rng(1)
     per_symbol = max(0.15, np.log2(spread * 4.13))
     count = int(8 * 30_000 / per_symbol)
@@ -160,7 +160,7 @@ def test_frames_carry_no_magic_number_and_no_checksum() -> None:
 
 @pytest.mark.parametrize("declared", [1 << 20, 20 << 20])
 def test_a_frame_cannot_make_more_than_it_declares(declared: int) -> None:
-    """Blocks of 128 KiB in four bytes each go on after the declared size: no memory may follow them."""
+    """A frame with more blocks than it declares, of 128 KiB in four bytes each, takes no memory for them."""
     blocks = 4096
     rle = b"".join((131072 << 3 | 2 | (i == blocks - 1)).to_bytes(3, "little") + b"\0" for i in range(blocks))
     stored = bytes([0b10000000, 0x38]) + declared.to_bytes(4, "little") + rle

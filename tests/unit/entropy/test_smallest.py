@@ -18,7 +18,7 @@ MODELS = [SymbolModel(4, rans.normalize(np.array([9, 1, 1, 1]))), SymbolModel(4)
 
 
 def section(seed: int, model: int, count: int) -> tuple[npt.NDArray[Any], Runs]:
-    """Symbols of one run, mostly 0."""
+    """Return the symbols of one run, most of them 0."""
     rng = np.random.default_rng(seed)
     symbols = (rng.integers(0, MODELS[model].size, count) * (rng.random(count) < 0.4)).astype(np.uint16)
     return symbols, Runs(np.array([model]), np.array([count]))

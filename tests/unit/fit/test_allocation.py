@@ -1,4 +1,4 @@
-"""Gains, survival and the Lagrangian, against what they are defined as."""
+"""Gains, survival and the Lagrangian have the values that their definitions give."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_gain_and_survival_minimise_the_effective_error(objective: Objective, si
 
 @pytest.mark.parametrize("objective", [NMSE, EFFECTIVE])
 @pytest.mark.parametrize("side", [0, 1])
-def test_the_ladder_rises_with_precision(objective: Objective, side: int) -> None:
+def test_rates_rise_with_precision(objective: Objective, side: int) -> None:
     for stride in (0, 3, 24):
         steps = rate_table((objective,), side, stride)
         assert (np.diff(steps.rate[0]) >= 0).all()
@@ -41,8 +41,8 @@ def test_the_ladder_rises_with_precision(objective: Objective, side: int) -> Non
         assert max((t.stride for t in trellises), default=0) == stride
 
 
-def test_a_ladder_of_rungs_ends_near_the_one_of_one() -> None:
-    """Distortions multiply, and rates add up to little more than a single coder takes."""
+def test_several_rungs_end_near_the_result_of_one() -> None:
+    """The distortions of rungs multiply, and their rates add up to little more than a single coder takes."""
     alone = rate_table((NMSE,), 1, 24)
     steps = rate_table((NMSE,) * 3, 1, 24, (-24, -12, 0))
     assert (np.diff(steps.cosine2, axis=0) >= 0).all()
@@ -62,14 +62,14 @@ def test_what_is_kept_shrinks_as_bits_get_dear(objective: Objective, make_form: 
 
 
 def test_nmse_is_reverse_water_filling(make_form: Callable[..., CanonicalForm]) -> None:
-    """Strong components all end at one distortion, the water level; those under it vanish."""
+    """Strong components all end at one distortion, the water level. Components below it vanish."""
     form = make_form([(256, 256, 24)], decay=0.75)
     plan = make_plan(form, (NMSE,), 2.0**-13)
     rates = np.array([[coders()[c].rate for c in side] for side in plan.coder[0]])
     left = []
     for side in (0, 1):
         steps = rate_table((NMSE,), side, stride_limit(256))
-        at = steps.at(plan.precision + precision_shift(256))
+        at = steps.positions(plan.precision + precision_shift(256))
         left.append(form.strength[plan.kept] ** 2 * (1 - steps.survival[0, at]))
     distortion = np.stack(left)
     fine = distortion[rates > 1.5]

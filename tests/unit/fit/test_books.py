@@ -17,7 +17,7 @@ def gaussian(*shape: int) -> np.ndarray:
 
 
 def first(kind: type[Coder], rate: float) -> Coder:
-    """The first coder of a kind that spends at least so many bits."""
+    """Return the first coder of a kind that spends at least so many bits."""
     return next(c for c in coders() if isinstance(c, kind) and c.rate >= rate)
 
 

@@ -1,4 +1,4 @@
-"""The canonical form is the dense SVD, and never costs what the dense product would."""
+"""Singular components are those of the dense SVD, but the dense product is never made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The frontier against the rate-distortion function of a Gaussian, and against sampled Gaussians."""
+"""The frontier agrees with the rate-distortion function of a Gaussian, and with sampled Gaussians."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nola_codec.fit.ecsq import Ecsq, frontier, thresholds_for
 
 
 def above_shannon(member: Ecsq) -> float:
-    """Bits a sample over 1/2 log2(1 / D)."""
+    """Return the bits a sample above 1/2 log2(1 / D)."""
     return member.rate + 0.5 * np.log2(1 - member.cosine2)
 
 

@@ -1,4 +1,4 @@
-"""Levels of a draft can be read until a newer draft is begun, and never silently change."""
+"""The levels of a draft can be read until a newer draft is begun, and never change silently."""
 
 from __future__ import annotations
 

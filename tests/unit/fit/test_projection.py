@@ -1,4 +1,4 @@
-"""The factor form reaches what plain mathematics promises."""
+"""The factor form keeps the energy that mathematics promises."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def rows_of(name: str, length: int, count: int, side: int) -> np.ndarray:
 
 
 def best_projections(name: str, counts: tuple[int, int]) -> float:
-    """Energy kept when each balanced factor is replaced by its nearest point in its basis' span."""
+    """Return the energy that is kept if each balanced factor is projected on the span of its basis."""
     b, a = (f.astype(np.float64) for f in factors())
     u, s, vt = np.linalg.svd(b @ a, full_matrices=False)
     balanced = (u[:, :RANK] * np.sqrt(s[:RANK]), np.sqrt(s[:RANK])[:, None] * vt[:RANK])
@@ -91,7 +91,7 @@ def test_what_is_quantized_is_near_what_was_fitted(name: str, codebook: Codebook
         made.append((values @ rows).reshape(shape))
     b, a = (f.astype(np.float64) for f in factors())
     kept = 1 - ((b @ a - made[0] @ made[1]) ** 2).sum() / ((b @ a) ** 2).sum()
-    # Factors are badly scaled when the basis is small, so that rounding costs more than the 1% of a Gaussian each.
+    # A small basis scales the factors badly, so that rounding costs more than the 1% of a Gaussian for each.
     loss = {16: 0.15, 256: 2e-3, 65536: 1e-5}[codebook.size]
     assert fit.energy_kept - loss < kept <= fit.energy_kept + 0.01
 

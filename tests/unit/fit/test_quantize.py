@@ -1,4 +1,4 @@
-"""What `quantize` says of its vectors is what its levels and codebooks say."""
+"""The figures that `quantize` returns agree with its levels and codebooks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HADAMARD = NAMES["hadamard"]
 def quantized(
     form: CanonicalForm, objective: Objective, exponent: float, steps: tuple[int, ...] = (0,)
 ) -> QuantizedForm:
-    """At lambda 2^exponent."""
+    """Return a form quantized at lambda 2^exponent."""
     plan = make_plan(form, (objective,) * len(steps), 2.0**exponent, steps)
     return quantize(form, plan, HADAMARD, Workspace())
 
@@ -31,7 +31,7 @@ def quantized(
 def vector(
     form: CanonicalForm, made: QuantizedForm, side: int, position: int, rung: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A unit's coefficients, and the integer points they became, in float64."""
+    """Return the coefficients of a unit and their integer points, in float64."""
     unit = made.kept[position]
     length, row = int(form.lengths[side][unit]), form.rows[side][unit]
     points = unit_points(form, made, side, np.array([position]), rung)[0]
@@ -106,7 +106,7 @@ def test_rungs_only_get_better(make_form: Callable[..., CanonicalForm]) -> None:
 
 
 def test_what_is_known_from_a_draft_is_not_searched_anew(make_form: Callable[..., CanonicalForm]) -> None:
-    """The same levels, whether other drafts came before or not."""
+    """The levels are the same whether other drafts came before or not."""
     form, space = make_form(SHAPES), Workspace()
     for exponent in (-9.0, -11.5, -12.0):
         plan = make_plan(form, (EFFECTIVE,), 2.0**exponent)

@@ -19,7 +19,7 @@ def gaussian(vectors: int, count: int) -> np.ndarray:
 
 @pytest.mark.parametrize("number", [5, 10, 9])
 def test_trellis_search_against_all_codes(number: int) -> None:
-    """The largest inner product of all codes that close their ring at the same state, which a heuristic chose."""
+    """The search finds the largest inner product of all codes whose ring closes at the state that it chose."""
     trellis = TRELLISES[number]
     steps, held = 12 // trellis.bits, 8 // trellis.bits
     count = steps * trellis.stride

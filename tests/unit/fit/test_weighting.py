@@ -1,4 +1,4 @@
-"""Figures of components against their definitions on dense gradients; weights; precisions of least cost."""
+"""Figures of components agree with their definitions on dense gradients; weights and precisions are optimal."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def moments_of(module: LoraModule, gradients: np.ndarray) -> Moments:
 
 
 def gradients_of(module: LoraModule, seed: int = 1) -> np.ndarray:
-    """Rows' gradients that descend along the delta, and noise."""
+    """Return gradients of rows that point down along the delta, with noise."""
     noise = np.random.default_rng(seed).standard_normal((ROWS, len(module.lora_B), IN))
     return noise - module.scaling * module.lora_B @ module.lora_A
 
@@ -133,28 +133,28 @@ def test_precisions_cost_least() -> None:
     assert len(set(found.tolist())) > 3
 
 
-def _bank(modules: list[LoraModule], **weights: object) -> object:
+def _form(modules: list[LoraModule], **weights: object) -> object:
     settings = FormSettings(NAMES["hadamard"], PHILOX, 1, **weights)
     return make_canonical_form(modules, [*range(len(modules))], settings)
 
 
 def test_importance_moves_bits() -> None:
     modules = [module_of(0, name="x"), module_of(0, name="y")]
-    plain, form = _bank(modules), _bank(modules, importance=np.array([1.0, 9.0]))
+    plain, form = _form(modules), _form(modules, importance=np.array([1.0, 9.0]))
     assert (form.strength**2).sum() == pytest.approx((plain.strength**2).sum())
     assert form.strength[RANK:] / form.strength[:RANK] == pytest.approx([3.0] * RANK)
     precision = make_plan(form, (EFFECTIVE,), 1e-4).precision
     assert (precision[RANK:] > precision[:RANK]).all()
 
 
-def test_what_bears_noise_is_coded_more_coarsely() -> None:
+def test_what_tolerates_noise_is_coded_more_coarsely() -> None:
     modules = [module_of(0, name="x"), module_of(0, name="y")]
     base = gradients_of(modules[0])
     moments = []
     for spread in (0.2, 3.0):  # equal values, unequal noise: what is added cancels between rows
         parts = np.random.default_rng(5).standard_normal((ROWS, OUT, IN)) * spread
         moments.append(moments_of(modules[0], base.mean(axis=0) + parts - parts.mean(axis=0)))
-    form = _bank(modules, moments=moments)
+    form = _form(modules, moments=moments)
     assert form.strength[:RANK] == pytest.approx(form.strength[RANK:])
     assert (form.tolerance[:, :RANK] > form.tolerance[:, RANK:]).all()
     plan = make_plan(form, (EFFECTIVE,), 1e-3)

@@ -1,4 +1,4 @@
-"""Tensors drawn again: what PyTorch draws here and now, and the rules that no draw of PyTorch's shows."""
+"""Drawn tensors are those that the installed PyTorch draws, and follow the rules that its draws do not show."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FUSED: DrawMethod = "uniform" if torch.backends.cpu.get_cpu_capability() in ("DE
 
 
 def single(value: float) -> float:
-    """The nearest float32 number."""
+    """Return the nearest float32 number."""
     return float(np.float32(value))
 
 
@@ -36,7 +36,7 @@ def test_uniform_draws_are_pytorchs(seed: int, dtype: torch.dtype) -> None:
 
 
 def test_a_long_draw_is_pytorchs() -> None:
-    """Longer than the twister works on at once."""
+    """A draw longer than one piece of the generator is the same as PyTorch's."""
     wanted = torch.empty(700_001).uniform_(-0.3, 0.3, generator=torch.Generator("cpu").manual_seed(3))
     draw = Draw((700_001,), ("F32",), FUSED, 24, 3, 0, 0, single(-0.3), single(0.3))
     assert draw_tensor(draw).data == wanted.numpy().tobytes()

@@ -1,4 +1,4 @@
-"""Words, signs and subsets: random access, no state, the same in NumPy and PyTorch."""
+"""Words, signs and subsets have random access and no state, and are the same in NumPy and PyTorch."""
 
 from __future__ import annotations
 

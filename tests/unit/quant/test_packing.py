@@ -1,4 +1,4 @@
-"""Bit packing at any width."""
+"""Symbols of any width are packed and unpacked without loss."""
 
 from __future__ import annotations
 

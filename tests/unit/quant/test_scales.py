@@ -1,4 +1,4 @@
-"""Scale codes."""
+"""Scale codes stand for the scales that their formula gives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quantizers with memory, against the specification's words taken literally."""
+"""Quantizers with memory do what the words of the specification say literally."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nola_codec.quant.trellis import TRELLISES, dependent_points, trellis_points
 
 
 def literal(trellis: Trellis, symbols: list[int], count: int) -> list[int]:
-    """One vector, bit by bit."""
+    """Decode one vector bit by bit."""
     bits = [symbol >> (trellis.bits - 1 - i) & 1 for symbol in symbols for i in range(trellis.bits)]
     made = []
     for step in range(len(symbols)):

@@ -22,7 +22,7 @@ Labels = npt.NDArray[np.int64]
 
 DROPPED = -1
 RESIZE_RULES = ("rank", "fro", "ratio", "cumulative")
-"""What kohya's resize_lora offers: each module looks at itself alone, and keeps one component at least."""
+"""The rules of kohya's resize_lora, which look at one module at a time and keep at least one component."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Component:
     """A module in canonical form, ``delta_W = U diag(s) V^T``.
 
     Attributes:
-        name: Of the module.
+        name: The name of the module.
         u: float32 (out, r), orthonormal columns.
-        s: float64 (r,), descending, |scaling| in it.
+        s: float64 (r,), descending, with |scaling| included.
         v: float32 (in, r), orthonormal columns.
     """
 
@@ -43,7 +43,7 @@ class Component:
 
 
 def component(name: str, lora_B: npt.NDArray[np.float32], lora_A: npt.NDArray[np.float32], scaling: float) -> Component:
-    """Components of ``scaling * lora_B @ lora_A``, as many as there can be."""
+    """Return all components of ``scaling * lora_B @ lora_A``."""
     parts = singular_components(lora_B, lora_A)
     count = min(lora_B.shape[0], lora_A.shape[1], len(parts.s))
     sign = np.float32(-1 if scaling < 0 else 1)
@@ -52,7 +52,7 @@ def component(name: str, lora_B: npt.NDArray[np.float32], lora_A: npt.NDArray[np
 
 @dataclass(frozen=True)
 class Point:
-    """One setting of a peer at work."""
+    """One file of a peer: its setting, its bytes and its NMSE."""
 
     setting: str
     bytes: int
@@ -110,7 +110,7 @@ class Bank:
             self.cross[row, at] = ((u @ c.u) * (v @ c.v)) @ c.s
 
     def nmse(self, labels: Labels) -> float:
-        """Error when component (module, c) is stored by quantizer `labels[module, c]`, or dropped at -1."""
+        """Return the error if quantizer `labels[module, c]` stores component (module, c), and -1 drops it."""
         if self.total == 0:
             return 0.0
         mask = np.concatenate([labels == q for q in range(len(self.quantizers))], axis=1).astype(np.float64)
@@ -118,7 +118,7 @@ class Bank:
         return max(self.total + float(kept), 0.0) / self.total
 
     def decoded(self, labels: Labels) -> list[tuple[Floats, Floats]]:
-        """(B', A') of every module, for checking `nmse` against the factors themselves."""
+        """Return (B', A') of every module, to check `nmse` against the factors themselves."""
         out = []
         for coded, row in zip(self.sides, labels, strict=True):
             chosen = [(c, int(q)) for c, q in enumerate(row) if q != DROPPED]
@@ -129,7 +129,7 @@ class Bank:
         return out
 
     def write(self, labels: Labels, compress: bool) -> bytes:
-        """The file for these labels."""
+        """Return the bytes of the file for these labels."""
         header = [
             [c.name, len(c.u), len(c.v), *((row == q).sum().item() for q in range(len(self.quantizers)))]
             for c, row in zip(self.components, labels, strict=True)
@@ -157,7 +157,7 @@ class Bank:
         return out
 
     def estimate(self, labels: Labels) -> float:
-        """Bytes of `write(labels)` roughly, for ranking settings."""
+        """Return the approximate bytes of `write(labels)`, to rank settings."""
         return float(sum((self.costs[:, q] * (labels == q).sum(1)).sum() for q in range(len(self.quantizers))))
 
 
@@ -165,7 +165,7 @@ class Bank:
 class Mix:
     """A rule of choice: quantizer i goes to what scores at least ``multiples[i] * threshold``, the first that fits.
 
-    What fits none is dropped, or stored by quantizer `rest` where that is given.
+    A component that fits none is dropped, or stored by quantizer `rest` if that is given.
     """
 
     rule: str
@@ -192,7 +192,7 @@ class Columns:
         self.finalists = finalists
 
     def best_at(self, nmse: float) -> Point | None:
-        """The smallest file with an error of at most `nmse`, or None where no setting gets there."""
+        """Return the smallest file with an error of at most `nmse`, or None if no setting reaches it."""
         found = []
         for bank, mixes in self.banks:
             for mix in mixes:

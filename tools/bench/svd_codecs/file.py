@@ -1,4 +1,4 @@
-"""The file that a peer could write, and what it would take roughly."""
+"""Write the file of a peer, and estimate its size."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def entropy_bits(codes: Codes, bits: int) -> float:
 class FileWriter:
     """A file as a peer could write it: a zstd-compressed JSON header of names and shapes, then the streams.
 
-    Kinder than safetensors, whose plain JSON header is 10-40 KB for common adapters. With `compress`, each stream is
-    the smallest of packed, packed + zstd -19, and one byte a symbol + zstd -19.
+    It is smaller than safetensors, whose plain JSON header is 10-40 KB for common adapters. With `compress`,
+    each stream is the smallest of packed, packed + zstd -19, and one byte a symbol + zstd -19.
     """
 
     header: object

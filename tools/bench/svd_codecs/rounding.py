@@ -1,4 +1,4 @@
-"""What peers do to the vectors of an SVD: fp16, or integers with group scales.
+"""Round the vectors of an SVD as peers do: to fp16, or to integers with group scales.
 
 A quantizer maps row vectors (m, n) to values and to what a file must hold for each row. Rows are independent, so one
 pass over all components serves every choice of which components to keep.
@@ -24,9 +24,9 @@ class Quantized:
 
     Attributes:
         values: (m, n) reconstruction.
-        codes: (m, n') uint8 symbols below ``2**bits``, or None where all is in `side`.
-        bits: Width of a packed symbol.
-        side: What else a row stores, each (m, ...) in its stored dtype.
+        codes: (m, n') uint8 symbols below ``2**bits``, or None if everything is in `side`.
+        bits: The width of a packed symbol.
+        side: The other numbers that a row stores, each (m, ...) in its stored dtype.
     """
 
     values: Floats

@@ -1,9 +1,9 @@
-"""What a ladder costs: each rung, cut to a file of its own, against a file made for the rung's NMSE and nothing else.
+"""Measure the cost of rungs: each rung, cut to a file of its own, against a file made for its NMSE alone.
 
-    python tools/bench/ladder.py [--adapters NAME ...] [--size 60KB] [--json]
+    python tools/bench/rungs.py [--adapters NAME ...] [--size 60KB] [--json]
 
-Adapters are PEFT directories, by the names that tools/real_data.py knows. The objective is the NMSE: effective errors
-compare only at equal gammas.
+The names of adapters are those that tools/real_data.py knows. The objective is the NMSE, since effective errors can be
+compared only at equal gammas.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import nola_codec
 
 
 def measure(name: str, size: str) -> list[dict[str, object]]:
-    """A row a rung."""
+    """Return one row for each rung of a progressive file."""
     source = adapter(name)
     data, report = nola_codec.encode_bytes(source, size=size, objective="nmse", progressive=True)
     rows = []
@@ -33,10 +33,10 @@ def measure(name: str, size: str) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--adapters", nargs="+", help="all of three that are there, if left out")
-    parser.add_argument("--size", default="60KB", help="of the whole ladder")
+    parser.add_argument("--adapters", nargs="+", help="default: the ones of three that are there")
+    parser.add_argument("--size", default="60KB", help="size of the whole file")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     chosen = arguments.adapters or sorted({"smollm2_e2e", "smollm135m_medical", "gpt2_tigrinya"} & set(adapters()))
