@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
 from nola_codec.arrays import Arrays
 from nola_codec.decoder.decoder import Decoder
@@ -27,8 +27,12 @@ def decode_adapter(decoder: Decoder, progress: Progress | None = None, *, verify
     return build_adapter(decoder, decode_records(decoder, progress, verify=verify))
 
 
-def decode_records(decoder: Decoder, progress: Progress | None = None, *, verify: bool = True) -> list[DecodedRecord]:
-    """Decode all coded records: those of low rank, then the vectors, on the decoder's device.
+def decode_records(
+    decoder: Decoder, progress: Progress | None = None, *, verify: bool = True
+) -> Iterator[DecodedRecord]:
+    """Yield all coded records decoded: those of low rank, then the vectors, on the decoder's device.
+
+    The decoded SHA-256 is compared after the last one, so the caller must go to the end before it uses any record.
 
     Args:
         decoder: The open file.
@@ -41,20 +45,28 @@ def decode_records(decoder: Decoder, progress: Progress | None = None, *, verify
     """
     total = len(decoder.header.coded)
     if verify:
-        return decoder.decode_all(lambda done: progress("decode", done, total) if progress else None)
-    records = []
+        yield from decoder.decode_checked(lambda done: progress("decode", done, total) if progress else None)
+        return
     for index, record in decoder.decode():
-        records.append(record)
+        yield record
         if progress is not None:
             progress("decode", index + 1, total)
-    return records
 
 
-def build_adapter(decoder: Decoder, records: Sequence[DecodedRecord]) -> Adapter:
-    """Build an adapter from decoded records and carried tensors: float32, exact, NumPy arrays."""
+def build_adapter(decoder: Decoder, records: Iterable[DecodedRecord]) -> Adapter:
+    """Build an adapter from decoded records and carried tensors: float32, exact, NumPy arrays.
+
+    Args:
+        decoder: The open file.
+        records: Each coded record in the order of `Header.coded`; an iterator is taken to its end.
+    """
     header, pairs = decoder.header, len(decoder.header.pairs)
-    modules = [_lora_module(r, d, decoder.xp) for r, d in zip(header.pairs, records[:pairs], strict=True)]
-    vectors = [_vector_tensor(r, d, decoder.xp) for r, d in zip(header.vectors, records[pairs:], strict=True)]
+    modules, vectors = [], []
+    for number, (record, decoded) in enumerate(zip(header.coded, records, strict=True)):
+        if number < pairs:
+            modules.append(_lora_module(record, decoded, decoder.xp))
+        else:
+            vectors.append(_vector_tensor(record, decoded, decoder.xp))
     raw = dict(decoder.carried_tensors())
     draws = {record.name: record.kind.draw for record in header.drawn}
     return Adapter(header.dialect, tuple(modules), raw, header.config, header.metadata, tuple(vectors), draws)
