@@ -156,13 +156,15 @@ class NolaFile:
         tensors: dict[str, torch.Tensor] = {}
         records = decode_records(decoder, verify=self._verify)
         pairs = len(decoder.header.pairs)
-        for record, decoded in zip(decoder.header.pairs, records[:pairs], strict=True):
+        for number, (record, decoded) in enumerate(zip(decoder.header.coded, records, strict=True)):
+            sides = decoded.float32(decoder.xp)
+            if number >= pairs:  # a vector
+                tensors[record.name] = self._tensor(sides[0]).to(wanted)
+                continue
             a_key, b_key = keys[record.name]
-            lora_B, lora_A = decoded.float32(decoder.xp)
+            lora_B, lora_A = sides
             tensors[a_key] = self._tensor(lora_A).reshape(record.kind.stored_shapes[1]).to(wanted)
             tensors[b_key] = self._tensor(lora_B).reshape(record.kind.stored_shapes[0]).to(wanted)
-        for vector_record, vector in zip(decoder.header.vectors, records[pairs:], strict=True):
-            tensors[vector_record.name] = self._tensor(vector.float32(decoder.xp)[0]).to(wanted)
         for name, carried in decoder.carried_tensors():
             tensors[name] = self._carried_tensor(carried)
         return tensors

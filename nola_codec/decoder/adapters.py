@@ -1,8 +1,8 @@
-"""Decode a file to an adapter: its records become modules and vectors in float32, exactly."""
+"""A decoded file as an adapter: its records as modules and vectors, float32, exact."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
 from nola_codec.arrays import Arrays
 from nola_codec.decoder.decoder import Decoder
@@ -13,7 +13,7 @@ from nola_codec.progress import Progress
 
 
 def decode_adapter(decoder: Decoder, progress: Progress | None = None, *, verify: bool = True) -> Adapter:
-    """Decode a file to an adapter of its dialect, made of NumPy arrays.
+    """Decode all of a file to an adapter of its dialect, NumPy arrays.
 
     Args:
         decoder: The open file.
@@ -27,8 +27,12 @@ def decode_adapter(decoder: Decoder, progress: Progress | None = None, *, verify
     return build_adapter(decoder, decode_records(decoder, progress, verify=verify))
 
 
-def decode_records(decoder: Decoder, progress: Progress | None = None, *, verify: bool = True) -> list[DecodedRecord]:
-    """Decode all coded records on the decoder's device: first the low-rank ones, then the vectors.
+def decode_records(
+    decoder: Decoder, progress: Progress | None = None, *, verify: bool = True
+) -> Iterator[DecodedRecord]:
+    """Yield all coded records decoded: those of low rank, then the vectors, on the decoder's device.
+
+    The decoded SHA-256 is compared after the last one, so the caller must go to the end before it uses any record.
 
     Args:
         decoder: The open file.
@@ -41,28 +45,28 @@ def decode_records(decoder: Decoder, progress: Progress | None = None, *, verify
     """
     total = len(decoder.header.coded)
     if verify:
-        return decoder.decode_all(lambda done: progress("decode", done, total) if progress else None)
-    records = []
+        yield from decoder.decode_checked(lambda done: progress("decode", done, total) if progress else None)
+        return
     for index, record in decoder.decode():
-        records.append(record)
+        yield record
         if progress is not None:
             progress("decode", index + 1, total)
-    return records
 
 
-def build_adapter(decoder: Decoder, records: Sequence[DecodedRecord]) -> Adapter:
-    """Build an adapter from the decoded records and the other tensors of a file.
+def build_adapter(decoder: Decoder, records: Iterable[DecodedRecord]) -> Adapter:
+    """Build an adapter from decoded records and carried tensors: float32, exact, NumPy arrays.
 
     Args:
         decoder: The open file.
-        records: All coded records, decoded, in the order of `Header.coded`.
-
-    Returns:
-        An adapter whose factors and vectors are float32 NumPy arrays, exact.
+        records: Each coded record in the order of `Header.coded`; an iterator is taken to its end.
     """
     header, pairs = decoder.header, len(decoder.header.pairs)
-    modules = [_lora_module(r, d, decoder.xp) for r, d in zip(header.pairs, records[:pairs], strict=True)]
-    vectors = [_vector_tensor(r, d, decoder.xp) for r, d in zip(header.vectors, records[pairs:], strict=True)]
+    modules, vectors = [], []
+    for number, (record, decoded) in enumerate(zip(header.coded, records, strict=True)):
+        if number < pairs:
+            modules.append(_lora_module(record, decoded, decoder.xp))
+        else:
+            vectors.append(_vector_tensor(record, decoded, decoder.xp))
     raw = dict(decoder.carried_tensors())
     draws = {record.name: record.kind.draw for record in header.drawn}
     return Adapter(header.dialect, tuple(modules), raw, header.config, header.metadata, tuple(vectors), draws)

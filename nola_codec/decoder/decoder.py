@@ -106,11 +106,17 @@ class Decoder:
             ChecksumMismatch: ``factors-checksum``: the decoded numbers are not those of the encoder.
             FormatError: The file is damaged.
         """
+        return list(self.decode_checked(progress))
+
+    def decode_checked(self, progress: Callable[[int], None] | None = None) -> Iterator[DecodedRecord]:
+        """Yield what `decode_all` returns, record by record; the decoded SHA-256 is checked after the last one.
+
+        The caller must go to the end before it uses any record.
+        """
         sha256 = DecodedHash()
-        records: list[DecodedRecord] = []
         for index, record in self.decode():
             sha256.update(record, self.xp)
-            records.append(record)
+            yield record
             if progress is not None:
                 progress(index + 1)
         for _, tensor in self.carried_tensors():
@@ -120,7 +126,6 @@ class Decoder:
                 "decoded factors: SHA-256 differs from the encoder's; this decoder is not exact",
                 code="factors-checksum",
             )
-        return records
 
     def _block(self, block: int) -> Sequence[CodedRecord]:
         return self.header.coded[self._starts[block] : self._starts[block + 1]]

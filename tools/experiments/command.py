@@ -6,9 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from e2e import Task  # puts tools/ on the path: first
-
-from real_data import cache_dir  # isort: skip
+from e2e import Task, cache_dir
 
 
 def arguments(doc: str | None, what: tuple[str, ...] = ()) -> argparse.Namespace:

@@ -30,6 +30,8 @@ from base_model import base_model
 from real_data import cache_dir
 from torch.nn import functional
 
+__all__ = ["BATCH", "EVALUATED_ROWS", "STEPS", "Run", "Task", "base_model", "cache_dir", "prepare", "results"]
+
 EVALUATED_ROWS = 192
 BATCH = 8
 STEPS = 100

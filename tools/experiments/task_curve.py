@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from e2e import EVALUATED_ROWS, Task  # puts tools/ on the path: first
-
-from base_model import base_model  # isort: skip
-from real_data import adapter, cache_dir
+from e2e import EVALUATED_ROWS, Task, base_model, cache_dir
+from real_data import adapter
 from tables import gain, plot_curve, show
 
 import nola_codec
