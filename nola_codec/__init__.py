@@ -17,7 +17,7 @@ from nola_codec.version import __version__
 if TYPE_CHECKING:
     from nola_codec.api.comparing import compare
     from nola_codec.api.decoding import decode, read_adapter, verify
-    from nola_codec.api.dense import encode_delta, encode_delta_bytes
+    from nola_codec.api.delta_encoding import encode_delta, encode_delta_bytes
     from nola_codec.api.encoding import encode, encode_bytes
     from nola_codec.api.inspecting import FileFacts, TensorFacts, inspect
     from nola_codec.api.merging import merge, unmerge
@@ -42,8 +42,8 @@ _HOME = {
     "decode": "api.decoding",
     "read_adapter": "api.decoding",
     "verify": "api.decoding",
-    "encode_delta": "api.dense",
-    "encode_delta_bytes": "api.dense",
+    "encode_delta": "api.delta_encoding",
+    "encode_delta_bytes": "api.delta_encoding",
     "encode": "api.encoding",
     "encode_bytes": "api.encoding",
     "FileFacts": "api.inspecting",

@@ -7,7 +7,7 @@
 Each is a thin front: it checks what the caller gave, and calls the flow below.
 
     encoding.py                 encode, encode_bytes                  -> encoder/pipeline.py
-    dense.py                    encode_delta                          -> encoder/dense.py, encoder/pipeline.py
+    delta_encoding.py           encode_delta                          -> encoder/change_splitting.py, then as above
     decoding.py                 decode, verify, read_adapter          -> decoder/, adapters/
     merging.py                  merge, unmerge                        -> merger/engine.py
     opened.py                   load: NolaFile                        -> decoder/, merger/in_memory.py

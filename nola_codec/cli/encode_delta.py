@@ -57,7 +57,7 @@ def command(tuned: str, base: str, **values: Any) -> None:
 
     Give at most one of --size, --ratio, --nmse and --error; --ratio counts the changed weights in 16 bits.
     """
-    from nola_codec.api.dense import encode_delta
+    from nola_codec.api.delta_encoding import encode_delta
 
     output = take(OutputRequest, values)
     target = output.open_target()

@@ -14,8 +14,8 @@ The flow, in its order:
     assemble.py                 the bytes: symbols through the entropy codecs, and the header around them
     reconstruct.py              decodes the content by the decoder's arithmetic
     measuring.py                holds what was decoded against the source
-    summary.py, notes.py        CodedFile -> EncodeReport (report.py; rendering.py prints it)
+    summary.py, notes.py        CodedFile -> EncodeReport (report.py; report_rendering.py prints it)
 
 Aside: `importance.py` and `filling.py` serve the plan; `delta_errors.py` measures deltas that several records make;
-`tuning.py` is the contract of `fit="task"`; `dense.py` prepares `encode_delta`; `clock.py` times the stages.
+`tuning.py` is the contract of `fit="task"`; `change_splitting.py` prepares `encode_delta`; `clock.py` times the stages.
 """

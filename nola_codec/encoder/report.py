@@ -102,6 +102,6 @@ class EncodeReport:
     form: str = "component"
 
     def __str__(self) -> str:
-        from nola_codec.encoder.rendering import render_encode_report
+        from nola_codec.encoder.report_rendering import render_encode_report
 
         return render_encode_report(self)

@@ -9,7 +9,7 @@ The files, in the order of the work:
     weighted_plan.py            the same where components tolerate noise unequally
     coders.py, ecsq.py          the quantizers to choose from, with their rates and their cosines
     quantize.py                 QuantizedForm: the plan's vectors as levels, with codebooks and amplitudes
-    layers.py, viterbi.py       find the levels of one rung; the search of quantizers with memory
+    unit_layers.py, viterbi.py       find the levels of one rung; the search of quantizers with memory
     levels.py                   the arrays of the levels, which all drafts of one encode share
     books.py                    fits codebooks and frequencies to levels
     projection.py               least squares of the factor form

@@ -11,8 +11,8 @@ from nola_codec.array_types import Float64Array, Int64Array
 from nola_codec.basis import basis_by_id
 from nola_codec.fit.allocation import BOOST, RatePlan
 from nola_codec.fit.canonical_form import PLAIN, CanonicalForm
-from nola_codec.fit.layers import Layers
 from nola_codec.fit.levels import DraftLevels, Workspace, levels_to_symbols
+from nola_codec.fit.unit_layers import Layers
 from nola_codec.model.quantizers import Quantizer
 from nola_codec.parallel import parallel_map
 from nola_codec.quant.points import book_points

@@ -1,7 +1,7 @@
 """Add decoded files to a base model, and take them off again, to the bit.
 
     MergeRequest          the request of the caller                                  request.py
-      -> MergeFile        a `.nola` file, decoded and checked                        files.py
+      -> MergeFile        a `.nola` file, decoded and checked                        merge_files.py
       -> PlacedFile       the file and its `MergePlan`: which delta has which place  places.py, matching.py, plan.py
       -> ModelChange      the plans of all files in one, and the delta of a weight   model_change.py, row_deltas.py
       -> MergedTensor     the tensors of each merged shard, in order                 shards.py

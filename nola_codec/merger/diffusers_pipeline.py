@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nola_codec.adapters.dialects.paths import component_of
 from nola_codec.errors import AdapterError, mismatch
-from nola_codec.merger.files import MergeFile
+from nola_codec.merger.merge_files import MergeFile
 from nola_codec.merger.places import components
 from nola_codec.merger.request import MergeRequest
 from nola_codec.stores.files import atomic_directory

@@ -10,8 +10,8 @@ from pathlib import Path
 from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.errors import AdapterError
 from nola_codec.merger.diffusers_pipeline import is_pipeline, open_pipeline
-from nola_codec.merger.files import MergeFile, decode_source
 from nola_codec.merger.lone_file import lone_file_as_directory
+from nola_codec.merger.merge_files import MergeFile, decode_source
 from nola_codec.merger.merged_model import write_merged_model
 from nola_codec.merger.model_change import combine_files, place_file
 from nola_codec.merger.model_directory import check_output

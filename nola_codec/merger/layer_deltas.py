@@ -16,7 +16,7 @@ from nola_codec.adapters.dialects.peft_config import PREFIX
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.merger.arithmetic.sum import merge_tensor
-from nola_codec.merger.files import MergeFile, decode_merge_file
+from nola_codec.merger.merge_files import MergeFile, decode_merge_file
 from nola_codec.merger.model_weights import find_in_model
 from nola_codec.merger.places import WeightShapes
 

@@ -10,7 +10,7 @@ from nola_codec.adapters import dialect_of
 from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.errors import AdapterError
 from nola_codec.merger.arithmetic.deltas import RowDelta, WeightedSum
-from nola_codec.merger.files import MergeFile
+from nola_codec.merger.merge_files import MergeFile
 from nola_codec.merger.places import WeightShapes
 from nola_codec.merger.plan import MergePlan, combine_plans, plan_merge
 

@@ -11,8 +11,8 @@ from typing import Any
 from nola_codec.errors import AdapterError
 from nola_codec.merger.arithmetic.residuals import restore_rows
 from nola_codec.merger.checksums import Sums
-from nola_codec.merger.files import MergeFile
 from nola_codec.merger.journal import Journal, open_journal
+from nola_codec.merger.merge_files import MergeFile
 from nola_codec.merger.model_change import sum_terms
 from nola_codec.merger.model_directory import copy_other_files, remove_others
 from nola_codec.merger.request import MergeReport, UnmergeRequest

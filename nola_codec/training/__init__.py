@@ -19,7 +19,7 @@ Coded tensors that go into one file are a `TensorGroup`. `TaskTuner` trains the 
     peft_model.py, peft_layers.py, peft_files.py    PEFT models; attach.py puts an adapter beside running layers
     weights.py                                  changes of any network's weights
     network.py, layers.py, network_files.py     networks that are trained from scratch
-    saving.py, files.py, state.py, callback.py  `save` and `load`; files in factor form; what a model remembers
+    saving.py, trained_files.py, state.py, callback.py  `save` and `load`; files in factor form; what a model remembers
     task.py, task_code.py                       `fit="task"`
 
 Names are imported when they are first used.

@@ -14,8 +14,8 @@ from nola_codec.errors import EncodeError, mismatch
 from nola_codec.prng import NAMES as GENERATOR_NAMES
 from nola_codec.training.coded import CodedSide, CodedTensor, RecordDescription
 from nola_codec.training.coding import Coding, CodingOptions, TensorOptions, resolve_coding
-from nola_codec.training.files import decode_group
 from nola_codec.training.synthesis import Synthesis
+from nola_codec.training.trained_files import decode_group
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -17,7 +17,6 @@ from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.files import atomic_file, require_free
 from nola_codec.training.coded import RecordDescription, near_square_shape
 from nola_codec.training.composed import Composition
-from nola_codec.training.files import HeaderExtras, TrainedFile, encode_group, restore_side
 from nola_codec.training.group import TensorGroup
 from nola_codec.training.network import (
     ComposedParameter,
@@ -26,6 +25,7 @@ from nola_codec.training.network import (
     require_plain,
     sync_group,
 )
+from nola_codec.training.trained_files import HeaderExtras, TrainedFile, encode_group, restore_side
 
 
 def save_network(

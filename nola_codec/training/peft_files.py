@@ -12,10 +12,10 @@ from nola_codec.container.reader import Source
 from nola_codec.decoder.torch_raw import from_torch, to_torch
 from nola_codec.errors import EncodeError, mismatch, require_package
 from nola_codec.model.tensors import RawTensor
-from nola_codec.training.files import HeaderExtras, TrainedFile, read_trained_file, restore_side
 from nola_codec.training.peft_layers import adapter_config, check_adapter_config
 from nola_codec.training.peft_model import parametrize
 from nola_codec.training.state import TrainingState, find_state, require_state
+from nola_codec.training.trained_files import HeaderExtras, TrainedFile, read_trained_file, restore_side
 
 _FACTOR = re.compile(r"\.lora_[AB]\.(weight|nola)$|\.lora_embedding_[AB]$")
 

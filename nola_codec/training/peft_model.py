@@ -21,7 +21,6 @@ from torch.nn.utils import parametrize as parametrization
 from nola_codec.errors import EncodeError, mismatch
 from nola_codec.training.coded import CodedSide, CodedTensor, Initialization, RecordDescription
 from nola_codec.training.coding import Coding, CodingOptions, resolve_coding
-from nola_codec.training.files import decode_group
 from nola_codec.training.group import TensorGroup
 from nola_codec.training.peft_layers import (
     AdapterRecord,
@@ -31,6 +30,7 @@ from nola_codec.training.peft_layers import (
     has_started,
 )
 from nola_codec.training.state import TrainingState, attach_state, detach_state, refuse_parametrized, require_state
+from nola_codec.training.trained_files import decode_group
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -11,11 +11,11 @@ from torch import nn
 from nola_codec.adapters.dialects import parameters
 from nola_codec.container.reader import Source, open_container
 from nola_codec.stores.files import atomic_file, require_free
-from nola_codec.training.files import HeaderExtras, encode_group, read_trained_file
 from nola_codec.training.network import find_composed_tensors
 from nola_codec.training.network_files import load_network, save_network
 from nola_codec.training.peft_files import load_adapter, peft_header_extras
 from nola_codec.training.state import require_state
+from nola_codec.training.trained_files import HeaderExtras, encode_group, read_trained_file
 
 
 def save(

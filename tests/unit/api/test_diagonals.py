@@ -25,7 +25,7 @@ from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.rules import apply_rules
 from nola_codec.errors import AdapterError, EncodeError
 from nola_codec.merger.arithmetic.deltas import OrderedProduct
-from nola_codec.merger.files import decode_source
+from nola_codec.merger.merge_files import decode_source
 from nola_codec.model.adapter import Adapter
 from nola_codec.stores.safetensors_io import SafetensorsFile
 

@@ -23,8 +23,8 @@ from nola_codec.decoder.decoder import Decoder
 from nola_codec.errors import AdapterError, OutputExists
 from nola_codec.merger import merged_model
 from nola_codec.merger.arithmetic.sum import delta_weight
-from nola_codec.merger.files import decode_source
 from nola_codec.merger.journal import open_journal
+from nola_codec.merger.merge_files import decode_source
 from nola_codec.merger.request import MergeReport, UnmergeRequest
 from nola_codec.merger.restored_model import write_restored_model
 from nola_codec.merger.undo_file import read_undo

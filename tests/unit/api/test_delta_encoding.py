@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import nola_codec
-from nola_codec.api.dense import encode_delta_bytes
+from nola_codec.api.delta_encoding import encode_delta_bytes
 from nola_codec.errors import AdapterError, EncodeError
 
 Tensors = dict[str, torch.Tensor]

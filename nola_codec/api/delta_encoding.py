@@ -15,7 +15,7 @@ from nola_codec.api.encoding import check_options
 from nola_codec.api.keywords import DeltaKeywords, check_keywords
 from nola_codec.array_types import Float32Array
 from nola_codec.checkpoints.checkpoint import WeightInfo
-from nola_codec.encoder.dense import SplitOptions, split_changes
+from nola_codec.encoder.change_splitting import SplitOptions, split_changes
 from nola_codec.encoder.pipeline import encode_adapter
 from nola_codec.encoder.report import EncodeReport
 from nola_codec.errors import AdapterError
