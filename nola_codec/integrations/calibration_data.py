@@ -46,7 +46,7 @@ def read_rows(path: str | os.PathLike[str], count: int) -> list[Row]:
         raise EncodeError(f"not UTF-8 text ({error.reason})", code="calibration", where=where) from error
     rows = _json_rows(text, count, where) if Path(path).suffix == ".jsonl" else _plain_rows(text)[:count]
     if not rows:
-        raise EncodeError("the file has no text", code="calibration", where=where)
+        raise EncodeError("the file has no text in it", code="calibration", where=where)
     return rows
 
 

@@ -125,7 +125,7 @@ def _require_fitting(network: nn.Module, trained: TrainedFile, shapes: Mapping[s
             whole &= kind.product_shape == (shape if len(shape) == 2 else near_square_shape(shape))
             whole &= kind.rank <= min(kind.product_shape)
         if not whole or any(n > most for n, most in zip(kind.num_basis, kind.vector_lengths, strict=True)):
-            message = "the matrix, or the number of coefficients, is one that no parameter of a network can have"
+            message = "no parameter of a network is coded so: it has another matrix, or more coefficients than elements"
             raise EncodeError(message, code="not-trained", where=record.name)
     bases = {record.kind.basis for record in trained.header.coded}
     if len(bases) != 1:
