@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nola_codec.fit.weighting import Moments
     from nola_codec.progress import Progress
 
-Objective = Literal["effective", "nmse"]
+ObjectiveName = Literal["effective", "nmse"]
 Fit = Literal["weights", "activations", "task"]
 BasisName = Literal["hadamard", "rademacher", "uniform"]
 GeneratorName = Literal["philox4x32-10", "threefry2x32-20"]
@@ -59,7 +59,7 @@ class RateKeywords(TypedDict, total=False):
     nmse: float | None
     ratio: float | None
     error: float | None
-    objective: Objective | None
+    objective: ObjectiveName | None
     progressive: bool
     rungs: Sequence[int | str] | None
 

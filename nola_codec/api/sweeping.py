@@ -11,7 +11,7 @@ from nola_codec import adapters
 from nola_codec.adapters import AnySource
 from nola_codec.api.arguments import ConfigObject, plain_config, require_source
 from nola_codec.api.encoding import source_size
-from nola_codec.api.keywords import Objective, SweepKeywords, check_keywords
+from nola_codec.api.keywords import ObjectiveName, SweepKeywords, check_keywords
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.pipeline import encode_adapter, prepare_form
 from nola_codec.encoder.rules import choose_objective
@@ -94,7 +94,7 @@ def sweep(
     sizes: Sequence[int | str] | None = None,
     nmse: Sequence[float] | None = None,
     errors: Sequence[float] | None = None,
-    objective: Objective | None = None,
+    objective: ObjectiveName | None = None,
     config: Mapping[str, Any] | ConfigObject | None = None,
     carry_unknown: bool = False,
     **options: Unpack[SweepKeywords],

@@ -24,7 +24,7 @@ EXIT_STATUS = {
 HELP_NAMES = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 OTHER = "Other"
 
-Values = TypeVar("Values")
+OptionValues = TypeVar("OptionValues")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -102,6 +102,6 @@ def options(*decorators: Callable[[Function], Function]) -> Callable[[Function],
     return add
 
 
-def take(group: type[Values], values: dict[str, Any]) -> Values:
+def take(group: type[OptionValues], values: dict[str, Any]) -> OptionValues:
     """Move the fields of a dataclass out of a command's values, and make one of them."""
     return group(**{field.name: values.pop(field.name) for field in fields(group)})  # type: ignore[arg-type]

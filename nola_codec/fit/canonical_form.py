@@ -11,9 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
-from nola_codec.array_types import Float64Array, Int64Array
+from nola_codec.array_types import Float32Array, Float64Array, Int64Array
 from nola_codec.arrays import NUMPY
 from nola_codec.basis import BasisKey, basis_by_id
 from nola_codec.fit.components import Components, unit_vectors
@@ -23,8 +22,7 @@ from nola_codec.parallel import parallel_map
 from nola_codec.progress import Progress
 from nola_codec.spool import allocate_array
 
-FloatArray = npt.NDArray[np.float32]
-Matrices = tuple[dict[int, FloatArray], dict[int, FloatArray]]
+Matrices = tuple[dict[int, Float32Array], dict[int, Float32Array]]
 
 LORA_B, LORA_A, DENSE, PLAIN = range(4)
 """Roles of a vector: a column of lora_B, a row of lora_A, a tensor of two dimensions or more, or one of fewer."""
@@ -206,7 +204,7 @@ def roles_of(item: Codable) -> tuple[int, int]:
     return (DENSE if len(item.stored_shapes[0]) > 1 else PLAIN), LORA_A
 
 
-def orthonormal_coefficients(vectors: FloatArray, basis: int, key: BasisKey) -> FloatArray:
+def orthonormal_coefficients(vectors: Float32Array, basis: int, key: BasisKey) -> Float32Array:
     """Return the coefficients of vectors (count, n) in the basis with rows of norm 1, float32 (count, n)."""
     length = vectors.shape[1]
     kind = basis_by_id(basis)

@@ -11,13 +11,11 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.array_types import Float32Array, Float64Array
+from nola_codec.array_types import Float32Array, Float64Array, LevelArray
 from nola_codec.fit.ecsq import Ecsq, frontier
 from nola_codec.fit.viterbi import encode_dependent, encode_trellis
 from nola_codec.model.quantizers import Trellis
 from nola_codec.quant.trellis import TRELLISES, choose_books
-
-Levels = npt.NDArray[np.int8]
 
 MASK = 0b110111
 """The mask of the dependent quantizers, over six parities: the best of a random search (tools/design_trellis.py).
@@ -52,7 +50,7 @@ class ScalarCoder:
         """The squared cosine between a vector and its code."""
         return self.quantizer.cosine2
 
-    def levels(self, values: Float32Array) -> Levels:
+    def levels(self, values: Float32Array) -> LevelArray:
         """Return the levels of vectors, int8, of the same shape."""
         magnitude = np.abs(values)
         thresholds = self.quantizer.thresholds.astype(np.float32)
@@ -102,7 +100,7 @@ class DependentCoder:
             bits = -np.log2(np.maximum(total, 0.05) / max(1.0, total[0] + 2 * total[1:].sum()))
         return points, bits
 
-    def levels(self, values: Float32Array, tables: tuple[Float64Array, Float64Array]) -> Levels:
+    def levels(self, values: Float32Array, tables: tuple[Float64Array, Float64Array]) -> LevelArray:
         """Return the levels of vectors, int8, of the same shape; `fit_tables` makes the tables."""
         return encode_dependent(MASK, values, *tables, _SLOPE * self.step**2)
 
@@ -129,7 +127,7 @@ class TrellisCoder:
 Coder = ScalarCoder | DependentCoder | TrellisCoder
 
 
-def dependent_statistics(level: Levels, values: Float32Array, most: int) -> tuple[Float64Array, Float64Array]:
+def dependent_statistics(level: LevelArray, values: Float32Array, most: int) -> tuple[Float64Array, Float64Array]:
     """Return the counts, and the sums of value times sign of level, of each (codebook, |level|): (2, most + 1) both."""
     index = (choose_books(MASK, level).astype(np.int64) * (most + 1) + np.abs(level)).reshape(-1)
     signed = (np.sign(level) * values).reshape(-1)

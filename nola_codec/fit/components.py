@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float32]
+from nola_codec.array_types import Float32Array
+
 _PIECE = 1 << 20
 
 
@@ -25,8 +26,8 @@ class Components:
         s: float64 (r,): the singular values of lora_B @ lora_A, without the scaling.
     """
 
-    u: FloatArray
-    v: FloatArray
+    u: Float32Array
+    v: Float32Array
     s: npt.NDArray[np.float64]
 
 
@@ -52,7 +53,7 @@ def singular_components(lora_B: npt.NDArray[np.float32], lora_A: npt.NDArray[np.
     return Components((u * sign[:, None]).astype(np.float32), (v * sign[:, None]).astype(np.float32), s)
 
 
-def unit_vectors(sides: Sequence[FloatArray]) -> tuple[tuple[FloatArray, ...], npt.NDArray[np.float64]]:
+def unit_vectors(sides: Sequence[Float32Array]) -> tuple[tuple[Float32Array, ...], npt.NDArray[np.float64]]:
     """Return the vectors of the units: the components of a pair, or a tensor as one vector.
 
     Args:

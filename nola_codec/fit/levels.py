@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.array_types import Float32Array, Float64Array
+from nola_codec.array_types import Float32Array, Float64Array, LevelArray
 from nola_codec.fit.canonical_form import CanonicalForm
 from nola_codec.model.quantizers import Book, Trellis
 from nola_codec.spool import allocate_array
 
-Levels = npt.NDArray[np.int8]
-Sides = tuple[dict[int, Levels], dict[int, Levels]]
+Sides = tuple[dict[int, LevelArray], dict[int, LevelArray]]
 
 
 class StaleDraftError(RuntimeError):
@@ -68,7 +67,7 @@ class DraftLevels:
     generation: int
     rungs: int
 
-    def matrix(self, rung: int, side: int, length: int) -> Levels:
+    def matrix(self, rung: int, side: int, length: int) -> LevelArray:
         """Return the levels of all vectors of one side and length, int8 (vectors of the form, length).
 
         Raises:
@@ -87,7 +86,7 @@ def matrices_like(form: CanonicalForm, make: Callable[[Float32Array], Any]) -> t
     return u, v
 
 
-def levels_to_symbols(book: Book, levels: Levels) -> npt.NDArray[np.uint8]:
+def levels_to_symbols(book: Book, levels: LevelArray) -> npt.NDArray[np.uint8]:
     """Return the symbols of levels that come from a workspace, uint8 of the same shape."""
     symbols = levels.view(np.uint8)
     return symbols if isinstance(book, Trellis) else np.asarray(symbols + np.uint8(book.size // 2))

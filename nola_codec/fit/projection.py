@@ -20,8 +20,6 @@ from nola_codec.fit.components import singular_components
 from nola_codec.model.quantizers import Codebook
 from nola_codec.quant.codebooks import mse_scale, nearest_symbols
 
-Matrix = npt.NDArray[np.float64]
-
 _CACHE_BYTES = 256 << 20
 _CG_STEPS = 12
 _SWEEPS = 8
@@ -165,16 +163,16 @@ class _Target:
         energy: ||delta_W||^2.
     """
 
-    left: Matrix
-    right: Matrix
+    left: Float64Array
+    right: Float64Array
     energy: float
 
-    def error(self, b: Matrix, a: Matrix) -> float:
+    def error(self, b: Float64Array, a: Float64Array) -> float:
         """Return ||delta_W - b a||^2 for b (out, k) and a (k, in)."""
         cross = (self.left.T @ b) * (self.right @ a.T)
         return float(self.energy - 2 * cross.sum() + ((b.T @ b) * (a @ a.T)).sum())
 
-    def solve_b(self, a: Matrix, basis: FactorBasis, start: Float64Array) -> Float64Array:
+    def solve_b(self, a: Float64Array, basis: FactorBasis, start: Float64Array) -> Float64Array:
         """Return the coefficients (num_basis,) of the best b for a given a, iterated from `start`."""
         gram = a @ a.T
         shape = (self.left.shape[0], a.shape[0])
@@ -183,7 +181,7 @@ class _Target:
             lambda x: basis.project((basis.synthesize(x).reshape(shape) @ gram).reshape(-1)), wanted, start
         )
 
-    def solve_a(self, b: Matrix, basis: FactorBasis, start: Float64Array) -> Float64Array:
+    def solve_a(self, b: Float64Array, basis: FactorBasis, start: Float64Array) -> Float64Array:
         """Return the coefficients (num_basis,) of the best a for a given b, iterated from `start`."""
         gram = b.T @ b
         shape = (b.shape[1], self.right.shape[1])

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.array_types import Float32Array, Float64Array
+from nola_codec.array_types import Float32Array, Float64Array, LevelArray
 from nola_codec.model.quantizers import Trellis
 from nola_codec.quant.trellis import PARITY, WINDOW, window_table
-
-Levels = npt.NDArray[np.int8]
 
 _STATES = 1 << WINDOW
 _DECISIONS = 48 << 20
@@ -113,7 +111,9 @@ class _Search:
         return states
 
 
-def encode_dependent(mask: int, values: Float32Array, points: Float64Array, bits: Float64Array, slope: float) -> Levels:
+def encode_dependent(
+    mask: int, values: Float32Array, points: Float64Array, bits: Float64Array, slope: float
+) -> LevelArray:
     """Return the levels -m to m, int8 (vectors, count), with the least squared error + slope * bits.
 
     Args:
@@ -168,7 +168,7 @@ def encode_dependent(mask: int, values: Float32Array, points: Float64Array, bits
 
 def _candidates(
     values: Float32Array, points: Float64Array, bits: Float64Array, slope: float
-) -> tuple[Float32Array, Levels]:
+) -> tuple[Float32Array, LevelArray]:
     """Return the least cost and its level for each (codebook, parity): float32 and int8 (count, 2, 2, vectors)."""
     most = points.shape[1] - 1
     signed = np.arange(-most, most + 1)

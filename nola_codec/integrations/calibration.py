@@ -20,11 +20,11 @@ from nola_codec.fit.weighting import Moments
 from nola_codec.integrations.calibration_data import Row, read_rows, tokenize
 from nola_codec.integrations.causal import load_causal
 from nola_codec.model.adapter import LoraModule
+from nola_codec.progress import Progress
 
 if TYPE_CHECKING:
     import torch
 
-Progress = Callable[[str, int, int], None]
 
 STRENGTH = 0.5
 """The strength of the adapter while it is measured."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.errors import EncodeError
 from nola_codec.integrations.calibration_data import Row, read_rows, tokenize
 from nola_codec.integrations.causal import load_causal
+from nola_codec.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,6 @@ _LEAST = 16
 _MOST = 1 << 20
 """The least and the most rows of a file."""
 Batch = dict[str, "torch.Tensor"]
-Progress = Callable[[str, int, int], None]
 
 
 def text_tuner(

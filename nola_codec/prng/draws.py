@@ -12,14 +12,11 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
-from nola_codec.array_types import Uint32Array
+from nola_codec.array_types import Float32Array, Uint32Array
 from nola_codec.arrays import bfloat16_bits
 from nola_codec.model.tensors import Draw, RawTensor
 from nola_codec.prng.mt19937 import mt19937_pieces
-
-Float32 = npt.NDArray[np.float32]
 
 _STORED = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
@@ -45,7 +42,7 @@ def _draw(draw: Draw) -> RawTensor:
     return RawTensor(draw.dtype, draw.shape, stored.tobytes())
 
 
-def draw_values(draw: Draw, words: Uint32Array) -> Float32:
+def draw_values(draw: Draw, words: Uint32Array) -> Float32Array:
     """Make the elements of a draw from words.
 
     Args:
@@ -81,7 +78,7 @@ def draw_values(draw: Draw, words: Uint32Array) -> Float32:
     return values
 
 
-def round_to_dtype(values: Float32, dtype: str) -> Float32:
+def round_to_dtype(values: Float32Array, dtype: str) -> Float32Array:
     """Round float32 values to numbers of a dtype (F32, F16, BF16), ties to even; values too large become infinite."""
     if dtype == "BF16":
         return (bfloat16_bits(np.ascontiguousarray(values).view(np.uint32)).astype(np.uint32) << np.uint32(16)).view(

@@ -23,7 +23,7 @@ _MOST_PRODUCTS = 1 << 34
 """The most multiplications of a delta whose error is measured. The error of a larger delta is estimated."""
 
 Shape = tuple[int, ...]
-Matrices = tuple[Float64Array, Float64Array]
+MatrixPair = tuple[Float64Array, Float64Array]
 
 
 class DiagonalMethod(ABC):
@@ -88,7 +88,7 @@ class DiagonalMethod(ABC):
         """Return True if the delta of a layer (out, in) is the transpose of the product of `factors`."""
 
     @abstractmethod
-    def factors(self, diagonals: Matrices, matrices: Matrices, shape: tuple[int, int]) -> Matrices:
+    def factors(self, diagonals: MatrixPair, matrices: MatrixPair, shape: tuple[int, int]) -> MatrixPair:
         """Return left (rows, K) and right (K, columns) in float64, with the roundings of the specification.
 
         Args:
@@ -98,7 +98,7 @@ class DiagonalMethod(ABC):
         """
 
     @abstractmethod
-    def delta_energy(self, first: Float64Array, second: Float64Array, matrices: Matrices | None) -> float:
+    def delta_energy(self, first: Float64Array, second: Float64Array, matrices: MatrixPair | None) -> float:
         """Estimate the squared norm of the delta before `scale`, as if the rows and columns of A and B were orthogonal.
 
         Args:
@@ -108,7 +108,7 @@ class DiagonalMethod(ABC):
         """
 
     def gains(
-        self, first: Float64Array, second: Float64Array, matrices: Matrices | None, scale: float
+        self, first: Float64Array, second: Float64Array, matrices: MatrixPair | None, scale: float
     ) -> tuple[float, float]:
         """Return the gain of each diagonal, |delta| / |diagonal|: the factor from its error to the error of the delta.
 
@@ -166,7 +166,7 @@ class DiagonalDelta(CombinedDelta):
             return max(0.0, float(np.sum((left.T @ left) * (right @ right.T)))) * self.scale**2
         return float(np.square(left @ right).sum()) * self.scale**2
 
-    def factors(self, values: Values, shape: tuple[int, ...]) -> Matrices:
+    def factors(self, values: Values, shape: tuple[int, ...]) -> MatrixPair:
         """Return left (out, K) and right (K, in) for a layer; arguments and errors as in `CombinedDelta`."""
         if not self.fits(shape):
             message = mismatch("shape", f"one that fits {self._describe()}", list(shape))
@@ -189,7 +189,7 @@ class DiagonalDelta(CombinedDelta):
         ends = ", ".join(f"{end} of {length}" for end, length in self.lengths.items())
         return f"{ends}, A {list(self.lora_A.shape)} and B {list(self.lora_B.shape)}"
 
-    def _factors(self, values: Values, shape: tuple[int, int]) -> Matrices:
+    def _factors(self, values: Values, shape: tuple[int, int]) -> MatrixPair:
         first, second = (
             np.asarray(self.carried.get(name) if name in self.carried else values[name], np.float64)
             for name in (f"{self.name}.{end}" for end in self.method.diagonals)

@@ -17,7 +17,7 @@ import numpy as np
 from nola_codec.adapters.adapter_delta import AdapterDelta
 from nola_codec.adapters.base_model import BaseModel, MergeTarget
 from nola_codec.adapters.coding_rules import CodingRules
-from nola_codec.adapters.dialects.diagonals import DiagonalDelta, DiagonalMethod, Matrices
+from nola_codec.adapters.dialects.diagonals import DiagonalDelta, DiagonalMethod, MatrixPair
 from nola_codec.adapters.dialects.key_hints import describe_keys
 from nola_codec.adapters.dialects.pairs import join_tensors, read_carried, read_floats
 from nola_codec.adapters.dialects.peft_base import PeftDialect, module_path
@@ -328,7 +328,7 @@ class _MatrixFinder:
         self._raw, self._method = raw, method
         self._made: dict[str, Float64Array] = {}
 
-    def find(self, module: str, first: Float64Array, second: Float64Array) -> Matrices | None:
+    def find(self, module: str, first: Float64Array, second: Float64Array) -> MatrixPair | None:
         """Return A and B for a module with these diagonals; None if they are not in the file.
 
         Raises:

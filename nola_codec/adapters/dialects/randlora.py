@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from nola_codec.adapters.dialects.diagonals import DiagonalMethod, Matrices, Shape
+from nola_codec.adapters.dialects.diagonals import DiagonalMethod, MatrixPair, Shape
 from nola_codec.adapters.dialects.peft_config import positive_integer, real_number
 from nola_codec.adapters.dialects.peft_draws import DrawPlace, DrawRule, find_sparsity
 from nola_codec.adapters.sources import CONFIG_NAME
@@ -78,7 +78,7 @@ class RandLoraMethod(DiagonalMethod):
         """Return True if the layer has more inputs than outputs."""
         return shape[1] > shape[0]
 
-    def factors(self, diagonals: Matrices, matrices: Matrices, shape: tuple[int, int]) -> Matrices:
+    def factors(self, diagonals: MatrixPair, matrices: MatrixPair, shape: tuple[int, int]) -> MatrixPair:
         """Return B (max, r N) and lambda A gamma (r N, min)."""
         (first, second), (lora_A, lora_B), (rows, columns) = diagonals, matrices, shape
         bases = first.shape[1]
@@ -86,7 +86,7 @@ class RandLoraMethod(DiagonalMethod):
         right = (first[:, :, None] * lora_A[:, :, :columns]) * second[None]
         return left, right.reshape(-1, columns)
 
-    def delta_energy(self, first: Float64Array, second: Float64Array, matrices: Matrices | None) -> float:
+    def delta_energy(self, first: Float64Array, second: Float64Array, matrices: MatrixPair | None) -> float:
         """Estimate the squared norm as in `DiagonalMethod`.
 
         PEFT draws elements of variance 1, and B has about as many rows as gamma has columns.

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nola_codec.adapters.dialects.diagonals import DiagonalMethod, Matrices, Shape
+from nola_codec.adapters.dialects.diagonals import DiagonalMethod, MatrixPair, Shape
 from nola_codec.adapters.dialects.peft_draws import DrawPlace, DrawRule
 from nola_codec.array_types import Float64Array
 
@@ -68,12 +68,12 @@ class VeraMethod(DiagonalMethod):
         """Return False, since VeRA never transposes."""
         return False
 
-    def factors(self, diagonals: Matrices, matrices: Matrices, shape: tuple[int, int]) -> Matrices:
+    def factors(self, diagonals: MatrixPair, matrices: MatrixPair, shape: tuple[int, int]) -> MatrixPair:
         """Return b B (out, r) and d A (r, in)."""
         (first, second), (lora_A, lora_B), (rows, columns) = diagonals, matrices, shape
         return first[:, None] * lora_B[:rows], second[:, None] * lora_A[:, :columns]
 
-    def delta_energy(self, first: Float64Array, second: Float64Array, matrices: Matrices | None) -> float:
+    def delta_energy(self, first: Float64Array, second: Float64Array, matrices: MatrixPair | None) -> float:
         """Estimate the squared norm as in `DiagonalMethod`.
 
         Kaiming's uniform gives the elements of A a variance of 2 / in, and those of B a variance of 2 / r.

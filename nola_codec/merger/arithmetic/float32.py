@@ -28,10 +28,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.array_types import Float64Array
+from nola_codec.array_types import Float32Array, Float64Array
 from nola_codec.merger.arithmetic.deltas import FactorDelta, NegativeDelta, RowDelta, WeightedSum
-
-Float32 = npt.NDArray[np.float32]
 
 _LEAST, _MOST = 2.0**-100, 2.0**60  # the range of the scale of the integers, far from both ends of float32
 _LARGEST = 2.0**100
@@ -49,8 +47,8 @@ class Float32Product:
         error: The upper bound of |fl32(left @ right) - D| in every element.
     """
 
-    left: Float32
-    right: Float32
+    left: Float32Array
+    right: Float32Array
     error: float
 
 
