@@ -28,7 +28,8 @@ from nola_codec.merger.stream import FileWrite, RowEdit, TensorWrite, write_file
 from nola_codec.merger.undo_file import UNDO_NAME
 from nola_codec.merger.undo_recorder import UndoRecorder, join_segments
 from nola_codec.stores.files import dump_json
-from nola_codec.stores.safetensors_io import SafetensorsFile, encode_header, num_bytes
+from nola_codec.stores.safetensors_io import SafetensorsFile, num_bytes
+from nola_codec.stores.safetensors_writer import encode_header
 from nola_codec.version import __version__
 
 

@@ -1,4 +1,4 @@
-"""Read and write safetensors files, also those of strangers.
+"""Read safetensors files, also those of strangers; `safetensors_writer` writes them.
 
 Layout (https://huggingface.co/docs/safetensors): the length of the header (8 bytes, little-endian), a JSON header, and
 the bytes of the tensors without holes. The `safetensors` package reads a file that is taken whole (`open_safetensors`).
@@ -17,14 +17,12 @@ The tests compare both, on good and on bad files.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any
 
 import safetensors
 
@@ -32,7 +30,6 @@ from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.tensors import DTYPE_BYTES, RawTensor
 from nola_codec.stores.files import (
     AnySource,
-    atomic_file,
     describe_foreign_bytes,
     display_name,
     is_unicode,
@@ -43,13 +40,10 @@ from nola_codec.stores.tensor_store import Closing, MemoryStore, TensorInfo, Ten
 __all__ = [
     "DTYPE_BITS",
     "SafetensorsFile",
-    "SafetensorsWriter",
     "StoredTensor",
     "TensorInfo",
-    "dump",
     "num_bytes",
     "open_safetensors",
-    "write_file",
 ]
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors package
@@ -281,123 +275,6 @@ class SafetensorsFile(Closing):
             message = mismatch(f"{dtype} {shape}", f"{wanted} bytes", offsets[1] - offsets[0])
             raise AdapterError(message, code="bad-tensor", where=where)
         return StoredTensor(dtype, tuple(shape), offsets[0], offsets[1])
-
-
-class SafetensorsWriter:
-    """Writes a file tensor by tensor, so that only one tensor has to be in memory.
-
-    The caller gives all dtypes and shapes first, for the header, and then each tensor once, in the same order.
-
-    Example:
-        >>> out = io.BytesIO()
-        >>> writer = SafetensorsWriter(out, {"w": ("F32", (1,))})
-        >>> writer.write("w", RawTensor("F32", (1,), bytes(4)))
-        >>> writer.finish()
-    """
-
-    def __init__(
-        self,
-        stream: BinaryIO,
-        specs: Mapping[str, tuple[str, tuple[int, ...]]],
-        metadata: Mapping[str, str] | None = None,
-    ) -> None:
-        """Write the header.
-
-        Args:
-            stream: The binary stream to write to; it stays open.
-            specs: (dtype, shape) of each tensor by name, in the order of the file.
-            metadata: The ``__metadata__`` entry of the header.
-
-        Raises:
-            AdapterError: ``unknown-dtype``, ``bad-tensor``.
-        """
-        self._stream = stream
-        self._specs = dict(specs)
-        self._pending = iter(self._specs.items())
-        self._left = len(self._specs)
-        stream.write(encode_header(self._specs, metadata or {}))
-
-    def write(self, name: str, tensor: RawTensor) -> None:
-        """Append the next tensor.
-
-        Raises:
-            ValueError: The name, dtype, shape or length is not what the header says; this is a fault of the caller.
-        """
-        wanted, (dtype, shape) = next(self._pending, ("(the end)", ("", ())))
-        if (name, tensor.dtype, tensor.shape) != (wanted, dtype, shape):
-            raise ValueError(f"expected {wanted} {dtype} {shape}, found {name} {tensor.dtype} {tensor.shape}")
-        if len(tensor.data) != num_bytes(dtype, shape):
-            raise ValueError(f"{name}: {len(tensor.data)} bytes do not fill {dtype} {shape}")
-        self._left -= 1
-        self._stream.write(tensor.data)
-
-    def finish(self) -> None:
-        """Check that all tensors were written.
-
-        Raises:
-            ValueError: Some tensors were not written.
-        """
-        if self._left:
-            raise ValueError(f"{self._left} tensors were announced in the header and not written")
-
-
-def dump(tensors: Mapping[str, RawTensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Return a safetensors file as bytes. Equal input gives equal bytes, whatever the order of the mappings.
-
-    Raises:
-        AdapterError: ``unknown-dtype``, ``bad-tensor``.
-    """
-    stream = io.BytesIO()
-    _write(stream, tensors, metadata)
-    return stream.getvalue()
-
-
-def write_file(
-    path: str | os.PathLike[str], tensors: Mapping[str, RawTensor], metadata: Mapping[str, str] | None = None
-) -> Path:
-    """Write the bytes of `dump` to a file, whole or not at all. An existing file is replaced.
-
-    Raises:
-        AdapterError: ``unknown-dtype``, ``bad-tensor``.
-        OSError: The directory cannot be written.
-    """
-    with atomic_file(path) as stream:
-        _write(stream, tensors, metadata)
-    return Path(path)
-
-
-def canonical_order(specs: Mapping[str, tuple[str, tuple[int, ...]]]) -> list[str]:
-    """Return the names of tensors in the order of a file: by width of the dtype, widest first, and then by name.
-
-    In this order every tensor is aligned to its dtype.
-    """
-    return sorted(specs, key=lambda name: (-DTYPE_BITS[specs[name][0]], name))
-
-
-def _write(stream: BinaryIO, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str] | None) -> None:
-    specs = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
-    for dtype, shape in specs.values():
-        num_bytes(dtype, shape)
-    order = canonical_order(specs)
-    writer = SafetensorsWriter(stream, {name: specs[name] for name in order}, metadata)
-    for name in order:
-        writer.write(name, tensors[name])
-    writer.finish()
-
-
-def encode_header(specs: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
-    """Return the bytes before the tensors: the length and the header. The tensors follow in the order of ``specs``."""
-    header: dict[str, Any] = {}
-    if metadata:
-        header["__metadata__"] = dict(sorted(metadata.items()))
-    position = 0
-    for name, (dtype, shape) in specs.items():
-        stop = position + num_bytes(dtype, shape)
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, stop]}
-        position = stop
-    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    encoded += b" " * (-len(encoded) % 8)  # tensors start on an 8-byte boundary
-    return len(encoded).to_bytes(8, "little") + encoded
 
 
 def _require_unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from nola_codec.stores.files import atomic_file
 from nola_codec.stores.gguf_io import dump_gguf
 from nola_codec.stores.npz_io import dump_npz
 from nola_codec.stores.pickle_io import dump_pickle
-from nola_codec.stores.safetensors_io import write_file
+from nola_codec.stores.safetensors_writer import write_file
 
 __all__ = ["SUFFIXES", "is_tensor_file", "write_tensors"]
 

@@ -13,7 +13,7 @@ import pytest
 from nola_codec.model.tensors import Draw
 from nola_codec.prng.draws import draw_tensor
 from nola_codec.stores.dtypes import from_float32
-from nola_codec.stores.safetensors_io import dump
+from nola_codec.stores.safetensors_writer import dump
 
 Run = Callable[..., Any]
 

@@ -18,7 +18,8 @@ from nola_codec.stores.gguf_io import dump_gguf
 from nola_codec.stores.npz_io import dump_npz
 from nola_codec.stores.open_store import open_store
 from nola_codec.stores.pickle_io import dump_pickle
-from nola_codec.stores.safetensors_io import dump, num_bytes
+from nola_codec.stores.safetensors_io import num_bytes
+from nola_codec.stores.safetensors_writer import dump
 
 TENSORS = {
     "q.lora_A": RawTensor("F32", (2, 3), struct.pack("<6f", *range(6))),

@@ -11,7 +11,7 @@ from odd_files import CONFIG, GOOD, MODULE, A, B, Tensors, add, factors, files, 
 
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.pickle_io import dump_pickle
-from nola_codec.stores.safetensors_io import dump
+from nola_codec.stores.safetensors_writer import dump
 
 KOHYA = "lora_unet_down_blocks_0_attentions_0_proj_in"
 

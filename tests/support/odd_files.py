@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from nola_codec.model.tensors import RawTensor
-from nola_codec.stores.safetensors_io import dump
+from nola_codec.stores.safetensors_writer import dump
 
 MODULE = "base_model.model.model.layers.{}.self_attn.q_proj"
 CONFIG: dict[str, Any] = {

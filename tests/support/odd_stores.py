@@ -22,7 +22,7 @@ from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.gguf_io import dump_gguf
 from nola_codec.stores.npz_io import dump_npz
 from nola_codec.stores.pickle_io import dump_pickle
-from nola_codec.stores.safetensors_io import dump
+from nola_codec.stores.safetensors_writer import dump
 
 WEIGHTS = dump(GOOD)
 

@@ -52,7 +52,8 @@ Figures = dict[str, Any]
 def make_model(folder: Path, layers: int) -> None:
     """Write the model once, shard by shard."""
     from nola_codec.model.tensors import RawTensor
-    from nola_codec.stores.safetensors_io import SafetensorsWriter, num_bytes
+    from nola_codec.stores.safetensors_io import num_bytes
+    from nola_codec.stores.safetensors_writer import SafetensorsWriter
 
     rng = np.random.default_rng(3)
     temporary = folder.with_name(folder.name + ".tmp")

@@ -50,7 +50,7 @@ from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import Adapter, LoraModule, VectorTensor
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import from_float32, to_float64
-from nola_codec.stores.safetensors_io import dump
+from nola_codec.stores.safetensors_writer import dump
 from nola_codec.stores.tensor_store import TensorStore
 
 _PLAIN = PairKeys.of_suffixes(".lora_down.weight", ".lora_up.weight")

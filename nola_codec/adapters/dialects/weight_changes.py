@@ -30,7 +30,8 @@ from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import DTYPE_BYTES, RawTensor
 from nola_codec.stores.dtypes import FLOAT_DTYPES, from_float64, require_finite, to_float64
 from nola_codec.stores.files import require_free
-from nola_codec.stores.safetensors_io import SafetensorsFile, write_file
+from nola_codec.stores.safetensors_io import SafetensorsFile
+from nola_codec.stores.safetensors_writer import write_file
 from nola_codec.stores.tensor_store import Closing
 
 _PIECE = 1 << 22

@@ -16,7 +16,7 @@ from nola_codec.api.encoding import encode_bytes
 from nola_codec.errors import AdapterError
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.gguf_io import dump_gguf
-from nola_codec.stores.safetensors_io import dump
+from nola_codec.stores.safetensors_writer import dump
 
 STEM = "lora_unet_q"
 

@@ -23,7 +23,8 @@ from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import Draw, RawTensor
 from nola_codec.prng.draws import draw_tensor
 from nola_codec.stores.dtypes import from_float32, to_float32
-from nola_codec.stores.safetensors_io import SafetensorsFile, dump
+from nola_codec.stores.safetensors_io import SafetensorsFile
+from nola_codec.stores.safetensors_writer import dump
 
 M = "base_model.model.layers.0.q"
 VERA: dict[str, Any] = {"peft_type": "VERA", "r": 2, "projection_prng_key": 3}

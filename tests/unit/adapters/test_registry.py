@@ -23,7 +23,8 @@ from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import from_float32, to_float32
-from nola_codec.stores.safetensors_io import SafetensorsFile, write_file
+from nola_codec.stores.safetensors_io import SafetensorsFile
+from nola_codec.stores.safetensors_writer import write_file
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "add-a-dialect.md"
 CLASS, REGISTER = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)

@@ -14,7 +14,8 @@ from nola_codec.adapters.dialects.weight_changes import totals
 from nola_codec.api.decoding import decode, read_adapter
 from nola_codec.api.delta_encoding import encode_delta
 from nola_codec.stores.dtypes import from_float32, to_float32
-from nola_codec.stores.safetensors_io import SafetensorsFile, write_file
+from nola_codec.stores.safetensors_io import SafetensorsFile
+from nola_codec.stores.safetensors_writer import write_file
 
 WEIGHT = "transformer.h.0.attn.c_proj.weight"
 HEAD = "lm_head.weight"

@@ -12,7 +12,7 @@ import pytest
 from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.errors import AdapterError
 from nola_codec.model.tensors import RawTensor
-from nola_codec.stores.safetensors_io import write_file
+from nola_codec.stores.safetensors_writer import write_file
 
 
 def tensor(*shape: int) -> RawTensor:

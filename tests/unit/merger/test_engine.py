@@ -29,7 +29,7 @@ from nola_codec.merger.request import MergeReport, UnmergeRequest
 from nola_codec.merger.restored_model import write_restored_model
 from nola_codec.merger.undo_file import read_undo
 from nola_codec.stores.dtypes import from_float64, to_float64
-from nola_codec.stores.safetensors_io import SafetensorsWriter
+from nola_codec.stores.safetensors_writer import SafetensorsWriter
 
 SHAPES = {"q_proj": (96, 64), "v_proj": (32, 64), "down_proj": (64, 160)}
 

@@ -35,7 +35,7 @@ from nola_codec.merger.plan import MergePlan, combine_plans, plan_merge
 from nola_codec.merger.request import MergeRequest
 from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import RawTensor
-from nola_codec.stores.safetensors_io import write_file
+from nola_codec.stores.safetensors_writer import write_file
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),

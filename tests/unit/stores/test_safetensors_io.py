@@ -19,14 +19,8 @@ from hypothesis import strategies as st
 
 from nola_codec.errors import AdapterError
 from nola_codec.model.tensors import RawTensor
-from nola_codec.stores.safetensors_io import (
-    SafetensorsFile,
-    SafetensorsWriter,
-    dump,
-    num_bytes,
-    open_safetensors,
-    write_file,
-)
+from nola_codec.stores.safetensors_io import SafetensorsFile, num_bytes, open_safetensors
+from nola_codec.stores.safetensors_writer import SafetensorsWriter, dump, write_file
 
 TENSORS = {
     "b": RawTensor("F16", (3,), b"\1\2\3\4\5\6"),

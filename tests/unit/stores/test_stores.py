@@ -19,7 +19,7 @@ from nola_codec.stores.gguf_io import dump_gguf
 from nola_codec.stores.npz_io import dump_npz
 from nola_codec.stores.open_store import MemoryStore, TensorInfo, open_store
 from nola_codec.stores.pickle_io import dump_pickle
-from nola_codec.stores.safetensors_io import dump
+from nola_codec.stores.safetensors_writer import dump
 from nola_codec.stores.tensor_store import TensorStore
 
 TENSORS = {
