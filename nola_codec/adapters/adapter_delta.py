@@ -183,5 +183,9 @@ def side_product(sides: tuple[npt.NDArray[np.float32], ...]) -> npt.NDArray[np.f
     """Return the product lora_B @ lora_A of a pair in float64, (out, in); or the single side of a tensor, float32."""
     if len(sides) == 1:
         return sides[0]
-    lora_B, lora_A = sides
+    return multiply_factors(*sides)
+
+
+def multiply_factors(lora_B: npt.NDArray[np.float32], lora_A: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Return lora_B @ lora_A in float64, (rows, columns); exact for decoded factors, in any order of summation."""
     return np.asarray(lora_B.astype(np.float64) @ lora_A.astype(np.float64))

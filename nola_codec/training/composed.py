@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from nola_codec.adapters.dialects.parameters import multiply_factors
+from nola_codec.adapters.adapter_delta import multiply_factors
 from nola_codec.errors import EncodeError, mismatch
 from nola_codec.training.coded import CodedSide, CodedTensor, RecordDescription, near_square_shape
 from nola_codec.training.coding import Coding

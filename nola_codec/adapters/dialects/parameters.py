@@ -11,9 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from nola_codec.adapters.adapter_delta import multiply_factors
 from nola_codec.adapters.contract import Dialect
 from nola_codec.adapters.sources import AdapterSource
 from nola_codec.errors import AdapterError, mismatch
@@ -29,11 +27,6 @@ MOST_ELEMENTS = 1 << 31
 """The most elements of a product, since two small factors can make a large product."""
 MOST_TOGETHER = 1 << 34
 """The most elements of all products together."""
-
-
-def multiply_factors(lora_B: npt.NDArray[np.float32], lora_A: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Return lora_B @ lora_A in float64, (rows, columns); exact for decoded factors, in any order of summation."""
-    return lora_B.astype(np.float64) @ lora_A.astype(np.float64)
 
 
 def tensor_shapes(

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.adapters.adapter_delta import CHANGE_SUFFIX as SUFFIX
-from nola_codec.adapters.adapter_delta import AdapterDelta
+from nola_codec.adapters.adapter_delta import AdapterDelta, multiply_factors
 from nola_codec.adapters.base_model import BaseModel, MergeTarget
 from nola_codec.adapters.contract import Dialect
 from nola_codec.adapters.sources import AdapterSource
@@ -213,7 +213,7 @@ def totals(adapter: Adapter) -> Iterator[tuple[str, npt.NDArray[np.float64]]]:
     """Yield the name and the change of each weight: the exact product plus the vector, with one rounding to float64."""
     vectors = {weight_name(v.name): v.values for v in adapter.vectors}
     for module in adapter.modules:
-        total = (module.lora_B.astype(np.float64) @ module.lora_A.astype(np.float64)) * module.scaling
+        total = multiply_factors(module.lora_B, module.lora_A) * module.scaling
         total = total.reshape(module.b_shape[0], *module.a_shape[1:])
         vector = vectors.pop(module.name, None)
         yield module.name, total if vector is None else total + vector
