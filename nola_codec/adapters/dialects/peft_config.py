@@ -24,6 +24,14 @@ _MAX_PATTERN_LENGTH = 1000
 # `EMBEDDING_LAYER_NAMES`).
 _EMBEDDING_WEIGHT = re.compile(r"(^|\.)(embed_tokens|lm_head)(\.base_layer)?\.(weight|bias)$|\.base_layer\.weight$")
 
+# The modules that PEFT adds to ``modules_to_save`` for a type of task (`peft_model.py`: `classifier_module_names` and
+# `qa_module_names`). The configuration on disk may not name them, since the model adds them again when it is loaded.
+_SAVED_BY_TASK: Mapping[str, tuple[str, ...]] = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+
 # Initialisations that move a part of the base weight into the factors. The factors are then a delta on a changed base
 # model that only the trainer has. (eva, gaussian, orthogonal, mica and the defaults do not change the base.)
 _MUTATING_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
@@ -127,12 +135,16 @@ def is_saved_embedding(key: str) -> bool:
 
 
 def is_saved_module(key: str, config: Mapping[str, Any]) -> bool:
-    """Return True if a tensor belongs to ``modules_to_save``: a component of its path ends in one of the names.
+    """Return True if a tensor belongs to a module that PEFT saves whole: a component of its path ends in a name of it.
 
-    PEFT compares the ends of strings, so ``norm`` also means ``input_layernorm``.
+    These are the modules of ``modules_to_save``, and those that the type of the task adds (`_SAVED_BY_TASK`). PEFT
+    compares the ends of strings, so ``norm`` also means ``input_layernorm``.
     """
     saved = config.get("modules_to_save") or []
-    return isinstance(saved, list) and any(isinstance(name, str) and f"{name}." in key for name in saved)
+    task = config.get("task_type")
+    implied = _SAVED_BY_TASK.get(task, ()) if isinstance(task, str) else ()
+    names = [*(saved if isinstance(saved, list) else ()), *implied]
+    return any(isinstance(name, str) and f"{name}." in key for name in names)
 
 
 def with_ranks(config: Mapping[str, Any], ranks: Mapping[str, int], scalings: Mapping[str, float]) -> dict[str, Any]:
