@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +22,7 @@ from nola_codec.adapters.dialects.numbered import CLONEOFSIMO, SAM_LORA
 from nola_codec.adapters.dialects.parameters import PARAMETERS
 from nola_codec.adapters.dialects.peft import PEFT
 from nola_codec.adapters.dialects.weight_changes import WEIGHT_CHANGES
+from nola_codec.adapters.plain_keys import with_plain_keys
 from nola_codec.adapters.sources import AdapterSource, open_source
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Adapter
@@ -118,15 +120,18 @@ def read(source: AnySource, *, config: Mapping[str, Any] | None = None, carry_un
 
     Raises:
         AdapterError: ``foreign-dialect``: the keys look like those of a dialect that is not read, which the message
-            names; ``empty-adapter``: the keys look like no dialect; ``bad-dialect``; or an error of the dialect.
+            names; ``empty-adapter``: the keys look like no dialect; ``bad-dialect``; those of `with_plain_keys`; or an
+            error of the dialect.
     """
-    with open_source(source, config=config) as opened:
+    with open_source(source, config=config) as stored:
+        opened, notes = with_plain_keys(stored)
         found = _detect(opened)
         if found is None:
             _load_entry_points()
             found = _detect(opened)
         if found is not None:
-            return found.variant(opened.config).read_source(opened, carry_unknown=carry_unknown)
+            adapter = found.variant(opened.config).read_source(opened, carry_unknown=carry_unknown)
+            return replace(adapter, notes=(*notes, *adapter.notes))
         looks_like = describe_keys(opened.file.tensors)
         if looks_like is None:
             raise AdapterError("no LoRA factors in it", code="empty-adapter", where=opened.where)

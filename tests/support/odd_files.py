@@ -334,9 +334,9 @@ def make_tensors() -> None:
     saved = {"base_model.model.score.weight": raw(numbers(2, 5))}
     add("biases and saved modules", peft(GOOD | bias | saved, modules_to_save=["score"]))
     add("magnitudes", peft(GOOD | {f"{MODULE.format(0)}.lora_magnitude_vector": raw(numbers(24))}, use_dora=True))
-    add("an adapter's name in the keys", peft({
-        key.replace(".weight", ".default.weight"): tensor for key, tensor in GOOD.items()
-    }), "foreign-dialect")  # fmt: skip
+    add("the names of two adapters in the keys", peft({
+        key.replace(".weight", f".{name}.weight"): tensor for key, tensor in GOOD.items() for name in ("a", "b")
+    }), "several-adapters")  # fmt: skip
     odd_names = {
         "new lines": "a\nb", "terminal escapes": "a\x1b[2Jb", "paths": "../../etc/passwd", "nulls": "a\0b",
         "spaces": "a b", "snowmen": "☃.größe", "no letters": "...", "escapes of ours": "a%25#b#1%",

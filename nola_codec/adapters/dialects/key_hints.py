@@ -19,7 +19,6 @@ _DIALECTS: tuple[tuple[str, str], ...] = (
     ("cloneofsimo lora", r"^(unet|text_encoder):\d+:(up|down)$"),
     ("loralib", r"\.lora_[AB]$"),
     ("SAM LoRA (w_a_/w_b_)", r"^w_[ab]_\d+$"),
-    ("a PEFT state dict with the adapter's name left in", r"\.lora_[AB]\.[^.]+\.(weight|bias)$"),
     ("PEFT without the base_model.model. prefix", r"\.lora_[AB]\.weight$"),
     ("PEFT's VeRA (read with its adapter_config.json)", r"\.vera_lambda_[bd]$"),
     ("PEFT's RandLoRA (read with its adapter_config.json)", r"\.randlora_(lambda|gamma)$"),

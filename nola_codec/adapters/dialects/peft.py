@@ -276,8 +276,6 @@ def _read_raw(
     where = f"{source.file.name}: {key}"
     if not carry_unknown and not _is_known(key, source.config, pairs):
         message = "unknown key" if source.config is None else f"unknown key: not a factor, and not in {CONFIG_NAME}"
-        if re.search(r"\.lora_[AB]\.[^.]+\.weight$|\.lora_embedding_[AB]\.[^.]+$", key):
-            message = "an adapter's name is left in the key; save the adapter with save_pretrained"
         raise AdapterError(message, code="unknown-key", where=where)
     return read_carried(source.file, key)
 

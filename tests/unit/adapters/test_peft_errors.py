@@ -67,7 +67,7 @@ TENSOR_CASES: dict[str, tuple[str, dict[str, RawTensor], str]] = {
     "bias nobody trains": ("unknown-key", GOOD | {"base_model.model.norm.bias": tensor(1)}, "norm.bias"),
     "bias of no module": ("unknown-key", GOOD | {"base_model.model.k.lora_B.bias": tensor(1)}, "k.lora_B.bias"),
     "magnitude of no module": ("unknown-key", GOOD | {"base_model.model.k.lora_magnitude_vector": tensor(1)}, "k.lora"),
-    "adapter name": ("unknown-key", GOOD | {f"{P}.lora_A.default.weight": tensor(2, 4)}, "adapter's name is left"),
+    "adapter name": ("duplicate-key", GOOD | {f"{P}.lora_A.default.weight": tensor(2, 4)}, "means the same tensor as"),
     "kohya": ("foreign-dialect", {"lora_unet_q.lora_down.weight": tensor(2, 4)}, "kohya"),
     "loralib": ("foreign-dialect", {"q.lora_A": tensor(2, 4), "q.lora_B": tensor(3, 2)}, "loralib"),
 }  # fmt: skip
@@ -90,12 +90,6 @@ def test_carry_unknown_carries() -> None:
 def test_mixed_dtypes_go_to_the_one_that_holds_both() -> None:
     half = RawTensor("F16", (3, 2), bytes(12))
     assert read(dump(GOOD | {B: half}), config=CONFIG).modules[0].dtype == "F32"
-
-
-def test_the_adapters_name_left_in_the_keys() -> None:
-    with pytest.raises(AdapterError, match="adapter's name") as e:
-        read(dump({"model.q.lora_A.default.weight": tensor(1)}))
-    assert e.value.code == "foreign-dialect"
 
 
 def test_a_configuration_of_peft_beside_other_keys() -> None:
