@@ -18,6 +18,15 @@ def render_size(count: float) -> str:
     return f"{count:.2f} GB"
 
 
+def render_ratio(ratio: float) -> str:
+    """Return a ratio of sizes as text that says which of the two is smaller.
+
+    >>> render_ratio(30.02), render_ratio(0.64)
+    ('30.0x smaller', '1.6x larger')
+    """
+    return f"{1 / ratio:.1f}x larger" if 0 < ratio < 0.995 else f"{ratio:.1f}x smaller"
+
+
 def render_error_name(name: str) -> str:
     """The label of an error that a file holds under this name, as a printed report has it.
 

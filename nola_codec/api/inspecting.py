@@ -14,11 +14,12 @@ from nola_codec.adapters.registry import UNKNOWN
 from nola_codec.api.arguments import require_source
 from nola_codec.basis import basis_by_id
 from nola_codec.container.reader import Container, Source, open_container
+from nola_codec.encoder.carried_notes import name_largest
 from nola_codec.entropy import CODECS
 from nola_codec.model.header import Header
 from nola_codec.model.records import CodedRecord
 from nola_codec.prng import generator_name
-from nola_codec.rendering import render_error, render_error_name, render_size, render_table
+from nola_codec.rendering import render_error, render_error_name, render_ratio, render_size, render_table
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class TensorFacts:
         coefficients: How many coefficients are coded.
         stream: Stream of the generator that the basis is drawn from.
         bytes: Size of a carried tensor; 0 for a drawn one.
+        stored: Bytes that a carried tensor takes in the file.
         method: Distribution of a drawn tensor.
         seed: Seed of a drawn tensor.
     """
@@ -52,6 +54,7 @@ class TensorFacts:
     coefficients: int | None = None
     stream: int | None = None
     bytes: int | None = None
+    stored: int | None = None
     method: str | None = None
     seed: int | None = None
 
@@ -211,7 +214,7 @@ def _lines(facts: FileFacts) -> list[tuple[str, str]]:
     counts += [f"{count['vector']} vectors"] if count["vector"] else []
     counts += [f"{count['raw']} carried as they came"] if count["raw"] else []
     counts += [f"{count['drawn']} drawn again from a seed"] if count["drawn"] else []
-    size = f"{render_size(facts.bytes)}, {facts.ratio:.1f}x smaller than {facts.parameters:,} parameters in fp16"
+    size = f"{render_size(facts.bytes)}, {render_ratio(facts.ratio)} than {facts.parameters:,} parameters in fp16"
     rate = f"{facts.coefficients:,}, {facts.bits_per_coefficient:.3f} bits each, {', '.join(facts.entropy)}"
     lines = [
         ("file", f"{facts.name}: {size}"),
@@ -227,6 +230,9 @@ def _lines(facts: FileFacts) -> list[tuple[str, str]]:
         *((render_error_name(name), render_error(value)) for name, value in facts.measured.items()),
         ("decoded SHA-256", facts.decoded_sha256),
     ]
+    carried = {tensor.name: tensor.stored for tensor in facts.tensors if tensor.stored is not None}
+    if carried:
+        lines.append(("carried", name_largest(carried)))
     if len(facts.rungs) > 1:
         for number, rung in enumerate(facts.rungs):
             errors = ", ".join(
@@ -258,8 +264,11 @@ def _tensors(header: Header) -> Iterator[TensorFacts]:
             vector.name, "vector", vector.kind.stored_shapes[0], dtype=vector.kind.dtype, units=vector.units,
             coefficients=_coefficients(vector), stream=vector.stream,
         )  # fmt: skip
-    for raw in header.raw:
-        yield TensorFacts(raw.name, "raw", raw.kind.shape, dtype=raw.kind.dtype, bytes=raw.kind.nbytes)
+    for number, raw in enumerate(header.raw):
+        yield TensorFacts(
+            raw.name, "raw", raw.kind.shape, dtype=raw.kind.dtype, bytes=raw.kind.nbytes,
+            stored=header.sections[header.raw_section(number)].length,
+        )  # fmt: skip
     for drawn in header.drawn:
         draw = drawn.kind.draw
         yield TensorFacts(

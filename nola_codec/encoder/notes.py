@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+from nola_codec.encoder.job import EncodeJob
 from nola_codec.encoder.options import EncodeOptions
+from nola_codec.rendering import render_size
+
+_SATURATED_SHARE = 0.95
+"""The share of an allowed size below which a file has used all that the adapter can use."""
 
 
-def notes(
-    options: EncodeOptions, nmse: float, effective: float | None, carried: float, coarser: int
-) -> tuple[str, ...]:
+def target_notes(job: EncodeJob, size: int) -> tuple[str, ...]:
+    """Return the sentences about an adapter that changes nothing, and about a size that it cannot use.
+
+    Args:
+        job: The encode.
+        size: The size of the finished file in bytes.
+    """
+    said = []
+    options = job.options
+    if not job.energies.any():
+        carried = " and only its carried tensors can change a model" if job.envelope.raw else ""
+        said.append(f"the adapter changes nothing: all its deltas are zero, as before a training{carried}")
+    limit = options.size if options.size is not None else 0
+    if options.ratio is not None:
+        limit = int(2 * job.parameters / options.ratio)
+    if limit and not options.is_factor_form and job.energies.any() and size < _SATURATED_SHARE * limit:
+        said.append(
+            f"the file takes {render_size(size)} of the {render_size(limit)} that are allowed: it codes every "
+            "component with the finest quantizers, and cannot use more"
+        )
+    return tuple(said)
+
+
+def notes(options: EncodeOptions, nmse: float, effective: float | None, coarser: int) -> tuple[str, ...]:
     """Return the sentences that apply to a finished file.
 
     Args:
         options: The options of the encode.
         nmse: The measured NMSE.
         effective: The effective error; None if it is not defined.
-        carried: The share of the file that carried tensors take.
         coarser: The number of rungs before the last one.
     """
     if options.is_factor_form and nmse > 0.5:
@@ -29,8 +54,6 @@ def notes(
             f"the file has {coarser or 'no'} coarser rung{'' if coarser == 1 else 's'}: a rung must be smaller than "
             "the next one, and large enough for names and configuration"
         )
-    if carried > 0.25:
-        said.append(f"{carried:.0%} of the file are tensors stored exactly; `inspect --tensors` lists them")
     if options.tuner is not None and nmse > 0.3:
         said.append(f"NMSE {nmse:.3f} does not say how good this file is: its weights were trained on the task")
     if effective is not None and nmse > 0.3:

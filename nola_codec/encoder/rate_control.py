@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from nola_codec.encoder.carried_notes import LARGE_SHARE, name_largest
 from nola_codec.encoder.drafts import COARSEST, FINEST, Draft, Drafter
 from nola_codec.encoder.filling import fill_budget
 from nola_codec.encoder.job import EncodeJob
@@ -197,15 +198,21 @@ def draft_for_size(drafter: Drafter, target: RateTarget) -> Draft:
     limit = int(target.aim)
     empty = drafter.draft_empty().bytes
     if empty > limit:
-        raise EncodeError(
-            f"size {limit} bytes cannot be reached: names, configuration and carried tensors alone take {empty} "
-            "bytes", code="unreachable"
-        )  # fmt: skip
+        raise EncodeError(_too_small_message(drafter.job, limit, empty), code="unreachable")
     finest = drafter.finest_plan()
     if _coded_bytes(finest) + empty <= limit:
         return drafter.draft(finest.lagrangian)
     best = _search(drafter, target, empty)
     return drafter.draft_empty() if best is None else _fill(drafter, target, best)
+
+
+def _too_small_message(job: EncodeJob, limit: int, empty: int) -> str:
+    """Return the message for a size that is smaller than a file with no unit; it names the largest carried tensors."""
+    message = f"size {limit} bytes cannot be reached: names, configuration and carried tensors alone take {empty} bytes"
+    sizes = {name: len(data) for name, (_, data) in zip(job.envelope.raw, job.raw_sections, strict=True)}
+    if sum(sizes.values()) <= LARGE_SHARE * empty:
+        return message
+    return f"{message}, most of them {name_largest(sizes)}"
 
 
 def draft_for_error(drafter: Drafter, target: RateTarget) -> Draft:

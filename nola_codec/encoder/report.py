@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -30,6 +31,28 @@ class TensorReport:
     nmse: float
     effective_error: float | None
     activation_error: float | None = None
+
+
+@dataclass(frozen=True)
+class CarriedReport:
+    """The report of one carried tensor.
+
+    Attributes:
+        name: The full key.
+        dtype: The dtype in the source, one of DTYPES.
+        shape: The shape.
+        bytes: The bytes that the tensor takes in the file.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+
+    @property
+    def parameters(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -82,6 +105,7 @@ class EncodeReport:
         task: The losses on the task, for ``fit task``; else None.
         notes: Sentences that the user should read.
         form: ``component`` or ``factor``.
+        carried: One report for each carried tensor, in the order of the file.
     """
 
     bytes: int
@@ -100,6 +124,17 @@ class EncodeReport:
     task: TaskReport | None = None
     notes: tuple[str, ...] = ()
     form: str = "component"
+    carried: tuple[CarriedReport, ...] = ()
+
+    @property
+    def carried_bytes(self) -> int:
+        """The bytes that all carried tensors take in the file."""
+        return sum(each.bytes for each in self.carried)
+
+    @property
+    def carried_parameters(self) -> int:
+        """The number of elements of all carried tensors."""
+        return sum(each.parameters for each in self.carried)
 
     def __str__(self) -> str:
         from nola_codec.encoder.report_rendering import render_encode_report

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nola_codec.rendering import render_error, render_error_name, render_size
+from nola_codec.rendering import render_error, render_error_name, render_ratio, render_size
 
 if TYPE_CHECKING:
     from nola_codec.encoder.report import EncodeReport, TaskReport
 
 
+_SMALL_SHARE = 0.05
+"""The share of a file below which its carried tensors have no line of their own."""
+
+
 def render_encode_report(report: EncodeReport) -> str:
     """Return a report as lines of a label and a value each, without the notes."""
     lines = [
-        f"size         {render_size(report.bytes)} ({report.bytes:,} bytes), {report.ratio:.1f}x smaller than fp16",
+        f"size         {render_size(report.bytes)} ({report.bytes:,} bytes), {render_ratio(report.ratio)} than fp16",
+        *_part_lines(report),
         f"source       {report.dialect}, {render_size(report.source_bytes)}, {report.parameters:,} parameters, "
         f"{len(report.tensors)} records",
         f"objective    {report.objective}",
@@ -33,6 +38,18 @@ def render_encode_report(report: EncodeReport) -> str:
         lines.append(f"rung {number}       {render_size(rung['bytes'])}, {errors}")
     lines.append(f"time         {report.seconds:.2f} s")
     return "\n".join(lines)
+
+
+def _part_lines(report: EncodeReport) -> list[str]:
+    """Return one line for the coded part of the file and one for the carried part, if the carried part is not small."""
+    if report.carried_bytes < _SMALL_SHARE * report.bytes:
+        return []
+    coded = report.bytes - report.carried_bytes, report.parameters - report.carried_parameters
+    carried = report.carried_bytes, report.carried_parameters
+    return [
+        f"  {name:<11}{render_size(size)} for {count:,} parameters, {render_ratio(2 * count / size)} than fp16"
+        for name, (size, count) in (("coded", coded), ("carried", carried))
+    ]
 
 
 def _task_lines(task: TaskReport) -> list[str]:

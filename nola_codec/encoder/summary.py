@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nola_codec.container.reader import open_container
+from nola_codec.encoder.carried_notes import carried_note
 from nola_codec.encoder.content import QuantizedAdapter
 from nola_codec.encoder.job import EncodeJob
 from nola_codec.encoder.measuring import MeasuredRung, lost_share
-from nola_codec.encoder.notes import notes
-from nola_codec.encoder.report import EncodeReport, TensorReport
+from nola_codec.encoder.notes import notes, target_notes
+from nola_codec.encoder.report import CarriedReport, EncodeReport, TensorReport
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,13 @@ def make_report(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) ->
     if quantized.effective_errors is not None:
         whole = float(quantized.weights.sum())
         effective = float(quantized.effective_errors[-1].sum()) / whole if whole else 0.0
-    carried = sum(len(data) for _, data in job.raw_sections) / len(file.data)
+    carried = _carried_reports(job)
+    ratio = 2 * job.parameters / len(file.data)
     return EncodeReport(
         bytes=len(file.data),
         source_bytes=job.source_bytes,
         parameters=job.parameters,
-        ratio=2 * job.parameters / len(file.data),
+        ratio=ratio,
         form="factor" if options.is_factor_form else "component",
         objective="nmse" if options.is_factor_form else "task" if options.tuner else options.objective_name,
         nmse=nmse,
@@ -68,7 +70,18 @@ def make_report(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) ->
         task=None if options.tuner is None else options.tuner.report(),
         notes=job.adapter.notes
         + job.shared_deltas.notes
-        + notes(options, nmse, effective, carried, len(file.rungs) - 1),
+        + carried_note(carried, len(file.data), ratio)
+        + target_notes(job, len(file.data))
+        + notes(options, nmse, effective, len(file.rungs) - 1),
+        carried=carried,
+    )
+
+
+def _carried_reports(job: EncodeJob) -> tuple[CarriedReport, ...]:
+    """Return one report for each carried tensor, in the order of the file."""
+    return tuple(
+        CarriedReport(name, tensor.dtype, tensor.shape, len(data))
+        for (name, tensor), (_, data) in zip(job.envelope.raw.items(), job.raw_sections, strict=True)
     )
 
 
