@@ -1,8 +1,8 @@
 """Give the tensors of a file the keys that its tool means, without what a training put around the model.
 
-A checkpoint may name the modules of a wrapped model (``_orig_mod.`` of torch.compile), or have the name of the adapter in
-its keys (``lora_A.default.weight``). No loader wants these parts. They are taken away before a dialect is looked for,
-so all dialects read such files, and what is decoded has the plain keys.
+A checkpoint may name the modules of a wrapped model (``_orig_mod.`` of torch.compile), or have the name of the adapter
+in its keys (``lora_A.default.weight``). No loader wants these parts. They are taken away before a dialect is looked
+for, so all dialects read such files, and what is decoded has the plain keys.
 """
 
 from __future__ import annotations
@@ -136,8 +136,8 @@ def _without_adapter_name(keys: dict[str, str], where: str, notes: list[str]) ->
     names = sorted({match["name"] for match in found.values() if match.re is _NAMED} | _names_of_copies(found.values()))
     if len(names) > 1:
         message = (
-            f"the keys have the names of {len(names)} adapters: {_list(names)}; a file holds one, so save each by itself "
-            "(save_pretrained with selected_adapters)"
+            f"the keys have the names of {len(names)} adapters: {_list(names)}; a file holds one, so save each by "
+            "itself (save_pretrained with selected_adapters)"
         )
         raise AdapterError(message, code="several-adapters", where=where)
     if originals:

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 
 import nola_codec
+from nola_codec import adapters
+from nola_codec.errors import AdapterError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Transformers and PEFT warn of each other's old names
 
@@ -117,3 +119,83 @@ def test_head_without_a_task_is_unknown(tmp_path: Path) -> None:
     _edit_config(tmp_path / "adapter", modules_to_save=None, task_type=None)
     with pytest.raises(nola_codec.NolaError, match=r"score\.weight.*unknown key"):
         nola_codec.encode(tmp_path / "adapter")
+
+
+def _delta(adapter: Path, module: str) -> torch.Tensor:
+    """Return the delta of one module as it was read, in float64."""
+    found = {delta.name: delta for delta in adapters.deltas(adapters.read(adapter))}
+    return torch.from_numpy(found[f"base_model.model.{module}"].dense())
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_adalora_is_read_as_lora(pruned: bool, tmp_path: Path) -> None:
+    """AdaLoRA is a plain delta; PEFT keeps dividing by the first rank after the allocator took rows away."""
+    base = _llama("CausalLM")
+    base.save_pretrained(tmp_path / "base")
+    config = AdaLoraConfig(
+        init_r=4, target_r=2, lora_alpha=16, total_step=10, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+    )
+    model = get_peft_model(_llama("CausalLM"), config)
+    _train(model)
+    if pruned:
+        layer = "model.layers.0.self_attn"
+        model.peft_config["default"].rank_pattern = {
+            f"{layer}.q_proj.lora_E.default": [True, False, True, True],
+            f"{layer}.v_proj.lora_E.default": [False] * 4,
+        }
+    model.save_pretrained(tmp_path / "adapter")
+    expected = PeftModel.from_pretrained(_llama("CausalLM"), tmp_path / "adapter")
+    delta = expected.base_model.model.model.layers[0].self_attn.q_proj.get_delta_weight("default")
+    found = _delta(tmp_path / "adapter", "model.layers.0.self_attn.q_proj")
+    torch.testing.assert_close(found, delta.detach().double(), atol=1e-7, rtol=1e-6)
+    _require_same(lambda: _llama("CausalLM"), tmp_path / "base", tmp_path / "adapter", tmp_path)
+    again = json.loads((tmp_path / "again/adapter_config.json").read_text())
+    assert again["peft_type"] == "LORA"
+    assert ("v_proj" in str(again["target_modules"])) is not pruned
+    notes = adapters.read(tmp_path / "adapter").notes
+    assert any("AdaLoRA" in note for note in notes)
+    assert any("1 modules have rank 0" in note for note in notes) is pruned
+
+
+def _merged_linear(enabled: list[bool], dimensions: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Return the factors of a fused projection (12 rows, 5 columns, rank 2), and loralib's product of them."""
+    torch.manual_seed(1)
+    groups, blocks = sum(enabled), len(enabled)
+    lora_A, lora_B = torch.randn(2 * groups, 5), torch.randn(12 // blocks * groups, 2)
+    # loralib's `MergedLinear.merge_AB` and `zero_pad`.
+    product = torch.nn.functional.conv1d(lora_A[None], lora_B[..., None], groups=groups)[0]
+    delta = torch.zeros(blocks, 12 // blocks, 5)
+    delta[torch.tensor(enabled)] = product.reshape(groups, -1, 5)
+    return {"A": lora_A, "B": lora_B if dimensions == 2 else lora_B[..., None]}, delta.reshape(12, 5)
+
+
+@pytest.mark.parametrize("enabled", [[True, False, True], [True, True, True], [False, True, False]], ids=str)
+@pytest.mark.parametrize("dialect", ["peft", "loralib"])
+def test_fused_projection(dialect: str, enabled: list[bool], tmp_path: Path) -> None:
+    """BLOOM's query_key_value of old PEFT, and loralib's MergedLinear: the delta has a block for each projection."""
+    factors, expected = _merged_linear(enabled, 3 if dialect == "peft" else 2)
+    config: dict[str, Any] = {"enable_lora": enabled}
+    module, end, name, scaling = "h.0.query_key_value", "", "lora.safetensors", 1.0
+    if dialect == "peft":
+        config |= {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "merge_weights": False}
+        module, end, name, scaling = f"base_model.model.{module}", ".weight", "adapter_model.safetensors", 4.0
+    save_file({f"{module}.lora_{ab}{end}": factor for ab, factor in factors.items()}, tmp_path / name)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    adapter = adapters.read(tmp_path)
+    (delta,) = adapters.deltas(adapter)
+    assert adapter.dialect == dialect
+    torch.testing.assert_close(torch.from_numpy(delta.dense()).float(), expected * scaling, atol=1e-6, rtol=1e-6)
+    nola_codec.encode(tmp_path, tmp_path / "a.nola", error=0.01)
+    nola_codec.decode(tmp_path / "a.nola", tmp_path / "again")
+    (again,) = adapters.deltas(adapters.read(tmp_path / "again"))
+    assert again.product is not None
+    assert float(torch.from_numpy(again.dense() - delta.dense()).norm() / expected.norm() / scaling) < 0.7
+
+
+def test_fused_projection_without_flags_is_refused(tmp_path: Path) -> None:
+    """Which blocks were adapted, only enable_lora tells."""
+    factors, _ = _merged_linear([True, False, True], 2)
+    save_file({f"h.0.c_attn.lora_{ab}": factor for ab, factor in factors.items()}, tmp_path / "lora.safetensors")
+    with pytest.raises(AdapterError, match=r"enable_lora: \[true, false, true\]") as caught:
+        adapters.read(tmp_path / "lora.safetensors")
+    assert caught.value.code == "merged-linear"

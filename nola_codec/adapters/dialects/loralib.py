@@ -1,19 +1,24 @@
 """The dialect of loralib, Microsoft's first LoRA library: ``<path>.lora_A`` (r, in) and ``<path>.lora_B`` (out, r).
 
-A file has no alpha.
+A file has no alpha. The layers of fused projections (`MergedLinear`) are read as plain pairs, if a configuration with
+`enable_lora` is given or lies beside the file.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from nola_codec.adapters.dialects.merged_linear import NOTE, enabled_blocks, is_merged_linear, plain_factor
 from nola_codec.adapters.dialects.module_rules import fold_scaling, require_layouts, sort_modules
 from nola_codec.adapters.dialects.pair_dialect import PairDialect
 from nola_codec.adapters.dialects.pairs import PairKeys
+from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
 from nola_codec.model.adapter import Adapter, LoraModule
 from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.tensor_store import MemoryStore
 
 
 class Loralib(PairDialect):
@@ -21,6 +26,27 @@ class Loralib(PairDialect):
 
     is_conversion_target = True
     carries_weights = True
+
+    def read_source(self, source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
+        """Read all of an open source; arguments as in `Dialect`.
+
+        Raises:
+            AdapterError: Those of `PairDialect.read_source`, `enabled_blocks` and `plain_factor`.
+        """
+        shapes = {key: info.shape for key, info in source.file.tensors.items()}
+        pairs = [key.removesuffix("A") for key in shapes if key.endswith(".lora_A") and f"{key[:-1]}B" in shapes]
+        config = source.config if source.config is not None else source.beside
+        enabled = enabled_blocks(config, f"{source.where}: {CONFIG_NAME}")
+        merged = [stem for stem in pairs if is_merged_linear(shapes[f"{stem}A"], shapes[f"{stem}B"], enabled)]
+        if not merged:
+            return super().read_source(source, carry_unknown=carry_unknown)
+        tensors = {key: source.file.read(key) for key in shapes}
+        for stem in merged:
+            key = f"{stem}B"
+            tensors[key] = plain_factor(tensors[key], shapes[f"{stem}A"], enabled, f"{source.where}: {key}")
+        file = MemoryStore(tensors, name=source.file.name, metadata=source.file.metadata)
+        adapter = super().read_source(replace(source, file=file), carry_unknown=carry_unknown)
+        return replace(adapter, notes=(NOTE, *adapter.notes))
 
     def from_modules(
         self, modules: Sequence[LoraModule], raw: Mapping[str, RawTensor], base: Mapping[str, Any] | None

@@ -44,6 +44,7 @@ from nola_codec.adapters.dialects.peft_experts import (
     join_experts,
     split_experts,
 )
+from nola_codec.adapters.dialects.peft_rewrites import as_plain_lora
 from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Adapter, Layout, LoraModule
@@ -78,9 +79,10 @@ class PeftLora(PeftDialect):
         Raises:
             AdapterError: ``empty-adapter``, ``missing-partner``, ``rank-mismatch``, ``bad-shape``, ``mixed-layout``,
                 ``not-finite``, ``not-float``, ``grouped-conv``, ``target-parameters``, ``unknown-key``;
-                ``foreign-dialect``: the configuration is PEFT's, but the keys are not; and those of `parse_config`. The
-                message names the tensor.
+                ``foreign-dialect``: the configuration is PEFT's, but the keys are not; and those of `parse_config` and
+                `as_plain_lora`. The message names the tensor.
         """
+        source, notes = as_plain_lora(source)
         where, keys = source.where, source.file.tensors
         settings = None if source.config is None else parse_config(source.config, f"{where}: {CONFIG_NAME}")
         pairs: dict[str, dict[str, str]] = {}
@@ -106,7 +108,7 @@ class PeftLora(PeftDialect):
         )
         raw = {key: _read_raw(source, key, pairs, carry_unknown) for key in sorted(others)}
         config = None if source.config is None else dict(source.config)
-        return Adapter(self.name, modules, raw, config, dict(source.file.metadata))
+        return Adapter(self.name, modules, raw, config, dict(source.file.metadata), notes=notes)
 
     def tensors(self, adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
         """Return the `state_dict` of an adapter."""
