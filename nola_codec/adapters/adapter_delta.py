@@ -17,9 +17,9 @@ CHANGE_SUFFIX = ".diff"
 """The end of the name of a vector that is added to the weight of the module named before it."""
 
 _TENSORS: Mapping[str, str] = {
-    CHANGE_SUFFIX: "weight", ".diff_b": "bias", ".w_norm": "weight", ".b_norm": "bias",
+    CHANGE_SUFFIX: "weight", ".diff_b": "bias", ".w_norm": "weight", ".b_norm": "bias", ".diff_m": "modulation",
 }  # fmt: skip
-"""The tensor of a module that a vector changes, by the end of the vector's name."""
+"""The tensor of a module that a vector changes, by the end of the vector's name; Wan has ``modulation`` parameters."""
 
 Values = Mapping[str, npt.NDArray[np.floating]]
 """The exact value of each part, by the part's name: the product lora_B @ lora_A of a module, or a vector's tensor."""
@@ -110,7 +110,7 @@ class AdapterDelta:
 
     @property
     def changed_tensor(self) -> tuple[str, str]:
-        """The name of the module, and the tensor of it that the delta is added to: ``"weight"`` or ``"bias"``."""
+        """The name of the module, and the tensor of it that the delta is added to, such as ``"weight"``."""
         if not self.modules and self.composite is None:
             for ending, tensor in _TENSORS.items():
                 if self.name.endswith(ending):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from nola_codec.adapters.adapter_delta import AdapterDelta
+from nola_codec.adapters.adapter_delta import CHANGE_SUFFIX, AdapterDelta
 from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import Layout, LoraModule
 
@@ -29,6 +29,9 @@ class BaseModel(Protocol):
         None is returned if there is no such weight or more than one.
         """
 
+    def tells(self, component: str) -> bool:
+        """Return True if the prefixes of some weights say that they belong to a component of a pipeline."""
+
     def is_transposed(self, path: str, fan_in_fan_out: bool) -> bool:
         """Return True if the weight of a linear module is stored (in, out).
 
@@ -49,8 +52,10 @@ class MergeTarget:
         shape: The delta's shape as a module of that layout holds it: (out, in), (out, in, *kernel) or (vocab, dim).
         scaling: The module's scaling; only a merge of its `lora_B.bias` uses it.
         fan_in_fan_out: True if the configuration says that the weight is stored (in, out).
-        weight: The name of the tensor that the delta is added to; empty if PEFT's rules find it by `name`.
+        weight: The name of the tensor that the delta is added to; empty if PEFT's rules find it by `name`. The name may
+            be flattened, and may have or lack outer prefixes.
         reshaped: True if the tensor may have the same rows in another shape, such as a flattened kernel.
+        alternatives: Other names that the tensor may have, if it does not have the name `weight`.
     """
 
     name: str
@@ -60,6 +65,7 @@ class MergeTarget:
     fan_in_fan_out: bool = False
     weight: str = ""
     reshaped: bool = False
+    alternatives: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, module: LoraModule, weight: str = "") -> MergeTarget:
@@ -80,18 +86,38 @@ def target_of(delta: AdapterDelta, path: str) -> MergeTarget:
     weight = f"{path}.{delta.changed_tensor[1]}"
     if delta.product is not None:
         return MergeTarget.of(delta.product, weight)
-    return MergeTarget(delta.name, "linear", delta.shape, weight=weight, reshaped=True)
+    # A ``.diff`` may be of a parameter that is not the weight of a module, such as ``query_norm.scale`` of Flux.
+    bare = (path,) if not delta.modules and delta.name.endswith(CHANGE_SUFFIX) else ()
+    return MergeTarget(delta.name, "linear", delta.shape, weight=weight, reshaped=True, alternatives=bare)
 
 
-def require_one_component(components: Iterable[str]) -> None:
-    """Raise AdapterError ``merge-components`` for deltas of several components of a pipeline."""
+def require_one_component(components: Iterable[str], base: BaseModel) -> None:
+    """Raise AdapterError ``merge-components`` if nothing tells apart several components of a pipeline.
+
+    Args:
+        components: The component of each delta; an empty string for a name that tells none.
+        base: The base model. The names of its weights may tell components by their prefixes.
+    """
     found = Counter(components)
-    if len(found) > 1:
+    several = [component for component in found if component]
+    if len(several) > 1 and not all(base.tells(component) for component in several):
         listed = ", ".join(f"{count} of {component or 'no component'}" for component, count in found.items())
         message = f"deltas of several components of a pipeline ({listed}); give the pipeline's directory as the base"
         raise AdapterError(message, code="merge-components")
 
 
-def mismatch_message(problems: list[str]) -> str:
-    """Return one message for all parts of an adapter that have no place in a base model."""
-    return f"{len(problems)} parts of the adapter do not fit the base model:\n  " + "\n  ".join(problems)
+_MOST_LISTED = 5
+
+
+def mismatch_message(problems: Sequence[str], likely: str = "") -> str:
+    """Return one message for all parts of an adapter that have no place in a base model.
+
+    Args:
+        problems: One line for each part. Only the first few are listed, and the others are counted.
+        likely: A clause about the likely cause of all of them.
+    """
+    head = f"{len(problems)} {'part' if len(problems) == 1 else 'parts'} of the adapter"
+    head += f" {'does' if len(problems) == 1 else 'do'} not fit the base model{f' ({likely})' if likely else ''}"
+    more = len(problems) - _MOST_LISTED
+    listed = [*problems[:_MOST_LISTED], *([f"and {more} more"] if more > 0 else [])]
+    return f"{head}:\n  " + "\n  ".join(listed)

@@ -215,12 +215,14 @@ class Dialect(ABC):
         return
 
     def find_paths(self, names: Sequence[str], base: BaseModel) -> list[str]:
-        """Return the path of each module in the base model, without the component of a pipeline.
+        """Return the path of each module, by which a merge finds its weight.
+
+        The paths may have outer prefixes such as the component of a pipeline, and they may be flattened.
 
         Raises:
             AdapterError: ``base-mismatch``, ``not-expressible``.
         """
-        return [_without_component(self.path_of(name)) for name in names]
+        return [self.path_of(name) for name in names]
 
     def merge_targets(
         self, adapter: Adapter, found: Mapping[str, Sequence[AdapterDelta]], base: BaseModel, where: str
@@ -239,7 +241,7 @@ class Dialect(ABC):
                 of `require_mergeable`.
         """
         self.require_mergeable(where)
-        require_one_component(self.component_of(name) for name in found)
+        require_one_component((self.component_of(name) for name in found), base)
         deltas = [parts[0] for parts in found.values()]
         paths = self.find_paths([delta.changed_tensor[0] for delta in deltas], base)
         return [target_of(delta, path) for delta, path in zip(deltas, paths, strict=True)]

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nola_codec.adapters.dialects.paths import component_of
-from nola_codec.errors import AdapterError, mismatch
+from nola_codec.errors import AdapterError
 from nola_codec.merger.merge_files import MergeFile
-from nola_codec.merger.places import components
+from nola_codec.merger.pipeline_components import Pipeline
 from nola_codec.merger.request import MergeRequest
 from nola_codec.stores.files import atomic_directory
 
@@ -54,11 +53,13 @@ def open_pipeline(files: Sequence[MergeFile], request: MergeRequest) -> Iterator
     if request.keep_undo:
         message = "only a merge into a single component can keep an undo file; give its directory as the base"
         raise AdapterError(message, code="needs-component", where=str(base))
-    folders = sorted({folder for file in files for folder, _ in _split_by_folder(file, base)})
+    pipeline = Pipeline(base)
+    split = [pipeline.split(file) for file in files]
+    folders = sorted({folder for parts in split for folder in parts})
     with atomic_directory(out, replace=request.overwrite) as directory:
         parts = []
         for folder in folders:
-            own = [part for file in files for name, part in _split_by_folder(file, base) if name == folder]
+            own = [each[folder] for each in split if folder in each]
             parts.append(PipelinePart(own, replace(request, base=base / folder, out=directory / folder)))
         yield parts
         for path in sorted(base.iterdir()):
@@ -68,30 +69,3 @@ def open_pipeline(files: Sequence[MergeFile], request: MergeRequest) -> Iterator
                 shutil.copytree(path, directory / path.name)
             else:
                 shutil.copyfile(path, directory / path.name)  # follows the symbolic links of a hub cache
-
-
-def _split_by_folder(file: MergeFile, base: Path) -> Iterator[tuple[str, MergeFile]]:
-    """Yield the folder of each component that a file changes, and the part of the file that belongs to it."""
-    for component, names in components(file.adapter, file.parts).items():
-        folder = component
-        # kohya calls the denoising model "unet" even if it is a transformer.
-        if component == "unet" and not (base / "unet").is_dir() and (base / "transformer").is_dir():
-            folder = "transformer"
-        if not component or not (base / folder).is_dir():
-            where = f"{file.name}: {names[0]}"
-            message = mismatch("component", "one that the pipeline has", component or "a name without one")
-            raise AdapterError(message, code="base-mismatch", where=where)
-        raw = {key: tensor for key, tensor in file.adapter.raw.items() if _belongs(key, component, names)}
-        part = replace(file, parts={name: file.parts[name] for name in names}, adapter=replace(file.adapter, raw=raw))
-        yield folder, part
-
-
-def _belongs(key: str, component: str, names: Sequence[str]) -> bool:
-    """Return True if a carried tensor belongs to a component.
-
-    A tensor without a component counts for every component, so that each merge can refuse it.
-    """
-    own = component_of(key)
-    if own:
-        return own == component
-    return key.rpartition(".")[0] in names or not key.startswith("lora_")

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nola_codec.adapters.base_model import MergeTarget, delta_shape, mismatch_message
+from nola_codec.adapters.base_model import MergeTarget, delta_shape
 from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.checkpoints.embeddings import TiedEmbeddings, have_same_leaf
-from nola_codec.errors import AdapterError, mismatch
+from nola_codec.merger.misfits import Misfits
+from nola_codec.merger.stored_names import StoredNames
 from nola_codec.model.records import CodedRecord
 
 # Models with `transformers.pytorch_utils.Conv1D`, whose weights are stored (in, out), and their modules of that class.
@@ -33,37 +34,6 @@ class Place:
     weight: str
     source: str
     transposed: bool
-
-
-class StoredNames:
-    """The stored tensors of a model, found by the names that another model gives them.
-
-    The same weight is ``transformer.h.0.attn.c_attn.weight`` in a model with a head and ``h.0.attn.c_attn.weight`` in
-    one without, and a checkpoint of either loads into both. So one of two names that mean the same weight may lack up
-    to two leading components.
-    """
-
-    def __init__(self, stored: Iterable[str]) -> None:
-        self._stored = frozenset(stored)
-        self._by_suffix: dict[tuple[int, str], list[str]] = {}
-        for name in self._stored:
-            parts = name.split(".")
-            for dropped in (1, 2):
-                if len(parts) - dropped >= 2:
-                    self._by_suffix.setdefault((dropped, ".".join(parts[dropped:])), []).append(name)
-
-    def find(self, name: str) -> str | None:
-        """Return the stored tensor that ``name`` means, or None if there is none or more than one."""
-        if name in self._stored:
-            return name
-        parts = name.split(".")
-        for dropped in (1, 2):
-            shorter = ".".join(parts[dropped:])
-            longer = self._by_suffix.get((dropped, name), [])
-            found = longer + ([shorter] if len(parts) - dropped >= 2 and shorter in self._stored else [])
-            if found:
-                return found[0] if len(found) == 1 else None
-        return None
 
 
 def resolve_places(
@@ -91,35 +61,47 @@ def resolve_places(
     names = StoredNames(shapes)
     places: dict[str, Place] = {}
     owners: dict[str, str] = {}
-    problems: list[str] = []
+    misfits = Misfits(shapes)
     for target in targets:
-        path = target.weight.rpartition(".")[0] if target.weight else module_path(target.name)
-        weight = source = _stored_weight(target, path, names)
-        if source is None and tied is not None and have_same_leaf(tied.missing, f"{path}.weight"):
+        wanted = _wanted_names(target)
+        found = names.find_all(wanted)
+        if not found and tied is not None and have_same_leaf(tied.missing, wanted[0]):
             weight, source = tied.missing, tied.stored
-        if weight is None or source is None:
-            problems.append(f"{target.name}: no weight {target.weight or f'{path}.weight'}")
+        elif len(found) == 1:
+            weight = source = found[0]
+        else:
+            misfits.add_unfound(target, wanted[0], found)
             continue
-        transposed = _fits_transposed(target, path, shapes[source], config)
+        transposed = _fits_transposed(target, weight.rpartition(".")[0], shapes[source], config)
         if transposed is None:
-            found_shape = f"{list(shapes[source])} ({source})"
-            problems.append(f"{target.name}: " + mismatch("shape", list(target.shape), found_shape))
+            misfits.add_shape(target, source)
         elif weight in owners:
-            problems.append(f"{target.name}: {weight} is already changed by {owners[weight]}")
+            misfits.add(target.name, f"{weight} is already changed by {owners[weight]}")
         else:
             owners[weight] = target.name
             places[target.name] = Place(target.name, weight, source, transposed)
-    if problems:
-        raise AdapterError(mismatch_message(problems), code="base-mismatch")
+    misfits.raise_if_any()
     return places
 
 
-def _stored_weight(target: MergeTarget, path: str, names: StoredNames) -> str | None:
-    """Return the stored tensor that a target means, or None."""
-    if target.weight:
-        return names.find(target.weight)
-    # Multi-head attention of PyTorch keeps its three input projections in one parameter.
-    return names.find(f"{path}.weight") or names.find(f"{path}.in_proj_weight")
+def find_place(
+    target: MergeTarget, names: StoredNames, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
+) -> Place | None:
+    """Return the place of one delta among stored weights; None if there is no one place where it fits."""
+    weight = names.find(*_wanted_names(target))
+    if weight is None:
+        return None
+    transposed = _fits_transposed(target, weight.rpartition(".")[0], shapes[weight], config)
+    return None if transposed is None else Place(target.name, weight, weight, transposed)
+
+
+def _wanted_names(target: MergeTarget) -> tuple[str, ...]:
+    """Return the names that the tensor of a target may have, the most usual first."""
+    weight = target.weight or f"{module_path(target.name)}.weight"
+    if weight.endswith(".weight") and not target.reshaped:
+        # Multi-head attention of PyTorch keeps its three input projections in one parameter.
+        return (weight, f"{weight.removesuffix('.weight')}.in_proj_weight", *target.alternatives)
+    return (weight, *target.alternatives)
 
 
 def _fits_transposed(target: MergeTarget, path: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> bool | None:

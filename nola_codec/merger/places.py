@@ -1,17 +1,17 @@
-"""Ask the dialect of an adapter about one base model: `WeightShapes`, and the deltas by name and by component."""
+"""Ask the dialect of an adapter about one base model: `WeightShapes`, and the deltas by name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from nola_codec.adapters import deltas, dialect_of
 from nola_codec.adapters.adapter_delta import AdapterDelta
-from nola_codec.adapters.registry import OfDialect
 from nola_codec.checkpoints.checkpoint import Checkpoint
-from nola_codec.merger.matching import StoredNames, is_stored_transposed
+from nola_codec.merger.matching import is_stored_transposed
+from nola_codec.merger.stored_names import StoredNames
 from nola_codec.model.adapter import Adapter
 
 
@@ -43,6 +43,10 @@ class WeightShapes:
         """Return True if the weight of a linear module is stored (in, out); see `is_stored_transposed`."""
         return is_stored_transposed(path, self.config, fan_in_fan_out)
 
+    def tells(self, component: str) -> bool:
+        """Return True if prefixes of the names tell a component of a pipeline; see `StoredNames`."""
+        return self._names.tells(component)
+
     @cached_property
     def _names(self) -> StoredNames:
         return StoredNames(self.shapes)
@@ -60,12 +64,3 @@ def grouped_deltas(adapter: Adapter) -> dict[str, list[AdapterDelta]]:
         name, number = dialect.slice_of(delta.name)
         found.setdefault(name, []).append((number, delta))
     return {name: [part for _, part in sorted(parts, key=lambda each: each[0])] for name, parts in found.items()}
-
-
-def components(source: OfDialect, names: Iterable[str]) -> dict[str, Sequence[str]]:
-    """Return the names of deltas by the component of a pipeline that they name; ``""`` stands for no component."""
-    dialect = dialect_of(source)
-    found: dict[str, list[str]] = {}
-    for name in names:
-        found.setdefault(dialect.component_of(name), []).append(name)
-    return dict(found)

@@ -18,7 +18,8 @@ from nola_codec.adapters.dialects.peft_config import is_saved_module
 from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.checkpoints.embeddings import TiedEmbeddings, embedding_names, text_config, tied_embeddings
 from nola_codec.errors import AdapterError, mismatch
-from nola_codec.merger.matching import Place, StoredNames, resolve_places
+from nola_codec.merger.matching import Place, resolve_places
+from nola_codec.merger.stored_names import StoredNames
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import FLOAT_DTYPES, from_float64, to_float64
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from nola_codec.adapters.adapter_delta import CombinedDelta, part_values
-from nola_codec.adapters.base_model import BaseModel, mismatch_message
+from nola_codec.adapters.base_model import BaseModel
 from nola_codec.adapters.contract import Dialect
 from nola_codec.adapters.dialects.alphas import SUFFIX as ALPHA
 from nola_codec.adapters.dialects.alphas import Alphas, pack_alphas, read_alphas
@@ -55,7 +55,7 @@ from nola_codec.stores.tensor_store import TensorStore
 
 _PLAIN = PairKeys.of_suffixes(".lora_down.weight", ".lora_up.weight")
 _PRODUCT = PairKeys.of_suffixes("_b", "_a", stem=r".+\.(?:hada|lokr)_w[12]")
-_VECTOR = re.compile(r".+\.(?:diff|diff_b|w_norm|b_norm)")
+_VECTOR = re.compile(r".+\.(?:diff|diff_b|diff_m|w_norm|b_norm)")
 _DETECT = re.compile(r".+\.(?:lora_(?:down|up|mid)\.weight|hada_[wt][12](?:_[ab])?|lokr_(?:w[12](?:_[ab])?|t2))")
 _CARRIED = re.compile(r"(?P<stem>.+)\.(?:dora_scale|scalar)|(?:bundle_emb|emb_params)(?:\..+)?")
 
@@ -172,8 +172,8 @@ class Kohya(Dialect):
         return kohya_path(name)
 
     def component_of(self, name: str) -> str:
-        """Return the component that a prefix such as ``lora_te1_`` means."""
-        return kohya_split(name)[0]
+        """Return the component that a prefix such as ``lora_te1_`` or ``unet.`` means."""
+        return kohya_split(name.partition(".")[0])[0] or component_of(name)
 
     def flat_path(self, name: str) -> tuple[str, str]:
         """Return the component and the flattened path as in `Dialect`, also for names that `path_of` cannot read."""
@@ -181,12 +181,8 @@ class Kohya(Dialect):
         return (component, rest.replace(".", "_")) if component else super().flat_path(name)
 
     def find_paths(self, names: Sequence[str], base: BaseModel) -> list[str]:
-        """Find modules by names in which dots have become underscores; errors as in `Dialect`."""
-        flattened: dict[str, set[str]] = {}
-        for weight in base.shapes:
-            path = weight.rpartition(".")[0]
-            flattened.setdefault(path.replace(".", "_"), set()).add(path)
-        return [_find_flattened(kohya_split(name)[1], flattened) for name in names]
+        """Return the names as they are, flattened or dotted, since only the base model tells where the dots were."""
+        return list(names)
 
     def from_modules(
         self, modules: Sequence[LoraModule], raw: Mapping[str, RawTensor], base: Mapping[str, Any] | None
@@ -210,20 +206,6 @@ class Kohya(Dialect):
 
 
 KOHYA = Kohya()
-
-
-def _find_flattened(name: str, flattened: Mapping[str, set[str]]) -> str:
-    """Return the one path that is flattened to a name. Raises AdapterError ``base-mismatch``."""
-    found = flattened.get(name, set())
-    if len(found) == 1:
-        return next(iter(found))
-    # In a model with a head, the paths of the layers have one more component at the start.
-    longer = {path for flat, paths in flattened.items() if flat.endswith("_" + name) for path in paths}
-    if not found and len(longer) == 1:
-        return next(iter(longer))
-    number = len(found | longer)
-    what = f"{number} modules of the base model have" if number else "no module of the base model has"
-    raise AdapterError(mismatch_message([f"{name}: {what} this flattened name"]), code="base-mismatch")
 
 
 def _alpha(module: LoraModule) -> float:

@@ -12,7 +12,9 @@ from collections.abc import Iterable, Mapping
 
 from nola_codec.errors import AdapterError
 
-COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "prior")
+COMPONENTS = (
+    "unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3", "prior", "controlnet",
+)  # fmt: skip
 
 _KOHYA_PREFIXES: Mapping[str, str] = {
     "lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2",
@@ -77,7 +79,7 @@ def kohya_name(path: str, components: Iterable[str]) -> str:
     component, _, rest = path.partition(".")
     prefixes = {c: p for p, c in reversed(list(_KOHYA_PREFIXES.items()))}
     if component not in prefixes:
-        message = f"kohya names begin with a component ({', '.join(COMPONENTS)}), and this path has none"
+        message = f"kohya names begin with a component ({', '.join(prefixes)}), and this path has none"
         raise AdapterError(message, code="not-expressible", where=path)
     prefix = "lora_te1_" if component == "text_encoder" and "text_encoder_2" in set(components) else prefixes[component]
     return prefix + rest.replace(".", "_")

@@ -189,7 +189,7 @@ class PeftLora(PeftDialect):
 
         PEFT's own rules find the weight of a pair of factors, and the shape finds the weight of experts.
         """
-        require_one_component(self.component_of(name) for name in found)
+        require_one_component((self.component_of(name) for name in found), base)
         return [
             _expert_target(name, parts, base) if is_expert(parts[0].name) else self._target(parts[0], base)
             for name, parts in found.items()

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from nola_codec.errors import AdapterError
-from nola_codec.merger.matching import MergeTarget, StoredNames, delta_shape, resolve_places
+from nola_codec.merger.matching import MergeTarget, delta_shape, resolve_places
+from nola_codec.merger.stored_names import StoredNames
 from nola_codec.model.adapter import LoraModule
 
 
