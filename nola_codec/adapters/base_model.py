@@ -106,7 +106,7 @@ def require_one_component(components: Iterable[str], base: BaseModel) -> None:
         raise AdapterError(message, code="merge-components")
 
 
-_MOST_LISTED = 5
+_MOST_LISTED = 8
 
 
 def mismatch_message(problems: Sequence[str], likely: str = "") -> str:

@@ -9,7 +9,7 @@ from nola_codec.adapters.base_model import MergeTarget, mismatch_message
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.merger.model_families import family_of
 
-_DESCRIBED = 5  # problems for which the nearest weights are looked up, since this reads all names
+_DESCRIBED = 3  # problems for which the nearest weights are looked up, since this reads all names
 _NEAREST = 2
 _MOST_COMPARED = 20_000  # names of a base model
 
@@ -52,10 +52,8 @@ class Misfits:
         problem = f"no weight {wanted}"
         if len(self._problems) < _DESCRIBED:
             nearest = nearest_names(wanted, target.shape, self._shapes)
-            shown = ", ".join(f"{name} {list(self._shapes[name])}" for name in nearest)
-            problem += (
-                f"; the nearest is {shown}" if len(nearest) == 1 else f"; the nearest are {shown}" if shown else ""
-            )
+            shown = " and ".join(f"{name} {list(self._shapes[name])}" for name in nearest)
+            problem += f" {list(target.shape)}; nearest: {shown}" if shown else f" {list(target.shape)}"
         self.add(target.name, problem)
 
     def add_shape(self, target: MergeTarget, source: str) -> None:
@@ -75,16 +73,16 @@ class Misfits:
         return AdapterError(mismatch_message(self._problems, self._families()), code="base-mismatch")
 
     def _families(self) -> str:
-        """Return a clause that says what the adapter and the base model look like, if names failed."""
+        """Return a clause that says which families the adapter and the base model belong to, if names failed."""
         if not self._names:
             return ""
         own, stored = family_of(self._names), family_of(self._shapes)
         if own and stored and own != stored:
-            return f"the adapter looks like one of {own}, and the base model like {stored}"
+            return f"the adapter looks like {own}, and the base model like {stored}"
         if own and stored:
             return ""
         if own:
-            return f"the adapter looks like one of {own}, and the base model does not"
+            return f"the adapter looks like {own}, and the base model does not"
         return f"the base model looks like {stored}, and the adapter does not" if stored else ""
 
 
