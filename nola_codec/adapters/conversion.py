@@ -88,11 +88,12 @@ def _convert_carried(
     carried = {}
     alike = source.spells_lora_biases and target.spells_lora_biases
     for key, tensor in adapter.raw.items():
-        if key.endswith(".alpha") and key.removesuffix(".alpha") in paths:
+        if key.endswith(".alpha") and key.removesuffix(".alpha") in {*paths, *paths.values()}:
             continue
         match = _LORA_BIASES.fullmatch(key)
-        if match is None or not alike or match["module"] not in paths:
+        path = None if match is None else paths.get(match["module"], match["module"])
+        if match is None or not alike or path not in paths.values():
             message = f"{target.name} has no place for this tensor of the dialect {adapter.dialect}"
             raise AdapterError(message, code="not-expressible", where=key)
-        carried[paths[match["module"]] + match["end"]] = tensor
+        carried[f"{path}{match['end']}"] = tensor
     return carried

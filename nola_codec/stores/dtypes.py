@@ -18,6 +18,11 @@ from nola_codec.errors import AdapterError, MissingPackage, mismatch
 from nola_codec.model.tensors import RawTensor
 
 FLOAT_DTYPES: tuple[str, ...] = ("F32", "F16", "BF16", "F64")
+FLOAT8_DTYPES: tuple[str, ...] = ("F8_E4M3", "F8_E5M2")
+"""The 8-bit floats, which are read but not written. Every value of theirs is a float16."""
+INTEGER_DTYPES: tuple[str, ...] = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8")
+SCALAR_DTYPES: tuple[str, ...] = (*FLOAT_DTYPES, *FLOAT8_DTYPES, *INTEGER_DTYPES)
+"""The dtypes of a single number, such as an alpha."""
 _NUMPY_FLOATS = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}
 _NUMPY_DTYPES = _NUMPY_FLOATS | {
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1",
@@ -37,8 +42,13 @@ def coded_dtype(source: str) -> str:
     return "F32" if source == "F64" else source
 
 
+def written_dtype(source: str) -> str:
+    """Return the dtype in which a coded tensor is written again: F16 for the 8-bit floats, else its own."""
+    return "F16" if source in FLOAT8_DTYPES else source
+
+
 def to_float64(raw: RawTensor, *, where: str = "") -> npt.NDArray[np.float64]:
-    """Return the values of a float tensor, exact for every dtype in `FLOAT_DTYPES`.
+    """Return the values of a float tensor, exact for every dtype in `FLOAT_DTYPES` and `FLOAT8_DTYPES`.
 
     Raises:
         AdapterError: ``not-float`` for any other dtype.
@@ -49,7 +59,7 @@ def to_float64(raw: RawTensor, *, where: str = "") -> npt.NDArray[np.float64]:
 
 
 def to_float32(raw: RawTensor, *, where: str = "") -> npt.NDArray[np.float32]:
-    """Return the values of a float tensor. F32, F16 and BF16 are exact; F64 is rounded to nearest.
+    """Return the values of a float tensor. F64 is rounded to nearest; F32, F16, BF16 and the 8-bit floats are exact.
 
     Raises:
         AdapterError: ``not-float`` for other dtypes; ``overflow`` if a finite F64 is too large for float32.
@@ -101,6 +111,42 @@ def to_numpy(raw: RawTensor) -> npt.NDArray[Any]:
     return np.frombuffer(raw.data, dtype=dtype).reshape(raw.shape)
 
 
+def to_scalar(raw: RawTensor, *, where: str = "") -> float:
+    """Return the value of a tensor with one element, a float or an integer of at most 53 bits.
+
+    Raises:
+        AdapterError: ``not-float`` for any other dtype; ``overflow`` for a larger integer.
+    """
+    if raw.dtype not in INTEGER_DTYPES:
+        return float(to_float64(raw, where=where).reshape(()))
+    value = int(to_numpy(raw).reshape(()))
+    if abs(value) > 1 << 53:
+        raise AdapterError(mismatch("integer", "at most 53 bits", value), code="overflow", where=where)
+    return float(value)
+
+
+def from_scalar(value: float, dtype: str, shape: tuple[int, ...], *, where: str = "") -> RawTensor:
+    """Return a number as a tensor with one element, of a dtype that `to_scalar` takes.
+
+    Raises:
+        AdapterError: ``not-float`` for another dtype; ``overflow`` for a number that the dtype does not have.
+    """
+    if dtype in FLOAT_DTYPES:
+        return from_float64(np.full(shape, value, np.float64), dtype, where=where)
+    if dtype in FLOAT8_DTYPES:
+        found = np.flatnonzero(_float8_values(dtype).astype(np.float64) == value)
+        data = bytes([found[0]]) if len(found) else b""
+    elif dtype in INTEGER_DTYPES:
+        info = np.iinfo(_NUMPY_DTYPES[dtype])
+        has_it = value == int(value) and int(info.min) <= value <= int(info.max)
+        data = np.array(int(value), _NUMPY_DTYPES[dtype]).tobytes() if has_it else b""
+    else:
+        raise AdapterError(mismatch("dtype", "a float or an integer", dtype), code="not-float", where=where)
+    if not data:
+        raise AdapterError(f"{dtype} does not have the number {value}", code="overflow", where=where)
+    return RawTensor(dtype, shape, data)
+
+
 def require_finite(array: npt.NDArray[Any], where: str) -> None:
     """Raise AdapterError ``not-finite`` unless every value is finite; the message counts them and names the first."""
     finite = np.isfinite(array)
@@ -115,6 +161,8 @@ def require_finite(array: npt.NDArray[Any], where: str) -> None:
 
 
 def _numpy_floats(raw: RawTensor, where: str) -> npt.NDArray[Any]:
+    if raw.dtype in FLOAT8_DTYPES:
+        return _float8_values(raw.dtype)[np.frombuffer(raw.data, np.uint8)].reshape(raw.shape)
     numpy_dtype = _NUMPY_FLOATS.get(raw.dtype)
     if numpy_dtype is None:
         raise AdapterError(mismatch("dtype", ", ".join(FLOAT_DTYPES), raw.dtype), code="not-float", where=where)
@@ -125,6 +173,18 @@ def _bfloat16_to_float32(raw: RawTensor) -> npt.NDArray[np.float32]:
     bits = np.frombuffer(raw.data, dtype="<u2").reshape(raw.shape).astype(np.uint32)
     bits <<= np.uint32(16)
     return bits.view(np.float32)
+
+
+def _float8_values(dtype: str) -> npt.NDArray[np.float16]:
+    """Return the value of each of the 256 patterns of an 8-bit float (OCP 8-bit Floating Point Specification 1.0)."""
+    patterns = np.arange(256, dtype=np.uint16)
+    if dtype == "F8_E5M2":  # the upper half of a float16
+        return (patterns << np.uint16(8)).view(np.float16)
+    # The exponent's bias is 7, and that of float16 is 15: shifted into place, a pattern has 2^-8 of its value.
+    moved = ((patterns & 0x80) << np.uint16(8)) | ((patterns & 0x7F) << np.uint16(7))
+    values = (moved.view(np.float16).astype(np.float32) * np.float32(256)).astype(np.float16)
+    values[[0x7F, 0xFF]] = np.nan  # E4M3 has no infinity
+    return values
 
 
 def _round_to_odd(array: npt.NDArray[np.float64]) -> npt.NDArray[np.uint32]:

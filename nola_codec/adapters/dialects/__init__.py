@@ -4,7 +4,8 @@
                                 VeRA and RandLoRA are `peft_diagonals.py`, with `diagonals.py`, `vera.py`,
                                 `randlora.py` and `peft_draws.py`
     kohya.py, lycoris.py        kohya's sd-scripts, and LyCORIS
-    diffusers.py, mlx.py, loralib.py, numbered.py             one tool each (`numbered.py`: two)
+    diffusers.py, diffusers_keys.py                           diffusers
+    mlx.py, loralib.py, numbered.py                           one tool each (`numbered.py`: two)
     gguf.py, gguf_names.py      llama.cpp
     parameters.py               networks that were trained as coefficients
     weight_changes.py           `encode_delta`: the change of a whole model

@@ -11,12 +11,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import RawTensor
-from nola_codec.stores.dtypes import FLOAT_DTYPES, from_float64, to_float64
+from nola_codec.stores.dtypes import SCALAR_DTYPES, from_scalar, to_scalar
 from nola_codec.stores.tensor_store import TensorStore
 
 SUFFIX = ".alpha"
@@ -30,18 +28,18 @@ def read_alphas(store: TensorStore, keys: Iterable[str]) -> dict[str, tuple[RawT
         keys: The keys of the alphas.
 
     Raises:
-        AdapterError: ``bad-alpha``: an alpha is not a single finite float.
+        AdapterError: ``bad-alpha``: an alpha is not a single finite number.
     """
     alphas = {}
     for key in keys:
         where = f"{store.name}: {key}"
         info = store.tensors[key]
-        if math.prod(info.shape) != 1 or len(info.shape) > 4 or info.dtype not in FLOAT_DTYPES:
+        if math.prod(info.shape) != 1 or len(info.shape) > 4 or info.dtype not in SCALAR_DTYPES:
             raise AdapterError(
-                mismatch("alpha", "one float", f"{info.dtype} {list(info.shape)}"), code="bad-alpha", where=where
+                mismatch("alpha", "one number", f"{info.dtype} {list(info.shape)}"), code="bad-alpha", where=where
             )
         tensor = store.read(key)
-        value = float(to_float64(tensor).reshape(()))
+        value = to_scalar(tensor, where=where)
         if not math.isfinite(value):
             raise AdapterError(mismatch("alpha", "a finite number", value), code="bad-alpha", where=where)
         alphas[key.removesuffix(SUFFIX)] = tensor, value
@@ -86,7 +84,7 @@ class Alphas:
         """Return the alpha of a module; None if it has none."""
         carried = self._raw.get(module + SUFFIX)
         if carried is not None:
-            return float(to_float64(carried).reshape(()))
+            return to_scalar(carried, where=module + SUFFIX)
         if self._config is None or module in self._without:
             return None
         return float(self._config.get("others", {}).get(module, self._config["value"]))
@@ -99,8 +97,8 @@ class Alphas:
         for module in modules:
             value = self.of(module)
             if value is not None and module + SUFFIX not in self._raw:
-                array = np.full(tuple(self._config["shape"]), value, np.float64)
-                tensors[module + SUFFIX] = from_float64(array, self._config["dtype"], where=module + SUFFIX)
+                key, shape = module + SUFFIX, tuple(self._config["shape"])
+                tensors[key] = from_scalar(value, self._config["dtype"], shape, where=key)
         return tensors
 
 
@@ -111,7 +109,7 @@ def _alpha_entry(adapter: Adapter) -> Mapping[str, Any] | None:
         return None
     good = (
         isinstance(found, Mapping)
-        and found.get("dtype") in FLOAT_DTYPES
+        and found.get("dtype") in SCALAR_DTYPES
         and isinstance(found.get("shape"), list)
         and len(found["shape"]) <= 4
         and all(type(n) is int and n == 1 for n in found["shape"])

@@ -1,9 +1,11 @@
-"""The two dialects of Diffusers: the present one, and the one before version 0.22.
+"""The two dialects of Diffusers; `diffusers_keys` lists the spellings.
 
-present  <component>.<path>.lora_A.weight, .lora_B.weight; the scaling comes from the metadata `lora_adapter_metadata`,
-         from an ``.alpha``, or is 1. ComfyUI (keys begin with ``diffusion_model.``) and BFL's Flux files have such keys
-         too.
-old      <path>.processor.to_q_lora.down.weight, .up.weight; <path>.lora_linear_layer.down.weight; XLabs's qkv_lora1.
+present  Some keys end in ``.lora_A.weight``; others may end in ``.lora.down.weight``. ComfyUI (keys begin with
+         ``diffusion_model.``) and BFL's Flux files have such keys too.
+old      All keys end in ``.down.weight`` and ``.up.weight``: those of before version 0.22, of 0.22 to 0.24, of
+         XLabs, and of adapters of attention layers that Diffusers still writes so.
+
+The scaling comes from an ``.alpha``, from the metadata `lora_adapter_metadata`, or is 1.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from nola_codec.adapters.dialects.diffusers_keys import BOTH, DOWN_UP, LORA_A_B, alpha_module, path_in_file
 from nola_codec.adapters.dialects.module_rules import fold_scaling, require_layouts, sort_modules
 from nola_codec.adapters.dialects.pair_dialect import PairDialect
-from nola_codec.adapters.dialects.pairs import PairKeys
 from nola_codec.adapters.dialects.paths import component_of, old_diffusers_name, old_diffusers_path
 from nola_codec.adapters.dialects.peft_config import PeftSettings, parse_config, with_ranks
 from nola_codec.adapters.sources import AdapterSource
@@ -39,7 +41,7 @@ class Diffusers(PairDialect):
         """Return True if some key is a factor's, and neither the keys nor the configuration are PEFT's."""
         if source.config is not None and "peft_type" in source.config:
             return False
-        factors = [key for key in source.file.tensors if self.keys.split(key) is not None]
+        factors = [key for key in source.file.tensors if LORA_A_B.split(key) is not None]
         return bool(factors) and not any(key.startswith("base_model.") for key in factors)
 
     def scalings(self, source: AdapterSource, ranks: Mapping[str, int]) -> dict[str, float]:
@@ -48,11 +50,15 @@ class Diffusers(PairDialect):
         Raises:
             AdapterError: ``rank-mismatch``, and those of `parse_metadata`.
         """
-        text = source.file.metadata.get(METADATA_KEY)
-        if text is None:
-            return dict.fromkeys(ranks, 1.0)
-        settings = parse_metadata(text, f"{source.where}: {METADATA_KEY}")
-        return {name: _scaling(name, rank, settings, source.where) for name, rank in ranks.items()}
+        return _scalings(self, source, ranks)
+
+    def alpha_module(self, name: str) -> str:
+        """Return the path of a module, since its alpha is called ``<path>.alpha``."""
+        return alpha_module(name)
+
+    def path_of(self, name: str) -> str:
+        """Return the path of a module in either spelling; errors as in `Dialect`."""
+        return path_in_file(name)
 
     def from_modules(
         self, modules: Sequence[LoraModule], raw: Mapping[str, RawTensor], base: Mapping[str, Any] | None
@@ -66,13 +72,25 @@ class Diffusers(PairDialect):
 
 
 class OldDiffusers(PairDialect):
-    """The dialect before version 0.22, which can express only attention projections."""
+    """The dialect with the keys ``.down.weight`` and ``.up.weight`` alone. A conversion writes version 0.21's keys."""
 
     is_conversion_target = True
+
+    def scalings(self, source: AdapterSource, ranks: Mapping[str, int]) -> dict[str, float]:
+        """Return the scaling of each module from the metadata, or 1; errors as in `Diffusers`."""
+        return _scalings(self, source, ranks)
+
+    def alpha_module(self, name: str) -> str:
+        """Return the path for ``<path>.lora``, else the name."""
+        return alpha_module(name)
 
     def path_of(self, name: str) -> str:
         """Return the path of a processor's projection; errors as in `Dialect`."""
         return old_diffusers_path(name)
+
+    def is_magnitude(self, key: str) -> bool:
+        """Return True if a carried tensor is a magnitude of DoRA."""
+        return ".lora_magnitude_vector" in key
 
     def from_modules(
         self, modules: Sequence[LoraModule], raw: Mapping[str, RawTensor], base: Mapping[str, Any] | None
@@ -105,6 +123,15 @@ def parse_metadata(text: str, where: str) -> dict[str, PeftSettings]:
     }
 
 
+def _scalings(dialect: PairDialect, source: AdapterSource, ranks: Mapping[str, int]) -> dict[str, float]:
+    text = source.file.metadata.get(METADATA_KEY)
+    if text is None:
+        return dict.fromkeys(ranks, 1.0)
+    settings = parse_metadata(text, f"{source.where}: {METADATA_KEY}")
+    paths = {name: dialect.path_of(name) for name in ranks}
+    return {name: _scaling(paths[name], rank, settings, source.where) for name, rank in ranks.items()}
+
+
 def _scaling(name: str, rank: int, settings: Mapping[str, PeftSettings], where: str) -> float:
     component, _, path = name.partition(".")
     found, inner = (settings[component], path) if component in settings else (settings.get(""), name)
@@ -135,15 +162,16 @@ def _flat_config(modules: Sequence[LoraModule]) -> dict[str, Any]:
 DIFFUSERS = Diffusers(
     "diffusers",
     "diffusers",
-    PairKeys.of_suffixes(".lora_A.weight", ".lora_B.weight", stem=r"(?!base_model\.).+"),
+    BOTH,
     carried=re.compile(r"(?P<module>.+)\.(?:lora_B\.bias|lora_magnitude_vector(?:\.weight)?)"),
     file_name="pytorch_lora_weights.safetensors",
     has_alpha=True,
 )
 DIFFUSERS_OLD = OldDiffusers(
     "diffusers-old",
-    "diffusers before 0.22",
-    PairKeys.of_suffixes(".down.weight", ".up.weight", stem=r".+(?:_lora\d?|\.lora_linear_layer)"),
+    "diffusers with down and up",
+    DOWN_UP,
+    carried=re.compile(r"(?P<module>.+)\.lora_magnitude_vector(?:\.weight)?"),
     file_name="pytorch_lora_weights.safetensors",
     has_alpha=True,
 )

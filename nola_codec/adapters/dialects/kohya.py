@@ -49,7 +49,7 @@ from nola_codec.adapters.writing import AdapterFile, write_adapter_file
 from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import Adapter, LoraModule, VectorTensor
 from nola_codec.model.tensors import RawTensor
-from nola_codec.stores.dtypes import from_float32, to_float64
+from nola_codec.stores.dtypes import from_float32, to_float64, written_dtype
 from nola_codec.stores.safetensors_writer import dump
 from nola_codec.stores.tensor_store import TensorStore
 
@@ -118,7 +118,10 @@ class Kohya(Dialect):
         every = Alphas(adapter)
         modules = [_read_plain(store, stem, adapter, every) for stem in plain]
         modules += [read_pair(store, part, _PRODUCT.of(part), layout="linear") for part in products]
-        tensors = [VectorTensor(key, read_floats(store, key), store.tensors[key].dtype) for key in sorted(vectors)]
+        tensors = [
+            VectorTensor(key, read_floats(store, key), written_dtype(store.tensors[key].dtype))
+            for key in sorted(vectors)
+        ]
         adapter = replace(adapter, modules=tuple(sorted(modules, key=lambda m: m.name)), vectors=tuple(tensors))
         if not adapter.modules and not adapter.vectors:
             raise AdapterError("no LoRA factors in it", code="empty-adapter", where=where)

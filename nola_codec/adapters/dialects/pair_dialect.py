@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,22 +55,29 @@ class PairDialect(Dialect):
         names, others = find_pairs(store.tensors, self.keys, where)
         if not names:
             raise AdapterError("no LoRA factors in it", code="empty-adapter", where=where)
-        own = {name + ALPHA for name in names} if self.has_alpha else set()
-        alphas = read_alphas(store, [key for key in others if key in own])
-        known = set(names)
-        raw = {key: self._carry(source, key, known, carry_unknown) for key in sorted(set(others) - own)}
-        packed, left = pack_alphas(alphas, names)
+        own = self._alpha_keys(names, set(others), where) if self.has_alpha else {}
+        alphas = read_alphas(store, own.values())
+        known = {*names, *map(self.alpha_module, names)}
+        raw = {key: self._carry(source, key, known, carry_unknown) for key in sorted(set(others) - set(own.values()))}
+        modules = {self.alpha_module(name) for name in names}
+        packed, left = pack_alphas({stem: alpha for stem, alpha in alphas.items() if stem in modules}, modules)
+        left |= {stem + ALPHA: tensor for stem, (tensor, _) in alphas.items() if stem not in modules}
         config = self.config(source)
         if packed is not None:
             config = {**(config or {}), "alpha": packed}
         ranks = {name: self._rank(source, name) for name in names}
-        scalings = self.scalings(source, ranks) | {name: alpha / ranks[name] for name, (_, alpha) in alphas.items()}
-        modules = tuple(self.read_module(store, name, scalings[name]) for name in names)
-        return Adapter(self.name, modules, raw | left, config, dict(store.metadata))
+        scalings = self.scalings(source, ranks)
+        scalings |= {name: alphas[key.removesuffix(ALPHA)][1] / ranks[name] for name, key in own.items()}
+        pairs = tuple(self.read_module(store, name, scalings[name]) for name in names)
+        return Adapter(self.name, pairs, raw | left, config, dict(store.metadata))
 
     def read_module(self, store: TensorStore, name: str, scaling: float) -> LoraModule:
         """Read the pair of factors of one module."""
         return read_pair(store, name, self.keys.of(name), scaling=scaling, transposed=self.keys.transposed)
+
+    def alpha_module(self, name: str) -> str:
+        """Return the name M for which the alpha of a module is called ``M.alpha``; by default the module's own name."""
+        return name
 
     def config(self, source: AdapterSource) -> dict[str, Any] | None:
         """Return the configuration that an adapter keeps; None, the default, if it keeps none."""
@@ -93,8 +100,20 @@ class PairDialect(Dialect):
         """
         require_no_vectors(adapter, self.title)
         pairs = [pair_tensors(m, self.keys.of(m.name), dtype, transposed=self.keys.transposed) for m in adapter.modules]
-        alphas = Alphas(adapter).tensors(m.name for m in adapter.modules) if self.has_alpha else {}
+        alphas = Alphas(adapter).tensors({self.alpha_module(m.name) for m in adapter.modules}) if self.has_alpha else {}
         return join_tensors(adapter.raw, alphas, *pairs)
+
+    def _alpha_keys(self, names: Sequence[str], keys: set[str], where: str) -> dict[str, str]:
+        """Return the key of the alpha of each module that has one. Raises AdapterError ``duplicate-key``."""
+        found: dict[str, str] = {}
+        for name in names:
+            own = [key for key in dict.fromkeys((self.alpha_module(name) + ALPHA, name + ALPHA)) if key in keys]
+            if len(own) > 1:
+                message = f"means the same alpha as {own[0]}"
+                raise AdapterError(message, code="duplicate-key", where=f"{where}: {own[1]}")
+            if own:
+                found[name] = own[0]
+        return found
 
     def _rank(self, source: AdapterSource, name: str) -> int:
         shape = source.file.tensors[self.keys.a_key(name)].shape

@@ -17,7 +17,7 @@ from nola_codec.adapters.dialects.peft_config import MAX_RANK
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Layout, LoraModule
 from nola_codec.model.tensors import DTYPES, RawTensor
-from nola_codec.stores.dtypes import from_float32, require_finite, to_float32
+from nola_codec.stores.dtypes import from_float32, require_finite, to_float32, written_dtype
 from nola_codec.stores.tensor_store import TensorStore
 
 MAX_DIMENSION = 1 << 31
@@ -133,7 +133,7 @@ def read_pair(
     check_shapes(layout, a_shape, b_shape, where_a, where_b)
     rank = a_shape[0]
     a, b = read_floats(store, a_key), read_floats(store, b_key)
-    dtypes = {store.tensors[key].dtype for key in keys}
+    dtypes = {written_dtype(store.tensors[key].dtype) for key in keys}
     return LoraModule(
         name=name,
         lora_A=np.ascontiguousarray(a.T) if transposed[0] else a.reshape(rank, -1),

@@ -86,23 +86,37 @@ def kohya_name(path: str, components: Iterable[str]) -> str:
 
 
 def old_diffusers_path(name: str) -> str:
-    """Return the path of a name that diffusers wrote before version 0.22.
+    """Return the path of a name that diffusers wrote before version 0.22, with the component.
 
     Raises:
         AdapterError: ``not-expressible`` for XLabs's fused processors.
     """
-    path = name.removesuffix(".lora_linear_layer")
-    match = re.fullmatch(r"(.+)\.processor\.(?:(?:to_(q|k|v|out))|(add_[qkv]_proj|to_add_out))_lora", path)
-    if match is not None:
-        attention, projection, added = match.groups()
-        path = f"{attention}.{added or ('to_out.0' if projection == 'out' else f'to_{projection}')}"
-    elif ".processor." in path:
-        message = "this processor fuses several modules, so it has no path of its own"
-        raise AdapterError(message, code="not-expressible", where=name)
+    path = attention_path(name)
     component = path.partition(".")[0]
     if component in COMPONENTS:
         return path
     return f"unet.{path}" if component in ("down_blocks", "up_blocks", "mid_block") else path
+
+
+def attention_path(name: str) -> str:
+    """Return the path of a name with one of Diffusers' endings: ``_lora``, ``.lora``, ``.lora_linear_layer``.
+
+    The endings are those of the tables in Diffusers' `state_dict_utils`.
+
+    Raises:
+        AdapterError: ``not-expressible`` for XLabs's fused processors.
+    """
+    path = name.removesuffix(".lora_linear_layer").removesuffix(".lora")
+    match = re.fullmatch(r"(.+?)(?:\.processor)?\.(?:to_(q|k|v|out)|(add_[qkv]_proj|to_add_out))_lora", path)
+    if match is not None:
+        attention, projection, added = match.groups()
+        if attention.endswith(".self_attn"):  # a text encoder of Transformers
+            return f"{attention}.{added or f'{projection}_proj'}"
+        return f"{attention}.{added or ('to_out.0' if projection == 'out' else f'to_{projection}')}"
+    if ".processor." in path and re.search(r"_lora\d?$", path):
+        message = "this processor fuses several modules, so it has no path of its own"
+        raise AdapterError(message, code="not-expressible", where=name)
+    return path.replace(".processor.", ".")
 
 
 def old_diffusers_name(path: str) -> str:
