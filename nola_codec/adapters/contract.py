@@ -41,6 +41,7 @@ class Dialect(ABC):
         changes_stored_weights: True if a delta belongs to a stored tensor and not to a module. Tied weights then stay
             tied in a merge.
         needs_layer_shape: True if only the layer of the model tells the shape of a delta.
+        rank_note: A sentence for a user whose adapter gets other ranks; empty if a file states all that loaders need.
         holds_whole_weights: True if the records of a file are parts of whole weights (`weight_of_record`). `inspect`
             then counts the elements of the weights, and otherwise those of the records.
     """
@@ -54,6 +55,7 @@ class Dialect(ABC):
     changes_stored_weights: ClassVar[bool] = False
     needs_layer_shape: ClassVar[bool] = False
     holds_whole_weights: ClassVar[bool] = False
+    rank_note: ClassVar[str] = ""
 
     # Reading and writing.
 
@@ -107,6 +109,10 @@ class Dialect(ABC):
         file = AdapterFile(self.tensors(adapter, dtype), adapter.metadata, self.file_name)
         return write_adapter_file(out, file, overwrite=overwrite)
 
+    def lost_in_file(self, adapter: Adapter) -> str:
+        """Return a sentence that says what a lone file does not hold of an adapter; empty, the default, if nothing."""
+        return ""
+
     def variant(self, config: Mapping[str, Any] | None) -> Dialect:
         """Return the dialect object for adapters with this configuration; `registry.dialect_of` calls this.
 
@@ -149,6 +155,23 @@ class Dialect(ABC):
         """
         message = f"another rank would change the scaling alpha / r in the dialect {self.name}; leave out rank"
         raise EncodeError(message, code="option")
+
+    def with_modules(self, adapter: Adapter, modules: Sequence[LoraModule]) -> Adapter:
+        """Return an adapter with other modules, whose ranks and scalings may differ from those of the adapter's own.
+
+        The ranks of the result may be larger, by components that are zero, where the dialect needs it to express the
+        scalings exactly. Everything that states ranks or scalings (alphas, configuration, metadata) is adapted.
+
+        Args:
+            adapter: An adapter of this dialect.
+            modules: The new modules, under names of this dialect. They may be others than the adapter's own.
+
+        Raises:
+            AdapterError: ``not-expressible``: the dialect cannot change ranks, which is the default; or it cannot
+                express the scalings.
+        """
+        message = f"{self.title} cannot express other ranks than those that the adapter has"
+        raise AdapterError(message, code="not-expressible")
 
     # Names of modules, and conversion to other dialects.
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from nola_codec import adapters
 from nola_codec.adapters import AnySource
 from nola_codec.adapters.conversion import convert
+from nola_codec.adapters.registry import dialect_of
+from nola_codec.adapters.trimming import trim as trim_adapter
 from nola_codec.api.arguments import require_path, require_source
 from nola_codec.api.merging import merge
 from nola_codec.api.opened import check_content, check_rungs, stored_dtype
@@ -21,6 +24,7 @@ from nola_codec.errors import NolaError
 from nola_codec.model.adapter import Adapter
 from nola_codec.progress import Progress
 from nola_codec.stores.files import read_json, require_free
+from nola_codec.stores.tensor_files import is_tensor_file
 
 _MAGIC = MAGIC[:4]
 
@@ -34,8 +38,10 @@ def decode(
     rung: int | None = None,
     format: str | None = None,
     device: object = "cpu",
+    trim: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Path:
     """Decode to an adapter, or into the weights of a model.
 
@@ -52,8 +58,11 @@ def decode(
             none.
         rung: The rung of a progressive file, counted from 0: the file is seen as if it ended there. None is the last.
         device: The device that factors are synthesized and multiplied on; it changes no bit.
+        trim: Leave out components that are zero, so that ranks are as small as the dialect allows. The deltas stay the
+            same to the bit. Only an adapter can be trimmed.
         overwrite: Replace an output that is there.
         progress: Called as (stage, done, total).
+        note: Called with each sentence that the user should read: what was trimmed, and what a lone file cannot hold.
 
     Returns:
         The path of what was written.
@@ -63,7 +72,7 @@ def decode(
         AdapterError: ``base-mismatch`` and others if the base does not fit; ``not-expressible`` for what a `format`
             has no place for; ``not-nola``: the source is an adapter; ``source-type``; ``target-type``: `out` is
             no path.
-        NolaError: ``option``: no such dtype, or a dtype together with a merge.
+        NolaError: ``option``: no such dtype; a dtype or trim together with a merge.
         OutputExists: `out` is there and `overwrite` is False.
     """
     require_source(source)
@@ -72,6 +81,8 @@ def decode(
         if dtype is not None:
             message = "dtype is for adapters; merged weights keep the base model's dtypes"
             raise NolaError(message, code="option")
+        if trim:
+            raise NolaError("trim is for adapters; a merge writes whole weights", code="option")
         return merge([source], base, out, rung=rung, device=device, overwrite=overwrite, progress=progress).output
     stored = stored_dtype("f32" if dtype is None else dtype)
     require_free(Path(out), overwrite=overwrite)
@@ -81,7 +92,19 @@ def decode(
         if format is not None:
             config = None if base is None else read_json(Path(base) / "config.json")
             adapter = convert(adapter, format, config)
-        return adapters.write(adapter, out, dtype=stored, overwrite=overwrite)
+        if trim:
+            adapter, count = trim_adapter(adapter)
+            _tell(note, count.note, dialect_of(adapter).rank_note if count.dropped else "")
+        written = adapters.write(adapter, out, dtype=stored, overwrite=overwrite)
+        if is_tensor_file(written):
+            _tell(note, dialect_of(adapter).lost_in_file(adapter))
+        return written
+
+
+def _tell(note: Callable[[str], None] | None, *sentences: str) -> None:
+    for sentence in sentences:
+        if sentence and note is not None:
+            note(sentence)
 
 
 def verify(source: Source) -> dict[str, Any]:

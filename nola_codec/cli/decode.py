@@ -22,6 +22,7 @@ from nola_codec.cli.output import (
     json_option,
     keep_undo_option,
     print_json,
+    print_notes,
     progress,
     quiet_option,
     unmerge_option,
@@ -36,6 +37,7 @@ _ADAPTER = "Adapter"
         ("The adapter as it was", "nola-codec decode my.nola -o my_lora"),
         ("One file, for another tool", "nola-codec decode my.nola -o my.safetensors --format kohya"),
         ("A safetensors file through a pipe", "nola-codec decode my.nola -o - > my.safetensors"),
+        ("Without the components that are zero", "nola-codec decode my.nola -o my_lora --trim"),
         ("A model with the adapter merged in", "nola-codec decode my.nola --base MODEL_DIR -o merged"),
     ]
 )
@@ -44,6 +46,8 @@ _ADAPTER = "Adapter"
         help="Write the adapter in this dialect instead of its own; --base then serves for names.")  # fmt: skip
 @option("--dtype", group=_ADAPTER, type=click.Choice(["f32", "f16", "bf16"]),
         help="Type of the adapter's factors; f32 is exact, the others round once  [default: f32].")  # fmt: skip
+@option("--trim", group=_ADAPTER, is_flag=True,
+        help="Leave out components that are zero: smaller ranks, and the same deltas to the bit.")  # fmt: skip
 @option("--base", group="Merging", type=click.Path(), metavar="MODEL_DIR",
         help="Base model: write it with the deltas merged into its weights.")  # fmt: skip
 @keep_undo_option
@@ -67,6 +71,8 @@ def command(
         raise click.UsageError("--format is for adapters")
     if merging and values["dtype"] is not None:
         raise click.UsageError("--dtype is for adapters; merged weights keep the base model's dtypes")
+    if merging and values["trim"]:
+        raise click.UsageError("--trim is for adapters; a merge writes whole weights")
     if Path(out).suffix == ".nola":
         raise click.UsageError(f"-o {out}: what is decoded is no .nola file; give a directory, or another ending")
     if merging and out == STDOUT:
@@ -74,6 +80,7 @@ def command(
     as_json: bool = values.pop("as_json")
     if merging:
         values.pop("dtype")
+        values.pop("trim")
         MergeArguments(base, unmerge, out, keep_undo, **values).print_merge([(file, 1.0)], as_json=as_json)
         return
     _write_adapter(file, out, as_json=as_json, base=base, format=dialect, **values)
@@ -85,17 +92,21 @@ def _write_adapter(
     from nola_codec.api.decoding import decode
 
     start = time.perf_counter()
+    notes: list[str] = []
+    common: dict[str, Any] = {"dtype": dtype or "f32", "progress": progress(quiet), "note": notes.append, **options}
     if out == STDOUT:
         stdout = binary_stdout()
         with TemporaryDirectory() as staging:
             written = Path(staging) / "adapter.safetensors"
-            decode(file, written, dtype=dtype or "f32", progress=progress(quiet), **options)
+            decode(file, written, **common)
             stdout.write(written.read_bytes())
+        print_notes(notes)
         return
-    written = decode(file, out, dtype=dtype or "f32", overwrite=force, progress=progress(quiet), **options)
+    written = decode(file, out, overwrite=force, **common)
     seconds = time.perf_counter() - start
     total = sum(p.stat().st_size for p in written.rglob("*")) if written.is_dir() else written.stat().st_size
     if as_json:
-        print_json({"output": str(written), "merged": False, "bytes": total, "seconds": seconds})
+        print_json({"output": str(written), "merged": False, "bytes": total, "seconds": seconds, "notes": notes})
         return
     click.echo(f"wrote  {written} ({render_size(total)}) in {seconds:.2f} s")
+    print_notes(notes)

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
@@ -80,6 +80,12 @@ def print_merge(report: MergeReport, seconds: float, *, as_json: bool, restored:
         click.echo(f"resumed: {report.resumed} of {report.shards} shards were finished by an earlier run", err=True)
     done = "restored" if restored else "merged"
     click.echo(f"wrote  {report.output} ({render_size(total)}, {done}) in {seconds:.2f} s")
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Print sentences that the user should read, on stderr."""
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
 
 
 def progress(quiet: bool) -> Callable[[str, int, int], None] | None:

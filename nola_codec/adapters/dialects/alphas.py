@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+from nola_codec.adapters.ranks import raise_rank
 from nola_codec.errors import AdapterError, mismatch
-from nola_codec.model.adapter import Adapter
+from nola_codec.model.adapter import Adapter, LoraModule
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import SCALAR_DTYPES, from_scalar, to_scalar
 from nola_codec.stores.tensor_store import TensorStore
@@ -64,11 +67,7 @@ def pack_alphas(
     dtype, shape = kinds.most_common(1)[0][0]
     packed = {name: value for name, (tensor, value) in alphas.items() if (tensor.dtype, tensor.shape) == (dtype, shape)}
     carried = {name + SUFFIX: tensor for name, (tensor, _) in alphas.items() if name not in packed}
-    common = Counter(packed.values()).most_common(1)[0][0]
-    config: dict[str, Any] = {"dtype": dtype, "shape": list(shape), "value": common}
-    others = {name: value for name, value in sorted(packed.items()) if value != common}
-    without = sorted(set(modules) - set(packed))
-    return config | ({"others": others} if others else {}) | ({"without": without} if without else {}), carried
+    return _pack(packed, {*modules, *packed}, dtype, list(shape)), carried
 
 
 class Alphas:
@@ -100,6 +99,72 @@ class Alphas:
                 key, shape = module + SUFFIX, tuple(self._config["shape"])
                 tensors[key] = from_scalar(value, self._config["dtype"], shape, where=key)
         return tensors
+
+
+def fit_alphas(
+    adapter: Adapter,
+    modules: Sequence[LoraModule],
+    stems: Iterable[str] = (),
+    *,
+    stem_of: Callable[[str], str] = str,
+    factor: Callable[[str], float] = lambda module: 1.0,
+) -> Adapter:
+    """Return an adapter with other modules, and with the alphas that give their scalings at their ranks.
+
+    If the modules of the adapter have no alphas and every scaling is 1, the result has none either. Zero components are
+    added to a module at whose rank no alpha is exact.
+
+    Args:
+        adapter: The adapter whose `config` holds the alphas now.
+        modules: The new modules.
+        stems: The names of all other parts of the adapter that may have an alpha; these alphas stay.
+        stem_of: Returns the name M for which the alpha of a module is called ``M.alpha``.
+        factor: Returns the number that the dialect multiplies alpha / r by.
+
+    Raises:
+        AdapterError: ``not-expressible``, ``bad-config``.
+    """
+    old = Alphas(adapter)
+    modules = sorted(modules, key=lambda module: module.name)
+    own = {name for module in modules for name in (module.name, stem_of(module.name))}
+    kept = {stem: value for stem in stems if stem not in own and (value := old.of(stem)) is not None}
+    raw = {key: t for key, t in adapter.raw.items() if not (key.endswith(SUFFIX) and key.removesuffix(SUFFIX) in own)}
+    had = {m.name for m in modules if old.of(m.name) is not None or old.of(stem_of(m.name)) is not None}
+    stated = [m for m in modules if m.name in had or m.scaling != factor(m.name)]
+    if not stated and not kept:
+        rest = {key: value for key, value in (adapter.config or {}).items() if key != "alpha"}
+        return replace(adapter, modules=tuple(modules), raw=raw, config=rest or None)
+    entry = _alpha_entry(adapter) or {"dtype": "F32", "shape": []}
+
+    def alpha(module: LoraModule, dtype: str, rank: int) -> float:
+        return _rounded(module.scaling / factor(module.name) * rank, dtype)
+
+    def fits(module: LoraModule, dtype: str, rank: int) -> bool:
+        return alpha(module, dtype, rank) / rank * factor(module.name) == module.scaling
+
+    dtype: str = entry["dtype"] if all(fits(m, entry["dtype"], m.rank) for m in stated) else "F32"
+    fitted = {m.name: raise_rank(m, partial(fits, m, dtype), adapter.dialect) for m in stated}
+    values = kept | {stem_of(m.name): alpha(m, dtype, m.rank) for m in fitted.values()}
+    names = {stem_of(m.name) for m in modules} | set(stems)
+    config = {**(adapter.config or {}), "alpha": _pack(values, names, dtype, list(entry["shape"]))}
+    return replace(adapter, modules=tuple(fitted.get(m.name, m) for m in modules), raw=raw, config=config)
+
+
+def _pack(values: Mapping[str, float], stems: Iterable[str], dtype: str, shape: list[int]) -> dict[str, Any]:
+    """Return the entry in `config` for some alphas; the stems that have none are listed."""
+    common = Counter(values.values()).most_common(1)[0][0]
+    config: dict[str, Any] = {"dtype": dtype, "shape": shape, "value": common}
+    others = {name: value for name, value in sorted(values.items()) if value != common}
+    without = sorted(set(stems) - set(values))
+    return config | ({"others": others} if others else {}) | ({"without": without} if without else {})
+
+
+def _rounded(value: float, dtype: str) -> float:
+    """Return a value as a dtype holds it; infinity if the dtype does not have it."""
+    try:
+        return to_scalar(from_scalar(value, dtype, ()))
+    except AdapterError:
+        return math.inf
 
 
 def _alpha_entry(adapter: Adapter) -> Mapping[str, Any] | None:

@@ -16,11 +16,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from nola_codec.adapters.dialects.alphas import SUFFIX as ALPHA
+from nola_codec.adapters.dialects.alphas import fit_alphas
 from nola_codec.adapters.dialects.diffusers_keys import BOTH, DOWN_UP, LORA_A_B, alpha_module, path_in_file
 from nola_codec.adapters.dialects.module_rules import fold_scaling, require_layouts, sort_modules
 from nola_codec.adapters.dialects.pair_dialect import PairDialect
 from nola_codec.adapters.dialects.paths import component_of, old_diffusers_name, old_diffusers_path
-from nola_codec.adapters.dialects.peft_config import PeftSettings, parse_config, with_ranks
+from nola_codec.adapters.dialects.peft_config import PeftSettings, parse_config
+from nola_codec.adapters.dialects.peft_ranks import fit_ranks
 from nola_codec.adapters.sources import AdapterSource
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Adapter, LoraModule
@@ -60,15 +63,20 @@ class Diffusers(PairDialect):
         """Return the path of a module in either spelling; errors as in `Dialect`."""
         return path_in_file(name)
 
+    def with_modules(self, adapter: Adapter, modules: Sequence[LoraModule]) -> Adapter:
+        """Return the adapter with other modules; its alphas or its metadata state their scalings.
+
+        Arguments and errors are as in `Dialect`.
+        """
+        return _restated(self, adapter, modules)
+
     def from_modules(
         self, modules: Sequence[LoraModule], raw: Mapping[str, RawTensor], base: Mapping[str, Any] | None
     ) -> Adapter:
         """Make an adapter with its scalings in the metadata; arguments and errors as in `Dialect`."""
         require_layouts(modules, self.name, "linear", "conv")
-        metadata = {"format": "pt"}
-        if any(m.scaling != 1.0 for m in modules):
-            metadata[METADATA_KEY] = json.dumps(_flat_config(modules), sort_keys=True)
-        return Adapter(self.name, sort_modules(modules), dict(raw), None, metadata)
+        adapter = Adapter(self.name, sort_modules(modules), dict(raw), None, {"format": "pt"})
+        return adapter if all(m.scaling == 1.0 for m in modules) else _with_metadata(self, adapter)
 
 
 class OldDiffusers(PairDialect):
@@ -83,6 +91,10 @@ class OldDiffusers(PairDialect):
     def alpha_module(self, name: str) -> str:
         """Return the path for ``<path>.lora``, else the name."""
         return alpha_module(name)
+
+    def with_modules(self, adapter: Adapter, modules: Sequence[LoraModule]) -> Adapter:
+        """Return the adapter with other modules, with scalings as in `Diffusers`; arguments and errors as there."""
+        return _restated(self, adapter, modules)
 
     def path_of(self, name: str) -> str:
         """Return the path of a processor's projection; errors as in `Dialect`."""
@@ -143,20 +155,42 @@ def _scaling(name: str, rank: int, settings: Mapping[str, PeftSettings], where: 
     return found.scaling_of(inner)
 
 
-def _flat_config(modules: Sequence[LoraModule]) -> dict[str, Any]:
-    """Return the flat configuration that diffusers reads: ``unet.r``, ``unet.lora_alpha``, patterns."""
-    flat: dict[str, Any] = {}
-    for component in sorted({component_of(m.name) for m in modules}):
-        start = len(component) + 1 if component else 0
-        own = [m for m in modules if component_of(m.name) == component]
-        config = with_ranks(
-            {"r": 8, "lora_alpha": 8},
-            {m.name[start:]: m.rank for m in own},
-            {m.name[start:]: m.scaling for m in own},
-        )
-        config["target_modules"] = sorted(m.name[start:] for m in own)
-        flat |= {f"{component}.{key}" if component else key: value for key, value in config.items()}
-    return flat
+def _restated(dialect: PairDialect, adapter: Adapter, modules: Sequence[LoraModule]) -> Adapter:
+    """Return an adapter with other modules, whose scalings are stated where the adapter states its own.
+
+    If a file has alphas, they alone state the scalings in the result, since metadata with other ranks would contradict.
+    """
+    has_alphas = "alpha" in (adapter.config or {}) or any(key.endswith(ALPHA) for key in adapter.raw)
+    if has_alphas or (METADATA_KEY not in adapter.metadata and all(m.scaling == 1.0 for m in modules)):
+        metadata = {key: value for key, value in adapter.metadata.items() if key != METADATA_KEY}
+        return fit_alphas(replace(adapter, metadata=metadata), modules, stem_of=dialect.alpha_module)
+    return _with_metadata(dialect, replace(adapter, modules=sort_modules(modules)))
+
+
+def _with_metadata(dialect: PairDialect, adapter: Adapter) -> Adapter:
+    """Return the adapter with metadata that state its ranks and scalings: ``unet.r``, ``unet.lora_alpha``, patterns.
+
+    Other entries of the metadata stay. Zero components are added where no alpha is exact.
+    """
+    flat: dict[str, Any] = json.loads(adapter.metadata.get(METADATA_KEY, "{}"))
+    stated = {key.rpartition(".")[0] for key in flat}
+    by_component: dict[str, list[LoraModule]] = {}
+    for module in adapter.modules:
+        path = dialect.path_of(module.name)
+        first = path.partition(".")[0]
+        component = first if first in stated else "" if "" in stated else component_of(path)
+        by_component.setdefault(component, []).append(module)
+    modules = []
+    for component, own in sorted(by_component.items()):
+        start = f"{component}." if component else ""
+        paths = {m.name: dialect.path_of(m.name).removeprefix(start) for m in own}
+        old = {key.rpartition(".")[2]: value for key, value in flat.items() if key.rpartition(".")[0] == component}
+        config, fitted = fit_ranks(old, own, paths.__getitem__)
+        config["target_modules"] = sorted(paths.values())
+        flat |= {start + key: value for key, value in config.items()}
+        modules += fitted
+    metadata = {**adapter.metadata, METADATA_KEY: json.dumps(flat, sort_keys=True)}
+    return replace(adapter, modules=sort_modules(modules), metadata=metadata)
 
 
 DIFFUSERS = Diffusers(

@@ -10,10 +10,11 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nola_codec.adapters.dialects.gguf_names import ALPHA, EMBEDDING, from_gguf, key_values, to_gguf
+from nola_codec.adapters.dialects.gguf_names import ALPHA, EMBEDDING, fit_to_one_alpha, from_gguf, key_values, to_gguf
 from nola_codec.adapters.dialects.pair_dialect import PairDialect, require_no_vectors
 from nola_codec.adapters.dialects.pairs import PairKeys, Transposed, join_tensors, pair_tensors, read_pair
 from nola_codec.adapters.sources import AdapterSource
@@ -80,6 +81,13 @@ class Gguf(PairDialect):
             raise AdapterError(message, code="not-expressible", where=str(path))
         file = AdapterFile(self.tensors(adapter, dtype), {}, self.file_name, extra=key_values(adapter))
         return write_adapter_file(path, file, overwrite=overwrite)
+
+    def with_modules(self, adapter: Adapter, modules: Sequence[LoraModule]) -> Adapter:
+        """Return the adapter with other modules, of ranks that one alpha fits; arguments and errors as in `Dialect`."""
+        alpha, fitted = fit_to_one_alpha(modules)
+        extra = {key: list(value) for key, value in key_values(adapter).items()}
+        extra[ALPHA] = ["FLOAT32", alpha]
+        return replace(adapter, modules=tuple(fitted), config={**(adapter.config or {}), "gguf": extra})
 
     def to_modules(self, adapter: Adapter, base: Mapping[str, Any] | None) -> Sequence[LoraModule]:
         """Return the modules with the paths of Transformers as names; errors as in `Dialect`."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from nola_codec.adapters.ranks import with_rank
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Adapter, LoraModule
 
@@ -22,6 +23,9 @@ _ARCHITECTURES: Mapping[str, tuple[str, bool]] = {
     "gemma": ("gemma", False), "gemma2": ("gemma2", False), "gemma3_text": ("gemma3", False), "phi3": ("phi3", False),
 }  # fmt: skip
 _MAX_LAYERS = 4096
+_MOST_ADDED = 64
+_MOST_TIMES = 16
+_MOST_SCALINGS = 16
 
 ALPHA = "adapter.lora.alpha"
 EMBEDDING = "token_embd.weight"
@@ -57,11 +61,7 @@ def to_gguf(modules: Sequence[LoraModule], base: Mapping[str, Any] | None) -> Ad
         raise AdapterError(message, code="needs-base")
     arch, permuted, layers = _architecture(base)
     table = _name_map(arch, layers)
-    alphas = {float(np.float32(m.scaling * m.rank)) for m in modules}
-    if len(alphas) != 1 or any(m.scaling != next(iter(alphas)) / m.rank for m in modules):
-        message = f"GGUF has one alpha for all modules, and these have {', '.join(map(str, sorted(alphas)[:4]))}"
-        raise AdapterError(message, code="not-expressible")
-    (alpha,) = alphas
+    alpha, modules = fit_to_one_alpha(modules)
     named = []
     for module in modules:
         name = table.get_name(module.name)
@@ -77,6 +77,31 @@ def to_gguf(modules: Sequence[LoraModule], base: Mapping[str, Any] | None) -> Ad
         "adapter.type": ["STRING", "lora"], ALPHA: ["FLOAT32", alpha],
     }  # fmt: skip
     return Adapter("gguf", tuple(sorted(named, key=lambda m: m.name)), {}, {"gguf": extra}, {})
+
+
+def fit_to_one_alpha(modules: Sequence[LoraModule]) -> tuple[float, list[LoraModule]]:
+    """Return the one alpha of a GGUF file, and the modules with ranks at which alpha / r is each one's scaling.
+
+    Zero components are added where a rank must be larger.
+
+    Raises:
+        AdapterError: ``not-expressible``: no alpha and ranks give the scalings.
+    """
+    scalings = {m.scaling for m in modules}
+    largest = {s: max(m.rank for m in modules if m.scaling == s) for s in scalings}
+    most = _MOST_TIMES * max(largest.values())
+    searched = 0.0 not in scalings and len(scalings) <= _MOST_SCALINGS
+    candidates = (
+        {s * rank for s in scalings for rank in range(largest[s], largest[s] + _MOST_ADDED)} if searched else ()
+    )
+    for alpha in sorted(candidates, key=abs):
+        ranks = {s: round(alpha / s) for s in scalings}
+        fits = all(largest[s] <= ranks[s] <= most and alpha / ranks[s] == s for s in scalings)
+        if fits and alpha == float(np.float32(alpha)):
+            return alpha, [with_rank(m, ranks[m.scaling]) for m in modules]
+    found = ", ".join(map(str, sorted(scalings)[:4]))
+    message = f"GGUF has one alpha for all modules, and no ranks give them these scalings: {found}"
+    raise AdapterError(message, code="not-expressible")
 
 
 def from_gguf(adapter: Adapter, base: Mapping[str, Any] | None) -> list[LoraModule]:

@@ -23,7 +23,7 @@ from nola_codec.adapters.adapter_delta import CombinedDelta, part_values
 from nola_codec.adapters.base_model import BaseModel
 from nola_codec.adapters.contract import Dialect
 from nola_codec.adapters.dialects.alphas import SUFFIX as ALPHA
-from nola_codec.adapters.dialects.alphas import Alphas, pack_alphas, read_alphas
+from nola_codec.adapters.dialects.alphas import Alphas, fit_alphas, pack_alphas, read_alphas
 from nola_codec.adapters.dialects.key_hints import unknown_key
 from nola_codec.adapters.dialects.lycoris import (
     PART,
@@ -169,6 +169,24 @@ class Kohya(Dialect):
             )
             made.append(LycorisDelta(stem, tuple(parts), _scale(adapter, stem, rank, alphas)))
         return tuple(made)
+
+    def with_modules(self, adapter: Adapter, modules: Sequence[LoraModule]) -> Adapter:
+        """Return the adapter with other modules, whose alphas and ranks fit; arguments and errors as in `Dialect`."""
+        parts = {m.name for m in adapter.modules if PART.fullmatch(m.name)}
+        plain = [m for m in modules if m.name not in parts]
+        others = [m for m in modules if m.name in parts]
+        fitted = fit_alphas(adapter, plain, _stems(adapter), factor=lambda name: _scalar(adapter, name))
+        ranks = {m.rank for m in fitted.modules}
+        metadata = dict(adapter.metadata)
+        if len(ranks) == 1:
+            found = {"ss_network_dim": str(*ranks)}
+        else:
+            found = {"ss_network_dim": "Dynamic", "ss_network_alpha": "Dynamic"}  # as sd-scripts' resize_lora.py
+        metadata |= {key: value for key, value in found.items() if key in metadata}
+        if len(ranks) == 1 and "ss_network_alpha" in metadata and plain:
+            metadata["ss_network_alpha"] = str(fitted.modules[0].scaling * fitted.modules[0].rank)
+        every = tuple(sorted((*fitted.modules, *others), key=lambda m: m.name))
+        return replace(fitted, modules=every, metadata=metadata)
 
     def path_of(self, name: str) -> str:
         """Return the path of a flattened name; errors as in `Dialect`."""

@@ -15,6 +15,7 @@ from nola_codec.adapters.dialects.merged_linear import NOTE, enabled_blocks, is_
 from nola_codec.adapters.dialects.module_rules import fold_scaling, require_layouts, sort_modules
 from nola_codec.adapters.dialects.pair_dialect import PairDialect
 from nola_codec.adapters.dialects.pairs import PairKeys
+from nola_codec.adapters.ranks import with_largest_rank
 from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
 from nola_codec.model.adapter import Adapter, LoraModule
 from nola_codec.model.tensors import RawTensor
@@ -26,6 +27,17 @@ class Loralib(PairDialect):
 
     is_conversion_target = True
     carries_weights = True
+    rank_note = (
+        "a file of loralib states no rank and no alpha: load it with layers of the new r, and with lora_alpha = r"
+    )
+
+    def with_modules(self, adapter: Adapter, modules: Sequence[LoraModule]) -> Adapter:
+        """Return the adapter with other modules of one rank, since layers of loralib are mostly built with one.
+
+        Arguments and errors are as in `Dialect`.
+        """
+        named = [fold_scaling(m, self.name) for m in with_largest_rank(modules)]
+        return replace(adapter, modules=sort_modules(named))
 
     def read_source(self, source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
         """Read all of an open source; arguments as in `Dialect`.

@@ -8,20 +8,29 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from nola_codec.adapters.dialects.module_rules import require_layouts, sort_modules
 from nola_codec.adapters.dialects.pair_dialect import PairDialect
 from nola_codec.adapters.dialects.pairs import PairKeys
-from nola_codec.adapters.dialects.paths import component_of
+from nola_codec.adapters.ranks import with_largest_rank
 from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
 from nola_codec.adapters.writing import AdapterFile, write_adapter_file
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Adapter, LoraModule
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.tensor_files import is_tensor_file
+
+_IN_LAYER = re.compile(r"(?:.+\.)?(?:layers|h|blocks)\.\d+\.(.+)")
+_ALL_LAYERS = -1
+"""The number of layers, counted from the last one, that MLX puts LoRA into; -1 stands for all. A layer without factors
+in the file stays as it is, since MLX begins with lora_b = 0."""
 
 
 class Mlx(PairDialect):
@@ -57,33 +66,44 @@ class Mlx(PairDialect):
         file = AdapterFile(self.tensors(adapter, dtype), adapter.metadata, self.file_name, config=adapter.config or {})
         return write_adapter_file(out, file, overwrite=overwrite)
 
+    def lost_in_file(self, adapter: Adapter) -> str:
+        """Return a sentence about the configuration, which has the scale."""
+        scales = ", ".join(str(scale) for scale in sorted({m.scaling for m in adapter.modules}))
+        return (
+            f"a lone file of MLX does not hold {CONFIG_NAME}, and so not the scale {scales}, without which MLX cannot "
+            "load the adapter: give -o a directory to keep it"
+        )
+
+    def with_modules(self, adapter: Adapter, modules: Sequence[LoraModule]) -> Adapter:
+        """Return the adapter with other modules of one rank and one scale; arguments and errors as in `Dialect`."""
+        fitted = _of_one_scale(with_largest_rank(modules))
+        config = adapter.config
+        if config is not None or fitted[0].scaling != 1.0:
+            shape = {"rank": fitted[0].rank, "scale": fitted[0].scaling}
+            old = dict(config or {"fine_tune_type": "lora", "num_layers": _ALL_LAYERS})
+            parameters = {"dropout": 0.0, **dict(old.get("lora_parameters") or {}), **shape}
+            if {m.name for m in modules} != {m.name for m in adapter.modules}:
+                old["num_layers"] = _ALL_LAYERS
+                if "keys" in parameters:
+                    parameters["keys"] = sorted({*parameters["keys"], *_keys(modules)})
+            config = {**old, "lora_parameters": parameters}
+        return replace(adapter, modules=sort_modules(fitted), config=config)
+
     def from_modules(
         self, modules: Sequence[LoraModule], raw: Mapping[str, RawTensor], base: Mapping[str, Any] | None
     ) -> Adapter:
         """Make an adapter with one configuration for all modules; arguments and errors as in `Dialect`."""
         require_layouts(modules, self.name, "linear")
-        layers = set()
-        keys = set()
-        for module in modules:
-            match = re.fullmatch(r"(?:.+\.)?(?:layers|h|blocks)\.(\d+)\.(.+)", module.name)
-            if match is None or component_of(module.name):
-                message = "MLX puts LoRA into the layers of a language model, and this is not in one"
-                raise AdapterError(message, code="not-expressible", where=module.name)
-            layers.add(int(match[1]))
-            keys.add(match[2])
-        for what, values in (("rank", {m.rank for m in modules}), ("scaling", {m.scaling for m in modules})):
-            if len(values) > 1:
-                message = f"MLX has one {what} for all modules, and these have {', '.join(map(str, sorted(values)))}"
-                raise AdapterError(message, code="not-expressible")
+        keys = _keys(modules)
+        fitted = _of_one_scale(with_largest_rank(modules))
         config = {
             "fine_tune_type": "lora",
-            # MLX counts layers from the last one, and includes all up to it.
-            "num_layers": max(layers) - min(layers) + 1,
+            "num_layers": _ALL_LAYERS,
             "lora_parameters": {
-                "rank": modules[0].rank, "scale": modules[0].scaling, "dropout": 0.0, "keys": sorted(keys),
+                "rank": fitted[0].rank, "scale": fitted[0].scaling, "dropout": 0.0, "keys": keys,
             },
         }  # fmt: skip
-        return Adapter(self.name, sort_modules(modules), {}, config, {"format": "mlx"})
+        return Adapter(self.name, sort_modules(fitted), {}, config, {"format": "mlx"})
 
     def is_magnitude(self, key: str) -> bool:
         """Return True also for ``<module>.m``, as MLX calls a magnitude."""
@@ -92,6 +112,40 @@ class Mlx(PairDialect):
     def base_model(self, config: Mapping[str, Any], metadata: Mapping[str, str]) -> str | None:
         """Return the name of the base model, which MLX's configuration calls ``model``."""
         return super().base_model({"base_model_name_or_path": config.get("model"), **config}, metadata)
+
+
+def _keys(modules: Sequence[LoraModule]) -> list[str]:
+    """Return the paths of modules within their layers, as ``lora_parameters.keys`` lists them.
+
+    Raises:
+        AdapterError: ``not-expressible`` for a module that is in no layer of a language model.
+    """
+    keys = set()
+    for module in modules:
+        match = _IN_LAYER.fullmatch(module.name)
+        if match is None:
+            message = "MLX puts LoRA into the layers of a language model, and this is not in one"
+            raise AdapterError(message, code="not-expressible", where=module.name)
+        keys.add(match[1])
+    return sorted(keys)
+
+
+def _of_one_scale(modules: Sequence[LoraModule]) -> list[LoraModule]:
+    """Return modules with the most common scaling; the others are folded into lora_B if that is exact.
+
+    Raises:
+        AdapterError: ``not-expressible``: the scalings differ by more than powers of two.
+    """
+    common = Counter(m.scaling for m in modules).most_common(1)[0][0]
+    folded = []
+    for module in modules:
+        if module.scaling != common and (not common or abs(math.frexp(module.scaling / common)[0]) != 0.5):
+            found = ", ".join(map(str, sorted({m.scaling for m in modules})))
+            message = f"MLX has one scaling for all modules, and these have {found}"
+            raise AdapterError(message, code="not-expressible")
+        factor = module.scaling / common if module.scaling != common else 1.0
+        folded.append(replace(module, lora_B=module.lora_B * np.float32(factor), scaling=common))
+    return folded
 
 
 def _scale(config: Mapping[str, Any], where: str) -> float:

@@ -44,7 +44,9 @@ from nola_codec.adapters.dialects.peft_experts import (
     join_experts,
     split_experts,
 )
+from nola_codec.adapters.dialects.peft_ranks import fit_ranks
 from nola_codec.adapters.dialects.peft_rewrites import as_plain_lora
+from nola_codec.adapters.ranks import with_largest_rank
 from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Adapter, Layout, LoraModule
@@ -151,6 +153,18 @@ class PeftLora(PeftDialect):
         paths = {self.path_of(m.name): m.scaling for m in adapter.modules}
         return with_ranks(adapter.config, dict.fromkeys(paths, rank), paths)
 
+    def with_modules(self, adapter: Adapter, modules: Sequence[LoraModule]) -> Adapter:
+        """Return the adapter with other modules and a configuration that fits; arguments and errors as in `Dialect`.
+
+        An adapter without a configuration gets one if its modules need it: a scaling other than 1 or several ranks.
+        """
+        if adapter.config is None and all(m.scaling == 1.0 for m in modules):
+            return replace(adapter, modules=tuple(with_largest_rank(modules)))
+        config, fitted = fit_ranks(adapter.config or _new_config(modules, adapter.raw), modules, _config_path)
+        if {m.name for m in modules} != {m.name for m in adapter.modules} and not config.get("target_parameters"):
+            config["target_modules"] = sorted({_config_path(m.name) for m in modules})
+        return replace(adapter, modules=tuple(fitted), config=config)
+
     def from_modules(
         self, modules: Sequence[LoraModule], raw: Mapping[str, RawTensor], base: Mapping[str, Any] | None
     ) -> Adapter:
@@ -163,24 +177,10 @@ class PeftLora(PeftDialect):
         (component,) = components
         start = len(component) + 1 if component else 0
         named = [replace(m, name=PREFIX + m.name[start:]) for m in modules]
-        ranks = {m.name.removeprefix(PREFIX): m.rank for m in named}
-        scalings = {m.name.removeprefix(PREFIX): m.scaling for m in named}
-        config: dict[str, Any] = {
-            "peft_type": "LORA",
-            "base_model_name_or_path": None,
-            "target_modules": sorted(ranks),  # whole paths: an ending might match layers that have no factors
-            "r": 8,
-            "lora_alpha": 8,
-            "lora_dropout": 0.0,
-            "bias": "none",
-            "fan_in_fan_out": any(m.fan_in_fan_out for m in named),
-            "use_rslora": False,
-            "use_dora": any("lora_magnitude_vector" in key for key in raw),
-            "lora_bias": any(key.endswith(".lora_B.bias") for key in raw),
-            "inference_mode": True,
-        }
         carried = {PREFIX + key[start:]: tensor for key, tensor in raw.items()}
-        return Adapter(self.name, tuple(named), carried, with_ranks(config, ranks, scalings), {"format": "pt"})
+        return self.with_modules(
+            Adapter(self.name, tuple(named), carried, _new_config(named, raw), {"format": "pt"}), named
+        )
 
     def merge_targets(
         self, adapter: Adapter, found: Mapping[str, Sequence[AdapterDelta]], base: BaseModel, where: str
@@ -207,6 +207,25 @@ class PeftLora(PeftDialect):
 
 
 PEFT = PeftLora()
+
+
+def _new_config(modules: Sequence[LoraModule], raw: Mapping[str, RawTensor]) -> dict[str, Any]:
+    """Return a configuration for modules under PEFT's names, without their ranks and alphas."""
+    return {
+        "peft_type": "LORA",
+        "base_model_name_or_path": None,
+        # Whole paths, since an ending might match layers that have no factors.
+        "target_modules": sorted({_config_path(m.name) for m in modules}),
+        "r": 8,
+        "lora_alpha": 8,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": any(m.fan_in_fan_out for m in modules),
+        "use_rslora": False,
+        "use_dora": any("lora_magnitude_vector" in key for key in raw),
+        "lora_bias": any(key.endswith(".lora_B.bias") for key in raw),
+        "inference_mode": True,
+    }
 
 
 def state_dict(
@@ -302,18 +321,20 @@ def _is_known(key: str, config: Mapping[str, Any] | None, pairs: Mapping[str, Ma
 def _fitting_config(config: Mapping[str, Any], modules: tuple[LoraModule, ...], where: str) -> Mapping[str, Any]:
     """Return the configuration, adapted if PEFT would read other ranks or scalings from it than these modules have."""
     settings = parse_config(config, where)
-    paths = {
-        m.name: module_path(expert_module(m.name)) if is_expert(m.name) else m.name.removeprefix(PREFIX)
-        for m in modules
-    }
+    paths = {m.name: _config_path(m.name) for m in modules}
     if all(
         settings.rank_of(paths[m.name]) == m.rank and settings.scaling_of(paths[m.name]) == m.scaling for m in modules
     ):
         return config
-    if config.get("target_parameters"):
-        message = "factors on bare parameters cannot be written with other ranks or scalings than the configuration has"
+    if len({(paths[m.name], m.rank) for m in modules}) > len(set(paths.values())):
+        message = "the experts of one parameter have several ranks, and the configuration can state only one"
         raise AdapterError(message, code="target-parameters", where=where)
     return with_ranks(config, {paths[m.name]: m.rank for m in modules}, {paths[m.name]: m.scaling for m in modules})
+
+
+def _config_path(name: str) -> str:
+    """Return the path that a configuration knows a module by, from the module's name in an adapter."""
+    return module_path(expert_module(name)) if is_expert(name) else name.removeprefix(PREFIX)
 
 
 def _fold_scaling(module: LoraModule, raw: Mapping[str, RawTensor]) -> LoraModule:

@@ -104,6 +104,17 @@ class PeftDialect(Dialect):
                 (directory / CONFIG_NAME).write_bytes(config)
         return path
 
+    def lost_in_file(self, adapter: Adapter) -> str:
+        """Return a sentence about the configuration, if there is one, and about the scalings that it has."""
+        if adapter.config is None:
+            return ""
+        scalings = sorted({m.scaling for m in adapter.modules} - {1.0})
+        text = f"a lone file does not hold {CONFIG_NAME}, without which PEFT cannot load the adapter"
+        if scalings:
+            shown = ", ".join(f"{scaling:g}" for scaling in scalings[:4])
+            text += f"; the scaling alpha / r ({shown}) is multiplied into lora_B, so load it with lora_alpha = r"
+        return text + "; give -o a directory to keep the configuration"
+
     def draws(self, config: Mapping[str, Any], raw: Mapping[str, RawTensor]) -> dict[str, Draw]:
         """Return the draw of each carried tensor that a seed makes, by key."""
         return {}

@@ -178,6 +178,11 @@ def with_ranks(config: Mapping[str, Any], ranks: Mapping[str, int], scalings: Ma
     return result
 
 
+def has_alpha_for(scaling: float, rank: int, use_rslora: bool) -> bool:
+    """Return True if `with_ranks` finds an alpha with which PEFT computes exactly this scaling at this rank."""
+    return _alpha_for(scaling, rank, use_rslora) / (math.sqrt(rank) if use_rslora else rank) == scaling
+
+
 def _alpha_for(scaling: float, rank: int, use_rslora: bool) -> int | float:
     divisor = math.sqrt(rank) if use_rslora else float(rank)
     alpha = scaling * divisor

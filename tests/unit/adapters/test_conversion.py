@@ -155,11 +155,10 @@ def test_what_cannot_be_said_is_refused() -> None:
     assert "layers of a language model" in str(refusal(image, "mlx"))
     third = Adapter("peft", (module("base_model.model.q", scaling=1 / 3),), config=lm.config)
     assert "would round" in str(refusal(third, "loralib"))
-    ranks = Adapter("peft", (*lm.modules[:1], module("base_model.model.model.layers.0.x", rank=3)), config=lm.config)
-    assert "one rank" in str(refusal(ranks, "mlx"))
     scalings = Adapter("peft", (lm.modules[0], module(lm.modules[1].name, scaling=3.0)), config=lm.config)
     assert "one scaling" in str(refusal(scalings, "mlx"))
-    assert "one alpha" in str(refusal(scalings, "gguf", LLAMA))
+    odd = Adapter("peft", (lm.modules[0], module(lm.modules[1].name, scaling=1 / 3.1)), config=lm.config)
+    assert "one alpha" in str(refusal(odd, "gguf", LLAMA))
     bias = {lm.modules[0].name + ".bias": RawTensor("F32", (1,), bytes(4))}
     assert "no place" in str(refusal(Adapter("peft", lm.modules, bias, lm.config), "mlx"))
     diff = Adapter("kohya", (), vectors=(VectorTensor("lora_unet_x.diff", np.ones((2, 2), np.float32)),))
@@ -171,6 +170,16 @@ def test_what_cannot_be_said_is_refused() -> None:
     assert {name for name, each in DIALECTS.items() if each.is_conversion_target} == set(TARGET_DIALECTS)
     assert "sam_lora" not in TARGET_DIALECTS
     assert refusal(lm, "sam_lora").code == "not-expressible"
+
+
+@pytest.mark.parametrize("dialect", ["mlx", "gguf"])
+def test_several_ranks_become_one(dialect: str) -> None:
+    lm = language_model()
+    adapter = Adapter("peft", (lm.modules[0], module(lm.modules[1].name, rank=3)), config=lm.config)
+    converted = convert(adapter, dialect, {**LLAMA, "model_type": "qwen2"})
+    assert [m.rank for m in converted.modules] == [3, 3]
+    again = dense(convert(converted, "peft", {**LLAMA, "model_type": "qwen2"}))
+    assert all(np.array_equal(again[name], delta) for name, delta in dense(adapter).items())
 
 
 def test_names_match_between_dialects() -> None:
