@@ -1,4 +1,4 @@
-"""`decode --trim` drops components that are zero: the same deltas, smaller ranks, and scalings that tools read exactly."""
+"""`decode --trim` drops components that are zero: the same deltas, smaller ranks, and scalings that stay exact."""
 
 from __future__ import annotations
 
@@ -110,7 +110,10 @@ def image_model(scaling: float = 2.0) -> list[LoraModule]:
 
 
 def language_model(scaling: float = 2.0) -> list[LoraModule]:
-    return [make_module(LANGUAGE + f"{leaf}_proj", used, scaling=scaling) for leaf, used in zip("qkv", (5, 3, 1))]
+    return [
+        make_module(LANGUAGE + f"{leaf}_proj", used, scaling=scaling)
+        for leaf, used in zip("qkv", (5, 3, 1), strict=True)
+    ]
 
 
 CASES: dict[str, tuple[str, list[LoraModule], list[int]]] = {

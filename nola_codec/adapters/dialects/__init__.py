@@ -1,8 +1,8 @@
 """The dialects, and the rules that several of them share.
 
     peft.py                     PEFT. LoRA is here; `peft_base.py`, `peft_config.py`, `peft_ranks.py` and
-                                `peft_experts.py` serve it. VeRA and RandLoRA are `peft_diagonals.py`, with `diagonals.py`, `vera.py`,
-                                `randlora.py` and `peft_draws.py`
+                                `peft_experts.py` serve it. VeRA and RandLoRA are `peft_diagonals.py`, with
+                                `diagonals.py`, `vera.py`, `randlora.py` and `peft_draws.py`
     kohya.py, lycoris.py        kohya's sd-scripts, and LyCORIS
     diffusers.py, diffusers_keys.py                           diffusers
     mlx.py, loralib.py, numbered.py                           one tool each (`numbered.py`: two)

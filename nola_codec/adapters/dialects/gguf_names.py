@@ -24,7 +24,7 @@ _ARCHITECTURES: Mapping[str, tuple[str, bool]] = {
 }  # fmt: skip
 _MAX_LAYERS = 4096
 _MOST_ADDED = 64
-_MOST_TIMES = 16
+_MOST_TIMES = 4
 _MOST_SCALINGS = 16
 
 ALPHA = "adapter.lora.alpha"
