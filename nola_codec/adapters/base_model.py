@@ -23,6 +23,10 @@ class BaseModel(Protocol):
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The shape of each weight, by name."""
 
+    @property
+    def experts_transposed(self) -> bool | None:
+        """True if the experts of one tensor are stored (in, out) each, False if (out, in); None if it is not known."""
+
     def find(self, name: str) -> str | None:
         """Return the stored weight that a name means; the name may have or lack the outer prefixes of the model.
 

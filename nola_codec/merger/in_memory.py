@@ -65,8 +65,9 @@ def _merge_pairs(decoder: Decoder, model: torch.nn.Module) -> None:
     weights, places = find_in_model(model, lambda shapes, config: targets)
     factors = decoder.decode_all()
     with torch.no_grad():
-        for record, decoded in zip(records, factors, strict=True):
-            place = places[record.name]
+        by_name = {record.name: (record, decoded) for record, decoded in zip(records, factors, strict=True)}
+        for place in places.values():
+            record, decoded = by_name[place.module]
             delta = _as_tensor(delta_weight(decoded, record.kind, decoder.xp))
             weight = weights[place.weight]
             merge_tensor(weight, (delta.T if place.transposed else delta).to(weight.device))

@@ -16,9 +16,10 @@ from nola_codec.adapters.dialects.peft_config import PREFIX
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.merger.arithmetic.sum import merge_tensor
-from nola_codec.merger.merge_files import MergeFile, decode_merge_file
+from nola_codec.merger.merge_files import decode_merge_file
 from nola_codec.merger.model_weights import find_in_model
 from nola_codec.merger.places import WeightShapes
+from nola_codec.merger.terms import DeltaTerm, sum_terms
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +56,9 @@ def layer_delta(
         if shape is not None and tuple(shape) != own:
             raise AdapterError(mismatch("shape", own, tuple(shape)), code="bad-shape", where=f"{where}: {found}")
         shape = own
-    return place(_rows(file, found, tuple(shape or ()), transposed=False).astype(np.float32))
+    whole = tuple(shape or ())
+    rows = file.delta(found, whole, False).rows(0, whole[0] if whole else 1)
+    return place(rows.astype(np.float32))
 
 
 def merge_layer_deltas(decoder: Decoder, where: str, model: torch.nn.Module) -> None:
@@ -86,10 +89,8 @@ def merge_layer_deltas(decoder: Decoder, where: str, model: torch.nn.Module) -> 
     )
     with torch.no_grad():
         for name, place in places.items():
-            weight = weights[place.weight]
-            rows = _rows(file, name, tuple(weight.shape), transposed=place.transposed)
+            weight = weights[name]
+            terms = [DeltaTerm(0, part.module, part.transposed, part.taken, part.put) for part in place.parts]
+            shape = tuple(weight.shape)
+            rows = sum_terms([file], terms, shape).rows(0, shape[0] if shape else 1)
             merge_tensor(weight, torch.from_numpy(rows).to(weight.device))
-
-
-def _rows(file: MergeFile, name: str, shape: tuple[int, ...], *, transposed: bool) -> Any:
-    return file.delta(name, shape, transposed).rows(0, shape[0] if shape else 1)

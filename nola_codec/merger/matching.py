@@ -4,36 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from nola_codec.adapters.base_model import MergeTarget, delta_shape
 from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.checkpoints.embeddings import TiedEmbeddings, have_same_leaf
+from nola_codec.merger.arithmetic.parts import Region
 from nola_codec.merger.misfits import Misfits
+from nola_codec.merger.model_names import ModelNames
+from nola_codec.merger.part_places import EACH_EXPERT, part_places
 from nola_codec.merger.stored_names import StoredNames
+from nola_codec.merger.weight_places import Place
 from nola_codec.model.records import CodedRecord
 
 # Models with `transformers.pytorch_utils.Conv1D`, whose weights are stored (in, out), and their modules of that class.
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"})
 _CONV1D_MODULES = frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
-
-
-@dataclass(frozen=True)
-class Place:
-    """The weight of a base model that a delta is added to.
-
-    Attributes:
-        module: The name of the delta, as in `MergeTarget`.
-        weight: The name of the weight in the merged checkpoint.
-        source: The stored tensor that holds the base value. It differs from `weight` if tied weights are separated.
-        transposed: True if the weight is stored (in, out), so that the transpose of the delta is added.
-    """
-
-    module: str
-    weight: str
-    source: str
-    transposed: bool
 
 
 def resolve_places(
@@ -53,35 +40,56 @@ def resolve_places(
         tied: The result of `tied_embeddings`. A delta of the missing weight then starts from the stored weight.
 
     Returns:
-        `Place` by the name of the delta.
+        `Place` by the name of the weight.
 
     Raises:
         AdapterError: ``base-mismatch``, with one line for each delta that found no weight of its shape.
     """
-    names = StoredNames(shapes)
-    places: dict[str, Place] = {}
-    owners: dict[str, str] = {}
+    names = ModelNames(shapes, config)
+    found = _Found()
     misfits = Misfits(shapes)
     for target in targets:
         wanted = _wanted_names(target)
-        found = names.find_all(wanted)
-        if not found and tied is not None and have_same_leaf(tied.missing, wanted[0]):
+        stored = [] if EACH_EXPERT in target.weight else names.find_all(wanted)
+        if not stored and tied is not None and have_same_leaf(tied.missing, wanted[0]):
             weight, source = tied.missing, tied.stored
-        elif len(found) == 1:
-            weight = source = found[0]
+        elif len(stored) == 1:
+            weight = source = stored[0]
         else:
-            misfits.add_unfound(target, wanted[0], found)
+            parts = [] if stored else part_places(replace(target, weight=wanted[0]), names, shapes)
+            if not parts:
+                misfits.add_unfound(target, wanted[0], stored)
+            for part in parts:
+                found.add(part, misfits)
             continue
         transposed = _fits_transposed(target, weight.rpartition(".")[0], shapes[source], config)
         if transposed is None:
             misfits.add_shape(target, source)
-        elif weight in owners:
-            misfits.add(target.name, f"{weight} is already changed by {owners[weight]}")
         else:
-            owners[weight] = target.name
-            places[target.name] = Place(target.name, weight, source, transposed)
+            found.add(Place(target.name, weight, source, transposed), misfits)
     misfits.raise_if_any()
-    return places
+    return {weight: replace(first, others=tuple(others)) for weight, (first, *others) in found.places.items()}
+
+
+class _Found:
+    """The places that were found, by weight."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, list[Place]] = {}
+        self._owners: dict[tuple[str, Region], str] = {}
+
+    def add(self, place: Place, misfits: Misfits) -> None:
+        """Add a place, unless another delta changes the same part of the weight."""
+        key = (place.weight, place.put)
+        earlier = self.places.setdefault(place.weight, [])
+        # Parts of one weight may stand side by side, and a whole stands alone.
+        met = earlier if not place.put else [other for other in earlier[:1] if not other.put]
+        if met or key in self._owners:
+            owner = met[0].module if met else self._owners[key]
+            misfits.add(place.module, f"{place.weight} is already changed by {owner}")
+        else:
+            self._owners[key] = place.module
+            earlier.append(place)
 
 
 def find_place(
@@ -110,7 +118,8 @@ def _fits_transposed(target: MergeTarget, path: str, shape: tuple[int, ...], con
         return False if shape[:1] == target.shape[:1] and math.prod(shape) == math.prod(target.shape) else None
     if target.layout != "linear":
         return False if shape == target.shape else None
-    if is_stored_transposed(path, config, target.fan_in_fan_out) and shape == target.shape[::-1]:
+    turned = (*target.shape[:-2], *target.shape[:-3:-1])  # a first dimension for experts stays
+    if is_stored_transposed(path, config, target.fan_in_fan_out) and shape == turned:
         return True
     # The flag may come from another module, so a weight that fits as it is is not transposed.
     return False if shape == target.shape else None

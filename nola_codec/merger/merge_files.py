@@ -51,6 +51,17 @@ class MergeFile:
         """All that the deltas depend on: the hashes, and the weight as a hexadecimal float."""
         return [*self.hashes, float(self.weight).hex()]
 
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a delta in its own orientation: (out, in), or (experts, out, in).
+
+        Raises:
+            AdapterError: ``unmerge-files``: the file has no such delta.
+        """
+        if name not in self.parts:
+            raise AdapterError("the file has no such module", code="unmerge-files", where=f"{self.name}: {name}")
+        parts = self.parts[name]
+        return parts[0].shape if len(parts) == 1 else (len(parts), *parts[0].shape)
+
     def delta(self, name: str, shape: tuple[int, ...], transposed: bool) -> RowDelta:
         """Return one delta as the rows that are added to a weight.
 
@@ -62,12 +73,11 @@ class MergeFile:
         Raises:
             AdapterError: ``unmerge-files``: the file has no such delta.
         """
-        if name not in self.parts:
-            raise AdapterError("the file has no such module", code="unmerge-files", where=f"{self.name}: {name}")
+        self.shape_of(name)
         parts = self.parts[name]
         if len(parts) == 1:
             return row_delta(parts[0], self.decoded, self.kinds, self.xp, shape, transposed=transposed)
-        turned = parts[0].shape != shape[1:]  # the experts of a parameter may all be stored (in, out)
+        turned = transposed or parts[0].shape != shape[1:]  # the experts of a parameter may all be stored (in, out)
         slices = [row_delta(p, self.decoded, self.kinds, self.xp, shape[1:], transposed=turned) for p in parts]
         return StackedDelta(slices)
 

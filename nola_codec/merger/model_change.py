@@ -9,16 +9,14 @@ from typing import Any
 from nola_codec.adapters import dialect_of
 from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.errors import AdapterError
-from nola_codec.merger.arithmetic.deltas import RowDelta, WeightedSum
+from nola_codec.merger.arithmetic.deltas import RowDelta
 from nola_codec.merger.merge_files import MergeFile
 from nola_codec.merger.places import WeightShapes
 from nola_codec.merger.plan import MergePlan, combine_plans, plan_merge
+from nola_codec.merger.terms import DeltaTerm, sum_terms
 
 OpenDelta = Callable[[str, tuple[int, ...]], RowDelta]
 """``open_delta(weight name, shape)`` returns the delta of one weight. It is called right before the weight changes."""
-
-DeltaTerm = tuple[int, str, bool]
-"""One term of a weight's delta, as in the undo file: the file's number, the delta's name, and True if transposed."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +72,10 @@ def combine_files(placed: Sequence[PlacedFile]) -> ModelChange:
     plan = combine_plans([each.plan for each in placed], [file.name for file in files])
     terms = {
         weight: [
-            (number, each.plan.places[weight].module, each.plan.places[weight].transposed)
+            DeltaTerm(number, part.module, part.transposed, part.taken, part.put)
             for number, each in enumerate(placed)
             if weight in each.plan.places
+            for part in each.plan.places[weight].parts
         ]
         for weight in plan.places
     }
@@ -85,14 +84,3 @@ def combine_files(placed: Sequence[PlacedFile]) -> ModelChange:
         return sum_terms(files, terms[weight], shape)
 
     return ModelChange(plan, open_delta, [file.key for file in files], terms)
-
-
-def sum_terms(files: Sequence[MergeFile], terms: Sequence[DeltaTerm], shape: tuple[int, ...]) -> RowDelta:
-    """Return the delta of a weight of that shape: each term times its file's weight, added in order.
-
-    Raises:
-        AdapterError: ``unmerge-files``: a file has no such delta.
-    """
-    weighted = [(files[number].delta(name, shape, transposed), files[number].weight)
-                for number, name, transposed in terms]  # fmt: skip
-    return weighted[0][0] if len(weighted) == 1 and weighted[0][1] == 1 else WeightedSum(weighted)

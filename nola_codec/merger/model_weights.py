@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from nola_codec.adapters.base_model import MergeTarget
 from nola_codec.errors import AdapterError
-from nola_codec.merger.matching import Place, resolve_places
+from nola_codec.merger.matching import resolve_places
+from nola_codec.merger.weight_places import Place
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +21,7 @@ Targets = Callable[[Mapping[str, tuple[int, ...]], Mapping[str, Any]], Sequence[
 def find_in_model(
     model: torch.nn.Module, targets: Targets, *, may_be_tied: bool = False
 ) -> tuple[dict[str, torch.nn.Parameter], dict[str, Place]]:
-    """Return the parameters of a model by name, and the place of each delta by the delta's name.
+    """Return the parameters of a model by name, and the place of each delta by the weight's name.
 
     Args:
         model: The model to change.
@@ -35,10 +36,10 @@ def find_in_model(
     config: dict[str, Any] = getattr(getattr(model, "config", None), "to_dict", dict)()
     places = resolve_places(targets(shapes, config), shapes, config)
     uses = Counter(id(p) for p in weights.values())
-    for name, place in places.items():
+    for place in places.values():
         if not may_be_tied and uses[id(weights[place.weight])] > 1:
             raise AdapterError(
                 f"{place.weight} is tied to another weight, which would change with it; untie them, or merge with "
-                "`decode --base`, which unties them", code="tied-weights", where=name
+                "`decode --base`, which unties them", code="tied-weights", where=place.module
             )  # fmt: skip
     return weights, places

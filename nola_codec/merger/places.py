@@ -10,8 +10,9 @@ from typing import Any
 from nola_codec.adapters import deltas, dialect_of
 from nola_codec.adapters.adapter_delta import AdapterDelta
 from nola_codec.checkpoints.checkpoint import Checkpoint
+from nola_codec.checkpoints.key_renames import experts_transposed
 from nola_codec.merger.matching import is_stored_transposed
-from nola_codec.merger.stored_names import StoredNames
+from nola_codec.merger.model_names import ModelNames
 from nola_codec.model.adapter import Adapter
 
 
@@ -35,8 +36,13 @@ class WeightShapes:
         shapes = {name: info.shape for name, info in checkpoint.weights.items()}
         return cls(shapes, checkpoint.config, str(checkpoint.directory))
 
+    @property
+    def experts_transposed(self) -> bool | None:
+        """True if the experts of one tensor are stored (in, out) each, False if (out, in); None if it is not known."""
+        return experts_transposed(self.config)
+
     def find(self, name: str) -> str | None:
-        """Return the stored weight that a name means; see `StoredNames`."""
+        """Return the stored weight that a name means; see `ModelNames`."""
         return self._names.find(name)
 
     def is_transposed(self, path: str, fan_in_fan_out: bool) -> bool:
@@ -45,11 +51,11 @@ class WeightShapes:
 
     def tells(self, component: str) -> bool:
         """Return True if prefixes of the names tell a component of a pipeline; see `StoredNames`."""
-        return self._names.tells(component)
+        return self._names.alike.tells(component)
 
     @cached_property
-    def _names(self) -> StoredNames:
-        return StoredNames(self.shapes)
+    def _names(self) -> ModelNames:
+        return ModelNames(self.shapes, self.config)
 
 
 def grouped_deltas(adapter: Adapter) -> dict[str, list[AdapterDelta]]:

@@ -18,8 +18,9 @@ from nola_codec.adapters.dialects.peft_config import is_saved_module
 from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.checkpoints.embeddings import TiedEmbeddings, embedding_names, text_config, tied_embeddings
 from nola_codec.errors import AdapterError, mismatch
-from nola_codec.merger.matching import Place, resolve_places
-from nola_codec.merger.stored_names import StoredNames
+from nola_codec.merger.matching import resolve_places
+from nola_codec.merger.model_names import ModelNames
+from nola_codec.merger.weight_places import Place
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import FLOAT_DTYPES, from_float64, to_float64
 
@@ -83,7 +84,7 @@ def plan_merge(
     saved = {key: key.removesuffix("." + key.rpartition(".")[2]) for key in raw if not key.endswith(".lora_B.bias")}
     paths = [module_path(name) for name in (*(t.name for t in targets), *saved.values())]
     tied = None if stays_tied else tied_embeddings(checkpoint.config, shapes, paths)
-    places = {p.weight: p for p in resolve_places(targets, shapes, checkpoint.config, tied).values()}
+    places = resolve_places(targets, shapes, checkpoint.config, tied)
     carried = _CarriedPlaces(checkpoint, adapter_config, tied, {target.name: target.scaling for target in targets})
     for key, tensor in raw.items():
         carried.place(key, tensor)
@@ -115,7 +116,7 @@ class _CarriedPlaces:
     ) -> None:
         self._checkpoint, self._config, self._tied, self._scalings = checkpoint, adapter_config, tied, scalings
         self._shapes = {name: info.shape for name, info in checkpoint.weights.items()}
-        self._names = StoredNames(self._shapes)
+        self._names = ModelNames(self._shapes, checkpoint.config)
         self.replaced: dict[str, RawTensor] = {}
         self.reloaded: dict[str, RawTensor] = {}
         self.bias_terms: dict[str, tuple[RawTensor, float]] = {}

@@ -13,10 +13,10 @@ from nola_codec.merger.arithmetic.residuals import restore_rows
 from nola_codec.merger.checksums import Sums
 from nola_codec.merger.journal import Journal, open_journal
 from nola_codec.merger.merge_files import MergeFile
-from nola_codec.merger.model_change import sum_terms
 from nola_codec.merger.model_directory import copy_other_files, remove_others
 from nola_codec.merger.request import MergeReport, UnmergeRequest
 from nola_codec.merger.stream import FileWrite, RowEdit, TensorWrite, write_files
+from nola_codec.merger.terms import DeltaTerm, sum_terms
 from nola_codec.merger.undo_file import (
     UNDO_NAME,
     UndoBlocks,
@@ -126,7 +126,7 @@ class _ShardRestorer:
             yield TensorWrite(name, size, file.offset(name), shape[0] if shape else 1, open_edit)
 
     def _open_edit(self, dtype: str, shape: tuple[int, ...], terms: list[Any], blocks: _TensorBlocks) -> RowEdit:
-        delta = sum_terms(self.files, terms, shape)
+        delta = sum_terms(self.files, [DeltaTerm.parse(term) for term in terms], shape)
 
         def restore(data: memoryview, start: int, stop: int) -> None:
             residual = decode_residual(blocks.find(start, stop), dtype, len(data))

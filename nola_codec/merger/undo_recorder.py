@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from nola_codec.merger.checksums import Sums, file_sums
 from nola_codec.merger.model_change import ModelChange
 from nola_codec.merger.shards import MergedTensor
 from nola_codec.merger.stream import RowEdit
+from nola_codec.merger.terms import DeltaTerm
 from nola_codec.merger.undo_file import (
     UNDO_NAME,
     VERSION,
@@ -47,7 +48,7 @@ class UndoRecorder:
         self,
         file: SafetensorsFile,
         layout: Mapping[str, MergedTensor],
-        terms: Mapping[str, Any],
+        terms: Mapping[str, Sequence[DeltaTerm]],
         piece_bytes: int,
     ) -> None:
         """Record the header of the shard, and the whole of each tensor that the merge replaces.
@@ -68,7 +69,11 @@ class UndoRecorder:
             "header": text_of(file.header_bytes()),
             "tensors": {name: [info.dtype, list(info.shape)] for name, info in file.tensors.items()},
             "stored": stored,
-            "terms": {name: own for name, own in terms.items() if name in file.tensors and name not in stored},
+            "terms": {
+                name: [term.as_json() for term in own]
+                for name, own in terms.items()
+                if name in file.tensors and name not in stored
+            },
         }
 
     def has_terms(self, name: str) -> bool:

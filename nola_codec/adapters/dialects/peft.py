@@ -20,7 +20,6 @@ from nola_codec.adapters.adapter_delta import AdapterDelta
 from nola_codec.adapters.base_model import (
     BaseModel,
     MergeTarget,
-    mismatch_message,
     require_one_component,
     target_of,
 )
@@ -40,6 +39,7 @@ from nola_codec.adapters.dialects.peft_config import (
 from nola_codec.adapters.dialects.peft_experts import (
     expert_module,
     expert_number,
+    expert_target,
     is_expert,
     join_experts,
     split_experts,
@@ -191,7 +191,9 @@ class PeftLora(PeftDialect):
         """
         require_one_component((self.component_of(name) for name in found), base)
         return [
-            _expert_target(name, parts, base) if is_expert(parts[0].name) else self._target(parts[0], base)
+            expert_target(name, parts, base, adapter.config or {})
+            if is_expert(parts[0].name)
+            else self._target(parts[0], base)
             for name, parts in found.items()
         ]
 
@@ -346,23 +348,3 @@ def _fold_scaling(module: LoraModule, raw: Mapping[str, RawTensor]) -> LoraModul
         raise AdapterError(message, code="needs-directory", where=module.name)
     folded = (module.lora_B * np.float32(module.scaling)).astype(np.float32)
     return replace(module, lora_B=folded, scaling=1.0)
-
-
-def _expert_target(name: str, parts: Sequence[AdapterDelta], base: BaseModel) -> MergeTarget:
-    """Return the target of a module's experts: its parameter of shape (experts, out, in) or (experts, in, out)."""
-    module = parts[0].product
-    assert module is not None, "experts are pairs"
-    out, inputs = module.vector_lengths
-    shapes = {(len(parts), out, inputs), (len(parts), inputs, out)}
-    path = module_path(name)
-    fitting = [
-        weight
-        for weight, shape in base.shapes.items()
-        if shape in shapes and (weight.rpartition(".")[0] == path or path.endswith("." + weight.rpartition(".")[0]))
-    ]
-    if len(fitting) != 1 or out == inputs:
-        problem = f"{name}: " + mismatch("parameter", f"one of shape {sorted(shapes)[0]}", fitting or "none")
-        if out == inputs:
-            problem = f"{name}: the experts are square ({out} x {out}), so it is not known if they are transposed"
-        raise AdapterError(mismatch_message([problem]), code="base-mismatch", where=base.where)
-    return MergeTarget(name, "linear", base.shapes[fitting[0]], weight=fitting[0])

@@ -10,14 +10,20 @@ experts, and is not a delta.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from nola_codec.adapters.adapter_delta import AdapterDelta
+from nola_codec.adapters.base_model import BaseModel, MergeTarget, mismatch_message
+from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import LoraModule
 
+# The parameters of experts in the models of Transformers, if the configuration does not name any.
+_PARAMETERS = ("gate_up_proj", "up_proj", "down_proj")
 _EXPERT = re.compile(r"(?P<module>.+)\[(?P<expert>0|[1-9]\d*)\]")
 
 
@@ -104,3 +110,62 @@ def expert_module(name: str) -> str:
     """Return the name of the module that an expert belongs to; or the name itself for any other module."""
     match = _EXPERT.fullmatch(name)
     return name if match is None else match["module"]
+
+
+def expert_target(name: str, parts: Sequence[AdapterDelta], base: BaseModel, config: Mapping[str, Any]) -> MergeTarget:
+    """Return the target of a module's experts: a parameter of shape (experts, out, in) or (experts, in, out).
+
+    Args:
+        name: The name of the module.
+        parts: The delta of each expert, in order.
+        base: The base model.
+        config: The adapter's configuration, which names the parameters.
+
+    Raises:
+        AdapterError: ``base-mismatch``: the module's parameter cannot be told from others.
+    """
+    module = parts[0].product
+    assert module is not None, "experts are pairs"
+    out, inputs = module.vector_lengths
+    straight, turned = (len(parts), out, inputs), (len(parts), inputs, out)
+    path, wanted = _parameter_names(name, config)
+    stored = {leaf: base.find(f"{path}.{leaf}") for leaf in dict.fromkeys((*wanted, *_PARAMETERS))}
+    fitting = [leaf for leaf, each in stored.items() if each and base.shapes[each] in (straight, turned)]
+    # The order of the wrappers tells the parameter; the shape tells it too if only one has that shape.
+    leaf = next((leaf for leaf in wanted if leaf in fitting), fitting[0] if len(fitting) == 1 else "")
+    if not leaf and wanted and stored[wanted[0]] is None:
+        return MergeTarget(name, "linear", straight, weight=f"{path}.{wanted[0]}")  # stored one by one
+    if not leaf:
+        found = [base.shapes[each] for each in stored.values() if each]
+        problem = f"{name}: " + mismatch("parameter", f"one of shape {list(straight)}", found or "none")
+        raise AdapterError(mismatch_message([problem]), code="base-mismatch", where=base.where)
+    weight = stored[leaf] or ""
+    transposed = base.shapes[weight] == turned
+    if out == inputs:
+        known = base.experts_transposed
+        if known is None:
+            problem = f"{name}: the experts are square ({out} x {out}), so it is not known if they are transposed"
+            raise AdapterError(mismatch_message([problem]), code="base-mismatch", where=base.where)
+        transposed = known
+    return MergeTarget(name, "linear", straight, fan_in_fan_out=transposed, weight=weight)
+
+
+def _parameter_names(name: str, config: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """Return the path of a module in the base model, and the parameters that its factors may be of, likeliest first.
+
+    PEFT wraps a module once for each of its parameters, the first one innermost, and calls the inner ones
+    ``base_layer``. The names in the configuration have no order, and ``down_proj`` is the last one in all models.
+    """
+    path, depth = module_path(name), 0
+    inner = name
+    while inner.endswith(".base_layer"):
+        inner, depth = inner.removesuffix(".base_layer"), depth + 1
+    path = module_path(inner)
+    leaves = set()
+    for target in config.get("target_parameters") or []:
+        parent, _, leaf = target.rpartition(".")
+        if not parent or path == parent or path.endswith("." + parent):
+            leaves.add(leaf)
+    ordered = sorted(leaves, key=lambda leaf: ("down" in leaf, leaf))
+    expected = ordered[len(ordered) - 1 - depth : len(ordered) - depth] if depth < len(ordered) else []
+    return path, (*expected, *(leaf for leaf in ordered if leaf not in expected))
