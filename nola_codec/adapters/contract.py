@@ -41,6 +41,7 @@ class Dialect(ABC):
         changes_stored_weights: True if a delta belongs to a stored tensor and not to a module. Tied weights then stay
             tied in a merge.
         needs_layer_shape: True if only the layer of the model tells the shape of a delta.
+        has_components: True if the path of a module must begin with the component of a pipeline.
         rank_note: A sentence for a user whose adapter gets other ranks; empty if a file states all that loaders need.
         holds_whole_weights: True if the records of a file are parts of whole weights (`weight_of_record`). `inspect`
             then counts the elements of the weights, and otherwise those of the records.
@@ -55,6 +56,7 @@ class Dialect(ABC):
     changes_stored_weights: ClassVar[bool] = False
     needs_layer_shape: ClassVar[bool] = False
     holds_whole_weights: ClassVar[bool] = False
+    has_components: ClassVar[bool] = False
     rank_note: ClassVar[str] = ""
 
     # Reading and writing.
@@ -184,6 +186,13 @@ class Dialect(ABC):
             AdapterError: ``not-expressible`` for a name that does not tell the path.
         """
         return name
+
+    def path_start(self, adapter: Adapter) -> str:
+        """Return what the path of every module has before it in a pipeline, such as ``unet.``; by default nothing.
+
+        A dialect whose adapters belong to one model overrides it, if an adapter tells which component the model is.
+        """
+        return ""
 
     def component_of(self, name: str) -> str:
         """Return the component of a pipeline (``unet``, ``text_encoder``) that a module's name tells, or ``""``."""

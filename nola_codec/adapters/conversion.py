@@ -41,7 +41,8 @@ def convert(adapter: Adapter, dialect: str, base: Mapping[str, Any] | None = Non
         raise AdapterError(mismatch("dialect", f"one of {known}", dialect), code="not-expressible")
     modules = source.to_modules(adapter, base)
     _require_products(adapter, source)
-    paths = {module.name: source.path_of(module.name) for module in modules}
+    start = source.path_start(adapter) if target.has_components else ""
+    paths = {module.name: start + source.path_of(module.name) for module in modules}
     raw = _convert_carried(adapter, source, target, paths)
     return target.from_modules([replace(module, name=paths[module.name]) for module in modules], raw, base)
 

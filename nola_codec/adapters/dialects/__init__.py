@@ -1,11 +1,12 @@
 """The dialects, and the rules that several of them share.
 
-    peft.py                     PEFT. LoRA is here; `peft_base.py`, `peft_config.py`, `peft_ranks.py` and
-                                `peft_experts.py` serve it. VeRA and RandLoRA are `peft_diagonals.py`, with
+    peft.py                     PEFT. LoRA is here; `peft_base.py`, `peft_config.py`, `peft_ranks.py`,
+                                `peft_components.py` and `peft_experts.py` serve it. VeRA and RandLoRA are `peft_diagonals.py`, with
                                 `diagonals.py`, `vera.py`, `randlora.py` and `peft_draws.py`
     kohya.py, lycoris.py        kohya's sd-scripts, and LyCORIS
     diffusers.py, diffusers_keys.py                           diffusers
-    mlx.py, loralib.py, numbered.py                           one tool each (`numbered.py`: two)
+    mlx.py, mlx_names.py                                      MLX, and what its models call their layers
+    loralib.py, numbered.py                                   one tool each (`numbered.py`: two)
     gguf.py, gguf_names.py      llama.cpp
     parameters.py               networks that were trained as coefficients
     weight_changes.py           `encode_delta`: the change of a whole model

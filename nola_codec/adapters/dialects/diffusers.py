@@ -21,7 +21,7 @@ from nola_codec.adapters.dialects.alphas import fit_alphas
 from nola_codec.adapters.dialects.diffusers_keys import BOTH, DOWN_UP, LORA_A_B, alpha_module, path_in_file
 from nola_codec.adapters.dialects.module_rules import fold_scaling, require_layouts, sort_modules
 from nola_codec.adapters.dialects.pair_dialect import PairDialect
-from nola_codec.adapters.dialects.paths import component_of, old_diffusers_name, old_diffusers_path
+from nola_codec.adapters.dialects.paths import COMPONENTS, component_of, old_diffusers_name, old_diffusers_path
 from nola_codec.adapters.dialects.peft_config import PeftSettings, parse_config
 from nola_codec.adapters.dialects.peft_ranks import fit_ranks
 from nola_codec.adapters.sources import AdapterSource
@@ -37,6 +37,7 @@ class Diffusers(PairDialect):
     """The present dialect. Its configuration is JSON in the metadata: ``{"unet.r": 8, "unet.lora_alpha": 16, ...}``."""
 
     is_conversion_target = True
+    has_components = True
     spells_lora_biases = True
     carries_weights = True
 
@@ -75,6 +76,13 @@ class Diffusers(PairDialect):
     ) -> Adapter:
         """Make an adapter with its scalings in the metadata; arguments and errors as in `Dialect`."""
         require_layouts(modules, self.name, "linear", "conv")
+        lone = next((m.name for m in modules if not component_of(m.name)), None)
+        if lone is not None:
+            message = (
+                f"diffusers loads LoRA into the components of a pipeline ({', '.join(COMPONENTS)}), and this module is "
+                "in none of them: write an adapter of a language model with --format peft"
+            )
+            raise AdapterError(message, code="not-expressible", where=lone)
         adapter = Adapter(self.name, sort_modules(modules), dict(raw), None, {"format": "pt"})
         return adapter if all(m.scaling == 1.0 for m in modules) else _with_metadata(self, adapter)
 
@@ -83,6 +91,7 @@ class OldDiffusers(PairDialect):
     """The dialect with the keys ``.down.weight`` and ``.up.weight`` alone. A conversion writes version 0.21's keys."""
 
     is_conversion_target = True
+    has_components = True
 
     def scalings(self, source: AdapterSource, ranks: Mapping[str, int]) -> dict[str, float]:
         """Return the scaling of each module from the metadata, or 1; errors as in `Diffusers`."""

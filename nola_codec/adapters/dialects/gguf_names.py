@@ -62,8 +62,13 @@ def to_gguf(modules: Sequence[LoraModule], base: Mapping[str, Any] | None) -> Ad
     arch, permuted, layers = _architecture(base)
     table = _name_map(arch, layers)
     alpha, modules = fit_to_one_alpha(modules)
+    # llama.cpp looks for the tensor of every factor, and a model with tied embeddings has no output.weight.
+    tied = base.get("tie_word_embeddings", arch.startswith("gemma"))
     named = []
     for module in modules:
+        if tied and module.name.rpartition(".")[2] == "lm_head":
+            message = "the base ties its output layer to its embeddings, so llama.cpp has no tensor for these factors"
+            raise AdapterError(message, code="not-expressible", where=module.name)
         name = table.get_name(module.name)
         if name is None or module.layout == "conv":
             raise AdapterError(f"{arch} of llama.cpp has no such tensor", code="not-expressible", where=module.name)

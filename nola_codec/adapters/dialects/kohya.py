@@ -75,6 +75,7 @@ class Kohya(Dialect):
     name = "kohya"
     title = "kohya"
     is_conversion_target = True
+    has_components = True
 
     def detect(self, source: AdapterSource) -> bool:
         """Return True if some key is kohya's or LyCORIS's."""

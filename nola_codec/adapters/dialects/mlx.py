@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from nola_codec.adapters.dialects.mlx_names import LAYER, from_mlx, to_mlx
 from nola_codec.adapters.dialects.module_rules import require_layouts, sort_modules
 from nola_codec.adapters.dialects.pair_dialect import PairDialect
 from nola_codec.adapters.dialects.pairs import PairKeys
@@ -27,7 +28,6 @@ from nola_codec.model.adapter import Adapter, LoraModule
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.tensor_files import is_tensor_file
 
-_IN_LAYER = re.compile(r"(?:.+\.)?(?:layers|h|blocks)\.\d+\.(.+)")
 _ALL_LAYERS = -1
 """The number of layers, counted from the last one, that MLX puts LoRA into; -1 stands for all. A layer without factors
 in the file stays as it is, since MLX begins with lora_b = 0."""
@@ -94,6 +94,7 @@ class Mlx(PairDialect):
     ) -> Adapter:
         """Make an adapter with one configuration for all modules; arguments and errors as in `Dialect`."""
         require_layouts(modules, self.name, "linear")
+        modules = [replace(m, name=to_mlx(m.name, base)) for m in modules]
         keys = _keys(modules)
         fitted = _of_one_scale(with_largest_rank(modules))
         config = {
@@ -104,6 +105,10 @@ class Mlx(PairDialect):
             },
         }  # fmt: skip
         return Adapter(self.name, sort_modules(fitted), {}, config, {"format": "mlx"})
+
+    def path_of(self, name: str) -> str:
+        """Return the path in Transformers, which differs for some models."""
+        return from_mlx(name)
 
     def is_magnitude(self, key: str) -> bool:
         """Return True also for ``<module>.m``, as MLX calls a magnitude."""
@@ -122,11 +127,11 @@ def _keys(modules: Sequence[LoraModule]) -> list[str]:
     """
     keys = set()
     for module in modules:
-        match = _IN_LAYER.fullmatch(module.name)
+        match = LAYER.fullmatch(module.name)
         if match is None:
             message = "MLX puts LoRA into the layers of a language model, and this is not in one"
             raise AdapterError(message, code="not-expressible", where=module.name)
-        keys.add(match[1])
+        keys.add(match["leaf"])
     return sorted(keys)
 
 

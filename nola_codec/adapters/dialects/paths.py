@@ -43,6 +43,16 @@ _SINGLE = frozenset({
 })  # fmt: skip
 
 
+# What follows `transformer.` in the language models of Transformers and of their authors, and in no model of Diffusers:
+# GPT-2, GPT-J, CodeGen, BLOOM, Falcon, XLNet, DistilBERT, XLM, ChatGLM, MPT, DBRX and OpenELM.
+_LANGUAGE_MODEL = re.compile(
+    r"transformer\.(?:h\.\d|layer\.\d|wte|wpe|tokens_embed|positions_embed|word_embeddings?\b|ln_f|norm_f|embeddings?\b"
+    r"|position_embeddings|token_embeddings|output_layer|encoder\.layers|attentions\.\d+\.[qkv_out]+lin|ffns\.\d"
+    r"|blocks\.\d+\.(?:attn\.(?:Wqkv|out_proj)|ffn\.(?:up|down|gate)_proj|ffn\.(?:experts|router)|norm_attn_norm)"
+    r"|layers\.\d+\.(?:attn\.(?:qkv|out)_proj|ffn\.proj_\d|self_attn\.|mlp\.))"
+)
+
+
 def kohya_path(name: str) -> str:
     """Return the path of a kohya name.
 
@@ -76,10 +86,14 @@ def kohya_name(path: str, components: Iterable[str]) -> str:
     Raises:
         AdapterError: ``not-expressible`` for a path without a component.
     """
-    component, _, rest = path.partition(".")
+    component = component_of(path)
+    rest = path[len(component) + 1 :]
     prefixes = {c: p for p, c in reversed(list(_KOHYA_PREFIXES.items()))}
     if component not in prefixes:
-        message = f"kohya names begin with a component ({', '.join(prefixes)}), and this path has none"
+        message = (
+            f"kohya names begin with a component of an image model ({', '.join(prefixes)}), and this path has none: "
+            "tools that read such files load no adapters of language models"
+        )
         raise AdapterError(message, code="not-expressible", where=path)
     prefix = "lora_te1_" if component == "text_encoder" and "text_encoder_2" in set(components) else prefixes[component]
     return prefix + rest.replace(".", "_")
@@ -135,9 +149,13 @@ def old_diffusers_name(path: str) -> str:
 
 
 def component_of(path: str) -> str:
-    """Return the component that a path begins with, or an empty string."""
+    """Return the component that a path begins with, or an empty string.
+
+    Many language models call their inner model ``transformer`` too, as GPT-2 does (``transformer.h.0``). They are known
+    by what follows, and have no component.
+    """
     first = path.partition(".")[0]
-    return first if first in COMPONENTS else ""
+    return first if first in COMPONENTS and not _LANGUAGE_MODEL.match(path) else ""
 
 
 def _unflatten(text: str, name: str) -> str:

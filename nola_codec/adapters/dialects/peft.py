@@ -28,6 +28,7 @@ from nola_codec.adapters.dialects.key_hints import describe_keys
 from nola_codec.adapters.dialects.pairs import join_tensors, pair_tensors, read_carried, read_pair
 from nola_codec.adapters.dialects.paths import component_of
 from nola_codec.adapters.dialects.peft_base import PeftDialect, module_path
+from nola_codec.adapters.dialects.peft_components import pipeline_start
 from nola_codec.adapters.dialects.peft_config import (
     PREFIX,
     PeftSettings,
@@ -141,6 +142,10 @@ class PeftLora(PeftDialect):
     def fitting_config(self, adapter: Adapter, where: str) -> Mapping[str, Any] | None:
         """Return the configuration, adapted if PEFT would read other ranks or scalings from it."""
         return None if adapter.config is None else _fitting_config(adapter.config, adapter.modules, where)
+
+    def path_start(self, adapter: Adapter) -> str:
+        """Return the component of a pipeline that the configuration or the modules tell."""
+        return pipeline_start(adapter.config, [self.path_of(m.name) for m in adapter.modules])
 
     def slice_of(self, name: str) -> tuple[str, int]:
         """Return the module that an expert belongs to, and the number of the expert."""

@@ -48,6 +48,14 @@ def image_model() -> Adapter:
     return Adapter("diffusers", tuple(module(name) for name in names), {}, None, {})
 
 
+def unet() -> Adapter:
+    """A PEFT adapter of a UNet alone, whose configuration names the class of the model."""
+    attention = "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn1"
+    mapping = {"base_model_class": "UNet2DConditionModel", "parent_library": "diffusers.models.unets"}
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "auto_mapping": mapping}
+    return Adapter("peft", tuple(module(f"{attention}.to_{leaf}") for leaf in "qkv"), {}, config)
+
+
 def dense(adapter: Adapter) -> dict[str, Any]:
     return {delta.name: delta.dense() for delta in deltas(adapter)}
 
@@ -57,7 +65,7 @@ def dense(adapter: Adapter) -> dict[str, Any]:
     [
         (language_model(), "mlx"),
         (language_model(), "gguf"),
-        (language_model(), "diffusers"),
+        (unet(), "diffusers"),
         (language_model(), "loralib"),
         (image_model(), "kohya"),
         (image_model(), "diffusers-old"),
@@ -148,7 +156,7 @@ def refusal(adapter: Adapter, dialect: str, base: dict[str, Any] | None = None) 
 
 def test_what_cannot_be_said_is_refused() -> None:
     lm, image = language_model(), image_model()
-    assert "begin with a component" in str(refusal(lm, "kohya"))
+    assert "begin with a component of an image model" in str(refusal(lm, "kohya"))
     assert refusal(lm, "gguf").code == "needs-base"
     assert "mamba" in str(refusal(lm, "gguf", {**LLAMA, "model_type": "mamba"}))
     assert "of one model" in str(refusal(image, "peft"))
@@ -194,11 +202,11 @@ def test_names_match_between_dialects() -> None:
 
 
 def test_biases_and_magnitudes_go_along() -> None:
-    lm = language_model()
+    lm = unet()
     name = lm.modules[0].name
     raw = {f"{name}.lora_magnitude_vector": RawTensor("F32", (1,), bytes(4))}
     converted = convert(Adapter("peft", lm.modules, raw, lm.config), "diffusers")
-    assert set(converted.raw) == {f"{name.removeprefix('base_model.model.')}.lora_magnitude_vector"}
+    assert set(converted.raw) == {f"unet.{name.removeprefix('base_model.model.')}.lora_magnitude_vector"}
     back = convert(converted, "peft")
     assert set(back.raw) == set(raw)
     assert back.config is not None
