@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, LoHaConfig, LoKrConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import nola_codec
@@ -75,11 +75,12 @@ def _outputs(model: Any) -> torch.Tensor:
 
 def _require_same(make: Callable[[], Any], base: Path, adapter: Path, tmp_path: Path) -> None:
     """Encode an adapter, and compare what is decoded and merged with what PEFT loads and merges."""
-    nola_codec.encode(adapter, tmp_path / "a.nola", error=0.001)
+    nola_codec.encode(adapter, tmp_path / "a.nola", size="40KB")
     nola_codec.decode(tmp_path / "a.nola", tmp_path / "again")
     expected = PeftModel.from_pretrained(make(), adapter)
     again = PeftModel.from_pretrained(make(), tmp_path / "again")
-    torch.testing.assert_close(_outputs(again), _outputs(expected), atol=0.05, rtol=0.05)
+    lost = _outputs(again) - _outputs(expected)
+    assert float(lost.norm() / (_outputs(expected) - _outputs(make())).norm()) < 0.1
     nola_codec.merge([tmp_path / "a.nola"], base, tmp_path / "merged")
     merged = type(make()).from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(_outputs(merged), _outputs(again.merge_and_unload()), atol=1e-5, rtol=1e-5)
@@ -185,7 +186,7 @@ def test_fused_projection(dialect: str, enabled: list[bool], tmp_path: Path) -> 
     (delta,) = adapters.deltas(adapter)
     assert adapter.dialect == dialect
     torch.testing.assert_close(torch.from_numpy(delta.dense()).float(), expected * scaling, atol=1e-6, rtol=1e-6)
-    nola_codec.encode(tmp_path, tmp_path / "a.nola", error=0.01)
+    nola_codec.encode(tmp_path, tmp_path / "a.nola", size="40KB")
     nola_codec.decode(tmp_path / "a.nola", tmp_path / "again")
     (again,) = adapters.deltas(adapters.read(tmp_path / "again"))
     assert again.product is not None
@@ -199,3 +200,72 @@ def test_fused_projection_without_flags_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=r"enable_lora: \[true, false, true\]") as caught:
         adapters.read(tmp_path / "lora.safetensors")
     assert caught.value.code == "merged-linear"
+
+
+LYCORIS: dict[str, Any] = {
+    "LoHa": LoHaConfig(r=3, alpha=6, target_modules=["q_proj", "up_proj"], alpha_pattern={"up_proj": 9}),
+    "LoKr": LoKrConfig(r=3, alpha=6, target_modules=["q_proj", "up_proj"], rank_pattern={"up_proj": 1}),
+    "LoKr of small factors": LoKrConfig(r=1, alpha=6, decompose_both=True, target_modules=["q_proj", "up_proj"]),
+}
+
+
+@pytest.mark.parametrize("name", LYCORIS)
+def test_peft_lycoris_in_a_language_model(name: str, tmp_path: Path) -> None:
+    """Case 30: PEFT's own LoHa and LoKr, read, written, loaded by PEFT and merged as PEFT does."""
+    _llama("CausalLM").save_pretrained(tmp_path / "base")
+    model = get_peft_model(_llama("CausalLM"), LYCORIS[name])
+    _train(model)
+    model.save_pretrained(tmp_path / "adapter")
+    _require_same(lambda: _llama("CausalLM"), tmp_path / "base", tmp_path / "adapter", tmp_path)
+    config, again = (json.loads((tmp_path / d / "adapter_config.json").read_text()) for d in ("adapter", "again"))
+    assert config == again
+
+
+class Convolutions(torch.nn.Module):
+    """A layer of each kind that PEFT's LyCORIS adapts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.line = torch.nn.Linear(6, 8)
+        self.one = torch.nn.Conv1d(6, 8, 3)
+        self.two = torch.nn.Conv2d(6, 8, (3, 2))
+        self.point = torch.nn.Conv2d(6, 8, 1)
+
+
+CONVOLUTIONS = [(LoHaConfig, 1, False), (LoHaConfig, 4, True), (LoKrConfig, 1, False), (LoKrConfig, 8, True)]
+
+
+@pytest.mark.parametrize(("kind", "rank", "effective"), [*CONVOLUTIONS, (LoKrConfig, 1, True)])
+def test_peft_lycoris_of_convolutions(kind: Any, rank: int, effective: bool, tmp_path: Path) -> None:
+    """Case 30: kernels in a core of their own, flattened in a factor, or in a whole second factor of LoKr."""
+    names = ["line", "one", "two", "point"]
+    if kind is LoKrConfig and rank == 1 and effective:
+        names.remove("one")  # PEFT itself cannot make this delta
+    config = kind(r=rank, alpha=2, target_modules=names, use_effective_conv2d=effective, init_weights=False)
+    model = get_peft_model(Convolutions(), config)
+    model.save_pretrained(tmp_path / "adapter")
+    found = {delta.name: delta for delta in adapters.deltas(adapters.read(tmp_path / "adapter"))}
+    assert sorted(found) == sorted(f"base_model.model.{name}" for name in names)
+    for name in names:
+        expected = model.get_submodule(f"base_model.model.{name}").get_delta_weight("default").detach().double()
+        delta = torch.from_numpy(found[f"base_model.model.{name}"].dense()).reshape(expected.shape)
+        torch.testing.assert_close(delta, expected, atol=1e-6, rtol=1e-5)
+    nola_codec.encode(tmp_path / "adapter", tmp_path / "a.nola", size="40KB")
+    nola_codec.decode(tmp_path / "a.nola", tmp_path / "again")
+    again = PeftModel.from_pretrained(Convolutions(), tmp_path / "again").merge_and_unload()
+    save_file(Convolutions().state_dict(), tmp_path / "base.safetensors")
+    nola_codec.merge([tmp_path / "a.nola"], tmp_path / "base.safetensors", tmp_path / "merged.safetensors")
+    merged = load_file(tmp_path / "merged.safetensors")
+    for name, weight in again.state_dict().items():
+        torch.testing.assert_close(merged[name], weight, atol=1e-5, rtol=1e-5)
+
+
+def test_lycoris_of_the_other_method_is_refused(tmp_path: Path) -> None:
+    """A configuration of LoKr beside the keys of LoHa, as a mixed-up folder has."""
+    model = get_peft_model(Convolutions(), LoHaConfig(r=2, target_modules=["line"]))
+    model.save_pretrained(tmp_path)
+    _edit_config(tmp_path, peft_type="LOKR")
+    with pytest.raises(AdapterError, match="says LoKr") as caught:
+        adapters.read(tmp_path)
+    assert caught.value.code == "foreign-dialect"

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from nola_codec.adapters.adapter_delta import CombinedDelta, part_values
+from nola_codec.adapters.adapter_delta import CombinedDelta
 from nola_codec.adapters.base_model import BaseModel
 from nola_codec.adapters.contract import Dialect
 from nola_codec.adapters.dialects.alphas import SUFFIX as ALPHA
@@ -33,6 +33,7 @@ from nola_codec.adapters.dialects.lycoris import (
     part_rank,
     require_reasonable,
 )
+from nola_codec.adapters.dialects.lycoris_parts import PRODUCT_KEYS, find_parts, with_gains
 from nola_codec.adapters.dialects.module_rules import require_layouts, sort_modules
 from nola_codec.adapters.dialects.pairs import (
     PairKeys,
@@ -54,7 +55,6 @@ from nola_codec.stores.safetensors_writer import dump
 from nola_codec.stores.tensor_store import TensorStore
 
 _PLAIN = PairKeys.of_suffixes(".lora_down.weight", ".lora_up.weight")
-_PRODUCT = PairKeys.of_suffixes("_b", "_a", stem=r".+\.(?:hada|lokr)_w[12]")
 _VECTOR = re.compile(r".+\.(?:diff|diff_b|diff_m|w_norm|b_norm)")
 _DETECT = re.compile(r".+\.(?:lora_(?:down|up|mid)\.weight|hada_[wt][12](?:_[ab])?|lokr_(?:w[12](?:_[ab])?|t2))")
 _CARRIED = re.compile(r"(?P<stem>.+)\.(?:dora_scale|scalar)|(?:bundle_emb|emb_params)(?:\..+)?")
@@ -97,12 +97,10 @@ class Kohya(Dialect):
             refusal = _find_refusal(key)
             if refusal is not None and not carry_unknown:
                 raise AdapterError(refusal[1], code=refusal[0], where=f"{where}: {key}")
-        tucker = {
-            match["stem"] for key in store.tensors if (match := PART.fullmatch(key)) and _is_tucker(match["part"])
-        }
-        products, others = find_pairs([k for k in store.tensors if not _is_part_of(tucker, k)], _PRODUCT, where)
-        plain, others = find_pairs(others, _PLAIN, where)
-        others += [key for key in store.tensors if _is_part_of(tucker, key)]
+        parts = find_parts(store.tensors, where)
+        products = parts.products
+        plain, others = find_pairs(parts.others, _PLAIN, where)
+        others += parts.tucker
         vectors = [key for key in others if _VECTOR.fullmatch(key) or PART.fullmatch(key)]
         alphas = read_alphas(store, [key for key in others if key.endswith(ALPHA)])
         stems = {*plain, *composite_parts([*products, *vectors])}
@@ -118,7 +116,7 @@ class Kohya(Dialect):
         adapter = Adapter(self.name, (), raw | carried, config, dict(store.metadata))
         every = Alphas(adapter)
         modules = [_read_plain(store, stem, adapter, every) for stem in plain]
-        modules += [read_pair(store, part, _PRODUCT.of(part), layout="linear") for part in products]
+        modules += [read_pair(store, part, PRODUCT_KEYS.of(part), layout="linear") for part in products]
         tensors = [
             VectorTensor(key, read_floats(store, key), written_dtype(store.tensors[key].dtype))
             for key in sorted(vectors)
@@ -126,7 +124,7 @@ class Kohya(Dialect):
         adapter = replace(adapter, modules=tuple(sorted(modules, key=lambda m: m.name)), vectors=tuple(tensors))
         if not adapter.modules and not adapter.vectors:
             raise AdapterError("no LoRA factors in it", code="empty-adapter", where=where)
-        return _with_gains(adapter, self.combined_deltas(adapter))
+        return with_gains(adapter, self.combined_deltas(adapter))
 
     def tensors(self, adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
         """Return all tensors by their keys; arguments as in `Dialect`.
@@ -135,7 +133,7 @@ class Kohya(Dialect):
             AdapterError: ``zero-rank``, ``overflow``, ``duplicate-key``, ``bad-config``.
         """
         pairs = [
-            pair_tensors(m, (_PRODUCT if _PRODUCT.split(m.name + "_a") else _PLAIN).of(m.name), dtype)
+            pair_tensors(m, (PRODUCT_KEYS if PRODUCT_KEYS.split(m.name + "_a") else _PLAIN).of(m.name), dtype)
             for m in adapter.modules
         ]
         vectors = {v.name: from_float32(v.values, dtype or v.dtype, where=v.name) for v in adapter.vectors}
@@ -265,17 +263,6 @@ def _find_refusal(key: str) -> tuple[str, str] | None:
     return next(((code, reason) for pattern, code, reason in _REFUSED if re.search(pattern, key)), None)
 
 
-def _is_tucker(part: str) -> bool:
-    return part == "lora_mid.weight" or part.startswith(("hada_t", "lokr_t"))
-
-
-def _is_part_of(stems: set[str], key: str) -> bool:
-    """Return True if a key is a part of a module with a Tucker core; such parts are not pairs of factors."""
-    match = PART.fullmatch(key)
-    # The first factor of a LoKr is a plain matrix or a pair, even if the second factor has a Tucker core.
-    return match is not None and match["stem"] in stems and not match["part"].startswith("lokr_w1")
-
-
 def _read_plain(store: TensorStore, stem: str, adapter: Adapter, alphas: Alphas) -> LoraModule:
     module = read_pair(store, stem, _PLAIN.of(stem))
     alpha = alphas.of(stem)
@@ -307,22 +294,3 @@ def _stems(adapter: Adapter) -> set[str]:
         if match is not None:
             stems.add(match["stem"])
     return stems | {m.name for m in adapter.modules if PART.fullmatch(m.name) is None}
-
-
-def _with_gains(adapter: Adapter, combined: Sequence[CombinedDelta]) -> Adapter:
-    """Set the gain of each part, ||delta|| / ||part||: the factor from its error to the error of the delta.
-
-    The gain is exact for a factor of a Kronecker product. For other parts it holds on average over random errors.
-    """
-    values = part_values([*adapter.modules, *adapter.vectors])
-    gains: dict[str, float] = {}
-    for composite in combined:
-        norm = float(np.linalg.norm(composite.combine({part: values[part]() for part in composite.parts})))
-        for part in composite.parts:
-            own = float(np.linalg.norm(values[part]()))
-            gains[part] = norm / own if own else 0.0
-    return replace(
-        adapter,
-        modules=tuple(replace(m, gain=gains[m.name]) if m.name in gains else m for m in adapter.modules),
-        vectors=tuple(replace(v, gain=gains[v.name]) if v.name in gains else v for v in adapter.vectors),
-    )

@@ -48,7 +48,8 @@ def is_merged_linear(a_shape: Sequence[int], b_shape: Sequence[int], enabled: Se
     are those of any pair, and only the flags tell.
 
     Args:
-        a_shape, b_shape: The shapes of A and B.
+        a_shape: The shape of A.
+        b_shape: The shape of B.
         enabled: The flags of all blocks; None if the configuration does not tell them.
     """
     if len(a_shape) != 2 or len(b_shape) not in (2, 3) or not (all(a_shape) and all(b_shape)):

@@ -3,7 +3,7 @@
 Shapes: linear ``lora_A`` (r, in), ``lora_B`` (out, r); convolutions (r, in, *kernel) and (out, r, 1, ...); embeddings
 ``lora_embedding_A`` (r, vocab), ``lora_embedding_B`` (dim, r), whose delta is transposed for a (vocab, dim) weight.
 This follows peft 0.21 (`tuners/lora/layer.py`, `utils/save_and_load.py`). `PEFT` is registered as ``peft``; it leaves
-adapters of VeRA and RandLoRA to `peft_diagonals`.
+adapters of VeRA and RandLoRA to `peft_diagonals`, and those of LoHa and LoKr to `peft_lycoris`.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from nola_codec.adapters.dialects.peft_experts import (
     join_experts,
     split_experts,
 )
+from nola_codec.adapters.dialects.peft_lycoris import LOHA, LOKR
 from nola_codec.adapters.dialects.peft_ranks import fit_ranks
 from nola_codec.adapters.dialects.peft_rewrites import as_plain_lora
 from nola_codec.adapters.ranks import with_largest_rank
@@ -61,6 +62,9 @@ _CARRIED = re.compile(r"\.lora_B\.bias$|\.lora_magnitude_vector(\.weight)?$|\.tr
 _EXPERTS = re.compile(r"\.experts(\.base_layer)*$")
 
 
+_OTHER_METHODS: Mapping[str, PeftDialect] = {**peft_diagonals.DIALECTS, "LOHA": LOHA, "LOKR": LOKR}
+
+
 class PeftLora(PeftDialect):
     """PEFT's dialect, for LoRA."""
 
@@ -69,8 +73,8 @@ class PeftLora(PeftDialect):
 
     def variant(self, config: Mapping[str, Any] | None) -> PeftDialect:
         """Return the dialect of the method that a configuration names; that of LoRA for any other method."""
-        method = peft_diagonals.method_of(config)
-        return self if method is None else peft_diagonals.DIALECTS[method.peft_type]
+        kind = None if config is None else config.get("peft_type")
+        return _OTHER_METHODS.get(kind, self) if isinstance(kind, str) else self
 
     def read_source(self, source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
         """Read all of an open PEFT LoRA. Without a configuration every scaling is 1 (alpha = r).

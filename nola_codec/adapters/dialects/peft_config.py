@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nola_codec.errors import AdapterError, mismatch
@@ -66,8 +66,8 @@ class PeftSettings:
     alpha: float
     rank_pattern: tuple[tuple[re.Pattern[str], int], ...]
     alpha_pattern: tuple[tuple[re.Pattern[str], float], ...]
-    use_rslora: bool
-    fan_in_fan_out: bool
+    use_rslora: bool = False
+    fan_in_fan_out: bool = False
     target_parameters: tuple[str, ...] = ()
 
     def targets_parameter(self, path: str) -> bool:
@@ -111,10 +111,28 @@ def parse_config(config: Mapping[str, Any], where: str) -> PeftSettings:
     for option, (code, reason) in _UNSUPPORTED_OPTIONS.items():
         if config.get(option):
             raise AdapterError(f"{option} is not supported: {reason}", code=code, where=where)
-    rank = positive_integer(config.get("r", 8), "r", where)
+    return replace(
+        parse_ranks(config, "lora_alpha", where),
+        use_rslora=_flag(config, "use_rslora", where),
+        fan_in_fan_out=_flag(config, "fan_in_fan_out", where),
+        target_parameters=_names(config, "target_parameters", where),
+    )
+
+
+def parse_ranks(config: Mapping[str, Any], alpha: str, where: str) -> PeftSettings:
+    """Return the ranks and alphas of a configuration; all other settings are those of a plain LoRA.
+
+    Args:
+        config: The parsed ``adapter_config.json``.
+        alpha: The name of the option that gives alpha.
+        where: The name of the configuration, for messages.
+
+    Raises:
+        AdapterError: ``bad-config``, ``unsafe-pattern``.
+    """
     return PeftSettings(
-        rank=rank,
-        alpha=real_number(config.get("lora_alpha", 8), "lora_alpha", where),
+        rank=positive_integer(config.get("r", 8), "r", where),
+        alpha=real_number(config.get(alpha, 8), alpha, where),
         rank_pattern=tuple(
             (pattern, positive_integer(value, "rank_pattern", where))
             for pattern, value in _patterns(config, "rank_pattern", where)
@@ -123,9 +141,6 @@ def parse_config(config: Mapping[str, Any], where: str) -> PeftSettings:
             (pattern, real_number(value, "alpha_pattern", where))
             for pattern, value in _patterns(config, "alpha_pattern", where)
         ),
-        use_rslora=_flag(config, "use_rslora", where),
-        fan_in_fan_out=_flag(config, "fan_in_fan_out", where),
-        target_parameters=_names(config, "target_parameters", where),
     )
 
 

@@ -218,12 +218,6 @@ DIALECTS: Mapping[str, PeftDiagonals] = {kind: PeftDiagonals(method) for kind, m
 """PEFT's dialect for each of them."""
 
 
-def method_of(config: Mapping[str, Any] | None) -> DiagonalMethod | None:
-    """Return the method of a configuration, or None if there is no configuration or it names another method."""
-    kind = None if config is None else config.get("peft_type")
-    return METHODS.get(kind) if isinstance(kind, str) else None
-
-
 def _check_settings(config: Mapping[str, Any], method: DiagonalMethod, where: str) -> int:
     """Check the entries of a configuration, and return its rank. Raises AdapterError ``bad-config``."""
     rank = positive_integer(config.get("r"), "r", f"{where}: {CONFIG_NAME}")
