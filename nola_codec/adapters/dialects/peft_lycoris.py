@@ -45,7 +45,7 @@ class PeftLycorisDelta(LycorisDelta):
             return super().combine(values)
         # `torch.kron` aligns the last dimensions, and PEFT reshapes its result (c, a d, b k) to that of the weight.
         first = np.asarray(values[f"{self.name}.lokr_w1"], np.float64)
-        product = np.kron(first[None], np.asarray(second, np.float64)) * self.scale
+        product = np.asarray(np.kron(first[None], np.asarray(second, np.float64)) * self.scale, np.float64)
         return product.reshape(self.shape({name: value.shape for name, value in values.items()}))
 
 
