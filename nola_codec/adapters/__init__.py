@@ -4,6 +4,7 @@
     registry.py                 the table of dialects; `read` and `write`
     dialects/                   one file for each dialect, and what several of them share
     sources.py, writing.py      what lies around the tensors: directories and configurations
+    plain_keys.py               keys without what a training put into them
     coding_rules.py             what the encoder has to know about a dialect
     base_model.py               what a dialect sees of a base model when it is merged
     adapter_delta.py            an adapter as a list of its deltas
