@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from nola_codec.adapters.dialects.peft_methods import is_convertible
 from nola_codec.cli.encode_options import (
     BASIS_OPTIONS,
     CARRY_UNKNOWN_OPTION,
@@ -23,6 +24,7 @@ from nola_codec.cli.encode_options import (
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import options, take
 from nola_codec.cli.output import progress
+from nola_codec.cli.peft_source import encodable_source
 from nola_codec.errors import require_torch
 
 if TYPE_CHECKING:
@@ -50,10 +52,10 @@ class FitRequest:
         """Refuse a fit without its files, and its options with another fit. Raises UsageError."""
         self._check_partners("activations", ("base", "calibration"), ("calibration", "calibration_rows"))
         self._check_partners("task", ("base", "data"), _TASK)
-        if self.fit == "weights" and self.base is not None:
+        if self.fit == "weights" and self.base is not None and not is_convertible(source):
             raise click.UsageError(
-                "--base serves --fit activations and --fit task. To encode what a training changed in a whole model: "
-                f"nola-codec encode-delta {source} --base {self.base}"
+                "--base serves --fit activations, --fit task and methods that PEFT turns into LoRA. To encode what a "
+                f"training changed in a whole model: nola-codec encode-delta {source} --base {self.base}"
             )
 
     def _check_partners(self, name: str, needed: tuple[str, ...], own: tuple[str, ...]) -> None:
@@ -125,6 +127,8 @@ def command(source: str, **values: Any) -> None:
     Give at most one of --size, --ratio, --nmse, --error and --num-basis/--bits. With none of them, the file keeps 98%
     of what matters (--error 0.02). Sizes take B, KB (1000 bytes), KiB (1024), MB and MiB.
 
+    With --base, PEFT turns adapters of its other methods (MiSS, FourierFT, VB-LoRA and more) into LoRA first.
+
     With --fit task, training that was interrupted goes on when the same command is run again.
     """
     from nola_codec.api.encoding import check_options, encode
@@ -140,8 +144,11 @@ def command(source: str, **values: Any) -> None:
         check_options(target, overwrite=output.force, fit=fit.fit, **partner, **coding)
     show = progress(output.quiet)
     checkpoint = None if output.file is None else Path(f"{output.file}.training")
-    coding |= {"fit": fit.fit, **fit.make_keywords(source, checkpoint, show, carry_unknown=carry_unknown)}
-    report = encode(source, target, overwrite=output.force, carry_unknown=carry_unknown, progress=show, **coding)
+    with encodable_source(source, fit.base) as (source, note):
+        coding |= {"fit": fit.fit, **fit.make_keywords(source, checkpoint, show, carry_unknown=carry_unknown)}
+        report = encode(source, target, overwrite=output.force, carry_unknown=carry_unknown, progress=show, **coding)
+    if note:
+        report = replace(report, notes=(note, *report.notes))
     if fit.fit == "task" and checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     output.print_report(report)

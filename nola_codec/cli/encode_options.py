@@ -47,7 +47,8 @@ FIT_OPTIONS = (
            help="What is fitted: the weights; the weights as far as they matter to --calibration; or the task of "
                 "--data, on which the coefficients are trained."),
     option("--base", group=FIT, type=click.Path(), metavar="MODEL_DIR",
-           help="For --fit activations and task: the base model of the adapter."),
+           help="For --fit activations and task, and for PEFT methods that PEFT turns into LoRA first: the base model "
+                "of the adapter."),
     option("--calibration", group=FIT, type=click.Path(), metavar="FILE",
            help="For --fit activations: text of the task, one row a line; or .jsonl with text, or with prompt and "
                 "completion."),

@@ -4,6 +4,7 @@ Its files:
 
     calibration.py, probes.py, calibration_data.py    `fit="activations"`: moments of a model's layers
     task_text.py, causal.py     `fit="task"`: a language model, and rows of text
+    peft_conversion.py          other PEFT methods turned into LoRA by PEFT
     trainer.py                  the callback for the Trainer of Transformers
 """
 

@@ -16,7 +16,7 @@ _CAUSAL = ("ForCausalLM", "LMHeadModel")
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """Turn off the progress bars of Transformers in this context; they would show even if stderr is a file."""
     from transformers.utils import logging
 
@@ -52,7 +52,7 @@ def load_causal(base: Path) -> tuple[torch.nn.Module, Any]:
             # AutoModelForCausalLM would give it an output layer of random weights.
             message = f"expected a causal language model, found {', '.join(kinds)}"
             raise EncodeError(message, code="calibration-model", where=str(base))
-        with _without_bars():
+        with without_bars():
             tokenizer = AutoTokenizer.from_pretrained(base)
             model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(base)
     except (OSError, ValueError, KeyError, ImportError) as error:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nola_codec.adapters.dialects.peft_methods import describe_refusal
 from nola_codec.errors import AdapterError, mismatch
 
 PREFIX = "base_model.model."
@@ -100,7 +101,7 @@ def parse_config(config: Mapping[str, Any], where: str) -> PeftSettings:
     """
     peft_type = config.get("peft_type")
     if peft_type != "LORA":
-        raise AdapterError(mismatch("peft_type", "LORA", peft_type), code="not-lora", where=where)
+        raise AdapterError(describe_refusal(peft_type), code="not-lora", where=where)
     init = config.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower().startswith(_MUTATING_INITS):
         message = (
