@@ -88,7 +88,7 @@ def convert(source: str | os.PathLike[str], base: str | os.PathLike[str], out: s
     nmse = _measure(model, state)
     with atomic_directory(Path(out), replace=False) as directory:
         lora.inference_mode = True
-        lora.save_pretrained(directory)
+        lora.save_pretrained(str(directory))
         save_file(state, directory / WEIGHTS_NAME, metadata={"format": "pt"})
         written = directory / CONFIG_NAME
         # PEFT writes sets in the order of their hashes, which differs between runs.
