@@ -1,9 +1,12 @@
 """The dialects, and the rules that several of them share.
 
-    peft.py                     PEFT. LoRA is here; `peft_base.py`, `peft_config.py`, `peft_ranks.py`,
-                                `peft_components.py` and `peft_experts.py` serve it. VeRA and RandLoRA are `peft_diagonals.py`, with
-                                `diagonals.py`, `vera.py`, `randlora.py` and `peft_draws.py`
-    kohya.py, lycoris.py        kohya's sd-scripts, and LyCORIS
+    peft.py                     PEFT. LoRA is here, and these serve it: `peft_base.py`, `peft_config.py`,
+                                `peft_ranks.py`, `peft_components.py`, `peft_experts.py`, and for its older forms
+                                `peft_rewrites.py`, `peft_adalora.py`, `merged_linear.py`. `peft_methods.py` says
+                                what is read of PEFT
+    peft_lycoris.py             PEFT's own LoHa and LoKr
+    peft_diagonals.py           VeRA and RandLoRA, with `diagonals.py`, `vera.py`, `randlora.py`, `peft_draws.py`
+    kohya.py, lycoris.py, lycoris_parts.py                    kohya's sd-scripts, and LyCORIS
     diffusers.py, diffusers_keys.py                           diffusers
     mlx.py, mlx_names.py                                      MLX, and what its models call their layers
     loralib.py, numbered.py                                   one tool each (`numbered.py`: two)
