@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nola_codec.api.delta_encoding import encode_delta, encode_delta_bytes
     from nola_codec.api.encoding import encode, encode_bytes
     from nola_codec.api.inspecting import FileFacts, TensorFacts, inspect
+    from nola_codec.api.joining import AdapterMergeReport, merge_adapters
     from nola_codec.api.merging import merge, unmerge
     from nola_codec.api.opened import NolaFile, load
     from nola_codec.api.plotting import plot_sweep
@@ -49,6 +50,8 @@ _HOME = {
     "FileFacts": "api.inspecting",
     "TensorFacts": "api.inspecting",
     "inspect": "api.inspecting",
+    "AdapterMergeReport": "api.joining",
+    "merge_adapters": "api.joining",
     "merge": "api.merging",
     "unmerge": "api.merging",
     "NolaFile": "api.opened",
@@ -71,6 +74,7 @@ _HOME = {
 
 __all__ = [
     "AdapterError",
+    "AdapterMergeReport",
     "ChecksumMismatch",
     "EncodeError",
     "EncodeReport",
@@ -93,6 +97,7 @@ __all__ = [
     "inspect",
     "load",
     "merge",
+    "merge_adapters",
     "plot_sweep",
     "read_adapter",
     "selftest",

@@ -9,6 +9,7 @@
     base_model.py               what a dialect sees of a base model when it is merged
     adapter_delta.py            an adapter as a list of its deltas
     conversion.py               from one dialect to another
+    joining.py                  several adapters as one, without a base model
     ranks.py, trimming.py       other ranks for the same deltas; without components that are zero
 
 What the tensors lie in (safetensors, npz, pickle, GGUF) is another matter: `stores`.

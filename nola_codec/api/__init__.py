@@ -10,6 +10,7 @@ Each is a thin front: it checks what the caller gave, and calls the flow below.
     delta_encoding.py           encode_delta                          -> encoder/change_splitting.py, then as above
     decoding.py                 decode, verify, read_adapter          -> decoder/, adapters/
     merging.py                  merge, unmerge                        -> merger/engine.py
+    joining.py                  merge_adapters                        -> adapters/joining.py, encoder/pipeline.py
     opened.py                   load: NolaFile                        -> decoder/, merger/in_memory.py
     inspecting.py, truncating.py, comparing.py, sweeping.py, plotting.py, selftest.py     one function each
     arguments.py, keywords.py   checks of sources and targets; the options of `encode`, typed

@@ -133,10 +133,14 @@ def verify(source: Source) -> dict[str, Any]:
         }
 
 
-def read_adapter(source: AnySource) -> Adapter:
+def read_adapter(source: AnySource, *, rung: int | None = None) -> Adapter:
     """Read an adapter from a `.nola` file or from anything that `encode` reads, as NumPy arrays.
 
     The content SHA-256 and the decoded SHA-256 of a `.nola` file are compared.
+
+    Args:
+        source: A path, bytes or a binary stream.
+        rung: The rung of a progressive `.nola` file, counted from 0; None is the last.
 
     Raises:
         FormatError, ChecksumMismatch: The `.nola` file is damaged.
@@ -145,7 +149,9 @@ def read_adapter(source: AnySource) -> Adapter:
     require_source(source)
     if not _is_nola(source):
         return adapters.read(source)
-    with open_container(bytes(source) if isinstance(source, bytearray | memoryview) else source) as container:
+    with open_container(
+        bytes(source) if isinstance(source, bytearray | memoryview) else source, rung=rung
+    ) as container:
         check_content(container)
         return decode_adapter(Decoder(container, NUMPY))
 

@@ -56,7 +56,7 @@ def merge(
             ``source-type``, ``target-type``: an argument of a wrong type.
         OutputExists: `out` is there and `overwrite` is False.
     """
-    _require_sources(sources)
+    require_sources(sources)
     require_model_path(base)
     require_path(out)
     return run_merge(MergeRequest(
@@ -91,13 +91,13 @@ def unmerge(
             weights; ``unmerge-mismatch``: the merged model was changed since.
         OutputExists: `out` is there and `overwrite` is False.
     """
-    _require_sources(sources)
+    require_sources(sources)
     require_model_path(merged)
     require_path(out)
     return run_unmerge(UnmergeRequest(sources, Path(merged), Path(out), rung, device, overwrite))
 
 
-def _require_sources(sources: object) -> None:
+def require_sources(sources: object) -> None:
     """Refuse anything but a list of files and of pairs of a file and a number.
 
     Raises:

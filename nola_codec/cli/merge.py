@@ -9,22 +9,29 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nola_codec.adapters.dialects.dialect_names import TARGET_DIALECTS
+from nola_codec.cli.encode_options import RANK_OPTION, RATE_OPTIONS, THOROUGH_OPTION
 from nola_codec.cli.help import command as helpful_command
-from nola_codec.cli.help import option, take
+from nola_codec.cli.help import option, options, take
 from nola_codec.cli.output import (
     OUTPUT,
     device_option,
     force_option,
     json_option,
     keep_undo_option,
+    print_json,
     print_merge,
+    print_notes,
     progress,
     quiet_option,
     unmerge_option,
 )
+from nola_codec.rendering import render_size
 
 if TYPE_CHECKING:
     from nola_codec.merger.request import MergeReport
+
+_ADAPTER = "Adapter"
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class MergeArguments:
         from nola_codec.api import merging
 
         if (self.base is None) == (self.unmerge is None):
-            raise click.UsageError("give either --base or --unmerge")
+            raise click.UsageError("give either --base or --unmerge, or neither to merge adapters into one adapter")
         common: dict[str, Any] = {"rung": self.rung, "device": self.device, "overwrite": self.force}
         if self.unmerge is not None:
             if self.keep_undo:
@@ -65,29 +72,79 @@ class MergeArguments:
     examples=[
         ("One adapter into a model", "nola-codec merge my.nola --base MODEL_DIR -o merged"),
         ("Two adapters, weighted", "nola-codec merge a.nola:0.7 b.nola:0.3 --base MODEL_DIR -o merged"),
+        ("Two adapters into one file", "nola-codec merge a.nola:0.7 b.nola:0.3 -o both.nola --size 50KB"),
+        ("Two adapters into one adapter", "nola-codec merge lora_a lora_b -o both_lora --format peft"),
         ("There and back", "nola-codec merge my.nola --base MODEL_DIR -o merged --keep-undo"),
         ("", "nola-codec merge my.nola --unmerge merged -o base_again"),
     ]
 )
 @click.argument("files", metavar="FILE[:WEIGHT]...", nargs=-1, required=True)
-@option("--base", group="Merging", type=click.Path(), metavar="MODEL_DIR", help="Base model of the files.")
+@option("--base", group="Merging", type=click.Path(), metavar="MODEL_DIR",
+        help="Base model of the files; without it, the adapters are merged into one adapter.")  # fmt: skip
+@option("--format", "dialect", group=_ADAPTER, type=click.Choice(TARGET_DIALECTS),
+        help="Without --base: the dialect of the adapter  [default: that of the first file].")  # fmt: skip
+@option("--dtype", group=_ADAPTER, type=click.Choice(["f32", "f16", "bf16"]),
+        help="Without --base: type of the adapter's factors  [default: f32].")  # fmt: skip
+@options(*RATE_OPTIONS, RANK_OPTION, THOROUGH_OPTION)
 @keep_undo_option
 @unmerge_option
 @option("--rung", group="Merging", type=int, help="Use progressive files as if they ended with this rung, from 0.")
 @device_option
-@option("-o", "--output", "out", group=OUTPUT, type=click.Path(), metavar="DIRECTORY", required=True,
-        help="Directory to write.")  # fmt: skip
+@option("-o", "--output", "out", group=OUTPUT, type=click.Path(), metavar="PATH", required=True,
+        help="Directory to write; without --base also a .nola file, or a file of tensors as of `decode`.")  # fmt: skip
 @force_option
 @quiet_option
 @json_option
-def command(files: tuple[str, ...], as_json: bool, **values: Any) -> None:
+def command(files: tuple[str, ...], as_json: bool, dialect: str | None, dtype: str | None, **values: Any) -> None:
     """Write the base model with the deltas of each FILE, times its WEIGHT (1), added to its weights.
 
     Exact: the same bits on every machine. A merge that was killed goes on with the shard it was at when the same
     command is run again.
+
+    Without --base, write one adapter for all: its factors are those of the FILEs, one after another. A FILE may then
+    be an adapter of any dialect. An output that ends in .nola is encoded; --size and the other targets are for it.
     """
     arguments = take(MergeArguments, values)
-    arguments.print_merge([file_and_weight(text) for text in files], as_json=as_json)
+    sources = [file_and_weight(text) for text in files]
+    given = {name: value for name, value in values.items() if value not in (None, False)}
+    adapter = {name: value for name, value in (("format", dialect), ("dtype", dtype)) if value is not None}
+    if arguments.base is None and arguments.unmerge is None:
+        _print_adapter(sources, arguments, given | adapter, as_json=as_json)
+        return
+    if given or adapter:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in (*given, *adapter))
+        raise click.UsageError(f"{flags}: for merging adapters into one adapter, without --base and --unmerge")
+    arguments.print_merge(sources, as_json=as_json)
+
+
+def _print_adapter(
+    sources: list[tuple[str, float]], arguments: MergeArguments, chosen: dict[str, Any], *, as_json: bool
+) -> None:
+    """Merge adapters into one, and print what was written. Raises UsageError for options at odds."""
+    from nola_codec.api.joining import merge_adapters
+    from nola_codec.cli.encode_options import read_coding_values
+
+    if arguments.keep_undo:
+        raise click.UsageError("--keep-undo is for merging into a model: give --base")
+    start = time.perf_counter()
+    coding = read_coding_values(chosen)
+    if Path(arguments.out).suffix == ".nola":
+        coding["progress"] = progress(arguments.quiet)
+    report = merge_adapters(sources, arguments.out, rung=arguments.rung, overwrite=arguments.force, **coding)
+    seconds = time.perf_counter() - start
+    found = report.output.rglob("*") if report.output.is_dir() else [report.output]
+    total = sum(path.stat().st_size for path in found)
+    if as_json:
+        print_json({
+            "output": str(report.output), "merged": True, "bytes": total, "seconds": seconds, "modules": report.modules,
+            "rank": report.rank, "notes": report.notes,
+            "nmse": None if report.encoded is None else report.encoded.nmse,
+        })  # fmt: skip
+        return
+    click.echo(f"wrote  {report.output} ({render_size(total)}, {report.modules} modules) in {seconds:.2f} s")
+    if report.encoded is not None:
+        click.echo(str(report.encoded))
+    print_notes(report.notes)
 
 
 def file_and_weight(text: str) -> tuple[str, float]:

@@ -172,6 +172,8 @@ class PeftLora(PeftDialect):
         config, fitted = fit_ranks(adapter.config or _new_config(modules, adapter.raw), modules, _config_path)
         if {m.name for m in modules} != {m.name for m in adapter.modules} and not config.get("target_parameters"):
             config["target_modules"] = sorted({_config_path(m.name) for m in modules})
+            # Whole paths need no further choice of layers, which could leave some out.
+            config |= dict.fromkeys(("layers_to_transform", "layers_pattern", "exclude_modules"))
         return replace(adapter, modules=tuple(fitted), config=config)
 
     def from_modules(

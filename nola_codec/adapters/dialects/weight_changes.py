@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from nola_codec.array_types import Float32Array
 from nola_codec.checkpoints.checkpoint import Checkpoint, WeightInfo
 from nola_codec.checkpoints.embeddings import embedding_names
 from nola_codec.errors import AdapterError, EncodeError, mismatch
-from nola_codec.model.adapter import Adapter
+from nola_codec.model.adapter import Adapter, LoraModule
 from nola_codec.model.tensors import DTYPE_BYTES, RawTensor
 from nola_codec.stores.dtypes import FLOAT_DTYPES, from_float64, require_finite, to_float64
 from nola_codec.stores.files import require_free
@@ -265,6 +265,10 @@ class WeightChanges(Dialect):
             raise AdapterError(message, code="needs-file", where=str(out))
         require_free(path, overwrite=overwrite)
         return write_file(path, self.tensors(adapter, dtype), {"format": "pt", **_strings(adapter.metadata)})
+
+    def with_modules(self, adapter: Adapter, modules: Sequence[LoraModule]) -> Adapter:
+        """Return the adapter with other modules, since a record states its own scaling."""
+        return replace(adapter, modules=tuple(modules))
 
     def weight_of_record(self, name: str) -> str:
         """Return the weight that a record changes."""

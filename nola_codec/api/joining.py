@@ -1,0 +1,130 @@
+"""`merge_adapters`: several adapters into one, without a base model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nola_codec import adapters
+from nola_codec.adapters.joining import WeightedAdapter, join_adapters
+from nola_codec.adapters.registry import dialect_of
+from nola_codec.api.arguments import require_path
+from nola_codec.api.decoding import read_adapter
+from nola_codec.api.encoding import check_options
+from nola_codec.api.keywords import EncodeKeywords
+from nola_codec.api.merging import require_sources
+from nola_codec.api.opened import stored_dtype
+from nola_codec.encoder.pipeline import encode_adapter
+from nola_codec.encoder.report import EncodeReport
+from nola_codec.encoder.rules import apply_rules
+from nola_codec.errors import EncodeError, NolaError
+from nola_codec.merger.request import WeightedSource
+from nola_codec.model.adapter import Adapter
+from nola_codec.stores.files import atomic_file, display_name, require_free
+from nola_codec.stores.tensor_files import is_tensor_file
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+SUFFIX = ".nola"
+
+
+@dataclass(frozen=True)
+class AdapterMergeReport:
+    """The result of `merge_adapters`.
+
+    Attributes:
+        output: The file or directory.
+        modules: The number of modules in it.
+        rank: The sum of their ranks.
+        notes: Sentences that the user should read.
+        encoded: The report of the encode; None if the result was written as an adapter.
+    """
+
+    output: Path
+    modules: int
+    rank: int
+    notes: tuple[str, ...]
+    encoded: EncodeReport | None = None
+
+
+def merge_adapters(
+    sources: Sequence[WeightedSource],
+    out: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    dtype: str | None = None,
+    size: int | str | None = None,
+    rung: int | None = None,
+    overwrite: bool = False,
+    note: Callable[[str], None] | None = None,
+    **options: Unpack[EncodeKeywords],
+) -> AdapterMergeReport:
+    """Write one adapter whose deltas are the weighted sums of the deltas of several adapters.
+
+    The factors are put one after another, so the ranks add up, and the sum is exact. Where the weights and scalings of
+    a module differ by more than powers of two, they are multiplied into lora_B, which rounds each number once.
+
+    Args:
+        sources: `.nola` files or adapters of any dialect, or pairs of one and its weight; a weight that is not given
+            is 1.
+        out: A path that ends in ``.nola`` is encoded. Any other one is written as an adapter, as `decode` does: a
+            directory, or a file whose suffix is that of a tensor file.
+        format: The dialect of the result; None is that of the first source.
+        dtype: The dtype of the factors of an adapter: f32 (the default), f16 or bf16.
+        size: Most bytes that a `.nola` file may take, as a number or as ``"50KB"``.
+        rung: The rung of progressive `.nola` files, counted from 0; None is the last.
+        overwrite: Replace an output that is there.
+        note: Called with each sentence that the user should read. The report has them too.
+        **options: Those of `encode`, if a `.nola` file is written.
+
+    Raises:
+        AdapterError: Those of `join_adapters`, and of reading and writing adapters.
+        EncodeError: Bad options, or a target that cannot be reached.
+        FormatError, ChecksumMismatch: A `.nola` file is damaged.
+        OutputExists: `out` is there and `overwrite` is False.
+    """
+    require_sources(sources)
+    require_path(out)
+    path = Path(out)
+    if not sources:
+        raise EncodeError("no adapters to merge", code="option")
+    stored = stored_dtype("f32" if dtype is None else dtype)
+    if path.suffix == SUFFIX:
+        if dtype is not None:
+            raise NolaError("dtype is for adapters, and a .nola file is encoded", code="option")
+        chosen = check_options(path, size=size, overwrite=overwrite, **options)
+    elif options or size is not None:
+        given = ", ".join([*(["size"] if size is not None else []), *options])
+        raise EncodeError(f"{given}: only a .nola file is encoded, and the path does not end in .nola", code="option")
+    else:
+        require_free(path, overwrite=overwrite)
+    joined = join_adapters([_read(source, rung) for source in sources], format)
+    encoded: EncodeReport | None = None
+    if path.suffix == SUFFIX:
+        adapter, chosen = apply_rules(replace(joined, notes=()), chosen)
+        data, encoded = encode_adapter(adapter, chosen, source_bytes=_bytes(joined))
+        with atomic_file(path) as stream:
+            stream.write(data)
+        notes = (*joined.notes, *encoded.notes)
+    else:
+        written = adapters.write(joined, path, dtype=stored, overwrite=overwrite)
+        lost = dialect_of(joined).lost_in_file(joined) if is_tensor_file(written) else ""
+        notes = (*joined.notes, lost) if lost else joined.notes
+    for sentence in notes:
+        if note is not None:
+            note(sentence)
+    return AdapterMergeReport(path, len(joined.modules), sum(m.rank for m in joined.modules), notes, encoded)
+
+
+def _read(source: WeightedSource, rung: int | None) -> WeightedAdapter:
+    place, weight = source if isinstance(source, tuple) else (source, 1.0)
+    return WeightedAdapter(display_name(place), read_adapter(place, rung=rung), float(weight))
+
+
+def _bytes(adapter: Adapter) -> int:
+    factors = sum(m.lora_A.nbytes + m.lora_B.nbytes for m in adapter.modules)
+    return factors + sum(v.values.nbytes for v in adapter.vectors) + sum(len(t.data) for t in adapter.raw.values())
