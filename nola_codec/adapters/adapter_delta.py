@@ -21,6 +21,12 @@ _TENSORS: Mapping[str, str] = {
 }  # fmt: skip
 """The tensor of a module that a vector changes, by the end of the vector's name; Wan has ``modulation`` parameters."""
 
+
+def is_change(name: str) -> bool:
+    """Return True for the name of a vector that is added to a tensor of the model."""
+    return name.endswith(tuple(_TENSORS))
+
+
 Values = Mapping[str, npt.NDArray[np.floating]]
 """The exact value of each part, by the part's name: the product lora_B @ lora_A of a module, or a vector's tensor."""
 

@@ -21,6 +21,7 @@ from nola_codec.adapters.dialects.mlx import MLX
 from nola_codec.adapters.dialects.numbered import CLONEOFSIMO, SAM_LORA
 from nola_codec.adapters.dialects.parameters import PARAMETERS
 from nola_codec.adapters.dialects.peft import PEFT
+from nola_codec.adapters.dialects.refused_keys import find_refusal
 from nola_codec.adapters.dialects.weight_changes import WEIGHT_CHANGES
 from nola_codec.adapters.plain_keys import with_plain_keys
 from nola_codec.adapters.sources import AdapterSource, open_source
@@ -132,6 +133,9 @@ def read(source: AnySource, *, config: Mapping[str, Any] | None = None, carry_un
         if found is not None:
             adapter = found.variant(opened.config).read_source(opened, carry_unknown=carry_unknown)
             return replace(adapter, notes=(*notes, *adapter.notes))
+        refusal = find_refusal(opened.file.tensors, opened.where)
+        if refusal is not None:
+            raise refusal
         looks_like = describe_keys(opened.file.tensors)
         if looks_like is None:
             raise AdapterError("no LoRA factors in it", code="empty-adapter", where=opened.where)

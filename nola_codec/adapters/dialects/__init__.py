@@ -15,5 +15,6 @@
     weight_changes.py           `encode_delta`: the change of a whole model
 
 Shared: `pairs.py` (pairs of factors), `pair_dialect.py` (a dialect that is nothing else), `paths.py` (names of
-modules), `module_rules.py`, `alphas.py`, `key_hints.py` (whose keys these are, for messages) and `dialect_names.py`.
+modules), `module_rules.py`, `alphas.py`, `comfyui_keys.py` (tensors beside factors), `key_hints.py` (whose keys these
+are, for messages), `refused_keys.py` (what is no LoRA) and `dialect_names.py`.
 """

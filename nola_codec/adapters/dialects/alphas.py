@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,12 +23,16 @@ from nola_codec.stores.tensor_store import TensorStore
 SUFFIX = ".alpha"
 
 
-def read_alphas(store: TensorStore, keys: Iterable[str]) -> dict[str, tuple[RawTensor, float]]:
+def read_alphas(
+    store: TensorStore, keys: Iterable[str], unused: Container[str] = ()
+) -> dict[str, tuple[RawTensor, float]]:
     """Read alphas. Return the tensor and the value of each, by the name of the module.
 
     Args:
         store: The file that holds them.
         keys: The keys of the alphas.
+        unused: The names of modules whose alpha has no effect. It may be infinite: float16 has no 10^10, which some
+            tools write there.
 
     Raises:
         AdapterError: ``bad-alpha``: an alpha is not a single finite number.
@@ -43,7 +47,7 @@ def read_alphas(store: TensorStore, keys: Iterable[str]) -> dict[str, tuple[RawT
             )
         tensor = store.read(key)
         value = to_scalar(tensor, where=where)
-        if not math.isfinite(value):
+        if not math.isfinite(value) and key.removesuffix(SUFFIX) not in unused:
             raise AdapterError(mismatch("alpha", "a finite number", value), code="bad-alpha", where=where)
         alphas[key.removesuffix(SUFFIX)] = tensor, value
     return alphas
@@ -59,13 +63,15 @@ def pack_alphas(
         modules: The names of all modules, with or without an alpha.
 
     Returns:
-        The entry (None if there are no alphas), and the tensors by key whose dtype or shape differs from most.
+        The entry (None if there are no alphas), and the tensors by key whose dtype or shape differs from most, or
+        which are infinite.
     """
-    if not alphas:
-        return None, {}
-    kinds = Counter((tensor.dtype, tensor.shape) for tensor, _ in alphas.values())
+    finite = {name: alpha for name, alpha in alphas.items() if math.isfinite(alpha[1])}
+    if not finite:
+        return None, {name + SUFFIX: tensor for name, (tensor, _) in alphas.items()}
+    kinds = Counter((tensor.dtype, tensor.shape) for tensor, _ in finite.values())
     dtype, shape = kinds.most_common(1)[0][0]
-    packed = {name: value for name, (tensor, value) in alphas.items() if (tensor.dtype, tensor.shape) == (dtype, shape)}
+    packed = {name: value for name, (tensor, value) in finite.items() if (tensor.dtype, tensor.shape) == (dtype, shape)}
     carried = {name + SUFFIX: tensor for name, (tensor, _) in alphas.items() if name not in packed}
     return _pack(packed, {*modules, *packed}, dtype, list(shape)), carried
 
@@ -127,7 +133,8 @@ def fit_alphas(
     old = Alphas(adapter)
     modules = sorted(modules, key=lambda module: module.name)
     own = {name for module in modules for name in (module.name, stem_of(module.name))}
-    kept = {stem: value for stem in stems if stem not in own and (value := old.of(stem)) is not None}
+    others = [stem for stem in stems if stem not in own and stem + SUFFIX not in adapter.raw]
+    kept = {stem: value for stem in others if (value := old.of(stem)) is not None}
     raw = {key: t for key, t in adapter.raw.items() if not (key.endswith(SUFFIX) and key.removesuffix(SUFFIX) in own)}
     had = {m.name for m in modules if old.of(m.name) is not None or old.of(stem_of(m.name)) is not None}
     stated = [m for m in modules if m.name in had or m.scaling != factor(m.name)]

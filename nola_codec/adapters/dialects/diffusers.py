@@ -18,6 +18,7 @@ from typing import Any
 
 from nola_codec.adapters.dialects.alphas import SUFFIX as ALPHA
 from nola_codec.adapters.dialects.alphas import fit_alphas
+from nola_codec.adapters.dialects.comfyui_keys import NORM, replaced_tensors
 from nola_codec.adapters.dialects.diffusers_keys import BOTH, DOWN_UP, LORA_A_B, alpha_module, path_in_file
 from nola_codec.adapters.dialects.module_rules import fold_scaling, require_layouts, sort_modules
 from nola_codec.adapters.dialects.pair_dialect import PairDialect
@@ -70,6 +71,14 @@ class Diffusers(PairDialect):
         Arguments and errors are as in `Dialect`.
         """
         return _restated(self, adapter, modules)
+
+    def model_tensors(self, adapter: Adapter) -> dict[str, RawTensor]:
+        """Return the carried tensors that replace tensors of the model, or add to its biases.
+
+        Raises:
+            AdapterError: ``merge-reshape``, and those of `Dialect.model_tensors`.
+        """
+        return replaced_tensors(super().model_tensors(adapter))
 
     def from_modules(
         self, modules: Sequence[LoraModule], raw: Mapping[str, RawTensor], base: Mapping[str, Any] | None
@@ -206,9 +215,13 @@ DIFFUSERS = Diffusers(
     "diffusers",
     "diffusers",
     BOTH,
-    carried=re.compile(r"(?P<module>.+)\.(?:lora_B\.bias|lora_magnitude_vector(?:\.weight)?)"),
+    carried=re.compile(
+        r"(?P<module>.+)\.(?:lora_B\.bias|lora_magnitude_vector(?:\.weight)?|dora_scale|reshape_weight)|"
+        rf".+\.set_weight|{NORM}"
+    ),
     file_name="pytorch_lora_weights.safetensors",
     has_alpha=True,
+    has_changes=True,
 )
 DIFFUSERS_OLD = OldDiffusers(
     "diffusers-old",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from nola_codec.adapters.dialects.refused_keys import find_refusal
 from nola_codec.errors import AdapterError
 
 # The name of each dialect, and a pattern that is searched in keys. The first match counts, so specific ones come first.
@@ -37,7 +38,13 @@ def describe_keys(keys: Iterable[str]) -> str | None:
 
 
 def unknown_key(key: str, dialect: str, where: str) -> AdapterError:
-    """Return the error for a key that a dialect does not know; it names the dialect that the key looks like."""
+    """Return the error for a key that a dialect does not know.
+
+    It gives the reason why the key is not read, if there is one, or names the dialect that the key looks like.
+    """
+    refusal = find_refusal([key], where)
+    if refusal is not None:
+        return refusal
     message = f"unknown key in an adapter of the dialect {dialect}; --carry-unknown carries such tensors as they are"
     other = describe_keys([key])
     if other is not None and other.lower() not in (dialect, "another lora tool"):

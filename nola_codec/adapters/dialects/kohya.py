@@ -19,11 +19,18 @@ from typing import Any
 
 import numpy as np
 
-from nola_codec.adapters.adapter_delta import CombinedDelta
+from nola_codec.adapters.adapter_delta import CombinedDelta, is_change
 from nola_codec.adapters.base_model import BaseModel
 from nola_codec.adapters.contract import Dialect
 from nola_codec.adapters.dialects.alphas import SUFFIX as ALPHA
 from nola_codec.adapters.dialects.alphas import Alphas, fit_alphas, pack_alphas, read_alphas
+from nola_codec.adapters.dialects.comfyui_keys import (
+    RESHAPE_WEIGHT,
+    SET_WEIGHT,
+    are_changes_alone,
+    notes_on_carried,
+    replaced_tensors,
+)
 from nola_codec.adapters.dialects.key_hints import unknown_key
 from nola_codec.adapters.dialects.lycoris import (
     PART,
@@ -41,31 +48,24 @@ from nola_codec.adapters.dialects.pairs import (
     join_tensors,
     pair_tensors,
     read_carried,
-    read_floats,
     read_pair,
+    read_vector,
 )
 from nola_codec.adapters.dialects.paths import component_of, kohya_name, kohya_path, kohya_split
+from nola_codec.adapters.dialects.refused_keys import find_refusal
 from nola_codec.adapters.sources import AdapterSource
 from nola_codec.adapters.writing import AdapterFile, write_adapter_file
 from nola_codec.errors import AdapterError
-from nola_codec.model.adapter import Adapter, LoraModule, VectorTensor
+from nola_codec.model.adapter import Adapter, LoraModule
 from nola_codec.model.tensors import RawTensor
-from nola_codec.stores.dtypes import from_float32, to_float64, written_dtype
+from nola_codec.stores.dtypes import from_float32, to_float64
 from nola_codec.stores.safetensors_writer import dump
 from nola_codec.stores.tensor_store import TensorStore
 
 _PLAIN = PairKeys.of_suffixes(".lora_down.weight", ".lora_up.weight")
-_VECTOR = re.compile(r".+\.(?:diff|diff_b|diff_m|w_norm|b_norm)")
 _DETECT = re.compile(r".+\.(?:lora_(?:down|up|mid)\.weight|hada_[wt][12](?:_[ab])?|lokr_(?:w[12](?:_[ab])?|t2))")
-_CARRIED = re.compile(r"(?P<stem>.+)\.(?:dora_scale|scalar)|(?:bundle_emb|emb_params)(?:\..+)?")
-
-# Keys of methods whose delta is not added to the original weight, or is not completely in the file.
-_REFUSED: tuple[tuple[str, str, str], ...] = (
-    (r"\.(oft_blocks|oft_diag|oft_R|boft_.*)$", "multiplicative", "orthogonal fine-tuning multiplies the base weight"),
-    (r"\.on_input$", "multiplicative", "(IA)^3 multiplies activations"),
-    (r"\.(a1|a2|b1|b2)\.weight$", "glora", "GLoRA's delta depends on the base weight"),
-    (r"\.(set_weight|reshape_weight)$", "replaces-weights", "replaces the base weight or its shape"),
-    (r"\.bias_(indices|values|size)$", "sparse-bias", "sparse biases are not supported"),
+_CARRIED = re.compile(
+    r"(?P<stem>.+)\.(?:dora_scale|scalar|reshape_weight)|.+\.set_weight|(?:bundle_emb|emb_params)(?:\..+)?"
 )
 
 
@@ -80,9 +80,7 @@ class Kohya(Dialect):
     def detect(self, source: AdapterSource) -> bool:
         """Return True if some key is kohya's or LyCORIS's."""
         keys = source.file.tensors
-        if any(_DETECT.fullmatch(key) for key in keys):
-            return True
-        return any(key.startswith("lora_") and (_VECTOR.fullmatch(key) or _find_refusal(key)) for key in keys)
+        return any(_DETECT.fullmatch(key) for key in keys) or are_changes_alone(keys)
 
     def read_source(self, source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
         """Read all of an open source; arguments as in `Dialect`.
@@ -93,17 +91,18 @@ class Kohya(Dialect):
                 `read_pair`.
         """
         store, where = source.file, source.where
-        for key in store.tensors:
-            refusal = _find_refusal(key)
-            if refusal is not None and not carry_unknown:
-                raise AdapterError(refusal[1], code=refusal[0], where=f"{where}: {key}")
+        refusal = find_refusal((key for key in store.tensors if not _CARRIED.fullmatch(key)), where)
+        if refusal is not None and not carry_unknown:
+            raise refusal
         parts = find_parts(store.tensors, where)
         products = parts.products
         plain, others = find_pairs(parts.others, _PLAIN, where)
         others += parts.tucker
-        vectors = [key for key in others if _VECTOR.fullmatch(key) or PART.fullmatch(key)]
-        alphas = read_alphas(store, [key for key in others if key.endswith(ALPHA)])
-        stems = {*plain, *composite_parts([*products, *vectors])}
+        vectors = [key for key in others if is_change(key) or PART.fullmatch(key)]
+        combined = composite_parts([*products, *vectors])
+        unused = {stem for stem in combined if not _has_rank(stem, store)}
+        alphas = read_alphas(store, [key for key in others if key.endswith(ALPHA)], unused)
+        stems = {*plain, *combined}
         touched = stems | {key.rpartition(".")[0] for key in vectors}
         raw = {}
         for key in sorted(set(others) - set(vectors) - {stem + ALPHA for stem in alphas if stem in touched}):
@@ -117,13 +116,11 @@ class Kohya(Dialect):
         every = Alphas(adapter)
         modules = [_read_plain(store, stem, adapter, every) for stem in plain]
         modules += [read_pair(store, part, PRODUCT_KEYS.of(part), layout="linear") for part in products]
-        tensors = [
-            VectorTensor(key, read_floats(store, key), written_dtype(store.tensors[key].dtype))
-            for key in sorted(vectors)
-        ]
+        tensors = [read_vector(store, key) for key in sorted(vectors)]
         adapter = replace(adapter, modules=tuple(sorted(modules, key=lambda m: m.name)), vectors=tuple(tensors))
         if not adapter.modules and not adapter.vectors:
             raise AdapterError("no LoRA factors in it", code="empty-adapter", where=where)
+        adapter = replace(adapter, notes=notes_on_carried(raw))
         return with_gains(adapter, self.combined_deltas(adapter))
 
     def tensors(self, adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
@@ -187,18 +184,28 @@ class Kohya(Dialect):
         every = tuple(sorted((*fitted.modules, *others), key=lambda m: m.name))
         return replace(fitted, modules=every, metadata=metadata)
 
+    def model_tensors(self, adapter: Adapter) -> dict[str, RawTensor]:
+        """Return the carried tensors that replace tensors of the model.
+
+        Raises:
+            AdapterError: ``merge-reshape``, and those of `Dialect.model_tensors`.
+        """
+        known = {key: tensor for key, tensor in adapter.raw.items() if key.endswith((SET_WEIGHT, RESHAPE_WEIGHT))}
+        others = {key: tensor for key, tensor in adapter.raw.items() if key not in known}
+        return super().model_tensors(replace(adapter, raw=others)) | replaced_tensors(known)
+
     def path_of(self, name: str) -> str:
         """Return the path of a flattened name; errors as in `Dialect`."""
         return kohya_path(name)
 
     def component_of(self, name: str) -> str:
         """Return the component that a prefix such as ``lora_te1_`` or ``unet.`` means."""
-        return kohya_split(name.partition(".")[0])[0] or component_of(name)
+        return kohya_split(name)[0] or kohya_split(name.partition(".")[0])[0] or component_of(name)
 
     def flat_path(self, name: str) -> tuple[str, str]:
         """Return the component and the flattened path as in `Dialect`, also for names that `path_of` cannot read."""
         component, rest = kohya_split(name)
-        return (component, rest.replace(".", "_")) if component else super().flat_path(name)
+        return (component, rest.replace(".", "_")) if rest != name else super().flat_path(name)
 
     def find_paths(self, names: Sequence[str], base: BaseModel) -> list[str]:
         """Return the names as they are, flattened or dotted, since only the base model tells where the dots were."""
@@ -259,8 +266,10 @@ def with_hashes(metadata: Mapping[str, str], made: Mapping[str, RawTensor]) -> d
     return result | {key: value for key, value in hashes.items() if key in metadata}
 
 
-def _find_refusal(key: str) -> tuple[str, str] | None:
-    return next(((code, reason) for pattern, code, reason in _REFUSED if re.search(pattern, key)), None)
+def _has_rank(stem: str, store: TensorStore) -> bool:
+    """Return False if no part of a module has a rank, so that its alpha has no effect: LoKr of two whole matrices."""
+    keys = (f"{stem}.{end}" for end in ("lokr_w1_b", "lokr_w2_b", "hada_w1_b", "hada_w2_b", "lora_down.weight"))
+    return any(key in store.tensors for key in keys)
 
 
 def _read_plain(store: TensorStore, stem: str, adapter: Adapter, alphas: Alphas) -> LoraModule:

@@ -7,15 +7,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nola_codec.adapters.adapter_delta import is_change
 from nola_codec.adapters.contract import Dialect
 from nola_codec.adapters.dialects.alphas import SUFFIX as ALPHA
 from nola_codec.adapters.dialects.alphas import Alphas, pack_alphas, read_alphas
+from nola_codec.adapters.dialects.comfyui_keys import notes_on_carried
 from nola_codec.adapters.dialects.key_hints import unknown_key
-from nola_codec.adapters.dialects.pairs import PairKeys, find_pairs, join_tensors, pair_tensors, read_carried, read_pair
+from nola_codec.adapters.dialects.pairs import (
+    PairKeys,
+    find_pairs,
+    join_tensors,
+    pair_tensors,
+    read_carried,
+    read_pair,
+    read_vector,
+)
 from nola_codec.adapters.sources import AdapterSource
 from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import Adapter, LoraModule
 from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.dtypes import from_float32
 from nola_codec.stores.tensor_store import TensorStore
 
 _NOTHING = re.compile(r"(?!)")
@@ -31,6 +42,7 @@ class PairDialect(Dialect):
         carried: A pattern for the keys of other tensors that belong to the dialect. If it has the group ``module`` and
             this matches, the group must be the name of a module.
         has_alpha: True if modules may have a scalar ``<module>.alpha``.
+        has_changes: True if there may be changes of single tensors (``.diff``) beside the pairs.
     """
 
     name: str
@@ -39,6 +51,7 @@ class PairDialect(Dialect):
     carried: re.Pattern[str] = _NOTHING
     file_name: str = "lora.safetensors"
     has_alpha: bool = False
+    has_changes: bool = False
 
     def detect(self, source: AdapterSource) -> bool:
         """Return True if some key is a factor's."""
@@ -55,6 +68,8 @@ class PairDialect(Dialect):
         names, others = find_pairs(store.tensors, self.keys, where)
         if not names:
             raise AdapterError("no LoRA factors in it", code="empty-adapter", where=where)
+        changes = [key for key in others if is_change(key)] if self.has_changes else []
+        others = sorted(set(others) - set(changes))
         own = self._alpha_keys(names, set(others), where) if self.has_alpha else {}
         alphas = read_alphas(store, own.values())
         known = {*names, *map(self.alpha_module, names)}
@@ -69,7 +84,9 @@ class PairDialect(Dialect):
         scalings = self.scalings(source, ranks)
         scalings |= {name: alphas[key.removesuffix(ALPHA)][1] / ranks[name] for name, key in own.items()}
         pairs = tuple(self.read_module(store, name, scalings[name]) for name in names)
-        return Adapter(self.name, pairs, raw | left, config, dict(store.metadata))
+        vectors = tuple(read_vector(store, key) for key in sorted(changes))
+        notes = notes_on_carried(raw) if self.has_changes else ()
+        return Adapter(self.name, pairs, raw | left, config, dict(store.metadata), vectors, notes=notes)
 
     def read_module(self, store: TensorStore, name: str, scaling: float) -> LoraModule:
         """Read the pair of factors of one module."""
@@ -98,10 +115,12 @@ class PairDialect(Dialect):
         Raises:
             AdapterError: ``zero-rank``, ``overflow``, ``duplicate-key``, ``bad-config``, ``not-expressible``.
         """
-        require_no_vectors(adapter, self.title)
+        if not self.has_changes:
+            require_no_vectors(adapter, self.title)
+        vectors = {v.name: from_float32(v.values, dtype or v.dtype, where=v.name) for v in adapter.vectors}
         pairs = [pair_tensors(m, self.keys.of(m.name), dtype, transposed=self.keys.transposed) for m in adapter.modules]
         alphas = Alphas(adapter).tensors({self.alpha_module(m.name) for m in adapter.modules}) if self.has_alpha else {}
-        return join_tensors(adapter.raw, alphas, *pairs)
+        return join_tensors(adapter.raw, alphas, *pairs, vectors)
 
     def _alpha_keys(self, names: Sequence[str], keys: set[str], where: str) -> dict[str, str]:
         """Return the key of the alpha of each module that has one. Raises AdapterError ``duplicate-key``."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from nola_codec.adapters.dialects.peft_config import MAX_RANK
 from nola_codec.errors import AdapterError, mismatch
-from nola_codec.model.adapter import Layout, LoraModule
+from nola_codec.model.adapter import Layout, LoraModule, VectorTensor
 from nola_codec.model.tensors import DTYPES, RawTensor
 from nola_codec.stores.dtypes import from_float32, require_finite, to_float32, written_dtype
 from nola_codec.stores.tensor_store import TensorStore
@@ -220,6 +220,11 @@ def read_floats(store: TensorStore, key: str) -> npt.NDArray[np.float32]:
     values = to_float32(store.read(key), where=where)
     require_finite(values, where)
     return values
+
+
+def read_vector(store: TensorStore, key: str) -> VectorTensor:
+    """Read a tensor that is coded as one vector. Raises the errors of `read_floats`."""
+    return VectorTensor(key, read_floats(store, key), written_dtype(store.tensors[key].dtype))
 
 
 def read_carried(store: TensorStore, key: str) -> RawTensor:

@@ -19,7 +19,12 @@ COMPONENTS = (
 _KOHYA_PREFIXES: Mapping[str, str] = {
     "lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2",
     "lora_te3_": "text_encoder_3", "lora_transformer_": "transformer", "lora_prior_": "prior",
+    "lora_unet__": "unet", "lora_prior_unet_": "prior", "lora_prior_te_": "text_encoder", "lycoris_": "",
 }  # fmt: skip
+"""The component that each prefix means; a name is read with the longest prefix, and written with the first one.
+
+LyCORIS gives the prefix ``lycoris_`` to the modules of any model. Wan's Fun models have two underscores.
+"""
 
 # Names of modules with an underscore; in kohya's flattened names, underscores also stand for dots.
 _COMPOUND = frozenset({
@@ -60,8 +65,9 @@ def kohya_path(name: str) -> str:
         AdapterError: ``not-expressible``: the name does not tell with certainty where the dots were.
     """
     component, rest = kohya_split(name)
-    if component:
-        return f"{component}.{_unflatten(rest, name)}"
+    if rest != name:
+        path = rest if "." in rest else _unflatten(rest, name)
+        return f"{component}.{path}" if component else path
     if "." in name:
         return name
     message = f"the name has none of kohya's prefixes ({', '.join(_KOHYA_PREFIXES)})"
@@ -69,9 +75,16 @@ def kohya_path(name: str) -> str:
 
 
 def kohya_split(name: str) -> tuple[str, str]:
-    """Return the component and the flattened path of a kohya name; the component of a name with dots is ``""``."""
-    prefix = next((p for p in _KOHYA_PREFIXES if name.startswith(p)), None)
-    if prefix is None or "." in name:
+    """Return the component and the rest of a kohya name; the component is ``""`` if the name does not tell one.
+
+    The rest is flattened. It has dots if the name has one after the prefix, as in ``lora_te1.text_model.encoder``.
+    """
+    if "." in name:
+        first, _, rest = name.partition(".")
+        component = _KOHYA_PREFIXES.get(first + "_")
+        return (component, rest) if component else ("", name)
+    prefix = max((p for p in _KOHYA_PREFIXES if name.startswith(p)), key=len, default=None)
+    if prefix is None:
         return "", name
     return _KOHYA_PREFIXES[prefix], name.removeprefix(prefix)
 
