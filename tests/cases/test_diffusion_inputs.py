@@ -209,7 +209,7 @@ READ: dict[str, tuple[State, str, list[str]]] = {
         ],
     ),
     "LyCORIS of any model": (
-        {f"lycoris_transformer_blocks_0_attn_to_q.lokr_{end}": values(size, size) for end, size in (("w1", 2), ("w2", 4))},
+        {f"lycoris_transformer_blocks_0_attn_to_q.lokr_w{n}": values(2 * n, 2 * n) for n in (1, 2)},
         "kohya",
         ["transformer_blocks.0.attn.to_q"],
     ),
