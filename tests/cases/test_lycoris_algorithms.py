@@ -154,7 +154,7 @@ def test_dora_is_carried_and_not_merged(algo: str, on_output: bool, tmp_path: Pa
 def test_an_algorithm_without_a_delta_of_its_own_is_refused_with_the_reason(
     algo: str, code: str, reason: str, tmp_path: Path
 ) -> None:
-    trained(tmp_path / "a.safetensors", algo, linear_dim=4, conv_dim=4, factor=4)
+    trained(tmp_path / "a.safetensors", algo, linear_dim=4, conv_dim=0, factor=4)
     with pytest.raises(AdapterError, match=reason) as caught:
         read(tmp_path / "a.safetensors")
     assert caught.value.code == code

@@ -101,7 +101,7 @@ def kohya_name(path: str, components: Iterable[str]) -> str:
     """
     component = component_of(path)
     rest = path[len(component) + 1 :]
-    prefixes = {c: p for p, c in reversed(list(_KOHYA_PREFIXES.items()))}
+    prefixes = {c: p for p, c in reversed(list(_KOHYA_PREFIXES.items())) if c}
     if component not in prefixes:
         message = (
             f"kohya names begin with a component of an image model ({', '.join(prefixes)}), and this path has none: "
