@@ -47,10 +47,10 @@ def model() -> Tiny:
     return Tiny()
 
 
-def trained(path: Path, algo: str, **options: Any) -> tuple[Outputs, Outputs]:
+def trained(path: Path, algo: str, **options: Any) -> tuple[Outputs, Tiny]:
     """Make a network of LyCORIS, give all its parameters random values, and save it as LyCORIS does.
 
-    Return the tensors that it saved, and the outputs of the model with it.
+    Return the tensors that it saved, and the model with it.
     """
     torch.manual_seed(1)
     lycoris.LycorisNetwork.apply_preset({"target_module": ["Linear", "Conv2d", "LayerNorm"]})
@@ -62,7 +62,7 @@ def trained(path: Path, algo: str, **options: Any) -> tuple[Outputs, Outputs]:
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
     network.save_weights(str(path), torch.float32, None)
-    return load_file(path), base.outputs()
+    return load_file(path), base
 
 
 def outputs_by_lycoris(path: Path) -> Outputs:
@@ -106,10 +106,10 @@ ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {
 def test_the_deltas_of_an_algorithm_are_those_that_lycoris_applies(algorithm: str, tmp_path: Path) -> None:
     algo, options = ALGORITHMS[algorithm]
     source = tmp_path / "a.safetensors"
-    state, right = trained(source, algo, **options)
+    state, adapted = trained(source, algo, **options)
     before, found = model().outputs(), outputs_as_read(source)
     assert [(found[name] - before[name]).abs().max() > 1e-3 for name in ("to_q", "conv")].count(True) >= 1
-    for name, wanted in right.items():
+    for name, wanted in adapted.outputs().items():
         torch.testing.assert_close(found[name], wanted, rtol=1e-5, atol=1e-5)
 
     write(read(source), tmp_path / "b.safetensors")
@@ -154,7 +154,7 @@ def test_dora_is_carried_and_not_merged(algo: str, on_output: bool, tmp_path: Pa
 def test_an_algorithm_without_a_delta_of_its_own_is_refused_with_the_reason(
     algo: str, code: str, reason: str, tmp_path: Path
 ) -> None:
-    trained(tmp_path / "a.safetensors", algo, linear_dim=4, conv_dim=0, factor=4)
+    trained(tmp_path / "a.safetensors", algo, linear_dim=4, conv_dim=4, factor=4)
     with pytest.raises(AdapterError, match=reason) as caught:
         read(tmp_path / "a.safetensors")
     assert caught.value.code == code
