@@ -36,8 +36,8 @@ def merge(
 
     Args:
         sources: `.nola` files, or pairs of file and weight; a weight that is not given is 1.
-        base: A model directory of Transformers, or of a component of Diffusers. A pipeline of Diffusers and a lone
-            safetensors file are merged too, but a killed run of these begins again.
+        base: A model directory of Transformers, or of a component of Diffusers. A pipeline of Diffusers, a lone
+            safetensors file and PyTorch's pickles are merged too, but a killed run of these begins again.
         out: The merged model, a directory; for a lone file a path that ends in ``.safetensors``.
         rung: The rung of progressive files to decode, counted from 0; None is the last.
         device: The device that factors are synthesized on; it changes no bit.

@@ -5,18 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from nola_codec.errors import AdapterError, mismatch
+from nola_codec.checkpoints.weights_files import find_weights, is_index, missing_weights_message, weight_map
+from nola_codec.errors import AdapterError
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.files import read_json
 from nola_codec.stores.safetensors_io import SafetensorsFile
-
-WEIGHTS_NAME = "model.safetensors"
-_INDEX_SUFFIX = ".index.json"
-# The names that Transformers uses, and the components of a Diffusers pipeline.
-_WEIGHTS_NAMES = (WEIGHTS_NAME, "diffusion_pytorch_model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -37,8 +33,9 @@ class WeightInfo:
 class Checkpoint:
     """The weights of a model directory: one safetensors file, or shards and their index.
 
-    The files are called ``model`` (Transformers) or ``diffusion_pytorch_model`` (a component of Diffusers). If there
-    is only one file, it may have any name. Headers are read when the object is made, and tensors by `read`.
+    The files are called ``model`` (Transformers) or ``diffusion_pytorch_model`` (a component of Diffusers), and a
+    variant such as ``fp16`` counts if there is no plain file. If there is only one file, it may have any name. Headers
+    are read when the object is made, and tensors by `read`.
 
     Attributes:
         directory: The model directory.
@@ -53,8 +50,8 @@ class Checkpoint:
         """Read the configuration, the index and the headers of all shards.
 
         Raises:
-            AdapterError: ``not-found``; ``missing-weights``; ``bad-index``: the index and the shards disagree; and
-                those of `read_json` and `SafetensorsFile`.
+            AdapterError: ``not-found``; ``missing-weights``; ``several-variants``; ``quantized-base`` for GGUF;
+                ``bad-index``: the index and the shards disagree; and those of `read_json` and `SafetensorsFile`.
         """
         self.directory = Path(directory)
         where = str(directory)
@@ -65,11 +62,13 @@ class Checkpoint:
         self.index: Mapping[str, Any] | None = None
         self.index_name = ""
         expected_in: dict[str, str] = {}
-        found = _find_weights_file(self.directory)
-        if found.endswith(_INDEX_SUFFIX):
+        found = find_weights(self.directory)
+        if not found:
+            raise _missing_weights(self.directory)
+        if is_index(found):
             self.index_name = found
             self.index = read_json(self.directory / found)
-            expected_in = _weight_map(self.index, f"{where}: {found}")
+            expected_in = weight_map(self.index, f"{where}: {found}")
             self.shards: tuple[str, ...] = tuple(dict.fromkeys(expected_in.values()))
         else:
             self.shards = (found,)
@@ -106,38 +105,7 @@ class Checkpoint:
         return weights
 
 
-def _weight_map(index: Mapping[str, Any], where: str) -> dict[str, str]:
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise AdapterError("no weight_map", code="bad-index", where=where)
-    for name, shard in weight_map.items():
-        # A stranger's index must not make us read, or later write, outside the directory.
-        plain = isinstance(shard, str) and shard == PurePosixPath(shard).name and "\\" not in shard and shard != ".."
-        if not plain or not shard.endswith(".safetensors"):
-            message = mismatch("file", "the plain name of a .safetensors file", shard)
-            raise AdapterError(message, code="bad-index", where=f"{where}: {name}")
-    return weight_map
-
-
-def _find_weights_file(directory: Path) -> str:
-    """Return the name of the weights file of a directory, or of the index of several."""
-    for name in _WEIGHTS_NAMES:
-        for candidate in (name, name + _INDEX_SUFFIX):
-            if (directory / candidate).exists():
-                return candidate
-    lone = sorted(path.name for path in directory.glob("*.safetensors"))
-    if len(lone) == 1 and not (directory / "adapter_config.json").exists():
-        return lone[0]
-    raise AdapterError(_missing_weights_message(directory), code="missing-weights", where=str(directory))
-
-
-def _missing_weights_message(directory: Path) -> str:
-    if (directory / "adapter_config.json").exists():
-        return f"no {WEIGHTS_NAME}; this is an adapter, not a base model"
-    pickles = sorted(path.name for path in directory.glob("pytorch_model*.bin"))
-    if pickles:
-        return f"no {WEIGHTS_NAME}; {pickles[0]} is a Python pickle: convert the model to safetensors first"
-    several = sorted(path.name for path in directory.glob("*.safetensors"))
-    if several:
-        return f"{len(several)} safetensors files ({several[0]}, ...) and no {WEIGHTS_NAME}{_INDEX_SUFFIX} to join them"
-    return f"neither {WEIGHTS_NAME} nor {WEIGHTS_NAME}{_INDEX_SUFFIX}"
+def _missing_weights(directory: Path) -> AdapterError:
+    only_gguf = any(directory.glob("*.gguf")) and not any(directory.glob("*.safetensors"))
+    code = "quantized-base" if only_gguf else "missing-weights"
+    return AdapterError(missing_weights_message(directory), code=code, where=str(directory))

@@ -15,6 +15,7 @@ from nola_codec.merger.merge_files import MergeFile, decode_source
 from nola_codec.merger.merged_model import write_merged_model
 from nola_codec.merger.model_change import combine_files, place_file
 from nola_codec.merger.model_directory import check_output
+from nola_codec.merger.pickled_base import unpickled_base
 from nola_codec.merger.request import MergeReport, MergeRequest, UnmergeRequest
 from nola_codec.merger.restored_model import write_restored_model
 from nola_codec.merger.undo_file import read_undo
@@ -41,7 +42,8 @@ def run_merge(request: MergeRequest) -> MergeReport:
         raise AdapterError("no file to merge", code="not-found")
     counter = _WeightCounter(request.progress)
     if not is_pipeline(request.base):
-        return _merge_directory(files, request, counter)
+        with unpickled_base(request) as inner:
+            return _merge_directory(files, inner, counter)
     with open_pipeline(files, request) as parts:
         reports = [_merge_directory(part.files, part.request, counter) for part in parts]
     return MergeReport(request.out, sum(r.shards for r in reports), 0, sum(r.weights for r in reports))

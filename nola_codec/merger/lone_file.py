@@ -1,4 +1,4 @@
-"""Merge into a lone safetensors file, by way of a temporary model directory of one shard."""
+"""Merge into a lone file, by way of a temporary model directory of one shard."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from nola_codec.checkpoints.checkpoint import WEIGHTS_NAME
+from nola_codec.checkpoints.weights_files import WEIGHTS_NAME
 from nola_codec.errors import AdapterError
 from nola_codec.merger.request import MergeRequest
-from nola_codec.stores.files import require_free
+from nola_codec.stores.files import is_pickle, require_free
+from nola_codec.stores.gguf_io import GGUF_MAGIC
+from nola_codec.stores.open_store import open_store
+from nola_codec.stores.safetensors_writer import write_file
+from nola_codec.stores.zip_io import ZIP_MAGIC
 
 
 @contextmanager
@@ -25,7 +29,8 @@ def lone_file_as_directory(request: MergeRequest) -> Iterator[MergeRequest]:
         request: The request; its `base` is a file.
 
     Raises:
-        AdapterError: ``needs-file``: `out` is not called ``.safetensors``; ``needs-directory``: `keep_undo` is set.
+        AdapterError: ``needs-file``: `out` is not called ``.safetensors``; ``needs-directory``: `keep_undo` is set;
+            ``quantized-base``: `base` is a GGUF file; ``pickle`` and others for a pickle that cannot be read.
         OutputExists: `out` is there and may not be replaced.
     """
     base, out = request.base, request.out
@@ -39,13 +44,35 @@ def lone_file_as_directory(request: MergeRequest) -> Iterator[MergeRequest]:
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
         model = Path(staging) / "base"
         model.mkdir()
-        (model / WEIGHTS_NAME).symlink_to(base.resolve())
+        _put_weights(base, model / WEIGHTS_NAME)
         merged = Path(staging) / "merged"
         try:
             yield replace(request, base=model, out=merged, overwrite=False)
         except AdapterError as error:
-            staged = str(model / WEIGHTS_NAME)  # the user knows the base under its own name
-            if error.where != staged:
-                raise
-            raise AdapterError(str(error)[len(staged) + 2 :], code=error.code, where=str(base)) from error
+            raise _under_own_name(error, model, base) from error
         os.replace(merged / WEIGHTS_NAME, out)
+
+
+def _put_weights(base: Path, target: Path) -> None:
+    """Put the weights of a lone file into a safetensors file: by a link, or by a copy of a pickle's tensors."""
+    with base.open("rb") as stream:
+        head = stream.read(16)
+    if head.startswith(GGUF_MAGIC):
+        message = (
+            "a GGUF file of llama.cpp; merge into the safetensors model that it was made from, and convert the result"
+        )
+        raise AdapterError(message, code="quantized-base", where=str(base))
+    if head.startswith(ZIP_MAGIC) or is_pickle(head):
+        with open_store(base) as store:
+            write_file(target, {name: store.read(name) for name in store.tensors}, {"format": "pt"})
+    else:
+        target.symlink_to(base.resolve())
+
+
+def _under_own_name(error: AdapterError, model: Path, base: Path) -> AdapterError:
+    """Return an error with the name under which the user knows the base, in the place of the temporary one."""
+    for staged in (str(model / WEIGHTS_NAME), str(model)):
+        if error.where == staged or error.where.startswith(f"{staged}: "):
+            where = str(base) + error.where[len(staged) :]
+            return AdapterError(str(error)[len(error.where) + 2 :], code=error.code, where=where)
+    return error

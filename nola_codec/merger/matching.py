@@ -14,7 +14,6 @@ from nola_codec.merger.arithmetic.parts import Region
 from nola_codec.merger.misfits import Misfits
 from nola_codec.merger.model_names import ModelNames
 from nola_codec.merger.part_places import EACH_EXPERT, part_places
-from nola_codec.merger.stored_names import StoredNames
 from nola_codec.merger.weight_places import Place
 from nola_codec.model.records import CodedRecord
 
@@ -49,7 +48,7 @@ def resolve_places(
     found = _Found()
     misfits = Misfits(shapes)
     for target in targets:
-        wanted = _wanted_names(target)
+        wanted = wanted_names(target)
         stored = [] if EACH_EXPERT in target.weight else names.find_all(wanted)
         if not stored and tied is not None and have_same_leaf(tied.missing, wanted[0]):
             weight, source = tied.missing, tied.stored
@@ -93,17 +92,17 @@ class _Found:
 
 
 def find_place(
-    target: MergeTarget, names: StoredNames, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
+    target: MergeTarget, names: ModelNames, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
 ) -> Place | None:
     """Return the place of one delta among stored weights; None if there is no one place where it fits."""
-    weight = names.find(*_wanted_names(target))
+    weight = names.find(*wanted_names(target))
     if weight is None:
         return None
     transposed = _fits_transposed(target, weight.rpartition(".")[0], shapes[weight], config)
     return None if transposed is None else Place(target.name, weight, weight, transposed)
 
 
-def _wanted_names(target: MergeTarget) -> tuple[str, ...]:
+def wanted_names(target: MergeTarget) -> tuple[str, ...]:
     """Return the names that the tensor of a target may have, the most usual first."""
     weight = target.weight or f"{module_path(target.name)}.weight"
     if weight.endswith(".weight") and not target.reshaped:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nola_codec.checkpoints.checkpoint import Checkpoint
+from nola_codec.checkpoints.weights_files import is_index
 from nola_codec.errors import AdapterError, OutputExists
 from nola_codec.merger.shards import MergedTensor
 from nola_codec.stores.files import require_free
@@ -56,7 +57,7 @@ def copy_other_files(base: Path, directory: Path) -> None:
         if path.is_dir():
             if path.name in _COPIED_DIRECTORIES:
                 shutil.copytree(path, directory / path.name)
-        elif path.suffix not in _WEIGHT_SUFFIXES and not path.name.endswith(".index.json"):
+        elif path.suffix not in _WEIGHT_SUFFIXES and not is_index(path.name):
             shutil.copyfile(path, directory / path.name)  # follows the symbolic links of a hub cache
 
 

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 from nola_codec.adapters.base_model import MergeTarget
 from nola_codec.errors import AdapterError
 from nola_codec.merger.matching import resolve_places
+from nola_codec.merger.model_names import ModelNames
+from nola_codec.merger.quantized_bases import require_unquantized_targets
+from nola_codec.merger.quantized_modules import quantized_parameters
 from nola_codec.merger.weight_places import Place
 
 if TYPE_CHECKING:
@@ -29,12 +32,16 @@ def find_in_model(
         may_be_tied: True to accept a weight that another module shares, so that the module changes too.
 
     Raises:
-        AdapterError: ``base-mismatch``; ``tied-weights``: a weight that changes is shared with another module.
+        AdapterError: ``base-mismatch``; ``quantized-base``; ``tied-weights``: a weight that changes is shared with
+            another module.
     """
     weights = dict(model.named_parameters(remove_duplicate=False))
     shapes = {name: tuple(p.shape) for name, p in weights.items()}
     config: dict[str, Any] = getattr(getattr(model, "config", None), "to_dict", dict)()
-    places = resolve_places(targets(shapes, config), shapes, config)
+    wanted = list(targets(shapes, config))
+    quantized = quantized_parameters(model, config)
+    require_unquantized_targets(wanted, ModelNames({*shapes, *quantized}, config), quantized)
+    places = resolve_places(wanted, shapes, config)
     uses = Counter(id(p) for p in weights.values())
     for place in places.values():
         if not may_be_tied and uses[id(weights[place.weight])] > 1:

@@ -20,8 +20,9 @@ from nola_codec.errors import AdapterError, mismatch
 from nola_codec.merger.matching import find_place
 from nola_codec.merger.merge_files import MergeFile
 from nola_codec.merger.misfits import Misfits
+from nola_codec.merger.model_names import ModelNames
 from nola_codec.merger.places import WeightShapes
-from nola_codec.merger.stored_names import DENOISERS, OUTER_PREFIXES, StoredNames
+from nola_codec.merger.stored_names import DENOISERS, OUTER_PREFIXES
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
@@ -132,9 +133,9 @@ class _Component:
         self.base = WeightShapes.of(Checkpoint(directory))
 
     @cached_property
-    def names(self) -> StoredNames:
+    def names(self) -> ModelNames:
         """The names of its tensors."""
-        return StoredNames(self.base.shapes)
+        return ModelNames(self.base.shapes, self.base.config)
 
     def places(self, file: MergeFile, names: Iterable[str]) -> set[str]:
         """Return the names of those deltas that have a place here."""

@@ -17,9 +17,11 @@ from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.adapters.dialects.peft_config import is_saved_module
 from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.checkpoints.embeddings import TiedEmbeddings, embedding_names, text_config, tied_embeddings
+from nola_codec.checkpoints.quantization import quantized_weights
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.merger.matching import resolve_places
 from nola_codec.merger.model_names import ModelNames
+from nola_codec.merger.quantized_bases import require_unquantized, require_unquantized_targets
 from nola_codec.merger.weight_places import Place
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import FLOAT_DTYPES, from_float64, to_float64
@@ -84,10 +86,14 @@ def plan_merge(
     saved = {key: key.removesuffix("." + key.rpartition(".")[2]) for key in raw if not key.endswith(".lora_B.bias")}
     paths = [module_path(name) for name in (*(t.name for t in targets), *saved.values())]
     tied = None if stays_tied else tied_embeddings(checkpoint.config, shapes, paths)
+    quantized = quantized_weights({name: info.dtype for name, info in checkpoint.weights.items()}, checkpoint.config)
+    stored = ModelNames({*shapes, *quantized}, checkpoint.config)
+    require_unquantized_targets(targets, stored, quantized, str(checkpoint.directory))
     places = resolve_places(targets, shapes, checkpoint.config, tied)
     carried = _CarriedPlaces(checkpoint, adapter_config, tied, {target.name: target.scaling for target in targets})
     for key, tensor in raw.items():
         carried.place(key, tensor)
+    require_unquantized([*carried.replaced, *carried.reloaded], quantized, str(checkpoint.directory))
     if carried.problems:
         message = mismatch_message(carried.problems)
         raise AdapterError(message, code="base-mismatch", where=str(checkpoint.directory))

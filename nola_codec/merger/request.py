@@ -22,7 +22,7 @@ class MergeRequest:
 
     Attributes:
         sources: The files, in the order in which their deltas are added.
-        base: The base model: a model directory, a Diffusers pipeline, or a lone safetensors file.
+        base: The base model: a model directory, a Diffusers pipeline, or a lone file of weights.
         out: The merged model.
         rung: The rung of progressive files to decode, counted from 0; None is the last.
         device: The device that factors are synthesized on; it changes no bit.
