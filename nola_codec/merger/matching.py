@@ -91,15 +91,15 @@ class _Found:
             earlier.append(place)
 
 
-def find_place(
+def has_place(
     target: MergeTarget, names: ModelNames, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
-) -> Place | None:
-    """Return the place of one delta among stored weights; None if there is no one place where it fits."""
-    weight = names.find(*wanted_names(target))
+) -> bool:
+    """Return True if a delta has one place among stored weights, where its shape fits."""
+    wanted = wanted_names(target)
+    weight = names.find(*wanted)
     if weight is None:
-        return None
-    transposed = _fits_transposed(target, weight.rpartition(".")[0], shapes[weight], config)
-    return None if transposed is None else Place(target.name, weight, weight, transposed)
+        return bool(part_places(replace(target, weight=wanted[0]), names, shapes))
+    return _fits_transposed(target, weight.rpartition(".")[0], shapes[weight], config) is not None
 
 
 def wanted_names(target: MergeTarget) -> tuple[str, ...]:

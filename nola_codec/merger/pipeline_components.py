@@ -17,7 +17,7 @@ from nola_codec.adapters.base_model import MergeTarget
 from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.errors import AdapterError, mismatch
-from nola_codec.merger.matching import find_place
+from nola_codec.merger.matching import has_place
 from nola_codec.merger.merge_files import MergeFile
 from nola_codec.merger.misfits import Misfits
 from nola_codec.merger.model_names import ModelNames
@@ -147,7 +147,7 @@ class _Component:
                 if error.code != "base-mismatch":
                     raise
                 continue
-            if find_place(target, self.names, self.base.shapes, self.base.config) is not None:
+            if has_place(target, self.names, self.base.shapes, self.base.config):
                 found.add(name)
         return found
 
