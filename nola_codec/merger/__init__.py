@@ -13,6 +13,11 @@
 `engine.py` holds this flow, and `restored_model.py` is its way back. `diffusers_pipeline.py` and `lone_file.py` turn a
 base that is not a model directory into merges of model directories; `in_memory.py` is the short form of the flow for a
 model in memory, with `model_weights.py` and `layer_deltas.py`. `model_directory.py` has the other files of a model
-directory. A place is the weight that a delta is added to. `arithmetic/` says which bits come out, and nothing
-else in this package decides a bit.
+directory. A place is the weight that a delta is added to (`weight_places.py`). `arithmetic/` says which bits come out,
+and nothing else in this package decides a bit.
+
+A weight is found by `model_names.py`, with the rules of Transformers, and by `stored_names.py`, with the names that
+other tools give it; `part_places.py` finds the parts of fused weights, and `pipeline_components.py` the component of a
+pipeline. `misfits.py` says what has no place, and `model_families.py` which families do not fit each other.
+`quantized_bases.py` and `quantized_modules.py` refuse quantized weights. `pickled_base.py` reads a base from pickles.
 """

@@ -70,7 +70,7 @@ def _merge_pairs(decoder: Decoder, model: torch.nn.Module) -> None:
             record, decoded = by_name[place.module]
             delta = _as_tensor(delta_weight(decoded, record.kind, decoder.xp))
             weight = weights[place.weight]
-            merge_tensor(weight, (delta.T if place.transposed else delta).to(weight.device))
+            merge_tensor(weight, (delta.T if place.transposed else delta).reshape(weight.shape).to(weight.device))
 
 
 def _as_tensor(array: Any) -> torch.Tensor:

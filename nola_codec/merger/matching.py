@@ -115,13 +115,19 @@ def _fits_transposed(target: MergeTarget, path: str, shape: tuple[int, ...], con
     """Return True if the delta fits a weight transposed, False if it fits as it is, and None if it does not fit."""
     if target.reshaped:
         return False if shape[:1] == target.shape[:1] and math.prod(shape) == math.prod(target.shape) else None
+    # A kernel of one element is a linear layer: tools squeeze it, or keep it, as they like.
+    same = _without_unit_kernel(shape) == _without_unit_kernel(target.shape)
     if target.layout != "linear":
-        return False if shape == target.shape else None
+        return False if same else None
     turned = (*target.shape[:-2], *target.shape[:-3:-1])  # a first dimension for experts stays
     if is_stored_transposed(path, config, target.fan_in_fan_out) and shape == turned:
         return True
     # The flag may come from another module, so a weight that fits as it is is not transposed.
-    return False if shape == target.shape else None
+    return False if same else None
+
+
+def _without_unit_kernel(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:2] if math.prod(shape[2:]) == 1 else shape
 
 
 def is_stored_transposed(path: str, config: Mapping[str, Any], fan_in_fan_out: bool) -> bool:

@@ -63,14 +63,18 @@ class Misfits:
         cause = _likely_cause(source, target.shape, stored)
         self.add(target.name, f"{problem}; {cause}" if cause else problem)
 
+    def __bool__(self) -> bool:
+        """True if there is a misfit."""
+        return bool(self._problems)
+
     def raise_if_any(self) -> None:
         """Raise `error` if there is a misfit."""
         if self._problems:
             raise self.error()
 
-    def error(self) -> AdapterError:
-        """Return the error ``base-mismatch`` that names the first few misfits."""
-        return AdapterError(mismatch_message(self._problems, self._families()), code="base-mismatch")
+    def error(self, where: str = "") -> AdapterError:
+        """Return the error ``base-mismatch`` that names the first few misfits; `where` is the path of the model."""
+        return AdapterError(mismatch_message(self._problems, self._families()), code="base-mismatch", where=where)
 
     def _families(self) -> str:
         """Return a clause that says which families the adapter and the base model belong to, if names failed."""

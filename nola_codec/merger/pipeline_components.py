@@ -22,7 +22,7 @@ from nola_codec.merger.merge_files import MergeFile
 from nola_codec.merger.misfits import Misfits
 from nola_codec.merger.model_names import ModelNames
 from nola_codec.merger.places import WeightShapes
-from nola_codec.merger.stored_names import DENOISERS, OUTER_PREFIXES
+from nola_codec.merger.stored_names import DENOISERS, OUTER_PREFIXES, components_of_name
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
@@ -48,32 +48,37 @@ class Pipeline:
         if not self.folders:
             message = mismatch("pipeline", "a folder with weights", "none")
             raise AdapterError(message, code="base-mismatch", where=str(self._base))
-        dialect = dialect_of(file.adapter)
         named: dict[str, list[str]] = {}
-        unnamed: dict[str, list[str]] = {}
+        open_names: dict[tuple[str, ...], list[str]] = {}
         for name in file.parts:
-            component = dialect.component_of(name)
-            folder = self._named_folder(name, component)
-            if folder:
-                named.setdefault(folder, []).append(name)
-            elif not component or component in DENOISERS:
-                unnamed.setdefault(component, []).append(name)
+            folders = self._folders_of(name, dialect_of(file.adapter).component_of(name))
+            if len(folders) == 1:
+                named.setdefault(folders[0], []).append(name)
+            elif folders:
+                open_names.setdefault(folders, []).append(name)
             else:
-                message = mismatch("component", f"one of {', '.join(self.folders)}", component)
+                message = mismatch("component", f"one of {', '.join(self.folders)}", "none that the name may mean")
                 raise AdapterError(message, code="base-mismatch", where=f"{file.name}: {name}")
-        for component, names in unnamed.items():
-            for folder, own in self._search(file, component, names).items():
+        for folders, names in open_names.items():
+            for folder, own in self._search(file, folders, names).items():
                 named.setdefault(folder, []).extend(own)
         return {folder: self._cut(file, folder, names, named) for folder, names in sorted(named.items())}
 
-    def _named_folder(self, name: str, component: str) -> str:
-        """Return the folder that a name tells; an empty string if it tells none of this pipeline."""
+    def _folders_of(self, name: str, component: str) -> tuple[str, ...]:
+        """Return the folders that a name may mean: the one that it tells, or all of those that its prefix allows."""
         first = module_path(name).partition(".")[0]
-        return next((folder for folder in (first, component) if folder in self.folders), "")
+        told = next((folder for folder in (first, component) if folder in self.folders), "")
+        if told:
+            return (told,)
+        allowed = components_of_name(module_path(name)) or ({component} if component else frozenset[str]())
+        if not allowed:
+            return tuple(self.folders)
+        if allowed & DENOISERS:
+            return tuple(folder for folder in self.folders if _may_denoise(folder))
+        return tuple(folder for folder in self.folders if folder in allowed)
 
-    def _search(self, file: MergeFile, component: str, names: Sequence[str]) -> dict[str, list[str]]:
-        """Return the names that belong to each folder, for names that do not tell a folder."""
-        folders = [folder for folder in self.folders if not component or _may_denoise(folder)]
+    def _search(self, file: MergeFile, folders: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
+        """Return the names that belong to each folder, for names that may mean several."""
         places = {folder: self._component(folder).places(file, names) for folder in folders}
         whole = [folder for folder in folders if len(places[folder]) == len(names)]
         if len(whole) == 1:
@@ -114,9 +119,9 @@ class Pipeline:
             owners = [folder for folder, names in named.items() if key.removesuffix(ending) in names]
             if owners:
                 return owners
-        folder = self._named_folder(key, dialect_of(file.adapter).component_of(key))
-        if folder:
-            return [folder]
+        folders = self._folders_of(key, dialect_of(file.adapter).component_of(key))
+        if len(folders) == 1:
+            return folders
         having = [folder for folder in named if self._component(folder).names.find(module_path(key))]
         return having if len(having) == 1 else self.folders
 

@@ -6,13 +6,14 @@ added to a weight, and `merged_model` writes the result.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from nola_codec.adapters.base_model import MergeTarget, mismatch_message
+from nola_codec.adapters.base_model import MergeTarget
 from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.adapters.dialects.peft_config import is_saved_module
 from nola_codec.checkpoints.checkpoint import Checkpoint
@@ -20,6 +21,7 @@ from nola_codec.checkpoints.embeddings import TiedEmbeddings, embedding_names, t
 from nola_codec.checkpoints.quantization import quantized_weights
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.merger.matching import resolve_places
+from nola_codec.merger.misfits import Misfits
 from nola_codec.merger.model_names import ModelNames
 from nola_codec.merger.quantized_bases import require_unquantized, require_unquantized_targets
 from nola_codec.merger.weight_places import Place
@@ -28,6 +30,9 @@ from nola_codec.stores.dtypes import FLOAT_DTYPES, from_float64, to_float64
 
 # Endings of the architectures of masked language models: each names its output embeddings in its own way.
 _TIED_DECODERS = ("ForMaskedLM", "ForPreTraining")
+
+_IN_A_BLOCK = re.compile(r"\.\d+\.[^.]+\.")
+"""Matches the path of a tensor of a module in a numbered block."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +99,8 @@ def plan_merge(
     for key, tensor in raw.items():
         carried.place(key, tensor)
     require_unquantized([*carried.replaced, *carried.reloaded], quantized, str(checkpoint.directory))
-    if carried.problems:
-        message = mismatch_message(carried.problems)
-        raise AdapterError(message, code="base-mismatch", where=str(checkpoint.directory))
+    if carried.misfits:
+        raise carried.misfits.error(str(checkpoint.directory))
     untied, unties = ({}, False) if stays_tied else _separate_embeddings(checkpoint, {*places, *carried.replaced}, tied)
     plan = MergePlan(places, carried.replaced, carried.reloaded, carried.bias_terms, untied, unties)
     _check_dtypes(checkpoint, plan)
@@ -110,7 +114,7 @@ class _CarriedPlaces:
         replaced: See `MergePlan`.
         reloaded: See `MergePlan`.
         bias_terms: See `MergePlan`.
-        problems: One line for each tensor without a place.
+        misfits: The tensors without a place.
     """
 
     def __init__(
@@ -126,7 +130,7 @@ class _CarriedPlaces:
         self.replaced: dict[str, RawTensor] = {}
         self.reloaded: dict[str, RawTensor] = {}
         self.bias_terms: dict[str, tuple[RawTensor, float]] = {}
-        self.problems: list[str] = []
+        self.misfits = Misfits(self._shapes)
 
     def place(self, key: str, tensor: RawTensor) -> None:
         """Find the place of one tensor."""
@@ -138,22 +142,25 @@ class _CarriedPlaces:
         name = stored if stored is not None else _tied_name(path, tied)
         base = tied.stored if tied is not None and name == tied.missing else name
         if base in shapes and shapes[base] != tensor.shape:
-            self.problems.append(f"{key}: " + mismatch("shape", list(shapes[base]), list(tensor.shape)))
+            self.misfits.add(key, mismatch("shape", list(shapes[base]), list(tensor.shape)))
+        elif base not in shapes and _IN_A_BLOCK.search(path):
+            # A new head may be added to a model, but a part of its layers must be there.
+            self.misfits.add_unfound(MergeTarget(key, "linear", tensor.shape), path, self._names.find_all([path]))
         elif _is_copied(path, self._config):
             self.replaced[name] = _in_dtype_of(tensor, self._checkpoint, base)
         elif base in shapes:
             # Loading the adapter sets the one parameter that both names stand for.
             self.reloaded[base] = _in_dtype_of(tensor, self._checkpoint, base)
         else:
-            self.problems.append(f"{key}: no weight {path}")
+            self.misfits.add_unfound(MergeTarget(key, "linear", tensor.shape), path, self._names.find_all([path]))
 
     def _place_bias_term(self, key: str, tensor: RawTensor) -> None:
         module = key.removesuffix(".lora_B.bias")
         stored = self._names.find(module_path(module) + ".bias")
         if stored is None:
-            self.problems.append(f"{key}: the module has no bias to add it to")
+            self.misfits.add(key, "the module has no bias to add it to")
         elif module not in self._scalings or self._shapes[stored] != tensor.shape:
-            self.problems.append(f"{key}: " + mismatch("shape", list(self._shapes[stored]), list(tensor.shape)))
+            self.misfits.add(key, mismatch("shape", list(self._shapes[stored]), list(tensor.shape)))
         else:
             self.bias_terms[stored] = (tensor, self._scalings[module])
 

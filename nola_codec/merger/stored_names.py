@@ -65,7 +65,7 @@ _FLAT_PREFIXES: Mapping[str, frozenset[str]] = {
     "lora_te": frozenset({"text_encoder"}),
     "lora_te1": frozenset({"text_encoder"}),
     "lora_te2": frozenset({"text_encoder_2"}),
-    "lora_te3": frozenset({"text_encoder_3"}),
+    "lora_te3": frozenset({"text_encoder_2", "text_encoder_3"}),  # T5: the third in SD3, the second in Flux
     "lycoris": _ANY,
     "model_diffusion_model": DENOISERS,
     "diffusion_model": DENOISERS,
@@ -158,6 +158,11 @@ class StoredNames:
                 yield from self._shorter[way - 3].get(rest, [])
             for rest in query.shorter[way - 3 : way - 2]:
                 yield from self._known.get(rest, [])
+
+
+def components_of_name(name: str) -> frozenset[str]:
+    """Return the components of a pipeline that the prefix of a name may stand for; an empty set means any."""
+    return _Name.parse(name).components
 
 
 def _strip(name: str) -> Iterator[tuple[frozenset[str], str]]:

@@ -259,6 +259,8 @@ def test_both_transformers_are_never_put_into_one(tmp_path: Path) -> None:
         ("text_encoder_3.encoder.0.q", "text_encoder_3", "encoder.0.q"),
         ("lora_te2_layers_0_fc", "text_encoder_2", "layers.0.fc"),
         ("transformer_3." + MODULE, "transformer_3", MODULE),
+        ("lora_te3_encoder_block_0_q", "text_encoder_2", "encoder.block.0.q"),  # T5 of Flux, as sd-scripts calls it
+        ("text_encoders.clip_l.transformer.layers.0.fc", "text_encoder", "layers.0.fc"),
     ],
 )
 def test_components_are_those_of_the_pipeline(module: str, folder: str, path: str, tmp_path: Path) -> None:
@@ -295,3 +297,60 @@ def test_components_in_a_lone_file(tmp_path: Path) -> None:
     nola_codec.decode(file, tmp_path / "out.safetensors", base=lone(base, tmp_path))
     changes = {f"{path}.weight": delta(again, module) for module, path in stored.items()}
     same(load_file(tmp_path / "out.safetensors"), base, changes)
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (1,), ()])
+@pytest.mark.parametrize("stored", [(1, 1), ()])
+def test_a_kernel_of_one_is_a_linear_layer(kernel: tuple[int, ...], stored: tuple[int, ...], tmp_path: Path) -> None:
+    """``proj_in`` is a 1x1 convolution in SD 1.5 and linear in SDXL; tools squeeze the kernel, or keep it."""
+    module, path = "lora_unet_mid_block_attentions_0_proj_in", "mid_block.attentions.0.proj_in"
+    adapter = pair(module)
+    for side, ones in (("down", kernel), ("up", (1,) * len(kernel))):
+        key = f"{module}.lora_{side}.weight"
+        adapter[key] = adapter[key].reshape(*adapter[key].shape, *ones)
+    base = {f"{path}.weight": torch.randn(OUT, IN, *stored)}
+    file, again = code(adapter, tmp_path)
+    nola_codec.decode(file, tmp_path / "out.safetensors", base=lone(base, tmp_path))
+    flat = {key: value.reshape(value.shape[:2]) if value.dim() > 2 else value for key, value in again.items()}
+    change = delta(flat, module).reshape(OUT, IN, *stored)
+    same(load_file(tmp_path / "out.safetensors"), base, {f"{path}.weight": change})
+
+
+def test_a_refusal_names_the_layouts_and_the_nearest_weights(tmp_path: Path) -> None:
+    """The names of diffusers on a checkpoint of BFL: eight parts are listed, the others are counted."""
+    adapter: Tensors = {}
+    for n in range(12):
+        adapter |= pair(f"transformer.single_transformer_blocks.{n}.attn.to_q", ab=True)
+    base = {f"single_blocks.{n}.linear1.weight": torch.randn(OUT * 3, IN) for n in range(12)}
+    base["double_blocks.0.img_attn.qkv.weight"] = torch.randn(OUT * 3, IN)
+    file, _ = code(adapter, tmp_path)
+    with pytest.raises(AdapterError) as caught:
+        nola_codec.decode(file, tmp_path / "out.safetensors", base=lone(base, tmp_path))
+    message = str(caught.value)
+    assert "12 parts of the adapter do not fit the base model" in message
+    assert "the adapter looks like Flux as diffusers names it, and the base model like Flux in BFL's layout" in message
+    assert "no weight transformer.single_transformer_blocks.0.attn.to_q.weight [8, 6]; nearest: " in message
+    assert message.count("\n") == 9
+    assert message.endswith("and 4 more")
+
+
+@pytest.mark.parametrize(
+    ("path", "own", "stored", "words"),
+    [
+        ("img_in", (OUT, 2 * IN), (OUT, IN), "another number of input channels, such as a control model"),
+        ("blocks.0.ffn.0", (OUT, IN), (2 * OUT, 2 * IN), "another size of the model"),
+        ("token_embedding", (OUT, IN), (OUT + 1, IN), "the vocabulary of one of the two was resized"),
+    ],
+)
+def test_a_wrong_shape_has_a_likely_cause(
+    path: str, own: tuple[int, int], stored: tuple[int, int], words: str, tmp_path: Path
+) -> None:
+    """Case 27: the widened input of a control LoRA is named, and so are other usual causes."""
+    file, _ = code(pair(f"diffusion_model.{path}", *own), tmp_path)
+    with pytest.raises(AdapterError) as caught:
+        nola_codec.decode(
+            file, tmp_path / "out.safetensors", base=lone({f"{path}.weight": torch.ones(stored)}, tmp_path)
+        )
+    assert caught.value.code == "base-mismatch"
+    assert f"shape: expected {list(own)}, found {list(stored)} ({path}.weight); " in str(caught.value)
+    assert words in str(caught.value)
