@@ -175,6 +175,13 @@ class Dialect(ABC):
         message = f"{self.title} cannot express other ranks than those that the adapter has"
         raise AdapterError(message, code="not-expressible")
 
+    def may_be_rounded(self, key: str) -> bool:
+        """Return True if a carried tensor may lose precision (`--carried`), since it is a tensor of the model.
+
+        By default only what describes a delta stays exact: alphas, scalars and magnitudes.
+        """
+        return not key.endswith((".alpha", ".scalar")) and not self.is_magnitude(key)
+
     # Names of modules, and conversion to other dialects.
 
     def path_of(self, name: str) -> str:

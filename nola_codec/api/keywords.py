@@ -22,6 +22,7 @@ ObjectiveName = Literal["effective", "nmse"]
 Fit = Literal["weights", "activations", "task"]
 BasisName = Literal["hadamard", "rademacher", "uniform"]
 GeneratorName = Literal["philox4x32-10", "threefry2x32-20"]
+CarriedForm = Literal["exact", "bf16", "int8", "coded"]
 
 
 class CodingKeywords(TypedDict, total=False):
@@ -76,6 +77,8 @@ class EncodeKeywords(RateKeywords, CodingKeywords, total=False):
         tuner: The object that trains the coefficients, for ``fit="task"`` (`nola_codec.training.TaskTuner`).
         basis: Name of the basis; ``rademacher`` and ``uniform`` serve the factor form only.
         shared_basis: One basis for all weights of one shape.
+        carried: The form of heads, embeddings and other carried tensors of floats: ``exact``; ``bf16``; ``int8``, with
+            a scale for each row of a matrix; or ``coded``, as vectors whose precision follows the target.
     """
 
     num_basis: int | None
@@ -86,6 +89,7 @@ class EncodeKeywords(RateKeywords, CodingKeywords, total=False):
     tuner: Tuner | None
     basis: BasisName
     shared_basis: bool
+    carried: CarriedForm
 
 
 class DeltaKeywords(RateKeywords, CodingKeywords, total=False):
@@ -128,7 +132,7 @@ _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "size": ("a number of bytes or text such as '50KB'", lambda value: _is_number(value) or isinstance(value, str)),
     "nmse": _NUMBER, "ratio": _NUMBER, "error": _NUMBER, "energy": _NUMBER,
     "num_basis": _INTEGER, "bits": _INTEGER, "rank": _INTEGER, "seed": _INTEGER,
-    "objective": _TEXT, "fit": _TEXT, "basis": _TEXT, "generator": _TEXT,
+    "objective": _TEXT, "fit": _TEXT, "basis": _TEXT, "generator": _TEXT, "carried": _TEXT,
     "shared_basis": _TRUTH, "thorough": _TRUTH, "progressive": _TRUTH,
     "importance": _TABLE, "weighting": _TABLE, "entropy": _LIST, "rungs": _LIST, "progress": _FUNCTION,
 }  # fmt: skip

@@ -15,6 +15,7 @@ from nola_codec.arrays import NUMPY, Arrays, arrays_on
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.decoder.adapters import decode_adapter, decode_records
+from nola_codec.decoder.carried_forms import is_reduced
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.errors import AdapterError, FormatError, NolaError, mismatch, require_torch
@@ -146,7 +147,8 @@ class NolaFile:
         # PEFT's pairs stay on the device all the way; other dialects' tensors are put together in NumPy first.
         dialect = dialect_of(self.header, self._container.name)
         keys = dialect.direct_keys((record.name, record.kind.layout) for record in self.header.pairs)
-        if keys is None or self._device == "numpy":
+        reduced = any(is_reduced(record.name) for record in (*self.header.raw, *self.header.vectors))
+        if keys is None or reduced or self._device == "numpy":
             made = dialect.tensors(decode_adapter(decoder, verify=self._verify), stored)
             return {key: self._carried_tensor(tensor) for key, tensor in made.items()}
         self._require_torch()

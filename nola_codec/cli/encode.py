@@ -11,6 +11,7 @@ import click
 from nola_codec.adapters.dialects.peft_methods import is_convertible
 from nola_codec.cli.encode_options import (
     BASIS_OPTIONS,
+    CARRIED_OPTION,
     CARRY_UNKNOWN_OPTION,
     FACTOR_OPTIONS,
     FIT_OPTIONS,
@@ -118,7 +119,7 @@ def _flag(name: str) -> str:
 )
 @click.argument("source", type=click.Path())
 @options(*RATE_OPTIONS, *FACTOR_OPTIONS, RANK_OPTION, THOROUGH_OPTION)
-@options(*FIT_OPTIONS, *BASIS_OPTIONS, CARRY_UNKNOWN_OPTION, *OUTPUT_OPTIONS)
+@options(*FIT_OPTIONS, *BASIS_OPTIONS, CARRIED_OPTION, CARRY_UNKNOWN_OPTION, *OUTPUT_OPTIONS)
 def command(source: str, **values: Any) -> None:
     """Encode the adapter SOURCE, a directory or a file, as a .nola file.
 

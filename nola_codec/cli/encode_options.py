@@ -77,6 +77,10 @@ BASIS_OPTIONS = (
 )  # fmt: skip
 CARRY_UNKNOWN_OPTION = option("--carry-unknown", group=OUTPUT, is_flag=True,
                               help="Carry unknown tensors exactly instead of refusing them.")  # fmt: skip
+CARRIED_OPTION = option("--carried", group=OUTPUT, type=click.Choice(["exact", "bf16", "int8", "coded"]),
+                        default="exact", show_default=True,
+                        help="Form of heads, embeddings and other carried tensors of floats; the report says what they "
+                             "lose.")  # fmt: skip
 OUTPUT_OPTIONS = (
     option("-o", "--output", "out", group=OUTPUT, type=click.Path(allow_dash=True), metavar="FILE",
            help="The .nola file to write; - is standard output, and the report then goes to stderr."),

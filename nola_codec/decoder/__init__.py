@@ -4,6 +4,7 @@
     coefficients.py             sections -> symbols -> integer coefficients
     factors.py                  integer coefficients -> DecodedRecord: int16 sides, and a power of two for each
     adapters.py                 DecodedRecords -> Adapter in float32
+    carried_forms.py            the forms of carried tensors (exact, bf16, int8, coded), and the way back from them
     torch_raw.py                carried tensors <-> PyTorch
 
 The bits of a file are decided in `factors.py` and in what it calls: `basis`, `prng` and `quant`.

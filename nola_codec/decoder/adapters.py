@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from nola_codec.arrays import Arrays
+from nola_codec.decoder.carried_forms import restore_carried
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.model.adapter import Adapter, LoraModule, VectorTensor
@@ -56,9 +57,14 @@ def decode_records(
 def build_adapter(decoder: Decoder, records: Iterable[DecodedRecord]) -> Adapter:
     """Build an adapter from decoded records and carried tensors: float32, exact, NumPy arrays.
 
+    Carried tensors that the file holds in another form have their own keys again.
+
     Args:
         decoder: The open file.
         records: Each coded record in the order of `Header.coded`; an iterator is taken to its end.
+
+    Raises:
+        AdapterError: ``bad-carried``, ``duplicate-key``, ``overflow``; see `restore_carried`.
     """
     header, pairs = decoder.header, len(decoder.header.pairs)
     modules, vectors = [], []
@@ -67,9 +73,9 @@ def build_adapter(decoder: Decoder, records: Iterable[DecodedRecord]) -> Adapter
             modules.append(_lora_module(record, decoded, decoder.xp))
         else:
             vectors.append(_vector_tensor(record, decoded, decoder.xp))
-    raw = dict(decoder.carried_tensors())
+    raw, left = restore_carried(dict(decoder.carried_tensors()), vectors)
     draws = {record.name: record.kind.draw for record in header.drawn}
-    return Adapter(header.dialect, tuple(modules), raw, header.config, header.metadata, tuple(vectors), draws)
+    return Adapter(header.dialect, tuple(modules), raw, header.config, header.metadata, left, draws)
 
 
 def _lora_module(record: CodedRecord, decoded: DecodedRecord, xp: Arrays) -> LoraModule:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from nola_codec.array_types import Float64Array, Int64Array, SymbolArray
 from nola_codec.container.units import Allocations
+from nola_codec.decoder.carried_forms import is_reduced
 from nola_codec.decoder.coefficients import record_runs
 from nola_codec.entropy import rans
 from nola_codec.fit.canonical_form import CanonicalForm
@@ -119,7 +120,8 @@ class QuantizedAdapter:
 def block_sizes(content: FileContent) -> BlockSizes:
     """Divide the records into blocks and add up the bits of their symbols, in one pass.
 
-    A block closes when its ideal size over all rungs reaches BLOCK_BYTES.
+    A block closes when its ideal size over all rungs reaches BLOCK_BYTES, and before a coded carried tensor, so that
+    the size of the tensor is seen in the file.
     """
     costs = [
         None if q.frequencies is None else -np.log2(np.array(q.frequencies) / rans.TOTAL) for q in content.quantizers
@@ -132,7 +134,8 @@ def block_sizes(content: FileContent) -> BlockSizes:
         for rung in rungs:
             bits[:, rung, index] = _record_bits(content, costs, rung, index)
         weight += float(bits[:, :, index].sum()) / 8
-        if weight >= BLOCK_BYTES or index == len(content.records) - 1:
+        is_last = index == len(content.records) - 1
+        if weight >= BLOCK_BYTES or is_last or is_reduced(content.records[index + 1].name):
             spans.append((start, index + 1))
             start, weight = index + 1, 0.0
     packed, coded = (

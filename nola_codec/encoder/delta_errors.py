@@ -7,7 +7,7 @@ deltas.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -95,6 +95,7 @@ def find_shared_deltas(adapter: Adapter, items: Sequence[Codable]) -> SharedDelt
         adapter: The adapter as read.
         items: The tensors of its records, in order.
     """
+    adapter = replace(adapter, vectors=tuple(vector for vector in adapter.vectors if not vector.is_carried))
     dialect = dialect_of(adapter)
     rules, composites = dialect.coding_rules(adapter), dialect.combined_deltas(adapter)
     coded = [composite for composite in composites if composite.parts]

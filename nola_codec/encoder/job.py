@@ -11,6 +11,7 @@ from nola_codec.array_types import Float64Array
 from nola_codec.basis import NAMES as BASIS_NAMES
 from nola_codec.container.names import natural_key
 from nola_codec.encoder.assemble import Envelope, pack_raw
+from nola_codec.encoder.carried import ReducedCarried, reduce_carried
 from nola_codec.encoder.clock import Clock
 from nola_codec.encoder.delta_errors import SharedDeltas, find_shared_deltas
 from nola_codec.encoder.options import EncodeOptions
@@ -27,7 +28,8 @@ class EncodeJob:
     """Everything that the stages of an encode read. They change nothing of it but the clock.
 
     Attributes:
-        adapter: The adapter as read.
+        adapter: The adapter as read, with its carried tensors in the form that the options ask for.
+        carried: The same adapter beside the carried tensors as read.
         options: The checked options.
         items: The modules, then the vectors: the tensors of the file's coded records, in order.
         streams: The stream number of each record.
@@ -44,6 +46,7 @@ class EncodeJob:
     """
 
     adapter: Adapter
+    carried: ReducedCarried
     options: EncodeOptions
     items: tuple[Codable, ...]
     streams: tuple[int, ...]
@@ -80,9 +83,14 @@ def open_job(
         parameters: The number of parameters that `ratio` refers to; None stands for the number of the adapter.
 
     Raises:
-        EncodeError: ``empty-tensor``: A vector has no element; ``moments``: A module has no moments.
+        EncodeError: ``empty-tensor``: A vector has no element; ``moments``: A module has no moments;
+            ``reserved-key``: A carried tensor has the name of a part of a reduced one.
     """
     clock = Clock()
+    numbers = adapter.parameters if parameters is None else parameters
+    with clock.stage("carried tensors"):
+        carried = reduce_carried(adapter, options.carried)
+    adapter = carried.adapter
     items = order_items(adapter)
     envelope = _envelope(adapter, options)
     with clock.stage("carried tensors"):
@@ -94,6 +102,7 @@ def open_job(
     has_estimates = bool(shared_deltas.notes)
     return EncodeJob(
         adapter=adapter,
+        carried=carried,
         options=options,
         items=items,
         streams=choose_streams(items, shared=options.shared_basis),
@@ -104,7 +113,7 @@ def open_job(
         envelope=envelope,
         raw_sections=raw_sections,
         source_bytes=source_bytes,
-        parameters=adapter.parameters if parameters is None else parameters,
+        parameters=numbers,
         clock=clock,
     )
 

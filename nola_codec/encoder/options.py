@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nola_codec.basis import NAMES as BASIS_NAMES
+from nola_codec.decoder.carried_forms import CARRIED_FORMS
 from nola_codec.entropy import NAMES as CODEC_NAMES
 from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import OBJECTIVES
@@ -55,6 +56,7 @@ class EncodeOptions:
         progressive: True to write a progressive file, which can be cut to coarser ones. By default each rung is a
             quarter of the next.
         rungs: The sizes in bytes of the coarser rungs; they make the file progressive.
+        carried: The form of carried tensors of floats, one of `CARRIED_FORMS`.
         progress: A function that is called as (stage, done, total), or None.
 
     Raises:
@@ -81,6 +83,7 @@ class EncodeOptions:
     thorough: bool = False
     progressive: bool = False
     rungs: tuple[int, ...] | None = None
+    carried: str = "exact"
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
@@ -120,6 +123,7 @@ class EncodeOptions:
             if self.is_factor_form:
                 raise _refusal("the factor form (num_basis, bits) has no objective to choose: it is least squares")
         self._check_weighting()
+        self._check_carried()
         if not self.is_factor_form and self.basis != "hadamard":
             raise _refusal(f"basis {self.basis} is not orthogonal: only the factor form (num_basis, bits) can use it")
 
@@ -144,6 +148,16 @@ class EncodeOptions:
                 raise _refusal(f"{name} weighs components, and the factor form (num_basis, bits) has none")
             if given and self.objective_name == "nmse":
                 raise _refusal(f"{name} weighs components by more than their share of the NMSE; leave out nmse")
+
+    def _check_carried(self) -> None:
+        """Raise an error if the form of carried tensors is none, or if it cannot go with the other options."""
+        if self.carried not in CARRIED_FORMS:
+            raise _refusal(f"carried: expected one of {', '.join(CARRIED_FORMS)}, found {self.carried!r}")
+        others = [("the factor form (num_basis, bits)", self.is_factor_form), ("rungs", self.has_rungs),
+                  ("fit task", self.fit == "task")]  # fmt: skip
+        for name, given in others:
+            if given and self.carried == "coded":
+                raise _refusal(f"carried coded cannot go with {name}; carried int8 can")
 
     @property
     def has_weights(self) -> bool:

@@ -29,7 +29,7 @@ from nola_codec.encoder.summary import CodedFile, make_report, reached_error
 from nola_codec.encoder.tuning import TrainedCode, draft_trained, train_code
 from nola_codec.entropy import NAMES as CODEC_NAMES
 from nola_codec.errors import EncodeError
-from nola_codec.fit.allocation import OBJECTIVES
+from nola_codec.fit.allocation import OBJECTIVES, pin_carried
 from nola_codec.fit.canonical_form import CanonicalForm, FormSettings, make_canonical_form
 from nola_codec.model.adapter import Adapter
 from nola_codec.prng import NAMES as GENERATOR_NAMES
@@ -147,6 +147,8 @@ def _draft_to(job: EncodeJob, target: RateTarget, form: CanonicalForm | None) ->
     if form is None:
         form = canonical_form(job)
     with job.clock.stage("rate control"):
+        exact = sum(len(data) for _, data in job.raw_sections)
+        form = pin_carried(form, target.limit - exact if target.is_size else None)
         drafter = make_drafter(job, form, OBJECTIVES[job.options.objective_name])
         return drafter, reach_target(drafter, target)
 

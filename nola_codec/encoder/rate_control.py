@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nola_codec.encoder.carried_notes import LARGE_SHARE, name_largest
+from nola_codec.decoder.carried_forms import CODED
+from nola_codec.encoder.carried_notes import LARGE_SHARE, carried_advice, name_largest
 from nola_codec.encoder.drafts import COARSEST, FINEST, Draft, Drafter
 from nola_codec.encoder.filling import fill_budget
 from nola_codec.encoder.job import EncodeJob
@@ -210,9 +211,13 @@ def _too_small_message(job: EncodeJob, limit: int, empty: int) -> str:
     """Return the message for a size that is smaller than a file with no unit; it names the largest carried tensors."""
     message = f"size {limit} bytes cannot be reached: names, configuration and carried tensors alone take {empty} bytes"
     sizes = {name: len(data) for name, (_, data) in zip(job.envelope.raw, job.raw_sections, strict=True)}
+    coded = {item.name.removesuffix(CODED): item.vector_lengths[0] for item in job.items if item.is_carried}
+    left = empty - sum(sizes.values())  # coded carried tensors take nearly all of it
+    sizes |= {name: round(left * length / sum(coded.values())) for name, length in coded.items()}
     if sum(sizes.values()) <= LARGE_SHARE * empty:
         return message
-    return f"{message}, most of them {name_largest(sizes)}"
+    advice = carried_advice(job.carried)
+    return f"{message}, most of them {name_largest(sizes)}{f'; {advice}' if advice else ''}"
 
 
 def draft_for_error(drafter: Drafter, target: RateTarget) -> Draft:

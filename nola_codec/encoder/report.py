@@ -42,12 +42,16 @@ class CarriedReport:
         dtype: The dtype in the source, one of DTYPES.
         shape: The shape.
         bytes: The bytes that the tensor takes in the file.
+        form: The form of the tensor in the file, one of `CARRIED_FORMS`.
+        relative_error: ||tensor - decoded||_F / ||tensor||_F, measured on what the file decodes to.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     bytes: int
+    form: str = "exact"
+    relative_error: float = 0.0
 
     @property
     def parameters(self) -> int:
@@ -96,7 +100,7 @@ class EncodeReport:
         objective: ``effective``, ``nmse``, or ``task`` for ``fit task``. The factor form minimises the NMSE.
         nmse: The share of ||delta_W||_F^2 that the whole file loses.
         effective_error: The effective error of the whole file, or None if it is not defined.
-        tensors: One report for each coded record.
+        tensors: One report for each coded record of a delta.
         seconds: The wall time of the encode in seconds.
         stages: The wall time of each stage in seconds, by name.
         activation_error: The share of E|delta_W x|^2 that the whole file loses, for ``fit activations``; else None.

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nola_codec.container.reader import open_container
-from nola_codec.encoder.carried_notes import carried_note
+from nola_codec.encoder.carried import report_carried
+from nola_codec.encoder.carried_notes import carried_note, loss_note
 from nola_codec.encoder.content import QuantizedAdapter
 from nola_codec.encoder.job import EncodeJob
 from nola_codec.encoder.measuring import MeasuredRung, lost_share
 from nola_codec.encoder.notes import notes, target_notes
-from nola_codec.encoder.report import CarriedReport, EncodeReport, TensorReport
+from nola_codec.encoder.report import EncodeReport, TensorReport
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def make_report(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) ->
     if quantized.effective_errors is not None:
         whole = float(quantized.weights.sum())
         effective = float(quantized.effective_errors[-1].sum()) / whole if whole else 0.0
-    carried = _carried_reports(job)
+    carried = report_carried(job.carried, file.data)
     ratio = 2 * job.parameters / len(file.data)
     return EncodeReport(
         bytes=len(file.data),
@@ -70,18 +71,11 @@ def make_report(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) ->
         task=None if options.tuner is None else options.tuner.report(),
         notes=job.adapter.notes
         + job.shared_deltas.notes
-        + carried_note(carried, len(file.data), ratio)
+        + carried_note(job.carried, carried, len(file.data), ratio)
+        + loss_note(carried, options.carried)
         + target_notes(job, len(file.data))
         + notes(options, nmse, effective, len(file.rungs) - 1),
         carried=carried,
-    )
-
-
-def _carried_reports(job: EncodeJob) -> tuple[CarriedReport, ...]:
-    """Return one report for each carried tensor, in the order of the file."""
-    return tuple(
-        CarriedReport(name, tensor.dtype, tensor.shape, len(data))
-        for (name, tensor), (_, data) in zip(job.envelope.raw.items(), job.raw_sections, strict=True)
     )
 
 
@@ -94,10 +88,12 @@ def _rung_reports(file: CodedFile) -> tuple[dict[str, float], ...]:
 
 
 def _tensor_reports(job: EncodeJob, quantized: QuantizedAdapter, last: MeasuredRung) -> tuple[TensorReport, ...]:
-    """Return one report for each coded record, by its losses at the last rung."""
+    """Return one report for each coded record of a delta, by its losses at the last rung."""
     effective = None if quantized.effective_errors is None else quantized.effective_errors[-1]
     reports = []
     for index, (item, record) in enumerate(zip(job.items, quantized.content.records, strict=True)):
+        if item.is_carried:
+            continue
         energy, weight = float(job.energies[index]), float(quantized.weights[index])
         activations = last.activations if item.is_pair else None
         reports.append(

@@ -10,7 +10,7 @@ In a progressive file, a later rung codes what the rungs before it have left, so
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.array_types import Float64Array, Int64Array
-from nola_codec.fit.canonical_form import DENSE, CanonicalForm
+from nola_codec.fit.canonical_form import CARRIED, DENSE, CanonicalForm
 from nola_codec.fit.coders import SCALAR_ONLY, DependentCoder, ScalarCoder, coders, serves, stride_limit
 from nola_codec.fit.weighted_plan import best_precisions, survival_of
 
@@ -32,6 +32,13 @@ P_LOW, P_HIGH = -96, 128
 """The range of a `RateTable`: precisions from P_LOW to below P_HIGH."""
 _SEARCHED = 1 << 14
 """Greatest number of elements of a tensor that quantizers with memory may code."""
+CARRIED_PRECISIONS = range(38, 25, -1)
+"""The precisions in a `RateTable` that a coded carried tensor may have, from a relative error of 3% to one of 10%.
+
+A coarser head would not be the head any more: a size that is too small for the last one is refused.
+"""
+_CARRIED_SHARE = 0.9
+"""The share of a size that coded carried tensors may take before they get a lower precision."""
 SIDE_BITS = 6.0
 """Bits of precision and amplitude that a kept unit costs at every rung that starts it or adds a layer."""
 
@@ -53,17 +60,22 @@ class Objective:
     gamma: tuple[float, float, float, float]
     grain: Grain = "fine"
 
+    @property
+    def gammas(self) -> Float64Array:
+        """The gamma of every role, float64 (roles,): that of a coded carried tensor is 1."""
+        return np.array((*self.gamma, 1.0))
+
     def survival(
         self, cosine2: Float64Array, role: int | Int64Array, tolerance: Float64Array | float = 1.0
     ) -> Float64Array:
         """Return the share A that survives (see the module's docstring); `tolerance` is a factor on gamma."""
-        return survival_of(cosine2, np.array(self.gamma)[role] * tolerance)
+        return survival_of(cosine2, self.gammas[role] * tolerance)
 
     def gain(
         self, cosine2: Float64Array, role: int | Int64Array, tolerance: Float64Array | float = 1.0
     ) -> Float64Array:
         """Return the best gain t (see the module's docstring); `tolerance` is a factor on gamma."""
-        return np.asarray(1 / (cosine2 + (1 - cosine2) / (np.array(self.gamma)[role] * tolerance)))
+        return np.asarray(1 / (cosine2 + (1 - cosine2) / (self.gammas[role] * tolerance)))
 
 
 _DENSE_GAMMA = 60.0
@@ -109,7 +121,7 @@ def rate_table(objectives: tuple[Objective, ...], role: int, stride: int, steps:
 
     Args:
         objectives: The objective of each rung.
-        role: LORA_B, LORA_A, DENSE or PLAIN.
+        role: LORA_B, LORA_A, DENSE, PLAIN or CARRIED.
         stride: The `coder_class` of the vectors.
         steps: For each rung, a number that is added to the precision when the rung chooses its coders. It is 0 at the
             last rung, and negative and rising before.
@@ -171,7 +183,8 @@ def coder_class(role: int, length: int) -> int:
     It is their `stride_limit`, or SCALAR_ONLY for long tensors. A search with memory goes through a vector step by
     step, and is only fast with many vectors side by side; there are few long ones.
     """
-    return SCALAR_ONLY if role >= DENSE and length > _SEARCHED else stride_limit(length)
+    alone = role == CARRIED or (role >= DENSE and length > _SEARCHED)
+    return SCALAR_ONLY if alone else stride_limit(length)
 
 
 def precision_shift(length: int) -> int:
@@ -214,6 +227,7 @@ def make_plan(
         coded = ((choice.coder[: rung + 1] >= 0).any(axis=0) | (form.lengths == 0)).all(axis=0)
         gained = form.strength**2 * choice.survival[rung]
         worth[rung] = (form.component < form.most) & coded & (gained > price * spent)
+        worth[rung] |= (form.roles[0] == CARRIED) & coded
     worth = np.logical_or.accumulate(worth, axis=0)
     kept = np.flatnonzero(worth[-1])
     there = worth[:, kept]
@@ -236,6 +250,28 @@ def make_plan(
     )
 
 
+def pin_carried(form: CanonicalForm, limit: float | None) -> CanonicalForm:
+    """Return the form with the precision of its coded carried tensors, which is the same in all plans.
+
+    Args:
+        form: The units.
+        limit: The bytes that are left for all units, or None if the target is no size.
+    """
+    lengths = form.lengths[0, form.roles[0] == CARRIED].tolist()
+    if not lengths:
+        return form
+    objective = replace(NMSE, grain="coarse")
+    chosen = CARRIED_PRECISIONS[0]
+    for chosen in CARRIED_PRECISIONS:
+        bits = 0.0
+        for length in lengths:
+            table = rate_table((objective,), CARRIED, coder_class(CARRIED, length))
+            bits += float(table.rate[0, table.positions(np.array(chosen))]) * length
+        if limit is None or bits / 8 <= _CARRIED_SHARE * limit:
+            break
+    return replace(form, carried_precision=chosen)
+
+
 def _precisions(
     form: CanonicalForm, objectives: tuple[Objective, ...], lagrangian: float, steps: tuple[int, ...]
 ) -> Int64Array:
@@ -246,6 +282,8 @@ def _precisions(
     if form.tolerance is not None:
         tolerant = _tolerant_precisions(form, form.tolerance, objectives, lagrangian, steps)
         exact = np.where(form.strength > 0, tolerant, exact)
+    pinned = form.carried_precision + PRECISION_STEPS / 2 * np.log2(np.maximum(form.lengths[0], 1))
+    exact = np.where(form.roles[0] == CARRIED, pinned, exact)
     return np.asarray(np.rint(exact).astype(np.int64) + _BIAS)
 
 
@@ -282,7 +320,7 @@ def _choose_coders(
             coder[:, side, own] = table.coder[:, where]
             share = table.survival[:, where]
             if form.tolerance is not None:
-                gammas = np.array([objective.gamma[role] for objective in objectives])[:, None]
+                gammas = np.array([objective.gammas[role] for objective in objectives])[:, None]
                 share = survival_of(table.cosine2[:, where], gammas * form.tolerance[side, own])
             survival[:, own] *= share
             cosine2[:, own] *= table.cosine2[:, where]
@@ -324,7 +362,7 @@ def _tolerant_precisions(
     grid = np.arange(-_BIAS, 256 - _BIAS, dtype=np.int64)
     result = np.empty(form.units)
     shapes, shape_of = np.unique(np.concatenate((form.lengths, form.roles)), axis=1, return_inverse=True)
-    gamma = np.array(objectives[-1].gamma)[form.roles] * tolerance
+    gamma = objectives[-1].gammas[form.roles] * tolerance
     for number, (*lengths, u_role, v_role) in enumerate(shapes.T.tolist()):
         own = np.flatnonzero(shape_of.reshape(-1) == number)
         cosine2, rate = [], []

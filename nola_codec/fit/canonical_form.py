@@ -24,8 +24,9 @@ from nola_codec.spool import allocate_array
 
 Matrices = tuple[dict[int, Float32Array], dict[int, Float32Array]]
 
-LORA_B, LORA_A, DENSE, PLAIN = range(4)
-"""Roles of a vector: a column of lora_B, a row of lora_A, a tensor of two dimensions or more, or one of fewer."""
+LORA_B, LORA_A, DENSE, PLAIN, CARRIED = range(5)
+"""Roles of a vector: a column of lora_B, a row of lora_A, a tensor of two dimensions or more, one of fewer, or a coded
+carried tensor, which is no part of a delta."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,15 @@ class CanonicalForm:
             weighs the units, it is the square root of the unit's weight.
         singular: float64 (units,): the singular value s, or the norm of a vector.
         lengths: int64 (2, units): the length of u (side 0) and of v (side 1). A vector is a u, and its v has length 0.
-        roles: int64 (2, units): LORA_B, LORA_A, DENSE or PLAIN, which decides how much noise a vector tolerates.
+        roles: int64 (2, units): LORA_B, LORA_A, DENSE, PLAIN or CARRIED, which decides how much noise a vector
+            tolerates.
         rows: int64 (2, units): the row of each vector in the matrix of its side and length.
         most: The number of components of a module that may be kept.
         matrices: For each side, {length: float32 (vectors, length)}: coefficients in an orthonormal basis, times the
             square root of the length, so that the mean square of a row is 1. They do not change once they are made.
         tolerance: float64 (2, units): factors on the objective's gammas; None if all are 1.
         energy: float64 (units,): the squared strength before it was weighted; None if it was not weighted.
+        carried_precision: The precision of coded carried tensors in a `RateTable`.
     """
 
     record: Int64Array
@@ -58,6 +61,7 @@ class CanonicalForm:
     matrices: Matrices
     tolerance: Float64Array | None = None
     energy: Float64Array | None = None
+    carried_precision: int = 0
 
     @property
     def units(self) -> int:
@@ -201,6 +205,8 @@ def roles_of(item: Codable) -> tuple[int, int]:
     """Return the role of each side. The second role of a vector has no meaning."""
     if item.is_pair:
         return LORA_B, LORA_A
+    if item.is_carried:
+        return CARRIED, LORA_A
     return (DENSE if len(item.stored_shapes[0]) > 1 else PLAIN), LORA_A
 
 

@@ -118,7 +118,7 @@ def quantize(form: CanonicalForm, plan: RatePlan, basis: int, workspace: Workspa
             gains[rung, side], survival[rung, side] = objective.gain(*coded), objective.survival(*coded)
     size = form.singular[kept] * np.prod(gains * np.sqrt(cosine2) / norms, axis=1)  # (rungs, kept)
     boost = _boost(form, plan, kept, plan.entry[alive], survival.prod(axis=1))
-    size *= np.where(form.roles[0, kept] == PLAIN, 1.0, boost[:, None])
+    size *= np.where(form.roles[0, kept] >= PLAIN, 1.0, boost[:, None])
     return QuantizedForm(
         kept=kept,
         entry=plan.entry[alive],
@@ -140,7 +140,7 @@ def _boost(
 
     Norms and biases do not count: other units cannot make up for their lost signal.
     """
-    energy = np.where(form.roles[0] == PLAIN, 0.0, form.strength**2)
+    energy = np.where(form.roles[0] >= PLAIN, 0.0, form.strength**2)
     total = float(energy.sum())
     factors = []
     for rung, objective in enumerate(plan.objectives):

@@ -29,7 +29,9 @@ class Codable(Protocol):
         rank: The number of units that it can have: the components of a pair, 1 for a tensor.
         vector_lengths: The length of a unit's vector on each side: (out, in) of a pair, (elements,) of a tensor.
         is_whole_delta: True if the sides alone make the delta of a weight.
-        error_gain: The error of the delta over the error of the sides' product, or of the tensor, both as norms.
+        error_gain: The error of the delta over the error of the sides' product, or of the tensor, both as norms; 0
+            for a tensor that is no part of a delta.
+        is_carried: True for a carried tensor that is coded (`--carried coded`), which is no part of a delta.
         layout, scaling, fan_in_fan_out: As in `LoraModule`; ``"linear"``, 1 and False for a tensor.
     """
 
@@ -51,6 +53,8 @@ class Codable(Protocol):
     def is_whole_delta(self) -> bool: ...
     @property
     def error_gain(self) -> float: ...
+    @property
+    def is_carried(self) -> bool: ...
     @property
     def layout(self) -> Layout: ...
     @property
@@ -110,6 +114,11 @@ class LoraModule:
         return int(self.lora_A.shape[0])
 
     @property
+    def is_carried(self) -> bool:
+        """Always False; see `Codable`."""
+        return False
+
+    @property
     def is_whole_delta(self) -> bool:
         """True if ``scaling * lora_B @ lora_A`` is a whole delta, False if it is a part of one."""
         return self.gain is None
@@ -134,12 +143,14 @@ class VectorTensor:
         values: float32, in the shape of the tensor.
         dtype: The dtype in the source, one of DTYPES.
         gain: The norm of an error of the delta over that of the tensor.
+        is_carried: As in `Codable`.
     """
 
     name: str
     values: npt.NDArray[np.float32]
     dtype: str = "F32"
     gain: float = 1.0
+    is_carried: bool = False
 
     @property
     def sides(self) -> tuple[npt.NDArray[np.float32]]:
@@ -173,8 +184,8 @@ class VectorTensor:
 
     @property
     def error_gain(self) -> float:
-        """The `gain`."""
-        return self.gain
+        """The `gain`; 0 for a carried tensor."""
+        return 0.0 if self.is_carried else self.gain
 
     @property
     def layout(self) -> Layout:

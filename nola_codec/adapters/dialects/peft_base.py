@@ -123,6 +123,10 @@ class PeftDialect(Dialect):
         """Return the name without PEFT's prefix."""
         return name.removeprefix(PREFIX)
 
+    def may_be_rounded(self, key: str) -> bool:
+        """Return False for what belongs to a method of PEFT and not to the model, such as magnitudes and matrices."""
+        return not any(part in key for part in (".lora_", "vera_", "randlora_"))
+
     def model_tensors(self, adapter: Adapter) -> dict[str, RawTensor]:
         """Return all carried tensors, since each of them belongs to the model."""
         return dict(adapter.raw)
