@@ -147,7 +147,8 @@ class NolaFile:
         # PEFT's pairs stay on the device all the way; other dialects' tensors are put together in NumPy first.
         dialect = dialect_of(self.header, self._container.name)
         keys = dialect.direct_keys((record.name, record.kind.layout) for record in self.header.pairs)
-        reduced = any(is_reduced(record.name) for record in (*self.header.raw, *self.header.vectors))
+        names = (*(record.name for record in self.header.raw), *self._vectors)
+        reduced = any(is_reduced(name) for name in names)
         if keys is None or reduced or self._device == "numpy":
             made = dialect.tensors(decode_adapter(decoder, verify=self._verify), stored)
             return {key: self._carried_tensor(tensor) for key, tensor in made.items()}
