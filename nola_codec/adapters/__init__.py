@@ -8,6 +8,7 @@
     coding_rules.py             what the encoder has to know about a dialect
     base_model.py               what a dialect sees of a base model when it is merged
     adapter_delta.py            an adapter as a list of its deltas
+    base_changes.py             carried tensors that are changes of the base model's
     conversion.py               from one dialect to another
     joining.py                  several adapters as one, without a base model
     ranks.py, trimming.py       other ranks for the same deltas; without components that are zero

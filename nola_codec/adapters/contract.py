@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -45,6 +46,8 @@ class Dialect(ABC):
         rank_note: A sentence for a user whose adapter gets other ranks; empty if a file states all that loaders need.
         holds_whole_weights: True if the records of a file are parts of whole weights (`weight_of_record`). `inspect`
             then counts the elements of the weights, and otherwise those of the records.
+        holds_base_changes: True if a vector ``<module>.diff`` may stand for a carried weight of the model, as a change
+            of the base model's.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Dialect(ABC):
     needs_layer_shape: ClassVar[bool] = False
     holds_whole_weights: ClassVar[bool] = False
     has_components: ClassVar[bool] = False
+    holds_base_changes: ClassVar[bool] = False
     rank_note: ClassVar[str] = ""
 
     # Reading and writing.
@@ -181,6 +185,14 @@ class Dialect(ABC):
         By default only what describes a delta stays exact: alphas, scalars and magnitudes.
         """
         return not key.endswith((".alpha", ".scalar")) and not self.is_magnitude(key)
+
+    def base_name(self, key: str) -> str:
+        """Return the name that a carried tensor has in the base model; by default its own."""
+        return key
+
+    def without_carried(self, adapter: Adapter, keys: Collection[str]) -> Adapter:
+        """Return the adapter without some carried tensors, which the base model has already."""
+        return replace(adapter, raw={key: tensor for key, tensor in adapter.raw.items() if key not in keys})
 
     # Names of modules, and conversion to other dialects.
 

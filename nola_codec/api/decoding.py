@@ -9,6 +9,7 @@ from typing import Any
 
 from nola_codec import adapters
 from nola_codec.adapters import AnySource
+from nola_codec.adapters.base_changes import restore_from_base
 from nola_codec.adapters.conversion import convert
 from nola_codec.adapters.registry import dialect_of
 from nola_codec.adapters.trimming import trim as trim_adapter
@@ -53,7 +54,7 @@ def decode(
             ``.bin``, ``.pt``, ``.gguf``.
         base: A model directory. The merged model goes to `out`, weights in the base's own dtypes, as `merge` does.
         format: Write an adapter in this dialect and not in its own. Nothing
-            is merged then, and `base` serves for names alone.
+            is merged then, and `base` serves for names, and for tensors whose changes the file holds.
         dtype: The dtype of an adapter's factors: f32 (the default) is exact, f16 and bf16 round once. A merge takes
             none.
         rung: The rung of a progressive file, counted from 0: the file is seen as if it ended there. None is the last.
@@ -70,8 +71,8 @@ def decode(
     Raises:
         FormatError, ChecksumMismatch: The file is damaged, or the decoded SHA-256 is not the encoder's.
         AdapterError: ``base-mismatch`` and others if the base does not fit; ``not-expressible`` for what a `format`
-            has no place for; ``not-nola``: the source is an adapter; ``source-type``; ``target-type``: `out` is
-            no path.
+            has no place for; ``needs-base``: the file holds a change of a tensor of the base model; ``not-nola``: the
+            source is an adapter; ``source-type``; ``target-type``: `out` is no path.
         NolaError: ``option``: no such dtype; a dtype or trim together with a merge.
         OutputExists: `out` is there and `overwrite` is False.
     """
@@ -88,7 +89,7 @@ def decode(
     require_free(Path(out), overwrite=overwrite)
     with open_container(source, rung=rung) as container:
         check_content(container)
-        adapter = decode_adapter(Decoder(container, arrays_on(device)), progress)
+        adapter = restore_from_base(decode_adapter(Decoder(container, arrays_on(device)), progress), base)
         if format is not None:
             config = None if base is None else read_json(Path(base) / "config.json")
             adapter = convert(adapter, format, config)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from nola_codec import adapters
 from nola_codec.adapters import AnySource
 from nola_codec.adapters.sources import weights_in
-from nola_codec.api.arguments import ConfigObject, plain_config, require_source, require_target
+from nola_codec.api.arguments import ConfigObject, plain_config, require_model_path, require_source, require_target
 from nola_codec.api.keywords import EncodeKeywords, check_keywords
+from nola_codec.encoder.base_tensors import relate_to_base
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.pipeline import encode_adapter
 from nola_codec.encoder.report import EncodeReport
@@ -33,6 +34,7 @@ def encode(
     config: Mapping[str, Any] | ConfigObject | None = None,
     overwrite: bool = False,
     carry_unknown: bool = False,
+    base: str | os.PathLike[str] | None = None,
     **options: Unpack[EncodeKeywords],
 ) -> EncodeReport:
     """Encode an adapter as a `.nola` file.
@@ -48,6 +50,8 @@ def encode(
             configuration such as a `LoraConfig`. Sets become sorted lists.
         overwrite: True replaces a file that is there.
         carry_unknown: True carries tensors that the dialect does not know, exact, instead of refusing them.
+        base: The base model, a directory or a safetensors file: carried tensors that equal its own are left out,
+            and with ``carried="coded"`` those near its own become changes of them.
         **options: The options of `nola_codec.api.keywords.EncodeKeywords`, which says what each means:
             nmse, ratio, error, objective (how large, and which error is kept small); progressive, rungs (coarser files
             in one); num_basis, bits, rank (the factor form, the paper's); fit, weighting, tuner, importance (what the
@@ -68,7 +72,14 @@ def encode(
         >>> print(report)  # doctest: +SKIP
     """
     return encode_bytes(
-        source, out, size=size, config=config, overwrite=overwrite, carry_unknown=carry_unknown, **options
+        source,
+        out,
+        size=size,
+        config=config,
+        overwrite=overwrite,
+        carry_unknown=carry_unknown,
+        base=base,
+        **options,
     )[1]
 
 
@@ -80,13 +91,18 @@ def encode_bytes(
     config: Mapping[str, Any] | ConfigObject | None = None,
     overwrite: bool = False,
     carry_unknown: bool = False,
+    base: str | os.PathLike[str] | None = None,
     **options: Unpack[EncodeKeywords],
 ) -> tuple[bytes, EncodeReport]:
     """Encode an adapter and return the file's bytes beside the report; arguments and errors as of `encode`."""
     require_source(source)
+    if base is not None:
+        require_model_path(base)
     config = plain_config(config)
     chosen = check_options(out, size=size, overwrite=overwrite, **options)
     adapter = adapters.read(source, config=config, carry_unknown=carry_unknown)
+    if base is not None:
+        adapter = relate_to_base(adapter, base, form=chosen.carried, serves_fit=chosen.fit != "weights")
     adapter, chosen = apply_rules(adapter, chosen)
     data, report = encode_adapter(adapter, chosen, source_bytes=source_size(source, adapter))
     if isinstance(out, str | os.PathLike):

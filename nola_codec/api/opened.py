@@ -9,6 +9,7 @@ import numpy as np
 
 from nola_codec.adapters import dialect_of
 from nola_codec.adapters.adapter_delta import CHANGE_SUFFIX
+from nola_codec.adapters.base_changes import restore_from_base
 from nola_codec.adapters.dialects.peft_config import PREFIX
 from nola_codec.api.arguments import require_source
 from nola_codec.arrays import NUMPY, Arrays, arrays_on
@@ -140,6 +141,8 @@ class NolaFile:
 
         Raises:
             NolaError: ``option``: no such dtype.
+            AdapterError: ``needs-base``: the file holds a change of a tensor of the base model; `nola_codec.decode`
+                takes the model.
             FormatError, ChecksumMismatch: The file is damaged.
         """
         stored = stored_dtype(dtype)
@@ -150,7 +153,8 @@ class NolaFile:
         names = (*(record.name for record in self.header.raw), *self._vectors)
         reduced = any(is_reduced(name) for name in names)
         if keys is None or reduced or self._device == "numpy":
-            made = dialect.tensors(decode_adapter(decoder, verify=self._verify), stored)
+            adapter = restore_from_base(decode_adapter(decoder, verify=self._verify), None)
+            made = dialect.tensors(adapter, stored)
             return {key: self._carried_tensor(tensor) for key, tensor in made.items()}
         self._require_torch()
         from nola_codec.decoder.torch_raw import torch_dtype

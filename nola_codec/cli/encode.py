@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nola_codec.adapters.dialects.peft_methods import is_convertible
 from nola_codec.cli.encode_options import (
     BASIS_OPTIONS,
     CARRIED_OPTION,
@@ -53,10 +52,10 @@ class FitRequest:
         """Refuse a fit without its files, and its options with another fit. Raises UsageError."""
         self._check_partners("activations", ("base", "calibration"), ("calibration", "calibration_rows"))
         self._check_partners("task", ("base", "data"), _TASK)
-        if self.fit == "weights" and self.base is not None and not is_convertible(source):
+        if self.base is not None and looks_like_model(source):
             raise click.UsageError(
-                "--base serves --fit activations, --fit task and methods that PEFT turns into LoRA. To encode what a "
-                f"training changed in a whole model: nola-codec encode-delta {source} --base {self.base}"
+                "encode is for adapters. To encode what a training changed in a whole model: "
+                f"nola-codec encode-delta {source} --base {self.base}"
             )
 
     def _check_partners(self, name: str, needed: tuple[str, ...], own: tuple[str, ...]) -> None:
@@ -96,6 +95,11 @@ class FitRequest:
                                batch=self.batch or BATCH, progress=show)  # fmt: skip
             return {"tuner": tuner}
         return {}
+
+
+def looks_like_model(source: str) -> bool:
+    """Return True for a directory with the configuration of a model and none of an adapter."""
+    return (Path(source) / "config.json").exists() and not (Path(source) / "adapter_config.json").exists()
 
 
 def _flag(name: str) -> str:
@@ -147,7 +151,10 @@ def command(source: str, **values: Any) -> None:
     checkpoint = None if output.file is None else Path(f"{output.file}.training")
     with encodable_source(source, fit.base) as (source, note):
         coding |= {"fit": fit.fit, **fit.make_keywords(source, checkpoint, show, carry_unknown=carry_unknown)}
-        report = encode(source, target, overwrite=output.force, carry_unknown=carry_unknown, progress=show, **coding)
+        base = None if note else fit.base  # the base model has served already to make a LoRA of another method
+        report = encode(
+            source, target, overwrite=output.force, carry_unknown=carry_unknown, base=base, progress=show, **coding
+        )
     if note:
         report = replace(report, notes=(note, *report.notes))
     if fit.fit == "task" and checkpoint is not None:

@@ -47,8 +47,9 @@ FIT_OPTIONS = (
            help="What is fitted: the weights; the weights as far as they matter to --calibration; or the task of "
                 "--data, on which the coefficients are trained."),
     option("--base", group=FIT, type=click.Path(), metavar="MODEL_DIR",
-           help="For --fit activations and task, and for PEFT methods that PEFT turns into LoRA first: the base model "
-                "of the adapter."),
+           help="Base model of the adapter, for --fit activations and task, and for PEFT methods that PEFT turns into "
+                "LoRA first. Carried tensors that equal its own are left out; with --carried coded, those near its own "
+                "become changes of them."),
     option("--calibration", group=FIT, type=click.Path(), metavar="FILE",
            help="For --fit activations: text of the task, one row a line; or .jsonl with text, or with prompt and "
                 "completion."),

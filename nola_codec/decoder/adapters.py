@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from nola_codec.arrays import Arrays
-from nola_codec.decoder.carried_forms import restore_carried
+from nola_codec.decoder.carried_forms import read_references, restore_carried
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.model.adapter import Adapter, LoraModule, VectorTensor
@@ -73,9 +73,13 @@ def build_adapter(decoder: Decoder, records: Iterable[DecodedRecord]) -> Adapter
             modules.append(_lora_module(record, decoded, decoder.xp))
         else:
             vectors.append(_vector_tensor(record, decoded, decoder.xp))
-    raw, left = restore_carried(dict(decoder.carried_tensors()), vectors)
+    stored = dict(decoder.carried_tensors())
+    raw, left = restore_carried(stored, vectors)
+    references = read_references(stored, vectors)
     draws = {record.name: record.kind.draw for record in header.drawn}
-    return Adapter(header.dialect, tuple(modules), raw, header.config, header.metadata, left, draws)
+    return Adapter(
+        header.dialect, tuple(modules), raw, header.config, header.metadata, left, draws, references=references
+    )
 
 
 def _lora_module(record: CodedRecord, decoded: DecodedRecord, xp: Arrays) -> LoraModule:

@@ -3,7 +3,8 @@
     exact       a carried record K
     bf16        a carried record K of another dtype
     int8        a carried record K.int8 (I8, in the shape of K), and K.int8_scale (in the dtype of K, one for each row)
-    coded       a vector record K.coded
+    coded       a vector record K.coded; or, for a tensor M.weight that is near that of the base model, its change: a
+                vector record M.diff, and a carried record M.diff.base_sha256 (U8, 32 numbers)
 
 K is the key of the tensor. The specification describes the names ("Reduced tensors").
 """
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from nola_codec.errors import AdapterError, mismatch
-from nola_codec.model.adapter import VectorTensor
+from nola_codec.model.adapter import BaseReference, VectorTensor
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import FLOAT_DTYPES, from_float32, from_float64, to_float64
 
@@ -24,8 +25,10 @@ CARRIED_FORMS = ("exact", "bf16", "int8", "coded")
 CODED = ".coded"
 INT8 = ".int8"
 INT8_SCALE = ".int8_scale"
-SUFFIXES = (CODED, INT8, INT8_SCALE)
+BASE_SHA256 = ".base_sha256"
+SUFFIXES = (CODED, INT8, INT8_SCALE, BASE_SHA256)
 """The ends of the names of records that stand for a tensor without that end."""
+_SHA256_BYTES = 32
 _PIECE = 1 << 22
 """The number of elements that are multiplied at once."""
 
@@ -48,7 +51,7 @@ def restore_carried(
         AdapterError: ``bad-carried``: the parts of a tensor do not fit each other; ``duplicate-key``: a file has a
             tensor in two forms; ``overflow``.
     """
-    restored = {key: tensor for key, tensor in raw.items() if not key.endswith((INT8, INT8_SCALE))}
+    restored = {key: tensor for key, tensor in raw.items() if not is_reduced(key)}
     left = []
 
     def add(key: str, tensor: RawTensor) -> None:
@@ -68,6 +71,32 @@ def restore_carried(
                 raise AdapterError(f"its part {name} is missing", code="bad-carried", where=stem)
         add(stem, _from_int8(stem, raw[stem + INT8], raw[stem + INT8_SCALE]))
     return restored, tuple(left)
+
+
+def read_references(raw: Mapping[str, RawTensor], vectors: Iterable[VectorTensor]) -> dict[str, BaseReference]:
+    """Return the reference of each vector that is a change of a tensor of the base model, by the vector's name.
+
+    Raises:
+        AdapterError: ``bad-carried``: a checksum has another dtype or shape, or no vector.
+    """
+    names = {vector.name for vector in vectors}
+    found = {}
+    for key, tensor in raw.items():
+        if key.endswith(BASE_SHA256):
+            name = key.removesuffix(BASE_SHA256)
+            if name not in names or (tensor.dtype, tensor.shape) != ("U8", (_SHA256_BYTES,)):
+                wanted, got = f"{_SHA256_BYTES} numbers of U8, and a vector {name}", f"{tensor.dtype} {tensor.shape}"
+                raise AdapterError(mismatch("checksum", wanted, got), code="bad-carried", where=key)
+            found[name] = BaseReference(tensor.data)
+    return found
+
+
+def reference_tensors(references: Mapping[str, BaseReference]) -> dict[str, RawTensor]:
+    """Return the carried records that hold references."""
+    return {
+        name + BASE_SHA256: RawTensor("U8", (_SHA256_BYTES,), reference.sha256)
+        for name, reference in references.items()
+    }
 
 
 def _from_int8(key: str, values: RawTensor, scale: RawTensor) -> RawTensor:

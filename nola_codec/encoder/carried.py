@@ -200,19 +200,28 @@ def _record_names(key: str, form: str) -> tuple[str, ...]:
 
 
 def _record_bytes(container: Container) -> dict[str, int]:
-    """Return the bytes that each carried record and each coded carried tensor takes in a file, by name.
-
-    A coded carried tensor has a block of its own (`content.block_sizes`).
-    """
+    """Return the bytes that each carried record and each vector record takes in a file, by name."""
     header = container.header
-    found = {
+    stored = {
         record.name: header.sections[header.raw_section(number)].length for number, record in enumerate(header.raw)
     }
-    first = 0
+    return stored | vector_bytes(container)
+
+
+def vector_bytes(container: Container) -> dict[str, int]:
+    """Return the bytes that each vector record takes in a file, by name.
+
+    A coded carried tensor has a block of its own (`content.block_sizes`). In other blocks a vector counts by its share
+    of the elements.
+    """
+    header, found, first = container.header, {}, 0
     for block, count in enumerate(header.blocks):
-        record = header.coded[first]
+        records = header.coded[first : first + count]
         first += count
-        if count == 1 and is_reduced(record.name):
-            sections = (header.units_section(rung) + 1 + block for rung in range(len(header.rungs)))
-            found[record.name] = sum(header.sections[section].length for section in sections)
+        sections = [header.units_section(rung) + 1 + block for rung in range(len(header.rungs))]
+        length = sum(header.sections[section].length for section in sections)
+        whole = sum(record.kind.elements for record in records)
+        for record in records:
+            if not record.kind.is_pair:
+                found[record.name] = round(length * record.kind.elements / whole)
     return found

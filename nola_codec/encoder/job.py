@@ -10,6 +10,7 @@ import numpy as np
 from nola_codec.array_types import Float64Array
 from nola_codec.basis import NAMES as BASIS_NAMES
 from nola_codec.container.names import natural_key
+from nola_codec.decoder.carried_forms import reference_tensors
 from nola_codec.encoder.assemble import Envelope, pack_raw
 from nola_codec.encoder.carried import ReducedCarried, reduce_carried
 from nola_codec.encoder.clock import Clock
@@ -145,7 +146,8 @@ def choose_streams(items: Sequence[Codable], *, shared: bool) -> tuple[int, ...]
 
 def _envelope(adapter: Adapter, options: EncodeOptions) -> Envelope:
     """Return the fields of the header that do not depend on the coding, with tensors in natural order of names."""
-    keys = sorted(adapter.raw, key=natural_key)
+    raw = {**adapter.raw, **reference_tensors(adapter.references)}
+    keys = sorted(raw, key=natural_key)
     return Envelope(
         writer=f"nola-codec {__version__}",
         dialect=adapter.dialect,
@@ -153,8 +155,8 @@ def _envelope(adapter: Adapter, options: EncodeOptions) -> Envelope:
         seed=options.seed,
         config=adapter.config,
         metadata=adapter.metadata,
-        raw={key: adapter.raw[key] for key in keys if key not in adapter.draws},
-        drawn={key: (adapter.draws[key], adapter.raw[key]) for key in keys if key in adapter.draws},
+        raw={key: raw[key] for key in keys if key not in adapter.draws},
+        drawn={key: (adapter.draws[key], raw[key]) for key in keys if key in adapter.draws},
     )
 
 

@@ -42,7 +42,8 @@ class CarriedReport:
         dtype: The dtype in the source, one of DTYPES.
         shape: The shape.
         bytes: The bytes that the tensor takes in the file.
-        form: The form of the tensor in the file, one of `CARRIED_FORMS`.
+        form: The form of the tensor in the file, one of `CARRIED_FORMS`; or ``change`` if it is coded as a change of
+            the base model's.
         relative_error: ||tensor - decoded||_F / ||tensor||_F, measured on what the file decodes to.
     """
 

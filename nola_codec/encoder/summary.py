@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from nola_codec.adapters.base_changes import changed_key
 from nola_codec.container.reader import open_container
-from nola_codec.encoder.carried import report_carried
+from nola_codec.encoder.carried import report_carried, vector_bytes
 from nola_codec.encoder.carried_notes import carried_note, loss_note
 from nola_codec.encoder.content import QuantizedAdapter
 from nola_codec.encoder.job import EncodeJob
 from nola_codec.encoder.measuring import MeasuredRung, lost_share
 from nola_codec.encoder.notes import notes, target_notes
-from nola_codec.encoder.report import EncodeReport, TensorReport
+from nola_codec.encoder.report import CarriedReport, EncodeReport, TensorReport
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def make_report(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) ->
     if quantized.effective_errors is not None:
         whole = float(quantized.weights.sum())
         effective = float(quantized.effective_errors[-1].sum()) / whole if whole else 0.0
-    carried = report_carried(job.carried, file.data)
+    carried = report_carried(job.carried, file.data) + _change_reports(job, last, file.data)
     ratio = 2 * job.parameters / len(file.data)
     return EncodeReport(
         bytes=len(file.data),
@@ -76,6 +78,27 @@ def make_report(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) ->
         + target_notes(job, len(file.data))
         + notes(options, nmse, effective, len(file.rungs) - 1),
         carried=carried,
+    )
+
+
+def _change_reports(job: EncodeJob, last: MeasuredRung, data: bytes) -> tuple[CarriedReport, ...]:
+    """Return one report for each carried tensor that is coded as a change of the base model's."""
+    references = job.adapter.references
+    if not references:
+        return ()
+    with open_container(data) as container:
+        sizes = vector_bytes(container)
+    return tuple(
+        CarriedReport(
+            changed_key(item.name),
+            item.dtype,
+            item.stored_shapes[0],
+            sizes[item.name],
+            "change",
+            math.sqrt(float(last.squared_errors[index])) / references[item.name].norm,
+        )
+        for index, item in enumerate(job.items)
+        if item.name in references
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nola_codec.adapters import dialect_of
+from nola_codec.adapters.base_changes import require_reference
 from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.errors import AdapterError
 from nola_codec.merger.arithmetic.deltas import RowDelta
@@ -49,7 +50,8 @@ def place_file(file: MergeFile, checkpoint: Checkpoint) -> PlacedFile:
 
     Raises:
         AdapterError: The errors of the dialect's `merge_targets` and `model_tensors`, and of `plan_merge`;
-            ``merge-weight``: the file has a weight other than 1, and a tensor that is not a delta.
+            ``merge-weight``: the file has a weight other than 1, and a tensor that is not a delta; ``base-mismatch``:
+            the file holds a change of another tensor than the base model has.
     """
     adapter = file.adapter
     dialect = dialect_of(adapter, file.name)
@@ -59,7 +61,13 @@ def place_file(file: MergeFile, checkpoint: Checkpoint) -> PlacedFile:
         message = f"carries {next(iter(carried))}, which is not a delta and cannot be weighted by {file.weight}"
         raise AdapterError(message, code="merge-weight", where=file.name)
     config, stays_tied = dialect.merge_config(adapter), dialect.changes_stored_weights
-    return PlacedFile(file, plan_merge(checkpoint, targets, carried, config, stays_tied=stays_tied))
+    plan = plan_merge(checkpoint, targets, carried, config, stays_tied=stays_tied)
+    for place in plan.places.values():
+        reference = adapter.references.get(place.module)
+        if reference is not None:
+            where = f"{checkpoint.directory}: {place.source}"
+            require_reference(checkpoint.read(place.source), reference.sha256, where)
+    return PlacedFile(file, plan)
 
 
 def combine_files(placed: Sequence[PlacedFile]) -> ModelChange:

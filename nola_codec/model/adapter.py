@@ -204,6 +204,20 @@ class VectorTensor:
 
 
 @dataclass(frozen=True)
+class BaseReference:
+    """A reference to a tensor of the base model.
+
+    Attributes:
+        sha256: The SHA-256 of the tensor's bytes in the base model.
+        norm: The Frobenius norm of the carried tensor that the change stands for; 0 for a decoded file, which does not
+            say it.
+    """
+
+    sha256: bytes
+    norm: float = 0.0
+
+
+@dataclass(frozen=True)
 class Adapter:
     """An adapter of any dialect, as read.
 
@@ -216,6 +230,8 @@ class Adapter:
         metadata: The ``__metadata__`` of the safetensors file.
         draws: The draws of some tensors of `raw`, by key: a file holds the draw in place of the tensor.
         notes: Sentences that tell the user how the adapter was read.
+        references: For each vector that is a change of a tensor of the base model in place of a carried tensor, by
+            name, which tensor that is.
     """
 
     dialect: str
@@ -226,6 +242,7 @@ class Adapter:
     vectors: tuple[VectorTensor, ...] = ()
     draws: Mapping[str, Draw] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    references: Mapping[str, BaseReference] = field(default_factory=dict)
 
     @property
     def parameters(self) -> int:

@@ -80,7 +80,6 @@ def test_options_reach_the_encoder(run: Run, models: tuple[Path, Path], tmp_path
     ("command", "options", "message"),
     [
         ("encode", ["--embeddings"], "No such option '--embeddings'"),
-        ("encode", ["--base", "b"], "nola-codec encode-delta"),
         ("encode-delta", ["--base", "b", "--num-basis", "9"], "No such option '--num-basis'"),
         ("encode-delta", [], "Missing option '--base'"),
         ("encode-delta", ["--base", "b", "--nmse", "0.1", "--ratio", "9"], "choose one of nmse, ratio"),

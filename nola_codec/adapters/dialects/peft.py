@@ -70,6 +70,7 @@ class PeftLora(PeftDialect):
 
     is_conversion_target = True
     config_class = "LoraConfig"
+    holds_base_changes = True
 
     def variant(self, config: Mapping[str, Any] | None) -> PeftDialect:
         """Return the dialect of the method that a configuration names; that of LoRA for any other method."""

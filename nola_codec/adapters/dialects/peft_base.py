@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,20 @@ class PeftDialect(Dialect):
     def may_be_rounded(self, key: str) -> bool:
         """Return False for what belongs to a method of PEFT and not to the model, such as magnitudes and matrices."""
         return not any(part in key for part in (".lora_", "vera_", "randlora_"))
+
+    def base_name(self, key: str) -> str:
+        """Return the name without the parts that PEFT adds."""
+        return module_path(key)
+
+    def without_carried(self, adapter: Adapter, keys: Collection[str]) -> Adapter:
+        """Return the adapter without some carried tensors; ``modules_to_save`` loses modules that have none left."""
+        left = super().without_carried(adapter, keys)
+        saved = (adapter.config or {}).get("modules_to_save")
+        if adapter.config is None or not isinstance(saved, list):
+            return left
+        gone = [name for name in saved if any(f"{name}." in key for key in keys)]
+        kept = [name for name in saved if name not in gone or any(f"{name}." in key for key in left.raw)]
+        return replace(left, config={**adapter.config, "modules_to_save": kept or None})
 
     def model_tensors(self, adapter: Adapter) -> dict[str, RawTensor]:
         """Return all carried tensors, since each of them belongs to the model."""

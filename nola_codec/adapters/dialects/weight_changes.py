@@ -44,6 +44,7 @@ class Weights(Closing):
     Attributes:
         where: The path.
         infos: `WeightInfo` by name.
+        config: The parsed ``config.json`` of a directory; empty for a lone file.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -51,6 +52,7 @@ class Weights(Closing):
         self.where = os.fspath(path)
         self._checkpoint = Checkpoint(path) if Path(path).is_dir() else None
         self._open: tuple[str, SafetensorsFile] | None = None
+        self.config: Mapping[str, Any] = {} if self._checkpoint is None else self._checkpoint.config
         if self._checkpoint is not None:
             self.infos: Mapping[str, WeightInfo] = self._checkpoint.weights
         else:
