@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -13,7 +14,7 @@ from nola_codec.adapters import AnySource
 from nola_codec.adapters.sources import weights_in
 from nola_codec.api.arguments import ConfigObject, plain_config, require_model_path, require_source, require_target
 from nola_codec.api.keywords import EncodeKeywords, check_keywords
-from nola_codec.encoder.base_tensors import relate_to_base
+from nola_codec.encoder.base_tensors import base_advice, relate_to_base
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.pipeline import encode_adapter
 from nola_codec.encoder.report import EncodeReport
@@ -105,6 +106,8 @@ def encode_bytes(
         adapter = relate_to_base(adapter, base, form=chosen.carried, serves_fit=chosen.fit != "weights")
     adapter, chosen = apply_rules(adapter, chosen)
     data, report = encode_adapter(adapter, chosen, source_bytes=source_size(source, adapter))
+    if base is None:
+        report = replace(report, notes=report.notes + base_advice(report))
     if isinstance(out, str | os.PathLike):
         with atomic_file(out) as stream:
             stream.write(data)

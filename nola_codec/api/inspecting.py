@@ -14,6 +14,7 @@ from nola_codec.adapters.registry import UNKNOWN
 from nola_codec.api.arguments import require_source
 from nola_codec.basis import basis_by_id
 from nola_codec.container.reader import Container, Source, open_container
+from nola_codec.decoder.carried_forms import CODED, INT8, is_reduced
 from nola_codec.encoder.carried_notes import name_largest
 from nola_codec.entropy import CODECS
 from nola_codec.model.header import Header
@@ -208,11 +209,14 @@ def _facts(container: Container) -> FileFacts:
 def _lines(facts: FileFacts) -> list[tuple[str, str]]:
     """Labels and values of `str(facts)`."""
     draft = ", a draft: readers of later versions may refuse it" if facts.draft else ""
-    count = {kind: sum(t.record == kind for t in facts.tensors) for kind in ("lowrank", "vector", "raw", "drawn")}
+    whole = [tensor for tensor in facts.tensors if not is_reduced(tensor.name)]
+    reduced = sum(tensor.name.endswith((CODED, INT8)) for tensor in facts.tensors)
+    count = {kind: sum(t.record == kind for t in whole) for kind in ("lowrank", "vector", "raw", "drawn")}
     products = "products" if facts.dialect == "parameters" else "deltas"
     counts = [f"{count['lowrank']} {products}"] if count["lowrank"] or not (count["vector"] or count["drawn"]) else []
     counts += [f"{count['vector']} vectors"] if count["vector"] else []
     counts += [f"{count['raw']} carried as they came"] if count["raw"] else []
+    counts += [f"{reduced} carried, reduced"] if reduced else []
     counts += [f"{count['drawn']} drawn again from a seed"] if count["drawn"] else []
     size = f"{render_size(facts.bytes)}, {render_ratio(facts.ratio)} than {facts.parameters:,} parameters in fp16"
     rate = f"{facts.coefficients:,}, {facts.bits_per_coefficient:.3f} bits each, {', '.join(facts.entropy)}"

@@ -12,8 +12,10 @@ import numpy as np
 from nola_codec.adapters import dialect_of
 from nola_codec.adapters.base_changes import change_name, find_in_base
 from nola_codec.adapters.dialects.weight_changes import Weights
+from nola_codec.checkpoints.embeddings import embedding_names
 from nola_codec.encoder.carried import is_reducible, relative_error
-from nola_codec.encoder.carried_notes import name_largest
+from nola_codec.encoder.carried_notes import LARGE_SHARE, name_largest
+from nola_codec.encoder.report import EncodeReport
 from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import Adapter, BaseReference, VectorTensor
 from nola_codec.model.tensors import DTYPE_BYTES, RawTensor
@@ -83,6 +85,16 @@ def relate_to_base(
         references={vector.name: reference for vector, reference in changes},
         notes=(*adapter.notes, *_notes(adapter, compared, coded)),
     )
+
+
+def base_advice(report: EncodeReport) -> tuple[str, ...]:
+    """Return the sentence that a base model could make a file smaller, if embeddings are a large part of it."""
+    shapes = {each.name: each.shape for each in report.carried}
+    inputs, outputs = embedding_names(shapes)
+    taken = sum(each.bytes for each in report.carried if each.name in (*inputs, *outputs))
+    if taken <= LARGE_SHARE * report.bytes:
+        return ()
+    return ("--base MODEL leaves out the carried tensors that the base model has, such as an untouched lm_head",)
 
 
 def _may_be_change(adapter: Adapter, each: Comparison) -> bool:

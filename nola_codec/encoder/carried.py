@@ -84,8 +84,8 @@ def is_reducible(tensor: RawTensor) -> bool:
 
 
 def bytes_in(tensor: RawTensor, form: str) -> int:
-    """Return the bytes that a reducible tensor takes in a form, before any compression; 4.5 bits a number if coded."""
-    bits = {"exact": 8 * len(tensor.data) / max(1, math.prod(tensor.shape)), "bf16": 16.0, "int8": 8.0, "coded": 4.5}
+    """Return the bytes that a reducible tensor takes in a form, before any compression; 5.5 bits a number if coded."""
+    bits = {"exact": 8 * len(tensor.data) / max(1, math.prod(tensor.shape)), "bf16": 16.0, "int8": 8.0, "coded": 5.5}
     return round(math.prod(tensor.shape) * min(bits[form], bits["exact"]) / 8)
 
 

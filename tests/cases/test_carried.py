@@ -57,6 +57,7 @@ def test_a_large_head_is_named_and_counted(tmp_path: Path) -> None:
     (note,) = (each for each in report.notes if "carried tensors take" in each)
     assert "larger than the adapter in fp16" in note
     assert HEAD in note
+    assert any("--base MODEL leaves out" in each for each in report.notes)
     facts = nola_codec.inspect(tmp_path / "a.nola")
     assert [tensor.stored for tensor in facts.tensors if tensor.record == "raw"] == [head.bytes]
     assert f"carried         {HEAD} " in str(facts)

@@ -97,6 +97,8 @@ def test_a_form_takes_its_bytes_and_loses_what_it_says(form: Any, trained: tuple
     worst = max(each.relative_error for each in report.carried)
     assert worst <= {"exact": 0, "bf16": 0.003, "int8": 0.01, "coded": 0.05}[form]
     assert any("largest relative error" in note for note in report.notes) == (form != "exact")
+    counted = {"int8": "2 deltas, 2 carried, reduced", "coded": "2 deltas, 2 carried, reduced"}
+    assert counted.get(form, "2 deltas, 2 carried as they came") in str(nola_codec.inspect(tmp_path / "a.nola"))
     with nola_codec.load(tmp_path / "a.nola") as task:
         state = task.state_dict()
     assert state.keys() == before.keys()
