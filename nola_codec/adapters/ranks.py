@@ -37,6 +37,8 @@ class TrimCount:
     def note(self) -> str:
         """The sentence for the user."""
         parts = "components (rows of lora_A with columns of lora_B)"
+        if not self.dropped:
+            return f"no rank is smaller: none of {self.found} {parts} could be left out"
         text = f"{self.dropped} of {self.found} {parts} were zero and are left out"
         if self.kept:
             text += f"; {self.kept} zero components stay, since the dialect cannot express every rank"

@@ -9,6 +9,7 @@ Each is a thin front: it checks what the caller gave, and calls the flow below.
     encoding.py                 encode, encode_bytes                  -> encoder/pipeline.py
     delta_encoding.py           encode_delta                          -> encoder/change_splitting.py, then as above
     decoding.py                 decode, verify, read_adapter          -> decoder/, adapters/
+    change_conversion.py        the change of a model as a LoRA, for decode
     merging.py                  merge, unmerge                        -> merger/engine.py
     joining.py                  merge_adapters                        -> adapters/joining.py, encoder/pipeline.py
     opened.py                   load: NolaFile                        -> decoder/, merger/in_memory.py

@@ -14,6 +14,7 @@ from nola_codec.adapters.conversion import convert
 from nola_codec.adapters.registry import dialect_of
 from nola_codec.adapters.trimming import trim as trim_adapter
 from nola_codec.api.arguments import require_path, require_source
+from nola_codec.api.change_conversion import change_as_lora
 from nola_codec.api.merging import merge
 from nola_codec.api.opened import check_content, check_rungs, stored_dtype
 from nola_codec.arrays import NUMPY, arrays_on
@@ -92,6 +93,8 @@ def decode(
         adapter = restore_from_base(decode_adapter(Decoder(container, arrays_on(device)), progress), base)
         if format is not None:
             config = None if base is None else read_json(Path(base) / "config.json")
+            if adapter.dialect == "delta":
+                adapter = change_as_lora(adapter, base, config or {})
             adapter = convert(adapter, format, config)
         if trim:
             adapter, count = trim_adapter(adapter)
