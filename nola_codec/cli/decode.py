@@ -43,7 +43,8 @@ _ADAPTER = "Adapter"
 )
 @click.argument("file", type=click.Path())
 @option("--format", "dialect", group=_ADAPTER, type=click.Choice(TARGET_DIALECTS),
-        help="Write the adapter in this dialect instead of its own; --base then serves for names and carried tensors.")  # fmt: skip
+        help="Write the adapter in this dialect instead of its own; --base then serves for names and "
+             "whole tensors.")  # fmt: skip
 @option("--dtype", group=_ADAPTER, type=click.Choice(["f32", "f16", "bf16"]),
         help="Type of the adapter's factors; f32 is exact, the others round once  [default: f32].")  # fmt: skip
 @option("--trim", group=_ADAPTER, is_flag=True,
