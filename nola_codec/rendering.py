@@ -45,6 +45,24 @@ def render_error(value: float) -> str:
     return f"{value:.4f}" if value >= 0.001 else f"{value:.2e}"
 
 
+def render_scalings(scalings: Sequence[float], origin: str) -> str:
+    """Return the scalings of an adapter and the place that they came from.
+
+    >>> render_scalings([2.0], "tensor"), render_scalings([0.5, 1.0], "assumed")
+    ('2, from its alphas', '0.5 to 1, assumed: the adapter does not say it')
+    """
+    ends = sorted({f"{scalings[0]:g}", f"{scalings[-1]:g}"}, key=float)
+    places = {
+        "tensor": "from its alphas",
+        "config": "from its configuration",
+        "metadata": "from its metadata",
+        "option": "given by the user",
+        "dialect": "the rule of the dialect if nothing says a scale",
+        "assumed": "assumed: the adapter does not say it",
+    }
+    return f"{' to '.join(ends)}, {places.get(origin, 'from an unknown place')}"
+
+
 def render_table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
     """Return the lines of a table with aligned columns, those in `right` flush right. The first row is the heading."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

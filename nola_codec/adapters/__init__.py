@@ -11,6 +11,7 @@
     base_changes.py             carried tensors that are changes of the base model's
     conversion.py               from one dialect to another
     joining.py                  several adapters as one, without a base model
+    scales.py, scale_records.py  the scaling of modules without alphas, and where it came from
     ranks.py, trimming.py       other ranks for the same deltas; without components that are zero
 
 What the tensors lie in (safetensors, npz, pickle, GGUF) is another matter: `stores`.

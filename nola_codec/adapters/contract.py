@@ -20,10 +20,11 @@ from nola_codec.adapters.adapter_delta import AdapterDelta, CombinedDelta
 from nola_codec.adapters.base_model import BaseModel, MergeTarget, require_one_component, target_of
 from nola_codec.adapters.coding_rules import CodingRules
 from nola_codec.adapters.dialects.paths import component_of
+from nola_codec.adapters.scale_records import kept_config, stored_origin
 from nola_codec.adapters.sources import AdapterSource
 from nola_codec.adapters.writing import AdapterFile, write_adapter_file
 from nola_codec.errors import AdapterError, EncodeError
-from nola_codec.model.adapter import Adapter, Layout, LoraModule
+from nola_codec.model.adapter import Adapter, Layout, LoraModule, Origin
 from nola_codec.model.tensors import RawTensor
 
 
@@ -112,12 +113,30 @@ class Dialect(ABC):
             AdapterError: Those of `tensors`; ``not-expressible`` for parts that this type of file cannot hold.
             OutputExists: ``out`` exists and ``overwrite`` is False.
         """
-        file = AdapterFile(self.tensors(adapter, dtype), adapter.metadata, self.file_name)
+        config = kept_config(adapter.config)
+        file = AdapterFile(self.tensors(adapter, dtype), adapter.metadata, self.file_name, config=config)
         return write_adapter_file(out, file, overwrite=overwrite)
 
     def lost_in_file(self, adapter: Adapter) -> str:
         """Return a sentence that says what a lone file does not hold of an adapter; empty, the default, if nothing."""
         return ""
+
+    def keep_scale(self, adapter: Adapter) -> Adapter:
+        """Return the adapter with its scalings where its own files keep them.
+
+        It is called if the scalings are from a place outside of the file: a configuration of another tool, or the user.
+        By default nothing changes: a `.nola` file holds the scalings itself, but a file that `write` makes does not.
+        """
+        return adapter
+
+    def scale_origin(self, config: Mapping[str, Any] | None, metadata: Mapping[str, str]) -> Origin:
+        """Return the place that the scalings of a file came from, by its configuration and metadata.
+
+        Args:
+            config: The configuration of an adapter or of a `.nola` file.
+            metadata: The metadata of either.
+        """
+        return stored_origin(config)
 
     def variant(self, config: Mapping[str, Any] | None) -> Dialect:
         """Return the dialect object for adapters with this configuration; `registry.dialect_of` calls this.

@@ -17,13 +17,16 @@ from nola_codec.adapters.dialects.gguf import GGUF
 from nola_codec.adapters.dialects.key_hints import describe_keys
 from nola_codec.adapters.dialects.kohya import KOHYA
 from nola_codec.adapters.dialects.loralib import LORALIB
+from nola_codec.adapters.dialects.mistral import MISTRAL
 from nola_codec.adapters.dialects.mlx import MLX
 from nola_codec.adapters.dialects.numbered import CLONEOFSIMO, SAM_LORA
 from nola_codec.adapters.dialects.parameters import PARAMETERS
 from nola_codec.adapters.dialects.peft import PEFT
 from nola_codec.adapters.dialects.refused_keys import find_refusal
+from nola_codec.adapters.dialects.torchtune import TORCHTUNE
 from nola_codec.adapters.dialects.weight_changes import WEIGHT_CHANGES
 from nola_codec.adapters.plain_keys import with_plain_keys
+from nola_codec.adapters.scales import apply_scale, require_scale
 from nola_codec.adapters.sources import AdapterSource, open_source
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Adapter
@@ -34,7 +37,8 @@ ENTRY_POINTS = "nola_codec.dialects"
 """The group of entry points in which an installed package names its dialects, each a `Dialect` object."""
 
 _BUILT_IN: tuple[Dialect, ...] = (
-    PEFT, GGUF, KOHYA, DIFFUSERS, DIFFUSERS_OLD, MLX, CLONEOFSIMO, SAM_LORA, LORALIB, WEIGHT_CHANGES, PARAMETERS,
+    PEFT, GGUF, KOHYA, MISTRAL, DIFFUSERS, DIFFUSERS_OLD, MLX, TORCHTUNE, CLONEOFSIMO, SAM_LORA, LORALIB,
+    WEIGHT_CHANGES, PARAMETERS,
 )  # fmt: skip
 _known: dict[str, Dialect] = {dialect.name: dialect for dialect in _BUILT_IN}
 _loaded: set[str] = set()
@@ -111,20 +115,30 @@ def dialect_of(source: OfDialect, where: str = "") -> Dialect:
     return found.variant(source.config)
 
 
-def read(source: AnySource, *, config: Mapping[str, Any] | None = None, carry_unknown: bool = False) -> Adapter:
+def read(
+    source: AnySource,
+    *,
+    config: Mapping[str, Any] | None = None,
+    carry_unknown: bool = False,
+    scale: float | None = None,
+    must_use_scale: bool = True,
+) -> Adapter:
     """Read an adapter of any known dialect.
 
     Args:
         source: A directory, a file, bytes or a binary stream.
         config: The adapter's configuration, such as for bytes and streams. It is used in place of a configuration file.
         carry_unknown: True to carry tensors that the dialect does not know; False to refuse them.
+        scale: The scaling for an adapter that does not say it: in a tensor, its metadata or a configuration.
+        must_use_scale: True to refuse an adapter that says another scaling; False to leave that as it is.
 
     Raises:
-        AdapterError: ``foreign-dialect``: the keys look like those of a dialect that is not read, which the message
-            names; ``empty-adapter``: the keys look like no dialect; ``bad-dialect``; those of `with_plain_keys`; or an
-            error of the dialect.
+        AdapterError: ``option``: the adapter says its scaling, and it is not `scale`; ``foreign-dialect``: the keys
+            look like those of a dialect that is not read, which the message names; ``empty-adapter``: the keys look
+            like no dialect; ``bad-dialect``; those of `with_plain_keys`; or an error of the dialect.
     """
-    with open_source(source, config=config) as stored:
+    scale = None if scale is None else require_scale(scale)
+    with open_source(source, config=config, scale=scale) as stored:
         opened, notes = with_plain_keys(stored)
         found = _detect(opened)
         if found is None:
@@ -132,7 +146,8 @@ def read(source: AnySource, *, config: Mapping[str, Any] | None = None, carry_un
             found = _detect(opened)
         if found is not None:
             adapter = found.variant(opened.config).read_source(opened, carry_unknown=carry_unknown)
-            return replace(adapter, notes=(*notes, *adapter.notes))
+            adapter = replace(adapter, notes=(*notes, *adapter.notes))
+            return adapter if scale is None else apply_scale(adapter, scale, opened.where, must_use=must_use_scale)
         refusal = find_refusal(opened.file.tensors, opened.where)
         if refusal is not None:
             raise refusal

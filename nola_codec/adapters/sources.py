@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +24,7 @@ _WEIGHTS = (
 )  # fmt: skip
 _LONE_SUFFIXES = (".safetensors", ".npz", ".gguf", ".bin", ".pt", ".pth")
 _PEFT_STEM = "adapter_model"
+_PEFT_PREFIX = "base_model.model."
 _MAX_CONFIG_DEPTH = 100
 
 # The names of other files that trainers write beside the weights.
@@ -40,14 +41,27 @@ class AdapterSource:
         file: The open file of tensors.
         config: The parsed ``adapter_config.json``, or None.
         where: The path that the caller gave, for messages.
-        beside: The parsed ``adapter_config.json`` beside a lone file whose name is not PEFT's, or None. The dialect
-            decides if it belongs to the file.
+        beside: The parsed ``adapter_config.json`` beside a file that is not PEFT's, or None. The dialect decides if it
+            belongs to the file.
+        scale: The scaling that the user gave for an adapter that says none, or None.
+        folder: The directory of the file, or None for bytes and streams.
     """
 
     file: TensorStore
     config: Mapping[str, Any] | None
     where: str
     beside: Mapping[str, Any] | None = None
+    scale: float | None = None
+    folder: Path | None = None
+
+    def read_beside(self, name: str) -> dict[str, Any] | None:
+        """Read another JSON file in the directory of the file; None if there is none.
+
+        Raises:
+            AdapterError: Those of `read_json`; ``bad-config`` for values that a `.nola` file cannot hold.
+        """
+        path = None if self.folder is None else self.folder / name
+        return None if path is None or not path.is_file() else _read_config(path)
 
     def __enter__(self) -> AdapterSource:
         return self
@@ -58,11 +72,20 @@ class AdapterSource:
         self.file.close()
 
 
-def open_source(source: AnySource, *, config: Mapping[str, Any] | None = None) -> AdapterSource:
+def open_source(
+    source: AnySource, *, config: Mapping[str, Any] | None = None, scale: float | None = None
+) -> AdapterSource:
     """Open a directory, a file, bytes or a binary stream.
 
-    A file called ``adapter_model`` with any suffix is read with the ``adapter_config.json`` beside it, if there is one,
-    since the scaling would be wrong without it. If ``config`` is given, it is used in place of any such file.
+    The ``adapter_config.json`` in the directory of a file is read, since the scaling would be wrong without it. It is
+    the adapter's own (`AdapterSource.config`) if the file is called ``adapter_model`` or has PEFT's keys, and in a
+    directory also if it is not PEFT's. Otherwise the dialect decides (`AdapterSource.beside`). If ``config`` is given,
+    it is used in place of any such file.
+
+    Args:
+        source: The directory, file, bytes or stream.
+        config: The configuration, or None.
+        scale: The scaling for an adapter that says none, or None.
 
     Raises:
         AdapterError: ``not-found``, ``missing-config``, ``missing-weights``, ``sharded``, and those of `open_store`
@@ -72,30 +95,35 @@ def open_source(source: AnySource, *, config: Mapping[str, Any] | None = None) -
     if config is not None:
         _require_storable(config, where)
     if not isinstance(source, (str, os.PathLike)):
-        return AdapterSource(open_store(source), config, where)
+        return AdapterSource(open_store(source), config, where, scale=scale)
     try:
-        return _open_path(Path(source), config, where)
+        return replace(_open_path(Path(source), config, where), scale=scale)
     except OSError as e:  # the path is impossible (such as too long), or may not be read
         raise AdapterError(f"cannot be read: {e.strerror or e}", code="unreadable", where=where) from e
 
 
 def _open_path(path: Path, config: Mapping[str, Any] | None, where: str) -> AdapterSource:
-    if path.is_dir():
-        weights = weights_in(path)
-        if config is None and (path / CONFIG_NAME).exists():
-            config = _read_config(path / CONFIG_NAME)
-        if config is None and weights.stem == _PEFT_STEM:
-            message = f"no {CONFIG_NAME}; give the path of {weights.name} to read it with a scaling of 1"
-            raise AdapterError(message, code="missing-config", where=where)
-        return AdapterSource(open_store(weights), config, where)
-    if _SHARD.fullmatch(path.name):
+    is_directory = path.is_dir()
+    weights = weights_in(path) if is_directory else path
+    if not is_directory and _SHARD.fullmatch(path.name):
         message = "this is one shard of several; join them into one file first"
         raise AdapterError(message, code="sharded", where=where)
-    found = path.parent / CONFIG_NAME
-    beside = _read_config(found) if config is None and path.exists() and found.exists() else None
-    if path.stem == _PEFT_STEM:
-        return AdapterSource(open_store(path), config if config is not None else beside, where)
-    return AdapterSource(open_store(path), config, where, beside)
+    folder = weights.parent
+    found = None
+    if config is None and weights.exists() and (folder / CONFIG_NAME).exists():
+        found = _read_config(folder / CONFIG_NAME)
+    is_peft = weights.stem == _PEFT_STEM
+    if is_directory and is_peft and config is None and found is None:
+        message = f"no {CONFIG_NAME}; give the path of {weights.name} to read it with a scaling of 1"
+        raise AdapterError(message, code="missing-config", where=where)
+    store = open_store(weights)
+    if found is None:
+        return AdapterSource(store, config, where, folder=folder)
+    if "peft_type" in found:
+        is_own = is_peft or any(_PEFT_PREFIX in key for key in store.tensors)
+    else:
+        is_own = is_directory or is_peft
+    return AdapterSource(store, found if is_own else None, where, None if is_own else found, folder=folder)
 
 
 def weights_in(directory: Path) -> Path:

@@ -24,6 +24,7 @@ class AdapterFile:
         file_name: The name of the file in a directory.
         extra: The typed key-values of GGUF.
         config: The configuration, which only a directory can hold.
+        config_name: The name of the file of the configuration.
     """
 
     tensors: Mapping[str, RawTensor]
@@ -31,6 +32,7 @@ class AdapterFile:
     file_name: str
     extra: Mapping[str, Any] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    config_name: str = CONFIG_NAME
 
 
 def write_adapter_file(out: str | os.PathLike[str], file: AdapterFile, *, overwrite: bool) -> Path:
@@ -47,5 +49,5 @@ def write_adapter_file(out: str | os.PathLike[str], file: AdapterFile, *, overwr
     with atomic_directory(path, replace=overwrite) as directory:
         write_tensors(directory / file.file_name, file.tensors, file.metadata, extra=file.extra)
         if file.config:
-            (directory / CONFIG_NAME).write_bytes(dump_json(file.config))
+            (directory / file.config_name).write_bytes(dump_json(file.config))
     return path

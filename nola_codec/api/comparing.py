@@ -12,6 +12,7 @@ from nola_codec.adapters.conversion import matching_names
 from nola_codec.api.decoding import read_adapter
 from nola_codec.errors import AdapterError
 from nola_codec.fit.components import delta_energy, squared_error
+from nola_codec.model.adapter import Adapter
 from nola_codec.rendering import render_error, render_table
 
 _LISTED = 10
@@ -44,6 +45,8 @@ class Comparison:
         carried_equal, carried_different: The carried tensors whose bits are equal, and all others. Between dialects,
             whose keys differ, all are different.
         dialects: The dialects of A and B.
+        scale_origins: The places that the scalings of A and B came from, as in `EncodeReport`.
+        notes: Sentences that tell how the adapters were read.
     """
 
     nmse: float
@@ -53,6 +56,8 @@ class Comparison:
     carried_equal: tuple[str, ...]
     carried_different: tuple[str, ...]
     dialects: tuple[str, str]
+    scale_origins: tuple[str, str] = ("", "")
+    notes: tuple[str, ...] = ()
 
     @property
     def same_structure(self) -> bool:
@@ -88,14 +93,20 @@ class Comparison:
         return "\n".join(render_table(rows))
 
 
-def compare(a: AnySource, b: AnySource) -> Comparison:
+def compare(a: AnySource, b: AnySource, *, scale: float | None = None) -> Comparison:
     """Compare the deltas of two adapters, scaling included. `a` is the reference.
 
+    Args:
+        a: The reference, a `.nola` file or what `encode` reads.
+        b: The other adapter.
+        scale: The scaling of each of the two that is no `.nola` file and does not say its scaling.
+
     Raises:
-        AdapterError: An adapter cannot be read, a weight differs in shape, or the dialects have no names in common.
+        AdapterError: ``option``: both adapters say their scaling; or an adapter cannot be read, a weight differs in
+            shape, or the dialects have no names in common.
         FormatError, ChecksumMismatch: A `.nola` file is damaged.
     """
-    first, second = (dialect_of(each).prepare_comparison(each) for each in (read_adapter(a), read_adapter(b)))
+    first, second = (dialect_of(each).prepare_comparison(each) for each in _read_both(a, b, scale))
     keys_a, keys_b = matching_names(first, second)
     others = {keys_b[delta.name]: delta for delta in deltas(second)}
     tensors = []
@@ -117,7 +128,21 @@ def compare(a: AnySource, b: AnySource) -> Comparison:
         carried_equal=equal,
         carried_different=tuple(key for key in carried if key not in equal),
         dialects=(first.dialect, second.dialect),
+        scale_origins=(_origin(first), _origin(second)),
+        notes=tuple(f"{name}: {note}" for name, each in (("A", first), ("B", second)) for note in each.notes),
     )
+
+
+def _origin(adapter: Adapter) -> str:
+    return adapter.scale_origin or dialect_of(adapter).scale_origin(adapter.config, adapter.metadata)
+
+
+def _read_both(a: AnySource, b: AnySource, scale: float | None) -> tuple[Adapter, Adapter]:
+    """Read two adapters; those that do not say their scaling get `scale`. Raises AdapterError ``option``."""
+    first, second = read_adapter(a, scale=scale), read_adapter(b, scale=scale)
+    if scale is not None and "option" not in (first.scale_origin, second.scale_origin):
+        raise AdapterError("both adapters say their scaling themselves; leave out scale", code="option")
+    return first, second
 
 
 def _error(a: AdapterDelta, b: AdapterDelta) -> tuple[float, float, tuple[int, ...]]:

@@ -25,6 +25,7 @@ from nola_codec.decoder.decoder import Decoder
 from nola_codec.errors import NolaError
 from nola_codec.model.adapter import Adapter
 from nola_codec.progress import Progress
+from nola_codec.rendering import render_scalings
 from nola_codec.stores.files import read_json, require_free
 from nola_codec.stores.tensor_files import is_tensor_file
 
@@ -92,6 +93,7 @@ def decode(
         check_content(container)
         adapter = restore_from_base(decode_adapter(Decoder(container, arrays_on(device)), progress), base)
         if format is not None:
+            _tell(note, _scale_note(adapter))
             config = None if base is None else read_json(Path(base) / "config.json")
             if adapter.dialect == "delta":
                 adapter = change_as_lora(adapter, base, config or {})
@@ -103,6 +105,14 @@ def decode(
         if is_tensor_file(written):
             _tell(note, dialect_of(adapter).lost_in_file(adapter))
         return written
+
+
+def _scale_note(adapter: Adapter) -> str:
+    """Return a sentence for an adapter whose scaling was assumed when it was encoded; empty for others."""
+    if dialect_of(adapter).scale_origin(adapter.config, adapter.metadata) != "assumed":
+        return ""
+    shown = render_scalings(sorted({module.scaling for module in adapter.modules}), "assumed")
+    return f"scaling {shown}; encode it with --scale to set another one"
 
 
 def _tell(note: Callable[[str], None] | None, *sentences: str) -> None:
@@ -137,7 +147,7 @@ def verify(source: Source) -> dict[str, Any]:
         }
 
 
-def read_adapter(source: AnySource, *, rung: int | None = None) -> Adapter:
+def read_adapter(source: AnySource, *, rung: int | None = None, scale: float | None = None) -> Adapter:
     """Read an adapter from a `.nola` file or from anything that `encode` reads, as NumPy arrays.
 
     The content SHA-256 and the decoded SHA-256 of a `.nola` file are compared.
@@ -145,6 +155,7 @@ def read_adapter(source: AnySource, *, rung: int | None = None) -> Adapter:
     Args:
         source: A path, bytes or a binary stream.
         rung: The rung of a progressive `.nola` file, counted from 0; None is the last.
+        scale: The scaling of an adapter that is no `.nola` file and does not say its scaling.
 
     Raises:
         FormatError, ChecksumMismatch: The `.nola` file is damaged.
@@ -152,7 +163,7 @@ def read_adapter(source: AnySource, *, rung: int | None = None) -> Adapter:
     """
     require_source(source)
     if not _is_nola(source):
-        return adapters.read(source)
+        return adapters.read(source, scale=scale, must_use_scale=False)
     with open_container(
         bytes(source) if isinstance(source, bytearray | memoryview) else source, rung=rung
     ) as container:

@@ -36,6 +36,7 @@ def encode(
     overwrite: bool = False,
     carry_unknown: bool = False,
     base: str | os.PathLike[str] | None = None,
+    scale: float | None = None,
     **options: Unpack[EncodeKeywords],
 ) -> EncodeReport:
     """Encode an adapter as a `.nola` file.
@@ -53,6 +54,8 @@ def encode(
         carry_unknown: True carries tensors that the dialect does not know, exact, instead of refusing them.
         base: The base model, a directory or a safetensors file: carried tensors that equal its own are left out,
             and with ``carried="coded"`` those near its own become changes of them.
+        scale: The scaling of ``lora_B @ lora_A``, for an adapter that does not say it: neither by alphas, nor in its
+            metadata, nor in a configuration. Without it, `EncodeReport.notes` tells what was assumed.
         **options: The options of `nola_codec.api.keywords.EncodeKeywords`, which says what each means:
             nmse, ratio, error, objective (how large, and which error is kept small); progressive, rungs (coarser files
             in one); num_basis, bits, rank (the factor form, the paper's); fit, weighting, tuner, importance (what the
@@ -64,6 +67,7 @@ def encode(
 
     Raises:
         AdapterError: The source cannot be read, or is an object that is no source (``source-type``).
+            ``option``: `scale` differs from what the adapter says.
         EncodeError: Bad options (``option``), a target that cannot be reached, or a target that cannot be written to
             (``target-type``).
         OutputExists: `out` is there and `overwrite` is false.
@@ -80,6 +84,7 @@ def encode(
         overwrite=overwrite,
         carry_unknown=carry_unknown,
         base=base,
+        scale=scale,
         **options,
     )[1]
 
@@ -93,6 +98,7 @@ def encode_bytes(
     overwrite: bool = False,
     carry_unknown: bool = False,
     base: str | os.PathLike[str] | None = None,
+    scale: float | None = None,
     **options: Unpack[EncodeKeywords],
 ) -> tuple[bytes, EncodeReport]:
     """Encode an adapter and return the file's bytes beside the report; arguments and errors as of `encode`."""
@@ -100,8 +106,9 @@ def encode_bytes(
     if base is not None:
         require_model_path(base)
     config = plain_config(config)
+    check_keywords("encode", {"scale": scale}, EncodeKeywords, "scale")
     chosen = check_options(out, size=size, overwrite=overwrite, **options)
-    adapter = adapters.read(source, config=config, carry_unknown=carry_unknown)
+    adapter = adapters.read(source, config=config, carry_unknown=carry_unknown, scale=scale)
     if base is not None:
         adapter = relate_to_base(adapter, base, form=chosen.carried, serves_fit=chosen.fit != "weights")
     adapter, chosen = apply_rules(adapter, chosen)

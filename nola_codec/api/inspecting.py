@@ -20,7 +20,14 @@ from nola_codec.entropy import CODECS
 from nola_codec.model.header import Header
 from nola_codec.model.records import CodedRecord
 from nola_codec.prng import generator_name
-from nola_codec.rendering import render_error, render_error_name, render_ratio, render_size, render_table
+from nola_codec.rendering import (
+    render_error,
+    render_error_name,
+    render_ratio,
+    render_scalings,
+    render_size,
+    render_table,
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,8 @@ class FileFacts:
         draft: True if the format version is a draft.
         writer: Program that wrote the file.
         dialect: Dialect of the adapter.
+        scalings: The different scalings of the modules, sorted.
+        scale_origin: The place that they came from, as in `EncodeReport`; empty if there is no scaling.
         base_model: The base model that the adapter names, or None.
         base_revision: Revision of the base model, or None.
         bytes: Size of the file.
@@ -103,6 +112,8 @@ class FileFacts:
     draft: bool
     writer: str
     dialect: str
+    scalings: tuple[float, ...]
+    scale_origin: str
     base_model: str | None
     base_revision: str | None
     bytes: int
@@ -175,6 +186,8 @@ def _facts(container: Container) -> FileFacts:
         draft=container.prelude.version == 0,
         writer=header.writer,
         dialect=header.dialect,
+        scalings=tuple(sorted({low.kind.scaling for low in header.pairs})),
+        scale_origin=_dialect(header).scale_origin(header.config, header.metadata) if header.pairs else "",
         base_model=_base_model(header),
         base_revision=(header.config or {}).get("revision"),
         bytes=container.file_length,
@@ -237,6 +250,8 @@ def _lines(facts: FileFacts) -> list[tuple[str, str]]:
     carried = {tensor.name: tensor.stored for tensor in facts.tensors if tensor.stored is not None}
     if carried:
         lines.append(("carried", name_largest(carried)))
+    if facts.scale_origin:
+        lines.insert(4, ("scaling", render_scalings(facts.scalings, facts.scale_origin)))
     if len(facts.rungs) > 1:
         for number, rung in enumerate(facts.rungs):
             errors = ", ".join(

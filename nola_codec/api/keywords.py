@@ -130,15 +130,15 @@ _FUNCTION = ("a function", callable)
 
 _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "size": ("a number of bytes or text such as '50KB'", lambda value: _is_number(value) or isinstance(value, str)),
-    "nmse": _NUMBER, "ratio": _NUMBER, "error": _NUMBER, "energy": _NUMBER,
+    "scale": _NUMBER, "nmse": _NUMBER, "ratio": _NUMBER, "error": _NUMBER, "energy": _NUMBER,
     "num_basis": _INTEGER, "bits": _INTEGER, "rank": _INTEGER, "seed": _INTEGER,
     "objective": _TEXT, "fit": _TEXT, "basis": _TEXT, "generator": _TEXT, "carried": _TEXT,
     "shared_basis": _TRUTH, "thorough": _TRUTH, "progressive": _TRUTH,
     "importance": _TABLE, "weighting": _TABLE, "entropy": _LIST, "rungs": _LIST, "progress": _FUNCTION,
 }  # fmt: skip
 _MAY_BE_NONE = (
-    "size", "nmse", "ratio", "error", "energy", "num_basis", "bits", "rank", "objective", "importance", "weighting",
-    "rungs", "progress",
+    "size", "scale", "nmse", "ratio", "error", "energy", "num_basis", "bits", "rank", "objective", "importance",
+    "weighting", "rungs", "progress",
 )  # fmt: skip
 
 

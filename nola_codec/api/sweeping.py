@@ -65,6 +65,7 @@ class SweepReport:
         parameters: Numbers in the adapter.
         points: Files, in the order of the targets.
         seconds: Wall time.
+        notes: Sentences that tell how the adapter was read.
     """
 
     by: str
@@ -73,6 +74,7 @@ class SweepReport:
     parameters: int
     points: tuple[SweepPoint, ...]
     seconds: float
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         effective = self.objective == "effective"
@@ -97,6 +99,7 @@ def sweep(
     objective: ObjectiveName | None = None,
     config: Mapping[str, Any] | ConfigObject | None = None,
     carry_unknown: bool = False,
+    scale: float | None = None,
     **options: Unpack[SweepKeywords],
 ) -> SweepReport:
     """Encode an adapter at many sizes or errors, writing nothing: the whole curve of size against error.
@@ -112,6 +115,7 @@ def sweep(
         objective: The error that is kept small, ``effective`` or ``nmse``, as in `encode`.
         config: The adapter's configuration, for bytes and streams.
         carry_unknown: True carries tensors that the dialect does not know, exact, instead of refusing them.
+        scale: The scaling, for an adapter that does not say it, as in `encode`.
         **options: Those of `nola_codec.api.keywords.SweepKeywords`: rank, shared_basis, importance, generator, seed,
             entropy, thorough, progress.
 
@@ -127,7 +131,7 @@ def sweep(
     given: Mapping[str, Any] = options
     if refused := [name for name in _RATES if name in given]:
         raise _option_error(f"sweep sets the rate itself, by sizes, nmse or errors: leave out {', '.join(refused)}")
-    check_keywords("sweep", given, SweepKeywords)
+    check_keywords("sweep", {**given, "scale": scale}, SweepKeywords, "scale")
     require_source(source)
     lists = {"sizes": sizes, "nmse": nmse, "errors": errors}
     for name, values in lists.items():
@@ -143,7 +147,7 @@ def sweep(
     targets = _targets(lists[chosen[0]]) if chosen else None
     for target in targets or ():
         _with_target(base, by, target)  # refuses what makes no sense before any work
-    adapter = adapters.read(source, config=plain_config(config), carry_unknown=carry_unknown)
+    adapter = adapters.read(source, config=plain_config(config), carry_unknown=carry_unknown, scale=scale)
     base = choose_objective(adapter, base)
     if base.progress is not None:
         base.progress("canonical form", 0, 1)
@@ -156,6 +160,7 @@ def sweep(
         parameters=adapter.parameters,
         points=tuple(points),
         seconds=time.perf_counter() - begin,
+        notes=adapter.notes,
     )
 
 

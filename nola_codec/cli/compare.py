@@ -22,17 +22,21 @@ from nola_codec.cli.output import OUTPUT, json_option, print_json
 @click.argument("b", type=click.Path())
 @option("--per-tensor", group=OUTPUT, is_flag=True, help="List every delta, the worst first.")
 @option("--max-nmse", group="Target", type=float, help="End with exit status 1 above this NMSE.")
+@option("--scale", group="Adapter", type=float,
+        help="Scaling of each of the two that is no .nola file and does not say it.")  # fmt: skip
 @json_option
-def command(a: str, b: str, per_tensor: bool, max_nmse: float | None, as_json: bool) -> int:
+def command(a: str, b: str, per_tensor: bool, max_nmse: float | None, scale: float | None, as_json: bool) -> int:
     """Compare the deltas of adapter B with those of adapter A, the reference; either may be a .nola file."""
     from nola_codec.api.comparing import compare
 
-    found = compare(a, b)
+    found = compare(a, b, scale=scale)
     good = found.same_structure and (max_nmse is None or found.nmse <= max_nmse)
     if as_json:
         print_json({"ok": good, **asdict(found)})
         return 0 if good else 1
     click.echo(str(found))
+    for note in found.notes:
+        click.echo(f"note: {note}", err=True)
     if per_tensor:
         click.echo("")
         click.echo(found.tensor_table())

@@ -17,6 +17,7 @@ from nola_codec.cli.encode_options import (
     OUTPUT_OPTIONS,
     RANK_OPTION,
     RATE_OPTIONS,
+    SCALE_OPTION,
     THOROUGH_OPTION,
     OutputRequest,
     read_coding_values,
@@ -72,7 +73,7 @@ class FitRequest:
             source: The adapter.
             checkpoint: Where training is saved, so that it can go on after it was interrupted.
             show: Shows progress.
-            more: ``carry_unknown``.
+            more: ``carry_unknown`` and ``scale``.
         """
         if self.fit != "weights":
             require_torch(f"--fit {self.fit}")
@@ -92,7 +93,7 @@ class FitRequest:
             }  # fmt: skip
             settings = TaskSettings(checkpoint=checkpoint, **{k: v for k, v in chosen.items() if v is not None})
             tuner = text_tuner(self.base, source, self.data, held_out=self.held_out, settings=settings,
-                               batch=self.batch or BATCH, progress=show)  # fmt: skip
+                               batch=self.batch or BATCH, scale=more.get("scale"), progress=show)  # fmt: skip
             return {"tuner": tuner}
         return {}
 
@@ -123,7 +124,7 @@ def _flag(name: str) -> str:
 )
 @click.argument("source", type=click.Path())
 @options(*RATE_OPTIONS, *FACTOR_OPTIONS, RANK_OPTION, THOROUGH_OPTION)
-@options(*FIT_OPTIONS, *BASIS_OPTIONS, CARRIED_OPTION, CARRY_UNKNOWN_OPTION, *OUTPUT_OPTIONS)
+@options(*FIT_OPTIONS, *BASIS_OPTIONS, SCALE_OPTION, CARRIED_OPTION, CARRY_UNKNOWN_OPTION, *OUTPUT_OPTIONS)
 def command(source: str, **values: Any) -> None:
     """Encode the adapter SOURCE, a directory or a file, as a .nola file.
 
@@ -139,7 +140,7 @@ def command(source: str, **values: Any) -> None:
     from nola_codec.api.encoding import check_options, encode
 
     output, fit = take(OutputRequest, values), take(FitRequest, values)
-    carry_unknown: bool = values.pop("carry_unknown")
+    reading: dict[str, Any] = {name: values.pop(name) for name in ("carry_unknown", "scale")}
     fit.check(source)
     target = output.open_target()
     coding = read_coding_values(values)
@@ -150,11 +151,9 @@ def command(source: str, **values: Any) -> None:
     show = progress(output.quiet)
     checkpoint = None if output.file is None else Path(f"{output.file}.training")
     with encodable_source(source, fit.base) as (source, note):
-        coding |= {"fit": fit.fit, **fit.make_keywords(source, checkpoint, show, carry_unknown=carry_unknown)}
+        coding |= {"fit": fit.fit, **fit.make_keywords(source, checkpoint, show, **reading)}
         base = None if note else fit.base  # the base model has served already to make a LoRA of another method
-        report = encode(
-            source, target, overwrite=output.force, carry_unknown=carry_unknown, base=base, progress=show, **coding
-        )
+        report = encode(source, target, overwrite=output.force, base=base, progress=show, **reading, **coding)
     if note:
         report = replace(report, notes=(note, *report.notes))
     if fit.fit == "task" and checkpoint is not None:

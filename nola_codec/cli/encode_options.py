@@ -82,6 +82,8 @@ CARRIED_OPTION = option("--carried", group=OUTPUT, type=click.Choice(["exact", "
                         default="exact", show_default=True,
                         help="Form of heads, embeddings and other carried tensors of floats; the report says what they "
                              "lose.")  # fmt: skip
+SCALE_OPTION = option("--scale", group="Adapter", type=float,
+                      help="Scaling (alpha / r) of an adapter that does not say it.")  # fmt: skip
 OUTPUT_OPTIONS = (
     option("-o", "--output", "out", group=OUTPUT, type=click.Path(allow_dash=True), metavar="FILE",
            help="The .nola file to write; - is standard output, and the report then goes to stderr."),

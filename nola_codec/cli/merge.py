@@ -22,6 +22,7 @@ from nola_codec.cli.output import (
     print_json,
     print_merge,
     print_notes,
+    print_scale_notes,
     progress,
     quiet_option,
     unmerge_option,
@@ -52,6 +53,8 @@ class MergeArguments:
         start = time.perf_counter()
         report = self._merge(sources)
         print_merge(report, time.perf_counter() - start, as_json=as_json, restored=self.unmerge is not None)
+        if self.unmerge is None and not as_json:
+            print_scale_notes(file for file, _ in sources)
 
     def _merge(self, sources: list[tuple[str, float]]) -> MergeReport:
         from nola_codec.api import merging

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from nola_codec.cli.help import option
-from nola_codec.rendering import render_size
+from nola_codec.rendering import render_scalings, render_size
 
 if TYPE_CHECKING:
     from nola_codec.merger.request import MergeReport
@@ -86,6 +86,17 @@ def print_notes(notes: Iterable[str]) -> None:
     """Print sentences that the user should read, on stderr."""
     for note in notes:
         click.echo(f"note: {note}", err=True)
+
+
+def print_scale_notes(files: Iterable[str]) -> None:
+    """Print a note on stderr for each `.nola` file whose scaling was assumed when it was encoded."""
+    from nola_codec.api.inspecting import inspect
+
+    for file in files:
+        facts = inspect(file)
+        if facts.scale_origin == "assumed":
+            shown = render_scalings(facts.scalings, facts.scale_origin)
+            click.echo(f"note: {file}: scaling {shown}; encode it with --scale to set another one", err=True)
 
 
 def progress(quiet: bool) -> Callable[[str, int, int], None] | None:

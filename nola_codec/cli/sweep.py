@@ -13,6 +13,7 @@ from nola_codec.cli.encode_options import (
     CARRY_UNKNOWN_OPTION,
     GENERATOR_OPTIONS,
     IMPORTANCE_OPTION,
+    SCALE_OPTION,
     TARGET,
     THOROUGH_OPTION,
     read_coding_values,
@@ -41,7 +42,7 @@ _TARGETS = (
 @options(*_TARGETS, THOROUGH_OPTION, IMPORTANCE_OPTION, *GENERATOR_OPTIONS)
 @option("--shared-basis", group=BASIS, is_flag=True, help="Use one basis for all weights of one shape.")
 @option("--plot", group=OUTPUT, type=click.Path(), metavar="FILE", help="Draw the curve; .png or .svg, by matplotlib.")
-@options(CARRY_UNKNOWN_OPTION, force_option, quiet_option, json_option)
+@options(SCALE_OPTION, CARRY_UNKNOWN_OPTION, force_option, quiet_option, json_option)
 def command(source: str, **values: Any) -> None:
     """Encode the adapter SOURCE at many sizes and show the curve of size against error. Only the plot is written.
 
@@ -65,6 +66,8 @@ def command(source: str, **values: Any) -> None:
         print_json({**asdict(report), "plot": plot})
         return
     click.echo(str(report))
+    for note in report.notes:
+        click.echo(f"note: {note}", err=True)
     if plot is not None:
         click.echo(f"wrote  {plot}")
 

@@ -111,6 +111,9 @@ class EncodeReport:
         notes: Sentences that the user should read.
         form: ``component`` or ``factor``.
         carried: One report for each carried tensor, in the order of the file.
+        scalings: The different scalings of the modules, sorted.
+        scale_origin: The place that they came from: ``tensor`` (alphas), ``config``, ``metadata``, ``option`` (the
+            user), ``dialect`` (the dialect defines them), ``assumed``; empty if there is no scaling.
     """
 
     bytes: int
@@ -130,6 +133,8 @@ class EncodeReport:
     notes: tuple[str, ...] = ()
     form: str = "component"
     carried: tuple[CarriedReport, ...] = ()
+    scalings: tuple[float, ...] = ()
+    scale_origin: str = ""
 
     @property
     def carried_bytes(self) -> int:

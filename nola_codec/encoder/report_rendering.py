@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nola_codec.rendering import render_error, render_error_name, render_ratio, render_size
+from nola_codec.rendering import render_error, render_error_name, render_ratio, render_scalings, render_size
 
 if TYPE_CHECKING:
     from nola_codec.encoder.report import EncodeReport, TaskReport
@@ -23,6 +23,8 @@ def render_encode_report(report: EncodeReport) -> str:
         f"{len(report.tensors)} records",
         f"objective    {report.objective}",
     ]
+    if report.scalings and report.scale_origin:
+        lines.append(f"scaling      {render_scalings(report.scalings, report.scale_origin)}")
     if report.effective_error is not None:
         lines.append(f"eff. error   {render_error(report.effective_error)}  (signal lost and visible noise, estimated)")
     if report.task is not None:

@@ -70,6 +70,8 @@ def make_report(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) ->
         activation_error=None if last.activations is None else lost_share(last.activations),
         rungs=_rung_reports(file),
         dialect=job.adapter.dialect,
+        scalings=tuple(sorted({m.scaling for m in job.adapter.modules if m.is_whole_delta})),
+        scale_origin=job.adapter.scale_origin,
         task=None if options.tuner is None else options.tuner.report(),
         notes=job.adapter.notes
         + job.shared_deltas.notes

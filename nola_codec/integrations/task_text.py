@@ -41,6 +41,7 @@ def text_tuner(
     held_out: str | os.PathLike[str] | None = None,
     settings: TaskSettings | None = None,
     batch: int = BATCH,
+    scale: float | None = None,
     progress: Progress | None = None,
 ) -> TaskTuner:
     """Make the tuner with which `encode --fit task` trains.
@@ -53,6 +54,7 @@ def text_tuner(
         held_out: A file of rows to report on, or None.
         settings: The settings of the training; None is `TaskSettings()`.
         batch: The number of rows in a batch.
+        scale: The scaling of an adapter that does not say it, as in `encode`.
         progress: Called as (stage, done, total), or None.
 
     Raises:
@@ -73,7 +75,7 @@ def text_tuner(
     count = min(VALIDATION, len(rows) // 20 + 1)
     chosen, rows = rows[:count], rows[count:]
     model, tokenizer = load_causal(Path(base))
-    _load_carried_tensors(model, source)
+    _load_carried_tensors(model, source, scale)
 
     def batches(own: Sequence[Row], size: int) -> list[Batch]:
         return [_batch(tokenizer, own[start : start + size]) for start in range(0, len(own), size)]
@@ -154,7 +156,7 @@ def _body_and_head(model: Any) -> tuple[torch.nn.Module, torch.nn.Module] | None
     return None if head is None or body is None else (body, head)
 
 
-def _load_carried_tensors(model: torch.nn.Module, source: AnySource) -> None:
+def _load_carried_tensors(model: torch.nn.Module, source: AnySource, scale: float | None) -> None:
     """Put the tensors that an adapter carries besides its factors into the model.
 
     Raises:
@@ -164,7 +166,7 @@ def _load_carried_tensors(model: torch.nn.Module, source: AnySource) -> None:
 
     from nola_codec.decoder.torch_raw import to_torch
 
-    adapter = read(source)
+    adapter = read(source, scale=scale)
     own = dict(model.named_parameters())
     for key, tensor in adapter.raw.items():
         path = module_path(key)

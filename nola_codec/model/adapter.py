@@ -15,6 +15,10 @@ import numpy.typing as npt
 from nola_codec.model.tensors import Draw, RawTensor
 
 Layout = Literal["linear", "conv", "embedding"]
+Origin = Literal["tensor", "config", "metadata", "option", "dialect", "assumed", ""]
+ORIGINS: tuple[Origin, ...] = ("tensor", "config", "metadata", "option", "dialect", "assumed", "")
+"""The places that a scaling can come from: the alphas in the tensors, a configuration, the metadata, the user; or
+``dialect``: the dialect defines it; ``assumed``: it is a guess; the empty string: it is not known."""
 
 
 class Codable(Protocol):
@@ -232,6 +236,7 @@ class Adapter:
         notes: Sentences that tell the user how the adapter was read.
         references: For each vector that is a change of a tensor of the base model in place of a carried tensor, by
             name, which tensor that is.
+        scale_origin: The place that the scalings came from, one of `ORIGINS`.
     """
 
     dialect: str
@@ -243,6 +248,7 @@ class Adapter:
     draws: Mapping[str, Draw] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     references: Mapping[str, BaseReference] = field(default_factory=dict)
+    scale_origin: Origin = ""
 
     @property
     def parameters(self) -> int:

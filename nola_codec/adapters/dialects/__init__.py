@@ -2,14 +2,16 @@
 
     peft.py                     PEFT. LoRA is here, and these serve it: `peft_base.py`, `peft_config.py`,
                                 `peft_ranks.py`, `peft_components.py`, `peft_experts.py`, and for its older forms
-                                `peft_rewrites.py`, `peft_adalora.py`, `merged_linear.py`. `peft_methods.py` says
+                                `peft_rewrites.py`, `peft_adalora.py`, `merged_linear.py`. `peft_scales.py` finds
+                                scalings without a configuration. `peft_methods.py` says
                                 what is read of PEFT
     peft_lycoris.py             PEFT's own LoHa and LoKr
     peft_diagonals.py           VeRA and RandLoRA, with `diagonals.py`, `vera.py`, `randlora.py`, `peft_draws.py`
     kohya.py, lycoris.py, lycoris_parts.py                    kohya's sd-scripts, and LyCORIS
-    diffusers.py, diffusers_keys.py                           diffusers
-    mlx.py, mlx_names.py                                      MLX, and what its models call their layers
-    loralib.py, numbered.py                                   one tool each (`numbered.py`: two)
+    diffusers.py, diffusers_keys.py, adapter_metadata.py      diffusers, and the JSON of its metadata
+    mlx.py, mlx_config.py, mlx_names.py                       MLX, its configuration, and what its models call
+                                                              their layers; `embedding_names.py` tells embeddings
+    loralib.py, mistral.py, torchtune.py, numbered.py         one tool each (`numbered.py`: two)
     gguf.py, gguf_names.py      llama.cpp
     parameters.py               networks that were trained as coefficients
     weight_changes.py           `encode_delta`: the change of a whole model

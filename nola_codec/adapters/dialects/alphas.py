@@ -76,6 +76,33 @@ def pack_alphas(
     return _pack(packed, {*modules, *packed}, dtype, list(shape)), carried
 
 
+def with_alphas(adapter: Adapter, *, stem_of: Callable[[str], str] = str) -> Adapter:
+    """Return an adapter without alphas with one for each module, alpha = scaling * r, in `config`.
+
+    Args:
+        adapter: The adapter.
+        stem_of: Returns the name M for which the alpha of a module is called ``M.alpha``.
+    """
+    scalings = {stem_of(m.name): m.scaling for m in adapter.modules}
+    entry = alphas_of(scalings, {stem_of(m.name): m.rank for m in adapter.modules})
+    return replace(adapter, config={**(adapter.config or {}), "alpha": entry})
+
+
+def alphas_of(scalings: Mapping[str, float], ranks: Mapping[str, int], without: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the entry in `config` for alphas with alpha / r = scaling: float32 if that is exact, else float64.
+
+    Args:
+        scalings: The scalings by the name of the module.
+        ranks: The ranks by the name of the module.
+        without: The names of modules that have no alpha.
+    """
+    alphas = {name: scaling * ranks[name] for name, scaling in scalings.items()}
+    exact = all(_rounded(alpha, "F32") / ranks[name] == scalings[name] for name, alpha in alphas.items())
+    dtype = "F32" if exact else "F64"
+    rounded = {name: _rounded(alpha, dtype) for name, alpha in alphas.items()}
+    return _pack(rounded, {*rounded, *without}, dtype, [])
+
+
 class Alphas:
     """The alphas of an adapter: those in its `config`, and those that are carried tensors."""
 

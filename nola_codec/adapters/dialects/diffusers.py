@@ -5,7 +5,8 @@ present  Some keys end in ``.lora_A.weight``; others may end in ``.lora.down.wei
 old      All keys end in ``.down.weight`` and ``.up.weight``: those of before version 0.22, of 0.22 to 0.24, of
          XLabs, and of adapters of attention layers that Diffusers still writes so.
 
-The scaling comes from an ``.alpha``, from the metadata `lora_adapter_metadata`, or is 1.
+The scaling comes from an ``.alpha``, the metadata, a configuration beside the file, or is 1, since diffusers takes
+alpha = r.
 """
 
 from __future__ import annotations
@@ -16,22 +17,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from nola_codec.adapters.dialects.adapter_metadata import METADATA_KEY
 from nola_codec.adapters.dialects.alphas import SUFFIX as ALPHA
-from nola_codec.adapters.dialects.alphas import fit_alphas
+from nola_codec.adapters.dialects.alphas import fit_alphas, with_alphas
 from nola_codec.adapters.dialects.comfyui_keys import NORM, replaced_tensors
 from nola_codec.adapters.dialects.diffusers_keys import BOTH, DOWN_UP, LORA_A_B, alpha_module, path_in_file
 from nola_codec.adapters.dialects.module_rules import fold_scaling, require_layouts, sort_modules
 from nola_codec.adapters.dialects.pair_dialect import PairDialect
 from nola_codec.adapters.dialects.paths import COMPONENTS, component_of, old_diffusers_name, old_diffusers_path
-from nola_codec.adapters.dialects.peft_config import PeftSettings, parse_config
 from nola_codec.adapters.dialects.peft_ranks import fit_ranks
 from nola_codec.adapters.sources import AdapterSource
-from nola_codec.errors import AdapterError, mismatch
+from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import Adapter, LoraModule
 from nola_codec.model.tensors import RawTensor
-from nola_codec.stores.files import MAX_JSON_BYTES
-
-METADATA_KEY = "lora_adapter_metadata"
 
 
 class Diffusers(PairDialect):
@@ -49,14 +47,6 @@ class Diffusers(PairDialect):
         factors = [key for key in source.file.tensors if LORA_A_B.split(key) is not None]
         return bool(factors) and not any(key.startswith("base_model.") for key in factors)
 
-    def scalings(self, source: AdapterSource, ranks: Mapping[str, int]) -> dict[str, float]:
-        """Return the scaling of each module from the metadata, or 1.
-
-        Raises:
-            AdapterError: ``rank-mismatch``, and those of `parse_metadata`.
-        """
-        return _scalings(self, source, ranks)
-
     def alpha_module(self, name: str) -> str:
         """Return the path of a module, since its alpha is called ``<path>.alpha``."""
         return alpha_module(name)
@@ -64,6 +54,15 @@ class Diffusers(PairDialect):
     def path_of(self, name: str) -> str:
         """Return the path of a module in either spelling; errors as in `Dialect`."""
         return path_in_file(name)
+
+    def keep_scale(self, adapter: Adapter) -> Adapter:
+        """Return the adapter with its scalings in the metadata; as alphas if a name does not begin with a component.
+
+        Diffusers reads its metadata by component. The files of other models (ComfyUI, BFL) have alphas.
+        """
+        if all(component_of(module.name) for module in adapter.modules):
+            return _with_metadata(self, adapter)
+        return with_alphas(adapter, stem_of=self.alpha_module)
 
     def with_modules(self, adapter: Adapter, modules: Sequence[LoraModule]) -> Adapter:
         """Return the adapter with other modules; its alphas or its metadata state their scalings.
@@ -102,13 +101,13 @@ class OldDiffusers(PairDialect):
     is_conversion_target = True
     has_components = True
 
-    def scalings(self, source: AdapterSource, ranks: Mapping[str, int]) -> dict[str, float]:
-        """Return the scaling of each module from the metadata, or 1; errors as in `Diffusers`."""
-        return _scalings(self, source, ranks)
-
     def alpha_module(self, name: str) -> str:
         """Return the path for ``<path>.lora``, else the name."""
         return alpha_module(name)
+
+    def keep_scale(self, adapter: Adapter) -> Adapter:
+        """Return the adapter with its scalings as alphas."""
+        return with_alphas(adapter, stem_of=self.alpha_module)
 
     def with_modules(self, adapter: Adapter, modules: Sequence[LoraModule]) -> Adapter:
         """Return the adapter with other modules, with scalings as in `Diffusers`; arguments and errors as there."""
@@ -129,48 +128,6 @@ class OldDiffusers(PairDialect):
         require_layouts(modules, self.name, "linear")
         named = [fold_scaling(replace(m, name=old_diffusers_name(m.name)), self.name) for m in modules]
         return Adapter(self.name, sort_modules(named), {}, None, {"format": "pt"})
-
-
-def parse_metadata(text: str, where: str) -> dict[str, PeftSettings]:
-    """Return the settings of each component, by its name. The empty string stands for a file without components.
-
-    Raises:
-        AdapterError: ``bad-config``, and those of `parse_config`.
-    """
-    try:
-        value: Any = json.loads(text) if len(text) <= MAX_JSON_BYTES else None
-    except (ValueError, RecursionError) as e:
-        raise AdapterError(f"not valid JSON: {e}", code="bad-config", where=where) from e
-    if not isinstance(value, dict):
-        raise AdapterError(mismatch("value", "a JSON object", type(value).__name__), code="bad-config", where=where)
-    by_component: dict[str, dict[str, Any]] = {}
-    for key, item in value.items():
-        component, _, option = key.rpartition(".")
-        by_component.setdefault(component, {})[option] = item
-    return {
-        component: parse_config({"peft_type": "LORA", **config}, f"{where}: {component}" if component else where)
-        for component, config in by_component.items()
-    }
-
-
-def _scalings(dialect: PairDialect, source: AdapterSource, ranks: Mapping[str, int]) -> dict[str, float]:
-    text = source.file.metadata.get(METADATA_KEY)
-    if text is None:
-        return dict.fromkeys(ranks, 1.0)
-    settings = parse_metadata(text, f"{source.where}: {METADATA_KEY}")
-    paths = {name: dialect.path_of(name) for name in ranks}
-    return {name: _scaling(paths[name], rank, settings, source.where) for name, rank in ranks.items()}
-
-
-def _scaling(name: str, rank: int, settings: Mapping[str, PeftSettings], where: str) -> float:
-    component, _, path = name.partition(".")
-    found, inner = (settings[component], path) if component in settings else (settings.get(""), name)
-    if found is None:
-        return 1.0
-    if found.rank_of(inner) != rank:
-        message = mismatch("rank", f"{found.rank_of(inner)} by {METADATA_KEY}", rank)
-        raise AdapterError(message, code="rank-mismatch", where=f"{where}: {name}")
-    return found.scaling_of(inner)
 
 
 def _restated(dialect: PairDialect, adapter: Adapter, modules: Sequence[LoraModule]) -> Adapter:

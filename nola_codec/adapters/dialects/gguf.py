@@ -14,13 +14,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nola_codec.adapters.dialects.gguf_names import ALPHA, EMBEDDING, fit_to_one_alpha, from_gguf, key_values, to_gguf
 from nola_codec.adapters.dialects.pair_dialect import PairDialect, require_no_vectors
 from nola_codec.adapters.dialects.pairs import PairKeys, Transposed, join_tensors, pair_tensors, read_pair
+from nola_codec.adapters.scale_records import stored_origin
+from nola_codec.adapters.scales import FoundScales, default_scales
 from nola_codec.adapters.sources import AdapterSource
 from nola_codec.adapters.writing import AdapterFile, write_adapter_file
 from nola_codec.errors import AdapterError, mismatch
-from nola_codec.model.adapter import Adapter, LoraModule
+from nola_codec.model.adapter import Adapter, LoraModule, Origin
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.tensor_files import is_tensor_file
 from nola_codec.stores.tensor_store import TensorStore
@@ -57,12 +61,30 @@ class Gguf(PairDialect):
         """Return the key-values with their types."""
         return {"gguf": {key: list(value) for key, value in source.file.extra.items()}}
 
-    def scalings(self, source: AdapterSource, ranks: Mapping[str, int]) -> dict[str, float]:
-        """Return alpha / r for each module, or 1 if alpha is 0. Raises AdapterError ``bad-config``."""
+    def find_scales(self, source: AdapterSource, ranks: Mapping[str, int], *, has_alphas: bool) -> FoundScales:
+        """Return alpha / r for each module; llama.cpp takes 1 if alpha is 0. Raises AdapterError ``bad-config``."""
         alpha = source.file.extra.get(ALPHA, ("FLOAT32", 0.0))[1]
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
             raise AdapterError(mismatch(ALPHA, "a finite number", alpha), code="bad-config", where=source.where)
-        return {name: alpha / rank if alpha else 1.0 for name, rank in ranks.items()}
+        if not alpha:
+            return default_scales(source, ranks, self.default_scale)
+        return FoundScales({name: alpha / rank for name, rank in ranks.items()}, "metadata")
+
+    def keep_scale(self, adapter: Adapter) -> Adapter:
+        """Return the adapter with its scaling as the one alpha. Raises AdapterError ``not-expressible``."""
+        alphas = {float(np.float32(m.scaling * m.rank)) for m in adapter.modules}
+        if len(alphas) > 1:
+            message = "GGUF has one alpha for all modules, and these have several ranks, so --scale needs several"
+            raise AdapterError(message, code="not-expressible")
+        values = {key: list(value) for key, value in key_values(adapter).items()}
+        return replace(adapter, config={**(adapter.config or {}), "gguf": {**values, ALPHA: ["FLOAT32", alphas.pop()]}})
+
+    def scale_origin(self, config: Mapping[str, Any] | None, metadata: Mapping[str, str]) -> Origin:
+        """Return ``metadata`` if the key-values have an alpha; arguments as in `Dialect`."""
+        stored = stored_origin(config)
+        values = (config or {}).get("gguf")
+        has_alpha = isinstance(values, Mapping) and bool(values.get(ALPHA, ("", 0))[-1])
+        return stored or ("metadata" if has_alpha else "dialect")
 
     def tensors(self, adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
         """Return all tensors by their keys; arguments and errors as in `Dialect`."""

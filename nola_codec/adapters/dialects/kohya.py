@@ -23,7 +23,7 @@ from nola_codec.adapters.adapter_delta import CombinedDelta, is_change
 from nola_codec.adapters.base_model import BaseModel
 from nola_codec.adapters.contract import Dialect
 from nola_codec.adapters.dialects.alphas import SUFFIX as ALPHA
-from nola_codec.adapters.dialects.alphas import Alphas, fit_alphas, pack_alphas, read_alphas
+from nola_codec.adapters.dialects.alphas import Alphas, alphas_of, fit_alphas, pack_alphas, read_alphas
 from nola_codec.adapters.dialects.comfyui_keys import (
     RESHAPE_WEIGHT,
     SET_WEIGHT,
@@ -53,10 +53,12 @@ from nola_codec.adapters.dialects.pairs import (
 )
 from nola_codec.adapters.dialects.paths import component_of, kohya_name, kohya_path, kohya_split
 from nola_codec.adapters.dialects.refused_keys import find_refusal
+from nola_codec.adapters.scale_records import kept_config, record_origin, stored_origin
+from nola_codec.adapters.scales import DefaultScale, find_scales
 from nola_codec.adapters.sources import AdapterSource
 from nola_codec.adapters.writing import AdapterFile, write_adapter_file
 from nola_codec.errors import AdapterError
-from nola_codec.model.adapter import Adapter, LoraModule
+from nola_codec.model.adapter import Adapter, LoraModule, Origin
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import from_float32, to_float64
 from nola_codec.stores.safetensors_writer import dump
@@ -120,8 +122,12 @@ class Kohya(Dialect):
         adapter = replace(adapter, modules=tuple(sorted(modules, key=lambda m: m.name)), vectors=tuple(tensors))
         if not adapter.modules and not adapter.vectors:
             raise AdapterError("no LoRA factors in it", code="empty-adapter", where=where)
-        adapter = replace(adapter, notes=notes_on_carried(raw))
+        adapter = _with_scales(replace(adapter, notes=notes_on_carried(raw)), source)
         return with_gains(adapter, self.combined_deltas(adapter))
+
+    def scale_origin(self, config: Mapping[str, Any] | None, metadata: Mapping[str, str]) -> Origin:
+        """Return ``tensor`` if there are alphas, and ``dialect`` if not, since sd-scripts then takes alpha = r."""
+        return stored_origin(config) or ("tensor" if config is not None and "alpha" in config else "dialect")
 
     def tensors(self, adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
         """Return all tensors by their keys; arguments as in `Dialect`.
@@ -141,7 +147,8 @@ class Kohya(Dialect):
     ) -> Path:
         """Write one file. Hashes in the metadata are computed again for the new content."""
         made = self.tensors(adapter, dtype)
-        file = AdapterFile(made, with_hashes(adapter.metadata, made), self.file_name)
+        metadata = with_hashes(adapter.metadata, made)
+        file = AdapterFile(made, metadata, self.file_name, config=kept_config(adapter.config))
         return write_adapter_file(out, file, overwrite=overwrite)
 
     def combined_deltas(self, adapter: Adapter) -> tuple[CombinedDelta, ...]:
@@ -152,17 +159,11 @@ class Kohya(Dialect):
         """
         shapes = {v.name: v.values.shape for v in adapter.vectors}
         products = {m.name: m for m in adapter.modules if m.name.endswith(PRODUCTS)}
-        found = composite_parts([*shapes, *products])
         alphas = Alphas(adapter)
         made = []
-        for stem, parts in sorted(found.items()):
+        for stem, (parts, rank) in _composites(adapter).items():
             # Two parts of one megabyte each can make a delta of a terabyte.
             require_reasonable(stem, {p: products[p].vector_lengths if p in products else shapes[p] for p in parts})
-            start = len(stem) + 1
-            rank = part_rank(
-                {part[start:]: shapes[part] for part in parts if part in shapes},
-                {part[start:]: products[part].rank for part in parts if part in products},
-            )
             made.append(LycorisDelta(stem, tuple(parts), _scale(adapter, stem, rank, alphas)))
         return tuple(made)
 
@@ -276,6 +277,47 @@ def _read_plain(store: TensorStore, stem: str, adapter: Adapter, alphas: Alphas)
     module = read_pair(store, stem, _PLAIN.of(stem))
     alpha = alphas.of(stem)
     return module if alpha is None else replace(module, scaling=alpha / module.rank * _scalar(adapter, stem))
+
+
+def _composites(adapter: Adapter) -> dict[str, tuple[list[str], int | None]]:
+    """Return the parts of each delta that is made of several, and its rank, or None if no part is a pair of factors."""
+    shapes = {v.name: v.values.shape for v in adapter.vectors}
+    products = {m.name: m for m in adapter.modules if m.name.endswith(PRODUCTS)}
+    found = {}
+    for stem, parts in sorted(composite_parts([*shapes, *products]).items()):
+        start = len(stem) + 1
+        rank = part_rank(
+            {part[start:]: shapes[part] for part in parts if part in shapes},
+            {part[start:]: products[part].rank for part in parts if part in products},
+        )
+        found[stem] = list(parts), rank
+    return found
+
+
+def _with_scales(adapter: Adapter, source: AdapterSource) -> Adapter:
+    """Return the adapter with the scalings of a file without alphas; those from elsewhere become alphas of the adapter.
+
+    Raises:
+        AdapterError: Those of `find_scales`.
+    """
+    if "alpha" in (adapter.config or {}):
+        return replace(adapter, scale_origin="tensor")
+    ranks = {m.name: m.rank for m in adapter.modules if not m.name.endswith(PRODUCTS)}
+    ranks |= {stem: rank for stem, (_, rank) in _composites(adapter).items() if rank is not None}
+    if not ranks:
+        return replace(adapter, scale_origin="dialect")
+    found = find_scales(source, ranks, DefaultScale())
+    adapter = replace(adapter, scale_origin=found.origin, notes=(*adapter.notes, *found.notes))
+    if found.origin == "dialect":
+        return adapter
+    touched = sorted(_stems(adapter) - set(ranks))
+    entry = alphas_of(found.scalings, ranks, touched)
+    modules = [
+        replace(m, scaling=found.scalings[m.name] * _scalar(adapter, m.name)) if m.name in found.scalings else m
+        for m in adapter.modules
+    ]
+    config = record_origin({**(adapter.config or {}), "alpha": entry}, found.origin, found.config)
+    return replace(adapter, modules=tuple(modules), config=config)
 
 
 def _scalar(adapter: Adapter, stem: str) -> float:

@@ -1,7 +1,7 @@
 """The dialect of loralib, Microsoft's first LoRA library: ``<path>.lora_A`` (r, in) and ``<path>.lora_B`` (out, r).
 
-A file has no alpha. The layers of fused projections (`MergedLinear`) are read as plain pairs, if a configuration with
-`enable_lora` is given or lies beside the file.
+A file has no alpha: the program has it that trained the adapter. The layers of fused projections (`MergedLinear`) are
+read as plain pairs, if a configuration with `enable_lora` is given or lies beside the file.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from nola_codec.adapters.dialects.module_rules import fold_scaling, require_layo
 from nola_codec.adapters.dialects.pair_dialect import PairDialect
 from nola_codec.adapters.dialects.pairs import PairKeys
 from nola_codec.adapters.ranks import with_largest_rank
+from nola_codec.adapters.scales import DefaultScale
 from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
 from nola_codec.model.adapter import Adapter, LoraModule
 from nola_codec.model.tensors import RawTensor
@@ -36,7 +37,10 @@ class Loralib(PairDialect):
 
         Arguments and errors are as in `Dialect`.
         """
-        named = [fold_scaling(m, self.name) for m in with_largest_rank(modules)]
+        fitted = with_largest_rank(modules)
+        if self.scale_origin(adapter.config, adapter.metadata) in ("config", "metadata", "option"):
+            return self.keep_scale(replace(adapter, modules=sort_modules(fitted)))
+        named = [fold_scaling(m, self.name) for m in fitted]
         return replace(adapter, modules=sort_modules(named))
 
     def read_source(self, source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
@@ -74,4 +78,5 @@ LORALIB = Loralib(
     PairKeys.of_suffixes(".lora_A", ".lora_B"),
     # loralib also saves other trained tensors, such as heads, under their own names.
     carried=re.compile(r"(?!.*lora_).+\.(?:weight|bias)"),
+    default_scale=DefaultScale(1.0, "as for alpha = r, since loralib keeps alpha in the program that trained it"),
 )

@@ -1,36 +1,46 @@
 """The dialect of MLX: ``<path>.lora_a`` (in, r) and ``<path>.lora_b`` (r, out), in safetensors or `.npz`.
 
-The scaling is ``lora_parameters.scale`` of the configuration, and not alpha / r (`mlx_lm/tuner/lora.py`).
+Embeddings have the same keys: ``lora_a`` (vocab, r) and ``lora_b`` (r, dim), whose product is the delta of the
+(vocab, dim) weight. The name of the module tells them apart. The scaling is ``lora_parameters.scale`` of the
+configuration, and not alpha / r (`mlx_lm/tuner/lora.py`).
 """
 
 from __future__ import annotations
 
-import math
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from nola_codec.adapters.dialects.mlx_names import LAYER, from_mlx, to_mlx
-from nola_codec.adapters.dialects.module_rules import require_layouts, sort_modules
+from nola_codec.adapters.dialects.embedding_names import layout_of, require_clear_layout
+from nola_codec.adapters.dialects.mlx_config import (
+    DEFAULT_SCALE,
+    complete_config,
+    config_notes,
+    is_mlx_config,
+    make_config,
+    restate,
+    scale_of,
+    with_keys_of,
+)
+from nola_codec.adapters.dialects.mlx_names import from_mlx, to_mlx
+from nola_codec.adapters.dialects.module_rules import of_one_scale, require_layouts, sort_modules
 from nola_codec.adapters.dialects.pair_dialect import PairDialect
-from nola_codec.adapters.dialects.pairs import PairKeys
+from nola_codec.adapters.dialects.pairs import PairKeys, read_pair
 from nola_codec.adapters.ranks import with_largest_rank
+from nola_codec.adapters.scale_records import ORIGIN_KEY, stored_origin
+from nola_codec.adapters.scales import DefaultScale, FoundScales, find_scales
 from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
 from nola_codec.adapters.writing import AdapterFile, write_adapter_file
-from nola_codec.errors import AdapterError, mismatch
-from nola_codec.model.adapter import Adapter, LoraModule
+from nola_codec.errors import AdapterError
+from nola_codec.model.adapter import Adapter, LoraModule, Origin
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.tensor_files import is_tensor_file
+from nola_codec.stores.tensor_store import TensorStore
 
-_ALL_LAYERS = -1
-"""The number of layers, counted from the last one, that MLX puts LoRA into; -1 stands for all. A layer without factors
-in the file stays as it is, since MLX begins with lora_b = 0."""
+_FUSED = re.compile(r"(?P<module>.+)\.lora_[ab]\.\d+")
 
 
 class Mlx(PairDialect):
@@ -42,29 +52,70 @@ class Mlx(PairDialect):
         """Return True if some key is a factor's, except in GGUF, whose keys are spelled in the same way."""
         return source.file.file_type != "gguf" and super().detect(source)
 
-    def config(self, source: AdapterSource) -> dict[str, Any] | None:
-        """Return the configuration if it is MLX's, also from beside a lone file."""
-        config = source.config if source.config is not None else source.beside
-        return dict(config) if config is not None and "lora_parameters" in config else None
-
-    def scalings(self, source: AdapterSource, ranks: Mapping[str, int]) -> dict[str, float]:
-        """Return the scale of the configuration for each module; 1 without a configuration.
+    def read_source(self, source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
+        """Read all of an open source.
 
         Raises:
-            AdapterError: ``not-lora``, ``bad-config``.
+            AdapterError: ``fused-linear`` for the factors of a fused layer, ``foreign-dialect`` for the configuration
+                of PEFT, and those of `PairDialect`.
+        """
+        fused = next((key for key in source.file.tensors if _FUSED.fullmatch(key)), None)
+        if fused is not None and not carry_unknown:
+            message = (
+                "these are factors of a fused layer of MLX (FusedLoRALinear), a pair for each part of the weight, and "
+                "cannot be coded; fuse the adapter with mlx_lm.fuse, and encode the result with encode-delta"
+            )
+            raise AdapterError(message, code="fused-linear", where=f"{source.where}: {fused}")
+        return super().read_source(source, carry_unknown=carry_unknown)
+
+    def read_module(self, store: TensorStore, name: str, scaling: float) -> LoraModule:
+        """Read one pair; its name tells if it is that of an embedding."""
+        keys = self.keys.of(name)
+        return read_pair(store, name, keys, scaling=scaling, layout=layout_of(name), transposed=self.keys.transposed)
+
+    def config(self, source: AdapterSource) -> dict[str, Any] | None:
+        """Return the configuration if it is MLX's, also from beside a lone file.
+
+        Raises:
+            AdapterError: ``foreign-dialect`` for a configuration of PEFT, unless the user gave the scale.
+        """
+        config = source.config if source.config is not None else source.beside
+        if config is not None and "peft_type" in config and source.scale is None:
+            message = f"{CONFIG_NAME} is PEFT's, and the keys look like MLX; set the scaling with --scale"
+            raise AdapterError(message, code="foreign-dialect", where=source.where)
+        return dict(config) if config is not None and is_mlx_config(config) else None
+
+    def find_scales(self, source: AdapterSource, ranks: Mapping[str, int], *, has_alphas: bool) -> FoundScales:
+        """Return the scale of the configuration for each module, or else the default of MLX's LoRA layers.
+
+        Raises:
+            AdapterError: ``not-lora``, ``bad-config``, and those of `find_scales`.
         """
         config = self.config(source)
-        return dict.fromkeys(ranks, 1.0 if config is None else _scale(config, f"{source.where}: {CONFIG_NAME}"))
+        scale = None if config is None else scale_of(config, f"{source.where}: {CONFIG_NAME}")
+        if config is not None and scale is not None:
+            return FoundScales(dict.fromkeys(ranks, scale), "config", config_notes(config))
+        return find_scales(replace(source, config=None, beside=None), ranks, self.default_scale)
+
+    def keep_scale(self, adapter: Adapter) -> Adapter:
+        """Return the adapter with its scaling in the configuration."""
+        return replace(adapter, config=complete_config(_own_config(adapter), adapter.modules))
+
+    def scale_origin(self, config: Mapping[str, Any] | None, metadata: Mapping[str, str]) -> Origin:
+        """Return ``config`` if the configuration has a scale; arguments as in `Dialect`."""
+        parameters = (config or {}).get("lora_parameters", config)
+        has_scale = isinstance(parameters, Mapping) and "scale" in parameters
+        return stored_origin(config) or ("config" if has_scale else super().scale_origin(config, metadata))
 
     def write(
         self, adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False
     ) -> Path:
         """Write ``adapters.safetensors`` and the configuration to a directory, or one file by its suffix."""
-        if not is_tensor_file(Path(out)) and len({module.scaling for module in adapter.modules}) > 1:
-            message = "an MLX adapter has one scale for all modules, and these have different ones"
-            raise AdapterError(message, code="not-expressible", where=str(out))
-        file = AdapterFile(self.tensors(adapter, dtype), adapter.metadata, self.file_name, config=adapter.config or {})
-        return write_adapter_file(out, file, overwrite=overwrite)
+        path = Path(out)
+        config = {} if is_tensor_file(path) else complete_config(_own_config(adapter), adapter.modules)
+        metadata = self.lone_metadata(adapter, path)
+        file = AdapterFile(self.tensors(adapter, dtype), metadata, self.file_name, config=config)
+        return write_adapter_file(path, file, overwrite=overwrite)
 
     def lost_in_file(self, adapter: Adapter) -> str:
         """Return a sentence about the configuration, which has the scale."""
@@ -76,35 +127,28 @@ class Mlx(PairDialect):
 
     def with_modules(self, adapter: Adapter, modules: Sequence[LoraModule]) -> Adapter:
         """Return the adapter with other modules of one rank and one scale; arguments and errors as in `Dialect`."""
-        fitted = _of_one_scale(with_largest_rank(modules))
-        config = adapter.config
-        if config is not None or fitted[0].scaling != 1.0:
-            shape = {"rank": fitted[0].rank, "scale": fitted[0].scaling}
-            old = dict(config or {"fine_tune_type": "lora", "num_layers": _ALL_LAYERS})
-            parameters = {"dropout": 0.0, **dict(old.get("lora_parameters") or {}), **shape}
-            if {m.name for m in modules} != {m.name for m in adapter.modules}:
-                old["num_layers"] = _ALL_LAYERS
-                if "keys" in parameters:
-                    parameters["keys"] = sorted({*parameters["keys"], *_keys(modules)})
-            config = {**old, "lora_parameters": parameters}
-        return replace(adapter, modules=sort_modules(fitted), config=config)
+        fitted = of_one_scale(with_largest_rank(modules), self.title)
+        config = dict(adapter.config or {})
+        if {m.name for m in modules} != {m.name for m in adapter.modules}:
+            config = with_keys_of(config, modules)
+        return replace(adapter, modules=sort_modules(fitted), config=restate(config, fitted))
+
+    def to_modules(self, adapter: Adapter, base: Mapping[str, Any] | None) -> Sequence[LoraModule]:
+        """Return the modules. Raises AdapterError ``not-expressible`` for a name that does not tell the layout."""
+        for module in adapter.modules:
+            require_clear_layout(module.name, module.layout, self.title)
+        return adapter.modules
 
     def from_modules(
         self, modules: Sequence[LoraModule], raw: Mapping[str, RawTensor], base: Mapping[str, Any] | None
     ) -> Adapter:
         """Make an adapter with one configuration for all modules; arguments and errors as in `Dialect`."""
-        require_layouts(modules, self.name, "linear")
-        modules = [replace(m, name=to_mlx(m.name, base)) for m in modules]
-        keys = _keys(modules)
-        fitted = _of_one_scale(with_largest_rank(modules))
-        config = {
-            "fine_tune_type": "lora",
-            "num_layers": _ALL_LAYERS,
-            "lora_parameters": {
-                "rank": fitted[0].rank, "scale": fitted[0].scaling, "dropout": 0.0, "keys": keys,
-            },
-        }  # fmt: skip
-        return Adapter(self.name, sort_modules(fitted), {}, config, {"format": "mlx"})
+        require_layouts(modules, self.name, "linear", "embedding")
+        for module in modules:
+            require_clear_layout(module.name, module.layout, self.title)
+        named = [replace(m, name=to_mlx(m.name, base)) for m in modules]
+        fitted = of_one_scale(with_largest_rank(named), self.title)
+        return Adapter(self.name, sort_modules(fitted), {}, make_config(fitted), {"format": "mlx"})
 
     def path_of(self, name: str) -> str:
         """Return the path in Transformers, which differs for some models."""
@@ -119,49 +163,8 @@ class Mlx(PairDialect):
         return super().base_model({"base_model_name_or_path": config.get("model"), **config}, metadata)
 
 
-def _keys(modules: Sequence[LoraModule]) -> list[str]:
-    """Return the paths of modules within their layers, as ``lora_parameters.keys`` lists them.
-
-    Raises:
-        AdapterError: ``not-expressible`` for a module that is in no layer of a language model.
-    """
-    keys = set()
-    for module in modules:
-        match = LAYER.fullmatch(module.name)
-        if match is None:
-            message = "MLX puts LoRA into the layers of a language model, and this is not in one"
-            raise AdapterError(message, code="not-expressible", where=module.name)
-        keys.add(match["leaf"])
-    return sorted(keys)
-
-
-def _of_one_scale(modules: Sequence[LoraModule]) -> list[LoraModule]:
-    """Return modules with the most common scaling; the others are folded into lora_B if that is exact.
-
-    Raises:
-        AdapterError: ``not-expressible``: the scalings differ by more than powers of two.
-    """
-    common = Counter(m.scaling for m in modules).most_common(1)[0][0]
-    folded = []
-    for module in modules:
-        if module.scaling != common and (not common or abs(math.frexp(module.scaling / common)[0]) != 0.5):
-            found = ", ".join(map(str, sorted({m.scaling for m in modules})))
-            message = f"MLX has one scaling for all modules, and these have {found}"
-            raise AdapterError(message, code="not-expressible")
-        factor = module.scaling / common if module.scaling != common else 1.0
-        folded.append(replace(module, lora_B=module.lora_B * np.float32(factor), scaling=common))
-    return folded
-
-
-def _scale(config: Mapping[str, Any], where: str) -> float:
-    kind = config.get("fine_tune_type", "lora")
-    if kind not in ("lora", "dora"):
-        raise AdapterError(mismatch("fine_tune_type", "lora or dora", kind), code="not-lora", where=where)
-    parameters = config["lora_parameters"]
-    scale = parameters.get("scale", 20.0) if isinstance(parameters, dict) else None
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
-        raise AdapterError(mismatch("lora_parameters.scale", "a finite number", scale), code="bad-config", where=where)
-    return float(scale)
+def _own_config(adapter: Adapter) -> dict[str, Any]:
+    return {key: value for key, value in (adapter.config or {}).items() if key != ORIGIN_KEY}
 
 
 MLX = Mlx(
@@ -170,4 +173,8 @@ MLX = Mlx(
     PairKeys.of_suffixes(".lora_a", ".lora_b", transposed=(True, True)),
     carried=re.compile(r"(?P<module>.+)\.m"),
     file_name="adapters.safetensors",
+    default_scale=DefaultScale(
+        DEFAULT_SCALE,
+        f"since mlx-lm takes it if it is given none and there is no {CONFIG_NAME} with a scale (code of 2023 took 2)",
+    ),
 )

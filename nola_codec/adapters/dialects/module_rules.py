@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -40,3 +42,21 @@ def sort_modules(modules: Sequence[LoraModule]) -> tuple[LoraModule, ...]:
     The flag tells how the base model stores the weight, so it does not change the delta.
     """
     return tuple(sorted((replace(m, fan_in_fan_out=False) for m in modules), key=lambda m: m.name))
+
+
+def of_one_scale(modules: Sequence[LoraModule], dialect: str) -> list[LoraModule]:
+    """Return modules with the most common scaling; the others are folded into lora_B if that is exact.
+
+    Raises:
+        AdapterError: ``not-expressible``: the scalings differ by more than powers of two.
+    """
+    common = Counter(m.scaling for m in modules).most_common(1)[0][0]
+    folded = []
+    for module in modules:
+        if module.scaling != common and (not common or abs(math.frexp(module.scaling / common)[0]) != 0.5):
+            found = ", ".join(map(str, sorted({m.scaling for m in modules})))
+            message = f"{dialect} has one scaling for all modules, and these have {found}"
+            raise AdapterError(message, code="not-expressible")
+        factor = module.scaling / common if module.scaling != common else 1.0
+        folded.append(replace(module, lora_B=module.lora_B * np.float32(factor), scaling=common))
+    return folded

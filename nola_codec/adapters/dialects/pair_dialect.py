@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from nola_codec.adapters.adapter_delta import is_change
 from nola_codec.adapters.contract import Dialect
+from nola_codec.adapters.dialects.adapter_metadata import METADATA_KEY, flat_config, metadata_scalings
 from nola_codec.adapters.dialects.alphas import SUFFIX as ALPHA
 from nola_codec.adapters.dialects.alphas import Alphas, pack_alphas, read_alphas
 from nola_codec.adapters.dialects.comfyui_keys import notes_on_carried
@@ -22,14 +24,17 @@ from nola_codec.adapters.dialects.pairs import (
     read_pair,
     read_vector,
 )
+from nola_codec.adapters.scale_records import record_origin, stored_origin
+from nola_codec.adapters.scales import DefaultScale, FoundScales, find_scales
 from nola_codec.adapters.sources import AdapterSource
 from nola_codec.errors import AdapterError
-from nola_codec.model.adapter import Adapter, LoraModule
+from nola_codec.model.adapter import Adapter, LoraModule, Origin
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import from_float32
 from nola_codec.stores.tensor_store import TensorStore
 
 _NOTHING = re.compile(r"(?!)")
+_DEFAULT = DefaultScale()
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class PairDialect(Dialect):
             this matches, the group must be the name of a module.
         has_alpha: True if modules may have a scalar ``<module>.alpha``.
         has_changes: True if there may be changes of single tensors (``.diff``) beside the pairs.
+        default_scale: The scaling of modules if nothing tells it.
     """
 
     name: str
@@ -52,6 +58,7 @@ class PairDialect(Dialect):
     file_name: str = "lora.safetensors"
     has_alpha: bool = False
     has_changes: bool = False
+    default_scale: DefaultScale = _DEFAULT
 
     def detect(self, source: AdapterSource) -> bool:
         """Return True if some key is a factor's."""
@@ -62,7 +69,7 @@ class PairDialect(Dialect):
 
         Raises:
             AdapterError: ``empty-adapter``, ``unknown-key``, ``bad-alpha``, those of `find_pairs` and `read_pair`, and
-                those of `config` and `scalings`.
+                those of `config` and `find_scales`.
         """
         store, where = source.file, source.where
         names, others = find_pairs(store.tensors, self.keys, where)
@@ -81,12 +88,68 @@ class PairDialect(Dialect):
         if packed is not None:
             config = {**(config or {}), "alpha": packed}
         ranks = {name: self._rank(source, name) for name in names}
-        scalings = self.scalings(source, ranks)
-        scalings |= {name: alphas[key.removesuffix(ALPHA)][1] / ranks[name] for name, key in own.items()}
+        found = self.find_scales(source, ranks, has_alphas=bool(alphas))
+        of_alphas = {name: alphas[key.removesuffix(ALPHA)][1] / ranks[name] for name, key in own.items()}
+        scalings = {**found.scalings, **of_alphas}
         pairs = tuple(self.read_module(store, name, scalings[name]) for name in names)
         vectors = tuple(read_vector(store, key) for key in sorted(changes))
-        notes = notes_on_carried(raw) if self.has_changes else ()
-        return Adapter(self.name, pairs, raw | left, config, dict(store.metadata), vectors, notes=notes)
+        notes = (*(notes_on_carried(raw) if self.has_changes else ()), *found.notes)
+        adapter = Adapter(self.name, pairs, raw | left, config, dict(store.metadata), vectors, notes=notes)
+        return self.with_origin(adapter, found)
+
+    def find_scales(self, source: AdapterSource, ranks: Mapping[str, int], *, has_alphas: bool) -> FoundScales:
+        """Return the scaling of each module that has no alpha.
+
+        Args:
+            source: The open source.
+            ranks: The rank of each module, by its name.
+            has_alphas: True if the file has alphas. Then only the JSON of diffusers says something of other modules.
+        """
+        if not has_alphas:
+            return find_scales(source, ranks, self.default_scale, self.scale_path)
+        text = source.file.metadata.get(METADATA_KEY)
+        if text is not None:
+            return FoundScales(metadata_scalings(text, ranks, source.where, self.scale_path), "tensor")
+        return FoundScales(dict.fromkeys(ranks, self.default_scale.value), "tensor")
+
+    def with_origin(self, adapter: Adapter, found: FoundScales) -> Adapter:
+        """Return the adapter with the origin of its scalings; its configuration keeps it if nothing else tells it."""
+        adapter = replace(adapter, scale_origin=found.origin)
+        if found.origin in ("config", "option"):
+            adapter = self.keep_scale(adapter)
+        if self.scale_origin(adapter.config, adapter.metadata) != found.origin:
+            adapter = replace(adapter, config=record_origin(adapter.config, found.origin, found.config))
+        return adapter
+
+    def keep_scale(self, adapter: Adapter) -> Adapter:
+        """Return the adapter with its scalings in the metadata, in the form that diffusers reads."""
+        return replace(adapter, metadata=self._with_scale(adapter))
+
+    def scale_path(self, name: str) -> str:
+        """Return the path of a module for the patterns of a configuration; its name if it tells no path."""
+        try:
+            return self.path_of(name)
+        except AdapterError:
+            return name
+
+    def lone_metadata(self, adapter: Adapter, path: Path) -> Mapping[str, str]:
+        """Return the metadata to write, for a dialect that keeps its scaling in a configuration.
+
+        A lone file has no configuration, so its metadata gets the scalings, in the form that diffusers reads.
+        """
+        told = self.scale_origin(adapter.config, adapter.metadata) in ("config", "option")
+        return self._with_scale(adapter) if told and path.suffix.lower() == ".safetensors" else adapter.metadata
+
+    def scale_origin(self, config: Mapping[str, Any] | None, metadata: Mapping[str, str]) -> Origin:
+        """Return the place that the scalings of a file came from; arguments as in `Dialect`."""
+        stored = stored_origin(config)
+        if stored:
+            return stored
+        if config is not None and "alpha" in config:
+            return "tensor"
+        if METADATA_KEY in metadata:
+            return "metadata"
+        return "assumed" if self.default_scale.assumption else "dialect"
 
     def read_module(self, store: TensorStore, name: str, scaling: float) -> LoraModule:
         """Read the pair of factors of one module."""
@@ -99,15 +162,6 @@ class PairDialect(Dialect):
     def config(self, source: AdapterSource) -> dict[str, Any] | None:
         """Return the configuration that an adapter keeps; None, the default, if it keeps none."""
         return None
-
-    def scalings(self, source: AdapterSource, ranks: Mapping[str, int]) -> dict[str, float]:
-        """Return the scaling of each module that has no alpha; by default 1, which means alpha = r.
-
-        Args:
-            source: The open source.
-            ranks: The rank of each module, by its name.
-        """
-        return dict.fromkeys(ranks, 1.0)
 
     def tensors(self, adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
         """Return all tensors by their keys; arguments as in `Dialect`.
@@ -133,6 +187,9 @@ class PairDialect(Dialect):
             if own:
                 found[name] = own[0]
         return found
+
+    def _with_scale(self, adapter: Adapter) -> dict[str, str]:
+        return {**adapter.metadata, METADATA_KEY: flat_config(adapter.modules, self.scale_path)}
 
     def _rank(self, source: AdapterSource, name: str) -> int:
         shape = source.file.tensors[self.keys.a_key(name)].shape

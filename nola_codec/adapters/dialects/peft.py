@@ -48,10 +48,11 @@ from nola_codec.adapters.dialects.peft_experts import (
 from nola_codec.adapters.dialects.peft_lycoris import LOHA, LOKR
 from nola_codec.adapters.dialects.peft_ranks import fit_ranks
 from nola_codec.adapters.dialects.peft_rewrites import as_plain_lora
+from nola_codec.adapters.dialects.peft_scales import peft_origin, with_found_scales, without_scale
 from nola_codec.adapters.ranks import with_largest_rank
 from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
 from nola_codec.errors import AdapterError, mismatch
-from nola_codec.model.adapter import Adapter, Layout, LoraModule
+from nola_codec.model.adapter import Adapter, Layout, LoraModule, Origin
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.tensor_store import TensorStore
 
@@ -78,7 +79,7 @@ class PeftLora(PeftDialect):
         return _OTHER_METHODS.get(kind, self) if isinstance(kind, str) else self
 
     def read_source(self, source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
-        """Read all of an open PEFT LoRA. Without a configuration every scaling is 1 (alpha = r).
+        """Read all of an open PEFT LoRA. Without a configuration, the metadata or the user may tell the scalings.
 
         Args:
             source: The open source.
@@ -116,7 +117,12 @@ class PeftLora(PeftDialect):
         )
         raw = {key: _read_raw(source, key, pairs, carry_unknown) for key in sorted(others)}
         config = None if source.config is None else dict(source.config)
-        return Adapter(self.name, modules, raw, config, dict(source.file.metadata), notes=notes)
+        adapter = Adapter(self.name, modules, raw, config, dict(source.file.metadata), notes=notes)
+        return with_found_scales(adapter, source, self.with_modules)
+
+    def scale_origin(self, config: Mapping[str, Any] | None, metadata: Mapping[str, str]) -> Origin:
+        """Return ``config``, or for a file without a configuration the place that has the scalings."""
+        return peft_origin(config, metadata)
 
     def tensors(self, adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
         """Return the `state_dict` of an adapter."""
@@ -136,7 +142,8 @@ class PeftLora(PeftDialect):
             message = "PEFT has no place for tensors that were coded as vectors"
             raise AdapterError(message, code="not-expressible", where=adapter.vectors[0].name)
         if lone:
-            return replace(adapter, modules=tuple(_fold_scaling(m, adapter.raw) for m in adapter.modules))
+            modules = tuple(_fold_scaling(m, adapter.raw) for m in adapter.modules)
+            return replace(adapter, modules=modules, metadata=without_scale(adapter.metadata))
         if adapter.config is None:
             wrong = next((m for m in adapter.modules if m.scaling != 1.0), None)
             if wrong is not None:

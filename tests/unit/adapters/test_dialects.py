@@ -109,6 +109,12 @@ FILES: dict[str, tuple[str, dict[str, RawTensor]]] = {
     "XLabs": ("diffusers-old", {
         "double_blocks.0.processor.qkv_lora1.down.weight": floats(2, 6),
         "double_blocks.0.processor.qkv_lora1.up.weight": floats(5, 2)}),
+    "mistral-finetune": ("mistral", {
+        "layers.0.attention.wq.lora_A.weight": floats(2, 6), "layers.0.attention.wq.lora_B.weight": floats(5, 2),
+        "layers.0.attention_norm.weight": floats(6)}),
+    "torchtune": ("torchtune", {
+        "layers.0.attn.q_proj.lora_a.weight": floats(2, 6), "layers.0.attn.q_proj.lora_b.weight": floats(5, 2),
+        "layers.0.attn.q_proj.magnitude": floats(5)}),
     "MLX": ("mlx", {"model.layers.0.mlp.up_proj.lora_a": floats(6, 2),
                     "model.layers.0.mlp.up_proj.lora_b": floats(2, 5),
                     "model.layers.0.mlp.up_proj.m": floats(5)}),
@@ -226,7 +232,8 @@ def test_scalings(tmp_path: Path) -> None:
     mlx = tmp_path / "mlx"
     mlx.mkdir()
     save(mlx / "adapters.safetensors", FILES["MLX"][1])
-    config = {"fine_tune_type": "dora", "lora_parameters": {"rank": 2, "scale": 7.5}}
+    parameters = {"rank": 2, "scale": 7.5, "dropout": 0.0}
+    config = {"fine_tune_type": "dora", "num_layers": 1, "lora_parameters": parameters}
     (mlx / "adapter_config.json").write_text(json.dumps(config))
     adapter = read(mlx)
     assert [m.scaling for m in adapter.modules] == [7.5]

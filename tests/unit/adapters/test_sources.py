@@ -74,7 +74,11 @@ def test_a_lone_file_of_any_name(name: str, tmp_path: Path) -> None:
 
 def test_the_configuration_beside_a_lone_file(tmp_path: Path) -> None:
     fill(tmp_path, "a.safetensors", "adapter_model.bin")
-    with open_source(tmp_path / "a.safetensors") as source:
+    with open_source(tmp_path / "a.safetensors") as source:  # the keys are PEFT's, so the configuration is its own
+        assert (source.config, source.beside) == (CONFIG, None)
+    other = {key.removeprefix("base_model.model."): tensor for key, tensor in TENSORS.items()}
+    (tmp_path / "b.safetensors").write_bytes(dump(other))
+    with open_source(tmp_path / "b.safetensors") as source:
         assert (source.config, source.beside) == (None, CONFIG)
     with open_source(tmp_path / "a.safetensors", config={"r": 1}) as source:
         assert (source.config, source.beside) == ({"r": 1}, None)
