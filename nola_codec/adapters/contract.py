@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from nola_codec.adapters.adapter_delta import AdapterDelta, CombinedDelta
 from nola_codec.adapters.base_model import BaseModel, MergeTarget, require_one_component, target_of
@@ -36,6 +36,8 @@ class Dialect(ABC):
         title: The name in messages.
         file_name: The name of the weights in a directory that `write` makes.
         is_conversion_target: True if adapters of other dialects can be converted to this one (`from_modules`).
+        layout: The names that `from_modules` wants for the modules of image and video models, as `families` knows them:
+            ``"diffusers"``, ``"kohya"``, or ``""`` if their paths are not changed.
         spells_lora_biases: True if biases and DoRA magnitudes are called ``<module>.lora_B.bias`` and
             ``<module>.lora_magnitude_vector``; a conversion carries them between such dialects.
         carries_weights: True if carried tensors are weights of the model under their own names, which a merge puts into
@@ -55,6 +57,7 @@ class Dialect(ABC):
     title: str
     file_name: str = "lora.safetensors"
     is_conversion_target: ClassVar[bool] = False
+    layout: ClassVar[Literal["", "diffusers", "kohya"]] = ""
     spells_lora_biases: ClassVar[bool] = False
     carries_weights: ClassVar[bool] = False
     changes_stored_weights: ClassVar[bool] = False
@@ -235,6 +238,14 @@ class Dialect(ABC):
     def component_of(self, name: str) -> str:
         """Return the component of a pipeline (``unet``, ``text_encoder``) that a module's name tells, or ``""``."""
         return component_of(name)
+
+    def layout_name(self, name: str) -> str:
+        """Return the name by which `families` recognises a module: the path, or a flattened name with its prefix.
+
+        Raises:
+            AdapterError: Those of `path_of`.
+        """
+        return self.path_of(name)
 
     def flat_path(self, name: str) -> tuple[str, str]:
         """Return the component and the rest of a module's path, with underscores for dots, to compare dialects.

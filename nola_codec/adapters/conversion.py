@@ -7,14 +7,15 @@ one number for all modules. A dialect without such a place gets it multiplied in
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nola_codec.adapters.contract import Dialect
+from nola_codec.adapters.families.relayout import RowPiece, split_rows
+from nola_codec.adapters.module_naming import changes_names, name_modules
 from nola_codec.adapters.registry import DIALECTS, deltas, dialect_of, find_dialect
 from nola_codec.errors import AdapterError, mismatch
-from nola_codec.model.adapter import Adapter
+from nola_codec.model.adapter import Adapter, LoraModule
 from nola_codec.model.tensors import RawTensor
 
 # The tensors that have the same key after the module's name in all dialects with `spells_lora_biases`.
@@ -24,27 +25,31 @@ _LORA_BIASES = re.compile(r"(?P<module>.+)(?P<end>\.lora_B\.bias|\.lora_magnitud
 def convert(adapter: Adapter, dialect: str, base: Mapping[str, Any] | None = None) -> Adapter:
     """Return the same adapter in another dialect.
 
+    The modules of image and video models get the names that the readers of the new dialect look for (`families`).
+
     Args:
         adapter: The adapter; its deltas must be plain products.
         dialect: The name of a dialect that has `Dialect.is_conversion_target`.
-        base: ``config.json`` of the base model. GGUF needs it, since its names depend on the architecture.
+        base: ``config.json`` of the base model. GGUF needs it, since its names depend on the architecture; and so do
+            image models that name their modules alike.
 
     Raises:
         AdapterError: ``not-expressible``: the new dialect cannot express a part of the adapter, which the message
-            names; ``needs-base``: the names depend on the base model, which was not given.
+            names; ``needs-base``: the names depend on the base model, which was not given; ``base-mismatch``.
     """
-    if dialect == adapter.dialect:
-        return adapter
     source, target = dialect_of(adapter), find_dialect(dialect)
+    if dialect == adapter.dialect and source.layout != "diffusers":
+        return adapter
     if target is None or not target.is_conversion_target:
         known = ", ".join(name for name, each in DIALECTS.items() if each.is_conversion_target)
         raise AdapterError(mismatch("dialect", f"one of {known}", dialect), code="not-expressible")
     modules = source.to_modules(adapter, base)
+    if dialect == adapter.dialect and not changes_names(source, modules, adapter, base):
+        return adapter
     _require_products(adapter, source)
-    start = source.path_start(adapter) if target.has_components else ""
-    paths = {module.name: start + source.path_of(module.name) for module in modules}
-    raw = _convert_carried(adapter, source, target, paths)
-    return target.from_modules([replace(module, name=paths[module.name]) for module in modules], raw, base)
+    named = name_modules(source, target, modules, adapter, base)
+    raw = _convert_carried(adapter, source, target, modules, named.pieces)
+    return target.from_modules(named.modules, raw, base)
 
 
 def matching_names(first: Adapter, second: Adapter) -> tuple[dict[str, str], dict[str, str]]:
@@ -83,18 +88,29 @@ def _require_products(adapter: Adapter, dialect: Dialect) -> None:
 
 
 def _convert_carried(
-    adapter: Adapter, source: Dialect, target: Dialect, paths: Mapping[str, str]
+    adapter: Adapter,
+    source: Dialect,
+    target: Dialect,
+    modules: Sequence[LoraModule],
+    pieces: Mapping[str, Sequence[RowPiece]],
 ) -> dict[str, RawTensor]:
-    """Return the carried tensors by path and ending, without alphas, which the scalings of the modules contain."""
+    """Return the carried tensors by path and ending, without alphas, which the scalings of the modules contain.
+
+    A tensor of a module that is split is split in the same way.
+    """
+    rows = {module.name: len(module.lora_B) for module in modules}
+    # A carried tensor may have another spelling of the module's name.
+    owners = {spelling: m.name for m in modules for spelling in (source.layout_name(m.name), m.name)}
     carried = {}
     alike = source.spells_lora_biases and target.spells_lora_biases
     for key, tensor in adapter.raw.items():
-        if key.endswith(".alpha") and key.removesuffix(".alpha") in {*paths, *paths.values()}:
+        if key.endswith(".alpha") and key.removesuffix(".alpha") in owners:
             continue
         match = _LORA_BIASES.fullmatch(key)
-        path = None if match is None else paths.get(match["module"], match["module"])
-        if match is None or not alike or path not in paths.values():
+        owner = None if match is None else owners.get(match["module"])
+        if match is None or not alike or owner is None:
             message = f"{target.name} has no place for this tensor of the dialect {adapter.dialect}"
             raise AdapterError(message, code="not-expressible", where=key)
-        carried[f"{path}{match['end']}"] = tensor
+        for piece in pieces[owner]:
+            carried[piece.path + match["end"]] = split_rows(tensor, piece, rows[owner])
     return carried

@@ -11,6 +11,7 @@ from nola_codec.adapters.base_model import MergeTarget, delta_shape
 from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.checkpoints.embeddings import TiedEmbeddings, have_same_leaf
 from nola_codec.merger.arithmetic.parts import Region
+from nola_codec.merger.layout_places import LayoutPlaces
 from nola_codec.merger.misfits import Misfits
 from nola_codec.merger.model_names import ModelNames
 from nola_codec.merger.part_places import EACH_EXPERT, part_places
@@ -45,6 +46,7 @@ def resolve_places(
         AdapterError: ``base-mismatch``, with one line for each delta that found no weight of its shape.
     """
     names = ModelNames(shapes, config)
+    layouts = LayoutPlaces(shapes)
     found = _Found()
     misfits = Misfits(shapes)
     for target in targets:
@@ -56,6 +58,7 @@ def resolve_places(
             weight = source = stored[0]
         else:
             parts = [] if stored else part_places(replace(target, weight=wanted[0]), names, shapes)
+            parts = parts or ([] if stored else layouts.find(target, wanted[0]))
             if not parts:
                 misfits.add_unfound(target, wanted[0], stored)
             for part in parts:
@@ -92,13 +95,18 @@ class _Found:
 
 
 def has_place(
-    target: MergeTarget, names: ModelNames, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
+    target: MergeTarget,
+    names: ModelNames,
+    layouts: LayoutPlaces,
+    shapes: Mapping[str, tuple[int, ...]],
+    config: Mapping[str, Any],
 ) -> bool:
     """Return True if a delta has one place among stored weights, where its shape fits."""
     wanted = wanted_names(target)
     weight = names.find(*wanted)
     if weight is None:
-        return bool(part_places(replace(target, weight=wanted[0]), names, shapes))
+        parts = part_places(replace(target, weight=wanted[0]), names, shapes)
+        return bool(parts or layouts.find(target, wanted[0]))
     return _fits_transposed(target, weight.rpartition(".")[0], shapes[weight], config) is not None
 
 

@@ -17,6 +17,7 @@ from nola_codec.adapters.base_model import MergeTarget
 from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.errors import AdapterError, mismatch
+from nola_codec.merger.layout_places import LayoutPlaces
 from nola_codec.merger.matching import has_place
 from nola_codec.merger.merge_files import MergeFile
 from nola_codec.merger.misfits import Misfits
@@ -142,6 +143,11 @@ class _Component:
         """The names of its tensors."""
         return ModelNames(self.base.shapes, self.base.config)
 
+    @cached_property
+    def layouts(self) -> LayoutPlaces:
+        """The same tensors under the names of other layouts."""
+        return LayoutPlaces(self.base.shapes)
+
     def places(self, file: MergeFile, names: Iterable[str]) -> set[str]:
         """Return the names of those deltas that have a place here."""
         found = set()
@@ -152,7 +158,7 @@ class _Component:
                 if error.code != "base-mismatch":
                     raise
                 continue
-            if has_place(target, self.names, self.base.shapes, self.base.config):
+            if has_place(target, self.names, self.layouts, self.base.shapes, self.base.config):
                 found.add(name)
         return found
 

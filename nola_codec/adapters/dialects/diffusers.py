@@ -31,12 +31,17 @@ from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import Adapter, LoraModule
 from nola_codec.model.tensors import RawTensor
 
+# The first part of the paths of CLIP in some versions of Transformers; in others, it is missing. So the configuration
+# has the paths without it, which PEFT finds in all versions, since it compares the ends of paths.
+_CLIP = "text_model."
+
 
 class Diffusers(PairDialect):
     """The present dialect. Its configuration is JSON in the metadata: ``{"unet.r": 8, "unet.lora_alpha": 16, ...}``."""
 
     is_conversion_target = True
     has_components = True
+    layout = "diffusers"
     spells_lora_biases = True
     carries_weights = True
 
@@ -100,6 +105,7 @@ class OldDiffusers(PairDialect):
 
     is_conversion_target = True
     has_components = True
+    layout = "diffusers"
 
     def alpha_module(self, name: str) -> str:
         """Return the path for ``<path>.lora``, else the name."""
@@ -158,14 +164,22 @@ def _with_metadata(dialect: PairDialect, adapter: Adapter) -> Adapter:
     modules = []
     for component, own in sorted(by_component.items()):
         start = f"{component}." if component else ""
-        paths = {m.name: dialect.path_of(m.name).removeprefix(start) for m in own}
+        names = {m.name: dialect.path_of(m.name).removeprefix(start) for m in own}
+        paths = {name: path.removeprefix(_CLIP) for name, path in names.items()}
         old = {key.rpartition(".")[2]: value for key, value in flat.items() if key.rpartition(".")[0] == component}
         config, fitted = fit_ranks(old, own, paths.__getitem__)
+        if paths != names:
+            for pattern in ("rank_pattern", "alpha_pattern"):
+                config[pattern] = {_with_optional_clip(key): value for key, value in config.get(pattern, {}).items()}
         config["target_modules"] = sorted(paths.values())
         flat |= {start + key: value for key, value in config.items()}
         modules += fitted
     metadata = {**adapter.metadata, METADATA_KEY: json.dumps(flat, sort_keys=True)}
     return replace(adapter, modules=sort_modules(modules), metadata=metadata)
+
+
+def _with_optional_clip(pattern: str) -> str:
+    return pattern.replace("^", f"^(?:{re.escape(_CLIP)})?", 1)
 
 
 DIFFUSERS = Diffusers(

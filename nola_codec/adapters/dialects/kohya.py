@@ -51,7 +51,7 @@ from nola_codec.adapters.dialects.pairs import (
     read_pair,
     read_vector,
 )
-from nola_codec.adapters.dialects.paths import component_of, kohya_name, kohya_path, kohya_split
+from nola_codec.adapters.dialects.paths import component_of, kohya_path, kohya_split
 from nola_codec.adapters.dialects.refused_keys import find_refusal
 from nola_codec.adapters.scale_records import kept_config, record_origin, stored_origin
 from nola_codec.adapters.scales import DefaultScale, find_scales
@@ -78,6 +78,7 @@ class Kohya(Dialect):
     title = "kohya"
     is_conversion_target = True
     has_components = True
+    layout = "kohya"
 
     def detect(self, source: AdapterSource) -> bool:
         """Return True if some key is kohya's or LyCORIS's."""
@@ -199,6 +200,10 @@ class Kohya(Dialect):
         """Return the path of a flattened name; errors as in `Dialect`."""
         return kohya_path(name)
 
+    def layout_name(self, name: str) -> str:
+        """Return the name as it is."""
+        return name
+
     def component_of(self, name: str) -> str:
         """Return the component that a prefix such as ``lora_te1_`` or ``unet.`` means."""
         return kohya_split(name)[0] or kohya_split(name.partition(".")[0])[0] or component_of(name)
@@ -215,21 +220,19 @@ class Kohya(Dialect):
     def from_modules(
         self, modules: Sequence[LoraModule], raw: Mapping[str, RawTensor], base: Mapping[str, Any] | None
     ) -> Adapter:
-        """Make an adapter under flattened names, with alphas; arguments and errors as in `Dialect`."""
+        """Make an adapter with alphas from modules under kohya's names; arguments and errors as in `Dialect`."""
         require_layouts(modules, self.name, "linear", "conv")
-        components = [component_of(m.name) for m in modules]
-        named = [replace(m, name=kohya_name(m.name, components)) for m in modules]
-        alphas = {m.name: _alpha(m) for m in named}
+        alphas = {m.name: _alpha(m) for m in modules}
         common = max(set(alphas.values()), key=list(alphas.values()).count)
         alpha: dict[str, Any] = {"dtype": "F32", "shape": [], "value": common}
         others = {name: value for name, value in alphas.items() if value != common}
-        ranks = sorted({m.rank for m in named})
+        ranks = sorted({m.rank for m in modules})
         metadata = {
             "ss_network_module": "networks.lora", "ss_network_dim": str(ranks[-1]) if len(ranks) == 1 else "Dynamic",
             "ss_network_alpha": str(common) if not others else "Dynamic",
         }  # fmt: skip
         return Adapter(
-            self.name, sort_modules(named), {}, {"alpha": alpha | ({"others": others} if others else {})}, metadata
+            self.name, sort_modules(modules), {}, {"alpha": alpha | ({"others": others} if others else {})}, metadata
         )
 
 

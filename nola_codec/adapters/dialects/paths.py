@@ -8,7 +8,7 @@ tells components apart: ``unet.down_blocks.0.attentions.0.transformer_blocks.0.a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from nola_codec.errors import AdapterError
 
@@ -87,29 +87,6 @@ def kohya_split(name: str) -> tuple[str, str]:
     if prefix is None:
         return "", name
     return _KOHYA_PREFIXES[prefix], name.removeprefix(prefix)
-
-
-def kohya_name(path: str, components: Iterable[str]) -> str:
-    """Return the kohya name of a path.
-
-    Args:
-        path: The path, with the component.
-        components: All components of the adapter; if there is a second text encoder, the first one is ``lora_te1_``.
-
-    Raises:
-        AdapterError: ``not-expressible`` for a path without a component.
-    """
-    component = component_of(path)
-    rest = path[len(component) + 1 :]
-    prefixes = {c: p for p, c in reversed(list(_KOHYA_PREFIXES.items())) if c}
-    if component not in prefixes:
-        message = (
-            f"kohya names begin with a component of an image model ({', '.join(prefixes)}), and this path has none: "
-            "tools that read such files load no adapters of language models"
-        )
-        raise AdapterError(message, code="not-expressible", where=path)
-    prefix = "lora_te1_" if component == "text_encoder" and "text_encoder_2" in set(components) else prefixes[component]
-    return prefix + rest.replace(".", "_")
 
 
 def old_diffusers_path(name: str) -> str:

@@ -1,0 +1,82 @@
+"""Name the modules of an adapter for the dialect that it is converted to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from nola_codec.adapters.contract import Dialect
+from nola_codec.adapters.dialects.paths import component_of
+from nola_codec.adapters.families.adapter_layout import LaidOut, LayoutName, lay_out
+from nola_codec.adapters.families.names import ModuleName, split_name
+from nola_codec.adapters.families.recognition import Hints
+from nola_codec.adapters.families.relayout import RowPiece
+from nola_codec.errors import AdapterError
+from nola_codec.model.adapter import Adapter, LoraModule
+
+
+def name_modules(
+    source: Dialect, target: Dialect, modules: Sequence[LoraModule], adapter: Adapter, base: Mapping[str, Any] | None
+) -> LaidOut:
+    """Return the modules of an adapter under the names that `Dialect.from_modules` of the target wants.
+
+    Args:
+        source: The dialect of the adapter.
+        target: The dialect that it is converted to.
+        modules: The modules, from `Dialect.to_modules`.
+        adapter: The adapter.
+        base: ``config.json`` of the base model, if it was given.
+
+    Raises:
+        AdapterError: ``not-expressible``: the target's name of a module is not known, or the target does not load it;
+            ``needs-base``, ``base-mismatch``.
+    """
+    start = source.path_start(adapter) if target.has_components else ""
+    if target.layout or source.has_components:
+        names = {m.name: split_name(start + source.layout_name(m.name)) for m in modules}
+        hints = _hints(adapter, base)
+        found = lay_out(modules, names, target.layout or "diffusers", hints, checks_loading=target.has_components)
+        if found is not None:
+            return found
+        if target.layout:
+            return _with_known_paths(target.layout, modules, names)
+    return _renamed(modules, {module.name: source.path_of(module.name) for module in modules})
+
+
+def changes_names(
+    dialect: Dialect, modules: Sequence[LoraModule], adapter: Adapter, base: Mapping[str, Any] | None
+) -> bool:
+    """Return True if an adapter has names of an original layout, which its own dialect has other names for."""
+    names = {m.name: split_name(dialect.layout_name(m.name)) for m in modules}
+    found = lay_out(modules, names, "diffusers", _hints(adapter, base), checks_loading=False)
+    return found is not None and any(
+        [piece.path for piece in pieces] != [dialect.path_of(name)] for name, pieces in found.pieces.items()
+    )
+
+
+def _hints(adapter: Adapter, base: Mapping[str, Any] | None) -> Hints:
+    if base is not None and "_class_name" in base:
+        return Hints(adapter.metadata, base)
+    mapping = (adapter.config or {}).get("auto_mapping")
+    found = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
+    return Hints(adapter.metadata, {"_class_name": found} if isinstance(found, str) else {})
+
+
+def _with_known_paths(layout: LayoutName, modules: Sequence[LoraModule], names: Mapping[str, ModuleName]) -> LaidOut:
+    """Return modules of a model that no table knows, if their names need no table: paths with a component."""
+    unknown = next((key for key, name in names.items() if name.is_flat or not component_of(name.whole)), None)
+    if layout == "diffusers" and unknown is None:
+        return _renamed(modules, {key: name.whole for key, name in names.items()})
+    message = (
+        f"no image or video model that is known here has all of these modules, so their names in the dialect {layout} "
+        "are not known. The file in its own dialect (without --format) is loaded by what loaded the original; an "
+        "adapter of a language model is written with --format peft"
+    )
+    raise AdapterError(message, code="not-expressible", where=unknown or next(iter(names)))
+
+
+def _renamed(modules: Sequence[LoraModule], paths: Mapping[str, str]) -> LaidOut:
+    made = [replace(module, name=paths[module.name]) for module in modules]
+    pieces = {m.name: (RowPiece(paths[m.name], 0, len(m.lora_B)),) for m in modules}
+    return LaidOut(made, pieces)
