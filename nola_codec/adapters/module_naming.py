@@ -64,14 +64,23 @@ def _hints(adapter: Adapter, base: Mapping[str, Any] | None) -> Hints:
 
 
 def _with_known_paths(layout: LayoutName, modules: Sequence[LoraModule], names: Mapping[str, ModuleName]) -> LaidOut:
-    """Return modules of a model that no table knows, if their names need no table: paths with a component."""
-    unknown = next((key for key, name in names.items() if name.is_flat or not component_of(name.whole)), None)
+    """Return modules of a model that no table knows, if their names need no table.
+
+    Paths with dots are taken as they are for Diffusers, whose dialects then refuse a path without a component.
+    """
+    unknown = next((key for key, name in names.items() if name.is_flat), None)
     if layout == "diffusers" and unknown is None:
         return _renamed(modules, {key: name.whole for key, name in names.items()})
+    lone = next((key for key, name in names.items() if not name.is_flat and not component_of(name.whole)), None)
+    if lone is not None:
+        message = (
+            "kohya's names begin with a component of an image model, and this path has none: tools that read such "
+            "files load no adapters of language models"
+        )
+        raise AdapterError(message, code="not-expressible", where=lone)
     message = (
         f"no image or video model that is known here has all of these modules, so their names in the dialect {layout} "
-        "are not known. The file in its own dialect (without --format) is loaded by what loaded the original; an "
-        "adapter of a language model is written with --format peft"
+        "are not known. The file in its own dialect (without --format) is loaded by what loaded the original"
     )
     raise AdapterError(message, code="not-expressible", where=unknown or next(iter(names)))
 

@@ -52,7 +52,7 @@ def convert_file(
 
 
 def probe(inputs: int) -> Any:
-    """Return random vectors (inputs, 3). Deltas are compared by their products with them, since a delta may be large."""
+    """Return random vectors (inputs, 3). Deltas, which may be large, are compared by their products with them."""
     return np.random.default_rng(inputs).standard_normal((inputs, 3))
 
 

@@ -12,6 +12,7 @@ alpha = r.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -87,7 +88,10 @@ class Diffusers(PairDialect):
     def from_modules(
         self, modules: Sequence[LoraModule], raw: Mapping[str, RawTensor], base: Mapping[str, Any] | None
     ) -> Adapter:
-        """Make an adapter with its scalings in the metadata; arguments and errors as in `Dialect`."""
+        """Make an adapter, whose scalings are in lora_B if that is exact; arguments and errors as in `Dialect`.
+
+        Other scalings are in the metadata, which diffusers reads since version 0.34, and only in some of its loaders.
+        """
         require_layouts(modules, self.name, "linear", "conv")
         lone = next((m.name for m in modules if not component_of(m.name)), None)
         if lone is not None:
@@ -96,8 +100,10 @@ class Diffusers(PairDialect):
                 "in none of them: write an adapter of a language model with --format peft"
             )
             raise AdapterError(message, code="not-expressible", where=lone)
-        adapter = Adapter(self.name, sort_modules(modules), dict(raw), None, {"format": "pt"})
-        return adapter if all(m.scaling == 1.0 for m in modules) else _with_metadata(self, adapter)
+        is_exact = all(abs(math.frexp(m.scaling)[0]) == 0.5 for m in modules)
+        made = [fold_scaling(m, self.name) for m in modules] if is_exact else modules
+        adapter = Adapter(self.name, sort_modules(made), dict(raw), None, {"format": "pt"})
+        return adapter if is_exact else _with_metadata(self, adapter)
 
 
 class OldDiffusers(PairDialect):
