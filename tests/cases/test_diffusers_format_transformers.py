@@ -231,7 +231,7 @@ def qwen_pipeline(state: dict[str, torch.Tensor]) -> Any:
 
 
 WAN_BLOCKS = {name: shape for name, shape in wan_names(12, with_image=True).items() if name.startswith("blocks")}
-# diffusers cuts lora_A of two modules into pieces, as if it were lora_B; the converter of checkpoints is right for them.
+# diffusers cuts lora_A of two modules into pieces, as if it were lora_B. Its converter of checkpoints is right there.
 HUNYUAN = {
     name: shape for name, shape in hunyuan_names(WIDE).items()
     if not name.endswith(("self_attn_qkv", "final_layer.adaLN_modulation.1"))
