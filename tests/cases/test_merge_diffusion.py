@@ -354,3 +354,33 @@ def test_a_wrong_shape_has_a_likely_cause(
     assert caught.value.code == "base-mismatch"
     assert f"shape: expected {list(own)}, found {list(stored)} ({path}.weight); " in str(caught.value)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("algo", ["lora", "loha", "full"])
+def test_the_merge_of_lycoris(algo: str, tmp_path: Path) -> None:
+    """Case 51: pairs and norms that LyCORIS saved merge to what LyCORIS itself merges from what we decode."""
+    lycoris = pytest.importorskip("lycoris")
+
+    def model() -> torch.nn.Module:
+        torch.manual_seed(3)
+        block = torch.nn.ModuleDict({"to_q": torch.nn.Linear(16, 16), "norm": torch.nn.LayerNorm(16)})
+        return torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([block])})
+
+    lycoris.LycorisNetwork.apply_preset({"enable_conv": True, "target_module": ["Linear", "LayerNorm"]})
+    base = model()
+    alpha = 2.0 if algo == "loha" else 1.0  # the merge of LyCORIS 4.1.3 multiplies a LoHa by alpha / r twice
+    network = lycoris.create_lycoris(base, 1.0, linear_dim=2, linear_alpha=alpha, algo=algo, train_norm=True)
+    network.apply_to()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn_like(parameter) / 4)
+    state = {key: value.contiguous() for key, value in network.state_dict().items()}
+    file, again = code(state, tmp_path)
+    nola_codec.decode(file, tmp_path / "out.safetensors", base=lone(dict(model().state_dict()), tmp_path))
+    wanted = model()
+    other, _ = lycoris.create_lycoris_from_weights(1.0, None, wanted, weights_sd=again)
+    other.merge_to(1.0)
+    found = load_file(tmp_path / "out.safetensors")
+    for name, value in wanted.state_dict().items():
+        torch.testing.assert_close(found[name], value, rtol=2e-6, atol=2e-6)
+    assert (found["blocks.0.norm.weight"] != model().state_dict()["blocks.0.norm.weight"]).any()
