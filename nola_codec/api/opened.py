@@ -179,11 +179,14 @@ class NolaFile:
     def merge_into(self, model: torch.nn.Module) -> None:
         """Add every delta to the weights of a model, in place, each with one rounding to its dtype.
 
-        The decoded SHA-256 is compared before anything changes, however the file was loaded.
+        Weights that the file carries (``modules_to_save``, biases) take the place of the model's own. The decoded
+        SHA-256 is compared before anything changes, however the file was loaded.
 
         Raises:
             AdapterError: ``base-mismatch`` lists all deltas that have no place in the model (nothing is changed then);
-                ``merge-vectors`` and ``merge-raw``: the file carries tensors that are not deltas; ``merge-network``: it
+                ``merge-vectors``: the file has vectors whose meaning only a dialect knows; ``vocabulary``: the
+                embeddings of the model must be resized first; ``merge-unknown`` and ``merge-dora`` for tensors that
+                cannot be merged; ``merge-network``: it
                 has no deltas; ``tied-weights``: a weight that changes is shared with another module; ``overflow``: a
                 sum leaves the dtype, and the deltas before it are in the model.
             MissingPackage: ``needs-torch``.

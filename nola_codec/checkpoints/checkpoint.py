@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nola_codec.checkpoints.quantization import quantized_weights
 from nola_codec.checkpoints.weights_files import find_weights, is_index, missing_weights_message, weight_map
 from nola_codec.errors import AdapterError
 from nola_codec.model.tensors import RawTensor
@@ -73,6 +74,11 @@ class Checkpoint:
         else:
             self.shards = (found,)
         self.weights: Mapping[str, WeightInfo] = self._list_weights(expected_in)
+
+    @property
+    def quantized(self) -> Mapping[str, str]:
+        """The method of each quantized weight, by name."""
+        return quantized_weights({name: info.dtype for name, info in self.weights.items()}, self.config)
 
     def open_shard(self, shard: str) -> SafetensorsFile:
         """Open one file of the checkpoint, for use as a context manager."""

@@ -31,7 +31,7 @@ _TABLE = Path(__file__).with_name("key_renames.json")
 _SCOPES = {"text_config": "language_model", "vision_config": "vision_tower"}
 # Models that keep the experts of one tensor (in, out) each (`is_transposed` in Transformers).
 _TRANSPOSED_EXPERTS = frozenset({"gpt_oss", "aria", "aria_text", "openai_privacy_filter"})
-# The rules for experts serve every type of model that has none of its own.
+# The rules for experts serve every type of model that has none for them.
 _GENERAL_RULES = ("mixtral", "qwen2_moe")
 
 
@@ -142,9 +142,10 @@ class KeyRenames:
                 if name in table["rules"] and name not in used:
                     parts.append([name, scope, "model"])
                     break
-        if not parts:
-            parts = [[name] for name in _GENERAL_RULES]
-        return cls(_Rule(row, part[1:]) for part in parts for row in table["rules"][part[0]])
+        rules = [_Rule(row, part[1:]) for part in parts for row in table["rules"][part[0]]]
+        if not any(rule.kind == "experts" for rule in rules):
+            rules += [_Rule(row, []) for name in _GENERAL_RULES for row in table["rules"][name]]
+        return cls(rules)
 
     def read(self, name: str) -> WeightName:
         """Return what a key of a checkpoint, or the name of a weight in an adapter, means in memory."""

@@ -12,7 +12,9 @@ from nola_codec.errors import AdapterError
 from nola_codec.merger.arithmetic.sum import delta_weight, merge_tensor
 from nola_codec.merger.layer_deltas import merge_layer_deltas
 from nola_codec.merger.matching import merge_target
-from nola_codec.merger.model_weights import find_in_model
+from nola_codec.merger.memory_model import MemoryModel
+from nola_codec.merger.plan import plan_merge
+from nola_codec.merger.weight_places import Place
 from nola_codec.model.header import Header
 
 if TYPE_CHECKING:
@@ -30,46 +32,47 @@ def merge_into_model(decoder: Decoder, where: str, model: torch.nn.Module) -> No
         model: The base model.
 
     Raises:
-        AdapterError: ``base-mismatch``, ``tied-weights``, ``overflow``; ``merge-network``, ``merge-vectors``,
-            ``merge-raw``, ``merge-projections`` for files that cannot be merged in memory.
+        AdapterError: ``base-mismatch``, ``tied-weights``, ``vocabulary``, ``overflow``, and others of `plan_merge`;
+            ``merge-network``, ``merge-vectors``, ``merge-projections`` for files that cannot be merged in memory.
         FormatError, ChecksumMismatch: The file is damaged; nothing is changed.
     """
-    dialect = dialect_of(decoder.header, where)
-    if dialect.needs_layer_shape or dialect.changes_stored_weights:
-        merge_layer_deltas(decoder, where, model)
-    else:
-        dialect.require_mergeable(where)
-        _require_pairs_only(decoder.header, where)
-        _merge_pairs(decoder, model)
-
-
-def _require_pairs_only(header: Header, where: str) -> None:
-    if header.vectors:
+    header = decoder.header
+    dialect = dialect_of(header, where)
+    dialect.require_mergeable(where)
+    if header.vectors and dialect.name == "peft" and not dialect.needs_layer_shape:
         raise AdapterError(
             f"the file has tensors coded as vectors ({header.vectors[0].name}, ...), which only its dialect "
             "knows how to merge", code="merge-vectors", where=where
         )  # fmt: skip
-    if header.raw:
-        raise AdapterError(
-            f"the file carries tensors that are not deltas ({header.raw[0].name}, ...); "
-            "load the decoded adapter with PEFT, or merge with `decode --base`", code="merge-raw", where=where
-        )  # fmt: skip
+    memory = MemoryModel(model)
+    pairs = None if dialect.name != "peft" or dialect.needs_layer_shape or header.raw else _plain_pairs(header, memory)
+    if pairs is None:
+        merge_layer_deltas(decoder, where, memory)
+    else:
+        _merge_pairs(decoder, memory, pairs)
 
 
-def _merge_pairs(decoder: Decoder, model: torch.nn.Module) -> None:
+def _plain_pairs(header: Header, memory: MemoryModel) -> dict[str, Place] | None:
+    """Return the place of each pair, by weight; None if a delta is a slice or changes a part of a weight."""
+    dialect = dialect_of(header)
+    if any(dialect.slice_of(record.name)[0] != record.name for record in header.pairs):
+        return None
+    places = plan_merge(memory, [merge_target(record) for record in header.pairs]).places
+    return None if any(part.taken or part.put for place in places.values() for part in place.parts) else dict(places)
+
+
+def _merge_pairs(decoder: Decoder, memory: MemoryModel, places: dict[str, Place]) -> None:
     """Merge LoRA pairs; each delta is computed on the decoder's device."""
     import torch
 
-    records = decoder.header.pairs
-    targets = [merge_target(record) for record in records]
-    weights, places = find_in_model(model, lambda shapes, config: targets)
+    memory.require_untied((place.weight, place.module) for place in places.values())
     factors = decoder.decode_all()
+    by_name = {record.name: (record, decoded) for record, decoded in zip(decoder.header.pairs, factors, strict=True)}
     with torch.no_grad():
-        by_name = {record.name: (record, decoded) for record, decoded in zip(records, factors, strict=True)}
         for place in places.values():
             record, decoded = by_name[place.module]
             delta = _as_tensor(delta_weight(decoded, record.kind, decoder.xp))
-            weight = weights[place.weight]
+            weight = memory.parameters[place.weight]
             merge_tensor(weight, (delta.T if place.transposed else delta).reshape(weight.shape).to(weight.device))
 
 

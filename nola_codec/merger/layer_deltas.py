@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nola_codec.adapters import dialect_of
+from nola_codec.adapters.base_model import mismatch_message
 from nola_codec.adapters.dialects.peft_config import PREFIX
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.merger.arithmetic.sum import merge_tensor
+from nola_codec.merger.memory_model import MemoryModel
 from nola_codec.merger.merge_files import decode_merge_file
-from nola_codec.merger.model_weights import find_in_model
 from nola_codec.merger.places import WeightShapes
+from nola_codec.merger.plan import plan_merge
 from nola_codec.merger.terms import DeltaTerm, sum_terms
+from nola_codec.stores.dtypes import to_float64
 
 if TYPE_CHECKING:
     import torch
@@ -61,36 +64,48 @@ def layer_delta(
     return place(rows.astype(np.float32))
 
 
-def merge_layer_deltas(decoder: Decoder, where: str, model: torch.nn.Module) -> None:
-    """Add every delta of a file to the weights of a model, in place.
+def merge_layer_deltas(decoder: Decoder, where: str, memory: MemoryModel) -> None:
+    """Add every delta of a file to the weights of a model, in place, and put the tensors that it carries there.
 
     Args:
         decoder: The open file.
         where: The file's name, for messages.
-        model: The model to change.
+        memory: The model to change.
 
     Raises:
-        AdapterError: ``merge-projections``, ``merge-raw``, ``base-mismatch``, ``tied-weights``, ``overflow``.
+        AdapterError: ``merge-projections``, ``tied-weights``, ``overflow``; ``vocabulary``: the embeddings of the model
+            have another number of rows; and those of `plan_merge`.
     """
     import torch
 
+    from nola_codec.decoder.torch_raw import to_torch
+
     file = decode_merge_file(decoder, where)
     dialect = dialect_of(file.adapter)
-    carried = dialect.model_tensors(file.adapter)
-    if carried:
-        raise AdapterError(
-            f"the file carries tensors that are not deltas ({next(iter(carried))}, ...); "
-            "load the decoded adapter with PEFT, or merge with `decode --base`", code="merge-raw", where=where
-        )  # fmt: skip
-    weights, places = find_in_model(
-        model,
-        lambda shapes, config: dialect.merge_targets(file.adapter, file.parts, WeightShapes(shapes, config), where),
-        may_be_tied=dialect.changes_stored_weights,
-    )
+    targets = dialect.merge_targets(file.adapter, file.parts, WeightShapes.of(memory), where)
+    carried, stays_tied = dialect.model_tensors(file.adapter), dialect.changes_stored_weights
+    plan = plan_merge(memory, targets, carried, dialect.merge_config(file.adapter), stays_tied=stays_tied)
+    if plan.vocabulary is not None:
+        message = f"its embeddings need {plan.vocabulary} rows: call resize_token_embeddings({plan.vocabulary}) first"
+        raise AdapterError(message, code="vocabulary", where=str(memory.directory))
+    lacking = [name for name in plan.replaced if name not in memory.parameters]
+    if lacking:
+        message = mismatch_message(
+            [f"{name}: the adapter brings it, and the model has no such weight" for name in lacking]
+        )
+        raise AdapterError(message, code="base-mismatch", where=str(memory.directory))
+    if not stays_tied:
+        memory.require_untied((place.weight, place.module) for place in plan.places.values())
+        memory.require_untied((name, name) for name in plan.replaced)
     with torch.no_grad():
-        for name, place in places.items():
-            weight = weights[name]
+        for name, place in plan.places.items():
+            weight = memory.parameters[name]
             terms = [DeltaTerm(0, part.module, part.transposed, part.taken, part.put) for part in place.parts]
             shape = tuple(weight.shape)
             rows = sum_terms([file], terms, shape).rows(0, shape[0] if shape else 1)
             merge_tensor(weight, torch.from_numpy(rows).to(weight.device))
+        for name, tensor in (*plan.reloaded.items(), *plan.replaced.items()):
+            memory.parameters[name].copy_(to_torch(tensor))
+        for name, (term, scaling) in plan.bias_terms.items():
+            bias = memory.parameters[name]
+            merge_tensor(bias, torch.from_numpy(to_float64(term) * scaling).to(bias.device))

@@ -14,7 +14,7 @@ from nola_codec.merger.arithmetic.parts import Region
 from nola_codec.merger.layout_places import LayoutPlaces
 from nola_codec.merger.misfits import Misfits
 from nola_codec.merger.model_names import ModelNames
-from nola_codec.merger.part_places import EACH_EXPERT, part_places
+from nola_codec.merger.part_places import part_places
 from nola_codec.merger.weight_places import Place
 from nola_codec.model.records import CodedRecord
 
@@ -51,7 +51,7 @@ def resolve_places(
     misfits = Misfits(shapes)
     for target in targets:
         wanted = wanted_names(target)
-        stored = [] if EACH_EXPERT in target.weight else names.find_all(wanted)
+        stored = names.find_all(wanted)
         if not stored and tied is not None and have_same_leaf(tied.missing, wanted[0]):
             weight, source = tied.missing, tied.stored
         elif len(stored) == 1:

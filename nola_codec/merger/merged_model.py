@@ -17,7 +17,6 @@ from nola_codec.merger.journal import Journal, open_journal
 from nola_codec.merger.model_change import ModelChange
 from nola_codec.merger.model_directory import (
     check_output,
-    config_without_ties,
     copy_other_files,
     merged_index,
     remove_others,
@@ -27,6 +26,7 @@ from nola_codec.merger.shards import MergedTensor, shard_layout
 from nola_codec.merger.stream import FileWrite, RowEdit, TensorWrite, write_files
 from nola_codec.merger.undo_file import UNDO_NAME
 from nola_codec.merger.undo_recorder import UndoRecorder, join_segments
+from nola_codec.merger.vocabulary import config_of
 from nola_codec.stores.files import dump_json
 from nola_codec.stores.safetensors_io import SafetensorsFile, num_bytes
 from nola_codec.stores.safetensors_writer import encode_header
@@ -69,8 +69,10 @@ def write_merged_model(
         copy_other_files(checkpoint.directory, journal.files)
         if checkpoint.index is not None:
             (journal.files / checkpoint.index_name).write_bytes(dump_json(merged_index(checkpoint, layouts)))
-        if change.plan.unties:
-            (journal.files / "config.json").write_bytes(dump_json(config_without_ties(checkpoint.config)))
+        plan = change.plan
+        if plan.unties or plan.vocabulary is not None:
+            config = config_of(checkpoint.config, unties=plan.unties, vocabulary=plan.vocabulary)
+            (journal.files / "config.json").write_bytes(dump_json(config))
     return MergeReport(request.out, len(shards), len(shards) - len(todo), len(change.plan.places))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -71,11 +70,3 @@ def merged_index(checkpoint: Checkpoint, layouts: Mapping[str, Mapping[str, Merg
         metadata["total_parameters"] = sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in tensors)
     weight_map = {name: shard for shard, layout in layouts.items() for name in layout}
     return index | {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
-
-
-def config_without_ties(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of ``config.json`` that no longer ties the embeddings."""
-    result: dict[str, Any] = json.loads(json.dumps(config)) | {"tie_word_embeddings": False}
-    if isinstance(result.get("text_config"), dict):
-        result["text_config"]["tie_word_embeddings"] = False
-    return result

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nola_codec.checkpoints.key_renames import KeyRenames, WeightName
+from nola_codec.checkpoints.key_renames import KeyRenames, WeightName, experts_transposed
 from nola_codec.merger.arithmetic.parts import Region
 from nola_codec.merger.stored_names import StoredNames
 
@@ -46,6 +46,7 @@ class ModelNames:
         """
         names = list(stored)
         self._renames = KeyRenames.of(config)
+        self._transposed = experts_transposed(config) is True
         self.alike = StoredNames(names)
         self._stored = frozenset(names)
         self._by_whole: dict[str, list[StoredPart]] = {}
@@ -77,6 +78,8 @@ class ModelNames:
         The list is empty if there are none.
         """
         read = self._renames.read(name)
+        if read.expert is not None and self._transposed:
+            return read, []  # such models do not keep the parts one after the other
         parts = self._by_whole.get(read.whole) or self._inner_parts(read)
         return read, [part for part in parts if part.name.is_whole != read.is_whole]
 

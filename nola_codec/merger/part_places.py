@@ -33,12 +33,22 @@ def part_places(target: MergeTarget, names: ModelNames, shapes: Shapes) -> list[
     Returns:
         The places, which together take the whole delta; an empty list if there are none or they do not fit.
     """
-    if EACH_EXPERT not in target.weight:
-        return _places(target, target.weight, (), names, shapes)
+    for weight in (target.weight, *target.alternatives):
+        if EACH_EXPERT in weight:
+            places = _places_of_experts(target, weight, names, shapes)
+        else:
+            places = _places(target, weight, (), names, shapes)
+        if places:
+            return places
+    return []
+
+
+def _places_of_experts(target: MergeTarget, weight: str, names: ModelNames, shapes: Shapes) -> list[Place]:
+    """Return the places of a delta whose slices belong to one weight each; an empty list if one has none."""
     places: list[Place] = []
     for expert in range(target.shape[0]):
-        weight = target.weight.replace(EACH_EXPERT, str(expert))
-        own = _places(target, weight, ((expert, expert + 1),), names, shapes)
+        name = weight.replace(EACH_EXPERT, str(expert))
+        own = _places(target, name, ((expert, expert + 1),), names, shapes)
         if not own:
             return []
         places += own

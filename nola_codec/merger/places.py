@@ -9,10 +9,10 @@ from typing import Any
 
 from nola_codec.adapters import deltas, dialect_of
 from nola_codec.adapters.adapter_delta import AdapterDelta
-from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.checkpoints.key_renames import experts_transposed
 from nola_codec.merger.matching import is_stored_transposed
 from nola_codec.merger.model_names import ModelNames
+from nola_codec.merger.plan import BaseWeights
 from nola_codec.model.adapter import Adapter
 
 
@@ -31,8 +31,8 @@ class WeightShapes:
     where: str = ""
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> WeightShapes:
-        """Return the weights of a checkpoint."""
+    def of(cls, checkpoint: BaseWeights) -> WeightShapes:
+        """Return the weights of a checkpoint, or of a model in memory."""
         shapes = {name: info.shape for name, info in checkpoint.weights.items()}
         return cls(shapes, checkpoint.config, str(checkpoint.directory))
 

@@ -9,21 +9,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from nola_codec.adapters.base_model import MergeTarget
 from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.adapters.dialects.peft_config import is_saved_module
-from nola_codec.checkpoints.checkpoint import Checkpoint
+from nola_codec.checkpoints.checkpoint import WeightInfo
 from nola_codec.checkpoints.embeddings import TiedEmbeddings, embedding_names, text_config, tied_embeddings
-from nola_codec.checkpoints.quantization import quantized_weights
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.merger.matching import resolve_places
 from nola_codec.merger.misfits import Misfits
 from nola_codec.merger.model_names import ModelNames
 from nola_codec.merger.quantized_bases import require_unquantized, require_unquantized_targets
+from nola_codec.merger.vocabulary import is_resized, is_resized_from, merged_vocabulary, require_no_delta
 from nola_codec.merger.weight_places import Place
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import FLOAT_DTYPES, from_float64, to_float64
@@ -47,6 +48,7 @@ class MergePlan:
         bias_terms: The ``lora_B.bias`` that is added to a bias, and its scaling, by the name of the bias.
         untied: The stored tensor that a weight was tied to, by the name of the weight, which is now written separately.
         unties: True if ``tie_word_embeddings`` is turned off.
+        vocabulary: The number of rows of the embeddings, if the adapter brings embeddings with another number.
     """
 
     places: Mapping[str, Place]
@@ -55,10 +57,11 @@ class MergePlan:
     bias_terms: Mapping[str, tuple[RawTensor, float]] = field(default_factory=dict)
     untied: Mapping[str, str] = field(default_factory=dict)
     unties: bool = False
+    vocabulary: int | None = None
 
 
 def plan_merge(
-    checkpoint: Checkpoint,
+    checkpoint: BaseWeights,
     targets: Iterable[MergeTarget],
     raw: Mapping[str, RawTensor] | None = None,
     adapter_config: Mapping[str, Any] | None = None,
@@ -81,8 +84,9 @@ def plan_merge(
 
     Raises:
         AdapterError: ``base-mismatch`` listing all that has no place; ``merge-dora``, ``merge-alora``,
-            ``merge-trainable-tokens``, ``merge-unknown`` for what cannot be merged exactly; ``tied-weights`` for
-            encoder-decoder models that tie more than a pair; ``quantized-base``.
+            ``merge-trainable-tokens``, ``merge-unknown`` for what cannot be merged exactly; ``vocabulary`` for
+            embeddings that cannot grow together; ``tied-weights`` for encoder-decoder models that tie more than a pair;
+            ``quantized-base``.
     """
     raw, adapter_config = raw or {}, adapter_config or {}
     targets = list(targets)
@@ -91,7 +95,7 @@ def plan_merge(
     saved = {key: key.removesuffix("." + key.rpartition(".")[2]) for key in raw if not key.endswith(".lora_B.bias")}
     paths = [module_path(name) for name in (*(t.name for t in targets), *saved.values())]
     tied = None if stays_tied else tied_embeddings(checkpoint.config, shapes, paths)
-    quantized = quantized_weights({name: info.dtype for name, info in checkpoint.weights.items()}, checkpoint.config)
+    quantized = checkpoint.quantized
     stored = ModelNames({*shapes, *quantized}, checkpoint.config)
     require_unquantized_targets(targets, stored, quantized, str(checkpoint.directory))
     places = resolve_places(targets, shapes, checkpoint.config, tied)
@@ -102,9 +106,35 @@ def plan_merge(
     if carried.misfits:
         raise carried.misfits.error(str(checkpoint.directory))
     untied, unties = ({}, False) if stays_tied else _separate_embeddings(checkpoint, {*places, *carried.replaced}, tied)
-    plan = MergePlan(places, carried.replaced, carried.reloaded, carried.bias_terms, untied, unties)
+    where = str(checkpoint.directory)
+    brought = {name: tensor.shape for name, tensor in (*carried.reloaded.items(), *carried.replaced.items())}
+    vocabulary = merged_vocabulary(shapes, brought, untied, where)
+    resized = [name for name, shape in brought.items() if is_resized_from(name, shape, shapes, untied)]
+    require_no_delta([weight for place in places.values() for weight in (place.weight, place.source)],
+                     vocabulary, resized, where)  # fmt: skip
+    plan = MergePlan(places, carried.replaced, carried.reloaded, carried.bias_terms, untied, unties, vocabulary)
     _check_dtypes(checkpoint, plan)
     return plan
+
+
+class BaseWeights(Protocol):
+    """The base model of a plan: a `Checkpoint`, or a model in memory."""
+
+    @property
+    def directory(self) -> Path:
+        """The model's path, for messages."""
+
+    @property
+    def weights(self) -> Mapping[str, WeightInfo]:
+        """The shape and dtype of each weight, by name."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The parsed ``config.json``."""
+
+    @property
+    def quantized(self) -> Mapping[str, str]:
+        """The method of each quantized weight, by name."""
 
 
 class _CarriedPlaces:
@@ -119,7 +149,7 @@ class _CarriedPlaces:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: BaseWeights,
         adapter_config: Mapping[str, Any],
         tied: TiedEmbeddings | None,
         scalings: Mapping[str, float],
@@ -141,18 +171,23 @@ class _CarriedPlaces:
         stored = self._names.find(path)
         name = stored if stored is not None else _tied_name(path, tied)
         base = tied.stored if tied is not None and name == tied.missing else name
-        if base in shapes and shapes[base] != tensor.shape:
+        if base in shapes and shapes[base] != tensor.shape and not is_resized(base, shapes[base], tensor.shape):
             self.misfits.add(key, mismatch("shape", list(shapes[base]), list(tensor.shape)))
         elif base not in shapes and _IN_A_BLOCK.search(path):
             # A new head may be added to a model, but a part of its layers must be there.
             self.misfits.add_unfound(MergeTarget(key, "linear", tensor.shape), path, self._names.find_all([path]))
-        elif _is_copied(path, self._config):
+        elif _is_copied(path, self._config) and not self._keeps_tie(name):
             self.replaced[name] = _in_dtype_of(tensor, self._checkpoint, base)
         elif base in shapes:
             # Loading the adapter sets the one parameter that both names stand for.
             self.reloaded[base] = _in_dtype_of(tensor, self._checkpoint, base)
         else:
             self.misfits.add_unfound(MergeTarget(key, "linear", tensor.shape), path, self._names.find_all([path]))
+
+    def _keeps_tie(self, name: str) -> bool:
+        """Return True if PEFT trained one copy for both of two tied embeddings."""
+        pair = () if self._tied is None else (self._tied.stored, self._tied.missing)
+        return bool(self._config.get("ensure_weight_tying")) and name in pair
 
     def _place_bias_term(self, key: str, tensor: RawTensor) -> None:
         module = key.removesuffix(".lora_B.bias")
@@ -183,6 +218,13 @@ def combine_plans(plans: Sequence[MergePlan], names: Sequence[str]) -> MergePlan
     if any(each != untied[0] for each in untied):
         message = f"{' and '.join(names)} separate tied embeddings in different ways"
         raise AdapterError(message, code="merge-conflict")
+    vocabularies = {plan.vocabulary for plan in plans if plan.vocabulary is not None}
+    if len(vocabularies) > 1:
+        found = " and ".join(map(str, sorted(vocabularies)))
+        raise AdapterError(f"{' and '.join(names)} bring vocabularies of {found} tokens", code="merge-conflict")
+    resized = {name for plan in plans if plan.vocabulary for name in (*plan.replaced, *plan.reloaded)}
+    for plan in plans:
+        require_no_delta(plan.places, next(iter(vocabularies), None), resized, " and ".join(names))
     return MergePlan(
         places={name: place for plan in plans for name, place in plan.places.items()},
         replaced={name: tensor for plan in plans for name, tensor in plan.replaced.items()},
@@ -190,6 +232,7 @@ def combine_plans(plans: Sequence[MergePlan], names: Sequence[str]) -> MergePlan
         bias_terms={name: term for plan in plans for name, term in plan.bias_terms.items()},
         untied=untied[0] if untied else {},
         unties=any(plan.unties for plan in plans),
+        vocabulary=vocabularies.pop() if vocabularies else None,
     )
 
 
@@ -248,7 +291,7 @@ def _tied_name(path: str, tied: TiedEmbeddings | None) -> str:
     return path
 
 
-def _in_dtype_of(tensor: RawTensor, checkpoint: Checkpoint, name: str) -> RawTensor:
+def _in_dtype_of(tensor: RawTensor, checkpoint: BaseWeights, name: str) -> RawTensor:
     """Return a tensor in the dtype of the base weight if the conversion is exact, else unchanged.
 
     Exact values matter more than a uniform dtype, since the tensor was trained and Transformers casts when it loads.
@@ -265,7 +308,7 @@ def _in_dtype_of(tensor: RawTensor, checkpoint: Checkpoint, name: str) -> RawTen
 
 
 def _separate_embeddings(
-    checkpoint: Checkpoint, changed: set[str], tied: TiedEmbeddings | None
+    checkpoint: BaseWeights, changed: set[str], tied: TiedEmbeddings | None
 ) -> tuple[dict[str, str], bool]:
     """Return `MergePlan.untied` and `MergePlan.unties`, from the names of the weights that change."""
     where, config = str(checkpoint.directory), checkpoint.config
@@ -288,7 +331,7 @@ def _separate_embeddings(
     return {}, bool(inputs and outputs)
 
 
-def _check_dtypes(checkpoint: Checkpoint, plan: MergePlan) -> None:
+def _check_dtypes(checkpoint: BaseWeights, plan: MergePlan) -> None:
     changed = {place.source for place in plan.places.values()} | set(plan.bias_terms)
     wrong = sorted(name for name in changed if checkpoint.weights[name].dtype not in FLOAT_DTYPES)
     if wrong:

@@ -9,8 +9,9 @@
     peft_diagonals.py           VeRA and RandLoRA, with `diagonals.py`, `vera.py`, `randlora.py`, `peft_draws.py`
     kohya.py, lycoris.py, lycoris_parts.py                    kohya's sd-scripts, and LyCORIS
     diffusers.py, diffusers_keys.py, adapter_metadata.py      diffusers, and the JSON of its metadata
-    mlx.py, mlx_config.py, mlx_names.py                       MLX, its configuration, and what its models call
-                                                              their layers; `embedding_names.py` tells embeddings
+    mlx.py, mlx_config.py, mlx_names.py, mlx_experts.py       MLX, its configuration, what its models call their
+                                                              layers, its experts; `embedding_names.py` tells
+                                                              embeddings
     loralib.py, mistral.py, torchtune.py, numbered.py         one tool each (`numbered.py`: two)
     gguf.py, gguf_names.py      llama.cpp
     parameters.py               networks that were trained as coefficients

@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nola_codec.adapters.adapter_delta import AdapterDelta
+from nola_codec.adapters.base_model import BaseModel, MergeTarget
 from nola_codec.adapters.dialects.embedding_names import layout_of, require_clear_layout
 from nola_codec.adapters.dialects.mlx_config import (
     DEFAULT_SCALE,
@@ -25,10 +27,12 @@ from nola_codec.adapters.dialects.mlx_config import (
     scale_of,
     with_keys_of,
 )
+from nola_codec.adapters.dialects.mlx_experts import expert_tensors, experts_target, read_experts
 from nola_codec.adapters.dialects.mlx_names import from_mlx, to_mlx
 from nola_codec.adapters.dialects.module_rules import of_one_scale, require_layouts, sort_modules
 from nola_codec.adapters.dialects.pair_dialect import PairDialect
-from nola_codec.adapters.dialects.pairs import PairKeys, read_pair
+from nola_codec.adapters.dialects.pairs import PairKeys, join_tensors, read_pair
+from nola_codec.adapters.dialects.peft_experts import expert_module, expert_number, is_expert
 from nola_codec.adapters.ranks import with_largest_rank
 from nola_codec.adapters.scale_records import ORIGIN_KEY, stored_origin
 from nola_codec.adapters.scales import DefaultScale, FoundScales, find_scales
@@ -106,6 +110,34 @@ class Mlx(PairDialect):
         parameters = (config or {}).get("lora_parameters", config)
         has_scale = isinstance(parameters, Mapping) and "scale" in parameters
         return stored_origin(config) or ("config" if has_scale else super().scale_origin(config, metadata))
+
+    def read_modules(self, store: TensorStore, name: str, scaling: float) -> list[LoraModule]:
+        """Read one module, or one for each expert if the factors have a dimension for experts."""
+        keys = self.keys.of(name)
+        if len(store.tensors[keys[0]].shape) == 3:
+            return read_experts(store, name, keys, scaling)
+        return super().read_modules(store, name, scaling)
+
+    def tensors(self, adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
+        """Return all tensors by their keys; arguments and errors as in `Dialect`."""
+        experts = [module for module in adapter.modules if is_expert(module.name)]
+        others = tuple(module for module in adapter.modules if not is_expert(module.name))
+        keys = {name: self.keys.of(name) for name in map(expert_module, (m.name for m in experts))}
+        plain = super().tensors(replace(adapter, modules=others), dtype)
+        return join_tensors(plain, expert_tensors(experts, keys, dtype))
+
+    def slice_of(self, name: str) -> tuple[str, int]:
+        """Return the module that an expert belongs to, and the number of the expert."""
+        return expert_module(name), expert_number(name)
+
+    def merge_targets(
+        self, adapter: Adapter, found: Mapping[str, Sequence[AdapterDelta]], base: BaseModel, where: str
+    ) -> list[MergeTarget]:
+        """Return the target of each delta; arguments and errors as in `Dialect`."""
+        experts = {name: parts for name, parts in found.items() if is_expert(parts[0].name)}
+        others = {name: parts for name, parts in found.items() if name not in experts}
+        plain = super().merge_targets(adapter, others, base, where)
+        return [*plain, *(experts_target(name, parts) for name, parts in experts.items())]
 
     def write(
         self, adapter: Adapter, out: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False

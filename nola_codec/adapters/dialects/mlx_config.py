@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nola_codec.adapters.dialects.mlx_names import LAYER, OUTSIDE
+from nola_codec.adapters.dialects.peft_experts import expert_module
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import LoraModule
 
@@ -111,7 +112,8 @@ def with_keys_of(config: Mapping[str, Any], modules: Sequence[LoraModule]) -> di
 
 def _own_keys(modules: Sequence[LoraModule]) -> list[str]:
     """Return the keys of modules of an adapter that MLX wrote, whatever model they are of."""
-    matches = {module.name: _ANY_LAYER.fullmatch(module.name) for module in modules}
+    names = {expert_module(module.name) for module in modules}
+    matches = {name: _ANY_LAYER.fullmatch(name) for name in names}
     return sorted({name if match is None else match[1] for name, match in matches.items()})
 
 
@@ -138,8 +140,8 @@ def keys_of(modules: Sequence[LoraModule]) -> list[str]:
     """
     keys = set()
     for module in modules:
-        match = LAYER.fullmatch(module.name)
-        if match is None and OUTSIDE.fullmatch(module.name) is None:
+        match = LAYER.fullmatch(expert_module(module.name))
+        if match is None and OUTSIDE.fullmatch(expert_module(module.name)) is None:
             message = "MLX puts LoRA into the layers of a language model, and this is not in one"
             raise AdapterError(message, code="not-expressible", where=module.name)
         keys.add(module.name if match is None else match["leaf"])

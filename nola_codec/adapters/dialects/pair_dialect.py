@@ -91,7 +91,7 @@ class PairDialect(Dialect):
         found = self.find_scales(source, ranks, has_alphas=bool(alphas))
         of_alphas = {name: alphas[key.removesuffix(ALPHA)][1] / ranks[name] for name, key in own.items()}
         scalings = {**found.scalings, **of_alphas}
-        pairs = tuple(self.read_module(store, name, scalings[name]) for name in names)
+        pairs = tuple(module for name in names for module in self.read_modules(store, name, scalings[name]))
         vectors = tuple(read_vector(store, key) for key in sorted(changes))
         notes = (*(notes_on_carried(raw) if self.has_changes else ()), *found.notes)
         adapter = Adapter(self.name, pairs, raw | left, config, dict(store.metadata), vectors, notes=notes)
@@ -154,6 +154,10 @@ class PairDialect(Dialect):
     def read_module(self, store: TensorStore, name: str, scaling: float) -> LoraModule:
         """Read the pair of factors of one module."""
         return read_pair(store, name, self.keys.of(name), scaling=scaling, transposed=self.keys.transposed)
+
+    def read_modules(self, store: TensorStore, name: str, scaling: float) -> list[LoraModule]:
+        """Read the modules that one pair of tensors holds: by default one."""
+        return [self.read_module(store, name, scaling)]
 
     def alpha_module(self, name: str) -> str:
         """Return the name M for which the alpha of a module is called ``M.alpha``; by default the module's own name."""

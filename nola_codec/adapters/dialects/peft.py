@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,8 @@ class PeftLora(PeftDialect):
         """
         if adapter.config is None and all(m.scaling == 1.0 for m in modules):
             return replace(adapter, modules=tuple(with_largest_rank(modules)))
-        config, fitted = fit_ranks(adapter.config or _new_config(modules, adapter.raw), modules, _config_path)
+        old = adapter.config or _new_config(modules, adapter.raw)
+        config, fitted = fit_ranks(old, modules, partial(_config_path, settings=parse_config(old, CONFIG_NAME)))
         if {m.name for m in modules} != {m.name for m in adapter.modules} and not config.get("target_parameters"):
             config["target_modules"] = sorted({_config_path(m.name) for m in modules})
             # Whole paths need no further choice of layers, which could leave some out.
@@ -294,8 +296,8 @@ def _read_modules(
             message = f"looks like factors on bare parameters (mixture of experts), whose rank {CONFIG_NAME} must give"
             raise AdapterError(message, code="target-parameters", where=where)
         return [read_pair(store, module, (a_key, b_key), layout=layout)]
-    bare = settings.targets_parameter(module_path(module))
-    path = module_path(module) if bare else module.removeprefix(PREFIX)
+    parameter = settings.parameter_of(module.removeprefix(PREFIX))
+    path = parameter or module.removeprefix(PREFIX)
     read = read_pair(
         store,
         module,
@@ -304,7 +306,7 @@ def _read_modules(
         scaling=settings.scaling_of(path),
         fan_in_fan_out=settings.fan_in_fan_out,
     )
-    if bare:
+    if parameter:
         return split_experts(read, settings.rank_of(path), where)
     if settings.rank_of(path) != read.rank:
         message = mismatch("rank", f"{settings.rank_of(path)} by {CONFIG_NAME}", read.rank)
@@ -342,7 +344,7 @@ def _is_known(key: str, config: Mapping[str, Any] | None, pairs: Mapping[str, Ma
 def _fitting_config(config: Mapping[str, Any], modules: tuple[LoraModule, ...], where: str) -> Mapping[str, Any]:
     """Return the configuration, adapted if PEFT would read other ranks or scalings from it than these modules have."""
     settings = parse_config(config, where)
-    paths = {m.name: _config_path(m.name) for m in modules}
+    paths = {m.name: _config_path(m.name, settings) for m in modules}
     if all(
         settings.rank_of(paths[m.name]) == m.rank and settings.scaling_of(paths[m.name]) == m.scaling for m in modules
     ):
@@ -353,9 +355,10 @@ def _fitting_config(config: Mapping[str, Any], modules: tuple[LoraModule, ...], 
     return with_ranks(config, {paths[m.name]: m.rank for m in modules}, {paths[m.name]: m.scaling for m in modules})
 
 
-def _config_path(name: str) -> str:
+def _config_path(name: str, settings: PeftSettings | None = None) -> str:
     """Return the path that a configuration knows a module by, from the module's name in an adapter."""
-    return module_path(expert_module(name)) if is_expert(name) else name.removeprefix(PREFIX)
+    path = expert_module(name).removeprefix(PREFIX)
+    return (settings.parameter_of(path) if settings is not None else None) or path
 
 
 def _fold_scaling(module: LoraModule, raw: Mapping[str, RawTensor]) -> LoraModule:

@@ -71,10 +71,30 @@ class PeftSettings:
     fan_in_fan_out: bool = False
     target_parameters: tuple[str, ...] = ()
 
-    def targets_parameter(self, path: str) -> bool:
-        """Return True if a module's factors belong to a bare parameter (`tuners_utils.py`, `_inject_parameters`)."""
-        parents = (target.rpartition(".")[0] for target in self.target_parameters)
-        return any(path == parent or path.endswith("." + parent) for parent in parents)
+    def parameter_of(self, module: str) -> str | None:
+        """Return the path of the bare parameter that a module's factors belong to; None if they belong to a module.
+
+        PEFT (`tuners_utils.py`, `_inject_parameters`) wraps a module once for each of its parameters, the first one
+        innermost, and calls the inner ones ``base_layer``. The configuration lists the parameters in any order. In all
+        models of Transformers ``down_proj`` is the last parameter of experts.
+
+        Args:
+            module: The module's path in the base model, where ``base_layer`` may stand at the end.
+        """
+        path = module
+        while path.endswith(".base_layer"):
+            path = path.removesuffix(".base_layer")
+        depth = (len(module) - len(path)) // len(".base_layer")
+        leaves = set()
+        for target in self.target_parameters:
+            parent, _, leaf = target.rpartition(".")
+            # A name without a parent means the parameters of that name in all modules, and only experts have such.
+            if (parent and f".{path}".endswith("." + parent)) or (not parent and path.endswith("experts")):
+                leaves.add(leaf)
+        if not leaves:
+            return None
+        ordered = sorted(leaves, key=lambda leaf: ("down" in leaf, leaf))
+        return f"{path}.{ordered[max(0, len(ordered) - 1 - depth)]}"
 
     def rank_of(self, path: str) -> int:
         """Return the rank of a module, by its path in the base model (no ``base_model.model.``)."""

@@ -19,6 +19,7 @@ import numpy as np
 from nola_codec.adapters.adapter_delta import AdapterDelta
 from nola_codec.adapters.base_model import BaseModel, MergeTarget, mismatch_message
 from nola_codec.adapters.dialects.peft_base import module_path
+from nola_codec.adapters.dialects.peft_config import PREFIX, parse_config
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import LoraModule
 
@@ -151,21 +152,7 @@ def expert_target(name: str, parts: Sequence[AdapterDelta], base: BaseModel, con
 
 
 def _parameter_names(name: str, config: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """Return the path of a module in the base model, and the parameters that its factors may be of, likeliest first.
-
-    PEFT wraps a module once for each of its parameters, the first one innermost, and calls the inner ones
-    ``base_layer``. The names in the configuration have no order, and ``down_proj`` is the last one in all models.
-    """
-    path, depth = module_path(name), 0
-    inner = name
-    while inner.endswith(".base_layer"):
-        inner, depth = inner.removesuffix(".base_layer"), depth + 1
-    path = module_path(inner)
-    leaves = set()
-    for target in config.get("target_parameters") or []:
-        parent, _, leaf = target.rpartition(".")
-        if not parent or path == parent or path.endswith("." + parent):
-            leaves.add(leaf)
-    ordered = sorted(leaves, key=lambda leaf: ("down" in leaf, leaf))
-    expected = ordered[len(ordered) - 1 - depth : len(ordered) - depth] if depth < len(ordered) else []
-    return path, (*expected, *(leaf for leaf in ordered if leaf not in expected))
+    """Return the path of a module in the base model, and the parameters that its factors may be of, likeliest first."""
+    path = module_path(name)
+    named = parse_config(config, name).parameter_of(name.removeprefix(PREFIX)) if config else None
+    return path, () if named is None else (named.rpartition(".")[2],)
