@@ -4,7 +4,8 @@
     registry.py                 the table of dialects; `read` and `write`
     dialects/                   one file for each dialect, and what several of them share
     sources.py, writing.py      what lies around the tensors: directories and configurations
-    plain_keys.py               keys without what a training put into them
+    folders.py, beside_files.py the adapter in a directory of a trainer, and the files beside it
+    plain_keys.py, gathered.py  keys without what a training put into them; no empty shards
     coding_rules.py             what the encoder has to know about a dialect
     base_model.py               what a dialect sees of a base model when it is merged
     adapter_delta.py            an adapter as a list of its deltas

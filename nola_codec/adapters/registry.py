@@ -25,9 +25,11 @@ from nola_codec.adapters.dialects.peft import PEFT
 from nola_codec.adapters.dialects.refused_keys import find_refusal
 from nola_codec.adapters.dialects.torchtune import TORCHTUNE
 from nola_codec.adapters.dialects.weight_changes import WEIGHT_CHANGES
+from nola_codec.adapters.folders import carry_beside, find_adapter, open_adapter
+from nola_codec.adapters.gathered import require_gathered
 from nola_codec.adapters.plain_keys import with_plain_keys
 from nola_codec.adapters.scales import apply_scale, require_scale
-from nola_codec.adapters.sources import AdapterSource, open_source
+from nola_codec.adapters.sources import AdapterSource
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import RawTensor
@@ -135,18 +137,22 @@ def read(
     Raises:
         AdapterError: ``option``: the adapter says its scaling, and it is not `scale`; ``foreign-dialect``: the keys
             look like those of a dialect that is not read, which the message names; ``empty-adapter``: the keys look
-            like no dialect; ``bad-dialect``; those of `with_plain_keys`; or an error of the dialect.
+            like no dialect; ``bad-dialect``; those of `find_adapter`, `with_plain_keys` and `require_gathered`; or an
+            error of the dialect.
     """
     scale = None if scale is None else require_scale(scale)
-    with open_source(source, config=config, scale=scale) as stored:
+    place = find_adapter(source)
+    with open_adapter(place, config=config, scale=scale) as stored:
         opened, notes = with_plain_keys(stored)
+        require_gathered(opened)
         found = _detect(opened)
         if found is None:
             _load_entry_points()
             found = _detect(opened)
         if found is not None:
             adapter = found.variant(opened.config).read_source(opened, carry_unknown=carry_unknown)
-            adapter = replace(adapter, notes=(*notes, *adapter.notes))
+            adapter = carry_beside(adapter, place, carry=carry_unknown)
+            adapter = replace(adapter, notes=(*place.notes, *notes, *adapter.notes))
             return adapter if scale is None else apply_scale(adapter, scale, opened.where, must_use=must_use_scale)
         refusal = find_refusal(opened.file.tensors, opened.where)
         if refusal is not None:

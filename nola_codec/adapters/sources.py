@@ -61,7 +61,7 @@ class AdapterSource:
             AdapterError: Those of `read_json`; ``bad-config`` for values that a `.nola` file cannot hold.
         """
         path = None if self.folder is None else self.folder / name
-        return None if path is None or not path.is_file() else _read_config(path)
+        return None if path is None or not path.is_file() else read_config(path)
 
     def __enter__(self) -> AdapterSource:
         return self
@@ -111,7 +111,7 @@ def _open_path(path: Path, config: Mapping[str, Any] | None, where: str) -> Adap
     folder = weights.parent
     found = None
     if config is None and weights.exists() and (folder / CONFIG_NAME).exists():
-        found = _read_config(folder / CONFIG_NAME)
+        found = read_config(folder / CONFIG_NAME)
     is_peft = weights.stem == _PEFT_STEM
     if is_directory and is_peft and config is None and found is None:
         message = f"no {CONFIG_NAME}; give the path of {weights.name} to read it with a scaling of 1"
@@ -155,7 +155,13 @@ def weights_in(directory: Path) -> Path:
     raise AdapterError(message, code="missing-weights", where=where)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def is_weights_name(name: str) -> bool:
+    """Return True for the name of a file that tools save an adapter as."""
+    return name in _WEIGHTS
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a configuration. Raises AdapterError ``bad-config``, and the errors of `read_json`."""
     config = read_json(path)
     _require_storable(config, str(path))
     return config

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nola_codec.adapters.beside_files import require_no_beside, split_beside, write_beside
 from nola_codec.adapters.sources import CONFIG_NAME
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.files import atomic_directory, dump_json, require_free
@@ -44,10 +45,13 @@ def write_adapter_file(out: str | os.PathLike[str], file: AdapterFile, *, overwr
     """
     path = Path(out)
     require_free(path, overwrite=overwrite)
+    tensors, beside = split_beside(file.tensors)
     if is_tensor_file(path):
-        return write_tensors(path, file.tensors, file.metadata, extra=file.extra)
+        require_no_beside(beside, path)
+        return write_tensors(path, tensors, file.metadata, extra=file.extra)
     with atomic_directory(path, replace=overwrite) as directory:
-        write_tensors(directory / file.file_name, file.tensors, file.metadata, extra=file.extra)
+        write_beside(directory, beside)
+        write_tensors(directory / file.file_name, tensors, file.metadata, extra=file.extra)
         if file.config:
             (directory / file.config_name).write_bytes(dump_json(file.config))
     return path

@@ -6,12 +6,11 @@ import io
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from nola_codec import adapters
 from nola_codec.adapters import AnySource
-from nola_codec.adapters.sources import weights_in
+from nola_codec.adapters.folders import find_adapter
 from nola_codec.api.arguments import ConfigObject, plain_config, require_model_path, require_source, require_target
 from nola_codec.api.keywords import EncodeKeywords, check_keywords
 from nola_codec.encoder.base_tensors import base_advice, relate_to_base
@@ -144,10 +143,7 @@ def check_options(
 def source_size(source: AnySource, adapter: Adapter) -> int:
     """Size of the weights that were read; of their tensors where that is not a file."""
     if isinstance(source, str | os.PathLike):
-        path = Path(source)
-        if path.is_dir():
-            path = weights_in(path)
-        return path.stat().st_size
+        return find_adapter(source).bytes
     if isinstance(source, bytes | bytearray | memoryview):
         return len(source)
     if isinstance(source, io.IOBase) and source.seekable():

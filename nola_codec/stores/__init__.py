@@ -3,6 +3,7 @@
 `open_store.open_store` opens a file of any type. The files here:
 
     tensor_store.py             TensorStore: what every open file can do
+    joined_store.py             several files seen as one
     open_store.py               finds the type of a file by its first bytes
     safetensors_io.py, npz_io.py, gguf_io.py, pickle_io.py    one type each; safetensors_writer.py writes the first
     pickle_scan.py, zip_io.py   keep hostile pickles and archives out

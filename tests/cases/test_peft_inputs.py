@@ -269,3 +269,43 @@ def test_lycoris_of_the_other_method_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="says LoKr") as caught:
         adapters.read(tmp_path)
     assert caught.value.code == "foreign-dialect"
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_trainable_tokens_come_back(tied: bool, tmp_path: Path) -> None:
+    """Case 43: rows of embeddings are carried exactly; a merge refuses them by name."""
+
+    def make() -> Any:
+        model = _llama("CausalLM")
+        if tied:
+            model.config.tie_word_embeddings = True
+            model.tie_weights()
+        return model
+
+    make().save_pretrained(tmp_path / "base")
+    config = LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [3, 5]})
+    model = get_peft_model(make(), config)
+    _train(model)
+    model.save_pretrained(tmp_path / "adapter")
+    nola_codec.encode(tmp_path / "adapter", tmp_path / "a.nola", size="40KB")
+    nola_codec.decode(tmp_path / "a.nola", tmp_path / "again")
+    before, after = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("adapter", "again"))
+    (key,) = (key for key in before if "trainable_tokens_delta" in key)
+    assert torch.equal(before[key], after[key])
+    lost = _outputs(PeftModel.from_pretrained(make(), tmp_path / "again")) - _outputs(model)
+    assert float(lost.norm() / (_outputs(model) - _outputs(make())).norm()) < 0.1
+    with pytest.raises(AdapterError, match="trained tokens") as caught:
+        nola_codec.merge([tmp_path / "a.nola"], tmp_path / "base", tmp_path / "merged")
+    assert caught.value.code == "merge-trainable-tokens"
+
+
+def test_factors_on_a_matrix_parameter(tmp_path: Path) -> None:
+    """Case 44: target_parameters may name the weight of an ordinary layer; it is merged as PEFT merges it."""
+    _llama("CausalLM").save_pretrained(tmp_path / "base")
+    names = ["mlp.up_proj.weight", "mlp.down_proj.weight"]
+    model = get_peft_model(
+        _llama("CausalLM"), LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj"], target_parameters=names)
+    )
+    _train(model)
+    model.save_pretrained(tmp_path / "adapter")
+    _require_same(lambda: _llama("CausalLM"), tmp_path / "base", tmp_path / "adapter", tmp_path)

@@ -142,7 +142,8 @@ def make_directories() -> None:
     add("a readme alone", files({"README.md": readme}), "missing-weights")
     add("a repository of checkpoints", files({
         "README.md": readme, "checkpoint-10/adapter_model.safetensors": weights,
-    }), "missing-weights")  # fmt: skip
+        "checkpoint-20/adapter_model.safetensors": weights,
+    }), "several-checkpoints", "checkpoint-20")  # fmt: skip
     add("no weights", files({"adapter_config.json": config}), "missing-weights")
     add("no configuration", files({"adapter_model.safetensors": weights}), "missing-config")
     add("weights without a directory", lone("adapter_model.safetensors", weights))
@@ -156,7 +157,10 @@ def make_directories() -> None:
     add("shards", files({
         "adapter_config.json": config, "adapter_model.safetensors.index.json": '{"weight_map": {}}',
         "adapter_model-00001-of-00002.safetensors": weights, "adapter_model-00002-of-00002.safetensors": weights,
-    }), "sharded", "adapter_model.safetensors.index.json")  # fmt: skip
+    }), "duplicate-key")  # fmt: skip
+    add("shards, of which one is missing", files({
+        "adapter_config.json": config, "adapter_model-00001-of-00002.safetensors": weights,
+    }), "sharded", "shard 2 of 2 is missing")  # fmt: skip
     add("a shard", lone("adapter_model-00001-of-00002.safetensors", weights), "sharded")
     add("a path that is not there", lambda directory: directory / "none", "not-found")
     add("a path too long", lambda directory: directory / ("n" * 300), "unreadable")

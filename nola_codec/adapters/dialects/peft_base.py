@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nola_codec.adapters.beside_files import is_beside, require_no_beside, split_beside, write_beside
 from nola_codec.adapters.contract import Dialect
 from nola_codec.adapters.dialects.peft_config import PREFIX
 from nola_codec.adapters.sources import CONFIG_NAME, WEIGHTS_NAME, AdapterSource
+from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import Draw, RawTensor
 from nola_codec.stores.files import atomic_directory, atomic_file, dump_json, require_free
@@ -86,20 +88,23 @@ class PeftDialect(Dialect):
         path = Path(out)
         lone = is_tensor_file(path)
         adapter = self.require_writable(adapter, path, lone=lone)
-        made = self.tensors(adapter, dtype)
+        made, beside = split_beside(self.tensors(adapter, dtype))
         metadata = adapter.metadata or {"format": "pt"}
         require_free(path, overwrite=overwrite)
         if lone:
+            require_no_beside(beside, path)
             return write_tensors(path, made, metadata)
         fitting = self.fitting_config(adapter, str(path))
         config = None if fitting is None else dump_json(fitting)
         if path.is_dir() and any(path.iterdir()):
+            write_beside(path, beside)
             write_tensors(path / WEIGHTS_NAME, made, metadata)
             if config is not None:
                 with atomic_file(path / CONFIG_NAME) as stream:
                     stream.write(config)
             return path
         with atomic_directory(path, replace=overwrite) as directory:
+            write_beside(directory, beside)
             write_tensors(directory / WEIGHTS_NAME, made, metadata)
             if config is not None:
                 (directory / CONFIG_NAME).write_bytes(config)
@@ -143,7 +148,15 @@ class PeftDialect(Dialect):
         return replace(left, config={**adapter.config, "modules_to_save": kept or None})
 
     def model_tensors(self, adapter: Adapter) -> dict[str, RawTensor]:
-        """Return all carried tensors, since each of them belongs to the model."""
+        """Return all carried tensors, since each of them belongs to the model.
+
+        Raises:
+            AdapterError: ``merge-unknown`` for tensors of a file beside the adapter.
+        """
+        beside = next((key for key in adapter.raw if is_beside(key)), None)
+        if beside is not None:
+            message = "is a tensor of a file beside the adapter; encode without --carry-unknown to merge"
+            raise AdapterError(message, code="merge-unknown", where=beside)
         return dict(adapter.raw)
 
     def merge_config(self, adapter: Adapter) -> Mapping[str, Any] | None:
