@@ -69,8 +69,7 @@ def test_wrappers_and_names_are_taken_away(case: str) -> None:
     tensors = _tensors(shapes)
     expected = _read(tensors, config)
     found = _read({key.replace(plain, dirty, 1): tensor for key, tensor in tensors.items()}, config)
-    assert not expected.notes
-    assert len(found.notes) == (2 if case == "both" else 1)
+    assert len(set(found.notes) - set(expected.notes)) == (2 if case == "both" else 1)
     assert found.dialect == dialect
     assert adapters.dialect_of(found).tensors(found) == tensors
     assert [m.scaling for m in found.modules] == [m.scaling for m in expected.modules]
