@@ -52,6 +52,26 @@ def convert(adapter: Adapter, dialect: str, base: Mapping[str, Any] | None = Non
     return target.from_modules(named.modules, raw, base)
 
 
+def in_one_layout(first: Adapter, second: Adapter) -> tuple[Adapter, Adapter]:
+    """Return two adapters, under the names of Diffusers if more of their deltas then have a name in common.
+
+    Adapters of one image model may name its modules in two layouts, which fuse modules differently.
+    """
+    try:
+        keys = _common_names(first, second)
+        if keys == max(len(deltas(first)), len(deltas(second))):
+            return first, second
+        converted = convert(first, "diffusers"), convert(second, "diffusers")
+        return converted if _common_names(*converted) > keys else (first, second)
+    except AdapterError:
+        return first, second
+
+
+def _common_names(first: Adapter, second: Adapter) -> int:
+    keys = matching_names(first, second)
+    return len(set(keys[0].values()) & set(keys[1].values()))
+
+
 def matching_names(first: Adapter, second: Adapter) -> tuple[dict[str, str], dict[str, str]]:
     """Return a key for each delta of two adapters, by the delta's name; deltas of the same weight have equal keys.
 

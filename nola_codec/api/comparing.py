@@ -8,7 +8,7 @@ import numpy as np
 
 from nola_codec.adapters import AnySource, deltas, dialect_of
 from nola_codec.adapters.adapter_delta import AdapterDelta
-from nola_codec.adapters.conversion import matching_names
+from nola_codec.adapters.conversion import in_one_layout, matching_names
 from nola_codec.api.decoding import read_adapter
 from nola_codec.errors import AdapterError
 from nola_codec.fit.components import delta_energy, squared_error
@@ -107,6 +107,8 @@ def compare(a: AnySource, b: AnySource, *, scale: float | None = None) -> Compar
         FormatError, ChecksumMismatch: A `.nola` file is damaged.
     """
     first, second = (dialect_of(each).prepare_comparison(each) for each in _read_both(a, b, scale))
+    dialects = (first.dialect, second.dialect)
+    first, second = in_one_layout(first, second)
     keys_a, keys_b = matching_names(first, second)
     others = {keys_b[delta.name]: delta for delta in deltas(second)}
     tensors = []
@@ -127,7 +129,7 @@ def compare(a: AnySource, b: AnySource, *, scale: float | None = None) -> Compar
         only_in_b=tuple(sorted(name for name, key in keys_b.items() if key not in set(keys_a.values()))),
         carried_equal=equal,
         carried_different=tuple(key for key in carried if key not in equal),
-        dialects=(first.dialect, second.dialect),
+        dialects=dialects,
         scale_origins=(_origin(first), _origin(second)),
         notes=tuple(f"{name}: {note}" for name, each in (("A", first), ("B", second)) for note in each.notes),
     )

@@ -10,6 +10,7 @@ from typing import Any
 from nola_codec import adapters
 from nola_codec.adapters import AnySource
 from nola_codec.adapters.base_changes import restore_from_base
+from nola_codec.adapters.base_config import read_base_config
 from nola_codec.adapters.conversion import convert
 from nola_codec.adapters.registry import dialect_of
 from nola_codec.adapters.trimming import trim as trim_adapter
@@ -26,7 +27,7 @@ from nola_codec.errors import NolaError
 from nola_codec.model.adapter import Adapter
 from nola_codec.progress import Progress
 from nola_codec.rendering import render_scalings
-from nola_codec.stores.files import read_json, require_free
+from nola_codec.stores.files import require_free
 from nola_codec.stores.tensor_files import is_tensor_file
 
 _MAGIC = MAGIC[:4]
@@ -94,7 +95,7 @@ def decode(
         adapter = restore_from_base(decode_adapter(Decoder(container, arrays_on(device)), progress), base)
         if format is not None:
             _tell(note, _scale_note(adapter))
-            config = None if base is None else read_json(Path(base) / "config.json")
+            config = None if base is None else read_base_config(base)
             if adapter.dialect == "delta":
                 adapter = change_as_lora(adapter, base, config or {})
             adapter = convert(adapter, format, config)

@@ -30,7 +30,7 @@ _SINGLE_BLOCK = (
         tuple(f"{_SINGLE_AFTER}{leaf}" for leaf in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")),
         "block",
     ),
-    *renamed({"linear2": "proj_out"}, _SINGLE, _SINGLE_AFTER),
+    Rule(f"{_SINGLE}linear2", (f"{_SINGLE_AFTER}proj_out",), ratio=(1, 5)),
 )
 _OUTSIDE = renamed({"img_in": "x_embedder", "txt_in": "context_embedder", "final_layer.linear": "proj_out"})
 _EMBEDDERS = {"time_in": "timestep_embedder", "vector_in": "text_embedder", "guidance_in": "guidance_embedder"}
@@ -95,7 +95,9 @@ FLUX_2 = Family(
                 "txt_mlp.2": "ff_context.linear_out",
             }, _DOUBLE, _DOUBLE_AFTER,
         ),
-        *renamed({"linear1": "attn.to_qkv_mlp_proj", "linear2": "attn.to_out"}, _SINGLE, _SINGLE_AFTER),
+        # The mlp is three times as wide as the block, and gated, which takes twice the rows.
+        Rule(f"{_SINGLE}linear1", (f"{_SINGLE_AFTER}attn.to_qkv_mlp_proj",), ratio=(9, 1)),
+        Rule(f"{_SINGLE}linear2", (f"{_SINGLE_AFTER}attn.to_out",), ratio=(1, 4)),
         *(
             Rule(f"{original}.{layer}", (f"time_guidance_embed.{diffusers}.linear_{number}",))
             for original, diffusers in _EMBEDDERS.items() if original != "vector_in"

@@ -28,7 +28,8 @@ HUNYUAN_VIDEO = Family(
             f"{_SINGLE}linear1",
             tuple(f"{_SINGLE_AFTER}{leaf}" for leaf in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")), "block",
         ),
-        *renamed({"linear2": "proj_out", "modulation.linear": "norm.linear"}, _SINGLE, _SINGLE_AFTER),
+        Rule(f"{_SINGLE}linear2", (f"{_SINGLE_AFTER}proj_out",), ratio=(1, 5)),
+        *renamed({"modulation.linear": "norm.linear"}, _SINGLE, _SINGLE_AFTER),
         Rule(f"{_REFINER}self_attn_qkv", tuple(f"{_REFINER_AFTER}attn.to_{leaf}" for leaf in "qkv")),
         *renamed(
             {

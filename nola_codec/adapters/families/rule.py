@@ -12,7 +12,7 @@ RowSplit = Literal["equal", "block", "grouped"]
 """How the rows of one original weight are divided among the modules of Diffusers:
 
 equal    All parts have as many rows.
-block    All parts but the last have as many rows as the weight has inputs (q, k, v); the last one has the rest (mlp).
+block    All parts but the last have as many rows as the weight has inputs (q, k, v); the last one has a multiple (mlp).
 grouped  The first part has as many rows as the weight has inputs (q), and two others share the rest (k, v).
 """
 
@@ -33,6 +33,8 @@ class Rule:
         split: How the rows are divided, if there are several paths.
         swap: When the two halves of the rows change places.
         mlp_ratio: The rows of the last part over the inputs, for the split ``block``.
+        ratio: The rows of the original weight over its inputs, as a fraction, if all models of the family have it. It
+            tells families apart that have modules of one name.
     """
 
     original: str
@@ -40,15 +42,18 @@ class Rule:
     split: RowSplit = "equal"
     swap: Swap = "never"
     mlp_ratio: int = 4
+    ratio: tuple[int, int] | None = None
 
     def row_counts(self, out: int, inputs: int) -> tuple[int, ...] | None:
         """Return the number of rows of each part of a weight (out, inputs); None if no such weight has the shape."""
         number = len(self.diffusers)
+        if self.ratio is not None and out * self.ratio[1] != inputs * self.ratio[0]:
+            return None
         if self.split == "equal" or number == 1:
             return (out // number,) * number if out % number == 0 else None
         if self.split == "block":
-            rest = out - (number - 1) * inputs
-            return (inputs,) * (number - 1) + (rest,) if rest > 0 else None
+            counts = (inputs,) * (number - 1) + (self.mlp_ratio * inputs,)
+            return counts if sum(counts) == out else None
         rest = out - inputs
         return (inputs, rest // 2, rest // 2) if rest > 0 and rest % 2 == 0 else None
 
@@ -63,7 +68,7 @@ class Rule:
         if self.split == "equal" or number == 1:
             counts: tuple[int, ...] = (next(iter(known.values())),) * number
         elif self.split == "block":
-            counts = (inputs,) * (number - 1) + (known.get(number - 1, self.mlp_ratio * inputs),)
+            counts = (inputs,) * (number - 1) + (self.mlp_ratio * inputs,)
         else:
             small = known.get(1, known.get(2))
             if small is None:

@@ -21,6 +21,8 @@ WAN = Family(
                 "ffn.0": "ffn.net.0.proj", "ffn.2": "ffn.net.2",
             }, "blocks.{}.", "blocks.{}.",
         ),
+        # The layer norm with weights is the second one of a block in Diffusers, and the third one in Wan's own code.
+        *renamed({"norm3": "norm2"}, "blocks.{}.", "blocks.{}."),
         *renamed({
             "time_embedding.0": "condition_embedder.time_embedder.linear_1",
             "time_embedding.2": "condition_embedder.time_embedder.linear_2",
