@@ -10,7 +10,9 @@
     base_model.py               what a dialect sees of a base model when it is merged
     adapter_delta.py            an adapter as a list of its deltas
     base_changes.py             carried tensors that are changes of the base model's
-    conversion.py               from one dialect to another
+    conversion.py               from one dialect to another; `module_naming.py` finds the names of modules there
+    families/                   how image and video models name their modules, in two layouts
+    base_config.py              what a base model tells a conversion
     joining.py                  several adapters as one, without a base model
     scales.py, scale_records.py  the scaling of modules without alphas, and where it came from
     ranks.py, trimming.py       other ranks for the same deltas; without components that are zero
