@@ -18,6 +18,7 @@ or a part of one (`terms.py`). `arithmetic/` says which bits come out, and nothi
 
 A weight is found by `model_names.py`, with the rules of Transformers, and by `stored_names.py`, with the names that
 other tools give it; `part_places.py` finds the parts of fused weights, `layout_places.py` the weights of image models
-in another layout, and `pipeline_components.py` the component of a pipeline. `misfits.py` says what has no place, and `model_families.py` which families do not fit each other.
-`quantized_bases.py` and `quantized_modules.py` refuse quantized weights. `pickled_base.py` reads a base from pickles.
+in another layout, and `pipeline_components.py` the component of a pipeline. `misfits.py` says what has no place, and
+`model_families.py` which families do not fit each other. `quantized_bases.py` and `quantized_modules.py` refuse
+quantized weights. `pickled_base.py` reads a base from pickles.
 """
