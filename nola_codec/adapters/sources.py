@@ -110,7 +110,7 @@ def _open_path(path: Path, config: Mapping[str, Any] | None, where: str) -> Adap
         raise AdapterError(message, code="sharded", where=where)
     folder = weights.parent
     found = None
-    if config is None and weights.exists() and (folder / CONFIG_NAME).exists():
+    if config is None and (is_directory or weights.exists()) and (folder / CONFIG_NAME).exists():
         found = read_config(folder / CONFIG_NAME)
     is_peft = weights.stem == _PEFT_STEM
     if is_directory and is_peft and config is None and found is None:
