@@ -12,7 +12,8 @@
     mlx.py, mlx_config.py, mlx_names.py, mlx_experts.py       MLX, its configuration, what its models call their
                                                               layers, its experts; `embedding_names.py` tells
                                                               embeddings
-    loralib.py, mistral.py, torchtune.py, numbered.py         one tool each (`numbered.py`: two)
+    loralib.py, mistral.py, torchtune.py, numbered.py         one tool each (`numbered.py`: two);
+                                `transformers_names.py` renames modules of Llama-like models
     gguf.py, gguf_names.py      llama.cpp
     parameters.py               networks that were trained as coefficients
     weight_changes.py           `encode_delta`: the change of a whole model

@@ -17,6 +17,7 @@ from typing import Any
 from nola_codec.adapters.dialects.module_rules import of_one_scale, sort_modules
 from nola_codec.adapters.dialects.pair_dialect import PairDialect
 from nola_codec.adapters.dialects.pairs import PairKeys
+from nola_codec.adapters.dialects.transformers_names import TransformersNames
 from nola_codec.adapters.ranks import with_largest_rank
 from nola_codec.adapters.scale_records import stored_origin
 from nola_codec.adapters.scales import DefaultScale, FoundScales, number_of
@@ -28,6 +29,19 @@ from nola_codec.model.adapter import Adapter, LoraModule, Origin
 PARAMS_NAME = "params.json"
 _KEY = "params"  # of `Adapter.config`
 _LAYER = re.compile(r"layers\.\d+\.(?:attention\.w[qkvo]|feed_forward\.(?:experts\.\d+\.)?w[123])\.lora_[AB]\.weight")
+
+_OF_MISTRAL, _OF_TRANSFORMERS = "layers.{}.", "model.layers.{}."
+_NAMES = TransformersNames(
+    "mistral-finetune",
+    {
+        **{f"{_OF_MISTRAL}attention.w{name}": f"{_OF_TRANSFORMERS}self_attn.{name}_proj" for name in "qkvo"},
+        f"{_OF_MISTRAL}feed_forward.w1": f"{_OF_TRANSFORMERS}mlp.gate_proj",
+        f"{_OF_MISTRAL}feed_forward.w2": f"{_OF_TRANSFORMERS}mlp.down_proj",
+        f"{_OF_MISTRAL}feed_forward.w3": f"{_OF_TRANSFORMERS}mlp.up_proj",
+        "output": "lm_head",
+    },
+    moved=frozenset({"mistral", "llama"}),
+)
 
 
 class Mistral(PairDialect):
@@ -76,6 +90,10 @@ class Mistral(PairDialect):
         lora = {"enable": True, **dict(params.get("lora") or {}), "rank": fitted[0].rank, "scaling": fitted[0].scaling}
         config = {**(adapter.config or {}), _KEY: {**params, "lora": lora}}
         return replace(adapter, modules=sort_modules(fitted), config=config)
+
+    def to_modules(self, adapter: Adapter, base: Mapping[str, Any] | None) -> Sequence[LoraModule]:
+        """Return the modules under the names of Transformers; arguments and errors as in `Dialect`."""
+        return _NAMES.convert(adapter.modules, base)
 
     def scale_origin(self, config: Mapping[str, Any] | None, metadata: Mapping[str, str]) -> Origin:
         """Return ``config`` if there was a ``params.json``; arguments as in `Dialect`."""
