@@ -54,7 +54,7 @@ def save_tool_file(tool: str, folder: Path) -> dict[str, torch.Tensor]:
 
 
 def rotate_neighbours(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Meta's rotation of ``x`` (positions, heads, size): neighbours are complex numbers, turned by (positions, size/2)."""
+    """Meta's rotation of ``x`` (positions, heads, size): neighbours are one complex number."""
     pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2).contiguous())
     return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)[:, None]).flatten(-2)
 
