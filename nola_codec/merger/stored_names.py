@@ -7,7 +7,7 @@ pipeline. So two names mean the same tensor if they are equal
 1. as they are;
 2. after dots have become underscores, in all or in a part of the name (kohya flattens names in this way);
 3. after outer prefixes that are known (`OUTER_PREFIXES`) were taken away from either;
-4. after one, or else two, leading parts of any name were taken away from either, such as ``transformer`` of
+4. after one or two leading parts of any name were taken away from either, such as ``transformer`` of
    ``transformer.h.0.attn`` in GPT-2.
 
 The first of these ways that finds something decides. It must find one tensor: nobody can choose between two. A name
@@ -74,7 +74,7 @@ _FLAT_PREFIXES: Mapping[str, frozenset[str]] = {
 _MAX_PREFIXES = 4
 """The most known prefixes that are taken away from one name, since a stranger's name may repeat one without end."""
 
-_WAYS = ("identical", "flattened", "known prefix", "one part", "two parts")
+_WAYS = ("identical", "flattened", "known prefix", "leading parts")
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,9 @@ class StoredNames:
                 yield from self._known.get(rest, [])
         else:
             for rest in query.known:
-                yield from self._shorter[way - 3].get(rest, [])
-            for rest in query.shorter[way - 3 : way - 2]:
+                for index in self._shorter:
+                    yield from index.get(rest, [])
+            for rest in query.shorter:
                 yield from self._known.get(rest, [])
 
 

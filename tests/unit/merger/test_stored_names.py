@@ -100,3 +100,10 @@ def test_a_bare_parameter_and_a_weight() -> None:
 
 def test_a_name_of_prefixes_alone_ends() -> None:
     assert StoredNames(["model." * 1000 + "a.weight"]).find("a.weight") is None
+
+
+def test_one_leading_part_is_no_better_than_two() -> None:
+    """A text model's layers must not go to a vision model only because its name is one part shorter."""
+    names = StoredNames(["vision_model.layers.0.q.weight", "language_model.model.layers.0.q.weight"])
+    assert names.find("model.layers.0.q.weight") is None
+    assert len(names.find_all(["model.layers.0.q.weight"])) == 2
