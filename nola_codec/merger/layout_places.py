@@ -14,12 +14,16 @@ from dataclasses import dataclass
 from nola_codec.adapters.base_model import MergeTarget
 from nola_codec.adapters.families.catalog import FAMILIES
 from nola_codec.adapters.families.family import Family
-from nola_codec.adapters.families.names import split_name
+from nola_codec.adapters.families.names import ModuleName, split_name
 from nola_codec.adapters.families.recognition import NamedModule, match_text
 from nola_codec.adapters.families.relayout import RowPiece, row_pieces
 from nola_codec.merger.weight_places import Place
 
-_ENDINGS = {"weight": (".weight", "_weight"), "bias": (".bias", "_bias")}
+# Flux calls the weight of a norm ``scale``. A parameter that belongs to no module, such as Wan's ``modulation``, has no
+# ending, and counts as a weight.
+_ENDINGS = {"weight": (".weight", "_weight", ".scale", "_scale"), "bias": (".bias", "_bias")}
+# What wraps a model in some checkpoints; `split_name` knows the prefixes that adapters have too.
+_WRAPPERS = ("module.", "model.", "net.")
 _DENOISER = "denoiser"
 
 
@@ -122,11 +126,11 @@ def _pieces(family: Family, weight: str, shape: tuple[int, ...]) -> list[_Piece]
         weight: The name of the weight or bias.
         shape: Its shape.
     """
-    endings = ((tensor, end) for tensor, ends in _ENDINGS.items() for end in ends)
-    tensor, ending = next((each for each in endings if weight.endswith(each[1])), ("", ""))
-    if not tensor or not shape:
+    if not shape:
         return []
-    name = split_name(weight.removesuffix(ending))
+    endings = ((tensor, end) for tensor, ends in _ENDINGS.items() for end in ends)
+    tensor, ending = next((each for each in endings if weight.endswith(each[1])), ("weight", ""))
+    name = _unwrapped(weight.removesuffix(ending))
     module = NamedModule(weight, name, shape[0], math.prod(shape[1:]))
     text = None if name.is_of_denoiser else match_text(module)
     if text is None and name.place and not name.is_of_denoiser:
@@ -140,6 +144,14 @@ def _pieces(family: Family, weight: str, shape: tuple[int, ...]) -> list[_Piece]
         return []
     place = _DENOISER if text is None else _text_place(name.place, text[0])
     return [_Piece(place, tensor, rows, module.inputs) for rows in row_pieces(match, module.out, module.inputs)]
+
+
+def _unwrapped(name: str) -> ModuleName:
+    """Take the name of a module apart, without the wrappers around the whole model."""
+    found = split_name(name)
+    while not found.place and found.path.startswith(_WRAPPERS):
+        found = split_name(found.path.partition(".")[2])
+    return found
 
 
 def _text_place(place: str, kind: str) -> str:

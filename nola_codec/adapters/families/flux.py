@@ -17,13 +17,22 @@ _ATTENTION = (
         for stream, leaves in _PROJECTIONS.items()
     ),
     *renamed({"img_attn.proj": "attn.to_out.0", "txt_attn.proj": "attn.to_add_out"}, _DOUBLE, _DOUBLE_AFTER),
-)
-_MLP = renamed(
-    {
-        "img_mlp.0": "ff.net.0.proj", "img_mlp.2": "ff.net.2", "txt_mlp.0": "ff_context.net.0.proj",
-        "txt_mlp.2": "ff_context.net.2",
-    }, _DOUBLE, _DOUBLE_AFTER,
+    # The norms serve merges alone.
+    *renamed(
+        {
+            "img_attn.norm.query_norm": "attn.norm_q", "img_attn.norm.key_norm": "attn.norm_k",
+            "txt_attn.norm.query_norm": "attn.norm_added_q", "txt_attn.norm.key_norm": "attn.norm_added_k",
+        }, _DOUBLE, _DOUBLE_AFTER,
+    ),
+    *renamed({f"norm.{name}_norm": f"attn.norm_{name[0]}" for name in ("query", "key")}, _SINGLE, _SINGLE_AFTER),
 )  # fmt: skip
+# Of these weights, the shapes tell Flux 1 and 2 apart: the mlp is four times as wide, or twice three times.
+_MLP = (
+    *renamed(
+        {"img_mlp.0": "ff.net.0.proj", "txt_mlp.0": "ff_context.net.0.proj"}, _DOUBLE, _DOUBLE_AFTER, ratio=(4, 1)
+    ),
+    *renamed({"img_mlp.2": "ff.net.2", "txt_mlp.2": "ff_context.net.2"}, _DOUBLE, _DOUBLE_AFTER, ratio=(1, 4)),
+)
 _SINGLE_BLOCK = (
     Rule(
         f"{_SINGLE}linear1",
@@ -90,10 +99,11 @@ FLUX_2 = Family(
         *_ATTENTION,
         *_OUTSIDE,
         *renamed(
-            {
-                "img_mlp.0": "ff.linear_in", "img_mlp.2": "ff.linear_out", "txt_mlp.0": "ff_context.linear_in",
-                "txt_mlp.2": "ff_context.linear_out",
-            }, _DOUBLE, _DOUBLE_AFTER,
+            {"img_mlp.0": "ff.linear_in", "txt_mlp.0": "ff_context.linear_in"}, _DOUBLE, _DOUBLE_AFTER, ratio=(6, 1)
+        ),
+        *renamed(
+            {"img_mlp.2": "ff.linear_out", "txt_mlp.2": "ff_context.linear_out"}, _DOUBLE, _DOUBLE_AFTER,
+            ratio=(1, 3),
         ),
         # The mlp is three times as wide as the block, and gated, which takes twice the rows.
         Rule(f"{_SINGLE}linear1", (f"{_SINGLE_AFTER}attn.to_qkv_mlp_proj",), ratio=(9, 1)),

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 DENOISER = "denoiser"
 """The model that makes the image: a UNet or a transformer. Many prefixes do not say which."""
 
-# kohya's prefixes; the names after them are flattened. `lycoris_` is that of SimpleTuner.
-_FLAT = {
-    "lora_unet_": DENOISER, "lora_transformer_": DENOISER, "lycoris_": DENOISER, "lora_te_": "te", "lora_te1_": "te1",
-    "lora_te2_": "te2", "lora_te3_": "te3",
+# kohya's prefixes. The names after them are flattened, or dotted as in some files of OneTrainer (`lora_te1.`).
+_KOHYA = {
+    "lora_unet": DENOISER, "lora_transformer": DENOISER, "lora_te": "te", "lora_te1": "te1", "lora_te2": "te2",
+    "lora_te3": "te3",
 }  # fmt: skip
+# `lycoris_` is the prefix of SimpleTuner, and Wan's Fun models have two underscores. A longer prefix comes first.
+_FLAT = {"lora_unet__": DENOISER, "lycoris_": DENOISER, **{f"{prefix}_": place for prefix, place in _KOHYA.items()}}
 _DOTTED = {
     "model.diffusion_model.": DENOISER,
     "diffusion_model.": DENOISER,
@@ -30,6 +32,11 @@ _DOTTED = {
     "text_encoders.clip_l.transformer.": "te1",
     "text_encoders.clip_g.transformer.": "te2",
     "text_encoders.t5xxl.transformer.": "te3",
+    # OneTrainer's files in the format of the Open Model Initiative.
+    "clip_l.": "te1",
+    "clip_g.": "te2",
+    "t5.": "te3",
+    **{f"{prefix}.": place for prefix, place in _KOHYA.items()},
 }
 
 

@@ -1,4 +1,4 @@
-"""Families with few differences or none: Qwen-Image, LTX-Video, Lumina 2, Z-Image and HiDream."""
+"""Families with few differences or none: Qwen-Image, LTX-Video, LTX-2, Lumina 2, Z-Image and HiDream."""
 
 from __future__ import annotations
 
@@ -48,6 +48,46 @@ LTX_VIDEO = Family(
     ),
     trained_as="original",
     widths=(2048, 4096),
+    readers="ComfyUI",
+)  # fmt: skip
+_LTX_2_ADALN = {
+    "adaln_single": "time_embed", "audio_adaln_single": "audio_time_embed", "prompt_adaln_single": "prompt_adaln",
+    "audio_prompt_adaln_single": "audio_prompt_adaln",
+    "av_ca_video_scale_shift_adaln_single": "av_cross_attn_video_scale_shift",
+    "av_ca_audio_scale_shift_adaln_single": "av_cross_attn_audio_scale_shift",
+    "av_ca_a2v_gate_adaln_single": "av_cross_attn_video_a2v_gate",
+    "av_ca_v2a_gate_adaln_single": "av_cross_attn_audio_v2a_gate",
+}  # fmt: skip
+LTX_2 = Family(
+    "LTX-2",
+    "transformer",
+    ("LTX2VideoTransformer3DModel",),
+    r"ltx-?_?2",
+    (
+        *unchanged(
+            (
+                *(
+                    f"{attention}.{leaf}"
+                    for attention in (
+                        "attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn"
+                    )
+                    for leaf in (*_ATTENTION, "to_gate_logits")
+                ),
+                *(f"{ff}.net.{leaf}" for ff in ("ff", "audio_ff") for leaf in ("0.proj", "2")),
+            ), "transformer_blocks.{}.",
+        ),
+        *unchanged((
+            "proj_out", "audio_proj_out",
+            *(f"{name}caption_projection.linear_{n}" for name in ("", "audio_") for n in (1, 2)),
+        )),
+        *renamed({"patchify_proj": "proj_in", "audio_patchify_proj": "audio_proj_in"}),
+        *renamed({
+            f"{original}.{leaf}": f"{diffusers}.{leaf}" for original, diffusers in _LTX_2_ADALN.items()
+            for leaf in ("emb.timestep_embedder.linear_1", "emb.timestep_embedder.linear_2", "linear")
+        }),
+    ),
+    trained_as="original",
+    widths=(4096,),
     readers="ComfyUI",
 )  # fmt: skip
 

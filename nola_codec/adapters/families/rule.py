@@ -13,7 +13,8 @@ RowSplit = Literal["equal", "block", "grouped"]
 
 equal    All parts have as many rows.
 block    All parts but the last have as many rows as the weight has inputs (q, k, v); the last one has a multiple (mlp).
-grouped  The first part has as many rows as the weight has inputs (q), and two others share the rest (k, v).
+grouped  The first part has as many rows as the weight has inputs (q), and two others share the rest (k, v); each of
+         them has fewer.
 """
 
 Swap = Literal["never", "always", "final"]
@@ -55,7 +56,7 @@ class Rule:
             counts = (inputs,) * (number - 1) + (self.mlp_ratio * inputs,)
             return counts if sum(counts) == out else None
         rest = out - inputs
-        return (inputs, rest // 2, rest // 2) if rest > 0 and rest % 2 == 0 else None
+        return (inputs, rest // 2, rest // 2) if 0 < rest < 2 * inputs and rest % 2 == 0 else None
 
     def usual_counts(self, known: Mapping[int, int], inputs: int) -> tuple[int, ...] | None:
         """Return the number of rows of each part from those of some parts; None if they do not tell.
@@ -153,21 +154,27 @@ class RuleTable:
 
     def _index(self, *, is_flat: bool) -> tuple[NameIndex, NameIndex]:
         original: dict[str, tuple[Rule, int | None]] = {rule.original: (rule, None) for rule in self._rules}
+        # OneTrainer numbers the parts: `img_attn.qkv.0` is `to_q`.
         diffusers: dict[str, tuple[Rule, int | None]] = {
-            path: (rule, part) for rule in self._rules for part, path in enumerate(rule.diffusers)
-        }
+            f"{rule.original}.{part}": (rule, part)
+            for rule in self._rules if len(rule.diffusers) > 1 for part in range(len(rule.diffusers))
+        }  # fmt: skip
+        diffusers |= {path: (rule, part) for rule in self._rules for part, path in enumerate(rule.diffusers)}
         return NameIndex(original, is_flat=is_flat), NameIndex(diffusers, is_flat=is_flat)
 
 
-def renamed(pairs: Mapping[str, str], before: str = "", after: str = "") -> tuple[Rule, ...]:
+def renamed(
+    pairs: Mapping[str, str], before: str = "", after: str = "", *, ratio: tuple[int, int] | None = None
+) -> tuple[Rule, ...]:
     """Return the rules of modules that only have another name.
 
     Args:
         pairs: The path in the layout of Diffusers, by the path in the original layout.
         before: A text before each original path, such as ``double_blocks.{}.``.
         after: A text before each path of Diffusers.
+        ratio: `Rule.ratio`.
     """
-    return tuple(Rule(before + original, (after + diffusers,)) for original, diffusers in pairs.items())
+    return tuple(Rule(before + original, (after + diffusers,), ratio=ratio) for original, diffusers in pairs.items())
 
 
 def unchanged(paths: tuple[str, ...], before: str = "") -> tuple[Rule, ...]:
