@@ -41,15 +41,22 @@ def name_modules(
             return found
         if target.layout:
             return _with_known_paths(target.layout, modules, names)
+        require_known_names(names, target.name)
     return _renamed(modules, {module.name: source.path_of(module.name) for module in modules})
 
 
 def changes_names(
     dialect: Dialect, modules: Sequence[LoraModule], adapter: Adapter, base: Mapping[str, Any] | None
 ) -> bool:
-    """Return True if an adapter has names of an original layout, which its own dialect has other names for."""
+    """Return True if an adapter has names of an original layout, which its own dialect has other names for.
+
+    Raises:
+        AdapterError: ``not-expressible``: the other names are not known; ``needs-base``, ``base-mismatch``.
+    """
     names = {m.name: split_name(dialect.layout_name(m.name)) for m in modules}
     found = lay_out(modules, names, "diffusers", _hints(adapter, base), checks_loading=False)
+    if found is None:
+        require_known_names(names, dialect.name)
     return found is not None and any(
         [piece.path for piece in pieces] != [dialect.path_of(name)] for name, pieces in found.pieces.items()
     )
@@ -68,21 +75,45 @@ def _with_known_paths(layout: LayoutName, modules: Sequence[LoraModule], names: 
 
     Paths with dots are taken as they are for Diffusers, whose dialects then refuse a path without a component.
     """
-    unknown = next((key for key, name in names.items() if name.is_flat), None)
+    unknown = next((key for key, name in names.items() if _is_flattened(name)), None)
     if layout == "diffusers" and unknown is None:
+        require_known_names(names, layout)
         return _renamed(modules, {key: name.whole for key, name in names.items()})
-    lone = next((key for key, name in names.items() if not name.is_flat and not component_of(name.whole)), None)
+    lone = next((key for key, name in names.items() if not name.place and not _is_flattened(name)), None)
     if lone is not None:
         message = (
             "kohya's names begin with a component of an image model, and this path has none: tools that read such "
             "files load no adapters of language models"
         )
         raise AdapterError(message, code="not-expressible", where=lone)
+    raise _unknown_model(unknown or next(iter(names)), layout)
+
+
+def require_known_names(names: Mapping[str, ModuleName], target: str) -> None:
+    """Raise AdapterError ``not-expressible`` for names of an original layout, if no table knows all of the modules.
+
+    Where the dots of a flattened name were, and what Diffusers calls a module, would be a guess.
+
+    Args:
+        names: The name of each module, taken apart, by the module's name.
+        target: The name of the dialect that wants other names.
+    """
+    for key, name in names.items():
+        if name.is_of_denoiser and (name.is_flat or not component_of(name.whole)):
+            raise _unknown_model(key, target)
+
+
+def _unknown_model(key: str, target: str) -> AdapterError:
     message = (
-        f"no image or video model that is known here has all of these modules, so their names in the dialect {layout} "
+        f"no image or video model that is known here has all of these modules, so their names in the dialect {target} "
         "are not known. The file in its own dialect (without --format) is loaded by what loaded the original"
     )
-    raise AdapterError(message, code="not-expressible", where=unknown or next(iter(names)))
+    return AdapterError(message, code="not-expressible", where=key)
+
+
+def _is_flattened(name: ModuleName) -> bool:
+    """Return True if a name is flattened, also under a prefix that no table knows."""
+    return name.is_flat or ("." not in name.whole and "_" in name.whole)
 
 
 def _renamed(modules: Sequence[LoraModule], paths: Mapping[str, str]) -> LaidOut:

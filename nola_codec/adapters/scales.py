@@ -121,6 +121,33 @@ def assumption_note(default: DefaultScale) -> str:
     )
 
 
+def alpha_notes(alphas: Mapping[str, float | None]) -> tuple[str, ...]:
+    """Return the sentences about modules that have no alpha in a file with alphas, and about alphas that are 0.
+
+    Args:
+        alphas: The alpha of each module that has a rank, by its name; None if it has none.
+    """
+    missing = sorted(name for name, alpha in alphas.items() if alpha is None)
+    zero = sorted(name for name, alpha in alphas.items() if alpha == 0)
+    notes = []
+    if missing and len(missing) < len(alphas):
+        notes.append(
+            f"{_counted(missing, len(alphas))} no alpha: the scaling 1 (alpha = r) is taken there, as sd-scripts and "
+            "ComfyUI do"
+        )
+    if zero:
+        notes.append(
+            f"{_counted(zero, len(alphas))} the alpha 0: nothing of them is added, as in ComfyUI and diffusers; "
+            "sd-scripts takes alpha = r there"
+        )
+    return tuple(notes)
+
+
+def _counted(names: Sequence[str], total: int) -> str:
+    verb = "has" if len(names) == 1 else "have"
+    return f"{len(names)} of {total} modules ({names[0]}{', ...' if names[1:] else ''}) {verb}"
+
+
 def require_scale(scale: float) -> float:
     """Return a scaling that a user gave. Raises AdapterError ``option`` if it is 0, or not a finite number."""
     if not 0 < abs(scale) < _MAX_SCALE:

@@ -97,7 +97,7 @@ class Diffusers(PairDialect):
         if lone is not None:
             message = (
                 f"diffusers loads LoRA into the components of a pipeline ({', '.join(COMPONENTS)}), and this module is "
-                "in none of them: write an adapter of a language model with --format peft"
+                "in none of them; --format peft writes an adapter of one model, such as a language model"
             )
             raise AdapterError(message, code="not-expressible", where=lone)
         is_exact = all(abs(math.frexp(m.scaling)[0]) == 0.5 for m in modules)

@@ -54,7 +54,7 @@ from nola_codec.adapters.dialects.pairs import (
 from nola_codec.adapters.dialects.paths import component_of, kohya_path, kohya_split
 from nola_codec.adapters.dialects.refused_keys import find_refusal
 from nola_codec.adapters.scale_records import kept_config, record_origin, stored_origin
-from nola_codec.adapters.scales import DefaultScale, find_scales
+from nola_codec.adapters.scales import DefaultScale, alpha_notes, find_scales
 from nola_codec.adapters.sources import AdapterSource
 from nola_codec.adapters.writing import AdapterFile, write_adapter_file
 from nola_codec.errors import AdapterError
@@ -303,10 +303,12 @@ def _with_scales(adapter: Adapter, source: AdapterSource) -> Adapter:
     Raises:
         AdapterError: Those of `find_scales`.
     """
-    if "alpha" in (adapter.config or {}):
-        return replace(adapter, scale_origin="tensor")
     ranks = {m.name: m.rank for m in adapter.modules if not m.name.endswith(PRODUCTS)}
     ranks |= {stem: rank for stem, (_, rank) in _composites(adapter).items() if rank is not None}
+    if "alpha" in (adapter.config or {}):
+        alphas = Alphas(adapter)
+        notes = alpha_notes({name: alphas.of(name) for name in ranks})
+        return replace(adapter, scale_origin="tensor", notes=(*adapter.notes, *notes))
     if not ranks:
         return replace(adapter, scale_origin="dialect")
     found = find_scales(source, ranks, DefaultScale())

@@ -25,7 +25,7 @@ from nola_codec.adapters.dialects.pairs import (
     read_vector,
 )
 from nola_codec.adapters.scale_records import record_origin, stored_origin
-from nola_codec.adapters.scales import DefaultScale, FoundScales, find_scales
+from nola_codec.adapters.scales import DefaultScale, FoundScales, alpha_notes, find_scales
 from nola_codec.adapters.sources import AdapterSource
 from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import Adapter, LoraModule, Origin
@@ -94,6 +94,10 @@ class PairDialect(Dialect):
         pairs = tuple(module for name in names for module in self.read_modules(store, name, scalings[name]))
         vectors = tuple(read_vector(store, key) for key in sorted(changes))
         notes = (*(notes_on_carried(raw) if self.has_changes else ()), *found.notes)
+        if own and METADATA_KEY not in store.metadata:
+            notes += alpha_notes(
+                {name: alphas[own[name].removesuffix(ALPHA)][1] if name in own else None for name in names}
+            )
         adapter = Adapter(self.name, pairs, raw | left, config, dict(store.metadata), vectors, notes=notes)
         return self.with_origin(adapter, found)
 
