@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from nola_codec.adapters.contract import Dialect
-from nola_codec.adapters.dialects.paths import component_of
+from nola_codec.adapters.dialects.paths import COMPONENTS, component_of
 from nola_codec.adapters.families.adapter_layout import LaidOut, LayoutName, lay_out
 from nola_codec.adapters.families.names import ModuleName, split_name
 from nola_codec.adapters.families.recognition import Hints
@@ -79,7 +79,7 @@ def _with_known_paths(layout: LayoutName, modules: Sequence[LoraModule], names: 
     if layout == "diffusers" and unknown is None:
         require_known_names(names, layout)
         return _renamed(modules, {key: name.whole for key, name in names.items()})
-    lone = next((key for key, name in names.items() if not name.place and not _is_flattened(name)), None)
+    lone = next((key for key, name in names.items() if _is_of_one_model(name)), None)
     if lone is not None:
         message = (
             "kohya's names begin with a component of an image model, and this path has none: tools that read such "
@@ -99,7 +99,7 @@ def require_known_names(names: Mapping[str, ModuleName], target: str) -> None:
         target: The name of the dialect that wants other names.
     """
     for key, name in names.items():
-        if name.is_of_denoiser and (name.is_flat or not component_of(name.whole)):
+        if name.is_of_denoiser and (name.is_flat or name.whole.partition(".")[0] not in COMPONENTS):
             raise _unknown_model(key, target)
 
 
@@ -109,6 +109,12 @@ def _unknown_model(key: str, target: str) -> AdapterError:
         "are not known. The file in its own dialect (without --format) is loaded by what loaded the original"
     )
     return AdapterError(message, code="not-expressible", where=key)
+
+
+def _is_of_one_model(name: ModuleName) -> bool:
+    """Return True if a dotted path has no component: GPT-2's ``transformer.h`` is none."""
+    begins_like_one = not name.place or name.whole.partition(".")[0] in COMPONENTS
+    return begins_like_one and not _is_flattened(name) and not component_of(name.whole)
 
 
 def _is_flattened(name: ModuleName) -> bool:
