@@ -124,6 +124,10 @@ class Dialect(ABC):
         """Return a sentence that says what a lone file does not hold of an adapter; empty, the default, if nothing."""
         return ""
 
+    def added_in_directory(self, adapter: Adapter) -> str:
+        """Return a sentence that says what a directory gets and the adapter has not; empty, the default, if nothing."""
+        return ""
+
     def keep_scale(self, adapter: Adapter) -> Adapter:
         """Return the adapter with its scalings where its own files keep them.
 

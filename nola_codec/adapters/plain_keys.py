@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from nola_codec.adapters.dialects.paths import component_of
+from nola_codec.adapters.frozen_weights import find_frozen_weights, frozen_note
 from nola_codec.adapters.sources import AdapterSource
 from nola_codec.errors import AdapterError
 from nola_codec.model.tensors import RawTensor
@@ -70,8 +71,12 @@ class PlainKeys(Closing):
         self._file.close()
 
 
-def with_plain_keys(source: AdapterSource) -> tuple[AdapterSource, tuple[str, ...]]:
+def with_plain_keys(source: AdapterSource, *, keep_frozen: bool = False) -> tuple[AdapterSource, tuple[str, ...]]:
     """Return a source whose tensors have plain keys, and the sentences that tell the user what was taken away.
+
+    Args:
+        source: The open source.
+        keep_frozen: True to keep the weights of the base model that a state dict of the whole model holds.
 
     Raises:
         AdapterError: ``several-adapters``: the keys have the names of several adapters; ``duplicate-key``: two keys are
@@ -81,8 +86,13 @@ def with_plain_keys(source: AdapterSource) -> tuple[AdapterSource, tuple[str, ..
         return source, ()
     keys = {key: key for key in source.file.tensors}
     notes: list[str] = []
-    for step in (_without_wrappers, _without_parallel, _without_adapter_name):
+    for step in (_without_wrappers, _without_parallel, _without_outer_prefix):
         keys = step(keys, source.where, notes)
+    frozen = [] if keep_frozen else find_frozen_weights(keys, source.config)
+    if frozen:
+        keys = {key: original for key, original in keys.items() if key not in set(frozen)}
+        notes.append(frozen_note(len(frozen)))
+    keys = _without_adapter_name(keys, source.where, notes)
     if source.config is not None and "peft_type" in source.config:
         keys = _with_one_prefix(keys, source.where, notes)
     if not notes:
@@ -121,6 +131,17 @@ def _without_parallel(keys: dict[str, str], where: str, notes: list[str]) -> dic
         return keys
     notes.append("the keys are read without module., which a wrapper of the training put into them")
     return _rename(keys, where, lambda key: _PARALLEL.sub(r"\g<before>", key, count=1))
+
+
+def _without_outer_prefix(keys: dict[str, str], where: str, notes: list[str]) -> dict[str, str]:
+    """Take away what stands before PEFT's prefix in the keys of all factors, such as Lightning's ``model.``."""
+    factors = [key for key in keys if _NAMED.fullmatch(key) or _FACTOR.fullmatch(key)]
+    starts = {key.partition(PEFT_PREFIX)[0] if PEFT_PREFIX in key else "" for key in factors}
+    if len(starts) != 1 or "" in starts:
+        return keys
+    (start,) = starts
+    notes.append(f"the keys are read without {start} before {PEFT_PREFIX}, where PEFT has nothing")
+    return _rename(keys, where, lambda key: key.removeprefix(start) if key.startswith(start + PEFT_PREFIX) else key)
 
 
 def _without_adapter_name(keys: dict[str, str], where: str, notes: list[str]) -> dict[str, str]:

@@ -143,7 +143,7 @@ def read(
     scale = None if scale is None else require_scale(scale)
     place = find_adapter(source)
     with open_adapter(place, config=config, scale=scale) as stored:
-        opened, notes = with_plain_keys(stored)
+        opened, notes = with_plain_keys(stored, keep_frozen=carry_unknown)
         require_gathered(opened)
         found = _detect(opened)
         if found is None:

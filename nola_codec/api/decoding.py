@@ -103,8 +103,8 @@ def decode(
             adapter, count = trim_adapter(adapter)
             _tell(note, count.note, dialect_of(adapter).rank_note if count.dropped else "")
         written = adapters.write(adapter, out, dtype=stored, overwrite=overwrite)
-        if is_tensor_file(written):
-            _tell(note, dialect_of(adapter).lost_in_file(adapter))
+        owner = dialect_of(adapter)
+        _tell(note, owner.lost_in_file(adapter) if is_tensor_file(written) else owner.added_in_directory(adapter))
         return written
 
 

@@ -98,14 +98,15 @@ def merge_layer_deltas(decoder: Decoder, where: str, memory: MemoryModel) -> Non
         memory.require_untied((place.weight, place.module) for place in plan.places.values())
         memory.require_untied((name, name) for name in plan.replaced)
     with torch.no_grad():
+        # A delta belongs to the weight that the adapter brings, so these come first.
+        for name, tensor in (*plan.reloaded.items(), *plan.replaced.items()):
+            memory.parameters[name].copy_(to_torch(tensor))
         for name, place in plan.places.items():
             weight = memory.parameters[name]
             terms = [DeltaTerm(0, part.module, part.transposed, part.taken, part.put) for part in place.parts]
             shape = tuple(weight.shape)
             rows = sum_terms([file], terms, shape).rows(0, shape[0] if shape else 1)
             merge_tensor(weight, torch.from_numpy(rows).to(weight.device))
-        for name, tensor in (*plan.reloaded.items(), *plan.replaced.items()):
-            memory.parameters[name].copy_(to_torch(tensor))
         for name, (term, scaling) in plan.bias_terms.items():
             bias = memory.parameters[name]
             merge_tensor(bias, torch.from_numpy(to_float64(term) * scaling).to(bias.device))

@@ -49,7 +49,14 @@ from nola_codec.adapters.dialects.peft_experts import (
 from nola_codec.adapters.dialects.peft_lycoris import LOHA, LOKR
 from nola_codec.adapters.dialects.peft_ranks import fit_ranks
 from nola_codec.adapters.dialects.peft_rewrites import as_plain_lora
-from nola_codec.adapters.dialects.peft_scales import peft_origin, with_found_scales, without_scale
+from nola_codec.adapters.dialects.peft_scales import (
+    made_config_note,
+    options_for_carried,
+    peft_origin,
+    with_found_scales,
+    with_origin,
+    without_scale,
+)
 from nola_codec.adapters.ranks import with_largest_rank
 from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
 from nola_codec.errors import AdapterError, mismatch
@@ -150,7 +157,14 @@ class PeftLora(PeftDialect):
             if wrong is not None:
                 message = f"scaling {wrong.scaling} needs a configuration, and the adapter has none"
                 raise AdapterError(message, code="missing-config", where=wrong.name)
+            # PEFT loads no directory without a configuration.
+            config = {**_new_config(adapter.modules, adapter.raw), **options_for_carried(adapter)}
+            return replace(adapter, config=config, metadata=with_origin(adapter.metadata))
         return adapter
+
+    def added_in_directory(self, adapter: Adapter) -> str:
+        """Return a sentence if the directory gets a configuration that the adapter has not."""
+        return made_config_note(adapter)
 
     def fitting_config(self, adapter: Adapter, where: str) -> Mapping[str, Any] | None:
         """Return the configuration, adapted if PEFT would read other ranks or scalings from it."""
