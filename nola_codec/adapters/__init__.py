@@ -6,6 +6,7 @@
     sources.py, writing.py      what lies around the tensors: directories and configurations
     folders.py, beside_files.py the adapter in a directory of a trainer, and the files beside it
     plain_keys.py, gathered.py  keys without what a training put into them; no empty shards
+    frozen_weights.py           the weights of the model that a state dict has beside the factors
     coding_rules.py             what the encoder has to know about a dialect
     base_model.py               what a dialect sees of a base model when it is merged
     adapter_delta.py            an adapter as a list of its deltas

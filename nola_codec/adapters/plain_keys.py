@@ -38,8 +38,18 @@ _NAMED = re.compile(rf"(?P<before>(?:.+\.)?(?:{_PARTS}))\.(?P<name>(?!weight$|bi
 _NAMED_COPY = re.compile(r"(?P<before>.+)\.modules_to_save(?:\.(?P<name>(?!weight$|bias$)[^.]+))?(?P<after>\..+)")
 _ORIGINAL = re.compile(r".+\.original_module\..+")
 _FACTOR = re.compile(r".+\.(?:lora_[AB]\.weight|lora_embedding_[AB]|hada_w1_a|lokr_w[12](?:_a)?)")
-# Language models whose own path begins with the name of a component of a pipeline.
-_LANGUAGE_MODEL = re.compile(r"transformer\.(?:h|layers?|wte|wpe|word_embeddings|encoder)\.")
+_PEFT_FACTOR = re.compile(r".+\.(?:lora_[AB]\.weight|lora_embedding_[AB])")
+# How the paths of language models and of other models of Transformers begin, where image models have other names; the
+# path of some begins with the name of a component of a pipeline.
+_LANGUAGE_MODEL = re.compile(
+    r"transformer\.(?:h|layers?|wte|wpe|word_embeddings|encoder)\."
+    r"|(?:model\.)*(?:language_model|text_model|decoder|encoder|visual|vision_tower|gpt_neox|backbone)?\.?"
+    r"(?:(?:layers|h)\.\d+\.(?:self_attn|attn|mlp|self_attention|encoder_attn)\."
+    r"(?:(?:[qkvo]|qkv|out|gate|up|down|gate_up|c)_proj|c_attn|c_fc|query_key_value|dense)"
+    r"|(?:layer\.\d+\.attention\.(?:self|output)|block\.\d+\.layer\.\d+)\.)"
+    r"|(?:model|language_model)\.(?:layers\.\d+|embed_tokens|decoder|encoder|language_model|model)\."
+    r"|(?:bert|roberta|deberta|distilbert|electra|albert|gpt_neox|vit|wav2vec2|hubert)\."
+)
 _LISTED = 4
 
 
@@ -93,6 +103,10 @@ def with_plain_keys(source: AdapterSource, *, keep_frozen: bool = False) -> tupl
         keys = {key: original for key, original in keys.items() if key not in set(frozen)}
         notes.append(frozen_note(len(frozen)))
     keys = _without_adapter_name(keys, source.where, notes)
+    if source.config is None and _is_of_language_model(keys):
+        beside = source.beside if source.beside is not None and "peft_type" in source.beside else None
+        source = replace(source, config=beside)
+        keys = _with_one_prefix(keys, source.where, notes)
     if source.config is not None and "peft_type" in source.config:
         keys = _with_one_prefix(keys, source.where, notes)
     if not notes:
@@ -187,6 +201,15 @@ def _plain_name(match: re.Match[str], names: list[str]) -> str:
     if before.endswith("lora_magnitude_vector"):
         return before  # PEFT saves it without ``.weight``
     return before + after if name is None or name in names else f"{before}.{name}{after}"
+
+
+def _is_of_language_model(keys: Iterable[str]) -> bool:
+    """Return True if all pairs of factors have PEFT's endings after the paths of a language model.
+
+    Only PEFT writes such factors for language models, with or without its prefix: other tools have other endings.
+    """
+    factors = [key for key in keys if _PEFT_FACTOR.fullmatch(key)]
+    return bool(factors) and all(_LANGUAGE_MODEL.match(key) for key in factors)
 
 
 def _with_one_prefix(keys: dict[str, str], where: str, notes: list[str]) -> dict[str, str]:

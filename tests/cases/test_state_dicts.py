@@ -175,3 +175,50 @@ def test_a_merge_in_memory_is_peft_s(name: str, tmp_path: Path) -> None:
         opened.merge_into(model)
     for key, weight in expected.state_dict().items():
         torch.testing.assert_close(model.state_dict()[key], weight, atol=1e-6, rtol=1e-6)
+
+
+BARE_PATHS = [
+    "model.layers.0.self_attn.q_proj", "layers.0.mlp.down_proj", "model.language_model.layers.0.self_attn.q_proj",
+    "transformer.h.0.attn.c_attn", "gpt_neox.layers.0.attention.query_key_value", "model.decoder.layers.0.fc1",
+    "bert.encoder.layer.0.attention.self.query", "encoder.layer.0.attention.self.value",
+    "decoder.block.1.layer.0.SelfAttention.q", "model.encoder.layers.0.self_attn.q_proj",
+]  # fmt: skip
+IMAGE_PATHS = [
+    "transformer_blocks.0.attn.to_q", "blocks.0.self_attn.q", "layers.0.attention.to_q", "down_blocks.0.attn1.to_k",
+    "transformer.transformer_blocks.0.attn.to_q", "diffusion_model.layers.0.attention.qkv", "unet.mid_block.to_q",
+]  # fmt: skip
+
+
+def _bare(path: str, file: Path) -> Path:
+    save_file({f"{path}.lora_A.weight": torch.ones(2, 4), f"{path}.lora_B.weight": torch.ones(3, 2)}, file)
+    return file
+
+
+@pytest.mark.parametrize("path", BARE_PATHS)
+def test_factors_of_a_language_model_without_a_prefix_are_peft_s(path: str, tmp_path: Path) -> None:
+    """No tool for image models reads them, so alpha = r is a guess, and a note says so."""
+    found = adapters.read(_bare(path, tmp_path / "lora.safetensors"))
+    assert (found.dialect, found.modules[0].name) == ("peft", f"base_model.model.{path}")
+    assert found.scale_origin == "assumed"
+    assert any("--scale" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("path", IMAGE_PATHS)
+def test_factors_of_an_image_model_are_diffusers(path: str, tmp_path: Path) -> None:
+    """Their names are no language model's, and diffusers defines alpha = r."""
+    found = adapters.read(_bare(path, tmp_path / "lora.safetensors"))
+    assert (found.dialect, found.modules[0].name, found.scale_origin) == ("diffusers", path, "dialect")
+
+
+def test_a_configuration_beside_bare_keys_counts(tmp_path: Path) -> None:
+    """A hand-made file beside PEFT's configuration is PEFT's, whatever its name is."""
+    model = _trained(LoraConfig(r=2, lora_alpha=8, target_modules=[Q], task_type="CAUSAL_LM"))
+    model.save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    bare = {key.removeprefix("base_model.model."): tensor for key, tensor in load_file(path).items()}
+    path.unlink()
+    save_file(bare, tmp_path / "adapter" / "lora.safetensors")
+    for source in (tmp_path / "adapter", tmp_path / "adapter" / "lora.safetensors"):
+        found = adapters.read(source)
+        assert (found.dialect, found.scale_origin) == ("peft", "config")
+        assert {m.scaling for m in found.modules} == {4.0}
