@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nola_codec.adapters.adapter_delta import is_change
 from nola_codec.adapters.contract import Dialect
 from nola_codec.adapters.families.relayout import RowPiece, split_rows
 from nola_codec.adapters.module_naming import changes_names, name_modules
@@ -20,6 +21,10 @@ from nola_codec.model.tensors import RawTensor
 
 # The tensors that have the same key after the module's name in all dialects with `spells_lora_biases`.
 _LORA_BIASES = re.compile(r"(?P<module>.+)(?P<end>\.lora_B\.bias|\.lora_magnitude_vector(?:\.weight)?)")
+
+_OTHER_WAYS = (
+    "Without --format it comes back as it was, for the tools that load the original; --base merges what is a delta"
+)
 
 
 def convert(adapter: Adapter, dialect: str, base: Mapping[str, Any] | None = None) -> Adapter:
@@ -46,7 +51,7 @@ def convert(adapter: Adapter, dialect: str, base: Mapping[str, Any] | None = Non
     modules = source.to_modules(adapter, base)
     if dialect == adapter.dialect and not changes_names(source, modules, adapter, base):
         return adapter
-    _require_products(adapter, source)
+    _require_products(adapter, source, target)
     named = name_modules(source, target, modules, adapter, base)
     raw = _convert_carried(adapter, source, target, modules, named.pieces)
     return target.from_modules(named.modules, raw, base)
@@ -97,13 +102,15 @@ def matching_names(first: Adapter, second: Adapter) -> tuple[dict[str, str], dic
     return keys[0], keys[1]
 
 
-def _require_products(adapter: Adapter, dialect: Dialect) -> None:
+def _require_products(adapter: Adapter, dialect: Dialect, target: Dialect) -> None:
     """Raise AdapterError ``not-expressible`` for a delta that is a slice, or not a product of two factors."""
     for delta in deltas(adapter):
         is_slice = dialect.slice_of(delta.name)[0] != delta.name
         if delta.product is None or is_slice:
             kind = "the factors of experts" if is_slice else "a delta that is no product of two factors"
-            message = f"{kind} can be expressed only in the dialect {adapter.dialect}"
+            if is_change(delta.name):
+                kind = "a change of a whole tensor"
+            message = f"a conversion to {target.title} cannot take {kind} along. {_OTHER_WAYS}"
             raise AdapterError(message, code="not-expressible", where=delta.name)
 
 
@@ -129,7 +136,7 @@ def _convert_carried(
         match = _LORA_BIASES.fullmatch(key)
         owner = None if match is None else owners.get(match["module"])
         if match is None or not alike or owner is None:
-            message = f"{target.name} has no place for this tensor of the dialect {adapter.dialect}"
+            message = f"{target.title} has no place for this tensor of the dialect {adapter.dialect}. {_OTHER_WAYS}"
             raise AdapterError(message, code="not-expressible", where=key)
         for piece in pieces[owner]:
             carried[piece.path + match["end"]] = split_rows(tensor, piece, rows[owner])

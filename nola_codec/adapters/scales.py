@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nola_codec.adapters.dialects.adapter_metadata import METADATA_KEY, metadata_scalings
+from nola_codec.adapters.dialects.adapter_metadata import METADATA_KEY, metadata_scalings, parse_metadata
 from nola_codec.adapters.dialects.paths import COMPONENTS, component_of
 from nola_codec.adapters.dialects.peft_config import parse_config
 from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
@@ -78,7 +78,8 @@ def find_scales(
     """
     metadata, where = source.file.metadata, source.where
     if METADATA_KEY in metadata:
-        return FoundScales(metadata_scalings(metadata[METADATA_KEY], ranks, where, path_of), "metadata")
+        scalings = metadata_scalings(metadata[METADATA_KEY], ranks, where, path_of)
+        return FoundScales(scalings, "metadata", _unnamed_notes(metadata[METADATA_KEY], ranks, where, path_of))
     config = source.config if source.config is not None else source.beside
     notes: list[str] = []
     paths = {name: path_of(name) for name in ranks}
@@ -266,6 +267,19 @@ def _scalings_of_config(
             raise AdapterError(message, code="rank-mismatch", where=f"{where}: {name}")
         scalings[name] = replace(settings, rank=own, rank_pattern=()).scaling_of(path)
     return scalings
+
+
+def _unnamed_notes(text: str, ranks: Mapping[str, int], where: str, path_of: Callable[[str], str]) -> tuple[str, ...]:
+    """Return a note about components whose scaling `METADATA_KEY` does not say; the scaling 1 is taken there."""
+    settings = parse_metadata(text, where)
+    found = {path_of(name).partition(".")[0] for name in ranks}
+    unnamed = sorted(found - set(settings)) if "" not in settings else []
+    if not unnamed:
+        return ()
+    message = (
+        f"the metadata {METADATA_KEY} says nothing of {', '.join(unnamed[:3])}: the scaling 1 (alpha = r) is taken"
+    )
+    return (f"{message} there, as diffusers does",)
 
 
 def _kohya_notes(metadata: Mapping[str, str], ranks: Mapping[str, int], default: float) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nola_codec.adapters import Dialect, find_dialect
+from nola_codec.adapters.dialects.lycoris import PART
 from nola_codec.adapters.registry import UNKNOWN
 from nola_codec.api.arguments import require_source
 from nola_codec.basis import basis_by_id
@@ -171,6 +172,11 @@ def inspect(source: Source) -> FileFacts:
         return _facts(container)
 
 
+def _scalings(header: Header) -> tuple[float, ...]:
+    """Return the different scalings of the pairs, sorted. The parts of a LoHa or LoKr have none of their own."""
+    return tuple(sorted({low.kind.scaling for low in header.pairs if PART.fullmatch(low.name) is None}))
+
+
 def _facts(container: Container) -> FileFacts:
     header = container.header
     numbers = _parameters(header) + sum(int(np.prod(r.kind.shape, dtype=np.int64)) for r in header.raw)
@@ -186,8 +192,8 @@ def _facts(container: Container) -> FileFacts:
         draft=container.prelude.version == 0,
         writer=header.writer,
         dialect=header.dialect,
-        scalings=tuple(sorted({low.kind.scaling for low in header.pairs})),
-        scale_origin=_dialect(header).scale_origin(header.config, header.metadata) if header.pairs else "",
+        scalings=(scalings := _scalings(header)),
+        scale_origin=_dialect(header).scale_origin(header.config, header.metadata) if scalings else "",
         base_model=_base_model(header),
         base_revision=(header.config or {}).get("revision"),
         bytes=container.file_length,

@@ -70,7 +70,7 @@ def make_report(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) ->
         activation_error=None if last.activations is None else lost_share(last.activations),
         rungs=_rung_reports(file),
         dialect=job.adapter.dialect,
-        scalings=tuple(sorted({m.scaling for m in job.adapter.modules if m.is_whole_delta})),
+        scalings=_scalings(job),
         scale_origin=job.adapter.scale_origin,
         task=None if options.tuner is None else options.tuner.report(),
         notes=job.adapter.notes
@@ -81,6 +81,14 @@ def make_report(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) ->
         + notes(options, nmse, effective, len(file.rungs) - 1),
         carried=carried,
     )
+
+
+def _scalings(job: EncodeJob) -> tuple[float, ...]:
+    """Return the different scalings of all deltas, sorted, also of those that LyCORIS makes of several parts."""
+    own = {module.scaling for module in job.adapter.modules if module.is_whole_delta}
+    shared = job.shared_deltas
+    combined = set() if shared.rules.gains_are_estimates else {d.composite.scale for d in shared.by_record.values()}
+    return tuple(sorted(own | combined))
 
 
 def _change_reports(job: EncodeJob, last: MeasuredRung, data: bytes) -> tuple[CarriedReport, ...]:

@@ -175,3 +175,44 @@ def test_modules_without_an_alpha_and_with_the_alpha_0_are_told(spelling: str, t
     assert [m.scaling for m in adapter.modules] == [0.5, 1.0, 0.0]
     assert any(names[1] in note and "no alpha" in note for note in adapter.notes)
     assert any(names[2] in note and "alpha 0" in note for note in adapter.notes)
+
+
+LOHA = {
+    f"lora_unet_mid_block_proj.hada_w{n}_{side}": torch.randn((H, 2) if side == "a" else (2, H))
+    for n in (1, 2) for side in "ab"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("alpha", "scaling", "origin"), [(1.0, 0.5, "tensor"), (None, 1.0, "dialect")])
+def test_the_report_has_the_scaling_of_a_loha(alpha: float | None, scaling: float, origin: str, tmp_path: Path) -> None:
+    """The scaling is alpha / r of the whole delta. The parts have none, so `inspect` shows no number for them."""
+    state = LOHA | ({} if alpha is None else {"lora_unet_mid_block_proj.alpha": torch.tensor(alpha)})
+    save_file(state, tmp_path / "a.safetensors")
+    report = nola_codec.encode(tmp_path / "a.safetensors", tmp_path / "a.nola", num_basis=16, bits=8)
+    assert (report.scalings, report.scale_origin) == ((scaling,), origin)
+    facts = nola_codec.inspect(tmp_path / "a.nola")
+    assert (facts.scalings, facts.scale_origin) == ((), "")
+    assert "scaling" not in str(facts)
+
+
+def test_metadata_that_leaves_out_a_component_is_told(tmp_path: Path) -> None:
+    """The scaling of the text encoder is a rule's, and the metadata is named for the UNet alone."""
+    state = peft_state({"unet.mid_block.attentions.0.proj_in": (H, H)})
+    state |= peft_state({"text_encoder.text_model.encoder.layers.0.mlp.fc1": (16, H)})
+    text = '{"unet.r": 2, "unet.lora_alpha": 8, "unet.target_modules": ["proj_in"]}'
+    save_file(state, tmp_path / "a.safetensors", {"lora_adapter_metadata": text})
+    adapter = read(tmp_path / "a.safetensors")
+    assert {m.name.partition(".")[0]: m.scaling for m in adapter.modules} == {"unet": 4.0, "text_encoder": 1.0}
+    assert any("says nothing of text_encoder" in note for note in adapter.notes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [("diff_b", "diffusers"), ("diff_b", "kohya"), ("diff_b", "peft"), ("LoHa", "diffusers"), ("LoHa", "peft")],
+)
+def test_what_no_conversion_takes_along_is_refused_with_the_way_out(kind: str, target: str, tmp_path: Path) -> None:
+    state = peft_state({"diffusion_model.blocks.0.self_attn.q": (H, H)})
+    state |= {"diffusion_model.blocks.0.self_attn.q.diff_b": torch.randn(H)}
+    with pytest.raises(AdapterError, match="Without --format it comes back as it was") as refused:
+        convert_file(LOHA if kind == "LoHa" else state, target, tmp_path)
+    assert refused.value.code == "not-expressible"
