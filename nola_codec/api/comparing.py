@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,8 +108,10 @@ def compare(a: AnySource, b: AnySource, *, scale: float | None = None) -> Compar
         FormatError, ChecksumMismatch: A `.nola` file is damaged.
     """
     first, second = (dialect_of(each).prepare_comparison(each) for each in _read_both(a, b, scale))
-    dialects = (first.dialect, second.dialect)
+    # A conversion into one layout keeps the deltas, but not what the adapters say of themselves.
+    read = (first, second)
     first, second = in_one_layout(first, second)
+    is_relaid = any(each is not own for each, own in zip((first, second), read, strict=True))
     keys_a, keys_b = matching_names(first, second)
     others = {keys_b[delta.name]: delta for delta in deltas(second)}
     tensors = []
@@ -125,14 +128,28 @@ def compare(a: AnySource, b: AnySource, *, scale: float | None = None) -> Compar
     return Comparison(
         nmse=_ratio(lost, energy) if tensors else float("nan"),
         tensors=tuple(tensors),
-        only_in_a=tuple(sorted(name for name, key in keys_a.items() if key not in others)),
-        only_in_b=tuple(sorted(name for name, key in keys_b.items() if key not in set(keys_a.values()))),
+        only_in_a=_alone(first, keys_a, set(keys_b.values()), is_relaid),
+        only_in_b=_alone(second, keys_b, set(keys_a.values()), is_relaid),
         carried_equal=equal,
         carried_different=tuple(key for key in carried if key not in equal),
-        dialects=dialects,
-        scale_origins=(_origin(first), _origin(second)),
-        notes=tuple(f"{name}: {note}" for name, each in (("A", first), ("B", second)) for note in each.notes),
+        dialects=(read[0].dialect, read[1].dialect),
+        scale_origins=(_origin(read[0]), _origin(read[1])),
+        notes=tuple(f"{name}: {note}" for name, each in zip("AB", read, strict=True) for note in each.notes),
     )
+
+
+def _alone(adapter: Adapter, keys: Mapping[str, str], others: Collection[str], is_relaid: bool) -> tuple[str, ...]:
+    """Return the names of the deltas that the other adapter lacks.
+
+    Where an adapter was brought into another layout, parts of a joined module that are zero are left out.
+    """
+    zero = {delta.name for delta in deltas(adapter) if is_relaid and _is_zero(delta)}
+    return tuple(sorted(name for name, key in keys.items() if key not in others and name not in zero))
+
+
+def _is_zero(delta: AdapterDelta) -> bool:
+    product = delta.product
+    return product is not None and not (product.lora_B.any() and product.lora_A.any() and product.scaling)
 
 
 def _origin(adapter: Adapter) -> str:

@@ -216,3 +216,17 @@ def test_what_no_conversion_takes_along_is_refused_with_the_way_out(kind: str, t
     with pytest.raises(AdapterError, match="Without --format it comes back as it was") as refused:
         convert_file(LOHA if kind == "LoHa" else state, target, tmp_path)
     assert refused.value.code == "not-expressible"
+
+
+def test_a_comparison_across_layouts_keeps_what_the_adapters_say(tmp_path: Path) -> None:
+    """Parts of a joined module that are zero are no difference, and the origins are those of the files."""
+    state = peft_state({"transformer.transformer_blocks.0.attn.to_q": (H, H)})
+    joined = convert_file(state, "kohya", tmp_path, base={"_class_name": "FluxTransformer2DModel"})
+    found = nola_codec.compare(joined, tmp_path / "source.safetensors")
+    assert found.nmse == 0.0
+    assert found.same_structure
+    assert found.scale_origins == ("tensor", "dialect")
+    other = kohya_state({"lora_unet_double_blocks_0_img_attn_qkv": (3 * H, H)})
+    save_file(other, tmp_path / "whole.safetensors")
+    found = nola_codec.compare(tmp_path / "whole.safetensors", tmp_path / "source.safetensors")
+    assert len(found.only_in_a) == 2
