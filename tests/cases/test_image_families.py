@@ -230,3 +230,57 @@ def test_a_comparison_across_layouts_keeps_what_the_adapters_say(tmp_path: Path)
     save_file(other, tmp_path / "whole.safetensors")
     found = nola_codec.compare(tmp_path / "whole.safetensors", tmp_path / "source.safetensors")
     assert len(found.only_in_a) == 2
+
+
+WIDE = 3072  # diffusers' converter of checkpoints of Flux knows no other size
+XLABS = {
+    "double_blocks.0.processor.qkv_lora1": (3 * WIDE, WIDE), "double_blocks.0.processor.proj_lora1": (WIDE, WIDE),
+    "double_blocks.0.processor.qkv_lora2": (3 * WIDE, WIDE), "double_blocks.0.processor.proj_lora2": (WIDE, WIDE),
+    "single_blocks.0.processor.qkv_lora": (3 * WIDE, WIDE), "single_blocks.0.processor.proj_lora": (WIDE, 5 * WIDE),
+}  # fmt: skip
+
+
+def xlabs_state(width: int = WIDE) -> State:
+    state = peft_state(
+        {name: (out * width // WIDE, size * width // WIDE) for name, (out, size) in XLABS.items()}, rank=1
+    )
+    return {
+        k.replace("lora_A.weight", "down.weight").replace("lora_B.weight", "up.weight"): v for k, v in state.items()
+    }
+
+
+def test_processors_of_xlabs_are_converted_as_diffusers_does(tmp_path: Path) -> None:
+    """Case 11: XLabs' processors fuse q, k and v, and in kohya's file they are rows of BFL's weights."""
+    state = xlabs_state()
+    wanted = mapped_by("FluxPipeline", state)
+    require_equal(file_deltas(convert_file(state, "diffusers", tmp_path / "a")), wanted)
+    kohya = convert_file(state, "kohya", tmp_path / "b")
+    assert {key.partition(".")[0] for key in load(kohya)} == {
+        f"lora_unet_{name}" for name in (
+            "double_blocks_0_img_attn_qkv", "double_blocks_0_txt_attn_qkv", "double_blocks_0_img_attn_proj",
+            "double_blocks_0_txt_attn_proj", "single_blocks_0_linear1", "single_blocks_0_linear2",
+        )
+    }  # fmt: skip
+    again = file_deltas(convert_file(load(kohya), "diffusers", tmp_path / "c"))
+    require_equal({name: again[name] for name in wanted}, wanted)
+    assert not any(again[name].any() for name in set(again) - set(wanted))
+
+
+def test_processors_of_xlabs_are_merged_into_bfl_s_weights(tmp_path: Path) -> None:
+    save_file(xlabs_state(H), tmp_path / "a.safetensors")
+    nola_codec.encode(tmp_path / "a.safetensors", tmp_path / "a.nola", num_basis=16, bits=8)
+    back = load(nola_codec.decode(tmp_path / "a.nola", tmp_path / "back.safetensors"))
+    shapes = {"double_blocks.0.img_attn.qkv": (3 * H, H), "double_blocks.0.img_attn.proj": (H, H),
+              "double_blocks.0.txt_attn.qkv": (3 * H, H), "double_blocks.0.txt_attn.proj": (H, H),
+              "single_blocks.0.linear1": (7 * H, H), "single_blocks.0.linear2": (H, 5 * H)}  # fmt: skip
+    save_file({f"{name}.weight": torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "base.safetensors")
+    nola_codec.decode(tmp_path / "a.nola", tmp_path / "merged.safetensors", base=tmp_path / "base.safetensors")
+    merged = load(tmp_path / "merged.safetensors")
+    ends = ("double_blocks.0.processor.qkv_lora1", "double_blocks.0.processor.proj_lora1",
+            "double_blocks.0.processor.qkv_lora2", "double_blocks.0.processor.proj_lora2",
+            "single_blocks.0.processor.qkv_lora", "single_blocks.0.processor.proj_lora")  # fmt: skip
+    for name, source in zip(shapes, ends, strict=True):
+        delta = back[f"{source}.up.weight"] @ back[f"{source}.down.weight"]
+        rows = len(delta)
+        torch.testing.assert_close(merged[f"{name}.weight"][:rows], delta)
+        assert not merged[f"{name}.weight"][rows:].any()

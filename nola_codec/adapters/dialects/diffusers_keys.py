@@ -62,9 +62,5 @@ def alpha_module(name: str) -> str:
 
 
 def path_in_file(name: str) -> str:
-    """Return the path of a module, with the component that the name has, if it has one.
-
-    Raises:
-        AdapterError: ``not-expressible`` for XLabs's fused processors.
-    """
+    """Return the path of a module, with the component that the name has, if it has one."""
     return attention_path(name) if is_down_up(name) else name

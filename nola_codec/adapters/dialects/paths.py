@@ -90,11 +90,7 @@ def kohya_split(name: str) -> tuple[str, str]:
 
 
 def old_diffusers_path(name: str) -> str:
-    """Return the path of a name that diffusers wrote before version 0.22, with the component.
-
-    Raises:
-        AdapterError: ``not-expressible`` for XLabs's fused processors.
-    """
+    """Return the path of a name that diffusers wrote before version 0.22, with the component."""
     path = attention_path(name)
     component = path.partition(".")[0]
     if component in COMPONENTS:
@@ -105,10 +101,7 @@ def old_diffusers_path(name: str) -> str:
 def attention_path(name: str) -> str:
     """Return the path of a name with one of Diffusers' endings: ``_lora``, ``.lora``, ``.lora_linear_layer``.
 
-    The endings are those of the tables in Diffusers' `state_dict_utils`.
-
-    Raises:
-        AdapterError: ``not-expressible`` for XLabs's fused processors.
+    The endings are those of the tables in Diffusers' `state_dict_utils`. Processors of XLabs keep their names.
     """
     path = name.removesuffix(".lora_linear_layer").removesuffix(".lora")
     match = re.fullmatch(r"(.+?)(?:\.processor)?\.(?:to_(q|k|v|out)|(add_[qkv]_proj|to_add_out))_lora", path)
@@ -118,8 +111,7 @@ def attention_path(name: str) -> str:
             return f"{attention}.{added or f'{projection}_proj'}"
         return f"{attention}.{added or ('to_out.0' if projection == 'out' else f'to_{projection}')}"
     if ".processor." in path and re.search(r"_lora\d?$", path):
-        message = "this processor fuses several modules, so it has no path of its own"
-        raise AdapterError(message, code="not-expressible", where=name)
+        return path  # XLabs; the table of Flux knows what such a processor fuses
     return path.replace(".processor.", ".")
 
 

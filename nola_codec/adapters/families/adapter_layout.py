@@ -144,10 +144,17 @@ def _assign(
             elif family is None or family.trained_as == "diffusers":
                 targets[piece.path] = _flattened(piece.path), 0
             else:
-                targets[piece.path] = _flattened(f"{component}.{match.original}"), part
-                rules[targets[piece.path][0]] = match.rule
+                site = _site(family, match, part, piece.path.removeprefix(f"{component}."))
+                targets[piece.path] = _flattened(f"{component}.{site.original}"), site.part or 0
+                rules[targets[piece.path][0]] = site.rule
     readers, title = ("ComfyUI", "image models") if family is None else (family.readers, family.title)
     return _Assignment(pieces, targets, refused, rules, readers, title)
+
+
+def _site(family: Family, match: Match, part: int, path: str) -> Match:
+    """Return the match of the original weight that holds a piece, with the number of its part."""
+    known = family.find(path, is_flat=False) if match.rule.is_alias else None
+    return replace(match, part=part) if known is None else known
 
 
 def _match(family: Family | None, module: NamedModule) -> Match:

@@ -41,6 +41,23 @@ _SINGLE_BLOCK = (
     ),
     Rule(f"{_SINGLE}linear2", (f"{_SINGLE_AFTER}proj_out",), ratio=(1, 5)),
 )
+# XLabs trains processors of attention; that of a single block has the rows of q, k and v alone.
+_XLABS = (
+    *(
+        Rule(
+            f"{_DOUBLE}processor.qkv_lora{number}",
+            tuple(f"{_DOUBLE_AFTER}attn.{leaf}" for leaf in _PROJECTIONS[stream]), is_alias=True,
+        )
+        for number, stream in ((1, "img"), (2, "txt"))
+    ),
+    Rule(f"{_DOUBLE}processor.proj_lora1", (f"{_DOUBLE_AFTER}attn.to_out.0",), is_alias=True),
+    Rule(f"{_DOUBLE}processor.proj_lora2", (f"{_DOUBLE_AFTER}attn.to_add_out",), is_alias=True),
+    Rule(
+        f"{_SINGLE}processor.qkv_lora", tuple(f"{_SINGLE_AFTER}attn.to_{leaf}" for leaf in "qkv"), ratio=(3, 1),
+        is_alias=True,
+    ),
+    Rule(f"{_SINGLE}processor.proj_lora", (f"{_SINGLE_AFTER}proj_out",), ratio=(1, 5), is_alias=True),
+)  # fmt: skip
 _OUTSIDE = renamed({"img_in": "x_embedder", "txt_in": "context_embedder", "final_layer.linear": "proj_out"})
 _EMBEDDERS = {"time_in": "timestep_embedder", "vector_in": "text_embedder", "guidance_in": "guidance_embedder"}
 _TEXT_ENCODERS = {"te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2", "te3": "text_encoder_2"}
@@ -54,6 +71,7 @@ FLUX = Family(
         *_ATTENTION,
         *_MLP,
         *_SINGLE_BLOCK,
+        *_XLABS,
         *_OUTSIDE,
         *renamed({"img_mod.lin": "norm1.linear", "txt_mod.lin": "norm1_context.linear"}, _DOUBLE, _DOUBLE_AFTER),
         *renamed({"modulation.lin": "norm.linear"}, _SINGLE, _SINGLE_AFTER),

@@ -36,6 +36,7 @@ class Rule:
         mlp_ratio: The rows of the last part over the inputs, for the split ``block``.
         ratio: The rows of the original weight over its inputs, as a fraction, if all models of the family have it. It
             tells families apart that have modules of one name.
+        is_alias: True if no weight of the original layout is called so, but only modules of some adapters.
     """
 
     original: str
@@ -44,6 +45,7 @@ class Rule:
     swap: Swap = "never"
     mlp_ratio: int = 4
     ratio: tuple[int, int] | None = None
+    is_alias: bool = False
 
     def row_counts(self, out: int, inputs: int) -> tuple[int, ...] | None:
         """Return the number of rows of each part of a weight (out, inputs); None if no such weight has the shape."""
@@ -159,7 +161,10 @@ class RuleTable:
             f"{rule.original}.{part}": (rule, part)
             for rule in self._rules if len(rule.diffusers) > 1 for part in range(len(rule.diffusers))
         }  # fmt: skip
-        diffusers |= {path: (rule, part) for rule in self._rules for part, path in enumerate(rule.diffusers)}
+        diffusers |= {
+            path: (rule, part)
+            for rule in self._rules if not rule.is_alias for part, path in enumerate(rule.diffusers)
+        }  # fmt: skip
         return NameIndex(original, is_flat=is_flat), NameIndex(diffusers, is_flat=is_flat)
 
 
