@@ -209,7 +209,8 @@ def _is_of_language_model(keys: Iterable[str]) -> bool:
     Only PEFT writes such factors for language models, with or without its prefix: other tools have other endings.
     """
     factors = [key for key in keys if _PEFT_FACTOR.fullmatch(key)]
-    return bool(factors) and all(_LANGUAGE_MODEL.match(key) for key in factors)
+    # Z-Image and Lumina 2 have `transformer.layers` in Diffusers, with other names after it.
+    return bool(factors) and all(_LANGUAGE_MODEL.match(key) and not component_of(key) for key in factors)
 
 
 def _with_one_prefix(keys: dict[str, str], where: str, notes: list[str]) -> dict[str, str]:

@@ -284,3 +284,11 @@ def test_processors_of_xlabs_are_merged_into_bfl_s_weights(tmp_path: Path) -> No
         rows = len(delta)
         torch.testing.assert_close(merged[f"{name}.weight"][:rows], delta)
         assert not merged[f"{name}.weight"][rows:].any()
+
+
+@pytest.mark.parametrize("leaf", ["layers.0.attention.to_q", "layers.0.attn.to_q", "layers.0.feed_forward.w1"])
+def test_layers_of_a_transformer_of_diffusers_are_no_language_model(leaf: str, tmp_path: Path) -> None:
+    """Z-Image and Lumina 2: the scale is defined by diffusers, and none is assumed."""
+    save_file(peft_state({f"transformer.{leaf}": (H, H)}), tmp_path / "a.safetensors")
+    adapter = read(tmp_path / "a.safetensors")
+    assert (adapter.dialect, adapter.scale_origin, adapter.notes) == ("diffusers", "dialect", ())
