@@ -166,6 +166,7 @@ def _without_adapter_name(keys: dict[str, str], where: str, notes: list[str]) ->
     """
     originals = [key for key in keys if _ORIGINAL.fullmatch(key)]
     kept = {key: original for key, original in keys.items() if key not in set(originals)}
+    kept = _without_second_copies(kept, notes)
     matches = {key: _NAMED.fullmatch(key) or _NAMED_COPY.fullmatch(key) for key in kept}
     found = {key: match for key, match in matches.items() if match is not None}
     names = sorted({match["name"] for match in found.values() if match.re is _NAMED} | _names_of_copies(found.values()))
@@ -182,9 +183,22 @@ def _without_adapter_name(keys: dict[str, str], where: str, notes: list[str]) ->
         notes.append(
             f"the keys are read without {f'the name of the adapter, {names[0]}' if names else 'modules_to_save'}"
         )
-    if not (found or originals):
-        return keys
+    if not found:
+        return kept
     return _rename(kept, where, lambda key: _plain_name(found[key], names) if key in found else key)
+
+
+def _without_second_copies(keys: dict[str, str], notes: list[str]) -> dict[str, str]:
+    """Leave out trained copies of tensors that are there under their plain keys too.
+
+    PEFT saves embeddings and heads of a resized vocabulary both ways if they are trained, and loads the plain keys.
+    """
+    matches = {key: match for key in keys if (match := _NAMED_COPY.fullmatch(key)) is not None}
+    second = {key for key, match in matches.items() if match["before"] + match["after"] in keys}
+    if not second:
+        return keys
+    notes.append(f"{len(second)} tensors are in the file twice, also under modules_to_save; PEFT loads the other ones")
+    return {key: original for key, original in keys.items() if key not in second}
 
 
 def _names_of_copies(matches: Iterable[re.Match[str]]) -> set[str]:

@@ -127,6 +127,8 @@ def _compare(key: str, tensor: RawTensor, name: str | None, weights: Weights) ->
     original = weights.read(name)
     if _are_equal(tensor, original):
         return Comparison(key, name, is_equal=True)
+    if not to_float64(original).any():
+        return Comparison(key, name, False, f"is not zero, unlike {name}")
     distance = relative_error(original, tensor)
     return Comparison(key, name, False, f"differs from {name} by {render_error(distance)} of its norm", distance)
 
@@ -173,7 +175,9 @@ def _notes(adapter: Adapter, compared: Sequence[Comparison], coded: Collection[s
             "an adapter of this file can only be written with the base model: decode --base MODEL --format peft"
         )
     if len(changed) > _LISTED:
-        said.append(f"{len(changed) - _LISTED} more carried tensors differ from those of the base model")
+        more = len(changed) - _LISTED
+        what = "1 more carried tensor differs" if more == 1 else f"{more} more carried tensors differ"
+        said.append(f"{what} from those of the base model")
     if strange:
         said.append(f"the base model has no tensor for {name_largest(strange)}")
     return said

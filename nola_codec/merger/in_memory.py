@@ -9,7 +9,6 @@ import numpy as np
 from nola_codec.adapters import dialect_of
 from nola_codec.adapters.dialects.peft import PEFT
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.errors import AdapterError
 from nola_codec.merger.arithmetic.sum import delta_weight, merge_tensor
 from nola_codec.merger.layer_deltas import merge_layer_deltas
 from nola_codec.merger.matching import merge_target
@@ -40,13 +39,8 @@ def merge_into_model(decoder: Decoder, where: str, model: torch.nn.Module) -> No
     header = decoder.header
     dialect = dialect_of(header, where)
     dialect.require_mergeable(where)
-    if header.vectors and dialect is PEFT:
-        raise AdapterError(
-            f"the file has tensors coded as vectors ({header.vectors[0].name}, ...), which only its dialect "
-            "knows how to merge", code="merge-vectors", where=where
-        )  # fmt: skip
     memory = MemoryModel(model)
-    pairs = None if dialect is not PEFT or header.raw else _plain_pairs(header, memory)
+    pairs = None if dialect is not PEFT or header.raw or header.vectors else _plain_pairs(header, memory)
     if pairs is None:
         merge_layer_deltas(decoder, where, memory)
     else:

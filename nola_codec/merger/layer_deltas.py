@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nola_codec.adapters import dialect_of
+from nola_codec.adapters.base_changes import require_reference
 from nola_codec.adapters.base_model import mismatch_message
+from nola_codec.adapters.dialects.peft import PEFT
 from nola_codec.adapters.dialects.peft_config import PREFIX
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.errors import AdapterError, mismatch
@@ -73,15 +75,21 @@ def merge_layer_deltas(decoder: Decoder, where: str, memory: MemoryModel) -> Non
         memory: The model to change.
 
     Raises:
-        AdapterError: ``merge-projections``, ``tied-weights``, ``overflow``; ``vocabulary``: the embeddings of the model
-            have another number of rows; and those of `plan_merge`.
+        AdapterError: ``merge-projections``, ``merge-vectors``, ``tied-weights``, ``overflow``; ``vocabulary``: the
+            embeddings of the model have another number of rows; and those of `require_reference` and `plan_merge`.
     """
     import torch
 
-    from nola_codec.decoder.torch_raw import to_torch
+    from nola_codec.decoder.torch_raw import from_torch, to_torch
 
     file = decode_merge_file(decoder, where)
     dialect = dialect_of(file.adapter)
+    strange = [vector.name for vector in file.adapter.vectors if vector.name not in file.adapter.references]
+    if strange and dialect is PEFT:
+        message = (
+            f"the file has tensors coded as vectors ({strange[0]}, ...), which only its dialect knows how to merge"
+        )
+        raise AdapterError(message, code="merge-vectors", where=where)
     targets = dialect.merge_targets(file.adapter, file.parts, WeightShapes.of(memory), where)
     carried, stays_tied = dialect.model_tensors(file.adapter), dialect.changes_stored_weights
     plan = plan_merge(memory, targets, carried, dialect.merge_config(file.adapter), stays_tied=stays_tied)
@@ -97,6 +105,11 @@ def merge_layer_deltas(decoder: Decoder, where: str, memory: MemoryModel) -> Non
     if not stays_tied:
         memory.require_untied((place.weight, place.module) for place in plan.places.values())
         memory.require_untied((name, name) for name in plan.replaced)
+    for place in plan.places.values():
+        reference = file.adapter.references.get(place.module)
+        if reference is not None:
+            stored = from_torch(memory.parameters[place.source].detach().cpu())
+            require_reference(stored, reference.sha256, f"{memory.directory}: {place.source}")
     with torch.no_grad():
         # A delta belongs to the weight that the adapter brings, so these come first.
         for name, tensor in (*plan.reloaded.items(), *plan.replaced.items()):

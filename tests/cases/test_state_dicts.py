@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import nola_codec
 from nola_codec import adapters
+from nola_codec.errors import AdapterError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Transformers and PEFT warn of each other's old names
 
@@ -37,7 +38,7 @@ def one_thread() -> Iterator[None]:
 def _model(kind: str = "CausalLM") -> Any:
     torch.manual_seed(1)
     config = transformers.Qwen2Config(
-        vocab_size=16, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=16, hidden_size=16, intermediate_size=80, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, pad_token_id=0, initializer_range=0.2, num_labels=3,
     )  # fmt: skip
     return getattr(transformers, f"Qwen2For{kind}")(config)
@@ -175,6 +176,62 @@ def test_a_merge_in_memory_is_peft_s(name: str, tmp_path: Path) -> None:
         opened.merge_into(model)
     for key, weight in expected.state_dict().items():
         torch.testing.assert_close(model.state_dict()[key], weight, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("against_base", [False, True])
+def test_a_merge_in_memory_takes_coded_heads(against_base: bool, tmp_path: Path) -> None:
+    """Case 26: heads that are coded, alone or as changes of the base's, are merged in memory as on disk."""
+    _model().save_pretrained(tmp_path / "base")
+    config = LoraConfig(r=2, target_modules=[Q], modules_to_save=["down_proj"], task_type="CAUSAL_LM")
+    _trained(config).save_pretrained(tmp_path / "adapter")
+    base = tmp_path / "base" if against_base else None
+    report = nola_codec.encode(tmp_path / "adapter", tmp_path / "a.nola", size="60KB", carried="coded", base=base)
+    assert any(f"in the form {'change' if against_base else 'coded'}" in note for note in report.notes)
+    nola_codec.merge([tmp_path / "a.nola"], tmp_path / "base", tmp_path / "merged")
+    model = _model()
+    with nola_codec.load(tmp_path / "a.nola", device="numpy") as opened:
+        opened.merge_into(model)
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    assert all(torch.equal(weight, merged[key]) for key, weight in model.state_dict().items() if key in merged)
+    other = _model()
+    with torch.no_grad():
+        other.model.layers[0].mlp.down_proj.weight.mul_(2)
+    with nola_codec.load(tmp_path / "a.nola", device="numpy") as opened:
+        if not against_base:
+            opened.merge_into(other)
+            return
+        with pytest.raises(AdapterError) as caught:
+            opened.merge_into(other)
+    assert caught.value.code == "base-mismatch"
+
+
+def test_embeddings_of_a_larger_vocabulary_are_saved_twice(tmp_path: Path) -> None:
+    """Case 14: PEFT saves trained embeddings of a resized vocabulary under two keys, and loads the plain ones."""
+
+    def resized() -> Any:
+        model = _model()
+        model.resize_token_embeddings(18, mean_resizing=False)
+        return model
+
+    _model().save_pretrained(tmp_path / "base")
+    saved = ["embed_tokens", "lm_head"]
+    options = {"r": 2, "target_modules": [Q], "modules_to_save": saved, "task_type": "CAUSAL_LM"}
+    model = get_peft_model(resized(), LoraConfig(**options, base_model_name_or_path=str(tmp_path / "base")))
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(torch.randn_like(weight) * 0.1)
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    keys = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert {"base_model.model.lm_head.modules_to_save.weight", "base_model.model.lm_head.weight"} <= set(keys)
+    notes, again = _decoded(tmp_path / "adapter", tmp_path)
+    assert any("twice" in note for note in notes)
+    found = PeftModel.from_pretrained(resized(), again)
+    lost = _logits(found) - _logits(model)
+    assert float(lost.norm() / _logits(model).norm()) < 0.1
+    nola_codec.merge([tmp_path / "a.nola"], tmp_path / "base", tmp_path / "merged")
+    merged = transformers.Qwen2ForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(_logits(merged), _logits(found), atol=1e-5, rtol=1e-5)
 
 
 BARE_PATHS = [
