@@ -25,6 +25,7 @@ _WEIGHTS = (
 _LONE_SUFFIXES = (".safetensors", ".npz", ".gguf", ".bin", ".pt", ".pth")
 _PEFT_STEM = "adapter_model"
 _PEFT_PREFIX = "base_model.model."
+_TORCHTUNE_FACTOR = ".lora_a.weight"
 _MAX_CONFIG_DEPTH = 100
 
 # The names of other files that trainers write beside the weights.
@@ -112,11 +113,13 @@ def _open_path(path: Path, config: Mapping[str, Any] | None, where: str) -> Adap
     found = None
     if config is None and (is_directory or weights.exists()) and (folder / CONFIG_NAME).exists():
         found = read_config(folder / CONFIG_NAME)
-    is_peft = weights.stem == _PEFT_STEM
+    store = open_store(weights)
+    # torchtune writes a file of its own keys under PEFT's name, with PEFT's configuration beside it.
+    is_peft = weights.stem == _PEFT_STEM and not any(key.endswith(_TORCHTUNE_FACTOR) for key in store.tensors)
     if is_directory and is_peft and config is None and found is None:
+        store.close()
         message = f"no {CONFIG_NAME}; give the path of {weights.name} to read it with a scaling of 1"
         raise AdapterError(message, code="missing-config", where=where)
-    store = open_store(weights)
     if found is None:
         return AdapterSource(store, config, where, folder=folder)
     if "peft_type" in found:

@@ -279,3 +279,21 @@ def test_a_configuration_beside_bare_keys_counts(tmp_path: Path) -> None:
         found = adapters.read(source)
         assert (found.dialect, found.scale_origin) == ("peft", "config")
         assert {m.scaling for m in found.modules} == {4.0}
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_torchtune_s_file_in_the_folder_of_an_epoch(configured: bool, tmp_path: Path) -> None:
+    """Case 01: newer torchtune writes its own keys to ``epoch_0/adapter_model.pt``, with or without a configuration."""
+    folder = tmp_path / "epoch_0"
+    folder.mkdir()
+    module = "layers.0.attn.q_proj"
+    torch.save({f"{module}.lora_a.weight": torch.ones(2, 8), f"{module}.lora_b.weight": torch.ones(8, 2)},
+               folder / "adapter_model.pt")  # fmt: skip
+    if configured:
+        config = LoraConfig(r=2, lora_alpha=8, target_modules=[Q])
+        config.save_pretrained(folder)
+    for source in (tmp_path, folder, folder / "adapter_model.pt"):
+        found = adapters.read(source)
+        assert (found.dialect, found.modules[0].name) == ("torchtune", module)
+        assert found.modules[0].scaling == (4.0 if configured else 1.0)
+        assert found.scale_origin == ("config" if configured else "assumed")

@@ -64,7 +64,7 @@ def test_a_vector_that_one_lacks_or_shapes_otherwise(file: Path, monkeypatch: py
     lacking = replace(whole, vectors=whole.vectors[1:])
     bent = replace(whole, vectors=(*whole.vectors[:-1], replace(whole.vectors[-1], values=np.zeros(2, np.float32))))
     sources = {"whole": whole, "lacking": lacking, "bent": bent}
-    monkeypatch.setattr(comparing, "read_adapter", lambda name: sources[name])
+    monkeypatch.setattr(comparing, "read_adapter", lambda name, **_: sources[name])
     assert comparing.compare("whole", "lacking").only_in_a == (whole.vectors[0].name,)
     with pytest.raises(AdapterError) as caught:
         comparing.compare("whole", "bent")
