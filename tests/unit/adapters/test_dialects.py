@@ -276,7 +276,7 @@ REFUSED: dict[str, tuple[str, dict[str, RawTensor], str]] = {
     "OFT": ("multiplicative", {"lora_unet_q.oft_blocks": floats(2, 3, 3)}, "orthogonal"),
     "IA3": ("multiplicative", {"lora_unet_q.weight": floats(2), "lora_unet_q.on_input": scalar(1)}, "activations"),
     "GLoRA": ("glora", {**PAIR, "lora_unet_q.a1.weight": floats(2, 2)}, "base weight"),
-    "MLX experts": ("bad-shape", {"m.lora_a": floats(2, 6, 2), "m.lora_b": floats(2, 2, 5)}, "dimensions"),
+    "MLX experts": ("rank-mismatch", {"m.lora_a": floats(2, 6, 2), "m.lora_b": floats(2, 2, 5)}, "rank"),
     "NaN": ("not-finite",
             {**PAIR, f"{LINEAR}.lora_up.weight": RawTensor("F32", (5, 2), bytes([0, 0, 192, 127] * 10))}, "NaN"),
 }  # fmt: skip

@@ -189,7 +189,7 @@ REFUSED: dict[str, tuple[str, str, Callable[[dict[str, Any], dict[str, RawTensor
     "a key over 64 bits": ("VERA", "bad-config", lambda c, t: c.update(projection_prng_key=1 << 64), "64 bits"),
     "alpha of text": ("RANDLORA", "bad-config", lambda c, t: c.update(randlora_alpha="a"), "randlora_alpha"),
     "b a matrix": ("VERA", "bad-shape", lambda c, t: t.update({f"{M}.vera_lambda_b": floats(5, 1)}), "1 dimensions"),
-    "b of nothing": ("VERA", "bad-shape", lambda c, t: t.update({f"{M}.vera_lambda_b": floats(0)}), "none of them 0"),
+    "b of nothing": ("VERA", "ungathered", lambda c, t: t.update({f"{M}.vera_lambda_b": floats(0)}), "are empty"),
     "bases that do not fit": (
         "RANDLORA", "bad-shape", lambda c, t: t.update({f"{M}.randlora_gamma": floats(2, 5)}), "(r, N) and (N, min)"),
     "too few bases": (
