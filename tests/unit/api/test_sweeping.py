@@ -37,10 +37,10 @@ def adapter(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("objective", ["nmse", "effective"])
 def test_sizes_are_those_of_encode(adapter: Path, objective: str) -> None:
-    sizes = ["2KB", 4000, "6KB"]
+    sizes = ["2KB", 4000]
     report = nola_codec.sweep(adapter, sizes=sizes, objective=objective)
     assert (report.by, report.objective) == ("size", objective)
-    assert [p.target for p in report.points] == [2000, 4000, 6000]
+    assert [p.target for p in report.points] == [2000, 4000]
     for size, point in zip(sizes, report.points, strict=True):
         own = nola_codec.encode(adapter, size=size, objective=objective)
         assert (point.bytes, point.ratio, point.nmse) == (own.bytes, own.ratio, own.nmse)
@@ -148,12 +148,12 @@ def test_progress_names_its_stages(adapter: Path) -> None:
     assert {"canonical form", "rate control"} <= set(stages)
 
 
-@pytest.mark.parametrize(("name", "head"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml")])
-def test_a_plot(adapter: Path, tmp_path: Path, name: str, head: bytes) -> None:
+@pytest.mark.parametrize("objective", ["nmse", "effective"])
+def test_a_plot(adapter: Path, tmp_path: Path, objective: str) -> None:
     pytest.importorskip("matplotlib")
-    for objective in ("nmse", "effective"):
-        report = nola_codec.sweep(adapter, sizes=[20, 2000, 4000], objective=objective)
-        out = tmp_path / f"{objective}-{name}"
+    report = nola_codec.sweep(adapter, sizes=[20, 2000], objective=objective)
+    for name, head in (("a.png", b"\x89PNG"), ("a.svg", b"<?xml")):
+        out = tmp_path / name
         nola_codec.plot_sweep(report, out, title="a name")
         assert out.read_bytes().startswith(head)
         with pytest.raises(nola_codec.OutputExists):

@@ -28,8 +28,18 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("bits", [None, 4, 1])
-@pytest.mark.parametrize("kind", KINDS)
+# Each kind and each width runs by default; the other combinations run with --slow.
+_FAST = {("plain", None), ("plain", 4), ("dora", 1), ("rslora", 4), ("biases", None), ("embedding", 1), ("head", 4)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits"),
+    [
+        pytest.param(kind, bits, marks=() if (kind, bits) in _FAST else pytest.mark.slow)
+        for kind in KINDS
+        for bits in (None, 4, 1)
+    ],
+)
 def test_what_is_evaluated_is_what_is_stored(
     kind: str, bits: int | None, make_adapter: Make, tokens: torch.Tensor, tmp_path: Path
 ) -> None:
@@ -247,9 +257,19 @@ def test_a_file_of_another_form_is_not_loaded(make_adapter: Make, tokens: torch.
         load(tiny(), tmp_path / "a.nola")
 
 
-@pytest.mark.parametrize("saved", [True, False])
-@pytest.mark.parametrize("bits", [None, 4])
-@pytest.mark.parametrize("kind", ["VERA", "RANDLORA"])
+@pytest.mark.parametrize(
+    ("kind", "bits", "saved"),
+    [
+        ("VERA", None, True),
+        ("VERA", 4, False),
+        ("RANDLORA", 4, True),
+        pytest.param("VERA", None, False, marks=pytest.mark.slow),
+        pytest.param("VERA", 4, True, marks=pytest.mark.slow),
+        pytest.param("RANDLORA", None, True, marks=pytest.mark.slow),
+        pytest.param("RANDLORA", None, False, marks=pytest.mark.slow),
+        pytest.param("RANDLORA", 4, False, marks=pytest.mark.slow),
+    ],
+)
 def test_diagonals_between_frozen_matrices(
     kind: str, bits: int | None, saved: bool, tokens: torch.Tensor, tmp_path: Path
 ) -> None:

@@ -98,7 +98,7 @@ def encode(lora: Path, tuner: TaskTuner, out: Path | None = None, **options: Any
     return nola_codec.encode(lora, out, fit="task", tuner=tuner, **chosen)
 
 
-@pytest.mark.parametrize("against", ["labels", "adapter", "both"])
+@pytest.mark.parametrize("against", ["labels", "adapter", pytest.param("both", marks=pytest.mark.slow)])
 def test_training_wins_back_what_coding_lost(against: Any, lora: Path, data: TaskData, tmp_path: Path) -> None:
     model = net()
     before = {name: p.clone() for name, p in model.state_dict().items()}
