@@ -35,7 +35,7 @@ def adapter(tmp_path: Path) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("objective", ["nmse", "effective"])
+@pytest.mark.parametrize("objective", [pytest.param("nmse", marks=pytest.mark.slow), "effective"])
 def test_sizes_are_those_of_encode(adapter: Path, objective: str) -> None:
     sizes = ["2KB", 4000]
     report = nola_codec.sweep(adapter, sizes=sizes, objective=objective)

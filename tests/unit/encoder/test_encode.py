@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[3]
         {"nmse": 0.3},
         {"nmse": 0.05},
         {"error": 0.2},
-        {"size": 4000},
+        pytest.param({"size": 4000}, marks=pytest.mark.slow),
         {"ratio": 20, "objective": "nmse"},
         {"rank": 2, "error": 0.3},
         {"shared_basis": True},
@@ -257,7 +257,7 @@ def test_metadata_and_configuration_come_along(synthetic: Any) -> None:
     from safetensors.numpy import save
 
     data = save(dict(synthetic.tensors), metadata={"format": "pt", "über": "π"})
-    encoded, _ = nola_codec.encode_bytes(data, config=synthetic.config, size=5000)
+    encoded, _ = nola_codec.encode_bytes(data, config=synthetic.config, error=0.3)
     facts = nola_codec.inspect(encoded)
     assert facts.metadata == {"format": "pt", "über": "π"}
     assert facts.config == synthetic.config
@@ -266,7 +266,7 @@ def test_metadata_and_configuration_come_along(synthetic: Any) -> None:
 
 def test_progress_ends_where_it_says(synthetic: Any) -> None:
     seen: list[tuple[str, int, int]] = []
-    for options in ({"size": 5000}, {"num_basis": 20}):
+    for options in ({"error": 0.3}, {"num_basis": 20}):
         synthetic.encode(progress=lambda *call: seen.append(call), **options)
     assert {"canonical form", "rate control", "entropy coding", "fit"} <= {stage for stage, _, _ in seen}
     assert all(0 <= done <= total for _, done, total in seen)

@@ -174,7 +174,7 @@ def test_an_empty_tensor_is_refused() -> None:
     assert caught.value.code == "empty-tensor"
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(
     shapes=st.lists(st.lists(st.integers(1, 9), max_size=4), min_size=1, max_size=4),
     size=st.floats(1e-6, 1e6),
