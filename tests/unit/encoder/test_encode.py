@@ -113,10 +113,10 @@ def test_size_is_met_and_never_exceeded(limit: int, objective: str, synthetic: A
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("smollm135m_medical", {"size": "60KB"}),
+        pytest.param("smollm135m_medical", {"size": "60KB"}, marks=pytest.mark.slow),
         ("smollm135m_medical", {"ratio": 100}),
         ("gptneo125m_movies", {"size": "5KB"}),
-        ("gpt2_tigrinya", {"size": "12KiB"}),
+        pytest.param("gpt2_tigrinya", {"size": "12KiB"}, marks=pytest.mark.slow),
         ("smollm2_e2e", {"size": "20KB"}),
     ],
     ids=str,
