@@ -90,9 +90,11 @@ def merge_layer_deltas(decoder: Decoder, where: str, memory: MemoryModel) -> Non
             f"the file has tensors coded as vectors ({strange[0]}, ...), which only its dialect knows how to merge"
         )
         raise AdapterError(message, code="merge-vectors", where=where)
-    targets = dialect.merge_targets(file.adapter, file.parts, WeightShapes.of(memory), where)
+    base = WeightShapes.of(memory)
+    targets = dialect.merge_targets(file.adapter, file.parts, base, where)
     carried, stays_tied = dialect.model_tensors(file.adapter), dialect.changes_stored_weights
-    plan = plan_merge(memory, targets, carried, dialect.merge_config(file.adapter), stays_tied=stays_tied)
+    config = dialect.merge_config(file.adapter)
+    plan = plan_merge(memory, targets, carried, config, stays_tied=stays_tied, names=base.names)
     if plan.vocabulary is not None:
         message = f"its embeddings need {plan.vocabulary} rows: call resize_token_embeddings({plan.vocabulary}) first"
         raise AdapterError(message, code="vocabulary", where=str(memory.directory))

@@ -10,7 +10,7 @@ from typing import Any
 from nola_codec.adapters.base_model import MergeTarget, delta_shape
 from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.checkpoints.embeddings import TiedEmbeddings, have_same_leaf
-from nola_codec.merger.arithmetic.parts import Region
+from nola_codec.merger.arithmetic.parts import Region, swap_last
 from nola_codec.merger.layout_places import LayoutPlaces
 from nola_codec.merger.misfits import Misfits
 from nola_codec.merger.model_names import ModelNames
@@ -28,6 +28,7 @@ def resolve_places(
     shapes: Mapping[str, tuple[int, ...]],
     config: Mapping[str, Any],
     tied: TiedEmbeddings | None = None,
+    names: ModelNames | None = None,
 ) -> dict[str, Place]:
     """Find the place of every delta.
 
@@ -38,6 +39,7 @@ def resolve_places(
         shapes: The shape of each weight of the base model, by name.
         config: ``config.json`` of the base model.
         tied: The result of `tied_embeddings`. A delta of the missing weight then starts from the stored weight.
+        names: The weights of the base model by name, if the caller has them; to read them takes time.
 
     Returns:
         `Place` by the name of the weight.
@@ -45,7 +47,7 @@ def resolve_places(
     Raises:
         AdapterError: ``base-mismatch``, with one line for each delta that found no weight of its shape.
     """
-    names = ModelNames(shapes, config)
+    names = names or ModelNames(shapes, config)
     layouts = LayoutPlaces(shapes)
     found = _Found()
     misfits = Misfits(shapes)
@@ -127,8 +129,7 @@ def _fits_transposed(target: MergeTarget, path: str, shape: tuple[int, ...], con
     same = _without_unit_kernel(shape) == _without_unit_kernel(target.shape)
     if target.layout != "linear":
         return False if same else None
-    turned = (*target.shape[:-2], *target.shape[:-3:-1])  # a first dimension for experts stays
-    if is_stored_transposed(path, config, target.fan_in_fan_out) and shape == turned:
+    if is_stored_transposed(path, config, target.fan_in_fan_out) and shape == swap_last(target.shape):
         return True
     # The flag may come from another module, so a weight that fits as it is is not transposed.
     return False if same else None

@@ -55,13 +55,14 @@ def place_file(file: MergeFile, checkpoint: Checkpoint) -> PlacedFile:
     """
     adapter = file.adapter
     dialect = dialect_of(adapter, file.name)
-    targets = dialect.merge_targets(adapter, file.parts, WeightShapes.of(checkpoint), file.name)
+    base = WeightShapes.of(checkpoint)
+    targets = dialect.merge_targets(adapter, file.parts, base, file.name)
     carried = dialect.model_tensors(adapter)
     if carried and file.weight != 1:
         message = f"carries {next(iter(carried))}, which is not a delta and cannot be weighted by {file.weight}"
         raise AdapterError(message, code="merge-weight", where=file.name)
     config, stays_tied = dialect.merge_config(adapter), dialect.changes_stored_weights
-    plan = plan_merge(checkpoint, targets, carried, config, stays_tied=stays_tied)
+    plan = plan_merge(checkpoint, targets, carried, config, stays_tied=stays_tied, names=base.names)
     for place in plan.places.values():
         reference = adapter.references.get(place.module)
         if reference is not None:

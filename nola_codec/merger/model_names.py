@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from nola_codec.checkpoints.key_renames import KeyRenames, WeightName, experts_transposed
@@ -32,9 +33,6 @@ class ModelNames:
 
     A name is looked for as it is, then by the rules of Transformers for this model (`KeyRenames`), then without or with
     leading components (`StoredNames`), and at last without the components ``model`` and ``language_model``.
-
-    Attributes:
-        alike: The names of the stored tensors alone.
     """
 
     def __init__(self, stored: Iterable[str], config: Mapping[str, Any]) -> None:
@@ -47,7 +45,6 @@ class ModelNames:
         names = list(stored)
         self._renames = KeyRenames.of(config)
         self._transposed = experts_transposed(config) is True
-        self.alike = StoredNames(names)
         self._stored = frozenset(names)
         self._by_whole: dict[str, list[StoredPart]] = {}
         self._by_inner: dict[str, set[str]] = {}
@@ -55,6 +52,11 @@ class ModelNames:
             read = self._renames.read(name)
             self._by_whole.setdefault(read.whole, []).append(StoredPart(name, read))
             self._by_inner.setdefault(_inner(read.whole), set()).add(read.whole)
+
+    @cached_property
+    def alike(self) -> StoredNames:
+        """The stored tensors by their names alone; they are read when no name and no rule finds a weight."""
+        return StoredNames(self._stored)
 
     def find(self, *names: str) -> str | None:
         """Return the stored tensor that the names mean; None if there is none, or more than one."""

@@ -21,7 +21,6 @@ from nola_codec.merger.layout_places import LayoutPlaces
 from nola_codec.merger.matching import has_place
 from nola_codec.merger.merge_files import MergeFile
 from nola_codec.merger.misfits import Misfits
-from nola_codec.merger.model_names import ModelNames
 from nola_codec.merger.places import WeightShapes
 from nola_codec.merger.stored_names import DENOISERS, OUTER_PREFIXES, components_of_name
 
@@ -123,7 +122,7 @@ class Pipeline:
         folders = self._folders_of(key, dialect_of(file.adapter).component_of(key))
         if len(folders) == 1:
             return folders
-        having = [folder for folder in named if self._component(folder).names.find(module_path(key))]
+        having = [folder for folder in named if self._component(folder).base.names.find(module_path(key))]
         return having if len(having) == 1 else self.folders
 
     def _component(self, folder: str) -> _Component:
@@ -137,11 +136,6 @@ class _Component:
 
     def __init__(self, directory: Path) -> None:
         self.base = WeightShapes.of(Checkpoint(directory))
-
-    @cached_property
-    def names(self) -> ModelNames:
-        """The names of its tensors."""
-        return ModelNames(self.base.shapes, self.base.config)
 
     @cached_property
     def layouts(self) -> LayoutPlaces:
@@ -158,7 +152,7 @@ class _Component:
                 if error.code != "base-mismatch":
                     raise
                 continue
-            if has_place(target, self.names, self.layouts, self.base.shapes, self.base.config):
+            if has_place(target, self.base.names, self.layouts, self.base.shapes, self.base.config):
                 found.add(name)
         return found
 

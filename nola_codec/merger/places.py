@@ -43,7 +43,7 @@ class WeightShapes:
 
     def find(self, name: str) -> str | None:
         """Return the stored weight that a name means; see `ModelNames`."""
-        return self._names.find(name)
+        return self.names.find(name)
 
     def is_transposed(self, path: str, fan_in_fan_out: bool) -> bool:
         """Return True if the weight of a linear module is stored (in, out); see `is_stored_transposed`."""
@@ -51,10 +51,11 @@ class WeightShapes:
 
     def tells(self, component: str) -> bool:
         """Return True if prefixes of the names tell a component of a pipeline; see `StoredNames`."""
-        return self._names.alike.tells(component)
+        return self.names.alike.tells(component)
 
     @cached_property
-    def _names(self) -> ModelNames:
+    def names(self) -> ModelNames:
+        """The weights by name."""
         return ModelNames(self.shapes, self.config)
 
 

@@ -67,6 +67,7 @@ def plan_merge(
     adapter_config: Mapping[str, Any] | None = None,
     *,
     stays_tied: bool = False,
+    names: ModelNames | None = None,
 ) -> MergePlan:
     """Find a place in a checkpoint for every part of an adapter.
 
@@ -81,6 +82,7 @@ def plan_merge(
         raw: The carried tensors, by key.
         adapter_config: PEFT's configuration.
         stays_tied: True if the deltas belong to stored tensors and not to modules, so that tied weights stay tied.
+        names: The weights of the checkpoint by name, if the caller has them; to read them takes time.
 
     Raises:
         AdapterError: ``base-mismatch`` listing all that has no place; ``merge-dora``, ``merge-alora``,
@@ -95,11 +97,12 @@ def plan_merge(
     saved = {key: key.removesuffix("." + key.rpartition(".")[2]) for key in raw if not key.endswith(".lora_B.bias")}
     paths = [module_path(name) for name in (*(t.name for t in targets), *saved.values())]
     tied = None if stays_tied else tied_embeddings(checkpoint.config, shapes, paths)
-    quantized = checkpoint.quantized
-    stored = ModelNames({*shapes, *quantized}, checkpoint.config)
+    names, quantized = names or ModelNames(shapes, checkpoint.config), checkpoint.quantized
+    stored = names if quantized.keys() <= shapes.keys() else ModelNames({*shapes, *quantized}, checkpoint.config)
     require_unquantized_targets(targets, stored, quantized, str(checkpoint.directory))
-    places = resolve_places(targets, shapes, checkpoint.config, tied)
-    carried = _CarriedPlaces(checkpoint, adapter_config, tied, {target.name: target.scaling for target in targets})
+    places = resolve_places(targets, shapes, checkpoint.config, tied, names)
+    scalings = {target.name: target.scaling for target in targets}
+    carried = _CarriedPlaces(checkpoint, names, adapter_config, tied, scalings)
     for key, tensor in raw.items():
         carried.place(key, tensor)
     require_unquantized([*carried.replaced, *carried.reloaded], quantized, str(checkpoint.directory))
@@ -150,13 +153,14 @@ class _CarriedPlaces:
     def __init__(
         self,
         checkpoint: BaseWeights,
+        names: ModelNames,
         adapter_config: Mapping[str, Any],
         tied: TiedEmbeddings | None,
         scalings: Mapping[str, float],
     ) -> None:
-        self._checkpoint, self._config, self._tied, self._scalings = checkpoint, adapter_config, tied, scalings
+        self._checkpoint, self._names, self._config = checkpoint, names, adapter_config
+        self._tied, self._scalings = tied, scalings
         self._shapes = {name: info.shape for name, info in checkpoint.weights.items()}
-        self._names = ModelNames(self._shapes, checkpoint.config)
         self.replaced: dict[str, RawTensor] = {}
         self.reloaded: dict[str, RawTensor] = {}
         self.bias_terms: dict[str, tuple[RawTensor, float]] = {}

@@ -8,7 +8,7 @@ from typing import Any
 
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.merger.arithmetic.deltas import RowDelta, WeightedSum
-from nola_codec.merger.arithmetic.parts import DeltaSlice, JoinedDelta, Region, region_shape
+from nola_codec.merger.arithmetic.parts import DeltaSlice, JoinedDelta, Region, region_shape, swap_last
 from nola_codec.merger.merge_files import MergeFile
 
 
@@ -94,6 +94,6 @@ def _open_term(file: MergeFile, term: DeltaTerm, shape: tuple[int, ...]) -> RowD
         return file.delta(term.delta, shape, term.transposed)
     region = (*term.taken, *((0, size) for size in whole[len(term.taken) :]))
     if term.transposed:
-        whole, region = (*whole[:-2], *whole[:-3:-1]), (*region[:-2], *region[:-3:-1])
+        whole, region = swap_last(whole), swap_last(region)
     region_shape(region, whole)
     return DeltaSlice(file.delta(term.delta, whole, term.transposed), region, shape)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,8 +18,14 @@ from nola_codec.array_types import Float64Array
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.merger.arithmetic.deltas import RowDelta, StackedDelta
 
+T = TypeVar("T")
 Region = tuple[tuple[int, int], ...]
 """A part of a tensor: start and stop of each of its first dimensions; the other dimensions are whole."""
+
+
+def swap_last(sizes: tuple[T, ...]) -> tuple[T, ...]:
+    """Return the sizes, or the region, of a transposed tensor: the last two change places, and experts stay first."""
+    return (*sizes[:-2], *sizes[:-3:-1])
 
 
 def region_shape(region: Region, shape: tuple[int, ...]) -> tuple[int, ...]:
