@@ -5,6 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def list_first(names: Sequence[str], most: int) -> str:
+    """Return the first few of some names as text, and how many more there are.
+
+    >>> list_first(["a", "b", "c", "d"], 2)
+    'a, b and 2 more'
+    """
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
 def render_size(count: float) -> str:
     """Return a number of bytes as text; KB is 1000 bytes.
 

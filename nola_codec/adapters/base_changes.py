@@ -22,6 +22,7 @@ from nola_codec.checkpoints.embeddings import tied_embeddings
 from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import Adapter, VectorTensor
 from nola_codec.model.tensors import RawTensor
+from nola_codec.rendering import list_first
 from nola_codec.stores.dtypes import from_float64, to_float64
 
 _WEIGHT = ".weight"
@@ -69,10 +70,9 @@ def restore_from_base(adapter: Adapter, base: str | os.PathLike[str] | None) -> 
         return adapter
     keys = [changed_key(name) for name in adapter.references]
     if base is None:
-        others = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
         message = (
-            f"{keys[0]}{others} is held as a change of the base model's tensor; give the base model and the format, "
-            f"--base MODEL --format {adapter.dialect}, or merge with --base MODEL alone"
+            f"{list_first(keys, 1)} is held as a change of the base model's tensor; give the base model and the "
+            f"format, --base MODEL --format {adapter.dialect}, or merge with --base MODEL alone"
         )
         raise AdapterError(message, code="needs-base")
     raw = dict(adapter.raw)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from nola_codec.adapters.sources import (
 )
 from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import Adapter
+from nola_codec.rendering import list_first
 from nola_codec.stores.files import AnySource
 from nola_codec.stores.joined_store import JoinedStore
 from nola_codec.stores.open_store import TensorStore, open_store
@@ -127,7 +128,7 @@ def _find_in(path: Path, given: str) -> FoundAdapter:
         note = f"{given} has no adapter itself; the only folder with one, {folders[0]}, is read"
         return FoundAdapter(str(inner), below.shards, below.beside, (note, *below.notes))
     if folders:
-        shown = list_names(folders)
+        shown = list_first(folders, _LISTED)
         message = (
             f"no adapter itself, and {len(folders)} folders with one ({shown}); give one of them: {path / folders[-1]}"
         )
@@ -137,11 +138,6 @@ def _find_in(path: Path, given: str) -> FoundAdapter:
         if inside is not None:
             raise AdapterError(f"{inside}: {message}", code="ungathered", where=given)
     return FoundAdapter(given)
-
-
-def list_names(names: Sequence[str]) -> str:
-    """Return the first few of some names, and how many more there are."""
-    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
 
 
 def carry_beside(adapter: Adapter, found: FoundAdapter, *, carry: bool) -> Adapter:
@@ -160,10 +156,10 @@ def carry_beside(adapter: Adapter, found: FoundAdapter, *, carry: bool) -> Adapt
     notes = adapter.notes
     if rest:
         hint = "" if carry or all(name.endswith("/") for name in rest) else "; --carry-unknown carries tensors of files"
-        notes += (f"not encoded: {list_names(rest)}, beside the adapter{hint}",)
+        notes += (f"not encoded: {list_first(rest, _LISTED)}, beside the adapter{hint}",)
     if not files:
         return replace(adapter, notes=notes)
-    notes += (f"carried: the tensors of {list_names(files)}, beside the adapter",)
+    notes += (f"carried: the tensors of {list_first(files, _LISTED)}, beside the adapter",)
     assert isinstance(found.source, (str, os.PathLike)), "only a directory has files beside the adapter"
     return replace(adapter, notes=notes, raw={**adapter.raw, **read_beside(Path(found.source), files)})
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from nola_codec.adapters.conversion import convert
+from nola_codec.adapters.dialects.module_rules import is_power_of_two
 from nola_codec.adapters.ranks import with_factors
 from nola_codec.adapters.registry import deltas, dialect_of
 from nola_codec.array_types import Float32Array
@@ -142,7 +143,7 @@ def _times(values: Float32Array, factor: float, name: str) -> Float32Array:
 
 def _is_exact(factor: float) -> bool:
     """Return True if a product with this factor needs no rounding: for 0 and for powers of two."""
-    return factor == 0 or abs(math.frexp(factor)[0]) == 0.5
+    return factor == 0 or is_power_of_two(factor)
 
 
 def _require_same_shapes(same: Sequence[tuple[WeightedAdapter, LoraModule]]) -> None:

@@ -15,12 +15,11 @@ from typing import Any
 
 from nola_codec.adapters.dialects.paths import component_of
 from nola_codec.adapters.frozen_weights import find_frozen_weights, frozen_note
-from nola_codec.adapters.sources import AdapterSource
+from nola_codec.adapters.sources import PEFT_PREFIX, AdapterSource
 from nola_codec.errors import AdapterError
 from nola_codec.model.tensors import RawTensor
+from nola_codec.rendering import list_first
 from nola_codec.stores.tensor_store import Closing, TensorInfo, TensorStore, no_such_tensor
-
-PEFT_PREFIX = "base_model.model."
 
 # Modules that torch.compile, FSDP, activation checkpointing and DeepSpeed put around others.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
@@ -132,7 +131,7 @@ def _without_wrappers(keys: dict[str, str], where: str, notes: list[str]) -> dic
         found.update(match[1] for pattern in (_WRAPPER, _FLAT_WRAPPER) for match in pattern.finditer(key))
     if not found:
         return keys
-    taken = _list(f"{name}." for name in found)
+    taken = list_first(sorted(f"{name}." for name in found), _LISTED)
     notes.append(f"the keys are read without {taken}, which wrappers of the training put into them")
     return _rename(keys, where, lambda key: _FLAT_WRAPPER.sub("", _WRAPPER.sub("", key)))
 
@@ -172,8 +171,8 @@ def _without_adapter_name(keys: dict[str, str], where: str, notes: list[str]) ->
     names = sorted({match["name"] for match in found.values() if match.re is _NAMED} | _names_of_copies(found.values()))
     if len(names) > 1:
         message = (
-            f"the keys have the names of {len(names)} adapters: {_list(names)}; a file holds one, so save each by "
-            "itself (save_pretrained with selected_adapters)"
+            f"the keys have the names of {len(names)} adapters: {list_first(names, _LISTED)}; a file holds one, so "
+            "save each by itself (save_pretrained with selected_adapters)"
         )
         raise AdapterError(message, code="several-adapters", where=where)
     if originals:
@@ -241,9 +240,3 @@ def _with_one_prefix(keys: dict[str, str], where: str, notes: list[str]) -> dict
         return keys  # a file of diffusers, whose configuration only lies beside it
     notes.append(f"{PEFT_PREFIX} was put before the keys, as PEFT writes them")
     return _rename(keys, where, lambda key: PEFT_PREFIX + key)
-
-
-def _list(names: Iterable[str]) -> str:
-    found = sorted(names)
-    more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
-    return ", ".join(found[:_LISTED]) + more

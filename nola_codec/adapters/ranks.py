@@ -92,12 +92,11 @@ def raise_rank(module: LoraModule, fits: Callable[[int], bool], dialect: str) ->
 
 
 def with_factors(module: LoraModule, lora_A: Float32Array, lora_B: Float32Array) -> LoraModule:
-    """Return a module with other factors, lora_A (r, in) and lora_B (out, r), and the stored shapes for their rank."""
-    rank = len(lora_A)
+    """Return a module with other factors, lora_A (r, in) and lora_B (out, r), and the stored shapes of these."""
     return replace(
         module,
         lora_A=lora_A,
         lora_B=lora_B,
-        a_shape=(rank, *module.a_shape[1:]),
-        b_shape=(module.b_shape[0], rank, *module.b_shape[2:]),
+        a_shape=(len(lora_A), *module.a_shape[1:]),
+        b_shape=(*lora_B.shape, *module.b_shape[2:]),
     )

@@ -16,6 +16,8 @@ from nola_codec.stores.open_store import TensorStore, open_store
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."
+"""What PEFT puts before the path of every module."""
 
 # The file names in the order in which they are looked for: PEFT's own name first, and safetensors before pickles.
 _WEIGHTS = (
@@ -24,7 +26,6 @@ _WEIGHTS = (
 )  # fmt: skip
 _LONE_SUFFIXES = (".safetensors", ".npz", ".gguf", ".bin", ".pt", ".pth")
 _PEFT_STEM = "adapter_model"
-_PEFT_PREFIX = "base_model.model."
 _TORCHTUNE_FACTOR = ".lora_a.weight"
 _MAX_CONFIG_DEPTH = 100
 
@@ -123,7 +124,7 @@ def _open_path(path: Path, config: Mapping[str, Any] | None, where: str) -> Adap
     if found is None:
         return AdapterSource(store, config, where, folder=folder)
     if "peft_type" in found:
-        is_own = is_peft or any(_PEFT_PREFIX in key for key in store.tensors)
+        is_own = is_peft or any(PEFT_PREFIX in key for key in store.tensors)
     else:
         is_own = is_directory or is_peft
     return AdapterSource(store, found if is_own else None, where, None if is_own else found, folder=folder)

@@ -15,17 +15,17 @@ from typing import Any
 
 import numpy as np
 
+from nola_codec.adapters.dialects.peft_config import PREFIX
 from nola_codec.adapters.dialects.weight_changes import Weights, weight_name
 from nola_codec.adapters.registry import DIALECTS
 from nola_codec.array_types import Float32Array
 from nola_codec.checkpoints.embeddings import embedding_names, tied_embeddings
-from nola_codec.errors import AdapterError
+from nola_codec.errors import AdapterError, mismatch
 from nola_codec.merger.matching import is_stored_transposed
 from nola_codec.model.adapter import Adapter, Layout, LoraModule, VectorTensor
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import from_float64, to_float64
 
-_PREFIX = "base_model.model."
 _OTHER_EMBEDDING = re.compile(r"(?:.*\.)?(?:wpe|position_embeddings|token_type_embeddings|embed_positions)")
 # Modules of this name may store their weight (in, out), as GPT-2's do; only the type of the model tells.
 _MAYBE_TRANSPOSED = ("c_attn", "q_attn", "c_proj", "c_fc")
@@ -145,7 +145,7 @@ def _with_whole_tensors(
     if base is None:
         message = "a changed norm or bias is written whole, which needs the base model's values: give it with --base"
         raise AdapterError(message, code="needs-base", where=weight_name(vectors[0].name))
-    adapted = {module.name.removeprefix(_PREFIX) for module in adapter.modules}
+    adapted = {module.name.removeprefix(PREFIX) for module in adapter.modules}
     changes = {weight_name(vector.name): vector.values for vector in vectors}
     raw: dict[str, RawTensor] = {}
     saved = []
@@ -155,7 +155,7 @@ def _with_whole_tensors(
             path = _path(stored, config)
             if leaf == "bias":
                 key = f"{path}.base_layer.bias" if path in adapted else f"{path}.bias"
-                raw[_PREFIX + key] = _changed(weights, name, changes)
+                raw[PREFIX + key] = _changed(weights, name, changes)
             elif leaf == "weight" and changes[name].ndim == 1:
                 saved.append(path)
             else:
@@ -164,11 +164,11 @@ def _with_whole_tensors(
         for path in saved:
             stored = path if f"{path}.weight" in weights.infos else path.removeprefix("transformer.")
             for name in (n for n in weights.infos if n.rpartition(".")[0] == stored):
-                raw[f"{_PREFIX}{path}.{name.rpartition('.')[2]}"] = _changed(weights, name, changes)
+                raw[f"{PREFIX}{path}.{name.rpartition('.')[2]}"] = _changed(weights, name, changes)
     found: dict[str, Any] = dict(adapter.config or {})
     if saved:
         found["modules_to_save"] = saved
-    if any(not any(key.startswith(f"{_PREFIX}{path}.") for path in saved) for key in raw):
+    if any(not any(key.startswith(f"{PREFIX}{path}.") for path in saved) for key in raw):
         found["bias"] = "all"
     return replace(adapter, raw=raw, config=found)
 
@@ -182,6 +182,6 @@ def _changed(weights: Weights, name: str, changes: Mapping[str, Float32Array]) -
         return tensor
     values = to_float64(tensor, where=name)
     if values.shape != changes[name].shape:
-        message = f"shape: expected {list(changes[name].shape)}, found {list(values.shape)}"
+        message = mismatch("shape", list(changes[name].shape), list(values.shape))
         raise AdapterError(message, code="base-mismatch", where=name)
     return from_float64(values + changes[name], tensor.dtype, where=name)

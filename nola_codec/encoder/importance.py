@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.errors import AdapterError, EncodeError
+from nola_codec.rendering import list_first
 from nola_codec.stores.dtypes import FLOAT_DTYPES, to_float64
 from nola_codec.stores.files import read_json
 from nola_codec.stores.safetensors_io import SafetensorsFile
@@ -79,9 +80,8 @@ def match_importance(names: Sequence[str], importance: Mapping[str, float]) -> n
             unknown.append(pattern)
         result[fits] = number
     if unknown:
-        more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
         raise EncodeError(
-            f"importance is given for tensors that the adapter does not have: {', '.join(unknown[:_SHOWN])}{more}",
+            f"importance is given for tensors that the adapter does not have: {list_first(unknown, _SHOWN)}",
             code="importance",
         )
     if len(names) and not result.any():

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from nola_codec.adapters.adapter_delta import is_change
 from nola_codec.errors import AdapterError
 from nola_codec.model.tensors import RawTensor
+from nola_codec.rendering import list_first
 from nola_codec.stores.dtypes import INTEGER_DTYPES, to_numpy
 
 SET_WEIGHT = ".set_weight"
@@ -45,7 +46,7 @@ def notes_on_carried(carried: Mapping[str, RawTensor]) -> tuple[str, ...]:
         notes.append(f"{many} beside the factors ({whole[0]}{', ...' if whole[1:] else ''}) {verb} carried exactly")
     if shapes:
         notes.append(
-            f"{shapes[0]}{f' and {len(shapes) - 1} more' if shapes[1:] else ''} asks for a wider weight than the "
+            f"{list_first(shapes, 1)} asks for a wider weight than the "
             "model's; this is carried, and such an adapter cannot be merged"
         )
     return tuple(notes)

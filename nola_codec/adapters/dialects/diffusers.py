@@ -12,7 +12,6 @@ alpha = r.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from nola_codec.adapters.dialects.alphas import SUFFIX as ALPHA
 from nola_codec.adapters.dialects.alphas import fit_alphas, with_alphas
 from nola_codec.adapters.dialects.comfyui_keys import NORM, replaced_tensors
 from nola_codec.adapters.dialects.diffusers_keys import BOTH, DOWN_UP, LORA_A_B, alpha_module, path_in_file
-from nola_codec.adapters.dialects.module_rules import fold_scaling, require_layouts, sort_modules
+from nola_codec.adapters.dialects.module_rules import fold_scaling, is_power_of_two, require_layouts, sort_modules
 from nola_codec.adapters.dialects.pair_dialect import PairDialect
 from nola_codec.adapters.dialects.paths import COMPONENTS, component_of, old_diffusers_name, old_diffusers_path
 from nola_codec.adapters.dialects.peft_ranks import fit_ranks
@@ -100,7 +99,7 @@ class Diffusers(PairDialect):
                 "in none of them; --format peft writes an adapter of one model, such as a language model"
             )
             raise AdapterError(message, code="not-expressible", where=lone)
-        is_exact = all(abs(math.frexp(m.scaling)[0]) == 0.5 for m in modules)
+        is_exact = all(is_power_of_two(m.scaling) for m in modules)
         made = [fold_scaling(m, self.name) for m in modules] if is_exact else modules
         adapter = Adapter(self.name, sort_modules(made), dict(raw), None, {"format": "pt"})
         return adapter if is_exact else _with_metadata(self, adapter)

@@ -21,6 +21,11 @@ def require_layouts(modules: Sequence[LoraModule], dialect: str, *layouts: Layou
             raise AdapterError(message, code="not-expressible", where=module.name)
 
 
+def is_power_of_two(factor: float) -> bool:
+    """Return True if a product with this factor needs no rounding, if it stays in range: for 2^n and -2^n."""
+    return abs(math.frexp(factor)[0]) == 0.5
+
+
 def fold_scaling(module: LoraModule, dialect: str) -> LoraModule:
     """Multiply the scaling into lora_B, which is exact for a power of two.
 
@@ -29,7 +34,7 @@ def fold_scaling(module: LoraModule, dialect: str) -> LoraModule:
     """
     if module.scaling == 1.0:
         return module
-    if abs(np.frexp(module.scaling)[0]) != 0.5:
+    if not is_power_of_two(module.scaling):
         message = f"{dialect} has no place for the scaling {module.scaling}, and folding it into a factor would round"
         raise AdapterError(message, code="not-expressible", where=module.name)
     lora_B = (module.lora_B * np.float32(module.scaling)).astype(np.float32)
@@ -53,7 +58,7 @@ def of_one_scale(modules: Sequence[LoraModule], dialect: str) -> list[LoraModule
     common = Counter(m.scaling for m in modules).most_common(1)[0][0]
     folded = []
     for module in modules:
-        if module.scaling != common and (not common or abs(math.frexp(module.scaling / common)[0]) != 0.5):
+        if module.scaling != common and (not common or not is_power_of_two(module.scaling / common)):
             found = ", ".join(map(str, sorted({m.scaling for m in modules})))
             message = f"{dialect} has one scaling for all modules, and these have {found}"
             raise AdapterError(message, code="not-expressible")

@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nola_codec.adapters.adapter_delta import AdapterDelta
 from nola_codec.adapters.base_model import (
     BaseModel,
@@ -26,6 +24,7 @@ from nola_codec.adapters.base_model import (
 )
 from nola_codec.adapters.dialects import peft_diagonals
 from nola_codec.adapters.dialects.key_hints import describe_keys
+from nola_codec.adapters.dialects.module_rules import fold_scaling, is_power_of_two
 from nola_codec.adapters.dialects.pairs import join_tensors, pair_tensors, read_carried, read_pair
 from nola_codec.adapters.dialects.paths import component_of
 from nola_codec.adapters.dialects.peft_base import PeftDialect, module_path
@@ -376,11 +375,8 @@ def _config_path(name: str, settings: PeftSettings | None = None) -> str:
 
 
 def _fold_scaling(module: LoraModule, raw: Mapping[str, RawTensor]) -> LoraModule:
-    if module.scaling == 1.0:
-        return module
-    mantissa, _ = np.frexp(module.scaling)
-    if abs(mantissa) != 0.5 or f"{module.name}.lora_B.bias" in raw:
+    can_fold = is_power_of_two(module.scaling) and f"{module.name}.lora_B.bias" not in raw
+    if module.scaling != 1.0 and not can_fold:
         message = f"a lone file has no place for the scaling {module.scaling}; write a directory"
         raise AdapterError(message, code="needs-directory", where=module.name)
-    folded = (module.lora_B * np.float32(module.scaling)).astype(np.float32)
-    return replace(module, lora_B=folded, scaling=1.0)
+    return fold_scaling(module, PEFT.name)

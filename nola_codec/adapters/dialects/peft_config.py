@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nola_codec.adapters.dialects.peft_methods import describe_refusal
+from nola_codec.adapters.sources import PEFT_PREFIX
 from nola_codec.errors import AdapterError, mismatch
 
-PREFIX = "base_model.model."
+PREFIX = PEFT_PREFIX
 MAX_RANK = 1 << 16
 _MAX_PATTERNS = 100_000
 _MAX_PATTERN_LENGTH = 1000

@@ -22,16 +22,16 @@ from nola_codec.adapters.base_model import BaseModel
 from nola_codec.adapters.dialects.key_hints import describe_keys
 from nola_codec.adapters.dialects.lycoris import PART, PRODUCTS, LycorisDelta, composite_parts, require_reasonable
 from nola_codec.adapters.dialects.lycoris_parts import PRODUCT_KEYS, find_parts, with_gains
-from nola_codec.adapters.dialects.pairs import join_tensors, pair_tensors, read_carried, read_floats, read_pair
+from nola_codec.adapters.dialects.pairs import join_tensors, pair_tensors, read_carried, read_pair, read_vector
 from nola_codec.adapters.dialects.peft_base import PeftDialect, module_path
 from nola_codec.adapters.dialects.peft_config import PREFIX, is_saved_embedding, is_saved_module, parse_ranks
 from nola_codec.adapters.ranks import with_rank
 from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
 from nola_codec.array_types import Float64Array
 from nola_codec.errors import AdapterError
-from nola_codec.model.adapter import Adapter, VectorTensor
+from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import RawTensor
-from nola_codec.stores.dtypes import from_float32, written_dtype
+from nola_codec.stores.dtypes import from_float32
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,7 @@ class PeftLycoris(PeftDialect):
                 raise AdapterError(message, code="unknown-key", where=f"{store.name}: {key}")
             raw[key] = read_carried(store, key)
         modules = tuple(read_pair(store, part, PRODUCT_KEYS.of(part)) for part in found.products)
-        vectors = tuple(
-            VectorTensor(key, read_floats(store, key), written_dtype(store.tensors[key].dtype))
-            for key in sorted(tensors)
-        )
+        vectors = tuple(read_vector(store, key) for key in sorted(tensors))
         adapter = Adapter(self.name, modules, raw, config, dict(store.metadata), vectors)
         return with_gains(adapter, self.combined_deltas(adapter))
 

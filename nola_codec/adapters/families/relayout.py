@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.adapters.families.rule import Match, Rule
+from nola_codec.adapters.ranks import with_factors
 from nola_codec.array_types import Float32Array
 from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import LoraModule
@@ -130,14 +131,8 @@ def _rows(values: Array, piece: RowPiece) -> Array:
 
 
 def _module_of(module: LoraModule, name: str, lora_A: Float32Array, lora_B: Float32Array) -> LoraModule:
-    return replace(
-        module,
-        name=name,
-        lora_A=np.ascontiguousarray(lora_A),
-        lora_B=np.ascontiguousarray(lora_B),
-        a_shape=(len(lora_A), *module.a_shape[1:]),
-        b_shape=(*lora_B.shape, *module.b_shape[2:]),
-    )
+    made = with_factors(module, np.ascontiguousarray(lora_A), np.ascontiguousarray(lora_B))
+    return replace(made, name=name)
 
 
 def _is_equal(module: LoraModule, other: LoraModule) -> bool:
