@@ -6,6 +6,9 @@
 # make lint   the checks without the tests
 # make clean  removes what the others made; .cache (base models) stays, `rm -r .cache` drops it too
 
+# The checks start many processes, and each would compile the package again if the compiled files were not kept.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,6 @@ from nola_codec.errors import AdapterError
 from nola_codec.integrations.peft_conversion import convert
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Transformers and PEFT warn of each other's old names
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """PyTorch on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _model() -> Any:

@@ -6,7 +6,7 @@ Case 07 and its kin. The expected values come from PEFT: it loads what is decode
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Transformers and PEFT warn 
 
 IDS = torch.tensor([[1, 3, 5, 9]])
 Q = "q_proj"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """PyTorch on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _model(kind: str = "CausalLM") -> Any:
