@@ -127,8 +127,9 @@ def _print_adapter(
     from nola_codec.api.joining import merge_adapters
     from nola_codec.cli.encode_options import read_coding_values
 
-    if arguments.keep_undo:
-        raise click.UsageError("--keep-undo is for merging into a model: give --base")
+    for flag, is_given in (("--keep-undo", arguments.keep_undo), ("--device", arguments.device != "cpu")):
+        if is_given:
+            raise click.UsageError(f"{flag} is for merging into a model: give --base")
     start = time.perf_counter()
     coding = read_coding_values(chosen)
     if Path(arguments.out).suffix == ".nola":

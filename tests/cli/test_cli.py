@@ -222,7 +222,8 @@ def test_merge_and_unmerge(run: Run, encoded: Path, base: Path, tmp_path: Path) 
     done = run("merge", encoded, "--unmerge", tmp_path / "one", "-o", tmp_path / "none")
     assert done.status == 3
     assert done.err.rstrip().endswith("[no-undo]")
-    for wrong in (["--base", base, "--unmerge", base], ["--keep-undo"], ["--unmerge", base, "--keep-undo"]):
+    for wrong in (["--base", base, "--unmerge", base], ["--keep-undo"], ["--device", "numpy"],
+                  ["--unmerge", base, "--keep-undo"]):  # fmt: skip
         assert run("merge", encoded, "-o", tmp_path / "none", *wrong).status == 2
     assert run("decode", encoded, "-o", tmp_path / "none", "--keep-undo").status == 2
 
