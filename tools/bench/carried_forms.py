@@ -2,8 +2,8 @@
 
     python tools/bench/carried_forms.py [--adapters NAME ...] [--json]
 
-The names of adapters are those that tools/real_data.py knows. The bits are those of the tensor in the finished file, and
-the loss is what `encode` reports, which it measures on what the file decodes to.
+The names of adapters are those that tools/real_data.py knows. The bits are those of the tensor in the finished file.
+The loss is what `encode` reports, which it measures on what the file decodes to.
 """
 
 from __future__ import annotations
