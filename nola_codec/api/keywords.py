@@ -11,6 +11,7 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from nola_codec.decoder.carried_forms import CarriedForm
 from nola_codec.errors import EncodeError
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ ObjectiveName = Literal["effective", "nmse"]
 Fit = Literal["weights", "activations", "task"]
 BasisName = Literal["hadamard", "rademacher", "uniform"]
 GeneratorName = Literal["philox4x32-10", "threefry2x32-20"]
-CarriedForm = Literal["exact", "bf16", "int8", "coded"]
 
 
 class CodingKeywords(TypedDict, total=False):

@@ -12,6 +12,7 @@ K is the key of the tensor. The specification describes the names ("Reduced tens
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import numpy as np
 
@@ -20,7 +21,9 @@ from nola_codec.model.adapter import BaseReference, VectorTensor
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import FLOAT_DTYPES, from_float32, from_float64, to_float64
 
-CARRIED_FORMS = ("exact", "bf16", "int8", "coded")
+CarriedForm = Literal["exact", "bf16", "int8", "coded"]
+
+CARRIED_FORMS: tuple[CarriedForm, ...] = ("exact", "bf16", "int8", "coded")
 """The values of the option `carried`."""
 CODED = ".coded"
 INT8 = ".int8"
