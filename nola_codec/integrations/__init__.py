@@ -1,4 +1,4 @@
-"""Connect to other libraries, each imported only when it is used. Every module of this package needs torch.
+"""Connect to other libraries, each imported only when it is used. A module says what it needs when it is imported.
 
 Its files:
 
@@ -7,9 +7,3 @@ Its files:
     peft_conversion.py          other PEFT methods turned into LoRA by PEFT
     trainer.py                  the callback for the Trainer of Transformers
 """
-
-from __future__ import annotations
-
-from nola_codec.errors import require_torch
-
-require_torch("nola_codec.integrations")

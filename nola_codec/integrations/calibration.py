@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nola_codec.errors import EncodeError
+from nola_codec.errors import EncodeError, require_torch
 from nola_codec.fit.weighting import Moments
 from nola_codec.integrations.calibration_data import Row, read_rows, tokenize
 from nola_codec.integrations.causal import load_causal
@@ -24,6 +24,8 @@ from nola_codec.progress import Progress
 
 if TYPE_CHECKING:
     import torch
+
+require_torch("nola_codec.integrations.calibration")
 
 
 STRENGTH = 0.5

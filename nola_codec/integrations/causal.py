@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nola_codec.errors import EncodeError
+from nola_codec.errors import EncodeError, require_torch
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +33,10 @@ def load_causal(base: Path) -> tuple[torch.nn.Module, Any]:
     """Load the causal language model of a directory, in float32 and in evaluation mode, and its tokenizer.
 
     Raises:
+        MissingPackage: ``needs-torch``.
         EncodeError: ``calibration-model``: Transformers is missing, or cannot run the model as a causal language model.
     """
+    require_torch("running the base model")
     if not base.is_dir():
         raise EncodeError("no such directory", code="calibration-model", where=str(base))
     import torch

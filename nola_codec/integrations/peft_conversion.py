@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nola_codec.adapters.sources import CONFIG_NAME, WEIGHTS_NAME
-from nola_codec.errors import AdapterError, require_package
+from nola_codec.errors import AdapterError, require_package, require_torch
 from nola_codec.stores.files import atomic_directory, read_json
 
 if TYPE_CHECKING:
     import os
 
     import torch
+
+require_torch("nola_codec.integrations.peft_conversion")
 
 ENERGY = 0.9999
 """The share of the squared norm of each delta that the conversion keeps."""

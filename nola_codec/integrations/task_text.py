@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nola_codec.adapters import AnySource, read
 from nola_codec.adapters.dialects.peft_base import module_path
-from nola_codec.errors import EncodeError
+from nola_codec.errors import EncodeError, require_torch
 from nola_codec.integrations.calibration_data import Row, read_rows, tokenize
 from nola_codec.integrations.causal import load_causal
 from nola_codec.progress import Progress
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
 
     from nola_codec.training.task import TaskSettings, TaskTuner
+
+require_torch("nola_codec.integrations.task_text")
 
 BATCH = 8
 """Rows in a batch by default."""

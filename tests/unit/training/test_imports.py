@@ -32,11 +32,17 @@ except nola_codec.NolaError as error:
 """
 
 
-@pytest.mark.parametrize("package", ["training", "integrations", "training.task", "integrations.trainer"])
-def test_without_torch(package: str) -> None:
-    said = python("import nola_codec" + CATCH.format(statement=f"import nola_codec.{package}"), without="torch")
-    user = "nola_codec." + package.partition(".")[0]
-    assert said == f"True needs-torch {user} needs torch: pip install 'nola-codec[torch]'\n"
+INTEGRATIONS = ("calibration", "peft_conversion", "task_text")
+
+
+def test_without_torch() -> None:
+    modules = ["training", "training.task", *(f"integrations.{name}" for name in INTEGRATIONS)]
+    users = ["training", "training", *(f"integrations.{name}" for name in INTEGRATIONS)]
+    code = "import nola_codec, nola_codec.integrations, nola_codec.integrations.trainer\n"
+    code += "".join(CATCH.format(statement=f"import nola_codec.{module}") for module in modules)
+    lines = python(code, without="torch").splitlines()
+    wanted = "True needs-torch nola_codec.{} needs torch: pip install 'nola-codec[torch]'"
+    assert lines == [wanted.format(user) for user in users]
 
 
 @pytest.mark.parametrize("module", ["training", "integrations.trainer"])
