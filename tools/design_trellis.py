@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.fit import coders
-from nola_codec.fit.coders import DependentCoder, dependent_statistics
+from nola_codec.fit.coders import DependentCoder, dependent_statistics, find_levels, fit_tables
 from nola_codec.fit.ecsq import frontier
 from nola_codec.fit.viterbi import encode_trellis
 from nola_codec.model.quantizers import Trellis
@@ -38,8 +38,8 @@ def cosine2(values: Floats, points: npt.NDArray[np.float64]) -> float:
 def dependent(step: float, values: Floats) -> tuple[float, float]:
     """(rate, squared cosine)."""
     coder = DependentCoder(step, 0.0, 0.0)
-    tables = coder.fit_tables(values)
-    levels = coder.levels(values, tables)
+    (tables,) = fit_tables([(coder, values)])
+    (levels,) = find_levels([coder.search(values, tables)])
     counts, sums = dependent_statistics(levels, values, coder.most)
     share = counts.sum(axis=0)
     folded = np.concatenate((share[:1], np.repeat(share[1:] / 2, 2)))

@@ -5,6 +5,7 @@ A coder quantizes vectors of unit variance. Its results are levels around 0, or 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,8 +14,9 @@ import numpy.typing as npt
 
 from nola_codec.array_types import Float32Array, Float64Array, LevelArray
 from nola_codec.fit.ecsq import Ecsq, frontier
-from nola_codec.fit.viterbi import encode_dependent, encode_trellis
+from nola_codec.fit.viterbi import LevelSearch, encode_dependent, encode_trellis, pack_side_by_side
 from nola_codec.model.quantizers import Trellis
+from nola_codec.parallel import parallel_map
 from nola_codec.quant.trellis import TRELLISES, choose_books
 
 MASK = 0b110111
@@ -32,6 +34,9 @@ _SLOPE = 0.5
 """The lambda of a dependent quantizer, in squared steps."""
 _ROUNDS = 4
 """Rounds in which a dependent quantizer is fitted to a sample."""
+
+Tables = tuple[Float64Array, Float64Array]
+"""The points (2, most + 1) and the code lengths in bits (most + 1,) of a dependent coder."""
 
 
 @dataclass(frozen=True)
@@ -87,22 +92,13 @@ class DependentCoder:
         even = 2 * self.step * np.arange(self.most + 1)
         return np.stack([even, np.maximum(even - self.step, 0)])
 
-    def fit_tables(self, sample: Float32Array) -> tuple[Float64Array, Float64Array]:
-        """Fit points (2, most + 1) and code lengths (most + 1,) to a sample of the vectors, for `encode_dependent`."""
-        points = self.points()
-        bits = np.arange(self.most + 1) * np.log2(1 + 2 * self.step) + 1
-        for _ in range(_ROUNDS):
-            level = self.levels(sample, (points, bits))
-            counts, sums = dependent_statistics(level, sample, self.most)
-            points = centroids(points, counts, sums)
-            total = counts.sum(axis=0)
-            total[1:] /= 2
-            bits = -np.log2(np.maximum(total, 0.05) / max(1.0, total[0] + 2 * total[1:].sum()))
-        return points, bits
+    def first_tables(self) -> Tables:
+        """Return the points and code lengths before they are fitted."""
+        return self.points(), np.arange(self.most + 1) * np.log2(1 + 2 * self.step) + 1
 
-    def levels(self, values: Float32Array, tables: tuple[Float64Array, Float64Array]) -> LevelArray:
-        """Return the levels of vectors, int8, of the same shape; `fit_tables` makes the tables."""
-        return encode_dependent(MASK, values, *tables, _SLOPE * self.step**2)
+    def search(self, values: Float32Array, tables: Tables) -> LevelSearch:
+        """Return the search of the levels of vectors; `fit_tables` makes the tables."""
+        return LevelSearch(values, *tables, _SLOPE * self.step**2)
 
 
 @dataclass(frozen=True)
@@ -125,6 +121,40 @@ class TrellisCoder:
 
 
 Coder = ScalarCoder | DependentCoder | TrellisCoder
+
+
+def find_levels(searches: Sequence[LevelSearch]) -> list[LevelArray]:
+    """Return the levels of each search of a dependent coder, int8 (vectors, count)."""
+    packs = pack_side_by_side([search.values.shape for search in searches])
+    made = parallel_map(lambda pack: encode_dependent(MASK, [searches[i] for i in pack]), packs)
+    found = {
+        i: levels for pack, together in zip(packs, made, strict=True) for i, levels in zip(pack, together, strict=True)
+    }
+    return [found[i] for i in range(len(searches))]
+
+
+def fit_tables(samples: Sequence[tuple[DependentCoder, Float32Array]]) -> list[Tables]:
+    """Fit points and code lengths to a sample of the vectors of each coder, all coders side by side.
+
+    Args:
+        samples: The coders, and float32 (vectors, count) of each.
+    """
+    tables = [coder.first_tables() for coder, _ in samples]
+    for _ in range(_ROUNDS):
+        found = find_levels([coder.search(own, table) for (coder, own), table in zip(samples, tables, strict=True)])
+        tables = [
+            _refit(coder, table, level, own) for (coder, own), table, level in zip(samples, tables, found, strict=True)
+        ]
+    return tables
+
+
+def _refit(coder: DependentCoder, tables: Tables, level: LevelArray, sample: Float32Array) -> Tables:
+    """Return the points and code lengths that fit the levels of a sample."""
+    counts, sums = dependent_statistics(level, sample, coder.most)
+    total = counts.sum(axis=0)
+    total[1:] /= 2
+    bits = -np.log2(np.maximum(total, 0.05) / max(1.0, total[0] + 2 * total[1:].sum()))
+    return centroids(tables[0], counts, sums), bits
 
 
 def dependent_statistics(level: LevelArray, values: Float32Array, most: int) -> tuple[Float64Array, Float64Array]:

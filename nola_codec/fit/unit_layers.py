@@ -11,9 +11,9 @@ from nola_codec.array_types import Float32Array, Float64Array, Int64Array
 from nola_codec.fit.allocation import RatePlan, coder_class, precision_shifts, rate_table
 from nola_codec.fit.books import fit_quantizer, level_statistics
 from nola_codec.fit.canonical_form import CanonicalForm
-from nola_codec.fit.coders import DependentCoder, ScalarCoder, TrellisCoder, coders
+from nola_codec.fit.coders import MASK, DependentCoder, ScalarCoder, TrellisCoder, coders, fit_tables
 from nola_codec.fit.levels import DraftLevels, levels_to_symbols, matrices_like
-from nola_codec.fit.viterbi import side_by_side
+from nola_codec.fit.viterbi import encode_dependent, pack_side_by_side, side_by_side
 from nola_codec.model.quantizers import Quantizer
 from nola_codec.parallel import parallel_map
 from nola_codec.quant.points import book_points
@@ -84,6 +84,7 @@ class Layers:
     def add(self, rung: int) -> None:
         """Code the layers of one rung."""
         batches = self._batches(rung)
+        self._search_dependent(rung, batches)
         for coder in sorted({batch.coder for batch in batches}):
             self._code(rung, coder, [batch for batch in batches if batch.coder == coder])
         if self._sums is not None:
@@ -123,26 +124,54 @@ class Layers:
         deviation = np.sqrt(1 - table.cosine2[rung - 1, where]).astype(np.float32)
         return np.asarray((values - self._sums[side][length][rows]) / deviation[:, None])
 
+    def _is_known(self, rung: int, batch: _Batch) -> bool:
+        """Return True if an earlier draft has found the levels of a batch with the same coder."""
+        side, _, length, number, units = batch
+        rows = self._form.rows[side][self._plan.kept[units]]
+        return rung == 0 and bool((self._workspace.owner[side][length][rows] == number).all())
+
+    def _search_dependent(self, rung: int, batches: list[_Batch]) -> None:
+        """Find the levels of the vectors of all dependent coders, side by side."""
+        tables = self._workspace.tables
+        dependent = [batch for batch in batches if isinstance(coders()[batch.coder], DependentCoder)]
+        samples: dict[int, tuple[DependentCoder, Float32Array]] = {}
+        for batch in dependent:
+            coder = coders()[batch.coder]
+            if isinstance(coder, DependentCoder) and (rung, batch.coder) not in tables and batch.coder not in samples:
+                samples[batch.coder] = coder, self._values(rung, batch._replace(units=batch.units[:_SAMPLE]))
+        for number, fitted in zip(samples, fit_tables(list(samples.values())), strict=True):
+            tables[rung, number] = fitted
+        unknown = [batch for batch in dependent if not self._is_known(rung, batch)]
+
+        def find(pack: list[int]) -> None:
+            """Write the levels of some batches."""
+            searches = []
+            for batch in (unknown[i] for i in pack):
+                coder = coders()[batch.coder]
+                assert isinstance(coder, DependentCoder)
+                searches.append(coder.search(self._values(rung, batch), tables[rung, batch.coder]))
+            for index, levels in zip(pack, encode_dependent(MASK, searches), strict=True):
+                side, _, length, _, units = unknown[index]
+                self.levels.matrix(rung, side, length)[self._form.rows[side][self._plan.kept[units]]] = levels
+
+        packs = pack_side_by_side([(len(batch.units), batch.length) for batch in unknown])
+        for _ in parallel_map(find, packs):
+            pass
+
     def _code(self, rung: int, number: int, batches: list[_Batch]) -> None:
-        """Find the levels of all vectors of one coder, and its quantizer."""
+        """Find the levels of all vectors of one coder, except for those of a dependent one, and its quantizer."""
         coder = coders()[number]
         space = self._workspace
-        if isinstance(coder, DependentCoder) and (rung, number) not in space.tables:
-            sample = batches[0]._replace(units=batches[0].units[:_SAMPLE])
-            space.tables[rung, number] = coder.fit_tables(self._values(rung, sample))
 
         def find_levels(batch: _Batch) -> tuple[Float64Array, Float64Array]:
             """Write the levels of a batch's vectors, and return their statistics."""
             side, _, length, _, units = batch
             rows = self._form.rows[side][self._plan.kept[units]]
             out = self.levels.matrix(rung, side, length)
-            known = rung == 0 and bool((space.owner[side][length][rows] == number).all())
             values = self._values(rung, batch)
             if isinstance(coder, ScalarCoder):
                 out[rows] = coder.levels(values)
-            elif not known and isinstance(coder, DependentCoder):
-                out[rows] = coder.levels(values, space.tables[rung, number])
-            elif not known and isinstance(coder, TrellisCoder):
+            elif isinstance(coder, TrellisCoder) and not self._is_known(rung, batch):
                 symbols = coder.symbols(values)
                 out[rows, : symbols.shape[1]] = symbols
             if rung == 0:

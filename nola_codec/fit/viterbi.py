@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -111,65 +112,161 @@ class _Search:
         return states
 
 
-def encode_dependent(
-    mask: int, values: Float32Array, points: Float64Array, bits: Float64Array, slope: float
-) -> LevelArray:
-    """Return the levels -m to m, int8 (vectors, count), with the least squared error + slope * bits.
+class LevelSearch(NamedTuple):
+    """Vectors of one length whose levels are searched with the same tables.
 
-    Args:
-        mask: The mask of a `Dependent`; the position of its highest one gives the length of the memory.
+    Attributes:
         values: float32 (vectors, count).
         points: (2, m + 1): 0 and the positive points of the even and of the odd codebook.
         bits: (m + 1,): the code length of level 0 and of each pair of levels -l and l.
         slope: The lambda of the Lagrangian.
     """
-    memory = mask.bit_length()
-    states = 1 << memory
-    heads = states >> 1
-    vectors, count = values.shape
-    turned = np.ascontiguousarray(values.T)
-    costs, levels = _candidates(turned, points, bits, slope)
-    chooses = PARITY[np.arange(states) & mask]
-    # A head is two states that differ in the highest bit. The mask has that bit, so they choose different codebooks.
-    # Heads are sorted by the codebook of their lower state, so that the costs of a codebook are added to a slice.
-    order = np.argsort(chooses[:heads], kind="stable")
-    upper = memory > 1 and heads > 1
-    cut = int((chooses[:heads] == 0).sum())
-    place = np.empty(heads, np.int64)
-    place[order] = np.arange(heads)
-    target = np.array([order * 2 + parity for parity in (0, 1)])  # state after (parity, position)
-    gather = np.empty(states, np.int64)
-    gather[(target >> (memory - 1)) * heads + place[target & (heads - 1)]] = np.arange(states).reshape(2, heads)
-    cost = np.full((2, heads, vectors), np.float32(1e30))
-    cost[0, place[0]] = 0
-    decisions = np.empty((count, 2, heads, vectors), np.bool_)
-    after = np.empty((2, heads, vectors), np.float32)
-    a, b = np.empty((2, heads, vectors), np.float32)
-    for step in range(count):
-        for parity in (0, 1):
-            for low, part in ((0, slice(0, cut)), (1, slice(cut, heads))):
-                np.add(cost[0, part], costs[step, low, parity], out=a[part])
-                np.add(cost[1, part], costs[step, 1 - low if upper else low, parity], out=b[part])
-            np.less(b, a, out=decisions[step, parity])
-            np.minimum(a, b, out=after[parity])
-        np.take(after.reshape(states, vectors), gather, axis=0, out=cost.reshape(states, vectors))
-        if step % _SETTLE == _SETTLE - 1:
-            cost -= cost.min(axis=(0, 1))
-    cost = cost[:, place]
-    state = cost.reshape(states, vectors).argmin(axis=0)
-    every = np.arange(vectors)
-    out = np.empty((count, vectors), np.int8)
-    for step in range(count - 1, -1, -1):
-        head, parity = state >> 1, state & 1
-        state = head | (decisions[step, parity, place[head], every].astype(np.int64) << (memory - 1))
-        out[step] = levels[step, chooses[state], parity, every]
-    return np.ascontiguousarray(out.T)
+
+    values: Float32Array
+    points: Float64Array
+    bits: Float64Array
+    slope: float
 
 
-def _candidates(
-    values: Float32Array, points: Float64Array, bits: Float64Array, slope: float
-) -> tuple[Float32Array, LevelArray]:
+def pack_side_by_side(shapes: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Divide searches into packs for `encode_dependent`, so that a pack fills the arrays of a step.
+
+    Args:
+        shapes: The number of vectors and the length of each search.
+
+    Returns:
+        The indices of the searches of each pack; a search that is larger than a pack has one of its own.
+    """
+    packs: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(shapes)), key=lambda i: -shapes[i][1]):
+        vectors, length = shapes[index]
+        if vectors > room:
+            packs.append([])
+            room = side_by_side(length)
+        packs[-1].append(index)
+        room -= vectors
+    return packs
+
+
+def encode_dependent(mask: int, searches: Sequence[LevelSearch]) -> list[LevelArray]:
+    """Return the levels -m to m of each search, int8 (vectors, count), with the least squared error + slope * bits.
+
+    All vectors go through the steps side by side, whatever their lengths and tables are: a step of few vectors costs
+    as much as one of many. No result depends on the other searches.
+
+    Args:
+        mask: The mask of a `Dependent`, with two bits or more; its highest one gives the length of the memory.
+        searches: The vectors and their tables.
+    """
+    order = sorted(range(len(searches)), key=lambda i: -searches[i].values.shape[1])  # those that end first come last
+    lengths = np.repeat([searches[i].values.shape[1] for i in order], [len(searches[i].values) for i in order])
+    costs = np.zeros((lengths[0], 2, 2, len(lengths)), np.float32)
+    levels = np.zeros(costs.shape, np.int8)
+    columns: list[slice] = [slice(0)] * len(searches)
+    first = 0
+    for index in order:
+        values = searches[index].values
+        columns[index] = own = slice(first, first + len(values))
+        costs[: values.shape[1], :, :, own], levels[: values.shape[1], :, :, own] = _candidates(searches[index])
+        first += len(values)
+    graph = _Graph(mask)
+    after = graph.search(costs, lengths)
+    before = np.concatenate([np.zeros_like(after[:1]), after[:-1]])
+    index = 2 * graph.chooses[before] + (after & 1)
+    found = np.take_along_axis(levels.reshape(len(levels), 4, -1), index[:, None], axis=1)[:, 0]
+    return [
+        np.ascontiguousarray(found[: search.values.shape[1], own].T)
+        for search, own in zip(searches, columns, strict=True)
+    ]
+
+
+class _Graph:
+    """The states of a dependent quantizer: the parities of the last levels, the newest in the lowest bit.
+
+    A head is two states that differ in the highest bit only: they lead to the same states. The mask has that bit, so
+    they choose different codebooks. Half of the heads choose the even codebook in their lower state, since the mask
+    has a further bit. Costs therefore lie in the order (highest bit, choice of the lower state, place among the heads
+    of this choice), and the costs of a codebook are added to whole slices.
+
+    Attributes:
+        chooses: uint8 (states,): the codebook that each state chooses.
+    """
+
+    def __init__(self, mask: int) -> None:
+        """Lay out the states of a mask."""
+        self._memory = mask.bit_length()
+        states = 1 << self._memory
+        self._heads = states >> 1
+        self.chooses = PARITY[np.arange(states) & mask]
+        order = np.argsort(self.chooses[: self._heads], kind="stable")
+        place = np.empty(self._heads, np.int64)
+        place[order] = np.arange(self._heads)
+        state = np.arange(states)
+        half, within = np.divmod(place, self._heads // 2)
+        self._position = (state >> (self._memory - 1)) * self._heads + place[state & (self._heads - 1)]
+        # The row of each state in the order (choice, parity, place) of what a step makes.
+        self._row = (2 * half[state >> 1] + (state & 1)) * (self._heads // 2) + within[state >> 1]
+        self._gather = np.empty(states, np.int64)
+        self._gather[self._position] = self._row
+
+    def search(self, costs: Float32Array, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Find the cheapest path of each vector from state 0 on, with a free end.
+
+        Args:
+            costs: float32 (steps, codebooks, parities, vectors).
+            lengths: (vectors,): the steps of each vector; they do not rise.
+
+        Returns:
+            The states after each step, uint8 (steps, vectors), 0 after the end of a vector.
+        """
+        states, half = 2 * self._heads, self._heads // 2
+        ends = np.zeros(len(lengths), np.int64)
+        cost = np.full((states, len(lengths)), np.float32(1e30))
+        cost[self._position[0]] = 0
+        decisions: list[npt.NDArray[np.bool_]] = []  # for the steps up to each end
+        stops = np.unique(lengths).tolist()
+        for start, stop in zip([0, *stops], stops, strict=False):
+            active = int((lengths >= stop).sum())
+            cost = np.ascontiguousarray(cost[:, :active])
+            lower, upper = cost.reshape(2, 2, 1, half, active).swapaxes(0, 1)
+            sums = np.empty((2, 2, 2, half, active), np.float32)  # (highest bit, choice, parity, place, vector)
+            least = np.empty((states, active), np.float32)
+            made = np.empty((stop - start, *sums.shape[1:]), np.bool_)
+            own = costs[start:stop, :, :, None, :active]
+            for step, (straight, crossed) in enumerate(zip(own, own[:, ::-1], strict=True)):
+                np.add(lower, straight, out=sums[:, 0])
+                np.add(upper, crossed, out=sums[:, 1])
+                np.less(sums[1], sums[0], out=made[step])
+                np.minimum(sums[0], sums[1], out=least.reshape(sums.shape[1:]))
+                np.take(least, self._gather, axis=0, out=cost, mode="clip")  # clip needs no buffer
+                if (start + step) % _SETTLE == _SETTLE - 1:
+                    cost -= cost.min(axis=0)
+            going = int((lengths > stop).sum())
+            ends[going:active] = cost[self._position, going:].argmin(axis=0)
+            decisions.append(made)
+        return self._trace(decisions, ends, lengths)
+
+    def _trace(
+        self, decisions: list[npt.NDArray[np.bool_]], ends: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.uint8]:
+        """Follow the decisions back from the last state of each vector."""
+        path = np.zeros((int(lengths[0]), len(lengths)), np.uint8)
+        stop, state = len(path), ends[:0]
+        for made in reversed(decisions):
+            active = made.shape[-1]
+            state = np.concatenate([state, ends[len(state) : active]])
+            rows, every = self._row * active, np.arange(active)
+            for flat in made.reshape(len(made), -1)[::-1]:
+                stop -= 1
+                path[stop, :active] = state
+                state = (state >> 1) + flat.take(rows.take(state) + every) * self._heads
+        return path
+
+
+def _candidates(search: LevelSearch) -> tuple[Float32Array, LevelArray]:
     """Return the least cost and its level for each (codebook, parity): float32 and int8 (count, 2, 2, vectors)."""
+    values, points, bits, slope = np.ascontiguousarray(search.values.T), search.points, search.bits, search.slope
     most = points.shape[1] - 1
     signed = np.arange(-most, most + 1)
     costs = np.empty((values.shape[0], 2, 2, values.shape[1]), np.float32)

@@ -7,7 +7,7 @@ import pytest
 
 from nola_codec.entropy import rans
 from nola_codec.fit.books import fit_quantizer, level_statistics, symmetric_frequencies
-from nola_codec.fit.coders import Coder, DependentCoder, ScalarCoder, TrellisCoder, coders
+from nola_codec.fit.coders import Coder, DependentCoder, ScalarCoder, TrellisCoder, coders, find_levels, fit_tables
 from nola_codec.model.quantizers import Codebook, Dependent
 from nola_codec.quant.codebooks import POINT_SCALE
 
@@ -73,7 +73,8 @@ def test_a_dependent_quantizer_has_two_codebooks() -> None:
     coder = first(DependentCoder, 2.0)
     assert isinstance(coder, DependentCoder)
     values = gaussian(16, 800)
-    levels = coder.levels(values, coder.fit_tables(values[:8]))
+    (tables,) = fit_tables([(coder, values[:8])])
+    (levels,) = find_levels([coder.search(values, tables)])
     made = fit_quantizer(coder, level_statistics(coder, levels, values))
     assert isinstance(made.codebook, Dependent)
     even, odd = made.codebook.even, made.codebook.odd

@@ -7,8 +7,17 @@ from itertools import product
 import numpy as np
 import pytest
 
-from nola_codec.fit.coders import DependentCoder, TrellisCoder, coders, dependent_statistics, stride_limit
-from nola_codec.fit.viterbi import encode_dependent, encode_trellis
+from nola_codec.fit.coders import (
+    MASK,
+    DependentCoder,
+    TrellisCoder,
+    coders,
+    dependent_statistics,
+    find_levels,
+    fit_tables,
+    stride_limit,
+)
+from nola_codec.fit.viterbi import LevelSearch, encode_dependent, encode_trellis, pack_side_by_side
 from nola_codec.model.quantizers import Dependent, Trellis
 from nola_codec.quant.trellis import TRELLISES, dependent_points, trellis_points
 
@@ -41,10 +50,34 @@ def test_dependent_search_against_all_levels() -> None:
     every = np.array(list(product(range(5), repeat=6)), np.uint8)
     reached = dependent_points(book, every) / 10
     price = 0.2 * bits[np.abs(every.astype(int) - 2)].sum(axis=1)
-    for value, levels in zip(values, encode_dependent(0b101, values, points, bits, 0.2), strict=True):
+    (found,) = encode_dependent(0b101, [LevelSearch(values, points, bits, 0.2)])
+    for value, levels in zip(values, found, strict=True):
         cost = ((value - reached) ** 2).sum(axis=1) + price
         made = int((every == (levels + 2).astype(np.uint8)).all(axis=1).argmax())
         assert cost[made] == pytest.approx(cost.min(), abs=1e-4)
+
+
+def test_searches_side_by_side_find_what_each_finds_alone() -> None:
+    """Vectors of other lengths and other tables beside them change nothing, even past the step that settles costs."""
+    chosen = [c for c in coders() if isinstance(c, DependentCoder)][2::9]
+    samples = [(coder, gaussian(3 + n, 50 + 70 * (n % 2))) for n, coder in enumerate(chosen)]
+    together = fit_tables(samples)
+    searches = [coder.search(values, tables) for (coder, values), tables in zip(samples, together, strict=True)]
+    assert len({search.values.shape for search in searches}) == len(searches) >= 3
+    for sample, tables, search, levels in zip(
+        samples, together, searches, encode_dependent(MASK, searches), strict=True
+    ):
+        (alone,) = fit_tables([sample])
+        assert [each.tolist() for each in alone] == [each.tolist() for each in tables]
+        (expected,) = encode_dependent(MASK, [search])
+        assert levels.tolist() == expected.tolist()
+
+
+def test_packs_hold_each_search_once_and_no_more_than_fit() -> None:
+    shapes = [(40, 576), (96, 100), (7, 1536), (50, 576), (500, 8), (1, 1)]
+    packs = pack_side_by_side(shapes)
+    assert sorted(index for pack in packs for index in pack) == list(range(len(shapes)))
+    assert packs == [[2, 0], [3], [1], [4], [5]]
 
 
 @pytest.mark.parametrize("coder", [c for c in coders() if isinstance(c, TrellisCoder)], ids=lambda c: f"{c.rate:.3f}")
@@ -61,7 +94,8 @@ def test_dependent_quantizers_beat_scalar_ones() -> None:
     chosen = [c for c in coders() if isinstance(c, DependentCoder)][3::6]
     assert len(chosen) >= 4
     for coder in chosen:
-        levels = coder.levels(values, coder.fit_tables(values[:8]))
+        (tables,) = fit_tables([(coder, values[:8])])
+        (levels,) = find_levels([coder.search(values, tables)])
         counts, sums = dependent_statistics(levels, values, coder.most)
         share = np.concatenate((counts.sum(axis=0)[:1], np.repeat(counts.sum(axis=0)[1:] / 2, 2))) / values.size
         rate = -(share[share > 0] * np.log2(share[share > 0])).sum()
