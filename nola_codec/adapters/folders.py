@@ -18,6 +18,7 @@ from nola_codec.adapters.beside_files import read_beside
 from nola_codec.adapters.sources import (
     CONFIG_NAME,
     AdapterSource,
+    Readable,
     is_weights_name,
     open_source,
     read_config,
@@ -26,7 +27,6 @@ from nola_codec.adapters.sources import (
 from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import Adapter
 from nola_codec.rendering import list_first
-from nola_codec.stores.files import AnySource
 from nola_codec.stores.joined_store import JoinedStore
 from nola_codec.stores.open_store import TensorStore, open_store
 from nola_codec.stores.tensor_files import is_tensor_file
@@ -61,7 +61,7 @@ class FoundAdapter:
         notes: Sentences for the user.
     """
 
-    source: AnySource
+    source: Readable
     shards: tuple[Path, ...] = ()
     beside: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -76,7 +76,7 @@ class FoundAdapter:
         return sum(file.stat().st_size for file in files)
 
 
-def find_adapter(source: AnySource) -> FoundAdapter:
+def find_adapter(source: Readable) -> FoundAdapter:
     """Find the adapter that a source means. Anything but a directory is the adapter itself.
 
     Raises:

@@ -29,11 +29,10 @@ from nola_codec.adapters.folders import carry_beside, find_adapter, open_adapter
 from nola_codec.adapters.gathered import require_gathered
 from nola_codec.adapters.plain_keys import with_plain_keys
 from nola_codec.adapters.scales import apply_scale, require_scale
-from nola_codec.adapters.sources import AdapterSource
+from nola_codec.adapters.sources import AdapterSource, Readable
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import RawTensor
-from nola_codec.stores.files import AnySource
 
 ENTRY_POINTS = "nola_codec.dialects"
 """The group of entry points in which an installed package names its dialects, each a `Dialect` object."""
@@ -118,7 +117,7 @@ def dialect_of(source: OfDialect, where: str = "") -> Dialect:
 
 
 def read(
-    source: AnySource,
+    source: Readable,
     *,
     config: Mapping[str, Any] | None = None,
     carry_unknown: bool = False,
@@ -128,7 +127,7 @@ def read(
     """Read an adapter of any known dialect.
 
     Args:
-        source: A directory, a file, bytes or a binary stream.
+        source: A directory, a file, bytes, a binary stream or tensors in memory.
         config: The adapter's configuration, such as for bytes and streams. It is used in place of a configuration file.
         carry_unknown: True to carry tensors that the dialect does not know; False to refuse them.
         scale: The scaling for an adapter that does not say it: in a tensor, its metadata or a configuration.

@@ -8,11 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 from nola_codec.errors import AdapterError
 from nola_codec.stores.files import AnySource, display_name, read_json
+from nola_codec.stores.live_store import LiveStore
 from nola_codec.stores.open_store import TensorStore, open_store
+
+Readable: TypeAlias = "AnySource | LiveStore"
+"""What dialects can read an adapter from."""
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -75,9 +79,9 @@ class AdapterSource:
 
 
 def open_source(
-    source: AnySource, *, config: Mapping[str, Any] | None = None, scale: float | None = None
+    source: Readable, *, config: Mapping[str, Any] | None = None, scale: float | None = None
 ) -> AdapterSource:
-    """Open a directory, a file, bytes or a binary stream.
+    """Open a directory, a file, bytes, a binary stream or tensors in memory.
 
     The ``adapter_config.json`` in the directory of a file is read, since the scaling would be wrong without it. It is
     the adapter's own (`AdapterSource.config`) if the file is called ``adapter_model`` or has PEFT's keys, and in a
@@ -85,7 +89,7 @@ def open_source(
     it is used in place of any such file.
 
     Args:
-        source: The directory, file, bytes or stream.
+        source: The directory, file, bytes, stream or tensors.
         config: The configuration, or None.
         scale: The scaling for an adapter that says none, or None.
 
@@ -93,11 +97,12 @@ def open_source(
         AdapterError: ``not-found``, ``missing-config``, ``missing-weights``, ``sharded``, and those of `open_store`
             and `read_json`.
     """
-    where = display_name(source)
+    where = source.name if isinstance(source, LiveStore) else display_name(source)
     if config is not None:
         _require_storable(config, where)
     if not isinstance(source, (str, os.PathLike)):
-        return AdapterSource(open_store(source), config, where, scale=scale)
+        store = source if isinstance(source, LiveStore) else open_store(source)
+        return AdapterSource(store, config, where, scale=scale)
     try:
         return replace(_open_path(Path(source), config, where), scale=scale)
     except OSError as e:  # the path is impossible (such as too long), or may not be read

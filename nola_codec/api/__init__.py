@@ -14,6 +14,7 @@ Each is a thin front: it checks what the caller gave, and calls the flow below.
     joining.py                  merge_adapters                        -> adapters/joining.py, encoder/pipeline.py
     opened.py                   load: NolaFile                        -> decoder/, merger/in_memory.py
     inspecting.py, truncating.py, comparing.py, sweeping.py, plotting.py, selftest.py     one function each
+    live_sources.py             models and mappings of tensors as sources
     arguments.py, keywords.py   checks of sources and targets; the options of `encode`, typed
 
 Nothing here imports torch until tensors are asked for.

@@ -33,9 +33,9 @@ def require_source(source: object) -> None:
     found = f"{type(source).__module__}.{type(source).__qualname__}"
     message = f"expected a path, bytes or a binary stream, found {found}"
     if hasattr(source, "save_pretrained"):
-        message += "; save the model first: model.save_pretrained(DIRECTORY), and give that directory"
+        message += "; encode the adapter of the model first, with nola_codec.encode(model, OUT)"
     elif isinstance(source, Mapping):
-        message += "; write the tensors first, with safetensors.torch.save_file or safetensors.numpy.save_file"
+        message += "; encode the tensors first, with nola_codec.encode(tensors, OUT, config=...)"
     raise AdapterError(message, code="source-type")
 
 

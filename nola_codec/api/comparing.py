@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nola_codec.adapters import AnySource, deltas, dialect_of
+from nola_codec.adapters import deltas, dialect_of
 from nola_codec.adapters.adapter_delta import AdapterDelta
 from nola_codec.adapters.conversion import in_one_layout, matching_names
 from nola_codec.api.decoding import read_adapter
+from nola_codec.api.live_sources import AdapterInput
 from nola_codec.errors import AdapterError
 from nola_codec.fit.components import delta_energy, squared_error
 from nola_codec.model.adapter import Adapter
@@ -94,11 +95,11 @@ class Comparison:
         return "\n".join(render_table(rows))
 
 
-def compare(a: AnySource, b: AnySource, *, scale: float | None = None) -> Comparison:
+def compare(a: AdapterInput, b: AdapterInput, *, scale: float | None = None) -> Comparison:
     """Compare the deltas of two adapters, scaling included. `a` is the reference.
 
     Args:
-        a: The reference, a `.nola` file or what `encode` reads.
+        a: The reference, a `.nola` file or what `encode` reads, such as a model with an adapter.
         b: The other adapter.
         scale: The scaling of each of the two that is no `.nola` file and does not say its scaling.
 
@@ -156,7 +157,7 @@ def _origin(adapter: Adapter) -> str:
     return adapter.scale_origin or dialect_of(adapter).scale_origin(adapter.config, adapter.metadata)
 
 
-def _read_both(a: AnySource, b: AnySource, scale: float | None) -> tuple[Adapter, Adapter]:
+def _read_both(a: AdapterInput, b: AdapterInput, scale: float | None) -> tuple[Adapter, Adapter]:
     """Read two adapters; those that do not say their scaling get `scale`. Raises AdapterError ``option``."""
     first, second = read_adapter(a, scale=scale), read_adapter(b, scale=scale)
     if scale is not None and "option" not in (first.scale_origin, second.scale_origin):

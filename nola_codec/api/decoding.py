@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from nola_codec import adapters
-from nola_codec.adapters import AnySource
 from nola_codec.adapters.base_changes import restore_from_base
 from nola_codec.adapters.base_config import read_base_config
 from nola_codec.adapters.conversion import convert
@@ -16,6 +15,7 @@ from nola_codec.adapters.registry import dialect_of
 from nola_codec.adapters.trimming import trim as trim_adapter
 from nola_codec.api.arguments import require_path, require_source
 from nola_codec.api.change_conversion import change_as_lora
+from nola_codec.api.live_sources import AdapterInput, Config, open_live
 from nola_codec.api.merging import merge
 from nola_codec.api.opened import check_content, check_rungs, stored_dtype
 from nola_codec.arrays import NUMPY, arrays_on
@@ -27,7 +27,8 @@ from nola_codec.errors import NolaError
 from nola_codec.model.adapter import Adapter
 from nola_codec.progress import Progress
 from nola_codec.rendering import render_scalings
-from nola_codec.stores.files import require_free
+from nola_codec.stores.files import AnySource, require_free
+from nola_codec.stores.live_store import LiveStore
 from nola_codec.stores.tensor_files import is_tensor_file
 
 _MAGIC = MAGIC[:4]
@@ -148,25 +149,28 @@ def verify(source: Source) -> dict[str, Any]:
         }
 
 
-def read_adapter(source: AnySource, *, rung: int | None = None, scale: float | None = None) -> Adapter:
+def read_adapter(
+    source: AdapterInput, *, rung: int | None = None, scale: float | None = None, config: Config = None
+) -> Adapter:
     """Read an adapter from a `.nola` file or from anything that `encode` reads, as NumPy arrays.
 
     The content SHA-256 and the decoded SHA-256 of a `.nola` file are compared.
 
     Args:
-        source: A path, bytes or a binary stream.
+        source: A path, bytes, a binary stream, a mapping of tensors or a model with an adapter, as in `encode`.
         rung: The rung of a progressive `.nola` file, counted from 0; None is the last.
         scale: The scaling of an adapter that is no `.nola` file and does not say its scaling.
+        config: The configuration of an adapter that is bytes, a stream or a mapping, as in `encode`.
 
     Raises:
         FormatError, ChecksumMismatch: The `.nola` file is damaged.
         AdapterError: The adapter cannot be read.
     """
-    require_source(source)
-    if not _is_nola(source):
-        return adapters.read(source, scale=scale, must_use_scale=False)
+    readable, plain = open_live(source, config)
+    if isinstance(readable, LiveStore) or not _is_nola(readable):
+        return adapters.read(readable, config=plain, scale=scale, must_use_scale=False)
     with open_container(
-        bytes(source) if isinstance(source, bytearray | memoryview) else source, rung=rung
+        bytes(readable) if isinstance(readable, bytearray | memoryview) else readable, rung=rung
     ) as container:
         check_content(container)
         return decode_adapter(Decoder(container, NUMPY))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from nola_codec import adapters
-from nola_codec.adapters import AnySource
 from nola_codec.adapters.folders import find_adapter
-from nola_codec.api.arguments import ConfigObject, plain_config, require_model_path, require_source, require_target
+from nola_codec.adapters.sources import Readable
+from nola_codec.api.arguments import ConfigObject, require_model_path, require_target
 from nola_codec.api.keywords import EncodeKeywords, check_keywords
+from nola_codec.api.live_sources import AdapterInput, open_live
 from nola_codec.encoder.base_tensors import base_advice, relate_to_base
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.pipeline import encode_adapter
@@ -20,14 +22,16 @@ from nola_codec.encoder.report import EncodeReport
 from nola_codec.encoder.rules import apply_rules
 from nola_codec.encoder.sizes import parse_size
 from nola_codec.model.adapter import Adapter
+from nola_codec.model.tensors import DTYPE_BYTES
 from nola_codec.stores.files import atomic_file
+from nola_codec.stores.live_store import LiveStore
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
 def encode(
-    source: AnySource,
+    source: AdapterInput,
     out: str | os.PathLike[str] | BinaryIO | None = None,
     *,
     size: int | str | None = None,
@@ -44,11 +48,13 @@ def encode(
     file keeps 98% of what matters (an effective error of 0.02).
 
     Args:
-        source: An adapter of any dialect (`adapters.DIALECTS`): a directory, a file, its bytes, or a binary stream.
+        source: An adapter of any dialect (`adapters.DIALECTS`): a directory, a file, its bytes, or a binary stream; a
+            mapping of keys to tensors (PyTorch, NumPy); or a model with an adapter of PEFT, which is read as its
+            `save_pretrained` would write it.
         out: Path or binary stream that the file is written to, whole or not at all; None only reports.
         size: Most bytes that the file may take, as a number or as ``"50KB"``, ``"64KiB"``.
-        config: Configuration of the adapter, for bytes and streams: what ``adapter_config.json`` holds, or a PEFT
-            configuration such as a `LoraConfig`. Sets become sorted lists.
+        config: Configuration of the adapter, for bytes, streams and mappings: what ``adapter_config.json`` holds, or a
+            PEFT configuration such as a `LoraConfig`. Sets become sorted lists.
         overwrite: True replaces a file that is there.
         carry_unknown: True carries tensors that the dialect does not know, exact, instead of refusing them.
         base: The base model, a directory or a safetensors file: carried tensors that equal its own are left out,
@@ -89,7 +95,7 @@ def encode(
 
 
 def encode_bytes(
-    source: AnySource,
+    source: AdapterInput,
     out: str | os.PathLike[str] | BinaryIO | None = None,
     *,
     size: int | str | None = None,
@@ -101,17 +107,16 @@ def encode_bytes(
     **options: Unpack[EncodeKeywords],
 ) -> tuple[bytes, EncodeReport]:
     """Encode an adapter and return the file's bytes beside the report; arguments and errors as of `encode`."""
-    require_source(source)
+    readable, config = open_live(source, config)
     if base is not None:
         require_model_path(base)
-    config = plain_config(config)
     check_keywords("encode", {"scale": scale}, EncodeKeywords, "scale")
     chosen = check_options(out, size=size, overwrite=overwrite, **options)
-    adapter = adapters.read(source, config=config, carry_unknown=carry_unknown, scale=scale)
+    adapter = adapters.read(readable, config=config, carry_unknown=carry_unknown, scale=scale)
     if base is not None:
         adapter = relate_to_base(adapter, base, form=chosen.carried, serves_fit=chosen.fit != "weights")
     adapter, chosen = apply_rules(adapter, chosen)
-    data, report = encode_adapter(adapter, chosen, source_bytes=source_size(source, adapter))
+    data, report = encode_adapter(adapter, chosen, source_bytes=source_size(readable, adapter))
     if base is None:
         report = replace(report, notes=report.notes + base_advice(report))
     if isinstance(out, str | os.PathLike):
@@ -140,12 +145,14 @@ def check_options(
     return chosen
 
 
-def source_size(source: AnySource, adapter: Adapter) -> int:
+def source_size(source: Readable, adapter: Adapter) -> int:
     """Size of the weights that were read; of their tensors where that is not a file."""
     if isinstance(source, str | os.PathLike):
         return find_adapter(source).bytes
     if isinstance(source, bytes | bytearray | memoryview):
         return len(source)
+    if isinstance(source, LiveStore):
+        return sum(math.prod(info.shape) * DTYPE_BYTES[info.dtype] for info in source.tensors.values())
     if isinstance(source, io.IOBase) and source.seekable():
         here = source.tell()
         end = source.seek(0, io.SEEK_END)

@@ -15,15 +15,16 @@ from nola_codec.api.arguments import require_path
 from nola_codec.api.decoding import read_adapter
 from nola_codec.api.encoding import check_options
 from nola_codec.api.keywords import EncodeKeywords
+from nola_codec.api.live_sources import AdapterInput, open_live, require_adapter
 from nola_codec.api.merging import require_sources
 from nola_codec.api.opened import stored_dtype
 from nola_codec.encoder.pipeline import encode_adapter
 from nola_codec.encoder.report import EncodeReport
 from nola_codec.encoder.rules import apply_rules
 from nola_codec.errors import EncodeError, NolaError
-from nola_codec.merger.request import WeightedSource
 from nola_codec.model.adapter import Adapter
 from nola_codec.stores.files import atomic_file, display_name, require_free
+from nola_codec.stores.live_store import LiveStore
 from nola_codec.stores.tensor_files import is_tensor_file
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class AdapterMergeReport:
 
 
 def merge_adapters(
-    sources: Sequence[WeightedSource],
+    sources: Sequence[AdapterInput | tuple[AdapterInput, float]],
     out: str | os.PathLike[str],
     *,
     format: str | None = None,
@@ -69,8 +70,8 @@ def merge_adapters(
     a module differ by more than powers of two, they are multiplied into lora_B, which rounds each number once.
 
     Args:
-        sources: `.nola` files or adapters of any dialect, or pairs of one and its weight; a weight that is not given
-            is 1.
+        sources: `.nola` files, adapters of any dialect or models with an adapter, or pairs of one and its weight; a
+            weight that is not given is 1.
         out: A path that ends in ``.nola`` is encoded. Any other one is written as an adapter, as `decode` does: a
             directory, or a file whose suffix is that of a tensor file.
         format: The dialect of the result; None is that of the first source.
@@ -87,7 +88,7 @@ def merge_adapters(
         FormatError, ChecksumMismatch: A `.nola` file is damaged.
         OutputExists: `out` is there and `overwrite` is False.
     """
-    require_sources(sources)
+    require_sources(sources, require_adapter)
     require_path(out)
     path = Path(out)
     if not sources:
@@ -120,9 +121,11 @@ def merge_adapters(
     return AdapterMergeReport(path, len(joined.modules), sum(m.rank for m in joined.modules), notes, encoded)
 
 
-def _read(source: WeightedSource, rung: int | None) -> WeightedAdapter:
+def _read(source: AdapterInput | tuple[AdapterInput, float], rung: int | None) -> WeightedAdapter:
     place, weight = source if isinstance(source, tuple) else (source, 1.0)
-    return WeightedAdapter(display_name(place), read_adapter(place, rung=rung), float(weight))
+    readable, config = open_live(place)
+    name = readable.name if isinstance(readable, LiveStore) else display_name(readable)
+    return WeightedAdapter(name, read_adapter(readable, rung=rung, config=config), float(weight))
 
 
 def _bytes(adapter: Adapter) -> int:

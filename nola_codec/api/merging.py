@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nola_codec.api.arguments import require_model_path, require_path, require_source
@@ -97,8 +97,12 @@ def unmerge(
     return run_unmerge(UnmergeRequest(sources, Path(merged), Path(out), rung, device, overwrite))
 
 
-def require_sources(sources: object) -> None:
+def require_sources(sources: object, require: Callable[[object], None] = require_source) -> None:
     """Refuse anything but a list of files and of pairs of a file and a number.
+
+    Args:
+        sources: The list.
+        require: Refuses what is no source.
 
     Raises:
         AdapterError: ``source-type``; ``merge-weight``.
@@ -112,4 +116,4 @@ def require_sources(sources: object) -> None:
             if len(source) != 2 or not isinstance(source[1], numbers.Real):
                 raise AdapterError(f"expected a pair (file, number), found {source!r:.80}", code="merge-weight")
             source = source[0]
-        require_source(source)
+        require(source)

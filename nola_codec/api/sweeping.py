@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nola_codec import adapters
-from nola_codec.adapters import AnySource
-from nola_codec.api.arguments import ConfigObject, plain_config, require_source
+from nola_codec.api.arguments import ConfigObject
 from nola_codec.api.encoding import source_size
 from nola_codec.api.keywords import ObjectiveName, SweepKeywords, check_keywords
+from nola_codec.api.live_sources import AdapterInput, open_live
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.pipeline import encode_adapter, prepare_form
 from nola_codec.encoder.rules import choose_objective
@@ -91,7 +91,7 @@ class SweepReport:
 
 
 def sweep(
-    source: AnySource,
+    source: AdapterInput,
     *,
     sizes: Sequence[int | str] | None = None,
     nmse: Sequence[float] | None = None,
@@ -132,7 +132,6 @@ def sweep(
     if refused := [name for name in _RATES if name in given]:
         raise _option_error(f"sweep sets the rate itself, by sizes, nmse or errors: leave out {', '.join(refused)}")
     check_keywords("sweep", {**given, "scale": scale}, SweepKeywords, "scale")
-    require_source(source)
     lists = {"sizes": sizes, "nmse": nmse, "errors": errors}
     for name, values in lists.items():
         if isinstance(values, str | bytes) or not (values is None or isinstance(values, Iterable)):
@@ -147,11 +146,12 @@ def sweep(
     targets = _targets(lists[chosen[0]]) if chosen else None
     for target in targets or ():
         _with_target(base, by, target)  # refuses what makes no sense before any work
-    adapter = adapters.read(source, config=plain_config(config), carry_unknown=carry_unknown, scale=scale)
+    readable, plain = open_live(source, config)
+    adapter = adapters.read(readable, config=plain, carry_unknown=carry_unknown, scale=scale)
     base = choose_objective(adapter, base)
     if base.progress is not None:
         base.progress("canonical form", 0, 1)
-    files = _Files(adapter, base, prepare_form(adapter, base), source_size(source, adapter))
+    files = _Files(adapter, base, prepare_form(adapter, base), source_size(readable, adapter))
     points = [files.point(by, target) for target in (files.default_targets() if targets is None else targets)]
     return SweepReport(
         by=by,

@@ -4,6 +4,7 @@
 
     tensor_store.py             TensorStore: what every open file can do
     joined_store.py             several files seen as one
+    live_store.py               tensors of a running program
     open_store.py               finds the type of a file by its first bytes
     safetensors_io.py, npz_io.py, gguf_io.py, pickle_io.py    one type each; safetensors_writer.py writes the first
     pickle_scan.py, zip_io.py   keep hostile pickles and archives out

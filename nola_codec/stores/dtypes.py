@@ -111,6 +111,21 @@ def to_numpy(raw: RawTensor) -> npt.NDArray[Any]:
     return np.frombuffer(raw.data, dtype=dtype).reshape(raw.shape)
 
 
+def numpy_name(dtype: np.dtype[Any]) -> str | None:
+    """Return the name of a NumPy dtype in `RawTensor`; None if it has none. bfloat16 is that of ``ml_dtypes``."""
+    if dtype.name == "bfloat16":
+        return "BF16"
+    return next((name for name, own in _NUMPY_DTYPES.items() if dtype.newbyteorder("=") == np.dtype(own)), None)
+
+
+def from_numpy(array: npt.NDArray[Any]) -> RawTensor:
+    """Return an array as a tensor of the same dtype and shape. Its dtype must have a `numpy_name`."""
+    name = numpy_name(array.dtype)
+    assert name is not None
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return RawTensor(name, tuple(int(n) for n in array.shape), np.ascontiguousarray(little).tobytes())
+
+
 def to_scalar(raw: RawTensor, *, where: str = "") -> float:
     """Return the value of a tensor with one element, a float or an integer of at most 53 bits.
 

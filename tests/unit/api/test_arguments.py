@@ -75,35 +75,46 @@ def test_what_is_no_configuration(config: Any) -> None:
     assert caught.value.code == "bad-config"
 
 
+NO_ADAPTERS = [
+    (3.5, "found builtins.float"),
+    (io.StringIO("x"), "found _io.StringIO"),
+    (None, "found builtins.NoneType"),
+]
+NO_FILES = [
+    *NO_ADAPTERS,
+    ({"a": torch.zeros(2)}, "found builtins.dict; encode the tensors first"),
+    (torch.nn.Linear(2, 2), "found torch.nn.modules.linear.Linear"),
+]
+
+
 @pytest.mark.parametrize(
-    ("source", "words"),
+    ("call", "refused"),
     [
-        (3.5, "found builtins.float"),
-        ({"a": torch.zeros(2)}, "found builtins.dict; write the tensors first"),
-        (torch.nn.Linear(2, 2), "found torch.nn.modules.linear.Linear"),
-        (io.StringIO("x"), "found _io.StringIO"),
-        (None, "found builtins.NoneType"),
+        (nola_codec.encode, NO_ADAPTERS),
+        (nola_codec.sweep, NO_ADAPTERS),
+        (nola_codec.read_adapter, NO_ADAPTERS),
+        (nola_codec.inspect, NO_FILES),
+        (nola_codec.truncate, NO_FILES),
+        (nola_codec.load, NO_FILES),
+        (nola_codec.verify, NO_FILES),
+        (lambda source: nola_codec.decode(source, "out"), NO_FILES),
     ],
-    ids=lambda value: type(value).__name__,
+    ids=["encode", "sweep", "read_adapter", "inspect", "truncate", "load", "verify", "decode"],
 )
-def test_what_is_no_source(source: Any, words: str) -> None:
-    calls: list[Callable[[Any], Any]] = [
-        nola_codec.encode, nola_codec.sweep, nola_codec.inspect, nola_codec.truncate, nola_codec.load,
-        nola_codec.verify, nola_codec.read_adapter, lambda source: nola_codec.decode(source, "out"),
-    ]  # fmt: skip
-    for call in calls:
+def test_what_is_no_source(call: Callable[[Any], Any], refused: list[tuple[Any, str]]) -> None:
+    for source, words in refused:
         with pytest.raises(nola_codec.AdapterError) as caught:
             call(source)
         assert caught.value.code == "source-type"
         assert words in str(caught.value)
 
 
-def test_a_live_model_is_told_to_be_saved(case: Any) -> None:
+def test_a_live_model_is_no_file(case: Any) -> None:
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(case.fresh(), LoraConfig(r=2, target_modules=["q_proj"]))
-    with pytest.raises(nola_codec.AdapterError, match=r"model\.save_pretrained\(DIRECTORY\)") as caught:
-        nola_codec.encode(model)  # type: ignore[arg-type]
+    with pytest.raises(nola_codec.AdapterError, match=r"with nola_codec\.encode\(model, OUT\)") as caught:
+        nola_codec.load(model)  # type: ignore[arg-type]
     assert caught.value.code == "source-type"
 
 
