@@ -33,10 +33,13 @@ if TYPE_CHECKING:
         ChecksumMismatch,
         EncodeError,
         FormatError,
+        HubError,
         MissingPackage,
         NolaError,
         OutputExists,
     )
+    from nola_codec.integrations.hub.publishing import push_to_hub
+    from nola_codec.integrations.hub.pulling import from_hub
 
 _HOME = {
     "compare": "api.comparing",
@@ -67,9 +70,12 @@ _HOME = {
     "ChecksumMismatch": "errors",
     "EncodeError": "errors",
     "FormatError": "errors",
+    "HubError": "errors",
     "MissingPackage": "errors",
     "NolaError": "errors",
     "OutputExists": "errors",
+    "push_to_hub": "integrations.hub.publishing",
+    "from_hub": "integrations.hub.pulling",
 }
 
 __all__ = [
@@ -80,6 +86,7 @@ __all__ = [
     "EncodeReport",
     "FileFacts",
     "FormatError",
+    "HubError",
     "MissingPackage",
     "NolaError",
     "NolaFile",
@@ -94,11 +101,13 @@ __all__ = [
     "encode_bytes",
     "encode_delta",
     "encode_delta_bytes",
+    "from_hub",
     "inspect",
     "load",
     "merge",
     "merge_adapters",
     "plot_sweep",
+    "push_to_hub",
     "read_adapter",
     "selftest",
     "sweep",

@@ -57,6 +57,12 @@ class EncodeError(NolaError):
     default_code = "encode"
 
 
+class HubError(NolaError):
+    """A repository of a model hub that cannot be found, reached, read or written. No message holds a token."""
+
+    default_code = "hub"
+
+
 class OutputExists(NolaError):
     """An output that is already there, when overwriting was not asked for."""
 

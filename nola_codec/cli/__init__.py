@@ -30,6 +30,8 @@ COMMANDS = {
     "truncate": "Cut a progressive file to a coarser one.",
     "compare": "Compare two adapters by their deltas.",
     "sweep": "Show the whole curve of size against error.",
+    "push": "Publish files on the Hugging Face Hub, with a model card.",
+    "pull": "Get a file from the Hugging Face Hub.",
     "selftest": "Check that this machine computes the published bits.",
 }
 _EPILOG = """Every command takes -h, which shows its options in groups, examples, and its exit status.

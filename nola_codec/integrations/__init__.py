@@ -5,5 +5,6 @@ Its files:
     calibration.py, probes.py, calibration_data.py    `fit="activations"`: moments of a model's layers
     task_text.py, causal.py     `fit="task"`: a language model, and rows of text
     peft_conversion.py          other PEFT methods turned into LoRA by PEFT
+    hub/                        publish on the Hugging Face Hub, and open files from there
     trainer.py                  the callback for the Trainer of Transformers
 """

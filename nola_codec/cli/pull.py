@@ -1,0 +1,56 @@
+"""`nola-codec pull`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from nola_codec.cli.help import command as helpful_command
+from nola_codec.cli.help import option
+from nola_codec.cli.output import OUTPUT, force_option, json_option, print_json, quiet_option
+from nola_codec.cli.push import endpoint_option, hide_bars
+from nola_codec.rendering import render_size
+
+
+@helpful_command(
+    examples=[
+        ("Into the current directory, under its own name", "nola-codec pull someone/lora -o ."),
+        ("One of several files", "nola-codec pull someone/loras:french.nola -o french.nola"),
+        (
+            "Into the cache, whose path is printed",
+            "nola-codec decode $(nola-codec pull someone/lora) -o lora",
+        ),
+    ]
+)
+@click.argument("repo", metavar="REPO")
+@option("--revision", group="Repository", metavar="NAME", help="Branch, tag or commit  [default: main].")
+@endpoint_option
+@option("--offline", group="Repository", is_flag=True, help="Ask nothing; use the Hub's cache.")
+@option("-o", "--output", "out", group=OUTPUT, type=click.Path(),
+        help="Copy the file there: a path, or a directory  [default: leave it in the Hub's cache].")  # fmt: skip
+@force_option
+@quiet_option
+@json_option
+def command(
+    repo: str, revision: str | None, endpoint: str | None, offline: bool, out: str | None, force: bool, quiet: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Get the .nola file of the repository REPO (owner/name, or owner/name:FILE) of the Hugging Face Hub.
+
+    The file comes through the Hub's own cache, and its SHA-256 hashes are compared. Its path is printed.
+    """
+    from nola_codec.integrations.hub.pulling import pull
+
+    if quiet or as_json:
+        hide_bars()
+    pulled = pull(repo, out=out, overwrite=force, revision=revision, endpoint=endpoint, local_files_only=offline)
+    if as_json:
+        print_json({**asdict(pulled), "path": str(pulled.path)})
+        return
+    if not quiet:
+        said = f"{pulled.repo}:{pulled.file}, {render_size(pulled.bytes)}, commit {pulled.commit[:12]}, checked"
+        click.echo(f"pulled {said}", err=True)
+        if pulled.from_cache and not offline:
+            click.echo("note: the Hub was not asked or gave no answer; this is the cached file", err=True)
+    click.echo(str(pulled.path))
