@@ -116,9 +116,12 @@ class Dialect(ABC):
             AdapterError: Those of `tensors`; ``not-expressible`` for parts that this type of file cannot hold.
             OutputExists: ``out`` exists and ``overwrite`` is False.
         """
+        return write_adapter_file(out, self.contents(adapter, dtype), overwrite=overwrite)
+
+    def contents(self, adapter: Adapter, dtype: str | None = None) -> AdapterFile:
+        """Return what `write` puts into a directory; arguments and errors as in `write`."""
         config = kept_config(adapter.config)
-        file = AdapterFile(self.tensors(adapter, dtype), adapter.metadata, self.file_name, config=config)
-        return write_adapter_file(out, file, overwrite=overwrite)
+        return AdapterFile(self.tensors(adapter, dtype), adapter.metadata, self.file_name, config=config)
 
     def lost_in_file(self, adapter: Adapter) -> str:
         """Return a sentence that says what a lone file does not hold of an adapter; empty, the default, if nothing."""

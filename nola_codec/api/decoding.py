@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nola_codec import adapters
 from nola_codec.adapters.base_changes import restore_from_base
 from nola_codec.adapters.base_config import read_base_config
+from nola_codec.adapters.beside_files import split_beside
 from nola_codec.adapters.conversion import convert
 from nola_codec.adapters.registry import dialect_of
 from nola_codec.adapters.trimming import trim as trim_adapter
@@ -25,6 +27,7 @@ from nola_codec.decoder.adapters import decode_adapter
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.errors import NolaError
 from nola_codec.model.adapter import Adapter
+from nola_codec.model.tensors import RawTensor
 from nola_codec.progress import Progress
 from nola_codec.rendering import render_scalings
 from nola_codec.stores.files import AnySource, require_free
@@ -91,22 +94,94 @@ def decode(
         return merge([source], base, out, rung=rung, device=device, overwrite=overwrite, progress=progress).output
     stored = stored_dtype("f32" if dtype is None else dtype)
     require_free(Path(out), overwrite=overwrite)
+    adapter = _decode_adapter(source, rung, device, base, progress)
+    if format is not None:
+        _tell(note, _scale_note(adapter))
+        config = None if base is None else read_base_config(base)
+        adapter = _in_format(adapter, format, base, config)
+    if trim:
+        adapter, count = trim_adapter(adapter)
+        _tell(note, count.note, dialect_of(adapter).rank_note if count.dropped else "")
+    written = adapters.write(adapter, out, dtype=stored, overwrite=overwrite)
+    owner = dialect_of(adapter)
+    _tell(note, owner.lost_in_file(adapter) if is_tensor_file(written) else owner.added_in_directory(adapter))
+    return written
+
+
+@dataclass(frozen=True)
+class DecodedContents:
+    """A decoded adapter in memory: what `decode` would write to a directory.
+
+    Attributes:
+        adapter: The adapter, in the dialect that was asked for.
+        tensors: The tensors of its file, by key.
+        config: Its configuration, such as what ``adapter_config.json`` of PEFT holds; empty if there is none.
+        metadata: The metadata of its file.
+        notes: Sentences that the user should read.
+    """
+
+    adapter: Adapter
+    tensors: Mapping[str, RawTensor]
+    config: Mapping[str, Any]
+    metadata: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+
+def decode_contents(
+    source: Source,
+    format: str,
+    *,
+    base: str | os.PathLike[str] | None = None,
+    base_config: Mapping[str, Any] | None = None,
+    rung: int | None = None,
+    device: object = "cpu",
+    change: Callable[[Adapter], Adapter] = lambda adapter: adapter,
+) -> DecodedContents:
+    """Decode to the tensors and the configuration of an adapter directory, without writing it.
+
+    Args:
+        source: The `.nola` file.
+        format: The dialect of the result.
+        base: The base model, for files that hold changes of its tensors; None if there is none.
+        base_config: What ``config.json`` of the base model holds, which some names depend on; None is that of `base`.
+        rung: As in `decode`.
+        device: As in `decode`.
+        change: Called with the adapter in the new dialect; returns the adapter to use.
+
+    Raises:
+        FormatError, ChecksumMismatch, AdapterError: Those of `decode`.
+    """
+    require_source(source)
+    adapter = _decode_adapter(source, rung, device, base)
+    notes = (_scale_note(adapter),)
+    if base_config is None and base is not None:
+        base_config = read_base_config(base)
+    adapter = change(_in_format(adapter, format, base, base_config))
+    file = dialect_of(adapter).contents(adapter, "F32")
+    tensors, _ = split_beside(file.tensors)  # tensors of other files, which tools do not load with the adapter
+    return DecodedContents(adapter, tensors, file.config, file.metadata, tuple(note for note in notes if note))
+
+
+def _decode_adapter(
+    source: Source,
+    rung: int | None,
+    device: object,
+    base: str | os.PathLike[str] | None,
+    progress: Progress | None = None,
+) -> Adapter:
+    """Check the content SHA-256 and decode all of a file, with the tensors whose changes it holds."""
     with open_container(source, rung=rung) as container:
         check_content(container)
-        adapter = restore_from_base(decode_adapter(Decoder(container, arrays_on(device)), progress), base)
-        if format is not None:
-            _tell(note, _scale_note(adapter))
-            config = None if base is None else read_base_config(base)
-            if adapter.dialect == "delta":
-                adapter = change_as_lora(adapter, base, config or {})
-            adapter = convert(adapter, format, config)
-        if trim:
-            adapter, count = trim_adapter(adapter)
-            _tell(note, count.note, dialect_of(adapter).rank_note if count.dropped else "")
-        written = adapters.write(adapter, out, dtype=stored, overwrite=overwrite)
-        owner = dialect_of(adapter)
-        _tell(note, owner.lost_in_file(adapter) if is_tensor_file(written) else owner.added_in_directory(adapter))
-        return written
+        return restore_from_base(decode_adapter(Decoder(container, arrays_on(device)), progress), base)
+
+
+def _in_format(
+    adapter: Adapter, format: str, base: str | os.PathLike[str] | None, config: Mapping[str, Any] | None
+) -> Adapter:
+    """Return an adapter in another dialect; the change of a whole model becomes a LoRA first."""
+    if adapter.dialect == "delta":
+        adapter = change_as_lora(adapter, base, config or {})
+    return convert(adapter, format, config)
 
 
 def _scale_note(adapter: Adapter) -> str:

@@ -6,5 +6,7 @@ Its files:
     task_text.py, causal.py     `fit="task"`: a language model, and rows of text
     peft_conversion.py          other PEFT methods turned into LoRA by PEFT
     hub/                        publish on the Hugging Face Hub, and open files from there
+    peft.py, swapping.py        files in live models of PEFT, and adapters of these as files
+    live_models.py              tries a change on a copy without numbers
     trainer.py                  the callback for the Trainer of Transformers
 """

@@ -12,6 +12,7 @@ from nola_codec.adapters.beside_files import is_beside, require_no_beside, split
 from nola_codec.adapters.contract import Dialect
 from nola_codec.adapters.dialects.peft_config import PREFIX
 from nola_codec.adapters.sources import CONFIG_NAME, WEIGHTS_NAME, AdapterSource
+from nola_codec.adapters.writing import AdapterFile
 from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import Draw, RawTensor
@@ -109,6 +110,13 @@ class PeftDialect(Dialect):
             if config is not None:
                 (directory / CONFIG_NAME).write_bytes(config)
         return path
+
+    def contents(self, adapter: Adapter, dtype: str | None = None) -> AdapterFile:
+        """Return what `write` puts into a directory; arguments and errors as there."""
+        adapter = self.require_writable(adapter, Path(WEIGHTS_NAME).parent, lone=False)
+        fitting = self.fitting_config(adapter, CONFIG_NAME)
+        metadata = adapter.metadata or {"format": "pt"}
+        return AdapterFile(self.tensors(adapter, dtype), metadata, WEIGHTS_NAME, config=fitting or {})
 
     def lost_in_file(self, adapter: Adapter) -> str:
         """Return a sentence about the configuration, if there is one, and about the scalings that it has."""

@@ -1,0 +1,126 @@
+"""Try a change on a copy of a model without numbers, so that a change that does not fit never begins on the model."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nola_codec.errors import AdapterError
+from nola_codec.rendering import list_first
+
+if TYPE_CHECKING:
+    import torch
+
+    from nola_codec.api.decoding import DecodedContents
+
+_LISTED = 4
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """What a library says of a state dict that it loaded.
+
+    Attributes:
+        missing: The tensors of the adapter that the model has and the file has not.
+        unexpected: The tensors that the file has and the model has no place for.
+    """
+
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+
+
+def without_numbers(model: torch.nn.Module) -> torch.nn.Module | None:
+    """Return a copy of a model on the device ``meta``, which takes no memory for weights.
+
+    Returns:
+        The copy; None for a model that cannot be copied, or whose hooks (of Accelerate) hold weights themselves.
+    """
+    import torch
+
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        return None
+
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+        memo[id(parameter)] = torch.nn.Parameter(empty, requires_grad=parameter.requires_grad)
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype, device="meta")
+    with suppress(Exception):  # a model of another library may hold anything, also what cannot be copied
+        made: torch.nn.Module = copy.deepcopy(model, memo)
+        return made
+    return None
+
+
+def require_fit(model: torch.nn.Module, attempt: Callable[[Any], LoadResult], where: str) -> None:
+    """Check that a file fits a model, with the real library and without changing the model.
+
+    Args:
+        model: The model.
+        attempt: Loads the file into a model with the library.
+        where: The file's name, for messages.
+
+    Raises:
+        AdapterError: ``base-mismatch``: it does not fit; the message names what has no place.
+    """
+    trial = without_numbers(model)
+    if trial is None:
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = attempt(trial)
+    except NotImplementedError:  # a step that needs numbers, as one of DoRA's: only the model itself can tell
+        return
+    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise AdapterError(f"it does not fit the model: {_reason(error)}", code="base-mismatch", where=where) from error
+    require_complete(result, where)
+
+
+def require_complete(result: LoadResult, where: str) -> None:
+    """Raise AdapterError ``base-mismatch`` if tensors are missing or unexpected; the message names them."""
+    lines = []
+    if result.missing:
+        found = list_first(result.missing, _LISTED)
+        lines.append(f"it lacks {len(result.missing)} tensors that the model needs: {found}")
+    if result.unexpected:
+        found = list_first(result.unexpected, _LISTED)
+        lines.append(f"the model has no place for {len(result.unexpected)} tensors of it: {found}")
+    if lines:
+        message = "it does not fit the model: " + "; ".join(lines) + ". Is it the adapter of another model?"
+        raise AdapterError(message, code="base-mismatch", where=where)
+
+
+def base_config_of(model: Any) -> Mapping[str, Any] | None:
+    """Return what ``config.json`` of a live model would hold; None if the model has no configuration."""
+    config = getattr(model, "config", None)
+    if isinstance(config, Mapping):  # diffusers
+        return dict(config)
+    to_dict = getattr(config, "to_dict", None)
+    return dict(to_dict()) if callable(to_dict) else None
+
+
+def to_torch_tensors(contents: DecodedContents) -> dict[str, torch.Tensor]:
+    """Return the tensors of a decoded adapter as tensors of PyTorch, on the CPU."""
+    from nola_codec.decoder.torch_raw import to_torch
+
+    return {key: to_torch(tensor) for key, tensor in contents.tensors.items()}
+
+
+def adapter_keys(keys: Iterable[str], adapter_name: str) -> list[str]:
+    """Return the keys that belong to an adapter of a live model."""
+    return [key for key in keys if f".{adapter_name}." in key or key.endswith(f".{adapter_name}")]
+
+
+def _reason(error: Exception) -> str:
+    """Return the first lines of an error of another library as one line."""
+    text = str(error).strip() or type(error).__name__
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    shown = " ".join(lines[: 1 + _LISTED])
+    if len(lines) > 1 + _LISTED:
+        shown += f" and {len(lines) - 1 - _LISTED} more"
+    return shown[:1000]
