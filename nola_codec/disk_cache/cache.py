@@ -111,7 +111,7 @@ class DiskCache:
         Args:
             kind: What sort of entry it is: lower-case letters, digits and hyphens.
             key: Any text that names the entry among those of its kind.
-            build: Is given an empty directory, and fills it.
+            build: Is given an empty directory, and fills it. It writes nothing beside it.
             resumable: Give `build` the directory that a failed or killed build before it left, if there is one.
 
         Raises:
@@ -261,7 +261,8 @@ class DiskCache:
         with contextlib.suppress(NolaError), writing(self.root):
             sweep_sessions(self.root)
         for kind in (item.name for item in listed(self.root) if _KIND.fullmatch(item.name)):
-            left = [(Path(i.path), i.name.rpartition(".")[0]) for i in listed(self.root / kind / ".building")]
+            left = [(Path(i.path), i.name.rpartition(".")[0]) for i in listed(self.root / kind / ".building")
+                    if not i.name.startswith(".")]  # fmt: skip
             for item in listed(self.root / kind / ".partial"):
                 with contextlib.suppress(FileNotFoundError):
                     if now - item.stat(follow_symlinks=False).st_mtime >= partial_seconds:

@@ -9,4 +9,5 @@ Its files:
     peft.py, swapping.py        files in live models of PEFT, and adapters of these as files
     live_models.py              tries a change on a copy without numbers
     trainer.py                  the callback for the Trainer of Transformers
+    serving/                    vLLM, SGLang and other servers of language models
 """

@@ -1,0 +1,106 @@
+"""Hand an adapter to SGLang from memory: no directory is written, and nothing has to be on the server's disk.
+
+SGLang takes tensors as a pickle, which it unpickles with a short list of allowed names. Here a pickle is only written,
+never read. It holds the bytes of the tensors themselves and no handles of shared memory, so it may be sent to another
+machine. SGLang compares the SHA-256 of each tensor when it has received them.
+
+SGLang (0.5.23) reads ``r`` and ``lora_alpha`` alone, so it gets the ``uniform`` layout.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import pickle
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nola_codec.adapters.registry import dialect_of
+from nola_codec.api.opened import check_content
+from nola_codec.container.reader import Source, open_container
+from nola_codec.errors import NolaError, require_torch
+from nola_codec.integrations.serving.adapter_cache import MAX_ADAPTER_BYTES
+from nola_codec.integrations.serving.layouts import read_for_server
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class AdapterTensors:
+    """An adapter in memory, as SGLang reads it.
+
+    Attributes:
+        tensors: The factors in bfloat16 by PEFT's keys, lora_A (r, in) and lora_B (out, r), with one r for all modules.
+        config: PEFT's configuration.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    config: dict[str, Any]
+
+
+def read_tensors(source: Source) -> AdapterTensors:
+    """Decode a `.nola` file for SGLang.
+
+    Args:
+        source: The file: a path, bytes or a seekable binary stream.
+
+    Raises:
+        AdapterError: ``not-expressible``: PEFT's dialect has no place for a part of it; ``limit``; ``not-nola``.
+        FormatError, ChecksumMismatch: The file is damaged.
+        MissingPackage: ``needs-torch``.
+    """
+    require_torch("an adapter for SGLang")
+    from nola_codec.decoder.torch_raw import to_torch
+
+    with open_container(source) as container:
+        check_content(container)
+        adapter = read_for_server(container, "uniform", MAX_ADAPTER_BYTES)
+    made = dialect_of(adapter).tensors(adapter, "BF16")
+    return AdapterTensors({key: to_torch(tensor) for key, tensor in made.items()}, dict(adapter.config or {}))
+
+
+def load_request(source: Source, lora_name: str, *, tp_size: int = 1, pinned: bool = False) -> dict[str, Any]:
+    """Return the JSON body of ``POST /load_lora_adapter_from_tensors`` of a server of SGLang.
+
+    Args:
+        source: The `.nola` file.
+        lora_name: The name that clients will ask for.
+        tp_size: The server's ``--tp-size``; each of its ranks wants a copy.
+        pinned: Keep the adapter on the device.
+
+    Raises:
+        NolaError: As `read_tensors`.
+    """
+    adapter = read_tensors(source)
+    payload = base64.b64encode(pickle.dumps(adapter.tensors, protocol=4)).decode("ascii")
+    return {
+        "lora_name": lora_name,
+        "config_dict": adapter.config,
+        "serialized_named_tensors": [payload] * tp_size,
+        "pinned": pinned,
+        "expected_checksums": {name: _sha256(tensor) for name, tensor in adapter.tensors.items()},
+    }
+
+
+def load_into(engine: Any, source: Source, lora_name: str) -> None:
+    """Load an adapter into a `sglang.Engine` of this process, which must have been made with ``enable_lora=True``.
+
+    Args:
+        engine: The engine.
+        source: The `.nola` file.
+        lora_name: The name to generate with.
+
+    Raises:
+        NolaError: ``sglang``: the engine refused it, with its reason; and as `read_tensors`.
+    """
+    adapter = read_tensors(source)
+    answer = engine.load_lora_adapter_from_tensors(lora_name, adapter.tensors, adapter.config)
+    if not answer.success:
+        raise NolaError(f"SGLang refused the adapter: {answer.error_message}", code="sglang", where=lora_name)
+
+
+def _sha256(tensor: torch.Tensor) -> str:
+    import torch
+
+    return hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
