@@ -15,6 +15,7 @@ Its files:
     vllm_resolver.py    what vLLM asks for adapters; it imports vLLM
     sglang.py           an adapter as a request of SGLang, from memory
     ray_llm.py          the downloader of Ray Serve LLM
+    lorax.py            requests to LoRAX
 """
 
 from __future__ import annotations

@@ -86,6 +86,7 @@ class AdapterCache:
     Attributes:
         sources: Where names are looked for, in this order.
         cache: The cache on disk.
+        layout: The layout of the directories.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class AdapterCache:
                 raise NolaError(mismatch(option, " or ".join(known), repr(value)), code="option")
         self.sources: tuple[Source, ...] = open_sources(sources)
         self.cache = DiskCache() if cache is None else cache
-        self._layout, self._dtype = layout, dtype
+        self.layout, self._dtype = layout, dtype
         self._stored_dtype = stored_dtype(dtype)
         self._max_rank, self._max_adapter_bytes = max_rank, max_adapter_bytes
         self._base_check, self._base_names = base_check, tuple(base_names)
@@ -228,7 +229,7 @@ class AdapterCache:
         return () if named or told == "unknown" else ("its factors fit the weights of the model that is served",)
 
     def _serve(self, name: str, found: _Found) -> ServedAdapter:
-        key = f"{found.content_sha256}-{self._layout}-{self._dtype}"
+        key = f"{found.content_sha256}-{self.layout}-{self._dtype}"
         with self._guard:
             known = self._served.get(key)
         self._hold(KIND, key)
@@ -249,7 +250,7 @@ class AdapterCache:
                 message = "the file changed while it was read; ask again"
                 raise AdapterError(message, code="changed", where=str(source))
             check_content(container)
-            adapter = read_for_server(container, self._layout, self._max_adapter_bytes)
+            adapter = read_for_server(container, self.layout, self._max_adapter_bytes)
         adapters.write(adapter, directory / _HOME, dtype=self._stored_dtype)
 
     def _hold(self, kind: str, key: str) -> None:

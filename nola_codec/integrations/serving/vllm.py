@@ -46,7 +46,7 @@ def register() -> None:
     from nola_codec.integrations.serving.vllm_resolver import NolaResolver
 
     if NAME not in LoRAResolverRegistry.get_supported_resolvers():
-        cache = cache_of_environment(os.environ, _layout())
+        cache = cache_of_environment(os.environ, layout_of_vllm())
         LoRAResolverRegistry.register_resolver(NAME, NolaResolver(cache))
 
 
@@ -92,7 +92,7 @@ def cache_of_environment(environment: Mapping[str, str], layout: Layout) -> Adap
     )
 
 
-def _layout() -> Layout:
+def layout_of_vllm() -> Layout:
     """Return the layout that this version of vLLM reads: older ones take one rank and one scaling for all modules."""
     try:
         from vllm.lora.peft_helper import PEFTHelper

@@ -49,7 +49,7 @@ def test_vllm_reads_the_ranks_and_scalings_that_the_file_has(source: Path, tmp_p
     from vllm.lora.peft_helper import PEFTHelper
     from vllm.lora.request import LoRARequest
 
-    resolver = make_resolver(source, tmp_path, layout=vllm._layout())
+    resolver = make_resolver(source, tmp_path, layout=vllm.layout_of_vllm())
     for name in ("task", "rs"):
         request = asyncio.run(resolver.resolve_lora(BASE_NAME, name))
         assert isinstance(request, LoRARequest)
