@@ -50,6 +50,7 @@ class _Fault:
     path: str
     status: int
     left: int
+    message: str
 
 
 class HubServer:
@@ -96,16 +97,17 @@ class HubServer:
         repository = self.repositories[name]
         return [commit.title for commit in history(repository, repository.branches[branch])]
 
-    def fail(self, path: str, status: int, times: int = 1) -> None:
+    def fail(self, path: str, status: int, times: int = 1, message: str = "the server was told to fail") -> None:
         """Answer the next requests whose path has this text with an error."""
-        self._faults.append(_Fault(path, status, times))
+        self._faults.append(_Fault(path, status, times, message))
 
-    def take_fault(self, path: str) -> int | None:
+    def take_fault(self, path: str) -> Refusal | None:
+        """Return the error that this request was told to get; None for none."""
         with self.storage.lock:
             for fault in self._faults:
                 if fault.left and fault.path in path:
                     fault.left -= 1
-                    return fault.status
+                    return Refusal(fault.status, fault.message)
         return None
 
 
@@ -131,7 +133,7 @@ def connect(hub: HubServer, home: Path, token: str | None = None) -> Iterator[No
         template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
-        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)  # the oldest versions lack it
         yield
 
 
@@ -168,7 +170,7 @@ class Handler(BaseHTTPRequestHandler):
         fault = self.hub.take_fault(parts.path)
         try:
             if fault is not None:
-                raise Refusal(fault, "the server was told to fail")
+                raise fault
             self.account = self._account(parts.path)
             for method, pattern, function in ROUTES:
                 found = pattern.fullmatch(parts.path)

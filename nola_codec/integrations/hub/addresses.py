@@ -15,6 +15,7 @@ _ADDRESS = re.compile(
     r"(?:hf://(?:models/)?|(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/)?"
     r"(?P<repo>[^/:@\s]+/[^/:@\s]+)(?:@(?P<revision>[^/:\s]+))?(?:[:/](?P<file>.+))?"
 )
+_OTHER_KINDS = ("models", "datasets", "spaces", "kernels", "buckets")
 _PAGE = re.compile(r"(?:blob|resolve|tree)/(?P<revision>[^/]+)(?:/(?P<file>.+))?")
 
 
@@ -40,7 +41,7 @@ def parse_address(text: str) -> RepositoryAddress:
         NolaError: ``option``: it is no address of a repository of models.
     """
     match = _ADDRESS.fullmatch(text.strip().rstrip("/"))
-    if match is None or not is_repository(match["repo"]):
+    if match is None or not is_repository(match["repo"]) or match["repo"].split("/")[0] in _OTHER_KINDS:
         message = f"expected the name of a repository on the Hub, such as owner/name, found {text!r}"
         raise NolaError(message, code="option")
     revision, file = match["revision"], match["file"]
@@ -62,19 +63,23 @@ def is_model_name(name: object) -> bool:
     return isinstance(name, str) and _MODEL.fullmatch(name) is not None and not name.endswith(".git")
 
 
+def is_path(path: str) -> bool:
+    """Return True for the path of a file in a repository that is relative, without ``..``, and the same anywhere."""
+    return (
+        len(path) <= _LONGEST_PATH
+        and path.isprintable()
+        and not any(char in '\\:*?"<>|`' for char in path)
+        and all(part not in ("", ".", "..") and part == part.strip() and part[0] != "-" for part in path.split("/"))
+    )
+
+
 def check_path(path: str) -> None:
-    """Check the path of a file in a repository: relative, without ``..``, and the same on every system.
+    """Check the path of a file in a repository, as `is_path` does.
 
     Raises:
         NolaError: ``option``.
     """
-    parts = path.split("/")
-    if (
-        len(path) > _LONGEST_PATH
-        or not path.isprintable()
-        or any(char in '\\:*?"<>|`' for char in path)
-        or any(part in ("", ".", "..") or part != part.strip() or part.startswith("-") for part in parts)
-    ):
+    if not is_path(path):
         raise NolaError(f"expected the path of a file in a repository, found {path[:80]!r}", code="option")
 
 

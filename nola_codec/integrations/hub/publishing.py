@@ -232,6 +232,10 @@ class _Push:
         names = ", ".join(each.name for each in self.facts)
         with clear_errors(self.api, self.repo):
             operations = [CommitOperationAdd(each.path, str(each.local)) for each in self.facts]
+            for operation, each in zip(operations, self.facts, strict=True):
+                if operation.upload_info.sha256.hex() != each.file_sha256:  # the card would tell of another file
+                    message = "the file changed while it was pushed, and nothing was sent; push it again"
+                    raise HubError(message, code="changed", where=str(each.local))
             if readme is not None:
                 operations.append(CommitOperationAdd(README, readme.encode("utf-8")))
             made = self.api.create_commit(

@@ -15,7 +15,7 @@ from nola_codec.api.inspecting import inspect
 from nola_codec.api.opened import NolaFile, load
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.errors import AdapterError, ChecksumMismatch, FormatError, HubError, NolaError
-from nola_codec.integrations.hub.addresses import check_path, parse_address
+from nola_codec.integrations.hub.addresses import check_path, is_path, parse_address
 from nola_codec.integrations.hub.connection import clear_errors, is_no_answer, is_offline, offline, open_api
 from nola_codec.rendering import list_first
 from nola_codec.stores.files import atomic_file, require_free
@@ -185,7 +185,7 @@ class _Source:
         Raises:
             HubError: ``no-file`` or ``which-file``.
         """
-        found = sorted(name for name in names if name.endswith(".nola"))
+        found = sorted(name for name in names if name.endswith(".nola") and is_path(name))
         if wanted is not None:
             if wanted in names:
                 return wanted

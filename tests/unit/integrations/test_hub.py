@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from hub_routes import Refusal
 from hub_server import Account, HubServer, connect
 from safetensors.numpy import save_file
 
@@ -22,6 +23,8 @@ with warnings.catch_warnings():
 from huggingface_hub import constants
 
 from nola_codec.integrations.hub import pull, push_to_hub
+from nola_codec.integrations.hub.addresses import RepositoryAddress, parse_address
+from nola_codec.integrations.hub.escaping import code, literal
 
 MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
 
@@ -157,7 +160,7 @@ def test_a_readme_that_changes_meanwhile_loses_nothing(
     taken = hub.take_fault
     commits = []
 
-    def interfere(path: str) -> int | None:
+    def interfere(path: str) -> Refusal | None:
         if "/commit/" in path and not commits:
             commits.append(hub.put("me/lora", {"README.md": b"second, by somebody else"}))
         return taken(path)
@@ -177,6 +180,61 @@ def test_text_of_a_strangers_file_stays_text(hub: HubServer, tmp_path: Path) -> 
     assert "evil)" not in report.card
     assert front_matter(report.card) == {"library_name": "nola-codec", "tags": ["nola", "nola-codec", "lora", "peft"]}
     assert report.notes == ("evil.nola names no base model of the Hub; --base-model says it",)
+
+
+def test_text_is_escaped() -> None:
+    assert code("a`b|c\n<b>\u202e\x1b[31m") == "`a'b\\|c <b>[31m`"
+    assert code("x" * 300) == "`" + "x" * 197 + "...`"
+    assert code("\n") == "(empty)"
+    assert literal('a"b\n\\') == '"a\\"b \\\\"'
+
+
+@pytest.mark.parametrize(
+    ("text", "repo", "revision", "file"),
+    [
+        ("me/lora", "me/lora", None, None),
+        ("me/lora:a/b.nola", "me/lora", None, "a/b.nola"),
+        ("hf://me/lora@v2/b.nola", "me/lora", "v2", "b.nola"),
+        ("https://huggingface.co/me/lora/", "me/lora", None, None),
+        ("https://huggingface.co/me/lora/blob/main/a/b.nola", "me/lora", "main", "a/b.nola"),
+        ("https://huggingface.co/me/lora/tree/v2", "me/lora", "v2", None),
+    ],
+)
+def test_addresses(text: str, repo: str, revision: str | None, file: str | None) -> None:
+    assert parse_address(text) == RepositoryAddress(repo, revision, file)
+
+
+@pytest.mark.parametrize(
+    "text", ["lora", "hf://datasets/me/lora", "me/lo..ra", "me/lora.git", "https://x.org/me/lora", ""]
+)
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(NolaError, match="owner/name"):
+        parse_address(text)
+
+
+def test_no_message_holds_a_token(hub: HubServer, task: Path) -> None:
+    hub.fail("/commit/", 400, message="hf_abcdefgh is not good")
+    with pytest.raises(HubError, match=r"\(a token\) is not good") as refused:
+        push_to_hub(task, "me/lora")
+    assert refused.value.code == "refused"
+
+
+def test_a_file_that_changes_meanwhile_is_not_sent(
+    hub: HubServer, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "task.nola"
+    file.write_bytes((made / "task.nola").read_bytes())
+    taken = hub.take_fault
+
+    def interfere(path: str) -> Refusal | None:
+        if path == "/api/repos/create":
+            file.write_bytes((made / "other.nola").read_bytes())
+        return taken(path)
+
+    monkeypatch.setattr(hub, "take_fault", interfere)
+    with pytest.raises(HubError, match="changed while it was pushed"):
+        push_to_hub(file, "me/lora")
+    assert list(hub.files("me/lora")) == [".gitattributes"]
 
 
 def test_several_files_branches_and_folders(hub: HubServer, made: Path) -> None:
