@@ -343,7 +343,7 @@ def test_a_pull_that_is_refused(hub: HubServer, task: Path) -> None:
     hub.put("other/peft", {"adapter_model.safetensors": b"1"})
     hub.put("other/damaged", {"task.nola": task.read_bytes()[:-1]})
     hub.repositories["other/gated"].is_gated = hub.repositories["other/secret"].is_private = True
-    for repo, code, said in (
+    for repo, error_code, said in (
         ("other/gated", "gated", "other/gated"),
         ("other/secret", "not-found", "that you may see"),
         ("other/nothing", "not-found", "no such repository"),
@@ -353,7 +353,7 @@ def test_a_pull_that_is_refused(hub: HubServer, task: Path) -> None:
     ):
         with pytest.raises(NolaError, match=said) as refused:
             pull(repo)
-        assert refused.value.code == code, repo
+        assert refused.value.code == error_code, repo
     with pytest.raises(HubError, match="hf auth login"):
         pull("other/secret", token=False)
 
