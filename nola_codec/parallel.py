@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -68,6 +69,11 @@ def _run_on_a_thread(function: Callable[[], None]) -> None:
 _ONE_BLAS_THREAD = _OneBlasThread()
 
 
+def one_blas_thread() -> AbstractContextManager[None]:
+    """Return a context manager that gives BLAS one thread, for work that calls `parallel_map` many times in a row."""
+    return _ONE_BLAS_THREAD
+
+
 def worker_count() -> int:
     """Return the number of threads to use: NOLA_THREADS, else the processors of this process, but at most 8."""
     chosen = os.environ.get("NOLA_THREADS", "")
@@ -91,6 +97,8 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> I
     from concurrent.futures import ThreadPoolExecutor
 
     work = list(items)
+    if not work:
+        return
     with _ONE_BLAS_THREAD:
         if len(work) <= 1 or worker_count() == 1:
             yield from map(function, work)

@@ -256,4 +256,8 @@ def _fit_first(
 
 def _medians(values: Float64Array, groups: Int64Array, count: int) -> Float64Array:
     """Return the median of each group of values, float64 (count,); 0 for an empty group."""
-    return np.array([np.median(values[groups == g]) if (groups == g).any() else 0.0 for g in range(count)])
+    counts = np.bincount(groups, minlength=count)
+    ordered = np.append(values[np.lexsort((values, groups))], 0.0)  # so that an empty last group has a place to look at
+    first = np.cumsum(counts) - counts
+    middle = (ordered[first + np.maximum(counts - 1, 0) // 2] + ordered[first + counts // 2]) / 2
+    return np.where(counts > 0, middle, 0.0)

@@ -112,7 +112,7 @@ class RateTable:
 
     def positions(self, precision: Int64Array) -> Int64Array:
         """Return the columns of some precisions; precisions beyond the ends get the columns at the ends."""
-        return np.clip(precision - P_LOW, 0, self.coder.shape[1] - 1)
+        return np.clip(precision - P_LOW, 0, P_HIGH - P_LOW - 1)
 
 
 @lru_cache(maxsize=256)
@@ -308,24 +308,31 @@ def _choose_coders(
     form: CanonicalForm, objectives: tuple[Objective, ...], precision: Int64Array, steps: tuple[int, ...]
 ) -> _Choice:
     """Look up the coders of every unit by its precision, int64 (units,)."""
-    coder = np.full((len(steps), 2, form.units), -1, np.int64)
-    survival = np.ones((len(steps), form.units))
-    bits = np.zeros((len(steps), form.units))
-    cosine2 = np.ones((len(steps), form.units))
-    everything = np.arange(form.units)
-    for side in (0, 1):
-        for role, length, own in form.groups(side, everything):
-            table = rate_table(objectives, role, coder_class(role, length), steps)
-            where = table.positions(precision[own] + precision_shift(length))
-            coder[:, side, own] = table.coder[:, where]
-            share = table.survival[:, where]
-            if form.tolerance is not None:
-                gammas = np.array([objective.gammas[role] for objective in objectives])[:, None]
-                share = survival_of(table.cosine2[:, where], gammas * form.tolerance[side, own])
-            survival[:, own] *= share
-            cosine2[:, own] *= table.cosine2[:, where]
-            bits[:, own] += table.rate[:, where] * length
-    return _Choice(coder, survival, cosine2, bits)
+    kinds, kind_of = form.kinds
+    shifts, tables = _tables_of_kinds(kinds, objectives, steps)
+    where = kind_of * (P_HIGH - P_LOW) + tables.positions(precision + shifts[kind_of])  # (2, units)
+    cosine2, survival = tables.cosine2[:, where], tables.survival[:, where]
+    if form.tolerance is not None:
+        gammas = np.stack([objective.gammas[form.roles] for objective in objectives])
+        survival = np.where(form.lengths > 0, survival_of(cosine2, gammas * form.tolerance), 1.0)
+    bits = tables.rate[:, where] * form.lengths
+    return _Choice(tables.coder[:, where], survival.prod(axis=1), cosine2.prod(axis=1), bits.sum(axis=1))
+
+
+@lru_cache(maxsize=64)
+def _tables_of_kinds(
+    kinds: tuple[tuple[int, int], ...], objectives: tuple[Objective, ...], steps: tuple[int, ...]
+) -> tuple[Int64Array, RateTable]:
+    """Return the `precision_shift` of each (role, length), and their tables one after the other."""
+    found = []
+    for role, length in kinds:
+        table = rate_table(objectives, role, coder_class(role, length), steps)
+        if not length:  # a vector has no second side, which counts as exact and takes no bits
+            one = np.ones(table.cosine2.shape)
+            table = RateTable(np.full(table.coder.shape, -1), one, one, 0 * one)
+        found.append(table)
+    joined = (np.concatenate([getattr(t, name) for t in found], axis=1) for name in RateTable.__annotations__)
+    return precision_shifts(np.maximum([length for _, length in kinds], 1)), RateTable(*joined)
 
 
 def _added_bits(choice: _Choice, kept: Int64Array, entry: Int64Array, there: npt.NDArray[np.bool_]) -> Float64Array:

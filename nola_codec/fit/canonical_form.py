@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -75,6 +76,13 @@ class CanonicalForm:
             for length in np.unique(lengths[roles == role]).tolist():
                 if length:
                     yield role, length, np.flatnonzero((roles == role) & (lengths == length))
+
+    @cached_property
+    def kinds(self) -> tuple[tuple[tuple[int, int], ...], Int64Array]:
+        """The different (role, length) of all vectors, and which of them each vector has, int64 (2, units)."""
+        pairs = np.stack([self.roles, self.lengths]).reshape(2, -1)
+        kinds, kind_of = np.unique(pairs, axis=1, return_inverse=True)
+        return tuple((role, length) for role, length in kinds.T.tolist()), kind_of.reshape(self.lengths.shape)
 
     def noise_tolerance(self, side: int, units: Int64Array) -> Float64Array | float:
         """Return the `tolerance` of some units on one side, float64 (units,), or 1.0 if none was measured."""

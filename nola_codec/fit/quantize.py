@@ -14,7 +14,7 @@ from nola_codec.fit.canonical_form import PLAIN, CanonicalForm
 from nola_codec.fit.levels import DraftLevels, Workspace, levels_to_symbols
 from nola_codec.fit.unit_layers import Layers
 from nola_codec.model.quantizers import Quantizer
-from nola_codec.parallel import parallel_map
+from nola_codec.parallel import one_blas_thread, parallel_map
 from nola_codec.quant.points import book_points
 from nola_codec.quant.scales import layer_weight
 
@@ -102,8 +102,9 @@ def quantize(form: CanonicalForm, plan: RatePlan, basis: int, workspace: Workspa
         workspace: The workspace for the levels; earlier drafts in it become stale.
     """
     layers = Layers(form, plan, workspace.begin_draft(form, len(plan.steps)))
-    for rung in range(len(plan.steps)):
-        layers.add(rung)
+    with one_blas_thread():
+        for rung in range(len(plan.steps)):
+            layers.add(rung)
     alive = np.flatnonzero(layers.find_alive())
     kept = plan.kept[alive]
     lengths = np.maximum(form.lengths[:, kept], 1)  # (2, kept)
