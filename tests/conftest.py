@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks a hub; read when huggingface_hub is imported
 # Each worker of xdist has a processor of its own. The models of the tests are so small that further threads of PyTorch
-# and BLAS only wait for each other, and they wait at full load. Read when PyTorch and NumPy are imported, by the workers
-# and by the processes that tests start. Tests of threads set the number that they need.
+# and BLAS only wait for each other, and they wait at full load. The variable is read when these libraries are imported,
+# by the workers and by the processes that tests start. Tests of threads set the number that they need.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("here", deadline=None)  # a loaded machine is no failure
