@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         MissingPackage,
         NolaError,
         OutputExists,
+        RemoteError,
     )
     from nola_codec.integrations.hub.publishing import push_to_hub
     from nola_codec.integrations.hub.pulling import from_hub
@@ -76,6 +77,7 @@ _HOME = {
     "OutputExists": "errors",
     "push_to_hub": "integrations.hub.publishing",
     "from_hub": "integrations.hub.pulling",
+    "RemoteError": "errors",
 }
 
 __all__ = [
@@ -91,6 +93,7 @@ __all__ = [
     "NolaError",
     "NolaFile",
     "OutputExists",
+    "RemoteError",
     "SweepReport",
     "TensorFacts",
     "TruncateReport",

@@ -69,6 +69,12 @@ class OutputExists(NolaError):
     default_code = "output-exists"
 
 
+class RemoteError(NolaError):
+    """A URL that cannot be read or written: it is not there, may not be read, or its server fails."""
+
+    default_code = "remote"
+
+
 def mismatch(what: str, wanted: object, found: object) -> str:
     """Return the text of a mismatch, always as ``what: expected X, found Y``."""
     return f"{what}: expected {wanted}, found {found}"

@@ -15,6 +15,7 @@ from nola_codec.api.live_sources import AdapterInput
 from nola_codec.errors import AdapterError
 from nola_codec.fit.components import delta_energy, squared_error
 from nola_codec.model.adapter import Adapter
+from nola_codec.remote import accepts_urls
 from nola_codec.rendering import render_error, render_table
 
 _LISTED = 10
@@ -95,6 +96,7 @@ class Comparison:
         return "\n".join(render_table(rows))
 
 
+@accepts_urls("a", "b")
 def compare(a: AdapterInput, b: AdapterInput, *, scale: float | None = None) -> Comparison:
     """Compare the deltas of two adapters, scaling included. `a` is the reference.
 

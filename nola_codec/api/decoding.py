@@ -29,6 +29,7 @@ from nola_codec.errors import NolaError
 from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import RawTensor
 from nola_codec.progress import Progress
+from nola_codec.remote import accepts_urls
 from nola_codec.rendering import render_scalings
 from nola_codec.stores.files import AnySource, require_free
 from nola_codec.stores.live_store import LiveStore
@@ -37,6 +38,7 @@ from nola_codec.stores.tensor_files import is_tensor_file
 _MAGIC = MAGIC[:4]
 
 
+@accepts_urls("source", "base", out="out")
 def decode(
     source: Source,
     out: str | os.PathLike[str],
@@ -50,7 +52,7 @@ def decode(
     overwrite: bool = False,
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
-) -> Path:
+) -> Path | str:
     """Decode to an adapter, or into the weights of a model.
 
     The content SHA-256 and the decoded SHA-256 are compared before anything is given out.
@@ -73,7 +75,7 @@ def decode(
         note: Called with each sentence that the user should read: what was trimmed, and what a lone file cannot hold.
 
     Returns:
-        The path of what was written.
+        The path of what was written; for a URL, the URL.
 
     Raises:
         FormatError, ChecksumMismatch: The file is damaged, or the decoded SHA-256 is not the encoder's.
@@ -224,6 +226,7 @@ def verify(source: Source) -> dict[str, Any]:
         }
 
 
+@accepts_urls("source")
 def read_adapter(
     source: AdapterInput, *, rung: int | None = None, scale: float | None = None, config: Config = None
 ) -> Adapter:

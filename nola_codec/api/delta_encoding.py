@@ -21,6 +21,7 @@ from nola_codec.encoder.report import EncodeReport
 from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import Adapter
 from nola_codec.progress import Progress
+from nola_codec.remote import accepts_urls
 from nola_codec.stores.files import atomic_file
 from nola_codec.stores.safetensors_io import num_bytes
 
@@ -53,6 +54,7 @@ def encode_delta(
     )[1]  # fmt: skip
 
 
+@accepts_urls("tuned", "base", out="out")
 def encode_delta_bytes(
     tuned: AnyPath,
     base: AnyPath,

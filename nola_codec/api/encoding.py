@@ -23,6 +23,7 @@ from nola_codec.encoder.rules import apply_rules
 from nola_codec.encoder.sizes import parse_size
 from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import DTYPE_BYTES
+from nola_codec.remote import accepts_urls
 from nola_codec.stores.files import atomic_file
 from nola_codec.stores.live_store import LiveStore
 
@@ -94,6 +95,7 @@ def encode(
     )[1]
 
 
+@accepts_urls("source", "base", out="out")
 def encode_bytes(
     source: AdapterInput,
     out: str | os.PathLike[str] | BinaryIO | None = None,

@@ -23,6 +23,7 @@ from nola_codec.encoder.report import EncodeReport
 from nola_codec.encoder.rules import apply_rules
 from nola_codec.errors import EncodeError, NolaError
 from nola_codec.model.adapter import Adapter
+from nola_codec.remote import accepts_urls
 from nola_codec.stores.files import atomic_file, display_name, require_free
 from nola_codec.stores.live_store import LiveStore
 from nola_codec.stores.tensor_files import is_tensor_file
@@ -38,20 +39,21 @@ class AdapterMergeReport:
     """The result of `merge_adapters`.
 
     Attributes:
-        output: The file or directory.
+        output: The file or directory; a URL as it was given.
         modules: The number of modules in it.
         rank: The sum of their ranks.
         notes: Sentences that the user should read.
         encoded: The report of the encode; None if the result was written as an adapter.
     """
 
-    output: Path
+    output: Path | str
     modules: int
     rank: int
     notes: tuple[str, ...]
     encoded: EncodeReport | None = None
 
 
+@accepts_urls("sources", out="out")
 def merge_adapters(
     sources: Sequence[AdapterInput | tuple[AdapterInput, float]],
     out: str | os.PathLike[str],

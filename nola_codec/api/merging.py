@@ -12,8 +12,10 @@ from nola_codec.errors import AdapterError
 from nola_codec.merger.engine import run_merge, run_unmerge
 from nola_codec.merger.request import PIECE_BYTES, MergeReport, MergeRequest, UnmergeRequest, WeightedSource
 from nola_codec.progress import Progress
+from nola_codec.remote import accepts_urls
 
 
+@accepts_urls("sources", "base", out="out")
 def merge(
     sources: Sequence[WeightedSource],
     base: str | os.PathLike[str],
@@ -65,6 +67,7 @@ def merge(
     ))  # fmt: skip
 
 
+@accepts_urls("sources", "merged", out="out")
 def unmerge(
     sources: Sequence[WeightedSource],
     merged: str | os.PathLike[str],

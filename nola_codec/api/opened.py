@@ -25,6 +25,7 @@ from nola_codec.merger.in_memory import merge_into_model
 from nola_codec.merger.layer_deltas import layer_delta
 from nola_codec.model.header import Header
 from nola_codec.model.tensors import RawTensor
+from nola_codec.remote import is_url
 from nola_codec.stores.dtypes import to_numpy
 
 if TYPE_CHECKING:
@@ -288,21 +289,22 @@ def load(
     source: Source,
     device: object = "cpu",
     *,
-    verify: bool = True,
+    verify: bool | None = None,
     rung: int | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> NolaFile:
-    """Open a `.nola` file by path, bytes or seekable binary stream.
+    """Open a `.nola` file by path, URL, bytes or seekable binary stream.
 
     The whole file is read once to compare its content SHA-256, which takes some milliseconds a megabyte; nothing is
-    decoded. With ``verify=False`` only the header is read here: choose that for a stream of which only a part is to be
-    read, as over a network. The CRC-32 of everything that is read is compared in any case.
+    decoded. Of a URL only the header is read here, and later the parts that are asked for: ``verify=True`` reads all of
+    it. The CRC-32 of everything that is read is compared in any case.
 
     Args:
         source: The file.
         device: The device that tensors are decoded on: anything that `torch.device` takes; or "numpy", in which case
             all methods return NumPy arrays instead of tensors, and PyTorch is not needed.
-        verify: False skips the content SHA-256 here, and the decoded SHA-256 in `NolaFile.state_dict`.
+        verify: True compares the content SHA-256 here, and False does not; None does it unless the source is a URL.
+            False also skips the decoded SHA-256 in `NolaFile.state_dict`.
         rung: The rung of a progressive file, counted from 0: the file is seen as if it ended there. None is the last.
         limits: The sizes that a file may declare.
 
@@ -310,13 +312,14 @@ def load(
         FormatError, ChecksumMismatch: The file is not well-formed, or damaged.
         AdapterError: ``unknown-rung``: the file has no such rung; ``not-nola``: it is an adapter;
             ``source-type``: the source is no path, bytes or stream.
+        RemoteError: The URL cannot be read.
     """
     require_source(source)
     container = open_container(source, limits, rung=rung)
-    if verify:
+    if verify or (verify is None and not is_url(source)):
         try:
             check_content(container)
         except FormatError:
             container.close()
             raise
-    return NolaFile(container, device, verify=verify)
+    return NolaFile(container, device, verify=verify is not False)

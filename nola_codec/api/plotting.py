@@ -9,6 +9,7 @@ from typing import Any
 
 from nola_codec.api.sweeping import SweepReport
 from nola_codec.errors import EncodeError
+from nola_codec.remote import accepts_urls
 from nola_codec.stores.files import atomic_file, require_free
 
 FORMATS = (".png", ".svg")
@@ -31,6 +32,7 @@ def check_plot(out: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         raise EncodeError("plots need matplotlib: pip install 'nola-codec[plot]'", code="missing-package")
 
 
+@accepts_urls(out="out")
 def plot_sweep(report: SweepReport, out: str | os.PathLike[str], *, title: str = "", overwrite: bool = False) -> None:
     """Draw size against error.
 

@@ -19,6 +19,7 @@ from nola_codec.encoder.sizes import parse_size
 from nola_codec.errors import EncodeError
 from nola_codec.fit.canonical_form import CanonicalForm
 from nola_codec.model.adapter import Adapter
+from nola_codec.remote import accepts_urls
 from nola_codec.rendering import render_error, render_size, render_table
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class SweepReport:
         return "\n".join([*lines, *(f"none: {point.problem}" for point in self.points if point.problem)])
 
 
+@accepts_urls("source")
 def sweep(
     source: AdapterInput,
     *,

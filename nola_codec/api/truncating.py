@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -12,6 +13,7 @@ from nola_codec.container.rungs import prune_quantizers
 from nola_codec.container.writer import assemble
 from nola_codec.encoder.sizes import parse_size
 from nola_codec.errors import EncodeError
+from nola_codec.remote import accepts_urls, is_url, open_url
 from nola_codec.rendering import render_error, render_error_name, render_size
 from nola_codec.stores.files import atomic_file
 
@@ -39,6 +41,7 @@ class TruncateReport:
         return "\n".join(f"{label:<13}{value}" for label, value in lines)
 
 
+@accepts_urls(out="out")
 def truncate(
     source: Source,
     out: str | os.PathLike[str] | BinaryIO | None = None,
@@ -69,18 +72,27 @@ def truncate(
     require_source(source)
     require_target(out, overwrite=overwrite)
     limit = parse_size(size) if isinstance(size, str) else size
-    data, report = _cut(source, rung, None)
-    while limit is not None and len(data) > limit:
-        if report.rung == 0:
-            raise EncodeError(f"size {limit} bytes cannot be reached: the coarsest rung takes {len(data)} bytes",
-                              code="unreachable")  # fmt: skip
-        data, report = _cut(source, report.rung - 1, report.rungs)
+    with ExitStack() as opened:
+        if isinstance(source, str) and is_url(source):  # once, so that each byte is asked for once
+            source = opened.enter_context(open_url(source))
+        data, report = _cut_to(source, rung, limit)
     if isinstance(out, str | os.PathLike):
         with atomic_file(out) as stream:
             stream.write(data)
     elif out is not None:
         out.write(data)
     return report
+
+
+def _cut_to(source: Source, rung: int | None, limit: int | None) -> tuple[bytes, TruncateReport]:
+    """Cut at a rung, or at the finest one that fits into a size."""
+    data, report = _cut(source, rung, None)
+    while limit is not None and len(data) > limit:
+        if report.rung == 0:
+            raise EncodeError(f"size {limit} bytes cannot be reached: the coarsest rung takes {len(data)} bytes",
+                              code="unreachable")  # fmt: skip
+        data, report = _cut(source, report.rung - 1, report.rungs)
+    return data, report
 
 
 def _cut(source: Source, rung: int | None, rungs: int | None) -> tuple[bytes, TruncateReport]:

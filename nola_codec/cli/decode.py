@@ -26,7 +26,9 @@ from nola_codec.cli.output import (
     progress,
     quiet_option,
     unmerge_option,
+    written_bytes,
 )
+from nola_codec.remote import shown_url
 from nola_codec.rendering import render_size
 
 _ADAPTER = "Adapter"
@@ -103,11 +105,11 @@ def _write_adapter(
             stdout.write(written.read_bytes())
         print_notes(notes)
         return
-    written = decode(file, out, overwrite=force, **common)
+    decode(file, out, overwrite=force, **common)
     seconds = time.perf_counter() - start
-    total = sum(p.stat().st_size for p in written.rglob("*")) if written.is_dir() else written.stat().st_size
+    total = written_bytes(out)
     if as_json:
-        print_json({"output": str(written), "merged": False, "bytes": total, "seconds": seconds, "notes": notes})
+        print_json({"output": out, "merged": False, "bytes": total, "seconds": seconds, "notes": notes})
         return
-    click.echo(f"wrote  {written} ({render_size(total)}) in {seconds:.2f} s")
+    click.echo(f"wrote  {shown_url(out)} ({render_size(total)}) in {seconds:.2f} s")
     print_notes(notes)

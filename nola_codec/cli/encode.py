@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +29,7 @@ from nola_codec.cli.help import options, take
 from nola_codec.cli.output import progress
 from nola_codec.cli.peft_source import encodable_source
 from nola_codec.errors import require_torch
+from nola_codec.remote import local_copies, shown_url
 
 if TYPE_CHECKING:
     from nola_codec.progress import Progress
@@ -49,15 +52,23 @@ class FitRequest:
     batch: int | None
     learning_rate: float | None
 
-    def check(self, source: str) -> None:
+    def check(self) -> None:
         """Refuse a fit without its files, and its options with another fit. Raises UsageError."""
         self._check_partners("activations", ("base", "calibration"), ("calibration", "calibration_rows"))
         self._check_partners("task", ("base", "data"), _TASK)
-        if self.base is not None and looks_like_model(source):
-            raise click.UsageError(
-                "encode is for adapters. To encode what a training changed in a whole model: "
-                f"nola-codec encode-delta {source} --base {self.base}"
-            )
+
+    @contextmanager
+    def with_copies(self, source: str, show: Progress | None) -> Iterator[tuple[str, FitRequest]]:
+        """Yield the adapter and this request with local copies in place of URLs. Raises UsageError for a model."""
+        files = (source, self.base, self.calibration, self.data, self.held_out)
+        with local_copies(*files, progress=show) as (copy, base, calibration, data, held_out):
+            assert copy is not None
+            if self.base is not None and looks_like_model(copy):
+                raise click.UsageError(
+                    "encode is for adapters. To encode what a training changed in a whole model: "
+                    f"nola-codec encode-delta {shown_url(source)} --base {shown_url(self.base)}"
+                )
+            yield copy, replace(self, base=base, calibration=calibration, data=data, held_out=held_out)
 
     def _check_partners(self, name: str, needed: tuple[str, ...], own: tuple[str, ...]) -> None:
         if self.fit == name:
@@ -141,7 +152,7 @@ def command(source: str, **values: Any) -> None:
 
     output, fit = take(OutputRequest, values), take(FitRequest, values)
     reading: dict[str, Any] = {name: values.pop(name) for name in ("carry_unknown", "scale")}
-    fit.check(source)
+    fit.check()
     target = output.open_target()
     coding = read_coding_values(values)
     if fit.fit != "weights":
@@ -150,7 +161,7 @@ def command(source: str, **values: Any) -> None:
         check_options(target, overwrite=output.force, fit=fit.fit, **partner, **coding)
     show = progress(output.quiet)
     checkpoint = None if output.file is None else Path(f"{output.file}.training")
-    with encodable_source(source, fit.base) as (source, note):
+    with fit.with_copies(source, show) as (copy, fit), encodable_source(copy, fit.base) as (source, note):
         coding |= {"fit": fit.fit, **fit.make_keywords(source, checkpoint, show, **reading)}
         base = None if note else fit.base  # the base model has served already to make a LoRA of another method
         report = encode(source, target, overwrite=output.force, base=base, progress=show, **reading, **coding)

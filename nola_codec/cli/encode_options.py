@@ -11,6 +11,7 @@ import click
 
 from nola_codec.cli.help import option
 from nola_codec.cli.output import OUTPUT, STDOUT, binary_stdout, force_option, json_option, print_json, quiet_option
+from nola_codec.remote import is_url, shown_url
 
 if TYPE_CHECKING:
     from nola_codec.encoder.report import EncodeReport
@@ -114,8 +115,8 @@ class OutputRequest:
 
     @property
     def file(self) -> Path | None:
-        """The file that is written, or None."""
-        return None if self.dry_run or self.out in (None, STDOUT) else Path(str(self.out))
+        """The file that is written on this machine, or None."""
+        return None if self.dry_run or self.out in (None, STDOUT) or is_url(self.out) else Path(str(self.out))
 
     def print_report(self, report: EncodeReport) -> None:
         """Print the report on stdout, or on stderr if stdout is the file; notes go to stderr."""
@@ -127,7 +128,7 @@ class OutputRequest:
         if self.out is None:
             click.echo("dry run: nothing is written")
         else:
-            name = "standard output" if self.out == STDOUT else self.out
+            name = "standard output" if self.out == STDOUT else shown_url(self.out)
             there = self.dry_run and not self.force and self.out != STDOUT and Path(self.out).exists()
             needed = " (it exists already, so -f is needed)" if there else ""
             click.echo(f"{'would write' if self.dry_run else 'wrote'}  {name}{needed}", err=err)
@@ -143,6 +144,7 @@ def read_coding_values(values: Mapping[str, Any]) -> dict[str, Any]:
         found["rungs"] = tuple(part.strip() for part in found["rungs"].split(","))
     if found.get("importance") is not None:
         from nola_codec.encoder.importance import read_importance
+        from nola_codec.remote import local_path
 
-        found["importance"] = read_importance(found["importance"])
+        found["importance"] = read_importance(local_path(found["importance"]))
     return found

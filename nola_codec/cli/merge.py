@@ -26,7 +26,9 @@ from nola_codec.cli.output import (
     progress,
     quiet_option,
     unmerge_option,
+    written_bytes,
 )
+from nola_codec.remote import shown_url
 from nola_codec.rendering import render_size
 
 if TYPE_CHECKING:
@@ -136,8 +138,7 @@ def _print_adapter(
         coding["progress"] = progress(arguments.quiet)
     report = merge_adapters(sources, arguments.out, rung=arguments.rung, overwrite=arguments.force, **coding)
     seconds = time.perf_counter() - start
-    found = report.output.rglob("*") if report.output.is_dir() else [report.output]
-    total = sum(path.stat().st_size for path in found)
+    total = written_bytes(report.output)
     if as_json:
         print_json({
             "output": str(report.output), "merged": True, "bytes": total, "seconds": seconds, "modules": report.modules,
@@ -145,7 +146,9 @@ def _print_adapter(
             "nmse": None if report.encoded is None else report.encoded.nmse,
         })  # fmt: skip
         return
-    click.echo(f"wrote  {report.output} ({render_size(total)}, {report.modules} modules) in {seconds:.2f} s")
+    click.echo(
+        f"wrote  {shown_url(str(report.output))} ({render_size(total)}, {report.modules} modules) in {seconds:.2f} s"
+    )
     if report.encoded is not None:
         click.echo(str(report.encoded))
     print_notes(report.notes)

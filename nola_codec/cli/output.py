@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
 from nola_codec.cli.help import option
+from nola_codec.remote import is_url, shown_url
 from nola_codec.rendering import render_scalings, render_size
 
 if TYPE_CHECKING:
@@ -68,8 +71,7 @@ def binary_stdout() -> BinaryIO:
 
 def print_merge(report: MergeReport, seconds: float, *, as_json: bool, restored: bool = False) -> None:
     """Print what a merge, or undoing it, wrote; on stderr, whether it went on from a killed run."""
-    found = report.output.rglob("*") if report.output.is_dir() else [report.output]
-    total = sum(path.stat().st_size for path in found)
+    total = written_bytes(report.output)
     if as_json:
         print_json({
             "output": str(report.output), "merged": not restored, "bytes": total, "seconds": seconds,
@@ -79,7 +81,17 @@ def print_merge(report: MergeReport, seconds: float, *, as_json: bool, restored:
     if report.resumed:
         click.echo(f"resumed: {report.resumed} of {report.shards} shards were finished by an earlier run", err=True)
     done = "restored" if restored else "merged"
-    click.echo(f"wrote  {report.output} ({render_size(total)}, {done}) in {seconds:.2f} s")
+    click.echo(f"wrote  {shown_url(str(report.output))} ({render_size(total)}, {done}) in {seconds:.2f} s")
+
+
+def written_bytes(output: str | os.PathLike[str]) -> int:
+    """Return the size of a file, or of all files in a directory; of a URL, what the store says."""
+    if isinstance(output, str) and is_url(output):
+        from nola_codec.remote import published_bytes
+
+        return published_bytes(output)
+    path = Path(output)
+    return sum(each.stat().st_size for each in path.rglob("*")) if path.is_dir() else path.stat().st_size
 
 
 def print_notes(notes: Iterable[str]) -> None:
@@ -96,7 +108,7 @@ def print_scale_notes(files: Iterable[str]) -> None:
         facts = inspect(file)
         if facts.scale_origin == "assumed":
             shown = render_scalings(facts.scalings, facts.scale_origin)
-            click.echo(f"note: {file}: scaling {shown}; encode it with --scale to set another one", err=True)
+            click.echo(f"note: {shown_url(file)}: scaling {shown}; encode it with --scale to set another one", err=True)
 
 
 def progress(quiet: bool) -> Callable[[str, int, int], None] | None:

@@ -9,6 +9,7 @@ import click
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option
 from nola_codec.cli.output import OUTPUT, STDOUT, binary_stdout, force_option, json_option, print_json
+from nola_codec.remote import shown_url
 
 
 @helpful_command(
@@ -38,5 +39,5 @@ def command(file: str, limit: str | None, rung: int | None, out: str, force: boo
     if as_json:
         print_json({**asdict(report), "output": out}, err=piped)
         return
-    click.echo(f"wrote  {'standard output' if piped else out}", err=piped)
+    click.echo(f"wrote  {'standard output' if piped else shown_url(out)}", err=piped)
     click.echo(str(report), err=piped)

@@ -8,6 +8,7 @@ from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.messages import describe_error, one_line
 from nola_codec.cli.output import json_option, print_json
 from nola_codec.errors import FormatError
+from nola_codec.remote import shown_url
 from nola_codec.rendering import render_size
 
 
@@ -39,7 +40,7 @@ def command(file: str, as_json: bool) -> int:
     if as_json:
         print_json({"ok": True, **facts})
         return 0
-    click.echo(f"good  {file}: {render_size(facts['bytes'])}, {facts['tensors']} tensors")
+    click.echo(f"good  {shown_url(file)}: {render_size(facts['bytes'])}, {facts['tensors']} tensors")
     click.echo(f"file SHA-256     {facts['file_sha256']}")
     click.echo(f"content SHA-256  {facts['content_sha256']}")
     click.echo(f"decoded SHA-256  {facts['decoded_sha256']}")

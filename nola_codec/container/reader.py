@@ -25,9 +25,10 @@ from nola_codec.container.units import UnitsReader
 from nola_codec.entropy import decode_many
 from nola_codec.entropy.blobs import unpack_blob
 from nola_codec.entropy.frames import decompress
-from nola_codec.errors import AdapterError, ChecksumMismatch, FormatError, NolaError, mismatch
+from nola_codec.errors import AdapterError, ChecksumMismatch, FormatError, NolaError, RemoteError, mismatch
 from nola_codec.model.header import Header
 from nola_codec.model.tensors import RawTensor
+from nola_codec.remote import is_url, open_url, shown_url
 
 Source = str | os.PathLike[str] | bytes | BinaryIO
 
@@ -55,6 +56,8 @@ class Container:
         self, stream: BinaryIO, limits: Limits, name: str, *, owned: bool, rung: int | None, partial: bool
     ) -> None:
         self._stream, self._owned, self.name = stream, owned, name
+        # Behind a URL, the padding before a section is read and checked together with the section.
+        self._is_remote = bool(getattr(stream, "is_remote", False))
         self._start = stream.tell()
         self._length = stream.seek(0, io.SEEK_END) - self._start
         self.prelude: Prelude = unpack_prelude(self._read(0, SIZE), limits)
@@ -69,7 +72,6 @@ class Container:
         self._data = align(SIZE + len(stored))
         self._check_layout(header)
         self.rungs = len(header.rungs)
-        self._whole = header
         self.select(self._choose(header, rung))
 
     def select(self, rung: int) -> None:
@@ -99,7 +101,11 @@ class Container:
             ChecksumMismatch: ``section-checksum``: The bytes were altered.
         """
         section = self.header.sections[index]
-        data = self._read(self._data + section.offset, section.length)
+        before = self._padding(index) if self._is_remote else 0
+        data = self._read(self._data + section.offset - before, before + section.length)
+        if any(data[:before]):
+            raise _padding_error(index)
+        data = data[before:]
         if zlib.crc32(data) != section.crc32:
             raise ChecksumMismatch(f"section {index}: CRC-32 does not match", code="section-checksum")
         return data
@@ -140,6 +146,8 @@ class Container:
             piece = self._read(position, min(1 << 20, self._length - position))
             sha256.update(piece)
             position += len(piece)
+        for index in range(len(self._whole.sections) if self._is_remote else 0):
+            self._check_padding(index)
         if sha256.digest() != self.prelude.content_sha256:
             raise ChecksumMismatch("file: SHA-256 of the content does not match", code="content-checksum")
 
@@ -191,6 +199,7 @@ class Container:
         """Check that sections follow one another at multiples of 8, padded with zeros, up to the end of the file."""
         offset = 0
         end = SIZE + self.prelude.header_stored
+        self._whole = header
         for index, section in enumerate(header.sections):
             if section.offset != offset:
                 raise FormatError(mismatch(f"section {index}: offset", offset, section.offset), code="offset")
@@ -200,18 +209,35 @@ class Container:
                     mismatch(f"section {index}", f"{section.length} bytes at offset {start}",
                              max(0, self.file_length - start)), code="offset"
                 )  # fmt: skip
-            if start <= self._length and any(self._read(end, start - end)):
-                raise FormatError(f"section {index}: padding before it is not zero", code="padding")
+            if start <= self._length and not self._is_remote:
+                self._check_padding(index)
             end = start + section.length
             offset = align(offset + section.length)
         if end != self.file_length:
             raise FormatError(mismatch("file length", end, self.file_length), code="trailing")
 
+    def _padding(self, index: int) -> int:
+        """Return the number of bytes between a section and what comes before it."""
+        if index == 0:
+            return self._data - SIZE - self.prelude.header_stored
+        before, section = self._whole.sections[index - 1], self._whole.sections[index]
+        return section.offset - before.offset - before.length
+
+    def _check_padding(self, index: int) -> None:
+        """Check that the bytes before a section are zero. Raises FormatError ``padding``."""
+        padding = self._padding(index)
+        if any(self._read(self._data + self._whole.sections[index].offset - padding, padding)):
+            raise _padding_error(index)
+
+
+def _padding_error(index: int) -> FormatError:
+    return FormatError(f"section {index}: padding before it is not zero", code="padding")
+
 
 def open_container(
     source: Source, limits: Limits = DEFAULT_LIMITS, *, rung: int | None = None, partial: bool = False
 ) -> Container:
-    """Open a file by path, bytes or seekable binary stream.
+    """Open a file by path, URL, bytes or seekable binary stream. Behind a URL, only what is needed is read.
 
     Args:
         source: The file.
@@ -224,11 +250,14 @@ def open_container(
         AdapterError: ``unknown-rung``: The file has no such rung; ``not-nola``: The path is an adapter or a directory.
         FormatError, ChecksumMismatch: The file is refused; the specification's reject table lists the codes. The
             message starts with the source.
+        RemoteError: A URL cannot be read.
         OSError: The path cannot be opened.
     """
     stream: BinaryIO
     if isinstance(source, bytes | bytearray | memoryview):
         stream, owned, name = io.BytesIO(source), True, "bytes"
+    elif isinstance(source, str) and is_url(source):
+        stream, owned, name = open_url(source), True, shown_url(source)
     elif isinstance(source, str | os.PathLike):
         _refuse_adapter(Path(source))
         stream, owned, name = Path(source).open("rb"), True, os.fspath(source)  # noqa: SIM115 - the Container closes it
@@ -239,6 +268,10 @@ def open_container(
     except NolaError as error:
         if owned:
             stream.close()
+        if isinstance(error, RemoteError):  # it names the URL already
+            raise
+        if error.code == "magic" and name.endswith(tuple(_ADAPTER_SUFFIXES)):
+            raise _not_nola(name) from error
         raise error.within(name) from error
 
 
@@ -253,4 +286,8 @@ def _refuse_adapter(path: Path) -> None:
         with path.open("rb") as stream:
             if stream.read(4) == MAGIC[:4]:
                 return
-    raise AdapterError("is an adapter, not a .nola file; use `nola-codec encode`", code="not-nola", where=str(path))
+    raise _not_nola(str(path))
+
+
+def _not_nola(name: str) -> AdapterError:
+    return AdapterError("is an adapter, not a .nola file; use `nola-codec encode`", code="not-nola", where=name)

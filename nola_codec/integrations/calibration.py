@@ -21,6 +21,7 @@ from nola_codec.integrations.calibration_data import Row, read_rows, tokenize
 from nola_codec.integrations.causal import load_causal
 from nola_codec.model.adapter import LoraModule
 from nola_codec.progress import Progress
+from nola_codec.remote import accepts_urls
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,7 @@ TOKENS = 512
 """The most tokens of a row that are used."""
 
 
+@accepts_urls("base", "calibration")
 def collect_moments(
     base: str | os.PathLike[str],
     modules: Sequence[LoraModule],

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nola_codec.adapters.sources import CONFIG_NAME, WEIGHTS_NAME
 from nola_codec.errors import AdapterError, require_package, require_torch
+from nola_codec.remote import accepts_urls
 from nola_codec.stores.files import atomic_directory, read_json
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Conversion:
         return f"PEFT turned {self.method} into LoRA of {ranks}, which lost {self.nmse:.2g} of the deltas' energy"
 
 
+@accepts_urls("source", "base", out="out")
 def convert(source: str | os.PathLike[str], base: str | os.PathLike[str], out: str | os.PathLike[str]) -> Conversion:
     """Write the LoRA that is nearest to a PEFT adapter, as a PEFT directory.
 

@@ -15,6 +15,7 @@ from nola_codec.errors import EncodeError, require_torch
 from nola_codec.integrations.calibration_data import Row, read_rows, tokenize
 from nola_codec.integrations.causal import load_causal
 from nola_codec.progress import Progress
+from nola_codec.remote import accepts_urls
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,7 @@ _MOST = 1 << 20
 Batch = dict[str, "torch.Tensor"]
 
 
+@accepts_urls("base", "source", "data", "held_out")
 def text_tuner(
     base: str | os.PathLike[str],
     source: AnySource,

@@ -69,13 +69,13 @@ class MergeReport:
     """The result of a merge.
 
     Attributes:
-        output: The directory, or the lone file.
+        output: The directory, or the lone file; a URL as it was given.
         shards: The number of weight files in it.
         resumed: The number of those that an interrupted run with the same input had already finished.
         weights: The number of weights that were changed.
     """
 
-    output: Path
+    output: Path | str
     shards: int
     resumed: int
     weights: int

@@ -78,7 +78,8 @@ def loss(task: Task, file: Path | None, adapter: Path | None = None) -> float:
 
     with tempfile.TemporaryDirectory() as folder:
         if file is not None:
-            adapter = nola_codec.decode(file, Path(folder) / "adapter")
+            adapter = Path(folder) / "adapter"
+            nola_codec.decode(file, adapter)
         if adapter is None:
             return task.loss(task.model)
         model = PeftModel.from_pretrained(task.model, str(adapter))

@@ -1,0 +1,251 @@
+"""Read files over HTTP by ranges: of any server, and of the Hugging Face Hub.
+
+fsspec asks for the size first, and does not notice that a file changes between two reads. Here the first range tells
+size and version at once, and later ones name the version that they want.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import quote, urljoin, urlsplit
+
+from nola_codec.errors import RemoteError, require_package
+from nola_codec.remote.addresses import HubAddress, shown_url
+from nola_codec.remote.contract import PIECE, TransientError, VersionPin, changed
+from nola_codec.remote.failures import forbidden, no_connection, not_found, refused
+from nola_codec.version import __version__
+
+if TYPE_CHECKING:
+    import requests
+
+MAX_WHOLE = 8 << 30
+"""Bytes that are read at most from a server that does not tell the length of a file."""
+_TIMEOUT = (10, 30)  # seconds to connect, and between two pieces
+_MAX_REDIRECTS = 10
+_MAX_WAIT = 30.0  # seconds that a server may ask to wait
+_RANGE = re.compile(r"bytes (?P<first>\d{1,19})-(?P<last>\d{1,19})/(?P<size>\d{1,19}|\*)")
+_UNSATISFIED = re.compile(r"bytes \*/(?P<size>\d{1,19})")
+_BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+class HttpFile:
+    """A file of an HTTP server, as a `RemoteFile`."""
+
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
+        """Name a file; nothing is asked yet. Raises MissingPackage ``needs-requests``."""
+        require_package("reading from https://", "requests", "remote")
+        self.name = shown_url(url)
+        self.has_ranges = True
+        self._url = url
+        self._headers = dict(headers or {})
+        self._pin = VersionPin()
+        self._session: requests.Session | None = None
+
+    @property
+    def size(self) -> int | None:
+        """The length in bytes; None while it is not known."""
+        return self._pin.size
+
+    @property
+    def tag(self) -> str:
+        """The ETag, else the date of the last change; empty if the server gives neither."""
+        return self._pin.tag
+
+    def stream(self, start: int, stop: int | None) -> Iterator[bytes]:
+        """Yield bytes; see `RemoteFile.stream`."""
+        import requests
+
+        headers = {**self._headers, "Accept-Encoding": "identity"}
+        if start or stop is not None:
+            headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
+        if "Range" in headers and self.tag and not self.tag.startswith("W/"):  # a weak ETag says nothing about bytes
+            headers["If-Range"] = self.tag
+        try:
+            with self._open_session().get(self._url, headers=headers, stream=True, timeout=_TIMEOUT) as answer:
+                yield from self._read(answer, start)
+        except requests.exceptions.TooManyRedirects:
+            raise refused(self._url, f"more than {_MAX_REDIRECTS} redirections") from None
+        except requests.exceptions.SSLError:
+            message = "the server's certificate cannot be checked; is the address right, and the clock of this machine?"
+            raise RemoteError(message, code="bad-certificate", where=self.name) from None
+        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema):
+            raise refused(self._url, "the server redirects to an address that is none") from None
+        except requests.exceptions.RequestException as error:  # no address, refused, reset, time-out, body cut short
+            raise TransientError(no_connection(self._url, _reason(error))) from None
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def _open_session(self) -> requests.Session:
+        if self._session is None:
+            self._session = _session()
+            self._session.headers["User-Agent"] = f"nola-codec/{__version__}"
+            self._session.max_redirects = _MAX_REDIRECTS
+        return self._session
+
+    def _read(self, answer: requests.Response, start: int) -> Iterator[bytes]:
+        """Check the head of an answer, and yield its body as far as the head says."""
+        self._see(answer)
+        if answer.status_code == 416:
+            return self._check_end(answer, start)
+        if answer.status_code not in (200, 206):
+            self._refuse(answer)
+        if answer.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
+            raise refused(self._url, "the server compresses the file although it was asked not to")
+        left: int | None
+        size: int | None
+        if answer.status_code == 206:
+            left, size = self._range(answer, start)
+            skip = 0
+        else:
+            self.has_ranges = False if start or "Range" in answer.request.headers else self.has_ranges
+            left = size = _length(answer)
+            skip = start
+        self._pin.fix(self.name, size, _tag(answer))
+        got = 0
+        for piece in answer.iter_content(PIECE):
+            got += len(piece)
+            if got > (MAX_WHOLE if left is None else left):
+                raise refused(self._url, f"the server sends more than the {left or MAX_WHOLE} bytes that are expected")
+            kept = piece[max(0, skip - (got - len(piece))) :]
+            if kept:
+                yield kept
+        if left is not None and got < left:
+            raise TransientError(no_connection(self._url, f"it ended after {got} of {left} bytes"))
+
+    def _range(self, answer: requests.Response, start: int) -> tuple[int, int]:
+        """Return the length of a part, and that of the file."""
+        match = _RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
+        if match is None or int(match["first"]) != start or int(match["last"]) < start:
+            found = answer.headers.get("Content-Range", "nothing")[:80]
+            raise refused(self._url, f"asked for the bytes from {start} on, and the server says it sends {found!r}")
+        if match["size"] == "*":
+            raise refused(self._url, "the server does not tell the length of the file")
+        return int(match["last"]) - start + 1, int(match["size"])
+
+    def _check_end(self, answer: requests.Response, start: int) -> None:
+        """Accept the answer that there is nothing from `start` on, if the file ends there."""
+        match = _UNSATISFIED.fullmatch(answer.headers.get("Content-Range", "").strip())
+        size = self.size if match is None else int(match["size"])
+        if size is None or size != start:
+            raise changed(self.name) if self.size is not None else refused(self._url, "the server has no such range")
+        self._pin.fix(self.name, size, "")
+
+    def _see(self, answer: requests.Response) -> None:
+        """Look at the whole answer, before its status is judged."""
+
+    def _refuse(self, answer: requests.Response) -> NoReturn:
+        """Raise the error for a status that is no success."""
+        status = answer.status_code
+        if status in (401, 403, 407):
+            raise forbidden(self._url, status)
+        if status in (404, 410):
+            raise not_found(self._url)
+        error = RemoteError(f"the server answers with status {status}", code="server-error", where=self.name)
+        if status in _BUSY:
+            asked = answer.headers.get("Retry-After", "")
+            raise TransientError(error, min(float(asked), _MAX_WAIT) if asked.isdigit() and len(asked) < 9 else None)
+        raise error
+
+
+class HubFile(HttpFile):
+    """A file of the Hugging Face Hub. The first answer fixes the commit, which later ones are asked of."""
+
+    def __init__(self, address: HubAddress) -> None:
+        """Name a file. Raises MissingPackage ``needs-huggingface_hub``."""
+        require_package("reading from hf://", "huggingface_hub", "hub")
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined, unused-ignore]
+
+        self._address = address
+        super().__init__(self._resolve(hf_hub_url, address.revision), build_hf_headers())
+        at = f"@{address.revision}" if address.revision else ""
+        self.name = f"hf://{_PREFIXES[address.repo_type]}{address.repo}{at}/{address.path}"
+        self._url_of = hf_hub_url
+        self._has_commit = False
+
+    def _resolve(self, url_of: Any, revision: str | None) -> str:
+        address = self._address
+        url: str = url_of(address.repo, address.path, repo_type=address.repo_type, revision=revision)
+        return url
+
+    def _see(self, answer: requests.Response) -> None:
+        first = answer.history[0] if answer.history else answer
+        commit = first.headers.get("X-Repo-Commit", "")
+        if not self._has_commit and re.fullmatch(r"[0-9a-f]{40}", commit):
+            self._url, self._has_commit = self._resolve(self._url_of, commit), True
+
+    def _refuse(self, answer: requests.Response) -> NoReturn:
+        raise_hub_refusal(self.name, answer.headers.get("X-Error-Code", ""), answer.status_code)
+        super()._refuse(answer)
+
+
+def raise_hub_refusal(name: str, code: str, status: int | None) -> None:
+    """Raise RemoteError for a refusal that the Hub explains by a code of its own; return for any other one."""
+    if code == "EntryNotFound":
+        raise RemoteError("no such file in the repository", code="not-found", where=name)
+    if code == "RevisionNotFound":
+        raise RemoteError("no such branch, tag or commit in the repository", code="not-found", where=name)
+    if code == "RepoNotFound":  # the Hub does not tell the two apart, so that private names stay private
+        message = "no such repository, or it is private; `hf auth login` or HF_TOKEN gives access to your own"
+        raise RemoteError(message, code="not-found", where=name)
+    if code == "GatedRepo":
+        message = "a gated repository: accept its conditions on its page, and log in with `hf auth login` or HF_TOKEN"
+        raise RemoteError(message, code="forbidden", where=name)
+    if status in (401, 403):
+        message = f"the Hub refuses access (status {status}); check the token of `hf auth login` or HF_TOKEN"
+        raise RemoteError(message, code="forbidden", where=name)
+
+
+_PREFIXES = {"model": "", "dataset": "datasets/", "space": "spaces/"}
+
+
+def hub_name(address: HubAddress) -> str:
+    """Return the ``hf://`` URL of an address."""
+    at = f"@{quote(address.revision, safe='/')}" if address.revision else ""
+    path = f"/{address.path}" if address.path else ""
+    return f"hf://{_PREFIXES[address.repo_type]}{address.repo}{at}{path}"
+
+
+def _session() -> requests.Session:
+    """Return a session that follows no redirection from HTTPS to HTTP."""
+    import requests
+
+    class Session(requests.Session):
+        def get_redirect_target(self, resp: requests.Response) -> str | None:
+            target: str | None = super().get_redirect_target(resp)
+            if target and urlsplit(resp.url).scheme == "https":
+                scheme = urlsplit(urljoin(resp.url, target)).scheme
+                if scheme != "https":
+                    raise refused(resp.url, f"the server redirects from https to {scheme}, which is not safe")
+            return target
+
+    return Session()
+
+
+def _length(answer: requests.Response) -> int | None:
+    text = answer.headers.get("Content-Length", "")
+    return int(text) if text.isdigit() and len(text) < 20 else None
+
+
+def _tag(answer: requests.Response) -> str:
+    return answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
+
+
+def _reason(error: Exception) -> str:
+    """Return what happened, in words; the error's own text may quote a URL with its secrets."""
+    text = str(error)
+    for sign, words in (
+        ("Name or service not known", "the host is not known"), ("Failed to resolve", "the host is not known"),
+        ("getaddrinfo failed", "the host is not known"), ("Connection refused", "nobody listens there"),
+        ("timed out", "it takes too long"), ("IncompleteRead", "it ended in the middle of the file"),
+        ("reset by peer", "it was reset"), ("Remote end closed", "it was closed without an answer"),
+    ):  # fmt: skip
+        if sign in text:
+            return words
+    return type(error).__name__
