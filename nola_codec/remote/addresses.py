@@ -15,6 +15,8 @@ from nola_codec.errors import RemoteError
 # A scheme has two letters at least: C:\x and C://x are paths of Windows. `zip://a::https://b` is a chain of fsspec, and
 # some of its links, as in `simplecache::https://b`, have no path.
 _URL = re.compile(r"[a-z][a-z0-9+.-]+(?:://|::.*://).*", re.IGNORECASE | re.DOTALL)
+# Between two links of a chain. An address of IPv6, as in `https://[::1]/a`, has colons too.
+_LINK = re.compile(r"::(?=[a-z][a-z0-9+.-]+(?:://|::))", re.IGNORECASE)
 _MAX_LENGTH = 8192
 _HTTP = ("http", "https")
 _REPO_TYPES = {"datasets": "dataset", "spaces": "space"}
@@ -59,7 +61,12 @@ def scheme_of(url: str) -> str:
 
 def is_chain(url: str) -> bool:
     """Return True for several URLs that fsspec opens one in the other, as in ``zip://a.nola::https://host/b.zip``."""
-    return "::" in url.split("?", 1)[0]
+    return _LINK.search(url.split("?", 1)[0]) is not None
+
+
+def links(url: str) -> list[str]:
+    """Return the URLs of a chain; of any other URL itself."""
+    return _LINK.split(url) if is_chain(url) else [url]
 
 
 def is_http(url: str) -> bool:
@@ -69,7 +76,7 @@ def is_http(url: str) -> bool:
 
 def shown_url(url: str) -> str:
     """Return a URL as messages show it: without user, password, query and fragment, which may be secrets."""
-    return "::".join(_without_secrets(part) for part in url.split("::"))
+    return "::".join(_without_secrets(part) for part in links(url))
 
 
 def _without_secrets(url: str) -> str:
@@ -88,7 +95,7 @@ def _without_secrets(url: str) -> str:
 def hide_secrets(text: str, url: str) -> str:
     """Return the text of another package's error without the secrets of a URL that it may quote."""
     text = text.replace(url, shown_url(url))
-    for part in url.split("::"):
+    for part in links(url):
         pieces = urlsplit(part) if "://" in part else None
         if pieces is None:
             continue
@@ -179,7 +186,7 @@ def beside_url(url: str, name: str) -> str:
 
 def last_name(url: str) -> str:
     """Return the last part of a URL's path, as a name that a file or a directory can have."""
-    place = url.split("::", 1)[0] if is_chain(url) else url
+    place = links(url)[0]
     path = urlsplit(place).path if is_http(url) else place.partition("://")[2]
     name = unquote(path.rstrip("/").rpartition("/")[2])
     safe = re.sub(r"[^\w.@+-]", "_", name).lstrip(".")[-100:]

@@ -7,9 +7,6 @@ from typing import Protocol
 
 from nola_codec.errors import RemoteError
 
-PIECE = 1 << 20
-"""The most bytes that a stream yields at once."""
-
 
 class TransientError(Exception):
     """A failure that may be gone a moment later: a lost connection, a busy server, a body that ended early.

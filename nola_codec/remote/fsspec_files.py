@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from nola_codec.errors import MissingPackage, RemoteError, require_package
-from nola_codec.remote.addresses import is_chain, scheme_of, shown_url
+from nola_codec.remote.addresses import is_chain, links, scheme_of, shown_url
 from nola_codec.remote.contract import VersionPin
 from nola_codec.remote.failures import from_store_error, refused
 
@@ -33,7 +34,7 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     from fsspec.registry import get_filesystem_class
 
     try:
-        for part in url.split("::"):
+        for part in links(url):
             get_filesystem_class(scheme_of(part) if ":" in part else part.lower())
     except ValueError:
         message = f"no protocol {scheme_of(url)!r} is known here; is the URL right?"
@@ -133,7 +134,9 @@ class FsspecFile:
             info = getattr(self._handle, "details", None)
             if not isinstance(info, Mapping):
                 info = self._filesystem.info(self._path)
-            self._pin.fix(self.name, size_of(info), tag_of(info))
+            # A listing and a question about one file may name different marks, of which only the same are compared.
+            key = self.tag.partition(" ")[0]
+            self._pin.fix(self.name, size_of(info), tag_of(info, (key,) if key else _TAGS))
         return self._handle
 
 
@@ -143,6 +146,13 @@ def size_of(info: Mapping[str, Any]) -> int | None:
     return size if isinstance(size, int) and size >= 0 else None
 
 
-def tag_of(info: Mapping[str, Any]) -> str:
-    """Return the mark of a version that a store gives; empty if it gives none."""
-    return next((f"{key} {info[key]}" for key in _TAGS if info.get(key)), "")
+def tag_of(info: Mapping[str, Any], keys: Sequence[str] = _TAGS) -> str:
+    """Return the first mark of a version that a store gives under one of the keys; empty if it gives none."""
+    return next((f"{key} {_plain(info[key])}" for key in keys if info.get(key)), "")
+
+
+def _plain(value: object) -> str:
+    """Return a mark as text; the memory file system gives a time once as a number and once as a date."""
+    if isinstance(value, datetime):
+        value = value.timestamp()
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

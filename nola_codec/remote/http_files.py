@@ -13,7 +13,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from nola_codec.errors import RemoteError, require_package
 from nola_codec.remote.addresses import HubAddress, shown_url
-from nola_codec.remote.contract import PIECE, TransientError, VersionPin, changed
+from nola_codec.remote.contract import TransientError, VersionPin, changed
 from nola_codec.remote.failures import forbidden, no_connection, not_found, refused
 from nola_codec.version import __version__
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_WHOLE = 8 << 30
 """Bytes that are read at most from a server that does not tell the length of a file."""
+_PIECE = 32 << 10  # of a piece that does not come whole, nothing is given out
 _TIMEOUT = (10, 30)  # seconds to connect, and between two pieces
 _MAX_REDIRECTS = 10
 _MAX_WAIT = 30.0  # seconds that a server may ask to wait
@@ -108,7 +109,7 @@ class HttpFile:
             skip = start
         self._pin.fix(self.name, size, _tag(answer))
         got = 0
-        for piece in answer.iter_content(PIECE):
+        for piece in answer.iter_content(_PIECE):
             got += len(piece)
             if got > (MAX_WHOLE if left is None else left):
                 raise refused(self._url, f"the server sends more than the {left or MAX_WHOLE} bytes that are expected")

@@ -169,9 +169,11 @@ class RangeFile(io.BufferedIOBase):
         """Return the parts of a range that are not kept."""
         found = []
         for first, last in self._parts:
-            if start < stop and first > start:
-                found.append((start, min(first, stop)))
-            start = max(start, last) if first <= stop else start
+            if first >= stop:
+                break
+            if first > start:
+                found.append((start, first))
+            start = max(start, last)
         if start < stop:
             found.append((start, stop))
         return found

@@ -51,7 +51,7 @@ class RangeServer:
     sent: int = 0
 
     def __post_init__(self) -> None:
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self._http = _QuietServer(("127.0.0.1", 0), _Handler)
         self._http.daemon_threads = True
         self._http.state = self  # type: ignore[attr-defined]
         self.port = self._http.server_address[1]
@@ -69,6 +69,11 @@ class RangeServer:
     ) -> None:
         self._http.shutdown()
         self._http.server_close()
+
+
+class _QuietServer(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print nothing: clients are killed on purpose."""
 
 
 class _Handler(BaseHTTPRequestHandler):

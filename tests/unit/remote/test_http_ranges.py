@@ -1,0 +1,192 @@
+"""`.nola` files behind HTTP: few requests, and what goes wrong with servers."""
+
+from __future__ import annotations
+
+import io
+import socket
+
+import numpy as np
+import pytest
+from range_server import RangeServer
+
+import nola_codec
+from nola_codec.errors import NolaError, RemoteError
+from nola_codec.remote import open_url, range_file
+
+
+def test_opening_takes_one_request_and_a_tensor_one_more(server: RangeServer, encoded: bytes) -> None:
+    with nola_codec.load(server.url("task.nola"), device="numpy") as task:
+        assert len(server.requests) == 1
+        assert server.sent <= 64 << 10
+        name = task.names()[-1]
+        pair = task.factors(name)
+        assert len(server.requests) <= 2
+        with nola_codec.load(encoded, device="numpy") as local:
+            for one, other in zip(pair, local.factors(name), strict=True):
+                assert np.array_equal(one, other)
+
+
+def test_each_byte_is_asked_for_once(server: RangeServer, encoded: bytes) -> None:
+    facts = nola_codec.verify(server.url("task.nola"))
+    assert facts == nola_codec.verify(encoded)
+    assert server.sent == len(encoded)
+    assert len(server.requests) <= 3
+
+
+def test_inspect_names_the_url_without_secrets(server: RangeServer, encoded: bytes) -> None:
+    server.password = "me:pw"
+    facts = nola_codec.inspect(server.url("task.nola", "me:pw") + "?sig=abc")
+    assert facts.name == server.url("task.nola") + "?..."
+    assert facts.bytes == len(encoded)
+
+
+def test_reads_in_any_order(server: RangeServer, encoded: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(range_file, "FIRST_READ", 1000)
+    random = np.random.default_rng(0)
+    with open_url(server.url("task.nola")) as stream:
+        for _ in range(60):
+            start, count = int(random.integers(0, len(encoded))), int(random.integers(0, 5000))
+            stream.seek(start)
+            assert stream.read(count) == encoded[start : start + count]
+        assert stream.seek(-10, io.SEEK_END) == len(encoded) - 10
+        assert stream.read() == encoded[-10:]
+        stream.seek(0)
+        assert stream.read() == encoded
+    assert server.sent <= len(encoded)
+    with pytest.raises(ValueError, match="closed"):
+        stream.read(1)
+
+
+@pytest.mark.parametrize("fault", ["503", "429", "reset", "cut", "stall"])
+def test_passing_failures_are_tried_again(server: RangeServer, encoded: bytes, fault: str) -> None:
+    server.faults = [fault, fault] if fault != "stall" else [fault]
+    assert nola_codec.inspect(server.url("task.nola")).bytes == len(encoded)
+
+
+@pytest.mark.parametrize(("fault", "code"), [("503", "server-error"), ("reset", "no-connection")])
+def test_lasting_failures_end(server: RangeServer, fault: str, code: str) -> None:
+    server.faults = [fault] * 50
+    with pytest.raises(RemoteError) as caught:
+        nola_codec.inspect(server.url("task.nola"))
+    assert caught.value.code == code
+    assert len(server.requests) == 5
+
+
+def test_a_cut_body_is_completed_and_not_begun_again(server: RangeServer, encoded: bytes) -> None:
+    server.faults = ["cut"]
+    with open_url(server.url("task.nola")) as stream:
+        assert stream.read(60_000) == encoded[:60_000]
+    assert server.requests[1][1].startswith("bytes=32768-")
+
+
+@pytest.mark.parametrize("has_lengths", [True, False])
+def test_a_server_without_ranges_is_read_whole_once(server: RangeServer, encoded: bytes, has_lengths: bool) -> None:
+    server.has_ranges, server.has_lengths = False, has_lengths
+    with nola_codec.load(server.url("task.nola"), device="numpy", verify=True) as task:
+        task.state_dict()
+    assert [status for _, _, status in server.requests] == [200]
+    assert server.sent == len(encoded)
+
+
+def test_a_server_without_ranges_that_breaks_off(server: RangeServer, encoded: bytes) -> None:
+    server.has_ranges = False
+    server.faults = ["cut"]
+    assert nola_codec.verify(server.url("task.nola"))["bytes"] == len(encoded)
+
+
+@pytest.mark.parametrize("has_tags", [True, False])
+def test_a_file_that_changes_is_an_error(server: RangeServer, encoded: bytes, has_tags: bool) -> None:
+    server.has_tags = has_tags
+    with open_url(server.url("task.nola")) as stream:
+        stream.read(10)
+        server.files["task.nola"] = bytes(len(encoded) + (not has_tags))  # without a mark only another size tells
+        stream.seek(90_000)
+        with pytest.raises(RemoteError) as caught:
+            stream.read(10)
+    assert caught.value.code == "remote-changed"
+
+
+def test_padding_is_checked_when_its_section_is_read(encoded: bytes) -> None:
+    with nola_codec.load(encoded, device="numpy") as task:
+        sections = task.header.sections
+        data_at = task._container.header_length
+    index = next(i for i in range(len(sections) - 1, 0, -1)
+                 if sections[i].offset > sections[i - 1].offset + sections[i - 1].length)  # fmt: skip
+    damaged = bytearray(encoded)
+    damaged[data_at + sections[index].offset - 1] = 1
+    with RangeServer({"bad.nola": bytes(damaged)}) as server:
+        for use in (nola_codec.verify, lambda url: nola_codec.load(url, device="numpy").state_dict()):
+            with pytest.raises(NolaError) as caught:
+                use(server.url("bad.nola"))
+            assert caught.value.code == "padding"
+
+
+def test_names_of_errors(server: RangeServer) -> None:
+    with pytest.raises(RemoteError, match=r"http://127.0.0.1:\d+/none.nola\?\.\.\.: no such file$") as caught:
+        nola_codec.load(server.url("none.nola", "me:pw") + "?token=abc")
+    assert caught.value.code == "not-found"
+    server.password = "me:pw"
+    with pytest.raises(RemoteError) as caught:
+        nola_codec.load(server.url("task.nola"))
+    assert caught.value.code == "forbidden"
+    server.password = None
+    with pytest.raises(NolaError, match="encode") as refused:
+        nola_codec.inspect(server.url("my_lora/adapter_model.safetensors"))
+    assert refused.value.code == "not-nola"
+
+
+def test_nobody_listens_there() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.raises(RemoteError, match="nobody listens") as caught:
+        nola_codec.inspect(f"http://me:pw@127.0.0.1:{port}/a.nola?sig=abc")
+    assert caught.value.code == "no-connection"
+    text = "".join(map(str, (caught.value, caught.value.__cause__)))
+    assert "pw" not in text
+    assert "abc" not in text
+
+
+def test_hostile_answers(server: RangeServer, encoded: bytes) -> None:
+    hostile = {
+        "Content-Range": "bytes 5-10/100", "content-range": "bytes 0-65535/*", "Content-Encoding": "gzip",
+        "CONTENT-RANGE": "bytes 0-65535/99999999999999999999999",
+    }  # fmt: skip
+    for name, value in hostile.items():
+        server.headers = {name.title() if name.lower() == "content-range" else name: value}
+        with pytest.raises(RemoteError) as caught:
+            nola_codec.inspect(server.url("task.nola"))
+        assert caught.value.code == "bad-answer", value
+    server.headers = {}
+    server.redirects = {"round": server.url("round"), "away": "ftp://127.0.0.1/x", "there": server.url("task.nola")}
+    for path in ("round", "away"):
+        with pytest.raises(RemoteError) as caught:
+            nola_codec.inspect(server.url(path))
+        assert caught.value.code == "bad-answer"
+    assert nola_codec.inspect(server.url("there")).bytes == len(encoded)
+
+
+def test_an_endless_body_is_bounded(server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nola_codec.remote import http_files
+
+    monkeypatch.setattr(http_files, "MAX_WHOLE", 50_000)
+    server.has_ranges = server.has_lengths = False
+    with pytest.raises(RemoteError, match="50000") as caught:
+        nola_codec.inspect(server.url("task.nola"))
+    assert caught.value.code == "bad-answer"
+
+
+def test_an_empty_file(server: RangeServer) -> None:
+    server.files["empty.nola"] = b""
+    with pytest.raises(NolaError) as caught:
+        nola_codec.inspect(server.url("empty.nola"))
+    assert caught.value.code == "truncated"
+
+
+def test_truncate_reads_only_the_rungs_that_it_keeps(adapter_dir: object, server: RangeServer) -> None:
+    data, _ = nola_codec.encode_bytes(str(adapter_dir), size=1_800, progressive=True, rungs=(900,))
+    server.files["steps.nola"] = data + b""
+    out = io.BytesIO()
+    report = nola_codec.truncate(server.url("steps.nola"), out, size=1_000)
+    assert (report.rung, report.bytes) == (0, len(out.getvalue()))
+    assert len(server.requests) == 1
