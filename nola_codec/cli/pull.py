@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 
 import click
@@ -42,7 +43,7 @@ def command(
     """
     from nola_codec.integrations.hub.pulling import pull
 
-    if quiet or as_json:
+    if quiet or as_json or not sys.stderr.isatty():
         hide_bars()
     pulled = pull(repo, out=out, overwrite=force, revision=revision, endpoint=endpoint, local_files_only=offline)
     if as_json:

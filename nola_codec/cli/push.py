@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from typing import Any
 
 import click
@@ -30,7 +32,7 @@ endpoint_option = option("--endpoint", group=_PLACE, metavar="URL",
         ),
     ]
 )
-@click.argument("files", nargs=-1, required=True, type=click.Path(), metavar="FILE...")
+@click.argument("files", nargs=-1, type=click.Path(), metavar="FILE...")
 @click.argument("repo", metavar="REPO")
 @options(
     option("--private", group=_PLACE, is_flag=True, help="Make a new repository private; refuse one that is public."),
@@ -59,9 +61,12 @@ def command(files: tuple[str, ...], repo: str, quiet: bool, as_json: bool, **val
 
     The token is that of `hf auth login` or of HF_TOKEN.
     """
+    if not files:
+        said = f"nola-codec push {shlex.quote(repo)} owner/name"
+        raise click.UsageError(f"give a file and the name of a repository: {said}")
     from nola_codec.integrations.hub.publishing import push_to_hub
 
-    if quiet or as_json:
+    if quiet or as_json or not sys.stderr.isatty():
         hide_bars()
     report = push_to_hub(list(files), repo, **values)
     if as_json:

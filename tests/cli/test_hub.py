@@ -53,6 +53,10 @@ def test_refusals_say_what_to_do(run: Callable[..., Any], adapter: Path, encoded
     assert refused.status == 3
     assert f"nola-codec encode {adapter} -o adapter.nola" in refused.err
     assert run("push", encoded, "lora").status == 2
+    alone = run("push", encoded)
+    assert (alone.status, f"nola-codec push {encoded} owner/name" in alone.err) == (2, True)
+    unseen = run("pull", "me/lora", "--offline")
+    assert (unseen.status, "[offline]" in unseen.err, hub.requests) == (3, True, [])
     assert run("push", encoded, "me/lora", "--license", "My Licence!").status == 2
     missing = run("pull", "me/lora")
     assert missing.status == 3

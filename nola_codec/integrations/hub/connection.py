@@ -151,7 +151,7 @@ def _no_token(api: Any, why: str, where: str = "") -> HubError:
 
 def offline(where: str) -> HubError:
     """Return the error for what needs the network when the network is forbidden."""
-    message = "it is not in the cache, and HF_HUB_OFFLINE or NOLA_CODEC_OFFLINE forbids to ask the Hub"
+    message = "it is not in the cache, and the Hub may not be asked (HF_HUB_OFFLINE, NOLA_CODEC_OFFLINE or --offline)"
     return HubError(message, code="offline", where=where)
 
 

@@ -63,7 +63,9 @@ class PushReport:
         done = "would push" if self.dry_run else "pushed" if self.changed else "unchanged"
         kind = f"{'new, ' if self.is_new else ''}{'private' if self.is_private else 'public'}"
         shown = f"{self.url}{'' if self.revision == 'main' else f'/tree/{self.revision}'}"
-        lines = [f"{done:<11}{shown} ({kind if self.is_private is not None or self.is_new else 'not asked'})"]
+        lines = [
+            f"{done:<11}{shown} ({kind if self.is_private is not None or self.is_new else 'the Hub was not asked'})"
+        ]
         lines += [f"{'':<11}{file.path}, {render_size(file.bytes)}" for file in self.files]
         if self.commit is not None:
             lines.append(f"{'commit':<11}{self.commit}")
