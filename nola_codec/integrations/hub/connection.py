@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from nola_codec.errors import HubError, NolaError, require_package
+from nola_codec.remote import failures
 from nola_codec.version import __version__
 
 _NETWORKS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "ssl", "socket")
 """The packages whose errors mean that no answer came."""
 _LONGEST_REASON = 200
 _TOKEN = re.compile(r"\bhf_\w{4,}|Bearer\s+\S+")
-_TRUE = ("1", "on", "yes", "true")
 
 
 def open_api(token: str | bool | None, endpoint: str | None) -> Any:
@@ -39,7 +38,7 @@ def is_offline() -> bool:
     """Return True if `HF_HUB_OFFLINE` or `NOLA_CODEC_OFFLINE` forbids every request."""
     from huggingface_hub import constants
 
-    return bool(constants.HF_HUB_OFFLINE) or os.environ.get("NOLA_CODEC_OFFLINE", "").lower() in _TRUE
+    return bool(constants.HF_HUB_OFFLINE) or failures.is_offline()
 
 
 def has_token(api: Any) -> bool:

@@ -23,6 +23,7 @@ from nola_codec.integrations.hub.connection import (
 )
 from nola_codec.integrations.hub.held_out import read_held_out
 from nola_codec.integrations.hub.push_report import PushedFile, PushReport
+from nola_codec.remote import accepts_urls
 
 MAIN = "main"
 _ATTEMPTS = 4
@@ -39,6 +40,7 @@ class _Head:
     is_known: bool = True
 
 
+@accepts_urls("files", "metrics")
 def push_to_hub(
     files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     repo: str,
@@ -63,7 +65,7 @@ def push_to_hub(
     its content SHA-256 is compared.
 
     Args:
-        files: The path of a `.nola` file, or several.
+        files: The path or the URL of a `.nola` file, or several.
         repo: ``owner/name``.
         private: Make a new repository private. An existing one that is public is then refused.
         revision: The branch; None is ``main``.

@@ -17,6 +17,7 @@ from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.errors import AdapterError, ChecksumMismatch, FormatError, HubError, NolaError
 from nola_codec.integrations.hub.addresses import check_path, is_path, parse_address
 from nola_codec.integrations.hub.connection import clear_errors, is_no_answer, is_offline, offline, open_api
+from nola_codec.remote import is_url, shown_url
 from nola_codec.rendering import list_first
 from nola_codec.stores.files import atomic_file, require_free
 
@@ -87,6 +88,8 @@ def pull(
         AdapterError, FormatError, ChecksumMismatch: The file is no `.nola` file, or damaged.
         MissingPackage: ``needs-huggingface_hub``.
     """
+    if is_url(out):
+        raise NolaError(f"expected a local path to copy the file to, found {shown_url(str(out))}", code="option")
     api = open_api(token, endpoint)
     address = parse_address(repo)
     wanted = filename or address.file

@@ -273,6 +273,19 @@ def test_losses_are_shown_if_they_are_of_this_file(hub: HubServer, task: Path, t
         assert refused.value.code == "bad-metrics"
 
 
+def test_a_file_behind_a_url_is_pushed(
+    hub: HubServer, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.setenv("NOLA_CODEC_CACHE", str(tmp_path / "cache"))
+    fsspec.filesystem("memory").pipe("/files/remote.nola", task.read_bytes())
+    report = push_to_hub("memory://files/remote.nola", "me/lora")
+    assert hub.files("me/lora")["remote.nola"] == task.read_bytes()
+    assert report.files[0].path == "remote.nola"
+    with pytest.raises(NolaError, match="local path"):
+        pull("me/lora", out="memory://files/copy.nola")
+
+
 def test_a_dry_run_sends_nothing(hub: HubServer, task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = push_to_hub(task, "me/lora", dry_run=True)
     assert (report.commit, report.is_new, hub.repositories) == (None, True, {})
