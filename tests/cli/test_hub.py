@@ -23,12 +23,13 @@ ROOT = Path(__file__).resolve().parents[2]
 def hub(tmp_path: Path) -> Iterator[HubServer]:
     with HubServer() as server, connect(server, tmp_path / "home", token="hf_mine"):
         server.accounts["hf_mine"] = Account("me")
+        server.put("nobody/model", {"config.json": b"{}"})
         yield server
 
 
 def test_push_and_pull(run: Callable[..., Any], encoded: Path, hub: HubServer, tmp_path: Path) -> None:
     shown = run("push", encoded, "me/lora", "--dry-run")
-    assert (shown.status, hub.repositories) == (0, {})
+    assert (shown.status, list(hub.repositories)) == (0, ["nobody/model"])
     assert "would push" in shown.out
     assert "base_model: nobody/model" in shown.out
     pushed = run("push", encoded, "me/lora", "-q")

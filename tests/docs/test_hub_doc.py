@@ -20,6 +20,7 @@ def test_page_runs_as_printed(folder: Path, tmp_path: Path) -> None:
     session = Session(folder)
     with HubServer() as hub, connect(hub, tmp_path / "home", token="hf_mine"):
         hub.accounts["hf_mine"] = Account("me")
+        hub.put("HuggingFaceTB/SmolLM2-135M-Instruct", {"config.json": b"{}"})
         for block in blocks(PAGE):
             session.run(block)
         assert hub.files("me/my-lora", "v2")["task.nola"] == (folder / "offline.nola").read_bytes()

@@ -74,7 +74,7 @@ def push_to_hub(
         card: False leaves the README alone.
         metrics: Losses on held-out rows for the card: what ``nola-codec eval --json`` or ``nola-codec encode --json``
             printed, as a path or as the parsed object. The sizes of the files must be those that it names.
-        base_model: The name of the base model on the Hub, if the file names none, or a directory.
+        base_model: The name of the base model on the Hub. None takes the one that the file names, if it is on the Hub.
         license: The Hub's name of the licence, such as ``apache-2.0``.
         pipeline_tag: The Hub's name of the task, such as ``text-generation``; None takes it from PEFT's ``task_type``.
         dry_run: Send nothing; the report says what would be sent. The repository is read, if it can be reached.
@@ -97,6 +97,8 @@ def push_to_hub(
     check_path(branch)
     options = CardOptions(base_model=base_model, license=license, pipeline_tag=pipeline_tag)
     facts = _read_files(files, path_in_repo, metrics, options)
+    if card and base_model is None and not is_offline():
+        facts = tuple(_without_unknown_base(api, each) for each in facts)
     push = _Push(api, address.repo, branch, facts, card, private, message)
     return push.preview() if dry_run else push.send()
 
@@ -119,6 +121,20 @@ def _read_files(
         sizes = {file.name: file.stat().st_size for file in local if file.is_file()}
         options = replace(options, held_out=read_held_out(metrics, sizes))
     return tuple(read_card_facts(file, path, options) for file, path in zip(local, paths, strict=True))
+
+
+def _without_unknown_base(api: Any, facts: CardFacts) -> CardFacts:
+    """Forget a base model that is not on the Hub: what an adapter names may be a directory on somebody's disk."""
+    if facts.base_model is None:
+        return facts
+    try:
+        with clear_errors(api, facts.base_model):
+            api.model_info(facts.base_model)
+    except HubError as error:
+        if error.code == "not-found":
+            return replace(facts, base_model=None)
+        # Any other error is met again by the push itself, or concerns the base model alone, which is there then.
+    return facts
 
 
 @dataclass(frozen=True)
@@ -221,7 +237,7 @@ class _Push:
         sections = {each.path: card_section(each, self.repo, revision) for each in self.facts}
         metadata = card_metadata(self.facts)
         unnamed = [each.name for each in self.facts if each.base_model is None]
-        notes = [f"{name} names no base model of the Hub; --base-model says it" for name in unnamed]
+        notes = [f"{name} names no base model that is on the Hub; --base-model says it" for name in unnamed]
         if head.readme is None:
             return new_readme(metadata, card_title(self.facts, self.repo), sections), tuple(notes)
         text, more = merge_readme(head.readme, metadata, sections)

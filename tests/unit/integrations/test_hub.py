@@ -66,6 +66,7 @@ def hub(tmp_path: Path) -> Iterator[HubServer]:
     with HubServer() as server, connect(server, tmp_path / "home", token="hf_mine"):
         server.accounts["hf_mine"] = Account("me")
         server.accounts["hf_reader"] = Account("me", can_write=False)
+        server.put("owner/base", {"config.json": b"{}"})
         yield server
 
 
@@ -179,7 +180,11 @@ def test_text_of_a_strangers_file_stays_text(hub: HubServer, tmp_path: Path) -> 
     assert "script" not in report.card
     assert "evil)" not in report.card
     assert front_matter(report.card) == {"library_name": "nola-codec", "tags": ["nola", "nola-codec", "lora", "peft"]}
-    assert report.notes == ("evil.nola names no base model of the Hub; --base-model says it",)
+    assert report.notes == ("evil.nola names no base model that is on the Hub; --base-model says it",)
+    del hub.repositories["owner/base"]  # a name like that of a repository may be a directory on somebody's disk
+    card = push_to_hub(encode(tmp_path / "other.nola"), "me/other").card
+    assert card is not None
+    assert "owner/base" not in card
 
 
 def test_text_is_escaped() -> None:
@@ -288,7 +293,7 @@ def test_a_file_behind_a_url_is_pushed(
 
 def test_a_dry_run_sends_nothing(hub: HubServer, task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = push_to_hub(task, "me/lora", dry_run=True)
-    assert (report.commit, report.is_new, hub.repositories) == (None, True, {})
+    assert (report.commit, report.is_new, list(hub.repositories)) == (None, True, ["owner/base"])
     assert [file.path for file in report.files] == ["task.nola", "README.md"]
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     alone = push_to_hub(task, "me/lora", dry_run=True)

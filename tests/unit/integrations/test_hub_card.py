@@ -69,6 +69,7 @@ def test_the_commands_of_the_card_decode_the_file(
     )
     config = {"fine_tune_type": "lora", "model": "owner/base", "lora_parameters": {"rank": 4, "scale": 2.0}}
     (source / "adapter_config.json").write_text(json.dumps(config))
+    hub.put("owner/base", {"config.json": b"{}"})
     nola_codec.encode(source, tmp_path / "a b.nola", nmse=0.1)
     card = nola_codec.push_to_hub(tmp_path / "a b.nola", "me/lora").card
     assert card is not None
