@@ -14,6 +14,8 @@ If a file misses its target by a little, `_encode_to_target` makes it again with
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nola_codec.basis import NAMES as BASIS_NAMES
 from nola_codec.encoder.assemble import code_rungs, write_file
 from nola_codec.encoder.content import QuantizedAdapter, block_sizes
@@ -23,7 +25,7 @@ from nola_codec.encoder.importance import match_importance
 from nola_codec.encoder.job import EncodeJob, open_job
 from nola_codec.encoder.measuring import measure_rung
 from nola_codec.encoder.options import EncodeOptions
-from nola_codec.encoder.rate_control import RateTarget, correct_target, first_target, reach_target
+from nola_codec.encoder.rate_control import RateTarget, correct_target, correction_of, first_target, reach_target
 from nola_codec.encoder.report import EncodeReport
 from nola_codec.encoder.summary import CodedFile, make_report, reached_error
 from nola_codec.encoder.tuning import TrainedCode, draft_trained, train_code
@@ -106,7 +108,8 @@ def _encode_to_target(job: EncodeJob, form: CanonicalForm | None) -> tuple[Quant
         assert target is not None
         job.show_progress("rate control", attempt, _ATTEMPTS)
         if job.options.tuner is None:
-            quantized = quantize_to(job, target, form)
+            quantized, correction = quantize_to(job, target, form)
+            target = replace(target, correction=correction)
         else:
             trained = trained or train_to(job, target, form)
             quantized = quantize_trained(job, trained, target)
@@ -120,11 +123,12 @@ def _encode_to_target(job: EncodeJob, form: CanonicalForm | None) -> tuple[Quant
     raise EncodeError(message, code="unreachable")
 
 
-def quantize_to(job: EncodeJob, target: RateTarget, form: CanonicalForm | None) -> QuantizedAdapter:
-    """Plan and quantize an adapter so that its file meets a target."""
+def quantize_to(job: EncodeJob, target: RateTarget, form: CanonicalForm | None) -> tuple[QuantizedAdapter, float]:
+    """Plan and quantize an adapter so that its file meets a target; return the `correction_of` the draft too."""
     drafter, draft = _draft_to(job, target, form)
     weights = drafter.record_weights()
-    return QuantizedAdapter(draft.content, draft.sizes, drafter.effective_errors(draft, weights), weights)
+    quantized = QuantizedAdapter(draft.content, draft.sizes, drafter.effective_errors(draft, weights), weights)
+    return quantized, correction_of(drafter, target, draft)
 
 
 def train_to(job: EncodeJob, target: RateTarget, form: CanonicalForm | None) -> TrainedCode:

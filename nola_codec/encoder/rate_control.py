@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,6 +29,8 @@ _SEARCHED_BYTES = 1_000_000
 """Bytes of coefficients beyond which quantizers with memory are left out, unless the option `thorough` is on."""
 _FINE_BYTES = 40_000
 """Bytes of coefficients from which all quantizers are offered."""
+_BISECTED = (4, 6)
+"""The drafts at which a search halves its bracket, since its guesses have not come close."""
 _NARROW = 2e-3
 """The width of the bracket of log2 lambda at which the search ends."""
 _UNDER = 0.9985
@@ -49,11 +52,14 @@ class RateTarget:
         is_size: True if the target is a size, False if it is an error in the objective.
         limit: The bytes that the file may take, or 0 if the target is an error. It is corrected if a task-trained file
             misses the target.
+        correction: The `correction_of` the draft of the attempt before, with which a search begins; None if there is
+            none.
     """
 
     aim: float
     is_size: bool
     limit: int = 0
+    correction: float | None = None
 
     @property
     def draft_aim(self) -> float:
@@ -249,48 +255,84 @@ def _search(drafter: Drafter, target: RateTarget, empty: int) -> Draft | None:
     Returns:
         The closest draft that fits, or None if none was found.
     """
-    inside: float | None = None  # log2 lambda of the best draft that fits
-    outside: float | None = None
-    fits = False  # True if `found` is the best draft; an older one is made again, not kept in memory
+    first = target.correction
+    if first is None:
+        first = float(empty) if target.is_size else 1.0
+    inside: _Try | None = None  # the best draft that fits
+    outside: _Try | None = None
     found: Draft | None = None
+    fits = False  # True if `found` is the best draft; an older one is made again, not kept in memory
+    step = 5 * _NARROW  # of a guess that does not move
     for attempt in range(_DRAFTS):
-        at = float(np.log2(_guess(drafter, target, found, empty)))
-        if inside is not None and outside is not None:
-            low, high = min(inside, outside), max(inside, outside)
+        tries = sorted(each for each in (inside, outside) if each is not None)
+        at = _guess(drafter, target, tries or [_Try(0.0, first)])
+        if len(tries) == 2:
+            low, high = tries[0].at, tries[1].at
             if high - low < _NARROW:
                 break
-            margin = (high - low) / 8
-            if attempt % 3 == 2 or not low < at < high:
+            margin = (high - low) / 16
+            if attempt in _BISECTED or not low < at < high:
                 at = (low + high) / 2
             at = min(max(at, low + margin), high - margin)
-        elif found is not None and abs(at - float(np.log2(found.plan.lagrangian))) < _NARROW:
+        elif tries and abs(at - tries[0].at) < _NARROW:
             # Small lambdas meet an error, and large ones a size. The next step goes away from the known side.
             finer = target.is_size == (outside is None)
-            at += (-1.0 if finer else 1.0) * 2.0 ** min(attempt - 3, 4)
+            at += (-1.0 if finer else 1.0) * step
+            step *= 8
         found = None  # frees the last draft before the next one is made
         found = drafter.draft(2.0**at)
         fits = target.fits(found)
+        made = _Try(at, correction_of(drafter, target, found))
         if not fits:
-            outside = at
+            outside = made
             continue
-        inside = at
+        inside = made
         if target.is_close(found):
             break
     if inside is None:
         return None
-    return found if fits else drafter.draft(2.0**inside)
+    return found if fits else drafter.draft(2.0**inside.at)
 
 
-def _guess(drafter: Drafter, target: RateTarget, last: Draft | None, empty: int) -> float:
-    """Return the lambda that meets a target in theory, corrected by the size or error of the last draft."""
+class _Try(NamedTuple):
+    """A lambda of a search, and what its draft has beyond its plan.
+
+    Attributes:
+        at: log2 lambda.
+        correction: The `correction_of` the draft.
+    """
+
+    at: float
+    correction: float
+
+
+def correction_of(drafter: Drafter, target: RateTarget, draft: Draft) -> float:
+    """Return what a draft has beyond its plan: bytes for a size, and for an error the factor between the two errors."""
     if target.is_size:
-        overhead = float(empty) if last is None else last.bytes - _coded_bytes(last.plan)
-        return _solve(drafter, _coded_bytes, _UNDER * target.draft_aim - overhead)
-    ratio = 1.0
-    if last is not None and last.error > 0:
-        ratio = last.error / max(drafter.expected_error(last.plan), 1e-12)
-    # The error rises with lambda, so 1 - error falls.
-    return _solve(drafter, lambda plan: 1 - drafter.expected_error(plan), 1 - _UNDER * target.aim / ratio)
+        return draft.bytes - _coded_bytes(draft.plan)
+    return draft.error / max(drafter.expected_error(draft.plan), 1e-12) if draft.error > 0 else 1.0
+
+
+def _guess(drafter: Drafter, target: RateTarget, tries: Sequence[_Try]) -> float:
+    """Return log2 of the lambda that meets a target in theory, corrected by what one or two drafts had beyond theirs.
+
+    Between two drafts the correction changes evenly with log2 lambda.
+    """
+
+    def correction(plan: RatePlan) -> float:
+        return float(
+            np.interp(np.log2(plan.lagrangian), [each.at for each in tries], [each.correction for each in tries])
+        )
+
+    def size(plan: RatePlan) -> float:
+        return _coded_bytes(plan) + correction(plan)
+
+    def exactness(plan: RatePlan) -> float:  # the error rises with lambda, so 1 - error falls
+        return 1 - drafter.expected_error(plan) * correction(plan)
+
+    if target.is_size:
+        return float(np.log2(_solve(drafter, size, _UNDER * target.draft_aim)))
+    return float(np.log2(_solve(drafter, exactness, 1 - _UNDER * target.aim)))
 
 
 def _fill(drafter: Drafter, target: RateTarget, draft: Draft) -> Draft:

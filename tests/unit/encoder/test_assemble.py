@@ -31,7 +31,7 @@ def job(make_job: Callable[..., EncodeJob]) -> EncodeJob:
 
 @pytest.fixture
 def quantized(job: EncodeJob) -> QuantizedAdapter:
-    return quantize_to(job, first_target(job), None)
+    return quantize_to(job, first_target(job), None)[0]
 
 
 def written(job: EncodeJob, quantized: QuantizedAdapter, codecs: tuple[int, ...] = (0, 1, 2)) -> bytes:
