@@ -87,7 +87,7 @@ def test_every_changed_byte_is_an_error_or_other_tensors(case: str) -> None:
     data = bytearray(FILES[case])
     for offset in range(len(data)):
         original = data[offset]
-        for value in (original ^ 1, original ^ 0x80, 0, 0xFF):
+        for value in (original ^ 1 << offset % 8, 0xFF * (offset % 2)):
             data[offset] = value
             read_all(bytes(data))
         data[offset] = original

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 from collections.abc import Iterator
@@ -19,8 +20,8 @@ MODULES = [name for name in FILES if name not in PROGRAMS]
 
 def tool_modules() -> dict[str, ModuleType]:
     """The imported modules that lie under tools/, by their names."""
-    found = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
-    return {name: sys.modules[name] for name, file in found.items() if file and TOOLS in Path(file).parents}
+    found = {name: getattr(module, "__file__", None) or "" for name, module in sys.modules.items()}
+    return {name: sys.modules[name] for name, file in found.items() if file.startswith(f"{TOOLS}{os.sep}")}
 
 
 @pytest.fixture(autouse=True)

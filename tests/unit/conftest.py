@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,14 @@ def _model(family: str, tie: bool, dtype: torch.dtype) -> Any:
     return LlamaForCausalLM(config).to(dtype)
 
 
+@pytest.fixture(scope="session")
+def encodes() -> dict[tuple[bytes, str], bytes]:
+    """The files of `make_case` so far, by the adapter's bytes and the options: many tests start from the same one."""
+    return {}
+
+
 @pytest.fixture
-def make_case(tmp_path: Path) -> Callable[..., Case]:
+def make_case(tmp_path: Path, encodes: dict[tuple[bytes, str], bytes]) -> Callable[..., Case]:
     """`make_case(family, targets, tie=, dtype=, encode=, **LoraConfig)`."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -89,8 +96,12 @@ def make_case(tmp_path: Path) -> Callable[..., Case]:
                 if "lora_" in name:
                     parameter.copy_(0.3 * torch.randn_like(parameter))
         wrapped.save_pretrained(adapter, save_embedding_layers=False)
-        encoded, _ = nola_codec.encode_bytes(adapter, **(encode or {"nmse": 0.05}))
-        return Case(model, base, adapter, encoded)
+        chosen = encode or {"nmse": 0.05}
+        parts = [path.read_bytes() for path in sorted(adapter.iterdir())]
+        key = hashlib.sha256(b"".join(parts)).digest(), repr(sorted(chosen.items()))
+        if key not in encodes:
+            encodes[key], _ = nola_codec.encode_bytes(adapter, **chosen)
+        return Case(model, base, adapter, encodes[key])
 
     return make
 

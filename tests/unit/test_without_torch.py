@@ -18,6 +18,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import nola_codec
+from nola_codec.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -101,15 +102,22 @@ COMMANDS = (
 )
 
 
-def test_the_commands_work_and_give_the_same_bits(python: Path, work: Path) -> None:
+def test_the_commands_work_and_give_the_same_bits(python: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In processes without PyTorch, and in this one, which has it."""
     absent = run(python, "-c", "import torch", cwd=work)
     assert "No module named 'torch'" in absent.stderr
+    for out in ("plain", "full"):
+        (work / out).mkdir(exist_ok=True)
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("NOLA_THREADS", "1")
     for command in COMMANDS:
-        for out, interpreter in (("plain", python), ("full", Path(sys.executable))):
-            (work / out).mkdir(exist_ok=True)
-            words = [word.replace("OUT", out) for word in command]
-            done = run(interpreter, "-m", "nola_codec", *words, cwd=work)
-            assert done.returncode == 0, (words, done.stderr)
+        words = [word.replace("OUT", "plain") for word in command]
+        done = run(python, "-m", "nola_codec", *words, cwd=work)
+        assert done.returncode == 0, (words, done.stderr)
+        with pytest.raises(SystemExit) as ended:
+            main([word.replace("OUT", "full") for word in command])
+        assert not ended.value.code, command
+    assert "torch" in sys.modules
     files = {path.relative_to(work / "plain") for path in (work / "plain").rglob("*") if path.is_file()}
     assert files == {path.relative_to(work / "full") for path in (work / "full").rglob("*") if path.is_file()}
     assert len(files) > 12

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,16 +80,21 @@ def make_base(
     return folder
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> tuple[Path, Path]:
-    """Two `.nola` files that share q_proj."""
-    made = []
+@pytest.fixture(scope="module")
+def files_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two adapters that share q_proj, as directories and as `.nola` files."""
+    folder = tmp_path_factory.mktemp("files")
     for number, modules in enumerate((("q_proj", "down_proj"), ("q_proj", "v_proj"))):
-        adapter = make_adapter(tmp_path / f"adapter{number}", number, {name: SHAPES[name] for name in modules})
-        path = tmp_path / f"{number}.nola"
-        nola_codec.encode(adapter, path, nmse=0.02)
-        made.append(path)
-    return made[0], made[1]
+        adapter = make_adapter(folder / f"adapter{number}", number, {name: SHAPES[name] for name in modules})
+        nola_codec.encode(adapter, folder / f"{number}.nola", nmse=0.02)
+    return folder
+
+
+@pytest.fixture
+def files(files_once: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Copies of these in the folder of the test: the two `.nola` files."""
+    shutil.copytree(files_once, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "0.nola", tmp_path / "1.nola"
 
 
 def contents(folder: Path) -> dict[str, bytes]:

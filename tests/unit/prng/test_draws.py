@@ -26,13 +26,14 @@ def single(value: float) -> float:
 @pytest.mark.parametrize("dtype", NAMES)
 @pytest.mark.parametrize("seed", [0, 1, 5489, 2**32 - 1, 2**32 + 7, 2**63 + 12345])
 def test_uniform_draws_are_pytorchs(seed: int, dtype: torch.dtype) -> None:
-    for shape in ((1,), (15,), (16,), (17,), (64,), (65,), (3, 5, 7), (130, 9)):
-        for low, high in ((-0.433, 0.433), (0.1, 3.7), (-1 / 7, 2 / 3), (0.0, 1.0)):
-            generator = torch.Generator("cpu").manual_seed(seed)
-            torch.empty(13).uniform_(generator=generator)
-            wanted = torch.empty(shape, dtype=dtype).uniform_(low, high, generator=generator)
-            draw = Draw(shape, (NAMES[dtype],), FUSED, 24, seed & 0xFFFFFFFF, 13, 0, single(low), single(high))
-            assert draw_tensor(draw).data == wanted.view(torch.uint8).numpy().tobytes(), (shape, low)
+    shapes = ((1,), (15,), (16,), (17,), (64,), (65,), (3, 5, 7), (130, 9))
+    bounds = ((-0.433, 0.433), (0.1, 3.7), (-1 / 7, 2 / 3), (0.0, 1.0))
+    for shape, (low, high) in (*zip(shapes, bounds * 2, strict=True), *((shapes[-1], each) for each in bounds)):
+        generator = torch.Generator("cpu").manual_seed(seed)
+        torch.empty(13).uniform_(generator=generator)
+        wanted = torch.empty(shape, dtype=dtype).uniform_(low, high, generator=generator)
+        draw = Draw(shape, (NAMES[dtype],), FUSED, 24, seed & 0xFFFFFFFF, 13, 0, single(low), single(high))
+        assert draw_tensor(draw).data == wanted.view(torch.uint8).numpy().tobytes(), (shape, low)
 
 
 def test_a_long_draw_is_pytorchs() -> None:
