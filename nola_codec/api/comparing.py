@@ -15,6 +15,7 @@ from nola_codec.api.live_sources import AdapterInput
 from nola_codec.errors import AdapterError
 from nola_codec.fit.components import delta_energy, squared_error
 from nola_codec.model.adapter import Adapter
+from nola_codec.progress import Progress
 from nola_codec.remote import accepts_urls
 from nola_codec.rendering import render_error, render_table
 
@@ -97,20 +98,23 @@ class Comparison:
 
 
 @accepts_urls("a", "b")
-def compare(a: AdapterInput, b: AdapterInput, *, scale: float | None = None) -> Comparison:
+def compare(
+    a: AdapterInput, b: AdapterInput, *, scale: float | None = None, progress: Progress | None = None
+) -> Comparison:
     """Compare the deltas of two adapters, scaling included. `a` is the reference.
 
     Args:
         a: The reference, a `.nola` file or what `encode` reads, such as a model with an adapter.
         b: The other adapter.
         scale: The scaling of each of the two that is no `.nola` file and does not say its scaling.
+        progress: Called as (stage, done, total).
 
     Raises:
         AdapterError: ``option``: both adapters say their scaling; or an adapter cannot be read, a weight differs in
             shape, or the dialects have no names in common.
         FormatError, ChecksumMismatch: A `.nola` file is damaged.
     """
-    first, second = (dialect_of(each).prepare_comparison(each) for each in _read_both(a, b, scale))
+    first, second = (dialect_of(each).prepare_comparison(each) for each in _read_both(a, b, scale, progress))
     # A conversion into one layout keeps the deltas, but not what the adapters say of themselves.
     read = (first, second)
     first, second = in_one_layout(first, second)
@@ -119,7 +123,9 @@ def compare(a: AdapterInput, b: AdapterInput, *, scale: float | None = None) -> 
     others = {keys_b[delta.name]: delta for delta in deltas(second)}
     tensors = []
     lost = energy = 0.0
-    for delta in deltas(first):
+    for number, delta in enumerate(deltas(first)):
+        if progress is not None:
+            progress("comparing", number, len(keys_a))
         other = others.get(keys_a[delta.name])
         if other is None:
             continue
@@ -159,9 +165,11 @@ def _origin(adapter: Adapter) -> str:
     return adapter.scale_origin or dialect_of(adapter).scale_origin(adapter.config, adapter.metadata)
 
 
-def _read_both(a: AdapterInput, b: AdapterInput, scale: float | None) -> tuple[Adapter, Adapter]:
+def _read_both(
+    a: AdapterInput, b: AdapterInput, scale: float | None, progress: Progress | None
+) -> tuple[Adapter, Adapter]:
     """Read two adapters; those that do not say their scaling get `scale`. Raises AdapterError ``option``."""
-    first, second = read_adapter(a, scale=scale), read_adapter(b, scale=scale)
+    first, second = (read_adapter(each, scale=scale, progress=progress) for each in (a, b))
     if scale is not None and "option" not in (first.scale_origin, second.scale_origin):
         raise AdapterError("both adapters say their scaling themselves; leave out scale", code="option")
     return first, second

@@ -200,8 +200,12 @@ def _tell(note: Callable[[str], None] | None, *sentences: str) -> None:
             note(sentence)
 
 
-def verify(source: Source) -> dict[str, Any]:
+def verify(source: Source, *, progress: Progress | None = None) -> dict[str, Any]:
     """Check all of a file: layout, checksums, and the hash of what each rung decodes to.
+
+    Args:
+        source: The `.nola` file.
+        progress: Called as (stage, done, total).
 
     Returns:
         ``bytes``, ``tensors``, ``file_sha256`` (what `sha256sum` prints), ``content_sha256`` (stored in the file over
@@ -214,7 +218,7 @@ def verify(source: Source) -> dict[str, Any]:
     require_source(source)
     with open_container(source) as container:
         check_content(container)
-        check_rungs(container)
+        check_rungs(container, progress)
         return {
             "bytes": container.file_length,
             "tensors": sum(
@@ -228,7 +232,12 @@ def verify(source: Source) -> dict[str, Any]:
 
 @accepts_urls("source")
 def read_adapter(
-    source: AdapterInput, *, rung: int | None = None, scale: float | None = None, config: Config = None
+    source: AdapterInput,
+    *,
+    rung: int | None = None,
+    scale: float | None = None,
+    config: Config = None,
+    progress: Progress | None = None,
 ) -> Adapter:
     """Read an adapter from a `.nola` file or from anything that `encode` reads, as NumPy arrays.
 
@@ -239,6 +248,7 @@ def read_adapter(
         rung: The rung of a progressive `.nola` file, counted from 0; None is the last.
         scale: The scaling of an adapter that is no `.nola` file and does not say its scaling.
         config: The configuration of an adapter that is bytes, a stream or a mapping, as in `encode`.
+        progress: Called as (stage, done, total).
 
     Raises:
         FormatError, ChecksumMismatch: The `.nola` file is damaged.
@@ -251,7 +261,7 @@ def read_adapter(
         bytes(readable) if isinstance(readable, bytearray | memoryview) else readable, rung=rung
     ) as container:
         check_content(container)
-        return decode_adapter(Decoder(container, NUMPY))
+        return decode_adapter(Decoder(container, NUMPY), progress)
 
 
 def _is_nola(source: AnySource) -> bool:

@@ -76,6 +76,7 @@ def unmerge(
     rung: int | None = None,
     device: object = "cpu",
     overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> MergeReport:
     """Write the base model out of a model that was merged with `keep_undo`: its shards byte for byte.
 
@@ -88,6 +89,7 @@ def unmerge(
         rung: The rung that the files were merged at.
         device: The device that factors are synthesized on; it changes no bit.
         overwrite: Replace `out`, if it is a model directory.
+        progress: Called as (stage, done, total).
 
     Raises:
         AdapterError: ``no-undo``: the model was merged without `keep_undo`; ``unmerge-files``: with other files or
@@ -97,7 +99,7 @@ def unmerge(
     require_sources(sources)
     require_model_path(merged)
     require_path(out)
-    return run_unmerge(UnmergeRequest(sources, Path(merged), Path(out), rung, device, overwrite))
+    return run_unmerge(UnmergeRequest(sources, Path(merged), Path(out), rung, device, overwrite, progress))
 
 
 def require_sources(sources: object, require: Callable[[object], None] = require_source) -> None:

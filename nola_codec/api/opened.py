@@ -15,7 +15,7 @@ from nola_codec.api.arguments import require_source
 from nola_codec.arrays import NUMPY, Arrays, arrays_on
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.container.reader import Container, Source, open_container
-from nola_codec.decoder.adapters import decode_adapter, decode_records
+from nola_codec.decoder.adapters import count_records, decode_adapter, decode_records
 from nola_codec.decoder.carried_forms import is_reduced
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.factors import DecodedRecord
@@ -25,6 +25,7 @@ from nola_codec.merger.in_memory import merge_into_model
 from nola_codec.merger.layer_deltas import layer_delta
 from nola_codec.model.header import Header
 from nola_codec.model.tensors import RawTensor
+from nola_codec.progress import Progress
 from nola_codec.remote import is_url
 from nola_codec.stores.dtypes import to_numpy
 
@@ -273,8 +274,12 @@ def check_content(container: Container) -> None:
         raise error.within(container.name) from error
 
 
-def check_rungs(container: Container) -> None:
+def check_rungs(container: Container, progress: Progress | None = None) -> None:
     """Decode every rung up to the one that is open, and compare the decoded SHA-256 of each.
+
+    Args:
+        container: The open file.
+        progress: Called as (stage, done, total), or None.
 
     Raises:
         FormatError, ChecksumMismatch: The file is damaged, or this decoder is not exact.
@@ -282,7 +287,8 @@ def check_rungs(container: Container) -> None:
     last = len(container.header.rungs) - 1
     for rung in range(last + 1):
         container.select(rung)
-        Decoder(container, NUMPY).decode_all()
+        decoder = Decoder(container, NUMPY)
+        decoder.decode_all(count_records(decoder, progress, f"checking rung {rung}" if last else "checking"))
 
 
 def load(

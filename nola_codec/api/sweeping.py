@@ -152,9 +152,10 @@ def sweep(
     adapter = adapters.read(readable, config=plain, carry_unknown=carry_unknown, scale=scale)
     base = choose_objective(adapter, base)
     if base.progress is not None:
-        base.progress("canonical form", 0, 1)
+        base.progress("decomposing", 0, 0)
     files = _Files(adapter, base, prepare_form(adapter, base), source_size(readable, adapter))
-    points = [files.point(by, target) for target in (files.default_targets() if targets is None else targets)]
+    wanted: Sequence[float] = files.default_targets() if targets is None else targets
+    points = [files.point(by, target, f"file {n} of {len(wanted)}") for n, target in enumerate(wanted, 1)]
     return SweepReport(
         by=by,
         objective=base.objective_name,
@@ -182,12 +183,19 @@ class _Files:
     form: CanonicalForm
     source_bytes: int
 
-    def point(self, by: str, target: float) -> SweepPoint:
-        """Encode at a target."""
+    def point(self, by: str, target: float, label: str) -> SweepPoint:
+        """Encode at a target; `label` stands before the names of the stages."""
         start = time.perf_counter()
+        options, progress = self.options, self.options.progress
+        if progress is not None:
+
+            def tell(stage: str, done: int, total: int) -> None:
+                progress(f"{label}: {stage}", done, total)
+
+            options = replace(options, progress=tell)
         try:
             _, report = encode_adapter(
-                self.adapter, _with_target(self.options, by, target), source_bytes=self.source_bytes, form=self.form
+                self.adapter, _with_target(options, by, target), source_bytes=self.source_bytes, form=self.form
             )
         except EncodeError as error:
             return SweepPoint(target, problem=str(error))
@@ -202,7 +210,7 @@ class _Files:
 
     def default_targets(self) -> list[int]:
         """Sizes from 5 KB, or from the smallest file there can be, to a quarter of the adapter in fp16."""
-        least = self.point("error", _NOTHING).bytes or 1
+        least = self.point("error", _NOTHING, "smallest file").bytes or 1
         return default_sizes(least, 2 * self.adapter.parameters)
 
 

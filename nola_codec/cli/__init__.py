@@ -1,8 +1,8 @@
 """The `nola-codec` command: one file a subcommand, results on stdout, everything else on stderr.
 
 `encode_options.py` has the options of both encodes, `help.py` makes `--help`, `messages.py` adds the next step to an
-error, `peft_source.py` has PEFT turn an adapter of another method into LoRA, and `output.py` holds the code that
-commands share.
+error, `peft_source.py` has PEFT turn an adapter of another method into LoRA, `progress.py` shows progress with the
+rates of `pace.py`, and `output.py` holds the code that commands share.
 
 Exit status: 0 done, 1 `verify`, `compare` or `selftest` says no, 2 wrong usage, 3 input refused, 70 our own bug; as in
 any program 130 when it was interrupted, and 141 when whoever read its output went away.

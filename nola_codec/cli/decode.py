@@ -23,11 +23,11 @@ from nola_codec.cli.output import (
     keep_undo_option,
     print_json,
     print_notes,
-    progress,
     quiet_option,
     unmerge_option,
     written_bytes,
 )
+from nola_codec.cli.progress import show_progress
 from nola_codec.remote import shown_url
 from nola_codec.rendering import render_size
 
@@ -96,16 +96,18 @@ def _write_adapter(
 
     start = time.perf_counter()
     notes: list[str] = []
-    common: dict[str, Any] = {"dtype": dtype or "f32", "progress": progress(quiet), "note": notes.append, **options}
+    common: dict[str, Any] = {"dtype": dtype or "f32", "note": notes.append, **options}
     if out == STDOUT:
         stdout = binary_stdout()
         with TemporaryDirectory() as staging:
             written = Path(staging) / "adapter.safetensors"
-            decode(file, written, **common)
+            with show_progress(quiet) as show:
+                decode(file, written, progress=show, **common)
             stdout.write(written.read_bytes())
         print_notes(notes)
         return
-    decode(file, out, overwrite=force, **common)
+    with show_progress(quiet) as show:
+        decode(file, out, overwrite=force, progress=show, **common)
     seconds = time.perf_counter() - start
     total = written_bytes(out)
     if as_json:

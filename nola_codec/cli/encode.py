@@ -26,8 +26,8 @@ from nola_codec.cli.encode_options import (
 )
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import options, take
-from nola_codec.cli.output import progress
 from nola_codec.cli.peft_source import encodable_source
+from nola_codec.cli.progress import show_progress
 from nola_codec.errors import require_torch
 from nola_codec.remote import local_copies, shown_url
 
@@ -159,9 +159,12 @@ def command(source: str, **values: Any) -> None:
         # Minutes of work with the model come before the encoder would see these options.
         partner: dict[str, Any] = {"weighting": {}} if fit.fit == "activations" else {"tuner": object()}
         check_options(target, overwrite=output.force, fit=fit.fit, **partner, **coding)
-    show = progress(output.quiet)
     checkpoint = None if output.file is None else Path(f"{output.file}.training")
-    with fit.with_copies(source, show) as (copy, fit), encodable_source(copy, fit.base) as (source, note):
+    with (
+        show_progress(output.quiet) as show,
+        fit.with_copies(source, show) as (copy, fit),
+        encodable_source(copy, fit.base, show) as (source, note),
+    ):
         coding |= {"fit": fit.fit, **fit.make_keywords(source, checkpoint, show, **reading)}
         base = None if note else fit.base  # the base model has served already to make a LoRA of another method
         report = encode(source, target, overwrite=output.force, base=base, progress=show, **reading, **coding)

@@ -18,7 +18,7 @@ from nola_codec.cli.encode_options import (
 )
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option, options, take
-from nola_codec.cli.output import progress
+from nola_codec.cli.progress import show_progress
 
 _WEIGHTS = "Weights"
 _WEIGHT_OPTIONS = (
@@ -61,7 +61,6 @@ def command(tuned: str, base: str, **values: Any) -> None:
 
     output = take(OutputRequest, values)
     target = output.open_target()
-    report = encode_delta(
-        tuned, base, target, overwrite=output.force, progress=progress(output.quiet), **read_coding_values(values)
-    )
+    with show_progress(output.quiet) as show:
+        report = encode_delta(tuned, base, target, overwrite=output.force, progress=show, **read_coding_values(values))
     output.print_report(report)

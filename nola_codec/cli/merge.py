@@ -23,11 +23,11 @@ from nola_codec.cli.output import (
     print_merge,
     print_notes,
     print_scale_notes,
-    progress,
     quiet_option,
     unmerge_option,
     written_bytes,
 )
+from nola_codec.cli.progress import show_progress
 from nola_codec.remote import shown_url
 from nola_codec.rendering import render_size
 
@@ -67,10 +67,11 @@ class MergeArguments:
         if self.unmerge is not None:
             if self.keep_undo:
                 raise click.UsageError("--keep-undo is for merging")
-            return merging.unmerge(sources, self.unmerge, self.out, **common)
+            with show_progress(self.quiet) as show:
+                return merging.unmerge(sources, self.unmerge, self.out, progress=show, **common)
         assert self.base is not None
-        show = progress(self.quiet)
-        return merging.merge(sources, self.base, self.out, keep_undo=self.keep_undo, progress=show, **common)
+        with show_progress(self.quiet) as show:
+            return merging.merge(sources, self.base, self.out, keep_undo=self.keep_undo, progress=show, **common)
 
 
 @helpful_command(
@@ -134,9 +135,10 @@ def _print_adapter(
             raise click.UsageError(f"{flag} is for merging into a model: give --base")
     start = time.perf_counter()
     coding = read_coding_values(chosen)
-    if Path(arguments.out).suffix == ".nola":
-        coding["progress"] = progress(arguments.quiet)
-    report = merge_adapters(sources, arguments.out, rung=arguments.rung, overwrite=arguments.force, **coding)
+    with show_progress(arguments.quiet) as show:
+        if Path(arguments.out).suffix == ".nola":
+            coding["progress"] = show
+        report = merge_adapters(sources, arguments.out, rung=arguments.rung, overwrite=arguments.force, **coding)
     seconds = time.perf_counter() - start
     total = written_bytes(report.output)
     if as_json:

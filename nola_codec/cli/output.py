@@ -1,4 +1,4 @@
-"""Options and printing that commands share. Results go to stdout; progress goes to stderr, and only to a terminal."""
+"""Options and printing that commands share. Results go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import json
 import math
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -109,25 +108,6 @@ def print_scale_notes(files: Iterable[str]) -> None:
         if facts.scale_origin == "assumed":
             shown = render_scalings(facts.scalings, facts.scale_origin)
             click.echo(f"note: {shown_url(file)}: scaling {shown}; encode it with --scale to set another one", err=True)
-
-
-def progress(quiet: bool) -> Callable[[str, int, int], None] | None:
-    """A function that shows a progress line on stderr if that is a terminal; else None."""
-    if quiet or not sys.stderr.isatty():
-        return None
-    last = 0.0
-
-    def show(stage: str, done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last < 0.1 and done < total:
-            return
-        last = now
-        click.echo(f"\r\x1b[K{stage} {done}/{total}", nl=False, err=True)
-        if done >= total:
-            click.echo("\r\x1b[K", nl=False, err=True)
-
-    return show
 
 
 def _finite(value: Any) -> Any:

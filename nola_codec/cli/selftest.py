@@ -7,7 +7,8 @@ from dataclasses import asdict
 import click
 
 from nola_codec.cli.help import command as helpful_command
-from nola_codec.cli.output import device_option, json_option, print_json
+from nola_codec.cli.output import device_option, json_option, print_json, quiet_option
+from nola_codec.cli.progress import show_progress
 
 
 @helpful_command(
@@ -18,15 +19,17 @@ from nola_codec.cli.output import device_option, json_option, print_json
     says_no="this machine computes other bits",
 )
 @device_option
+@quiet_option
 @json_option
-def command(device: str, as_json: bool) -> int:
+def command(device: str, quiet: bool, as_json: bool) -> int:
     """Check that generators, bases and decoding give the published bits on this machine.
 
     On the CPU it checks NumPy, and PyTorch too if that is installed. The device "numpy" checks NumPy alone.
     """
     from nola_codec.api.selftest import selftest
 
-    checks = selftest(device)
+    with show_progress(quiet, "checking"):
+        checks = selftest(device)
     good = all(check.passed for check in checks)
     if as_json:
         print_json({"ok": good, "device": device, "checks": [asdict(check) for check in checks]})

@@ -20,7 +20,8 @@ from nola_codec.cli.encode_options import (
 )
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option, options
-from nola_codec.cli.output import OUTPUT, force_option, json_option, print_json, progress, quiet_option
+from nola_codec.cli.output import OUTPUT, force_option, json_option, print_json, quiet_option
+from nola_codec.cli.progress import show_progress
 
 _TARGETS = (
     option("--sizes", group=TARGET, metavar="SIZE,...", help="Sizes of the files, e.g. 5KB,10KB,20KB."),
@@ -53,13 +54,14 @@ def command(source: str, **values: Any) -> None:
     from nola_codec.api.sweeping import sweep
 
     plot, force, as_json = values.pop("plot"), values.pop("force"), values.pop("as_json")
-    show = progress(values.pop("quiet"))
+    quiet = values.pop("quiet")
     if plot is not None:
         check_plot(plot, overwrite=force)
     for name in ("sizes", "nmse", "errors"):
         if values[name] is not None:
             values[name] = _parts(values[name]) if name == "sizes" else _numbers(values[name])
-    report = sweep(source, progress=show, **read_coding_values(values))
+    with show_progress(quiet) as show:
+        report = sweep(source, progress=show, **read_coding_values(values))
     if plot is not None:
         plot_sweep(report, plot, title=Path(source).name, overwrite=force)
     if as_json:

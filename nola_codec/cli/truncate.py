@@ -8,7 +8,8 @@ import click
 
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option
-from nola_codec.cli.output import OUTPUT, STDOUT, binary_stdout, force_option, json_option, print_json
+from nola_codec.cli.output import OUTPUT, STDOUT, binary_stdout, force_option, json_option, print_json, quiet_option
+from nola_codec.cli.progress import show_progress
 from nola_codec.remote import shown_url
 
 
@@ -25,8 +26,9 @@ from nola_codec.remote import shown_url
 @option("-o", "--output", "out", group=OUTPUT, type=click.Path(allow_dash=True), metavar="FILE", required=True,
         help="The .nola file to write; - is standard output, and the report then goes to stderr.")  # fmt: skip
 @force_option
+@quiet_option
 @json_option
-def command(file: str, limit: str | None, rung: int | None, out: str, force: bool, as_json: bool) -> None:
+def command(file: str, limit: str | None, rung: int | None, out: str, force: bool, quiet: bool, as_json: bool) -> None:
     """Cut the progressive FILE to one of its coarser rungs. Nothing is encoded again.
 
     FILE may be the beginning of a file, as an interrupted download leaves it: without --size and --rung, the finest
@@ -35,7 +37,9 @@ def command(file: str, limit: str | None, rung: int | None, out: str, force: boo
     from nola_codec.api.truncating import truncate
 
     piped = out == STDOUT
-    report = truncate(file, binary_stdout() if piped else out, size=limit, rung=rung, overwrite=force)
+    target = binary_stdout() if piped else out
+    with show_progress(quiet, "cutting"):
+        report = truncate(file, target, size=limit, rung=rung, overwrite=force)
     if as_json:
         print_json({**asdict(report), "output": out}, err=piped)
         return

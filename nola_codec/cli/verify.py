@@ -6,7 +6,8 @@ import click
 
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.messages import describe_error, one_line
-from nola_codec.cli.output import json_option, print_json
+from nola_codec.cli.output import json_option, print_json, quiet_option
+from nola_codec.cli.progress import show_progress
 from nola_codec.errors import FormatError
 from nola_codec.remote import shown_url
 from nola_codec.rendering import render_size
@@ -20,8 +21,9 @@ from nola_codec.rendering import render_size
     says_no="the file is damaged",
 )
 @click.argument("file", type=click.Path())
+@quiet_option
 @json_option
-def command(file: str, as_json: bool) -> int:
+def command(file: str, quiet: bool, as_json: bool) -> int:
     """Check all of FILE: its layout, every checksum, and the hash of everything it decodes to.
 
     It prints three hashes: the file SHA-256 is what sha256sum prints, the content SHA-256 is stored in the file over
@@ -30,7 +32,8 @@ def command(file: str, as_json: bool) -> int:
     from nola_codec.api.decoding import verify
 
     try:
-        facts = verify(file)
+        with show_progress(quiet) as show:
+            facts = verify(file, progress=show)
     except FormatError as error:
         if as_json:
             print_json({"ok": False, "code": error.code, "error": str(error)})

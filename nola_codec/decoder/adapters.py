@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from nola_codec.arrays import Arrays
 from nola_codec.decoder.carried_forms import read_references, restore_carried
@@ -44,14 +44,22 @@ def decode_records(
         ChecksumMismatch: The decoded SHA-256 is not the encoder's.
         FormatError: The file is damaged.
     """
-    total = len(decoder.header.coded)
+    report = count_records(decoder, progress)
     if verify:
-        yield from decoder.decode_checked(lambda done: progress("decode", done, total) if progress else None)
+        yield from decoder.decode_checked(report)
         return
     for index, record in decoder.decode():
         yield record
-        if progress is not None:
-            progress("decode", index + 1, total)
+        if report is not None:
+            report(index + 1)
+
+
+def count_records(decoder: Decoder, progress: Progress | None, stage: str = "decoding") -> Callable[[int], None] | None:
+    """Return the function for `Decoder.decode_checked` that reports a stage of all coded records; None for None."""
+    if progress is None:
+        return None
+    total = len(decoder.header.coded)
+    return lambda done: progress(stage, done, total)
 
 
 def build_adapter(decoder: Decoder, records: Iterable[DecodedRecord]) -> Adapter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -77,7 +78,12 @@ class Drafter:
     def draft(self, lagrangian: float, nudges: Int64Array | None = None) -> Draft:
         """Make the draft for a lambda. Earlier drafts become stale."""
         plan = self.plan(lagrangian, nudges)
-        return self.lay_out(plan, quantize(self.form, plan, self.job.basis, self.workspace))
+        self.workspace.searches += bool(len(plan.kept))
+        stage = f"draft {self.workspace.searches}"  # of a number that nobody knows before the search has ended
+        if len(plan.kept):
+            self.job.show_progress(stage, 0, 0)
+        tell = partial(self.job.show_progress, stage)
+        return self.lay_out(plan, quantize(self.form, plan, self.job.basis, self.workspace, tell))
 
     def draft_empty(self) -> Draft:
         """Make the draft with no unit."""

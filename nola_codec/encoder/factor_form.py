@@ -52,7 +52,7 @@ def factor_content(job: EncodeJob) -> FileContent:
             record, own = _fit_vector(item, stream, bases, codebook)
         records.append(record)
         symbols.append(own)
-        job.show_progress("fit", index + 1, len(job.items))
+        job.show_progress("fitting", index + 1, len(job.items))
     return fixed_width_content(records, symbols, Quantizer(codebook))
 
 

@@ -104,20 +104,17 @@ def _encode_to_target(job: EncodeJob, form: CanonicalForm | None) -> tuple[Quant
     """
     target: RateTarget | None = first_target(job)
     trained: TrainedCode | None = None
-    for attempt in range(_ATTEMPTS):
+    for _ in range(_ATTEMPTS):
         assert target is not None
-        job.show_progress("rate control", attempt, _ATTEMPTS)
         if job.options.tuner is None:
             quantized, correction = quantize_to(job, target, form)
             target = replace(target, correction=correction)
         else:
             trained = trained or train_to(job, target, form)
             quantized = quantize_trained(job, trained, target)
-        job.show_progress("entropy coding", attempt, _ATTEMPTS)
         file = code_file(job, quantized)
         target = correct_target(job, target, len(file.data), reached_error(job, quantized, file))
         if target is None:
-            job.show_progress("entropy coding", _ATTEMPTS, _ATTEMPTS)
             return quantized, file
     message = f"the target was missed {_ATTEMPTS} times, each time by less; ask for slightly more bytes or error"
     raise EncodeError(message, code="unreachable")
@@ -150,6 +147,7 @@ def _draft_to(job: EncodeJob, target: RateTarget, form: CanonicalForm | None) ->
     """Make the draft that meets a target, and return it with its drafter."""
     if form is None:
         form = canonical_form(job)
+    job.show_progress("planning", 0, 0)
     with job.clock.stage("rate control"):
         exact = sum(len(data) for _, data in job.raw_sections)
         form = pin_carried(form, target.limit - exact if target.is_size else None)
@@ -168,6 +166,7 @@ def code_file(job: EncodeJob, quantized: QuantizedAdapter) -> CodedFile:
     """Entropy-code a quantized adapter, measure what it decodes to, and write both into a file."""
     content, sizes = quantized.content, quantized.sizes
     codecs = [CODEC_NAMES[name] for name in job.options.entropy]
+    job.show_progress("coding", 0, 0)
     with job.clock.stage("coding and decoding"):
         coded = code_rungs(content, sizes, codecs)
         measured = tuple(measure_rung(job, quantized, rung) for rung in range(len(content.rungs)))

@@ -124,7 +124,7 @@ def make_canonical_form(
         items: The modules, then the vectors, in the order of the records.
         streams: The stream number of each item.
         settings: The basis and the weights.
-        progress: A function that is called as ("canonical form", items done, items in all), or None.
+        progress: A function that is called as ("decomposing", items done, items in all), or None.
 
     Raises:
         EncodeError: ``moments``: The moments do not fit the modules; ``calibration``: They show no gain.
@@ -153,7 +153,7 @@ def make_canonical_form(
 
     for done, _ in enumerate(parallel_map(place, range(len(items)))):
         if progress is not None:
-            progress("canonical form", done + 1, len(items))
+            progress("decomposing", done + 1, len(items))
     return _with_weights(form, settings, value, noise)
 
 

@@ -36,12 +36,14 @@ class Workspace:
         owner: For each side, {length: int16 (vectors,)}: the coder that made the levels of rung 0, -1 for none.
         tables: For each rung and dependent coder, the points and code lengths that its search uses.
         generation: The number of drafts that were begun.
+        searches: The number of drafts that had a vector to code.
     """
 
     levels: list[Sides] = field(default_factory=list)
     owner: tuple[dict[int, npt.NDArray[np.int16]], dict[int, npt.NDArray[np.int16]]] = ({}, {})
     tables: dict[tuple[int, int], tuple[Float64Array, Float64Array]] = field(default_factory=dict)
     generation: int = 0
+    searches: int = 0
 
     def begin_draft(self, form: CanonicalForm, rungs: int) -> DraftLevels:
         """Make room for the levels of a draft of so many rungs. Earlier drafts become stale."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,7 +90,13 @@ class QuantizedForm:
         return np.concatenate(parts) if parts else np.empty(0, np.uint8)
 
 
-def quantize(form: CanonicalForm, plan: RatePlan, basis: int, workspace: Workspace) -> QuantizedForm:
+def quantize(
+    form: CanonicalForm,
+    plan: RatePlan,
+    basis: int,
+    workspace: Workspace,
+    tell: Callable[[int, int], None] | None = None,
+) -> QuantizedForm:
     """Quantize the vectors of a plan with its coders, then fit points and frequencies to the result.
 
     Let c be the squared cosine between a vector and its points, and t the gain of the objective. The scale of a unit is
@@ -100,8 +107,9 @@ def quantize(form: CanonicalForm, plan: RatePlan, basis: int, workspace: Workspa
         plan: The kept units and their coders.
         basis: The id of the form's basis.
         workspace: The workspace for the levels; earlier drafts in it become stale.
+        tell: Called as (vectors searched, vectors to search), or None.
     """
-    layers = Layers(form, plan, workspace.begin_draft(form, len(plan.steps)))
+    layers = Layers(form, plan, workspace.begin_draft(form, len(plan.steps)), tell)
     with one_blas_thread():
         for rung in range(len(plan.steps)):
             layers.add(rung)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -61,8 +62,12 @@ class Layers:
         squares: float64 (rungs, 2, kept): the squared norm of that coded form.
     """
 
-    def __init__(self, form: CanonicalForm, plan: RatePlan, levels: DraftLevels) -> None:
+    def __init__(
+        self, form: CanonicalForm, plan: RatePlan, levels: DraftLevels, tell: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Make room for the layers of a plan; `tell` is called as (vectors searched, vectors to search)."""
         self._form, self._plan, self._workspace = form, plan, levels.workspace
+        self._tell = tell
         self.levels = levels
         shape = (len(plan.steps), 2, len(plan.kept))
         self.quantizers: list[Quantizer] = []
@@ -75,6 +80,7 @@ class Layers:
         self._sums: tuple[dict[int, Float32Array], dict[int, Float32Array]] | None = None
         if len(plan.steps) > 1:
             self._sums = matrices_like(form, _zeros)
+        self._searched, self._to_search = 0, self._count_searches()
 
     def find_alive(self) -> npt.NDArray[np.bool_]:
         """Return True for each kept unit that has a non-zero level on each side at every rung that has it."""
@@ -111,6 +117,24 @@ class Layers:
                         for start in range(0, len(units), step)
                     ]
         return batches
+
+    def _count_searches(self) -> int:
+        """Return the number of vectors whose levels are found by a search, which takes nearly all of the time."""
+        if self._tell is None:
+            return 0
+        rungs = range(len(self._plan.steps))
+        return sum(
+            len(batch.units)
+            for rung in rungs
+            for batch in self._batches(rung)
+            if not isinstance(coders()[batch.coder], ScalarCoder) and not self._is_known(rung, batch)
+        )
+
+    def _report(self, vectors: int) -> None:
+        """Count vectors whose levels were searched."""
+        self._searched += vectors
+        if self._tell is not None:
+            self._tell(self._searched, self._to_search)
 
     def _values(self, rung: int, batch: _Batch) -> Float32Array:
         """Return the rest of the vectors after the rungs before, scaled to unit variance, float32 (units, length)."""
@@ -155,30 +179,37 @@ class Layers:
                 self.levels.matrix(rung, side, length)[self._form.rows[side][self._plan.kept[units]]] = levels
 
         packs = pack_side_by_side([(len(batch.units), batch.length) for batch in unknown])
-        for _ in parallel_map(find, packs):
-            pass
+        for pack, _ in zip(packs, parallel_map(find, packs), strict=True):
+            self._report(sum(len(unknown[i].units) for i in pack))
 
     def _code(self, rung: int, number: int, batches: list[_Batch]) -> None:
         """Find the levels of all vectors of one coder, except for those of a dependent one, and its quantizer."""
         coder = coders()[number]
         space = self._workspace
+        is_trellis = isinstance(coder, TrellisCoder)
+        work = [(batch, is_trellis and not self._is_known(rung, batch)) for batch in batches]
 
-        def find_levels(batch: _Batch) -> tuple[Float64Array, Float64Array]:
-            """Write the levels of a batch's vectors, and return their statistics."""
+        def find_levels(item: tuple[_Batch, bool]) -> tuple[Float64Array, Float64Array]:
+            """Write the levels of a batch's vectors, unless they are there, and return their statistics."""
+            batch, is_searched = item
             side, _, length, _, units = batch
             rows = self._form.rows[side][self._plan.kept[units]]
             out = self.levels.matrix(rung, side, length)
             values = self._values(rung, batch)
             if isinstance(coder, ScalarCoder):
                 out[rows] = coder.levels(values)
-            elif isinstance(coder, TrellisCoder) and not self._is_known(rung, batch):
+            elif isinstance(coder, TrellisCoder) and is_searched:
                 symbols = coder.symbols(values)
                 out[rows, : symbols.shape[1]] = symbols
             if rung == 0:
                 space.owner[side][length][rows] = number
             return level_statistics(coder, out[rows], values)
 
-        statistics = list(parallel_map(find_levels, batches))
+        statistics = []
+        for (batch, is_searched), found in zip(work, parallel_map(find_levels, work), strict=True):
+            statistics.append(found)
+            if is_searched:
+                self._report(len(batch.units))
         key = (-1 if isinstance(coder, TrellisCoder) else rung, number)
         if key not in self._numbers:
             self._numbers[key] = len(self.quantizers)

@@ -68,6 +68,8 @@ def collect_moments(
     if rows < 1:
         raise EncodeError(f"calibration rows: expected a positive number, found {rows}", code="option")
     texts = read_rows(calibration, rows)
+    if progress is not None:
+        progress("loading the base model", 0, 0)
     model, tokenizer = load_causal(Path(base))
     return collect_from(model, modules, texts, _causal_loss(tokenizer), progress=progress)
 

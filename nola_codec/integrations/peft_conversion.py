@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nola_codec.adapters.sources import CONFIG_NAME, WEIGHTS_NAME
 from nola_codec.errors import AdapterError, require_package, require_torch
+from nola_codec.progress import Progress
 from nola_codec.remote import accepts_urls
 from nola_codec.stores.files import atomic_directory, read_json
 
@@ -62,13 +63,20 @@ class Conversion:
 
 
 @accepts_urls("source", "base", out="out")
-def convert(source: str | os.PathLike[str], base: str | os.PathLike[str], out: str | os.PathLike[str]) -> Conversion:
+def convert(
+    source: str | os.PathLike[str],
+    base: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    progress: Progress | None = None,
+) -> Conversion:
     """Write the LoRA that is nearest to a PEFT adapter, as a PEFT directory.
 
     Args:
         source: The directory of the adapter, for which `peft_methods.is_convertible` is True.
         base: The directory of the base model. It is loaded in float32.
         out: The directory to write. It must not exist.
+        progress: Called as (stage, done, total), or None.
 
     Raises:
         MissingPackage: ``needs-peft``: PEFT is not installed.
@@ -82,13 +90,17 @@ def convert(source: str | os.PathLike[str], base: str | os.PathLike[str], out: s
     import peft
     from safetensors.torch import save_file
 
+    tell = progress or (lambda stage, done, total: None)
+    tell("loading the base model", 0, 0)
     model = _load(Path(source), Path(base), config)
+    tell("converting by PEFT", 0, 0)
     try:
         lora, state = peft.convert_to_lora(model, rank=ENERGY)
     except (TypeError, ValueError, RuntimeError) as error:
         raise AdapterError(f"PEFT cannot convert it: {error}", code="not-convertible", where=str(source)) from error
     state = {key: tensor.detach().float().contiguous() for key, tensor in state.items()}
     ranks = [len(tensor) for key, tensor in state.items() if key.endswith(".lora_A.weight")]
+    tell("measuring the LoRA", 0, 0)
     nmse = _measure(model, state)
     with atomic_directory(Path(out), replace=False) as directory:
         lora.inference_mode = True

@@ -78,6 +78,8 @@ def text_tuner(
         kept = read_rows(held_out, HELD_OUT)
     count = min(VALIDATION, len(rows) // 20 + 1)
     chosen, rows = rows[:count], rows[count:]
+    if progress is not None:
+        progress("loading the base model", 0, 0)
     model, tokenizer = load_causal(Path(base))
     _load_carried_tensors(model, source, scale)
 

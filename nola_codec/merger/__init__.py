@@ -20,5 +20,5 @@ A weight is found by `model_names.py`, with the rules of Transformers, and by `s
 other tools give it; `part_places.py` finds the parts of fused weights, `layout_places.py` the weights of image models
 in another layout, and `pipeline_components.py` the component of a pipeline. `misfits.py` says what has no place, and
 `model_families.py` which families do not fit each other. `quantized_bases.py` and `quantized_modules.py` refuse
-quantized weights. `pickled_base.py` reads a base from pickles.
+quantized weights. `pickled_base.py` reads a base from pickles, and `weight_counter.py` counts for a progress display.
 """

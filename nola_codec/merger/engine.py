@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from nola_codec.checkpoints.checkpoint import Checkpoint
@@ -19,7 +19,7 @@ from nola_codec.merger.pickled_base import unpickled_base
 from nola_codec.merger.request import MergeReport, MergeRequest, UnmergeRequest
 from nola_codec.merger.restored_model import write_restored_model
 from nola_codec.merger.undo_file import read_undo
-from nola_codec.progress import Progress
+from nola_codec.merger.weight_counter import WeightCounter
 
 
 def run_merge(request: MergeRequest) -> MergeReport:
@@ -37,10 +37,10 @@ def run_merge(request: MergeRequest) -> MergeReport:
     # Not Path.resolve, which raises for a link to itself.
     base, out = Path(os.path.realpath(request.base)), Path(os.path.realpath(request.out))
     check_output(base, out, overwrite=request.overwrite)
-    files = [decode_source(source, request.rung, request.device) for source in request.sources]
+    files = [decode_source(source, request.rung, request.device, request.progress) for source in request.sources]
     if not files:
         raise AdapterError("no file to merge", code="not-found")
-    counter = _WeightCounter(request.progress)
+    counter = WeightCounter(request.progress, "merging")
     if not is_pipeline(request.base):
         with unpickled_base(request) as inner:
             return _merge_directory(files, inner, counter)
@@ -49,12 +49,12 @@ def run_merge(request: MergeRequest) -> MergeReport:
     return MergeReport(request.out, sum(r.shards for r in reports), 0, sum(r.weights for r in reports))
 
 
-def _merge_directory(files: Sequence[MergeFile], request: MergeRequest, counter: _WeightCounter) -> MergeReport:
+def _merge_directory(files: Sequence[MergeFile], request: MergeRequest, counter: WeightCounter) -> MergeReport:
     """Merge decoded files into a model directory, the base of `request`."""
     checkpoint = Checkpoint(request.base)
     change = combine_files([place_file(file, checkpoint) for file in files])
     counter.total += len(change.plan.places)
-    return write_merged_model(checkpoint, change, request, counter.count)
+    return write_merged_model(checkpoint, change, request, counter)
 
 
 def run_unmerge(request: UnmergeRequest) -> MergeReport:
@@ -68,21 +68,8 @@ def run_unmerge(request: UnmergeRequest) -> MergeReport:
     merged, out = request.merged.resolve(), request.out.resolve()
     check_output(merged, out, overwrite=request.overwrite)
     index = read_undo(merged)
-    files = [decode_source(source, request.rung, request.device) for source in request.sources]
-    report = write_restored_model(index, files, replace(request, merged=merged, out=out))
+    files = [decode_source(source, request.rung, request.device, request.progress) for source in request.sources]
+    total = sum(len(facts["terms"]) for facts in index["shards"].values())
+    counter = WeightCounter(request.progress, "restoring", total)
+    report = write_restored_model(index, files, replace(request, merged=merged, out=out), counter)
     return replace(report, output=request.out)
-
-
-@dataclass
-class _WeightCounter:
-    """Counts changed weights over all components of a pipeline, and tells the caller's progress function."""
-
-    progress: Progress | None
-    done: int = 0
-    total: int = 0
-
-    def count(self, _: str) -> None:
-        """Count one more weight."""
-        self.done += 1
-        if self.progress is not None:
-            self.progress("merge", self.done, self.total)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from nola_codec.adapters.adapter_delta import AdapterDelta
 from nola_codec.arrays import Arrays, arrays_on
 from nola_codec.container.reader import open_container
-from nola_codec.decoder.adapters import build_adapter
+from nola_codec.decoder.adapters import build_adapter, count_records
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.errors import AdapterError
@@ -19,6 +19,7 @@ from nola_codec.merger.request import WeightedSource
 from nola_codec.merger.row_deltas import row_delta
 from nola_codec.model.adapter import Adapter
 from nola_codec.model.records import CodedKind
+from nola_codec.progress import Progress
 from nola_codec.stores.files import display_name
 
 
@@ -82,13 +83,16 @@ class MergeFile:
         return StackedDelta(slices)
 
 
-def decode_source(source: WeightedSource, rung: int | None, device: object) -> MergeFile:
+def decode_source(
+    source: WeightedSource, rung: int | None, device: object, progress: Progress | None = None
+) -> MergeFile:
     """Decode a file, and compare its content SHA-256 and its decoded SHA-256.
 
     Args:
         source: The file, or the file and its weight.
         rung: The rung to decode, counted from 0; None is the last.
         device: The device that factors are synthesized on.
+        progress: Called as (stage, done, total), or None.
 
     Raises:
         AdapterError: ``merge-weight``: the weight is not finite; ``not-nola``; ``unknown-rung``.
@@ -101,22 +105,23 @@ def decode_source(source: WeightedSource, rung: int | None, device: object) -> M
     xp = arrays_on(device)
     with open_container(source, rung=rung) as container:
         container.check_content()
-        return decode_merge_file(Decoder(container, xp), name, weight)
+        return decode_merge_file(Decoder(container, xp), name, weight, progress)
 
 
-def decode_merge_file(decoder: Decoder, name: str, weight: float = 1.0) -> MergeFile:
+def decode_merge_file(decoder: Decoder, name: str, weight: float = 1.0, progress: Progress | None = None) -> MergeFile:
     """Decode an open file, and compare its decoded SHA-256.
 
     Args:
         decoder: The open file.
         name: The file's name, for messages.
         weight: The number that all its deltas are multiplied by.
+        progress: Called as (stage, done, total), or None.
 
     Raises:
         FormatError, ChecksumMismatch: The file is damaged.
     """
     header = decoder.header
-    records = decoder.decode_all()
+    records = decoder.decode_all(count_records(decoder, progress))
     adapter = build_adapter(decoder, records)
     names = [record.name for record in header.coded]
     return MergeFile(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from nola_codec.merger.stream import FileWrite, RowEdit, TensorWrite, write_file
 from nola_codec.merger.undo_file import UNDO_NAME
 from nola_codec.merger.undo_recorder import UndoRecorder, join_segments
 from nola_codec.merger.vocabulary import config_of
+from nola_codec.merger.weight_counter import WeightCounter
 from nola_codec.stores.files import dump_json
 from nola_codec.stores.safetensors_io import SafetensorsFile, num_bytes
 from nola_codec.stores.safetensors_writer import encode_header
@@ -37,7 +38,7 @@ def write_merged_model(
     checkpoint: Checkpoint,
     change: ModelChange,
     request: MergeRequest,
-    on_weight: Callable[[str], None] | None = None,
+    counter: WeightCounter | None = None,
 ) -> MergeReport:
     """Write the merged model. The directory appears at the end, and only if everything was written.
 
@@ -49,7 +50,7 @@ def write_merged_model(
         checkpoint: The base model.
         change: The change to make. A delta is opened once for each weight of a shard that is not finished yet.
         request: The request. Only `out`, `overwrite`, `keep_undo` and `piece_bytes` count here.
-        on_weight: A function that is called with the name of each changed weight when a thread takes its last rows.
+        counter: The counter of changed weights, or None.
 
     Raises:
         OutputExists: ``request.out`` exists and may not be replaced, or it is not a model directory.
@@ -60,8 +61,11 @@ def write_merged_model(
     shards = checkpoint.shards
     with open_journal(out, _journal_key(checkpoint, change, request), replace=request.overwrite) as journal:
         layouts = {shard: shard_layout(checkpoint, change.plan, shard) for shard in shards}
-        writer = _ShardWriter(checkpoint, change, request, journal, on_weight)
+        writer = _ShardWriter(checkpoint, change, request, journal, counter)
         todo = [shard for shard in shards if shard not in journal.finished]
+        if counter is not None and len(todo) < len(shards):
+            finished = (tensor for shard in shards if shard not in todo for tensor in layouts[shard].values())
+            counter.count(sum(tensor.has_delta for tensor in finished))
         write_files((writer.prepare_shard(shard, layouts[shard]) for shard in todo), request.piece_bytes)
         if request.keep_undo:
             join_segments(checkpoint, change, journal.files, request.piece_bytes)
@@ -93,7 +97,7 @@ class _ShardWriter:
     """Prepares the write of each shard.
 
     Attributes:
-        checkpoint, change, request, on_weight: The arguments of `write_merged_model`.
+        checkpoint, change, request, counter: The arguments of `write_merged_model`.
         journal: The open journal.
     """
 
@@ -101,7 +105,7 @@ class _ShardWriter:
     change: ModelChange
     request: MergeRequest
     journal: Journal
-    on_weight: Callable[[str], None] | None
+    counter: WeightCounter | None
 
     def prepare_shard(self, shard: str, layout: Mapping[str, MergedTensor]) -> FileWrite:
         """Return the write of one shard, and begin its undo segment."""
@@ -134,7 +138,7 @@ class _ShardWriter:
             else:
                 rows = tensor.shape[0] if tensor.shape else 1
                 open_edit = partial(self._open_edit, name, tensor, recorder)
-                on_done = None if self.on_weight is None else partial(self.on_weight, name)
+                on_done = None if self.counter is None else self.counter.count
                 yield TensorWrite(name, nbytes, origin, rows, open_edit, on_done)
 
     def _open_edit(self, name: str, tensor: MergedTensor, recorder: UndoRecorder | None) -> RowEdit:

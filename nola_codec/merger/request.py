@@ -54,6 +54,7 @@ class UnmergeRequest:
         rung: The rung that the files were merged at; None is the last.
         device: The device that factors are synthesized on; it changes no bit.
         overwrite: True if `out` may be replaced.
+        progress: A function that is called as (stage, done, total), or None.
     """
 
     sources: Sequence[WeightedSource]
@@ -62,6 +63,7 @@ class UnmergeRequest:
     rung: int | None = None
     device: object = "cpu"
     overwrite: bool = False
+    progress: Progress | None = None
 
 
 @dataclass(frozen=True)

@@ -26,19 +26,23 @@ from nola_codec.merger.undo_file import (
     decompress,
     file_sha256,
 )
+from nola_codec.merger.weight_counter import WeightCounter
 from nola_codec.stores.dtypes import FLOAT_DTYPES
 from nola_codec.stores.safetensors_io import SafetensorsFile, num_bytes
 
 _MAX_PIECE = 1 << 26
 
 
-def write_restored_model(index: UndoIndex, files: Sequence[MergeFile], request: UnmergeRequest) -> MergeReport:
+def write_restored_model(
+    index: UndoIndex, files: Sequence[MergeFile], request: UnmergeRequest, counter: WeightCounter | None = None
+) -> MergeReport:
     """Write the base model. The directory appears at the end, complete. A killed run is resumed.
 
     Args:
         index: The index of the undo file, from `read_undo`.
         files: The decoded files that were merged.
         request: The request. Only `merged`, `out` and `overwrite` count here; the two paths are real paths.
+        counter: The counter of restored weights, or None.
 
     Raises:
         AdapterError: ``unmerge-files``: the files are not those of the merge; ``bad-undo``; ``unmerge-mismatch``: the
@@ -61,8 +65,10 @@ def write_restored_model(index: UndoIndex, files: Sequence[MergeFile], request: 
     blocks = UndoBlocks(undo_path)
     try:
         with open_journal(request.out, key, replace=request.overwrite) as journal:
-            restorer = _ShardRestorer(merged, files, blocks, journal)
+            restorer = _ShardRestorer(merged, files, blocks, journal, counter)
             todo = [shard for shard in shards if shard not in journal.finished]
+            if counter is not None and len(todo) < len(shards):
+                counter.count(sum(len(shards[shard]["terms"]) for shard in shards if shard not in todo))
             write_files((restorer.prepare_shard(shard, shards[shard]) for shard in todo), piece_bytes)
             remove_others(journal.files, shards)
             copy_other_files(merged, journal.files)
@@ -83,12 +89,14 @@ class _ShardRestorer:
         files: The decoded files that were merged.
         blocks: The blocks of the undo file.
         journal: The open journal.
+        counter: The counter of restored weights, or None.
     """
 
     merged: Path
     files: Sequence[MergeFile]
     blocks: UndoBlocks
     journal: Journal
+    counter: WeightCounter | None
 
     def prepare_shard(self, shard: str, facts: UndoIndex) -> FileWrite:
         """Return the write of one shard, from its part of the index."""
@@ -123,7 +131,8 @@ class _ShardRestorer:
             if dtype not in FLOAT_DTYPES:
                 raise AdapterError(f"a delta on {dtype}", code="bad-undo", where=name)
             open_edit = partial(self._open_edit, dtype, shape, facts["terms"][name], blocks)
-            yield TensorWrite(name, size, file.offset(name), shape[0] if shape else 1, open_edit)
+            on_done = None if self.counter is None else self.counter.count
+            yield TensorWrite(name, size, file.offset(name), shape[0] if shape else 1, open_edit, on_done)
 
     def _open_edit(self, dtype: str, shape: tuple[int, ...], terms: list[Any], blocks: _TensorBlocks) -> RowEdit:
         delta = sum_terms(self.files, [DeltaTerm.parse(term) for term in terms], shape)

@@ -173,12 +173,10 @@ class TaskTuner:
         self._modules = start.items
         original = {m.name: (_to_tensor(m.sides[0], device), _to_tensor(m.sides[1], device)) for m in self._modules}
         with freeze_weights(self._model), attach_factors(self._model, self._modules, lambda: self._factors):
-            self._losses["base"] = self._mean_loss({}, self._data.held_out, "measuring the base model")
-            self._losses["adapter"] = self._mean_loss(original, self._data.held_out, "measuring the adapter")
+            self._losses["base"] = self._mean_loss({}, self._data.held_out, "loss of the base model")
+            self._losses["adapter"] = self._mean_loss(original, self._data.held_out, "loss of the adapter")
             untrained = _detach(code.factors())
-            self._losses["start"] = self._mean_loss(
-                untrained, self._data.held_out, "measuring the file before training"
-            )
+            self._losses["start"] = self._mean_loss(untrained, self._data.held_out, "loss before training")
             self._steps = self._train(code, start, original)
         self._factors = {}
         return code.result()
@@ -221,7 +219,7 @@ class TaskTuner:
         device = next(self._model.parameters()).device
         pairs = {name: (_to_tensor(b, device), _to_tensor(a, device)) for name, (b, a) in factors.items() if b.any()}
         with freeze_weights(self._model), attach_factors(self._model, self._modules, lambda: self._factors):
-            self._losses["file"] = self._mean_loss(pairs, self._data.held_out, "measuring the file")
+            self._losses["file"] = self._mean_loss(pairs, self._data.held_out, "loss of the file")
         self._factors = {}
         return self._losses["file"]
 
@@ -246,8 +244,8 @@ class TaskTuner:
         divergence = functional.kl_div(found, wanted, log_target=True, reduction="batchmean")
         return divergence if against == "adapter" else (divergence + functional.nll_loss(found, labels)) / 2
 
-    def _mean_loss(self, factors: Mapping[str, FactorPair], batches: Sequence[Any], stage: str) -> float:
-        """Return the mean loss over batches with these factors attached."""
+    def _mean_loss(self, factors: Mapping[str, FactorPair], batches: Sequence[Any], stage: str | None) -> float:
+        """Return the mean loss over batches with these factors attached; without a `stage` nothing is reported."""
         before, self._factors = self._factors, factors
         total = scored = 0.0
         with torch.no_grad():
@@ -261,7 +259,7 @@ class TaskTuner:
         return total / max(1.0, scored)
 
     def _validate(self, at: _TrainingPosition, code: TaskCode) -> None:
-        loss = self._mean_loss(_detach(code.factors()), self._data.validation, "validating")
+        loss = self._mean_loss(_detach(code.factors()), self._data.validation, None)  # a part of the stage of training
         if loss < at.best:
             at.best, at.best_step, at.idle, at.best_state = loss, at.step, 0, code.state()
         else:
@@ -310,8 +308,8 @@ class TaskTuner:
         optimizer.load_state_dict(state["optimizer"])
         return _TrainingPosition(**state["at"])
 
-    def _tell(self, stage: str, done: int, total: int) -> None:
-        if self._progress is not None:
+    def _tell(self, stage: str | None, done: int, total: int) -> None:
+        if self._progress is not None and stage is not None:
             self._progress(stage, done, total)
 
 

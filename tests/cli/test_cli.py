@@ -109,6 +109,11 @@ def test_a_dash_is_standard_output(run: Run, adapter: Path, tmp_path: Path) -> N
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.nola", "a.safetensors", "adapter", "cut.nola"]
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def test_binary_data_is_not_written_to_a_terminal(run: Run, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", Terminal())
     with pytest.raises(SystemExit, match="2"):
@@ -426,28 +431,6 @@ def test_our_own_bugs_are_told_apart(run: Run, encoded: Path, monkeypatch: pytes
     assert (done.status, done.out) == (70, "")
     assert "KeyError: 'oops'" in done.err
     assert done.err.endswith("this is a bug in nola-codec; please report it with the lines above\n")
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize(("terminal", "quiet"), [(True, False), (True, True), (False, False)])
-def test_progress_goes_to_a_terminal_only(
-    terminal: bool, quiet: bool, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    stderr = Terminal() if terminal else io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stderr)
-    with pytest.raises(SystemExit, match="0"):
-        main(["encode", str(adapter), "-o", str(tmp_path / "x.nola"), "--nmse", "0.1", "--json", *["-q"] * quiet])
-    assert ("canonical form" in stderr.getvalue()) == (terminal and not quiet)
-    if not terminal or quiet:
-        assert stderr.getvalue() == ""
-    else:
-        assert stderr.getvalue().endswith("\r\x1b[K")  # the line is wiped
-    json.loads(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify", "encode"])

@@ -268,7 +268,7 @@ def test_progress_ends_where_it_says(synthetic: Any) -> None:
     seen: list[tuple[str, int, int]] = []
     for options in ({"error": 0.3}, {"num_basis": 20}):
         synthetic.encode(progress=lambda *call: seen.append(call), **options)
-    assert {"canonical form", "rate control", "entropy coding", "fit"} <= {stage for stage, _, _ in seen}
+    assert {"decomposing", "planning", "draft 1", "coding", "measuring", "fitting"} <= {stage for stage, _, _ in seen}
     assert all(0 <= done <= total for _, done, total in seen)
-    assert ("canonical form", 12, 12) in seen
-    assert ("fit", 12, 12) in seen
+    assert ("decomposing", 12, 12) in seen
+    assert ("fitting", 12, 12) in seen
