@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nola_codec.api.merging import merge, unmerge
     from nola_codec.api.opened import NolaFile, load
     from nola_codec.api.plotting import plot_sweep
+    from nola_codec.api.safe_opening import safe_open
     from nola_codec.api.selftest import selftest
     from nola_codec.api.sweeping import SweepReport, sweep
     from nola_codec.api.truncating import TruncateReport, truncate
@@ -61,6 +62,7 @@ _HOME = {
     "NolaFile": "api.opened",
     "load": "api.opened",
     "plot_sweep": "api.plotting",
+    "safe_open": "api.safe_opening",
     "selftest": "api.selftest",
     "SweepReport": "api.sweeping",
     "sweep": "api.sweeping",
@@ -112,6 +114,7 @@ __all__ = [
     "plot_sweep",
     "push_to_hub",
     "read_adapter",
+    "safe_open",
     "selftest",
     "sweep",
     "truncate",

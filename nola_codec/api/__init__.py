@@ -13,6 +13,8 @@ Each is a thin front: it checks what the caller gave, and calls the flow below.
     merging.py                  merge, unmerge                        -> merger/engine.py
     joining.py                  merge_adapters                        -> adapters/joining.py, encoder/pipeline.py
     opened.py                   load: NolaFile                        -> decoder/, merger/in_memory.py
+    safe_opening.py, tensor_index.py    safe_open: single tensors by key -> decoder/
+    tensor_saving.py            what nola_codec.torch and nola_codec.numpy save
     inspecting.py, truncating.py, comparing.py, sweeping.py, plotting.py, selftest.py     one function each
     live_sources.py             models and mappings of tensors as sources
     arguments.py, keywords.py   checks of sources and targets; the options of `encode`, typed

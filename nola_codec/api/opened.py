@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from nola_codec.adapters import dialect_of
 from nola_codec.adapters.adapter_delta import CHANGE_SUFFIX
@@ -32,6 +34,9 @@ from nola_codec.stores.dtypes import to_numpy
 if TYPE_CHECKING:
     import torch
 
+Tensor = TypeVar("Tensor")
+"""What the methods of a file return: tensors of PyTorch, or NumPy arrays for the device "numpy"."""
+
 _DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 
 
@@ -46,7 +51,7 @@ def stored_dtype(option: str) -> str:
     return _DTYPES[option]
 
 
-class NolaFile:
+class NolaFile(Generic[Tensor]):
     """An open `.nola` file. Tensors are decoded when asked for; the same bits on every device.
 
     The CRC-32 of every section is compared when it is read. `load` has compared the content SHA-256, unless it was told
@@ -54,6 +59,10 @@ class NolaFile:
 
     Attributes:
         header: Everything but coefficients.
+        name: The name of the file in messages.
+        content_sha256: The SHA-256 of the content, in hexadecimal, as the file states it.
+        digest: The same. It identifies the file, so it is the key for caches; with the rung, if one was chosen.
+        decoded_sha256: The SHA-256 of what the file decodes to at its rung, in hexadecimal, as the file states it.
     """
 
     def __init__(self, container: Container, device: object, *, verify: bool = True) -> None:
@@ -64,8 +73,17 @@ class NolaFile:
         self._xp: Arrays | None = None
         self._decoder: Decoder | None = None
         self.header: Header = container.header
+        self.name = container.name
+        self.content_sha256 = container.prelude.content_sha256.hex()
+        self.digest = self.content_sha256
+        self.decoded_sha256 = self.header.decoded_sha256.hex()
         self._index = {record.name: i for i, record in enumerate(self.header.pairs)}
         self._vectors = frozenset(record.name for record in self.header.vectors)
+
+    @property
+    def config(self) -> Mapping[str, Any] | None:
+        """The configuration of the adapter, such as what ``adapter_config.json`` held; None if there was none."""
+        return self.header.config
 
     def names(self) -> list[str]:
         """Return the module paths of the low-rank records."""
@@ -75,7 +93,7 @@ class NolaFile:
         """Return the keys of the vector records."""
         return [record.name for record in self.header.vectors]
 
-    def vector(self, name: str) -> torch.Tensor:
+    def vector(self, name: str) -> Tensor:
         """Decode one tensor that is coded as a vector: float32, in its shape, on the device.
 
         Only the units and the block that holds its record are read (a small file is one block) and checked by their
@@ -88,10 +106,11 @@ class NolaFile:
         if name not in self._vectors:
             raise AdapterError(f"no vector named {name!r}; vector_names() lists them", code="unknown-name",
                                where=self._container.name)  # fmt: skip
-        ((_, decoded),) = self._open_decoder().decode_vectors([name])
-        return self._tensor(decoded.float32(self._arrays())[0])
+        ((_, decoded),) = self.open_decoder().decode_vectors([name])
+        tensor: Tensor = self._tensor(decoded.float32(self._arrays())[0])
+        return tensor
 
-    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def factors(self, name: str) -> tuple[Tensor, Tensor]:
         """Decode one module: (lora_A (r, in), lora_B (out, r)), float32, on the device.
 
         Only the units and the block that holds its record are read (a small file is one block) and checked by their
@@ -107,7 +126,7 @@ class NolaFile:
         lora_B, lora_A = self._decode_record(self._find(name)).float32(self._arrays())
         return self._tensor(lora_A), self._tensor(lora_B)
 
-    def delta_weight(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
+    def delta_weight(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
         """Return delta_W in float32, in the shape of a PyTorch weight: (out, in), (out, in, kh, kw), (vocab, dim).
 
         It is the float64 value that merges use, rounded once. If one pair of factors makes the delta, this reads and
@@ -126,14 +145,15 @@ class NolaFile:
         index = next((self._index[n] for n in (name, PREFIX + name) if n in self._index), None)
         alone = index is not None and self.header.pairs[index].name + CHANGE_SUFFIX not in self._vectors
         if index is None or not alone:
-            return layer_delta(self._open_decoder(), self._container.name, name, shape, self._tensor)
+            whole: Any = layer_delta(self.open_decoder(), self._container.name, name, shape, self._tensor)
+            return cast("Tensor", whole)
         delta = delta_weight(self._decode_record(index), self.header.pairs[index].kind, self._arrays())
         if shape is not None and tuple(shape) != tuple(delta.shape):
             where = f"{self._container.name}: {name}"
             raise AdapterError(mismatch("shape", tuple(delta.shape), tuple(shape)), code="bad-shape", where=where)
-        return self._tensor(self._arrays().cast(delta, "float32"))
+        return cast("Tensor", self._tensor(self._arrays().cast(delta, "float32")))
 
-    def state_dict(self, dtype: str = "f32") -> dict[str, torch.Tensor]:
+    def state_dict(self, dtype: str = "f32") -> dict[str, Tensor]:
         """Decode the adapter to a state dict under its own keys, carried tensors included, on the device.
 
         The decoded SHA-256 is compared, unless the file was loaded with ``verify=False``.
@@ -148,7 +168,7 @@ class NolaFile:
             FormatError, ChecksumMismatch: The file is damaged.
         """
         stored = stored_dtype(dtype)
-        decoder = self._open_decoder()
+        decoder = self.open_decoder()
         # PEFT's pairs stay on the device all the way; other dialects' tensors are put together in NumPy first.
         dialect = dialect_of(self.header, self._container.name)
         keys = dialect.direct_keys((record.name, record.kind.layout) for record in self.header.pairs)
@@ -162,7 +182,7 @@ class NolaFile:
         from nola_codec.decoder.torch_raw import torch_dtype
 
         wanted = torch_dtype(stored)
-        tensors: dict[str, torch.Tensor] = {}
+        tensors: dict[str, Any] = {}
         records = decode_records(decoder, verify=self._verify)
         pairs = len(decoder.header.pairs)
         for number, (record, decoded) in enumerate(zip(decoder.header.coded, records, strict=True)):
@@ -195,7 +215,7 @@ class NolaFile:
             FormatError, ChecksumMismatch: The file is damaged; nothing is changed.
         """
         require_torch("merge_into()")
-        merge_into_model(self._open_decoder(), self._container.name, model)
+        merge_into_model(self.open_decoder(), self._container.name, model)
 
     def verify(self) -> None:
         """Check the file through and through: the content SHA-256, and the decoded SHA-256 of every rung.
@@ -210,7 +230,17 @@ class NolaFile:
         """Close the underlying file."""
         self._container.close()
 
-    def __enter__(self) -> NolaFile:
+    def describe(self) -> str:
+        """Return what identifies the file in a line: its name, dialect, number of records, size and digest."""
+        pairs, vectors = len(self._index), len(self._vectors)
+        parts = f"{pairs} modules" + (f", {vectors} vectors" if vectors else "")
+        size = self._container.file_length
+        return f"{self.name!r}, {self.header.dialect}, {parts}, {size} bytes, digest {self.digest[:12]}"
+
+    def __repr__(self) -> str:
+        return f"NolaFile({self.describe()})"
+
+    def __enter__(self) -> NolaFile[Tensor]:
         return self
 
     def __exit__(
@@ -223,19 +253,20 @@ class NolaFile:
             self._xp = arrays_on(self._device)
         return self._xp
 
-    def _open_decoder(self) -> Decoder:
+    def open_decoder(self) -> Decoder:
+        """Return the decoder of the file, which reads the precisions of all records."""
         if self._decoder is None:
             self._decoder = Decoder(self._container, self._arrays())
         return self._decoder
 
     def _decode_record(self, index: int) -> DecodedRecord:
-        ((_, decoded),) = self._open_decoder().decode_pairs([index])
+        ((_, decoded),) = self.open_decoder().decode_pairs([index])
         return decoded
 
-    def _tensor(self, array: Any) -> torch.Tensor:
+    def _tensor(self, array: Any) -> Any:
         """Return a NumPy or torch array as a tensor on the device; for the device "numpy" as a NumPy array."""
         if self._device == "numpy":
-            return self._arrays().numpy(array)  # type: ignore[return-value] # see `load`
+            return self._arrays().numpy(array)
         self._require_torch()
         import torch
 
@@ -245,9 +276,9 @@ class NolaFile:
     def _require_torch(self) -> None:
         require_torch(f"load(..., device={str(self._device)!r})", instead="device='numpy' gives NumPy arrays")
 
-    def _carried_tensor(self, tensor: RawTensor) -> torch.Tensor:
+    def _carried_tensor(self, tensor: RawTensor) -> Any:
         if self._device == "numpy":
-            return to_numpy(tensor)  # type: ignore[return-value] # see `load`
+            return to_numpy(tensor)
         self._require_torch()
         from nola_codec.decoder.torch_raw import to_torch
 
@@ -291,6 +322,16 @@ def check_rungs(container: Container, progress: Progress | None = None) -> None:
         decoder.decode_all(count_records(decoder, progress, f"checking rung {rung}" if last else "checking"))
 
 
+@overload
+def load(  # type: ignore[overload-overlap] # any other text is a device of PyTorch
+    source: Source,
+    device: Literal["numpy"],
+    *,
+    verify: bool | None = None,
+    rung: int | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> NolaFile[npt.NDArray[Any]]: ...
+@overload
 def load(
     source: Source,
     device: object = "cpu",
@@ -298,7 +339,17 @@ def load(
     verify: bool | None = None,
     rung: int | None = None,
     limits: Limits = DEFAULT_LIMITS,
-) -> NolaFile:
+) -> NolaFile[torch.Tensor]: ...
+
+
+def load(
+    source: Source,
+    device: object = "cpu",
+    *,
+    verify: bool | None = None,
+    rung: int | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> NolaFile[Any]:
     """Open a `.nola` file by path, URL, bytes or seekable binary stream.
 
     The whole file is read once to compare its content SHA-256, which takes some milliseconds a megabyte; nothing is

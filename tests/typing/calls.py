@@ -22,6 +22,11 @@ def calls_that_are_right(lora_config: Any) -> None:
     data, _ = nola_codec.encode_bytes("lora", error=0.02, fit="weights", entropy=("raw", "rans"))
     nola_codec.encode_delta("tuned", "base", "d.nola", ratio=32, rank=8, residue=False, include=["mlp"])
     points = nola_codec.sweep("lora", sizes=["5KB", 10_000], rank=4).points
+    with nola_codec.load("a.nola", "numpy") as arrays, nola_codec.load("a.nola", "cuda") as tensors:
+        names: list[str] = [arrays.digest, arrays.state_dict()["a"].dtype.name, tensors.factors("a")[0].device.type]
+    with nola_codec.safe_open("a.nola", framework="np") as one, nola_codec.safe_open("a.nola") as other:
+        names += [one.get_tensor("a").dtype.name, other.get_slice("a")[0].device.type]
+    nola_codec.encode({"a": tensors.factors("a")[0]}, config=lora_config, size=len(names))
     shown: str = str(nola_codec.inspect(data)) + str(points[0].nmse)
     assert shown
 
@@ -34,6 +39,7 @@ def calls_that_are_wrong() -> None:
     nola_codec.encode("lora", objective="mse")  # type: ignore[arg-type]
     nola_codec.encode("lora", generator="mt19937")  # type: ignore[arg-type]
     nola_codec.encode(3.5)  # type: ignore[arg-type]
+    print(nola_codec.load("a.nola", "numpy").state_dict()["a"].requires_grad)  # type: ignore[attr-defined]
     nola_codec.encode_bytes("lora", passthrough=True)  # type: ignore[call-arg]
     nola_codec.encode_delta("tuned", "base", num_basis=9)  # type: ignore[call-arg]
     nola_codec.encode_delta("tuned", "base", rank="all")  # type: ignore[arg-type]

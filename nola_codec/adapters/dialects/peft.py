@@ -61,6 +61,7 @@ from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Adapter, Layout, LoraModule, Origin
 from nola_codec.model.tensors import RawTensor
+from nola_codec.stores.dtypes import from_float32
 from nola_codec.stores.tensor_store import TensorStore
 
 __all__ = ["PEFT", "PeftLora", "factor_keys", "module_path", "state_dict", "with_ranks"]
@@ -132,8 +133,9 @@ class PeftLora(PeftDialect):
         return peft_origin(config, metadata)
 
     def tensors(self, adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
-        """Return the `state_dict` of an adapter."""
-        return state_dict(adapter.modules, adapter.raw, dtype)
+        """Return the `state_dict` of an adapter, and its vectors under their own names."""
+        vectors = {v.name: from_float32(v.values, dtype or v.dtype, where=v.name) for v in adapter.vectors}
+        return join_tensors(state_dict(adapter.modules, adapter.raw, dtype), vectors)
 
     def check_config(self, config: Mapping[str, Any], where: str) -> None:
         """Raise what `parse_config` raises."""

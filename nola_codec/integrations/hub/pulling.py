@@ -129,7 +129,7 @@ def from_hub(
     endpoint: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
-) -> NolaFile:
+) -> NolaFile[Any]:
     """Open a `.nola` file of a repository on the Hugging Face Hub, as `load` opens one on disk.
 
     Args:
