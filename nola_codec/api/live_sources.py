@@ -109,18 +109,18 @@ def choose_adapter(model: Any, adapter_name: str | None) -> str:
             found = list_first(names, 5) if names else "none"
             raise AdapterError(f"no adapter named {adapter_name!r}; it has {found}", code="no-adapter", where=where)
         return adapter_name
-    if len(names) == 1:
-        return str(names[0])
-    active = getattr(model, "active_adapters", None) or []
-    active = list(active() if callable(active) else active)
-    if len(active) == 1 and active[0] in names:
-        return str(active[0])
     if not names:
         message = (
             "the model has no adapter; put one in with peft.get_peft_model, or give encode_delta the directory of a "
             "whole model that was trained"
         )
         raise AdapterError(message, code="no-adapter", where=where)
+    if len(names) == 1:
+        return str(names[0])
+    active = getattr(model, "active_adapters", None) or []
+    active = list(active() if callable(active) else active)
+    if len(active) == 1 and active[0] in names:
+        return str(active[0])
     message = (
         f"the model has {len(names)} adapters ({list_first(names, 5)}), and {len(active)} are active; name one: "
         "nola_codec.integrations.peft.save(model, out, adapter_name=...)"

@@ -8,6 +8,6 @@ Its files:
     hub/                        publish on the Hugging Face Hub, and open files from there
     peft.py, swapping.py        files in live models of PEFT, and adapters of these as files
     live_models.py              tries a change on a copy without numbers
-    trainer.py                  the callback for the Trainer of Transformers
     serving/                    vLLM, SGLang and other servers of language models
+    transformers.py, diffusers.py    files in their live models; the callback for the Trainer
 """

@@ -19,7 +19,7 @@ Coded tensors that go into one file are a `TensorGroup`. `TaskTuner` trains the 
     peft_model.py, peft_layers.py, peft_files.py    PEFT models; attach.py puts an adapter beside running layers
     weights.py                                  changes of any network's weights
     network.py, layers.py, network_files.py     networks that are trained from scratch
-    saving.py, trained_files.py, state.py, callback.py  `save` and `load`; files in factor form; what a model remembers
+    saving.py, trained_files.py, state.py       `save` and `load`; files in factor form; what a model remembers
     task.py, task_code.py                       `fit="task"`
 
 Names are imported when they are first used.
@@ -34,7 +34,6 @@ from nola_codec.errors import require_torch
 require_torch("nola_codec.training")
 
 if TYPE_CHECKING:
-    from nola_codec.training.callback import NolaCallback
     from nola_codec.training.coded import CodedTensor
     from nola_codec.training.coding import Coding, CodingOptions
     from nola_codec.training.group import TensorGroup
@@ -50,7 +49,6 @@ _MODULES = {
     "CodedTensor": "coded",
     "Coding": "coding",
     "CodingOptions": "coding",
-    "NolaCallback": "callback",
     "NolaConv2d": "layers",
     "NolaEmbedding": "layers",
     "NolaLinear": "layers",
@@ -72,7 +70,6 @@ __all__ = [
     "CodedTensor",
     "Coding",
     "CodingOptions",
-    "NolaCallback",
     "NolaConv2d",
     "NolaEmbedding",
     "NolaLinear",

@@ -17,8 +17,8 @@ INTERNAL = [page for page in PAGES if page.name in ("architecture.md", "add-a-di
 PACKAGES = sorted(path.parent for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE)
 
 SUFFIXES = (".py", ".md", ".json", ".nola")
-OTHERS = {"model", "report", "task"}
-"""First words of dotted names in the pages that are variables of an example, not modules."""
+OTHERS = {"model", "report", "task", "torch", "numpy"}
+"""First words of dotted names in the pages that are variables of an example or other packages, not modules."""
 
 
 def name_of(path: Path) -> str:

@@ -10,7 +10,7 @@ import torch
 from training_support import tiny
 
 import nola_codec
-from nola_codec.integrations.trainer import NolaCallback
+from nola_codec.integrations.transformers import NolaCallback
 from nola_codec.training import load, parametrize
 
 peft = pytest.importorskip("peft")
@@ -48,9 +48,3 @@ def test_files_of_checkpoints_and_a_resumed_run(tmp_path: Path) -> None:
     with torch.no_grad():
         logits = model.eval()(input_ids=tokens).logits
         assert torch.equal(load(tiny(), late).eval()(input_ids=tokens).logits, logits)
-
-
-def test_it_is_one_callback_under_two_names() -> None:
-    import nola_codec.training
-
-    assert nola_codec.training.NolaCallback is NolaCallback

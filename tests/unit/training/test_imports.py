@@ -13,7 +13,7 @@ from nola_codec import errors
 from nola_codec.errors import NolaError
 
 ROOT = Path(__file__).resolve().parents[3]
-NAMES = [name for name in nola_codec.training.__all__ if name != "NolaCallback"]
+NAMES = nola_codec.training.__all__
 
 
 def python(code: str, *, without: str) -> str:
@@ -38,24 +38,27 @@ INTEGRATIONS = ("calibration", "peft_conversion", "task_text")
 def test_without_torch() -> None:
     modules = ["training", "training.task", *(f"integrations.{name}" for name in INTEGRATIONS)]
     users = ["training", "training", *(f"integrations.{name}" for name in INTEGRATIONS)]
-    code = "import nola_codec, nola_codec.integrations, nola_codec.integrations.trainer\n"
+    code = "import nola_codec, nola_codec.integrations\n"
     code += "".join(CATCH.format(statement=f"import nola_codec.{module}") for module in modules)
     lines = python(code, without="torch").splitlines()
     wanted = "True needs-torch nola_codec.{} needs torch: pip install 'nola-codec[torch]'"
     assert lines == [wanted.format(user) for user in users]
 
 
-@pytest.mark.parametrize("module", ["training", "integrations.trainer"])
-def test_the_callback_without_transformers(module: str) -> None:
-    statement = f"from nola_codec.{module} import NolaCallback"
-    said = python(f"import nola_codec, nola_codec.{module}" + CATCH.format(statement=statement), without="transformers")
-    assert said == "True needs-transformers NolaCallback needs transformers: pip install 'nola-codec[peft]'\n"
+@pytest.mark.parametrize(
+    ("module", "package"), [("transformers", "transformers"), ("peft", "peft"), ("diffusers", "diffusers")]
+)
+def test_without_the_library(module: str, package: str) -> None:
+    statement = f"import nola_codec.integrations.{module}"
+    said = python("import nola_codec" + CATCH.format(statement=statement), without=package)
+    extra = "diffusers" if package == "diffusers" else "peft"
+    user = f"nola_codec.integrations.{module}"
+    assert said == f"True needs-{package} {user} needs {package}: pip install 'nola-codec[{extra}]'\n"
 
 
 def test_transformers_and_peft_are_imported_when_used() -> None:
     code = (
         f"from nola_codec.training import {', '.join(NAMES)}\n"
-        "import nola_codec.integrations.trainer\n"
         "print({'transformers', 'peft'} & {name for name, module in sys.modules.items() if module is not None})\n"
     )
     assert python(code, without="nothing_of_this_name") == "set()\n"
