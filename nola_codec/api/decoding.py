@@ -129,6 +129,7 @@ class DecodedContents:
     notes: tuple[str, ...] = ()
 
 
+@accepts_urls("base")
 def decode_contents(
     source: Source,
     format: str,

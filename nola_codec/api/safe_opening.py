@@ -142,7 +142,7 @@ def safe_open(
     framework: Literal["np", "numpy"],
     device: object = "cpu",
     *,
-    verify: bool = True,
+    verify: bool | None = None,
     rung: int | None = None,
     dtype: str = "f32",
 ) -> SafeOpen[npt.NDArray[Any]]: ...
@@ -152,7 +152,7 @@ def safe_open(
     framework: Literal["pt", "torch", "pytorch"] = "pt",
     device: object = "cpu",
     *,
-    verify: bool = True,
+    verify: bool | None = None,
     rung: int | None = None,
     dtype: str = "f32",
 ) -> SafeOpen[torch.Tensor]: ...
@@ -163,7 +163,7 @@ def safe_open(
     framework: str = "pt",
     device: object = "cpu",
     *,
-    verify: bool = True,
+    verify: bool | None = None,
     rung: int | None = None,
     dtype: str = "f32",
 ) -> SafeOpen[Any]:
@@ -173,10 +173,10 @@ def safe_open(
     Nothing is decoded before a tensor is asked for, and then only what belongs to it.
 
     Args:
-        filename: The file: a path, bytes or a seekable binary stream.
+        filename: The file: a path, a URL, bytes or a seekable binary stream.
         framework: ``"pt"`` gives tensors of PyTorch, ``"np"`` NumPy arrays, for which PyTorch is not needed.
         device: The device of PyTorch's tensors.
-        verify: False skips the content SHA-256, for which the whole file is read once.
+        verify: As in `load`: whether the whole file is read once to compare the content SHA-256.
         rung: The rung of a progressive file, counted from 0; None is the last.
         dtype: The dtype of factors and vectors: f32 is exact; f16 and bf16 round once.
 

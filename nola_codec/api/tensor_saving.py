@@ -11,6 +11,7 @@ from nola_codec.api.encoding import encode_bytes
 from nola_codec.api.live_sources import Config, live_store
 from nola_codec.encoder.report import EncodeReport
 from nola_codec.errors import AdapterError
+from nola_codec.remote import accepts_urls
 from nola_codec.stores.files import atomic_file
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from nola_codec.api.keywords import EncodeKeywords
 
 
+@accepts_urls(out="filename")
 def save_tensors(
     tensors: Mapping[str, Any],
     filename: str | os.PathLike[str] | None,

@@ -9,5 +9,5 @@ Its files:
     peft.py, swapping.py        files in live models of PEFT, and adapters of these as files
     live_models.py              tries a change on a copy without numbers
     serving/                    vLLM, SGLang and other servers of language models
-    transformers.py, diffusers.py    files in their live models; the callback for the Trainer
+    transformers.py, diffusers.py, mlx.py    files in their live models; the callback for the Trainer
 """

@@ -22,9 +22,8 @@ from nola_codec.adapters.registry import dialect_of
 from nola_codec.api.decoding import DecodedContents, decode_contents
 from nola_codec.container.reader import Source
 from nola_codec.errors import AdapterError, require_package, require_torch
-from nola_codec.integrations.live_models import LoadResult, base_config_of, require_fit
+from nola_codec.integrations.live_models import LoadResult, base_config_of, name_of, require_fit
 from nola_codec.rendering import list_first
-from nola_codec.stores.files import display_name
 
 require_torch("nola_codec.integrations.diffusers")
 require_package("nola_codec.integrations.diffusers", "diffusers", "diffusers")
@@ -47,7 +46,7 @@ def load(
 
     Args:
         target: A pipeline; or its UNet or transformer alone, for a file that has modules of that alone.
-        source: The `.nola` file: a path, bytes or a binary stream.
+        source: The `.nola` file: a path, a URL, bytes or a binary stream.
         adapter_name: The name of the adapter.
         replace: True to remove an adapter of that name first.
         rung: The rung of a progressive file, counted from 0; None is the last.
@@ -60,7 +59,7 @@ def load(
         FormatError, ChecksumMismatch: The file is damaged.
         MissingPackage: ``needs-torch``, ``needs-diffusers``, ``needs-peft``.
     """
-    where = display_name(source)
+    where = name_of(source)
     is_pipeline = hasattr(target, "load_lora_weights")
     if not is_pipeline and not hasattr(target, "load_lora_adapter"):
         message = f"expected a pipeline or a model of Diffusers, found {type(target).__name__}"

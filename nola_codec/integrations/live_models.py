@@ -9,8 +9,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nola_codec.container.reader import Source
 from nola_codec.errors import AdapterError
+from nola_codec.remote import is_url, shown_url
 from nola_codec.rendering import list_first
+from nola_codec.stores.files import display_name
 
 if TYPE_CHECKING:
     import torch
@@ -114,6 +117,11 @@ def to_torch_tensors(contents: DecodedContents) -> dict[str, torch.Tensor]:
 def adapter_keys(keys: Iterable[str], adapter_name: str) -> list[str]:
     """Return the keys that belong to an adapter of a live model."""
     return [key for key in keys if f".{adapter_name}." in key or key.endswith(f".{adapter_name}")]
+
+
+def name_of(source: Source) -> str:
+    """Return the name that messages give a `.nola` file; of a URL without secrets in it."""
+    return shown_url(source) if isinstance(source, str) and is_url(source) else display_name(source)
 
 
 def _reason(error: Exception) -> str:

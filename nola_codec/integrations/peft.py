@@ -29,12 +29,13 @@ from nola_codec.integrations.live_models import (
     LoadResult,
     adapter_keys,
     base_config_of,
+    name_of,
     require_complete,
     require_fit,
     to_torch_tensors,
 )
 from nola_codec.integrations.swapping import fit_live_ranks, is_swappable, set_live_config
-from nola_codec.stores.files import display_name, dump_json
+from nola_codec.stores.files import dump_json
 
 require_torch("nola_codec.integrations.peft")
 require_package("nola_codec.integrations.peft", "peft", "peft")
@@ -66,7 +67,7 @@ def load(
 
     Args:
         model: The base model, or a `PeftModel`; it may be compiled.
-        source: The `.nola` file: a path, bytes or a binary stream.
+        source: The `.nola` file: a path, a URL, bytes or a binary stream.
         adapter_name: The name of the adapter in the model.
         replace: True to replace an adapter of that name. If the new tensors fit into the live ones, they are copied
             into them (a smaller rank is filled with zeros), so that optimizers, compiled graphs and the active adapter
@@ -91,7 +92,7 @@ def load(
     """
     import peft
 
-    given, model, where = model, unwrap(model), display_name(source)
+    given, model, where = model, unwrap(model), name_of(source)
     is_wrapped = isinstance(model, peft.PeftModel)
     if not is_wrapped and getattr(model, "peft_config", None):
         message = (

@@ -22,11 +22,11 @@ from nola_codec.integrations.live_models import (
     LoadResult,
     adapter_keys,
     base_config_of,
+    name_of,
     require_complete,
     require_fit,
     to_torch_tensors,
 )
-from nola_codec.stores.files import display_name
 
 require_package("nola_codec.integrations.transformers", "transformers", "peft")
 
@@ -60,7 +60,7 @@ def load(
 
     Args:
         model: The model.
-        source: The `.nola` file: a path, bytes or a binary stream.
+        source: The `.nola` file: a path, a URL, bytes or a binary stream.
         adapter_name: The name of the adapter in the model.
         replace: True to remove an adapter of that name first. `nola_codec.integrations.peft.load` replaces in place.
         is_trainable: True to train the adapter on; False puts the model into evaluation mode.
@@ -78,7 +78,7 @@ def load(
     import peft
 
     model = unwrap(model)
-    where = display_name(source)
+    where = name_of(source)
     if isinstance(model, peft.PeftModel) or not hasattr(model, "load_adapter"):
         found = type(model).__name__
         message = f"expected a model of Transformers, found {found}; nola_codec.integrations.peft.load takes any model"
