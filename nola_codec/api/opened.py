@@ -231,11 +231,13 @@ class NolaFile(Generic[Tensor]):
         self._container.close()
 
     def describe(self) -> str:
-        """Return what identifies the file in a line: its name, dialect, number of records, size and digest."""
+        """Return what identifies the file in a line: its name, dialect, number of records, size and content SHA-256."""
         pairs, vectors = len(self._index), len(self._vectors)
         parts = f"{pairs} modules" + (f", {vectors} vectors" if vectors else "")
         size = self._container.file_length
-        return f"{self.name!r}, {self.header.dialect}, {parts}, {size} bytes, digest {self.digest[:12]}"
+        return (
+            f"{self.name!r}, {self.header.dialect}, {parts}, {size} bytes, content SHA-256 {self.content_sha256[:12]}"
+        )
 
     def __repr__(self) -> str:
         return f"NolaFile({self.describe()})"

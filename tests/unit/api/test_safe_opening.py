@@ -132,7 +132,9 @@ def test_the_shape_of_safetensors(file: bytes, tmp_path: Path) -> None:
             assert set(found.offset_keys()) == set(found.keys())
     assert key in own
     assert "nothing" not in own
-    assert repr(own).startswith(f"safe_open('{tmp_path / 'a.nola'}', peft, 2 modules, {len(file)} bytes, digest ")
+    assert repr(own).startswith(
+        f"safe_open('{tmp_path / 'a.nola'}', peft, 2 modules, {len(file)} bytes, content SHA-256 "
+    )
     assert repr(own.get_slice(key)) == f"TensorSlice({key!r}, dtype=F32, shape=[4, 12])"
 
 
@@ -226,7 +228,7 @@ def test_the_digests_of_a_file(file: bytes) -> None:
             assert each.decoded_sha256 == wanted["decoded_sha256"]
             assert each.config == CONFIG
         short = wanted["content_sha256"][:12]
-        assert repr(opened) == f"NolaFile('bytes', peft, 2 modules, {len(file)} bytes, digest {short})"
+        assert repr(opened) == f"NolaFile('bytes', peft, 2 modules, {len(file)} bytes, content SHA-256 {short})"
 
 
 def test_numpy_needs_no_torch(file: bytes, tmp_path: Path) -> None:

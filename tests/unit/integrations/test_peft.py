@@ -237,3 +237,40 @@ def test_a_compiled_model_is_loaded_into_and_saved(case: Any, tmp_path: Path) ->
     assert torch.equal(case.logits(model), decoded(case, other, tmp_path / "other"))
     report = nola_peft.save(compiled, tmp_path / "task.nola", size="2KB")
     assert (tmp_path / "task.nola").stat().st_size == report.bytes <= 2000
+
+
+@pytest.mark.slow
+def test_the_real_adapter_of_smollm2(smollm2_base: Path, examples: Path, tmp_path: Path) -> None:
+    """135 million parameters: PEFT and Transformers give the bits of the decoded directory, and save again."""
+    from transformers import AutoModelForCausalLM
+
+    from nola_codec.integrations import transformers as nola_transformers
+
+    adapter = examples / "smollm2_e2e"
+    nola_codec.encode(adapter, tmp_path / "task.nola", size="50KB")
+    nola_codec.decode(tmp_path / "task.nola", tmp_path / "decoded")
+
+    def fresh() -> Any:
+        return AutoModelForCausalLM.from_pretrained(smollm2_base, dtype=torch.float32)
+
+    def logits(model: Any) -> torch.Tensor:
+        with torch.no_grad():
+            found: torch.Tensor = model.eval()(input_ids=torch.arange(500, 532)[None]).logits
+        return found
+
+    wanted = logits(PeftModel.from_pretrained(fresh(), tmp_path / "decoded"))
+    model = nola_peft.load(fresh(), tmp_path / "task.nola")
+    assert torch.equal(logits(model), wanted)
+    nola_peft.load(model, tmp_path / "task.nola", replace=True)
+    assert torch.equal(logits(model), wanted)
+    plain = fresh()
+    assert not torch.equal(logits(plain), wanted)
+    nola_transformers.load(plain, tmp_path / "task.nola")
+    assert torch.equal(logits(plain), wanted)
+    nola_peft.load(model, tmp_path / "task.nola", adapter_name="again")
+    report = nola_peft.save(model, tmp_path / "again.nola", adapter_name="again", size="50KB")
+    assert report.bytes <= 50_000
+    model = PeftModel.from_pretrained(fresh(), adapter)
+    data, _ = nola_codec.encode_bytes(model, size="50KB")  # the live factors are float32, and those on disk bfloat16
+    lost = [nola_codec.compare(adapter, file).nmse for file in (data, tmp_path / "task.nola")]
+    assert lost[0] == pytest.approx(lost[1], rel=0.02)
