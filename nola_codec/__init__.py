@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     )
     from nola_codec.integrations.hub.publishing import push_to_hub
     from nola_codec.integrations.hub.pulling import from_hub
+    from nola_codec.fleet.many import decode_many, encode_many, verify_many
+    from nola_codec.fleet.report import FleetInterrupted, FleetReport
 
 _HOME = {
     "compare": "api.comparing",
@@ -80,6 +82,11 @@ _HOME = {
     "push_to_hub": "integrations.hub.publishing",
     "from_hub": "integrations.hub.pulling",
     "RemoteError": "errors",
+    "decode_many": "fleet.many",
+    "encode_many": "fleet.many",
+    "verify_many": "fleet.many",
+    "FleetInterrupted": "fleet.report",
+    "FleetReport": "fleet.report",
 }
 
 __all__ = [
@@ -89,6 +96,8 @@ __all__ = [
     "EncodeError",
     "EncodeReport",
     "FileFacts",
+    "FleetInterrupted",
+    "FleetReport",
     "FormatError",
     "HubError",
     "MissingPackage",
@@ -102,10 +111,12 @@ __all__ = [
     "__version__",
     "compare",
     "decode",
+    "decode_many",
     "encode",
     "encode_bytes",
     "encode_delta",
     "encode_delta_bytes",
+    "encode_many",
     "from_hub",
     "inspect",
     "load",
@@ -120,6 +131,7 @@ __all__ = [
     "truncate",
     "unmerge",
     "verify",
+    "verify_many",
 ]
 
 

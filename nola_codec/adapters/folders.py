@@ -34,6 +34,7 @@ from nola_codec.stores.tensor_files import is_tensor_file
 MAX_SHARDS = 1000
 _MOST_FOLDERS = 1000  # folders that are looked into
 _LISTED = 5
+_CONFIGURATIONS = (CONFIG_NAME, "params.json")  # PEFT's and other tools', and that of mistral-finetune
 
 _SHARD = re.compile(r"adapter_model-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?:safetensors|bin)")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -94,6 +95,33 @@ def find_adapter(source: Readable) -> FoundAdapter:
         return FoundAdapter(source)  # `open_source` says what is wrong with the path
 
 
+def adapter_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """Return the files that reading an adapter may read, sorted by name: weights, configurations, and those beside it.
+
+    Raises:
+        AdapterError: Those of `find_adapter`; ``missing-weights``: the directory has no adapter.
+    """
+    found = find_adapter(path)
+    assert isinstance(found.source, (str, os.PathLike)), "a path was given"
+    place = Path(found.source)
+    weights = found.shards or ((weights_in(place),) if place.is_dir() else (place,))
+    folder = weights[0].parent
+    beside = [folder / name for name in (*found.beside, *_CONFIGURATIONS) if not name.endswith("/")]
+    return tuple(sorted({*weights, *(file for file in beside if file.is_file())}))
+
+
+def has_adapter(path: Path) -> bool:
+    """Return True if a path is a directory that has the weights of an adapter under a tool's name, or its shards."""
+    if not path.is_dir():
+        return False
+    return any(is_weights_name(entry.name) or _SHARD.fullmatch(entry.name) for entry in path.iterdir())
+
+
+def is_training_state(name: str) -> bool:
+    """Return True for the name of a file that a training needs to go on, and that is no part of an adapter."""
+    return _STATE.fullmatch(name) is not None
+
+
 def open_adapter(
     found: FoundAdapter, *, config: Mapping[str, Any] | None = None, scale: float | None = None
 ) -> AdapterSource:
@@ -120,7 +148,7 @@ def _find_in(path: Path, given: str) -> FoundAdapter:
     shards = _shards(path, names)
     if shards:
         return FoundAdapter(given, shards, notes=(f"{len(shards)} shards were joined",))
-    folders = [name for name in names[:_MOST_FOLDERS] if _has_adapter(path / name)]
+    folders = [name for name in names[:_MOST_FOLDERS] if has_adapter(path / name)]
     folders.sort(key=_step)
     if len(folders) == 1:
         inner = path / folders[0]
@@ -181,12 +209,6 @@ def _shards(path: Path, names: list[str]) -> tuple[Path, ...]:
     return tuple(path / name for name in sorted(found))
 
 
-def _has_adapter(path: Path) -> bool:
-    if not path.is_dir():
-        return False
-    return any(is_weights_name(entry.name) or _SHARD.fullmatch(entry.name) for entry in path.iterdir())
-
-
 def _step(name: str) -> tuple[int, str]:
     match = _CHECKPOINT.fullmatch(name)
     return (int(match[1]) if match and len(match[1]) < 20 else -1, name)
@@ -200,7 +222,7 @@ def _beside(path: Path, names: list[str], chosen: str) -> tuple[str, ...]:
             continue
         if is_tensor_file(name) and (path / name).is_file():
             found.append(name)
-        elif not _CHECKPOINT.fullmatch(name) and _has_adapter(path / name):
+        elif not _CHECKPOINT.fullmatch(name) and has_adapter(path / name):
             found.append(f"{name}/")
     return tuple(found)
 

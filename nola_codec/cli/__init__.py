@@ -2,7 +2,7 @@
 
 `encode_options.py` has the options of both encodes, `help.py` makes `--help`, `messages.py` adds the next step to an
 error, `peft_source.py` has PEFT turn an adapter of another method into LoRA, `progress.py` shows progress with the
-rates of `pace.py`, and `output.py` holds the code that commands share.
+rates of `pace.py`, `output.py` holds the code that commands share, and `fleet_options.py` that of commands on many files.
 
 Exit status: 0 done, 1 `verify`, `compare` or `selftest` says no, 2 wrong usage, 3 input refused, 70 our own bug; as in
 any program 130 when it was interrupted, and 141 when whoever read its output went away.
@@ -28,6 +28,9 @@ COMMANDS = {
     "inspect": "Show what a file holds, without decoding it.",
     "verify": "Check a file: layout, checksums, hash of what it decodes to.",
     "truncate": "Cut a progressive file to a coarser one.",
+    "encode-many": "Encode very many adapters, with a manifest of results.",
+    "decode-many": "Decode very many files.",
+    "verify-many": "Check very many files.",
     "compare": "Compare two adapters by their deltas.",
     "sweep": "Show the whole curve of size against error.",
     "push": "Publish files on the Hugging Face Hub, with a model card.",
