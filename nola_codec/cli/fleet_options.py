@@ -81,6 +81,8 @@ class RunRequest:
         return 0 if report.is_good else 1
 
     def _print(self, report: FleetReport, *, is_interrupted: bool) -> None:
+        if is_interrupted:
+            click.echo("stopped before the end; the same command goes on from here", err=True)
         if self.as_json:
             failed = [_failure(row) for row in report.failed]
             manifest = None if report.manifest is None else str(report.manifest)
@@ -93,8 +95,6 @@ class RunRequest:
             where = "the manifest has all" if report.manifest is not None else "--json shows all"
             click.echo(f"failed  {len(report.failed) - _LISTED} more; {where}")
         click.echo(str(report))
-        if is_interrupted:
-            click.echo("stopped before the end; the same command goes on from here", err=True)
 
 
 def _failure(row: Row) -> dict[str, Any]:

@@ -31,7 +31,8 @@ def run_job(job: Job) -> Outcome:
         outcome = _failure("memory", "not enough memory; give --memory less than this machine has, or fewer workers")
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
-        outcome = _failure("system", f"{where}{error.strerror or error}")
+        code = "not-found" if isinstance(error, FileNotFoundError) else "system"
+        outcome = _failure(code, f"{where}{error.strerror or error}")
     except Exception as error:
         outcome = _failure("bug", f"this is a bug in nola-codec: {_describe(error)}")
     return replace(outcome, facts={**outcome.facts, "seconds": time.perf_counter() - start})
@@ -118,9 +119,10 @@ def _examine(job: Job, source: Path, target: Path, stages: _Stages) -> tuple[dic
     """Return what is known of the source, and True if the output was made from the same content and is still there."""
     with stages.stage("hash"):
         files = source_files(source, job.verb)
-        for file in files:
-            if not file.exists():
-                raise AdapterError("no such file or directory", code="not-found", where=str(file))
+        for file in files:  # a pipe, which would be read for ever, is refused before it is opened
+            if not file.is_file():
+                found = "not a regular file" if file.exists() else "no such file or directory"
+                raise AdapterError(found, code="unreadable" if file.exists() else "not-found", where=str(file))
         now, total = stamp(files)
         digest = digest_files(files)
         is_known = bool(job.known_digest) and digest == job.known_digest and target.exists()

@@ -6,11 +6,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from nola_codec.errors import NolaError
+from nola_codec.encoder.options import EncodeOptions
+from nola_codec.encoder.sizes import parse_size
+from nola_codec.errors import EncodeError, NolaError
 from nola_codec.fleet.items import Item, Job, Outcome, Source, Verb
 from nola_codec.fleet.keywords import RATE_NAMES
 from nola_codec.fleet.manifest import Manifest
@@ -19,6 +21,10 @@ from nola_codec.fleet.rows import Row, digest_options, storable
 from nola_codec.fleet.stamps import output_files, source_files, stamp
 
 _EXISTS = "output-exists"
+_FLOATS = ("ratio", "nmse", "error", "scale")
+_DEFAULTS: Mapping[str, Any] = {
+    **{each.name: each.default for each in fields(EncodeOptions)}, "carry_unknown": False, "trim": False, "dtype": "f32",
+}  # fmt: skip
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}\.tmp")  # as `stores.files` names them
 
 
@@ -127,7 +133,19 @@ def join_options(common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str,
     """Return the options of an item: its own, and those of the run that they do not replace."""
     has_rate = any(own.get(name) is not None for name in RATE_NAMES)
     kept = {name: value for name, value in common.items() if not (has_rate and name in RATE_NAMES)}
-    return {name: value for name, value in {**kept, **own}.items() if value is not None}
+    joined = {name: _normal(name, value) for name, value in {**kept, **own}.items()}
+    # An option that has its default is the same as one that is not given, and must not have another digest.
+    return {name: value for name, value in joined.items() if value is not None and value != _DEFAULTS.get(name)}
+
+
+def _normal(name: str, value: Any) -> Any:
+    """Return one spelling of equal values, such as 50000 for "50KB"; what is no value is left for the worker."""
+    if name == "size" and isinstance(value, str):
+        try:
+            return parse_size(value)
+        except EncodeError:
+            return value
+    return float(value) if name in _FLOATS and isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _is_gone(source: str) -> bool:

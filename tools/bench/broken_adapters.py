@@ -24,10 +24,10 @@ CONFIG = {
 
 
 def make_tensors(seed: int = 0) -> Tensors:
-    """Return the tensors of a small PEFT adapter: rank 2 on two weights of 32 by 32."""
+    """Return the tensors of a small PEFT adapter: rank 2 on two weights of 128 by 128."""
     rng = np.random.default_rng(seed)
     return {
-        _KEY.format(name, side): rng.standard_normal((2, 32) if side == "A" else (32, 2)).astype(np.float32)
+        _KEY.format(name, side): rng.standard_normal((2, 128) if side == "A" else (128, 2)).astype(np.float32)
         for name in ("q_proj", "v_proj")
         for side in "AB"
     }
@@ -95,7 +95,7 @@ def _drop_side(tensors: Tensors) -> None:
 
 
 def _other_rank(tensors: Tensors) -> None:
-    tensors[_KEY.format("v_proj", "B")] = np.ones((32, 3), np.float32)
+    tensors[_KEY.format("v_proj", "B")] = np.ones((128, 3), np.float32)
 
 
 def _not_a_number(tensors: Tensors) -> None:
