@@ -40,10 +40,10 @@ if TYPE_CHECKING:
         OutputExists,
         RemoteError,
     )
-    from nola_codec.integrations.hub.publishing import push_to_hub
-    from nola_codec.integrations.hub.pulling import from_hub
     from nola_codec.fleet.many import decode_many, encode_many, verify_many
     from nola_codec.fleet.report import FleetInterrupted, FleetReport
+    from nola_codec.integrations.hub.publishing import push_to_hub
+    from nola_codec.integrations.hub.pulling import from_hub
 
 _HOME = {
     "compare": "api.comparing",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from types import FrameType
@@ -71,7 +72,11 @@ class RunRequest:
             "ray_address": self.ray_address, "manifest_format": self.manifest_format,
         }  # fmt: skip
         try:
-            with _terminated_like_interrupted(), show_items(self.quiet, 0, noun) as items:
+            with contextlib.ExitStack() as stack:
+                # Ray tells of workers that died on standard output, where only results belong.
+                stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+                stack.enter_context(_terminated_like_interrupted())
+                items = stack.enter_context(show_items(self.quiet, 0, noun))
                 watch: Watcher = items
                 report = function(*arguments, watch=watch, **settings, **options)
         except FleetInterrupted as stopped:

@@ -22,7 +22,7 @@ _FRAMES = 2  # of a traceback, for a bug
 
 def run_job(job: Job) -> Outcome:
     """Do a job, and return what became of it. No exception but SystemExit and KeyboardInterrupt leaves this."""
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     try:
         outcome = _VERBS[job.verb](job)
     except NolaError as error:
@@ -35,7 +35,8 @@ def run_job(job: Job) -> Outcome:
         outcome = _failure(code, f"{where}{error.strerror or error}")
     except Exception as error:
         outcome = _failure("bug", f"this is a bug in nola-codec: {_describe(error)}")
-    return replace(outcome, facts={**outcome.facts, "seconds": time.perf_counter() - start})
+    spent = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu_start}
+    return replace(outcome, facts={**outcome.facts, **spent})
 
 
 def _encode(job: Job) -> Outcome:

@@ -23,7 +23,8 @@ from nola_codec.fleet.stamps import output_files, source_files, stamp
 _EXISTS = "output-exists"
 _FLOATS = ("ratio", "nmse", "error", "scale")
 _DEFAULTS: Mapping[str, Any] = {
-    **{each.name: each.default for each in fields(EncodeOptions)}, "carry_unknown": False, "trim": False, "dtype": "f32",
+    **{each.name: each.default for each in fields(EncodeOptions)},
+    "carry_unknown": False, "trim": False, "dtype": "f32",
 }  # fmt: skip
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}\.tmp")  # as `stores.files` names them
 

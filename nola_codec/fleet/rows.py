@@ -43,7 +43,8 @@ class Row:
         scale_origin: The place that the scalings came from, as in `EncodeReport`.
         notes: Sentences that the user should read.
         seconds: The wall time of the item in its worker.
-        stages: Parts of these seconds by name: ``hash``, ``read``, the stages of the encoder, ``write``.
+        cpu_seconds: The processor time of the item in its worker.
+        stages: Parts of `seconds` by name: ``hash``, ``read``, the stages of the encoder, ``write``.
         options: The options as JSON.
         options_digest: The first 16 digits of the SHA-256 of the verb and the options.
         version: The version of nola-codec that did the work.
@@ -73,6 +74,7 @@ class Row:
     scale_origin: str = ""
     notes: tuple[str, ...] = ()
     seconds: float | None = None
+    cpu_seconds: float | None = None
     stages: Mapping[str, float] = field(default_factory=dict)
     options: str = ""
     options_digest: str = ""

@@ -30,15 +30,19 @@ def loras(tmp_path: Path) -> Path:
     """Two small adapters, and `long`, with which a worker is busy for about a second."""
     for seed, name in enumerate(("a", "b")):
         write_adapter(tmp_path / "loras" / name, make_tensors(seed))
-    rng = np.random.default_rng(0)
-    large = {
+    write_adapter(tmp_path / "loras" / "long", large_tensors(0), {"peft_type": "LORA", "r": 4, "lora_alpha": 4})
+    return tmp_path / "loras"
+
+
+def large_tensors(seed: int) -> dict[str, Any]:
+    """The tensors of an adapter of rank 4 on 12 weights of 512 by 512."""
+    rng = np.random.default_rng(seed)
+    return {
         _KEY.format(layer, name, side): rng.standard_normal((4, 512) if side == "A" else (512, 4)).astype(np.float32)
         for layer in range(6)
         for name in ("q_proj", "v_proj")
         for side in "AB"
     }
-    write_adapter(tmp_path / "loras" / "long", large, {"peft_type": "LORA", "r": 4, "lora_alpha": 4})
-    return tmp_path / "loras"
 
 
 @contextmanager
@@ -100,6 +104,42 @@ def test_a_killed_worker_is_replaced_and_its_item_is_tried_again(loras: Path) ->
     rows = read_manifest(out)
     assert {name: row.attempts for name, row in rows.items()} == {"a.nola": 1, "b.nola": 1, "long.nola": 2}
     assert all(nola_codec.verify(out / name)["file_sha256"] == row.output_digest for name, row in rows.items())
+
+
+@pytest.mark.slow  # Ray starts a dozen processes
+def test_ray_loses_nothing_and_does_nothing_twice_when_workers_are_killed(loras: Path) -> None:
+    for number in range(4):
+        write_adapter(loras / f"more{number}", large_tensors(number + 1), {"peft_type": "LORA", "r": 4})
+    out = loras.parent / "files"
+    arguments = ("encode-many", loras, "-o", out, "--ratio", 4, "--engine", "ray", "--workers", 2, "--json", "-q")
+    with started(*arguments) as process:
+        killed: list[int] = []
+        while len(killed) < 2:
+            busy = wait_for(lambda: [pid for pid in ray_workers() if pid not in killed], process)
+            os.kill(busy[0], signal.SIGKILL)
+            killed.append(busy[0])
+        printed, errors = process.communicate(timeout=_LONG)
+    report = json.loads(printed)
+    assert (process.returncode, report["done"], report["failed"]) == (0, 7, []), errors
+    rows = read_manifest(out)
+    assert 1 <= sum(row.attempts > 1 for row in rows.values()) <= 2
+    alone = nola_codec.encode_many(loras, loras.parent / "alone", encoding={"ratio": 4.0})
+    assert alone.done == 7
+    assert {name: row.output_digest for name, row in read_manifest(loras.parent / "alone").items()} == {
+        name: row.output_digest for name, row in rows.items()
+    }
+
+
+def ray_workers() -> list[int]:
+    """The processes of Ray that do an item."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit() and (folder / "cmdline").read_bytes().startswith(b"ray::_run_job"):
+                found.append(int(folder.name))
+        except OSError:  # it has just ended
+            continue
+    return found
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -191,3 +191,11 @@ def test_what_needs_torch_raises_one_error(code: str, words: str, python: Path, 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"needs-torch {words}: pip install 'nola-codec[torch]'")
     assert len(done.stdout.splitlines()) == 1
+
+
+def test_many_files_need_no_package_but_ray_does(python: Path, work: Path) -> None:
+    out = run(python, "-m", "nola_codec", "encode-many", "adapter", "-o", "many", "--ratio", "2", cwd=work)
+    assert out.returncode == 0, out.stderr
+    assert (work / "many" / "manifest.jsonl").is_file(), "without pyarrow, the manifest is JSON lines"
+    asked = run(python, "-m", "nola_codec", "encode-many", "adapter", "-o", "rays", "--engine", "ray", cwd=work)
+    assert (asked.returncode, "pip install 'nola-codec[ray]'" in asked.stderr) == (3, True), asked.stderr
