@@ -74,6 +74,7 @@ def encode_many(
         >>> report = encode_many("loras", "files", encoding={"ratio": 30})  # doctest: +SKIP
         >>> print(report)  # doctest: +SKIP
     """
+    settings = _split_run("encode_many", dict(run))
     common = _check_names("encode_many", dict(encoding or {}), MANY_ENCODE_NAMES)
     if common.get("base") is not None:
         require_model_path(common["base"])
@@ -82,7 +83,7 @@ def encode_many(
     check_options(None, size=of_encoder.pop("size", None), overwrite=False, **of_encoder)
     given = _gather(sources, manifest, "encode", MANY_ENCODE_NAMES, Path(out))
     return _run_to_outputs(
-        "encode", given, Path(out), common, ending=_ENDING, check=check, overwrite=overwrite, run=dict(run)
+        "encode", given, Path(out), common, ending=_ENDING, check=check, overwrite=overwrite, run_settings=settings
     )
 
 
@@ -122,6 +123,7 @@ def decode_many(
     Raises:
         AdapterError, NolaError, OutputExists, FleetInterrupted: As in `encode_many`.
     """
+    settings = _split_run("decode_many", dict(run))
     if ending not in ("", *SUFFIXES):
         message = f"ending: expected one of {', '.join(SUFFIXES)}, or nothing for directories, found {ending!r}"
         raise NolaError(message, code="option")
@@ -131,7 +133,7 @@ def decode_many(
     common = {"format": format, "dtype": dtype, "trim": trim, "base": None if base is None else os.path.abspath(base)}
     given = _gather(sources, manifest, "decode", MANY_DECODE_NAMES, Path(out))
     return _run_to_outputs(
-        "decode", given, Path(out), common, ending=ending, check=check, overwrite=overwrite, run=dict(run)
+        "decode", given, Path(out), common, ending=ending, check=check, overwrite=overwrite, run_settings=settings
     )
 
 
@@ -190,9 +192,9 @@ def _run_to_outputs(
     ending: str,
     check: bool,
     overwrite: bool,
-    run: dict[str, Any],
+    run_settings: tuple[RunSettings, str | None],
 ) -> FleetReport:
-    settings, file_format = _split_run(f"{verb}_many", run)
+    settings, file_format = run_settings
     if out.exists() and not out.is_dir():
         raise NolaError("expected a directory for the outputs, found a file", code="target-type", where=str(out))
     directory = Path(os.path.abspath(out))
@@ -202,7 +204,8 @@ def _run_to_outputs(
         if opened.is_interrupted:
             sweep(directory, opened.rows)
         try:
-            return _run(verb, plan, opened.rows, opened.record, planner.make_job, settings, opened.path)
+            path = out / opened.path.name  # under the name that the user knows
+            return _run(verb, plan, opened.rows, opened.record, planner.make_job, settings, path)
         except FleetInterrupted:
             sweep(directory, (item.output for item in plan.work))
             raise
@@ -218,7 +221,6 @@ def _run(
     path: Path | None,
 ) -> FleetReport:
     """Do what a plan says, write down each row, and return the report. Raises FleetInterrupted."""
-    begin = time.perf_counter()
     finished: dict[str, Row] = {item.output: rows[item.output] for item in plan.unchanged}
 
     def finish(item: Item, outcome: Outcome, attempts: int) -> None:
@@ -249,7 +251,7 @@ def _run(
         verb=verb, total=total, done=result.done, unchanged=len(plan.unchanged) + result.unchanged,
         failed=tuple(sorted(failed, key=lambda row: row.output)), unfinished=total - len(good) - len(failed),
         retries=result.retries, source_bytes=sum(row.source_bytes or 0 for row in good),
-        bytes=sum(row.bytes or 0 for row in good), seconds=time.perf_counter() - begin, manifest=path,
+        bytes=sum(row.bytes or 0 for row in good), seconds=time.perf_counter() - settings.begin, manifest=path,
     )  # fmt: skip
     if result.is_stopped:
         raise FleetInterrupted(report)

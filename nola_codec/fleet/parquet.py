@@ -22,7 +22,8 @@ _SCHEMA = pa.schema([
     ("decoded_sha256", pa.string()), ("parameters", pa.int64()), ("ratio", pa.float64()), ("dialect", pa.string()),
     ("objective", pa.string()), ("nmse", pa.float64()), ("effective_error", pa.float64()),
     ("scale_low", pa.float64()), ("scale_high", pa.float64()), ("scale_origin", pa.string()),
-    ("notes", pa.list_(pa.string())), ("seconds", pa.float64()), ("cpu_seconds", pa.float64()), ("stages", pa.map_(pa.string(), pa.float64())),
+    ("notes", pa.list_(pa.string())), ("seconds", pa.float64()), ("cpu_seconds", pa.float64()),
+    ("stages", pa.map_(pa.string(), pa.float64())),
     ("options", pa.string()), ("options_digest", pa.string()), ("version", pa.string()), ("finished", pa.string()),
 ])  # fmt: skip
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 
 from nola_codec.encoder.sizes import parse_size
@@ -34,6 +35,8 @@ class RunSettings:
     retries: int = 1
     ray_address: str | None = None
     watch: Watcher | None = None
+    begin: float = field(default_factory=time.perf_counter)
+    """When the run began, for its seconds."""
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
