@@ -1,6 +1,6 @@
 """Measure runs over many adapters: throughput, workers that are killed, a second run, broken sources, and the cost.
 
-    python tools/bench/fleet.py [--count 300] [--workers 2] [--engines local ray] [--json FILE]
+    python tools/bench/fleet.py [--count 300] [--modules N] [--workers 2] [--engines local ray] [--json FILE]
 
 The sources are all real adapters at hand, and copies of the small ones with a little noise, so that no two are equal.
 They are encoded to 1/30 of fp16. In the run of each engine two workers are killed; afterwards no file may be missing,
@@ -54,19 +54,23 @@ _STAGES = {
 }
 
 
-def write_sources(folder: Path, count: int) -> Path:
-    """Write the copies, and a manifest of all sources; return its path."""
+def write_sources(folder: Path, count: int, modules: int) -> Path:
+    """Write the copies, with all or the first `modules`, and a manifest of all sources; return its path."""
     real = {name.replace("/", "-"): path for name, path in sorted(adapters().items())}
     rows: list[dict[str, Any]] = [{"source": str(path), "output": name} for name, path in real.items()][:count]
     for row in rows:
         if "roberta" in row["output"]:
             row |= {"carried": "coded", "ratio": 5}  # its head alone is larger than 1/30 of the adapter
     small = {name: path for name, path in real.items() if weights_of(path).stat().st_size <= _SMALL}
+    if modules:
+        small = {
+            name: path for name, path in small.items() if not name.startswith("sam_")
+        }  # whose keys name no modules
     rng = np.random.default_rng(0)
     for number in range(count - len(rows)):
         name, path = sorted(small.items())[number % len(small)]
         copy = folder / "copies" / f"{name}-{number:04d}"
-        write_noisy_copy(weights_of(path), copy, rng)
+        write_noisy_copy(weights_of(path), copy, rng, modules)
         rows.append({"source": str(copy if path.is_dir() else copy / weights_of(path).name), "output": copy.name})
     manifest = folder / "sources.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -78,11 +82,13 @@ def weights_of(path: Path) -> Path:
     return next(iter(sorted(path.glob("*.safetensors")))) if path.is_dir() else path
 
 
-def write_noisy_copy(weights: Path, folder: Path, rng: np.random.Generator) -> None:
-    """Write an adapter with noise, and the configuration beside it."""
+def write_noisy_copy(weights: Path, folder: Path, rng: np.random.Generator, modules: int) -> None:
+    """Write an adapter, or its first modules, with noise, and the configuration beside it."""
     folder.mkdir(parents=True)
     with safe_open(weights, framework="numpy") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        names = list(file.keys())
+        kept = sorted({name.partition(".lora")[0] for name in names})[: modules or None]
+        tensors = {name: file.get_tensor(name) for name in names if name.partition(".lora")[0] in kept}
         metadata = file.metadata()
     for name, tensor in tensors.items():
         noise = rng.standard_normal(tensor.shape) * (_NOISE * float(tensor.std()))
@@ -209,9 +215,9 @@ def break_some(manifest: Path, folder: Path) -> Path:
     return changed
 
 
-def measure(folder: Path, count: int, workers: int, engines: list[EngineName]) -> dict[str, Any]:
+def measure(folder: Path, count: int, modules: int, workers: int, engines: list[EngineName]) -> dict[str, Any]:
     """Do all runs and return their figures."""
-    manifest = write_sources(folder, count)
+    manifest = write_sources(folder, count, modules)
     figures: dict[str, Any] = {"workers": workers, "processors": os.cpu_count(), "runs": [], "second_runs": []}
     digests: list[dict[str, str]] = []
     for engine in engines:
@@ -277,12 +283,13 @@ def main() -> None:
     """Parse the arguments, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=300, help="adapters of a run")
+    parser.add_argument("--modules", type=int, default=0, help="modules of a copy; 0 is all, which takes long")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--engines", nargs="+", choices=["local", "ray"], default=["local", "ray"])
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), arguments.count, arguments.workers, arguments.engines)
+        figures = measure(Path(folder), arguments.count, arguments.modules, arguments.workers, arguments.engines)
     print_tables(figures)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
