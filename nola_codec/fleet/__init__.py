@@ -6,7 +6,7 @@ A run finds its sources, gives each an output, leaves out what an earlier run ha
 writes one row for each output into a manifest beside the outputs.
 
     many.py                     the functions; keywords.py has their options, report.py what they return
-    finding.py, source_manifest.py   the sources of paths, globs and directories; those of a manifest
+    finding.py, finding_urls.py, source_manifest.py   the sources of paths, of URLs, and of a manifest
     naming.py                   an output for each source, with a safe name of its own
     planning.py                 what is up to date, what is another's, and what needs work
     running.py, schedule.py     the run: as many items at a time as processors and memory allow

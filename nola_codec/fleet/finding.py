@@ -10,8 +10,10 @@ from pathlib import Path
 from nola_codec.adapters.folders import has_adapter, is_training_state
 from nola_codec.adapters.sources import CONFIG_NAME, is_weights_name
 from nola_codec.errors import AdapterError
+from nola_codec.fleet.finding_urls import find_urls
 from nola_codec.fleet.items import Source, Verb
-from nola_codec.fleet.naming import make_safe
+from nola_codec.fleet.naming import make_safe, without_ending
+from nola_codec.remote import is_url
 from nola_codec.stores.tensor_files import SUFFIXES
 
 _NOLA = ".nola"
@@ -27,20 +29,24 @@ def find_sources(
     are no adapters of their own. In any other directory all adapters are found, at any depth: directories as tools save
     them, and lone files of tensors. Hidden directories and whole models are left out.
 
+    A URL is one source, whatever it means. With wildcards it is all that it matches, if its protocol can list files.
+
     Args:
-        patterns: Paths, or globs with ``*``, ``?``, ``[...]`` and ``**``.
+        patterns: Paths and URLs, or globs with ``*``, ``?``, ``[...]`` and ``**``.
         verb: What is done with the sources: ``encode`` looks for adapters, the others for `.nola` files.
         skip: The destination, which is not looked into.
         may_be_empty: True if a pattern may stand for nothing.
 
     Raises:
         AdapterError: ``no-sources``: A glob matches nothing, or a directory holds nothing of use.
+        RemoteError, MissingPackage: A URL with wildcards cannot be listed.
     """
     found: dict[str, Source] = {}
     for pattern in patterns:
         text = os.fspath(pattern)
         some = False
-        for source in _expand(text, verb, None if skip is None else skip.resolve()):
+        expanded = find_urls(text) if is_url(text) else _expand(text, verb, None if skip is None else skip.resolve())
+        for source in expanded:
             found.setdefault(source.path, source)
             some = True
         if not some and not may_be_empty:
@@ -122,10 +128,3 @@ def _source(path: Path, root: Path) -> Source:
     relative = Path(os.path.abspath(path)).relative_to(os.path.abspath(root)) if root != path else Path()
     name = relative.as_posix() if relative.parts else absolute.name
     return Source(path=str(absolute), name=make_safe(without_ending(name)))
-
-
-def without_ending(name: str) -> str:
-    """Return a name without the suffix of a file of tensors or a `.nola` file."""
-    lower = name.lower()
-    ending = next((suffix for suffix in (*SUFFIXES, _NOLA) if lower.endswith(suffix)), "")
-    return name[: len(name) - len(ending)]

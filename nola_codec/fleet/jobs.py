@@ -15,6 +15,7 @@ from typing import Any
 from nola_codec.errors import AdapterError, ChecksumMismatch, NolaError
 from nola_codec.fleet.items import Job, Outcome
 from nola_codec.fleet.stamps import digest_files, digest_output, source_files, stamp
+from nola_codec.remote import is_url, local_path, shown_url
 
 _MOST_REASON = 500  # characters
 _FRAMES = 2  # of a traceback, for a bug
@@ -23,8 +24,10 @@ _FRAMES = 2  # of a traceback, for a bug
 def run_job(job: Job) -> Outcome:
     """Do a job, and return what became of it. No exception but SystemExit and KeyboardInterrupt leaves this."""
     start, cpu_start = time.perf_counter(), time.process_time()
+    place = Path(job.source)
     try:
-        outcome = _VERBS[job.verb](job)
+        place = local_path(job.source)  # of a URL, a copy in the disk cache
+        outcome = _VERBS[job.verb](job, place)
     except NolaError as error:
         outcome = _failure(error.code, str(error))
     except MemoryError:
@@ -35,16 +38,18 @@ def run_job(job: Job) -> Outcome:
         outcome = _failure(code, f"{where}{error.strerror or error}")
     except Exception as error:
         outcome = _failure("bug", f"this is a bug in nola-codec: {_describe(error)}")
+    if is_url(job.source):
+        outcome = replace(outcome, reason=outcome.reason.replace(str(place), shown_url(job.source)))
     spent = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu_start}
     return replace(outcome, facts={**outcome.facts, **spent})
 
 
-def _encode(job: Job) -> Outcome:
+def _encode(job: Job, source: Path) -> Outcome:
     from nola_codec.api.encoding import encode_bytes
     from nola_codec.stores.files import atomic_file, require_free
 
     assert job.target is not None, "an encode writes a file"
-    source, target, stages = Path(job.source), Path(job.target), _Stages()
+    target, stages = Path(job.target), _Stages()
     facts, is_known = _examine(job, source, target, stages)
     if is_known:
         return Outcome("unchanged", facts)
@@ -76,11 +81,11 @@ def _facts_of_file(data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "output_digest": hashlib.sha256(data).hexdigest(), "decoded_sha256": decoded}
 
 
-def _decode(job: Job) -> Outcome:
+def _decode(job: Job, source: Path) -> Outcome:
     from nola_codec.api.decoding import decode
 
     assert job.target is not None, "a decode writes something"
-    source, target, stages = Path(job.source), Path(job.target), _Stages()
+    target, stages = Path(job.target), _Stages()
     facts, is_known = _examine(job, source, target, stages)
     if is_known:
         return Outcome("unchanged", facts)
@@ -95,10 +100,10 @@ def _decode(job: Job) -> Outcome:
     })  # fmt: skip
 
 
-def _verify(job: Job) -> Outcome:
+def _verify(job: Job, source: Path) -> Outcome:
     from nola_codec.api.decoding import verify
 
-    source, stages = Path(job.source), _Stages()
+    stages = _Stages()
     with stages.stage("verify"):
         found = verify(source)
     if job.wanted_digest and found["file_sha256"] != job.wanted_digest:
@@ -113,7 +118,7 @@ def _verify(job: Job) -> Outcome:
     })  # fmt: skip
 
 
-_VERBS: dict[str, Callable[[Job], Outcome]] = {"encode": _encode, "decode": _decode, "verify": _verify}
+_VERBS: dict[str, Callable[[Job, Path], Outcome]] = {"encode": _encode, "decode": _decode, "verify": _verify}
 
 
 def _examine(job: Job, source: Path, target: Path, stages: _Stages) -> tuple[dict[str, Any], bool]:

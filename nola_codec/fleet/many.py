@@ -24,6 +24,7 @@ from nola_codec.fleet.rows import Row, begun_row, finished_row, storable
 from nola_codec.fleet.running import RunSettings, run_items
 from nola_codec.fleet.source_manifest import read_source_manifest
 from nola_codec.fleet.stamps import stamp
+from nola_codec.remote import is_url, shown_url
 from nola_codec.stores.tensor_files import SUFFIXES
 
 if TYPE_CHECKING:
@@ -78,12 +79,13 @@ def encode_many(
     common = _check_names("encode_many", dict(encoding or {}), MANY_ENCODE_NAMES)
     if common.get("base") is not None:
         require_model_path(common["base"])
-        common["base"] = os.path.abspath(common["base"])
+        common["base"] = _absolute(common["base"])
     of_encoder = {name: value for name, value in common.items() if name not in ("base", "scale", "carry_unknown")}
     check_options(None, size=of_encoder.pop("size", None), overwrite=False, **of_encoder)
-    given = _gather(sources, manifest, "encode", MANY_ENCODE_NAMES, Path(out))
+    directory = _require_directory(out)
+    given = _gather(sources, manifest, "encode", MANY_ENCODE_NAMES, directory)
     return _run_to_outputs(
-        "encode", given, Path(out), common, ending=_ENDING, check=check, overwrite=overwrite, run_settings=settings
+        "encode", given, directory, common, ending=_ENDING, check=check, overwrite=overwrite, run_settings=settings
     )
 
 
@@ -130,10 +132,11 @@ def decode_many(
     if base is not None and format is None:
         raise NolaError("base serves format; to merge into models, call decode for each", code="option")
     stored_dtype(dtype or "f32")
-    common = {"format": format, "dtype": dtype, "trim": trim, "base": None if base is None else os.path.abspath(base)}
-    given = _gather(sources, manifest, "decode", MANY_DECODE_NAMES, Path(out))
+    common = {"format": format, "dtype": dtype, "trim": trim, "base": None if base is None else _absolute(base)}
+    directory = _require_directory(out)
+    given = _gather(sources, manifest, "decode", MANY_DECODE_NAMES, directory)
     return _run_to_outputs(
-        "decode", given, Path(out), common, ending=ending, check=check, overwrite=overwrite, run_settings=settings
+        "decode", given, directory, common, ending=ending, check=check, overwrite=overwrite, run_settings=settings
     )
 
 
@@ -176,7 +179,7 @@ def verify_many(
         if file_format is not None:
             raise NolaError("manifest_format needs a directory for the manifest", code="option")
         return _run("verify", Plan(work=items), {}, lambda row: None, make_job, settings, None)
-    with Manifest(Path(out), file_format=file_format) as opened:
+    with Manifest(_require_directory(out), file_format=file_format) as opened:
         same = [] if check else [item for item in items if _was_good(item, opened.rows.get(item.output), listed)]
         known = {item.output for item in same}
         plan = Plan(work=[item for item in items if item.output not in known], unchanged=same)
@@ -195,8 +198,6 @@ def _run_to_outputs(
     run_settings: tuple[RunSettings, str | None],
 ) -> FleetReport:
     settings, file_format = run_settings
-    if out.exists() and not out.is_dir():
-        raise NolaError("expected a directory for the outputs, found a file", code="target-type", where=str(out))
     directory = Path(os.path.abspath(out))
     with Manifest(directory, file_format=file_format) as opened:
         planner = Planner(verb, directory, opened, check=check, overwrite=overwrite)
@@ -276,6 +277,22 @@ def _gather(
     return found
 
 
+def _require_directory(out: str | os.PathLike[str]) -> Path:
+    """Return the destination as a path. Raises NolaError ``target-type`` for a URL, and for a file."""
+    where = os.fspath(out)
+    if is_url(where):
+        message = "expected a directory on this machine, where the journal can grow; copy it to the store afterwards"
+        raise NolaError(message, code="target-type", where=shown_url(where))
+    if os.path.exists(where) and not os.path.isdir(where):
+        raise NolaError("expected a directory for the outputs, found a file", code="target-type", where=where)
+    return Path(where)
+
+
+def _absolute(model: str | os.PathLike[str]) -> str:
+    path = os.fspath(model)
+    return path if is_url(path) else os.path.abspath(path)
+
+
 def _as_list(sources: Sources) -> list[str | os.PathLike[str]]:
     return [sources] if isinstance(sources, str | os.PathLike) else list(sources)
 
@@ -301,7 +318,7 @@ def _outputs_of_manifests(sources: Sources) -> dict[str, str]:
     listed: dict[str, str] = {}
     for source in _as_list(sources):
         folder = Path(os.path.abspath(source))
-        if folder.is_dir() and has_manifest(folder):
+        if not is_url(source) and folder.is_dir() and has_manifest(folder):
             rows = read_manifest(folder).values()
             mine = [row for row in rows if row.status == "done" and row.output.endswith(_ENDING)]
             listed |= {str(folder / row.output): row.output_digest for row in mine}

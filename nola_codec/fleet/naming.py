@@ -15,14 +15,27 @@ from pathlib import PurePosixPath
 from nola_codec.errors import NolaError
 from nola_codec.fleet.items import Source
 from nola_codec.rendering import list_first
+from nola_codec.stores.tensor_files import SUFFIXES
 
 _MOST_BYTES = 180  # of a part of a name, which leaves room for a suffix: file systems allow 255
 _MOST_PARTS = 32
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"\\|?*\ud800-\udfff]')
 _HASH_DIGITS = 8
 _LISTED = 5
+_ENDINGS = (*SUFFIXES, ".nola")
 RESERVED = ("manifest.jsonl", "manifest.parquet")
 """Names in a destination that are not outputs."""
+
+
+def without_ending(name: str) -> str:
+    """Return a name without the suffix of a file of tensors or a `.nola` file.
+
+    >>> without_ending("a/b.safetensors")
+    'a/b'
+    """
+    lower = name.lower()
+    ending = next((suffix for suffix in _ENDINGS if lower.endswith(suffix)), "")
+    return name[: len(name) - len(ending)]
 
 
 def make_safe(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from nola_codec.fleet.manifest import Manifest
 from nola_codec.fleet.naming import name_outputs
 from nola_codec.fleet.rows import Row, digest_options, storable
 from nola_codec.fleet.stamps import output_files, source_files, stamp
+from nola_codec.remote import is_url
 
 _EXISTS = "output-exists"
 _FLOATS = ("ratio", "nmse", "error", "scale")
@@ -73,10 +75,10 @@ class Planner:
         names = name_outputs(renamed, ending, owners)
         items = []
         for source, name in zip(sources, names, strict=True):
-            try:
-                mark, total = stamp(source_files(Path(source.path), self.verb))
-            except (NolaError, OSError):  # the worker says what is wrong with it
-                mark, total = "", 0
+            mark, total = "", 0
+            if not is_url(source.path):
+                with contextlib.suppress(NolaError, OSError):  # the worker says what is wrong with it
+                    mark, total = stamp(source_files(Path(source.path), self.verb))
             items.append(Item(source.path, name, join_options(options, source.options), total, mark))
         return items
 
@@ -111,8 +113,10 @@ class Planner:
         )
 
     def _is_up_to_date(self, item: Item, row: Row | None) -> bool:
-        if row is None or not item.stamp or row.source_stamp != item.stamp:
+        if row is None:
             return False
+        if not is_url(item.source) and (not item.stamp or row.source_stamp != item.stamp):
+            return False  # what lies behind a URL is only looked at if the user asks for a check
         return row.source == storable(item.source) and self._is_made_with(item, row)
 
     def _is_made_with(self, item: Item, row: Row) -> bool:
@@ -150,7 +154,7 @@ def _normal(name: str, value: Any) -> Any:
 
 
 def _is_gone(source: str) -> bool:
-    return not os.path.lexists(source)
+    return not is_url(source) and not os.path.lexists(source)
 
 
 def sweep(directory: Path, outputs: Iterable[str]) -> None:

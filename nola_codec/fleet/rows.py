@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from nola_codec.fleet.items import Item, Outcome, Verb
+from nola_codec.remote import is_url, shown_url
 from nola_codec.version import __version__
 
 STARTED = "started"
@@ -150,7 +151,9 @@ def digest_options(verb: Verb, options: Mapping[str, Any]) -> str:
 
 
 def storable(text: str) -> str:
-    """Return text that UTF-8 can hold; bytes of a path that are no text become escapes."""
+    """Return a path or a URL as rows have it: without secrets in a URL, and with escapes for bytes that are no text."""
+    if is_url(text):
+        text = shown_url(text)
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

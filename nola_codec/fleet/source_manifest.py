@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from nola_codec.errors import AdapterError, require_package
-from nola_codec.fleet.finding import without_ending
 from nola_codec.fleet.items import Source
-from nola_codec.fleet.naming import make_safe, require_safe
+from nola_codec.fleet.naming import make_safe, require_safe, without_ending
+from nola_codec.remote import is_url
+from nola_codec.remote.addresses import last_name
 
 _MOST_LINE = 1_000_000  # characters
 _MOST_ROWS = 20_000_000
@@ -128,11 +129,13 @@ def _source(row: Mapping[str, Any], folder: Path, known: tuple[str, ...], where:
     if output is not None and not isinstance(output, str):
         message = f"expected text in the column `output`, found {output!r:.80}"
         raise AdapterError(message, code="bad-manifest", where=where)
-    path = os.path.abspath(folder / text)
-    if isinstance(values.get("base"), str):
-        values["base"] = os.path.abspath(folder / values["base"])
+    path = text if is_url(text) else os.path.abspath(folder / text)
+    base = values.get("base")
+    if isinstance(base, str) and not is_url(base):
+        values["base"] = os.path.abspath(folder / base)
     if isinstance(values.get("rungs"), str):
         values["rungs"] = [part.strip() for part in values["rungs"].split(",")]
     if output is not None:
         return Source(path, require_safe(output, where), is_named=True, options=values)
-    return Source(path, make_safe(without_ending(Path(path).name)), options=values)
+    name = last_name(path) if is_url(path) else Path(path).name
+    return Source(path, make_safe(without_ending(name)), options=values)
