@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,10 +31,9 @@ def write_rows(rows: Sequence[Row], stream: BinaryIO) -> None:
     """Write rows as a Parquet file; equal rows give equal columns and types, whatever is None in them."""
     with pq.ParquetWriter(stream, _SCHEMA, compression="zstd") as writer:
         for start in range(0, len(rows), _BATCH):
-            values = [asdict(row) for row in rows[start : start + _BATCH]]
+            values = [{name: getattr(row, name) for name in _SCHEMA.names} for row in rows[start : start + _BATCH]]
             for value in values:
                 value["stages"] = list(value["stages"].items())
-                value["notes"] = list(value["notes"])
             writer.write_table(pa.Table.from_pylist(values, schema=_SCHEMA))
 
 

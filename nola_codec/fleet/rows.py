@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -88,7 +88,7 @@ _NAMES = tuple(each.name for each in fields(Row))
 
 def row_to_json(row: Row) -> str:
     """Return a row as one line of JSON without the line break; NaN and infinities become null."""
-    values = {name: _finite(value) for name, value in asdict(row).items()}
+    values = {name: _finite(getattr(row, name)) for name in _NAMES}
     return json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
