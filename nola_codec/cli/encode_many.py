@@ -53,7 +53,7 @@ def command(sources: tuple[str, ...], out: str, manifest: str | None, check: boo
     The same command again does only what is missing: new and changed adapters, other options, and what failed. It can
     be stopped at any time. A source that fails stops no other; failures are listed at the end.
 
-    The manifest in DIR has a row for each file: source, digests, size, errors, scale, seconds, and reason of a failure.
+    The manifest in DIR has a row for each file: source, hashes, size, errors, scale, seconds, and reason of a failure.
     """
     from nola_codec.fleet.many import encode_many
 
