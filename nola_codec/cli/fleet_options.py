@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from types import FrameType
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 RUN = "Run"
 _LISTED = 50
 _INTERRUPTED = 130
-_LINE_EVERY = 30.0  # seconds
-_WIDTH = 79
 
 MANIFEST_OPTION = option("--manifest", group="Sources", type=click.Path(), metavar="FILE",
                          help="A .jsonl, .csv or .parquet file that lists sources: columns source, output and "
@@ -67,6 +64,7 @@ class RunRequest:
 
     def run(self, function: Callable[..., FleetReport], *arguments: Any, noun: str, **options: Any) -> int:
         """Call one of the functions of `nola_codec.fleet.many`, print its report, and return the exit status."""
+        from nola_codec.cli.progress import show_items
         from nola_codec.fleet.report import FleetInterrupted
 
         settings: dict[str, Any] = {
@@ -78,7 +76,7 @@ class RunRequest:
                 # Ray tells of workers that died on standard output, where only results belong.
                 stack.enter_context(contextlib.redirect_stdout(sys.stderr))
                 stack.enter_context(_terminated_like_interrupted())
-                watch: Watcher | None = None if self.quiet else stack.enter_context(_Line(noun))
+                watch: Watcher = stack.enter_context(show_items(self.quiet, 0, noun))
                 report = function(*arguments, watch=watch, **settings, **options)
         except FleetInterrupted as stopped:
             self._print(stopped.report, is_interrupted=True)
@@ -105,47 +103,6 @@ class RunRequest:
 
 def _failure(row: Row) -> dict[str, Any]:
     return {"output": row.output, "source": row.source, "code": row.code, "reason": row.reason}
-
-
-class _Line:
-    """Shows how far a run is: one line that is painted over on a terminal, elsewhere a line every half minute."""
-
-    def __init__(self, noun: str) -> None:
-        self.total = 0
-        self._noun, self._over, self._worked, self._failed = noun, 0, 0, 0
-        self._begin = self._last = time.monotonic()
-
-    def __enter__(self) -> _Line:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if sys.stderr.isatty():
-            click.echo("\r\x1b[K", nl=False, err=True)
-
-    def start(self, name: str) -> None:
-        """Show the name of an item that was begun."""
-        self._show(name)
-
-    def finish(self, name: str, *, failed: bool = False) -> None:
-        """Count an item that is over."""
-        self._over += 1
-        self._worked += 1
-        self._failed += failed
-        self._show(name)
-
-    def skip(self, name: str) -> None:
-        """Count an item that an earlier run had done."""
-        self._over += 1
-
-    def _show(self, name: str) -> None:
-        now, is_terminal = time.monotonic(), sys.stderr.isatty()
-        if now - self._last < (0.1 if is_terminal else _LINE_EVERY):
-            return
-        self._last = now
-        pace = (now - self._begin) / max(1, self._worked)
-        text = f"{self._over}/{self.total} {self._noun}, {self._failed} failed, {pace:.2g} s each"
-        text += f", {pace * (self.total - self._over):.0f} s left; {one_line(name)}"
-        click.echo(f"\r\x1b[K{text[:_WIDTH]}" if is_terminal else text, nl=not is_terminal, err=True)
 
 
 @contextlib.contextmanager
