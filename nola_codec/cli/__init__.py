@@ -2,7 +2,8 @@
 
 `encode_options.py` has the options of both encodes, `help.py` makes `--help`, `messages.py` adds the next step to an
 error, `peft_source.py` has PEFT turn an adapter of another method into LoRA, `progress.py` shows progress with the
-rates of `pace.py`, `output.py` holds the code that commands share, and `fleet_options.py` that of commands on many files.
+rates of `pace.py`, `output.py` holds the code that commands share, and `fleet_options.py` that of the commands on many
+files.
 
 Exit status: 0 done, 1 `verify`, `compare` or `selftest` says no, 2 wrong usage, 3 input refused, 70 our own bug; as in
 any program 130 when it was interrupted, and 141 when whoever read its output went away.
