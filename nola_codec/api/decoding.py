@@ -38,7 +38,7 @@ from nola_codec.stores.tensor_files import is_tensor_file
 _MAGIC = MAGIC[:4]
 
 
-@accepts_urls("source", "base", out="out")
+@accepts_urls("base", nola="source", out="out")
 def decode(
     source: Source,
     out: str | os.PathLike[str],

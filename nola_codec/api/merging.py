@@ -15,7 +15,7 @@ from nola_codec.progress import Progress
 from nola_codec.remote import accepts_urls
 
 
-@accepts_urls("sources", "base", out="out")
+@accepts_urls("base", nola="sources", out="out")
 def merge(
     sources: Sequence[WeightedSource],
     base: str | os.PathLike[str],
@@ -67,7 +67,7 @@ def merge(
     ))  # fmt: skip
 
 
-@accepts_urls("sources", "merged", out="out")
+@accepts_urls("merged", nola="sources", out="out")
 def unmerge(
     sources: Sequence[WeightedSource],
     merged: str | os.PathLike[str],

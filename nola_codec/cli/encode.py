@@ -60,10 +60,13 @@ class FitRequest:
     @contextmanager
     def with_copies(self, source: str, show: Progress | None) -> Iterator[tuple[str, FitRequest]]:
         """Yield the adapter and this request with local copies in place of URLs. Raises UsageError for a model."""
+        if self.base is None:  # `encode` itself takes URLs
+            yield source, self
+            return
         files = (source, self.base, self.calibration, self.data, self.held_out)
         with local_copies(*files, progress=show) as (copy, base, calibration, data, held_out):
             assert copy is not None
-            if self.base is not None and looks_like_model(copy):
+            if looks_like_model(copy):
                 raise click.UsageError(
                     "encode is for adapters. To encode what a training changed in a whole model: "
                     f"nola-codec encode-delta {shown_url(source)} --base {shown_url(self.base)}"

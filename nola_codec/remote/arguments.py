@@ -17,7 +17,7 @@ from nola_codec.remote.addresses import is_url, shown_url
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def accepts_urls(*names: str, out: str = "") -> Callable[[_Function], _Function]:
+def accepts_urls(*names: str, nola: str = "", out: str = "") -> Callable[[_Function], _Function]:
     """Return a decorator for a function of paths.
 
     The function gets local copies of the URLs (`fetch`), and a local path in place of a URL to write to (`publish`),
@@ -26,6 +26,7 @@ def accepts_urls(*names: str, out: str = "") -> Callable[[_Function], _Function]
 
     Args:
         *names: The parameters that are read: each a path, or a list of paths or of pairs of a path and something.
+        nola: The parameter for `.nola` files, read as the others are; empty if there is none.
         out: The parameter that is written to; empty if there is none.
     """
 
@@ -46,9 +47,10 @@ def accepts_urls(*names: str, out: str = "") -> Callable[[_Function], _Function]
             with _as_given(shown):
                 target = given.get(out) if out else None
                 with _target(target, overwrite=bool(options.get("overwrite")), shown=shown) as place:
-                    for name in names:
+                    fetch_options = {"progress": options.get("progress")}
+                    for name in (*names, *([nola] if nola else [])):
                         if _holds_url(given.get(name)):
-                            given[name] = _localize(given[name], options.get("progress"), shown)
+                            given[name] = _localize(given[name], shown, **fetch_options, wants_nola=name == nola)
                     if out and out in given:
                         given[out] = place
                     if callable(note := options.get("note")) and "note" in given:
@@ -71,7 +73,7 @@ def local_copies(*values: str | None, progress: Any = None) -> Iterator[tuple[st
     """
     shown: dict[str, str] = {}
     with _as_given(shown):
-        yield tuple(_localize(value, progress, shown) for value in values)
+        yield tuple(_localize(value, shown, progress=progress) for value in values)
 
 
 def _holds_url(value: object) -> bool:
@@ -80,15 +82,15 @@ def _holds_url(value: object) -> bool:
     return is_url(value)
 
 
-def _localize(value: Any, progress: Any, shown: dict[str, str]) -> Any:
+def _localize(value: Any, shown: dict[str, str], **options: Any) -> Any:
     """Return a value with local paths in place of URLs, and note which path stands for which URL."""
     if isinstance(value, list | tuple):
-        return type(value)(_localize(item, progress, shown) for item in value)
+        return type(value)(_localize(item, shown, **options) for item in value)
     if not is_url(value):
         return value
     from nola_codec.remote.fetching import fetch
 
-    path = fetch(value, progress=progress)
+    path = fetch(value, **options)
     shown[os.fspath(path)] = shown_url(value)
     return os.fspath(path)
 

@@ -31,7 +31,7 @@ def local_path(path: str | os.PathLike[str], *, progress: Progress | None = None
     return fetch(path, progress=progress) if isinstance(path, str) and is_url(path) else Path(path)
 
 
-def fetch(url: str, *, progress: Progress | None = None) -> Path:
+def fetch(url: str, *, progress: Progress | None = None, wants_nola: bool = False) -> Path:
     """Return the path of a local copy of a file, or of the files of a directory that an adapter or a model needs.
 
     The copy lies in the disk cache, under the URL and the versions of its files, and is made once. Each call asks the
@@ -43,6 +43,7 @@ def fetch(url: str, *, progress: Progress | None = None) -> Path:
     Args:
         url: The URL. That of a local file gives its path.
         progress: Called as (stage, kilobytes done, kilobytes in all).
+        wants_nola: Of a repository of the Hub, take its only `.nola` file, even if there is an adapter too.
 
     Raises:
         MissingPackage: A package for the protocol is not installed.
@@ -57,7 +58,7 @@ def fetch(url: str, *, progress: Progress | None = None) -> Path:
         return local
     hub = hub_address(url)
     if hub is not None:
-        return fetch_from_hub(hub, progress)
+        return fetch_from_hub(hub, progress, wants_nola=wants_nola)
     if is_offline():
         kept = cached_copy(url)
         if kept is None:
@@ -85,7 +86,7 @@ def cached_copy(url: str) -> Path | None:
     hub = hub_address(url)
     if hub is not None:
         with suppress(RemoteError):
-            return fetch_from_hub(hub, None, only_cached=True)
+            return fetch_from_hub(hub, None, wants_nola=True, only_cached=True)
         return None
     own = _url_key(url)
     for entry in reversed(DiskCache().entries()):

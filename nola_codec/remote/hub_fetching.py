@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +28,9 @@ _REFUSALS = (
 )  # fmt: skip
 
 
-def fetch_from_hub(address: HubAddress, progress: Progress | None, *, only_cached: bool = False) -> Path:
+def fetch_from_hub(
+    address: HubAddress, progress: Progress | None, *, wants_nola: bool = False, only_cached: bool = False
+) -> Path:
     """Return the path of a copy of a file or folder of the Hub, in the cache of huggingface_hub.
 
     Files that are downloaded anew are compared with the SHA-256 that the Hub tells, if it does. Offline, what the cache
@@ -35,6 +39,7 @@ def fetch_from_hub(address: HubAddress, progress: Progress | None, *, only_cache
     Args:
         address: The repository, file or folder.
         progress: Called as (stage, kilobytes done, kilobytes in all).
+        wants_nola: Take the only `.nola` file of a repository, even if there is an adapter or a model too.
         only_cached: Take what the cache has, and ask nobody.
 
     Raises:
@@ -47,28 +52,70 @@ def fetch_from_hub(address: HubAddress, progress: Progress | None, *, only_cache
     common: dict[str, Any] = {"repo_type": address.repo_type, "revision": address.revision}
     if only_cached or is_offline("hf"):
         try:
-            place = Path(snapshot_download(address.repo, local_files_only=True, **common)) / address.path
+            # Without a pattern, huggingface_hub refuses copies that lack files which nobody needed.
+            home = snapshot_download(address.repo, local_files_only=True, allow_patterns=["//"], **common)
+            place = Path(home) / address.path
         except Exception:  # whatever the reason, there is no copy
             raise offline(hub_name(address)) from None
         if not place.exists():
             raise offline(hub_name(address))
-        return place
+        return _only_nola_in(place, address) if wants_nola and not address.path else place
     try:
         info: Any = HfApi().repo_info(address.repo, files_metadata=True, timeout=30, **common)
-        names = _needed(address, {file.rfilename for file in info.siblings or ()})
+        names = _needed(address, {file.rfilename for file in info.siblings or ()}, wants_nola)
         old = {n for n in names if isinstance(_cached(try_to_load_from_cache, address, n, info.sha), str)}
-        bars: dict[str, Any] = {} if progress is None else {"tqdm_class": _quiet_bar(progress)}
-        home = Path(snapshot_download(address.repo, allow_patterns=[glob.escape(n) for n in names], **common, **bars))
+        patterns = [glob.escape(name) for name in names]
+        with without_bars():
+            home = Path(
+                snapshot_download(address.repo, allow_patterns=patterns, tqdm_class=_quiet_bar(progress), **common)
+            )
     except RemoteError:
         raise
     except Exception as error:  # requests in older versions of huggingface_hub, httpx in newer ones
         raise_hub_error(error, address)
     _check_digests(home, {f.rfilename: f.lfs for f in info.siblings or () if f.rfilename in names - old and f.lfs})
-    return home / address.path
+    is_file = len(names) == 1 and next(iter(names)).endswith(".nola")
+    return home / (next(iter(names)) if is_file else address.path)
 
 
-def _needed(address: HubAddress, names: set[str]) -> set[str]:
+def lone_file(address: HubAddress) -> HubAddress:
+    """Return the address of the only `.nola` file of a repository.
+
+    Raises:
+        RemoteError: ``not-found``: there is none; ``several-files``; and what `fetch_from_hub` raises.
+    """
+    require_package("reading from hf://", "huggingface_hub", "hub")
+    from huggingface_hub import HfApi
+
+    try:
+        info: Any = HfApi().repo_info(address.repo, repo_type=address.repo_type, revision=address.revision, timeout=30)
+    except Exception as error:
+        raise_hub_error(error, address)
+    name = _lone_name(address, {file.rfilename for file in info.siblings or ()})
+    if not name:
+        raise RemoteError("no .nola file in the repository", code="not-found", where=hub_name(address))
+    return replace(address, path=name)
+
+
+def _only_nola_in(home: Path, address: HubAddress) -> Path:
+    """Return the only `.nola` file in the copy of a repository; the copy itself if it has none."""
+    name = _lone_name(address, {path.relative_to(home).as_posix() for path in home.rglob("*.nola")})
+    return home / name if name else home
+
+
+def _lone_name(address: HubAddress, names: set[str]) -> str:
+    """Return the only `.nola` file among names, or nothing. Raises RemoteError ``several-files``."""
+    found = sorted(name for name in names if name.endswith(".nola") and is_plain(name))
+    if len(found) > 1:
+        message = f"{len(found)} .nola files ({', '.join(found[:5])}); put the name of the one that is meant behind it"
+        raise RemoteError(message, code="several-files", where=hub_name(address))
+    return found[0] if found else ""
+
+
+def _needed(address: HubAddress, names: set[str], wants_nola: bool) -> set[str]:
     """Return the names of the files of a repository that an address means, and those that a reader needs with them."""
+    if not address.path and wants_nola and (lone := _lone_name(address, names)):
+        return {lone}
     plain = {name for name in names if is_plain(name)}
     if len(names) > MAX_FILES and not address.path:
         message = f"more than {MAX_FILES} files; give the folder of one adapter or model"
@@ -82,8 +129,10 @@ def _needed(address: HubAddress, names: set[str]) -> set[str]:
     chosen = select_files(inside, hub_name(address))
     if not chosen:
         what = "no adapter and no model in it" if inside or not address.path else "no such file or folder in it"
-        lone = sorted(name for name in inside if name.endswith(".nola"))
-        hint = f"; a .nola file is {lone[0]}: give {hub_name(address)}/{lone[0]}" if lone else ""
+        files = sorted(name for name in inside if name.endswith(".nola"))
+        if files and not address.path:
+            return {_lone_name(address, names)}
+        hint = f"; a .nola file is {files[0]}: give {hub_name(address)}/{files[0]}" if files else ""
         raise RemoteError(what + hint, code="not-found", where=hub_name(address))
     return {prefix + name for name in chosen}
 
@@ -130,7 +179,23 @@ def raise_hub_error(error: Exception, address: HubAddress) -> NoReturn:
     raise no_connection(name, type(error).__name__) from None
 
 
-def _quiet_bar(progress: Progress) -> type:
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep huggingface_hub from showing bars of its own."""
+    from huggingface_hub import utils
+
+    bars: Any = utils
+    was_disabled = bars.are_progress_bars_disabled()
+    if not was_disabled:
+        bars.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not was_disabled:
+            bars.enable_progress_bars()
+
+
+def _quiet_bar(progress: Progress | None) -> type:
     """Return a bar for huggingface_hub that shows nothing, and tells our function what was downloaded."""
     from tqdm import tqdm  # huggingface_hub needs it
 
@@ -145,7 +210,7 @@ def _quiet_bar(progress: Progress) -> type:
         def update(self, n: float | None = 1) -> bool | None:
             with lock:
                 self.n += n or 0
-                if self._counts and self.total:
+                if progress is not None and self._counts and self.total:
                     progress("download, KB", int(self.n) // 1000, int(max(self.total, self.n)) // 1000)
             return None
 

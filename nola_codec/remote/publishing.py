@@ -23,7 +23,7 @@ from nola_codec.remote.addresses import (
 )
 from nola_codec.remote.failures import require_online
 from nola_codec.remote.fsspec_files import open_filesystem, translated
-from nola_codec.remote.hub_fetching import raise_hub_error
+from nola_codec.remote.hub_fetching import raise_hub_error, without_bars
 
 # A reader looks for these first, so they are uploaded last: until then there is no adapter and no model.
 _LAST = ("adapter_config.json", "config.json", "model_index.json")
@@ -153,9 +153,10 @@ class _HubTarget:
             for place, file in zip(places, files, strict=True)
         ]
         try:
-            self._api.create_commit(
-                self._address.repo, operations, commit_message=f"Upload {path} with nola-codec", **self._common
-            )
+            with without_bars():
+                self._api.create_commit(
+                    self._address.repo, operations, commit_message=f"Upload {path} with nola-codec", **self._common
+                )
         except Exception as error:
             raise_hub_error(error, self._address)
 

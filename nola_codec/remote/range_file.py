@@ -12,6 +12,7 @@ from nola_codec.remote.contract import RemoteFile
 from nola_codec.remote.failures import not_found, require_online
 from nola_codec.remote.fsspec_files import FsspecFile
 from nola_codec.remote.http_files import HttpFile, HubFile
+from nola_codec.remote.hub_fetching import lone_file
 from nola_codec.remote.transfer import stream_range
 
 FIRST_READ = 64 << 10
@@ -65,10 +66,7 @@ def open_remote(url: str) -> RemoteFile:
     require_online(url, network_of(url))
     hub = hub_address(url)
     if hub is not None:
-        if not hub.path:
-            message = "a repository; put the path of a file behind it, or `nola-codec pull` finds the .nola file in it"
-            raise RemoteError(message, code="bad-url", where=url)
-        return HubFile(hub)
+        return HubFile(hub if hub.path else lone_file(hub))
     return HttpFile(url) if is_http(url) else FsspecFile(url)
 
 

@@ -83,7 +83,8 @@ def _model_info(it: Handler, name: str, revision: str) -> None:
         "_id": "0", "id": name, "modelId": name, "author": repository.owner, "sha": commit.oid,
         "private": repository.is_private, "gated": "manual" if repository.is_gated else False, "disabled": False,
         "downloads": 0, "likes": 0, "tags": [], "lastModified": "2026-11-29T00:00:00.000Z",
-        "createdAt": "2026-11-29T00:00:00.000Z", "siblings": [{"rfilename": path} for path in sorted(commit.files)],
+        "createdAt": "2026-11-29T00:00:00.000Z",
+        "siblings": [file.sibling(path, with_blobs="blobs" in it.query) for path, file in sorted(commit.files.items())],
     })  # fmt: skip
 
 

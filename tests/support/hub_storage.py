@@ -35,6 +35,15 @@ class StoredFile:
     def etag(self) -> str:
         return self.sha256 if self.is_lfs else self.blob_id
 
+    def sibling(self, path: str, *, with_blobs: bool) -> dict[str, object]:
+        """The file as the description of a repository shows it; only with blobs there are size and digests."""
+        facts: dict[str, object] = {"rfilename": path}
+        if with_blobs:
+            facts |= {"size": len(self.content), "blobId": self.blob_id}
+            if self.is_lfs:
+                facts["lfs"] = {"sha256": self.sha256, "size": len(self.content), "pointerSize": len(self.pointer)}
+        return facts
+
     def entry(self, path: str) -> dict[str, object]:
         """The file as listings show it."""
         entry: dict[str, object] = {"type": "file", "path": path, "size": len(self.content), "oid": self.blob_id}

@@ -12,7 +12,7 @@ from range_server import RangeServer
 from safetensors.numpy import save
 
 import nola_codec
-from nola_codec.remote import http_files, transfer
+from nola_codec.remote import transfer
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,6 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOLA_CODEC_OFFLINE", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.setattr(transfer, "FIRST_WAIT", 0.001)
-    monkeypatch.setattr(http_files, "_TIMEOUT", (5, 0.25))
 
 
 @pytest.fixture(scope="session")
