@@ -41,6 +41,7 @@ def folder(made_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (here / name).symlink_to(ROOT / name)
     monkeypatch.chdir(here)
     monkeypatch.setenv("NOLA_THREADS", "1")
+    monkeypatch.setenv("NOLA_CODEC_CACHE", str(tmp_path / "cache"))
     return here
 
 
