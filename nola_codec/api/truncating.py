@@ -86,13 +86,26 @@ def truncate(
 
 def _cut_to(source: Source, rung: int | None, limit: int | None) -> tuple[bytes, TruncateReport]:
     """Cut at a rung, or at the finest one that fits into a size."""
-    data, report = _cut(source, rung, None)
+    rungs = None
+    if limit is not None:
+        rung, rungs = _finest_within(source, limit)
+    data, report = _cut(source, rung, rungs)
     while limit is not None and len(data) > limit:
         if report.rung == 0:
             raise EncodeError(f"size {limit} bytes cannot be reached: the coarsest rung takes {len(data)} bytes",
                               code="unreachable")  # fmt: skip
         data, report = _cut(source, report.rung - 1, report.rungs)
     return data, report
+
+
+def _finest_within(source: Source, limit: int) -> tuple[int, int]:
+    """Return the finest rung whose sections alone fit into a size, and the number of rungs; only the header is read."""
+    if hasattr(source, "seek"):
+        source.seek(0)
+    with open_container(source, partial=True) as container:
+        there = range(len(container.header.rungs))
+        fitting = [rung for rung in there if container.rung_bytes(rung) - container.header_length <= limit]
+        return max(fitting, default=0), container.rungs
 
 
 def _cut(source: Source, rung: int | None, rungs: int | None) -> tuple[bytes, TruncateReport]:

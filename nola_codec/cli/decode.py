@@ -111,7 +111,7 @@ def _write_adapter(
     seconds = time.perf_counter() - start
     total = written_bytes(out)
     if as_json:
-        print_json({"output": out, "merged": False, "bytes": total, "seconds": seconds, "notes": notes})
+        print_json({"output": shown_url(out), "merged": False, "bytes": total, "seconds": seconds, "notes": notes})
         return
     click.echo(f"wrote  {shown_url(out)} ({render_size(total)}) in {seconds:.2f} s")
     print_notes(notes)

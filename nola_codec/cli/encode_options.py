@@ -123,7 +123,8 @@ class OutputRequest:
         err = self.out == STDOUT and not self.dry_run
         if self.as_json:
             task = report.task and {**asdict(report.task), "kept": report.task.kept}
-            print_json({**asdict(report), "task": task, "output": None if self.dry_run else self.out}, err=err)
+            out = None if self.dry_run or self.out is None else shown_url(self.out)
+            print_json({**asdict(report), "task": task, "output": out}, err=err)
             return
         if self.out is None:
             click.echo("dry run: nothing is written")

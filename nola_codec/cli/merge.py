@@ -141,16 +141,15 @@ def _print_adapter(
         report = merge_adapters(sources, arguments.out, rung=arguments.rung, overwrite=arguments.force, **coding)
     seconds = time.perf_counter() - start
     total = written_bytes(report.output)
+    name = shown_url(str(report.output))
     if as_json:
         print_json({
-            "output": str(report.output), "merged": True, "bytes": total, "seconds": seconds, "modules": report.modules,
+            "output": name, "merged": True, "bytes": total, "seconds": seconds, "modules": report.modules,
             "rank": report.rank, "notes": report.notes,
             "nmse": None if report.encoded is None else report.encoded.nmse,
         })  # fmt: skip
         return
-    click.echo(
-        f"wrote  {shown_url(str(report.output))} ({render_size(total)}, {report.modules} modules) in {seconds:.2f} s"
-    )
+    click.echo(f"wrote  {name} ({render_size(total)}, {report.modules} modules) in {seconds:.2f} s")
     if report.encoded is not None:
         click.echo(str(report.encoded))
     print_notes(report.notes)

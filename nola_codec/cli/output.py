@@ -73,7 +73,7 @@ def print_merge(report: MergeReport, seconds: float, *, as_json: bool, restored:
     total = written_bytes(report.output)
     if as_json:
         print_json({
-            "output": str(report.output), "merged": not restored, "bytes": total, "seconds": seconds,
+            "output": shown_url(str(report.output)), "merged": not restored, "bytes": total, "seconds": seconds,
             "shards": report.shards, "resumed": report.resumed, "weights": report.weights,
         })  # fmt: skip
         return

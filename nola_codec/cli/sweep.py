@@ -22,6 +22,7 @@ from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option, options
 from nola_codec.cli.output import OUTPUT, force_option, json_option, print_json, quiet_option
 from nola_codec.cli.progress import show_progress
+from nola_codec.remote import shown_url
 
 _TARGETS = (
     option("--sizes", group=TARGET, metavar="SIZE,...", help="Sizes of the files, e.g. 5KB,10KB,20KB."),
@@ -63,7 +64,7 @@ def command(source: str, **values: Any) -> None:
     with show_progress(quiet) as show:
         report = sweep(source, progress=show, **read_coding_values(values))
     if plot is not None:
-        plot_sweep(report, plot, title=Path(source).name, overwrite=force)
+        plot_sweep(report, plot, title=Path(shown_url(source)).name, overwrite=force)
     if as_json:
         print_json({**asdict(report), "plot": plot})
         return

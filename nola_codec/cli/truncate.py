@@ -41,7 +41,7 @@ def command(file: str, limit: str | None, rung: int | None, out: str, force: boo
     with show_progress(quiet, "cutting"):
         report = truncate(file, target, size=limit, rung=rung, overwrite=force)
     if as_json:
-        print_json({**asdict(report), "output": out}, err=piped)
+        print_json({**asdict(report), "output": shown_url(out)}, err=piped)
         return
     click.echo(f"wrote  {'standard output' if piped else shown_url(out)}", err=piped)
     click.echo(str(report), err=piped)

@@ -20,6 +20,8 @@ _NO_CONNECTION = (
 
 def is_offline(scheme: str = "") -> bool:
     """Return True if the user asked for no network: by NOLA_CODEC_OFFLINE, for ``hf`` also by HF_HUB_OFFLINE."""
+    if scheme == "memory":  # which is in this process
+        return False
     if os.environ.get("NOLA_CODEC_OFFLINE", "").lower() in _ON:
         return True
     return scheme == "hf" and os.environ.get("HF_HUB_OFFLINE", "").lower() in _ON

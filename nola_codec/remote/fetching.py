@@ -14,7 +14,7 @@ from pathlib import Path
 from nola_codec.disk_cache import DiskCache
 from nola_codec.errors import RemoteError, require_package
 from nola_codec.progress import Progress
-from nola_codec.remote.addresses import check_url, file_url_path, hub_address, is_url, last_name, shown_url
+from nola_codec.remote.addresses import check_url, file_url_path, hub_address, is_url, last_name, scheme_of, shown_url
 from nola_codec.remote.contract import RemoteFile
 from nola_codec.remote.failures import is_offline, offline
 from nola_codec.remote.hub_fetching import fetch_from_hub
@@ -59,7 +59,7 @@ def fetch(url: str, *, progress: Progress | None = None, wants_nola: bool = Fals
     hub = hub_address(url)
     if hub is not None:
         return fetch_from_hub(hub, progress, wants_nola=wants_nola)
-    if is_offline():
+    if is_offline(scheme_of(url)):
         kept = cached_copy(url)
         if kept is None:
             raise offline(url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ _STANDARD = (
     "adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapters.safetensors", "adapter_model.bin",
     "model.safetensors",
 )  # fmt: skip
+_INDEX = "model.safetensors.index.json"
+_MOST_INDEX = 64_000_000  # bytes
 _MODEL_PARTS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
                 "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja")  # fmt: skip
 
@@ -75,8 +78,32 @@ def _probe(url: str, missing: RemoteError) -> Listing:
             parts = _MODEL_PARTS if leaf == "model.safetensors" else _CONFIGS
             beside = [(part, beside_url(url, part)) for part in parts]
             return Listing(files | _present(url, beside, optional=True), is_directory=True)
+    sharded = _present_shards(url)
+    if sharded:
+        others = [(part, beside_url(url, part)) for part in _MODEL_PARTS]
+        return Listing(sharded | _present(url, others, optional=True), is_directory=True)
     message = f"no such file, and as a directory none of {', '.join(_STANDARD)} is in it; name the file itself"
     raise RemoteError(message, code="not-found", where=shown_url(url))
+
+
+def _present_shards(url: str) -> dict[str, RemoteFile]:
+    """Return the index of a model's shards and the shards that it names; nothing if there is no index."""
+    found = _present(url, [(_INDEX, beside_url(url, _INDEX))], optional=True)
+    if not found:
+        return {}
+    text = bytearray()
+    for piece in stream_range(found[_INDEX], 0, None):
+        text += piece
+        if len(text) > _MOST_INDEX:
+            raise RemoteError(f"an index of more than {_MOST_INDEX} bytes", code="limit", where=found[_INDEX].name)
+    try:
+        names = sorted({str(name) for name in json.loads(text)["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise RemoteError("not the index of a model's shards", code="bad-answer", where=found[_INDEX].name) from None
+    if len(names) > MAX_FILES or not all(is_plain(name) and "/" not in name for name in names):
+        message = "the index names files that are not in its directory, or too many"
+        raise RemoteError(message, code="bad-answer", where=found[_INDEX].name)
+    return found | _present(url, [(name, beside_url(url, name)) for name in names])
 
 
 def _present(url: str, wanted: Iterable[tuple[str, str]], *, optional: bool = False) -> dict[str, RemoteFile]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,7 +79,7 @@ def _open_target(url: str) -> _StoreTarget | _HubTarget:
     if is_chain(url):
         raise RemoteError("a chain of URLs can only be read", code="read-only-url", where=shown_url(url))
     hub = hub_address(url)
-    require_online(url, "hf" if hub is not None else "")
+    require_online(url, "hf" if hub is not None else scheme_of(url))
     if hub is not None:
         if not hub.path:
             message = "a repository; put a path behind it, or use `nola-codec push`, which writes a page for it too"
@@ -88,6 +89,10 @@ def _open_target(url: str) -> _StoreTarget | _HubTarget:
         message = f"{scheme_of(url)}:// can only be read; write to a path, s3:// or another store, and upload that"
         raise RemoteError(message, code="read-only-url", where=shown_url(url))
     return _StoreTarget(url)
+
+
+# A file of these appears at once, when all of it is there. Others get it under a name of its own, which is changed.
+_WHOLE_AT_ONCE = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci", "memory"})
 
 
 class _StoreTarget:
@@ -116,7 +121,7 @@ class _StoreTarget:
                         new.append(place)
                         if file != made:  # stores of objects need no folders, others do
                             self._store.makedirs(place.rpartition("/")[0], exist_ok=True)
-                    self._store.put_file(os.fspath(file), place)
+                    self._put(file, place)
         except BaseException as error:
             for place in new:
                 with contextlib.suppress(Exception):
@@ -124,6 +129,21 @@ class _StoreTarget:
             if isinstance(error, NolaError) or not isinstance(error, Exception):
                 raise
             raise RemoteError("the upload failed", code="no-connection", where=shown_url(self._url)) from None
+
+    def _put(self, file: Path, place: str) -> None:
+        """Upload one file. Raise what the store raises."""
+        if scheme_of(self._url) in _WHOLE_AT_ONCE:
+            self._store.put_file(os.fspath(file), place)
+            return
+        folder, _, name = place.rpartition("/")
+        hidden = f"{folder}/.{name}.{secrets.token_hex(6)}.tmp"
+        try:
+            self._store.put_file(os.fspath(file), hidden)
+            self._store.mv(hidden, place)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._store.rm_file(hidden)
+            raise
 
 
 class _HubTarget:

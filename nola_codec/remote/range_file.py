@@ -7,7 +7,7 @@ import tempfile
 from typing import BinaryIO, cast
 
 from nola_codec.errors import RemoteError
-from nola_codec.remote.addresses import check_url, file_url_path, hub_address, is_http
+from nola_codec.remote.addresses import check_url, file_url_path, hub_address, is_http, scheme_of
 from nola_codec.remote.contract import RemoteFile
 from nola_codec.remote.failures import not_found, require_online
 from nola_codec.remote.fsspec_files import FsspecFile
@@ -57,8 +57,8 @@ def is_forbidden_now(url: str) -> bool:
 
 
 def network_of(url: str) -> str:
-    """Return ``hf`` for whatever lies on the Hugging Face Hub, and else nothing."""
-    return "hf" if hub_address(url) is not None else ""
+    """Return ``hf`` for whatever lies on the Hugging Face Hub, and else the protocol."""
+    return "hf" if hub_address(url) is not None else scheme_of(url)
 
 
 def open_remote(url: str) -> RemoteFile:

@@ -10,6 +10,7 @@ from torch import nn
 
 from nola_codec.adapters.dialects import parameters
 from nola_codec.container.reader import Source, open_container
+from nola_codec.remote import accepts_urls
 from nola_codec.stores.files import atomic_file, require_free
 from nola_codec.training.network import find_composed_tensors
 from nola_codec.training.network_files import load_network, save_network
@@ -18,6 +19,7 @@ from nola_codec.training.state import require_state
 from nola_codec.training.trained_files import HeaderExtras, encode_group, read_trained_file
 
 
+@accepts_urls(out="out")
 def save(
     model: nn.Module,
     out: str | os.PathLike[str],

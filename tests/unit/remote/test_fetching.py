@@ -51,6 +51,19 @@ def test_a_directory_is_found_by_the_usual_names(server: RangeServer, adapter: d
     assert caught.value.code == "not-found"
 
 
+def test_a_model_in_shards_is_found_by_its_index(server: RangeServer) -> None:
+    shards = {f"model/model-0000{n}-of-00002.safetensors": bytes([n]) * n for n in (1, 2)}
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    server.files |= {**shards, "model/model.safetensors.index.json": json.dumps(index).encode()}
+    copy = fetch(server.url("model"))
+    assert {f"model/{p.name}": p.read_bytes() for p in copy.iterdir() if p.suffix == ".safetensors"} == shards
+    for hostile in ('{"weight_map": {"a": "../../x.safetensors"}}', "[]", "{", '{"weight_map": 3}'):
+        server.files["model/model.safetensors.index.json"] = hostile.encode()
+        with pytest.raises(RemoteError) as caught:
+            fetch(server.url("model"))
+        assert caught.value.code == "bad-answer"
+
+
 def test_a_download_goes_on_after_a_kill(server: RangeServer, tmp_path: Path) -> None:
     data = os.urandom(6 << 20)
     server.files["big.bin"] = data

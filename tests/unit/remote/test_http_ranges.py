@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
 from range_server import RangeServer
+from safetensors.numpy import save_file
 
 import nola_codec
 from nola_codec.errors import NolaError, RemoteError
@@ -187,10 +189,18 @@ def test_an_empty_file(server: RangeServer) -> None:
     assert caught.value.code == "truncated"
 
 
-def test_truncate_reads_only_the_rungs_that_it_keeps(adapter_dir: object, server: RangeServer) -> None:
-    data, _ = nola_codec.encode_bytes(str(adapter_dir), size=1_800, progressive=True, rungs=(900,))
-    server.files["steps.nola"] = data + b""
+def test_truncate_reads_only_the_rungs_that_it_keeps(
+    server: RangeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(range_file, "FIRST_READ", 256)
+    random = np.random.default_rng(1)
+    sides = {"lora_A": (8, 1024), "lora_B": (1024, 8)}
+    tensors = {f"base_model.model.q.{side}.weight": random.standard_normal(s, np.float32) for side, s in sides.items()}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8, "lora_alpha": 8}')
+    data, _ = nola_codec.encode_bytes(str(tmp_path), size=12_000, progressive=True, rungs=(1_000,))
+    server.files["steps.nola"] = data
     out = io.BytesIO()
-    report = nola_codec.truncate(server.url("steps.nola"), out, size=1_000)
+    report = nola_codec.truncate(server.url("steps.nola"), out, size=2_000)
     assert (report.rung, report.bytes) == (0, len(out.getvalue()))
-    assert len(server.requests) == 1
+    assert server.sent < len(data) // 2

@@ -83,6 +83,19 @@ def test_s3_tells_a_change(s3: list[tuple[str, str]], encoded: bytes) -> None:
     assert caught.value.code == "remote-changed"
 
 
+def test_s3_listings_are_not_old(s3: list[tuple[str, str]], adapter: dict[str, bytes]) -> None:
+    import fsspec
+
+    other = fsspec.filesystem("s3", skip_instance_cache=True)
+    for name, data in adapter.items():
+        other.pipe_file(f"bucket/listed/{name}", data)
+    first = fetch("s3://bucket/listed")
+    other.pipe_file("bucket/listed/adapter_config.json", b'{"peft_type": "LORA"}')
+    second = fetch("s3://bucket/listed")
+    assert second != first
+    assert (second / "adapter_config.json").read_bytes() == b'{"peft_type": "LORA"}'
+
+
 def test_s3_directories_in_and_out(s3: list[tuple[str, str]], adapter: dict[str, bytes], adapter_dir: Path) -> None:
     report = nola_codec.encode(str(adapter_dir), "s3://bucket/out/task.nola", nmse=0.5)
     assert published_bytes("s3://bucket/out/task.nola") == report.bytes
@@ -167,6 +180,35 @@ def test_an_upload_that_fails_leaves_nothing(memory: object, monkeypatch: pytest
     with pytest.raises(RemoteError):
         write()
     assert memory.find("/half") == []  # type: ignore[attr-defined]
+
+
+def test_a_store_that_shows_half_files_gets_the_name_last(tmp_path: Path) -> None:
+    import fsspec
+    from fsspec.implementations.local import LocalFileSystem
+
+    class Plain(LocalFileSystem):  # type: ignore[misc]
+        protocol = "plain"
+
+        def put_file(self, source: str, place: str, **options: object) -> None:
+            super().put_file(source, place, **options)
+            seen.append(place)
+            if fails:
+                raise OSError(5, "Input/output error")
+
+    seen: list[str] = []
+    fails = False
+    fsspec.register_implementation("plain", Plain, clobber=True)
+
+    def write(data: bytes) -> None:
+        with publish(f"plain://{tmp_path}/task.nola", overwrite=fails) as path:
+            path.write_bytes(data)
+
+    write(b"whole")
+    assert seen[0].endswith(".tmp")
+    fails = True
+    with pytest.raises(RemoteError):
+        write(b"other")
+    assert {item.name: item.read_bytes() for item in tmp_path.iterdir() if item.is_file()} == {"task.nola": b"whole"}
 
 
 def test_what_cannot_be_written(encoded: bytes) -> None:
