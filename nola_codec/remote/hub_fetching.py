@@ -44,7 +44,7 @@ def fetch_from_hub(
 
     Raises:
         MissingPackage: ``needs-huggingface_hub``.
-        RemoteError: ``not-found``, ``forbidden``, ``no-connection``, ``offline``, ``bad-digest``, ``server-error``.
+        RemoteError: ``not-found``, ``forbidden``, ``no-connection``, ``offline``, ``bad-download``, ``server-error``.
     """
     require_package("reading from hf://", "huggingface_hub", "hub")
     from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
@@ -142,7 +142,7 @@ def _cached(look: Any, address: HubAddress, name: str, commit: str | None) -> ob
 
 
 def _check_digests(home: Path, lfs: Mapping[str, Any]) -> None:
-    """Compare the SHA-256 of files that were just downloaded. Raises RemoteError ``bad-digest``."""
+    """Compare the SHA-256 of files that were just downloaded. Raises RemoteError ``bad-download``."""
     for name, facts in lfs.items():
         expected = facts.get("sha256") if isinstance(facts, dict) else getattr(facts, "sha256", None)
         if not isinstance(expected, str) or not re.fullmatch(r"[0-9a-f]{64}", expected):
@@ -156,7 +156,7 @@ def _check_digests(home: Path, lfs: Mapping[str, Any]) -> None:
             damaged.unlink()
             (home / name).unlink(missing_ok=True)
             message = "the download has another SHA-256 than the Hub tells; it was removed, so try again"
-            raise RemoteError(message, code="bad-digest", where=name)
+            raise RemoteError(message, code="bad-download", where=name)
 
 
 def raise_hub_error(error: Exception, address: HubAddress) -> NoReturn:

@@ -134,7 +134,7 @@ def test_a_damaged_download_is_noticed(hub: HubServer, monkeypatch: pytest.Monke
     monkeypatch.setattr(huggingface_hub, "snapshot_download", damage)
     with pytest.raises(RemoteError) as caught:
         fetch("hf://me/big")
-    assert caught.value.code == "bad-digest"
+    assert caught.value.code == "bad-download"
     monkeypatch.setattr(huggingface_hub, "snapshot_download", real)
     assert (fetch("hf://me/big") / "adapter_model.safetensors").read_bytes() == big
 
