@@ -39,6 +39,7 @@ COMMANDS = {
     "selftest": "Check that this machine computes the published bits.",
 }
 _EPILOG = """Every command takes -h, which shows its options in groups, examples, and its exit status.
+Wherever a path is taken, a URL is taken too: https://, s3://, hf:// and others.
 
 \b
 Shell completion, for the file that your shell reads at its start:

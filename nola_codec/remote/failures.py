@@ -16,6 +16,18 @@ _NO_CONNECTION = (
     "ClientConnectorError", "ConnectTimeoutError", "EndpointConnectionError", "HTTPClientError", "ReadTimeoutError",
     "ServerDisconnectedError", "ClientPayloadError", "ConnectionClosedError", "ResponseParserError",
 )  # fmt: skip
+_MOST_CAUSES = 10
+# Signs in the names and texts of errors of requests, httpx, aiohttp and botocore, and what they mean.
+_REASONS = (
+    ("Name or service not known", "the host is not known"), ("Failed to resolve", "the host is not known"),
+    ("name resolution", "the host is not known"), ("getaddrinfo failed", "the host is not known"),
+    ("nodename nor servname", "the host is not known"), ("Connection refused", "nobody listens there"),
+    ("Connect call failed", "nobody listens there"), ("timed out", "it takes too long"),
+    ("Timeout", "it takes too long"), ("IncompleteRead", "it ended in the middle of the file"),
+    ("reset by peer", "it was reset"), ("Remote end closed", "it was closed without an answer"),
+    ("Proxy", "the proxy fails"), ("ConnectError", "it cannot be reached"),
+    ("EndpointConnection", "it cannot be reached"),
+)  # fmt: skip
 
 
 def is_offline(scheme: str = "") -> bool:
@@ -63,20 +75,31 @@ def refused(url: str, reason: str) -> RemoteError:
     return RemoteError(reason, code="bad-answer", where=shown_url(url))
 
 
+def reason_of(error: Exception) -> str:
+    """Return why there is no connection, in words; the error's own text may quote a URL with its secrets."""
+    text = " ".join(f"{type(each).__name__} {each}" for each in _causes(error))
+    return next((words for sign, words in _REASONS if sign in text), type(error).__name__)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return an error and what led to it, the last first."""
+    found = [error]
+    while len(found) < _MOST_CAUSES and (before := found[-1].__cause__ or found[-1].__context__) is not None:
+        found.append(before)
+    return found
+
+
 def from_store_error(error: Exception, url: str) -> Exception:
     """Return our error for one that fsspec or one of its file systems raised: `RemoteError`, or `TransientError`."""
-    names = {cls.__name__ for cls in type(error).__mro__}
-    cause = error.__cause__ or error.__context__
-    if cause is not None:
-        names |= {cls.__name__ for cls in type(cause).__mro__}
+    names = {cls.__name__ for each in _causes(error) for cls in type(each).__mro__}
     if "FileExpired" in names:
         return changed(shown_url(url))
+    if isinstance(error, TimeoutError | ConnectionError) or not names.isdisjoint(_NO_CONNECTION):
+        return TransientError(no_connection(url, reason_of(error)))
     if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
         return not_found(url)
     if isinstance(error, PermissionError) or not names.isdisjoint(_NO_CREDENTIALS):
         return forbidden(url)
-    if isinstance(error, TimeoutError | ConnectionError) or not names.isdisjoint(_NO_CONNECTION):
-        return TransientError(no_connection(url, type(error).__name__))
     text = (str(error).splitlines() or [""])[0]
     message = f"{type(error).__name__}: {hide_secrets(text, url)}" if text else type(error).__name__
     failure = RemoteError(f"cannot be read: {message[:300]}", code="unreadable", where=shown_url(url))

@@ -10,7 +10,7 @@ from typing import Any
 
 from nola_codec.errors import MissingPackage, RemoteError, require_package
 from nola_codec.remote.addresses import is_chain, links, scheme_of, shown_url
-from nola_codec.remote.contract import VersionPin
+from nola_codec.remote.contract import TransientError, VersionPin
 from nola_codec.remote.failures import from_store_error, refused
 
 _READ = 8 << 20
@@ -49,14 +49,22 @@ def open_filesystem(url: str) -> tuple[Any, str]:
 
 
 @contextlib.contextmanager
-def translated(url: str) -> Iterator[None]:
-    """Raise errors of a store as ours; see `from_store_error`."""
+def translated(url: str, *, is_tried_again: bool = False) -> Iterator[None]:
+    """Raise errors of a store as ours; see `from_store_error`.
+
+    Args:
+        url: The URL, for messages.
+        is_tried_again: True if the caller knows what to do with TransientError; else its RemoteError is raised.
+    """
     try:
         yield
     except RemoteError:
         raise
     except Exception as error:  # every file system has errors of its own
-        raise from_store_error(error, url) from None
+        failure = from_store_error(error, url)
+        if isinstance(failure, TransientError) and not is_tried_again:
+            failure = failure.error
+        raise failure from None
 
 
 class FsspecFile:
@@ -96,7 +104,7 @@ class FsspecFile:
     def stream(self, start: int, stop: int | None) -> Iterator[bytes]:
         """Yield bytes; see `RemoteFile.stream`."""
         try:
-            with translated(self._url):
+            with translated(self._url, is_tried_again=True):
                 handle = self._open()
                 size = self.size
                 end = size if stop is None else stop if size is None else min(stop, size)

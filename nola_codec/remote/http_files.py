@@ -14,7 +14,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from nola_codec.errors import RemoteError, require_package
 from nola_codec.remote.addresses import HubAddress, shown_url
 from nola_codec.remote.contract import TransientError, VersionPin, changed
-from nola_codec.remote.failures import forbidden, no_connection, not_found, refused
+from nola_codec.remote.failures import forbidden, no_connection, not_found, reason_of, refused
 from nola_codec.version import __version__
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class HttpFile:
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema):
             raise refused(self._url, "the server redirects to an address that is none") from None
         except requests.exceptions.RequestException as error:  # no address, refused, reset, time-out, body cut short
-            raise TransientError(no_connection(self._url, _reason(error))) from None
+            raise TransientError(no_connection(self._url, reason_of(error))) from None
 
     def close(self) -> None:
         """Close the connections."""
@@ -236,17 +236,3 @@ def _length(answer: requests.Response) -> int | None:
 
 def _tag(answer: requests.Response) -> str:
     return answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
-
-
-def _reason(error: Exception) -> str:
-    """Return what happened, in words; the error's own text may quote a URL with its secrets."""
-    text = str(error)
-    for sign, words in (
-        ("Name or service not known", "the host is not known"), ("Failed to resolve", "the host is not known"),
-        ("getaddrinfo failed", "the host is not known"), ("Connection refused", "nobody listens there"),
-        ("timed out", "it takes too long"), ("IncompleteRead", "it ended in the middle of the file"),
-        ("reset by peer", "it was reset"), ("Remote end closed", "it was closed without an answer"),
-    ):  # fmt: skip
-        if sign in text:
-            return words
-    return type(error).__name__

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from nola_codec.errors import RemoteError, require_package
 from nola_codec.progress import Progress
 from nola_codec.remote.addresses import HubAddress
-from nola_codec.remote.failures import is_offline, no_connection, offline
+from nola_codec.remote.failures import is_offline, no_connection, offline, reason_of
 from nola_codec.remote.http_files import hub_name, raise_hub_refusal
 from nola_codec.remote.listing import is_plain
 from nola_codec.remote.selection import MAX_FILES, select_files
@@ -176,7 +176,7 @@ def raise_hub_error(error: Exception, address: HubAddress) -> NoReturn:
         raise RemoteError("is no valid name of a repository", code="bad-url", where=name) from None
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         raise error
-    raise no_connection(name, type(error).__name__) from None
+    raise no_connection(name, reason_of(error)) from None
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -216,6 +217,17 @@ def test_what_cannot_be_written(encoded: bytes) -> None:
         with pytest.raises(RemoteError, match="can only be read") as caught:
             nola_codec.truncate(encoded, url)
         assert caught.value.code == "read-only-url"
+
+
+def test_a_chain_to_a_server_that_is_not_there() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for use in (nola_codec.inspect, fetch):
+        with pytest.raises(RemoteError, match="nobody listens") as caught:
+            use(f"zip://a.nola::http://me:pw@127.0.0.1:{port}/b.zip?sig=abc")
+        assert caught.value.code == "no-connection"
+        assert not any(secret in str(caught.value) for secret in ("pw", "abc"))
 
 
 def test_unknown_and_missing_protocols(monkeypatch: pytest.MonkeyPatch) -> None:
