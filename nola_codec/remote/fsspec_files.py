@@ -44,7 +44,7 @@ def open_filesystem(url: str) -> tuple[Any, str]:
         raise MissingPackage(message, code="needs-package", where=shown_url(url)) from None
     with translated(url):
         filesystem, path = url_to_fs(url)
-        filesystem.invalidate_cache(path)  # a listing that an earlier call left may be old
+        filesystem.invalidate_cache()  # listings that earlier calls left may be old
         return filesystem, path
 
 

@@ -178,11 +178,12 @@ def _listed(url: str, filesystem: Any, path: str) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     with translated(url):
         base = str(filesystem._strip_protocol(path)).strip("/")
-        for place, info in filesystem.find(path, maxdepth=3, detail=True).items():
-            relative = place.strip("/").removeprefix(base).strip("/")
-            if info.get("type") != "file" or not is_plain(relative):
-                continue
-            found[relative] = {**info, "name": place}
+        for folder, _, files in filesystem.walk(path, maxdepth=3, detail=True):  # not `find`, which has no bound
+            inside = str(folder).strip("/").removeprefix(base).strip("/")
+            for leaf, info in files.items():
+                relative = f"{inside}/{leaf}" if inside else str(leaf)
+                if info.get("type") == "file" and is_plain(relative):
+                    found[relative] = info
             if len(found) > MAX_FILES:
                 message = f"more than {MAX_FILES} files; give the directory of one adapter or model"
                 raise RemoteError(message, code="limit", where=shown_url(url))

@@ -28,6 +28,7 @@ _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.\w+")
 _ADAPTER = re.compile(r"(adapter_model|pytorch_lora_weights|adapters)([.-].*)?\.(safetensors|bin|npz|pt)")
 _ADAPTER_CONFIGS = frozenset({"adapter_config.json", "params.json", "config.json"})
+_UNDO = "nola_undo.bin"  # with it a merged model can be unmerged
 _MODEL_STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
 
 
@@ -91,7 +92,9 @@ def _of_model(leaves: list[str]) -> list[str]:
     others = (*_WEIGHTS, *_OTHER_FORMS, *_NO_MODEL)
     small = [leaf for leaf in leaves if not leaf.endswith(others) and not _STATE.fullmatch(leaf)]
     small = [leaf for leaf in small if ".index." not in leaf and leaf != "adapter_config.json"]
-    weights = [leaf for leaf in leaves if not _STATE.fullmatch(leaf) and not _ADAPTER.fullmatch(leaf)]
+    small += [leaf for leaf in leaves if leaf == _UNDO]
+    no_weights = {_UNDO, *(leaf for leaf in leaves if _STATE.fullmatch(leaf) or _ADAPTER.fullmatch(leaf))}
+    weights = [leaf for leaf in leaves if leaf not in no_weights]
     for suffix in (".safetensors", ".bin"):
         of_form = [leaf for leaf in weights if leaf.endswith(suffix)]
         indexes = [leaf for leaf in weights if f"{suffix}.index." in leaf]

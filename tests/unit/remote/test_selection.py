@@ -55,6 +55,7 @@ SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
             ["model_index.json", "text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer/merges.txt",
              "unet/config.json", "unet/diffusion_pytorch_model.safetensors"],
         ),
+        (["config.json", "model.safetensors", "nola_undo.bin"], ["config.json", "model.safetensors", "nola_undo.bin"]),
         (["README.md", "notes.txt"], []),
     ],
 )  # fmt: skip
