@@ -325,7 +325,7 @@ def _tables_of_kinds(
 ) -> tuple[Int64Array, RateTable]:
     """Return the `precision_shift` of each (role, length), and their tables one after the other."""
     found = []
-    for role, length in kinds:
+    for role, length in kinds or ((DENSE, 0),):  # an adapter without units has no kinds
         table = rate_table(objectives, role, coder_class(role, length), steps)
         if not length:  # a vector has no second side, which counts as exact and takes no bits
             one = np.ones(table.cosine2.shape)

@@ -122,3 +122,11 @@ def test_nudges_move_single_units(make_form: Callable[..., CanonicalForm]) -> No
     moved = make_plan(form, (NMSE,), 2.0**-12, nudges=nudges)
     assert (moved.precision - plain.precision).tolist() == [0, 0, -3, *[0] * (len(plain.kept) - 3)]
     assert moved.bits[0] <= plain.bits[0]
+
+
+def test_a_form_without_units_has_an_empty_plan(make_form: Callable[..., CanonicalForm]) -> None:
+    """An adapter whose tensors are all carried has such a form."""
+    for objectives, steps in (((NMSE,), (0,)), ((EFFECTIVE, EFFECTIVE), (-16, 0))):
+        plan = make_plan(make_form([]), objectives, 1.0, steps)
+        assert plan.coder.shape == (len(steps), 2, 0)
+        assert plan.bits.tolist() == plan.noise.tolist() == [0] * len(steps)
