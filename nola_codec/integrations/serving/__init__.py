@@ -1,13 +1,14 @@
 """Bring `.nola` files to servers of language models: decode each once, into a directory that every process shares.
 
-    cache = AdapterCache(["/srv/adapters", "https://example.org/adapters"])
+    cache = AdapterCache(["/srv/adapters", "https://example.org/adapters", "hf://some-owner"])
     served = cache.resolve("task", base_model="HuggingFaceTB/SmolLM2-135M-Instruct")
     served.path, served.int_id       # a directory of PEFT, and a number that names its content
 
 Its files:
 
     adapter_cache.py    `AdapterCache`: from a name to a decoded directory in the disk cache
-    sources.py          where names are looked for: directories, URLs, the Hub; and which names are refused
+    names.py            the names that a request may have
+    sources.py          where names are looked for
     base_checks.py      whether an adapter is of the model that is served
     layouts.py          the adapter as a server reads it: PEFT's dialect, and the ranks that a server can read
     numbers.py          the integers that servers know adapters by

@@ -28,8 +28,9 @@ from nola_codec.integrations.serving.base_checks import (
     names_of_model,
 )
 from nola_codec.integrations.serving.layouts import LAYOUT_REVISION, LAYOUTS, Layout, largest_rank, read_for_server
+from nola_codec.integrations.serving.names import check_name
 from nola_codec.integrations.serving.numbers import number_of
-from nola_codec.integrations.serving.sources import Source, check_name, open_sources
+from nola_codec.integrations.serving.sources import Source, open_sources
 from nola_codec.stores.files import read_json
 
 KIND = f"served-{LAYOUT_REVISION}"

@@ -1,39 +1,16 @@
-"""Find the `.nola` file of an adapter by its name.
-
-A name comes with a request from outside. So it may have letters, digits and ``. _ - + = :`` alone, in up to four parts
-with slashes between them, and no part begins with a dot. Such a name cannot leave a directory, and it has no meaning in
-a URL but that of a path.
-"""
+"""Where adapters are looked for by name: directories, URLs, and repositories of the Hugging Face Hub."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from nola_codec.errors import AdapterError, NolaError
+from nola_codec.integrations.serving.names import file_name, is_name
+from nola_codec.remote import is_url, shown_url
 
-SUFFIX = ".nola"
-
-_PART = r"[A-Za-z0-9][A-Za-z0-9._+=-]*(?::[A-Za-z0-9._+=-]+)*"
-_NAME = re.compile(rf"{_PART}(?:/{_PART}){{0,3}}")
-_MAX_LENGTH = 200
-
-
-def check_name(name: str) -> None:
-    """Refuse a name that could mean anything but an adapter in a source.
-
-    Raises:
-        AdapterError: ``adapter-name``.
-    """
-    if len(name) <= _MAX_LENGTH and _NAME.fullmatch(name) and ".." not in name:
-        return
-    message = (
-        f"expected the name of an adapter: at most {_MAX_LENGTH} letters, digits and . _ - + = :, in up to four parts "
-        f"with / between them, found {name[:80]!r}"
-    )
-    raise AdapterError(message, code="adapter-name")
+HUB = "hf://"
 
 
 class Source:
@@ -82,8 +59,84 @@ class DirectorySource(Source):
         return path
 
 
+class UrlSource(Source):
+    """A URL that names are appended to: the adapter ``team/task`` is ``<prefix>/team/task.nola``."""
+
+    def __init__(self, prefix: str) -> None:
+        """Take the prefix, as fsspec writes URLs.
+
+        Raises:
+            NolaError: ``adapter-source``: it has a query or a fragment, or is a chain of URLs: a name could not follow.
+        """
+        self.prefix = prefix.rstrip("/")
+        if any(mark in prefix for mark in ("?", "#", "::")):
+            message = f"expected a URL without ?, # and ::, since names follow it, found {shown_url(prefix)}"
+            raise NolaError(message, code="adapter-source")
+
+    def __repr__(self) -> str:
+        return shown_url(self.prefix)
+
+    def find(self, name: str) -> Path | None:
+        """Return a local copy of the file, or None if the server has none. Errors are those of `remote.fetch`."""
+        from nola_codec.remote import fetch
+
+        try:
+            return fetch(f"{self.prefix}/{file_name(name)}")
+        except NolaError as error:
+            if error.code == "not-found":
+                return None
+            raise
+
+    def is_remote(self) -> bool:
+        """Return True."""
+        return True
+
+
+class HubSource(Source):
+    """Repositories of the Hugging Face Hub.
+
+    With ``hf://`` the name of an adapter is that of a repository, ``owner/repo``; with ``hf://owner`` it is ``repo``.
+    The repository has one `.nola` file, or the name goes on with the path of one: ``owner/repo/task``. With
+    ``hf://owner/repo`` it is the path of a file in that repository.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        """Take ``hf://``, ``hf://owner`` or ``hf://owner/repo``.
+
+        Raises:
+            NolaError: ``adapter-source``.
+        """
+        place = prefix.removeprefix(HUB).strip("/")
+        self.parts = tuple(place.split("/")) if place else ()
+        if len(self.parts) > 2 or (place and not is_name(place)):
+            message = f"expected hf://, hf://OWNER or hf://OWNER/REPO, found {prefix!r}"
+            raise NolaError(message, code="adapter-source")
+
+    def __repr__(self) -> str:
+        return HUB + "/".join(self.parts)
+
+    def find(self, name: str) -> Path | None:
+        """Return the path of the file in the cache of the Hub, or None. Errors are those of `integrations.hub.pull`."""
+        parts = (*self.parts, *name.split("/"))
+        if len(parts) < 2 or ":" in name:
+            return None
+        from nola_codec.integrations.hub import pull
+
+        file = file_name("/".join(parts[2:])) if parts[2:] else None
+        try:
+            return pull("/".join(parts[:2]), file).path
+        except NolaError as error:
+            if error.code in ("not-found", "no-file"):
+                return None
+            raise
+
+    def is_remote(self) -> bool:
+        """Return True."""
+        return True
+
+
 def open_sources(sources: Sequence[str | os.PathLike[str]]) -> tuple[Source, ...]:
-    """Return the sources that paths of directories mean.
+    """Return the sources that paths of directories, URLs and ``hf://...`` mean.
 
     Raises:
         NolaError: ``adapter-source``: there are none, or one of them cannot be.
@@ -94,8 +147,8 @@ def open_sources(sources: Sequence[str | os.PathLike[str]]) -> tuple[Source, ...
 
 
 def _open_source(source: str | os.PathLike[str]) -> Source:
+    if isinstance(source, str) and source.startswith(HUB):
+        return HubSource(source)
+    if is_url(source):
+        return UrlSource(str(source))
     return DirectorySource(source)
-
-
-def file_name(name: str) -> str:
-    return name if name.endswith(SUFFIX) else name + SUFFIX

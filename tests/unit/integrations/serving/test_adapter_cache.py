@@ -19,8 +19,9 @@ import nola_codec
 from nola_codec.disk_cache import DiskCache
 from nola_codec.errors import AdapterError, NolaError
 from nola_codec.integrations.serving import AdapterCache
+from nola_codec.integrations.serving.names import check_name
 from nola_codec.integrations.serving.numbers import candidate, number_of
-from nola_codec.integrations.serving.sources import check_name
+from nola_codec.integrations.serving.sources import open_sources
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -306,3 +307,7 @@ def test_options_that_cannot_be(made: Path) -> None:
     check_name("my_suffix:aBc1234")
     with pytest.raises(AdapterError):
         check_name("a:")
+    for source in ("hf://a/b/c", "hf://a/..", "hf://a?x"):
+        with pytest.raises(NolaError) as caught:
+            open_sources([source])
+        assert caught.value.code == "adapter-source"
