@@ -158,7 +158,7 @@ class AdapterCache:
         served = self._serve(name, found)
         if self._max_rank is not None and served.rank > self._max_rank:
             message = mismatch("rank", f"at most {self._max_rank}", served.rank)
-            raise AdapterError(f"{message}; raise the limit of the server", code="rank-limit", where=name)
+            raise AdapterError(f"{message}, the limit of the server", code="rank-limit", where=name)
         if base_model is not None:
             notes += self._check_base_shapes(name, served, Path(base_model), named=not notes)
         return replace(served, notes=notes)
@@ -211,8 +211,7 @@ class AdapterCache:
         told = "names no base model" if found.base_model is None else f"is an adapter of {found.base_model}"
         message = f"the file {told}, and the server has {base_model}"
         if self._base_check == "strict":
-            raise AdapterError(f"{message}; base_names or base_check='warn' lets it through", code="base-mismatch",
-                               where=name)  # fmt: skip
+            raise AdapterError(message, code="base-mismatch", where=name)
         return (message,)
 
     def _check_base_shapes(self, name: str, served: ServedAdapter, model: Path, *, named: bool) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ Without NOLA_CODEC_VLLM_SOURCES it does nothing. The settings are environment va
 its processes:
 
     NOLA_CODEC_VLLM_SOURCES        directories, URLs and hf://... to look in, separated by commas
-    NOLA_CODEC_VLLM_MAX_LORA_RANK  what was given as --max-lora-rank; vLLM's default is 16
+    NOLA_CODEC_VLLM_MAX_LORA_RANK  the largest rank that is handed to vLLM, which checks its own --max-lora-rank too
     NOLA_CODEC_VLLM_BASE_NAMES     further names of the base model, separated by commas
     NOLA_CODEC_VLLM_BASE_CHECK     strict (the default) or warn
     NOLA_CODEC_VLLM_CACHE_SIZE     the size that the cache is brought down to, such as 20GB; no limit by default
@@ -86,7 +86,7 @@ def cache_of_environment(environment: Mapping[str, str], layout: Layout) -> Adap
         _split(value("SOURCES")),
         cache=DiskCache(max_bytes=max_bytes),
         layout=layout,
-        max_rank=int(rank) if rank else 16,
+        max_rank=int(rank) if rank else None,
         base_check=check,
         base_names=_split(value("BASE_NAMES")),
     )

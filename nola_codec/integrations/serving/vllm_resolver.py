@@ -14,6 +14,10 @@ from nola_codec.integrations.serving.adapter_cache import AdapterCache
 
 _THREADS = 4
 _UNREMARKABLE = ("not-found", "adapter-name")  # any client can cause these by a name
+_SETTINGS = {
+    "base-mismatch": "; see NOLA_CODEC_VLLM_BASE_NAMES and NOLA_CODEC_VLLM_BASE_CHECK",
+    "rank-limit": "; see NOLA_CODEC_VLLM_MAX_LORA_RANK",
+}
 _logger = logging.getLogger("vllm.plugins.nola_codec")  # below vLLM's own logger, so that its format is used
 
 
@@ -43,7 +47,8 @@ class NolaResolver(LoRAResolver):  # type: ignore[misc] # vLLM need not be insta
             served = await loop.run_in_executor(self._threads, self.cache.resolve, lora_name, base_model_name)
         except NolaError as error:
             level = logging.DEBUG if error.code in _UNREMARKABLE else logging.WARNING
-            _logger.log(level, "nola-codec does not serve %r: %s [%s]", lora_name[:200], error, error.code)
+            hint = _SETTINGS.get(error.code, "")
+            _logger.log(level, "nola-codec does not serve %r: %s%s [%s]", lora_name[:200], error, hint, error.code)
             return None
         for note in served.notes:
             _logger.warning("nola-codec serves %r, and %s", lora_name, note)
