@@ -213,18 +213,31 @@ def _replace(given: Any, model: Any, contents: DecodedContents, options: _Option
         message = f"the adapter {name!r} is merged into the weights; call model.unmerge_adapter() first"
         raise AdapterError(message, code="merged-adapter", where=where)
     config = _peft_config(contents.config)
-    if is_swappable(model, name, config):
-        try:
-            require_fit(model, lambda trial: _set_tensors(trial, contents, name), where)
-        except AdapterError:
-            pass  # other layers or larger ranks: the adapter is made anew
-        else:
-            require_complete(_set_tensors(model, contents, name), where)
-            set_live_config(model, name, config, contents.adapter)
-            return given
+    if is_swappable(model, name, config) and _set_in_place(model, contents, name):
+        set_live_config(model, name, config, contents.adapter)
+        return given
     require_fit(model, lambda trial: _renew(trial, contents, options), where)
     require_complete(_renew(model, contents, options), where)
     return given
+
+
+def _set_in_place(model: Any, contents: DecodedContents, name: str) -> bool:
+    """Copy the tensors of a file into a live adapter; return False, and leave it as it was, if they do not fit."""
+    import torch
+
+    parameters = dict(model.named_parameters())
+    changed = {*adapter_keys(parameters, name), *(parameters.keys() & contents.tensors.keys())}
+    before = {key: parameters[key].detach().clone() for key in changed}
+    try:
+        result = _set_tensors(model, contents, name)
+        fits = not (result.missing or result.unexpected)
+    except (RuntimeError, KeyError):  # tensors of other shapes, or modules that are not saved
+        fits = False
+    if not fits:
+        with torch.no_grad():
+            for key, tensor in before.items():
+                parameters[key].copy_(tensor)
+    return fits
 
 
 def _renew(model: Any, contents: DecodedContents, options: _Options) -> LoadResult:

@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 import nola_codec
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Transformers and PEFT warn of each other's old names
+RATE: dict[str, Any] = {"num_basis": 8, "bits": 4}
+"""A form that is coded at once, whatever it loses."""
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {"r": 4, "target_modules": ["q_proj", "v_proj"]},
     "rslora": {"r": 4, "lora_alpha": 9, "use_rslora": True, "target_modules": ["q_proj", "up_proj"],
@@ -44,7 +46,7 @@ def _unordered(config: Any) -> Any:
 
 @pytest.fixture
 def case(make_case: Callable[..., Any]) -> Any:
-    return make_case()
+    return make_case(encode=RATE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -52,8 +54,8 @@ def test_a_model_gives_the_file_of_its_directory(
     kind: str, case: Any, save_adapter: Callable[..., tuple[Any, Path]]
 ) -> None:
     model, folder = save_adapter(case.fresh(), **KINDS[kind])
-    found, report = nola_codec.encode_bytes(model, nmse=0.01)
-    wanted, saved = nola_codec.encode_bytes(folder, nmse=0.01)
+    found, report = nola_codec.encode_bytes(model, **RATE)
+    wanted, saved = nola_codec.encode_bytes(folder, **RATE)
     same_files(found, wanted)
     assert report.bytes == len(found)
     assert report.source_bytes == sum(t.nbytes for t in load_file(folder / "adapter_model.safetensors").values())
@@ -64,7 +66,7 @@ def test_another_method_in_another_dtype(case: Any, tmp_path: Path) -> None:
     config = LoHaConfig(r=2, alpha=3, target_modules=["q_proj"], init_weights=False)
     model = get_peft_model(case.fresh().to(torch.bfloat16), config, autocast_adapter_dtype=False)
     model.save_pretrained(tmp_path / "saved")
-    same_files(nola_codec.encode_bytes(model, nmse=0.01)[0], nola_codec.encode_bytes(tmp_path / "saved", nmse=0.01)[0])
+    same_files(nola_codec.encode_bytes(model, **RATE)[0], nola_codec.encode_bytes(tmp_path / "saved", **RATE)[0])
 
 
 def test_several_adapters(case: Any) -> None:
@@ -94,9 +96,9 @@ def test_a_model_of_transformers_and_a_compiled_one(case: Any, tmp_path: Path) -
     model = case.fresh()
     model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False), "mine")
     model.save_pretrained(tmp_path / "saved")
-    wanted, _ = nola_codec.encode_bytes(tmp_path / "saved", nmse=0.01)
-    same_files(nola_codec.encode_bytes(model, nmse=0.01)[0], wanted)
-    same_files(nola_codec.encode_bytes(torch.compile(model), nmse=0.01)[0], wanted)
+    wanted, _ = nola_codec.encode_bytes(tmp_path / "saved", **RATE)
+    same_files(nola_codec.encode_bytes(model, **RATE)[0], wanted)
+    same_files(nola_codec.encode_bytes(torch.compile(model), **RATE)[0], wanted)
 
 
 @pytest.mark.parametrize("library", ["torch", "numpy"])
@@ -105,12 +107,12 @@ def test_a_mapping_gives_the_file_of_its_directory(library: str, case: Any) -> N
     if library == "numpy":
         tensors = {key: tensor.numpy().astype(">f4") for key, tensor in tensors.items()}
     saved = json.loads((case.adapter / "adapter_config.json").read_text())
-    wanted, _ = nola_codec.encode_bytes(case.adapter, nmse=0.05)
+    wanted, _ = nola_codec.encode_bytes(case.adapter, **RATE)
     for config in (saved, LoraConfig.from_pretrained(case.adapter)):
-        found, report = nola_codec.encode_bytes(tensors, config=config, nmse=0.05)
+        found, report = nola_codec.encode_bytes(tensors, config=config, **RATE)
         same_files(found, wanted)
         assert report.scale_origin == "config"
-    assert "scaling" in " ".join(nola_codec.encode(tensors, nmse=0.05).notes)
+    assert "scaling" in " ".join(nola_codec.encode(tensors, **RATE).notes)
 
 
 def test_the_other_functions_take_them_too(case: Any, tmp_path: Path) -> None:
@@ -118,7 +120,7 @@ def test_the_other_functions_take_them_too(case: Any, tmp_path: Path) -> None:
     model.load_adapter(case.adapter, "default")
     tensors = load_file(case.adapter / "adapter_model.safetensors")
     assert nola_codec.compare(model, case.adapter).nmse == 0
-    assert nola_codec.compare(model, case.encoded).nmse == pytest.approx(0.05, rel=0.1)
+    assert 0 < nola_codec.compare(model, case.encoded).nmse < 1
     saved = json.loads((case.adapter / "adapter_config.json").read_text())
     modules = nola_codec.read_adapter(tensors, config=saved).modules
     assert {m.scaling for m in modules} == {2.0}
