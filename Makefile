@@ -3,6 +3,7 @@
 # make experiments  training: NOLA against LoRA, PRANC, VeRA and RandLoRA, task-space encoding; hours on two cores
 # make bench  rate-distortion against the peers, speed on a 7B-shaped adapter, installed size; minutes, not tested
 # make docs   docs/cli.md and docs/options.md, from the code
+# make site   the documentation as a web site, in site/
 # make lint   the checks without the tests
 # make clean  removes what the others made; .cache (base models) stays, `rm -r .cache` drops it too
 
@@ -14,7 +15,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: test lint docs demo bench experiments clean
+.PHONY: test lint docs site demo bench experiments clean
 .DELETE_ON_ERROR:
 
 test: lint
@@ -28,6 +29,9 @@ lint: $(VENV)/dev.stamp
 
 docs: $(VENV)/dev.stamp
 	$(BIN)/python tools/make_cli_docs.py
+
+site: $(VENV)/dev.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 demo: $(VENV)/dev.stamp
 	$(BIN)/python tools/demo.py
@@ -48,7 +52,7 @@ experiments: $(VENV)/bench.stamp
 	$(BIN)/python tools/experiments/fashion_mnist.py
 
 clean:
-	rm -rf $(VENV) demo dist build .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo site dist build .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find nola_codec tests tools spec -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Installed anew only when the requirements change: make compares the stamp's date with theirs.

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     )
     from nola_codec.fleet.many import decode_many, encode_many, verify_many
     from nola_codec.fleet.report import FleetInterrupted, FleetReport
+    from nola_codec.integrations.evaluation.evaluating import evaluate
+    from nola_codec.integrations.evaluation.report import Evaluation
     from nola_codec.integrations.hub.publishing import push_to_hub
     from nola_codec.integrations.hub.pulling import from_hub
 
@@ -79,6 +81,8 @@ _HOME = {
     "MissingPackage": "errors",
     "NolaError": "errors",
     "OutputExists": "errors",
+    "evaluate": "integrations.evaluation.evaluating",
+    "Evaluation": "integrations.evaluation.report",
     "push_to_hub": "integrations.hub.publishing",
     "from_hub": "integrations.hub.pulling",
     "RemoteError": "errors",
@@ -95,6 +99,7 @@ __all__ = [
     "ChecksumMismatch",
     "EncodeError",
     "EncodeReport",
+    "Evaluation",
     "FileFacts",
     "FleetInterrupted",
     "FleetReport",
@@ -117,6 +122,7 @@ __all__ = [
     "encode_delta",
     "encode_delta_bytes",
     "encode_many",
+    "evaluate",
     "from_hub",
     "inspect",
     "load",

@@ -1,6 +1,7 @@
 """Measure the loss on E2E NLG that the README's figures use, of SmolLM2-135M-Instruct with or without an adapter.
 
     python tools/e2e_loss.py [ADAPTER_DIR] [--base BASE_DIR] [--rows 192]
+    python tools/e2e_loss.py --write-rows e2e.jsonl     # the same rows for `nola-codec eval --data`
 
 It prints nats a target token over the first rows of the test set, which was shuffled with a fixed seed. The prompt is
 not scored. `examples/e2e/test.txt` has 192 rows; more of them, and the validation rows, are in the further data
@@ -10,6 +11,7 @@ not scored. `examples/e2e/test.txt` has 192 rows; more of them, and the validati
 from __future__ import annotations
 
 import argparse
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,13 +76,23 @@ def loss(model: Any, tokenizer: Any, pairs: Sequence[Pair]) -> float:
     return total / tokens
 
 
+def write_rows(path: Path, pairs: Sequence[Pair]) -> None:
+    """Write pairs as rows that `nola-codec eval` scores with the same loss."""
+    rows = [{"prompt": f"data: {meaning}\ntext:", "completion": f" {text}\n"} for meaning, text in pairs]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
 def main() -> None:
-    """Measure and print."""
+    """Measure and print, or write the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("adapter", nargs="?", type=Path, help="PEFT adapter; the base model alone if left out")
     parser.add_argument("--base", type=Path, help="Transformers directory of the base model")
     parser.add_argument("--rows", type=int, default=CARRIED_ROWS)
+    parser.add_argument("--write-rows", type=Path, metavar="FILE", help="write the rows there, and measure nothing")
     options = parser.parse_args()
+    if options.write_rows is not None:
+        write_rows(options.write_rows, rows("test", options.rows))
+        return
     from base_model import base_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

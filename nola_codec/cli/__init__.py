@@ -5,8 +5,8 @@ error, `peft_source.py` has PEFT turn an adapter of another method into LoRA, `p
 rates of `pace.py`, `output.py` holds the code that commands share, and `fleet_options.py` that of the commands on many
 files.
 
-Exit status: 0 done, 1 `verify`, `compare` or `selftest` says no, 2 wrong usage, 3 input refused, 70 our own bug; as in
-any program 130 when it was interrupted, and 141 when whoever read its output went away.
+Exit status: 0 done, 1 `verify`, `compare`, `eval` or `selftest` says no, 2 wrong usage, 3 input refused, 70 our own
+bug; as in any program 130 when it was interrupted, and 141 when whoever read its output went away.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ COMMANDS = {
     "verify-many": "Check very many files.",
     "compare": "Compare two adapters by their deltas.",
     "sweep": "Show the whole curve of size against error.",
+    "eval": "Measure how much of a task adapters and files keep.",
     "push": "Publish files on the Hugging Face Hub, with a model card.",
     "pull": "Get a file from the Hugging Face Hub.",
     "selftest": "Check that this machine computes the published bits.",

@@ -52,8 +52,8 @@ FIT_OPTIONS = (
                 "LoRA first. Carried tensors that equal its own are left out; with --carried coded, those near its own "
                 "become changes of them."),
     option("--calibration", group=FIT, type=click.Path(), metavar="FILE",
-           help="For --fit activations: text of the task, one row a line; or .jsonl with text, or with prompt and "
-                "completion."),
+           help="For --fit activations: text of the task, one row a line; or .jsonl with text, with prompt and "
+                "completion, or with messages."),
     option("--calibration-rows", group=FIT, type=click.IntRange(min=1), help="Rows used at most  [default: 64]."),
     option("--data", group=FIT, type=click.Path(), metavar="FILE",
            help="For --fit task: rows to train on, in a file as for --calibration. Some are held out."),

@@ -3,7 +3,9 @@
 Its files:
 
     calibration.py, probes.py, calibration_data.py    `fit="activations"`: moments of a model's layers
-    task_text.py, causal.py     `fit="task"`: a language model, and rows of text
+    task_text.py                `fit="task"`: rows of text, to train on and to report on
+    text_batches.py, causal.py  what the above and `evaluation` share: batches of rows, and a language model
+    evaluation/                 `evaluate`: the loss of a task, with and without adapters
     peft_conversion.py          other PEFT methods turned into LoRA by PEFT
     hub/                        publish on the Hugging Face Hub, and open files from there
     peft.py, swapping.py        files in live models of PEFT, and adapters of these as files

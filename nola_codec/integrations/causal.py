@@ -29,8 +29,13 @@ def without_bars() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def load_causal(base: Path) -> tuple[torch.nn.Module, Any]:
-    """Load the causal language model of a directory, in float32 and in evaluation mode, and its tokenizer.
+def load_causal(base: Path, dtype: str = "float32", device: object = "cpu") -> tuple[torch.nn.Module, Any]:
+    """Load the causal language model of a directory, in evaluation mode, and its tokenizer.
+
+    Args:
+        base: A Transformers model directory.
+        dtype: The name of the dtype of its weights in PyTorch.
+        device: The device of the model, anything that `torch.device` takes.
 
     Raises:
         MissingPackage: ``needs-torch``.
@@ -48,6 +53,9 @@ def load_causal(base: Path) -> tuple[torch.nn.Module, Any]:
             "this runs the base model with Transformers: pip install 'nola-codec[peft]'",
             code="calibration-model",
         ) from error
+    if (base / "model_index.json").is_file():
+        message = "expected a causal language model, found a pipeline of Diffusers"
+        raise EncodeError(message, code="calibration-model", where=str(base))
     try:
         kinds = AutoConfig.from_pretrained(base).architectures or ()
         if kinds and not any(kind.endswith(_CAUSAL) for kind in kinds):
@@ -56,8 +64,8 @@ def load_causal(base: Path) -> tuple[torch.nn.Module, Any]:
             raise EncodeError(message, code="calibration-model", where=str(base))
         with without_bars():
             tokenizer = AutoTokenizer.from_pretrained(base)
-            model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(base)
+            model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EncodeError(f"cannot be loaded: {reason}", code="calibration-model", where=str(base)) from error
-    return model.to(torch.float32).eval(), tokenizer
+    return model.to(device).eval(), tokenizer

@@ -7,13 +7,14 @@ import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nola_codec.adapters import AnySource, read
 from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.errors import EncodeError, require_torch
 from nola_codec.integrations.calibration_data import Row, read_rows, tokenize
 from nola_codec.integrations.causal import load_causal
+from nola_codec.integrations.text_batches import Batch, ScoredLogits, make_batch, padding_token, sort_by_length
 from nola_codec.progress import Progress
 from nola_codec.remote import accepts_urls
 
@@ -33,7 +34,6 @@ HELD_OUT, VALIDATION = 96, 48
 _LEAST = 16
 _MOST = 1 << 20
 """The least and the most rows of a file."""
-Batch = dict[str, "torch.Tensor"]
 
 
 @accepts_urls("base", "source", "data", "held_out")
@@ -83,83 +83,24 @@ def text_tuner(
     model, tokenizer = load_causal(Path(base))
     _load_carried_tensors(model, source, scale)
 
+    fill = padding_token(tokenizer)
+
     def batches(own: Sequence[Row], size: int) -> list[Batch]:
-        return [_batch(tokenizer, own[start : start + size]) for start in range(0, len(own), size)]
+        return [
+            make_batch([tokenize(tokenizer, row, TOKENS) for row in own[start : start + size]], fill)
+            for start in range(0, len(own), size)
+        ]
 
     task = TaskData(
         train=batches(rows, batch),
-        validation=batches(_sort_by_length(chosen), 16),
-        held_out=batches(_sort_by_length(kept), 16),
-        logits_fn=_Logits(),
+        validation=batches(sort_by_length(chosen), 16),
+        held_out=batches(sort_by_length(kept), 16),
+        logits_fn=ScoredLogits(),
         unit="nats a token",
         rows=len(kept),
         identity=f"{Path(base).resolve()} {batch} {hashlib.sha256(repr((rows, chosen, kept)).encode()).hexdigest()}",
     )
     return TaskTuner(model, task, settings, progress)
-
-
-def _sort_by_length(rows: Sequence[Row]) -> list[Row]:
-    """Sort rows by length, the shortest first, since batches of similar lengths need less padding."""
-    return sorted(rows, key=lambda row: len(row.prompt) + len(row.completion))
-
-
-def _batch(tokenizer: Any, rows: Sequence[Row]) -> Batch:
-    """Return input_ids, attention_mask and labels of rows, (rows, length) each; labels of unscored tokens are -100."""
-    import torch
-
-    each = [tokenize(tokenizer, row, TOKENS) for row in rows]
-    length = max(len(ids) for ids, _ in each)
-    fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-    made = {
-        "input_ids": torch.full((len(rows), length), fill),
-        "attention_mask": torch.zeros((len(rows), length), dtype=torch.int64),
-        "labels": torch.full((len(rows), length), -100),
-    }
-    for index, (ids, prompt) in enumerate(each):
-        tokens = torch.tensor(list(ids))
-        made["input_ids"][index, : len(ids)] = tokens
-        made["attention_mask"][index, : len(ids)] = 1
-        made["labels"][index, prompt : len(ids)] = tokens[prompt:]
-    return made
-
-
-class _Logits:
-    """Computes the logits of the scored positions, and their labels.
-
-    If a model is only a body and a head, the head is run on the scored positions alone, which saves much time. Some
-    models also scale or cap their logits, so the first batch is run both ways to find out.
-    """
-
-    def __init__(self) -> None:
-        self._plain: bool | None = None
-
-    def __call__(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the logits (scored, vocabulary) and the labels, int64 (scored,)."""
-        import torch
-
-        device = next(model.parameters()).device
-        labels = batch["labels"][:, 1:].to(device)
-        scored = labels != -100
-        inputs = {"input_ids": batch["input_ids"].to(device), "attention_mask": batch["attention_mask"].to(device)}
-        if self._plain is None:
-            with torch.no_grad():
-                short = {name: tensor[:1] for name, tensor in inputs.items()}
-                whole = model(**short, use_cache=False).logits
-                parts = _body_and_head(model)
-                self._plain = parts is not None and bool(
-                    torch.allclose(parts[1](parts[0](**short, use_cache=False).last_hidden_state), whole, atol=1e-4)
-                )
-        parts = _body_and_head(model) if self._plain else None
-        if parts is None:
-            return model(**inputs, use_cache=False).logits[:, :-1][scored], labels[scored]
-        hidden = parts[0](**inputs, use_cache=False).last_hidden_state[:, :-1]
-        return parts[1](hidden[scored]), labels[scored]
-
-
-def _body_and_head(model: Any) -> tuple[torch.nn.Module, torch.nn.Module] | None:
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    body = getattr(model, getattr(model, "base_model_prefix", "") or " ", None)
-    return None if head is None or body is None else (body, head)
 
 
 def _load_carried_tensors(model: torch.nn.Module, source: AnySource, scale: float | None) -> None:

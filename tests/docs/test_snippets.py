@@ -6,18 +6,19 @@ import re
 from pathlib import Path
 
 import pytest
-from snippets import Block, Session, blocks, commands, matches
+from snippets import Block, Session, blocks, commands, matches, own_command
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME = "https://github.com/nola-codec/nola-codec"
 # Pages that another test runs, because they need models of their own or register a dialect.
 OWN_TEST = {
+    "publish.md": "tests/docs/test_hub_doc.py",
     "training.md": "tests/docs/test_training_doc.py",
     "live-models.md": "tests/docs/test_live_models_doc.py",
     "hub.md": "tests/docs/test_hub_doc.py",
     "add-a-dialect.md": "tests/unit/adapters/test_registry.py",
 }
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCS = [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "tutorials").glob("*.md"))]
 PAGES = [ROOT / "README.md", *(page for page in DOCS if page.name not in OWN_TEST)]
 OTHERS = [page for page in (ROOT / "CONTRIBUTING.md", ROOT / "examples" / "README.md") if page.is_file()]
 TEXTS = [ROOT / "README.md", *DOCS, *OTHERS]
@@ -109,6 +110,23 @@ def test_blocks_and_their_reasons(tmp_path: Path) -> None:
 def test_commands_and_what_they_print() -> None:
     text = "$ echo a \\\n  b\na b\n$ true\n"
     assert list(commands(text)) == [("echo a \\\n  b", ["a b"]), ("true", [])]
+
+
+@pytest.mark.parametrize(
+    ("script", "found"),
+    [
+        ("nola-codec encode 'my lora' -o a.nola", (["encode", "my lora", "-o", "a.nola"], "")),
+        ("nola-codec inspect a.nola --json > a.json", (["inspect", "a.nola", "--json"], "a.json")),
+        ("nola-codec encode a -o - > a.nola", None),
+        ("nola-codec inspect a.nola | head", None),
+        ("HF_HUB_OFFLINE=1 nola-codec pull a", None),
+        ("nola-codec inspect *.nola", None),
+        ("nola-codec encode-many loras -o files", None),
+        ("echo a", None),
+    ],
+)
+def test_what_needs_a_shell(script: str, found: object) -> None:
+    assert own_command(script) == found
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,21 @@ Blocks of ``python`` share one namespace. A block of ``console`` holds commands 
 prints; a block of ``bash`` is one script. Where output is printed, it must match; ``...`` in a line stands for any
 text, a line of ``...`` alone for any lines. A block is left out only if the line above it gives the reason:
 ``<!-- not run: it takes hours -->``.
+
+A command of nola-codec that needs nothing of the shell runs in the process of the test, where its libraries are loaded
+already. Others run in a shell.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,6 +100,19 @@ def matches(expected: Sequence[str], found: Sequence[str]) -> bool:
     return re.fullmatch(pattern, "".join(line.rstrip() + "\n" for line in found)) is not None
 
 
+def own_command(script: str) -> tuple[list[str], str] | None:
+    """The arguments of a command of nola-codec, and the file that its output goes to; None for what needs a shell.
+
+    Commands for many files start processes that import the main module again, which must be theirs.
+    """
+    match = re.fullmatch(
+        r"nola-codec (?!\w+-many)(?P<arguments>[^|&;<>$`*\n]+?)(?: > (?P<target>[\w./-]+))?\n?", script
+    )
+    if match is None or " - " in f"{match['arguments']} ":  # "-" is standard output, which must be a real file
+        return None
+    return shlex.split(match["arguments"]), match["target"] or ""
+
+
 @dataclass
 class Session:
     """What the blocks of one page share: a folder, a namespace of Python, and programs under their own names."""
@@ -117,6 +136,9 @@ class Session:
                 )  # fmt: skip
 
     def _shell(self, block: Block, script: str) -> list[str]:
+        own = own_command(script.replace("\\\n", " "))
+        if own is not None:
+            return self._call(block, script, *own)
         programs = self.folder / ".programs"
         if not programs.is_dir():
             programs.mkdir()
@@ -130,3 +152,24 @@ class Session:
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
         assert done.returncode == 0, f"{block.place}: exit status {done.returncode} from\n{script}\n{done.stdout}"
         return done.stdout.splitlines()
+
+    def _call(self, block: Block, script: str, arguments: list[str], target: str) -> list[str]:
+        """Run a command of nola-codec in this process."""
+        from nola_codec.cli import main
+
+        printed = io.StringIO()
+        out = io.StringIO() if target else printed
+        status: Any = 0
+        before = Path.cwd()
+        os.chdir(self.folder)
+        try:
+            with redirect_stdout(out), redirect_stderr(printed):
+                main(arguments)
+        except SystemExit as exit_:
+            status = exit_.code or 0
+        finally:
+            os.chdir(before)
+        if target:
+            (self.folder / target).write_text(out.getvalue(), encoding="utf-8")
+        assert status == 0, f"{block.place}: exit status {status} from\n{script}\n{printed.getvalue()}"
+        return printed.getvalue().splitlines()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nola_codec.errors import EncodeError
-from nola_codec.integrations.calibration_data import Row, read_rows, tokenize
+from nola_codec.integrations.calibration_data import Row, read_rows, row_texts, tokenize
 
 
 def test_json_lines(tmp_path: Path) -> None:
@@ -65,3 +67,85 @@ def test_tokens() -> None:
     assert tokenize(Letters(), Row("", "ab"), 99) == ([1, 97, 98, 2], 0)
     assert tokenize(Letters(), Row("ab", "c"), 99) == ([1, 97, 98, 99, 2], 3)
     assert tokenize(Letters(), Row("ab", "c"), 2) == ([1, 97], 2)
+
+
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]
+
+
+@pytest.fixture(scope="module")
+def chat() -> Any:
+    """A tokenizer of characters with a chat template, and the special token <s> at the start of a text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {letter: number for number, letter in enumerate(["<s>", *map(chr, range(10, 127))])}
+    core = Tokenizer(models.WordLevel(letters, unk_token="<s>"))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    core.post_processor = processors.TemplateProcessing(single="<s> $0", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", unk_token="<s>", chat_template=CHAT)
+
+
+def write_rows(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_conversations(chat: Any, tmp_path: Path) -> None:
+    """The last answer is scored, or all messages of a completion, as the chat template of Transformers writes them."""
+    path = write_rows(
+        tmp_path / "a.jsonl", {"messages": MESSAGES}, {"prompt": MESSAGES[:1], "completion": MESSAGES[1:]}
+    )
+    rows = read_rows(path, 9)
+    assert rows[0] == rows[1]
+    assert row_texts(chat, rows[0]) == ("<user>Hi\n<assistant>", "Yo\n")
+    ids, prompt = tokenize(chat, rows[0], 99)
+    assert ids == chat.apply_chat_template(MESSAGES, return_dict=False)
+    assert chat.decode(ids[prompt:]).replace(" ", "") == "Yo\n"
+    assert len(tokenize(chat, rows[0], 5)[0]) == 5
+
+
+def test_prompts(chat: Any, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", {"prompt": "one"}, {"text": "two"}, {"messages": MESSAGES})
+    rows = read_rows(path, 9, are_prompts=True)
+    assert rows[:2] == [Row("one", ""), Row("two", "")]
+    assert row_texts(chat, rows[2]) == ("<user>Hi\n<assistant>", "")
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    assert read_rows(tmp_path / "a.txt", 1, are_prompts=True) == [Row("one", "")]
+
+
+@pytest.mark.parametrize(
+    ("row", "are_prompts"),
+    [
+        ({"messages": MESSAGES[:1]}, False),
+        ({"messages": MESSAGES[1:]}, False),
+        ({"messages": [{"content": "Hi"}, MESSAGES[1]]}, False),
+        ({"messages": []}, False),
+        ({"prompt": MESSAGES[:1], "completion": "Yo"}, False),
+        ({"messages": MESSAGES[1:]}, True),
+        ({"prompt": ""}, True),
+        (3, True),
+    ],
+)
+def test_rows_that_are_none(row: object, are_prompts: bool, tmp_path: Path) -> None:
+    with pytest.raises(EncodeError, match=r"a\.jsonl:1: expected"):
+        read_rows(write_rows(tmp_path / "a.jsonl", row), 9, are_prompts=are_prompts)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "has no chat template"),
+        ("{{ raise_exception('no system here') }}", "does not take the messages: no system here"),
+        ("{{ messages | length }}", "writes a conversation in another way when its answer follows"),
+    ],
+)
+def test_templates_that_will_not_do(template: str | None, message: str, chat: Any) -> None:
+    tokenizer = copy.copy(chat)
+    tokenizer.chat_template = template
+    with pytest.raises(EncodeError, match=message) as caught:
+        tokenize(tokenizer, Row("", "", tuple(MESSAGES), 1), 99)
+    assert caught.value.code == "calibration"
