@@ -129,7 +129,7 @@ class DecodedContents:
     notes: tuple[str, ...] = ()
 
 
-@accepts_urls("base")
+@accepts_urls("base", nola="source")
 def decode_contents(
     source: Source,
     format: str,
