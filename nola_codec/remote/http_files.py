@@ -7,6 +7,7 @@ size and version at once, and later ones name the version that they want.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote, urljoin, urlsplit
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 MAX_WHOLE = 8 << 30
 """Bytes that are read at most from a server that does not tell the length of a file."""
-_PIECE = 32 << 10  # of a piece that does not come whole, nothing is given out
+_PIECE = 64 << 10
+_SLOW_SECONDS = 60.0
+_SLOW_RATE = 500  # bytes a second; a server that sends less after the first minute holds us up
 _TIMEOUT = (10, 30)  # seconds to connect, and between two pieces
 _MAX_REDIRECTS = 10
 _MAX_WAIT = 30.0  # seconds that a server may ask to wait
@@ -109,8 +112,12 @@ class HttpFile:
             skip = start
         self._pin.fix(self.name, size, _tag(answer))
         got = 0
-        for piece in answer.iter_content(_PIECE):
+        begin = time.monotonic()
+        for piece in _pieces(answer):
             got += len(piece)
+            if time.monotonic() - begin > _SLOW_SECONDS and got < _SLOW_RATE * (time.monotonic() - begin):
+                message = f"the server sends less than {_SLOW_RATE} bytes a second; try again later"
+                raise RemoteError(message, code="server-error", where=self.name)
             if got > (MAX_WHOLE if left is None else left):
                 raise refused(self._url, f"the server sends more than the {left or MAX_WHOLE} bytes that are expected")
             kept = piece[max(0, skip - (got - len(piece))) :]
@@ -227,6 +234,22 @@ def _session() -> requests.Session:
             return target
 
     return Session()
+
+
+def _pieces(answer: requests.Response) -> Iterator[bytes]:
+    """Yield the body as it comes, without waiting for a piece to be full."""
+    import requests
+    import urllib3
+
+    read = getattr(answer.raw, "read1", None)
+    if read is None:  # an older urllib3
+        yield from answer.iter_content(_PIECE)
+        return
+    try:
+        while piece := read(_PIECE, decode_content=False):
+            yield piece
+    except urllib3.exceptions.HTTPError as error:
+        raise requests.exceptions.ConnectionError(error) from None
 
 
 def _length(answer: requests.Response) -> int | None:

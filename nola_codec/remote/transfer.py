@@ -12,6 +12,7 @@ from nola_codec.errors import RemoteError
 from nola_codec.remote.contract import RemoteFile, TransientError
 
 TRIES = 5
+_ENOUGH = 1 << 20  # bytes of a try that was worth it
 FIRST_WAIT = 0.5
 """Seconds before the second try; each further wait is twice as long, and a little more or less by chance."""
 
@@ -19,7 +20,7 @@ FIRST_WAIT = 0.5
 def stream_range(file: RemoteFile, start: int, stop: int | None) -> Iterator[bytes]:
     """Yield the bytes from `start` up to `stop`, or all up to the end if the server has no ranges.
 
-    A try that brings bytes begins the count of tries anew, so that a long download outlives many short failures.
+    A try that brings a megabyte begins the count of tries anew, so that a long download outlives many short failures.
 
     Raises:
         RemoteError: What `RemoteFile.stream` raises, after the last try.
@@ -27,13 +28,14 @@ def stream_range(file: RemoteFile, start: int, stop: int | None) -> Iterator[byt
     tries = 0
     while True:
         try:
+            came = 0
             for piece in file.stream(start, stop):
                 start += len(piece)
-                tries = 0
+                came += len(piece)
                 yield piece
             return
         except TransientError as failure:
-            tries += 1
+            tries = 1 if came >= _ENOUGH else tries + 1
             if tries >= TRIES:
                 raise failure.error from None
             if file.has_ranges and stop is not None and start >= stop:

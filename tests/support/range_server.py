@@ -4,7 +4,8 @@
         server.url("a.nola"), server.requests, server.sent
 
 Each fault takes the next answer: ``"503"`` and other statuses, ``"reset"`` (the connection ends without an answer),
-``"cut"`` (it ends in the middle of the body), ``"stall"`` (no byte comes for longer than a client waits).
+``"cut"`` (it ends in the middle of the body), ``"stall"`` (no byte comes for longer than a client waits),
+``"drip"`` (bytes come one by one).
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class _QuietServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
+    _drips = False
 
     def log_message(self, format: str, *arguments: Any) -> None:
         pass
@@ -107,6 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path not in state.files:
             self._answer(path, asked, 404, b"not here", {})
         else:
+            self._drips = fault == "drip"
             self._send_file(path, asked, is_cut=fault == "cut")
 
     def _is_authorized(self, password: str) -> bool:
@@ -142,7 +145,11 @@ class _Handler(BaseHTTPRequestHandler):
         kept = body[: len(body) // 2] if is_cut else body
         state.sent += len(kept)
         try:
-            if state.has_lengths:
+            if self._drips:
+                for byte in kept[:200]:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(0.01)
+            elif state.has_lengths:
                 self.wfile.write(kept)
             else:
                 for start in range(0, len(kept), 1 << 16):

@@ -71,6 +71,22 @@ def test_a_silent_server_is_asked_again(server: RangeServer, encoded: bytes, mon
     assert nola_codec.inspect(server.url("task.nola")).bytes == len(encoded)
 
 
+def test_a_server_that_sends_byte_by_byte_is_given_up(server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_files, "_SLOW_SECONDS", 0.2)
+    server.faults = ["drip"] * 5
+    with pytest.raises(RemoteError, match="less than 500 bytes a second"):
+        nola_codec.inspect(server.url("task.nola"))
+    assert len(server.requests) == 1
+
+
+def test_a_server_that_breaks_off_again_and_again_is_given_up(server: RangeServer) -> None:
+    server.faults = ["cut"] * 50
+    with pytest.raises(RemoteError) as caught:
+        nola_codec.inspect(server.url("task.nola"))
+    assert caught.value.code == "no-connection"
+    assert len(server.requests) == 5
+
+
 @pytest.mark.parametrize(("fault", "code"), [("503", "server-error"), ("reset", "no-connection")])
 def test_lasting_failures_end(server: RangeServer, fault: str, code: str) -> None:
     server.faults = [fault] * 50
