@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 
@@ -71,6 +72,40 @@ def render_scalings(scalings: Sequence[float], origin: str) -> str:
         "assumed": "assumed: the adapter does not say it",
     }
     return f"{' to '.join(ends)}, {places.get(origin, 'from an unknown place')}"
+
+
+def render_row(label: str, value: str, indent: int, width: int = 80) -> str:
+    """Return a label and its value, which goes on in further lines if it is long; a single word is not broken.
+
+    >>> print(render_row("bytes", "header 688 B, units 81 B", 8, 25))
+    bytes   header 688 B,
+            units 81 B
+    """
+    return textwrap.fill(
+        f"{label:<{indent}}{value}", width, subsequent_indent=" " * indent, break_long_words=False,
+        break_on_hyphens=False, drop_whitespace=True,
+    )  # fmt: skip
+
+
+def cut_common_beginning(names: Sequence[str]) -> tuple[str, list[str]]:
+    """Return what all names begin with, up to a dot, and the names without it.
+
+    >>> cut_common_beginning(["model.layers.0.q", "model.layers.1.q"])
+    ('model.layers.', ['0.q', '1.q'])
+    """
+    parts = [name.split(".")[:-1] for name in names]
+    shared = 0
+    while len(names) > 1 and all(len(own) > shared and own[shared] == parts[0][shared] for own in parts):
+        shared += 1
+    common = "".join(f"{part}." for part in parts[0][:shared]) if names else ""
+    return common, [name[len(common) :] for name in names]
+
+
+def render_named_table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
+    """Return the lines of a table whose last column has names; what all of them begin with stands above it, once."""
+    common, names = cut_common_beginning([row[-1] for row in rows[1:]])
+    shown = [rows[0], *([*row[:-1], name] for row, name in zip(rows[1:], names, strict=True))]
+    return [*([f"all names begin with {common}"] if common else []), *render_table(shown, right=right)]
 
 
 def render_table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:

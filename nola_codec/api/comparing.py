@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -10,14 +12,16 @@ import numpy as np
 from nola_codec.adapters import deltas, dialect_of
 from nola_codec.adapters.adapter_delta import AdapterDelta
 from nola_codec.adapters.conversion import in_one_layout, matching_names
-from nola_codec.api.decoding import read_adapter
+from nola_codec.api.decoding import is_nola, read_adapter
 from nola_codec.api.live_sources import AdapterInput
+from nola_codec.container.reader import open_container
+from nola_codec.encoder.report_rendering import LARGE_NMSE
 from nola_codec.errors import AdapterError
 from nola_codec.fit.components import delta_energy, squared_error
 from nola_codec.model.adapter import Adapter
 from nola_codec.progress import Progress
 from nola_codec.remote import accepts_urls
-from nola_codec.rendering import render_error, render_table
+from nola_codec.rendering import render_error, render_named_table
 
 _LISTED = 10
 """Names that are listed of each group when a comparison is printed."""
@@ -51,6 +55,9 @@ class Comparison:
         dialects: The dialects of A and B.
         scale_origins: The places that the scalings of A and B came from, as in `EncodeReport`.
         notes: Sentences that tell how the adapters were read.
+        signal: The share of A that B holds, <A, B> / ||A||_F^2 over all deltas that both have: noise does not lower it.
+            NaN if there is no such delta, or if those of A are zero.
+        is_effective: True if B is a `.nola` file whose encoder kept the effective error small, and not the NMSE.
     """
 
     nmse: float
@@ -62,6 +69,8 @@ class Comparison:
     dialects: tuple[str, str]
     scale_origins: tuple[str, str] = ("", "")
     notes: tuple[str, ...] = ()
+    signal: float = math.nan
+    is_effective: bool = False
 
     @property
     def same_structure(self) -> bool:
@@ -73,9 +82,11 @@ class Comparison:
         if self.tensors:
             worst = max(self.tensors, key=lambda tensor: tensor.nmse)
             lines = [
-                f"NMSE     {render_error(self.nmse)}  over {len(self.tensors)} deltas",
+                f"NMSE     {render_error(self.nmse)}  over {len(self.tensors)} deltas{self._explanation()}",
                 f"worst    {render_error(worst.nmse)}  {worst.name}",
             ]
+            if not math.isnan(self.signal):
+                lines.insert(1, f"signal   {self.signal:.4f}  the share of A that is in B")
         if self.carried_equal or self.carried_different:
             equal, different = len(self.carried_equal), len(self.carried_different)
             lines.append(f"carried  {equal} equal to the bit, {different} different")
@@ -87,6 +98,11 @@ class Comparison:
             lines += [f"{label}: and {len(names) - _LISTED} more"] * (len(names) > _LISTED)
         return "\n".join(lines)
 
+    def _explanation(self) -> str:
+        """Return why a large NMSE need not be bad: B is a file whose encoder kept signal and let noise in."""
+        is_noise = self.nmse > LARGE_NMSE and self.nmse > 3 * (1 - self.signal) ** 2
+        return ": noise, mostly, which models hardly see" if is_noise and self.is_effective else ""
+
     def tensor_table(self) -> str:
         """Every delta as a line of a table, the largest error first."""
         rows = [["NMSE", "shape", "name"]]
@@ -94,7 +110,7 @@ class Comparison:
             [render_error(tensor.nmse), "x".join(map(str, tensor.shape)), tensor.name]
             for tensor in sorted(self.tensors, key=lambda item: -item.nmse)
         ]
-        return "\n".join(render_table(rows))
+        return "\n".join(render_named_table(rows))
 
 
 @accepts_urls("a", "b")
@@ -122,15 +138,15 @@ def compare(
     keys_a, keys_b = matching_names(first, second)
     others = {keys_b[delta.name]: delta for delta in deltas(second)}
     tensors = []
-    lost = energy = 0.0
+    lost = energy = energy_b = 0.0
     for number, delta in enumerate(deltas(first)):
         if progress is not None:
             progress("comparing", number, len(keys_a))
         other = others.get(keys_a[delta.name])
         if other is None:
             continue
-        error, own, shape = _error(delta, other)
-        lost, energy = lost + error, energy + own
+        error, own, of_other, shape = _error(delta, other)
+        lost, energy, energy_b = lost + error, energy + own, energy_b + of_other
         tensors.append(TensorComparison(delta.name, shape, _ratio(error, own)))
     carried = sorted(set(first.raw) | set(second.raw))
     equal = tuple(key for key in carried if first.raw.get(key) == second.raw.get(key))
@@ -143,6 +159,8 @@ def compare(
         carried_different=tuple(key for key in carried if key not in equal),
         dialects=(read[0].dialect, read[1].dialect),
         scale_origins=(_origin(read[0]), _origin(read[1])),
+        signal=(energy + energy_b - lost) / 2 / energy if energy else math.nan,
+        is_effective=_is_effective(b),
         notes=tuple(f"{name}: {note}" for name, each in zip("AB", read, strict=True) for note in each.notes),
     )
 
@@ -154,6 +172,13 @@ def _alone(adapter: Adapter, keys: Mapping[str, str], others: Collection[str], i
     """
     zero = {delta.name for delta in deltas(adapter) if is_relaid and _is_zero(delta)}
     return tuple(sorted(name for name, key in keys.items() if key not in others and name not in zero))
+
+
+def _is_effective(source: AdapterInput) -> bool:
+    if not isinstance(source, str | os.PathLike | bytes) or not is_nola(source):
+        return False
+    with open_container(source) as container:
+        return "effective_error" in container.header.measured
 
 
 def _is_zero(delta: AdapterDelta) -> bool:
@@ -175,20 +200,21 @@ def _read_both(
     return first, second
 
 
-def _error(a: AdapterDelta, b: AdapterDelta) -> tuple[float, float, tuple[int, ...]]:
-    """The squared error of b, the energy of a, and the shape of both."""
+def _error(a: AdapterDelta, b: AdapterDelta) -> tuple[float, float, float, tuple[int, ...]]:
+    """Return the squared error of b, the energies of a and of b, and the shape of both."""
     one, two = a.product, b.product
     if one is not None and two is not None:
         shape = (one.lora_B.shape[0], one.lora_A.shape[1])
         _require_shape(a, shape, (two.lora_B.shape[0], two.lora_A.shape[1]))
-        energy = delta_energy(one.lora_B, one.lora_A) * one.scaling**2
+        energy, other = (delta_energy(each.lora_B, each.lora_A) * each.scaling**2 for each in (one, two))
         error = squared_error(one.lora_B * one.scaling, one.lora_A, two.lora_B * two.scaling, two.lora_A)
-        return error, energy, shape
+        return error, energy, other, shape
     first, second = a.dense(), b.dense()
     if first.size == second.size and first.shape[:1] == second.shape[:1]:
         second = second.reshape(first.shape)  # a kernel may be flattened
     _require_shape(a, first.shape, second.shape)
-    return float(np.square(first - second).sum()), float(np.square(first).sum()), first.shape
+    error, energy, other = (float(np.square(each).sum()) for each in (first - second, first, second))
+    return error, energy, other, first.shape
 
 
 def _require_shape(delta: AdapterDelta, first: tuple[int, ...], second: tuple[int, ...]) -> None:

@@ -256,7 +256,7 @@ def read_adapter(
         AdapterError: The adapter cannot be read.
     """
     readable, plain = open_live(source, config)
-    if isinstance(readable, LiveStore) or not _is_nola(readable):
+    if isinstance(readable, LiveStore) or not is_nola(readable):
         return adapters.read(readable, config=plain, scale=scale, must_use_scale=False)
     with open_container(
         bytes(readable) if isinstance(readable, bytearray | memoryview) else readable, rung=rung
@@ -265,7 +265,7 @@ def read_adapter(
         return decode_adapter(Decoder(container, NUMPY), progress)
 
 
-def _is_nola(source: AnySource) -> bool:
+def is_nola(source: AnySource) -> bool:
     """True if the source begins as a `.nola` file does. A stream that cannot seek is taken for an adapter."""
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source[: len(_MAGIC)]) == _MAGIC

@@ -24,10 +24,11 @@ from nola_codec.prng import generator_name
 from nola_codec.rendering import (
     render_error,
     render_error_name,
+    render_named_table,
     render_ratio,
+    render_row,
     render_scalings,
     render_size,
-    render_table,
 )
 
 
@@ -143,21 +144,21 @@ class FileFacts:
         return {**plain, "tensors": [tensor.to_dict() for tensor in self.tensors]}
 
     def __str__(self) -> str:
-        return "\n".join(f"{label:<16}{value}" for label, value in _lines(self))
+        return "\n".join(render_row(label, value, 16) for label, value in _lines(self))
 
     def tensor_table(self) -> str:
         """Every record as a line of a table."""
-        rows = [["name", "shape", "rank", "kept", "coefficients"]]
+        rows = [["shape", "rank", "kept", "coefficients", "name"]]
         for item in self.tensors:
             shape = "x".join(map(str, item.shape))
             if item.record == "raw":
-                rows.append([item.name, f"{shape} {item.dtype}", "", "", render_size(item.bytes or 0)])
+                rows.append([f"{shape} {item.dtype}", "", "", render_size(item.bytes or 0), item.name])
             elif item.record == "drawn":
-                rows.append([item.name, f"{shape} {item.dtype}", "drawn", "", f"seed {item.seed}"])
+                rows.append([f"{shape} {item.dtype}", "drawn", "", f"seed {item.seed}", item.name])
             else:
                 rank = str(item.rank) if item.record == "lowrank" else "vector"
-                rows.append([item.name, shape, rank, str(item.units), f"{item.coefficients:,}"])
-        return "\n".join(render_table(rows, right=(2, 3, 4)))
+                rows.append([shape, rank, str(item.units), f"{item.coefficients:,}", item.name])
+        return "\n".join(render_named_table(rows, right=(1, 2, 3)))
 
 
 def inspect(source: Source) -> FileFacts:
@@ -237,15 +238,17 @@ def _lines(facts: FileFacts) -> list[tuple[str, str]]:
     counts += [f"{count['raw']} carried as they came"] if count["raw"] else []
     counts += [f"{reduced} carried, reduced"] if reduced else []
     counts += [f"{count['drawn']} drawn again from a seed"] if count["drawn"] else []
-    size = f"{render_size(facts.bytes)}, {render_ratio(facts.ratio)} than {facts.parameters:,} parameters in fp16"
+    size = f"{render_size(facts.bytes)} ({facts.bytes:,} bytes), {render_ratio(facts.ratio)} than fp16"
     rate = f"{facts.coefficients:,}, {facts.bits_per_coefficient:.3f} bits each, {', '.join(facts.entropy)}"
     lines = [
-        ("file", f"{facts.name}: {size}"),
+        ("file", facts.name),
+        ("size", size),
         ("format", f"version {facts.format_version}.{facts.format_revision}{draft}"),
         ("written by", facts.writer),
         ("dialect", facts.dialect),
         ("base model", facts.base_model or "not named"),
         ("tensors", ", ".join(counts)),
+        ("parameters", f"{facts.parameters:,}"),
         ("basis", f"{', '.join(facts.bases) or 'none'}, {facts.generator}, seed {facts.seed}"),
         ("form", ", ".join(facts.form) or "none"),
         ("coefficients", rate),
@@ -257,7 +260,7 @@ def _lines(facts: FileFacts) -> list[tuple[str, str]]:
     if carried:
         lines.append(("carried", name_largest(carried)))
     if facts.scale_origin:
-        lines.insert(4, ("scaling", render_scalings(facts.scalings, facts.scale_origin)))
+        lines.insert(5, ("scaling", render_scalings(facts.scalings, facts.scale_origin)))
     if len(facts.rungs) > 1:
         for number, rung in enumerate(facts.rungs):
             errors = ", ".join(

@@ -12,6 +12,7 @@ from nola_codec.api.arguments import ConfigObject
 from nola_codec.api.encoding import source_size
 from nola_codec.api.keywords import ObjectiveName, SweepKeywords, check_keywords
 from nola_codec.api.live_sources import AdapterInput, open_live
+from nola_codec.encoder.expectation import Expectation, advise_size
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.pipeline import encode_adapter, prepare_form
 from nola_codec.encoder.rules import choose_objective
@@ -44,6 +45,7 @@ class SweepPoint:
         nmse: ||delta_W - decoded||_F^2 / ||delta_W||_F^2, measured on the decoded file.
         effective_error: The file's effective error, if that is the objective.
         seconds: Time of its encode, without the canonical form, which all points share.
+        expectation: What files of this effective error kept on measured tasks, as in `EncodeReport`.
     """
 
     target: float
@@ -53,6 +55,7 @@ class SweepPoint:
     nmse: float | None = None
     effective_error: float | None = None
     seconds: float | None = None
+    expectation: Expectation | None = None
 
 
 @dataclass(frozen=True)
@@ -79,16 +82,25 @@ class SweepReport:
 
     def __str__(self) -> str:
         effective = self.objective == "effective"
-        rows = [["target", "file", "vs fp16", *["eff. error"] * effective, "NMSE"]]
+        expects = any(point.expectation for point in self.points)
+        rows = [["target", "file", "vs fp16", *["eff. error"] * effective, "NMSE", *["gain kept"] * expects]]
         for point in self.points:
             target = render_size(point.target) if self.by == "size" else f"{point.target:g}"
             if point.bytes is None or point.nmse is None or point.ratio is None:
                 rows.append([target, "none", *[""] * (len(rows[0]) - 2)])
                 continue
             own = [render_error(point.effective_error or 0.0)] * effective
-            rows.append([target, render_size(point.bytes), f"{point.ratio:.1f}x", *own, render_error(point.nmse)])
+            kept = [point.expectation.range if point.expectation else ""] * expects
+            size = [render_size(point.bytes), f"{point.ratio:.1f}x"]
+            rows.append([target, *size, *own, render_error(point.nmse), *kept])
         lines = render_table(rows, right=range(1, len(rows[0])))
-        return "\n".join([*lines, *(f"none: {point.problem}" for point in self.points if point.problem)])
+        lines += [f"none: {point.problem}" for point in self.points if point.problem]
+        return "\n".join([*lines, *([f"advice: {self.advice}"] if self.advice else [])])
+
+    @property
+    def advice(self) -> str:
+        """The sentence that says which of the files to take; empty where no measured task says anything."""
+        return advise_size({p.bytes: p.expectation for p in self.points if p.bytes and p.expectation})
 
 
 @accepts_urls("source")
@@ -205,6 +217,7 @@ class _Files:
             ratio=report.ratio,
             nmse=report.nmse,
             effective_error=report.effective_error,
+            expectation=report.expectation,
             seconds=time.perf_counter() - start,
         )
 

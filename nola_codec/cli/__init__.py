@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -42,6 +43,9 @@ COMMANDS = {
 _EPILOG = """Every command takes -h, which shows its options in groups, examples, and its exit status.
 Wherever a path is taken, a URL is taken too: https://, s3://, hf:// and others.
 
+Work of more than a second shows its progress on standard error, unless -q is given: a line that is wiped at the end,
+or a plain line every half minute where that is no terminal. NO_COLOR, FORCE_COLOR and TERM=dumb are honoured.
+
 \b
 Shell completion, for the file that your shell reads at its start:
   bash  eval "$(_NOLA_CODEC_COMPLETE=bash_source nola-codec)"
@@ -49,6 +53,13 @@ Shell completion, for the file that your shell reads at its start:
   fish  _NOLA_CODEC_COMPLETE=fish_source nola-codec | source
 """
 _CLOSED_PIPE = 141  # as shells report a program that SIGPIPE ended
+
+
+def choose_color() -> bool | None:
+    """Return True to colour, False not to, and None for colour on terminals only, by the usual variables."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM", "").lower() in ("dumb", "unknown"):
+        return False
+    return True if os.environ.get("FORCE_COLOR") else None
 
 
 class _Group(click.Group):
@@ -82,6 +93,7 @@ class _Group(click.Group):
 @click.version_option(__version__, prog_name="nola-codec")
 def group() -> None:
     """LoRA adapters as small files that decode to the same bits everywhere."""
+    click.get_current_context().color = choose_color()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -114,5 +126,5 @@ def main(arguments: list[str] | None = None) -> None:
 def _fail(message: str, status: int) -> None:
     from nola_codec.cli.messages import one_line
 
-    click.echo(f"nola-codec: {one_line(message)}", err=True)
+    click.echo(click.style("nola-codec:", fg="red") + f" {one_line(message)}", err=True, color=choose_color())
     sys.exit(status)

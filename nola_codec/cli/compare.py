@@ -8,7 +8,7 @@ import click
 
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option
-from nola_codec.cli.output import OUTPUT, json_option, print_json, quiet_option
+from nola_codec.cli.output import OUTPUT, json_option, print_json, print_notes, quiet_option
 from nola_codec.cli.progress import show_progress
 
 
@@ -40,8 +40,7 @@ def command(
         print_json({"ok": good, **asdict(found)})
         return 0 if good else 1
     click.echo(str(found))
-    for note in found.notes:
-        click.echo(f"note: {note}", err=True)
+    print_notes(found.notes)
     if per_tensor:
         click.echo("")
         click.echo(found.tensor_table())

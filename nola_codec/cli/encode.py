@@ -145,7 +145,8 @@ def command(source: str, **values: Any) -> None:
     Its dialect (PEFT, kohya, LyCORIS, diffusers, MLX, GGUF and others) is detected from its keys.
 
     Give at most one of --size, --ratio, --nmse, --error and --num-basis/--bits. With none of them, the file keeps 98%
-    of what matters (--error 0.02). Sizes take B, KB (1000 bytes), KiB (1024), MB and MiB.
+    of the signal (--error 0.02). The verdict says what to expect of the task, by tasks that were measured. Sizes
+    take B, KB (1000 bytes), KiB (1024), MB and MiB.
 
     With --base, PEFT turns adapters of its other methods (MiSS, FourierFT, VB-LoRA and more) into LoRA first.
 

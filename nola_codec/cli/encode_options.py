@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from nola_codec.cli.help import option
-from nola_codec.cli.output import OUTPUT, STDOUT, binary_stdout, force_option, json_option, print_json, quiet_option
+from nola_codec.cli.output import (
+    OUTPUT,
+    STDOUT,
+    binary_stdout,
+    force_option,
+    json_option,
+    print_json,
+    print_notes,
+    quiet_option,
+)
 from nola_codec.remote import is_url, shown_url
 
 if TYPE_CHECKING:
@@ -134,8 +143,7 @@ class OutputRequest:
             needed = " (it exists already, so -f is needed)" if there else ""
             click.echo(f"{'would write' if self.dry_run else 'wrote'}  {name}{needed}", err=err)
         click.echo(str(report), err=err)
-        for note in report.notes:
-            click.echo(f"note: {note}", err=True)
+        print_notes(report.notes)
 
 
 def read_coding_values(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +15,7 @@ import click
 
 from nola_codec.cli.help import option
 from nola_codec.remote import is_url, shown_url
-from nola_codec.rendering import render_scalings, render_size
+from nola_codec.rendering import render_row, render_scalings, render_size
 
 if TYPE_CHECKING:
     from nola_codec.merger.request import MergeReport
@@ -94,9 +95,12 @@ def written_bytes(output: str | os.PathLike[str]) -> int:
 
 
 def print_notes(notes: Iterable[str]) -> None:
-    """Print sentences that the user should read, on stderr."""
+    """Print sentences that the user should read, on stderr; on a terminal in lines of at most 80 columns."""
     for note in notes:
-        click.echo(f"note: {note}", err=True)
+        text = f"note: {note}"
+        if sys.stderr.isatty():
+            text = render_row("note:", note, 6, min(80, shutil.get_terminal_size().columns) - 1)
+        click.echo(click.style("note:", fg="yellow") + text.removeprefix("note:"), err=True)
 
 
 def print_scale_notes(files: Iterable[str]) -> None:
@@ -107,7 +111,7 @@ def print_scale_notes(files: Iterable[str]) -> None:
         facts = inspect(file)
         if facts.scale_origin == "assumed":
             shown = render_scalings(facts.scalings, facts.scale_origin)
-            click.echo(f"note: {shown_url(file)}: scaling {shown}; encode it with --scale to set another one", err=True)
+            print_notes([f"{shown_url(file)}: scaling {shown}; encode it with --scale to set another one"])
 
 
 def _finite(value: Any) -> Any:

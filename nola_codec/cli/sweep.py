@@ -20,7 +20,7 @@ from nola_codec.cli.encode_options import (
 )
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option, options
-from nola_codec.cli.output import OUTPUT, force_option, json_option, print_json, quiet_option
+from nola_codec.cli.output import OUTPUT, force_option, json_option, print_json, print_notes, quiet_option
 from nola_codec.cli.progress import show_progress
 from nola_codec.remote import shown_url
 
@@ -46,7 +46,10 @@ _TARGETS = (
 @option("--plot", group=OUTPUT, type=click.Path(), metavar="FILE", help="Draw the curve; .png or .svg, by matplotlib.")
 @options(SCALE_OPTION, CARRY_UNKNOWN_OPTION, force_option, quiet_option, json_option)
 def command(source: str, **values: Any) -> None:
-    """Encode the adapter SOURCE at many sizes and show the curve of size against error. Only the plot is written.
+    """Encode the adapter SOURCE at many sizes, show the curve of size against error, and advise a size.
+
+    Nothing is written but the plot. "Gain kept" says what files of the same effective error kept of an adapter's gain
+    on the tasks that were measured (docs/choosing-a-size.md).
 
     Give at most one of --sizes, --nmse and --error. With none of them, sizes go from 5 KB, or from the smallest file
     there can be, to a quarter of the adapter in fp16.
@@ -69,8 +72,7 @@ def command(source: str, **values: Any) -> None:
         print_json({**asdict(report), "plot": plot})
         return
     click.echo(str(report))
-    for note in report.notes:
-        click.echo(f"note: {note}", err=True)
+    print_notes(report.notes)
     if plot is not None:
         click.echo(f"wrote  {plot}")
 

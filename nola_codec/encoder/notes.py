@@ -54,16 +54,9 @@ def notes(options: EncodeOptions, nmse: float, effective: float | None, coarser:
             f"the file has {coarser or 'no'} coarser rung{'' if coarser == 1 else 's'}: a rung must be smaller than "
             "the next one, and large enough for names and configuration"
         )
-    if options.tuner is not None and nmse > 0.3:
-        said.append(f"NMSE {nmse:.3f} does not say how good this file is: its weights were trained on the task")
-    if effective is not None and nmse > 0.3:
-        said.append(
-            f"NMSE {nmse:.3f} is large by design: the objective keeps signal and lets through noise that models "
-            "hardly see. Measure on the task; use --nmse for a bound on the weights."
-        )
     if effective is not None and effective > 0.25:
         said.append(
-            f"effective error {effective:.2f} is high: at such small sizes, some tasks keep nine tenths of their gain "
-            "and others two thirds. Measure on the task before you use the file."
+            f"effective error {effective:.2f} is high, and tasks differ most at such small sizes: measure yours before "
+            "you use the file. With text of the task, --fit task keeps more."
         )
     return tuple(said)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from nola_codec.encoder.expectation import Expectation
+
 
 @dataclass(frozen=True)
 class TensorReport:
@@ -114,6 +116,9 @@ class EncodeReport:
         scalings: The different scalings of the modules, sorted.
         scale_origin: The place that they came from: ``tensor`` (alphas), ``config``, ``metadata``, ``option`` (the
             user), ``dialect`` (the dialect defines them), ``assumed``; empty if there is no scaling.
+        expectation: The shares of the gain that files of this effective error kept on the tasks that were measured;
+            None for other objectives, and where weights of components make the error another one.
+        is_default_target: True if no target was given, so that the effective error is `DEFAULT_ERROR`.
     """
 
     bytes: int
@@ -135,6 +140,8 @@ class EncodeReport:
     carried: tuple[CarriedReport, ...] = ()
     scalings: tuple[float, ...] = ()
     scale_origin: str = ""
+    expectation: Expectation | None = None
+    is_default_target: bool = False
 
     @property
     def carried_bytes(self) -> int:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nola_codec.encoder.options import DEFAULT_ERROR
 from nola_codec.rendering import render_error, render_error_name, render_ratio, render_scalings, render_size
 
 if TYPE_CHECKING:
     from nola_codec.encoder.report import EncodeReport, TaskReport
 
 
+LARGE_NMSE = 0.3
+"""The NMSE from which a report says why it is large."""
 _SMALL_SHARE = 0.05
 """The share of a file below which its carried tensors have no line of their own."""
 
@@ -17,6 +20,7 @@ _SMALL_SHARE = 0.05
 def render_encode_report(report: EncodeReport) -> str:
     """Return a report as lines of a label and a value each, without the notes."""
     lines = [
+        *_verdict_lines(report),
         f"size         {render_size(report.bytes)} ({report.bytes:,} bytes), {render_ratio(report.ratio)} than fp16",
         *_part_lines(report),
         f"source       {report.dialect}, {render_size(report.source_bytes)}, {report.parameters:,} parameters, "
@@ -29,7 +33,7 @@ def render_encode_report(report: EncodeReport) -> str:
         lines.append(f"eff. error   {render_error(report.effective_error)}  (signal lost and visible noise, estimated)")
     if report.task is not None:
         lines += _task_lines(report.task)
-    lines.append(f"NMSE         {render_error(report.nmse)}  (||delta_W - decoded||^2 / ||delta_W||^2, measured)")
+    lines.append(f"NMSE         {render_error(report.nmse)}  ({_explain_nmse(report)})")
     if report.activation_error is not None:
         shown = render_error(report.activation_error)
         lines.append(f"activations  {shown}  (the same of delta_W x, on the calibration set)")
@@ -40,6 +44,32 @@ def render_encode_report(report: EncodeReport) -> str:
         lines.append(f"rung {number}       {render_size(rung['bytes'])}, {errors}")
     lines.append(f"time         {report.seconds:.2f} s")
     return "\n".join(lines)
+
+
+def _verdict_lines(report: EncodeReport) -> list[str]:
+    """Return the lines that say what to expect, and how the size was chosen if nobody asked for one."""
+    said = ""
+    if report.task is not None and report.task.kept is not None:
+        said = f"{report.task.kept:.1%} of the adapter's gain is kept, on {report.task.rows} held-out rows"
+    elif report.expectation is not None:
+        said = f"expect {report.expectation}"
+    elif report.objective == "nmse" and report.nmse:
+        said = f"the weights lose {report.nmse:.1%} of their energy (the NMSE)"
+    lines = [f"verdict      {said}"] if said else []
+    if report.is_default_target:
+        lines.append(
+            f"target       none was given: keep {1 - DEFAULT_ERROR:.0%} of the signal (--error {DEFAULT_ERROR})"
+        )
+    return lines
+
+
+def _explain_nmse(report: EncodeReport) -> str:
+    effective = report.effective_error
+    if effective is not None and report.nmse > max(LARGE_NMSE, 3 * effective):
+        return "of the weights: noise, mostly, which models hardly see"
+    if report.task is not None and report.nmse > LARGE_NMSE:
+        return "of the weights, which were trained anew: it tells nothing"
+    return "||delta_W - decoded||^2 / ||delta_W||^2, measured"
 
 
 def _part_lines(report: EncodeReport) -> list[str]:

@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass
 
 from nola_codec.adapters.base_changes import changed_key
+from nola_codec.adapters.registry import dialect_of
 from nola_codec.container.reader import open_container
 from nola_codec.encoder.carried import report_carried, vector_bytes
 from nola_codec.encoder.carried_notes import carried_note, loss_note
 from nola_codec.encoder.content import QuantizedAdapter
+from nola_codec.encoder.expectation import Expectation, expect_from
 from nola_codec.encoder.job import EncodeJob
 from nola_codec.encoder.measuring import MeasuredRung, lost_share
 from nola_codec.encoder.notes import notes, target_notes
@@ -80,7 +82,15 @@ def make_report(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) ->
         + target_notes(job, len(file.data))
         + notes(options, nmse, effective, len(file.rungs) - 1),
         carried=carried,
+        expectation=_expectation(job, effective),
+        is_default_target=not options.has_rate and options.tuner is None and options.objective_name == "effective",
     )
+
+
+def _expectation(job: EncodeJob, effective: float | None) -> Expectation | None:
+    """Return what the measured tasks say of a LoRA of this effective error; they say nothing of other changes."""
+    is_alike = not job.options.has_weights and not dialect_of(job.adapter).holds_whole_weights and job.energies.any()
+    return expect_from(effective) if is_alike and any(item.is_pair for item in job.items) else None
 
 
 def _scalings(job: EncodeJob) -> tuple[float, ...]:

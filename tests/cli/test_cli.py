@@ -81,7 +81,7 @@ def test_encode_dry_run_writes_nothing(run: Run, adapter: Path, tmp_path: Path) 
     )
     without = run("encode", adapter, "--nmse", 0.1, "-n")
     assert without.status == 0
-    assert without.out.startswith("dry run: nothing is written\nsize  ")
+    assert without.out.startswith("dry run: nothing is written\nverdict  ")
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
 
 
@@ -96,7 +96,7 @@ def test_a_dash_is_standard_output(run: Run, adapter: Path, tmp_path: Path) -> N
     assert run("encode", adapter, "-o", whole, "--nmse", 0.01, "--rungs", "1000B").status == 0
     made = pipe("encode", adapter, "-o", "-", "--nmse", 0.01, "--rungs", "1000B")
     assert (made.returncode, made.stdout) == (0, whole.read_bytes())
-    assert made.stderr.startswith(b"wrote  standard output\nsize ")
+    assert made.stderr.startswith(b"wrote  standard output\nverdict ")
     assert run("truncate", whole, "-o", tmp_path / "cut.nola", "--rung", 0).status == 0
     cut = pipe("truncate", whole, "-o", "-", "--rung", 0, "--json")
     assert (cut.returncode, cut.stdout) == (0, (tmp_path / "cut.nola").read_bytes())
@@ -251,11 +251,50 @@ def test_inspect(run: Run, encoded: Path) -> None:
         assert words in done.out
     assert "q_proj" not in done.out
     listed = run("inspect", encoded, "--tensors").out
-    assert len(re.findall(r"base_model\.model\.model\.layers\.\d\.self_attn\.[qv]_proj +\d+x48 +4 +\d", listed)) == 4
+    assert "\nall names begin with base_model.model.model.layers.\n" in listed
+    assert len(re.findall(r"\d+x48 +4 +\d +[\d,]+  \d\.self_attn\.[qv]_proj\n", listed)) == 4
     assert run("inspect", encoded, "--json").json["tensors"] == 4
     facts = run("inspect", encoded, "--tensors", "--json").json
     assert {t["name"].rpartition(".")[2] for t in facts["tensors"]} == {"q_proj", "v_proj"}
     assert facts["bytes"] == encoded.stat().st_size
+
+
+def test_a_file_of_the_default_objective_explains_its_nmse(run: Run, adapter: Path, tmp_path: Path) -> None:
+    done = run("encode", adapter, "-o", tmp_path / "x.nola", "--error", 0.3)
+    lines = dict(line.split(maxsplit=1) for line in done.out.splitlines())
+    assert lines["verdict"].startswith("expect ")
+    assert lines["NMSE"].endswith("(of the weights: noise, mostly, which models hardly see)")
+    assert float(lines["NMSE"].split()[0]) > 0.9
+    shown = run("compare", adapter, tmp_path / "x.nola").out.splitlines()
+    assert shown[0].endswith("over 4 deltas: noise, mostly, which models hardly see")
+    assert 0.6 < float(shown[1].split()[1]) < 1.2
+    run("decode", tmp_path / "x.nola", "-o", tmp_path / "again")
+    plain = run("compare", adapter, tmp_path / "again").out.splitlines()
+    assert plain[0].endswith("over 4 deltas")  # nobody knows what another adapter differs by
+    assert plain[1] == shown[1]
+
+
+def test_without_a_target_the_report_says_which_one_was_taken(run: Run, adapter: Path) -> None:
+    assert "\ntarget       none was given: keep 98% of the signal (--error 0.02)\n" in run("encode", adapter, "-n").out
+    given = run("encode", adapter, "-n", "--error", 0.005)
+    assert "target  " not in given.out
+    assert given.out.splitlines()[1].startswith("verdict      expect no visible loss: 2 text tasks kept 9")
+    facts = run("encode", adapter, "-n", "--json").json
+    assert facts["is_default_target"] is True
+    assert len(facts["expectation"]["kept"]) == 2
+
+
+def test_the_screen_is_80_columns_wide(run: Run, adapter: Path, tmp_path: Path) -> None:
+    run("encode", adapter, "-o", tmp_path / "x.nola", "--size", "1500B", "--rungs", "1KB")
+    outputs = [
+        run("encode", adapter, "-n").out, run("encode", adapter, "-n", "--error", 0.9).out,
+        run("inspect", tmp_path / "x.nola", "--tensors").out, run("compare", adapter, tmp_path / "x.nola").out,
+        run("compare", adapter, tmp_path / "x.nola", "--per-tensor").out, run("sweep", adapter, "--sizes", "1KB").out,
+    ]  # fmt: skip
+    lines = [line for out in outputs for line in out.splitlines() if str(tmp_path) not in line]
+    assert [line for line in lines if len(line) > 80] == []
+    assert max(map(len, lines)) == 80  # the line of the SHA-256
+    assert len(lines) > 40
 
 
 def test_verify(run: Run, encoded: Path, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_exact(run: Run, vera: Path, tmp_path: Path) -> None:
     assert "the diagonals are carried exact" in done.err
     shown = run("inspect", tmp_path / "a.nola", "--tensors").out
     assert "4 carried as they came, 2 drawn again from a seed" in shown
-    assert "seed 5" in next(row for row in shown.splitlines() if row.startswith("base_model.vera_A"))
+    assert "seed 5" in next(row for row in shown.splitlines() if "vera_A" in row)
     facts = run("inspect", tmp_path / "a.nola", "--tensors", "--json").json
     assert [t["method"] for t in facts["tensors"] if t["record"] == "drawn"] == ["uniform", "uniform"]
     assert "6 tensors" in run("verify", tmp_path / "a.nola").out

@@ -19,13 +19,14 @@ def test_a_table(run: Run, adapter: Path, tmp_path: Path) -> None:
     done = run("sweep", adapter, "--sizes", "20B,1KB, 1500B")
     assert (done.status, done.err) == (0, "")
     lines = done.out.splitlines()
-    assert lines[0].split("  ")[-1] == "NMSE"
+    assert lines[0].split("  ")[-1] == "gain kept"
     assert "eff. error" in lines[0]
     assert lines[1].split() == ["20", "B", "none"]
     assert lines[2].startswith("1.0 KB")
     assert lines[3].startswith("1.5 KB")
     assert lines[3].count("x  ") == 1
     assert lines[4].startswith("none: size 20 bytes cannot be reached")
+    assert lines[5].startswith("advice: take ")
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -46,6 +47,7 @@ def test_only_the_effective_objective_has_its_column(run: Run, adapter: Path) ->
     done = run("sweep", adapter, "--sizes", "800B,1500B", "--objective", "nmse")
     assert (done.status, done.err) == (0, "")
     assert "eff. error" not in done.out.splitlines()[0]
+    assert "advice" not in done.out  # nothing was measured by the NMSE
 
 
 def test_defaults(run: Run, adapter: Path) -> None:

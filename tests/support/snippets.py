@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 LANGUAGES = ("python", "console", "bash")
+_PROGRESS = re.compile(r"\d+ (s|min \d\d s|h \d\d min): ")
+"""A line of progress, which a slow machine prints after half a minute."""
 _REASON = re.compile(r"<!-- not run: (.+) -->$")
 
 
@@ -89,6 +91,11 @@ def commands(text: str) -> Iterator[tuple[str, list[str]]]:
         yield command, printed
 
 
+def without_progress(printed: str) -> list[str]:
+    """The lines of an output without those of progress."""
+    return [line for line in printed.splitlines() if not _PROGRESS.match(line)]
+
+
 def matches(expected: Sequence[str], found: Sequence[str]) -> bool:
     """True if the printed lines are those expected, with ``...`` for what may be anything."""
     pattern = ""
@@ -151,7 +158,7 @@ class Session:
         done = subprocess.run(["bash", "-c", script], cwd=self.folder, env=environment, text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
         assert done.returncode == 0, f"{block.place}: exit status {done.returncode} from\n{script}\n{done.stdout}"
-        return done.stdout.splitlines()
+        return without_progress(done.stdout)
 
     def _call(self, block: Block, script: str, arguments: list[str], target: str) -> list[str]:
         """Run a command of nola-codec in this process."""
@@ -172,4 +179,4 @@ class Session:
         if target:
             (self.folder / target).write_text(out.getvalue(), encoding="utf-8")
         assert status == 0, f"{block.place}: exit status {status} from\n{script}\n{printed.getvalue()}"
-        return printed.getvalue().splitlines()
+        return without_progress(printed.getvalue())

@@ -27,7 +27,7 @@ import torch
 from common import table
 from real_data import cache_dir, text_set
 from safetensors.torch import load_file, save_file
-from task_peers import Deltas, Result, added, as_json, base_directory, cases, ratios, task_options
+from task_peers import Deltas, Result, added, as_json, base_directory, cases, ratios, render_error, task_options
 from torch.nn.functional import cross_entropy
 
 BASE = "all-minilm-l6-v2"
@@ -144,16 +144,38 @@ def main() -> None:
     found = []
     for case in cases(arguments.adapter / "adapter", arguments.sizes, arguments.seeds, {}, grid, drops):
         loss, accuracy = task.measure(case.deltas)
-        found.append(Result(case.kind, case.name, case.bytes, loss, case.group, accuracy))
+        found.append(Result(case.kind, case.name, case.bytes, loss, case.group, accuracy, case.effective_error))
         print(f"{case.name}: {case.bytes:,} bytes, {loss:.4f}, {accuracy:.1%}", file=sys.stderr, flush=True)
     if arguments.json:
         print(json.dumps(as_json(found), indent=2))
         return
+    low, high = found[1].loss, found[0].loss
     lines = [
-        [r.name, f"{r.bytes:,}", f"{r.loss:.4f}", f"{r.accuracy:.1%}", ratio]
+        [
+            r.name,
+            f"{r.bytes:,}",
+            render_error(r),
+            f"{r.loss:.4f}",
+            f"{(high - r.loss) / (high - low):.1%}",
+            f"{r.accuracy:.1%}",
+            ratio,
+        ]
         for r, ratio in zip(found, ratios(found), strict=True)
     ]
-    print(table(lines, ["what, with the head", "bytes", "loss", "accuracy", "bytes / ours at equal loss"]))
+    print(
+        table(
+            lines,
+            [
+                "what, with the head",
+                "bytes",
+                "eff. error",
+                "loss",
+                "of the gain",
+                "accuracy",
+                "bytes / ours at equal loss",
+            ],
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from common import table
 from real_data import adapter
-from task_peers import Deltas, Result, added, as_json, base_directory, cases, ratios, task_options
+from task_peers import Deltas, Result, added, as_json, base_directory, cases, ratios, render_error, task_options
 
 
 class Model:
@@ -58,17 +58,19 @@ def main() -> None:
     grid, drops = (arguments.ranks, (8, 4, 3, 2)), (arguments.drops, (8, 4))
     found = []
     for case in cases(source, arguments.sizes, arguments.seeds, {}, grid, drops):
-        found.append(Result(case.kind, case.name, case.bytes, model.loss(case.deltas), case.group))
+        loss = model.loss(case.deltas)
+        result = Result(case.kind, case.name, case.bytes, loss, case.group, effective_error=case.effective_error)
+        found.append(result)
         print(f"{case.name}: {case.bytes:,} bytes, {found[-1].loss:.4f}", file=sys.stderr, flush=True)
     if arguments.json:
         print(json.dumps(as_json(found), indent=2))
         return
     low, high = found[1].loss, found[0].loss
     rows = [
-        [r.name, f"{r.bytes:,}", f"{r.loss:.4f}", f"{(high - r.loss) / (high - low):.1%}", ratio]
+        [r.name, f"{r.bytes:,}", render_error(r), f"{r.loss:.4f}", f"{(high - r.loss) / (high - low):.1%}", ratio]
         for r, ratio in zip(found, ratios(found), strict=True)
     ]
-    print(table(rows, ["what", "bytes", "loss", "of the gain", "bytes / ours at equal loss"]))
+    print(table(rows, ["what", "bytes", "eff. error", "loss", "of the gain", "bytes / ours at equal loss"]))
 
 
 if __name__ == "__main__":

@@ -37,13 +37,14 @@ BASE, FULL, OURS, PEER = "base", "full", "ours", "peer"
 
 @dataclass(frozen=True)
 class Case:
-    """Something to evaluate. `group` joins our files of one --size, which differ in the seed."""
+    """Something to evaluate. `group` joins our files of one --size, which differ in the seed; the error is ours too."""
 
     kind: str
     name: str
     bytes: int
     deltas: Deltas
     group: str = ""
+    effective_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,17 +57,18 @@ class Result:
     loss: float
     group: str = ""
     accuracy: float | None = None
+    effective_error: float | None = None
 
 
-def ours(source: Path, size: str, options: dict[str, Any]) -> tuple[int, Deltas]:
-    """Bytes and decoded deltas of one encode."""
-    data, _ = nola_codec.encode_bytes(source, size=size, **options)
+def ours(source: Path, size: str, options: dict[str, Any]) -> tuple[int, Deltas, float | None]:
+    """Bytes, decoded deltas and effective error of one encode."""
+    data, report = nola_codec.encode_bytes(source, size=size, **options)
     decoder = Decoder(open_container(data), NUMPY)
     deltas = {}
     for record, factors in zip(decoder.header.pairs, decoder.decode_all(), strict=True):
         b, a = factors.float32(NUMPY)
         deltas[record.name] = (b * record.kind.scaling, a)
-    return len(data), deltas
+    return len(data), deltas, report.effective_error
 
 
 def truncated(components: Sequence[Component], limit: int) -> tuple[int, Deltas]:
@@ -140,7 +142,8 @@ def cases(
     for size in sizes:
         for seed in seeds:
             name = f"nola-codec --size {size}" + (f" seed {seed}" if seed else "")
-            yield Case(OURS, name, *ours(source, size, {**options, "seed": seed}), size)
+            count, deltas, error = ours(source, size, {**options, "seed": seed})
+            yield Case(OURS, name, count, deltas, size, error)
         yield Case(PEER, f"SVD fp16, {size}", *truncated(components, parse_size(size)))
     for rank in grid[0]:
         for bits in grid[1]:
@@ -216,6 +219,11 @@ def bytes_at(results: Sequence[Result]) -> Callable[[float], tuple[str, float] |
         return "", math.exp(float(np.interp(loss, losses, logs)))
 
     return find
+
+
+def render_error(result: Result) -> str:
+    """Return the effective error of one of our files; nothing for others."""
+    return "" if result.effective_error is None else f"{result.effective_error:.4f}"
 
 
 def ratios(results: Sequence[Result]) -> list[str]:

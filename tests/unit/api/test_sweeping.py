@@ -74,7 +74,7 @@ def test_errors(adapter: Path) -> None:
 
 def test_a_report_prints_as_a_table(adapter: Path) -> None:
     lines = str(nola_codec.sweep(adapter, sizes=[20, 3000])).splitlines()
-    assert lines[0].split() == ["target", "file", "vs", "fp16", "eff.", "error", "NMSE"]
+    assert lines[0].split() == ["target", "file", "vs", "fp16", "eff.", "error", "NMSE", "gain", "kept"]
     assert lines[1].split() == ["20", "B", "none"]
     assert lines[2].startswith("3.0 KB")
     assert lines[3].startswith("none: size 20 bytes cannot be reached")

@@ -1,0 +1,82 @@
+"""Say what to expect of a file, from the tasks on which files of the same effective error were measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from nola_codec.rendering import render_size
+
+EVIDENCE: Mapping[str, tuple[tuple[float, float], ...]] = {
+    "E2E NLG, SmolLM2-135M": (
+        (0.0023, 0.999), (0.0202, 0.999), (0.0469, 0.991), (0.141, 0.982), (0.247, 0.969), (0.335, 0.958),
+        (0.470, 0.910), (0.610, 0.822),
+    ),
+    "Banking77, MiniLM": ((0.0079, 0.982), (0.0222, 0.942), (0.0399, 0.820), (0.189, 0.778), (0.360, 0.759)),
+}  # fmt: skip
+"""For each measured task: (effective error of a file, share of the adapter's gain that it kept), files from the weights
+alone. docs/benchmarks.md has both tables, and the programs that print them."""
+
+_VERDICTS = ((0.98, "no visible loss"), (0.93, "small loss"), (0.8, "clear loss"), (0.0, "large loss"))
+"""The least share of the gain that the worse of the tasks must have kept, and the words for it."""
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What was measured at one effective error.
+
+    Attributes:
+        kept: The share of the adapter's gain that files of this error kept, by task; linear between two measured files.
+        is_beyond: True if no file with as much error was measured on one of the tasks.
+    """
+
+    kept: Mapping[str, float]
+    is_beyond: bool = False
+
+    @property
+    def words(self) -> str:
+        """``no visible loss`` and so on, by the task that kept least."""
+        if self.is_beyond:
+            return "large loss"
+        return next(words for least, words in _VERDICTS if min(self.kept.values()) >= least)
+
+    @property
+    def range(self) -> str:
+        """``93% to 97%``."""
+        if self.is_beyond:
+            return "not measured"
+        low, high = (f"{share:.0%}" for share in (min(self.kept.values()), max(self.kept.values())))
+        return low if low == high else f"{low} to {high}"
+
+    def __str__(self) -> str:
+        if self.is_beyond:
+            return f"{self.words}: error beyond what was measured on all tasks"
+        return f"{self.words}: {len(self.kept)} text tasks kept {self.range} of the gain"
+
+
+def expect_from(effective_error: float | None) -> Expectation | None:
+    """Return what to expect of a file with an effective error, or None without one.
+
+    >>> print(expect_from(0.001).words)
+    no visible loss
+    """
+    if effective_error is None:
+        return None
+    shares = {}
+    for task, points in EVIDENCE.items():
+        errors, kept = zip(*points, strict=True)
+        shares[task] = float(np.interp(effective_error, errors, kept))
+    return Expectation(shares, effective_error > min(points[-1][0] for points in EVIDENCE.values()))
+
+
+def advise_size(sizes: Mapping[int, Expectation]) -> str:
+    """Return the sentence that says which of some files to take, by their size in bytes; empty without files."""
+    for words in ("no visible loss", "small loss"):
+        fitting = [size for size, expected in sizes.items() if expected.words == words]
+        if fitting:
+            best = min(fitting)
+            hint = "; smaller ones may do" if best == min(sizes) else ""
+            return f"take {render_size(best)}, the smallest with {words}{hint}"
+    return f"take more than {render_size(max(sizes))}, or give text of the task (--fit task)" if sizes else ""
