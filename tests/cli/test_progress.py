@@ -365,3 +365,24 @@ def test_an_interrupt_is_clean(examples: Path, tmp_path: Path) -> None:
     assert running.wait() == 130
     assert [line for line in screen.lines if line] == ["nola-codec: interrupted"]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_coloured"),
+    [
+        ({}, False),
+        ({"FORCE_COLOR": "1"}, True),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+        ({"FORCE_COLOR": "1", "TERM": "dumb"}, False),
+    ],
+)
+def test_colours_where_they_are_wanted(
+    environment: dict[str, str], is_coloured: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"TERM": "xterm", **environment}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match="3"):
+        main(["inspect", "nothing.nola"])
+    assert capsys.readouterr().err.startswith("\x1b[31mnola-codec:\x1b[0m " if is_coloured else "nola-codec: ")
