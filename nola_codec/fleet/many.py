@@ -225,9 +225,11 @@ def _run(
     finished: dict[str, Row] = {item.output: rows[item.output] for item in plan.unchanged}
 
     def finish(item: Item, outcome: Outcome, attempts: int) -> None:
-        row = finished_row(item, verb, outcome, attempts=attempts, before=rows.get(item.output))
+        before = rows.get(item.output)
+        row = finished_row(item, verb, outcome, attempts=attempts, before=before)
         finished[item.output] = row
-        record(row)
+        if before is None or before.status != "done" or outcome.code != "output-exists":
+            record(row)  # else the row of the source that has the output stays
 
     def begin_job(item: Item, attempt: int) -> Job:
         job = make_job(item, attempt)

@@ -171,6 +171,15 @@ def test_files_of_others_are_not_replaced(loras: Path) -> None:
     assert counts(encode(loras / "a", out, overwrite=True)) == (1, 0, 0)
 
 
+def test_the_row_of_an_output_stays_if_another_source_wants_its_name(place: Path) -> None:
+    (place / "list.jsonl").write_text('{"source": "loras/b", "output": "a"}\n')
+    manifest = (place / "files" / "manifest.jsonl").read_bytes()
+    report = encode([], place / "files", manifest=place / "list.jsonl")
+    assert [row.code for row in report.failed] == ["output-exists"]
+    assert (place / "files" / "manifest.jsonl").read_bytes() == manifest
+    assert counts(encode(place / "loras", place / "files")) == (0, 3, 0)
+
+
 def test_rows_of_a_manifest_have_their_own_options(loras: Path) -> None:
     rows = [
         {"source": "a", "ratio": 4},
