@@ -13,6 +13,7 @@ HOME = "https://github.com/nola-codec/nola-codec"
 # Pages that another test runs, because they need models of their own or register a dialect.
 OWN_TEST = {
     "publish.md": "tests/docs/test_hub_doc.py",
+    "checkpoints.md": "tests/docs/test_checkpoints_doc.py",
     "training.md": "tests/docs/test_training_doc.py",
     "live-models.md": "tests/docs/test_live_models_doc.py",
     "hub.md": "tests/docs/test_hub_doc.py",

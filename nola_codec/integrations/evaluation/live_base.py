@@ -8,17 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nola_codec.adapters.sources import CONFIG_NAME
 from nola_codec.errors import AdapterError, NolaError, require_package, require_torch
 from nola_codec.integrations.causal import load_causal
-from nola_codec.rendering import list_first
+from nola_codec.integrations.live_models import LoadResult, require_complete
 
 if TYPE_CHECKING:
     import torch
 
 require_torch("nola_codec.integrations.evaluation")
 
-_LISTED = 5
 _LONGEST_REASON = 300  # characters
 # Parameters that PEFT shares between layers and lists as missing though they were loaded.
 _SHARED = ("vblora_vector_bank", ".tinylora_v.", ".unilora_theta_d.")
@@ -101,11 +99,7 @@ def _load_adapter(model: torch.nn.Module, directory: Path, device: str) -> Any:
         reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
         raise AdapterError(f"PEFT cannot load it: {reason}", code="base-mismatch", where=where) from error
     missing = [key for key in loaded.missing_keys if not any(part in key for part in _SHARED)]
-    for keys, fault in ((loaded.unexpected_keys, "keys that the base model has no place for"),
-                        (missing, f"layers that {CONFIG_NAME} names, but no tensors for them")):  # fmt: skip
-        if keys:
-            message = f"the adapter has {fault}: {list_first(sorted(keys), _LISTED)}"
-            raise AdapterError(message, code="base-mismatch", where=where)
+    require_complete(LoadResult(tuple(sorted(missing)), tuple(sorted(loaded.unexpected_keys))), where)
     adapted.eval()
     return adapted
 
