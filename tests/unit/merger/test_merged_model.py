@@ -33,6 +33,7 @@ from nola_codec.merger.merged_model import write_merged_model
 from nola_codec.merger.model_change import ModelChange
 from nola_codec.merger.plan import MergePlan, combine_plans, plan_merge
 from nola_codec.merger.request import MergeRequest
+from nola_codec.merger.weight_counter import WeightCounter
 from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.safetensors_writer import write_file
@@ -83,12 +84,12 @@ def change_of(adapter: Adapter, plan: MergePlan) -> ModelChange:
 
 
 def merged(
-    base: Path, adapter_dir: Path, out: Path, on_weight: Callable[[str], None] | None = None, *, overwrite: bool = False
+    base: Path, adapter_dir: Path, out: Path, counter: WeightCounter | None = None, *, overwrite: bool = False
 ) -> tuple[Path, MergePlan]:
     adapter, checkpoint = read(adapter_dir), Checkpoint(base)
     plan = plan_merge(checkpoint, map(MergeTarget.of, adapter.modules), adapter.raw, adapter.config)
     request = MergeRequest((), base, out, overwrite=overwrite)
-    return write_merged_model(checkpoint, change_of(adapter, plan), request, on_weight).output, plan
+    return write_merged_model(checkpoint, change_of(adapter, plan), request, counter).output, plan
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -114,14 +115,15 @@ def test_llama_single_and_sharded(shard_size: str, save_adapter: Callable[..., A
     for name in ("pytorch_model.bin", "adapter_config.json", ".hidden"):
         (base / name).write_text("{}")
     _, adapter_dir = save_adapter(llama(), r=2, lora_alpha=3, target_modules=["q_proj", "down_proj"])
-    seen: list[str] = []
-    out, plan = merged(base, adapter_dir, tmp_path / "merged", on_weight=seen.append)
+    seen: list[int] = []
+    counter = WeightCounter(lambda stage, done, total: seen.append(done), "merging")
+    out, plan = merged(base, adapter_dir, tmp_path / "merged", counter)
     for name in ("pytorch_model.bin", "adapter_config.json", ".hidden"):
         (base / name).unlink()
     assert_same_as_adapter(base, adapter_dir, out)
     assert {path.name for path in out.iterdir()} == kept
     assert (out / "config.json").read_bytes() == (base / "config.json").read_bytes()
-    assert sorted(seen) == sorted(plan.places)
+    assert sorted(seen) == list(range(1, len(plan.places) + 1))
     before, after = Checkpoint(base), Checkpoint(out)
     assert before.weights == after.weights
     assert before.index == after.index
