@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from nola_codec.errors import NolaError, OutputExists
 
 _LONGEST_MESSAGE = 800  # characters
 _LISTED = 3  # items of a list that one line shows
 _TEMPORARY_NAME = re.compile(r"\.([^/\\]+)\.[0-9a-f]{12}\.tmp")
+_FILE_NAME = re.compile(r"\.(?:nola|safetensors|bin|pth?|ckpt|npz|gguf|jsonl?|csv|txt|parquet|zip)$", re.IGNORECASE)
 _DAMAGED = "the file is damaged; copy or download it again"
 
 USAGE_CODES = ("option", "target-type")
@@ -34,8 +36,21 @@ def describe_error(error: NolaError) -> str:
         return f"{error}; -f overwrites it" if error.code == OutputExists.default_code else str(error)
     if error.code in USAGE_CODES:
         return str(error)
-    step = NEXT_STEPS.get(error.code)
-    return f"{shorten_list(str(error))}{f'; {step}' if step else ''} [{error.code}]"
+    message = shorten_list(str(error))
+    step = hub_hint(error.where) if error.code == "not-found" else NEXT_STEPS.get(error.code)
+    if step and not message.endswith("?"):  # a message that ends with a question has said what to look at
+        message += f"; {step}"
+    return f"{message} [{error.code}]"
+
+
+def hub_hint(name: str | None) -> str | None:
+    """Return what to type for a repository of the Hub, if a name that is no path looks like one; else None."""
+    from nola_codec.integrations.hub.addresses import is_model_name
+
+    name = (name or "").removesuffix("/config.json")  # the file that is read first of a model's directory
+    if "/" not in name or not is_model_name(name) or _FILE_NAME.search(name) or Path(name).parent.exists():
+        return None
+    return f"a repository of the Hugging Face Hub is hf://{name}"
 
 
 def describe_system_error(error: OSError) -> str:
@@ -46,7 +61,9 @@ def describe_system_error(error: OSError) -> str:
         reason = error.strerror or str(error)
     if error.filename is None:
         return reason
-    return f"{_TEMPORARY_NAME.sub(lambda found: found[1], str(error.filename))}: {reason}"
+    name = _TEMPORARY_NAME.sub(lambda found: found[1], str(error.filename))
+    hint = hub_hint(name) if isinstance(error, FileNotFoundError) else None
+    return f"{name}: {reason}{f'; {hint}' if hint else ''}"
 
 
 def shorten_list(message: str) -> str:

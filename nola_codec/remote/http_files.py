@@ -97,6 +97,8 @@ class HttpFile:
         self._see(answer)
         if answer.status_code == 416:
             return self._check_end(answer, start)
+        if _is_directory(answer, self._url):
+            raise not_found(self._url, "a directory, not a file")
         if answer.status_code not in (200, 206):
             self._refuse(answer)
         if answer.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
@@ -234,6 +236,18 @@ def _session() -> requests.Session:
             return target
 
     return Session()
+
+
+def _is_directory(answer: requests.Response, url: str) -> bool:
+    """Return True if the server sent us on to the same path with a slash, and has no file there.
+
+    Web servers answer so for a directory: behind the slash is a page that lists it, or nothing that they would show.
+    """
+    path, reached = urlsplit(url).path, urlsplit(answer.url).path
+    if not answer.history or path.endswith("/") or reached != path + "/":
+        return False
+    is_page = answer.headers.get("Content-Type", "").lower().startswith("text/html")
+    return answer.status_code in (403, 404) or is_page
 
 
 def _pieces(answer: requests.Response) -> Iterator[bytes]:

@@ -47,6 +47,30 @@ def test_temporary_names_are_not_shown() -> None:
     assert describe_system_error(OSError(errno.ENOSPC, "No space left on device")) == "No space left on device"
 
 
+def test_a_name_that_looks_like_a_repository_gets_the_url_to_type(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    hint = "; a repository of the Hugging Face Hub is hf://me/my-lora"
+    for arguments in (["inspect", "me/my-lora"], ["encode", "me/my-lora", "-o", "x.nola"]):
+        done = run(*arguments)
+        assert done.status == 3
+        assert done.err.startswith("nola-codec: me/my-lora: no such file")
+        assert hint in done.err
+    model = AdapterError("no such file", code="not-found", where="Qwen/Qwen2.5-0.5B/config.json")
+    assert "is hf://Qwen/Qwen2.5-0.5B [not-found]" in describe_error(model)
+    for path in ("my-lora", "models/my-lora", "files/task.nola", "/me/my-lora", "a/b/c"):  # these are paths
+        assert "hf://" not in run("inspect", path).err
+
+
+def test_a_question_is_not_asked_twice() -> None:
+    asked = AdapterError("it lacks 3 tensors. Is it the adapter of another model?", code="base-mismatch")
+    assert describe_error(asked) == f"{asked} [base-mismatch]"
+    plain = AdapterError("it lacks 3 tensors", code="base-mismatch")
+    assert describe_error(plain) == "it lacks 3 tensors; is this the right base model? [base-mismatch]"
+
+
 def test_a_message_is_one_printable_line() -> None:
     assert one_line("a\nb\x1b[31m") == "a\\nb\\x1b[31m"
     assert len(one_line("x" * 1_000_000)) < 1000

@@ -20,7 +20,8 @@ class NumberedPairs(PairDialect):
 
     def path_of(self, name: str) -> str:
         """Raise AdapterError ``not-expressible``."""
-        message = f"{self.name} numbers its modules, and only the program that trained them knows their paths"
+        message = f"{self.name} numbers its modules, and only the program that trained them knows their paths; " \
+                  "decode it to its own dialect, for that program"  # fmt: skip
         raise AdapterError(message, code="not-expressible", where=name)
 
 

@@ -104,7 +104,7 @@ def _base_model(facts: CardFacts) -> str:
     if facts.base_model:
         revision = f", revision {code(facts.base_revision)}" if facts.base_revision else ""
         return f"[{facts.base_model}](https://huggingface.co/{facts.base_model}){revision}"
-    return "not named in the file" if not facts.file.base_model else "named in the file, but not as a repository"
+    return "not named in the file" if not facts.file.base_model else "named in the file, but not found on the Hub"
 
 
 def _contents(facts: CardFacts) -> str:

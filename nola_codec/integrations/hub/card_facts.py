@@ -15,8 +15,8 @@ from nola_codec.errors import AdapterError, NolaError
 from nola_codec.integrations.hub.addresses import is_model_name
 from nola_codec.integrations.hub.held_out import HeldOut
 
-DIFFUSION = ("kohya", "diffusers", "diffusers-old", "cloneofsimo")
-"""The dialects of adapters for image and video models."""
+DIFFUSION = ("kohya", "diffusers", "diffusers-old")
+"""The dialects that Diffusers loads, as they are or converted. That of cloneofsimo numbers its modules."""
 WHOLE_CHANGES = ("delta", "parameters")
 """The dialects of files that hold no adapter."""
 
@@ -95,7 +95,7 @@ class CardFacts:
 
     @property
     def is_diffusion(self) -> bool:
-        """True for an adapter of an image or video model."""
+        """True for an adapter of an image or video model that Diffusers loads."""
         return self.file.dialect in DIFFUSION
 
     @property

@@ -13,6 +13,7 @@ from nola_codec.version import __version__
 
 _NETWORKS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "ssl", "socket")
 """The packages whose errors mean that no answer came."""
+_UPLOAD_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})\b")
 _LONGEST_REASON = 200
 _TOKEN = re.compile(r"\bhf_\w{4,}|Bearer\s+\S+")
 
@@ -107,6 +108,8 @@ def _translate(error: Exception, api: Any, where: str) -> HubError | None:
         return HubError("no such branch, tag or commit in the repository", code="no-revision", where=where)
     if isinstance(error, errors.LocalEntryNotFoundError):
         return _unreachable(api, where)
+    if isinstance(error, ConnectionError) and (status := _UPLOAD_STATUS.search(str(error))):
+        return _from_upload_status(int(status[1]), api, where)
     if isinstance(error, errors.EntryNotFoundError):
         return HubError("no such file in the repository", code="no-file", where=where)
     if isinstance(error, errors.OfflineModeIsEnabled):
@@ -140,6 +143,21 @@ def _from_status(error: Any, api: Any, where: str) -> HubError:
     if status == 429 or status >= 500:
         return HubError(f"the Hub cannot answer now (status {status}); try again later", code="busy", where=where)
     return HubError(f"the Hub refuses it (status {status}): {reason or 'no reason given'}", code="refused", where=where)
+
+
+def _from_upload_status(status: int, api: Any, where: str) -> HubError:
+    """Return the error for a status that Xet, the Hub's store of large files, answered to an upload.
+
+    The client raises ConnectionError for it, although the connection is good.
+    """
+    if status == 429 or status >= 500:
+        return HubError(
+            f"the Hub cannot take the file now (status {status}); try again later", code="busy", where=where
+        )
+    message = f"{api.endpoint} refuses the upload (status {status})"
+    if status == 404:
+        message += "; if it has no Xet storage, as other servers than huggingface.co, set HF_HUB_DISABLE_XET=1"
+    return HubError(message, code="refused", where=where)
 
 
 def _no_token(api: Any, why: str, where: str = "") -> HubError:

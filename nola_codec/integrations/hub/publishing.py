@@ -21,6 +21,7 @@ from nola_codec.integrations.hub.connection import (
     open_api,
     require_token,
 )
+from nola_codec.integrations.hub.escaping import plain
 from nola_codec.integrations.hub.held_out import read_held_out
 from nola_codec.integrations.hub.push_report import PushedFile, PushReport
 from nola_codec.remote import accepts_urls
@@ -121,6 +122,13 @@ def _read_files(
         sizes = {file.name: file.stat().st_size for file in local if file.is_file()}
         options = replace(options, held_out=read_held_out(metrics, sizes))
     return tuple(read_card_facts(file, path, options) for file, path in zip(local, paths, strict=True))
+
+
+def _missing_base(facts: CardFacts, endpoint: str) -> str:
+    """Return the note for a card that has no base model."""
+    named = facts.file.base_model
+    found = "names no base model" if not named else f"names the base model {plain(named)}, which is not on {endpoint}"
+    return f"{facts.name} {found}, so the card has none; --base-model gives its name on the Hub"
 
 
 def _without_unknown_base(api: Any, facts: CardFacts) -> CardFacts:
@@ -236,8 +244,7 @@ class _Push:
         revision = None if self.branch == MAIN else self.branch
         sections = {each.path: card_section(each, self.repo, revision) for each in self.facts}
         metadata = card_metadata(self.facts)
-        unnamed = [each.name for each in self.facts if each.base_model is None]
-        notes = [f"{name} names no base model that is on the Hub; --base-model says it" for name in unnamed]
+        notes = [_missing_base(each, self.api.endpoint) for each in self.facts if each.base_model is None]
         if head.readme is None:
             return new_readme(metadata, card_title(self.facts, self.repo), sections), tuple(notes)
         text, more = merge_readme(head.readme, metadata, sections)

@@ -180,7 +180,10 @@ def test_text_of_a_strangers_file_stays_text(hub: HubServer, tmp_path: Path) -> 
     assert "script" not in report.card
     assert "evil)" not in report.card
     assert front_matter(report.card) == {"library_name": "nola-codec", "tags": ["nola", "nola-codec", "lora", "peft"]}
-    assert report.notes == ("evil.nola names no base model that is on the Hub; --base-model says it",)
+    assert report.notes == (
+        "evil.nola names the base model x](http://evil) <script>alert(1)</script> --- license: mit | `a` |, which is "
+        f"not on {hub.endpoint}, so the card has none; --base-model gives its name on the Hub",
+    )
     del hub.repositories["owner/base"]  # a name like that of a repository may be a directory on somebody's disk
     card = push_to_hub(encode(tmp_path / "other.nola"), "me/other").card
     assert card is not None
@@ -299,6 +302,17 @@ def test_a_dry_run_sends_nothing(hub: HubServer, task: Path, monkeypatch: pytest
     alone = push_to_hub(task, "me/lora", dry_run=True)
     assert alone.card == report.card
     assert "was not asked" in alone.notes[0]
+
+
+def test_a_server_without_xet_is_no_lost_connection(
+    hub: HubServer, task: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    monkeypatch.delenv("HF_HUB_DISABLE_XET")
+    with pytest.raises(HubError, match=r"status 404.*HF_HUB_DISABLE_XET=1") as refused:
+        push_to_hub(task, "me/lora")
+    assert refused.value.code == "refused"
 
 
 def test_what_should_be_private_is_not_published(hub: HubServer, task: Path) -> None:

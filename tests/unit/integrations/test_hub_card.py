@@ -52,6 +52,19 @@ def test_the_lines_of_the_card_load_the_file(hub: HubServer, make_case: Callable
     assert not (case.logits(wanted) == case.logits(case.fresh())).all()
 
 
+def test_a_card_promises_no_pipeline_for_numbered_modules(hub: HubServer, tmp_path: Path) -> None:
+    """Diffusers cannot load them, since nothing says which modules the numbers mean."""
+    tensors = {"unet:0:down": np.ones((2, 6), np.float32), "unet:0:up": np.ones((5, 2), np.float32)}
+    save_file(tensors, tmp_path / "style.safetensors", {"unet:0:rank": "2"})
+    nola_codec.encode(tmp_path / "style.safetensors", tmp_path / "style.nola", nmse=0.5)
+    card = nola_codec.push_to_hub(tmp_path / "style.nola", "me/style").card
+    assert card is not None
+    assert "`cloneofsimo`" in card
+    assert "nola-codec decode style.nola" in card
+    assert "diffusers" not in card
+    assert "```python" not in card
+
+
 def test_the_commands_of_the_card_decode_the_file(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

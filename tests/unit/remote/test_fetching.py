@@ -8,7 +8,11 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from range_server import RangeServer
@@ -49,6 +53,38 @@ def test_a_directory_is_found_by_the_usual_names(server: RangeServer, adapter: d
     with pytest.raises(RemoteError, match="name the file itself") as caught:
         fetch(server.url("other"))
     assert caught.value.code == "not-found"
+
+
+class _ListingServer(SimpleHTTPRequestHandler):
+    """A server as `python -m http.server`: it redirects a directory to the same path with a slash, and lists it."""
+
+    lists = True
+
+    def log_message(self, format: str, *values: object) -> None:
+        pass
+
+    def list_directory(self, path: Any) -> Any:
+        return super().list_directory(path) if self.lists else self.send_error(403)
+
+
+@pytest.mark.parametrize("lists", [True, False], ids=["a listing", "forbidden"])
+def test_a_directory_that_is_redirected_is_found(
+    lists: bool, adapter: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_ListingServer, "lists", lists)
+    (tmp_path / "my_lora").mkdir()
+    for name, data in adapter.items():
+        (tmp_path / "my_lora" / name).write_bytes(data)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_ListingServer, directory=str(tmp_path))) as made:
+        threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()
+        try:
+            url = f"http://127.0.0.1:{made.server_port}/my_lora"
+            assert {p.name: p.read_bytes() for p in fetch(url).iterdir()} == adapter
+            with pytest.raises(RemoteError, match="a directory, not a file") as caught:
+                nola_codec.inspect(url)
+            assert caught.value.code == "not-found"
+        finally:
+            made.shutdown()
 
 
 def test_a_model_in_shards_is_found_by_its_index(server: RangeServer) -> None:
