@@ -119,6 +119,20 @@ def adapter_keys(keys: Iterable[str], adapter_name: str) -> list[str]:
     return [key for key in keys if f".{adapter_name}." in key or key.endswith(f".{adapter_name}")]
 
 
+def missing_keys(model: torch.nn.Module, missing: Iterable[str], adapter_name: str) -> list[str]:
+    """Return the tensors of an adapter that a library calls missing, without those that are another one's too.
+
+    Tied embeddings share the rows that were trained, which a file holds once.
+    """
+    keys = adapter_keys(missing, adapter_name)
+    if not keys:
+        return keys
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    absent = set(keys)
+    there = {id(tensor) for key, tensor in tensors.items() if key not in absent}
+    return [key for key in keys if id(tensors.get(key)) not in there]
+
+
 def name_of(source: Source) -> str:
     """Return the name that messages give a `.nola` file; of a URL without secrets in it."""
     return shown_url(source) if isinstance(source, str) and is_url(source) else display_name(source)

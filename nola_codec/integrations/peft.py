@@ -29,6 +29,7 @@ from nola_codec.integrations.live_models import (
     LoadResult,
     adapter_keys,
     base_config_of,
+    missing_keys,
     name_of,
     require_complete,
     require_fit,
@@ -203,7 +204,7 @@ def _set_tensors(model: Any, contents: DecodedContents, name: str) -> LoadResult
     import peft
 
     result: Any = peft.set_peft_model_state_dict(model, to_torch_tensors(contents), adapter_name=name)
-    return LoadResult(tuple(adapter_keys(result.missing_keys, name)), tuple(result.unexpected_keys))
+    return LoadResult(tuple(missing_keys(model, result.missing_keys, name)), tuple(result.unexpected_keys))
 
 
 def _replace(given: Any, model: Any, contents: DecodedContents, options: _Options, where: str) -> Any:
@@ -245,6 +246,8 @@ def _renew(model: Any, contents: DecodedContents, options: _Options) -> LoadResu
     active = list(model.active_adapters)
     gradients = {key: parameter.requires_grad for key, parameter in model.named_parameters()}
     model.delete_adapter(options.name)
+    if not model.active_adapters:  # PEFT cannot add one to layers that have none active
+        model.base_model.active_adapter = options.name
     _, result = _add(model, contents, options)
     if len(active) == 1:
         model.set_adapter(active[0])
@@ -277,7 +280,8 @@ def _needs_directory(model: Any) -> bool:
 
 
 def _renames(model: Any) -> dict[str, str] | None:
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # Not `get_base_model`, which needs an active adapter; the one to replace was just removed.
+    inner = getattr(model.base_model, "model", model.base_model) if hasattr(model, "peft_config") else model
     return getattr(inner, "_checkpoint_conversion_mapping", None) or None
 
 
@@ -292,7 +296,7 @@ def _add_from_directory(model: Any, contents: DecodedContents, options: _Options
         (Path(folder) / CONFIG_NAME).write_bytes(dump_json(contents.config))
         if isinstance(model, peft.PeftModel):
             result = model.load_adapter(folder, options.name, key_mapping=_renames(model), **more)
-            missing = adapter_keys(result.missing_keys, options.name)
+            missing = missing_keys(model, result.missing_keys, options.name)
             return model, LoadResult(tuple(missing), tuple(result.unexpected_keys))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

@@ -80,7 +80,11 @@ def _set_scaling(layer: Any, adapter_name: str, scaling: float, use_rslora: bool
 
 
 def _same(old: object, new: object) -> bool:
-    """Return True if two values of a configuration mean the same; a set and a list of its elements do."""
+    """Return True if two values of a configuration mean the same; a set and a list of its elements do.
+
+    PEFT adds the heads of classifiers to ``modules_to_save`` each time that it makes a model, whether they are in it or
+    not, so elements that are there twice do not count.
+    """
     if isinstance(old, set | list | tuple) and isinstance(new, set | list | tuple):
-        return sorted(map(str, old)) == sorted(map(str, new))
+        return set(map(str, old)) == set(map(str, new))
     return old == new or (not old and not new)

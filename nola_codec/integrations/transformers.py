@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nola_codec.adapters.sources import PEFT_PREFIX
 from nola_codec.api.decoding import decode_contents
 from nola_codec.api.encoding import check_options, encode
 from nola_codec.api.live_sources import open_model, unwrap
@@ -20,8 +21,8 @@ from nola_codec.container.reader import Source
 from nola_codec.errors import AdapterError, EncodeError, NolaError, require_package
 from nola_codec.integrations.live_models import (
     LoadResult,
-    adapter_keys,
     base_config_of,
+    missing_keys,
     name_of,
     require_complete,
     require_fit,
@@ -96,8 +97,10 @@ def load(
     def attempt(trial: Any) -> LoadResult:
         name = f"{adapter_name}_trial"  # beside an adapter that will be replaced
         peft.inject_adapter_in_model(config(), trial, name)
-        result: Any = peft.set_peft_model_state_dict(trial, dict(state), adapter_name=name)
-        return LoadResult(tuple(adapter_keys(result.missing_keys, name)), tuple(result.unexpected_keys))
+        # PEFT finds modules that are saved whole only under the names that they have in this model.
+        plain = {key.removeprefix(PEFT_PREFIX): tensor for key, tensor in state.items()}
+        result: Any = peft.set_peft_model_state_dict(trial, plain, adapter_name=name)
+        return LoadResult(tuple(missing_keys(trial, result.missing_keys, name)), tuple(result.unexpected_keys))
 
     require_fit(model, attempt, where)
     target: Any = model
@@ -108,7 +111,7 @@ def load(
         adapter_state_dict=state, peft_config=config(), adapter_name=adapter_name, is_trainable=is_trainable
     )
     # Transformers takes for a key of the adapter whatever has the letters of its name in it.
-    missing = tuple(adapter_keys(sorted(getattr(info, "missing_keys", ())), adapter_name))
+    missing = tuple(missing_keys(target, sorted(getattr(info, "missing_keys", ())), adapter_name))
     unexpected = tuple(sorted(getattr(info, "unexpected_keys", ())))
     try:
         require_complete(LoadResult(missing, unexpected), where)

@@ -19,11 +19,10 @@ from nola_codec.remote.contract import RemoteFile
 from nola_codec.remote.failures import is_offline, offline
 from nola_codec.remote.hub_fetching import fetch_from_hub
 from nola_codec.remote.listing import Listing, list_url
-from nola_codec.remote.transfer import download
+from nola_codec.remote.transfer import SPARE, download
 
 KIND = "remote"
 _FACTS = "source.json"
-_SPARE = 64 << 20  # bytes of the disk that a download leaves free
 
 
 def local_path(path: str | os.PathLike[str], *, progress: Progress | None = None) -> Path:
@@ -148,7 +147,7 @@ def _require_space(place: Path, files: dict[str, RemoteFile], url: str) -> None:
     there = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
     needed = sum(file.size or 0 for file in files.values()) - there
     free = shutil.disk_usage(place).free
-    if needed + _SPARE > free:
+    if needed + SPARE > free:
         message = (
             f"{needed / 1e9:.2f} GB are needed for a copy, and the disk of {DiskCache().root} has {free / 1e9:.2f} GB "
             "left; free some, or set NOLA_CODEC_CACHE to another disk"

@@ -28,6 +28,7 @@ _SLOW_SECONDS = 60.0
 _SLOW_RATE = 500  # bytes a second; a server that sends less after the first minute holds us up
 _TIMEOUT = (10, 30)  # seconds to connect, and between two pieces
 _MAX_REDIRECTS = 10
+_MOST_REDIRECT = 64 << 10  # bytes of the body of a redirection, which nobody needs
 _MAX_WAIT = 30.0  # seconds that a server may ask to wait
 _RANGE = re.compile(r"bytes (?P<first>\d{1,19})-(?P<last>\d{1,19})/(?P<size>\d{1,19}|\*)")
 _UNSATISFIED = re.compile(r"bytes \*/(?P<size>\d{1,19})")
@@ -68,7 +69,7 @@ class HttpFile:
             headers["If-Range"] = self.tag
         try:
             with self._open_session().get(self._url, headers=headers, stream=True, timeout=_TIMEOUT) as answer:
-                yield from self._read(answer, start)
+                yield from self._read(answer, start, stop)
         except requests.exceptions.TooManyRedirects:
             raise refused(self._url, f"more than {_MAX_REDIRECTS} redirections") from None
         except requests.exceptions.SSLError:
@@ -92,7 +93,7 @@ class HttpFile:
             self._session.max_redirects = _MAX_REDIRECTS
         return self._session
 
-    def _read(self, answer: requests.Response, start: int) -> Iterator[bytes]:
+    def _read(self, answer: requests.Response, start: int, stop: int | None) -> Iterator[bytes]:
         """Check the head of an answer, and yield its body as far as the head says."""
         self._see(answer)
         if answer.status_code == 416:
@@ -106,7 +107,7 @@ class HttpFile:
         left: int | None
         size: int | None
         if answer.status_code == 206:
-            left, size = self._range(answer, start)
+            left, size = self._range(answer, start, stop)
             skip = 0
         else:
             self.has_ranges = False if start or "Range" in answer.request.headers else self.has_ranges
@@ -128,14 +129,16 @@ class HttpFile:
         if left is not None and got < left:
             raise TransientError(no_connection(self._url, f"it ended after {got} of {left} bytes"))
 
-    def _range(self, answer: requests.Response, start: int) -> tuple[int, int]:
+    def _range(self, answer: requests.Response, start: int, stop: int | None) -> tuple[int, int]:
         """Return the length of a part, and that of the file."""
         match = _RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
-        if match is None or int(match["first"]) != start or int(match["last"]) < start:
-            found = answer.headers.get("Content-Range", "nothing")[:80]
-            raise refused(self._url, f"asked for the bytes from {start} on, and the server says it sends {found!r}")
-        if match["size"] == "*":
+        if match is not None and match["size"] == "*":
             raise refused(self._url, "the server does not tell the length of the file")
+        # More than was asked for could be without end.
+        end = 0 if match is None else int(match["size"]) if stop is None else min(stop, int(match["size"]))
+        if match is None or int(match["first"]) != start or not start <= int(match["last"]) < end:
+            found, asked = answer.headers.get("Content-Range", "nothing")[:80], answer.request.headers.get("Range", "")
+            raise refused(self._url, f"asked for {asked!r}, and the server says that it sends {found!r}")
         return int(match["last"]) - start + 1, int(match["size"])
 
     def _check_end(self, answer: requests.Response, start: int) -> None:
@@ -223,7 +226,7 @@ def hub_name(address: HubAddress) -> str:
 
 
 def _session() -> requests.Session:
-    """Return a session that follows no redirection from HTTPS to HTTP."""
+    """Return a session that follows no redirection from HTTPS to HTTP, and none with an endless body."""
     import requests
 
     class Session(requests.Session):
@@ -233,6 +236,9 @@ def _session() -> requests.Session:
                 scheme = urlsplit(urljoin(resp.url, target)).scheme
                 if scheme != "https":
                     raise refused(resp.url, f"the server redirects from https to {scheme}, which is not safe")
+            if target and len(resp.raw.read(_MOST_REDIRECT + 1, decode_content=False)) > _MOST_REDIRECT:
+                # requests reads the rest of it into memory, however long it is.
+                raise refused(resp.url, f"a redirection with a body of more than {_MOST_REDIRECT} bytes")
             return target
 
     return Session()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+from pathlib import Path
 from typing import BinaryIO, cast
 
 from nola_codec.errors import RemoteError
@@ -13,7 +14,7 @@ from nola_codec.remote.failures import not_found, require_online
 from nola_codec.remote.fsspec_files import FsspecFile
 from nola_codec.remote.http_files import HttpFile, HubFile
 from nola_codec.remote.hub_fetching import lone_file
-from nola_codec.remote.transfer import stream_range
+from nola_codec.remote.transfer import DiskRoom, stream_range
 
 FIRST_READ = 64 << 10
 """Bytes of the first request: the header and the units of most `.nola` files, in the time that any request takes."""
@@ -81,6 +82,7 @@ class RangeFile(io.BufferedIOBase):
         self.name = file.name
         self._file = file
         self._kept = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - `close` closes it
+        self._room = DiskRoom(Path(tempfile.gettempdir()), file.name)
         self._parts: list[tuple[int, int]] = []  # what is kept: (start, stop), sorted, not touching
         self._size: int | None = None
         self._position = 0
@@ -151,6 +153,8 @@ class RangeFile(io.BufferedIOBase):
         self._last_stop = start
         for piece in stream_range(self._file, start, stop):
             self._kept.seek(self._last_stop)
+            if self._last_stop >= _IN_MEMORY:
+                self._room.take(len(piece))
             self._kept.write(piece)
             self._last_stop += len(piece)
         if self._last_stop == start:

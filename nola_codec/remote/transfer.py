@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ from nola_codec.remote.contract import RemoteFile, TransientError
 
 TRIES = 5
 _ENOUGH = 1 << 20  # bytes of a try that was worth it
+SPARE = 64 << 20
+"""Bytes of a disk that downloads leave free."""
+_LOOK_AGAIN = 16 << 20  # bytes after which the disk is looked at again
 FIRST_WAIT = 0.5
 """Seconds before the second try; each further wait is twice as long, and a little more or less by chance."""
 
@@ -44,6 +48,28 @@ def stream_range(file: RemoteFile, start: int, stop: int | None) -> Iterator[byt
             time.sleep(wait if failure.wait is None else max(wait, failure.wait))
 
 
+class DiskRoom:
+    """Looks now and then whether a disk still has room for what a server sends, which may be without end."""
+
+    def __init__(self, folder: Path, where: str) -> None:
+        """Take a directory of the disk, and the URL for messages."""
+        self._folder, self._where, self._unseen = folder, where, 0
+
+    def take(self, count: int) -> None:
+        """Say that a number of bytes is about to be written. Raises RemoteError ``no-space``."""
+        self._unseen += count
+        if self._unseen < _LOOK_AGAIN:
+            return
+        self._unseen = 0
+        free = shutil.disk_usage(self._folder).free
+        if free < SPARE:
+            message = (
+                f"the disk of {self._folder} has {free / 1e6:.0f} MB left, and the server sends more; free some, or "
+                "set NOLA_CODEC_CACHE (for copies) and TMPDIR (for files that are read by ranges) to another disk"
+            )
+            raise RemoteError(message, code="no-space", where=self._where)
+
+
 def download(file: RemoteFile, path: Path, report: Callable[[int], None]) -> None:
     """Write a whole file; what is there already is the beginning of it, and of the same version.
 
@@ -53,7 +79,7 @@ def download(file: RemoteFile, path: Path, report: Callable[[int], None]) -> Non
         report: Called with the number of bytes of each piece, and first with what was there.
 
     Raises:
-        RemoteError: What `RemoteFile.stream` raises, after the last try; ``bad-answer``.
+        RemoteError: What `RemoteFile.stream` raises, after the last try; ``bad-answer``; ``no-space``.
         OSError: The disk is full.
     """
     with path.open("ab") as out:
@@ -61,8 +87,10 @@ def download(file: RemoteFile, path: Path, report: Callable[[int], None]) -> Non
             out.truncate(0)
         done = out.seek(0, os.SEEK_END)
         report(done)
+        room = DiskRoom(path.parent, file.name)
         if file.size is None or done < file.size:
             for piece in stream_range(file, done, None):
+                room.take(len(piece))
                 out.write(piece)
                 done += len(piece)
                 report(len(piece))

@@ -34,6 +34,7 @@ class RangeServer:
         has_lengths: False sends bodies in chunks, without their length.
         password: A ``user:password`` that each request must have, or None.
         redirects: Locations by path.
+        redirect_body: The body of these answers.
         headers: Further headers of each answer; they replace the usual ones.
         faults: What happens to the next answers.
         requests: (path, Range header, status) of each answer.
@@ -46,6 +47,7 @@ class RangeServer:
     has_lengths: bool = True
     password: str | None = None
     redirects: dict[str, str] = field(default_factory=dict)
+    redirect_body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     requests: list[tuple[str, str, int]] = field(default_factory=list)
@@ -103,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.isdigit():
             self._answer(path, asked, int(fault), b"no", {"Retry-After": "0"})
         elif path in state.redirects:
-            self._answer(path, asked, 302, b"", {"Location": state.redirects[path]})
+            self._answer(path, asked, 302, state.redirect_body, {"Location": state.redirects[path]})
         elif state.password is not None and not self._is_authorized(state.password):
             self._answer(path, asked, 401, b"who are you?", {"WWW-Authenticate": "Basic"})
         elif path not in state.files:

@@ -29,7 +29,13 @@ from nola_codec.model.adapter import Adapter, LoraModule
 Layout = Literal["trimmed", "uniform"]
 LAYOUTS: tuple[Layout, ...] = ("trimmed", "uniform")
 
-LAYOUT_REVISION = 1
+# Options of PEFT that change what the factors mean.
+_MORE_THAN_FACTORS = (
+    "use_dora", "lora_bias", "trainable_token_indices", "target_parameters", "layer_replication",
+    "use_bdlora", "use_qalora", "alora_invocation_tokens",
+)  # fmt: skip
+
+LAYOUT_REVISION = 2
 """A number that grows when the layouts change, so that directories of an older version are not used."""
 
 
@@ -64,9 +70,11 @@ def make_uniform(adapter: Adapter) -> Adapter:
     than that is multiplied into its lora_B, with one rounding to float32.
 
     Raises:
-        AdapterError: ``not-expressible``: the deltas are no products of two factors.
+        AdapterError: ``not-expressible``: the adapter is more than products of two factors: it has DoRA, biases,
+            modules that are saved whole, or trained tokens, which such servers leave out without a word.
     """
     dialect = dialect_of(adapter)
+    _require_plain(adapter)
     trimmed = [without_zeros(module) for module in adapter.modules]
     if not trimmed:
         raise AdapterError("the adapter has no factors", code="not-expressible", where=dialect.title)
@@ -85,6 +93,19 @@ def make_uniform(adapter: Adapter) -> Adapter:
 def largest_rank(config: dict[str, Any]) -> int:
     """Return the largest rank that a configuration of PEFT states."""
     return max([int(config["r"]), *(int(rank) for rank in (config.get("rank_pattern") or {}).values())])
+
+
+def _require_plain(adapter: Adapter) -> None:
+    """Raise AdapterError ``not-expressible`` if there is more in an adapter than pairs of factors of whole layers."""
+    config = adapter.config or {}
+    options = [name for name in _MORE_THAN_FACTORS if config.get(name)]
+    # PEFT writes the embeddings of the base model beside their factors; they change nothing.
+    others = [key for key in adapter.raw if not key.endswith(".base_layer.weight")]
+    others += [vector.name for vector in adapter.vectors]
+    if options or others:
+        found = f"{options[0]} in its configuration" if options else f"{len(others)} other tensors, such as {others[0]}"
+        message = f"expected nothing but pairs of factors, since the server reads no more, found {found}"
+        raise AdapterError(message, code="not-expressible", where=dialect_of(adapter).title)
 
 
 def _rescale(module: LoraModule, scaling: float) -> LoraModule:

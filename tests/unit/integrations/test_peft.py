@@ -48,6 +48,10 @@ def encoded(model: Any) -> bytes:
     return nola_codec.encode_bytes(model, **RATE)[0]
 
 
+def first_factor(model: Any) -> torch.nn.Parameter:
+    return next(parameter for name, parameter in model.named_parameters() if ".lora_A." in name)
+
+
 KINDS: dict[str, tuple[str, Any]] = {
     "patterns": ("llama", LoraConfig(r=4, lora_alpha=9, use_rslora=True, target_modules=["q_proj", "up_proj"],
                                      rank_pattern={"q_proj": 2}, alpha_pattern={"up_proj": 3})),
@@ -164,6 +168,32 @@ def test_what_does_not_fit_in_place_is_made_anew(case: Any, tmp_path: Path) -> N
     with pytest.raises(AdapterError, match=r"call model\.unmerge_adapter\(\) first") as caught:
         nola_peft.load(model, case.encoded, adapter_name="b", replace=True)
     assert caught.value.code == "merged-adapter"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"modules_to_save": ["lm_head"], "task_type": "SEQ_CLS"},  # to which PEFT adds names of classifiers each time
+        {"modules_to_save": ["embed_tokens"]},
+        {"trainable_token_indices": {"embed_tokens": [1, 3]}},  # tied embeddings share the trained rows
+    ],
+    ids=str,
+)
+def test_a_swap_of_the_only_adapter(options: dict[str, Any], make_case: Callable[..., Any], tmp_path: Path) -> None:
+    case = make_case(tie="trainable_token_indices" in options, encode=RATE)
+    files = []
+    for rank in (2, 2, 3):
+        config = LoraConfig(r=rank, target_modules=["q_proj"], **options)
+        files.append(encoded(filled(get_peft_model(case.fresh(), config))))
+    wanted = [decoded(case, file, tmp_path / str(number)) for number, file in enumerate(files)]
+    model = nola_peft.load(case.fresh(), files[0])
+    before = first_factor(model)
+    for number, is_in_place in ((1, True), (0, True), (2, False), (1, True)):  # at last, two ranks fit into three
+        nola_peft.load(model, files[number], replace=True)
+        assert torch.equal(case.logits(model), wanted[number])
+        assert (first_factor(model) is before) == is_in_place
+        before = first_factor(model)
+        assert model.active_adapters == ["default"]
 
 
 def test_what_does_not_fit_leaves_the_model_as_it_was(case: Any, make_case: Callable[..., Any]) -> None:

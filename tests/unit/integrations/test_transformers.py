@@ -50,6 +50,30 @@ def test_the_bits_are_those_of_the_decoded_directory(case: Any, tmp_path: Path) 
     assert nola_codec.compare(model, other).nmse < 1e-12
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"modules_to_save": ["lm_head"], "task_type": "SEQ_CLS"},
+        {"trainable_token_indices": {"embed_tokens": [1, 3]}},
+        {"use_rslora": True, "bias": "lora_only", "rank_pattern": {"k_proj": 3}, "target_modules": ["k_proj"]},
+    ],
+    ids=str,
+)
+def test_more_than_factors(options: dict[str, Any], make_case: Callable[..., Any], tmp_path: Path) -> None:
+    case = make_case(tie="trainable_token_indices" in options, encode=RATE)
+    config = LoraConfig(**{"r": 2, "target_modules": ["q_proj"], **options})
+    wrapped = get_peft_model(case.fresh(), config)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(0.3 * torch.randn_like(parameter))
+    file, _ = nola_codec.encode_bytes(wrapped, **RATE)
+    nola_codec.decode(file, tmp_path / "decoded")
+    model = case.fresh()
+    nola_transformers.load(model, file, adapter_name="a")
+    assert torch.equal(case.logits(model), case.logits(PeftModel.from_pretrained(case.fresh(), tmp_path / "decoded")))
+
+
 def test_what_does_not_fit_leaves_the_model_as_it_was(case: Any, make_case: Callable[..., Any]) -> None:
     gpt2 = make_case("gpt2", ("c_attn",), encode=RATE)
     model = gpt2.fresh()

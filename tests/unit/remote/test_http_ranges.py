@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from range_server import RangeServer
 from safetensors.numpy import save_file
 
 import nola_codec
+from nola_codec import remote
 from nola_codec.errors import NolaError, RemoteError
-from nola_codec.remote import http_files, open_url, range_file
+from nola_codec.remote import http_files, open_url, range_file, transfer
 
 
 def test_opening_takes_one_request_and_a_tensor_one_more(server: RangeServer, encoded: bytes) -> None:
@@ -174,7 +176,8 @@ def test_nobody_listens_there() -> None:
 def test_hostile_answers(server: RangeServer, encoded: bytes) -> None:
     hostile = {
         "Content-Range": "bytes 5-10/100", "content-range": "bytes 0-65535/*", "Content-Encoding": "gzip",
-        "CONTENT-RANGE": "bytes 0-65535/99999999999999999999999",
+        "CONTENT-RANGE": "bytes 0-65535/99999999999999999999999", "conTent-range": "bytes 0-999999999/1000000000",
+        "contEnt-range": "bytes 0-65535/1000",
     }  # fmt: skip
     for name, value in hostile.items():
         server.headers = {name.title() if name.lower() == "content-range" else name: value}
@@ -187,7 +190,25 @@ def test_hostile_answers(server: RangeServer, encoded: bytes) -> None:
         with pytest.raises(RemoteError) as caught:
             nola_codec.inspect(server.url(path))
         assert caught.value.code == "bad-answer"
+    server.redirect_body = bytes(64 << 10)
     assert nola_codec.inspect(server.url("there")).bytes == len(encoded)
+    server.redirect_body += b"x"
+    with pytest.raises(RemoteError, match="a redirection with a body of more than 65536 bytes"):
+        nola_codec.inspect(server.url("there"))
+
+
+def test_a_disk_that_fills_up(server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server without ranges may send more than the disk of temporary files has room for."""
+    server.has_ranges = server.has_lengths = False
+    monkeypatch.setattr(range_file, "_IN_MEMORY", 1000)
+    monkeypatch.setattr(transfer, "_LOOK_AGAIN", 50_000)
+    free = [63 << 20, 999 << 20, 63 << 20]  # a download looks before it begins, too
+    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda path: SimpleNamespace(free=free.pop(0)))
+    for read in (nola_codec.inspect, remote.fetch):
+        with pytest.raises(RemoteError, match="has 66 MB left, and the server sends more") as caught:
+            read(server.url("task.nola"))
+        assert caught.value.code == "no-space"
+    assert not free
 
 
 def test_an_endless_body_is_bounded(server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
-from served_adapters import BASE_NAME, write_model, write_nola
+from safetensors.numpy import load_file, save_file
+from served_adapters import BASE_NAME, write_adapter, write_model, write_nola
 
 import nola_codec
 from nola_codec.disk_cache import DiskCache
@@ -297,6 +297,32 @@ def test_the_uniform_layout_has_one_rank_and_one_scaling(config: dict[str, objec
     assert found.keys() == wanted.keys()
     for path, delta in wanted.items():
         np.testing.assert_allclose(found[path], delta, rtol=1e-6, atol=1e-6 * np.abs(delta).max())
+
+
+@pytest.mark.parametrize(
+    ("config", "extra", "found"),
+    [
+        ({"use_dora": True}, {"self_attn.q_proj.lora_magnitude_vector": 48}, "use_dora in its configuration"),
+        ({"modules_to_save": ["norm"]}, {"input_layernorm.weight": 32}, "1 other tensors, such as .*input_layernorm"),
+        ({"bias": "lora_only"}, {"self_attn.q_proj.bias": 48}, r"2 other tensors, such as .*q_proj\.bias"),
+    ],
+    ids=["dora", "saved", "bias"],
+)
+def test_the_uniform_layout_has_no_place_for_more_than_factors(
+    config: dict[str, object], extra: dict[str, int], found: str, tmp_path: Path
+) -> None:
+    """Such a server would leave it out without a word."""
+    folder = write_adapter(tmp_path / "adapter", **config)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    for name, length in extra.items():
+        for layer in range(2 if "q_proj" in name else 1):
+            tensors[f"base_model.model.model.layers.{layer}.{name}"] = np.ones(length, np.float32)
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    (tmp_path / "source").mkdir()
+    nola_codec.encode(folder, tmp_path / "source" / "task.nola", nmse=0.05)
+    with pytest.raises(AdapterError, match=f"nothing but pairs of factors.*found {found}") as caught:
+        uniform_directory(tmp_path / "source", tmp_path, "task")
+    assert caught.value.code == "not-expressible"
 
 
 def test_options_that_cannot_be(made: Path) -> None:
