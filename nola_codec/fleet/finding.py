@@ -92,27 +92,34 @@ def _walk(folder: Path, root: Path, verb: Verb, skip: Path | None, *, seen: set[
     if identity in seen or (skip is not None and folder.resolve() == skip):
         return
     seen.add(identity)
-    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:  # it may not be read; as a source it becomes a failed row, and stops no other
+        yield _source(folder, root)
+        return
     names = {entry.name for entry in entries}
     is_model = verb == "encode" and CONFIG_NAME not in names and any(name in names for name in _MODEL_FILES)
     for entry in entries:
         path = folder / entry.name
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        if path.is_dir():  # not `entry.is_dir`, for which a link to itself is an error
             if verb == "encode" and _is_adapter(path):
                 yield _source(path, root)
             else:
                 yield from _walk(path, root, verb, skip, seen=seen)
-        elif not is_model and _is_source_file(path, verb):
-            yield _source(path, root)
+        elif not is_model and _is_source_file(path, verb) and (path.is_file() or not path.exists()):
+            yield _source(path, root)  # no pipe, which would be waited for; a link to nothing becomes a failed row
 
 
 def _is_adapter(folder: Path) -> bool:
     """Return True for the directory of one adapter, and False for a folder of lone files, one of which has its name."""
-    if not has_adapter(folder):
-        return False
-    names = os.listdir(folder)
+    try:
+        if not has_adapter(folder):
+            return False
+        names = os.listdir(folder)
+    except OSError:
+        return False  # `_walk` makes it a failed row
     return CONFIG_NAME in names or sum(_is_source_file(Path(name), "encode") for name in names) == 1
 
 

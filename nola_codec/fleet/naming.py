@@ -1,13 +1,14 @@
 """Give every source an output of its own, under a name that is safe on every file system.
 
 Names come from people that we do not know: from directories, from URLs and from manifests. No name leaves the
-destination, and no two outputs differ by upper and lower case alone.
+destination, and no two outputs differ by upper and lower case alone, or by two ways to write one letter in Unicode.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
@@ -20,6 +21,7 @@ from nola_codec.stores.tensor_files import SUFFIXES
 _MOST_BYTES = 180  # of a part of a name, which leaves room for a suffix: file systems allow 255
 _MOST_PARTS = 32
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"\\|?*\ud800-\udfff]')
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # no files on Windows, with any suffix
 _HASH_DIGITS = 8
 _LISTED = 5
 _ENDINGS = (*SUFFIXES, ".nola")
@@ -52,6 +54,8 @@ def _safe_part(part: str) -> str:
     safe = _UNSAFE.sub("_", part).rstrip(". ")
     if safe.startswith("."):
         safe = f"_{safe[1:]}"
+    if _DEVICE.fullmatch(safe):
+        safe = f"_{safe}"
     if len(safe.encode("utf-8")) > _MOST_BYTES:
         head = safe.encode("utf-8")[: _MOST_BYTES - _HASH_DIGITS - 1].decode("utf-8", "ignore")
         safe = f"{head}-{_hash(part)}"
@@ -88,8 +92,8 @@ def name_outputs(sources: Sequence[Source], ending: str, owners: Mapping[str, st
     """
     wanted = [f"{source.name}{'' if source.is_named and _ends(source.name, ending) else ending}" for source in sources]
     _require_different([name for name, source in zip(wanted, sources, strict=True) if source.is_named])
-    taken = {name.casefold(): path for name, path in owners.items() if path is not None}
-    count = Counter(name.casefold() for name in wanted)
+    taken = {_key(name): path for name, path in owners.items() if path is not None}
+    count = Counter(_key(name) for name in wanted)
     # An output that is the directory of another one: a directory that is replaced would take the other one along.
     inner = {str(parent) for name in (*count, *taken) for parent in PurePosixPath(name).parents}
     named = [
@@ -103,12 +107,17 @@ def name_outputs(sources: Sequence[Source], ending: str, owners: Mapping[str, st
 def _choose(
     name: str, source: Source, ending: str, *, count: Counter[str], taken: Mapping[str, str], inner: set[str]
 ) -> str:
-    key = name.casefold()
+    key = _key(name)
     if source.is_named or taken.get(key) == source.path:
         return name
     other = f"{name.removesuffix(ending)}-{_hash(source.path)}{ending}"
     is_free = count[key] == 1 and key not in taken and key not in inner and name not in RESERVED
-    return name if is_free and taken.get(other.casefold()) != source.path else other
+    return name if is_free and taken.get(_key(other)) != source.path else other
+
+
+def _key(name: str) -> str:
+    """Return what two names have in common that are one name to a file system, such as those of Windows and macOS."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _ends(name: str, ending: str) -> bool:
@@ -116,7 +125,7 @@ def _ends(name: str, ending: str) -> bool:
 
 
 def _require_different(names: Sequence[str]) -> None:
-    twice = [name for name, count in Counter(name.casefold() for name in names).items() if count > 1]
+    twice = [name for name, count in Counter(_key(name) for name in names).items() if count > 1]
     if twice:
         message = f"several sources have the same output: {list_first(twice, _LISTED)}; give each a name of its own"
         raise NolaError(message, code="output-name")

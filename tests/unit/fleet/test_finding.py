@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from broken_adapters import write_adapter
@@ -67,6 +69,24 @@ def test_models_hidden_folders_and_the_destination_are_left_out(loras: Path) -> 
 def test_links_that_lead_in_a_circle_end(loras: Path) -> None:
     (loras / "deep" / "up").symlink_to(loras)
     assert sorted(found("loras")) == ["a", "b", "deep/a"]
+
+
+def test_what_cannot_be_read_is_a_source_of_its_own_and_a_pipe_is_none(
+    loras: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (loras / "circle").symlink_to("circle")
+    (loras / "gone.safetensors").symlink_to("nowhere")
+    os.mkfifo(loras / "pipe.safetensors")
+    (loras / "closed").mkdir()
+    scan = os.scandir
+
+    def refuse(folder: Any) -> Any:  # the tests may run as root, who may read everything
+        if Path(folder).name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert sorted(found("loras")) == ["a", "b", "closed", "deep/a", "gone"]
 
 
 def test_files_of_the_other_verbs(loras: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 
 from nola_codec.errors import NolaError
@@ -26,6 +28,18 @@ def test_equal_names_get_hashes_of_the_paths_whatever_the_order() -> None:
 
 def test_upper_and_lower_case_are_the_same_name() -> None:
     assert len({name.casefold() for name in names(("/x/A", "A"), ("/x/a", "a"))}) == 2
+
+
+def test_two_ways_to_write_one_letter_are_the_same_name() -> None:
+    made = names(("/x/1", "caf\u00e9"), ("/x/2", "cafe\u0301"), ("/x/3", "CAFE\u0301"))
+    assert len({unicodedata.normalize("NFC", name).casefold() for name in made}) == 3
+
+
+@pytest.mark.parametrize("name", ["con", "a/NUL", "aux.v2", "Com1"])
+def test_devices_of_windows_are_no_names(name: str) -> None:
+    folder, _, leaf = name.rpartition("/")
+    assert make_safe(name) == (f"{folder}/_{leaf}" if folder else f"_{leaf}")
+    assert make_safe("console/comet") == "console/comet"
 
 
 def test_a_name_of_an_earlier_run_stays_with_its_source() -> None:

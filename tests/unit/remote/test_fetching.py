@@ -185,7 +185,7 @@ def test_errors_name_the_url_and_not_the_copy(server: RangeServer, tmp_path: Pat
 
 
 def test_a_disk_that_is_too_small(server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetching, "_SPARE", 1 << 60)
+    monkeypatch.setattr(fetching, "SPARE", 1 << 60)
     with pytest.raises(RemoteError) as caught:
         fetch(server.url("task.nola"))
     assert caught.value.code == "no-space"
