@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from nola_codec.api.decoding import DecodedContents
 
-_LISTED = 4
+_LISTED = 2
+_LINES = 5
+_LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,19 @@ def without_numbers(model: torch.nn.Module) -> torch.nn.Module | None:
     return None
 
 
-def require_fit(model: torch.nn.Module, attempt: Callable[[Any], LoadResult], where: str) -> None:
+def require_fit(
+    model: torch.nn.Module,
+    attempt: Callable[[Any], LoadResult],
+    where: str,
+    config: Mapping[str, Any] | None = None,
+) -> None:
     """Check that a file fits a model, with the real library and without changing the model.
 
     Args:
         model: The model.
         attempt: Loads the file into a model with the library.
         where: The file's name, for messages.
+        config: The configuration of the adapter, of which the message gives the base model.
 
     Raises:
         AdapterError: ``base-mismatch``: it does not fit; the message names what has no place.
@@ -80,12 +88,16 @@ def require_fit(model: torch.nn.Module, attempt: Callable[[Any], LoadResult], wh
     except NotImplementedError:  # a step that needs numbers, as one of DoRA's: only the model itself can tell
         return
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise AdapterError(f"it does not fit the model: {_reason(error)}", code="base-mismatch", where=where) from error
-    require_complete(result, where)
+        message = f"it does not fit the model: {_reason(error).rstrip('.')}. {_question(config)}"
+        raise AdapterError(message, code="base-mismatch", where=where) from error
+    require_complete(result, where, config)
 
 
-def require_complete(result: LoadResult, where: str) -> None:
-    """Raise AdapterError ``base-mismatch`` if tensors are missing or unexpected; the message names them."""
+def require_complete(result: LoadResult, where: str, config: Mapping[str, Any] | None = None) -> None:
+    """Raise AdapterError ``base-mismatch`` if tensors are missing or unexpected.
+
+    The message names them, and the base model in the configuration of the adapter.
+    """
     lines = []
     if result.missing:
         found = list_first(result.missing, _LISTED)
@@ -94,8 +106,17 @@ def require_complete(result: LoadResult, where: str) -> None:
         found = list_first(result.unexpected, _LISTED)
         lines.append(f"the model has no place for {len(result.unexpected)} tensors of it: {found}")
     if lines:
-        message = "it does not fit the model: " + "; ".join(lines) + ". Is it the adapter of another model?"
+        message = f"it does not fit the model: {'; '.join(lines)}. {_question(config)}"
         raise AdapterError(message, code="base-mismatch", where=where)
+
+
+def _question(config: Mapping[str, Any] | None) -> str:
+    """Return what to check when an adapter does not fit."""
+    named = (config or {}).get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        return "Is it the adapter of another model?"
+    shown = named if len(named) <= _LONGEST_NAME else f"{named[:_LONGEST_NAME]}..."
+    return f"It names {shown!r} as its base model; is this that model?"
 
 
 def base_config_of(model: Any) -> Mapping[str, Any] | None:
@@ -142,7 +163,7 @@ def _reason(error: Exception) -> str:
     """Return the first lines of an error of another library as one line."""
     text = str(error).strip() or type(error).__name__
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    shown = " ".join(lines[: 1 + _LISTED])
-    if len(lines) > 1 + _LISTED:
-        shown += f" and {len(lines) - 1 - _LISTED} more"
+    shown = " ".join(lines[:_LINES])
+    if len(lines) > _LINES:
+        shown += f" and {len(lines) - _LINES} more"
     return shown[:1000]

@@ -117,9 +117,9 @@ def load(
     options = _Options(adapter_name, is_trainable, autocast_adapter_dtype)
     if exists:
         return _replace(given, model, contents, options, where)
-    require_fit(model, lambda trial: _add(trial, contents, options)[1], where)
+    require_fit(model, lambda trial: _add(trial, contents, options)[1], where, contents.config)
     made, result = _add(model, contents, options)
-    require_complete(result, where)
+    require_complete(result, where, contents.config)
     _require_loaded(made, adapter_name, where)
     return given if is_wrapped else made
 
@@ -217,8 +217,8 @@ def _replace(given: Any, model: Any, contents: DecodedContents, options: _Option
     if is_swappable(model, name, config) and _set_in_place(model, contents, name):
         set_live_config(model, name, config, contents.adapter)
         return given
-    require_fit(model, lambda trial: _renew(trial, contents, options), where)
-    require_complete(_renew(model, contents, options), where)
+    require_fit(model, lambda trial: _renew(trial, contents, options), where, contents.config)
+    require_complete(_renew(model, contents, options), where, contents.config)
     return given
 
 

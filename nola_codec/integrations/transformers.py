@@ -102,7 +102,7 @@ def load(
         result: Any = peft.set_peft_model_state_dict(trial, plain, adapter_name=name)
         return LoadResult(tuple(missing_keys(trial, result.missing_keys, name)), tuple(result.unexpected_keys))
 
-    require_fit(model, attempt, where)
+    require_fit(model, attempt, where, contents.config)
     target: Any = model
     active = list(target.active_adapters()) if exists else []
     if exists:
@@ -114,7 +114,7 @@ def load(
     missing = tuple(missing_keys(target, sorted(getattr(info, "missing_keys", ())), adapter_name))
     unexpected = tuple(sorted(getattr(info, "unexpected_keys", ())))
     try:
-        require_complete(LoadResult(missing, unexpected), where)
+        require_complete(LoadResult(missing, unexpected), where, contents.config)
     except AdapterError:
         target.delete_adapter(adapter_name)
         raise

@@ -118,6 +118,7 @@ def test_commands_and_what_they_print() -> None:
     [
         ("nola-codec encode 'my lora' -o a.nola", (["encode", "my lora", "-o", "a.nola"], "")),
         ("nola-codec inspect a.nola --json > a.json", (["inspect", "a.nola", "--json"], "a.json")),
+        ("nola-codec inspect a.nola  # what it holds, -o is not needed", (["inspect", "a.nola"], "")),
         ("nola-codec encode a -o - > a.nola", None),
         ("nola-codec inspect a.nola | head", None),
         ("HF_HUB_OFFLINE=1 nola-codec pull a", None),

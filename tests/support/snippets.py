@@ -117,7 +117,7 @@ def own_command(script: str) -> tuple[list[str], str] | None:
     )
     if match is None or " - " in f"{match['arguments']} ":  # "-" is standard output, which must be a real file
         return None
-    return shlex.split(match["arguments"]), match["target"] or ""
+    return shlex.split(match["arguments"], comments=True), match["target"] or ""
 
 
 @dataclass

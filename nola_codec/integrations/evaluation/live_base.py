@@ -99,7 +99,8 @@ def _load_adapter(model: torch.nn.Module, directory: Path, device: str) -> Any:
         reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
         raise AdapterError(f"PEFT cannot load it: {reason}", code="base-mismatch", where=where) from error
     missing = [key for key in loaded.missing_keys if not any(part in key for part in _SHARED)]
-    require_complete(LoadResult(tuple(sorted(missing)), tuple(sorted(loaded.unexpected_keys))), where)
+    found = LoadResult(tuple(sorted(missing)), tuple(sorted(loaded.unexpected_keys)))
+    require_complete(found, where, {"base_model_name_or_path": config.base_model_name_or_path})
     adapted.eval()
     return adapted
 

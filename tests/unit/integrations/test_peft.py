@@ -207,7 +207,7 @@ def test_what_does_not_fit_leaves_the_model_as_it_was(case: Any, make_case: Call
     deeper = LlamaForCausalLM(config)
     wrapped = nola_peft.load(copy.deepcopy(case.model), case.encoded, adapter_name="good")
     gpt2 = encoded(filled(get_peft_model(make_case("gpt2", ("c_attn",), encode=RATE).model, KINDS["transposed"][1])))
-    lacks = r"it lacks 6 tensors that the model needs: \S*layers\.2\.\S*lora_A\.default\.weight, .* and 2 more"
+    lacks = r"it lacks 6 tensors that the model needs: \S*layers\.2\.\S*lora_A\.default\.weight, .* and 4 more"
     for model, file, words in (
         (wider, case.encoded, r"size mismatch for \S*lora_A\.default\.weight: .*\[4, 16\].*\[4, 24\]"),
         (deeper, case.encoded, lacks),
@@ -221,11 +221,21 @@ def test_what_does_not_fit_leaves_the_model_as_it_was(case: Any, make_case: Call
             nola_peft.load(model, file, adapter_name="default")
         assert caught.value.code == "base-mismatch"
         assert str(caught.value).startswith("(bytes): it does not fit the model: ")
+        assert str(caught.value).endswith("model?")
         assert [name for name, _ in model.named_modules()] == names
         assert [parameter.requires_grad for parameter in model.parameters()] == flags
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
         assert hasattr(model, "peft_config") is (model is wrapped)
     assert list(wrapped.peft_config) == ["good"]
+
+
+def test_the_model_that_an_adapter_names_is_told(case: Any, make_case: Callable[..., Any]) -> None:
+    other = make_case("gpt2", ("c_attn",), encode=RATE).model
+    other.config.name_or_path = other.name_or_path = "gpt2/medium"
+    model = filled(get_peft_model(other, LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)))
+    with pytest.raises(AdapterError, match="It names 'gpt2/medium' as its base model; is this that model") as caught:
+        nola_peft.load(case.fresh(), encoded(model))
+    assert len(str(caught.value)) < 800  # the command line cuts longer ones
 
 
 def test_a_model_that_is_on_no_device_is_refused(case: Any) -> None:
