@@ -6,7 +6,11 @@ same files for the same reason. The command line turns an error into an exit sta
 
 from __future__ import annotations
 
+import errno
 from importlib.util import find_spec
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The errors of a system that has no room for more: a full disk, a used-up quota, a file at its limit."""
 
 
 class NolaError(Exception):

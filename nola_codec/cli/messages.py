@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from nola_codec.errors import NolaError, OutputExists
+from nola_codec.errors import DISK_FULL, NolaError, OutputExists
 
 _LONGEST_MESSAGE = 800  # characters
 _LISTED = 3  # items of a list that one line shows
@@ -59,6 +59,8 @@ def describe_system_error(error: OSError) -> str:
         reason = "no such file or directory"
     else:
         reason = error.strerror or str(error)
+    if error.errno in DISK_FULL:
+        reason += "; free some space, or write to another disk"
     if error.filename is None:
         return reason
     name = _TEMPORARY_NAME.sub(lambda found: found[1], str(error.filename))

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nola_codec.disk_cache.locks import DISK_FULL, acquire, disk_full, file_lock, writing
+from nola_codec.disk_cache.locks import acquire, disk_full, file_lock, writing
 from nola_codec.disk_cache.sessions import Session, is_held, sweep_sessions
 from nola_codec.disk_cache.trees import listed, tree_size, write_through
-from nola_codec.errors import NolaError
+from nola_codec.errors import DISK_FULL, NolaError
 
 PARTIAL_SECONDS = 7 * 24 * 3600
 """The age in seconds at which an unfinished download is removed."""

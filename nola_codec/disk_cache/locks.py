@@ -9,13 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nola_codec.errors import NolaError, require_package
+from nola_codec.errors import DISK_FULL, NolaError, require_package
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-"""The errors of the system that mean a full disk or a used-up quota."""
 
 
 def file_lock(path: Path, root: Path) -> BaseFileLock:

@@ -143,15 +143,16 @@ def adapter_keys(keys: Iterable[str], adapter_name: str) -> list[str]:
 def missing_keys(model: torch.nn.Module, missing: Iterable[str], adapter_name: str) -> list[str]:
     """Return the tensors of an adapter that a library calls missing, without those that are another one's too.
 
-    Tied embeddings share the rows that were trained, which a file holds once.
+    Tied embeddings share the rows that were trained, and all layers of VeRA the frozen factors. A file has them once.
     """
-    keys = adapter_keys(missing, adapter_name)
+    absent = set(missing)
+    keys = adapter_keys(absent, adapter_name)
     if not keys:
         return keys
-    tensors = dict(model.named_parameters(remove_duplicate=False))
-    absent = set(keys)
+    tensors: dict[str, object] = dict(model.named_parameters(remove_duplicate=False))
+    tensors |= model.named_buffers(remove_duplicate=False)
     there = {id(tensor) for key, tensor in tensors.items() if key not in absent}
-    return [key for key in keys if id(tensors.get(key)) not in there]
+    return sorted(key for key in keys if id(tensors.get(key)) not in there)
 
 
 def name_of(source: Source) -> str:

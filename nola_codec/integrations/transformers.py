@@ -111,7 +111,7 @@ def load(
         adapter_state_dict=state, peft_config=config(), adapter_name=adapter_name, is_trainable=is_trainable
     )
     # Transformers takes for a key of the adapter whatever has the letters of its name in it.
-    missing = tuple(missing_keys(target, sorted(getattr(info, "missing_keys", ())), adapter_name))
+    missing = tuple(missing_keys(target, getattr(info, "missing_keys", ()), adapter_name))
     unexpected = tuple(sorted(getattr(info, "unexpected_keys", ())))
     try:
         require_complete(LoadResult(missing, unexpected), where, contents.config)

@@ -86,6 +86,9 @@ def _without_secrets(url: str) -> str:
     place, mark, _ = rest.partition("?")
     place = place.partition("#")[0]
     host, slash, path = place.partition("/")
+    if re.fullmatch(r"[^@]+:(?!\d*$)[^@\]]*", host) and "@" in path:
+        # A password with a slash in it. The address is not valid, but the message that says so must not show it.
+        host, slash, path = place.rpartition("@")[2].partition("/")
     user = host.rpartition("@")[0]
     # `hf://owner/name@revision` has its @ elsewhere, and `abfs://container@account` is no user.
     is_secret = ":" in user or scheme.lower() in _HTTP

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-from nola_codec.errors import AdapterError, OutputExists
+from nola_codec.errors import DISK_FULL, AdapterError, OutputExists
 
 AnySource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO"
 
@@ -180,7 +180,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with stream:
             yield stream
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
+        _name_place(error, target)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
@@ -201,9 +202,16 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool) -> Iterator
     try:
         yield temporary
         replace_directory(temporary, target)
-    except BaseException:
+    except BaseException as error:
+        _name_place(error, target)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _name_place(error: BaseException, target: Path) -> None:
+    """Give an error of writing the name of the file: the system does not say which disk is full."""
+    if isinstance(error, OSError) and error.errno in DISK_FULL and error.filename is None:
+        error.filename = os.fspath(target)
 
 
 def replace_directory(new: Path, target: Path) -> None:

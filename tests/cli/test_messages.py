@@ -16,6 +16,7 @@ import pytest
 from nola_codec.cli import COMMANDS
 from nola_codec.cli.messages import describe_error, describe_system_error, one_line, shorten_list
 from nola_codec.errors import AdapterError, EncodeError, FormatError, OutputExists
+from nola_codec.stores.files import atomic_directory, atomic_file
 
 Run = Callable[..., Any]
 
@@ -44,7 +45,23 @@ def test_temporary_names_are_not_shown() -> None:
     assert describe_system_error(error) == "/usr/task.nola: Permission denied"
     missing = FileNotFoundError(errno.ENOENT, "No such file", "x/.task.nola.0123456789ab.tmp")
     assert describe_system_error(missing) == "x/task.nola: no such file or directory"
-    assert describe_system_error(OSError(errno.ENOSPC, "No space left on device")) == "No space left on device"
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert describe_system_error(full) == "No space left on device; free some space, or write to another disk"
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    """The system does not say which one is full."""
+    with (
+        pytest.raises(OSError, match="No space") as caught,
+        atomic_file(tmp_path / "a"),
+        open("/dev/full", "wb") as full,
+    ):
+        full.write(b"x")
+    assert describe_system_error(caught.value).startswith(f"{tmp_path / 'a'}: No space left on device; free some")
+    with pytest.raises(OSError, match="No space") as caught, atomic_directory(tmp_path / "b", replace=False):
+        raise OSError(errno.EDQUOT, "No space in the quota")
+    assert caught.value.filename == str(tmp_path / "b")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_name_that_looks_like_a_repository_gets_the_url_to_type(

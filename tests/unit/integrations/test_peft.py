@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoHaConfig, LoraConfig, PeftModel, get_peft_model
+from peft import LoHaConfig, LoraConfig, PeftModel, VeraConfig, get_peft_model
 from peft.utils.hotswap import prepare_model_for_compiled_hotswap
 
 import nola_codec
@@ -59,6 +59,7 @@ KINDS: dict[str, tuple[str, Any]] = {
     "dora": ("llama", LoraConfig(r=2, target_modules=["o_proj"], use_dora=True)),
     "embedding": ("llama", LoraConfig(r=2, target_modules=["embed_tokens", "k_proj"])),
     "transposed": ("gpt2", LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, bias="lora_only")),
+    "vera": ("llama", VeraConfig(r=2, target_modules=["q_proj", "o_proj"])),  # all layers share the frozen factors
     "loha": ("llama", LoHaConfig(r=2, alpha=3, target_modules=["v_proj"])),
 }  # fmt: skip
 

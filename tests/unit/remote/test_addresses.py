@@ -41,6 +41,9 @@ def test_a_path_is_no_url(path: object) -> None:
     [
         ("https://me:pw@h:80/a.nola?sig=abc#frag", "https://h:80/a.nola?..."),
         ("https://token@h/a", "https://h/a"),
+        ("https://me:p/w@h/a", "https://h/a"),
+        ("https://h:8000/a@b/c", "https://h:8000/a@b/c"),
+        ("https://[::1]/a@b", "https://[::1]/a@b"),
         ("s3://key:secret@bucket/k", "s3://bucket/k"),
         ("zip://a.nola::https://me:pw@h/b.zip?x=1", "zip://a.nola::https://h/b.zip?..."),
         ("hf://a/b@main/c", "hf://a/b@main/c"),
