@@ -7,8 +7,10 @@ import json
 import os
 import secrets
 import shutil
+import threading
+from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from nola_codec.disk_cache import DiskCache
@@ -23,6 +25,7 @@ from nola_codec.remote.transfer import SPARE, download
 
 KIND = "remote"
 _FACTS = "source.json"
+_MOST_HELD = 64  # copies; a command reads fewer at once, and a fleet goes on to others
 
 
 def local_path(path: str | os.PathLike[str], *, progress: Progress | None = None) -> Path:
@@ -35,7 +38,8 @@ def fetch(url: str, *, progress: Progress | None = None, wants_nola: bool = Fals
 
     The copy lies in the disk cache, under the URL and the versions of its files, and is made once. Each call asks the
     server for the versions. A download that was killed goes on where it was. Files of the Hugging Face Hub come from
-    huggingface_hub's own cache, which other programs share. The copy must not be changed.
+    huggingface_hub's own cache, which other programs share. The copy must not be changed. It stays while this process
+    lives, unless the process fetches many others.
 
     With an adapter's file come the configurations that lie beside it, since they tell its scaling.
 
@@ -91,6 +95,7 @@ def cached_copy(url: str) -> Path | None:
     for entry in reversed(DiskCache().entries()):
         if entry.kind == KIND and entry.name.startswith(own):
             with suppress(OSError, ValueError, KeyError, TypeError):
+                _holds.add(entry.name)
                 return entry.path / _HOME / str(json.loads((entry.path / _FACTS).read_text("utf-8"))["name"])
     return None
 
@@ -113,7 +118,34 @@ def _copy(url: str, name: str, listing: Listing, progress: Progress | None) -> P
         facts = {"url": shown_url(url), "name": name, "files": {n: [f.size, f.tag] for n, f in files.items()}}
         (entry / _FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
-    return DiskCache().make(KIND, _entry_key(url, files), build, resumable=True)
+    key = _entry_key(url, files)
+    _holds.add(key)
+    return DiskCache().make(KIND, key, build, resumable=True)
+
+
+class _Holds:
+    """The copies that this process was given last: no other process may remove them while they are read."""
+
+    def __init__(self) -> None:
+        self._caches: dict[Path, DiskCache] = {}
+        self._holds: deque[AbstractContextManager[None]] = deque()
+        self._guard = threading.Lock()
+
+    def add(self, key: str) -> None:
+        """Hold one copy more, until many others were given out."""
+        cache = DiskCache()
+        with self._guard:
+            cache = self._caches.setdefault(cache.root, cache)
+        hold = cache.hold(KIND, key)
+        hold.__enter__()  # it may wait for a process that is making the copy
+        with self._guard:
+            self._holds.append(hold)
+            old = [self._holds.popleft() for _ in range(len(self._holds) - _MOST_HELD)]
+        for each in old:
+            each.__exit__(None, None, None)
+
+
+_holds = _Holds()
 
 
 def _url_key(url: str) -> str:

@@ -45,6 +45,22 @@ def test_a_copy_is_made_once(server: RangeServer, adapter: dict[str, bytes]) -> 
     assert json.loads((again.parent / "adapter_config.json").read_text())["lora_alpha"] == 32
 
 
+def test_a_copy_stays_while_its_process_lives(server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may bring the cache down to its limit at any time."""
+    monkeypatch.setattr(fetching, "_MOST_HELD", 1)
+    copy = fetch(server.url("task.nola"))
+    other = DiskCache(max_bytes=0)
+    assert other.evict() == 0
+    monkeypatch.setenv("NOLA_CODEC_OFFLINE", "1")
+    assert fetch(server.url("task.nola")) == copy
+    assert other.evict() == 0
+    monkeypatch.delenv("NOLA_CODEC_OFFLINE")
+    later = fetch(server.url("my_lora/adapter_model.safetensors"))
+    assert other.evict() > 0
+    assert later.exists()
+    assert not copy.exists()
+
+
 def test_a_directory_is_found_by_the_usual_names(server: RangeServer, adapter: dict[str, bytes]) -> None:
     for url in (server.url("my_lora"), server.url("my_lora/")):
         copy = fetch(url)
