@@ -9,16 +9,24 @@ import click
 
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option, options
-from nola_codec.cli.output import (
-    device_option,
-    json_option,
-    print_json,
-    print_notes,
-    quiet_option,
-)
+from nola_codec.cli.output import json_option, print_json, print_notes, quiet_option, usable_device
 from nola_codec.cli.progress import show_progress
 
+
+def _torch_device(context: click.Context, parameter: click.Parameter, name: str) -> str:
+    """Try the device of a model out, which PyTorch runs; for an option's `callback`."""
+    if name == "numpy":
+        raise click.BadParameter(
+            "a model runs in PyTorch; give cpu, cuda or another of its devices", context, parameter
+        )
+    return usable_device(context, parameter, name)
+
+
 _DATA, _GENERATION, _COMPUTATION = "Data", "Generation", "Computation"
+_DEVICE_OPTION = option(
+    "--device", group=_COMPUTATION, default="cpu", show_default=True, callback=_torch_device,
+    help="Where the model runs: cpu, cuda and so on. Losses differ from device to device in their last digits.",
+)  # fmt: skip
 _DATA_OPTIONS = (
     option("--base", group=_DATA, required=True, type=click.Path(), metavar="MODEL_DIR",
            help="Base model: a Transformers directory of a causal language model, with its tokenizer."),
@@ -66,7 +74,7 @@ _COMPUTATION_OPTIONS = (
 )
 @click.argument("sources", nargs=-1, required=True, type=click.Path())
 @options(*_DATA_OPTIONS, *_GENERATION_OPTIONS, *_COMPUTATION_OPTIONS)
-@options(device_option, quiet_option, json_option)
+@options(_DEVICE_OPTION, quiet_option, json_option)
 def command(sources: tuple[str, ...], **values: Any) -> int:
     """Measure the loss of a task with each of SOURCES: adapters, .nola files, whole models.
 

@@ -54,7 +54,7 @@ def usable_device(context: click.Context, parameter: click.Parameter, name: str)
 
 
 device_option = option("--device", group="Computation", default="cpu", show_default=True, callback=usable_device,
-                       help="Where to compute: cpu, cuda, mps and so on. It changes no bit.")  # fmt: skip
+                       help="Where to compute: cpu, cuda and so on. It changes no bit.")  # fmt: skip
 
 
 def print_json(value: Any, *, err: bool = False) -> None:

@@ -253,6 +253,29 @@ def test_rows_that_do_not_fit(base: Path, lora: Path, tmp_path: Path) -> None:
         nola_codec.evaluate(base, [lora], tmp_path / "rows.txt", max_tokens=1)
 
 
+def test_numpy_runs_no_model(run: Run, base: Path, lora: Path, rows: Path) -> None:
+    done = run("eval", "--base", base, lora, "--data", rows, "--device", "numpy")
+    assert done.status == 2
+    assert "a model runs in PyTorch" in done.err
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_measured(
+    base: Path, lora: Path, rows: Path, tmp_path: Path
+) -> None:
+    """A newcomer waited for the loss of the base model, and read then that the second adapter is of another model."""
+    other = tmp_path / "other"
+    shutil.copytree(lora, other)
+    config = json.loads((other / "adapter_config.json").read_text())
+    config |= {"target_modules": ["query"], "base_model_name_or_path": "somebody/else"}
+    (other / "adapter_config.json").write_text(json.dumps(config))
+    stages = set()
+    with pytest.raises(nola_codec.AdapterError) as refused:
+        nola_codec.evaluate(base, [lora, other], rows, progress=lambda stage, done, total: stages.add(stage))
+    assert refused.value.code == "base-mismatch"
+    assert "loading the adapters" in stages
+    assert not any(stage.startswith("measuring") for stage in stages)
+
+
 def test_an_adapter_that_gains_nothing(run: Run, base: Path, adapter: Path, small: Path, rows: Path) -> None:
     """The adapter of random numbers fits the shapes of the first layers, and spoils the model."""
     config = json.loads((adapter / "adapter_config.json").read_text())

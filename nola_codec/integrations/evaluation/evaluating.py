@@ -105,6 +105,7 @@ def evaluate(
         vocabulary = live.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
         scored = prepare_rows(drawn.rows, live.tokenizer, vocabulary, batch, limit)
         made = make_prompts(asked, live.tokenizer, max(1, limit - max_new_tokens))
+        _require_fit(subjects, live, folder, progress)
         runs = [_run(subject, live, folder, scored, made, max_new_tokens, progress) for subject in subjects]
     reference = _reference(subjects)
     continuations = tuple(
@@ -162,6 +163,16 @@ def _limit(model: object, max_tokens: int) -> tuple[int, list[str]]:
     if isinstance(positions, int) and 0 < positions < max_tokens:
         return positions, []
     return max_tokens, []
+
+
+def _require_fit(subjects: Sequence[Subject], live: LiveBase, folder: Path, progress: Progress | None) -> None:
+    """Put each adapter into the model once, so that one that does not fit is refused before minutes of measuring."""
+    adapters = [subject for subject in subjects if subject.kind in ("adapter", "file")]
+    for done, subject in enumerate(adapters):
+        if progress is not None:
+            progress("loading the adapters", done, len(adapters))
+        with subject.put_into(live, folder):
+            pass
 
 
 def _run(
