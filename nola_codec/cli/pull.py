@@ -18,10 +18,8 @@ from nola_codec.rendering import render_size
     examples=[
         ("Into the current directory, under its own name", "nola-codec pull someone/lora -o ."),
         ("One of several files", "nola-codec pull someone/loras:french.nola -o french.nola"),
-        (
-            "Into the cache, whose path is printed",
-            "nola-codec decode $(nola-codec pull someone/lora) -o lora",
-        ),
+        ("Into the cache; its path is printed", "nola-codec pull someone/lora"),
+        ("Other commands take the repository as a URL", "nola-codec decode hf://someone/lora -o lora"),
     ]
 )
 @click.argument("repo", metavar="REPO")
