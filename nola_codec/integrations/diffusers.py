@@ -11,9 +11,11 @@ decoded file.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,16 +87,34 @@ def load(
             target.load_lora_weights(folder, weight_name=_WEIGHTS, adapter_name=adapter_name, local_files_only=True)
         else:
             (name,) = models
-            target.load_lora_adapter(str(path), prefix=name, adapter_name=adapter_name, use_safetensors=True)
+            target.load_lora_adapter(str(path), prefix=name or None, adapter_name=adapter_name, use_safetensors=True)
     _require_loaded(models, contents, adapter_name, where)
 
 
 def _attempt(path: Path, component: str) -> Callable[[Any], LoadResult]:
     def attempt(trial: Any) -> LoadResult:
-        trial.load_lora_adapter(str(path), prefix=component, adapter_name="nola_trial", use_safetensors=True)
+        with _without_log():
+            trial.load_lora_adapter(
+                str(path), prefix=component or None, adapter_name="nola_trial", use_safetensors=True
+            )
         return LoadResult()
 
     return attempt
+
+
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """Keep Diffusers from logging that a trial failed: the error says it, or only the model itself can tell."""
+
+    def refuse(record: logging.LogRecord) -> bool:
+        return False
+
+    logger = logging.getLogger("diffusers.loaders.peft")
+    logger.addFilter(refuse)
+    try:
+        yield
+    finally:
+        logger.removeFilter(refuse)
 
 
 def _config_of(target: Any, is_pipeline: bool) -> Mapping[str, Any] | None:
@@ -106,10 +126,14 @@ def _config_of(target: Any, is_pipeline: bool) -> Mapping[str, Any] | None:
 
 
 def _models(target: Any, is_pipeline: bool, components: tuple[str, ...], where: str) -> dict[str, Any]:
-    """Return the model of each component that a file has modules of. Raises AdapterError ``base-mismatch``."""
+    """Return the model of each component that a file has modules of; ``""`` stands for a file of one model alone.
+
+    Raises:
+        AdapterError: ``base-mismatch``.
+    """
     if is_pipeline:
         models = {name: getattr(target, name, None) for name in components}
-        missing = [name for name, model in models.items() if model is None]
+        missing = [name or "one model, which it does not name" for name, model in models.items() if model is None]
         if not missing:
             return models
         message = f"it has modules of {', '.join(missing)}, and {type(target).__name__} has no such component"
@@ -129,7 +153,8 @@ def _require_loaded(models: Mapping[str, Any], contents: DecodedContents, adapte
     import peft
 
     for component, model in models.items():
-        loaded = peft.get_peft_model_state_dict(model, adapter_name=adapter_name)
+        is_there = adapter_name in (getattr(model, "peft_config", None) or {})
+        loaded = peft.get_peft_model_state_dict(model, adapter_name=adapter_name) if is_there else {}
         wanted = [key for key in contents.tensors if component_of(key) == component and ".lora" in key]
         if len(loaded) < len(wanted):
             lost = [key for key in wanted if key.removeprefix(f"{component}.") not in loaded]

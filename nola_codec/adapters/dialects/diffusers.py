@@ -34,6 +34,8 @@ from nola_codec.model.tensors import RawTensor
 # The first part of the paths of CLIP in some versions of Transformers; in others, it is missing. So the configuration
 # has the paths without it, which PEFT finds in all versions, since it compares the ends of paths.
 _CLIP = "text_model."
+# Diffusers looks for these tensors if there are no metadata, or if the metadata have the option.
+_BESIDE_FACTORS = {"lora_bias": ".lora_B.bias", "use_dora": ".lora_magnitude_vector"}
 
 
 class Diffusers(PairDialect):
@@ -89,7 +91,8 @@ class Diffusers(PairDialect):
     ) -> Adapter:
         """Make an adapter, whose scalings are in lora_B if that is exact; arguments and errors as in `Dialect`.
 
-        Other scalings are in the metadata, which diffusers reads since version 0.34, and only in some of its loaders.
+        It is not if lora_B has a bias, which the scaling multiplies too. Other scalings are in the metadata, which
+        diffusers reads since version 0.34, and only in some of its loaders.
         """
         require_layouts(modules, self.name, "linear", "conv")
         lone = next((m.name for m in modules if not component_of(m.name)), None)
@@ -99,7 +102,9 @@ class Diffusers(PairDialect):
                 "in none of them; --format peft writes an adapter of one model, such as a language model"
             )
             raise AdapterError(message, code="not-expressible", where=lone)
-        is_exact = all(is_power_of_two(m.scaling) for m in modules)
+        is_exact = all(
+            m.scaling == 1.0 or (is_power_of_two(m.scaling) and f"{m.name}.lora_B.bias" not in raw) for m in modules
+        )
         made = [fold_scaling(m, self.name) for m in modules] if is_exact else modules
         adapter = Adapter(self.name, sort_modules(made), dict(raw), None, {"format": "pt"})
         return adapter if is_exact else _with_metadata(self, adapter)
@@ -177,6 +182,9 @@ def _with_metadata(dialect: PairDialect, adapter: Adapter) -> Adapter:
             for pattern in ("rank_pattern", "alpha_pattern"):
                 config[pattern] = {_with_optional_clip(key): value for key, value in config.get(pattern, {}).items()}
         config["target_modules"] = sorted(paths.values())
+        for option, ending in _BESIDE_FACTORS.items():
+            if any(key.startswith(tuple(m.name + ending for m in own)) for key in adapter.raw):
+                config[option] = True
         flat |= {start + key: value for key, value in config.items()}
         modules += fitted
     metadata = {**adapter.metadata, METADATA_KEY: json.dumps(flat, sort_keys=True)}

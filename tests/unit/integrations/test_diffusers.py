@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 
 import nola_codec
 import nola_codec.numpy
@@ -86,6 +87,31 @@ def text_output(model: Any) -> torch.Tensor:
     with torch.no_grad():
         found: torch.Tensor = model(torch.arange(6)[None]).last_hidden_state
     return found
+
+
+@pytest.mark.parametrize("alpha", [6, 9])  # a scaling that could be multiplied into lora_B, and one that could not
+@pytest.mark.parametrize("option", ["lora_bias", "use_dora"])
+def test_tensors_beside_the_factors(option: str, alpha: int, tmp_path: Path) -> None:
+    """A bias of lora_B is scaled too, and metadata must say that it is there."""
+    model = unet()
+    model.add_adapter(LoraConfig(r=3, lora_alpha=alpha, target_modules=["to_q"], **{option: True}))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    model.save_lora_adapter(tmp_path / "saved")
+    file, _ = nola_codec.encode_bytes(tmp_path / "saved" / "pytorch_lora_weights.safetensors", nmse=1e-3)
+    loaded, peer = unet(), unet()
+    nola_diffusers.load(loaded, file)
+    nola_codec.decode(file, tmp_path / "decoded.safetensors")
+    peer.load_lora_adapter(str(tmp_path / "decoded.safetensors"), prefix=None, use_safetensors=True)
+    assert torch.equal(output(loaded), output(peer))  # a file of one model, whose names have no component
+    converted, _ = nola_codec.encode_bytes(model, nmse=1e-3)  # names of PEFT
+    again = unet()
+    nola_diffusers.load(again, converted)
+    assert (output(again) - output(model)).norm() < 0.1 * (output(model) - output(unet())).norm()
+    lost, effect = output(loaded) - output(model), output(model) - output(unet())
+    assert lost.norm() < 0.1 * effect.norm()
 
 
 @pytest.mark.parametrize("dialect", ["kohya", "diffusers"])
