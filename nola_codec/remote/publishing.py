@@ -26,7 +26,8 @@ from nola_codec.remote.failures import require_online
 from nola_codec.remote.fsspec_files import open_filesystem, translated
 from nola_codec.remote.hub_fetching import raise_hub_error, without_bars
 
-# A reader looks for these first, so they are uploaded last: until then there is no adapter and no model.
+# A reader looks for these first, so they are uploaded last: until then there is no adapter and no model. Where such
+# files are replaced, the old ones go first, so that new weights are never read with an old configuration.
 _LAST = ("adapter_config.json", "config.json", "model_index.json")
 
 
@@ -36,7 +37,8 @@ def publish(url: str, *, overwrite: bool = False) -> Iterator[Path]:
 
     A file appears whole or not at all. The files of a directory appear one after another, the configuration last; on
     the Hub all of them appear at once, as one commit. If an upload fails, the files that it made are removed again.
-    With `overwrite`, files of the same names are replaced, and others in the directory are left alone.
+    With `overwrite`, files of the same names are replaced, and others in the directory are left alone. The old
+    configuration is removed first, so a reader finds the old directory, none that is whole, or the new one.
 
     Args:
         url: A URL of a protocol that can be written; for the Hub that of an existing repository and a path in it.
@@ -112,11 +114,14 @@ class _StoreTarget:
             return int(self._store.du(self._path))
 
     def upload(self, made: Path, files: list[Path]) -> None:
+        places = [self._path if file == made else f"{self._path}/{file.relative_to(made).as_posix()}" for file in files]
         new: list[str] = []
         try:
             with translated(self._url):
-                for file in files:
-                    place = self._path if file == made else f"{self._path}/{file.relative_to(made).as_posix()}"
+                for file, place in zip(files, places, strict=True):
+                    if file != made and file.name in _LAST and self._store.exists(place):
+                        self._store.rm_file(place)
+                for file, place in zip(files, places, strict=True):
                     if not self._store.exists(place):
                         new.append(place)
                         if file != made:  # stores of objects need no folders, others do

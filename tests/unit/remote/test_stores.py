@@ -7,6 +7,7 @@ import socket
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -181,6 +182,27 @@ def test_an_upload_that_fails_leaves_nothing(memory: object, monkeypatch: pytest
     with pytest.raises(RemoteError):
         write()
     assert memory.find("/half") == []  # type: ignore[attr-defined]
+
+
+def test_new_weights_are_never_beside_an_old_configuration(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(name: str, weights: bytes, overwrite: bool) -> None:
+        with publish("memory://swap/lora", overwrite=overwrite) as path:
+            path.mkdir()
+            (path / "adapter_config.json").write_bytes(name.encode())
+            (path / "adapter_model.safetensors").write_bytes(weights)
+
+    write("old", b"old", False)
+    put = type(memory).put_file
+
+    def look_and_put(self: object, source: str, place: str, **options: object) -> None:
+        seen.append({path.rpartition("/")[2]: bytes(memory.cat_file(path)) for path in memory.find("/swap/lora")})
+        put(self, source, place, **options)
+
+    seen: list[dict[str, bytes]] = []
+    monkeypatch.setattr(type(memory), "put_file", look_and_put)
+    write("new", b"new", True)
+    assert seen == [{"adapter_model.safetensors": b"old"}, {"adapter_model.safetensors": b"new"}]
+    assert memory.cat_file("/swap/lora/adapter_config.json") == b"new"
 
 
 def test_a_store_that_shows_half_files_gets_the_name_last(tmp_path: Path) -> None:
