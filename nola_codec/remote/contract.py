@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from nola_codec.errors import RemoteError
+from nola_codec.remote.addresses import shown_url
 
 
 class TransientError(Exception):
@@ -73,6 +74,31 @@ class VersionPin:
             raise changed(name)
         if self.size is None:
             self.size = size
+
+
+class VersionedFile:
+    """The part of a `RemoteFile` that all protocols share: its name, and the version that the first answer fixes.
+
+    Attributes:
+        name, has_ranges: As in `RemoteFile`.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Name a file; nothing is asked yet."""
+        self.name = shown_url(url)
+        self.has_ranges = True
+        self._url = url
+        self._pin = VersionPin()
+
+    @property
+    def size(self) -> int | None:
+        """The length in bytes; None while it is not known."""
+        return self._pin.size
+
+    @property
+    def tag(self) -> str:
+        """The ETag, the date of the last change, or what else marks a version; empty if there is nothing."""
+        return self._pin.tag
 
 
 def changed(name: str) -> RemoteError:

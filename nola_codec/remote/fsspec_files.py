@@ -10,7 +10,7 @@ from typing import Any
 
 from nola_codec.errors import MissingPackage, RemoteError, require_package
 from nola_codec.remote.addresses import is_chain, links, scheme_of, shown_url
-from nola_codec.remote.contract import TransientError, VersionPin
+from nola_codec.remote.contract import TransientError, VersionedFile
 from nola_codec.remote.failures import from_store_error, refused
 
 _READ = 8 << 20
@@ -67,7 +67,7 @@ def translated(url: str, *, is_tried_again: bool = False) -> Iterator[None]:
         raise failure from None
 
 
-class FsspecFile:
+class FsspecFile(VersionedFile):
     """A file of fsspec, as a `RemoteFile`."""
 
     def __init__(self, url: str, filesystem: Any = None, path: str = "", info: Mapping[str, Any] | None = None) -> None:
@@ -82,24 +82,11 @@ class FsspecFile:
         Raises:
             MissingPackage, RemoteError: Those of `open_filesystem`.
         """
-        self.name = shown_url(url)
-        self.has_ranges = True
-        self._url = url
+        super().__init__(url)
         self._filesystem, self._path = (filesystem, path) if filesystem is not None else open_filesystem(url)
-        self._pin = VersionPin()
         self._handle: Any = None
         if info is not None:
             self._pin.fix(self.name, size_of(info), tag_of(info))
-
-    @property
-    def size(self) -> int | None:
-        """The length in bytes; None while it is not known."""
-        return self._pin.size
-
-    @property
-    def tag(self) -> str:
-        """The ETag, or what else the store marks a version with; empty if there is nothing."""
-        return self._pin.tag
 
     def stream(self, start: int, stop: int | None) -> Iterator[bytes]:
         """Yield bytes; see `RemoteFile.stream`."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote, urljoin, urlsplit
 
 from nola_codec.errors import RemoteError, require_package
-from nola_codec.remote.addresses import HubAddress, shown_url
-from nola_codec.remote.contract import TransientError, VersionPin, changed
+from nola_codec.remote.addresses import HubAddress
+from nola_codec.remote.contract import TransientError, VersionedFile, changed
 from nola_codec.remote.failures import forbidden, no_connection, not_found, reason_of, refused
 from nola_codec.version import __version__
 
@@ -35,28 +35,15 @@ _UNSATISFIED = re.compile(r"bytes \*/(?P<size>\d{1,19})")
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
-class HttpFile:
+class HttpFile(VersionedFile):
     """A file of an HTTP server, as a `RemoteFile`."""
 
     def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
         """Name a file; nothing is asked yet. Raises MissingPackage ``needs-requests``."""
         require_package("reading from https://", "requests", "remote")
-        self.name = shown_url(url)
-        self.has_ranges = True
-        self._url = url
+        super().__init__(url)
         self._headers = dict(headers or {})
-        self._pin = VersionPin()
         self._session: requests.Session | None = None
-
-    @property
-    def size(self) -> int | None:
-        """The length in bytes; None while it is not known."""
-        return self._pin.size
-
-    @property
-    def tag(self) -> str:
-        """The ETag, else the date of the last change; empty if the server gives neither."""
-        return self._pin.tag
 
     def stream(self, start: int, stop: int | None) -> Iterator[bytes]:
         """Yield bytes; see `RemoteFile.stream`."""
