@@ -34,28 +34,40 @@ from nola_codec.remote import local_copies, shown_url
 if TYPE_CHECKING:
     from nola_codec.progress import Progress
 
-_TASK = ("data", "held_out", "against", "steps", "batch", "learning_rate")
+_TASK = ("data", "prompts", "held_out", "against", "steps", "batch", "learning_rate")
+_SELF = "self"
+"""The value of --data for which the adapter draws its own data; a file of this name is ./self."""
 
 
 @dataclass(frozen=True)
 class FitRequest:
     """The goal of the coefficients; the values of `FIT_OPTIONS`."""
 
-    fit: str
+    fit: str | None
     base: str | None
     calibration: str | None
     calibration_rows: int | None
     data: str | None
+    prompts: str | None
     held_out: str | None
     against: str | None
     steps: int | None
     batch: int | None
     learning_rate: float | None
 
-    def check(self) -> None:
-        """Refuse a fit without its files, and its options with another fit. Raises UsageError."""
-        self._check_partners("activations", ("base", "calibration"), ("calibration", "calibration_rows"))
-        self._check_partners("task", ("base", "data"), _TASK)
+    def complete(self) -> FitRequest:
+        """Fill in what was left out, and refuse what does not go together. Raises UsageError."""
+        fit = self.fit or ("task" if self.data is not None or self.prompts is not None else "weights")
+        data = _SELF if fit == "task" and self.data is None else self.data
+        found = replace(self, fit=fit, data=data)
+        found._check_partners("activations", ("base", "calibration"), ("calibration", "calibration_rows"))
+        found._check_partners("task", ("base",), _TASK)
+        if data != _SELF and self.prompts is not None:
+            raise click.UsageError("--prompts serves --data self: give prompts, or the data of the task")
+        if data == _SELF and (self.held_out is not None or self.against not in (None, "adapter")):
+            wrong = "--held-out" if self.held_out is not None else f"--against {self.against}"
+            raise click.UsageError(f"{wrong} needs the data of the task (--data FILE): --data self has no labels")
+        return found
 
     @contextmanager
     def with_copies(self, source: str, show: Progress | None) -> Iterator[tuple[str, FitRequest]]:
@@ -63,15 +75,18 @@ class FitRequest:
         if self.base is None:  # `encode` itself takes URLs
             yield source, self
             return
-        files = (source, self.base, self.calibration, self.data, self.held_out)
-        with local_copies(*files, progress=show) as (copy, base, calibration, data, held_out):
+        own_data = self.data == _SELF
+        files = (source, self.base, self.calibration, None if own_data else self.data, self.held_out, self.prompts)
+        with local_copies(*files, progress=show) as (copy, base, calibration, data, held_out, prompts):
             assert copy is not None
+            data = _SELF if own_data else data
             if looks_like_model(copy):
                 raise click.UsageError(
                     "encode is for adapters. To encode what a training changed in a whole model: "
                     f"nola-codec encode-delta {shown_url(source)} --base {shown_url(self.base)}"
                 )
-            yield copy, replace(self, base=base, calibration=calibration, data=data, held_out=held_out)
+            found = replace(self, base=base, calibration=calibration, data=data, held_out=held_out, prompts=prompts)
+            yield copy, found
 
     def _check_partners(self, name: str, needed: tuple[str, ...], own: tuple[str, ...]) -> None:
         if self.fit == name:
@@ -99,16 +114,22 @@ class FitRequest:
             rows = self.calibration_rows or ROWS
             return {"weighting": collect_moments(self.base, modules, self.calibration, rows=rows, progress=show)}
         if self.fit == "task" and self.base is not None and self.data is not None:
-            from nola_codec.integrations.task_text import BATCH, text_tuner
-            from nola_codec.training.task import TaskSettings
+            from nola_codec.training import TaskSettings
 
             chosen: dict[str, Any] = {
                 "against": self.against, "steps": self.steps, "learning_rate": self.learning_rate,
             }  # fmt: skip
             settings = TaskSettings(checkpoint=checkpoint, **{k: v for k, v in chosen.items() if v is not None})
-            tuner = text_tuner(self.base, source, self.data, held_out=self.held_out, settings=settings,
-                               batch=self.batch or BATCH, scale=more.get("scale"), progress=show)  # fmt: skip
-            return {"tuner": tuner}
+            shared: dict[str, Any] = {"settings": settings, "scale": more.get("scale"), "progress": show}
+            if self.batch is not None:
+                shared["batch"] = self.batch
+            if self.data == _SELF:
+                from nola_codec.integrations.self_teaching import self_tuner
+
+                return {"tuner": self_tuner(self.base, source, prompts=self.prompts, **shared)}
+            from nola_codec.integrations.task_text import text_tuner
+
+            return {"tuner": text_tuner(self.base, source, self.data, held_out=self.held_out, **shared)}
         return {}
 
 
@@ -131,6 +152,10 @@ def _flag(name: str) -> str:
             "nola-codec encode my_lora -o my.nola --size 10KB --fit task --base MODEL_DIR --data rows.jsonl",
         ),
         (
+            "10 KB, without data: the adapter answers your prompts, and teaches the file",
+            "nola-codec encode my_lora -o my.nola --size 10KB --base MODEL_DIR --prompts prompts.txt",
+        ),
+        (
             "The form of the NOLA paper: 500 coefficients of 4 bits for each factor",
             "nola-codec encode my_lora -o my.nola --num-basis 500 --bits 4",
         ),
@@ -150,13 +175,15 @@ def command(source: str, **values: Any) -> None:
 
     With --base, PEFT turns adapters of its other methods (MiSS, FourierFT, VB-LoRA and more) into LoRA first.
 
-    With --fit task, training that was interrupted goes on when the same command is run again.
+    --fit task needs minutes, and the base model. --data self needs no data: the adapter draws inputs, or answers your
+    --prompts, and the file learns what the adapter makes of them. Training that was interrupted goes on when the same
+    command is run again.
     """
     from nola_codec.api.encoding import check_options, encode
 
     output, fit = take(OutputRequest, values), take(FitRequest, values)
     reading: dict[str, Any] = {name: values.pop(name) for name in ("carry_unknown", "scale")}
-    fit.check()
+    fit = fit.complete()
     target = output.open_target()
     coding = read_coding_values(values)
     if fit.fit != "weights":
@@ -175,5 +202,6 @@ def command(source: str, **values: Any) -> None:
     if note:
         report = replace(report, notes=(note, *report.notes))
     if fit.fit == "task" and checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
+        for path in (checkpoint, Path(f"{checkpoint}-samples")):
+            path.unlink(missing_ok=True)
     output.print_report(report)

@@ -52,10 +52,10 @@ THOROUGH_OPTION = option("--thorough", group=TARGET, is_flag=True,
 IMPORTANCE_OPTION = option("--importance", group=FIT, type=click.Path(), metavar="FILE",
                            help="JSON or safetensors: a number for each weight, by name or pattern.")  # fmt: skip
 FIT_OPTIONS = (
-    option("--fit", group=FIT, type=click.Choice(["weights", "activations", "task"]), default="weights",
-           show_default=True,
+    option("--fit", group=FIT, type=click.Choice(["weights", "activations", "task"]),
            help="What is fitted: the weights; the weights as far as they matter to --calibration; or the task of "
-                "--data, on which the coefficients are trained."),
+                "--data, on which the coefficients are trained  [default: task with --data or --prompts, else "
+                "weights]."),
     option("--base", group=FIT, type=click.Path(), metavar="MODEL_DIR",
            help="Base model of the adapter, for --fit activations and task, and for PEFT methods that PEFT turns into "
                 "LoRA first. Carried tensors that equal its own are left out; with --carried coded, those near its own "
@@ -64,12 +64,17 @@ FIT_OPTIONS = (
            help="For --fit activations: text of the task, one row a line; or .jsonl with text, with prompt and "
                 "completion, or with messages."),
     option("--calibration-rows", group=FIT, type=click.IntRange(min=1), help="Rows used at most  [default: 64]."),
-    option("--data", group=FIT, type=click.Path(), metavar="FILE",
-           help="For --fit task: rows to train on, in a file as for --calibration. Some are held out."),
+    option("--data", group=FIT, metavar="FILE|self",
+           help="For --fit task: rows to train on, in a file as for --calibration, of which some are held out; or self, "
+                "by default: the adapter draws its own data, and the file learns its outputs."),
+    option("--prompts", group=FIT, type=click.Path(), metavar="FILE",
+           help="For --data self: prompts that the adapter answers, a dozen or more: text, or .jsonl with prompt or "
+                "messages. Without them it writes text from nothing."),
     option("--held-out", group=FIT, type=click.Path(), metavar="FILE",
            help="For --fit task: rows to report the loss on, 96 at most  [default: some of --data]."),
     option("--against", group=FIT, type=click.Choice(["labels", "adapter", "both"]),
-           help="For --fit task: train on the text, on what the adapter predicts, or on both  [default: labels]."),
+           help="For --fit task: train on the text, on what the adapter predicts, or on both  [default: labels; for "
+                "--data self, adapter]."),
     option("--steps", group=FIT, type=click.IntRange(min=1), help="For --fit task: steps at most  [default: 150]."),
     option("--batch", group=FIT, type=click.IntRange(min=1), help="For --fit task: rows of a step  [default: 8]."),
     option("--learning-rate", group=FIT, type=float, help="For --fit task: Adam's learning rate  [default: 0.03]."),

@@ -74,6 +74,7 @@ class TaskReport:
         rows: The number of held-out rows.
         steps: The number of training steps behind the file.
         unit: The unit of a loss, e.g. ``nats a token``.
+        data: Sentences that say where the data came from, if the adapter made them itself; else empty.
     """
 
     base: float
@@ -83,6 +84,7 @@ class TaskReport:
     rows: int
     steps: int
     unit: str
+    data: str = ""
 
     @property
     def kept(self) -> float | None:

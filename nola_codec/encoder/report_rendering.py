@@ -90,4 +90,5 @@ def _task_lines(task: TaskReport) -> list[str]:
         f"task         {task.file:.4f} {task.unit}, {kept}  ({task.rows} held-out rows, measured)",
         f"  of them    base {task.base:.4f}, adapter {task.adapter:.4f}, before training {task.start:.4f}",
         f"  trained    {task.steps} steps",
+        *([f"  data       {task.data}"] if task.data else []),
     ]

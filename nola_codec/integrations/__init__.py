@@ -4,6 +4,7 @@ Its files:
 
     calibration.py, probes.py, calibration_data.py    `fit="activations"`: moments of a model's layers
     task_text.py                `fit="task"`: rows of text, to train on and to report on
+    self_teaching/              `fit="task"` without data: the adapter teaches its own code
     text_batches.py, causal.py  what the above and `evaluation` share: batches of rows, and a language model
     evaluation/                 `evaluate`: the loss of a task, with and without adapters
     peft_conversion.py          other PEFT methods turned into LoRA by PEFT

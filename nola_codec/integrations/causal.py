@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,11 @@ def without_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def are_causal(architectures: Sequence[str]) -> bool:
+    """Return True if one of the architectures of a configuration is a causal language model."""
+    return any(str(kind).endswith(_CAUSAL) for kind in architectures)
 
 
 def load_causal(base: Path, dtype: str = "float32", device: object = "cpu") -> tuple[torch.nn.Module, Any]:
@@ -58,7 +63,7 @@ def load_causal(base: Path, dtype: str = "float32", device: object = "cpu") -> t
         raise EncodeError(message, code="calibration-model", where=str(base))
     try:
         kinds = AutoConfig.from_pretrained(base).architectures or ()
-        if kinds and not any(kind.endswith(_CAUSAL) for kind in kinds):
+        if kinds and not are_causal(kinds):
             # AutoModelForCausalLM would give it an output layer of random weights.
             message = f"expected a causal language model, found {', '.join(kinds)}"
             raise EncodeError(message, code="calibration-model", where=str(base))

@@ -81,7 +81,7 @@ def text_tuner(
     if progress is not None:
         progress("loading the base model", 0, 0)
     model, tokenizer = load_causal(Path(base))
-    _load_carried_tensors(model, source, scale)
+    load_carried_tensors(model, source, scale)
 
     fill = padding_token(tokenizer)
 
@@ -103,7 +103,7 @@ def text_tuner(
     return TaskTuner(model, task, settings, progress)
 
 
-def _load_carried_tensors(model: torch.nn.Module, source: AnySource, scale: float | None) -> None:
+def load_carried_tensors(model: torch.nn.Module, source: AnySource, scale: float | None) -> None:
     """Put the tensors that an adapter carries besides its factors into the model.
 
     Raises:

@@ -20,7 +20,8 @@ Coded tensors that go into one file are a `TensorGroup`. `TaskTuner` trains the 
     weights.py                                  changes of any network's weights
     network.py, layers.py, network_files.py     networks that are trained from scratch
     saving.py, trained_files.py, state.py       `save` and `load`; files in factor form; what a model remembers
-    task.py, task_code.py                       `fit="task"`
+    task.py, task_code.py                       `fit="task"`: the training; the coded vectors
+    task_data.py, task_distance.py, task_teacher.py    its data and settings; distances to the adapter; its kept outputs
 
 Names are imported when they are first used.
 """
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
     from nola_codec.training.network import parametrize_network
     from nola_codec.training.peft_model import deparametrize, parametrize
     from nola_codec.training.saving import load, save
-    from nola_codec.training.task import TaskData, TaskSettings, TaskTuner
+    from nola_codec.training.task import TaskTuner
+    from nola_codec.training.task_data import TaskData, TaskSettings
+    from nola_codec.training.task_distance import Distance, Divergence, SquaredError
     from nola_codec.training.weights import CodedDelta, parametrize_weights
 
 _MODULES = {
@@ -49,12 +52,15 @@ _MODULES = {
     "CodedTensor": "coded",
     "Coding": "coding",
     "CodingOptions": "coding",
+    "Distance": "task_distance",
+    "Divergence": "task_distance",
     "NolaConv2d": "layers",
     "NolaEmbedding": "layers",
     "NolaLinear": "layers",
     "NolaParameter": "layers",
-    "TaskData": "task",
-    "TaskSettings": "task",
+    "SquaredError": "task_distance",
+    "TaskData": "task_data",
+    "TaskSettings": "task_data",
     "TaskTuner": "task",
     "TensorGroup": "group",
     "deparametrize": "peft_model",
@@ -70,10 +76,13 @@ __all__ = [
     "CodedTensor",
     "Coding",
     "CodingOptions",
+    "Distance",
+    "Divergence",
     "NolaConv2d",
     "NolaEmbedding",
     "NolaLinear",
     "NolaParameter",
+    "SquaredError",
     "TaskData",
     "TaskSettings",
     "TaskTuner",

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,89 +20,17 @@ from torch.nn import functional
 
 from nola_codec.encoder.report import TaskReport
 from nola_codec.encoder.tuning import FactorPairs, TrainedForm, TuningStart
-from nola_codec.errors import EncodeError, mismatch
+from nola_codec.errors import EncodeError
 from nola_codec.model.adapter import Codable
 from nola_codec.progress import Progress
 from nola_codec.stores.files import atomic_file
 from nola_codec.training.attach import FactorPair, attach_factors, freeze_weights
 from nola_codec.training.task_code import TaskCode
+from nola_codec.training.task_data import Against, LogitsFn, LossFn, OutputsFn, TaskData, TaskSettings
+from nola_codec.training.task_distance import Kept
+from nola_codec.training.task_teacher import Teacher
 
-LossFn = Callable[[torch.nn.Module, Any], tuple[torch.Tensor, int]]
-"""``loss_fn(model, batch)`` returns the loss summed over all scored items, and the number of scored items."""
-LogitsFn = Callable[[torch.nn.Module, Any], tuple[torch.Tensor, torch.Tensor]]
-"""``logits_fn(model, batch)`` returns the logits of the scored items (scored, classes), and their labels, int64
-(scored,)."""
-Against = Literal["labels", "adapter", "both"]
-
-
-@dataclass(frozen=True)
-class TaskData:
-    """The data of a task, and the functions that score a model on it.
-
-    Attributes:
-        train: Batches to train on.
-        validation: Batches whose loss decides when training stops, and which step is the best.
-        held_out: Batches that are only used to report a loss.
-        loss_fn: The loss; see `LossFn`. None is the cross-entropy of `logits_fn`.
-        logits_fn: The logits; see `LogitsFn`. They are needed to match the outputs of the adapter.
-        unit: The unit of the loss.
-        rows: The number of rows in `held_out`, for the report.
-        identity: A name of the data and the model. Training does not resume from a checkpoint with another one.
-    """
-
-    train: Sequence[Any]
-    validation: Sequence[Any]
-    held_out: Sequence[Any]
-    loss_fn: LossFn | None = None
-    logits_fn: LogitsFn | None = None
-    unit: str = "nats"
-    rows: int = 0
-    identity: str = ""
-
-    def loss(self, model: torch.nn.Module, batch: Any) -> tuple[torch.Tensor, int]:
-        """Return the loss summed over the scored items of a batch, and the number of these items."""
-        if self.loss_fn is not None:
-            return self.loss_fn(model, batch)
-        assert self.logits_fn is not None
-        logits, labels = self.logits_fn(model, batch)
-        return functional.cross_entropy(logits.float(), labels, reduction="sum"), len(labels)
-
-
-@dataclass(frozen=True)
-class TaskSettings:
-    """Settings of the training.
-
-    Attributes:
-        against: The loss that is minimized: ``labels`` for `TaskData.loss_fn`; ``adapter`` for the Kullback-Leibler
-            divergence from the distribution that the original adapter predicts; ``both`` for the mean of the two.
-        steps: The most steps, with one batch each. The learning rate falls to zero along a cosine.
-        learning_rate: Adam's learning rate for coefficients, which have unit variance.
-        size_rate: Adam's learning rate for the logarithms of the sizes of components.
-        every: The number of steps between two validations.
-        patience: The number of validations in a row without a better loss after which training stops.
-        seed: The seed of the order of batches.
-        checkpoint: A file that is written at every validation. If it exists, training resumes from it. The caller
-            removes it.
-    """
-
-    against: Against = "labels"
-    steps: int = 150
-    learning_rate: float = 0.03
-    size_rate: float = 0.01
-    every: int = 25
-    patience: int = 3
-    seed: int = 0
-    checkpoint: str | os.PathLike[str] | None = None
-
-    def __post_init__(self) -> None:
-        if self.against not in ("labels", "adapter", "both"):
-            raise EncodeError(mismatch("against", "labels, adapter or both", repr(self.against)), code="option")
-        for name in ("steps", "every", "patience"):
-            if getattr(self, name) < 1:
-                raise EncodeError(mismatch(name, "a positive number", getattr(self, name)), code="option")
-        for name in ("learning_rate", "size_rate"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise EncodeError(mismatch(name, "a positive number", getattr(self, name)), code="option")
+__all__ = ["Against", "LogitsFn", "LossFn", "OutputsFn", "TaskData", "TaskSettings", "TaskTuner"]
 
 
 @dataclass
@@ -143,20 +70,16 @@ class TaskTuner:
             progress: Called as (stage, done, total), or None.
 
         Raises:
-            EncodeError: ``task-data``: there is nothing to train on or to measure on, or logits are needed and there
-                is no `logits_fn`.
+            EncodeError: ``task-data``: there is nothing to train on or to measure on, or a function is missing that the
+                settings need.
         """
         self._model, self._data, self._settings = model, data, settings or TaskSettings()
         self._progress = progress
-        for name in ("train", "validation", "held_out"):
-            if not len(getattr(data, name)):
-                raise EncodeError(f"no batches in {name}", code="task-data")
-        if data.loss_fn is None and data.logits_fn is None:
-            raise EncodeError("neither loss_fn nor logits_fn is given", code="task-data")
-        if self._settings.against != "labels" and data.logits_fn is None:
-            raise EncodeError("matching the adapter's outputs needs logits_fn", code="task-data")
+        data.check(self._settings.against)
+        self._teacher = Teacher(data.distance, self._settings.teacher_bytes)
         self._modules: Sequence[Codable] = []
         self._factors: Mapping[str, FactorPair] = {}
+        self._original: Mapping[str, FactorPair] = {}
         self._losses: dict[str, float] = {}
         self._steps = 0
 
@@ -168,20 +91,22 @@ class TaskTuner:
                 are not pairs of factors; ``task-diverged``: the loss is not finite; ``task-checkpoint``: the checkpoint
                 is of another training.
         """
-        device = next(self._model.parameters()).device
-        code = TaskCode(start, device)
+        code = TaskCode(start, self._device)
         self._modules = start.items
-        original = {m.name: (_to_tensor(m.sides[0], device), _to_tensor(m.sides[1], device)) for m in self._modules}
+        self._original = {
+            m.name: (_to_tensor(m.sides[0], self._device), _to_tensor(m.sides[1], self._device)) for m in self._modules
+        }
         with freeze_weights(self._model), attach_factors(self._model, self._modules, lambda: self._factors):
-            self._losses["base"] = self._mean_loss({}, self._data.held_out, "loss of the base model")
-            self._losses["adapter"] = self._mean_loss(original, self._data.held_out, "loss of the adapter")
-            untrained = _detach(code.factors())
-            self._losses["start"] = self._mean_loss(untrained, self._data.held_out, "loss before training")
-            self._steps = self._train(code, start, original)
+            self._losses["base"] = self._held_out_loss({}, "loss of the base model")
+            # The distance from the adapter to itself is 0.
+            is_zero = self._data.measured == "adapter"
+            self._losses["adapter"] = 0.0 if is_zero else self._held_out_loss(self._original, "loss of the adapter")
+            self._losses["start"] = self._held_out_loss(_detach(code.factors()), "loss before training")
+            self._steps = self._train(code, start)
         self._factors = {}
         return code.result()
 
-    def _train(self, code: TaskCode, start: TuningStart, original: Mapping[str, FactorPair]) -> int:
+    def _train(self, code: TaskCode, start: TuningStart) -> int:
         """Train a code from its start or from a checkpoint. Set it to its best step, and return that step."""
         settings = self._settings
         rates = [settings.learning_rate, settings.size_rate]
@@ -196,10 +121,9 @@ class TaskTuner:
             share = at.step / settings.steps
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * min(1.0, (at.step + 1) / 5) * 0.5 * (1 + math.cos(math.pi * share))
-            batch = self._data.train[self._batch_number(at.step)]
             optimizer.zero_grad()
             self._factors = code.factors()
-            loss = self._loss(batch, original)
+            loss = self._training_loss(self._batch_number(at.step))
             if not torch.isfinite(loss):
                 message = f"the loss is {loss.item()} at step {at.step}; a smaller learning rate may help"
                 raise EncodeError(message, code="task-diverged")
@@ -216,42 +140,77 @@ class TaskTuner:
 
     def measure(self, factors: FactorPairs) -> float:
         """Return the held-out loss with the factors that a file decodes to."""
-        device = next(self._model.parameters()).device
+        device = self._device
         pairs = {name: (_to_tensor(b, device), _to_tensor(a, device)) for name, (b, a) in factors.items() if b.any()}
         with freeze_weights(self._model), attach_factors(self._model, self._modules, lambda: self._factors):
-            self._losses["file"] = self._mean_loss(pairs, self._data.held_out, "loss of the file")
+            self._losses["file"] = self._held_out_loss(pairs, "loss of the file")
         self._factors = {}
         return self._losses["file"]
 
     def report(self) -> TaskReport:
         """Return the measured losses and the number of steps, for the report of the encode."""
-        return TaskReport(**self._losses, rows=self._data.rows, steps=self._steps, unit=self._data.unit)
+        data = self._data
+        return TaskReport(**self._losses, rows=data.rows, steps=self._steps, unit=data.unit, data=data.description)
 
-    def _loss(self, batch: Any, original: Mapping[str, FactorPair]) -> torch.Tensor:
+    @property
+    def _device(self) -> torch.device:
+        return next(self._model.parameters()).device
+
+    def _training_loss(self, number: int) -> torch.Tensor:
         """Return the mean loss of a training batch with the attached factors."""
-        data, against = self._data, self._settings.against
-        if against == "labels":
-            total, count = data.loss(self._model, batch)
-            return total / max(1, count)
-        assert data.logits_fn is not None
-        trained = self._factors
-        with torch.no_grad():
-            self._factors = original
-            wanted = functional.log_softmax(data.logits_fn(self._model, batch)[0].float(), -1)
-        self._factors = trained
-        logits, labels = data.logits_fn(self._model, batch)
-        found = functional.log_softmax(logits.float(), -1)
-        divergence = functional.kl_div(found, wanted, log_target=True, reduction="batchmean")
-        return divergence if against == "adapter" else (divergence + functional.nll_loss(found, labels)) / 2
+        data, against, batch = self._data, self._settings.against, self._data.train[number]
+        with self._autocast():
+            if against == "labels":
+                total, count = data.loss(self._model, batch)
+                return total / max(1, count)
+            kept = self._wanted(("train", number), batch)
+            if against == "adapter":
+                total, count = data.distance.measure(data.outputs(self._model, batch), kept)
+                return total / max(1, count)
+            if data.loss_fn is None and data.outputs_fn is None and data.logits_fn is not None:  # one pass does both
+                outputs, labels = data.logits_fn(self._model, batch)
+                total, count = functional.cross_entropy(outputs.float(), labels, reduction="sum"), len(labels)
+            else:
+                total, count = data.loss(self._model, batch)
+                outputs = data.outputs(self._model, batch)
+            distance, items = data.distance.measure(outputs, kept)
+            return (total / max(1, count) + distance / max(1, items)) / 2
 
-    def _mean_loss(self, factors: Mapping[str, FactorPair], batches: Sequence[Any], stage: str | None) -> float:
-        """Return the mean loss over batches with these factors attached; without a `stage` nothing is reported."""
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._settings.uses_bfloat16(self._model))
+
+    def _wanted(self, key: tuple[str, int], batch: Any) -> Kept:
+        """Return what the distance needs of the adapter's outputs on a batch."""
+
+        def outputs(factors: Mapping[str, FactorPair]) -> torch.Tensor:
+            before, self._factors = self._factors, factors
+            try:
+                with torch.no_grad():
+                    return self._data.outputs(self._model, batch)
+            finally:
+                self._factors = before
+
+        return self._teacher.wanted(key, lambda: outputs(self._original), lambda: outputs({}), self._device)
+
+    def _held_out_loss(self, factors: Mapping[str, FactorPair], stage: str) -> float:
+        return self._mean_loss(factors, "held_out", stage)
+
+    def _mean_loss(self, factors: Mapping[str, FactorPair], name: str, stage: str | None) -> float:
+        """Return the mean loss over the batches of `TaskData` that have this name, with these factors attached.
+
+        Without a `stage` nothing is reported.
+        """
         before, self._factors = self._factors, factors
+        batches = getattr(self._data, name)
         total = scored = 0.0
         with torch.no_grad():
             for done, batch in enumerate(batches):
                 self._tell(stage, done, len(batches))
-                loss, count = self._data.loss(self._model, batch)
+                if self._data.measured == "labels":
+                    loss, count = self._data.loss(self._model, batch)
+                else:
+                    kept = self._wanted((name, done), batch)
+                    loss, count = self._data.distance.measure(self._data.outputs(self._model, batch), kept)
                 total += float(loss)
                 scored += count
         self._tell(stage, len(batches), len(batches))
@@ -259,7 +218,7 @@ class TaskTuner:
         return total / max(1.0, scored)
 
     def _validate(self, at: _TrainingPosition, code: TaskCode) -> None:
-        loss = self._mean_loss(_detach(code.factors()), self._data.validation, None)  # a part of the stage of training
+        loss = self._mean_loss(_detach(code.factors()), "validation", None)  # a part of the stage of training
         if loss < at.best:
             at.best, at.best_step, at.idle, at.best_state = loss, at.step, 0, code.state()
         else:

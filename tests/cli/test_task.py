@@ -54,9 +54,13 @@ def test_what_is_printed(run: Run, trained: Path, options: list[object], rows: P
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--fit", "task"], "--fit task needs --base and --data"),
-        (["--fit", "task", "--base", "m"], "--fit task needs --data"),
-        (["--data", "d"], "--data serves --fit task"),
+        (["--fit", "task"], "--fit task needs --base"),
+        (["--data", "d"], "--fit task needs --base"),
+        (["--prompts", "p"], "--fit task needs --base"),
+        (["--fit", "weights", "--data", "d"], "--data serves --fit task"),
+        (["--prompts", "p", "--data", "d", "--base", "m"], "--prompts serves --data self"),
+        (["--data", "self", "--base", "m", "--held-out", "d"], "--held-out needs the data of the task"),
+        (["--prompts", "p", "--base", "m", "--against", "labels"], "--against labels needs the data of the task"),
         (["--steps", "3", "--against", "both"], "--against and --steps serve --fit task"),
         (["--fit", "task", "--base", "m", "--data", "d", "--nmse", ".1"], "leave out nmse"),
         (["--fit", "task", "--base", "m", "--data", "d", "--rungs", "1KB"], "a file of one rung"),

@@ -1,0 +1,104 @@
+"""Sample text from a causal language model, many rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nola_codec.integrations.text_batches import TokenizedRow, padding_token
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How text is drawn.
+
+    Attributes:
+        temperature: The temperature of the distribution; 1 is the model's own.
+        new_tokens: The most tokens of an answer.
+        batch: The number of rows that are drawn side by side.
+        seed: The seed.
+    """
+
+    temperature: float = 1.0
+    new_tokens: int = 96
+    batch: int = 64
+    seed: int = 0
+
+
+def sample_answers(
+    model: torch.nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    settings: SamplingSettings,
+    tell: Callable[[int, int], None],
+) -> list[TokenizedRow]:
+    """Return one answer to each prompt, as (prompt and answer, length of the prompt).
+
+    An answer ends with the end-of-sequence token, unless it was cut at the most tokens. The rows come in the order of
+    the prompts. One seed gives the same rows on one machine; the state of PyTorch's generator stays as it was.
+
+    Args:
+        model: A causal language model of Transformers, in evaluation mode.
+        tokenizer: Its tokenizer.
+        prompts: Token ids of each prompt, at least one.
+        settings: How text is drawn.
+        tell: Called as (prompts done, prompts in all).
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    own: Any = model
+    device = next(model.parameters()).device
+    kept = getattr(own, "generation_config", None)
+    end = tokenizer.eos_token_id if kept is None or kept.eos_token_id is None else kept.eos_token_id
+    ends = {end} if isinstance(end, int) else set(end or ())
+    fill = padding_token(tokenizer)
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=settings.new_tokens, do_sample=True, temperature=settings.temperature, top_k=0, top_p=1.0,
+        num_beams=1, repetition_penalty=1.0, eos_token_id=end, pad_token_id=fill,
+    )  # fmt: skip
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # less padding
+    rows: list[TokenizedRow] = [((), 0)] * len(prompts)
+    devices = [device] if device.type == "cuda" else []
+    # A model's own settings would fill in what is left out here, such as a repetition penalty.
+    own.generation_config = config
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            torch.manual_seed(settings.seed)
+            for start in range(0, len(order), settings.batch):
+                tell(start, len(order))
+                chosen = order[start : start + settings.batch]
+                ids, mask = _pad_left([prompts[i] for i in chosen], fill)
+                made = own.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)[
+                    :, ids.shape[1] :
+                ].tolist()
+                for index, answer in zip(chosen, made, strict=True):
+                    prompt = list(prompts[index])
+                    rows[index] = (prompt + _cut(answer, ends), len(prompt))
+    finally:
+        own.generation_config = kept
+    tell(len(order), len(order))
+    return rows
+
+
+def _cut(answer: list[int], ends: set[int]) -> list[int]:
+    """Return an answer up to its first end-of-sequence token, and with it."""
+    stop = next((place for place, token in enumerate(answer) if token in ends), len(answer) - 1)
+    return answer[: stop + 1]
+
+
+def _pad_left(prompts: Sequence[Sequence[int]], fill: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return input_ids and attention_mask, int64 (rows, length), of prompts that end in the last column."""
+    import torch
+
+    length = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), length), fill)
+    mask = torch.zeros((len(prompts), length), dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        ids[row, length - len(prompt) :] = torch.tensor(list(prompt))
+        mask[row, length - len(prompt) :] = 1
+    return ids, mask
