@@ -65,8 +65,8 @@ FIT_OPTIONS = (
                 "completion, or with messages."),
     option("--calibration-rows", group=FIT, type=click.IntRange(min=1), help="Rows used at most  [default: 64]."),
     option("--data", group=FIT, metavar="FILE|self",
-           help="For --fit task: rows to train on, in a file as for --calibration, of which some are held out; or self, "
-                "by default: the adapter draws its own data, and the file learns its outputs."),
+           help="For --fit task: rows to train on, in a file as for --calibration, of which some are held out; or "
+                "self, by default: the adapter draws its own data, and the file learns its outputs."),
     option("--prompts", group=FIT, type=click.Path(), metavar="FILE",
            help="For --data self: prompts that the adapter answers, a dozen or more: text, or .jsonl with prompt or "
                 "messages. Without them it writes text from nothing."),
