@@ -6,7 +6,8 @@ rates of `pace.py`, `output.py` holds the code that commands share, and `fleet_o
 files.
 
 Exit status: 0 done, 1 `verify`, `compare`, `eval` or `selftest` says no, 2 wrong usage, 3 input refused, 70 our own
-bug; as in any program 130 when it was interrupted, and 141 when whoever read its output went away.
+bug; as in any program 130 when it was interrupted, 143 when it was told to end (SIGTERM), 129 when its terminal was
+closed, and 141 when whoever read its output went away. Whatever ends it that way, nothing is left half written.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import signal
 import sys
+import threading
+from types import FrameType
 from typing import Any
 
 import click
@@ -53,6 +57,31 @@ Shell completion, for the file that your shell reads at its start:
   fish  _NOLA_CODEC_COMPLETE=fish_source nola-codec | source
 """
 _CLOSED_PIPE = 141  # as shells report a program that SIGPIPE ended
+_ENDING_SIGNALS = {"SIGTERM": "told to end", "SIGHUP": "the terminal was closed"}
+"""The signals that end the program as an interrupt does, with what it says then."""
+
+
+class _Ended(KeyboardInterrupt):
+    """A signal came that asks the program to end; all that handles an interrupt handles it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not stop the cleaning up
+    raise _Ended(number)
+
+
+def _handle_signals() -> None:
+    """Let signals that ask the program to end clean up as an interrupt does. Containers send SIGTERM."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for name in _ENDING_SIGNALS:
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # `nohup` ignores SIGHUP
+            signal.signal(number, _end)
 
 
 def choose_color() -> bool | None:
@@ -101,9 +130,13 @@ def main(arguments: list[str] | None = None) -> None:
     from nola_codec.cli.messages import USAGE_CODES, describe_error, describe_system_error
     from nola_codec.errors import NolaError, OutputExists
 
+    _handle_signals()
     try:
         status: Any = group.main(arguments, prog_name="nola-codec", standalone_mode=False)
-    except click.exceptions.Abort:
+    except click.exceptions.Abort as error:
+        if isinstance(error.__cause__, _Ended):
+            number = error.__cause__.number
+            _fail(_ENDING_SIGNALS[signal.Signals(number).name], 128 + number)
         _fail("interrupted", 130)
     except click.ClickException as error:
         error.show(sys.stderr)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nola_codec.errors import AdapterError
 from nola_codec.merger.merge_files import MergeFile
+from nola_codec.merger.model_directory import copy_tree, require_inside
 from nola_codec.merger.pipeline_components import Pipeline
 from nola_codec.merger.request import MergeRequest
 from nola_codec.stores.files import atomic_directory
@@ -66,6 +67,7 @@ def open_pipeline(files: Sequence[MergeFile], request: MergeRequest) -> Iterator
             if path.name in folders or path.name.startswith("."):
                 continue
             if path.is_dir():
-                shutil.copytree(path, directory / path.name)
+                copy_tree(path, directory / path.name, base)
             else:
+                require_inside(path, base)
                 shutil.copyfile(path, directory / path.name)  # follows the symbolic links of a hub cache

@@ -22,6 +22,7 @@ from nola_codec.errors import AdapterError
 from nola_codec.merger.checksums import Sums, file_sums
 from nola_codec.parallel import parallel_map
 from nola_codec.stores.files import replace_directory, require_free
+from nola_codec.stores.replacing import sync_directory
 
 _MAGIC = "nola-codec partial directory 1"
 
@@ -58,7 +59,7 @@ class Journal:
                 os.fsync(file.fileno())
             entries[name] = [part.stat().st_size, *(f"{s:016x}" for s in sums)]
             part.replace(self.files / name)
-        _sync_directory(self.files)
+        sync_directory(self.files)
         with self._lock:
             self.stream.write(json.dumps({"group": group, "files": entries}).encode() + b"\n")
             self.stream.flush()
@@ -166,13 +167,3 @@ def _lock_file(stream: IO[bytes], folder: Path) -> None:
     except OSError as error:
         message = "another process is writing the same output"
         raise AdapterError(message, code="busy", where=str(folder)) from error
-
-
-def _sync_directory(path: Path) -> None:
-    """Sync a directory, so that its renames survive a power cut; some systems cannot do it."""
-    if os.name == "posix":
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from nola_codec.checkpoints.weights_files import WEIGHTS_NAME
 from nola_codec.errors import AdapterError
@@ -15,6 +14,7 @@ from nola_codec.merger.request import MergeRequest
 from nola_codec.stores.files import is_pickle, require_free
 from nola_codec.stores.gguf_io import GGUF_MAGIC
 from nola_codec.stores.open_store import open_store
+from nola_codec.stores.replacing import sync_directory, temporary_beside
 from nola_codec.stores.safetensors_writer import write_file
 from nola_codec.stores.zip_io import ZIP_MAGIC
 
@@ -41,16 +41,17 @@ def lone_file_as_directory(request: MergeRequest) -> Iterator[MergeRequest]:
         message = "only a merge into a model directory can keep an undo file"
         raise AdapterError(message, code="needs-directory", where=str(base))
     require_free(out, overwrite=request.overwrite)
-    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
-        model = Path(staging) / "base"
+    with temporary_beside(out, is_directory=True) as staging:
+        model = staging / "base"
         model.mkdir()
         _put_weights(base, model / WEIGHTS_NAME)
-        merged = Path(staging) / "merged"
+        merged = staging / "merged"
         try:
             yield replace(request, base=model, out=merged, overwrite=False)
         except AdapterError as error:
             raise _under_own_name(error, model, base) from error
-        os.replace(merged / WEIGHTS_NAME, out)
+        os.replace(merged / WEIGHTS_NAME, out)  # synced when its journal was closed
+        sync_directory(out.parent)
 
 
 def _put_weights(base: Path, target: Path) -> None:

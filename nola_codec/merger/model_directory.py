@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -49,15 +50,59 @@ def remove_others(directory: Path, kept: Iterable[str]) -> None:
 
 
 def copy_other_files(base: Path, directory: Path) -> None:
-    """Copy configuration, tokenizer, code and licences: all but weights, hidden files and adapters."""
+    """Copy configuration, tokenizer, code and licences: all but weights, hidden files and adapters.
+
+    Raises:
+        AdapterError: ``outside-base``; see `require_inside`.
+    """
     for path in sorted(base.iterdir()):
         if path.name.startswith(".") or path.name in _NOT_COPIED:
             continue
         if path.is_dir():
             if path.name in _COPIED_DIRECTORIES:
-                shutil.copytree(path, directory / path.name)
+                copy_tree(path, directory / path.name, base)
         elif path.suffix not in _WEIGHT_SUFFIXES and not is_index(path.name):
+            require_inside(path, base)
             shutil.copyfile(path, directory / path.name)  # follows the symbolic links of a hub cache
+
+
+def copy_tree(source: Path, target: Path, base: Path) -> None:
+    """Copy a directory of a base model with the contents of what links in it point to.
+
+    Raises:
+        AdapterError: ``outside-base``; see `require_inside`.
+    """
+    require_inside(source, base)
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        if path.is_dir():
+            copy_tree(path, target / path.name, base)
+        else:
+            require_inside(path, base)
+            shutil.copyfile(path, target / path.name)
+
+
+def require_inside(path: Path, base: Path) -> None:
+    """Check that a file of a base model is no link to a file elsewhere, such as a secret of the user.
+
+    A link may lead to another place in the directory of the model. In a cache of the Hugging Face Hub, whose snapshots
+    are links, it may also lead to the blobs of the same repository.
+
+    Raises:
+        AdapterError: ``outside-base``: It leads elsewhere. ``unreadable``: It is a pipe or a device.
+    """
+    real, root = Path(os.path.realpath(path)), Path(os.path.realpath(base))
+    allowed = [root]
+    if root.parent.name == "snapshots":
+        allowed.append(root.parent.parent / "blobs")
+    if not any(each == real or each in real.parents for each in allowed):
+        message = (
+            f"a link to {real}, outside of the base model, which may be private; "
+            "put the file itself in the place of the link to have it copied"
+        )
+        raise AdapterError(message, code="outside-base", where=str(path))
+    if real.exists() and not (real.is_file() or real.is_dir()):
+        raise AdapterError("not a regular file", code="unreadable", where=str(path))
 
 
 def merged_index(checkpoint: Checkpoint, layouts: Mapping[str, Mapping[str, MergedTensor]]) -> dict[str, Any]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from nola_codec.checkpoints.weights_files import find_pickles, find_weights
 from nola_codec.errors import AdapterError
+from nola_codec.merger.model_directory import copy_other_files
 from nola_codec.merger.request import MergeRequest
 from nola_codec.stores.files import dump_json
 from nola_codec.stores.pickle_io import open_pickle
+from nola_codec.stores.replacing import temporary_beside
 from nola_codec.stores.safetensors_writer import write_file
 
 
@@ -40,12 +39,10 @@ def unpickled_base(request: MergeRequest) -> Iterator[MergeRequest]:
         message = "an undo file restores safetensors and not pickles; convert the model to safetensors first"
         raise AdapterError(message, code="needs-safetensors", where=str(request.base))
     request.out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{request.out.name}.", dir=request.out.parent) as staging:
-        model = Path(staging) / "base"
+    with temporary_beside(request.out, is_directory=True) as staging:
+        model = staging / "base"
         model.mkdir()
-        for path in request.base.iterdir():
-            if path.name not in (*pickles.shards.values(), pickles.index):
-                (model / path.name).symlink_to(Path(os.path.realpath(path)))
+        copy_other_files(request.base, model)
         weight_map: dict[str, str] = {}
         for name, shard in pickles.shards.items():
             with open_pickle(request.base / shard) as store:

@@ -10,5 +10,6 @@
     pickle_scan.py, zip_io.py   keep hostile pickles and archives out
     tensor_files.py             writes tensors as the type that a suffix names
     files.py                    helpers: outputs appear whole or not at all, and JSON is bounded
+    replacing.py                temporary names of outputs, and what killed runs leave of them
     dtypes.py                   stored bytes <-> NumPy, and the rounding of floats
 """

@@ -6,8 +6,6 @@ import contextlib
 import io
 import json
 import os
-import secrets
-import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +13,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 from nola_codec.errors import DISK_FULL, AdapterError, OutputExists
+from nola_codec.stores.replacing import (
+    link_others,
+    remove,
+    swap,
+    sync_directory,
+    sync_tree,
+    temporary_beside,
+)
 
 AnySource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO"
 
@@ -165,7 +171,8 @@ def dump_json(value: object) -> bytes:
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a stream whose bytes appear under ``path`` only when the ``with`` block ends without an error.
 
-    An existing file is replaced.
+    An existing file is replaced. The bytes are synced to the disk before they get the name. What killed runs have left
+    of the same file is removed.
 
     Raises:
         OutputExists: ``special-file``: ``path`` is a device, pipe or socket.
@@ -173,23 +180,19 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     target = Path(path)
     require_free(target, overwrite=True)
-    temporary = _temporary(target)
-    # `open` gives the file the permissions of the umask, which tempfile would not.
-    stream = open(temporary, "xb")  # noqa: SIM115 - closed below, before the rename
-    try:
-        with stream:
+    with _named_errors(target), temporary_beside(target, is_directory=False) as temporary:
+        with temporary.open("wb") as stream:
             yield stream
+        sync_tree(temporary)
         os.replace(temporary, target)
-    except BaseException as error:
-        _name_place(error, target)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+        sync_directory(target.parent)
 
 
 @contextlib.contextmanager
 def atomic_directory(path: str | os.PathLike[str], *, replace: bool) -> Iterator[Path]:
     """Make a temporary directory that becomes ``path`` only when the ``with`` block ends without an error.
+
+    All files are synced before the directory gets its name. What killed runs have left of it is removed.
 
     Raises:
         OutputExists: ``path`` exists, is not an empty directory, and ``replace`` is False.
@@ -197,21 +200,65 @@ def atomic_directory(path: str | os.PathLike[str], *, replace: bool) -> Iterator
     target = Path(path)
     require_free(target, overwrite=replace)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(target)
-    temporary.mkdir()
-    try:
+    with _named_errors(target), temporary_beside(target, is_directory=True) as temporary:
         yield temporary
+        sync_tree(temporary)
         replace_directory(temporary, target)
-    except BaseException as error:
-        _name_place(error, target)
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def updated_directory(path: str | os.PathLike[str], first: str) -> Iterator[Path]:
+    """Make a directory for files that come into an existing directory all at once, when the ``with`` block ends.
+
+    The existing directory is exchanged with one that has the new files and links to all others. Where that cannot be,
+    because the directory is the working directory or the file system has no links, the file `first` is removed, the
+    others replace theirs one by one, and `first` comes last.
+
+    Args:
+        path: The existing directory.
+        first: The name of the file without which no reader takes the others, such as a configuration.
+
+    Raises:
+        OSError: The directory cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    with _named_errors(target), temporary_beside(target, is_directory=True) as temporary:
+        yield temporary
+        new = [entry.name for entry in temporary.iterdir()]
+        sync_tree(temporary)
+        if not (_holds_us(target) or os.path.ismount(target)):
+            try:
+                link_others(target, temporary)
+                swap(temporary, target)
+            except OSError:
+                pass
+            else:
+                sync_directory(target.parent)
+                return
+        (target / first).unlink(missing_ok=True)
+        for name in sorted(new, key=lambda name: name == first):
+            os.replace(temporary / name, target / name)
+        sync_directory(target)
+
+
+def _holds_us(directory: Path) -> bool:
+    """Return True if the working directory of this process is a directory or lies in it."""
+    try:
+        here = Path.cwd()
+    except OSError:
+        return False
+    return directory == here or directory in here.parents
+
+
+@contextlib.contextmanager
+def _named_errors(target: Path) -> Iterator[None]:
+    """Give errors of writing the name of the file: the system does not say which disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL and error.filename is None:
+            error.filename = os.fspath(target)
         raise
-
-
-def _name_place(error: BaseException, target: Path) -> None:
-    """Give an error of writing the name of the file: the system does not say which disk is full."""
-    if isinstance(error, OSError) and error.errno in DISK_FULL and error.filename is None:
-        error.filename = os.fspath(target)
 
 
 def replace_directory(new: Path, target: Path) -> None:
@@ -219,9 +266,11 @@ def replace_directory(new: Path, target: Path) -> None:
     if target.is_dir() and not any(target.iterdir()):
         target.rmdir()
     if os.path.lexists(target):
-        _swap(new, target)
+        swap(new, target)
+        remove(new)
     else:
         os.rename(new, target)
+    sync_directory(target.parent)
 
 
 def require_free(path: Path, *, overwrite: bool) -> None:
@@ -242,23 +291,3 @@ def require_free(path: Path, *, overwrite: bool) -> None:
     if path.is_dir() and not any(path.iterdir()):
         return
     raise OutputExists("already exists", where=str(path))
-
-
-def _swap(new: Path, target: Path) -> None:
-    """Put ``new`` in the place of ``target``. A reader may for a moment find neither, but never a mixture."""
-    old = _temporary(target)
-    os.rename(target, old)
-    try:
-        os.rename(new, target)
-    except OSError:
-        os.rename(old, target)
-        raise
-    if old.is_dir() and not old.is_symlink():
-        shutil.rmtree(old)
-    else:
-        old.unlink()
-
-
-def _temporary(target: Path) -> Path:
-    """Return a free hidden name beside ``target``, so that a rename stays within one file system."""
-    return target.parent / f".{target.name}.{secrets.token_hex(6)}.tmp"

@@ -140,7 +140,8 @@ def dump_npz(tensors: Mapping[str, RawTensor]) -> bytes:
     versions of MLX have no float64, and read F64 wrongly.
 
     Raises:
-        AdapterError: ``not-expressible`` for float8, or a name that a zip archive cannot hold.
+        AdapterError: ``not-expressible`` for float8, for a name that a zip archive cannot hold, and for one that leads
+            out of its folder.
     """
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
@@ -150,6 +151,9 @@ def dump_npz(tensors: Mapping[str, RawTensor]) -> bytes:
                 raise AdapterError(f".npz has no dtype {tensor.dtype}", code="not-expressible", where=name)
             if not name or "\0" in name or len(name.encode("utf-8", "replace")) > 60_000 or not is_unicode(name):
                 raise AdapterError(f"{name[:80]!r} cannot be a name in a zip archive", code="not-expressible")
+            if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or name[1:2] == ":":
+                message = f"{name[:80]!r} would leave the folder that a zip archive is unpacked in"
+                raise AdapterError(message, code="not-expressible")
             member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             member.create_system = 3  # the default depends on the operating system
             member.external_attr = 0o644 << 16

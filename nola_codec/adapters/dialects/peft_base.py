@@ -16,7 +16,7 @@ from nola_codec.adapters.writing import AdapterFile
 from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import Draw, RawTensor
-from nola_codec.stores.files import atomic_directory, atomic_file, dump_json, require_free
+from nola_codec.stores.files import atomic_directory, dump_json, require_free, updated_directory
 from nola_codec.stores.tensor_files import is_tensor_file, write_tensors
 
 
@@ -97,14 +97,9 @@ class PeftDialect(Dialect):
             return write_tensors(path, made, metadata)
         fitting = self.fitting_config(adapter, str(path))
         config = None if fitting is None else dump_json(fitting)
-        if path.is_dir() and any(path.iterdir()):
-            write_beside(path, beside)
-            write_tensors(path / WEIGHTS_NAME, made, metadata)
-            if config is not None:
-                with atomic_file(path / CONFIG_NAME) as stream:
-                    stream.write(config)
-            return path
-        with atomic_directory(path, replace=overwrite) as directory:
+        is_update = path.is_dir() and any(path.iterdir())
+        place = updated_directory(path, CONFIG_NAME) if is_update else atomic_directory(path, replace=overwrite)
+        with place as directory:
             write_beside(directory, beside)
             write_tensors(directory / WEIGHTS_NAME, made, metadata)
             if config is not None:

@@ -217,3 +217,10 @@ def test_what_npz_cannot_hold(name: str, tensor: RawTensor) -> None:
     with pytest.raises(AdapterError) as e:
         dump_npz({name: tensor})
     assert e.value.code == "not-expressible"
+
+
+@pytest.mark.parametrize("name", ["../a", "a/../../b", "/etc/a", "a\\..\\..\\b", "\\a", "C:/a"])
+def test_no_name_leads_out_of_the_archive(name: str) -> None:
+    with pytest.raises(AdapterError, match="would leave the folder") as caught:
+        dump_npz({name: RawTensor("F32", (1,), bytes(4))})
+    assert caught.value.code == "not-expressible"
