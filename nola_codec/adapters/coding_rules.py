@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from nola_codec.model.adapter import Adapter
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class CodingRules:
         unknown_note: The note for the report if no delta can be made, so that all errors come from estimated gains.
         estimated_note: The note for the report if some deltas are too large to be made; it has the fields {estimated}
             and {coded}.
-        measured_note: The note for the report if all deltas are made and measured.
+        measured_note: The note for the report if all deltas are made and measured; empty if there is nothing to say.
+        reduce: The function that brings an adapter into the form that a rate codes; None if it stays as it is.
     """
 
     objectives: tuple[str, ...] = ("effective", "nmse")
@@ -32,3 +36,4 @@ class CodingRules:
     unknown_note: str = ""
     estimated_note: str = ""
     measured_note: str = ""
+    reduce: Callable[[Adapter], Adapter] | None = None

@@ -31,7 +31,9 @@ _PARALLEL = re.compile(r"(?P<before>(?:base_model\.)?(?:model\.)?)module\.(?=.)"
 
 # The parts of an adapter after which PEFT puts the name of the adapter (`adapter_layer_names` of its layers).
 _PARTS = r"lora_[ABE]|lora_embedding_[AB]|lora_magnitude_vector|ranknum|trainable_tokens_delta" + (
-    r"|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|vera_(?:lambda_[bd]|[AB])|randlora_(?:lambda|gamma|[AB])"
+    r"|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|p?vera_(?:lambda_[bd]|[AB])|randlora_(?:lambda|gamma|[AB])"
+    r"|unilora_(?:theta_d|(?:indices|scales)_[AB])|tinylora_[ABP]|vblora_(?:vector_bank|logits_[AB])"
+    r"|(?:fourierft|waveft)_spectrum"
 )
 _NAMED = re.compile(rf"(?P<before>(?:.+\.)?(?:{_PARTS}))\.(?P<name>(?!weight$|bias$)[^.]+)(?P<after>\.weight|\.bias)?")
 _NAMED_COPY = re.compile(r"(?P<before>.+)\.modules_to_save(?:\.(?P<name>(?!weight$|bias$)[^.]+))?(?P<after>\..+)")

@@ -1,11 +1,12 @@
 """Measure the errors of deltas that several coded records make together, on the delta and not on its parts.
 
 Each record of such a delta gets an equal share of its error and of its energy, so that sums over records are sums over
-deltas.
+deltas. Deltas that have a record in common are measured as one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,11 +14,37 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.adapters import CodingRules, dialect_of
-from nola_codec.adapters.adapter_delta import CombinedDelta, part_values, side_product
+from nola_codec.adapters.adapter_delta import CombinedDelta, Values, part_values, side_product
 from nola_codec.array_types import Float64Array
 from nola_codec.arrays import NUMPY
 from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.model.adapter import Adapter, Codable
+
+
+@dataclass(frozen=True)
+class JoinedDelta(CombinedDelta):
+    """Deltas that have parts in common, as one: its squared distances are the sums of theirs.
+
+    Attributes:
+        name: The name of the first delta.
+        parts: The names of the parts of all of them, each once.
+        scale: 1, since each delta has its own scale.
+        deltas: The deltas.
+    """
+
+    deltas: tuple[CombinedDelta, ...]
+
+    def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+        """Return the number of elements of all deltas."""
+        return (sum(math.prod(delta.shape(shapes)) for delta in self.deltas),)
+
+    def combine(self, values: Values) -> Float64Array:
+        """Return all deltas as one flat array."""
+        return np.concatenate([delta.combine(values).reshape(-1) for delta in self.deltas])
+
+    def squared_distance(self, values: Values, others: Values | None) -> float:
+        """Return the sum of the squared norms, as in `CombinedDelta`."""
+        return sum(delta.squared_distance(values, others) for delta in self.deltas)
 
 
 @dataclass(frozen=True)
@@ -102,7 +129,7 @@ def find_shared_deltas(adapter: Adapter, items: Sequence[Codable]) -> SharedDelt
     measured = [composite for composite in coded if composite.is_measurable]
     numbers = {item.name: number for number, item in enumerate(items)}
     deltas = []
-    for composite in measured:
+    for composite in _join_deltas(measured):
         members = tuple(numbers[part] for part in composite.parts)
         deltas.append(SharedDelta(composite, members, tuple(items[number] for number in members)))
     estimated: dict[str, list[int]] = {}
@@ -117,6 +144,32 @@ def find_shared_deltas(adapter: Adapter, items: Sequence[Codable]) -> SharedDelt
         rules=rules,
         notes=_notes(rules, bool(adapter.vectors) and not composites, len(measured), len(coded)),
     )
+
+
+def _join_deltas(deltas: Sequence[CombinedDelta]) -> list[CombinedDelta]:
+    """Join deltas that have a part in common, such as a vector that several layers share."""
+    groups: list[tuple[set[str], list[CombinedDelta]]] = []
+    first_of: dict[str, int] = {}
+    for delta in deltas:
+        found = sorted({first_of[part] for part in delta.parts if part in first_of})
+        number = found[0] if found else len(groups)
+        if not found:
+            groups.append((set(), []))
+        for other in found[1:]:  # the delta connects groups that were apart so far
+            groups[number][0].update(groups[other][0])
+            groups[number][1].extend(groups[other][1])
+            groups[other] = (set(), [])
+        groups[number][0].update(delta.parts)
+        groups[number][1].append(delta)
+        first_of.update(dict.fromkeys(groups[number][0] if len(found) > 1 else delta.parts, number))
+    joined: list[CombinedDelta] = []
+    for _, members in groups:
+        if len(members) == 1:
+            joined += members
+        elif members:
+            parts = tuple(dict.fromkeys(part for delta in members for part in delta.parts))
+            joined.append(JoinedDelta(members[0].name, parts, 1.0, tuple(members)))
+    return joined
 
 
 def _notes(rules: CodingRules, unknown: bool, measured: int, coded: int) -> tuple[str, ...]:

@@ -31,7 +31,8 @@ def check_rules(adapter: Adapter, options: EncodeOptions) -> None:
 def apply_rules(adapter: Adapter, options: EncodeOptions) -> tuple[Adapter, EncodeOptions]:
     """Return the adapter and the options after the rules of the dialect were applied.
 
-    Without a rate, vectors that the dialect wants exact become carried tensors. If the dialect allows one objective
+    Without a rate, vectors that the dialect wants exact become carried tensors; with one, an adapter is brought into the
+    form that the dialect has for it. If the dialect allows one objective
     only, this becomes the objective. In the factor form, another rank is written into the configuration.
 
     Raises:
@@ -43,6 +44,8 @@ def apply_rules(adapter: Adapter, options: EncodeOptions) -> tuple[Adapter, Enco
     if rules.exact_note and not options.has_rate:
         notes = (*adapter.notes, rules.exact_note)
         adapter = replace(adapter, raw=dialect.tensors(adapter), vectors=(), notes=notes)
+    if rules.reduce is not None and options.has_rate:
+        adapter = rules.reduce(adapter)
     if options.is_factor_form:
         if options.rank is not None:
             adapter = replace(adapter, config=dialect.config_with_rank(adapter, options.rank))

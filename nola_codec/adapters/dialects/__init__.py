@@ -6,7 +6,11 @@
                                 scalings without a configuration. `peft_methods.py` says
                                 what is read of PEFT
     peft_lycoris.py             PEFT's own LoHa and LoKr
-    peft_diagonals.py           VeRA and RandLoRA, with `diagonals.py`, `vera.py`, `randlora.py`, `peft_draws.py`
+    peft_diagonals.py           VeRA, PVeRA and RandLoRA, with `diagonals.py`, `vera.py`, `pvera.py`, `randlora.py`,
+                                `peft_draws.py`
+    peft_seeded.py              Uni-LoRA, TinyLoRA, VB-LoRA, FourierFT and WaveFT, with `seeded.py` (their contract),
+                                `unilora.py`, `tinylora.py`, `vblora.py`, `spectra.py`, `fourierft.py`, `waveft.py`,
+                                `wavelets.py`, `torch_draws.py`, `fixed_functions.py`
     kohya.py, lycoris.py, lycoris_parts.py                    kohya's sd-scripts, and LyCORIS
     diffusers.py, diffusers_keys.py, adapter_metadata.py      diffusers, and the JSON of its metadata
     mlx.py, mlx_config.py, mlx_names.py, mlx_experts.py       MLX, its configuration, what its models call their

@@ -49,6 +49,10 @@ class DiagonalMethod(ABC):
     def scale(self, config: Mapping[str, Any], where: str) -> float:
         """Return the number that every delta is multiplied by. Raises AdapterError ``bad-config``."""
 
+    def note(self, config: Mapping[str, Any]) -> str:
+        """Return a sentence for the user about an adapter with this configuration; by default none."""
+        return ""
+
     @abstractmethod
     def draw_rule(self, config: Mapping[str, Any], a_shape: Shape, b_shape: Shape) -> DrawRule:
         """Return how PEFT draws the matrices A and B from a seed."""

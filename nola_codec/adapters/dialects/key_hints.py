@@ -22,6 +22,12 @@ _DIALECTS: tuple[tuple[str, str], ...] = (
     ("SAM LoRA (w_a_/w_b_)", r"^w_[ab]_\d+$"),
     ("PEFT without the base_model.model. prefix", r"\.lora_[AB]\.weight$"),
     ("PEFT's VeRA (read with its adapter_config.json)", r"\.vera_lambda_[bd]$"),
+    ("PEFT's PVeRA (read with its adapter_config.json)", r"\.pvera_lambda_[bd]$"),
+    ("PEFT's Uni-LoRA (read with its adapter_config.json)", r"\.unilora_(theta_d|indices|scales)"),
+    ("PEFT's TinyLoRA (read with its adapter_config.json)", r"\.tinylora_[vABP]"),
+    ("PEFT's VB-LoRA (read with its adapter_config.json)", r"\.vblora_(vector_bank|logits)"),
+    ("PEFT's FourierFT (read with its adapter_config.json)", r"\.fourierft_spectrum$"),
+    ("PEFT's WaveFT (read with its adapter_config.json)", r"\.waveft_spectrum$"),
     ("PEFT's RandLoRA (read with its adapter_config.json)", r"\.randlora_(lambda|gamma)$"),
     ("another LoRA tool", r"lora"),
 )  # fmt: skip

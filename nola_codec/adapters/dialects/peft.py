@@ -3,7 +3,8 @@
 Shapes: linear ``lora_A`` (r, in), ``lora_B`` (out, r); convolutions (r, in, *kernel) and (out, r, 1, ...); embeddings
 ``lora_embedding_A`` (r, vocab), ``lora_embedding_B`` (dim, r), whose delta is transposed for a (vocab, dim) weight.
 This follows peft 0.21 (`tuners/lora/layer.py`, `utils/save_and_load.py`). `PEFT` is registered as ``peft``; it leaves
-adapters of VeRA and RandLoRA to `peft_diagonals`, and those of LoHa and LoKr to `peft_lycoris`.
+adapters of VeRA and its kin to `peft_diagonals`, those of Uni-LoRA and its kin to `peft_seeded`, and those of LoHa and
+LoKr to `peft_lycoris`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from nola_codec.adapters.base_model import (
     require_one_component,
     target_of,
 )
-from nola_codec.adapters.dialects import peft_diagonals
+from nola_codec.adapters.dialects import peft_diagonals, peft_seeded
 from nola_codec.adapters.dialects.key_hints import describe_keys
 from nola_codec.adapters.dialects.module_rules import fold_scaling, is_power_of_two
 from nola_codec.adapters.dialects.pairs import join_tensors, pair_tensors, read_carried, read_pair
@@ -71,7 +72,9 @@ _CARRIED = re.compile(r"\.lora_B\.bias$|\.lora_magnitude_vector(\.weight)?$|\.tr
 _EXPERTS = re.compile(r"\.experts(\.base_layer)*$")
 
 
-_OTHER_METHODS: Mapping[str, PeftDialect] = {**peft_diagonals.DIALECTS, "LOHA": LOHA, "LOKR": LOKR}
+_OTHER_METHODS: Mapping[str, PeftDialect] = {
+    **peft_diagonals.DIALECTS, **peft_seeded.DIALECTS, "LOHA": LOHA, "LOKR": LOKR,
+}  # fmt: skip
 
 
 class PeftLora(PeftDialect):

@@ -1,7 +1,8 @@
-"""PEFT's dialects for VeRA and RandLoRA: two diagonals for each layer, and the frozen matrices if they are saved.
+"""PEFT's dialects for VeRA, PVeRA and RandLoRA: two diagonals for each layer, and the frozen matrices if they are saved.
 
 All layers share the matrices, but RandLoRA saves them again for each layer. If a seed makes the matrices, a `.nola`
-file holds the draws in place of the matrices. The differences between the two methods are in `vera` and `randlora`.
+file holds the draws in place of the matrices. The differences between the methods are in `vera`, `pvera` and
+`randlora`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from nola_codec.adapters.dialects.pairs import join_tensors, read_carried, read_
 from nola_codec.adapters.dialects.peft_base import PeftDialect, module_path
 from nola_codec.adapters.dialects.peft_config import is_saved_embedding, is_saved_module, positive_integer
 from nola_codec.adapters.dialects.peft_draws import find_draws
+from nola_codec.adapters.dialects.pvera import PVERA
 from nola_codec.adapters.dialects.randlora import RANDLORA
 from nola_codec.adapters.dialects.vera import VERA
 from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
@@ -40,9 +42,9 @@ _CODED_DTYPES = ("F32", "F16", "BF16")
 CODING_RULES = CodingRules(
     # The objective `effective` assumes that noise hurts little, which was measured on low-rank factors only.
     objectives=("nmse",),
-    objectives_reason="VeRA and RandLoRA are coded by the NMSE; other objectives, fits and weights are for low-rank "
+    objectives_reason="VeRA, PVeRA and RandLoRA are coded by the NMSE; other objectives, fits and weights are for low-rank "
     "factors",
-    rank_reason="the rank of VeRA and RandLoRA is that of their matrices; leave out rank",
+    rank_reason="the rank of VeRA, PVeRA and RandLoRA is that of their matrices; leave out rank",
     # The diagonals are small, and the rest of such an adapter is a seed.
     exact_note="the diagonals are carried exact; a rate (--size, --ratio, --nmse, --bits) codes them, and loses "
     "something",
@@ -54,11 +56,11 @@ CODING_RULES = CodingRules(
     measured_note="errors are measured on deltas with as many inputs as the frozen matrices have, since only the model "
     "tells how many inputs each layer has",
 )
-"""The rules for coding VeRA and RandLoRA."""
+"""The rules for coding VeRA, PVeRA and RandLoRA."""
 
 
 class PeftDiagonals(PeftDialect):
-    """PEFT's dialect for one of the two methods.
+    """PEFT's dialect for one of the methods.
 
     Attributes:
         method: The method.
@@ -74,7 +76,7 @@ class PeftDiagonals(PeftDialect):
         self.diagonals = method.diagonals
 
     def read_source(self, source: AdapterSource, *, carry_unknown: bool = False) -> Adapter:
-        """Read all of an open VeRA or RandLoRA; arguments as in `Dialect`.
+        """Read all of an open source; arguments as in `Dialect`.
 
         Raises:
             AdapterError: ``empty-adapter``, ``foreign-dialect``, ``missing-partner``, ``rank-mismatch``, ``bad-shape``,
@@ -93,6 +95,7 @@ class PeftDiagonals(PeftDialect):
             first = copies.setdefault(name.rpartition(".")[2], tensor)
             raw[name] = first if first == tensor else tensor
         draws, notes = _describe_draws(config, method, raw)
+        notes = (*notes, *filter(None, [method.note(config)]))
         raw |= {name: draw_tensor(draw) for name, draw in draws.items()}
         # A coded record cannot give float64 values back exactly, so float64 diagonals are carried.
         doubles = {name for name in diagonals if store.tensors[name].dtype not in _CODED_DTYPES}
@@ -124,7 +127,7 @@ class PeftDiagonals(PeftDialect):
         return adapter
 
     def coding_rules(self, adapter: Adapter) -> CodingRules:
-        """Return the rules of VeRA and RandLoRA."""
+        """Return the rules of these methods."""
         return CODING_RULES
 
     def combined_deltas(self, adapter: Adapter) -> tuple[DiagonalDelta, ...]:
@@ -211,7 +214,7 @@ class PeftDiagonals(PeftDialect):
         return {name: tensor for name, tensor in adapter.raw.items() if name.rpartition(".")[2] not in own}
 
 
-METHODS: Mapping[str, DiagonalMethod] = {method.peft_type: method for method in (VERA, RANDLORA)}
+METHODS: Mapping[str, DiagonalMethod] = {method.peft_type: method for method in (VERA, PVERA, RANDLORA)}
 """The methods by PEFT's ``peft_type``."""
 
 DIALECTS: Mapping[str, PeftDiagonals] = {kind: PeftDiagonals(method) for kind, method in METHODS.items()}

@@ -9,12 +9,12 @@ from pathlib import Path
 from nola_codec.adapters.sources import CONFIG_NAME
 from nola_codec.stores.files import read_json
 
-CODED = ("LORA", "ADALORA", "LOHA", "LOKR", "VERA", "RANDLORA")
+CODED = (
+    "LORA", "ADALORA", "LOHA", "LOKR", "VERA", "RANDLORA", "PVERA", "UNILORA", "TINYLORA", "VBLORA", "FOURIERFT", "WAVEFT",
+)  # fmt: skip
 """The methods that are read, by PEFT's ``peft_type``."""
 
-CONVERTIBLE = (
-    "C3A", "DELORA", "FOURIERFT", "GRALORA", "MISS", "PSOFT", "TINYLORA", "UNILORA", "VBLORA", "WAVEFT",
-)  # fmt: skip
+CONVERTIBLE = ("C3A", "DELORA", "GRALORA", "MISS", "PSOFT")
 """The methods that are not read, and whose adapters `peft.convert_to_lora` turns into LoRA (peft 0.21)."""
 
 _PROMPTS = "it trains tokens or activations beside the model and changes no weight, so there is no delta to code"
@@ -34,7 +34,6 @@ _REASONS: Mapping[str, str] = {
     "LN_TUNING": "it trains whole norm layers; use `nola-codec encode-delta` on the merged model",
     "TRAINABLE_TOKENS": "it trains rows of embeddings and no factors",
     "FROD": "PEFT has no way to turn it into LoRA",
-    "PVERA": "PEFT has no way to turn it into LoRA",
     "LILY": "its layers share factors that a router mixes for each token",
 }
 
