@@ -83,6 +83,7 @@ class FileFacts:
         draft: True if the format version is a draft.
         writer: Program that wrote the file.
         dialect: Dialect of the adapter.
+        method: The method of PEFT, such as ``VeRA``; empty for LoRA and other dialects.
         scalings: The different scalings of the modules, sorted.
         scale_origin: The place that they came from, as in `EncodeReport`; empty if there is no scaling.
         base_model: The base model that the adapter names, or None.
@@ -114,6 +115,7 @@ class FileFacts:
     draft: bool
     writer: str
     dialect: str
+    method: str
     scalings: tuple[float, ...]
     scale_origin: str
     base_model: str | None
@@ -178,6 +180,13 @@ def _scalings(header: Header) -> tuple[float, ...]:
     return tuple(sorted({low.kind.scaling for low in header.pairs if PART.fullmatch(low.name) is None}))
 
 
+def _method(header: Header) -> str:
+    """Return the title of the dialect's variant for the configuration; empty if the dialect itself is meant."""
+    dialect = _dialect(header)
+    variant = dialect.variant(header.config)
+    return "" if variant is dialect else variant.title
+
+
 def _facts(container: Container) -> FileFacts:
     header = container.header
     numbers = _parameters(header) + sum(int(np.prod(r.kind.shape, dtype=np.int64)) for r in header.raw)
@@ -193,6 +202,7 @@ def _facts(container: Container) -> FileFacts:
         draft=container.prelude.version == 0,
         writer=header.writer,
         dialect=header.dialect,
+        method=_method(header),
         scalings=(scalings := _scalings(header)),
         scale_origin=_dialect(header).scale_origin(header.config, header.metadata) if scalings else "",
         base_model=_base_model(header),
@@ -233,7 +243,7 @@ def _lines(facts: FileFacts) -> list[tuple[str, str]]:
     reduced = sum(tensor.name.endswith((CODED, INT8)) for tensor in facts.tensors)
     count = {kind: sum(t.record == kind for t in whole) for kind in ("lowrank", "vector", "raw", "drawn")}
     products = "products" if facts.dialect == "parameters" else "deltas"
-    counts = [f"{count['lowrank']} {products}"] if count["lowrank"] or not (count["vector"] or count["drawn"]) else []
+    counts = [f"{count['lowrank']} {products}"] if count["lowrank"] or not whole else []
     counts += [f"{count['vector']} vectors"] if count["vector"] else []
     counts += [f"{count['raw']} carried as they came"] if count["raw"] else []
     counts += [f"{reduced} carried, reduced"] if reduced else []
@@ -245,7 +255,7 @@ def _lines(facts: FileFacts) -> list[tuple[str, str]]:
         ("size", size),
         ("format", f"version {facts.format_version}.{facts.format_revision}{draft}"),
         ("written by", facts.writer),
-        ("dialect", facts.dialect),
+        ("dialect", f"{facts.dialect} ({facts.method})" if facts.method else facts.dialect),
         ("base model", facts.base_model or "not named"),
         ("tensors", ", ".join(counts)),
         ("parameters", f"{facts.parameters:,}"),

@@ -31,9 +31,9 @@ def check_rules(adapter: Adapter, options: EncodeOptions) -> None:
 def apply_rules(adapter: Adapter, options: EncodeOptions) -> tuple[Adapter, EncodeOptions]:
     """Return the adapter and the options after the rules of the dialect were applied.
 
-    Without a rate, vectors that the dialect wants exact become carried tensors; with one, an adapter is brought into the
-    form that the dialect has for it. If the dialect allows one objective
-    only, this becomes the objective. In the factor form, another rank is written into the configuration.
+    Without a rate, vectors that the dialect wants exact become carried tensors; with one, the adapter is brought into
+    the form that the dialect has for it. If the dialect allows one objective only, this becomes the objective. In the
+    factor form, another rank is written into the configuration.
 
     Raises:
         EncodeError: ``option``, see `check_rules`.

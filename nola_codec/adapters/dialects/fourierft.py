@@ -31,7 +31,11 @@ class FourierMethod(SpectrumMethod):
     scaling = 150.0
 
     def make_factors(
-        self, spectrum: Float64Array, places: tuple[Integers, Integers], shape: tuple[int, int], config: Mapping[str, Any]
+        self,
+        spectrum: Float64Array,
+        places: tuple[Integers, Integers],
+        shape: tuple[int, int],
+        config: Mapping[str, Any],
     ) -> MatrixPair:
         """Return the factors as in `SpectrumMethod`, two components for each row of S that has a number."""
         (rows, columns), (out, inputs) = places, shape
@@ -39,10 +43,10 @@ class FourierMethod(SpectrumMethod):
         (cos_out, sin_out), (cos_in, sin_in) = fixed_circle(out), fixed_circle(inputs)
         used, number = np.unique(rows, return_inverse=True)
         left, right = np.zeros((out, 2 * len(used))), np.zeros((2 * len(used), inputs))
-        for position, row in enumerate(used):
+        for position, row in enumerate(used.tolist()):
             angle = row * down % out
             left[:, 2 * position], left[:, 2 * position + 1] = cos_out[angle], -sin_out[angle]
-        for value, position, column in zip(spectrum, number.reshape(-1), columns, strict=True):
+        for value, position, column in zip(*(x.reshape(-1).tolist() for x in (spectrum, number, columns)), strict=True):
             angle = column * across % inputs
             right[2 * position] += value * cos_in[angle]
             right[2 * position + 1] += value * sin_in[angle]

@@ -1,4 +1,4 @@
-"""PEFT's dialects for VeRA, PVeRA and RandLoRA: two diagonals for each layer, and the frozen matrices if they are saved.
+"""PEFT's dialects for VeRA, PVeRA and RandLoRA: two diagonals for each layer, and the frozen matrices if saved.
 
 All layers share the matrices, but RandLoRA saves them again for each layer. If a seed makes the matrices, a `.nola`
 file holds the draws in place of the matrices. The differences between the methods are in `vera`, `pvera` and
@@ -42,8 +42,8 @@ _CODED_DTYPES = ("F32", "F16", "BF16")
 CODING_RULES = CodingRules(
     # The objective `effective` assumes that noise hurts little, which was measured on low-rank factors only.
     objectives=("nmse",),
-    objectives_reason="VeRA, PVeRA and RandLoRA are coded by the NMSE; other objectives, fits and weights are for low-rank "
-    "factors",
+    objectives_reason="VeRA, PVeRA and RandLoRA are coded by the NMSE; other objectives, fits and weights are for "
+    "low-rank factors",
     rank_reason="the rank of VeRA, PVeRA and RandLoRA is that of their matrices; leave out rank",
     # The diagonals are small, and the rest of such an adapter is a seed.
     exact_note="the diagonals are carried exact; a rate (--size, --ratio, --nmse, --bits) codes them, and loses "

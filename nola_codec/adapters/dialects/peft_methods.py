@@ -10,7 +10,8 @@ from nola_codec.adapters.sources import CONFIG_NAME
 from nola_codec.stores.files import read_json
 
 CODED = (
-    "LORA", "ADALORA", "LOHA", "LOKR", "VERA", "RANDLORA", "PVERA", "UNILORA", "TINYLORA", "VBLORA", "FOURIERFT", "WAVEFT",
+    "LORA", "ADALORA", "LOHA", "LOKR", "VERA", "RANDLORA", "PVERA", "UNILORA", "TINYLORA", "VBLORA",
+    "FOURIERFT", "WAVEFT",
 )  # fmt: skip
 """The methods that are read, by PEFT's ``peft_type``."""
 

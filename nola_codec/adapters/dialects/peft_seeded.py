@@ -72,7 +72,8 @@ class PeftSeeded(PeftDialect):
             raise AdapterError(message, code="foreign-dialect", where=source.where)
         method.check_shapes({key: info.shape for key, info in store.tensors.items()}, config, store.name)
         # A coded record cannot give float64 values back exactly, so they are carried.
-        vectors = {key: read_vector(store, key) for key in sorted(coded) if store.tensors[key].dtype in _CODED_DTYPES}
+        infos = {key: store.tensors[key] for key in sorted(coded) if method.may_code(key, store.tensors[key].shape)}
+        vectors = {key: read_vector(store, key) for key, info in infos.items() if info.dtype in _CODED_DTYPES}
         raw = {}
         for key in sorted(set(store.tensors) - set(vectors)):
             if not carry_unknown and not self._is_known(key, config):
@@ -129,8 +130,8 @@ class PeftSeeded(PeftDialect):
 
     def prepare_comparison(self, adapter: Adapter) -> Adapter:
         """Return the adapter with all trained numbers as vectors, including those that it carries."""
-        coded = self.method.coded
-        names = [n for n, t in adapter.raw.items() if coded.fullmatch(n) and t.dtype in _CODED_DTYPES]
+        may_code = self.method.may_code
+        names = [n for n, t in adapter.raw.items() if may_code(n, t.shape) and t.dtype in _CODED_DTYPES]
         made = tuple(VectorTensor(n, to_float32(adapter.raw[n], where=n), adapter.raw[n].dtype) for n in names)
         raw = {name: tensor for name, tensor in adapter.raw.items() if name not in set(names)}
         return replace(adapter, raw=raw, vectors=adapter.vectors + made)

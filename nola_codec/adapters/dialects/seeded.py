@@ -101,7 +101,7 @@ class SeededMethod(ABC):
         peft_type: The name of the method in PEFT's configuration.
         title: The name of the method, for messages.
         config_class: The name of PEFT's class for the configuration.
-        coded: The pattern of the keys of the tensors that a rate may code.
+        coded: The pattern of the keys of the tensors that a rate may code; `may_code` may leave out some.
         exact: The pattern of the keys of the tensors of the method that are always carried as they came.
         needs_layer_shape: True if only the layer of the model tells the shape of a delta.
     """
@@ -112,6 +112,10 @@ class SeededMethod(ABC):
     coded: re.Pattern[str]
     exact: re.Pattern[str] = re.compile(r"(?!)")
     needs_layer_shape: bool = False
+
+    def may_code(self, key: str, shape: Shape) -> bool:
+        """Return True if a rate may code a tensor; by default that is what `coded` says."""
+        return self.coded.fullmatch(key) is not None
 
     @abstractmethod
     def check_config(self, config: Mapping[str, Any], where: str) -> None:
@@ -260,7 +264,9 @@ def require_shape(shapes: Mapping[str, Shape], key: str, wanted: Iterable[int | 
     if key not in shapes:
         raise AdapterError("is missing", code="missing-partner", where=f"{where}: {key}")
     shape = shapes[key]
-    fits = len(shape) == len(sizes) and all(size > 0 and want in (None, size) for size, want in zip(shape, sizes, strict=True))
+    fits = len(shape) == len(sizes) and all(
+        size > 0 and want in (None, size) for size, want in zip(shape, sizes, strict=True)
+    )
     if not fits:
         text = "[" + ", ".join("n" if want is None else str(want) for want in sizes) + "]"
         raise AdapterError(mismatch("shape", text, list(shape)), code="bad-shape", where=f"{where}: {key}")

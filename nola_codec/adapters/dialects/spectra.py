@@ -101,7 +101,11 @@ class SpectrumMethod(SeededMethod):
 
     @abstractmethod
     def make_factors(
-        self, spectrum: Float64Array, places: tuple[Integers, Integers], shape: tuple[int, int], config: Mapping[str, Any]
+        self,
+        spectrum: Float64Array,
+        places: tuple[Integers, Integers],
+        shape: tuple[int, int],
+        config: Mapping[str, Any],
     ) -> MatrixPair:
         """Return left (out, K) and right (K, in) of the delta before the scaling.
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -32,13 +32,20 @@ from nola_codec.adapters.dialects.seeded import (
     require_seed,
     require_shape,
 )
-from nola_codec.adapters.dialects.torch_draws import normal_start
+from nola_codec.adapters.dialects.torch_draws import normal_numbers
 from nola_codec.array_types import Float64Array
 from nola_codec.errors import AdapterError, mismatch
 
 _VECTOR = "base_model.tinylora_v."
-_TOLERANCE = 1e-4
-"""How far the numbers of P may be from the draw, over their standard deviation; PEFT may have cast them to float32."""
+_SAMPLE = 256
+"""The most numbers of P that are compared with draws."""
+_FEWEST = 64
+"""The fewest numbers of P that a rate may code: fewer would not tell the number of a layer after coding."""
+_NEAR = 1e-4
+"""The mean squared distance within which a P that was not coded lies from its draw, for a standard deviation of 1.
+
+PEFT may have cast P to a dtype of 16 bits, and machines differ in the last bits of a draw.
+"""
 
 
 class TinyLoraMethod(SeededMethod):
@@ -47,8 +54,7 @@ class TinyLoraMethod(SeededMethod):
     peft_type = "TINYLORA"
     title = "TinyLoRA"
     config_class = "TinyLoraConfig"
-    coded = re.compile(r"base_model\.tinylora_v\.\d{1,6}|.+\.tinylora_[AB]")
-    exact = re.compile(r".+\.tinylora_P")
+    coded = re.compile(r"base_model\.tinylora_v\.\d{1,6}|.+\.tinylora_[ABP]")
 
     def check_config(self, config: Mapping[str, Any], where: str) -> None:
         """Check the ranks, the seed and the sharing of vectors; errors as in `SeededMethod`."""
@@ -60,10 +66,16 @@ class TinyLoraMethod(SeededMethod):
             message = mismatch("weight_tying", "a number from 0 to 1", config["weight_tying"])
             raise AdapterError(message, code="bad-config", where=where)
 
+    def may_code(self, key: str, shape: Shape) -> bool:
+        """Return True for the tensors of `coded`, but for a P of few numbers."""
+        return super().may_code(key, shape) and (not key.endswith("_P") or math.prod(shape) >= _FEWEST)
+
     def check_shapes(self, shapes: Mapping[str, Shape], config: Mapping[str, Any], where: str) -> None:
         """Check the vectors, and the matrices of each layer; errors as in `SeededMethod`."""
         u, most = config.get("u", 64), config.get("r", 2)
-        names = {key.rpartition(".")[0] for key in shapes if key.endswith((".tinylora_A", ".tinylora_B", ".tinylora_P"))}
+        names = {
+            key.rpartition(".")[0] for key in shapes if key.endswith((".tinylora_A", ".tinylora_B", ".tinylora_P"))
+        }
         for module in sorted(names):
             rank, inputs = require_shape(shapes, f"{module}.tinylora_A", (None, None), where)
             rows, _ = require_shape(shapes, f"{module}.tinylora_B", (None, rank), where)
@@ -117,14 +129,27 @@ def _groups(layers: int, config: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _find_number(P: Float64Array, seed: int, layers: int) -> int | None:
-    """Return the number of the layer whose seed draws P; None if it is none, or more than one."""
-    deviation = 1.0 / math.sqrt(P.shape[1])
-    found = []
+    """Return the number of the layer whose seed draws P; None if no draw is like P, or more than one.
+
+    Coding moves P away from its draw. Unlike draws have a mean squared distance of 2.
+    """
+    wanted = P.reshape(-1)[:_SAMPLE] * math.sqrt(P.shape[1])
+    distances = np.empty(layers)
     for number in range(layers):
-        start = normal_start((seed + number) & 0xFFFFFFFF, P.size)
-        if np.abs(P.reshape(-1)[: len(start)] / deviation - start).max() < _TOLERANCE:
-            found.append(number)
-    return found[0] if len(found) == 1 else None
+        distances[number] = np.mean(np.square(wanted - _draw(seed + number, P.size)[:_SAMPLE]))
+    best = int(np.argmin(distances))
+    nearest, second = float(distances[best]), float(np.min(np.delete(distances, best), initial=2.0))
+    if P.size >= _FEWEST:
+        return best if nearest < 0.5 * min(second, 2.0) else None
+    return best if nearest < _NEAR and second > 100 * _NEAR else None
+
+
+@lru_cache(maxsize=4096)
+def _draw(seed: int, size: int) -> Float64Array:
+    """Return what PEFT draws, in standard deviations. The result is kept: all layers look for theirs among the same."""
+    drawn = normal_numbers(seed, size)[:_SAMPLE]
+    drawn.setflags(write=False)
+    return drawn
 
 
 def _make(keys: tuple[str, ...], values: Values, shape: tuple[int, int]) -> MatrixPair:

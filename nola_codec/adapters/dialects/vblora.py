@@ -106,9 +106,7 @@ class VbLoraMethod(SeededMethod):
                 np.ascontiguousarray(weights[..., :-1]), adapter.raw[key].dtype, where=key
             )
         config["save_only_topk_weights"] = True
-        return replace(
-            adapter, raw=with_raw(adapter, made, gone), config=config, notes=(*adapter.notes, _FORM_NOTE)
-        )
+        return replace(adapter, raw=with_raw(adapter, made, gone), config=config, notes=(*adapter.notes, _FORM_NOTE))
 
 
 def _sizes(config: Mapping[str, Any]) -> tuple[int, int, int, int]:

@@ -47,7 +47,11 @@ class WaveMethod(SpectrumMethod):
             raise AdapterError(message, code="bad-config", where=where)
 
     def make_factors(
-        self, spectrum: Float64Array, places: tuple[Integers, Integers], shape: tuple[int, int], config: Mapping[str, Any]
+        self,
+        spectrum: Float64Array,
+        places: tuple[Integers, Integers],
+        shape: tuple[int, int],
+        config: Mapping[str, Any],
     ) -> MatrixPair:
         """Return the factors as in `SpectrumMethod`, a component for each row filter that is used."""
         rows, columns = places
@@ -65,11 +69,12 @@ class WaveMethod(SpectrumMethod):
         right_quarter, lower_quarter = columns >= half_columns, rows >= half_rows
         used, number = np.unique(np.stack([right_quarter, rows % half_rows]), axis=1, return_inverse=True)
         left, right = np.zeros((shape[0], used.shape[1])), np.zeros((used.shape[1], shape[1]))
-        for position, (is_high, row) in enumerate(used.T):
+        for position, (is_high, row) in enumerate(used.T.tolist()):
             _add_taps(left[:, position], filters[is_high], 2 * row - cut_rows, 1.0)
-        lines = zip(spectrum, number.reshape(-1), columns % half_columns, lower_quarter, strict=True)
+        places_of = (number.reshape(-1), columns % half_columns, lower_quarter)
+        lines = zip(spectrum.tolist(), *(each.tolist() for each in places_of), strict=True)
         for value, position, column, is_lower in lines:
-            _add_taps(right[position], filters[int(is_lower)], 2 * column - cut_columns, float(value))
+            _add_taps(right[position], filters[is_lower], 2 * column - cut_columns, value)
         return left, right
 
 

@@ -1,8 +1,8 @@
 """The low-pass taps of the wavelets with which PEFT computes WaveFT: the reconstruction filters of one level.
 
-These are the published numbers of Daubechies' wavelets (db), her least asymmetric ones (sym) and coiflets (coif), in the
-digits that PEFT 0.21 has (`tuners/waveft/wavelet.py`). The squares of its coif4 do not sum to 1, but to within 0.01 of
-it, and a merge must follow PEFT. PEFT's list of names has more wavelets, but its own layers fail with them.
+These are the published numbers of Daubechies' wavelets (db), her least asymmetric ones (sym) and coiflets (coif), in
+the digits that PEFT 0.21 has (`tuners/waveft/wavelet.py`). The squares of its coif4 do not sum to 1, but to within 0.01
+of it, and a merge must follow PEFT. PEFT's list of names has more wavelets, but its own layers fail with them.
 """
 
 from __future__ import annotations
