@@ -336,3 +336,14 @@ def test_a_delta_alone_needs_the_shape_only_where_the_file_does_not_tell_it(trai
                 with pytest.raises(AdapterError) as caught:
                     opened.delta_weight(name, wrong)
                 assert caught.value.code == code
+
+
+def test_the_diagonals_of_pvera_are_trained_as_coefficients(train: Train, tmp_path: Path) -> None:
+    from nola_codec import training
+
+    case = train("PVeRA")
+    training.parametrize(case.tuned, num_basis=6, bits=4)
+    assert {p.numel() for p in case.tuned.parameters() if p.requires_grad} == {6}
+    training.save(case.tuned, tmp_path / "a.nola")
+    decode(tmp_path / "a.nola", tmp_path / "out")
+    assert torch.equal(case.logits(load_again(case, tmp_path / "out")), case.logits(case.tuned))
