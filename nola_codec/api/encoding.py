@@ -64,7 +64,7 @@ def encode(
             metadata, nor in a configuration. Without it, `EncodeReport.notes` tells what was assumed.
         **options: The options of `nola_codec.api.keywords.EncodeKeywords`, which says what each means:
             nmse, ratio, error, objective (how large, and which error is kept small); progressive, rungs (coarser files
-            in one); num_basis, bits, rank (the factor form, the paper's); fit, weighting, tuner, importance (what the
+            in one); num_basis, bits, rank (the factor form, the paper's); fit, tuner, importance (what the
             coefficients are fitted to); basis, generator, seed, shared_basis (the basis); carried (the form of
             heads and embeddings); entropy, thorough, progress.
 

@@ -16,11 +16,10 @@ from nola_codec.errors import EncodeError
 
 if TYPE_CHECKING:
     from nola_codec.encoder.tuning import Tuner
-    from nola_codec.fit.weighting import Moments
     from nola_codec.progress import Progress
 
 ObjectiveName = Literal["effective", "nmse"]
-Fit = Literal["weights", "activations", "task"]
+Fit = Literal["weights", "task"]
 BasisName = Literal["hadamard", "rademacher", "uniform"]
 GeneratorName = Literal["philox4x32-10", "threefry2x32-20"]
 
@@ -72,8 +71,7 @@ class EncodeKeywords(RateKeywords, CodingKeywords, total=False):
         num_basis: Coefficients of a factor; asks for the factor form, the one of the NOLA paper.
         bits: Bits of a coefficient in the factor form, 1 to 8 or 16; 4 if only num_basis is given.
         rank: Components kept at most; in the factor form, the rank that is fitted.
-        fit: The goal that the coefficients are fitted to: ``weights``, ``activations`` or ``task``.
-        weighting: Moments by module name, for ``fit="activations"`` (`nola_codec.integrations.calibration`).
+        fit: The goal that the coefficients are fitted to: ``weights`` or ``task``.
         tuner: The object that trains the coefficients, for ``fit="task"`` (`nola_codec.training.TaskTuner`).
         basis: Name of the basis; ``rademacher`` and ``uniform`` serve the factor form only.
         shared_basis: One basis for all weights of one shape.
@@ -85,7 +83,6 @@ class EncodeKeywords(RateKeywords, CodingKeywords, total=False):
     bits: int | None
     rank: int | None
     fit: Fit
-    weighting: Mapping[str, Moments] | None
     tuner: Tuner | None
     basis: BasisName
     shared_basis: bool
@@ -134,11 +131,11 @@ _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "num_basis": _INTEGER, "bits": _INTEGER, "rank": _INTEGER, "seed": _INTEGER,
     "objective": _TEXT, "fit": _TEXT, "basis": _TEXT, "generator": _TEXT, "carried": _TEXT,
     "shared_basis": _TRUTH, "thorough": _TRUTH, "progressive": _TRUTH,
-    "importance": _TABLE, "weighting": _TABLE, "entropy": _LIST, "rungs": _LIST, "progress": _FUNCTION,
+    "importance": _TABLE, "entropy": _LIST, "rungs": _LIST, "progress": _FUNCTION,
 }  # fmt: skip
 _MAY_BE_NONE = (
     "size", "scale", "nmse", "ratio", "error", "energy", "num_basis", "bits", "rank", "objective", "importance",
-    "weighting", "rungs", "progress",
+    "rungs", "progress",
 )  # fmt: skip
 
 

@@ -45,8 +45,6 @@ class FitRequest:
 
     fit: str | None
     base: str | None
-    calibration: str | None
-    calibration_rows: int | None
     data: str | None
     prompts: str | None
     held_out: str | None
@@ -60,7 +58,6 @@ class FitRequest:
         fit = self.fit or ("task" if self.data is not None or self.prompts is not None else "weights")
         data = _SELF if fit == "task" and self.data is None else self.data
         found = replace(self, fit=fit, data=data)
-        found._check_partners("activations", ("base", "calibration"), ("calibration", "calibration_rows"))
         found._check_partners("task", ("base",), _TASK)
         if data != _SELF and self.prompts is not None:
             raise click.UsageError("--prompts serves --data self: give prompts, or the data of the task")
@@ -76,8 +73,8 @@ class FitRequest:
             yield source, self
             return
         own_data = self.data == _SELF
-        files = (source, self.base, self.calibration, None if own_data else self.data, self.held_out, self.prompts)
-        with local_copies(*files, progress=show) as (copy, base, calibration, data, held_out, prompts):
+        files = (source, self.base, None if own_data else self.data, self.held_out, self.prompts)
+        with local_copies(*files, progress=show) as (copy, base, data, held_out, prompts):
             assert copy is not None
             data = _SELF if own_data else data
             if looks_like_model(copy):
@@ -85,7 +82,7 @@ class FitRequest:
                     "encode is for adapters. To encode what a training changed in a whole model: "
                     f"nola-codec encode-delta {shown_url(source)} --base {shown_url(self.base)}"
                 )
-            found = replace(self, base=base, calibration=calibration, data=data, held_out=held_out, prompts=prompts)
+            found = replace(self, base=base, data=data, held_out=held_out, prompts=prompts)
             yield copy, found
 
     def _check_partners(self, name: str, needed: tuple[str, ...], own: tuple[str, ...]) -> None:
@@ -106,13 +103,6 @@ class FitRequest:
         """
         if self.fit != "weights":
             require_torch(f"--fit {self.fit}")
-        if self.fit == "activations" and self.base is not None and self.calibration is not None:
-            from nola_codec.adapters import read
-            from nola_codec.integrations.calibration import ROWS, collect_moments
-
-            modules = read(source, **more).modules
-            rows = self.calibration_rows or ROWS
-            return {"weighting": collect_moments(self.base, modules, self.calibration, rows=rows, progress=show)}
         if self.fit == "task" and self.base is not None and self.data is not None:
             from nola_codec.training import TaskSettings
 
@@ -188,7 +178,7 @@ def command(source: str, **values: Any) -> None:
     coding = read_coding_values(values)
     if fit.fit != "weights":
         # Minutes of work with the model come before the encoder would see these options.
-        partner: dict[str, Any] = {"weighting": {}} if fit.fit == "activations" else {"tuner": object()}
+        partner: dict[str, Any] = {"tuner": object()}
         check_options(target, overwrite=output.force, fit=fit.fit, **partner, **coding)
     checkpoint = None if output.file is None else Path(f"{output.file}.training")
     with (

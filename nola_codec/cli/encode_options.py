@@ -51,22 +51,42 @@ THOROUGH_OPTION = option("--thorough", group=TARGET, is_flag=True,
                          help="For files over 1 MB: smaller by some 5%, and many times slower.")  # fmt: skip
 IMPORTANCE_OPTION = option("--importance", group=FIT, type=click.Path(), metavar="FILE",
                            help="JSON or safetensors: a number for each weight, by name or pattern.")  # fmt: skip
+FITS = ("weights", "task")
+_GONE = (
+    "--fit activations and its --calibration are gone, since they made most files worse. "
+    "Give --fit task --data self, which needs no more than --base"
+)
+
+
+def _check_fit(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Refuse an unknown fit, and say what replaces the one that earlier versions had."""
+    if value == "activations":
+        raise click.UsageError(_GONE, ctx)
+    if value is not None and value not in FITS:
+        raise click.BadParameter(f"{value!r} is not one of {', '.join(map(repr, FITS))}.", ctx, param)
+    return value
+
+
+def _refuse_calibration(ctx: click.Context, param: click.Parameter, value: object) -> None:
+    """Refuse an option of the fit that is gone."""
+    if value is not None:
+        raise click.UsageError(_GONE, ctx)
+
+
 FIT_OPTIONS = (
-    option("--fit", group=FIT, type=click.Choice(["weights", "activations", "task"]),
-           help="What is fitted: the weights; the weights as far as they matter to --calibration; or the task of "
-                "--data, on which the coefficients are trained  [default: task with --data or --prompts, else "
-                "weights]."),
+    option("--fit", group=FIT, metavar="[weights|task]", callback=_check_fit,
+           help="What is fitted: the weights, or the task of --data, on which the coefficients are trained  [default: "
+                "task with --data or --prompts, else weights]."),
     option("--base", group=FIT, type=click.Path(), metavar="MODEL_DIR",
-           help="Base model of the adapter, for --fit activations and task, and for PEFT methods that PEFT turns into "
+           help="Base model of the adapter, for --fit task, and for PEFT methods that PEFT turns into "
                 "LoRA first. Carried tensors that equal its own are left out; with --carried coded, those near its own "
                 "become changes of them."),
-    option("--calibration", group=FIT, type=click.Path(), metavar="FILE",
-           help="For --fit activations: text of the task, one row a line; or .jsonl with text, with prompt and "
-                "completion, or with messages."),
-    option("--calibration-rows", group=FIT, type=click.IntRange(min=1), help="Rows used at most  [default: 64]."),
+    option("--calibration", "--calibration-rows", group=FIT, hidden=True, expose_value=False,
+           callback=_refuse_calibration),
     option("--data", group=FIT, metavar="FILE|self",
-           help="For --fit task: rows to train on, in a file as for --calibration, of which some are held out; or "
-                "self, by default: the adapter draws its own data, and the file learns its outputs."),
+           help="For --fit task: text of the task, one row a line, or .jsonl with text, with prompt and completion, or "
+                "with messages, of which some rows are held out; or self, by default: the adapter draws its own data, "
+                "and the file learns its outputs."),
     option("--prompts", group=FIT, type=click.Path(), metavar="FILE",
            help="For --data self: prompts that the adapter answers, a dozen or more: text, or .jsonl with prompt or "
                 "messages. Without them it writes text from nothing."),

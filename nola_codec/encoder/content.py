@@ -108,7 +108,7 @@ class QuantizedAdapter:
         effective_errors: For each rung, float64 (records,): the effective error of each record, in the units of
             `weights`; None if it is not defined.
         weights: float64 (records,): the weight of each record in the objective. It is the energy, unless an importance
-            or a calibration set weighs the records.
+            weighs the records.
     """
 
     content: FileContent

@@ -105,7 +105,7 @@ class Drafter:
 
     def record_weights(self) -> Float64Array:
         """Return the weight of each record in the objective, float64 (records,)."""
-        if not self.job.options.has_weights:
+        if self.job.options.importance is None:
             return self.job.energies
         strengths = np.bincount(self.form.record, self.form.strength**2, minlength=len(self.job.items))
         return strengths.astype(np.float64)

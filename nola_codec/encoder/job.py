@@ -18,7 +18,6 @@ from nola_codec.encoder.delta_errors import SharedDeltas, find_shared_deltas
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.errors import EncodeError
 from nola_codec.fit.components import sides_energy
-from nola_codec.fit.weighting import Moments, match_moments
 from nola_codec.model.adapter import Adapter, Codable
 from nola_codec.prng import NAMES as GENERATOR_NAMES
 from nola_codec.version import __version__
@@ -38,7 +37,6 @@ class EncodeJob:
         shared_deltas: The deltas that several records make.
         dilution: The sum of `energies` over the sum of the energies by the records' own gains. It is 1 unless the
             gains are estimates.
-        moments: For ``fit activations``, the moments of each module, in order; else None.
         envelope: The fields that go into the header unchanged.
         raw_sections: (codec id, bytes) of the packed carried tensors.
         source_bytes: The size in bytes of the source of the adapter, for the report.
@@ -54,7 +52,6 @@ class EncodeJob:
     energies: Float64Array
     shared_deltas: SharedDeltas
     dilution: float
-    moments: tuple[Moments, ...] | None
     envelope: Envelope
     raw_sections: tuple[tuple[int, bytes], ...]
     source_bytes: int
@@ -84,8 +81,8 @@ def open_job(
         parameters: The number of parameters that `ratio` refers to; None stands for the number of the adapter.
 
     Raises:
-        EncodeError: ``empty-tensor``: A vector has no element; ``moments``: A module has no moments;
-            ``reserved-key``: A carried tensor has the name of a part of a reduced one.
+        EncodeError: ``empty-tensor``: A vector has no element; ``reserved-key``: A carried tensor has the name of a
+            part of a reduced one.
     """
     clock = Clock()
     numbers = adapter.parameters if parameters is None else parameters
@@ -110,7 +107,6 @@ def open_job(
         energies=energies,
         shared_deltas=shared_deltas,
         dilution=float(energies.sum()) / before if has_estimates and before else 1.0,
-        moments=order_moments(items, options),
         envelope=envelope,
         raw_sections=raw_sections,
         source_bytes=source_bytes,
@@ -128,12 +124,6 @@ def order_items(adapter: Adapter) -> tuple[Codable, ...]:
         *sorted(adapter.modules, key=lambda m: natural_key(m.name)),
         *sorted(adapter.vectors, key=lambda v: natural_key(v.name)),
     )
-
-
-def order_moments(items: Sequence[Codable], options: EncodeOptions) -> tuple[Moments, ...] | None:
-    """Return the moments of the modules, in order, or None without a calibration set. Vectors have no moments."""
-    modules = [item for item in items if item.is_pair]
-    return None if options.weighting is None else tuple(match_moments(modules, options.weighting))
 
 
 def choose_streams(items: Sequence[Codable], *, shared: bool) -> tuple[int, ...]:

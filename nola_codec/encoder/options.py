@@ -11,7 +11,6 @@ from nola_codec.decoder.carried_forms import CARRIED_FORMS
 from nola_codec.entropy import NAMES as CODEC_NAMES
 from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import OBJECTIVES
-from nola_codec.fit.weighting import Moments
 from nola_codec.prng import NAMES as GENERATOR_NAMES
 from nola_codec.progress import Progress
 
@@ -22,8 +21,12 @@ DEFAULT_ERROR = 0.02
 """The effective error of an encode without a rate option."""
 DEFAULT_BITS = 4
 """The bits of a coefficient if num_basis is given alone."""
-FITS = ("weights", "activations", "task")
+FITS = ("weights", "task")
 """The values of the option fit."""
+_GONE = (
+    "fit activations is gone, since it made most files worse; take fit task, whose tuner needs no data "
+    "(nola_codec.integrations.self_teaching; on the command line --fit task --data self)"
+)
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,7 @@ class EncodeOptions:
         bits: The bits of a coefficient, 1 to 8 or 16; it selects the factor form.
         rank: The rank of the fitted factors in the factor form; else the greatest number of components of a module.
         objective: ``effective`` or ``nmse``.
-        fit: ``weights``; ``activations``: a component weighs as much as it lowers the loss on a calibration set;
-            ``task``: the coefficients are trained, quantized as they will be stored.
-        weighting: The moments by module name, for ``activations`` (`nola_codec.integrations.calibration` collects
-            them).
+        fit: ``weights``; ``task``: the coefficients are trained, quantized as they will be stored.
         tuner: The object that trains, for ``task`` (`nola_codec.training.TaskTuner`).
         importance: Factors on the weights of the modules' components, by name or pattern (`encoder.importance`).
         basis, generator: The names of the basis and of the generator.
@@ -72,7 +72,6 @@ class EncodeOptions:
     rank: int | None = None
     objective: str | None = None
     fit: str = "weights"
-    weighting: Mapping[str, Moments] | None = field(default=None, repr=False)
     tuner: Tuner | None = field(default=None, repr=False)
     importance: Mapping[str, float] | None = field(default=None, repr=False)
     basis: str = "hadamard"
@@ -122,32 +121,26 @@ class EncodeOptions:
                 raise _refusal("nmse is a target of the objective nmse; use error with another objective")
             if self.is_factor_form:
                 raise _refusal("the factor form (num_basis, bits) has no objective to choose: it is least squares")
-        self._check_weighting()
+        self._check_fit()
         self._check_carried()
         if not self.is_factor_form and self.basis != "hadamard":
             raise _refusal(f"basis {self.basis} is not orthogonal: only the factor form (num_basis, bits) can use it")
 
-    def _check_weighting(self) -> None:
-        """Raise an error if a fit or a weighting lacks what it needs, or has no meaning with the other options."""
+    def _check_fit(self) -> None:
+        """Raise an error if a fit or an importance lacks what it needs, or has no meaning with the other options."""
+        if self.fit == "activations":
+            raise _refusal(_GONE)
         if self.fit not in FITS:
             raise _refusal(f"fit: expected one of {', '.join(FITS)}, found {self.fit!r}")
-        if self.fit == "activations" and self.weighting is None:
-            raise _refusal("fit activations needs what a calibration set says of the layers: give weighting")
         if (self.fit == "task") != (self.tuner is not None):
             raise _refusal("fit task and a tuner go together: give both, or neither")
         if self.fit == "task" and (self.is_factor_form or self.has_rungs or self.nmse is not None):
             message = "fit task trains a file of one rung to a size, ratio or error"
             raise _refusal(f"{message}; leave out nmse, num_basis, bits and rungs")
-        if self.fit != "activations" and self.weighting is not None:
-            raise _refusal("a calibration set serves fit activations only")
-        for name, given in (
-            ("fit activations", self.fit == "activations"),
-            ("importance", self.importance is not None),
-        ):
-            if given and self.is_factor_form:
-                raise _refusal(f"{name} weighs components, and the factor form (num_basis, bits) has none")
-            if given and self.objective_name == "nmse":
-                raise _refusal(f"{name} weighs components by more than their share of the NMSE; leave out nmse")
+        if self.importance is not None and self.is_factor_form:
+            raise _refusal("importance weighs components, and the factor form (num_basis, bits) has none")
+        if self.importance is not None and self.objective_name == "nmse":
+            raise _refusal("importance weighs components by more than their share of the NMSE; leave out nmse")
 
     def _check_carried(self) -> None:
         """Raise an error if the form of carried tensors is none, or if it cannot go with the other options."""
@@ -158,11 +151,6 @@ class EncodeOptions:
         for name, given in others:
             if given and self.carried == "coded":
                 raise _refusal(f"carried coded cannot go with {name}; carried int8 can")
-
-    @property
-    def has_weights(self) -> bool:
-        """True if the weights of components are not their energies."""
-        return self.weighting is not None or self.importance is not None
 
     @property
     def has_rate(self) -> bool:

@@ -90,7 +90,6 @@ def canonical_form(job: EncodeJob) -> CanonicalForm:
         seed=options.seed,
         most=options.rank,
         importance=None if options.importance is None else match_importance(names, options.importance),
-        moments=job.moments,
     )
     with job.clock.stage("canonical form"):
         return make_canonical_form(job.items, job.streams, settings, options.progress)

@@ -21,8 +21,6 @@ class TensorReport:
         nmse: ||delta_W - decoded||_F^2 / ||delta_W||_F^2.
         effective_error: The estimated effective error, relative to the weight of the record in the objective, which
             is its energy unless it was weighted otherwise; None if it is not defined.
-        activation_error: E|(delta_W - decoded) x|^2 / E|delta_W x|^2 over the inputs x of a calibration set; None
-            without one.
     """
 
     name: str
@@ -32,7 +30,6 @@ class TensorReport:
     energy: float
     nmse: float
     effective_error: float | None
-    activation_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,6 @@ class EncodeReport:
         tensors: One report for each coded record of a delta.
         seconds: The wall time of the encode in seconds.
         stages: The wall time of each stage in seconds, by name.
-        activation_error: The share of E|delta_W x|^2 that the whole file loses, for ``fit activations``; else None.
         rungs: For each rung, coarsest first, ``bytes`` of the file's beginning and the losses measured there.
         dialect: The dialect of the adapter.
         task: The losses on the task, for ``fit task``; else None.
@@ -133,7 +129,6 @@ class EncodeReport:
     tensors: tuple[TensorReport, ...]
     seconds: float
     stages: dict[str, float]
-    activation_error: float | None = None
     rungs: tuple[dict[str, float], ...] = ()
     dialect: str = ""
     task: TaskReport | None = None

@@ -34,9 +34,6 @@ def render_encode_report(report: EncodeReport) -> str:
     if report.task is not None:
         lines += _task_lines(report.task)
     lines.append(f"NMSE         {render_error(report.nmse)}  ({_explain_nmse(report)})")
-    if report.activation_error is not None:
-        shown = render_error(report.activation_error)
-        lines.append(f"activations  {shown}  (the same of delta_W x, on the calibration set)")
     for number, rung in enumerate(report.rungs[:-1]):
         errors = ", ".join(
             f"{render_error_name(name)} {render_error(value)}" for name, value in rung.items() if name != "bytes"

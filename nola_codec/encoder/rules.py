@@ -21,7 +21,7 @@ def check_rules(adapter: Adapter, options: EncodeOptions) -> None:
     if options.rank is not None and rules.rank_reason:
         raise EncodeError(rules.rank_reason, code="option")
     chosen = (None, *rules.objectives)
-    has_weights = options.has_weights or options.tuner is not None
+    has_weights = options.importance is not None or options.tuner is not None
     if rules.objectives_reason and (has_weights or options.objective not in chosen):
         raise EncodeError(rules.objectives_reason, code="option")
     if options.is_factor_form and options.rank is not None:

@@ -13,7 +13,7 @@ from nola_codec.encoder.carried_notes import carried_note, loss_note
 from nola_codec.encoder.content import QuantizedAdapter
 from nola_codec.encoder.expectation import Expectation, expect_from
 from nola_codec.encoder.job import EncodeJob
-from nola_codec.encoder.measuring import MeasuredRung, lost_share
+from nola_codec.encoder.measuring import MeasuredRung
 from nola_codec.encoder.notes import notes, target_notes
 from nola_codec.encoder.report import CarriedReport, EncodeReport, TensorReport
 
@@ -69,7 +69,6 @@ def make_report(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) ->
         tensors=_tensor_reports(job, quantized, last),
         seconds=job.clock.total(),
         stages=dict(job.clock.seconds),
-        activation_error=None if last.activations is None else lost_share(last.activations),
         rungs=_rung_reports(file),
         dialect=job.adapter.dialect,
         scalings=_scalings(job),
@@ -89,7 +88,7 @@ def make_report(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) ->
 
 def _expectation(job: EncodeJob, effective: float | None) -> Expectation | None:
     """Return what the measured tasks say of a LoRA of this effective error; they say nothing of other changes."""
-    is_alike = not job.options.has_weights and not dialect_of(job.adapter).holds_whole_weights and job.energies.any()
+    is_alike = job.options.importance is None and not dialect_of(job.adapter).holds_whole_weights and job.energies.any()
     return expect_from(effective) if is_alike and any(item.is_pair for item in job.items) else None
 
 
@@ -138,7 +137,6 @@ def _tensor_reports(job: EncodeJob, quantized: QuantizedAdapter, last: MeasuredR
         if item.is_carried:
             continue
         energy, weight = float(job.energies[index]), float(quantized.weights[index])
-        activations = last.activations if item.is_pair else None
         reports.append(
             TensorReport(
                 name=item.name,
@@ -148,7 +146,6 @@ def _tensor_reports(job: EncodeJob, quantized: QuantizedAdapter, last: MeasuredR
                 energy=energy,
                 nmse=float(last.squared_errors[index]) * (1 / energy if energy else 0.0),
                 effective_error=None if effective is None else float(effective[index]) / weight if weight else 0.0,
-                activation_error=None if activations is None else lost_share(activations[:, index]),
             )
         )
     return tuple(reports)

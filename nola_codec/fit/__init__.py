@@ -4,9 +4,7 @@ The files, in the order of the work:
 
     components.py               QR and SVD of a delta, without ever forming it
     canonical_form.py           CanonicalForm: every component and vector as unit vectors in basis coefficients
-    weighting.py                weights of the components by a calibration set (`fit="activations"`)
     allocation.py               RatePlan: the units that are kept at one lambda, and the precision of each; Objective
-    weighted_plan.py            the same where components tolerate noise unequally
     coders.py, ecsq.py          the quantizers to choose from, with their rates and their cosines
     quantize.py                 QuantizedForm: the plan's vectors as levels, with codebooks and amplitudes
     unit_layers.py, viterbi.py       find the levels of one rung; the search of quantizers with memory

@@ -20,7 +20,6 @@ import numpy.typing as npt
 from nola_codec.array_types import Float64Array, Int64Array
 from nola_codec.fit.canonical_form import CARRIED, DENSE, CanonicalForm
 from nola_codec.fit.coders import SCALAR_ONLY, DependentCoder, ScalarCoder, coders, serves, stride_limit
-from nola_codec.fit.weighted_plan import best_precisions, survival_of
 
 Grain = Literal["fine", "coarse", "scalar"]
 
@@ -65,17 +64,13 @@ class Objective:
         """The gamma of every role, float64 (roles,): that of a coded carried tensor is 1."""
         return np.array((*self.gamma, 1.0))
 
-    def survival(
-        self, cosine2: Float64Array, role: int | Int64Array, tolerance: Float64Array | float = 1.0
-    ) -> Float64Array:
-        """Return the share A that survives (see the module's docstring); `tolerance` is a factor on gamma."""
-        return survival_of(cosine2, self.gammas[role] * tolerance)
+    def survival(self, cosine2: Float64Array, role: int | Int64Array) -> Float64Array:
+        """Return the share A that survives (see the module's docstring)."""
+        return cosine2 * self.gain(cosine2, role)
 
-    def gain(
-        self, cosine2: Float64Array, role: int | Int64Array, tolerance: Float64Array | float = 1.0
-    ) -> Float64Array:
-        """Return the best gain t (see the module's docstring); `tolerance` is a factor on gamma."""
-        return np.asarray(1 / (cosine2 + (1 - cosine2) / (self.gammas[role] * tolerance)))
+    def gain(self, cosine2: Float64Array, role: int | Int64Array) -> Float64Array:
+        """Return the best gain t (see the module's docstring)."""
+        return np.asarray(1 / (cosine2 + (1 - cosine2) / self.gammas[role]))
 
 
 _DENSE_GAMMA = 60.0
@@ -216,7 +211,7 @@ def make_plan(
         steps: The same as in `rate_table`.
         nudges: int64 (units,): numbers that are added to the units' precisions; None if there are none.
     """
-    precision = _precisions(form, objectives, lagrangian, steps)
+    precision = _precisions(form, lagrangian)
     if nudges is not None:
         precision = np.clip(precision + nudges, 0, 255)
     choice = _choose_coders(form, objectives, precision, steps)
@@ -272,16 +267,11 @@ def pin_carried(form: CanonicalForm, limit: float | None) -> CanonicalForm:
     return replace(form, carried_precision=chosen)
 
 
-def _precisions(
-    form: CanonicalForm, objectives: tuple[Objective, ...], lagrangian: float, steps: tuple[int, ...]
-) -> Int64Array:
+def _precisions(form: CanonicalForm, lagrangian: float) -> Int64Array:
     """Return the precision of every unit before any nudge, int64 (units,)."""
     with np.errstate(divide="ignore"):
         exact = PRECISION_STEPS * (np.log2(form.strength) - np.log2(lagrangian) / 2)
     exact = np.clip(exact, -_BIAS, 255 - _BIAS)
-    if form.tolerance is not None:
-        tolerant = _tolerant_precisions(form, form.tolerance, objectives, lagrangian, steps)
-        exact = np.where(form.strength > 0, tolerant, exact)
     pinned = form.carried_precision + PRECISION_STEPS / 2 * np.log2(np.maximum(form.lengths[0], 1))
     exact = np.where(form.roles[0] == CARRIED, pinned, exact)
     return np.asarray(np.rint(exact).astype(np.int64) + _BIAS)
@@ -312,9 +302,6 @@ def _choose_coders(
     shifts, tables = _tables_of_kinds(kinds, objectives, steps)
     where = kind_of * (P_HIGH - P_LOW) + tables.positions(precision + shifts[kind_of])  # (2, units)
     cosine2, survival = tables.cosine2[:, where], tables.survival[:, where]
-    if form.tolerance is not None:
-        gammas = np.stack([objective.gammas[form.roles] for objective in objectives])
-        survival = np.where(form.lengths > 0, survival_of(cosine2, gammas * form.tolerance), 1.0)
     bits = tables.rate[:, where] * form.lengths
     return _Choice(tables.coder[:, where], survival.prod(axis=1), cosine2.prod(axis=1), bits.sum(axis=1))
 
@@ -353,38 +340,3 @@ def _added_bits(choice: _Choice, kept: Int64Array, entry: Int64Array, there: npt
         layers = np.where(fresh, choice.bits[: rung + 1, kept].sum(axis=0), choice.bits[rung, kept])
         added[rung] = there[rung] * (layers + side_bits)
     return added
-
-
-def _tolerant_precisions(
-    form: CanonicalForm,
-    tolerance: Float64Array,
-    objectives: tuple[Objective, ...],
-    lagrangian: float,
-    steps: tuple[int, ...],
-) -> Float64Array:
-    """Return the optimal precision of each unit, given how much noise it tolerates, float64 (units,).
-
-    The precisions are optimal for the last rung. _BIAS is not yet added.
-    """
-    grid = np.arange(-_BIAS, 256 - _BIAS, dtype=np.int64)
-    result = np.empty(form.units)
-    shapes, shape_of = np.unique(np.concatenate((form.lengths, form.roles)), axis=1, return_inverse=True)
-    gamma = objectives[-1].gammas[form.roles] * tolerance
-    for number, (*lengths, u_role, v_role) in enumerate(shapes.T.tolist()):
-        own = np.flatnonzero(shape_of.reshape(-1) == number)
-        cosine2, rate = [], []
-        for role, length in zip((u_role, v_role), lengths, strict=True):
-            if not length:  # a vector has no second side
-                cosine2.append(np.ones(len(grid)))
-                rate.append(np.zeros(len(grid)))
-                continue
-            table = rate_table(objectives, role, coder_class(role, length), steps)
-            at = table.positions(grid + _BIAS + precision_shift(length))
-            cosine2.append(table.cosine2[-1, at])
-            rate.append(table.rate[:, at].sum(axis=0))
-        best = best_precisions(
-            form.strength[own] ** 2, gamma[:, own], np.stack(cosine2), np.stack(rate),
-            (lengths[0], lengths[1]), lagrangian,
-        )  # fmt: skip
-        result[own] = grid[best]
-    return result

@@ -16,8 +16,7 @@ import numpy as np
 from nola_codec.array_types import Float32Array, Float64Array, Int64Array
 from nola_codec.arrays import NUMPY
 from nola_codec.basis import BasisKey, basis_by_id
-from nola_codec.fit.components import Components, unit_vectors
-from nola_codec.fit.weighting import Moments, component_figures, weigh
+from nola_codec.fit.components import unit_vectors
 from nola_codec.model.adapter import Codable
 from nola_codec.parallel import parallel_map
 from nola_codec.progress import Progress
@@ -36,8 +35,8 @@ class CanonicalForm:
 
     Attributes:
         record, component: int64 (units,).
-        strength: float64 (units,): gain * s, the norm of the unit in delta_W. If an importance or a calibration set
-            weighs the units, it is the square root of the unit's weight.
+        strength: float64 (units,): gain * s, the norm of the unit in delta_W. If an importance weighs the units, it is
+            the square root of the unit's weight.
         singular: float64 (units,): the singular value s, or the norm of a vector.
         lengths: int64 (2, units): the length of u (side 0) and of v (side 1). A vector is a u, and its v has length 0.
         roles: int64 (2, units): LORA_B, LORA_A, DENSE, PLAIN or CARRIED, which decides how much noise a vector
@@ -46,7 +45,6 @@ class CanonicalForm:
         most: The number of components of a module that may be kept.
         matrices: For each side, {length: float32 (vectors, length)}: coefficients in an orthonormal basis, times the
             square root of the length, so that the mean square of a row is 1. They do not change once they are made.
-        tolerance: float64 (2, units): factors on the objective's gammas; None if all are 1.
         energy: float64 (units,): the squared strength before it was weighted; None if it was not weighted.
         carried_precision: The precision of coded carried tensors in a `RateTable`.
     """
@@ -60,7 +58,6 @@ class CanonicalForm:
     rows: Int64Array
     most: int
     matrices: Matrices
-    tolerance: Float64Array | None = None
     energy: Float64Array | None = None
     carried_precision: int = 0
 
@@ -84,10 +81,6 @@ class CanonicalForm:
         kinds, kind_of = np.unique(pairs, axis=1, return_inverse=True)
         return tuple((role, length) for role, length in kinds.T.tolist()), kind_of.reshape(self.lengths.shape)
 
-    def noise_tolerance(self, side: int, units: Int64Array) -> Float64Array | float:
-        """Return the `tolerance` of some units on one side, float64 (units,), or 1.0 if none was measured."""
-        return 1.0 if self.tolerance is None else np.asarray(self.tolerance[side, units])
-
     def without_matrices(self) -> CanonicalForm:
         """Return the form without its matrices, which take most of its memory."""
         return replace(self, matrices=({}, {}))
@@ -104,7 +97,6 @@ class FormSettings:
         most: The number of components of a module that may be kept; the others count as lost. None stands for all.
         importance: float64 (items,): factors on the weights of each item's units; the sum of all weights does not
             change. None if there are none.
-        moments: The moments of each module on a calibration set, or None. The weight of a vector stays its energy.
     """
 
     basis: int
@@ -112,7 +104,6 @@ class FormSettings:
     seed: int
     most: int | None = None
     importance: Float64Array | None = None
-    moments: Sequence[Moments] | None = None
 
 
 def make_canonical_form(
@@ -125,24 +116,16 @@ def make_canonical_form(
         streams: The stream number of each item.
         settings: The basis and the weights.
         progress: A function that is called as ("decomposing", items done, items in all), or None.
-
-    Raises:
-        EncodeError: ``moments``: The moments do not fit the modules; ``calibration``: They show no gain.
     """
     form = _empty_form(items, settings.most)
     ranks = np.array([item.rank for item in items], np.int64)
     starts = np.cumsum(ranks) - ranks
-    value, noise = np.zeros(form.units), np.zeros((2, form.units))
 
     def place(index: int) -> None:
         """Fill in the units of one item."""
         item = items[index]
         span = slice(int(starts[index]), int(starts[index]) + item.rank)
         sides, form.singular[span] = unit_vectors(item.sides)
-        if settings.moments is not None and item.is_pair:
-            parts = Components(sides[0], sides[1], form.singular[span])
-            figures = component_figures(item, parts, settings.moments[index])
-            value[span], noise[:, span] = figures.value, figures.noise
         form.strength[span] = form.singular[span] * item.error_gain
         for side, vectors in enumerate(sides):
             length = vectors.shape[1]
@@ -154,7 +137,7 @@ def make_canonical_form(
     for done, _ in enumerate(parallel_map(place, range(len(items)))):
         if progress is not None:
             progress("decomposing", done + 1, len(items))
-    return _with_weights(form, settings, value, noise)
+    return _with_weights(form, settings.importance)
 
 
 def _empty_form(items: Sequence[Codable], most: int | None) -> CanonicalForm:
@@ -184,29 +167,15 @@ def _empty_form(items: Sequence[Codable], most: int | None) -> CanonicalForm:
     )
 
 
-def _with_weights(
-    form: CanonicalForm, settings: FormSettings, value: Float64Array, noise: Float64Array
-) -> CanonicalForm:
-    """Weigh the units by the calibration set and by the importance; without either, return the form as it is.
-
-    Args:
-        form: The form with the plain strengths.
-        settings: The settings, with the importance and the moments.
-        value: float64 (units,): the value of each unit (`fit.weighting`).
-        noise: float64 (2, units): the noise figures of each unit (`fit.weighting`).
-    """
-    if settings.moments is None and settings.importance is None:
+def _with_weights(form: CanonicalForm, importance: Float64Array | None) -> CanonicalForm:
+    """Weigh the units by the importance of their items, float64 (items,); without one, return the form as it is."""
+    if importance is None:
         return form
-    unweighted = form.strength**2
-    energy, tolerance = unweighted, None
-    if settings.moments is not None:
-        own = form.roles[0] == LORA_B
-        energy, tolerance = energy.copy(), np.ones((2, form.units))
-        energy[own], tolerance[:, own] = weigh(energy[own], value[own], noise[:, own])
-    if settings.importance is not None:
-        wanted = energy * settings.importance[form.record]
-        energy = wanted * (energy.sum() / wanted.sum()) if wanted.any() else wanted
-    return replace(form, strength=np.sqrt(energy), tolerance=tolerance, energy=unweighted)
+    energy = form.strength**2
+    wanted = energy * importance[form.record]
+    if wanted.any():
+        wanted *= energy.sum() / wanted.sum()
+    return replace(form, strength=np.sqrt(wanted), energy=energy)
 
 
 def roles_of(item: Codable) -> tuple[int, int]:

@@ -56,7 +56,7 @@ class ManyEncodeKeywords(RateKeywords, total=False):
 
 
 ENCODE_NAMES = (*keyword_names(EncodeKeywords), "size", "carry_unknown", "scale", "base")
-_NOT_FOR_MANY = ("fit", "weighting", "tuner", "importance", "progress", "entropy")
+_NOT_FOR_MANY = ("fit", "tuner", "importance", "progress", "entropy")
 MANY_ENCODE_NAMES = tuple(name for name in ENCODE_NAMES if name not in _NOT_FOR_MANY)
 """The options of `encode` that `encode_many` and a manifest of sources take."""
 MANY_DECODE_NAMES = ("format", "dtype", "trim", "rung", "base")

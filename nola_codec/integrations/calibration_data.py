@@ -1,4 +1,4 @@
-"""Read files of text: rows, each with a part that is scored. Calibration, `--fit task` and `eval` use them."""
+"""Read files of text: rows, each with a part that is scored. `--fit task` and `eval` use them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything but training, other devices and calibration works in an environment that has no PyTorch, to the same bits.
+"""Everything but training and other devices works in an environment that has no PyTorch, to the same bits.
 
 The environment is a venv that holds links to the package and to its dependencies, and nothing else: no network.
 """
@@ -161,15 +161,12 @@ def test_the_library_gives_numpy_arrays(python: Path, work: Path, encoded: Path)
         (["decode", "own.nola", "-o", "x", "--device", "cuda"], "the device 'cuda' needs torch"),
         (["selftest", "--device", "mps"], "the device 'mps' needs torch"),
         (["encode", "adapter", "-n", "--fit", "task", "--base", "base", "--data", "x"], "--fit task needs torch"),
-        (["encode", "adapter", "-n", "--fit", "activations", "--base", "base", "--calibration", "t.txt"],
-         "--fit activations needs torch"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
 def test_what_needs_torch_says_so_in_one_line(
     command: list[str], words: str, python: Path, work: Path, encoded: Path
 ) -> None:
-    (work / "t.txt").write_text("some text\n" * 20)
     done = run(python, "-m", "nola_codec", *command, cwd=work)
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr == f"nola-codec: {words}: pip install 'nola-codec[torch]' [needs-torch]\n"

@@ -24,10 +24,6 @@ _ERRORS = {
         "measured on what the file decodes to: the squared error of the weights' change over its energy. It counts all "
         "noise, also the part that a model hardly notices, so it can be large in a file that keeps the task",
     ),
-    "activation_error": (
-        "activation error",
-        "measured: the squared error of the layers' outputs on a calibration set, over their energy",
-    ),
     "loss": ("held-out loss", "as recorded when the file was made, on rows that its training did not use"),
 }
 

@@ -1,17 +1,21 @@
-"""Reading and matching numbers of importance."""
+"""Numbers of importance: reading and matching them, and the bytes that they move."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import nola_codec
 from nola_codec.encoder.importance import match_importance, read_importance
+from nola_codec.encoder.options import EncodeOptions
 from nola_codec.errors import EncodeError
 
+PREFIX = "base_model.model."
 NAMES = [f"base_model.model.layers.{layer}.{part}" for layer in range(2) for part in ("q", "v")]
 
 
@@ -58,3 +62,43 @@ def test_tensors_of_more_than_a_number(tmp_path: Path) -> None:
     save_file({"layers.0.q": np.ones(2, np.float32)}, tmp_path / "a.safetensors")
     with pytest.raises(EncodeError, match=r"layers\.0\.q: expected one floating-point number, found F32 \[2\]"):
         read_importance(tmp_path / "a.safetensors")
+
+
+def nmse_by_path(report: nola_codec.EncodeReport) -> dict[str, float]:
+    return {t.name.removeprefix(PREFIX): t.nmse for t in report.tensors}
+
+
+def test_importance_moves_bytes_and_equal_importance_moves_none(many: Any) -> None:
+    _, plain = many.encode(size=12_000)
+    _, more = many.encode(size=12_000, importance={"layers.*.v": 8.0})
+    before, after = nmse_by_path(plain), nmse_by_path(more)
+    assert all(after[p] < before[p] for p in before if ".v" in p)
+    _, equal = many.encode(size=12_000, importance={"*": 2.0})
+    assert equal.nmse == pytest.approx(plain.nmse, rel=0.02)
+    assert equal.effective_error == pytest.approx(plain.effective_error, rel=0.02)
+
+
+def test_importance_of_nothing_drops_a_tensor(many: Any) -> None:
+    _, report = many.encode(size=12_000, importance={"layers.0.q": 0})
+    kept = {t.name: t.kept for t in report.tensors}
+    assert kept[PREFIX + "layers.0.q"] == 0
+    assert min(count for name, count in kept.items() if name != PREFIX + "layers.0.q") > 0
+
+
+def test_an_error_is_reached_in_the_weighted_objective(many: Any) -> None:
+    _, report = many.encode(error=0.1, importance={"layers.*.v": 8.0})
+    assert report.effective_error is not None
+    assert 0.09 < report.effective_error <= 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": "nmse"}, "importance weighs components by more than"),
+        ({"bits": 4}, "importance weighs components, and the factor form"),
+    ],
+)
+def test_importance_has_no_meaning_here(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(EncodeError, match=message) as caught:
+        EncodeOptions(importance={}, **options)
+    assert caught.value.code == "option"

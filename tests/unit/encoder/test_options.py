@@ -12,6 +12,8 @@ from nola_codec.encoder.options import DEFAULT_ERROR, EncodeOptions
 from nola_codec.encoder.sizes import parse_size
 
 REFUSED: dict[str, dict[str, Any]] = {
+    "fit: expected one of weights, task, found 'gradients'": {"fit": "gradients"},
+    "fit activations is gone": {"fit": "activations"},
     "choose one of nmse, size": {"nmse": 0.1, "size": 1000},
     "choose one of ratio, error": {"ratio": 3, "error": 0.1},
     "choose one of size, num_basis/bits": {"size": 1000, "bits": 4},

@@ -19,7 +19,6 @@ from nola_codec.decoder.decoder import Decoder
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.pipeline import encode_adapter
 from nola_codec.errors import EncodeError
-from nola_codec.fit.weighting import Moments
 from nola_codec.model.adapter import Adapter, LoraModule, VectorTensor
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -148,23 +147,6 @@ def test_long_tensors_have_scalar_quantizers_alone() -> None:
     verify(data)
     assert 0.98 * 30_000 < len(data) <= 30_000
     assert report.seconds < 60
-
-
-def test_activations_leave_vectors_as_they_are(adapter: Adapter) -> None:
-    rng = np.random.default_rng(1)
-    moments = {}
-    for m, gain in zip(adapter.modules, (1.0, 30.0), strict=True):
-        b, a = m.lora_B.astype(np.float64), m.lora_A.astype(np.float64)
-        g = -gain * b @ a / squared(b @ a)
-        inputs = rng.standard_normal((16, a.shape[1])).astype(np.float32)
-        moments[m.name] = Moments(inputs, b.T @ g @ a.T, (g @ a.T).T @ (g @ a.T), (b.T @ g) @ (b.T @ g).T)
-    plain, weighted = (
-        {t.name: t for t in encode_adapter(adapter, EncodeOptions(error=0.1, **o), source_bytes=0)[1].tensors}
-        for o in ({}, {"fit": "activations", "weighting": moments})
-    )
-    assert weighted["layers.0.q"].nmse < plain["layers.0.q"].nmse
-    assert weighted["layers.0.norm.diff"].nmse < 0.1
-    assert weighted["layers.0.norm.diff"].activation_error is None
 
 
 def test_an_empty_tensor_is_refused() -> None:

@@ -32,7 +32,7 @@ except nola_codec.NolaError as error:
 """
 
 
-INTEGRATIONS = ("calibration", "peft_conversion", "task_text")
+INTEGRATIONS = ("peft_conversion", "task_text")
 
 
 def test_without_torch() -> None:
