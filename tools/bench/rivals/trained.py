@@ -1,0 +1,98 @@
+"""Rivals trained from nothing at the bytes of our files, with the budget of `--fit task`: LoRA-XS and Uni-LoRA.
+
+Everything is kept as it is measured (tools/experiments/results.py), so a second call goes on where the first one
+stopped. The learning rate of each rival is the best of three by the training loss of short runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import ROOT
+from real_data import cache_dir
+from task_peers import added
+
+from rivals.lora_xs import LoraXs
+from rivals.text import TextTask
+from rivals.training import Budget, Form, arrays, train
+from rivals.uni_lora import UniLora
+
+sys.path.insert(0, str(ROOT / "tools" / "experiments"))
+import results
+
+NAME = "trained_rivals"
+RATES = {"LoRA-XS": (0.003, 0.01, 0.03), "Uni-LoRA": (0.01, 0.03, 0.1)}
+PROBED = {"LoRA-XS": 7, "Uni-LoRA": 20_000}
+"""The size at which the rates are tried: the rank of R, or the length of the vector."""
+SIZES = {"Uni-LoRA": (20_000, 100_000, 10_000, 40_000), "LoRA-XS": (7, 21, 10, 14)}
+"""About 5, 10, 20 and 50 KB at 4 bits a number; the most telling ones first."""
+TRIAL = {"steps": 16, "rows": 4}
+WHOLE = {"steps": 100, "rows": 8}
+
+
+def make(rival: str, size: int, seed: int, task: TextTask) -> Form:
+    """Return the untrained numbers of a rival."""
+    return LoraXs(task.model, size) if rival == "LoRA-XS" else UniLora(task.model, size, seed)
+
+
+def best_rate(rival: str, task: TextTask) -> float:
+    """Return the learning rate with the lowest training loss at the end of a short run."""
+
+    def trial(rate: float) -> Mapping[str, float]:
+        budget = Budget(rate, TRIAL["steps"], TRIAL["rows"])
+        losses = train(task, make(rival, PROBED[rival], 0, task), task.training_rows(), budget)
+        return {"loss": float(np.mean(losses[-TRIAL["steps"] // 2 :]))}
+
+    found = {}
+    for rate in RATES[rival]:
+        settings = {"rival": rival, "size": PROBED[rival], "rate": rate, "seed": 0, **TRIAL}
+        found[rate] = results.measure(NAME, settings, lambda rate=rate: trial(rate))["figures"]["loss"]  # type: ignore[misc]
+    return min(found, key=lambda rate: found[rate])
+
+
+def trained(rival: str, size: int, seed: int, task: TextTask) -> Form:
+    """Return the trained numbers of a rival; they are kept in the cache."""
+    rate = best_rate(rival, task)
+    path = Path(cache_dir()) / "experiments" / "rivals" / f"{rival}-{size}-{rate:g}-{seed}.pt"
+    form = make(rival, size, seed, task)
+    parameters = [parameter for parameter, _ in form.parameters()]
+    if path.is_file():
+        for parameter, kept in zip(parameters, torch.load(path), strict=True):
+            parameter.data.copy_(kept)
+        return form
+    print(f"{rival} {size} seed {seed}: rate {rate:g}", file=sys.stderr, flush=True)
+    train(task, form, task.training_rows(), Budget(rate, WHOLE["steps"], WHOLE["rows"], seed))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save([parameter.detach() for parameter in parameters], path)
+    return form
+
+
+def measured(rival: str, size: int, bits: int, seed: int, rows: int, task: TextTask) -> dict[str, Any]:
+    """Return the result of a training, rounded to some bits: bytes and held-out loss."""
+
+    def program() -> Mapping[str, Any]:
+        count, factors = trained(rival, size, seed, task).write(bits)
+        with added(dict(task.model.named_parameters()), arrays(factors)):
+            return {"bytes": count, "loss": task.loss(task.rows("test", 0, rows))}
+
+    settings = {"rival": rival, "size": size, "rate": best_rate(rival, task), "bits": bits, "seed": seed,
+                "test_rows": rows, **WHOLE}  # fmt: skip
+    return results.measure(NAME, settings, program)
+
+
+def measure_all(task: TextTask, rows: int, seeds: Sequence[int], sizes: Mapping[str, Sequence[int]] = SIZES) -> None:
+    """Measure all that is missing, one seed after the other, and say what was found."""
+    for seed in seeds:
+        for position in range(max(len(own) for own in sizes.values())):
+            for rival, own in sizes.items():
+                if position >= len(own) or (rival == "LoRA-XS" and seed):  # nothing in it is drawn
+                    continue
+                for bits in (4, 2) if position < 2 else (4,):
+                    found = measured(rival, own[position], bits, seed, rows, task)["figures"]
+                    line = f"{rival} {own[position]} at {bits} bits, seed {seed}: {found['bytes']:,} bytes"
+                    print(f"{line}, {found['loss']:.4f}", file=sys.stderr, flush=True)
