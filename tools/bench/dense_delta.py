@@ -7,28 +7,37 @@ rows, in nats a target token. Every change is added to the weights of the base i
 two, the embeddings are those of the base (`encode-delta` leaves them out unless asked). A ratio is the 16-bit size of
 the changed and coded weights over the size of a file, and no file is larger than that.
 
-There are two peers. `mergekit-extract-lora` has the largest rank whose file fits; --mergekit names the program, and
-without it its documented method is done here: the truncated SVD of every matrix in bfloat16. The other peer is a sign
-code, from which BitDelta starts: one bit a parameter of the matrices and one scale a matrix, the mean magnitude, not
-trained. Both keep norms in 16 bits.
+There are five peers. `mergekit-extract-lora` has the largest rank whose file fits; --mergekit names the program, and
+without it its documented method is done here: the truncated SVD of every matrix in bfloat16. A sign code, from which
+BitDelta starts, has one bit a parameter of the matrices and one scale a matrix, the mean magnitude,
+not trained. Delta-CoMe, UltraDelta and D-QReLO are those of `rivals/`, at --rival-ratios. All keep norms in 16 bits.
+The factor of UltraDelta is chosen on rows that the model was not trained on, and that no result is measured on.
+
+What was evaluated is kept, by the numbers that were added to the model; `tools/experiments/results.py` says where.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from common import table
+from common import ROOT, table
 from full_finetune import fine_tuned
+from rivals.d_qrelo import DQReLO
+from rivals.delta_come import DeltaCome
+from rivals.dense import DenseChange, DenseFile
+from rivals.ultra_delta import UltraDelta
 from task_peers import base_directory
 
 import nola_codec
@@ -36,6 +45,12 @@ from nola_codec.adapters.dialects.weight_changes import totals
 from nola_codec.api.decoding import read_adapter
 from nola_codec.fit.truncated_svd import truncated_svd
 
+sys.path.insert(0, str(ROOT / "tools" / "experiments"))
+import results
+
+NAME = "dense_delta"
+VALIDATED = (480, 488)
+"""Rows of the validation split to choose on: those that full_finetune.py does not train on."""
 Floats = npt.NDArray[np.floating]
 Changes = Mapping[str, Floats]
 
@@ -117,27 +132,59 @@ class Model:
     """The base model, to which changes are added for one evaluation."""
 
     def __init__(self, base: Path, rows: int) -> None:
-        import e2e_loss
+        from rivals.text import TextTask
+
+        self._task, self._rows = TextTask(base), rows
+        self._weights = dict(self._task.model.named_parameters())
+
+    def row(self, what: str, made: Changes, ratio: float | None = None, **figures: Any) -> dict[str, Any]:
+        """Return a row of the table: the held-out loss with the changes added, and figures. It is kept."""
+        settings = {"what": what, "ratio": ratio, "content": content(made), "rows": self._rows}
+        found = results.measure(NAME, settings, lambda: {"loss": self._loss(made, "test", 0, self._rows), **figures})
+        return {"what": what, **({} if ratio is None else {"ratio": ratio}), **found["figures"]}
+
+    def validate(self, made: Changes) -> float:
+        """Return the loss on rows to choose on."""
+        return self._loss(made, "valid", *VALIDATED)
+
+    def _loss(self, made: Changes, split: str, start: int, stop: int) -> float:
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self._evaluate, self._torch = e2e_loss, torch
-        self._tokenizer = AutoTokenizer.from_pretrained(base)
-        self._model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        self._weights = dict(self._model.named_parameters())
-        self._rows = e2e_loss.rows("test", rows)
-
-    def loss(self, made: Changes) -> float:
-        """Return the held-out loss with the changes added."""
-        torch = self._torch
         before = {name: self._weights[name].detach().clone() for name in made}
         with torch.no_grad():
             for name, delta in made.items():
                 self._weights[name].add_(torch.from_numpy(np.asarray(delta, np.float32)))
-            value: float = self._evaluate.loss(self._model, self._tokenizer, self._rows)
+            value = self._task.loss(self._task.rows(split, start, stop))
             for name, weight in before.items():
                 self._weights[name].copy_(weight)
         return value
+
+
+def content(made: Changes) -> str:
+    """Return a short hash of the numbers that are added to the model."""
+    sha = hashlib.sha256()
+    for name, delta in sorted(made.items()):
+        sha.update(name.encode() + np.ascontiguousarray(delta, np.float32).tobytes())
+    return sha.hexdigest()[:16]
+
+
+def rival_files(
+    found: Changes, ratios: Sequence[float], seeds: Sequence[int], model: Model
+) -> Iterator[tuple[float, DenseFile]]:
+    """Yield (ratio, file) of each rival. The whole form of D-QReLO, which is above 1/16, comes once, with ratio 0."""
+    change = DenseChange(found)
+    whole = 2 * sum(delta.size for delta in found.values())
+    come = DeltaCome(change)
+    if ratios:
+        yield 0.0, DQReLO(None)(change, int(whole / max(ratios)))
+    for ratio in ratios:
+        limit = int(whole / ratio)
+        yield ratio, come(limit)
+        yield ratio, DQReLO(0.5)(change, limit)
+        tried = [UltraDelta(bits, seeds[0], factor) for bits in (3, 4) for factor in (0.25, 0.5, 1.0)]
+        best = min(tried, key=lambda setting: model.validate(setting(change, limit).changes))
+        for seed in seeds:
+            yield ratio, replace(best, seed=seed)(change, limit)
 
 
 def ours(base: Path, tuned: Path, ratio: float, folder: Path, **options: Any) -> tuple[int, Changes, dict[str, Any]]:
@@ -155,23 +202,23 @@ def rows(arguments: argparse.Namespace, base: Path, tuned: Path) -> Iterator[dic
     everything = changes(base, tuned)
     found = {name: delta for name, delta in everything.items() if "embed_tokens" not in name}
     whole = 2 * sum(delta.size for delta in found.values())
-    yield {"what": "base", "loss": model.loss({})}
-    yield {"what": "tuned, embeddings too", "bytes": 2 * sum(d.size for d in everything.values()),
-           "loss": model.loss(everything)}  # fmt: skip
-    yield {"what": "tuned", "bytes": whole, "loss": model.loss(found)}
+    yield model.row("base", {})
+    yield model.row("tuned, embeddings too", everything, bytes=2 * sum(d.size for d in everything.values()))
+    yield model.row("tuned", found, bytes=whole)
     size, made = sign_code(found)
-    yield {"what": "sign code (BitDelta's start)", "bytes": size, "loss": model.loss(made)}
+    yield model.row("sign code (BitDelta's start)", made, bytes=size)
     with tempfile.TemporaryDirectory() as folder:
         for ratio in arguments.ratios:
             limit = int(whole / ratio)
             what, size, made = extracted(found, limit, arguments.mergekit, base, tuned)
-            yield {"what": what, "ratio": ratio, "bytes": size, "loss": model.loss(made)}
+            yield model.row(what, made, ratio, bytes=size)
             size, made, said = ours(base, tuned, ratio, Path(folder))
-            yield {"what": f"ours, 1/{ratio:g}", "ratio": ratio, "bytes": size, "loss": model.loss(made), **said}
+            yield model.row(f"ours, 1/{ratio:g}", made, ratio, bytes=size, **said)
             if arguments.parts:
                 size, made, said = ours(base, tuned, ratio, Path(folder), residue=False)
-                yield {"what": f"ours, 1/{ratio:g}, no residue", "ratio": ratio, "bytes": size,
-                       "loss": model.loss(made), **said}  # fmt: skip
+                yield model.row(f"ours, 1/{ratio:g}, no residue", made, ratio, bytes=size, **said)
+    for ratio, file in rival_files(found, arguments.rival_ratios, arguments.seeds, model):
+        yield model.row(file.what, file.changes, ratio, bytes=file.bytes)
 
 
 def show(found: Sequence[dict[str, Any]]) -> str:
@@ -192,6 +239,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--base", type=Path, help="the base model of the fine-tune, if that is not made yet")
     parser.add_argument("--ratios", type=float, nargs="*", default=[16, 32, 64, 128])
+    parser.add_argument("--rival-ratios", type=float, nargs="*", default=[64, 128], help="ratios of the rivals")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of rivals that draw at random")
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--mergekit", type=Path, help="the program mergekit-extract-lora")
     parser.add_argument("--parts", action="store_true", help="also measure our files without the residue")

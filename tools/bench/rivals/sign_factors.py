@@ -76,10 +76,8 @@ class _Fit:
     """The signs and scales of all modules of one shape: latent numbers (modules, r, length) of each side."""
 
     def __init__(self, components: Sequence[Component], rank: int, envelopes: bool) -> None:
-        self._target = [
-            torch.from_numpy(np.stack([(side(c) * np.sqrt(c.s)).T for c in components])).float()
-            for side in (lambda c: c.u, lambda c: c.v)
-        ]
+        sides = [[c.u * np.sqrt(c.s) for c in components], [c.v * np.sqrt(c.s) for c in components]]
+        self._target = [torch.from_numpy(np.stack([x.T for x in side])).float() for side in sides]
         self._envelopes = envelopes
         first = [target[:, :rank] for target in self._target]
         self._latent = [torch.nn.Parameter(x / x.square().mean(2, keepdim=True).sqrt()) for x in first]

@@ -59,7 +59,8 @@ class TextTask:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self._tokenizer = AutoTokenizer.from_pretrained(base)
-        self.model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval().requires_grad_(False)
+        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        self.model: Any = model.eval().requires_grad_(False)
         self._training_rows: list[Row] = []
 
     def rows(self, split: str, start: int, stop: int) -> list[Row]:

@@ -9,7 +9,7 @@ from svd_codecs.columns import Component
 from task_peers import PEER, Case, Deltas
 
 from rivals.loraquant import LoraQuant
-from rivals.sign_factors import SignFactors, best_gain
+from rivals.sign_factors import SignFactors, amplified, best_gain
 
 LORAQUANT = (
     LoraQuant(0.9, 3, 8), LoraQuant(0.9, 2, 8), LoraQuant(0.9, 2, 4), LoraQuant(1.0, 2, 2), LoraQuant(1.0, 2, 1),
@@ -31,5 +31,4 @@ def weights_only(components: Sequence[Component], validate: Callable[[Deltas], f
         count, deltas = signs(components)
         gain, losses = best_gain(deltas, GAINS, validate)
         print(f"{signs.name}: losses by gain {losses}", file=sys.stderr, flush=True)
-        amplified = {name: (gain * b, a) for name, (b, a) in deltas.items()}
-        yield Case(PEER, f"{signs.name}, gain {gain:g}", count, amplified)
+        yield Case(PEER, f"{signs.name}, gain {gain:g}", count, amplified(deltas, gain))
