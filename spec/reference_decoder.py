@@ -1,12 +1,13 @@
 """Educational decoder of the `.nola` format: nola-v1.md as plain code, in its order, from the whole to the parts.
 
-    python spec/reference_decoder.py FILE [--npz OUT]
+    python spec/reference_decoder.py FILE [--npz OUT] [--reference FILE]...
 
 It prints the decoded SHA-256 and exits with 0. If it refuses the file, it exits with 1 and prints the code of the
-reject table and a reason to stderr. It needs numpy, msgpack and zstandard, and shares no code with the package. It is
-written to be read, not to be fast, and it sets no limits. It is a single file, longer than a module of the package may
-be, so that it runs by itself and can be read from top to bottom beside the document. The comments that begin with `==`
-name the document's sections.
+reject table and a reason to stderr. A file that is coded against a reference needs all files of its chain, the first
+one first. The program needs numpy, msgpack and zstandard, and shares no code with the package. It is written to be
+read, not to be fast, and it sets no limits. It is a single file, longer than a module of the package may be, so that it
+runs by itself and can be read from top to bottom beside the document. The comments that begin with `==` name the
+document's sections.
 
 A record is a dict. `make_kind` and `make_records` fill in what the header says: `name`, `sides` (name and shape of
 each), `lengths` (n) and `num_basis` (k) of a vector of each side. `read_counts_and_exponents` adds `unit_counts` and
@@ -43,9 +44,17 @@ def require(condition: Any, code: str, reason: str) -> None:
 # == Synopsis
 
 
-def decode(data: bytes) -> tuple[dict[str, Any], dict[str, Any], str]:
-    """Return the header, the tensors by name, and the decoded SHA-256 of the last rung, in hexadecimal."""
+def decode(data: bytes, known: dict[bytes, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Return the header, the tensors by name, and the decoded SHA-256 of the last rung, in hexadecimal.
+
+    `known` has what other files decode to, by decoded SHA-256: (number of files below, tensors). What this file decodes
+    to is added.
+    """
     top, sections = open_file(data)
+    files, known = 0, {} if known is None else known
+    if top["reference"]:
+        sha256, files, *_ = top["reference"]
+        require(sha256 in known and known[sha256][0] < files, "reference", f"needs {sha256.hex()}")
     queue, latest, tensors = iter(sections), {}, {}
     digest, carried = hashlib.sha256(), []
     for rung in range(len(top["rungs"])):
@@ -57,6 +66,8 @@ def decode(data: bytes) -> tuple[dict[str, Any], dict[str, Any], str]:
             carried = [read_carried(record, *next(queue)) for record in top["raw"]]
         for record in top["coded"]:
             decode_record(top, record, rung)
+            if top["reference"]:
+                add_reference(top, record, rung, known[top["reference"][0]][1])
             tensors[f"{record['name']}.exponents"] = np.array(record["exponents"][rung], "i1")
             for side in record["sides"]:
                 tensors[f"{record['name']}.{side}"] = record[side].astype("<i2")
@@ -66,6 +77,7 @@ def decode(data: bytes) -> tuple[dict[str, Any], dict[str, Any], str]:
             tensors[record["name"]] = np.frombuffer(draw(record), np.uint8)
         digest = decoded_sha256(top, tensors)
         require(digest.digest() == top["rungs"][rung]["decoded_sha256"], "factors-checksum", digest.hexdigest())
+        known[digest.digest()] = min(known.get(digest.digest(), (files,))[0], files), dict(tensors)
     return top, tensors, digest.hexdigest()
 
 
@@ -79,12 +91,13 @@ def open_file(data: bytes) -> tuple[dict[str, Any], list[tuple[int, bytes]]]:
     version, _, required, _, stored, plain, crc, length, sha = struct.unpack_from("<HHIIIIIQ32s", data, 8)
     require(version == 0, "version", f"format version {version}")
     require(zlib.crc32(data[:72]) == struct.unpack_from("<I", data, 72)[0], "prelude-checksum", "prelude")
-    require(required == 0, "feature", f"flags {required:#x}")
+    require(required < 2, "feature", f"flags {required:#x}")
     require(length >= 76 + stored, "header", "file length")
     require(len(data) == length, "truncated" if len(data) < length else "trailing", f"{len(data)} of {length} bytes")
     end, offset, sections = 76 + stored, 0, []
     require(zlib.crc32(data[76:end]) == crc, "header-checksum", "header")
-    top = parse_header(unzstd(data[76:end], plain, Path(__file__).with_name("header-dictionary.bin").read_bytes()))
+    header = unzstd(data[76:end], plain, Path(__file__).with_name("header-dictionary.bin").read_bytes())
+    top = parse_header(header, SCHEMA | (REFERENCE if required else {}))
     base = end + -end % 8
     for codec, start, size, section_crc in top["sections"]:
         require(start == offset and base + start + size <= length, "offset", "section")
@@ -107,9 +120,10 @@ SCHEMA = {
     "quantizers": [(range(6), object, TABLE)], "seed": range(2**64), "streams": (None, [range(2**31)]), "writer": str,
     "sections": [(range(2**63), range(2**63), range(2**63), range(2**32))],
 }  # fmt: skip
+REFERENCE = {"reference": (bytes, range(2**31), (range(2**15), range(2**15)), str)}
 LOWRANK = {
     "type": range(1), "template": str, "layout": range(3), "b_shape": SIZES, "a_shape": SIZES, "scaling": float,
-    "fan_in_fan_out": range(2), "dtype": range(3), "basis": range(256), "form": range(2),
+    "fan_in_fan_out": range(2), "dtype": range(3), "basis": range(256), "form": range(3),
     "num_basis": (None, (SIZES[0], SIZES[0])), "tables": (range(256), range(256)),
     "shift": (range(-1023, 1024), range(-1023, 1024)), "amplitude": OFFSET,
 }  # fmt: skip
@@ -130,15 +144,18 @@ RUNG = {
 }  # fmt: skip
 
 
-def parse_header(data: bytes) -> dict[str, Any]:
+def parse_header(data: bytes, schema: dict[str, Any]) -> dict[str, Any]:
     """Return the header's map, with quantizers and rungs parsed, and records as the lists `coded`, `raw`, `drawn`."""
     try:
         top = msgpack.unpackb(data, raw=False, strict_map_key=True)
         require(msgpack.packb(sort_keys(top), use_bin_type=True) == data, "header", "not canonical")
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise Refused("header", str(error)) from error
-    require(type(top) is dict and top.keys() == SCHEMA.keys(), "header", "keys")
-    require(all(conforms(top[key], schema) for key, schema in SCHEMA.items()), "header", "a value")
+    require(type(top) is dict and top.keys() == schema.keys(), "header", "keys")
+    require(all(conforms(top[key], own) for key, own in schema.items()), "header", "a value")
+    if top.setdefault("reference", None):
+        sha256, _, _, name = top["reference"]
+        require(len(sha256) == 32 and name not in (".", "..") and not set("/\\\0") & set(name), "header", "reference")
     require(top["generator"] in (1, 2), "generator", str(top["generator"]))
     top["quantizers"] = [quantizer(*q) for q in top["quantizers"]]
     require(1 <= len(top["rungs"]) <= 64 and conforms(top["rungs"], [tuple(RUNG.values())]), "header", "rungs")
@@ -152,6 +169,7 @@ def parse_header(data: bytes) -> dict[str, Any]:
     make_records(top, [make_kind(k) for k in top["kinds"]])
     for rung in top["rungs"]:
         read_counts_and_exponents(top["coded"], rung)
+    require(top["reference"] or all(r["form"] < 2 for r in top["coded"]), "header", "form without a reference")
     require(sum(top["blocks"]) == len(top["coded"]), "header", "blocks")
     require(all(len(rung["decoded_sha256"]) == 32 for rung in top["rungs"]), "header", "decoded SHA-256")
     sections = len(top["rungs"]) * (1 + len(top["blocks"])) + len(top["raw"])
@@ -218,8 +236,8 @@ def make_kind(item: list[Any]) -> dict[str, Any]:
     else:
         a, b = kind["a_shape"], kind["b_shape"]
         require(len(b) >= 2 and len(a) >= 2 and b[1] == a[0] and set(b[2:]) <= {1}, "header", "shape")
-        lengths = [n * (a[0] if kind["form"] else 1) for n in (b[0], math.prod(a[1:]))]
-        kind |= {"num_basis": kind["num_basis"] or lengths, "most_units": 2 if kind["form"] else a[0]}
+        lengths = [n * (a[0] if kind["form"] == 1 else 1) for n in (b[0], math.prod(a[1:]))]
+        kind |= {"num_basis": kind["num_basis"] or lengths, "most_units": (a[0], 2, 2 * a[0])[kind["form"]]}
         kind |= {"sides": {"lora_B": [b[0], a[0]], "lora_A": [a[0], math.prod(a[1:])]}}
     fits = all(k <= n for k, n in zip(kind["num_basis"], lengths, strict=True))
     require(kind["basis"] != 1 or fits, "header", "num_basis")
@@ -254,8 +272,8 @@ def make_records(top: dict[str, Any], kinds: list[dict[str, Any]]) -> None:
 
 
 def unit_sides(record: dict[str, Any], unit: int) -> Any:
-    """Return the sides of a unit: its own side in the factor form, else all sides of the record."""
-    return (unit,) if record["form"] else range(len(record["sides"]))
+    """Return the sides of a unit: all sides of the record in the component form, else its own side."""
+    return (unit // (record["most_units"] // 2),) if record["form"] else range(len(record["sides"]))
 
 
 def unit_rows(top: dict[str, Any], record: dict[str, Any], unit: int, rungs: Any) -> list[tuple[int, int, int, int]]:
@@ -281,7 +299,8 @@ def read_counts_and_exponents(coded: list[dict[str, Any]], rung: dict[str, Any])
         own = [exponent + next(differences) for exponent in before[: len(record["sides"])]]
         before[: len(own)] = own
         require(conforms(own, [range(-120, 101)]), "header", "exponents")
-        require(count in ((0, 2) if record["form"] else range(record["most_units"] + 1)), "header", "units")
+        most = record["most_units"]
+        require(count in ((0, most) if record["form"] else range(most + 1)), "header", "units")
         require(count >= max(record["unit_counts"], default=0), "header", "units grow from rung to rung")
         require(max(record["tables"]) < len(rung["allocation"]), "header", "allocation tables")
         record["unit_counts"].append(count)
@@ -317,13 +336,13 @@ def read_units(top: dict[str, Any], rung: int, codec: int, data: bytes, latest: 
 
 def read_precisions(record: dict[str, Any], rung: int, numbers: Iterator[int], latest: dict[int, list[int]]) -> None:
     """Append the units of a record that start at a rung."""
-    before, own = latest.get(record["kind"], [128, 128]), record["precisions"]
+    before, own = latest.get(record["kind"], []), record["precisions"]
     for unit in range(len(own), record["unit_counts"][rung]):
-        reference = before[unit] if record["form"] else own[-1] if unit else before[0]
+        reference = own[-1] if unit and not record["form"] else before[unit] if before else 128
         own.append((reference + next(numbers)) % 256)
         record["starts"].append(rung)
         record["amplitudes"].append(0)
-    latest[record["kind"]] = own[:2] or before
+    latest[record["kind"]] = own or before
 
 
 def read_amplitude(top: dict[str, Any], record: dict[str, Any], unit: int, rung: int, numbers: Iterator[int]) -> None:
@@ -333,7 +352,7 @@ def read_amplitude(top: dict[str, Any], record: dict[str, Any], unit: int, rung:
         amplitude = record["amplitude"] + top["amplitude_slope"] * record["precisions"][unit]
     else:
         amplitude = record["amplitudes"][unit]
-    vector = 0 if record["form"] else unit
+    vector = unit % (record["most_units"] // 2) if record["form"] else unit
     for side, number, offset, weight in unit_rows(top, record, unit, range(0 if starts_here else rung, rung + 1)):
         amplitude += offset
         record["layers"] += [(side, vector, number, weight)] if number >= 0 else []
@@ -588,7 +607,7 @@ def decode_record(top: dict[str, Any], record: dict[str, Any], rung: int) -> Non
     vectors: list[list[Any]] = [[] for _ in record["sides"]]
     for unit in range(record["unit_counts"][rung]):
         for side in unit_sides(record, unit):
-            code = record["amplitudes"][unit] * (2 if record["type"] == 2 else 1)
+            code = record["amplitudes"][unit] * (2 if record["type"] == 2 or record["form"] == 2 else 1)
             n, k = record["lengths"][side], record["num_basis"][side]
             block, passes = block_and_passes(n)
             bound = peak * (block**passes, k, k << 15)[record["basis"] - 1]
@@ -596,10 +615,10 @@ def decode_record(top: dict[str, Any], record: dict[str, Any], rung: int) -> Non
             q = record["coefficients"].get((side, len(vectors[side])), np.zeros(k, np.int64))
             y = synthesize(record["basis"], q, n, top["generator"], top["seed"], 2 * record["stream"] + side)
             vectors[side].append(to_int16(y, code, record["exponents"][rung][side]))
-    most = 1 if record["form"] else record["most_units"]
+    most = record["most_units"] // (2 if record["form"] else 1)
     for rows, n, (name, shape) in zip(vectors, record["lengths"], record["sides"].items(), strict=True):
         stacked = np.stack(rows + [np.zeros(n)] * (most - len(rows)))
-        record[name] = (stacked.T if name == "lora_B" and not record["form"] else stacked).reshape(shape)
+        record[name] = (stacked.T if name == "lora_B" and record["form"] != 1 else stacked).reshape(shape)
 
 
 def to_int16(y: np.ndarray, code: int, exponent: int) -> np.ndarray:
@@ -671,6 +690,28 @@ def round_to(values: np.ndarray, dtype: int) -> np.ndarray:
     return values.astype(np.float16).astype(np.float32) if dtype == 1 else values
 
 
+# == References
+
+
+def add_reference(top: dict[str, Any], record: dict[str, Any], rung: int, known: dict[str, Any]) -> None:
+    """Add the reference's sides to those of a record in the difference form, or of a vector that the reference has."""
+    pieces = [known.get(f"{record['name']}.{part}") for part in (*record["sides"], "exponents")]
+    fits = all(piece is not None for piece in pieces)
+    if record["form"] == 2 and fits:  # the rank may differ: missing components are zero, surplus ones are not used
+        (out, rank), (_, columns) = record["sides"].values()
+        require((pieces[0].shape[0], pieces[1].shape[1]) == (out, columns), "reference", record["name"])
+        pieces[0] = np.pad(pieces[0][:, :rank], ((0, 0), (0, max(0, rank - pieces[0].shape[1]))))
+        pieces[1] = np.pad(pieces[1][:rank], ((0, max(0, rank - pieces[1].shape[0])), (0, 0)))
+    require(fits or record["form"] != 2, "reference", record["name"])
+    if record["form"] != 2 and (record["type"] == 0 or not fits or pieces[0].shape != tuple(record["sides"]["vector"])):
+        return
+    for number, (side, gain) in enumerate(zip(record["sides"], top["reference"][2], strict=False)):
+        shift = 10 + record["exponents"][rung][number] - int(pieces[-1][number])
+        require(1 <= shift <= 62, "scale", f"shift {shift}")
+        added = record[side] + (pieces[number].astype(np.int64) * gain + (1 << shift - 1) >> shift)
+        record[side] = np.clip(added, -32768, 32767)
+
+
 # == Decoded SHA-256
 
 
@@ -685,10 +726,14 @@ def decoded_sha256(top: dict[str, Any], tensors: dict[str, Any]) -> Any:
     return digest
 
 
-def main(path: str, npz: str = "") -> None:
+def main(path: str, *options: str) -> None:
     """Decode a file, print its decoded SHA-256, and save the tensors if a name for them is given."""
+    given, known = list(zip(options[::2], options[1::2], strict=True)), {}
+    npz = "".join(value for option, value in given if option == "--npz")
     try:
-        _, tensors, digest = decode(Path(path).read_bytes())
+        for other in [value for option, value in given if option == "--reference"]:
+            decode(Path(other).read_bytes(), known)
+        _, tensors, digest = decode(Path(path).read_bytes(), known)
     except Refused as refused:
         sys.exit(f"{path}: {', '.join(refused.args)}")
     if npz:
@@ -697,4 +742,4 @@ def main(path: str, npz: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main(*(argument for argument in sys.argv[1:] if argument != "--npz"))
+    main(*sys.argv[1:])

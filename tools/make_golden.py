@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from nola_codec.api.decoding import read_adapter
+from nola_codec.api.reference_sources import read_reference
 from nola_codec.container.reader import open_container
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.pipeline import encode_adapter
@@ -152,6 +154,39 @@ def with_draws(rng: np.random.Generator) -> Adapter:
     return Adapter("peft", (), raw, vectors=vectors, draws=draws)
 
 
+def next_version(rng: np.random.Generator, name: str, nmse: float | None) -> tuple[Adapter, EncodeOptions]:
+    """Return the next version of what a golden file decodes to, and how to encode it against that file.
+
+    A module has a rank more, the first vector another shape, and there are a module and a vector that are new.
+    """
+    path = GOLDEN / f"{name}.nola"
+    before = read_adapter(path)
+
+    def altered(array: np.ndarray, *shape: int) -> np.ndarray:
+        size = float(np.sqrt((array**2).mean()))
+        made = np.asarray(rng.standard_normal(shape or array.shape) * size * 0.2)
+        made[tuple(slice(n) for n in array.shape)] += 1.1 * array
+        return made.astype(np.float32)
+
+    modules = [replace(m, lora_A=altered(m.lora_A), lora_B=altered(m.lora_B)) for m in before.modules]
+    modules[-1] = replace(modules[-1], lora_B=5 * modules[-1].lora_B)  # other exponents than those of the reference
+    first = modules[0]
+    (out, rank), columns = first.lora_B.shape, first.lora_A.shape[1]
+    modules[0] = replace(
+        first,
+        lora_B=altered(first.lora_B, out, rank + 1),
+        lora_A=altered(first.lora_A, rank + 1, columns),
+        b_shape=(out, rank + 1),
+        a_shape=(rank + 1, columns),
+    )
+    modules.append(module(rng, f"{PREFIX}.{len(modules)}.self_attn.q_proj", (24, 2), (2, 40)))
+    vectors = [replace(v, values=altered(v.values)) for v in before.vectors if v.values.size > 1]
+    shorter = (rng.standard_normal(35) / 20).astype(np.float32)
+    vectors = [*vectors[1:], replace(vectors[0], values=shorter), VectorTensor(f"new.{len(modules)}", shorter[:9])]
+    options = EncodeOptions(reference=read_reference(path), nmse=nmse, error=None if nmse else 0.004)
+    return replace(before, modules=tuple(modules), vectors=tuple(vectors)), options
+
+
 def with_options(options: EncodeOptions, rng: np.random.Generator) -> tuple[Adapter, EncodeOptions]:
     """Return one small module and how to encode it."""
     return linears(rng, 1, 20, 28, 2), options
@@ -198,6 +233,14 @@ def golden_files() -> dict[str, Callable[[np.random.Generator], tuple[Adapter, E
     files |= {
         "drawn": lambda rng: (with_draws(rng), EncodeOptions(nmse=0.05)),
         "drawn-rungs": lambda rng: (with_draws(rng), EncodeOptions(nmse=0.05, rungs=(700,))),
+    }
+    files |= {  # each needs the file before it
+        "reference": lambda rng: next_version(rng, "vectors", 0.02),
+        "reference-chain": lambda rng: next_version(rng, "reference", None),
+        "reference-unchanged": lambda rng: (
+            read_adapter(GOLDEN / "reference-chain.nola"),
+            EncodeOptions(reference=read_reference(GOLDEN / "reference-chain.nola"), nmse=0.02, shared_basis=True),
+        ),
     }
     return files
 
@@ -325,13 +368,14 @@ def main() -> None:
     ref = reference()
     for index, (name, make) in enumerate(golden_files().items()):
         path = GOLDEN / f"{name}.nola"
-        adapter, options = make(np.random.default_rng(index))
         if not path.exists():
-            write_new(path, encode(adapter, options))
+            write_new(path, encode(*make(np.random.default_rng(index))))
     manifest = {}
-    for path in sorted(GOLDEN.glob("*.nola")):
+    known: dict[bytes, Any] = {}
+    for name in golden_files():  # references come before the files that need them
+        path = GOLDEN / f"{name}.nola"
         data = path.read_bytes()
-        top, _, factors = ref.decode(data)
+        top, _, factors = ref.decode(data, known)
         with open_container(data) as container:
             codecs = [section.codec for section in container.header.sections]
         manifest[path.name] = {
@@ -341,6 +385,7 @@ def main() -> None:
             "sha256": hashlib.sha256(data).hexdigest(),
             "tensors": [r["name"] for r in (*top["coded"], *top["raw"], *top["drawn"])],
         }
+    manifest = dict(sorted(manifest.items()))
     write_new(GOLDEN / "manifest.json", (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
     for name, answers in known_answers(ref).items():
         write_answers(name, answers)

@@ -24,11 +24,11 @@ from nola_codec.arrays import NUMPY, arrays_on
 from nola_codec.container.prelude import MAGIC
 from nola_codec.container.reader import Source, open_container
 from nola_codec.decoder.adapters import decode_adapter
-from nola_codec.decoder.decoder import Decoder
 from nola_codec.errors import NolaError
 from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import RawTensor
 from nola_codec.progress import Progress
+from nola_codec.references.finding import References, open_decoder
 from nola_codec.remote import accepts_urls
 from nola_codec.rendering import render_scalings
 from nola_codec.stores.files import AnySource, require_free
@@ -52,6 +52,7 @@ def decode(
     overwrite: bool = False,
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
+    references: References = None,
 ) -> Path | str:
     """Decode to an adapter, or into the weights of a model.
 
@@ -73,12 +74,15 @@ def decode(
         overwrite: Replace an output that is there.
         progress: Called as (stage, done, total).
         note: Called with each sentence that the user should read: what was trimmed, and what a lone file cannot hold.
+        references: Where the earlier version is that a file needs which was encoded against one: a file, a folder, a
+            list of them, or a function from its `ReferenceEntry` to a file. None looks in the folder of the file.
 
     Returns:
         The path of what was written; for a URL, the URL.
 
     Raises:
-        FormatError, ChecksumMismatch: The file is damaged, or the decoded SHA-256 is not the encoder's.
+        FormatError, ChecksumMismatch: The file is damaged, or the decoded SHA-256 is not the encoder's; ``reference``:
+            the earlier version that the file needs is not there, or it is another one.
         AdapterError: ``base-mismatch`` and others if the base does not fit; ``not-expressible`` for what a `format`
             has no place for; ``needs-base``: the file holds a change of a tensor of the base model; ``not-nola``: the
             source is an adapter; ``source-type``; ``target-type``: `out` is no path.
@@ -93,10 +97,12 @@ def decode(
             raise NolaError(message, code="option")
         if trim:
             raise NolaError("trim is for adapters; a merge writes whole weights", code="option")
-        return merge([source], base, out, rung=rung, device=device, overwrite=overwrite, progress=progress).output
+        return merge(
+            [source], base, out, rung=rung, device=device, overwrite=overwrite, progress=progress, references=references
+        ).output
     stored = stored_dtype("f32" if dtype is None else dtype)
     require_free(Path(out), overwrite=overwrite)
-    adapter = _decode_adapter(source, rung, device, base, progress)
+    adapter = _decode_adapter(source, rung, device, base, progress, references)
     if format is not None:
         _tell(note, _scale_note(adapter))
         config = None if base is None else read_base_config(base)
@@ -139,6 +145,7 @@ def decode_contents(
     rung: int | None = None,
     device: object = "cpu",
     change: Callable[[Adapter], Adapter] = lambda adapter: adapter,
+    references: References = None,
 ) -> DecodedContents:
     """Decode to the tensors and the configuration of an adapter directory, without writing it.
 
@@ -150,12 +157,13 @@ def decode_contents(
         rung: As in `decode`.
         device: As in `decode`.
         change: Called with the adapter in the new dialect; returns the adapter to use.
+        references: As in `decode`.
 
     Raises:
         FormatError, ChecksumMismatch, AdapterError: Those of `decode`.
     """
     require_source(source)
-    adapter = _decode_adapter(source, rung, device, base)
+    adapter = _decode_adapter(source, rung, device, base, references=references)
     notes = (_scale_note(adapter),)
     if base_config is None and base is not None:
         base_config = read_base_config(base)
@@ -171,11 +179,12 @@ def _decode_adapter(
     device: object,
     base: str | os.PathLike[str] | None,
     progress: Progress | None = None,
+    references: References = None,
 ) -> Adapter:
     """Check the content SHA-256 and decode all of a file, with the tensors whose changes it holds."""
     with open_container(source, rung=rung) as container:
         check_content(container)
-        return restore_from_base(decode_adapter(Decoder(container, arrays_on(device)), progress), base)
+        return restore_from_base(decode_adapter(open_decoder(container, arrays_on(device), references), progress), base)
 
 
 def _in_format(
@@ -201,12 +210,13 @@ def _tell(note: Callable[[str], None] | None, *sentences: str) -> None:
             note(sentence)
 
 
-def verify(source: Source, *, progress: Progress | None = None) -> dict[str, Any]:
+def verify(source: Source, *, progress: Progress | None = None, references: References = None) -> dict[str, Any]:
     """Check all of a file: layout, checksums, and the hash of what each rung decodes to.
 
     Args:
         source: The `.nola` file.
         progress: Called as (stage, done, total).
+        references: As in `decode`.
 
     Returns:
         ``bytes``, ``tensors``, ``file_sha256`` (what `sha256sum` prints), ``content_sha256`` (stored in the file over
@@ -219,7 +229,7 @@ def verify(source: Source, *, progress: Progress | None = None) -> dict[str, Any
     require_source(source)
     with open_container(source) as container:
         check_content(container)
-        check_rungs(container, progress)
+        check_rungs(container, progress, references)
         return {
             "bytes": container.file_length,
             "tensors": sum(
@@ -239,6 +249,7 @@ def read_adapter(
     scale: float | None = None,
     config: Config = None,
     progress: Progress | None = None,
+    references: References = None,
 ) -> Adapter:
     """Read an adapter from a `.nola` file or from anything that `encode` reads, as NumPy arrays.
 
@@ -250,6 +261,7 @@ def read_adapter(
         scale: The scaling of an adapter that is no `.nola` file and does not say its scaling.
         config: The configuration of an adapter that is bytes, a stream or a mapping, as in `encode`.
         progress: Called as (stage, done, total).
+        references: As in `decode`.
 
     Raises:
         FormatError, ChecksumMismatch: The `.nola` file is damaged.
@@ -262,7 +274,7 @@ def read_adapter(
         bytes(readable) if isinstance(readable, bytearray | memoryview) else readable, rung=rung
     ) as container:
         check_content(container)
-        return decode_adapter(Decoder(container, NUMPY), progress)
+        return decode_adapter(open_decoder(container, NUMPY, references), progress)
 
 
 def is_nola(source: AnySource) -> bool:

@@ -12,6 +12,7 @@ from nola_codec.errors import AdapterError
 from nola_codec.merger.engine import run_merge, run_unmerge
 from nola_codec.merger.request import PIECE_BYTES, MergeReport, MergeRequest, UnmergeRequest, WeightedSource
 from nola_codec.progress import Progress
+from nola_codec.references.finding import References
 from nola_codec.remote import accepts_urls
 
 
@@ -27,6 +28,7 @@ def merge(
     keep_undo: bool = False,
     progress: Progress | None = None,
     piece_bytes: int = PIECE_BYTES,
+    references: References = None,
 ) -> MergeReport:
     """Write a model directory with the deltas of one or more files added to its weights.
 
@@ -47,6 +49,7 @@ def merge(
         keep_undo: Write ``nola_undo.bin`` beside the weights, with which `unmerge` restores the base to the bit.
         progress: Called as (stage, done, total).
         piece_bytes: Bytes that a thread works on at once; it changes no bit of the weights.
+        references: Where the earlier versions are that files need which were encoded against one, as in `decode`.
 
     Returns:
         How many shards were written, and how many of them an earlier, killed run had finished.
@@ -63,7 +66,7 @@ def merge(
     require_path(out)
     return run_merge(MergeRequest(
         sources, Path(base), Path(out), rung=rung, device=device, overwrite=overwrite, keep_undo=keep_undo,
-        progress=progress, piece_bytes=piece_bytes,
+        progress=progress, piece_bytes=piece_bytes, references=references,
     ))  # fmt: skip
 
 
@@ -77,6 +80,7 @@ def unmerge(
     device: object = "cpu",
     overwrite: bool = False,
     progress: Progress | None = None,
+    references: References = None,
 ) -> MergeReport:
     """Write the base model out of a model that was merged with `keep_undo`: its shards byte for byte.
 
@@ -90,6 +94,7 @@ def unmerge(
         device: The device that factors are synthesized on; it changes no bit.
         overwrite: Replace `out`, if it is a model directory.
         progress: Called as (stage, done, total).
+        references: As in `merge`.
 
     Raises:
         AdapterError: ``no-undo``: the model was merged without `keep_undo`; ``unmerge-files``: with other files or
@@ -99,7 +104,8 @@ def unmerge(
     require_sources(sources)
     require_model_path(merged)
     require_path(out)
-    return run_unmerge(UnmergeRequest(sources, Path(merged), Path(out), rung, device, overwrite, progress))
+    request = UnmergeRequest(sources, Path(merged), Path(out), rung, device, overwrite, progress, references)
+    return run_unmerge(request)
 
 
 def require_sources(sources: object, require: Callable[[object], None] = require_source) -> None:

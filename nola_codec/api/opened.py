@@ -28,6 +28,7 @@ from nola_codec.merger.layer_deltas import layer_delta
 from nola_codec.model.header import Header
 from nola_codec.model.tensors import RawTensor
 from nola_codec.progress import Progress
+from nola_codec.references.finding import References, open_decoder
 from nola_codec.remote import is_url
 from nola_codec.stores.dtypes import to_numpy
 
@@ -65,11 +66,13 @@ class NolaFile(Generic[Tensor]):
         decoded_sha256: The SHA-256 of what the file decodes to at its rung, in hexadecimal, as the file states it.
     """
 
-    def __init__(self, container: Container, device: object, *, verify: bool = True) -> None:
-        """Take an open container, and close it in the end; `verify` is for `state_dict`."""
+    def __init__(
+        self, container: Container, device: object, *, verify: bool = True, references: References = None
+    ) -> None:
+        """Take an open container, and close it in the end; `verify` is for `state_dict`, `references` as in `load`."""
         self._container = container
         self._device = device
-        self._verify = verify
+        self._verify, self._references = verify, references
         self._xp: Arrays | None = None
         self._decoder: Decoder | None = None
         self.header: Header = container.header
@@ -258,7 +261,7 @@ class NolaFile(Generic[Tensor]):
     def open_decoder(self) -> Decoder:
         """Return the decoder of the file, which reads the precisions of all records."""
         if self._decoder is None:
-            self._decoder = Decoder(self._container, self._arrays())
+            self._decoder = open_decoder(self._container, self._arrays(), self._references)
         return self._decoder
 
     def _decode_record(self, index: int) -> DecodedRecord:
@@ -307,12 +310,13 @@ def check_content(container: Container) -> None:
         raise error.within(container.name) from error
 
 
-def check_rungs(container: Container, progress: Progress | None = None) -> None:
+def check_rungs(container: Container, progress: Progress | None = None, references: References = None) -> None:
     """Decode every rung up to the one that is open, and compare the decoded SHA-256 of each.
 
     Args:
         container: The open file.
         progress: Called as (stage, done, total), or None.
+        references: Where the earlier version is that the file needs, if it needs one; as in `decode`.
 
     Raises:
         FormatError, ChecksumMismatch: The file is damaged, or this decoder is not exact.
@@ -320,7 +324,7 @@ def check_rungs(container: Container, progress: Progress | None = None) -> None:
     last = len(container.header.rungs) - 1
     for rung in range(last + 1):
         container.select(rung)
-        decoder = Decoder(container, NUMPY)
+        decoder = open_decoder(container, NUMPY, references)
         decoder.decode_all(count_records(decoder, progress, f"checking rung {rung}" if last else "checking"))
 
 
@@ -332,6 +336,7 @@ def load(  # type: ignore[overload-overlap] # any other text is a device of PyTo
     verify: bool | None = None,
     rung: int | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    references: References = None,
 ) -> NolaFile[npt.NDArray[Any]]: ...
 @overload
 def load(
@@ -341,6 +346,7 @@ def load(
     verify: bool | None = None,
     rung: int | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    references: References = None,
 ) -> NolaFile[torch.Tensor]: ...
 
 
@@ -351,6 +357,7 @@ def load(
     verify: bool | None = None,
     rung: int | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    references: References = None,
 ) -> NolaFile[Any]:
     """Open a `.nola` file by path, URL, bytes or seekable binary stream.
 
@@ -366,6 +373,8 @@ def load(
             False also skips the decoded SHA-256 in `NolaFile.state_dict`.
         rung: The rung of a progressive file, counted from 0: the file is seen as if it ended there. None is the last.
         limits: The sizes that a file may declare.
+        references: Where the earlier version is that the file needs, if it was encoded against one; as in `decode`. It
+            is looked for when the first tensor is decoded.
 
     Raises:
         FormatError, ChecksumMismatch: The file is not well-formed, or damaged.
@@ -381,4 +390,4 @@ def load(
         except FormatError:
             container.close()
             raise
-    return NolaFile(container, device, verify=verify is not False)
+    return NolaFile(container, device, verify=verify is not False, references=references)

@@ -19,7 +19,7 @@ from nola_codec.container.quantizer_wire import (
     side_model_to_wire,
 )
 from nola_codec.errors import FormatError
-from nola_codec.model.header import Header, Rung, Section
+from nola_codec.model.header import Header, ReferenceEntry, Rung, Section
 from nola_codec.model.quantizers import Quantizer
 from nola_codec.model.records import (
     CodedKind,
@@ -34,6 +34,8 @@ from nola_codec.model.records import (
 from nola_codec.prng import WORDS_PER_BLOCK
 from nola_codec.quant.scales import MAX_EXPONENT, MIN_EXPONENT
 
+MAX_GAIN = (1 << 15) - 1
+"""The largest gain of a reference."""
 KEYS = (
     "amplitude_slope", "blocks", "config", "dialect", "generator", "kinds", "metadata", "numbers", "quantizers",
     "records", "rungs", "sections", "seed", "streams", "writer",
@@ -49,8 +51,10 @@ def pack_header(header: Header) -> bytes:
     records: list[Record] = [*header.coded, *header.raw, *header.drawn]
     ids = [kinds.setdefault(record.kind, len(kinds)) for record in records]
     streams = [record.stream for record in header.coded]
+    reference = {} if header.reference is None else {"reference": _reference_to_wire(header.reference)}
     return canonical.pack(
         {
+            **reference,
             "writer": header.writer,
             "dialect": header.dialect,
             "generator": header.generator,
@@ -70,17 +74,26 @@ def pack_header(header: Header) -> bytes:
     )
 
 
-def unpack_header(data: bytes, limits: Limits) -> Header:
+def unpack_header(data: bytes, limits: Limits, *, has_reference: bool = False) -> Header:
     """Parse and check a header. Precisions and amplitudes of its records are zeros until the units sections are read.
+
+    Args:
+        data: The plain header.
+        limits: Bounds on what the header may declare.
+        has_reference: True if the prelude says that the file is coded against a reference.
 
     Raises:
         FormatError: ``header``, ``limit``, ``generator`` or ``basis``: A field has a wrong value.
     """
-    top = fields.mapping(canonical.unpack(data), "header", KEYS)
+    keys = (*KEYS, "reference") if has_reference else KEYS
+    top = fields.mapping(canonical.unpack(data), "header", keys)
+    reference = _reference_from_wire(top["reference"], limits) if has_reference else None
     quantizers = tuple(quantizer_from_wire(q) for q in fields.items(top["quantizers"], "quantizers"))
     if len(quantizers) > limits.quantizers:
         raise fields.limit_error("quantizers", limits.quantizers, len(quantizers))
     coded, raw, drawn, rungs = _records(top, quantizers, limits)
+    if reference is None and any(record.kind.split == "difference" for record in coded):
+        raise fields.header_error("kinds form", "no difference form in a file without a reference", 2)
     blocks = fields.integers(top["blocks"], "blocks", 1, limits.records)
     if sum(blocks) != len(coded):
         raise fields.header_error("blocks", f"a sum of {len(coded)} records", sum(blocks))
@@ -110,7 +123,24 @@ def unpack_header(data: bytes, limits: Limits) -> Header:
         sections=sections,
         config=None if config is None else fields.mapping(config, "config"),
         metadata=_string_map(top["metadata"]),
+        reference=reference,
     )
+
+
+def _reference_to_wire(entry: ReferenceEntry) -> list[Any]:
+    return [entry.sha256, entry.files, list(entry.gains), entry.name]
+
+
+def _reference_from_wire(value: Any, limits: Limits) -> ReferenceEntry:
+    sha256, files, gains, name = fields.items(value, "reference", count=4)
+    first, second = fields.integers(gains, "reference gains", 0, MAX_GAIN, count=2)
+    name = fields.text(name, "reference name", limits.name)
+    if name in (".", "..") or any(mark in name for mark in "/\\\0"):
+        raise fields.header_error("reference name", "a file name without directories", name)
+    files = fields.integer(files, "reference files", 0, (1 << 31) - 1)
+    if files > limits.chain:
+        raise fields.limit_error("reference files", limits.chain, files)
+    return ReferenceEntry(fields.binary(sha256, "reference sha256", count=32), files, (first, second), name)
 
 
 def _rung_to_wire(rung: Rung) -> list[Any]:
@@ -136,8 +166,8 @@ def _rung_from_wire(
     for index, (kind, number) in enumerate(zip(families, units, strict=True)):
         least = before.units[index] if before is not None else 0
         fields.integer(number, "units", least, kind.most_units)
-        if kind.split == "factor" and number == 1:
-            raise fields.header_error("units", "0 or 2 for a factor record", number)
+        if kind.split != "component" and number not in (0, kind.most_units):
+            raise fields.header_error("units", f"0 or {kind.most_units} in the {kind.split} form", number)
     if sum(units) > limits.units:
         raise fields.limit_error("units", limits.units, sum(units))
     pair_of_models = fields.items(models, "side_models", count=2)

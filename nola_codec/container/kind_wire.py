@@ -14,7 +14,7 @@ from nola_codec.container import fields
 from nola_codec.container.draw_wire import draw_from_wire, draw_to_wire
 from nola_codec.container.limits import Limits
 from nola_codec.model.adapter import Layout
-from nola_codec.model.records import CodedKind, DrawnKind, Kind, RawKind, Side, coded_sides
+from nola_codec.model.records import FORMS, CodedKind, DrawnKind, Kind, RawKind, Side, coded_sides
 from nola_codec.model.tensors import DTYPE_BYTES, DTYPES
 
 _PAIR, _RAW, _VECTOR, _DRAWN = 0, 1, 2, 3
@@ -62,7 +62,7 @@ def kind_to_wire(kind: Kind) -> list[Any]:
         int(kind.fan_in_fan_out),
         DTYPES.index(kind.dtype),
         kind.basis,
-        0 if kind.split == "component" else 1,
+        FORMS.index(kind.split),
         None if full else list(kind.num_basis),
         [side.table for side in kind.sides],
         [side.shift for side in kind.sides],
@@ -116,7 +116,7 @@ def _parse_pair(value: Any, limits: Limits) -> CodedKind:
         fan_in_fan_out=bool(fields.integer(fan, "kinds fan_in_fan_out", 0, 1)),
         dtype=DTYPES[fields.integer(dtype, "kinds dtype", 0, 2)],
         basis=basis_by_id(fields.integer(basis, "kinds basis", 0, 255)).id,
-        split="component" if fields.integer(split, "kinds split", 0, 1) == 0 else "factor",
+        split=FORMS[fields.integer(split, "kinds split", 0, len(FORMS) - 1)],
         sides=(),
         amplitude=fields.integer(amplitude, "kinds amplitude", -_MAX_AMPLITUDE, _MAX_AMPLITUDE),
     )

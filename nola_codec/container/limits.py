@@ -28,6 +28,7 @@ class Limits:
     name: int = 1024
     coefficients: int = 1 << 34
     words: int = 1 << 34
+    chain: int = 32
 
 
 DEFAULT_LIMITS = Limits()

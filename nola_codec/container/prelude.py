@@ -13,7 +13,9 @@ MAGIC = b"\x89NLA\r\n\x1a\n"
 VERSION, REVISION = 0, 1
 SIZE = 76
 ALIGNMENT = 8
-KNOWN_REQUIRED_FLAGS = 0
+REFERENCE_FLAG = 1
+"""The required flag of a file that is coded against a reference."""
+KNOWN_REQUIRED_FLAGS = REFERENCE_FLAG
 _LAYOUT = struct.Struct("<8sHHIIIIIQ32s")
 
 

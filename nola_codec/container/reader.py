@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from nola_codec.container.header import unpack_header
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
-from nola_codec.container.prelude import MAGIC, SIZE, Prelude, align, unpack_prelude
+from nola_codec.container.prelude import MAGIC, REFERENCE_FLAG, SIZE, Prelude, align, unpack_prelude
 from nola_codec.container.rungs import header_at_rung
 from nola_codec.container.units import UnitsReader
 from nola_codec.entropy import decode_many
@@ -56,6 +56,7 @@ class Container:
         self, stream: BinaryIO, limits: Limits, name: str, *, owned: bool, rung: int | None, partial: bool
     ) -> None:
         self._stream, self._owned, self.name = stream, owned, name
+        self._others: list[Container] = []
         # Behind a URL, the padding before a section is read and checked together with the section.
         self._is_remote = bool(getattr(stream, "is_remote", False))
         self._start = stream.tell()
@@ -68,7 +69,8 @@ class Container:
         if zlib.crc32(stored) != self.prelude.header_crc32:
             raise ChecksumMismatch("header: CRC-32 does not match", code="header-checksum")
         self._plain = decompress(stored, self.prelude.header_plain, "header", header_dictionary())
-        header = unpack_header(self._plain, limits)
+        has_reference = bool(self.prelude.required_flags & REFERENCE_FLAG)
+        header = unpack_header(self._plain, limits, has_reference=has_reference)
         self._data = align(SIZE + len(stored))
         self._check_layout(header)
         self.rungs = len(header.rungs)
@@ -158,8 +160,14 @@ class Container:
             sha256.update(self._read(position, min(1 << 20, self._length - position)))
         return sha256.digest()
 
+    def close_too(self, other: Container) -> None:
+        """Close another file together with this one."""
+        self._others.append(other)
+
     def close(self) -> None:
         """Close the file, if it was opened here."""
+        for other in self._others:
+            other.close()
         if self._owned:
             self._stream.close()
 

@@ -2,8 +2,9 @@
 
 The section of a rung holds the precision of each unit that starts at the rung, as the difference from the unit before
 it in the record. For the first unit of a record it is the difference from the first unit of the last record of the same
-kind. An amplitude is written as the difference from a prediction. At the rung where the unit starts, the precision
-predicts it; at a later rung that adds a layer, the amplitude before does.
+kind; in the factor form and the difference form, that of any unit is the difference from the same unit of that record.
+An amplitude is written as the difference from a prediction. At the rung where the unit starts, the precision predicts
+it; at a later rung that adds a layer, the amplitude before does.
 """
 
 from __future__ import annotations
@@ -69,14 +70,14 @@ def coded_layers(record: CodedRecord, allocations: Allocations, rung: int, side:
     """
     kind = record.kind
     layers = []
-    for unit in range(record.units) if kind.split == "component" else range(side, record.units, 2):
+    for vector, unit in enumerate(kind.side_units(side, record.units)):
         entry = int(record.entry[unit])
         if entry > rung:
             break
         for number in range(rung + 1) if entry == rung else (rung,):
             quantizer, _, weight = _entry(allocations, number, kind, side, int(record.precision[unit]))
             if quantizer >= 0:
-                layers.append(Layer(unit if kind.split == "component" else 0, quantizer, layer_weight(weight)))
+                layers.append(Layer(vector, quantizer, layer_weight(weight)))
     return layers
 
 
@@ -204,18 +205,18 @@ def _references(record: CodedRecord, rung: int, memory: _Memory) -> Iterator[tup
 
     A prediction uses the precision of the unit before, which the caller fills in between two steps.
     """
-    before = memory.get(record.kind, [START, START])
+    before = memory.get(record.kind)
     for unit in np.flatnonzero(record.entry == rung).tolist():
-        if record.kind.split == "factor":
-            yield unit, before[unit]
+        if record.kind.split == "component" and unit:
+            yield unit, int(record.precision[unit - 1])
         else:
-            yield unit, before[0] if unit == 0 else int(record.precision[unit - 1])
+            yield unit, START if before is None else before[unit]
 
 
 def _remember(memory: _Memory, record: CodedRecord) -> None:
     if record.units:
         values = record.precision.tolist()
-        memory[record.kind] = values[:2] if record.kind.split == "factor" else [values[0], START]
+        memory[record.kind] = values[:1] if record.kind.split == "component" else values
 
 
 def _fold(value: int) -> int:

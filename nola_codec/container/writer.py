@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from nola_codec.container.header import pack_header
-from nola_codec.container.prelude import MAGIC, SIZE, Prelude, align
+from nola_codec.container.prelude import MAGIC, REFERENCE_FLAG, SIZE, Prelude, align
 from nola_codec.container.reader import header_dictionary
 from nola_codec.entropy.frames import compress
 from nola_codec.model.header import Header, Section
@@ -34,7 +34,7 @@ def assemble(header: Header, sections: Sequence[tuple[int, bytes]]) -> bytes:
         body.extend(b"\0" * (start - len(body)))
         body.extend(data)
     prelude = Prelude(
-        required_flags=0,
+        required_flags=REFERENCE_FLAG if header.reference is not None else 0,
         optional_flags=0,
         header_stored=len(stored),
         header_plain=len(plain),

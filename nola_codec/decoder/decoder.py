@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from nola_codec.arrays import Arrays
 from nola_codec.container.reader import Container
 from nola_codec.decoder.coefficients import decode_symbols, record_coefficients
 from nola_codec.decoder.factors import CHUNK_ELEMENTS, DecodedRecord, synthesize_records
+from nola_codec.decoder.prediction import Reference, add_prediction, missing_reference, predicted_record
 from nola_codec.errors import ChecksumMismatch
 from nola_codec.model.records import CodedRecord
 from nola_codec.model.tensors import RawTensor
@@ -37,10 +38,26 @@ class Decoder:
         xp: The arrays that records are made of, and their device.
         chunk_elements: The number of elements that are synthesized at once; it changes no bit.
         header: The header of the file, with the units of every record.
+        reference: The earlier version that the file is coded against, or None.
     """
 
-    def __init__(self, container: Container, xp: Arrays, chunk_elements: int = CHUNK_ELEMENTS) -> None:
-        """Read the units of all records. Raises FormatError or ChecksumMismatch for a damaged file."""
+    def __init__(
+        self,
+        container: Container,
+        xp: Arrays,
+        chunk_elements: int = CHUNK_ELEMENTS,
+        reference: Reference | None = None,
+    ) -> None:
+        """Read the units of all records.
+
+        A file that is coded against a reference needs it; `references.open_decoder` finds it.
+
+        Raises:
+            FormatError, ChecksumMismatch: The file is damaged, or (``reference``) its reference is not given.
+        """
+        if container.header.reference is not None and reference is None:
+            raise missing_reference(container.header.reference, "nothing was given here to take it from")
+        self.reference = reference
         self.container = container
         self.xp = xp
         self.chunk_elements = chunk_elements
@@ -134,6 +151,7 @@ class Decoder:
         symbols = self._symbols(blocks)
         numbers = [i for b in blocks for i in range(self._starts[b], self._starts[b + 1])]
         picked = [(number, symbols[position]) for position, number in enumerate(numbers) if number in wanted]
+        known = self._decode_reference([number for number, _ in picked])
 
         def make(part: Sequence[_Picked]) -> list[tuple[int, DecodedRecord]]:
             records = [self.header.coded[number] for number, _ in part]
@@ -149,11 +167,37 @@ class Decoder:
                 xp=self.xp,
                 chunk_elements=self.chunk_elements,
             )
-            return [(number, item) for (number, _), item in zip(part, made, strict=True)]
+            return [
+                (number, self._predict(record, item, known))
+                for (number, _), record, item in zip(part, records, made, strict=True)
+            ]
 
         apply = parallel_map if self.xp.has_threads else map
         for group in apply(make, _portions(picked)):
             yield from group
+
+    def _decode_reference(self, numbers: Sequence[int]) -> Mapping[str, DecodedRecord]:
+        """Return the reference's records, by name, that records of these numbers may need."""
+        if self.reference is None:
+            return {}
+        coded = self.header.coded
+        needed = {coded[i].name for i in numbers if not coded[i].kind.is_pair or coded[i].kind.split == "difference"}
+        return self.reference.decode_named(needed)
+
+    def _predict(
+        self, record: CodedRecord, decoded: DecodedRecord, known: Mapping[str, DecodedRecord]
+    ) -> DecodedRecord:
+        """Return a record with the reference's added, if it is one that is coded as a difference."""
+        entry = self.header.reference
+        predicted = None if entry is None else predicted_record(record, known, self.xp)
+        if entry is None or predicted is None:
+            return decoded
+        return add_prediction(decoded, predicted, entry.gains, self.xp, record.name)
+
+    def decode_named(self, names: Collection[str]) -> Mapping[str, DecodedRecord]:
+        """Return the decoded records of these names; names that the file lacks are left out."""
+        wanted = [index for index, record in enumerate(self.header.coded) if record.name in names]
+        return {self.header.coded[index].name: record for index, record in self.decode(wanted)}
 
     def _symbols(self, blocks: Sequence[int]) -> list[list[npt.NDArray[Any]]]:
         """Return the symbols of each record of some blocks, a list by rung.

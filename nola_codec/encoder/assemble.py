@@ -17,7 +17,7 @@ from nola_codec.decoder.coefficients import block_runs
 from nola_codec.encoder.content import BlockSizes, FileContent
 from nola_codec.entropy import mixed, rans, raw, smallest
 from nola_codec.entropy.blobs import pack_blob
-from nola_codec.model.header import Header, Rung
+from nola_codec.model.header import Header, ReferenceEntry, Rung
 from nola_codec.model.quantizers import Runs, SymbolModel
 from nola_codec.model.records import DrawnKind, DrawnRecord, RawKind, RawRecord
 from nola_codec.model.tensors import Draw, RawTensor
@@ -37,6 +37,7 @@ class Envelope:
         writer, dialect, generator, seed, config, metadata: The same as in `Header`.
         raw: The carried tensors by name, in the order of the file.
         drawn: For the name of each drawn tensor, its draw and the tensor that the draw makes.
+        reference: The name of the reference, or None.
     """
 
     writer: str
@@ -47,6 +48,7 @@ class Envelope:
     metadata: Mapping[str, str]
     raw: Mapping[str, RawTensor]
     drawn: Mapping[str, tuple[Draw, RawTensor]] = field(default_factory=dict)
+    reference: ReferenceEntry | None = None
 
 
 @dataclass(frozen=True)
@@ -227,4 +229,5 @@ def _header(
         sections=(),
         config=envelope.config,
         metadata=envelope.metadata,
+        reference=envelope.reference,
     )

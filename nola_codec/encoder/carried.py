@@ -152,7 +152,6 @@ def report_carried(reduced: ReducedCarried, data: bytes) -> tuple[CarriedReport,
     """
     with open_container(data) as container:
         sizes = _record_bytes(container)
-        decoder = Decoder(container, NUMPY)
         numbers = {record.name: number for number, record in enumerate(container.header.raw)}
         reports = []
         for key, source in reduced.sources.items():
@@ -163,7 +162,7 @@ def report_carried(reduced: ReducedCarried, data: bytes) -> tuple[CarriedReport,
                 raw = {name: container.raw_tensor(numbers[name]) for name in names if name in numbers}
                 vectors = [
                     VectorTensor(name, decoded.float32(NUMPY)[0], coded_dtype(source.dtype))
-                    for name, decoded in decoder.decode_vectors(names)
+                    for name, decoded in (Decoder(container, NUMPY).decode_vectors(names) if form == "coded" else ())
                 ]
                 restored, _ = restore_carried(raw, vectors)
                 error = relative_error(source, restored[key])

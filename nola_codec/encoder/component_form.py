@@ -22,7 +22,7 @@ from nola_codec.fit.canonical_form import CanonicalForm, roles_of
 from nola_codec.fit.quantize import QuantizedForm
 from nola_codec.model.adapter import Codable
 from nola_codec.model.header import Allocation
-from nola_codec.model.records import CodedKind, CodedRecord, coded_sides
+from nola_codec.model.records import CodedKind, CodedRecord, Split, coded_sides
 from nola_codec.quant.scales import MAX_CODE, MIN_CODE
 from nola_codec.stores.dtypes import coded_dtype
 
@@ -40,7 +40,10 @@ def component_content(job: EncodeJob, form: CanonicalForm, plan: RatePlan, quant
     `form`.
     """
     tables = _AllocationTables(form, plan, quantized)
-    kinds = [_kind(item, job.basis, tables.numbers) for item in job.items]
+    kinds = [
+        _kind(item, job.basis, tables.numbers, is_difference=index in form.differences)
+        for index, item in enumerate(job.items)
+    ]
     amplitudes = _predict_amplitudes(quantized, form, kinds, tables)
     units = units_of_records(quantized, form, len(job.items))
     lean = form.without_matrices()
@@ -63,7 +66,7 @@ def component_content(job: EncodeJob, form: CanonicalForm, plan: RatePlan, quant
         )
         squares.append(
             tuple(
-                quantized.squares[rung][: len(kind.vector_lengths), own].reshape(-1)
+                quantized.squares[rung][: 1 if kind.split == "difference" else len(kind.sides), own].reshape(-1)
                 for kind, own in zip(kinds, there, strict=True)
             )
         )
@@ -92,10 +95,12 @@ def amplitude_codes(quantized: QuantizedForm, form: CanonicalForm, records: Sequ
     return codes
 
 
-def _kind(item: Codable, basis: int, numbers: dict[tuple[int, int], int]) -> CodedKind:
+def _kind(item: Codable, basis: int, numbers: dict[tuple[int, int, bool], int], *, is_difference: bool) -> CodedKind:
     """Return the kind of an item's record; `numbers` are those of `_AllocationTables`."""
     template, _ = split_name(item.name)
-    tables = [numbers[r, coder_class(r, n)] for r, n in zip(roles_of(item), item.vector_lengths, strict=False)]
+    alone = is_difference or not item.is_pair
+    tables = [numbers[r, coder_class(r, n), alone] for r, n in zip(roles_of(item), item.vector_lengths, strict=False)]
+    split: Split = "difference" if is_difference else "component"
     return CodedKind(
         template=template,
         layout=item.layout,
@@ -103,15 +108,18 @@ def _kind(item: Codable, basis: int, numbers: dict[tuple[int, int], int]) -> Cod
         fan_in_fan_out=item.fan_in_fan_out,
         dtype=coded_dtype(item.dtype),
         basis=basis_by_id(basis).id,
-        sides=coded_sides(item.stored_shapes, tables=tables, shifts=[precision_shift(n) for n in item.vector_lengths]),
+        split=split,
+        sides=coded_sides(
+            item.stored_shapes, split, tables=tables, shifts=[precision_shift(n) for n in item.vector_lengths]
+        ),
     )
 
 
 class _AllocationTables:
-    """The allocation tables of a file: one for each role and class of lengths.
+    """The allocation tables of a file: one for each role and class of lengths, apart for units of one side.
 
     Attributes:
-        numbers: The number of the table of each (role, coder class).
+        numbers: The number of the table of each (role, coder class, True if the units have one side).
         place: int64 (2, kept): the shifted precision that is looked up in a table for each unit.
         table: int64 (2, kept): the number of that table, -1 on a side that the unit lacks.
         starts: For each table, the precisions at which its entries begin.
@@ -119,18 +127,23 @@ class _AllocationTables:
 
     def __init__(self, form: CanonicalForm, plan: RatePlan, quantized: QuantizedForm) -> None:
         groups = [group for side in (0, 1) for group in form.groups(side, np.arange(form.units))]
-        classes = sorted({(role, coder_class(role, length)) for role, length, _ in groups})
-        self.numbers = {pair: number for number, pair in enumerate(classes)}
+        alone = form.lengths[1] == 0
+        classes = sorted(
+            {(role, coder_class(role, length), one) for role, length, own in groups for one in set(alone[own].tolist())}
+        )
+        self.numbers = {each: number for number, each in enumerate(classes)}
         lengths = form.lengths[:, quantized.kept]
         self.place = quantized.precision[None, :] + precision_shifts(np.maximum(lengths, 1))
         self.table = np.full(lengths.shape, -1, np.int64)
         for side in (0, 1):
             for role, length, own in form.groups(side, quantized.kept):
-                self.table[side, own] = self.numbers[role, coder_class(role, length)]
+                for one in set(alone[quantized.kept[own]].tolist()):
+                    members = own[alone[quantized.kept[own]] == one]
+                    self.table[side, members] = self.numbers[role, coder_class(role, length), one]
         self._quantized = quantized
         # A new entry begins at each precision in use at which the coders of the rungs change.
         self.starts: list[list[int]] = []
-        for number, (role, stride) in enumerate(classes):
+        for number, (role, stride, _) in enumerate(classes):
             used = self.place[self.table == number]
             low, high = (int(used.min()), int(used.max())) if used.size else (0, 0)
             chains = rate_table(plan.objectives, role, stride, plan.steps).coder.T

@@ -14,6 +14,7 @@ from nola_codec.encoder.content import BlockSizes, FileContent, block_sizes
 from nola_codec.encoder.job import EncodeJob
 from nola_codec.fit.allocation import Objective, RatePlan, make_plan
 from nola_codec.fit.canonical_form import CanonicalForm
+from nola_codec.fit.difference_error import add_idle_units, difference_nmse
 from nola_codec.fit.levels import Workspace
 from nola_codec.fit.quantize import QuantizedForm, coded_nmse, quantize
 
@@ -91,6 +92,7 @@ class Drafter:
 
     def lay_out(self, plan: RatePlan, quantized: QuantizedForm) -> Draft:
         """Make the draft of a plan that is quantized already."""
+        quantized = add_idle_units(self.form, plan, quantized)
         content = component_content(self.job, self.form, plan, quantized)
         sizes = block_sizes(content)
         size = estimate_bytes(content, sizes, self.job.envelope, self.job.raw_sections)
@@ -98,10 +100,7 @@ class Drafter:
 
     def expected_error(self, plan: RatePlan) -> float:
         """Return the error that a plan will have in theory, relative to the whole adapter."""
-        total = float((self.form.strength**2).sum())
-        if total == 0:
-            return 0.0
-        return 1 - float((self.form.strength[plan.kept] ** 2 * plan.survival[-1]).sum()) / total
+        return self._lost_share(float((self.form.strength[plan.kept] ** 2 * plan.survival[-1]).sum()))
 
     def record_weights(self) -> Float64Array:
         """Return the weight of each record in the objective, float64 (records,)."""
@@ -119,6 +118,8 @@ class Drafter:
             return None
         quantized = draft.quantized
         errors = []
+        if self.form.whole is not None:
+            weights = np.bincount(self.form.record, self.form.strength**2, minlength=len(weights)).astype(np.float64)
         for rung in range(quantized.rungs):
             survived = np.bincount(
                 self.form.record[quantized.kept],
@@ -133,12 +134,16 @@ class Drafter:
         last = quantized.rungs - 1
         if plan.objectives[-1].name == "nmse":
             codes = amplitude_codes(quantized, self.form, content.rungs[last])
+            if self.form.whole is not None:
+                return difference_nmse(self.form, quantized, codes, self.job.basis)
             return coded_nmse(self.form, quantized, codes, self.job.basis, last)
-        total = float((self.form.strength**2).sum())
-        if total == 0:
-            return 0.0
         kept = self.form.strength[quantized.kept] ** 2 * self._survival(quantized, content, last)
-        return 1 - float(kept.sum()) / total
+        return self._lost_share(float(kept.sum()))
+
+    def _lost_share(self, survived: float) -> float:
+        """Return the error that is left if so much of the units' energy survives, relative to the whole adapter."""
+        total = self.form.total
+        return (float((self.form.strength**2).sum()) - survived) / total if total else 0.0
 
     def _survival(self, quantized: QuantizedForm, content: FileContent, rung: int) -> Float64Array:
         """Return the share of each kept unit's energy that survives at a rung, with its amplitude as rounded."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from nola_codec.encoder.carried import ReducedCarried, reduce_carried
 from nola_codec.encoder.clock import Clock
 from nola_codec.encoder.delta_errors import SharedDeltas, find_shared_deltas
 from nola_codec.encoder.options import EncodeOptions
+from nola_codec.encoder.reference import Prediction, predict
 from nola_codec.errors import EncodeError
 from nola_codec.fit.components import sides_energy
 from nola_codec.model.adapter import Adapter, Codable
@@ -37,6 +38,7 @@ class EncodeJob:
         shared_deltas: The deltas that several records make.
         dilution: The sum of `energies` over the sum of the energies by the records' own gains. It is 1 unless the
             gains are estimates.
+        prediction: What the reference predicts of the items, or None without a reference.
         envelope: The fields that go into the header unchanged.
         raw_sections: (codec id, bytes) of the packed carried tensors.
         source_bytes: The size in bytes of the source of the adapter, for the report.
@@ -52,6 +54,7 @@ class EncodeJob:
     energies: Float64Array
     shared_deltas: SharedDeltas
     dilution: float
+    prediction: Prediction | None
     envelope: Envelope
     raw_sections: tuple[tuple[int, bytes], ...]
     source_bytes: int
@@ -93,6 +96,11 @@ def open_job(
     envelope = _envelope(adapter, options)
     with clock.stage("carried tensors"):
         raw_sections = tuple(pack_raw(envelope.raw))
+    prediction = None
+    if options.reference is not None:
+        with clock.stage("prediction"):
+            prediction = predict(items, options.reference, options.objective_name)
+        envelope = replace(envelope, reference=prediction.entry)
     gained = np.array([_energy(item) for item in items])
     shared_deltas = find_shared_deltas(adapter, items)
     energies = shared_deltas.shared_energies(gained)
@@ -107,6 +115,7 @@ def open_job(
         energies=energies,
         shared_deltas=shared_deltas,
         dilution=float(energies.sum()) / before if has_estimates and before else 1.0,
+        prediction=prediction,
         envelope=envelope,
         raw_sections=raw_sections,
         source_bytes=source_bytes,

@@ -42,7 +42,7 @@ def measure_rung(job: EncodeJob, quantized: QuantizedAdapter, rung: int) -> Meas
     waiting: dict[str, dict[str, npt.NDArray[np.floating]]] = {}  # decoded parts of deltas that are not complete
     factors: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = {}
     stage = f"measuring rung {rung}" if len(quantized.content.rungs) > 1 else "measuring"
-    for index, decoded in enumerate(decode_rung(quantized.content, job.envelope, rung)):
+    for index, decoded in enumerate(decode_rung(quantized.content, job.envelope, rung, job.prediction)):
         job.show_progress(stage, index + 1, len(job.items))
         collector.add(decoded)
         item = job.items[index]

@@ -15,6 +15,7 @@ from nola_codec.prng import NAMES as GENERATOR_NAMES
 from nola_codec.progress import Progress
 
 if TYPE_CHECKING:
+    from nola_codec.encoder.reference import KnownReference
     from nola_codec.encoder.tuning import Tuner
 
 DEFAULT_ERROR = 0.02
@@ -57,6 +58,7 @@ class EncodeOptions:
             quarter of the next.
         rungs: The sizes in bytes of the coarser rungs; they make the file progressive.
         carried: The form of carried tensors of floats, one of `CARRIED_FORMS`.
+        reference: An earlier version of the adapter: the file holds the difference to it, and needs it to be decoded.
         progress: A function that is called as (stage, done, total), or None.
 
     Raises:
@@ -83,6 +85,7 @@ class EncodeOptions:
     progressive: bool = False
     rungs: tuple[int, ...] | None = None
     carried: str = "exact"
+    reference: KnownReference | None = field(default=None, repr=False)
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
@@ -123,6 +126,7 @@ class EncodeOptions:
                 raise _refusal("the factor form (num_basis, bits) has no objective to choose: it is least squares")
         self._check_fit()
         self._check_carried()
+        self._check_reference()
         if not self.is_factor_form and self.basis != "hadamard":
             raise _refusal(f"basis {self.basis} is not orthogonal: only the factor form (num_basis, bits) can use it")
 
@@ -151,6 +155,17 @@ class EncodeOptions:
         for name, given in others:
             if given and self.carried == "coded":
                 raise _refusal(f"carried coded cannot go with {name}; carried int8 can")
+
+    def _check_reference(self) -> None:
+        """Raise an error if an option cannot go with a reference."""
+        others = [
+            ("the factor form (num_basis, bits)", self.is_factor_form), ("rungs", self.has_rungs),
+            ("rank", self.rank is not None), (f"fit {self.fit}", self.fit != "weights"),
+            ("importance", self.importance is not None), ("carried coded", self.carried == "coded"),
+        ]  # fmt: skip
+        for name, given in others:
+            if given and self.reference is not None:
+                raise _refusal(f"{name} cannot go with a reference; leave out one of the two")
 
     @property
     def has_rate(self) -> bool:

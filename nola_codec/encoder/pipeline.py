@@ -33,6 +33,7 @@ from nola_codec.entropy import NAMES as CODEC_NAMES
 from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import OBJECTIVES, pin_carried
 from nola_codec.fit.canonical_form import CanonicalForm, FormSettings, make_canonical_form
+from nola_codec.fit.difference_form import make_difference_form
 from nola_codec.model.adapter import Adapter
 from nola_codec.prng import NAMES as GENERATOR_NAMES
 
@@ -92,6 +93,13 @@ def canonical_form(job: EncodeJob) -> CanonicalForm:
         importance=None if options.importance is None else match_importance(names, options.importance),
     )
     with job.clock.stage("canonical form"):
+        if job.prediction is not None:
+            gammas = OBJECTIVES[options.objective_name].gammas
+            known = job.prediction
+            form = make_difference_form(
+                job.items, known.items, job.streams, settings, known.entry.gains, gammas, options.progress
+            )
+            return replace(form, whole=float(job.energies.sum()))
         return make_canonical_form(job.items, job.streams, settings, options.progress)
 
 

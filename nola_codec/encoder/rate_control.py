@@ -232,6 +232,10 @@ def draft_for_error(drafter: Drafter, target: RateTarget) -> Draft:
     Raises:
         EncodeError: ``unreachable``: The finest quantizers lose more.
     """
+    if drafter.form.whole is not None:  # the reference alone may be near enough
+        empty = drafter.draft_empty()
+        if target.fits(empty):
+            return empty
     best = _search(drafter, target, drafter.empty_bytes)
     if best is not None:
         return _fill(drafter, target, best)

@@ -6,6 +6,7 @@ the exponents here: they are the smallest with which every element fits into int
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -19,12 +20,18 @@ from nola_codec.decoder.decoder import DecodedHash
 from nola_codec.decoder.factors import DecodedRecord, synthesize_records
 from nola_codec.encoder.assemble import Envelope, RungFacts
 from nola_codec.encoder.content import FileContent
+from nola_codec.encoder.reference import Prediction
+from nola_codec.model.header import GAIN_ONE
 from nola_codec.model.records import CodedRecord
 from nola_codec.parallel import parallel_map
 from nola_codec.quant.scales import fitting_exponent
 
 _PORTION = 1 << 20
 """Number of elements that one thread decodes at a time."""
+_LARGEST = 32700
+"""The peak, in units of int16, that a prediction may have at its exponent; a little below the end of the range."""
+_LOWEST = 8
+"""How far the exponent of a record may lie below that of its prediction."""
 _HEADROOM = 3
 """Octaves of int16 that a side may leave unused so that all sides can share one exponent."""
 
@@ -48,8 +55,10 @@ class FactsCollector:
         return RungFacts(self._exponents, self._hash.digest(), measured)
 
 
-def decode_rung(content: FileContent, envelope: Envelope, rung: int) -> Iterator[DecodedRecord]:
-    """Yield each record decoded at a rung, in order.
+def decode_rung(
+    content: FileContent, envelope: Envelope, rung: int, prediction: Prediction | None = None
+) -> Iterator[DecodedRecord]:
+    """Yield each record decoded at a rung, in order, with what the reference predicts of it.
 
     The first guess of an exponent takes the peak of a vector to be six times its root mean square. A record that
     saturates int16 gets a greater exponent and is decoded again. Sides share the largest exponent if that leaves at
@@ -57,6 +66,8 @@ def decode_rung(content: FileContent, envelope: Envelope, rung: int) -> Iterator
     """
     records = content.rungs[rung]
     guess = _first_exponents(records, content.squares[rung])
+    if prediction is not None:
+        _raise_to_prediction(guess, prediction, content.squares[rung])
 
     def decode_span(span: tuple[int, int]) -> list[DecodedRecord]:
         """Decode the records of a span, and find their exponents."""
@@ -74,8 +85,12 @@ def decode_rung(content: FileContent, envelope: Envelope, rung: int) -> Iterator
                 raised, [points[i] for i in pending], generator=envelope.generator, seed=envelope.seed, xp=NUMPY
             )
             for index, decoded in zip(pending, made, strict=True):
-                done[index] = decoded
-                guess[index] = tuple(e + _is_saturated(s) for e, s in zip(guess[index], decoded.sides, strict=True))
+                whole = decoded if prediction is None else prediction.add(index, decoded, records[index].name)
+                done[index] = whole
+                guess[index] = tuple(
+                    e + (_is_saturated(own) or _is_saturated(total))
+                    for e, own, total in zip(guess[index], decoded.sides, whole.sides, strict=True)
+                )
             pending = [i for i in pending if guess[i] != done[i].exponents]
         return [done[i] for i in range(*span)]
 
@@ -106,6 +121,31 @@ def _first_exponents(
                 if not records[i].units or guess[i][side] >= common - _HEADROOM:
                     guess[i][side] = common
     return [tuple(own) for own in guess]
+
+
+def _raise_to_prediction(
+    guess: list[tuple[int, ...]], prediction: Prediction, all_squares: Sequence[npt.NDArray[np.float64]]
+) -> None:
+    """Raise the exponents of records that have a prediction, until the prediction itself fits into int16.
+
+    The greatest exponent of a side then serves all of them, if it leaves at most _HEADROOM octaves unused.
+    """
+    for index, known in prediction.records.items():
+        own = []
+        parts = np.split(all_squares[index], len(known.sides))
+        for first, side, exponent, gain, squares in zip(
+            guess[index], known.sides, known.exponents, prediction.entry.gains, parts, strict=False
+        ):
+            peak = float(np.abs(side.astype(np.int64)).max(initial=0)) * gain / GAIN_ONE
+            fitting = exponent + max(0, math.ceil(math.log2(max(peak, 1.0) / _LARGEST))) if peak else exponent - _LOWEST
+            own.append(max(first, fitting) if squares.any() else fitting)
+        guess[index] = tuple(own)
+    for is_pair, side in ((True, 0), (True, 1), (False, 0)):
+        members = [i for i, known in prediction.records.items() if (len(known.sides) == 2) == is_pair]
+        common = max((guess[i][side] for i in members), default=0)
+        for i in members:
+            if common - _HEADROOM <= guess[i][side]:
+                guess[i] = (*guess[i][:side], common, *guess[i][side + 1 :])
 
 
 def _portions(records: Sequence[CodedRecord]) -> list[tuple[int, int]]:

@@ -7,8 +7,8 @@ codes at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -30,6 +30,23 @@ carried tensor, which is no part of a delta."""
 
 
 @dataclass(frozen=True)
+class Difference:
+    """A low-rank record that is coded as a difference: its units are the columns of lora_B, then the rows of lora_A.
+
+    Attributes:
+        rank: The number of columns.
+        lora_B, lora_A: float32 (r, out) and (r, in): the whole factors in the gauge of the reference, each vector by
+            its coefficients in the orthonormal basis.
+        error_gain: The same as in `Codable`.
+    """
+
+    rank: int
+    lora_B: Float32Array
+    lora_A: Float32Array
+    error_gain: float
+
+
+@dataclass(frozen=True)
 class CanonicalForm:
     """The units of an adapter: unit i is component `component[i]` of record `record[i]`, or a whole vector.
 
@@ -47,6 +64,9 @@ class CanonicalForm:
             square root of the length, so that the mean square of a row is 1. They do not change once they are made.
         energy: float64 (units,): the squared strength before it was weighted; None if it was not weighted.
         carried_precision: The precision of coded carried tensors in a `RateTable`.
+        differences: The low-rank records that are coded as differences, by number (`difference_form.py`).
+        whole: The energy that errors are relative to, if it is not that of all units: that of the adapter, for a file
+            with a reference.
     """
 
     record: Int64Array
@@ -60,6 +80,13 @@ class CanonicalForm:
     matrices: Matrices
     energy: Float64Array | None = None
     carried_precision: int = 0
+    differences: Mapping[int, Difference] = field(default_factory=dict)
+    whole: float | None = None
+
+    @property
+    def total(self) -> float:
+        """The energy that errors are relative to."""
+        return float((self.strength**2).sum()) if self.whole is None else self.whole
 
     @property
     def units(self) -> int:

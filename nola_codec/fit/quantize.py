@@ -149,6 +149,8 @@ def _boost(
 
     Norms and biases do not count: other units cannot make up for their lost signal.
     """
+    if form.whole is not None:  # the reference has most of the signal, and that is not made up for
+        return np.ones(len(plan.objectives))
     energy = np.where(form.roles[0] >= PLAIN, 0.0, form.strength**2)
     total = float(energy.sum())
     factors = []

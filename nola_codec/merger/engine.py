@@ -37,7 +37,10 @@ def run_merge(request: MergeRequest) -> MergeReport:
     # Not Path.resolve, which raises for a link to itself.
     base, out = Path(os.path.realpath(request.base)), Path(os.path.realpath(request.out))
     check_output(base, out, overwrite=request.overwrite)
-    files = [decode_source(source, request.rung, request.device, request.progress) for source in request.sources]
+    files = [
+        decode_source(source, request.rung, request.device, request.progress, request.references)
+        for source in request.sources
+    ]
     if not files:
         raise AdapterError("no file to merge", code="not-found")
     counter = WeightCounter(request.progress, "merging")
@@ -68,7 +71,10 @@ def run_unmerge(request: UnmergeRequest) -> MergeReport:
     merged, out = request.merged.resolve(), request.out.resolve()
     check_output(merged, out, overwrite=request.overwrite)
     index = read_undo(merged)
-    files = [decode_source(source, request.rung, request.device, request.progress) for source in request.sources]
+    files = [
+        decode_source(source, request.rung, request.device, request.progress, request.references)
+        for source in request.sources
+    ]
     total = sum(len(facts["terms"]) for facts in index["shards"].values())
     counter = WeightCounter(request.progress, "restoring", total)
     report = write_restored_model(index, files, replace(request, merged=merged, out=out), counter)

@@ -20,6 +20,7 @@ from nola_codec.merger.row_deltas import row_delta
 from nola_codec.model.adapter import Adapter
 from nola_codec.model.records import CodedKind
 from nola_codec.progress import Progress
+from nola_codec.references.finding import References, open_decoder
 from nola_codec.stores.files import display_name
 
 
@@ -84,7 +85,11 @@ class MergeFile:
 
 
 def decode_source(
-    source: WeightedSource, rung: int | None, device: object, progress: Progress | None = None
+    source: WeightedSource,
+    rung: int | None,
+    device: object,
+    progress: Progress | None = None,
+    references: References = None,
 ) -> MergeFile:
     """Decode a file, and compare its content SHA-256 and its decoded SHA-256.
 
@@ -93,6 +98,7 @@ def decode_source(
         rung: The rung to decode, counted from 0; None is the last.
         device: The device that factors are synthesized on.
         progress: Called as (stage, done, total), or None.
+        references: Where the earlier version is that the file needs, if it needs one (`references.finding`).
 
     Raises:
         AdapterError: ``merge-weight``: the weight is not finite; ``not-nola``; ``unknown-rung``.
@@ -105,7 +111,7 @@ def decode_source(
     xp = arrays_on(device)
     with open_container(source, rung=rung) as container:
         container.check_content()
-        return decode_merge_file(Decoder(container, xp), name, weight, progress)
+        return decode_merge_file(open_decoder(container, xp, references), name, weight, progress)
 
 
 def decode_merge_file(decoder: Decoder, name: str, weight: float = 1.0, progress: Progress | None = None) -> MergeFile:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nola_codec.container.reader import Source
 from nola_codec.progress import Progress
+from nola_codec.references.finding import References
 
 PIECE_BYTES = 1 << 21
 """The number of bytes that a thread reads and writes at once; more if a single row is longer."""
@@ -30,6 +31,7 @@ class MergeRequest:
         keep_undo: True if ``nola_undo.bin`` is written.
         progress: A function that is called as (stage, done, total), or None.
         piece_bytes: The number of bytes that a thread works on at once; it changes no bit of the weights.
+        references: Where the earlier versions are that files need which were encoded against one.
     """
 
     sources: Sequence[WeightedSource]
@@ -41,6 +43,7 @@ class MergeRequest:
     keep_undo: bool = False
     progress: Progress | None = None
     piece_bytes: int = PIECE_BYTES
+    references: References = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class UnmergeRequest:
         device: The device that factors are synthesized on; it changes no bit.
         overwrite: True if `out` may be replaced.
         progress: A function that is called as (stage, done, total), or None.
+        references: As in `MergeRequest`.
     """
 
     sources: Sequence[WeightedSource]
@@ -64,6 +68,7 @@ class UnmergeRequest:
     device: object = "cpu"
     overwrite: bool = False
     progress: Progress | None = None
+    references: References = None
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,28 @@ class Section:
     crc32: int
 
 
+GAIN_ONE = 1024
+"""The gain of a reference that stands for 1."""
+
+
+@dataclass(frozen=True)
+class ReferenceEntry:
+    """The name of the earlier version that a file is coded against (specification, "References").
+
+    Attributes:
+        sha256: The decoded SHA-256 of the reference.
+        files: The number of `.nola` files that must be decoded before this one; 0 if the reference is an adapter that
+            was never coded.
+        gains: The factors on lora_B (and on vectors) and on lora_A of the reference, in units of 1 / GAIN_ONE.
+        name: The file name that the reference had, without directories; it helps people, and may be empty.
+    """
+
+    sha256: bytes
+    files: int
+    gains: tuple[int, int]
+    name: str = ""
+
+
 @dataclass(frozen=True)
 class Rung:
     """One rung of a file, with the part of the header that belongs to it. Most files have one rung.
@@ -77,6 +99,7 @@ class Header:
         config: The parsed configuration file of the adapter, or None.
         metadata: The metadata of the adapter's file.
         drawn: The records of the drawn tensors.
+        reference: The earlier version that the file is coded against, or None.
     """
 
     writer: str
@@ -93,6 +116,7 @@ class Header:
     config: Mapping[str, Any] | None
     metadata: Mapping[str, str]
     drawn: tuple[DrawnRecord, ...] = ()
+    reference: ReferenceEntry | None = None
 
     @cached_property
     def pairs(self) -> tuple[CodedRecord, ...]:

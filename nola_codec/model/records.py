@@ -17,7 +17,9 @@ import numpy.typing as npt
 from nola_codec.model.adapter import Layout
 from nola_codec.model.tensors import DTYPE_BYTES, Draw
 
-Split = Literal["component", "factor"]
+Split = Literal["component", "factor", "difference"]
+FORMS: tuple[Split, ...] = ("component", "factor", "difference")
+"""The forms of low-rank records, in the order of their numbers in a file."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def coded_sides(
     if len(stored_shapes) == 2:
         b_shape, a_shape = stored_shapes
         shapes = (b_shape[:2], (a_shape[0], math.prod(a_shape[1:])))
-        axes = (1, 0) if split == "component" else (None, None)
+        axes = (None, None) if split == "factor" else (1, 0)
     sides = []
     for number, (stored_shape, shape, axis) in enumerate(zip(stored_shapes, shapes, axes, strict=True)):
         table = number if tables is None else tables[number]
@@ -101,6 +103,8 @@ class CodedKind:
         split: The way in which sides are divided into vectors. ``"component"``: each column of lora_B and each row of
             lora_A is a vector, and a *unit* is a column with its row; a vector record has one unit, its tensor.
             ``"factor"``: each factor is one flat vector, and the two units are lora_B and lora_A.
+            ``"difference"``: the vectors are those of ``"component"``, and each is a unit of its own, the columns of
+            lora_B first; what is decoded is added to the record of the same name in the file's reference.
         amplitude: The constant part of the prediction of a unit's amplitude code.
         layout, scaling, fan_in_fan_out: The same as in `LoraModule` for a pair; a vector has the defaults.
     """
@@ -154,11 +158,21 @@ class CodedKind:
     @property
     def most_units(self) -> int:
         """The number of units of a record that keeps everything."""
+        if self.split == "difference":
+            return self.rank * len(self.sides)
         return self.rank if self.split == "component" else len(self.sides)
 
     def unit_sides(self, unit: int) -> tuple[int, ...]:
         """Return the numbers of the sides on which a unit has a vector."""
-        return tuple(range(len(self.sides))) if self.split == "component" else (unit,)
+        if self.split == "component":
+            return tuple(range(len(self.sides)))
+        return (unit // (self.most_units // len(self.sides)),)
+
+    def side_units(self, side: int, units: int) -> range:
+        """Return the numbers of the units that have a vector on a side, in the order of the vectors."""
+        count = self.vectors(units)
+        first = 0 if self.split == "component" else side * count
+        return range(first, first + count)
 
     def vectors(self, units: int) -> int:
         """Return the number of vectors on each side of a record with so many units."""
@@ -203,7 +217,8 @@ class CodedRecord:
         precision: int64 (units,): the precision of each unit. Components that are not kept have no unit and decode
             to zero.
         amplitude: int64 (units,): the amplitude of each unit. For ``component`` it is the scale of the product of
-            the unit's vectors in sixteenths of an octave, for ``factor`` that of the factor in thirty-seconds.
+            the unit's vectors in sixteenths of an octave, for ``factor`` that of the factor in thirty-seconds, for
+            ``difference`` that of the vector in sixteenths.
     """
 
     name: str
@@ -221,8 +236,9 @@ class CodedRecord:
 
     def scale_codes(self, side: int) -> npt.NDArray[np.int64]:
         """Return the scale codes of a side's vectors, int64 (vectors,); code E multiplies a vector by 2^(E / 32)."""
-        if self.kind.split == "factor":
-            return self.amplitude[side : side + 1]
+        if self.kind.split != "component":
+            own = self.kind.side_units(side, self.units)
+            return self.amplitude[own.start : own.stop] * (1 if self.kind.split == "factor" else 2)
         return self.amplitude * (2 // len(self.kind.sides))
 
 

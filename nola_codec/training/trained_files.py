@@ -208,6 +208,9 @@ def read_trained_file(source: Source) -> TrainedFile:
     """
     with open_container(source) as container:
         container.check_content()
+        if container.header.reference is not None:
+            message = "not a file of trained coefficients: it holds the difference to an earlier version"
+            raise EncodeError(message, code="not-trained")
         decoder = Decoder(container, NUMPY)
         header = decoder.header
         bits = _bits_of(header)

@@ -6,13 +6,13 @@ import hashlib
 from typing import Any
 
 import pytest
-from nola_forge import GOLDEN, golden, manifest, reference, verify
+from nola_forge import GOLDEN, golden, manifest, reference, reference_answers, verify
 
 from nola_codec.arrays import NUMPY, TorchArrays
 from nola_codec.container.reader import open_container
-from nola_codec.decoder.decoder import Decoder
 from nola_codec.model.quantizers import Codebook, Trellis
 from nola_codec.quant.trellis import TRELLISES
+from nola_codec.references.finding import open_decoder
 
 FILES = manifest()
 
@@ -38,10 +38,10 @@ def test_package_decodes_to_the_same_tensors(name: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_reference_decoder_gives_the_same_tensors(name: str) -> None:
     data = golden(name.removesuffix(".nola"))
-    top, tensors, digest = reference().decode(data)
+    top, tensors, digest = reference().decode(data, dict(reference_answers()))
     assert digest == FILES[name]["factors_sha256"]
     with open_container(data) as container:
-        decoder = Decoder(container, NUMPY)
+        decoder = open_decoder(container, NUMPY, GOLDEN)
         for index, decoded in decoder.decode():
             record = decoder.header.coded[index]
             assert tuple(tensors[f"{record.name}.exponents"]) == decoded.exponents
@@ -67,6 +67,7 @@ def test_the_set_covers_the_format() -> None:
             see("streams shared", len({r.stream for r in header.coded}) < len(header.coded))
             see("raw tensors", bool(header.raw))
             see("config", header.config is None)
+            see("files below", 0 if header.reference is None else header.reference.files)
             for draw in (record.kind.draw for record in header.drawn):
                 see("draw", (draw.method, draw.dtypes[0], len(draw.dtypes), draw.axis))
                 see("digits", draw.digits)
@@ -104,9 +105,10 @@ def test_the_set_covers_the_format() -> None:
         "form": {"symmetric", "points", "midtread", "midrise", "Trellis", "Dependent"}, "codec": {0, 1, 2},
         "basis": {1, 2, 3}, "dimensions of a vector": {0, 1, 2}, "basis of a vector": {1, 2},
         "a vector that comes in late": both,
-        "split": {"component", "factor"}, "layout": {"linear", "conv", "embedding"}, "dtype": {"F32", "F16", "BF16"},
+        "split": {"component", "factor", "difference"}, "layout": {"linear", "conv", "embedding"},
+        "dtype": {"F32", "F16", "BF16"},
         "fan_in_fan_out": both, "k < n": both, "nothing kept": both, "rungs": both, "units that come in late": both,
-        "tables": both, "digits": {24, 11, 8}, "divisor": both, "start": both,
+        "tables": both, "files below": {0, 1, 2, 3}, "digits": {24, 11, 8}, "divisor": both, "start": both,
         "draw": {
             ("uniform-fused", "F32", 1, 0), ("uniform", "F32", 1, 0), ("uniform-fused", "BF16", 3, 1),
             ("ternary", "F32", 2, 0), ("uniform", "BF16", 1, 0), ("uniform", "F16", 1, 1),

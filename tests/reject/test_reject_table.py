@@ -11,7 +11,20 @@ from typing import Any
 
 import msgpack
 import pytest
-from nola_forge import DICTIONARY, ROOT, Parts, canonical, frame, golden, join, reference, split, unframe, verify
+from nola_forge import (
+    DICTIONARY,
+    ROOT,
+    Parts,
+    canonical,
+    frame,
+    golden,
+    join,
+    reference,
+    reference_answers,
+    split,
+    unframe,
+    verify,
+)
 
 from nola_codec.container.limits import Limits
 from nola_codec.container.reader import open_container
@@ -149,6 +162,19 @@ def raw_before_vectors(t: dict[str, Any]) -> None:
     t["kinds"] = [*t["kinds"][:2], t["kinds"][7], *t["kinds"][3:7], t["kinds"][2]]
 
 
+def decoded_sha256(name: str) -> bytes:
+    """Return the decoded SHA-256 of a golden file."""
+    made: bytes = split(golden(name)).top["rungs"][-1][4]
+    return made
+
+
+def far_exponents(t: dict[str, Any]) -> None:
+    """Lower the first record's first exponent, and with it all of that side, by 16."""
+    rung = t["rungs"][0]
+    assert rung[2][:1] < b"\x40"
+    rung[2] = bytes([rung[2][0] + 32]) + rung[2][1:]
+
+
 def one_name_twice(t: dict[str, Any]) -> None:
     """The second record with the number of the first."""
     t["kinds"] = t["kinds"][:1]
@@ -183,7 +209,7 @@ CASES: dict[str, Case] = {
     "prelude altered": Case("prelude-checksum", flip("nmse", 16)),
     "revision altered": Case("prelude-checksum", flip("nmse", 10)),
     "prelude's own checksum altered": Case("prelude-checksum", flip("nmse", 72)),
-    "unknown required feature": Case("feature", joined(required=1)),
+    "unknown required feature": Case("feature", joined(required=2)),
     "highest required feature": Case("feature", joined(required=1 << 31)),
     "file length inside the header": Case("header", joined(file_length=80)),
     "plain header too large": Case("limit", joined(plain_size=(64 << 20) + 1)),
@@ -276,6 +302,31 @@ CASES: dict[str, Case] = {
     "dependent mask": Case("header", deep("quantizers", 0, value=[5, [256, [2], [1]], None])),
     "dependent without a mask": Case("header", deep("quantizers", 0, value=[5, [[2], [1]], None])),
     "frequencies of one side too many": Case("header", deep("quantizers", 0, value=[5, [55, [2], [1]], [4094, 1, 1]])),
+    # References
+    "a reference that is not there": Case("reference", deep("reference", 0, value=bytes(32), name="reference"), False),
+    "a chain of no files": Case("reference", deep("reference", 1, value=0, name="reference"), False),
+    "a chain that is too short": Case("reference", deep("reference", 1, value=1, name="reference-chain"), False),
+    "a record that the reference lacks": Case(
+        "reference", deep("kinds", 0, 1, value="model.layers.#.elsewhere", name="reference"), False
+    ),
+    "a record that is another size in the reference": Case(
+        "reference", deep("reference", 0, value=decoded_sha256("rungs"), name="reference"), False
+    ),
+    "exponents far from the reference's": Case("scale", top(far_exponents, "reference"), False),
+    "a reference without its flag": Case("header", joined("reference", required=0)),
+    "a flag without its reference": Case("header", joined(required=1)),
+    "a difference to nothing": Case("header", deep("kinds", 0, 9, value=2)),
+    "form 3": Case("header", deep("kinds", 0, 9, value=3, name="reference")),
+    "half of a difference's units": Case("header", first_rung(1, lambda units: b"\x06" + units[1:], "reference")),
+    "reference of three": Case("header", top(lambda t: t["reference"].pop(), "reference")),
+    "short hash of a reference": Case("header", deep("reference", 0, value=bytes(31), name="reference")),
+    "files below as a float": Case("header", deep("reference", 1, value=1.0, name="reference")),
+    "a chain too long": Case("limit", deep("reference", 1, value=33, name="reference")),
+    "gain negative": Case("header", deep("reference", 2, 0, value=-1, name="reference")),
+    "gain too large": Case("header", deep("reference", 2, 1, value=1 << 15, name="reference")),
+    "three gains": Case("header", deep("reference", 2, value=[1, 1, 1], name="reference")),
+    "name of a reference with a directory": Case("header", deep("reference", 3, value="../a", name="reference")),
+    "name of a reference that is a directory": Case("header", deep("reference", 3, value="..", name="reference")),
     # Rungs
     "no rung": Case("header", put("rungs", [])),
     "too many rungs": Case("header", top(lambda t: t.update(rungs=t["rungs"] * 65))),
@@ -537,7 +588,7 @@ def test_the_reference_decoder_refuses_the_same(name: str) -> None:
     """The reference decoder sets no limits, so cases of limits are left out."""
     case = CASES[name]
     with pytest.raises(reference().Refused) as caught:
-        reference().decode(case.make())
+        reference().decode(case.make(), dict(reference_answers()))
     assert caught.value.args[0] == case.code, caught.value
 
 

@@ -119,6 +119,7 @@ def test_limits_are_the_codes() -> None:
         "elements of all factors and vector records and bytes of all carried and drawn tensors, together":
             limits.total_elements,
         "words of MT19937, start and elements, of all drawn kinds": limits.words,
+        "files below a file with a reference": limits.chain,
         "coefficients of all records, as if all units were kept, times rungs": limits.coefficients,
     }  # fmt: skip
 
@@ -141,7 +142,7 @@ def test_links_lead_somewhere() -> None:
 
 def test_reference_decoder_is_short_and_stands_alone() -> None:
     text = DECODER.read_text(encoding="utf-8")
-    assert len([line for line in text.splitlines() if line.strip()]) < 600
+    assert len([line for line in text.splitlines() if line.strip()]) < 620
     imported = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
@@ -176,6 +177,13 @@ def test_reference_decoder_as_a_program(tmp_path: Path) -> None:
         assert made["layers.0.q.lora_B"].dtype == np.int16
         assert made["layers.0.q.lora_A"].shape == (2, 16)
         assert made["scalar"].tobytes() == (-5).to_bytes(8, "little", signed=True)
+
+
+def test_reference_decoder_takes_references_as_a_program() -> None:
+    needed = [item for name in ("vectors", "reference") for item in ("--reference", GOLDEN / f"{name}.nola")]
+    done = run(DECODER, GOLDEN / "reference-chain.nola", *needed)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip() == manifest()["reference-chain.nola"]["factors_sha256"]
 
 
 def test_reference_decoder_refuses_as_a_program(tmp_path: Path) -> None:

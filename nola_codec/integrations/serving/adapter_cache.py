@@ -31,6 +31,7 @@ from nola_codec.integrations.serving.layouts import LAYOUT_REVISION, LAYOUTS, La
 from nola_codec.integrations.serving.names import check_name
 from nola_codec.integrations.serving.numbers import number_of
 from nola_codec.integrations.serving.sources import Source, open_sources
+from nola_codec.references.finding import References
 from nola_codec.stores.files import read_json
 
 KIND = f"served-{LAYOUT_REVISION}"
@@ -102,6 +103,7 @@ class AdapterCache:
         base_names: Sequence[str] = (),
         max_adapter_bytes: int = MAX_ADAPTER_BYTES,
         refresh_seconds: float = 60,
+        references: References = None,
     ) -> None:
         """Take the places to look in, and what the server can load.
 
@@ -117,6 +119,8 @@ class AdapterCache:
             base_names: Further names of the base model.
             max_adapter_bytes: The most bytes that one adapter may take in bfloat16.
             refresh_seconds: How long what a remote source answered is trusted before it is asked again.
+            references: Where the earlier versions are that files need which were encoded against one: files and
+                folders. None looks beside each file.
 
         Raises:
             NolaError: ``adapter-source``; ``option``: another layout, dtype or check.
@@ -130,7 +134,7 @@ class AdapterCache:
         self._stored_dtype = stored_dtype(dtype)
         self._max_rank, self._max_adapter_bytes = max_rank, max_adapter_bytes
         self._base_check, self._base_names = base_check, tuple(base_names)
-        self._refresh_seconds = refresh_seconds
+        self._refresh_seconds, self._references = refresh_seconds, references
         self._guard = threading.Lock()
         self._facts: dict[Path, _Found] = {}
         self._answers: dict[tuple[Source, str], tuple[float, Path]] = {}
@@ -250,7 +254,7 @@ class AdapterCache:
                 message = "the file changed while it was read; ask again"
                 raise AdapterError(message, code="changed", where=str(source))
             check_content(container)
-            adapter = read_for_server(container, self.layout, self._max_adapter_bytes)
+            adapter = read_for_server(container, self.layout, self._max_adapter_bytes, self._references)
         adapters.write(adapter, directory / _HOME, dtype=self._stored_dtype)
 
     def _hold(self, kind: str, key: str) -> None:

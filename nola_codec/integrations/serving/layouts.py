@@ -22,9 +22,9 @@ from nola_codec.adapters.trimming import trim
 from nola_codec.arrays import NUMPY
 from nola_codec.container.reader import Container
 from nola_codec.decoder.adapters import decode_adapter
-from nola_codec.decoder.decoder import Decoder
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Adapter, LoraModule
+from nola_codec.references.finding import References, open_decoder
 
 Layout = Literal["trimmed", "uniform"]
 LAYOUTS: tuple[Layout, ...] = ("trimmed", "uniform")
@@ -39,13 +39,14 @@ LAYOUT_REVISION = 2
 """A number that grows when the layouts change, so that directories of an older version are not used."""
 
 
-def read_for_server(container: Container, layout: Layout, max_bytes: int) -> Adapter:
+def read_for_server(container: Container, layout: Layout, max_bytes: int, references: References = None) -> Adapter:
     """Decode an open file whose content was checked, in PEFT's dialect and in a layout.
 
     Args:
         container: The open file.
         layout: The layout.
         max_bytes: The most bytes in bfloat16 that the adapter may take.
+        references: Where the earlier version is that the file needs, if it was encoded against one.
 
     Raises:
         AdapterError: ``limit``: it is larger; ``not-expressible``: PEFT's dialect or the layout has no place for a part
@@ -57,7 +58,7 @@ def read_for_server(container: Container, layout: Layout, max_bytes: int) -> Ada
     size = 2 * numbers + sum(record.kind.nbytes for record in header.raw)
     if size > max_bytes:
         raise AdapterError(mismatch("decoded bytes", f"at most {max_bytes}", size), code="limit", where=container.name)
-    adapter = restore_from_base(decode_adapter(Decoder(container, NUMPY)), None)
+    adapter = restore_from_base(decode_adapter(open_decoder(container, NUMPY, references)), None)
     if adapter.dialect != "peft":
         adapter = convert(adapter, "peft")
     return trim(adapter)[0] if layout == "trimmed" else make_uniform(adapter)

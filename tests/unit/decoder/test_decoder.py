@@ -13,18 +13,19 @@ import numpy as np
 import pytest
 import torch
 from fake_cuda import Indexing, Watch
-from nola_forge import ROOT, golden, manifest, reference
+from nola_forge import GOLDEN, ROOT, golden, manifest, reference
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nola_codec.arrays import NUMPY, Arrays, TorchArrays
 from nola_codec.basis import BASES, BasisKey
 from nola_codec.container.reader import open_container
 from nola_codec.decoder.coefficients import Coefficients
-from nola_codec.decoder.decoder import DecodedHash, Decoder
+from nola_codec.decoder.decoder import DecodedHash
 from nola_codec.decoder.factors import synthesize_records
 from nola_codec.merger.arithmetic.sum import delta_weight
 from nola_codec.model.records import CodedKind, CodedRecord, Split, coded_sides
 from nola_codec.prng import PHILOX
+from nola_codec.references.finding import open_decoder
 
 FILES = [name for name, entry in manifest().items() if entry["tensors"]]
 
@@ -69,7 +70,7 @@ WIDE = "31d055dd25679ec9"  # first digits; a change of them is a change of the f
 def file_digest(name: str, xp: Arrays, indexes: Callable[[int], list[list[int] | None]], **options: Any) -> str:
     """Digest of a file's factors, decoded in the given portions."""
     with open_container(golden(name.removesuffix(".nola"))) as container:
-        decoder = Decoder(container, xp, **options)
+        decoder = open_decoder(container, xp, GOLDEN, **options)
         digest = DecodedHash()
         for portion in indexes(len(container.header.coded)):
             for _, factors in decoder.decode(portion):
@@ -262,7 +263,7 @@ def fake_cuda() -> Iterator[tuple[Watch, TorchArrays]]:
 def test_files_decode_on_cuda(name: str, fake_cuda: tuple[Watch, TorchArrays]) -> None:
     watch, xp = fake_cuda
     with open_container(golden(name.removesuffix(".nola"))) as container:
-        decoder = Decoder(container, xp)
+        decoder = open_decoder(container, xp, GOLDEN)
         for index, factors in decoder.decode_pairs():
             kind = decoder.header.pairs[index].kind
             (rows, columns), rank = kind.product_shape, kind.rank

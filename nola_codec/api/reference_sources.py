@@ -1,0 +1,66 @@
+"""Read the earlier version that an adapter is coded against: a `.nola` file, or an adapter that was never coded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+from typing import TypeAlias
+
+from nola_codec import adapters
+from nola_codec.api.decoding import is_nola
+from nola_codec.api.live_sources import AdapterInput, Config, open_live
+from nola_codec.api.opened import check_content
+from nola_codec.arrays import NUMPY
+from nola_codec.container.limits import DEFAULT_LIMITS
+from nola_codec.container.reader import open_container
+from nola_codec.encoder.reference import KnownReference
+from nola_codec.errors import EncodeError
+from nola_codec.references.exact import exact_records, hash_records
+from nola_codec.references.finding import References, chain_files, open_decoder
+from nola_codec.remote import is_url
+from nola_codec.stores.live_store import LiveStore
+
+ReferenceInput: TypeAlias = "AdapterInput | KnownReference"
+"""An earlier version: a `.nola` file, anything that `encode` reads, or a version that was read already."""
+
+
+def read_reference(
+    source: ReferenceInput, *, config: Config = None, scale: float | None = None, references: References = None
+) -> KnownReference:
+    """Decode or read an earlier version of an adapter, for `encode(reference=...)`.
+
+    Args:
+        source: A `.nola` file, or an adapter that was never coded.
+        config: The configuration of an adapter that is bytes, a stream or a mapping, as in `encode`.
+        scale: The scaling of an adapter that does not say it, as in `encode`.
+        references: Where the reference of the `.nola` file itself is, if it has one; None looks beside it.
+
+    Raises:
+        FormatError, ChecksumMismatch: The `.nola` file is damaged, or its own reference is not there (``reference``).
+        AdapterError: The adapter cannot be read.
+        EncodeError: ``chain``: The file ends a chain that is as long as chains may be.
+    """
+    if isinstance(source, KnownReference):
+        return source
+    readable, plain = open_live(source, config)
+    name = _file_name(readable) if isinstance(readable, str | os.PathLike) else ""
+    if isinstance(readable, LiveStore) or not is_nola(readable):
+        adapter = adapters.read(readable, config=plain, scale=scale, must_use_scale=False)
+        records = exact_records(adapter)
+        return KnownReference(hash_records(records), 0, name, adapter.dialect, records)
+    opened = bytes(readable) if isinstance(readable, bytearray | memoryview) else readable
+    with open_container(opened) as container:
+        check_content(container)
+        decoder = open_decoder(container, NUMPY, references)
+        files = chain_files(container.header)
+        if files > DEFAULT_LIMITS.chain:
+            message = f"expected a chain of at most {DEFAULT_LIMITS.chain} files below a new one, found {files}"
+            raise EncodeError(f"{message}; make the reference whole with `nola-codec flatten`", code="chain")
+        names = [record.name for record in decoder.header.coded]
+        records = dict(zip(names, decoder.decode_all(), strict=True))
+        return KnownReference(container.header.decoded_sha256, files, name, container.header.dialect, records)
+
+
+def _file_name(path: str | os.PathLike[str]) -> str:
+    text = os.fspath(path)
+    return PurePosixPath(text.partition("?")[0]).name if is_url(text) else Path(text).resolve().name
