@@ -15,6 +15,7 @@ from nola_codec.adapters.sources import Readable
 from nola_codec.api.arguments import ConfigObject, require_model_path, require_target
 from nola_codec.api.keywords import EncodeKeywords, check_keywords
 from nola_codec.api.live_sources import AdapterInput, open_live
+from nola_codec.api.reference_sources import ReferenceInput, read_reference
 from nola_codec.encoder.base_tensors import base_advice, relate_to_base
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.pipeline import encode_adapter
@@ -41,6 +42,7 @@ def encode(
     carry_unknown: bool = False,
     base: str | os.PathLike[str] | None = None,
     scale: float | None = None,
+    reference: ReferenceInput | None = None,
     **options: Unpack[EncodeKeywords],
 ) -> EncodeReport:
     """Encode an adapter as a `.nola` file.
@@ -62,6 +64,8 @@ def encode(
             and with ``carried="coded"`` those near its own become changes of them.
         scale: The scaling of ``lora_B @ lora_A``, for an adapter that does not say it: neither by alphas, nor in its
             metadata, nor in a configuration. Without it, `EncodeReport.notes` tells what was assumed.
+        reference: An earlier version of the adapter: a `.nola` file, or an adapter that was never coded. The file then
+            holds the difference to it, is smaller, and can only be decoded with it (docs/versions.md).
         **options: The options of `nola_codec.api.keywords.EncodeKeywords`, which says what each means:
             nmse, ratio, error, objective (how large, and which error is kept small); progressive, rungs (coarser files
             in one); num_basis, bits, rank (the factor form, the paper's); fit, tuner, importance (what the
@@ -91,11 +95,12 @@ def encode(
         carry_unknown=carry_unknown,
         base=base,
         scale=scale,
+        reference=reference,
         **options,
     )[1]
 
 
-@accepts_urls("source", "base", out="out")
+@accepts_urls("source", "base", "reference", out="out")
 def encode_bytes(
     source: AdapterInput,
     out: str | os.PathLike[str] | BinaryIO | None = None,
@@ -106,6 +111,7 @@ def encode_bytes(
     carry_unknown: bool = False,
     base: str | os.PathLike[str] | None = None,
     scale: float | None = None,
+    reference: ReferenceInput | None = None,
     **options: Unpack[EncodeKeywords],
 ) -> tuple[bytes, EncodeReport]:
     """Encode an adapter and return the file's bytes beside the report; arguments and errors as of `encode`."""
@@ -113,7 +119,7 @@ def encode_bytes(
     if base is not None:
         require_model_path(base)
     check_keywords("encode", {"scale": scale}, EncodeKeywords, "scale")
-    chosen = check_options(out, size=size, overwrite=overwrite, **options)
+    chosen = check_options(out, size=size, overwrite=overwrite, reference=reference, **options)
     adapter = adapters.read(readable, config=config, carry_unknown=carry_unknown, scale=scale)
     if base is not None:
         adapter = relate_to_base(adapter, base, form=chosen.carried, serves_fit=chosen.fit != "weights")
@@ -134,9 +140,13 @@ def check_options(
     *,
     size: int | str | None,
     overwrite: bool,
+    reference: ReferenceInput | None = None,
     **options: Any,
 ) -> EncodeOptions:
-    """Check the options of an encode and its target, before any work; arguments and errors as of `encode`."""
+    """Check the options of an encode and its target, before any work; arguments and errors as of `encode`.
+
+    A reference is decoded here, after the other options were found to be good.
+    """
     check_keywords("encode", {"size": size, **options}, EncodeKeywords, "size")
     if options.get("rungs") is not None:
         options["rungs"] = tuple(parse_size(rung) if isinstance(rung, str) else rung for rung in options["rungs"])
@@ -144,7 +154,7 @@ def check_options(
         options["entropy"] = tuple(options["entropy"])
     chosen = EncodeOptions(size=parse_size(size) if isinstance(size, str) else size, **options)
     require_target(out, overwrite=overwrite)
-    return chosen
+    return chosen if reference is None else replace(chosen, reference=read_reference(reference))
 
 
 def source_size(source: Readable, adapter: Adapter) -> int:

@@ -18,7 +18,7 @@ from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.decoder.carried_forms import CODED, INT8, is_reduced
 from nola_codec.encoder.carried_notes import name_largest
 from nola_codec.entropy import CODECS
-from nola_codec.model.header import Header
+from nola_codec.model.header import GAIN_ONE, Header
 from nola_codec.model.records import CodedRecord
 from nola_codec.prng import generator_name
 from nola_codec.rendering import (
@@ -94,7 +94,9 @@ class FileFacts:
         generator: Pseudo-random generator of the bases.
         seed: Seed of the bases.
         bases: Names of the bases.
-        form: ``component``, ``factor`` or both, or nothing if there is no coded record.
+        form: The forms of the coded records: ``component``, ``factor``, ``difference``.
+        reference: For a file that holds the difference to an earlier version: ``sha256``, ``files`` below it, its
+            ``name`` and the ``gains``; else None.
         quantizers: How many quantizers the file has.
         entropy: Names of the entropy codecs.
         coefficients: How many coefficients are coded.
@@ -127,6 +129,7 @@ class FileFacts:
     seed: int
     bases: tuple[str, ...]
     form: tuple[str, ...]
+    reference: Mapping[str, Any] | None
     quantizers: int
     entropy: tuple[str, ...]
     coefficients: int
@@ -214,6 +217,7 @@ def _facts(container: Container) -> FileFacts:
         seed=header.seed,
         bases=tuple(sorted({basis_by_id(r.kind.basis).name for r in header.coded})),
         form=tuple(sorted({r.kind.split for r in header.coded})),
+        reference=_reference(header),
         quantizers=len(header.quantizers),
         entropy=tuple(sorted(CODECS[codec].name for codec in codecs if codec in CODECS)),
         coefficients=coefficients,
@@ -261,6 +265,7 @@ def _lines(facts: FileFacts) -> list[tuple[str, str]]:
         ("parameters", f"{facts.parameters:,}"),
         ("basis", f"{', '.join(facts.bases) or 'none'}, {facts.generator}, seed {facts.seed}"),
         ("form", ", ".join(facts.form) or "none"),
+        *([] if facts.reference is None else [("needs", _render_reference(facts.reference))]),
         ("coefficients", rate),
         ("bytes", ", ".join(f"{name} {render_size(size)}" for name, size in facts.bytes_by_part.items() if size)),
         *((render_error_name(name), render_error(value)) for name, value in facts.measured.items()),
@@ -278,6 +283,22 @@ def _lines(facts: FileFacts) -> list[tuple[str, str]]:
             )
             lines.append((f"rung {number}", f"{render_size(rung['bytes'])} of the file, {errors}"))
     return lines
+
+
+def _reference(header: Header) -> dict[str, Any] | None:
+    """Return what the file says of its reference, or None."""
+    entry = header.reference
+    if entry is None:
+        return None
+    gains = [gain / GAIN_ONE for gain in entry.gains]
+    return {"sha256": entry.sha256.hex(), "files": entry.files, "name": entry.name, "gains": gains}
+
+
+def _render_reference(reference: Mapping[str, Any]) -> str:
+    kind = "decoded SHA-256" if reference["files"] else "an adapter that was not coded, SHA-256"
+    name = f"{reference['name']}, " if reference["name"] else ""
+    chain = f", and the {reference['files'] - 1} files below it" if reference["files"] > 1 else ""
+    return f"{name}{kind} {reference['sha256']}{chain}"
 
 
 def _base_model(header: Header) -> str | None:

@@ -23,6 +23,7 @@ from nola_codec.encoder.report import EncodeReport
 from nola_codec.encoder.rules import apply_rules
 from nola_codec.errors import EncodeError, NolaError
 from nola_codec.model.adapter import Adapter
+from nola_codec.references.finding import References
 from nola_codec.remote import accepts_urls
 from nola_codec.stores.files import atomic_file, display_name, require_free
 from nola_codec.stores.live_store import LiveStore
@@ -64,6 +65,7 @@ def merge_adapters(
     rung: int | None = None,
     overwrite: bool = False,
     note: Callable[[str], None] | None = None,
+    references: References = None,
     **options: Unpack[EncodeKeywords],
 ) -> AdapterMergeReport:
     """Write one adapter whose deltas are the weighted sums of the deltas of several adapters.
@@ -82,6 +84,8 @@ def merge_adapters(
         rung: The rung of progressive `.nola` files, counted from 0; None is the last.
         overwrite: Replace an output that is there.
         note: Called with each sentence that the user should read. The report has them too.
+        references: Where the earlier versions are that files need which were encoded against one, as in `decode`. What
+            is written here needs none.
         **options: Those of `encode`, if a `.nola` file is written.
 
     Raises:
@@ -105,7 +109,7 @@ def merge_adapters(
         raise EncodeError(f"{given}: only a .nola file is encoded, and the path does not end in .nola", code="option")
     else:
         require_free(path, overwrite=overwrite)
-    joined = join_adapters([_read(source, rung) for source in sources], format)
+    joined = join_adapters([_read(source, rung, references) for source in sources], format)
     encoded: EncodeReport | None = None
     if path.suffix == SUFFIX:
         adapter, chosen = apply_rules(replace(joined, notes=()), chosen)
@@ -123,11 +127,14 @@ def merge_adapters(
     return AdapterMergeReport(path, len(joined.modules), sum(m.rank for m in joined.modules), notes, encoded)
 
 
-def _read(source: AdapterInput | tuple[AdapterInput, float], rung: int | None) -> WeightedAdapter:
+def _read(
+    source: AdapterInput | tuple[AdapterInput, float], rung: int | None, references: References
+) -> WeightedAdapter:
     place, weight = source if isinstance(source, tuple) else (source, 1.0)
     readable, config = open_live(place)
     name = readable.name if isinstance(readable, LiveStore) else display_name(readable)
-    return WeightedAdapter(name, read_adapter(readable, rung=rung, config=config), float(weight))
+    adapter = read_adapter(readable, rung=rung, config=config, references=references)
+    return WeightedAdapter(name, adapter, float(weight))
 
 
 def _bytes(adapter: Adapter) -> int:

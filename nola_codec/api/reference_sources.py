@@ -55,7 +55,7 @@ def read_reference(
         files = chain_files(container.header)
         if files > DEFAULT_LIMITS.chain:
             message = f"expected a chain of at most {DEFAULT_LIMITS.chain} files below a new one, found {files}"
-            raise EncodeError(f"{message}; make the reference whole with `nola-codec flatten`", code="chain")
+            raise EncodeError(f"{message}; make it whole first: `nola-codec merge FILE -o WHOLE.nola`", code="chain")
         names = [record.name for record in decoder.header.coded]
         records = dict(zip(names, decoder.decode_all(), strict=True))
         return KnownReference(container.header.decoded_sha256, files, name, container.header.dialect, records)

@@ -24,6 +24,7 @@ from nola_codec.cli.output import (
     print_json,
     print_notes,
     quiet_option,
+    references_option,
     unmerge_option,
     written_bytes,
 )
@@ -39,6 +40,7 @@ _ADAPTER = "Adapter"
         ("The adapter as it was", "nola-codec decode my.nola -o my_lora"),
         ("One file, for another tool", "nola-codec decode my.nola -o my.safetensors --format kohya"),
         ("A safetensors file through a pipe", "nola-codec decode my.nola -o - > my.safetensors"),
+        ("The earlier version is elsewhere", "nola-codec decode my.nola -o my_lora --reference RELEASES_DIR"),
         ("Without the components that are zero", "nola-codec decode my.nola -o my_lora --trim"),
         ("A model with the adapter merged in", "nola-codec decode my.nola --base MODEL_DIR -o merged"),
     ]
@@ -56,6 +58,7 @@ _ADAPTER = "Adapter"
 @keep_undo_option
 @unmerge_option
 @option("--rung", group="Computation", type=int, help="Use a progressive file as if it ended with this rung, from 0.")
+@references_option
 @device_option
 @option("-o", "--output", "out", group=OUTPUT, type=click.Path(allow_dash=True), required=True,
         help="Directory; for an adapter also a file: .safetensors, .npz, .bin, .pt or .gguf; - is a safetensors file "
@@ -81,6 +84,7 @@ def command(
     if merging and out == STDOUT:
         raise click.UsageError("-o - is for adapters; a model is written to a directory")
     as_json: bool = values.pop("as_json")
+    values["references"] = values["references"] or None
     if merging:
         values.pop("dtype")
         values.pop("trim")

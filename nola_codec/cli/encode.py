@@ -19,6 +19,7 @@ from nola_codec.cli.encode_options import (
     OUTPUT_OPTIONS,
     RANK_OPTION,
     RATE_OPTIONS,
+    REFERENCE_OPTION,
     SCALE_OPTION,
     THOROUGH_OPTION,
     OutputRequest,
@@ -138,6 +139,10 @@ def _flag(name: str) -> str:
         ("A file that loses at most 5% of the delta's energy", "nola-codec encode my_lora -o my.nola --nmse 0.05"),
         ("How large would it be?", "nola-codec encode my_lora -n"),
         (
+            "The next version, as the difference to the last one",
+            "nola-codec encode my_lora_2 -o my2.nola --reference my.nola",
+        ),
+        (
             "10 KB, trained on the task's own text",
             "nola-codec encode my_lora -o my.nola --size 10KB --fit task --base MODEL_DIR --data rows.jsonl",
         ),
@@ -153,7 +158,9 @@ def _flag(name: str) -> str:
 )
 @click.argument("source", type=click.Path())
 @options(*RATE_OPTIONS, *FACTOR_OPTIONS, RANK_OPTION, THOROUGH_OPTION)
-@options(*FIT_OPTIONS, *BASIS_OPTIONS, SCALE_OPTION, CARRIED_OPTION, CARRY_UNKNOWN_OPTION, *OUTPUT_OPTIONS)
+@options(
+    *FIT_OPTIONS, *BASIS_OPTIONS, REFERENCE_OPTION, SCALE_OPTION, CARRIED_OPTION, CARRY_UNKNOWN_OPTION, *OUTPUT_OPTIONS
+)
 def command(source: str, **values: Any) -> None:
     """Encode the adapter SOURCE, a directory or a file, as a .nola file.
 

@@ -117,6 +117,9 @@ CARRIED_OPTION = option("--carried", group=OUTPUT, type=click.Choice(["exact", "
                         default="exact", show_default=True,
                         help="Form of heads, embeddings and other carried tensors of floats; the report says what they "
                              "lose.")  # fmt: skip
+REFERENCE_OPTION = option("--reference", group="Reference", type=click.Path(), metavar="OLD",
+                          help="An earlier version, a .nola file or an adapter: the file holds the difference to it, "
+                               "and needs it to be decoded.")  # fmt: skip
 SCALE_OPTION = option("--scale", group="Adapter", type=float,
                       help="Scaling (alpha / r) of an adapter that does not say it.")  # fmt: skip
 OUTPUT_OPTIONS = (

@@ -24,6 +24,7 @@ from nola_codec.cli.output import (
     print_notes,
     print_scale_notes,
     quiet_option,
+    references_option,
     unmerge_option,
     written_bytes,
 )
@@ -49,6 +50,7 @@ class MergeArguments:
     device: str
     force: bool
     quiet: bool
+    references: tuple[str, ...] | None = None
 
     def print_merge(self, sources: list[tuple[str, float]], *, as_json: bool) -> None:
         """Merge the files, or undo that, and print what was written. Raises UsageError for options at odds."""
@@ -63,7 +65,9 @@ class MergeArguments:
 
         if (self.base is None) == (self.unmerge is None):
             raise click.UsageError("give either --base or --unmerge, or neither to merge adapters into one adapter")
-        common: dict[str, Any] = {"rung": self.rung, "device": self.device, "overwrite": self.force}
+        common: dict[str, Any] = {
+            "rung": self.rung, "device": self.device, "overwrite": self.force, "references": self.references or None,
+        }  # fmt: skip
         if self.unmerge is not None:
             if self.keep_undo:
                 raise click.UsageError("--keep-undo is for merging")
@@ -80,6 +84,10 @@ class MergeArguments:
         ("Two adapters, weighted", "nola-codec merge a.nola:0.7 b.nola:0.3 --base MODEL_DIR -o merged"),
         ("Two adapters into one file", "nola-codec merge a.nola:0.7 b.nola:0.3 -o both.nola --size 50KB"),
         ("Two adapters into one adapter", "nola-codec merge lora_a lora_b -o both_lora --format peft"),
+        (
+            "A file that needs no earlier version any more",
+            "nola-codec merge version2.nola -o whole.nola --reference version1.nola",
+        ),
         ("There and back", "nola-codec merge my.nola --base MODEL_DIR -o merged --keep-undo"),
         ("", "nola-codec merge my.nola --unmerge merged -o base_again"),
     ]
@@ -95,6 +103,7 @@ class MergeArguments:
 @keep_undo_option
 @unmerge_option
 @option("--rung", group="Merging", type=int, help="Use progressive files as if they ended with this rung, from 0.")
+@references_option
 @device_option
 @option("-o", "--output", "out", group=OUTPUT, type=click.Path(), metavar="PATH", required=True,
         help="Directory to write; without --base also a .nola file, or a file of tensors as of `decode`.")  # fmt: skip
@@ -138,7 +147,10 @@ def _print_adapter(
     with show_progress(arguments.quiet) as show:
         if Path(arguments.out).suffix == ".nola":
             coding["progress"] = show
-        report = merge_adapters(sources, arguments.out, rung=arguments.rung, overwrite=arguments.force, **coding)
+        report = merge_adapters(
+            sources, arguments.out, rung=arguments.rung, overwrite=arguments.force,
+            references=arguments.references or None, **coding,
+        )  # fmt: skip
     seconds = time.perf_counter() - start
     total = written_bytes(report.output)
     name = shown_url(str(report.output))

@@ -32,6 +32,12 @@ unmerge_option = option("--unmerge", group="Merging", type=click.Path(), metavar
                         help="Restore, byte for byte, the base of a model merged with --keep-undo.")  # fmt: skip
 
 
+references_option = option("--reference", "references", group="Reference", type=click.Path(), multiple=True,
+                           metavar="PATH",
+                           help="For a file that holds the difference to an earlier version: that version, or a folder "
+                                "that has it. May be repeated  [default: the file's folder].")  # fmt: skip
+
+
 def usable_device(context: click.Context, parameter: click.Parameter, name: str) -> str:
     """Try a device out unless it is "cpu" or "numpy"; for an option's `callback`.
 

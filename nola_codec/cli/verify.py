@@ -6,7 +6,7 @@ import click
 
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.messages import describe_error, one_line
-from nola_codec.cli.output import json_option, print_json, quiet_option
+from nola_codec.cli.output import json_option, print_json, quiet_option, references_option
 from nola_codec.cli.progress import show_progress
 from nola_codec.errors import FormatError
 from nola_codec.remote import shown_url
@@ -21,9 +21,10 @@ from nola_codec.rendering import render_size
     says_no="the file is damaged",
 )
 @click.argument("file", type=click.Path())
+@references_option
 @quiet_option
 @json_option
-def command(file: str, quiet: bool, as_json: bool) -> int:
+def command(file: str, references: tuple[str, ...], quiet: bool, as_json: bool) -> int:
     """Check all of FILE: its layout, every checksum, and the hash of everything it decodes to.
 
     It prints three hashes: the file SHA-256 is what sha256sum prints, the content SHA-256 is stored in the file over
@@ -33,8 +34,10 @@ def command(file: str, quiet: bool, as_json: bool) -> int:
 
     try:
         with show_progress(quiet) as show:
-            facts = verify(file, progress=show)
+            facts = verify(file, progress=show, references=references or None)
     except FormatError as error:
+        if error.code == "reference":  # the file may be good
+            raise
         if as_json:
             print_json({"ok": False, "code": error.code, "error": str(error)})
         else:

@@ -10,6 +10,19 @@ _SATURATED_SHARE = 0.95
 """The share of an allowed size below which a file has used all that the adapter can use."""
 
 
+def reference_notes(job: EncodeJob) -> tuple[str, ...]:
+    """Return the sentences about a file that holds the difference to an earlier version."""
+    if job.prediction is None:
+        return ()
+    entry, items = job.prediction.entry, len(job.items)
+    name = f"{entry.name!r}, " if entry.name else ""
+    said = [f"the file can only be decoded with its reference, {name}SHA-256 {entry.sha256.hex()[:16]}...: keep both"]
+    alone = items - len(job.prediction.items)
+    if alone:
+        said.append(f"{alone} of {items} records are not in the reference, or have other shapes there: they are whole")
+    return tuple(said)
+
+
 def target_notes(job: EncodeJob, size: int) -> tuple[str, ...]:
     """Return the sentences about an adapter that changes nothing, and about a size that it cannot use.
 

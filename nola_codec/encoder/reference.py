@@ -10,6 +10,7 @@ import numpy as np
 from nola_codec.arrays import NUMPY
 from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.decoder.prediction import add_prediction
+from nola_codec.errors import EncodeError
 from nola_codec.fit.alignment import align_factors
 from nola_codec.fit.allocation import OBJECTIVES
 from nola_codec.fit.difference_form import PredictedItem, fit_gains
@@ -86,6 +87,9 @@ def predict(items: Sequence[Codable], reference: KnownReference, objective: str)
             factors = (array.astype(np.float64) for array in (*item.sides, *predicted))
             own = tuple(array.astype(np.float32) for array in align_factors(*factors))
         found[index] = PredictedItem(own, predicted, item.error_gain)
+    if not found:
+        message = "the reference has no tensor of a name and a shape that the adapter has"
+        raise EncodeError(f"{message}: it is no earlier version of it", code="reference")
     gammas = OBJECTIVES[objective].gammas
     gains = fit_gains(list(found.values()), (float(gammas[0]), float(gammas[1])))
     return Prediction(ReferenceEntry(reference.sha256, reference.files, gains, reference.name), found, records)

@@ -117,6 +117,7 @@ class EncodeReport:
         expectation: The shares of the gain that files of this effective error kept on the tasks that were measured;
             None for other objectives, and where weights of components make the error another one.
         is_default_target: True if no target was given, so that the effective error is `DEFAULT_ERROR`.
+        reference: The SHA-256 of the reference that the file needs, in hexadecimal; empty if it needs none.
     """
 
     bytes: int
@@ -139,6 +140,7 @@ class EncodeReport:
     scale_origin: str = ""
     expectation: Expectation | None = None
     is_default_target: bool = False
+    reference: str = ""
 
     @property
     def carried_bytes(self) -> int:

@@ -14,7 +14,7 @@ from nola_codec.encoder.content import QuantizedAdapter
 from nola_codec.encoder.expectation import Expectation, expect_from
 from nola_codec.encoder.job import EncodeJob
 from nola_codec.encoder.measuring import MeasuredRung
-from nola_codec.encoder.notes import notes, target_notes
+from nola_codec.encoder.notes import notes, reference_notes, target_notes
 from nola_codec.encoder.report import CarriedReport, EncodeReport, TensorReport
 
 
@@ -63,6 +63,7 @@ def make_report(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) ->
         parameters=job.parameters,
         ratio=ratio,
         form="factor" if options.is_factor_form else "component",
+        reference="" if job.prediction is None else job.prediction.entry.sha256.hex(),
         objective="nmse" if options.is_factor_form else "task" if options.tuner else options.objective_name,
         nmse=nmse,
         effective_error=effective,
@@ -75,6 +76,7 @@ def make_report(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) ->
         scale_origin=job.adapter.scale_origin,
         task=None if options.tuner is None else options.tuner.report(),
         notes=job.adapter.notes
+        + reference_notes(job)
         + job.shared_deltas.notes
         + carried_note(job.carried, carried, len(file.data), ratio)
         + loss_note(carried, options.carried)

@@ -25,6 +25,7 @@ from nola_codec.api.decoding import DecodedContents, decode_contents
 from nola_codec.container.reader import Source
 from nola_codec.errors import AdapterError, require_package, require_torch
 from nola_codec.integrations.live_models import LoadResult, base_config_of, name_of, require_fit
+from nola_codec.references.finding import References
 from nola_codec.rendering import list_first
 
 require_torch("nola_codec.integrations.diffusers")
@@ -43,6 +44,7 @@ def load(
     replace: bool = False,
     rung: int | None = None,
     device: object = "cpu",
+    references: References = None,
 ) -> None:
     """Put a `.nola` file into a pipeline or a model of Diffusers, by its `load_lora_weights` or `load_lora_adapter`.
 
@@ -53,6 +55,8 @@ def load(
         replace: True to remove an adapter of that name first.
         rung: The rung of a progressive file, counted from 0; None is the last.
         device: The device that factors are synthesized on; it changes no bit.
+        references: Where the earlier version is that the file needs, if it was encoded against one; as in
+            `nola_codec.decode`. None looks beside the file.
 
     Raises:
         AdapterError: ``adapter-exists``; ``base-mismatch``: the file does not fit, or has modules of a component that
@@ -67,7 +71,12 @@ def load(
         message = f"expected a pipeline or a model of Diffusers, found {type(target).__name__}"
         raise AdapterError(message, code="source-type", where=where)
     contents = decode_contents(
-        source, "diffusers", base_config=_config_of(target, is_pipeline), rung=rung, device=device
+        source,
+        "diffusers",
+        base_config=_config_of(target, is_pipeline),
+        rung=rung,
+        device=device,
+        references=references,
     )
     found = Counter(component_of(key) for key in contents.tensors)
     models = _models(target, is_pipeline, tuple(found), where)

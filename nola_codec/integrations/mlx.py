@@ -22,12 +22,15 @@ from nola_codec.api.decoding import decode_contents
 from nola_codec.container.reader import Source
 from nola_codec.errors import AdapterError, require_package
 from nola_codec.integrations.live_models import name_of
+from nola_codec.references.finding import References
 
 require_package("nola_codec.integrations.mlx", "mlx", "mlx")
 require_package("nola_codec.integrations.mlx", "mlx_lm", "mlx")
 
 
-def load(model: Any, source: Source, *, replace: bool = False, rung: int | None = None) -> Any:
+def load(
+    model: Any, source: Source, *, replace: bool = False, rung: int | None = None, references: References = None
+) -> Any:
     """Put a `.nola` file into a model of mlx-lm, converted as ``nola-codec decode --format mlx`` does if need be.
 
     Args:
@@ -35,6 +38,8 @@ def load(model: Any, source: Source, *, replace: bool = False, rung: int | None 
         source: The `.nola` file: a path, a URL, bytes or a binary stream.
         replace: True to remove the adapter that the model has first; mlx-lm's models have one at most.
         rung: The rung of a progressive file, counted from 0; None is the last.
+        references: Where the earlier version is that the file needs, if it was encoded against one; as in
+            `nola_codec.decode`. None looks beside the file.
 
     Returns:
         The model.
@@ -52,7 +57,7 @@ def load(model: Any, source: Source, *, replace: bool = False, rung: int | None 
     if has_adapter and not replace:
         message = "the model has an adapter already; replace=True replaces it"
         raise AdapterError(message, code="adapter-exists", where=where)
-    contents = decode_contents(source, "mlx", base_config=_config_of(model), rung=rung)
+    contents = decode_contents(source, "mlx", base_config=_config_of(model), rung=rung, references=references)
     if has_adapter:
         remove_lora_layers(model)
     with tempfile.TemporaryDirectory() as folder:

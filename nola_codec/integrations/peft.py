@@ -36,6 +36,7 @@ from nola_codec.integrations.live_models import (
     to_torch_tensors,
 )
 from nola_codec.integrations.swapping import fit_live_ranks, is_swappable, set_live_config
+from nola_codec.references.finding import References
 from nola_codec.stores.files import dump_json
 
 require_torch("nola_codec.integrations.peft")
@@ -59,6 +60,7 @@ def load(
     rung: int | None = None,
     base: str | os.PathLike[str] | None = None,
     device: object = "cpu",
+    references: References = None,
 ) -> Any:
     """Put a `.nola` file into a model as an adapter of PEFT. A file that does not fit leaves the model as it was.
 
@@ -79,6 +81,8 @@ def load(
         rung: The rung of a progressive file, counted from 0; None is the last.
         base: The directory of the base model, for files that hold changes of its tensors.
         device: The device that factors are synthesized on; it changes no bit.
+        references: Where the earlier version is that the file needs, if it was encoded against one; as in
+            `nola_codec.decode`. None looks beside the file.
 
     Returns:
         The `PeftModel`; if a `PeftModel` or a compiled one was given, that object.
@@ -112,6 +116,7 @@ def load(
         base_config=base_config_of(model),
         rung=rung,
         device=device,
+        references=references,
         change=lambda adapter: fit_live_ranks(adapter, model, adapter_name) if exists else adapter,
     )
     options = _Options(adapter_name, is_trainable, autocast_adapter_dtype)

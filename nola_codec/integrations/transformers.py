@@ -28,6 +28,7 @@ from nola_codec.integrations.live_models import (
     require_fit,
     to_torch_tensors,
 )
+from nola_codec.references.finding import References
 
 require_package("nola_codec.integrations.transformers", "transformers", "peft")
 
@@ -53,6 +54,7 @@ def load(
     rung: int | None = None,
     base: str | os.PathLike[str] | None = None,
     device: object = "cpu",
+    references: References = None,
 ) -> None:
     """Put a `.nola` file into a model of Transformers, by its `load_adapter`. No `PeftModel` is made around it.
 
@@ -68,6 +70,8 @@ def load(
         rung: The rung of a progressive file, counted from 0; None is the last.
         base: The directory of the base model, for files that hold changes of its tensors.
         device: The device that factors are synthesized on; it changes no bit.
+        references: Where the earlier version is that the file needs, if it was encoded against one; as in
+            `nola_codec.decode`. None looks beside the file.
 
     Raises:
         AdapterError: ``adapter-exists``; ``base-mismatch``: the file does not fit; ``source-type``: the model has no
@@ -88,7 +92,15 @@ def load(
     if exists and not replace:
         message = f"the model has an adapter {adapter_name!r}; replace=True replaces it, adapter_name=... adds another"
         raise AdapterError(message, code="adapter-exists", where=where)
-    contents = decode_contents(source, "peft", base=base, base_config=base_config_of(model), rung=rung, device=device)
+    contents = decode_contents(
+        source,
+        "peft",
+        base=base,
+        base_config=base_config_of(model),
+        rung=rung,
+        device=device,
+        references=references,
+    )
     state = to_torch_tensors(contents)
 
     def config() -> Any:

@@ -15,7 +15,7 @@ LAYERS = 1
 
 @pytest.fixture(scope="session")
 def made_once(examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`my_lora/`, `other_lora/`, `model/`, `tuned/`, `rows.jsonl`.
+    """`my_lora/`, `my_lora_2/`, `other_lora/`, `model/`, `tuned/`, `rows.jsonl`.
 
     The adapter is the carried one of SmolLM2-135M, cut to its first layer; the base model has the same shapes with
     random weights and a small vocabulary.
@@ -25,6 +25,7 @@ def made_once(examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pages")
     cut_adapter(examples / "smollm2_e2e", folder / "my_lora")
     shutil.copytree(folder / "my_lora", folder / "other_lora")
+    train_on(folder / "my_lora", folder / "my_lora_2")
     pairs = [line.split("||", 1) for line in (examples / "e2e" / "test.txt").read_text(encoding="utf-8").splitlines()]
     rows = [{"prompt": f"data: {meaning}\ntext:", "completion": f" {text}\n"} for meaning, text in pairs[:32]]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -57,6 +58,20 @@ def cut_adapter(source: Path, target: Path) -> None:
     target.mkdir()
     save_file(kept, target / "adapter_model.safetensors", {"format": "pt"})
     shutil.copyfile(source / "adapter_config.json", target / "adapter_config.json")
+
+
+def train_on(source: Path, target: Path) -> None:
+    """Write an adapter that is a little more than another one, as after more steps of a training."""
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(source, target)
+    rng = np.random.default_rng(0)
+    moved = {
+        key: (1.05 * tensor + 0.1 * tensor.std() * rng.standard_normal(tensor.shape)).astype(tensor.dtype)
+        for key, tensor in load_file(source / "adapter_model.safetensors").items()
+    }
+    save_file(moved, target / "adapter_model.safetensors", {"format": "pt"})
 
 
 def write_models(folder: Path, words: list[str]) -> None:
