@@ -64,13 +64,17 @@ class Objective:
         """The gamma of every role, float64 (roles,): that of a coded carried tensor is 1."""
         return np.array((*self.gamma, 1.0))
 
-    def survival(self, cosine2: Float64Array, role: int | Int64Array) -> Float64Array:
-        """Return the share A that survives (see the module's docstring)."""
-        return cosine2 * self.gain(cosine2, role)
+    def survival(
+        self, cosine2: Float64Array, role: int | Int64Array, tolerance: Float64Array | float = 1.0
+    ) -> Float64Array:
+        """Return the share A that survives (see the module's docstring); `tolerance` is a factor on gamma."""
+        return cosine2 * self.gain(cosine2, role, tolerance)
 
-    def gain(self, cosine2: Float64Array, role: int | Int64Array) -> Float64Array:
-        """Return the best gain t (see the module's docstring)."""
-        return np.asarray(1 / (cosine2 + (1 - cosine2) / self.gammas[role]))
+    def gain(
+        self, cosine2: Float64Array, role: int | Int64Array, tolerance: Float64Array | float = 1.0
+    ) -> Float64Array:
+        """Return the best gain t (see the module's docstring); `tolerance` is a factor on gamma."""
+        return np.asarray(1 / (cosine2 + (1 - cosine2) / (self.gammas[role] * tolerance)))
 
 
 _DENSE_GAMMA = 60.0
@@ -211,7 +215,7 @@ def make_plan(
         steps: The same as in `rate_table`.
         nudges: int64 (units,): numbers that are added to the units' precisions; None if there are none.
     """
-    precision = _precisions(form, lagrangian)
+    precision = _precisions(form, objectives, lagrangian, steps)
     if nudges is not None:
         precision = np.clip(precision + nudges, 0, 255)
     choice = _choose_coders(form, objectives, precision, steps)
@@ -267,11 +271,17 @@ def pin_carried(form: CanonicalForm, limit: float | None) -> CanonicalForm:
     return replace(form, carried_precision=chosen)
 
 
-def _precisions(form: CanonicalForm, lagrangian: float) -> Int64Array:
+def _precisions(
+    form: CanonicalForm, objectives: tuple[Objective, ...], lagrangian: float, steps: tuple[int, ...]
+) -> Int64Array:
     """Return the precision of every unit before any nudge, int64 (units,)."""
     with np.errstate(divide="ignore"):
         exact = PRECISION_STEPS * (np.log2(form.strength) - np.log2(lagrangian) / 2)
     exact = np.clip(exact, -_BIAS, 255 - _BIAS)
+    tolerant = np.zeros(0, np.int64) if form.tolerance is None else np.flatnonzero(form.tolerance < 1)
+    for role, length, own in form.groups(0, tolerant):  # they have one side
+        units = tolerant[own]
+        exact[units] = _tolerant_precisions(form, units, (role, length), objectives, lagrangian, steps)
     pinned = form.carried_precision + PRECISION_STEPS / 2 * np.log2(np.maximum(form.lengths[0], 1))
     exact = np.where(form.roles[0] == CARRIED, pinned, exact)
     return np.asarray(np.rint(exact).astype(np.int64) + _BIAS)
@@ -302,6 +312,15 @@ def _choose_coders(
     shifts, tables = _tables_of_kinds(kinds, objectives, steps)
     where = kind_of * (P_HIGH - P_LOW) + tables.positions(precision + shifts[kind_of])  # (2, units)
     cosine2, survival = tables.cosine2[:, where], tables.survival[:, where]
+    if form.tolerance is not None:
+        tolerance = np.stack([form.tolerance, np.ones(form.units)])
+        exact = form.lengths == 0
+        survival = np.stack(
+            [
+                np.where(exact, 1.0, each.survival(part, form.roles, tolerance))
+                for each, part in zip(objectives, cosine2, strict=True)
+            ]
+        )
     bits = tables.rate[:, where] * form.lengths
     return _Choice(tables.coder[:, where], survival.prod(axis=1), cosine2.prod(axis=1), bits.sum(axis=1))
 
@@ -340,3 +359,37 @@ def _added_bits(choice: _Choice, kept: Int64Array, entry: Int64Array, there: npt
         layers = np.where(fresh, choice.bits[: rung + 1, kept].sum(axis=0), choice.bits[rung, kept])
         added[rung] = there[rung] * (layers + side_bits)
     return added
+
+
+def _tolerant_precisions(
+    form: CanonicalForm,
+    units: Int64Array,
+    kind: tuple[int, int],
+    objectives: tuple[Objective, ...],
+    lagrangian: float,
+    steps: tuple[int, ...],
+) -> Float64Array:
+    """Return the best precision of units of one side, given their tolerance of noise, float64 (units,).
+
+    The tables are made for the gammas of the objective. For another gamma the best precision does not follow from the
+    strength, and all are tried. The result is without _BIAS, and is the best one for the last rung.
+
+    Args:
+        form: The form.
+        units: int64: The units, which have the same role and length.
+        kind: The role and the length.
+        objectives: The same as in `make_plan`.
+        lagrangian: The same.
+        steps: The same.
+    """
+    assert form.tolerance is not None
+    role, length = kind
+    table = rate_table(objectives, role, coder_class(role, length), steps)
+    grid = np.arange(256)
+    at = table.positions(grid + precision_shift(length))
+    starts = np.flatnonzero(np.diff(table.cosine2[-1, at], prepend=-1.0))  # neighbours mostly have the same coder
+    at = at[starts]
+    bits = table.rate[:, at].sum(axis=0) * length
+    kept = objectives[-1].survival(table.cosine2[-1, at], role, form.tolerance[units, None])
+    best = (form.strength[units, None] ** 2 * kept - lagrangian * bits).argmax(axis=1)
+    return np.asarray(grid[starts][best] - _BIAS, np.float64)

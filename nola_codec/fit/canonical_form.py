@@ -62,6 +62,7 @@ class CanonicalForm:
         most: The number of components of a module that may be kept.
         matrices: For each side, {length: float32 (vectors, length)}: coefficients in an orthonormal basis, times the
             square root of the length, so that the mean square of a row is 1. They do not change once they are made.
+        tolerance: float64 (units,): factors on the objective's gamma of units with one side; None if all are 1.
         energy: float64 (units,): the squared strength before it was weighted; None if it was not weighted.
         carried_precision: The precision of coded carried tensors in a `RateTable`.
         differences: The low-rank records that are coded as differences, by number (`difference_form.py`).
@@ -78,6 +79,7 @@ class CanonicalForm:
     rows: Int64Array
     most: int
     matrices: Matrices
+    tolerance: Float64Array | None = None
     energy: Float64Array | None = None
     carried_precision: int = 0
     differences: Mapping[int, Difference] = field(default_factory=dict)

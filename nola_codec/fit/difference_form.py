@@ -204,7 +204,7 @@ def _join(groups: Sequence[_Unit], settings: FormSettings, differences: Mapping[
     counts = [len(group.singular) for group in groups]
     starts = np.cumsum([0, *counts])
     lengths = np.zeros((2, int(starts[-1])), np.int64)
-    rows, tolerance = np.zeros_like(lengths), np.ones(lengths.shape)
+    rows, tolerance = np.zeros_like(lengths), np.ones(lengths.shape[1])
     taken: list[dict[int, int]] = [{}, {}]
     for group, start, count in zip(groups, starts.tolist(), counts, strict=False):
         for side, vectors in enumerate(group.vectors):
@@ -213,7 +213,7 @@ def _join(groups: Sequence[_Unit], settings: FormSettings, differences: Mapping[
             lengths[side, start : start + count] = length
             rows[side, start : start + count] = np.arange(first, first + count)
             taken[side][length] = first + count
-        tolerance[0, start : start + count] = group.tolerance
+        tolerance[start : start + count] = group.tolerance
     matrices: Matrices = ({}, {})
     for side in (0, 1):
         for length, count in taken[side].items():

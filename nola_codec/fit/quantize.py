@@ -123,7 +123,8 @@ def quantize(
     gains, survival = np.empty(cosine2.shape), np.empty(cosine2.shape)
     for rung, objective in enumerate(plan.objectives):
         for side in (0, 1):
-            coded = cosine2[rung, side], form.roles[side, kept]
+            tolerance = 1.0 if form.tolerance is None or side else form.tolerance[kept]
+            coded = cosine2[rung, side], form.roles[side, kept], tolerance
             gains[rung, side], survival[rung, side] = objective.gain(*coded), objective.survival(*coded)
     size = form.singular[kept] * np.prod(gains * np.sqrt(cosine2) / norms, axis=1)  # (rungs, kept)
     boost = _boost(form, plan, kept, plan.entry[alive], survival.prod(axis=1))
