@@ -34,18 +34,42 @@ def layer_shape(layer: nn.Module, layout: Layout) -> tuple[int, ...] | None:
     return (weight.shape[1], weight.shape[0]) if type(layer).__name__ == "Conv1D" else tuple(weight.shape)
 
 
+class PlacedModel(nn.Module):
+    """A model whose layers do not have the names of the adapter's modules, such as a UNet of Diffusers.
+
+    Attributes:
+        model: The model itself; a call of this module calls it.
+        paths: The path in `model` of the layer that each module of the adapter changes, by the name of the module. A
+            module without a path belongs to another model, and changes nothing here.
+    """
+
+    def __init__(self, model: nn.Module, paths: Mapping[str, str]) -> None:
+        super().__init__()
+        self.model, self.paths = model, dict(paths)
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """Call the model."""
+        return self.model(*inputs, **named)
+
+
 def find_modules(model: nn.Module, modules: Sequence[Codable]) -> dict[str, nn.Module]:
     """Return the layer of the model that each module changes, by the name of the module.
+
+    A module that belongs to another model than a `PlacedModel` is left out.
 
     Raises:
         EncodeError: ``calibration-module``: the model has no such layer, or one of another type or shape.
     """
+    placed = model.paths if isinstance(model, PlacedModel) else None
+    model = model.model if isinstance(model, PlacedModel) else model
     own = dict(model.named_modules())
     prefix = f"{getattr(model, 'base_model_prefix', '') or ''}."
     found = {}
     missing = []
     for module in modules:
-        path = module_path(module.name)
+        if placed is not None and module.name not in placed:
+            continue
+        path = module_path(module.name) if placed is None else placed[module.name]
         names = [name for name in (path, prefix + path, path.removeprefix(prefix)) if name in own]
         if not names:
             missing.append(path)
@@ -135,7 +159,7 @@ def attach_factors(
 
         return add
 
-    handles = [layers[module.name].register_forward_hook(hook(module)) for module in modules]
+    handles = [layers[each.name].register_forward_hook(hook(each)) for each in modules if each.name in layers]
     try:
         yield
     finally:

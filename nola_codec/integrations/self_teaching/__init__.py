@@ -6,10 +6,14 @@ the base model draws inputs, and the coefficients are trained so that the output
     teaching.py   `self_tuner`, and the list of families
     contract.py   `Family` and `TeachingRequest`: what a family is given, and what it returns
     language.py   causal language models: text that the adapter writes
+    encoders.py   encoder models and classifiers: texts without labels, or random words or images
+    diffusion.py, diffusion_inputs.py    UNets and transformers of Diffusers: noised latents and texts at random
+    noise.py      images and words at random
+    placing.py    the layers of an adapter of any dialect, found as a merge finds them
     sampling.py   batched sampling of text, with the adapter attached
     samples.py    samples are drawn once, and kept in a file from which a killed training goes on
 
-To add a family: write a class with the three members of `Family` in a file of its own, and put an object of it into
+To add a family: write a class with the members of `Family` in a file of its own, and put an object of it into
 `teaching.FAMILIES`, before any family that would also recognize its models. `Family.make_tuner` loads the model, draws
 or reads its inputs, and returns a `TaskTuner` with `TaskData(measured="adapter", distance=..., description=...)`. The
 description says in plain sentences what was recognized and what was drawn; it goes into the report and into `--json`.

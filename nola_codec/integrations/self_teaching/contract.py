@@ -49,6 +49,8 @@ class Family(Protocol):
 
     name: str
     """The name in the plural, for messages."""
+    batch: int
+    """Rows in a batch by default."""
 
     def recognizes(self, base: Path) -> bool:
         """Return True if the folder holds a model of this family. It reads configurations alone, and never raises."""

@@ -37,6 +37,7 @@ class CausalModels:
     """The family of causal language models of Transformers; see `Family`."""
 
     name = "causal language models"
+    batch = 8
 
     def recognizes(self, base: Path) -> bool:
         """Return True if the configuration names a causal language model."""

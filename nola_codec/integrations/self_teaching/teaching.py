@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from nola_codec.adapters import AnySource
 from nola_codec.errors import EncodeError, require_torch
 from nola_codec.integrations.self_teaching.contract import Family, TeachingRequest
+from nola_codec.integrations.self_teaching.diffusion import DiffusionModels
+from nola_codec.integrations.self_teaching.encoders import EncoderModels
 from nola_codec.integrations.self_teaching.language import CausalModels
 from nola_codec.progress import Progress
 from nola_codec.remote import accepts_urls
@@ -20,9 +22,7 @@ if TYPE_CHECKING:
 
 require_torch("nola_codec.integrations.self_teaching")
 
-FAMILIES: Sequence[Family] = (CausalModels(),)
-BATCH = 8
-"""Rows in a batch by default."""
+FAMILIES: Sequence[Family] = (CausalModels(), EncoderModels(), DiffusionModels())
 
 
 @accepts_urls("base", "source", "prompts")
@@ -32,7 +32,7 @@ def self_tuner(
     *,
     prompts: str | os.PathLike[str] | None = None,
     settings: TaskSettings | None = None,
-    batch: int = BATCH,
+    batch: int | None = None,
     scale: float | None = None,
     progress: Progress | None = None,
 ) -> TaskTuner:
@@ -42,10 +42,12 @@ def self_tuner(
         base: The folder of the base model. The model is loaded in float32, on the CPU.
         source: The adapter.
         prompts: A file of prompts that the adapter answers; see `read_rows`. A dozen serve. None lets the adapter write
-            text from nothing. A model that writes no text takes the rows as its inputs.
+            text from nothing. An encoder model, which writes no text, takes the rows as its texts; with None they are
+            random words. A denoising model takes none: all its inputs are drawn at random.
         settings: The settings of the training; None is `TaskSettings()`. Its `against` is always ``adapter``, and its
             `seed` also draws the samples.
-        batch: The number of rows in a batch.
+        batch: The number of rows in a batch; None is that of the family: 8 for language models, 32 for encoder models,
+            2 for denoising models.
         scale: The scaling of an adapter that does not say it, as in `encode`.
         progress: Called as (stage, done, total).
 
@@ -57,10 +59,12 @@ def self_tuner(
 
     folder = Path(base)
     chosen = replace(settings or TaskSettings(), against="adapter")
+    family = find_family(folder)
     request = TeachingRequest(
-        folder, source, None if prompts is None else Path(prompts), chosen, batch, scale, chosen.seed, progress
-    )
-    return find_family(folder).make_tuner(request)
+        folder, source, None if prompts is None else Path(prompts), chosen, batch or family.batch, scale, chosen.seed,
+        progress,
+    )  # fmt: skip
+    return family.make_tuner(request)
 
 
 def find_family(base: Path) -> Family:
