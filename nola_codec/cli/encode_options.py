@@ -89,14 +89,15 @@ FIT_OPTIONS = (
                 "and the file learns its outputs."),
     option("--prompts", group=FIT, type=click.Path(), metavar="FILE",
            help="For --data self: prompts that the adapter answers, a dozen or more: text, or .jsonl with prompt or "
-                "messages. Without them it writes text from nothing."),
+                "messages. Without them it writes text from nothing. An encoder model takes them as its texts."),
     option("--held-out", group=FIT, type=click.Path(), metavar="FILE",
            help="For --fit task: rows to report the loss on, 96 at most  [default: some of --data]."),
     option("--against", group=FIT, type=click.Choice(["labels", "adapter", "both"]),
            help="For --fit task: train on the text, on what the adapter predicts, or on both  [default: labels; for "
                 "--data self, adapter]."),
     option("--steps", group=FIT, type=click.IntRange(min=1), help="For --fit task: steps at most  [default: 150]."),
-    option("--batch", group=FIT, type=click.IntRange(min=1), help="For --fit task: rows of a step  [default: 8]."),
+    option("--batch", group=FIT, type=click.IntRange(min=1),
+           help="For --fit task: rows of a step  [default: 8; 32 for an encoder, 2 for a denoiser]."),
     option("--learning-rate", group=FIT, type=float, help="For --fit task: Adam's learning rate  [default: 0.03]."),
     IMPORTANCE_OPTION,
 )  # fmt: skip
