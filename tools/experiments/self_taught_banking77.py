@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from page_tables.self_taught_banking77 import NAME, losses
 from real_data import ROOT
 
 sys.path.insert(0, str(ROOT / "tools" / "bench"))
-from second_task import BASE, DEFAULT, Task, rows  # type: ignore[import-not-found]
-from task_peers import base_directory, ours  # type: ignore[import-not-found]
+from second_task import BASE, DEFAULT, Task, rows
+from task_peers import base_directory, ours
 
 LIMIT = 1024
 """Test rows."""
@@ -92,16 +93,14 @@ def main() -> None:
         return {"bytes": count, "loss": loss, "accuracy": accuracy}
 
     for door in ("base", "adapter"):
-        results.measure(NAME, {**common, "door": door}, lambda door=door: measure_whole(door), anew=arguments.anew)
+        results.measure(NAME, {**common, "door": door}, partial(measure_whole, door), anew=arguments.anew)
     for seed in arguments.seeds:
         for size in arguments.sizes:
             for door in arguments.doors:
                 steps = {} if door == "weights" else {"steps": arguments.steps}
                 found = results.measure(
                     NAME, {**common, "door": door, "size": size, "seed": seed, **steps},
-                    lambda door=door, size=size, seed=seed: encode_and_measure(
-                        task, base, folder, door, size, seed, arguments.steps
-                    ),
+                    partial(encode_and_measure, task, base, folder, door, size, seed, arguments.steps),
                     anew=arguments.anew,
                 )  # fmt: skip
                 print(f"{door} {size} seed {seed}: {found['figures']}", file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ def make_unet(folder: Path) -> Path:
         torch.manual_seed(0)
         torch.set_default_dtype(torch.bfloat16)  # half the memory and the file
         try:
-            model = diffusers.UNet2DConditionModel(cross_attention_dim=768, sample_size=64)
+            model: Any = diffusers.UNet2DConditionModel(  # type: ignore[no-untyped-call]
+                cross_attention_dim=768, sample_size=64
+            )
         finally:
             torch.set_default_dtype(torch.float32)
         model.save_pretrained(folder)
@@ -71,7 +74,7 @@ def main() -> None:
         for size in arguments.sizes:
             found = results.measure(
                 NAME, {"size": size, "seed": seed, "steps": arguments.steps},
-                lambda size=size, seed=seed: encode_and_measure(folder, source, size, seed, arguments.steps),
+                partial(encode_and_measure, folder, source, size, seed, arguments.steps),
                 anew=arguments.anew,
             )  # fmt: skip
             print(f"{size} seed {seed}: {found['figures']}", file=sys.stderr, flush=True)
