@@ -41,7 +41,7 @@ def mt19937(seed: int, start: int, count: int) -> Uint32Array:
 def mt19937_pieces(seed: int, start: int, count: int) -> Iterator[Uint32Array]:
     """Yield the words of `mt19937` in pieces of about _PIECE, so that memory never holds those of a large tensor."""
     position = -start
-    for piece in _pieces(seed):
+    for piece in _pieces(seed, start + count):
         if position >= count:
             return
         stop = position + len(piece)
@@ -50,12 +50,13 @@ def mt19937_pieces(seed: int, start: int, count: int) -> Iterator[Uint32Array]:
         position = stop
 
 
-def _pieces(seed: int) -> Iterator[Uint32Array]:
-    """Yield the untempered words in pieces of about _PIECE.
+def _pieces(seed: int, most: int) -> Iterator[Uint32Array]:
+    """Yield the untempered words in pieces of about _PIECE, or of `most` words if that is less.
 
     x[k + 624] = x[k + 397] ^ twist(x[k], x[k + 1]), so 227 new words can be made at once from the words before.
     """
-    buffer = np.empty(_SIZE + _PIECE // _STEP * _STEP, np.uint32)
+    steps = -(-min(_PIECE, max(1, most)) // _STEP)
+    buffer = np.empty(_SIZE + steps * _STEP, np.uint32)
     buffer[:_SIZE] = _initial_state(seed)
     while True:
         for k in range(0, len(buffer) - _SIZE, _STEP):

@@ -31,6 +31,9 @@ from nola_codec.adapters.dialects.torch_draws import MOST_PERMUTED, permutation_
 from nola_codec.array_types import Float64Array
 from nola_codec.errors import AdapterError, mismatch
 
+_MOST_PRODUCTS = 1 << 40
+"""The most products of two factors; a layer of 8192 x 8192 with 16384 numbers has as many."""
+
 
 class SpectrumMethod(SeededMethod):
     """The rules that both methods share.
@@ -95,6 +98,11 @@ class SpectrumMethod(SeededMethod):
         spectrum = np.asarray(values[key], np.float64)
         if shape[0] * shape[1] > MOST_PERMUTED:
             message = mismatch("elements of the layer", f"at most {MOST_PERMUTED}", shape[0] * shape[1])
+            raise AdapterError(f"{message}; merge the decoded directory with PEFT", code="limit", where=key)
+        if shape[0] * shape[1] * min(len(spectrum), *shape) > _MOST_PRODUCTS:
+            message = (
+                f"{len(spectrum)} numbers in a layer of {shape[0]} x {shape[1]} take more products than a merge may"
+            )
             raise AdapterError(f"{message}; merge the decoded directory with PEFT", code="limit", where=key)
         places = permutation_start(config.get("random_loc_seed", 777), shape[0] * shape[1], len(spectrum))
         return self.make_factors(spectrum, (places // shape[1], places % shape[1]), shape, config)

@@ -41,6 +41,8 @@ _SAMPLE = 256
 """The most numbers of P that are compared with draws."""
 _FEWEST = 64
 """The fewest numbers of P that a rate may code: fewer would not tell the number of a layer after coding."""
+_MOST_LAYERS = 1 << 12
+"""The most layers among whose draws P is looked for; the work grows with the square of their number."""
 _NEAR = 1e-4
 """The mean squared distance within which a P that was not coded lies from its draw, for a standard deviation of 1.
 
@@ -133,10 +135,10 @@ def _find_number(P: Float64Array, seed: int, layers: int) -> int | None:
 
     Coding moves P away from its draw. Unlike draws have a mean squared distance of 2.
     """
+    if layers > _MOST_LAYERS:
+        return None
     wanted = P.reshape(-1)[:_SAMPLE] * math.sqrt(P.shape[1])
-    distances = np.empty(layers)
-    for number in range(layers):
-        distances[number] = np.mean(np.square(wanted - _draw(seed + number, P.size)[:_SAMPLE]))
+    distances = np.square(_draws(seed, layers, P.size) - wanted).mean(axis=1)
     best = int(np.argmin(distances))
     nearest, second = float(distances[best]), float(np.min(np.delete(distances, best), initial=2.0))
     if P.size >= _FEWEST:
@@ -144,10 +146,13 @@ def _find_number(P: Float64Array, seed: int, layers: int) -> int | None:
     return best if nearest < _NEAR and second > 100 * _NEAR else None
 
 
-@lru_cache(maxsize=4096)
-def _draw(seed: int, size: int) -> Float64Array:
-    """Return what PEFT draws, in standard deviations. The result is kept: all layers look for theirs among the same."""
-    drawn = normal_numbers(seed, size)[:_SAMPLE]
+@lru_cache(maxsize=8)
+def _draws(seed: int, layers: int, size: int) -> Float64Array:
+    """Return the first numbers that PEFT draws for each layer, in standard deviations: (layers, at most _SAMPLE).
+
+    The result is kept, since all layers look for theirs among the same.
+    """
+    drawn = np.stack([normal_numbers(seed + number, size)[:_SAMPLE] for number in range(layers)])
     drawn.setflags(write=False)
     return drawn
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from nola_codec.adapters.adapter_delta import Values
 from nola_codec.adapters.dialects.fixed_functions import fixed_exp
+from nola_codec.adapters.dialects.lycoris import MAX_ELEMENTS
 from nola_codec.adapters.dialects.peft_config import positive_integer
 from nola_codec.adapters.dialects.seeded import (
     Integers,
@@ -69,6 +70,10 @@ class VbLoraMethod(SeededMethod):
         rank, count, length, topk = _sizes(config)
         require_shape(shapes, BANK, (count, length), where)
         for module in _modules(shapes):
+            tiles_of = [shapes[key][0] * shapes[key][1] for key in _pieces_of(module, shapes) if len(shapes[key]) == 3]
+            if sum(tiles_of) * length > MAX_ELEMENTS:
+                message = mismatch("elements of A and B", f"at most {MAX_ELEMENTS}", sum(tiles_of) * length)
+                raise AdapterError(message, code="limit", where=f"{where}: {module}")
             for side in "AB":
                 tiles = (rank, None) if side == "A" else (None, rank)
                 key = f"{module}.vblora_logits_{side}"
@@ -116,6 +121,12 @@ def _sizes(config: Mapping[str, Any]) -> tuple[int, int, int, int]:
 
 def _modules(shapes: Mapping[str, Shape]) -> list[str]:
     return sorted({match["module"] for key in shapes if (match := _LOGITS.fullmatch(key))})
+
+
+def _pieces_of(module: str, shapes: Mapping[str, Shape]) -> list[str]:
+    """Return the keys of the tensors of a module that have an entry for each piece of A and of B."""
+    keys = [f"{module}.vblora_logits_{side}{form}" for side in "AB" for form in ("", "_topk_indices")]
+    return [key for key in keys if key in shapes]
 
 
 def _choose(tensors: MethodTensors, key: str, config: Mapping[str, Any]) -> tuple[Integers, Float64Array]:

@@ -329,6 +329,23 @@ def test_a_layer_that_is_too_large_is_refused() -> None:
     with pytest.raises(AdapterError, match="merge the decoded directory with PEFT") as caught:
         delta.factors({}, (1 << 15, 1 << 15))
     assert caught.value.code == "limit"
+    many = {f"{M}.fourierft_spectrum": floats(20000)}
+    (delta,) = DIALECTS["FOURIERFT"].combined_deltas(Adapter("peft", (), many, {**config, "n_frequency": 20000}))
+    with pytest.raises(AdapterError, match="more products than a merge may") as caught:
+        delta.factors({}, (14000, 15000))
+    assert caught.value.code == "limit"
+
+
+def test_few_indices_do_not_make_large_factors(tmp_path: Path) -> None:
+    """A megabyte of indices could stand for factors of a terabyte."""
+    config = {"peft_type": "VBLORA", "r": 2, "num_vectors": 6, "vector_length": 65536, "save_only_topk_weights": True,
+              "topk": 1}  # fmt: skip
+    tensors = {"base_model.vblora_vector_bank": floats(6, 65536)}
+    for side, shape in (("A", (2, 2000, 1)), ("B", (2000, 2, 1))):
+        tensors[f"{M}.vblora_logits_{side}_topk_indices"] = integers(*shape, below=6, dtype="U8")
+    with pytest.raises(AdapterError, match="elements of A and B") as caught:
+        read(save(tmp_path / "a", config, tensors))
+    assert caught.value.code == "limit"
 
 
 def test_deltas_that_share_a_vector_are_measured_as_one(tmp_path: Path) -> None:
