@@ -4,7 +4,7 @@ A merge needs only the shape of a delta and its rows in float64. `RowDelta` says
 
     FactorDelta      left @ right * 2^exponent * scaling      a LoRA pair
     VectorDelta      values * 2^exponent                      a vector record
-    OrderedProduct   left @ right * scaling, in order         VeRA and RandLoRA
+    OrderedProduct   left @ right * scaling, in order         VeRA, FourierFT and their like
     ComputedDelta    whatever a function returns              LoHa, LoKr
     StackedDelta     [delta_0, delta_1, ...]                  the experts of one tensor
     WeightedSum      w_0 delta_0 + w_1 delta_1 + ...          several files
@@ -154,7 +154,7 @@ class VectorDelta:
 
 @dataclass(frozen=True)
 class OrderedProduct:
-    """The delta of VeRA and RandLoRA: left @ right * scaling of float64 factors, summed over K in order.
+    """The delta of VeRA, FourierFT and their like: left @ right * scaling of float64 factors, summed over K in order.
 
     Unlike a product of integers, this product is not exact. So the order of its sums is part of the format. Each
     element is
@@ -178,6 +178,10 @@ class OrderedProduct:
         """See `RowDelta`."""
         return float("inf")
 
+    @functools.cached_property
+    def _is_finite(self) -> bool:
+        return bool(np.isfinite(self.right).all())
+
     def rows(self, start: int, stop: int) -> Float64Array:
         """See `RowDelta`."""
         columns = self.right.shape[1]
@@ -187,7 +191,8 @@ class OrderedProduct:
             part = total[first : first + panel]
             left = self.left[start + first : start + first + len(part)]
             term = np.empty_like(part)
-            for k in range(len(self.right)):
+            # A term of zeros changes no sum. Most are zero in WaveFT, where each row has a few components.
+            for k in np.flatnonzero(left.any(axis=0)) if self._is_finite else range(len(self.right)):
                 np.multiply(left[:, k : k + 1], self.right[k], out=term)
                 part += term
         if self.scaling != 1:
