@@ -633,7 +633,13 @@ def to_int16(y: np.ndarray, code: int, exponent: int) -> np.ndarray:
 
 def read_carried(record: dict[str, Any], codec: int, data: bytes) -> bytes:
     """Return the bytes of a carried tensor."""
-    require(codec in (0, 1), "codec", f"codec {codec} of a carried tensor")
+    width = DTYPE_BYTES[record["dtype"]]
+    require(codec in (0, 1) or (codec == 4 and width > 1), "codec", f"codec {codec} of a carried tensor")
+    if codec == 4:
+        stored = data[0] * (record["nbytes"] // width) if data else 0
+        require(bool(data) and data[0] < width and stored < len(data), "symbols", "stored planes")
+        planes = data[1 : 1 + stored] + unzstd(data[1 + stored :], record["nbytes"] - stored)
+        return np.frombuffer(planes, np.uint8).reshape(width, -1).T.tobytes()
     plain = unzstd(data, record["nbytes"]) if codec else data
     require(len(plain) == record["nbytes"], "symbols", "length of a carried tensor")
     return plain

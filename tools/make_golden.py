@@ -192,6 +192,18 @@ def with_options(options: EncodeOptions, rng: np.random.Generator) -> tuple[Adap
     return linears(rng, 1, 20, 28, 2), options
 
 
+def planes(rng: np.random.Generator) -> Adapter:
+    """Carried weights in float32, bfloat16 and float64, which are shorter in planes."""
+    weights = rng.standard_normal((10, 30)).astype("<f4")
+    half = (weights.view("<u4") >> 16).astype("<u2")
+    raw = {
+        "base_model.model.score.weight": RawTensor("F32", (10, 30), weights.tobytes()),
+        "base_model.model.lm_head.weight": RawTensor("BF16", (10, 30), half.tobytes()),
+        "base_model.model.head.weight": RawTensor("F64", (5, 12), weights[:2].astype("<f8").tobytes()),
+    }
+    return Adapter("peft", (), raw)
+
+
 def golden_files() -> dict[str, Callable[[np.random.Generator], tuple[Adapter, EncodeOptions]]]:
     """Name -> what to encode."""
     paper: dict[str, Any] = {"num_basis": 40, "bits": 4, "seed": SEED}
@@ -233,6 +245,7 @@ def golden_files() -> dict[str, Callable[[np.random.Generator], tuple[Adapter, E
     files |= {
         "drawn": lambda rng: (with_draws(rng), EncodeOptions(nmse=0.05)),
         "drawn-rungs": lambda rng: (with_draws(rng), EncodeOptions(nmse=0.05, rungs=(700,))),
+        "planes": lambda rng: (planes(rng), EncodeOptions(size=4000)),
     }
     files |= {  # each needs the file before it
         "reference": lambda rng: next_version(rng, "vectors", 0.02),

@@ -27,7 +27,7 @@ from nola_codec.entropy.blobs import unpack_blob
 from nola_codec.entropy.frames import decompress
 from nola_codec.errors import AdapterError, ChecksumMismatch, FormatError, NolaError, RemoteError, mismatch
 from nola_codec.model.header import Header
-from nola_codec.model.tensors import RawTensor
+from nola_codec.model.tensors import DTYPE_BYTES, RawTensor
 from nola_codec.remote import is_url, open_url, shown_url
 
 Source = str | os.PathLike[str] | bytes | BinaryIO
@@ -130,7 +130,8 @@ class Container:
         kind = self.header.raw[index].kind
         number = self.header.raw_section(index)
         codec = self.header.sections[number].codec
-        data = unpack_blob(codec, self.section(number), kind.nbytes, f"section {number}")
+        width = DTYPE_BYTES[kind.dtype]
+        data = unpack_blob(codec, self.section(number), kind.nbytes, f"section {number}", width)
         return RawTensor(kind.dtype, kind.shape, data)
 
     def check_content(self) -> None:

@@ -20,7 +20,7 @@ from nola_codec.entropy.blobs import pack_blob
 from nola_codec.model.header import Header, ReferenceEntry, Rung
 from nola_codec.model.quantizers import Runs, SymbolModel
 from nola_codec.model.records import DrawnKind, DrawnRecord, RawKind, RawRecord
-from nola_codec.model.tensors import Draw, RawTensor
+from nola_codec.model.tensors import DTYPE_BYTES, Draw, RawTensor
 
 ALL_CODECS = (0, 1, 2)
 _BATCH_SYMBOLS = 12 << 20
@@ -145,8 +145,8 @@ def write_file(
 
 
 def pack_raw(tensors: Mapping[str, RawTensor]) -> list[tuple[int, bytes]]:
-    """Pack carried tensors into sections (codec id, bytes), with zstd if that makes them smaller."""
-    return [pack_blob(tensor.data) for tensor in tensors.values()]
+    """Pack carried tensors into sections (codec id, bytes), in the shortest of the ways of `entropy.blobs`."""
+    return [pack_blob(tensor.data, DTYPE_BYTES[tensor.dtype]) for tensor in tensors.values()]
 
 
 def _code_blocks(content: FileContent, sizes: BlockSizes, rung: int, codecs: Sequence[int]) -> list[tuple[int, bytes]]:
