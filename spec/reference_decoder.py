@@ -633,15 +633,15 @@ def to_int16(y: np.ndarray, code: int, exponent: int) -> np.ndarray:
 
 def read_carried(record: dict[str, Any], codec: int, data: bytes) -> bytes:
     """Return the bytes of a carried tensor."""
-    width = DTYPE_BYTES[record["dtype"]]
+    width, size = DTYPE_BYTES[record["dtype"]], record["nbytes"]
     require(codec in (0, 1) or (codec == 4 and width > 1), "codec", f"codec {codec} of a carried tensor")
     if codec == 4:
-        stored = data[0] * (record["nbytes"] // width) if data else 0
-        require(bool(data) and data[0] < width and stored < len(data), "symbols", "stored planes")
-        planes = data[1 : 1 + stored] + unzstd(data[1 + stored :], record["nbytes"] - stored)
+        end = 1 + data[0] * (size // width) if data else 1
+        require(end <= len(data) and data[0] < width, "symbols", "stored planes")
+        planes = data[1:end] + unzstd(data[end:], size + 1 - end)
         return np.frombuffer(planes, np.uint8).reshape(width, -1).T.tobytes()
-    plain = unzstd(data, record["nbytes"]) if codec else data
-    require(len(plain) == record["nbytes"], "symbols", "length of a carried tensor")
+    plain = unzstd(data, size) if codec else data
+    require(len(plain) == size, "symbols", "length of a carried tensor")
     return plain
 
 

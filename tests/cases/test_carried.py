@@ -46,7 +46,7 @@ def test_a_large_head_is_named_and_counted(tmp_path: Path) -> None:
     (head,) = report.carried
     assert (head.name, head.dtype, head.shape, head.parameters) == (HEAD, "F32", (500, 64), 32_000)
     assert report.carried_bytes == head.bytes
-    assert 0.9 * 128_000 < head.bytes < 128_000
+    assert 0.8 * 128_000 < head.bytes < 128_000
     assert report.ratio < 1
     lines = str(report).splitlines()
     lines = lines[next(i for i, line in enumerate(lines) if line.startswith("size ")) :]

@@ -142,7 +142,7 @@ def test_links_lead_somewhere() -> None:
 
 def test_reference_decoder_is_short_and_stands_alone() -> None:
     text = DECODER.read_text(encoding="utf-8")
-    assert len([line for line in text.splitlines() if line.strip()]) < 620
+    assert len([line for line in text.splitlines() if line.strip()]) < 630
     imported = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
