@@ -9,6 +9,7 @@ writes one row for each output into a manifest beside the outputs.
     finding.py, finding_urls.py, source_manifest.py   the sources of paths, of URLs, and of a manifest
     naming.py                   an output for each source, with a safe name of its own
     planning.py                 what is up to date, what is another's, and what needs work
+    chains.py                   the checkpoints of a run, each coded against the one before it
     running.py, schedule.py     the run: as many items at a time as processors and memory allow
     engine.py                   what an engine is; local_engine.py has processes, ray_engine.py tasks of Ray
     jobs.py                     what a worker does with one item; stamps.py tells if a source has changed

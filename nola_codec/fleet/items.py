@@ -42,6 +42,8 @@ class Item:
         options: All options of the item.
         bytes: The bytes of the source; 0 if they are not known.
         stamp: Changes when a file of the source gets another size or time (`stamps.stamp`); empty if not known.
+        order: Items of a lower order are started first.
+        is_stale: True if the present output is not to be kept, even if the source has the content that it had.
     """
 
     source: str
@@ -49,6 +51,8 @@ class Item:
     options: Mapping[str, Any]
     bytes: int = 0
     stamp: str = ""
+    order: int = 0
+    is_stale: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import difflib
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ from nola_codec.api.arguments import require_model_path
 from nola_codec.api.encoding import check_options
 from nola_codec.api.keywords import keyword_names
 from nola_codec.api.opened import stored_dtype
+from nola_codec.encoder.reference import KnownReference
 from nola_codec.errors import AdapterError, NolaError
+from nola_codec.fleet.chains import chain_items, renew_plan
 from nola_codec.fleet.finding import find_sources
 from nola_codec.fleet.items import INTERRUPTED, Item, Job, Outcome, Source, Verb
 from nola_codec.fleet.keywords import MANY_DECODE_NAMES, MANY_ENCODE_NAMES, ManyEncodeKeywords, RunKeywords
@@ -41,6 +44,7 @@ def encode_many(
     manifest: str | os.PathLike[str] | None = None,
     check: bool = False,
     overwrite: bool = False,
+    chain: bool = False,
     encoding: ManyEncodeKeywords | None = None,
     **run: Unpack[RunKeywords],
 ) -> FleetReport:
@@ -58,6 +62,9 @@ def encode_many(
             and any option of `encoding`.
         check: True hashes all sources and outputs again, and repairs outputs that are damaged.
         overwrite: True replaces files in `out` that no run has written.
+        chain: True codes the sources of each folder, such as the checkpoints of a run, in the order of the numbers in
+            their names, each against the file before it. The files are smaller, and each needs those before it to be
+            decoded. They are made one after the other, by one worker.
         encoding: The options of `encode` for all sources that have none of their own.
         **run: The options of `nola_codec.fleet.keywords.RunKeywords`: engine, workers, memory, retries, ray_address,
             manifest_format, watch.
@@ -81,12 +88,20 @@ def encode_many(
         require_model_path(common["base"])
         common["base"] = _absolute(common["base"])
     of_encoder = {name: value for name, value in common.items() if name not in ("base", "scale", "carry_unknown")}
+    if chain:
+        if settings[0].engine != "local":
+            raise NolaError("a chain is made file by file, and needs the engine local", code="option")
+        settings = replace(settings[0], workers=1, retries=0), settings[1]
+        of_encoder["reference"] = KnownReference(
+            bytes(32), 0, "", "", {}
+        )  # so that options are refused that it refuses
     check_options(None, size=of_encoder.pop("size", None), overwrite=False, **of_encoder)
     directory = _require_directory(out)
     given = _gather(sources, manifest, "encode", MANY_ENCODE_NAMES, directory)
     return _run_to_outputs(
-        "encode", given, directory, common, ending=_ENDING, check=check, overwrite=overwrite, run_settings=settings
-    )
+        "encode", given, directory, common, ending=_ENDING, check=check, overwrite=overwrite, run_settings=settings,
+        is_chain=chain,
+    )  # fmt: skip
 
 
 def decode_many(
@@ -196,12 +211,18 @@ def _run_to_outputs(
     check: bool,
     overwrite: bool,
     run_settings: tuple[RunSettings, str | None],
+    is_chain: bool = False,
 ) -> FleetReport:
     settings, file_format = run_settings
     directory = Path(os.path.abspath(out))
     with Manifest(directory, file_format=file_format) as opened:
         planner = Planner(verb, directory, opened, check=check, overwrite=overwrite)
-        plan = planner.make_plan(planner.make_items(given, common, ending))
+        items = planner.make_items(given, common, ending)
+        if is_chain:
+            items = chain_items(items)
+        plan = planner.make_plan(items)
+        if is_chain:
+            plan = renew_plan(plan, items, directory)
         if opened.is_interrupted:
             sweep(directory, opened.rows)
         try:

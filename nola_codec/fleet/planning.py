@@ -101,12 +101,15 @@ class Planner:
     def make_job(self, item: Item, attempt: int) -> Job:
         """Return the job of an item, whose output may be replaced now."""
         row = self.manifest.rows.get(item.output)
-        is_same_work = row is not None and self._is_made_with(item, row)
+        is_same_work = row is not None and not item.is_stale and self._is_made_with(item, row)
+        options = dict(item.options)
+        if "reference" in options:  # an output of the same run
+            options["reference"] = str(self.directory / options["reference"])
         return Job(
             self.verb,
             item.source,
             str(self.directory / item.output),
-            item.options,
+            options,
             overwrite=True,  # the plan has made sure of it
             known_digest=row.source_digest if row is not None and is_same_work else "",
             wanted_digest=row.output_digest if row is not None and is_same_work and self.check else "",

@@ -67,7 +67,7 @@ class Schedule:
             record: Called with an item, its outcome and the number of attempts, once for each item that was started.
             watch: The object that is told what happens, or None.
         """
-        self._waiting = deque(sorted(items, key=lambda item: -item.bytes))
+        self._waiting = deque(sorted(items, key=lambda item: (item.order, -item.bytes)))
         self._again: deque[tuple[Item, int]] = deque()
         self._running: dict[int, _Running] = {}
         self._engine, self._limits = engine, limits

@@ -9,15 +9,17 @@ Trainer(peft_model, ..., callbacks=[NolaCallback(size="50KB")]).train()
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from nola_codec.adapters.sources import PEFT_PREFIX
 from nola_codec.api.decoding import decode_contents
 from nola_codec.api.encoding import check_options, encode
 from nola_codec.api.live_sources import open_model, unwrap
 from nola_codec.container.reader import Source
+from nola_codec.encoder.reference import KnownReference
 from nola_codec.errors import AdapterError, EncodeError, NolaError, require_package
 from nola_codec.integrations.live_models import (
     LoadResult,
@@ -42,6 +44,9 @@ if TYPE_CHECKING:
 
 NAME = "task.nola"
 """The name of the file in the directory of a checkpoint."""
+STEPS_FOLDER = "task_steps"
+"""The directory of the files of single steps, in the output directory."""
+_STEP = re.compile(r"step-(\d+)\.nola")
 
 
 def load(
@@ -142,6 +147,10 @@ class NolaCallback(TrainerCallback):
     checkpoint, and the report of the last file is `report`. The file is an addition: the Trainer's own checkpoint
     is there too, and a run resumes from it.
 
+    With `every`, there is a file of every so many steps too, in the directory ``task_steps`` of the output directory.
+    With ``reference="previous"`` each of these holds the difference to the one before it, which takes much less; all of
+    them are needed to decode the last one (docs/versions.md).
+
     If an adapter cannot be encoded in the middle of a training, that is a warning, and the training goes on; at the end
     it is an error.
 
@@ -156,6 +165,8 @@ class NolaCallback(TrainerCallback):
         size: int | str | None = None,
         adapter_name: str | None = None,
         base: str | os.PathLike[str] | None = None,
+        every: int | None = None,
+        reference: Literal["previous"] | None = None,
         **options: Unpack[EncodeKeywords],
     ) -> None:
         """Make the callback.
@@ -165,14 +176,23 @@ class NolaCallback(TrainerCallback):
             size: The most bytes that a file may take, as in `nola_codec.encode`.
             adapter_name: The name of the adapter; None is the only one, or the only active one.
             base: As in `nola_codec.encode`.
+            every: The number of steps between files beside those of checkpoints; None writes no others.
+            reference: ``"previous"`` codes each file of `every` against the one before it.
             **options: Those of `nola_codec.encode`.
 
         Raises:
             EncodeError: ``option``.
         """
-        check_options(None, size=size, overwrite=True, **options)
+        if every is not None and every < 1:
+            raise EncodeError(f"every: expected 1 step or more, found {every}", code="option")
+        if reference not in (None, "previous") or (reference is not None and every is None):
+            message = 'reference: expected "previous", together with every'
+            raise EncodeError(f"{message}, found {reference!r} and {every!r}", code="option")
+        placeholder = None if reference is None else KnownReference(bytes(32), 0, "", "", {})
+        check_options(None, size=size, overwrite=True, reference=placeholder, **options)
         self.report: Any = None
         self._out, self._adapter_name = out, adapter_name
+        self._every, self._is_chain = every, reference is not None
         self._options: dict[str, Any] = {"base": base, "size": size, **options}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
@@ -183,9 +203,11 @@ class NolaCallback(TrainerCallback):
             EncodeError: ``option``: a size for NOLA training, whose files are exact.
         """
         model = unwrap(model)
+        given = [name for name, value in self._options.items() if value is not None]
+        given += ["reference"] if self._is_chain else []
         if not _is_parametrized(model):
             open_model(model, self._adapter_name)
-        elif given := [name for name, value in self._options.items() if value is not None]:
+        elif given:
             message = (
                 f"{', '.join(given)}: the file of a NOLA training is exact, so its size follows from num_basis and bits"
             )
@@ -199,12 +221,29 @@ class NolaCallback(TrainerCallback):
             except NolaError as error:
                 warnings.warn(f"no {NAME} for step {state.global_step}: {error}", stacklevel=2)
 
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Write the file of a step, if it is the turn of this one."""
+        if self._every is None or state.global_step % self._every or not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir) / STEPS_FOLDER
+        out = folder / f"step-{state.global_step}.nola"
+        previous = _latest_before(folder, state.global_step) if self._is_chain else None
+        try:
+            try:
+                self._write(model, out, state, previous)
+            except EncodeError as error:
+                if error.code != "chain":
+                    raise
+                self._write(model, out, state)  # the chain is as long as it may be: another one begins
+        except NolaError as error:
+            warnings.warn(f"no {out.name}: {error}", stacklevel=2)
+
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Write the file at the end of training."""
         if state.is_world_process_zero:
             self._write(model, Path(self._out) if self._out is not None else Path(args.output_dir) / NAME, state)
 
-    def _write(self, model: Any, out: Path, state: Any) -> None:
+    def _write(self, model: Any, out: Path, state: Any, reference: Path | None = None) -> None:
         model = unwrap(model)
         out.parent.mkdir(parents=True, exist_ok=True)
         if _is_parametrized(model):
@@ -213,7 +252,14 @@ class NolaCallback(TrainerCallback):
             save(model, out, overwrite=True, measured=_last_loss(state))
             return
         store, config = open_model(model, self._adapter_name)
-        self.report = encode(store, out, config=config, overwrite=True, **self._options)
+        self.report = encode(store, out, config=config, overwrite=True, reference=reference, **self._options)
+
+
+def _latest_before(folder: Path, step: int) -> Path | None:
+    """Return the file of the latest step before this one, or None if there is none."""
+    found = ((_STEP.fullmatch(path.name), path) for path in folder.glob("step-*.nola"))
+    steps = [(int(match[1]), path) for match, path in found if match is not None and int(match[1]) < step]
+    return max(steps)[1] if steps else None
 
 
 def _is_parametrized(model: Any) -> bool:

@@ -126,6 +126,19 @@ def test_files_beside_the_checkpoints_of_a_lora(tmp_path: Path) -> None:
         assert torch.allclose(again, model.eval()(input_ids=tokens).logits, atol=0.1)
 
 
+def test_files_of_steps_as_one_chain(tmp_path: Path) -> None:
+    callback = NolaCallback(nmse=0.05, every=1, reference="previous")
+    train(tmp_path, callback)
+    folder = tmp_path / "task_steps"
+    files = [folder / f"step-{step}.nola" for step in (1, 2, 3, 4)]
+    references = [nola_codec.inspect(file).reference for file in files]
+    assert [each and each["name"] for each in references] == [None, "step-1.nola", "step-2.nola", "step-3.nola"]
+    assert nola_codec.compare(tmp_path / "checkpoint-4", files[-1]).nmse <= 0.05
+    for name in ("task.nola", "checkpoint-4/task.nola"):  # these need no other file
+        assert nola_codec.inspect(tmp_path / name).reference is None
+    assert files[-1].stat().st_size < (tmp_path / "task.nola").stat().st_size
+
+
 def test_a_training_outlives_what_cannot_be_encoded(tmp_path: Path) -> None:
     def spoil(model: Any) -> None:
         for name, parameter in model.named_parameters():
@@ -144,6 +157,14 @@ def test_a_training_outlives_what_cannot_be_encoded(tmp_path: Path) -> None:
 def test_wrong_options_are_refused_before_the_training(tmp_path: Path) -> None:
     from nola_codec.training import parametrize
 
+    wrong: list[dict[str, Any]] = [
+        {"every": 0}, {"reference": "previous"}, {"every": 2, "reference": "first"},
+        {"every": 2, "reference": "previous", "bits": 4},
+    ]  # fmt: skip
+    for options in wrong:
+        with pytest.raises(EncodeError) as caught:
+            NolaCallback(**options)
+        assert caught.value.code == "option"
     with pytest.raises(EncodeError, match="nmse") as caught:
         NolaCallback(size="2KB", nmse=0.1)
     assert caught.value.code == "option"

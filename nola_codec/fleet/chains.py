@@ -1,0 +1,73 @@
+"""The checkpoints of a run as one chain: each file is coded against the file of the checkpoint before it."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from nola_codec.container.limits import DEFAULT_LIMITS
+from nola_codec.container.names import natural_key
+from nola_codec.container.reader import open_container
+from nola_codec.errors import NolaError
+from nola_codec.fleet.items import Item
+from nola_codec.fleet.planning import Plan
+
+REFERENCE = "reference"
+"""The option of an item that names the output before it, relative to the destination."""
+
+
+def chain_items(items: Sequence[Item]) -> list[Item]:
+    """Return the items in the order of their chains, each with the output before it as its reference.
+
+    The sources in one folder are a chain, in the order of the numbers in their names. Where a chain would be longer
+    than a reader takes, another one begins.
+    """
+    ordered = sorted(items, key=lambda item: (posixpath.dirname(item.source), natural_key(item.source)))
+    chained: list[Item] = []
+    length = 0
+    for order, item in enumerate(ordered):
+        before = ordered[order - 1] if order else None
+        is_next = before is not None and posixpath.dirname(before.source) == posixpath.dirname(item.source)
+        length = length + 1 if is_next and length < DEFAULT_LIMITS.chain else 0
+        options = dict(item.options)
+        if length and before is not None:
+            options[REFERENCE] = before.output
+        chained.append(replace(item, options=options, order=order))
+    return chained
+
+
+def renew_plan(plan: Plan, items: Sequence[Item], directory: Path) -> Plan:
+    """Return the plan of a chain: what was coded against a file that is made anew, or that is another now, is work too.
+
+    Args:
+        plan: The plan of the items by themselves.
+        items: All items, in the order of their chains.
+        directory: The destination.
+    """
+    work = {item.output for item in plan.work}
+    refused = {item.output for item, _ in plan.refused}
+    stale = set()
+    for item in items:
+        before = item.options.get(REFERENCE)
+        if before is None or item.output in refused:
+            continue
+        if before in work or not _needs(directory / item.output, directory / before):
+            work.add(item.output)
+            stale.add(item.output)
+    return Plan(
+        work=[replace(item, is_stale=item.output in stale) for item in items if item.output in work],
+        unchanged=[item for item in plan.unchanged if item.output not in work],
+        refused=plan.refused,
+    )
+
+
+def _needs(file: Path, reference: Path) -> bool:
+    """Return True if a file is coded against another one as both are now."""
+    try:
+        with open_container(file) as own, open_container(reference) as other:
+            entry = own.header.reference
+            return entry is not None and entry.sha256 == other.header.decoded_sha256
+    except (NolaError, OSError):
+        return False
