@@ -86,8 +86,14 @@ class TinyLoraMethod(SeededMethod):
                 raise AdapterError(message, code="rank-mismatch", where=f"{where}: {module}.tinylora_A")
             if f"{module}.tinylora_P" in shapes:
                 require_shape(shapes, f"{module}.tinylora_P", (u, rank, rank), where)
-        for group in range(_groups(len(names), config)[0] if names else 0):
-            require_shape(shapes, f"{_VECTOR}{group}", [u], where)
+        vectors = {key for key in shapes if key.startswith(_VECTOR)}
+        wanted = {f"{_VECTOR}{group}" for group in range(_groups(len(names), config)[0])} if names else vectors
+        for key in sorted(wanted | vectors):
+            require_shape(shapes, key, [u], where)
+        if vectors != wanted:
+            # With another number of layers, a vector would go to another layer.
+            message = mismatch("vectors", f"{len(wanted)} for {len(names)} layers", len(vectors))
+            raise AdapterError(message, code="bad-shape", where=where)
 
     def layers(self, tensors: MethodTensors, config: Mapping[str, Any]) -> dict[str, Layer]:
         """Return the layers whose P is in the file, and tells the layer's number in the model."""

@@ -75,8 +75,8 @@ class UniLoraMethod(SeededMethod):
             return ""
         return (
             "the file has the vector of Uni-LoRA and not the indices, which PEFT draws for the order of the layers in "
-            "the model: save the adapter with save_indices=True and encode it again, or merge the decoded directory "
-            "with PEFT"
+            "the model: save the adapter with save_indices=True and encode it again, merge the decoded directory with "
+            "PEFT, or turn it into LoRA with peft.save_as_lora"
         )
 
 

@@ -260,6 +260,8 @@ def test_good_ones_are_read(method: str, tmp_path: Path) -> None:
         ("TINYLORA", {"u": 18}, "bad-shape"), ("TINYLORA", {"r": 3}, "rank-mismatch"),
         ("TINYLORA", {"weight_tying": 1.5}, "bad-config"),
         ("TINYLORA", {"-base_model.tinylora_v.1": None}, "missing-partner"),
+        ("TINYLORA", {"+base_model.tinylora_v.2": floats(17)}, "bad-shape"),
+        ("TINYLORA", {"weight_tying": 1.0}, "bad-shape"),
         ("TINYLORA", {f"-{M}.tinylora_B": None}, "missing-partner"),
         ("TINYLORA", {f"-{M}.tinylora_A": None}, "missing-partner"),
         ("TINYLORA", {f"+{M}.tinylora_P": floats(17, 2, 3)}, "bad-shape"),

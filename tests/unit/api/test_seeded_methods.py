@@ -146,6 +146,9 @@ def test_an_adapter_comes_back_equal(train: Train, tmp_path: Path, kind: str) ->
     assert torch.equal(case.logits(live.load(copy.deepcopy(case.model), tmp_path / "a.nola")), case.logits(source))
     found = compare(case.adapter, tmp_path / "a.nola")
     assert (found.nmse, found.same_structure) == (0, True)
+    live.save(case.tuned, tmp_path / "saved.nola")
+    decode(tmp_path / "saved.nola", tmp_path / "saved")
+    assert tensors(tmp_path / "saved") == tensors(case.adapter)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
