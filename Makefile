@@ -43,13 +43,17 @@ bench: $(VENV)/bench.stamp
 
 experiments: $(VENV)/bench.stamp
 	$(BIN)/python tools/experiments/task_curve.py
-	$(BIN)/python tools/experiments/methods.py
+	$(BIN)/python tools/experiments/methods.py all
+	$(BIN)/python tools/experiments/methods.py small
+	$(BIN)/python tools/experiments/methods.py quantized
 	$(BIN)/python tools/experiments/quantization.py
+	$(BIN)/python tools/experiments/bleu.py
 	$(BIN)/python tools/experiments/forms.py ranks
 	$(BIN)/python tools/experiments/forms.py shared
 	$(BIN)/python tools/experiments/forms.py bases
 	$(BIN)/python tools/experiments/coverage.py
 	$(BIN)/python tools/experiments/fashion_mnist.py
+	$(BIN)/python tools/experiments/vit.py
 
 clean:
 	rm -rf $(VENV) demo site dist build .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

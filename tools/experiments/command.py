@@ -1,12 +1,9 @@
-"""Options and figures that the commands of the experiments share."""
+"""Options that the commands of the experiments share."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-
-from e2e import Task, cache_dir
 
 
 def arguments(doc: str | None, what: tuple[str, ...] = ()) -> argparse.Namespace:
@@ -18,13 +15,3 @@ def arguments(doc: str | None, what: tuple[str, ...] = ()) -> argparse.Namespace
     parser.add_argument("--plot", type=Path, help="write a plot here: .svg or .png")
     parser.add_argument("--made", action="store_true", help="only runs that were made before; the others are left out")
     return parser.parse_args()
-
-
-def base_loss() -> float:
-    """Held-out loss of the base model, kept like a run."""
-    path = cache_dir() / "experiments" / "base.json"
-    if not path.is_file():
-        task = Task()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"loss": task.loss(task.model)}))
-    return float(json.loads(path.read_text())["loss"])

@@ -1,39 +1,52 @@
-"""E2E NLG on SmolLM2-135M by seven ways of fine-tuning, at equal steps.
+"""E2E NLG on SmolLM2-135M by several ways of fine-tuning, at equal steps.
 
-    python tools/experiments/methods.py [--made] [--json FILE] [--plot FILE]
+    python tools/experiments/methods.py [all|small|quantized] [--seeds 0 1 2] [--made] [--anew]
 
-LoRA of rank 8 and 1, NOLA, PRANC, VeRA, RandLoRA: held-out loss and BLEU, numbers trained, bytes of the `.nola` file
-(of LoRA: its fp16 tensors), time a step, memory. Runs that were made before are not made again; see `e2e.py`.
+all        LoRA of rank 8 and 1, NOLA and VeRA on all layers, 100 steps
+small      the same but VeRA, and PRANC and RandLoRA, on the last four layers, 20 steps
+quantized  LoRA and NOLA on a base whose weights were rounded to 8 bits, 40 steps
+
+Held-out loss, numbers trained, and bytes of the `.nola` file (of LoRA: its fp16 tensors). Runs that were made before
+are not made again; see `e2e.py`. BLEU is in `bleu.py`, and the time of a step in `tools/bench/training_speed.py`.
 """
 
 from __future__ import annotations
 
-from command import arguments, base_loss
-from e2e import results
-from runs import METHODS
-from tables import plot_curve, show
+import argparse
+from functools import partial
 
-NAMES = {"lora": "LoRA", "nola": "NOLA", "pranc": "PRANC", "vera": "VeRA", "randlora": "RandLoRA"}
+import e2e
+import results
+from page_tables import e2e as tables
+from runs import methods, quantized_base, small_methods
+
+RUNS = {"all": methods, "small": small_methods, "quantized": quantized_base}
+
+
+def base_loss(base_bits: int | None) -> dict[str, float]:
+    """Return the held-out loss of the base model, its weights rounded or not."""
+    task = e2e.Task()
+    if base_bits is not None:
+        e2e.round_base(task.model, base_bits)
+    return {"loss": task.loss(task.model)}
 
 
 def main() -> None:
-    """Table, JSON, plot."""
-    options = arguments(__doc__)
-    found = results(METHODS, made_before=options.made)
-    base, plain = base_loss(), next(run["ms_per_step"] for run in found if run["method"] == "lora")
-    rows = [["base model", "", "", f"{base:.4f}", "", "", ""]]
-    for run in found:
-        name = f"{NAMES[run['method']]}" + (f" r={run['rank']}" if "rank" in run else "")
-        name += f" k={run['num_basis']}" if "num_basis" in run else ""
-        rows.append([
-            name, f"{run['parameters']:,}", f"{run['bytes']:,}", f"{run['loss']:.4f}", f"{run['bleu']:.1f}",
-            f"{run['ms_per_step'] / plain:.2f}", f"{run['peak_mib']:,.0f}",
-        ])  # fmt: skip
-    header = ["method", "trained", "bytes", "loss", "BLEU", "time a step, LoRA r=8 = 1", "peak MiB"]
-    show(header, rows, options.json, {"base": base, "runs": found})
-    if options.plot:
-        curves = {NAMES[m]: [(r["parameters"], r["loss"]) for r in found if r["method"] == m] for m in NAMES}
-        plot_curve(options.plot, curves, {}, "E2E NLG, 192 held-out rows", x="numbers trained")
+    """Measure what is missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=list(RUNS), default="all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--made", action="store_true", help="only runs that were made before; the others are left out")
+    results.add_options(parser)
+    options = parser.parse_args()
+    if not options.made:
+        for bits in (None, 8) if options.what == "quantized" else (None,):
+            run = {"method": "base"} if bits is None else {"method": "base", "base_bits": bits}
+            results.measure("e2e", run, partial(base_loss, bits), anew=options.anew)
+    for seed in options.seeds:
+        e2e.results(RUNS[options.what](seed), made_before=options.made, anew=options.anew)
+    table = {"all": tables.methods, "small": tables.small, "quantized": tables.quantized_base}[options.what]
+    print(table(results.read("e2e")))
 
 
 if __name__ == "__main__":

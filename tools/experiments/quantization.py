@@ -1,37 +1,27 @@
 """Coefficients of few bits, rounded after training and during it (NOLA, Table 4), on E2E NLG.
 
-python tools/experiments/quantization.py [--made] [--json FILE] [--plot FILE]
+python tools/experiments/quantization.py [--made] [--anew]
 """
 
 from __future__ import annotations
 
-from command import arguments
-from e2e import results
-from runs import METHODS, QUANTIZED
-from tables import plot_curve, show
+import argparse
+
+import e2e
+import results
+from page_tables.e2e import rounding
+from runs import QUANTIZED, methods
 
 
 def main() -> None:
-    """Table, JSON, plot."""
-    options = arguments(__doc__)
-    trained = results([run for run in METHODS if run["method"] == "nola"], made_before=options.made)
-    aware = results(QUANTIZED, made_before=options.made)
-    rows, curves = [], {}
-    for run in trained:
-        losses = {"16": run["loss"], **run["ptq"]}
-        own = {str(r["bits"]): r["loss"] for r in aware if r["num_basis"] == run["num_basis"]}
-        for bits, loss in losses.items():
-            rows.append([
-                f"k={run['num_basis']}, {bits} bits", f"{loss:.4f}", f"{loss - run['loss']:+.4f}",
-                f"{own[bits]:.4f}" if bits in own else "", f"{own[bits] - run['loss']:+.4f}" if bits in own else "",
-            ])  # fmt: skip
-        curves[f"k={run['num_basis']}, rounded after"] = [(int(b), v) for b, v in losses.items()]
-        if own:
-            curves[f"k={run['num_basis']}, trained so"] = [(int(b), v) for b, v in own.items()]
-    header = ["coefficients", "rounded after training", "against 16 bits", "trained so", "against 16 bits"]
-    show(header, rows, options.json, {"after": trained, "during": aware})
-    if options.plot:
-        plot_curve(options.plot, curves, {}, "E2E NLG, 192 held-out rows", x="bits a coefficient")
+    """Measure what is missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--made", action="store_true", help="only runs that were made before; the others are left out")
+    results.add_options(parser)
+    options = parser.parse_args()
+    runs = [run for run in methods(0) if run["method"] == "nola"] + QUANTIZED
+    e2e.results(runs, made_before=options.made, anew=options.anew)
+    print(rounding(results.read("e2e")))
 
 
 if __name__ == "__main__":

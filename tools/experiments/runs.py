@@ -9,28 +9,48 @@ FEW_STEPS = 40
 NOLA_RATE, NOLA_RATIO, LORA_RATE = 0.005, 4, 0.003
 """Learning rates. NOLA's is the best of six settings tried, with four times the rate for lora_B (LoRA+). LoRA's is the
 only one tried."""
+SMALL: Run = {"layers": 4, "steps": 20}
+"""The last four layers, and few steps: what PRANC and RandLoRA can be compared at on a processor."""
 
 
-def lora(rank: int) -> Run:
+def lora(rank: int, **more: object) -> Run:
     """A plain LoRA."""
-    return {"method": "lora", "rank": rank, "lr": LORA_RATE, "steps": STEPS, "seed": 0, "bleu": True}
+    chosen = {"rank": rank, "lr": LORA_RATE, "steps": STEPS, "seed": 0, "autocast": "bfloat16"}
+    return {"method": "lora", **chosen, **more}
 
 
 def nola(num_basis: int, **more: object) -> Run:
     """NOLA with as many coefficients for each factor."""
     chosen = {"rank": 8, "num_basis": num_basis, "lr": NOLA_RATE, "ratio": NOLA_RATIO, "steps": STEPS, "seed": 0}
-    return {"method": "nola", **chosen, **more}
+    return {"method": "nola", **chosen, "autocast": "bfloat16", **more}
 
 
-METHODS: list[Run] = [
-    lora(8),
-    lora(1),
-    nola(128, bleu=True, ptq=[8, 4, 3, 2]),
-    nola(32, bleu=True, ptq=[8, 4, 3, 2]),
-    {"method": "pranc", "num_basis": 256, "lr": 0.0005, "steps": STEPS, "seed": 0, "bleu": True},
-    {"method": "vera", "rank": 256, "lr": 0.01, "steps": STEPS, "seed": 0, "bleu": True},
-    {"method": "randlora", "rank": 64, "lr": 0.001, "steps": STEPS, "seed": 0, "bleu": True},
-]
+def methods(seed: int) -> list[Run]:
+    """The ways to fine-tune all layers."""
+    vera = {"method": "vera", "rank": 256, "lr": 0.01, "steps": STEPS, "autocast": "bfloat16"}
+    widths = [8, 4, 3, 2]
+    runs = [lora(8), lora(1), nola(128, ptq=widths), nola(32, ptq=widths), vera]
+    return [{**run, "seed": seed} for run in runs]
+
+
+def small_methods(seed: int) -> list[Run]:
+    """The ways to fine-tune a few layers, PRANC and RandLoRA among them."""
+    low = {"autocast": "bfloat16"}
+    runs: list[Run] = [
+        lora(8),
+        lora(1),
+        nola(128),
+        {"method": "pranc", "num_basis": 256, "lr": 0.0005, **low},
+        {"method": "randlora", "rank": 64, "lr": 0.001, **low},
+    ]
+    return [{**run, **SMALL, "seed": seed} for run in runs]
+
+
+def quantized_base(seed: int) -> list[Run]:
+    """LoRA and NOLA on a base model whose weights were rounded to 8 bits."""
+    return [{**run, "base_bits": 8, "steps": FEW_STEPS, "seed": seed} for run in (lora(8), lora(1), nola(128))]
+
+
 QUANTIZED: list[Run] = [nola(128, bits=3), nola(128, bits=2)]
 OWN = nola(128, steps=FEW_STEPS)
 RANKS: list[Run] = [nola(128, rank=rank, steps=FEW_STEPS) for rank in (1, 8, 32)]
