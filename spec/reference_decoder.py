@@ -10,9 +10,9 @@ runs by itself and can be read from top to bottom beside the document. The comme
 document's sections.
 
 A record is a dict. `make_kind` and `make_records` fill in what the header says: `name`, `sides` (name and shape of
-each), `lengths` (n) and `num_basis` (k) of a vector of each side. `read_counts_and_exponents` adds `unit_counts` and
-`exponents`, one item for each rung. The loop in `decode` adds `starts`, `precisions` and `amplitudes`, one item for
-each unit, then `layers`, `coefficients` and `peaks`, and at last the int16 factors `lora_B` and `lora_A`, or the
+each), `lengths` (n) and `num_basis` (k) of a vector of each side. The loop in `decode` adds `tables`, `shift` and
+`amplitude`, then `unit_counts` and `exponents`, one item for each rung, `starts`, `precisions` and `amplitudes`, one
+for each unit, then `layers`, `coefficients` and `peaks`, and at last the int16 factors `lora_B` and `lora_A`, or the
 `vector`.
 """
 
@@ -21,7 +21,6 @@ import math
 import struct
 import sys
 import zlib
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ def decode(data: bytes, known: dict[bytes, Any] | None = None) -> tuple[dict[str
     if top["reference"]:
         sha256, files, *_ = top["reference"]
         require(sha256 in known and known[sha256][0] < files, "reference", f"needs {sha256.hex()}")
-    queue, latest, tensors = iter(sections), {}, {}
+    queue, latest, tensors = iter(sections), {"any": 128}, {}
     digest, carried = hashlib.sha256(), []
     for rung in range(len(top["rungs"])):
         read_units(top, rung, *next(queue), latest)
@@ -87,26 +86,22 @@ def decode(data: bytes, known: dict[bytes, Any] | None = None) -> tuple[dict[str
 def open_file(data: bytes) -> tuple[dict[str, Any], list[tuple[int, bytes]]]:
     """Return the checked header, and the codec and stored bytes of each section."""
     require(data[:8] == b"\x89NLA\r\n\x1a\n"[: len(data)], "magic", "not a .nola file")
-    require(len(data) >= 76, "truncated", "prelude")
-    version, _, required, _, stored, plain, crc, length, sha = struct.unpack_from("<HHIIIIIQ32s", data, 8)
-    require(version == 0, "version", f"format version {version}")
-    require(zlib.crc32(data[:72]) == struct.unpack_from("<I", data, 72)[0], "prelude-checksum", "prelude")
+    require(len(data) >= 38, "truncated", "prelude")
+    version, revision, required, stored, sha, crc = struct.unpack_from("<HHHI16sI", data, 8)
+    require(version == 0 and revision == 2, "version", f"format version {version}, revision {revision}")
     require(required < 2, "feature", f"flags {required:#x}")
-    require(length >= 76 + stored, "header", "file length")
-    require(len(data) == length, "truncated" if len(data) < length else "trailing", f"{len(data)} of {length} bytes")
-    end, offset, sections = 76 + stored, 0, []
-    require(zlib.crc32(data[76:end]) == crc, "header-checksum", "header")
-    header = unzstd(data[76:end], plain, Path(__file__).with_name("header-dictionary.bin").read_bytes())
+    end, sections = 38 + stored, []
+    require(len(data) >= end, "truncated", "header")
+    require(zlib.crc32(data[:34] + data[38:end]) == crc, "header-checksum", "prelude or header")
+    header = unzstd(data[38:end], None, Path(__file__).with_name("header-dictionary.bin").read_bytes())
     top = parse_header(header, SCHEMA | (REFERENCE if required else {}))
-    base = end + -end % 8
-    for codec, start, size, section_crc in top["sections"]:
-        require(start == offset and base + start + size <= length, "offset", "section")
-        require(not any(data[end : base + start]), "padding", "bytes between sections")
-        end, offset = base + start + size, start + size + -(start + size) % 8
-        sections.append((codec, data[base + start : end]))
+    length = end + sum(size for _, size, _ in top["sections"])
+    require(len(data) == length, "truncated" if len(data) < length else "trailing", f"{len(data)} of {length} bytes")
+    for codec, size, section_crc in top["sections"]:
+        sections.append((codec, data[end : end + size]))
         require(zlib.crc32(sections[-1][1]) == section_crc, "section-checksum", "section")
-    require(end == length, "trailing", "bytes after the last section")
-    require(hashlib.sha256(data[:40] + data[76:]).digest() == sha, "content-checksum", "content")
+        end += size
+    require(hashlib.sha256(data[:18] + data[38:]).digest()[:16] == sha, "content-checksum", "content")
     return top, sections
 
 
@@ -116,20 +111,19 @@ def open_file(data: bytes) -> tuple[dict[str, Any], list[tuple[int, bytes]]]:
 SIZES, OFFSET, TABLE = [range(1, 2**31 + 1)], range(-16384, 16385), (None, [range(1, 4097)])
 SCHEMA = {
     "amplitude_slope": range(-64, 65), "blocks": [range(1, 2**17 + 1)], "config": (None, dict), "dialect": str,
-    "generator": range(256), "kinds": [list], "metadata": {str}, "numbers": bytes, "records": bytes, "rungs": [list],
-    "quantizers": [(range(6), object, TABLE)], "seed": range(2**64), "streams": (None, [range(2**31)]), "writer": str,
-    "sections": [(range(2**63), range(2**63), range(2**63), range(2**32))],
+    "generator": range(256), "kinds": [list], "metadata": {str}, "numbers": [range(1 - 10**9, 10**9)],
+    "records": [range(2**31)], "rungs": [list], "quantizers": [(range(6), object, TABLE)], "seed": range(2**64),
+    "streams": (None, [range(2**31)]), "writer": str, "sections": [(range(2**63), range(2**63), range(2**32))],
 }  # fmt: skip
 REFERENCE = {"reference": (bytes, range(2**31), (range(2**15), range(2**15)), str)}
 LOWRANK = {
-    "type": range(1), "template": str, "layout": range(3), "b_shape": SIZES, "a_shape": SIZES, "scaling": float,
-    "fan_in_fan_out": range(2), "dtype": range(3), "basis": range(256), "form": range(3),
-    "num_basis": (None, (SIZES[0], SIZES[0])), "tables": (range(256), range(256)),
-    "shift": (range(-1023, 1024), range(-1023, 1024)), "amplitude": OFFSET,
+    "type": range(1), "template": str, "layout": range(3), "scaling": float, "fan_in_fan_out": range(2),
+    "dtype": range(3), "basis": range(256), "form": range(3), "num_basis": (None, (SIZES[0], SIZES[0])),
+    "b_shape": SIZES, "a_shape": SIZES,
 }  # fmt: skip
 VECTOR = {
-    "type": range(2, 3), "template": str, "dtype": range(3), "shape": SIZES, "basis": range(256),
-    "num_basis": (None, SIZES[0]), "tables": range(256), "shift": range(-1023, 1024), "amplitude": OFFSET,
+    "type": range(2, 3), "template": str, "dtype": range(3), "basis": range(256), "num_basis": (None, SIZES[0]),
+    "shape": SIZES,
 }  # fmt: skip
 CARRIED = {"type": range(1, 2), "template": str, "dtype": range(15), "shape": [range(2**31 + 1)]}
 DTYPE_BYTES = (4, 2, 2, 8, 8, 4, 2, 1, 1, 1, 2, 4, 8, 1, 1)
@@ -137,10 +131,6 @@ DRAWN = {
     "type": range(3, 4), "template": str, "dtypes": [range(3)], "shape": SIZES, "method": range(3),
     "digits": range(8, 25), "seed": range(2**32), "start": range(2**34 + 1), "axis": range(2), "low": float,
     "high": float, "divisor": (None, float),
-}  # fmt: skip
-RUNG = {
-    "allocation": [[(OFFSET, range(-1, 256), OFFSET, range(128))]], "units": bytes, "exponents": bytes,
-    "side_models": ((range(1, 257), TABLE), (range(1, 257), TABLE)), "decoded_sha256": bytes, "measured": {float},
 }  # fmt: skip
 
 
@@ -158,20 +148,14 @@ def parse_header(data: bytes, schema: dict[str, Any]) -> dict[str, Any]:
         require(len(sha256) == 32 and name not in (".", "..") and not set("/\\\0") & set(name), "header", "reference")
     require(top["generator"] in (1, 2), "generator", str(top["generator"]))
     top["quantizers"] = [quantizer(*q) for q in top["quantizers"]]
-    require(1 <= len(top["rungs"]) <= 64 and conforms(top["rungs"], [tuple(RUNG.values())]), "header", "rungs")
-    top["rungs"] = [dict(zip(RUNG, rung, strict=True)) for rung in top["rungs"]]
-    for table in [table for rung in top["rungs"] for table in rung["allocation"]]:
-        require(all(q < len(top["quantizers"]) for _, q, _, _ in table), "header", "allocation quantizer")
-        require(all(a[0] < b[0] for a, b in pairwise(table)), "header", "allocation must ascend")
-    models = [(q["size"], q["table"]) for q in top["quantizers"]]
-    for size, table in (*models, *(model for rung in top["rungs"] for model in rung["side_models"])):
+    require(1 <= len(top["rungs"]) <= 64 and conforms(top["rungs"], [(bytes, {float})]), "header", "rungs")
+    require(all(len(sha256) == 32 for sha256, _ in top["rungs"]), "header", "decoded SHA-256")
+    top["rungs"] = [{"decoded_sha256": sha256} for sha256, _ in top["rungs"]]
+    for size, table in ((q["size"], q["table"]) for q in top["quantizers"]):
         require(table is None or (256 >= size == len(table) and sum(table) == 4096), "header", "frequencies")
     make_records(top, [make_kind(k) for k in top["kinds"]])
-    for rung in top["rungs"]:
-        read_counts_and_exponents(top["coded"], rung)
     require(top["reference"] or all(r["form"] < 2 for r in top["coded"]), "header", "form without a reference")
     require(sum(top["blocks"]) == len(top["coded"]), "header", "blocks")
-    require(all(len(rung["decoded_sha256"]) == 32 for rung in top["rungs"]), "header", "decoded SHA-256")
     sections = len(top["rungs"]) * (1 + len(top["blocks"])) + len(top["raw"])
     require(len(top["sections"]) == sections, "header", "sections")
     return dict(top)
@@ -200,20 +184,6 @@ def conforms(value: Any, schema: Any) -> bool:
     return schema is object or (type(value) is schema and (schema is not float or math.isfinite(value)))
 
 
-def varints(data: bytes, count: int) -> list[int]:
-    """Return the signed integers of a bin of varints."""
-    values, number, shift = [], 0, 0
-    for byte in data:
-        number, shift = number | (byte & 127) << shift, shift + 7
-        if byte < 128:
-            require(byte or shift == 7, "header", "integer not in its shortest form")
-            values.append(number >> 1 ^ -(number & 1))
-            number = shift = 0
-        require(shift < 35, "header", "integer too long")
-    require(shift == 0 and len(values) == count, "header", f"{len(values)} integers, expected {count}")
-    return values
-
-
 def make_kind(item: list[Any]) -> dict[str, Any]:
     """Return a kind by field names. A vector is like a low-rank record of one component without a second side."""
     schema = {1: CARRIED, 2: VECTOR, 3: DRAWN}.get(item[0] if item and type(item[0]) is int else 0, LOWRANK)
@@ -231,8 +201,8 @@ def make_kind(item: list[Any]) -> dict[str, Any]:
     require(kind["basis"] in (1, 2, 3), "basis", str(kind["basis"]))
     if schema is VECTOR:
         lengths = [math.prod(kind["shape"])]
-        kind |= {key: [kind[key]] for key in ("tables", "shift")} | {"form": 0, "most_units": 1}
-        kind |= {"num_basis": [kind["num_basis"] or lengths[0]], "sides": {"vector": kind["shape"]}}
+        kind |= {"form": 0, "most_units": 1, "num_basis": [kind["num_basis"] or lengths[0]]}
+        kind |= {"sides": {"vector": kind["shape"]}}
     else:
         a, b = kind["a_shape"], kind["b_shape"]
         require(len(b) >= 2 and len(a) >= 2 and b[1] == a[0] and set(b[2:]) <= {1}, "header", "shape")
@@ -247,11 +217,10 @@ def make_kind(item: list[Any]) -> dict[str, Any]:
 def make_records(top: dict[str, Any], kinds: list[dict[str, Any]]) -> None:
     """Name the records and put them into the lists `coded`, `raw` (carried) and `drawn`."""
     require(all(kind not in kinds[:i] for i, kind in enumerate(kinds)), "header", "a kind twice")
-    ids = varints(top["records"], sum(byte < 128 for byte in top["records"]))
-    require([*dict.fromkeys(ids)] == [*range(len(kinds))], "header", "kinds out of order or unused")
-    differences = iter(varints(top["numbers"], sum(kinds[i]["template"].count("#") for i in ids)))
-    numbers, records = {}, []
-    for i in ids:
+    require([*dict.fromkeys(top["records"])] == [*range(len(kinds))], "header", "kinds out of order or unused")
+    require(len(top["numbers"]) == sum(kinds[i]["template"].count("#") for i in top["records"]), "header", "numbers")
+    differences, numbers, records = iter(top["numbers"]), {}, []
+    for i in top["records"]:
         pieces = [p.replace("%23", "#").replace("%25", "%") for p in kinds[i]["template"].split("#")]
         numbers[i] = [n + next(differences) for n in numbers.get(i, [0] * (len(pieces) - 1))]
         require(conforms(numbers[i], [range(10**9)]), "header", "numbers")
@@ -292,72 +261,131 @@ def unit_rows(top: dict[str, Any], record: dict[str, Any], unit: int, rungs: Any
 # == Rungs
 
 
-def read_counts_and_exponents(coded: list[dict[str, Any]], rung: dict[str, Any]) -> None:
+def read_kinds(coded: list[dict[str, Any]], integers: "Integers") -> None:
+    """Add `tables`, `shift` and `amplitude` to each coded record."""
+    made, last = {}, [0, 0, 0, 0, 0]  # tables of both sides, shifts of both, amplitude; a vector uses three of them
+    for record in coded:
+        if record["kind"] not in made:
+            for i in range(5) if len(record["sides"]) == 2 else (0, 2, 4):
+                last[i] += integers.read((14, 14, 15, 15, 16)[i])
+            require(conforms(last, (*[range(256)] * 2, *[range(-1023, 1024)] * 2, OFFSET)), "units", "kind")
+            made[record["kind"]] = {"tables": last[:2], "shift": last[2:4], "amplitude": last[4]}
+        record |= made[record["kind"]]
+
+
+def read_table(integers: "Integers", quantizers: int) -> list[tuple[int, ...]]:
+    """Return the rows (precision, quantizer, offset, weight) of an allocation table."""
+    table, row, count = [], [-1, -1, 0, 0], integers.read(0)
+    require(count >= 0, "units", "number of rows")
+    for _ in range(count):
+        row = [row[i] + (i < 2) + integers.read(1 + i) for i in range(4)]
+        require(conforms(row, (OFFSET, range(-1, quantizers), OFFSET, range(128))), "units", "row of a table")
+        require(not table or row[0] > table[-1][0], "units", "precisions must ascend")
+        table.append(tuple(row))
+    return table
+
+
+def read_counts_and_exponents(coded: list[dict[str, Any]], integers: "Integers") -> None:
     """Add a rung's unit count and exponents to each coded record."""
-    differences, before = iter(varints(rung["exponents"], sum(len(r["sides"]) for r in coded))), [0, 0]
-    for record, count in zip(coded, varints(rung["units"], len(coded)), strict=True):
-        own = [exponent + next(differences) for exponent in before[: len(record["sides"])]]
-        before[: len(own)] = own
-        require(conforms(own, [range(-120, 101)]), "header", "exponents")
-        most = record["most_units"]
-        require(count in ((0, most) if record["form"] else range(most + 1)), "header", "units")
-        require(count >= max(record["unit_counts"], default=0), "header", "units grow from rung to rung")
-        require(max(record["tables"]) < len(rung["allocation"]), "header", "allocation tables")
+    counts, exponents = {}, [0, 0]
+    for record in coded:
+        before, most = record["unit_counts"][-1:] or [counts.get(record["kind"], 0)], record["most_units"]
+        count = before[0] + integers.read(5 + min(before[0], 2))
+        require(count in ((0, most) if record["form"] else range(most + 1)), "units", "unit count")
+        require(count >= len(record["starts"]), "units", "unit counts must not fall")
         record["unit_counts"].append(count)
-        record["exponents"].append(own)
+        counts[record["kind"]] = count
+    for record in coded:
+        for side in range(len(record["sides"])):
+            exponents[side] += integers.read(8)
+        record["exponents"].append(exponents[: len(record["sides"])])
+        require(conforms(record["exponents"][-1], [range(-120, 101)]), "units", "exponents")
 
 
 # == Units sections
 
 
-def read_units(top: dict[str, Any], rung: int, codec: int, data: bytes, latest: dict[int, list[int]]) -> None:
-    """Read a rung's units section: precisions, amplitudes, and the `layers` of each record in the rung's block.
+def read_units(top: dict[str, Any], rung: int, codec: int, data: bytes, latest: dict[Any, list[int]]) -> None:
+    """Read a rung's units section: all that the section says, and the `layers` of each record in the rung's block.
 
-    `latest` keeps the precisions of the latest record of each kind that has units.
+    `latest` keeps the precisions of the latest record of each kind that has units, and of the latest of any kind.
     """
-    coded = top["coded"]
-    starting = sum(record["unit_counts"][rung] - len(record["starts"]) for record in coded)
-    refined = []  # for each record and each unit that started earlier: True if it has a layer at this rung
+    require(codec == 3, "codec", f"codec {codec} of a units section")
+    coded, integers = top["coded"], Integers(data)
+    if rung == 0:
+        read_kinds(coded, integers)
+    most = max((table for record in coded for table in record["tables"]), default=-1)
+    top["rungs"][rung]["allocation"] = [read_table(integers, len(top["quantizers"])) for _ in range(most + 1)]
+    read_counts_and_exponents(coded, integers)
     for record in coded:
-        rows = [unit_rows(top, record, unit, [rung]) for unit in range(len(record["starts"]))]
-        refined.append([any(row[1] >= 0 for row in own) for own in rows])
-    runs = [(0, starting), (1, starting + sum(map(sum, refined)))]
-    symbols = decode_symbols(codec, data, runs, top["rungs"][rung]["side_models"])
-    numbers = iter(int(s >> 1 ^ -(s & 1)) for s in symbols)
+        read_precisions(record, rung, integers, latest, top["amplitude_slope"])
     for record in coded:
-        read_precisions(record, rung, numbers, latest)
-    for record, has_layer in zip(coded, refined, strict=True):
         record["layers"] = []
         for unit, start in enumerate(record["starts"]):
-            if start == rung or has_layer[unit]:
-                read_amplitude(top, record, unit, rung, numbers)
+            if start == rung or any(row[1] >= 0 for row in unit_rows(top, record, unit, [rung])):
+                read_amplitude(top, record, unit, rung, integers)
         record["layers"].sort(key=lambda layer: layer[0])  # stable: lora_B first, units and rungs stay in order
+    require(len(data) <= integers.position, "symbols", "bytes left over")
 
 
-def read_precisions(record: dict[str, Any], rung: int, numbers: Iterator[int], latest: dict[int, list[int]]) -> None:
-    """Append the units of a record that start at a rung."""
-    before, own = latest.get(record["kind"], []), record["precisions"]
+def read_precisions(record: dict[str, Any], rung: int, integers: "Integers", latest: Any, slope: int) -> None:
+    """Append the units of a record that start at a rung, with the first part of the prediction of their amplitudes."""
+    before, own = latest.get(record["kind"]), record["precisions"]
     for unit in range(len(own), record["unit_counts"][rung]):
-        reference = own[-1] if unit and not record["form"] else before[unit] if before else 128
-        own.append((reference + next(numbers)) % 256)
+        reference = own[-1] if unit and not record["form"] else before[unit] if before else latest["any"]
+        own.append((reference + integers.read(9 + min(unit, 2))) % 256)
         record["starts"].append(rung)
-        record["amplitudes"].append(0)
-    latest[record["kind"]] = own or before
+        record["amplitudes"].append(record["amplitude"] + slope * own[-1])
+    latest |= {record["kind"]: own, "any": own[0]} if own else {}
 
 
-def read_amplitude(top: dict[str, Any], record: dict[str, Any], unit: int, rung: int, numbers: Iterator[int]) -> None:
+def read_amplitude(top: dict[str, Any], record: dict[str, Any], unit: int, rung: int, integers: "Integers") -> None:
     """Set a unit's amplitude at a rung, and append the layers that the rung's block holds for it."""
-    starts_here = record["starts"][unit] == rung
-    if starts_here:
-        amplitude = record["amplitude"] + top["amplitude_slope"] * record["precisions"][unit]
-    else:
-        amplitude = record["amplitudes"][unit]
+    starts_here, amplitude = record["starts"][unit] == rung, record["amplitudes"][unit]
     vector = unit % (record["most_units"] // 2) if record["form"] else unit
     for side, number, offset, weight in unit_rows(top, record, unit, range(0 if starts_here else rung, rung + 1)):
         amplitude += offset
         record["layers"] += [(side, vector, number, weight)] if number >= 0 else []
-    record["amplitudes"][unit] = amplitude + next(numbers)
+    record["amplitudes"][unit] = amplitude + integers.read(12 if starts_here else 13)
     require(-4096 <= record["amplitudes"][unit] <= 4095, "units", "amplitude out of range")
+
+
+# == Adaptive integers
+
+
+class Integers:
+    """A reader of integers that are coded with probabilities that adapt."""
+
+    def __init__(self, data: bytes) -> None:
+        """Begin with the first four bytes of a section."""
+        self.data, self.position, self.range = data, 4, 2**32 - 1
+        self.code, self.contexts = int.from_bytes(data[:4].ljust(4, b"\0"), "big"), {}
+        require(self.code < self.range, "symbols", "adaptive integers begin out of range")
+
+    def read(self, role: int) -> int:
+        """Return the next integer. `path` is 1 and then all bits of the integer so far."""
+        path, length = 1, 0
+        while self.bit(role, path):
+            path, length = 2 * path + 1, length + 1
+            require(length <= 20, "symbols", "integer too long")
+        sign = self.bit(role, 2 * path) if length else 0
+        path, magnitude = 4 * path + sign, int(length > 0)
+        for _ in range(length - 1):
+            bit = self.bit(role, path)
+            path, magnitude = 2 * path + bit, 2 * magnitude + bit
+        return -magnitude if sign else magnitude
+
+    def bit(self, role: int, path: int) -> int:
+        """Return the next bit, and adapt the probability of its context."""
+        p, seen = self.contexts.get((role, path), (32768, 0))
+        bound = (self.range >> 16) * p
+        bit = int(self.code >= bound)
+        self.code, self.range = (self.code - bound, self.range - bound) if bit else (self.code, bound)
+        self.contexts[role, path] = p + (-(p // (seen + 2)) if bit else (65536 - p) // (seen + 2)), min(seen + 1, 60)
+        while self.range < 2**24:
+            byte = self.data[self.position] if self.position < len(self.data) else 0
+            self.code, self.range, self.position = self.code << 8 | byte, self.range << 8, self.position + 1
+        return bit
 
 
 # == Blocks
@@ -496,13 +524,14 @@ def rans(which: list[int], data: bytes, models: list[Any]) -> np.ndarray:
 # == zstd frames
 
 
-def unzstd(data: bytes, size: int, dictionary: bytes = b"") -> bytes:
-    """Return the content of one zstd frame without its magic number, of a known size, with nothing after it."""
+def unzstd(data: bytes, size: int | None, dictionary: bytes = b"") -> bytes:
+    """Return the content of one zstd frame without its magic number, of a known size or any, with nothing after it."""
     frame = b"\x28\xb5\x2f\xfd" + data
     extra = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if dictionary else None
     try:
         declared = zstandard.get_frame_parameters(frame).content_size
-        require(declared == size <= len(data) << 15 and (size > 0 or data == b"\x20\0\1\0\0"), "zstd", "declared size")
+        require(size in (None, declared) and declared <= len(data) << 15, "zstd", "declared size")
+        require(declared > 0 or data == b"\x20\0\1\0\0", "zstd", "frame of empty content")
         return zstandard.ZstdDecompressor(dict_data=extra).decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise Refused("zstd", str(error)) from error

@@ -10,6 +10,7 @@ import argparse
 import struct
 import textwrap
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,10 @@ PRELUDE = (
     ("8s", "magic"),
     ("H", "format version"),
     ("H", "revision"),
-    ("I", "required flags"),
-    ("I", "optional flags"),
+    ("H", "required flags"),
     ("I", "stored length of the header"),
-    ("I", "plain length of the header"),
-    ("I", "CRC-32 of the stored header"),
-    ("Q", "file length"),
-    ("32s", "SHA-256 of the content"),
-    ("I", "CRC-32 of bytes 0 to 71"),
+    ("16s", "content SHA-256"),
+    ("I", "CRC-32 of bytes 0 to 33 and of the stored header"),
 )
 
 
@@ -57,17 +54,14 @@ def dump(data: bytes, *, whole: bool = False) -> Iterator[str]:
         shown = f" = {value}" if isinstance(value, int) and not name.startswith("CRC") else ""
         yield line(offset, data[offset : offset + size], name + shown)
         offset += size
-    stored, plain = struct.unpack_from("<II", data, 20)
-    yield line(76, data[76 : 76 + stored], f"header, one zstd frame; {plain} bytes when decompressed:")
+    end = offset + struct.unpack_from("<I", data, 14)[0]
     dictionary = (ROOT / "spec" / "header-dictionary.bin").read_bytes()
-    yield from header(REF.unzstd(data[76 : 76 + stored], plain, dictionary), whole=whole)
-    base = 76 + stored + -(76 + stored) % 8
-    end = 76 + stored
-    for index, ((codec, start, size, _), role) in enumerate(zip(top["sections"], section_roles(top), strict=True)):
-        if base + start > end:
-            yield line(end, data[end : base + start], "padding")
-        end = base + start + size
-        yield line(base + start, data[base + start : end], f"section {index}: {role}, codec {codec}, {size} bytes")
+    plain = REF.unzstd(data[offset:end], None, dictionary)
+    yield line(offset, data[offset:end], f"header, one zstd frame; {len(plain)} bytes when decompressed:")
+    yield from header(plain, whole=whole)
+    for index, ((codec, size, _), role) in enumerate(zip(top["sections"], section_roles(top), strict=True)):
+        yield line(end, data[end : end + size], f"section {index}: {role}, codec {codec}, {size} bytes")
+        end += size
     for record in top["coded"]:
         yield f"       {record['name']}: units {len(record['starts'])}"
         for unit, start in enumerate(record["starts"]):
@@ -158,35 +152,50 @@ def rungs(data: bytes) -> Iterator[str]:
         yield from textwrap.wrap(text, 110, initial_indent="  ", subsequent_indent="    ")
 
 
+ROLES = {
+    0: "rows of an allocation table", 1: "precision of a row", 2: "quantizer of a row", 3: "offset of a row",
+    4: "weight of a row", 5: "unit count", 6: "unit count, of 1", 7: "unit count, of 2 or more", 8: "exponent",
+    9: "precision of unit 0", 10: "precision of unit 1", 11: "precision of a further unit",
+    12: "amplitude of a unit that starts", 13: "amplitude of another unit", 14: "table of a kind",
+    15: "shift of a kind", 16: "amplitude of a kind",
+}  # fmt: skip
+
+
 class UnitsNarrator:
     """Reads the units of a file in component form, rung by rung, and says how each number comes about."""
 
     def __init__(self, top: dict[str, Any]) -> None:
         self._top = top
-        self._latest: dict[int, list[int]] = {}  # for the reference decoder
+        self._latest: dict[Any, Any] = {"any": 128}  # for the reference decoder
         self._references: dict[int, int] = {}  # for this account of it
+        self._any = 128
 
     def read(self, rung: int, section: tuple[int, bytes], shown: int) -> Iterator[str]:
         """Read the units section of the next rung, and yield how the units of the first `shown` records are decoded."""
-        top, models = self._top, self._top["rungs"][rung]["side_models"]
-        counts = [record["unit_counts"][rung] for record in top["coded"]]
+        top, integers = self._top, []
+
+        class Recording(REF.Integers):  # type: ignore[misc,name-defined]
+            def read(self, role: int) -> int:
+                value: int = super().read(role)
+                integers.append((role, value))
+                return value
+
         before = [list(record["amplitudes"]) for record in top["coded"]]
-        starting = sum(counts) - sum(map(len, before))
-        refined = sum(
-            any(row[1] >= 0 for row in REF.unit_rows(top, record, unit, [rung]))
-            for record in top["coded"]
-            for unit in range(len(record["starts"]))
-        )
-        symbols = REF.decode_symbols(*section, [(0, starting), (1, starting + refined)], models).tolist()
-        yield f"units of rung {rung}: unit counts {join(counts)}"
-        yield f"  units that start: {starting}; other units that have a layer: {refined}"
-        numbers = [s >> 1 ^ -(s & 1) for s in symbols]
-        for name, own, (size, _) in zip(
-            ("precision", "amplitude"), (slice(starting), slice(starting, None)), models, strict=True
-        ):
-            yield f"  {name} symbols, alphabet of {size}: {join(symbols[own])}; they stand for {join(numbers[own])}"
+        plain = REF.Integers
+        vars(REF)["Integers"] = Recording
         REF.read_units(top, rung, *section, self._latest)
-        precisions, amplitudes = iter(numbers[:starting]), iter(numbers[starting:])
+        vars(REF)["Integers"] = plain
+        yield f"units of rung {rung}, integers by role, in the order of the section:"
+        for role, group in groupby(integers, key=lambda pair: pair[0] if pair[0] > 4 else 0):
+            numbers = [value for _, value in group]
+            name = "allocation tables, each a number of rows and four integers a row" if role == 0 else ROLES[role]
+            text = f"{name}: {join(numbers)}"
+            yield from textwrap.wrap(text, 110, initial_indent="  ", subsequent_indent="    ")
+        yield f"  unit counts: {join(record['unit_counts'][rung] for record in top['coded'])}"
+        for side, name in enumerate(("lora_B", "lora_A")):
+            yield f"  exponents of {name}: {join(record['exponents'][rung][side] for record in top['coded'])}"
+        precisions = iter([value for role, value in integers if 9 <= role <= 11])
+        amplitudes = iter([value for role, value in integers if 12 <= role <= 13])
         for index, (record, old) in enumerate(zip(top["coded"], before, strict=True)):
             lines = list(self._explain(record, rung, old, precisions, amplitudes))
             yield from lines if index < shown else ()
@@ -194,7 +203,7 @@ class UnitsNarrator:
     def _explain(
         self, record: dict[str, Any], rung: int, old: list[int], precisions: Iterator[int], amplitudes: Iterator[int]
     ) -> Iterator[str]:
-        reference = self._references.get(record["kind"], 128)
+        reference = self._references.get(record["kind"], self._any)
         for unit, precision in enumerate(record["precisions"]):
             starts = record["starts"][unit] == rung
             rows = REF.unit_rows(self._top, record, unit, range(0 if starts else rung, rung + 1))
@@ -215,7 +224,7 @@ class UnitsNarrator:
                 yield f"    amplitude = {' + '.join(map(str, terms))} = {sum(terms)}"
             reference = precision
         if record["precisions"]:
-            self._references[record["kind"]] = record["precisions"][0]
+            self._references[record["kind"]] = self._any = record["precisions"][0]
 
     @staticmethod
     def _rungs_of(record: dict[str, Any], rung: int, starts: bool) -> list[int]:
@@ -279,8 +288,9 @@ def vectors() -> Iterator[str]:
         mantissa = REF.MANTISSAS[code & 31]
         yield f"  y = {y}, code {code}, exponent {exponent}: M = {mantissa}, s = {shift}, result {scaled}"
     yield "bit packing: symbols 1 2 3 0 5 at 3 bits: " + pack_bits([1, 2, 3, 0, 5], 3).hex(" ")
-    numbers = b"\x00\x01\x02\xd8\x04\xd7\x04"
-    yield f"varints: {numbers.hex(' ')} are {join(REF.varints(numbers, 5))}"
+    section = bytes.fromhex("6f923eec9120")
+    reader = REF.Integers(section)
+    yield f"adaptive integers: {section.hex(' ')} are {join(reader.read(0) for _ in range(8))}, all of one role"
     symbols, table = [0, 1, 0, 0, 2, 0, 1, 1, 0, 2, 2, 0, 0, 1], [2048, 1536, 512]
     coded = rans_one_lane(symbols, table)
     assert REF.rans([0] * len(symbols), coded, [(3, table)]).tolist() == symbols

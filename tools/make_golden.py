@@ -29,6 +29,7 @@ from nola_codec.api.reference_sources import read_reference
 from nola_codec.container.reader import open_container
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.pipeline import encode_adapter
+from nola_codec.entropy.adaptive import IntegerWriter
 from nola_codec.errors import EncodeError
 from nola_codec.model.adapter import Adapter, Layout, LoraModule, VectorTensor
 from nola_codec.model.tensors import Draw, RawTensor
@@ -235,7 +236,7 @@ def golden_files() -> dict[str, Callable[[np.random.Generator], tuple[Adapter, E
             files[f"paper-{basis}-{generator.split('4')[0].split('2')[0]}"] = partial(with_options, options)
     files |= {
         "vectors": lambda rng: (with_vectors(rng), EncodeOptions(nmse=0.02)),
-        "vectors-rungs": lambda rng: (with_vectors(rng), EncodeOptions(nmse=0.05, rungs=(600,))),
+        "vectors-rungs": lambda rng: (with_vectors(rng), EncodeOptions(nmse=0.05, rungs=(450,))),
         "vectors-paper": lambda rng: (with_vectors(rng), EncodeOptions(basis="rademacher", **paper)),
         "only-vectors": lambda rng: (
             Adapter("peft", (), vectors=with_vectors(rng).vectors),
@@ -315,8 +316,19 @@ def known_answers(ref: ModuleType) -> dict[str, Any]:
         made = ref.mt19937(seed, 0, 10_000)
         twister.append({"seed": seed, "first": made[:6].tolist(), "last": int(made[-1]),
                         "sha256_of_10000": sha256_of(made)})  # fmt: skip
-    return {"twister.json": twister, "words.json": words, "signs.json": signs, "subsets.json": subsets,
-            "bases.json": bases, "trellises.json": trellises}  # fmt: skip
+    integers: list[dict[str, Any]] = []
+    for count, spread in ((0, 1), (1, 1), (8, 1), (300, 2), (300, 40), (40, 1 << 20)):
+        written = [(i * 7919 % 3, (i * i * 104729 % 15485863) % (2 * spread) - spread + 1) for i in range(count)]
+        writer = IntegerWriter()
+        for role, value in written:
+            writer.write(role, min(value, (1 << 20) - 1))
+        section = writer.finish()
+        reader = ref.Integers(section)
+        read = [reader.read(role) for role, _ in written]
+        roles = [role for role, _ in written]
+        integers.append({"section": section.hex(), "roles": roles, "integers": read, "bytes_read": reader.position})
+    return {"integers.json": integers, "twister.json": twister, "words.json": words, "signs.json": signs,
+            "subsets.json": subsets, "bases.json": bases, "trellises.json": trellises}  # fmt: skip
 
 
 def torch_answers() -> list[dict[str, Any]]:

@@ -16,12 +16,12 @@ from nola_codec.container import canonical
 # Keys and default values that PEFT writes (0.6 to 0.21), and what trainers commonly set.
 CONFIG: dict[str, Any] = {
     "alora_invocation_tokens": None, "alpha_pattern": {}, "arrow_config": None, "auto_mapping": None,
-    "base_model_name_or_path": "meta-llama/", "bias": "none", "corda_config": None, "ensure_weight_tying": False,
+    "base_model_name_or_path": "-Instruct", "bias": "none", "corda_config": None, "ensure_weight_tying": False,
     "eva_config": None, "exclude_modules": None, "fan_in_fan_out": False, "inference_mode": True,
     "init_lora_weights": True, "kasa_config": None, "layer_replication": None, "layers_pattern": None,
     "layers_to_transform": None, "loftq_config": {}, "lora_alpha": 16, "lora_bias": False, "lora_dropout": 0.0,
     "lora_ga_config": None, "megatron_config": None, "megatron_core": "megatron.core", "modules_to_save": None,
-    "monteclora_config": None, "peft_type": "LORA", "peft_version": "0.17.1", "qalora_group_size": 16, "r": 16,
+    "monteclora_config": None, "peft_type": "LORA", "peft_version": "0.21.2", "qalora_group_size": 16, "r": 16,
     "rank_pattern": {}, "revision": None,
     "target_modules": ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"],
     "target_parameters": None, "task_type": "CAUSAL_LM", "trainable_token_indices": None, "use_bdlora": None,
@@ -37,55 +37,43 @@ OTHER_WORDS = [
     "dense_#h_to_h", "c_proj", "c_fc", "out_proj", "fc#", "lora_magnitude_vector", "lora_B.bias",
     "base_model.model.score.weight",
 ]  # fmt: skip
-MODULES = ["self_attn.o_proj", "self_attn.v_proj", "self_attn.k_proj", "self_attn.q_proj", "mlp.up_proj",
-           "mlp.gate_proj", "mlp.down_proj"]  # fmt: skip
+MODELS = [
+    "FacebookAI/roberta-base", "google-bert/bert-base-uncased", "openai-community/gpt2", "EleutherAI/gpt-neo-125m",
+    "tiiuae/falcon-7b", "bigscience/bloom-", "microsoft/phi-", "microsoft/Phi-3-mini-4k-instruct",
+    "sentence-transformers/all-MiniLM-L6-v2", "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "stabilityai/stable-diffusion-xl-base-1.0", "black-forest-labs/FLUX.1-dev", "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+    "deepseek-ai/DeepSeek-R1-Distill-", "unsloth/", "-bnb-4bit", "google/gemma-2-", "google/gemma-3-",
+    "mistralai/Mistral-7B-Instruct-v0.3", "Qwen/Qwen2.5-", "Qwen/Qwen3-", "HuggingFaceTB/SmolLM2-",
+    "meta-llama/Llama-2-7b-chat-hf", "meta-llama/Llama-3.1-8B-Instruct",
+]  # fmt: skip
+MODULES = ["mlp.down_proj", "mlp.gate_proj", "mlp.up_proj", "self_attn.k_proj", "self_attn.o_proj",
+           "self_attn.q_proj", "self_attn.v_proj"]  # fmt: skip
 
 
 def dictionary() -> bytes:
     """Later bytes are the cheaper to refer to, so what every header has comes last, in the order of a header."""
-    shifts = [-96, -96]
-    lowest = ((-4, 4), (-10, 0), (-11, 0))  # of k_proj's short lora_B, of lora_B, of lora_A: precision and trellis
-    steps = (0, 1, 4, 5, 7, 9, 11, 14, 17, 19, 21, 24, 27, 31, 34)
-    allocation = [[[low + step, first + i, 0, 0] for i, step in enumerate(steps)] for low, first in lowest]
     header = {
         "amplitude_slope": 2,
-        "blocks": [],
+        "blocks": [210],
         "config": CONFIG,
         "dialect": "peft",
         "generator": 1,
         "kinds": [
-            [
-                0,
-                f"base_model.model.model.layers.#.{m}",
-                0,
-                [4096, 16],
-                [16, 4096],
-                s,
-                0,
-                t,
-                1,
-                0,
-                None,
-                [0, 1],
-                shifts,
-                -180,
-            ]
-            for m in MODULES
-            for s, t in ((1.0, 2), (2.0, 0))
+            [0, f"base_model.model.model.layers.#.{module}", 0, scaling, 0, dtype, 1, 0, None, [4096, 16], [16, 4096]]
+            for scaling, dtype in ((1.0, 2), (1.0, 0), (2.0, 2), (2.0, 0))
+            for module in MODULES
         ],
         "metadata": {"format": "pt"},
-        "numbers": b"\x00" * 14 + b"\x02" * 32,
-        "quantizers": [[4, i, None] for i in range(13)],
-        "records": b"".join(bytes(range(0, 2 * n, 2)) * 4 for n in (2, 4, 7)),
-        "rungs": [
-            [allocation, b"\x10" * 32, b"\x00" * 32, [], b"", {"effective_error": 0.02, "nmse": 0.5}],
-        ],
-        "sections": [],
+        "numbers": [0] * 7 + [1] * 203,
+        "quantizers": [[4, number, None] for number in range(13)],
+        "records": [number for kinds in (2, 4, 7) for number in [*range(kinds)] * 4],
+        "rungs": [[b"", {"effective_error": 0.02, "nmse": 0.5}]],
+        "sections": [[3, 0, 0], [0, 0, 0]],
         "seed": 0,
         "streams": None,
         "writer": "nola-codec 0.1.0",
     }
-    return canonical.pack(OTHER_WORDS) + canonical.pack(header)
+    return canonical.pack(OTHER_WORDS + MODELS) + canonical.pack(header)
 
 
 def main() -> None:

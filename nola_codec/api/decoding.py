@@ -219,8 +219,8 @@ def verify(source: Source, *, progress: Progress | None = None, references: Refe
         references: As in `decode`.
 
     Returns:
-        ``bytes``, ``tensors``, ``file_sha256`` (what `sha256sum` prints), ``content_sha256`` (stored in the file over
-        the rest of it) and ``decoded_sha256`` (over everything it decodes to), in hexadecimal.
+        ``bytes``, ``tensors``, ``file_sha256`` (what `sha256sum` prints), ``content_sha256`` (16 bytes, stored in the
+        file over the rest of it) and ``decoded_sha256`` (over everything it decodes to), in hexadecimal.
 
     Raises:
         FormatError, ChecksumMismatch: The file is damaged, or this decoder is not exact.

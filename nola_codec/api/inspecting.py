@@ -106,7 +106,7 @@ class FileFacts:
         rungs: For each rung of a progressive file: ``bytes`` that a reader needs, and the errors measured there.
         config: Configuration of the adapter, or None.
         metadata: Metadata of the adapter's file.
-        content_sha256: Hash over the rest of the file that is stored in its prelude, hexadecimal.
+        content_sha256: Hash over the rest of the file that is stored in its prelude, 16 bytes in hexadecimal.
         decoded_sha256: Hash of everything the file decodes to, hexadecimal.
         tensors: Records, in the order of the file, by kind.
     """
@@ -191,13 +191,13 @@ def _method(header: Header) -> str:
 
 
 def _facts(container: Container) -> FileFacts:
-    header = container.header
+    header = container.read_units()
     numbers = _parameters(header) + sum(int(np.prod(r.kind.shape, dtype=np.int64)) for r in header.raw)
     lengths = [s.length for s in header.sections]
     units = [header.units_section(rung) for rung in range(len(header.rungs))]
     blocks = [unit + 1 + block for unit in units for block in range(len(header.blocks))]
     coefficients = sum(_coefficients(r) for r in header.coded)
-    codecs = {header.sections[i].codec for i in (*units, *blocks)}
+    codecs = {header.sections[i].codec for i in blocks}
     return FileFacts(
         name=container.name,
         format_version=container.prelude.version,

@@ -61,7 +61,7 @@ class NolaFile(Generic[Tensor]):
     Attributes:
         header: Everything but coefficients.
         name: The name of the file in messages.
-        content_sha256: The SHA-256 of the content, in hexadecimal, as the file states it.
+        content_sha256: The first 16 bytes of the SHA-256 of the content, in hexadecimal, as the file states it.
         digest: The same. It identifies the file, so it is the key for caches; with the rung, if one was chosen.
         decoded_sha256: The SHA-256 of what the file decodes to at its rung, in hexadecimal, as the file states it.
     """

@@ -10,8 +10,10 @@ from typing import BinaryIO
 from nola_codec.api.arguments import require_source, require_target
 from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.container.rungs import prune_quantizers
+from nola_codec.container.units import pack_units
 from nola_codec.container.writer import assemble
 from nola_codec.encoder.sizes import parse_size
+from nola_codec.entropy import adaptive
 from nola_codec.errors import EncodeError
 from nola_codec.remote import accepts_urls, is_url, open_url
 from nola_codec.rendering import render_error, render_error_name, render_size
@@ -118,5 +120,19 @@ def _cut(source: Source, rung: int | None, rungs: int | None) -> tuple[bytes, Tr
 
 
 def _file(container: Container) -> bytes:
-    sections = [(section.codec, container.section(i)) for i, section in enumerate(container.header.sections)]
-    return assemble(prune_quantizers(container.header), sections)
+    """Return the bytes of an open file at its rung. Its units sections are written anew, for fewer quantizers."""
+    ladder = []
+    for rung in range(len(container.header.rungs)):
+        container.select(rung)
+        ladder.append(container.read_units().coded)
+    header = prune_quantizers(container.header)
+    sections = [(section.codec, container.section(i)) for i, section in enumerate(header.sections)]
+    units = pack_units(
+        ladder,
+        [rung.allocation for rung in header.rungs],
+        header.amplitude_slope,
+        [rung.exponents for rung in header.rungs],
+    )
+    for rung, data in enumerate(units):
+        sections[header.units_section(rung)] = (adaptive.id, data)
+    return assemble(header, sections)

@@ -18,7 +18,6 @@ USAGE_CODES = ("option", "target-type")
 
 NEXT_STEPS = {
     "truncated": "the file was cut short; copy or download it again",
-    "prelude-checksum": _DAMAGED,
     "header-checksum": _DAMAGED,
     "section-checksum": _DAMAGED,
     "content-checksum": _DAMAGED,

@@ -1,14 +1,15 @@
 """The `.nola` file as bytes: `reader.open_container` opens one, `writer.assemble` makes one. It decodes no coefficient.
 
-    prelude.py                  the first 76 bytes: magic, versions, lengths, checksums
+    prelude.py                  the first 38 bytes: magic, version, flags, checksums
     reader.py                   Container: header and sections, each checked before it is used
     writer.py                   Header and sections -> bytes
     header.py                   Header <-> MessagePack map; its parts are in kind_wire.py (families of records),
-                                quantizer_wire.py (quantizers, allocation tables) and draw_wire.py (drawn tensors)
+                                quantizer_wire.py (quantizers) and draw_wire.py (drawn tensors)
     fields.py, limits.py        values out of a stranger's map: typed, bounded, and refused if they are too large
     canonical.py                MessagePack with one byte string for one value
     names.py                    names of records as templates and numbers
     units.py                    units sections: precisions and amplitudes; the layers that they imply
+    unit_tables.py              what a units section says before: kinds, allocation tables, exponents
     rungs.py                    a progressive file as it is at one of its rungs
 
 A name that ends in `_wire` says how something is written in the header. The specification defines all of it.

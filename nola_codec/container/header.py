@@ -10,17 +10,13 @@ import numpy as np
 from nola_codec.container import canonical, fields
 from nola_codec.container.kind_wire import RECORD_ORDER, kind_from_wire, kind_to_wire, record_type
 from nola_codec.container.limits import Limits
-from nola_codec.container.names import join_name, pack_varints, split_name, unpack_varints
+from nola_codec.container.names import join_name, split_name
 from nola_codec.container.quantizer_wire import (
-    allocation_from_wire,
     quantizer_from_wire,
     quantizer_to_wire,
-    side_model_from_wire,
-    side_model_to_wire,
 )
 from nola_codec.errors import FormatError
 from nola_codec.model.header import Header, ReferenceEntry, Rung, Section
-from nola_codec.model.quantizers import Quantizer
 from nola_codec.model.records import (
     CodedKind,
     CodedRecord,
@@ -32,7 +28,6 @@ from nola_codec.model.records import (
     Record,
 )
 from nola_codec.prng import WORDS_PER_BLOCK
-from nola_codec.quant.scales import MAX_EXPONENT, MIN_EXPONENT
 
 MAX_GAIN = (1 << 15) - 1
 """The largest gain of a reference."""
@@ -45,7 +40,7 @@ KEYS = (
 def pack_header(header: Header) -> bytes:
     """Return the canonical bytes of a header, not compressed.
 
-    They do not hold the precisions and amplitudes of units, which are in the units sections.
+    They do not hold what is in the units sections: tables, exponents, and the units of each record.
     """
     kinds: dict[Kind, int] = {}
     records: list[Record] = [*header.coded, *header.raw, *header.drawn]
@@ -60,14 +55,14 @@ def pack_header(header: Header) -> bytes:
             "generator": header.generator,
             "seed": header.seed,
             "quantizers": [quantizer_to_wire(q) for q in header.quantizers],
-            "rungs": [_rung_to_wire(rung) for rung in header.rungs],
+            "rungs": [[rung.decoded_sha256, dict(rung.measured)] for rung in header.rungs],
             "amplitude_slope": header.amplitude_slope,
             "kinds": [kind_to_wire(kind) for kind in kinds],
-            "records": pack_varints(ids),
-            "numbers": pack_varints(_number_differences(records)),
+            "records": ids,
+            "numbers": _number_differences(records),
             "streams": None if streams == list(range(len(streams))) else streams,
             "blocks": list(header.blocks),
-            "sections": [[s.codec, s.offset, s.length, s.crc32] for s in header.sections],
+            "sections": [[s.codec, s.length, s.crc32] for s in header.sections],
             "config": header.config,
             "metadata": dict(header.metadata),
         }
@@ -75,7 +70,7 @@ def pack_header(header: Header) -> bytes:
 
 
 def unpack_header(data: bytes, limits: Limits, *, has_reference: bool = False) -> Header:
-    """Parse and check a header. Precisions and amplitudes of its records are zeros until the units sections are read.
+    """Parse and check a header. Its records have no units until the units sections are read.
 
     Args:
         data: The plain header.
@@ -91,13 +86,14 @@ def unpack_header(data: bytes, limits: Limits, *, has_reference: bool = False) -
     quantizers = tuple(quantizer_from_wire(q) for q in fields.items(top["quantizers"], "quantizers"))
     if len(quantizers) > limits.quantizers:
         raise fields.limit_error("quantizers", limits.quantizers, len(quantizers))
-    coded, raw, drawn, rungs = _records(top, quantizers, limits)
+    coded, raw, drawn = _records(top, limits)
     if reference is None and any(record.kind.split == "difference" for record in coded):
         raise fields.header_error("kinds form", "no difference form in a file without a reference", 2)
+    rungs = tuple(_rung_from_wire(wire) for wire in fields.items(top["rungs"], "rungs"))
     blocks = fields.integers(top["blocks"], "blocks", 1, limits.records)
     if sum(blocks) != len(coded):
         raise fields.header_error("blocks", f"a sum of {len(coded)} records", sum(blocks))
-    sections = tuple(_section(s) for s in fields.items(top["sections"], "sections"))
+    sections = _sections(top["sections"])
     if len(sections) > limits.sections:
         raise fields.limit_error("sections", limits.sections, len(sections))
     wanted = len(rungs) * (1 + len(blocks)) + len(raw)
@@ -143,58 +139,29 @@ def _reference_from_wire(value: Any, limits: Limits) -> ReferenceEntry:
     return ReferenceEntry(fields.binary(sha256, "reference sha256", count=32), files, (first, second), name)
 
 
-def _rung_to_wire(rung: Rung) -> list[Any]:
-    return [
-        [[list(entry) for entry in table] for table in rung.allocation],
-        pack_varints(rung.units),
-        pack_varints(_exponent_differences(rung.exponents)),
-        [side_model_to_wire(m) for m in rung.side_models],
-        rung.decoded_sha256,
-        dict(rung.measured),
-    ]
-
-
-def _rung_from_wire(
-    value: Any, families: Sequence[CodedKind], quantizers: Sequence[Quantizer], before: Rung | None, limits: Limits
-) -> Rung:
-    tables, packed, differences, models, sha256, measured = fields.items(value, "rungs", count=6)
-    allocation = tuple(allocation_from_wire(t, len(quantizers)) for t in fields.items(tables, "allocation"))
-    wanted = 1 + max((side.table for kind in families for side in kind.sides), default=-1)
-    if wanted > len(allocation):
-        raise fields.header_error("allocation", f"{wanted} tables", len(allocation))
-    units = tuple(unpack_varints(fields.binary(packed, "units"), len(families), "header `units`"))
-    for index, (kind, number) in enumerate(zip(families, units, strict=True)):
-        least = before.units[index] if before is not None else 0
-        fields.integer(number, "units", least, kind.most_units)
-        if kind.split != "component" and number not in (0, kind.most_units):
-            raise fields.header_error("units", f"0 or {kind.most_units} in the {kind.split} form", number)
-    if sum(units) > limits.units:
-        raise fields.limit_error("units", limits.units, sum(units))
-    pair_of_models = fields.items(models, "side_models", count=2)
+def _rung_from_wire(value: Any) -> Rung:
+    sha256, measured = fields.items(value, "rungs", count=2)
     return Rung(
-        allocation=allocation,
-        units=units,
-        exponents=_exponents(differences, families),
-        side_models=(side_model_from_wire(pair_of_models[0]), side_model_from_wire(pair_of_models[1])),
+        allocation=(),
+        units=(),
+        exponents=(),
         decoded_sha256=fields.binary(sha256, "decoded_sha256", count=32),
         measured={key: fields.real(v, "measured") for key, v in fields.mapping(measured, "measured").items()},
     )
 
 
 def _records(
-    top: Mapping[str, Any], quantizers: Sequence[Quantizer], limits: Limits
-) -> tuple[tuple[CodedRecord, ...], tuple[RawRecord, ...], tuple[DrawnRecord, ...], tuple[Rung, ...]]:
+    top: Mapping[str, Any], limits: Limits
+) -> tuple[tuple[CodedRecord, ...], tuple[RawRecord, ...], tuple[DrawnRecord, ...]]:
     wires = fields.items(top["kinds"], "kinds")
     if len(wires) > limits.kinds:
         raise fields.limit_error("kinds", limits.kinds, len(wires))
     kinds = [kind_from_wire(kind, limits) for kind in wires]
     if len(set(kinds)) != len(kinds):
         raise fields.header_error("kinds", "distinct kinds", "the same kind twice")
-    packed = fields.binary(top["records"], "records")
-    count = sum(byte < 0x80 for byte in packed)
-    if count > limits.records:
-        raise fields.limit_error("records", limits.records, count)
-    ids = unpack_varints(packed, count, "header `records`")
+    ids = fields.integers(top["records"], "records", 0, limits.kinds)
+    if len(ids) > limits.records:
+        raise fields.limit_error("records", limits.records, len(ids))
     seen = 0
     for number in ids:  # kinds are listed in order of first use, each at least once
         fields.integer(number, "records", 0, min(seen, len(kinds) - 1))
@@ -207,54 +174,29 @@ def _records(
     order = [record_type(kind) for kind in chosen]
     if order != sorted(order, key=RECORD_ORDER.index):
         raise fields.header_error("records", "low-rank records, then vectors, carried and drawn ones", "another order")
-    rungs: list[Rung] = []
-    wires = fields.items(top["rungs"], "rungs")
-    if not 1 <= len(wires) <= limits.rungs:
-        raise fields.header_error("rungs", f"1 to {limits.rungs} of them", len(wires))
-    _check_totals(chosen, kinds, len(wires), limits)
-    for wire in wires:
-        rungs.append(_rung_from_wire(wire, families, quantizers, rungs[-1] if rungs else None, limits))
-    coded = _coded_records(top, names, families, rungs[-1])
+    rungs = len(fields.items(top["rungs"], "rungs"))
+    if not 1 <= rungs <= limits.rungs:
+        raise fields.header_error("rungs", f"1 to {limits.rungs} of them", rungs)
+    _check_totals(chosen, kinds, rungs, limits)
+    coded = _coded_records(top, names, families)
     named = list(zip(names, chosen, strict=True))
     raw = tuple(RawRecord(name, kind) for name, kind in named if isinstance(kind, RawKind))
     drawn = tuple(DrawnRecord(name, kind) for name, kind in named if isinstance(kind, DrawnKind))
-    return coded, raw, drawn, tuple(rungs)
+    return coded, raw, drawn
 
 
 def _coded_records(
-    top: Mapping[str, Any], names: Sequence[str], families: Sequence[CodedKind], last: Rung
+    top: Mapping[str, Any], names: Sequence[str], families: Sequence[CodedKind]
 ) -> tuple[CodedRecord, ...]:
     count = len(families)
     streams: Sequence[int] = range(count)
     if top["streams"] is not None:
         streams = fields.integers(top["streams"], "streams", 0, (1 << 31) - 1, count=count)
+    none = np.zeros(0, np.int64)
     return tuple(
-        CodedRecord(name, kind, stream, exponents, *(np.zeros(units, np.int64) for _ in range(3)))
-        for name, kind, stream, exponents, units in zip(
-            names[:count], families, streams, last.exponents, last.units, strict=True
-        )
+        CodedRecord(name, kind, stream, (0,) * len(kind.sides), none, none, none)
+        for name, kind, stream in zip(names[:count], families, streams, strict=True)
     )
-
-
-def _exponents(differences: Any, families: Sequence[CodedKind]) -> tuple[tuple[int, ...], ...]:
-    """Return the exponents of each record's sides from their differences."""
-    sides = [len(kind.sides) for kind in families]
-    steps = iter(unpack_varints(fields.binary(differences, "exponents"), sum(sides), "header `exponents`"))
-    last = [0, 0]
-    exponents = []
-    for count in sides:
-        last[:count] = [before + next(steps) for before in last[:count]]
-        exponents.append(fields.integers(last[:count], "exponents", MIN_EXPONENT, MAX_EXPONENT))
-    return tuple(exponents)
-
-
-def _exponent_differences(exponents: Sequence[tuple[int, ...]]) -> list[int]:
-    last = [0, 0]
-    steps: list[int] = []
-    for own in exponents:
-        steps += [value - before for value, before in zip(own, last, strict=False)]
-        last[: len(own)] = own
-    return steps
 
 
 def _check_totals(chosen: Sequence[Kind], kinds: Sequence[Kind], rungs: int, limits: Limits) -> None:
@@ -274,7 +216,7 @@ def _check_totals(chosen: Sequence[Kind], kinds: Sequence[Kind], rungs: int, lim
 
 def _names(value: Any, ids: Sequence[int], kinds: Sequence[Kind], limits: Limits) -> list[str]:
     holes = [kind.template.count("#") for kind in kinds]
-    steps = iter(unpack_varints(fields.binary(value, "numbers"), sum(holes), "header `numbers`"))
+    steps = iter(fields.integers(value, "numbers", 1 - 10**9, 10**9 - 1, count=sum(holes)))
     last: dict[int, list[int]] = {}
     names = []
     for number, kind, count in zip(ids, kinds, holes, strict=True):
@@ -297,10 +239,13 @@ def _number_differences(records: Sequence[Record]) -> list[int]:
     return out
 
 
-def _section(value: Any) -> Section:
-    codec, offset, length, crc = fields.integers(value, "sections", 0, (1 << 63) - 1, count=4)
-    fields.integer(crc, "sections crc32", 0, (1 << 32) - 1)
-    return Section(codec, offset, length, crc)
+def _sections(value: Any) -> tuple[Section, ...]:
+    offset, made = 0, []
+    for item in fields.items(value, "sections"):
+        codec, length, crc = fields.integers(item, "sections", 0, (1 << 63) - 1, count=3)
+        made.append(Section(codec, offset, length, fields.integer(crc, "sections crc32", 0, (1 << 32) - 1)))
+        offset += length
+    return tuple(made)
 
 
 def _string_map(value: Any) -> dict[str, str]:

@@ -21,9 +21,6 @@ _PAIR, _RAW, _VECTOR, _DRAWN = 0, 1, 2, 3
 RECORD_ORDER = (_PAIR, _VECTOR, _RAW, _DRAWN)
 """The record types in the order in which the records of a file come."""
 _LAYOUTS: tuple[Layout, ...] = ("linear", "conv", "embedding")
-_MAX_PRECISION_SHIFT = 1023
-_MAX_AMPLITUDE = 1 << 14
-_MAX_TABLES = 256
 
 
 def record_type(kind: Kind) -> int:
@@ -34,7 +31,10 @@ def record_type(kind: Kind) -> int:
 
 
 def kind_to_wire(kind: Kind) -> list[Any]:
-    """Return a kind as a list, the record type first; the specification gives the order of the other items."""
+    """Return a kind as a list, the record type first; the specification gives the order of the other items.
+
+    Tables, shifts and amplitude are not in it, but in the units section of rung 0.
+    """
     if isinstance(kind, DrawnKind):
         return [_DRAWN, kind.template, *draw_to_wire(kind.draw)]
     if isinstance(kind, RawKind):
@@ -46,27 +46,21 @@ def kind_to_wire(kind: Kind) -> list[Any]:
             _VECTOR,
             kind.template,
             DTYPES.index(kind.dtype),
-            list(side.stored_shape),
             kind.basis,
             None if full else side.num_basis,
-            side.table,
-            side.shift,
-            kind.amplitude,
+            list(side.stored_shape),
         ]
     return [
         _PAIR,
         kind.template,
         _LAYOUTS.index(kind.layout),
-        *(list(shape) for shape in kind.stored_shapes),
         kind.scaling,
         int(kind.fan_in_fan_out),
         DTYPES.index(kind.dtype),
         kind.basis,
         FORMS.index(kind.split),
         None if full else list(kind.num_basis),
-        [side.table for side in kind.sides],
-        [side.shift for side in kind.sides],
-        kind.amplitude,
+        *(list(shape) for shape in kind.stored_shapes),
     ]
 
 
@@ -104,8 +98,8 @@ def _parse_drawn(value: Any, limits: Limits) -> DrawnKind:
 
 
 def _parse_pair(value: Any, limits: Limits) -> CodedKind:
-    (_, template, layout, b_shape, a_shape, scaling, fan, dtype, basis, split, num_basis, tables, shifts, amplitude) = (
-        fields.items(value, "kinds", count=14)
+    _, template, layout, scaling, fan, dtype, basis, split, num_basis, b_shape, a_shape = fields.items(
+        value, "kinds", count=11
     )
     b_shape, a_shape = fields.shape(b_shape, limits, least=1), fields.shape(a_shape, limits, least=1)
     _check_factors(b_shape, a_shape, limits)
@@ -118,14 +112,11 @@ def _parse_pair(value: Any, limits: Limits) -> CodedKind:
         basis=basis_by_id(fields.integer(basis, "kinds basis", 0, 255)).id,
         split=FORMS[fields.integer(split, "kinds split", 0, len(FORMS) - 1)],
         sides=(),
-        amplitude=fields.integer(amplitude, "kinds amplitude", -_MAX_AMPLITUDE, _MAX_AMPLITUDE),
     )
     sides = coded_sides(
         (b_shape, a_shape),
         kind.split,
         None if num_basis is None else _pair(num_basis, "kinds num_basis", 1, limits.dimension),
-        _pair(tables, "kinds tables", 0, _MAX_TABLES - 1),
-        _pair(shifts, "kinds shift", -_MAX_PRECISION_SHIFT, _MAX_PRECISION_SHIFT),
     )
     most = tuple(_most_coefficients(kind.basis, side, limits) for side in sides)
     counts = tuple(side.num_basis for side in sides)
@@ -135,17 +126,13 @@ def _parse_pair(value: Any, limits: Limits) -> CodedKind:
 
 
 def _parse_vector(value: Any, limits: Limits) -> CodedKind:
-    _, template, dtype, shape, basis, num_basis, table, shift, amplitude = fields.items(value, "kinds", count=9)
+    _, template, dtype, basis, num_basis, shape = fields.items(value, "kinds", count=6)
     shape = fields.shape(shape, limits, least=1)
     elements = math.prod(shape)
     if elements > limits.factor_elements:
         raise fields.limit_error("kinds shape", limits.factor_elements, elements)
     basis = basis_by_id(fields.integer(basis, "kinds basis", 0, 255)).id
-    (side,) = coded_sides(
-        (shape,),
-        tables=(fields.integer(table, "kinds tables", 0, _MAX_TABLES - 1),),
-        shifts=(fields.integer(shift, "kinds shift", -_MAX_PRECISION_SHIFT, _MAX_PRECISION_SHIFT),),
-    )
+    (side,) = coded_sides((shape,))
     if num_basis is not None:
         most = _most_coefficients(basis, side, limits)
         side = replace(side, num_basis=fields.integer(num_basis, "kinds num_basis", 1, most))
@@ -154,7 +141,6 @@ def _parse_vector(value: Any, limits: Limits) -> CodedKind:
         dtype=DTYPES[fields.integer(dtype, "kinds dtype", 0, 2)],
         basis=basis,
         sides=(side,),
-        amplitude=fields.integer(amplitude, "kinds amplitude", -_MAX_AMPLITUDE, _MAX_AMPLITUDE),
     )
 
 

@@ -18,6 +18,7 @@ class Limits:
     kinds: int = 1 << 16
     quantizers: int = 256
     rungs: int = 64
+    rows: int = 1 << 14
     sections: int = 1 << 18
     units: int = 1 << 24
     rank: int = 1 << 16

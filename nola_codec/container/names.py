@@ -56,35 +56,3 @@ def _escape(text: str) -> str:
 
 def _unescape(text: str) -> str:
     return text.replace("%23", "#").replace("%25", "%")
-
-
-def pack_varints(values: Sequence[int]) -> bytes:
-    """Return signed integers as zigzag LEB128 in the shortest form."""
-    out = bytearray()
-    for value in values:
-        rest = (value << 1) ^ (value >> 63)
-        while rest >= 0x80:
-            out.append(rest & 0x7F | 0x80)
-            rest >>= 7
-        out.append(rest)
-    return bytes(out)
-
-
-def unpack_varints(data: bytes, count: int, what: str) -> list[int]:
-    """Undo `pack_varints`. Raises FormatError unless there are exactly `count` values of at most 32 bits."""
-    values: list[int] = []
-    rest = shift = 0
-    for byte in data:
-        rest |= (byte & 0x7F) << shift
-        shift += 7
-        if byte & 0x80:
-            if shift >= 35:
-                raise FormatError(f"{what}: integer too long", code="header")
-            continue
-        if byte == 0 and shift > 7:
-            raise FormatError(f"{what}: integer not in its shortest form", code="header")
-        values.append((rest >> 1) ^ -(rest & 1))
-        rest = shift = 0
-    if shift or len(values) != count:
-        raise FormatError(f"{what}: expected {count} integers, found {len(values)}", code="header")
-    return values

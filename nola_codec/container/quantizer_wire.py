@@ -1,4 +1,4 @@
-"""Write and parse quantizers, frequencies and allocation tables of the header."""
+"""Write and parse the quantizers of the header, with their frequencies."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ from typing import Any
 
 from nola_codec.container import fields
 from nola_codec.entropy.rans import MAX_ALPHABET, TOTAL
-from nola_codec.model.header import Allocation
-from nola_codec.model.quantizers import Codebook, Dependent, Quantizer, SymbolModel, Trellis
+from nola_codec.model.quantizers import Codebook, Dependent, Quantizer, Trellis
 from nola_codec.quant.codebooks import MAX_POINT, midrise_codebook, midtread_codebook, symmetric_codebook
-from nola_codec.quant.scales import MAX_WEIGHT_CODE
 from nola_codec.quant.trellis import TRELLISES
 
 _SYMMETRIC, _POINTS, _MIDTREAD, _MIDRISE, _TRELLIS, _DEPENDENT = range(6)
-MAX_OFFSET = 1 << 14
 
 
 def quantizer_to_wire(quantizer: Quantizer) -> list[Any]:
@@ -63,31 +60,6 @@ def quantizer_from_wire(value: Any) -> Quantizer:
     else:
         book = midrise_codebook(fields.integer(parameters, "quantizers bits", 1, 8))
     return Quantizer(book, _frequencies(table, book.size, "quantizers frequencies"))
-
-
-def side_model_to_wire(model: SymbolModel) -> list[Any]:
-    """Return [alphabet size, frequencies or None]."""
-    return [model.size, None if model.frequencies is None else list(model.frequencies)]
-
-
-def side_model_from_wire(value: Any) -> SymbolModel:
-    """Parse and check one model of a units section. Raises FormatError with code ``header``."""
-    size, table = fields.items(value, "side_models", count=2)
-    size = fields.integer(size, "side_models size", 1, MAX_ALPHABET)
-    return SymbolModel(size, _frequencies(table, size, "side_models frequencies"))
-
-
-def allocation_from_wire(value: Any, quantizers: int) -> Allocation:
-    """Parse and check an allocation table: its precisions must ascend, and its quantizers must exist."""
-    entries: list[tuple[int, int, int, int]] = []
-    for item in fields.items(value, "allocation"):
-        precision, quantizer, offset, weight = fields.integers(item, "allocation", -MAX_OFFSET, MAX_OFFSET, count=4)
-        fields.integer(quantizer, "allocation quantizer", -1, quantizers - 1)
-        fields.integer(weight, "allocation weight", 0, MAX_WEIGHT_CODE)
-        if entries and precision <= entries[-1][0]:
-            raise fields.header_error("allocation", "ascending precisions", precision)
-        entries.append((precision, quantizer, offset, weight))
-    return tuple(entries)
 
 
 def _parse_positive(value: Any) -> tuple[int, ...]:

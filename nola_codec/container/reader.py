@@ -19,12 +19,21 @@ from typing import BinaryIO
 
 from nola_codec.container.header import unpack_header
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
-from nola_codec.container.prelude import MAGIC, REFERENCE_FLAG, SIZE, Prelude, align, unpack_prelude
+from nola_codec.container.prelude import (
+    BEFORE_CONTENT,
+    CONTENT_BYTES,
+    MAGIC,
+    REFERENCE_FLAG,
+    SIZE,
+    Prelude,
+    check_header,
+    unpack_prelude,
+)
 from nola_codec.container.rungs import header_at_rung
 from nola_codec.container.units import UnitsReader
-from nola_codec.entropy import decode_many
+from nola_codec.entropy import adaptive
 from nola_codec.entropy.blobs import unpack_blob
-from nola_codec.entropy.frames import decompress
+from nola_codec.entropy.frames import declared_size, decompress
 from nola_codec.errors import AdapterError, ChecksumMismatch, FormatError, NolaError, RemoteError, mismatch
 from nola_codec.model.header import Header
 from nola_codec.model.tensors import DTYPE_BYTES, RawTensor
@@ -56,23 +65,21 @@ class Container:
         self, stream: BinaryIO, limits: Limits, name: str, *, owned: bool, rung: int | None, partial: bool
     ) -> None:
         self._stream, self._owned, self.name = stream, owned, name
+        self._limits = limits
         self._others: list[Container] = []
-        # Behind a URL, the padding before a section is read and checked together with the section.
-        self._is_remote = bool(getattr(stream, "is_remote", False))
         self._start = stream.tell()
         self._length = stream.seek(0, io.SEEK_END) - self._start
-        self.prelude: Prelude = unpack_prelude(self._read(0, SIZE), limits)
-        if self._length != self.prelude.file_length and not (partial and self._length < self.prelude.file_length):
-            code = "truncated" if self._length < self.prelude.file_length else "trailing"
-            raise FormatError(mismatch("file length", self.prelude.file_length, self._length), code=code)
+        start = self._read(0, SIZE)
+        self.prelude: Prelude = unpack_prelude(start, limits)
         stored = self._read(SIZE, self.prelude.header_stored)
-        if zlib.crc32(stored) != self.prelude.header_crc32:
-            raise ChecksumMismatch("header: CRC-32 does not match", code="header-checksum")
-        self._plain = decompress(stored, self.prelude.header_plain, "header", header_dictionary())
-        has_reference = bool(self.prelude.required_flags & REFERENCE_FLAG)
-        header = unpack_header(self._plain, limits, has_reference=has_reference)
-        self._data = align(SIZE + len(stored))
-        self._check_layout(header)
+        check_header(start, stored)
+        size = declared_size(stored, "header")
+        if size > limits.header_plain:
+            raise FormatError(mismatch("plain header", f"at most {limits.header_plain} bytes", size), code="limit")
+        plain = decompress(stored, size, "header", header_dictionary())
+        header = unpack_header(plain, limits, has_reference=bool(self.prelude.required_flags & REFERENCE_FLAG))
+        self._check_length(header, partial=partial)
+        self._whole = header
         self.rungs = len(header.rungs)
         self.select(self._choose(header, rung))
 
@@ -83,18 +90,18 @@ class Container:
 
     @property
     def file_length(self) -> int:
-        """The length of the whole file in bytes, as the prelude says."""
-        return self.prelude.file_length
+        """The length of the whole file in bytes, as the header says."""
+        return self.header_length + sum(section.length for section in self._whole.sections)
 
     @property
     def header_length(self) -> int:
-        """The number of bytes of prelude, compressed header and padding."""
-        return min(self._data, self.file_length)
+        """The number of bytes of prelude and compressed header. The first section follows."""
+        return SIZE + self.prelude.header_stored
 
     def rung_bytes(self, rung: int) -> int:
         """Return how many bytes, from the beginning of the file, a reader of this rung needs."""
         sections = self.header.sections[: self.header.sections_at(rung)]
-        return self._data + max(s.offset + s.length for s in sections)
+        return self.header_length + sum(s.length for s in sections)
 
     def section(self, index: int) -> bytes:
         """Return the stored bytes of a section.
@@ -103,25 +110,22 @@ class Container:
             ChecksumMismatch: ``section-checksum``: The bytes were altered.
         """
         section = self.header.sections[index]
-        before = self._padding(index) if self._is_remote else 0
-        data = self._read(self._data + section.offset - before, before + section.length)
-        if any(data[:before]):
-            raise _padding_error(index)
-        data = data[before:]
+        data = self._read(self.header_length + section.offset, section.length)
         if zlib.crc32(data) != section.crc32:
             raise ChecksumMismatch(f"section {index}: CRC-32 does not match", code="section-checksum")
         return data
 
     def read_units(self) -> Header:
-        """Return the header with the precision and amplitude of every unit; the first call reads the units sections."""
+        """Return the header with its rungs and the units of its records; the first call reads the units sections."""
         if not self._units_read:
-            reader = UnitsReader(self.header)
-            for rung, step in enumerate(self.header.rungs):
+            reader = UnitsReader(self.header, self._limits)
+            for rung in range(len(self.header.rungs)):
                 number = self.header.units_section(rung)
-                coded = (self.header.sections[number].codec, self.section(number))
-                (symbols,) = decode_many([coded], [reader.runs(rung)], step.side_models)
-                reader.read_rung(rung, symbols)
-            self.header = replace(self.header, coded=reader.records)
+                codec = self.header.sections[number].codec
+                if codec != adaptive.id:
+                    raise FormatError(mismatch(f"codec of section {number}", adaptive.id, codec), code="codec")
+                reader.read_rung(self.section(number))
+            self.header = replace(self.header, coded=reader.records, rungs=tuple(reader.rungs))
             self._units_read = True
         return self.header
 
@@ -143,15 +147,13 @@ class Container:
         """
         if self._length < self.file_length:
             raise FormatError(mismatch("file length", self.file_length, self._length), code="truncated")
-        sha256 = hashlib.sha256(self._read(0, 40))
+        sha256 = hashlib.sha256(self._read(0, BEFORE_CONTENT))
         position = SIZE
         while position < self._length:
             piece = self._read(position, min(1 << 20, self._length - position))
             sha256.update(piece)
             position += len(piece)
-        for index in range(len(self._whole.sections) if self._is_remote else 0):
-            self._check_padding(index)
-        if sha256.digest() != self.prelude.content_sha256:
+        if sha256.digest()[:CONTENT_BYTES] != self.prelude.content_sha256:
             raise ChecksumMismatch("file: SHA-256 of the content does not match", code="content-checksum")
 
     def hash_file(self) -> bytes:
@@ -182,19 +184,13 @@ class Container:
 
     def _choose(self, header: Header, rung: int | None) -> int:
         """Return the rung to open at: the one that was asked for, else the last one that is whole."""
-        there = [
-            number
-            for number in range(len(header.rungs))
-            if all(
-                self._data + s.offset + s.length <= self._length for s in header.sections[: header.sections_at(number)]
-            )
-        ]
+        there = [number for number in range(len(header.rungs)) if self._end(header, number) <= self._length]
         if rung is not None and not 0 <= rung < len(header.rungs):
             raise AdapterError(mismatch("rung", f"0 to {len(header.rungs) - 1}", rung), code="unknown-rung")
         chosen = rung if rung is not None else max(there, default=0)
         if chosen not in there:
-            end = self._data + max(s.offset + s.length for s in header.sections[: header.sections_at(chosen)])
-            raise FormatError(mismatch(f"rung {chosen}", f"{end} bytes", self._length), code="truncated")
+            wanted = f"{self._end(header, chosen)} bytes"
+            raise FormatError(mismatch(f"rung {chosen}", wanted, self._length), code="truncated")
         return chosen
 
     def _read(self, offset: int, length: int) -> bytes:
@@ -204,43 +200,18 @@ class Container:
             raise FormatError(mismatch("file", f"{length} bytes at offset {offset}", len(data)), code="truncated")
         return data
 
-    def _check_layout(self, header: Header) -> None:
-        """Check that sections follow one another at multiples of 8, padded with zeros, up to the end of the file."""
-        offset = 0
-        end = SIZE + self.prelude.header_stored
-        self._whole = header
-        for index, section in enumerate(header.sections):
-            if section.offset != offset:
-                raise FormatError(mismatch(f"section {index}: offset", offset, section.offset), code="offset")
-            start = self._data + offset
-            if start + section.length > self.file_length:
-                raise FormatError(
-                    mismatch(f"section {index}", f"{section.length} bytes at offset {start}",
-                             max(0, self.file_length - start)), code="offset"
-                )  # fmt: skip
-            if start <= self._length and not self._is_remote:
-                self._check_padding(index)
-            end = start + section.length
-            offset = align(offset + section.length)
-        if end != self.file_length:
-            raise FormatError(mismatch("file length", end, self.file_length), code="trailing")
+    def _end(self, header: Header, rung: int) -> int:
+        """Return where the last section of a rung ends."""
+        return self.header_length + sum(s.length for s in header.sections[: header.sections_at(rung)])
 
-    def _padding(self, index: int) -> int:
-        """Return the number of bytes between a section and what comes before it."""
-        if index == 0:
-            return self._data - SIZE - self.prelude.header_stored
-        before, section = self._whole.sections[index - 1], self._whole.sections[index]
-        return section.offset - before.offset - before.length
-
-    def _check_padding(self, index: int) -> None:
-        """Check that the bytes before a section are zero. Raises FormatError ``padding``."""
-        padding = self._padding(index)
-        if any(self._read(self._data + self._whole.sections[index].offset - padding, padding)):
-            raise _padding_error(index)
-
-
-def _padding_error(index: int) -> FormatError:
-    return FormatError(f"section {index}: padding before it is not zero", code="padding")
+    def _check_length(self, header: Header, *, partial: bool) -> None:
+        """Check that the file ends with its last section, or before it if `partial`."""
+        wanted = self._end(header, len(header.rungs) - 1)
+        text = mismatch("file length", wanted, self._length)
+        if self._length > wanted:
+            raise FormatError(text, code="trailing")
+        if self._length < wanted and not partial:
+            raise FormatError(text, code="truncated")
 
 
 def open_container(

@@ -8,27 +8,8 @@ from nola_codec.model.header import Allocation, Header
 
 
 def header_at_rung(header: Header, rung: int) -> Header:
-    """Return the header as it is without the rungs after this one.
-
-    Numbers of units that are not read yet stay so.
-    """
-    last = header.rungs[rung]
-    records = tuple(
-        replace(
-            record,
-            exponents=pair,
-            entry=record.entry[:units],
-            precision=record.precision[:units],
-            amplitude=record.amplitude[:units],
-        )
-        for record, pair, units in zip(header.coded, last.exponents, last.units, strict=True)
-    )
-    return replace(
-        header,
-        rungs=header.rungs[: rung + 1],
-        coded=records,
-        sections=header.sections[: header.sections_at(rung)],
-    )
+    """Return the header, whose units are not read yet, as it is without the rungs after this one."""
+    return replace(header, rungs=header.rungs[: rung + 1], sections=header.sections[: header.sections_at(rung)])
 
 
 def prune_quantizers(header: Header) -> Header:

@@ -1,10 +1,11 @@
-"""Write and read units sections: precisions and amplitudes as small differences (specification, "Units sections").
+"""Write and read units sections: what a rung says of its records (specification, "Units sections").
 
-The section of a rung holds the precision of each unit that starts at the rung, as the difference from the unit before
-it in the record. For the first unit of a record it is the difference from the first unit of the last record of the same
-kind; in the factor form and the difference form, that of any unit is the difference from the same unit of that record.
-An amplitude is written as the difference from a prediction. At the rung where the unit starts, the precision predicts
-it; at a later rung that adds a layer, the amplitude before does.
+The section of rung 0 begins with what the kinds say of units. Each section then holds the allocation tables, the number
+of units and the exponents of each record, and the precision and the amplitude of units. All of them are integers,
+written as differences from a prediction, each with a role, and coded by `entropy.adaptive`. The precision of a record's
+first unit is predicted by the first unit of the last record of the same kind, that of another unit by the unit before.
+An amplitude is predicted by the precision at the rung where the unit starts; at a later rung that adds a layer, the
+amplitude before predicts it.
 """
 
 from __future__ import annotations
@@ -12,23 +13,52 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.errors import FormatError
-from nola_codec.model.header import Allocation, Header
-from nola_codec.model.quantizers import Runs
+from nola_codec.container.fields import limit_error
+from nola_codec.container.limits import DEFAULT_LIMITS, Limits
+from nola_codec.container.unit_tables import (
+    AMPLITUDE,
+    COUNT,
+    PRECISION,
+    read_exponents,
+    read_kinds,
+    read_tables,
+    write_exponents,
+    write_kinds,
+    write_tables,
+)
+from nola_codec.entropy.adaptive import IntegerReader, IntegerWriter
+from nola_codec.errors import FormatError, mismatch
+from nola_codec.model.header import Allocation, Header, Rung
 from nola_codec.model.records import CodedKind, CodedRecord
 from nola_codec.quant.scales import MAX_CODE, MIN_CODE, layer_weight
 
 START = 128
-"""The prediction of the first precision in the first record of a kind."""
-
+"""The prediction of the first precision of a file."""
 Allocations = Sequence[tuple[Allocation, ...]]
 """The allocation tables of each rung."""
-_Memory = dict[CodedKind, list[int]]
+
+
+class _Memory:
+    """The precisions of the latest record of each kind that has units."""
+
+    def __init__(self) -> None:
+        self._of_kind: dict[CodedKind, list[int]] = {}
+        self._latest = START
+
+    def remember(self, record: CodedRecord) -> None:
+        """Note a record as it is at a rung."""
+        if record.units:
+            self._of_kind[record.kind] = record.precision.tolist()
+            self._latest = int(record.precision[0])
+
+    def reference(self, kind: CodedKind, unit: int) -> int:
+        """Return the prediction for a unit that has no unit before it in its record."""
+        return self._of_kind[kind][unit] if kind in self._of_kind else self._latest
 
 
 class Layer(NamedTuple):
@@ -109,43 +139,52 @@ def predict_amplitude(
     return total
 
 
-def units_to_symbols(
-    rungs: Sequence[Sequence[CodedRecord]], allocations: Allocations, slope: int
-) -> list[npt.NDArray[np.uint16]]:
-    """Return the symbols of each rung's units section: precisions, then amplitudes.
+def pack_units(
+    rungs: Sequence[Sequence[CodedRecord]],
+    allocations: Allocations,
+    slope: int,
+    exponents: Sequence[Sequence[tuple[int, ...]]],
+) -> list[bytes]:
+    """Return the units section of each rung.
 
     Args:
         rungs: The records at each rung. The encoder keeps differences of amplitudes in [-128, 127].
         allocations: The allocation tables of each rung.
         slope: The `amplitude_slope` of the header.
+        exponents: For each rung and record, the exponents of its sides.
 
     Raises:
-        ValueError: The difference of an amplitude is out of range.
+        ValueError: The difference of an amplitude is out of range, or there are not as many tables as kinds name.
     """
-    memory: _Memory = {}
+    memory = _Memory()
     sections = []
     for rung, records in enumerate(rungs):
-        precisions: list[int] = []
-        amplitudes: list[int] = []
+        writer = IntegerWriter()
+        if rung == 0:
+            write_kinds(writer, dict.fromkeys(record.kind for record in records))
+        write_tables(writer, allocations[rung], {record.kind for record in records})
+        latest: dict[CodedKind, int] = {}
         for index, record in enumerate(records):
+            base = rungs[rung - 1][index].units if rung else latest.get(record.kind, 0)
+            writer.write(COUNT + min(base, 2), record.units - base)
+            latest[record.kind] = record.units
+        write_exponents(writer, exponents[rung])
+        for record in records:
             for unit, reference in _references(record, rung, memory):
-                precisions.append(_fold((int(record.precision[unit]) - reference + 128) % 256 - 128))
-            _remember(memory, record)
+                gap = (int(record.precision[unit]) - reference + 128) % 256 - 128
+                writer.write(PRECISION + min(unit, 2), gap)
+            memory.remember(record)
+        for index, record in enumerate(records):
             for unit in np.flatnonzero(touched_units(record, allocations, rung)).tolist():
-                old = rungs[rung - 1][index].amplitude if rung else ()
-                before = int(old[unit]) if unit < len(old) else 0
+                fresh = int(record.entry[unit]) == rung
+                before = 0 if fresh else int(rungs[rung - 1][index].amplitude[unit])
                 gap = int(record.amplitude[unit])
                 gap -= predict_amplitude(record, unit, allocations, rung, slope, before)
                 if not -128 <= gap <= 127:
                     raise ValueError(f"amplitude of {record.name} is {gap} codes from its prediction")
-                amplitudes.append(_fold(gap))
-        sections.append(np.array(precisions + amplitudes, np.uint16))
+                writer.write(AMPLITUDE + (not fresh), gap)
+        sections.append(writer.finish())
     return sections
-
-
-def units_runs(precisions: int, amplitudes: int) -> Runs:
-    """Return the two runs of a units section, of these lengths."""
-    return Runs(np.array([0, 1], np.int64), np.array([precisions, amplitudes], np.int64))
 
 
 class UnitsReader:
@@ -153,51 +192,81 @@ class UnitsReader:
 
     Attributes:
         records: The coded records as they are at the last rung that was read.
+        rungs: The rungs that were read, with their tables, units and exponents.
     """
 
-    def __init__(self, header: Header) -> None:
-        self._rungs, self._slope = header.rungs, header.amplitude_slope
-        self._allocations = [rung.allocation for rung in header.rungs]
-        self._memory: _Memory = {}
+    def __init__(self, header: Header, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._header, self._limits = header, limits
+        self._memory = _Memory()
         empty = np.zeros(0, np.int64)
         self.records = tuple(replace(r, entry=empty, precision=empty, amplitude=empty) for r in header.coded)
+        self.rungs: list[Rung] = []
 
-    def runs(self, rung: int) -> Runs:
-        """Return the runs of the next rung's section: one of precisions, then one of amplitudes."""
-        fresh = sum(self._rungs[rung].units) - sum(r.units for r in self.records)
-        old = sum(int(touched_units(r, self._allocations, rung).sum()) for r in self.records) if rung else 0
-        return units_runs(fresh, fresh + old)
-
-    def read_rung(self, rung: int, symbols: npt.NDArray[Any]) -> None:
-        """Bring the records to the next rung by the symbols of its section.
+    def read_rung(self, data: bytes) -> None:
+        """Bring the records to the next rung by the bytes of its section.
 
         Raises:
-            FormatError: ``units``: A precision has no quantizer, or an amplitude is out of range.
+            FormatError: ``symbols``: An integer is too long, or bytes are left over. ``units``: A value of a kind, a
+                table, a number of units, an exponent or an amplitude is out of range, or a precision has no
+                quantizer. ``limit``: There are too many rows or units.
         """
-        numbers = iter(_unfold(symbols))
+        rung = len(self.rungs)
+        reader = IntegerReader(data, f"units of rung {rung}")
+        if rung == 0:
+            kinds = read_kinds(reader, dict.fromkeys(record.kind for record in self.records))
+            self.records = tuple(replace(record, kind=kinds[record.kind]) for record in self.records)
+        allocation = read_tables(
+            reader, {record.kind for record in self.records}, len(self._header.quantizers), self._limits
+        )
+        units = self._read_counts(reader)
+        exponents = read_exponents(reader, self.records)
+        self.rungs.append(replace(self._header.rungs[rung], allocation=allocation, units=units, exponents=exponents))
         grown = []
-        for record, number in zip(self.records, self._rungs[rung].units, strict=True):
+        for record, number, own in zip(self.records, units, exponents, strict=True):
             fresh = number - record.units
             record = replace(
                 record,
+                exponents=own,
                 entry=np.concatenate((record.entry, np.full(fresh, rung, np.int64))),
                 precision=np.concatenate((record.precision, np.zeros(fresh, np.int64))),
                 amplitude=np.concatenate((record.amplitude, np.zeros(fresh, np.int64))),
             )
             for unit, reference in _references(record, rung, self._memory):
-                record.precision[unit] = (reference + next(numbers)) % 256
-            _remember(self._memory, record)
+                record.precision[unit] = (reference + reader.read(PRECISION + min(unit, 2))) % 256
+            self._memory.remember(record)
             grown.append(record)
+        allocations = [step.allocation for step in self.rungs]
         for record in grown:
-            for unit in np.flatnonzero(touched_units(record, self._allocations, rung)).tolist():
-                before = int(record.amplitude[unit])
-                code = next(numbers) + predict_amplitude(record, unit, self._allocations, rung, self._slope, before)
+            for unit in np.flatnonzero(touched_units(record, allocations, rung)).tolist():
+                code = predict_amplitude(
+                    record, unit, allocations, rung, self._header.amplitude_slope, int(record.amplitude[unit])
+                )
+                code += reader.read(AMPLITUDE + (int(record.entry[unit]) != rung))
                 if not MIN_CODE <= code <= MAX_CODE:
                     raise FormatError(f"units of {record.name}: amplitude out of range", code="units")
                 record.amplitude[unit] = code
-        self.records = tuple(
-            replace(record, exponents=pair) for record, pair in zip(grown, self._rungs[rung].exponents, strict=True)
-        )
+        reader.finish()
+        self.records = tuple(grown)
+
+    def _read_counts(self, reader: IntegerReader) -> tuple[int, ...]:
+        """Read the number of units of each record at the next rung."""
+        latest: dict[CodedKind, int] = {}
+        counts: list[int] = []
+        total = 0
+        for record in self.records:
+            kind = record.kind
+            base = record.units if self.rungs else latest.get(kind, 0)
+            count = base + reader.read(COUNT + min(base, 2))
+            is_whole = kind.split == "component" or count in (0, kind.most_units)
+            if not (record.units <= count <= kind.most_units and is_whole):
+                wanted = f"{record.units} to {kind.most_units}" if kind.split == "component" else "none or all"
+                raise FormatError(mismatch(f"units of {record.name}", wanted, count), code="units")
+            total += count
+            if total > self._limits.units:
+                raise limit_error("units", self._limits.units, total)
+            latest[kind] = count
+            counts.append(count)
+        return tuple(counts)
 
 
 def _references(record: CodedRecord, rung: int, memory: _Memory) -> Iterator[tuple[int, int]]:
@@ -205,23 +274,8 @@ def _references(record: CodedRecord, rung: int, memory: _Memory) -> Iterator[tup
 
     A prediction uses the precision of the unit before, which the caller fills in between two steps.
     """
-    before = memory.get(record.kind)
     for unit in np.flatnonzero(record.entry == rung).tolist():
         if record.kind.split == "component" and unit:
             yield unit, int(record.precision[unit - 1])
         else:
-            yield unit, START if before is None else before[unit]
-
-
-def _remember(memory: _Memory, record: CodedRecord) -> None:
-    if record.units:
-        values = record.precision.tolist()
-        memory[record.kind] = values[:1] if record.kind.split == "component" else values
-
-
-def _fold(value: int) -> int:
-    return value << 1 if value >= 0 else (-value << 1) - 1
-
-
-def _unfold(symbols: npt.NDArray[Any]) -> list[int]:
-    return [(s >> 1) ^ -(s & 1) for s in symbols.astype(np.int64).tolist()]
+            yield unit, memory.reference(record.kind, unit)

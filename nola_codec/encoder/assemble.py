@@ -7,24 +7,25 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from nola_codec.array_types import SymbolArray
 from nola_codec.container.names import split_name
-from nola_codec.container.units import units_runs, units_to_symbols
+from nola_codec.container.units import pack_units
 from nola_codec.container.writer import assemble
 from nola_codec.decoder.coefficients import block_runs
 from nola_codec.encoder.content import BlockSizes, FileContent
-from nola_codec.entropy import mixed, rans, raw, smallest
+from nola_codec.entropy import adaptive, mixed, rans, raw, smallest
 from nola_codec.entropy.blobs import pack_blob
 from nola_codec.model.header import Header, ReferenceEntry, Rung
-from nola_codec.model.quantizers import Runs, SymbolModel
+from nola_codec.model.quantizers import Runs
 from nola_codec.model.records import DrawnKind, DrawnRecord, RawKind, RawRecord
 from nola_codec.model.tensors import DTYPE_BYTES, Draw, RawTensor
 
 ALL_CODECS = (0, 1, 2)
 _BATCH_SYMBOLS = 12 << 20
 """Symbols handed to the entropy codecs at once: they code sections side by side, but never all of a large file."""
+CodedBlocks = Sequence[tuple[int, bytes]]
+"""(codec id, bytes) of each block of coefficients that a rung adds to a file."""
 _NOISE = bytes(range(7, 7 + 32))
 """Bytes that do not compress, in place of the SHA-256 in an estimate."""
 
@@ -52,32 +53,6 @@ class Envelope:
 
 
 @dataclass(frozen=True)
-class CodedUnits:
-    """A coded units section.
-
-    Attributes:
-        models: The models of its precisions and of its amplitudes.
-        section: (codec id, bytes).
-    """
-
-    models: tuple[SymbolModel, SymbolModel]
-    section: tuple[int, bytes]
-
-
-@dataclass(frozen=True)
-class CodedRung:
-    """The sections that a rung adds to a file.
-
-    Attributes:
-        units: The units section.
-        blocks: (codec id, bytes) of each block of coefficients.
-    """
-
-    units: CodedUnits
-    blocks: Sequence[tuple[int, bytes]]
-
-
-@dataclass(frozen=True)
 class RungFacts:
     """The part of a header that describes the decoded tensors of a rung.
 
@@ -97,7 +72,6 @@ def estimate_bytes(
 ) -> int:
     """Estimate the size of the file in bytes without entropy coding; the error is a few bytes."""
     models = [q.model for q in content.quantizers]
-    units = _code_units(content, ALL_CODECS)
     rungs, facts = [], []
     for rung, (records, packed, coded) in enumerate(
         zip(content.rungs, sizes.packed_bits, sizes.coded_bits, strict=True)
@@ -109,39 +83,38 @@ def estimate_bytes(
             lanes = (3 << rans.lane_bits(coded_bits / 8, symbols)) + 3 if coded_bits else 0
             size = min((plain_bits + coded_bits) / 8 + lanes, raw.size(runs, models))
             placeholders.append((mixed.id, bytes(int(size))))
-        rungs.append(CodedRung(units[rung], placeholders))
+        rungs.append(placeholders)
         zeros = [record.exponents for record in records]
         facts.append(RungFacts(zeros, _NOISE, {"nmse": 0.1, "effective_error": 0.1}))
     return len(write_file(content, sizes, rungs, facts, envelope, raw_sections))
 
 
-def code_rungs(content: FileContent, sizes: BlockSizes, codecs: Sequence[int] = ALL_CODECS) -> list[CodedRung]:
-    """Entropy-code the symbols of all rungs.
+def code_rungs(content: FileContent, sizes: BlockSizes, codecs: Sequence[int] = ALL_CODECS) -> list[CodedBlocks]:
+    """Entropy-code the coefficients of all rungs.
 
     Args:
         content: The records and symbols.
         sizes: The blocks of the content.
         codecs: The ids of the entropy codecs to choose from.
     """
-    return [
-        CodedRung(units, _code_blocks(content, sizes, rung, codecs))
-        for rung, units in enumerate(_code_units(content, codecs))
-    ]
+    return [_code_blocks(content, sizes, rung, codecs) for rung in range(len(content.rungs))]
 
 
 def write_file(
     content: FileContent,
     sizes: BlockSizes,
-    rungs: Sequence[CodedRung],
+    rungs: Sequence[CodedBlocks],
     facts: Sequence[RungFacts],
     envelope: Envelope,
     raw_sections: Sequence[tuple[int, bytes]],
 ) -> bytes:
     """Return the bytes of the file: the header, then the sections rung by rung; the first rung has carried tensors."""
+    exponents = [own.exponents for own in facts]
+    units = pack_units(content.rungs, content.allocations, content.amplitude_slope, exponents)
     sections: list[tuple[int, bytes]] = []
-    for number, rung in enumerate(rungs):
-        sections += [rung.units.section, *rung.blocks, *(raw_sections if number == 0 else ())]
-    return assemble(_header(content, sizes, rungs, facts, envelope), sections)
+    for number, (own, blocks) in enumerate(zip(units, rungs, strict=True)):
+        sections += [(adaptive.id, own), *blocks, *(raw_sections if number == 0 else ())]
+    return assemble(_header(content, sizes, facts, envelope), sections)
 
 
 def pack_raw(tensors: Mapping[str, RawTensor]) -> list[tuple[int, bytes]]:
@@ -164,33 +137,9 @@ def _code_blocks(content: FileContent, sizes: BlockSizes, rung: int, codecs: Seq
     return coded
 
 
-def _code_units(content: FileContent, codecs: Sequence[int]) -> list[CodedUnits]:
-    """Code the units section of each rung."""
-    made = []
-    before = 0
-    streams = units_to_symbols(content.rungs, content.allocations, content.amplitude_slope)
-    for records, symbols in zip(content.rungs, streams, strict=True):
-        total = sum(record.units for record in records)
-        models = _unit_models(symbols, total - before)
-        (section,) = smallest([symbols], [units_runs(total - before, len(symbols) - total + before)], models, codecs)
-        made.append(CodedUnits(models, section))
-        before = total
-    return made
-
-
-def _unit_models(symbols: npt.NDArray[np.uint16], precisions: int) -> tuple[SymbolModel, SymbolModel]:
-    """Fit one model to the first `precisions` symbols of a units section, and one to the others."""
-    models = []
-    for part in (symbols[:precisions], symbols[precisions:]):
-        counts = np.bincount(part, minlength=1)
-        models.append(SymbolModel(len(counts), rans.normalize(counts) if part.size else None))
-    return models[0], models[1]
-
-
 def _header(
     content: FileContent,
     sizes: BlockSizes,
-    coded: Sequence[CodedRung],
     facts: Sequence[RungFacts],
     envelope: Envelope,
 ) -> Header:
@@ -199,11 +148,10 @@ def _header(
             allocation=allocation,
             units=tuple(record.units for record in records),
             exponents=tuple(own.exponents),
-            side_models=part.units.models,
             decoded_sha256=own.sha256,
             measured=own.measured,
         )
-        for records, allocation, part, own in zip(content.rungs, content.allocations, coded, facts, strict=True)
+        for records, allocation, own in zip(content.rungs, content.allocations, facts, strict=True)
     )
     coded_records = tuple(
         replace(record, exponents=own) for record, own in zip(content.records, facts[-1].exponents, strict=True)

@@ -17,8 +17,16 @@ from nola_codec.basis import basis_by_id
 from nola_codec.container.names import split_name
 from nola_codec.encoder.content import DraftSymbols, FileContent
 from nola_codec.encoder.job import EncodeJob
-from nola_codec.fit.allocation import P_LOW, RatePlan, coder_class, precision_shift, precision_shifts, rate_table
-from nola_codec.fit.canonical_form import CanonicalForm, roles_of
+from nola_codec.fit.allocation import (
+    P_LOW,
+    PRECISION_STEPS,
+    RatePlan,
+    coder_class,
+    precision_shift,
+    precision_shifts,
+    rate_table,
+)
+from nola_codec.fit.canonical_form import CARRIED, CanonicalForm, roles_of
 from nola_codec.fit.quantize import QuantizedForm
 from nola_codec.model.adapter import Codable
 from nola_codec.model.header import Allocation
@@ -27,14 +35,17 @@ from nola_codec.quant.scales import MAX_CODE, MIN_CODE
 from nola_codec.stores.dtypes import coded_dtype
 
 _GAP = 127
-"""The greatest difference between an amplitude and its prediction that a units section can hold."""
+"""The greatest difference between an amplitude and its prediction that the encoder writes."""
+_LARGE_GAP = 5
+"""The difference from which on an amplitude is only rounded: a smaller one would hardly save bits."""
 
 
 def component_content(job: EncodeJob, form: CanonicalForm, plan: RatePlan, quantized: QuantizedForm) -> FileContent:
     """Return the content of a file with the quantized units as records.
 
     Amplitudes are rounded to sixteenths of an octave, and written as differences from a prediction by the precision.
-    The constants of the prediction are fitted here, as medians, by kind and by entry of lora_B's allocation table.
+    The constants of the prediction are fitted here, as medians, by kind and by entry of lora_B's allocation table. An
+    amplitude moves towards its prediction where the bits that this saves are worth more than what it loses.
 
     The content reads its symbols from the levels of `quantized` at each access. It does not hold the matrices of
     `form`.
@@ -44,7 +55,7 @@ def component_content(job: EncodeJob, form: CanonicalForm, plan: RatePlan, quant
         _kind(item, job.basis, tables.numbers, is_difference=index in form.differences)
         for index, item in enumerate(job.items)
     ]
-    amplitudes = _predict_amplitudes(quantized, form, kinds, tables)
+    amplitudes = _predict_amplitudes(quantized, form, plan, kinds, tables)
     units = units_of_records(quantized, form, len(job.items))
     lean = form.without_matrices()
     rungs, squares = [], []
@@ -207,7 +218,11 @@ class _Amplitudes:
 
 
 def _predict_amplitudes(
-    quantized: QuantizedForm, form: CanonicalForm, kinds: Sequence[CodedKind], tables: _AllocationTables
+    quantized: QuantizedForm,
+    form: CanonicalForm,
+    plan: RatePlan,
+    kinds: Sequence[CodedKind],
+    tables: _AllocationTables,
 ) -> _Amplitudes:
     """Fit the prediction of the amplitudes, and round every amplitude to a code near it.
 
@@ -233,10 +248,32 @@ def _predict_amplitudes(
             offsets |= {(rung, *pair): int(step[i]) for pair, i in index.items()}
             base = base + step[ids]
             reached = reached + step[ids]
-        near = np.clip(np.rint(quantized.amplitude[rung]), base - _GAP, base + _GAP)
+        price = plan.lagrangian * 2.0 ** (-plan.steps[rung] / (PRECISION_STEPS / 2))
+        worth = form.strength[quantized.kept] ** 2 * np.prod(quantized.survival[rung], axis=0)
+        worth[form.roles[0, quantized.kept] == CARRIED] = np.inf
+        near = base + _cheap_gaps(quantized.amplitude[rung] - base, worth / max(price, 1e-300))
         near = np.clip(near, MIN_CODE, MAX_CODE).astype(np.int64)
         codes[rung] = np.where(coded, near, codes[max(rung - 1, 0)])
     return _Amplitudes(slope, {kind: int(constants[number]) for kind, number in numbers.items()}, codes, offsets)
+
+
+def _cheap_gaps(exact: Float64Array, worth: Float64Array) -> Float64Array:
+    """Return integers near the exact gaps between amplitudes and predictions that are cheap to write, float64 (kept,).
+
+    Args:
+        exact: float64 (kept,): the gaps, in codes.
+        worth: float64 (kept,): the squared strength of each unit that survives, in bits; infinite to round and no more.
+    """
+    gap = np.clip(np.rint(exact), -_GAP, _GAP)
+    best, least = gap, np.full(len(gap), np.inf)
+    for distance in range(_LARGE_GAP):
+        there = np.copysign(np.minimum(distance, np.abs(gap)), gap)
+        bits = np.where(there == 0, 0.0, 1.5 + np.abs(there))
+        with np.errstate(invalid="ignore"):  # an infinite worth of no loss
+            cost = worth * (np.exp2((there - exact) / 16) - 1) ** 2 + bits
+        better = cost < least
+        best, least = np.where(better, there, best), np.where(better, cost, least)
+    return np.where(np.isinf(worth) | (np.abs(gap) >= _LARGE_GAP), gap, best)
 
 
 def _fit_first(

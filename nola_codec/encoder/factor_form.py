@@ -80,8 +80,9 @@ def fixed_width_content(
     assert isinstance(quantizer.codebook, Codebook)
     placed = _with_precisions(records)
     squares = tuple(_squares(record, each, quantizer.codebook) for record, each in zip(placed, symbols, strict=True))
-    allocation = ((-1024, 0, 0, 0),)
-    return FileContent((placed,), (tuple(symbols),), (squares,), (quantizer,), [(allocation, allocation)], SLOPE)
+    sides = max((len(record.kind.sides) for record in placed), default=0)  # each side has a table
+    allocations = [(((-1024, 0, 0, 0),),) * sides]
+    return FileContent((placed,), (tuple(symbols),), (squares,), (quantizer,), allocations, SLOPE)
 
 
 def _fit_pair(

@@ -12,6 +12,7 @@ Example:
 
     raw.py, zstd.py, mixed.py   codecs 0, 1 and 2: packed bits; zstd; rANS, with packed bits where rANS gains nothing
     rans.py                     interleaved rANS, for codec 2
+    adaptive.py                 codec 3: integers with adaptive probabilities, for units sections alone
     streams.py                  sorts symbols by model, for codecs 0 and 1
     blobs.py, frames.py         plain bytes in a section; frames of zstd with a checked size
 """

@@ -25,6 +25,17 @@ def compress(data: bytes, dictionary: bytes | None = None) -> bytes:
     return compressor.compress(data)
 
 
+def declared_size(data: bytes | memoryview, what: str) -> int:
+    """Return the content size that a frame declares. Raises FormatError ``zstd`` if it declares none it can have."""
+    try:
+        size = zstandard.get_frame_parameters(_MAGIC + bytes(data)).content_size
+    except zstandard.ZstdError as error:
+        raise FormatError(f"{what}: damaged zstd frame ({error})", code="zstd") from error
+    if size > len(data) << _MOST_EXPANSION:  # a frame without a size has the greatest of all
+        raise FormatError(f"{what}: a zstd frame of {len(data)} bytes cannot hold {size}", code="zstd")
+    return size
+
+
 def decompress(data: bytes | memoryview, size: int, what: str, dictionary: bytes | None = None) -> bytes:
     """Undo `compress`.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from nola_codec.model.quantizers import Quantizer, SymbolModel
+from nola_codec.model.quantizers import Quantizer
 from nola_codec.model.records import CodedRecord, DrawnRecord, RawRecord
 
 Allocation = tuple[tuple[int, int, int, int], ...]
@@ -25,7 +25,7 @@ class Section:
 
     Attributes:
         codec: The id of its codec.
-        offset: The position of its first byte, from the start of the data area.
+        offset: The position of its first byte, from the end of the header. It is the sum of the lengths before.
         length: The number of its stored bytes.
         crc32: The CRC-32 of the stored bytes.
     """
@@ -60,13 +60,14 @@ class ReferenceEntry:
 
 @dataclass(frozen=True)
 class Rung:
-    """One rung of a file, with the part of the header that belongs to it. Most files have one rung.
+    """One rung of a file. Most files have one rung.
+
+    The first three come from the rung's units section, and are empty until it is read.
 
     Attributes:
         allocation: The allocation tables; a side gives the number of its table.
         units: For each coded record, the number of units that it has at this rung, earlier rungs included.
         exponents: For each coded record, the exponents of its sides as decoded at this rung.
-        side_models: The models of the precisions and of the amplitudes in the units section.
         decoded_sha256: The SHA-256 of everything that this rung decodes to.
         measured: The losses that the encoder measured at this rung, by name.
     """
@@ -74,7 +75,6 @@ class Rung:
     allocation: tuple[Allocation, ...]
     units: tuple[int, ...]
     exponents: tuple[tuple[int, ...], ...]
-    side_models: tuple[SymbolModel, SymbolModel]
     decoded_sha256: bytes
     measured: Mapping[str, float]
 

@@ -102,7 +102,7 @@ def test_the_set_covers_the_format() -> None:
     assert len(seen.pop("trellis")) > len(TRELLISES) / 2  # all of them are in tests/kat
     assert seen == {
         "generator": {1, 2}, "streams shared": both, "raw tensors": both, "config": both, "frequencies": both,
-        "form": {"symmetric", "points", "midtread", "midrise", "Trellis", "Dependent"}, "codec": {0, 1, 2},
+        "form": {"symmetric", "points", "midtread", "midrise", "Trellis", "Dependent"}, "codec": {0, 1, 2, 3},
         "basis": {1, 2, 3}, "dimensions of a vector": {0, 1, 2}, "basis of a vector": {1, 2},
         "a vector that comes in late": both,
         "split": {"component", "factor", "difference"}, "layout": {"linear", "conv", "embedding"},

@@ -13,6 +13,7 @@ import pytest
 
 from nola_codec.arrays import NUMPY, Arrays, TorchArrays
 from nola_codec.basis import BasisKey, basis_by_id
+from nola_codec.entropy.adaptive import IntegerReader, IntegerWriter
 from nola_codec.model.tensors import Draw, DrawMethod
 from nola_codec.prng import signs, subset, words
 from nola_codec.prng.draws import draw_tensor
@@ -158,3 +159,14 @@ def test_the_files_cover_what_they_should() -> None:
     assert any(w["k"] < w["n"] for w in bases if w["basis"] == 1)
     assert {w["count"] for w in answers("signs.json")} == LENGTHS
     assert {w["population"] for w in answers("subsets.json")} == LENGTHS
+
+
+@pytest.mark.parametrize("answer", answers("integers.json"), ids=lambda answer: str(len(answer["integers"])))
+def test_adaptive_integers(answer: dict[str, Any]) -> None:
+    reader = IntegerReader(bytes.fromhex(answer["section"]), "section")
+    assert [reader.read(role) for role in answer["roles"]] == answer["integers"]
+    reader.finish()
+    writer = IntegerWriter()
+    for role, value in zip(answer["roles"], answer["integers"], strict=True):
+        writer.write(role, value)
+    assert writer.finish().hex() == answer["section"]

@@ -25,12 +25,14 @@ import zstandard
 from nola_codec.arrays import NUMPY, Arrays
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.container.reader import open_container
+from nola_codec.entropy.adaptive import IntegerWriter
 from nola_codec.references.finding import open_decoder
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "v0"
 DICTIONARY = (ROOT / "spec" / "header-dictionary.bin").read_bytes()
 MAGIC = b"\x89NLA\r\n\x1a\n"
+PRELUDE = 38
 
 
 def golden(name: str) -> bytes:
@@ -108,27 +110,25 @@ def unframe(stored: bytes, dictionary: bytes = b"") -> bytes:
     return zstandard.ZstdDecompressor(dict_data=extra).decompress(b"\x28\xb5\x2f\xfd" + stored)
 
 
-def align(offset: int) -> int:
-    """The next multiple of eight."""
-    return offset + -offset % 8
+def stored_header(data: bytes) -> bytes:
+    """The compressed header of a file."""
+    return data[PRELUDE : PRELUDE + struct.unpack_from("<I", data, 14)[0]]
 
 
 def split(data: bytes) -> Parts:
     """Take a valid file apart."""
-    stored = struct.unpack_from("<I", data, 20)[0]
-    top = msgpack.unpackb(unframe(data[76 : 76 + stored], DICTIONARY))
-    base = align(76 + stored)
-    sections = [(codec, data[base + start : base + start + size]) for codec, start, size, _ in top["sections"]]
+    stored = stored_header(data)
+    top = msgpack.unpackb(unframe(stored, DICTIONARY))
+    position, sections = PRELUDE + len(stored), []
+    for codec, size, _ in top["sections"]:
+        sections.append((codec, data[position : position + size]))
+        position += size
     return Parts(top, sections)
 
 
 def table(sections: list[tuple[int, bytes]]) -> list[list[int]]:
     """The header's `sections` for these."""
-    rows, offset = [], 0
-    for codec, data in sections:
-        rows.append([codec, offset, len(data), zlib.crc32(data)])
-        offset = align(offset + len(data))
-    return rows
+    return [[codec, len(data), zlib.crc32(data)] for codec, data in sections]
 
 
 def join(
@@ -137,7 +137,6 @@ def join(
     plain: Callable[[dict[str, Any]], bytes] = lambda top: canonical(top),
     sections: Callable[[list[list[int]]], Any] = lambda rows: rows,
     stored_header: bytes | None = None,
-    padding: bytes = b"\0",
     tail: bytes = b"",
     **prelude: int,
 ) -> bytes:
@@ -148,38 +147,57 @@ def join(
         plain: Header map -> bytes, by default canonical MessagePack.
         sections: Alters the section table.
         stored_header: Stands for the compressed header.
-        padding: Byte between sections.
-        tail: Goes after the last section; the file length counts it.
-        prelude: Fields to set: version, revision, required, optional, plain_size, file_length. Required flags are 1 if
-            the header has a reference.
+        tail: Goes after the last section.
+        prelude: Fields to set: version, revision, required. Required flags are 1 if the header has a reference.
     """
     header = plain({**parts.top, "sections": sections(table(parts.sections))})
     stored = frame(header, DICTIONARY) if stored_header is None else stored_header
-    body = bytearray(stored)
-    base = align(76 + len(stored)) - 76
-    for row, (_, data) in zip(table(parts.sections), parts.sections, strict=True):
-        body.extend(padding * (base + row[1] - len(body)))
-        body.extend(data)
-    body.extend(tail)
     flags = int("reference" in parts.top)
-    return seal(bytes(76) + bytes(body), header=stored, **{"plain_size": len(header), "required": flags, **prelude})
+    return seal(stored, b"".join(data for _, data in parts.sections) + tail, **{"required": flags, **prelude})
 
 
-def seal(data: bytes, *, header: bytes, **prelude: int) -> bytes:
-    """Write the prelude of a file: every length and checksum right, except what is asked for."""
+def seal(header: bytes, body: bytes, **prelude: int) -> bytes:
+    """Write the prelude of a file: its length and checksums right, except what is asked for."""
     head = MAGIC + struct.pack(
-        "<HHIIIIIQ",
+        "<HHHI",
         prelude.get("version", 0),
-        prelude.get("revision", 1),
+        prelude.get("revision", 2),
         prelude.get("required", 0),
-        prelude.get("optional", 0),
         len(header),
-        prelude["plain_size"],
-        zlib.crc32(header),
-        prelude.get("file_length", len(data)),
     )
-    head += hashlib.sha256(head + data[76:]).digest()
-    return head + struct.pack("<I", zlib.crc32(head)) + data[76:]
+    head += hashlib.sha256(head + header + body).digest()[:16]
+    return head + struct.pack("<I", zlib.crc32(head + header)) + header + body
+
+
+def units_integers(data: bytes) -> list[list[tuple[int, int]]]:
+    """The (role, value) of each integer of each units section of a valid file."""
+    module, known, sections = reference(), dict(reference_answers()), []
+
+    class Recording(module.Integers):  # type: ignore[name-defined,misc]
+        def __init__(self, data: bytes) -> None:
+            super().__init__(data)
+            self.log: list[tuple[int, int]] = []
+            sections.append(self.log)
+
+        def read(self, role: int) -> int:
+            value: int = super().read(role)
+            self.log.append((role, value))
+            return value
+
+    plain, module.Integers = module.Integers, Recording
+    try:
+        module.decode(data, known)
+    finally:
+        module.Integers = plain
+    return sections
+
+
+def pack_integers(integers: list[tuple[int, int]]) -> bytes:
+    """A units section of these (role, value)."""
+    writer = IntegerWriter()
+    for role, value in integers:
+        writer.write(role, value)
+    return writer.finish()
 
 
 def canonical(value: Any) -> bytes:

@@ -110,6 +110,7 @@ def test_limits_are_the_codes() -> None:
         "sections": limits.sections,
         "quantizers": limits.quantizers,
         "rungs": limits.rungs,
+        "rows of the allocation tables of a rung": limits.rows,
         "units, all records": limits.units,
         "characters (code points) of a name, template, `writer`, `dialect`": limits.name,
         "dimensions of a shape": limits.dimensions,
@@ -142,7 +143,7 @@ def test_links_lead_somewhere() -> None:
 
 def test_reference_decoder_is_short_and_stands_alone() -> None:
     text = DECODER.read_text(encoding="utf-8")
-    assert len([line for line in text.splitlines() if line.strip()]) < 630
+    assert len([line for line in text.splitlines() if line.strip()]) < 650
     imported = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):

@@ -94,7 +94,7 @@ def test_batches_of_blocks_give_the_same_sections(quantized: QuantizedAdapter, m
     blocks = [len(np.concatenate(content.symbols[0][start:stop])) for start, stop in sizes.spans]
     monkeypatch.setattr("nola_codec.encoder.assemble._BATCH_SYMBOLS", blocks[0] + 1)
     assert code_rungs(content, sizes) == whole
-    assert [len(rung.blocks) for rung in whole] == [len(blocks)] * len(content.rungs)
+    assert [len(rung) for rung in whole] == [len(blocks)] * len(content.rungs)
 
 
 def test_symbols_of_a_draft_are_a_sequence(quantized: QuantizedAdapter) -> None:

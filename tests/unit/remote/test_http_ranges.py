@@ -132,21 +132,6 @@ def test_a_file_that_changes_is_an_error(server: RangeServer, encoded: bytes, ha
     assert caught.value.code == "remote-changed"
 
 
-def test_padding_is_checked_when_its_section_is_read(encoded: bytes) -> None:
-    with nola_codec.load(encoded, device="numpy") as task:
-        sections = task.header.sections
-        data_at = task._container.header_length
-    index = next(i for i in range(len(sections) - 1, 0, -1)
-                 if sections[i].offset > sections[i - 1].offset + sections[i - 1].length)  # fmt: skip
-    damaged = bytearray(encoded)
-    damaged[data_at + sections[index].offset - 1] = 1
-    with RangeServer({"bad.nola": bytes(damaged)}) as server:
-        for use in (nola_codec.verify, lambda url: nola_codec.load(url, device="numpy").state_dict()):
-            with pytest.raises(NolaError) as caught:
-                use(server.url("bad.nola"))
-            assert caught.value.code == "padding"
-
-
 def test_names_of_errors(server: RangeServer) -> None:
     with pytest.raises(RemoteError, match=r"http://127.0.0.1:\d+/none.nola\?\.\.\.: no such file$") as caught:
         nola_codec.load(server.url("none.nola", "me:pw") + "?token=abc")

@@ -368,7 +368,7 @@ def test_another_matrix_than_a_network_makes_is_refused(tmp_path: Path) -> None:
     assert plain.w is plain._parameters["w"]
 
 
-@pytest.mark.parametrize(("field", "value"), [(2, 2), (5, 2.0), (6, 1)])
+@pytest.mark.parametrize(("field", "value"), [(2, 2), (3, 2.0), (4, 1)])
 def test_factors_that_are_no_plain_product_are_refused(field: int, value: object, file: bytes) -> None:
     parts = split(file)
     parts.top["kinds"][0][field] = value  # layout, scaling, fan_in_fan_out

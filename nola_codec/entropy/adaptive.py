@@ -1,0 +1,138 @@
+"""Code integers with probabilities that adapt: codec 3, for units sections (specification, "Adaptive integers").
+
+A section of this codec needs no table: each bit of an integer is coded with the probability that earlier bits at the
+same place of earlier integers of the same role suggest. That is slow in Python, about a microsecond a bit, so it serves
+for the few hundred integers of a units section and not for coefficients.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nola_codec.errors import FormatError
+
+id: Final = 3
+MAX_BITS: Final = 20
+"""The most bits that the magnitude of an integer may have."""
+_HALF: Final = 1 << 15
+_MOST_SEEN: Final = 60
+_LEAST_RANGE: Final = 1 << 24
+
+_Contexts = dict[int, dict[int, list[int]]]
+"""For each role, and for the bits of an integer so far: [probability of 0 in 1/65536, number of bits seen]."""
+
+
+def _adapt(context: list[int], bit: int) -> None:
+    share, seen = context
+    context[0] = share - share // (seen + 2) if bit else share + (65536 - share) // (seen + 2)
+    if seen < _MOST_SEEN:
+        context[1] = seen + 1
+
+
+class IntegerWriter:
+    """A writer of adaptive integers."""
+
+    def __init__(self) -> None:
+        self._contexts: _Contexts = {}
+        self._low, self._range = 0, (1 << 32) - 1
+        self._out = bytearray()
+
+    def write(self, role: int, value: int) -> None:
+        """Append an integer of a role. Raises ValueError if its magnitude has more than `MAX_BITS` bits."""
+        magnitude = abs(value)
+        length = magnitude.bit_length()
+        if length > MAX_BITS:
+            raise ValueError(f"{value} does not fit into a units section")
+        bits = [1] * length + [0]
+        if length:
+            bits.append(int(value < 0))
+            bits += [magnitude >> place & 1 for place in range(length - 2, -1, -1)]
+        contexts, path = self._contexts.setdefault(role, {}), 1
+        for bit in bits:
+            self._write_bit(contexts.setdefault(path, [_HALF, 0]), bit)
+            path = path << 1 | bit
+
+    def finish(self) -> bytes:
+        """Return the bytes of all integers. The writer cannot be used any more."""
+        for zeros in range(32, -1, -1):  # the number in the last range that ends in the most zeros
+            mask = (1 << zeros) - 1
+            number = (self._low + mask) & ~mask
+            if number < self._low + self._range:
+                break
+        self._low = number
+        for _ in range(4):
+            self._push()
+        return bytes(self._out).rstrip(b"\0")
+
+    def _write_bit(self, context: list[int], bit: int) -> None:
+        bound = (self._range >> 16) * context[0]
+        if bit:
+            self._low += bound
+            self._range -= bound
+        else:
+            self._range = bound
+        _adapt(context, bit)
+        while self._range < _LEAST_RANGE:
+            self._push()
+            self._range <<= 8
+
+    def _push(self) -> None:
+        """Move the highest byte of the lower end to the output, with its carry."""
+        if self._low >> 32:
+            last = len(self._out) - 1
+            while self._out[last] == 255:
+                self._out[last] = 0
+                last -= 1
+            self._out[last] += 1
+        self._out.append(self._low >> 24 & 255)
+        self._low = (self._low & 0xFFFFFF) << 8
+
+
+class IntegerReader:
+    """A reader of adaptive integers. `what` names the section in errors."""
+
+    def __init__(self, data: bytes, what: str) -> None:
+        self._what = what
+        self._contexts: _Contexts = {}
+        self._range = (1 << 32) - 1
+        self._data, self._position = data, 4
+        self._code = int.from_bytes(data[:4].ljust(4, b"\0"), "big")
+        if self._code >= self._range:
+            raise FormatError(f"{what}: the first four bytes are out of range", code="symbols")
+
+    def read(self, role: int) -> int:
+        """Return the next integer, of a role. Raises FormatError ``symbols`` if it has too many bits."""
+        contexts, path, length = self._contexts.setdefault(role, {}), 1, 0
+        while self._read_bit(contexts.setdefault(path, [_HALF, 0])):
+            path, length = path << 1 | 1, length + 1
+            if length > MAX_BITS:
+                raise FormatError(f"{self._what}: an integer of more than {MAX_BITS} bits", code="symbols")
+        if length == 0:
+            return 0
+        path <<= 1
+        negative = self._read_bit(contexts.setdefault(path, [_HALF, 0]))
+        path, magnitude = path << 1 | negative, 1
+        for _ in range(length - 1):
+            bit = self._read_bit(contexts.setdefault(path, [_HALF, 0]))
+            path, magnitude = path << 1 | bit, magnitude << 1 | bit
+        return -magnitude if negative else magnitude
+
+    def finish(self) -> None:
+        """Check that all bytes were used. Raises FormatError ``symbols`` if some are left."""
+        if len(self._data) > self._position:
+            raise FormatError(f"{self._what}: {len(self._data) - self._position} bytes are left over", code="symbols")
+
+    def _read_bit(self, context: list[int]) -> int:
+        bound = (self._range >> 16) * context[0]
+        bit = int(self._code >= bound)
+        if bit:
+            self._code -= bound
+            self._range -= bound
+        else:
+            self._range = bound
+        _adapt(context, bit)
+        while self._range < _LEAST_RANGE:
+            byte = self._data[self._position] if self._position < len(self._data) else 0
+            self._code, self._range = self._code << 8 | byte, self._range << 8
+            self._position += 1
+        return bit
