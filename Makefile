@@ -47,6 +47,7 @@ experiments: $(VENV)/bench.stamp
 	$(BIN)/python tools/experiments/methods.py small
 	$(BIN)/python tools/experiments/methods.py quantized
 	$(BIN)/python tools/experiments/quantization.py
+	$(BIN)/python tools/experiments/allotment.py
 	$(BIN)/python tools/experiments/bleu.py
 	$(BIN)/python tools/experiments/forms.py ranks
 	$(BIN)/python tools/experiments/forms.py shared

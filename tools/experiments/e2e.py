@@ -129,11 +129,24 @@ def prepare(task: Task, run: Run) -> tuple[Any, Callable[[Path], int]]:
     model = get_peft_model(task.model, LoraConfig(r=rank, lora_alpha=2 * rank, task_type="CAUSAL_LM", **where))
     if method == "lora":
         return model, lambda out: _save_lora(model, out)
+    counts = gradient_shares(task, model, run["total"], run["seed"]) if "total" in run else run["num_basis"]
     parametrize(
-        model, num_basis=run["num_basis"], basis=run.get("basis", "hadamard"), bits=run.get("bits"),
+        model, num_basis=counts, basis=run.get("basis", "hadamard"), bits=run.get("bits"),
         shared_basis=run.get("shared", False), keep_basis=run.get("kept", False), seed=run["seed"],
     )  # fmt: skip
     return model, lambda out: save(model, out)
+
+
+def gradient_shares(task: Task, model: Any, total: int, seed: int) -> dict[str, int]:
+    """Share `total` coefficients out by the first gradient of the fresh adapter, on a batch of its own."""
+    from gradient_shares import share_out_num_basis
+
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, targets = task.logits(model, next(task.batches(seed + 1000, 1)))
+    functional.cross_entropy(logits.float(), targets).backward()
+    counts = share_out_num_basis(model, total)
+    model.zero_grad(set_to_none=True)
+    return counts
 
 
 def round_base(model: Any, bits: int) -> None:

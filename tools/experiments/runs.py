@@ -25,11 +25,16 @@ def nola(num_basis: int, **more: object) -> Run:
     return {"method": "nola", **chosen, "autocast": "bfloat16", **more}
 
 
+def shared_out(total: int, **more: object) -> Run:
+    """NOLA with one budget for all factors, shared out by the first gradients."""
+    return {**{key: value for key, value in nola(0).items() if key != "num_basis"}, "total": total, **more}
+
+
 def methods(seed: int) -> list[Run]:
     """The ways to fine-tune all layers."""
     vera = {"method": "vera", "rank": 256, "lr": 0.01, "steps": STEPS, "autocast": "bfloat16"}
     widths = [8, 4, 3, 2]
-    runs = [lora(8), lora(1), nola(128, ptq=widths), nola(32, ptq=widths), vera]
+    runs = [lora(8), lora(1), nola(128, ptq=widths), nola(32, ptq=widths), shared_out(53_760), vera]
     return [{**run, "seed": seed} for run in runs]
 
 

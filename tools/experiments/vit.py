@@ -24,6 +24,7 @@ from typing import Any
 import results
 import torch
 from fashion_mnist import FOLDER, PACKAGE, images
+from gradient_shares import share_out_num_basis
 from networks import Images
 from real_data import cache_dir
 from report import say
@@ -38,6 +39,8 @@ WAYS: list[dict[str, Any]] = [
     {"way": "nola", "rank": 4, "num_basis": 8},
     {"way": "nola", "rank": 4, "num_basis": 32},
     {"way": "nola", "rank": 4, "num_basis": 96},
+    {"way": "nola", "rank": 4, "total": 384},
+    {"way": "nola", "rank": 4, "total": 1536},
     {"way": "unilora", "rank": 4, "total": 384},
     {"way": "unilora", "rank": 4, "total": 1536},
     {"way": "full"},
@@ -93,7 +96,7 @@ def draw(data: Images, seed: int) -> tuple[Images, Images]:
     return Images(mine.x[shots], mine.y[shots]), Images(mine.x[others], mine.y[others])
 
 
-def prepare(base: Path, way: dict[str, Any]) -> Any:
+def prepare(base: Path, way: dict[str, Any], shots: Images) -> Any:
     """Return the base with a fresh head, and with what a way trains."""
     from peft import LoraConfig, UniLoraConfig, get_peft_model
     from transformers import ViTForImageClassification
@@ -114,7 +117,12 @@ def prepare(base: Path, way: dict[str, Any]) -> Any:
     if way["way"] in ("lora", "nola"):
         model = get_peft_model(model, LoraConfig(r=way["rank"], lora_alpha=2 * way["rank"], **where))
     if way["way"] == "nola":
-        parametrize(model, num_basis=way["num_basis"], seed=way["seed"])
+        counts = way.get("num_basis")
+        if "total" in way:
+            functional.cross_entropy(model(pixel_values=shots.x).logits, shots.y).backward()
+            counts = share_out_num_basis(model, way["total"])
+            model.zero_grad(set_to_none=True)
+        parametrize(model, num_basis=counts, seed=way["seed"])
     return model
 
 
@@ -124,7 +132,7 @@ def adapt(base: Path, way: dict[str, Any], data: Images, test: Images | None) ->
 
     torch.manual_seed(way["seed"])
     shots, others = draw(data, way["seed"])
-    model = prepare(base, way)
+    model = prepare(base, way, shots)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=way["lr"], weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, way["lr"], total_steps=STEPS)

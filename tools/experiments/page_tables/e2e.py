@@ -10,7 +10,7 @@ _NAMES = {
     "base": "base model", "lora": "LoRA", "nola": "NOLA", "pranc": "PRANC", "vera": "VeRA", "randlora": "RandLoRA"
 }  # fmt: skip
 _HEADER = ["method", "trained", "bytes", "loss", "deviation", "seeds"]
-_KEPT = ("method", "rank", "num_basis", "bits", "base_bits", "layers", "steps", "autocast")
+_KEPT = ("method", "rank", "num_basis", "total", "bits", "base_bits", "layers", "steps", "autocast")
 
 
 def methods(found: list[Result]) -> str:
@@ -62,8 +62,9 @@ def _losses(found: list[Result], wanted: dict[str, Any]) -> str:
         if chosen:
             by.setdefault(tuple(settings.get(key) for key in _KEPT), []).append(result)
     rows = []
-    for (method, rank, num_basis, *_), own in by.items():
+    for (method, rank, num_basis, total, *_), own in by.items():
         name = _NAMES[method] + (f" r={rank}" if rank else "") + (f" k={num_basis}" if num_basis else "")
+        name += f", {total:,} shared out" if total else ""
         loss, spread = mean_and_spread(own, "loss")
         figures = own[0]["figures"]
         rows.append([
