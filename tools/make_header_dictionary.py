@@ -50,6 +50,30 @@ MODULES = ["mlp.down_proj", "mlp.gate_proj", "mlp.up_proj", "self_attn.k_proj", 
            "self_attn.q_proj", "self_attn.v_proj"]  # fmt: skip
 
 
+# Keys and default values of PEFT's methods beside LoRA (0.21), and the names of their tensors.
+METHODS: dict[str, Any] = {
+    "d_initial": 0.1, "generator_seed": None, "init_logits_std": 0.1, "init_theta_d_bound": 0.02,
+    "init_v_bound": 0.02, "init_vector_bank_bound": 0.02, "init_weights": True, "n_frequency": 1000,
+    "n_frequency_pattern": {}, "num_vectors": 256, "peft_type": "RANDLORA", "proj_seed": 42,
+    "projection_prng_key": 0, "projection_seed": 42, "proportional_parameters": False, "pvera_dropout": 0.0,
+    "random_loc_seed": 777, "randlora_alpha": 640, "randlora_dropout": 0.0, "sample_at_inference": False,
+    "save_indices": False, "save_only_topk_weights": False, "save_projection": True, "scaling": 150.0, "sparse": False,
+    "theta_d_length": 256, "tinylora_dropout": 0.0, "topk": 2, "u": 64, "unilora_dropout": 0.0, "use_idwt": True,
+    "vblora_dropout": 0.0, "vector_length": 256, "vera_dropout": 0.0, "very_sparse": False, "wavelet_family": "db1",
+    "weight_tying": 0.0,
+}  # fmt: skip
+METHOD_WORDS = [
+    "UNILORA", "TINYLORA", "VBLORA", "FOURIERFT", "WAVEFT", "PVERA", "VERA", "LOHA", "LOKR", "hada_w#_a", "lokr_w#",
+    "base_model.unilora_theta_d", "base_model.model.model.layers.#.self_attn.q_proj.unilora_indices_A",
+    ".unilora_scales_B", "base_model.tinylora_v.#", ".tinylora_A", ".tinylora_B", ".tinylora_P",
+    "base_model.vblora_vector_bank", ".vblora_logits_A_topk_indices", ".vblora_logits_B_topk_weights",
+    ".fourierft_spectrum", ".waveft_spectrum", ".vera_lambda_b", ".vera_lambda_d", "base_model.vera_A",
+    ".pvera_lambda_b", ".pvera_lambda_d", "base_model.pvera_A", "base_model.pvera_B", ".randlora_lambda",
+    ".randlora_gamma", "base_model.randlora_A", "base_model_class", "LlamaForCausalLM", "parent_library",
+    "transformers.models.llama.modeling_llama",
+]  # fmt: skip
+
+
 def dictionary() -> bytes:
     """Later bytes are the cheaper to refer to, so what every header has comes last, in the order of a header."""
     header = {
@@ -73,7 +97,8 @@ def dictionary() -> bytes:
         "streams": None,
         "writer": "nola-codec 0.1.0",
     }
-    return canonical.pack(OTHER_WORDS + MODELS) + canonical.pack(header)
+    methods = canonical.pack(METHODS) + canonical.pack(METHOD_WORDS)
+    return methods + canonical.pack(OTHER_WORDS + MODELS) + canonical.pack(header)
 
 
 def main() -> None:
