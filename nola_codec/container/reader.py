@@ -56,6 +56,7 @@ class Container:
 
     Attributes:
         name: The name of the source in errors.
+        limits: The bounds that the file was opened with.
         prelude: The prelude of the file.
         header: The header as it is at the rung at which the file was opened.
         rungs: The number of rungs of the whole file.
@@ -65,7 +66,7 @@ class Container:
         self, stream: BinaryIO, limits: Limits, name: str, *, owned: bool, rung: int | None, partial: bool
     ) -> None:
         self._stream, self._owned, self.name = stream, owned, name
-        self._limits = limits
+        self.limits = limits
         self._others: list[Container] = []
         self._start = stream.tell()
         self._length = stream.seek(0, io.SEEK_END) - self._start
@@ -118,7 +119,7 @@ class Container:
     def read_units(self) -> Header:
         """Return the header with its rungs and the units of its records; the first call reads the units sections."""
         if not self._units_read:
-            reader = UnitsReader(self.header, self._limits)
+            reader = UnitsReader(self.header, self.limits)
             for rung in range(len(self.header.rungs)):
                 number = self.header.units_section(rung)
                 codec = self.header.sections[number].codec

@@ -11,6 +11,7 @@ from typing import TypeAlias
 from nola_codec import adapters
 from nola_codec.adapters.folders import has_adapter
 from nola_codec.arrays import Arrays
+from nola_codec.container.limits import Limits
 from nola_codec.container.prelude import MAGIC
 from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.decoder.decoder import Decoder
@@ -55,7 +56,7 @@ def open_decoder(
     if entry is None:
         return Decoder(container, xp, chunk_elements)
     places = references if callable(references) else _Places(_listed(references), _folder_of(container))
-    search = _Search(entry, places)
+    search = _Search(entry, places, container.limits)
     found = search.find_file() if entry.files else search.find_adapter(xp)
     if found is None:
         raise missing_reference(entry, search.advice()).within(container.name)
@@ -84,6 +85,7 @@ class _Search:
 
     entry: ReferenceEntry
     places: _Places | Resolver
+    limits: Limits
     looked: int = 0
 
     def find_file(self) -> Container | None:
@@ -93,7 +95,7 @@ class _Search:
                 continue
             self.looked += 1
             try:
-                container = open_container(source)
+                container = open_container(source, self.limits)
             except NolaError:
                 if is_given:
                     raise

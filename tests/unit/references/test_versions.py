@@ -290,3 +290,55 @@ def test_an_unrelated_adapter_is_no_reference(pair: tuple[Path, Path], tmp_path:
     with pytest.raises(EncodeError, match="no earlier version") as caught:
         nola_codec.encode(write(tmp_path / "other", other), None, reference=pair[0])
     assert caught.value.code == "reference"
+
+
+def test_a_rung_of_a_progressive_file_is_a_reference(versions: tuple[Path, Path], tmp_path: Path) -> None:
+    """Who has the whole progressive file has its rungs too; who has only a rung lacks the whole."""
+    whole, coarse, new = tmp_path / "whole.nola", tmp_path / "coarse.nola", tmp_path / "sub" / "new.nola"
+    new.parent.mkdir()
+    nola_codec.encode(versions[0], whole, nmse=0.02, progressive=True, rungs=[1500])
+    nola_codec.truncate(whole, coarse, rung=0)
+    nola_codec.encode(versions[1], new, nmse=0.05, reference=coarse)
+    for reference in (coarse, whole):
+        assert nmse(read_adapter(new, references=reference), versions[1]) <= 0.05
+    nola_codec.encode(versions[1], new, nmse=0.05, reference=whole, overwrite=True)
+    with pytest.raises(FormatError) as caught:
+        read_adapter(new, references=coarse)
+    assert caught.value.code == "reference"
+
+
+def test_a_server_finds_references(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    from nola_codec.disk_cache import DiskCache
+    from nola_codec.integrations.serving import AdapterCache
+
+    alone = tmp_path / "served" / "new.nola"
+    alone.parent.mkdir()
+    shutil.copy(pair[1], alone)
+    cache = DiskCache(tmp_path / "cache")
+    with AdapterCache([alone.parent], cache=cache) as adapters, pytest.raises(FormatError, match=r"old\.nola"):
+        adapters.resolve("new")
+    for options in ({"sources": [tmp_path]}, {"sources": [alone.parent], "references": pair[0]}):
+        with AdapterCache(cache=DiskCache(tmp_path / f"cache {len(options)}"), dtype="f32", **options) as adapters:
+            served = load_file(adapters.resolve("new").path / "adapter_model.safetensors")
+        wanted = {module.name: module for module in read_adapter(pair[1]).modules}
+        for name, module in wanted.items():
+            assert np.array_equal(served[f"{name}.lora_B.weight"], module.lora_B)
+
+
+def test_limits_hold_for_references(pair: tuple[Path, Path]) -> None:
+    from nola_codec.container.limits import Limits
+
+    entries = len(nola_codec.inspect(pair[0]).tensors)
+    small = Limits(quantizers=nola_codec.inspect(pair[1]).quantizers)
+    assert nola_codec.inspect(pair[0]).quantizers > small.quantizers or entries
+    with nola_codec.load(pair[1], "numpy", limits=Limits(total_elements=len(NAMES) * RANK * (OUT + IN))) as opened:
+        opened.factors(opened.names()[0])
+
+
+def test_a_reference_behind_a_url(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    alone = tmp_path / "alone" / "new.nola"
+    alone.parent.mkdir()
+    shutil.copy(pair[1], alone)
+    assert nola_codec.verify(alone, references=pair[0].as_uri())["decoded_sha256"] == (
+        nola_codec.verify(pair[1])["decoded_sha256"]
+    )
