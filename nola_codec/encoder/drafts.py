@@ -120,6 +120,7 @@ class Drafter:
         errors = []
         if self.form.whole is not None:
             weights = np.bincount(self.form.record, self.form.strength**2, minlength=len(weights)).astype(np.float64)
+            weights = weights if self.form.floors is None else weights + self.form.floors
         for rung in range(quantized.rungs):
             survived = np.bincount(
                 self.form.record[quantized.kept],
@@ -143,7 +144,7 @@ class Drafter:
     def _lost_share(self, survived: float) -> float:
         """Return the error that is left if so much of the units' energy survives, relative to the whole adapter."""
         total = self.form.total
-        return (float((self.form.strength**2).sum()) - survived) / total if total else 0.0
+        return (self.form.floor + float((self.form.strength**2).sum()) - survived) / total if total else 0.0
 
     def _survival(self, quantized: QuantizedForm, content: FileContent, rung: int) -> Float64Array:
         """Return the share of each kept unit's energy that survives at a rung, with its amplitude as rounded."""

@@ -16,8 +16,9 @@ from nola_codec.encoder.carried import ReducedCarried, reduce_carried
 from nola_codec.encoder.clock import Clock
 from nola_codec.encoder.delta_errors import SharedDeltas, find_shared_deltas
 from nola_codec.encoder.options import EncodeOptions
-from nola_codec.encoder.reference import Prediction, predict
+from nola_codec.encoder.reference import Prediction, predict, with_gains
 from nola_codec.errors import EncodeError
+from nola_codec.fit.allocation import OBJECTIVES, Objective
 from nola_codec.fit.components import sides_energy
 from nola_codec.model.adapter import Adapter, Codable
 from nola_codec.prng import NAMES as GENERATOR_NAMES
@@ -39,6 +40,7 @@ class EncodeJob:
         dilution: The sum of `energies` over the sum of the energies by the records' own gains. It is 1 unless the
             gains are estimates.
         prediction: What the reference predicts of the items, or None without a reference.
+        objective: The objective; that of a file with a reference may let through less noise than the options ask for.
         envelope: The fields that go into the header unchanged.
         raw_sections: (codec id, bytes) of the packed carried tensors.
         source_bytes: The size in bytes of the source of the adapter, for the report.
@@ -55,6 +57,7 @@ class EncodeJob:
     shared_deltas: SharedDeltas
     dilution: float
     prediction: Prediction | None
+    objective: Objective
     envelope: Envelope
     raw_sections: tuple[tuple[int, bytes], ...]
     source_bytes: int
@@ -99,7 +102,7 @@ def open_job(
     prediction = None
     if options.reference is not None:
         with clock.stage("prediction"):
-            prediction = predict(items, options.reference, options.objective_name)
+            prediction = predict(items, options.reference, OBJECTIVES[options.objective_name])
         envelope = replace(envelope, reference=prediction.entry)
     gained = np.array([_energy(item) for item in items])
     shared_deltas = find_shared_deltas(adapter, items)
@@ -116,12 +119,21 @@ def open_job(
         shared_deltas=shared_deltas,
         dilution=float(energies.sum()) / before if has_estimates and before else 1.0,
         prediction=prediction,
+        objective=OBJECTIVES[options.objective_name],
         envelope=envelope,
         raw_sections=raw_sections,
         source_bytes=source_bytes,
         parameters=numbers,
         clock=clock,
     )
+
+
+def with_objective(job: EncodeJob, objective: Objective) -> EncodeJob:
+    """Return a job with a reference, with another objective and the gains that are best for it."""
+    assert job.prediction is not None
+    prediction = with_gains(job.prediction, objective)
+    envelope = replace(job.envelope, reference=prediction.entry)
+    return replace(job, objective=objective, prediction=prediction, envelope=envelope)
 
 
 def order_items(adapter: Adapter) -> tuple[Codable, ...]:

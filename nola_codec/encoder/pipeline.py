@@ -22,7 +22,7 @@ from nola_codec.encoder.content import QuantizedAdapter, block_sizes
 from nola_codec.encoder.drafts import Draft, Drafter, make_drafter
 from nola_codec.encoder.factor_form import factor_content
 from nola_codec.encoder.importance import match_importance
-from nola_codec.encoder.job import EncodeJob, open_job
+from nola_codec.encoder.job import EncodeJob, open_job, with_objective
 from nola_codec.encoder.measuring import measure_rung
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.rate_control import RateTarget, correct_target, correction_of, first_target, reach_target
@@ -31,12 +31,14 @@ from nola_codec.encoder.summary import CodedFile, make_report, reached_error
 from nola_codec.encoder.tuning import TrainedCode, draft_trained, train_code
 from nola_codec.entropy import NAMES as CODEC_NAMES
 from nola_codec.errors import EncodeError
-from nola_codec.fit.allocation import OBJECTIVES, pin_carried
+from nola_codec.fit.allocation import NOISE_CAP, QUIETER_OBJECTIVES, pin_carried
 from nola_codec.fit.canonical_form import CanonicalForm, FormSettings, make_canonical_form
 from nola_codec.fit.difference_form import make_difference_form
 from nola_codec.model.adapter import Adapter
 from nola_codec.prng import NAMES as GENERATOR_NAMES
 
+_FLOOR = 0.5
+"""The greatest share of an error target that may come from a reference and stay."""
 _ATTEMPTS = 6
 """Greatest number of files that are made for one target."""
 
@@ -68,8 +70,10 @@ def encode_adapter(
     if options.is_factor_form:
         quantized = quantize_factors(job)
         file = code_file(job, quantized)
-    else:
+    elif job.prediction is None:
         quantized, file = _encode_to_target(job, form)
+    else:
+        job, quantized, file = _encode_difference(job)
     return file.data, make_report(job, quantized, file)
 
 
@@ -94,12 +98,16 @@ def canonical_form(job: EncodeJob) -> CanonicalForm:
     )
     with job.clock.stage("canonical form"):
         if job.prediction is not None:
-            gammas = OBJECTIVES[options.objective_name].gammas
+            gammas = job.objective.gammas
             known = job.prediction
-            form = make_difference_form(
-                job.items, known.items, job.streams, settings, known.entry.gains, gammas, options.progress
-            )
-            return replace(form, whole=float(job.energies.sum()))
+            whole = float(job.energies.sum())
+            for moment in (0.5, 1.0):
+                form = make_difference_form(
+                    job.items, known.items, job.streams, settings, known.entry.gains, gammas, moment, options.progress
+                )
+                if options.error_target is None or form.floor <= _FLOOR * options.error_target * whole:
+                    break
+            return replace(form, whole=whole)
         return make_canonical_form(job.items, job.streams, settings, options.progress)
 
 
@@ -125,6 +133,20 @@ def _encode_to_target(job: EncodeJob, form: CanonicalForm | None) -> tuple[Quant
             return quantized, file
     message = f"the target was missed {_ATTEMPTS} times, each time by less; ask for slightly more bytes or error"
     raise EncodeError(message, code="unreachable")
+
+
+def _encode_difference(job: EncodeJob) -> tuple[EncodeJob, QuantizedAdapter, CodedFile]:
+    """Make a file with a reference, whose noise adds to that of the reference.
+
+    If both together are more than a network takes, the file is made again with an objective that lets through less.
+    """
+    objectives = QUIETER_OBJECTIVES[::3] if job.objective.name != "nmse" else (job.objective,)
+    for objective in objectives:
+        job = with_objective(job, objective)
+        quantized, file = _encode_to_target(job, None)
+        if float(file.rungs[-1].squared_errors.sum()) <= (1 + NOISE_CAP) * float(job.energies.sum()):
+            break
+    return job, quantized, file
 
 
 def quantize_to(job: EncodeJob, target: RateTarget, form: CanonicalForm | None) -> tuple[QuantizedAdapter, float]:
@@ -158,7 +180,7 @@ def _draft_to(job: EncodeJob, target: RateTarget, form: CanonicalForm | None) ->
     with job.clock.stage("rate control"):
         exact = sum(len(data) for _, data in job.raw_sections)
         form = pin_carried(form, target.limit - exact if target.is_size else None)
-        drafter = make_drafter(job, form, OBJECTIVES[job.options.objective_name])
+        drafter = make_drafter(job, form, job.objective)
         return drafter, reach_target(drafter, target)
 
 

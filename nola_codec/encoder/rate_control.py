@@ -143,7 +143,7 @@ def with_noise_cap(drafter: Drafter, target: RateTarget) -> Drafter:
     the plan then decides the set of coders.
     """
     chosen = drafter.objectives[-1]
-    if chosen.name != "nmse":
+    if chosen.name != "nmse" and drafter.form.whole is None:  # with a reference, the pipeline sees to it
         low, high = 0, len(QUIETER_OBJECTIVES) - 1  # the last one lets in little noise in any plan
         while low < high:
             middle = (low + high) // 2

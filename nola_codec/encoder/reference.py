@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,10 +12,10 @@ from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.decoder.prediction import add_prediction
 from nola_codec.errors import EncodeError
 from nola_codec.fit.alignment import align_factors
-from nola_codec.fit.allocation import OBJECTIVES
+from nola_codec.fit.allocation import Objective
 from nola_codec.fit.difference_form import PredictedItem, fit_gains
 from nola_codec.model.adapter import Codable
-from nola_codec.model.header import ReferenceEntry
+from nola_codec.model.header import GAIN_ONE, ReferenceEntry
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Prediction:
         return decoded if known is None else add_prediction(decoded, known, self.entry.gains, NUMPY, name)
 
 
-def predict(items: Sequence[Codable], reference: KnownReference, objective: str) -> Prediction:
+def predict(items: Sequence[Codable], reference: KnownReference, objective: Objective) -> Prediction:
     """Bring each item into the gauge of the reference, and find the gains.
 
     A pair is predicted if the reference has one of its name for a weight of the same shape, and a vector if the
@@ -64,7 +64,7 @@ def predict(items: Sequence[Codable], reference: KnownReference, objective: str)
     Args:
         items: The modules, then the vectors, in the order of the file's records.
         reference: The reference.
-        objective: The name of the objective.
+        objective: The objective.
     """
     found: dict[int, PredictedItem] = {}
     records: dict[int, DecodedRecord] = {}
@@ -90,9 +90,14 @@ def predict(items: Sequence[Codable], reference: KnownReference, objective: str)
     if not found:
         message = "the reference has no tensor of a name and a shape that the adapter has"
         raise EncodeError(f"{message}: it is no earlier version of it", code="reference")
-    gammas = OBJECTIVES[objective].gammas
-    gains = fit_gains(list(found.values()), (float(gammas[0]), float(gammas[1])))
-    return Prediction(ReferenceEntry(reference.sha256, reference.files, gains, reference.name), found, records)
+    entry = ReferenceEntry(reference.sha256, reference.files, (GAIN_ONE, GAIN_ONE), reference.name)
+    return with_gains(Prediction(entry, found, records), objective)
+
+
+def with_gains(prediction: Prediction, objective: Objective) -> Prediction:
+    """Return a prediction with the gains that are best for an objective."""
+    gains = fit_gains(list(prediction.items.values()), (objective.gamma[0], objective.gamma[1]))
+    return replace(prediction, entry=replace(prediction.entry, gains=gains))
 
 
 def _with_rank(side: np.ndarray, rank: int, axis: int) -> np.ndarray:

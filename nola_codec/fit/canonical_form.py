@@ -66,6 +66,7 @@ class CanonicalForm:
         energy: float64 (units,): the squared strength before it was weighted; None if it was not weighted.
         carried_precision: The precision of coded carried tensors in a `RateTable`.
         differences: The low-rank records that are coded as differences, by number (`difference_form.py`).
+        floors: float64 (records,): the error of each record that no unit can take away; None if there is none.
         whole: The energy that errors are relative to, if it is not that of all units: that of the adapter, for a file
             with a reference.
     """
@@ -83,7 +84,13 @@ class CanonicalForm:
     energy: Float64Array | None = None
     carried_precision: int = 0
     differences: Mapping[int, Difference] = field(default_factory=dict)
+    floors: Float64Array | None = None
     whole: float | None = None
+
+    @property
+    def floor(self) -> float:
+        """The error that no unit can take away."""
+        return 0.0 if self.floors is None else float(self.floors.sum())
 
     @property
     def total(self) -> float:

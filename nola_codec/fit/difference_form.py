@@ -1,21 +1,28 @@
 """The canonical form of the difference between an adapter and its reference.
 
-Each column of lora_B and each row of lora_A is a unit of its own here. Let x be such a vector, in the gauge of the
-reference (`alignment.py`), and p the reference's vector times its gain. Coded is d = x - p. With a the share of x that
-p has already, n the squared norm of the rest of p over |x|^2, and c = a^2 / (a^2 + n) their squared cosine, the error
-that p leaves is
+Each column of lora_B and each row of lora_A is a unit of its own here. Let x be such a vector of norm 1, in the gauge
+of the reference (`alignment.py`), and u the reference's vector times its gain, which a decoder has already. A vector v
+is coded, with the squared cosine y, so that the decoder adds t (y v + noise), of which the noise has the squared norm
+y (1 - y) |v|^2. With S the share of x in the sum and T the squared norm of the sum, the error is
 
-    e = (1 - a)^2 + n / gamma                        of |x|^2, by the objective
+    e(t) = (1 - S)^2 + (T - S^2) / gamma,   S = u.x + t y v.x,   T = |u|^2 + 2 t y u.v + t^2 y |v|^2
 
-If d is coded with the squared cosine y, the vector x is reached with c + (1 - c) y, and the error that this takes away
-is e times the share A of a unit vector coded with y, but for gamma / (1 + (gamma - 1) c) in place of gamma. So d is a
-unit like any other, with another strength and another tolerance of noise; for the NMSE only the strength is another.
+The best t takes V A(y) away from e(0), where A is the share that survives of a unit vector coded with y
+(`allocation.py`), but for another gamma:
+
+    gamma' = 1 + (gamma - 1) (v.x)^2 / |v|^2
+    V      = gamma P^2 / (|v|^2 gamma'),             P = v.x (1 - u.x) + (v.x u.x - u.v) / gamma
+    t      = the best gain of that unit vector, times gamma P / (|v|^2 gamma')
+
+So v is a unit like any other, with another strength, size and tolerance of noise. What is coded is x - u; or, if that
+takes more away at y = 1/2, what x has beside u: then the noise that u has stays, which costs only 1 / gamma. For the
+NMSE x - u is always the better one, with V = |x - u|^2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -122,6 +129,7 @@ def make_difference_form(
     settings: FormSettings,
     gains: tuple[int, int],
     gammas: Float64Array,
+    moment: float = 0.5,
     progress: Progress | None = None,
 ) -> CanonicalForm:
     """Return the canonical form of what a file with a reference has to code.
@@ -133,10 +141,12 @@ def make_difference_form(
         settings: The basis.
         gains: The gains of the reference (`fit_gains`).
         gammas: The gamma of each role in the objective.
+        moment: The squared cosine at which the choices of what is coded are compared; 1 chooses what can be exact.
         progress: A function that is called as ("decomposing", items done, items in all), or None.
     """
     groups: list[_Unit] = []
     differences: dict[int, Difference] = {}
+    floors = np.zeros(len(items))
     for index, item in enumerate(items):
         keys = tuple(BasisKey(settings.generator, settings.seed, 2 * streams[index] + side) for side in (0, 1))
         known = predicted.get(index)
@@ -145,7 +155,8 @@ def make_difference_form(
             strength = singular * item.error_gain
             groups.append(_Unit(index, 0, roles_of(item), sides, keys, singular, strength, np.ones(len(singular))))
         else:
-            groups += _difference_units(index, item, known, keys, gains, gammas)
+            units, floors[index] = _difference_units(index, item, known, keys, gains, gammas, moment)
+            groups += units
             if item.is_pair:
                 B, A = (
                     orthonormal_coefficients(known.vectors(side)[0].astype(np.float32), settings.basis, keys[side])
@@ -154,7 +165,67 @@ def make_difference_form(
                 differences[index] = Difference(item.rank, B, A, item.error_gain)
         if progress is not None:
             progress("decomposing", index + 1, len(items))
-    return _join(groups, settings, differences)
+    return replace(_join(groups, settings, differences), floors=floors)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What is coded of the vectors of one side: arrays of float64 (vectors,), relative to |x|^2, and the vectors.
+
+    Attributes:
+        before: e(0).
+        value: V.
+        gamma: gamma'.
+        size: The factor on t.
+        vectors: float64 (vectors, length): v, not relative.
+    """
+
+    before: Float64Array
+    value: Float64Array
+    gamma: Float64Array
+    size: Float64Array
+    vectors: Float64Array
+
+
+def _choose_parts(x: Float64Array, u: Float64Array, gamma: float, moment: float) -> _Parts:
+    """Return what is coded of vectors x, given the vectors u (see the module's docstring).
+
+    Args:
+        x: float64 (vectors, length).
+        u: float64 (vectors, length).
+        gamma: The gamma of the objective.
+        moment: The squared cosine y at which the two choices of v are compared.
+    """
+    whole = np.einsum("ij,ij->i", x, x)
+    safe = np.where(whole > 0, whole, 1.0)
+    norm = np.einsum("ij,ij->i", u, u)
+    shared = np.einsum("ij,ij->i", u, x) / safe
+    beside = x - u * (shared * safe / np.where(norm > 0, norm, 1.0))[:, None]
+    options = [_parts_of(x, u, v, gamma, safe) for v in (x - u, beside)]
+    gains = [part.value * part.gamma * moment / (1 + (part.gamma - 1) * moment) for part in options]
+    second = (gains[1] > gains[0]) & (whole > 0)
+    first, other = options
+    return _Parts(
+        first.before,
+        np.where(second, other.value, first.value),
+        np.where(second, other.gamma, first.gamma),
+        np.where(second, other.size, first.size),
+        np.where(second[:, None], other.vectors, first.vectors),
+    )
+
+
+def _parts_of(x: Float64Array, u: Float64Array, v: Float64Array, gamma: float, whole: Float64Array) -> _Parts:
+    """Return the figures of one choice of v; `whole` is |x|^2, or 1 where x is zero."""
+    ux, uv, vx, uu, vv = (np.einsum("ij,ij->i", a, b) / whole for a, b in ((u, x), (u, v), (v, x), (u, u), (v, v)))
+    there = vv > 0
+    square = np.where(there, vv, 1.0)
+    own = 1 + (gamma - 1) * vx**2 / square
+    gain = vx * (1 - ux) + (vx * ux - uv) / gamma
+    is_zero = np.einsum("ij,ij->i", x, x) == 0
+    before = np.where(is_zero, uu / gamma, 1 - 2 * ux + (1 - 1 / gamma) * ux**2 + uu / gamma)
+    value = np.where(is_zero, uu / gamma, gamma * gain**2 / (square * own)) * there
+    size = np.where(is_zero, 1.0, np.maximum(gamma * gain / (square * own), 0.0)) * there
+    return _Parts(before, value * (size > 0), own, size, v)
 
 
 def _difference_units(
@@ -164,39 +235,40 @@ def _difference_units(
     keys: tuple[BasisKey, ...],
     gains: tuple[int, int],
     gammas: Float64Array,
-) -> list[_Unit]:
-    """Return the units of an item that has a prediction: those of lora_B, then those of lora_A; or that of a vector."""
+    moment: float,
+) -> tuple[list[_Unit], float]:
+    """Return the units of an item that has a prediction, those of lora_B first; and the error that none can take away.
+
+    A pair has the product of what its two sides reach. Each side counts with the mean of what the other one reaches
+    before and in the end, so that both add up to the product.
+    """
     roles = (LORA_B, LORA_A) if item.is_pair else roles_of(item)[:1]
-    left, reached, cosines, differences = [], [], [], []
+    parts, whole = [], []
     for side, role in enumerate(roles):
         x, p = known.vectors(side)
-        p = p * (gains[side] / GAIN_ONE)
-        energy, dot, square = (x**2).sum(axis=1), (x * p).sum(axis=1), (p**2).sum(axis=1)
-        along = dot**2 / np.maximum(energy, 1e-300)  # the energy of p along x
-        noise = np.maximum(square - along, 0.0)
-        left.append(energy - 2 * dot + along + noise / gammas[role])
-        reached.append(np.clip(1 - left[-1] / np.maximum(energy, 1e-300), 0.0, 1.0))
-        cosines.append(np.where(dot > 0, along / np.maximum(square, 1e-300), 0.0))
-        differences.append(x - p)
-    units = []
+        parts.append(_choose_parts(x, p * (gains[side] / GAIN_ONE), float(gammas[role]), moment))
+        energy = (x**2).sum(axis=1)
+        whole.append(np.where(energy > 0, energy, 1.0) * known.weights(side))
+    reached = [np.clip(1 - part.before, 0.0, 1.0) for part in parts]
+    units, floor = [], 0.0
     for side, role in enumerate(roles):
-        # The other side reaches its share of the product before and all of it in the end: their mean counts.
-        partner = (1 + reached[1 - side]) / 2 if item.is_pair else 1.0
-        norms = np.sqrt((differences[side] ** 2).sum(axis=1))
-        vectors = differences[side] / np.where(norms > 0, norms, 1.0)[:, None]
+        part = parts[side]
+        weight = whole[side] * ((1 + reached[1 - side]) / 2 if item.is_pair else 1.0)
+        norms = np.sqrt((part.vectors**2).sum(axis=1))
         units.append(
             _Unit(
                 record=index,
                 first=side * item.rank,
                 roles=(role, LORA_A),
-                vectors=(vectors.astype(np.float32),),
+                vectors=((part.vectors / np.where(norms > 0, norms, 1.0)[:, None]).astype(np.float32),),
                 keys=(keys[side],),
-                singular=norms,
-                strength=np.sqrt(np.maximum(left[side], 0.0) * known.weights(side) * partner) * (norms > 0),
-                tolerance=1 / (1 + (gammas[role] - 1) * cosines[side]),
+                singular=norms * part.size,
+                strength=np.sqrt(part.value * weight),
+                tolerance=part.gamma / gammas[role],
             )
         )
-    return units
+        floor += float((np.maximum(part.before - part.value, 0.0) * weight).sum())
+    return units, floor
 
 
 def _join(groups: Sequence[_Unit], settings: FormSettings, differences: Mapping[int, Difference]) -> CanonicalForm:

@@ -339,6 +339,47 @@ def test_a_reference_behind_a_url(pair: tuple[Path, Path], tmp_path: Path) -> No
     alone = tmp_path / "alone" / "new.nola"
     alone.parent.mkdir()
     shutil.copy(pair[1], alone)
-    assert nola_codec.verify(alone, references=pair[0].as_uri())["decoded_sha256"] == (
-        nola_codec.verify(pair[1])["decoded_sha256"]
+    assert (
+        nola_codec.verify(alone, references=pair[0].as_uri())["decoded_sha256"]
+        == (nola_codec.verify(pair[1])["decoded_sha256"])
     )
+
+
+def test_noise_does_not_add_up_over_a_chain(versions: tuple[Path, Path], tmp_path: Path) -> None:
+    """A coarse file has noise of several times the delta's energy; those after it must not add as much again."""
+    tensors, before = factors(), None
+    for step in range(5):
+        source = write(tmp_path / f"step-{step}", tensors)
+        report = nola_codec.encode(source, tmp_path / f"{step}.nola", error=0.2, reference=before)
+        assert report.effective_error is not None
+        assert report.effective_error <= 0.2
+        assert report.nmse <= 4
+        before = tmp_path / f"{step}.nola"
+        tensors = grown(tensors, seed=step + 10)
+
+
+def test_what_is_coded_of_a_vector_takes_the_most_away() -> None:
+    """The best gain, by a search over gains: error and value are those of the equations."""
+    from nola_codec.fit.difference_form import _parts_of
+
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1, 400)) / 20
+    u = 0.8 * x + 0.7 * rng.standard_normal((1, 400)) / 20
+    whole = float((x**2).sum())
+    for gamma, v in ((1.0, x - u), (20.0, x - u), (20.0, x - u * float((u * x).sum() / (u**2).sum()))):
+        parts = _parts_of(x, u, v, gamma, np.array([whole]))
+        for y in (0.1, 0.5, 0.9):
+            noise2 = y * (1 - y) * (v**2).sum() / whole
+
+            def error(t: float, v: np.ndarray = v, y: float = y, gamma: float = gamma, noise2: float = noise2) -> float:
+                mean = u + t * y * v
+                share = float((mean * x).sum()) / whole
+                total = float((mean**2).sum()) / whole + t**2 * noise2
+                return (1 - share) ** 2 + (total - share**2) / gamma
+
+            own = float(parts.gamma[0])
+            left = error(0.0) - float(parts.value[0]) * own * y / (1 + (own - 1) * y)
+            best = float(parts.size[0]) / (y + (1 - y) / own)
+            assert float(parts.before[0]) == pytest.approx(error(0.0))
+            assert error(best) == pytest.approx(left)
+            assert error(best) <= min(error(t) for t in np.linspace(0.0, 5.0, 401)) + 1e-9
