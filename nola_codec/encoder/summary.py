@@ -89,8 +89,13 @@ def make_report(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) ->
 
 
 def _expectation(job: EncodeJob, effective: float | None) -> Expectation | None:
-    """Return what the measured tasks say of a LoRA of this effective error; they say nothing of other changes."""
-    is_alike = job.options.importance is None and not dialect_of(job.adapter).holds_whole_weights and job.energies.any()
+    """Return what the measured tasks say of a LoRA of this effective error.
+
+    They say nothing of other changes, nor of files with a reference, of which none was measured.
+    """
+    if job.options.importance is not None or job.prediction is not None:
+        return None
+    is_alike = not dialect_of(job.adapter).holds_whole_weights and job.energies.any()
     return expect_from(effective) if is_alike and any(item.is_pair for item in job.items) else None
 
 
