@@ -287,6 +287,11 @@ def vectors() -> Iterator[str]:
         scaled = max(-32768, min(32767, (y * REF.MANTISSAS[code & 31] + (1 << shift - 1)) >> shift))
         mantissa = REF.MANTISSAS[code & 31]
         yield f"  y = {y}, code {code}, exponent {exponent}: M = {mantissa}, s = {shift}, result {scaled}"
+    yield "references"
+    for own, other, gain, gap in ((100, 1000, 1024, 0), (-7, -1000, 1145, 2), (0, 3, 1024, 1), (9, 20000, 2048, -1)):
+        shift = 10 + gap
+        total = max(-32768, min(32767, own + ((other * gain + (1 << shift - 1)) >> shift)))
+        yield f"  d = {own}, r = {other}, G = {gain}, e - e_ref = {gap}: s = {shift}, v = {total}"
     yield "bit packing: symbols 1 2 3 0 5 at 3 bits: " + pack_bits([1, 2, 3, 0, 5], 3).hex(" ")
     section = bytes.fromhex("6f923eec9120")
     reader = REF.Integers(section)

@@ -26,7 +26,8 @@ def exact_records(adapter: Adapter) -> dict[str, DecodedRecord]:
     """Return the factors and vectors of an adapter as records, in the order of a file.
 
     Raises:
-        AdapterError: ``not-finite``: A tensor has a number that is infinite or none.
+        AdapterError: ``not-finite``: A tensor has a number that is infinite or none. ``overflow``: It has a number
+            above the range of records.
     """
     items: tuple[Codable, ...] = (
         *sorted(adapter.modules, key=lambda module: natural_key(module.name)),
@@ -50,6 +51,9 @@ def _record(name: str, sides: tuple[npt.NDArray[np.float32], ...]) -> DecodedRec
         if not math.isfinite(peak):
             raise AdapterError("expected finite numbers, found infinite ones or none", code="not-finite", where=name)
         exponent = _exponent(peak)
+        if exponent > MAX_EXPONENT:
+            message = f"expected magnitudes up to {math.ldexp(_LARGEST, MAX_EXPONENT):.3g}, found {peak:.3g}: too large"
+            raise AdapterError(message, code="overflow", where=name)
         exponents.append(exponent)
         scaled = np.rint(np.ldexp(side.astype(np.float64), -exponent))  # exact, then rounded once, ties to even
         rounded.append(scaled.astype(np.int16))
@@ -63,4 +67,4 @@ def _exponent(peak: float) -> int:
     exponent = math.frexp(peak)[1] - 16
     while math.ldexp(_LARGEST, exponent) < peak:
         exponent += 1
-    return min(max(exponent, MIN_EXPONENT), MAX_EXPONENT)
+    return max(exponent, MIN_EXPONENT)
