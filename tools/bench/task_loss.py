@@ -115,8 +115,14 @@ def main() -> None:
         with added(weights, deltas):
             return task.loss(task.rows(split, 0, rows))
 
+    def validate(deltas: Deltas) -> float:
+        settings = {"kind": "choice", "what": "", "group": "", "rows": VALIDATED, "content": content(deltas)}
+        kept = results.measure(NAME, settings, lambda: {"loss": loss(deltas, "valid", VALIDATED)})
+        found: float = kept["figures"]["loss"]
+        return found
+
     found = []
-    for case in every_case(arguments, lambda deltas: loss(deltas, "valid", VALIDATED)):
+    for case in every_case(arguments, validate):
         result = evaluated(case, arguments.rows, lambda case=case: loss(case.deltas, "test", arguments.rows))  # type: ignore[misc]
         found.append(result)
         print(f"{case.name}: {case.bytes:,} bytes, {result.loss:.4f}", file=sys.stderr, flush=True)

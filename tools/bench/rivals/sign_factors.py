@@ -4,8 +4,8 @@
 
 The start is the sign of each number of the singular components, with the envelope of their magnitudes in a and b. Then
 signs and scales are fitted to delta_W by gradient, the sign passed over in the backward pass. Without `envelopes` a and
-b are 1, and a file holds little but the signs. A gain over all m makes up for what least squares shrink; the caller
-chooses it on text, as the authors train their scales on a task.
+b are 1, and a file holds little but the signs. The authors train signs and scales on the task; here they are fitted to
+the adapter alone, and the caller may choose a gain on text.
 """
 
 from __future__ import annotations

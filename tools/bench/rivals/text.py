@@ -52,12 +52,14 @@ class TextTask:
     """The base model and the rows of the task.
 
     Attributes:
+        base: The directory of the base model.
         model: The model in float32, in evaluation mode and frozen.
     """
 
     def __init__(self, base: Path) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        self.base = base
         self._tokenizer = AutoTokenizer.from_pretrained(base)
         model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         self.model: Any = model.eval().requires_grad_(False)

@@ -7,16 +7,19 @@ stopped. The learning rate of each rival is the best of three by the training lo
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import e2e_loss
 import numpy as np
 import torch
-from common import ROOT
-from real_data import cache_dir
+from common import ROOT, load
+from real_data import adapter, cache_dir
 from task_peers import added
 
+from nola_codec.api.decoding import read_adapter
 from rivals.lora_xs import LoraXs
 from rivals.text import TextTask
 from rivals.training import Budget, Form, arrays, train
@@ -31,6 +34,11 @@ PROBED = {"LoRA-XS": 7, "Uni-LoRA": 20_000}
 """The size at which the rates are tried: the rank of R, or the length of the vector."""
 SIZES = {"Uni-LoRA": (20_000, 100_000, 10_000, 40_000), "LoRA-XS": (7, 21, 10, 14)}
 """About 5, 10, 20 and 50 KB at 4 bits a number; the most telling ones first."""
+BITS = 4
+"""Bits of a number in a file, in groups of 64."""
+OURS, BASE, ADAPTER = "nola-codec --fit task", "base model", "adapter, fp16"
+OUR_SIZES = ("5KB", "10KB", "20KB", "50KB")
+SOURCE = adapter("smollm2_e2e")
 TRIAL = {"steps": 16, "rows": 4}
 WHOLE = {"steps": 100, "rows": 8}
 
@@ -85,14 +93,63 @@ def measured(rival: str, size: int, bits: int, seed: int, rows: int, task: TextT
     return results.measure(NAME, settings, program)
 
 
-def measure_all(task: TextTask, rows: int, seeds: Sequence[int], sizes: Mapping[str, Sequence[int]] = SIZES) -> None:
+def our_file(size: str, rows: int, task: TextTask) -> dict[str, Any]:
+    """Return the result of our file of `--fit task` with the same steps and rows: bytes and held-out loss."""
+
+    def program() -> Mapping[str, Any]:
+        from task_curve import rows_file
+
+        import nola_codec
+        from nola_codec.integrations.task_text import text_tuner
+        from nola_codec.training import TaskSettings
+
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "trained.nola"
+            pairs = rows_file(Path(folder), e2e_loss.rows("valid", 10**6))
+            tuner = text_tuner(
+                task.base, SOURCE, pairs, settings=TaskSettings(steps=WHOLE["steps"]), batch=WHOLE["rows"]
+            )
+            nola_codec.encode(SOURCE, file, size=size, fit="task", tuner=tuner)
+            deltas = {m.name: (m.lora_B * m.scaling, m.lora_A) for m in read_adapter(file).modules}
+            with added(dict(task.model.named_parameters()), deltas):
+                return {"bytes": file.stat().st_size, "loss": task.loss(task.rows("test", 0, rows))}
+
+    settings = {"rival": OURS, "size": size, "seed": 0, "test_rows": rows, **WHOLE}
+    return results.measure(NAME, settings, program)
+
+
+def reference(what: str, rows: int, task: TextTask) -> dict[str, Any]:
+    """Return the held-out loss of the base model or of the adapter."""
+
+    def program() -> Mapping[str, Any]:
+        pairs = load(SOURCE) if what == ADAPTER else []
+        with added(dict(task.model.named_parameters()), {p.name: (p.B * p.scaling, p.A) for p in pairs}):
+            count = 2 * sum(p.A.size + p.B.size for p in pairs)
+            return {"bytes": count, "loss": task.loss(task.rows("test", 0, rows))}
+
+    return results.measure(NAME, {"rival": what, "test_rows": rows}, program)
+
+
+def measure_all(
+    task: TextTask,
+    rows: int,
+    seeds: Sequence[int],
+    sizes: Mapping[str, Sequence[int]] = SIZES,
+    ours: Sequence[str] = OUR_SIZES,
+) -> None:
     """Measure all that is missing, one seed after the other, and say what was found."""
+
+    def say(what: str, result: Mapping[str, Any]) -> None:
+        figures = result["figures"]
+        print(f"{what}: {figures['bytes']:,} bytes, {figures['loss']:.4f}", file=sys.stderr, flush=True)
+
     for seed in seeds:
         for position in range(max(len(own) for own in sizes.values())):
             for rival, own in sizes.items():
-                if position >= len(own) or (rival == "LoRA-XS" and seed):  # nothing in it is drawn
-                    continue
-                for bits in (4, 2) if position < 2 else (4,):
-                    found = measured(rival, own[position], bits, seed, rows, task)["figures"]
-                    line = f"{rival} {own[position]} at {bits} bits, seed {seed}: {found['bytes']:,} bytes"
-                    print(f"{line}, {found['loss']:.4f}", file=sys.stderr, flush=True)
+                if position < len(own) and not (rival == "LoRA-XS" and seed):  # nothing in it is drawn
+                    found = measured(rival, own[position], BITS, seed, rows, task)
+                    say(f"{rival} {own[position]}, seed {seed}", found)
+    for what in (BASE, ADAPTER):
+        say(what, reference(what, rows, task))
+    for size in ours:
+        say(f"{OURS} --size {size}", our_file(size, rows, task))
