@@ -1,0 +1,53 @@
+"""The table of `tools/bench/task_loss.py --trained`."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from real_data import ROOT
+from results import as_table, select
+
+sys.path.insert(0, str(ROOT / "tools" / "bench"))
+from task_peers import BASE, FULL, OURS, PEER, Result, ratios
+
+ROWS, STEPS = 192, 100
+_KINDS = {"base model": BASE, "adapter, fp16": FULL, "nola-codec --fit task": OURS}
+_SIZES = {"Uni-LoRA": "{:,} numbers", "LoRA-XS": "R of {0} x {0}"}
+
+
+def losses(found: Sequence[dict[str, Any]]) -> str:
+    """Return bytes and loss of the trained files, means over the seeds, and a rival's bytes over ours at equal loss."""
+    groups: dict[tuple[str, Any], list[dict[str, Any]]] = {}
+    for result in select(found, test_rows=ROWS):
+        settings = result["settings"]
+        if settings.get("steps", STEPS) == STEPS:
+            groups.setdefault((settings["rival"], settings.get("size", "")), []).append(result)
+    made = []
+    for (rival, size), results in groups.items():
+        count, loss = (statistics.fmean(r["figures"][key] for r in results) for key in ("bytes", "loss"))
+        seeds = f", {len(results)} seeds" if len(results) > 1 else ""
+        name = (
+            rival
+            if not size
+            else f"{rival} --size {size}"
+            if rival in _KINDS
+            else f"{rival}, {_SIZES[rival].format(size)}"
+        )
+        made.append(Result(_KINDS.get(rival, PEER), name + seeds, round(count), loss, str(size)))
+    order = list(_KINDS.values())
+    made.sort(
+        key=lambda r: (
+            order.index(r.kind) if r.kind in order else 9,
+            r.name.split(",")[0] if r.kind == PEER else "",
+            -r.bytes,
+        )
+    )
+    base, full = made[0].loss, made[1].loss
+    shown = [
+        [r.name, f"{r.bytes:,}", f"{r.loss:.4f}", f"{(base - r.loss) / (base - full):.1%}", ratio]
+        for r, ratio in zip(made, ratios(made), strict=True)
+    ]
+    return as_table(["what", "bytes", "loss", "of the gain", "bytes / ours at equal loss"], shown)
