@@ -17,7 +17,7 @@ SIGNS = (
     SignFactors(8, envelopes=True), SignFactors(2, envelopes=True), SignFactors(8, envelopes=False),
     SignFactors(4, envelopes=False), SignFactors(2, envelopes=False), SignFactors(1, envelopes=False),
 )  # fmt: skip
-GAINS = (1.0, 1.2, 1.4, 1.8)
+GAINS = (1.0, 1.2, 1.4, 1.8, 2.4)
 """Gains that are tried on text: rounding by least squares shrinks a delta, and lost signal is what hurts a task."""
 
 
