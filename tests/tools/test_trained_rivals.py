@@ -12,7 +12,6 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-import e2e_loss  # noqa: E402
 from rivals.lora_xs import LoraXs, leading  # noqa: E402
 from rivals.text import Row, TextTask, shuffled  # noqa: E402
 from rivals.training import Budget, arrays, linear_layers, train  # noqa: E402
@@ -41,6 +40,8 @@ def task() -> TinyTask:
 
 
 def test_the_loss_is_that_of_e2e_loss(task: TinyTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    import e2e_loss  # on the path once the modules above are imported
+
     class Tokenizer:
         eos_token_id = 7
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import e2e_loss
 import torch
 from torch.nn import functional
 
@@ -67,6 +66,8 @@ class TextTask:
 
     def rows(self, split: str, start: int, stop: int) -> list[Row]:
         """Tokens of the rows `start` to `stop` of a shuffled split of `e2e_loss`."""
+        import e2e_loss  # on the path once `common` is imported
+
         found = []
         for meaning, text in e2e_loss.rows(split, stop)[start:]:
             prompt = self._tokenizer("data: " + meaning + "\ntext:")["input_ids"]

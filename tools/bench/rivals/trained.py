@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import e2e_loss
 import numpy as np
 import torch
 from common import ROOT, load
@@ -97,6 +96,7 @@ def our_file(size: str, rows: int, task: TextTask) -> dict[str, Any]:
     """Return the result of our file of `--fit task` with the same steps and rows: bytes and held-out loss."""
 
     def program() -> Mapping[str, Any]:
+        import e2e_loss
         from task_curve import rows_file
 
         import nola_codec

@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from real_data import ROOT
 from results import as_table, select
 
-sys.path.insert(0, str(ROOT / "tools" / "bench"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 from task_peers import BASE, FULL, OURS, PEER, Result, ratios
 
 ROWS, STEPS = 192, 100
