@@ -55,7 +55,7 @@ def component_content(job: EncodeJob, form: CanonicalForm, plan: RatePlan, quant
         _kind(item, job.basis, tables.numbers, is_difference=index in form.differences)
         for index, item in enumerate(job.items)
     ]
-    amplitudes = _predict_amplitudes(quantized, form, plan, kinds, tables)
+    amplitudes = _predict_amplitudes(quantized, form, kinds, tables, _worth_of_amplitudes(job, form, plan, quantized))
     units = units_of_records(quantized, form, len(job.items))
     lean = form.without_matrices()
     rungs, squares = [], []
@@ -220,9 +220,9 @@ class _Amplitudes:
 def _predict_amplitudes(
     quantized: QuantizedForm,
     form: CanonicalForm,
-    plan: RatePlan,
     kinds: Sequence[CodedKind],
     tables: _AllocationTables,
+    worth: Float64Array,
 ) -> _Amplitudes:
     """Fit the prediction of the amplitudes, and round every amplitude to a code near it.
 
@@ -248,13 +248,24 @@ def _predict_amplitudes(
             offsets |= {(rung, *pair): int(step[i]) for pair, i in index.items()}
             base = base + step[ids]
             reached = reached + step[ids]
-        price = plan.lagrangian * 2.0 ** (-plan.steps[rung] / (PRECISION_STEPS / 2))
-        worth = form.strength[quantized.kept] ** 2 * np.prod(quantized.survival[rung], axis=0)
-        worth[form.roles[0, quantized.kept] == CARRIED] = np.inf
-        near = base + _cheap_gaps(quantized.amplitude[rung] - base, worth / max(price, 1e-300))
+        near = base + _cheap_gaps(quantized.amplitude[rung] - base, worth[rung])
         near = np.clip(near, MIN_CODE, MAX_CODE).astype(np.int64)
         codes[rung] = np.where(coded, near, codes[max(rung - 1, 0)])
     return _Amplitudes(slope, {kind: int(constants[number]) for kind, number in numbers.items()}, codes, offsets)
+
+
+def _worth_of_amplitudes(job: EncodeJob, form: CanonicalForm, plan: RatePlan, quantized: QuantizedForm) -> Float64Array:
+    """Return the squared strength of each unit that survives at each rung, in bits, float64 (rungs, kept).
+
+    It is infinite where the plan does not price what is lost: for coded carried tensors, and for vectors that are
+    trained on a task, whose amplitudes are trained too.
+    """
+    price = plan.lagrangian * 2.0 ** (-np.array(plan.steps) / (PRECISION_STEPS / 2))
+    worth = (
+        form.strength[quantized.kept] ** 2 * np.prod(quantized.survival, axis=1) / np.maximum(price, 1e-300)[:, None]
+    )
+    exact = (form.roles[0, quantized.kept] == CARRIED) | (job.options.tuner is not None)
+    return np.where(exact, np.inf, worth)
 
 
 def _cheap_gaps(exact: Float64Array, worth: Float64Array) -> Float64Array:

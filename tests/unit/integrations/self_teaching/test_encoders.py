@@ -22,8 +22,8 @@ from nola_codec.training import TaskSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 WORDS = [f"{first}{second}" for first in ("ka", "lo", "mi", "tu", "re") for second in ("ban", "dor", "fes", "gil")]
-SETTINGS = TaskSettings(steps=12, every=6)
-SIZE = 1000
+SETTINGS = TaskSettings(steps=30, every=10)
+SIZE = 800
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +131,7 @@ def test_texts_without_labels(encoder: tuple[Path, Path], texts: Path, tmp_path:
 def test_random_words(encoder: tuple[Path, Path]) -> None:
     task = encode(encoder)
     assert task.file < task.start
-    assert "408 texts of random words" in task.data
+    assert "984 texts of random words" in task.data
     assert encode(encoder) == task
 
 
@@ -169,7 +169,7 @@ def test_images_at_random(tmp_path: Path) -> None:
     )  # fmt: skip
     folders = save(transformers.ViTModel(config).eval(), tmp_path, target_modules="all-linear")
     task = encode(folders, batch=8)
-    assert "an image encoder (ViTModel), on 120 images at random" in task.data
+    assert "an image encoder (ViTModel), on 264 images at random" in task.data
     assert task.file < task.start
     with pytest.raises(EncodeError, match="leave --prompts out"):
         encode(folders, prompts=tmp_path / "nothing")
