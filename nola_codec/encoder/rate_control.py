@@ -19,7 +19,7 @@ from nola_codec.encoder.drafts import COARSEST, FINEST, Draft, Drafter
 from nola_codec.encoder.filling import fill_budget
 from nola_codec.encoder.job import EncodeJob
 from nola_codec.errors import EncodeError
-from nola_codec.fit.allocation import NOISE_CAP, PRECISION_STEPS, QUIETER_OBJECTIVES, Grain, RatePlan
+from nola_codec.fit.allocation import NOISE_CAP, PRECISION_STEPS, QUIETER_OBJECTIVES, Grain, Objective, RatePlan
 
 _DRAFTS = 7
 """Greatest number of drafts of a search."""
@@ -135,24 +135,35 @@ def reach_target(drafter: Drafter, target: RateTarget) -> Draft:
     return draft_for_size(drafter, target) if target.is_size else draft_for_error(drafter, target)
 
 
-def with_noise_cap(drafter: Drafter, target: RateTarget) -> Drafter:
-    """Return the drafter with the largest gamma whose plan for the target stays under NOISE_CAP.
+def with_noise_cap(
+    drafter: Drafter,
+    target: RateTarget,
+    objectives: Sequence[Objective] = QUIETER_OBJECTIVES,
+    cap: float = NOISE_CAP,
+) -> Drafter:
+    """Return the drafter with the first objective whose plan for the target lets in no more noise than the cap.
 
     A gamma describes how little noise is felt, but only for little noise. Noise adds up through a network, and models
     broke with 3 to 5 times the energy of the delta. A plan with more noise therefore takes a smaller gamma. The size of
-    the plan then decides the set of coders.
+    the plan then decides the set of coders. If the drafter's objective is the NMSE, it stays.
+
+    Args:
+        drafter: A maker of drafts of one rung.
+        target: The target.
+        objectives: The objectives to choose from, each quieter than the one before; the last one if none fits.
+        cap: The greatest noise, over ||delta_W||^2 of the file.
     """
     chosen = drafter.objectives[-1]
     if chosen.name != "nmse" and drafter.form.whole is None:  # with a reference, the pipeline sees to it
-        low, high = 0, len(QUIETER_OBJECTIVES) - 1  # the last one lets in little noise in any plan
+        low, high = 0, len(objectives) - 1  # the last one lets in little noise in any plan
         while low < high:
             middle = (low + high) // 2
-            plan = plan_target(replace(drafter, objectives=(QUIETER_OBJECTIVES[middle],)), target)
-            if plan.noise[-1] <= NOISE_CAP:
+            plan = plan_target(replace(drafter, objectives=(objectives[middle],)), target)
+            if plan.noise[-1] <= cap:
                 high = middle
             else:
                 low = middle + 1
-        chosen = QUIETER_OBJECTIVES[low]
+        chosen = objectives[low]
     coded = float(plan_target(replace(drafter, objectives=(chosen,)), target).bits.sum()) / 8
     grain: Grain = "fine" if coded > _FINE_BYTES else "coarse"
     if coded > _SEARCHED_BYTES and not drafter.job.options.thorough:

@@ -40,6 +40,8 @@ _CARRIED_SHARE = 0.9
 """The share of a size that coded carried tensors may take before they get a lower precision."""
 SIDE_BITS = 6.0
 """Bits of precision and amplitude that a kept unit costs at every rung that starts it or adds a layer."""
+BOOST = 0.5
+"""The `Objective.boost` of the effective error."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,14 @@ class Objective:
             noise.
         grain: The set of coders to choose from. ``fine``: all. ``coarse``: every second dependent one, since each
             takes 20 bytes or more of a header. ``scalar``: none with memory, since their search is slow.
+        boost: The amplitudes of all units are multiplied by (surviving share of the energy) ** -boost, which makes up
+            for lost signal, since lost and kept signal are alike.
     """
 
     name: str
     gamma: tuple[float, float, float, float]
     grain: Grain = "fine"
+    boost: float = 0.0
 
     @property
     def gammas(self) -> Float64Array:
@@ -79,16 +84,14 @@ class Objective:
 
 _DENSE_GAMMA = 60.0
 NMSE = Objective("nmse", (1.0, 1.0, 1.0, 1.0))
-EFFECTIVE = Objective("effective", (20.0, 60.0, _DENSE_GAMMA, 1.0))
+EFFECTIVE = Objective("effective", (20.0, 60.0, _DENSE_GAMMA, 1.0), boost=BOOST)
 OBJECTIVES = {o.name: o for o in (NMSE, EFFECTIVE)}
 QUIETER_OBJECTIVES = tuple(
-    Objective("effective", (20 * t, 60 * t, _DENSE_GAMMA * t, 1.0)) for t in (2 ** (-k / 4) for k in range(18))
+    replace(EFFECTIVE, gamma=(20 * t, 60 * t, _DENSE_GAMMA * t, 1.0)) for t in (2 ** (-k / 4) for k in range(18))
 )
 """`EFFECTIVE`, then objectives that let through less and less noise, down to a gamma of 1.05."""
 NOISE_CAP = 3.0
 """Greatest noise that a plan may let in, over ||delta_W||^2 of the file: models broke above it (`rate_control`)."""
-BOOST = 0.5
-"""The exponent by which amplitudes rise to make up for lost signal, since lost and kept signal are alike."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from nola_codec.array_types import Float64Array, Int64Array
 from nola_codec.basis import basis_by_id
-from nola_codec.fit.allocation import BOOST, RatePlan
+from nola_codec.fit.allocation import RatePlan
 from nola_codec.fit.canonical_form import PLAIN, CanonicalForm
 from nola_codec.fit.levels import DraftLevels, Workspace, levels_to_symbols
 from nola_codec.fit.unit_layers import Layers
@@ -146,7 +146,7 @@ def quantize(
 def _boost(
     form: CanonicalForm, plan: RatePlan, kept: Int64Array, entry: Int64Array, share: Float64Array
 ) -> Float64Array:
-    """Return the factor on the amplitudes of each rung, (rungs,): (surviving share of the energy) ** -BOOST.
+    """Return the factor on the amplitudes of each rung, (rungs,): (surviving share of the energy) ** -boost.
 
     Norms and biases do not count: other units cannot make up for their lost signal.
     """
@@ -157,7 +157,7 @@ def _boost(
     factors = []
     for rung, objective in enumerate(plan.objectives):
         survived = float((energy[kept] * share[rung] * (entry <= rung)).sum())
-        factors.append((survived / total) ** -BOOST if objective.name != "nmse" and survived > 0 else 1.0)
+        factors.append((survived / total) ** -objective.boost if survived > 0 else 1.0)
     return np.array(factors)
 
 

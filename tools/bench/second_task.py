@@ -100,14 +100,14 @@ def train(folder: Path, base: Path, steps: int) -> None:
 
 
 class Task:
-    """The test rows, and the base model to which deltas are added for one evaluation."""
+    """Test rows, without the first `skip`, and the base model to which deltas are added for one evaluation."""
 
-    def __init__(self, folder: Path, base: Path, count: int) -> None:
+    def __init__(self, folder: Path, base: Path, count: int, skip: int = 0) -> None:
         self._model = Classifier(base)
         self._model.head.load_state_dict(load_file(folder / "head.safetensors"))
         self._weights = dict(self._model.encoder.named_parameters())
         texts, intents = rows("test")
-        chosen = np.random.default_rng(0).permutation(len(texts))[:count].tolist()
+        chosen = np.random.default_rng(0).permutation(len(texts))[skip : skip + count].tolist()
         chosen.sort(key=lambda i: len(texts[i]))  # alike lengths in a batch: less padding
         self._texts = [texts[i] for i in chosen]
         self._labels = torch.tensor([classes().index(intents[i]) for i in chosen])

@@ -9,7 +9,7 @@ import pytest
 
 from nola_codec.arrays import NUMPY
 from nola_codec.basis import NAMES, BasisKey, basis_by_id
-from nola_codec.fit.allocation import BOOST, EFFECTIVE, NMSE, Objective, make_plan
+from nola_codec.fit.allocation import EFFECTIVE, NMSE, Objective, make_plan
 from nola_codec.fit.canonical_form import CanonicalForm
 from nola_codec.fit.levels import Workspace
 from nola_codec.fit.quantize import QuantizedForm, quantize, unit_points
@@ -51,7 +51,7 @@ def test_measured_equals_recomputed(
         there = np.flatnonzero(made.entry <= rung)
         share = made.survival[rung].prod(axis=0)
         survived = float((form.strength[made.kept] ** 2 * share)[there].sum())
-        boost = (survived / total) ** -BOOST if objective is EFFECTIVE else 1.0
+        boost = (survived / total) ** -objective.boost
         for position in there.tolist():
             unit = made.kept[position]
             scale = form.singular[unit] * boost

@@ -1,0 +1,42 @@
+"""The tables of `rules.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from results import as_table, mean_and_spread, select
+
+Found = Sequence[dict[str, Any]]
+
+
+def losses(found: Found, task: str, split: str, rows: int) -> str:
+    """Return the mean loss and share of the gain of each rule at each size, on some rows of a task."""
+    own = select(found, task=task, split=split, rows=rows)
+    base, full = (float(select(own, rule=rule)[0]["figures"]["loss"]) for rule in ("base", "adapter"))
+    made = [result for result in own if result["settings"].get("size")]
+    lines = []
+    for size in sorted({result["settings"]["size"] for result in made}):
+        alike = select(made, size=size)
+        for rule, factor in dict.fromkeys((r["settings"]["rule"], r["settings"]["times"]) for r in alike):
+            same = select(alike, rule=rule, times=factor)
+            loss, spread = mean_and_spread(same, "loss")
+            facts = same[0]["figures"]
+            name = rule if factor == 1 else f"{rule}, times {factor:g}"
+            lines.append(
+                [f"{size / 1000:g} KB, {name}", "{:g}, {:g}".format(*facts["gamma"]), f"{facts['noise']:.2f}",
+                 facts["kept"], f"{loss:.4f}", "" if spread is None else f"{spread:.4f}", len(same),
+                 f"{(base - loss) / (base - full):.1%}"]
+            )  # fmt: skip
+    header = ["size, rule", "gammas", "noise", "components", "loss", "spread", "seeds", "of the gain"]
+    return as_table(header, lines)
+
+
+def e2e_valid(found: Found) -> str:
+    """Return the table of E2E that the rule was chosen by."""
+    return losses(found, "e2e", "valid", 24)
+
+
+def banking77_other(found: Found) -> str:
+    """Return the table of Banking77 that the rule was chosen by."""
+    return losses(found, "banking77", "other", 512)
