@@ -33,11 +33,16 @@ from nola_codec.errors import require_torch
 from nola_codec.remote import local_copies, shown_url
 
 if TYPE_CHECKING:
+    from nola_codec.encoder.report import EncodeReport
     from nola_codec.progress import Progress
 
 _TASK = ("data", "prompts", "held_out", "against", "steps", "batch", "learning_rate")
 _SELF = "self"
 """The value of --data for which the adapter draws its own data; a file of this name is ./self."""
+_OFFER = (
+    "the base model is at hand, so a dozen --prompts, or --data self without any, would train the file on what the "
+    "adapter writes; it takes minutes, and docs/choosing-a-size.md has what it gained"
+)
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,15 @@ class FitRequest:
                 )
             found = replace(self, base=base, data=data, held_out=held_out, prompts=prompts)
             yield copy, found
+
+    def offer_training(self, report: EncodeReport) -> str | None:
+        """Return a note that the file could be trained, if its loss can be seen and the base model is at hand."""
+        expected = report.expectation
+        if self.fit != "weights" or self.base is None or expected is None or expected.words == "no visible loss":
+            return None
+        from nola_codec.integrations.causal import holds_causal
+
+        return _OFFER if holds_causal(Path(self.base)) else None
 
     def _check_partners(self, name: str, needed: tuple[str, ...], own: tuple[str, ...]) -> None:
         if self.fit == name:
@@ -196,8 +210,8 @@ def command(source: str, **values: Any) -> None:
         coding |= {"fit": fit.fit, **fit.make_keywords(source, checkpoint, show, **reading)}
         base = None if note else fit.base  # the base model has served already to make a LoRA of another method
         report = encode(source, target, overwrite=output.force, base=base, progress=show, **reading, **coding)
-    if note:
-        report = replace(report, notes=(note, *report.notes))
+        offer = fit.offer_training(report)
+    report = replace(report, notes=(*([note] if note else []), *report.notes, *([offer] if offer else [])))
     if fit.fit == "task" and checkpoint is not None:
         for path in (checkpoint, Path(f"{checkpoint}-samples")):
             path.unlink(missing_ok=True)

@@ -28,7 +28,7 @@ from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.rate_control import RateTarget, correct_target, correction_of, first_target, reach_target
 from nola_codec.encoder.report import EncodeReport
 from nola_codec.encoder.summary import CodedFile, make_report, reached_error
-from nola_codec.encoder.tuning import TrainedCode, draft_trained, train_code
+from nola_codec.encoder.tuning import TrainedCode, WeighingTuner, draft_trained, make_start, train_code
 from nola_codec.entropy import NAMES as CODEC_NAMES
 from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import NOISE_CAP, QUIETER_OBJECTIVES, pin_carried
@@ -159,10 +159,18 @@ def quantize_to(job: EncodeJob, target: RateTarget, form: CanonicalForm | None) 
 
 def train_to(job: EncodeJob, target: RateTarget, form: CanonicalForm | None) -> TrainedCode:
     """Plan and quantize an adapter, then train the kept vectors on the task."""
-    assert job.options.tuner is not None
-    drafter, draft = _draft_to(job, target, form)
+    tuner = job.options.tuner
+    assert tuner is not None
+    form = canonical_form(job) if form is None else form
+    drafts = [_draft_to(job, target, form)]
+    if isinstance(tuner, WeighingTuner):
+        with job.clock.stage("training"):
+            weighed = tuner.weigh(job.items, form)
+        if weighed is not form:
+            drafts.append(_draft_to(job, target, weighed))
+            drafts = [drafts[tuner.prefer([make_start(*each) for each in drafts])]]
     with job.clock.stage("training"):
-        return train_code(drafter, draft, job.options.tuner)
+        return train_code(*drafts[0], tuner)
 
 
 def quantize_trained(job: EncodeJob, trained: TrainedCode, target: RateTarget) -> QuantizedAdapter:

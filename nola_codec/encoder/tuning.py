@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -60,10 +60,14 @@ class TrainedForm:
     Attributes:
         form: The form of the start with trained rows for the kept units; the mean square of each row is 1.
         size: float64 (units of the form,): the norm of each kept component; s u v^T has norm s.
+        workspace: A workspace with the tables of the dependent coders with which the vectors were trained; None lets
+            the encoder fit tables of its own. Training makes up for the noise of one code, and other tables would make
+            other noise.
     """
 
     form: CanonicalForm
     size: Float64Array
+    workspace: Workspace | None = None
 
 
 class Tuner(Protocol):
@@ -77,6 +81,17 @@ class Tuner(Protocol):
 
     def report(self) -> TaskReport:
         """Return the losses of the training."""
+
+
+@runtime_checkable
+class WeighingTuner(Protocol):
+    """The contract of a tuner that also says what each component is worth, so that a second plan can go by it."""
+
+    def weigh(self, items: Sequence[Codable], form: CanonicalForm) -> CanonicalForm:
+        """Return the form with other strengths for a second plan, or the form itself if there shall be none."""
+
+    def prefer(self, starts: Sequence[TuningStart]) -> int:
+        """Return the number of the start that training shall begin with."""
 
 
 @dataclass(frozen=True)
@@ -96,15 +111,20 @@ class TrainedCode:
     size: Float64Array
 
 
-def train_code(drafter: Drafter, draft: Draft, tuner: Tuner) -> TrainedCode:
-    """Train the vectors of a draft of one rung, which `drafter` has made."""
+def make_start(drafter: Drafter, draft: Draft) -> TuningStart:
+    """Return the start of a training from a draft of one rung, which `drafter` has made."""
     envelope = drafter.job.envelope
-    start = TuningStart(
+    return TuningStart(
         drafter.job.items, drafter.job.streams, drafter.form, draft.plan, draft.quantized, drafter.job.basis,
         envelope.generator, envelope.seed,
     )  # fmt: skip
-    trained = tuner.tune(start)
-    return TrainedCode(replace(drafter, form=trained.form, workspace=Workspace()), draft.plan, trained.size)
+
+
+def train_code(drafter: Drafter, draft: Draft, tuner: Tuner) -> TrainedCode:
+    """Train the vectors of a draft of one rung, which `drafter` has made."""
+    trained = tuner.tune(make_start(drafter, draft))
+    workspace = trained.workspace or Workspace()
+    return TrainedCode(replace(drafter, form=trained.form, workspace=workspace), draft.plan, trained.size)
 
 
 def draft_trained(code: TrainedCode, limit: int | None) -> Draft:
@@ -118,12 +138,14 @@ def draft_trained(code: TrainedCode, limit: int | None) -> Draft:
     """
     drafter, plan, basis = code.drafter, code.plan, code.drafter.job.basis
     while len(plan.kept):
-        quantized = quantize(drafter.form, plan, basis, Workspace())
+        quantized = quantize(drafter.form, plan, basis, Workspace(tables=drafter.workspace.tables))
         quantized = replace(quantized, amplitude=amplitudes(drafter.form, quantized, code.size, basis)[None])
         found = drafter.lay_out(plan, quantized)
         if limit is None or found.bytes <= limit:
             return found
-        plan = without_weakest(plan, code.size, 1 + len(plan.kept) * (found.bytes - limit) // (2 * found.bytes))
+        plan = without_weakest(
+            plan, drafter.form.strength, 1 + len(plan.kept) * (found.bytes - limit) // (2 * found.bytes)
+        )
     raise EncodeError(f"{limit} bytes do not hold one trained component", code="unreachable")
 
 
@@ -145,9 +167,9 @@ def norms(form: CanonicalForm, quantized: QuantizedForm, basis: int) -> Float64A
     return np.asarray(np.sqrt(norm2.reshape(2, -1) * np.maximum(quantized.squares[0], 1e-30)).prod(axis=0))
 
 
-def without_weakest(plan: RatePlan, size: Float64Array, count: int) -> RatePlan:
-    """Return a plan of one rung without its `count` components of the smallest size."""
-    order = np.argsort(size[plan.kept], kind="stable")
+def without_weakest(plan: RatePlan, strength: Float64Array, count: int) -> RatePlan:
+    """Return a plan of one rung without its `count` components of the smallest strength, (units of the form,)."""
+    order = np.argsort(strength[plan.kept], kind="stable")
     stay = np.sort(order[count:])
     arrays: dict[str, Any] = {name: getattr(plan, name)[stay] for name in ("kept", "entry", "precision")}
     return replace(plan, coder=plan.coder[:, :, stay], survival=plan.survival[:, stay], **arrays)

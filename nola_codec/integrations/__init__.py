@@ -6,6 +6,7 @@ Its files:
     task_text.py                `fit="task"`: rows of text, to train on and to report on
     self_teaching/              `fit="task"` without data: the adapter teaches its own code
     text_batches.py, causal.py  what the above and `evaluation` share: batches of rows, and a language model
+    packed_batches.py           batches in which several answers share one prompt
     evaluation/                 `evaluate`: the loss of a task, with and without adapters
     peft_conversion.py          other PEFT methods turned into LoRA by PEFT
     hub/                        publish on the Hugging Face Hub, and open files from there

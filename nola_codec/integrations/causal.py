@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,29 @@ def without_bars() -> Iterator[None]:
 def are_causal(architectures: Sequence[str]) -> bool:
     """Return True if one of the architectures of a configuration is a causal language model."""
     return any(str(kind).endswith(_CAUSAL) for kind in architectures)
+
+
+def holds_causal(base: Path) -> bool:
+    """Return True if the configuration in a folder is that of a causal language model. It never raises.
+
+    A configuration without architectures is judged by its type: one that Transformers knows as a causal language model,
+    and not as a masked one as well.
+    """
+    try:
+        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    if not isinstance(config, dict):
+        return False
+    if config.get("architectures"):
+        return are_causal(config["architectures"])
+    try:
+        from transformers.models.auto import modeling_auto
+    except ImportError:
+        return False
+    kind = config.get("model_type")
+    causal, masked = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return isinstance(kind, str) and kind in causal and kind not in masked
 
 
 def load_causal(base: Path, dtype: str = "float32", device: object = "cpu") -> tuple[torch.nn.Module, Any]:

@@ -14,7 +14,14 @@ from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.errors import EncodeError, require_torch
 from nola_codec.integrations.calibration_data import Row, read_rows, tokenize
 from nola_codec.integrations.causal import load_causal
-from nola_codec.integrations.text_batches import Batch, ScoredLogits, make_batch, padding_token, sort_by_length
+from nola_codec.integrations.text_batches import (
+    ScoredLogits,
+    TokenizedRow,
+    make_batch,
+    measured_batches,
+    padding_token,
+    similar_lengths,
+)
 from nola_codec.progress import Progress
 from nola_codec.remote import accepts_urls
 
@@ -85,16 +92,13 @@ def text_tuner(
 
     fill = padding_token(tokenizer)
 
-    def batches(own: Sequence[Row], size: int) -> list[Batch]:
-        return [
-            make_batch([tokenize(tokenizer, row, TOKENS) for row in own[start : start + size]], fill)
-            for start in range(0, len(own), size)
-        ]
+    def tokenized(own: Sequence[Row]) -> list[TokenizedRow]:
+        return [tokenize(tokenizer, row, TOKENS) for row in own]
 
     task = TaskData(
-        train=batches(rows, batch),
-        validation=batches(sort_by_length(chosen), 16),
-        held_out=batches(sort_by_length(kept), 16),
+        train=[make_batch(own, fill) for own in similar_lengths(tokenized(rows), batch, seed=0)],
+        validation=measured_batches(tokenized(chosen), fill),
+        held_out=measured_batches(tokenized(kept), fill),
         logits_fn=ScoredLogits(),
         unit="nats a token",
         rows=len(kept),

@@ -22,6 +22,7 @@ Coded tensors that go into one file are a `TensorGroup`. `TaskTuner` trains the 
     saving.py, trained_files.py, state.py       `save` and `load`; files in factor form; what a model remembers
     task.py, task_code.py                       `fit="task"`: the training; the coded vectors
     task_data.py, task_distance.py, task_teacher.py    its data and settings; distances to the adapter; its kept outputs
+    task_worth.py                               what each component contributes to the outputs
 
 Names are imported when they are first used.
 """

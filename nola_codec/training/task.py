@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,20 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from nola_codec.array_types import Float64Array
 from nola_codec.encoder.report import TaskReport
 from nola_codec.encoder.tuning import FactorPairs, TrainedForm, TuningStart
 from nola_codec.errors import EncodeError
+from nola_codec.fit.canonical_form import CanonicalForm
 from nola_codec.model.adapter import Codable
 from nola_codec.progress import Progress
 from nola_codec.stores.files import atomic_file
 from nola_codec.training.attach import FactorPair, attach_factors, freeze_weights
-from nola_codec.training.task_code import TaskCode
+from nola_codec.training.task_code import TaskCode, require_pairs
 from nola_codec.training.task_data import Against, LogitsFn, LossFn, OutputsFn, TaskData, TaskSettings
 from nola_codec.training.task_distance import Kept
 from nola_codec.training.task_teacher import Teacher
+from nola_codec.training.task_worth import component_worth, weigh_by_worth
 
 __all__ = ["Against", "LogitsFn", "LossFn", "OutputsFn", "TaskData", "TaskSettings", "TaskTuner"]
 
@@ -81,6 +85,7 @@ class TaskTuner:
         self._factors: Mapping[str, FactorPair] = {}
         self._original: Mapping[str, FactorPair] = {}
         self._losses: dict[str, float] = {}
+        self._worth: dict[str, Any] = {}
         self._steps = 0
 
     def tune(self, start: TuningStart) -> TrainedForm:
@@ -91,11 +96,8 @@ class TaskTuner:
                 are not pairs of factors; ``task-diverged``: the loss is not finite; ``task-checkpoint``: the checkpoint
                 is of another training.
         """
+        self._attach(start.items)
         code = TaskCode(start, self._device)
-        self._modules = start.items
-        self._original = {
-            m.name: (_to_tensor(m.sides[0], self._device), _to_tensor(m.sides[1], self._device)) for m in self._modules
-        }
         with freeze_weights(self._model), attach_factors(self._model, self._modules, lambda: self._factors):
             self._losses["base"] = self._held_out_loss({}, "loss of the base model")
             # The distance from the adapter to itself is 0.
@@ -106,8 +108,62 @@ class TaskTuner:
         self._factors = {}
         return code.result()
 
+    def weigh(self, items: Sequence[Codable], form: CanonicalForm) -> CanonicalForm:
+        """Return the form with strengths by what each component is worth on the data; see `task_worth`.
+
+        Raises:
+            EncodeError: ``calibration-module``, ``task-form``: as `tune`.
+        """
+        batches = min(self._settings.worth_batches, len(self._data.train))
+        if not batches:
+            return form
+        self._attach(items)
+        with freeze_weights(self._model), attach_factors(self._model, self._modules, lambda: self._factors):
+            worth = self._kept_worth(form, batches)
+        self._factors = {}
+        return weigh_by_worth(form, worth)
+
+    def prefer(self, starts: Sequence[TuningStart]) -> int:
+        """Return the number of the start whose loss on the validation batches is the least."""
+        with freeze_weights(self._model), attach_factors(self._model, self._modules, lambda: self._factors):
+            losses = [
+                self._mean_loss(_detach(TaskCode(start, self._device).factors()), "validation", "comparing plans")
+                for start in starts
+            ]
+        return losses.index(min(losses))
+
+    def _kept_worth(self, form: CanonicalForm, batches: int) -> list[Float64Array]:
+        """Return the worth of all components, from the checkpoint if it is there."""
+
+        def loss(factors: Mapping[str, FactorPair], number: int) -> torch.Tensor:
+            self._factors = factors
+            return self._checked_loss(number, "a mixture of base model and adapter")
+
+        key = self._fingerprint(form.singular)
+        kept = self._read_checkpoint()
+        if kept is not None:
+            if kept.get("worth_of") != key:
+                raise self._foreign_checkpoint()
+            self._worth = {"worth_of": key, "worth": kept["worth"]}
+        else:
+            tell = partial(self._tell, "weighing components")
+            made = component_worth(self._modules, loss, batches, self._device, tell)
+            self._worth = {"worth_of": key, "worth": [torch.from_numpy(each) for each in made]}
+            self._write_checkpoint({})
+        return [each.numpy() for each in self._worth["worth"]]
+
+    def _attach(self, items: Sequence[Codable]) -> None:
+        """Take over the modules of an adapter, and its own factors."""
+        require_pairs(items)
+        self._modules = items
+        self._original = {
+            m.name: (_to_tensor(m.sides[0], self._device), _to_tensor(m.sides[1], self._device)) for m in items
+        }
+
     def _train(self, code: TaskCode, start: TuningStart) -> int:
         """Train a code from its start or from a checkpoint. Set it to its best step, and return that step."""
+        if not len(start.plan.kept):
+            return 0  # nothing fits into the size, which the encoder says
         settings = self._settings
         rates = [settings.learning_rate, settings.size_rate]
         optimizer = torch.optim.Adam(
@@ -123,10 +179,7 @@ class TaskTuner:
                 group["lr"] = rate * min(1.0, (at.step + 1) / 5) * 0.5 * (1 + math.cos(math.pi * share))
             optimizer.zero_grad()
             self._factors = code.factors()
-            loss = self._training_loss(self._batch_number(at.step))
-            if not torch.isfinite(loss):
-                message = f"the loss is {loss.item()} at step {at.step}; a smaller learning rate may help"
-                raise EncodeError(message, code="task-diverged")
+            loss = self._checked_loss(self._batch_number(at.step), f"step {at.step}")
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             code.code()
@@ -155,6 +208,14 @@ class TaskTuner:
     @property
     def _device(self) -> torch.device:
         return next(self._model.parameters()).device
+
+    def _checked_loss(self, number: int, where: str) -> torch.Tensor:
+        """Return `_training_loss`. Raises EncodeError ``task-diverged`` if it is not finite."""
+        loss = self._training_loss(number)
+        if not torch.isfinite(loss):
+            message = f"the loss is {loss.item()} at {where}; a smaller learning rate may help"
+            raise EncodeError(message, code="task-diverged")
+        return loss
 
     def _training_loss(self, number: int) -> torch.Tensor:
         """Return the mean loss of a training batch with the attached factors."""
@@ -231,38 +292,55 @@ class TaskTuner:
         random.Random(f"{self._settings.seed} {epoch}").shuffle(order)
         return order[position]
 
-    def _fingerprint(self, start: TuningStart) -> str:
-        """Return a hash of all that a checkpoint depends on: the settings, the data, the plan and the adapter."""
+    def _fingerprint(self, *arrays: np.ndarray[Any, Any]) -> str:
+        """Return a hash of all that a part of a checkpoint depends on: the settings, the data, and some arrays."""
         data = len(self._data.train), self._data.identity
-        sha = hashlib.sha256(repr((self._settings, data, start.basis, start.seed)).encode())
-        for array in (start.plan.kept, start.plan.coder, start.form.singular):
+        sha = hashlib.sha256(repr((self._settings, data)).encode())
+        for array in arrays:
             sha.update(np.ascontiguousarray(array).tobytes())
         return sha.hexdigest()
+
+    def _start_fingerprint(self, start: TuningStart) -> str:
+        basis = np.array([start.basis, start.generator, start.seed], np.uint64)
+        return self._fingerprint(basis, start.plan.kept, start.plan.coder, start.form.singular)
 
     def _save(
         self, at: _TrainingPosition, code: TaskCode, optimizer: torch.optim.Optimizer, start: TuningStart
     ) -> None:
-        if self._settings.checkpoint is None:
-            return
-        state = {"fingerprint": self._fingerprint(start), "at": {**at.__dict__}, "code": code.state(),
+        state = {"fingerprint": self._start_fingerprint(start), "at": {**at.__dict__}, "code": code.state(),
                  "optimizer": optimizer.state_dict()}  # fmt: skip
-        with atomic_file(self._settings.checkpoint) as stream:
-            torch.save(state, stream)
+        self._write_checkpoint(state)
 
-    def _resume(self, code: TaskCode, optimizer: torch.optim.Optimizer, start: TuningStart) -> _TrainingPosition:
-        """Return the position that training starts from. A checkpoint also restores the code and the optimizer."""
+    def _write_checkpoint(self, state: Mapping[str, Any]) -> None:
+        if self._settings.checkpoint is not None:
+            with atomic_file(self._settings.checkpoint) as stream:
+                torch.save({**self._worth, **state}, stream)
+
+    def _read_checkpoint(self) -> dict[str, Any] | None:
+        """Return what the checkpoint holds, or None if there is none. Raises EncodeError ``task-checkpoint``."""
         path = self._settings.checkpoint
         if path is None or not Path(path).is_file():
-            return _TrainingPosition()
+            return None
         try:
             state = torch.load(path, weights_only=True)
-            same = state["fingerprint"] == self._fingerprint(start)
+            if not isinstance(state, dict):
+                raise TypeError("it holds no mapping")
+            return state
         except Exception as error:
             message = f"not a checkpoint of training on a task ({type(error).__name__}); remove it to begin anew"
             raise EncodeError(message, code="task-checkpoint", where=str(path)) from error
-        if not same:
-            message = "the checkpoint is of another adapter, data, size or settings; remove it to begin anew"
-            raise EncodeError(message, code="task-checkpoint", where=str(path))
+
+    def _foreign_checkpoint(self) -> EncodeError:
+        message = "the checkpoint is of another adapter, data, size or settings; remove it to begin anew"
+        return EncodeError(message, code="task-checkpoint", where=str(self._settings.checkpoint))
+
+    def _resume(self, code: TaskCode, optimizer: torch.optim.Optimizer, start: TuningStart) -> _TrainingPosition:
+        """Return the position that training starts from. A checkpoint also restores the code and the optimizer."""
+        state = self._read_checkpoint()
+        if state is None or "fingerprint" not in state:
+            return _TrainingPosition()
+        if state["fingerprint"] != self._start_fingerprint(start):
+            raise self._foreign_checkpoint()
         code.restore(state["code"])
         optimizer.load_state_dict(state["optimizer"])
         return _TrainingPosition(**state["at"])

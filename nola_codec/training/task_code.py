@@ -11,7 +11,7 @@ component have the norm sqrt(s).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from nola_codec.encoder.tuning import TrainedForm, TuningStart, sizes
 from nola_codec.errors import EncodeError
 from nola_codec.fit.levels import Workspace
 from nola_codec.fit.quantize import QuantizedForm, quantize, unit_points
+from nola_codec.model.adapter import Codable
 from nola_codec.training.attach import FactorPair
 
 
@@ -69,10 +70,7 @@ class TaskCode:
         self._workspace = Workspace()
         self._kept = start.plan.kept
         records = start.form.record[self._kept]
-        wrong = [i for i in start.items if not i.is_whole_delta]
-        if wrong:
-            message = "only pairs of factors that are a delta by themselves can be trained on a task"
-            raise EncodeError(message, code="task-form", where=wrong[0].name)
+        require_pairs(start.items)
         items = start.items
         self.modules = [items[i] for i in np.unique(records).tolist()]
         self._components_of = {items[i].name: np.flatnonzero(records == i) for i in np.unique(records).tolist()}
@@ -146,7 +144,8 @@ class TaskCode:
         first, second = ({length: matrix.copy() for length, matrix in side.items()} for side in self._matrices)
         size = np.zeros(self._form.units)
         size[self._kept] = np.exp(2 * self.log_sizes.detach().double().cpu().numpy())
-        return TrainedForm(replace(self._form, matrices=(first, second)), size)
+        workspace = Workspace(tables=dict(self._workspace.tables))
+        return TrainedForm(replace(self._form, matrices=(first, second)), size, workspace)
 
     def state(self) -> dict[str, Any]:
         """Return a copy of all trained numbers."""
@@ -171,6 +170,14 @@ class TaskCode:
             values = batch.vectors.detach()
             values = values / values.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-30)
             self._matrices[batch.side][batch.length][self._form.rows[batch.side, batch.units]] = values.cpu().numpy()
+
+
+def require_pairs(items: Sequence[Codable]) -> None:
+    """Raise EncodeError ``task-form`` if a tensor is not a pair of factors that is a delta by itself."""
+    wrong = [item for item in items if not item.is_whole_delta]
+    if wrong:
+        message = "only pairs of factors that are a delta by themselves can be trained on a task"
+        raise EncodeError(message, code="task-form", where=wrong[0].name)
 
 
 class _StraightThrough(torch.autograd.Function):

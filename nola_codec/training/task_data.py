@@ -104,6 +104,8 @@ class TaskSettings:
             removes it.
         precision: The precision of the training passes of a float32 model: ``bfloat16``, ``float32``, or ``auto`` for
             bfloat16 where the processor or the device multiplies it faster. Losses are always measured in float32.
+        worth_batches: The number of training batches by which components are weighed before the plan is made
+            (`task_worth`); 0 plans by the weights alone.
         teacher_bytes: The memory that the kept outputs of the adapter may take. Outputs beyond it are computed again
             at every step.
     """
@@ -117,6 +119,7 @@ class TaskSettings:
     seed: int = 0
     checkpoint: str | os.PathLike[str] | None = None
     precision: Precision = "auto"
+    worth_batches: int = 12
     teacher_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
@@ -130,6 +133,9 @@ class TaskSettings:
         for name in ("learning_rate", "size_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise EncodeError(mismatch(name, "a positive number", getattr(self, name)), code="option")
+        for name in ("worth_batches", "teacher_bytes"):
+            if getattr(self, name) < 0:
+                raise EncodeError(mismatch(name, "0 or a positive number", getattr(self, name)), code="option")
 
     def uses_bfloat16(self, model: torch.nn.Module) -> bool:
         """Return True if the training passes of a model run under autocast to bfloat16."""

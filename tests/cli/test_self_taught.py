@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 Run = Callable[..., Any]
-SIZE = "1300B"
+SIZE = "1000B"
 
 
 @pytest.fixture(autouse=True)
@@ -93,3 +93,12 @@ def test_a_model_of_no_known_family(run: Run, strong: Path, tmp_path: Path) -> N
     done = run("encode", strong, "-n", "--data", "self", "--base", tmp_path)
     assert done.status == 3
     assert "an adapter can teach its own code with causal language models" in done.err
+
+
+def test_training_is_offered_where_a_loss_can_be_seen(run: Run, trained: Path, base: Path, tmp_path: Path) -> None:
+    offered = "a dozen --prompts, or --data self without any"
+    assert offered in run("encode", trained, "-n", "--size", "600B", "--base", base).err
+    assert offered not in run("encode", trained, "-n", "--error", "0.001", "--base", base).err
+    assert offered not in run("encode", trained, "-n", "--size", "600B").err
+    (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
+    assert offered not in run("encode", trained, "-n", "--size", "600B", "--base", tmp_path).err

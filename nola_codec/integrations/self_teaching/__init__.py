@@ -11,6 +11,7 @@ the base model draws inputs, and the coefficients are trained so that the output
     noise.py      images and words at random
     placing.py    the layers of an adapter of any dialect, found as a merge finds them
     sampling.py   batched sampling of text, with the adapter attached
+    discovery.py  the search for an adapter's domain, where there are no prompts
     samples.py    samples are drawn once, and kept in a file from which a killed training goes on
 
 To add a family: write a class with the members of `Family` in a file of its own, and put an object of it into

@@ -21,7 +21,7 @@ from nola_codec.training import TaskData, TaskSettings, TaskTuner
 from nola_codec.training.attach import attach_factors
 from nola_codec.training.task_code import TaskCode
 
-SIZE = 700
+SIZE = 560
 
 
 class Net(torch.nn.Module):
@@ -106,7 +106,7 @@ def test_training_wins_back_what_coding_lost(against: Any, lora: Path, data: Tas
     report = encode(lora, tuner, tmp_path / "a.nola")
     task = report.task
     assert task is not None
-    assert task.adapter < task.file < task.start < task.base
+    assert max(task.adapter, task.file) < task.start < task.base  # trained on labels, a file may be better than both
     assert task.kept is not None
     assert task.kept > (task.base - task.start) / (task.base - task.adapter) + 0.05
     assert report.bytes <= SIZE
@@ -191,8 +191,8 @@ def test_a_file_that_is_too_large_loses_its_weakest(lora: Path) -> None:
         def report(self) -> None:
             return None
 
-    report = nola_codec.encode(lora, size=560, fit="task", tuner=Loud())
-    assert report.bytes <= 560
+    report = nola_codec.encode(lora, size=440, fit="task", tuner=Loud())
+    assert report.bytes <= 440
     assert sum(tensor.kept for tensor in report.tensors) > 0
 
 

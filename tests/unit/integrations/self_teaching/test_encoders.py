@@ -117,7 +117,7 @@ def test_texts_without_labels(encoder: tuple[Path, Path], texts: Path, tmp_path:
     task = report.task
     assert task is not None
     assert task.base == pytest.approx(1, abs=0.2)
-    assert 0 == task.adapter < task.file < 0.9 * task.start
+    assert 0 == task.adapter < task.file < 0.95 * task.start
     assert task.rows == 16
     assert "a text encoder (BertModel), on 200 texts" in task.data
     # Nearer by PEFT's own arithmetic too, on texts that nobody has seen.

@@ -1,0 +1,111 @@
+"""Parts of `--data self`: the search for a domain, sampling, kept samples. tests/cli has the command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from nola_codec.errors import EncodeError
+from nola_codec.integrations.causal import holds_causal
+from nola_codec.integrations.self_teaching import find_family
+from nola_codec.integrations.self_teaching.discovery import DiscoverySettings, discover
+from nola_codec.integrations.self_teaching.samples import keep_samples, samples_file
+from nola_codec.integrations.self_teaching.sampling import SamplingSettings, sample_answers
+
+Row = tuple[Sequence[int], int]
+
+
+def test_texts_grow_from_the_best_beginnings() -> None:
+    """Texts of 7s are the domain; one text in eight begins with one, and goes on as it began."""
+    draws: list[list[Sequence[int]]] = []
+
+    def draw(prompts: Sequence[Sequence[int]], number: int) -> list[Row]:
+        draws.append(list(prompts))
+        assert number == len(draws) - 1
+        rows = []
+        for place, prompt in enumerate(prompts):
+            more = prompt[-1] if len(prompt) > 1 else 7 if place % 8 == 0 else 3
+            rows.append(([*prompt, *[more] * 9], len(prompt)))
+        return rows
+
+    def disagreement(rows: Sequence[Row]) -> list[float]:
+        assert all(prompt == 1 for _, prompt in rows)
+        return [sum(token == 7 for token in ids[1:]) / len(ids[1:]) for ids, _ in rows]
+
+    found = discover(draw, disagreement, [0], 60, DiscoverySettings(first=40, rounds=2, grown=30, best=5), seed=0)
+    assert [len(prompts) for prompts in draws] == [40, 30, 30]
+    assert all(2 <= len(prompt) <= 10 and set(prompt[1:]) == {7} for prompt in draws[1] + draws[2])
+    assert len(found) == 60
+    assert all(set(ids[1:]) == {7} and prompt == 1 for ids, prompt in found)
+
+
+def test_sampling_ends_rows_and_leaves_the_generator_alone(base: Path) -> None:
+    import torch
+
+    from nola_codec.integrations.causal import load_causal
+
+    model, tokenizer = load_causal(base)
+    prompts = [[2, 3], [5], [2, 9, 10, 11], [5]] * 8
+    told: list[tuple[int, int]] = []
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    settings = SamplingSettings(new_tokens=12, batch=10, seed=3)
+    rows = sample_answers(model, tokenizer, prompts, settings, lambda *now: told.append(now))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert told[0] == (0, 32)
+    assert told[-1] == (32, 32)
+    end = tokenizer.eos_token_id
+    for (ids, prompt), asked in zip(rows, prompts, strict=True):
+        assert list(ids[:prompt]) == asked
+        answer = list(ids[prompt:])
+        assert 1 <= len(answer) <= 12
+        assert end not in answer[:-1]
+        assert len(answer) == 12 or answer[-1] == end
+    assert rows == sample_answers(model, tokenizer, prompts, settings, lambda *_: None)
+    assert rows != sample_answers(model, tokenizer, prompts, SamplingSettings(new_tokens=12, seed=4), lambda *_: None)
+
+
+def test_samples_are_drawn_once(tmp_path: Path) -> None:
+    path = samples_file(tmp_path / "a.training")
+    calls: list[str] = []
+
+    def draw() -> list[int]:
+        calls.append("")
+        return [len(calls)]
+
+    assert samples_file(None) is None
+    assert keep_samples(None, "k", draw) == [1]
+    assert [keep_samples(path, key, draw) for key in ("k", "k", "other", "other", "k")] == [[2], [2], [3], [3], [4]]
+    assert path is not None
+    path.write_text("[]")
+    assert keep_samples(path, "k", draw) == [5]
+    path.write_bytes(b"\xff")
+    assert keep_samples(path, "k", draw) == [6]
+
+
+@pytest.mark.parametrize("config", ["{", "[]", json.dumps({"architectures": ["ResNet"]}), json.dumps({})])
+def test_a_folder_of_no_known_family(config: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(EncodeError, match="holds none of them") as error:
+        find_family(tmp_path)
+    assert error.value.code == "calibration-model"
+    with pytest.raises(EncodeError, match="no such directory"):
+        find_family(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"architectures": ["LlamaForCausalLM"]}, True),
+        ({"model_type": "llama"}, True),  # a configuration without architectures, as some tools write it
+        ({"model_type": "bert"}, False),
+        ({"model_type": ["llama"]}, False),
+        ({"architectures": ["BertModel"], "model_type": "llama"}, False),
+    ],
+)
+def test_causal_models_are_recognized(config: dict[str, object], expected: bool, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert holds_causal(tmp_path) is expected

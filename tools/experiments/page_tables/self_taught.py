@@ -1,0 +1,34 @@
+"""The table of `self_taught.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import results
+
+DOORS = {
+    "weights": "nothing, and no training",
+    "none": "nothing",
+    "prompts": "16 prompts",
+    "data": "the task's data",
+}
+
+
+def losses(found: Sequence[results.Result]) -> str:
+    """Return one row for each size and door: the bytes, the loss and the share of the gain, means over seeds."""
+    figures = {r["settings"]["door"]: r["figures"]["loss"] for r in found if "size" not in r["settings"]}
+    base, full = figures["base"], figures["adapter"]
+    runs = [r for r in found if "size" in r["settings"]]
+    rows: list[list[object]] = [["base model", "", "", "", f"{base:.4f}", ""],
+                                ["adapter, fp16", "", "4,884,480", "", f"{full:.4f}", "100.0%"]]  # fmt: skip
+    keys = {(r["settings"]["size"], r["settings"]["door"], r["settings"]["steps"]) for r in runs}
+    for size, door, steps in sorted(keys, key=lambda key: (-int(key[0][:-2]), list(DOORS).index(key[1]), key[2])):
+        own = results.select(runs, size=size, door=door, steps=steps)
+        loss, spread = results.mean_and_spread(own, "loss")
+        count = f"{len(own)}" if spread is None else f"{len(own)}, ± {spread:.4f}"
+        most = max(r["figures"]["bytes"] for r in own)
+        share = f"{(base - loss) / (base - full):.1%}"
+        rows.append(
+            [size, DOORS[door] + (f", {steps} steps" if steps else ""), f"{most:,}", count, f"{loss:.4f}", share]
+        )
+    return results.as_table(["file", "given besides base and adapter", "bytes", "seeds", "loss", "of the gain"], rows)

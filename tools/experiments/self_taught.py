@@ -1,0 +1,126 @@
+"""Files of the E2E adapter that the adapter itself has taught, beside files from the weights and from the task's data.
+
+    python tools/experiments/self_taught.py                                     # all doors, sizes and seeds
+    python tools/experiments/self_taught.py --doors prompts --sizes 5KB --seeds 0
+
+A door is what the encoder is given besides the base model and the adapter: `weights` nothing, and it does not train;
+`none` nothing; `prompts` sixteen meanings of `valid.txt` without their texts; `data` all rows of `valid.txt`, on which
+the adapter was trained. The loss is that of `tools/e2e_loss.py`, over 192 rows of `test.txt`, in float32. The seed is
+that of the basis, of the samples and of the order of batches. What was measured before is not measured again, and a run
+that was killed goes on. The tables of the pages come from the results (`results.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import results
+import torch
+from e2e import Task, base_model, cache_dir
+from page_tables.self_taught import losses
+from real_data import adapter
+from task_curve import ADAPTER, loss, rows_file
+
+import nola_codec
+
+DOORS = ("weights", "none", "prompts", "data")
+PROMPTS = 16
+
+
+def prompts_file(folder: Path, task: Task) -> Path:
+    """Write the first distinct meanings of the shuffled rows as prompts."""
+    meanings = list(dict.fromkeys(meaning for meaning, _ in task.train_rows))[:PROMPTS]
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"data: {meaning}\ntext:"}) + "\n" for meaning in meanings))
+    return path
+
+
+def make_tuner(door: str, settings: Mapping[str, Any], task: Task, checkpoint: Path) -> Any:
+    """Return the tuner of a door."""
+    from nola_codec.integrations.self_teaching import self_tuner
+    from nola_codec.integrations.task_text import text_tuner
+    from nola_codec.training import TaskSettings
+
+    chosen = TaskSettings(steps=settings["steps"], seed=settings["seed"], checkpoint=checkpoint)
+    folder = checkpoint.parent
+    if door == "data":
+        return text_tuner(base_model(), ADAPTER, rows_file(folder, task.train_rows), settings=chosen, progress=tell)
+    prompts = prompts_file(folder, task) if door == "prompts" else None
+    return self_tuner(base_model(), ADAPTER, prompts=prompts, settings=chosen, progress=tell)
+
+
+def tell(stage: str, done: int, total: int) -> None:
+    """Show progress on stderr, now and then."""
+    if done % 20 == 0:
+        print(f"{time.strftime('%H:%M:%S')} {stage}: {done} of {total}", file=sys.stderr, flush=True)
+
+
+def measure(settings: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    """Make the file of these settings, unless a run that was killed has made it, and return its figures."""
+    kept = cache_dir() / "experiments" / "self"
+    folder = kept / "-".join(str(value) for value in settings.values())
+    folder.mkdir(parents=True, exist_ok=True)
+    file, figures = folder / "file.nola", folder / "figures.json"
+    if not figures.is_file():
+        figures.write_text(json.dumps(encode(settings, task, file, kept)))
+    found: dict[str, Any] = json.loads(figures.read_text())
+    return {**found, "loss": loss(task, file)}
+
+
+def encode(settings: Mapping[str, Any], task: Task, file: Path, kept: Path) -> dict[str, Any]:
+    """Encode, and return the figures of the report. Texts that were drawn once serve all sizes of a door and a seed."""
+    door, begin = settings["door"], time.process_time()
+    options: dict[str, Any] = {"size": settings["size"], "seed": settings["seed"], "overwrite": True}
+    own, shared = file.parent / "training-samples", kept / f"samples-{door}-{settings['seed']}.json"
+    if door != "weights":
+        if shared.is_file():
+            shutil.copy(shared, own)
+        options |= {"fit": "task", "tuner": make_tuner(door, settings, task, file.parent / "training")}
+        if own.is_file():
+            shutil.copy(own, shared)
+    report = nola_codec.encode(ADAPTER, file, **options)
+    found: dict[str, Any] = {"bytes": report.bytes, "seconds": time.process_time() - begin}
+    if report.task is not None:
+        found |= {"steps_kept": report.task.steps, "self_kept": report.task.kept}
+    return found
+
+
+def measure_plain(own: Path | None, task: Task) -> dict[str, Any]:
+    """Return the loss of the adapter, or of the base model."""
+    return {"loss": loss(task, None, own)}
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--doors", default=",".join(DOORS))
+    parser.add_argument("--sizes", default="50KB,20KB,10KB,5KB,3KB,2KB")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=1)
+    results.add_options(parser)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    task = Task()
+    anew = arguments.anew
+    for seed in arguments.seeds.split(","):
+        for size in arguments.sizes.split(","):
+            for door in arguments.doors.split(","):
+                steps = 0 if door == "weights" else arguments.steps
+                settings = {"door": door, "size": size, "steps": steps, "seed": int(seed)}
+                results.measure("self_taught", settings, partial(measure, settings, task), anew=anew)
+    for name, own in (("base", None), ("adapter", adapter("smollm2_e2e"))):
+        results.measure("self_taught", {"door": name}, partial(measure_plain, own, task), anew=anew)
+    print(losses(results.read("self_taught")))
+
+
+if __name__ == "__main__":
+    main()
