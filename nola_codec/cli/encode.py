@@ -107,6 +107,10 @@ class FitRequest:
         elif given := [_flag(option) for option in own if getattr(self, option) is not None]:
             raise click.UsageError(f"{' and '.join(given)} {'serves' if len(given) == 1 else 'serve'} --fit {name}")
 
+    def is_for_pipeline(self) -> bool:
+        """Return True if the base model is a component of a pipeline of Diffusers, whose folder was given."""
+        return self.fit == "task" and self.base is not None and (Path(self.base) / "model_index.json").is_file()
+
     def make_keywords(self, source: str, checkpoint: Path | None, show: Progress | None, **more: Any) -> dict[str, Any]:
         """The keywords of `encode` for this fit; loads the model where one is needed.
 
@@ -132,8 +136,10 @@ class FitRequest:
                 from nola_codec.integrations.self_teaching import self_tuner
 
                 return {"tuner": self_tuner(self.base, source, prompts=self.prompts, **shared)}
+            from nola_codec.integrations.self_teaching import require_language_model
             from nola_codec.integrations.task_text import text_tuner
 
+            require_language_model(Path(self.base))
             return {"tuner": text_tuner(self.base, source, self.data, held_out=self.held_out, **shared)}
         return {}
 
@@ -208,7 +214,8 @@ def command(source: str, **values: Any) -> None:
         encodable_source(copy, fit.base, show) as (source, note),
     ):
         coding |= {"fit": fit.fit, **fit.make_keywords(source, checkpoint, show, **reading)}
-        base = None if note else fit.base  # the base model has served already to make a LoRA of another method
+        # The base model has served already to make a LoRA of another method; a pipeline has no weights of its own.
+        base = None if note or fit.is_for_pipeline() else fit.base
         report = encode(source, target, overwrite=output.force, base=base, progress=show, **reading, **coding)
         offer = fit.offer_training(report)
     report = replace(report, notes=(*([note] if note else []), *report.notes, *([offer] if offer else [])))

@@ -47,16 +47,18 @@ def encode_and_measure(
 
     options: dict[str, Any] = {"seed": seed}
     tuner = None
+    checkpoint = results.working_file(f"{NAME}-{door}-{size}-{seed}-{steps}").with_suffix(".training")
     if door != "weights":
         with tempfile.TemporaryDirectory() as made:
             tuner = self_tuner(
                 base, folder / "adapter", prompts=texts_file(Path(made)) if door == "texts" else None,
-                settings=TaskSettings(steps=steps, seed=seed),
+                settings=TaskSettings(steps=steps, seed=seed, checkpoint=checkpoint),
                 progress=lambda stage, done, total: print(f"{stage} {done}/{total}", end="\r", file=sys.stderr),
             )  # fmt: skip
         options |= {"fit": "task", "tuner": tuner}
     count, deltas, _ = ours(folder / "adapter", size, options)
     loss, accuracy = task.measure(deltas)
+    checkpoint.unlink(missing_ok=True)
     found: dict[str, Any] = {"bytes": count, "loss": loss, "accuracy": accuracy}
     if tuner is not None:
         report = tuner.report()

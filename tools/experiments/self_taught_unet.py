@@ -41,7 +41,7 @@ def make_unet(folder: Path) -> Path:
 
 
 def encode_and_measure(folder: Path, source: Path, size: str, seed: int, steps: int) -> dict[str, Any]:
-    """Bytes of a file, and the errors of the output before and after the training."""
+    """Bytes of a file, and the errors of the output before and after the training; a stopped one goes on."""
     import nola_codec
     from nola_codec.integrations.self_teaching import self_tuner
     from nola_codec.training import TaskSettings
@@ -49,11 +49,14 @@ def encode_and_measure(folder: Path, source: Path, size: str, seed: int, steps: 
     def show(stage: str, done: int, total: int) -> None:
         print(f"{stage} {done}/{total}", end="\r", file=sys.stderr, flush=True)
 
-    settings = TaskSettings(steps=steps, seed=seed, every=max(1, steps // 2))
+    checkpoint = results.working_file(f"{NAME}-{size}-{seed}-{steps}").with_suffix(".training")
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    settings = TaskSettings(steps=steps, seed=seed, every=10, checkpoint=checkpoint)
     tuner = self_tuner(make_unet(folder), source, settings=settings, progress=show)
     data, report = nola_codec.encode_bytes(source, size=size, seed=seed, fit="task", tuner=tuner)
     task = report.task
     assert task is not None
+    checkpoint.unlink(missing_ok=True)
     return {"bytes": len(data), "base": task.base, "start": task.start, "file": task.file, "best": task.steps}
 
 

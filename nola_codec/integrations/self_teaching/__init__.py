@@ -21,6 +21,6 @@ description says in plain sentences what was recognized and what was drawn; it g
 """
 
 from nola_codec.integrations.self_teaching.contract import Family, TeachingRequest
-from nola_codec.integrations.self_teaching.teaching import find_family, self_tuner
+from nola_codec.integrations.self_teaching.teaching import find_family, require_language_model, self_tuner
 
-__all__ = ["Family", "TeachingRequest", "find_family", "self_tuner"]
+__all__ = ["Family", "TeachingRequest", "find_family", "require_language_model", "self_tuner"]

@@ -80,3 +80,19 @@ def find_family(base: Path) -> Family:
         "encode a TaskTuner with a loss of your own (docs/training.md)"
     )
     raise EncodeError(message, code="calibration-model", where=str(base))
+
+
+def require_language_model(base: Path) -> None:
+    """Refuse a model of another family, which cannot be trained on rows of text with their answers.
+
+    Raises:
+        EncodeError: ``calibration-model``.
+    """
+    family = next((family for family in FAMILIES if family.recognizes(base)), None)
+    if family is None or isinstance(family, CausalModels):  # what is no model at all is refused when it is loaded
+        return
+    message = (
+        f"this is one of the {family.name}, and rows of text train causal language models. Leave --data out: the "
+        "adapter then teaches its own code, and an encoder model takes the texts of --prompts FILE"
+    )
+    raise EncodeError(message, code="calibration-model", where=str(base))

@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import nola_codec
+from nola_codec.cli import main
 from nola_codec.encoder.report import TaskReport
 from nola_codec.errors import AdapterError, EncodeError
 from nola_codec.integrations.self_teaching import encoders, find_family, self_tuner
@@ -193,6 +194,16 @@ def test_refusals(encoder: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(AdapterError) as wrong:
         self_tuner(tmp_path / "other", lora)
     assert wrong.value.code == "base-mismatch"
+
+
+def test_rows_are_no_data_of_an_encoder(
+    encoder: tuple[Path, Path], texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, lora = encoder
+    with pytest.raises(SystemExit) as exit_:
+        main(["encode", str(lora), "-n", "--base", str(base), "--data", str(texts)])
+    assert exit_.value.code == 3
+    assert "one of the encoder models, and rows of text train causal language models" in capsys.readouterr().err
 
 
 def silenced(lora: Path, folder: Path) -> Path:
