@@ -89,7 +89,9 @@ def encode(settings: Mapping[str, Any], task: Task, file: Path, kept: Path) -> d
     report = nola_codec.encode(ADAPTER, file, **options)
     found: dict[str, Any] = {"bytes": report.bytes, "seconds": time.process_time() - begin}
     if report.task is not None:
-        found |= {"steps_kept": report.task.steps, "self_kept": report.task.kept}
+        task_report = report.task
+        found |= {"steps_kept": task_report.steps, "self_kept": task_report.kept, "self_base": task_report.base}
+        found |= {"self_start": task_report.start, "self_file": task_report.file}
     return found
 
 

@@ -260,6 +260,35 @@ def test_what_is_refused(lora: Path, data: TaskData) -> None:
     assert code(lambda: encode(lora, TaskTuner(net(), data), progressive=True)) == "option"
 
 
+def test_the_file_has_the_code_that_was_trained(lora: Path) -> None:
+    """Training makes up for the noise of one code: the file must not code the vectors with other tables."""
+
+    class Move:
+        def tune(self, start: TuningStart) -> TrainedForm:
+            code = TaskCode(start, torch.device("cpu"))
+            generator = torch.Generator().manual_seed(3)
+            with torch.no_grad():
+                for vector in code.vectors:
+                    vector.copy_(vector.sign() * torch.rand(vector.shape, generator=generator).pow(4))
+            code.code()
+            self.wanted = {name: (b.detach().numpy(), a.detach().numpy()) for name, (b, a) in code.factors().items()}
+            return code.result()
+
+        def measure(self, factors: Mapping[str, Any]) -> float:
+            self.errors = []
+            for name, (b, a) in self.wanted.items():
+                wanted, found = b @ a, factors[name][0] @ factors[name][1]
+                self.errors.append(float(np.linalg.norm(wanted - found) / np.linalg.norm(wanted)))
+            return 0.0
+
+        def report(self) -> None:
+            return None
+
+    move = Move()
+    nola_codec.encode_bytes(lora, size=900, fit="task", tuner=move)
+    assert max(move.errors) < 0.04  # amplitudes are rounded to a sixteenth of an octave
+
+
 def test_a_result_does_not_change_with_the_training(lora: Path) -> None:
     class Look:
         def tune(self, start: TuningStart) -> TrainedForm:
