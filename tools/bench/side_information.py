@@ -81,6 +81,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     results.add_options(parser)
     options = parser.parse_args()
+    from nola_codec.errors import EncodeError
+
     if options.parts:
         files = {str(file): file.read_bytes() for file in options.parts}
         made = {name: {**count_parts(data), **count_header(data)} for name, data in files.items()}
@@ -91,8 +93,11 @@ def main() -> None:
         if options.adapters is None or name in options.adapters:
             for size in options.sizes:
                 settings = {"adapter": name, "size": size, "label": options.label}
-                found.append(results.measure(NAME, settings, partial(measure, path, size), anew=options.anew))
-                print(f"{name} at {size}", file=sys.stderr)
+                try:
+                    found.append(results.measure(NAME, settings, partial(measure, path, size), anew=options.anew))
+                    print(f"{name} at {size}", file=sys.stderr)
+                except EncodeError as error:
+                    print(f"{name} at {size} is left out: {error}", file=sys.stderr)
     if options.json:
         print(json.dumps(found, indent=1))
         return
