@@ -741,8 +741,8 @@ def add_reference(top: dict[str, Any], record: dict[str, Any], rung: int, known:
     if record["form"] != 2 and (record["type"] == 0 or not fits or pieces[0].shape != tuple(record["sides"]["vector"])):
         return
     for number, (side, gain) in enumerate(zip(record["sides"], top["reference"][2], strict=False)):
-        shift = 10 + record["exponents"][rung][number] - int(pieces[-1][number])
-        require(1 <= shift <= 62, "scale", f"shift {shift}")
+        shift = min(62, 10 + record["exponents"][rung][number] - int(pieces[-1][number]))
+        require(shift >= 1, "scale", f"shift {shift}")
         added = record[side] + (pieces[number].astype(np.int64) * gain + (1 << shift - 1) >> shift)
         record[side] = np.clip(added, -32768, 32767)
 

@@ -15,7 +15,7 @@ from nola_codec.adapters.sources import Readable
 from nola_codec.api.arguments import ConfigObject, require_model_path, require_target
 from nola_codec.api.keywords import EncodeKeywords, check_keywords
 from nola_codec.api.live_sources import AdapterInput, open_live
-from nola_codec.api.reference_sources import ReferenceInput, read_reference
+from nola_codec.api.reference_sources import ReferenceInput, read_reference, require_other_file
 from nola_codec.encoder.base_tensors import base_advice, relate_to_base
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.pipeline import encode_adapter
@@ -154,7 +154,11 @@ def check_options(
         options["entropy"] = tuple(options["entropy"])
     chosen = EncodeOptions(size=parse_size(size) if isinstance(size, str) else size, **options)
     require_target(out, overwrite=overwrite)
-    return chosen if reference is None else replace(chosen, reference=read_reference(reference))
+    if reference is None:
+        return chosen
+    known = read_reference(reference)
+    require_other_file(out, known)
+    return replace(chosen, reference=known)
 
 
 def source_size(source: Readable, adapter: Adapter) -> int:

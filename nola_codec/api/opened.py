@@ -227,7 +227,7 @@ class NolaFile(Generic[Tensor]):
             FormatError, ChecksumMismatch: The file is damaged, or this decoder is not exact.
         """
         check_content(self._container)
-        check_rungs(self._container)
+        check_rungs(self._container, references=self._references)
 
     def close(self) -> None:
         """Close the underlying file."""

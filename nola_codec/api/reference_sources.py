@@ -47,7 +47,8 @@ def read_reference(
     if isinstance(readable, LiveStore) or not is_nola(readable):
         adapter = adapters.read(readable, config=plain, scale=scale, must_use_scale=False)
         records = exact_records(adapter)
-        return KnownReference(hash_records(records), 0, name, adapter.dialect, records)
+        own = (os.fspath(readable),) if isinstance(readable, str | os.PathLike) else ()
+        return KnownReference(hash_records(records), 0, name, adapter.dialect, records, own)
     opened = bytes(readable) if isinstance(readable, bytearray | memoryview) else readable
     with open_container(opened) as container:
         check_content(container)
@@ -58,9 +59,30 @@ def read_reference(
             raise EncodeError(f"{message}; make it whole first: `nola-codec merge FILE -o WHOLE.nola`", code="chain")
         names = [record.name for record in decoder.header.coded]
         records = dict(zip(names, decoder.decode_all(), strict=True))
-        return KnownReference(container.header.decoded_sha256, files, name, container.header.dialect, records)
+        dialect, paths = container.header.dialect, container.all_names()
+        return KnownReference(container.header.decoded_sha256, files, name, dialect, records, paths)
+
+
+def require_other_file(out: object, reference: KnownReference) -> None:
+    """Refuse a target that would replace the reference, or a file that the reference needs.
+
+    Raises:
+        EncodeError: ``reference``: The target is such a file.
+    """
+    if not isinstance(out, str | os.PathLike) or not os.path.exists(out):
+        return
+    for path in reference.paths:
+        if os.path.exists(path) and os.path.samefile(out, path):
+            message = "the new file needs this one as its reference, and cannot take its place; choose another name"
+            raise EncodeError(message, code="reference", where=os.fspath(out))
 
 
 def _file_name(path: str | os.PathLike[str]) -> str:
+    """Return the name of a file as a header may have it; empty if it may not (specification, "References")."""
     text = os.fspath(path)
-    return PurePosixPath(text.partition("?")[0]).name if is_url(text) else Path(text).resolve().name
+    name = PurePosixPath(text.partition("?")[0]).name if is_url(text) else Path(os.path.abspath(text)).name
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # a name that is not UTF-8
+        return ""
+    return "" if name in (".", "..") or "\\" in name else name

@@ -164,6 +164,10 @@ class Container:
             sha256.update(self._read(position, min(1 << 20, self._length - position)))
         return sha256.digest()
 
+    def all_names(self) -> tuple[str, ...]:
+        """Return the name of this file, and those of the files that are closed together with it."""
+        return (self.name, *(name for other in self._others for name in other.all_names()))
+
     def close_too(self, other: Container) -> None:
         """Close another file together with this one."""
         self._others.append(other)
@@ -197,6 +201,8 @@ class Container:
     def _read(self, offset: int, length: int) -> bytes:
         self._stream.seek(self._start + offset)
         data = self._stream.read(length)
+        if not self._owned:  # the caller's stream stays where it was, so that the file can be opened from it again
+            self._stream.seek(self._start)
         if len(data) != length and offset + length > SIZE:
             raise FormatError(mismatch("file", f"{length} bytes at offset {offset}", len(data)), code="truncated")
         return data

@@ -252,7 +252,7 @@ class UnitsReader:
         """Read the number of units of each record at the next rung."""
         latest: dict[CodedKind, int] = {}
         counts: list[int] = []
-        total = 0
+        total = sum(sum(rung.units) for rung in self.rungs)
         for record in self.records:
             kind = record.kind
             base = record.units if self.rungs else latest.get(kind, 0)
@@ -263,7 +263,7 @@ class UnitsReader:
                 raise FormatError(mismatch(f"units of {record.name}", wanted, count), code="units")
             total += count
             if total > self._limits.units:
-                raise limit_error("units", self._limits.units, total)
+                raise limit_error("units (sum over all records and rungs)", self._limits.units, total)
             latest[kind] = count
             counts.append(count)
         return tuple(counts)

@@ -19,7 +19,8 @@ def reference_notes(job: EncodeJob) -> tuple[str, ...]:
     said = [f"the file can only be decoded with its reference, {name}SHA-256 {entry.sha256.hex()[:16]}...: keep both"]
     alone = items - len(job.prediction.items)
     if alone:
-        said.append(f"{alone} of {items} records are not in the reference, or have other shapes there: they are whole")
+        why = "they are not in the reference, have other shapes there, or are zero now"
+        said.append(f"{alone} of {items} records are coded without the reference: {why}")
     return tuple(said)
 
 

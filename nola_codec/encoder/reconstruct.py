@@ -24,7 +24,7 @@ from nola_codec.encoder.reference import Prediction
 from nola_codec.model.header import GAIN_ONE
 from nola_codec.model.records import CodedRecord
 from nola_codec.parallel import parallel_map
-from nola_codec.quant.scales import fitting_exponent
+from nola_codec.quant.scales import MIN_EXPONENT, fitting_exponent
 
 _PORTION = 1 << 20
 """Number of elements that one thread decodes at a time."""
@@ -138,7 +138,7 @@ def _raise_to_prediction(
         ):
             peak = float(np.abs(side.astype(np.int64)).max(initial=0)) * gain / GAIN_ONE
             fitting = exponent + max(0, math.ceil(math.log2(max(peak, 1.0) / _LARGEST))) if peak else exponent - _LOWEST
-            own.append(max(first, fitting) if squares.any() else fitting)
+            own.append(max(first, fitting) if squares.any() else max(MIN_EXPONENT, fitting))
         guess[index] = tuple(own)
     for is_pair, side in ((True, 0), (True, 1), (False, 0)):
         members = [i for i, known in prediction.records.items() if (len(known.sides) == 2) == is_pair]

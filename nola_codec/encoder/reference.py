@@ -26,6 +26,7 @@ class KnownReference:
         sha256, files, name: The same as in `ReferenceEntry`.
         dialect: The dialect of the version.
         records: Its decoded records by name, as NumPy arrays.
+        paths: The paths of its own file and of all files below it, as far as they have paths.
     """
 
     sha256: bytes
@@ -33,6 +34,7 @@ class KnownReference:
     name: str
     dialect: str
     records: Mapping[str, DecodedRecord]
+    paths: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def predict(items: Sequence[Codable], reference: KnownReference, objective: Obje
     """Bring each item into the gauge of the reference, and find the gains.
 
     A pair is predicted if the reference has one of its name for a weight of the same shape, and a vector if the
-    reference has one of its name and shape.
+    reference has one of its name and shape. A pair whose delta is zero is not: alone it takes no bytes.
 
     Args:
         items: The modules, then the vectors, in the order of the file's records.
@@ -68,6 +70,7 @@ def predict(items: Sequence[Codable], reference: KnownReference, objective: Obje
     """
     found: dict[int, PredictedItem] = {}
     records: dict[int, DecodedRecord] = {}
+    zeros = 0
     for index, item in enumerate(items):
         known = reference.records.get(item.name)
         if known is None or len(known.sides) != len(item.sides):
@@ -76,6 +79,9 @@ def predict(items: Sequence[Codable], reference: KnownReference, objective: Obje
         if item.is_pair:
             out, columns = item.vector_lengths
             if (sides[0].shape[0], sides[1].shape[1]) != (out, columns):
+                continue
+            if not all(side.any() for side in item.sides):
+                zeros += 1
                 continue
             sides = _with_rank(sides[0], item.rank, 1), _with_rank(sides[1], item.rank, 0)
         elif sides[0].shape != item.sides[0].shape:
@@ -87,7 +93,7 @@ def predict(items: Sequence[Codable], reference: KnownReference, objective: Obje
             factors = (array.astype(np.float64) for array in (*item.sides, *predicted))
             own = tuple(array.astype(np.float32) for array in align_factors(*factors))
         found[index] = PredictedItem(own, predicted, item.error_gain)
-    if not found:
+    if not found and not zeros:
         message = "the reference has no tensor of a name and a shape that the adapter has"
         raise EncodeError(f"{message}: it is no earlier version of it", code="reference")
     entry = ReferenceEntry(reference.sha256, reference.files, (GAIN_ONE, GAIN_ONE), reference.name)

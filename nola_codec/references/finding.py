@@ -91,12 +91,12 @@ class _Search:
     def find_file(self) -> Container | None:
         """Return the reference, a `.nola` file, opened at the rung that has the hash; None if it is not there."""
         for source, is_given in self._sources():
-            if isinstance(source, str | os.PathLike) and not is_url(str(source)) and not _is_nola(Path(source)):
-                continue
-            self.looked += 1
             try:
+                if isinstance(source, str | os.PathLike) and not is_url(str(source)) and not _is_nola(Path(source)):
+                    continue
+                self.looked += 1
                 container = open_container(source, self.limits)
-            except NolaError:
+            except (NolaError, OSError):
                 if is_given:
                     raise
                 continue
@@ -110,12 +110,12 @@ class _Search:
     def find_adapter(self, xp: Arrays) -> Reference | None:
         """Return the reference, an adapter that was never coded; None if it is not there."""
         for source, is_given in self._sources():
-            if isinstance(source, str | os.PathLike) and _is_nola(Path(source)):
-                continue
-            self.looked += 1
             try:
+                if isinstance(source, str | os.PathLike) and _is_nola(Path(source)):
+                    continue
+                self.looked += 1
                 records = exact_records(adapters.read(source))
-            except NolaError:
+            except (NolaError, OSError):
                 if is_given:
                     raise
                 continue
@@ -154,7 +154,7 @@ class _Search:
     def _in_folder(self, folder: Path) -> Iterator[Path]:
         """Yield the files or the adapters of a folder, first the one that has the name of the entry."""
         named = folder / self.entry.name
-        if self.entry.name and named.exists():
+        if self.entry.name and _is_there(named):
             yield named
         if self.entry.files:
             others = sorted(folder.glob("*.nola"))[:_MOST_FILES]
@@ -185,6 +185,14 @@ def _folder_of(container: Container) -> Path | None:
     """Return the folder of an open file, or None for bytes, streams without a path, and URLs."""
     path = Path(container.name)
     return None if is_url(container.name) or not path.is_file() else path.parent
+
+
+def _is_there(path: Path) -> bool:
+    """Return True if a path exists; the name comes from a header, and can be one that no file may have."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _is_nola(path: Path) -> bool:

@@ -111,7 +111,7 @@ def test_limits_are_the_codes() -> None:
         "quantizers": limits.quantizers,
         "rungs": limits.rungs,
         "rows of the allocation tables of a rung": limits.rows,
-        "units, all records": limits.units,
+        "units of all records, added over all rungs": limits.units,
         "characters (code points) of a name, template, `writer`, `dialect`": limits.name,
         "dimensions of a shape": limits.dimensions,
         "rank": limits.rank,

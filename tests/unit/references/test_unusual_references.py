@@ -1,0 +1,165 @@
+"""References that are strange: sides of zeros, names that a header cannot have, files in the way, streams."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import nola_codec
+from nola_codec.container.limits import Limits
+from nola_codec.errors import EncodeError, FormatError
+from tests.support.nola_forge import GOLDEN, golden, join, reference, split
+from tests.unit.references.test_versions import NAMES, factors, grown, nmse, write
+
+
+@pytest.fixture
+def adapters(tmp_path: Path) -> tuple[Path, Path]:
+    first = factors()
+    return write(tmp_path / "one", first), write(tmp_path / "two", grown(first))
+
+
+@pytest.fixture
+def chain(adapters: tuple[Path, Path], tmp_path: Path) -> list[Path]:
+    """Three files, each of which needs the one before it."""
+    files = [tmp_path / f"{number}.nola" for number in range(3)]
+    for number, file in enumerate(files):
+        nola_codec.encode(adapters[number % 2], file, nmse=0.05, reference=files[number - 1] if number else None)
+    return files
+
+
+def untrained(tensors: dict[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
+    """The same factors with a lora_B of zeros for some modules, as before a training."""
+    empty = {f"{name}.lora_B.weight" for name in names}
+    return {key: np.zeros_like(value) if key in empty else value for key, value in tensors.items()}
+
+
+@pytest.mark.parametrize("modules", [1, len(NAMES)])
+@pytest.mark.parametrize("coded", [False, True], ids=["adapter", "file"])
+def test_the_reference_has_modules_that_were_not_trained_yet(
+    modules: int, coded: bool, adapters: tuple[Path, Path], tmp_path: Path
+) -> None:
+    old = write(tmp_path / "zero", untrained(factors(), NAMES[:modules]))
+    if coded:
+        nola_codec.encode(old, tmp_path / "zero.nola", nmse=0.05)
+        old = tmp_path / "zero.nola"
+    file = tmp_path / "new.nola"
+    nola_codec.encode(adapters[1], file, nmse=0.05, reference=old)
+    nola_codec.verify(file, references=old)
+    assert nmse(nola_codec.read_adapter(file, references=old), adapters[1]) < 0.055
+
+
+@pytest.mark.parametrize("modules", [1, len(NAMES)])
+def test_modules_that_are_zero_in_both_versions_or_in_the_new_one(
+    modules: int, adapters: tuple[Path, Path], tmp_path: Path
+) -> None:
+    new = write(tmp_path / "new", untrained(grown(factors()), NAMES[:modules]))
+    zero = write(tmp_path / "zero", untrained(factors(), NAMES[:modules]))
+    for number, old in enumerate((zero, adapters[0])):
+        file = tmp_path / f"{number}.nola"
+        nola_codec.encode(new, file, nmse=0.05, reference=old)
+        made = nola_codec.read_adapter(file, references=old)
+        assert all(not (m.lora_B @ m.lora_A).any() for m in made.modules if m.name in NAMES[:modules])
+        assert modules == len(NAMES) or nmse(made, new) < 0.055
+
+
+def test_the_specification_adds_nothing_where_the_reference_is_far_below(
+    adapters: tuple[Path, Path], tmp_path: Path
+) -> None:
+    small = write(tmp_path / "small", {key: value * 1e-12 for key, value in factors().items()})
+    old, new = tmp_path / "old.nola", tmp_path / "new.nola"
+    nola_codec.encode(small, old, nmse=0.05)
+    nola_codec.encode(adapters[1], new, nmse=0.05, reference=old)
+    known: dict[bytes, object] = {}
+    reference().decode(old.read_bytes(), known)
+    _, _, digest = reference().decode(new.read_bytes(), known)
+    assert digest == nola_codec.verify(new)["decoded_sha256"]
+
+
+def test_files_that_cannot_be_read_are_passed_over(chain: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    shutil.copy(chain[1], folder / "1.nola")
+    shutil.copy(chain[0], folder / "z.nola")
+    (folder / "a.nola").mkdir()
+    (folder / "b.nola").symlink_to("b.nola")
+    if os.path.exists("/proc/self/mem"):
+        (folder / "c.nola").symlink_to("/proc/self/mem")  # reading it is an error even for the superuser
+        os.mkfifo(folder / "d.nola")
+    assert nola_codec.verify(folder / "1.nola")
+
+
+def test_a_header_may_name_a_reference_as_no_file_can_be_named(tmp_path: Path) -> None:
+    parts = split(golden("reference"))
+    parts.top["reference"][3] = "n" * 1000
+    file = tmp_path / "long.nola"
+    file.write_bytes(join(parts))
+    with pytest.raises(FormatError, match="nothing is there that could be it"):
+        nola_codec.verify(file, references=tmp_path / "empty")
+    needed = nola_codec.inspect(file).reference
+    assert needed is not None
+    shutil.copytree(GOLDEN, tmp_path / "golden")
+    assert nola_codec.verify(file, references=tmp_path / "golden")
+
+
+@pytest.mark.parametrize("name", ["we\\ird.nola", os.fsdecode(b"\xff.nola"), "two\nlines.nola"], ids=ascii)
+def test_a_reference_with_a_name_that_a_header_cannot_have(
+    name: str, adapters: tuple[Path, Path], chain: list[Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    try:
+        shutil.copy(chain[0], folder / name)
+    except OSError:
+        pytest.skip("the file system has no such names")
+    nola_codec.encode(adapters[1], folder / "new.nola", nmse=0.05, reference=folder / name)
+    assert nola_codec.verify(folder / "new.nola")
+
+
+def test_the_name_of_a_link_is_kept(adapters: tuple[Path, Path], chain: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "release.nola").symlink_to(chain[0])  # as in the cache of the Hub, where files lie under their hashes
+    nola_codec.encode(adapters[1], tmp_path / "new.nola", nmse=0.05, reference=tmp_path / "release.nola")
+    needed = nola_codec.inspect(tmp_path / "new.nola").reference
+    assert needed is not None
+    assert needed["name"] == "release.nola"
+
+
+def test_streams_serve_for_every_file_of_a_chain(chain: list[Path]) -> None:
+    below = [io.BytesIO(file.read_bytes()) for file in chain[:2]]
+    for streams in (below, below[::-1]):
+        assert nola_codec.verify(chain[2].read_bytes(), references=streams)
+    assert [stream.tell() for stream in below] == [0, 0]
+
+
+def test_an_open_file_verifies_itself_with_the_references_it_was_given(chain: list[Path], tmp_path: Path) -> None:
+    with nola_codec.load(chain[1].read_bytes(), "numpy", references=chain[0]) as file:
+        file.verify()
+    with nola_codec.load(chain[1].read_bytes(), "numpy") as file, pytest.raises(FormatError, match="needs it"):
+        file.verify()
+
+
+def test_a_file_does_not_replace_what_it_needs(adapters: tuple[Path, Path], chain: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "link.nola").symlink_to(chain[0])
+    before = [file.read_bytes() for file in chain]
+    for out in (chain[0], chain[1], tmp_path / "link.nola"):
+        with pytest.raises(EncodeError, match="cannot take its place"):
+            nola_codec.encode(adapters[0], out, nmse=0.05, reference=chain[1], overwrite=True)
+    assert [file.read_bytes() for file in chain] == before
+    nola_codec.encode(adapters[0], chain[2], nmse=0.05, reference=chain[1], overwrite=True)
+    assert nola_codec.verify(chain[2])
+
+
+def test_units_are_counted_over_all_rungs() -> None:
+    data = golden("rungs")
+    with nola_codec.load(data, "numpy") as file:
+        rungs = file.open_decoder().header.rungs
+    last, all_rungs = sum(rungs[-1].units), sum(sum(rung.units) for rung in rungs)
+    assert last < all_rungs
+    with nola_codec.load(data, "numpy", limits=Limits(units=all_rungs)) as file:
+        assert file.state_dict()
+    with nola_codec.load(data, "numpy", limits=Limits(units=last)) as file, pytest.raises(FormatError, match="units"):
+        file.state_dict()
