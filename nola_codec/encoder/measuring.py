@@ -15,6 +15,7 @@ from nola_codec.encoder.content import QuantizedAdapter
 from nola_codec.encoder.delta_errors import decoded_part
 from nola_codec.encoder.job import EncodeJob
 from nola_codec.encoder.reconstruct import FactsCollector, decode_rung
+from nola_codec.encoder.tuning import FactorPairs
 from nola_codec.fit.components import sides_error
 
 
@@ -65,6 +66,19 @@ def measure_rung(job: EncodeJob, quantized: QuantizedAdapter, rung: int) -> Meas
             loss = job.options.tuner.measure(factors)
         facts = replace(facts, measured={**facts.measured, "loss": loss})
     return MeasuredRung(facts, errors)
+
+
+def decode_factors(job: EncodeJob, quantized: QuantizedAdapter) -> FactorPairs:
+    """Return the factors that the file of a quantized adapter decodes to, by module name."""
+    last = len(quantized.content.rungs) - 1
+    found = {}
+    for item, decoded in zip(
+        job.items, decode_rung(quantized.content, job.envelope, last, job.prediction), strict=True
+    ):
+        if item.is_pair:
+            lora_B, lora_A = decoded.float32(NUMPY)
+            found[item.name] = lora_B, lora_A
+    return found
 
 
 def _losses(job: EncodeJob, quantized: QuantizedAdapter, rung: int, errors: Float64Array) -> dict[str, float]:

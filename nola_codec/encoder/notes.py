@@ -69,8 +69,9 @@ def notes(options: EncodeOptions, nmse: float, effective: float | None, coarser:
             "the next one, and large enough for names and configuration"
         )
     if effective is not None and effective > 0.25:
+        hint = "" if options.fit == "task" else " With text of the task, --fit task keeps more."
         said.append(
             f"effective error {effective:.2f} is high, and tasks differ most at such small sizes: measure yours before "
-            "you use the file. With text of the task, --fit task keeps more."
+            f"you use the file.{hint}"
         )
     return tuple(said)

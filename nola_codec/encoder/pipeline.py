@@ -9,7 +9,8 @@ Each stage is a function from one frozen dataclass to the next:
     QuantizedAdapter         -> CodedFile           code_file         (assemble.py, reconstruct.py, measuring.py)
     CodedFile                -> EncodeReport        make_report       (summary.py)
 
-If a file misses its target by a little, `_encode_to_target` makes it again with another aim.
+If a file misses its target by a little, `_encode_to_target` makes it again with another aim. A trained file is written
+if it is better than the file from the weights alone (`_encode_trained`).
 """
 
 from __future__ import annotations
@@ -23,12 +24,19 @@ from nola_codec.encoder.drafts import Draft, Drafter, make_drafter
 from nola_codec.encoder.factor_form import factor_content
 from nola_codec.encoder.importance import match_importance
 from nola_codec.encoder.job import EncodeJob, open_job, with_objective
-from nola_codec.encoder.measuring import measure_rung
+from nola_codec.encoder.measuring import decode_factors, measure_rung
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.rate_control import RateTarget, correct_target, correction_of, first_target, reach_target
 from nola_codec.encoder.report import EncodeReport
 from nola_codec.encoder.summary import CodedFile, make_report, reached_error
-from nola_codec.encoder.tuning import TrainedCode, WeighingTuner, draft_trained, make_start, train_code
+from nola_codec.encoder.tuning import (
+    ComparingTuner,
+    TrainedCode,
+    WeighingTuner,
+    draft_trained,
+    make_start,
+    train_code,
+)
 from nola_codec.entropy import NAMES as CODEC_NAMES
 from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import NOISE_CAP, QUIETER_OBJECTIVES, pin_carried
@@ -66,10 +74,12 @@ def encode_adapter(
     Raises:
         EncodeError: ``unreachable``: The target cannot be reached; or another code of the stages.
     """
-    job = open_job(adapter, options, source_bytes=source_bytes, parameters=parameters)
+    job, tuner = open_job(adapter, options, source_bytes=source_bytes, parameters=parameters), options.tuner
     if options.is_factor_form:
         quantized = quantize_factors(job)
         file = code_file(job, quantized)
+    elif tuner is not None and isinstance(tuner, ComparingTuner):
+        quantized, file = _encode_trained(job, tuner, form)
     elif job.prediction is None:
         quantized, file = _encode_to_target(job, form)
     else:
@@ -133,6 +143,22 @@ def _encode_to_target(job: EncodeJob, form: CanonicalForm | None) -> tuple[Quant
             return quantized, file
     message = f"the target was missed {_ATTEMPTS} times, each time by less; ask for slightly more bytes or error"
     raise EncodeError(message, code="unreachable")
+
+
+def _encode_trained(
+    job: EncodeJob, tuner: ComparingTuner, form: CanonicalForm | None
+) -> tuple[QuantizedAdapter, CodedFile]:
+    """Make a trained file and a file from the weights alone, both to the target, and return the better one.
+
+    That from the weights comes first, so that a target out of reach is refused before the training.
+    """
+    form = canonical_form(job) if form is None else form
+    plain = replace(job, options=replace(job.options, fit="weights", tuner=None))
+    weights = _encode_to_target(plain, form)
+    weights_factors = decode_factors(plain, weights[0])
+    trained = _encode_to_target(job, form)
+    with job.clock.stage("comparing with the weights alone"):
+        return trained if tuner.is_better(decode_factors(job, trained[0]), weights_factors) else weights
 
 
 def _encode_difference(job: EncodeJob) -> tuple[EncodeJob, QuantizedAdapter, CodedFile]:

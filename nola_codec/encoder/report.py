@@ -66,12 +66,13 @@ class TaskReport:
     Attributes:
         base: The loss of the model without an adapter.
         adapter: The loss of the original adapter.
-        start: The loss of the file before its training, which codes the weights of the adapter.
+        start: The loss of a file from the weights alone, made to the same target.
         file: The loss of what the file decodes to.
         rows: The number of held-out rows.
         steps: The number of training steps behind the file.
         unit: The unit of a loss, e.g. ``nats a token``.
         data: Sentences that say where the data came from, if the adapter made them itself; else empty.
+        is_trained: False if the file from the weights alone was as good on the validation rows. It was written then.
     """
 
     base: float
@@ -82,6 +83,7 @@ class TaskReport:
     steps: int
     unit: str
     data: str = ""
+    is_trained: bool = True
 
     @property
     def kept(self) -> float | None:

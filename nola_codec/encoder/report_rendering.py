@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from nola_codec.encoder.report import EncodeReport, TaskReport
 
 
+UNTRAINED = "no: the file from the weights alone was as good on the validation rows, and was written"
+"""What a report says of a training that gained nothing."""
 LARGE_NMSE = 0.3
 """The NMSE from which a report says why it is large."""
 _SMALL_SHARE = 0.05
@@ -85,7 +87,7 @@ def _task_lines(task: TaskReport) -> list[str]:
     kept = "the adapter gains nothing on them" if task.kept is None else f"{task.kept:.1%} of the adapter's gain"
     return [
         f"task         {task.file:.4f} {task.unit}, {kept}  ({task.rows} held-out rows, measured)",
-        f"  of them    base {task.base:.4f}, adapter {task.adapter:.4f}, before training {task.start:.4f}",
-        f"  trained    {task.steps} steps",
+        f"  of them    base {task.base:.4f}, adapter {task.adapter:.4f}, weights alone {task.start:.4f}",
+        f"  trained    {task.steps} steps" if task.is_trained else f"  trained    {UNTRAINED}",
         *([f"  data       {task.data}"] if task.data else []),
     ]

@@ -94,6 +94,19 @@ class WeighingTuner(Protocol):
         """Return the number of the start that training shall begin with."""
 
 
+@runtime_checkable
+class ComparingTuner(Protocol):
+    """The contract of a tuner that compares its file with that from the weights alone, so that training never harms."""
+
+    def is_better(self, trained: FactorPairs, weights: FactorPairs) -> bool:
+        """Return True if the trained file shall be written, False for that from the weights alone; after `measure`.
+
+        Args:
+            trained: What the trained file decodes to.
+            weights: What the file from the weights alone decodes to.
+        """
+
+
 @dataclass(frozen=True)
 class TrainedCode:
     """Trained vectors and the plan that codes them.

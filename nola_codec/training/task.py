@@ -86,7 +86,7 @@ class TaskTuner:
         self._original: Mapping[str, FactorPair] = {}
         self._losses: dict[str, float] = {}
         self._worth: dict[str, Any] = {}
-        self._steps = 0
+        self._steps, self._is_trained = 0, True
 
     def tune(self, start: TuningStart) -> TrainedForm:
         """Train the coefficients; see `encoder.tuning.Tuner`.
@@ -103,7 +103,6 @@ class TaskTuner:
             # The distance from the adapter to itself is 0.
             is_zero = self._data.measured == "adapter"
             self._losses["adapter"] = 0.0 if is_zero else self._held_out_loss(self._original, "loss of the adapter")
-            self._losses["start"] = self._held_out_loss(_detach(code.factors()), "loss before training")
             self._steps = self._train(code, start)
         self._factors = {}
         return code.result()
@@ -193,17 +192,29 @@ class TaskTuner:
 
     def measure(self, factors: FactorPairs) -> float:
         """Return the held-out loss with the factors that a file decodes to."""
-        device = self._device
-        pairs = {name: (_to_tensor(b, device), _to_tensor(a, device)) for name, (b, a) in factors.items() if b.any()}
         with freeze_weights(self._model), attach_factors(self._model, self._modules, lambda: self._factors):
-            self._losses["file"] = self._held_out_loss(pairs, "loss of the file")
+            self._losses["file"] = self._held_out_loss(_to_pairs(factors, self._device), "loss of the file")
         self._factors = {}
         return self._losses["file"]
+
+    def is_better(self, trained: FactorPairs, weights: FactorPairs) -> bool:
+        """Return True if the trained file has the smaller loss on the validation batches; see `ComparingTuner`."""
+        pairs = [_to_pairs(each, self._device) for each in (trained, weights)]
+        with freeze_weights(self._model), attach_factors(self._model, self._modules, lambda: self._factors):
+            losses = [self._mean_loss(each, "validation", "comparing with the weights alone") for each in pairs]
+            self._losses["start"] = self._held_out_loss(pairs[1], "loss of the weights alone")
+        self._is_trained = losses[0] < losses[1]
+        if not self._is_trained:
+            self._losses["file"], self._steps = self._losses["start"], 0
+        return self._is_trained
 
     def report(self) -> TaskReport:
         """Return the measured losses and the number of steps, for the report of the encode."""
         data = self._data
-        return TaskReport(**self._losses, rows=data.rows, steps=self._steps, unit=data.unit, data=data.description)
+        return TaskReport(
+            **self._losses, rows=data.rows, steps=self._steps, unit=data.unit, data=data.description,
+            is_trained=self._is_trained,
+        )  # fmt: skip
 
     @property
     def _device(self) -> torch.device:
@@ -352,6 +363,11 @@ class TaskTuner:
 
 def _to_tensor(array: np.ndarray[Any, np.dtype[np.float32]], device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+
+def _to_pairs(factors: FactorPairs, device: torch.device) -> dict[str, FactorPair]:
+    """Return decoded factors as tensors, without modules that a file leaves out."""
+    return {name: (_to_tensor(b, device), _to_tensor(a, device)) for name, (b, a) in factors.items() if b.any()}
 
 
 def _detach(factors: Mapping[str, FactorPair]) -> dict[str, FactorPair]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 Run = Callable[..., Any]
-SIZE = "1000B"
+SIZE = "800B"
 
 
 @pytest.fixture(autouse=True)

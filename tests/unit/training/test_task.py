@@ -176,6 +176,20 @@ def test_it_stops_when_nothing_is_gained(lora: Path, data: TaskData) -> None:
     assert report.file <= report.start + 0.02  # the best step is kept, be it none
 
 
+def test_a_training_that_gains_nothing_leaves_the_file_from_the_weights(lora: Path, data: TaskData) -> None:
+    settings = TaskSettings(steps=1, learning_rate=1e-9, size_rate=1e-9, worth_batches=0)
+    made, report = nola_codec.encode_bytes(lora, size=SIZE, fit="task", tuner=TaskTuner(net(), data, settings))
+    plain, _ = nola_codec.encode_bytes(lora, size=SIZE)
+    assert made == plain
+    task = report.task
+    assert task is not None
+    assert not task.is_trained
+    assert (task.file, task.steps) == (task.start, 0)
+    assert report.effective_error is not None
+    assert "trained    no: the file from the weights alone was as good" in str(report)
+    assert not any("--fit task keeps more" in note for note in report.notes)
+
+
 def test_a_file_that_is_too_large_loses_its_weakest(lora: Path) -> None:
     class Loud:
         """Amplitudes that no prediction meets."""
