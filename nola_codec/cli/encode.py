@@ -41,7 +41,7 @@ _SELF = "self"
 """The value of --data for which the adapter draws its own data; a file of this name is ./self."""
 _OFFER = (
     "the base model is at hand, so a dozen --prompts, or --data self without any, would train the file on what the "
-    "adapter writes; it takes minutes, and docs/choosing-a-size.md has what it gained"
+    "adapter writes. It takes minutes. Where it was measured, files kept "
 )
 
 
@@ -96,9 +96,10 @@ class FitRequest:
         expected = report.expectation
         if self.fit != "weights" or self.base is None or expected is None or expected.words == "no visible loss":
             return None
+        from nola_codec.encoder.expectation import render_taught_gains
         from nola_codec.integrations.causal import holds_causal
 
-        return _OFFER if holds_causal(Path(self.base)) else None
+        return _OFFER + render_taught_gains() if holds_causal(Path(self.base)) else None
 
     def _check_partners(self, name: str, needed: tuple[str, ...], own: tuple[str, ...]) -> None:
         if self.fit == name:

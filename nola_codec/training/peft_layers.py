@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from nola_codec.adapters.dialects.peft import PEFT
+from nola_codec.adapters.dialects.peft_methods import CODED
 from nola_codec.container.names import natural_key
 from nola_codec.errors import EncodeError, mismatch
 from nola_codec.model.adapter import Layout
@@ -70,8 +71,8 @@ def find_adapter(model: Any, adapter: str | None) -> str:
         adapter: The name of the adapter; None is the active one.
 
     Raises:
-        EncodeError: ``not-peft``: the model is no `PeftModel`, or has no such adapter.
-        AdapterError: The adapter is neither LoRA, VeRA nor RandLoRA, or has an option that `parse_config` refuses.
+        EncodeError: ``not-peft``: the model is no `PeftModel`, or has no such adapter, or one of another method.
+        AdapterError: The method is none that is read, or has an option that `parse_config` refuses.
     """
     configs = getattr(model, "peft_config", None)
     if not configs:
@@ -102,8 +103,21 @@ def adapter_config(model: Any, adapter: str) -> dict[str, Any]:
 
 
 def check_adapter_config(config: dict[str, Any], where: str) -> None:
-    """Refuse adapters that are neither LoRA, VeRA nor RandLoRA. Raises AdapterError as `parse_config` does."""
-    PEFT.variant(config).check_config(config, where)
+    """Refuse adapters that are neither LoRA, VeRA nor RandLoRA.
+
+    Raises:
+        EncodeError: ``not-peft``: `encode` codes adapters of the method, but their tensors are no pairs of factors and
+            no diagonals.
+        AdapterError: as `parse_config`.
+    """
+    variant, method = PEFT.variant(config), config.get("peft_type")
+    if method != "LORA" and method in CODED and not variant.diagonals:
+        message = (
+            f"an adapter of {method} cannot be trained through coefficients, which takes LoRA, VeRA or RandLoRA; train "
+            "it as it is, and encode what PEFT saves"
+        )
+        raise EncodeError(message, code="not-peft", where=where)
+    variant.check_config(config, where)
 
 
 def find_adapter_records(model: nn.Module, config: dict[str, Any], adapter: str) -> list[AdapterRecord]:

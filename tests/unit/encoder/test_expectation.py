@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 import pytest
 
-from nola_codec.encoder.expectation import EVIDENCE, Expectation, advise_size, expect_from
+from nola_codec.encoder.expectation import EVIDENCE, TAUGHT, Expectation, advise_size, expect_from, render_taught_gains
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "benchmarks.md"
 
@@ -19,6 +22,32 @@ def test_the_evidence_is_that_of_the_page() -> None:
         printed = [(float(error), float(kept) / 100) for name, error, kept in rows if name == task]
         assert printed == [pytest.approx(point) for point in points]
     assert len(rows) == sum(map(len, EVIDENCE.values()))
+
+
+def test_the_gains_of_taught_files_are_those_that_were_measured() -> None:
+    e2e, banking = TAUGHT.values()
+    found = read_results("self_taught_banking77")
+    ends = {r["settings"]["door"]: r["figures"]["loss"] for r in found if "size" not in r["settings"]}
+    losses: dict[str, dict[int, float]] = {"weights": {}, "texts": {}}
+    for result in found:
+        if result["settings"].get("size") == f"{banking[0]}KB":
+            losses[result["settings"]["door"]][result["settings"]["seed"]] = result["figures"]["loss"]
+    for kept, door in zip(banking[1:], ("weights", "texts"), strict=True):
+        loss = mean(losses[door][seed] for seed in losses["weights"].keys() & losses["texts"].keys())
+        assert kept == pytest.approx((ends["base"] - loss) / (ends["base"] - ends["adapter"]), abs=6e-4)
+    page = (PAGE.parent / "experiments" / "e2e.md").read_text(encoding="utf-8")
+    base, full = (float(re.search(rf"^\| {name} +\| +\d+ \| (\S+)", page, re.MULTILINE)[1])  # type: ignore[index]
+                  for name in ("base model", "adapter, fp16"))  # fmt: skip
+    loss = mean(r["figures"]["loss"] for r in read_results("self_taught")
+                if (r["settings"]["door"], r["settings"].get("size")) == ("prompts", f"{e2e[0]}KB"))  # fmt: skip
+    assert e2e[2] == pytest.approx((base - loss) / (base - full), abs=0.01)  # more seeds may follow
+    assert e2e[1] == EVIDENCE["E2E NLG, SmolLM2-135M"][-1][1]
+    assert "93.6% instead of 82.2% of the gain in 5 KB (E2E NLG" in render_taught_gains()
+
+
+def read_results(name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((PAGE.parent / "experiments" / "results" / f"{name}.json").read_text())
+    return found
 
 
 @pytest.mark.parametrize("task", EVIDENCE)

@@ -216,6 +216,19 @@ def test_training_resumes_to_the_bit(make_adapter: Make, tokens: torch.Tensor) -
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("LOHA", {}), ("LOKR", {}), ("FOURIERFT", {"n_frequency": 9}), ("ADALORA", {"total_step": 9}),
+     ("VBLORA", {"num_vectors": 4, "vector_length": 4, "topk": 2})],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore")
+def test_other_methods_are_named(method: str, options: dict[str, Any]) -> None:
+    config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[method](target_modules=["q_proj"], **options)
+    with pytest.raises(EncodeError, match=f"an adapter of {method} cannot be trained through coefficients") as error:
+        parametrize(peft.get_peft_model(tiny(), config))
+    assert error.value.code == "not-peft"
+
+
 def test_what_is_refused(make_adapter: Make, tmp_path: Path) -> None:
     def code(call: Callable[[], object]) -> str:
         with pytest.raises(NolaError) as error:

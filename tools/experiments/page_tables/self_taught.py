@@ -12,24 +12,28 @@ DOORS = {
     "prompts": "16 prompts",
     "data": "the task's data",
 }
-KNOWN = {"base": 2.8371, "adapter": 1.3258}
-"""The losses of base model and adapter by tools/e2e_loss.py, until this experiment has measured its own."""
 
 
 def losses(found: Sequence[results.Result]) -> str:
-    """Return one row for each size and door: the bytes, the loss and the share of the gain, means over seeds."""
-    figures = KNOWN | {r["settings"]["door"]: r["figures"]["loss"] for r in found if "size" not in r["settings"]}
-    base, full = figures["base"], figures["adapter"]
+    """Return one row for each size and door: the bytes, the loss and the share of the gain, means over seeds.
+
+    Until base model and adapter have been measured, they have no rows, and there are no shares.
+    """
+    ends = {r["settings"]["door"]: r["figures"]["loss"] for r in found if "size" not in r["settings"]}
+    base, full = ends.get("base"), ends.get("adapter")
     runs = [r for r in found if "size" in r["settings"]]
-    rows: list[list[object]] = [["base model", "", "", "", f"{base:.4f}", ""],
-                                ["adapter, fp16", "", "4,884,480", "", f"{full:.4f}", "100.0%"]]  # fmt: skip
+    rows: list[list[object]] = []
+    if base is not None:
+        rows.append(["base model", "", "", "", f"{base:.4f}", ""])
+    if full is not None:
+        rows.append(["adapter, fp16", "", "4,884,480", "", f"{full:.4f}", "100.0%"])
     keys = {(r["settings"]["size"], r["settings"]["door"], r["settings"]["steps"]) for r in runs}
     for size, door, steps in sorted(keys, key=lambda key: (-int(key[0][:-2]), list(DOORS).index(key[1]), key[2])):
         own = results.select(runs, size=size, door=door, steps=steps)
         loss, spread = results.mean_and_spread(own, "loss")
         count = f"{len(own)}" if spread is None else f"{len(own)}, ± {spread:.4f}"
         most = max(r["figures"]["bytes"] for r in own)
-        share = f"{(base - loss) / (base - full):.1%}"
+        share = "" if base is None or full is None else f"{(base - loss) / (base - full):.1%}"
         rows.append(
             [size, DOORS[door] + (f", {steps} steps" if steps else ""), f"{most:,}", count, f"{loss:.4f}", share]
         )
