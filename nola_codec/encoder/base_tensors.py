@@ -169,7 +169,7 @@ def _notes(adapter: Adapter, compared: Sequence[Comparison], coded: Collection[s
     changed = sorted((each for each in compared if each.difference), key=lambda each: -sizes[each.key])
     for each in changed[:_LISTED]:
         became = "coded as a change of the base model" if each.key in coded else "carried"
-        said.append(f"{each.key} is {became}: it {each.difference} of the base model")
+        said.append(f"{each.key} is {became}: compared with the base model, it {each.difference}")
     if coded:
         said.append(
             "an adapter of this file can only be written with the base model: decode --base MODEL --format peft"

@@ -33,16 +33,16 @@ def target_notes(job: EncodeJob, size: int) -> tuple[str, ...]:
     """
     said = []
     options = job.options
-    if not job.energies.any():
-        carried = " and only its carried tensors can change a model" if job.envelope.raw else ""
+    if job.items and not job.energies.any():
+        carried = ", and only its carried tensors can change a model" if job.envelope.raw else ""
         said.append(f"the adapter changes nothing: all its deltas are zero, as before a training{carried}")
     limit = options.size if options.size is not None else 0
     if options.ratio is not None:
         limit = int(2 * job.parameters / options.ratio)
     if limit and not options.is_factor_form and job.energies.any() and size < _SATURATED_SHARE * limit:
         said.append(
-            f"the file takes {render_size(size)} of the {render_size(limit)} that are allowed: it codes every "
-            "component with the finest quantizers, and cannot use more"
+            f"the file takes {render_size(size)} of the {render_size(limit)} that are allowed: either every component "
+            "has the finest quantizers, or finer ones would take more than that"
         )
     return tuple(said)
 

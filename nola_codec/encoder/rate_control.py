@@ -219,7 +219,9 @@ def draft_for_size(drafter: Drafter, target: RateTarget) -> Draft:
         raise EncodeError(_too_small_message(drafter.job, limit, empty), code="unreachable")
     finest = drafter.finest_plan()
     if _coded_bytes(finest) + empty <= limit:
-        return drafter.draft(finest.lagrangian)
+        found = drafter.draft(finest.lagrangian)
+        if target.fits(found):  # a plan does not count the tables of its quantizers
+            return found
     best = _search(drafter, target, empty)
     return drafter.draft_empty() if best is None else _fill(drafter, target, best)
 

@@ -72,8 +72,8 @@ def _explain_nmse(report: EncodeReport) -> str:
 
 
 def _part_lines(report: EncodeReport) -> list[str]:
-    """Return one line for the coded part of the file and one for the carried part, if the carried part is not small."""
-    if report.carried_bytes < _SMALL_SHARE * report.bytes:
+    """Return one line for the coded part of the file and one for the carried part, if neither is small."""
+    if report.carried_bytes < _SMALL_SHARE * report.bytes or report.parameters == report.carried_parameters:
         return []
     coded = report.bytes - report.carried_bytes, report.parameters - report.carried_parameters
     carried = report.carried_bytes, report.carried_parameters

@@ -58,6 +58,32 @@ def holds_causal(base: Path) -> bool:
     return isinstance(kind, str) and kind in causal and kind not in masked
 
 
+def require_model_folder(base: Path) -> None:
+    """Refuse what is no folder. Raises EncodeError ``calibration-model``."""
+    if base.is_file():
+        message = (
+            "expected the folder of a model, as Transformers or Diffusers save it, found a file. A model in GGUF, or "
+            "in one file, cannot be run here: give the folder that it was made from"
+        )
+        raise EncodeError(message, code="calibration-model", where=str(base))
+    if not base.is_dir():
+        raise EncodeError("no such directory", code="calibration-model", where=str(base))
+
+
+def load_tokenizer(base: Path) -> Any:
+    """Return the tokenizer of the folder of a model. Raises EncodeError ``calibration-model`` if there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(base)
+    except Exception as error:  # the packages behind a tokenizer raise errors of their own
+        message = (
+            "its tokenizer cannot be loaded: the folder needs tokenizer.json, or the files that came with the model "
+            f"(Transformers says: {' '.join(str(error).split())[:200]})"
+        )
+        raise EncodeError(message, code="calibration-model", where=str(base)) from error
+
+
 def load_causal(base: Path, dtype: str = "float32", device: object = "cpu") -> tuple[torch.nn.Module, Any]:
     """Load the causal language model of a directory, in evaluation mode, and its tokenizer.
 
@@ -71,12 +97,11 @@ def load_causal(base: Path, dtype: str = "float32", device: object = "cpu") -> t
         EncodeError: ``calibration-model``: Transformers is missing, or cannot run the model as a causal language model.
     """
     require_torch("running the base model")
-    if not base.is_dir():
-        raise EncodeError("no such directory", code="calibration-model", where=str(base))
+    require_model_folder(base)
     import torch
 
     try:
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM
     except ImportError as error:
         raise EncodeError(
             "this runs the base model with Transformers: pip install 'nola-codec[peft]'",
@@ -92,7 +117,7 @@ def load_causal(base: Path, dtype: str = "float32", device: object = "cpu") -> t
             message = f"expected a causal language model, found {', '.join(kinds)}"
             raise EncodeError(message, code="calibration-model", where=str(base))
         with without_bars():
-            tokenizer = AutoTokenizer.from_pretrained(base)
+            tokenizer = load_tokenizer(base)
             model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

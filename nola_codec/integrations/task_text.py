@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nola_codec.adapters import AnySource, read
+from nola_codec.adapters import AnySource, dialect_of, read
 from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.errors import EncodeError, require_torch
 from nola_codec.integrations.calibration_data import Row, read_rows, tokenize
@@ -73,6 +73,7 @@ def text_tuner(
     """
     from nola_codec.training.task import TaskData, TaskTuner
 
+    require_trainable(source, scale)
     rows = read_rows(data, _MOST)
     if len(rows) < _LEAST:
         raise EncodeError(f"expected at least {_LEAST} rows, found {len(rows)}", code="task-data", where=str(data))
@@ -107,11 +108,32 @@ def text_tuner(
     return TaskTuner(model, task, settings, progress)
 
 
+def require_trainable(source: AnySource, scale: float | None) -> None:
+    """Refuse an adapter that no task can train, before a model is loaded.
+
+    Raises:
+        EncodeError: ``task-form``: DoRA, or a method that is coded by its own numbers; ``task-data``: all deltas are
+            zero.
+    """
+    adapter = read(source, scale=scale)
+    dialect = dialect_of(adapter)
+    magnitudes = [key for key in adapter.raw if dialect.is_magnitude(key) or ".lora_magnitude_vector" in key]
+    reason = dialect.coding_rules(adapter).objectives_reason
+    if magnitudes:
+        reason = "DoRA cannot be trained on a task"
+    if reason:
+        where = magnitudes[0] if magnitudes else None
+        raise EncodeError(f"{reason}; leave --fit task out, and its data", code="task-form", where=where)
+    if adapter.modules and not any(module.lora_B.any() and module.lora_A.any() for module in adapter.modules):
+        message = "all deltas of the adapter are zero, as before a training, so nothing can be learned from it"
+        raise EncodeError(message, code="task-data")
+
+
 def load_carried_tensors(model: torch.nn.Module, source: AnySource, scale: float | None) -> None:
     """Put the tensors that an adapter carries besides its factors into the model.
 
     Raises:
-        EncodeError: ``task-form``: DoRA, or a tensor that the model has no place for.
+        EncodeError: ``task-form``: a tensor that the model has no place for.
     """
     import torch
 
@@ -121,8 +143,6 @@ def load_carried_tensors(model: torch.nn.Module, source: AnySource, scale: float
     own = dict(model.named_parameters())
     for key, tensor in adapter.raw.items():
         path = module_path(key)
-        if "lora_magnitude_vector" in key:
-            raise EncodeError("DoRA cannot be trained on a task", code="task-form", where=key)
         if path not in own or tuple(own[path].shape) != tensor.shape:
             raise EncodeError("the base model has no such parameter", code="task-form", where=key)
         with torch.no_grad():

@@ -78,7 +78,7 @@ def test_a_size_that_an_adapter_cannot_use_is_said(tmp_path: Path) -> None:
     source = write_adapter(tmp_path / "a", None)
     for target in ({"size": "300KB"}, {"ratio": 0.1}):
         report = nola_codec.encode(source, **target)  # type: ignore[arg-type]
-        assert any("that are allowed" in note and "cannot use more" in note for note in report.notes), target
+        assert any("that are allowed" in note and "finer ones would take more" in note for note in report.notes), target
     assert not any("allowed" in note for note in nola_codec.encode(source, size=700).notes)
 
 

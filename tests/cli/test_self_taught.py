@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 Run = Callable[..., Any]
 SIZE = "800B"
@@ -53,6 +55,15 @@ def test_prompts_are_enough(run: Run, strong: Path, base: Path, prompts: Path, t
     first = out.read_bytes()
     assert run("encode", strong, "-o", out, "--prompts", prompts, *options, "-f", "-q").status == 0
     assert out.read_bytes() == first
+
+
+def test_the_report_counts_the_prompts_that_were_used(run: Run, strong: Path, base: Path, tmp_path: Path) -> None:
+    """One prompt is no plural, and of very many only some are answered, from all parts of the file."""
+    path = tmp_path / "p.txt"
+    for lines, said in ((1, "48 answers to 1 prompt,"), (2000, "48 answers to 48 prompts,")):
+        path.write_text("the cat\n" * lines)
+        done = run("encode", strong, "-n", "--prompts", path, "--base", base, "--size", SIZE, "--steps", 1)
+        assert f"the adapter wrote {said}" in done.out
 
 
 @pytest.mark.parametrize("options", [["--fit", "task"], ["--data", "self"]])
@@ -104,3 +115,40 @@ def test_training_is_offered_where_a_loss_can_be_seen(run: Run, trained: Path, b
     assert offered not in run("encode", trained, "-n", "--size", "600B").err
     (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
     assert offered not in run("encode", trained, "-n", "--size", "600B", "--base", tmp_path).err
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("DORA", "DoRA cannot be trained on a task; leave --fit task out, and its data"),
+        ("FOURIERFT", "FourierFT is coded by the NMSE"),
+        ("ZERO", "all deltas of the adapter are zero"),
+    ],
+)
+@pytest.mark.parametrize("data", ["self", "rows"])
+def test_what_no_task_can_train_is_refused_before_the_model_is_loaded(
+    kind: str, message: str, data: str, run: Run, trained: Path, text: Path, tmp_path: Path
+) -> None:
+    """The folder of the base model has a configuration alone, so that loading it would fail."""
+    lora, base = tmp_path / "lora", tmp_path / "base"
+    for folder in (lora, base):
+        folder.mkdir()
+    (base / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
+    config = json.loads((trained / "adapter_config.json").read_text())
+    tensors = load_file(trained / "adapter_model.safetensors")
+    name = next(iter(tensors)).rpartition(".lora_")[0]
+    if kind == "DORA":
+        config["use_dora"] = True
+        ends = {key.rpartition(".lora_B")[0]: len(value) for key, value in tensors.items() if ".lora_B" in key}
+        tensors |= {f"{each}.lora_magnitude_vector": np.ones(rows, np.float32) for each, rows in ends.items()}
+    elif kind == "ZERO":
+        tensors = {key: 0 * value if ".lora_B" in key else value for key, value in tensors.items()}
+    else:
+        config = {"peft_type": "FOURIERFT", "n_frequency": 9}
+        tensors = {f"{name}.fourierft_spectrum": np.ones(9, np.float32)}
+    save_file(tensors, lora / "adapter_model.safetensors")
+    (lora / "adapter_config.json").write_text(json.dumps(config))
+    given = "self" if data == "self" else text
+    done = run("encode", lora, "-n", "--size", SIZE, "--data", given, "--base", base)
+    assert done.status == 3, done.err
+    assert message in done.err

@@ -42,7 +42,7 @@ class WaveMethod(SpectrumMethod):
         require_flag(config, "use_idwt", True, where)
         require_flag(config, "proportional_parameters", False, where)
         family = config.get("wavelet_family", "db1")
-        if require_flag(config, "use_idwt", True, where) and family not in WAVELETS:
+        if require_flag(config, "use_idwt", True, where) and not (isinstance(family, str) and family in WAVELETS):
             message = mismatch("wavelet_family", f"one that PEFT can compute ({', '.join(WAVELETS)})", family)
             raise AdapterError(message, code="bad-config", where=where)
 

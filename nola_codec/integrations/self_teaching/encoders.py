@@ -15,7 +15,7 @@ from nola_codec.adapters import read
 from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.errors import EncodeError, require_package
 from nola_codec.integrations.calibration_data import read_rows
-from nola_codec.integrations.causal import are_causal, without_bars
+from nola_codec.integrations.causal import are_causal, load_tokenizer, without_bars
 from nola_codec.integrations.self_teaching.contract import TeachingRequest
 from nola_codec.integrations.self_teaching.noise import draw_images, draw_texts
 from nola_codec.integrations.self_teaching.placing import hash_adapter, place_adapter, size_of_change
@@ -195,7 +195,8 @@ def _load(base: Path, adapter: Adapter) -> _Encoder:
             model: Any = auto.from_pretrained(base, dtype=torch.float32, **options)
             tokenizer = None
             if getattr(model, "main_input_name", "input_ids") != "pixel_values":
-                tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+                tokenizer = load_tokenizer(base)
+                _require_padding(tokenizer, model.config)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise EncodeError(f"cannot be loaded: {reason}", code="calibration-model", where=str(base)) from error
@@ -203,6 +204,14 @@ def _load(base: Path, adapter: Adapter) -> _Encoder:
         transformers.logging.set_verbosity(shown)
     pooling = None if is_classifier or tokenizer is None else _read_pooling(base)
     return _Encoder(model.eval(), tokenizer, is_classifier, pooling)
+
+
+def _require_padding(tokenizer: Any, config: Any) -> None:
+    """Give tokenizer and model a padding token, if they have none: decoders that became classifiers often have none."""
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id  # a classifier finds the last token of a text by it
 
 
 def _read_pooling(base: Path) -> Pooling | None:
@@ -252,6 +261,8 @@ def _read_inputs(request: TeachingRequest, encoder: _Encoder) -> tuple[list[Any]
     texts = list(dict.fromkeys(row.prompt for row in rows if row.prompt))
     if len(texts) < _LEAST:
         message = f"expected at least {_LEAST} different texts, found {len(texts)}"
+        if any(row.messages for row in rows):
+            message += "; conversations are no texts of an encoder model"
         raise EncodeError(message, code="task-data", where=str(request.prompts))
     return texts, f"{len(texts)} texts"
 

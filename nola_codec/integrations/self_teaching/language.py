@@ -91,11 +91,15 @@ class CausalModels:
 
 
 def _read_prompts(request: TeachingRequest, tokenizer: Any) -> list[list[int]]:
-    """Return the token ids of each prompt; the empty list if there are none."""
+    """Return the token ids of each prompt, of no more than are used; the empty list if there are none."""
     if request.prompts is None:
         return []
     found = []
-    for row in read_rows(request.prompts, _PROMPTS, are_prompts=True):
+    rows = read_rows(request.prompts, _PROMPTS, are_prompts=True)
+    count = TEXTS + _VALIDATION + _HELD_OUT
+    if len(rows) > count:  # the first ones of a sorted file would not represent the others
+        rows = random.Random(request.seed).sample(rows, count)
+    for row in rows:
         text, _ = row_texts(tokenizer, row)
         ids = tokenizer(text, add_special_tokens=not row.messages)["input_ids"]
         found.append(list(ids)[-TOKENS // 2 :])
@@ -190,8 +194,9 @@ def _fingerprint(request: TeachingRequest, adapter: Adapter, prompts: list[list[
 
 def _describe(prompts: list[list[int]], texts: int) -> str:
     """Return the sentences for the report."""
+    used = min(len(prompts), texts)
     source = (
-        f"answers to {len(prompts)} prompts"
+        f"answers to {used} prompt{'' if used == 1 else 's'}"
         if prompts
         else "texts from nothing, those on which it differs most from the base model"
     )

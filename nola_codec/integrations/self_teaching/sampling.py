@@ -38,6 +38,9 @@ def sample_answers(
 ) -> list[TokenizedRow]:
     """Return one answer to each prompt, as (prompt and answer, length of the prompt).
 
+    Both together are no longer than the context of the model: answers take at most half of it, and prompts that are too
+    long lose their beginnings.
+
     An answer ends with the end-of-sequence token, unless it was cut at the most tokens. The rows come in the order of
     the prompts. One seed gives the same rows on one machine; the state of PyTorch's generator stays as it was.
 
@@ -57,10 +60,14 @@ def sample_answers(
     end = tokenizer.eos_token_id if kept is None or kept.eos_token_id is None else kept.eos_token_id
     ends = {end} if isinstance(end, int) else set(end or ())
     fill = padding_token(tokenizer)
+    found = getattr(own.config, "max_position_embeddings", None)
+    context = found if isinstance(found, int) and found > 1 else 1 << 30
+    new_tokens = min(settings.new_tokens, context // 2)
     config = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=settings.new_tokens, do_sample=True, temperature=settings.temperature, top_k=0, top_p=1.0,
+        max_new_tokens=new_tokens, do_sample=True, temperature=settings.temperature, top_k=0, top_p=1.0,
         num_beams=1, repetition_penalty=1.0, eos_token_id=end, pad_token_id=fill,
     )  # fmt: skip
+    prompts = [list(prompt)[-(context - new_tokens) :] for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # less padding
     rows: list[TokenizedRow] = [((), 0)] * len(prompts)
     devices = [device] if device.type == "cuda" else []

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from nola_codec.adapters import AnySource
 from nola_codec.errors import EncodeError, require_torch
+from nola_codec.integrations.causal import require_model_folder
 from nola_codec.integrations.self_teaching.contract import Family, TeachingRequest
 from nola_codec.integrations.self_teaching.diffusion import DiffusionModels
 from nola_codec.integrations.self_teaching.encoders import EncoderModels
 from nola_codec.integrations.self_teaching.language import CausalModels
+from nola_codec.integrations.task_text import require_trainable
 from nola_codec.progress import Progress
 from nola_codec.remote import accepts_urls
 
@@ -60,6 +62,7 @@ def self_tuner(
     folder = Path(base)
     chosen = replace(settings or TaskSettings(), against="adapter")
     family = find_family(folder)
+    require_trainable(source, scale)
     request = TeachingRequest(
         folder, source, None if prompts is None else Path(prompts), chosen, batch or family.batch, scale, chosen.seed,
         progress,
@@ -69,8 +72,7 @@ def self_tuner(
 
 def find_family(base: Path) -> Family:
     """Return the family of the model in a folder. Raises EncodeError ``calibration-model`` if there is none."""
-    if not base.is_dir():
-        raise EncodeError("no such directory", code="calibration-model", where=str(base))
+    require_model_folder(base)
     for family in FAMILIES:
         if family.recognizes(base):
             return family

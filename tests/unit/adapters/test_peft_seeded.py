@@ -14,6 +14,7 @@ import pytest
 import torch
 from peft.tuners.waveft.layer import WaveFTLinear
 
+import nola_codec
 from nola_codec.adapters import dialect_of, read
 from nola_codec.adapters.dialects.fixed_functions import fixed_circle, fixed_exp
 from nola_codec.adapters.dialects.peft_seeded import DIALECTS
@@ -245,6 +246,14 @@ def test_good_ones_are_read(method: str, tmp_path: Path) -> None:
     assert all(vector.gain > 0 for vector in adapter.vectors)
 
 
+def test_carried_numbers_are_not_said_to_change_nothing(tmp_path: Path) -> None:
+    """Without a rate nothing is coded; the report has no line for coded parameters, and no word of zero deltas."""
+    report = nola_codec.encode(save(tmp_path / "a", *GOOD["UNILORA"]()))
+    assert report.parameters == report.carried_parameters > 0
+    assert not any("changes nothing" in note for note in report.notes)
+    assert "for 0 parameters" not in str(report)
+
+
 @pytest.mark.parametrize(
     ("method", "change", "code"),
     [
@@ -279,7 +288,8 @@ def test_good_ones_are_read(method: str, tmp_path: Path) -> None:
         ("FOURIERFT", {f"+{M}.other": floats(6)}, "unknown-key"),
         ("FOURIERFT", {f"-{M}.fourierft_spectrum": None}, "empty-adapter"),
         ("FOURIERFT", {f"+{M}.fourierft_spectrum": integers(6, below=3)}, "not-float"),
-        ("WAVEFT", {"wavelet_family": "db11"}, "bad-config"), ("WAVEFT", {"use_idwt": "no"}, "bad-config"),
+        ("WAVEFT", {"wavelet_family": "db11"}, "bad-config"), ("WAVEFT", {"wavelet_family": ["db1"]}, "bad-config"),
+        ("WAVEFT", {"use_idwt": "no"}, "bad-config"),
     ],
     ids=str,
 )  # fmt: skip

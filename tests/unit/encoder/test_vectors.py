@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -179,3 +180,16 @@ def test_any_shapes(shapes: list[list[int]], size: float, options: dict[str, Any
         with open_container(data) as container:
             Decoder(container, xp, chunk).decode_all()
             assert container.header.decoded_sha256.hex() == digest
+
+
+@pytest.mark.parametrize("lengths", [(256,), (100,) * 6])
+def test_a_larger_size_is_no_worse_where_tables_are_most_of_a_file(lengths: tuple[int, ...]) -> None:
+    """The table of the finest quantizer takes more bytes than the symbols, so that the finest plan may not fit."""
+    rng = np.random.default_rng(0)
+    adapter = Adapter("peft", (), vectors=tuple(vector(rng, f"v{n}", 1.0, each) for n, each in enumerate(lengths)))
+    errors = []
+    for size in (400, 500, 600, 700, 900):
+        data, report = encode_adapter(adapter, EncodeOptions(objective="nmse", size=size), source_bytes=0)
+        assert len(data) <= size
+        errors.append(report.nmse)
+    assert all(later <= 2 * earlier for earlier, later in itertools.pairwise(errors)), errors

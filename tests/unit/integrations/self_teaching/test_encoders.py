@@ -206,6 +206,19 @@ def test_rows_are_no_data_of_an_encoder(
     assert "one of the encoder models, and rows of text train causal language models" in capsys.readouterr().err
 
 
+def test_a_classifier_without_a_padding_token(tmp_path: Path, texts: Path) -> None:
+    """A decoder that became a classifier, as GPT-2 and Llama do, often has none."""
+    config = transformers.GPT2Config(vocab_size=32, n_embd=32, n_layer=1, n_head=2, n_positions=40, num_labels=3)
+    folders = save(
+        transformers.GPT2ForSequenceClassification(config), tmp_path, target_modules=["c_attn"], task_type="SEQ_CLS"
+    )
+    made = tokenizer()
+    made.pad_token = None
+    made.save_pretrained(folders[0])
+    report = encode(folders, 2000, prompts=texts, settings=TaskSettings(steps=2, every=1))
+    assert "a text classifier (GPT2ForSequenceClassification), on 200 texts" in report.data
+
+
 def silenced(lora: Path, folder: Path) -> Path:
     """A copy of an adapter whose lora_B are all 0."""
     from safetensors.numpy import load_file, save_file

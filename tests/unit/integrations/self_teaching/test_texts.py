@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from nola_codec.errors import EncodeError
-from nola_codec.integrations.causal import holds_causal
+from nola_codec.integrations.causal import holds_causal, load_causal
 from nola_codec.integrations.self_teaching import find_family
 from nola_codec.integrations.self_teaching.discovery import DiscoverySettings, discover
 from nola_codec.integrations.self_teaching.samples import keep_samples, samples_file
@@ -45,8 +47,6 @@ def test_texts_grow_from_the_best_beginnings() -> None:
 def test_sampling_ends_rows_and_leaves_the_generator_alone(base: Path) -> None:
     import torch
 
-    from nola_codec.integrations.causal import load_causal
-
     model, tokenizer = load_causal(base)
     prompts = [[2, 3], [5], [2, 9, 10, 11], [5]] * 8
     told: list[tuple[int, int]] = []
@@ -66,6 +66,30 @@ def test_sampling_ends_rows_and_leaves_the_generator_alone(base: Path) -> None:
         assert len(answer) == 12 or answer[-1] == end
     assert rows == sample_answers(model, tokenizer, prompts, settings, lambda *_: None)
     assert rows != sample_answers(model, tokenizer, prompts, SamplingSettings(new_tokens=12, seed=4), lambda *_: None)
+
+
+def test_prompts_and_answers_stay_in_the_context(tmp_path: Path) -> None:
+    """GPT-2 has a table of positions, and fails beyond its end. Here it has 16."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=13, n_embd=8, n_layer=1, n_head=1, n_positions=16)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    tokenizer = SimpleNamespace(eos_token_id=None, pad_token_id=0)
+    prompts = [[2, 3], list(range(1, 13)) * 3]
+    model.generation_config.eos_token_id = None
+    rows = sample_answers(model, tokenizer, prompts, SamplingSettings(), lambda *_: None)
+    assert [(list(ids[:prompt]), len(ids)) for ids, prompt in rows] == [([2, 3], 10), (list(range(5, 13)), 16)]
+
+
+def test_a_folder_without_a_tokenizer_and_a_file_are_named(base: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(base / name, tmp_path)
+    with pytest.raises(EncodeError, match=r"its tokenizer cannot be loaded: the folder needs tokenizer\.json"):
+        load_causal(tmp_path)
+    with pytest.raises(EncodeError, match=r"found a file\. A model in GGUF"):
+        find_family(tmp_path / "model.safetensors")
 
 
 def test_samples_are_drawn_once(tmp_path: Path) -> None:
