@@ -39,7 +39,8 @@ def target_notes(job: EncodeJob, size: int) -> tuple[str, ...]:
     limit = options.size if options.size is not None else 0
     if options.ratio is not None:
         limit = int(2 * job.parameters / options.ratio)
-    if limit and not options.is_factor_form and job.energies.any() and size < _SATURATED_SHARE * limit:
+    can_tell = options.tuner is None and not options.is_factor_form  # a training leaves room for its amplitudes
+    if limit and can_tell and job.energies.any() and size < _SATURATED_SHARE * limit:
         said.append(
             f"the file takes {render_size(size)} of the {render_size(limit)} that are allowed: either every component "
             "has the finest quantizers, or finer ones would take more than that"

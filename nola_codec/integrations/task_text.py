@@ -122,7 +122,7 @@ def require_trainable(source: AnySource, scale: float | None) -> None:
     if magnitudes:
         reason = "DoRA cannot be trained on a task"
     if reason:
-        where = magnitudes[0] if magnitudes else None
+        where = magnitudes[0] if magnitudes else ""
         raise EncodeError(f"{reason}; leave --fit task out, and its data", code="task-form", where=where)
     if adapter.modules and not any(module.lora_B.any() and module.lora_A.any() for module in adapter.modules):
         message = "all deltas of the adapter are zero, as before a training, so nothing can be learned from it"

@@ -150,4 +150,6 @@ def _describe(inputs: Inputs, adapter: Adapter, placed: dict[str, str], count: i
         return text
     component_of: Callable[[str], str] = dialect_of(adapter).component_of
     names = " and ".join(sorted({component_of(name) for name in others}))
+    if len(others) == 1:
+        return f"{text} The one module of {names} keeps the code of its weights."
     return f"{text} The {len(others)} modules of {names} keep the code of their weights."
