@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from nola_codec.integrations.self_teaching.discovery import DiscoverySettings
+
 Run = Callable[..., Any]
 SIZE = "800B"
 
@@ -71,7 +73,8 @@ def test_nothing_but_base_and_adapter(options: list[str], run: Run, strong: Path
     done = run("encode", strong, "-n", *options, "--base", base, "--size", SIZE, "--batch", 4, "--steps", 8)
     assert done.status == 0, done.err
     assert "nats a token from the adapter's predictions" in done.out
-    assert "\n  data       a causal language model: " in done.out
+    said = "a causal language model: the adapter wrote 48 texts from nothing, those on which it differs most"
+    assert f"\n  data       {said}" in done.out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -152,3 +155,23 @@ def test_what_no_task_can_train_is_refused_before_the_model_is_loaded(
     done = run("encode", lora, "-n", "--size", SIZE, "--data", given, "--base", base)
     assert done.status == 3, done.err
     assert message in done.err
+
+
+def test_what_the_adapter_brings_along(
+    run: Run, strong: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nola_codec.integrations.self_teaching import language
+
+    monkeypatch.setattr(language, "DISCOVERY", DiscoverySettings(first=40, rounds=1, grown=20, best=8))
+    talking, own = tmp_path / "base", tmp_path / "lora"
+    shutil.copytree(base, talking)
+    template = "{% for m in messages %}the {{ m['content'] }} and {% endfor %}a "
+    (talking / "chat_template.jinja").write_text(template)
+    shutil.copytree(strong, own)
+    (own / "README.md").write_text(
+        "---\nwidget:\n- text: the dog ran\n- messages: [{role: user, content: park}]\n---\n"
+    )
+    done = run("encode", own, "-n", "--data", "self", "--base", talking, "--size", SIZE, "--steps", 1, "--json")
+    assert done.status == 0, done.err
+    said = "half of them answers to the 2 prompts of the model card, the others texts from nothing or from questions"
+    assert said in done.json["task"]["data"]

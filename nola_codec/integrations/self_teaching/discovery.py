@@ -29,7 +29,7 @@ class DiscoverySettings:
     """How the domain is looked for.
 
     Attributes:
-        first: The number of texts that are drawn from nothing.
+        first: The number of texts that are drawn from nothing, or from other beginnings.
         rounds: The number of times that new texts grow from the best ones.
         grown: The number of texts that are drawn in a round.
         best: The number of texts whose beginnings go on in a round.
@@ -44,7 +44,7 @@ class DiscoverySettings:
 def discover(
     draw: Callable[[Sequence[Sequence[int]], int], list[TokenizedRow]],
     disagreement: Callable[[Sequence[TokenizedRow]], list[float]],
-    begin: Sequence[int],
+    begins: Sequence[Sequence[int]],
     count: int,
     settings: DiscoverySettings,
     seed: int,
@@ -54,21 +54,22 @@ def discover(
     Args:
         draw: A function of prompts and of the number of the draw, that returns an answer to each prompt.
         disagreement: A function that returns the log-ratio of each row.
-        begin: The tokens that a text begins with; they are not scored.
+        begins: The tokens that the first texts begin with, at least one sequence; they are not scored.
         count: The number of texts that are returned.
         settings: How the domain is looked for.
         seed: The seed of the places where beginnings end.
     """
     own = random.Random(seed)
-    found = [(ids, len(begin)) for ids, _ in draw([begin] * settings.first, 0)]
+    found = draw([begins[place % len(begins)] for place in range(settings.first)], 0)
     scores = disagreement(found)
     for number in range(1, settings.rounds + 1):
         order = sorted(range(len(found)), key=lambda i: -scores[i])[: settings.best]
-        prompts = []
+        prompts, starts = [], []
         for place in range(settings.grown):
-            ids = list(found[order[place % len(order)]][0])
-            prompts.append(ids[: len(begin) + own.randint(1, max(1, (len(ids) - len(begin)) // 2))])
-        grown = [(ids, len(begin)) for ids, _ in draw(prompts, number)]
+            ids, start = found[order[place % len(order)]]
+            prompts.append(list(ids)[: start + own.randint(1, max(1, (len(ids) - start) // 2))])
+            starts.append(start)
+        grown = [(ids, start) for (ids, _), start in zip(draw(prompts, number), starts, strict=True)]
         found += grown
         scores += disagreement(grown)
     order = sorted(range(len(found)), key=lambda i: -scores[i])[:count]

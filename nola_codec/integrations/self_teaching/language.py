@@ -6,13 +6,17 @@ import copy
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nola_codec.adapters import read
-from nola_codec.integrations.calibration_data import read_rows, row_texts
+from nola_codec.errors import EncodeError
+from nola_codec.integrations.calibration_data import Row, read_rows, row_texts
 from nola_codec.integrations.causal import holds_causal, load_causal
 from nola_codec.integrations.packed_batches import pack_batches
+from nola_codec.integrations.self_teaching.brought_prompts import find_prompts
+from nola_codec.integrations.self_teaching.chat_turns import ask_oneself, turn_marks
 from nola_codec.integrations.self_teaching.contract import TeachingRequest
 from nola_codec.integrations.self_teaching.discovery import DiscoverySettings, discover
 from nola_codec.integrations.self_teaching.samples import keep_samples, samples_file
@@ -43,6 +47,18 @@ _VALIDATION, _HELD_OUT = 32, 32
 """The numbers of texts that are drawn to validate on, and to report on."""
 DISCOVERY = DiscoverySettings()
 """How the domain of an adapter is looked for without prompts."""
+_QUESTIONS = 1 / 4
+"""The share of first texts that begin with the turn of a user, where there is a chat template."""
+_ASKING, _ANSWERING = 90, 91
+"""The numbers of the draws of these turns, and of the answers to prompts that the adapter brings along."""
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """The token ids of each prompt, and where the prompts are from: empty if the user gave them."""
+
+    ids: list[list[int]]
+    origin: str = ""
 
 
 class CausalModels:
@@ -63,7 +79,7 @@ class CausalModels:
         model, tokenizer = load_causal(request.base)
         load_carried_tensors(model, request.source, request.scale)
         adapter = read(request.source, scale=request.scale)
-        prompts = _read_prompts(request, tokenizer)
+        prompts = _read_prompts(request, tokenizer, adapter)
         key = _fingerprint(request, adapter, prompts)
         rows: list[TokenizedRow] = keep_samples(
             samples_file(request.settings.checkpoint), key, lambda: _draw(request, model, tokenizer, adapter, prompts)
@@ -85,25 +101,30 @@ class CausalModels:
             unit="nats a token from the adapter's predictions",
             rows=len(held_out),
             identity=key,
-            description=_describe(prompts, len(train)),
+            description=_describe(prompts, len(train), has_turns=turn_marks(tokenizer) is not None),
         )
         return TaskTuner(model, data, request.settings, request.progress)
 
 
-def _read_prompts(request: TeachingRequest, tokenizer: Any) -> list[list[int]]:
-    """Return the token ids of each prompt, of no more than are used; the empty list if there are none."""
-    if request.prompts is None:
-        return []
-    found = []
-    rows = read_rows(request.prompts, _PROMPTS, are_prompts=True)
-    count = TEXTS + _VALIDATION + _HELD_OUT
-    if len(rows) > count:  # the first ones of a sorted file would not represent the others
-        rows = random.Random(request.seed).sample(rows, count)
-    for row in rows:
-        text, _ = row_texts(tokenizer, row)
-        ids = tokenizer(text, add_special_tokens=not row.messages)["input_ids"]
-        found.append(list(ids)[-TOKENS // 2 :])
-    return found
+def _read_prompts(request: TeachingRequest, tokenizer: Any, adapter: Adapter) -> _Prompts:
+    """Return the prompts of the user, no more than are used; else those that the adapter brings along."""
+    if request.prompts is not None:
+        rows = read_rows(request.prompts, _PROMPTS, are_prompts=True)
+        count = TEXTS + _VALIDATION + _HELD_OUT
+        if len(rows) > count:  # the first ones of a sorted file would not represent the others
+            rows = random.Random(request.seed).sample(rows, count)
+        return _Prompts([_tokenize(tokenizer, row) for row in rows])
+    has_template = getattr(tokenizer, "chat_template", None) is not None
+    rows, origin = find_prompts(request.source, adapter.metadata, with_messages=has_template)
+    try:
+        return _Prompts([_tokenize(tokenizer, row) for row in rows], origin)
+    except EncodeError:  # nobody gave these prompts, so that a template that refuses them is no reason to stop
+        return _Prompts([])
+
+
+def _tokenize(tokenizer: Any, row: Row) -> list[int]:
+    text, _ = row_texts(tokenizer, row)
+    return list(tokenizer(text, add_special_tokens=not row.messages)["input_ids"])[-TOKENS // 2 :]
 
 
 class _Speaker:
@@ -163,15 +184,20 @@ class _Speaker:
 
 
 def _draw(
-    request: TeachingRequest, model: torch.nn.Module, tokenizer: Any, adapter: Adapter, prompts: list[list[int]]
+    request: TeachingRequest, model: torch.nn.Module, tokenizer: Any, adapter: Adapter, prompts: _Prompts
 ) -> list[TokenizedRow]:
     """Sample all texts from the model with the adapter."""
     speaker = _Speaker(request, model, tokenizer, adapter)
     count = TEXTS + _VALIDATION + _HELD_OUT
-    if prompts:
-        return speaker.draw([prompts[i % len(prompts)] for i in range(count)], 0)
-    begin = [_first_token(tokenizer)]
-    return discover(speaker.draw, speaker.disagreement, begin, count, DISCOVERY, request.seed)
+    asked = prompts.ids
+    if asked and not prompts.origin:
+        return speaker.draw([asked[i % len(asked)] for i in range(count)], 0)
+    # Prompts that came along may be few, or not those of the task, so half of the texts is looked for without them.
+    half = count // 2 if asked else 0
+    rows = speaker.draw([asked[i % len(asked)] for i in range(half)], _ANSWERING) if half else []
+    begins = ask_oneself(speaker.draw, tokenizer, int(_QUESTIONS * DISCOVERY.first), _ASKING)
+    begins += [[_first_token(tokenizer)]] * (DISCOVERY.first - len(begins))
+    return rows + discover(speaker.draw, speaker.disagreement, begins, count - half, DISCOVERY, request.seed)
 
 
 def _first_token(tokenizer: Any) -> int:
@@ -182,7 +208,7 @@ def _first_token(tokenizer: Any) -> int:
     return 0
 
 
-def _fingerprint(request: TeachingRequest, adapter: Adapter, prompts: list[list[int]]) -> str:
+def _fingerprint(request: TeachingRequest, adapter: Adapter, prompts: _Prompts) -> str:
     """Return a hash of all that the samples depend on."""
     sha = hashlib.sha256(repr((str(request.base.resolve()), request.seed, prompts, TEXTS, DISCOVERY)).encode())
     for module in adapter.modules:
@@ -192,12 +218,15 @@ def _fingerprint(request: TeachingRequest, adapter: Adapter, prompts: list[list[
     return sha.hexdigest()
 
 
-def _describe(prompts: list[list[int]], texts: int) -> str:
+def _describe(prompts: _Prompts, texts: int, *, has_turns: bool) -> str:
     """Return the sentences for the report."""
-    used = min(len(prompts), texts)
-    source = (
-        f"answers to {used} prompt{'' if used == 1 else 's'}"
-        if prompts
-        else "texts from nothing, those on which it differs most from the base model"
-    )
+    count = min(len(prompts.ids), texts)
+    named = f"prompt{'' if count == 1 else 's'}"
+    if prompts.ids and not prompts.origin:
+        source = f"answers to {count} {named}"
+    else:
+        source = f"texts from nothing{' or from questions of its own' if has_turns else ''}, those on which it differs "
+        source += "most from the base model"
+        if prompts.ids:
+            source = f"texts, half of them answers to the {count} {named} of {prompts.origin}, the others {source}"
     return f"a causal language model: the adapter wrote {texts} {source}, and its code was trained to predict the same."

@@ -37,7 +37,7 @@ def test_texts_grow_from_the_best_beginnings() -> None:
         assert all(prompt == 1 for _, prompt in rows)
         return [sum(token == 7 for token in ids[1:]) / len(ids[1:]) for ids, _ in rows]
 
-    found = discover(draw, disagreement, [0], 60, DiscoverySettings(first=40, rounds=2, grown=30, best=5), seed=0)
+    found = discover(draw, disagreement, [[0]], 60, DiscoverySettings(first=40, rounds=2, grown=30, best=5), seed=0)
     assert [len(prompts) for prompts in draws] == [40, 30, 30]
     assert all(2 <= len(prompt) <= 10 and set(prompt[1:]) == {7} for prompt in draws[1] + draws[2])
     assert len(found) == 60
