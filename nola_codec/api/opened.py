@@ -100,7 +100,8 @@ class NolaFile(Generic[Tensor]):
         """Decode one tensor that is coded as a vector: float32, in its shape, on the device.
 
         Only the units and the block that holds its record are read (a small file is one block) and checked by their
-        CRC-32. The decoded SHA-256 is of the whole file, and is not compared.
+        CRC-32. The decoded SHA-256 is of the whole file, and is not compared,
+        neither that of a reference: `verify` does it.
 
         Raises:
             AdapterError: ``unknown-name``.
@@ -117,7 +118,8 @@ class NolaFile(Generic[Tensor]):
         """Decode one module: (lora_A (r, in), lora_B (out, r)), float32, on the device.
 
         Only the units and the block that holds its record are read (a small file is one block) and checked by their
-        CRC-32. The decoded SHA-256 is of the whole file, and is not compared.
+        CRC-32. The decoded SHA-256 is of the whole file, and is not compared,
+        neither that of a reference: `verify` does it.
 
         Args:
             name: Module path, with or without PEFT's ``base_model.model.``.

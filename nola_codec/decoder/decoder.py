@@ -15,7 +15,7 @@ from nola_codec.container.reader import Container
 from nola_codec.decoder.coefficients import decode_symbols, record_coefficients
 from nola_codec.decoder.factors import CHUNK_ELEMENTS, DecodedRecord, synthesize_records
 from nola_codec.decoder.prediction import Reference, add_prediction, missing_reference, predicted_record
-from nola_codec.errors import ChecksumMismatch
+from nola_codec.errors import ChecksumMismatch, FormatError
 from nola_codec.model.records import CodedRecord
 from nola_codec.model.tensors import RawTensor
 from nola_codec.parallel import parallel_map
@@ -139,9 +139,9 @@ class Decoder:
         for _, tensor in self.carried_tensors():
             sha256.update_raw(tensor)
         if sha256.digest() != self.header.decoded_sha256:
+            cause = "this decoder is not exact" + (", or the reference is not what it says" if self.reference else "")
             raise ChecksumMismatch(
-                "decoded factors: SHA-256 differs from the encoder's; this decoder is not exact",
-                code="factors-checksum",
+                f"decoded factors: SHA-256 differs from the encoder's; {cause}", code="factors-checksum"
             )
 
     def _block(self, block: int) -> Sequence[CodedRecord]:
@@ -195,9 +195,16 @@ class Decoder:
         return add_prediction(decoded, predicted, entry.gains, self.xp, record.name)
 
     def decode_named(self, names: Collection[str]) -> Mapping[str, DecodedRecord]:
-        """Return the decoded records of these names; names that the file lacks are left out."""
+        """Return the decoded records of these names; names that the file lacks are left out.
+
+        Raises:
+            FormatError, ChecksumMismatch: This file is damaged, and the message starts with its name.
+        """
         wanted = [index for index, record in enumerate(self.header.coded) if record.name in names]
-        return {self.header.coded[index].name: record for index, record in self.decode(wanted)}
+        try:
+            return {self.header.coded[index].name: record for index, record in self.decode(wanted)}
+        except FormatError as error:
+            raise error.within(self.container.name) from error
 
     def _symbols(self, blocks: Sequence[int]) -> list[list[npt.NDArray[Any]]]:
         """Return the symbols of each record of some blocks, a list by rung.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +36,23 @@ def chain_items(items: Sequence[Item]) -> list[Item]:
             options[REFERENCE] = before.output
         chained.append(replace(item, options=options, order=order))
     return chained
+
+
+def written_reference(item: Item, items: Mapping[str, Item], directory: Path) -> Item:
+    """Return an item with the nearest output before it in its chain that is there, or without a reference.
+
+    Outputs are missing after sources that failed.
+
+    Args:
+        item: The item.
+        items: All items of the run, by output.
+        directory: The destination.
+    """
+    name = item.options.get(REFERENCE)
+    while name is not None and not (directory / name).is_file():
+        name = items[name].options.get(REFERENCE)
+    options = {key: value for key, value in item.options.items() if key != REFERENCE}
+    return replace(item, options=options if name is None else {**options, REFERENCE: name})
 
 
 def renew_plan(plan: Plan, items: Sequence[Item], directory: Path) -> Plan:

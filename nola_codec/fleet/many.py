@@ -16,7 +16,7 @@ from nola_codec.api.keywords import keyword_names
 from nola_codec.api.opened import stored_dtype
 from nola_codec.encoder.reference import KnownReference
 from nola_codec.errors import AdapterError, NolaError
-from nola_codec.fleet.chains import chain_items, renew_plan
+from nola_codec.fleet.chains import chain_items, renew_plan, written_reference
 from nola_codec.fleet.finding import find_sources
 from nola_codec.fleet.items import INTERRUPTED, Item, Job, Outcome, Source, Verb
 from nola_codec.fleet.keywords import MANY_DECODE_NAMES, MANY_ENCODE_NAMES, ManyEncodeKeywords, RunKeywords
@@ -223,11 +223,16 @@ def _run_to_outputs(
         plan = planner.make_plan(items)
         if is_chain:
             plan = renew_plan(plan, items, directory)
+        by_output = {item.output: item for item in items}
+
+        def make_job(item: Item, attempt: int) -> Job:
+            return planner.make_job(written_reference(item, by_output, directory) if is_chain else item, attempt)
+
         if opened.is_interrupted:
             sweep(directory, opened.rows)
         try:
             path = out / opened.path.name  # under the name that the user knows
-            return _run(verb, plan, opened.rows, opened.record, planner.make_job, settings, path)
+            return _run(verb, plan, opened.rows, opened.record, make_job, settings, path)
         except FleetInterrupted:
             sweep(directory, (item.output for item in plan.work))
             raise

@@ -149,7 +149,8 @@ class NolaCallback(TrainerCallback):
 
     With `every`, there is a file of every so many steps too, in the directory ``task_steps`` of the output directory.
     With ``reference="previous"`` each of these holds the difference to the one before it, which takes much less; all of
-    them are needed to decode the last one (docs/versions.md).
+    them are needed to decode the last one (docs/versions.md). If the one before is damaged, or is of another training,
+    there is a warning, and another chain begins.
 
     If an adapter cannot be encoded in the middle of a training, that is a warning, and the training goes on; at the end
     it is an error.
@@ -231,10 +232,12 @@ class NolaCallback(TrainerCallback):
         try:
             try:
                 self._write(model, out, state, previous)
-            except EncodeError as error:
-                if error.code != "chain":
+            except NolaError as error:
+                if previous is None:
                     raise
-                self._write(model, out, state)  # the chain is as long as it may be: another one begins
+                self._write(model, out, state)  # another chain begins
+                if error.code != "chain":  # else the chain was as long as it may be
+                    warnings.warn(f"{out.name} holds no difference to {previous.name}: {error}", stacklevel=2)
         except NolaError as error:
             warnings.warn(f"no {out.name}: {error}", stacklevel=2)
 

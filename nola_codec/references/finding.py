@@ -17,10 +17,10 @@ from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.factors import CHUNK_ELEMENTS
 from nola_codec.decoder.prediction import KnownRecords, Reference, missing_reference
-from nola_codec.errors import NolaError
+from nola_codec.errors import AdapterError, NolaError
 from nola_codec.model.header import Header, ReferenceEntry
 from nola_codec.references.exact import exact_records, hash_records
-from nola_codec.remote import is_url
+from nola_codec.remote import is_url, local_copies
 from nola_codec.stores.tensor_files import is_tensor_file
 
 Resolver: TypeAlias = "Callable[[ReferenceEntry], Source | None]"
@@ -49,6 +49,7 @@ def open_decoder(
         chunk_elements: The same as in `Decoder`.
 
     Raises:
+        AdapterError: ``source-type``: A place is no path, bytes or binary stream.
         FormatError: ``reference``: The reference is not there, or what is there is another one.
         FormatError, ChecksumMismatch: A file is damaged.
     """
@@ -114,7 +115,8 @@ class _Search:
                 if isinstance(source, str | os.PathLike) and _is_nola(Path(source)):
                     continue
                 self.looked += 1
-                records = exact_records(adapters.read(source))
+                with local_copies(source if isinstance(source, str) else None) as (copy,):
+                    records = exact_records(adapters.read(source if copy is None else copy))
             except (NolaError, OSError):
                 if is_given:
                     raise
@@ -168,9 +170,13 @@ def _listed(references: References) -> tuple[Source, ...] | None:
     """Return the given places as a tuple, or None if none are given."""
     if references is None:
         return None
-    if isinstance(references, list | tuple):
-        return tuple(references)
-    return (references,)  # type: ignore[return-value]  # one source: a list or tuple is the only other
+    given = tuple(references) if isinstance(references, list | tuple) else (references,)
+    for source in given:
+        if not (isinstance(source, str | os.PathLike | bytes | bytearray | memoryview) or hasattr(source, "seek")):
+            found = type(source).__qualname__
+            message = f"references: expected paths, bytes, binary streams or a function, found {found}"
+            raise AdapterError(message, code="source-type")
+    return given  # type: ignore[return-value]  # a list or tuple was taken apart, and a function is none of these
 
 
 def _deeper(places: _Places | Resolver, found: Container) -> References:

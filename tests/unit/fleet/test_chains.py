@@ -105,3 +105,17 @@ def test_wrong_options(tmp_path: Path) -> None:
             encode(tmp_path, **options)
         assert caught.value.code == "option"
     assert not (tmp_path / "files").exists()
+
+
+def test_a_checkpoint_that_cannot_be_read_breaks_no_chain(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    broken = tmp_path / "run" / "checkpoint-10" / "adapter_model.safetensors"
+    whole = broken.read_bytes()
+    broken.write_bytes(b"no tensors")
+    report = encode(tmp_path, workers=1)
+    assert (report.done, [row.output for row in report.failed]) == (2, ["checkpoint-10.nola"])
+    files = {step: tmp_path / "files" / f"checkpoint-{step}.nola" for step in STEPS}
+    assert needed(files[100]) == "checkpoint-5.nola"
+    broken.write_bytes(whole)
+    assert encode(tmp_path, workers=1).done == 2
+    assert needed(files[100]) == "checkpoint-10.nola"

@@ -139,6 +139,17 @@ def test_files_of_steps_as_one_chain(tmp_path: Path) -> None:
     assert files[-1].stat().st_size < (tmp_path / "task.nola").stat().st_size
 
 
+def test_a_chain_begins_anew_after_a_file_that_is_no_reference(tmp_path: Path) -> None:
+    callback = NolaCallback(nmse=0.05, every=4, reference="previous")
+    folder = tmp_path / "task_steps"
+    folder.mkdir()
+    (folder / "step-3.nola").write_bytes(b"left of another training")
+    with pytest.warns(UserWarning, match=r"step-4\.nola holds no difference to step-3\.nola: "):
+        train(tmp_path, callback)
+    assert nola_codec.inspect(folder / "step-4.nola").reference is None
+    assert nola_codec.verify(folder / "step-4.nola")
+
+
 def test_a_training_outlives_what_cannot_be_encoded(tmp_path: Path) -> None:
     def spoil(model: Any) -> None:
         for name, parameter in model.named_parameters():

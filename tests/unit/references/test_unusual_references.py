@@ -6,13 +6,14 @@ import io
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import nola_codec
 from nola_codec.container.limits import Limits
-from nola_codec.errors import EncodeError, FormatError
+from nola_codec.errors import AdapterError, EncodeError, FormatError
 from tests.support.nola_forge import GOLDEN, golden, join, reference, split
 from tests.unit.references.test_versions import NAMES, factors, grown, nmse, write
 
@@ -163,3 +164,41 @@ def test_units_are_counted_over_all_rungs() -> None:
         assert file.state_dict()
     with nola_codec.load(data, "numpy", limits=Limits(units=last)) as file, pytest.raises(FormatError, match="units"):
         file.state_dict()
+
+
+def test_an_adapter_behind_a_url_is_a_reference(adapters: tuple[Path, Path], tmp_path: Path) -> None:
+    file = tmp_path / "new.nola"
+    nola_codec.encode(adapters[1], file, nmse=0.05, reference=adapters[0])
+    place = adapters[0] / "adapter_model.safetensors"
+    assert nola_codec.verify(file, references=place.as_uri())
+    with pytest.raises(FormatError, match="needs it"):
+        nola_codec.verify(file, references=(adapters[1] / place.name).as_uri())
+
+
+@pytest.mark.parametrize("wrong", [5, {"a": 1}, [None]], ids=str)
+def test_references_of_a_wrong_type(wrong: Any, chain: list[Path]) -> None:
+    with pytest.raises(AdapterError, match="expected paths, bytes, binary streams or a function") as caught:
+        nola_codec.verify(chain[1], references=wrong)
+    assert caught.value.code == "source-type"
+
+
+def test_damage_of_a_reference_is_told_with_its_name(chain: list[Path], tmp_path: Path) -> None:
+    data = bytearray(chain[0].read_bytes())
+    data[-3] ^= 1
+    damaged = tmp_path / "damaged.nola"
+    damaged.write_bytes(data)
+    with pytest.raises(FormatError, match=r"damaged\.nola.*CRC-32"):
+        nola_codec.verify(chain[1], references=damaged)
+
+
+def test_a_file_that_only_claims_to_be_the_reference(
+    adapters: tuple[Path, Path], chain: list[Path], tmp_path: Path
+) -> None:
+    """Its header has the hash, and its checksums are right; what it decodes to is another adapter."""
+    other = tmp_path / "other.nola"
+    nola_codec.encode(adapters[1], other, nmse=0.05)
+    parts = split(other.read_bytes())
+    parts.top["rungs"][0][0] = split(chain[0].read_bytes()).top["rungs"][0][0]
+    other.write_bytes(join(parts))
+    with pytest.raises(FormatError, match="the reference is not what it says"):
+        nola_codec.verify(chain[1], references=other)
