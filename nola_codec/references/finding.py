@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from nola_codec import adapters
 from nola_codec.adapters.folders import has_adapter
@@ -17,7 +18,7 @@ from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.factors import CHUNK_ELEMENTS
 from nola_codec.decoder.prediction import KnownRecords, Reference, missing_reference
-from nola_codec.errors import AdapterError, NolaError
+from nola_codec.errors import AdapterError, FormatError, NolaError
 from nola_codec.model.header import Header, ReferenceEntry
 from nola_codec.references.exact import exact_records, hash_records
 from nola_codec.remote import is_url, local_copies
@@ -57,7 +58,7 @@ def open_decoder(
     if entry is None:
         return Decoder(container, xp, chunk_elements)
     places = references if callable(references) else _Places(_listed(references), _folder_of(container))
-    search = _Search(entry, places, container.limits)
+    search = _Search(entry, places, container.limits, Path(container.name))
     found = search.find_file() if entry.files else search.find_adapter(xp)
     if found is None:
         raise missing_reference(entry, search.advice()).within(container.name)
@@ -82,12 +83,23 @@ class _Places:
 
 @dataclass
 class _Search:
-    """One search for one reference."""
+    """One search for one reference.
+
+    Attributes:
+        entry: What the header says of the reference.
+        places: Where to look.
+        limits: The limits for files.
+        own: The path of the file whose reference it is.
+        looked: The number of files or adapters that were opened.
+        damaged: The name of a file that is the reference by its header, and whose content SHA-256 is wrong.
+    """
 
     entry: ReferenceEntry
     places: _Places | Resolver
     limits: Limits
+    own: Path
     looked: int = 0
+    damaged: str = ""
 
     def find_file(self) -> Container | None:
         """Return the reference, a `.nola` file, opened at the rung that has the hash; None if it is not there."""
@@ -102,11 +114,29 @@ class _Search:
                     raise
                 continue
             hashes = [rung.decoded_sha256 for rung in container.header.rungs]
-            if self.entry.sha256 in hashes and chain_files(container.header) <= self.entry.files:  # so that chains end
+            fits = (
+                self.entry.sha256 in hashes and chain_files(container.header) <= self.entry.files
+            )  # so that chains end
+            if fits and (is_url(container.name) or self._is_whole(container, is_given)):
                 container.select(hashes.index(self.entry.sha256))
                 return container
             container.close()
         return None
+
+    def _is_whole(self, container: Container, is_given: bool) -> bool:
+        """Return True if the content SHA-256 of a file is right; raise an error if it is not, and the caller gave it.
+
+        A file that lies in a folder may be damaged while another one there is good.
+        """
+        try:
+            container.check_content()
+        except FormatError as error:
+            self.damaged = container.name
+            if is_given:
+                container.close()
+                raise error.within(container.name) from error
+            return False
+        return True
 
     def find_adapter(self, xp: Arrays) -> Reference | None:
         """Return the reference, an adapter that was never coded; None if it is not there."""
@@ -127,6 +157,8 @@ class _Search:
 
     def advice(self) -> str:
         """Return what to do about a reference that was not found."""
+        if self.damaged:
+            return f"{self.damaged} is it, and is damaged: get it again"
         there = {0: "nothing is there that could be it", 1: "the one that is there is another one"}
         found = there.get(self.looked, f"none of the {self.looked} that are there is it")
         if callable(self.places):
@@ -140,7 +172,7 @@ class _Search:
         if callable(self.places):
             source = self.places(self.entry)
             if source is not None:
-                yield source, True
+                yield _require_source(source), True
             return
         if self.places.given is None:
             if self.places.folder is not None:
@@ -156,14 +188,14 @@ class _Search:
     def _in_folder(self, folder: Path) -> Iterator[Path]:
         """Yield the files or the adapters of a folder, first the one that has the name of the entry."""
         named = folder / self.entry.name
-        if self.entry.name and _is_there(named):
+        if self.entry.name and named != self.own and _is_there(named):
             yield named
         if self.entry.files:
             others = sorted(folder.glob("*.nola"))[:_MOST_FILES]
         else:
             others = sorted(path for path in folder.iterdir() if has_adapter(path) or is_tensor_file(path))
             others = others[:_MOST_ADAPTERS]
-        yield from (path for path in others if path != named)
+        yield from (path for path in others if path not in (named, self.own))
 
 
 def _listed(references: References) -> tuple[Source, ...] | None:
@@ -171,12 +203,17 @@ def _listed(references: References) -> tuple[Source, ...] | None:
     if references is None:
         return None
     given = tuple(references) if isinstance(references, list | tuple) else (references,)
-    for source in given:
-        if not (isinstance(source, str | os.PathLike | bytes | bytearray | memoryview) or hasattr(source, "seek")):
-            found = type(source).__qualname__
-            message = f"references: expected paths, bytes, binary streams or a function, found {found}"
-            raise AdapterError(message, code="source-type")
-    return given  # type: ignore[return-value]  # a list or tuple was taken apart, and a function is none of these
+    return tuple(_require_source(source) for source in given)
+
+
+def _require_source(source: object) -> Source:
+    """Return what may be a reference. Raises AdapterError ``source-type`` for another object."""
+    is_stream = hasattr(source, "seek") and not isinstance(source, io.TextIOBase)
+    if isinstance(source, str | os.PathLike | bytes | bytearray | memoryview) or is_stream:
+        return cast("Source", source)
+    found = type(source).__qualname__
+    message = f"references: expected paths, bytes, binary streams or a function, found {found}"
+    raise AdapterError(message, code="source-type")
 
 
 def _deeper(places: _Places | Resolver, found: Container) -> References:

@@ -175,7 +175,7 @@ def test_an_adapter_behind_a_url_is_a_reference(adapters: tuple[Path, Path], tmp
         nola_codec.verify(file, references=(adapters[1] / place.name).as_uri())
 
 
-@pytest.mark.parametrize("wrong", [5, {"a": 1}, [None]], ids=str)
+@pytest.mark.parametrize("wrong", [5, {"a": 1}, [None], io.StringIO(), lambda entry: 5], ids=lambda w: type(w).__name__)
 def test_references_of_a_wrong_type(wrong: Any, chain: list[Path]) -> None:
     with pytest.raises(AdapterError, match="expected paths, bytes, binary streams or a function") as caught:
         nola_codec.verify(chain[1], references=wrong)
@@ -187,8 +187,25 @@ def test_damage_of_a_reference_is_told_with_its_name(chain: list[Path], tmp_path
     data[-3] ^= 1
     damaged = tmp_path / "damaged.nola"
     damaged.write_bytes(data)
-    with pytest.raises(FormatError, match=r"damaged\.nola.*CRC-32"):
+    with pytest.raises(FormatError, match=r"damaged\.nola.*content does not match"):
         nola_codec.verify(chain[1], references=damaged)
+    with pytest.raises(FormatError, match=r"damaged\.nola.*CRC-32"):
+        nola_codec.verify(chain[1], references=damaged.as_uri())  # of a URL, only what is needed is read
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    shutil.copy(damaged, folder / chain[0].name)
+    shutil.copy(chain[1], folder / "new.nola")
+    with pytest.raises(FormatError, match=r"0\.nola is it, and is damaged"):
+        nola_codec.verify(folder / "new.nola")
+    shutil.copy(chain[0], folder / "z.nola")
+    assert nola_codec.verify(folder / "new.nola")
+
+
+def test_a_file_is_not_counted_among_what_could_be_its_reference(chain: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "alone").mkdir()
+    shutil.copy(chain[1], tmp_path / "alone")
+    with pytest.raises(FormatError, match="beside the file, nothing is there that could be it"):
+        nola_codec.verify(tmp_path / "alone" / chain[1].name)
 
 
 def test_a_file_that_only_claims_to_be_the_reference(
