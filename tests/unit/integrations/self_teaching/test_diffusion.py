@@ -200,7 +200,7 @@ def test_a_pipeline_and_its_text_encoder(tmp_path: Path, capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         main([*command, "--json", "-q"])
     task = json.loads(capsys.readouterr().out)["task"]
-    assert task["data"].endswith("The 1 modules of text_encoder keep the code of their weights.")
+    assert task["data"].endswith("The one module of text_encoder keeps the code of its weights.")
     assert 0 < task["file"] < task["base"]
     other = encode((tmp_path / "model", lora), 2500)  # another schedule, other noise
     assert other.base != task["base"]
