@@ -332,8 +332,8 @@ def read_precisions(record: dict[str, Any], rung: int, integers: "Integers", lat
     """Append the units of a record that start at a rung, with the first part of the prediction of their amplitudes."""
     before, own = latest.get(record["kind"]), record["precisions"]
     for unit in range(len(own), record["unit_counts"][rung]):
-        reference = own[-1] if unit and not record["form"] else before[unit] if before else latest["any"]
-        own.append((reference + integers.read(9 + min(unit, 2))) % 256)
+        predicted = own[-1] if unit and not record["form"] else before[unit] if before else latest["any"]
+        own.append((predicted + integers.read(9 + min(unit, 2))) % 256)
         record["starts"].append(rung)
         record["amplitudes"].append(record["amplitude"] + slope * own[-1])
     latest |= {record["kind"]: own, "any": own[0]} if own else {}

@@ -16,7 +16,7 @@ from nola_codec.container.quantizer_wire import (
     quantizer_to_wire,
 )
 from nola_codec.errors import FormatError
-from nola_codec.model.header import Header, ReferenceEntry, Rung, Section
+from nola_codec.model.header import MAX_GAIN, Header, ReferenceEntry, Rung, Section
 from nola_codec.model.records import (
     CodedKind,
     CodedRecord,
@@ -29,8 +29,6 @@ from nola_codec.model.records import (
 )
 from nola_codec.prng import WORDS_PER_BLOCK
 
-MAX_GAIN = (1 << 15) - 1
-"""The largest gain of a reference."""
 KEYS = (
     "amplitude_slope", "blocks", "config", "dialect", "generator", "kinds", "metadata", "numbers", "quantizers",
     "records", "rungs", "sections", "seed", "streams", "writer",

@@ -56,7 +56,7 @@ class _Memory:
             self._of_kind[record.kind] = record.precision.tolist()
             self._latest = int(record.precision[0])
 
-    def reference(self, kind: CodedKind, unit: int) -> int:
+    def predict(self, kind: CodedKind, unit: int) -> int:
         """Return the prediction for a unit that has no unit before it in its record."""
         return self._of_kind[kind][unit] if kind in self._of_kind else self._latest
 
@@ -170,8 +170,8 @@ def pack_units(
             latest[record.kind] = record.units
         write_exponents(writer, exponents[rung])
         for record in records:
-            for unit, reference in _references(record, rung, memory):
-                gap = (int(record.precision[unit]) - reference + 128) % 256 - 128
+            for unit, predicted in _predictions(record, rung, memory):
+                gap = (int(record.precision[unit]) - predicted + 128) % 256 - 128
                 writer.write(PRECISION + min(unit, 2), gap)
             memory.remember(record)
         for index, record in enumerate(records):
@@ -231,8 +231,8 @@ class UnitsReader:
                 precision=np.concatenate((record.precision, np.zeros(fresh, np.int64))),
                 amplitude=np.concatenate((record.amplitude, np.zeros(fresh, np.int64))),
             )
-            for unit, reference in _references(record, rung, self._memory):
-                record.precision[unit] = (reference + reader.read(PRECISION + min(unit, 2))) % 256
+            for unit, predicted in _predictions(record, rung, self._memory):
+                record.precision[unit] = (predicted + reader.read(PRECISION + min(unit, 2))) % 256
             self._memory.remember(record)
             grown.append(record)
         allocations = [step.allocation for step in self.rungs]
@@ -269,7 +269,7 @@ class UnitsReader:
         return tuple(counts)
 
 
-def _references(record: CodedRecord, rung: int, memory: _Memory) -> Iterator[tuple[int, int]]:
+def _predictions(record: CodedRecord, rung: int, memory: _Memory) -> Iterator[tuple[int, int]]:
     """Yield (unit, prediction of its precision) for the units that start at a rung.
 
     A prediction uses the precision of the unit before, which the caller fills in between two steps.
@@ -278,4 +278,4 @@ def _references(record: CodedRecord, rung: int, memory: _Memory) -> Iterator[tup
         if record.kind.split == "component" and unit:
             yield unit, int(record.precision[unit - 1])
         else:
-            yield unit, memory.reference(record.kind, unit)
+            yield unit, memory.predict(record.kind, unit)

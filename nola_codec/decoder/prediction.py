@@ -15,12 +15,10 @@ from typing import Protocol
 from nola_codec.arrays import Array, Arrays
 from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.errors import FormatError
-from nola_codec.model.header import ReferenceEntry
+from nola_codec.model.header import GAIN_BITS, ReferenceEntry
 from nola_codec.model.records import CodedKind, CodedRecord
 from nola_codec.quant.scales import MAX_SHIFT, MIN_SHIFT
 
-_GAIN_BITS = 10
-"""A gain of 2^10 stands for 1."""
 _PIECE = 1 << 22
 """Elements that are added at once in int64."""
 
@@ -108,7 +106,7 @@ def add_prediction(
     for own, other, e, e_ref, gain in zip(
         decoded.sides, predicted.sides, decoded.exponents, predicted.exponents, gains, strict=False
     ):
-        shift = min(MAX_SHIFT, _GAIN_BITS + e - e_ref)
+        shift = min(MAX_SHIFT, GAIN_BITS + e - e_ref)
         if shift < MIN_SHIFT:
             raise FormatError(
                 f"reference of {name}: expected a shift of {MIN_SHIFT} or more, found {shift}", code="scale"

@@ -37,6 +37,10 @@ class KnownReference:
     paths: tuple[str, ...] = ()
 
 
+ANY_REFERENCE = KnownReference(bytes(32), 0, "", "", {})
+"""A reference that stands for another one where options are checked before there is a file."""
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What a reference predicts of an adapter.

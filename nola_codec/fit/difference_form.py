@@ -40,11 +40,9 @@ from nola_codec.fit.canonical_form import (
 )
 from nola_codec.fit.components import unit_vectors
 from nola_codec.model.adapter import Codable
-from nola_codec.model.header import GAIN_ONE
+from nola_codec.model.header import GAIN_ONE, MAX_GAIN
 from nola_codec.progress import Progress
 from nola_codec.spool import allocate_array
-
-MAX_GAIN = (1 << 15) - 1
 
 
 @dataclass(frozen=True)
@@ -99,8 +97,8 @@ def fit_gains(items: Sequence[PredictedItem], gammas: Sequence[float]) -> tuple[
 
 
 @dataclass(frozen=True)
-class _Unit:
-    """Some units of one record with vectors of one length on each side.
+class _UnitGroup:
+    """Some units of one record, with vectors of one length on each side.
 
     Attributes:
         record: The number of the record.
@@ -144,7 +142,7 @@ def make_difference_form(
         moment: The squared cosine at which the choices of what is coded are compared; 1 chooses what can be exact.
         progress: A function that is called as ("decomposing", items done, items in all), or None.
     """
-    groups: list[_Unit] = []
+    groups: list[_UnitGroup] = []
     differences: dict[int, Difference] = {}
     floors = np.zeros(len(items))
     for index, item in enumerate(items):
@@ -153,7 +151,7 @@ def make_difference_form(
         if known is None:
             sides, singular = unit_vectors(item.sides)
             strength = singular * item.error_gain
-            groups.append(_Unit(index, 0, roles_of(item), sides, keys, singular, strength, np.ones(len(singular))))
+            groups.append(_UnitGroup(index, 0, roles_of(item), sides, keys, singular, strength, np.ones(len(singular))))
         else:
             units, floors[index] = _difference_units(index, item, known, keys, gains, gammas, moment)
             groups += units
@@ -236,7 +234,7 @@ def _difference_units(
     gains: tuple[int, int],
     gammas: Float64Array,
     moment: float,
-) -> tuple[list[_Unit], float]:
+) -> tuple[list[_UnitGroup], float]:
     """Return the units of an item that has a prediction, those of lora_B first; and the error that none can take away.
 
     A pair has the product of what its two sides reach. Each side counts with the mean of what the other one reaches
@@ -256,7 +254,7 @@ def _difference_units(
         weight = whole[side] * ((1 + reached[1 - side]) / 2 if item.is_pair else 1.0)
         norms = np.sqrt((part.vectors**2).sum(axis=1))
         units.append(
-            _Unit(
+            _UnitGroup(
                 record=index,
                 first=side * item.rank,
                 roles=(role, LORA_A),
@@ -271,7 +269,7 @@ def _difference_units(
     return units, floor
 
 
-def _join(groups: Sequence[_Unit], settings: FormSettings, differences: Mapping[int, Difference]) -> CanonicalForm:
+def _join(groups: Sequence[_UnitGroup], settings: FormSettings, differences: Mapping[int, Difference]) -> CanonicalForm:
     """Return the form that has all units, with their coefficients in their bases."""
     counts = [len(group.singular) for group in groups]
     starts = np.cumsum([0, *counts])

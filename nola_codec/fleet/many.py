@@ -14,7 +14,7 @@ from nola_codec.api.arguments import require_model_path
 from nola_codec.api.encoding import check_options
 from nola_codec.api.keywords import keyword_names
 from nola_codec.api.opened import stored_dtype
-from nola_codec.encoder.reference import KnownReference
+from nola_codec.encoder.reference import ANY_REFERENCE
 from nola_codec.errors import AdapterError, NolaError
 from nola_codec.fleet.chains import chain_items, renew_plan, written_reference
 from nola_codec.fleet.finding import find_sources
@@ -92,9 +92,7 @@ def encode_many(
         if settings[0].engine != "local":
             raise NolaError("a chain is made file by file, and needs the engine local", code="option")
         settings = replace(settings[0], workers=1, retries=0), settings[1]
-        of_encoder["reference"] = KnownReference(
-            bytes(32), 0, "", "", {}
-        )  # so that options are refused that it refuses
+        of_encoder["reference"] = ANY_REFERENCE  # so that options are refused that cannot go with one
     check_options(None, size=of_encoder.pop("size", None), overwrite=False, **of_encoder)
     directory = _require_directory(out)
     given = _gather(sources, manifest, "encode", MANY_ENCODE_NAMES, directory)

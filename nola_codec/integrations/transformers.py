@@ -19,7 +19,7 @@ from nola_codec.api.decoding import decode_contents
 from nola_codec.api.encoding import check_options, encode
 from nola_codec.api.live_sources import open_model, unwrap
 from nola_codec.container.reader import Source
-from nola_codec.encoder.reference import KnownReference
+from nola_codec.encoder.reference import ANY_REFERENCE
 from nola_codec.errors import AdapterError, EncodeError, NolaError, require_package
 from nola_codec.integrations.live_models import (
     LoadResult,
@@ -189,8 +189,8 @@ class NolaCallback(TrainerCallback):
         if reference not in (None, "previous") or (reference is not None and every is None):
             message = 'reference: expected "previous", together with every'
             raise EncodeError(f"{message}, found {reference!r} and {every!r}", code="option")
-        placeholder = None if reference is None else KnownReference(bytes(32), 0, "", "", {})
-        check_options(None, size=size, overwrite=True, reference=placeholder, **options)
+        any_reference = None if reference is None else ANY_REFERENCE
+        check_options(None, size=size, overwrite=True, reference=any_reference, **options)
         self.report: Any = None
         self._out, self._adapter_name = out, adapter_name
         self._every, self._is_chain = every, reference is not None

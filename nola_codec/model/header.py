@@ -36,8 +36,11 @@ class Section:
     crc32: int
 
 
-GAIN_ONE = 1024
+GAIN_BITS = 10
+GAIN_ONE = 1 << GAIN_BITS
 """The gain of a reference that stands for 1."""
+MAX_GAIN = (1 << 15) - 1
+"""The largest gain of a reference."""
 
 
 @dataclass(frozen=True)
