@@ -14,7 +14,7 @@ import pytest
 import nola_codec
 from nola_codec.container.limits import Limits
 from nola_codec.errors import AdapterError, EncodeError, FormatError
-from tests.support.nola_forge import GOLDEN, golden, join, reference, split
+from tests.support.nola_forge import GOLDEN, golden, join, reference, reference_answers, split
 from tests.unit.references.test_versions import NAMES, factors, grown, nmse, write
 
 
@@ -219,3 +219,31 @@ def test_a_file_that_only_claims_to_be_the_reference(
     other.write_bytes(join(parts))
     with pytest.raises(FormatError, match="the reference is not what it says"):
         nola_codec.verify(chain[1], references=other)
+
+
+def test_rungs_of_a_file_with_a_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No encoder writes such files yet. The reference decoder says what each rung decodes to."""
+    parts, decoder, known = split(golden("vectors-rungs")), reference(), dict(reference_answers())
+    alone = [rung[0] for rung in parts.top["rungs"]]
+    parts.top["reference"] = [split(golden("vectors")).top["rungs"][-1][0], 1, [1000, 900], "vectors.nola"]
+    decoded: list[bytes] = []
+    require = decoder.require
+
+    def note_hash(condition: Any, code: str, reason: str) -> None:
+        if code == "factors-checksum":
+            decoded.append(bytes.fromhex(reason))
+        else:
+            require(condition, code, reason)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder, "require", note_hash)
+        decoder.decode(join(parts, required=1), known)
+    assert len(decoded) == len(alone)
+    assert not set(decoded) & set(alone)
+    for rung, sha256 in zip(parts.top["rungs"], decoded, strict=True):
+        rung[0] = sha256
+    whole, short = tmp_path / "whole.nola", tmp_path / "short.nola"
+    whole.write_bytes(join(parts, required=1))
+    assert nola_codec.verify(whole, references=GOLDEN)["decoded_sha256"] == decoded[-1].hex()
+    nola_codec.truncate(whole, short, rung=0)
+    assert nola_codec.verify(short, references=GOLDEN)["decoded_sha256"] == decoded[0].hex()
