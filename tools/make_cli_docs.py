@@ -123,7 +123,7 @@ def command_only(function: Any, command: str, typed: type) -> Iterator[str]:
     yield "| flag | meaning |"
     yield "|---|---|"
     for option in command_of(command).params:
-        if isinstance(option, click.Option) and option.name not in known:
+        if isinstance(option, click.Option) and not option.hidden and option.name not in known:
             yield f"| {flags(command)[str(option.name)]} | {cell(option.help or '')} |"
 
 

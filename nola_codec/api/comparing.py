@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -81,8 +81,9 @@ class Comparison:
         lines = ["NMSE     undefined: no weight is in both adapters"]
         if self.tensors:
             worst = max(self.tensors, key=lambda tensor: tensor.nmse)
+            count = "1 delta" if len(self.tensors) == 1 else f"{len(self.tensors)} deltas"
             lines = [
-                f"NMSE     {render_error(self.nmse)}  over {len(self.tensors)} deltas{self._explanation()}",
+                f"NMSE     {render_error(self.nmse)}  over {count}{self._explanation()}",
                 f"worst    {render_error(worst.nmse)}  {worst.name}",
             ]
             if not math.isnan(self.signal):
@@ -131,6 +132,7 @@ def compare(
         FormatError, ChecksumMismatch: A `.nola` file is damaged.
     """
     first, second = (dialect_of(each).prepare_comparison(each) for each in _read_both(a, b, scale, progress))
+    first, second = _in_one_form(first, second)
     # A conversion into one layout keeps the deltas, but not what the adapters say of themselves.
     read = (first, second)
     first, second = in_one_layout(first, second)
@@ -163,6 +165,18 @@ def compare(
         is_effective=_is_effective(b),
         notes=tuple(f"{name}: {note}" for name, each in zip("AB", read, strict=True) for note in each.notes),
     )
+
+
+def _in_one_form(first: Adapter, second: Adapter) -> tuple[Adapter, Adapter]:
+    """Return two adapters with the same carried tensors, if one of them was brought into the form that a rate codes."""
+    found = []
+    for each in (first, second):
+        reduce = dialect_of(each).coding_rules(each).reduce
+        found.append(each if reduce is None else reduce(each))
+    one, two = found
+    if (one is first) == (two is second):
+        return first, second
+    return replace(one, notes=first.notes), replace(two, notes=second.notes)
 
 
 def _alone(adapter: Adapter, keys: Mapping[str, str], others: Collection[str], is_relaid: bool) -> tuple[str, ...]:
@@ -219,7 +233,10 @@ def _error(a: AdapterDelta, b: AdapterDelta) -> tuple[float, float, float, tuple
 
 def _require_shape(delta: AdapterDelta, first: tuple[int, ...], second: tuple[int, ...]) -> None:
     if first != second:
-        raise AdapterError(f"delta shapes differ: {first} and {second}", code="shape", where=delta.name)
+        message = f"delta shapes differ: {first} and {second}"
+        if len(first) != len(second):
+            message += "; one of them is in a form whose deltas only the base model tells: merge both and compare those"
+        raise AdapterError(message, code="shape", where=delta.name)
 
 
 def _ratio(error: float, energy: float) -> float:

@@ -27,6 +27,7 @@ from nola_codec.cli.encode_options import (
 )
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import options, take
+from nola_codec.cli.output import print_notes
 from nola_codec.cli.peft_source import encodable_source
 from nola_codec.cli.progress import show_progress
 from nola_codec.errors import require_torch
@@ -107,6 +108,14 @@ class FitRequest:
                 raise click.UsageError(f"--fit {name} needs {' and '.join(missing)}")
         elif given := [_flag(option) for option in own if getattr(self, option) is not None]:
             raise click.UsageError(f"{' and '.join(given)} {'serves' if len(given) == 1 else 'serve'} --fit {name}")
+
+    def refuse_pipeline(self) -> None:
+        """Raise UsageError for a pipeline of Diffusers, which has no weights of its own, unless it is trained with."""
+        if self.fit != "task" and self.base is not None and (Path(self.base) / "model_index.json").is_file():
+            raise click.UsageError(
+                f"{shown_url(self.base)} is a pipeline of Diffusers: give --base its folder of the unet or transformer. "
+                "Only --fit task takes a whole pipeline"
+            )
 
     def is_for_pipeline(self) -> bool:
         """Return True if the base model is a component of a pipeline of Diffusers, whose folder was given."""
@@ -214,10 +223,16 @@ def command(source: str, **values: Any) -> None:
         fit.with_copies(source, show) as (copy, fit),
         encodable_source(copy, fit.base, show) as (source, note),
     ):
+        fit.refuse_pipeline()
         coding |= {"fit": fit.fit, **fit.make_keywords(source, checkpoint, show, **reading)}
         # The base model has served already to make a LoRA of another method; a pipeline has no weights of its own.
         base = None if note or fit.is_for_pipeline() else fit.base
-        report = encode(source, target, overwrite=output.force, base=base, progress=show, **reading, **coding)
+        try:
+            report = encode(source, target, overwrite=output.force, base=base, progress=show, **reading, **coding)
+        except KeyboardInterrupt:
+            if fit.fit == "task" and checkpoint is not None and checkpoint.is_file():
+                print_notes([f"{checkpoint} has what was trained: the same command goes on from there"])
+            raise
         offer = fit.offer_training(report)
     report = replace(report, notes=(*([note] if note else []), *report.notes, *([offer] if offer else [])))
     if fit.fit == "task" and checkpoint is not None:

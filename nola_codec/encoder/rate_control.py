@@ -216,7 +216,7 @@ def draft_for_size(drafter: Drafter, target: RateTarget) -> Draft:
     limit = int(target.aim)
     empty = drafter.draft_empty().bytes
     if empty > limit:
-        raise EncodeError(_too_small_message(drafter.job, limit, empty), code="unreachable")
+        raise EncodeError(_too_small_message(drafter.job, max(limit, target.limit), empty), code="unreachable")
     finest = drafter.finest_plan()
     if _coded_bytes(finest) + empty <= limit:
         found = drafter.draft(finest.lagrangian)
@@ -229,6 +229,8 @@ def draft_for_size(drafter: Drafter, target: RateTarget) -> Draft:
 def _too_small_message(job: EncodeJob, limit: int, empty: int) -> str:
     """Return the message for a size that is smaller than a file with no unit; it names the largest carried tensors."""
     message = f"size {limit} bytes cannot be reached: names, configuration and carried tensors alone take {empty} bytes"
+    if limit >= empty:
+        return f"{message}, and a trained file needs {_TRAINED_BYTES} more for its amplitudes"
     sizes = {name: len(data) for name, (_, data) in zip(job.envelope.raw, job.raw_sections, strict=True)}
     coded = {item.name.removesuffix(CODED): item.vector_lengths[0] for item in job.items if item.is_carried}
     left = empty - sum(sizes.values())  # coded carried tensors take nearly all of it

@@ -102,6 +102,33 @@ def test_a_killed_command_goes_on(
     assert out.read_bytes() == other.read_bytes()
 
 
+def test_an_interrupt_says_how_to_go_on(
+    run: Run, strong: Path, base: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user presses Ctrl-C when some steps are done and saved."""
+    from nola_codec.training import TaskTuner
+
+    store = TaskTuner._write_checkpoint
+
+    def interrupt(*arguments: Any) -> None:
+        store(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TaskTuner, "_write_checkpoint", interrupt)
+    out = tmp_path / "a.nola"
+    done = run("encode", strong, "-o", out, "--prompts", prompts, "--base", base, "--size", SIZE, "--steps", 2, "-q")
+    assert done.status == 130
+    assert f"note: {out}.training has what was trained: the same command goes on from there" in done.err
+    assert done.err.rstrip().endswith("nola-codec: interrupted")
+
+
+def test_a_pipeline_serves_training_alone(run: Run, strong: Path, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    done = run("encode", strong, "-n", "--base", tmp_path)
+    assert done.status == 2
+    assert "is a pipeline of Diffusers: give --base its folder of the unet or transformer" in done.err
+
+
 def test_a_model_of_no_known_family(run: Run, strong: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["Unknown"]}')
     done = run("encode", strong, "-n", "--data", "self", "--base", tmp_path)

@@ -49,6 +49,7 @@ def test_every_command_and_option_is_documented(name: str) -> None:
 def test_every_option_of_encode_is_described() -> None:
     page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
     rows = {row.split("`")[1]: row for row in page.splitlines() if row.startswith("| `")}
+    assert not [row for row in rows.values() if re.search(r"\|\s*\|$", row)], "a row without a meaning"
     for name in keywords.keyword_names(keywords.EncodeKeywords):
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", rows[name])]
         assert len(cells) == 6

@@ -69,6 +69,9 @@ class PeftSeeded(PeftDialect):
                 message = f"no tensors of {method.title} in it"
                 raise AdapterError(message, code="empty-adapter", where=source.where)
             message = f"{CONFIG_NAME} says {method.title}, and the keys look like {looks_like}"
+            if any(self._is_own(key) for key in store.tensors):
+                message = f"the trained numbers of {method.title} are missing; only their frozen part is in it"
+                raise AdapterError(message, code="missing-partner", where=source.where)
             raise AdapterError(message, code="foreign-dialect", where=source.where)
         method.check_shapes({key: info.shape for key, info in store.tensors.items()}, config, store.name)
         # A coded record cannot give float64 values back exactly, so they are carried.

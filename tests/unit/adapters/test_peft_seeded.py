@@ -254,6 +254,28 @@ def test_carried_numbers_are_not_said_to_change_nothing(tmp_path: Path) -> None:
     assert "for 0 parameters" not in str(report)
 
 
+def test_a_file_is_compared_with_the_logits_that_it_was_made_of(tmp_path: Path) -> None:
+    """A rate leaves the largest logits only; only what is left of both is compared, and other logits differ."""
+    config, tensors = GOOD["VBLORA"]()
+    source = save(tmp_path / "a", config, tensors)
+    nola_codec.encode(source, tmp_path / "a.nola", nmse=0.1)
+    for pair in ((source, tmp_path / "a.nola"), (tmp_path / "a.nola", source)):
+        found = nola_codec.compare(*pair)
+        assert found.same_structure
+        assert len(found.carried_equal) == 4 * len([key for key in tensors if key.endswith("logits_A")])
+        assert found.nmse < 0.12
+    key = next(key for key in tensors if key.endswith("logits_A"))
+    other = save(tmp_path / "b", config, tensors | {key: from_float32(np.zeros(tensors[key].shape, np.float32), "F32")})
+    assert nola_codec.compare(source, other).carried_different == (key,)
+
+
+def test_a_spectrum_is_no_matrix_to_compare_with(tmp_path: Path) -> None:
+    spectrum = save(tmp_path / "a", *GOOD["FOURIERFT"]())
+    whole = save(tmp_path / "b", *GOOD["UNILORA"]())
+    with pytest.raises(AdapterError, match="only the base model tells: merge both and compare those"):
+        nola_codec.compare(spectrum, whole)
+
+
 @pytest.mark.parametrize(
     ("method", "change", "code"),
     [
@@ -265,7 +287,7 @@ def test_carried_numbers_are_not_said_to_change_nothing(tmp_path: Path) -> None:
         ("UNILORA", {f"+{M}.unilora_scales_A": floats(2, 4)}, "bad-shape"),
         ("UNILORA", {f"+{M}.unilora_indices_A": integers(2, 5, below=9)}, "bad-shape"),
         ("UNILORA", {f"+{M}.unilora_indices_A": floats(2, 5)}, "bad-shape"),
-        ("UNILORA", {"-base_model.unilora_theta_d": None}, "foreign-dialect"),
+        ("UNILORA", {"-base_model.unilora_theta_d": None}, "missing-partner"),
         ("TINYLORA", {"u": 18}, "bad-shape"), ("TINYLORA", {"r": 3}, "rank-mismatch"),
         ("TINYLORA", {"weight_tying": 1.5}, "bad-config"),
         ("TINYLORA", {"-base_model.tinylora_v.1": None}, "missing-partner"),
