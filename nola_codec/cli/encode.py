@@ -113,7 +113,7 @@ class FitRequest:
         """Raise UsageError for a pipeline of Diffusers, which has no weights of its own, unless it is trained with."""
         if self.fit != "task" and self.base is not None and (Path(self.base) / "model_index.json").is_file():
             raise click.UsageError(
-                f"{shown_url(self.base)} is a pipeline of Diffusers: give --base its folder of the unet or transformer. "
+                f"{shown_url(self.base)} is a pipeline of Diffusers: give --base its unet or transformer folder. "
                 "Only --fit task takes a whole pipeline"
             )
 

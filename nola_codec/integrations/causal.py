@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,21 @@ def without_bars() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
+def read_model_config(base: Path) -> dict[str, Any]:
+    """Return the configuration in the folder of a model; an empty one if there is none that can be read."""
+    try:
+        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def architectures_of(config: Mapping[str, Any]) -> list[str]:
+    """Return the names of the classes that a configuration says can load the model; an empty list if it says none."""
+    names = config.get("architectures")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
 def are_causal(architectures: Sequence[str]) -> bool:
     """Return True if one of the architectures of a configuration is a causal language model."""
     return any(str(kind).endswith(_CAUSAL) for kind in architectures)
@@ -41,14 +56,9 @@ def holds_causal(base: Path) -> bool:
     A configuration without architectures is judged by its type: one that Transformers knows as a causal language model,
     and not as a masked one as well.
     """
-    try:
-        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    if not isinstance(config, dict):
-        return False
-    if config.get("architectures"):
-        return are_causal(config["architectures"])
+    config = read_model_config(base)
+    if names := architectures_of(config):
+        return are_causal(names)
     try:
         from transformers.models.auto import modeling_auto
     except ImportError:

@@ -126,7 +126,7 @@ def test_a_pipeline_serves_training_alone(run: Run, strong: Path, tmp_path: Path
     (tmp_path / "model_index.json").write_text("{}")
     done = run("encode", strong, "-n", "--base", tmp_path)
     assert done.status == 2
-    assert "is a pipeline of Diffusers: give --base its folder of the unet or transformer" in done.err
+    assert "is a pipeline of Diffusers: give --base its unet or transformer folder" in done.err
 
 
 def test_a_model_of_no_known_family(run: Run, strong: Path, tmp_path: Path) -> None:

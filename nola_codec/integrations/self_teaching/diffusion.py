@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nola_codec.adapters import dialect_of, read
 from nola_codec.errors import EncodeError, require_package
-from nola_codec.integrations.causal import without_bars
+from nola_codec.integrations.causal import read_model_config, without_bars
 from nola_codec.integrations.self_teaching.contract import TeachingRequest
 from nola_codec.integrations.self_teaching.diffusion_inputs import MODELS, Inputs
 from nola_codec.integrations.self_teaching.placing import hash_adapter, place_adapter, size_of_change
@@ -35,7 +35,7 @@ class DiffusionModels:
 
     def recognizes(self, base: Path) -> bool:
         """Return True for the folder of a pipeline, or of a model of Diffusers."""
-        return (base / "model_index.json").is_file() or "_diffusers_version" in _read_config(base)
+        return (base / "model_index.json").is_file() or "_diffusers_version" in read_model_config(base)
 
     def make_tuner(self, request: TeachingRequest) -> TaskTuner:
         """Load the denoising model, and return the tuner; see `Family`.
@@ -85,20 +85,11 @@ class DiffusionModels:
         return TaskTuner(placed, data, settings, request.progress)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """Return the configuration in a folder; an empty one if there is none."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) else {}
-
-
 def _find_denoiser(base: Path) -> Path:
     """Return the folder of the denoising model: the given one, or the one in a pipeline."""
     folders = [base] if not (base / "model_index.json").is_file() else [base / name for name in sorted(DENOISERS)]
-    found = [folder for folder in folders if _read_config(folder)]
-    kinds = [str(_read_config(folder).get("_class_name")) for folder in found]
+    found = [folder for folder in folders if read_model_config(folder)]
+    kinds = [str(read_model_config(folder).get("_class_name")) for folder in found]
     if len(found) == 1 and kinds[0] in MODELS:
         return found[0]
     what = f"found {' and '.join(kinds)}" if found else "found no configuration of one"
@@ -115,7 +106,7 @@ def _load(folder: Path) -> torch.nn.Module:
     import diffusers
     import torch
 
-    kind = getattr(diffusers, str(_read_config(folder)["_class_name"]), None)
+    kind = getattr(diffusers, str(read_model_config(folder)["_class_name"]), None)
     if kind is None:
         raise EncodeError("this version of Diffusers has no such model", code="calibration-model", where=str(folder))
     try:

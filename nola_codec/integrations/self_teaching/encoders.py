@@ -15,7 +15,7 @@ from nola_codec.adapters import read
 from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.errors import EncodeError, require_package
 from nola_codec.integrations.calibration_data import read_rows
-from nola_codec.integrations.causal import are_causal, load_tokenizer, without_bars
+from nola_codec.integrations.causal import architectures_of, are_causal, load_tokenizer, read_model_config, without_bars
 from nola_codec.integrations.self_teaching.contract import TeachingRequest
 from nola_codec.integrations.self_teaching.noise import draw_images, draw_texts
 from nola_codec.integrations.self_teaching.placing import hash_adapter, place_adapter, size_of_change
@@ -50,8 +50,8 @@ class EncoderModels:
 
     def recognizes(self, base: Path) -> bool:
         """Return True if the configuration names an encoder, or a classifier."""
-        config = _read_config(base)
-        kinds = [str(kind) for kind in config.get("architectures") or ()]
+        config = read_model_config(base)
+        kinds = architectures_of(config)
         composite = {"text_config", "vision_config", "_diffusers_version"} & config.keys()
         if composite or config.get("is_encoder_decoder") or are_causal(kinds):
             return False
@@ -157,14 +157,6 @@ class _Encoder:
         return {"pixel_values": torch.cat(images)}
 
 
-def _read_config(base: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) else {}
-
-
 def _load(base: Path, adapter: Adapter) -> _Encoder:
     """Load the model of a folder in evaluation mode, float32, on the CPU, with the head that the adapter carries.
 
@@ -175,8 +167,8 @@ def _load(base: Path, adapter: Adapter) -> _Encoder:
     import torch
     import transformers
 
-    kinds = [str(kind) for kind in _read_config(base).get("architectures") or ()]
-    is_image = any(kind.endswith("ForImageClassification") for kind in kinds) or "image_size" in _read_config(base)
+    kinds = architectures_of(read_model_config(base))
+    is_image = any(kind.endswith("ForImageClassification") for kind in kinds) or "image_size" in read_model_config(base)
     heads = {module_path(key): tensor for key, tensor in adapter.raw.items()}
     classes = next((heads[name].shape[0] for name in _HEADS if name in heads), None)
     told = str((adapter.config or {}).get("task_type"))

@@ -110,7 +110,19 @@ def test_samples_are_drawn_once(tmp_path: Path) -> None:
     assert keep_samples(path, "k", draw) == [6]
 
 
-@pytest.mark.parametrize("config", ["{", "[]", json.dumps({"architectures": ["ResNet"]}), json.dumps({})])
+@pytest.mark.parametrize(
+    "config",
+    [
+        "{",
+        "[]",
+        "[" * 100_000,
+        '{"architectures": ["ResNet"]}',
+        "{}",
+        '{"architectures": 5}',
+        '{"architectures": true}',
+    ],
+    ids=lambda config: config[:24],
+)
 def test_a_folder_of_no_known_family(config: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(EncodeError, match="holds none of them") as error:
@@ -127,6 +139,7 @@ def test_a_folder_of_no_known_family(config: str, tmp_path: Path) -> None:
         ({"model_type": "llama"}, True),  # a configuration without architectures, as some tools write it
         ({"model_type": "bert"}, False),
         ({"model_type": ["llama"]}, False),
+        ({"architectures": 5, "model_type": "llama"}, True),
         ({"architectures": ["BertModel"], "model_type": "llama"}, False),
     ],
 )
