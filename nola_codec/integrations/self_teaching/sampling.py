@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nola_codec.integrations.text_batches import TokenizedRow, padding_token
@@ -52,7 +53,7 @@ def sample_answers(
         tell: Called as (prompts done, prompts in all).
     """
     import torch
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, StoppingCriteriaList
 
     own: Any = model
     device = next(model.parameters()).device
@@ -80,9 +81,15 @@ def sample_answers(
                 tell(start, len(order))
                 chosen = order[start : start + settings.batch]
                 ids, mask = _pad_left([prompts[i] for i in chosen], fill)
-                made = own.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)[
-                    :, ids.shape[1] :
-                ].tolist()
+                report = _make_reporter(
+                    partial(_tell_rows, tell, start, len(chosen), len(order)), ids.shape[1], new_tokens
+                )
+                made = own.generate(
+                    input_ids=ids.to(device),
+                    attention_mask=mask.to(device),
+                    generation_config=config,
+                    stopping_criteria=StoppingCriteriaList([report]),
+                )[:, ids.shape[1] :].tolist()
                 for index, answer in zip(chosen, made, strict=True):
                     prompt = list(prompts[index])
                     rows[index] = (prompt + _cut(answer, ends), len(prompt))
@@ -90,6 +97,28 @@ def sample_answers(
         own.generation_config = kept
     tell(len(order), len(order))
     return rows
+
+
+def _tell_rows(tell: Callable[[int, int], None], start: int, rows: int, total: int, share: float) -> None:
+    """Report the rows before a batch and a share of its rows, which grow side by side."""
+    tell(start + int(rows * share), total)
+
+
+def _make_reporter(tell: Callable[[float], None], length: int, new_tokens: int) -> Callable[..., torch.Tensor]:
+    """Return a stopping criterion that stops nothing, and tells the share of the new tokens that are drawn.
+
+    Args:
+        tell: A function of the share.
+        length: The number of tokens before the new ones.
+        new_tokens: The most new tokens.
+    """
+    import torch
+
+    def report(ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
+        tell((ids.shape[1] - length) / new_tokens)
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+    return report
 
 
 def _cut(answer: list[int], ends: set[int]) -> list[int]:

@@ -57,6 +57,8 @@ def test_sampling_ends_rows_and_leaves_the_generator_alone(base: Path) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert told[0] == (0, 32)
     assert told[-1] == (32, 32)
+    assert told == sorted(told)
+    assert len({done for done, _ in told}) > 16  # it moves with the tokens, not with the batches alone
     end = tokenizer.eos_token_id
     for (ids, prompt), asked in zip(rows, prompts, strict=True):
         assert list(ids[:prompt]) == asked
