@@ -200,7 +200,7 @@ def command(source: str, **values: Any) -> None:
     of the signal (--error 0.02). The verdict says what to expect of the task, by tasks that were measured. Sizes
     take B, KB (1000 bytes), KiB (1024), MB and MiB.
 
-    With --base, PEFT turns adapters of its other methods (MiSS, FourierFT, VB-LoRA and more) into LoRA first.
+    With --base, PEFT turns adapters of its other methods (MiSS, DeLoRA, GraLoRA and more) into LoRA first.
 
     --fit task needs minutes, and the base model. --data self needs no data: the adapter draws inputs, or answers your
     --prompts, and the file learns what the adapter makes of them. Training that was interrupted goes on when the same

@@ -41,7 +41,7 @@ def test_every_command_and_option_is_documented(name: str) -> None:
     command = group.get_command(click.Context(group), name)
     assert command is not None
     for option in command.params:
-        if isinstance(option, click.Option):
+        if isinstance(option, click.Option) and not option.hidden:
             for flag in (*option.opts, *option.secondary_opts):
                 assert re.search(rf"(^|[ /]){re.escape(flag)}\b", section, re.MULTILINE), flag
 
