@@ -39,9 +39,10 @@ def chain_items(items: Sequence[Item]) -> list[Item]:
 
 
 def written_reference(item: Item, items: Mapping[str, Item], directory: Path) -> Item:
-    """Return an item with the nearest output before it in its chain that is there, or without a reference.
+    """Return an item as it is when its turn comes: with the nearest output before it in its chain that is there.
 
-    Outputs are missing after sources that failed.
+    Outputs are missing after sources that failed. The present output of the item is kept if that one is what it needs
+    already: it was only looked at again, or was made again with the same result.
 
     Args:
         item: The item.
@@ -52,7 +53,10 @@ def written_reference(item: Item, items: Mapping[str, Item], directory: Path) ->
     while name is not None and not (directory / name).is_file():
         name = items[name].options.get(REFERENCE)
     options = {key: value for key, value in item.options.items() if key != REFERENCE}
-    return replace(item, options=options if name is None else {**options, REFERENCE: name})
+    if name is None:
+        return replace(item, options=options)
+    is_stale = item.is_stale and not _needs(directory / item.output, directory / name)
+    return replace(item, options={**options, REFERENCE: name}, is_stale=is_stale)
 
 
 def renew_plan(plan: Plan, items: Sequence[Item], directory: Path) -> Plan:
