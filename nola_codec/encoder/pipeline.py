@@ -39,14 +39,17 @@ from nola_codec.encoder.tuning import (
 )
 from nola_codec.entropy import NAMES as CODEC_NAMES
 from nola_codec.errors import EncodeError
-from nola_codec.fit.allocation import NOISE_CAP, QUIETER_OBJECTIVES, pin_carried
+from nola_codec.fit.allocation import pin_carried
 from nola_codec.fit.canonical_form import CanonicalForm, FormSettings, make_canonical_form
 from nola_codec.fit.difference_form import make_difference_form
+from nola_codec.fit.noise_limit import QUIETER_OBJECTIVES
 from nola_codec.model.adapter import Adapter
 from nola_codec.prng import NAMES as GENERATOR_NAMES
 
 _FLOOR = 0.5
 """The greatest share of an error target that may come from a reference and stay."""
+_CHAIN_NOISE = 3.0
+"""Greatest noise of a file with a reference and of the reference together, over ||delta_W||^2."""
 _ATTEMPTS = 6
 """Greatest number of files that are made for one target."""
 
@@ -170,7 +173,7 @@ def _encode_difference(job: EncodeJob) -> tuple[EncodeJob, QuantizedAdapter, Cod
     for objective in objectives:
         job = with_objective(job, objective)
         quantized, file = _encode_to_target(job, None)
-        if float(file.rungs[-1].squared_errors.sum()) <= (1 + NOISE_CAP) * float(job.energies.sum()):
+        if float(file.rungs[-1].squared_errors.sum()) <= (1 + _CHAIN_NOISE) * float(job.energies.sum()):
             break
     return job, quantized, file
 

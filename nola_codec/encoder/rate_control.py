@@ -19,7 +19,8 @@ from nola_codec.encoder.drafts import COARSEST, FINEST, Draft, Drafter
 from nola_codec.encoder.filling import fill_budget
 from nola_codec.encoder.job import EncodeJob
 from nola_codec.errors import EncodeError
-from nola_codec.fit.allocation import NOISE_CAP, PRECISION_STEPS, QUIETER_OBJECTIVES, Grain, Objective, RatePlan
+from nola_codec.fit.allocation import PRECISION_STEPS, Grain, Objective, RatePlan
+from nola_codec.fit.noise_limit import QUIETER_OBJECTIVES, noise_limit
 
 _DRAFTS = 7
 """Greatest number of drafts of a search."""
@@ -129,37 +130,36 @@ def reach_target(drafter: Drafter, target: RateTarget) -> Draft:
         EncodeError: ``unreachable``: No draft meets the target.
     """
     options = drafter.job.options
-    drafter = with_noise_cap(drafter, target)
+    drafter = with_noise_limit(drafter, target)
     if options.has_rungs:
         drafter = with_rungs(drafter, options.rungs, plan_target(drafter, target))
     return draft_for_size(drafter, target) if target.is_size else draft_for_error(drafter, target)
 
 
-def with_noise_cap(
+def with_noise_limit(
     drafter: Drafter,
     target: RateTarget,
     objectives: Sequence[Objective] = QUIETER_OBJECTIVES,
-    cap: float = NOISE_CAP,
+    limit: float | None = None,
 ) -> Drafter:
-    """Return the drafter with the first objective whose plan for the target lets in no more noise than the cap.
+    """Return the drafter with the first objective whose plan for the target lets in no more noise than the limit.
 
-    A gamma describes how little noise is felt, but only for little noise. Noise adds up through a network, and models
-    broke with 3 to 5 times the energy of the delta. A plan with more noise therefore takes a smaller gamma. The size of
-    the plan then decides the set of coders. If the drafter's objective is the NMSE, it stays.
+    The size of the plan then decides the set of coders. If the drafter's objective is the NMSE, it stays.
 
     Args:
         drafter: A maker of drafts of one rung.
         target: The target.
         objectives: The objectives to choose from, each quieter than the one before; the last one if none fits.
-        cap: The greatest noise, over ||delta_W||^2 of the file.
+        limit: The greatest noise over ||delta_W||^2 of the file; None stands for the `noise_limit` of the form.
     """
     chosen = drafter.objectives[-1]
     if chosen.name != "nmse" and drafter.form.whole is None:  # with a reference, the pipeline sees to it
-        low, high = 0, len(objectives) - 1  # the last one lets in little noise in any plan
+        limit = noise_limit(drafter.form) if limit is None else limit
+        low, high = 0, len(objectives) - 1
         while low < high:
             middle = (low + high) // 2
             plan = plan_target(replace(drafter, objectives=(objectives[middle],)), target)
-            if plan.noise[-1] <= cap:
+            if plan.noise[-1] <= limit:
                 high = middle
             else:
                 low = middle + 1
@@ -188,7 +188,7 @@ def with_rungs(drafter: Drafter, sizes: Sequence[int] | None, last: RatePlan) ->
     steps = {0: last.objectives[-1]}
     for size in sizes:
         target = RateTarget(size, is_size=True)
-        alone = with_noise_cap(drafter, target)
+        alone = with_noise_limit(drafter, target)
         coarser = plan_target(alone, target)
         beside = alone.draft(coarser.lagrangian).bytes - float(coarser.bits.sum()) / 8 - empty
         coarser = plan_target(alone, RateTarget(max(1.0, size - beside), is_size=True))

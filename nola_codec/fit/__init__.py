@@ -8,6 +8,7 @@ The files, in the order of the work:
     difference_form.py          CanonicalForm of the difference to a reference
     difference_error.py         the NMSE of such a form as coded
     allocation.py               RatePlan: the units that are kept at one lambda, and the precision of each; Objective
+    noise_limit.py              how much noise a file may let in
     coders.py, ecsq.py          the quantizers to choose from, with their rates and their cosines
     quantize.py                 QuantizedForm: the plan's vectors as levels, with codebooks and amplitudes
     unit_layers.py, viterbi.py       find the levels of one rung; the search of quantizers with memory

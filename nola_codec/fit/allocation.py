@@ -40,7 +40,7 @@ _CARRIED_SHARE = 0.9
 """The share of a size that coded carried tensors may take before they get a lower precision."""
 SIDE_BITS = 6.0
 """Bits of precision and amplitude that a kept unit costs at every rung that starts it or adds a layer."""
-BOOST = 0.5
+BOOST = 0.75
 """The `Objective.boost` of the effective error."""
 
 
@@ -82,16 +82,9 @@ class Objective:
         return np.asarray(1 / (cosine2 + (1 - cosine2) / (self.gammas[role] * tolerance)))
 
 
-_DENSE_GAMMA = 60.0
 NMSE = Objective("nmse", (1.0, 1.0, 1.0, 1.0))
-EFFECTIVE = Objective("effective", (20.0, 60.0, _DENSE_GAMMA, 1.0), boost=BOOST)
+EFFECTIVE = Objective("effective", (20.0, 60.0, 60.0, 1.0), boost=BOOST)
 OBJECTIVES = {o.name: o for o in (NMSE, EFFECTIVE)}
-QUIETER_OBJECTIVES = tuple(
-    replace(EFFECTIVE, gamma=(20 * t, 60 * t, _DENSE_GAMMA * t, 1.0)) for t in (2 ** (-k / 4) for k in range(18))
-)
-"""`EFFECTIVE`, then objectives that let through less and less noise, down to a gamma of 1.05."""
-NOISE_CAP = 3.0
-"""Greatest noise that a plan may let in, over ||delta_W||^2 of the file: models broke above it (`rate_control`)."""
 
 
 @dataclass(frozen=True)

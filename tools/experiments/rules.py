@@ -43,7 +43,7 @@ from nola_codec.encoder.drafts import make_drafter
 from nola_codec.encoder.job import EncodeJob, open_job
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.pipeline import canonical_form
-from nola_codec.encoder.rate_control import RateTarget, draft_for_size, with_noise_cap
+from nola_codec.encoder.rate_control import RateTarget, draft_for_size, with_noise_limit
 from nola_codec.encoder.reconstruct import decode_rung
 from nola_codec.encoder.sizes import parse_size
 from nola_codec.fit.allocation import EFFECTIVE, Objective
@@ -51,7 +51,7 @@ from nola_codec.fit.canonical_form import CanonicalForm
 from nola_codec.model.adapter import Adapter
 
 PLAIN = {"limit": "3", "ratio": "3", "boost": "0.5", "power": "2"}
-"""The settings of the rule `plain`, which is that of the encoder."""
+"""The settings of the rule `plain`, which was that of the encoder before `rows` was."""
 ROWS_RANGE = (0.5, 6.0)
 """The least and the greatest limit that the setting `rows` may stand for."""
 
@@ -94,7 +94,7 @@ def encode(job: EncodeJob, form: CanonicalForm, rule: dict[str, str], size: int)
     if power != 2:
         energy, weight = form.strength**2, form.strength**power
         form = replace(form, strength=np.sqrt(weight * (energy.sum() / weight.sum())), energy=energy)
-    drafter = with_noise_cap(make_drafter(job, form, EFFECTIVE), target, objectives_of(rule), cap)
+    drafter = with_noise_limit(make_drafter(job, form, EFFECTIVE), target, objectives_of(rule), cap)
     draft = draft_for_size(drafter, target)
     deltas: Deltas = {}
     for item, record in zip(job.items, decode_rung(draft.content, job.envelope, 0), strict=True):

@@ -19,11 +19,12 @@ from nola_codec.encoder.rate_control import (
     first_target,
     plan_target,
     reach_target,
-    with_noise_cap,
+    with_noise_limit,
     with_rungs,
 )
 from nola_codec.errors import EncodeError
-from nola_codec.fit.allocation import EFFECTIVE, NMSE, NOISE_CAP, OBJECTIVES
+from nola_codec.fit.allocation import NMSE, OBJECTIVES
+from nola_codec.fit.noise_limit import QUIETER_OBJECTIVES, noise_limit
 
 
 def drafter_for(job: EncodeJob) -> Drafter:
@@ -79,21 +80,30 @@ def test_a_plan_of_theory_is_near_its_target(make_job: Callable[..., EncodeJob])
     assert drafter.expected_error(plan) == pytest.approx(0.2, rel=0.05)
 
 
-def test_the_noise_cap_takes_the_largest_gamma_below_it(make_job: Callable[..., EncodeJob]) -> None:
+def test_the_noise_limit_takes_the_loudest_objective_below_it(make_job: Callable[..., EncodeJob]) -> None:
     drafter = drafter_for(make_job())
     tight, loose = (RateTarget(size, is_size=True) for size in (500, 800))
-    quiet = with_noise_cap(drafter, tight)
-    assert quiet.objectives[0].gamma < EFFECTIVE.gamma
-    assert plan_target(quiet, tight).noise[-1] <= NOISE_CAP
-    louder = tuple(gamma * 2**0.25 for gamma in quiet.objectives[0].gamma[:3])
-    bolder = replace(quiet.objectives[0], gamma=(*louder, 1.0))
-    assert plan_target(replace(quiet, objectives=(bolder,)), tight).noise[-1] > NOISE_CAP
-    assert with_noise_cap(drafter, loose).objectives[0].gamma[0] > quiet.objectives[0].gamma[0]
-    assert with_noise_cap(replace(drafter, objectives=(NMSE,)), tight).objectives[0].gamma == NMSE.gamma
+    quiet = with_noise_limit(drafter, tight, limit=3.0)
+    place = [o.gamma for o in QUIETER_OBJECTIVES].index(quiet.objectives[0].gamma)
+    assert place > 0
+    assert plan_target(quiet, tight).noise[-1] <= 3.0
+    louder = replace(quiet, objectives=(QUIETER_OBJECTIVES[place - 1],))
+    assert plan_target(louder, tight).noise[-1] > 3.0
+    assert with_noise_limit(drafter, loose, limit=3.0).objectives[0].gamma[0] > quiet.objectives[0].gamma[0]
+    assert with_noise_limit(replace(drafter, objectives=(NMSE,)), tight).objectives[0].gamma == NMSE.gamma
+
+
+def test_the_noise_limit_is_that_of_the_form(make_job: Callable[..., EncodeJob]) -> None:
+    drafter = drafter_for(make_job())
+    target = RateTarget(500, is_size=True)
+    own = with_noise_limit(drafter, target)
+    assert own.objectives == with_noise_limit(drafter, target, limit=noise_limit(drafter.form)).objectives
+    faint = replace(drafter, form=replace(drafter.form, strength=drafter.form.strength / 1000))
+    assert noise_limit(faint.form) > noise_limit(drafter.form)
 
 
 def test_rungs_come_below_the_last_and_in_order(make_job: Callable[..., EncodeJob]) -> None:
-    drafter = with_noise_cap(drafter_for(make_job()), RateTarget(5000, is_size=True))
+    drafter = with_noise_limit(drafter_for(make_job()), RateTarget(5000, is_size=True))
     last = plan_target(drafter, RateTarget(5000, is_size=True))
     made = with_rungs(drafter, (1400, 2500), last)
     assert len(made.steps) == len(made.objectives) == 3
