@@ -40,3 +40,13 @@ def e2e_valid(found: Found) -> str:
 def banking77_other(found: Found) -> str:
     """Return the table of Banking77 that the rule was chosen by."""
     return losses(found, "banking77", "other", 512)
+
+
+def e2e_test(found: Found) -> str:
+    """Return the table of E2E on the rows of the benchmarks."""
+    return losses(found, "e2e", "test", 96)
+
+
+def banking77_test(found: Found) -> str:
+    """Return the table of Banking77 on the rows of the benchmarks."""
+    return losses(found, "banking77", "test", 1024)
