@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -516,7 +517,7 @@ def test_help_teaches(name: str, run: Run) -> None:
     command = group.get_command(None, name)  # type: ignore[arg-type]
     assert command is not None
     for option in command.params:
-        if option.param_type_name == "option":
+        if isinstance(option, click.Option) and not option.hidden:  # hidden ones only say what took their place
             assert all(flag in done.out for flag in option.opts), option.opts
             assert getattr(option, "help", None), f"{option.name} has no help"
             assert getattr(option, "group", None), f"{option.name} has no group"

@@ -9,6 +9,11 @@ from results import as_table, mean_and_spread, select
 
 Found = Sequence[dict[str, Any]]
 
+RULE = "ratio=falling rows=0.01 boost=0.75"
+"""The rule of the encoder."""
+TASKS = {"e2e": ("E2E NLG, SmolLM2-135M", 96), "banking77": ("Banking77, MiniLM", 1024)}
+"""The name of each task, and the rows of its test set that are measured."""
+
 
 def losses(found: Found, task: str, split: str, rows: int) -> str:
     """Return the mean loss and share of the gain of each rule at each size, on some rows of a task."""
@@ -50,3 +55,18 @@ def e2e_test(found: Found) -> str:
 def banking77_test(found: Found) -> str:
     """Return the table of Banking77 on the rows of the benchmarks."""
     return losses(found, "banking77", "test", 1024)
+
+
+def evidence(found: Found) -> str:
+    """Return the table of the effective error and the share of the gain of the encoder's files, mean of their seeds."""
+    lines = []
+    for task, (name, rows) in TASKS.items():
+        own = select(found, task=task, split="test", rows=rows)
+        base, full = (float(select(own, rule=rule)[0]["figures"]["loss"]) for rule in ("base", "adapter"))
+        files = select(own, rule=RULE, times=1.0)
+        for size in sorted({result["settings"]["size"] for result in files}, reverse=True):
+            alike = select(files, size=size)
+            loss, error = mean_and_spread(alike, "loss")[0], mean_and_spread(alike, "effective_error")[0]
+            kept = (base - loss) / (base - full)
+            lines.append([name, f"{size / 1000:g} KB", len(alike), f"{error:.4f}", f"{kept:.1%}"])
+    return as_table(["task", "size", "seeds", "effective error", "of the gain"], lines)
