@@ -278,7 +278,6 @@ def make_configurations() -> None:
         "P_TUNING",
         "IA3",
         "BOFT",
-        "PVERA",
         "FROD",
         "OFT",
         "HRA",
@@ -286,7 +285,7 @@ def make_configurations() -> None:
         7,
     ):
         add(f"PEFT's {method}", peft(peft_type=method), "not-lora")
-    for method in ("VERA", "RANDLORA"):
+    for method in ("VERA", "RANDLORA", "PVERA"):
         add(f"factors that should be PEFT's {method}", peft(peft_type=method), "foreign-dialect", "keys look like")
 
     def enormous(directory: Path) -> Path:

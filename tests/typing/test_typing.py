@@ -25,7 +25,7 @@ def test_mypy_accepts_right_calls_and_refuses_wrong_ones() -> None:
 
 def test_the_typed_options_are_those_of_the_encoder() -> None:
     fields = set(EncodeOptions.__dataclass_fields__)
-    assert {*keyword_names(EncodeKeywords), "size"} == fields
+    assert {*keyword_names(EncodeKeywords), "size", "reference"} == fields
     assert {*keyword_names(DeltaKeywords)} < fields
     assert {*keyword_names(SweepKeywords)} < fields
 

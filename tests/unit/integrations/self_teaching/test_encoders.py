@@ -156,7 +156,7 @@ def test_a_head_that_the_adapter_carries(tmp_path: Path, texts: Path) -> None:
     folders = save(model, tmp_path, target_modules=["query", "value"], task_type="SEQ_CLS")
     bert().save_pretrained(folders[0])  # the base has no head, and another number of classes
     tokenizer().save_pretrained(folders[0])
-    task = encode(folders, 4000, prompts=texts)
+    task = encode(folders, 1600, prompts=texts)
     assert "a text classifier (BertForSequenceClassification)" in task.data
     assert task.unit == "nats a row from the adapter's predictions"
     assert 0 == task.adapter < task.file < task.start < task.base
