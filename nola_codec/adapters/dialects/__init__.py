@@ -6,6 +6,7 @@
                                 scalings without a configuration. `peft_methods.py` says
                                 what is read of PEFT
     peft_lycoris.py             PEFT's own LoHa and LoKr
+    peft_vectors.py             what the next two share
     peft_diagonals.py           VeRA, PVeRA and RandLoRA, with `diagonals.py`, `vera.py`, `pvera.py`, `randlora.py`,
                                 `peft_draws.py`
     peft_seeded.py              Uni-LoRA, TinyLoRA, VB-LoRA, FourierFT and WaveFT, with `seeded.py` (their contract),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,11 @@ from nola_codec.adapters.base_model import BaseModel, MergeTarget
 from nola_codec.adapters.coding_rules import CodingRules
 from nola_codec.adapters.dialects.diagonals import DiagonalDelta, DiagonalMethod, MatrixPair
 from nola_codec.adapters.dialects.key_hints import describe_keys
-from nola_codec.adapters.dialects.pairs import join_tensors, read_carried, read_floats
-from nola_codec.adapters.dialects.peft_base import PeftDialect, module_path
+from nola_codec.adapters.dialects.pairs import read_carried, read_floats
+from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.adapters.dialects.peft_config import is_saved_embedding, is_saved_module, positive_integer
 from nola_codec.adapters.dialects.peft_draws import find_draws
+from nola_codec.adapters.dialects.peft_vectors import CODED_DTYPES, PeftVectors
 from nola_codec.adapters.dialects.pvera import PVERA
 from nola_codec.adapters.dialects.randlora import RANDLORA
 from nola_codec.adapters.dialects.vera import VERA
@@ -33,11 +33,10 @@ from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Adapter, VectorTensor
 from nola_codec.model.tensors import Draw, RawTensor
 from nola_codec.prng.draws import draw_tensor
-from nola_codec.stores.dtypes import from_float32, to_float32, to_float64
+from nola_codec.stores.dtypes import to_float64
 from nola_codec.stores.tensor_store import TensorStore
 
 _MODEL = "base_model"
-_CODED_DTYPES = ("F32", "F16", "BF16")
 
 CODING_RULES = CodingRules(
     # The objective `effective` assumes that noise hurts little, which was measured on low-rank factors only.
@@ -59,7 +58,7 @@ CODING_RULES = CodingRules(
 """The rules for coding VeRA, PVeRA and RandLoRA."""
 
 
-class PeftDiagonals(PeftDialect):
+class PeftDiagonals(PeftVectors):
     """PEFT's dialect for one of the methods.
 
     Attributes:
@@ -98,7 +97,7 @@ class PeftDiagonals(PeftDialect):
         notes = (*notes, *filter(None, [method.note(config)]))
         raw |= {name: draw_tensor(draw) for name, draw in draws.items()}
         # A coded record cannot give float64 values back exactly, so float64 diagonals are carried.
-        doubles = {name for name in diagonals if store.tensors[name].dtype not in _CODED_DTYPES}
+        doubles = {name for name in diagonals if store.tensors[name].dtype not in CODED_DTYPES}
         raw |= {name: read_carried(store, name) for name in sorted(doubles)}
         vectors = tuple(
             VectorTensor(name, read_floats(store, name), store.tensors[name].dtype)
@@ -107,24 +106,8 @@ class PeftDiagonals(PeftDialect):
         adapter = Adapter(self.name, (), raw, config, dict(store.metadata), vectors, draws, notes)
         return _with_gains(adapter, modules, method)
 
-    def tensors(self, adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
-        """Return all tensors by their keys; arguments as in `Dialect`.
-
-        Raises:
-            AdapterError: ``overflow``, ``duplicate-key``.
-        """
-        coded = {v.name: from_float32(v.values, dtype or v.dtype, where=v.name) for v in adapter.vectors}
-        return join_tensors(adapter.raw, coded)
-
     def check_config(self, config: Mapping[str, Any], where: str) -> None:
         """Accept every configuration, since `read_source` checks the entries that it needs."""
-
-    def require_writable(self, adapter: Adapter, path: Path, *, lone: bool) -> Adapter:
-        """Return the adapter unchanged. Raises AdapterError ``needs-directory`` for a lone file."""
-        if lone:
-            message = "PEFT needs the configuration, and a lone file has no place for it; write a directory"
-            raise AdapterError(message, code="needs-directory", where=str(path))
-        return adapter
 
     def coding_rules(self, adapter: Adapter) -> CodingRules:
         """Return the rules of these methods."""
@@ -163,13 +146,9 @@ class PeftDiagonals(PeftDialect):
             )
         return tuple(made)
 
-    def prepare_comparison(self, adapter: Adapter) -> Adapter:
-        """Return the adapter with all diagonals as vectors, including those that it carries."""
-        ends = self.method.diagonals
-        names = [n for n, t in adapter.raw.items() if n.endswith(ends) and t.dtype in _CODED_DTYPES]
-        made = tuple(VectorTensor(n, to_float32(adapter.raw[n], where=n), adapter.raw[n].dtype) for n in names)
-        raw = {name: tensor for name, tensor in adapter.raw.items() if name not in set(names)}
-        return replace(adapter, raw=raw, vectors=adapter.vectors + made)
+    def is_trained(self, name: str, tensor: RawTensor) -> bool:
+        """Return True for a carried diagonal."""
+        return name.endswith(self.method.diagonals)
 
     def draws(self, config: Mapping[str, Any], raw: Mapping[str, RawTensor]) -> dict[str, Draw]:
         """Return the draw of each frozen matrix that a seed makes, by key."""

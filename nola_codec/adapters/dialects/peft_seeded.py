@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,10 @@ from nola_codec.adapters.base_model import BaseModel, MergeTarget
 from nola_codec.adapters.coding_rules import CodingRules
 from nola_codec.adapters.dialects.fourierft import FOURIERFT
 from nola_codec.adapters.dialects.key_hints import describe_keys
-from nola_codec.adapters.dialects.pairs import join_tensors, read_carried, read_vector
-from nola_codec.adapters.dialects.peft_base import PeftDialect, module_path
+from nola_codec.adapters.dialects.pairs import read_carried, read_vector
+from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.adapters.dialects.peft_config import is_saved_embedding, is_saved_module
+from nola_codec.adapters.dialects.peft_vectors import CODED_DTYPES, PeftVectors
 from nola_codec.adapters.dialects.seeded import MethodTensors, SeededDelta, SeededMethod, make_deltas
 from nola_codec.adapters.dialects.tinylora import TINYLORA
 from nola_codec.adapters.dialects.unilora import UNILORA
@@ -31,16 +31,14 @@ from nola_codec.adapters.dialects.waveft import WAVEFT
 from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
 from nola_codec.array_types import Float64Array
 from nola_codec.errors import AdapterError
-from nola_codec.model.adapter import Adapter, VectorTensor
+from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import RawTensor
-from nola_codec.stores.dtypes import from_float32, to_float32
 
-_CODED_DTYPES = ("F32", "F16", "BF16")
 _STEP = 2.0**-6
 """The size of a change of a tensor that measures its gain, over the tensor's own norm."""
 
 
-class PeftSeeded(PeftDialect):
+class PeftSeeded(PeftVectors):
     """PEFT's dialect for one of the methods.
 
     Attributes:
@@ -76,7 +74,7 @@ class PeftSeeded(PeftDialect):
         method.check_shapes({key: info.shape for key, info in store.tensors.items()}, config, store.name)
         # A coded record cannot give float64 values back exactly, so they are carried.
         infos = {key: store.tensors[key] for key in sorted(coded) if method.may_code(key, store.tensors[key].shape)}
-        vectors = {key: read_vector(store, key) for key, info in infos.items() if info.dtype in _CODED_DTYPES}
+        vectors = {key: read_vector(store, key) for key, info in infos.items() if info.dtype in CODED_DTYPES}
         raw = {}
         for key in sorted(set(store.tensors) - set(vectors)):
             if not carry_unknown and not self._is_known(key, config):
@@ -86,25 +84,9 @@ class PeftSeeded(PeftDialect):
         adapter = Adapter(self.name, (), raw, config, dict(store.metadata), tuple(vectors.values()))
         return _with_gains(adapter, self.combined_deltas(adapter), method)
 
-    def tensors(self, adapter: Adapter, dtype: str | None = None) -> dict[str, RawTensor]:
-        """Return all tensors by their keys; arguments as in `Dialect`.
-
-        Raises:
-            AdapterError: ``overflow``, ``duplicate-key``.
-        """
-        coded = {v.name: from_float32(v.values, dtype or v.dtype, where=v.name) for v in adapter.vectors}
-        return join_tensors(adapter.raw, coded)
-
     def check_config(self, config: Mapping[str, Any], where: str) -> None:
         """Raise what the method's `check_config` raises."""
         self.method.check_config(config, where)
-
-    def require_writable(self, adapter: Adapter, path: Path, *, lone: bool) -> Adapter:
-        """Return the adapter unchanged. Raises AdapterError ``needs-directory`` for a lone file."""
-        if lone:
-            message = "PEFT needs the configuration, and a lone file has no place for it; write a directory"
-            raise AdapterError(message, code="needs-directory", where=str(path))
-        return adapter
 
     def coding_rules(self, adapter: Adapter) -> CodingRules:
         """Return the rules of these methods."""
@@ -131,13 +113,9 @@ class PeftSeeded(PeftDialect):
         """Return a delta for each module that the file tells. Raises AdapterError ``bad-shape``, ``bad-config``."""
         return make_deltas(self.method, adapter)
 
-    def prepare_comparison(self, adapter: Adapter) -> Adapter:
-        """Return the adapter with all trained numbers as vectors, including those that it carries."""
-        may_code = self.method.may_code
-        names = [n for n, t in adapter.raw.items() if may_code(n, t.shape) and t.dtype in _CODED_DTYPES]
-        made = tuple(VectorTensor(n, to_float32(adapter.raw[n], where=n), adapter.raw[n].dtype) for n in names)
-        raw = {name: tensor for name, tensor in adapter.raw.items() if name not in set(names)}
-        return replace(adapter, raw=raw, vectors=adapter.vectors + made)
+    def is_trained(self, name: str, tensor: RawTensor) -> bool:
+        """Return True for a carried tensor that the method may code."""
+        return self.method.may_code(name, tensor.shape)
 
     def may_be_rounded(self, key: str) -> bool:
         """Return False for the tensors of the method."""
