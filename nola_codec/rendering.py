@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+_MOST_NAMED = 3
+"""The greatest number of tensors that `render_largest` names."""
 
 
 def list_first(names: Sequence[str], most: int) -> str:
@@ -116,3 +119,17 @@ def render_table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) ->
         cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("  ".join(cells).rstrip())
     return lines
+
+
+def render_largest(sizes: Mapping[str, int]) -> str:
+    """Return the largest of some tensors as text, with their sizes: ``lm_head.weight 16.4 MB and 3 others``.
+
+    Args:
+        sizes: The size of each tensor in bytes, by its key; there is at least one.
+    """
+    largest = sorted(sizes, key=lambda key: (-sizes[key], key))
+    named = [f"{key} {render_size(sizes[key])}" for key in largest[:_MOST_NAMED]]
+    others = len(largest) - len(named)
+    if others:
+        named.append(f"{others} other{'' if others == 1 else 's'}")
+    return " and ".join([", ".join(named[:-1]), named[-1]]) if len(named) > 1 else named[0]

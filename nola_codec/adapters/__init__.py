@@ -1,7 +1,8 @@
 """Read, write and convert adapters of every dialect, and split them into deltas. This package needs NumPy only.
 
     contract.py                 Dialect: all that a dialect can say
-    registry.py                 the table of dialects; `read` and `write`
+    registry.py                 the table of dialects; `write`, `deltas`
+    reading.py                  `read`: the first dialect that knows the keys reads them
     dialects/                   one file for each dialect, and what several of them share
     sources.py, writing.py      what lies around the tensors: directories and configurations
     folders.py, beside_files.py the adapter in a directory of a trainer, and the files beside it
@@ -19,22 +20,35 @@
     ranks.py, trimming.py       other ranks for the same deltas; without components that are zero
 
 What the tensors lie in (safetensors, npz, pickle, GGUF) is another matter: `stores`.
+
+Names are imported when they are first used, and a dialect when an adapter needs it.
 """
 
 from __future__ import annotations
 
-from nola_codec.adapters.coding_rules import CodingRules
-from nola_codec.adapters.contract import Dialect
-from nola_codec.adapters.registry import (
-    DIALECTS,
-    deltas,
-    dialect_of,
-    find_dialect,
-    read,
-    register_dialect,
-    write,
-)
-from nola_codec.stores.files import AnySource
+from typing import TYPE_CHECKING
+
+from nola_codec.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from nola_codec.adapters.coding_rules import CodingRules
+    from nola_codec.adapters.contract import Dialect
+    from nola_codec.adapters.reading import read
+    from nola_codec.adapters.registry import DIALECTS, deltas, dialect_of, find_dialect, register_dialect, write
+    from nola_codec.stores.files import AnySource
+
+_HOME = {
+    "CodingRules": "coding_rules",
+    "Dialect": "contract",
+    "AnySource": "sources",
+    "read": "reading",
+    "DIALECTS": "registry",
+    "deltas": "registry",
+    "dialect_of": "registry",
+    "find_dialect": "registry",
+    "register_dialect": "registry",
+    "write": "registry",
+}
 
 __all__ = [
     "DIALECTS",
@@ -48,3 +62,5 @@ __all__ = [
     "register_dialect",
     "write",
 ]
+
+__getattr__, __dir__ = lazy_names(__name__, _HOME)

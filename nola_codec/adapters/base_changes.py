@@ -10,20 +10,22 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nola_codec.adapters.adapter_delta import CHANGE_SUFFIX
-from nola_codec.adapters.contract import Dialect
-from nola_codec.adapters.dialects.weight_changes import Weights
 from nola_codec.adapters.registry import dialect_of
-from nola_codec.checkpoints.checkpoint import WeightInfo
-from nola_codec.checkpoints.embeddings import tied_embeddings
 from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import Adapter, VectorTensor
 from nola_codec.model.tensors import RawTensor
 from nola_codec.rendering import list_first
 from nola_codec.stores.dtypes import from_float64, to_float64
+
+if TYPE_CHECKING:
+    from nola_codec.adapters.contract import Dialect
+    from nola_codec.adapters.dialects.weight_changes import Weights
+    from nola_codec.checkpoints.checkpoint import WeightInfo
 
 _WEIGHT = ".weight"
 
@@ -44,6 +46,8 @@ def find_in_base(keys: Sequence[str], dialect: Dialect, weights: Weights) -> dic
     A name counts if it is the path of the tensor, or if it alone has more or fewer components in front. The output
     layer of a model with tied embeddings is its input embedding.
     """
+    from nola_codec.checkpoints.embeddings import tied_embeddings
+
     paths = {key: dialect.base_name(key) for key in keys}
     shapes = {name: info.shape for name, info in weights.infos.items()}
     tied = tied_embeddings(weights.config, shapes, [path.rpartition(".")[0] for path in paths.values()])
@@ -75,6 +79,8 @@ def restore_from_base(adapter: Adapter, base: str | os.PathLike[str] | None) -> 
             f"format, --base MODEL --format {adapter.dialect}, or merge with --base MODEL alone"
         )
         raise AdapterError(message, code="needs-base")
+    from nola_codec.adapters.dialects.weight_changes import Weights
+
     raw = dict(adapter.raw)
     with Weights(base) as weights:
         names = find_in_base(keys, dialect_of(adapter), weights)

@@ -9,10 +9,8 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from nola_codec.adapters.dialects.pairs import read_carried
 from nola_codec.errors import AdapterError
 from nola_codec.model.tensors import RawTensor
-from nola_codec.stores.open_store import open_store
 from nola_codec.stores.tensor_files import SUFFIXES, write_tensors
 
 _KEY = re.compile(r"beside:(?P<file>[^:/\\\0]+):(?P<key>.*)", re.DOTALL)
@@ -31,6 +29,9 @@ def read_beside(directory: Path, names: Iterable[str]) -> dict[str, RawTensor]:
     Raises:
         AdapterError: Those of `open_store` and `read_carried`.
     """
+    from nola_codec.adapters.dialects.pairs import read_carried
+    from nola_codec.stores.open_store import open_store
+
     carried: dict[str, RawTensor] = {}
     for name in names:
         with open_store(directory / name) as store:

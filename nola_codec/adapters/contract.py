@@ -14,18 +14,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from nola_codec.adapters.adapter_delta import AdapterDelta, CombinedDelta
 from nola_codec.adapters.base_model import BaseModel, MergeTarget, require_one_component, target_of
 from nola_codec.adapters.coding_rules import CodingRules
 from nola_codec.adapters.dialects.paths import component_of
 from nola_codec.adapters.scale_records import kept_config, stored_origin
-from nola_codec.adapters.sources import AdapterSource
 from nola_codec.adapters.writing import AdapterFile, write_adapter_file
 from nola_codec.errors import AdapterError, EncodeError
 from nola_codec.model.adapter import Adapter, Layout, LoraModule, Origin
 from nola_codec.model.tensors import RawTensor
+
+if TYPE_CHECKING:
+    from nola_codec.adapters.sources import AdapterSource
 
 
 class Dialect(ABC):

@@ -6,19 +6,12 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nola_codec import adapters
 from nola_codec.adapters.base_changes import restore_from_base
-from nola_codec.adapters.base_config import read_base_config
 from nola_codec.adapters.beside_files import split_beside
-from nola_codec.adapters.conversion import convert
-from nola_codec.adapters.registry import dialect_of
-from nola_codec.adapters.trimming import trim as trim_adapter
+from nola_codec.adapters.registry import dialect_of, write
 from nola_codec.api.arguments import require_path, require_source
-from nola_codec.api.change_conversion import change_as_lora
-from nola_codec.api.live_sources import AdapterInput, Config, open_live
-from nola_codec.api.merging import merge
 from nola_codec.api.opened import check_content, check_rungs, stored_dtype
 from nola_codec.arrays import NUMPY, arrays_on
 from nola_codec.container.prelude import MAGIC
@@ -32,8 +25,10 @@ from nola_codec.references.finding import References, open_decoder
 from nola_codec.remote import accepts_urls
 from nola_codec.rendering import render_scalings
 from nola_codec.stores.files import AnySource, require_free
-from nola_codec.stores.live_store import LiveStore
 from nola_codec.stores.tensor_files import is_tensor_file
+
+if TYPE_CHECKING:
+    from nola_codec.api.live_sources import AdapterInput, Config
 
 _MAGIC = MAGIC[:4]
 
@@ -97,6 +92,8 @@ def decode(
             raise NolaError(message, code="option")
         if trim:
             raise NolaError("trim is for adapters; a merge writes whole weights", code="option")
+        from nola_codec.api.merging import merge
+
         return merge(
             [source], base, out, rung=rung, device=device, overwrite=overwrite, progress=progress, references=references
         ).output
@@ -105,12 +102,13 @@ def decode(
     adapter = _decode_adapter(source, rung, device, base, progress, references)
     if format is not None:
         _tell(note, _scale_note(adapter))
-        config = None if base is None else read_base_config(base)
-        adapter = _in_format(adapter, format, base, config)
+        adapter = _in_format(adapter, format, base, None)
     if trim:
+        from nola_codec.adapters.trimming import trim as trim_adapter
+
         adapter, count = trim_adapter(adapter)
         _tell(note, count.note, dialect_of(adapter).rank_note if count.dropped else "")
-    written = adapters.write(adapter, out, dtype=stored, overwrite=overwrite)
+    written = write(adapter, out, dtype=stored, overwrite=overwrite)
     owner = dialect_of(adapter)
     _tell(note, owner.lost_in_file(adapter) if is_tensor_file(written) else owner.added_in_directory(adapter))
     return written
@@ -165,8 +163,6 @@ def decode_contents(
     require_source(source)
     adapter = _decode_adapter(source, rung, device, base, references=references)
     notes = (_scale_note(adapter),)
-    if base_config is None and base is not None:
-        base_config = read_base_config(base)
     adapter = change(_in_format(adapter, format, base, base_config))
     file = dialect_of(adapter).contents(adapter, "F32")
     tensors, _ = split_beside(file.tensors)  # tensors of other files, which tools do not load with the adapter
@@ -190,7 +186,16 @@ def _decode_adapter(
 def _in_format(
     adapter: Adapter, format: str, base: str | os.PathLike[str] | None, config: Mapping[str, Any] | None
 ) -> Adapter:
-    """Return an adapter in another dialect; the change of a whole model becomes a LoRA first."""
+    """Return an adapter in another dialect; the change of a whole model becomes a LoRA first.
+
+    `config` is what ``config.json`` of the base model holds; if it is None, that of `base` is read.
+    """
+    from nola_codec.adapters.base_config import read_base_config
+    from nola_codec.adapters.conversion import convert
+    from nola_codec.api.change_conversion import change_as_lora
+
+    if config is None and base is not None:
+        config = read_base_config(base)
     if adapter.dialect == "delta":
         adapter = change_as_lora(adapter, base, config or {})
     return convert(adapter, format, config)
@@ -267,9 +272,13 @@ def read_adapter(
         FormatError, ChecksumMismatch: The `.nola` file is damaged.
         AdapterError: The adapter cannot be read.
     """
+    from nola_codec.adapters.reading import read
+    from nola_codec.api.live_sources import open_live
+    from nola_codec.stores.live_store import LiveStore
+
     readable, plain = open_live(source, config)
     if isinstance(readable, LiveStore) or not is_nola(readable):
-        return adapters.read(readable, config=plain, scale=scale, must_use_scale=False)
+        return read(readable, config=plain, scale=scale, must_use_scale=False)
     with open_container(
         bytes(readable) if isinstance(readable, bytearray | memoryview) else readable, rung=rung
     ) as container:

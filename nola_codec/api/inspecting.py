@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 
 from nola_codec.adapters import Dialect, find_dialect
-from nola_codec.adapters.dialects.lycoris import PART
 from nola_codec.adapters.registry import UNKNOWN
 from nola_codec.api.arguments import require_source
 from nola_codec.basis import basis_by_id
 from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.decoder.carried_forms import CODED, INT8, is_reduced
-from nola_codec.encoder.carried_notes import name_largest
 from nola_codec.entropy import CODECS
 from nola_codec.model.header import GAIN_ONE, Header
 from nola_codec.model.records import CodedRecord
@@ -24,6 +22,7 @@ from nola_codec.prng import generator_name
 from nola_codec.rendering import (
     render_error,
     render_error_name,
+    render_largest,
     render_named_table,
     render_ratio,
     render_row,
@@ -180,6 +179,8 @@ def inspect(source: Source) -> FileFacts:
 
 def _scalings(header: Header) -> tuple[float, ...]:
     """Return the different scalings of the pairs, sorted. The parts of a LoHa or LoKr have none of their own."""
+    from nola_codec.adapters.dialects.lycoris import PART
+
     return tuple(sorted({low.kind.scaling for low in header.pairs if PART.fullmatch(low.name) is None}))
 
 
@@ -273,7 +274,7 @@ def _lines(facts: FileFacts) -> list[tuple[str, str]]:
     ]
     carried = {tensor.name: tensor.stored for tensor in facts.tensors if tensor.stored is not None}
     if carried:
-        lines.append(("carried", name_largest(carried)))
+        lines.append(("carried", render_largest(carried)))
     if facts.scale_origin:
         lines.insert(5, ("scaling", render_scalings(facts.scalings, facts.scale_origin)))
     if len(facts.rungs) > 1:

@@ -22,9 +22,6 @@ from nola_codec.decoder.carried_forms import is_reduced
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.errors import AdapterError, FormatError, NolaError, mismatch, require_torch
-from nola_codec.merger.arithmetic.sum import delta_weight
-from nola_codec.merger.in_memory import merge_into_model
-from nola_codec.merger.layer_deltas import layer_delta
 from nola_codec.model.header import Header
 from nola_codec.model.tensors import RawTensor
 from nola_codec.progress import Progress
@@ -150,8 +147,12 @@ class NolaFile(Generic[Tensor]):
         index = next((self._index[n] for n in (name, PREFIX + name) if n in self._index), None)
         alone = index is not None and self.header.pairs[index].name + CHANGE_SUFFIX not in self._vectors
         if index is None or not alone:
+            from nola_codec.merger.layer_deltas import layer_delta
+
             whole: Any = layer_delta(self.open_decoder(), self._container.name, name, shape, self._tensor)
             return cast("Tensor", whole)
+        from nola_codec.merger.arithmetic.sum import delta_weight
+
         delta = delta_weight(self._decode_record(index), self.header.pairs[index].kind, self._arrays())
         if shape is not None and tuple(shape) != tuple(delta.shape):
             where = f"{self._container.name}: {name}"
@@ -220,6 +221,8 @@ class NolaFile(Generic[Tensor]):
             FormatError, ChecksumMismatch: The file is damaged; nothing is changed.
         """
         require_torch("merge_into()")
+        from nola_codec.merger.in_memory import merge_into_model
+
         merge_into_model(self.open_decoder(), self._container.name, model)
 
     def verify(self) -> None:

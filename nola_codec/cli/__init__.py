@@ -12,7 +12,6 @@ closed, and 141 when whoever read its output went away. Whatever ends it that wa
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import signal
@@ -108,6 +107,8 @@ class _Group(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command; for a name that is none of them, say which is close to it."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
             close = difflib.get_close_matches(args[0], COMMANDS, 1)
             hint = f"Did you mean {close[0]!r}?" if close else f"The commands are {', '.join(COMMANDS)}."
             raise click.UsageError(f"No such command {args[0]!r}. {hint}", ctx)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -12,7 +11,6 @@ import click
 from nola_codec.adapters.dialects.dialect_names import TARGET_DIALECTS
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option
-from nola_codec.cli.merge import MergeArguments
 from nola_codec.cli.output import (
     OUTPUT,
     STDOUT,
@@ -86,6 +84,8 @@ def command(
     as_json: bool = values.pop("as_json")
     values["references"] = values["references"] or None
     if merging:
+        from nola_codec.cli.merge import MergeArguments
+
         values.pop("dtype")
         values.pop("trim")
         MergeArguments(base, unmerge, out, keep_undo, **values).print_merge([(file, 1.0)], as_json=as_json)
@@ -102,6 +102,8 @@ def _write_adapter(
     notes: list[str] = []
     common: dict[str, Any] = {"dtype": dtype or "f32", "note": notes.append, **options}
     if out == STDOUT:
+        from tempfile import TemporaryDirectory
+
         stdout = binary_stdout()
         with TemporaryDirectory() as staging:
             written = Path(staging) / "adapter.safetensors"

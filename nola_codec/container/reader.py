@@ -7,7 +7,6 @@ with open_container("task.nola") as container:
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import zlib
@@ -37,7 +36,7 @@ from nola_codec.entropy.frames import declared_size, decompress
 from nola_codec.errors import AdapterError, ChecksumMismatch, FormatError, NolaError, RemoteError, mismatch
 from nola_codec.model.header import Header
 from nola_codec.model.tensors import DTYPE_BYTES, RawTensor
-from nola_codec.remote import is_url, open_url, shown_url
+from nola_codec.remote import is_url, shown_url
 
 Source = str | os.PathLike[str] | bytes | BinaryIO
 
@@ -148,6 +147,8 @@ class Container:
         """
         if self._length < self.file_length:
             raise FormatError(mismatch("file length", self.file_length, self._length), code="truncated")
+        import hashlib
+
         sha256 = hashlib.sha256(self._read(0, BEFORE_CONTENT))
         position = SIZE
         while position < self._length:
@@ -159,6 +160,8 @@ class Container:
 
     def hash_file(self) -> bytes:
         """Return the file SHA-256, which `sha256sum` prints."""
+        import hashlib
+
         sha256 = hashlib.sha256()
         for position in range(0, self._length, 1 << 20):
             sha256.update(self._read(position, min(1 << 20, self._length - position)))
@@ -244,6 +247,8 @@ def open_container(
     if isinstance(source, bytes | bytearray | memoryview):
         stream, owned, name = io.BytesIO(source), True, "bytes"
     elif isinstance(source, str) and is_url(source):
+        from nola_codec.remote import open_url
+
         stream, owned, name = open_url(source), True, shown_url(source)
     elif isinstance(source, str | os.PathLike):
         _refuse_adapter(Path(source))

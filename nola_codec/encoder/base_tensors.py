@@ -14,12 +14,12 @@ from nola_codec.adapters.base_changes import change_name, find_in_base
 from nola_codec.adapters.dialects.weight_changes import Weights
 from nola_codec.checkpoints.embeddings import embedding_names
 from nola_codec.encoder.carried import is_reducible, relative_error
-from nola_codec.encoder.carried_notes import LARGE_SHARE, name_largest
+from nola_codec.encoder.carried_notes import LARGE_SHARE
 from nola_codec.encoder.report import EncodeReport
 from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import Adapter, BaseReference, VectorTensor
 from nola_codec.model.tensors import DTYPE_BYTES, RawTensor
-from nola_codec.rendering import render_error
+from nola_codec.rendering import render_error, render_largest
 from nola_codec.stores.dtypes import FLOAT_DTYPES, coded_dtype, from_float64, to_float64
 
 _PIECE = 1 << 22
@@ -165,7 +165,7 @@ def _notes(adapter: Adapter, compared: Sequence[Comparison], coded: Collection[s
         said.append("--base changed nothing: the adapter has no carried tensor that a base model could have")
     if equal:
         verbs = "equals that of the base model and was" if len(equal) == 1 else "equal those of the base model and were"
-        said.append(f"{name_largest(equal)} {verbs} left out")
+        said.append(f"{render_largest(equal)} {verbs} left out")
     changed = sorted((each for each in compared if each.difference), key=lambda each: -sizes[each.key])
     for each in changed[:_LISTED]:
         became = "coded as a change of the base model" if each.key in coded else "carried"
@@ -179,5 +179,5 @@ def _notes(adapter: Adapter, compared: Sequence[Comparison], coded: Collection[s
         what = "1 more carried tensor differs" if more == 1 else f"{more} more carried tensors differ"
         said.append(f"{what} from those of the base model")
     if strange:
-        said.append(f"the base model has no tensor for {name_largest(strange)}")
+        said.append(f"the base model has no tensor for {render_largest(strange)}")
     return said

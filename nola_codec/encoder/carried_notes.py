@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from nola_codec.encoder.carried import ReducedCarried, bytes_in
 from nola_codec.encoder.report import CarriedReport
-from nola_codec.rendering import render_error, render_size
+from nola_codec.rendering import render_error, render_largest, render_size
 
 LARGE_SHARE = 0.25
 """The share of a file from which a note names the carried tensors."""
-_NAMED = 3
-"""The greatest number of tensors that a sentence names."""
-
-
-def name_largest(sizes: Mapping[str, int]) -> str:
-    """Return the largest of some tensors as text, with their sizes: ``lm_head.weight 16.4 MB and 3 others``.
-
-    Args:
-        sizes: The size of each tensor in bytes, by its key; there is at least one.
-    """
-    largest = sorted(sizes, key=lambda key: (-sizes[key], key))
-    named = [f"{key} {render_size(sizes[key])}" for key in largest[:_NAMED]]
-    others = len(largest) - len(named)
-    if others:
-        named.append(f"{others} other{'' if others == 1 else 's'}")
-    return " and ".join([", ".join(named[:-1]), named[-1]]) if len(named) > 1 else named[0]
 
 
 def carried_note(reduced: ReducedCarried, carried: Sequence[CarriedReport], size: int, ratio: float) -> tuple[str, ...]:
@@ -41,7 +25,7 @@ def carried_note(reduced: ReducedCarried, carried: Sequence[CarriedReport], size
     if taken <= LARGE_SHARE * size:
         return ()
     larger = f"the file is {1 / ratio:.1f}x larger than the adapter in fp16, and " if ratio < 1 else ""
-    named = name_largest({each.name: each.bytes for each in carried})
+    named = render_largest({each.name: each.bytes for each in carried})
     advice = carried_advice(reduced)
     sentence = f"{larger}carried tensors take {taken / size:.0%} of the file: {named}"
     return (f"{sentence}; {advice}" if advice else sentence,)

@@ -14,13 +14,14 @@ from typing import NamedTuple
 import numpy as np
 
 from nola_codec.decoder.carried_forms import CODED
-from nola_codec.encoder.carried_notes import LARGE_SHARE, carried_advice, name_largest
+from nola_codec.encoder.carried_notes import LARGE_SHARE, carried_advice
 from nola_codec.encoder.drafts import COARSEST, FINEST, Draft, Drafter
 from nola_codec.encoder.filling import fill_budget
 from nola_codec.encoder.job import EncodeJob
 from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import PRECISION_STEPS, Grain, Objective, RatePlan
 from nola_codec.fit.noise_limit import QUIETER_OBJECTIVES, noise_limit
+from nola_codec.rendering import render_largest
 
 _DRAFTS = 7
 """Greatest number of drafts of a search."""
@@ -238,7 +239,7 @@ def _too_small_message(job: EncodeJob, limit: int, empty: int) -> str:
     if sum(sizes.values()) <= LARGE_SHARE * empty:
         return message
     advice = carried_advice(job.carried)
-    return f"{message}, most of them {name_largest(sizes)}{f'; {advice}' if advice else ''}"
+    return f"{message}, most of them {render_largest(sizes)}{f'; {advice}' if advice else ''}"
 
 
 def draft_for_error(drafter: Drafter, target: RateTarget) -> Draft:

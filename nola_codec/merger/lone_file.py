@@ -11,12 +11,10 @@ from pathlib import Path
 from nola_codec.checkpoints.weights_files import WEIGHTS_NAME
 from nola_codec.errors import AdapterError
 from nola_codec.merger.request import MergeRequest
-from nola_codec.stores.files import is_pickle, require_free
-from nola_codec.stores.gguf_io import GGUF_MAGIC
+from nola_codec.stores.files import GGUF_MAGIC, ZIP_MAGIC, is_pickle, require_free
 from nola_codec.stores.open_store import open_store
 from nola_codec.stores.replacing import sync_directory, temporary_beside
 from nola_codec.stores.safetensors_writer import write_file
-from nola_codec.stores.zip_io import ZIP_MAGIC
 
 
 @contextmanager

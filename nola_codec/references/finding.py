@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, cast
 
-from nola_codec import adapters
-from nola_codec.adapters.folders import has_adapter
 from nola_codec.arrays import Arrays
 from nola_codec.container.limits import Limits
 from nola_codec.container.prelude import MAGIC
@@ -20,7 +18,6 @@ from nola_codec.decoder.factors import CHUNK_ELEMENTS
 from nola_codec.decoder.prediction import KnownRecords, Reference, missing_reference
 from nola_codec.errors import AdapterError, FormatError, NolaError
 from nola_codec.model.header import Header, ReferenceEntry
-from nola_codec.references.exact import exact_records, hash_records
 from nola_codec.remote import is_url, local_copies
 from nola_codec.stores.tensor_files import is_tensor_file
 
@@ -140,13 +137,16 @@ class _Search:
 
     def find_adapter(self, xp: Arrays) -> Reference | None:
         """Return the reference, an adapter that was never coded; None if it is not there."""
+        from nola_codec.adapters.reading import read
+        from nola_codec.references.exact import exact_records, hash_records
+
         for source, is_given in self._sources():
             try:
                 if isinstance(source, str | os.PathLike) and _is_nola(Path(source)):
                     continue
                 self.looked += 1
                 with local_copies(source if isinstance(source, str) else None) as (copy,):
-                    records = exact_records(adapters.read(source if copy is None else copy))
+                    records = exact_records(read(source if copy is None else copy))
             except (NolaError, OSError):
                 if is_given:
                     raise
@@ -169,6 +169,8 @@ class _Search:
 
     def _sources(self) -> Iterator[tuple[Source, bool]]:
         """Yield (what may be the reference, True if the caller gave it itself), the likeliest first."""
+        from nola_codec.adapters.folders import has_adapter
+
         if callable(self.places):
             source = self.places(self.entry)
             if source is not None:
@@ -187,6 +189,8 @@ class _Search:
 
     def _in_folder(self, folder: Path) -> Iterator[Path]:
         """Yield the files or the adapters of a folder, first the one that has the name of the entry."""
+        from nola_codec.adapters.folders import has_adapter
+
         named = folder / self.entry.name
         if self.entry.name and named != self.own and _is_there(named):
             yield named

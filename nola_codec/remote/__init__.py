@@ -13,9 +13,9 @@ turns the errors of other packages into ours.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from nola_codec.lazy import lazy_names
 from nola_codec.remote.addresses import is_url, shown_url
 from nola_codec.remote.arguments import accepts_urls, local_copies
 
@@ -45,10 +45,4 @@ __all__ = [
     "shown_url",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__ = lazy_names(__name__, _HOME)

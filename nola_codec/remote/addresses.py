@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
-from urllib.request import url2pathname
 
 from nola_codec.errors import RemoteError
 
@@ -135,6 +134,8 @@ def file_url_path(url: str) -> Path | None:
             f"a file on the host {pieces.netloc!r}; a path on this machine has three slashes: file:///{pieces.netloc}"
         )
         raise RemoteError(f"{message}{pieces.path}", code="bad-url", where=shown_url(url))
+    from urllib.request import url2pathname  # it loads HTTP, which few runs need
+
     return Path(url2pathname(pieces.path))
 
 

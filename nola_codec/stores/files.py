@@ -26,6 +26,10 @@ AnySource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview 
 
 MAX_JSON_BYTES = 64_000_000  # an index of a very large model is about 10 MB
 
+GGUF_MAGIC = b"GGUF"
+ZIP_MAGIC = b"PK\x03\x04"
+"""The first bytes of GGUF files, and of zip archives: `.npz`, and pickles of PyTorch."""
+
 # The first bytes of gzip, 7z, zstd, xz, bzip2 and RAR files.
 _ARCHIVE_MAGICS = (b"\x1f\x8b", b"7z\xbc\xaf\x27\x1c", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"BZh", b"Rar!\x1a\x07")
 
@@ -61,7 +65,7 @@ def describe_foreign_bytes(head: bytes) -> Foreign | None:
         return Foreign("html-page", "a web page, not a file of tensors; the download went wrong")
     if head.startswith(b"\x89NLA"):
         return Foreign("nola-file", "this is already a .nola file; `nola-codec decode` makes an adapter of it")
-    if head.startswith(b"PK\x03\x04"):
+    if head.startswith(ZIP_MAGIC):
         return Foreign("zip", "a zip archive (a PyTorch pickle or .npz); convert it to safetensors first")
     # The first 8 bytes of a safetensors file are a length and may have any value, but its byte 8 is always `{`.
     if head[8:9] != b"{" and (head.startswith(_ARCHIVE_MAGICS) or head[257:262] == b"ustar"):

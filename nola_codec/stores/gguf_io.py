@@ -22,12 +22,11 @@ import numpy as np
 
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.tensors import DTYPE_BYTES, RawTensor
-from nola_codec.stores.files import AnySource, display_name, open_from_start
+from nola_codec.stores.files import GGUF_MAGIC, AnySource, display_name, open_from_start
 from nola_codec.stores.tensor_store import Closing, TensorInfo, no_such_tensor
 
-__all__ = ["GGUF_MAGIC", "GgufFile", "dump_gguf"]
+__all__ = ["GgufFile", "dump_gguf"]
 
-GGUF_MAGIC = b"GGUF"
 
 MAX_TENSORS = 500_000
 _MAX_KEY_VALUES = 65_536

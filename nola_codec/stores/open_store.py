@@ -1,17 +1,15 @@
-"""Open a file of tensors of any type. The first bytes tell the type; the name and its suffix do not count."""
+"""Open a file of tensors of any type. The first bytes tell the type; the name and its suffix do not count.
+
+The module of a type is loaded when such a file is met.
+"""
 
 from __future__ import annotations
 
 import os
 
 from nola_codec.errors import AdapterError
-from nola_codec.stores.files import AnySource, display_name, is_pickle, open_stream
-from nola_codec.stores.gguf_io import GGUF_MAGIC, GgufFile
-from nola_codec.stores.npz_io import NpzFile
-from nola_codec.stores.pickle_io import open_pickle
-from nola_codec.stores.safetensors_io import open_safetensors
+from nola_codec.stores.files import GGUF_MAGIC, ZIP_MAGIC, AnySource, display_name, is_pickle, open_stream
 from nola_codec.stores.tensor_store import MemoryStore, TensorInfo, TensorStore
-from nola_codec.stores.zip_io import ZIP_MAGIC, Archive
 
 __all__ = ["MemoryStore", "TensorInfo", "TensorStore", "open_store"]
 
@@ -33,11 +31,17 @@ def open_store(source: AnySource, name: str | None = None) -> TensorStore:
         source = source.read()
     head = _first_bytes(source, name)
     if head.startswith(GGUF_MAGIC):
+        from nola_codec.stores.gguf_io import GgufFile
+
         return GgufFile(source, name=name)
     if head.startswith(ZIP_MAGIC):
         return _open_zip(source, name)
     if is_pickle(head):
+        from nola_codec.stores.pickle_io import open_pickle
+
         return open_pickle(source, name=name)
+    from nola_codec.stores.safetensors_io import open_safetensors
+
     return open_safetensors(source, name=name)
 
 
@@ -56,6 +60,10 @@ def _first_bytes(source: AnySource, name: str) -> bytes:
 
 
 def _open_zip(source: AnySource, name: str) -> TensorStore:
+    from nola_codec.stores.npz_io import NpzFile
+    from nola_codec.stores.pickle_io import open_pickle
+    from nola_codec.stores.zip_io import Archive
+
     archive = Archive(source, name=name)
     if archive.members and all(member.endswith(".npy") for member in archive.members):
         return NpzFile(archive, name=name)

@@ -13,7 +13,6 @@ import errno
 import functools
 import os
 import re
-import secrets
 import shutil
 import stat
 import sys
@@ -121,7 +120,7 @@ def _link(source: str, target: str) -> None:
 def _make(target: Path, is_directory: bool) -> tuple[Path, int | None]:
     """Make a temporary name of an output, and lock it; return its path, and the descriptor that holds the lock."""
     while True:
-        path = target.parent / f".{target.name}.{secrets.token_hex(6)}.tmp"
+        path = target.parent / f".{target.name}.{os.urandom(6).hex()}.tmp"
         if is_directory:
             path.mkdir()
         else:

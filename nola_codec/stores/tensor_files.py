@@ -10,10 +10,6 @@ from typing import Any
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.files import atomic_file
-from nola_codec.stores.gguf_io import dump_gguf
-from nola_codec.stores.npz_io import dump_npz
-from nola_codec.stores.pickle_io import dump_pickle
-from nola_codec.stores.safetensors_writer import write_file
 
 __all__ = ["SUFFIXES", "is_tensor_file", "write_tensors"]
 
@@ -65,6 +61,8 @@ def write_tensors(
         message = f"{target.suffix} has no place for typed key-values, such as {next(iter(extra))}"
         raise AdapterError(message, code="not-expressible", where=where)
     if file_type == "safetensors":
+        from nola_codec.stores.safetensors_writer import write_file
+
         return write_file(target, tensors, metadata)
     lost = sorted((metadata or {}).keys() - {"format"})
     if lost:
@@ -77,9 +75,14 @@ def write_tensors(
 
 
 def _dump(file_type: str, tensors: Mapping[str, RawTensor], extra: Mapping[str, Any], where: str) -> bytes:
+    """Return the bytes of a file; the module of its type is loaded here."""
     if file_type == "npz":
+        from nola_codec.stores.npz_io import dump_npz
+
         return dump_npz(tensors)
     if file_type == "pickle":
+        from nola_codec.stores.pickle_io import dump_pickle
+
         return dump_pickle(tensors)
     kind, architecture = extra.get("general.architecture", (None, None))
     if kind != "STRING" or not isinstance(architecture, str):
@@ -88,4 +91,6 @@ def _dump(file_type: str, tensors: Mapping[str, RawTensor], extra: Mapping[str, 
             code="not-expressible",
             where=where,
         )
+    from nola_codec.stores.gguf_io import dump_gguf
+
     return dump_gguf(tensors, extra, architecture)

@@ -15,7 +15,6 @@ from typing import BinaryIO, cast
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.stores.files import AnySource, display_name, open_from_start
 
-ZIP_MAGIC = b"PK\x03\x04"
 MAX_MEMBERS = 500_000
 
 # zipfile reads the directory of an archive at once and keeps about ten times its bytes. It reads members in small

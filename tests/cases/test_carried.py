@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import nola_codec
-from nola_codec.encoder.carried_notes import name_largest
 from nola_codec.errors import EncodeError
+from nola_codec.rendering import render_largest
 
 HEAD = "base_model.model.lm_head.weight"
 
@@ -93,6 +93,6 @@ def test_an_adapter_that_changes_nothing_is_said(head: tuple[int, int] | None, t
 
 def test_the_largest_tensors_are_named_first() -> None:
     """At most three names, then a number."""
-    assert name_largest({"a": 10}) == "a 10 B"
-    assert name_largest({"a": 10, "b": 2000}) == "b 2.0 KB and a 10 B"
-    assert name_largest(dict(zip("abcde", (1, 2, 3, 4, 5), strict=True))) == "e 5 B, d 4 B, c 3 B and 2 others"
+    assert render_largest({"a": 10}) == "a 10 B"
+    assert render_largest({"a": 10, "b": 2000}) == "b 2.0 KB and a 10 B"
+    assert render_largest(dict(zip("abcde", (1, 2, 3, 4, 5), strict=True))) == "e 5 B, d 4 B, c 3 B and 2 others"

@@ -23,7 +23,6 @@ from nola_codec.adapters.base_model import (
     require_one_component,
     target_of,
 )
-from nola_codec.adapters.dialects import peft_diagonals, peft_seeded
 from nola_codec.adapters.dialects.key_hints import describe_keys
 from nola_codec.adapters.dialects.module_rules import fold_scaling, is_power_of_two
 from nola_codec.adapters.dialects.pairs import join_tensors, pair_tensors, read_carried, read_pair
@@ -46,7 +45,6 @@ from nola_codec.adapters.dialects.peft_experts import (
     join_experts,
     split_experts,
 )
-from nola_codec.adapters.dialects.peft_lycoris import LOHA, LOKR
 from nola_codec.adapters.dialects.peft_ranks import fit_ranks
 from nola_codec.adapters.dialects.peft_rewrites import as_plain_lora
 from nola_codec.adapters.dialects.peft_scales import (
@@ -60,6 +58,7 @@ from nola_codec.adapters.dialects.peft_scales import (
 from nola_codec.adapters.ranks import with_largest_rank
 from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
 from nola_codec.errors import AdapterError, mismatch
+from nola_codec.lazy import LazyTable
 from nola_codec.model.adapter import Adapter, Layout, LoraModule, Origin
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import from_float32
@@ -72,9 +71,19 @@ _CARRIED = re.compile(r"\.lora_B\.bias$|\.lora_magnitude_vector(\.weight)?$|\.tr
 _EXPERTS = re.compile(r"\.experts(\.base_layer)*$")
 
 
-_OTHER_METHODS: Mapping[str, PeftDialect] = {
-    **peft_diagonals.DIALECTS, **peft_seeded.DIALECTS, "LOHA": LOHA, "LOKR": LOKR,
-}  # fmt: skip
+_OTHER_METHODS: LazyTable[PeftDialect] = LazyTable("nola_codec.adapters.dialects", {
+    "VERA": "peft_diagonals:PEFT_VERA",
+    "PVERA": "peft_diagonals:PEFT_PVERA",
+    "RANDLORA": "peft_diagonals:PEFT_RANDLORA",
+    "UNILORA": "peft_seeded:PEFT_UNILORA",
+    "TINYLORA": "peft_seeded:PEFT_TINYLORA",
+    "VBLORA": "peft_seeded:PEFT_VBLORA",
+    "FOURIERFT": "peft_seeded:PEFT_FOURIERFT",
+    "WAVEFT": "peft_seeded:PEFT_WAVEFT",
+    "LOHA": "peft_lycoris:LOHA",
+    "LOKR": "peft_lycoris:LOKR",
+})  # fmt: skip
+"""The dialects of other methods, by their ``peft_type``."""
 
 
 class PeftLora(PeftDialect):

@@ -193,11 +193,7 @@ class PeftDiagonals(PeftVectors):
         return {name: tensor for name, tensor in adapter.raw.items() if name.rpartition(".")[2] not in own}
 
 
-METHODS: Mapping[str, DiagonalMethod] = {method.peft_type: method for method in (VERA, PVERA, RANDLORA)}
-"""The methods by PEFT's ``peft_type``."""
-
-DIALECTS: Mapping[str, PeftDiagonals] = {kind: PeftDiagonals(method) for kind, method in METHODS.items()}
-"""PEFT's dialect for each of them."""
+PEFT_VERA, PEFT_PVERA, PEFT_RANDLORA = PeftDiagonals(VERA), PeftDiagonals(PVERA), PeftDiagonals(RANDLORA)
 
 
 def _check_settings(config: Mapping[str, Any], method: DiagonalMethod, where: str) -> int:

@@ -171,14 +171,8 @@ class PeftSpectra(PeftSeeded):
     needs_layer_shape = True
 
 
-def _dialect_of(method: SeededMethod) -> PeftSeeded:
-    return PeftSpectra(method) if method.needs_layer_shape else PeftSeeded(method)
-
-
-DIALECTS: Mapping[str, PeftSeeded] = {
-    method.peft_type: _dialect_of(method) for method in (UNILORA, TINYLORA, VBLORA, FOURIERFT, WAVEFT)
-}
-"""PEFT's dialect for each of the methods, by its ``peft_type``."""
+PEFT_UNILORA, PEFT_TINYLORA, PEFT_VBLORA = PeftSeeded(UNILORA), PeftSeeded(TINYLORA), PeftSeeded(VBLORA)
+PEFT_FOURIERFT, PEFT_WAVEFT = PeftSpectra(FOURIERFT), PeftSpectra(WAVEFT)
 
 
 def _with_gains(adapter: Adapter, deltas: Sequence[SeededDelta], method: SeededMethod) -> Adapter:

@@ -17,7 +17,7 @@ from peft.tuners.waveft.layer import WaveFTLinear
 import nola_codec
 from nola_codec.adapters import dialect_of, read
 from nola_codec.adapters.dialects.fixed_functions import fixed_circle, fixed_exp
-from nola_codec.adapters.dialects.peft_seeded import DIALECTS
+from nola_codec.adapters.dialects.peft_seeded import PEFT_FOURIERFT, PEFT_WAVEFT
 from nola_codec.adapters.dialects.torch_draws import normal_numbers, permutation_start
 from nola_codec.adapters.dialects.wavelets import WAVELETS
 from nola_codec.encoder.delta_errors import JoinedDelta, find_shared_deltas
@@ -138,7 +138,7 @@ def test_wavelets_are_pefts(family: str) -> None:
         tensors = {f"{M}.waveft_spectrum": from_float32(spectrum.numpy(), "F32")}
         options = {"peft_type": "WAVEFT", "n_frequency": 40, "wavelet_family": family, "random_loc_seed": 3,
                    "scaling": 2.0}  # fmt: skip
-        (delta,) = DIALECTS["WAVEFT"].combined_deltas(Adapter("peft", (), tensors, options))
+        (delta,) = PEFT_WAVEFT.combined_deltas(Adapter("peft", (), tensors, options))
         left, right = delta.factors({}, shape)
         theirs = layer.get_delta_weight("default").detach().numpy()
         assert np.allclose(left @ right * delta.scale, theirs, atol=3e-6)
@@ -359,12 +359,12 @@ def test_logits_of_minus_infinity_are_never_chosen(tmp_path: Path) -> None:
 
 def test_a_layer_that_is_too_large_is_refused() -> None:
     config, tensors = fourierft()
-    (delta,) = DIALECTS["FOURIERFT"].combined_deltas(Adapter("peft", (), tensors, config))
+    (delta,) = PEFT_FOURIERFT.combined_deltas(Adapter("peft", (), tensors, config))
     with pytest.raises(AdapterError, match="merge the decoded directory with PEFT") as caught:
         delta.factors({}, (1 << 15, 1 << 15))
     assert caught.value.code == "limit"
     many = {f"{M}.fourierft_spectrum": floats(20000)}
-    (delta,) = DIALECTS["FOURIERFT"].combined_deltas(Adapter("peft", (), many, {**config, "n_frequency": 20000}))
+    (delta,) = PEFT_FOURIERFT.combined_deltas(Adapter("peft", (), many, {**config, "n_frequency": 20000}))
     with pytest.raises(AdapterError, match="more products than a merge may") as caught:
         delta.factors({}, (14000, 15000))
     assert caught.value.code == "limit"

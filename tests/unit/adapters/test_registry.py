@@ -15,6 +15,7 @@ import nola_codec
 from nola_codec.adapters import DIALECTS, deltas, dialect_of, find_dialect, read, register_dialect, registry, write
 from nola_codec.adapters.contract import Dialect
 from nola_codec.adapters.conversion import convert
+from nola_codec.adapters.dialects.peft_methods import CODED
 from nola_codec.api.comparing import compare
 from nola_codec.api.decoding import decode
 from nola_codec.api.encoding import encode
@@ -49,6 +50,17 @@ def sesame(path: Path, scale: str = "2", **more: RawTensor) -> Path:
     tensors = {f"layers.{n}.proj.sesame.{side}": floats(*shape)
                for n in range(2) for side, shape in (("down", (3, 24)), ("up", (16, 3)))}  # fmt: skip
     return write_file(path, {**tensors, **more}, {"sesame.scale": scale})
+
+
+def test_every_built_in_dialect_is_under_its_own_name() -> None:
+    assert {name: dialect.name for name, dialect in DIALECTS.items()} == {name: name for name in DIALECTS}
+
+
+@pytest.mark.parametrize("kind", sorted(set(CODED) - {"LORA", "ADALORA"}))
+def test_every_other_method_of_peft_has_a_dialect_of_its_own(kind: str) -> None:
+    found = DIALECTS["peft"].variant({"peft_type": kind})
+    assert found.title.lower().replace("-", "") == kind.lower()
+    assert found is DIALECTS["peft"].variant({"peft_type": kind})
 
 
 def test_the_page_adds_a_dialect(tmp_path: Path) -> None:
