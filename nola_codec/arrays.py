@@ -103,7 +103,9 @@ class TorchArrays:
         self._torch = torch
         self.device = torch.device(cast("Any", device))
 
-    def asarray(self, array: npt.NDArray[Any]) -> Array:
+    def asarray(self, array: Array) -> Array:
+        if isinstance(array, self._torch.Tensor):
+            return array.to(self.device)
         if not array.flags.writeable:
             array = array.copy()
         return self._torch.from_numpy(np.ascontiguousarray(array)).to(self.device)

@@ -3,6 +3,7 @@
     decoder.py                  Decoder: one record, some or all, in batches of blocks; the decoded SHA-256
     coefficients.py             sections -> symbols -> integer coefficients
     factors.py                  integer coefficients -> DecodedRecord: int16 sides, and a power of two for each
+    device/                     sections -> DecodedRecord on a device, from packed bytes, in PyTorch
     prediction.py               the records of an earlier version, added to those of a file that is coded against it
     adapters.py                 DecodedRecords -> Adapter in float32
     carried_forms.py            the forms of carried tensors (exact, bf16, int8, coded), and the way back from them

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from nola_codec.array_types import SymbolArray
+from nola_codec.arrays import Array
 from nola_codec.container.units import Allocations, Layer, coded_layers
 from nola_codec.entropy import decode_many
 from nola_codec.errors import FormatError
@@ -24,11 +24,11 @@ class Coefficients:
     """The integer coefficients of one record.
 
     Attributes:
-        sides: The coefficients of each side, int32 (vectors, num_basis).
+        sides: The coefficients of each side, int32 (vectors, num_basis); NumPy arrays, or tensors on a device.
         peak: A bound of the magnitude of all coefficients.
     """
 
-    sides: tuple[npt.NDArray[np.int32], ...]
+    sides: tuple[Array, ...]
     peak: int
 
 
@@ -90,14 +90,19 @@ def record_coefficients(
                 gathered.setdefault(layer.quantizer, []).append((layer, stream[start : ends[rung]]))
                 bounds[layer.vector] += layer.weight * book.peak
         peak = max(peak, int(bounds.max(initial=0)))
-        if peak > _LARGEST:
-            raise FormatError(f"coefficients of {record.name}: expected at most {_LARGEST}, found {peak}", code="bound")
+        require_peak(record.name, peak)
         for quantizer, layers in gathered.items():
             points = book_points(quantizers[quantizer].codebook, np.stack([s for _, s in layers]), count)
             for (layer, _), row in zip(layers, points, strict=True):
                 total[layer.vector] += row if layer.weight == 1 else row.astype(np.int32) * layer.weight
         sides.append(total)
     return Coefficients(tuple(sides), peak)
+
+
+def require_peak(name: str, peak: int) -> None:
+    """Raise FormatError ``bound`` if the coefficients of a record, up to `peak`, may not fit into 32 bits."""
+    if peak > _LARGEST:
+        raise FormatError(f"coefficients of {name}: expected at most {_LARGEST}, found {peak}", code="bound")
 
 
 def decode_symbols(

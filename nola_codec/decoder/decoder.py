@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.arrays import Arrays
+from nola_codec.arrays import Arrays, TorchArrays
 from nola_codec.container.reader import Container
 from nola_codec.decoder.coefficients import decode_symbols, record_coefficients
 from nola_codec.decoder.factors import CHUNK_ELEMENTS, DecodedRecord, synthesize_records
@@ -20,6 +20,11 @@ from nola_codec.model.records import CodedRecord
 from nola_codec.model.tensors import RawTensor
 from nola_codec.parallel import parallel_map
 from nola_codec.prng.draws import draw_tensor
+
+if TYPE_CHECKING:
+    import torch
+
+    from nola_codec.decoder.device.decoding import DeviceBlocks
 
 _BATCH_SYMBOLS = 48 << 20
 """Coefficients that are entropy-decoded together: enough for vectorized rANS, at 6 bytes each at the peak."""
@@ -63,6 +68,7 @@ class Decoder:
         self.chunk_elements = chunk_elements
         self.header = container.read_units()
         self._kept: tuple[int, list[list[npt.NDArray[Any]]]] | None = None
+        self._on_device: DeviceBlocks | None = None
         self._allocations = [rung.allocation for rung in self.header.rungs]
         self._starts = np.cumsum([0, *self.header.blocks]).tolist()
 
@@ -148,6 +154,9 @@ class Decoder:
         return self.header.coded[self._starts[block] : self._starts[block + 1]]
 
     def _decode_blocks(self, blocks: Sequence[int], wanted: set[int]) -> Iterator[tuple[int, DecodedRecord]]:
+        if isinstance(self.xp, TorchArrays):
+            yield from self._decode_on_device(blocks, wanted, self.xp.device)
+            return
         symbols = self._symbols(blocks)
         numbers = [i for b in blocks for i in range(self._starts[b], self._starts[b + 1])]
         picked = [(number, symbols[position]) for position, number in enumerate(numbers) if number in wanted]
@@ -175,6 +184,24 @@ class Decoder:
         apply = parallel_map if self.xp.has_threads else map
         for group in apply(make, _portions(picked)):
             yield from group
+
+    def _decode_on_device(
+        self, blocks: Sequence[int], wanted: set[int], device: torch.device
+    ) -> Iterator[tuple[int, DecodedRecord]]:
+        """Do the same as `_decode_blocks` on a device, to which the sections are copied as they are.
+
+        A block that is asked for alone stays there until the next one.
+        """
+        from nola_codec.decoder.device.decoding import DeviceBlocks
+
+        if self._on_device is None or self._on_device.blocks != tuple(blocks):
+            self._on_device = DeviceBlocks(self.container, self.header, blocks, device)
+        made = self._on_device.decode(wanted, chunk_elements=self.chunk_elements)
+        known = self._decode_reference(list(made))
+        for number, item in made.items():
+            yield number, self._predict(self.header.coded[number], item, known)
+        if len(blocks) > 1:
+            self._on_device = None
 
     def _decode_reference(self, numbers: Sequence[int]) -> Mapping[str, DecodedRecord]:
         """Return the reference's records, by name, that records of these numbers may need."""

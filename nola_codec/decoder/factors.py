@@ -134,8 +134,8 @@ def _synthesize_side(
             )
             for c, key, part in zip(coefficients, keys, np.split(np.arange(len(shifts)), len(records)), strict=True)
         ]
-    points = np.stack([c.sides[side] for c in coefficients])  # (records, vectors, num_basis)
-    values = basis.synthesize(xp.asarray(points), length, keys, peak, xp)  # (records, vectors, length)
+    points = xp.stack([xp.asarray(c.sides[side]) for c in coefficients], 0)  # (records, vectors, num_basis)
+    values = basis.synthesize(points, length, keys, peak, xp)  # (records, vectors, length)
     rows = _scale(values.reshape(len(records) * vectors, length), *_scales(records, side), xp)
     rows = rows.reshape(len(records), vectors, length)
     return [_arrange(rows[i], own, xp) for i in range(len(records))]

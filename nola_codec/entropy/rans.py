@@ -195,7 +195,7 @@ def decode_many(
             raise FormatError(mismatch("rans lanes (log2)", f"0 to {MAX_LANE_BITS}", data[0] if data else "no data"),
                               code="symbols")  # fmt: skip
         groups.setdefault(data[0], []).append(index)
-    lookup = _lookup(models)
+    lookup = lookup_table(models)
     for bits, part in _jobs(groups, all_runs):
         decoded = _decode_group([datas[i] for i in part], [all_runs[i] for i in part], bits, lookup)
         for index, symbols in zip(part, decoded, strict=True):
@@ -273,7 +273,7 @@ def _tables(models: Sequence[SymbolModel]) -> tuple[npt.NDArray[np.int64], npt.N
     return starts.reshape(-1), widths.reshape(-1)
 
 
-def _lookup(models: Sequence[SymbolModel]) -> npt.NDArray[np.uint32]:
+def lookup_table(models: Sequence[SymbolModel]) -> npt.NDArray[np.uint32]:
     """Return symbol (8 bits), frequency - 1 (12 bits) and slot - start (12 bits) of each slot of each model, uint32."""
     table = np.zeros((len(models), TOTAL), np.uint32)
     for row, model in enumerate(models):

@@ -35,14 +35,17 @@ def least_size(runs: Runs, models: Sequence[SymbolModel]) -> int:
     return 0
 
 
-def _width(model: SymbolModel) -> int:
+def stored_width(model: SymbolModel) -> int:
+    """Return the number of bits that a symbol of a model takes before compression."""
     width = symbol_width(model)
     return next(w for w in (1, 2, 4, 8, 16) if w >= width)
 
 
 def encode(symbols: npt.NDArray[Any], runs: Runs, models: Sequence[SymbolModel]) -> bytes:
     """Pack and compress the symbols (runs.total,) of one section."""
-    return compress(b"".join(pack(part, _width(models[model])) for model, part in symbols_by_model(symbols, runs)))
+    return compress(
+        b"".join(pack(part, stored_width(models[model])) for model, part in symbols_by_model(symbols, runs))
+    )
 
 
 def encode_many(
@@ -52,14 +55,24 @@ def encode_many(
     return [encode(symbols, runs, models) for symbols, runs in zip(streams, all_runs, strict=True)]
 
 
+def decompress_packed(data: bytes | memoryview, runs: Runs, models: Sequence[SymbolModel]) -> bytes:
+    """Return the packed symbols of a section: the content of its frame.
+
+    Raises:
+        FormatError: ``zstd``: The frame is damaged, or its size is not that of the symbols.
+    """
+    size = sum(packed_size(count, stored_width(models[model])) for model, count in count_symbols(runs))
+    return decompress(data, size, "symbols")
+
+
 def decode(data: bytes | memoryview, runs: Runs, models: Sequence[SymbolModel]) -> npt.NDArray[np.uint16]:
     """Undo `encode`. Raises FormatError for a bad frame, a wrong size or a symbol out of range."""
     counts = count_symbols(runs)
-    plain = memoryview(decompress(data, sum(packed_size(n, _width(models[m])) for m, n in counts), "symbols"))
+    plain = memoryview(decompress_packed(data, runs, models))
     parts = []
     position = 0
     for model, count in counts:
-        width = _width(models[model])
+        width = stored_width(models[model])
         stop = position + packed_size(count, width)
         if padding_bits(plain[position:stop], width, count):
             raise FormatError("packed symbols: padding bits are not zero", code="symbols")

@@ -82,8 +82,13 @@ def trellis_points(trellis: Trellis, symbols: npt.NDArray[np.uint8], count: int)
 def dependent_points(book: Dependent, symbols: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
     """Return the coefficients of vectors, int32 (vectors, count), from symbols of the same shape."""
     chosen = choose_books(book.mask, symbols ^ np.uint8(len(book.even) & 1))
-    points = np.array([_mirror(book.even), _mirror(book.odd)], np.int32).reshape(-1)
+    points = np.array(dependent_table(book), np.int32)
     return np.asarray(points[chosen * np.uint16(book.size) + symbols])
+
+
+def dependent_table(book: Dependent) -> tuple[int, ...]:
+    """Return the points of all symbols of the even codebook, and then those of the odd one."""
+    return (*_mirror(book.even), *_mirror(book.odd))
 
 
 def choose_books(mask: int, levels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

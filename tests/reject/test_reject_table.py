@@ -29,6 +29,7 @@ from nola_forge import (
     verify,
 )
 
+from nola_codec.arrays import TorchArrays
 from nola_codec.container.limits import Limits
 from nola_codec.container.reader import open_container
 from nola_codec.errors import ChecksumMismatch, FormatError
@@ -584,6 +585,15 @@ def test_each_fault_is_refused_for_its_reason(name: str) -> None:
         assert caught.value.code == case.code
     else:
         open_container(data).close()
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.at_open])
+def test_a_device_refuses_the_same(name: str) -> None:
+    """The path from packed bytes in PyTorch finds what the path in NumPy finds."""
+    case = CASES[name]
+    with pytest.raises(FormatError) as caught:
+        verify(case.make(), xp=TorchArrays())
+    assert caught.value.code == case.code, caught.value
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.code != "limit"])

@@ -45,10 +45,24 @@ def merge_tensor(weight: Any, delta: Any) -> None:
     Raises:
         AdapterError: ``overflow``: the sum is too large for the dtype. The weight does not change then.
     """
-    merged = round_to(weight.double() + (delta.reshape(weight.shape) + 0.0), weight.dtype)  # a zero delta is +0
-    if not bool(merged.isfinite().all()):
+    merged, is_finite = merged_tensor(weight, delta)
+    if not bool(is_finite):
         raise AdapterError(f"the merged weight is not finite in {weight.dtype}", code="overflow")
     weight.copy_(merged)
+
+
+def merged_tensor(weight: Any, delta: Any) -> tuple[Any, Any]:
+    """Return the sum of a torch weight and delta_W, rounded once, without reading anything back from the device.
+
+    Args:
+        weight: The weight, of a float dtype.
+        delta: float64, with as many elements as the weight, on its device.
+
+    Returns:
+        The merged weight, in the weight's shape and dtype, and a bool scalar on the device: True if it is finite.
+    """
+    merged = round_to(weight.double() + (delta.reshape(weight.shape) + 0.0), weight.dtype)  # a zero delta is +0
+    return merged, merged.isfinite().all()
 
 
 def round_to(values: Any, dtype: Any) -> Any:

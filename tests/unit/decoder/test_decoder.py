@@ -21,6 +21,7 @@ from nola_codec.basis import BASES, BasisKey
 from nola_codec.container.reader import open_container
 from nola_codec.decoder.coefficients import Coefficients
 from nola_codec.decoder.decoder import DecodedHash
+from nola_codec.decoder.device.decoding import DeviceBlocks
 from nola_codec.decoder.factors import synthesize_records
 from nola_codec.merger.arithmetic.sum import delta_weight
 from nola_codec.model.records import CodedKind, CodedRecord, Split, coded_sides
@@ -191,6 +192,9 @@ HOSTILE = {
 }
 
 
+HOSTILE_FILES = ["trellis.nola", "rungs.nola", "codec-raw.nola"]
+
+
 @pytest.fixture(scope="module")
 def hostile_answers() -> dict[str, list[str]]:
     """Digest and work type under each setting, each in a fork of a process of its own."""
@@ -204,7 +208,8 @@ for name, setting in t.HOSTILE.items():
     if os.fork() == 0:
         exec(setting)
         xp = t.TorchArrays()
-        print(name, t.wide_digest(xp), xp.integer_work_dtype(1000), sep='|', flush=True)
+        files = [t.file_digest(f, xp, t.whole) for f in t.HOSTILE_FILES]
+        print(name, t.wide_digest(xp), xp.integer_work_dtype(1000), *files, sep='|', flush=True)
         os._exit(0)
     os.wait()
 """
@@ -216,8 +221,9 @@ for name, setting in t.HOSTILE.items():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("setting", HOSTILE)
 def test_no_setting_of_the_process_changes_a_bit(setting: str, hostile_answers: dict[str, list[str]]) -> None:
-    digest, work = hostile_answers[setting]
+    digest, work, *files = hostile_answers[setting]
     assert digest.startswith(WIDE)
+    assert files == [manifest()[name]["factors_sha256"] for name in HOSTILE_FILES]
     if setting not in ("default dtype", "default device", "deterministic", "inference", "flush denormal"):
         assert work == "float64"  # float32 would do for sums of 1000, were it not rounded down
 
@@ -259,13 +265,20 @@ def fake_cuda() -> Iterator[tuple[Watch, TorchArrays]]:
         yield watch, TorchArrays("cuda:0")
 
 
-@pytest.mark.parametrize("name", FILES)
+# Every step of rANS takes the same operations, and fake ones are slow, so `dependent` stands for these files.
+SLOW_FAKES = {"codec-rans.nola", "rungs.nola", "vectors.nola", "vectors-rungs.nola"}
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name not in SLOW_FAKES])
 def test_files_decode_on_cuda(name: str, fake_cuda: tuple[Watch, TorchArrays]) -> None:
     watch, xp = fake_cuda
     with open_container(golden(name.removesuffix(".nola"))) as container:
-        decoder = open_decoder(container, xp, GOLDEN)
-        for index, factors in decoder.decode_pairs():
-            kind = decoder.header.pairs[index].kind
+        header = container.read_units()
+        blocks = DeviceBlocks(container, header, range(len(header.blocks)), torch.device("cuda:0"))
+        made = blocks.decode(check=False)
+        assert list(made) == list(range(len(header.coded)))
+        for index, record in enumerate(header.pairs):
+            kind, factors = record.kind, made[index]
             (rows, columns), rank = kind.product_shape, kind.rank
             for factor, shape in zip(factors.sides, ((rows, rank), (rank, columns)), strict=True):
                 assert (factor.device.type, factor.dtype, tuple(factor.shape)) == ("cuda", torch.int16, shape)

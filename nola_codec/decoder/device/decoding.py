@@ -1,0 +1,199 @@
+"""Decode records on a device from packed bytes, without a copy back to the processor.
+
+    header = container.read_units()
+    packed = pack_blocks(container, header, range(len(header.blocks)))     # the coded sections of the file
+    data = tensor_of(packed.data, "cuda")                                  # as small as the file
+    plan = make_plan(header, packed)                                       # small; from the header alone
+    decoded = decode_on_device(data, plan, header)                         # int16 sides and exponents
+    decoded.check("task.nola")                                             # reads one number back, when you like
+
+`DeviceBlocks` does all of it for one use of some blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from nola_codec.arrays import TorchArrays
+from nola_codec.decoder.coefficients import Coefficients
+from nola_codec.decoder.device.packed import Sections, pack_blocks
+from nola_codec.decoder.device.plan import DevicePlan, LayerGroup, make_plan
+from nola_codec.decoder.device.points import book_points
+from nola_codec.decoder.device.symbols import decode_symbols, put_on
+from nola_codec.decoder.factors import CHUNK_ELEMENTS, DecodedRecord, synthesize_records
+from nola_codec.entropy.rans import MAX_ALPHABET, lookup_table
+from nola_codec.errors import FormatError
+from nola_codec.model.header import Header
+
+_PIECE = 1 << 22
+"""Coefficients that are made at once, at about 40 bytes each."""
+
+
+@dataclass(frozen=True)
+class DeviceSymbols:
+    """The symbols of some blocks on a device.
+
+    Attributes:
+        rungs: The symbols of each rung, in the order of the plan.
+        faults: The number of faults in the sections, an int64 scalar on the device.
+    """
+
+    rungs: tuple[torch.Tensor, ...]
+    faults: torch.Tensor
+
+
+@dataclass(frozen=True)
+class DeviceRecords:
+    """Records that were decoded on a device.
+
+    Attributes:
+        records: The records by their numbers in `Header.coded`, ascending: int16 sides on the device, and exponents.
+        faults: The number of faults in the sections, an int64 scalar on the device; the records of a file with faults
+            mean nothing.
+    """
+
+    records: Mapping[int, DecodedRecord]
+    faults: torch.Tensor
+
+    def check(self, where: str = "") -> None:
+        """Read the number of faults back from the device.
+
+        Raises:
+            FormatError: ``symbols``: There are faults; the message starts with `where`.
+        """
+        require_no_faults(self.faults, where)
+
+
+def decode_on_device(
+    data: torch.Tensor, plan: DevicePlan, header: Header, *, chunk_elements: int = CHUNK_ELEMENTS
+) -> DeviceRecords:
+    """Decode the records of a plan from packed bytes, on the device of the bytes.
+
+    No value is read back to the processor, so on a GPU the call returns before the work is done. A file that was
+    verified once needs no check afterwards. For any other, call `DeviceRecords.check`.
+
+    Args:
+        data: uint8 (bytes,): `PackedBlocks.data`, on any device.
+        plan: The plan of these blocks.
+        header: The header, with the units of every record.
+        chunk_elements: The number of elements that are synthesized at once; it changes no bit.
+
+    Returns:
+        The records as the file itself holds them; those of a reference are not added.
+
+    Raises:
+        FormatError: ``bound``, ``scale``: A sum or a scale is out of range.
+    """
+    return synthesize_on_device(plan, symbols_on_device(data, plan, header), header, chunk_elements=chunk_elements)
+
+
+def symbols_on_device(data: torch.Tensor, plan: DevicePlan, header: Header) -> DeviceSymbols:
+    """Return the symbols of all blocks of a plan; arguments are those of `decode_on_device`."""
+    models = [quantizer.model for quantizer in header.quantizers]
+    lookup = put_on(data.device, lookup_table(models).astype(np.int64))
+    wide = any(model.size > MAX_ALPHABET for model in models)
+    rungs, faults = [], torch.zeros((), dtype=torch.int64, device=data.device)
+    for rung in plan.rungs:
+        symbols, wrong = decode_symbols(data, rung, lookup, wide=wide)
+        rungs.append(symbols)
+        faults = faults + wrong
+    return DeviceSymbols(tuple(rungs), faults)
+
+
+def synthesize_on_device(
+    plan: DevicePlan, symbols: DeviceSymbols, header: Header, *, chunk_elements: int = CHUNK_ELEMENTS
+) -> DeviceRecords:
+    """Turn the symbols of a plan's blocks into the plan's records; arguments are those of `decode_on_device`."""
+    pools = {
+        count: torch.zeros((vectors, count), dtype=torch.int32, device=symbols.faults.device)
+        for count, vectors in plan.vectors.items()
+    }
+    for group in plan.layers:
+        _add_layers(group, symbols.rungs[group.rung], header, pools[group.count])
+    records = [header.coded[each.number] for each in plan.records]
+    coefficients = []
+    for own, record in zip(plan.records, records, strict=True):
+        vectors = record.kind.vectors(record.units)
+        sides = [pools[count][row : row + vectors] for count, row in zip(record.kind.num_basis, own.rows, strict=True)]
+        coefficients.append(Coefficients(tuple(sides), own.peak))
+    made = synthesize_records(
+        records,
+        coefficients,
+        generator=header.generator,
+        seed=header.seed,
+        xp=TorchArrays(symbols.faults.device),
+        chunk_elements=chunk_elements,
+    )
+    return DeviceRecords({own.number: item for own, item in zip(plan.records, made, strict=True)}, symbols.faults)
+
+
+def require_no_faults(faults: torch.Tensor, where: str = "") -> None:
+    """Raise FormatError ``symbols`` if sections have faults; this reads the number back from the device."""
+    if int(faults):
+        raise FormatError("the symbols of its sections are damaged", code="symbols", where=where)
+
+
+def _add_layers(group: LayerGroup, symbols: torch.Tensor, header: Header, pool: torch.Tensor) -> None:
+    """Add the points of layers, times their weights, to the coefficients of their vectors."""
+    book = header.quantizers[group.quantizer].codebook
+    run = book.run(group.count)
+    step = max(1, _PIECE // max(1, run))
+    offsets = torch.arange(run, dtype=torch.int64, device=symbols.device)
+    for first in range(0, len(group.starts), step):
+        starts, rows, weights = (
+            put_on(symbols.device, each[first : first + step]) for each in (group.starts, group.rows, group.weights)
+        )
+        points = book_points(book, symbols[starts[:, None] + offsets], group.count)
+        pool.index_add_(0, rows, points * weights[:, None].to(torch.int32))
+
+
+class DeviceBlocks:
+    """Blocks of a file that lie on a device, with their symbols once they are decoded.
+
+    Attributes:
+        blocks: The numbers of the blocks.
+    """
+
+    def __init__(self, source: Sections, header: Header, blocks: Sequence[int], device: torch.device) -> None:
+        """Read the sections of the blocks, check them, and copy them to the device.
+
+        Raises:
+            FormatError, ChecksumMismatch: A section is damaged.
+        """
+        self.blocks = tuple(blocks)
+        self._header = header
+        self._packed = pack_blocks(source, header, blocks)
+        self._data = tensor_of(self._packed.data, device)
+        self._symbols: DeviceSymbols | None = None
+
+    def decode(
+        self, wanted: Collection[int] | None = None, *, check: bool = True, chunk_elements: int = CHUNK_ELEMENTS
+    ) -> Mapping[int, DecodedRecord]:
+        """Decode records of the blocks.
+
+        Args:
+            wanted: The numbers of the records in `Header.coded`; None decodes all that the blocks hold.
+            check: False does not look for faults of the sections, and reads nothing back from the device.
+            chunk_elements: The number of elements that are synthesized at once; it changes no bit.
+
+        Returns:
+            The records by number, ascending, as the file itself holds them.
+
+        Raises:
+            FormatError: ``symbols``, ``bound``, ``scale``: The file is damaged.
+        """
+        plan = make_plan(self._header, self._packed, wanted)
+        if self._symbols is None:
+            self._symbols = symbols_on_device(self._data, plan, self._header)
+            if check:
+                require_no_faults(self._symbols.faults)
+        return synthesize_on_device(plan, self._symbols, self._header, chunk_elements=chunk_elements).records
+
+
+def tensor_of(data: bytes, device: torch.device | str) -> torch.Tensor:
+    """Return bytes as a uint8 tensor on a device."""
+    return torch.from_numpy(np.frombuffer(bytearray(data), np.uint8)).to(device)
