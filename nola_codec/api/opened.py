@@ -216,7 +216,7 @@ class NolaFile(Generic[Tensor]):
                 embeddings of the model must be resized first; ``merge-unknown`` and ``merge-dora`` for tensors that
                 cannot be merged; ``merge-network``: it
                 has no deltas; ``tied-weights``: a weight that changes is shared with another module; ``overflow``: a
-                sum leaves the dtype, and the deltas before it are in the model.
+                sum leaves the dtype, and other deltas may be in the model.
             MissingPackage: ``needs-torch``.
             FormatError, ChecksumMismatch: The file is damaged; nothing is changed.
         """

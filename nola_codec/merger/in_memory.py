@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from nola_codec.adapters import dialect_of
-from nola_codec.adapters.dialects.peft import PEFT
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.merger.arithmetic.sum import delta_weight, merge_tensor
-from nola_codec.merger.layer_deltas import merge_layer_deltas
-from nola_codec.merger.matching import merge_target
+from nola_codec.merger.memory_change import plan_change
 from nola_codec.merger.memory_model import MemoryModel
-from nola_codec.merger.plan import plan_merge
-from nola_codec.merger.weight_places import Place
-from nola_codec.model.header import Header
+from nola_codec.merger.merge_files import decode_merge_file
 
 if TYPE_CHECKING:
     import torch
@@ -36,43 +29,8 @@ def merge_into_model(decoder: Decoder, where: str, model: torch.nn.Module) -> No
             ``merge-network``, ``merge-vectors``, ``merge-projections`` for files that cannot be merged in memory.
         FormatError, ChecksumMismatch: The file is damaged; nothing is changed.
     """
-    header = decoder.header
-    dialect = dialect_of(header, where)
-    dialect.require_mergeable(where)
+    dialect_of(decoder.header, where).require_mergeable(where)
     memory = MemoryModel(model)
-    pairs = None if dialect is not PEFT or header.raw or header.vectors else _plain_pairs(header, memory)
-    if pairs is None:
-        merge_layer_deltas(decoder, where, memory)
-    else:
-        _merge_pairs(decoder, memory, pairs)
-
-
-def _plain_pairs(header: Header, memory: MemoryModel) -> dict[str, Place] | None:
-    """Return the place of each pair, by weight; None if a delta is a slice or changes a part of a weight."""
-    dialect = dialect_of(header)
-    if any(dialect.slice_of(record.name)[0] != record.name for record in header.pairs):
-        return None
-    places = plan_merge(memory, [merge_target(record) for record in header.pairs]).places
-    return None if any(part.taken or part.put for place in places.values() for part in place.parts) else dict(places)
-
-
-def _merge_pairs(decoder: Decoder, memory: MemoryModel, places: dict[str, Place]) -> None:
-    """Merge LoRA pairs; each delta is computed on the decoder's device."""
-    import torch
-
-    memory.require_untied((place.weight, place.module) for place in places.values())
-    factors = decoder.decode_all()
-    by_name = {record.name: (record, decoded) for record, decoded in zip(decoder.header.pairs, factors, strict=True)}
-    with torch.no_grad():
-        for place in places.values():
-            record, decoded = by_name[place.module]
-            delta = _as_tensor(delta_weight(decoded, record.kind, decoder.xp))
-            weight = memory.parameters[place.weight]
-            merge_tensor(weight, (delta.T if place.transposed else delta).reshape(weight.shape).to(weight.device))
-
-
-def _as_tensor(array: Any) -> torch.Tensor:
-    import torch
-
-    tensor: torch.Tensor = torch.from_numpy(array) if isinstance(array, np.ndarray) else array
-    return tensor
+    change = plan_change(decode_merge_file(decoder, where), memory)
+    change.require_untied(memory)
+    change.write(memory)
