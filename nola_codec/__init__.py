@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from nola_codec.integrations.evaluation.report import Evaluation
     from nola_codec.integrations.hub.publishing import push_to_hub
     from nola_codec.integrations.hub.pulling import from_hub
+    from nola_codec.integrations.task_bank.bank import TaskBank
 
 _HOME = {
     "compare": "api.comparing",
@@ -86,6 +87,7 @@ _HOME = {
     "Evaluation": "integrations.evaluation.report",
     "push_to_hub": "integrations.hub.publishing",
     "from_hub": "integrations.hub.pulling",
+    "TaskBank": "integrations.task_bank.bank",
     "RemoteError": "errors",
     "decode_many": "fleet.many",
     "encode_many": "fleet.many",
@@ -112,6 +114,7 @@ __all__ = [
     "OutputExists",
     "RemoteError",
     "SweepReport",
+    "TaskBank",
     "TensorFacts",
     "TruncateReport",
     "__version__",

@@ -167,6 +167,14 @@ class Container:
             sha256.update(self._read(position, min(1 << 20, self._length - position)))
         return sha256.digest()
 
+    def file_bytes(self) -> bytes:
+        """Return the bytes of the whole file.
+
+        Raises:
+            FormatError: ``truncated``: The file is not whole.
+        """
+        return self._read(0, self.file_length)
+
     def all_names(self) -> tuple[str, ...]:
         """Return the name of this file, and those of the files that are closed together with it."""
         return (self.name, *(name for other in self._others for name in other.all_names()))

@@ -12,6 +12,7 @@ Its files:
     hub/                        publish on the Hugging Face Hub, and open files from there
     peft.py, swapping.py        files in live models of PEFT, and adapters of these as files
     live_models.py              tries a change on a copy without numbers
+    task_bank/                  thousands of files in memory beside one model: `TaskBank`
     serving/                    vLLM, SGLang and other servers of language models
     transformers.py, diffusers.py, mlx.py    files in their live models; the callback for the Trainer
 """

@@ -13,8 +13,9 @@
 `engine.py` holds this flow, and `restored_model.py` is its way back. `diffusers_pipeline.py` and `lone_file.py` turn a
 base that is not a model directory into merges of model directories; `in_memory.py` is the short form of the flow for a
 model in memory, with `memory_model.py` and `memory_change.py`, and `layer_deltas.py` makes one delta alone.
-`model_directory.py` has the other files of a model directory, and `vocabulary.py` larger embeddings. A place (`weight_places.py`) is the weight that a delta is added to, or a part of one (`terms.py`). `arithmetic/` says
-which bits come out, and nothing else in this package decides a bit.
+`model_directory.py` has the other files of a model directory, and `vocabulary.py` larger embeddings. A place
+(`weight_places.py`) is the weight that a delta is added to, or a part of one (`terms.py`). `arithmetic/` says which
+bits come out, and nothing else in this package decides a bit.
 
 A weight is found by `model_names.py`, with the rules of Transformers, and by `stored_names.py`, with the names that
 other tools give it; `part_places.py` finds the parts of fused weights, `layout_places.py` the weights of image models

@@ -1,0 +1,190 @@
+"""Apply a rebuilt task to a model, and restore the bits of the base model; or hand its factors to a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from nola_codec.errors import AdapterError
+from nola_codec.integrations.task_bank.branches import Branch, has_branch, make_branch, run_beside
+from nola_codec.integrations.task_bank.rebuilding import RebuiltTask, WeightPair
+from nola_codec.merger.arithmetic.sum import merge_tensor
+from nola_codec.merger.memory_change import MemoryChange, add_deltas
+from nola_codec.merger.memory_model import MemoryModel
+from nola_codec.model.records import CodedKind
+
+if TYPE_CHECKING:
+    import torch
+
+ApplyHook = Callable[[str | None, "Mapping[str, tuple[torch.Tensor, torch.Tensor]]"], None]
+"""``apply(name, factors)`` of a server: ``factors`` has lora_A (r, in) and lora_B (out, r) of each module, the scaling
+multiplied into lora_B. On leaving, the name is None and ``factors`` is empty."""
+
+
+class Applier(Protocol):
+    """Applies tasks, one at a time.
+
+    Attributes:
+        applied: As in `BankUsage`.
+        kept: As in `BankUsage`.
+    """
+
+    @property
+    def applied(self) -> int: ...
+    @property
+    def kept(self) -> int: ...
+
+    def check(self, kinds: Mapping[str, CodedKind], rest: MemoryChange | None) -> None:
+        """Refuse a task that cannot be applied.
+
+        Args:
+            kinds: The kind of each pair of factors, by weight.
+            rest: What the task has besides.
+
+        Raises:
+            AdapterError: ``tied-weights``, ``not-expressible``.
+        """
+
+    def apply(self, name: str | None, task: RebuiltTask) -> None:
+        """Apply a task in place of the one before; an empty one restores the base model.
+
+        If this fails, the task before is applied, as it was.
+
+        Raises:
+            AdapterError: ``overflow``.
+        """
+
+
+class ModelApplier:
+    """Applies tasks to a model of PyTorch.
+
+    A pair of factors runs beside its module, which leaves the weight alone; or it is merged into the weight, as
+    everything else that a task changes is. A copy of each weight that is written is kept, and gives it back its bits.
+    """
+
+    def __init__(self, memory: MemoryModel, dtype: torch.dtype | None, *, beside: bool) -> None:
+        """Take a model.
+
+        Args:
+            memory: The model.
+            dtype: The dtype that factors beside modules have; None is that of the weight.
+            beside: True to run pairs beside their modules where that is possible; False merges all.
+        """
+        self._memory, self._dtype, self._beside = memory, dtype, beside
+        self._task = RebuiltTask({})
+        self._kept: dict[str, torch.Tensor] = {}
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self.applied = 0
+
+    @property
+    def kept(self) -> int:
+        """As in `BankUsage`."""
+        return sum(tensor.nbytes for tensor in self._kept.values())
+
+    def check(self, kinds: Mapping[str, CodedKind], rest: MemoryChange | None) -> None:
+        """See `Applier`."""
+        self._memory.require_untied((weight, weight) for weight, kind in kinds.items() if not self._runs(weight, kind))
+        if rest is not None:
+            rest.require_untied(self._memory)
+
+    def apply(self, name: str | None, task: RebuiltTask) -> None:
+        """See `Applier`."""
+        branches = self._branches(task)
+        before = self._task
+        try:
+            self._restore()
+            self._write(task)
+        except BaseException:
+            self._restore()
+            self._write(before)
+            raise
+        for handle in self._handles:
+            handle.remove()
+        self._handles = [run_beside(module, branch) for module, branch in branches]
+        self._task = task
+        self.applied = sum(pair.nbytes for weight, pair in task.pairs.items() if self._runs(weight, pair.kind))
+
+    def _runs(self, weight: str, kind: CodedKind) -> bool:
+        """Return True if a pair runs beside its module."""
+        return self._beside and has_branch(self._memory.owners[weight], weight, kind)
+
+    def _branches(self, task: RebuiltTask) -> list[tuple[torch.nn.Module, Branch]]:
+        found = []
+        for weight, pair in task.pairs.items():
+            module = self._memory.owners[weight]
+            if module is not None and pair.rank and self._runs(weight, pair.kind):
+                parameter = self._memory.parameters[weight]
+                found.append((module, make_branch(module, pair, self._dtype or parameter.dtype, parameter.device)))
+        return found
+
+    def _restore(self) -> None:
+        """Give all weights that were written the bits of the base model."""
+        import torch
+
+        with torch.no_grad():
+            for weight, bits in self._kept.items():
+                self._memory.parameters[weight].copy_(bits)
+
+    def _write(self, task: RebuiltTask) -> None:
+        """Write what a task merges into weights, which have the bits of the base model."""
+        import torch
+
+        merged = {w: pair for w, pair in task.pairs.items() if pair.rank and not self._runs(w, pair.kind)}
+        weights = (*merged, *(task.rest.weights if task.rest is not None else ()))
+        parameters, kept = self._memory.parameters, self._kept
+        self._kept = {w: kept[w] if w in kept else parameters[w].detach().clone() for w in weights}
+        if task.rest is not None:
+            task.rest.write(self._memory)
+        on_threads = {w: pair for w, pair in merged.items() if pair.xp.has_threads}
+        add_deltas((parameters[w], pair.delta(tuple(parameters[w].shape))) for w, pair in on_threads.items())
+        with torch.no_grad():
+            for weight in merged.keys() - on_threads.keys():
+                merge_tensor(parameters[weight], merged[weight].delta_tensor().to(parameters[weight].device))
+
+
+class HookApplier:
+    """Hands the factors of tasks to a function of a server. The model is not touched.
+
+    Attributes:
+        applied: 0: the server holds the factors.
+        kept: 0.
+    """
+
+    applied = 0
+    kept = 0
+
+    def __init__(self, hook: ApplyHook, memory: MemoryModel, dtype: torch.dtype | None, device: torch.device) -> None:
+        """Take the function.
+
+        Args:
+            hook: The function.
+            memory: The model, which tells the names and dtypes of weights.
+            dtype: The dtype of the factors; None is that of the weight.
+            device: The device of the factors.
+        """
+        self._hook, self._memory, self._dtype, self._device = hook, memory, dtype, device
+
+    def check(self, kinds: Mapping[str, CodedKind], rest: MemoryChange | None) -> None:
+        """See `Applier`."""
+        require_pairs(rest)
+
+    def apply(self, name: str | None, task: RebuiltTask) -> None:
+        """See `Applier`."""
+        self._hook(name, {module_of(weight): self._factors(weight, pair) for weight, pair in task.pairs.items()})
+
+    def _factors(self, weight: str, pair: WeightPair) -> tuple[torch.Tensor, torch.Tensor]:
+        return pair.factors(self._dtype or self._memory.parameters[weight].dtype, self._device)
+
+
+def module_of(weight: str) -> str:
+    """Return the path of the module of a weight; the name itself if the weight is no ``.weight``."""
+    return weight.removesuffix(".weight")
+
+
+def require_pairs(rest: MemoryChange | None) -> None:
+    """Refuse a task that is more than pairs of factors. Raises AdapterError ``not-expressible``."""
+    if rest is not None:
+        weights = rest.weights
+        message = f"it changes {weights[0]} by more than a pair of factors"
+        message += f", and {len(weights) - 1} other weights" if len(weights) > 1 else ""
+        raise AdapterError(f"{message}; such a task has no factors to hand out", code="not-expressible")
