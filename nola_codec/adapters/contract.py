@@ -48,6 +48,7 @@ class Dialect(ABC):
             tied in a merge.
         needs_layer_shape: True if only the layer of the model tells the shape of a delta.
         has_components: True if the path of a module must begin with the component of a pipeline.
+        is_for_images: True if image and video models alone have such adapters.
         rank_note: A sentence for a user whose adapter gets other ranks; empty if a file states all that loaders need.
         holds_whole_weights: True if the records of a file are parts of whole weights (`weight_of_record`). `inspect`
             then counts the elements of the weights, and otherwise those of the records.
@@ -66,6 +67,7 @@ class Dialect(ABC):
     needs_layer_shape: ClassVar[bool] = False
     holds_whole_weights: ClassVar[bool] = False
     has_components: ClassVar[bool] = False
+    is_for_images: ClassVar[bool] = False
     holds_base_changes: ClassVar[bool] = False
     rank_note: ClassVar[str] = ""
 

@@ -53,7 +53,11 @@ class NolaFile(Generic[Tensor]):
     """An open `.nola` file. Tensors are decoded when asked for; the same bits on every device.
 
     The CRC-32 of every section is compared when it is read. `load` has compared the content SHA-256, unless it was told
-    not to. What decodes the whole file compares the decoded SHA-256 too (`docs/checksums.md`).
+    not to. What decodes the whole file compares the decoded SHA-256 too (`docs/checksums.md`). Of a file with a
+    reference the first tensor decodes the whole reference once, to compare its decoded SHA-256.
+
+    Threads may use one open file at once. So may forked processes, unless the source is a stream or a URL: these have
+    one position, or one connection, and each process must open its own.
 
     Attributes:
         header: Everything but coefficients.
@@ -97,8 +101,7 @@ class NolaFile(Generic[Tensor]):
         """Decode one tensor that is coded as a vector: float32, in its shape, on the device.
 
         Only the units and the block that holds its record are read (a small file is one block) and checked by their
-        CRC-32. The decoded SHA-256 is of the whole file, and is not compared,
-        neither that of a reference: `verify` does it.
+        CRC-32. The decoded SHA-256 is of the whole file, and is not compared; `verify` does it.
 
         Raises:
             AdapterError: ``unknown-name``.
@@ -115,8 +118,7 @@ class NolaFile(Generic[Tensor]):
         """Decode one module: (lora_A (r, in), lora_B (out, r)), float32, on the device.
 
         Only the units and the block that holds its record are read (a small file is one block) and checked by their
-        CRC-32. The decoded SHA-256 is of the whole file, and is not compared,
-        neither that of a reference: `verify` does it.
+        CRC-32. The decoded SHA-256 is of the whole file, and is not compared; `verify` does it.
 
         Args:
             name: Module path, with or without PEFT's ``base_model.model.``.
@@ -266,7 +268,9 @@ class NolaFile(Generic[Tensor]):
     def open_decoder(self) -> Decoder:
         """Return the decoder of the file, which reads the precisions of all records."""
         if self._decoder is None:
-            self._decoder = open_decoder(self._container, self._arrays(), self._references)
+            decoder = open_decoder(self._container, self._arrays(), self._references)
+            decoder.checks_reference = self._verify
+            self._decoder = decoder
         return self._decoder
 
     def _decode_record(self, index: int) -> DecodedRecord:
@@ -328,8 +332,7 @@ def check_rungs(container: Container, progress: Progress | None = None, referenc
     """
     last = len(container.header.rungs) - 1
     for rung in range(last + 1):
-        container.select(rung)
-        decoder = open_decoder(container, NUMPY, references)
+        decoder = open_decoder(container.at_rung(rung), NUMPY, references)
         decoder.decode_all(count_records(decoder, progress, f"checking rung {rung}" if last else "checking"))
 
 
@@ -375,7 +378,7 @@ def load(
         device: The device that tensors are decoded on: anything that `torch.device` takes; or "numpy", in which case
             all methods return NumPy arrays instead of tensors, and PyTorch is not needed.
         verify: True compares the content SHA-256 here, and False does not; None does it unless the source is a URL.
-            False also skips the decoded SHA-256 in `NolaFile.state_dict`.
+            False also skips the decoded SHA-256 in `NolaFile.state_dict`, and that of a reference.
         rung: The rung of a progressive file, counted from 0: the file is seen as if it ended there. None is the last.
         limits: The sizes that a file may declare.
         references: Where the earlier version is that the file needs, if it was encoded against one; as in `decode`. It

@@ -98,10 +98,12 @@ class TensorIndex:
         if entry.carried:
             raw = {header.raw[i].name: self._decoder.container.raw_tensor(i) for i in entry.carried}
             return restore_carried(raw, ())[0]
-        if self._whole is not None or not entry.coded:
-            self._whole = self._whole or self._dialect.tensors(decode_adapter(self._decoder), self._dtype)
-            return self._whole
-        if self._last.coded != entry.coded:
+        whole = self._whole
+        if whole is not None or not entry.coded:
+            whole = self._whole = whole or self._dialect.tensors(decode_adapter(self._decoder), self._dtype)
+            return whole
+        last = self._last  # another thread may replace it
+        if last.coded != entry.coded:
             modules, vectors = [], []
             for number, decoded in self._decoder.decode(entry.coded):
                 record, sides = header.coded[number], decoded.float32(self._decoder.xp)
@@ -112,8 +114,8 @@ class TensorIndex:
                     vectors.append(VectorTensor(record.name, arrays[0], record.kind.dtype))
             raw, left = restore_carried({}, vectors)
             made = self._dialect.tensors(self._part(modules, left), self._dtype) if modules or left else {}
-            self._last = _Last(entry.coded, {**made, **raw})
-        return self._last.tensors
+            last = self._last = _Last(entry.coded, {**made, **raw})
+        return last.tensors
 
     def _coded_entries(self) -> dict[str, _Entry]:
         """Return the entries of coded records."""

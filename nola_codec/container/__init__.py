@@ -2,6 +2,7 @@
 
     prelude.py                  the first 38 bytes: magic, version, flags, checksums
     reader.py                   Container: header and sections, each checked before it is used
+    random_access.py            reads at any place of a source, from several threads and processes
     writer.py                   Header and sections -> bytes
     header.py                   Header <-> MessagePack map; its parts are in kind_wire.py (families of records),
                                 quantizer_wire.py (quantizers) and draw_wire.py (drawn tensors)

@@ -7,7 +7,7 @@ with open_container("task.nola") as container:
 
 from __future__ import annotations
 
-import io
+import copy
 import os
 import zlib
 from dataclasses import replace
@@ -28,6 +28,7 @@ from nola_codec.container.prelude import (
     check_header,
     unpack_prelude,
 )
+from nola_codec.container.random_access import RandomAccess
 from nola_codec.container.rungs import header_at_rung
 from nola_codec.container.units import UnitsReader
 from nola_codec.entropy import adaptive
@@ -53,6 +54,9 @@ def header_dictionary() -> bytes:
 class Container:
     """An open file. Its header is read and checked at once, and its sections on request.
 
+    Threads may read one open file at once, and so may forked processes if it is a file on disk or bytes
+    (`random_access.py`). Only `select` and `close` are not for a file that others read.
+
     Attributes:
         name: The name of the source in errors.
         limits: The bounds that the file was opened with.
@@ -62,13 +66,13 @@ class Container:
     """
 
     def __init__(
-        self, stream: BinaryIO, limits: Limits, name: str, *, owned: bool, rung: int | None, partial: bool
+        self, source: bytes | BinaryIO, limits: Limits, name: str, *, owned: bool, rung: int | None, partial: bool
     ) -> None:
-        self._stream, self._owned, self.name = stream, owned, name
+        self._source, self._owned, self.name = source, owned, name
         self.limits = limits
         self._others: list[Container] = []
-        self._start = stream.tell()
-        self._length = stream.seek(0, io.SEEK_END) - self._start
+        self._bytes = RandomAccess(source)
+        self._length = self._bytes.length
         start = self._read(0, SIZE)
         self.prelude: Prelude = unpack_prelude(start, limits)
         stored = self._read(SIZE, self.prelude.header_stored)
@@ -85,8 +89,14 @@ class Container:
 
     def select(self, rung: int) -> None:
         """Show the file as it would be without the rungs after this one."""
-        self.header: Header = header_at_rung(self._whole, rung)
-        self._units_read = False
+        self._without_units: Header = header_at_rung(self._whole, rung)
+        self.header = self._without_units
+
+    def at_rung(self, rung: int) -> Container:
+        """Return this file at another rung, for one reader among others; this one closes it."""
+        other = copy.copy(self)
+        other.select(rung)
+        return other
 
     @property
     def file_length(self) -> int:
@@ -117,16 +127,16 @@ class Container:
 
     def read_units(self) -> Header:
         """Return the header with its rungs and the units of its records; the first call reads the units sections."""
-        if not self._units_read:
-            reader = UnitsReader(self.header, self.limits)
-            for rung in range(len(self.header.rungs)):
-                number = self.header.units_section(rung)
-                codec = self.header.sections[number].codec
+        header = self._without_units
+        if self.header is header:
+            reader = UnitsReader(header, self.limits)
+            for rung in range(len(header.rungs)):
+                number = header.units_section(rung)
+                codec = header.sections[number].codec
                 if codec != adaptive.id:
                     raise FormatError(mismatch(f"codec of section {number}", adaptive.id, codec), code="codec")
                 reader.read_rung(self.section(number))
-            self.header = replace(self.header, coded=reader.records, rungs=tuple(reader.rungs))
-            self._units_read = True
+            self.header = replace(header, coded=reader.records, rungs=tuple(reader.rungs))
         return self.header
 
     def raw_tensor(self, index: int) -> RawTensor:
@@ -187,8 +197,8 @@ class Container:
         """Close the file, if it was opened here."""
         for other in self._others:
             other.close()
-        if self._owned:
-            self._stream.close()
+        if self._owned and not isinstance(self._source, bytes):
+            self._source.close()
 
     def __enter__(self) -> Container:
         return self
@@ -210,10 +220,7 @@ class Container:
         return chosen
 
     def _read(self, offset: int, length: int) -> bytes:
-        self._stream.seek(self._start + offset)
-        data = self._stream.read(length)
-        if not self._owned:  # the caller's stream stays where it was, so that the file can be opened from it again
-            self._stream.seek(self._start)
+        data = self._bytes.read(offset, length)
         if len(data) != length and offset + length > SIZE:
             raise FormatError(mismatch("file", f"{length} bytes at offset {offset}", len(data)), code="truncated")
         return data
@@ -251,9 +258,9 @@ def open_container(
         RemoteError: A URL cannot be read.
         OSError: The path cannot be opened.
     """
-    stream: BinaryIO
+    stream: bytes | BinaryIO
     if isinstance(source, bytes | bytearray | memoryview):
-        stream, owned, name = io.BytesIO(source), True, "bytes"
+        stream, owned, name = bytes(source), True, "bytes"
     elif isinstance(source, str) and is_url(source):
         from nola_codec.remote import open_url
 
@@ -266,7 +273,7 @@ def open_container(
     try:
         return Container(stream, limits, name, owned=owned, rung=rung, partial=partial)
     except NolaError as error:
-        if owned:
+        if owned and not isinstance(stream, bytes):
             stream.close()
         if isinstance(error, RemoteError):  # it names the URL already
             raise

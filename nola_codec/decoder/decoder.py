@@ -44,6 +44,8 @@ class Decoder:
         chunk_elements: The number of elements that are synthesized at once; it changes no bit.
         header: The header of the file, with the units of every record.
         reference: The earlier version that the file is coded against, or None.
+        checks_reference: True if `decode` checks, before it decodes only some records, that the reference decodes to
+            what its header says; once. False by default, since `decode_all` checks the result, which tells as much.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class Decoder:
         if container.header.reference is not None and reference is None:
             raise missing_reference(container.header.reference, "nothing was given here to take it from")
         self.reference = reference
+        self.checks_reference = False
+        self._is_checked = False
         self.container = container
         self.xp = xp
         self.chunk_elements = chunk_elements
@@ -91,8 +95,22 @@ class Decoder:
             indexes: The numbers of the records in `Header.coded`; None decodes all.
 
         Raises:
-            FormatError, ChecksumMismatch: The file is damaged.
+            FormatError, ChecksumMismatch: The file is damaged, or its reference is not what it says.
         """
+        if indexes is not None and self.reference is not None and self.checks_reference:
+            self.reference.check()
+        return self._decode(indexes)
+
+    def check(self) -> None:
+        """Decode all records once, to compare the decoded SHA-256; see `decode_all`. Errors name the file."""
+        if not self._is_checked:
+            try:
+                for _ in self.decode_checked():
+                    pass
+            except FormatError as error:
+                raise error.within(self.container.name) from error
+
+    def _decode(self, indexes: Sequence[int] | None) -> Iterator[tuple[int, DecodedRecord]]:
         header = self.header
         wanted = set(range(len(header.coded)) if indexes is None else indexes)
         batch: list[int] = []
@@ -149,6 +167,7 @@ class Decoder:
             raise ChecksumMismatch(
                 f"decoded factors: SHA-256 differs from the encoder's; {cause}", code="factors-checksum"
             )
+        self._is_checked = True
 
     def _block(self, block: int) -> Sequence[CodedRecord]:
         return self.header.coded[self._starts[block] : self._starts[block + 1]]
@@ -229,7 +248,7 @@ class Decoder:
         """
         wanted = [index for index, record in enumerate(self.header.coded) if record.name in names]
         try:
-            return {self.header.coded[index].name: record for index, record in self.decode(wanted)}
+            return {self.header.coded[index].name: record for index, record in self._decode(wanted)}
         except FormatError as error:
             raise error.within(self.container.name) from error
 
@@ -238,8 +257,9 @@ class Decoder:
 
         A block that is asked for alone is kept until the next one, for readers that go tensor by tensor.
         """
-        if len(blocks) == 1 and self._kept is not None and self._kept[0] == blocks[0]:
-            return self._kept[1]
+        kept = self._kept  # another thread may replace it
+        if len(blocks) == 1 and kept is not None and kept[0] == blocks[0]:
+            return kept[1]
         records = [self._block(b) for b in blocks]
         by_rung = []
         for rung in range(len(self.header.rungs)):

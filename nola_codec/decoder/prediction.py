@@ -30,10 +30,14 @@ class Reference(Protocol):
         """Return the decoded records of these names; names that the reference lacks are left out."""
         ...
 
+    def check(self) -> None:
+        """Check, once, that all records are those that its SHA-256 names. Raises ChecksumMismatch, FormatError."""
+        ...
+
 
 @dataclass(frozen=True)
 class KnownRecords:
-    """A reference whose records are in memory.
+    """A reference whose records are in memory, and whose SHA-256 was compared when it was found.
 
     Attributes:
         records: The decoded records by name, as NumPy arrays.
@@ -50,6 +54,9 @@ class KnownRecords:
             name: DecodedRecord(tuple(self.xp.asarray(side) for side in each.sides), each.exponents)
             for name, each in found.items()
         }
+
+    def check(self) -> None:
+        """Do nothing; see `Reference`."""
 
 
 def missing_reference(entry: ReferenceEntry, advice: str) -> FormatError:

@@ -48,7 +48,9 @@ def target_notes(job: EncodeJob, size: int) -> tuple[str, ...]:
     return tuple(said)
 
 
-def notes(options: EncodeOptions, nmse: float, effective: float | None, coarser: int) -> tuple[str, ...]:
+def notes(
+    options: EncodeOptions, nmse: float, effective: float | None, coarser: int, *, is_of_image_model: bool = False
+) -> tuple[str, ...]:
     """Return the sentences that apply to a finished file.
 
     Args:
@@ -56,6 +58,7 @@ def notes(options: EncodeOptions, nmse: float, effective: float | None, coarser:
         nmse: The measured NMSE.
         effective: The effective error; None if it is not defined.
         coarser: The number of rungs before the last one.
+        is_of_image_model: True for an adapter of an image model, which prompts do not train.
     """
     if options.is_factor_form and nmse > 0.5:
         return (
@@ -70,7 +73,8 @@ def notes(options: EncodeOptions, nmse: float, effective: float | None, coarser:
             "the next one, and large enough for names and configuration"
         )
     if effective is not None and effective > 0.25:
-        hint = "" if options.fit == "task" else " With text of the task, --fit task keeps more."
+        hint = " A file that is trained with a dozen --prompts, or with text of the task (--data), keeps more."
+        hint = "" if options.fit == "task" or is_of_image_model else hint
         said.append(
             f"effective error {effective:.2f} is high, and tasks differ most at such small sizes: measure yours before "
             f"you use the file.{hint}"

@@ -54,10 +54,13 @@ def _verdict_lines(report: EncodeReport) -> list[str]:
         said = f"expect {report.expectation}"
     elif report.objective == "nmse" and report.nmse:
         said = f"the weights lose {report.nmse:.1%} of their energy (the NMSE)"
+    elif report.is_of_image_model:
+        said = "none for image models: the tasks that were measured are of text models"
     lines = [f"verdict      {said}"] if said else []
     if report.is_default_target:
+        then = "" if report.task is None else ", before the training"
         lines.append(
-            f"target       none was given: keep {1 - DEFAULT_ERROR:.0%} of the signal (--error {DEFAULT_ERROR})"
+            f"target       none was given: keep {1 - DEFAULT_ERROR:.0%} of the signal{then} (--error {DEFAULT_ERROR})"
         )
     return lines
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from nola_codec.adapters.base_changes import changed_key
+from nola_codec.adapters.image_models import is_of_image_model
 from nola_codec.adapters.registry import dialect_of
 from nola_codec.container.reader import open_container
 from nola_codec.encoder.carried import report_carried, vector_bytes
@@ -57,6 +58,7 @@ def make_report(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) ->
         effective = float(quantized.effective_errors[-1].sum()) / whole if whole else 0.0
     carried = report_carried(job.carried, file.data) + _change_reports(job, last, file.data)
     ratio = 2 * job.parameters / len(file.data)
+    is_image = is_of_image_model(job.adapter)
     return EncodeReport(
         bytes=len(file.data),
         source_bytes=job.source_bytes,
@@ -81,10 +83,11 @@ def make_report(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) ->
         + carried_note(job.carried, carried, len(file.data), ratio)
         + loss_note(carried, options.carried)
         + target_notes(job, len(file.data))
-        + notes(options, nmse, effective, len(file.rungs) - 1),
+        + notes(options, nmse, effective, len(file.rungs) - 1, is_of_image_model=is_image),
         carried=carried,
-        expectation=_expectation(job, effective),
-        is_default_target=not options.has_rate and options.tuner is None and options.objective_name == "effective",
+        expectation=None if is_image else _expectation(job, effective),
+        is_default_target=not options.has_rate and options.objective_name == "effective",
+        is_of_image_model=is_image,
     )
 
 

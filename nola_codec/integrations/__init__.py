@@ -2,7 +2,7 @@
 
 Its files:
 
-    calibration_data.py         rows of text: `fit="task"` and `evaluation` read them
+    text_rows.py                rows of text: `fit="task"` and `evaluation` read them
     task_text.py                `fit="task"`: rows of text, to train on and to report on
     self_teaching/              `fit="task"` without data: the adapter teaches its own code
     text_batches.py, causal.py  what the above and `evaluation` share: batches of rows, and a language model

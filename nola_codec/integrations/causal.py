@@ -69,19 +69,19 @@ def holds_causal(base: Path) -> bool:
 
 
 def require_model_folder(base: Path) -> None:
-    """Refuse what is no folder. Raises EncodeError ``calibration-model``."""
+    """Refuse what is no folder. Raises EncodeError ``base-model``."""
     if base.is_file():
         message = (
             "expected the folder of a model, as Transformers or Diffusers save it, found a file. A model in GGUF, or "
             "in one file, cannot be run here: give the folder that it was made from"
         )
-        raise EncodeError(message, code="calibration-model", where=str(base))
+        raise EncodeError(message, code="base-model", where=str(base))
     if not base.is_dir():
-        raise EncodeError("no such directory", code="calibration-model", where=str(base))
+        raise EncodeError("no such directory", code="base-model", where=str(base))
 
 
 def load_tokenizer(base: Path) -> Any:
-    """Return the tokenizer of the folder of a model. Raises EncodeError ``calibration-model`` if there is none."""
+    """Return the tokenizer of the folder of a model. Raises EncodeError ``base-model`` if there is none."""
     from transformers import AutoTokenizer
 
     try:
@@ -91,7 +91,7 @@ def load_tokenizer(base: Path) -> Any:
             "its tokenizer cannot be loaded: the folder needs tokenizer.json, or the files that came with the model "
             f"(Transformers says: {' '.join(str(error).split())[:200]})"
         )
-        raise EncodeError(message, code="calibration-model", where=str(base)) from error
+        raise EncodeError(message, code="base-model", where=str(base)) from error
 
 
 def load_causal(base: Path, dtype: str = "float32", device: object = "cpu") -> tuple[torch.nn.Module, Any]:
@@ -104,7 +104,7 @@ def load_causal(base: Path, dtype: str = "float32", device: object = "cpu") -> t
 
     Raises:
         MissingPackage: ``needs-torch``.
-        EncodeError: ``calibration-model``: Transformers is missing, or cannot run the model as a causal language model.
+        EncodeError: ``base-model``: Transformers is missing, or cannot run the model as a causal language model.
     """
     require_torch("running the base model")
     require_model_folder(base)
@@ -115,21 +115,21 @@ def load_causal(base: Path, dtype: str = "float32", device: object = "cpu") -> t
     except ImportError as error:
         raise EncodeError(
             "this runs the base model with Transformers: pip install 'nola-codec[peft]'",
-            code="calibration-model",
+            code="base-model",
         ) from error
     if (base / "model_index.json").is_file():
         message = "expected a causal language model, found a pipeline of Diffusers"
-        raise EncodeError(message, code="calibration-model", where=str(base))
+        raise EncodeError(message, code="base-model", where=str(base))
     try:
         kinds = AutoConfig.from_pretrained(base).architectures or ()
         if kinds and not are_causal(kinds):
             # AutoModelForCausalLM would give it an output layer of random weights.
             message = f"expected a causal language model, found {', '.join(kinds)}"
-            raise EncodeError(message, code="calibration-model", where=str(base))
+            raise EncodeError(message, code="base-model", where=str(base))
         with without_bars():
             tokenizer = load_tokenizer(base)
             model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise EncodeError(f"cannot be loaded: {reason}", code="calibration-model", where=str(base)) from error
+        raise EncodeError(f"cannot be loaded: {reason}", code="base-model", where=str(base)) from error
     return model.to(device).eval(), tokenizer

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from nola_codec.adapters import AnySource, dialect_of, read
 from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.errors import EncodeError, require_torch
-from nola_codec.integrations.calibration_data import Row, read_rows, tokenize
 from nola_codec.integrations.causal import load_causal
 from nola_codec.integrations.text_batches import (
     ScoredLogits,
@@ -22,6 +21,7 @@ from nola_codec.integrations.text_batches import (
     padding_token,
     similar_lengths,
 )
+from nola_codec.integrations.text_rows import Row, read_rows, tokenize
 from nola_codec.progress import Progress
 from nola_codec.remote import accepts_urls
 
@@ -69,7 +69,7 @@ def text_tuner(
         progress: Called as (stage, done, total), or None.
 
     Raises:
-        EncodeError: ``calibration-model``, ``calibration`` (the files), ``task-data`` (too few rows), ``task-form``.
+        EncodeError: ``base-model``, ``rows`` (the files), ``task-data`` (too few rows), ``task-form``.
     """
     from nola_codec.training.task import TaskData, TaskTuner
 

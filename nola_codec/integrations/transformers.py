@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -80,7 +81,8 @@ def load(
 
     Raises:
         AdapterError: ``adapter-exists``; ``base-mismatch``: the file does not fit; ``source-type``: the model has no
-            `load_adapter`, or is a `PeftModel`; ``not-expressible``, ``needs-base``.
+            `load_adapter`, or is a `PeftModel`; ``not-expressible``: the layers of the adapter share tensors (VeRA,
+            PVeRA, RandLoRA, Uni-LoRA, VB-LoRA), for which `nola_codec.integrations.peft.load` serves; ``needs-base``.
         FormatError, ChecksumMismatch: The file is damaged.
         MissingPackage: ``needs-peft``.
     """
@@ -111,6 +113,8 @@ def load(
     def config() -> Any:
         return peft.PeftConfig.from_peft_type(**contents.config)  # type: ignore[no-untyped-call]
 
+    _refuse_shared_tensors(config(), state, where)
+
     def attempt(trial: Any) -> LoadResult:
         name = f"{adapter_name}_trial"  # beside an adapter that will be replaced
         peft.inject_adapter_in_model(config(), trial, name)
@@ -137,6 +141,25 @@ def load(
         raise
     if active:
         target.set_adapter(active)
+
+
+def _refuse_shared_tensors(config: Any, keys: Iterable[str], where: str) -> None:
+    """Refuse an adapter with tensors that its layers share: PEFT keeps them in a `PeftModel`.
+
+    Raises:
+        AdapterError: ``not-expressible``.
+    """
+    import peft
+
+    tuner = peft.PEFT_TYPE_TO_TUNER_MAPPING.get(config.peft_type)
+    has_shared = any(key.startswith("base_model.") and not key.startswith(PEFT_PREFIX) for key in keys)
+    if has_shared or getattr(tuner, "uses_shared_state", False):
+        method = getattr(config.peft_type, "value", config.peft_type)
+        message = (
+            f"the layers of an adapter of the method {method} share tensors, which Transformers has no place for; "
+            "nola_codec.integrations.peft.load puts it into the model"
+        )
+        raise AdapterError(message, code="not-expressible", where=where)
 
 
 class NolaCallback(TrainerCallback):

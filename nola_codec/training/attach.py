@@ -58,7 +58,7 @@ def find_modules(model: nn.Module, modules: Sequence[Codable]) -> dict[str, nn.M
     A module that belongs to another model than a `PlacedModel` is left out.
 
     Raises:
-        EncodeError: ``calibration-module``: the model has no such layer, or one of another type or shape.
+        EncodeError: ``base-module``: the model has no such layer, or one of another type or shape.
     """
     placed = model.paths if isinstance(model, PlacedModel) else None
     model = model.model if isinstance(model, PlacedModel) else model
@@ -80,12 +80,12 @@ def find_modules(model: nn.Module, modules: Sequence[Codable]) -> dict[str, nn.M
         shape = layer_shape(layer, module.layout)
         if shape != wanted:
             message = f"expected {module.layout} of shape {wanted}, found {type(layer).__name__} {shape or ''}"
-            raise EncodeError(message.rstrip(), code="calibration-module", where=names[0])
+            raise EncodeError(message.rstrip(), code="base-module", where=names[0])
         found[module.name] = layer
     if missing:
         raise EncodeError(
             f"the base model lacks {len(missing)} of {len(modules)} adapted modules, the first {missing[0]}",
-            code="calibration-module",
+            code="base-module",
         )
     return found
 
@@ -144,7 +144,7 @@ def attach_factors(
             lora_A (r, in) by module name, of any rank r. A module that is not in the mapping adds nothing.
 
     Raises:
-        EncodeError: ``calibration-module``: the model has no such layer.
+        EncodeError: ``base-module``: the model has no such layer.
     """
     layers = find_modules(model, modules)
 

@@ -92,7 +92,7 @@ class TaskTuner:
         """Train the coefficients; see `encoder.tuning.Tuner`.
 
         Raises:
-            EncodeError: ``calibration-module``: the model lacks a layer; ``task-form``: the adapter has tensors that
+            EncodeError: ``base-module``: the model lacks a layer; ``task-form``: the adapter has tensors that
                 are not pairs of factors; ``task-diverged``: the loss is not finite; ``task-checkpoint``: the checkpoint
                 is of another training.
         """
@@ -111,7 +111,7 @@ class TaskTuner:
         """Return the form with strengths by what each component is worth on the data; see `task_worth`.
 
         Raises:
-            EncodeError: ``calibration-module``, ``task-form``: as `tune`.
+            EncodeError: ``base-module``, ``task-form``: as `tune`.
         """
         batches = min(self._settings.worth_batches, len(self._data.train))
         if not batches:

@@ -350,7 +350,7 @@ def test_a_base_that_is_no_language_model(
         for name, text in files.items():
             (tmp_path / "base" / name).write_text(text)
     done = run("eval", "--base", tmp_path / "base", lora, "--data", rows)
-    assert (done.status, done.err.split("[")[-1]) == (3, "calibration-model]\n")
+    assert (done.status, done.err.split("[")[-1]) == (3, "base-model]\n")
     assert message in done.err
 
 

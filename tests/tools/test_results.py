@@ -83,6 +83,23 @@ def test_the_tables_of_the_pages_are_those_of_the_results(write_tables: ModuleTy
         assert write_tables.with_tables(text) == text, f"run tools/experiments/write_tables.py: {page}"
 
 
+def test_the_figures_of_the_package_are_those_of_the_results(write_tables: ModuleType) -> None:
+    for path in write_tables.FIGURES:
+        text = path.read_text(encoding="utf-8")
+        assert "# table:" in text
+        assert write_tables.with_figures(text) == text, f"run tools/experiments/write_tables.py: {path}"
+
+
+def test_figures_are_written_between_their_marks(write_tables: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write_tables, "make_table", lambda name, table: f'"{name}": {len(table)},')
+    program = "made = {\n    # table: vit.gain\n    old\n    # end\n}\n"
+    made = 'made = {\n    # table: vit.gain\n    "vit": 4,\n    # end\n}\n'
+    assert write_tables.with_figures(program) == made
+    assert write_tables.with_figures(made) == made
+    with pytest.raises(ValueError, match="has no"):
+        write_tables.with_figures("    # table: vit.gain\n")
+
+
 def test_a_table_is_written_between_its_marks(write_tables: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write_tables, "make_table", lambda name, table: f"{name} {table}")
     page = "a\n<!-- table: vit.methods -->\nold\n<!-- end -->\nb\n"

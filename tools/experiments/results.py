@@ -122,6 +122,24 @@ def mean_and_spread(found: Iterable[Result], figure: str) -> tuple[float, float 
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
+def shares_of_gain(found: Sequence[Result], size: str, doors: Sequence[str]) -> list[float]:
+    """Return the shares of the adapter's gain that files of a size kept, one for each door.
+
+    They are means over the seeds that all doors have; of a door with several numbers of steps, the most count.
+    """
+    ends = {r["settings"]["door"]: r["figures"]["loss"] for r in found if "size" not in r["settings"]}
+    losses = []
+    for door in doors:
+        own = select(found, size=size, door=door)
+        most = max(r["settings"].get("steps", 0) for r in own)
+        losses.append(
+            {r["settings"]["seed"]: r["figures"]["loss"] for r in own if r["settings"].get("steps", 0) == most}
+        )
+    seeds = set.intersection(*map(set, losses))
+    means = [statistics.fmean(each[seed] for seed in seeds) for each in losses]
+    return [(ends["base"] - loss) / (ends["base"] - ends["adapter"]) for loss in means]
+
+
 def as_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Return a Markdown table; its first column is flush left, and the others are flush right."""
     cells = [list(header), *([str(cell) for cell in row] for row in rows)]

@@ -3,7 +3,8 @@
     python tools/experiments/write_tables.py                    # every table of docs/
     python tools/experiments/write_tables.py --take vit e2e     # first move new results from the cache to docs/
 
-A table stands between `<!-- table: NAME.TABLE -->` and `<!-- end -->`; `results.py` says how one is added.
+A table stands between `<!-- table: NAME.TABLE -->` and `<!-- end -->`; `results.py` says how one is added. Figures that
+the package prints are lines of Python between `# table: NAME.TABLE` and `# end` in the files of FIGURES.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import results
 from real_data import ROOT
 
 DOCS = ROOT / "docs"
+FIGURES = (ROOT / "nola_codec" / "encoder" / "expectation.py",)
+_MARKED_LINES = re.compile(r"( *)# table: (\w+)\.(\w+)\n(.*?)( *# end\n)", re.DOTALL)
 _MARKED = re.compile(r"(<!-- table: (\w+)\.(\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -35,6 +38,16 @@ def with_tables(page: str) -> str:
     return found
 
 
+def with_figures(program: str) -> str:
+    """Return the text of a file of the package with its figures made anew."""
+    found = _MARKED_LINES.sub(
+        lambda m: f"{m[1]}# table: {m[2]}.{m[3]}\n{m[1]}{make_table(m[2], m[3])}\n{m[5]}", program
+    )
+    if found.count("# table:") != len(_MARKED_LINES.findall(found)):
+        raise ValueError("a `# table: NAME.TABLE` has no `# end`, or is not written so")
+    return found
+
+
 def pages() -> list[Path]:
     """Return the pages of the documentation."""
     return sorted(DOCS.rglob("*.md"))
@@ -46,12 +59,13 @@ def main() -> None:
     parser.add_argument("--take", nargs="+", default=[], metavar="NAME", help="move these results from the cache")
     for name in parser.parse_args().take:
         results.take(name)
-    for page in pages():
-        before = page.read_text(encoding="utf-8")
-        after = with_tables(before)
-        if after != before:
-            page.write_text(after, encoding="utf-8")
-            print(f"wrote the tables of {page.relative_to(ROOT)}")
+    for paths, make in ((pages(), with_tables), (FIGURES, with_figures)):
+        for path in paths:
+            before = path.read_text(encoding="utf-8")
+            after = make(before)
+            if after != before:
+                path.write_text(after, encoding="utf-8")
+                print(f"wrote the tables of {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ class Diffusers(PairDialect):
 
     is_conversion_target = True
     has_components = True
+    is_for_images = True
     layout = "diffusers"
     spells_lora_biases = True
     carries_weights = True
@@ -115,6 +116,7 @@ class OldDiffusers(PairDialect):
 
     is_conversion_target = True
     has_components = True
+    is_for_images = True
     layout = "diffusers"
 
     def alpha_module(self, name: str) -> str:

@@ -78,6 +78,7 @@ class Kohya(Dialect):
     title = "kohya"
     is_conversion_target = True
     has_components = True
+    is_for_images = True
     layout = "kohya"
 
     def detect(self, source: AdapterSource) -> bool:

@@ -18,6 +18,8 @@ from nola_codec.errors import AdapterError
 class NumberedPairs(PairDialect):
     """A dialect in which the names of modules are numbers."""
 
+    is_for_images = True
+
     def path_of(self, name: str) -> str:
         """Raise AdapterError ``not-expressible``."""
         message = f"{self.name} numbers its modules, and only the program that trained them knows their paths; " \

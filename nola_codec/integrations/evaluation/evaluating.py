@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 from nola_codec.errors import NolaError, mismatch
-from nola_codec.integrations.calibration_data import Row, read_rows
 from nola_codec.integrations.evaluation.live_base import LiveBase
 from nola_codec.integrations.evaluation.measuring import (
     Prompt,
@@ -24,6 +23,7 @@ from nola_codec.integrations.evaluation.measuring import (
 from nola_codec.integrations.evaluation.report import Continuations, Evaluation, Measured
 from nola_codec.integrations.evaluation.statistics import Rows, estimate_ratio
 from nola_codec.integrations.evaluation.subjects import Subject, open_subjects
+from nola_codec.integrations.text_rows import Row, read_rows
 from nola_codec.progress import Progress
 from nola_codec.remote import accepts_urls
 
@@ -77,8 +77,8 @@ def evaluate(
     Raises:
         MissingPackage: ``needs-torch``, ``needs-peft``.
         NolaError: ``option``: a number is not positive, or no source is given.
-        EncodeError: ``calibration-model``: the base is no causal language model that Transformers can load;
-            ``calibration``: `data` or `prompts` is no such file.
+        EncodeError: ``base-model``: the base is no causal language model that Transformers can load;
+            ``rows``: `data` or `prompts` is no such file.
         AdapterError: ``base-mismatch``: an adapter does not fit the base model; or a source cannot be read or
             brought into PEFT's dialect.
         FormatError, ChecksumMismatch: A `.nola` file is damaged.

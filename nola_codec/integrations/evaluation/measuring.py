@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nola_codec.errors import EncodeError
-from nola_codec.integrations.calibration_data import Row, row_texts, tokenize
 from nola_codec.integrations.evaluation.statistics import Rows
 from nola_codec.integrations.text_batches import Batch, ScoredLogits, make_batch, padding_token
+from nola_codec.integrations.text_rows import Row, row_texts, tokenize
 
 if TYPE_CHECKING:
     import torch
@@ -51,13 +51,13 @@ def prepare_rows(rows: Sequence[Row], tokenizer: Any, vocabulary: int, batch: in
         limit: The most tokens of a row.
 
     Raises:
-        EncodeError: ``calibration``: no row has a scored token; and those of `tokenize`.
+        EncodeError: ``rows``: no row has a scored token; and those of `tokenize`.
     """
     whole = [tokenize(tokenizer, row, sys.maxsize) for row in rows]
     kept = [(ids[:limit], prompt) for ids, prompt in whole if max(prompt, 1) < min(len(ids), limit)]
     if not kept:
         message = f"no row has a scored token within its first {limit} tokens; allow more with max_tokens"
-        raise EncodeError(message, code="calibration")
+        raise EncodeError(message, code="rows")
     kept.sort(key=lambda row: len(row[0]))
     fill = padding_token(tokenizer)
     batches: list[Batch] = []

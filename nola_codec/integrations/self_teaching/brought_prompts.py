@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from nola_codec.integrations.calibration_data import Row
+from nola_codec.integrations.text_rows import Row
 
 _CARD = "README.md"
 _LARGEST = 200 << 10

@@ -59,5 +59,5 @@ class Family(Protocol):
         """Load the model, draw its inputs, and return the tuner.
 
         Raises:
-            EncodeError: ``calibration-model``, ``calibration``, ``task-data``, ``task-form``: see `self_tuner`.
+            EncodeError: ``base-model``, ``rows``, ``task-data``, ``task-form``: see `self_tuner`.
         """

@@ -97,7 +97,7 @@ def _find_denoiser(base: Path) -> Path:
         f"an adapter can teach its own code with one model of {', '.join(MODELS)}; {what}. For another model, give "
         "encode a TaskTuner with outputs_fn (docs/training.md)"
     )
-    raise EncodeError(message, code="calibration-model", where=str(base))
+    raise EncodeError(message, code="base-model", where=str(base))
 
 
 def _load(folder: Path) -> torch.nn.Module:
@@ -108,13 +108,13 @@ def _load(folder: Path) -> torch.nn.Module:
 
     kind = getattr(diffusers, str(read_model_config(folder)["_class_name"]), None)
     if kind is None:
-        raise EncodeError("this version of Diffusers has no such model", code="calibration-model", where=str(folder))
+        raise EncodeError("this version of Diffusers has no such model", code="base-model", where=str(folder))
     try:
         with without_bars():
             model: torch.nn.Module = kind.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise EncodeError(f"cannot be loaded: {reason}", code="calibration-model", where=str(folder)) from error
+        raise EncodeError(f"cannot be loaded: {reason}", code="base-model", where=str(folder)) from error
     return model.eval()
 
 
@@ -133,8 +133,8 @@ def _betas(base: Path) -> dict[str, Any]:
 def _describe(inputs: Inputs, adapter: Adapter, placed: dict[str, str], count: int) -> str:
     """Return the sentences for the report."""
     text = (
-        f"a {inputs.name} of Diffusers: its output on {count} inputs drawn at random ({inputs.contents}) was brought "
-        "near to its output with the adapter."
+        f"a {inputs.name} of Diffusers, on {count} inputs drawn at random ({inputs.contents}). Losses compare its "
+        "output with the one that it has with the adapter."
     )
     others = [module.name for module in adapter.modules if module.name not in placed]
     if not others:

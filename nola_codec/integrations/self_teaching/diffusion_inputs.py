@@ -42,7 +42,7 @@ class Inputs(ABC):
             schedule: The configuration of the pipeline's scheduler; empty if it is not known.
 
         Raises:
-            EncodeError: ``calibration-model``: the model takes what is not drawn here.
+            EncodeError: ``base-model``: the model takes what is not drawn here.
         """
         self.config: Any = model.config
         self.device = next(model.parameters()).device
@@ -56,7 +56,7 @@ class Inputs(ABC):
     """What the model is told besides, for the report."""
 
     def check(self) -> None:
-        """Raise EncodeError ``calibration-model`` for a model that takes what is not drawn here; by default none."""
+        """Raise EncodeError ``base-model`` for a model that takes what is not drawn here; by default none."""
         return
 
     def draw(self, numbers: Sequence[int]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class Inputs(ABC):
     def refuse(self, what: str) -> EncodeError:
         """Return the error for a model that takes something else."""
         message = f"this {self.name} takes {what}, which is not drawn here; give encode a TaskTuner (docs/training.md)"
-        return EncodeError(message, code="calibration-model")
+        return EncodeError(message, code="base-model")
 
     def noised(self, channels: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Return latents (1, channels, side, side) with noise, and their time (1,), int64, by the rule of DDPM."""

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from nola_codec.adapters import read
 from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.errors import EncodeError, require_package
-from nola_codec.integrations.calibration_data import read_rows
 from nola_codec.integrations.causal import architectures_of, are_causal, load_tokenizer, read_model_config, without_bars
 from nola_codec.integrations.self_teaching.contract import TeachingRequest
 from nola_codec.integrations.self_teaching.noise import draw_images, draw_texts
 from nola_codec.integrations.self_teaching.placing import hash_adapter, place_adapter, size_of_change
 from nola_codec.integrations.task_text import TOKENS
+from nola_codec.integrations.text_rows import read_rows
 from nola_codec.model.adapter import Adapter
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ class EncoderModels:
             unit=unit,
             rows=len(held_out),
             identity=hashlib.sha256(told.encode()).hexdigest(),
-            description=f"{encoder.description}, on {contents}; its {encoder.matched} were brought near to those with "
-            "the adapter.",
+            description=f"{encoder.description}, on {contents}. Losses compare its {encoder.matched} with those "
+            "that it has with the adapter.",
         )
         return TaskTuner(placed, data, request.settings, request.progress)
 
@@ -161,7 +161,7 @@ def _load(base: Path, adapter: Adapter) -> _Encoder:
     """Load the model of a folder in evaluation mode, float32, on the CPU, with the head that the adapter carries.
 
     Raises:
-        EncodeError: ``calibration-model``.
+        EncodeError: ``base-model``.
     """
     require_package("--data self with an encoder model", "transformers", "peft")
     import torch
@@ -191,7 +191,7 @@ def _load(base: Path, adapter: Adapter) -> _Encoder:
                 _require_padding(tokenizer, model.config)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise EncodeError(f"cannot be loaded: {reason}", code="calibration-model", where=str(base)) from error
+        raise EncodeError(f"cannot be loaded: {reason}", code="base-model", where=str(base)) from error
     finally:
         transformers.logging.set_verbosity(shown)
     pooling = None if is_classifier or tokenizer is None else _read_pooling(base)
@@ -234,7 +234,7 @@ def _read_inputs(request: TeachingRequest, encoder: _Encoder) -> tuple[list[Any]
     """Return the inputs, and what they are for the report.
 
     Raises:
-        EncodeError: ``calibration``: the file; ``task-data``: it has too few texts, or the model takes images.
+        EncodeError: ``rows``: the file; ``task-data``: it has too few texts, or the model takes images.
     """
     drawn = request.settings.steps * request.batch + HELD_OUT + VALIDATION
     if encoder.tokenizer is None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from nola_codec.adapters import read
 from nola_codec.errors import EncodeError
-from nola_codec.integrations.calibration_data import Row, read_rows, row_texts
 from nola_codec.integrations.causal import holds_causal, load_causal
 from nola_codec.integrations.packed_batches import pack_batches
 from nola_codec.integrations.self_teaching.brought_prompts import find_prompts
@@ -31,6 +30,7 @@ from nola_codec.integrations.text_batches import (
     padding_token,
     similar_lengths,
 )
+from nola_codec.integrations.text_rows import Row, read_rows, row_texts
 
 if TYPE_CHECKING:
     import torch
@@ -229,4 +229,4 @@ def _describe(prompts: _Prompts, texts: int, *, has_turns: bool) -> str:
         source += "most from the base model"
         if prompts.ids:
             source = f"texts, half of them answers to the {count} {named} of {prompts.origin}, the others {source}"
-    return f"a causal language model: the adapter wrote {texts} {source}, and its code was trained to predict the same."
+    return f"a causal language model: the adapter wrote {texts} {source}. Losses compare predictions with its own."

@@ -54,7 +54,7 @@ def self_tuner(
         progress: Called as (stage, done, total).
 
     Raises:
-        EncodeError: ``calibration-model``: the base model cannot be loaded, or is of no known family; ``calibration``:
+        EncodeError: ``base-model``: the base model cannot be loaded, or is of no known family; ``rows``:
             the prompts; ``task-data``: nothing to train on; ``task-form``: the adapter cannot be trained.
     """
     from nola_codec.training import TaskSettings
@@ -71,7 +71,7 @@ def self_tuner(
 
 
 def find_family(base: Path) -> Family:
-    """Return the family of the model in a folder. Raises EncodeError ``calibration-model`` if there is none."""
+    """Return the family of the model in a folder. Raises EncodeError ``base-model`` if there is none."""
     require_model_folder(base)
     for family in FAMILIES:
         if family.recognizes(base):
@@ -81,14 +81,14 @@ def find_family(base: Path) -> Family:
         f"an adapter can teach its own code with {known}, and this folder holds none of them; for another model, give "
         "encode a TaskTuner with a loss of your own (docs/training.md)"
     )
-    raise EncodeError(message, code="calibration-model", where=str(base))
+    raise EncodeError(message, code="base-model", where=str(base))
 
 
 def require_language_model(base: Path) -> None:
     """Refuse a model of another family, which cannot be trained on rows of text with their answers.
 
     Raises:
-        EncodeError: ``calibration-model``.
+        EncodeError: ``base-model``.
     """
     family = next((family for family in FAMILIES if family.recognizes(base)), None)
     if family is None or isinstance(family, CausalModels):  # what is no model at all is refused when it is loaded
@@ -97,4 +97,4 @@ def require_language_model(base: Path) -> None:
         f"this is one of the {family.name}, and rows of text train causal language models. Leave --data out: the "
         "adapter then teaches its own code, and an encoder model takes the texts of --prompts FILE"
     )
-    raise EncodeError(message, code="calibration-model", where=str(base))
+    raise EncodeError(message, code="base-model", where=str(base))

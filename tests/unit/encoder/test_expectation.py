@@ -8,8 +8,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 import pytest
 
+import nola_codec
 from nola_codec.encoder.expectation import EVIDENCE, TAUGHT, Expectation, advise_size, expect_from, render_taught_gains
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "benchmarks.md"
@@ -24,25 +26,32 @@ def test_the_evidence_is_that_of_the_page() -> None:
     assert len(rows) == sum(map(len, EVIDENCE.values()))
 
 
-def test_the_gains_of_taught_files_are_those_that_were_measured() -> None:
-    e2e, banking = TAUGHT.values()
-    found = read_results("self_taught_banking77")
-    ends = {r["settings"]["door"]: r["figures"]["loss"] for r in found if "size" not in r["settings"]}
-    losses: dict[str, dict[int, float]] = {"weights": {}, "texts": {}}
+@pytest.mark.parametrize(
+    ("task", "results", "door"),
+    [
+        ("E2E NLG, SmolLM2-135M, sixteen prompts", "self_taught", "prompts"),
+        ("Banking77, MiniLM, texts without labels", "self_taught_banking77", "texts"),
+    ],
+)
+def test_the_gains_of_taught_files_are_those_that_were_measured(task: str, results: str, door: str) -> None:
+    """Both shares are means over the same rows and seeds, so that what is printed compares like with like."""
+    size, *shares = TAUGHT[task]
+    found = read_results(results)
+    base, adapter = (
+        next(r["figures"]["loss"] for r in found if r["settings"]["door"] == name) for name in ("base", "adapter")
+    )
+    losses: dict[str, dict[int, dict[int, float]]] = {"weights": {}, door: {}}
     for result in found:
-        if result["settings"].get("size") == f"{banking[0]}KB":
-            losses[result["settings"]["door"]][result["settings"]["seed"]] = result["figures"]["loss"]
-    for kept, door in zip(banking[1:], ("weights", "texts"), strict=True):
-        loss = mean(losses[door][seed] for seed in losses["weights"].keys() & losses["texts"].keys())
-        assert kept == pytest.approx((ends["base"] - loss) / (ends["base"] - ends["adapter"]), abs=6e-4)
-    page = (PAGE.parent / "experiments" / "e2e.md").read_text(encoding="utf-8")
-    base, full = (float(re.search(rf"^\| {name} +\| +\d+ \| (\S+)", page, re.MULTILINE)[1])  # type: ignore[index]
-                  for name in ("base model", "adapter, fp16"))  # fmt: skip
-    loss = mean(r["figures"]["loss"] for r in read_results("self_taught")
-                if (r["settings"]["door"], r["settings"].get("size")) == ("prompts", f"{e2e[0]}KB"))  # fmt: skip
-    assert e2e[2] == pytest.approx((base - loss) / (base - full), abs=0.01)  # more seeds may follow
-    assert e2e[1] == EVIDENCE["E2E NLG, SmolLM2-135M"][-1][1]
-    assert "95.7% instead of 85.3% of the gain in 5 KB (E2E NLG" in render_taught_gains()
+        settings = result["settings"]
+        if settings.get("size") == f"{size}KB" and settings["door"] in losses:
+            own = losses[settings["door"]].setdefault(settings.get("steps", 0), {})
+            own[settings["seed"]] = result["figures"]["loss"]
+    of_door = {name: runs[max(runs)] for name, runs in losses.items()}
+    seeds = of_door["weights"].keys() & of_door[door].keys()
+    assert seeds
+    for share, own in zip(shares, of_door.values(), strict=True):
+        assert share == round((base - mean(own[seed] for seed in seeds)) / (base - adapter), 3)
+    assert f"{shares[1]:.1%} instead of {shares[0]:.1%} of the gain in {size} KB ({task})" in render_taught_gains()
 
 
 def read_results(name: str) -> list[dict[str, Any]]:
@@ -86,6 +95,52 @@ def test_nothing_is_promised_beyond_what_was_measured() -> None:
     assert beyond is not None
     assert str(beyond) == "large loss: error beyond what was measured on all tasks"
     assert beyond.range == "not measured"
+
+
+def lora(names: list[str]) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    made = {}
+    for name in names:
+        made[f"{name}.lora_A.weight"] = rng.standard_normal((2, 32)).astype(np.float32)
+        made[f"{name}.lora_B.weight"] = rng.standard_normal((32, 2)).astype(np.float32)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("names", "auto_mapping", "is_image"),
+    [
+        (["base_model.model.model.layers.0.self_attn.q_proj"], None, False),
+        (["base_model.model.transformer.h.0.attn.c_attn"], None, False),
+        (["base_model.model.encoder.layer.0.attention.self.query"], {"base_model_class": "BertModel"}, False),
+        (["base_model.model.encoder.layer.0.attention.attention.query"], {"base_model_class": "ViTModel"}, True),
+        (["base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"], None, True),
+        (["base_model.model.blocks.0.attn1.to_q", "base_model.model.blocks.0.attn2.to_q"], None, True),
+        (["base_model.model.transformer_blocks.0.attn.to_q", "base_model.model.lm_head"], None, False),
+    ],
+)
+def test_the_verdict_of_text_models_is_not_given_for_image_models(
+    names: list[str], auto_mapping: dict[str, str] | None, is_image: bool
+) -> None:
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": "all", "auto_mapping": auto_mapping}
+    _, report = nola_codec.encode_bytes(lora(names), config=config, error=0.4)
+    verdict = str(report).splitlines()[0]
+    assert report.is_of_image_model == is_image
+    if is_image:
+        assert verdict == "verdict      none for image models: the tasks that were measured are of text models"
+        assert not any("--prompts" in note for note in report.notes)
+    else:
+        assert verdict.startswith("verdict      expect ")
+        assert any(
+            note.endswith("with a dozen --prompts, or with text of the task (--data), keeps more.")
+            for note in report.notes
+        )
+
+
+def test_a_size_for_an_image_adapter_is_not_advised_by_text_tasks() -> None:
+    names = ["down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"]
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": "all"}
+    found = nola_codec.sweep(lora([f"base_model.model.{name}" for name in names]), config=config, sizes=[500])
+    assert not found.advice
 
 
 def test_advice() -> None:

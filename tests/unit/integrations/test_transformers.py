@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -14,6 +15,7 @@ from training_support import tiny
 
 import nola_codec
 from nola_codec.errors import AdapterError, EncodeError
+from nola_codec.integrations import peft as nola_peft
 from nola_codec.integrations import transformers as nola_transformers
 from nola_codec.integrations.transformers import NolaCallback
 
@@ -48,6 +50,18 @@ def test_the_bits_are_those_of_the_decoded_directory(case: Any, tmp_path: Path) 
     nola_transformers.load(model, other, adapter_name="a", replace=True)
     assert torch.equal(case.logits(model), case.logits(PeftModel.from_pretrained(case.fresh(), tmp_path / "other")))
     assert nola_codec.compare(model, other).nmse < 1e-12
+
+
+@pytest.mark.parametrize("method", ["Vera", "Pvera", "RandLora", "UniLora", "VBLoRA"])
+def test_methods_whose_layers_share_tensors_are_sent_to_peft(method: str) -> None:
+    """The trial said "Is it the adapter of another model?", which it was not."""
+    more = {"num_vectors": 8, "vector_length": 8} if method == "VBLoRA" else {}
+    config = getattr(peft, f"{method}Config")(r=2, target_modules=["q_proj", "o_proj"], **more)
+    data, _ = nola_codec.encode_bytes(get_peft_model(tiny(), config))
+    with pytest.raises(AdapterError, match=r"share tensors.*nola_codec\.integrations\.peft\.load puts it") as caught:
+        nola_transformers.load(tiny(), data)
+    assert caught.value.code == "not-expressible"
+    assert isinstance(nola_peft.load(tiny(), data), PeftModel)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from safetensors.numpy import load_file, save_file
 
 import nola_codec
 from nola_codec.api.decoding import read_adapter
-from nola_codec.errors import EncodeError, FormatError
+from nola_codec.container.reader import open_container
+from nola_codec.container.writer import assemble
+from nola_codec.errors import ChecksumMismatch, EncodeError, FormatError
 from nola_codec.model.adapter import Adapter
 from nola_codec.model.header import ReferenceEntry
 
@@ -117,6 +120,37 @@ def test_each_tensor_alone_is_that_of_the_whole_file(device: str, pair: tuple[Pa
             lora_A, lora_B = (np.asarray(factor) for factor in opened.factors(name))
             assert np.array_equal(lora_A, wanted[name].lora_A)
             assert np.array_equal(lora_B, wanted[name].lora_B)
+
+
+def lie_about(reference: Path, other: Path, out: Path) -> Path:
+    """A file with the numbers of `other` whose header states the decoded SHA-256 of `reference`."""
+    with open_container(reference) as right, open_container(other) as container:
+        said = right.header.decoded_sha256
+        header = container.header
+        sections = [(section.codec, container.section(i)) for i, section in enumerate(header.sections)]
+        rungs = tuple(replace(rung, decoded_sha256=said) for rung in header.rungs)
+        out.write_bytes(assemble(replace(header, rungs=rungs), sections))
+    return out
+
+
+def test_a_reference_that_lies_is_told_before_a_single_tensor_is_used(
+    versions: tuple[Path, Path], pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Its header is all that the search sees of it."""
+    other = tmp_path / "other.nola"
+    nola_codec.encode(versions[0], other, nmse=0.2)
+    liar = lie_about(pair[0], other, tmp_path / "liar.nola")
+    with nola_codec.load(pair[1], "numpy", references=liar) as opened:
+        for _ in range(2):  # a second try is no better
+            with pytest.raises(ChecksumMismatch, match=r"liar\.nola: decoded factors: SHA-256 differs"):
+                opened.factors(NAMES[0])
+        with pytest.raises(ChecksumMismatch):
+            opened.delta_weight(NAMES[0])
+    with nola_codec.load(pair[1], "numpy", references=liar, verify=False) as opened:
+        wrong = opened.factors(NAMES[0])
+    with nola_codec.load(pair[1], "numpy", references=pair[0]) as opened:
+        right = opened.factors(NAMES[0])
+    assert not np.array_equal(wrong[0], right[0])
 
 
 def test_torch_arrays_give_the_same_bits(pair: tuple[Path, Path]) -> None:

@@ -55,4 +55,4 @@ def test_names_may_lack_or_carry_the_models_prefix() -> None:
 def test_modules_that_do_not_fit(module: LoraModule, message: str) -> None:
     with pytest.raises(EncodeError, match=message) as caught:
         find_modules(Tiny(), [module])
-    assert caught.value.code == "calibration-module"
+    assert caught.value.code == "base-module"

@@ -187,7 +187,15 @@ def test_a_training_that_gains_nothing_leaves_the_file_from_the_weights(lora: Pa
     assert (task.file, task.steps) == (task.start, 0)
     assert report.effective_error is not None
     assert "trained    no: the file from the weights alone was as good" in str(report)
-    assert not any("--fit task keeps more" in note for note in report.notes)
+    assert not any("--prompts" in note for note in report.notes)
+
+
+def test_a_training_without_a_target_says_what_was_taken(lora: Path, data: TaskData) -> None:
+    settings = TaskSettings(steps=1, learning_rate=1e-9, size_rate=1e-9, worth_batches=0)
+    _, report = nola_codec.encode_bytes(lora, fit="task", tuner=TaskTuner(net(), data, settings))
+    assert "target       none was given: keep 98% of the signal, before the training (--error 0.02)" in str(report)
+    _, report = nola_codec.encode_bytes(lora, fit="task", tuner=TaskTuner(net(), data, settings), error=0.1)
+    assert "target  " not in str(report)
 
 
 def test_a_file_that_is_too_large_loses_its_weakest(lora: Path) -> None:
@@ -268,7 +276,7 @@ def test_what_is_refused(lora: Path, data: TaskData) -> None:
     assert code(lambda: TaskTuner(net(), own, TaskSettings(against="adapter"))) == "task-data"
     endless = replace(data, loss_fn=lambda model, batch: (model(batch[0]).sum() / 0, 1))
     assert code(lambda: encode(lora, TaskTuner(net(), endless))) == "task-diverged"
-    assert code(lambda: encode(lora, TaskTuner(torch.nn.Linear(3, 3), data))) == "calibration-module"
+    assert code(lambda: encode(lora, TaskTuner(torch.nn.Linear(3, 3), data))) == "base-module"
     assert code(lambda: nola_codec.encode(lora, size=SIZE, fit="task")) == "option"
     assert code(lambda: nola_codec.encode(lora, size=SIZE, tuner=TaskTuner(net(), data))) == "option"
     assert code(lambda: encode(lora, TaskTuner(net(), data), progressive=True)) == "option"

@@ -38,3 +38,9 @@ def losses(found: Sequence[results.Result]) -> str:
             [size, DOORS[door] + (f", {steps} steps" if steps else ""), f"{most:,}", count, f"{loss:.4f}", share]
         )
     return results.as_table(["file", "given besides base and adapter", "bytes", "seeds", "loss", "of the gain"], rows)
+
+
+def gain(found: Sequence[results.Result]) -> str:
+    """Return the line of `TAUGHT` in the package: the shares of the gain in 5 KB."""
+    alone, taught = results.shares_of_gain(found, "5KB", ("weights", "prompts"))
+    return f'"E2E NLG, SmolLM2-135M, sixteen prompts": (5, {alone:.3f}, {taught:.3f}),'

@@ -129,7 +129,7 @@ def test_a_folder_of_no_known_family(config: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(EncodeError, match="holds none of them") as error:
         find_family(tmp_path)
-    assert error.value.code == "calibration-model"
+    assert error.value.code == "base-model"
     with pytest.raises(EncodeError, match="no such directory"):
         find_family(tmp_path / "nowhere")
 

@@ -1,4 +1,4 @@
-"""Rows of calibration files, and their tokens."""
+"""Files of rows, and their tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nola_codec.errors import EncodeError
-from nola_codec.integrations.calibration_data import Row, read_rows, row_texts, tokenize
+from nola_codec.integrations.text_rows import Row, read_rows, row_texts, tokenize
 
 
 def test_json_lines(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_refused(name: str, data: bytes | None, message: str, tmp_path: Path) ->
         (tmp_path / name).write_bytes(data)
     with pytest.raises(EncodeError, match=message) as caught:
         read_rows(tmp_path / name, 9)
-    assert caught.value.code == "calibration"
+    assert caught.value.code == "rows"
 
 
 class Letters:
@@ -148,4 +148,4 @@ def test_templates_that_will_not_do(template: str | None, message: str, chat: An
     tokenizer.chat_template = template
     with pytest.raises(EncodeError, match=message) as caught:
         tokenize(tokenizer, Row("", "", tuple(MESSAGES), 1), 99)
-    assert caught.value.code == "calibration"
+    assert caught.value.code == "rows"

@@ -43,21 +43,21 @@ def read_rows(path: str | os.PathLike[str], count: int, *, are_prompts: bool = F
             messages before an answer.
 
     Raises:
-        EncodeError: ``calibration``: the file cannot be read, is not such a file, or has no rows.
+        EncodeError: ``rows``: the file cannot be read, is not such a file, or has no rows.
     """
     where = str(path)
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise EncodeError(error.strerror or str(error), code="calibration", where=where) from error
+        raise EncodeError(error.strerror or str(error), code="rows", where=where) from error
     except UnicodeDecodeError as error:
-        raise EncodeError(f"not UTF-8 text ({error.reason})", code="calibration", where=where) from error
+        raise EncodeError(f"not UTF-8 text ({error.reason})", code="rows", where=where) from error
     if Path(path).suffix == ".jsonl":
         rows = _json_rows(text, count, where, are_prompts)
     else:
         rows = [Row(each, "") if are_prompts else Row("", each) for each in _plain_texts(text)[:count]]
     if not rows:
-        raise EncodeError("the file has no text in it", code="calibration", where=where)
+        raise EncodeError("the file has no text in it", code="rows", where=where)
     return rows
 
 
@@ -71,7 +71,7 @@ def _json_rows(text: str, count: int, where: str, are_prompts: bool) -> list[Row
         try:
             item = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise EncodeError(f"not JSON ({error})", code="calibration", where=f"{where}:{number}") from error
+            raise EncodeError(f"not JSON ({error})", code="rows", where=f"{where}:{number}") from error
         rows.append((_prompt if are_prompts else _row)(item, f"{where}:{number}"))
     return rows
 
@@ -90,7 +90,7 @@ def _row(item: Any, where: str) -> Row:
         'expected {"text": ...}, {"prompt": ..., "completion": ...}, or {"messages": [...]} that end with an answer '
         "of the assistant"
     )
-    raise EncodeError(expected, code="calibration", where=where)
+    raise EncodeError(expected, code="rows", where=where)
 
 
 def _prompt(item: Any, where: str) -> Row:
@@ -103,7 +103,7 @@ def _prompt(item: Any, where: str) -> Row:
             if asked:
                 return Row("", "", tuple(asked), 0)
     expected = 'expected {"prompt": ...}, {"text": ...} or {"messages": [...]} with a question in it'
-    raise EncodeError(expected, code="calibration", where=where)
+    raise EncodeError(expected, code="rows", where=where)
 
 
 def _are_messages(value: object) -> TypeGuard[list[dict[str, Any]]]:
@@ -131,26 +131,26 @@ def row_texts(tokenizer: Any, row: Row) -> tuple[str, str]:
     """Return the prompt and the scored text of a row; those of a conversation come from the chat template.
 
     Raises:
-        EncodeError: ``calibration``: the tokenizer has no chat template, or the template does not take the messages.
+        EncodeError: ``rows``: the tokenizer has no chat template, or the template does not take the messages.
     """
     if not row.messages:
         return row.prompt, row.completion
     if getattr(tokenizer, "chat_template", None) is None:
         message = "the rows hold messages, and the tokenizer of the base model has no chat template to write them with"
-        raise EncodeError(message, code="calibration")
+        raise EncodeError(message, code="rows")
     asked = list(row.messages[: len(row.messages) - row.scored])
     try:
         prompt: str = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
         whole: str = tokenizer.apply_chat_template(list(row.messages), tokenize=False) if row.scored else prompt
     except Exception as error:  # a template is a program of a stranger, and raises what it likes
         message = f"the chat template does not take the messages: {error}"
-        raise EncodeError(message, code="calibration") from error
+        raise EncodeError(message, code="rows") from error
     if not whole.startswith(prompt):
         message = (
             "the chat template writes a conversation in another way when its answer follows, so that the answer cannot "
             'be told from the rest; give rows with "prompt" and "completion" as texts'
         )
-        raise EncodeError(message, code="calibration")
+        raise EncodeError(message, code="rows")
     return prompt, whole.removeprefix(prompt)
 
 
@@ -170,7 +170,7 @@ def tokenize(tokenizer: Any, row: Row, limit: int) -> tuple[Sequence[int], int]:
         The token ids, and the number of them that belong to the prompt.
 
     Raises:
-        EncodeError: ``calibration``: those of `row_texts`.
+        EncodeError: ``rows``: those of `row_texts`.
     """
     if row.messages:
         before, after = (list(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in row_texts(tokenizer, row))
