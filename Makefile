@@ -5,6 +5,7 @@
 # make docs   docs/cli.md and docs/options.md, from the code
 # make site   the documentation as a web site, in site/
 # make lint   the checks without the tests
+# make kernels  the compiled kernels, where their C sources are newer than the library
 # make clean  removes what the others made; .cache (base models) stays, `rm -r .cache` drops it too
 
 # The checks start many processes, and each would compile the package again if the compiled files were not kept.
@@ -15,10 +16,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: test lint docs site demo bench experiments clean
+.PHONY: test lint kernels docs site demo bench experiments clean
 .DELETE_ON_ERROR:
 
-test: lint
+test: lint kernels
 	$(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/dev.stamp
@@ -26,6 +27,10 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+# Compiles only what is older than its sources; without a C compiler it says so, and NumPy computes.
+kernels: $(VENV)/dev.stamp
+	$(BIN)/python tools/build_kernels.py
 
 docs: $(VENV)/dev.stamp
 	$(BIN)/python tools/make_cli_docs.py
@@ -57,7 +62,7 @@ experiments: $(VENV)/bench.stamp
 	$(BIN)/python tools/experiments/vit.py
 
 clean:
-	rm -rf $(VENV) demo site dist build .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo site dist build nola_codec/kernels/*.so .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find nola_codec tests tools spec -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Installed anew only when the requirements change: make compares the stamp's date with theirs.

@@ -21,8 +21,11 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy.typing as npt
+
+from nola_codec.array_types import Int64Array
 from nola_codec.arrays import Array, Arrays
 from nola_codec.basis.dense import Rademacher, Uniform
 from nola_codec.basis.hadamard import Hadamard
@@ -52,6 +55,15 @@ class Basis(Protocol):
     def max_num_basis(self, n: int) -> int | None: ...
     def bound(self, n: int, num_basis: int, peak: int) -> int: ...
     def synthesize(self, coefficients: Array, n: int, keys: tuple[BasisKey, ...], peak: int, xp: Arrays) -> Array: ...
+    def synthesize_compiled(
+        self,
+        coefficients: Array,
+        n: int,
+        keys: tuple[BasisKey, ...],
+        peak: int,
+        scales: tuple[Int64Array, Int64Array] | None,
+        xp: Arrays,
+    ) -> npt.NDArray[Any] | None: ...
     def synthesize_floats(self, values: Array, n: int, keys: tuple[BasisKey, ...], xp: Arrays) -> Array: ...
     def project(self, vectors: Array, num_basis: int, keys: tuple[BasisKey, ...], xp: Arrays) -> Array: ...
     def pieces(self, n: int, num_basis: int) -> Pieces | None: ...

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from nola_codec.array_types import Int64Array
 from nola_codec.arrays import Array, Arrays
 from nola_codec.basis.key import BasisKey
 from nola_codec.prng import RADEMACHER, UNIFORM, signs, words
@@ -50,6 +51,18 @@ class DenseBasis:
         """Return the integers y = q G for each vector q; arguments and result are those of `Hadamard.synthesize`."""
         dtype = xp.integer_work_dtype(self.bound(n, int(coefficients.shape[-1]), peak))
         return self.synthesize_floats(xp.cast(coefficients, dtype), n, keys, xp)
+
+    def synthesize_compiled(
+        self,
+        coefficients: Array,
+        n: int,
+        keys: tuple[BasisKey, ...],
+        peak: int,
+        scales: tuple[Int64Array, Int64Array] | None,
+        xp: Arrays,
+    ) -> None:
+        """Return None: there is no kernel."""
+        return
 
     def synthesize_floats(self, values: Array, n: int, keys: tuple[BasisKey, ...], xp: Arrays) -> Array:
         """Do the same as `synthesize` in the dtype of the input: exact for small integers, rounded for other floats."""

@@ -16,9 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.arrays import NUMPY, Array, Arrays
+from nola_codec.array_types import Int64Array, Uint32Array
+from nola_codec.arrays import NUMPY, Array, Arrays, NumpyArrays
 from nola_codec.basis.key import BasisKey
-from nola_codec.prng import SIGNS, SIGNS_SECOND, signs, subset
+from nola_codec.kernels import library
+from nola_codec.kernels.transforms import INTEGERS, LARGEST_SUM, synthesize_hadamard
+from nola_codec.prng import SIGNS, SIGNS_SECOND, packed_signs, signs, subset
 
 MAX_BLOCK = 4096
 _MEMO_LENGTH = 1 << 18
@@ -79,7 +82,51 @@ class Hadamard:
         """
         num_basis = int(coefficients.shape[-1])
         dtype = xp.integer_work_dtype(self.bound(n, num_basis, peak))
+        made = self.synthesize_compiled(coefficients, n, keys, peak, None, xp)
+        if made is not None:
+            return made.astype(dtype)
         return self.synthesize_floats(xp.cast(coefficients, dtype), n, keys, xp)
+
+    def synthesize_compiled(
+        self,
+        coefficients: Array,
+        n: int,
+        keys: tuple[BasisKey, ...],
+        peak: int,
+        scales: tuple[Int64Array, Int64Array] | None,
+        xp: Arrays,
+    ) -> npt.NDArray[Any] | None:
+        """Do the same as `synthesize` with the compiled kernel, and scale in the same pass.
+
+        Args:
+            coefficients: As in `synthesize`.
+            n: As in `synthesize`.
+            keys: As in `synthesize`.
+            peak: As in `synthesize`.
+            scales: The mantissa and the shift of each vector, int64 (groups * batch,) each; None does not scale.
+            xp: As in `synthesize`.
+
+        Returns:
+            int16 (groups, batch, n) with scales, else int32; None if there is no kernel for these arguments.
+        """
+        lib = library() if isinstance(xp, NumpyArrays) else None
+        groups, batch, num_basis = coefficients.shape
+        if lib is None or coefficients.dtype.name not in INTEGERS or self.bound(n, num_basis, peak) > LARGEST_SUM:
+            return None
+        plan = block_and_passes(n)
+        out = np.empty((groups, batch, n), np.int32 if scales is None else np.int16)
+        for group, key in enumerate(keys):
+            purposes = (SIGNS, SIGNS_SECOND)[: plan[1]]
+            out[group] = synthesize_hadamard(
+                lib,
+                coefficients[group],
+                n,
+                plan,
+                tuple(_packed_signs(key, purpose, n) for purpose in purposes),
+                None if num_basis == n else _subset(key, n, num_basis, NUMPY),
+                None if scales is None else (scales[0][group * batch :][:batch], scales[1][group * batch :][:batch]),
+            )
+        return out
 
     def synthesize_floats(self, values: Array, n: int, keys: tuple[BasisKey, ...], xp: Arrays) -> Array:
         """Do the same as `synthesize` in the dtype of the input: exact for small integers, rounded for other floats."""
@@ -233,6 +280,10 @@ def _subset(key: BasisKey, n: int, num_basis: int, xp: Arrays) -> Array:
     if xp.has_cache and n <= _MEMO_LENGTH:
         return _subset_memo(key, n, num_basis)
     return subset(key.generator, seed=key.seed, stream=key.stream, population=n, size=num_basis, xp=xp)
+
+
+def _packed_signs(key: BasisKey, purpose: int, n: int) -> Uint32Array:
+    return packed_signs(key.generator, seed=key.seed, stream=key.stream, purpose=purpose, count=n)
 
 
 def _signs(keys: tuple[BasisKey, ...], purpose: int, n: int, xp: Arrays, dtype: str) -> Array:

@@ -125,18 +125,21 @@ def _synthesize_side(
     if bound << 16 >= LARGEST_PRODUCT:
         raise FormatError(f"coefficients of {records[0].name}: sums may reach {bound}, too large to scale exactly",
                           code="bound")  # fmt: skip
+    mantissas, shifts = _scales(records, side)
+    points = xp.stack([xp.asarray(c.sides[side]) for c in coefficients], 0)  # (records, vectors, num_basis)
+    scaled = basis.synthesize_compiled(points, length, keys, peak, (mantissas[:, 0], shifts[:, 0]), xp)
+    if scaled is not None:
+        return [_arrange(rows, own, xp) for rows in scaled]
     pieces = basis.pieces(length, own.num_basis) if length > _LONG else None
     if pieces is not None:
-        mantissas, shifts = _scales(records, side)
         return [
             _arrange(
                 _long_vectors(pieces, length, c.sides[side], c.peak, key, (mantissas[part], shifts[part]), xp), own, xp
             )
             for c, key, part in zip(coefficients, keys, np.split(np.arange(len(shifts)), len(records)), strict=True)
         ]
-    points = xp.stack([xp.asarray(c.sides[side]) for c in coefficients], 0)  # (records, vectors, num_basis)
     values = basis.synthesize(points, length, keys, peak, xp)  # (records, vectors, length)
-    rows = _scale(values.reshape(len(records) * vectors, length), *_scales(records, side), xp)
+    rows = _scale(values.reshape(len(records) * vectors, length), mantissas, shifts, xp)
     rows = rows.reshape(len(records), vectors, length)
     return [_arrange(rows[i], own, xp) for i in range(len(records))]
 

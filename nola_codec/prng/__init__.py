@@ -10,8 +10,13 @@ A generator is a pure function of a key and a counter, so any range of words can
 
 from __future__ import annotations
 
-from nola_codec.arrays import Array, Arrays
+import numpy as np
+
+from nola_codec.array_types import Uint32Array
+from nola_codec.arrays import NUMPY, Array, Arrays, NumpyArrays
 from nola_codec.errors import FormatError, mismatch
+from nola_codec.kernels import library
+from nola_codec.kernels.generators import random_words, unpack_signs
 from nola_codec.prng.philox import MASK, philox4x32
 from nola_codec.prng.threefry import threefry2x32
 
@@ -54,6 +59,10 @@ def words(generator: int, *, seed: int, stream: int, purpose: int, start: int, c
         FormatError: ``generator``: The id of the generator is unknown.
     """
     generator_name(generator)
+    lib = library() if isinstance(xp, NumpyArrays) else None
+    if lib is not None:
+        made = random_words(lib, generator, seed=seed, stream=stream, purpose=purpose, start=start, count=count)
+        return made.astype(np.int64)
     width = WORDS_PER_BLOCK[generator]
     first, last = start // width, (start + count + width - 1) // width
     block = xp.arange(first, max(last, first + 1))
@@ -69,6 +78,19 @@ def words(generator: int, *, seed: int, stream: int, purpose: int, start: int, c
     return flat[offset : offset + count]
 
 
+def packed_signs(generator: int, *, seed: int, stream: int, purpose: int, count: int) -> Uint32Array:
+    """Return the words whose bits are the first `count` signs of a stream, and at least one word more.
+
+    Returns:
+        uint32 (count // 32 + 2,). Bit j of word i, the least significant one first, is 1 if sign 32 * i + j is -1.
+    """
+    lib, size = library(), count // 32 + 2
+    if lib is not None:
+        return random_words(lib, generator, seed=seed, stream=stream, purpose=purpose, start=0, count=size)
+    made = words(generator, seed=seed, stream=stream, purpose=purpose, start=0, count=size, xp=NUMPY)
+    return np.asarray(made, np.uint32)
+
+
 def signs(generator: int, *, seed: int, stream: int, purpose: int, start: int, count: int, xp: Arrays) -> Array:
     """Return pseudo-random signs: 1 - 2 * bit, with the bits of each word taken least significant first.
 
@@ -77,9 +99,13 @@ def signs(generator: int, *, seed: int, stream: int, purpose: int, start: int, c
     Returns:
         int64 (count,).
     """
-    packed = words(
-        generator, seed=seed, stream=stream, purpose=purpose, start=start // 32, count=(count + 31) // 32, xp=xp
-    )
+    first, size = start // 32, (count + 31) // 32
+    lib = library() if isinstance(xp, NumpyArrays) else None
+    if lib is not None:
+        generator_name(generator)
+        made = random_words(lib, generator, seed=seed, stream=stream, purpose=purpose, start=first, count=size)
+        return unpack_signs(lib, made, count).astype(np.int64)
+    packed = words(generator, seed=seed, stream=stream, purpose=purpose, start=first, count=size, xp=xp)
     bits = (packed.reshape(-1, 1) >> xp.arange(0, 32).reshape(1, -1)) & 1
     return (1 - 2 * bits).reshape(-1)[:count]
 

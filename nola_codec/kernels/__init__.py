@@ -1,0 +1,20 @@
+"""Compiled kernels: the same integers as the NumPy code above, faster.
+
+    lib = kernels.library()
+    if lib is not None:
+        packed = random_words(lib, generator, seed=7, stream=0, purpose=0, start=0, count=100)
+
+`library()` returns None where no compiler was there or NOLA_KERNELS=off, and the caller then goes on with NumPy. Both
+paths give the same bits. A wrapper takes the library first, checks its arrays, and calls a C function.
+
+    loading.py                  `library`: loads at the first use and chooses the variant for the processor
+    compiling.py                compiles c/*.c, for the build of the package and for tools/build_kernels.py
+    generators.py               words, signs and subsets of the counter-based generators; dense bases
+    transforms.py               the Hadamard basis, and the last scaling to int16
+
+To add a kernel: a function in `c/`, a wrapper here, a call where NumPy does the work now, and tests that compare both.
+"""
+
+from nola_codec.kernels.loading import KernelStatus, Library, kernel_status, library
+
+__all__ = ["KernelStatus", "Library", "kernel_status", "library"]

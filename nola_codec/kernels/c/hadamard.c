@@ -1,0 +1,152 @@
+/* The Hadamard basis (specification, "Bases"): butterflies in cache, interleaving, signs, and the last scaling.
+ *
+ * Sums are made modulo 2^32. The caller has checked that no sum of the basis exceeds int32, so they are exact.
+ */
+#include "scaling.h"
+
+/* Multiply a vector by the Sylvester matrix of its length, a power of two, in place. */
+static void butterflies(uint32_t *x, int64_t length) {
+    if (length < LANES) {
+        for (int64_t h = 1; h < length; h *= 2)
+            for (int64_t i = 0; i < length; i++)
+                if (!(i & h)) {
+                    uint32_t a = x[i], b = x[i + h];
+                    x[i] = a + b, x[i + h] = a - b;
+                }
+        return;
+    }
+    const u32_vector lane = {LANE_NUMBERS};
+    for (int64_t i = 0; i < length; i += LANES) {
+        u32_vector v = load_u32(x + i), minus;
+#define SWAP(h, ...) minus = (u32_vector)((lane & h) != 0), v = ((v ^ minus) - minus) + PERMUTE(v, __VA_ARGS__);
+        LANE_SWAPS(SWAP)
+#undef SWAP
+        store_u32(x + i, v);
+    }
+    int64_t h = LANES;
+    for (; h * 4 <= length; h *= 4)
+        for (int64_t i = 0; i < length; i += 4 * h)
+            for (int64_t j = i; j < i + h; j += LANES) {
+                u32_vector a = load_u32(x + j), b = load_u32(x + j + h), c = load_u32(x + j + 2 * h),
+                           d = load_u32(x + j + 3 * h);
+                u32_vector ab = a + b, a_b = a - b, cd = c + d, c_d = c - d;
+                store_u32(x + j, ab + cd), store_u32(x + j + h, a_b + c_d);
+                store_u32(x + j + 2 * h, ab - cd), store_u32(x + j + 3 * h, a_b - c_d);
+            }
+    if (h < length)
+        for (int64_t j = 0; j < h; j += LANES) {
+            u32_vector a = load_u32(x + j), b = load_u32(x + j + h);
+            store_u32(x + j, a + b), store_u32(x + j + h, a - b);
+        }
+}
+
+/* Write (rows, columns) as (columns, rows), in strips that fit a line of the cache. */
+static void transpose(const uint32_t *restrict from, int64_t rows, int64_t columns, uint32_t *restrict to) {
+    for (int64_t begin = 0; begin < columns; begin += 16) {
+        int64_t end = begin + 16 < columns ? begin + 16 : columns;
+        for (int64_t row = 0; row < rows; row++)
+            for (int64_t column = begin; column < end; column++)
+                to[column * rows + row] = from[row * columns + column];
+    }
+}
+
+/* Numbers of 1, 2 or 4 bytes as numbers of 32 bits. */
+static void widen(const char *from, int64_t itemsize, int64_t count, uint32_t *to) {
+    if (itemsize == 4)
+        memcpy(to, from, (size_t)count * 4);
+    else if (itemsize == 2)
+        for (int64_t i = 0; i < count; i++)
+            to[i] = (uint32_t)(int32_t)((const int16_t *)(const void *)from)[i];
+    else
+        for (int64_t i = 0; i < count; i++)
+            to[i] = (uint32_t)(int32_t)((const int8_t *)from)[i];
+}
+
+/* Where the results of a pass go: as int32 with their signs, or scaled to int16. */
+typedef struct {
+    const uint32_t *signs;
+    const scale *by; /* NULL for int32 */
+    char *out;
+} target;
+
+static void emit(const uint32_t *from, int64_t count, uint32_t root, int64_t position, target to) {
+    if (!to.by)
+        sign_run(from, count, root, to.signs, position, (uint32_t *)(void *)to.out + position);
+    else if (root == 1)
+        scale_run(from, count, to.signs, position, *to.by, (int16_t *)(void *)to.out + position);
+    else { /* at most 63 elements, those that a pass leaves out */
+        uint32_t multiplied[64];
+        for (int64_t i = 0; i < count; i++)
+            multiplied[i] = from[i] * root;
+        scale_run(multiplied, count, to.signs, position, *to.by, (int16_t *)(void *)to.out + position);
+    }
+}
+
+/* One pass over `blocks` blocks: transform each, and put element p of block b at place first + p * blocks + b. */
+static void pass(const char *from, int64_t itemsize, int64_t blocks, int64_t block, int64_t first, int64_t panel,
+                 uint32_t *work, target to) {
+    uint32_t *mixed = work + panel * block;
+    for (int64_t begin = 0; begin < blocks; begin += panel) {
+        int64_t own = blocks - begin < panel ? blocks - begin : panel;
+        widen(from + begin * block * itemsize, itemsize, own * block, work);
+        for (int64_t b = 0; b < own; b++)
+            butterflies(work + b * block, block);
+        if (own == 1)
+            for (int64_t p = 0; blocks > 1 && p < block; p++)
+                emit(work + p, 1, 1, first + p * blocks + begin, to);
+        else
+            transpose(work, own, block, mixed);
+        if (own == blocks)
+            emit(own == 1 ? work : mixed, blocks * block, 1, first, to);
+        else if (own > 1)
+            for (int64_t p = 0; p < block; p++)
+                emit(mixed + p * own, own, 1, first + p * blocks + begin, to);
+    }
+}
+
+/* Synthesize vectors in the Hadamard basis.
+ *
+ * coefficients   (vectors, num_basis) integers of `itemsize` bytes
+ * places         NULL, or the ascending place of each coefficient among n
+ * block, passes  of length n
+ * panel          the number of blocks that are transformed at once
+ * first, second  the signs of both passes, a bit an element, and one word more
+ * work           2 * panel * block numbers, n more for places, or 2 * n more for two passes
+ * mantissas      NULL, and the results are int32 (vectors, n); or M of each vector, and shifts its s: then they are int16
+ */
+KERNEL(nola_hadamard)(const char *coefficients, int64_t itemsize, const int64_t *places, int64_t vectors,
+                      int64_t num_basis, int64_t n, int64_t block, int64_t passes, int64_t panel, const uint32_t *first,
+                      const uint32_t *second, uint32_t *work, const int64_t *mantissas, const int64_t *shifts,
+                      char *out) {
+    uint32_t *whole = work + 2 * panel * block, *between = whole + n;
+    const int64_t blocks = n / block, rest = n - blocks * block;
+    const uint32_t root = block == 64 ? 8 : block == 16 ? 4 : 2;
+    for (int64_t v = 0; v < vectors; v++) {
+        const char *from = coefficients + v * num_basis * itemsize;
+        scale by = {0};
+        if (mantissas)
+            by = open_scale(mantissas[v], shifts[v]);
+        target to = {passes == 2 ? second : first, mantissas ? &by : NULL, out + v * n * (mantissas ? 2 : 4)};
+        int64_t size = itemsize;
+        if (places || passes == 2) {
+            if (places) {
+                memset(whole, 0, (size_t)n * 4);
+                for (int64_t i = 0; i < num_basis; i++)
+                    widen(from + i * itemsize, itemsize, 1, whole + places[i]);
+            } else
+                widen(from, itemsize, n, whole);
+            from = (const char *)whole;
+            size = 4;
+        }
+        if (passes == 1) {
+            pass(from, size, blocks, block, 0, panel, work, to);
+            continue;
+        }
+        target middle = {first, NULL, (char *)between};
+        pass(from, size, blocks, block, 0, panel, work, middle);
+        emit(whole + n - rest, rest, root, n - rest, middle);
+        pass((const char *)(between + rest), 4, blocks, block, rest, panel, work, to);
+        emit(between, rest, root, 0, to);
+    }
+    return 0;
+}

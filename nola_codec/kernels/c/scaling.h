@@ -1,0 +1,79 @@
+/* The last scaling, (y * M + 2^(s - 1)) >> s clamped to int16, with the signs of a basis before it. */
+#ifndef NOLA_SCALING_H
+#define NOLA_SCALING_H
+
+#include "nola.h"
+
+/* M and s, and what makes the scaling fit 32-bit lanes.
+ *
+ * y is clamped first, to the first numbers whose scaled value lies at or beyond the ends of int16: it then has fewer
+ * than 18 bits. 2^62 is added before the shift, so that the shift is one of a number that is not negative.
+ */
+typedef struct {
+    int32_t low, high, mantissa;
+    int64_t addend;
+    int shift;
+    uint32_t excess; /* 2^62 >> s, modulo 2^32 */
+} scale;
+
+/* M is 1 to 65535, s is 1 to 62. */
+static inline scale open_scale(int64_t mantissa, int64_t shift) {
+    const int64_t half = (int64_t)1 << (shift - 1), bias = (int64_t)1 << 62;
+    scale made = {INT32_MIN, INT32_MAX, (int32_t)mantissa, half + bias, (int)shift, (uint32_t)(bias >> shift)};
+    if (shift <= 46) { /* for greater shifts every int32 scales to -1, 0 or 1 */
+        int64_t high = (((int64_t)32767 << shift) - half + mantissa - 1) / mantissa;
+        int64_t low = (((int64_t)32767 << shift) + half + mantissa) / mantissa;
+        if (high < INT32_MAX)
+            made.high = (int32_t)high;
+        if (low < INT32_MAX)
+            made.low = (int32_t)-low;
+    }
+    return made;
+}
+
+static inline int16_t scale_one(scale by, int32_t y) {
+    y = y < by.low ? by.low : y > by.high ? by.high : y;
+    uint64_t shifted = (uint64_t)((int64_t)y * by.mantissa + by.addend) >> by.shift;
+    int32_t scaled = (int32_t)((uint32_t)shifted - by.excess);
+    return (int16_t)(scaled < -32768 ? -32768 : scaled > 32767 ? 32767 : scaled);
+}
+
+/* The sign of a basis applied to a number: bit 1 means minus. */
+static inline uint32_t with_sign(uint32_t y, uint32_t bits, int j) {
+    uint32_t minus = 0u - (bits >> j & 1u);
+    return (y ^ minus) - minus;
+}
+
+/* Write `count` numbers, with signs from bit `position` on, scaled to `out`. */
+static inline void scale_run(const uint32_t *from, int64_t count, const uint32_t *signs, int64_t position, scale by,
+                             int16_t *out) {
+    int64_t i = 0;
+    for (; i + 32 <= count; i += 32) {
+        uint32_t bits = bits_at(signs, position + i);
+        for (int j = 0; j < 32; j++)
+            out[i + j] = scale_one(by, (int32_t)with_sign(from[i + j], bits, j));
+    }
+    if (i < count) {
+        uint32_t bits = bits_at(signs, position + i);
+        for (int j = 0; i + j < count; j++)
+            out[i + j] = scale_one(by, (int32_t)with_sign(from[i + j], bits, j));
+    }
+}
+
+/* Write `count` numbers, times `root`, with signs from bit `position` on, to `out`. */
+static inline void sign_run(const uint32_t *from, int64_t count, uint32_t root, const uint32_t *signs, int64_t position,
+                            uint32_t *out) {
+    int64_t i = 0;
+    for (; i + 32 <= count; i += 32) {
+        uint32_t bits = bits_at(signs, position + i);
+        for (int j = 0; j < 32; j++)
+            out[i + j] = with_sign(from[i + j] * root, bits, j);
+    }
+    if (i < count) {
+        uint32_t bits = bits_at(signs, position + i);
+        for (int j = 0; i + j < count; j++)
+            out[i + j] = with_sign(from[i + j] * root, bits, j);
+    }
+}
+
+#endif
