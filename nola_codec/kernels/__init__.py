@@ -8,7 +8,8 @@
 paths give the same bits. A wrapper takes the library first, checks its arrays, and calls a C function.
 
     loading.py                  `library`: loads at the first use and chooses the variant for the processor
-    compiling.py                compiles c/*.c, for the build of the package and for tools/build_kernels.py
+    compiling.py                compiles c/*.c, when the package is built or `make kernels` is called
+    arguments.py                the checks of what a wrapper hands to C
     generators.py               words, signs and subsets of the counter-based generators; dense bases
     transforms.py               the Hadamard basis, and the last scaling to int16
 
