@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from nola_codec.errors import AdapterError
 from nola_codec.integrations.task_bank.branches import Branch, has_branch, make_branch, run_beside
 from nola_codec.integrations.task_bank.rebuilding import RebuiltTask, WeightPair
@@ -12,6 +15,7 @@ from nola_codec.merger.arithmetic.sum import merge_tensor
 from nola_codec.merger.memory_change import MemoryChange, add_deltas
 from nola_codec.merger.memory_model import MemoryModel
 from nola_codec.model.records import CodedKind
+from nola_codec.parallel import parallel_each
 
 if TYPE_CHECKING:
     import torch
@@ -119,11 +123,7 @@ class ModelApplier:
 
     def _restore(self) -> None:
         """Give all weights that were written the bits of the base model."""
-        import torch
-
-        with torch.no_grad():
-            for weight, bits in self._kept.items():
-                self._memory.parameters[weight].copy_(bits)
+        parallel_each(lambda weight: _copy(self._memory.parameters[weight], self._kept[weight]), self._kept)
 
     def _write(self, task: RebuiltTask) -> None:
         """Write what a task merges into weights, which have the bits of the base model."""
@@ -174,6 +174,25 @@ class HookApplier:
 
     def _factors(self, weight: str, pair: WeightPair) -> tuple[torch.Tensor, torch.Tensor]:
         return pair.factors(self._dtype or self._memory.parameters[weight].dtype, self._device)
+
+
+def _copy(weight: torch.Tensor, bits: torch.Tensor) -> None:
+    """Copy a tensor into a weight, on the CPU by NumPy, whose copies do not wait for PyTorch's other threads."""
+    import torch
+
+    with torch.no_grad():
+        if weight.device.type == "cpu" and weight.is_contiguous() and weight.dim():
+            np.copyto(_bytes(weight), _bytes(bits))
+        else:
+            weight.copy_(bits)
+
+
+def _bytes(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """Return a view of the bytes of a contiguous tensor on the CPU."""
+    import torch
+
+    view: npt.NDArray[np.uint8] = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+    return view
 
 
 def module_of(weight: str) -> str:

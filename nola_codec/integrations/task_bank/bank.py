@@ -237,26 +237,9 @@ class TaskBank:
             AdapterError: ``unknown-task``; ``overflow``: a weight or a factor leaves the range of its dtype.
             FormatError, ChecksumMismatch: The file is damaged.
         """
-        task: _Task | None = None
-        rebuilt = RebuiltTask({})
-        if name is not None:
-            with self._guard:
-                task = self._find(name)
-            if task is not self._current:
-                rebuilt = self._rebuild(task)
+        task, rebuilt = self._prepare(name)
         with self._applying:
-            with self._guard:
-                self._require_open()
-                if task is self._current:
-                    return
-                if task is not None and self._tasks.get(task.name) is not task:
-                    raise _unknown(task.name, self._tasks)
-                self._entering = task
-            try:
-                _within(f"task {name!r}", lambda: self._applier.apply(name, rebuilt))
-                self._current = task
-            finally:
-                self._entering = None
+            self._enter(task, rebuilt)
 
     @contextmanager
     def use(self, name: str | None) -> Iterator[torch.nn.Module]:
@@ -271,12 +254,9 @@ class TaskBank:
         Raises:
             AdapterError, FormatError, ChecksumMismatch: As `switch`.
         """
-        if name is not None:
-            with self._guard:
-                task = self._find(name)
-            self._rebuild(task)  # before the lock, while other threads compute
+        task, rebuilt = self._prepare(name)
         with self._applying:
-            self.switch(name)
+            self._enter(task, rebuilt)
             yield self.model
 
     def factors(self, names: Sequence[str], *, rank: int | None = None) -> dict[str, StackedFactors]:
@@ -362,6 +342,32 @@ class TaskBank:
 
     def __repr__(self) -> str:
         return f"TaskBank({len(self)} tasks, {self._packed_bytes} bytes packed, {self.current!r} applied)"
+
+    def _prepare(self, name: str | None) -> tuple[_Task | None, RebuiltTask | None]:
+        """Return a task, rebuilt while other threads may compute with the model; without factors if it is applied."""
+        if name is None:
+            return None, RebuiltTask({})
+        with self._guard:
+            task = self._find(name)
+        return task, None if task is self._current else self._rebuild(task)
+
+    def _enter(self, task: _Task | None, rebuilt: RebuiltTask | None) -> None:
+        """Apply a task that was prepared; the caller has the lock of the model."""
+        with self._guard:
+            self._require_open()
+            if task is self._current:
+                return
+            if task is not None and self._tasks.get(task.name) is not task:
+                raise _unknown(task.name, self._tasks)
+            self._entering = task
+        name = None if task is None else task.name
+        try:
+            if rebuilt is None:  # another thread has left the task since
+                rebuilt = self._rebuild(task) if task is not None else RebuiltTask({})
+            _within(f"task {name!r}", lambda: self._applier.apply(name, rebuilt))
+            self._current = task
+        finally:
+            self._entering = None
 
     def _rebuild(self, task: _Task) -> RebuiltTask:
         return self._cache.get(task, lambda: self._make(task, f"task {task.name!r}"))
