@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from itertools import chain, islice
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -86,9 +87,10 @@ def worker_count() -> int:
 def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Map a function over items on threads, and yield the results in the order of the items.
 
-    At most two results for each thread wait to be taken, which bounds memory. If there is only one item or one thread,
-    the caller's thread does the work. An error of an item is raised where its result would come. BLAS has one thread
-    from the time the first result is asked for until the last one is taken or the iterator is closed.
+    The caller's thread takes the items from their iterator while other threads work. At most two results for each
+    thread wait to be taken, which bounds memory. If there is only one item or one thread, the caller's thread does the
+    work. An error of an item, or of the iterator, is raised where its result would come. BLAS has one thread from the
+    time the first result is asked for until the last one is taken or the iterator is closed.
 
     Example:
         >>> list(parallel_map(abs, [-2, 1, -3]))
@@ -96,21 +98,31 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> I
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    work = list(items)
-    if not work:
+    source = iter(items)
+    begun = list(islice(source, 2))
+    if not begun:
         return
     with _ONE_BLAS_THREAD:
-        if len(work) <= 1 or worker_count() == 1:
-            yield from map(function, work)
+        if len(begun) == 1 or worker_count() == 1:
+            yield from map(function, chain(begun, source))
             return
         with ThreadPoolExecutor(worker_count()) as pool:
             ahead: deque[Future[Result]] = deque()
-            for item in work:
-                ahead.append(pool.submit(function, item))
+            failure: Exception | None = None
+            rest = chain(begun, source)
+            while failure is None:
+                try:
+                    ahead.append(pool.submit(function, next(rest)))
+                except StopIteration:
+                    break
+                except Exception as error:  # the results of earlier items come first
+                    failure = error
                 if len(ahead) > 2 * worker_count():
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
+            if failure is not None:
+                raise failure
 
 
 def parallel_each(function: Callable[[Item], None], items: Iterable[Item]) -> None:

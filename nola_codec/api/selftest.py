@@ -14,8 +14,8 @@ import numpy as np
 from nola_codec.arrays import NUMPY, Arrays, TorchArrays
 from nola_codec.basis import BASES, BasisKey
 from nola_codec.decoder.coefficients import Coefficients
-from nola_codec.decoder.decoder import DecodedHash
 from nola_codec.decoder.factors import synthesize_records
+from nola_codec.decoder.hashing import DecodedHash
 from nola_codec.errors import require_torch
 from nola_codec.model.records import CodedKind, CodedRecord, coded_sides
 from nola_codec.prng import NAMES, PHILOX, SIGNS, THREEFRY, words

@@ -127,12 +127,13 @@ def write_exponents(writer: IntegerWriter, exponents: Sequence[tuple[int, ...]])
 
 def read_exponents(reader: IntegerReader, records: Sequence[CodedRecord]) -> tuple[tuple[int, ...], ...]:
     """Return the exponents of the sides of each record. Raises FormatError ``units`` if one is out of range."""
+    gaps = iter(reader.read_many([_EXPONENT] * sum(len(record.kind.sides) for record in records)).tolist())
     last = [0, 0]
     made = []
     for record in records:
         sides = range(len(record.kind.sides))
         for side in sides:
-            last[side] += reader.read(_EXPONENT)
+            last[side] += next(gaps)
             if not MIN_EXPONENT <= last[side] <= MAX_EXPONENT:
                 wanted = f"{MIN_EXPONENT} to {MAX_EXPONENT}"
                 raise FormatError(mismatch(f"exponent of {record.name}", wanted, last[side]), code="units")

@@ -13,6 +13,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -47,32 +48,33 @@ class _Memory:
     """The precisions of the latest record of each kind that has units."""
 
     def __init__(self) -> None:
-        self._of_kind: dict[CodedKind, list[int]] = {}
+        self._of_kind: dict[CodedKind, npt.NDArray[np.int64]] = {}
         self._latest = START
 
     def remember(self, record: CodedRecord) -> None:
         """Note a record as it is at a rung."""
         if record.units:
-            self._of_kind[record.kind] = record.precision.tolist()
+            self._of_kind[record.kind] = record.precision
             self._latest = int(record.precision[0])
 
     def predict(self, kind: CodedKind, unit: int) -> int:
         """Return the prediction for a unit that has no unit before it in its record."""
-        return self._of_kind[kind][unit] if kind in self._of_kind else self._latest
+        known = self._of_kind.get(kind)
+        return self._latest if known is None else int(known[unit])
 
 
-class Layer(NamedTuple):
-    """One layer of one vector.
+class Layers(NamedTuple):
+    """The layers of some vectors of one side, in the order of their symbols in a block.
 
     Attributes:
-        vector: The number of the vector on its side.
-        quantizer: The number of the quantizer.
-        weight: The factor on the points of the quantizer.
+        vectors: The number of each layer's vector on the side, int64 (layers,).
+        quantizers: The number of its quantizer, int64 (layers,).
+        weights: The factor on the points of the quantizer, int64 (layers,).
     """
 
-    vector: int
-    quantizer: int
-    weight: int
+    vectors: npt.NDArray[np.int64]
+    quantizers: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.int64]
 
 
 def look_up(allocation: Allocation, precision: int) -> tuple[int, int, int]:
@@ -87,55 +89,79 @@ def look_up(allocation: Allocation, precision: int) -> tuple[int, int, int]:
     return allocation[index][1:]
 
 
-def _entry(allocations: Allocations, rung: int, kind: CodedKind, side: int, precision: int) -> tuple[int, int, int]:
-    own = kind.sides[side]
-    return look_up(allocations[rung][own.table], precision + own.shift)
+@lru_cache(maxsize=256)
+def _allocation_arrays(allocation: Allocation) -> npt.NDArray[np.int64]:
+    """Return an allocation table as int64 (4, rows): precisions, quantizers, amplitude offsets, weights of layers."""
+    table = np.ascontiguousarray(np.array(allocation, np.int64).reshape(-1, 4).T)
+    table[3] = [layer_weight(row[3]) for row in allocation]
+    return table
 
 
-def coded_layers(record: CodedRecord, allocations: Allocations, rung: int, side: int) -> list[Layer]:
+def _look_up_all(allocation: Allocation, precisions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Look up precisions: the columns of `_allocation_arrays` for each, int64 (4, precisions). Raises as `look_up`."""
+    table = _allocation_arrays(allocation)
+    places = table[0].searchsorted(precisions, side="right") - 1
+    if len(places) and int(places.min()) < 0:
+        look_up(allocation, int(precisions[places.argmin()]))
+    return np.asarray(table[:, places])
+
+
+def coded_layers(record: CodedRecord, allocations: Allocations, rung: int, side: int) -> Layers:
     """Return the layers of a record's side that the block of a rung holds, in order.
 
     The block holds the layers of all rungs so far for a unit that starts at this rung, and the layer of this rung for
-    the other units.
+    the other units. The layers of one unit follow each other.
+
+    Raises:
+        FormatError: ``units``: A precision lies under the first entry of its allocation table.
     """
-    kind = record.kind
-    layers = []
-    for vector, unit in enumerate(kind.side_units(side, record.units)):
-        entry = int(record.entry[unit])
-        if entry > rung:
-            break
-        for number in range(rung + 1) if entry == rung else (rung,):
-            quantizer, _, weight = _entry(allocations, number, kind, side, int(record.precision[unit]))
-            if quantizer >= 0:
-                layers.append(Layer(vector, quantizer, layer_weight(weight)))
-    return layers
+    own = record.kind.sides[side]
+    units = record.kind.side_units(side, record.units)
+    entry = record.entry[units.start : units.stop]
+    precision = record.precision[units.start : units.stop] + own.shift
+    fresh = entry == rung
+    quantizers = np.full((len(units), rung + 1), -1, np.int64)
+    weights = np.zeros((len(units), rung + 1), np.int64)
+    for number in range(rung + 1):
+        (rows,) = (entry <= rung if number == rung else fresh).nonzero()
+        _, quantizers[rows, number], _, weights[rows, number] = _look_up_all(
+            allocations[number][own.table], precision[rows]
+        )
+    vectors, numbers = (quantizers >= 0).nonzero()
+    return Layers(vectors, quantizers[vectors, numbers], weights[vectors, numbers])
 
 
 def touched_units(record: CodedRecord, allocations: Allocations, rung: int) -> npt.NDArray[np.bool_]:
     """Return True for each unit that starts or gains a layer at a rung, bool (units,)."""
-    return np.array(
-        [
-            entry == rung
-            or any(_entry(allocations, rung, record.kind, side, p)[0] >= 0 for side in record.kind.unit_sides(unit))
-            for unit, (entry, p) in enumerate(zip(record.entry.tolist(), record.precision.tolist(), strict=True))
-        ],
-        bool,
-    )
+    touched: npt.NDArray[np.bool_] = record.entry == rung
+    for side, own in enumerate(record.kind.sides):
+        units = record.kind.side_units(side, record.units)
+        part = slice(units.start, units.stop)
+        rows = (~touched[part]).nonzero()[0] + units.start
+        touched[rows] = _look_up_all(allocations[rung][own.table], record.precision[rows] + own.shift)[1] >= 0
+    return touched
 
 
-def predict_amplitude(
-    record: CodedRecord, unit: int, allocations: Allocations, rung: int, slope: int, before: int
-) -> int:
-    """Return the predicted amplitude code of a unit at a rung that starts it or adds a layer to it.
+def predict_amplitudes(
+    record: CodedRecord, units: npt.NDArray[np.int64], allocations: Allocations, rung: int, slope: int
+) -> npt.NDArray[np.int64]:
+    """Return the predicted amplitude codes of units at a rung that starts them or adds a layer to them.
 
-    `before` is its code at the rung before.
+    Args:
+        record: The record, with the amplitudes of the rung before for units that started earlier.
+        units: The numbers of the units, int64, ascending.
+        allocations: The allocation table of each rung.
+        rung: The rung, counted from 0.
+        slope: The `amplitude_slope` of the header.
     """
-    precision = int(record.precision[unit])
-    fresh = record.entry[unit] == rung
-    total = record.kind.amplitude + slope * precision if fresh else before
-    for number in range(rung + 1) if fresh else (rung,):
-        for side in record.kind.unit_sides(unit):
-            total += _entry(allocations, number, record.kind, side, precision)[1]
+    precision, fresh = record.precision[units], record.entry[units] == rung
+    total = np.where(fresh, record.kind.amplitude + slope * precision, record.amplitude[units])
+    for side, own in enumerate(record.kind.sides):
+        owners = record.kind.side_units(side, record.units)
+        here = (units >= owners.start) & (units < owners.stop)
+        for number in range(rung + 1):
+            rows = (here if number == rung else here & fresh).nonzero()[0]
+            total[rows] += _look_up_all(allocations[number][own.table], precision[rows] + own.shift)[2]
     return total
 
 
@@ -175,14 +201,17 @@ def pack_units(
                 writer.write(PRECISION + min(unit, 2), gap)
             memory.remember(record)
         for index, record in enumerate(records):
-            for unit in np.flatnonzero(touched_units(record, allocations, rung)).tolist():
-                fresh = int(record.entry[unit]) == rung
-                before = 0 if fresh else int(rungs[rung - 1][index].amplitude[unit])
-                gap = int(record.amplitude[unit])
-                gap -= predict_amplitude(record, unit, allocations, rung, slope, before)
+            units = np.flatnonzero(touched_units(record, allocations, rung))
+            before = record.amplitude.copy()
+            if rung:
+                earlier = rungs[rung - 1][index].amplitude
+                before[: len(earlier)] = earlier
+            codes = predict_amplitudes(replace(record, amplitude=before), units, allocations, rung, slope)
+            fresh = record.entry[units] == rung
+            for gap, is_fresh in zip((record.amplitude[units] - codes).tolist(), fresh.tolist(), strict=True):
                 if not -128 <= gap <= 127:
                     raise ValueError(f"amplitude of {record.name} is {gap} codes from its prediction")
-                writer.write(AMPLITUDE + (not fresh), gap)
+                writer.write(AMPLITUDE + (not is_fresh), gap)
         sections.append(writer.finish())
     return sections
 
@@ -231,22 +260,36 @@ class UnitsReader:
                 precision=np.concatenate((record.precision, np.zeros(fresh, np.int64))),
                 amplitude=np.concatenate((record.amplitude, np.zeros(fresh, np.int64))),
             )
-            for unit, predicted in _predictions(record, rung, self._memory):
-                record.precision[unit] = (predicted + reader.read(PRECISION + min(unit, 2))) % 256
-            self._memory.remember(record)
             grown.append(record)
-        allocations = [step.allocation for step in self.rungs]
-        for record in grown:
-            for unit in np.flatnonzero(touched_units(record, allocations, rung)).tolist():
-                code = predict_amplitude(
-                    record, unit, allocations, rung, self._header.amplitude_slope, int(record.amplitude[unit])
-                )
-                code += reader.read(AMPLITUDE + (int(record.entry[unit]) != rung))
-                if not MIN_CODE <= code <= MAX_CODE:
-                    raise FormatError(f"units of {record.name}: amplitude out of range", code="units")
-                record.amplitude[unit] = code
+        self._read_precisions(reader, grown, rung)
+        self._read_amplitudes(reader, grown, rung)
         reader.finish()
         self.records = tuple(grown)
+
+    def _read_precisions(self, reader: IntegerReader, records: Sequence[CodedRecord], rung: int) -> None:
+        """Read the precisions of the units that start at a rung."""
+        fresh = [np.flatnonzero(record.entry == rung) for record in records]
+        roles = np.concatenate([np.empty(0, np.int64), *(PRECISION + np.minimum(units, 2) for units in fresh)])
+        gaps = iter(reader.read_many(roles.tolist()).tolist())
+        for record in records:
+            for unit, predicted in _predictions(record, rung, self._memory):
+                record.precision[unit] = (predicted + next(gaps)) % 256
+            self._memory.remember(record)
+
+    def _read_amplitudes(self, reader: IntegerReader, records: Sequence[CodedRecord], rung: int) -> None:
+        """Read the amplitudes of the units that start or gain a layer at a rung."""
+        allocations = [step.allocation for step in self.rungs]
+        touched = [np.flatnonzero(touched_units(record, allocations, rung)) for record in records]
+        is_old = [record.entry[units] != rung for record, units in zip(records, touched, strict=True)]
+        gaps = reader.read_many((AMPLITUDE + np.concatenate([np.empty(0, bool), *is_old])).tolist())
+        start = 0
+        for record, units in zip(records, touched, strict=True):
+            codes = predict_amplitudes(record, units, allocations, rung, self._header.amplitude_slope)
+            codes += gaps[start : start + len(units)]
+            if len(codes) and not MIN_CODE <= int(codes.min()) <= int(codes.max()) <= MAX_CODE:
+                raise FormatError(f"units of {record.name}: amplitude out of range", code="units")
+            record.amplitude[units] = codes
+            start += len(units)
 
     def _read_counts(self, reader: IntegerReader) -> tuple[int, ...]:
         """Read the number of units of each record at the next rung."""

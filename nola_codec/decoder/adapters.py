@@ -31,7 +31,7 @@ def decode_adapter(decoder: Decoder, progress: Progress | None = None, *, verify
 def decode_records(
     decoder: Decoder, progress: Progress | None = None, *, verify: bool = True
 ) -> Iterator[DecodedRecord]:
-    """Yield all coded records decoded: those of low rank, then the vectors, on the decoder's device.
+    """Yield all coded records decoded, with their float32 forms: those of low rank, then the vectors.
 
     The decoded SHA-256 is compared after the last one, so the caller must go to the end before it uses any record.
 
@@ -46,9 +46,9 @@ def decode_records(
     """
     report = count_records(decoder, progress)
     if verify:
-        yield from decoder.decode_checked(report)
+        yield from decoder.decode_checked(report, floats=True)
         return
-    for index, record in decoder.decode():
+    for index, record in decoder.decode(floats=True):
         yield record
         if report is not None:
             report(index + 1)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from nola_codec.array_types import SymbolArray
 from nola_codec.arrays import Array
-from nola_codec.container.units import Allocations, Layer, coded_layers
+from nola_codec.container.units import Allocations, coded_layers
 from nola_codec.entropy import decode_many
 from nola_codec.errors import FormatError
 from nola_codec.model.quantizers import Quantizer, Runs
 from nola_codec.model.records import CodedRecord
-from nola_codec.quant.points import book_points
+from nola_codec.quant.points import PointMaker
 
 _LARGEST = (1 << 31) - 1
 
@@ -24,7 +25,8 @@ class Coefficients:
     """The integer coefficients of one record.
 
     Attributes:
-        sides: The coefficients of each side, int32 (vectors, num_basis); NumPy arrays, or tensors on a device.
+        sides: The coefficients of each side, (vectors, num_basis), in the smallest of int8, int16 and int32 that holds
+            every number up to the side's own bound; NumPy arrays, or int32 tensors on a device.
         peak: A bound of the magnitude of all coefficients.
     """
 
@@ -43,10 +45,10 @@ def record_runs(record: CodedRecord, quantizers: Sequence[Quantizer], allocation
     """
     models, lengths = [], []
     for side, count in enumerate(record.kind.num_basis):
-        for layer in coded_layers(record, allocations, rung, side):
-            models.append(layer.quantizer)
-            lengths.append(quantizers[layer.quantizer].codebook.run(count))
-    return Runs(np.array(models, np.int64), np.array(lengths, np.int64))
+        own = coded_layers(record, allocations, rung, side).quantizers
+        models.append(own)
+        lengths.append(np.array([quantizers[q].codebook.run(count) for q in own.tolist()], np.int64))
+    return Runs(np.concatenate(models), np.concatenate(lengths))
 
 
 def block_runs(
@@ -60,43 +62,50 @@ def _join_runs(parts: Sequence[Runs]) -> Runs:
     return Runs(np.concatenate([p.models for p in parts]), np.concatenate([p.lengths for p in parts]))
 
 
-def record_coefficients(
-    record: CodedRecord, symbols: Sequence[SymbolArray], quantizers: Sequence[Quantizer], allocations: Allocations
-) -> Coefficients:
-    """Compute the coefficients of one record: the weighted sum of its layers.
+class Dequantizer:
+    """Turns the symbols of records into integer coefficients.
 
-    Args:
-        record: The record as it is at the last rung.
-        symbols: The symbols of each rung, in the order of `record_runs`.
+    Attributes:
         quantizers: As in `Header`.
         allocations: The allocation table of each rung.
-
-    Raises:
-        FormatError: ``bound``: the coefficients may not fit into 32 bits.
     """
-    ends = [0] * len(symbols)
-    sides = []
-    peak = 0
-    for side, count in enumerate(record.kind.num_basis):
-        vectors = record.kind.vectors(record.units)
-        total = np.zeros((vectors, count), np.int32)
-        bounds = np.zeros(vectors, np.int64)
-        gathered: dict[int, list[tuple[Layer, SymbolArray]]] = {}
-        for rung, stream in enumerate(symbols):
-            for layer in coded_layers(record, allocations, rung, side):
-                book = quantizers[layer.quantizer].codebook
-                start = ends[rung]
-                ends[rung] = start + book.run(count)
-                gathered.setdefault(layer.quantizer, []).append((layer, stream[start : ends[rung]]))
-                bounds[layer.vector] += layer.weight * book.peak
-        peak = max(peak, int(bounds.max(initial=0)))
-        require_peak(record.name, peak)
-        for quantizer, layers in gathered.items():
-            points = book_points(quantizers[quantizer].codebook, np.stack([s for _, s in layers]), count)
-            for (layer, _), row in zip(layers, points, strict=True):
-                total[layer.vector] += row if layer.weight == 1 else row.astype(np.int32) * layer.weight
-        sides.append(total)
-    return Coefficients(tuple(sides), peak)
+
+    def __init__(self, quantizers: Sequence[Quantizer], allocations: Allocations) -> None:
+        self.quantizers, self.allocations = quantizers, allocations
+        self._points = PointMaker([quantizer.codebook for quantizer in quantizers])
+        self._peaks = np.array([quantizer.codebook.peak for quantizer in quantizers], np.int64)
+
+    def coefficients(self, record: CodedRecord, symbols: Sequence[SymbolArray]) -> Coefficients:
+        """Compute the coefficients of one record: the weighted sum of its layers.
+
+        Args:
+            record: The record as it is at the last rung.
+            symbols: The symbols of each rung, in the order of `record_runs`.
+
+        Raises:
+            FormatError: ``bound``: the coefficients may not fit into 32 bits.
+        """
+        starts = [0] * len(symbols)
+        sides = []
+        peak = 0
+        for side, count in enumerate(record.kind.num_basis):
+            vectors = record.kind.vectors(record.units)
+            layers = [coded_layers(record, self.allocations, rung, side) for rung in range(len(symbols))]
+            bounds = np.zeros(vectors, np.int64)
+            for each in layers:
+                np.add.at(bounds, each.vectors, each.weights * self._peaks[each.quantizers])
+            own_peak = int(bounds.max(initial=0))
+            peak = max(peak, own_peak)
+            require_peak(record.name, peak)
+            total = np.zeros((vectors, count), _smallest_dtype(own_peak))
+            for rung, (each, stream) in enumerate(zip(layers, symbols, strict=True)):
+                starts[rung] += self._points.add(total, each, stream[starts[rung] :])
+            sides.append(total)
+        return Coefficients(tuple(sides), peak)
+
+
+def _smallest_dtype(peak: int) -> type[np.signedinteger[Any]]:
+    return np.int8 if peak < 1 << 7 else np.int16 if peak < 1 << 15 else np.int32
 
 
 def require_peak(name: str, peak: int) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import struct
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +11,12 @@ import numpy.typing as npt
 
 from nola_codec.arrays import Arrays, TorchArrays
 from nola_codec.container.reader import Container
-from nola_codec.decoder.coefficients import decode_symbols, record_coefficients
+from nola_codec.decoder.coefficients import Dequantizer, decode_symbols
 from nola_codec.decoder.factors import CHUNK_ELEMENTS, DecodedRecord, synthesize_records
+from nola_codec.decoder.hashing import HashThread
 from nola_codec.decoder.prediction import Reference, add_prediction, missing_reference, predicted_record
 from nola_codec.errors import ChecksumMismatch, FormatError
+from nola_codec.kernels import library
 from nola_codec.model.records import CodedRecord
 from nola_codec.model.tensors import RawTensor
 from nola_codec.parallel import parallel_map
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from nola_codec.decoder.device.decoding import DeviceBlocks
 
 _BATCH_SYMBOLS = 48 << 20
-"""Coefficients that are entropy-decoded together: enough for vectorized rANS, at 6 bytes each at the peak."""
+"""Coefficients that NumPy entropy-decodes together: enough for vectorized rANS, at 6 bytes each at the peak. With the
+kernels each block is a batch."""
 _PORTION_SYMBOLS = 1 << 20
 """Coefficients that one thread synthesizes at a time."""
 
@@ -74,6 +76,7 @@ class Decoder:
         self._kept: tuple[int, list[list[npt.NDArray[Any]]]] | None = None
         self._on_device: DeviceBlocks | None = None
         self._allocations = [rung.allocation for rung in self.header.rungs]
+        self._dequantizer = Dequantizer(self.header.quantizers, self._allocations)
         self._starts = np.cumsum([0, *self.header.blocks]).tolist()
 
     def decode_pairs(self, indexes: Sequence[int] | None = None) -> Iterator[tuple[int, DecodedRecord]]:
@@ -86,20 +89,23 @@ class Decoder:
         wanted = [first + i for i, r in enumerate(self.header.vectors) if asked is None or r.name in asked]
         return ((self.header.coded[index].name, item) for index, item in self.decode(wanted))
 
-    def decode(self, indexes: Sequence[int] | None = None) -> Iterator[tuple[int, DecodedRecord]]:
+    def decode(
+        self, indexes: Sequence[int] | None = None, *, floats: bool = False
+    ) -> Iterator[tuple[int, DecodedRecord]]:
         """Decode coded records, and yield (number in `Header.coded`, decoded) for each, in ascending order.
 
-        Only the blocks that hold them are read.
+        Only the blocks that hold them are read, here in the caller's thread; other threads decode them.
 
         Args:
             indexes: The numbers of the records in `Header.coded`; None decodes all.
+            floats: True also makes the float32 form of NumPy's records, on the same threads.
 
         Raises:
             FormatError, ChecksumMismatch: The file is damaged, or its reference is not what it says.
         """
         if indexes is not None and self.reference is not None and self.checks_reference:
             self.reference.check()
-        return self._decode(indexes)
+        return self._decode(indexes, floats=floats)
 
     def check(self) -> None:
         """Decode all records once, to compare the decoded SHA-256; see `decode_all`. Errors name the file."""
@@ -110,25 +116,26 @@ class Decoder:
             except FormatError as error:
                 raise error.within(self.container.name) from error
 
-    def _decode(self, indexes: Sequence[int] | None) -> Iterator[tuple[int, DecodedRecord]]:
-        header = self.header
-        wanted = set(range(len(header.coded)) if indexes is None else indexes)
-        batch: list[int] = []
-        weight = 0
-        for block in range(len(header.blocks)):
-            if not wanted.intersection(range(self._starts[block], self._starts[block + 1])):
-                continue
-            batch.append(block)
-            weight += sum(_coefficient_count(r) for r in self._block(block))
-            if weight >= _BATCH_SYMBOLS:
-                yield from self._decode_blocks(batch, wanted)
-                batch, weight = [], 0
-        if batch:
-            yield from self._decode_blocks(batch, wanted)
+    def _decode(self, indexes: Sequence[int] | None, *, floats: bool = False) -> Iterator[tuple[int, DecodedRecord]]:
+        wanted = set(range(len(self.header.coded)) if indexes is None else indexes)
+        batches = self._batches(wanted)
+        if isinstance(self.xp, TorchArrays):
+            for blocks in batches:
+                yield from self._decode_on_device(blocks, wanted, self.xp.device)
+            return
+        # Either batches are decoded on several threads, or the portions of each batch are.
+        side_by_side = len(batches) > 1 and library() is not None
+        read = (self._read_batch(blocks, wanted) for blocks in batches)
+        if side_by_side:
+            for group in parallel_map(lambda batch: list(self._decode_batch(batch, map, floats=floats)), read):
+                yield from group
+            return
+        for batch in read:
+            yield from self._decode_batch(batch, parallel_map, floats=floats)
 
     def symbols(self) -> list[list[npt.NDArray[Any]]]:
         """Return the symbols of each record, a list by rung, as the encoder wrote them."""
-        return self._symbols(range(len(self.header.blocks)))
+        return self._decode_symbols(self._read_batch(range(len(self.header.blocks)), set()))
 
     def carried_tensors(self) -> Iterator[tuple[str, RawTensor]]:
         """Yield (name, tensor) of the carried tensors, then of the drawn ones. Each is made when it is asked for."""
@@ -149,20 +156,27 @@ class Decoder:
         """
         return list(self.decode_checked(progress))
 
-    def decode_checked(self, progress: Callable[[int], None] | None = None) -> Iterator[DecodedRecord]:
+    def decode_checked(
+        self, progress: Callable[[int], None] | None = None, *, floats: bool = False
+    ) -> Iterator[DecodedRecord]:
         """Yield what `decode_all` returns, record by record; the decoded SHA-256 is checked after the last one.
 
         The caller must go to the end before it uses any record.
+
+        Args:
+            progress: Called with the number of records done so far.
+            floats: As in `decode`.
         """
-        sha256 = DecodedHash()
-        for index, record in self.decode():
-            sha256.update(record, self.xp)
-            yield record
-            if progress is not None:
-                progress(index + 1)
-        for _, tensor in self.carried_tensors():
-            sha256.update_raw(tensor)
-        if sha256.digest() != self.header.decoded_sha256:
+        with HashThread(self.xp) as sha256:
+            for index, record in self.decode(floats=floats):
+                sha256.update(record)
+                yield record
+                if progress is not None:
+                    progress(index + 1)
+            for _, tensor in self.carried_tensors():
+                sha256.update_raw(tensor)
+            digest = sha256.digest()
+        if digest != self.header.decoded_sha256:
             cause = "this decoder is not exact" + (", or the reference is not what it says" if self.reference else "")
             raise ChecksumMismatch(
                 f"decoded factors: SHA-256 differs from the encoder's; {cause}", code="factors-checksum"
@@ -172,42 +186,62 @@ class Decoder:
     def _block(self, block: int) -> Sequence[CodedRecord]:
         return self.header.coded[self._starts[block] : self._starts[block + 1]]
 
-    def _decode_blocks(self, blocks: Sequence[int], wanted: set[int]) -> Iterator[tuple[int, DecodedRecord]]:
-        if isinstance(self.xp, TorchArrays):
-            yield from self._decode_on_device(blocks, wanted, self.xp.device)
-            return
-        symbols = self._symbols(blocks)
-        numbers = [i for b in blocks for i in range(self._starts[b], self._starts[b + 1])]
-        picked = [(number, symbols[position]) for position, number in enumerate(numbers) if number in wanted]
-        known = self._decode_reference([number for number, _ in picked])
+    def _batches(self, wanted: set[int]) -> list[list[int]]:
+        """Return the blocks that hold wanted records, in groups that are entropy-decoded together."""
+        batches: list[list[int]] = []
+        weight = _BATCH_SYMBOLS
+        for block in range(len(self.header.blocks)):
+            if wanted.isdisjoint(range(self._starts[block], self._starts[block + 1])):
+                continue
+            if weight >= _BATCH_SYMBOLS or (self.xp.has_threads and library() is not None):
+                batches.append([])
+                weight = 0
+            batches[-1].append(block)
+            weight += sum(_coefficient_count(r) for r in self._block(block))
+        return batches
+
+    def _read_batch(self, blocks: Sequence[int], wanted: set[int]) -> _Batch:
+        """Read the stored bytes of blocks, and decode what their wanted records need of the reference."""
+        picked = [i for b in blocks for i in range(self._starts[b], self._starts[b + 1]) if i in wanted]
+        last = self._kept  # another thread may replace it
+        kept = last[1] if last is not None and list(blocks) == [last[0]] else None
+        stored = []
+        for rung in range(len(self.header.rungs) if kept is None else 0):
+            first = 1 + self.header.units_section(rung)
+            stored.append([(self.header.sections[first + b].codec, self.container.section(first + b)) for b in blocks])
+        return _Batch(blocks, picked, self._decode_reference(picked), stored, kept)
+
+    def _decode_batch(self, batch: _Batch, apply: _Map, *, floats: bool) -> Iterator[tuple[int, DecodedRecord]]:
+        """Decode the wanted records of a batch. `apply` maps a function over portions of it."""
+        symbols = self._decode_symbols(batch)
+        if len(batch.blocks) == 1 and apply is not map:  # for readers that go tensor by tensor
+            self._kept = (batch.blocks[0], symbols)
+        numbers = [i for b in batch.blocks for i in range(self._starts[b], self._starts[b + 1])]
+        wanted = set(batch.picked)
+        picked = [(number, own) for number, own in zip(numbers, symbols, strict=True) if number in wanted]
 
         def make(part: Sequence[_Picked]) -> list[tuple[int, DecodedRecord]]:
             records = [self.header.coded[number] for number, _ in part]
-            coefficients = [
-                record_coefficients(record, item, self.header.quantizers, self._allocations)
-                for record, (_, item) in zip(records, part, strict=True)
-            ]
             made = synthesize_records(
                 records,
-                coefficients,
+                [self._dequantizer.coefficients(r, item) for r, (_, item) in zip(records, part, strict=True)],
                 generator=self.header.generator,
                 seed=self.header.seed,
                 xp=self.xp,
                 chunk_elements=self.chunk_elements,
             )
-            return [
-                (number, self._predict(record, item, known))
-                for (number, _), record, item in zip(part, records, made, strict=True)
-            ]
+            made = [self._predict(r, item, batch.known) for r, item in zip(records, made, strict=True)]
+            if floats:
+                made = [replace(item, floats=item.float32(self.xp)) for item in made]
+            return [(number, item) for (number, _), item in zip(part, made, strict=True)]
 
-        apply = parallel_map if self.xp.has_threads else map
         for group in apply(make, _portions(picked)):
             yield from group
 
     def _decode_on_device(
         self, blocks: Sequence[int], wanted: set[int], device: torch.device
     ) -> Iterator[tuple[int, DecodedRecord]]:
-        """Do the same as `_decode_blocks` on a device, to which the sections are copied as they are.
+        """Decode the wanted records of blocks on a device, to which the sections are copied as they are.
 
         A block that is asked for alone stays there until the next one.
         """
@@ -252,26 +286,38 @@ class Decoder:
         except FormatError as error:
             raise error.within(self.container.name) from error
 
-    def _symbols(self, blocks: Sequence[int]) -> list[list[npt.NDArray[Any]]]:
-        """Return the symbols of each record of some blocks, a list by rung.
-
-        A block that is asked for alone is kept until the next one, for readers that go tensor by tensor.
-        """
-        kept = self._kept  # another thread may replace it
-        if len(blocks) == 1 and kept is not None and kept[0] == blocks[0]:
-            return kept[1]
-        records = [self._block(b) for b in blocks]
-        by_rung = []
-        for rung in range(len(self.header.rungs)):
-            first = 1 + self.header.units_section(rung)
-            coded = [(self.header.sections[first + b].codec, self.container.section(first + b)) for b in blocks]
-            by_rung.append(decode_symbols(coded, records, self.header.quantizers, self._allocations, rung))
-        symbols = [list(each) for each in zip(*by_rung, strict=True)]
-        if len(blocks) == 1:
-            self._kept = (blocks[0], symbols)
-        return symbols
+    def _decode_symbols(self, batch: _Batch) -> list[list[npt.NDArray[Any]]]:
+        """Return the symbols of each record of a batch, a list by rung."""
+        if batch.symbols is not None:
+            return batch.symbols
+        records = [self._block(b) for b in batch.blocks]
+        by_rung = [
+            decode_symbols(coded, records, self.header.quantizers, self._allocations, rung)
+            for rung, coded in enumerate(batch.stored)
+        ]
+        return [list(each) for each in zip(*by_rung, strict=True)]
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Blocks that are decoded together.
+
+    Attributes:
+        blocks: The numbers of the blocks.
+        picked: The numbers of the records that are wanted, ascending.
+        known: The records of the reference that these need, by name.
+        stored: For each rung and block, (codec id, stored bytes); empty if there are symbols.
+        symbols: The symbols of each record of the blocks, a list by rung, if they are known already.
+    """
+
+    blocks: Sequence[int]
+    picked: Sequence[int]
+    known: Mapping[str, DecodedRecord]
+    stored: Sequence[Sequence[tuple[int, bytes]]]
+    symbols: list[list[npt.NDArray[Any]]] | None
+
+
+_Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 _Picked = tuple[int, list[npt.NDArray[Any]]]
 """The number of a record in `Header.coded`, and its symbols in each rung."""
 
@@ -287,31 +333,6 @@ def _portions(items: Sequence[_Picked]) -> list[list[_Picked]]:
         portions[-1].append(item)
         weight += sum(len(symbols) for symbols in item[1])
     return portions
-
-
-class DecodedHash:
-    """Computes the decoded SHA-256 of a file from its records, in the order of the file.
-
-    A coded record adds the exponent of each side as int8, and then each side as little-endian int16. A carried or drawn
-    tensor adds its bytes.
-    """
-
-    def __init__(self) -> None:
-        self._sha = hashlib.sha256()
-
-    def update(self, decoded: DecodedRecord, xp: Arrays) -> None:
-        """Add a coded record."""
-        self._sha.update(struct.pack(f"<{len(decoded.exponents)}b", *decoded.exponents))
-        for side in decoded.sides:
-            self._sha.update(np.ascontiguousarray(xp.numpy(side), dtype="<i2").reshape(-1).view(np.uint8).data)
-
-    def update_raw(self, tensor: RawTensor) -> None:
-        """Add a carried or a drawn tensor."""
-        self._sha.update(tensor.data)
-
-    def digest(self) -> bytes:
-        """Return the hash of all that was added so far, 32 bytes."""
-        return self._sha.digest()
 
 
 def _coefficient_count(record: CodedRecord) -> int:

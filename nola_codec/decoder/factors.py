@@ -16,6 +16,8 @@ from nola_codec.arrays import Array, Arrays
 from nola_codec.basis import BasisKey, Pieces, basis_by_id
 from nola_codec.decoder.coefficients import Coefficients
 from nola_codec.errors import FormatError
+from nola_codec.kernels import library
+from nola_codec.kernels.sides import rows_to_columns, to_float32
 from nola_codec.model.records import CodedRecord, Side
 from nola_codec.quant.scales import MAX_SHIFT, MIN_SHIFT, mantissa_and_shift
 
@@ -40,13 +42,20 @@ class DecodedRecord:
         sides: int16 arrays; the value of side i is sides[i] * 2^exponents[i]. A pair has lora_B (out, r) and
             lora_A (r, in), or (r, in * kh * kw) for a convolution. A vector has one side, in the shape of the tensor.
         exponents: The exponent of the power of two of each side.
+        floats: The sides in float32, if they were made together with the record; else None.
     """
 
     sides: tuple[Array, ...]
     exponents: tuple[int, ...]
+    floats: tuple[Array, ...] | None = None
 
     def float32(self, xp: Arrays) -> tuple[Array, ...]:
         """Return the sides in float32, exact, in the same shapes."""
+        if self.floats is not None:
+            return self.floats
+        lib = library()
+        if lib is not None and all(isinstance(side, np.ndarray) for side in self.sides):
+            return tuple(to_float32(lib, s, exponent) for s, exponent in zip(self.sides, self.exponents, strict=True))
         return tuple(
             (xp.cast(side.reshape(-1), "float32") * 2.0**exponent).reshape(tuple(side.shape))
             for side, exponent in zip(self.sides, self.exponents, strict=True)
@@ -204,6 +213,11 @@ def _arrange(rows: Array, side: Side, xp: Arrays) -> Array:
     """Put vectors (vectors, length) into the array of a side, whose other components are zero."""
     if side.axis is None:
         return rows.reshape(side.shape)  # one vector is the whole side
+    if side.axis == 0 and rows.shape[0] == side.shape[0]:
+        return rows
+    lib = library()
+    if side.axis == 1 and lib is not None and isinstance(rows, np.ndarray):
+        return rows_to_columns(lib, rows, side.shape[1])  # lora_B (out, r)
     array = xp.zeros(side.shape, "int16")
     if side.axis == 0:
         array[: rows.shape[0]] = rows  # lora_A (r, in)

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from nola_codec.arrays import NUMPY
 from nola_codec.basis import basis_by_id
-from nola_codec.decoder.coefficients import record_coefficients
-from nola_codec.decoder.decoder import DecodedHash
+from nola_codec.decoder.coefficients import Dequantizer
 from nola_codec.decoder.factors import DecodedRecord, synthesize_records
+from nola_codec.decoder.hashing import DecodedHash
 from nola_codec.encoder.assemble import Envelope, RungFacts
 from nola_codec.encoder.content import FileContent
 from nola_codec.encoder.reference import Prediction
@@ -65,6 +65,7 @@ def decode_rung(
     most _HEADROOM octaves unused.
     """
     records = content.rungs[rung]
+    dequantizer = Dequantizer(content.quantizers, content.allocations)
     guess = _first_exponents(records, content.squares[rung])
     if prediction is not None:
         _raise_to_prediction(guess, prediction, content.squares[rung])
@@ -72,12 +73,7 @@ def decode_rung(
     def decode_span(span: tuple[int, int]) -> list[DecodedRecord]:
         """Decode the records of a span, and find their exponents."""
         pending = list(range(*span))
-        points = {
-            i: record_coefficients(
-                records[i], [s[i] for s in content.symbols[: rung + 1]], content.quantizers, content.allocations
-            )
-            for i in pending
-        }
+        points = {i: dequantizer.coefficients(records[i], [s[i] for s in content.symbols[: rung + 1]]) for i in pending}
         done: dict[int, DecodedRecord] = {}
         while pending:
             raised = [replace(records[i], exponents=guess[i]) for i in pending]

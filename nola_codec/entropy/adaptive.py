@@ -1,15 +1,21 @@
 """Code integers with probabilities that adapt: codec 3, for units sections (specification, "Adaptive integers").
 
 A section of this codec needs no table: each bit of an integer is coded with the probability that earlier bits at the
-same place of earlier integers of the same role suggest. That is slow in Python, about a microsecond a bit, so it serves
-for the few hundred integers of a units section and not for coefficients.
+same place of earlier integers of the same role suggest. It goes bit by bit, so it serves for the integers of a units
+section, a few thousand, and not for coefficients.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
 from nola_codec.errors import FormatError
+from nola_codec.kernels import library
+from nola_codec.kernels.integers import AdaptiveReader
 
 id: Final = 3
 MAX_BITS: Final = 20
@@ -99,14 +105,37 @@ class IntegerReader:
         self._code = int.from_bytes(data[:4].ljust(4, b"\0"), "big")
         if self._code >= self._range:
             raise FormatError(f"{what}: the first four bytes are out of range", code="symbols")
+        lib = library()
+        self._kernel = None if lib is None else AdaptiveReader(lib, data, self._code, self._range, self._position)
 
     def read(self, role: int) -> int:
         """Return the next integer, of a role. Raises FormatError ``symbols`` if it has too many bits."""
+        return int(self.read_many([role])[0])
+
+    def read_many(self, roles: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Return the next integers, int64 (roles,), one of each role. Raises FormatError ``symbols`` as `read` does."""
+        if self._kernel is None:
+            return np.array([self._read(role) for role in roles], np.int64)
+        values = self._kernel.read(roles)
+        if len(values) < len(roles):
+            raise self._too_long()
+        return values
+
+    def finish(self) -> None:
+        """Check that all bytes were used. Raises FormatError ``symbols`` if some are left."""
+        position = self._position if self._kernel is None else self._kernel.position
+        if len(self._data) > position:
+            raise FormatError(f"{self._what}: {len(self._data) - position} bytes are left over", code="symbols")
+
+    def _too_long(self) -> FormatError:
+        return FormatError(f"{self._what}: an integer of more than {MAX_BITS} bits", code="symbols")
+
+    def _read(self, role: int) -> int:
         contexts, path, length = self._contexts.setdefault(role, {}), 1, 0
         while self._read_bit(contexts.setdefault(path, [_HALF, 0])):
             path, length = path << 1 | 1, length + 1
             if length > MAX_BITS:
-                raise FormatError(f"{self._what}: an integer of more than {MAX_BITS} bits", code="symbols")
+                raise self._too_long()
         if length == 0:
             return 0
         path <<= 1
@@ -116,11 +145,6 @@ class IntegerReader:
             bit = self._read_bit(contexts.setdefault(path, [_HALF, 0]))
             path, magnitude = path << 1 | bit, magnitude << 1 | bit
         return -magnitude if negative else magnitude
-
-    def finish(self) -> None:
-        """Check that all bytes were used. Raises FormatError ``symbols`` if some are left."""
-        if len(self._data) > self._position:
-            raise FormatError(f"{self._what}: {len(self._data) - self._position} bytes are left over", code="symbols")
 
     def _read_bit(self, context: list[int]) -> int:
         bound = (self._range >> 16) * context[0]

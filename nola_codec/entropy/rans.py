@@ -1,19 +1,23 @@
 """The entropy coder of codec 2: interleaved rANS with static tables (Duda, 2013; Giesen, 2014), in integers only.
 
 L lanes, each with a state of 32 bits, share one stream of 16-bit words. Symbol i belongs to lane i mod L, and the lanes
-that need a word in a step take the next words in lane order. All lanes of many sections step together, so NumPy decodes
-them as vectors. Layout: log2(L) in one byte, L states as uint32, the words as uint16, all little-endian.
+that need a word in a step take the next words in lane order. The compiled kernel codes section by section. Without it,
+all lanes of many sections step together, so that NumPy codes them as vectors. Layout: log2(L) in one byte, L states as
+uint32, the words as uint16, all little-endian.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nola_codec.errors import FormatError, mismatch
+from nola_codec.kernels import Library, library
+from nola_codec.kernels.entropy import FINE, WORDS_RUN_OUT, count_symbols, decode_rans, encode_rans
 from nola_codec.model.quantizers import Runs, SymbolModel
 
 PROBABILITY_BITS = 12
@@ -29,6 +33,8 @@ _TOGETHER = 128
 Threads do not pay here: a step is a dozen short array operations, and the interpreter's lock changes hands between
 them.
 """
+_RUN_OUT = "rans section: the words run out before the symbols do"
+_LEFT_OVER = "rans section: states or words left over after the last symbol"
 
 
 def coded_bits(counts: npt.NDArray[Any], frequencies: Sequence[int]) -> float:
@@ -83,9 +89,13 @@ def encode(symbols: npt.NDArray[Any], runs: Runs, models: Sequence[SymbolModel])
 def encode_many(
     streams: Sequence[npt.NDArray[Any]], all_runs: Sequence[Runs], models: Sequence[SymbolModel]
 ) -> list[bytes]:
-    """Code several sections side by side."""
+    """Code several sections."""
     starts, widths = _tables(models)
     cost = -np.log2(np.maximum(widths, 1) / TOTAL)
+    lib = library()
+    if lib is not None:
+        tables = (widths << 16 | starts).astype(np.uint32)
+        return [_encode_section(lib, streams[i], runs, tables, cost) for i, runs in enumerate(all_runs)]
     lanes = []
     for index, runs in enumerate(all_runs):
         counts = np.bincount(_flat_indexes(streams[index], runs), minlength=len(cost))
@@ -100,6 +110,19 @@ def encode_many(
             for index, data in zip(part, coded, strict=True):
                 results[index] = data
     return results
+
+
+def _encode_section(
+    lib: Library,
+    symbols: npt.NDArray[Any],
+    runs: Runs,
+    tables: npt.NDArray[np.uint32],
+    cost: npt.NDArray[np.float64],
+) -> bytes:
+    counts = count_symbols(lib, symbols, runs.models, runs.lengths, len(cost) // MAX_ALPHABET).reshape(-1)
+    bits = lane_bits(float(counts @ cost) / 8, runs.total)
+    states, words = encode_rans(lib, symbols, runs.models, runs.lengths, tables, bits)
+    return bytes([bits]) + states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
 
 
 def _split_by_budget(budget: int, members: Sequence[int], all_runs: Sequence[Runs]) -> list[list[int]]:
@@ -183,7 +206,7 @@ def decode(data: bytes | memoryview, runs: Runs, models: Sequence[SymbolModel]) 
 def decode_many(
     datas: Sequence[bytes | memoryview], all_runs: Sequence[Runs], models: Sequence[SymbolModel]
 ) -> list[npt.NDArray[np.uint8]]:
-    """Decode several sections side by side, so that NumPy takes few steps of many lanes.
+    """Decode several sections. Without the kernel they go side by side, so that NumPy takes few steps of many lanes.
 
     Raises:
         FormatError: ``symbols``: The data are damaged.
@@ -196,11 +219,31 @@ def decode_many(
                               code="symbols")  # fmt: skip
         groups.setdefault(data[0], []).append(index)
     lookup = lookup_table(models)
+    lib = library()
+    if lib is not None:
+        return [_decode_section(lib, data, runs, lookup) for data, runs in zip(datas, all_runs, strict=True)]
     for bits, part in _jobs(groups, all_runs):
         decoded = _decode_group([datas[i] for i in part], [all_runs[i] for i in part], bits, lookup)
         for index, symbols in zip(part, decoded, strict=True):
             results[index] = symbols
     return [r for r in results if r is not None]
+
+
+def _decode_section(
+    lib: Library, data: bytes | memoryview, runs: Runs, lookup: npt.NDArray[np.uint32]
+) -> npt.NDArray[np.uint8]:
+    _check_length(data, 1 << data[0])
+    found, symbols = decode_rans(lib, data, runs.models, runs.lengths, lookup)
+    if found != FINE:
+        raise FormatError(_RUN_OUT if found == WORDS_RUN_OUT else _LEFT_OVER, code="symbols")
+    return symbols
+
+
+def _check_length(data: bytes | memoryview, lanes: int) -> None:
+    """Raise FormatError ``symbols`` unless a section has its states, and whole words behind them."""
+    heads = 1 + 4 * lanes
+    if len(data) < heads or (len(data) - heads) % 2:
+        raise FormatError(mismatch("rans section", f"{heads} bytes and whole words", len(data)), code="symbols")
 
 
 def _decode_group(
@@ -209,8 +252,7 @@ def _decode_group(
     lanes, sections = 1 << bits, len(datas)
     heads = 1 + 4 * lanes
     for data in datas:
-        if len(data) < heads or (len(data) - heads) % 2:
-            raise FormatError(mismatch("rans section", f"{heads} bytes and whole words", len(data)), code="symbols")
+        _check_length(data, lanes)
     state = np.stack([np.frombuffer(d, "<u4", lanes, 1) for d in datas]).astype(np.uint32)  # (sections, lanes)
     bodies = [np.frombuffer(d, "<u2", offset=heads) for d in datas]
     # The words of all sections lie in one array, with room behind them: a read past the end is found after the step.
@@ -254,11 +296,11 @@ def _decode_group(
             taken = words.take(np.arange(len(dry)) + (pointer[:active] - before[:-1]).repeat(need))
             pointer[:active] += need
         if (pointer[:active] > ends[:active]).any():
-            raise FormatError("rans section: the words run out before the symbols do", code="symbols")
+            raise FormatError(_RUN_OUT, code="symbols")
         flat[dry] = (flat[dry] << 16) | taken
         state[:active] = current
     if (pointer != ends).any() or (state != _LOW).any():
-        raise FormatError("rans section: states or words left over after the last symbol", code="symbols")
+        raise FormatError(_LEFT_OVER, code="symbols")
     return [out[: steps[s], s].reshape(-1)[: runs.total] for s, runs in enumerate(all_runs)]
 
 
@@ -275,6 +317,11 @@ def _tables(models: Sequence[SymbolModel]) -> tuple[npt.NDArray[np.int64], npt.N
 
 def lookup_table(models: Sequence[SymbolModel]) -> npt.NDArray[np.uint32]:
     """Return symbol (8 bits), frequency - 1 (12 bits) and slot - start (12 bits) of each slot of each model, uint32."""
+    return _lookup_table(tuple(models))
+
+
+@lru_cache(maxsize=4)
+def _lookup_table(models: tuple[SymbolModel, ...]) -> npt.NDArray[np.uint32]:
     table = np.zeros((len(models), TOTAL), np.uint32)
     for row, model in enumerate(models):
         if model.frequencies is None:

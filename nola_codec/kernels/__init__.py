@@ -12,6 +12,10 @@ paths give the same bits. A wrapper takes the library first, checks its arrays, 
     arguments.py                the checks of what a wrapper hands to C
     generators.py               words, signs and subsets of the counter-based generators; dense bases
     transforms.py               the Hadamard basis, and the last scaling to int16
+    entropy.py                  rANS, and symbols of a fixed width as bits
+    integers.py                 the adaptive integers of units sections
+    points.py                   symbols of any quantizer -> integer coefficients
+    sides.py                    int16 sides: rows to columns, and float32
 
 To add a kernel: a function in `c/`, a wrapper here, a call where NumPy does the work now, and tests that compare both.
 """

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.kernels import library
+from nola_codec.kernels.entropy import pack_bits, unpack_bits
+
 _CHUNK = 1 << 20  # number of symbols expanded to bits at once; a multiple of 8, so that chunks end on whole bytes
 
 
@@ -17,6 +20,9 @@ def packed_size(count: int, width: int) -> int:
 
 def pack(symbols: npt.NDArray[Any], width: int) -> bytes:
     """Pack symbols (count,) below 2^width into bytes; `width` is 1 to 16."""
+    lib = library()
+    if lib is not None:
+        return pack_bits(lib, np.asarray(symbols, np.uint16), width).tobytes()
     shifts = np.arange(width, dtype=np.uint16)
     parts = []
     for start in range(0, len(symbols), _CHUNK):
@@ -42,6 +48,9 @@ def unpack(data: bytes | memoryview, width: int, count: int) -> npt.NDArray[np.u
         return source[:count].astype(np.uint16)
     if width == 16:
         return source.view("<u2")[:count].astype(np.uint16)
+    lib = library()
+    if lib is not None:
+        return unpack_bits(lib, source, width, count)
     out = np.empty(count, np.uint16)
     weights = (1 << np.arange(width)).astype(np.uint16)
     for start in range(0, count, _CHUNK):

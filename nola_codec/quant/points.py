@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.kernels import library
+from nola_codec.kernels.points import CODEBOOK, DEPENDENT, TRELLIS, PointTables, add_points
 from nola_codec.model.quantizers import Book, Codebook, Trellis
-from nola_codec.quant.trellis import dependent_points, trellis_points
+from nola_codec.quant.trellis import dependent_points, dependent_table, trellis_points, window_table
+
+
+class LayerArrays(Protocol):
+    """The layers of some vectors, int64 (layers,) each: the vector, the quantizer, and the factor on its points."""
+
+    @property
+    def vectors(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def quantizers(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def weights(self) -> npt.NDArray[np.int64]: ...
 
 
 def book_points(book: Book, symbols: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
@@ -26,3 +41,60 @@ def book_points(book: Book, symbols: npt.NDArray[Any], count: int) -> npt.NDArra
         return np.asarray(np.array(book.points, np.int32)[symbols])
     symbols = symbols.astype(np.uint8, copy=False)
     return trellis_points(book, symbols, count) if isinstance(book, Trellis) else dependent_points(book, symbols)
+
+
+class PointMaker:
+    """Makes the coefficients of layers of several quantizers.
+
+    Attributes:
+        books: The quantizers.
+    """
+
+    def __init__(self, books: Sequence[Book]) -> None:
+        self.books = books
+
+    def add(self, total: npt.NDArray[Any], layers: LayerArrays, symbols: npt.NDArray[Any]) -> int:
+        """Add the points of layers, times their weights, to coefficients.
+
+        Args:
+            total: int8, int16 or int32 (vectors, count). The caller knows that the sums fit.
+            layers: The layers.
+            symbols: The symbols of the layers, one layer after the other; more may follow.
+
+        Returns:
+            The number of symbols that the layers took.
+        """
+        count = total.shape[1]
+        lengths = np.array([self.books[q].run(count) for q in layers.quantizers.tolist()], np.int64)
+        ends = np.cumsum(lengths)
+        taken = int(ends[-1]) if len(ends) else 0
+        lib = library()
+        if lib is not None:
+            add_points(lib, symbols[:taken], self._tables, layers.vectors, layers.quantizers, layers.weights, total)
+            return taken
+        for quantizer in np.unique(layers.quantizers).tolist():
+            (own,) = (layers.quantizers == quantizer).nonzero()
+            stacked = np.stack([symbols[ends[layer] - lengths[layer] : ends[layer]] for layer in own.tolist()])
+            points = book_points(self.books[quantizer], stacked, count)
+            for layer, row in zip(own.tolist(), points, strict=True):
+                weight = int(layers.weights[layer])
+                total[layers.vectors[layer]] += row if weight == 1 else row.astype(np.int32) * weight
+        return taken
+
+    @cached_property
+    def _tables(self) -> PointTables:
+        """The quantizers as the kernel reads them."""
+        forms, parts, first = [], [], 0
+        for book in self.books:
+            if isinstance(book, Codebook):
+                form, detail, stride, points = CODEBOOK, 0, 1, np.array(book.points, np.int32)
+            elif isinstance(book, Trellis):
+                form, detail, stride = TRELLIS, book.bits, book.stride
+                points = window_table(book).astype(np.int32).reshape(-1)
+            else:
+                form, detail, stride = DEPENDENT, book.mask & 0xFF, 1
+                points = np.array(dependent_table(book), np.int32)
+            forms.append((form, book.size, first, detail, stride))
+            parts.append(points)
+            first += len(points)
+        return PointTables(np.array(forms, np.int64).reshape(-1, 5), np.concatenate(parts or [np.empty(0, np.int32)]))

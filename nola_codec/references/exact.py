@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from nola_codec.arrays import NUMPY
 from nola_codec.container.names import natural_key
-from nola_codec.decoder.decoder import DecodedHash
 from nola_codec.decoder.factors import DecodedRecord
+from nola_codec.decoder.hashing import DecodedHash
 from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import Adapter, Codable
 from nola_codec.quant.scales import MAX_EXPONENT, MIN_EXPONENT

@@ -17,7 +17,7 @@ from nola_codec.arrays import NUMPY
 from nola_codec.basis import NAMES as BASIS_NAMES
 from nola_codec.container.names import natural_key, split_name
 from nola_codec.container.reader import Source, open_container
-from nola_codec.decoder.coefficients import record_coefficients
+from nola_codec.decoder.coefficients import Dequantizer
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.encoder.assemble import Envelope, code_rungs, pack_raw, write_file
 from nola_codec.encoder.content import FileContent, block_sizes
@@ -217,8 +217,9 @@ def read_trained_file(source: Source) -> TrainedFile:
         book = np.array(codebook_for(bits).points, np.int64)
         symbols: dict[tuple[str, int], npt.NDArray[np.uint16]] = {}
         codes: dict[tuple[str, int], int] = {}
+        dequantizer = Dequantizer(header.quantizers, [rung.allocation for rung in header.rungs])
         for record, own in zip(header.coded, decoder.symbols(), strict=True):
-            points = record_coefficients(record, own, header.quantizers, [r.allocation for r in header.rungs])
+            points = dequantizer.coefficients(record, own)
             for side, values in enumerate(points.sides if record.units else ()):
                 symbols[record.name, side] = np.searchsorted(book, values[0]).astype(np.uint16)
                 codes[record.name, side] = int(record.scale_codes(side)[0])

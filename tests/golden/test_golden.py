@@ -6,6 +6,7 @@ import hashlib
 from typing import Any
 
 import pytest
+from kernel_paths import PATHS
 from nola_forge import GOLDEN, golden, manifest, reference, reference_answers, verify
 
 from nola_codec.arrays import NUMPY, TorchArrays
@@ -24,7 +25,9 @@ def test_file_is_the_one_that_was_written(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_package_decodes_to_the_same_tensors(name: str) -> None:
+@pytest.mark.parametrize("path", PATHS)
+def test_package_decodes_to_the_same_tensors(name: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOLA_KERNELS", path)
     data = golden(name.removesuffix(".nola"))
     with open_container(data) as container:
         assert container.header.decoded_sha256.hex() == FILES[name]["factors_sha256"]

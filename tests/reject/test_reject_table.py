@@ -11,6 +11,7 @@ from typing import Any
 
 import msgpack
 import pytest
+from kernel_paths import PATHS
 from nola_forge import (
     DICTIONARY,
     ROOT,
@@ -571,14 +572,20 @@ def too_large() -> bytes:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_each_fault_is_refused_for_its_reason(name: str) -> None:
+def test_each_fault_is_refused_for_its_reason(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy and the compiled kernels say the same."""
     case = CASES[name]
     data = case.make()
     wanted = ChecksumMismatch if case.code.endswith("checksum") else FormatError
-    with pytest.raises(FormatError) as caught:
-        verify(data)
-    assert type(caught.value) is wanted
-    assert caught.value.code == case.code, caught.value
+    messages = set()
+    for path in PATHS:
+        monkeypatch.setenv("NOLA_KERNELS", path)
+        with pytest.raises(FormatError) as caught:
+            verify(data)
+        assert type(caught.value) is wanted
+        assert caught.value.code == case.code, caught.value
+        messages.add(str(caught.value))
+    assert len(messages) == 1
     if case.at_open:
         with pytest.raises(FormatError) as caught:
             open_container(data).close()

@@ -39,7 +39,8 @@ import nola_codec
 from nola_codec.arrays import NUMPY
 from nola_codec.container.reader import open_container
 from nola_codec.container.writer import assemble
-from nola_codec.decoder.decoder import DecodedHash, Decoder
+from nola_codec.decoder.decoder import Decoder
+from nola_codec.decoder.hashing import DecodedHash
 
 sys.path.insert(0, str(ROOT / "tools"))
 from base_model import base_model

@@ -223,13 +223,13 @@ def _add_layers(
     record, known = header.coded[number], records.get(number)
     start = position + sum(lengths)
     for side, count in enumerate(record.kind.num_basis):
-        for layer in coded_layers(record, allocations, rung, side):
-            book = header.quantizers[layer.quantizer].codebook
+        own = coded_layers(record, allocations, rung, side)
+        for vector, quantizer, weight in zip(*(part.tolist() for part in own), strict=True):
+            book = header.quantizers[quantizer].codebook
             if known is not None:
-                key = (rung, layer.quantizer, count)
-                layers.setdefault(key, []).append((start, known.rows[side] + layer.vector, layer.weight))
-                known.bounds[side][layer.vector] += layer.weight * book.peak
-            models.append(layer.quantizer)
+                layers.setdefault((rung, quantizer, count), []).append((start, known.rows[side] + vector, weight))
+                known.bounds[side][vector] += weight * book.peak
+            models.append(quantizer)
             lengths.append(book.run(count))
             start += lengths[-1]
 

@@ -20,9 +20,9 @@ from nola_codec.arrays import NUMPY, Arrays, TorchArrays
 from nola_codec.basis import BASES, BasisKey
 from nola_codec.container.reader import open_container
 from nola_codec.decoder.coefficients import Coefficients
-from nola_codec.decoder.decoder import DecodedHash
 from nola_codec.decoder.device.decoding import DeviceBlocks
 from nola_codec.decoder.factors import synthesize_records
+from nola_codec.decoder.hashing import DecodedHash
 from nola_codec.merger.arithmetic.sum import delta_weight
 from nola_codec.model.records import CodedKind, CodedRecord, Split, coded_sides
 from nola_codec.prng import PHILOX

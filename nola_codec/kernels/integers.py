@@ -1,0 +1,56 @@
+"""A reader of adaptive integers (c/integers.c)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from nola_codec.kernels.loading import Library
+
+_ROLES, _MAX_BITS = 32, 20
+_AT_ONCE = 512
+"""Integers of one call: it must have room for what they may add to the memory of probabilities."""
+
+
+class AdaptiveReader:
+    """Reads integers with probabilities that adapt.
+
+    Attributes:
+        position: The number of bytes that were used.
+    """
+
+    def __init__(self, lib: Library, data: bytes, code: int, span: int, position: int) -> None:
+        """Begin after `position` bytes, at the number `code` of a range of `span`, as `entropy.adaptive` does."""
+        self._lib = lib
+        self._data = np.frombuffer(data, np.uint8)
+        self._state = np.array([code, span, position, _ROLES], np.int64)
+        self._nodes = np.zeros((_ROLES, 4), np.int32)  # next bit 0, next bit 1, probability of 0 in 1/65536, bits seen
+        self._nodes[:, 2] = 1 << 15
+
+    @property
+    def position(self) -> int:
+        return int(self._state[2])
+
+    def read(self, roles: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Read an integer of each role, 0 to 31. There are fewer than asked for if the next one has too many bits."""
+        asked = np.array(roles, np.int64)
+        if asked.size and not 0 <= int(asked.min()) <= int(asked.max()) < _ROLES:
+            raise ValueError(f"roles go to {_ROLES - 1}, found {int(asked.min())} to {int(asked.max())}")
+        values = np.empty(len(asked), np.int64)
+        for start in range(0, len(asked), _AT_ONCE):
+            part = asked[start : start + _AT_ONCE]
+            self._make_room(len(part) * (2 * _MAX_BITS + 2))
+            done = self._lib.call("nola_read_integers", self._data, self._data.size, self._state, self._nodes, part,
+                                  len(part), values[start:])  # fmt: skip
+            if done < len(part):
+                return values[: start + done]
+        return values
+
+    def _make_room(self, count: int) -> None:
+        used = int(self._state[3])
+        if len(self._nodes) < used + count:
+            grown = np.zeros((2 * used + count, 4), np.int32)
+            grown[:used] = self._nodes[:used]
+            self._nodes = grown

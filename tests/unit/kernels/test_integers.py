@@ -1,0 +1,72 @@
+"""The compiled reader of adaptive integers reads what Python's reads, and refuses what it refuses."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from kernel_paths import COMPILED, PATHS
+
+from nola_codec.entropy.adaptive import MAX_BITS, IntegerReader, IntegerWriter
+from nola_codec.errors import FormatError
+
+pytestmark = pytest.mark.skipif(not COMPILED, reason="no kernels are compiled here")
+
+
+def outcome(data: bytes, roles: list[int], pieces: list[int]) -> object:
+    """Return the integers that a section holds, read in pieces of these lengths, or the error."""
+    found: list[int] = []
+    try:
+        reader = IntegerReader(data, "section 1")
+        start = 0
+        for length in pieces:
+            found += reader.read_many(roles[start : start + length]).tolist()
+            start += length
+        reader.finish()
+    except FormatError as error:
+        return error.code, str(error)
+    return found
+
+
+@pytest.mark.parametrize("number", range(40))
+def test_integers(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(number)
+    writer = IntegerWriter()
+    roles, values = [], []
+    for _ in range(rng.choice((0, 1, 30, 700, 1500))):
+        bits = rng.choice((0, 1, 2, 5, MAX_BITS))
+        roles.append(rng.randrange(17))
+        values.append(rng.choice((-1, 1)) * rng.randrange(1 << bits))
+        writer.write(roles[-1], values[-1])
+    data = writer.finish()
+    first = rng.randrange(len(roles) + 1)
+    cuts = [(data, values)]
+    for _ in range(6):
+        damaged = bytearray(data)
+        if damaged and rng.random() < 0.7:
+            damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        else:
+            damaged += rng.randbytes(rng.choice((1, 3)))
+        cuts.append((bytes(damaged), None))
+    for stored, wanted in cuts:
+        found = []
+        for path in PATHS:
+            monkeypatch.setenv("NOLA_KERNELS", path)
+            found.append(outcome(stored, roles, [first, len(roles) - first]))
+        assert all(each == found[0] for each in found), found
+        if wanted is not None:
+            assert found[0] == wanted
+
+
+def test_a_section_that_never_ends_an_integer(monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in PATHS:
+        monkeypatch.setenv("NOLA_KERNELS", path)
+        found = outcome(b"\xff\xff\xff\xfe" + b"\xff" * 40, [0, 1, 2], [3])
+        assert found == ("symbols", "section 1: an integer of more than 20 bits")
+
+
+@pytest.mark.parametrize("role", [-1, 32])
+def test_a_role_that_does_not_exist(role: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOLA_KERNELS", COMPILED[-1])
+    with pytest.raises(ValueError, match="roles"):
+        IntegerReader(b"", "section 1").read(role)
