@@ -16,6 +16,8 @@ from nola_codec.decoder.coefficients import record_runs
 from nola_codec.entropy import rans
 from nola_codec.fit.canonical_form import CanonicalForm
 from nola_codec.fit.quantize import QuantizedForm
+from nola_codec.kernels import library
+from nola_codec.kernels.levels import run_counts
 from nola_codec.model.quantizers import Quantizer
 from nola_codec.model.records import CodedRecord
 
@@ -157,14 +159,20 @@ def _record_bits(
     """
     runs = record_runs(content.rungs[rung][index], content.quantizers, content.allocations, rung)
     symbols = content.symbols[rung][index] if any(costs[m] is not None for m in runs.models) else None
+    counts = [] if symbols is None else _count_symbols(symbols, runs.lengths)
     packed = coded = 0.0
-    position = 0
-    for model, length in zip(runs.models.tolist(), runs.lengths.tolist(), strict=True):
+    for run, (model, length) in enumerate(zip(runs.models.tolist(), runs.lengths.tolist(), strict=True)):
         cost = costs[model]
-        if cost is None or symbols is None:
+        if cost is None:
             packed += length * max(1, (content.quantizers[model].codebook.size - 1).bit_length())
         else:
-            counts = np.bincount(symbols[position : position + length], minlength=len(cost))
-            coded += float(counts @ cost)
-        position += length
+            coded += float(counts[run][: len(cost)] @ cost)
     return packed, coded
+
+
+def _count_symbols(symbols: SymbolArray, lengths: Int64Array) -> Sequence[Int64Array]:
+    """Return the counts of the symbols of each run, int64, as many as an entropy-coded alphabet may have or more."""
+    compiled = library()
+    if compiled is not None and symbols.dtype == np.uint8:
+        return list(run_counts(compiled, symbols.astype(np.uint8, copy=False), lengths))
+    return [np.bincount(run, minlength=rans.MAX_ALPHABET) for run in np.split(symbols, np.cumsum(lengths)[:-1])]

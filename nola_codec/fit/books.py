@@ -10,6 +10,8 @@ import numpy.typing as npt
 from nola_codec.array_types import Float64Array
 from nola_codec.entropy.rans import normalize
 from nola_codec.fit.coders import MASK, Coder, DependentCoder, TrellisCoder, dependent_statistics
+from nola_codec.kernels import library
+from nola_codec.kernels.levels import scalar_sums
 from nola_codec.model.quantizers import Dependent, Quantizer
 from nola_codec.quant.codebooks import POINT_SCALE, symmetric_codebook
 
@@ -26,6 +28,9 @@ def level_statistics(
     if isinstance(coder, DependentCoder):
         return dependent_statistics(levels, values, coder.most)
     size = len(coder.quantizer.thresholds) + 1
+    compiled = library()
+    if compiled is not None:
+        return scalar_sums(compiled, levels, values, size)
     index = np.abs(levels).reshape(-1)
     return (
         np.bincount(index, minlength=size).astype(np.float64),

@@ -15,6 +15,8 @@ import numpy.typing as npt
 from nola_codec.array_types import Float32Array, Float64Array, LevelArray
 from nola_codec.fit.ecsq import Ecsq, frontier
 from nola_codec.fit.viterbi import LevelSearch, encode_dependent, encode_trellis, pack_side_by_side
+from nola_codec.kernels import library
+from nola_codec.kernels.levels import dependent_sums, scalar_levels
 from nola_codec.model.quantizers import Trellis
 from nola_codec.parallel import parallel_map
 from nola_codec.quant.trellis import TRELLISES, choose_books
@@ -57,8 +59,11 @@ class ScalarCoder:
 
     def levels(self, values: Float32Array) -> LevelArray:
         """Return the levels of vectors, int8, of the same shape."""
-        magnitude = np.abs(values)
         thresholds = self.quantizer.thresholds.astype(np.float32)
+        compiled = library()
+        if compiled is not None:
+            return scalar_levels(compiled, values, thresholds)
+        magnitude = np.abs(values)
         if len(thresholds) > 12:
             level = np.searchsorted(thresholds, magnitude, side="right").astype(np.int8)
         else:
@@ -159,6 +164,9 @@ def _refit(coder: DependentCoder, tables: Tables, level: LevelArray, sample: Flo
 
 def dependent_statistics(level: LevelArray, values: Float32Array, most: int) -> tuple[Float64Array, Float64Array]:
     """Return the counts, and the sums of value times sign of level, of each (codebook, |level|): (2, most + 1) both."""
+    compiled = library()
+    if compiled is not None:
+        return dependent_sums(compiled, MASK, level, values, most + 1)
     index = (choose_books(MASK, level).astype(np.int64) * (most + 1) + np.abs(level)).reshape(-1)
     signed = (np.sign(level) * values).reshape(-1)
     size = 2 * (most + 1)

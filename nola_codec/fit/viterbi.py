@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from nola_codec.array_types import Float32Array, Float64Array, LevelArray
+from nola_codec.kernels import library
+from nola_codec.kernels.searches import GainTerms, LevelTables, search_dependent, search_trellis
 from nola_codec.model.quantizers import Trellis
 from nola_codec.quant.trellis import PARITY, WINDOW, window_table
 
@@ -19,6 +22,8 @@ _SIDE_BY_SIDE = 96
 """Number of vectors side by side beyond which the arrays of a step would leave the caches."""
 _SETTLE = 64
 """Number of steps after which the least cost is subtracted from all, so that float32 can tell them apart."""
+_GAINS = 1536
+"""Number of gains of each window that are computed at once: steps times vectors."""
 _TAIL = 48
 """Number of bits after which all surviving paths have a common past: the search for a joint looks as far."""
 
@@ -39,12 +44,12 @@ def encode_trellis(trellis: Trellis, values: Float32Array) -> npt.NDArray[np.uin
     steps = trellis.run(count)
     padded = np.zeros((vectors, steps * trellis.stride), np.float32)
     padded[:, :count] = values
+    terms, reach = gain_terms(trellis), min(steps // 2, _TAIL // trellis.bits)
+    compiled = library()
+    if compiled is not None:
+        return search_trellis(compiled, terms, padded, reach)
     by_step = np.ascontiguousarray(padded.reshape(vectors, steps, trellis.stride).transpose(1, 2, 0))
-    rate = trellis.bits / trellis.stride
-    scale = 1.0 if len(trellis.levels) == 2 else 0.151 * (1 - 4.0**-rate) ** 0.5  # the variance of a good code
-    points = window_table(trellis).astype(np.float32) * np.float32(scale)
-    search = _Search(points, by_step, trellis.bits)
-    reach = min(steps // 2, _TAIL // trellis.bits)
+    search = _Search(terms, by_step)
     joint = [*range(steps - reach, steps), *range(reach)] if reach else list(range(steps))
     free = search.states(joint, None)
     closing = free[reach - 1] if reach else free[-1]
@@ -52,27 +57,46 @@ def encode_trellis(trellis: Trellis, values: Float32Array) -> npt.NDArray[np.uin
     return (states & (trellis.size - 1)).T.astype(np.uint8)
 
 
+@lru_cache
+def gain_terms(trellis: Trellis) -> GainTerms:
+    """Return the terms of the gains of a trellis.
+
+    A point of two levels is a multiple of the sign of one parity, and a point of four levels is a sum of two such
+    multiples, since the levels are symmetric.
+    """
+    rate = trellis.bits / trellis.stride
+    scale = 1.0 if len(trellis.levels) == 2 else 0.151 * (1 - 4.0**-rate) ** 0.5  # the variance of a good code
+    levels = np.array(trellis.levels, np.float64) * scale
+    # The multiples are the Walsh-Hadamard coefficients of the levels, one for each mask, the highest bit first.
+    signs = [1 - 2 * (np.arange(len(levels)) >> bit & 1) for bit in range((len(levels) - 1).bit_length())][::-1]
+    multiples = np.array([(sign * levels).mean() for sign in signs], np.float32)
+    points = window_table(trellis).astype(np.float32) * np.float32(scale)
+    energy = (points**2).sum(axis=1) / 2
+    masks = np.array(trellis.masks, np.int64).reshape(-1)
+    # With one bit a step, all masks hold the newest bit, so flipping it turns the signs of all points.
+    is_mirrored = trellis.bits == 1 and bool((masks & 1).all())
+    windows = slice(None, None, 2) if is_mirrored else slice(None)
+    return GainTerms(
+        bits=trellis.bits,
+        stride=trellis.stride,
+        is_mirrored=is_mirrored,
+        masks=masks >> is_mirrored,
+        columns=np.repeat(np.arange(trellis.stride), len(multiples)),
+        weights=np.tile(multiples, trellis.stride),
+        half_energy=energy[windows].copy() if np.ptp(energy) > 1e-6 else None,  # an equal energy decides nothing
+    )
+
+
 class _Search:
     """A search for the path of largest gain through a trellis: inner products less half the energy of the points."""
 
-    def __init__(self, points: Float32Array, by_step: Float32Array, bits: int) -> None:
-        """Prepare a search.
-
-        Args:
-            points: float32 (256, stride): the points of each window.
-            by_step: float32 (steps, stride, vectors): the vectors.
-            bits: The bits of a step.
-        """
-        self._points, self._by_step, self._bits = points, by_step, bits
-        energy = (points**2).sum(axis=1, keepdims=True) / 2
-        self._energy = energy if np.ptp(energy) > 1e-6 else None  # an equal energy decides nothing
-        # With one bit a step, all masks hold the newest bit, so flipping it turns the signs of all points.
-        self._mirrored = bits == 1 and bool((points[0::2] == -points[1::2]).all())
-        self._even = np.ascontiguousarray(points[0::2])
+    def __init__(self, terms: GainTerms, by_step: Float32Array) -> None:
+        """Prepare a search through float32 (steps, stride, vectors)."""
+        self._terms, self._by_step = terms, by_step
 
     def states(self, steps: Sequence[int], ring: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
         """Return the states (steps, vectors) of the largest gain; `ring` (vectors,) is the first and the last state."""
-        bits = self._bits
+        bits = self._terms.bits
         ways, heads = 1 << bits, _STATES >> bits
         vectors = self._by_step.shape[2]
         every = np.arange(vectors)
@@ -82,9 +106,13 @@ class _Search:
             cost[ring, every] = 0
         decisions = np.empty((len(steps), heads, vectors), np.uint8)
         best = np.empty((heads, vectors), np.float32)
-        gain = np.empty((heads if self._mirrored else _STATES, vectors), np.float32)
-        half = None if self._energy is None else self._energy[0::2] if self._mirrored else self._energy
-        for number, step in enumerate(steps):
+        half = self._terms.half_energy
+        half = None if half is None else half[:, None]
+        together = max(1, _GAINS // vectors)
+        for number in range(len(steps)):
+            if number % together == 0:
+                gains = self._gains(steps[number : number + together])
+            gain = gains[:, number % together]
             before, follow = cost.reshape(ways, heads, vectors), after.reshape(heads, ways, vectors)
             if ways == 2:
                 np.greater(before[1], before[0], out=decisions[number].view(np.bool_))
@@ -92,8 +120,7 @@ class _Search:
             else:
                 decisions[number] = before.argmax(axis=0)
                 np.max(before, axis=0, out=best)
-            np.matmul(self._even if self._mirrored else self._points, self._by_step[step], out=gain)
-            if self._mirrored:
+            if self._terms.is_mirrored:
                 if half is not None:
                     best -= half
                 np.add(best, gain, out=follow[:, 0])
@@ -110,6 +137,29 @@ class _Search:
             head = state >> bits
             state = (decisions[number, head, every].astype(np.int64) << (WINDOW - bits)) | head
         return states
+
+    def _gains(self, steps: Sequence[int]) -> Float32Array:
+        """Return the inner products with the points of the windows, float32 (windows, steps, vectors).
+
+        A Walsh-Hadamard transform turns the terms of all masks into the sums of all windows. Its sums have a fixed
+        order, and so the same bits on every machine.
+        """
+        values = self._by_step[list(steps)]
+        size = self._terms.windows
+        sums = np.zeros((size, len(steps), values.shape[2]), np.float32)
+        for mask, column, weight in zip(
+            self._terms.masks.tolist(), self._terms.columns.tolist(), self._terms.weights, strict=True
+        ):
+            sums[mask] += values[:, column] * weight
+        apart = size // 2
+        while apart:
+            pairs = sums.reshape(size // (2 * apart), 2, apart, -1)
+            low, high = pairs[:, 0], pairs[:, 1]
+            added = low + high
+            np.subtract(low, high, out=high)
+            low[...] = added
+            apart //= 2
+        return sums
 
 
 class LevelSearch(NamedTuple):
@@ -159,6 +209,10 @@ def encode_dependent(mask: int, searches: Sequence[LevelSearch]) -> list[LevelAr
         mask: The mask of a `Dependent`, with two bits or more; its highest one gives the length of the memory.
         searches: The vectors and their tables.
     """
+    compiled = library()
+    if compiled is not None:
+        tables = [level_tables(search) for search in searches]
+        return search_dependent(compiled, mask, [search.values for search in searches], tables)
     order = sorted(range(len(searches)), key=lambda i: -searches[i].values.shape[1])  # those that end first come last
     lengths = np.repeat([searches[i].values.shape[1] for i in order], [len(searches[i].values) for i in order])
     costs = np.zeros((lengths[0], 2, 2, len(lengths)), np.float32)
@@ -264,21 +318,33 @@ class _Graph:
         return path
 
 
-def _candidates(search: LevelSearch) -> tuple[Float32Array, LevelArray]:
-    """Return the least cost and its level for each (codebook, parity): float32 and int8 (count, 2, 2, vectors)."""
-    values, points, bits, slope = np.ascontiguousarray(search.values.T), search.points, search.bits, search.slope
+def level_tables(search: LevelSearch) -> LevelTables:
+    """Return the tables of the levels of each (codebook, parity)."""
+    points, bits, slope = search.points, search.bits, search.slope
     most = points.shape[1] - 1
     signed = np.arange(-most, most + 1)
-    costs = np.empty((values.shape[0], 2, 2, values.shape[1]), np.float32)
-    levels = np.empty(costs.shape, np.int8)
+    levels, places, prices, cuts = [], [], [], []
     for book in (0, 1):
         for parity in (0, 1):
             own = signed[(signed & 1) == parity]
-            places = np.sign(own) * points[book, np.abs(own)]
+            place = np.sign(own) * points[book, np.abs(own)]
             price = slope * bits[np.abs(own)]
-            cuts = (places[1:] + places[:-1]) / 2 + np.diff(price) / (2 * np.maximum(np.diff(places), 1e-9))
-            cuts = np.maximum.accumulate(cuts).astype(np.float32)
-            index = np.searchsorted(cuts, values)
-            levels[:, book, parity] = own[index]
-            costs[:, book, parity] = (values - places.astype(np.float32)[index]) ** 2 + price.astype(np.float32)[index]
-    return costs, levels
+            cut = (place[1:] + place[:-1]) / 2 + np.diff(price) / (2 * np.maximum(np.diff(place), 1e-9))
+            levels.append(own)
+            places.append(place.astype(np.float32))
+            prices.append(price.astype(np.float32))
+            cuts.append(np.maximum.accumulate(cut).astype(np.float32))
+    return LevelTables(levels, places, prices, cuts)
+
+
+def _candidates(search: LevelSearch) -> tuple[Float32Array, LevelArray]:
+    """Return the least cost and its level for each (codebook, parity): float32 and int8 (count, 2, 2, vectors)."""
+    values, tables = np.ascontiguousarray(search.values.T), level_tables(search)
+    costs = np.empty((values.shape[0], 4, values.shape[1]), np.float32)
+    levels = np.empty(costs.shape, np.int8)
+    for part, (own, places, prices, cuts) in enumerate(zip(*tables, strict=True)):
+        index = np.searchsorted(cuts, values)
+        levels[:, part] = own[index]
+        costs[:, part] = (values - places[index]) ** 2 + prices[index]
+    shape = (values.shape[0], 2, 2, values.shape[1])
+    return costs.reshape(shape), levels.reshape(shape)

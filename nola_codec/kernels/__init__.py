@@ -16,6 +16,8 @@ paths give the same bits. A wrapper takes the library first, checks its arrays, 
     integers.py                 the adaptive integers of units sections
     points.py                   symbols of any quantizer -> integer coefficients
     sides.py                    int16 sides: rows to columns, and float32
+    searches.py                 the encoder's Viterbi searches of trellises and dependent quantizers
+    levels.py                   the encoder's scalar levels, their sums, and counts of symbols
 
 To add a kernel: a function in `c/`, a wrapper here, a call where NumPy does the work now, and tests that compare both.
 """

@@ -1,0 +1,76 @@
+/* Levels of scalar quantizers, and the sums to which codebooks are fitted (fit/coders.py, fit/books.py). */
+#include "nola.h"
+
+#define BLOCK 256
+
+/* Write the level of each value: the number of thresholds that its magnitude reaches, with the sign of the value.
+ * thresholds: (size,), size at most 127. */
+KERNEL(nola_scalar_levels)(const float *values, int64_t count, const float *thresholds, int64_t size, int8_t *levels) {
+    for (int64_t first = 0; first < count; first += BLOCK) {
+        int64_t here = count - first < BLOCK ? count - first : BLOCK;
+        float magnitudes[BLOCK] = {0};
+        int32_t reached[BLOCK] = {0};
+        for (int64_t i = 0; i < here; i++)
+            magnitudes[i] = values[first + i] < 0 ? -values[first + i] : values[first + i];
+        for (int64_t t = 0; t < size; t++) {
+            float threshold = thresholds[t];
+            for (int i = 0; i < BLOCK; i++)
+                reached[i] += magnitudes[i] >= threshold;
+        }
+        for (int64_t i = 0; i < here; i++)
+            levels[first + i] = (int8_t)(values[first + i] < 0 ? -reached[i] : reached[i]);
+    }
+    return 0;
+}
+
+/* Add up, in their order, the counts and the sums of the magnitudes of the values of each |level|.
+ * counts, sums: (128,), zeros at the start; a level lies in -127 to 127. */
+KERNEL(nola_scalar_sums)(const int8_t *levels, const float *values, int64_t count, int64_t *counts, double *sums) {
+    for (int64_t i = 0; i < count; i++) {
+        int sign = levels[i] >> 7, place = ((levels[i] ^ sign) - sign) & 127; /* no branches: signs are random */
+        counts[place]++;
+        sums[place] += __builtin_fabsf(values[i]);
+    }
+    return 0;
+}
+
+/* Do the same for a dependent quantizer: for each (codebook, |level|), with the value times the sign of its level.
+ * levels, values: (vectors, length). mask: at most 8 bits. counts, sums: (2, 128). */
+KERNEL(nola_dependent_sums)(const int8_t *levels, const float *values, int64_t vectors, int64_t length, int64_t mask,
+                            int64_t *counts, double *sums) {
+    uint8_t chooses[256];
+    for (int64_t window = 0; window < 256; window++)
+        chooses[window] = (uint8_t)__builtin_parityll((uint64_t)(window & mask));
+    for (int64_t vector = 0; vector < vectors; vector++) {
+        uint8_t window = 0;
+        for (int64_t i = vector * length; i < (vector + 1) * length; i++) {
+            int level = levels[i], sign = (level > 0) - (level < 0);
+            int place = 128 * chooses[window] + (sign * level & 127);
+            counts[place]++;
+            sums[place] += (float)sign * values[i];
+            window = (uint8_t)(window << 1 | (level & 1));
+        }
+    }
+    return 0;
+}
+
+/* Count the symbols of each run. symbols: the runs one after the other. counts: (runs, 256), zeros at the start. */
+KERNEL(nola_run_counts)(const uint8_t *symbols, const int64_t *lengths, int64_t runs, int64_t *counts) {
+    for (int64_t run = 0; run < runs; run++, counts += 256) {
+        uint32_t found[4][256] = {{0}}; /* four tables, since equal symbols in a row would wait for each other */
+        int64_t left = lengths[run];
+        while (left > 0) {
+            int64_t here = left < (int64_t)1 << 30 ? left : (int64_t)1 << 30, i = 0;
+            for (; i + 4 <= here; i += 4)
+                for (int k = 0; k < 4; k++)
+                    found[k][symbols[i + k]]++;
+            for (; i < here; i++)
+                found[0][symbols[i]]++;
+            symbols += here, left -= here;
+            for (int symbol = 0; symbol < 256; symbol++)
+                for (int k = 0; k < 4; k++)
+                    counts[symbol] += found[k][symbol], found[k][symbol] = 0;
+        }
+    }
+    return 0;
+}
