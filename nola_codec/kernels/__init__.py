@@ -10,6 +10,7 @@ paths give the same bits. A wrapper takes the library first, checks its arrays, 
     loading.py                  `library`: loads at the first use and chooses the variant for the processor
     compiling.py                compiles c/*.c, when the package is built or `make kernels` is called
     arguments.py                the checks of what a wrapper hands to C
+    merges.py                   deltas of int16 factors, and weights with a delta added; the sums of the merge journal
     generators.py               words, signs and subsets of the counter-based generators; dense bases
     transforms.py               the Hadamard basis, and the last scaling to int16
     entropy.py                  rANS, and symbols of a fixed width as bits

@@ -19,7 +19,7 @@ def require_array(array: npt.NDArray[Any], dtypes: tuple[str, ...], shape: tuple
     Raises:
         ValueError: The dtype or the shape is another one.
     """
-    if array.dtype.name not in dtypes or array.shape != shape or not array.dtype.isnative:
+    if array.shape != shape or not any(array.dtype == name for name in dtypes):  # other byte orders are not equal
         found = f"{array.dtype} {array.shape}"
         raise ValueError(f"a kernel was given {found}, expected {' or '.join(dtypes)} {shape}")
     return np.ascontiguousarray(array)

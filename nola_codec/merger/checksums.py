@@ -12,6 +12,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.kernels import library
+from nola_codec.kernels.merges import word_sums
+
 Sums = tuple[int, int]
 """The two sums of a file or of a piece of it."""
 
@@ -26,6 +29,10 @@ def piece_sums(words: npt.NDArray[np.uint64], first: int) -> Sums:
         words: The words, uint64 (n,). In a word that lies only partly in the piece, the other bytes are zero.
         first: The number of the first word in the file.
     """
+    lib = library()
+    if lib is not None:
+        plain, weighted = word_sums(lib, words)
+        return plain, (weighted + first * plain) & _MASK
     plain = weighted = 0
     for start in range(0, len(words), len(_RAMP)):
         part = words[start : start + len(_RAMP)]

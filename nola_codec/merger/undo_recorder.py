@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,12 @@ class UndoRecorder:
     def __init__(self, directory: Path, shard: Path) -> None:
         """Begin the segment of a shard of the base, as a file in a directory."""
         self.name = shard.name + ".undo"
-        self._shard = shard
         self._path = directory / (self.name + ".part")
         self._segment = SegmentWriter(self._path)
         self._facts: dict[str, Any] = {}
+        hasher = ThreadPoolExecutor(1)  # the shard is hashed while it is merged
+        self._sha256 = hasher.submit(file_sha256, shard)
+        hasher.shutdown(wait=False)
 
     def record_shard(
         self,
@@ -91,7 +94,7 @@ class UndoRecorder:
 
     def finish(self) -> Sums:
         """Write the segment's index. Returns the sums of the segment, which is called ``SHARD.undo.part``."""
-        self._segment.close(self._facts | {"sha256": file_sha256(self._shard)})
+        self._segment.close(self._facts | {"sha256": self._sha256.result()})
         return file_sums(self._path)
 
 

@@ -16,8 +16,9 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 if sys.platform != "win32":  # Windows has no such locks: nothing is swept there
     import fcntl
@@ -26,6 +27,7 @@ _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{12}\.tmp", re.DOTALL)
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF})  # EBADF: NFS
 _EXCHANGE, _SWAP = 2, 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
 _AT_FDCWD = -100
+_WRITE = 2  # SYNC_FILE_RANGE_WRITE of Linux: begin to write, and do not wait
 
 
 @contextlib.contextmanager
@@ -96,6 +98,35 @@ def sync_directory(path: Path) -> None:
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def start_writeback(path: Path, start: int, stop: int) -> None:
+    """Tell the system to write bytes start..stop of a file to disk now, so that a later sync of it waits less.
+
+    Linux alone has such a call. It is no sync and may fail; then nothing is lost but time.
+    """
+    call = _writeback_call()
+    if call is None:
+        return
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDWR)
+        try:
+            call(descriptor, start, stop - start, _WRITE)
+        finally:
+            os.close(descriptor)
+
+
+@functools.cache
+def _writeback_call() -> Callable[[int, int, int, int], int] | None:
+    """Return ``sync_file_range`` of Linux, or None where there is none."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        call = ctypes.CDLL(None).sync_file_range
+    except (AttributeError, OSError):
+        return None
+    call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    return cast("Callable[[int, int, int, int], int]", call)
 
 
 def link_others(old: Path, new: Path) -> None:

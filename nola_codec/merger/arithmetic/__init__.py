@@ -11,8 +11,8 @@ bit of it. Several files add as fl(fl(w1 D1) + fl(w2 D2)), in their order.
 
     deltas.py      D: a few rows at a time, for every kind of record
     parts.py       a part of D, and D of parts of a weight, such as its experts
-    rounding.py    the merged weight, in place and fast: mostly float32 arithmetic, with a proof of the same bits
-    float32.py     the float32 product that `rounding` uses, and the bound of its error
+    rounding.py    the merged weight, in place and fast: compiled, or by float32 arithmetic with a proof of its bits
+    float32.py     the float32 product that `rounding` uses without the kernels, and the bound of its error
     residuals.py   the bits that rounding loses, for an undo
     sum.py         the merged weight for whole tensors of PyTorch in memory
 """

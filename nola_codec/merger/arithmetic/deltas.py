@@ -26,6 +26,8 @@ import numpy.typing as npt
 from nola_codec.array_types import Float64Array
 from nola_codec.arrays import Arrays
 from nola_codec.decoder.factors import DecodedRecord
+from nola_codec.kernels import library
+from nola_codec.kernels.merges import PackedFactors, multiply_factors
 from nola_codec.model.records import CodedKind
 
 
@@ -63,19 +65,34 @@ class FactorDelta:
 
     Attributes:
         left: int16 (rows, r).
-        right: float64 (r, columns), integers below 2^15.
+        right: int16 (r, columns).
         factor: 2^exponent, times the scaling if that is a power of two too. Multiplying by it is exact.
         scaling: The scaling that is not a power of two, applied with one rounding; 1 if there is none.
         shape: The shape of the weight; its rows are those of `left`.
-        bound: An upper bound of sum_k |left_ik| |right_kj| |factor scaling|, and so of max |D| (see `RowDelta`).
+        peak: An upper bound of sum_k |left_ik| |right_kj|.
     """
 
     left: npt.NDArray[np.int16]
-    right: Float64Array
+    right: npt.NDArray[np.int16]
     factor: float
     scaling: float
     shape: tuple[int, ...]
-    bound: float
+    peak: float
+
+    @property
+    def bound(self) -> float:
+        """See `RowDelta`. It is one of sum_k |left_ik| |right_kj| |factor scaling| too."""
+        return 1.0001 * abs(self.factor * self.scaling) * self.peak  # a little more for the roundings
+
+    @functools.cached_property
+    def packed(self) -> PackedFactors:
+        """The factors as the compiled kernels read them."""
+        return PackedFactors(self.left, self.right, self.peak)
+
+    @functools.cached_property
+    def right_float64(self) -> Float64Array:
+        """The right factor in float64 (r, columns)."""
+        return self.right.astype(np.float64)
 
     @functools.cached_property
     def right_float32(self) -> npt.NDArray[np.float32]:
@@ -83,16 +100,20 @@ class FactorDelta:
         return self.right.astype(np.float32)
 
     @functools.cached_property
-    def columns_float32(self) -> npt.NDArray[np.float32]:
-        """The right factor transposed, float32 (columns, r), exact."""
-        return np.ascontiguousarray(self.right_float32.T)
+    def columns_first(self) -> npt.NDArray[np.int16]:
+        """The right factor transposed, int16 (columns, r)."""
+        return np.ascontiguousarray(self.right.T)
 
     def rows(self, start: int, stop: int) -> Float64Array:
         """See `RowDelta`."""
+        lib = library()
+        if lib is not None:
+            rows = multiply_factors(lib, self.packed, start, stop, self.factor, self.scaling)
+            return rows.reshape(stop - start, *self.shape[1:])
         left = self.left[start:stop].astype(np.float64)
         # Exact here as well as after the product: the sums are integers below 2^53 times one power of two.
         left *= self.factor
-        product: Float64Array = left @ self.right
+        product: Float64Array = left @ self.right_float64
         if self.scaling != 1:
             product *= self.scaling
         return product.reshape(stop - start, *self.shape[1:])
@@ -115,15 +136,16 @@ def factor_delta(
         lora_B, lora_A = lora_A.T, lora_B.T
     # A component that was not kept is a column of zeros, so there is nothing to multiply.
     kept = np.flatnonzero(lora_B.any(axis=0) & lora_A.any(axis=1))
-    left, right = np.ascontiguousarray(lora_B[:, kept]), np.ascontiguousarray(lora_A[kept], dtype=np.float64)
+    left, right = np.ascontiguousarray(lora_B[:, kept]), np.ascontiguousarray(lora_A[kept])
     factor, scaling = 2.0 ** sum(factors.exponents), kind.scaling
     mantissa, exponent = math.frexp(scaling)
     if mantissa == 0.5 and abs(exponent) < 256:  # far from both ends of float64, so that the products stay exact
         factor, scaling = factor * scaling, 1.0
-    # The inequality of Cauchy and Schwarz, and a little more for the roundings.
-    squares = [np.square(left, dtype=np.float64).sum(axis=1), np.square(right).sum(axis=0)]
-    bound = 1.0001 * abs(factor * scaling) * math.sqrt(squares[0].max(initial=0) * squares[1].max(initial=0))
-    return FactorDelta(left, right, factor, scaling, shape, bound)
+    # The inequality of Cauchy and Schwarz, and a little more for the roundings of float32.
+    left_float32, right_float32 = left.astype(np.float32), right.astype(np.float32)
+    norms = [np.einsum("ik,ik->i", left_float32, left_float32), np.einsum("kj,kj->j", right_float32, right_float32)]
+    peak = (1.0001 + 1e-6 * len(right)) * math.sqrt(float(norms[0].max(initial=0)) * float(norms[1].max(initial=0)))
+    return FactorDelta(left, right, factor, scaling, shape, peak)
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def elements(delta: RowDelta, rows: npt.NDArray[np.intp], columns: npt.NDArray[n
     for first in range(0, rows.size, _AT_ONCE):
         part = slice(first, first + _AT_ONCE)
         left = delta.left.take(rows[part], axis=0).astype(np.float64)
-        right = delta.columns_float32.take(columns[part], axis=0).astype(np.float64)
+        right = delta.columns_first.take(columns[part], axis=0).astype(np.float64)
         # Integers with sums below 2^53: exact in any order.
         found[part] = np.einsum("ij,ij->i", left, right)
     found *= delta.factor

@@ -1,7 +1,10 @@
-"""Compute round_dtype(float64(W) + D) in place and fast: the bits of `from_float64`, mostly by float32 arithmetic.
+"""Compute round_dtype(float64(W) + D) in place and fast: the bits of `from_float64`.
 
-The definition is one float64 sum and one rounding (`_exact_sum`); F32 and F64 weights are computed so. For 16-bit
-weights this is slow, and float32 arithmetic finds the right rounding of nearly every element as well. The proof:
+The definition is one float64 sum and one rounding (`_exact_sum`). The compiled kernels compute just that, and leave to
+the definition what is not finite. The rest of this page is about NumPy, where there are no kernels.
+
+NumPy computes F32 and F64 weights by the definition. For 16-bit weights this is slow, and float32 arithmetic finds the
+right rounding of nearly every element as well. The proof:
 
     w      the weight, exact in float32
     D      the float64 delta
@@ -41,7 +44,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.array_types import Float64Array
-from nola_codec.merger.arithmetic.deltas import RowDelta
+from nola_codec.kernels import Library, library
+from nola_codec.kernels.merges import add_deltas, add_factors
+from nola_codec.merger.arithmetic.deltas import FactorDelta, NegativeDelta, RowDelta
 from nola_codec.merger.arithmetic.float32 import Float32Product, elements, float32_product
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import from_float64, to_float64
@@ -121,12 +126,36 @@ def add_rows(data: memoryview, dtype: str, delta: RowDelta, start: int, stop: in
     if not values.size:
         return
     values = values.reshape(max(1, stop - start), -1)
+    lib = library()
+    if lib is not None:
+        _add_compiled(lib, values, delta, start, dtype, where)
+        return
     product = float32_product(delta, start, stop) if dtype in _HALF else None
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         if product is None:
             _add_float64(values, delta, start, dtype, where)
         else:
             _add_product(values, delta, product, start, dtype, where)
+
+
+def _add_compiled(lib: Library, values: npt.NDArray[Any], delta: RowDelta, start: int, dtype: str, where: str) -> None:
+    """Add rows of a delta by the kernels; what is not finite is computed by the definition."""
+    term, sign = (delta.delta, -1.0) if isinstance(delta, NegativeDelta) else (delta, 1.0)
+    if isinstance(term, FactorDelta):
+        left_alone = add_factors(lib, values, term.packed, start, sign * term.factor, term.scaling)
+        if left_alone.size:
+            rows, columns = np.divmod(left_alone, values.shape[1])
+            changes = elements(delta, rows + start, columns)
+            values[rows, columns] = _exact_sum(values[rows, columns], changes, dtype, where)
+        return
+    step = max(1, TILE // max(1, values.shape[1]))
+    for first in range(0, len(values), step):
+        part = values[first : first + step]
+        change = delta.rows(start + first, start + first + len(part)).reshape(part.shape)
+        left_alone = add_deltas(lib, part, change)
+        if left_alone.size:
+            flat, changes = part.reshape(-1), change.reshape(-1)[left_alone]
+            flat[left_alone] = _exact_sum(flat[left_alone], changes, dtype, where)
 
 
 def _add_float64(values: npt.NDArray[Any], delta: RowDelta, start: int, dtype: str, where: str) -> None:

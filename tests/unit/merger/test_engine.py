@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kernel_paths import PATHS
 
 import nola_codec
 from nola_codec.arrays import NUMPY
@@ -131,6 +132,7 @@ def test_no_bit_depends_on_shards_threads_or_rows_at_once(
     ):
         base = make_base(tmp_path / f"base{number}", shards, dtype, backwards=backwards)
         monkeypatch.setenv("NOLA_THREADS", str(threads))
+        monkeypatch.setenv("NOLA_KERNELS", PATHS[number % len(PATHS)])
         report = nola_codec.merge([files[0]], base, tmp_path / f"out{number}", piece_bytes=piece)
         assert report == MergeReport(tmp_path / f"out{number}", shards, 0, 6)
         wanted = wanted or by_definition(base, [(files[0], 1.0)])
@@ -310,8 +312,9 @@ def test_unmerged_to_the_byte(
     wanted = {path.name: path.read_bytes() for path in base.iterdir()}
     sources = [(files[0], 0.7), (files[1], 30.0)]  # the second turns many signs and exponents
     undo = []
-    for threads in (1, 3):
+    for threads, path in ((1, PATHS[0]), (3, PATHS[-1])):
         monkeypatch.setenv("NOLA_THREADS", str(threads))
+        monkeypatch.setenv("NOLA_KERNELS", path)
         merged = tmp_path / f"merged{threads}"
         nola_codec.merge(sources, base, merged, keep_undo=True, piece_bytes=5000)
         undo.append((merged / "nola_undo.bin").read_bytes())

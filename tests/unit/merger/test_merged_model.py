@@ -354,7 +354,7 @@ def test_memory_is_that_of_a_few_pieces(tmp_path: Path) -> None:
     del tensors
     checkpoint = Checkpoint(base)
     plan = plan_merge(checkpoint, [MergeTarget("base_model.model.w0", "linear", (8192, 256))])
-    left, right = np.ones((8192, 1), np.int16), np.ones((1, 256))
+    left, right = np.ones((8192, 1), np.int16), np.ones((1, 256), np.int16)
     change = ModelChange(plan, lambda _, shape: FactorDelta(left, right, 1.0, 1.0, shape, 1.0))
     tracemalloc.start()
     write_merged_model(checkpoint, change, MergeRequest((), base, tmp_path / "out", piece_bytes=1 << 16))

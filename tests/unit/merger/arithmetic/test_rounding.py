@@ -107,13 +107,13 @@ def count_exact(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
-def test_most_elements_take_the_fast_way(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_most_elements_take_the_fast_way(dtype: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(6)
     raw = from_float64(rng.standard_normal((64, 1024)) * 0.02, dtype)
     delta = rng.standard_normal((64, 1024)) * 0.0004
     slow = count_exact(monkeypatch)
     assert added(raw, Dense(delta)) == wanted(raw, delta)
-    assert 0 < sum(slow) < delta.size / 20
+    assert 0 < sum(slow) < delta.size / 20 if path == "off" else not slow
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
@@ -163,7 +163,7 @@ def test_factors_are_exact_whatever_the_rows() -> None:
 
 
 def test_a_delta_of_nothing_changes_no_bit_but_a_negative_zero() -> None:
-    delta = FactorDelta(np.zeros((4, 0), np.int16), np.zeros((0, 6)), 1.0, 1.0, (4, 6), 0.0)
+    delta = FactorDelta(np.zeros((4, 0), np.int16), np.zeros((0, 6), np.int16), 1.0, 1.0, (4, 6), 0.0)
     raw = from_float64(np.arange(24.0).reshape(4, 6) * 1e-3, "BF16")
     assert added(raw, delta) == raw.data
 

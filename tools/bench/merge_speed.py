@@ -1,11 +1,15 @@
-"""Measure a merge into 3 billion parameters against a copy, PEFT and mergekit, and resume a killed merge.
+"""Measure a merge into a base model against a copy of it, PEFT and mergekit, and resume a killed merge.
 
-    python tools/bench/merge_3b.py [--work-dir DIR] [--peers peft,mergekit] [--mergekit PATH] [--json]
+    python tools/bench/merge_speed.py [--work-dir DIR] [--peers peft,mergekit] [--mergekit PATH] [--json]
+    python tools/bench/merge_speed.py --model MODEL_DIR --adapter PEFT_DIR
 
-The model has the shapes of Llama 3.2 3B (bf16, random, seeded, four shards, 6.4 GB). The adapter has rank 16 on all
-seven linear layers of each block. Model and .nola file stay in the work directory, and a run needs about 20 GB. Every
-measurement runs in a process of its own. Its input is read once before, so that it is in the page cache if memory
-allows. For all programs, the copy included, the clock stops after the output is synced to disk.
+Without --model, the model has the shapes of Llama 3.2 3B (bf16, random, seeded, four shards, 6.4 GB), and the adapter
+has rank 16 on all seven linear layers of each block. Model and .nola file stay in the work directory, and a run needs
+about 20 GB. Every measurement runs in a process of its own. Its input is read once before, so that it is in the page
+cache if memory allows.
+
+A merge by nola-codec is on the disk when the process ends; a copy and the peers are not. So the table has two times:
+the process alone, and the process and a sync of its output. A last table says where the time of a merge goes.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -137,24 +142,29 @@ def peak_of(process: subprocess.Popen[bytes]) -> int:
                     peak = max(peak, 1024 * int(line.split()[1]))
         except OSError:
             break
-        time.sleep(0.05)
+        time.sleep(0.01)
     return peak
 
 
-def measure(command: list[str], out: Path | None = None) -> Figures:
-    """Run a command, and return its seconds, with the sync of `out`, and its peak resident set."""
+def measure(command: list[str], out: Path | None = None, **environment: str) -> Figures:
+    """Run a command, and return its seconds, those with a sync of `out`, its seconds of CPU, and its peak memory."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | environment)
     result: dict[str, int] = {}
     watcher = threading.Thread(target=lambda: result.update(peak=peak_of(process)))
     watcher.start()
     output = process.communicate()[0].decode(errors="replace")
+    seconds = time.perf_counter() - start
+    if out is not None and not process.returncode:
+        sync(out)
+    synced = time.perf_counter() - start
     watcher.join()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode:
         return {"failed": " ".join(output.strip().splitlines()[-1:])[:100] or f"exit {process.returncode}"}
-    if out is not None:
-        sync(out)
-    return {"seconds": time.perf_counter() - start, "peak": result["peak"], "output": output}
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": seconds, "synced": synced, "cpu": cpu, "peak": result["peak"], "output": output}
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
@@ -174,15 +184,20 @@ def ours(nola: Path, model: Path, out: Path, *more: str) -> list[str]:
 def kill_and_resume(nola: Path, model: Path, out: Path, wanted: dict[str, str], whole: float) -> Figures:
     """Kill a merge at a random moment, run it again, and compare the bytes."""
     moment = random.Random(1).uniform(0.6, 0.9) * whole
-    process = subprocess.Popen(ours(nola, model, out, "-q"))
-    time.sleep(moment)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    while True:
+        process = subprocess.Popen(ours(nola, model, out, "-q"), stdout=subprocess.DEVNULL)
+        time.sleep(moment)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if not out.exists():
+            break
+        shutil.rmtree(out)  # it was done before
+        moment *= 0.8
     figures = measure(ours(nola, model, out, "--json"))
     if "failed" in figures:
         return figures
     report = json.loads(figures["output"])
-    return {"killed_after": moment, "seconds": figures["seconds"], "shards": report["shards"],
+    return {"killed_after": moment, "seconds": figures["seconds"], "peak": figures["peak"], "shards": report["shards"],
             "resumed": report["resumed"], "same_bytes": file_hashes(out) == wanted}  # fmt: skip
 
 
@@ -203,81 +218,157 @@ def mergekit_command(program: str, model: Path, adapter: Path, out: Path, folder
             "--out-shard-size", "2B", "--no-copy-tokenizer"]  # fmt: skip
 
 
+PARTS = """
+import os, sys, threading, time
+start = time.perf_counter()
+from nola_codec.api import merging
+from nola_codec.merger import engine, merged_model, stream
+parts, lock = {"imports": time.perf_counter() - start}, threading.Lock()
+
+def timed(owner, name, part, clock=time.perf_counter):
+    inner = getattr(owner, name)
+    def outer(*arguments, **options):
+        begin = clock()
+        try:
+            return inner(*arguments, **options)
+        finally:
+            with lock:
+                parts[part] = parts.get(part, 0.0) + clock() - begin
+    setattr(owner, name, outer)
+
+timed(engine, "decode_source", "decode and verify the file")
+timed(engine, "place_file", "place the deltas")
+timed(merged_model, "write_files", "write the shards")
+timed(merged_model, "copy_other_files", "copy the other files")
+timed(stream._Worker, "copy", "CPU: read, add, sum and write", time.thread_time)
+timed(merged_model, "add_rows", "CPU: of that, add", time.thread_time)
+timed(stream, "_read_into", "CPU: of that, read", time.thread_time)
+timed(stream, "piece_sums", "CPU: of that, sums of the journal", time.thread_time)
+timed(os, "fsync", "fsync, on a thread beside")
+merging.merge([sys.argv[1]], sys.argv[2], sys.argv[3])
+parts["all"] = time.perf_counter() - start
+import json
+print(json.dumps(parts))
+"""
+
+
 def main() -> None:
-    """Make what is missing, measure, and print a table (or JSON with --json)."""
+    """Parse the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work-dir", type=Path, help="a folder to keep; default: a temporary one")
-    parser.add_argument("--layers", type=int, default=LAYERS)
-    parser.add_argument("--repeat", type=int, default=3, help="runs of copy and ours, in turn; the median counts")
+    parser.add_argument("--work-dir", type=Path, help="directory for model and outputs; by default a temporary one")
+    parser.add_argument("--model", type=Path, help="a base model that is there, instead of one that is made")
+    parser.add_argument("--adapter", type=Path, help="a PEFT directory that fits --model")
+    parser.add_argument("--layers", type=int, default=LAYERS, help="of the model that is made")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each row but the last, in turn; medians count")
     parser.add_argument("--peers", default="peft,mergekit", help="comma-separated; empty for none")
     parser.add_argument("--mergekit", default="mergekit-yaml", help="the program, of an environment of its own")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if (arguments.model is None) != (arguments.adapter is None):
+        parser.error("give both --model and --adapter, or neither")
     os.environ["PYTHONPATH"] = str(ROOT)
-    if arguments.work_dir is None:
-        with tempfile.TemporaryDirectory(prefix="nola-3b-") as folder:
-            run(Path(folder), arguments)
-    else:
-        arguments.work_dir.mkdir(parents=True, exist_ok=True)
-        run(arguments.work_dir.resolve(), arguments)  # a relative path would be a name on the hub to the peers
+    with tempfile.TemporaryDirectory(prefix="nola-merge-") as temporary:
+        # As in an installed package, there is bytecode.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = temporary + "/bytecode"
+        folder = arguments.work_dir or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        run(folder.resolve(), arguments)  # a relative path would be a name on the hub to the peers
 
 
-def run(folder: Path, arguments: argparse.Namespace) -> None:
-    """Make the inputs, measure and print, in one work directory."""
-    model, adapter, nola, out = (folder / name for name in ("model", "adapter", "adapter.nola", "out"))
+def prepare(folder: Path, arguments: argparse.Namespace) -> tuple[Path, Path, Path]:
+    """Return the base model, the PEFT adapter and its .nola file; those that are not there are made."""
+    model, adapter = arguments.model or folder / "model", arguments.adapter or folder / "adapter"
+    nola = folder / "adapter.nola"
     if not model.exists():
         print(f"writing {model}", file=sys.stderr)
         make_model(model, arguments.layers)
     if not nola.exists():
-        make_adapter(adapter, arguments.layers)
+        if not adapter.exists():
+            make_adapter(adapter, arguments.layers)
         command = [sys.executable, "-m", "nola_codec", "encode", str(adapter), "-o", str(nola), "-q"]
         subprocess.run(command, check=True, stdout=sys.stderr)
+    return model.resolve(), adapter.resolve(), nola
+
+
+def run(folder: Path, arguments: argparse.Namespace) -> None:
+    """Make the inputs, measure and print, in one work directory."""
+    model, adapter, nola = prepare(folder, arguments)
+    out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
-    runs: dict[str, list[Figures]] = {"copy": [], "ours": []}
-    wanted: dict[str, str] = {}
-    for _ in range(arguments.repeat):
-        for name, command in (("copy", ["cp", "-r", str(model), str(out)]), ("ours", ours(nola, model, out, "-q"))):
-            warm(model)
-            os.sync()
-            runs[name].append(measure(command, out))
-            if name == "ours":
-                wanted = wanted or file_hashes(out)
-            shutil.rmtree(out, ignore_errors=True)
-    results: dict[str, Figures] = {
-        name: sorted(figures, key=lambda f: f.get("seconds", 1e9))[len(figures) // 2] for name, figures in runs.items()
+    subprocess.run([*ours(nola, model, out, "-q")], check=True, stdout=subprocess.DEVNULL)  # writes the bytecode
+    wanted = file_hashes(out)
+    shutil.rmtree(out)
+    commands: dict[str, tuple[list[str], dict[str, str]]] = {
+        "cp -r": (["cp", "-r", str(model), str(out)], {}),
+        "nola-codec": (ours(nola, model, out, "-q"), {}),
+        "nola-codec, NumPy alone": (ours(nola, model, out, "-q"), {"NOLA_KERNELS": "off"}),
+        "nola-codec --keep-undo": (ours(nola, model, out, "-q", "--keep-undo"), {}),
     }
-    for name in runs:
-        results[name]["all_seconds"] = [f.get("seconds") for f in runs[name]]
-    results["killed and resumed"] = kill_and_resume(nola, model, out, wanted, results["ours"]["seconds"])
-    shutil.rmtree(out, ignore_errors=True)
+    runs: dict[str, list[Figures]] = {name: [] for name in commands}
+    parts: list[dict[str, float]] = []
+
+    def fresh() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        warm(model)
+        os.sync()
+
+    for _ in range(arguments.repeat):
+        for name, (command, environment) in commands.items():
+            fresh()
+            runs[name].append(measure(command, out, **environment))
+            if "NumPy" in name and "failed" not in runs[name][-1] and file_hashes(out) != wanted:
+                runs[name][-1] = {"failed": "other bytes"}
+        fresh()
+        done = subprocess.run([sys.executable, "-c", PARTS, str(nola), str(model), str(out)], check=True,
+                              stdout=subprocess.PIPE)  # fmt: skip
+        parts.append(json.loads(done.stdout))
+    results: dict[str, Figures] = {
+        name: sorted(figures, key=lambda f: f.get("synced", 1e9))[len(figures) // 2] for name, figures in runs.items()
+    }
+    for name, figures in runs.items():
+        results[name]["all_synced"] = [f.get("synced") for f in figures]
+    fresh()
+    results["killed and resumed"] = kill_and_resume(nola, model, out, wanted, results["nola-codec"]["seconds"])
     for peer in filter(None, arguments.peers.split(",")):
+        fresh()
         if peer == "peft":
             command = [sys.executable, "-c", PEFT, str(model), str(adapter), str(out)]
         else:
             command = mergekit_command(arguments.mergekit, model, adapter, out, folder)
-        warm(model)
-        os.sync()
         try:
             results[peer] = measure(command, out)
         except OSError as error:
             results[peer] = {"failed": str(error)}
-        for left in (out, folder / "lora-cache"):
-            shutil.rmtree(left, ignore_errors=True)
-    for figures in results.values():
-        figures.pop("output", None)
+        shutil.rmtree(folder / "lora-cache", ignore_errors=True)
+    shutil.rmtree(out, ignore_errors=True)
+    for row in results.values():
+        row.pop("output", None)
+    middle = sorted(parts, key=lambda p: p["all"])[len(parts) // 2]
     bytes_ = sum(path.stat().st_size for path in model.iterdir())
     if arguments.json:
-        print(json.dumps({"model_bytes": bytes_, "nola_bytes": nola.stat().st_size, **results}, indent=1))
+        sizes = {"model_bytes": bytes_, "nola_bytes": nola.stat().st_size}
+        print(json.dumps({**sizes, "rows": results, "parts": middle}, indent=1))
         return
-    copy = results["copy"]["seconds"]
-    rows = [
-        [name, f"not run: {f['failed']}", "", ""] if "failed" in f else
-        [name, f"{f['seconds']:.1f}", f"{f['seconds'] / copy:.2f}", f"{f['peak'] / 1e6:.0f} MB" if "peak" in f else ""]
-        for name, f in results.items()
-    ]  # fmt: skip
-    print(f"model {bytes_ / 1e9:.2f} GB, .nola file {nola.stat().st_size / 1e6:.1f} MB; synced, warm page cache\n")
-    print(table(rows, ["", "seconds", "of the copy", "peak resident"]))
-    print("\n" + json.dumps(results))
+    print(f"model {bytes_ / 1e9:.2f} GB, .nola file {nola.stat().st_size / 1e6:.2f} MB, warm page cache\n")
+    print_results(results, middle)
+
+
+def print_results(results: dict[str, Figures], parts: dict[str, float]) -> None:
+    """Print both tables, and the figures as JSON."""
+    copy = results["cp -r"]
+    rows = []
+    for name, f in results.items():
+        if "failed" in f:
+            rows.append([name, f"not run: {f['failed']}", "", "", "", "", ""])
+            continue
+        times = [f"{f[key]:.2f}" if key in f else "" for key in ("seconds", "synced", "cpu")]
+        ratios = [f"{f[key] / copy[key]:.2f}" if key in f else "" for key in ("seconds", "synced")]
+        rows.append([name, *times, *ratios, f"{f['peak'] / 1e6:.0f} MB" if "peak" in f else ""])
+    print(table(rows, ["", "seconds", "and synced", "CPU", "of the copy", "both synced", "peak memory"]))
+    print()
+    print(table([[name, f"{seconds:.3f}"] for name, seconds in parts.items()], ["a merge", "seconds"]))
+    print("\n" + json.dumps({"rows": results, "parts": parts}))
 
 
 if __name__ == "__main__":
