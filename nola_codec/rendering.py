@@ -9,6 +9,23 @@ _MOST_NAMED = 3
 """The greatest number of tensors that `render_largest` names."""
 
 
+def escape(text: str, keep: str = "") -> str:
+    r"""Return text whose control characters, terminal escapes and marks of direction are written out.
+
+    Names that strangers gave may hold them, and what prints them would obey.
+
+    Args:
+        text: The text.
+        keep: Characters to leave as they are, such as a new line.
+
+    >>> escape("q_proj\x1b[2J")
+    'q_proj\\x1b[2J'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def list_first(names: Sequence[str], most: int) -> str:
     """Return the first few of some names as text, and how many more there are.
 
@@ -85,7 +102,7 @@ def render_row(label: str, value: str, indent: int, width: int = 80) -> str:
             units 81 B
     """
     return textwrap.fill(
-        f"{label:<{indent}}{value}", width, subsequent_indent=" " * indent, break_long_words=False,
+        f"{label:<{indent}}{escape(value)}", width, subsequent_indent=" " * indent, break_long_words=False,
         break_on_hyphens=False, drop_whitespace=True,
     )  # fmt: skip
 
@@ -108,11 +125,12 @@ def render_named_table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = 
     """Return the lines of a table whose last column has names; what all of them begin with stands above it, once."""
     common, names = cut_common_beginning([row[-1] for row in rows[1:]])
     shown = [rows[0], *([*row[:-1], name] for row, name in zip(rows[1:], names, strict=True))]
-    return [*([f"all names begin with {common}"] if common else []), *render_table(shown, right=right)]
+    return [*([f"all names begin with {escape(common)}"] if common else []), *render_table(shown, right=right)]
 
 
 def render_table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
     """Return the lines of a table with aligned columns, those in `right` flush right. The first row is the heading."""
+    rows = [[escape(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:

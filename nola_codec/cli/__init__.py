@@ -13,6 +13,7 @@ closed, and 141 when whoever read its output went away. Whatever ends it that wa
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -130,6 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit; the one place where errors become exit statuses."""
     from nola_codec.cli.messages import USAGE_CODES, describe_error, describe_system_error
     from nola_codec.errors import NolaError, OutputExists
+    from nola_codec.rendering import escape
 
     _handle_signals()
     try:
@@ -140,7 +142,9 @@ def main(arguments: list[str] | None = None) -> None:
             _fail(_ENDING_SIGNALS[signal.Signals(number).name], 128 + number)
         _fail("interrupted", 130)
     except click.ClickException as error:
-        error.show(sys.stderr)
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo(escape(shown.getvalue(), keep="\n"), err=True, nl=False)  # the shell may have put any name there
         sys.exit(error.exit_code)
     except SystemExit:  # click's answer to a closed pipe, with status 1, which would mean "damaged" or "different"
         sys.exit(_CLOSED_PIPE)
@@ -152,7 +156,7 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception:
         import traceback
 
-        traceback.print_exc()
+        click.echo(escape(traceback.format_exc(), keep="\n"), err=True, nl=False)
         _fail("this is a bug in nola-codec; please report it with the lines above", 70)
     sys.exit(status if isinstance(status, int) else 0)
 

@@ -8,6 +8,7 @@ import click
 
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option
+from nola_codec.cli.messages import echo
 from nola_codec.cli.output import OUTPUT, json_option, print_json, print_notes, quiet_option
 from nola_codec.cli.progress import show_progress
 
@@ -39,9 +40,9 @@ def command(
     if as_json:
         print_json({"ok": good, **asdict(found)})
         return 0 if good else 1
-    click.echo(str(found))
+    echo(str(found))
     print_notes(found.notes)
     if per_tensor:
-        click.echo("")
-        click.echo(found.tensor_table())
+        echo("")
+        echo(found.tensor_table())
     return 0 if good else 1

@@ -11,6 +11,7 @@ import click
 from nola_codec.adapters.dialects.dialect_names import TARGET_DIALECTS
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option
+from nola_codec.cli.messages import echo
 from nola_codec.cli.output import (
     OUTPUT,
     STDOUT,
@@ -119,5 +120,5 @@ def _write_adapter(
     if as_json:
         print_json({"output": shown_url(out), "merged": False, "bytes": total, "seconds": seconds, "notes": notes})
         return
-    click.echo(f"wrote  {shown_url(out)} ({render_size(total)}) in {seconds:.2f} s")
+    echo(f"wrote  {shown_url(out)} ({render_size(total)}) in {seconds:.2f} s")
     print_notes(notes)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from nola_codec.cli.help import option
+from nola_codec.cli.messages import echo
 from nola_codec.cli.output import (
     OUTPUT,
     STDOUT,
@@ -165,13 +166,13 @@ class OutputRequest:
             print_json({**asdict(report), "task": task, "output": out}, err=err)
             return
         if self.out is None:
-            click.echo("dry run: nothing is written")
+            echo("dry run: nothing is written")
         else:
             name = "standard output" if self.out == STDOUT else shown_url(self.out)
             there = self.dry_run and not self.force and self.out != STDOUT and Path(self.out).exists()
             needed = " (it exists already, so -f is needed)" if there else ""
-            click.echo(f"{'would write' if self.dry_run else 'wrote'}  {name}{needed}", err=err)
-        click.echo(str(report), err=err)
+            echo(f"{'would write' if self.dry_run else 'wrote'}  {name}{needed}", err=err)
+        echo(str(report), err=err)
         print_notes(report.notes)
 
 

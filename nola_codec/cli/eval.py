@@ -9,6 +9,7 @@ import click
 
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option, options
+from nola_codec.cli.messages import echo
 from nola_codec.cli.output import json_option, print_json, print_notes, quiet_option, usable_device
 from nola_codec.cli.progress import show_progress
 
@@ -94,8 +95,8 @@ def command(sources: tuple[str, ...], **values: Any) -> int:
         measured = [{**asdict(each), "perplexity": each.perplexity} for each in found.measured]
         print_json({"ok": not excesses, **asdict(found), "measured": measured, "excesses": excesses})
     else:
-        click.echo(str(found))
+        echo(str(found))
     print_notes(found.notes)
     for sentence in excesses:
-        click.echo(f"nola-codec: {sentence}", err=True)
+        echo(f"nola-codec: {sentence}", err=True)
     return 1 if excesses else 0

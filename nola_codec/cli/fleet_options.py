@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nola_codec.cli.help import option
-from nola_codec.cli.messages import NEXT_STEPS, one_line
+from nola_codec.cli.messages import NEXT_STEPS, echo, one_line
 from nola_codec.cli.output import OUTPUT, force_option, json_option, print_json, quiet_option
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class RunRequest:
 
     def _print(self, report: FleetReport, *, is_interrupted: bool) -> None:
         if is_interrupted:
-            click.echo("stopped before the end; the same command goes on from here", err=True)
+            echo("stopped before the end; the same command goes on from here", err=True)
         if self.as_json:
             failed = [_failure(row) for row in report.failed]
             manifest = None if report.manifest is None else str(report.manifest)
@@ -94,11 +94,11 @@ class RunRequest:
             return
         for row in report.failed[:_LISTED]:
             step = f"; {NEXT_STEPS[row.code]}" if row.code in NEXT_STEPS else ""
-            click.echo(one_line(f"failed  {row.output}: {row.reason}{step} [{row.code}]"))
+            echo(one_line(f"failed  {row.output}: {row.reason}{step} [{row.code}]"))
         if len(report.failed) > _LISTED:
             where = "the manifest has all" if report.manifest is not None else "--json shows all"
-            click.echo(f"failed  {len(report.failed) - _LISTED} more; {where}")
-        click.echo(str(report))
+            echo(f"failed  {len(report.failed) - _LISTED} more; {where}")
+        echo(str(report))
 
 
 def _failure(row: Row) -> dict[str, Any]:

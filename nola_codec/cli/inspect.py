@@ -6,6 +6,7 @@ import click
 
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option
+from nola_codec.cli.messages import echo
 from nola_codec.cli.output import OUTPUT, json_option, print_json
 
 
@@ -29,7 +30,7 @@ def command(file: str, tensors: bool, as_json: bool) -> None:
             plain["tensors"] = len(facts.tensors)
         print_json(plain)
         return
-    click.echo(str(facts))
+    echo(str(facts))
     if tensors:
-        click.echo("")
-        click.echo(facts.tensor_table())
+        echo("")
+        echo(facts.tensor_table())

@@ -13,6 +13,7 @@ from nola_codec.adapters.dialects.dialect_names import TARGET_DIALECTS
 from nola_codec.cli.encode_options import RANK_OPTION, RATE_OPTIONS, THOROUGH_OPTION
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option, options, take
+from nola_codec.cli.messages import echo
 from nola_codec.cli.output import (
     OUTPUT,
     device_option,
@@ -161,9 +162,9 @@ def _print_adapter(
             "nmse": None if report.encoded is None else report.encoded.nmse,
         })  # fmt: skip
         return
-    click.echo(f"wrote  {name} ({render_size(total)}, {report.modules} modules) in {seconds:.2f} s")
+    echo(f"wrote  {name} ({render_size(total)}, {report.modules} modules) in {seconds:.2f} s")
     if report.encoded is not None:
-        click.echo(str(report.encoded))
+        echo(str(report.encoded))
     print_notes(report.notes)
 
 

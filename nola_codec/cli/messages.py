@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import click
+
 from nola_codec.errors import DISK_FULL, NolaError, OutputExists
+from nola_codec.rendering import escape
 
 _LONGEST_MESSAGE = 800  # characters
 _LISTED = 3  # items of a list that one line shows
@@ -80,4 +83,9 @@ def one_line(message: str) -> str:
     """Make a message one short line: names that strangers gave may hold new lines, terminal escapes, or a megabyte."""
     if len(message) > _LONGEST_MESSAGE:
         message = f"{message[: _LONGEST_MESSAGE // 2]} ... {message[-_LONGEST_MESSAGE // 2 :]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in message)
+    return escape(message)
+
+
+def echo(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print text of some lines on stdout, or on stderr; escapes that strangers put into names have no effect."""
+    click.echo(escape(text, keep="\n\t"), err=err, nl=nl)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable
@@ -14,13 +15,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from nola_codec.cli.help import option
+from nola_codec.cli.messages import echo
 from nola_codec.remote import is_url, shown_url
-from nola_codec.rendering import render_row, render_scalings, render_size
+from nola_codec.rendering import escape, render_row, render_scalings, render_size
 
 if TYPE_CHECKING:
     from nola_codec.merger.request import MergeReport
 
 STDOUT = "-"
+_OBEYED = re.compile(r"[^\x00-\x7e]")
+"""Characters outside of ASCII, and the last control character of ASCII; JSON escapes the other ones itself."""
 OUTPUT = "Output"
 
 json_option = option("--json", "as_json", group=OUTPUT, is_flag=True, help="Print the result as JSON.")
@@ -64,8 +68,9 @@ device_option = option("--device", group="Computation", default="cpu", show_defa
 
 
 def print_json(value: Any, *, err: bool = False) -> None:
-    """Print one JSON document; NaN and infinities become null."""
-    click.echo(json.dumps(_finite(value), indent=2, ensure_ascii=False), err=err)
+    """Print one JSON document; NaN and infinities become null, and what a terminal would obey stands as an escape."""
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False)
+    click.echo(text if text.isascii() and "\x7f" not in text else _OBEYED.sub(_escape_json, text), err=err)
 
 
 def binary_stdout() -> BinaryIO:
@@ -85,9 +90,9 @@ def print_merge(report: MergeReport, seconds: float, *, as_json: bool, restored:
         })  # fmt: skip
         return
     if report.resumed:
-        click.echo(f"resumed: {report.resumed} of {report.shards} shards were finished by an earlier run", err=True)
+        echo(f"resumed: {report.resumed} of {report.shards} shards were finished by an earlier run", err=True)
     done = "restored" if restored else "merged"
-    click.echo(f"wrote  {shown_url(str(report.output))} ({render_size(total)}, {done}) in {seconds:.2f} s")
+    echo(f"wrote  {shown_url(str(report.output))} ({render_size(total)}, {done}) in {seconds:.2f} s")
 
 
 def written_bytes(output: str | os.PathLike[str]) -> int:
@@ -103,7 +108,7 @@ def written_bytes(output: str | os.PathLike[str]) -> int:
 def print_notes(notes: Iterable[str]) -> None:
     """Print sentences that the user should read, on stderr; on a terminal in lines of at most 80 columns."""
     for note in notes:
-        text = f"note: {note}"
+        text = f"note: {escape(note)}"
         if sys.stderr.isatty():
             text = render_row("note:", note, 6, min(80, shutil.get_terminal_size().columns) - 1)
         click.echo(click.style("note:", fg="yellow") + text.removeprefix("note:"), err=True)
@@ -118,6 +123,11 @@ def print_scale_notes(files: Iterable[str]) -> None:
         if facts.scale_origin == "assumed":
             shown = render_scalings(facts.scalings, facts.scale_origin)
             print_notes([f"{shown_url(file)}: scaling {shown}; encode it with --scale to set another one"])
+
+
+def _escape_json(found: re.Match[str]) -> str:
+    """Return a character as JSON escapes it: alone, or as two halves."""
+    return found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1].replace("\x7f", "\\u007f")
 
 
 def _finite(value: Any) -> Any:

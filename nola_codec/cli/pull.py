@@ -9,6 +9,7 @@ import click
 
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option
+from nola_codec.cli.messages import echo
 from nola_codec.cli.output import OUTPUT, force_option, json_option, print_json, quiet_option
 from nola_codec.cli.push import endpoint_option, hide_bars
 from nola_codec.rendering import render_size
@@ -49,7 +50,7 @@ def command(
         return
     if not quiet:
         said = f"{pulled.repo}:{pulled.file}, {render_size(pulled.bytes)}, commit {pulled.commit[:12]}, checked"
-        click.echo(f"pulled {said}", err=True)
+        echo(f"pulled {said}", err=True)
         if pulled.from_cache and not offline:
-            click.echo("note: the Hub was not asked or gave no answer; this is the cached file", err=True)
-    click.echo(str(pulled.path))
+            echo("note: the Hub was not asked or gave no answer; this is the cached file", err=True)
+    echo(str(pulled.path))

@@ -10,6 +10,7 @@ import click
 
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option, options
+from nola_codec.cli.messages import echo
 from nola_codec.cli.output import OUTPUT, json_option, print_json, print_notes, quiet_option
 
 _PLACE = "Repository"
@@ -72,9 +73,9 @@ def command(files: tuple[str, ...], repo: str, quiet: bool, as_json: bool, **val
     if as_json:
         print_json(report.to_dict())
         return
-    click.echo(str(report))
+    echo(str(report))
     if report.dry_run and report.card is not None:
-        click.echo(f"\nREADME.md:\n\n{report.card}", nl=False)
+        echo(f"\nREADME.md:\n\n{report.card}", nl=False)
     print_notes(report.notes)
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-import click
-
 from nola_codec.cli.help import command as helpful_command
+from nola_codec.cli.messages import echo
 from nola_codec.cli.output import device_option, json_option, print_json, quiet_option
 from nola_codec.cli.progress import show_progress
 
@@ -35,5 +34,5 @@ def command(device: str, quiet: bool, as_json: bool) -> int:
         print_json({"ok": good, "device": device, "checks": [asdict(check) for check in checks]})
     else:
         for check in checks:
-            click.echo(f"{'ok  ' if check.passed else 'FAIL'}  {check.name}  {check.found[:16]}")
+            echo(f"{'ok  ' if check.passed else 'FAIL'}  {check.name}  {check.found[:16]}")
     return 0 if good else 1

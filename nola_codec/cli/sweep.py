@@ -20,6 +20,7 @@ from nola_codec.cli.encode_options import (
 )
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option, options
+from nola_codec.cli.messages import echo
 from nola_codec.cli.output import OUTPUT, force_option, json_option, print_json, print_notes, quiet_option
 from nola_codec.cli.progress import show_progress
 from nola_codec.remote import shown_url
@@ -71,10 +72,10 @@ def command(source: str, **values: Any) -> None:
     if as_json:
         print_json({**asdict(report), "plot": plot})
         return
-    click.echo(str(report))
+    echo(str(report))
     print_notes(report.notes)
     if plot is not None:
-        click.echo(f"wrote  {plot}")
+        echo(f"wrote  {plot}")
 
 
 def _parts(text: str) -> list[str]:

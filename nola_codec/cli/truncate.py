@@ -8,6 +8,7 @@ import click
 
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option
+from nola_codec.cli.messages import echo
 from nola_codec.cli.output import OUTPUT, STDOUT, binary_stdout, force_option, json_option, print_json, quiet_option
 from nola_codec.cli.progress import show_progress
 from nola_codec.remote import shown_url
@@ -43,5 +44,5 @@ def command(file: str, limit: str | None, rung: int | None, out: str, force: boo
     if as_json:
         print_json({**asdict(report), "output": shown_url(out)}, err=piped)
         return
-    click.echo(f"wrote  {'standard output' if piped else shown_url(out)}", err=piped)
-    click.echo(str(report), err=piped)
+    echo(f"wrote  {'standard output' if piped else shown_url(out)}", err=piped)
+    echo(str(report), err=piped)

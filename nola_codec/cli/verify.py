@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from nola_codec.cli.help import command as helpful_command
-from nola_codec.cli.messages import describe_error, one_line
+from nola_codec.cli.messages import describe_error, echo, one_line
 from nola_codec.cli.output import json_option, print_json, quiet_option, references_option
 from nola_codec.cli.progress import show_progress
 from nola_codec.errors import FormatError
@@ -41,13 +41,13 @@ def command(file: str, references: tuple[str, ...], quiet: bool, as_json: bool) 
         if as_json:
             print_json({"ok": False, "code": error.code, "error": str(error)})
         else:
-            click.echo(f"bad   {one_line(describe_error(error))}")
+            echo(f"bad   {one_line(describe_error(error))}")
         return 1
     if as_json:
         print_json({"ok": True, **facts})
         return 0
-    click.echo(f"good  {shown_url(file)}: {render_size(facts['bytes'])}, {facts['tensors']} tensors")
-    click.echo(f"file SHA-256     {facts['file_sha256']}")
-    click.echo(f"content SHA-256  {facts['content_sha256']}")
-    click.echo(f"decoded SHA-256  {facts['decoded_sha256']}")
+    echo(f"good  {shown_url(file)}: {render_size(facts['bytes'])}, {facts['tensors']} tensors")
+    echo(f"file SHA-256     {facts['file_sha256']}")
+    echo(f"content SHA-256  {facts['content_sha256']}")
+    echo(f"decoded SHA-256  {facts['decoded_sha256']}")
     return 0
