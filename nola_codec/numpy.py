@@ -19,6 +19,7 @@ import numpy.typing as npt
 from nola_codec.api.opened import load as open_file
 from nola_codec.api.tensor_saving import save_tensors
 from nola_codec.encoder.report import EncodeReport
+from nola_codec.references.finding import References
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -59,21 +60,23 @@ def save(
     return save_tensors(tensors, None, metadata, config=config, scale=scale, size=size, **options)[0]
 
 
-def load_file(filename: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
+def load_file(filename: str | os.PathLike[str], *, references: References = None) -> dict[str, npt.NDArray[Any]]:
     """Decode all tensors of a file, under the keys of the adapter that it was made of.
 
     Args:
         filename: The file.
+        references: Where the earlier version is that the file needs, if it was encoded against one; as in
+            `nola_codec.decode`.
 
     Raises:
         FormatError, ChecksumMismatch, AdapterError: Those of `nola_codec.load` and `NolaFile.state_dict`.
         MissingPackage: ``needs-torch`` for a carried tensor in bfloat16 or an 8-bit float, which NumPy does not have.
     """
-    with open_file(filename, "numpy") as file:
+    with open_file(filename, "numpy", references=references) as file:
         return file.state_dict()
 
 
-def load(data: bytes) -> dict[str, npt.NDArray[Any]]:
-    """Decode all tensors of the bytes of a file; errors as of `load_file`."""
-    with open_file(data, "numpy") as file:
+def load(data: bytes, *, references: References = None) -> dict[str, npt.NDArray[Any]]:
+    """Decode all tensors of the bytes of a file; `references` and errors as of `load_file`."""
+    with open_file(data, "numpy", references=references) as file:
         return file.state_dict()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from nola_codec.api.opened import load as open_file
 from nola_codec.api.tensor_saving import save_tensors
 from nola_codec.encoder.report import EncodeReport
+from nola_codec.references.finding import References
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +81,9 @@ def save(
     return save_tensors(tensors, None, metadata, config=config, scale=scale, size=size, **options)[0]
 
 
-def load_file(filename: str | os.PathLike[str], device: str | int | torch.device = "cpu") -> dict[str, torch.Tensor]:
+def load_file(
+    filename: str | os.PathLike[str], device: str | int | torch.device = "cpu", *, references: References = None
+) -> dict[str, torch.Tensor]:
     """Decode all tensors of a file, under the keys of the adapter that it was made of.
 
     The scaling of the factors is where the adapter had it: in tensors or metadata, or in its configuration, which
@@ -89,17 +92,19 @@ def load_file(filename: str | os.PathLike[str], device: str | int | torch.device
     Args:
         filename: The file.
         device: The device that the tensors are decoded on and lie on.
+        references: Where the earlier version is that the file needs, if it was encoded against one; as in
+            `nola_codec.decode`.
 
     Raises:
         FormatError, ChecksumMismatch, AdapterError: Those of `nola_codec.load` and `NolaFile.state_dict`.
         MissingPackage: ``needs-torch``.
     """
-    with open_file(filename, device) as file:
+    with open_file(filename, device, references=references) as file:
         found: dict[str, torch.Tensor] = file.state_dict()
     return found
 
 
-def load(data: bytes) -> dict[str, torch.Tensor]:
-    """Decode all tensors of the bytes of a file; errors as of `load_file`."""
-    with open_file(data) as file:
+def load(data: bytes, *, references: References = None) -> dict[str, torch.Tensor]:
+    """Decode all tensors of the bytes of a file; `references` and errors as of `load_file`."""
+    with open_file(data, references=references) as file:
         return file.state_dict()

@@ -20,6 +20,7 @@ from nola_codec.errors import AdapterError
 from nola_codec.fit.components import delta_energy, squared_error
 from nola_codec.model.adapter import Adapter
 from nola_codec.progress import Progress
+from nola_codec.references.finding import References
 from nola_codec.remote import accepts_urls
 from nola_codec.rendering import render_error, render_named_table
 
@@ -116,7 +117,12 @@ class Comparison:
 
 @accepts_urls("a", "b")
 def compare(
-    a: AdapterInput, b: AdapterInput, *, scale: float | None = None, progress: Progress | None = None
+    a: AdapterInput,
+    b: AdapterInput,
+    *,
+    scale: float | None = None,
+    progress: Progress | None = None,
+    references: References = None,
 ) -> Comparison:
     """Compare the deltas of two adapters, scaling included. `a` is the reference.
 
@@ -125,13 +131,16 @@ def compare(
         b: The other adapter.
         scale: The scaling of each of the two that is no `.nola` file and does not say its scaling.
         progress: Called as (stage, done, total).
+        references: Where the earlier versions are that files need which were encoded against one; as in `decode`.
 
     Raises:
         AdapterError: ``option``: both adapters say their scaling; or an adapter cannot be read, a weight differs in
             shape, or the dialects have no names in common.
         FormatError, ChecksumMismatch: A `.nola` file is damaged.
     """
-    first, second = (dialect_of(each).prepare_comparison(each) for each in _read_both(a, b, scale, progress))
+    first, second = (
+        dialect_of(each).prepare_comparison(each) for each in _read_both(a, b, scale, progress, references)
+    )
     first, second = _in_one_form(first, second)
     # A conversion into one layout keeps the deltas, but not what the adapters say of themselves.
     read = (first, second)
@@ -205,10 +214,10 @@ def _origin(adapter: Adapter) -> str:
 
 
 def _read_both(
-    a: AdapterInput, b: AdapterInput, scale: float | None, progress: Progress | None
+    a: AdapterInput, b: AdapterInput, scale: float | None, progress: Progress | None, references: References
 ) -> tuple[Adapter, Adapter]:
     """Read two adapters; those that do not say their scaling get `scale`. Raises AdapterError ``option``."""
-    first, second = (read_adapter(each, scale=scale, progress=progress) for each in (a, b))
+    first, second = (read_adapter(each, scale=scale, progress=progress, references=references) for each in (a, b))
     if scale is not None and "option" not in (first.scale_origin, second.scale_origin):
         raise AdapterError("both adapters say their scaling themselves; leave out scale", code="option")
     return first, second

@@ -13,6 +13,7 @@ from nola_codec.api.opened import NolaFile, load, stored_dtype
 from nola_codec.api.tensor_index import TensorIndex
 from nola_codec.container.reader import Source
 from nola_codec.errors import NolaError, mismatch, require_torch
+from nola_codec.references.finding import References
 from nola_codec.stores.dtypes import to_numpy
 from nola_codec.stores.tensor_store import TensorInfo, no_such_tensor
 
@@ -145,6 +146,7 @@ def safe_open(
     verify: bool | None = None,
     rung: int | None = None,
     dtype: str = "f32",
+    references: References = None,
 ) -> SafeOpen[npt.NDArray[Any]]: ...
 @overload
 def safe_open(
@@ -155,6 +157,7 @@ def safe_open(
     verify: bool | None = None,
     rung: int | None = None,
     dtype: str = "f32",
+    references: References = None,
 ) -> SafeOpen[torch.Tensor]: ...
 
 
@@ -166,6 +169,7 @@ def safe_open(
     verify: bool | None = None,
     rung: int | None = None,
     dtype: str = "f32",
+    references: References = None,
 ) -> SafeOpen[Any]:
     """Open a `.nola` file as safetensors' `safe_open` opens its own: a context manager over tensors by key.
 
@@ -179,6 +183,7 @@ def safe_open(
         verify: As in `load`: whether the whole file is read once to compare the content SHA-256.
         rung: The rung of a progressive file, counted from 0; None is the last.
         dtype: The dtype of factors and vectors: f32 is exact; f16 and bf16 round once.
+        references: Where the earlier version is that the file needs, if it was encoded against one; as in `decode`.
 
     Raises:
         NolaError: ``option``: another framework or dtype, or a device with NumPy.
@@ -199,7 +204,7 @@ def safe_open(
         raise NolaError("NumPy arrays are on the CPU; leave out device", code="option")
     if not is_numpy:
         require_torch("safe_open(..., framework='pt')", instead="framework='np' gives NumPy arrays")
-    file = load(filename, "numpy" if is_numpy else device, verify=verify, rung=rung)
+    file = load(filename, "numpy" if is_numpy else device, verify=verify, rung=rung, references=references)
     try:
         return SafeOpen(file, "np" if is_numpy else "pt", device, stored)
     except BaseException:

@@ -9,7 +9,7 @@ import click
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option
 from nola_codec.cli.messages import echo
-from nola_codec.cli.output import OUTPUT, json_option, print_json, print_notes, quiet_option
+from nola_codec.cli.output import OUTPUT, json_option, print_json, print_notes, quiet_option, references_option
 from nola_codec.cli.progress import show_progress
 
 
@@ -26,16 +26,24 @@ from nola_codec.cli.progress import show_progress
 @option("--max-nmse", group="Target", type=float, help="End with exit status 1 above this NMSE.")
 @option("--scale", group="Adapter", type=float,
         help="Scaling of each of the two that is no .nola file and does not say it.")  # fmt: skip
+@references_option
 @quiet_option
 @json_option
 def command(
-    a: str, b: str, per_tensor: bool, max_nmse: float | None, scale: float | None, quiet: bool, as_json: bool
+    a: str,
+    b: str,
+    per_tensor: bool,
+    max_nmse: float | None,
+    scale: float | None,
+    references: tuple[str, ...],
+    quiet: bool,
+    as_json: bool,
 ) -> int:
     """Compare the deltas of adapter B with those of adapter A, the reference; either may be a .nola file."""
     from nola_codec.api.comparing import compare
 
     with show_progress(quiet) as show:
-        found = compare(a, b, scale=scale, progress=show)
+        found = compare(a, b, scale=scale, progress=show, references=references or None)
     good = found.same_structure and (max_nmse is None or found.nmse <= max_nmse)
     if as_json:
         print_json({"ok": good, **asdict(found)})

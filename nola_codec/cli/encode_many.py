@@ -47,7 +47,8 @@ from nola_codec.cli.output import OUTPUT
 @options(MANIFEST_OPTION, *RATE_OPTIONS, *FACTOR_OPTIONS, RANK_OPTION, THOROUGH_OPTION, *RUN_OPTIONS, CHECK_OPTION)
 @option("--chain", group="Reference", is_flag=True,
         help="Code the sources of a folder, such as the checkpoints of a run, in the order of the numbers in their "
-             "names, each as the difference to the one before it. Each file then needs those before it.")  # fmt: skip
+             "names, each as the difference to the one before it. Each file then needs those before it. Lone files in "
+             "folders that differ in numbers alone are a chain too.")  # fmt: skip
 @options(*BASIS_OPTIONS, SCALE_OPTION)
 @option("--base", group="Adapter", type=click.Path(), metavar="MODEL_DIR",
         help="Base model of all adapters: carried tensors that equal its own are left out.")  # fmt: skip

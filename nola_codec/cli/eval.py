@@ -10,7 +10,14 @@ import click
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option, options
 from nola_codec.cli.messages import echo
-from nola_codec.cli.output import json_option, print_json, print_notes, quiet_option, usable_device
+from nola_codec.cli.output import (
+    json_option,
+    print_json,
+    print_notes,
+    quiet_option,
+    references_option,
+    usable_device,
+)
 from nola_codec.cli.progress import show_progress
 
 
@@ -75,7 +82,7 @@ _COMPUTATION_OPTIONS = (
 )
 @click.argument("sources", nargs=-1, required=True, type=click.Path())
 @options(*_DATA_OPTIONS, *_GENERATION_OPTIONS, *_COMPUTATION_OPTIONS)
-@options(_DEVICE_OPTION, quiet_option, json_option)
+@options(references_option, _DEVICE_OPTION, quiet_option, json_option)
 def command(sources: tuple[str, ...], **values: Any) -> int:
     """Measure the loss of a task with each of SOURCES: adapters, .nola files, whole models.
 
@@ -89,7 +96,7 @@ def command(sources: tuple[str, ...], **values: Any) -> int:
     with show_progress(values.pop("quiet"), "loading libraries") as show:
         from nola_codec.integrations.evaluation.evaluating import evaluate
 
-        found = evaluate(sources=sources, progress=show, **values)
+        found = evaluate(sources=sources, progress=show, references=values.pop("references") or None, **values)
     excesses = [] if max_gap is None else found.excesses(max_gap)
     if as_json:
         measured = [{**asdict(each), "perplexity": each.perplexity} for each in found.measured]

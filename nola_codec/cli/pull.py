@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option
 from nola_codec.cli.messages import echo
-from nola_codec.cli.output import OUTPUT, force_option, json_option, print_json, quiet_option
+from nola_codec.cli.output import OUTPUT, force_option, json_option, print_json, print_notes, quiet_option
 from nola_codec.cli.push import endpoint_option, hide_bars
 from nola_codec.rendering import render_size
+
+if TYPE_CHECKING:
+    from nola_codec.integrations.hub.pulling import Pulled
 
 
 @helpful_command(
@@ -53,4 +57,19 @@ def command(
         echo(f"pulled {said}", err=True)
         if pulled.from_cache and not offline:
             echo("note: the Hub was not asked or gave no answer; this is the cached file", err=True)
+    if pulled.reference is not None:
+        print_notes([_say_reference(pulled)])
     echo(str(pulled.path))
+
+
+def _say_reference(pulled: Pulled) -> str:
+    """Return the sentence about the earlier version that a file needs."""
+    assert pulled.reference is not None
+    name = pulled.reference["name"]
+    said = f"{name!r}, " if name else ""
+    if not name.endswith(".nola"):
+        return f"the file can only be decoded with its reference, {said}SHA-256 {pulled.reference['sha256']}"
+    return (
+        f"the file can only be decoded with its reference, {said}SHA-256 {pulled.reference['sha256'][:16]}...; if the "
+        f"repository has it, `nola-codec pull {pulled.repo}:{name}` puts it beside the file"
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import posixpath
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +13,10 @@ from nola_codec.container.limits import DEFAULT_LIMITS
 from nola_codec.container.names import natural_key
 from nola_codec.container.reader import open_container
 from nola_codec.errors import NolaError
-from nola_codec.fleet.items import Item
+from nola_codec.fleet.items import Item, Source
 from nola_codec.fleet.planning import Plan
 
+_NUMBER = re.compile(r"\d+")
 REFERENCE = "reference"
 """The option of an item that names the output before it, relative to the destination."""
 
@@ -21,21 +24,61 @@ REFERENCE = "reference"
 def chain_items(items: Sequence[Item]) -> list[Item]:
     """Return the items in the order of their chains, each with the output before it as its reference.
 
-    The sources in one folder are a chain, in the order of the numbers in their names. Where a chain would be longer
-    than a reader takes, another one begins.
+    `chain_names` says which items are a chain. It goes in the order of the numbers in their names. Where a chain would
+    be longer than a reader takes, another one begins.
     """
-    ordered = sorted(items, key=lambda item: (posixpath.dirname(item.source), natural_key(item.source)))
+    names = dict(zip((item.source for item in items), chain_names([item.source for item in items]), strict=True))
+    ordered = sorted(items, key=lambda item: (names[item.source], natural_key(item.source)))
     chained: list[Item] = []
     length = 0
     for order, item in enumerate(ordered):
         before = ordered[order - 1] if order else None
-        is_next = before is not None and posixpath.dirname(before.source) == posixpath.dirname(item.source)
+        is_next = before is not None and names[before.source] == names[item.source]
         length = length + 1 if is_next and length < DEFAULT_LIMITS.chain else 0
         options = dict(item.options)
         if length and before is not None:
             options[REFERENCE] = before.output
         chained.append(replace(item, options=options, order=order))
     return chained
+
+
+def chain_names(sources: Sequence[str]) -> list[str]:
+    """Return the name of the chain that each source belongs to.
+
+    The sources in one folder are a chain, and its name is that of the folder. A source that is alone in its folder is
+    of a chain with those of the same name in folders beside it, if the names of these differ in numbers alone:
+    ``checkpoint-100/lora.safetensors`` and ``checkpoint-200/lora.safetensors``.
+    """
+    folders = Counter(posixpath.dirname(source) for source in sources)
+    names = []
+    for source in sources:
+        folder, name = posixpath.split(source)
+        if folders[folder] == 1:
+            run, checkpoint = posixpath.split(folder)
+            folder = posixpath.join(run, _NUMBER.sub("#", checkpoint), name)
+        names.append(folder)
+    return names
+
+
+def chain_sources(sources: Sequence[Source]) -> list[Source]:
+    """Return sources with names that put the outputs of a chain into one folder, where they find each other.
+
+    Raises:
+        NolaError: ``option``: No two sources are in one chain, so that every file would stand alone.
+    """
+    names = chain_names([source.path for source in sources])
+    if len(sources) > 1 and len(set(names)) == len(sources):
+        message = (
+            f"no two of the {len(sources)} sources are in one chain: they must lie in one folder, or have one name in "
+            "folders beside each other that differ in numbers alone. Give them so, or leave out the chain"
+        )
+        raise NolaError(message, code="option")
+    return [
+        source
+        if source.is_named or chain == posixpath.dirname(source.path)
+        else replace(source, name=source.name.replace("/", "-"))
+        for source, chain in zip(sources, names, strict=True)
+    ]
 
 
 def written_reference(item: Item, items: Mapping[str, Item], directory: Path) -> Item:

@@ -105,7 +105,7 @@ def _verify(job: Job, source: Path) -> Outcome:
 
     stages = _Stages()
     with stages.stage("verify"):
-        found = verify(source)
+        found = verify(source, **job.options)
     if job.wanted_digest and found["file_sha256"] != job.wanted_digest:
         message = (
             f"a whole file, but another one than the manifest has: expected SHA-256 {job.wanted_digest}, "

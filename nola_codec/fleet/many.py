@@ -16,7 +16,7 @@ from nola_codec.api.keywords import keyword_names
 from nola_codec.api.opened import stored_dtype
 from nola_codec.encoder.reference import ANY_REFERENCE
 from nola_codec.errors import AdapterError, NolaError
-from nola_codec.fleet.chains import chain_items, renew_plan, written_reference
+from nola_codec.fleet.chains import chain_items, chain_sources, renew_plan, written_reference
 from nola_codec.fleet.finding import find_sources
 from nola_codec.fleet.items import INTERRUPTED, Item, Job, Outcome, Source, Verb
 from nola_codec.fleet.keywords import MANY_DECODE_NAMES, MANY_ENCODE_NAMES, ManyEncodeKeywords, RunKeywords
@@ -63,8 +63,9 @@ def encode_many(
         check: True hashes all sources and outputs again, and repairs outputs that are damaged.
         overwrite: True replaces files in `out` that no run has written.
         chain: True codes the sources of each folder, such as the checkpoints of a run, in the order of the numbers in
-            their names, each against the file before it. The files are smaller, and each needs those before it to be
-            decoded. They are made one after the other, by one worker.
+            their names, each against the file before it. Lone files in folders whose names differ in numbers alone
+            (``checkpoint-100/lora.safetensors``) are a chain too. The files are smaller, and each needs those before it
+            to be decoded. They are made one after the other, by one worker.
         encoding: The options of `encode` for all sources that have none of their own.
         **run: The options of `nola_codec.fleet.keywords.RunKeywords`: engine, workers, memory, retries, ray_address,
             manifest_format, watch.
@@ -96,6 +97,8 @@ def encode_many(
     check_options(None, size=of_encoder.pop("size", None), overwrite=False, **of_encoder)
     directory = _require_directory(out)
     given = _gather(sources, manifest, "encode", MANY_ENCODE_NAMES, directory)
+    if chain:
+        given = chain_sources(given)
     return _run_to_outputs(
         "encode", given, directory, common, ending=_ENDING, check=check, overwrite=overwrite, run_settings=settings,
         is_chain=chain,
@@ -114,6 +117,7 @@ def decode_many(
     dtype: str | None = None,
     trim: bool = False,
     base: str | os.PathLike[str] | None = None,
+    references: Sources | None = None,
     **run: Unpack[RunKeywords],
 ) -> FleetReport:
     """Decode many `.nola` files to adapters in one directory; a second call does only what is missing.
@@ -130,6 +134,8 @@ def decode_many(
         dtype: The dtype of the factors: f32 (the default), f16 or bf16.
         trim: True leaves out components that are zero.
         base: A model directory, which `format` may need for names. Nothing is merged.
+        references: Files and folders with the earlier versions of files that were encoded against one; None looks in
+            the folder of each file.
         **run: As in `encode_many`.
 
     Returns:
@@ -149,8 +155,9 @@ def decode_many(
     directory = _require_directory(out)
     given = _gather(sources, manifest, "decode", MANY_DECODE_NAMES, directory)
     return _run_to_outputs(
-        "decode", given, directory, common, ending=ending, check=check, overwrite=overwrite, run_settings=settings
-    )
+        "decode", given, directory, common, ending=ending, check=check, overwrite=overwrite, run_settings=settings,
+        references=_absolute_paths(references),
+    )  # fmt: skip
 
 
 def verify_many(
@@ -159,6 +166,7 @@ def verify_many(
     *,
     manifest: str | os.PathLike[str] | None = None,
     check: bool = False,
+    references: Sources | None = None,
     **run: Unpack[RunKeywords],
 ) -> FleetReport:
     """Check many `.nola` files as `verify` does.
@@ -171,6 +179,7 @@ def verify_many(
             whose sizes and times have not changed.
         manifest: A file that lists sources in the column `source`.
         check: True checks all files again, whatever an earlier manifest in `out` says.
+        references: As in `decode_many`.
         **run: As in `encode_many`.
 
     Returns:
@@ -184,9 +193,10 @@ def verify_many(
     given = _gather(sources, manifest, "verify", (), None, may_be_empty=bool(listed))
     paths = list(dict.fromkeys([*(source.path for source in given), *listed]))
     items = [_verify_item(path) for path in paths]
+    options = _reference_options(_absolute_paths(references))
 
     def make_job(item: Item, attempt: int) -> Job:
-        return Job("verify", item.source, None, {}, wanted_digest=listed.get(item.source, ""))
+        return Job("verify", item.source, None, options, wanted_digest=listed.get(item.source, ""))
 
     if out is None:
         if file_format is not None:
@@ -210,6 +220,7 @@ def _run_to_outputs(
     overwrite: bool,
     run_settings: tuple[RunSettings, str | None],
     is_chain: bool = False,
+    references: Sequence[str] = (),
 ) -> FleetReport:
     settings, file_format = run_settings
     directory = Path(os.path.abspath(out))
@@ -224,7 +235,8 @@ def _run_to_outputs(
         by_output = {item.output: item for item in items}
 
         def make_job(item: Item, attempt: int) -> Job:
-            return planner.make_job(written_reference(item, by_output, directory) if is_chain else item, attempt)
+            job = planner.make_job(written_reference(item, by_output, directory) if is_chain else item, attempt)
+            return replace(job, options={**job.options, **_reference_options(references)})
 
         if opened.is_interrupted:
             sweep(directory, opened.rows)
@@ -317,6 +329,16 @@ def _require_directory(out: str | os.PathLike[str]) -> Path:
 def _absolute(model: str | os.PathLike[str]) -> str:
     path = os.fspath(model)
     return path if is_url(path) else os.path.abspath(path)
+
+
+def _absolute_paths(sources: Sources | None) -> tuple[str, ...]:
+    """Return paths that mean the same in another process, and URLs."""
+    return tuple(_absolute(source) for source in _as_list(sources or ()))
+
+
+def _reference_options(references: Sequence[str]) -> dict[str, Any]:
+    """Return the option of `decode` and `verify`. No item has it: what a file decodes to does not depend on it."""
+    return {"references": list(references)} if references else {}
 
 
 def _as_list(sources: Sources) -> list[str | os.PathLike[str]]:

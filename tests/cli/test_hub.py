@@ -49,6 +49,21 @@ def test_push_and_pull(run: Callable[..., Any], encoded: Path, hub: HubServer, t
     assert (report["changed"], [file["path"] for file in report["files"]]) == (False, ["a.nola"])
 
 
+def test_a_pulled_version_names_the_one_that_it_needs(
+    run: Callable[..., Any], adapter: Path, encoded: Path, hub: HubServer, tmp_path: Path
+) -> None:
+    from nola_codec.integrations.hub import from_hub
+
+    assert run("encode", adapter, "-o", tmp_path / "b.nola", "--reference", encoded, "--nmse", "0.01").status == 0
+    assert run("push", tmp_path / "b.nola", "me/versions", "-q").status == 0
+    pulled = run("pull", "me/versions", "-o", tmp_path / "c.nola")
+    assert pulled.status == 0
+    assert "note: the file can only be decoded with its reference, 'a.nola', SHA-256" in pulled.err
+    assert "`nola-codec pull me/versions:a.nola` puts it beside the file" in pulled.err
+    with from_hub("me/versions", device="numpy", references=encoded) as opened:
+        assert len(opened.factors(opened.names()[0])) == 2
+
+
 def test_refusals_say_what_to_do(run: Callable[..., Any], adapter: Path, encoded: Path, hub: HubServer) -> None:
     refused = run("push", adapter, "me/lora")
     assert refused.status == 3

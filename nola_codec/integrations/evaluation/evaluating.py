@@ -25,6 +25,7 @@ from nola_codec.integrations.evaluation.statistics import Rows, estimate_ratio
 from nola_codec.integrations.evaluation.subjects import Subject, open_subjects
 from nola_codec.integrations.text_rows import Row, read_rows
 from nola_codec.progress import Progress
+from nola_codec.references.finding import References
 from nola_codec.remote import accepts_urls
 
 ROWS, BATCH, TOKENS, NEW_TOKENS = 256, 8, 1024, 64
@@ -47,6 +48,7 @@ def evaluate(
     device: object = "cpu",
     seed: int = 0,
     scale: float | None = None,
+    references: References = None,
     generate: int = 0,
     prompts: str | os.PathLike[str] | None = None,
     max_new_tokens: int = NEW_TOKENS,
@@ -69,6 +71,7 @@ def evaluate(
         device: The device that it computes on: anything that `torch.device` takes.
         seed: The seed that rows are drawn with.
         scale: The scaling of each adapter that does not say it.
+        references: Where the earlier versions are that files need which were encoded against one; as in `decode`.
         generate: The number of prompts that every subject continues: those of `prompts`, else those of the rows.
         prompts: A file of prompts, as `data` with or without answers. All are continued unless `generate` says less.
         max_new_tokens: The most tokens of a continuation. It takes the likeliest token each time.
@@ -97,7 +100,7 @@ def evaluate(
         asked = drawn.rows[:generate]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        subjects = [Subject("", "base", Path(base)), *open_subjects(sources, Path(base), folder, scale)]
+        subjects = [Subject("", "base", Path(base)), *open_subjects(sources, Path(base), folder, scale, references)]
         if progress is not None:
             progress("loading the base model", 0, 0)
         live = LiveBase(Path(base), DTYPES[dtype], device)

@@ -22,6 +22,7 @@ from nola_codec.api.inspecting import inspect
 from nola_codec.container.prelude import MAGIC
 from nola_codec.errors import AdapterError, NolaError
 from nola_codec.integrations.evaluation.live_base import LiveBase
+from nola_codec.references.finding import References
 from nola_codec.rendering import render_scalings
 from nola_codec.stores.files import read_json
 
@@ -44,6 +45,7 @@ class Subject:
         place: The path that the user gave; of an adapter, the directory that PEFT can load.
         bytes: The size of its weights on disk.
         notes: Sentences that tell how it was read.
+        references: Where the earlier version is that a change of a whole model needs, if it needs one.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Subject:
     place: Path
     bytes: int = 0
     notes: tuple[str, ...] = ()
+    references: References = None
 
     @property
     def is_nola(self) -> bool:
@@ -77,7 +80,7 @@ class Subject:
             except AdapterError as error:
                 raise _under_name(error, self) from error
         elif self.kind == "change":
-            merged = Path(decode(self.place, folder / "merged", base=base.path))
+            merged = Path(decode(self.place, folder / "merged", base=base.path, references=self.references))
             with base.with_model(merged) as model:
                 yield model
         else:
@@ -86,7 +89,11 @@ class Subject:
 
 
 def open_subjects(
-    sources: Sequence[str | os.PathLike[str]], base: Path, folder: Path, scale: float | None
+    sources: Sequence[str | os.PathLike[str]],
+    base: Path,
+    folder: Path,
+    scale: float | None,
+    references: References = None,
 ) -> list[Subject]:
     """Read all sources, and write those that are adapters as PEFT directories.
 
@@ -95,6 +102,7 @@ def open_subjects(
         base: The directory of the base model; conversions of some dialects need its configuration.
         folder: An empty folder for PEFT directories.
         scale: The scaling of each adapter that does not say it.
+        references: Where the earlier versions are that files need which were encoded against one.
 
     Raises:
         AdapterError: A source is no adapter, model or `.nola` file; or it cannot be converted to PEFT's dialect.
@@ -104,19 +112,19 @@ def open_subjects(
     names = _short_names(paths)
     subjects = []
     for number, (path, name) in enumerate(zip(paths, names, strict=True)):
-        subjects.append(_open(path, name, base, folder / f"{number}", scale))
+        subjects.append(_open(path, name, base, folder / f"{number}", scale, references))
     return subjects
 
 
-def _open(path: Path, name: str, base: Path, out: Path, scale: float | None) -> Subject:
+def _open(path: Path, name: str, base: Path, out: Path, scale: float | None, references: References) -> Subject:
     if not path.exists():
         raise AdapterError("no such file or directory", code="not-found", where=str(path))
     if _is_nola(path):
         facts = inspect(path)
         if facts.dialect == "delta":
-            return Subject(name, "change", path, path.stat().st_size)
+            return Subject(name, "change", path, path.stat().st_size, references=references)
         notes = _scale_notes(name, facts.scale_origin, facts.scalings)
-        decode(path, out, base=base, format="peft")
+        decode(path, out, base=base, format="peft", references=references)
         return Subject(name, "file", out, path.stat().st_size, notes)
     if path.is_dir() and (path / "config.json").is_file() and not (path / CONFIG_NAME).is_file():
         files = [file for file in path.iterdir() if file.suffix in _MODEL_SUFFIXES]

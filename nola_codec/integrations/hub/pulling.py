@@ -6,17 +6,18 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nola_codec.api.inspecting import inspect
+from nola_codec.api.inspecting import FileFacts, inspect
 from nola_codec.api.opened import NolaFile, load
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.errors import AdapterError, ChecksumMismatch, FormatError, HubError, NolaError
 from nola_codec.integrations.hub.addresses import check_path, is_path, parse_address
 from nola_codec.integrations.hub.connection import clear_errors, is_no_answer, is_offline, offline, open_api
+from nola_codec.references.finding import References
 from nola_codec.remote import is_url, shown_url
 from nola_codec.rendering import list_first
 from nola_codec.stores.files import atomic_file, require_free
@@ -38,6 +39,8 @@ class Pulled:
         bytes: The size.
         content_sha256: The hash in the file over the rest of it, hexadecimal. It was compared.
         from_cache: True if the Hub was not asked, or gave no answer, so that a newer file may be there.
+        reference: For a file that holds the difference to an earlier version: what `inspect` says of that version;
+            else None.
     """
 
     path: Path
@@ -48,6 +51,7 @@ class Pulled:
     bytes: int
     content_sha256: str
     from_cache: bool
+    reference: Mapping[str, Any] | None = None
 
 
 def pull(
@@ -105,7 +109,7 @@ def pull(
     asked = revision or address.revision or "main"
     source = _Source(api, address.repo, asked, None if cache_dir is None else str(cache_dir))
     file, path, from_cache = source.get(wanted, offline_only=local_files_only or is_offline())
-    digest = _check(path, f"{address.repo}:{file}")
+    facts = _check(path, f"{address.repo}:{file}")
     commit = _commit_of(path, file)
     if target is not None:
         target = target / Path(file).name if target.is_dir() else target
@@ -113,7 +117,9 @@ def pull(
         with path.open("rb") as stream, atomic_file(target) as copy:
             shutil.copyfileobj(stream, copy, 1 << 20)
         path = target
-    return Pulled(path, address.repo, file, asked, commit, path.stat().st_size, digest, from_cache)
+    return Pulled(
+        path, address.repo, file, asked, commit, path.stat().st_size, facts.content_sha256, from_cache, facts.reference
+    )
 
 
 def from_hub(
@@ -124,6 +130,7 @@ def from_hub(
     verify: bool = True,
     rung: int | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    references: References = None,
     revision: str | None = None,
     token: str | bool | None = None,
     endpoint: str | None = None,
@@ -139,6 +146,7 @@ def from_hub(
         verify: As for `load`; `pull` has compared the content SHA-256 already.
         rung: As for `load`.
         limits: As for `load`.
+        references: As for `load`. None looks in the cache of the Hub, among the pulled files of this commit.
         revision: As for `pull`.
         token: As for `pull`.
         endpoint: As for `pull`.
@@ -150,7 +158,7 @@ def from_hub(
     """
     pulled = pull(repo, filename, revision=revision, token=token, endpoint=endpoint, cache_dir=cache_dir,
                   local_files_only=local_files_only)  # fmt: skip
-    return load(pulled.path, device, verify=verify, rung=rung, limits=limits)
+    return load(pulled.path, device, verify=verify, rung=rung, limits=limits, references=references)
 
 
 @dataclass(frozen=True)
@@ -234,8 +242,8 @@ def _commit_of(path: Path, file: str) -> str:
     return path.parents[file.count("/")].name
 
 
-def _check(path: Path, where: str) -> str:
-    """Compare the digests of a cached file, and return the content SHA-256.
+def _check(path: Path, where: str) -> FileFacts:
+    """Compare the digests of a cached file, and return what `inspect` says of it.
 
     Raises:
         AdapterError, FormatError, ChecksumMismatch: With the advice to download it again.
@@ -245,7 +253,7 @@ def _check(path: Path, where: str) -> str:
         if re.fullmatch("[0-9a-f]{64}", known) and _sha256(path) != known:
             raise ChecksumMismatch("the bytes are not those that the Hub has", code="content-checksum")
         load(path, "numpy").close()  # compares the content SHA-256
-        return inspect(path).content_sha256
+        return inspect(path)
     except (FormatError, AdapterError) as error:
         blob = path.resolve()
         advice = type(error)(f"{error}; if the repository has the right file, delete {blob} and pull again",

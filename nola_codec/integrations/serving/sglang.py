@@ -21,6 +21,7 @@ from nola_codec.container.reader import Source, open_container
 from nola_codec.errors import NolaError, require_torch
 from nola_codec.integrations.serving.adapter_cache import MAX_ADAPTER_BYTES
 from nola_codec.integrations.serving.layouts import read_for_server
+from nola_codec.references.finding import References
 
 if TYPE_CHECKING:
     import torch
@@ -39,11 +40,13 @@ class AdapterTensors:
     config: dict[str, Any]
 
 
-def read_tensors(source: Source) -> AdapterTensors:
+def read_tensors(source: Source, *, references: References = None) -> AdapterTensors:
     """Decode a `.nola` file for SGLang.
 
     Args:
         source: The file: a path, bytes or a seekable binary stream.
+        references: Where the earlier version is that the file needs, if it was encoded against one; as in
+            `nola_codec.decode`.
 
     Raises:
         AdapterError: ``not-expressible``: PEFT's dialect has no place for a part of it; ``limit``; ``not-nola``.
@@ -55,12 +58,14 @@ def read_tensors(source: Source) -> AdapterTensors:
 
     with open_container(source) as container:
         check_content(container)
-        adapter = read_for_server(container, "uniform", MAX_ADAPTER_BYTES)
+        adapter = read_for_server(container, "uniform", MAX_ADAPTER_BYTES, references)
     made = dialect_of(adapter).tensors(adapter, "BF16")
     return AdapterTensors({key: to_torch(tensor) for key, tensor in made.items()}, dict(adapter.config or {}))
 
 
-def load_request(source: Source, lora_name: str, *, tp_size: int = 1, pinned: bool = False) -> dict[str, Any]:
+def load_request(
+    source: Source, lora_name: str, *, tp_size: int = 1, pinned: bool = False, references: References = None
+) -> dict[str, Any]:
     """Return the JSON body of ``POST /load_lora_adapter_from_tensors`` of a server of SGLang.
 
     Args:
@@ -68,11 +73,12 @@ def load_request(source: Source, lora_name: str, *, tp_size: int = 1, pinned: bo
         lora_name: The name that clients will ask for.
         tp_size: The server's ``--tp-size``; each of its ranks wants a copy.
         pinned: Keep the adapter on the device.
+        references: As in `read_tensors`.
 
     Raises:
         NolaError: As `read_tensors`.
     """
-    adapter = read_tensors(source)
+    adapter = read_tensors(source, references=references)
     payload = base64.b64encode(pickle.dumps(adapter.tensors, protocol=4)).decode("ascii")
     return {
         "lora_name": lora_name,
@@ -83,18 +89,19 @@ def load_request(source: Source, lora_name: str, *, tp_size: int = 1, pinned: bo
     }
 
 
-def load_into(engine: Any, source: Source, lora_name: str) -> None:
+def load_into(engine: Any, source: Source, lora_name: str, *, references: References = None) -> None:
     """Load an adapter into a `sglang.Engine` of this process, which must have been made with ``enable_lora=True``.
 
     Args:
         engine: The engine.
         source: The `.nola` file.
         lora_name: The name to generate with.
+        references: As in `read_tensors`.
 
     Raises:
         NolaError: ``sglang``: the engine refused it, with its reason; and as `read_tensors`.
     """
-    adapter = read_tensors(source)
+    adapter = read_tensors(source, references=references)
     answer = engine.load_lora_adapter_from_tensors(lora_name, adapter.tensors, adapter.config)
     if not answer.success:
         raise NolaError(f"SGLang refused the adapter: {answer.error_message}", code="sglang", where=lora_name)

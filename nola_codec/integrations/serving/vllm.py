@@ -8,6 +8,7 @@ its processes:
     NOLA_CODEC_VLLM_MAX_LORA_RANK  the largest rank that is handed to vLLM, which checks its own --max-lora-rank too
     NOLA_CODEC_VLLM_BASE_NAMES     further names of the base model, separated by commas
     NOLA_CODEC_VLLM_BASE_CHECK     strict (the default) or warn
+    NOLA_CODEC_VLLM_REFERENCES     files and folders with earlier versions that files need, separated by commas
     NOLA_CODEC_VLLM_CACHE_SIZE     the size that the cache is brought down to, such as 20GB; no limit by default
     NOLA_CODEC_CACHE               the directory of the cache
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 NAME = "nola-codec"
 _PREFIX = "NOLA_CODEC_VLLM_"
-_SETTINGS = ("SOURCES", "MAX_LORA_RANK", "BASE_NAMES", "BASE_CHECK", "CACHE_SIZE")
+_SETTINGS = ("SOURCES", "MAX_LORA_RANK", "BASE_NAMES", "BASE_CHECK", "REFERENCES", "CACHE_SIZE")
 
 
 def register() -> None:
@@ -89,6 +90,7 @@ def cache_of_environment(environment: Mapping[str, str], layout: Layout) -> Adap
         max_rank=int(rank) if rank else None,
         base_check=check,
         base_names=_split(value("BASE_NAMES")),
+        references=_split(value("REFERENCES")) or None,
     )
 
 

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 import nola_codec
 from nola_codec import FleetReport
 from nola_codec.errors import EncodeError, NolaError
+from nola_codec.fleet.chains import chain_names
 
 STEPS = (5, 10, 100)
 
@@ -92,6 +93,48 @@ def test_long_runs_begin_another_chain(tmp_path: Path, monkeypatch: pytest.Monke
     assert [item.options.get("reference", "") for item in made] == [
         "", "a/step-8.nola", "a/step-9.nola", "", "", "b/step-1.nola"
     ]  # fmt: skip
+
+
+def test_lone_files_in_numbered_folders_are_a_chain(tmp_path: Path) -> None:
+    """A glob of the files themselves made no chain, and said nothing."""
+    rng = np.random.default_rng(0)
+    tensors = make_tensors(0)
+    for step in (20, 100, 3):
+        folder = tmp_path / "run" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        moved = {k: (v + 0.1 * v.std() * rng.standard_normal(v.shape)).astype(v.dtype) for k, v in tensors.items()}
+        save_file(moved, folder / "lora.safetensors")
+    options: dict[str, Any] = {"encoding": {"nmse": 0.05}, "manifest_format": "jsonl", "chain": True}
+    report = nola_codec.encode_many(str(tmp_path / "run" / "*" / "lora.safetensors"), tmp_path / "files", **options)
+    assert (report.done, [row.reason for row in report.failed]) == (3, [])
+    files = [tmp_path / "files" / f"checkpoint-{step}-lora.nola" for step in (3, 20, 100)]
+    assert [needed(file) for file in files] == ["", files[0].name, files[1].name]
+    assert (
+        nola_codec.encode_many(str(tmp_path / "run" / "*" / "*.safetensors"), tmp_path / "files", **options).done == 0
+    )
+
+
+def test_sources_of_no_chain_are_refused(tmp_path: Path) -> None:
+    for name in ("seeds/one", "seeds-two/other"):
+        write_adapter(tmp_path / name, make_tensors(0))
+    for found in ([tmp_path / "seeds" / "one", tmp_path / "seeds-two" / "other"], tmp_path):
+        with pytest.raises(NolaError, match="no two of the 2 sources are in one chain") as caught:
+            nola_codec.encode_many(found, tmp_path / "files", chain=True)
+        assert caught.value.code == "option"
+    assert not (tmp_path / "files").exists()
+
+
+@pytest.mark.parametrize(
+    ("sources", "chains"),
+    [
+        (["/r/c-1", "/r/c-2", "/r/best"], ["/r", "/r", "/r"]),
+        (["/r/c-1/lora.npz", "/r/c-20/lora.npz"], ["/r/c-#/lora.npz"] * 2),
+        (["/r/c-1/a.npz", "/r/c-1/b.npz", "/r/c-2/a.npz"], ["/r/c-1", "/r/c-1", "/r/c-#/a.npz"]),
+        (["/seed1/c-1", "/seed1/c-2", "/seed2/c-1", "/seed2/c-2"], ["/seed1", "/seed1", "/seed2", "/seed2"]),
+    ],
+)
+def test_which_sources_are_a_chain(sources: list[str], chains: list[str]) -> None:
+    assert chain_names(sources) == chains
 
 
 def test_wrong_options(tmp_path: Path) -> None:

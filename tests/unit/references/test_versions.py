@@ -15,6 +15,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 import nola_codec
+import nola_codec.numpy
+import nola_codec.torch
 from nola_codec.api.decoding import read_adapter
 from nola_codec.container.reader import open_container
 from nola_codec.container.writer import assemble
@@ -191,6 +193,10 @@ def entries(alone: Path, base: Path, out: Path) -> dict[str, Callable[..., Any]]
         with nola_codec.load(alone, "numpy", **given) as opened:
             return opened.factors(opened.names()[0])
 
+    def safe_open(**given: Any) -> Any:
+        with nola_codec.safe_open(alone, "np", **given) as opened:
+            return opened.get_tensors()
+
     return {
         "decode": lambda **given: nola_codec.decode(alone, out / "decoded", overwrite=True, **given),
         "verify": lambda **given: nola_codec.verify(alone, **given),
@@ -200,6 +206,10 @@ def entries(alone: Path, base: Path, out: Path) -> dict[str, Callable[..., Any]]
             [alone], out / "whole.nola", overwrite=True, nmse=0.1, **given
         ),
         "merge": lambda **given: nola_codec.merge([alone], base, out / "merged", overwrite=True, **given),
+        "compare": lambda **given: nola_codec.compare(alone, alone, **given),
+        "safe_open": safe_open,
+        "load_file": lambda **given: nola_codec.numpy.load_file(alone, **given),
+        "torch.load": lambda **given: nola_codec.torch.load(alone.read_bytes(), **given),
     }
 
 
@@ -213,7 +223,7 @@ def base(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("entry", ["decode", "verify", "load", "read_adapter", "merge_adapters", "merge"])
+@pytest.mark.parametrize("entry", sorted(entries(Path(), Path(), Path())))
 def test_each_entry_takes_the_reference_or_says_what_is_needed(
     entry: str, pair: tuple[Path, Path], base: Path, tmp_path: Path
 ) -> None:
@@ -228,6 +238,23 @@ def test_each_entry_takes_the_reference_or_says_what_is_needed(
         assert caught.value.code == "reference"
         assert nola_codec.verify(pair[0])["decoded_sha256"] in str(caught.value)
     call(references=pair[0])
+
+
+def test_many_files_take_their_references(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, out = tmp_path / "elsewhere", tmp_path / "out"
+    folder.mkdir()
+    shutil.copy(pair[1], folder)
+    run: dict[str, Any] = {"workers": 1, "manifest_format": "jsonl"}
+    for verify in (lambda **given: nola_codec.verify_many(folder, workers=1, **given),
+                   lambda **given: nola_codec.decode_many(folder, out, **run, **given)):  # fmt: skip
+        failed = verify()
+        assert [row.code for row in failed.failed] == ["reference"]
+        done = verify(references=pair[0])
+        assert (done.done, done.failed) == (1, ())
+    assert nola_codec.decode_many(folder, out, **run).unchanged == 1  # where a reference is changes no output
+    wanted = {module.name: module.lora_A for module in read_adapter(pair[1]).modules}
+    made = {module.name: module.lora_A for module in read_adapter(out / "new").modules}
+    assert all(np.array_equal(made[name], wanted[name]) for name in wanted)
 
 
 def test_a_chain_and_its_end(versions: tuple[Path, Path], pair: tuple[Path, Path], tmp_path: Path) -> None:

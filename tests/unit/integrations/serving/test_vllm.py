@@ -105,9 +105,10 @@ def test_a_wrong_setting_is_an_error(setting: str, value: str, code: str, source
 def test_the_settings_count(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOLA_CODEC_CACHE", str(tmp_path))
     settings = {"SOURCES": str(source), "MAX_LORA_RANK": "1", "BASE_NAMES": "x/y, z", "BASE_CHECK": "warn",
-                "CACHE_SIZE": "2MB"}  # fmt: skip
+                "CACHE_SIZE": "2MB", "REFERENCES": f"{tmp_path}, hf://x/y"}  # fmt: skip
     cache = vllm.cache_of_environment({f"NOLA_CODEC_VLLM_{name}": value for name, value in settings.items()}, "trimmed")
     assert cache.cache.max_bytes == 2_000_000
+    assert cache._references == [str(tmp_path), "hf://x/y"]
     with pytest.raises(NolaError) as caught:
         cache.resolve("task", "x/y")
     assert caught.value.code == "rank-limit"
