@@ -19,19 +19,17 @@ import hashlib
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from common import ROOT, table
+from measuring import Figures, measure_command, warm
 
 HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS, VOCABULARY, RANK = 3072, 8192, 28, 24, 8, 128256, 16
 KV = HIDDEN // HEADS * KV_HEADS
@@ -51,7 +49,6 @@ CONFIG = {
     "max_position_embeddings": 4096, "tie_word_embeddings": True, "torch_dtype": "bfloat16", "attention_bias": False,
     "mlp_bias": False, "bos_token_id": 0, "eos_token_id": 1,
 }  # fmt: skip
-Figures = dict[str, Any]
 
 
 def make_model(folder: Path, layers: int) -> None:
@@ -117,56 +114,6 @@ def make_adapter(folder: Path, layers: int) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
-def warm(folder: Path) -> None:
-    """Read every file, so that all start from the same page cache."""
-    for path in sorted(folder.iterdir()):
-        with path.open("rb", buffering=0) as stream:
-            while stream.read(1 << 24):
-                pass
-
-
-def sync(folder: Path) -> None:
-    """Sync every file of a directory to disk."""
-    for path in folder.iterdir():
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
-
-
-def peak_of(process: subprocess.Popen[bytes]) -> int:
-    """Return the peak resident set in bytes of a process, read from /proc until it ends."""
-    peak = 0
-    while process.poll() is None:
-        try:
-            for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
-                if line.startswith("VmHWM"):
-                    peak = max(peak, 1024 * int(line.split()[1]))
-        except OSError:
-            break
-        time.sleep(0.01)
-    return peak
-
-
-def measure(command: list[str], out: Path | None = None, **environment: str) -> Figures:
-    """Run a command, and return its seconds, those with a sync of `out`, its seconds of CPU, and its peak memory."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | environment)
-    result: dict[str, int] = {}
-    watcher = threading.Thread(target=lambda: result.update(peak=peak_of(process)))
-    watcher.start()
-    output = process.communicate()[0].decode(errors="replace")
-    seconds = time.perf_counter() - start
-    if out is not None and not process.returncode:
-        sync(out)
-    synced = time.perf_counter() - start
-    watcher.join()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if process.returncode:
-        return {"failed": " ".join(output.strip().splitlines()[-1:])[:100] or f"exit {process.returncode}"}
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"seconds": seconds, "synced": synced, "cpu": cpu, "peak": result["peak"], "output": output}
-
-
 def file_hashes(folder: Path) -> dict[str, str]:
     """Return the BLAKE2 hash of every file of a directory."""
     found = {}
@@ -193,7 +140,7 @@ def kill_and_resume(nola: Path, model: Path, out: Path, wanted: dict[str, str], 
             break
         shutil.rmtree(out)  # it was done before
         moment *= 0.8
-    figures = measure(ours(nola, model, out, "--json"))
+    figures = measure_command(ours(nola, model, out, "--json"))
     if "failed" in figures:
         return figures
     report = json.loads(figures["output"])
@@ -316,7 +263,7 @@ def run(folder: Path, arguments: argparse.Namespace) -> None:
     for _ in range(arguments.repeat):
         for name, (command, environment) in commands.items():
             fresh()
-            runs[name].append(measure(command, out, **environment))
+            runs[name].append(measure_command(command, out, **environment))
             if "NumPy" in name and "failed" not in runs[name][-1] and file_hashes(out) != wanted:
                 runs[name][-1] = {"failed": "other bytes"}
         fresh()
@@ -337,7 +284,7 @@ def run(folder: Path, arguments: argparse.Namespace) -> None:
         else:
             command = mergekit_command(arguments.mergekit, model, adapter, out, folder)
         try:
-            results[peer] = measure(command, out)
+            results[peer] = measure_command(command, out)
         except OSError as error:
             results[peer] = {"failed": str(error)}
         shutil.rmtree(folder / "lora-cache", ignore_errors=True)

@@ -14,17 +14,15 @@ import argparse
 import cProfile
 import json
 import pstats
-import resource
-import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from common import ROOT, table
+from measuring import Figures, resident_peak, run_child
 
 HIDDEN, INTERMEDIATE, RANK = 4096, 11008, 16
 SHAPES = {  # (out, in)
@@ -36,7 +34,6 @@ SHAPES = {  # (out, in)
     "mlp.up_proj": (INTERMEDIATE, HIDDEN),
     "mlp.down_proj": (HIDDEN, INTERMEDIATE),
 }
-Figures = dict[str, Any]
 
 
 def synthesize(folder: Path, layers: int) -> int:
@@ -59,12 +56,6 @@ def synthesize(folder: Path, layers: int) -> int:
               "target_modules": sorted(name.split(".")[1] for name in SHAPES)}  # fmt: skip
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return sum(tensor.size for tensor in state.values())
-
-
-def resident_peak() -> int:
-    """Peak resident set of this process in bytes (Linux counts in KiB, macOS in bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def by_layer(stats: pstats.Stats) -> Figures:
@@ -126,12 +117,7 @@ def child(task: str, source: Path, out: Path, options: Figures, profile: bool) -
 
 def run(task: str, source: Path, out: Path, options: Figures, profile: bool = False) -> Figures:
     """Run `child` in a new process, and return its figures."""
-    task_file = json.dumps([task, str(source), str(out), options, profile])
-    done = subprocess.run([sys.executable, __file__, "--child", task_file], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(f"speed_7b: {task} failed")
-    figures: Figures = json.loads(done.stdout.splitlines()[-1])
-    return figures
+    return run_child(__file__, [task, str(source), str(out), options, profile])
 
 
 def option(text: str) -> tuple[str, object]:

@@ -1,0 +1,119 @@
+"""What programs that measure share: time and memory of work in a process of its own, and the state before it."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Figures = dict[str, Any]
+
+
+def resident_peak() -> int:
+    """Return the peak resident set of this process in bytes (Linux counts in KiB, macOS in bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def measure_call(work: Callable[[], object], least: float = 0.5, most_calls: int = 50) -> Figures:
+    """Call a function until `least` seconds are over, and return what the best call took.
+
+    Returns:
+        ``seconds``, the shortest time; ``cpu``, the least processor time of all threads in seconds; ``memory``, the
+        bytes that the peak resident set grew by in the first call; ``calls``.
+    """
+    gc.collect()
+    before = resident_peak()
+    begin = time.perf_counter()
+    times: list[tuple[float, float]] = []
+    memory = 0
+    while not times or (time.perf_counter() - begin < least and len(times) < most_calls):
+        start, cpu = time.perf_counter(), time.process_time()
+        work()
+        times.append((time.perf_counter() - start, time.process_time() - cpu))
+        if len(times) == 1:
+            memory = resident_peak() - before
+    seconds, processor = (min(each) for each in zip(*times, strict=True))
+    return {"seconds": seconds, "cpu": processor, "memory": memory, "calls": len(times)}
+
+
+def run_child(program: str, task: object, environment: Mapping[str, str] | None = None) -> Figures:
+    """Run ``program --child TASK`` in a new process, and return the JSON of the last line that it prints.
+
+    Raises:
+        SystemExit: The child failed.
+    """
+    command = [sys.executable, program, "--child", json.dumps(task)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})})
+    if done.returncode:
+        sys.exit(f"{Path(program).name}: {json.dumps(task)[:200]} failed")
+    figures: Figures = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def warm(path: Path) -> None:
+    """Read a file, or every file of a directory, so that it is in the page cache if memory allows."""
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        with file.open("rb", buffering=0) as stream:
+            while stream.read(1 << 24):
+                pass
+
+
+def sync(folder: Path) -> None:
+    """Sync every file of a directory to disk."""
+    for path in folder.iterdir():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+
+
+def _peak_of(process: subprocess.Popen[bytes]) -> int:
+    """Return the peak resident set in bytes of a process, read from /proc until it ends."""
+    peak = 0
+    while process.poll() is None:
+        try:
+            for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+                if line.startswith("VmHWM"):
+                    peak = max(peak, 1024 * int(line.split()[1]))
+        except OSError:
+            break
+        time.sleep(0.01)
+    return peak
+
+
+def measure_command(command: Sequence[str], out: Path | None = None, **environment: str) -> Figures:
+    """Run a command and measure its process.
+
+    Args:
+        command: The command line.
+        out: A directory that the command writes, which is synced to disk afterwards; None for no sync.
+        **environment: Variables to set.
+
+    Returns:
+        ``seconds``; ``synced``, the seconds with the sync; ``cpu``, the processor time in seconds; ``peak``, the peak
+        resident set in bytes; ``output``. For a command that fails only ``failed``, the last line that it printed.
+    """
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | environment)
+    result: dict[str, int] = {}
+    watcher = threading.Thread(target=lambda: result.update(peak=_peak_of(process)))
+    watcher.start()
+    output = process.communicate()[0].decode(errors="replace")
+    seconds = time.perf_counter() - start
+    if out is not None and not process.returncode:
+        sync(out)
+    synced = time.perf_counter() - start
+    watcher.join()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if process.returncode:
+        return {"failed": " ".join(output.strip().splitlines()[-1:])[:100] or f"exit {process.returncode}"}
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": seconds, "synced": synced, "cpu": cpu, "peak": result["peak"], "output": output}

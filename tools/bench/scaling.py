@@ -1,0 +1,258 @@
+"""How time and memory grow: with tensors, rank, coefficients, width, tasks of a `TaskBank`, and threads.
+
+    python tools/bench/scaling.py [--axes tensors,rank,...] [--short] [--json FILE] [--plot FILE.svg]
+
+Each axis is varied alone, on synthetic adapters with seeded weights, and each point is a process of its own: imports
+are done before the clock starts, the best of several calls counts, and memory is what the peak resident set grew by.
+The time is that of the processor with one thread, which a busy machine disturbs least; the axis `threads` has the time
+of a clock. Between two points that are next to each other, cost grows as x to the power of an exponent, which the
+tables give: 1 is in proportion. The exponent of an axis is that of its last step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import table
+from measuring import Figures, measure_call, run_child
+
+THREADS = "NOLA_THREADS"
+JOBS = {"tasks": ("add all", "switch")}
+"""What is measured at each point of an axis; of all others ``encode`` and ``decode``."""
+SWITCHES = 20
+"""The number of switches whose mean counts."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """An adapter, and how it is encoded.
+
+    Attributes:
+        x: The value on the axis.
+        modules: The number of modules, each with two factors.
+        width: The length of both sides of a module.
+        rank: The rank of each.
+        options: Options of `nola_codec.encode`.
+        threads: The number of threads.
+    """
+
+    x: int
+    modules: int = 8
+    width: int = 1024
+    rank: int = 8
+    options: dict[str, Any] = field(default_factory=dict)
+    threads: int = 1
+
+    @property
+    def parameters(self) -> int:
+        """The numbers in the factors."""
+        return 2 * self.modules * self.width * self.rank
+
+
+def _axes(short: bool) -> dict[str, list[Point]]:
+    """Return the points of each axis; for `short`, fewer and smaller ones."""
+
+    def values(*all_of_them: int) -> Sequence[int]:
+        return all_of_them[: max(2, len(all_of_them) // 2)] if short else all_of_them
+
+    return {
+        "tensors": [Point(n, modules=n, width=64, rank=4) for n in values(10, 30, 100, 300, 1000, 3000, 10_000)],
+        "rank": [Point(r, modules=4, width=2048, rank=r) for r in values(1, 4, 16, 64, 128, 256)],
+        "coefficients": [
+            Point(k, width=1024, rank=8, options={"num_basis": k, "bits": 4})
+            for k in values(64, 256, 1024, 2048, 4096, 8192)
+        ],
+        "width": [Point(n, width=n) for n in values(256, 512, 1024, 2048, 4096, 8192, 16_384)],
+        "tasks": [
+            Point(n, modules=2, width=256, rank=4, options={"size": "2KB"})
+            for n in values(1, 10, 100, 1000, 10_000)
+        ],
+        "threads": [Point(n, modules=16, width=4096, rank=16, threads=n) for n in (1, 2, 4)[: os.cpu_count() or 1]],
+    }  # fmt: skip
+
+
+AXES = tuple(_axes(short=False))
+
+
+def write_adapter(point: Point, folder: Path) -> None:
+    """Write an adapter for PEFT with float32 factors and singular values that fall by e squared."""
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(point.x)
+    root = np.exp(-np.arange(point.rank) / point.rank).astype(np.float32)
+    state = {}
+    for module in range(point.modules):
+        key = f"base_model.model.model.layers.{module}.self_attn.q_proj"
+        b, a = (rng.standard_normal((point.width, point.rank), np.float32) * root for _ in range(2))
+        state[f"{key}.lora_B.weight"] = b * np.float32(0.1 / point.width)
+        state[f"{key}.lora_A.weight"] = np.ascontiguousarray(a.T)
+    folder.mkdir()
+    save_file(state, folder / "adapter_model.safetensors", {"format": "pt"})
+    config = {"peft_type": "LORA", "r": point.rank, "lora_alpha": point.rank, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def child(task: str, source: str, file: str, options: Figures) -> Figures:
+    """Do one task in this process, and measure it."""
+    import nola_codec
+
+    work: Callable[[], object]
+    if task == "encode":
+        work = lambda: nola_codec.encode(source, file, overwrite=True, **options)  # noqa: E731
+    else:
+        work = lambda: nola_codec.load(file, device="numpy").state_dict()  # noqa: E731
+    return measure_call(work)
+
+
+def child_tasks(file: str, point: Figures) -> Figures:
+    """Put as many distinct files into a `TaskBank` as the point says, and switch between them."""
+    import random
+
+    import torch
+    from task_bank import with_seed
+
+    import nola_codec
+
+    class Layer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.self_attn = torch.nn.ModuleDict({"q_proj": torch.nn.Linear(point["width"], point["width"])})
+
+    model = torch.nn.Module()
+    model.model = torch.nn.Module()
+    model.model.layers = torch.nn.ModuleList(Layer() for _ in range(point["modules"]))
+    first = Path(file).read_bytes()
+    files = [first, *(with_seed(first, seed) for seed in range(1, point["x"]))]
+    bank = nola_codec.TaskBank(model, memory=0)
+    rng = random.Random(0)
+
+    def add_all() -> None:
+        for number, data in enumerate(files):
+            bank.add(str(number), data)
+
+    def switch() -> None:
+        for _ in range(SWITCHES):
+            bank.switch(str(rng.randrange(len(files))))
+            bank.switch(None)
+
+    added, switched = measure_call(add_all, most_calls=1), measure_call(switch)
+    for key in ("seconds", "cpu"):
+        switched[key] /= SWITCHES
+    return {"add all": added, "switch": switched}
+
+
+def measure(axis: str, point: Point) -> Figures:
+    """Measure one point: the encode of its adapter, and the decode of the file to float32 factors in memory."""
+    environment = {THREADS: str(point.threads)}
+    with tempfile.TemporaryDirectory(prefix="nola-scaling-") as folder:
+        source, file = Path(folder) / "adapter", Path(folder) / "adapter.nola"
+        write_adapter(point, source)
+        figures: Figures = asdict(point) | {"parameters": point.parameters}
+        for task in ("encode", "decode"):
+            figures[task] = run_child(__file__, [task, str(source), str(file), point.options], environment)
+        if axis == "tasks":
+            figures |= run_child(__file__, ["tasks", str(file), figures], environment)
+        figures["bytes"] = file.stat().st_size
+    return figures
+
+
+def exponents(points: Sequence[Figures], cost: Callable[[Figures], float]) -> list[float | None]:
+    """Return the exponent of each step: log(cost ratio) / log(x ratio); None for the first point."""
+    steps: list[float | None] = [None]
+    for before, after in itertools.pairwise(points):
+        ratio = cost(after) / max(cost(before), 1e-9)
+        steps.append(math.log(max(ratio, 1e-9)) / math.log(after["x"] / before["x"]))
+    return steps
+
+
+def axis_table(name: str, points: Sequence[Figures]) -> str:
+    """Return the table of an axis as Markdown."""
+    clock = "seconds" if name == "threads" else "cpu"
+    jobs = JOBS.get(name, ("encode", "decode"))
+    steps = {task: exponents(points, lambda p, task=task: p[task][clock]) for task in jobs}  # type: ignore[misc]
+    rows = [
+        [
+            f"{point['x']:,}", f"{point['parameters']:,}",
+            *(
+                cell
+                for task in jobs
+                for cell in (
+                    f"{1000 * point[task][clock]:,.1f}",
+                    "" if steps[task][number] is None else f"{steps[task][number]:.2f}",
+                    f"{point[task]['memory'] / 1e6:,.1f}",
+                )
+            ),
+        ]
+        for number, point in enumerate(points)
+    ]  # fmt: skip
+    header = [name, "parameters", *(title for job in jobs for title in (f"{job}, ms", "exponent", "MB"))]
+    return table(rows, header)
+
+
+def plot(results: dict[str, list[Figures]], out: Path) -> None:
+    """Draw the time of every axis, with a line in proportion for the eye."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    mpl.rcParams["svg.hashsalt"] = "scaling"
+    from matplotlib import pyplot
+
+    names = [name for name in results if name != "threads"]
+    figure, panels = pyplot.subplots(1, len(names), figsize=(3 * len(names), 3), layout="constrained", squeeze=False)
+    for panel, name in zip(panels[0], names, strict=True):
+        points = results[name]
+        xs = [point["x"] for point in points]
+        for task, colour in zip(JOBS.get(name, ("encode", "decode")), ("tab:orange", "tab:blue"), strict=True):
+            costs = [point[task]["cpu"] for point in points]
+            panel.loglog(xs, costs, "o-", color=colour, label=task, markersize=3)
+            panel.loglog(xs, [costs[-1] * x / xs[-1] for x in xs], ":", color=colour, linewidth=0.8)
+        panel.set_xlabel(name)
+        panel.legend(frameon=False)
+        panel.grid(visible=True, alpha=0.3)
+    panels[0][0].set_ylabel("seconds of one processor")
+    figure.savefig(out, metadata={"Date": None})
+
+
+def main() -> None:
+    """Measure, and print a table for each axis."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--axes", default=",".join(AXES), help=f"comma-separated [default: {','.join(AXES)}]")
+    parser.add_argument("--short", action="store_true", help="fewer and smaller points, for a first look")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw them there; it needs matplotlib")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        task, *rest = json.loads(arguments.child)
+        print(json.dumps(child_tasks(*rest) if task == "tasks" else child(task, *rest)))
+        return
+    axes = _axes(arguments.short)
+    wanted = arguments.axes.split(",")
+    if unknown := set(wanted) - set(axes):
+        parser.error(f"no such axis: {', '.join(sorted(unknown))}")
+    results: dict[str, list[Figures]] = {}
+    for name in wanted:
+        results[name] = []
+        for point in axes[name]:
+            results[name].append(measure(name, point))
+            print(f"{name} {point.x}", file=sys.stderr)
+        print(axis_table(name, results[name]) + "\n", flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+    if arguments.plot:
+        plot(results, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()
