@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from nola_codec.array_types import Int64Array
-from nola_codec.arrays import Array, Arrays
+from nola_codec.arrays import Array, Arrays, TorchArrays
 from nola_codec.basis.key import BasisKey
-from nola_codec.prng import RADEMACHER, UNIFORM, signs, words
+from nola_codec.kernels.triton.availability import uses_triton
+from nola_codec.prng import PHILOX, RADEMACHER, UNIFORM, signs, words
 
 CHUNK_ENTRIES = 1 << 22
 """The default number of basis entries that are made at once: 32 MiB as int64."""
@@ -135,6 +138,20 @@ class Rademacher(DenseBasis):
     def norm2(self, n: int) -> float:
         """Return the squared norm of each row, which is exact."""
         return float(n)
+
+    def synthesize(self, coefficients: Array, n: int, keys: tuple[BasisKey, ...], peak: int, xp: Arrays) -> Array:
+        """Do what `DenseBasis.synthesize` does; on a device with Triton no sign is ever stored."""
+        bound = self.bound(n, int(coefficients.shape[-1]), peak)
+        in_triton = isinstance(xp, TorchArrays) and uses_triton(xp.device.type)
+        if not in_triton or bound >= 1 << 31 or any(key.generator != PHILOX for key in keys):
+            return super().synthesize(coefficients, n, keys, peak, xp)
+        from nola_codec.kernels.triton import rademacher
+
+        groups, batch, _ = coefficients.shape
+        sums = xp.zeros((groups, batch, n), "int32")
+        for own, total, key in zip(xp.cast(coefficients, "int32"), sums, keys, strict=True):
+            rademacher.add_rows(own, total, xp.asarray(np.full(batch, key.stream, np.int64)), key.seed)
+        return xp.cast(sums, "float64")
 
     def _rows(self, key: BasisKey, n: int, start: int, stop: int, xp: Arrays, dtype: str) -> Array:
         pitch = 32 * ((n + 31) // 32)

@@ -134,7 +134,7 @@ def _synthesize_side(
     if bound << 16 >= LARGEST_PRODUCT:
         raise FormatError(f"coefficients of {records[0].name}: sums may reach {bound}, too large to scale exactly",
                           code="bound")  # fmt: skip
-    mantissas, shifts = _scales(records, side)
+    mantissas, shifts = vector_scales(records, side)
     points = xp.stack([xp.asarray(c.sides[side]) for c in coefficients], 0)  # (records, vectors, num_basis)
     scaled = basis.synthesize_compiled(points, length, keys, peak, (mantissas[:, 0], shifts[:, 0]), xp)
     if scaled is not None:
@@ -192,7 +192,7 @@ def _scale(values: Array, mantissas: npt.NDArray[np.int64], shifts: npt.NDArray[
     return pieces[0] if len(pieces) == 1 else xp.concat(pieces, 1)
 
 
-def _scales(records: Sequence[CodedRecord], side: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def vector_scales(records: Sequence[CodedRecord], side: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return the mantissas and the shifts of all vectors of one side, int64 (records * vectors, 1) each.
 
     Raises:

@@ -13,7 +13,7 @@ from nola_codec.adapters.dialects.peft import PEFT
 from nola_codec.errors import AdapterError
 from nola_codec.merger.arithmetic.deltas import RowDelta
 from nola_codec.merger.arithmetic.rounding import add_rows
-from nola_codec.merger.arithmetic.sum import delta_weight, merge_tensor
+from nola_codec.merger.arithmetic.sum import merge_factors, merge_tensor
 from nola_codec.merger.matching import merge_target
 from nola_codec.merger.memory_model import MemoryModel, dtype_name
 from nola_codec.merger.merge_files import MergeFile
@@ -109,9 +109,9 @@ class MemoryChange:
         if not self._is_pair(place):
             add_delta(weight, self._delta(memory, place))
             return
-        delta = delta_weight(self.file.decoded[place.module], self.file.kinds[place.module], self.file.xp)
+        decoded, kind = self.file.decoded[place.module], self.file.kinds[place.module]
         with torch.no_grad():
-            merge_tensor(weight, (delta.T if place.transposed else delta).to(weight.device))
+            merge_factors(weight, decoded, kind, self.file.xp, transposed=place.transposed)
 
 
 def plan_change(file: MergeFile, memory: MemoryModel, base: WeightShapes | None = None) -> MemoryChange:

@@ -4,6 +4,7 @@
     plan.py                     header -> where each symbol and each coefficient lies: DevicePlan
     symbols.py                  packed bytes -> symbols: packed bits, rANS
     points.py                   symbols -> integer coefficients
+    fused.py                    symbols -> int16 sides in one kernel of Triton, where there is a device for it
     decoding.py                 decode_on_device: packed bytes -> DecodedRecords
 
 The basis and the last scaling are those of `decoder.factors`. All of it is integers, so the bits are those of NumPy.

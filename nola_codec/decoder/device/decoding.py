@@ -20,8 +20,9 @@ import torch
 
 from nola_codec.arrays import TorchArrays
 from nola_codec.decoder.coefficients import Coefficients
+from nola_codec.decoder.device.fused import can_fuse, fused_records
 from nola_codec.decoder.device.packed import Sections, pack_blocks
-from nola_codec.decoder.device.plan import DevicePlan, LayerGroup, make_plan
+from nola_codec.decoder.device.plan import DevicePlan, LayerGroup, RecordPlan, make_plan
 from nola_codec.decoder.device.points import book_points
 from nola_codec.decoder.device.symbols import decode_symbols, put_on
 from nola_codec.decoder.factors import CHUNK_ELEMENTS, DecodedRecord, synthesize_records
@@ -108,15 +109,31 @@ def synthesize_on_device(
     plan: DevicePlan, symbols: DeviceSymbols, header: Header, *, chunk_elements: int = CHUNK_ELEMENTS
 ) -> DeviceRecords:
     """Turn the symbols of a plan's blocks into the plan's records; arguments are those of `decode_on_device`."""
+    device = symbols.faults.device
+    fused = [own for own in plan.records if can_fuse(header.coded[own.number], own.peak, header.generator, device.type)]
+    made = fused_records(plan, fused, symbols.rungs, header) if fused else {}
+    rest = [own for own in plan.records if own.number not in made]
+    made.update(_synthesize(plan, rest, symbols, header, chunk_elements))
+    return DeviceRecords({own.number: made[own.number] for own in plan.records}, symbols.faults)
+
+
+def _synthesize(
+    plan: DevicePlan, wanted: Sequence[RecordPlan], symbols: DeviceSymbols, header: Header, chunk_elements: int
+) -> dict[int, DecodedRecord]:
+    """Make records by way of their coefficients."""
+    device = symbols.faults.device
+    lengths = {count for own in wanted for count in header.coded[own.number].kind.num_basis}
     pools = {
-        count: torch.zeros((vectors, count), dtype=torch.int32, device=symbols.faults.device)
+        count: torch.zeros((vectors, count), dtype=torch.int32, device=device)
         for count, vectors in plan.vectors.items()
+        if count in lengths
     }
     for group in plan.layers:
-        _add_layers(group, symbols.rungs[group.rung], header, pools[group.count])
-    records = [header.coded[each.number] for each in plan.records]
+        if group.count in pools:
+            _add_layers(group, symbols.rungs[group.rung], header, pools[group.count])
+    records = [header.coded[each.number] for each in wanted]
     coefficients = []
-    for own, record in zip(plan.records, records, strict=True):
+    for own, record in zip(wanted, records, strict=True):
         vectors = record.kind.vectors(record.units)
         sides = [pools[count][row : row + vectors] for count, row in zip(record.kind.num_basis, own.rows, strict=True)]
         coefficients.append(Coefficients(tuple(sides), own.peak))
@@ -125,10 +142,10 @@ def synthesize_on_device(
         coefficients,
         generator=header.generator,
         seed=header.seed,
-        xp=TorchArrays(symbols.faults.device),
+        xp=TorchArrays(device),
         chunk_elements=chunk_elements,
     )
-    return DeviceRecords({own.number: item for own, item in zip(plan.records, made, strict=True)}, symbols.faults)
+    return {own.number: item for own, item in zip(wanted, made, strict=True)}
 
 
 def require_no_faults(faults: torch.Tensor, where: str = "") -> None:

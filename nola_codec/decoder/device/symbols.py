@@ -11,6 +11,7 @@ import torch
 
 from nola_codec.decoder.device.plan import Integers, LaneGroup, PackedRuns, RungPlan
 from nola_codec.entropy.rans import PROBABILITY_BITS, TOTAL
+from nola_codec.kernels.triton.availability import uses_triton
 
 Tensor = torch.Tensor
 
@@ -34,8 +35,9 @@ def decode_symbols(data: Tensor, plan: RungPlan, lookup: Tensor, *, wide: bool) 
     """
     symbols = torch.zeros(plan.total, dtype=torch.int32 if wide else torch.uint8, device=data.device)
     faults = _unpack(data, plan.packed, symbols)
+    decode = _decode_lanes_in_triton if uses_triton(data.device.type) else _decode_lanes
     for group in plan.groups:
-        decoded, wrong = _decode_lanes(data, group, lookup)
+        decoded, wrong = decode(data, group, lookup)
         _move(decoded, group, symbols)
         faults = faults + wrong
     return symbols, faults
@@ -105,6 +107,26 @@ def _decode_lanes(data: Tensor, group: LaneGroup, lookup: Tensor) -> tuple[Tenso
         state[:active] = torch.where(dry, x << 16 | word, x)
         pointer[:active] += order[:, -1]
     return decoded, (state != _LOW).sum() + (pointer != put_on(device, first[1:])).sum()
+
+
+def _decode_lanes_in_triton(data: Tensor, group: LaneGroup, lookup: Tensor) -> tuple[Tensor, Tensor]:
+    """Do the same as `_decode_lanes` with the Triton kernel, one program a section."""
+    from nola_codec.kernels.triton import rans
+
+    device = data.device
+    counts = group.steps << group.lane_bits
+    firsts = np.cumsum(counts) - counts
+    first_runs = np.searchsorted(group.sources, firsts)
+    sections = (group.states, group.stops, group.steps, firsts, first_runs)
+    decoded = torch.zeros(int(counts.sum()), dtype=torch.uint8, device=device)
+    faults = torch.zeros(1, dtype=torch.int32, device=device)
+    states, stops, steps, places, runs = (put_on(device, each) for each in sections)
+    models, ends = put_on(device, group.run_models).to(torch.int32), put_on(device, group.sources + group.run_lengths)
+    rans.decode_lanes(
+        data, (states, stops, steps, places, runs), (models, ends), lookup.to(torch.int32), decoded, faults,
+        group.lane_bits,
+    )  # fmt: skip
+    return decoded, faults[0].to(torch.int64)
 
 
 def _read_states(data: Tensor, starts: Tensor, lane: Tensor) -> Tensor:

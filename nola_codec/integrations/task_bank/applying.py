@@ -11,7 +11,7 @@ import numpy.typing as npt
 from nola_codec.errors import AdapterError
 from nola_codec.integrations.task_bank.branches import Branch, has_branch, make_branch, run_beside
 from nola_codec.integrations.task_bank.rebuilding import RebuiltTask, WeightPair
-from nola_codec.merger.arithmetic.sum import merge_tensor
+from nola_codec.merger.arithmetic.sum import merge_factors
 from nola_codec.merger.memory_change import MemoryChange, add_deltas
 from nola_codec.merger.memory_model import MemoryModel
 from nola_codec.model.records import CodedKind
@@ -139,7 +139,8 @@ class ModelApplier:
         add_deltas((parameters[w], pair.delta(tuple(parameters[w].shape))) for w, pair in on_threads.items())
         with torch.no_grad():
             for weight in merged.keys() - on_threads.keys():
-                merge_tensor(parameters[weight], merged[weight].delta_tensor().to(parameters[weight].device))
+                pair = merged[weight]
+                merge_factors(parameters[weight], pair.decoded, pair.kind, pair.xp, transposed=pair.transposed)
 
 
 class HookApplier:

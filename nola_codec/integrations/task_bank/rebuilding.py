@@ -15,7 +15,6 @@ from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.errors import AdapterError
 from nola_codec.merger.arithmetic.deltas import RowDelta, factor_delta
-from nola_codec.merger.arithmetic.sum import delta_weight
 from nola_codec.merger.memory_change import MemoryChange, plan_change
 from nola_codec.merger.memory_model import MemoryModel
 from nola_codec.merger.merge_files import decode_merge_file
@@ -83,11 +82,6 @@ class WeightPair:
     def delta(self, shape: tuple[int, ...]) -> RowDelta:
         """Return the delta as rows of the weight, which has this shape; for a pair of NumPy arrays."""
         return factor_delta(self.decoded, self.kind, self.xp, shape, transposed=self.transposed)
-
-    def delta_tensor(self) -> torch.Tensor:
-        """Return the delta in float64, on the device of the pair, in the orientation of the weight."""
-        whole = _tensor(delta_weight(self.decoded, self.kind, self.xp))
-        return whole.T if self.transposed else whole
 
 
 @dataclass(frozen=True)

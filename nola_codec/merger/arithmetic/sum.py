@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from nola_codec.arrays import Array, Arrays
+from nola_codec.arrays import Array, Arrays, TorchArrays
 from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.errors import AdapterError
+from nola_codec.kernels.triton.availability import uses_triton
 from nola_codec.model.records import CodedKind
 
 
@@ -39,16 +40,36 @@ def delta_weight(factors: DecodedRecord, kind: CodedKind, xp: Arrays) -> Array:
     return delta
 
 
+def merge_factors(weight: Any, factors: DecodedRecord, kind: CodedKind, xp: Arrays, *, transposed: bool) -> None:
+    """Add the delta of a pair of factors to a torch weight in place, rounding once to the weight's dtype.
+
+    On a device with Triton the delta is never stored: `kernels.triton.merge` makes it as products of int8 matrices.
+
+    Args:
+        weight: The weight, of a float dtype.
+        factors: lora_B (out, r) and lora_A (r, in), arrays of `xp`.
+        kind: The kind of the record.
+        xp: The arrays that the factors are made of.
+        transposed: True if the weight is stored (in, out).
+
+    Raises:
+        AdapterError: ``overflow``: the sum is too large for the dtype. The weight does not change then.
+    """
+    made = _merged_in_triton(weight, factors, kind, xp, transposed=transposed)
+    if made is None:
+        delta: Any = delta_weight(factors, kind, xp)
+        delta = xp.asarray(delta) if isinstance(xp, TorchArrays) else _from_numpy(delta)
+        made = merged_tensor(weight, (delta.swapaxes(0, 1) if transposed else delta).to(weight.device))
+    _replace(weight, *made)
+
+
 def merge_tensor(weight: Any, delta: Any) -> None:
     """Add delta_W (float64, torch) to a torch weight in place, rounding once to the weight's dtype.
 
     Raises:
         AdapterError: ``overflow``: the sum is too large for the dtype. The weight does not change then.
     """
-    merged, is_finite = merged_tensor(weight, delta)
-    if not bool(is_finite):
-        raise AdapterError(f"the merged weight is not finite in {weight.dtype}", code="overflow")
-    weight.copy_(merged)
+    _replace(weight, *merged_tensor(weight, delta))
 
 
 def merged_tensor(weight: Any, delta: Any) -> tuple[Any, Any]:
@@ -63,6 +84,46 @@ def merged_tensor(weight: Any, delta: Any) -> tuple[Any, Any]:
     """
     merged = round_to(weight.double() + (delta.reshape(weight.shape) + 0.0), weight.dtype)  # a zero delta is +0
     return merged, merged.isfinite().all()
+
+
+def _replace(weight: Any, merged: Any, is_finite: Any) -> None:
+    if not bool(is_finite):
+        raise AdapterError(f"the merged weight is not finite in {weight.dtype}", code="overflow")
+    weight.copy_(merged)
+
+
+def _from_numpy(array: Any) -> Any:
+    import torch
+
+    return torch.from_numpy(array)
+
+
+def _merged_in_triton(
+    weight: Any, factors: DecodedRecord, kind: CodedKind, xp: Arrays, *, transposed: bool
+) -> tuple[Any, Any] | None:
+    """Return what `merged_tensor` returns, or None if the kernel cannot make it."""
+    if not isinstance(xp, TorchArrays) or xp.device != weight.device or not uses_triton(weight.device.type):
+        return None
+    import torch
+
+    from nola_codec.kernels.triton import merge
+
+    dtypes = {torch.float32: merge.FLOAT32, torch.float16: merge.FLOAT16, torch.bfloat16: merge.BFLOAT16}
+    left, right = factors.sides
+    if (kind.layout == "embedding") != transposed:
+        left, right = right.T, left.T
+    if weight.dtype not in dtypes or not 0 < left.shape[1] < merge.MAX_RANK:
+        return None
+    own = weight.detach().contiguous()
+    merged = torch.empty_like(own)
+    faults = torch.zeros(1, dtype=torch.int32, device=weight.device)
+    power, scaling = (
+        torch.full((1,), value, dtype=torch.float64, device=weight.device)
+        for value in (2.0 ** (factors.exponents[0] + factors.exponents[1]), kind.scaling)
+    )
+    target = merged.view(torch.int16) if weight.dtype == torch.bfloat16 else merged
+    merge.merge(own, target, left.contiguous(), right.contiguous(), faults, power, scaling, dtypes[weight.dtype])
+    return merged, faults[0] == 0
 
 
 def round_to(values: Any, dtype: Any) -> Any:
