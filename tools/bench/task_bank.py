@@ -1,11 +1,13 @@
 """Measure a `TaskBank` beside PEFT: memory of a thousand tasks, switches, forward passes, and the base's bits.
 
-    python tools/bench/task_bank.py [--tasks 1000] [--size 50KB] [--rounds 9] [--switches 1000] [--json]
+    python tools/bench/task_bank.py [--tasks 1000] [--size 50KB] [--rounds 6] [--switches 1000] [--json]
 
-The base model is SmolLM2-135M (tools/base_model.py) in float32. The tasks are the adapters of `examples/` and of
-$NOLA_DATA that fit it, coded at the size. Each file after these has one of their contents with a seed of its own, and
-a decoded SHA-256 that is computed anew: it decodes to other factors, at the cost of a file that was encoded. They are
-kept in the cache of the tools, since making a thousand takes minutes.
+The base model is SmolLM2-135M (tools/base_model.py) in float32. The tasks of timed switches are encoded: the adapter
+in `examples/`, and the same one with its layers moved on by one, two and so on, which are other deltas of the same
+kind. The files after these have one of their contents with a seed of its own, and a decoded SHA-256 that is computed
+anew: each decodes to other factors, at the cost of a file that was encoded. From the hundredth on, a file is one of
+these with a name in its metadata, so that the bank takes it for another one and shares no byte. Files are kept in the
+cache of the tools.
 
 PEFT loads the same task from a directory in fp16, as `nola-codec decode --dtype f16` writes it (rank 8), by
 `load_adapter` and `set_adapter`, and removes it again outside of the time. A further row is its hot swap. All ways take
@@ -19,6 +21,8 @@ import hashlib
 import json
 import os
 import random
+import re
+import shutil
 import statistics
 import sys
 import tempfile
@@ -32,7 +36,8 @@ from typing import Any
 
 import torch
 from common import ROOT, table
-from real_data import cache_dir, more_data
+from real_data import cache_dir
+from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import nola_codec
@@ -45,6 +50,10 @@ from nola_codec.decoder.hashing import DecodedHash
 sys.path.insert(0, str(ROOT / "tools"))
 from base_model import base_model
 
+SEEDED = 100
+"""The number of files that decode to factors of their own."""
+WANDERED = 64
+"""The number of tasks that random switches choose from."""
 STACKED = 16
 """The number of tasks whose factors are stacked."""
 
@@ -62,34 +71,68 @@ def with_seed(data: bytes, seed: int) -> bytes:
     return assemble(replace(header, rungs=(replace(rung, decoded_sha256=sha256.digest()),)), sections)
 
 
-def task_files(count: int, size: str) -> Iterator[bytes]:
-    """Yield distinct files of one size, made once."""
-    sources = [ROOT / "examples" / "smollm2_e2e"]
-    more = more_data()
-    if more is not None:
-        sources.append(more / "lora" / "smollm135m_medical")
+def with_name(data: bytes, name: str) -> bytes:
+    """Return a file with a name in its metadata."""
+    container = open_container(data)
+    header = replace(container.header, metadata={**container.header.metadata, "task": name})
+    return assemble(
+        header, [(section.codec, container.section(number)) for number, section in enumerate(header.sections)]
+    )
+
+
+def moved(source: Path, steps: int, target: Path) -> Path:
+    """Write an adapter whose layers are moved on by some steps, and return its directory."""
+    tensors = load_file(source / "adapter_model.safetensors")
+    layers = 1 + max(int(key.split(".layers.")[1].split(".")[0]) for key in tensors)
+    target.mkdir()
+
+    def move(match: re.Match[str]) -> str:
+        return f".layers.{(int(match[1]) + steps) % layers}."
+
+    save_file(
+        {re.sub(r"\.layers\.(\d+)\.", move, key): tensor for key, tensor in tensors.items()},
+        target / "adapter_model.safetensors",
+    )
+    shutil.copy(source / "adapter_config.json", target)
+    return target
+
+
+def task_files(count: int, size: str, encoded: int) -> Iterator[bytes]:
+    """Yield distinct files of one size, made once; the first ones are encoded."""
+    source = ROOT / "examples" / "smollm2_e2e"
     folder = cache_dir() / f"task_bank-{size}-{nola_codec.__version__}"
     folder.mkdir(parents=True, exist_ok=True)
-    first: list[bytes] = []
-    for number in range(count):
-        path = folder / f"{number}-{len(sources)}.nola"
+    made: list[bytes] = []
+    for number in range(min(count, SEEDED)):
+        path = folder / (f"moved-{number}.nola" if number < encoded else f"seed-{number}.nola")
         if not path.is_file():
-            if number < len(sources):
-                nola_codec.encode(sources[number], path, size=size)
-            else:
-                part = path.with_suffix(f".{os.getpid()}")
-                part.write_bytes(with_seed(first[number % len(sources)], number))
-                part.replace(path)
-        data = path.read_bytes()
-        first += [data] if number < len(sources) else []
-        yield data
+            part = path.with_suffix(f".{os.getpid()}")
+            with tempfile.TemporaryDirectory() as place:
+                if number < encoded:
+                    nola_codec.encode(moved(source, number, Path(place) / "moved"), part, size=size)
+                else:
+                    part.write_bytes(with_seed(made[number % encoded], number))
+            part.replace(path)
+        made.append(path.read_bytes())
+        yield made[-1]
+    for number in range(SEEDED, count):
+        yield with_name(made[number % SEEDED], f"task-{number}")
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """Return how long a call takes."""
-    start = time.perf_counter()
+Times = tuple[float, float]
+"""How long a call takes, and the time of the processor in it, both in seconds."""
+
+
+def times_of(call: Callable[[], object]) -> Times:
+    """Return the times of a call."""
+    start, used = time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - used
+
+
+def median(times: list[Times], which: int) -> float:
+    """Return the median of one of the two times, in milliseconds."""
+    return 1000 * statistics.median(each[which] for each in times)
 
 
 def resident() -> int:
@@ -114,7 +157,7 @@ def fresh(path: Path) -> Any:
 
 def measure_switches(
     path: Path, bank: Any, names: list[str], files: dict[str, bytes], rounds: int, folder: Path
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+) -> tuple[dict[str, list[Times]], dict[str, list[Times]]]:
     """Return the seconds of each way to switch, and of forward passes, by their names."""
     import peft
     from peft.utils.hotswap import hotswap_adapter
@@ -127,12 +170,12 @@ def measure_switches(
     merged.add("task", files[names[0]])
     merged.add("other", files[names[1]])
     merged.switch("task")
-    prompt, token = torch.arange(256)[None], torch.arange(1)[None]
-    switch: dict[str, list[float]] = {}
-    forward: dict[str, list[float]] = {}
+    prompt, token = torch.arange(128)[None], torch.arange(1)[None]
+    switch: dict[str, list[Times]] = {}
+    forward: dict[str, list[Times]] = {}
 
-    def note(kept: dict[str, list[float]], name: str, call: Callable[[], object]) -> None:
-        kept.setdefault(name, []).append(seconds(call))
+    def note(kept: dict[str, list[Times]], name: str, call: Callable[[], object]) -> None:
+        kept.setdefault(name, []).append(times_of(call))
 
     def load_with_peft(name: str) -> None:
         wrapped.load_adapter(folder / name, name)
@@ -147,7 +190,7 @@ def measure_switches(
             note(switch, "TaskBank, beside the weights, in the cache", partial(bank.switch, name))
             note(switch, "PEFT load_adapter and set_adapter", partial(load_with_peft, name))
             note(switch, "PEFT hotswap_adapter", partial(hotswap_adapter, swapped, str(folder / name), "slot"))
-            for tokens, what in ((prompt, "256 tokens"), (token, "1 token")):
+            for tokens, what in ((prompt, "128 tokens"), (token, "1 token")):
                 note(forward, f"base model, {what}", partial(plain, tokens))
                 note(forward, f"TaskBank beside, {what}", partial(bank.model, tokens))
                 note(forward, f"TaskBank merged, {what}", partial(merged.model, tokens))
@@ -158,18 +201,20 @@ def measure_switches(
         name = ("other", "task")[number % 2]
         note(switch, "TaskBank, merged, in the cache", partial(merged.switch, name))
     merged.close()
+    if base_hash(merged.model) != base_hash(plain):
+        raise SystemExit("the base of the merged bank has lost its bits")
     return switch, forward
 
 
 def measure(count: int, size: str, rounds: int, switches: int) -> dict[str, Any]:
     """Return all figures."""
     path = Path(base_model())
-    files = {f"task-{number}": data for number, data in enumerate(task_files(count, size))}
+    files = {f"task-{number}": data for number, data in enumerate(task_files(count, size, rounds + 1))}
     names = list(files)
     model = fresh(path)
     before = base_hash(model)
-    bank = nola_codec.TaskBank(model, memory="64MB")
-    bank.add("warm", files[names[0]])
+    bank = nola_codec.TaskBank(model)
+    bank.add("warm", files[names[0]])  # what is loaded and planned once does not count
     bank.switch("warm")
     bank.switch(None)
     bank.remove("warm")
@@ -183,7 +228,7 @@ def measure(count: int, size: str, rounds: int, switches: int) -> dict[str, Any]
         switch, forward = measure_switches(path, bank, names, files, rounds, Path(folder))
     asked = names[:STACKED]
     bank.prefetch(asked).result()
-    stacking = seconds(lambda: bank.factors(asked))
+    stacking, _ = times_of(lambda: bank.factors(asked))
     stacked = bank.factors(asked)
     equal = all(
         torch.equal(stacked[module].lora_A[number, : one.lora_A.shape[1]], one.lora_A[0])
@@ -194,21 +239,31 @@ def measure(count: int, size: str, rounds: int, switches: int) -> dict[str, Any]
     rng = random.Random(0)
     began = time.perf_counter()
     for _ in range(switches):
-        bank.switch(rng.choice([None, *names]))
+        bank.switch(rng.choice([None, *names[:WANDERED]]))
     wandering = time.perf_counter() - began
     usage = bank.usage()
     bank.close()
-    peft = statistics.median(switch["PEFT load_adapter and set_adapter"])
+    peers = switch["PEFT load_adapter and set_adapter"]
     return {
         "threads": torch.get_num_threads(),
         "tasks": count,
         "packed bytes": sizes,
         "growth of the process in bytes": grown,
-        "bytes in the cache of rebuilt tasks": usage.rebuilt,
         "milliseconds to add one": 1000 * adding,
-        "milliseconds of a switch": {name: 1000 * statistics.median(times) for name, times in switch.items()},
-        "times as fast as PEFT's load_adapter": {name: peft / statistics.median(t) for name, t in switch.items()},
-        "milliseconds of a forward pass": {name: 1000 * statistics.median(times) for name, times in forward.items()},
+        "switches": {
+            name: {
+                "milliseconds": median(times, 0),
+                "milliseconds of the processor": median(times, 1),
+                "times as fast as load_adapter": median(peers, 0) / median(times, 0),
+                "in time of the processor": median(peers, 1) / median(times, 1),
+            }
+            for name, times in switch.items()
+        },
+        "forward passes": {
+            name: {"milliseconds": median(times, 0), "milliseconds of the processor": median(times, 1)}
+            for name, times in forward.items()
+        },
+        "bytes of one rebuilt task, mean": usage.rebuilt / max(1, sum(1 for t in usage.tasks.values() if t.rebuilt)),
         f"milliseconds to stack the factors of {STACKED} tasks": 1000 * stacking,
         "stacked factors equal single ones bit by bit": equal,
         "random switches": switches,
@@ -222,7 +277,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=1000)
     parser.add_argument("--size", default="50KB")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--switches", type=int, default=1000)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -231,11 +286,9 @@ def main() -> None:
     if options.json:
         print(json.dumps(found, indent=2))
         return
-    faster = found["times as fast as PEFT's load_adapter"]
-    rows = [(n, f"{ms:.1f}", f"{faster[n]:.1f}") for n, ms in found["milliseconds of a switch"].items()]
-    print(table(rows, ("switch", "ms", "times as fast as load_adapter")), end="\n\n")
-    rows2 = [(n, f"{ms:.1f}") for n, ms in found["milliseconds of a forward pass"].items()]
-    print(table(rows2, ("forward pass", "ms")), end="\n\n")
+    for part in ("switches", "forward passes"):
+        rows = [(name, *(f"{value:.1f}" for value in each.values())) for name, each in found[part].items()]
+        print(table(rows, (part, *next(iter(found[part].values())))), end="\n\n")
     plain = [(name, f"{v:,.1f}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) and not isinstance(v, bool)
               else v) for name, v in found.items() if not isinstance(v, dict)]  # fmt: skip
     print(table(plain, ("what", "figure")))
