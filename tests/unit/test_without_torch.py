@@ -178,6 +178,7 @@ def test_what_needs_torch_says_so_in_one_line(
     [
         ("nola_codec.load('own.nola').state_dict()", "load(..., device='cpu') needs torch"),
         ("import nola_codec.training", "nola_codec.training needs torch"),
+        ("nola_codec.TaskBank", "nola_codec.TaskBank needs torch"),
     ],
 )
 def test_what_needs_torch_raises_one_error(code: str, words: str, python: Path, work: Path, encoded: Path) -> None:

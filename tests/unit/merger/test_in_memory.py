@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import warnings
 from collections.abc import Callable
@@ -160,6 +161,40 @@ def test_carried_tensors_are_merged_in_memory(make_case: Callable[..., Any], tmp
         opened.merge_into(model)
     wanted = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
     assert all(torch.equal(weight, wanted[key]) for key, weight in model.state_dict().items())
+
+
+def test_an_activated_lora_is_refused_in_memory(make_case: Callable[..., Any]) -> None:
+    case = make_case(alora_invocation_tokens=[1, 2], task_type="CAUSAL_LM")
+    model = case.fresh()
+    before = {key: weight.clone() for key, weight in model.state_dict().items()}
+    with nola_codec.load(case.encoded) as opened, pytest.raises(nola_codec.AdapterError) as caught:
+        opened.merge_into(model)
+    assert caught.value.code == "merge-alora"
+    assert all(torch.equal(before[key], weight) for key, weight in model.state_dict().items())
+
+
+def test_the_base_inside_a_model_of_peft(make_case: Callable[..., Any]) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    case = make_case(modules_to_save=["lm_head"])
+    plain, wrapped = case.fresh(), get_peft_model(
+        case.fresh(), LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])
+    )  # fmt: skip
+    state = wrapped.state_dict()
+    own = {name: weight.clone() for name, weight in state.items() if "lora_" in name or ".default." in name}
+    with nola_codec.load(case.encoded) as opened:
+        opened.merge_into(plain)
+        opened.merge_into(wrapped)
+    merged = wrapped.state_dict()
+    assert all(torch.equal(merged[name], weight) for name, weight in own.items())
+    kept = ("base_model.model.", ".base_layer", ".original_module")
+    found = {}
+    for name, weight in merged.items():
+        if name not in own:
+            found[functools.reduce(lambda text, part: text.replace(part, ""), kept, name)] = weight
+    wanted = plain.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], weight) for name, weight in wanted.items())
 
 
 @pytest.mark.slow
