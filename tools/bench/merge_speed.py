@@ -28,6 +28,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from common import ROOT, table
 from measuring import Figures, measure_command, warm
 
@@ -74,16 +75,16 @@ def make_model(folder: Path, layers: int) -> None:
         shards[min(3, 4 * done // total)][name] = ("BF16", shape)
         done += num_bytes("BF16", shape)
     weight_map = {}
+    drawn: dict[tuple[int, ...], npt.NDArray[np.uint16]] = {}  # weights of one shape are all alike, to save minutes
     for number, specs in enumerate(shards, 1):
         file = f"model-{number:05d}-of-00004.safetensors"
         with (temporary / file).open("wb") as stream:
             writer = SafetensorsWriter(stream, specs, {"format": "pt"})
             for name, (dtype, shape) in specs.items():
-                if len(shape) == 1:
-                    data = np.full(shape, 0x3F80, np.uint16)
-                else:
-                    values = rng.standard_normal(shape, np.float32) * np.float32(0.02)
-                    data = (values.view(np.uint32) >> 16).astype(np.uint16)
+                if shape not in drawn:
+                    values = rng.standard_normal(min(int(np.prod(shape)), 1 << 24), np.float32) * np.float32(0.02)
+                    drawn[shape] = np.resize((values.view(np.uint32) >> 16).astype(np.uint16), shape)
+                data = np.full(shape, 0x3F80, np.uint16) if len(shape) == 1 else drawn[shape]
                 writer.write(name, RawTensor(dtype, shape, data.tobytes()))
                 weight_map[name] = file
             writer.finish()

@@ -146,3 +146,24 @@ def test_an_updated_directory_keeps_other_files(way: str, tmp_path: Path, monkey
 
 def _refuse_links(old: Path, new: Path) -> None:
     raise OSError(errno.EPERM, "no links here")
+
+
+def test_writeback_changes_nothing_and_never_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    replacing.start_writeback(path, 0, 7)
+    replacing.start_writeback(path, 5, 1 << 40)
+    replacing.start_writeback(tmp_path / "missing", 0, 7)
+    assert listed(tmp_path) == {"file": b"content"}
+    monkeypatch.setattr(replacing, "_writeback_call", lambda: None)
+    replacing.start_writeback(path, 0, 7)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has the call")
+def test_linux_has_the_call_of_writeback(tmp_path: Path) -> None:
+    call = replacing._writeback_call()
+    assert call is not None
+    with (tmp_path / "file").open("wb") as file:
+        file.write(bytes(9))
+        file.flush()
+        assert call(file.fileno(), 0, 9, 2) == 0
