@@ -3,11 +3,11 @@
     header = container.read_units()
     packed = pack_blocks(container, header, range(len(header.blocks)))     # the coded sections of the file
     data = tensor_of(packed.data, "cuda")                                  # as small as the file
-    plan = make_plan(header, packed)                                       # small; from the header alone
+    plan = make_plan(header, packed.blocks, packed)                        # small; from the header alone
     decoded = decode_on_device(data, plan, header)                         # int16 sides and exponents
     decoded.check("task.nola")                                             # reads one number back, when you like
 
-`DeviceBlocks` does all of it for one use of some blocks.
+`DeviceBlocks` decodes some blocks once, in the way that is fastest on the device.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ import torch
 
 from nola_codec.arrays import TorchArrays
 from nola_codec.decoder.coefficients import Coefficients
+from nola_codec.decoder.coefficients import decode_symbols as decode_record_symbols
 from nola_codec.decoder.device.fused import can_fuse, fused_records
-from nola_codec.decoder.device.packed import Sections, pack_blocks
+from nola_codec.decoder.device.packed import Sections, block_starts, pack_blocks
 from nola_codec.decoder.device.plan import DevicePlan, LayerGroup, RecordPlan, make_plan
 from nola_codec.decoder.device.points import book_points
 from nola_codec.decoder.device.symbols import decode_symbols, put_on
 from nola_codec.decoder.factors import CHUNK_ELEMENTS, DecodedRecord, synthesize_records
 from nola_codec.entropy.rans import MAX_ALPHABET, lookup_table
 from nola_codec.errors import FormatError
+from nola_codec.kernels.triton.availability import uses_triton
 from nola_codec.model.header import Header
 
 _PIECE = 1 << 22
@@ -169,46 +171,61 @@ def _add_layers(group: LayerGroup, symbols: torch.Tensor, header: Header, pool: 
 
 
 class DeviceBlocks:
-    """Blocks of a file that lie on a device, with their symbols once they are decoded.
+    """Blocks of a file on their way to a device, with their symbols there once they are decoded.
+
+    Where the Triton kernels run, the stored bytes are copied to the device and decoded there. Elsewhere a step of rANS
+    would cost twenty small operations of PyTorch, so the processor decodes the symbols, and copies a byte for each.
 
     Attributes:
         blocks: The numbers of the blocks.
     """
 
     def __init__(self, source: Sections, header: Header, blocks: Sequence[int], device: torch.device) -> None:
-        """Read the sections of the blocks, check them, and copy them to the device.
-
-        Raises:
-            FormatError, ChecksumMismatch: A section is damaged.
-        """
+        """Take the blocks of a file; nothing is read yet."""
         self.blocks = tuple(blocks)
-        self._header = header
-        self._packed = pack_blocks(source, header, blocks)
-        self._data = tensor_of(self._packed.data, device)
+        self._source, self._header, self._device = source, header, device
         self._symbols: DeviceSymbols | None = None
 
     def decode(
-        self, wanted: Collection[int] | None = None, *, check: bool = True, chunk_elements: int = CHUNK_ELEMENTS
+        self, wanted: Collection[int] | None = None, *, chunk_elements: int = CHUNK_ELEMENTS
     ) -> Mapping[int, DecodedRecord]:
         """Decode records of the blocks.
 
         Args:
             wanted: The numbers of the records in `Header.coded`; None decodes all that the blocks hold.
-            check: False does not look for faults of the sections, and reads nothing back from the device.
             chunk_elements: The number of elements that are synthesized at once; it changes no bit.
 
         Returns:
             The records by number, ascending, as the file itself holds them.
 
         Raises:
-            FormatError: ``symbols``, ``bound``, ``scale``: The file is damaged.
+            FormatError, ChecksumMismatch: The file is damaged.
         """
-        plan = make_plan(self._header, self._packed, wanted)
-        if self._symbols is None:
-            self._symbols = symbols_on_device(self._data, plan, self._header)
-            if check:
-                require_no_faults(self._symbols.faults)
-        return synthesize_on_device(plan, self._symbols, self._header, chunk_elements=chunk_elements).records
+        header = self._header
+        packed = None
+        if self._symbols is None and uses_triton(self._device.type):
+            packed = pack_blocks(self._source, header, self.blocks)
+        plan = make_plan(header, self.blocks, packed, wanted)
+        if packed is not None:
+            self._symbols = symbols_on_device(tensor_of(packed.data, self._device), plan, header)
+            require_no_faults(self._symbols.faults)
+        elif self._symbols is None:
+            self._symbols = self._symbols_of_processor()
+        return synthesize_on_device(plan, self._symbols, header, chunk_elements=chunk_elements).records
+
+    def _symbols_of_processor(self) -> DeviceSymbols:
+        """Decode the symbols on the processor, and copy them to the device."""
+        header, starts = self._header, block_starts(self._header)
+        allocations = [rung.allocation for rung in header.rungs]
+        records = [header.coded[starts[block] : starts[block + 1]] for block in self.blocks]
+        rungs = []
+        for rung in range(len(header.rungs)):
+            first = 1 + header.units_section(rung)
+            coded = [(header.sections[first + b].codec, self._source.section(first + b)) for b in self.blocks]
+            symbols = np.concatenate(decode_record_symbols(coded, records, header.quantizers, allocations, rung))
+            rungs.append(torch.from_numpy(symbols.astype(np.uint8 if symbols.dtype == np.uint8 else np.int32)))
+        faults = torch.zeros((), dtype=torch.int64, device=self._device)
+        return DeviceSymbols(tuple(each.to(self._device) for each in rungs), faults)
 
 
 def tensor_of(data: bytes, device: torch.device | str) -> torch.Tensor:

@@ -150,19 +150,25 @@ class DevicePlan:
     records: tuple[RecordPlan, ...]
 
 
-def make_plan(header: Header, packed: PackedBlocks, wanted: Collection[int] | None = None) -> DevicePlan:
+def make_plan(
+    header: Header,
+    blocks: Sequence[int],
+    packed: PackedBlocks | None = None,
+    wanted: Collection[int] | None = None,
+) -> DevicePlan:
     """Plan the decoding of records.
 
     Args:
         header: The header, with the units of every record.
-        packed: The blocks that hold the records.
+        blocks: The numbers of the blocks that hold the records, ascending.
+        packed: These blocks as packed bytes; None if their symbols are decoded elsewhere.
         wanted: The numbers of the records in `Header.coded`; None stands for all records of the blocks.
 
     Raises:
         FormatError: ``bound``: The coefficients of a record may not fit into 32 bits.
     """
     starts = block_starts(header)
-    numbers = [[*range(starts[block], starts[block + 1])] for block in packed.blocks]
+    numbers = [[*range(starts[block], starts[block + 1])] for block in blocks]
     allocations = [rung.allocation for rung in header.rungs]
     rows: dict[int, int] = {}
     records: dict[int, _Record] = {}
@@ -172,7 +178,8 @@ def make_plan(header: Header, packed: PackedBlocks, wanted: Collection[int] | No
     rungs = []
     for rung in range(len(header.rungs)):
         made = SymbolPlan([quantizer.model for quantizer in header.quantizers])
-        for own, section in zip(numbers, packed.sections[rung], strict=True):
+        sections: Sequence[PackedSection | None] = [None] * len(numbers) if packed is None else packed.sections[rung]
+        for own, section in zip(numbers, sections, strict=True):
             models: list[int] = []
             lengths: list[int] = []
             for number in own:
@@ -258,10 +265,18 @@ class SymbolPlan:
         self._lanes: dict[int, _Lanes] = {}
         self.total = 0
 
-    def add_section(self, section: PackedSection, models: Integers, lengths: Integers) -> None:
-        """Add a section with its runs, int64 (runs,): the number of each run's model, and its length."""
+    def add_section(self, section: PackedSection | None, models: Integers, lengths: Integers) -> None:
+        """Add a section with its runs.
+
+        Args:
+            section: Its place; None if its symbols are decoded elsewhere.
+            models: int64 (runs,): the number of each run's model.
+            lengths: int64 (runs,): the length of each run.
+        """
         targets = self.total + np.cumsum(lengths) - lengths
         self.total += int(lengths.sum())
+        if section is None:
+            return
         if section.codec in (raw.id, zstd.id):
             widths = self._widths if section.codec == raw.id else self._stored_widths
             self._add_packed(section.start, widths, models, lengths, targets)

@@ -11,12 +11,12 @@ def uses_triton(device_type: str) -> bool:
     """Return True if the Triton kernels are used on devices of a type.
 
     That is on "cuda", which is also PyTorch's name for AMD's devices, where Triton is installed; on "cpu" if Triton's
-    interpreter was asked for. The environment variable NOLA_KERNELS=off turns them off.
+    interpreter was asked for. NOLA_TRITON=off in the environment turns them off, and NOLA_KERNELS=off all kernels.
 
     Args:
         device_type: The `type` of a torch.device.
     """
-    if os.environ.get("NOLA_KERNELS") == "off" or not _is_installed():
+    if "off" in (os.environ.get("NOLA_TRITON"), os.environ.get("NOLA_KERNELS")) or not _is_installed():
         return False
     if is_interpreted():
         return device_type == "cpu"

@@ -133,7 +133,7 @@ def synthesize(
     """Launch `hadamard_kernel` for vectors of `block * blocks` elements; the other arguments are the kernel's."""
     tile = tile_blocks(block, blocks)
     grid = (vectors.shape[0], triton.cdiv(blocks, tile))
-    warps = max(1, min(8, tile * block // 512))
+    warps = max(1, min(16, tile * block // 256))
     hadamard_kernel[grid](
         symbols, vectors, layers, tables, words, out, blocks,
         LOG2=block.bit_length() - 1, TILE_BLOCKS=tile, num_warps=warps,

@@ -125,5 +125,5 @@ def merge(weight: Any, merged: Any, left: Any, right: Any, faults: Any, power: A
     # The rounding of the product must not be lost in a fused multiply and add.
     merge_kernel[grid](
         weight, merged, left, right, faults, rows, columns, rank, power, scaling,
-        ROWS=tile_rows, COLUMNS=tile_columns, RANKS=32, DTYPE=dtype, num_warps=4, enable_fp_fusion=False,
+        ROWS=tile_rows, COLUMNS=tile_columns, RANKS=32, DTYPE=dtype, num_warps=8, enable_fp_fusion=False,
     )  # fmt: skip

@@ -18,9 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nola_codec.arrays import NUMPY, Arrays, TorchArrays
 from nola_codec.basis import BASES, BasisKey
-from nola_codec.container.reader import open_container
+from nola_codec.container.reader import Container, open_container
 from nola_codec.decoder.coefficients import Coefficients
-from nola_codec.decoder.device.decoding import DeviceBlocks
+from nola_codec.decoder.device.decoding import DeviceRecords, decode_on_device, tensor_of
+from nola_codec.decoder.device.packed import pack_blocks
+from nola_codec.decoder.device.plan import make_plan
 from nola_codec.decoder.factors import synthesize_records
 from nola_codec.decoder.hashing import DecodedHash
 from nola_codec.merger.arithmetic.sum import delta_weight
@@ -175,6 +177,31 @@ def test_a_record_alone_is_as_in_a_batch() -> None:
             assert (xp.numpy(alone.sides[1]) == xp.numpy(wanted.sides[1])).all()
 
 
+def on_device(container: Container, device: str) -> DeviceRecords:
+    """The records of a file, decoded from its packed bytes on a device."""
+    header = container.read_units()
+    packed = pack_blocks(container, header, range(len(header.blocks)))
+    return decode_on_device(tensor_of(packed.data, device), make_plan(header, packed.blocks, packed), header)
+
+
+def packed_digest(name: str) -> str:
+    """Digest of what a file itself decodes to from its packed bytes in PyTorch, at its last rung."""
+    with open_container(golden(name.removesuffix(".nola"))) as container:
+        made = on_device(container, "cpu")
+        made.check(name)
+        digest = DecodedHash()
+        for record in made.records.values():
+            digest.update(record, TorchArrays())
+        for _, tensor in open_decoder(container, NUMPY, GOLDEN).carried_tensors():
+            digest.update_raw(tensor)
+    return digest.digest().hex()
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if not name.startswith("reference")])
+def test_files_from_packed_bytes(name: str) -> None:
+    assert packed_digest(name) == manifest()[name]["factors_sha256"]
+
+
 HOSTILE = {
     "matmul precision": "torch.set_float32_matmul_precision('medium')",
     "high precision": "torch.set_float32_matmul_precision('high')",
@@ -208,7 +235,7 @@ for name, setting in t.HOSTILE.items():
     if os.fork() == 0:
         exec(setting)
         xp = t.TorchArrays()
-        files = [t.file_digest(f, xp, t.whole) for f in t.HOSTILE_FILES]
+        files = [t.packed_digest(f) for f in t.HOSTILE_FILES]
         print(name, t.wide_digest(xp), xp.integer_work_dtype(1000), *files, sep='|', flush=True)
         os._exit(0)
     os.wait()
@@ -274,8 +301,7 @@ def test_files_decode_on_cuda(name: str, fake_cuda: tuple[Watch, TorchArrays]) -
     watch, xp = fake_cuda
     with open_container(golden(name.removesuffix(".nola"))) as container:
         header = container.read_units()
-        blocks = DeviceBlocks(container, header, range(len(header.blocks)), torch.device("cuda:0"))
-        made = blocks.decode(check=False)
+        made = on_device(container, "cuda:0").records
         assert list(made) == list(range(len(header.coded)))
         for index, record in enumerate(header.pairs):
             kind, factors = record.kind, made[index]

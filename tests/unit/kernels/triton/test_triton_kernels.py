@@ -35,9 +35,11 @@ def test_kernels_are_not_used_without_a_device(monkeypatch: pytest.MonkeyPatch) 
 
 
 @needs_triton
-def test_a_variable_turns_the_kernels_off(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("variable", ["NOLA_TRITON", "NOLA_KERNELS"])
+def test_variables_turn_the_kernels_off(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.delenv("NOLA_KERNELS", raising=False)
+    for each in ("NOLA_TRITON", "NOLA_KERNELS"):
+        monkeypatch.delenv(each, raising=False)
     assert uses_triton("cpu")
-    monkeypatch.setenv("NOLA_KERNELS", "off")
+    monkeypatch.setenv(variable, "off")
     assert not uses_triton("cpu")
