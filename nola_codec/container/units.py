@@ -117,8 +117,12 @@ def coded_layers(record: CodedRecord, allocations: Allocations, rung: int, side:
     """
     own = record.kind.sides[side]
     units = record.kind.side_units(side, record.units)
-    entry = record.entry[units.start : units.stop]
     precision = record.precision[units.start : units.stop] + own.shift
+    if rung == 0 and len(allocations) == 1:  # nearly every file: each unit starts here, and has one layer or none
+        _, chosen, _, weight = _look_up_all(allocations[0][own.table], precision)
+        (vectors,) = (chosen >= 0).nonzero()
+        return Layers(vectors, chosen[vectors], weight[vectors])
+    entry = record.entry[units.start : units.stop]
     fresh = entry == rung
     quantizers = np.full((len(units), rung + 1), -1, np.int64)
     weights = np.zeros((len(units), rung + 1), np.int64)
@@ -134,6 +138,8 @@ def coded_layers(record: CodedRecord, allocations: Allocations, rung: int, side:
 def touched_units(record: CodedRecord, allocations: Allocations, rung: int) -> npt.NDArray[np.bool_]:
     """Return True for each unit that starts or gains a layer at a rung, bool (units,)."""
     touched: npt.NDArray[np.bool_] = record.entry == rung
+    if touched.all():
+        return touched
     for side, own in enumerate(record.kind.sides):
         units = record.kind.side_units(side, record.units)
         part = slice(units.start, units.stop)

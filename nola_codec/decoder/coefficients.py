@@ -92,8 +92,9 @@ class Dequantizer:
             vectors = record.kind.vectors(record.units)
             layers = [coded_layers(record, self.allocations, rung, side) for rung in range(len(symbols))]
             bounds = np.zeros(vectors, np.int64)
-            for each in layers:
-                np.add.at(bounds, each.vectors, each.weights * self._peaks[each.quantizers])
+            for each in layers:  # sums of integers below 2^53, exact in float64
+                peaks = each.weights * self._peaks[each.quantizers]
+                bounds += np.bincount(each.vectors, peaks, minlength=vectors).astype(np.int64)
             own_peak = int(bounds.max(initial=0))
             peak = max(peak, own_peak)
             require_peak(record.name, peak)

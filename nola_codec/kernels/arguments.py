@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ def require_array(array: npt.NDArray[Any], dtypes: tuple[str, ...], shape: tuple
     Raises:
         ValueError: The dtype or the shape is another one.
     """
-    if array.shape != shape or not any(array.dtype == name for name in dtypes):  # other byte orders are not equal
+    if array.shape != shape or _name(array.dtype) not in dtypes:
         found = f"{array.dtype} {array.shape}"
         raise ValueError(f"a kernel was given {found}, expected {' or '.join(dtypes)} {shape}")
     return np.ascontiguousarray(array)
@@ -29,3 +30,9 @@ def require(condition: bool, what: str) -> None:
     """Raise a ValueError that says what does not hold."""
     if not condition:
         raise ValueError(f"a kernel was given wrong arguments: {what} does not hold")
+
+
+@lru_cache(maxsize=64)
+def _name(dtype: np.dtype[Any]) -> str:
+    """Return the name of a dtype, which NumPy makes anew each time; that of another byte order is no dtype's."""
+    return dtype.name if dtype.isnative else dtype.str

@@ -51,18 +51,20 @@ class Library:
         if function is None:
             function = getattr(self._handle, f"{name}_{self.variant}")
             function.restype = ctypes.c_int64
+            # A pointer has 64 bits here (compiling.py), and plain numbers cost less than an object for each argument.
+            function.argtypes = [ctypes.c_double if isinstance(a, float) else ctypes.c_int64 for a in arguments]
             self._functions[name] = function
-        return int(function(*map(_pass, arguments)))
+        return int(function(*[_pass(argument) for argument in arguments]))
 
 
-def _pass(argument: Argument) -> Any:
+def _pass(argument: Argument) -> int | float:
     if isinstance(argument, np.ndarray):
         if not argument.flags.c_contiguous:
             raise ValueError("a kernel was given an array that is not C-contiguous")
-        return ctypes.c_void_p(argument.ctypes.data)
+        return argument.ctypes.data
     if argument is None:
-        return ctypes.c_void_p(None)
-    return ctypes.c_double(argument) if isinstance(argument, float) else ctypes.c_int64(int(argument))
+        return 0
+    return argument if isinstance(argument, float) else int(argument)
 
 
 @dataclass(frozen=True)

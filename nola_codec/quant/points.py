@@ -52,6 +52,7 @@ class PointMaker:
 
     def __init__(self, books: Sequence[Book]) -> None:
         self.books = books
+        self._strides = np.array([b.stride if isinstance(b, Trellis) else 1 for b in books], np.int64)
 
     def add(self, total: npt.NDArray[Any], layers: LayerArrays, symbols: npt.NDArray[Any]) -> int:
         """Add the points of layers, times their weights, to coefficients.
@@ -65,13 +66,13 @@ class PointMaker:
             The number of symbols that the layers took.
         """
         count = total.shape[1]
-        lengths = np.array([self.books[q].run(count) for q in layers.quantizers.tolist()], np.int64)
-        ends = np.cumsum(lengths)
-        taken = int(ends[-1]) if len(ends) else 0
+        lengths = -(-count // self._strides[layers.quantizers])
+        taken = int(lengths.sum())
         lib = library()
         if lib is not None:
             add_points(lib, symbols[:taken], self._tables, layers.vectors, layers.quantizers, layers.weights, total)
             return taken
+        ends = np.cumsum(lengths)
         for quantizer in np.unique(layers.quantizers).tolist():
             (own,) = (layers.quantizers == quantizer).nonzero()
             stacked = np.stack([symbols[ends[layer] - lengths[layer] : ends[layer]] for layer in own.tolist()])

@@ -223,7 +223,7 @@ def _cast(array: npt.NDArray[Any], dtype: str, where: str) -> RawTensor:
     if numpy_dtype is None:
         raise AdapterError(mismatch("dtype", ", ".join(FLOAT_DTYPES), dtype), code="not-float", where=where)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        values = np.ascontiguousarray(array).astype(numpy_dtype)
+        values = np.ascontiguousarray(array).astype(numpy_dtype, copy=False)
     return _to_raw(array, values, dtype, where)
 
 
@@ -234,4 +234,5 @@ def _to_raw(array: npt.NDArray[Any], stored: npt.NDArray[Any], dtype: str, where
         finite = np.isfinite(stored)
     if not finite.all() and not np.array_equal(finite, np.isfinite(array)):
         raise AdapterError(f"values too large for {dtype}", code="overflow", where=where)
-    return RawTensor(dtype, tuple(int(n) for n in array.shape), stored.astype(stored.dtype.newbyteorder("<")).tobytes())
+    little = stored.astype(stored.dtype.newbyteorder("<"), copy=False)
+    return RawTensor(dtype, tuple(int(n) for n in array.shape), little.tobytes())
