@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from nola_codec.adapters import AnySource, dialect_of, read
 from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.errors import EncodeError, require_torch
-from nola_codec.integrations.causal import load_causal
+from nola_codec.integrations.causal import load_causal, use_plain_attention
 from nola_codec.integrations.text_batches import (
     ScoredLogits,
     TokenizedRow,
@@ -89,6 +89,7 @@ def text_tuner(
     if progress is not None:
         progress("loading the base model", 0, 0)
     model, tokenizer = load_causal(Path(base))
+    use_plain_attention(model)
     load_carried_tensors(model, source, scale)
 
     fill = padding_token(tokenizer)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nola_codec.adapters import read
 from nola_codec.errors import EncodeError
-from nola_codec.integrations.causal import holds_causal, load_causal
+from nola_codec.integrations.causal import holds_causal, load_causal, use_plain_attention
 from nola_codec.integrations.packed_batches import pack_batches
 from nola_codec.integrations.self_teaching.brought_prompts import find_prompts
 from nola_codec.integrations.self_teaching.chat_turns import ask_oneself, turn_marks
@@ -84,6 +84,7 @@ class CausalModels:
         rows: list[TokenizedRow] = keep_samples(
             samples_file(request.settings.checkpoint), key, lambda: _draw(request, model, tokenizer, adapter, prompts)
         )
+        use_plain_attention(model)
         random.Random(request.seed).shuffle(rows)
         fill = padding_token(tokenizer)
 
