@@ -17,6 +17,7 @@ from nola_codec.decoder.coefficients import Coefficients
 from nola_codec.decoder.factors import synthesize_records
 from nola_codec.decoder.hashing import DecodedHash
 from nola_codec.errors import require_torch
+from nola_codec.kernels import kernel_status, using
 from nola_codec.model.records import CodedKind, CodedRecord, coded_sides
 from nola_codec.prng import NAMES, PHILOX, SIGNS, THREEFRY, words
 
@@ -49,19 +50,35 @@ def selftest(device: object = "cpu") -> list[Check]:
     """Run every check on a device.
 
     Args:
-        device: "cpu" checks NumPy, and PyTorch too if that is installed; "numpy" checks NumPy alone; any other is what
-            `torch.device` takes.
+        device: "cpu" checks the compiled kernels if they are in use, NumPy without them, and PyTorch if that is
+            installed; "numpy" checks NumPy alone; any other is what `torch.device` takes.
 
     Raises:
         MissingPackage: ``needs-torch``: the device is PyTorch's, and PyTorch is not installed.
+        NolaError: ``kernels``: as `nola_codec.kernels.library` says.
     """
     if str(device) == "numpy":
-        return _checks(NUMPY, "")
+        return _numpy_checks()
     if str(device) != "cpu":
         require_torch(f"the device {device!r}")
         return _checks(TorchArrays(device), "")
-    with_torch = importlib.util.find_spec("torch") is not None
-    return _checks(NUMPY, "") + (_checks(TorchArrays("cpu"), ", PyTorch") if with_torch else [])
+    lib = kernel_status().library
+    checks = [] if lib is None else _checks(NUMPY, f", {lib.variant} kernels")
+    checks += _numpy_checks()
+    if importlib.util.find_spec("torch") is not None:
+        checks += _checks(TorchArrays("cpu"), ", PyTorch")
+    return checks
+
+
+def kernels_in_use() -> dict[str, str | None]:
+    """Return the variant of the kernels that compute on the CPU, None for NumPy, and the reason why it is NumPy."""
+    status = kernel_status()
+    return {"variant": status.library.variant if status.library else None, "reason": status.reason}
+
+
+def _numpy_checks() -> list[Check]:
+    with using("off"):
+        return _checks(NUMPY, ", NumPy")
 
 
 def _checks(xp: Arrays, suffix: str) -> list[Check]:

@@ -24,6 +24,6 @@ paths give the same bits. A wrapper takes the library first, checks its arrays, 
 To add a kernel: a function in `c/`, a wrapper here, a call where NumPy does the work now, and tests that compare both.
 """
 
-from nola_codec.kernels.loading import KernelStatus, Library, kernel_status, library
+from nola_codec.kernels.loading import KernelStatus, Library, kernel_status, library, using
 
-__all__ = ["KernelStatus", "Library", "kernel_status", "library"]
+__all__ = ["KernelStatus", "Library", "kernel_status", "library", "using"]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,6 +20,8 @@ from nola_codec.kernels.compiling import FOLDER, LIBRARY_NAME, sources_digest
 VARIABLE = "NOLA_KERNELS"
 VARIANTS = ("generic", "avx2", "avx512")
 _SETTINGS = ("", "on", "off", "require", *VARIANTS)
+
+_CHOSEN: ContextVar[str | None] = ContextVar("nola_kernels", default=None)
 
 Argument = npt.NDArray[Any] | int | float | None
 
@@ -95,7 +100,23 @@ def library() -> Library | None:
 
 def kernel_status() -> KernelStatus:
     """Return which path computes, and why; errors are those of `library`."""
-    return load(os.environ.get(VARIABLE, ""))
+    chosen = _CHOSEN.get()
+    return load(os.environ.get(VARIABLE, "") if chosen is None else chosen)
+
+
+@contextmanager
+def using(setting: str) -> Iterator[Library | None]:
+    """Take another value than that of NOLA_KERNELS, on this thread and inside the block.
+
+    Raises:
+        NolaError: ``kernels``: As in `library`.
+    """
+    lib = load(setting).library
+    token = _CHOSEN.set(setting)
+    try:
+        yield lib
+    finally:
+        _CHOSEN.reset(token)
 
 
 @lru_cache(maxsize=len(_SETTINGS) + 1)

@@ -17,6 +17,7 @@ from typing import Any
 import click
 import numpy as np
 import pytest
+from kernel_paths import COMPILED
 from safetensors.numpy import load_file, save_file
 
 from nola_codec.cli import COMMANDS, group, main
@@ -355,11 +356,20 @@ def test_compare_says_no_to_other_weights(run: Run, adapter: Path, encoded: Path
 def test_selftest(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     done = run("selftest")
     assert (done.status, done.err) == (0, "")
-    assert done.out.count("ok  ") == 12
-    assert done.out.count(", PyTorch") == 6
+    assert done.out.count(", PyTorch") == done.out.count(", NumPy") == 6
+    assert done.out.count("ok  ") == 12 + done.out.count(" kernels")
+    assert done.out.count(" kernels") == (6 if COMPILED else 0)
+    assert done.out.startswith(f"kernels: {COMPILED[-1]}\n" if COMPILED else "kernels: none, NumPy computes: ")
     facts = run("selftest", "--device", "numpy", "--json").json
     assert facts["ok"] is True
     assert [c["passed"] for c in facts["checks"]] == [True] * 6
+    monkeypatch.setenv("NOLA_KERNELS", "off")
+    assert run("selftest", "--json").json["kernels"] == {"variant": None, "reason": "NOLA_KERNELS=off"}
+    monkeypatch.setenv("NOLA_KERNELS", "bogus")
+    refused = run("selftest")
+    assert (refused.status, refused.out) == (3, "")
+    assert "NOLA_KERNELS" in refused.err
+    monkeypatch.delenv("NOLA_KERNELS")
     from nola_codec.api import selftest as module
 
     monkeypatch.setitem(module._EXPECTED, "hadamard basis", "0" * 64)

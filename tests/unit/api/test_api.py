@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kernel_paths import COMPILED
 from safetensors.torch import load_file, save_file
 
 import nola_codec
@@ -243,7 +244,8 @@ def test_the_public_names_are_there() -> None:
 @pytest.mark.parametrize("device", ["cpu", "numpy"])
 def test_selftest_passes_here(device: str) -> None:
     checks = nola_codec.selftest(device)
-    assert len(checks) == (6 if device == "numpy" else 12)  # PyTorch's too
+    paths = ["NumPy"] if device == "numpy" else ["NumPy", "PyTorch", *(f"{v} kernels" for v in COMPILED[-1:])]
+    assert [c.name.split(", ")[1] for c in checks] == [p for p in sorted(paths, key=str.lower) for _ in range(6)]
     assert [c.name for c in checks if not c.passed] == []
 
 
