@@ -1,15 +1,16 @@
 """Run tests over kernels that are compiled with AddressSanitizer and UndefinedBehaviorSanitizer.
 
-    python tools/kernel_sanitizers.py [TEST ...]
+    python tools/kernel_sanitizers.py [--variant generic|avx2|avx512] [ARGUMENT OF PYTEST ...]
 
 Without arguments it runs the tests of kernels, generators and bases, the golden files and the damaged files, once for
 each variant of the kernels that this processor runs. The package is copied and compiled in a temporary directory, so
 the library of the checkout stays as it is. It needs gcc with its sanitizers, or clang on Linux. Exit status: 0 all
-clean, 1 a test or a sanitizer reports something, 2 the sanitizers are not there.
+clean, 1 a test or a sanitizer reports something, 3 the sanitizers are not there.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import shutil
@@ -38,10 +39,13 @@ library().call("nola_signs", np.zeros(1, np.uint32), 3200, np.zeros(3200, np.int
 
 def main(arguments: list[str]) -> int:
     """Compile, see that a fault is noticed, and run the tests for each variant."""
+    parser = argparse.ArgumentParser(description="Run tests over kernels that are compiled with sanitizers.")
+    parser.add_argument("--variant", choices=variants(), help="this one only")
+    options, further = parser.parse_known_args(arguments)
     runtime = find_runtime()
     if runtime is None:
         print("the compiler has no AddressSanitizer", file=sys.stderr)
-        return 2
+        return 3
     with tempfile.TemporaryDirectory() as name:
         copied = Path(name) / "nola_codec"
         shutil.copytree(ROOT / "nola_codec", copied, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
@@ -49,8 +53,8 @@ def main(arguments: list[str]) -> int:
             compile_library(copied / "kernels", FLAGS)
         except CannotCompile as e:
             print(e, file=sys.stderr)
-            return 2
-        for variant in variants():
+            return 3
+        for variant in [options.variant] if options.variant else variants():
             environment = {
                 **os.environ,
                 "PYTHONPATH": name,
@@ -65,9 +69,9 @@ def main(arguments: list[str]) -> int:
             seen = subprocess.run([sys.executable, "-c", OVERRUN], env=environment, cwd=name, capture_output=True)
             if b"AddressSanitizer: heap-buffer-overflow" not in seen.stderr:
                 print(f"{variant}: a read beyond the end was not noticed, so the sanitizers do not work here")
-                return 2
-            options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *(arguments or TESTS)]
-            done = subprocess.run([sys.executable, "-c", RUN_PYTEST, *options], env=environment, cwd=ROOT)
+                return 3
+            command = [sys.executable, "-c", RUN_PYTEST, "-q", "-p", "no:cacheprovider", *(further or TESTS)]
+            done = subprocess.run(command, env=environment, cwd=ROOT)
             print(f"{variant}: {'clean' if done.returncode == 0 else 'NOT CLEAN'}")
             if done.returncode:
                 return 1

@@ -7,14 +7,20 @@ generator can start at any row, so memory is bounded whatever num_basis is.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from nola_codec.array_types import Int64Array
-from nola_codec.arrays import Array, Arrays, TorchArrays
+from nola_codec.arrays import Array, Arrays, NumpyArrays, TorchArrays
 from nola_codec.basis.key import BasisKey
+from nola_codec.kernels import library
+from nola_codec.kernels.generators import synthesize_dense
+from nola_codec.kernels.transforms import INTEGERS
 from nola_codec.kernels.triton.availability import uses_triton
 from nola_codec.prng import PHILOX, RADEMACHER, UNIFORM, signs, words
+from nola_codec.quant.scales import scale_to_int16
 
 CHUNK_ENTRIES = 1 << 22
 """The default number of basis entries that are made at once: 32 MiB as int64."""
@@ -24,13 +30,17 @@ class DenseBasis:
     """The common part of dense bases; a subclass makes the rows.
 
     Attributes:
+        name: The name of the basis in options.
         entry_bound: The largest magnitude of an entry.
+        largest_sum: The largest magnitude of a sum that the kernel can hold.
         chunk_entries: The number of basis entries that are made at once.
     """
 
     is_fast = False
     is_orthogonal = False
+    name: str
     entry_bound: int
+    largest_sum: int
 
     def __init__(self, chunk_entries: int = CHUNK_ENTRIES) -> None:
         self.chunk_entries = chunk_entries
@@ -53,6 +63,9 @@ class DenseBasis:
     def synthesize(self, coefficients: Array, n: int, keys: tuple[BasisKey, ...], peak: int, xp: Arrays) -> Array:
         """Return the integers y = q G for each vector q; arguments and result are those of `Hadamard.synthesize`."""
         dtype = xp.integer_work_dtype(self.bound(n, int(coefficients.shape[-1]), peak))
+        made = self.synthesize_compiled(coefficients, n, keys, peak, None, xp)
+        if made is not None:
+            return made.astype(dtype)
         return self.synthesize_floats(xp.cast(coefficients, dtype), n, keys, xp)
 
     def synthesize_compiled(
@@ -63,9 +76,25 @@ class DenseBasis:
         peak: int,
         scales: tuple[Int64Array, Int64Array] | None,
         xp: Arrays,
-    ) -> None:
-        """Return None: there is no kernel."""
-        return
+    ) -> npt.NDArray[Any] | None:
+        """Do the same with the compiled kernel; arguments and result are those of `Hadamard.synthesize_compiled`.
+
+        Results without scales are int64 for `uniform`.
+        """
+        lib = library() if isinstance(xp, NumpyArrays) else None
+        groups, batch, num_basis = coefficients.shape
+        bound = self.bound(n, num_basis, peak)
+        if lib is None or coefficients.dtype.name not in INTEGERS or bound > self.largest_sum:
+            return None
+        made = [
+            synthesize_dense(lib, self.name, key.generator, seed=key.seed, stream=key.stream,
+                             coefficients=own.astype(np.int32, copy=False), n=n)
+            for own, key in zip(coefficients, keys, strict=True)
+        ]  # fmt: skip
+        if scales is None:
+            return np.stack(made)
+        parts = [part.reshape(groups, batch, 1) for part in scales]
+        return np.stack([scale_to_int16(sums, m, s, xp) for sums, m, s in zip(made, *parts, strict=True)])
 
     def synthesize_floats(self, values: Array, n: int, keys: tuple[BasisKey, ...], xp: Arrays) -> Array:
         """Do the same as `synthesize` in the dtype of the input: exact for small integers, rounded for other floats."""
@@ -134,6 +163,7 @@ class Rademacher(DenseBasis):
     id = 2
     name = "rademacher"
     entry_bound = 1
+    largest_sum = (1 << 31) - 1
 
     def norm2(self, n: int) -> float:
         """Return the squared norm of each row, which is exact."""
@@ -176,6 +206,7 @@ class Uniform(DenseBasis):
     id = 3
     name = "uniform"
     entry_bound = 1 << 15
+    largest_sum = (1 << 63) - 1
 
     def norm2(self, n: int) -> float:
         """Return the expected squared norm of a row, n * (2^32 + 2) / 12."""

@@ -19,15 +19,13 @@ from nola_codec.errors import FormatError
 from nola_codec.kernels import library
 from nola_codec.kernels.sides import rows_to_columns, to_float32
 from nola_codec.model.records import CodedRecord, Side
-from nola_codec.quant.scales import MAX_SHIFT, MIN_SHIFT, mantissa_and_shift
+from nola_codec.quant.scales import MAX_SHIFT, MIN_SHIFT, mantissa_and_shift, scale_to_int16
 
 CHUNK_ELEMENTS = 1 << 20
 """Elements that are synthesized at once by default: 8 MiB of int64."""
 
 LARGEST_PRODUCT = 1 << 62
 """The bound of a synthesized number times a mantissa, which must fit into int64."""
-_SCALE_ELEMENTS = 1 << 22
-"""Elements that are scaled at once in int64."""
 _LONG = 1 << 22
 """The greatest length of a vector that is synthesized whole, at 40 bytes an element; pieces take 8 bytes an element."""
 _PIECE = 1 << 20
@@ -148,7 +146,7 @@ def _synthesize_side(
             for c, key, part in zip(coefficients, keys, np.split(np.arange(len(shifts)), len(records)), strict=True)
         ]
     values = basis.synthesize(points, length, keys, peak, xp)  # (records, vectors, length)
-    rows = _scale(values.reshape(len(records) * vectors, length), mantissas, shifts, xp)
+    rows = scale_to_int16(values.reshape(len(records) * vectors, length), mantissas, shifts, xp)
     rows = rows.reshape(len(records), vectors, length)
     return [_arrange(rows[i], own, xp) for i in range(len(records))]
 
@@ -167,29 +165,9 @@ def _long_vectors(
     for vector, mantissa, shift in zip(points, *scales, strict=True):
         row = xp.zeros((pieces.rows, length // pieces.rows), "int16")
         for start, stop, values in pieces.synthesize(xp.asarray(vector), key, peak, xp, _PIECE):
-            row[:, start:stop] = _scale(values, mantissa[None], shift[None], xp)
+            row[:, start:stop] = scale_to_int16(values, mantissa[None], shift[None], xp)
         rows.append(row.reshape(length))
     return xp.stack(rows, 0)
-
-
-def _scale(values: Array, mantissas: npt.NDArray[np.int64], shifts: npt.NDArray[np.int64], xp: Arrays) -> Array:
-    """Compute (y * M + 2^(s - 1)) >> s, clipped to 16 bits, piece by piece.
-
-    Args:
-        values: y, (vectors, length).
-        mantissas: M, (vectors, 1) or (1, 1).
-        shifts: s, in the shape of M.
-        xp: The arrays that the values are made of.
-    """
-    pieces = []
-    step = max(1, _SCALE_ELEMENTS // len(values))
-    for start in range(0, values.shape[1], step):
-        scaled = xp.cast(values[:, start : start + step], "int64")
-        scaled = scaled * xp.asarray(mantissas)
-        scaled += xp.asarray(np.int64(1) << (shifts - 1))
-        scaled >>= xp.asarray(shifts)
-        pieces.append(xp.cast(xp.clip(scaled, -32768, 32767), "int16"))
-    return pieces[0] if len(pieces) == 1 else xp.concat(pieces, 1)
 
 
 def vector_scales(records: Sequence[CodedRecord], side: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

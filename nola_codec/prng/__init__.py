@@ -16,7 +16,7 @@ from nola_codec.array_types import Uint32Array
 from nola_codec.arrays import NUMPY, Array, Arrays, NumpyArrays
 from nola_codec.errors import FormatError, mismatch
 from nola_codec.kernels import library
-from nola_codec.kernels.generators import random_words, unpack_signs
+from nola_codec.kernels.generators import random_words, smallest_positions, unpack_signs
 from nola_codec.prng.philox import MASK, philox4x32
 from nola_codec.prng.threefry import threefry2x32
 
@@ -116,6 +116,11 @@ def subset(generator: int, *, seed: int, stream: int, population: int, size: int
     Returns:
         int64 (size,).
     """
+    generator_name(generator)
+    lib = library() if isinstance(xp, NumpyArrays) else None
+    if lib is not None:
+        drawn = random_words(lib, generator, seed=seed, stream=stream, purpose=SUBSET, start=0, count=population)
+        return smallest_positions(lib, drawn, size)
     draws = words(generator, seed=seed, stream=stream, purpose=SUBSET, start=0, count=population, xp=xp)
     # word * 2^31 + position sorts by word, then by position; both fit in 63 bits since population < 2^31.
     order = xp.sort((draws << 31) + xp.arange(0, population))

@@ -12,6 +12,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.arrays import Array, Arrays
+
 STEPS = 32
 """Scale codes in an octave. The amplitude of a component, which is the product of two vectors, has 16."""
 
@@ -20,6 +22,9 @@ MANTISSAS: tuple[int, ...] = (
     46341, 47356, 48393, 49452, 50535, 51642, 52773, 53928, 55109, 56316, 57549, 58809, 60097, 61413, 62757, 64132,
 )  # fmt: skip
 """The integers round(2^15 * 2^(i / 32)). They are listed, so that no library's pow decides a decoded bit."""
+
+_SCALE_ELEMENTS = 1 << 22
+"""Elements that are scaled at once in int64."""
 
 MIN_SHIFT, MAX_SHIFT = 1, 62
 MIN_CODE, MAX_CODE = -4096, 4095
@@ -65,3 +70,26 @@ def fitting_exponent(peaks: npt.NDArray[np.float64], codes: npt.NDArray[np.int64
     if round(math.ldexp(top, -exponent)) > 32767:
         exponent += 1
     return max(MIN_EXPONENT, exponent)
+
+
+def scale_to_int16(values: Array, mantissas: npt.NDArray[np.int64], shifts: npt.NDArray[np.int64], xp: Arrays) -> Array:
+    """Compute (y * M + 2^(s - 1)) >> s, clipped to 16 bits, piece by piece.
+
+    Args:
+        values: y, (vectors, length).
+        mantissas: M, (vectors, 1) or (1, 1).
+        shifts: s, in the shape of M.
+        xp: The arrays that the values are made of.
+
+    Returns:
+        int16 (vectors, length).
+    """
+    pieces = []
+    step = max(1, _SCALE_ELEMENTS // len(values))
+    for start in range(0, values.shape[1], step):
+        scaled = xp.cast(values[:, start : start + step], "int64")
+        scaled = scaled * xp.asarray(mantissas)
+        scaled += xp.asarray(np.int64(1) << (shifts - 1))
+        scaled >>= xp.asarray(shifts)
+        pieces.append(xp.cast(xp.clip(scaled, -32768, 32767), "int16"))
+    return pieces[0] if len(pieces) == 1 else xp.concat(pieces, 1)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+
+import pytest
+
 from nola_codec.errors import NolaError
 from nola_codec.kernels.loading import VARIANTS, load
 
@@ -16,4 +21,14 @@ def _runs(setting: str) -> bool:
 COMPILED = [variant for variant in VARIANTS if _runs(variant)]
 """Values of NOLA_KERNELS that lead to a compiled path; empty where nothing is compiled."""
 
-PATHS = ["off", *COMPILED]
+
+@pytest.fixture(autouse=True, scope="module", params=["off", *COMPILED[-1:]])
+def each_path(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run each test of a folder twice, on NumPy and with the kernels, once its conftest.py imports this."""
+    before = os.environ.get("NOLA_KERNELS")
+    os.environ["NOLA_KERNELS"] = request.param
+    yield
+    if before is None:
+        del os.environ["NOLA_KERNELS"]
+    else:
+        os.environ["NOLA_KERNELS"] = before

@@ -40,11 +40,30 @@ static void butterflies(uint32_t *x, int64_t length) {
         }
 }
 
-/* Write (rows, columns) as (columns, rows), in strips that fit a line of the cache. */
+typedef uint32_t u32_four __attribute__((vector_size(16)));
+
+/* Write the transpose of 4 rows of 4 numbers; rows of `from` are `columns` apart, and those of `to` are `rows`. */
+static inline void transpose_4x4(const uint32_t *from, int64_t columns, uint32_t *to, int64_t rows) {
+    u32_four a, b, c, d;
+    memcpy(&a, from, 16), memcpy(&b, from + columns, 16);
+    memcpy(&c, from + 2 * columns, 16), memcpy(&d, from + 3 * columns, 16);
+    u32_four ab_low = INTERLEAVE(a, b, 0, 4, 1, 5), ab_high = INTERLEAVE(a, b, 2, 6, 3, 7),
+             cd_low = INTERLEAVE(c, d, 0, 4, 1, 5), cd_high = INTERLEAVE(c, d, 2, 6, 3, 7);
+    a = INTERLEAVE(ab_low, cd_low, 0, 1, 4, 5), b = INTERLEAVE(ab_low, cd_low, 2, 3, 6, 7);
+    c = INTERLEAVE(ab_high, cd_high, 0, 1, 4, 5), d = INTERLEAVE(ab_high, cd_high, 2, 3, 6, 7);
+    memcpy(to, &a, 16), memcpy(to + rows, &b, 16);
+    memcpy(to + 2 * rows, &c, 16), memcpy(to + 3 * rows, &d, 16);
+}
+
+/* Write (rows, columns) as (columns, rows), in strips of columns that fill a line of the cache. */
 static void transpose(const uint32_t *restrict from, int64_t rows, int64_t columns, uint32_t *restrict to) {
     for (int64_t begin = 0; begin < columns; begin += 16) {
-        int64_t end = begin + 16 < columns ? begin + 16 : columns;
-        for (int64_t row = 0; row < rows; row++)
+        int64_t end = begin + 16 < columns ? begin + 16 : columns, row = 0;
+        if (end - begin == 16)
+            for (; row + 4 <= rows; row += 4)
+                for (int64_t column = begin; column < end; column += 4)
+                    transpose_4x4(from + row * columns + column, columns, to + column * rows + row, rows);
+        for (; row < rows; row++)
             for (int64_t column = begin; column < end; column++)
                 to[column * rows + row] = from[row * columns + column];
     }

@@ -27,11 +27,14 @@
 #endif
 typedef uint32_t u32_vector __attribute__((vector_size(4 * LANES)));
 
-/* PERMUTE gives the lanes of x in another order; LANE_SWAPS(M) calls M(h, order) for the orders j ^ h, h = 1, 2, ... */
+/* PERMUTE gives the lanes of x in another order, INTERLEAVE those of x and y, which are counted through.
+ * LANE_SWAPS(M) calls M(h, order) for the orders j ^ h, h = 1, 2, ... */
 #if defined(__clang__)
 #define PERMUTE(x, ...) __builtin_shufflevector(x, x, __VA_ARGS__)
+#define INTERLEAVE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
 #else
-#define PERMUTE(x, ...) __builtin_shuffle(x, (u32_vector){__VA_ARGS__})
+#define PERMUTE(x, ...) __builtin_shuffle(x, (__typeof__(x)){__VA_ARGS__})
+#define INTERLEAVE(x, y, ...) __builtin_shuffle(x, y, (__typeof__(x)){__VA_ARGS__})
 #endif
 #if LANES == 16
 #define LANE_NUMBERS 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15

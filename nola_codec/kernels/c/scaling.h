@@ -3,6 +3,9 @@
 #define NOLA_SCALING_H
 
 #include "nola.h"
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 /* M and s, and what makes the scaling fit 32-bit lanes.
  *
@@ -44,15 +47,41 @@ static inline uint32_t with_sign(uint32_t y, uint32_t bits, int j) {
     return (y ^ minus) - minus;
 }
 
+/* Scale 32 numbers, with the signs of 32 bits. */
+static inline void scale_32(const uint32_t *from, uint32_t bits, scale by, int16_t *out) {
+#if defined(__AVX2__)
+    const __m256i lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128), low = _mm256_set1_epi32(by.low),
+                  high = _mm256_set1_epi32(by.high), mantissa = _mm256_set1_epi32(by.mantissa),
+                  addend = _mm256_set1_epi64x(by.addend), excess = _mm256_set1_epi32((int)by.excess);
+    const __m128i shift = _mm_cvtsi32_si128(by.shift);
+    __m256i scaled[4];
+    for (int part = 0; part < 4; part++) {
+        __m256i y = _mm256_loadu_si256((const __m256i *)(const void *)(from + 8 * part));
+        __m256i minus = _mm256_and_si256(_mm256_set1_epi32((int)(bits >> 8 * part)), lanes);
+        minus = _mm256_cmpeq_epi32(minus, lanes);
+        y = _mm256_sub_epi32(_mm256_xor_si256(y, minus), minus);
+        y = _mm256_max_epi32(_mm256_min_epi32(y, high), low);
+        __m256i even = _mm256_mul_epi32(y, mantissa), odd = _mm256_mul_epi32(_mm256_srli_epi64(y, 32), mantissa);
+        even = _mm256_srl_epi64(_mm256_add_epi64(even, addend), shift);
+        odd = _mm256_srl_epi64(_mm256_add_epi64(odd, addend), shift);
+        scaled[part] = _mm256_sub_epi32(_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA), excess);
+    }
+    for (int half = 0; half < 2; half++) { /* the instruction that packs saturates, and keeps 128-bit halves apart */
+        __m256i packed = _mm256_packs_epi32(scaled[2 * half], scaled[2 * half + 1]);
+        _mm256_storeu_si256((__m256i *)(void *)(out + 16 * half), _mm256_permute4x64_epi64(packed, 0xD8));
+    }
+#else
+    for (int j = 0; j < 32; j++)
+        out[j] = scale_one(by, (int32_t)with_sign(from[j], bits, j));
+#endif
+}
+
 /* Write `count` numbers, with signs from bit `position` on, scaled to `out`. */
 static inline void scale_run(const uint32_t *from, int64_t count, const uint32_t *signs, int64_t position, scale by,
                              int16_t *out) {
     int64_t i = 0;
-    for (; i + 32 <= count; i += 32) {
-        uint32_t bits = bits_at(signs, position + i);
-        for (int j = 0; j < 32; j++)
-            out[i + j] = scale_one(by, (int32_t)with_sign(from[i + j], bits, j));
-    }
+    for (; i + 32 <= count; i += 32)
+        scale_32(from + i, bits_at(signs, position + i), by, out + i);
     if (i < count) {
         uint32_t bits = bits_at(signs, position + i);
         for (int j = 0; i + j < count; j++)

@@ -1,4 +1,4 @@
-"""Words and signs of the compiled kernels are those of NumPy."""
+"""Words, signs, subsets and dense bases of the compiled kernels are those of NumPy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from kernel_paths import COMPILED
 
 from nola_codec.arrays import NUMPY
-from nola_codec.kernels.generators import random_words, unpack_signs
+from nola_codec.basis import NAMES, BasisKey, basis_by_id
+from nola_codec.kernels import using
+from nola_codec.kernels.generators import random_words, smallest_positions, synthesize_dense, unpack_signs
 from nola_codec.kernels.loading import load
 from nola_codec.prng import PHILOX, THREEFRY, packed_signs, signs, words
 
@@ -64,3 +66,33 @@ def test_wrong_arguments_are_refused(change: dict[str, int]) -> None:
         unpack_signs(lib, np.zeros(2, np.uint32), 65)
     with pytest.raises(ValueError, match="a kernel was given"):
         unpack_signs(lib, np.zeros(2, np.int64), 64)
+
+
+@pytest.mark.parametrize("variant", COMPILED)
+@given(
+    words=st.lists(st.one_of(st.integers(0, 3), st.integers(0, (1 << 32) - 1)), max_size=80),
+    spread=st.sampled_from([1, 1 << 8, 1 << 20]),
+    share=st.floats(0, 1),
+)
+def test_subsets_take_the_smallest_words_by_position(variant: str, words: list[int], spread: int, share: float) -> None:
+    lib = load(variant).library
+    assert lib is not None
+    draws = [word * spread % (1 << 32) for word in words]  # equal words, and words that differ in one digit only
+    size = round(share * len(draws))
+    made = smallest_positions(lib, np.array(draws, np.uint32), size)
+    assert made.tolist() == sorted(sorted(range(len(draws)), key=lambda i: (draws[i], i))[:size])
+
+
+@pytest.mark.parametrize("variant", COMPILED)
+@pytest.mark.parametrize("name", ["rademacher", "uniform"])
+def test_dense_bases_are_those_of_numpy(variant: str, name: str) -> None:
+    lib = load(variant).library
+    assert lib is not None
+    basis, rng = basis_by_id(NAMES[name]), np.random.default_rng(5)
+    for n, k, vectors in [(1, 1, 1), (31, 3, 2), (32, 4, 1), (33, 9, 3), (8191, 5, 1), (8192, 2, 2), (20_001, 7, 2)]:
+        key = BasisKey(PHILOX if n % 2 else THREEFRY, int(rng.integers(1 << 62)), int(rng.integers(1 << 31)))
+        q = rng.integers(-100_000, 100_001, (vectors, k)).astype(np.int32)
+        own = {"seed": key.seed, "stream": key.stream}
+        made = synthesize_dense(lib, name, key.generator, **own, coefficients=q, n=n)
+        with using("off"):
+            assert np.array_equal(made, basis.synthesize(q[None], n, (key,), 100_000, NUMPY)[0])

@@ -13,10 +13,10 @@ from kernel_paths import COMPILED
 from nola_codec.arrays import NUMPY
 from nola_codec.basis import BasisKey, Hadamard
 from nola_codec.basis.hadamard import block_and_passes
-from nola_codec.decoder import factors
 from nola_codec.kernels.loading import load
 from nola_codec.kernels.transforms import synthesize_hadamard
 from nola_codec.prng import PHILOX, SIGNS, THREEFRY, packed_signs, subset
+from nola_codec.quant.scales import scale_to_int16
 
 pytestmark = pytest.mark.skipif(not COMPILED, reason="no kernels are compiled here")
 LENGTHS = [*range(1, 131), 576, 1000, 1536, 4096, 11008, 12288, 40960, 50257, 3 * (1 << 16)]
@@ -29,7 +29,7 @@ def by_numpy(q: Any, n: int, key: BasisKey, scales: Any, monkeypatch: pytest.Mon
     monkeypatch.undo()
     if scales is None:
         return made.astype(np.int64)
-    return factors._scale(made, scales[0][:, None], scales[1][:, None], NUMPY)
+    return scale_to_int16(made, scales[0][:, None], scales[1][:, None], NUMPY)
 
 
 @pytest.mark.parametrize("variant", COMPILED)
