@@ -37,7 +37,7 @@ def command(device: str, quiet: bool, as_json: bool) -> int:
         )
     else:
         used = kernels_in_use()
-        click.echo(f"kernels: {used['variant'] or 'none, NumPy computes: ' + str(used['reason'])}")
+        echo(f"kernels: {used['variant'] or 'none, NumPy computes: ' + str(used['reason'])}")
         for check in checks:
             echo(f"{'ok  ' if check.passed else 'FAIL'}  {check.name}  {check.found[:16]}")
     return 0 if good else 1
