@@ -14,6 +14,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when NumPy is imported
@@ -27,7 +28,7 @@ from nola_codec.basis import BasisKey, basis_by_id
 from nola_codec.errors import NolaError
 from nola_codec.kernels import using
 from nola_codec.kernels.loading import VARIANTS, load
-from nola_codec.prng import PHILOX, RADEMACHER, SIGNS, THREEFRY, signs, subset, words
+from nola_codec.prng import PHILOX, SIGNS, THREEFRY, signs, subset, words
 from nola_codec.quant.scales import scale_to_int16
 
 Work = Callable[[], npt.NDArray[Any]]
@@ -52,14 +53,16 @@ def synthesis(basis: int, n: int, num_basis: int, batch: int) -> Work:
 
 def works(size: int) -> dict[str, tuple[int, Work]]:
     """Return the number of results and the work of each row; `size` is about that number."""
-    key = {"seed": 7, "stream": 3}
+    key: dict[str, int] = {"seed": 7, "stream": 3}
     rows: dict[str, tuple[int, Work]] = {}
     for generator, name in ((PHILOX, "philox4x32-10"), (THREEFRY, "threefry2x32-20")):
-        rows[f"{name} words"] = size, lambda g=generator: words(
-            g, **key, purpose=RADEMACHER, start=0, count=size, xp=NUMPY)  # fmt: skip
-    rows["philox4x32-10 signs"] = size, lambda: signs(PHILOX, **key, purpose=SIGNS, start=0, count=size, xp=NUMPY)
-    rows["a third of the positions"] = size // 3, lambda: subset(
-        PHILOX, **key, population=size, size=size // 3, xp=NUMPY)  # fmt: skip
+        rows[f"{name} words"] = size, partial(words, generator, **key, purpose=SIGNS, start=0, count=size, xp=NUMPY)
+    rows["philox4x32-10 signs"] = (
+        size,
+        partial(signs, PHILOX, **key, purpose=SIGNS, start=0, count=size, xp=NUMPY),
+    )
+    third = size // 3
+    rows["a third of the positions"] = third, partial(subset, PHILOX, **key, population=size, size=third, xp=NUMPY)
     for n in (576, 1536, 4096, 11008, 14336, 50257):
         batch = max(1, min(16, size // n))
         rows[f"hadamard, n = {n}"] = batch * n, synthesis(1, n, n, batch)
