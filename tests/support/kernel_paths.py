@@ -21,6 +21,8 @@ def _runs(setting: str) -> bool:
 COMPILED = [variant for variant in VARIANTS if _runs(variant)]
 """Values of NOLA_KERNELS that lead to a compiled path; empty where nothing is compiled."""
 
+PATHS = ["off", *COMPILED]
+
 
 @pytest.fixture(autouse=True, scope="module", params=["off", *COMPILED[-1:]])
 def each_path(request: pytest.FixtureRequest) -> Iterator[None]:
