@@ -17,6 +17,7 @@ turns in one run, so that a busy machine slows them alike.
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import json
 import os
@@ -27,6 +28,7 @@ import statistics
 import sys
 import tempfile
 import time
+import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -52,6 +54,8 @@ from base_model import base_model
 
 SEEDED = 100
 """The number of files that decode to factors of their own."""
+TRACED = 20
+"""The number of tasks whose allocations are counted, which is slow."""
 WANDERED = 64
 """The number of tasks that random switches choose from."""
 STACKED = 16
@@ -135,9 +139,22 @@ def median(times: list[Times], which: int) -> float:
     return 1000 * statistics.median(each[which] for each in times)
 
 
-def resident() -> int:
-    """Return the resident bytes of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def filled_bank(model: torch.nn.Module, files: dict[str, bytes]) -> tuple[Any, float]:
+    """Return a bank with all files, and the bytes that are allocated for one task and held, a mean over some."""
+    bank = nola_codec.TaskBank(model)
+    names = list(files)
+    bank.add(names[0], files[names[0]])  # what is loaded and planned once does not count
+    gc.collect()
+    traced = names[1 : TRACED + 1]
+    tracemalloc.start()
+    for name in traced:
+        bank.add(name, bytes(bytearray(files[name])))  # a copy; otherwise the bank holds the caller's bytes
+    gc.collect()
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    for name in names[len(traced) + 1 :]:
+        bank.add(name, files[name])
+    return bank, held / len(traced)
 
 
 def base_hash(model: torch.nn.Module) -> str:
@@ -213,17 +230,7 @@ def measure(count: int, size: str, rounds: int, switches: int) -> dict[str, Any]
     names = list(files)
     model = fresh(path)
     before = base_hash(model)
-    bank = nola_codec.TaskBank(model)
-    bank.add("warm", files[names[0]])  # what is loaded and planned once does not count
-    bank.switch("warm")
-    bank.switch(None)
-    bank.remove("warm")
-    sizes = sum(map(len, files.values()))
-    start, began = resident(), time.perf_counter()
-    for name, data in files.items():
-        bank.add(name, bytes(bytearray(data)))  # a copy, as a server would read it from a disk
-    adding = (time.perf_counter() - began) / count
-    grown = resident() - start
+    bank, traced = filled_bank(model, files)
     with tempfile.TemporaryDirectory() as folder:
         switch, forward = measure_switches(path, bank, names, files, rounds, Path(folder))
     asked = names[:STACKED]
@@ -242,14 +249,17 @@ def measure(count: int, size: str, rounds: int, switches: int) -> dict[str, Any]
         bank.switch(rng.choice([None, *names[:WANDERED]]))
     wandering = time.perf_counter() - began
     usage = bank.usage()
+    bank_bytes = usage.packed
     bank.close()
+    with nola_codec.TaskBank(model) as other:
+        adding = median([times_of(partial(other.add, name, files[name])) for name in names[:50]], 0)
     peers = switch["PEFT load_adapter and set_adapter"]
     return {
         "threads": torch.get_num_threads(),
         "tasks": count,
-        "packed bytes": sizes,
-        "growth of the process in bytes": grown,
-        "milliseconds to add one": 1000 * adding,
+        "packed bytes": bank_bytes,
+        "bytes held for one task, mean": traced,
+        "milliseconds to add one": adding,
         "switches": {
             name: {
                 "milliseconds": median(times, 0),
