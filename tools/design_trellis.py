@@ -40,7 +40,7 @@ def dependent(step: float, values: Floats) -> tuple[float, float]:
     coder = DependentCoder(step, 0.0, 0.0)
     (tables,) = fit_tables([(coder, values)])
     (levels,) = find_levels([coder.search(values, tables)])
-    counts, sums = dependent_statistics(levels, values, coder.most)
+    counts, sums = (part.sum(axis=0) for part in dependent_statistics(levels, values, coder.most))
     share = counts.sum(axis=0)
     folded = np.concatenate((share[:1], np.repeat(share[1:] / 2, 2)))
     folded = folded[folded > 0] / share.sum()

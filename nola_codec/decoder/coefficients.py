@@ -54,11 +54,12 @@ def record_runs(record: CodedRecord, quantizers: Sequence[Quantizer], allocation
 def block_runs(
     records: Sequence[CodedRecord], quantizers: Sequence[Quantizer], allocations: Allocations, rung: int
 ) -> Runs:
-    """Return the runs of a block: those of its records, one record after the other; arguments as in `record_runs`."""
-    return _join_runs([record_runs(record, quantizers, allocations, rung) for record in records])
+    """Return the runs of a block of records; arguments as in `record_runs`."""
+    return join_runs([record_runs(record, quantizers, allocations, rung) for record in records])
 
 
-def _join_runs(parts: Sequence[Runs]) -> Runs:
+def join_runs(parts: Sequence[Runs]) -> Runs:
+    """Return the runs of a block: those of its records, one record after the other."""
     return Runs(np.concatenate([p.models for p in parts]), np.concatenate([p.lengths for p in parts]))
 
 
@@ -138,7 +139,7 @@ def decode_symbols(
         FormatError: The symbols are damaged or inconsistent.
     """
     each = [[record_runs(record, quantizers, allocations, rung) for record in records] for records in blocks]
-    streams = decode_many(coded, [_join_runs(parts) for parts in each], [q.model for q in quantizers])
+    streams = decode_many(coded, [join_runs(parts) for parts in each], [q.model for q in quantizers])
     results: list[SymbolArray] = []
     for parts, symbols in zip(each, streams, strict=True):
         ends = np.cumsum([part.total for part in parts])

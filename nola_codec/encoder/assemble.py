@@ -12,7 +12,7 @@ from nola_codec.array_types import SymbolArray
 from nola_codec.container.names import split_name
 from nola_codec.container.units import pack_units
 from nola_codec.container.writer import assemble
-from nola_codec.decoder.coefficients import block_runs
+from nola_codec.decoder.coefficients import join_runs
 from nola_codec.encoder.content import BlockSizes, FileContent
 from nola_codec.entropy import adaptive, mixed, rans, raw, smallest
 from nola_codec.entropy.blobs import pack_blob
@@ -78,7 +78,7 @@ def estimate_bytes(
     ):
         placeholders = []
         for (start, stop), plain_bits, coded_bits in zip(sizes.spans, packed, coded, strict=True):
-            runs = block_runs(records[start:stop], content.quantizers, content.allocations, rung)
+            runs = join_runs(content.runs[rung][start:stop])
             symbols = int(runs.lengths[[models[m].frequencies is not None for m in runs.models]].sum())
             lanes = (3 << rans.lane_bits(coded_bits / 8, symbols)) + 3 if coded_bits else 0
             size = min((plain_bits + coded_bits) / 8 + lanes, raw.size(runs, models))
@@ -130,7 +130,7 @@ def _code_blocks(content: FileContent, sizes: BlockSizes, rung: int, codecs: Seq
     runs: list[Runs] = []
     for start, stop in sizes.spans:
         batch.append(np.concatenate(content.symbols[rung][start:stop]))
-        runs.append(block_runs(records[start:stop], content.quantizers, content.allocations, rung))
+        runs.append(join_runs(content.runs[rung][start:stop]))
         if sum(map(len, batch)) >= _BATCH_SYMBOLS or stop == len(records):
             coded += smallest(batch, runs, models, codecs)
             batch, runs = [], []

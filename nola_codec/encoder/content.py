@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import overload
 
 import numpy as np
@@ -18,7 +19,7 @@ from nola_codec.fit.canonical_form import CanonicalForm
 from nola_codec.fit.quantize import QuantizedForm
 from nola_codec.kernels import library
 from nola_codec.kernels.levels import run_counts
-from nola_codec.model.quantizers import Quantizer
+from nola_codec.model.quantizers import Quantizer, Runs
 from nola_codec.model.records import CodedRecord
 
 BLOCK_BYTES = 104 << 10
@@ -83,6 +84,14 @@ class FileContent:
     def records(self) -> tuple[CodedRecord, ...]:
         """The records at the last rung."""
         return self.rungs[-1]
+
+    @cached_property
+    def runs(self) -> tuple[tuple[Runs, ...], ...]:
+        """The runs of symbols of each record at each rung."""
+        return tuple(
+            tuple(record_runs(record, self.quantizers, self.allocations, rung) for record in records)
+            for rung, records in enumerate(self.rungs)
+        )
 
 
 @dataclass(frozen=True)
@@ -157,7 +166,7 @@ def _record_bits(
         rung: The number of the rung.
         index: The number of the record.
     """
-    runs = record_runs(content.rungs[rung][index], content.quantizers, content.allocations, rung)
+    runs = content.runs[rung][index]
     symbols = content.symbols[rung][index] if any(costs[m] is not None for m in runs.models) else None
     counts = [] if symbols is None else _count_symbols(symbols, runs.lengths)
     packed = coded = 0.0

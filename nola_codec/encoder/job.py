@@ -21,6 +21,7 @@ from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import OBJECTIVES, Objective
 from nola_codec.fit.components import sides_energy
 from nola_codec.model.adapter import Adapter, Codable
+from nola_codec.parallel import parallel_map
 from nola_codec.prng import NAMES as GENERATOR_NAMES
 from nola_codec.version import __version__
 
@@ -104,7 +105,7 @@ def open_job(
         with clock.stage("prediction"):
             prediction = predict(items, options.reference, OBJECTIVES[options.objective_name])
         envelope = replace(envelope, reference=prediction.entry)
-    gained = np.array([_energy(item) for item in items])
+    gained = np.array(list(parallel_map(_energy, items)))
     shared_deltas = find_shared_deltas(adapter, items)
     energies = shared_deltas.shared_energies(gained)
     before = float(gained.sum())

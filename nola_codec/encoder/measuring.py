@@ -18,6 +18,9 @@ from nola_codec.encoder.reconstruct import FactsCollector, decode_rung
 from nola_codec.encoder.tuning import FactorPairs
 from nola_codec.fit.components import sides_error
 
+_DIGITS = 9
+"""The decimal digits of a loss that are written."""
+
 
 @dataclass(frozen=True)
 class MeasuredRung:
@@ -88,7 +91,8 @@ def _losses(job: EncodeJob, quantized: QuantizedAdapter, rung: int, errors: Floa
     if quantized.effective_errors is not None:
         whole = float(quantized.weights.sum())
         losses["effective_error"] = float(quantized.effective_errors[rung].sum()) / whole if whole else 0.0
-    return losses
+    # Machines sum floats in different orders, and the file should not depend on the last bits.
+    return {name: float(f"{loss:.{_DIGITS}g}") for name, loss in losses.items()}
 
 
 def _squared_error(job: EncodeJob, index: int, decoded: DecodedRecord) -> float:

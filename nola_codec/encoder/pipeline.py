@@ -15,6 +15,7 @@ if it is better than the file from the weights alone (`_encode_trained`).
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 from nola_codec.basis import NAMES as BASIS_NAMES
@@ -44,6 +45,7 @@ from nola_codec.fit.canonical_form import CanonicalForm, FormSettings, make_cano
 from nola_codec.fit.difference_form import make_difference_form
 from nola_codec.fit.noise_limit import QUIETER_OBJECTIVES
 from nola_codec.model.adapter import Adapter
+from nola_codec.parallel import one_blas_thread
 from nola_codec.prng import NAMES as GENERATOR_NAMES
 
 _FLOOR = 0.5
@@ -77,17 +79,19 @@ def encode_adapter(
     Raises:
         EncodeError: ``unreachable``: The target cannot be reached; or another code of the stages.
     """
-    job, tuner = open_job(adapter, options, source_bytes=source_bytes, parameters=parameters), options.tuner
-    if options.is_factor_form:
-        quantized = quantize_factors(job)
-        file = code_file(job, quantized)
-    elif tuner is not None and isinstance(tuner, ComparingTuner):
-        quantized, file = _encode_trained(job, tuner, form)
-    elif job.prediction is None:
-        quantized, file = _encode_to_target(job, form)
-    else:
-        job, quantized, file = _encode_difference(job)
-    return file.data, make_report(job, quantized, file)
+    # BLAS sums in another order with each number of threads, and the last bit of an error is in the file.
+    with one_blas_thread() if options.tuner is None else nullcontext():
+        job, tuner = open_job(adapter, options, source_bytes=source_bytes, parameters=parameters), options.tuner
+        if options.is_factor_form:
+            quantized = quantize_factors(job)
+            file = code_file(job, quantized)
+        elif tuner is not None and isinstance(tuner, ComparingTuner):
+            quantized, file = _encode_trained(job, tuner, form)
+        elif job.prediction is None:
+            quantized, file = _encode_to_target(job, form)
+        else:
+            job, quantized, file = _encode_difference(job)
+        return file.data, make_report(job, quantized, file)
 
 
 def prepare_form(adapter: Adapter, options: EncodeOptions) -> CanonicalForm:

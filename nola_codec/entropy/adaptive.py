@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from nola_codec.errors import FormatError
 from nola_codec.kernels import library
-from nola_codec.kernels.integers import AdaptiveReader
+from nola_codec.kernels.integers import AdaptiveReader, write_integers
 
 id: Final = 3
 MAX_BITS: Final = 20
@@ -39,16 +39,39 @@ class IntegerWriter:
     """A writer of adaptive integers."""
 
     def __init__(self) -> None:
+        self._roles: list[int] = []
+        self._values: list[int] = []
+
+    def write(self, role: int, value: int) -> None:
+        """Append an integer of a role. Raises ValueError if its magnitude has more than `MAX_BITS` bits."""
+        if abs(value).bit_length() > MAX_BITS:
+            raise ValueError(f"{value} does not fit into a units section")
+        self._roles.append(role)
+        self._values.append(value)
+
+    def finish(self) -> bytes:
+        """Return the bytes of all integers. The writer cannot be used any more."""
+        lib = library()
+        if lib is not None:
+            return write_integers(lib, self._roles, self._values).rstrip(b"\0")
+        coder = _Coder()
+        for role, value in zip(self._roles, self._values, strict=True):
+            coder.write(role, value)
+        return coder.finish()
+
+
+class _Coder:
+    """What `IntegerWriter` does without the compiled kernel."""
+
+    def __init__(self) -> None:
         self._contexts: _Contexts = {}
         self._low, self._range = 0, (1 << 32) - 1
         self._out = bytearray()
 
     def write(self, role: int, value: int) -> None:
-        """Append an integer of a role. Raises ValueError if its magnitude has more than `MAX_BITS` bits."""
+        """Code an integer of a role."""
         magnitude = abs(value)
         length = magnitude.bit_length()
-        if length > MAX_BITS:
-            raise ValueError(f"{value} does not fit into a units section")
         bits = [1] * length + [0]
         if length:
             bits.append(int(value < 0))
@@ -59,7 +82,7 @@ class IntegerWriter:
             path = path << 1 | bit
 
     def finish(self) -> bytes:
-        """Return the bytes of all integers. The writer cannot be used any more."""
+        """Return the bytes of all integers."""
         for zeros in range(32, -1, -1):  # the number in the last range that ends in the most zeros
             mask = (1 << zeros) - 1
             number = (self._low + mask) & ~mask

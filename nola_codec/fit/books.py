@@ -9,40 +9,45 @@ import numpy.typing as npt
 
 from nola_codec.array_types import Float64Array
 from nola_codec.entropy.rans import normalize
-from nola_codec.fit.coders import MASK, Coder, DependentCoder, TrellisCoder, dependent_statistics
+from nola_codec.fit.coders import MASK, Coder, DependentCoder, TrellisCoder, bin_sums, dependent_statistics
 from nola_codec.kernels import library
 from nola_codec.kernels.levels import scalar_sums
-from nola_codec.model.quantizers import Dependent, Quantizer
+from nola_codec.model.quantizers import Book, Codebook, Dependent, Quantizer
 from nola_codec.quant.codebooks import POINT_SCALE, symmetric_codebook
 
 
 def level_statistics(
     coder: Coder, levels: npt.NDArray[np.int8], values: npt.NDArray[np.float32]
 ) -> tuple[Float64Array, Float64Array]:
-    """Return the counts and the sums of magnitudes of the levels, which `fit_quantizer` needs in sum over all vectors.
+    """Return the counts of each vector's levels, and the sums of its values times their signs, by magnitude.
 
-    Both are float64 (levels,), or (2, levels) for a dependent coder. For a trellis they are zeros.
+    Both are float64 (vectors, magnitudes), or (vectors, 2, magnitudes) for a dependent coder. Level 0 has sums of 0.
+    For a trellis all are zeros.
     """
     if isinstance(coder, TrellisCoder):
-        return np.zeros(1), np.zeros(1)
+        return np.zeros((len(levels), 1)), np.zeros((len(levels), 1))
     if isinstance(coder, DependentCoder):
         return dependent_statistics(levels, values, coder.most)
     size = len(coder.quantizer.thresholds) + 1
     compiled = library()
     if compiled is not None:
         return scalar_sums(compiled, levels, values, size)
-    index = np.abs(levels).reshape(-1)
-    return (
-        np.bincount(index, minlength=size).astype(np.float64),
-        np.bincount(index, np.abs(values).reshape(-1), minlength=size).astype(np.float64),
-    )
+    index = np.arange(len(levels), dtype=np.int64)[:, None] * size + np.abs(levels)
+    counts, sums = bin_sums(index, np.abs(values), (len(levels), size))
+    sums[:, 0] = 0
+    return counts, sums
 
 
 def fit_quantizer(coder: Coder, statistics: Sequence[Float64Array]) -> Quantizer:
-    """Make a quantizer with points at the centroids and frequencies from the counts, up to the highest used level."""
+    """Make a quantizer with points at the centroids and frequencies from the counts, up to the highest used level.
+
+    Args:
+        coder: The coder.
+        statistics: The counts and the sums of `level_statistics`, of all vectors.
+    """
     if isinstance(coder, TrellisCoder):
         return Quantizer(coder.trellis)
-    counts, sums = statistics
+    counts, sums = (part.sum(axis=0) for part in statistics)
     if isinstance(coder, DependentCoder):
         share = counts.sum(axis=0)
         top = max(1, int(np.flatnonzero(share).max()))
@@ -55,6 +60,26 @@ def fit_quantizer(coder: Coder, statistics: Sequence[Float64Array]) -> Quantizer
     step = ideal[0] if top == 1 else float(np.median(np.diff(ideal)))
     points = _integers(counts[1 : top + 1], sums[1 : top + 1], ideal, step / POINT_SCALE)
     return Quantizer(symmetric_codebook(points), symmetric_frequencies(_unfold(counts, top)))
+
+
+def coded_products(book: Book, counts: Float64Array, sums: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """Return each vector's inner product with its points, and the squared norm of the points, float64 (vectors,) both.
+
+    Args:
+        book: A symmetric or a dependent codebook.
+        counts: The counts of `level_statistics`.
+        sums: The sums of `level_statistics`.
+    """
+    points = np.zeros(counts.shape[1:])
+    if isinstance(book, Dependent):
+        top = len(book.even)
+        points[:, 1 : top + 1] = book.even, book.odd
+    else:
+        assert isinstance(book, Codebook)
+        top = book.size // 2
+        points[1 : top + 1] = book.points[top + 1 :]
+    axes = tuple(range(1, counts.ndim))
+    return (sums * points).sum(axis=axes), (counts * points**2).sum(axis=axes)
 
 
 def _integers(counts: Float64Array, sums: Float64Array, ideal: Float64Array, unit: float) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.array_types import Float32Array, Float64Array, LevelArray
+from nola_codec.array_types import Float32Array, Float64Array, Int64Array, LevelArray
 from nola_codec.fit.ecsq import Ecsq, frontier
 from nola_codec.fit.viterbi import LevelSearch, encode_dependent, encode_trellis, pack_side_by_side
 from nola_codec.kernels import library
@@ -155,7 +155,7 @@ def fit_tables(samples: Sequence[tuple[DependentCoder, Float32Array]]) -> list[T
 
 def _refit(coder: DependentCoder, tables: Tables, level: LevelArray, sample: Float32Array) -> Tables:
     """Return the points and code lengths that fit the levels of a sample."""
-    counts, sums = dependent_statistics(level, sample, coder.most)
+    counts, sums = (part.sum(axis=0) for part in dependent_statistics(level, sample, coder.most))
     total = counts.sum(axis=0)
     total[1:] /= 2
     bits = -np.log2(np.maximum(total, 0.05) / max(1.0, total[0] + 2 * total[1:].sum()))
@@ -163,16 +163,32 @@ def _refit(coder: DependentCoder, tables: Tables, level: LevelArray, sample: Flo
 
 
 def dependent_statistics(level: LevelArray, values: Float32Array, most: int) -> tuple[Float64Array, Float64Array]:
-    """Return the counts, and the sums of value times sign of level, of each (codebook, |level|): (2, most + 1) both."""
+    """Return counts, and sums of value times sign of level, of each (vector, codebook, |level|).
+
+    Args:
+        level: int8 (vectors, count): the levels, -most to most.
+        values: float32 (vectors, count).
+        most: The highest level.
+
+    Returns:
+        float64 (vectors, 2, most + 1) both.
+    """
     compiled = library()
     if compiled is not None:
         return dependent_sums(compiled, MASK, level, values, most + 1)
-    index = (choose_books(MASK, level).astype(np.int64) * (most + 1) + np.abs(level)).reshape(-1)
-    signed = (np.sign(level) * values).reshape(-1)
-    size = 2 * (most + 1)
+    vectors = np.arange(len(level), dtype=np.int64)[:, None]
+    index = (2 * vectors + choose_books(MASK, level)) * (most + 1) + np.abs(level)
+    return bin_sums(index, np.sign(level) * values, (len(level), 2, most + 1))
+
+
+def bin_sums(
+    index: Int64Array, values: npt.NDArray[np.floating], shape: tuple[int, ...]
+) -> tuple[Float64Array, Float64Array]:
+    """Return how often each bin occurs, and the sum of its values, float64 of a shape; `index` counts through it."""
+    size = int(np.prod(shape))
     return (
-        np.bincount(index, minlength=size).astype(np.float64).reshape(2, -1),
-        np.bincount(index, signed, minlength=size).astype(np.float64).reshape(2, -1),
+        np.bincount(index.reshape(-1), minlength=size).astype(np.float64).reshape(shape),
+        np.bincount(index.reshape(-1), values.reshape(-1), minlength=size).astype(np.float64).reshape(shape),
     )
 
 

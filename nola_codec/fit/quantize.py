@@ -14,7 +14,7 @@ from nola_codec.fit.allocation import RatePlan
 from nola_codec.fit.canonical_form import PLAIN, CanonicalForm
 from nola_codec.fit.levels import DraftLevels, Workspace, levels_to_symbols
 from nola_codec.fit.unit_layers import Layers
-from nola_codec.model.quantizers import Quantizer
+from nola_codec.model.quantizers import Quantizer, Trellis
 from nola_codec.parallel import one_blas_thread, parallel_map
 from nola_codec.quant.points import book_points
 from nola_codec.quant.scales import layer_weight
@@ -82,12 +82,31 @@ class QuantizedForm:
         """
         parts = []
         for side in (0, 1):
+            if self.rungs == 1:
+                parts.append(self._side_symbols(form, side, units))
+                continue
             for unit in units.tolist():
                 entry = int(self.entry[unit])
                 layers = range(rung + 1) if entry == rung else (rung,) if entry < rung else ()
                 coded = [layer for layer in layers if self.quantizer[layer, side, unit] >= 0]
                 parts += [self.symbols(form, layer, side, unit) for layer in coded]
         return np.concatenate(parts) if parts else np.empty(0, np.uint8)
+
+    def _side_symbols(self, form: CanonicalForm, side: int, units: Int64Array) -> npt.NDArray[np.uint8]:
+        """Return the symbols of one side of a record in a file of one rung: those of its units, all at once."""
+        numbers = self.quantizer[0, side, units]
+        units, numbers = units[numbers >= 0], numbers[numbers >= 0]
+        if not len(units):
+            return np.empty(0, np.uint8)
+        books = [self.quantizers[number].codebook for number in numbers.tolist()]
+        index = self.kept[units]
+        length = int(form.lengths[side, index[0]])
+        levels = self.levels.matrix(0, side, length)[form.rows[side, index]]
+        middle = np.array([0 if isinstance(book, Trellis) else book.size // 2 for book in books], np.uint8)
+        symbols = levels.view(np.uint8) + middle[:, None]
+        if not any(isinstance(book, Trellis) for book in books):
+            return symbols.reshape(-1)
+        return np.concatenate([row[: book.run(length)] for row, book in zip(symbols, books, strict=True)])
 
 
 def quantize(

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from nola_codec.array_types import Float32Array, Float64Array, Int64Array
 from nola_codec.fit.allocation import RatePlan, coder_class, precision_shifts, rate_table
-from nola_codec.fit.books import fit_quantizer, level_statistics
+from nola_codec.fit.books import coded_products, fit_quantizer, level_statistics
 from nola_codec.fit.canonical_form import CanonicalForm
 from nola_codec.fit.coders import MASK, DependentCoder, ScalarCoder, TrellisCoder, coders, fit_tables
 from nola_codec.fit.levels import DraftLevels, levels_to_symbols, matrices_like
@@ -95,7 +95,10 @@ class Layers:
             self._code(rung, coder, [batch for batch in batches if batch.coder == coder])
         if self._sums is not None:
             self._weigh(rung)
-        for _ in parallel_map(lambda batch: self._measure(rung, batch), batches):
+        unknown = [
+            batch for batch in batches if self._sums is not None or isinstance(coders()[batch.coder], TrellisCoder)
+        ]
+        for _ in parallel_map(lambda batch: self._measure(rung, batch), unknown):
             pass
         if rung:  # units without a layer stay as they were
             idle = self.quantizer[rung] < 0
@@ -183,11 +186,13 @@ class Layers:
             self._report(sum(len(unknown[i].units) for i in pack))
 
     def _code(self, rung: int, number: int, batches: list[_Batch]) -> None:
-        """Find the levels of all vectors of one coder, except for those of a dependent one, and its quantizer."""
+        """Find the levels of all vectors of one coder, except for those of a dependent one, and its quantizer.
+
+        A file of one rung then has `dots` and `squares` too, except for those of a trellis.
+        """
         coder = coders()[number]
         space = self._workspace
-        is_trellis = isinstance(coder, TrellisCoder)
-        work = [(batch, is_trellis and not self._is_known(rung, batch)) for batch in batches]
+        work = [(batch, isinstance(coder, TrellisCoder) and not self._is_known(rung, batch)) for batch in batches]
 
         def find_levels(item: tuple[_Batch, bool]) -> tuple[Float64Array, Float64Array]:
             """Write the levels of a batch's vectors, unless they are there, and return their statistics."""
@@ -213,9 +218,15 @@ class Layers:
         key = (-1 if isinstance(coder, TrellisCoder) else rung, number)
         if key not in self._numbers:
             self._numbers[key] = len(self.quantizers)
-            self.quantizers.append(fit_quantizer(coder, [sum(part) for part in zip(*statistics, strict=True)]))
-        for batch in batches:
+            self.quantizers.append(
+                fit_quantizer(coder, [np.concatenate(part) for part in zip(*statistics, strict=True)])
+            )
+        book = self.quantizers[self._numbers[key]].codebook
+        for batch, (counts, sums) in zip(batches, statistics, strict=True):
             self.quantizer[rung, batch.side, batch.units] = self._numbers[key]
+            if self._sums is None and not isinstance(coder, TrellisCoder):
+                products = coded_products(book, counts, sums)
+                self.dots[rung, batch.side, batch.units], self.squares[rung, batch.side, batch.units] = products
 
     def _points(self, rung: int, batch: _Batch) -> npt.NDArray[np.float32]:
         """Return the points of the layer without its weight, float32 (units, length)."""
@@ -256,7 +267,7 @@ class Layers:
             sums[side][length][rows] += points * weights[:, None].astype(np.float32)
 
     def _measure(self, rung: int, batch: _Batch) -> None:
-        """Measure `dots` and `squares` of some vectors at a rung."""
+        """Measure `dots` and `squares` of some vectors at a rung, on their points."""
         side, _, length, _, units = batch
         rows = self._form.rows[side][self._plan.kept[units]]
         if self._sums is None:

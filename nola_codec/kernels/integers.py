@@ -1,4 +1,4 @@
-"""A reader of adaptive integers (c/integers.c)."""
+"""A reader and a writer of adaptive integers (c/integers.c)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from nola_codec.kernels.arguments import require
 from nola_codec.kernels.loading import Library
 
 _ROLES, _MAX_BITS = 32, 20
@@ -54,3 +55,25 @@ class AdaptiveReader:
             grown = np.zeros((2 * used + count, 4), np.int32)
             grown[:used] = self._nodes[:used]
             self._nodes = grown
+
+
+def write_integers(lib: Library, roles: Sequence[int], values: Sequence[int]) -> bytes:
+    """Return the bytes of a section of integers, with the zeros at its end, as `entropy.adaptive` codes them.
+
+    Args:
+        lib: The library.
+        roles: The role of each integer, 0 to 31.
+        values: The integers, each of at most 20 bits and a sign.
+
+    Raises:
+        ValueError: A role or an integer is out of range.
+    """
+    asked, given = np.array(roles, np.int64), np.array(values, np.int64)
+    require(asked.shape == given.shape and bool(((asked >= 0) & (asked < _ROLES)).all()), "a role of each integer")
+    require(bool((np.abs(given) < 1 << _MAX_BITS).all()), "integers of 20 bits")
+    room = len(given) * (2 * _MAX_BITS + 2)
+    nodes = np.zeros((_ROLES + room, 4), np.int32)
+    nodes[:, 2] = 1 << 15
+    out = np.empty(2 * room + 8, np.uint8)
+    size = lib.call("nola_write_integers", asked, given, len(given), nodes, out)
+    return out[:size].tobytes()

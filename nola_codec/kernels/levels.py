@@ -31,28 +31,31 @@ def scalar_levels(lib: Library, values: Float32Array, thresholds: Float32Array) 
 
 
 def scalar_sums(lib: Library, levels: LevelArray, values: Float32Array, size: int) -> tuple[Float64Array, Float64Array]:
-    """Return the counts and the sums of magnitudes of the values of each |level|, float64 (size,) both.
+    """Return the counts and the sums of magnitudes of the values of each vector and |level|, float64 (vectors, size).
+
+    The sum of level 0 is 0.
 
     Args:
         lib: The library.
-        levels: int8, of the shape of `values`, with magnitudes under `size`.
-        values: float32.
+        levels: int8 (vectors, count), with magnitudes under `size`.
+        values: float32 (vectors, count).
         size: The number of magnitudes, at most 128.
 
     Raises:
         ValueError: An argument has another dtype or shape.
     """
     require(0 < size <= _MAGNITUDES, "at most 128 magnitudes")
-    counts, sums = np.zeros(_MAGNITUDES, np.int64), np.zeros(_MAGNITUDES)
+    vectors, length = values.shape
+    counts, sums = np.empty((2, vectors, size))
     lib.call("nola_scalar_sums", require_array(levels, ("int8",), values.shape),
-             require_array(values, ("float32",), values.shape), values.size, counts, sums)  # fmt: skip
-    return counts[:size].astype(np.float64), sums[:size]
+             require_array(values, ("float32",), values.shape), vectors, length, size, counts, sums)  # fmt: skip
+    return counts, sums
 
 
 def dependent_sums(
     lib: Library, mask: int, levels: LevelArray, values: Float32Array, size: int
 ) -> tuple[Float64Array, Float64Array]:
-    """Return the counts, and the sums of value times sign of level, of each (codebook, |level|), float64 (2, size).
+    """Return counts, and sums of value times sign of level, of each (codebook, |level|), float64 (vectors, 2, size).
 
     Args:
         lib: The library.
@@ -66,10 +69,10 @@ def dependent_sums(
     """
     require(0 < size <= _MAGNITUDES and 0 <= mask < 256, "at most 128 magnitudes and a mask of 8 bits")
     vectors, length = values.shape
-    counts, sums = np.zeros((2, _MAGNITUDES), np.int64), np.zeros((2, _MAGNITUDES))
+    counts, sums = np.empty((2, vectors, 2, size))
     lib.call("nola_dependent_sums", require_array(levels, ("int8",), values.shape),
-             require_array(values, ("float32",), values.shape), vectors, length, mask, counts, sums)  # fmt: skip
-    return counts[:, :size].astype(np.float64), sums[:, :size].copy()
+             require_array(values, ("float32",), values.shape), vectors, length, mask, size, counts, sums)  # fmt: skip
+    return counts, sums
 
 
 def run_counts(lib: Library, symbols: npt.NDArray[np.uint8], lengths: Int64Array) -> Int64Array:

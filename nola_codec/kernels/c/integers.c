@@ -72,3 +72,78 @@ KERNEL(nola_read_integers)(const uint8_t *data, int64_t size, int64_t *state, in
     }
     return count;
 }
+
+typedef struct {
+    uint64_t low, range; /* low lies under 2^33: a carry above 2^32 goes to the bytes so far */
+    uint8_t *out;
+    int64_t size, nodes;
+    Node *memory;
+} Writer;
+
+/* Move the highest byte of the lower end to the output, with its carry. */
+static void push(Writer *writer) {
+    if (writer->low >> 32) {
+        int64_t last = writer->size - 1;
+        while (writer->out[last] == 255)
+            writer->out[last--] = 0;
+        writer->out[last]++;
+    }
+    writer->out[writer->size++] = (uint8_t)(writer->low >> 24);
+    writer->low = (writer->low & 0xFFFFFF) << 8;
+}
+
+/* Write a bit at `*at`, adapt the node, and go to the next one. */
+static void write_bit(Writer *writer, int32_t *at, int bit) {
+    Node *node = writer->memory + *at;
+    const uint64_t bound = (writer->range >> 16) * (uint64_t)node->share;
+    if (bit) {
+        writer->low += bound;
+        writer->range -= bound;
+        node->share -= node->share / (node->seen + 2);
+    } else {
+        writer->range = bound;
+        node->share += (65536 - node->share) / (node->seen + 2);
+    }
+    node->seen += node->seen < MOST_SEEN;
+    while (writer->range < 1 << 24) {
+        push(writer);
+        writer->range <<= 8;
+    }
+    if (node->next[bit] == 0) {
+        writer->memory[writer->nodes] = (Node){{0, 0}, 1 << 15, 0};
+        node->next[bit] = (int32_t)writer->nodes++;
+    }
+    *at = node->next[bit];
+}
+
+/* Write all integers of a section, each of a role below ROLES and of at most MAX_BITS bits.
+ *
+ * `memory` holds the nodes of the roles, and has room for 2 * MAX_BITS + 2 more for each integer; `out` has room for
+ * twice as many bytes and eight more: a bit takes at most 16. Return the number of bytes, with zeros at the end. */
+KERNEL(nola_write_integers)(const int64_t *roles, const int64_t *values, int64_t count, int32_t *memory, uint8_t *out) {
+    Writer writer = {0, 0xFFFFFFFF, out, 0, ROLES, (Node *)memory};
+    for (int64_t i = 0; i < count; i++) {
+        int32_t at = (int32_t)roles[i];
+        const int64_t magnitude = values[i] < 0 ? -values[i] : values[i];
+        int length = 0;
+        while (magnitude >> length)
+            length++;
+        for (int bit = 0; bit < length; bit++)
+            write_bit(&writer, &at, 1);
+        write_bit(&writer, &at, 0);
+        if (length)
+            write_bit(&writer, &at, values[i] < 0);
+        for (int place = length - 2; place >= 0; place--)
+            write_bit(&writer, &at, (int)(magnitude >> place & 1));
+    }
+    for (int zeros = 32; zeros >= 0; zeros--) { /* the number in the last range that ends in the most zeros */
+        const uint64_t mask = ((uint64_t)1 << zeros) - 1, number = (writer.low + mask) & ~mask;
+        if (number < writer.low + writer.range) {
+            writer.low = number;
+            break;
+        }
+    }
+    for (int i = 0; i < 4; i++)
+        push(&writer);
+    return writer.size;
+}

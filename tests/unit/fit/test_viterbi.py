@@ -96,7 +96,7 @@ def test_dependent_quantizers_beat_scalar_ones() -> None:
     for coder in chosen:
         (tables,) = fit_tables([(coder, values[:8])])
         (levels,) = find_levels([coder.search(values, tables)])
-        counts, sums = dependent_statistics(levels, values, coder.most)
+        counts, sums = (part.sum(axis=0) for part in dependent_statistics(levels, values, coder.most))
         share = np.concatenate((counts.sum(axis=0)[:1], np.repeat(counts.sum(axis=0)[1:] / 2, 2))) / values.size
         rate = -(share[share > 0] * np.log2(share[share > 0])).sum()
         centroids = sums / np.maximum(counts, 1)

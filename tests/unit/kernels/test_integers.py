@@ -1,4 +1,4 @@
-"""The compiled reader of adaptive integers reads what Python's reads, and refuses what it refuses."""
+"""The compiled reader and writer of adaptive integers do what Python's do, and the reader refuses what it refuses."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from kernel_paths import COMPILED, PATHS
 
 from nola_codec.entropy.adaptive import MAX_BITS, IntegerReader, IntegerWriter
 from nola_codec.errors import FormatError
+from nola_codec.kernels.integers import write_integers
+from nola_codec.kernels.loading import load
 
 pytestmark = pytest.mark.skipif(not COMPILED, reason="no kernels are compiled here")
 
@@ -31,14 +33,19 @@ def outcome(data: bytes, roles: list[int], pieces: list[int]) -> object:
 @pytest.mark.parametrize("number", range(40))
 def test_integers(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(number)
-    writer = IntegerWriter()
     roles, values = [], []
     for _ in range(rng.choice((0, 1, 30, 700, 1500))):
         bits = rng.choice((0, 1, 2, 5, MAX_BITS))
         roles.append(rng.randrange(17))
         values.append(rng.choice((-1, 1)) * rng.randrange(1 << bits))
-        writer.write(roles[-1], values[-1])
-    data = writer.finish()
+    written = set()
+    for path in PATHS:
+        monkeypatch.setenv("NOLA_KERNELS", path)
+        writer = IntegerWriter()
+        for role, value in zip(roles, values, strict=True):
+            writer.write(role, value)
+        written.add(writer.finish())
+    (data,) = written
     first = rng.randrange(len(roles) + 1)
     cuts = [(data, values)]
     for _ in range(6):
@@ -70,3 +77,28 @@ def test_a_role_that_does_not_exist(role: int, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("NOLA_KERNELS", COMPILED[-1])
     with pytest.raises(ValueError, match="roles"):
         IntegerReader(b"", "section 1").read(role)
+
+
+def test_the_writer_refuses_what_does_not_fit() -> None:
+    lib = load(COMPILED[-1]).library
+    assert lib is not None
+    for roles, values in (([32], [1]), ([-1], [1]), ([0], [1 << MAX_BITS]), ([0, 1], [1])):
+        with pytest.raises(ValueError, match="a kernel was given"):
+            write_integers(lib, roles, values)
+    with pytest.raises(ValueError, match="does not fit into a units section"):
+        IntegerWriter().write(0, 1 << MAX_BITS)
+
+
+def test_carries_run_through_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long row of equal integers makes the range creep along the top, and a carry then goes far back."""
+    rng = random.Random(1)
+    for _ in range(30):
+        values = [1] * rng.randrange(1, 3000) + [rng.randrange(-9, 9) for _ in range(20)]
+        found = set()
+        for path in PATHS:
+            monkeypatch.setenv("NOLA_KERNELS", path)
+            writer = IntegerWriter()
+            for value in values:
+                writer.write(3, value)
+            found.add(writer.finish())
+        assert len(found) == 1
