@@ -50,12 +50,7 @@ def reached_error(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) 
 def make_report(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) -> EncodeReport:
     """Return the report of a file: its size, its errors and its notes."""
     options, last = job.options, file.rungs[-1]
-    total = float(job.energies.sum())
-    nmse = float(last.squared_errors.sum()) / total if total else 0.0
-    effective = None
-    if quantized.effective_errors is not None:
-        whole = float(quantized.weights.sum())
-        effective = float(quantized.effective_errors[-1].sum()) / whole if whole else 0.0
+    nmse, effective = last.facts.measured["nmse"], last.facts.measured.get("effective_error")
     carried = report_carried(job.carried, file.data) + _change_reports(job, last, file.data)
     ratio = 2 * job.parameters / len(file.data)
     is_image = is_of_image_model(job.adapter)

@@ -105,7 +105,7 @@ class QuantizedForm:
         middle = np.array([0 if isinstance(book, Trellis) else book.size // 2 for book in books], np.uint8)
         symbols = levels.view(np.uint8) + middle[:, None]
         if not any(isinstance(book, Trellis) for book in books):
-            return symbols.reshape(-1)
+            return np.asarray(symbols.reshape(-1))
         return np.concatenate([row[: book.run(length)] for row, book in zip(symbols, books, strict=True)])
 
 
