@@ -174,6 +174,8 @@ def compile_case(name: str, backend: str, arch: int | str, width: int) -> Compil
         kernel, signature, constexprs=constants, attrs={(number,): [["tt.divisibility", 16]] for number in aligned}
     )
     made = triton.compile(source, target=GPUTarget(backend, arch, width), options=options)
+    if any(name in made.asm.get("ptx", made.asm.get("amdgcn")) for name in ("fma.rn.f64", "v_fma_f64")):
+        raise RuntimeError(f"{name}: product and sum are fused into one rounding, which changes bits")
     exchanges = made.asm["ttgir"].count("ttg.convert_layout")
     if backend == "hip":
         registers, spilled = (

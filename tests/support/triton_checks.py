@@ -122,7 +122,7 @@ def check_rans() -> None:
     models = [SymbolModel(size, normalize(rng.integers(0, 50, size) ** 2)) for size in (3, 200, 256)]
     parts, streams, position = [], [], 0
     plan = SymbolPlan(models)
-    for lengths in ((5, 0, 40), (100,), (600, 3000, 2222)):
+    for lengths in ((5, 0, 40), (100,), (300, 700, 211)):
         runs = Runs(rng.integers(0, 3, len(lengths)), np.array(lengths))
         symbols = np.concatenate([
             rng.choice(models[m].size, n, p=np.array(models[m].frequencies) / TOTAL).astype(np.uint8)
@@ -168,18 +168,18 @@ def check_merge() -> None:
     assert int(faults) == 1
 
 
-FILES = ("codec-raw", "trellis", "layouts", "paper-rademacher-philox", "vectors-paper")
+FILES = ("codec-raw", "paper-rademacher-philox", "vectors-paper")
 
 
 def check_files() -> None:
-    """Files through the device path, which takes the kernels here; the decoded SHA-256 of every rung is compared."""
+    """Files through the device path, which takes the kernels here; the decoded SHA-256 is compared."""
     rng = np.random.default_rng(4)
     lora = {}
-    for name, out, columns in (("a", 64, 128), ("b", 192, 64), ("c", 60, 64)):
-        for part, shape in (("lora_A", (4, columns)), ("lora_B", (out, 4))):
+    for name, out, columns in (("a", 64, 128), ("b", 60, 32)):
+        for part, shape in (("lora_A", (2, columns)), ("lora_B", (out, 2))):
             values = rng.standard_normal(shape).astype(np.float32) * np.float32(2.0 ** -rng.integers(0, 5))
             lora[f"base_model.model.{name}_proj.{part}.weight"] = values
-    made, _ = encode_bytes(lora, config={"peft_type": "LORA", "r": 4, "lora_alpha": 8}, nmse=0.05, rungs=(500,))
+    made, _ = encode_bytes(lora, config={"peft_type": "LORA", "r": 2, "lora_alpha": 4}, nmse=0.1)
     fused = []
     chosen = decoding.can_fuse
 
@@ -189,7 +189,7 @@ def check_files() -> None:
 
     with patch.object(decoding, "can_fuse", note):
         verify(made, xp=TorchArrays())
-        assert fused == [True, True, False] * 2  # two rungs; 60 elements take two passes
+        assert fused == [True, False]  # 60 elements take two passes
         for name in FILES:
             verify(golden(name), xp=TorchArrays())
 

@@ -19,9 +19,10 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 @pytest.mark.parametrize("checks", [("philox", "rademacher", "merge", "hadamard"), ("rans", "files")])
 def test_kernels_in_the_interpreter(checks: tuple[str, ...]) -> None:
     script = ROOT / "tests" / "support" / "triton_checks.py"
+    path = [str(ROOT), str(script.parent), os.environ.get("PYTHONPATH", "")]
     made = subprocess.run(
         [sys.executable, "-W", "error", str(script), *checks],
-        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(script.parent)])},
+        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(path)},
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
