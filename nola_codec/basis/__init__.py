@@ -20,7 +20,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -57,7 +57,7 @@ class Basis(Protocol):
     def synthesize(self, coefficients: Array, n: int, keys: tuple[BasisKey, ...], peak: int, xp: Arrays) -> Array: ...
     def synthesize_compiled(
         self,
-        coefficients: Array,
+        coefficients: Sequence[Array],
         n: int,
         keys: tuple[BasisKey, ...],
         peak: int,

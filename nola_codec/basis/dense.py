@@ -6,7 +6,7 @@ generator can start at any row, so memory is bounded whatever num_basis is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,7 @@ class DenseBasis:
 
     def synthesize_compiled(
         self,
-        coefficients: Array,
+        coefficients: Sequence[Array],
         n: int,
         keys: tuple[BasisKey, ...],
         peak: int,
@@ -82,9 +82,10 @@ class DenseBasis:
         Results without scales are int64 for `uniform`.
         """
         lib = library() if isinstance(xp, NumpyArrays) else None
-        groups, batch, num_basis = coefficients.shape
-        bound = self.bound(n, num_basis, peak)
-        if lib is None or coefficients.dtype.name not in INTEGERS or bound > self.largest_sum:
+        if lib is None or not all(own.dtype.name in INTEGERS for own in coefficients):
+            return None
+        groups, (batch, num_basis) = len(coefficients), coefficients[0].shape
+        if self.bound(n, num_basis, peak) > self.largest_sum:
             return None
         made = [
             synthesize_dense(lib, self.name, key.generator, seed=key.seed, stream=key.stream,

@@ -8,7 +8,7 @@ block. This gives an integer matrix with orthogonal rows and no padding (specifi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -89,7 +89,7 @@ class Hadamard:
 
     def synthesize_compiled(
         self,
-        coefficients: Array,
+        coefficients: Sequence[Array],
         n: int,
         keys: tuple[BasisKey, ...],
         peak: int,
@@ -99,7 +99,7 @@ class Hadamard:
         """Do the same as `synthesize` with the compiled kernel, and scale in the same pass.
 
         Args:
-            coefficients: As in `synthesize`.
+            coefficients: (batch, num_basis) of each group; dtypes may differ.
             n: As in `synthesize`.
             keys: As in `synthesize`.
             peak: As in `synthesize`.
@@ -110,14 +110,16 @@ class Hadamard:
             int16 (groups, batch, n) with scales, else int32; None if there is no kernel for these arguments.
         """
         lib = library() if isinstance(xp, NumpyArrays) else None
-        groups, batch, num_basis = coefficients.shape
-        if lib is None or coefficients.dtype.name not in INTEGERS or self.bound(n, num_basis, peak) > LARGEST_SUM:
+        if lib is None or not all(own.dtype.name in INTEGERS for own in coefficients):
+            return None
+        groups, (batch, num_basis) = len(coefficients), coefficients[0].shape
+        if self.bound(n, num_basis, peak) > LARGEST_SUM:
             return None
         plan = block_and_passes(n)
         out = np.empty((groups, batch, n), np.int32 if scales is None else np.int16)
         for group, key in enumerate(keys):
             purposes = (SIGNS, SIGNS_SECOND)[: plan[1]]
-            out[group] = synthesize_hadamard(
+            synthesize_hadamard(
                 lib,
                 coefficients[group],
                 n,
@@ -125,6 +127,7 @@ class Hadamard:
                 tuple(_packed_signs(key, purpose, n) for purpose in purposes),
                 None if num_basis == n else _subset(key, n, num_basis, NUMPY),
                 None if scales is None else (scales[0][group * batch :][:batch], scales[1][group * batch :][:batch]),
+                out[group],
             )
         return out
 

@@ -133,7 +133,7 @@ def _synthesize_side(
         raise FormatError(f"coefficients of {records[0].name}: sums may reach {bound}, too large to scale exactly",
                           code="bound")  # fmt: skip
     mantissas, shifts = vector_scales(records, side)
-    points = xp.stack([xp.asarray(c.sides[side]) for c in coefficients], 0)  # (records, vectors, num_basis)
+    points = [xp.asarray(c.sides[side]) for c in coefficients]  # (vectors, num_basis) each
     scaled = basis.synthesize_compiled(points, length, keys, peak, (mantissas[:, 0], shifts[:, 0]), xp)
     if scaled is not None:
         return [_arrange(rows, own, xp) for rows in scaled]
@@ -145,7 +145,7 @@ def _synthesize_side(
             )
             for c, key, part in zip(coefficients, keys, np.split(np.arange(len(shifts)), len(records)), strict=True)
         ]
-    values = basis.synthesize(points, length, keys, peak, xp)  # (records, vectors, length)
+    values = basis.synthesize(xp.stack(points, 0), length, keys, peak, xp)  # (records, vectors, length)
     rows = scale_to_int16(values.reshape(len(records) * vectors, length), mantissas, shifts, xp)
     rows = rows.reshape(len(records), vectors, length)
     return [_arrange(rows[i], own, xp) for i in range(len(records))]

@@ -27,6 +27,7 @@ def synthesize_hadamard(
     signs: tuple[Uint32Array, ...],
     places: Int64Array | None = None,
     scales: tuple[Int64Array, Int64Array] | None = None,
+    out: npt.NDArray[Any] | None = None,
 ) -> npt.NDArray[Any]:
     """Return y = q H D for each vector q, as int32; or scaled to int16, (y * M + 2^(s - 1)) >> s clamped.
 
@@ -40,6 +41,7 @@ def synthesize_hadamard(
         signs: For each pass the words whose bits are its signs, uint32 (n // 32 + 2,) at least: the last may be any.
         places: The place of each coefficient among n, int64 (num_basis,); None if num_basis is n.
         scales: M, 1 to 65535, and s, 1 to 62, of each vector, int64 (vectors,) each; None for int32 results.
+        out: The array to write to, C-contiguous, of the dtype and the shape of the result; None makes one.
 
     Returns:
         int16 (vectors, n) with scales, else int32 (vectors, n).
@@ -68,7 +70,10 @@ def synthesize_hadamard(
     panel = max(1, min(n // block, max(16, _PANEL // block)))
     whole = 2 * n if passes == 2 else n if places is not None else 0
     work = np.empty(2 * panel * block + whole, np.uint32)
-    out = np.empty((vectors, n), np.int32 if scales is None else np.int16)
+    dtype = np.int32 if scales is None else np.int16
+    if out is None:
+        out = np.empty((vectors, n), dtype)
+    require(out.shape == (vectors, n) and out.dtype == dtype and out.flags.c_contiguous, "an array for the results")
     lib.call("nola_hadamard", coefficients, coefficients.itemsize, places, vectors, num_basis, n, block, passes, panel,
              signs[0], signs[-1], work, mantissas, shifts, out)  # fmt: skip
     return out

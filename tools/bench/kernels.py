@@ -42,7 +42,7 @@ def synthesis(basis: int, n: int, num_basis: int, batch: int) -> Work:
     chosen, scales = basis_by_id(basis), (np.full(batch, 40_000), np.full(batch, 20))
 
     def work() -> npt.NDArray[Any]:
-        made = chosen.synthesize_compiled(q, n, keys, 7, scales, NUMPY)
+        made = chosen.synthesize_compiled(list(q), n, keys, 7, scales, NUMPY)
         if made is None:
             whole = chosen.synthesize(q, n, keys, 7, NUMPY)
             made = scale_to_int16(whole[0], scales[0][:, None], scales[1][:, None], NUMPY)[None]
