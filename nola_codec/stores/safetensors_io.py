@@ -186,7 +186,8 @@ class SafetensorsFile(Closing):
         except safetensors.SafetensorError as e:
             raise AdapterError(f"the safetensors package refuses it: {e}", code="bad-header", where=self.name) from e
         found = {key: info["data"] for key, info in read}
-        return {key: RawTensor(info.dtype, info.shape, bytes(found[key])) for key, info in self.tensors.items()}
+        del data, read  # each tensor is in memory once, or twice while it is copied
+        return {key: RawTensor(info.dtype, info.shape, bytes(found.pop(key))) for key, info in self.tensors.items()}
 
     def offset(self, name: str) -> int:
         """Return the position of a tensor's first byte in the file or stream."""
