@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.errors import require_torch
+from nola_codec.errors import NolaError, mismatch, require_torch
 
 Array = Any
 """A numpy.ndarray from `NumpyArrays`, or a torch.Tensor from `TorchArrays`."""
@@ -101,7 +101,12 @@ class TorchArrays:
         import torch
 
         self._torch = torch
-        self.device = torch.device(cast("Any", device))
+        try:
+            self.device = torch.device(cast("Any", device))
+        except (RuntimeError, TypeError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            message = mismatch("device", 'what torch.device takes, or "numpy"', f"{device!r} ({reason})")
+            raise NolaError(message, code="option") from error
 
     def asarray(self, array: Array) -> Array:
         if isinstance(array, self._torch.Tensor):

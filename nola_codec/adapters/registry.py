@@ -89,12 +89,14 @@ def register_dialect(dialect: Dialect) -> None:
         raise ValueError(f"there is a dialect {dialect.name!r} already")
 
 
-def find_dialect(name: str) -> Dialect | None:
+def find_dialect(name: object) -> Dialect | None:
     """Return a dialect by its name, or None. If no registered dialect has the name, entry points are loaded first.
 
     Raises:
         AdapterError: ``bad-dialect``: a dialect of an installed package cannot be loaded.
     """
+    if not isinstance(name, str):
+        return None
     if name not in _known:
         load_entry_points()
     return _known.get(name)

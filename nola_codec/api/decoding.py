@@ -194,6 +194,7 @@ def _in_format(
     from nola_codec.adapters.conversion import convert
     from nola_codec.api.change_conversion import change_as_lora
 
+    format = str(format)  # a name that no dialect has, if it was another object
     if config is None and base is not None:
         config = read_base_config(base)
     if adapter.dialect == "delta":

@@ -11,6 +11,7 @@ import numpy as np
 
 from nola_codec.adapters.dialects import weight_changes as dialect
 from nola_codec.adapters.dialects.weight_changes import Pairing, Selection, Weights
+from nola_codec.api.arguments import require_model_path
 from nola_codec.api.encoding import check_options
 from nola_codec.api.keywords import DeltaKeywords, check_keywords
 from nola_codec.array_types import Float32Array
@@ -102,6 +103,8 @@ def encode_delta_bytes(
         EncodeError: bad options, or a target that cannot be reached.
         OutputExists: `out` is there and `overwrite` is false.
     """
+    for model in (tuned, base):
+        require_model_path(model)
     check_keywords("encode_delta", {"energy": energy, "rank": rank, **options}, DeltaKeywords, "energy", "rank")
     chosen = check_options(out, size=size, overwrite=overwrite, **options)
     split = SplitOptions(rank, energy, residue, chosen.seed)

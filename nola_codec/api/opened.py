@@ -44,7 +44,7 @@ def stored_dtype(option: str) -> str:
     Raises:
         NolaError: ``option``: there is no such choice.
     """
-    if option not in _DTYPES:
+    if str(option) not in _DTYPES:
         raise NolaError(mismatch("dtype", "one of " + ", ".join(_DTYPES), repr(option)), code="option")
     return _DTYPES[option]
 
@@ -146,7 +146,10 @@ class NolaFile(Generic[Tensor]):
             AdapterError: ``unknown-name``, ``bad-shape``; for VeRA and RandLoRA ``needs-shape``, ``merge-projections``.
             FormatError, ChecksumMismatch: The file is damaged.
         """
-        index = next((self._index[n] for n in (name, PREFIX + name) if n in self._index), None)
+        spellings = _spellings(name)
+        if not spellings:
+            self._find(name)
+        index = next((self._index[n] for n in spellings if n in self._index), None)
         alone = index is not None and self.header.pairs[index].name + CHANGE_SUFFIX not in self._vectors
         if index is None or not alone:
             from nola_codec.merger.layer_deltas import layer_delta
@@ -299,12 +302,17 @@ class NolaFile(Generic[Tensor]):
         return self._tensor(to_torch(tensor))
 
     def _find(self, name: str) -> int:
-        for candidate in (name, PREFIX + name):
+        for candidate in _spellings(name):
             if candidate in self._index:
                 return self._index[candidate]
         raise AdapterError(
             f"no record named {name!r}; names() lists them", code="unknown-name", where=self._container.name
         )
+
+
+def _spellings(name: object) -> tuple[str, ...]:
+    """Return the names that a module may have in the file; none for what is no text."""
+    return (name, PREFIX + name) if isinstance(name, str) else ()
 
 
 def check_content(container: Container) -> None:

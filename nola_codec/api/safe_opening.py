@@ -196,7 +196,7 @@ def safe_open(
         ...     for key in file.keys():
         ...         tensor = file.get_tensor(key)
     """
-    if framework not in (*_TORCH, *_NUMPY):
+    if str(framework) not in (*_TORCH, *_NUMPY):
         raise NolaError(mismatch("framework", '"pt" or "np"', repr(framework)), code="option")
     stored = stored_dtype(dtype)
     is_numpy = framework in _NUMPY

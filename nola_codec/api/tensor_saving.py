@@ -10,7 +10,7 @@ from nola_codec.api.arguments import require_target
 from nola_codec.api.encoding import encode_bytes
 from nola_codec.api.live_sources import Config, live_store
 from nola_codec.encoder.report import EncodeReport
-from nola_codec.errors import AdapterError
+from nola_codec.errors import AdapterError, mismatch
 from nola_codec.remote import accepts_urls
 from nola_codec.stores.files import atomic_file
 
@@ -34,6 +34,8 @@ def save_tensors(
 ) -> tuple[bytes, EncodeReport]:
     """Encode tensors; arguments and errors as of `nola_codec.torch.save_file`, and no file is written for None."""
     require_target(filename, overwrite=overwrite)
+    if not isinstance(metadata, Mapping | None):
+        raise AdapterError(mismatch("metadata", "texts by their names", repr(metadata)), code="source-type")
     store = live_store(tensors, "(tensors)", metadata)
     data, report = encode_bytes(store, config=config, scale=scale, size=size, **options)
     if report.scale_origin == "assumed":

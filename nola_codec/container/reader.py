@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
+import stat
 import zlib
 from dataclasses import replace
 from functools import cache
@@ -208,11 +209,11 @@ class Container:
     ) -> None:
         self.close()
 
-    def _choose(self, header: Header, rung: int | None) -> int:
+    def _choose(self, header: Header, rung: object) -> int:
         """Return the rung to open at: the one that was asked for, else the last one that is whole."""
         there = [number for number in range(len(header.rungs)) if self._end(header, number) <= self._length]
-        if rung is not None and not 0 <= rung < len(header.rungs):
-            raise AdapterError(mismatch("rung", f"0 to {len(header.rungs) - 1}", rung), code="unknown-rung")
+        if rung is not None and (not isinstance(rung, int) or not 0 <= rung < len(header.rungs)):
+            raise AdapterError(mismatch("rung", f"0 to {len(header.rungs) - 1}", repr(rung)), code="unknown-rung")
         chosen = rung if rung is not None else max(there, default=0)
         if chosen not in there:
             wanted = f"{self._end(header, chosen)} bytes"
@@ -252,7 +253,8 @@ def open_container(
         partial: True to accept the beginning of a file, which is opened at the last rung that is whole.
 
     Raises:
-        AdapterError: ``unknown-rung``: The file has no such rung; ``not-nola``: The path is an adapter or a directory.
+        AdapterError: ``unknown-rung``: The file has no such rung; ``not-nola``: The path is an adapter or a directory;
+            ``unreadable``: it is a pipe or a device.
         FormatError, ChecksumMismatch: The file is refused; the specification's reject table lists the codes. The
             message starts with the source.
         RemoteError: A URL cannot be read.
@@ -283,11 +285,17 @@ def open_container(
 
 
 def _refuse_adapter(path: Path) -> None:
-    """Raise an error that says what to do if the path is an adapter or a directory, not a `.nola` file."""
+    """Raise an error that says what to do if the path is an adapter, a directory or a pipe, not a `.nola` file."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # opening it says why
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a pipe could wait for ever
+        raise AdapterError("not a regular file", code="unreadable", where=str(path))
     if path.is_dir():
         if not any((path / name).exists() for name in ("adapter_config.json", "adapters.safetensors", "adapters.npz")):
             raise AdapterError("is a directory, not a .nola file", code="not-nola", where=str(path))
-    elif path.suffix not in _ADAPTER_SUFFIXES or not path.is_file():
+    elif path.suffix not in _ADAPTER_SUFFIXES:
         return
     else:
         with path.open("rb") as stream:

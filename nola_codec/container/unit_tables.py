@@ -11,7 +11,7 @@ from dataclasses import replace
 from nola_codec.container.fields import limit_error
 from nola_codec.container.limits import Limits
 from nola_codec.entropy.adaptive import IntegerReader, IntegerWriter
-from nola_codec.errors import FormatError, mismatch
+from nola_codec.errors import EncodeError, FormatError, mismatch
 from nola_codec.model.header import Allocation
 from nola_codec.model.records import CodedKind, CodedRecord
 from nola_codec.quant.scales import MAX_EXPONENT, MAX_WEIGHT_CODE, MIN_EXPONENT
@@ -117,10 +117,20 @@ def _tables_of(kinds: Iterable[CodedKind]) -> int:
 
 
 def write_exponents(writer: IntegerWriter, exponents: Sequence[tuple[int, ...]]) -> None:
-    """Write the exponents of the sides of each record."""
+    """Write the exponents of the sides of each record.
+
+    Raises:
+        EncodeError: ``overflow``: An exponent is out of range.
+    """
     last = [0, 0]
     for own in exponents:
         for side, exponent in enumerate(own):
+            if not MIN_EXPONENT <= exponent <= MAX_EXPONENT:
+                message = (
+                    f"the weights are too {'large' if exponent > 0 else 'small'}: factors have 16 bits and an exponent "
+                    f"from {MIN_EXPONENT} to {MAX_EXPONENT}, and these need {exponent}"
+                )
+                raise EncodeError(message, code="overflow")
             writer.write(_EXPONENT, exponent - last[side])
             last[side] = exponent
 

@@ -33,7 +33,7 @@ from nola_codec.container.unit_tables import (
     write_tables,
 )
 from nola_codec.entropy.adaptive import IntegerReader, IntegerWriter
-from nola_codec.errors import FormatError, mismatch
+from nola_codec.errors import EncodeError, FormatError, mismatch
 from nola_codec.model.header import Allocation, Header, Rung
 from nola_codec.model.records import CodedKind, CodedRecord
 from nola_codec.quant.scales import MAX_CODE, MIN_CODE, layer_weight
@@ -186,7 +186,8 @@ def pack_units(
         exponents: For each rung and record, the exponents of its sides.
 
     Raises:
-        ValueError: The difference of an amplitude is out of range, or there are not as many tables as kinds name.
+        EncodeError: ``overflow``: The difference of an amplitude or an exponent is out of range.
+        ValueError: There are not as many tables as kinds name.
     """
     memory = _Memory()
     sections = []
@@ -216,7 +217,11 @@ def pack_units(
             fresh = record.entry[units] == rung
             for gap, is_fresh in zip((record.amplitude[units] - codes).tolist(), fresh.tolist(), strict=True):
                 if not -128 <= gap <= 127:
-                    raise ValueError(f"amplitude of {record.name} is {gap} codes from its prediction")
+                    message = (
+                        "its weights are too small, or spread over more orders of magnitude than a file can hold: an "
+                        f"amplitude is {gap} codes from its prediction; leave out the target, or scale the weights"
+                    )
+                    raise EncodeError(message, code="overflow", where=record.name)
                 writer.write(AMPLITUDE + (not is_fresh), gap)
         sections.append(writer.finish())
     return sections

@@ -15,7 +15,7 @@ from nola_codec.api.encoding import check_options
 from nola_codec.api.keywords import keyword_names
 from nola_codec.api.opened import stored_dtype
 from nola_codec.encoder.reference import ANY_REFERENCE
-from nola_codec.errors import AdapterError, NolaError
+from nola_codec.errors import AdapterError, NolaError, mismatch
 from nola_codec.fleet.chains import chain_items, chain_sources, renew_plan, written_reference
 from nola_codec.fleet.finding import find_sources
 from nola_codec.fleet.items import INTERRUPTED, Item, Job, Outcome, Source, Verb
@@ -84,6 +84,8 @@ def encode_many(
         >>> print(report)  # doctest: +SKIP
     """
     settings = _split_run("encode_many", dict(run))
+    if not isinstance(encoding, Mapping | None):
+        raise NolaError(mismatch("encoding", "options by their names", repr(encoding)), code="option")
     common = _check_names("encode_many", dict(encoding or {}), MANY_ENCODE_NAMES)
     if common.get("base") is not None:
         require_model_path(common["base"])
@@ -317,7 +319,7 @@ def _gather(
 
 def _require_directory(out: str | os.PathLike[str]) -> Path:
     """Return the destination as a path. Raises NolaError ``target-type`` for a URL, and for a file."""
-    where = os.fspath(out)
+    where = os.fspath(_require_path(out, "destination"))
     if is_url(where):
         message = "expected a directory on this machine, where the journal can grow; copy it to the store afterwards"
         raise NolaError(message, code="target-type", where=shown_url(where))
@@ -342,7 +344,18 @@ def _reference_options(references: Sequence[str]) -> dict[str, Any]:
 
 
 def _as_list(sources: Sources) -> list[str | os.PathLike[str]]:
-    return [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    given: object = sources
+    listed = [given] if isinstance(given, str | os.PathLike) else given
+    if isinstance(listed, bytes) or not isinstance(listed, Iterable):
+        raise AdapterError(mismatch("sources", "paths, or a list of them", repr(given)), code="source-type")
+    return [_require_path(each, "source") for each in listed]
+
+
+def _require_path(path: object, what: str) -> str | os.PathLike[str]:
+    """Return a path. Raises AdapterError ``source-type`` for another object."""
+    if not isinstance(path, str | os.PathLike):
+        raise AdapterError(mismatch(what, "a path", repr(path)), code="source-type")
+    return path
 
 
 def _split_run(function: str, run: dict[str, Any]) -> tuple[RunSettings, str | None]:

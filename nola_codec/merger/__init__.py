@@ -7,7 +7,8 @@
       -> MergedTensor     the tensors of each merged shard, in order                 shards.py
       -> FileWrite        the pieces of a shard: read, add rows, write, on threads   stream.py, arithmetic/
       -> Journal          the finished shards, kept when the run is killed           journal.py, checksums.py
-      -> nola_undo.bin    with `keep_undo`: the bits that rounding lost              undo_recorder.py, undo_file.py
+      -> nola_undo.bin    with `keep_undo`: the bits that rounding lost              undo_recorder.py, undo_file.py,
+                          whose index is checked before it is used                   undo_index.py
       -> MergeReport      the number of files and weights that were written          merged_model.py, request.py
 
 `engine.py` holds this flow, and `restored_model.py` is its way back. `diffusers_pipeline.py` and `lone_file.py` turn a

@@ -130,16 +130,21 @@ class _ShardRestorer:
                 continue
             if dtype not in FLOAT_DTYPES:
                 raise AdapterError(f"a delta on {dtype}", code="bad-undo", where=name)
-            open_edit = partial(self._open_edit, dtype, shape, facts["terms"][name], blocks)
+            open_edit = partial(self._open_edit, name, dtype, shape, facts["terms"][name], blocks)
             on_done = None if self.counter is None else self.counter.count
             yield TensorWrite(name, size, file.offset(name), shape[0] if shape else 1, open_edit, on_done)
 
-    def _open_edit(self, dtype: str, shape: tuple[int, ...], terms: list[Any], blocks: _TensorBlocks) -> RowEdit:
+    def _open_edit(
+        self, name: str, dtype: str, shape: tuple[int, ...], terms: list[Any], blocks: _TensorBlocks
+    ) -> RowEdit:
         delta = sum_terms(self.files, [DeltaTerm.parse(term) for term in terms], shape)
 
         def restore(data: memoryview, start: int, stop: int) -> None:
             residual = decode_residual(blocks.find(start, stop), dtype, len(data))
-            restore_rows(data, residual, dtype, delta, start, stop)
+            try:
+                restore_rows(data, residual, dtype, delta, start, stop)
+            except ValueError as error:
+                raise AdapterError(f"its terms have other shapes ({error})", code="bad-undo", where=name) from error
 
         return restore
 

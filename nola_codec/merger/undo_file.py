@@ -27,6 +27,7 @@ import numpy as np
 import zstandard
 
 from nola_codec.errors import AdapterError, mismatch
+from nola_codec.merger.undo_index import check_index
 from nola_codec.stores.files import MAX_JSON_BYTES
 
 UNDO_NAME = "nola_undo.bin"
@@ -154,13 +155,20 @@ def read_undo(directory: Path) -> UndoIndex:
         message = f"has no {UNDO_NAME}, so the bits that rounding lost are not known (merge with --keep-undo)"
         raise AdapterError(message, code="no-undo", where=str(directory))
     packed = _read_packed_index(path)
-    plain = zstandard.get_frame_parameters(packed).content_size
+    try:
+        plain = zstandard.get_frame_parameters(packed).content_size
+    except zstandard.ZstdError as error:
+        raise AdapterError(f"its index is damaged: {error}", code="bad-undo", where=str(path)) from error
     if plain > 4 * MAX_JSON_BYTES:
         raise AdapterError(f"an index of {plain} bytes", code="limit", where=str(path))
-    index: UndoIndex = json.loads(decompress(packed, plain))
-    if index.get("version") != VERSION:
-        raise AdapterError(mismatch("version", VERSION, index.get("version")), code="bad-undo", where=str(path))
-    return index
+    try:
+        index = json.loads(decompress(packed, plain))
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"its index is no JSON ({error})", code="bad-undo", where=str(path)) from error
+    version = index.get("version") if isinstance(index, dict) else None
+    if version != VERSION:
+        raise AdapterError(mismatch("version", VERSION, version), code="bad-undo", where=str(path))
+    return check_index(index, str(path))
 
 
 def _read_packed_index(path: Path) -> bytes:
