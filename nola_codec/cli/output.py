@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -110,6 +109,8 @@ def print_notes(notes: Iterable[str]) -> None:
     for note in notes:
         text = f"note: {escape(note)}"
         if sys.stderr.isatty():
+            import shutil
+
             text = render_row("note:", note, 6, min(80, shutil.get_terminal_size().columns) - 1)
         click.echo(click.style("note:", fg="yellow") + text.removeprefix("note:"), err=True)
 

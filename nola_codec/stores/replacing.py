@@ -13,7 +13,6 @@ import errno
 import functools
 import os
 import re
-import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -50,6 +49,8 @@ def temporary_beside(target: Path, *, is_directory: bool) -> Iterator[Path]:
 def remove(path: Path) -> None:
     """Remove a file or a directory with all that is in it. A link is removed, and not what it points to."""
     if path.is_dir() and not path.is_symlink():
+        import shutil
+
         shutil.rmtree(path, ignore_errors=True)
     else:
         with contextlib.suppress(OSError):
@@ -135,6 +136,8 @@ def link_others(old: Path, new: Path) -> None:
     Raises:
         OSError: The file system has no hard links.
     """
+    import shutil
+
     for entry in old.iterdir():
         if not os.path.lexists(new / entry.name):
             if entry.is_dir() and not entry.is_symlink():

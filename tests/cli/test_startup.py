@@ -28,14 +28,15 @@ HEAVY = {"asyncio", "email", "http", "importlib.metadata", "multiprocessing", "r
 FILE = {"click", "msgpack", "numpy", "zstandard"}
 """The packages that reading a header needs."""
 HEADER = {
-    "adapters", "api", "array_types", "arrays", "basis", "cli", "container", "decoder", "entropy", "errors", "lazy",
+    "adapters", "api", "array_types", "arrays", "basis", "cli", "container", "decoder", "entropy", "errors", "kernels",
+    "lazy",
     "model", "prng", "quant", "remote", "rendering", "stores", "version",
 }  # fmt: skip
 """The layers that reading a header needs."""
-DECODED = HEADER | {"kernels", "parallel", "progress", "references"}
+DECODED = HEADER | {"parallel", "progress", "references"}
 
 COMMANDS = {
-    "--version": ({"cli", "lazy", "version", "errors"}, {"click"}),
+    "--version": ({"cli", "errors", "lazy", "rendering", "version"}, {"click"}),
     "inspect FILE": (HEADER, FILE),
     "inspect FILE --json --tensors": (HEADER, FILE),
     "verify FILE -q": (DECODED, FILE | {"threadpoolctl"}),
