@@ -66,6 +66,9 @@ def _pass(argument: Argument) -> int | float:
     if isinstance(argument, np.ndarray):
         if not argument.flags.c_contiguous:
             raise ValueError("a kernel was given an array that is not C-contiguous")
+        if argument.flags.writeable and argument.size:
+            # In half the time of `ctypes.data`; the types of NumPy do not say that an array is a buffer.
+            return ctypes.addressof(ctypes.c_char.from_buffer(argument))  # type: ignore[arg-type]
         return argument.ctypes.data
     if argument is None:
         return 0

@@ -12,6 +12,7 @@ import measuring
 import numpy as np
 import pytest
 import scaling
+from page_tables import scaling as tables  # `scaling` puts its folder on the path
 
 
 def test_a_ratio_is_taken_against_the_limit_and_a_number_against_the_goal() -> None:
@@ -22,7 +23,7 @@ def test_a_ratio_is_taken_against_the_limit_and_a_number_against_the_goal() -> N
     assert (faster.value, faster.is_met) == (50.0, True)
     number = limits.Row("import", {"seconds": 1.0, "value": 20.0}, 20, unit="ms", peers={"mine": {"failed": "absent"}})
     assert (number.value, number.is_met) == (20.0, True)
-    lines = limits.limits_table([slower, faster, number]).splitlines()
+    lines = limits.lines([row.to_dict() for row in (slower, faster, number)]).splitlines()
     assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == [
         "decode", "2.000 s, 3 MB", "copy: 0.500 s", "4.00x", "2x", "no", "",
     ]  # fmt: skip
@@ -64,10 +65,10 @@ def points(*costs: float) -> list[dict[str, Any]]:
 
 
 def test_the_exponent_of_a_step_is_that_of_the_power_of_x() -> None:
-    found = scaling.exponents(points(1.0, 10.0, 1000.0), lambda point: float(point["encode"]["cpu"]))
+    found = tables.exponents(points(1.0, 10.0, 1000.0), lambda point: float(point["encode"]["cpu"]))
     assert found[0] is None
     assert found[1:] == pytest.approx([1.0, 2.0])
-    table = scaling.axis_table("width", points(1.0, 10.0))
+    table = tables.axis_table("width", points(1.0, 10.0))
     assert [cell.strip() for cell in table.splitlines()[3].split("|")[1:-1]] == [
         "100", "1", "10,000.0", "1.00", "1.0", "1,000.0", "0.00", "0.0",
     ]  # fmt: skip

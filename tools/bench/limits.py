@@ -29,10 +29,14 @@ from pathlib import Path
 
 import encode_small
 import numpy as np
-from common import ROOT, table
+from common import ROOT
 from measuring import Figures, measure_call, measure_command, resident_peak, run_child
 from real_data import adapters, more_data
 from speed_7b import synthesize
+
+sys.path.insert(0, str(ROOT / "tools" / "experiments"))
+import results
+from page_tables.limits import ROWS, lines
 
 RESIZED = 2
 """The transformer layers whose deltas are resized; the time of all is their mean."""
@@ -76,7 +80,7 @@ class Row:
     def to_dict(self) -> Figures:
         """Everything, for JSON."""
         return {"name": self.name, "ours": self.ours, "limit": self.limit, "value": self.value, "goal": self.goal,
-                "unit": self.unit, "met": self.is_met, "peers": self.peers}  # fmt: skip
+                "unit": self.unit, "met": self.is_met, "faster": self.faster, "peers": self.peers}  # fmt: skip
 
 
 # What children do. Each returns the figures of `measure_call`.
@@ -87,7 +91,7 @@ def decode_ours(file: str) -> Figures:
     import nola_codec
 
     nola_codec.load(file, device="numpy").close()
-    return measure_call(lambda: nola_codec.load(file, device="numpy").state_dict(), most_calls=1)
+    return measure_call(lambda: nola_codec.load(file, device="numpy").state_dict(), most_calls=3)
 
 
 def decode_zstd(packed: str) -> Figures:
@@ -99,14 +103,14 @@ def decode_zstd(packed: str) -> Figures:
     def work() -> object:
         return np.frombuffer(zstandard.ZstdDecompressor().decompress(data), np.uint8).copy()
 
-    return measure_call(work, most_calls=1)
+    return measure_call(work, most_calls=3)
 
 
 def decode_safetensors(file: str) -> Figures:
     """Load an adapter in fp16 by safetensors, and convert it to float32."""
     from safetensors.numpy import load_file
 
-    return measure_call(lambda: {k: v.astype(np.float32) for k, v in load_file(file).items()}, most_calls=1)
+    return measure_call(lambda: {k: v.astype(np.float32) for k, v in load_file(file).items()}, most_calls=3)
 
 
 def decode_zipnn(file: str) -> Figures:
@@ -115,7 +119,7 @@ def decode_zipnn(file: str) -> Figures:
 
     codec = ZipNN(bytearray_dtype="float16")
     packed = codec.compress(Path(file).read_bytes())
-    return measure_call(lambda: codec.decompress(packed), most_calls=1)
+    return measure_call(lambda: codec.decompress(packed), most_calls=3)
 
 
 def encode_ours(source: str, file: str, options: Figures) -> Figures:
@@ -310,35 +314,13 @@ def _median(runs: Sequence[Figures]) -> Figures:
     return {key: value for key, value in figures.items() if key != "output"}
 
 
-def limits_table(rows: Sequence[Row]) -> str:
-    """Return the table as Markdown."""
-
-    def shown(figures: Figures) -> str:
-        if "failed" in figures:
-            return f"not run: {figures['failed']}"
-        memory = figures.get("memory", figures.get("peak", 0))
-        return f"{figures['seconds']:.3f} s" + (f", {memory / 1e6:,.0f} MB" if memory else "")
-
-    lines = []
-    for row in rows:
-        if row.limit is None:
-            value, goal, limit = f"{row.value:.3g} {row.unit}", f"{row.goal:g} {row.unit}", ""
-        else:
-            sign = "x faster" if row.faster else "x"
-            value, goal = f"{row.value:.2f}{sign}", f"{row.goal:g}{sign}"
-            limit = f"{row.limit['name']}: {shown(row.limit)}"
-        peers = "; ".join(f"{name}: {shown(figures)}" for name, figures in row.peers.items())
-        lines.append([row.name, shown(row.ours), limit, value, goal, "yes" if row.is_met else "no", peers])
-    return table(lines, ["", "nola-codec", "limit", "value", "goal", "met", "others"])
-
-
 def main() -> None:
     """Measure the rows, and print the table."""
-    names = ("decode", "encode", "encode-small", "merge", "merge-3b", "startup")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default=",".join(names), help=f"comma-separated [default: {','.join(names)}]")
+    parser.add_argument("--rows", default=",".join(ROWS), help=f"comma-separated [default: {','.join(ROWS)}]")
     parser.add_argument("--short", action="store_true", help="small inputs, one run each")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--keep", action="store_true", help="keep the figures (tools/experiments/results.py)")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -354,9 +336,13 @@ def main() -> None:
         if unknown := set(arguments.rows.split(",")) - set(bench.rows):
             parser.error(f"no such row: {', '.join(sorted(unknown))}")
         for name in arguments.rows.split(","):
-            rows += bench.rows[name]()
+            made = bench.rows[name]()
+            rows += made
+            if arguments.keep:
+                figures = {"lines": [row.to_dict() for row in made]}
+                results.measure("limits", {"row": name}, lambda figures=figures: figures, anew=True)  # type: ignore[misc]
             print(f"{name} is done", file=sys.stderr)
-    print(limits_table(rows))
+    print(lines([row.to_dict() for row in rows]))
     if arguments.json:
         arguments.json.write_text(json.dumps([row.to_dict() for row in rows], indent=1) + "\n")
 

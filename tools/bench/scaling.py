@@ -12,9 +12,7 @@ tables give: 1 is in proportion. The exponent of an axis is that of its last ste
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import math
 import os
 import sys
 import tempfile
@@ -24,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import table
+from common import ROOT
 from measuring import Figures, measure_call, run_child
 
+sys.path.insert(0, str(ROOT / "tools" / "experiments"))
+import results
+from page_tables.scaling import axis_table, jobs
+
 THREADS = "NOLA_THREADS"
-JOBS = {"tasks": ("add all", "switch")}
-"""What is measured at each point of an axis; of all others ``encode`` and ``decode``."""
 SWITCHES = 20
 """The number of switches whose mean counts."""
 
@@ -167,40 +167,7 @@ def measure(axis: str, point: Point) -> Figures:
     return figures
 
 
-def exponents(points: Sequence[Figures], cost: Callable[[Figures], float]) -> list[float | None]:
-    """Return the exponent of each step: log(cost ratio) / log(x ratio); None for the first point."""
-    steps: list[float | None] = [None]
-    for before, after in itertools.pairwise(points):
-        ratio = cost(after) / max(cost(before), 1e-9)
-        steps.append(math.log(max(ratio, 1e-9)) / math.log(after["x"] / before["x"]))
-    return steps
-
-
-def axis_table(name: str, points: Sequence[Figures]) -> str:
-    """Return the table of an axis as Markdown."""
-    clock = "seconds" if name == "threads" else "cpu"
-    jobs = JOBS.get(name, ("encode", "decode"))
-    steps = {task: exponents(points, lambda p, task=task: p[task][clock]) for task in jobs}  # type: ignore[misc]
-    rows = [
-        [
-            f"{point['x']:,}", f"{point['parameters']:,}",
-            *(
-                cell
-                for task in jobs
-                for cell in (
-                    f"{1000 * point[task][clock]:,.1f}",
-                    "" if steps[task][number] is None else f"{steps[task][number]:.2f}",
-                    f"{point[task]['memory'] / 1e6:,.1f}",
-                )
-            ),
-        ]
-        for number, point in enumerate(points)
-    ]  # fmt: skip
-    header = [name, "parameters", *(title for job in jobs for title in (f"{job}, ms", "exponent", "MB"))]
-    return table(rows, header)
-
-
-def plot(results: dict[str, list[Figures]], out: Path) -> None:
+def plot(found: dict[str, list[Figures]], out: Path) -> None:
     """Draw the time of every axis, with a line in proportion for the eye."""
     import matplotlib as mpl
 
@@ -208,12 +175,12 @@ def plot(results: dict[str, list[Figures]], out: Path) -> None:
     mpl.rcParams["svg.hashsalt"] = "scaling"
     from matplotlib import pyplot
 
-    names = [name for name in results if name != "threads"]
+    names = [name for name in found if name != "threads"]
     figure, panels = pyplot.subplots(1, len(names), figsize=(3 * len(names), 3), layout="constrained", squeeze=False)
     for panel, name in zip(panels[0], names, strict=True):
-        points = results[name]
+        points = found[name]
         xs = [point["x"] for point in points]
-        for task, colour in zip(JOBS.get(name, ("encode", "decode")), ("tab:orange", "tab:blue"), strict=True):
+        for task, colour in zip(jobs(name), ("tab:orange", "tab:blue"), strict=True):
             costs = [point[task]["cpu"] for point in points]
             panel.loglog(xs, costs, "o-", color=colour, label=task, markersize=3)
             panel.loglog(xs, [costs[-1] * x / xs[-1] for x in xs], ":", color=colour, linewidth=0.8)
@@ -231,6 +198,7 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="fewer and smaller points, for a first look")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw them there; it needs matplotlib")
+    parser.add_argument("--keep", action="store_true", help="keep the figures (tools/experiments/results.py)")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -241,17 +209,20 @@ def main() -> None:
     wanted = arguments.axes.split(",")
     if unknown := set(wanted) - set(axes):
         parser.error(f"no such axis: {', '.join(sorted(unknown))}")
-    results: dict[str, list[Figures]] = {}
+    found: dict[str, list[Figures]] = {}
     for name in wanted:
-        results[name] = []
+        found[name] = []
         for point in axes[name]:
-            results[name].append(measure(name, point))
+            found[name].append(measure(name, point))
             print(f"{name} {point.x}", file=sys.stderr)
-        print(axis_table(name, results[name]) + "\n", flush=True)
+        print(axis_table(name, found[name]) + "\n", flush=True)
+        if arguments.keep:
+            figures = {"points": found[name]}
+            results.measure("scaling", {"axis": name}, lambda figures=figures: figures, anew=True)  # type: ignore[misc]
     if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
     if arguments.plot:
-        plot(results, arguments.plot)
+        plot(found, arguments.plot)
 
 
 if __name__ == "__main__":
