@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nola_codec.api.selftest import selftest
     from nola_codec.api.sweeping import SweepReport, sweep
     from nola_codec.api.truncating import TruncateReport, truncate
+    from nola_codec.container.limits import Limits
     from nola_codec.encoder.report import EncodeReport
     from nola_codec.errors import (
         AdapterError,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         HubError,
         MissingPackage,
         NolaError,
+        OutOfMemory,
         OutputExists,
         RemoteError,
     )
@@ -74,6 +76,7 @@ _HOME = {
     "sweep": "api.sweeping",
     "TruncateReport": "api.truncating",
     "truncate": "api.truncating",
+    "Limits": "container.limits",
     "EncodeReport": "encoder.report",
     "AdapterError": "errors",
     "ChecksumMismatch": "errors",
@@ -82,6 +85,7 @@ _HOME = {
     "HubError": "errors",
     "MissingPackage": "errors",
     "NolaError": "errors",
+    "OutOfMemory": "errors",
     "OutputExists": "errors",
     "evaluate": "integrations.evaluation.evaluating",
     "Evaluation": "integrations.evaluation.report",
@@ -108,9 +112,11 @@ __all__ = [
     "FleetReport",
     "FormatError",
     "HubError",
+    "Limits",
     "MissingPackage",
     "NolaError",
     "NolaFile",
+    "OutOfMemory",
     "OutputExists",
     "RemoteError",
     "SweepReport",

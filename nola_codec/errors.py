@@ -79,6 +79,12 @@ class RemoteError(NolaError):
     default_code = "remote"
 
 
+class OutOfMemory(NolaError, MemoryError):
+    """There was not enough memory for what a file declares."""
+
+    default_code = "memory"
+
+
 def mismatch(what: str, wanted: object, found: object) -> str:
     """Return the text of a mismatch, always as ``what: expected X, found Y``."""
     return f"{what}: expected {wanted}, found {found}"

@@ -21,10 +21,10 @@ from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.pipeline import encode_adapter
 from nola_codec.encoder.report import EncodeReport
 from nola_codec.encoder.rules import apply_rules
-from nola_codec.encoder.sizes import parse_size
 from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import DTYPE_BYTES
 from nola_codec.remote import accepts_urls
+from nola_codec.sizes import parse_size
 from nola_codec.stores.files import atomic_file
 from nola_codec.stores.live_store import LiveStore
 

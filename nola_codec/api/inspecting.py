@@ -13,6 +13,7 @@ from nola_codec.adapters import Dialect, find_dialect
 from nola_codec.adapters.registry import UNKNOWN
 from nola_codec.api.arguments import require_source
 from nola_codec.basis import basis_by_id
+from nola_codec.container.limits import INSPECT_LIMITS, Limits
 from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.decoder.carried_forms import CODED, INT8, is_reduced
 from nola_codec.entropy import CODECS
@@ -165,15 +166,20 @@ class FileFacts:
         return "\n".join(render_named_table(rows, right=(1, 2, 3)))
 
 
-def inspect(source: Source) -> FileFacts:
+def inspect(source: Source, *, limits: Limits | None = None) -> FileFacts:
     """Describe a file: versions, sizes, generator, measured errors, and every tensor.
+
+    Args:
+        source: The `.nola` file.
+        limits: What the file may declare. None stands for `INSPECT_LIMITS`, which are far lower than those of other
+            functions, with the changes of the environment variable NOLA_LIMITS.
 
     Raises:
         AdapterError: ``source-type``.
         FormatError, ChecksumMismatch: Prelude or header are not well-formed. Sections are not read.
     """
     require_source(source)
-    with open_container(source) as container:
+    with open_container(source, limits, default_limits=INSPECT_LIMITS) as container:
         return _facts(container)
 
 

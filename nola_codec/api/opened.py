@@ -15,7 +15,7 @@ from nola_codec.adapters.base_changes import restore_from_base
 from nola_codec.adapters.dialects.peft_config import PREFIX
 from nola_codec.api.arguments import require_source
 from nola_codec.arrays import NUMPY, Arrays, arrays_on
-from nola_codec.container.limits import DEFAULT_LIMITS, Limits
+from nola_codec.container.limits import Limits
 from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.decoder.adapters import count_records, decode_adapter, decode_records
 from nola_codec.decoder.carried_forms import is_reduced
@@ -261,7 +261,7 @@ class NolaFile(Generic[Tensor]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self._container.__exit__(kind, error, trace)
 
     def _arrays(self) -> Arrays:
         if self._xp is None:
@@ -351,7 +351,7 @@ def load(  # type: ignore[overload-overlap] # any other text is a device of PyTo
     *,
     verify: bool | None = None,
     rung: int | None = None,
-    limits: Limits = DEFAULT_LIMITS,
+    limits: Limits | None = None,
     references: References = None,
 ) -> NolaFile[npt.NDArray[Any]]: ...
 @overload
@@ -361,7 +361,7 @@ def load(
     *,
     verify: bool | None = None,
     rung: int | None = None,
-    limits: Limits = DEFAULT_LIMITS,
+    limits: Limits | None = None,
     references: References = None,
 ) -> NolaFile[torch.Tensor]: ...
 
@@ -372,7 +372,7 @@ def load(
     *,
     verify: bool | None = None,
     rung: int | None = None,
-    limits: Limits = DEFAULT_LIMITS,
+    limits: Limits | None = None,
     references: References = None,
 ) -> NolaFile[Any]:
     """Open a `.nola` file by path, URL, bytes or seekable binary stream.
@@ -388,7 +388,8 @@ def load(
         verify: True compares the content SHA-256 here, and False does not; None does it unless the source is a URL.
             False also skips the decoded SHA-256 in `NolaFile.state_dict`, and that of a reference.
         rung: The rung of a progressive file, counted from 0: the file is seen as if it ended there. None is the last.
-        limits: The sizes that a file may declare.
+        limits: What a file may declare; None stands for the limits of the specification, with the changes of the
+            environment variable NOLA_LIMITS.
         references: Where the earlier version is that the file needs, if it was encoded against one; as in `decode`. It
             is looked for when the first tensor is decoded.
 

@@ -16,12 +16,12 @@ from nola_codec.encoder.expectation import Expectation, advise_size
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.pipeline import encode_adapter, prepare_form
 from nola_codec.encoder.rules import choose_objective
-from nola_codec.encoder.sizes import parse_size
 from nola_codec.errors import EncodeError
 from nola_codec.fit.canonical_form import CanonicalForm
 from nola_codec.model.adapter import Adapter
 from nola_codec.remote import accepts_urls
 from nola_codec.rendering import render_error, render_size, render_table
+from nola_codec.sizes import parse_size
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -12,11 +12,11 @@ from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.container.rungs import prune_quantizers
 from nola_codec.container.units import pack_units
 from nola_codec.container.writer import assemble
-from nola_codec.encoder.sizes import parse_size
 from nola_codec.entropy import adaptive
 from nola_codec.errors import EncodeError
 from nola_codec.remote import accepts_urls, is_url, open_url
 from nola_codec.rendering import render_error, render_error_name, render_size
+from nola_codec.sizes import parse_size
 from nola_codec.stores.files import atomic_file
 
 

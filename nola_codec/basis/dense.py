@@ -48,6 +48,10 @@ class DenseBasis:
     def _rows(self, key: BasisKey, n: int, start: int, stop: int, xp: Arrays, dtype: str) -> Array:
         raise NotImplementedError
 
+    def _pitch(self, n: int) -> int:
+        """Return the entries that are made for a row of n: whole words of the generator, so at least 1."""
+        raise NotImplementedError
+
     def max_num_basis(self, n: int) -> int | None:
         """Return None: a dense basis can have any number of rows."""
         return None
@@ -57,7 +61,7 @@ class DenseBasis:
         return peak * num_basis * self.entry_bound
 
     def _chunks(self, n: int, num_basis: int) -> list[tuple[int, int]]:
-        step = max(1, self.chunk_entries // max(n, 1))
+        step = max(1, self.chunk_entries // self._pitch(n))
         return [(start, min(start + step, num_basis)) for start in range(0, num_basis, step)]
 
     def synthesize(self, coefficients: Array, n: int, keys: tuple[BasisKey, ...], peak: int, xp: Arrays) -> Array:
@@ -170,6 +174,9 @@ class Rademacher(DenseBasis):
         """Return the squared norm of each row, which is exact."""
         return float(n)
 
+    def _pitch(self, n: int) -> int:
+        return 32 * max(1, (n + 31) // 32)
+
     def synthesize(self, coefficients: Array, n: int, keys: tuple[BasisKey, ...], peak: int, xp: Arrays) -> Array:
         """Do what `DenseBasis.synthesize` does; on a device with Triton no sign is ever stored."""
         bound = self.bound(n, int(coefficients.shape[-1]), peak)
@@ -185,7 +192,7 @@ class Rademacher(DenseBasis):
         return xp.cast(sums, "float64")
 
     def _rows(self, key: BasisKey, n: int, start: int, stop: int, xp: Arrays, dtype: str) -> Array:
-        pitch = 32 * ((n + 31) // 32)
+        pitch = self._pitch(n)
         flat = signs(
             key.generator,
             seed=key.seed,
@@ -213,8 +220,11 @@ class Uniform(DenseBasis):
         """Return the expected squared norm of a row, n * (2^32 + 2) / 12."""
         return n * ((1 << 32) + 2) / 12
 
+    def _pitch(self, n: int) -> int:
+        return 2 * max(1, (n + 1) // 2)
+
     def _rows(self, key: BasisKey, n: int, start: int, stop: int, xp: Arrays, dtype: str) -> Array:
-        pitch = (n + 1) // 2
+        pitch = self._pitch(n) // 2
         packed = words(
             key.generator,
             seed=key.seed,

@@ -153,6 +153,8 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(describe_error(error), 2 if usage else 3)
     except OSError as error:
         _fail(describe_system_error(error), 3)
+    except MemoryError as error:
+        _fail(f"not enough memory: {error}" if str(error) else "not enough memory", 3)
     except Exception:
         import traceback
 

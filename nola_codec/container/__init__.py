@@ -6,7 +6,8 @@
     writer.py                   Header and sections -> bytes
     header.py                   Header <-> MessagePack map; its parts are in kind_wire.py (families of records),
                                 quantizer_wire.py (quantizers) and draw_wire.py (drawn tensors)
-    fields.py, limits.py        values out of a stranger's map: typed, bounded, and refused if they are too large
+    limits.py, work.py          what a file may ask for, and what its header asks for
+    fields.py                   values out of a stranger's map: typed, bounded, and refused if they are too large
     canonical.py                MessagePack with one byte string for one value
     names.py                    names of records as templates and numbers
     units.py                    units sections: precisions and amplitudes; the layers that they imply

@@ -6,10 +6,12 @@ have 64 bits. A reader encodes the decoded value again and compares the bytes, w
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgpack
 
+from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.errors import FormatError
 
 
@@ -19,12 +21,14 @@ def pack(value: Any) -> bytes:
     return data
 
 
-def unpack(data: bytes) -> Any:
+def unpack(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Any:
     """Decode bytes, and require the canonical form.
 
     Raises:
-        FormatError: ``header``: The bytes are not MessagePack, or not in canonical form.
+        FormatError: ``header``: The bytes are not MessagePack, or not in canonical form; ``limit``: They hold too many
+            values.
     """
+    check_values(data, limits)
     try:
         value = msgpack.unpackb(data, raw=False, strict_map_key=True, use_list=True)
         if pack(value) != data:
@@ -32,6 +36,55 @@ def unpack(data: bytes) -> Any:
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError, OverflowError) as error:
         raise FormatError(f"header: not valid MessagePack ({error})", code="header") from error
     return value
+
+
+def check_values(data: bytes, limits: Limits) -> None:
+    """Raise FormatError ``limit`` if MessagePack bytes hold or announce more values than a header may.
+
+    A value takes up to a hundred times its bytes once it is a Python object, and an array takes room for all values
+    that it announces. Bytes that are not MessagePack may pass.
+    """
+    most = limits.header_values
+    position, found, announced = 0, 0, 1  # the values that were found, and those that containers announce
+    while position < len(data) and found <= most:
+        code = data[position]
+        found += 1
+        if code >= 0xE0 or code < 0x80 or code in _ATOMS:
+            end = _RUN.match(data, position).end()  # type: ignore[union-attr] # it matches one byte at least
+            found += end - position - 1
+            position = end
+            continue
+        skip, width, children = _LAYOUTS.get(code, (1, 0, 0))
+        count = int.from_bytes(data[position + 1 : position + 1 + width], "big")
+        if code < 0xC0:  # short maps, arrays and strings: the count is in the code
+            count = code & (0x1F if code >= 0xA0 else 0x0F)
+            skip, children = (1 + count, 0) if code >= 0xA0 else (1, 1 if code >= 0x90 else 2)
+        elif width and not children:
+            skip += count
+        position += skip
+        announced += count * children
+        if announced > len(data):  # each value takes a byte
+            raise FormatError("header: not valid MessagePack (it ends early)", code="header")
+        limits.require("header_values", announced, "header (MessagePack values)")
+    limits.require("header_values", found, "header (MessagePack values)")
+
+
+_ATOMS = frozenset((0xC0, 0xC2, 0xC3))
+_RUN = re.compile(rb"[\x00-\x7f\xc0\xc2\xc3\xe0-\xff]+")
+"""Values of one byte: small integers, nil, false and true."""
+_LAYOUTS = {
+    0xC4: (2, 1, 0), 0xC5: (3, 2, 0), 0xC6: (5, 4, 0),  # bytes
+    0xC7: (3, 1, 0), 0xC8: (4, 2, 0), 0xC9: (6, 4, 0),  # extensions
+    0xCA: (5, 0, 0), 0xCB: (9, 0, 0),  # floats
+    0xCC: (2, 0, 0), 0xCD: (3, 0, 0), 0xCE: (5, 0, 0), 0xCF: (9, 0, 0),  # unsigned integers
+    0xD0: (2, 0, 0), 0xD1: (3, 0, 0), 0xD2: (5, 0, 0), 0xD3: (9, 0, 0),  # signed integers
+    0xD4: (3, 0, 0), 0xD5: (4, 0, 0), 0xD6: (6, 0, 0), 0xD7: (10, 0, 0), 0xD8: (18, 0, 0),  # fixed extensions
+    0xD9: (2, 1, 0), 0xDA: (3, 2, 0), 0xDB: (5, 4, 0),  # strings
+    0xDC: (3, 2, 1), 0xDD: (5, 4, 1),  # arrays
+    0xDE: (3, 2, 2), 0xDF: (5, 4, 2),  # maps
+}  # fmt: skip
+"""By the first byte of a value: the bytes of its head (or of all of it), those of its length among them, and the values
+that each of the counted items has if it is a container."""
 
 
 def _sort_keys(value: Any) -> Any:

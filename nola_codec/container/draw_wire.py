@@ -63,8 +63,7 @@ def draw_from_wire(items: list[Any], limits: Limits) -> Draw:
         raise fields.header_error("kinds divisor", f"at least {1 / _LARGEST}", draw.divisor)
     if draw.axis == 1 and len(draw.shape) < 2:
         raise fields.header_error("kinds axis", "0 for a shape of fewer than two dimensions", draw.axis)
-    if draw.nbytes > limits.factor_elements * max(DTYPE_BYTES.values()):
-        raise fields.limit_error("kinds shape", limits.factor_elements, draw.nbytes)
+    limits.require("factor_elements", -(-draw.nbytes // max(DTYPE_BYTES.values())), "header `kinds shape` (bytes / 8)")
     return draw
 
 

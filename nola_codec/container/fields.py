@@ -21,11 +21,6 @@ def header_error(what: str, wanted: object, found: object) -> FormatError:
     )
 
 
-def limit_error(what: str, limit: int, found: int) -> FormatError:
-    """Return the error of a header field that exceeds a limit."""
-    return FormatError(mismatch(f"header `{what}`", f"at most {limit}", found), code="limit")
-
-
 def integer(value: Any, what: str, low: int, high: int) -> int:
     """Return an int (not a bool) in [low, high]."""
     if type(value) is not int or not low <= value <= high:
@@ -45,12 +40,11 @@ def real(value: Any, what: str) -> float:
     return value
 
 
-def text(value: Any, what: str, limit: int) -> str:
-    """Return a string of at most `limit` characters."""
+def text(value: Any, what: str, limits: Limits, limit: str = "name") -> str:
+    """Return a string that is no longer than a limit, by default that of a name."""
     if type(value) is not str:
         raise header_error(what, "a string", value)
-    if len(value) > limit:
-        raise limit_error(what, limit, len(value))
+    limits.require(limit, len(value), f"header `{what}`")
     return value
 
 
@@ -81,6 +75,5 @@ def mapping(value: Any, what: str, keys: tuple[str, ...] | None = None) -> dict[
 def shape(value: Any, limits: Limits, least: int) -> tuple[int, ...]:
     """Return the shape of a kind, in which each dimension is at least `least`."""
     dimensions = integers(value, "kinds shape", least, limits.dimension)
-    if len(dimensions) > limits.dimensions:
-        raise limit_error("kinds shape", limits.dimensions, len(dimensions))
+    limits.require("dimensions", len(dimensions), "header `kinds shape`")
     return dimensions

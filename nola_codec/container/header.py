@@ -15,6 +15,7 @@ from nola_codec.container.quantizer_wire import (
     quantizer_from_wire,
     quantizer_to_wire,
 )
+from nola_codec.container.work import count_work
 from nola_codec.errors import FormatError
 from nola_codec.model.header import MAX_GAIN, Header, ReferenceEntry, Rung, Section
 from nola_codec.model.records import (
@@ -79,11 +80,10 @@ def unpack_header(data: bytes, limits: Limits, *, has_reference: bool = False) -
         FormatError: ``header``, ``limit``, ``generator`` or ``basis``: A field has a wrong value.
     """
     keys = (*KEYS, "reference") if has_reference else KEYS
-    top = fields.mapping(canonical.unpack(data), "header", keys)
+    top = fields.mapping(canonical.unpack(data, limits), "header", keys)
     reference = _reference_from_wire(top["reference"], limits) if has_reference else None
     quantizers = tuple(quantizer_from_wire(q) for q in fields.items(top["quantizers"], "quantizers"))
-    if len(quantizers) > limits.quantizers:
-        raise fields.limit_error("quantizers", limits.quantizers, len(quantizers))
+    limits.require("quantizers", len(quantizers), "header `quantizers`")
     coded, raw, drawn = _records(top, limits)
     if reference is None and any(record.kind.split == "difference" for record in coded):
         raise fields.header_error("kinds form", "no difference form in a file without a reference", 2)
@@ -92,8 +92,7 @@ def unpack_header(data: bytes, limits: Limits, *, has_reference: bool = False) -
     if sum(blocks) != len(coded):
         raise fields.header_error("blocks", f"a sum of {len(coded)} records", sum(blocks))
     sections = _sections(top["sections"])
-    if len(sections) > limits.sections:
-        raise fields.limit_error("sections", limits.sections, len(sections))
+    limits.require("sections", len(sections), "header `sections`")
     wanted = len(rungs) * (1 + len(blocks)) + len(raw)
     if len(sections) != wanted:
         raise fields.header_error("sections", f"{wanted} of them", len(sections))
@@ -103,8 +102,8 @@ def unpack_header(data: bytes, limits: Limits, *, has_reference: bool = False) -
                           code="generator")  # fmt: skip
     config = top["config"]
     return Header(
-        writer=fields.text(top["writer"], "writer", limits.name),
-        dialect=fields.text(top["dialect"], "dialect", limits.name),
+        writer=fields.text(top["writer"], "writer", limits),
+        dialect=fields.text(top["dialect"], "dialect", limits),
         generator=generator,
         seed=fields.integer(top["seed"], "seed", 0, (1 << 64) - 1),
         quantizers=quantizers,
@@ -116,7 +115,7 @@ def unpack_header(data: bytes, limits: Limits, *, has_reference: bool = False) -
         blocks=blocks,
         sections=sections,
         config=None if config is None else fields.mapping(config, "config"),
-        metadata=_string_map(top["metadata"]),
+        metadata=_string_map(top["metadata"], limits),
         reference=reference,
     )
 
@@ -128,12 +127,11 @@ def _reference_to_wire(entry: ReferenceEntry) -> list[Any]:
 def _reference_from_wire(value: Any, limits: Limits) -> ReferenceEntry:
     sha256, files, gains, name = fields.items(value, "reference", count=4)
     first, second = fields.integers(gains, "reference gains", 0, MAX_GAIN, count=2)
-    name = fields.text(name, "reference name", limits.name)
+    name = fields.text(name, "reference name", limits)
     if name in (".", "..") or any(mark in name for mark in "/\\\0"):
         raise fields.header_error("reference name", "a file name without directories", name)
     files = fields.integer(files, "reference files", 0, (1 << 31) - 1)
-    if files > limits.chain:
-        raise fields.limit_error("reference files", limits.chain, files)
+    limits.require("chain", files, "header `reference files`")
     return ReferenceEntry(fields.binary(sha256, "reference sha256", count=32), files, (first, second), name)
 
 
@@ -152,14 +150,12 @@ def _records(
     top: Mapping[str, Any], limits: Limits
 ) -> tuple[tuple[CodedRecord, ...], tuple[RawRecord, ...], tuple[DrawnRecord, ...]]:
     wires = fields.items(top["kinds"], "kinds")
-    if len(wires) > limits.kinds:
-        raise fields.limit_error("kinds", limits.kinds, len(wires))
+    limits.require("kinds", len(wires), "header `kinds`")
     kinds = [kind_from_wire(kind, limits) for kind in wires]
     if len(set(kinds)) != len(kinds):
         raise fields.header_error("kinds", "distinct kinds", "the same kind twice")
     ids = fields.integers(top["records"], "records", 0, limits.kinds)
-    if len(ids) > limits.records:
-        raise fields.limit_error("records", limits.records, len(ids))
+    limits.require("records", len(ids), "header `records`")
     seen = 0
     for number in ids:  # kinds are listed in order of first use, each at least once
         fields.integer(number, "records", 0, min(seen, len(kinds) - 1))
@@ -175,7 +171,7 @@ def _records(
     rungs = len(fields.items(top["rungs"], "rungs"))
     if not 1 <= rungs <= limits.rungs:
         raise fields.header_error("rungs", f"1 to {limits.rungs} of them", rungs)
-    _check_totals(chosen, kinds, rungs, limits)
+    count_work(kinds, ids, rungs, fields.text(top["dialect"], "dialect", limits)).check(limits)
     coded = _coded_records(top, names, families)
     named = list(zip(names, chosen, strict=True))
     raw = tuple(RawRecord(name, kind) for name, kind in named if isinstance(kind, RawKind))
@@ -197,30 +193,18 @@ def _coded_records(
     )
 
 
-def _check_totals(chosen: Sequence[Kind], kinds: Sequence[Kind], rungs: int, limits: Limits) -> None:
-    """Check the sums over all records, and the number of words that it takes to draw each kind once."""
-    coded = [kind for kind in chosen if isinstance(kind, CodedKind)]
-    elements = sum(k.elements for k in coded) + sum(k.nbytes for k in chosen if isinstance(k, RawKind))
-    elements += sum(k.draw.nbytes for k in chosen if isinstance(k, DrawnKind))
-    if elements > limits.total_elements:
-        raise fields.limit_error("kinds shape (sum over all records)", limits.total_elements, elements)
-    coefficients = sum(k.vectors(k.most_units) * sum(k.num_basis) for k in coded) * rungs
-    if coefficients > limits.coefficients:
-        raise fields.limit_error("kinds num_basis (sum over all records)", limits.coefficients, coefficients)
-    words = sum(k.draw.words for k in kinds if isinstance(k, DrawnKind))
-    if words > limits.words:
-        raise fields.limit_error("kinds start (words of all drawn kinds)", limits.words, words)
-
-
 def _names(value: Any, ids: Sequence[int], kinds: Sequence[Kind], limits: Limits) -> list[str]:
     holes = [kind.template.count("#") for kind in kinds]
     steps = iter(fields.integers(value, "numbers", 1 - 10**9, 10**9 - 1, count=sum(holes)))
     last: dict[int, list[int]] = {}
     names = []
+    characters = 0
     for number, kind, count in zip(ids, kinds, holes, strict=True):
         before = last.get(number, [0] * count)
         last[number] = [fields.integer(b + next(steps), "numbers", 0, 10**9 - 1) for b in before]
-        names.append(fields.text(join_name(kind.template, last[number]), "name", limits.name))
+        names.append(fields.text(join_name(kind.template, last[number]), "name", limits))
+        characters += len(names[-1])
+        limits.require("name_characters", characters, "header `records` (characters of all names)")
     if len(set(names)) != len(names):
         raise fields.header_error("records", "unique names", "the same name twice")
     return names
@@ -246,6 +230,6 @@ def _sections(value: Any) -> tuple[Section, ...]:
     return tuple(made)
 
 
-def _string_map(value: Any) -> dict[str, str]:
+def _string_map(value: Any, limits: Limits) -> dict[str, str]:
     items = fields.mapping(value, "metadata")
-    return {key: fields.text(item, "metadata", 1 << 24) for key, item in items.items()}
+    return {key: fields.text(item, "metadata", limits, "metadata") for key, item in items.items()}

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from nola_codec.basis import basis_by_id
 from nola_codec.container import fields
 from nola_codec.container.draw_wire import draw_from_wire, draw_to_wire
@@ -83,18 +81,17 @@ def kind_from_wire(value: Any, limits: Limits) -> Kind:
 def _parse_raw(value: Any, limits: Limits) -> RawKind:
     _, template, dtype, shape = fields.items(value, "kinds", count=4)
     raw = RawKind(
-        fields.text(template, "kinds template", limits.name),
+        fields.text(template, "kinds template", limits),
         DTYPES[fields.integer(dtype, "kinds dtype", 0, len(DTYPES) - 1)],
         fields.shape(shape, limits, least=0),
     )
-    if raw.nbytes > limits.factor_elements * max(DTYPE_BYTES.values()):
-        raise fields.limit_error("kinds shape", limits.factor_elements, raw.nbytes)
+    limits.require("factor_elements", -(-raw.nbytes // max(DTYPE_BYTES.values())), "header `kinds shape` (bytes / 8)")
     return raw
 
 
 def _parse_drawn(value: Any, limits: Limits) -> DrawnKind:
     _, template, *rest = fields.items(value, "kinds", count=12)
-    return DrawnKind(fields.text(template, "kinds template", limits.name), draw_from_wire(rest, limits))
+    return DrawnKind(fields.text(template, "kinds template", limits), draw_from_wire(rest, limits))
 
 
 def _parse_pair(value: Any, limits: Limits) -> CodedKind:
@@ -104,7 +101,7 @@ def _parse_pair(value: Any, limits: Limits) -> CodedKind:
     b_shape, a_shape = fields.shape(b_shape, limits, least=1), fields.shape(a_shape, limits, least=1)
     _check_factors(b_shape, a_shape, limits)
     kind = CodedKind(
-        template=fields.text(template, "kinds template", limits.name),
+        template=fields.text(template, "kinds template", limits),
         layout=_LAYOUTS[fields.integer(layout, "kinds layout", 0, len(_LAYOUTS) - 1)],
         scaling=fields.real(scaling, "kinds scaling"),
         fan_in_fan_out=bool(fields.integer(fan, "kinds fan_in_fan_out", 0, 1)),
@@ -129,15 +126,14 @@ def _parse_vector(value: Any, limits: Limits) -> CodedKind:
     _, template, dtype, basis, num_basis, shape = fields.items(value, "kinds", count=6)
     shape = fields.shape(shape, limits, least=1)
     elements = math.prod(shape)
-    if elements > limits.factor_elements:
-        raise fields.limit_error("kinds shape", limits.factor_elements, elements)
+    limits.require("factor_elements", elements, "header `kinds shape`")
     basis = basis_by_id(fields.integer(basis, "kinds basis", 0, 255)).id
     (side,) = coded_sides((shape,))
     if num_basis is not None:
         most = _most_coefficients(basis, side, limits)
         side = replace(side, num_basis=fields.integer(num_basis, "kinds num_basis", 1, most))
     return CodedKind(
-        template=fields.text(template, "kinds template", limits.name),
+        template=fields.text(template, "kinds template", limits),
         dtype=DTYPES[fields.integer(dtype, "kinds dtype", 0, 2)],
         basis=basis,
         sides=(side,),
@@ -161,8 +157,6 @@ def _check_factors(b_shape: tuple[int, ...], a_shape: tuple[int, ...], limits: L
     rank = a_shape[0]
     if b_shape[1] != rank:
         raise fields.header_error("kinds shape", f"one rank in both factors ({rank})", b_shape)
-    if rank > limits.rank:
-        raise fields.limit_error("kinds rank", limits.rank, rank)
-    for elements in (b_shape[0] * rank, int(np.prod(a_shape, dtype=object))):
-        if elements > limits.factor_elements:
-            raise fields.limit_error("kinds shape", limits.factor_elements, elements)
+    limits.require("rank", rank, "header `kinds rank`")
+    for elements in (b_shape[0] * rank, math.prod(a_shape)):
+        limits.require("factor_elements", elements, "header `kinds shape`")

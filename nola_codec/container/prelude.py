@@ -63,8 +63,7 @@ def unpack_prelude(data: bytes, limits: Limits) -> Prelude:
     unknown = required & ~KNOWN_REQUIRED_FLAGS
     if unknown:
         raise FormatError(f"the file needs features this reader lacks: flags {unknown:#x}", code="feature")
-    if stored > limits.header_stored:
-        raise FormatError(mismatch("stored header", f"at most {limits.header_stored} bytes", stored), code="limit")
+    limits.require("header_stored", stored, "stored header (bytes)")
     return Prelude(required, stored, sha, version, revision)
 
 

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from nola_codec.container.header import unpack_header
-from nola_codec.container.limits import DEFAULT_LIMITS, Limits
+from nola_codec.container.limits import DEFAULT_LIMITS, Limits, resolve_limits
 from nola_codec.container.prelude import (
     BEFORE_CONTENT,
     CONTENT_BYTES,
@@ -35,7 +35,7 @@ from nola_codec.container.units import UnitsReader
 from nola_codec.entropy import adaptive
 from nola_codec.entropy.blobs import unpack_blob
 from nola_codec.entropy.frames import declared_size, decompress
-from nola_codec.errors import AdapterError, ChecksumMismatch, FormatError, NolaError, RemoteError, mismatch
+from nola_codec.errors import AdapterError, ChecksumMismatch, FormatError, NolaError, OutOfMemory, RemoteError, mismatch
 from nola_codec.model.header import Header
 from nola_codec.model.tensors import DTYPE_BYTES, RawTensor
 from nola_codec.remote import is_url, shown_url
@@ -43,6 +43,7 @@ from nola_codec.remote import is_url, shown_url
 Source = str | os.PathLike[str] | bytes | BinaryIO
 
 
+_NO_MEMORY = "not enough memory for what the file declares; `--max-memory` or a Limits refuses such files beforehand"
 _ADAPTER_SUFFIXES = frozenset({".safetensors", ".npz", ".gguf", ".bin", ".pt", ".pth"})
 
 
@@ -79,8 +80,7 @@ class Container:
         stored = self._read(SIZE, self.prelude.header_stored)
         check_header(start, stored)
         size = declared_size(stored, "header")
-        if size > limits.header_plain:
-            raise FormatError(mismatch("plain header", f"at most {limits.header_plain} bytes", size), code="limit")
+        limits.require("header_plain", size, "plain header (bytes)")
         plain = decompress(stored, size, "header", header_dictionary())
         header = unpack_header(plain, limits, has_reference=bool(self.prelude.required_flags & REFERENCE_FLAG))
         self._check_length(header, partial=partial)
@@ -208,6 +208,8 @@ class Container:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+        if isinstance(error, MemoryError) and not isinstance(error, NolaError):
+            raise OutOfMemory(_NO_MEMORY, where=self.name) from error
 
     def _choose(self, header: Header, rung: object) -> int:
         """Return the rung to open at: the one that was asked for, else the last one that is whole."""
@@ -241,26 +243,34 @@ class Container:
 
 
 def open_container(
-    source: Source, limits: Limits = DEFAULT_LIMITS, *, rung: int | None = None, partial: bool = False
+    source: Source,
+    limits: Limits | None = None,
+    *,
+    rung: int | None = None,
+    partial: bool = False,
+    default_limits: Limits = DEFAULT_LIMITS,
 ) -> Container:
     """Open a file by path, URL, bytes or seekable binary stream. Behind a URL, only what is needed is read.
 
     Args:
         source: The file.
-        limits: Bounds on what the file may declare.
+        limits: Bounds on what the file may declare; None stands for those of the environment variable NOLA_LIMITS.
         rung: The last rung to use, counted from 0; the file is then shown as if later rungs did not exist. None stands
             for the last rung.
         partial: True to accept the beginning of a file, which is opened at the last rung that is whole.
+        default_limits: The limits that NOLA_LIMITS changes.
 
     Raises:
         AdapterError: ``unknown-rung``: The file has no such rung; ``not-nola``: The path is an adapter or a directory;
             ``unreadable``: it is a pipe or a device.
         FormatError, ChecksumMismatch: The file is refused; the specification's reject table lists the codes. The
             message starts with the source.
+        OutOfMemory: The header takes more memory than there is.
         RemoteError: A URL cannot be read.
         OSError: The path cannot be opened.
     """
     stream: bytes | BinaryIO
+    limits = resolve_limits(limits, default_limits)
     if isinstance(source, bytes | bytearray | memoryview):
         stream, owned, name = bytes(source), True, "bytes"
     elif isinstance(source, str) and is_url(source):
@@ -274,9 +284,11 @@ def open_container(
         stream, owned, name = source, False, str(getattr(source, "name", "stream"))
     try:
         return Container(stream, limits, name, owned=owned, rung=rung, partial=partial)
-    except NolaError as error:
+    except (NolaError, MemoryError) as error:
         if owned and not isinstance(stream, bytes):
             stream.close()
+        if not isinstance(error, NolaError):
+            raise OutOfMemory(_NO_MEMORY, where=name) from error
         if isinstance(error, RemoteError):  # it names the URL already
             raise
         if error.code == "magic" and name.endswith(tuple(_ADAPTER_SUFFIXES)):

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from nola_codec.container.fields import limit_error
 from nola_codec.container.limits import Limits
 from nola_codec.entropy.adaptive import IntegerReader, IntegerWriter
 from nola_codec.errors import EncodeError, FormatError, mismatch
@@ -92,8 +91,7 @@ def read_tables(
         if count < 0:
             raise FormatError(mismatch(f"allocation table {number}", "a number of rows", count), code="units")
         total += count
-        if total > limits.rows:
-            raise limit_error("allocation rows", limits.rows, total)
+        limits.require("rows", total, "allocation rows")
         rows: list[tuple[int, int, int, int]] = []
         before = (-1, -1, 0, 0)
         for _ in range(count):

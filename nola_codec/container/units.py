@@ -19,7 +19,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.container.fields import limit_error
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.container.unit_tables import (
     AMPLITUDE,
@@ -126,7 +125,7 @@ def coded_layers(record: CodedRecord, allocations: Allocations, rung: int, side:
     fresh = entry == rung
     quantizers = np.full((len(units), rung + 1), -1, np.int64)
     weights = np.zeros((len(units), rung + 1), np.int64)
-    for number in range(rung + 1):
+    for number in range(0 if fresh.any() else rung, rung + 1):
         (rows,) = (entry <= rung if number == rung else fresh).nonzero()
         _, quantizers[rows, number], _, weights[rows, number] = _look_up_all(
             allocations[number][own.table], precision[rows]
@@ -162,10 +161,11 @@ def predict_amplitudes(
     """
     precision, fresh = record.precision[units], record.entry[units] == rung
     total = np.where(fresh, record.kind.amplitude + slope * precision, record.amplitude[units])
+    first = 0 if fresh.any() else rung  # only units that start look at earlier rungs
     for side, own in enumerate(record.kind.sides):
         owners = record.kind.side_units(side, record.units)
         here = (units >= owners.start) & (units < owners.stop)
-        for number in range(rung + 1):
+        for number in range(first, rung + 1):
             rows = (here if number == rung else here & fresh).nonzero()[0]
             total[rows] += _look_up_all(allocations[number][own.table], precision[rows] + own.shift)[2]
     return total
@@ -316,8 +316,7 @@ class UnitsReader:
                 wanted = f"{record.units} to {kind.most_units}" if kind.split == "component" else "none or all"
                 raise FormatError(mismatch(f"units of {record.name}", wanted, count), code="units")
             total += count
-            if total > self._limits.units:
-                raise limit_error("units (sum over all records and rungs)", self._limits.units, total)
+            self._limits.require("units", total, "units (sum over all records and rungs)")
             latest[kind] = count
             counts.append(count)
         return tuple(counts)

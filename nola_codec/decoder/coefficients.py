@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from nola_codec.array_types import SymbolArray
 from nola_codec.arrays import Array
 from nola_codec.container.units import Allocations, coded_layers
-from nola_codec.entropy import decode_many
+from nola_codec.entropy import decode_many, mixed
 from nola_codec.errors import FormatError
 from nola_codec.model.quantizers import Quantizer, Runs
 from nola_codec.model.records import CodedRecord
@@ -122,6 +122,7 @@ def decode_symbols(
     quantizers: Sequence[Quantizer],
     allocations: Allocations,
     rung: int,
+    check_steps: Callable[[Sequence[int]], None] = lambda steps: None,
 ) -> list[SymbolArray]:
     """Decode the symbols of blocks in one rung.
 
@@ -131,6 +132,7 @@ def decode_symbols(
         quantizers: As in `Header`.
         allocations: The allocation table of each rung.
         rung: The rung, counted from 0.
+        check_steps: Called with the steps of the rANS lanes of each block before they are taken; it may refuse them.
 
     Returns:
         The symbols of each record of each block, in order; they are views of the arrays of the blocks.
@@ -139,7 +141,12 @@ def decode_symbols(
         FormatError: The symbols are damaged or inconsistent.
     """
     each = [[record_runs(record, quantizers, allocations, rung) for record in records] for records in blocks]
-    streams = decode_many(coded, [join_runs(parts) for parts in each], [q.model for q in quantizers])
+    runs, models = [join_runs(parts) for parts in each], [quantizer.model for quantizer in quantizers]
+    check_steps([
+        mixed.lane_steps(data, own, models) if codec == mixed.id else 0
+        for (codec, data), own in zip(coded, runs, strict=True)
+    ])  # fmt: skip
+    streams = decode_many(coded, runs, models)
     results: list[SymbolArray] = []
     for parts, symbols in zip(each, streams, strict=True):
         ends = np.cumsum([part.total for part in parts])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,6 +74,7 @@ class Decoder:
         self.xp = xp
         self.chunk_elements = chunk_elements
         self.header = container.read_units()
+        self._steps: dict[tuple[int, int], int] = {}
         self._kept: tuple[int, list[list[npt.NDArray[Any]]]] | None = None
         self._on_device: DeviceBlocks | None = None
         self._allocations = [rung.allocation for rung in self.header.rungs]
@@ -292,10 +294,18 @@ class Decoder:
             return batch.symbols
         records = [self._block(b) for b in batch.blocks]
         by_rung = [
-            decode_symbols(coded, records, self.header.quantizers, self._allocations, rung)
+            decode_symbols(
+                coded, records, self.header.quantizers, self._allocations, rung,
+                partial(self._check_steps, rung, batch.blocks),
+            )
             for rung, coded in enumerate(batch.stored)
-        ]
+        ]  # fmt: skip
         return [list(each) for each in zip(*by_rung, strict=True)]
+
+    def _check_steps(self, rung: int, blocks: Sequence[int], steps: Sequence[int]) -> None:
+        """Refuse the steps of rANS lanes if, with all blocks that were decoded before, they exceed their limit."""
+        self._steps |= {(rung, block): count for block, count in zip(blocks, steps, strict=True)}
+        self.container.limits.require("lane_steps", sum(self._steps.values()), "sections (steps of rans lanes)")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 The flow, in its order:
 
-    options.py, sizes.py        what the caller asks for, checked
+    options.py                  what the caller asks for, checked
     rules.py                    what the adapter's dialect allows
     base_tensors.py             carried tensors that the base model has: left out, or coded as changes
     carried.py                  the form of carried tensors, and what it loses; carried_notes.py says so

@@ -78,6 +78,17 @@ def decode_many(
     return results
 
 
+def lane_steps(data: bytes | memoryview, runs: Runs, models: Sequence[SymbolModel]) -> int:
+    """Return the steps that the lanes of a section take: each step gives a symbol of each lane.
+
+    A section of one lane takes a step for each symbol, which costs thousands of times what a step of many lanes does.
+    Nothing is checked: what is damaged is found when the section is decoded.
+    """
+    split = _Split(runs, models)
+    place = raw.size(split.plain, models)
+    return -(-split.coded.total >> data[place]) if place < len(data) and data[place] <= rans.MAX_LANE_BITS else 0
+
+
 class _Split:
     """The runs of a section in two groups.
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from nola_codec.encoder.options import EncodeOptions
-from nola_codec.encoder.sizes import parse_size
 from nola_codec.errors import EncodeError, NolaError
 from nola_codec.fleet.items import Item, Job, Outcome, Source, Verb
 from nola_codec.fleet.keywords import RATE_NAMES
@@ -21,6 +20,7 @@ from nola_codec.fleet.naming import name_outputs
 from nola_codec.fleet.rows import Row, digest_options, storable
 from nola_codec.fleet.stamps import output_files, source_files, stamp
 from nola_codec.remote import is_url
+from nola_codec.sizes import parse_size
 
 _EXISTS = "output-exists"
 _FLOATS = ("ratio", "nmse", "error", "scale")

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
-from nola_codec.encoder.sizes import parse_size
 from nola_codec.errors import NolaError
 from nola_codec.fleet.engine import ENGINES, Engine, available_memory, processors
 from nola_codec.fleet.items import Item, Job, Outcome
 from nola_codec.fleet.schedule import Limits, Schedule
 from nola_codec.fleet.watcher import Watcher
+from nola_codec.sizes import parse_size
 
 _MOST_WORKERS = 10_000
 

@@ -643,6 +643,11 @@ def test_the_reference_decoder_refuses_the_same(name: str) -> None:
         Limits(factor_elements=100),
         Limits(total_elements=1000),
         Limits(name=20),
+        Limits(header_values=50),
+        Limits(name_characters=40),
+        Limits(record_rungs=3),
+        Limits(rung_elements=1000),
+        Limits(lane_steps=1),
         Limits(coefficients=1000),
     ],
     ids=lambda limits: next(f"{k}={v}" for k, v in vars(limits).items() if v != getattr(Limits(), k)),
@@ -667,8 +672,9 @@ def test_every_code_has_a_case() -> None:
         for path in (ROOT / "nola_codec" / layer).glob("*.py"):
             if path.name not in ("carried_forms.py", "torch_raw.py"):  # of tensors of an adapter, not of files
                 source |= set(re.findall(r'code="([a-z-]+)"|code = "([a-z-]+)" if', path.read_text(encoding="utf-8")))
-    # Not faults of a file: a caller asks for a rung that is not there, or gives an adapter.
-    codes = {a or b for a, b in source} - {"unknown-rung", "not-nola"}
+    # Not faults of a file: a caller asks for a rung that is not there, gives an adapter or a pipe, writes limits that
+    # cannot be read, or encodes numbers that are too large.
+    codes = {a or b for a, b in source} - {"unknown-rung", "not-nola", "unreadable", "option", "overflow"}
     assert codes == {case.code for case in CASES.values()}
     text = (ROOT / "spec" / "nola-v1.md").read_text(encoding="utf-8")
     table = text[text.index("## Reject table") :]

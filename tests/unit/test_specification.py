@@ -105,6 +105,7 @@ def test_limits_are_the_codes() -> None:
     assert stated == {
         "stored header": limits.header_stored,
         "plain header": limits.header_plain,
+        "MessagePack values in the plain header, at any depth; a key counts as a value": limits.header_values,
         "records": limits.records,
         "kinds": limits.kinds,
         "sections": limits.sections,
@@ -113,15 +114,24 @@ def test_limits_are_the_codes() -> None:
         "rows of the allocation tables of a rung": limits.rows,
         "units of all records, added over all rungs": limits.units,
         "characters (code points) of a name, template, `writer`, `dialect`": limits.name,
+        "coded records times rungs": limits.record_rungs,
+        "characters of the names of all records": limits.name_characters,
+        "characters of a value of `metadata`": limits.metadata,
         "dimensions of a shape": limits.dimensions,
         "rank": limits.rank,
         "elements of a factor or a vector record": limits.factor_elements,
         "bytes of a carried or drawn tensor": limits.total_elements,
         "elements of all factors and vector records and bytes of all carried and drawn tensors, together":
             limits.total_elements,
-        "words of MT19937, start and elements, of all drawn kinds": limits.words,
+        "elements of all factors and vector records, times rungs": limits.rung_elements,
+        "elements of the products of all pairs, if `dialect` is `delta`": limits.delta_elements,
+        "words of MT19937, start and elements, of all drawn records but those that repeat one of the last two draws":
+            limits.words,
         "files below a file with a reference": limits.chain,
         "coefficients of all records, as if all units were kept, times rungs": limits.coefficients,
+        "length times coefficients of all vectors in dense bases, as if all units were kept, times rungs":
+            limits.dense_products,
+        "steps of the lanes of all rans sections": limits.lane_steps,
     }  # fmt: skip
 
 

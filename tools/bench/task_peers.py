@@ -27,7 +27,7 @@ import nola_codec
 from nola_codec.arrays import NUMPY
 from nola_codec.container.reader import open_container
 from nola_codec.decoder.decoder import Decoder
-from nola_codec.encoder.sizes import parse_size
+from nola_codec.sizes import parse_size
 
 Deltas = dict[str, tuple[Any, Any]]
 """Module -> (B, A), the scaling in B."""

@@ -45,10 +45,10 @@ from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.pipeline import canonical_form
 from nola_codec.encoder.rate_control import RateTarget, draft_for_size, with_noise_limit
 from nola_codec.encoder.reconstruct import decode_rung
-from nola_codec.encoder.sizes import parse_size
 from nola_codec.fit.allocation import EFFECTIVE, Objective
 from nola_codec.fit.canonical_form import CanonicalForm
 from nola_codec.model.adapter import Adapter
+from nola_codec.sizes import parse_size
 
 PLAIN = {"limit": "3", "ratio": "3", "boost": "0.5", "power": "2"}
 """The settings of the rule `plain`, which was that of the encoder before `rows` was."""

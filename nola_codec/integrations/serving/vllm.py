@@ -62,8 +62,8 @@ def cache_of_environment(environment: Mapping[str, str], layout: Layout) -> Adap
         NolaError: ``option``: there is no such variable, or its value cannot be; ``adapter-source``.
     """
     from nola_codec.disk_cache import DiskCache
-    from nola_codec.encoder.sizes import parse_size
     from nola_codec.integrations.serving.adapter_cache import AdapterCache
+    from nola_codec.sizes import parse_size
 
     unknown = [key for key in environment if key.startswith(_PREFIX) and key.removeprefix(_PREFIX) not in _SETTINGS]
     if unknown:

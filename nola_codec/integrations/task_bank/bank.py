@@ -16,7 +16,6 @@ from nola_codec.api.live_sources import unwrap
 from nola_codec.arrays import arrays_on
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.container.reader import Container, Source
-from nola_codec.encoder.sizes import parse_size
 from nola_codec.errors import AdapterError, NolaError, mismatch
 from nola_codec.integrations.live_models import name_of
 from nola_codec.integrations.task_bank.applying import (
@@ -38,6 +37,7 @@ from nola_codec.merger.places import WeightShapes
 from nola_codec.merger.weight_places import Place
 from nola_codec.references.finding import References
 from nola_codec.rendering import list_first
+from nola_codec.sizes import parse_size
 
 if TYPE_CHECKING:
     import torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -171,3 +172,19 @@ def test_what_a_basis_says_of_itself_holds(basis: Any) -> None:
     most = basis.max_num_basis(36)
     assert most == (36 if basis.is_orthogonal else None)
     assert matrix(basis, 36, most or 100).shape == (most or 100, 36)
+
+
+@pytest.mark.parametrize("kind", [Rademacher, Uniform])
+def test_short_vectors_take_no_more_memory_than_long_ones(
+    kind: type[DenseBasis], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row of one element takes a whole word of the generator, which counts."""
+    monkeypatch.setenv("NOLA_KERNELS", "off")
+    coefficients = np.ones((1, 1, 1 << 18), np.int32)
+    tracemalloc.start()
+    try:
+        kind(chunk_entries=1 << 16).synthesize(coefficients, 1, (BasisKey(PHILOX, 7, 3),), 1, NUMPY)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 << 20

@@ -9,7 +9,7 @@ import pytest
 
 import nola_codec
 from nola_codec.encoder.options import DEFAULT_ERROR, EncodeOptions
-from nola_codec.encoder.sizes import parse_size
+from nola_codec.sizes import parse_size
 
 REFUSED: dict[str, dict[str, Any]] = {
     "fit: expected one of weights, task, found 'gradients'": {"fit": "gradients"},
