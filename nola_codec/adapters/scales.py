@@ -21,6 +21,7 @@ from typing import Any
 from nola_codec.adapters.dialects.adapter_metadata import METADATA_KEY, metadata_scalings, parse_metadata
 from nola_codec.adapters.dialects.paths import COMPONENTS, component_of
 from nola_codec.adapters.dialects.peft_config import parse_config
+from nola_codec.adapters.dialects.peft_patterns import PatternMap
 from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Adapter, Origin
@@ -265,7 +266,7 @@ def _scalings_of_config(
             message = mismatch("rank", f"{settings.rank_of(path)} by {CONFIG_NAME}", own)
             message += "; if the configuration is of another adapter, move the file, or set the scaling with --scale"
             raise AdapterError(message, code="rank-mismatch", where=f"{where}: {name}")
-        scalings[name] = replace(settings, rank=own, rank_pattern=()).scaling_of(path)
+        scalings[name] = replace(settings, rank=own, rank_pattern=PatternMap()).scaling_of(path)
     return scalings
 
 

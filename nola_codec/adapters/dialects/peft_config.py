@@ -9,18 +9,18 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from nola_codec.adapters.dialects.peft_methods import describe_refusal
+from nola_codec.adapters.dialects.peft_patterns import PatternMap
 from nola_codec.adapters.sources import PEFT_PREFIX
 from nola_codec.errors import AdapterError, mismatch
 
 PREFIX = PEFT_PREFIX
 MAX_RANK = 1 << 16
 _MAX_PATTERNS = 100_000
-_MAX_PATTERN_LENGTH = 1000
 
 # PEFT saves these embeddings whole if they are adapted or were resized (`save_embedding_layers`,
 # `EMBEDDING_LAYER_NAMES`).
@@ -57,7 +57,7 @@ class PeftSettings:
         rank: The default rank, ``r``.
         alpha: The default alpha, ``lora_alpha``.
         rank_pattern: Regular expressions, and the ranks of modules that match; the first match counts.
-        alpha_pattern: Regular expressions, and the alphas of modules that match; the first match counts.
+        alpha_pattern: The same for alphas.
         use_rslora: True if the scaling is alpha / sqrt(r), and False if it is alpha / r.
         fan_in_fan_out: True if base weights are stored (in, out). PEFT changes this flag for each module by its type,
             so in a model with both types it tells only the type of the last module.
@@ -66,8 +66,8 @@ class PeftSettings:
 
     rank: int
     alpha: float
-    rank_pattern: tuple[tuple[re.Pattern[str], int], ...]
-    alpha_pattern: tuple[tuple[re.Pattern[str], float], ...]
+    rank_pattern: PatternMap
+    alpha_pattern: PatternMap
     use_rslora: bool = False
     fan_in_fan_out: bool = False
     target_parameters: tuple[str, ...] = ()
@@ -99,11 +99,13 @@ class PeftSettings:
 
     def rank_of(self, path: str) -> int:
         """Return the rank of a module, by its path in the base model (no ``base_model.model.``)."""
-        return next((rank for pattern, rank in self.rank_pattern if pattern.match(path)), self.rank)
+        found: int | None = self.rank_pattern.find(path)
+        return self.rank if found is None else found
 
     def scaling_of(self, path: str) -> float:
         """Return ``alpha / r`` or ``alpha / sqrt(r)`` of a module, computed as PEFT does."""
-        alpha = next((alpha for pattern, alpha in self.alpha_pattern if pattern.match(path)), self.alpha)
+        found: float | None = self.alpha_pattern.find(path)
+        alpha = self.alpha if found is None else found
         rank = self.rank_of(path)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
@@ -155,14 +157,8 @@ def parse_ranks(config: Mapping[str, Any], alpha: str, where: str) -> PeftSettin
     return PeftSettings(
         rank=positive_integer(config.get("r", 8), "r", where),
         alpha=real_number(config.get(alpha, 8), alpha, where),
-        rank_pattern=tuple(
-            (pattern, positive_integer(value, "rank_pattern", where))
-            for pattern, value in _patterns(config, "rank_pattern", where)
-        ),
-        alpha_pattern=tuple(
-            (pattern, real_number(value, "alpha_pattern", where))
-            for pattern, value in _patterns(config, "alpha_pattern", where)
-        ),
+        rank_pattern=_patterns(config, "rank_pattern", positive_integer, where),
+        alpha_pattern=_patterns(config, "alpha_pattern", real_number, where),
     )
 
 
@@ -235,31 +231,16 @@ def _exact_pattern(path: str) -> str:
     return "^" + re.escape(path)
 
 
-def _patterns(config: Mapping[str, Any], option: str, where: str) -> list[tuple[re.Pattern[str], Any]]:
+def _patterns(
+    config: Mapping[str, Any], option: str, check: Callable[[Any, str, str], float], where: str
+) -> PatternMap:
     patterns = config.get(option) or {}
-    if not isinstance(patterns, dict) or len(patterns) > _MAX_PATTERNS:
+    is_map = isinstance(patterns, dict) and all(isinstance(pattern, str) for pattern in patterns)
+    if not is_map or len(patterns) > _MAX_PATTERNS:
         raise AdapterError(f"{option} is not a map of patterns", code="bad-config", where=where)
-    return [(_compile(pattern, f"{where}: {option}"), value) for pattern, value in patterns.items()]
-
-
-def _compile(pattern: str, where: str) -> re.Pattern[str]:
-    """Compile a pattern as PEFT's `get_pattern_key` does, so that it matches whole components at the end of a path.
-
-    A pattern that could backtrack exponentially is refused, since Python's `re` has no time limit and the file may be a
-    stranger's.
-
-    Raises:
-        AdapterError: ``unsafe-pattern``, ``bad-config``.
-    """
-    open_ended = len(re.findall(r"(?<!\\)(?:\\\\)*[*+{]", pattern))
-    repeated_group = re.search(r"(?<!\\)\)\s*[*+{]", pattern)
-    if len(pattern) > _MAX_PATTERN_LENGTH or open_ended > 4 or repeated_group:
-        raise AdapterError(f"pattern {pattern[:80]!r} could take for ever to match", code="unsafe-pattern", where=where)
-    try:
-        return re.compile(rf"(.*\.)?({pattern})$")
-    except (re.error, RecursionError, OverflowError) as e:
-        message = f"pattern {pattern[:80]!r} is not a regular expression: {e}"
-        raise AdapterError(message, code="bad-config", where=where) from e
+    return PatternMap(
+        {pattern: check(value, option, where) for pattern, value in patterns.items()}, f"{where}: {option}"
+    )
 
 
 def _names(config: Mapping[str, Any], option: str, where: str) -> tuple[str, ...]:
