@@ -10,7 +10,8 @@
     fields.py                   values out of a stranger's map: typed, bounded, and refused if they are too large
     canonical.py                MessagePack with one byte string for one value
     names.py                    names of records as templates and numbers
-    units.py                    units sections: precisions and amplitudes; the layers that they imply
+    units.py                    units sections: precisions and amplitudes
+    layers.py                   the layers that these imply: which quantizer codes which vector
     unit_tables.py              what a units section says before: kinds, allocation tables, exponents
     rungs.py                    a progressive file as it is at one of its rungs
 

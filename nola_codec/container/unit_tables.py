@@ -5,7 +5,7 @@ Each integer of a units section has a role; integers of one role share their ada
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from nola_codec.container.limits import Limits
@@ -76,7 +76,7 @@ def write_tables(writer: IntegerWriter, tables: Sequence[Allocation], kinds: Ite
 
 
 def read_tables(
-    reader: IntegerReader, kinds: Iterable[CodedKind], quantizers: int, limits: Limits
+    reader: IntegerReader, kinds: Collection[CodedKind], quantizers: int, limits: Limits
 ) -> tuple[Allocation, ...]:
     """Return the allocation tables of a rung: as many as the kinds name.
 

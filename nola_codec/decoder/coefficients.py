@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from nola_codec.array_types import SymbolArray
+from nola_codec.array_types import Int64Array, SymbolArray
 from nola_codec.arrays import Array
-from nola_codec.container.units import Allocations, coded_layers
+from nola_codec.container.layers import Allocations, BlockLayers, Layers, block_layers
 from nola_codec.entropy import decode_many, mixed
 from nola_codec.errors import FormatError
 from nola_codec.model.quantizers import Quantizer, Runs
 from nola_codec.model.records import CodedRecord
-from nola_codec.quant.points import PointMaker
+from nola_codec.quant.points import PointMaker, book_stride
 
 _LARGEST = (1 << 31) - 1
 
@@ -26,7 +26,8 @@ class Coefficients:
 
     Attributes:
         sides: The coefficients of each side, (vectors, num_basis), in the smallest of int8, int16 and int32 that holds
-            every number up to the side's own bound; NumPy arrays, or int32 tensors on a device.
+            every number up to the bound of the sides that were made together; NumPy arrays, or int32 tensors on a
+            device.
         peak: A bound of the magnitude of all coefficients.
     """
 
@@ -35,32 +36,57 @@ class Coefficients:
 
 
 def record_runs(record: CodedRecord, quantizers: Sequence[Quantizer], allocations: Allocations, rung: int) -> Runs:
-    """Return the runs of symbols of one record in a block of a rung: a run for each layer, the first side's first.
-
-    Args:
-        record: The record.
-        quantizers: As in `Header`.
-        allocations: The allocation table of each rung.
-        rung: The rung, counted from 0.
-    """
-    models, lengths = [], []
-    for side, count in enumerate(record.kind.num_basis):
-        own = coded_layers(record, allocations, rung, side).quantizers
-        models.append(own)
-        lengths.append(np.array([quantizers[q].codebook.run(count) for q in own.tolist()], np.int64))
-    return Runs(np.concatenate(models), np.concatenate(lengths))
+    """Return the runs of symbols of one record; arguments as in `block_runs`."""
+    return block_runs([record], quantizers, allocations, rung)
 
 
 def block_runs(
     records: Sequence[CodedRecord], quantizers: Sequence[Quantizer], allocations: Allocations, rung: int
 ) -> Runs:
-    """Return the runs of a block of records; arguments as in `record_runs`."""
-    return join_runs([record_runs(record, quantizers, allocations, rung) for record in records])
+    """Return the runs of symbols of a block: a run for each layer, those of the first side of the first record first.
+
+    Args:
+        records: The records of the block.
+        quantizers: As in `Header`.
+        allocations: The allocation table of each rung.
+        rung: The rung, counted from 0.
+    """
+    layers = block_layers(records, allocations, rung)
+    return Runs(layers.own.quantizers, _run_lengths(records, layers, _strides(quantizers)))
 
 
 def join_runs(parts: Sequence[Runs]) -> Runs:
     """Return the runs of a block: those of its records, one record after the other."""
     return Runs(np.concatenate([p.models for p in parts]), np.concatenate([p.lengths for p in parts]))
+
+
+def _strides(quantizers: Sequence[Quantizer]) -> Int64Array:
+    """Return the number of coefficients that a symbol of each quantizer makes, int64 (quantizers,)."""
+    return np.array([book_stride(quantizer.codebook) for quantizer in quantizers], np.int64)
+
+
+def _run_lengths(records: Sequence[CodedRecord], layers: BlockLayers, strides: Int64Array) -> Int64Array:
+    """Return the number of symbols of each layer, int64 (layers,)."""
+    return np.asarray(-(-_basis_sizes(records)[layers.sides] // strides[layers.own.quantizers]))
+
+
+def _basis_sizes(records: Sequence[CodedRecord]) -> Int64Array:
+    """Return the num_basis of each side of each record, int64 (sides,)."""
+    return np.array([count for record in records for count in record.kind.num_basis], np.int64)
+
+
+class _Symbols(NamedTuple):
+    """The symbols of some records in one rung.
+
+    Attributes:
+        layers: Their layers.
+        starts: The place of each layer's first symbol, int64 (layers,).
+        stream: The symbols.
+    """
+
+    layers: BlockLayers
+    starts: Int64Array
+    stream: SymbolArray
 
 
 class Dequantizer:
@@ -74,36 +100,82 @@ class Dequantizer:
     def __init__(self, quantizers: Sequence[Quantizer], allocations: Allocations) -> None:
         self.quantizers, self.allocations = quantizers, allocations
         self._points = PointMaker([quantizer.codebook for quantizer in quantizers])
+        self._strides = _strides(quantizers)
         self._peaks = np.array([quantizer.codebook.peak for quantizer in quantizers], np.int64)
 
-    def coefficients(self, record: CodedRecord, symbols: Sequence[SymbolArray]) -> Coefficients:
-        """Compute the coefficients of one record: the weighted sum of its layers.
+    def coefficients(
+        self, records: Sequence[CodedRecord], symbols: Sequence[Sequence[SymbolArray]]
+    ) -> list[Coefficients]:
+        """Compute the coefficients of records: the weighted sums of their layers.
+
+        Vectors of one length are made together, whatever record and side they belong to.
 
         Args:
-            record: The record as it is at the last rung.
-            symbols: The symbols of each rung, in the order of `record_runs`.
+            records: The records as they are at the last rung.
+            symbols: For each record its symbols in each rung, in the order of `block_runs`.
 
         Raises:
-            FormatError: ``bound``: the coefficients may not fit into 32 bits.
+            FormatError: ``bound``: the coefficients of a record may not fit into 32 bits.
         """
-        starts = [0] * len(symbols)
-        sides = []
-        peak = 0
-        for side, count in enumerate(record.kind.num_basis):
-            vectors = record.kind.vectors(record.units)
-            layers = [coded_layers(record, self.allocations, rung, side) for rung in range(len(symbols))]
-            bounds = np.zeros(vectors, np.int64)
-            for each in layers:  # sums of integers below 2^53, exact in float64
-                peaks = each.weights * self._peaks[each.quantizers]
-                bounds += np.bincount(each.vectors, peaks, minlength=vectors).astype(np.int64)
-            own_peak = int(bounds.max(initial=0))
-            peak = max(peak, own_peak)
+        vectors = [r.kind.vectors(r.units) for r in records for _ in r.kind.sides]
+        by_rung = []
+        for rung in range(len(symbols[0]) if symbols else 0):
+            layers = block_layers(records, self.allocations, rung)
+            lengths = _run_lengths(records, layers, self._strides)
+            by_rung.append(_Symbols(layers, lengths.cumsum() - lengths, _join([item[rung] for item in symbols])))
+        side_peaks = self._bound_sides(vectors, by_rung)
+        peaks_of = iter(side_peaks.tolist())
+        peaks = [max(next(peaks_of) for _ in record.kind.sides) for record in records]
+        for record, peak in zip(records, peaks, strict=True):
             require_peak(record.name, peak)
-            total = np.zeros((vectors, count), _smallest_dtype(own_peak))
-            for rung, (each, stream) in enumerate(zip(layers, symbols, strict=True)):
-                starts[rung] += self._points.add(total, each, stream[starts[rung] :])
-            sides.append(total)
-        return Coefficients(tuple(sides), peak)
+        sides = iter(self._make_sides(_basis_sizes(records), vectors, side_peaks, by_rung))
+        return [
+            Coefficients(tuple(next(sides) for _ in record.kind.sides), peak)
+            for record, peak in zip(records, peaks, strict=True)
+        ]
+
+    def _bound_sides(self, vectors: Sequence[int], by_rung: Sequence[_Symbols]) -> Int64Array:
+        """Return a bound of the coefficients of each side, int64 (sides,); `vectors` counts the vectors of each."""
+        firsts = np.cumsum([0, *vectors])  # the first vector of each side among those of all sides
+        bounds = np.zeros(firsts[-1], np.int64)
+        for layers, _, _ in by_rung:
+            peaks = layers.own.weights * self._peaks[layers.own.quantizers]  # sums are below 2^53, exact in float64
+            sums = np.bincount(firsts[layers.sides] + layers.own.vectors, peaks, minlength=len(bounds))
+            bounds += sums.astype(np.int64)
+        largest = np.zeros(len(vectors), np.int64)
+        np.maximum.at(largest, np.arange(len(vectors)).repeat(vectors), bounds)
+        return largest
+
+    def _make_sides(
+        self, counts: Int64Array, vectors: Sequence[int], peaks: Int64Array, by_rung: Sequence[_Symbols]
+    ) -> list[Array]:
+        """Return the coefficients of each side, (vectors, num_basis).
+
+        Args:
+            counts: The num_basis of each side, int64 (sides,).
+            vectors: The number of vectors of each side.
+            peaks: A bound of the coefficients of each side, int64 (sides,).
+            by_rung: The symbols of each rung.
+        """
+        sides: list[Array] = [None] * len(counts)
+        for count in np.unique(counts).tolist():
+            members = (counts == count).nonzero()[0]
+            ends = np.cumsum([0, *(vectors[member] for member in members.tolist())])
+            rows = np.zeros(len(counts), np.int64)  # the first vector of each side among those of this length
+            rows[members] = ends[:-1]
+            total = np.zeros((int(ends[-1]), count), _smallest_dtype(int(peaks[members].max())))
+            for each in by_rung:
+                (chosen,) = (counts[each.layers.sides] == count).nonzero()
+                own = Layers(*(part[chosen] for part in each.layers.own))
+                own = own._replace(vectors=rows[each.layers.sides[chosen]] + own.vectors)
+                self._points.add(total, own, each.starts[chosen], each.stream)
+            for member, start, stop in zip(members.tolist(), ends[:-1].tolist(), ends[1:].tolist(), strict=True):
+                sides[member] = total[start:stop]
+        return sides
+
+
+def _join(parts: Sequence[SymbolArray]) -> SymbolArray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _smallest_dtype(peak: int) -> type[np.signedinteger[Any]]:
@@ -140,15 +212,21 @@ def decode_symbols(
     Raises:
         FormatError: The symbols are damaged or inconsistent.
     """
-    each = [[record_runs(record, quantizers, allocations, rung) for record in records] for records in blocks]
-    runs, models = [join_runs(parts) for parts in each], [quantizer.model for quantizer in quantizers]
+    strides = _strides(quantizers)
+    all_runs, sizes = [], []
+    for records in blocks:
+        layers = block_layers(records, allocations, rung)
+        lengths = _run_lengths(records, layers, strides)
+        all_runs.append(Runs(layers.own.quantizers, lengths))
+        owners = np.arange(len(records)).repeat([len(record.kind.sides) for record in records])[layers.sides]
+        sizes.append(np.bincount(owners, lengths, minlength=len(records)).astype(np.int64))
+    models = [quantizer.model for quantizer in quantizers]
     check_steps([
         mixed.lane_steps(data, own, models) if codec == mixed.id else 0
-        for (codec, data), own in zip(coded, runs, strict=True)
+        for (codec, data), own in zip(coded, all_runs, strict=True)
     ])  # fmt: skip
-    streams = decode_many(coded, runs, models)
+    streams = decode_many(coded, all_runs, models)
     results: list[SymbolArray] = []
-    for parts, symbols in zip(each, streams, strict=True):
-        ends = np.cumsum([part.total for part in parts])
-        results += np.split(symbols, ends[:-1])
+    for own, symbols in zip(sizes, streams, strict=True):
+        results += np.split(symbols, own.cumsum()[:-1])
     return results

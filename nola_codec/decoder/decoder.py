@@ -226,7 +226,7 @@ class Decoder:
             records = [self.header.coded[number] for number, _ in part]
             made = synthesize_records(
                 records,
-                [self._dequantizer.coefficients(r, item) for r, (_, item) in zip(records, part, strict=True)],
+                self._dequantizer.coefficients(records, [item for _, item in part]),
                 generator=self.header.generator,
                 seed=self.header.seed,
                 xp=self.xp,

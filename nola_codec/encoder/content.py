@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.array_types import Float64Array, Int64Array, SymbolArray
-from nola_codec.container.units import Allocations
+from nola_codec.container.layers import Allocations
 from nola_codec.decoder.carried_forms import is_reduced
 from nola_codec.decoder.coefficients import record_runs
 from nola_codec.entropy import rans

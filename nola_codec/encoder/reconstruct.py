@@ -73,7 +73,8 @@ def decode_rung(
     def decode_span(span: tuple[int, int]) -> list[DecodedRecord]:
         """Decode the records of a span, and find their exponents."""
         pending = list(range(*span))
-        points = {i: dequantizer.coefficients(records[i], [s[i] for s in content.symbols[: rung + 1]]) for i in pending}
+        symbols = [[s[i] for s in content.symbols[: rung + 1]] for i in pending]
+        points = dict(zip(pending, dequantizer.coefficients([records[i] for i in pending], symbols), strict=True))
         done: dict[int, DecodedRecord] = {}
         while pending:
             raised = [replace(records[i], exponents=guess[i]) for i in pending]

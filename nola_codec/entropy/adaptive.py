@@ -133,7 +133,12 @@ class IntegerReader:
 
     def read(self, role: int) -> int:
         """Return the next integer, of a role. Raises FormatError ``symbols`` if it has too many bits."""
-        return int(self.read_many([role])[0])
+        if self._kernel is None:
+            return self._read(role)
+        value = self._kernel.read_one(role)
+        if value is None:
+            raise self._too_long()
+        return value
 
     def read_many(self, roles: Sequence[int]) -> npt.NDArray[np.int64]:
         """Return the next integers, int64 (roles,), one of each role. Raises FormatError ``symbols`` as `read` does."""

@@ -29,6 +29,8 @@ class AdaptiveReader:
         self._state = np.array([code, span, position, _ROLES], np.int64)
         self._nodes = np.zeros((_ROLES, 4), np.int32)  # next bit 0, next bit 1, probability of 0 in 1/65536, bits seen
         self._nodes[:, 2] = 1 << 15
+        self._one = np.zeros(2, np.int64)  # a role, and the integer that was read
+        self._find_addresses()
 
     @property
     def position(self) -> int:
@@ -49,12 +51,27 @@ class AdaptiveReader:
                 return values[: start + done]
         return values
 
+    def read_one(self, role: int) -> int | None:
+        """Read an integer of a role, 0 to 31; None if it has too many bits."""
+        require(0 <= role < _ROLES, f"roles go to {_ROLES - 1}; {role}")
+        self._make_room(2 * _MAX_BITS + 2)
+        self._one[0] = role
+        data, state, nodes, one = self._addresses
+        done = self._lib.call("nola_read_integers", data, self._data.size, state, nodes, one, 1, one + 8)
+        return int(self._one[1]) if done else None
+
+    def _find_addresses(self) -> None:
+        """Keep the addresses of the arrays, which NumPy takes longer to find than a kernel to read an integer."""
+        arrays = self._data, self._state, self._nodes, self._one
+        self._addresses = tuple(int(array.ctypes.data) for array in arrays)
+
     def _make_room(self, count: int) -> None:
         used = int(self._state[3])
         if len(self._nodes) < used + count:
             grown = np.zeros((2 * used + count, 4), np.int32)
             grown[:used] = self._nodes[:used]
             self._nodes = grown
+            self._find_addresses()
 
 
 def write_integers(lib: Library, roles: Sequence[int], values: Sequence[int]) -> bytes:

@@ -63,6 +63,8 @@ class Library:
 
 
 def _pass(argument: Argument) -> int | float:
+    if type(argument) is int:
+        return argument
     if isinstance(argument, np.ndarray):
         if not argument.flags.c_contiguous:
             raise ValueError("a kernel was given an array that is not C-contiguous")

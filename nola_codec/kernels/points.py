@@ -43,6 +43,7 @@ class PointTables:
 def add_points(
     lib: Library,
     symbols: npt.NDArray[Any],
+    starts: npt.NDArray[np.int64],
     tables: PointTables,
     vectors: npt.NDArray[np.int64],
     quantizers: npt.NDArray[np.int64],
@@ -53,7 +54,8 @@ def add_points(
 
     Args:
         lib: The library.
-        symbols: uint8 or uint16, those of the layers one after the other; more may follow.
+        symbols: uint8 or uint16, those of the layers, and perhaps others.
+        starts: The place of each layer's first symbol, int64 (layers,).
         tables: The quantizers.
         vectors: The row of `out` of each layer, int64 (layers,).
         quantizers: The quantizer of each layer, int64 (layers,).
@@ -61,12 +63,12 @@ def add_points(
         out: int8, int16 or int32 (rows, count), C-contiguous. The caller knows that the sums fit.
 
     Raises:
-        ValueError: There are too few symbols, or a symbol, a row or a quantizer is out of range.
+        ValueError: A layer has too few symbols, or a symbol, a row or a quantizer is out of range.
     """
     rows, count = out.shape
     symbols = require_array(symbols, ("uint8", "uint16"), (symbols.size,))
-    layers = [require_array(array, ("int64",), vectors.shape) for array in (vectors, quantizers, weights)]
+    layers = [require_array(array, ("int64",), vectors.shape) for array in (starts, vectors, quantizers, weights)]
     require(out.dtype.name in ("int8", "int16", "int32") and out.flags.c_contiguous, "coefficients of 1, 2 or 4 bytes")
     if lib.call("nola_add_points", symbols, symbols.itemsize, symbols.size, *layers, len(vectors), tables.forms,
                 len(tables.forms), tables.points, count, rows, out.itemsize, out):  # fmt: skip
-        raise ValueError("there are too few symbols, or a symbol, a row or a quantizer is out of range")
+        raise ValueError("a layer has too few symbols, or a symbol, a row or a quantizer is out of range")

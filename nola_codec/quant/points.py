@@ -43,6 +43,11 @@ def book_points(book: Book, symbols: npt.NDArray[Any], count: int) -> npt.NDArra
     return trellis_points(book, symbols, count) if isinstance(book, Trellis) else dependent_points(book, symbols)
 
 
+def book_stride(book: Book) -> int:
+    """Return the number of coefficients that a symbol of a quantizer makes."""
+    return book.stride if isinstance(book, Trellis) else 1
+
+
 class PointMaker:
     """Makes the coefficients of layers of several quantizers.
 
@@ -52,35 +57,31 @@ class PointMaker:
 
     def __init__(self, books: Sequence[Book]) -> None:
         self.books = books
-        self._strides = np.array([b.stride if isinstance(b, Trellis) else 1 for b in books], np.int64)
 
-    def add(self, total: npt.NDArray[Any], layers: LayerArrays, symbols: npt.NDArray[Any]) -> int:
+    def add(
+        self, total: npt.NDArray[Any], layers: LayerArrays, starts: npt.NDArray[np.int64], symbols: npt.NDArray[Any]
+    ) -> None:
         """Add the points of layers, times their weights, to coefficients.
 
         Args:
             total: int8, int16 or int32 (vectors, count). The caller knows that the sums fit.
             layers: The layers.
-            symbols: The symbols of the layers, one layer after the other; more may follow.
-
-        Returns:
-            The number of symbols that the layers took.
+            starts: The place of each layer's first symbol among the symbols, int64 (layers,).
+            symbols: The symbols of the layers, and perhaps others.
         """
         count = total.shape[1]
-        lengths = -(-count // self._strides[layers.quantizers])
-        taken = int(lengths.sum())
         lib = library()
         if lib is not None:
-            add_points(lib, symbols[:taken], self._tables, layers.vectors, layers.quantizers, layers.weights, total)
-            return taken
-        ends = np.cumsum(lengths)
+            add_points(lib, symbols, starts, self._tables, layers.vectors, layers.quantizers, layers.weights, total)
+            return
         for quantizer in np.unique(layers.quantizers).tolist():
             (own,) = (layers.quantizers == quantizer).nonzero()
-            stacked = np.stack([symbols[ends[layer] - lengths[layer] : ends[layer]] for layer in own.tolist()])
-            points = book_points(self.books[quantizer], stacked, count)
+            book = self.books[quantizer]
+            stacked = np.stack([symbols[start : start + book.run(count)] for start in starts[own].tolist()])
+            points = book_points(book, stacked, count)
             for layer, row in zip(own.tolist(), points, strict=True):
                 weight = int(layers.weights[layer])
                 total[layers.vectors[layer]] += row if weight == 1 else row.astype(np.int32) * weight
-        return taken
 
     @cached_property
     def _tables(self) -> PointTables:

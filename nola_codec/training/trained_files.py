@@ -218,8 +218,8 @@ def read_trained_file(source: Source) -> TrainedFile:
         symbols: dict[tuple[str, int], npt.NDArray[np.uint16]] = {}
         codes: dict[tuple[str, int], int] = {}
         dequantizer = Dequantizer(header.quantizers, [rung.allocation for rung in header.rungs])
-        for record, own in zip(header.coded, decoder.symbols(), strict=True):
-            points = dequantizer.coefficients(record, own)
+        all_points = dequantizer.coefficients(header.coded, decoder.symbols())
+        for record, points in zip(header.coded, all_points, strict=True):
             for side, values in enumerate(points.sides if record.units else ()):
                 symbols[record.name, side] = np.searchsorted(book, values[0]).astype(np.uint16)
                 codes[record.name, side] = int(record.scale_codes(side)[0])

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from nola_codec.array_types import SymbolArray
-from nola_codec.container.units import Allocations, predict_amplitudes, touched_units
+from nola_codec.container.layers import Allocations, group_by_kind
+from nola_codec.container.units import predict_amplitudes, touched_units
 from nola_codec.decoder.coefficients import Dequantizer, record_runs
 from nola_codec.encoder.assemble import Envelope, code_rungs, pack_raw, write_file
 from nola_codec.encoder.content import BlockSizes, FileContent
@@ -88,10 +89,7 @@ def _content(rng: np.random.Generator) -> FileContent:
     dequantizer = Dequantizer(quantizers, allocations)
     squares = []
     for rung, records in enumerate(stages):
-        made = [
-            dequantizer.coefficients(record, [own[i] for own in symbols[: rung + 1]])
-            for i, record in enumerate(records)
-        ]
+        made = dequantizer.coefficients(records, [list(own) for own in zip(*symbols[: rung + 1], strict=True)])
         squares.append(
             tuple(np.concatenate([(side.astype(np.float64) ** 2).sum(axis=1) for side in c.sides]) for c in made)
         )
@@ -175,8 +173,9 @@ def _at_rung(
     if rung:
         amplitude[: before[-1][index].units] = before[-1][index].amplitude
     own = replace(record, entry=record.entry[:units], precision=record.precision[:units], amplitude=amplitude)
-    touched = np.flatnonzero(touched_units(own, allocations, rung))
-    amplitude[touched] = predict_amplitudes(own, touched, allocations, rung, slope)
+    (family,) = group_by_kind([own])
+    touched = np.flatnonzero(touched_units(family, allocations, rung))
+    amplitude[touched] = predict_amplitudes(family, touched, allocations, rung, slope)
     amplitude[touched] += rng.integers(-60, 61, len(touched))
     return own
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from nola_codec.container.units import Allocations
+from nola_codec.container.layers import Allocations
 from nola_codec.decoder.coefficients import block_runs
 from nola_codec.entropy import CODECS, raw, zstd
 from nola_codec.entropy.rans import MAX_LANE_BITS

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.container.units import Allocations, coded_layers
+from nola_codec.container.layers import Allocations, coded_layers
 from nola_codec.decoder.coefficients import require_peak
 from nola_codec.decoder.device.packed import PackedBlocks, PackedSection, block_starts
 from nola_codec.entropy import raw, zstd

@@ -57,19 +57,21 @@ DEFINE_LAYER(layer_32_16, int32_t, uint16_t)
 /* Add layers to the coefficients of vectors.
  *
  * Layer l adds weights[l] times the points of quantizer books[l] to row vectors[l] of `out` (rows, count), whose elements
- * have `out_width` bytes: 1, 2 or 4. Its symbols, of `width` bytes, 1 or 2, follow those of the layer before. `forms`
- * has five numbers for each of book_count quantizers. The caller has bounded the sums. Return FINE or BAD_ARGUMENT. */
-KERNEL(nola_add_points)(const uint8_t *symbols, int64_t width, int64_t symbol_count, const int64_t *vectors,
-                        const int64_t *books, const int64_t *weights, int64_t layers, const int64_t *forms,
-                        int64_t book_count, const int32_t *tables, int64_t count, int64_t rows, int64_t out_width,
-                        uint8_t *out) {
+ * have `out_width` bytes: 1, 2 or 4. Its symbols, of `width` bytes, 1 or 2, begin at symbol starts[l] of symbol_count.
+ * `forms` has five numbers for each of book_count quantizers. The caller has bounded the sums. Return FINE or
+ * BAD_ARGUMENT. */
+KERNEL(nola_add_points)(const uint8_t *all_symbols, int64_t width, int64_t symbol_count, const int64_t *starts,
+                        const int64_t *vectors, const int64_t *books, const int64_t *weights, int64_t layers,
+                        const int64_t *forms, int64_t book_count, const int32_t *tables, int64_t count, int64_t rows,
+                        int64_t out_width, uint8_t *out) {
     for (int64_t layer = 0; layer < layers; layer++) {
         if (vectors[layer] < 0 || vectors[layer] >= rows || books[layer] < 0 || books[layer] >= book_count)
             return BAD_ARGUMENT;
         const Book *book = (const Book *)forms + books[layer];
         const int64_t steps = (count + book->stride - 1) / book->stride;
-        if (steps > symbol_count)
+        if (starts[layer] < 0 || starts[layer] > symbol_count || steps > symbol_count - starts[layer])
             return BAD_ARGUMENT;
+        const uint8_t *symbols = all_symbols + starts[layer] * width;
         uint8_t *row = out + vectors[layer] * count * out_width;
         const uint16_t *wide = (const uint16_t *)(const void *)symbols;
         const int32_t weight = (int32_t)weights[layer];
@@ -85,8 +87,6 @@ KERNEL(nola_add_points)(const uint8_t *symbols, int64_t width, int64_t symbol_co
                               : layer_32_16(book, tables, wide, count, weight, (int32_t *)(void *)row);
         if (!good)
             return BAD_ARGUMENT;
-        symbols += steps * width;
-        symbol_count -= steps;
     }
     return FINE;
 }

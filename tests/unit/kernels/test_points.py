@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from kernel_paths import COMPILED
 
-from nola_codec.container.units import Layers
+from nola_codec.container.layers import Layers
 from nola_codec.kernels.loading import load
 from nola_codec.kernels.points import PointTables, add_points
 from nola_codec.model.quantizers import Book, Codebook, Dependent
@@ -49,13 +49,14 @@ def test_layers_are_those_of_numpy(variant: str, dtype: str, monkeypatch: pytest
                 keep = [i for i, q in enumerate(quantizers) if books[q].peak < 1000]
                 quantizers, vectors, weights = quantizers[keep], np.arange(len(keep)) // 3, weights[keep]
             symbols = np.concatenate([rng.integers(0, books[q].size, books[q].run(count)) for q in quantizers])
+            lengths = np.array([books[q].run(count) for q in quantizers])
+            starts = 2 + np.cumsum(lengths) - lengths
             made = []
             for path in ("off", variant):
                 monkeypatch.setenv("NOLA_KERNELS", path)
                 total: Any = np.zeros((int(vectors[-1]) + 1, count), dtype)
-                stream = np.concatenate([symbols, [0, 0]]).astype(width)  # symbols of another record follow
-                taken = maker.add(total, Layers(vectors, quantizers, weights), stream)
-                assert taken == len(symbols)
+                stream = np.concatenate([[0, 0], symbols, [0]]).astype(width)  # those of other records are around
+                maker.add(total, Layers(vectors, quantizers, weights), starts, stream)
                 made.append(total)
             assert np.array_equal(*made)
             assert count < 8 or made[0].any()
@@ -69,14 +70,22 @@ def test_wrong_arguments_are_refused(variant: str) -> None:
     one, zero = np.ones(1, np.int64), np.zeros(1, np.int64)
 
     def add(
-        symbols: Any, vectors: Any = zero, quantizers: Any = zero, tables: Any = tables, dtype: str = "int8"
+        symbols: Any,
+        vectors: Any = zero,
+        quantizers: Any = zero,
+        tables: Any = tables,
+        dtype: str = "int8",
+        starts: Any = zero,
     ) -> None:
-        add_points(lib, np.array(symbols, np.uint8), tables, vectors, quantizers, one, np.zeros((1, 4), dtype))
+        add_points(lib, np.array(symbols, np.uint8), starts, tables, vectors, quantizers, one, np.zeros((1, 4), dtype))
 
     add([0, 1, 2, 2])
     for wrong in (
         lambda: add([0, 1, 2]),  # too few symbols
         lambda: add([0, 1, 2, 3]),  # a symbol that the quantizer lacks
+        lambda: add([0, 1, 2, 2], starts=one),
+        lambda: add([0, 1, 2, 2], starts=-one),
+        lambda: add([0, 1, 2, 2], starts=one << 62),
         lambda: add([0, 1, 2, 2], vectors=one),
         lambda: add([0, 1, 2, 2], vectors=-one),
         lambda: add([0, 1, 2, 2], quantizers=one),
