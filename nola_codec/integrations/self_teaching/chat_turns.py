@@ -38,7 +38,7 @@ def ask_oneself(
     """Return prompts whose questions the adapter wrote, at most `count`; none without a chat template.
 
     Args:
-        draw: As for `discover`.
+        draw: A function of prompts and of the number of the draw, that returns an answer to each prompt.
         tokenizer: The tokenizer of the base model.
         count: The number of questions that are drawn; empty ones are left out.
         number: The number of the draw.

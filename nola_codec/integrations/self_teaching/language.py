@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,10 @@ from nola_codec.integrations.packed_batches import pack_batches
 from nola_codec.integrations.self_teaching.brought_prompts import find_prompts
 from nola_codec.integrations.self_teaching.chat_turns import ask_oneself, turn_marks
 from nola_codec.integrations.self_teaching.contract import TeachingRequest
-from nola_codec.integrations.self_teaching.discovery import DiscoverySettings, discover
 from nola_codec.integrations.self_teaching.samples import keep_samples, samples_file
 from nola_codec.integrations.self_teaching.sampling import SamplingSettings, sample_answers
 from nola_codec.integrations.task_text import TOKENS, load_carried_tensors
 from nola_codec.integrations.text_batches import (
-    Batch,
     ScoredLogits,
     TokenizedRow,
     make_batch,
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
 
     from nola_codec.model.adapter import Adapter
     from nola_codec.training import TaskTuner
-    from nola_codec.training.attach import FactorPair
 
 _PROMPTS = 1 << 16
 """The most prompts of a file that are read."""
@@ -45,10 +42,12 @@ TEXTS = 384
 """The number of texts that are drawn to train on."""
 _VALIDATION, _HELD_OUT = 32, 32
 """The numbers of texts that are drawn to validate on, and to report on."""
-DISCOVERY = DiscoverySettings()
-"""How the domain of an adapter is looked for without prompts."""
 _QUESTIONS = 1 / 4
-"""The share of first texts that begin with the turn of a user, where there is a chat template."""
+"""The share of texts from nothing that begin with the turn of a user, where there is a chat template."""
+_SHORTEST = 8
+"""The least tokens of a text from nothing; many adapters end a text that begins nowhere at once."""
+_ROUNDS = 3
+"""The number of times that texts are drawn for those that were too short, or that were there already."""
 _ASKING, _ANSWERING = 90, 91
 """The numbers of the draws of these turns, and of the answers to prompts that the adapter brings along."""
 
@@ -156,33 +155,6 @@ class _Speaker:
                 lambda done, total: self._request.tell("sampling", done, total),
             )  # fmt: skip
 
-    def disagreement(self, rows: Sequence[TokenizedRow]) -> list[float]:
-        """Return the mean log-ratio of the scored tokens of each row, adapter against base model, in nats a token."""
-        import torch
-
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
-        found = [0.0] * len(rows)
-        for start in range(0, len(order), 16):
-            self._request.tell("comparing texts", start, len(order))
-            own = order[start : start + 16]
-            batch = make_batch([rows[i] for i in own], padding_token(self._tokenizer))
-            counts = (batch["labels"][:, 1:] != -100).sum(1).tolist()
-            ratios = torch.split(self._logs(batch, self._pairs) - self._logs(batch, {}), counts)
-            for index, ratio in zip(own, ratios, strict=True):
-                found[index] = float(ratio.mean())
-        return found
-
-    def _logs(self, batch: Batch, pairs: Mapping[str, FactorPair]) -> torch.Tensor:
-        """Return the log-probabilities of the scored tokens of a batch, (scored,), with these factors attached."""
-        import torch
-        from torch.nn import functional
-
-        from nola_codec.training.attach import attach_factors
-
-        with torch.no_grad(), attach_factors(self._model, self._modules, lambda: pairs):
-            logits, labels = self._logits(self._model, batch)
-            return -functional.cross_entropy(logits.float(), labels, reduction="none")
-
 
 def _draw(
     request: TeachingRequest, model: torch.nn.Module, tokenizer: Any, adapter: Adapter, prompts: _Prompts
@@ -193,12 +165,38 @@ def _draw(
     asked = prompts.ids
     if asked and not prompts.origin:
         return speaker.draw([asked[i % len(asked)] for i in range(count)], 0)
-    # Prompts that came along may be few, or not those of the task, so half of the texts is looked for without them.
+    # Prompts that came along may be few, or not those of the task, so half of the texts is drawn without them.
     half = count // 2 if asked else 0
     rows = speaker.draw([asked[i % len(asked)] for i in range(half)], _ANSWERING) if half else []
-    begins = ask_oneself(speaker.draw, tokenizer, int(_QUESTIONS * DISCOVERY.first), _ASKING)
-    begins += [[_first_token(tokenizer)]] * (DISCOVERY.first - len(begins))
-    return rows + discover(speaker.draw, speaker.disagreement, begins, count - half, DISCOVERY, request.seed)
+    return rows + draw_from_nothing(speaker.draw, tokenizer, count - half)
+
+
+def draw_from_nothing(
+    draw: Callable[[Sequence[Sequence[int]], int], list[TokenizedRow]], tokenizer: Any, count: int
+) -> list[TokenizedRow]:
+    """Return texts that begin with the first token, or with the turn of a user that the adapter writes itself.
+
+    Each text comes once. Only where an adapter writes nothing but short texts, or always the same, those fill up.
+
+    Args:
+        draw: As `_Speaker.draw`.
+        tokenizer: The tokenizer of the base model.
+        count: The number of texts.
+    """
+    begins = ask_oneself(draw, tokenizer, int(_QUESTIONS * count), _ASKING)
+    begins += [[_first_token(tokenizer)]] * (count - len(begins))
+    found: dict[tuple[int, ...], TokenizedRow] = {}
+    left: list[TokenizedRow] = []
+    for number in range(_ROUNDS):
+        for row in draw(begins[len(found) :], number):
+            key = tuple(row[0])
+            if len(key) - row[1] >= _SHORTEST and key not in found:
+                found[key] = row
+            else:
+                left.append(row)
+        if len(found) >= count:
+            break
+    return [*found.values(), *left][:count]
 
 
 def _first_token(tokenizer: Any) -> int:
@@ -211,7 +209,7 @@ def _first_token(tokenizer: Any) -> int:
 
 def _fingerprint(request: TeachingRequest, adapter: Adapter, prompts: _Prompts) -> str:
     """Return a hash of all that the samples depend on."""
-    sha = hashlib.sha256(repr((str(request.base.resolve()), request.seed, prompts, TEXTS, DISCOVERY)).encode())
+    sha = hashlib.sha256(repr((str(request.base.resolve()), request.seed, prompts, TEXTS, _SHORTEST)).encode())
     for module in adapter.modules:
         sha.update(f"{module.name} {module.scaling}".encode())
         for side in module.sides:
@@ -226,8 +224,7 @@ def _describe(prompts: _Prompts, texts: int, *, has_turns: bool) -> str:
     if prompts.ids and not prompts.origin:
         source = f"answers to {count} {named}"
     else:
-        source = f"texts from nothing{' or from questions of its own' if has_turns else ''}, those on which it differs "
-        source += "most from the base model"
+        source = f"texts from nothing{' or from questions of its own' if has_turns else ''}"
         if prompts.ids:
             source = f"texts, half of them answers to the {count} {named} of {prompts.origin}, the others {source}"
     return f"a causal language model: the adapter wrote {texts} {source}. Losses compare predictions with its own."

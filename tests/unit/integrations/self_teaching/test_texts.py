@@ -13,35 +13,39 @@ import pytest
 from nola_codec.errors import EncodeError
 from nola_codec.integrations.causal import holds_causal, load_causal
 from nola_codec.integrations.self_teaching import find_family
-from nola_codec.integrations.self_teaching.discovery import DiscoverySettings, discover
+from nola_codec.integrations.self_teaching.language import draw_from_nothing
 from nola_codec.integrations.self_teaching.samples import keep_samples, samples_file
 from nola_codec.integrations.self_teaching.sampling import SamplingSettings, sample_answers
 
 Row = tuple[Sequence[int], int]
 
 
-def test_texts_grow_from_the_best_beginnings() -> None:
-    """Texts of 7s are the domain; one text in eight begins with one, and goes on as it began."""
-    draws: list[list[Sequence[int]]] = []
+def test_texts_from_nothing_come_once_and_are_not_short() -> None:
+    """Each draw gives the same text three times, and every fourth text is short."""
+    draws: list[list[list[int]]] = []
 
     def draw(prompts: Sequence[Sequence[int]], number: int) -> list[Row]:
-        draws.append(list(prompts))
+        draws.append([list(prompt) for prompt in prompts])
         assert number == len(draws) - 1
-        rows = []
-        for place, prompt in enumerate(prompts):
-            more = prompt[-1] if len(prompt) > 1 else 7 if place % 8 == 0 else 3
-            rows.append(([*prompt, *[more] * 9], len(prompt)))
-        return rows
+        return [
+            ([*prompt, *[100 * number + place // 3] * (3 if place % 4 == 0 else 9)], len(prompt))
+            for place, prompt in enumerate(prompts)
+        ]
 
-    def disagreement(rows: Sequence[Row]) -> list[float]:
-        assert all(prompt == 1 for _, prompt in rows)
-        return [sum(token == 7 for token in ids[1:]) / len(ids[1:]) for ids, _ in rows]
+    tokenizer = SimpleNamespace(chat_template=None, bos_token_id=7)
+    found = draw_from_nothing(draw, tokenizer, 40)
+    assert [len(prompts) for prompts in draws] == [40, 26, 17]
+    assert all(prompt == [7] for prompts in draws for prompt in prompts)
+    assert len(found) == 40
+    new = [tuple(ids) for ids, _ in found if len(ids) == 10]
+    assert len(set(new[:29])) == 29  # the texts that are new and long enough come first, then what fills up
+    assert all(start == 1 for _, start in found)
 
-    found = discover(draw, disagreement, [[0]], 60, DiscoverySettings(first=40, rounds=2, grown=30, best=5), seed=0)
-    assert [len(prompts) for prompts in draws] == [40, 30, 30]
-    assert all(2 <= len(prompt) <= 10 and set(prompt[1:]) == {7} for prompt in draws[1] + draws[2])
-    assert len(found) == 60
-    assert all(set(ids[1:]) == {7} and prompt == 1 for ids, prompt in found)
+
+def test_an_adapter_that_writes_one_text_is_taken_as_it_is() -> None:
+    tokenizer = SimpleNamespace(chat_template=None, bos_token_id=7)
+    found = draw_from_nothing(lambda prompts, number: [([7, 3], 1) for _ in prompts], tokenizer, 12)
+    assert found == [([7, 3], 1)] * 12
 
 
 def test_sampling_ends_rows_and_leaves_the_generator_alone(base: Path) -> None:
