@@ -149,7 +149,7 @@ def test_inputs_of_each_model(name: str, tmp_path: Path) -> None:
     # The base model misses about the whole change; what is left out of a file of a fifth of the adapter is small.
     assert 0 == task.adapter < task.file < 0.5 < task.base < 1.5
     kind = {"SDXL": "UNet", "guided": "Flux transformer"}.get(name, name)
-    assert task.data.startswith(f"a {kind} of Diffusers: its output on 4 inputs drawn at random (noised latents of ")
+    assert task.data.startswith(f"a {kind} of Diffusers, on 4 inputs drawn at random (noised latents of ")
     assert (task.rows, task.unit) == (3, "of the squared change that the adapter makes to the output")
 
 
