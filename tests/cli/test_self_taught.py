@@ -187,7 +187,6 @@ def test_what_no_task_can_train_is_refused_before_the_model_is_loaded(
 def test_what_the_adapter_brings_along(
     run: Run, strong: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nola_codec.integrations.self_teaching import language
 
     talking, own = tmp_path / "base", tmp_path / "lora"
     shutil.copytree(base, talking)
