@@ -14,6 +14,7 @@ from nola_codec.adapters.registry import dialect_of, write
 from nola_codec.api.arguments import require_path, require_source
 from nola_codec.api.opened import check_content, check_rungs, stored_dtype
 from nola_codec.arrays import NUMPY, arrays_on
+from nola_codec.container.limits import Limits
 from nola_codec.container.prelude import MAGIC
 from nola_codec.container.reader import Source, open_container
 from nola_codec.decoder.adapters import decode_adapter
@@ -48,6 +49,7 @@ def decode(
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
     references: References = None,
+    limits: Limits | None = None,
 ) -> Path | str:
     """Decode to an adapter, or into the weights of a model.
 
@@ -71,6 +73,7 @@ def decode(
         note: Called with each sentence that the user should read: what was trimmed, and what a lone file cannot hold.
         references: Where the earlier version is that a file needs which was encoded against one: a file, a folder, a
             list of them, or a function from its `ReferenceEntry` to a file. None looks in the folder of the file.
+        limits: As in `load`.
 
     Returns:
         The path of what was written; for a URL, the URL.
@@ -95,11 +98,19 @@ def decode(
         from nola_codec.api.merging import merge
 
         return merge(
-            [source], base, out, rung=rung, device=device, overwrite=overwrite, progress=progress, references=references
+            [source],
+            base,
+            out,
+            rung=rung,
+            device=device,
+            overwrite=overwrite,
+            progress=progress,
+            references=references,
+            limits=limits,
         ).output
     stored = stored_dtype("f32" if dtype is None else dtype)
     require_free(Path(out), overwrite=overwrite)
-    adapter = _decode_adapter(source, rung, device, base, progress, references)
+    adapter = _decode_adapter(source, rung, device, base, progress, references, limits)
     if format is not None:
         _tell(note, _scale_note(adapter))
         adapter = _in_format(adapter, format, base, None)
@@ -144,6 +155,7 @@ def decode_contents(
     device: object = "cpu",
     change: Callable[[Adapter], Adapter] = lambda adapter: adapter,
     references: References = None,
+    limits: Limits | None = None,
 ) -> DecodedContents:
     """Decode to the tensors and the configuration of an adapter directory, without writing it.
 
@@ -156,12 +168,13 @@ def decode_contents(
         device: As in `decode`.
         change: Called with the adapter in the new dialect; returns the adapter to use.
         references: As in `decode`.
+        limits: As in `load`.
 
     Raises:
         FormatError, ChecksumMismatch, AdapterError: Those of `decode`.
     """
     require_source(source)
-    adapter = _decode_adapter(source, rung, device, base, references=references)
+    adapter = _decode_adapter(source, rung, device, base, references=references, limits=limits)
     notes = (_scale_note(adapter),)
     adapter = change(_in_format(adapter, format, base, base_config))
     file = dialect_of(adapter).contents(adapter, "F32")
@@ -176,9 +189,10 @@ def _decode_adapter(
     base: str | os.PathLike[str] | None,
     progress: Progress | None = None,
     references: References = None,
+    limits: Limits | None = None,
 ) -> Adapter:
     """Check the content SHA-256 and decode all of a file, with the tensors whose changes it holds."""
-    with open_container(source, rung=rung) as container:
+    with open_container(source, limits, rung=rung) as container:
         check_content(container)
         return restore_from_base(decode_adapter(open_decoder(container, arrays_on(device), references), progress), base)
 
@@ -216,13 +230,16 @@ def _tell(note: Callable[[str], None] | None, *sentences: str) -> None:
             note(sentence)
 
 
-def verify(source: Source, *, progress: Progress | None = None, references: References = None) -> dict[str, Any]:
+def verify(
+    source: Source, *, progress: Progress | None = None, references: References = None, limits: Limits | None = None
+) -> dict[str, Any]:
     """Check all of a file: layout, checksums, and the hash of what each rung decodes to.
 
     Args:
         source: The `.nola` file.
         progress: Called as (stage, done, total).
         references: As in `decode`.
+        limits: As in `load`.
 
     Returns:
         ``bytes``, ``tensors``, ``file_sha256`` (what `sha256sum` prints), ``content_sha256`` (16 bytes, stored in the
@@ -233,7 +250,7 @@ def verify(source: Source, *, progress: Progress | None = None, references: Refe
         AdapterError: ``not-nola``: the source is an adapter.
     """
     require_source(source)
-    with open_container(source) as container:
+    with open_container(source, limits) as container:
         check_content(container)
         check_rungs(container, progress, references)
         return {
@@ -256,6 +273,7 @@ def read_adapter(
     config: Config = None,
     progress: Progress | None = None,
     references: References = None,
+    limits: Limits | None = None,
 ) -> Adapter:
     """Read an adapter from a `.nola` file or from anything that `encode` reads, as NumPy arrays.
 
@@ -268,6 +286,7 @@ def read_adapter(
         config: The configuration of an adapter that is bytes, a stream or a mapping, as in `encode`.
         progress: Called as (stage, done, total).
         references: As in `decode`.
+        limits: As in `load`.
 
     Raises:
         FormatError, ChecksumMismatch: The `.nola` file is damaged.
@@ -281,7 +300,7 @@ def read_adapter(
     if isinstance(readable, LiveStore) or not is_nola(readable):
         return read(readable, config=plain, scale=scale, must_use_scale=False)
     with open_container(
-        bytes(readable) if isinstance(readable, bytearray | memoryview) else readable, rung=rung
+        bytes(readable) if isinstance(readable, bytearray | memoryview) else readable, limits, rung=rung
     ) as container:
         check_content(container)
         return decode_adapter(open_decoder(container, NUMPY, references), progress)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nola_codec.api.arguments import require_model_path, require_path, require_source
+from nola_codec.container.limits import Limits
 from nola_codec.errors import AdapterError
 from nola_codec.merger.engine import run_merge, run_unmerge
 from nola_codec.merger.request import PIECE_BYTES, MergeReport, MergeRequest, UnmergeRequest, WeightedSource
@@ -29,6 +30,7 @@ def merge(
     progress: Progress | None = None,
     piece_bytes: int = PIECE_BYTES,
     references: References = None,
+    limits: Limits | None = None,
 ) -> MergeReport:
     """Write a model directory with the deltas of one or more files added to its weights.
 
@@ -50,6 +52,7 @@ def merge(
         progress: Called as (stage, done, total).
         piece_bytes: Bytes that a thread works on at once; it changes no bit of the weights.
         references: Where the earlier versions are that files need which were encoded against one, as in `decode`.
+        limits: As in `load`.
 
     Returns:
         How many shards were written, and how many of them an earlier, killed run had finished.
@@ -67,6 +70,7 @@ def merge(
     return run_merge(MergeRequest(
         sources, Path(base), Path(out), rung=rung, device=device, overwrite=overwrite, keep_undo=keep_undo,
         progress=progress, piece_bytes=piece_bytes, references=references,
+        limits=limits,
     ))  # fmt: skip
 
 
@@ -81,6 +85,7 @@ def unmerge(
     overwrite: bool = False,
     progress: Progress | None = None,
     references: References = None,
+    limits: Limits | None = None,
 ) -> MergeReport:
     """Write the base model out of a model that was merged with `keep_undo`: its shards byte for byte.
 
@@ -95,6 +100,7 @@ def unmerge(
         overwrite: Replace `out`, if it is a model directory.
         progress: Called as (stage, done, total).
         references: As in `merge`.
+        limits: As in `load`.
 
     Raises:
         AdapterError: ``no-undo``: the model was merged without `keep_undo`; ``unmerge-files``: with other files or
@@ -104,7 +110,7 @@ def unmerge(
     require_sources(sources)
     require_model_path(merged)
     require_path(out)
-    request = UnmergeRequest(sources, Path(merged), Path(out), rung, device, overwrite, progress, references)
+    request = UnmergeRequest(sources, Path(merged), Path(out), rung, device, overwrite, progress, references, limits)
     return run_unmerge(request)
 
 

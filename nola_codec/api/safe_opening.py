@@ -11,6 +11,7 @@ import numpy.typing as npt
 from nola_codec.adapters import dialect_of
 from nola_codec.api.opened import NolaFile, load, stored_dtype
 from nola_codec.api.tensor_index import TensorIndex
+from nola_codec.container.limits import Limits
 from nola_codec.container.reader import Source
 from nola_codec.errors import NolaError, mismatch, require_torch
 from nola_codec.references.finding import References
@@ -147,6 +148,7 @@ def safe_open(
     rung: int | None = None,
     dtype: str = "f32",
     references: References = None,
+    limits: Limits | None = None,
 ) -> SafeOpen[npt.NDArray[Any]]: ...
 @overload
 def safe_open(
@@ -158,6 +160,7 @@ def safe_open(
     rung: int | None = None,
     dtype: str = "f32",
     references: References = None,
+    limits: Limits | None = None,
 ) -> SafeOpen[torch.Tensor]: ...
 
 
@@ -170,6 +173,7 @@ def safe_open(
     rung: int | None = None,
     dtype: str = "f32",
     references: References = None,
+    limits: Limits | None = None,
 ) -> SafeOpen[Any]:
     """Open a `.nola` file as safetensors' `safe_open` opens its own: a context manager over tensors by key.
 
@@ -184,6 +188,7 @@ def safe_open(
         rung: The rung of a progressive file, counted from 0; None is the last.
         dtype: The dtype of factors and vectors: f32 is exact; f16 and bf16 round once.
         references: Where the earlier version is that the file needs, if it was encoded against one; as in `decode`.
+        limits: As in `load`.
 
     Raises:
         NolaError: ``option``: another framework or dtype, or a device with NumPy.
@@ -204,7 +209,8 @@ def safe_open(
         raise NolaError("NumPy arrays are on the CPU; leave out device", code="option")
     if not is_numpy:
         require_torch("safe_open(..., framework='pt')", instead="framework='np' gives NumPy arrays")
-    file = load(filename, "numpy" if is_numpy else device, verify=verify, rung=rung, references=references)
+    file = load(filename, "numpy" if is_numpy else device, verify=verify, rung=rung, references=references,
+                limits=limits)  # fmt: skip
     try:
         return SafeOpen(file, "np" if is_numpy else "pt", device, stored)
     except BaseException:

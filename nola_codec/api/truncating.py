@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from nola_codec.api.arguments import require_source, require_target
+from nola_codec.container.limits import Limits
 from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.container.rungs import prune_quantizers
 from nola_codec.container.units import pack_units
@@ -51,6 +52,7 @@ def truncate(
     size: int | str | None = None,
     rung: int | None = None,
     overwrite: bool = False,
+    limits: Limits | None = None,
 ) -> TruncateReport:
     """Cut a file at one of its rungs. Nothing is decoded or coded anew.
 
@@ -62,6 +64,7 @@ def truncate(
         size: Bytes that the new file may take, as a number or as ``"50KB"``: the finest rung that fits.
         rung: Number of the rung, from 0. With neither: the finest that is there whole.
         overwrite: Replace a file that is there.
+        limits: As in `load`.
 
     Raises:
         EncodeError: ``unreachable``: the coarsest rung is larger than `size`; ``option``: both size and rung.
@@ -77,7 +80,7 @@ def truncate(
     with ExitStack() as opened:
         if isinstance(source, str) and is_url(source):  # once, so that each byte is asked for once
             source = opened.enter_context(open_url(source))
-        data, report = _cut_to(source, rung, limit)
+        data, report = _cut_to(source, rung, limit, limits)
     if isinstance(out, str | os.PathLike):
         with atomic_file(out) as stream:
             stream.write(data)
@@ -86,34 +89,34 @@ def truncate(
     return report
 
 
-def _cut_to(source: Source, rung: int | None, limit: int | None) -> tuple[bytes, TruncateReport]:
+def _cut_to(source: Source, rung: int | None, limit: int | None, limits: Limits | None) -> tuple[bytes, TruncateReport]:
     """Cut at a rung, or at the finest one that fits into a size."""
     rungs = None
     if limit is not None:
-        rung, rungs = _finest_within(source, limit)
-    data, report = _cut(source, rung, rungs)
+        rung, rungs = _finest_within(source, limit, limits)
+    data, report = _cut(source, rung, rungs, limits)
     while limit is not None and len(data) > limit:
         if report.rung == 0:
             raise EncodeError(f"size {limit} bytes cannot be reached: the coarsest rung takes {len(data)} bytes",
                               code="unreachable")  # fmt: skip
-        data, report = _cut(source, report.rung - 1, report.rungs)
+        data, report = _cut(source, report.rung - 1, report.rungs, limits)
     return data, report
 
 
-def _finest_within(source: Source, limit: int) -> tuple[int, int]:
+def _finest_within(source: Source, limit: int, limits: Limits | None) -> tuple[int, int]:
     """Return the finest rung whose sections alone fit into a size, and the number of rungs; only the header is read."""
     if hasattr(source, "seek"):
         source.seek(0)
-    with open_container(source, partial=True) as container:
+    with open_container(source, limits, partial=True) as container:
         there = range(len(container.header.rungs))
         fitting = [rung for rung in there if container.rung_bytes(rung) - container.header_length <= limit]
         return max(fitting, default=0), container.rungs
 
 
-def _cut(source: Source, rung: int | None, rungs: int | None) -> tuple[bytes, TruncateReport]:
+def _cut(source: Source, rung: int | None, rungs: int | None, limits: Limits | None) -> tuple[bytes, TruncateReport]:
     if hasattr(source, "seek"):
         source.seek(0)
-    with open_container(source, rung=rung, partial=True) as container:
+    with open_container(source, limits, rung=rung, partial=True) as container:
         data = _file(container)
         last = len(container.header.rungs) - 1
         return data, TruncateReport(len(data), last, rungs or container.rungs, dict(container.header.measured))

@@ -9,7 +9,15 @@ import click
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option
 from nola_codec.cli.messages import echo
-from nola_codec.cli.output import OUTPUT, json_option, print_json, print_notes, quiet_option, references_option
+from nola_codec.cli.output import (
+    OUTPUT,
+    json_option,
+    limits_option,
+    print_json,
+    print_notes,
+    quiet_option,
+    references_option,
+)
 from nola_codec.cli.progress import show_progress
 
 
@@ -27,6 +35,7 @@ from nola_codec.cli.progress import show_progress
 @option("--scale", group="Adapter", type=float,
         help="Scaling of each of the two that is no .nola file and does not say it.")  # fmt: skip
 @references_option
+@limits_option
 @quiet_option
 @json_option
 def command(

@@ -20,6 +20,7 @@ from nola_codec.cli.output import (
     force_option,
     json_option,
     keep_undo_option,
+    limits_option,
     print_json,
     print_notes,
     quiet_option,
@@ -58,6 +59,7 @@ _ADAPTER = "Adapter"
 @unmerge_option
 @option("--rung", group="Computation", type=int, help="Use a progressive file as if it ended with this rung, from 0.")
 @references_option
+@limits_option
 @device_option
 @option("-o", "--output", "out", group=OUTPUT, type=click.Path(allow_dash=True), required=True,
         help="Directory; for an adapter also a file: .safetensors, .npz, .bin, .pt or .gguf; - is a safetensors file "

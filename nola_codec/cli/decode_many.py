@@ -17,7 +17,7 @@ from nola_codec.cli.fleet_options import (
 )
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option, options, take
-from nola_codec.cli.output import OUTPUT, references_option
+from nola_codec.cli.output import OUTPUT, limits_option, references_option
 
 _ADAPTER = "Adapter"
 
@@ -37,7 +37,7 @@ _ADAPTER = "Adapter"
 @option("--trim", group=_ADAPTER, is_flag=True, help="Leave out components that are zero.")
 @option("--base", group=_ADAPTER, type=click.Path(), metavar="MODEL_DIR",
         help="Base model, which --format may need for names.")  # fmt: skip
-@options(MANIFEST_OPTION, references_option, *RUN_OPTIONS, CHECK_OPTION)
+@options(MANIFEST_OPTION, references_option, limits_option, *RUN_OPTIONS, CHECK_OPTION)
 @option("-o", "--output", "out", group=OUTPUT, type=click.Path(), required=True, metavar="DIR",
         help="Directory for the adapters and the manifest.")  # fmt: skip
 @option("--ending", group=OUTPUT, default="",

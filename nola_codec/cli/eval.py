@@ -12,6 +12,7 @@ from nola_codec.cli.help import option, options
 from nola_codec.cli.messages import echo
 from nola_codec.cli.output import (
     json_option,
+    limits_option,
     print_json,
     print_notes,
     quiet_option,
@@ -82,7 +83,7 @@ _COMPUTATION_OPTIONS = (
 )
 @click.argument("sources", nargs=-1, required=True, type=click.Path())
 @options(*_DATA_OPTIONS, *_GENERATION_OPTIONS, *_COMPUTATION_OPTIONS)
-@options(references_option, _DEVICE_OPTION, quiet_option, json_option)
+@options(references_option, limits_option, _DEVICE_OPTION, quiet_option, json_option)
 def command(sources: tuple[str, ...], **values: Any) -> int:
     """Measure the loss of a task with each of SOURCES: adapters, .nola files, whole models.
 

@@ -7,7 +7,7 @@ import click
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option
 from nola_codec.cli.messages import echo
-from nola_codec.cli.output import OUTPUT, json_option, print_json
+from nola_codec.cli.output import OUTPUT, json_option, limits_option, print_json
 
 
 @helpful_command(
@@ -18,6 +18,7 @@ from nola_codec.cli.output import OUTPUT, json_option, print_json
 )
 @click.argument("file", type=click.Path())
 @option("--tensors", group=OUTPUT, is_flag=True, help="List every tensor.")
+@limits_option
 @json_option
 def command(file: str, tensors: bool, as_json: bool) -> None:
     """Show what FILE holds. It reads the header only; `verify` checks the rest."""

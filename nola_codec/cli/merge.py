@@ -20,6 +20,7 @@ from nola_codec.cli.output import (
     force_option,
     json_option,
     keep_undo_option,
+    limits_option,
     print_json,
     print_merge,
     print_notes,
@@ -105,6 +106,7 @@ class MergeArguments:
 @unmerge_option
 @option("--rung", group="Merging", type=int, help="Use progressive files as if they ended with this rung, from 0.")
 @references_option
+@limits_option
 @device_option
 @option("-o", "--output", "out", group=OUTPUT, type=click.Path(), metavar="PATH", required=True,
         help="Directory to write; without --base also a .nola file, or a file of tensors as of `decode`.")  # fmt: skip

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from nola_codec.cli.help import option
+from nola_codec.cli.help import option, options
 from nola_codec.cli.messages import echo
 from nola_codec.remote import is_url, shown_url
 from nola_codec.rendering import escape, render_row, render_scalings, render_size
@@ -39,6 +39,39 @@ references_option = option("--reference", "references", group="Reference", type=
                            metavar="PATH",
                            help="For a file that holds the difference to an earlier version: that version, or a folder "
                                 "that has it. May be repeated  [default: the file's folder].")  # fmt: skip
+
+
+def set_limits(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    """Put limits into the environment of this run, where all that opens a file finds them; for an option's `callback`.
+
+    Raises:
+        NolaError: ``option``: The limits cannot be read.
+    """
+    from nola_codec.container.limits import VARIABLE, parse_limits
+
+    if value is None:
+        return
+    before = os.environ.get(VARIABLE)
+    added = f"memory={value}" if parameter.name == "max_memory" else value
+    parse_limits(added)
+    os.environ[VARIABLE] = f"{before},{added}" if before else added
+
+    def restore() -> None:
+        if before is None:
+            os.environ.pop(VARIABLE, None)
+        else:
+            os.environ[VARIABLE] = before
+
+    context.call_on_close(restore)
+
+
+limits_option = options(
+    option("--max-memory", group="Limits", metavar="SIZE", expose_value=False, callback=set_limits,
+           help="Refuse a file that would take more memory than about this, e.g. 500MB."),
+    option("--limits", group="Limits", metavar="NAME=N,...", expose_value=False, callback=set_limits,
+           help="Other limits for what a file may ask for; a refusal says which one to raise."),
+)  # fmt: skip
+"""Of commands that read `.nola` files. NOLA_LIMITS gives the same limits to every command."""
 
 
 def usable_device(context: click.Context, parameter: click.Parameter, name: str) -> str:

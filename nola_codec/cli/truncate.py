@@ -9,7 +9,16 @@ import click
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option
 from nola_codec.cli.messages import echo
-from nola_codec.cli.output import OUTPUT, STDOUT, binary_stdout, force_option, json_option, print_json, quiet_option
+from nola_codec.cli.output import (
+    OUTPUT,
+    STDOUT,
+    binary_stdout,
+    force_option,
+    json_option,
+    limits_option,
+    print_json,
+    quiet_option,
+)
 from nola_codec.cli.progress import show_progress
 from nola_codec.remote import shown_url
 
@@ -26,6 +35,7 @@ from nola_codec.remote import shown_url
 @option("--rung", group="Target", type=int, help="Number of the rung, from 0, the coarsest.")
 @option("-o", "--output", "out", group=OUTPUT, type=click.Path(allow_dash=True), metavar="FILE", required=True,
         help="The .nola file to write; - is standard output, and the report then goes to stderr.")  # fmt: skip
+@limits_option
 @force_option
 @quiet_option
 @json_option

@@ -6,7 +6,7 @@ import click
 
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.messages import describe_error, echo, one_line
-from nola_codec.cli.output import json_option, print_json, quiet_option, references_option
+from nola_codec.cli.output import json_option, limits_option, print_json, quiet_option, references_option
 from nola_codec.cli.progress import show_progress
 from nola_codec.errors import FormatError
 from nola_codec.remote import shown_url
@@ -22,6 +22,7 @@ from nola_codec.rendering import render_size
 )
 @click.argument("file", type=click.Path())
 @references_option
+@limits_option
 @quiet_option
 @json_option
 def command(file: str, references: tuple[str, ...], quiet: bool, as_json: bool) -> int:
@@ -36,7 +37,7 @@ def command(file: str, references: tuple[str, ...], quiet: bool, as_json: bool) 
         with show_progress(quiet) as show:
             facts = verify(file, progress=show, references=references or None)
     except FormatError as error:
-        if error.code == "reference":  # the file may be good
+        if error.code in ("reference", "limit"):  # the file may be good
             raise
         if as_json:
             print_json({"ok": False, "code": error.code, "error": str(error)})

@@ -16,7 +16,7 @@ from nola_codec.cli.fleet_options import (
 )
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option, options, take
-from nola_codec.cli.output import OUTPUT, references_option
+from nola_codec.cli.output import OUTPUT, limits_option, references_option
 
 
 @helpful_command(
@@ -27,7 +27,7 @@ from nola_codec.cli.output import OUTPUT, references_option
     says_no="some files are damaged or missing",
 )
 @click.argument("sources", nargs=-1, type=click.Path(), metavar="SOURCE...")
-@options(MANIFEST_OPTION, references_option, *RUN_OPTIONS, CHECK_OPTION)
+@options(MANIFEST_OPTION, references_option, limits_option, *RUN_OPTIONS, CHECK_OPTION)
 @option("-o", "--output", "out", group=OUTPUT, type=click.Path(), metavar="DIR",
         help="Directory for a manifest of results; later runs leave out good files that have not changed.")  # fmt: skip
 @options(MANIFEST_FORMAT_OPTION, *FILES_OPTIONS)

@@ -38,7 +38,7 @@ def run_merge(request: MergeRequest) -> MergeReport:
     base, out = Path(os.path.realpath(request.base)), Path(os.path.realpath(request.out))
     check_output(base, out, overwrite=request.overwrite)
     files = [
-        decode_source(source, request.rung, request.device, request.progress, request.references)
+        decode_source(source, request.rung, request.device, request.progress, request.references, request.limits)
         for source in request.sources
     ]
     if not files:
@@ -72,7 +72,7 @@ def run_unmerge(request: UnmergeRequest) -> MergeReport:
     check_output(merged, out, overwrite=request.overwrite)
     index = read_undo(merged)
     files = [
-        decode_source(source, request.rung, request.device, request.progress, request.references)
+        decode_source(source, request.rung, request.device, request.progress, request.references, request.limits)
         for source in request.sources
     ]
     total = sum(len(facts["terms"]) for facts in index["shards"].values())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from nola_codec.adapters.adapter_delta import AdapterDelta
 from nola_codec.arrays import Arrays, arrays_on
+from nola_codec.container.limits import Limits
 from nola_codec.container.reader import open_container
 from nola_codec.decoder.adapters import build_adapter, count_records
 from nola_codec.decoder.decoder import Decoder
@@ -90,6 +91,7 @@ def decode_source(
     device: object,
     progress: Progress | None = None,
     references: References = None,
+    limits: Limits | None = None,
 ) -> MergeFile:
     """Decode a file, and compare its content SHA-256 and its decoded SHA-256.
 
@@ -99,6 +101,7 @@ def decode_source(
         device: The device that factors are synthesized on.
         progress: Called as (stage, done, total), or None.
         references: Where the earlier version is that the file needs, if it needs one (`references.finding`).
+        limits: What the file may declare; None as in `open_container`.
 
     Raises:
         AdapterError: ``merge-weight``: the weight is not finite; ``not-nola``; ``unknown-rung``.
@@ -109,7 +112,7 @@ def decode_source(
     if not math.isfinite(weight):
         raise AdapterError(f"the weight {weight} is not a finite number", code="merge-weight", where=name)
     xp = arrays_on(device)
-    with open_container(source, rung=rung) as container:
+    with open_container(source, limits, rung=rung) as container:
         container.check_content()
         return decode_merge_file(open_decoder(container, xp, references), name, weight, progress)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nola_codec.container.limits import Limits
 from nola_codec.container.reader import Source
 from nola_codec.progress import Progress
 from nola_codec.references.finding import References
@@ -32,6 +33,7 @@ class MergeRequest:
         progress: A function that is called as (stage, done, total), or None.
         piece_bytes: The number of bytes that a thread works on at once; it changes no bit of the weights.
         references: Where the earlier versions are that files need which were encoded against one.
+        limits: What a file may declare; None as in `open_container`.
     """
 
     sources: Sequence[WeightedSource]
@@ -44,6 +46,7 @@ class MergeRequest:
     progress: Progress | None = None
     piece_bytes: int = PIECE_BYTES
     references: References = None
+    limits: Limits | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class UnmergeRequest:
         overwrite: True if `out` may be replaced.
         progress: A function that is called as (stage, done, total), or None.
         references: As in `MergeRequest`.
+        limits: As in `MergeRequest`.
     """
 
     sources: Sequence[WeightedSource]
@@ -69,6 +73,7 @@ class UnmergeRequest:
     overwrite: bool = False
     progress: Progress | None = None
     references: References = None
+    limits: Limits | None = None
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ FILE = {"click", "msgpack", "numpy", "zstandard"}
 HEADER = {
     "adapters", "api", "array_types", "arrays", "basis", "cli", "container", "decoder", "entropy", "errors", "kernels",
     "lazy",
-    "model", "prng", "quant", "remote", "rendering", "stores", "version",
+    "model", "prng", "quant", "remote", "rendering", "sizes", "stores", "version",
 }  # fmt: skip
 """The layers that reading a header needs."""
 DECODED = HEADER | {"parallel", "progress", "references"}
