@@ -69,7 +69,7 @@ class DenseBasis:
         dtype = xp.integer_work_dtype(self.bound(n, int(coefficients.shape[-1]), peak))
         made = self.synthesize_compiled(coefficients, n, keys, peak, None, xp)
         if made is not None:
-            return made.astype(dtype)
+            return np.stack(made).astype(dtype)
         return self.synthesize_floats(xp.cast(coefficients, dtype), n, keys, xp)
 
     def synthesize_compiled(
@@ -80,7 +80,7 @@ class DenseBasis:
         peak: int,
         scales: tuple[Int64Array, Int64Array] | None,
         xp: Arrays,
-    ) -> npt.NDArray[Any] | None:
+    ) -> list[npt.NDArray[Any]] | None:
         """Do the same with the compiled kernel; arguments and result are those of `Hadamard.synthesize_compiled`.
 
         Results without scales are int64 for `uniform`.
@@ -88,8 +88,7 @@ class DenseBasis:
         lib = library() if isinstance(xp, NumpyArrays) else None
         if lib is None or not all(own.dtype.name in INTEGERS for own in coefficients):
             return None
-        groups, (batch, num_basis) = len(coefficients), coefficients[0].shape
-        if self.bound(n, num_basis, peak) > self.largest_sum:
+        if self.bound(n, coefficients[0].shape[1], peak) > self.largest_sum:
             return None
         made = [
             synthesize_dense(lib, self.name, key.generator, seed=key.seed, stream=key.stream,
@@ -97,9 +96,10 @@ class DenseBasis:
             for own, key in zip(coefficients, keys, strict=True)
         ]  # fmt: skip
         if scales is None:
-            return np.stack(made)
-        parts = [part.reshape(groups, batch, 1) for part in scales]
-        return np.stack([scale_to_int16(sums, m, s, xp) for sums, m, s in zip(made, *parts, strict=True)])
+            return made
+        ends = np.cumsum([len(own) for own in coefficients])
+        parts = [np.split(part[:, None], ends[:-1]) for part in scales]
+        return [scale_to_int16(sums, m, s, xp) for sums, m, s in zip(made, *parts, strict=True)]
 
     def synthesize_floats(self, values: Array, n: int, keys: tuple[BasisKey, ...], xp: Arrays) -> Array:
         """Do the same as `synthesize` in the dtype of the input: exact for small integers, rounded for other floats."""

@@ -20,7 +20,7 @@ from nola_codec.array_types import Int64Array, Uint32Array
 from nola_codec.arrays import NUMPY, Array, Arrays, NumpyArrays
 from nola_codec.basis.key import BasisKey
 from nola_codec.kernels import library
-from nola_codec.kernels.transforms import INTEGERS, LARGEST_SUM, synthesize_hadamard
+from nola_codec.kernels.transforms import INTEGERS, LARGEST_SUM, synthesize_hadamard, synthesize_hadamard_bases
 from nola_codec.prng import SIGNS, SIGNS_SECOND, packed_signs, signs, subset
 
 MAX_BLOCK = 4096
@@ -84,7 +84,7 @@ class Hadamard:
         dtype = xp.integer_work_dtype(self.bound(n, num_basis, peak))
         made = self.synthesize_compiled(coefficients, n, keys, peak, None, xp)
         if made is not None:
-            return made.astype(dtype)
+            return np.stack(made).astype(dtype)
         return self.synthesize_floats(xp.cast(coefficients, dtype), n, keys, xp)
 
     def synthesize_compiled(
@@ -95,41 +95,49 @@ class Hadamard:
         peak: int,
         scales: tuple[Int64Array, Int64Array] | None,
         xp: Arrays,
-    ) -> npt.NDArray[Any] | None:
+    ) -> list[npt.NDArray[Any]] | None:
         """Do the same as `synthesize` with the compiled kernel, and scale in the same pass.
 
         Args:
-            coefficients: (batch, num_basis) of each group; dtypes may differ.
+            coefficients: (batch, num_basis) of each group; batches and dtypes may differ.
             n: As in `synthesize`.
             keys: As in `synthesize`.
             peak: As in `synthesize`.
-            scales: The mantissa and the shift of each vector, int64 (groups * batch,) each; None does not scale.
+            scales: The mantissa and the shift of each vector, int64 (sum of batches,) each; None does not
+                scale.
             xp: As in `synthesize`.
 
         Returns:
-            int16 (groups, batch, n) with scales, else int32; None if there is no kernel for these arguments.
+            (batch, n) of each group, int16 with scales, else int32; None if there is no kernel for these arguments.
         """
         lib = library() if isinstance(xp, NumpyArrays) else None
         if lib is None or not all(own.dtype.name in INTEGERS for own in coefficients):
             return None
-        groups, (batch, num_basis) = len(coefficients), coefficients[0].shape
+        num_basis = coefficients[0].shape[1]
         if self.bound(n, num_basis, peak) > LARGEST_SUM:
             return None
         plan = block_and_passes(n)
-        out = np.empty((groups, batch, n), np.int32 if scales is None else np.int16)
-        for group, key in enumerate(keys):
-            purposes = (SIGNS, SIGNS_SECOND)[: plan[1]]
+        ends = np.cumsum([len(own) for own in coefficients])
+        if num_basis == n:
+            ids = [(key.generator, key.seed, key.stream) for key in keys]
+            out = synthesize_hadamard_bases(lib, coefficients, n, plan, ids, (SIGNS, SIGNS_SECOND), scales)
+            return np.split(out, ends[:-1])
+        parts: list[Any] = [None] * len(keys)
+        if scales is not None:
+            parts = list(zip(*(np.split(part, ends[:-1]) for part in scales), strict=True))
+        purposes = (SIGNS, SIGNS_SECOND)[: plan[1]]
+        return [
             synthesize_hadamard(
                 lib,
-                coefficients[group],
+                own,
                 n,
                 plan,
                 tuple(_packed_signs(key, purpose, n) for purpose in purposes),
-                None if num_basis == n else _subset(key, n, num_basis, NUMPY),
-                None if scales is None else (scales[0][group * batch :][:batch], scales[1][group * batch :][:batch]),
-                out[group],
+                _subset(key, n, num_basis, NUMPY),
+                part,
             )
-        return out
+            for own, key, part in zip(coefficients, keys, parts, strict=True)
+        ]
 
     def synthesize_floats(self, values: Array, n: int, keys: tuple[BasisKey, ...], xp: Arrays) -> Array:
         """Do the same as `synthesize` in the dtype of the input: exact for small integers, rounded for other floats."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.arrays import Array, Arrays
+from nola_codec.arrays import Array, Arrays, NumpyArrays
 from nola_codec.basis import BasisKey, Pieces, basis_by_id
 from nola_codec.decoder.coefficients import Coefficients
 from nola_codec.errors import FormatError
@@ -85,10 +85,10 @@ def synthesize_records(
     made: list[list[Array]] = [[] for _ in records]
     for side in range(max((len(record.kind.sides) for record in records), default=0)):
         decoded: dict[int, Array] = {}
-        for members in _group_by_shape(records, side):
-            first = records[members[0]]
-            vectors = max(1, first.kind.vectors(first.units))
-            step = max(1, chunk_elements // (first.kind.sides[side].length * vectors))
+        for members in _group_by_shape(records, side, xp):
+            kind = records[members[0]].kind
+            vectors = max(1, *(kind.vectors(records[i].units) for i in members))
+            step = max(1, chunk_elements // (kind.sides[side].length * vectors))
             for start in range(0, len(members), step):
                 part = members[start : start + step]
                 arrays = _synthesize_side(
@@ -100,14 +100,20 @@ def synthesize_records(
     return [DecodedRecord(tuple(own), record.exponents) for own, record in zip(made, records, strict=True)]
 
 
-def _group_by_shape(records: Sequence[CodedRecord], side: int) -> list[list[int]]:
-    """Return the numbers of the records that have this side, in groups whose synthesis is alike."""
+def _group_by_shape(records: Sequence[CodedRecord], side: int, xp: Arrays) -> list[list[int]]:
+    """Return the numbers of the records that have this side, in groups whose synthesis is alike.
+
+    The kernels take records with any number of vectors together; without them the number is the same in a group.
+    """
+    has_kernels = isinstance(xp, NumpyArrays) and library() is not None
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, record in enumerate(records):
         kind = record.kind
         if side < len(kind.sides):
             own = kind.sides[side]
-            key = own.shape, own.axis, own.num_basis, kind.split, kind.basis, kind.vectors(record.units)
+            vectors = kind.vectors(record.units)
+            alike = vectors > 0 if has_kernels else vectors
+            key = own.shape, own.axis, own.num_basis, kind.split, kind.basis, alike
             groups.setdefault(key, []).append(index)
     return list(groups.values())
 
@@ -137,6 +143,17 @@ def _synthesize_side(
     scaled = basis.synthesize_compiled(points, length, keys, peak, (mantissas[:, 0], shifts[:, 0]), xp)
     if scaled is not None:
         return [_arrange(rows, own, xp) for rows in scaled]
+    counts = [kind.vectors(record.units) for record in records]
+    if len(set(counts)) > 1:  # the kernels cannot do these sums
+        made: list[Array] = [None] * len(records)
+        for count in sorted(set(counts)):
+            members = [i for i, other in enumerate(counts) if other == count]
+            arrays = _synthesize_side(
+                [records[i] for i in members], [coefficients[i] for i in members], side, generator, seed, xp
+            )
+            for i, array in zip(members, arrays, strict=True):
+                made[i] = array
+        return made
     pieces = basis.pieces(length, own.num_basis) if length > _LONG else None
     if pieces is not None:
         return [

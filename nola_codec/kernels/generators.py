@@ -11,7 +11,8 @@ from nola_codec.array_types import Int64Array, Uint32Array
 from nola_codec.kernels.arguments import require, require_array
 from nola_codec.kernels.loading import Library
 
-_GENERATORS = (1, 2)
+GENERATORS = (1, 2)
+"""The ids of the generators that have kernels."""
 
 
 def random_words(
@@ -22,7 +23,7 @@ def random_words(
     Raises:
         ValueError: An argument is out of range.
     """
-    require(generator in _GENERATORS, "a known generator")
+    require(generator in GENERATORS, "a known generator")
     require(0 <= stream < 1 << 32 and 0 <= purpose < 1 << 32, "stream and purpose in range")
     require(start >= 0 and count >= 0 and start + count < 1 << 62, "start and count in range")
     out = np.empty(count, np.uint32)
@@ -81,7 +82,7 @@ def synthesize_dense(
     require(coefficients.ndim == 2 and n >= 0, "two axes of the coefficients and a length")
     vectors, num_basis = coefficients.shape
     coefficients = require_array(coefficients, ("int32",), (vectors, num_basis))
-    require(generator in _GENERATORS and 0 <= stream < 1 << 32, "a known generator and stream")
+    require(generator in GENERATORS and 0 <= stream < 1 << 32, "a known generator and stream")
     sums = np.zeros((vectors, n), {"rademacher": np.int32, "uniform": np.int64}[name])
     lib.call(f"nola_{name}", generator, seed, stream, coefficients, vectors, num_basis, n, sums)
     return sums

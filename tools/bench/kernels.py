@@ -43,10 +43,10 @@ def synthesis(basis: int, n: int, num_basis: int, batch: int) -> Work:
 
     def work() -> npt.NDArray[Any]:
         made = chosen.synthesize_compiled(list(q), n, keys, 7, scales, NUMPY)
-        if made is None:
-            whole = chosen.synthesize(q, n, keys, 7, NUMPY)
-            made = scale_to_int16(whole[0], scales[0][:, None], scales[1][:, None], NUMPY)[None]
-        return made
+        if made is not None:
+            return np.asarray(made[0])
+        whole = chosen.synthesize(q, n, keys, 7, NUMPY)
+        return np.asarray(scale_to_int16(whole[0], scales[0][:, None], scales[1][:, None], NUMPY))
 
     return work
 

@@ -2,6 +2,7 @@
  *
  * Sums are made modulo 2^32. The caller has checked that no sum of the basis exceeds int32, so they are exact.
  */
+#include "generators.h"
 #include "scaling.h"
 
 /* Multiply a vector by the Sylvester matrix of its length, a power of two, in place. */
@@ -123,7 +124,7 @@ static void pass(const char *from, int64_t itemsize, int64_t blocks, int64_t blo
     }
 }
 
-/* Synthesize vectors in the Hadamard basis.
+/* Synthesize vectors in one Hadamard basis.
  *
  * coefficients   (vectors, num_basis) integers of `itemsize` bytes
  * places         NULL, or the ascending place of each coefficient among n
@@ -133,10 +134,10 @@ static void pass(const char *from, int64_t itemsize, int64_t blocks, int64_t blo
  * work           2 * panel * block numbers, n more for places, or 2 * n more for two passes
  * mantissas      NULL, and the results are int32 (vectors, n); or M of each vector, and shifts its s: then they are int16
  */
-KERNEL(nola_hadamard)(const char *coefficients, int64_t itemsize, const int64_t *places, int64_t vectors,
-                      int64_t num_basis, int64_t n, int64_t block, int64_t passes, int64_t panel, const uint32_t *first,
-                      const uint32_t *second, uint32_t *work, const int64_t *mantissas, const int64_t *shifts,
-                      char *out) {
+static void synthesize(const char *coefficients, int64_t itemsize, const int64_t *places, int64_t vectors,
+                       int64_t num_basis, int64_t n, int64_t block, int64_t passes, int64_t panel,
+                       const uint32_t *first, const uint32_t *second, uint32_t *work, const int64_t *mantissas,
+                       const int64_t *shifts, char *out) {
     uint32_t *whole = work + 2 * panel * block, *between = whole + n;
     const int64_t blocks = n / block, rest = n - blocks * block;
     const uint32_t root = block == 64 ? 8 : block == 16 ? 4 : 2;
@@ -166,6 +167,39 @@ KERNEL(nola_hadamard)(const char *coefficients, int64_t itemsize, const int64_t 
         emit(whole + n - rest, rest, root, n - rest, middle);
         pass((const char *)(between + rest), 4, blocks, block, rest, panel, work, to);
         emit(between, rest, root, 0, to);
+    }
+}
+
+KERNEL(nola_hadamard)(const char *coefficients, int64_t itemsize, const int64_t *places, int64_t vectors,
+                      int64_t num_basis, int64_t n, int64_t block, int64_t passes, int64_t panel, const uint32_t *first,
+                      const uint32_t *second, uint32_t *work, const int64_t *mantissas, const int64_t *shifts,
+                      char *out) {
+    synthesize(coefficients, itemsize, places, vectors, num_basis, n, block, passes, panel, first, second, work,
+               mantissas, shifts, out);
+    return 0;
+}
+
+/* Synthesize the vectors of several Hadamard bases of one length, whose signs are drawn here; num_basis is n.
+ *
+ * addresses      of the coefficients of each basis, (vectors, n) integers of itemsizes[b] bytes
+ * generators, seeds, streams   of each basis; first_purpose and second_purpose are those of its signs
+ * signs          2 * (n / 32 + 2) words
+ * The rest is that of one basis; mantissas, shifts and out have the vectors of all bases, one basis after the other. */
+KERNEL(nola_hadamard_bases)(int64_t bases, const int64_t *addresses, const int64_t *itemsizes, const int64_t *vectors,
+                            const int64_t *generators, const int64_t *seeds, const int64_t *streams,
+                            int64_t first_purpose, int64_t second_purpose, int64_t n, int64_t block, int64_t passes,
+                            int64_t panel, uint32_t *signs, uint32_t *work, const int64_t *mantissas,
+                            const int64_t *shifts, char *out) {
+    const int64_t words = n / 32 + 2;
+    for (int64_t b = 0, done = 0; b < bases; done += vectors[b], b++) {
+        for (int64_t p = 0; p < passes && vectors[b] > 0; p++) {
+            word_stream from = open_stream(generators[b], (uint64_t)seeds[b], (uint32_t)streams[b],
+                                           (uint32_t)(p ? second_purpose : first_purpose));
+            write_words(&from, 0, words, signs + p * words);
+        }
+        synthesize((const char *)(intptr_t)addresses[b], itemsizes[b], NULL, vectors[b], n, n, block, passes, panel,
+                   signs, signs + words, work, mantissas ? mantissas + done : NULL, mantissas ? shifts + done : NULL,
+                   out + done * n * (mantissas ? 2 : 4));
     }
     return 0;
 }
