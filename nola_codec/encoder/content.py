@@ -18,7 +18,7 @@ from nola_codec.entropy import rans
 from nola_codec.fit.canonical_form import CanonicalForm
 from nola_codec.fit.quantize import QuantizedForm
 from nola_codec.kernels import library
-from nola_codec.kernels.levels import run_counts
+from nola_codec.kernels.entropy import count_symbols
 from nola_codec.model.quantizers import Quantizer, Runs
 from nola_codec.model.records import CodedRecord
 
@@ -183,5 +183,5 @@ def _count_symbols(symbols: SymbolArray, lengths: Int64Array) -> Sequence[Int64A
     """Return the counts of the symbols of each run, int64, as many as an entropy-coded alphabet may have or more."""
     compiled = library()
     if compiled is not None and symbols.dtype == np.uint8:
-        return list(run_counts(compiled, symbols.astype(np.uint8, copy=False), lengths))
+        return list(count_symbols(compiled, symbols, np.arange(len(lengths)), lengths, len(lengths)))
     return [np.bincount(run, minlength=rans.MAX_ALPHABET) for run in np.split(symbols, np.cumsum(lengths)[:-1])]

@@ -18,7 +18,7 @@ paths give the same bits. A wrapper takes the library first, checks its arrays, 
     points.py                   symbols of any quantizer -> integer coefficients
     sides.py                    int16 sides: rows to columns, and float32
     searches.py                 the encoder's Viterbi searches of trellises and dependent quantizers
-    levels.py                   the encoder's scalar levels, their sums, and counts of symbols
+    levels.py                   the encoder's scalar levels, and their sums
     triton/                     kernels for devices, in Triton
 
 To add a kernel: a function in `c/`, a wrapper here, a call where NumPy does the work now, and tests that compare both.

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from nola_codec.array_types import Float32Array, Float64Array, Int64Array, LevelArray
+from nola_codec.array_types import Float32Array, Float64Array, LevelArray
 from nola_codec.kernels.arguments import require, require_array
 from nola_codec.kernels.loading import Library
 
@@ -73,21 +72,3 @@ def dependent_sums(
     lib.call("nola_dependent_sums", require_array(levels, ("int8",), values.shape),
              require_array(values, ("float32",), values.shape), vectors, length, mask, size, counts, sums)  # fmt: skip
     return counts, sums
-
-
-def run_counts(lib: Library, symbols: npt.NDArray[np.uint8], lengths: Int64Array) -> Int64Array:
-    """Return the counts of the symbols of each run, int64 (runs, 256).
-
-    Args:
-        lib: The library.
-        symbols: uint8 (symbols,), the runs one after the other.
-        lengths: int64 (runs,), `len(symbols)` in sum.
-
-    Raises:
-        ValueError: An argument has another dtype or shape, or the lengths do not fit the symbols.
-    """
-    require(bool((lengths >= 0).all()) and int(lengths.sum()) == len(symbols), "runs that make up the symbols")
-    counts = np.zeros((len(lengths), 256), np.int64)
-    lib.call("nola_run_counts", require_array(symbols, ("uint8",), symbols.shape),
-             require_array(lengths, ("int64",), lengths.shape), len(lengths), counts)  # fmt: skip
-    return counts

@@ -72,24 +72,3 @@ KERNEL(nola_dependent_sums)(const int8_t *levels, const float *values, int64_t v
     }
     return 0;
 }
-
-/* Count the symbols of each run. symbols: the runs one after the other. counts: (runs, 256), zeros at the start. */
-KERNEL(nola_run_counts)(const uint8_t *symbols, const int64_t *lengths, int64_t runs, int64_t *counts) {
-    for (int64_t run = 0; run < runs; run++, counts += 256) {
-        uint32_t found[4][256] = {{0}}; /* four tables, since equal symbols in a row would wait for each other */
-        int64_t left = lengths[run];
-        while (left > 0) {
-            int64_t here = left < (int64_t)1 << 30 ? left : (int64_t)1 << 30, i = 0;
-            for (; i + 4 <= here; i += 4)
-                for (int k = 0; k < 4; k++)
-                    found[k][symbols[i + k]]++;
-            for (; i < here; i++)
-                found[0][symbols[i]]++;
-            symbols += here, left -= here;
-            for (int symbol = 0; symbol < 256; symbol++)
-                for (int k = 0; k < 4; k++)
-                    counts[symbol] += found[k][symbol], found[k][symbol] = 0;
-        }
-    }
-    return 0;
-}

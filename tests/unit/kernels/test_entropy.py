@@ -115,6 +115,19 @@ def test_packing(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("variant", COMPILED)
+def test_counts_of_runs(variant: str) -> None:
+    lib = load(variant).library
+    assert lib is not None
+    rng = np.random.default_rng(5)
+    lengths = np.array([0, 1, 3, 4, 1000, 0, 77], np.int64)
+    symbols = rng.integers(0, 256, int(lengths.sum()))
+    expected = [np.bincount(run, minlength=256).tolist() for run in np.split(symbols, np.cumsum(lengths)[:-1])]
+    for dtype in (np.uint8, np.uint16):
+        counts = count_symbols(lib, symbols.astype(dtype), np.arange(len(lengths)), lengths, len(lengths))
+        assert counts.tolist() == expected
+
+
+@pytest.mark.parametrize("variant", COMPILED)
 def test_wrong_arguments_are_refused(variant: str) -> None:
     lib = load(variant).library
     assert lib is not None
@@ -135,6 +148,9 @@ def test_wrong_arguments_are_refused(variant: str) -> None:
         encode_rans(lib, one, np.array([0]), np.array([1]), frequencies, 13)
     with pytest.raises(ValueError, match="255"):
         count_symbols(lib, np.array([256], np.uint16), np.array([0]), np.array([1]), 1)
+    for size, lengths in ((5, [4]), (3, [4, -1])):
+        with pytest.raises(ValueError, match="the runs do not fit the symbols"):
+            count_symbols(lib, np.zeros(size, np.uint8), np.arange(len(lengths)), np.array(lengths), len(lengths))
     with pytest.raises(ValueError, match="expected uint32"):
         encode_rans(lib, one, np.array([0]), np.array([1]), frequencies.astype(np.int64), 0)
     with pytest.raises(ValueError, match="fewer than 9"):

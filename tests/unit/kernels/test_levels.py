@@ -1,4 +1,4 @@
-"""Compiled levels, sums and counts are those of NumPy, to the bit."""
+"""Compiled levels and their sums are those of NumPy, to the bit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kernel_paths import COMPILED
 
 from nola_codec.fit.books import level_statistics
 from nola_codec.fit.coders import DependentCoder, ScalarCoder, coders
-from nola_codec.kernels.levels import dependent_sums, run_counts, scalar_levels, scalar_sums
+from nola_codec.kernels.levels import dependent_sums, scalar_levels, scalar_sums
 from nola_codec.kernels.loading import load
 
 pytestmark = pytest.mark.skipif(not COMPILED, reason="no kernels are compiled here")
@@ -44,22 +44,10 @@ def test_levels_and_their_sums(variant: str, vectors: int, count: int, monkeypat
             assert np.array_equal(made, expected), coder
 
 
-@pytest.mark.parametrize("variant", COMPILED)
-def test_counts_of_runs(variant: str) -> None:
-    lib = load(variant).library
-    assert lib is not None
-    rng = np.random.default_rng(5)
-    lengths = np.array([0, 1, 3, 4, 1000, 0, 77], np.int64)
-    symbols = rng.integers(0, 256, int(lengths.sum())).astype(np.uint8)
-    counts = run_counts(lib, symbols, lengths)
-    expected = [np.bincount(run, minlength=256).tolist() for run in np.split(symbols, np.cumsum(lengths)[:-1])]
-    assert counts.tolist() == expected
-
-
 def test_wrong_arguments_are_refused() -> None:
     lib = load(COMPILED[-1]).library
     assert lib is not None
-    values, levels, lengths = np.zeros((2, 4), np.float32), np.zeros((2, 4), np.int8), np.array([4], np.int64)
+    values, levels = np.zeros((2, 4), np.float32), np.zeros((2, 4), np.int8)
     refused = pytest.raises(ValueError, match="a kernel was given")
     with refused:
         scalar_levels(lib, values.astype(np.float64), values[0])  # type: ignore[arg-type]
@@ -73,7 +61,3 @@ def test_wrong_arguments_are_refused() -> None:
         dependent_sums(lib, 1 << 8, levels, values, 3)
     with refused:
         dependent_sums(lib, 3, levels[0], values, 3)
-    with refused:
-        run_counts(lib, np.zeros(5, np.uint8), lengths)
-    with refused:
-        run_counts(lib, np.zeros(3, np.uint8), np.array([4, -1], np.int64))
