@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.errors import NolaError, mismatch, require_torch
+from nola_codec.kernels import Library, library
 
 Array = Any
 """A numpy.ndarray from `NumpyArrays`, or a torch.Tensor from `TorchArrays`."""
@@ -182,6 +183,11 @@ def arrays_on(device: object) -> Arrays:
         MissingPackage: ``needs-torch``: another device was asked for, and PyTorch is not installed.
     """
     return NUMPY if str(device) in ("cpu", "numpy") else TorchArrays(device)
+
+
+def library_for(xp: Arrays) -> Library | None:
+    """Return the compiled kernels, which work on NumPy's arrays; None for other arrays, and where there are none."""
+    return library() if isinstance(xp, NumpyArrays) else None
 
 
 def bfloat16_bits(bits: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint16]:

@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.array_types import Int64Array
-from nola_codec.arrays import Array, Arrays, NumpyArrays, TorchArrays
+from nola_codec.arrays import Array, Arrays, TorchArrays, library_for
 from nola_codec.basis.key import BasisKey
-from nola_codec.kernels import library
 from nola_codec.kernels.generators import synthesize_dense
 from nola_codec.kernels.transforms import INTEGERS
 from nola_codec.kernels.triton.availability import uses_triton
@@ -85,7 +84,7 @@ class DenseBasis:
 
         Results without scales are int64 for `uniform`.
         """
-        lib = library() if isinstance(xp, NumpyArrays) else None
+        lib = library_for(xp)
         if lib is None or not all(own.dtype.name in INTEGERS for own in coefficients):
             return None
         if self.bound(n, coefficients[0].shape[1], peak) > self.largest_sum:

@@ -17,9 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.array_types import Int64Array, Uint32Array
-from nola_codec.arrays import NUMPY, Array, Arrays, NumpyArrays
+from nola_codec.arrays import NUMPY, Array, Arrays, library_for
 from nola_codec.basis.key import BasisKey
-from nola_codec.kernels import library
 from nola_codec.kernels.transforms import INTEGERS, LARGEST_SUM, synthesize_hadamard, synthesize_hadamard_bases
 from nola_codec.prng import SIGNS, SIGNS_SECOND, packed_signs, signs, subset
 
@@ -110,7 +109,7 @@ class Hadamard:
         Returns:
             (batch, n) of each group, int16 with scales, else int32; None if there is no kernel for these arguments.
         """
-        lib = library() if isinstance(xp, NumpyArrays) else None
+        lib = library_for(xp)
         if lib is None or not all(own.dtype.name in INTEGERS for own in coefficients):
             return None
         num_basis = coefficients[0].shape[1]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nola_codec.arrays import Array, Arrays, NumpyArrays
+from nola_codec.arrays import Array, Arrays, library_for
 from nola_codec.basis import BasisKey, Pieces, basis_by_id
 from nola_codec.decoder.coefficients import Coefficients
 from nola_codec.errors import FormatError
@@ -105,7 +105,7 @@ def _group_by_shape(records: Sequence[CodedRecord], side: int, xp: Arrays) -> li
 
     The kernels take records with any number of vectors together; without them the number is the same in a group.
     """
-    has_kernels = isinstance(xp, NumpyArrays) and library() is not None
+    has_kernels = library_for(xp) is not None
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, record in enumerate(records):
         kind = record.kind

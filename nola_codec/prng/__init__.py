@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from nola_codec.array_types import Uint32Array
-from nola_codec.arrays import NUMPY, Array, Arrays, NumpyArrays
+from nola_codec.arrays import NUMPY, Array, Arrays, library_for
 from nola_codec.errors import FormatError, mismatch
 from nola_codec.kernels import library
 from nola_codec.kernels.generators import random_words, smallest_positions, unpack_signs
@@ -59,7 +59,7 @@ def words(generator: int, *, seed: int, stream: int, purpose: int, start: int, c
         FormatError: ``generator``: The id of the generator is unknown.
     """
     generator_name(generator)
-    lib = library() if isinstance(xp, NumpyArrays) else None
+    lib = library_for(xp)
     if lib is not None:
         made = random_words(lib, generator, seed=seed, stream=stream, purpose=purpose, start=start, count=count)
         return made.astype(np.int64)
@@ -100,7 +100,7 @@ def signs(generator: int, *, seed: int, stream: int, purpose: int, start: int, c
         int64 (count,).
     """
     first, size = start // 32, (count + 31) // 32
-    lib = library() if isinstance(xp, NumpyArrays) else None
+    lib = library_for(xp)
     if lib is not None:
         generator_name(generator)
         made = random_words(lib, generator, seed=seed, stream=stream, purpose=purpose, start=first, count=size)
@@ -117,7 +117,7 @@ def subset(generator: int, *, seed: int, stream: int, population: int, size: int
         int64 (size,).
     """
     generator_name(generator)
-    lib = library() if isinstance(xp, NumpyArrays) else None
+    lib = library_for(xp)
     if lib is not None:
         drawn = random_words(lib, generator, seed=seed, stream=stream, purpose=SUBSET, start=0, count=population)
         return smallest_positions(lib, drawn, size)
