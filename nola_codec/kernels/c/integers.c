@@ -8,6 +8,18 @@ typedef struct {
     int32_t next[2], share, seen;
 } Node;
 
+/* Adapt the node at `*at` to a bit, and go to the node of the next bit, which is the last of `*count` if it is new. */
+static void follow(Node *nodes, int64_t *count, int32_t *at, int bit) {
+    Node *node = nodes + *at;
+    node->share += bit ? -(node->share / (node->seen + 2)) : (65536 - node->share) / (node->seen + 2);
+    node->seen += node->seen < MOST_SEEN;
+    if (node->next[bit] == 0) {
+        nodes[*count] = (Node){{0, 0}, 1 << 15, 0};
+        node->next[bit] = (int32_t)(*count)++;
+    }
+    *at = node->next[bit];
+}
+
 typedef struct {
     int64_t code, range, position, nodes;
 } State;
@@ -22,29 +34,20 @@ typedef struct {
 /* Read a bit at `*at`, adapt the node, and go to the next one. */
 static int read_bit(Reader *reader, int32_t *at) {
     State *state = reader->state;
-    Node *node = reader->nodes + *at;
-    const int64_t bound = (state->range >> 16) * node->share;
+    const int64_t bound = (state->range >> 16) * reader->nodes[*at].share;
     const int bit = state->code >= bound;
     if (bit) {
         state->code -= bound;
         state->range -= bound;
-        node->share -= node->share / (node->seen + 2);
-    } else {
+    } else
         state->range = bound;
-        node->share += (65536 - node->share) / (node->seen + 2);
-    }
-    node->seen += node->seen < MOST_SEEN;
     while (state->range < 1 << 24) {
         uint8_t byte = state->position < reader->size ? reader->data[state->position] : 0;
         state->code = state->code << 8 | byte;
         state->range <<= 8;
         state->position++;
     }
-    if (node->next[bit] == 0) {
-        reader->nodes[state->nodes] = (Node){{0, 0}, 1 << 15, 0};
-        node->next[bit] = (int32_t)state->nodes++;
-    }
-    *at = node->next[bit];
+    follow(reader->nodes, &state->nodes, at, bit);
     return bit;
 }
 
@@ -94,26 +97,17 @@ static void push(Writer *writer) {
 
 /* Write a bit at `*at`, adapt the node, and go to the next one. */
 static void write_bit(Writer *writer, int32_t *at, int bit) {
-    Node *node = writer->memory + *at;
-    const uint64_t bound = (writer->range >> 16) * (uint64_t)node->share;
+    const uint64_t bound = (writer->range >> 16) * (uint64_t)writer->memory[*at].share;
     if (bit) {
         writer->low += bound;
         writer->range -= bound;
-        node->share -= node->share / (node->seen + 2);
-    } else {
+    } else
         writer->range = bound;
-        node->share += (65536 - node->share) / (node->seen + 2);
-    }
-    node->seen += node->seen < MOST_SEEN;
     while (writer->range < 1 << 24) {
         push(writer);
         writer->range <<= 8;
     }
-    if (node->next[bit] == 0) {
-        writer->memory[writer->nodes] = (Node){{0, 0}, 1 << 15, 0};
-        node->next[bit] = (int32_t)writer->nodes++;
-    }
-    *at = node->next[bit];
+    follow(writer->memory, &writer->nodes, at, bit);
 }
 
 /* Write all integers of a section, each of a role below ROLES and of at most MAX_BITS bits.
