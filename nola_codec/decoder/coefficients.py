@@ -11,13 +11,17 @@ import numpy as np
 from nola_codec.array_types import Int64Array, SymbolArray
 from nola_codec.arrays import Array
 from nola_codec.container.layers import Allocations, BlockLayers, Layers, block_layers
-from nola_codec.entropy import decode_many, mixed
+from nola_codec.entropy import decode_many, lane_steps
 from nola_codec.errors import FormatError
 from nola_codec.model.quantizers import Quantizer, Runs
 from nola_codec.model.records import CodedRecord
 from nola_codec.quant.points import PointMaker, book_stride
 
 _LARGEST = (1 << 31) - 1
+
+CheckSteps = Callable[[int, Sequence[int], Sequence[int]], None]
+"""A function that is called with a rung, the numbers of blocks, and the steps that the rANS lanes of each will take.
+It may refuse them."""
 
 
 @dataclass(frozen=True)
@@ -221,10 +225,7 @@ def decode_symbols(
         owners = np.arange(len(records)).repeat([len(record.kind.sides) for record in records])[layers.sides]
         sizes.append(np.bincount(owners, lengths, minlength=len(records)).astype(np.int64))
     models = [quantizer.model for quantizer in quantizers]
-    check_steps([
-        mixed.lane_steps(data, own, models) if codec == mixed.id else 0
-        for (codec, data), own in zip(coded, all_runs, strict=True)
-    ])  # fmt: skip
+    check_steps([lane_steps(codec, data, own, models) for (codec, data), own in zip(coded, all_runs, strict=True)])
     streams = decode_many(coded, all_runs, models)
     results: list[SymbolArray] = []
     for own, symbols in zip(sizes, streams, strict=True):

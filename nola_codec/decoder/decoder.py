@@ -250,7 +250,7 @@ class Decoder:
         from nola_codec.decoder.device.decoding import DeviceBlocks
 
         if self._on_device is None or self._on_device.blocks != tuple(blocks):
-            self._on_device = DeviceBlocks(self.container, self.header, blocks, device)
+            self._on_device = DeviceBlocks(self.container, self.header, blocks, device, self._check_steps)
         made = self._on_device.decode(wanted, chunk_elements=self.chunk_elements)
         known = self._decode_reference(list(made))
         for number, item in made.items():

@@ -62,6 +62,11 @@ CODECS: dict[int, Codec] = {c.id: c for c in (raw, zstd, mixed)}
 NAMES = {c.name: c.id for c in CODECS.values()}
 
 
+def lane_steps(codec: int, data: bytes, runs: Runs, models: Sequence[SymbolModel]) -> int:
+    """Return the steps that the rANS lanes of a section take, 0 for other codecs; see `mixed.lane_steps`."""
+    return mixed.lane_steps(data, runs, models) if codec == mixed.id else 0
+
+
 def smallest(
     streams: Streams,
     all_runs: Sequence[Runs],

@@ -30,7 +30,7 @@ from nola_forge import (
     verify,
 )
 
-from nola_codec.arrays import TorchArrays
+from nola_codec.arrays import NUMPY, Arrays, TorchArrays
 from nola_codec.container.limits import Limits
 from nola_codec.container.reader import open_container
 from nola_codec.decoder.device.decoding import decode_on_device, tensor_of
@@ -652,9 +652,10 @@ def test_the_reference_decoder_refuses_the_same(name: str) -> None:
     ],
     ids=lambda limits: next(f"{k}={v}" for k, v in vars(limits).items() if v != getattr(Limits(), k)),
 )
-def test_a_callers_limits_hold(limits: Limits) -> None:
+@pytest.mark.parametrize("xp", [NUMPY, TorchArrays()], ids=["numpy", "torch"])
+def test_a_callers_limits_hold(limits: Limits, xp: Arrays) -> None:
     with pytest.raises(FormatError) as caught:
-        verify(golden("nmse"), limits)
+        verify(golden("nmse"), limits, xp)
     assert caught.value.code == "limit"
 
 

@@ -20,6 +20,7 @@ from nola_forge import golden, verify
 from nola_codec.api.encoding import encode_bytes
 from nola_codec.arrays import NUMPY, TorchArrays
 from nola_codec.basis import BASES, BasisKey
+from nola_codec.container.limits import Limits
 from nola_codec.decoder.device import decoding
 from nola_codec.decoder.device.decoding import tensor_of
 from nola_codec.decoder.device.packed import PADDING, pack_section
@@ -28,6 +29,7 @@ from nola_codec.decoder.device.symbols import decode_symbols
 from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.entropy import CODECS
 from nola_codec.entropy.rans import TOTAL, lookup_table, normalize
+from nola_codec.errors import FormatError
 from nola_codec.kernels.triton import hadamard, merge, philox, rademacher
 from nola_codec.kernels.triton.availability import is_interpreted, uses_triton
 from nola_codec.merger.arithmetic.sum import delta_weight, merge_factors, merge_tensor
@@ -192,6 +194,12 @@ def check_files() -> None:
         assert fused == [True, False]  # 60 elements take two passes
         for name in FILES:
             verify(golden(name), xp=TorchArrays())
+    try:
+        verify(golden("nmse"), Limits(lane_steps=1), TorchArrays())
+    except FormatError as error:
+        assert error.code == "limit"  # noqa: PT017
+    else:
+        raise AssertionError("the limit of the steps of lanes does not hold")
 
 
 CHECKS = {

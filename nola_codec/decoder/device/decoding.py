@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from nola_codec.arrays import TorchArrays
-from nola_codec.decoder.coefficients import Coefficients
+from nola_codec.decoder.coefficients import CheckSteps, Coefficients
 from nola_codec.decoder.coefficients import decode_symbols as decode_record_symbols
 from nola_codec.decoder.device.fused import can_fuse, fused_records
 from nola_codec.decoder.device.packed import Sections, block_starts, pack_blocks
@@ -180,10 +181,18 @@ class DeviceBlocks:
         blocks: The numbers of the blocks.
     """
 
-    def __init__(self, source: Sections, header: Header, blocks: Sequence[int], device: torch.device) -> None:
-        """Take the blocks of a file; nothing is read yet."""
+    def __init__(
+        self,
+        source: Sections,
+        header: Header,
+        blocks: Sequence[int],
+        device: torch.device,
+        check_steps: CheckSteps = lambda rung, blocks, steps: None,
+    ) -> None:
+        """Take the blocks of a file; nothing is read yet. `check_steps` is called before symbols are decoded."""
         self.blocks = tuple(blocks)
         self._source, self._header, self._device = source, header, device
+        self._check_steps = check_steps
         self._symbols: DeviceSymbols | None = None
 
     def decode(
@@ -204,7 +213,7 @@ class DeviceBlocks:
         header = self._header
         packed = None
         if self._symbols is None and uses_triton(self._device.type):
-            packed = pack_blocks(self._source, header, self.blocks)
+            packed = pack_blocks(self._source, header, self.blocks, self._check_steps)
         plan = make_plan(header, self.blocks, packed, wanted)
         if packed is not None:
             self._symbols = symbols_on_device(tensor_of(packed.data, self._device), plan, header)
@@ -222,7 +231,9 @@ class DeviceBlocks:
         for rung in range(len(header.rungs)):
             first = 1 + header.units_section(rung)
             coded = [(header.sections[first + b].codec, self._source.section(first + b)) for b in self.blocks]
-            symbols = np.concatenate(decode_record_symbols(coded, records, header.quantizers, allocations, rung))
+            check = partial(self._check_steps, rung, self.blocks)
+            decoded = decode_record_symbols(coded, records, header.quantizers, allocations, rung, check)
+            symbols = np.concatenate(decoded)
             rungs.append(torch.from_numpy(symbols.astype(np.uint8 if symbols.dtype == np.uint8 else np.int32)))
         faults = torch.zeros((), dtype=torch.int64, device=self._device)
         return DeviceSymbols(tuple(each.to(self._device) for each in rungs), faults)

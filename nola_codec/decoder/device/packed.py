@@ -13,8 +13,8 @@ from typing import Protocol
 import numpy as np
 
 from nola_codec.container.layers import Allocations
-from nola_codec.decoder.coefficients import block_runs
-from nola_codec.entropy import CODECS, raw, zstd
+from nola_codec.decoder.coefficients import CheckSteps, block_runs
+from nola_codec.entropy import CODECS, lane_steps, raw, zstd
 from nola_codec.entropy.rans import MAX_LANE_BITS
 from nola_codec.errors import FormatError, mismatch
 from nola_codec.model.header import Header
@@ -72,13 +72,19 @@ class Sections(Protocol):
         ...
 
 
-def pack_blocks(source: Sections, header: Header, blocks: Sequence[int]) -> PackedBlocks:
+def pack_blocks(
+    source: Sections,
+    header: Header,
+    blocks: Sequence[int],
+    check_steps: CheckSteps = lambda rung, blocks, steps: None,
+) -> PackedBlocks:
     """Read the sections of blocks, for all rungs of a header.
 
     Args:
         source: The open file.
         header: Its header, with the units of every record.
         blocks: The numbers of the blocks, ascending.
+        check_steps: Called for each rung.
 
     Raises:
         FormatError: ``symbols``, ``zstd``, ``codec``: A section has a wrong length or an unknown codec.
@@ -92,15 +98,17 @@ def pack_blocks(source: Sections, header: Header, blocks: Sequence[int]) -> Pack
     by_rung = []
     for rung in range(len(header.rungs)):
         first = 1 + header.units_section(rung)
-        own = []
+        own, steps = [], []
         for block in blocks:
             number = first + block
             runs = _runs_of(header, starts, block, allocations, rung)
-            codec = header.sections[number].codec
-            section, data = pack_section(codec, source.section(number), runs, models, position)
+            codec, stored = header.sections[number].codec, source.section(number)
+            section, data = pack_section(codec, stored, runs, models, position)
             own.append(section)
+            steps.append(lane_steps(codec, stored, runs, models))
             parts.append(data)
             position += len(data)
+        check_steps(rung, blocks, steps)
         by_rung.append(tuple(own))
     return PackedBlocks(tuple(blocks), tuple(by_rung), b"".join([*parts, bytes(PADDING)]))
 
