@@ -151,9 +151,10 @@ def print_notes(notes: Iterable[str]) -> None:
 def print_scale_notes(files: Iterable[str]) -> None:
     """Print a note on stderr for each `.nola` file whose scaling was assumed when it was encoded."""
     from nola_codec.api.inspecting import inspect
+    from nola_codec.container.limits import resolve_limits
 
     for file in files:
-        facts = inspect(file)
+        facts = inspect(file, limits=resolve_limits(None))
         if facts.scale_origin == "assumed":
             shown = render_scalings(facts.scalings, facts.scale_origin)
             print_notes([f"{shown_url(file)}: scaling {shown}; encode it with --scale to set another one"])

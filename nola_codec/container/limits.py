@@ -135,7 +135,10 @@ def parse_limits(text: str, default: Limits = DEFAULT_LIMITS) -> Limits:
         if name not in (*_NAMES, "memory"):
             raise NolaError(mismatch("limits", f"name=value with one of memory, {', '.join(_NAMES)}", repr(part)),
                             code="option")  # fmt: skip
-        values[name] = int(value) if value.isdecimal() else parse_size(value)
+        try:
+            values[name] = int(value) if value.isdecimal() else parse_size(value)
+        except NolaError as error:
+            raise error.within(f"limit {name}") from error
         if values[name] < 1:
             raise NolaError(mismatch(f"limit {name}", "a positive number", repr(value)), code="option")
     memory = values.pop("memory", None)
@@ -149,4 +152,9 @@ def resolve_limits(limits: Limits | None, default: Limits = DEFAULT_LIMITS) -> L
     Raises:
         NolaError: ``option``: The variable cannot be read.
     """
-    return parse_limits(os.environ.get(VARIABLE, ""), default) if limits is None else limits
+    if limits is not None:
+        return limits
+    try:
+        return parse_limits(os.environ.get(VARIABLE, ""), default)
+    except NolaError as error:
+        raise error.within(VARIABLE) from error

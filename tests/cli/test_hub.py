@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from hub_server import Account, HubServer, connect
 
+from nola_codec.container.limits import Limits
+
 with warnings.catch_warnings():
     pytest.importorskip("huggingface_hub")
 
@@ -47,6 +49,18 @@ def test_push_and_pull(run: Callable[..., Any], encoded: Path, hub: HubServer, t
     assert (found["file"], found["bytes"]) == ("a.nola", encoded.stat().st_size)
     report = run("push", encoded, "me/lora", "--no-card", "--json").json
     assert (report["changed"], [file["path"] for file in report["files"]]) == (False, ["a.nola"])
+
+
+def test_a_file_is_held_against_the_limits_of_decoding(
+    run: Callable[..., Any], encoded: Path, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nola_codec.api.inspecting.INSPECT_LIMITS", Limits(records=1))
+    assert run("inspect", encoded).status == 3
+    assert run("push", encoded, "me/lora", "-q").status == 0
+    assert run("pull", "me/lora", "-o", tmp_path / "b.nola").status == 0
+    monkeypatch.setenv("NOLA_LIMITS", "records=1")
+    refused = run("pull", "me/lora", "-o", tmp_path / "c.nola")
+    assert (refused.status, refused.err.split()[-1]) == (3, "[limit]")
 
 
 def test_a_pulled_version_names_the_one_that_it_needs(

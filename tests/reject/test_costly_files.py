@@ -124,6 +124,11 @@ def test_limits_are_read_as_users_write_them(monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(NolaError) as caught:
             parse_limits(wrong)
         assert caught.value.code == "option", wrong
+    with pytest.raises(NolaError, match=r"^limit units: size 'x'"):
+        parse_limits("units=x")
+    monkeypatch.setenv("NOLA_LIMITS", "nonsense")
+    with pytest.raises(NolaError, match=r"^NOLA_LIMITS: limits: expected name=value"):
+        open_container(golden("nmse"))
     monkeypatch.setenv("NOLA_LIMITS", "total_elements=1000")
     with pytest.raises(FormatError, match="total_elements"):
         open_container(golden("nmse"))

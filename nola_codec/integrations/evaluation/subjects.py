@@ -19,6 +19,7 @@ from nola_codec.adapters.conversion import convert
 from nola_codec.adapters.sources import CONFIG_NAME
 from nola_codec.api.decoding import decode, read_adapter
 from nola_codec.api.inspecting import inspect
+from nola_codec.container.limits import resolve_limits
 from nola_codec.container.prelude import MAGIC
 from nola_codec.errors import AdapterError, NolaError
 from nola_codec.integrations.evaluation.live_base import LiveBase
@@ -120,7 +121,7 @@ def _open(path: Path, name: str, base: Path, out: Path, scale: float | None, ref
     if not path.exists():
         raise AdapterError("no such file or directory", code="not-found", where=str(path))
     if _is_nola(path):
-        facts = inspect(path)
+        facts = inspect(path, limits=resolve_limits(None))
         if facts.dialect == "delta":
             return Subject(name, "change", path, path.stat().st_size, references=references)
         notes = _scale_notes(name, facts.scale_origin, facts.scalings)

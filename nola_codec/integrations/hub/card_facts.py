@@ -11,6 +11,7 @@ from typing import Any
 
 from nola_codec.api.inspecting import FileFacts, inspect
 from nola_codec.api.opened import load
+from nola_codec.container.limits import resolve_limits
 from nola_codec.errors import AdapterError, NolaError
 from nola_codec.integrations.hub.addresses import is_model_name
 from nola_codec.integrations.hub.held_out import HeldOut
@@ -117,9 +118,8 @@ def read_card_facts(local: Path, path: str, options: CardOptions) -> CardFacts:
         AdapterError: ``not-nola`` with the command that makes a `.nola` file; ``not-found``, ``unreadable``.
         FormatError, ChecksumMismatch: The file is damaged.
     """
-    _require_nola(local)
-    load(local, "numpy").close()
-    facts = inspect(local)
+    _check(local)
+    facts = inspect(local, limits=resolve_limits(None))
     config = facts.config or {}
     auto_class, task = _AUTO_CLASSES.get(str(config.get("task_type")), (None, None))
     named = facts.base_model
@@ -146,13 +146,13 @@ def _hash(stream: Any) -> str:
     return digest.hexdigest()
 
 
-def _require_nola(local: Path) -> None:
-    """Refuse what is no `.nola` file, with the command that makes one of an adapter."""
+def _check(local: Path) -> None:
+    """Compare the content SHA-256; an adapter is refused with the command that makes a `.nola` file of it."""
     makes = f"make one first: `nola-codec encode {local} -o {local.stem or 'task'}.nola`"
     if local.is_dir():
         raise AdapterError(f"a directory, not a .nola file; {makes}", code="not-nola", where=str(local))
     try:
-        inspect(local)
+        load(local, "numpy").close()
     except AdapterError as error:
         if error.code != "not-nola":
             raise

@@ -13,7 +13,7 @@ from typing import Any
 
 from nola_codec.api.inspecting import FileFacts, inspect
 from nola_codec.api.opened import NolaFile, load
-from nola_codec.container.limits import DEFAULT_LIMITS, Limits
+from nola_codec.container.limits import Limits, resolve_limits
 from nola_codec.errors import AdapterError, ChecksumMismatch, FormatError, HubError, NolaError
 from nola_codec.integrations.hub.addresses import check_path, is_path, parse_address
 from nola_codec.integrations.hub.connection import clear_errors, is_no_answer, is_offline, offline, open_api
@@ -129,7 +129,7 @@ def from_hub(
     device: object = "cpu",
     verify: bool = True,
     rung: int | None = None,
-    limits: Limits = DEFAULT_LIMITS,
+    limits: Limits | None = None,
     references: References = None,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -253,7 +253,7 @@ def _check(path: Path, where: str) -> FileFacts:
         if re.fullmatch("[0-9a-f]{64}", known) and _sha256(path) != known:
             raise ChecksumMismatch("the bytes are not those that the Hub has", code="content-checksum")
         load(path, "numpy").close()  # compares the content SHA-256
-        return inspect(path)
+        return inspect(path, limits=resolve_limits(None))
     except (FormatError, AdapterError) as error:
         blob = path.resolve()
         advice = type(error)(f"{error}; if the repository has the right file, delete {blob} and pull again",

@@ -14,7 +14,7 @@ from nola_codec.adapters import dialect_of
 from nola_codec.api.arguments import require_source
 from nola_codec.api.live_sources import unwrap
 from nola_codec.arrays import arrays_on
-from nola_codec.container.limits import DEFAULT_LIMITS, Limits
+from nola_codec.container.limits import Limits, resolve_limits
 from nola_codec.container.reader import Container, Source
 from nola_codec.errors import AdapterError, NolaError, mismatch
 from nola_codec.integrations.live_models import name_of
@@ -90,7 +90,7 @@ class TaskBank:
         dtype: torch.dtype | None = None,
         max_packed_bytes: int = MAX_PACKED_BYTES,
         max_task_bytes: int = MAX_TASK_BYTES,
-        limits: Limits = DEFAULT_LIMITS,
+        limits: Limits | None = None,
     ) -> None:
         """Take a base model. Nothing is changed in it.
 
@@ -108,7 +108,7 @@ class TaskBank:
             dtype: The dtype of the factors that run beside modules or are handed out; None is that of each weight.
             max_packed_bytes: The most bytes of all files together.
             max_task_bytes: The most bytes of one decoded task, with 2 bytes for each element of a factor.
-            limits: The sizes that a file may declare.
+            limits: What a file may declare; as in `nola_codec.load`.
 
         Raises:
             NolaError: ``option``.
@@ -138,7 +138,7 @@ class TaskBank:
             if callable(apply)
             else ModelApplier(self._memory, dtype, beside=apply == "side")
         )
-        self._packer = FilePacker(limits)
+        self._packer = FilePacker(resolve_limits(limits))
         self._cache = FactorCache(budget)
         self._guard = threading.Lock()  # for the attributes below, never held for long
         self._tasks: dict[str, _Task] = {}

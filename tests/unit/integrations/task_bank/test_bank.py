@@ -13,7 +13,7 @@ import torch
 from peft import LoHaConfig, LoraConfig, PeftModel, VeraConfig, get_peft_model
 
 import nola_codec
-from nola_codec.errors import AdapterError, ChecksumMismatch, NolaError
+from nola_codec.errors import AdapterError, ChecksumMismatch, FormatError, NolaError
 from nola_codec.integrations import peft as nola_peft
 
 pytestmark = [
@@ -540,6 +540,18 @@ def test_sizes_are_bounded(case: Any, files: dict[str, bytes]) -> None:
         with pytest.raises(AdapterError, match="decoded bytes: expected at most 100") as caught:
             bank.add("first", files["first"])
         assert caught.value.code == "limit"
+
+
+def test_the_limits_of_the_environment_hold(
+    case: Any, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOLA_LIMITS", "total_elements=5")
+    with nola_codec.TaskBank(case.fresh()) as bank, pytest.raises(FormatError) as caught:
+        bank.add("first", files["first"])
+    assert caught.value.code == "limit"
+    with nola_codec.TaskBank(case.fresh(), limits=nola_codec.Limits()) as bank:
+        bank.add("first", files["first"])
+        bank.switch("first")
 
 
 def test_names_of_tasks(bank: Any, files: dict[str, bytes]) -> None:
