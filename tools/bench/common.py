@@ -1,4 +1,4 @@
-"""The common parts of the benchmarks: adapters of any dialect as pairs of factors, their errors, and tables.
+"""The common parts of the benchmarks: adapters as pairs of factors, their errors, adapters that are made, and tables.
 
 A pair is ``delta_W = scaling * B @ A`` with B (out, r) and A (r, in). The dense product is never formed: norms and
 errors of low-rank matrices come from r x r Gram matrices.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,17 @@ def load(path: Path) -> list[Pair]:
     return [
         Pair(m.name, m.lora_B, m.lora_A, m.scaling) for m in sorted(read(path).modules, key=lambda module: module.name)
     ]
+
+
+def write_peft(folder: Path, state: Mapping[str, Floats], rank: int, alpha: int) -> None:
+    """Write an adapter as PEFT does: a directory of tensors, under PEFT's keys, and the configuration of a LoRA."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(dict(state), folder / "adapter_model.safetensors", {"format": "pt"})
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "bias": "none", "use_rslora": False,
+              "task_type": "CAUSAL_LM", "target_modules": sorted({key.split(".")[-3] for key in state})}  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
 def singular_components(pair: Pair) -> Component:

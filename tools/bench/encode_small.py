@@ -13,20 +13,17 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from common import ROOT, table
+from common import table, write_peft
+from measuring import Figures, measure_command, run_child
+from real_data import more_data
 
-Figures = dict[str, Any]
 NEOX_LAYERS, NEOX_WIDTH = 24, 2048
 TIMES = ("next", "first", "command")
 
@@ -46,8 +43,6 @@ def cases(data: Path) -> list[tuple[str, Path, Figures]]:
 
 def write_neox(folder: Path) -> Path:
     """Write an adapter of rank 1 in the shape of a GPT-NeoX with 24 layers: 197 thousand parameters in long vectors."""
-    from safetensors.numpy import save_file
-
     rng = np.random.default_rng(3)
     state = {}
     for layer in range(NEOX_LAYERS):
@@ -55,10 +50,7 @@ def write_neox(folder: Path) -> Path:
         strength = 0.01 * np.exp(0.4 * rng.standard_normal())
         state[f"{key}.lora_A.weight"] = (0.02 * rng.standard_normal((1, NEOX_WIDTH))).astype(np.float32)
         state[f"{key}.lora_B.weight"] = (strength * rng.standard_normal((3 * NEOX_WIDTH, 1))).astype(np.float32)
-    folder.mkdir()
-    save_file(state, folder / "adapter_model.safetensors", {"format": "pt"})
-    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 32, "bias": "none", "target_modules": ["query_key_value"]}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    write_peft(folder, state, rank=1, alpha=32)
     return folder
 
 
@@ -89,12 +81,7 @@ def child(source: Path, options: Figures, repeat: int) -> Figures:
 
 def run(source: Path, options: Figures, repeat: int, kernels: str) -> Figures:
     """Run `child` in a new process, and return its figures."""
-    task = json.dumps([str(source), options, repeat])
-    done = subprocess.run([sys.executable, __file__, "--child", task], stdout=subprocess.PIPE, text=True,
-                          env={**os.environ, "NOLA_KERNELS": kernels})  # fmt: skip
-    if done.returncode:
-        sys.exit(f"encode_small: {source} failed")
-    figures: Figures = json.loads(done.stdout.splitlines()[-1])
+    figures = run_child(__file__, [str(source), options, repeat], {"NOLA_KERNELS": kernels})
     return figures | {"command": command(source, options, kernels)}
 
 
@@ -104,12 +91,12 @@ def command(source: Path, options: Figures, kernels: str) -> float:
     found = []
     with tempfile.TemporaryDirectory(prefix="nola-small-") as folder:
         for number in range(3):
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             out = str(Path(folder) / f"{number}.nola")
             words = [sys.executable, "-m", "nola_codec", "encode", "-q", str(source), "-o", out, *arguments]
-            subprocess.run(words, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "NOLA_KERNELS": kernels})
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            found.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+            figures = measure_command(words, NOLA_KERNELS=kernels)
+            if "failed" in figures:
+                sys.exit(f"encode_small: {source}: {figures['failed']}")
+            found.append(float(figures["cpu"]))
     return min(found)
 
 
@@ -118,9 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument(
-        "--data", type=Path, default=Path(os.environ.get("NOLA_DATA") or ROOT.parent / "shared" / "data")
-    )
+    parser.add_argument("--data", type=Path, default=more_data(), help="a folder with lora/ [default: NOLA_DATA]")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -128,9 +113,10 @@ def main() -> None:
         print(json.dumps(child(Path(source), options, repeat)))
         return
     results: list[Figures] = []
+    further = [] if arguments.data is None else cases(arguments.data)
     with tempfile.TemporaryDirectory(prefix="nola-small-") as folder:
         neox = write_neox(Path(folder) / "neox")
-        for name, source, options in [("GPT-NeoX shape, rank 1", neox, {}), *cases(arguments.data)]:
+        for name, source, options in [("GPT-NeoX shape, rank 1", neox, {}), *further]:
             pair = [run(source, options, arguments.repeat, kernels) for kernels in ("off", "on")]
             if pair[0]["sha256"] != pair[1]["sha256"]:
                 sys.exit(f"encode_small: {name} has other bytes with the kernels")

@@ -1,6 +1,6 @@
-"""How far nola-codec is from what the machine allows, and from what other tools take: issue 15's table in one run.
+"""How far nola-codec is from what the machine allows, and from what other tools take: all in one run and one table.
 
-    python tools/bench/limits.py [--rows decode,encode,...] [--short] [--json FILE]
+    python tools/bench/limits.py [--rows decode,encode,...] [--short] [--json FILE] [--keep]
 
 Each row has a limit that is measured in the same run: a decode is held against `zstd -d` of the same adapter in fp16
 and a copy of the result, a merge against `cp -r` of the base model, a small command against Python that imports NumPy.
@@ -30,7 +30,7 @@ from pathlib import Path
 import encode_small
 import numpy as np
 from common import ROOT
-from measuring import Figures, measure_call, measure_command, resident_peak, run_child
+from measuring import Figures, add_options, measure_call, measure_command, resident_peak, run_child
 from real_data import adapters, more_data
 from speed_7b import synthesize
 
@@ -318,10 +318,7 @@ def main() -> None:
     """Measure the rows, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default=",".join(ROWS), help=f"comma-separated [default: {','.join(ROWS)}]")
-    parser.add_argument("--short", action="store_true", help="small inputs, one run each")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    parser.add_argument("--keep", action="store_true", help="keep the figures (tools/experiments/results.py)")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
+    add_options(parser, short="small inputs, one run each")
     arguments = parser.parse_args()
     if arguments.child:
         name, *rest = json.loads(arguments.child)
@@ -339,8 +336,7 @@ def main() -> None:
             made = bench.rows[name]()
             rows += made
             if arguments.keep:
-                figures = {"lines": [row.to_dict() for row in made]}
-                results.measure("limits", {"row": name}, lambda figures=figures: figures, anew=True)  # type: ignore[misc]
+                results.keep("limits", {"row": name}, {"lines": [row.to_dict() for row in made]})
             print(f"{name} is done", file=sys.stderr)
     print(lines([row.to_dict() for row in rows]))
     if arguments.json:

@@ -1,7 +1,8 @@
-"""What programs that measure share: time and memory of work in a process of its own, and the state before it."""
+"""What programs that measure share: time and memory of work in a process of its own, the state before it, options."""
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import os
@@ -15,6 +16,14 @@ from pathlib import Path
 from typing import Any
 
 Figures = dict[str, Any]
+
+
+def add_options(parser: argparse.ArgumentParser, short: str) -> None:
+    """Add the options of programs that keep their figures; `short` is the help of --short."""
+    parser.add_argument("--short", action="store_true", help=short)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--keep", action="store_true", help="keep the figures (tools/experiments/results.py)")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
 
 
 def resident_peak() -> int:
@@ -63,9 +72,9 @@ def run_child(program: str, task: object, environment: Mapping[str, str] | None 
     return figures
 
 
-def warm(path: Path) -> None:
-    """Read a file, or every file of a directory, so that it is in the page cache if memory allows."""
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+def warm(folder: Path) -> None:
+    """Read every file of a directory, so that it is in the page cache if memory allows."""
+    for file in sorted(folder.iterdir()):
         with file.open("rb", buffering=0) as stream:
             while stream.read(1 << 24):
                 pass

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from common import ROOT, table
+from common import ROOT, table, write_peft
 from measuring import Figures, measure_command, warm
 
 HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS, VOCABULARY, RANK = 3072, 8192, 28, 24, 8, 128256, 16
@@ -96,8 +96,6 @@ def make_model(folder: Path, layers: int) -> None:
 
 def make_adapter(folder: Path, layers: int) -> None:
     """Write a PEFT directory with fp32 factors; the deltas are about a fiftieth of the weights."""
-    from safetensors.numpy import save_file
-
     rng = np.random.default_rng(7)
     state = {}
     for layer in range(layers):
@@ -108,11 +106,7 @@ def make_adapter(folder: Path, layers: int) -> None:
                 factor = rng.standard_normal(shape, np.float32) * np.float32(0.0115)
                 scale = spectrum[:, None] if name == "lora_A" else spectrum
                 state[f"{key}.{name}.weight"] = factor * scale
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(state, folder / "adapter_model.safetensors", {"format": "pt"})
-    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK, "bias": "none", "use_rslora": False,
-              "target_modules": sorted(name.split(".")[1] for name in LINEAR), "task_type": "CAUSAL_LM"}  # fmt: skip
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    write_peft(folder, state, RANK, 2 * RANK)
 
 
 def file_hashes(folder: Path) -> dict[str, str]:

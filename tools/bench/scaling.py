@@ -1,6 +1,6 @@
 """How time and memory grow: with tensors, rank, coefficients, width, tasks of a `TaskBank`, and threads.
 
-    python tools/bench/scaling.py [--axes tensors,rank,...] [--short] [--json FILE] [--plot FILE.svg]
+    python tools/bench/scaling.py [--axes tensors,rank,...] [--short] [--json FILE] [--keep] [--plot FILE.svg]
 
 Each axis is varied alone, on synthetic adapters with seeded weights, and each point is a process of its own: imports
 are done before the clock starts, the best of several calls counts, and memory is what the peak resident set grew by.
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import ROOT
-from measuring import Figures, measure_call, run_child
+from common import ROOT, write_peft
+from measuring import Figures, add_options, measure_call, run_child
 
 sys.path.insert(0, str(ROOT / "tools" / "experiments"))
 import results
@@ -87,8 +87,6 @@ AXES = tuple(_axes(short=False))
 
 def write_adapter(point: Point, folder: Path) -> None:
     """Write an adapter for PEFT with float32 factors and singular values that fall by e squared."""
-    from safetensors.numpy import save_file
-
     rng = np.random.default_rng(point.x)
     root = np.exp(-np.arange(point.rank) / point.rank).astype(np.float32)
     state = {}
@@ -97,10 +95,7 @@ def write_adapter(point: Point, folder: Path) -> None:
         b, a = (rng.standard_normal((point.width, point.rank), np.float32) * root for _ in range(2))
         state[f"{key}.lora_B.weight"] = b * np.float32(0.1 / point.width)
         state[f"{key}.lora_A.weight"] = np.ascontiguousarray(a.T)
-    folder.mkdir()
-    save_file(state, folder / "adapter_model.safetensors", {"format": "pt"})
-    config = {"peft_type": "LORA", "r": point.rank, "lora_alpha": point.rank, "target_modules": ["q_proj"]}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    write_peft(folder, state, point.rank, point.rank)
 
 
 def child(task: str, source: str, file: str, options: Figures) -> Figures:
@@ -195,11 +190,8 @@ def main() -> None:
     """Measure, and print a table for each axis."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axes", default=",".join(AXES), help=f"comma-separated [default: {','.join(AXES)}]")
-    parser.add_argument("--short", action="store_true", help="fewer and smaller points, for a first look")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw them there; it needs matplotlib")
-    parser.add_argument("--keep", action="store_true", help="keep the figures (tools/experiments/results.py)")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
+    add_options(parser, short="fewer and smaller points, for a first look")
     arguments = parser.parse_args()
     if arguments.child:
         task, *rest = json.loads(arguments.child)
@@ -217,8 +209,7 @@ def main() -> None:
             print(f"{name} {point.x}", file=sys.stderr)
         print(axis_table(name, found[name]) + "\n", flush=True)
         if arguments.keep:
-            figures = {"points": found[name]}
-            results.measure("scaling", {"axis": name}, lambda figures=figures: figures, anew=True)  # type: ignore[misc]
+            results.keep("scaling", {"axis": name}, {"points": found[name]})
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
     if arguments.plot:

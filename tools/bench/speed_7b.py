@@ -21,7 +21,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from common import ROOT, table
+from common import ROOT, table, write_peft
 from measuring import Figures, resident_peak, run_child
 
 HIDDEN, INTERMEDIATE, RANK = 4096, 11008, 16
@@ -38,8 +38,6 @@ SHAPES = {  # (out, in)
 
 def synthesize(folder: Path, layers: int) -> int:
     """Write the adapter as a PEFT directory with fp32 factors and return its number of parameters."""
-    from safetensors.numpy import save_file
-
     rng = np.random.default_rng(7)
     state = {}
     for layer in range(layers):
@@ -50,11 +48,7 @@ def synthesize(folder: Path, layers: int) -> int:
             mix = np.linalg.qr(rng.standard_normal((RANK, RANK)))[0].astype(np.float32)  # factors are not canonical
             b, a = (rng.standard_normal((n, RANK), np.float32) * (root / n**0.5) @ mix for n in (out, into))
             state[f"{key}.lora_B.weight"], state[f"{key}.lora_A.weight"] = b, np.ascontiguousarray(a.T)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(state, folder / "adapter_model.safetensors", {"format": "pt"})
-    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK, "bias": "none", "use_rslora": False,
-              "target_modules": sorted(name.split(".")[1] for name in SHAPES)}  # fmt: skip
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    write_peft(folder, state, RANK, 2 * RANK)
     return sum(tensor.size for tensor in state.values())
 
 
