@@ -23,14 +23,10 @@ KERNEL(nola_rademacher)(int64_t generator, int64_t seed, int64_t stream, const i
                 if (q == 0)
                     continue;
                 for (int64_t i = 0; i < own / 32; i++)
-                    for (int b = 0; b < 32; b++) {
-                        uint32_t minus = 0u - (words[i] >> b & 1u);
-                        to[32 * i + b] += (q ^ minus) - minus;
-                    }
-                for (int64_t i = own / 32 * 32; i < own; i++) {
-                    uint32_t minus = 0u - (words[i / 32] >> (i % 32) & 1u);
-                    to[i] += (q ^ minus) - minus;
-                }
+                    for (int b = 0; b < 32; b++)
+                        to[32 * i + b] += with_sign(q, words[i], b);
+                for (int64_t i = own / 32 * 32; i < own; i++)
+                    to[i] += with_sign(q, words[i / 32], (int)(i % 32));
             }
         }
     }

@@ -65,4 +65,10 @@ static inline uint32_t bits_at(const uint32_t *words, int64_t position) {
     return (uint32_t)(pair >> (position & 31));
 }
 
+/* A number with the sign of a basis that bit j holds: 1 means minus. */
+static inline uint32_t with_sign(uint32_t y, uint32_t bits, int j) {
+    uint32_t minus = 0u - (bits >> j & 1u);
+    return (y ^ minus) - minus;
+}
+
 #endif

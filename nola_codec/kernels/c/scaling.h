@@ -41,12 +41,6 @@ static inline int16_t scale_one(scale by, int32_t y) {
     return (int16_t)(scaled < -32768 ? -32768 : scaled > 32767 ? 32767 : scaled);
 }
 
-/* The sign of a basis applied to a number: bit 1 means minus. */
-static inline uint32_t with_sign(uint32_t y, uint32_t bits, int j) {
-    uint32_t minus = 0u - (bits >> j & 1u);
-    return (y ^ minus) - minus;
-}
-
 /* Scale 32 numbers, with the signs of 32 bits. */
 static inline void scale_32(const uint32_t *from, uint32_t bits, scale by, int16_t *out) {
 #if defined(__AVX2__)
