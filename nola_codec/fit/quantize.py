@@ -98,12 +98,12 @@ class QuantizedForm:
         units, numbers = units[numbers >= 0], numbers[numbers >= 0]
         if not len(units):
             return np.empty(0, np.uint8)
-        lengths = form.lengths[side, self.kept[units]]
+        index = self.kept[units]
+        lengths = form.lengths[side, index]
         changes = np.flatnonzero(np.diff(lengths)) + 1
         if len(changes):  # a difference has the vectors of both factors on one side
             return np.concatenate([self._side_symbols(form, side, part) for part in np.split(units, changes)])
         books = [self.quantizers[number].codebook for number in numbers.tolist()]
-        index = self.kept[units]
         length = int(lengths[0])
         levels = self.levels.matrix(0, side, length)[form.rows[side, index]]
         middle = np.array([0 if isinstance(book, Trellis) else book.size // 2 for book in books], np.uint8)

@@ -89,14 +89,13 @@ class PointMaker:
         forms, parts, first = [], [], 0
         for book in self.books:
             if isinstance(book, Codebook):
-                form, detail, stride, points = CODEBOOK, 0, 1, np.array(book.points, np.int32)
+                form, detail, points = CODEBOOK, 0, np.array(book.points, np.int32)
             elif isinstance(book, Trellis):
-                form, detail, stride = TRELLIS, book.bits, book.stride
-                points = window_table(book).astype(np.int32).reshape(-1)
+                form, detail, points = TRELLIS, book.bits, window_table(book).astype(np.int32).reshape(-1)
             else:
-                form, detail, stride = DEPENDENT, book.mask & 0xFF, 1
+                form, detail = DEPENDENT, book.mask & 0xFF
                 points = np.array(dependent_table(book), np.int32)
-            forms.append((form, book.size, first, detail, stride))
+            forms.append((form, book.size, first, detail, book_stride(book)))
             parts.append(points)
             first += len(points)
         return PointTables(np.array(forms, np.int64).reshape(-1, 5), np.concatenate(parts or [np.empty(0, np.int32)]))
