@@ -20,11 +20,13 @@ FOLDER = Path(__file__).resolve().parent
 LIBRARY_NAME = "_kernels.so"
 
 _FLAGS = ("-std=c99", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra")
-_VARIANTS = {
+_VARIANT_FLAGS = {
     "generic": (),
     "avx2": ("-mavx2", "-mbmi2", "-mtune=haswell"),
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mbmi2", "-mprefer-vector-width=512"),
 }
+VARIANTS = tuple(_VARIANT_FLAGS)
+"""All variants, from the most general to the most special; `nola_supports` in c/library.c counts them so."""
 
 
 class CannotCompile(Exception):
@@ -32,10 +34,10 @@ class CannotCompile(Exception):
 
 
 def variants() -> tuple[str, ...]:
-    """Return the variants that are compiled for this machine, from the most general to the most special."""
+    """Return the variants that are compiled for this machine, in the order of `VARIANTS`."""
     import platform
 
-    return tuple(_VARIANTS) if platform.machine().lower() in ("x86_64", "amd64") else ("generic",)
+    return VARIANTS if platform.machine().lower() in ("x86_64", "amd64") else ("generic",)
 
 
 def sources_digest(folder: Path = FOLDER) -> str | None:
@@ -43,7 +45,7 @@ def sources_digest(folder: Path = FOLDER) -> str | None:
     files = sorted((folder / "c").glob("*.[ch]"))
     if not files:
         return None
-    digest = hashlib.sha256(repr((_FLAGS, _VARIANTS)).encode())
+    digest = hashlib.sha256(repr((_FLAGS, _VARIANT_FLAGS)).encode())
     for file in files:
         content = file.read_bytes().replace(b"\r\n", b"\n")
         digest.update(f"{file.name} {len(content)}\n".encode() + content)
@@ -86,8 +88,8 @@ def compile_library(folder: Path = FOLDER, extra_flags: Sequence[str] = ()) -> P
                 made = work / f"{source.stem}.{variant}.o"
                 objects.append(str(made))
                 defined = (f"-DNOLA_VARIANT={variant}", f'-DNOLA_SOURCES="{digest}"')
-                commands.append([*compiler, *_FLAGS, *_VARIANTS[variant], *defined, *extra_flags, "-c", str(source),
-                                 "-o", str(made)])  # fmt: skip
+                commands.append([*compiler, *_FLAGS, *_VARIANT_FLAGS[variant], *defined, *extra_flags,
+                                 "-c", str(source), "-o", str(made)])  # fmt: skip
         _run_all(commands)
         made = work / LIBRARY_NAME
         _run_all([[*compiler, "-shared", *extra_flags, *objects, "-o", str(made)]])

@@ -15,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.errors import NolaError, mismatch
-from nola_codec.kernels.compiling import FOLDER, LIBRARY_NAME, sources_digest
+from nola_codec.kernels.compiling import FOLDER, LIBRARY_NAME, VARIANTS, sources_digest
 
 VARIABLE = "NOLA_KERNELS"
-VARIANTS = ("generic", "avx2", "avx512")
 _SETTINGS = ("", "on", "off", "require", *VARIANTS)
 
 _CHOSEN: ContextVar[str | None] = ContextVar("nola_kernels", default=None)

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from nola_codec.errors import NolaError
-from nola_codec.kernels.loading import VARIANTS, load
+from nola_codec.kernels.compiling import VARIANTS
+from nola_codec.kernels.loading import load
 
 
 def _runs(setting: str) -> bool:

@@ -27,7 +27,8 @@ from nola_codec.arrays import NUMPY
 from nola_codec.basis import BasisKey, basis_by_id
 from nola_codec.errors import NolaError
 from nola_codec.kernels import using
-from nola_codec.kernels.loading import VARIANTS, load
+from nola_codec.kernels.compiling import VARIANTS
+from nola_codec.kernels.loading import load
 from nola_codec.prng import PHILOX, SIGNS, THREEFRY, signs, subset, words
 from nola_codec.quant.scales import scale_to_int16
 
