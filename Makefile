@@ -5,7 +5,7 @@
 # make docs   docs/cli.md and docs/options.md, from the code
 # make site   the documentation as a web site, in site/
 # make lint   the checks without the tests
-# make kernels  the compiled kernels, where their C sources are newer than the library
+# make kernels  the compiled kernels, unless the library was made of the sources that are there
 # make clean  removes what the others made; .cache (base models) stays, `rm -r .cache` drops it too
 
 # The checks start many processes, and each would compile the package again if the compiled files were not kept.
@@ -28,7 +28,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# Compiles only what is older than its sources; without a C compiler it says so, and NumPy computes.
+# Compiles if a source differs from those of the library; without a C compiler it says so, and NumPy computes.
 kernels: $(VENV)/dev.stamp
 	$(BIN)/python tools/build_kernels.py
 

@@ -1,4 +1,4 @@
-"""Compile the kernels in place, where their sources are newer than the library: `python tools/build_kernels.py`.
+"""Compile the kernels in place, unless the library was made of the same sources: `python tools/build_kernels.py`.
 
 Without a C compiler it says so and succeeds, because the package then works on NumPy. `--force` compiles always.
 """
