@@ -11,7 +11,10 @@ typedef struct {
 /* Adapt the node at `*at` to a bit, and go to the node of the next bit, which is the last of `*count` if it is new. */
 static void follow(Node *nodes, int64_t *count, int32_t *at, int bit) {
     Node *node = nodes + *at;
-    node->share += bit ? -(node->share / (node->seen + 2)) : (65536 - node->share) / (node->seen + 2);
+    if (bit)
+        node->share -= node->share / (node->seen + 2);
+    else
+        node->share += (65536 - node->share) / (node->seen + 2);
     node->seen += node->seen < MOST_SEEN;
     if (node->next[bit] == 0) {
         nodes[*count] = (Node){{0, 0}, 1 << 15, 0};
