@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import os
@@ -26,10 +27,34 @@ def add_options(parser: argparse.ArgumentParser, short: str) -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
 
 
+STATUS = Path("/proc/self/status")
+"""Where Linux tells about this process; other systems have none."""
+
+
 def resident_peak() -> int:
-    """Return the peak resident set of this process in bytes (Linux counts in KiB, macOS in bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    """Return the peak resident set of this process in bytes.
+
+    The `ru_maxrss` of Linux will not do: a process inherits it from the one that started it.
+    """
+    if STATUS.exists():
+        return _read_status("VmHWM", STATUS)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+
+
+def _read_status(key: str, file: Path) -> int:
+    """Return a value in bytes from the status that Linux gives of a process; 0 for a process that has ended."""
+    for line in file.read_text().splitlines():
+        if line.startswith(key):
+            return 1024 * int(line.split()[1])
+    return 0
+
+
+def _begin_peak() -> int:
+    """Let the peak of this process begin anew where the system allows it, and return the peak in bytes."""
+    if STATUS.exists():
+        with contextlib.suppress(OSError):
+            STATUS.with_name("clear_refs").write_text("5")
+    return resident_peak()
 
 
 def measure_call(work: Callable[[], object], least: float = 0.5, most_calls: int = 50) -> Figures:
@@ -42,7 +67,7 @@ def measure_call(work: Callable[[], object], least: float = 0.5, most_calls: int
         bytes that the peak resident set grew by in the first call; ``calls``.
     """
     gc.collect()
-    before = resident_peak()
+    before = _begin_peak()
     begin = time.process_time()
     times: list[tuple[float, float]] = []
     memory = 0
@@ -92,9 +117,7 @@ def _peak_of(process: subprocess.Popen[bytes]) -> int:
     peak = 0
     while process.poll() is None:
         try:
-            for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
-                if line.startswith("VmHWM"):
-                    peak = max(peak, 1024 * int(line.split()[1]))
+            peak = max(peak, _read_status("VmHWM", Path(f"/proc/{process.pid}/status")))
         except OSError:
             break
         time.sleep(0.01)
