@@ -5,6 +5,7 @@
 # make docs   docs/cli.md and docs/options.md, from the code
 # make site   the documentation as a web site, in site/
 # make lint   the checks without the tests
+# make fuzz MINUTES=n  the package against the reference decoder, on random and on damaged files, for n minutes
 # make kernels  the compiled kernels, unless the library was made of the sources that are there
 # make clean  removes what the others made; .cache (base models) stays, `rm -r .cache` drops it too
 
@@ -16,7 +17,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: test lint kernels docs site demo bench experiments clean
+MINUTES := 1
+
+.PHONY: test lint fuzz kernels docs site demo bench experiments clean
 .DELETE_ON_ERROR:
 
 test: lint kernels
@@ -27,6 +30,9 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+fuzz: kernels
+	$(BIN)/python tools/fuzz_readers.py --minutes $(MINUTES)
 
 # Compiles if a source differs from those of the library; without a C compiler it says so, and NumPy computes.
 kernels: $(VENV)/dev.stamp

@@ -722,7 +722,8 @@ def round_to(values: np.ndarray, dtype: int) -> np.ndarray:
     if dtype == 2:
         bits = values.view(np.uint32).astype(np.int64)
         return (bits + 0x7FFF + (bits >> 16 & 1) >> 16 << 16).astype(np.uint32).view(np.float32)
-    return values.astype(np.float16).astype(np.float32) if dtype == 1 else values
+    with np.errstate(over="ignore"):  # a value that is too large becomes infinite
+        return values.astype(np.float16).astype(np.float32) if dtype == 1 else values
 
 
 # == References

@@ -215,7 +215,7 @@ class UnitsReader:
         self._entry = np.full(int(counts.sum()), rung, np.int64)
         self._precision, self._amplitude = np.zeros_like(self._entry), np.zeros_like(self._entry)
         self._fresh = count_within(counts) >= before.repeat(counts)
-        if rung:
+        if rung and self.records:
             for whole, parts in (
                 (self._entry, [record.entry for record in self.records]),
                 (self._precision, [record.precision for record in self.records]),

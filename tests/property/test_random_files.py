@@ -2,61 +2,140 @@
 
 from __future__ import annotations
 
+import random
+from functools import cache
+from typing import Any
+
 import numpy as np
 import pytest
+from damage import compare_readers, damage
 from kernel_paths import PATHS
-from nola_forge import reference, verify
-from random_files import random_file
+from nola_forge import split, units_integers, verify
+from random_files import RandomFile, random_file
 
 from nola_codec.arrays import NUMPY, TorchArrays
 from nola_codec.container.reader import open_container
 from nola_codec.decoder import decoder as decoder_module
-from nola_codec.decoder.decoder import Decoder
+from nola_codec.references.finding import open_decoder
+
+FILES = 48
+"""Files that every run of the tests makes; those after them are made with --slow."""
+
+
+@cache
+def made(number: int) -> RandomFile:
+    return random_file(number)
 
 
 @pytest.mark.parametrize(
     "numbers",
     [
-        *(pytest.param(range(n, n + 10), id=f"from {n}") for n in range(0, 100, 10)),
+        *(pytest.param(range(n, n + 6), id=f"from {n}") for n in range(0, FILES, 6)),
         *(pytest.param(range(n, n + 100), id=f"from {n}", marks=pytest.mark.slow) for n in range(100, 1000, 100)),
     ],
 )
 def test_every_path_gives_the_same_bits(numbers: range, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file holds the SHA-256 of what it decodes to on the path that made it, and each path makes the same file."""
+    """A file holds the SHA-256 of what the reference decoder decodes at each rung."""
     for number in numbers:
-        made = set()
+        file = made(number)
         for threads, path in enumerate(PATHS, start=1):
             monkeypatch.setenv("NOLA_KERNELS", path)
             monkeypatch.setenv("NOLA_THREADS", str(threads))
-            data = random_file(number)
-            made.add(data)
-            verify(data)
-        assert len(made) == 1, number
+            verify(file.data, references=list(file.references))
+        verify(file.data, xp=TorchArrays(), references=list(file.references))
 
 
-@pytest.mark.parametrize("number", range(0, 100, 4))
-def test_the_reference_decoder_and_pytorch_give_the_same_bits(number: int) -> None:
-    data = random_file(number)
-    reference().decode(data)  # compares the decoded SHA-256
-    verify(data, xp=TorchArrays())
+@pytest.mark.parametrize("number", range(0, FILES, 3))
+def test_each_tensor_is_that_of_the_reference_decoder(number: int) -> None:
+    file = made(number)
+    with open_container(file.data) as container:
+        for rung in range(container.rungs):
+            container.select(rung)
+            decoder = open_decoder(container, NUMPY, list(file.references))
+            _, tensors = file.known[decoder.header.decoded_sha256]
+            for record, decoded in zip(decoder.header.coded, decoder.decode_all(), strict=True):
+                assert tensors[f"{record.name}.exponents"].tolist() == list(decoded.exponents)
+                parts = ("lora_B", "lora_A") if len(decoded.sides) == 2 else ("vector",)
+                for part, side in zip(parts, decoded.sides, strict=True):
+                    assert np.array_equal(tensors[f"{record.name}.{part}"], side)
+            for key, tensor in decoder.carried_tensors():
+                assert tensors[key].tobytes() == tensor.data
+
+
+@pytest.mark.parametrize("number", range(FILES))
+def test_units_are_read_as_they_were_meant(number: int) -> None:
+    """The predictions are computed when the file is made, by other code than the readers'."""
+    file = made(number)
+    with open_container(file.data) as container:
+        for read, meant in zip(container.read_units().coded, file.records, strict=True):
+            assert read.precision.tolist() == meant.precisions
+            assert read.amplitude.tolist() == meant.amplitudes
+            assert read.entry.tolist() == meant.starts
+            assert list(read.exponents) == meant.exponents
+
+
+@pytest.mark.parametrize("number", range(FILES))
+def test_readers_agree_on_damaged_files(number: int) -> None:
+    """They refuse the same files, and decode the same bits of the others."""
+    file, rng = made(number), random.Random(number)
+    for _ in range(3):
+        compare_readers(damage(file.data, file.known, rng), list(file.references), file.known)
+
+
+def test_damage_reaches_the_decoder() -> None:
+    """The damaged files above are not all stopped at the door: some decode, and some are refused deep inside."""
+    outcomes = set()
+    for number in range(14):
+        file, rng = made(number), random.Random(number)
+        for _ in range(14):
+            data = damage(file.data, file.known, rng)
+            outcomes.add(compare_readers(data, list(file.references), file.known, again=False))
+    assert outcomes >= {"decoded", "factors-checksum", "header", "symbols", "units", "zstd", "codec"}, outcomes
 
 
 def test_the_files_hold_what_decoders_must_know() -> None:
-    seen = set()
-    for number in range(100):
-        with open_container(random_file(number)) as container:
-            header = container.read_units()
-            seen |= {type(q.codebook).__name__ + " frequencies" * bool(q.frequencies) for q in header.quantizers}
-            seen |= {f"codec {section.codec}" for section in header.sections}
-            seen |= {f"basis {r.kind.basis} {r.kind.split} {len(r.kind.sides)}" for r in header.coded}
-            seen |= {f"generator {header.generator}", f"rungs {len(header.rungs)}", f"blocks {len(header.blocks)}"}
-            seen |= {"units that start later" for r in header.coded if r.entry.any()}
-    wanted = {"Codebook", "Codebook frequencies", "Trellis", "Dependent", "Dependent frequencies"}
-    wanted |= {f"codec {number}" for number in (0, 1, 2, 3)}
-    wanted |= {f"basis {basis} {split} 2" for basis in (1, 2, 3) for split in ("component", "factor")}
-    wanted |= {f"basis {basis} component 1" for basis in (1, 2, 3)}
-    wanted |= {"generator 1", "generator 2", *(f"{what} {n}" for what in ("rungs", "blocks") for n in (1, 2, 3))}
-    assert wanted | {"units that start later"} <= seen
+    seen: set[Any] = set()
+    for number in range(FILES):
+        file = made(number)
+        top = split(file.data).top
+        seen |= {
+            f"generator {top['generator']}",
+            f"files below {len(file.references)}",
+            f"streams {top['streams']}"[:12],
+        }
+        seen |= {f"quantizer {q[0]} {q[1] if q[0] == 4 else q[2] is not None}" for q in top["quantizers"]}
+        seen |= {f"codec {codec}" for codec, *_ in top["sections"]}
+        seen |= {"more than one rung" for _ in top["rungs"][1:]} | {"more than one block" for _ in top["blocks"][1:]}
+        for record in file.records:
+            kind = record.kind
+            seen.add(f"basis {kind.basis}, form {kind.form}, {len(kind.lengths)} sides")
+            for n, k in zip(kind.lengths, kind.num_basis, strict=True):
+                seen.add(f"basis {kind.basis}, k {'<' if k < n else '=' if k == n else '>'} n")
+                power = n & -n
+                seen |= {f"block {min(power, 4096)}"} if kind.basis == 1 and power in (n, min(power, 4096)) else set()
+            seen |= {"a unit that starts late" for start in record.starts if start}
+            seen |= {"no units" for _ in range(not record.starts)}
+        for integers in units_integers(file.data, file.known):
+            seen |= {f"role {role}" for role, _ in integers}
+        seen |= {f"dtype {top['kinds'][i][2]}" for i in top["records"] if top["kinds"][i][0] == 1}
+        seen |= {f"drawn {top['kinds'][i][4]}" for i in top["records"] if top["kinds"][i][0] == 3}
+    wanted = {f"quantizer {kind} {table}" for kind in (0, 1, 2, 3, 5) for table in (False, True)}
+    wanted |= {f"quantizer 4 {number}" for number in range(13)}
+    wanted |= {f"codec {number}" for number in (0, 1, 2, 3, 4)} | {f"role {role}" for role in range(17)}
+    wanted |= {f"basis {basis}, form {form}, 2 sides" for basis in (1, 2, 3) for form in (0, 1)}
+    wanted |= {f"basis {basis}, form 0, 1 sides" for basis in (1, 2, 3)} | {"basis 1, form 2, 2 sides"}
+    wanted |= {f"basis {basis}, k {how} n" for basis in (1, 2, 3) for how in "<=>" if (basis, how) != (1, ">")}
+    wanted |= {f"block {1 << i}" for i in range(13)} | {f"drawn {method}" for method in range(3)}
+    wanted |= {
+        "generator 1",
+        "generator 2",
+        "more than one rung",
+        "more than one block",
+        "files below 1",
+        "files below 2",
+    }
+    wanted |= {"a unit that starts late", "no units", "streams None", "streams [0, "}
+    assert wanted <= seen, wanted - seen
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -66,16 +145,17 @@ def test_single_records_are_those_of_the_whole_file(path: str, monkeypatch: pyte
     monkeypatch.setattr(decoder_module, "_BATCH_SYMBOLS", 1)
     monkeypatch.setattr(decoder_module, "_PORTION_SYMBOLS", 1)
     for number in range(20):
-        with open_container(random_file(number)) as container:
-            together = Decoder(container, NUMPY).decode_all()
-            alone = Decoder(container, NUMPY)
+        file = made(number)
+        with open_container(file.data) as container:
+            together = open_decoder(container, NUMPY, list(file.references)).decode_all()
+            alone = open_decoder(container, NUMPY, list(file.references))
             for index, wanted in enumerate(together):
                 ((found, record),) = alone.decode([index], floats=True)
                 assert (found, record.exponents) == (index, wanted.exponents)
                 assert record.floats is not None
-                for side, other, made, exponent in zip(
+                for side, other, made_floats, exponent in zip(
                     record.sides, wanted.sides, record.floats, record.exponents, strict=True
                 ):
                     assert np.array_equal(side, other)
-                    assert made.dtype == np.float32
-                    assert np.array_equal(made, side.astype(np.float64) * 2.0**exponent)
+                    assert made_floats.dtype == np.float32
+                    assert np.array_equal(made_floats, side.astype(np.float64) * 2.0**exponent)

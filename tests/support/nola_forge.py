@@ -26,7 +26,7 @@ from nola_codec.arrays import NUMPY, Arrays
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.container.reader import open_container
 from nola_codec.entropy.adaptive import IntegerWriter
-from nola_codec.references.finding import open_decoder
+from nola_codec.references.finding import References, open_decoder
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "v0"
@@ -73,12 +73,12 @@ def reference() -> ModuleType:
     return made
 
 
-def verify(data: bytes, limits: Limits = DEFAULT_LIMITS, xp: Arrays = NUMPY) -> None:
+def verify(data: bytes, limits: Limits = DEFAULT_LIMITS, xp: Arrays = NUMPY, references: References = GOLDEN) -> None:
     """Every check that the package has for a file, what is nearest to a fault first."""
     with open_container(data, limits) as container:
         for rung in range(container.rungs):
             container.select(rung)
-            open_decoder(container, xp, GOLDEN).decode_all()
+            open_decoder(container, xp, references).decode_all()
         container.check_content()
 
 
@@ -137,6 +137,7 @@ def join(
     plain: Callable[[dict[str, Any]], bytes] = lambda top: canonical(top),
     sections: Callable[[list[list[int]]], Any] = lambda rows: rows,
     stored_header: bytes | None = None,
+    frame_checksum: bool = False,
     tail: bytes = b"",
     **prelude: int,
 ) -> bytes:
@@ -147,11 +148,12 @@ def join(
         plain: Header map -> bytes, by default canonical MessagePack.
         sections: Alters the section table.
         stored_header: Stands for the compressed header.
+        frame_checksum: True adds a content checksum to the frame of the header.
         tail: Goes after the last section.
         prelude: Fields to set: version, revision, required. Required flags are 1 if the header has a reference.
     """
     header = plain({**parts.top, "sections": sections(table(parts.sections))})
-    stored = frame(header, DICTIONARY) if stored_header is None else stored_header
+    stored = frame(header, DICTIONARY, write_checksum=frame_checksum) if stored_header is None else stored_header
     flags = int("reference" in parts.top)
     return seal(stored, b"".join(data for _, data in parts.sections) + tail, **{"required": flags, **prelude})
 
@@ -169,9 +171,15 @@ def seal(header: bytes, body: bytes, **prelude: int) -> bytes:
     return head + struct.pack("<I", zlib.crc32(head + header)) + header + body
 
 
-def units_integers(data: bytes) -> list[list[tuple[int, int]]]:
-    """The (role, value) of each integer of each units section of a valid file."""
-    module, known, sections = reference(), dict(reference_answers()), []
+def units_integers(data: bytes, known: dict[bytes, Any] | None = None) -> list[list[tuple[int, int]]]:
+    """The (role, value) of each integer of each units section of a valid file.
+
+    Args:
+        data: The file.
+        known: What its references decode to; None stands for the golden files.
+    """
+    module, sections = reference(), []
+    known = dict(reference_answers() if known is None else known)
 
     class Recording(module.Integers):  # type: ignore[name-defined,misc]
         def __init__(self, data: bytes) -> None:
