@@ -12,7 +12,8 @@ from nola_codec.adapters.base_changes import restore_from_base
 from nola_codec.adapters.beside_files import split_beside
 from nola_codec.adapters.registry import dialect_of, write
 from nola_codec.api.arguments import require_path, require_source
-from nola_codec.api.opened import check_content, check_rungs, stored_dtype
+from nola_codec.api.checking import check_content, check_rungs
+from nola_codec.api.opened import stored_dtype
 from nola_codec.arrays import NUMPY, arrays_on
 from nola_codec.container.limits import Limits
 from nola_codec.container.prelude import MAGIC

@@ -14,17 +14,17 @@ from nola_codec.adapters.adapter_delta import CHANGE_SUFFIX
 from nola_codec.adapters.base_changes import restore_from_base
 from nola_codec.adapters.dialects.peft_config import PREFIX
 from nola_codec.api.arguments import require_source
-from nola_codec.arrays import NUMPY, Arrays, arrays_on
+from nola_codec.api.checking import check_content, check_rungs
+from nola_codec.arrays import Arrays, arrays_on
 from nola_codec.container.limits import Limits
 from nola_codec.container.reader import Container, Source, open_container
-from nola_codec.decoder.adapters import count_records, decode_adapter, decode_records
+from nola_codec.decoder.adapters import decode_adapter, decode_records
 from nola_codec.decoder.carried_forms import is_reduced
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.errors import AdapterError, FormatError, NolaError, mismatch, require_torch
 from nola_codec.model.header import Header
 from nola_codec.model.tensors import RawTensor
-from nola_codec.progress import Progress
 from nola_codec.references.finding import References, open_decoder
 from nola_codec.remote import is_url
 from nola_codec.stores.dtypes import to_numpy
@@ -313,35 +313,6 @@ class NolaFile(Generic[Tensor]):
 def _spellings(name: object) -> tuple[str, ...]:
     """Return the names that a module may have in the file; none for what is no text."""
     return (name, PREFIX + name) if isinstance(name, str) else ()
-
-
-def check_content(container: Container) -> None:
-    """Compare the content SHA-256 of a file.
-
-    Raises:
-        FormatError, ChecksumMismatch: The file is damaged; the message starts with the file's name.
-    """
-    try:
-        container.check_content()
-    except FormatError as error:
-        raise error.within(container.name) from error
-
-
-def check_rungs(container: Container, progress: Progress | None = None, references: References = None) -> None:
-    """Decode every rung up to the one that is open, and compare the decoded SHA-256 of each.
-
-    Args:
-        container: The open file.
-        progress: Called as (stage, done, total), or None.
-        references: Where the earlier version is that the file needs, if it needs one; as in `decode`.
-
-    Raises:
-        FormatError, ChecksumMismatch: The file is damaged, or this decoder is not exact.
-    """
-    last = len(container.header.rungs) - 1
-    for rung in range(last + 1):
-        decoder = open_decoder(container.at_rung(rung), NUMPY, references)
-        decoder.decode_all(count_records(decoder, progress, f"checking rung {rung}" if last else "checking"))
 
 
 @overload

@@ -7,11 +7,11 @@ from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 from nola_codec import adapters
+from nola_codec.api.checking import check_content
 from nola_codec.api.decoding import is_nola
 from nola_codec.api.live_sources import AdapterInput, Config, open_live
-from nola_codec.api.opened import check_content
 from nola_codec.arrays import NUMPY
-from nola_codec.container.limits import DEFAULT_LIMITS
+from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.container.reader import open_container
 from nola_codec.encoder.reference import KnownReference
 from nola_codec.errors import EncodeError
@@ -25,7 +25,12 @@ ReferenceInput: TypeAlias = "AdapterInput | KnownReference"
 
 
 def read_reference(
-    source: ReferenceInput, *, config: Config = None, scale: float | None = None, references: References = None
+    source: ReferenceInput,
+    *,
+    config: Config = None,
+    scale: float | None = None,
+    references: References = None,
+    limits: Limits | None = None,
 ) -> KnownReference:
     """Decode or read an earlier version of an adapter, for `encode(reference=...)`.
 
@@ -34,6 +39,7 @@ def read_reference(
         config: The configuration of an adapter that is bytes, a stream or a mapping, as in `encode`.
         scale: The scaling of an adapter that does not say it, as in `encode`.
         references: Where the reference of the `.nola` file itself is, if it has one; None looks beside it.
+        limits: What the `.nola` file may declare; as in `load`.
 
     Raises:
         FormatError, ChecksumMismatch: The `.nola` file is damaged, or its own reference is not there (``reference``).
@@ -50,7 +56,7 @@ def read_reference(
         own = (os.fspath(readable),) if isinstance(readable, str | os.PathLike) else ()
         return KnownReference(hash_records(records), 0, name, adapter.dialect, records, own)
     opened = bytes(readable) if isinstance(readable, bytearray | memoryview) else readable
-    with open_container(opened) as container:
+    with open_container(opened, limits) as container:
         check_content(container)
         decoder = open_decoder(container, NUMPY, references)
         files = chain_files(container.header)

@@ -33,7 +33,7 @@ class Limits:
         rank, dimensions, dimension: What a shape may be.
         factor_elements: The elements of one factor or vector record.
         total_elements: The elements of all factors and vector records, and the bytes of all other tensors.
-        rung_elements: The elements of all factors and vector records, times the number of rungs.
+        rung_elements: The same, times the number of rungs, since each rung has a hash of all of it.
         delta_elements: The elements of the products of all factors in a file of the dialect ``delta``.
         name, name_characters: The characters of a name, and of all names of records together.
         metadata: The characters of one value of ``metadata``.

@@ -7,10 +7,10 @@ with open_container("task.nola") as container:
 
 from __future__ import annotations
 
-import copy
 import os
 import stat
 import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -37,6 +37,7 @@ from nola_codec.entropy.blobs import unpack_blob
 from nola_codec.entropy.frames import declared_size, decompress
 from nola_codec.errors import AdapterError, ChecksumMismatch, FormatError, NolaError, OutOfMemory, RemoteError, mismatch
 from nola_codec.model.header import Header
+from nola_codec.model.records import CodedRecord
 from nola_codec.model.tensors import DTYPE_BYTES, RawTensor
 from nola_codec.remote import is_url, shown_url
 
@@ -93,12 +94,6 @@ class Container:
         self._without_units: Header = header_at_rung(self._whole, rung)
         self.header = self._without_units
 
-    def at_rung(self, rung: int) -> Container:
-        """Return this file at another rung, for one reader among others; this one closes it."""
-        other = copy.copy(self)
-        other.select(rung)
-        return other
-
     @property
     def file_length(self) -> int:
         """The length of the whole file in bytes, as the header says."""
@@ -131,14 +126,25 @@ class Container:
         header = self._without_units
         if self.header is header:
             reader = UnitsReader(header, self.limits)
-            for rung in range(len(header.rungs)):
-                number = header.units_section(rung)
-                codec = header.sections[number].codec
-                if codec != adaptive.id:
-                    raise FormatError(mismatch(f"codec of section {number}", adaptive.id, codec), code="codec")
-                reader.read_rung(self.section(number))
+            for _ in self._read_rungs(reader):
+                pass
             self.header = replace(header, coded=reader.records, rungs=tuple(reader.rungs))
         return self.header
+
+    def records_by_rung(self) -> list[Sequence[CodedRecord]]:
+        """Return the coded records as they are at each rung up to the open one; reads the units sections."""
+        return list(self._read_rungs(UnitsReader(self._without_units, self.limits)))
+
+    def _read_rungs(self, reader: UnitsReader) -> Iterator[Sequence[CodedRecord]]:
+        """Read the units sections, and yield the records after each."""
+        header = self._without_units
+        for rung in range(len(header.rungs)):
+            number = header.units_section(rung)
+            codec = header.sections[number].codec
+            if codec != adaptive.id:
+                raise FormatError(mismatch(f"codec of section {number}", adaptive.id, codec), code="codec")
+            reader.read_rung(self.section(number))
+            yield reader.records
 
     def raw_tensor(self, index: int) -> RawTensor:
         """Read carried tensor `index`. Raises FormatError or ChecksumMismatch if its section is damaged."""

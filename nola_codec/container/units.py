@@ -175,6 +175,7 @@ class UnitsReader:
         empty = np.zeros(0, np.int64)
         self.records = tuple(replace(r, entry=empty, precision=empty, amplitude=empty) for r in header.coded)
         self.rungs: list[Rung] = []
+        self._total_units = 0
 
     def read_rung(self, data: bytes) -> None:
         """Bring the records to the next rung by the bytes of its section.
@@ -269,7 +270,6 @@ class UnitsReader:
         """Read the number of units of each record at the next rung."""
         latest: dict[int, int] = {}  # by the identity of the kind
         counts: list[int] = []
-        total = sum(sum(rung.units) for rung in self.rungs)
         for record in self.records:
             kind = record.kind
             base = record.units if self.rungs else latest.get(id(kind), 0)
@@ -278,8 +278,8 @@ class UnitsReader:
             if not (record.units <= count <= kind.most_units and is_whole):
                 wanted = f"{record.units} to {kind.most_units}" if kind.split == "component" else "none or all"
                 raise FormatError(mismatch(f"units of {record.name}", wanted, count), code="units")
-            total += count
-            self._limits.require("units", total, "units (sum over all records and rungs)")
+            self._total_units += count
+            self._limits.require("units", self._total_units, "units (sum over all records and rungs)")
             latest[id(kind)] = count
             counts.append(count)
         return tuple(counts)

@@ -23,7 +23,7 @@ class Work:
 
     Attributes:
         total_elements: The elements of all factors and vector records, and the bytes of all other tensors.
-        rung_elements: The elements of all factors and vector records, times the number of rungs.
+        rung_elements: The same, times the number of rungs, since each rung has a hash of all of it.
         coefficients: The coefficients of all records as if all units were kept, times the number of rungs.
         dense_products: The entries of dense bases times the vectors of each, times the number of rungs.
         record_rungs: The number of coded records times that of rungs.
@@ -47,7 +47,7 @@ class Work:
 
 _PLACES = {
     "total_elements": "header `kinds shape` (elements or bytes of all records)",
-    "rung_elements": "header `kinds shape` (elements of coded records, times rungs)",
+    "rung_elements": "header `kinds shape` (elements or bytes of all records, times rungs)",
     "coefficients": "header `kinds num_basis` (coefficients of all records, times rungs)",
     "dense_products": "header `kinds num_basis` (length times coefficients in dense bases, times rungs)",
     "record_rungs": "header `records` (coded records, times rungs)",
@@ -73,7 +73,7 @@ def count_work(kinds: Sequence[Kind], ids: Sequence[int], rungs: int, dialect: s
     products = sum(kind.product_shape[0] * kind.product_shape[1] * count for kind, count in coded if kind.is_pair)
     return Work(
         total_elements=elements + other,
-        rung_elements=elements * rungs,
+        rung_elements=(elements + other) * rungs,
         coefficients=sum(kind.vectors(kind.most_units) * sum(kind.num_basis) * count for kind, count in coded) * rungs,
         dense_products=sum(_dense_products(kind) * count for kind, count in coded) * rungs,
         record_rungs=sum(count for _, count in coded) * rungs,

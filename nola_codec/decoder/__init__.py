@@ -1,6 +1,7 @@
 """Decode an open container to records, which are exact, and these to an `Adapter`. It knows no dialect and no model.
 
     decoder.py                  Decoder: one record, some or all, in batches of blocks on threads
+    rungs.py                    the decoded SHA-256 of every rung, in one pass
     coefficients.py             sections -> symbols -> integer coefficients
     factors.py                  integer coefficients -> DecodedRecord: int16 sides, and a power of two for each
     device/                     sections -> DecodedRecord on a device, from packed bytes, in PyTorch

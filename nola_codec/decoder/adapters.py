@@ -54,11 +54,13 @@ def decode_records(
             report(index + 1)
 
 
-def count_records(decoder: Decoder, progress: Progress | None, stage: str = "decoding") -> Callable[[int], None] | None:
-    """Return the function for `Decoder.decode_checked` that reports a stage of all coded records; None for None."""
+def count_records(
+    decoder: Decoder, progress: Progress | None, stage: str = "decoding", rungs: int = 1
+) -> Callable[[int], None] | None:
+    """Return the function that reports a stage of all coded records at so many rungs; None for None."""
     if progress is None:
         return None
-    total = len(decoder.header.coded)
+    total = len(decoder.header.coded) * rungs
     return lambda done: progress(stage, done, total)
 
 

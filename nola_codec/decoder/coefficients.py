@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -121,22 +121,46 @@ class Dequantizer:
         Raises:
             FormatError: ``bound``: the coefficients of a record may not fit into 32 bits.
         """
+        made: list[Coefficients] = []
+        for made in self.coefficients_by_rung([records] * len(symbols[0]) if symbols else [], symbols):  # noqa: B007
+            pass
+        return made
+
+    def coefficients_by_rung(
+        self, rungs: Sequence[Sequence[CodedRecord]], symbols: Sequence[Sequence[SymbolArray]]
+    ) -> Iterator[list[Coefficients]]:
+        """Yield the coefficients of records at each rung: those of the rung before, and its own layers.
+
+        Args:
+            rungs: For each rung the records as they are there.
+            symbols: The same as in `coefficients`.
+
+        Yields:
+            For each record its coefficients. Their arrays change when those of the next rung are asked for.
+
+        Raises:
+            FormatError: ``bound``: the coefficients of a record may not fit into 32 bits at the last rung.
+        """
+        records = rungs[-1] if rungs else []
         vectors = [r.kind.vectors(r.units) for r in records for _ in r.kind.sides]
         by_rung = []
-        for rung in range(len(symbols[0]) if symbols else 0):
-            layers = block_layers(records, self.allocations, rung)
-            lengths = _run_lengths(records, layers, self._strides)
+        for rung, there in enumerate(rungs):
+            layers = block_layers(there, self.allocations, rung)
+            lengths = _run_lengths(there, layers, self._strides)
             by_rung.append(_Symbols(layers, lengths.cumsum() - lengths, _join([item[rung] for item in symbols])))
         side_peaks = self._bound_sides(vectors, by_rung)
         peaks_of = iter(side_peaks.tolist())
         peaks = [max(next(peaks_of) for _ in record.kind.sides) for record in records]
         for record, peak in zip(records, peaks, strict=True):
             require_peak(record.name, peak)
-        sides = iter(self._make_sides(_basis_sizes(records), vectors, side_peaks, by_rung))
-        return [
-            Coefficients(tuple(next(sides) for _ in record.kind.sides), peak)
-            for record, peak in zip(records, peaks, strict=True)
-        ]
+        totals = _SideSums(_basis_sizes(records), vectors, side_peaks)
+        for there, each in zip(rungs, by_rung, strict=True):
+            totals.add(each, self._points)
+            sides = iter(totals.sides)
+            yield [
+                Coefficients(tuple(next(sides)[: r.kind.vectors(r.units)] for _ in r.kind.sides), peak)
+                for r, peak in zip(there, peaks, strict=True)
+            ]
 
     def _bound_sides(self, vectors: Sequence[int], by_rung: Sequence[_Symbols]) -> Int64Array:
         """Return a bound of the coefficients of each side, int64 (sides,); `vectors` counts the vectors of each."""
@@ -150,32 +174,43 @@ class Dequantizer:
         np.maximum.at(largest, np.arange(len(vectors)).repeat(vectors), bounds)
         return largest
 
-    def _make_sides(
-        self, counts: Int64Array, vectors: Sequence[int], peaks: Int64Array, by_rung: Sequence[_Symbols]
-    ) -> list[Array]:
-        """Return the coefficients of each side, (vectors, num_basis).
+
+class _SideSums:
+    """The coefficients of the sides of some records, to which the layers of one rung after another are added.
+
+    Attributes:
+        sides: The coefficients of each side so far, (vectors, num_basis).
+    """
+
+    def __init__(self, counts: Int64Array, vectors: Sequence[int], peaks: Int64Array) -> None:
+        """Start with zeros.
 
         Args:
             counts: The num_basis of each side, int64 (sides,).
             vectors: The number of vectors of each side.
             peaks: A bound of the coefficients of each side, int64 (sides,).
-            by_rung: The symbols of each rung.
         """
-        sides: list[Array] = [None] * len(counts)
+        self._counts = counts
+        self._rows = np.zeros(len(counts), np.int64)  # the first vector of each side among those of its length
+        self._totals: dict[int, Array] = {}
+        self.sides: list[Array] = [None] * len(counts)
         for count in np.unique(counts).tolist():
             members = (counts == count).nonzero()[0]
             ends = np.cumsum([0, *(vectors[member] for member in members.tolist())])
-            rows = np.zeros(len(counts), np.int64)  # the first vector of each side among those of this length
-            rows[members] = ends[:-1]
+            self._rows[members] = ends[:-1]
             total = np.zeros((int(ends[-1]), count), _smallest_dtype(int(peaks[members].max())))
-            for each in by_rung:
-                (chosen,) = (counts[each.layers.sides] == count).nonzero()
-                own = Layers(*(part[chosen] for part in each.layers.own))
-                own = own._replace(vectors=rows[each.layers.sides[chosen]] + own.vectors)
-                self._points.add(total, own, each.starts[chosen], each.stream)
+            self._totals[count] = total
             for member, start, stop in zip(members.tolist(), ends[:-1].tolist(), ends[1:].tolist(), strict=True):
-                sides[member] = total[start:stop]
-        return sides
+                self.sides[member] = total[start:stop]
+
+    def add(self, symbols: _Symbols, points: PointMaker) -> None:
+        """Add the layers of one rung."""
+        layers = symbols.layers
+        for count, total in self._totals.items():
+            (chosen,) = (self._counts[layers.sides] == count).nonzero()
+            own = Layers(*(part[chosen] for part in layers.own))
+            own = own._replace(vectors=self._rows[layers.sides[chosen]] + own.vectors)
+            points.add(total, own, symbols.starts[chosen], symbols.stream)
 
 
 def _join(parts: Sequence[SymbolArray]) -> SymbolArray:

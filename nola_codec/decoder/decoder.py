@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from nola_codec.arrays import Arrays, TorchArrays
 from nola_codec.container.reader import Container
-from nola_codec.decoder.coefficients import Dequantizer, decode_symbols
+from nola_codec.decoder.coefficients import Coefficients, Dequantizer, decode_symbols
 from nola_codec.decoder.factors import CHUNK_ELEMENTS, DecodedRecord, synthesize_records
-from nola_codec.decoder.hashing import HashThread
+from nola_codec.decoder.hashing import HashThread, compare_digests
 from nola_codec.decoder.prediction import Reference, add_prediction, missing_reference, predicted_record
-from nola_codec.errors import ChecksumMismatch, FormatError
+from nola_codec.errors import FormatError
 from nola_codec.kernels import library
 from nola_codec.model.records import CodedRecord
 from nola_codec.model.tensors import RawTensor
@@ -177,12 +177,8 @@ class Decoder:
                     progress(index + 1)
             for _, tensor in self.carried_tensors():
                 sha256.update_raw(tensor)
-            digest = sha256.digest()
-        if digest != self.header.decoded_sha256:
-            cause = "this decoder is not exact" + (", or the reference is not what it says" if self.reference else "")
-            raise ChecksumMismatch(
-                f"decoded factors: SHA-256 differs from the encoder's; {cause}", code="factors-checksum"
-            )
+            digests = sha256.digests()
+        compare_digests(digests, self.header, has_reference=self.reference is not None)
         self._is_checked = True
 
     def _block(self, block: int) -> Sequence[CodedRecord]:
@@ -224,14 +220,7 @@ class Decoder:
 
         def make(part: Sequence[_Picked]) -> list[tuple[int, DecodedRecord]]:
             records = [self.header.coded[number] for number, _ in part]
-            made = synthesize_records(
-                records,
-                self._dequantizer.coefficients(records, [item for _, item in part]),
-                generator=self.header.generator,
-                seed=self.header.seed,
-                xp=self.xp,
-                chunk_elements=self.chunk_elements,
-            )
+            made = self._synthesize(records, self._dequantizer.coefficients(records, [item for _, item in part]))
             made = [self._predict(r, item, batch.known) for r, item in zip(records, made, strict=True)]
             if floats:
                 made = [replace(item, floats=item.float32(self.xp)) for item in made]
@@ -239,6 +228,41 @@ class Decoder:
 
         for group in apply(make, _portions(picked)):
             yield from group
+
+    def decode_rungs(self, rungs: Sequence[Sequence[CodedRecord]]) -> Iterator[tuple[int, list[DecodedRecord]]]:
+        """Yield (rung, records as they are there): some records at all rungs, then the next ones, in their order.
+
+        `rungs` has all records for each rung. Coefficients of a rung are made from those of the rung before, so that
+        each section is decoded once.
+        """
+        everything = set(range(len(self.header.coded)))
+        read = (self._read_batch(blocks, everything) for blocks in self._batches(everything))
+        apply: _Map = map if library() is None else parallel_map
+
+        def make(step: _Step) -> tuple[int, list[DecodedRecord]]:
+            made = self._synthesize(step.records, step.coefficients)
+            return step.rung, [self._predict(r, item, step.known) for r, item in zip(step.records, made, strict=True)]
+
+        def steps() -> Iterator[_Step]:
+            for batch, symbols in apply(lambda batch: (batch, self._decode_symbols(batch, rungs)), read):
+                for part in _portions(list(zip(batch.picked, symbols, strict=True))):
+                    own = [[records[number] for number, _ in part] for records in rungs]
+                    by_rung = self._dequantizer.coefficients_by_rung(own, [item for _, item in part])
+                    for rung, coefficients in enumerate(by_rung):
+                        kept = [Coefficients(tuple(s.copy() for s in c.sides), c.peak) for c in coefficients]
+                        yield _Step(rung, own[rung], kept, batch.known)
+
+        return parallel_map(make, steps())
+
+    def _synthesize(self, records: Sequence[CodedRecord], coefficients: Sequence[Coefficients]) -> list[DecodedRecord]:
+        return synthesize_records(
+            records,
+            coefficients,
+            generator=self.header.generator,
+            seed=self.header.seed,
+            xp=self.xp,
+            chunk_elements=self.chunk_elements,
+        )
 
     def _decode_on_device(
         self, blocks: Sequence[int], wanted: set[int], device: torch.device
@@ -288,14 +312,20 @@ class Decoder:
         except FormatError as error:
             raise error.within(self.container.name) from error
 
-    def _decode_symbols(self, batch: _Batch) -> list[list[npt.NDArray[Any]]]:
-        """Return the symbols of each record of a batch, a list by rung."""
+    def _decode_symbols(
+        self, batch: _Batch, rungs: Sequence[Sequence[CodedRecord]] | None = None
+    ) -> list[list[npt.NDArray[Any]]]:
+        """Return the symbols of each record of a batch, a list by rung.
+
+        With `rungs`, all records for each rung, units that start later take no time at a rung.
+        """
         if batch.symbols is not None:
             return batch.symbols
-        records = [self._block(b) for b in batch.blocks]
+        rungs = [self.header.coded] * len(batch.stored) if rungs is None else rungs
         by_rung = [
             decode_symbols(
-                coded, records, self.header.quantizers, self._allocations, rung,
+                coded, [rungs[rung][self._starts[b] : self._starts[b + 1]] for b in batch.blocks],
+                self.header.quantizers, self._allocations, rung,
                 partial(self._check_steps, rung, batch.blocks),
             )
             for rung, coded in enumerate(batch.stored)
@@ -325,6 +355,15 @@ class _Batch:
     known: Mapping[str, DecodedRecord]
     stored: Sequence[Sequence[tuple[int, bytes]]]
     symbols: list[list[npt.NDArray[Any]]] | None
+
+
+class _Step(NamedTuple):
+    """Some records at one rung, to be synthesized; `known` is that of their batch."""
+
+    rung: int
+    records: Sequence[CodedRecord]
+    coefficients: Sequence[Coefficients]
+    known: Mapping[str, DecodedRecord]
 
 
 _Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]

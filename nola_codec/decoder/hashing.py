@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from queue import SimpleQueue
 from threading import BoundedSemaphore, Thread
 from types import TracebackType
@@ -13,6 +14,8 @@ import numpy as np
 
 from nola_codec.arrays import Arrays
 from nola_codec.decoder.factors import DecodedRecord
+from nola_codec.errors import ChecksumMismatch
+from nola_codec.model.header import Header
 from nola_codec.model.tensors import RawTensor
 from nola_codec.parallel import worker_count
 
@@ -46,38 +49,40 @@ class DecodedHash:
 
 
 class HashThread:
-    """A `DecodedHash` that a thread of its own computes, since SHA-256 takes a third of the time of a decode.
+    """The `DecodedHash` of each rung, on a thread of its own, since SHA-256 takes a third of the time of a decode.
 
     With one worker, or for arrays that are not NumPy's, it computes in the caller's thread.
 
         with HashThread(xp) as sha256:
             sha256.update(record)
-            sha256.digest()
+            sha256.digests()
     """
 
-    def __init__(self, xp: Arrays) -> None:
+    def __init__(self, xp: Arrays, rungs: int = 1) -> None:
+        """Start with no record in the hash of any of so many rungs."""
         self._xp = xp
-        self._hash = DecodedHash()
+        self._hashes = [DecodedHash() for _ in range(rungs)]
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._room = BoundedSemaphore(_WAITING)
         self._failure: BaseException | None = None
         has_thread = xp.has_threads and worker_count() > 1
         self._thread = Thread(target=self._compute, daemon=True) if has_thread else None
 
-    def update(self, decoded: DecodedRecord) -> None:
-        """Add a coded record."""
-        self._do(lambda: self._hash.update(decoded, self._xp))
+    def update(self, decoded: DecodedRecord, rung: int = 0) -> None:
+        """Add a coded record as it is at a rung."""
+        self._do(lambda: self._hashes[rung].update(decoded, self._xp))
 
     def update_raw(self, tensor: RawTensor) -> None:
-        """Add a carried or a drawn tensor."""
-        self._do(lambda: self._hash.update_raw(tensor))
+        """Add a carried or a drawn tensor, which is the same at all rungs."""
+        for each in self._hashes:
+            self._do(partial(each.update_raw, tensor))
 
-    def digest(self) -> bytes:
-        """Return the hash of all that was added, 32 bytes. Nothing can be added after it."""
+    def digests(self) -> list[bytes]:
+        """Return the hash of each rung, 32 bytes each. Nothing can be added after it."""
         self._end()
         if self._failure is not None:
             raise self._failure
-        return self._hash.digest()
+        return [each.digest() for each in self._hashes]
 
     def __enter__(self) -> HashThread:
         if self._thread is not None:
@@ -110,3 +115,17 @@ class HashThread:
                 self._failure = error
             finally:
                 self._room.release()
+
+
+def compare_digests(digests: Sequence[bytes], header: Header, *, has_reference: bool) -> None:
+    """Compare the decoded SHA-256 of the last rungs, one for each digest, with those of the header.
+
+    Raises:
+        ChecksumMismatch: ``factors-checksum``: at a rung the decoded numbers are not those of the encoder.
+    """
+    for entry, digest in zip(header.rungs[-len(digests) :], digests, strict=True):
+        if digest != entry.decoded_sha256:
+            cause = "this decoder is not exact" + (", or the reference is not what it says" if has_reference else "")
+            raise ChecksumMismatch(
+                f"decoded factors: SHA-256 differs from the encoder's; {cause}", code="factors-checksum"
+            )

@@ -123,7 +123,8 @@ def test_limits_are_the_codes() -> None:
         "bytes of a carried or drawn tensor": limits.total_elements,
         "elements of all factors and vector records and bytes of all carried and drawn tensors, together":
             limits.total_elements,
-        "elements of all factors and vector records, times rungs": limits.rung_elements,
+        "elements of all factors and vector records and bytes of all carried and drawn tensors, times rungs":
+            limits.rung_elements,
         "elements of the products of all pairs, if `dialect` is `delta`": limits.delta_elements,
         "words of MT19937, start and elements, of all drawn records but those that repeat one of the last two draws":
             limits.words,

@@ -16,7 +16,9 @@ from typing import Literal
 from nola_codec import adapters
 from nola_codec.adapters import find_dialect
 from nola_codec.adapters.registry import UNKNOWN
-from nola_codec.api.opened import check_content, stored_dtype
+from nola_codec.api.checking import check_content
+from nola_codec.api.opened import stored_dtype
+from nola_codec.container.limits import Limits
 from nola_codec.container.reader import open_container
 from nola_codec.disk_cache import DiskCache
 from nola_codec.errors import AdapterError, NolaError, mismatch
@@ -104,6 +106,7 @@ class AdapterCache:
         max_adapter_bytes: int = MAX_ADAPTER_BYTES,
         refresh_seconds: float = 60,
         references: References = None,
+        limits: Limits | None = None,
     ) -> None:
         """Take the places to look in, and what the server can load.
 
@@ -121,6 +124,7 @@ class AdapterCache:
             refresh_seconds: How long what a remote source answered is trusted before it is asked again.
             references: Where the earlier versions are that files need which were encoded against one: files and
                 folders. None looks beside each file.
+            limits: What a file may declare; as in `nola_codec.load`.
 
         Raises:
             NolaError: ``adapter-source``; ``option``: another layout, dtype or check.
@@ -134,7 +138,7 @@ class AdapterCache:
         self._stored_dtype = stored_dtype(dtype)
         self._max_rank, self._max_adapter_bytes = max_rank, max_adapter_bytes
         self._base_check, self._base_names = base_check, tuple(base_names)
-        self._refresh_seconds, self._references = refresh_seconds, references
+        self._refresh_seconds, self._references, self._limits = refresh_seconds, references, limits
         self._guard = threading.Lock()
         self._facts: dict[Path, _Found] = {}
         self._answers: dict[tuple[Source, str], tuple[float, Path]] = {}
@@ -189,7 +193,7 @@ class AdapterCache:
                 state = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
                 known = self._facts.get(path)
                 if known is None or known.state != state:
-                    known = self._facts[path] = _read_facts(path, state)
+                    known = self._facts[path] = _read_facts(path, state, self._limits)
                 return known
         places = ", ".join(map(repr, self.sources))
         raise AdapterError(f"no such adapter; it was looked for in {places}", code="not-found", where=name)
@@ -249,7 +253,7 @@ class AdapterCache:
         return replace(known, name=name, base_model=found.base_model)
 
     def _decode(self, source: Path, content_sha256: str, directory: Path) -> None:
-        with open_container(source) as container:
+        with open_container(source, self._limits) as container:
             if container.prelude.content_sha256.hex() != content_sha256:
                 message = "the file changed while it was read; ask again"
                 raise AdapterError(message, code="changed", where=str(source))
@@ -268,8 +272,8 @@ class AdapterCache:
             self._held.add((kind, key))
 
 
-def _read_facts(path: Path, state: tuple[int, ...]) -> _Found:
-    with open_container(path) as container:
+def _read_facts(path: Path, state: tuple[int, ...], limits: Limits | None) -> _Found:
+    with open_container(path, limits) as container:
         header = container.header
         dialect = find_dialect(header.dialect) or UNKNOWN
         base_model = dialect.base_model(header.config or {}, header.metadata)

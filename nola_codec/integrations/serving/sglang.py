@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nola_codec.adapters.registry import dialect_of
-from nola_codec.api.opened import check_content
+from nola_codec.api.checking import check_content
+from nola_codec.container.limits import Limits
 from nola_codec.container.reader import Source, open_container
 from nola_codec.errors import NolaError, require_torch
 from nola_codec.integrations.serving.adapter_cache import MAX_ADAPTER_BYTES
@@ -40,13 +41,14 @@ class AdapterTensors:
     config: dict[str, Any]
 
 
-def read_tensors(source: Source, *, references: References = None) -> AdapterTensors:
+def read_tensors(source: Source, *, references: References = None, limits: Limits | None = None) -> AdapterTensors:
     """Decode a `.nola` file for SGLang.
 
     Args:
         source: The file: a path, bytes or a seekable binary stream.
         references: Where the earlier version is that the file needs, if it was encoded against one; as in
             `nola_codec.decode`.
+        limits: What the file may declare; as in `nola_codec.load`.
 
     Raises:
         AdapterError: ``not-expressible``: PEFT's dialect has no place for a part of it; ``limit``; ``not-nola``.
@@ -56,7 +58,7 @@ def read_tensors(source: Source, *, references: References = None) -> AdapterTen
     require_torch("an adapter for SGLang")
     from nola_codec.decoder.torch_raw import to_torch
 
-    with open_container(source) as container:
+    with open_container(source, limits) as container:
         check_content(container)
         adapter = read_for_server(container, "uniform", MAX_ADAPTER_BYTES, references)
     made = dialect_of(adapter).tensors(adapter, "BF16")
@@ -64,7 +66,13 @@ def read_tensors(source: Source, *, references: References = None) -> AdapterTen
 
 
 def load_request(
-    source: Source, lora_name: str, *, tp_size: int = 1, pinned: bool = False, references: References = None
+    source: Source,
+    lora_name: str,
+    *,
+    tp_size: int = 1,
+    pinned: bool = False,
+    references: References = None,
+    limits: Limits | None = None,
 ) -> dict[str, Any]:
     """Return the JSON body of ``POST /load_lora_adapter_from_tensors`` of a server of SGLang.
 
@@ -74,11 +82,12 @@ def load_request(
         tp_size: The server's ``--tp-size``; each of its ranks wants a copy.
         pinned: Keep the adapter on the device.
         references: As in `read_tensors`.
+        limits: As in `read_tensors`.
 
     Raises:
         NolaError: As `read_tensors`.
     """
-    adapter = read_tensors(source, references=references)
+    adapter = read_tensors(source, references=references, limits=limits)
     payload = base64.b64encode(pickle.dumps(adapter.tensors, protocol=4)).decode("ascii")
     return {
         "lora_name": lora_name,
@@ -89,7 +98,9 @@ def load_request(
     }
 
 
-def load_into(engine: Any, source: Source, lora_name: str, *, references: References = None) -> None:
+def load_into(
+    engine: Any, source: Source, lora_name: str, *, references: References = None, limits: Limits | None = None
+) -> None:
     """Load an adapter into a `sglang.Engine` of this process, which must have been made with ``enable_lora=True``.
 
     Args:
@@ -97,11 +108,12 @@ def load_into(engine: Any, source: Source, lora_name: str, *, references: Refere
         source: The `.nola` file.
         lora_name: The name to generate with.
         references: As in `read_tensors`.
+        limits: As in `read_tensors`.
 
     Raises:
         NolaError: ``sglang``: the engine refused it, with its reason; and as `read_tensors`.
     """
-    adapter = read_tensors(source, references=references)
+    adapter = read_tensors(source, references=references, limits=limits)
     answer = engine.load_lora_adapter_from_tensors(lora_name, adapter.tensors, adapter.config)
     if not answer.success:
         raise NolaError(f"SGLang refused the adapter: {answer.error_message}", code="sglang", where=lora_name)
