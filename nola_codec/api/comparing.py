@@ -14,6 +14,7 @@ from nola_codec.adapters.adapter_delta import AdapterDelta
 from nola_codec.adapters.conversion import in_one_layout, matching_names
 from nola_codec.api.decoding import is_nola, read_adapter
 from nola_codec.api.live_sources import AdapterInput
+from nola_codec.container.limits import Limits
 from nola_codec.container.reader import open_container
 from nola_codec.encoder.report_rendering import LARGE_NMSE
 from nola_codec.errors import AdapterError
@@ -123,6 +124,7 @@ def compare(
     scale: float | None = None,
     progress: Progress | None = None,
     references: References = None,
+    limits: Limits | None = None,
 ) -> Comparison:
     """Compare the deltas of two adapters, scaling included. `a` is the reference.
 
@@ -132,6 +134,7 @@ def compare(
         scale: The scaling of each of the two that is no `.nola` file and does not say its scaling.
         progress: Called as (stage, done, total).
         references: Where the earlier versions are that files need which were encoded against one; as in `decode`.
+        limits: What a `.nola` file may declare; as in `load`.
 
     Raises:
         AdapterError: ``option``: both adapters say their scaling; or an adapter cannot be read, a weight differs in
@@ -139,7 +142,7 @@ def compare(
         FormatError, ChecksumMismatch: A `.nola` file is damaged.
     """
     first, second = (
-        dialect_of(each).prepare_comparison(each) for each in _read_both(a, b, scale, progress, references)
+        dialect_of(each).prepare_comparison(each) for each in _read_both(a, b, scale, progress, references, limits)
     )
     first, second = _in_one_form(first, second)
     # A conversion into one layout keeps the deltas, but not what the adapters say of themselves.
@@ -171,7 +174,7 @@ def compare(
         dialects=(read[0].dialect, read[1].dialect),
         scale_origins=(_origin(read[0]), _origin(read[1])),
         signal=(energy + energy_b - lost) / 2 / energy if energy else math.nan,
-        is_effective=_is_effective(b),
+        is_effective=_is_effective(b, limits),
         notes=tuple(f"{name}: {note}" for name, each in zip("AB", read, strict=True) for note in each.notes),
     )
 
@@ -197,10 +200,10 @@ def _alone(adapter: Adapter, keys: Mapping[str, str], others: Collection[str], i
     return tuple(sorted(name for name, key in keys.items() if key not in others and name not in zero))
 
 
-def _is_effective(source: AdapterInput) -> bool:
+def _is_effective(source: AdapterInput, limits: Limits | None) -> bool:
     if not isinstance(source, str | os.PathLike | bytes) or not is_nola(source):
         return False
-    with open_container(source) as container:
+    with open_container(source, limits) as container:
         return "effective_error" in container.header.measured
 
 
@@ -214,10 +217,17 @@ def _origin(adapter: Adapter) -> str:
 
 
 def _read_both(
-    a: AdapterInput, b: AdapterInput, scale: float | None, progress: Progress | None, references: References
+    a: AdapterInput,
+    b: AdapterInput,
+    scale: float | None,
+    progress: Progress | None,
+    references: References,
+    limits: Limits | None,
 ) -> tuple[Adapter, Adapter]:
     """Read two adapters; those that do not say their scaling get `scale`. Raises AdapterError ``option``."""
-    first, second = (read_adapter(each, scale=scale, progress=progress, references=references) for each in (a, b))
+    first, second = (
+        read_adapter(each, scale=scale, progress=progress, references=references, limits=limits) for each in (a, b)
+    )
     if scale is not None and "option" not in (first.scale_origin, second.scale_origin):
         raise AdapterError("both adapters say their scaling themselves; leave out scale", code="option")
     return first, second

@@ -16,6 +16,7 @@ from nola_codec.api.arguments import ConfigObject, require_model_path, require_t
 from nola_codec.api.keywords import EncodeKeywords, check_keywords
 from nola_codec.api.live_sources import AdapterInput, open_live
 from nola_codec.api.reference_sources import ReferenceInput, read_reference, require_other_file
+from nola_codec.container.limits import Limits
 from nola_codec.encoder.base_tensors import base_advice, relate_to_base
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.pipeline import encode_adapter
@@ -43,6 +44,7 @@ def encode(
     base: str | os.PathLike[str] | None = None,
     scale: float | None = None,
     reference: ReferenceInput | None = None,
+    limits: Limits | None = None,
     **options: Unpack[EncodeKeywords],
 ) -> EncodeReport:
     """Encode an adapter as a `.nola` file.
@@ -66,6 +68,7 @@ def encode(
             metadata, nor in a configuration. Without it, `EncodeReport.notes` tells what was assumed.
         reference: An earlier version of the adapter: a `.nola` file, or an adapter that was never coded. The file then
             holds the difference to it, is smaller, and can only be decoded with it (docs/versions.md).
+        limits: What a `.nola` file that is the reference may declare; as in `load`.
         **options: The options of `nola_codec.api.keywords.EncodeKeywords`, which says what each means:
             nmse, ratio, error, objective (how large, and which error is kept small); progressive, rungs (coarser files
             in one); num_basis, bits, rank (the factor form, the paper's); fit, tuner, importance (what the
@@ -96,6 +99,7 @@ def encode(
         base=base,
         scale=scale,
         reference=reference,
+        limits=limits,
         **options,
     )[1]
 
@@ -112,6 +116,7 @@ def encode_bytes(
     base: str | os.PathLike[str] | None = None,
     scale: float | None = None,
     reference: ReferenceInput | None = None,
+    limits: Limits | None = None,
     **options: Unpack[EncodeKeywords],
 ) -> tuple[bytes, EncodeReport]:
     """Encode an adapter and return the file's bytes beside the report; arguments and errors as of `encode`."""
@@ -119,7 +124,7 @@ def encode_bytes(
     if base is not None:
         require_model_path(base)
     check_keywords("encode", {"scale": scale}, EncodeKeywords, "scale")
-    chosen = check_options(out, size=size, overwrite=overwrite, reference=reference, **options)
+    chosen = check_options(out, size=size, overwrite=overwrite, reference=reference, limits=limits, **options)
     adapter = adapters.read(readable, config=config, carry_unknown=carry_unknown, scale=scale)
     if base is not None:
         adapter = relate_to_base(adapter, base, form=chosen.carried, serves_fit=chosen.fit != "weights")
@@ -141,6 +146,7 @@ def check_options(
     size: int | str | None,
     overwrite: bool,
     reference: ReferenceInput | None = None,
+    limits: Limits | None = None,
     **options: Any,
 ) -> EncodeOptions:
     """Check the options of an encode and its target, before any work; arguments and errors as of `encode`.
@@ -156,7 +162,7 @@ def check_options(
     require_target(out, overwrite=overwrite)
     if reference is None:
         return chosen
-    known = read_reference(reference)
+    known = read_reference(reference, limits=limits)
     require_other_file(out, known)
     return replace(chosen, reference=known)
 

@@ -18,6 +18,7 @@ from nola_codec.api.keywords import EncodeKeywords
 from nola_codec.api.live_sources import AdapterInput, open_live, require_adapter
 from nola_codec.api.merging import require_sources
 from nola_codec.api.opened import stored_dtype
+from nola_codec.container.limits import Limits
 from nola_codec.encoder.pipeline import encode_adapter
 from nola_codec.encoder.report import EncodeReport
 from nola_codec.encoder.rules import apply_rules
@@ -66,6 +67,7 @@ def merge_adapters(
     overwrite: bool = False,
     note: Callable[[str], None] | None = None,
     references: References = None,
+    limits: Limits | None = None,
     **options: Unpack[EncodeKeywords],
 ) -> AdapterMergeReport:
     """Write one adapter whose deltas are the weighted sums of the deltas of several adapters.
@@ -86,6 +88,7 @@ def merge_adapters(
         note: Called with each sentence that the user should read. The report has them too.
         references: Where the earlier versions are that files need which were encoded against one, as in `decode`. What
             is written here needs none.
+        limits: What a `.nola` file may declare; as in `load`.
         **options: Those of `encode`, if a `.nola` file is written.
 
     Raises:
@@ -109,7 +112,7 @@ def merge_adapters(
         raise EncodeError(f"{given}: only a .nola file is encoded, and the path does not end in .nola", code="option")
     else:
         require_free(path, overwrite=overwrite)
-    joined = join_adapters([_read(source, rung, references) for source in sources], format)
+    joined = join_adapters([_read(source, rung, references, limits) for source in sources], format)
     encoded: EncodeReport | None = None
     if path.suffix == SUFFIX:
         adapter, chosen = apply_rules(replace(joined, notes=()), chosen)
@@ -128,12 +131,15 @@ def merge_adapters(
 
 
 def _read(
-    source: AdapterInput | tuple[AdapterInput, float], rung: int | None, references: References
+    source: AdapterInput | tuple[AdapterInput, float],
+    rung: int | None,
+    references: References,
+    limits: Limits | None,
 ) -> WeightedAdapter:
     place, weight = source if isinstance(source, tuple) else (source, 1.0)
     readable, config = open_live(place)
     name = readable.name if isinstance(readable, LiveStore) else display_name(readable)
-    adapter = read_adapter(readable, rung=rung, config=config, references=references)
+    adapter = read_adapter(readable, rung=rung, config=config, references=references, limits=limits)
     return WeightedAdapter(name, adapter, float(weight))
 
 

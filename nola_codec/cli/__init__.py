@@ -12,6 +12,7 @@ closed, and 141 when whoever read its output went away. Whatever ends it that wa
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import os
@@ -129,13 +130,14 @@ def group() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit; the one place where errors become exit statuses."""
-    from nola_codec.cli.messages import USAGE_CODES, describe_error, describe_system_error
+    from nola_codec.cli.messages import STDOUT_NAME, USAGE_CODES, describe_error, describe_system_error
     from nola_codec.errors import NolaError, OutputExists
     from nola_codec.rendering import escape
 
     _handle_signals()
     try:
         status: Any = group.main(arguments, prog_name="nola-codec", standalone_mode=False)
+        _flush_output()
     except click.exceptions.Abort as error:
         if isinstance(error.__cause__, _Ended):
             number = error.__cause__.number
@@ -152,6 +154,10 @@ def main(arguments: list[str] | None = None) -> None:
         usage = isinstance(error, OutputExists) or error.code in USAGE_CODES
         _fail(describe_error(error), 2 if usage else 3)
     except OSError as error:
+        if error.errno == errno.EPIPE and error.filename == STDOUT_NAME:
+            sys.exit(_CLOSED_PIPE)
+        if _is_of_output(error):
+            error = OSError(error.errno, error.strerror, STDOUT_NAME)
         _fail(describe_system_error(error), 3)
     except MemoryError as error:
         _fail(f"not enough memory: {error}" if str(error) else "not enough memory", 3)
@@ -161,6 +167,24 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo(escape(traceback.format_exc(), keep="\n"), err=True, nl=False)
         _fail("this is a bug in nola-codec; please report it with the lines above", 70)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _flush_output() -> None:
+    """Write out what standard output holds back; else the interpreter would only complain at its end."""
+    from nola_codec.cli.messages import STDOUT_NAME
+
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, STDOUT_NAME) from error
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Return True if it was raised where text is printed."""
+    import traceback
+
+    (*_, (frame, _)) = traceback.walk_tb(error.__traceback__)
+    return error.filename is None and frame.f_code is click.echo.__code__
 
 
 def _fail(message: str, status: int) -> None:

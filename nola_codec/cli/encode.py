@@ -27,7 +27,7 @@ from nola_codec.cli.encode_options import (
 )
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import options, take
-from nola_codec.cli.output import print_notes
+from nola_codec.cli.output import limits_option, print_notes
 from nola_codec.cli.peft_source import encodable_source
 from nola_codec.cli.progress import show_progress
 from nola_codec.errors import require_torch
@@ -189,7 +189,14 @@ def _flag(name: str) -> str:
 @click.argument("source", type=click.Path())
 @options(*RATE_OPTIONS, *FACTOR_OPTIONS, RANK_OPTION, THOROUGH_OPTION)
 @options(
-    *FIT_OPTIONS, *BASIS_OPTIONS, REFERENCE_OPTION, SCALE_OPTION, CARRIED_OPTION, CARRY_UNKNOWN_OPTION, *OUTPUT_OPTIONS
+    *FIT_OPTIONS,
+    *BASIS_OPTIONS,
+    REFERENCE_OPTION,
+    limits_option,
+    SCALE_OPTION,
+    CARRIED_OPTION,
+    CARRY_UNKNOWN_OPTION,
+    *OUTPUT_OPTIONS,
 )
 def command(source: str, **values: Any) -> None:
     """Encode the adapter SOURCE, a directory or a file, as a .nola file.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from nola_codec.cli.help import option
-from nola_codec.cli.messages import echo
+from nola_codec.cli.messages import STDOUT_NAME, echo
 from nola_codec.cli.output import (
     OUTPUT,
     STDOUT,
@@ -168,7 +168,7 @@ class OutputRequest:
         if self.out is None:
             echo("dry run: nothing is written")
         else:
-            name = "standard output" if self.out == STDOUT else shown_url(self.out)
+            name = STDOUT_NAME if self.out == STDOUT else shown_url(self.out)
             there = self.dry_run and not self.force and self.out != STDOUT and Path(self.out).exists()
             needed = " (it exists already, so -f is needed)" if there else ""
             echo(f"{'would write' if self.dry_run else 'wrote'}  {name}{needed}", err=err)

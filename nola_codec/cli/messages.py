@@ -14,6 +14,7 @@ _LONGEST_MESSAGE = 800  # characters
 _LISTED = 3  # items of a list that one line shows
 _TEMPORARY_NAME = re.compile(r"\.([^/\\]+)\.[0-9a-f]{12}\.tmp")
 _FILE_NAME = re.compile(r"\.(?:nola|safetensors|bin|pth?|ckpt|npz|gguf|jsonl?|csv|txt|parquet|zip)$", re.IGNORECASE)
+STDOUT_NAME = "standard output"
 _DAMAGED = "the file is damaged; copy or download it again"
 
 USAGE_CODES = ("option", "target-type")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -9,12 +10,12 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import click
 
 from nola_codec.cli.help import option, options
-from nola_codec.cli.messages import echo
+from nola_codec.cli.messages import STDOUT_NAME, echo
 from nola_codec.remote import is_url, shown_url
 from nola_codec.rendering import escape, render_row, render_scalings, render_size
 
@@ -105,11 +106,26 @@ def print_json(value: Any, *, err: bool = False) -> None:
     click.echo(text if text.isascii() and "\x7f" not in text else _OBEYED.sub(_escape_json, text), err=err)
 
 
+class _BinaryOutput(io.RawIOBase):
+    """Standard output for bytes. What is written is written out at once, and an error of the system names it."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        try:
+            count = sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, STDOUT_NAME) from error
+        return count
+
+
 def binary_stdout() -> BinaryIO:
     """Standard output for a file's bytes. Raises UsageError if it is a terminal."""
     if sys.stdout.isatty():
         raise click.UsageError("-o - writes binary data: send it to a file or a pipe")
-    return sys.stdout.buffer
+    return cast("BinaryIO", _BinaryOutput())
 
 
 def print_merge(report: MergeReport, seconds: float, *, as_json: bool, restored: bool = False) -> None:

@@ -11,7 +11,15 @@ import click
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option
 from nola_codec.cli.messages import echo
-from nola_codec.cli.output import OUTPUT, force_option, json_option, print_json, print_notes, quiet_option
+from nola_codec.cli.output import (
+    OUTPUT,
+    force_option,
+    json_option,
+    limits_option,
+    print_json,
+    print_notes,
+    quiet_option,
+)
 from nola_codec.cli.push import endpoint_option, hide_bars
 from nola_codec.rendering import render_size
 
@@ -33,6 +41,7 @@ if TYPE_CHECKING:
 @option("--offline", group="Repository", is_flag=True, help="Ask nothing; use the Hub's cache.")
 @option("-o", "--output", "out", group=OUTPUT, type=click.Path(),
         help="Copy the file there: a path, or a directory  [default: leave it in the Hub's cache].")  # fmt: skip
+@limits_option
 @force_option
 @quiet_option
 @json_option

@@ -11,7 +11,7 @@ import click
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option, options
 from nola_codec.cli.messages import echo
-from nola_codec.cli.output import OUTPUT, json_option, print_json, print_notes, quiet_option
+from nola_codec.cli.output import OUTPUT, json_option, limits_option, print_json, print_notes, quiet_option
 
 _PLACE = "Repository"
 _CARD = "Card"
@@ -51,6 +51,7 @@ endpoint_option = option("--endpoint", group=_PLACE, metavar="URL",
     option("--license", group=_CARD, metavar="NAME", help="Licence, such as apache-2.0."),
     option("--pipeline-tag", group=_CARD, metavar="NAME", help="Task, such as text-generation."),
     option("-n", "--dry-run", group=OUTPUT, is_flag=True, help="Send nothing; print what would be sent."),
+    limits_option,
     quiet_option,
     json_option,
 )  # fmt: skip

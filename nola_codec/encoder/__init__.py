@@ -7,6 +7,7 @@ The flow, in its order:
     base_tensors.py             carried tensors that the base model has: left out, or coded as changes
     carried.py                  the form of carried tensors, and what it loses; carried_notes.py says so
     reference.py                what an earlier version predicts of the adapter
+    header_room.py              refuses a configuration or metadata that no header may hold
     job.py                      EncodeJob: the adapter in the order of its file, and all that follows from the options
     pipeline.py                 the stages one after the other; start here
     rate_control.py             looks for the lambda that meets the size or the error

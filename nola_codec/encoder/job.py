@@ -15,6 +15,7 @@ from nola_codec.encoder.assemble import Envelope, pack_raw
 from nola_codec.encoder.carried import ReducedCarried, reduce_carried
 from nola_codec.encoder.clock import Clock
 from nola_codec.encoder.delta_errors import SharedDeltas, find_shared_deltas
+from nola_codec.encoder.header_room import require_header_room
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.reference import Prediction, predict, with_gains
 from nola_codec.errors import EncodeError
@@ -89,7 +90,7 @@ def open_job(
 
     Raises:
         EncodeError: ``empty-tensor``: A vector has no element; ``reserved-key``: A carried tensor has the name of a
-            part of a reduced one.
+            part of a reduced one; ``limit``, ``bad-config``: The configuration or the metadata has no place in a file.
     """
     clock = Clock()
     numbers = adapter.parameters if parameters is None else parameters
@@ -98,6 +99,7 @@ def open_job(
     adapter = carried.adapter
     items = order_items(adapter)
     envelope = _envelope(adapter, options)
+    require_header_room(envelope.config, envelope.metadata)
     with clock.stage("carried tensors"):
         raw_sections = tuple(pack_raw(envelope.raw))
     prediction = None

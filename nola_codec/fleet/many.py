@@ -14,6 +14,7 @@ from nola_codec.api.arguments import require_model_path
 from nola_codec.api.encoding import check_options
 from nola_codec.api.keywords import keyword_names
 from nola_codec.api.opened import stored_dtype
+from nola_codec.container.limits import Limits
 from nola_codec.encoder.reference import ANY_REFERENCE
 from nola_codec.errors import AdapterError, NolaError, mismatch
 from nola_codec.fleet.chains import chain_items, chain_sources, renew_plan, written_reference
@@ -120,6 +121,7 @@ def decode_many(
     trim: bool = False,
     base: str | os.PathLike[str] | None = None,
     references: Sources | None = None,
+    limits: Limits | None = None,
     **run: Unpack[RunKeywords],
 ) -> FleetReport:
     """Decode many `.nola` files to adapters in one directory; a second call does only what is missing.
@@ -138,6 +140,7 @@ def decode_many(
         base: A model directory, which `format` may need for names. Nothing is merged.
         references: Files and folders with the earlier versions of files that were encoded against one; None looks in
             the folder of each file.
+        limits: What a file may declare; as in `load`.
         **run: As in `encode_many`.
 
     Returns:
@@ -158,7 +161,7 @@ def decode_many(
     given = _gather(sources, manifest, "decode", MANY_DECODE_NAMES, directory)
     return _run_to_outputs(
         "decode", given, directory, common, ending=ending, check=check, overwrite=overwrite, run_settings=settings,
-        references=_absolute_paths(references),
+        reader=_reader_options(references, limits),
     )  # fmt: skip
 
 
@@ -169,6 +172,7 @@ def verify_many(
     manifest: str | os.PathLike[str] | None = None,
     check: bool = False,
     references: Sources | None = None,
+    limits: Limits | None = None,
     **run: Unpack[RunKeywords],
 ) -> FleetReport:
     """Check many `.nola` files as `verify` does.
@@ -182,6 +186,7 @@ def verify_many(
         manifest: A file that lists sources in the column `source`.
         check: True checks all files again, whatever an earlier manifest in `out` says.
         references: As in `decode_many`.
+        limits: As in `decode_many`.
         **run: As in `encode_many`.
 
     Returns:
@@ -195,7 +200,7 @@ def verify_many(
     given = _gather(sources, manifest, "verify", (), None, may_be_empty=bool(listed))
     paths = list(dict.fromkeys([*(source.path for source in given), *listed]))
     items = [_verify_item(path) for path in paths]
-    options = _reference_options(_absolute_paths(references))
+    options = _reader_options(references, limits)
 
     def make_job(item: Item, attempt: int) -> Job:
         return Job("verify", item.source, None, options, wanted_digest=listed.get(item.source, ""))
@@ -222,7 +227,7 @@ def _run_to_outputs(
     overwrite: bool,
     run_settings: tuple[RunSettings, str | None],
     is_chain: bool = False,
-    references: Sequence[str] = (),
+    reader: Mapping[str, Any] | None = None,
 ) -> FleetReport:
     settings, file_format = run_settings
     directory = Path(os.path.abspath(out))
@@ -238,7 +243,7 @@ def _run_to_outputs(
 
         def make_job(item: Item, attempt: int) -> Job:
             job = planner.make_job(written_reference(item, by_output, directory) if is_chain else item, attempt)
-            return replace(job, options={**job.options, **_reference_options(references)})
+            return replace(job, options={**job.options, **(reader or {})})
 
         if opened.is_interrupted:
             sweep(directory, opened.rows)
@@ -333,14 +338,10 @@ def _absolute(model: str | os.PathLike[str]) -> str:
     return path if is_url(path) else os.path.abspath(path)
 
 
-def _absolute_paths(sources: Sources | None) -> tuple[str, ...]:
-    """Return paths that mean the same in another process, and URLs."""
-    return tuple(_absolute(source) for source in _as_list(sources or ()))
-
-
-def _reference_options(references: Sequence[str]) -> dict[str, Any]:
-    """Return the option of `decode` and `verify`. No item has it: what a file decodes to does not depend on it."""
-    return {"references": list(references)} if references else {}
+def _reader_options(references: Sources | None, limits: Limits | None) -> dict[str, Any]:
+    """Return options of `decode` and `verify` that no item has: what a file decodes to does not depend on them."""
+    paths = [_absolute(source) for source in _as_list(references or ())]  # that mean the same in another process
+    return {**({"references": paths} if paths else {}), **({} if limits is None else {"limits": limits})}
 
 
 def _as_list(sources: Sources) -> list[str | os.PathLike[str]]:

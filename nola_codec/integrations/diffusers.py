@@ -22,6 +22,7 @@ from typing import Any
 from nola_codec.adapters.dialects.paths import component_of
 from nola_codec.adapters.registry import dialect_of
 from nola_codec.api.decoding import DecodedContents, decode_contents
+from nola_codec.container.limits import Limits
 from nola_codec.container.reader import Source
 from nola_codec.errors import AdapterError, require_package, require_torch
 from nola_codec.integrations.live_models import LoadResult, base_config_of, name_of, require_fit
@@ -45,6 +46,7 @@ def load(
     rung: int | None = None,
     device: object = "cpu",
     references: References = None,
+    limits: Limits | None = None,
 ) -> None:
     """Put a `.nola` file into a pipeline or a model of Diffusers, by its `load_lora_weights` or `load_lora_adapter`.
 
@@ -57,6 +59,7 @@ def load(
         device: The device that factors are synthesized on; it changes no bit.
         references: Where the earlier version is that the file needs, if it was encoded against one; as in
             `nola_codec.decode`. None looks beside the file.
+        limits: What the file may declare; as in `nola_codec.load`.
 
     Raises:
         AdapterError: ``adapter-exists``; ``base-mismatch``: the file does not fit, or has modules of a component that
@@ -77,6 +80,7 @@ def load(
         rung=rung,
         device=device,
         references=references,
+        limits=limits,
     )
     found = Counter(component_of(key) for key in contents.tensors)
     models = _models(target, is_pipeline, tuple(found), where)

@@ -19,6 +19,7 @@ from typing import Any
 
 from nola_codec.adapters.registry import dialect_of
 from nola_codec.api.decoding import decode_contents
+from nola_codec.container.limits import Limits
 from nola_codec.container.reader import Source
 from nola_codec.errors import AdapterError, require_package
 from nola_codec.integrations.live_models import name_of
@@ -29,7 +30,13 @@ require_package("nola_codec.integrations.mlx", "mlx_lm", "mlx")
 
 
 def load(
-    model: Any, source: Source, *, replace: bool = False, rung: int | None = None, references: References = None
+    model: Any,
+    source: Source,
+    *,
+    replace: bool = False,
+    rung: int | None = None,
+    references: References = None,
+    limits: Limits | None = None,
 ) -> Any:
     """Put a `.nola` file into a model of mlx-lm, converted as ``nola-codec decode --format mlx`` does if need be.
 
@@ -40,6 +47,7 @@ def load(
         rung: The rung of a progressive file, counted from 0; None is the last.
         references: Where the earlier version is that the file needs, if it was encoded against one; as in
             `nola_codec.decode`. None looks beside the file.
+        limits: What the file may declare; as in `nola_codec.load`.
 
     Returns:
         The model.
@@ -57,7 +65,9 @@ def load(
     if has_adapter and not replace:
         message = "the model has an adapter already; replace=True replaces it"
         raise AdapterError(message, code="adapter-exists", where=where)
-    contents = decode_contents(source, "mlx", base_config=_config_of(model), rung=rung, references=references)
+    contents = decode_contents(
+        source, "mlx", base_config=_config_of(model), rung=rung, references=references, limits=limits
+    )
     if has_adapter:
         remove_lora_layers(model)
     with tempfile.TemporaryDirectory() as folder:

@@ -22,6 +22,7 @@ from nola_codec.adapters.sources import CONFIG_NAME, WEIGHTS_NAME
 from nola_codec.api.decoding import DecodedContents, decode_contents
 from nola_codec.api.encoding import encode
 from nola_codec.api.live_sources import open_model, unwrap
+from nola_codec.container.limits import Limits
 from nola_codec.container.reader import Source
 from nola_codec.encoder.report import EncodeReport
 from nola_codec.errors import AdapterError, require_package, require_torch
@@ -61,6 +62,7 @@ def load(
     base: str | os.PathLike[str] | None = None,
     device: object = "cpu",
     references: References = None,
+    limits: Limits | None = None,
 ) -> Any:
     """Put a `.nola` file into a model as an adapter of PEFT. A file that does not fit leaves the model as it was.
 
@@ -83,6 +85,7 @@ def load(
         device: The device that factors are synthesized on; it changes no bit.
         references: Where the earlier version is that the file needs, if it was encoded against one; as in
             `nola_codec.decode`. None looks beside the file.
+        limits: What the file may declare; as in `nola_codec.load`.
 
     Returns:
         The `PeftModel`; if a `PeftModel` or a compiled one was given, that object.
@@ -117,6 +120,7 @@ def load(
         rung=rung,
         device=device,
         references=references,
+        limits=limits,
         change=lambda adapter: fit_live_ranks(adapter, model, adapter_name) if exists else adapter,
     )
     options = _Options(adapter_name, is_trainable, autocast_adapter_dtype)

@@ -19,6 +19,7 @@ from nola_codec.adapters.sources import PEFT_PREFIX
 from nola_codec.api.decoding import decode_contents
 from nola_codec.api.encoding import check_options, encode
 from nola_codec.api.live_sources import open_model, unwrap
+from nola_codec.container.limits import Limits
 from nola_codec.container.reader import Source
 from nola_codec.encoder.reference import ANY_REFERENCE
 from nola_codec.errors import AdapterError, EncodeError, NolaError, require_package
@@ -61,6 +62,7 @@ def load(
     base: str | os.PathLike[str] | None = None,
     device: object = "cpu",
     references: References = None,
+    limits: Limits | None = None,
 ) -> None:
     """Put a `.nola` file into a model of Transformers, by its `load_adapter`. No `PeftModel` is made around it.
 
@@ -78,6 +80,7 @@ def load(
         device: The device that factors are synthesized on; it changes no bit.
         references: Where the earlier version is that the file needs, if it was encoded against one; as in
             `nola_codec.decode`. None looks beside the file.
+        limits: What the file may declare; as in `nola_codec.load`.
 
     Raises:
         AdapterError: ``adapter-exists``; ``base-mismatch``: the file does not fit; ``source-type``: the model has no
@@ -107,6 +110,7 @@ def load(
         rung=rung,
         device=device,
         references=references,
+        limits=limits,
     )
     state = to_torch_tensors(contents)
 

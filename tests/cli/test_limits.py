@@ -12,7 +12,11 @@ from nola_forge import GOLDEN
 
 import nola_codec
 from nola_codec.container.limits import Limits
+from nola_codec.disk_cache import DiskCache
 from nola_codec.errors import FormatError
+from nola_codec.integrations.evaluation.subjects import open_subjects
+from nola_codec.integrations.serving.adapter_cache import AdapterCache
+from nola_codec.integrations.serving.sglang import read_tensors
 
 Run = Callable[..., Any]
 FILE = GOLDEN / "nmse.nola"
@@ -22,15 +26,18 @@ COMMANDS = {
     "decode": (FILE, "-o", "out.safetensors"),
     "truncate": (FILE, "--rung", "0", "-o", "out.nola"),
     "compare": (FILE, FILE),
+    "verify-many": (FILE,),
+    "decode-many": (FILE, "-o", "many", "--ending", ".safetensors"),
 }
+_MANY = ("verify-many", "decode-many")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_hold_limits(command: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = run(command, *COMMANDS[command], "--limits", "total_elements=5")
-    assert result.status == 3
-    assert "--limits total_elements=1664" in result.err
+    assert result.status == (1 if command in _MANY else 3)
+    assert "--limits total_elements=1664" in (result.out if command in _MANY else result.err)
     assert "NOLA_LIMITS" not in os.environ
     assert run(command, *COMMANDS[command], "--max-memory", "50MB", "--limits", "rank=9").status == 0
 
@@ -47,7 +54,7 @@ def test_the_memory_of_the_environment_is_kept(run: Run, monkeypatch: pytest.Mon
     assert os.environ["NOLA_LIMITS"] == "total_elements=5"
 
 
-def test_functions_hold_limits(tmp_path: Path) -> None:
+def test_functions_hold_limits(adapter: Path, tmp_path: Path) -> None:
     limits, data = Limits(total_elements=5), FILE.read_bytes()
     calls: list[Callable[[], object]] = [
         lambda: nola_codec.inspect(data, limits=limits),
@@ -58,8 +65,24 @@ def test_functions_hold_limits(tmp_path: Path) -> None:
         lambda: nola_codec.safe_open(data, "np", limits=limits),
         lambda: nola_codec.truncate(data, rung=0, limits=limits),
         lambda: nola_codec.merge([data], GOLDEN, tmp_path / "merged", limits=limits),
+        lambda: nola_codec.compare(data, data, limits=limits),
+        lambda: nola_codec.merge_adapters([data], tmp_path / "joined", limits=limits),
+        lambda: nola_codec.encode(adapter, reference=data, limits=limits),
+        lambda: open_subjects([FILE], tmp_path, tmp_path, None, limits=limits),
+        lambda: AdapterCache([GOLDEN], cache=DiskCache(tmp_path / "cache"), limits=limits).resolve("nmse"),
+        lambda: read_tensors(data, limits=limits),
     ]
     for number, call in enumerate(calls):
         with pytest.raises(FormatError) as caught:
             call()
         assert caught.value.code == "limit", number
+
+
+def test_functions_for_many_files_hold_limits(tmp_path: Path) -> None:
+    """The limits travel to the workers."""
+    limits = Limits(total_elements=5)
+    for report in (
+        nola_codec.verify_many([FILE], limits=limits, workers=1),
+        nola_codec.decode_many([FILE], tmp_path, limits=limits, workers=1),
+    ):
+        assert [row.code for row in report.failed] == ["limit"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from nola_codec.container.limits import Limits
 from nola_codec.errors import NolaError, mismatch
 from nola_codec.integrations.evaluation.live_base import LiveBase
 from nola_codec.integrations.evaluation.measuring import (
@@ -53,6 +54,7 @@ def evaluate(
     prompts: str | os.PathLike[str] | None = None,
     max_new_tokens: int = NEW_TOKENS,
     progress: Progress | None = None,
+    limits: Limits | None = None,
 ) -> Evaluation:
     """Measure the loss of a task: of the base model alone, and with each source in it, on the same rows.
 
@@ -76,6 +78,7 @@ def evaluate(
         prompts: A file of prompts, as `data` with or without answers. All are continued unless `generate` says less.
         max_new_tokens: The most tokens of a continuation. It takes the likeliest token each time.
         progress: Called as (stage, done, total).
+        limits: What a `.nola` file may declare; as in `load`.
 
     Raises:
         MissingPackage: ``needs-torch``, ``needs-peft``.
@@ -100,7 +103,8 @@ def evaluate(
         asked = drawn.rows[:generate]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        subjects = [Subject("", "base", Path(base)), *open_subjects(sources, Path(base), folder, scale, references)]
+        opened = open_subjects(sources, Path(base), folder, scale, references, limits)
+        subjects = [Subject("", "base", Path(base)), *opened]
         if progress is not None:
             progress("loading the base model", 0, 0)
         live = LiveBase(Path(base), DTYPES[dtype], device)

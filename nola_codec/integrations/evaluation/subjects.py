@@ -19,7 +19,7 @@ from nola_codec.adapters.conversion import convert
 from nola_codec.adapters.sources import CONFIG_NAME
 from nola_codec.api.decoding import decode, read_adapter
 from nola_codec.api.inspecting import inspect
-from nola_codec.container.limits import resolve_limits
+from nola_codec.container.limits import Limits, resolve_limits
 from nola_codec.container.prelude import MAGIC
 from nola_codec.errors import AdapterError, NolaError
 from nola_codec.integrations.evaluation.live_base import LiveBase
@@ -47,6 +47,7 @@ class Subject:
         bytes: The size of its weights on disk.
         notes: Sentences that tell how it was read.
         references: Where the earlier version is that a change of a whole model needs, if it needs one.
+        limits: What the `.nola` file of a change may declare.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Subject:
     bytes: int = 0
     notes: tuple[str, ...] = ()
     references: References = None
+    limits: Limits | None = None
 
     @property
     def is_nola(self) -> bool:
@@ -81,8 +83,10 @@ class Subject:
             except AdapterError as error:
                 raise _under_name(error, self) from error
         elif self.kind == "change":
-            merged = Path(decode(self.place, folder / "merged", base=base.path, references=self.references))
-            with base.with_model(merged) as model:
+            merged = decode(
+                self.place, folder / "merged", base=base.path, references=self.references, limits=self.limits
+            )
+            with base.with_model(Path(merged)) as model:
                 yield model
         else:
             with base.with_model(self.place) as model:
@@ -95,6 +99,7 @@ def open_subjects(
     folder: Path,
     scale: float | None,
     references: References = None,
+    limits: Limits | None = None,
 ) -> list[Subject]:
     """Read all sources, and write those that are adapters as PEFT directories.
 
@@ -104,6 +109,7 @@ def open_subjects(
         folder: An empty folder for PEFT directories.
         scale: The scaling of each adapter that does not say it.
         references: Where the earlier versions are that files need which were encoded against one.
+        limits: What a `.nola` file may declare; as in `load`.
 
     Raises:
         AdapterError: A source is no adapter, model or `.nola` file; or it cannot be converted to PEFT's dialect.
@@ -113,19 +119,28 @@ def open_subjects(
     names = _short_names(paths)
     subjects = []
     for number, (path, name) in enumerate(zip(paths, names, strict=True)):
-        subjects.append(_open(path, name, base, folder / f"{number}", scale, references))
+        subjects.append(_open(path, name, base, folder / f"{number}", scale, references, limits))
     return subjects
 
 
-def _open(path: Path, name: str, base: Path, out: Path, scale: float | None, references: References) -> Subject:
+def _open(
+    path: Path,
+    name: str,
+    base: Path,
+    out: Path,
+    scale: float | None,
+    references: References,
+    limits: Limits | None,
+) -> Subject:
     if not path.exists():
         raise AdapterError("no such file or directory", code="not-found", where=str(path))
     if _is_nola(path):
-        facts = inspect(path, limits=resolve_limits(None))
+        limits = resolve_limits(limits)
+        facts = inspect(path, limits=limits)
         if facts.dialect == "delta":
-            return Subject(name, "change", path, path.stat().st_size, references=references)
+            return Subject(name, "change", path, path.stat().st_size, references=references, limits=limits)
         notes = _scale_notes(name, facts.scale_origin, facts.scalings)
-        decode(path, out, base=base, format="peft", references=references)
+        decode(path, out, base=base, format="peft", references=references, limits=limits)
         return Subject(name, "file", out, path.stat().st_size, notes)
     if path.is_dir() and (path / "config.json").is_file() and not (path / CONFIG_NAME).is_file():
         files = [file for file in path.iterdir() if file.suffix in _MODEL_SUFFIXES]
