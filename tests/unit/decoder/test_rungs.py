@@ -56,12 +56,13 @@ def test_random_files(path: str, portion: int, monkeypatch: pytest.MonkeyPatch) 
     """Records that start late, several blocks, all bases and forms; a record at a time and many."""
     monkeypatch.setenv("NOLA_KERNELS", path)
     monkeypatch.setattr(decoder_module, "_PORTION_SYMBOLS", portion)
-    found = [data for data in map(random_file, range(40)) if rungs_of(data) > 1]
+    found = [made for made in map(random_file, range(40)) if rungs_of(made.data) > 1]
     assert len(found) > 8
-    for data in found:
-        nola_codec.verify(data)
+    for made in found:
+        references = list(made.references)
+        nola_codec.verify(made.data, references=references)
         with pytest.raises(ChecksumMismatch):
-            nola_codec.verify(with_wrong_rung(data, 0))
+            nola_codec.verify(with_wrong_rung(made.data, 0), references=references)
 
 
 @pytest.mark.parametrize("name", PROGRESSIVE)
