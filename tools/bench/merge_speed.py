@@ -280,8 +280,8 @@ def run(folder: Path, arguments: argparse.Namespace) -> None:
             command = mergekit_command(arguments.mergekit, model, adapter, out, folder)
         try:
             results[peer] = measure_command(command, out)
-        except OSError as error:
-            results[peer] = {"failed": str(error)}
+        except FileNotFoundError:
+            results[peer] = {"failed": "not installed"}
         shutil.rmtree(folder / "lora-cache", ignore_errors=True)
     shutil.rmtree(out, ignore_errors=True)
     for row in results.values():
