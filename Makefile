@@ -7,6 +7,7 @@
 # make lint   the checks without the tests
 # make fuzz MINUTES=n  the package against the reference decoder, on random and on damaged files, for n minutes
 # make kernels  the compiled kernels, unless the library was made of the sources that are there
+# make web    the reader in TypeScript, built and tested (make test does it where node is)
 # make clean  removes what the others made; .cache (base models) stays, `rm -r .cache` drops it too
 
 # The checks start many processes, and each would compile the package again if the compiled files were not kept.
@@ -19,10 +20,10 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 
 MINUTES := 1
 
-.PHONY: test lint fuzz kernels docs site demo bench experiments clean
+.PHONY: test lint fuzz kernels web docs site demo bench experiments clean
 .DELETE_ON_ERROR:
 
-test: lint kernels
+test: lint kernels web
 	$(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/dev.stamp
@@ -37,6 +38,15 @@ fuzz: kernels
 # Compiles if a source differs from those of the library; without a C compiler it says so, and NumPy computes.
 kernels: $(VENV)/dev.stamp
 	$(BIN)/python tools/build_kernels.py
+
+# The reader in TypeScript, built and tested. Without node it says so, and the rest goes on.
+web:
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory web/node_modules/.stamp && npm --prefix web test; \
+	else echo "make: no npm here, so the reader in web/ is not tested"; fi
+
+web/node_modules/.stamp: web/package-lock.json
+	npm --prefix web ci --no-audit --no-fund
+	touch $@
 
 docs: $(VENV)/dev.stamp
 	$(BIN)/python tools/make_cli_docs.py
@@ -68,7 +78,7 @@ experiments: $(VENV)/bench.stamp
 	$(BIN)/python tools/experiments/vit.py
 
 clean:
-	rm -rf $(VENV) demo site dist build nola_codec/kernels/*.so .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo site dist build web/dist web/build web/node_modules nola_codec/kernels/*.so .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find nola_codec tests tools spec -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Installed anew only when the requirements change: make compares the stamp's date with theirs.

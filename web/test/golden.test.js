@@ -1,0 +1,61 @@
+/** Golden files decode to the tensors that their manifest names, on every way to open them. */
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { openNola } from "../dist/index.js";
+import { GOLDEN, golden, randomWords, readJson, refusedFor } from "./support.js";
+
+const MANIFEST = readJson(`${GOLDEN}manifest.json`);
+const NAMES = Object.keys(MANIFEST).map((name) => name.replace(/\.nola$/, ""));
+const open = (name) => openNola(golden(name));
+
+/** The files that a file with a reference may need. */
+const references = await Promise.all(NAMES.filter((name) => !name.startsWith("drawn")).map(open));
+
+for (const name of NAMES) {
+  const { factors_sha256: expected, tensors } = MANIFEST[`${name}.nola`];
+  if (name.startsWith("drawn")) {
+    test(`${name} is refused: this reader draws no tensors`, () => assert.rejects(open(name), refusedFor("header")));
+    continue;
+  }
+  test(`${name} decodes exactly, at every rung`, async () => {
+    const file = await open(name);
+    assert.deepEqual(file.tensors.map((tensor) => tensor.name), tensors);
+    const { rungs } = await file.verify({ references });
+    assert.equal(rungs.at(-1), expected);
+    for (const [rung, sha256] of rungs.entries()) {
+      assert.equal((await file.decode({ rung, references })).sha256, sha256);
+    }
+  });
+}
+
+test("a file whose reference is missing is refused", async () => {
+  await assert.rejects((await open("reference")).decode(), refusedFor("reference"));
+});
+
+test("every cut of a file is refused as truncated, and a byte more as trailing", async () => {
+  const data = golden("nmse");
+  for (let length = 0; length < data.length; length += 7) {
+    await assert.rejects(openNola(data.subarray(0, length)), refusedFor("truncated"));
+  }
+  await assert.rejects(openNola(Uint8Array.of(...data, 0)), refusedFor("trailing"));
+});
+
+test("every changed bit is found", async () => {
+  const data = golden("vectors-rungs");
+  const word = randomWords(3);
+  const codes = new Set();
+  for (let i = 0; i < 400; i++) {
+    const damaged = data.slice();
+    damaged[word() % damaged.length] ^= 1 << (word() % 8);
+    await assert.rejects(
+      async () => (await openNola(damaged)).verify(),
+      (error) => {
+        assert.equal(error.name, "NolaError", error.stack);
+        codes.add(error.code);
+        return true;
+      },
+    );
+  }
+  assert.ok(codes.has("header-checksum") && codes.has("section-checksum"), [...codes].join());
+});
