@@ -7,13 +7,14 @@ casts and gathers differ, so they are methods here. torch is imported only when 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from nola_codec.errors import NolaError, mismatch, require_torch
 from nola_codec.kernels import Library, library
+from nola_codec.lazy import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 Array = Any
 """A numpy.ndarray from `NumpyArrays`, or a torch.Tensor from `TorchArrays`."""

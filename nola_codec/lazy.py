@@ -1,17 +1,33 @@
 """Import a value when it is first asked for, so that a program loads only the modules that it needs.
 
 A package lists the names that it offers with `lazy_names`, and a table of values is a `LazyTable`. A function that
-needs a module on a rare path has an ordinary import inside. tests/cli/test_startup.py says which modules a command may
-load.
+needs a module on a rare path has an ordinary import inside. NumPy takes half of the time of a small command, and a
+header is read without it: a module that reading a header loads has ``from nola_codec.lazy import numpy as np``.
+tests/cli/test_startup.py says which modules a command may load.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from importlib import import_module
-from typing import Any, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 Value = TypeVar("Value")
+
+
+class _LazyModule(ModuleType):
+    """A module that is imported when one of its names is first used; from then on its names are here too."""
+
+    def __getattr__(self, name: str) -> Any:
+        vars(self).update(vars(import_module(self.__name__)))
+        return getattr(import_module(self.__name__), name)
+
+
+if TYPE_CHECKING:
+    import numpy as numpy
+else:
+    numpy = _LazyModule("numpy")
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

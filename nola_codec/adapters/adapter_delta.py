@@ -6,12 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, TypeAlias
 
 from nola_codec.array_types import Float64Array
+from nola_codec.lazy import numpy as np
 from nola_codec.model.adapter import Adapter, Codable, LoraModule, VectorTensor
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 CHANGE_SUFFIX = ".diff"
 """The end of the name of a vector that is added to the weight of the module named before it."""
@@ -27,7 +29,7 @@ def is_change(name: str) -> bool:
     return name.endswith(tuple(_TENSORS))
 
 
-Values = Mapping[str, npt.NDArray[np.floating]]
+Values: TypeAlias = "Mapping[str, npt.NDArray[np.floating]]"
 """The exact value of each part, by the part's name: the product lora_B @ lora_A of a module, or a vector's tensor."""
 
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from nola_codec.array_types import Float32Array
 from nola_codec.errors import AdapterError, mismatch
+from nola_codec.lazy import numpy as np
 from nola_codec.model.adapter import LoraModule
 
 _MOST_ADDED = 4096

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-
-import numpy as np
 
 from nola_codec.adapters import Dialect, find_dialect
 from nola_codec.adapters.registry import UNKNOWN
@@ -198,12 +196,12 @@ def _method(header: Header) -> str:
 
 
 def _facts(container: Container) -> FileFacts:
-    header = container.read_units()
-    numbers = _parameters(header) + sum(int(np.prod(r.kind.shape, dtype=np.int64)) for r in header.raw)
+    header, kept = container.header, container.count_units()
+    numbers = _parameters(header) + sum(math.prod(r.kind.shape) for r in header.raw)
     lengths = [s.length for s in header.sections]
     units = [header.units_section(rung) for rung in range(len(header.rungs))]
     blocks = [unit + 1 + block for unit in units for block in range(len(header.blocks))]
-    coefficients = sum(_coefficients(r) for r in header.coded)
+    coefficients = sum(_coefficients(r, count) for r, count in zip(header.coded, kept, strict=True))
     codecs = {header.sections[i].codec for i in blocks}
     return FileFacts(
         name=container.name,
@@ -243,7 +241,7 @@ def _facts(container: Container) -> FileFacts:
         metadata=dict(header.metadata),
         content_sha256=container.prelude.content_sha256.hex(),
         decoded_sha256=header.decoded_sha256.hex(),
-        tensors=tuple(_tensors(header)),
+        tensors=tuple(_tensors(header, kept)),
     )
 
 
@@ -318,17 +316,18 @@ def _dialect(header: Header) -> Dialect:
     return find_dialect(header.dialect) or UNKNOWN
 
 
-def _tensors(header: Header) -> Iterator[TensorFacts]:
-    for low in header.pairs:
+def _tensors(header: Header, kept: Sequence[int]) -> Iterator[TensorFacts]:
+    """Yield the records of a file; `kept` has the number of units of each coded record."""
+    for low, units in zip(header.pairs, kept, strict=False):
         yield TensorFacts(
             low.name, "lowrank", (low.kind.product_shape[0], *low.kind.stored_shapes[1][1:]), layout=low.kind.layout,
-            rank=low.kind.rank, scaling=low.kind.scaling, units=low.units, coefficients=_coefficients(low),
+            rank=low.kind.rank, scaling=low.kind.scaling, units=units, coefficients=_coefficients(low, units),
             stream=low.stream,
         )  # fmt: skip
-    for vector in header.vectors:
+    for vector, units in zip(header.vectors, kept[len(header.pairs) :], strict=True):
         yield TensorFacts(
-            vector.name, "vector", vector.kind.stored_shapes[0], dtype=vector.kind.dtype, units=vector.units,
-            coefficients=_coefficients(vector), stream=vector.stream,
+            vector.name, "vector", vector.kind.stored_shapes[0], dtype=vector.kind.dtype, units=units,
+            coefficients=_coefficients(vector, units), stream=vector.stream,
         )  # fmt: skip
     for number, raw in enumerate(header.raw):
         yield TensorFacts(
@@ -352,5 +351,5 @@ def _parameters(header: Header) -> int:
     return sum(weights.values())
 
 
-def _coefficients(record: CodedRecord) -> int:
-    return record.kind.vectors(record.units) * sum(record.kind.num_basis)
+def _coefficients(record: CodedRecord, units: int) -> int:
+    return record.kind.vectors(units) * sum(record.kind.num_basis)

@@ -21,9 +21,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
-
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nola_codec.array_types import Int64Array
 from nola_codec.arrays import Array, Arrays
@@ -31,6 +29,9 @@ from nola_codec.basis.dense import Rademacher, Uniform
 from nola_codec.basis.hadamard import Hadamard
 from nola_codec.basis.key import BasisKey
 from nola_codec.errors import FormatError, mismatch
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = ["BASES", "NAMES", "Basis", "BasisKey", "Hadamard", "Pieces", "Rademacher", "Transform", "Uniform",
            "basis_by_id"]  # fmt: skip

@@ -7,10 +7,7 @@ generator can start at any row, so memory is bounded whatever num_basis is.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from nola_codec.array_types import Int64Array
 from nola_codec.arrays import Array, Arrays, TorchArrays, library_for
@@ -18,8 +15,12 @@ from nola_codec.basis.key import BasisKey
 from nola_codec.kernels.generators import synthesize_dense
 from nola_codec.kernels.transforms import INTEGERS
 from nola_codec.kernels.triton.availability import uses_triton
+from nola_codec.lazy import numpy as np
 from nola_codec.prng import PHILOX, RADEMACHER, UNIFORM, signs, words
 from nola_codec.quant.scales import scale_to_int16
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 CHUNK_ENTRIES = 1 << 22
 """The default number of basis entries that are made at once: 32 MiB as int64."""

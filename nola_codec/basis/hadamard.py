@@ -11,16 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from nola_codec.array_types import Int64Array, Uint32Array
 from nola_codec.arrays import NUMPY, Array, Arrays, library_for
 from nola_codec.basis.key import BasisKey
 from nola_codec.kernels.transforms import INTEGERS, LARGEST_SUM, synthesize_hadamard, synthesize_hadamard_bases
+from nola_codec.lazy import numpy as np
 from nola_codec.prng import SIGNS, SIGNS_SECOND, packed_signs, signs, subset
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 MAX_BLOCK = 4096
 _MEMO_LENGTH = 1 << 18

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
-
-import numpy as np
 
 from nola_codec.container import fields
 from nola_codec.container.limits import Limits
@@ -70,6 +69,6 @@ def draw_from_wire(items: list[Any], limits: Limits) -> Draw:
 def _single(value: Any, what: str, largest: float) -> float:
     """Return a value if it is a float that float32 holds exactly, of magnitude `largest` at most."""
     number = fields.real(value, what)
-    if abs(number) > largest or float(np.float32(number)) != number:
+    if abs(number) > largest or struct.unpack("<f", struct.pack("<f", number))[0] != number:
         raise fields.header_error(what, f"a float32 number of magnitude at most {largest}", number)
     return number

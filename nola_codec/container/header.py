@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from nola_codec.container import canonical, fields
 from nola_codec.container.kind_wire import RECORD_ORDER, kind_from_wire, kind_to_wire, record_type
 from nola_codec.container.limits import Limits
@@ -186,9 +184,8 @@ def _coded_records(
     streams: Sequence[int] = range(count)
     if top["streams"] is not None:
         streams = fields.integers(top["streams"], "streams", 0, (1 << 31) - 1, count=count)
-    none = np.zeros(0, np.int64)
     return tuple(
-        CodedRecord(name, kind, stream, (0,) * len(kind.sides), none, none, none)
+        CodedRecord(name, kind, stream, (0,) * len(kind.sides))
         for name, kind, stream in zip(names[:count], families, streams, strict=True)
     )
 

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
-
 from nola_codec.array_types import Int64Array
 from nola_codec.errors import FormatError
+from nola_codec.lazy import numpy as np
 from nola_codec.model.header import Allocation
 from nola_codec.model.records import CodedKind, CodedRecord
 from nola_codec.quant.scales import layer_weight

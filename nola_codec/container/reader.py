@@ -135,16 +135,27 @@ class Container:
         """Return the coded records as they are at each rung up to the open one; reads the units sections."""
         return list(self._read_rungs(UnitsReader(self._without_units, self.limits)))
 
+    def count_units(self) -> tuple[int, ...]:
+        """Return the number of units of each coded record; only the beginnings of the units sections are parsed."""
+        header = self._without_units
+        reader = UnitsReader(header, self.limits)
+        for rung in range(len(header.rungs)):
+            reader.count_rung(self._units_bytes(rung))
+        return reader.rungs[-1].units
+
     def _read_rungs(self, reader: UnitsReader) -> Iterator[Sequence[CodedRecord]]:
         """Read the units sections, and yield the records after each."""
-        header = self._without_units
-        for rung in range(len(header.rungs)):
-            number = header.units_section(rung)
-            codec = header.sections[number].codec
-            if codec != adaptive.id:
-                raise FormatError(mismatch(f"codec of section {number}", adaptive.id, codec), code="codec")
-            reader.read_rung(self.section(number))
+        for rung in range(len(self._without_units.rungs)):
+            reader.read_rung(self._units_bytes(rung))
             yield reader.records
+
+    def _units_bytes(self, rung: int) -> bytes:
+        """Return the stored bytes of a rung's units section."""
+        number = self._without_units.units_section(rung)
+        codec = self._without_units.sections[number].codec
+        if codec != adaptive.id:
+            raise FormatError(mismatch(f"codec of section {number}", adaptive.id, codec), code="codec")
+        return self.section(number)
 
     def raw_tensor(self, index: int) -> RawTensor:
         """Read carried tensor `index`. Raises FormatError or ChecksumMismatch if its section is damaged."""

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from nola_codec.container.layers import Allocations, Family, count_within, group_by_kind, look_up_all
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
@@ -31,10 +29,16 @@ from nola_codec.container.unit_tables import (
 )
 from nola_codec.entropy.adaptive import IntegerReader, IntegerWriter
 from nola_codec.errors import EncodeError, FormatError, mismatch
-from nola_codec.model.header import Header, Rung
+from nola_codec.lazy import numpy as np
+from nola_codec.model.header import Allocation, Header, Rung
 from nola_codec.model.records import CodedKind, CodedRecord
 from nola_codec.quant.scales import MAX_CODE, MIN_CODE
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+_FEW_RECORDS = 4096
+"""Records whose numbers of units are read without a kernel in less time than NumPy takes to load."""
 START = 128
 """The prediction of the first precision of a file."""
 
@@ -172,8 +176,7 @@ class UnitsReader:
     def __init__(self, header: Header, limits: Limits = DEFAULT_LIMITS) -> None:
         self._header, self._limits = header, limits
         self._memory = _Memory()
-        empty = np.zeros(0, np.int64)
-        self.records = tuple(replace(r, entry=empty, precision=empty, amplitude=empty) for r in header.coded)
+        self.records = header.coded
         self.rungs: list[Rung] = []
         self._total_units = 0
 
@@ -187,7 +190,30 @@ class UnitsReader:
         """
         rung = len(self.rungs)
         reader = IntegerReader(data, f"units of rung {rung}")
-        if rung == 0:
+        allocation, units = self._begin_rung(reader)
+        exponents = read_exponents(reader, self.records)
+        self.rungs.append(replace(self._header.rungs[rung], allocation=allocation, units=units, exponents=exponents))
+        self.records = self._grow(units, exponents, rung)
+        self._read_precisions(reader, rung)
+        self._read_amplitudes(reader, rung)
+        reader.finish()
+
+    def count_rung(self, data: bytes) -> None:
+        """Read only the beginning of the next rung's section: `rungs` then has its tables and numbers of units.
+
+        Neither NumPy nor a kernel is loaded if there are few records. A reader that counted a rung cannot read one.
+
+        Raises:
+            FormatError: As in `read_rung`.
+        """
+        rung = len(self.rungs)
+        reader = IntegerReader(data, f"units of rung {rung}", is_short=len(self.records) < _FEW_RECORDS)
+        allocation, units = self._begin_rung(reader)
+        self.rungs.append(replace(self._header.rungs[rung], allocation=allocation, units=units))
+
+    def _begin_rung(self, reader: IntegerReader) -> tuple[tuple[Allocation, ...], tuple[int, ...]]:
+        """Read the kinds, the allocation tables and the numbers of units, with which a section begins."""
+        if not self.rungs:
             distinct = {id(record.kind): record.kind for record in self.records}
             read = read_kinds(reader, dict.fromkeys(distinct.values()))
             kinds = {number: read[kind] for number, kind in distinct.items()}
@@ -198,13 +224,7 @@ class UnitsReader:
             len(self._header.quantizers),
             self._limits,
         )
-        units = self._read_counts(reader)
-        exponents = read_exponents(reader, self.records)
-        self.rungs.append(replace(self._header.rungs[rung], allocation=allocation, units=units, exponents=exponents))
-        self.records = self._grow(units, exponents, rung)
-        self._read_precisions(reader, rung)
-        self._read_amplitudes(reader, rung)
-        reader.finish()
+        return allocation, self._read_counts(reader)
 
     def _grow(self, units: Sequence[int], exponents: Sequence[tuple[int, ...]], rung: int) -> tuple[CodedRecord, ...]:
         """Return the records with the units of a rung, whose precisions and amplitudes are 0.
@@ -270,13 +290,14 @@ class UnitsReader:
         """Read the number of units of each record at the next rung."""
         latest: dict[int, int] = {}  # by the identity of the kind
         counts: list[int] = []
-        for record in self.records:
+        earlier = self.rungs[-1].units if self.rungs else (0,) * len(self.records)
+        for record, before in zip(self.records, earlier, strict=True):
             kind = record.kind
-            base = record.units if self.rungs else latest.get(id(kind), 0)
+            base = before if self.rungs else latest.get(id(kind), 0)
             count = base + reader.read(COUNT + min(base, 2))
             is_whole = kind.split == "component" or count in (0, kind.most_units)
-            if not (record.units <= count <= kind.most_units and is_whole):
-                wanted = f"{record.units} to {kind.most_units}" if kind.split == "component" else "none or all"
+            if not (before <= count <= kind.most_units and is_whole):
+                wanted = f"{before} to {kind.most_units}" if kind.split == "component" else "none or all"
                 raise FormatError(mismatch(f"units of {record.name}", wanted, count), code="units")
             self._total_units += count
             self._limits.require("units", self._total_units, "units (sum over all records and rungs)")

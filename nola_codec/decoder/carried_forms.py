@@ -14,9 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-import numpy as np
-
 from nola_codec.errors import AdapterError, mismatch
+from nola_codec.lazy import numpy as np
 from nola_codec.model.adapter import BaseReference, VectorTensor
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import FLOAT_DTYPES, from_float32, from_float64, to_float64

@@ -20,16 +20,17 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from nola_codec.entropy import mixed, raw, zstd
 from nola_codec.errors import FormatError, mismatch
+from nola_codec.lazy import numpy as np
 from nola_codec.model.quantizers import Runs, SymbolModel
 
-Streams = Sequence[npt.NDArray[Any]]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+Streams: TypeAlias = "Sequence[npt.NDArray[Any]]"
 
 
 class Codec(Protocol):

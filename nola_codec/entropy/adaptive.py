@@ -8,14 +8,15 @@ section, a few thousand, and not for coefficients.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Final
 
 from nola_codec.errors import FormatError
 from nola_codec.kernels import library
 from nola_codec.kernels.integers import AdaptiveReader, write_integers
+from nola_codec.lazy import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 id: Final = 3
 MAX_BITS: Final = 20
@@ -118,9 +119,19 @@ class _Coder:
 
 
 class IntegerReader:
-    """A reader of adaptive integers. `what` names the section in errors."""
+    """A reader of adaptive integers."""
 
-    def __init__(self, data: bytes, what: str) -> None:
+    def __init__(self, data: bytes, what: str, *, is_short: bool = False) -> None:
+        """Begin to read a section.
+
+        Args:
+            data: The stored bytes.
+            what: The name of the section in errors.
+            is_short: True if so few integers will be read that it does not pay to load the compiled kernel and NumPy.
+
+        Raises:
+            FormatError: ``symbols``: the first bytes are out of range.
+        """
         self._what = what
         self._contexts: _Contexts = {}
         self._range = (1 << 32) - 1
@@ -128,7 +139,7 @@ class IntegerReader:
         self._code = int.from_bytes(data[:4].ljust(4, b"\0"), "big")
         if self._code >= self._range:
             raise FormatError(f"{what}: the first four bytes are out of range", code="symbols")
-        lib = library()
+        lib = None if is_short else library()
         self._kernel = None if lib is None else AdaptiveReader(lib, data, self._code, self._range, self._position)
 
     def read(self, role: int) -> int:

@@ -12,10 +12,9 @@ Example:
 
 from __future__ import annotations
 
-import numpy as np
-
 from nola_codec.entropy.frames import compress, decompress
 from nola_codec.errors import FormatError, mismatch
+from nola_codec.lazy import numpy as np
 
 STORED, ZSTD, PLANES = 0, 1, 4
 _PIECE = 1 << 16

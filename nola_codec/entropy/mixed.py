@@ -6,14 +6,15 @@ The bits of a trellis are as good as random, so frequencies would gain nothing, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from nola_codec.entropy import rans, raw
 from nola_codec.errors import FormatError, mismatch
+from nola_codec.lazy import numpy as np
 from nola_codec.model.quantizers import Runs, SymbolModel
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 id = 2
 name = "rans"
@@ -109,7 +110,7 @@ class _Split:
         return np.repeat(self._marks, self._lengths)
 
 
-class _CodedSymbols(Sequence[npt.NDArray[Any]]):
+class _CodedSymbols(Sequence["npt.NDArray[Any]"]):
     """The symbols of each section that rANS codes, made at each access."""
 
     def __init__(self, streams: Sequence[npt.NDArray[Any]], splits: Sequence[_Split]) -> None:

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from nola_codec.errors import FormatError, mismatch
 from nola_codec.kernels import Library, library
 from nola_codec.kernels.entropy import FINE, WORDS_RUN_OUT, count_symbols, decode_rans, encode_rans
+from nola_codec.lazy import numpy as np
 from nola_codec.model.quantizers import Runs, SymbolModel
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 PROBABILITY_BITS = 12
 TOTAL = 1 << PROBABILITY_BITS

@@ -6,15 +6,16 @@ Example: 5 symbols of an alphabet of 4 take 2 bits each, so 2 bytes in all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from nola_codec.entropy.streams import scatter_by_model, symbol_width, symbols_by_model
 from nola_codec.errors import FormatError, mismatch
+from nola_codec.lazy import numpy as np
 from nola_codec.model.quantizers import Runs, SymbolModel
 from nola_codec.quant.packing import pack, packed_size, padding_bits, unpack
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 id = 0
 name = "raw"

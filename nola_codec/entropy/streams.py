@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from nola_codec.errors import FormatError, mismatch
+from nola_codec.lazy import numpy as np
 from nola_codec.model.quantizers import Runs, SymbolModel
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 def symbol_width(model: SymbolModel) -> int:

@@ -6,17 +6,18 @@ A byte holds whole symbols, so that the Huffman stage of zstd can use their freq
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from nola_codec.entropy.frames import compress, decompress
 from nola_codec.entropy.raw import count_symbols
 from nola_codec.entropy.streams import scatter_by_model, symbol_width, symbols_by_model
 from nola_codec.errors import FormatError
+from nola_codec.lazy import numpy as np
 from nola_codec.model.quantizers import Runs, SymbolModel
 from nola_codec.quant.packing import pack, packed_size, padding_bits, unpack
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 id = 1
 name = "zstd"

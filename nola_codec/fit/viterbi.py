@@ -13,7 +13,7 @@ from nola_codec.array_types import Float32Array, Float64Array, LevelArray
 from nola_codec.kernels import library
 from nola_codec.kernels.searches import GainTerms, LevelTables, search_dependent, search_trellis
 from nola_codec.model.quantizers import Trellis
-from nola_codec.quant.trellis import PARITY, WINDOW, window_table
+from nola_codec.quant.trellis import WINDOW, parities, window_table
 
 _STATES = 1 << WINDOW
 _DECISIONS = 48 << 20
@@ -252,7 +252,7 @@ class _Graph:
         self._memory = mask.bit_length()
         states = 1 << self._memory
         self._heads = states >> 1
-        self.chooses = PARITY[np.arange(states) & mask]
+        self.chooses = parities()[np.arange(states) & mask]
         order = np.argsort(self.chooses[: self._heads], kind="stable")
         place = np.empty(self._heads, np.int64)
         place[order] = np.arange(self._heads)

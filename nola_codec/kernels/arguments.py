@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
+from nola_codec.lazy import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 def require_array(array: npt.NDArray[Any], dtypes: tuple[str, ...], shape: tuple[int, ...]) -> npt.NDArray[Any]:

@@ -6,7 +6,6 @@ are little-endian; MSVC is not supported. Elsewhere the package works without ke
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Sequence
@@ -45,6 +44,8 @@ def sources_digest(folder: Path = FOLDER) -> str | None:
     files = sorted((folder / "c").glob("*.[ch]"))
     if not files:
         return None
+    import hashlib
+
     digest = hashlib.sha256(repr((_FLAGS, _VARIANT_FLAGS)).encode())
     for file in files:
         content = file.read_bytes().replace(b"\r\n", b"\n")

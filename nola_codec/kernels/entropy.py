@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from nola_codec.kernels.arguments import require, require_array
 from nola_codec.kernels.loading import Library
+from nola_codec.lazy import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 FINE, WORDS_RUN_OUT, LEFT_OVER, _BAD_ARGUMENT = range(4)
 """What `decode_rans` found: all is well; the words run out; words or states are left over."""

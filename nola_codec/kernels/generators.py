@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from nola_codec.array_types import Int64Array, Uint32Array
 from nola_codec.kernels.arguments import require, require_array
 from nola_codec.kernels.loading import Library
+from nola_codec.lazy import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 GENERATORS = (1, 2)
 """The ids of the generators that have kernels."""

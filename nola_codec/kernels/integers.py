@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from nola_codec.kernels.arguments import require
 from nola_codec.kernels.loading import Library
+from nola_codec.lazy import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _ROLES, _MAX_BITS = 32, 20
 _AT_ONCE = 512

@@ -9,20 +9,21 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from nola_codec.errors import NolaError, mismatch
 from nola_codec.kernels.compiling import FOLDER, LIBRARY_NAME, VARIANTS, sources_digest
+from nola_codec.lazy import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 VARIABLE = "NOLA_KERNELS"
 _SETTINGS = ("", "on", "off", "require", *VARIANTS)
 
 _CHOSEN: ContextVar[str | None] = ContextVar("nola_kernels", default=None)
 
-Argument = npt.NDArray[Any] | int | float | None
+Argument: TypeAlias = "npt.NDArray[Any] | int | float | None"
 
 
 class Library:

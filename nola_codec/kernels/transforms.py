@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from nola_codec.array_types import Int64Array, Uint32Array
 from nola_codec.kernels.arguments import require, require_array
 from nola_codec.kernels.generators import GENERATORS
 from nola_codec.kernels.loading import Library
+from nola_codec.lazy import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _PANEL = 1 << 16
 """Elements that are transformed before they are interleaved: 256 KiB, half of what the kernel works on."""

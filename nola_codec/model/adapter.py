@@ -5,13 +5,12 @@ Shapes follow PEFT: ``delta_W (out, in) = scaling * lora_B (out, r) @ lora_A (r,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from nola_codec.array_types import Float32Array
 from nola_codec.model.tensors import Draw, RawTensor
 
 Layout = Literal["linear", "conv", "embedding"]
@@ -44,7 +43,7 @@ class Codable(Protocol):
     @property
     def dtype(self) -> str: ...
     @property
-    def sides(self) -> tuple[npt.NDArray[np.float32], ...]: ...
+    def sides(self) -> tuple[Float32Array, ...]: ...
     @property
     def stored_shapes(self) -> tuple[tuple[int, ...], ...]: ...
     @property
@@ -87,8 +86,8 @@ class LoraModule:
     """
 
     name: str
-    lora_A: npt.NDArray[np.float32]
-    lora_B: npt.NDArray[np.float32]
+    lora_A: Float32Array
+    lora_B: Float32Array
     a_shape: tuple[int, ...]
     b_shape: tuple[int, ...]
     scaling: float
@@ -98,7 +97,7 @@ class LoraModule:
     gain: float | None = None
 
     @property
-    def sides(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def sides(self) -> tuple[Float32Array, Float32Array]:
         """(lora_B, lora_A), which is their order in a file."""
         return self.lora_B, self.lora_A
 
@@ -151,13 +150,13 @@ class VectorTensor:
     """
 
     name: str
-    values: npt.NDArray[np.float32]
+    values: Float32Array
     dtype: str = "F32"
     gain: float = 1.0
     is_carried: bool = False
 
     @property
-    def sides(self) -> tuple[npt.NDArray[np.float32]]:
+    def sides(self) -> tuple[Float32Array]:
         """(values,)."""
         return (self.values,)
 
@@ -256,5 +255,5 @@ class Adapter:
         return (
             sum(m.lora_A.size + m.lora_B.size for m in self.modules)
             + sum(v.values.size for v in self.vectors)
-            + sum(int(np.prod(t.shape, dtype=np.int64)) for key, t in self.raw.items() if key not in self.draws)
+            + sum(math.prod(t.shape) for key, t in self.raw.items() if key not in self.draws)
         )

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
+from nola_codec.array_types import Int64Array
 
 
 @dataclass(frozen=True)
@@ -134,8 +133,8 @@ class Runs:
         lengths: int64 (runs,): the number of each run's symbols.
     """
 
-    models: npt.NDArray[np.int64]
-    lengths: npt.NDArray[np.int64]
+    models: Int64Array
+    lengths: Int64Array
 
     @property
     def total(self) -> int:

@@ -9,11 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
-import numpy as np
-import numpy.typing as npt
-
+from nola_codec.array_types import Int64Array
 from nola_codec.model.adapter import Layout
 from nola_codec.model.tensors import DTYPE_BYTES, Draw
 
@@ -204,6 +202,10 @@ class DrawnKind:
 Kind = CodedKind | RawKind | DrawnKind
 
 
+NO_UNITS = cast("Int64Array", ())
+"""The units of a record of a header whose units sections were not read: NumPy is not loaded for it."""
+
+
 @dataclass(frozen=True)
 class CodedRecord:
     """One coded tensor or pair of factors, as it is at one rung of a file.
@@ -225,16 +227,16 @@ class CodedRecord:
     kind: CodedKind
     stream: int
     exponents: tuple[int, ...]
-    entry: npt.NDArray[np.int64]
-    precision: npt.NDArray[np.int64]
-    amplitude: npt.NDArray[np.int64]
+    entry: Int64Array = NO_UNITS
+    precision: Int64Array = NO_UNITS
+    amplitude: Int64Array = NO_UNITS
 
     @property
     def units(self) -> int:
         """The number of units at this rung."""
         return len(self.precision)
 
-    def scale_codes(self, side: int) -> npt.NDArray[np.int64]:
+    def scale_codes(self, side: int) -> Int64Array:
         """Return the scale codes of a side's vectors, int64 (vectors,); code E multiplies a vector by 2^(E / 32)."""
         if self.kind.split != "component":
             own = self.kind.side_units(side, self.units)

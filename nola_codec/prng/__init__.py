@@ -10,13 +10,12 @@ A generator is a pure function of a key and a counter, so any range of words can
 
 from __future__ import annotations
 
-import numpy as np
-
 from nola_codec.array_types import Uint32Array
 from nola_codec.arrays import NUMPY, Array, Arrays, library_for
 from nola_codec.errors import FormatError, mismatch
 from nola_codec.kernels import library
 from nola_codec.kernels.generators import random_words, smallest_positions, unpack_signs
+from nola_codec.lazy import numpy as np
 from nola_codec.prng.philox import MASK, philox4x32
 from nola_codec.prng.threefry import threefry2x32
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
+from nola_codec.lazy import numpy as np
 from nola_codec.model.quantizers import Codebook
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 POINT_SCALE = 32
 """Points in one step of a fitted quantizer: rounding centroids to them adds 0.1% to the distortion."""

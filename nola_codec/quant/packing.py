@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from nola_codec.kernels import library
 from nola_codec.kernels.entropy import pack_bits, unpack_bits
+from nola_codec.lazy import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _CHUNK = 1 << 20  # number of symbols expanded to bits at once; a multiple of 8, so that chunks end on whole bytes
 

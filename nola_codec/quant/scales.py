@@ -8,11 +8,13 @@
 from __future__ import annotations
 
 import math
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from nola_codec.arrays import Array, Arrays
+from nola_codec.lazy import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 STEPS = 32
 """Scale codes in an octave. The amplitude of a component, which is the product of two vectors, has 16."""

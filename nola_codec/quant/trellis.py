@@ -7,15 +7,22 @@ all steps, not states one after the other, so it finds all coefficients at once.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
+from nola_codec.lazy import numpy as np
 from nola_codec.model.quantizers import Dependent, Trellis
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 WINDOW = 8
-PARITY: npt.NDArray[np.uint8] = np.array([i.bit_count() & 1 for i in range(1 << WINDOW)], np.uint8)
+
+
+@lru_cache(maxsize=1)
+def parities() -> npt.NDArray[np.uint8]:
+    """Return the parity of the bits of each window, uint8 (256,)."""
+    return np.array([i.bit_count() & 1 for i in range(1 << WINDOW)], np.uint8)
+
 
 _SIGN = (-1, 1)
 _FOUR = (-10, -3, 3, 10)  # the Lloyd-Max points of two bits, 1.51 and 0.4528, scaled to integers
@@ -54,7 +61,7 @@ def window_table(trellis: Trellis) -> npt.NDArray[np.int8]:
     for masks in trellis.masks:
         index = np.zeros(1 << WINDOW, np.int64)
         for mask in masks:
-            index = 2 * index + PARITY[windows & mask]
+            index = 2 * index + parities()[windows & mask]
         columns.append(np.array(trellis.levels, np.int8)[index])
     return np.stack(columns, axis=1)
 

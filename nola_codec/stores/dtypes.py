@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from nola_codec.arrays import bfloat16_bits
 from nola_codec.errors import AdapterError, MissingPackage, mismatch
+from nola_codec.lazy import numpy as np
 from nola_codec.model.tensors import RawTensor
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 FLOAT_DTYPES: tuple[str, ...] = ("F32", "F16", "BF16", "F64")
 FLOAT8_DTYPES: tuple[str, ...] = ("F8_E4M3", "F8_E5M2")

@@ -25,8 +25,8 @@ HEAVY = {"asyncio", "email", "http", "importlib.metadata", "multiprocessing", "r
          "zipfile", "filelock", "huggingface_hub", "fsspec"}  # fmt: skip
 """Modules that no command below needs, and that take from 2 ms to seconds to load."""
 
-FILE = {"click", "msgpack", "numpy", "zstandard"}
-"""The packages that reading a header needs."""
+FILE = {"click", "msgpack", "zstandard"}
+"""The packages that reading a header needs: NumPy would take longer than all the rest."""
 HEADER = {
     "adapters", "api", "array_types", "arrays", "basis", "cli", "container", "decoder", "entropy", "errors", "kernels",
     "lazy",
@@ -39,8 +39,8 @@ COMMANDS = {
     "--version": ({"cli", "errors", "lazy", "rendering", "version"}, {"click"}),
     "inspect FILE": (HEADER, FILE),
     "inspect FILE --json --tensors": (HEADER, FILE),
-    "verify FILE -q": (DECODED, FILE | {"threadpoolctl"}),
-    "decode FILE -o OUT -q": (DECODED, FILE | {"safetensors", "threadpoolctl"}),
+    "verify FILE -q": (DECODED, FILE | {"numpy", "threadpoolctl"}),
+    "decode FILE -o OUT -q": (DECODED, FILE | {"numpy", "safetensors", "threadpoolctl"}),
 }
 """For each command the layers and the packages of others that it may load."""
 

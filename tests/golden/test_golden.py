@@ -66,6 +66,7 @@ def test_the_set_covers_the_format() -> None:
     for name in FILES:
         with open_container(golden(name.removesuffix(".nola"))) as container:
             header = container.read_units()
+            assert container.count_units() == tuple(record.units for record in header.coded)
             see("generator", header.generator)
             see("streams shared", len({r.stream for r in header.coded}) < len(header.coded))
             see("raw tensors", bool(header.raw))

@@ -16,11 +16,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from nola_codec.adapters.adapter_delta import CombinedDelta, Values
 from nola_codec.array_types import Float64Array
 from nola_codec.errors import AdapterError, mismatch
+from nola_codec.lazy import numpy as np
 
 PART = re.compile(
     r"(?P<stem>.+)\.(?P<part>lora_(?:down|mid|up)\.weight|hada_(?:w[12](?:_[ab])?|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"

@@ -14,9 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from nola_codec.errors import AdapterError, mismatch
+from nola_codec.lazy import numpy as np
 from nola_codec.model.tensors import DTYPE_BYTES, RawTensor
 
 MAX_BLOCKS = 8

@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from nola_codec.errors import AdapterError
+from nola_codec.lazy import numpy as np
 from nola_codec.model.adapter import Layout, LoraModule
 
 

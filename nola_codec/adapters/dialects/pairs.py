@@ -9,16 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from nola_codec.adapters.dialects.peft_config import MAX_RANK
 from nola_codec.errors import AdapterError, mismatch
+from nola_codec.lazy import numpy as np
 from nola_codec.model.adapter import Layout, LoraModule, VectorTensor
 from nola_codec.model.tensors import DTYPES, RawTensor
 from nola_codec.stores.dtypes import from_float32, require_finite, to_float32, written_dtype
 from nola_codec.stores.tensor_store import TensorStore
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 MAX_DIMENSION = 1 << 31
 _MAX_CARRIED_DIMENSIONS = 8

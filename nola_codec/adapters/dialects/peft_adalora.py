@@ -14,12 +14,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from nola_codec.adapters.dialects.pairs import read_floats
 from nola_codec.adapters.dialects.peft_config import PREFIX, positive_integer, real_number, with_ranks
 from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
 from nola_codec.errors import AdapterError, mismatch
+from nola_codec.lazy import numpy as np
 from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.dtypes import from_float32
 from nola_codec.stores.tensor_store import MemoryStore

@@ -14,13 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from nola_codec.adapters.adapter_delta import AdapterDelta
 from nola_codec.adapters.base_model import BaseModel, MergeTarget, mismatch_message
 from nola_codec.adapters.dialects.peft_base import module_path
 from nola_codec.adapters.dialects.peft_config import PREFIX, parse_config
 from nola_codec.errors import AdapterError, mismatch
+from nola_codec.lazy import numpy as np
 from nola_codec.model.adapter import LoraModule
 
 # The parameters of experts in the models of Transformers, if the configuration does not name any.
