@@ -1,10 +1,10 @@
 /**
- * Checks the types, then writes dist/ (what is published: the library, its types and the command) and build/modules/ (each
- * module by itself, for the tests of the parts).
+ * Checks the types, then writes dist/ (what is published: the library with its types, the command, and the page) and
+ * build/modules/ (each module by itself, for the tests of the parts).
  */
 
 import { execFileSync } from "node:child_process";
-import { readdirSync } from "node:fs";
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -12,28 +12,43 @@ import { build } from "esbuild";
 
 const root = dirname(fileURLToPath(import.meta.url));
 const compiler = join(dirname(createRequire(import.meta.url).resolve("typescript/package.json")), "bin", "tsc");
-try {
-  execFileSync(process.execPath, [compiler, "--project", root], { stdio: "inherit" });
-} catch {
-  process.exit(1);
+for (const project of ["tsconfig.json", "tsconfig.page.json"]) {
+  try {
+    execFileSync(process.execPath, [compiler, "--project", join(root, project)], { stdio: "inherit" });
+  } catch {
+    process.exit(1);
+  }
 }
 
 const common = { absWorkingDir: root, format: "esm", target: "es2022", legalComments: "none" };
 const bundled = { ...common, bundle: true, minify: true, loader: { ".bin": "binary" } };
 await build({ ...bundled, entryPoints: ["src/index.ts"], outfile: "dist/index.js", platform: "neutral" });
+
 // The command uses the library beside it.
 const library = {
   name: "library",
   setup: (b) => b.onResolve({ filter: /^\.\/index\.js$/ }, () => ({ path: "./index.js", external: true })),
 };
-const banner = { js: "#!/usr/bin/env node" };
 await build({
   ...bundled,
   entryPoints: ["src/cli.ts"],
   outfile: "dist/cli.js",
   platform: "node",
-  banner,
+  banner: { js: "#!/usr/bin/env node" },
   plugins: [library],
 });
+
+// The page is one file that needs no server: styles, program and the worker's program are inside it.
+const text = async (entry, define = {}) => {
+  const { outputFiles } = await build({ ...bundled, entryPoints: [entry], format: "iife", write: false, define });
+  return outputFiles[0].text.replaceAll("</script", "<\\/script");
+};
+const worker = await text("page/worker.ts");
+const app = await text("page/app.ts", { WORKER: JSON.stringify(worker) });
+const page = readFileSync(join(root, "page/index.html"), "utf8")
+  .replace("/* style.css */", () => readFileSync(join(root, "page/style.css"), "utf8"))
+  .replace("/* app.js */", () => app);
+writeFileSync(join(root, "dist/reader.html"), page);
+
 const sources = readdirSync(join(root, "src"), { recursive: true }).filter((name) => /(?<!\.d)\.ts$/.test(name));
 await build({ ...common, entryPoints: sources.map((name) => `src/${name}`), outdir: "build/modules" });

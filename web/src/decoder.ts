@@ -24,6 +24,8 @@ export interface DecoderInput {
   earlier: ReadonlyMap<string, DecodedRecord> | null;
   /** Called after each record; it may throw, and it may wait. */
   step(): Promise<void> | void;
+  /** Called with the symbols of each run, in an array that is used again. */
+  observe?: ((quantizer: number, symbols: Uint16Array) => void) | undefined;
 }
 
 /** The records of a rung, in order, and their SHA-256. */
@@ -37,13 +39,13 @@ export class Decoder {
   private readonly units: UnitsReader;
   private readonly budget: LaneBudget = { steps: 0 };
   private rung = 0;
-  /** By coded record, side and unit: the coefficients so far. They are kept while rungs may follow. */
-  private readonly coefficients: Map<number, Int32Array>[][];
+  /** By coded record and side the coefficients of its units so far, one after the other. Later rungs add to them. */
+  private readonly coefficients: Int32Array[][];
   private carried: DecodedCarried[] | null = null;
 
   constructor(private readonly input: DecoderInput) {
     this.units = new UnitsReader(input.header, input.limits);
-    this.coefficients = this.units.records.map(({ kind }) => kind.sides.map(() => new Map()));
+    this.coefficients = this.units.records.map(({ kind }) => kind.sides.map(() => new Int32Array(0)));
   }
 
   /** Reads the next rung without computing what it decodes to. */
@@ -86,7 +88,7 @@ export class Decoder {
       for (let at = first; at < stop; at++) {
         this.addLayers(at, layers[at - first]!, symbols);
         if (wanted) decoded.push(this.synthesize(at, rung));
-        if (last) this.coefficients[at]!.forEach((side) => side.clear());
+        if (last) this.coefficients[at] = [];
         await this.input.step();
       }
       symbols.finish();
@@ -95,43 +97,42 @@ export class Decoder {
     return decoded;
   }
 
-  /** The layers that a rung brings to each unit of a side, with the numbers of the units. */
-  private layersOfSide(record: CodedRecord, side: number, rung: number): [number, Layer[]][] {
+  /** The layers that a rung brings to each unit of a side. */
+  private layersOfSide(record: CodedRecord, side: number, rung: number): Layer[][] {
     const [first, stop] = unitsOfSide(record, side);
-    return Array.from({ length: stop - first }, (_, at) => {
-      const unit = first + at;
-      return [unit, this.units.layers(record, side, unit, rung)];
-    });
+    return Array.from({ length: stop - first }, (_, at) => this.units.layers(record, side, first + at, rung));
   }
 
-  private openBlock(section: Section, data: Uint8Array, layers: [number, Layer[]][][][], first: number): SymbolReader {
+  private openBlock(section: Section, data: Uint8Array, layers: Layer[][][][], first: number): SymbolReader {
     const { header, limits } = this.input;
     const runs: Run[] = [];
     layers.forEach((sides, at) => {
       sides.forEach((units, side) => {
         const { k } = this.units.records[first + at]!.kind.sides[side]!;
-        for (const [, added] of units) {
-          for (const { quantizer } of added) {
-            runs.push({ quantizer, count: countSymbols(header.quantizers[quantizer]!, k) });
-          }
+        for (const { quantizer } of units.flat()) {
+          runs.push({ quantizer, count: countSymbols(header.quantizers[quantizer]!, k) });
         }
       });
     });
     return new SymbolReader(section.codec, data, runs, header.quantizers, limits, this.budget, section.label);
   }
 
-  private addLayers(at: number, sides: [number, Layer[]][][], symbols: SymbolReader): void {
-    const { kind } = this.units.records[at]!;
+  private addLayers(at: number, sides: Layer[][][], symbols: SymbolReader): void {
+    const record = this.units.records[at]!;
     sides.forEach((units, side) => {
+      const { k } = record.kind.sides[side]!;
       const known = this.coefficients[at]![side]!;
-      for (const [unit, layers] of units) {
-        if (layers.length === 0) continue;
-        let q = known.get(unit);
-        if (q === undefined) known.set(unit, (q = new Int32Array(kind.sides[side]!.k)));
+      const q = known.length < units.length * k ? new Int32Array(units.length * k) : known;
+      if (q !== known) q.set(known);
+      this.coefficients[at]![side] = q;
+      units.forEach((layers, place) => {
         for (const { quantizer, weight } of layers) {
-          addLayer(this.input.header.quantizers[quantizer]!, weight, symbols.read(), q);
+          const own = q.subarray(place * k, (place + 1) * k);
+          const run = symbols.read();
+          this.input.observe?.(quantizer, run);
+          addLayer(this.input.header.quantizers[quantizer]!, weight, run, own);
         }
-      }
+      });
     });
   }
 
@@ -149,12 +150,15 @@ export class Decoder {
       const scales = record.amplitudes
         .slice(first, stop)
         .map((amplitude) => makeScale(code * amplitude, exponent, `rung ${rung}: ${name}`));
-      const known = [...this.coefficients[at]![index]!].sort(([a], [b]) => a - b);
+      // A vector without a layer is zero.
+      const places = scales.flatMap((_, place) => (record.peaks[index]![first + place]! > 0 ? [place] : []));
+      const q = this.coefficients[at]![index]!;
+      const vectors = places.map((place) => q.subarray(place * side.k, (place + 1) * side.k));
       const sequences = { generator: header.generator, seed: header.seed, t: 2 * stream + index };
       // Vectors of lora_B are columns, those of lora_A are rows; one vector alone is the whole side.
       const columns = index === 0 && side.vectors > 1;
-      synthesizeSide(kind.basis, sequences, side, known.map(([, q]) => q), (y, vector) => {
-        const place = known[vector]![0] - first;
+      synthesizeSide(kind.basis, sequences, side, vectors, (y, vector) => {
+        const place = places[vector]!;
         const [start, stride] = columns ? [place, side.vectors] : [place * side.n, 1];
         scaleVector(y, scales[place]!, out, start, stride);
       });

@@ -34,6 +34,8 @@ export interface DecodeOptions {
   references?: readonly NolaFile[];
   /** Called often with the share of the work that is done, from 0 to 1. */
   onProgress?: (share: number) => void;
+  /** Called with the symbols of each run and the index of their quantizer. The array is used again: copy what you keep. */
+  onSymbols?: (quantizer: number, symbols: Uint16Array) => void;
   signal?: AbortSignal;
 }
 
@@ -42,6 +44,8 @@ export interface Verification {
   contentSha256: string;
   /** Decoded SHA-256 of each rung, computed and equal to that of the header. */
   rungs: string[];
+  /** What the last rung decodes to. */
+  decoded: Decoded;
 }
 
 /** One record, for people. */
@@ -129,11 +133,14 @@ export class NolaFile {
     const decoder = await this.makeDecoder(options, this.header.rungs.length);
     return this.guard(async () => {
       const rungs: string[] = [];
-      for (let rung = 0; rung < this.header.rungs.length; rung++) {
-        const { sha256 } = await decoder.decode(rung === this.header.rungs.length - 1);
+      for (let rung = 0; ; rung++) {
+        const last = rung === this.header.rungs.length - 1;
+        const { records, sha256 } = await decoder.decode(last);
         rungs.push(hex(sha256));
+        if (!last) continue;
+        const decoded = new Decoded(this.header, rung, records, hex(sha256));
+        return { contentSha256: await this.checkContent(options.signal), rungs, decoded };
       }
-      return { contentSha256: await this.checkContent(options.signal), rungs };
     });
   }
 
@@ -165,7 +172,7 @@ export class NolaFile {
 
   private async makeDecoder(options: DecodeOptions, rungs: number): Promise<Decoder> {
     const { header, limits } = this;
-    const { signal, onProgress } = options;
+    const { signal, onProgress, onSymbols } = options;
     const earlier = header.reference === null ? null : await this.decodeReference(options);
     const total = rungs * Math.max(1, header.coded) + header.carriedSections.length;
     const turn = new Turns(signal);
@@ -185,6 +192,7 @@ export class NolaFile {
         onProgress?.(Math.min(1, ++done / total));
         return turn.next();
       },
+      observe: onSymbols,
     });
   }
 
@@ -197,7 +205,8 @@ export class NolaFile {
       if (own === null ? reference.files === 0 : own.files >= reference.files) continue;
       const rung = file.header.rungs.findIndex(({ sha256 }) => hex(sha256) === wanted);
       if (rung < 0) continue;
-      const { records } = await file.decode({ ...options, rung });
+      const { references, signal } = options;
+      const { records } = await file.decode({ rung, ...(references && { references }), ...(signal && { signal }) });
       return new Map(records.map((record) => [record.name, record]));
     }
     return refuse("reference", `the file is coded against ${reference.name || "a file"} (${wanted}), which is not given`);

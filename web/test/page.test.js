@@ -1,0 +1,110 @@
+/** The page in headless Chromium. Without a Chromium (CHROMIUM names one) these tests are skipped, and say so. */
+
+import assert from "node:assert/strict";
+import { existsSync, readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { after, before, test } from "node:test";
+import { fileURLToPath } from "node:url";
+import { chromium } from "playwright-core";
+import { GOLDEN, golden, readJson, ROOT } from "./support.js";
+
+const NAMES = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
+const executablePath = [process.env.CHROMIUM, ...NAMES].find((path) => path && existsSync(path));
+const options = { skip: executablePath ? false : "there is no Chromium here; set CHROMIUM to its path" };
+const page_url = new URL("web/dist/reader.html", ROOT).href;
+const path = (name) => fileURLToPath(new URL(`${GOLDEN}${name}.nola`, ROOT));
+
+let browser;
+before(async () => {
+  if (executablePath) browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
+});
+after(() => browser?.close());
+
+/** A new page; what it logs as an error fails the test. */
+async function openPage(context, settings = {}) {
+  const page = await browser.newPage(settings);
+  context.after(() => page.close());
+  page.on("pageerror", (error) => assert.fail(error.stack));
+  await page.goto(page_url);
+  return page;
+}
+
+const passed = (page) => page.getByText(/all checks passed/).waitFor();
+
+test("a chosen file is checked, and saved as safetensors", options, async (context) => {
+  const page = await openPage(context);
+  await page.setInputFiles("#file", path("effective"));
+  await passed(page);
+  const expected = readJson(`${GOLDEN}manifest.json`)["effective.nola"].factors_sha256;
+  await page.getByText(expected).waitFor();
+  const waiting = page.waitForEvent("download");
+  await page.getByRole("button", { name: "Save as safetensors" }).click();
+  const saved = readFileSync(await (await waiting).path());
+  const length = Number(saved.readBigUInt64LE(0));
+  assert.ok(Object.keys(JSON.parse(saved.subarray(8, 8 + length).toString())).length > 2);
+});
+
+test("a dropped file is checked", options, async (context) => {
+  const page = await openPage(context);
+  const transfer = await page.evaluateHandle((bytes) => {
+    const data = new DataTransfer();
+    data.items.add(new File([new Uint8Array(bytes)], "rungs.nola"));
+    return data;
+  }, [...golden("rungs")]);
+  await page.dispatchEvent("body", "drop", { dataTransfer: transfer });
+  await passed(page);
+  assert.equal(await page.locator("ul.good li").count(), 5);
+});
+
+test("a file and the version that it is coded against are chosen together", options, async (context) => {
+  const page = await openPage(context);
+  await page.setInputFiles("#file", [path("vectors"), path("reference")]);
+  await passed(page);
+  await page.setInputFiles("#file", path("reference"));
+  await page.getByText(/Refused \(reference\)/).waitFor();
+});
+
+test("keys alone reach everything", options, async (context) => {
+  const page = await openPage(context);
+  await page.keyboard.press("Tab");
+  assert.equal(await page.evaluate(() => document.activeElement.id), "file");
+  const chooser = page.waitForEvent("filechooser");
+  await page.keyboard.press("Enter");
+  await (await chooser).setFiles(path("effective"));
+  await passed(page);
+  const reached = new Set();
+  for (let i = 0; i < 12; i++) {
+    await page.keyboard.press("Tab");
+    reached.add(await page.evaluate(() => document.activeElement.id || document.activeElement.textContent));
+  }
+  for (const id of ["url", "save", "filter"]) assert.ok(reached.has(id), `${id} of ${[...reached].join()}`);
+});
+
+test("a hostile file is refused within a second, with its code", options, async (context) => {
+  const page = await openPage(context);
+  const data = golden("nmse");
+  data[200] ^= 1;
+  const started = performance.now();
+  await page.setInputFiles("#file", { name: "bad.nola", mimeType: "", buffer: Buffer.from(data) });
+  await page.getByText(/Refused \((header|section)-checksum\)/).waitFor();
+  assert.ok(performance.now() - started < 3000);
+});
+
+for (const colorScheme of ["light", "dark"]) {
+  test(`axe finds no violation, and nothing is wider than the page (${colorScheme})`, options, async (context) => {
+    const page = await openPage(context, { colorScheme });
+    await page.setInputFiles("#file", path("effective"));
+    await passed(page);
+    await page.evaluate(readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8"));
+    const { violations } = await page.evaluate(() => window.axe.run());
+    assert.deepEqual(violations.map(({ id, nodes }) => [id, nodes[0].html]), []);
+    for (const width of [80, 320, 1280, 2560]) {
+      await page.setViewportSize({ width, height: 800 });
+      const wide = await page.evaluate(() => document.documentElement.scrollWidth);
+      assert.ok(wide <= width, `${wide} at ${width}`);
+      if (process.env.SCREENSHOTS) {
+        await page.screenshot({ path: `${process.env.SCREENSHOTS}/${colorScheme}-${width}.png`, fullPage: true });
+      }
+    }
+  });
+}
