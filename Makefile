@@ -5,7 +5,8 @@
 # make docs   docs/cli.md and docs/options.md, from the code
 # make site   the documentation as a web site, in site/
 # make lint   the checks without the tests
-# make fuzz MINUTES=n  the package against the reference decoder, on random and on damaged files, for n minutes
+# make fuzz MINUTES=n  the package against the reference decoder, on random and on damaged files, for n minutes; then for n
+#                      minutes all kinds of files that were changed at random
 # make kernels  the compiled kernels, unless the library was made of the sources that are there
 # make web    the reader in TypeScript, built and tested (make test does it where node is)
 # make clean  removes what the others made; .cache (base models) stays, `rm -r .cache` drops it too
@@ -34,6 +35,7 @@ lint: $(VENV)/dev.stamp
 
 fuzz: kernels
 	$(BIN)/python tools/fuzz_readers.py --minutes $(MINUTES)
+	$(BIN)/python tools/fuzz/fuzz.py --minutes $(MINUTES)
 
 # Compiles if a source differs from those of the library; without a C compiler it says so, and NumPy computes.
 kernels: $(VENV)/dev.stamp

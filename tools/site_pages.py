@@ -18,6 +18,7 @@ OUTSIDE = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
     "spec/nola-v1.md": "spec/nola-v1.md",
 }
 """Pages of the repository that lie outside of docs/, and their places in the site."""

@@ -219,7 +219,7 @@ def _in_format(
 
 def _scale_note(adapter: Adapter) -> str:
     """Return a sentence for an adapter whose scaling was assumed when it was encoded; empty for others."""
-    if dialect_of(adapter).scale_origin(adapter.config, adapter.metadata) != "assumed":
+    if not adapter.modules or dialect_of(adapter).scale_origin(adapter.config, adapter.metadata) != "assumed":
         return ""
     shown = render_scalings(sorted({module.scaling for module in adapter.modules}), "assumed")
     return f"scaling {shown}; encode it with --scale to set another one"

@@ -19,6 +19,9 @@ from nola_codec.parallel import one_blas_thread, parallel_map
 from nola_codec.quant.points import book_points
 from nola_codec.quant.scales import layer_weight
 
+_LARGE_AMPLITUDE = 2.0**30
+"""The amplitude above which errors are computed in float64."""
+
 
 @dataclass(frozen=True)
 class QuantizedForm:
@@ -237,7 +240,10 @@ def coded_nmse(form: CanonicalForm, quantized: QuantizedForm, amplitude: Int64Ar
             rows = form.rows[side][first : first + count]
             vectors = form.matrices[side][length][rows[0] : rows[-1] + 1] / np.float32(np.sqrt(length))
             points = unit_points(form, quantized, side, own, rung)
-            points *= (scale[own] * np.sqrt(basis_by_id(basis).norm2(length)))[:, None].astype(np.float32)
+            amplitudes = (scale[own] * np.sqrt(basis_by_id(basis).norm2(length)))[:, None]
+            if amplitudes.max() > _LARGE_AMPLITUDE:  # squares of such numbers leave float32
+                points = points.astype(np.float64)
+            points *= amplitudes.astype(points.dtype)
             cross *= vectors @ points.T
             square *= points @ points.T
         return (float((singular**2).sum()) - 2 * float(cross.sum()) + float(square.sum())) * factor**2

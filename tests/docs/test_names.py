@@ -12,7 +12,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "nola_codec"
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), *(p for p in (ROOT / "CONTRIBUTING.md",) if p.is_file())]
+PAGES = [
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(p for p in (ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md") if p.is_file()),
+]
 INTERNAL = [page for page in PAGES if page.name in ("architecture.md", "add-a-dialect.md", "glossary.md")]
 PACKAGES = sorted(path.parent for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE)
 

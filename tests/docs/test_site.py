@@ -85,7 +85,7 @@ FAULTS = {
 
 
 def test_a_fault_fails_the_build(tmp_path: Path) -> None:
-    for name in ("mkdocs.yml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"):
+    for name in ("mkdocs.yml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"):
         shutil.copyfile(ROOT / name, tmp_path / name)
     for name in ("docs", "spec"):
         shutil.copytree(ROOT / name, tmp_path / name)

@@ -4,8 +4,9 @@
 
 Every command writes over an output of another content: a file, a PEFT directory of another scaling, a lone safetensors
 file, and a merged model. It is killed with SIGKILL, SIGTERM or SIGINT at a moment that is drawn from the time that it
-takes. Then the output has to be the old one or the new one, to the byte. "Torn" counts outputs that are neither and
-cannot be read, "mixed" those that can. After one more run, no temporary file may be left.
+takes; a run that ends before that does not count. Then the output has to be the old one or the new one, to the byte.
+"Torn" counts outputs that are neither and cannot be read, "mixed" those that can. After one more run, no temporary file
+may be left.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from nola_codec.model.tensors import RawTensor
 from nola_codec.stores.safetensors_writer import write_file
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+_COUNTS = ("kills", "ended", "old", "new", "torn", "mixed")
 
 
 @dataclass
@@ -53,7 +55,9 @@ class Job:
     commands: Sequence[Sequence[str]]
     wanted: list[str] = field(default_factory=list)
     seconds: float = 0.0
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("kills", "old", "new", "torn", "mixed"), 0))
+    counts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("kills", "ended", "old", "new", "torn", "mixed"), 0)
+    )
 
     def run(self, number: int) -> subprocess.Popen[bytes]:
         """Start the command with one of its inputs."""
@@ -72,14 +76,21 @@ class Job:
             sys.exit(f"{self.name}: both outputs are the same")
 
     def kill(self, number: int, moment: float, kind: signal.Signals) -> None:
-        """Run with one input over the output of the other, kill it, and count what is there."""
+        """Run with one input over the output of the other, kill it, and count what is there.
+
+        A run that ends before the moment is no kill. It tells how long the command takes now.
+        """
+        begin = time.perf_counter()
         process = self.run(number)
         try:
             process.wait(moment)
         except subprocess.TimeoutExpired:
             process.send_signal(kind)
             process.wait()
-        self.counts["kills"] += 1
+            self.counts["kills"] += 1
+        else:
+            self.seconds = time.perf_counter() - begin
+            self.counts["ended"] += 1
         found = hash_of(self.out)
         if found in self.wanted:
             self.counts["new" if found == self.wanted[number] else "old"] += 1
@@ -163,9 +174,11 @@ def main() -> None:
         jobs = make_jobs(Path(temporary))
         for job in jobs:
             job.prepare()
-        for kill in range(arguments.kills):
-            job, kind = jobs[kill % len(jobs)], SIGNALS[kill // len(jobs) % len(SIGNALS)]
-            job.kill(draw.randrange(2), draw.uniform(0.3, 1.05) * job.seconds, kind)
+        for turn in range(arguments.kills):
+            job, kind = jobs[turn % len(jobs)], SIGNALS[turn // len(jobs) % len(SIGNALS)]
+            before = job.counts["kills"]
+            while job.counts["kills"] == before:
+                job.kill(draw.randrange(2), draw.uniform(0.4, 1.05) * job.seconds, kind)
         for job in jobs:
             job.run(0).wait()
         left = sorted(path.name for path in (Path(temporary) / "out").iterdir() if path.name.startswith("."))
