@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 Tensor = TypeVar("Tensor")
 """What the methods of a file return: tensors of PyTorch, or NumPy arrays for the device "numpy"."""
 
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 _DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 
 
@@ -143,7 +145,8 @@ class NolaFile(Generic[Tensor]):
                 others it is compared with that of the delta.
 
         Raises:
-            AdapterError: ``unknown-name``, ``bad-shape``; for VeRA and RandLoRA ``needs-shape``, ``merge-projections``.
+            AdapterError: ``unknown-name``, ``bad-shape``; for VeRA and RandLoRA ``needs-shape``, ``merge-projections``;
+                ``overflow``: a number of the delta leaves float32.
             FormatError, ChecksumMismatch: The file is damaged.
         """
         spellings = _spellings(name)
@@ -162,6 +165,10 @@ class NolaFile(Generic[Tensor]):
         if shape is not None and tuple(shape) != tuple(delta.shape):
             where = f"{self._container.name}: {name}"
             raise AdapterError(mismatch("shape", tuple(delta.shape), tuple(shape)), code="bad-shape", where=where)
+        largest = float(abs(delta).max()) if math.prod(delta.shape) else 0.0
+        if largest > _LARGEST_FLOAT32:
+            message = mismatch("numbers of the delta", f"at most {_LARGEST_FLOAT32:.3g}", f"{largest:.3g}")
+            raise AdapterError(message, code="overflow", where=f"{self._container.name}: {name}")
         return cast("Tensor", self._tensor(self._arrays().cast(delta, "float32")))
 
     def state_dict(self, dtype: str = "f32") -> dict[str, Tensor]:
