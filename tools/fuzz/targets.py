@@ -330,7 +330,7 @@ def _of_stores(*suffixes: str) -> list[bytes]:
 
 
 def _config_seeds() -> list[bytes]:
-    return [json.dumps(CONFIG).encode(), json.dumps({"a": [1, {"b": None}], "c": "é"}, indent=1).encode()]
+    return [json.dumps(CONFIG).encode(), json.dumps({**CONFIG, "a": [1, {"b": None}], "c": "é"}, indent=1).encode()]
 
 
 def _change_json(data: bytes, rng: random.Random) -> bytes:
