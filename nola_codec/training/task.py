@@ -110,11 +110,13 @@ class TaskTuner:
     def weigh(self, items: Sequence[Codable], form: CanonicalForm) -> CanonicalForm:
         """Return the form with strengths by what each component is worth on the data; see `task_worth`.
 
+        The form stays as it is for data that are not the task's (`TaskData.are_of_task`).
+
         Raises:
             EncodeError: ``base-module``, ``task-form``: as `tune`.
         """
         batches = min(self._settings.worth_batches, len(self._data.train))
-        if not batches:
+        if not batches or not self._data.are_of_task:
             return form
         self._attach(items)
         with freeze_weights(self._model), attach_factors(self._model, self._modules, lambda: self._factors):

@@ -43,6 +43,9 @@ class TaskData:
         rows: The number of rows in `held_out`, for the report.
         identity: A name of the data and the model. Training does not resume from a checkpoint with another one.
         description: Sentences that say where the data come from, for the report; empty if the user gave them.
+        are_of_task: False if the batches are not the task's, such as texts that a model writes from nothing. They can
+            teach coefficients, but what a component is worth on them says little about the task, so the weights alone
+            decide which components are kept.
     """
 
     train: Sequence[Any]
@@ -57,6 +60,7 @@ class TaskData:
     rows: int = 0
     identity: str = ""
     description: str = ""
+    are_of_task: bool = True
 
     def check(self, against: Against) -> None:
         """Raise EncodeError ``task-data`` if there are no batches, or no function for what is asked."""
@@ -105,7 +109,7 @@ class TaskSettings:
         precision: The precision of the training passes of a float32 model: ``bfloat16``, ``float32``, or ``auto`` for
             bfloat16 where the processor or the device multiplies it faster. Losses are always measured in float32.
         worth_batches: The number of training batches by which components are weighed before the plan is made
-            (`task_worth`); 0 plans by the weights alone.
+            (`task_worth`); 0 plans by the weights alone, and so do data that are not the task's.
         teacher_bytes: The memory that the kept outputs of the adapter may take. Outputs beyond it are computed again
             at every step.
     """

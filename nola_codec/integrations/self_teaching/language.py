@@ -102,6 +102,7 @@ class CausalModels:
             rows=len(held_out),
             identity=key,
             description=_describe(prompts, len(train), has_turns=turn_marks(tokenizer) is not None),
+            are_of_task=bool(prompts.ids) and not prompts.origin,
         )
         return TaskTuner(model, data, request.settings, request.progress)
 

@@ -105,18 +105,21 @@ class Look:
 
 
 def test_a_plan_goes_by_the_worth(lora: Path) -> None:
-    """By the weights the large deltas come first; by the worth those that count."""
-    kept = {}
-    for batches_weighed in (0, 6):
-        tuner = TaskTuner(network(), data(), TaskSettings(against="adapter", steps=2, worth_batches=batches_weighed))
+    """By the weights the large deltas come first; by the worth those that count, if the data are the task's."""
+    kept: dict[int | str, dict[str, int]] = {}
+    for batches_weighed, are_of_task in ((0, True), (6, True), (6, False)):
+        settings = TaskSettings(against="adapter", steps=2, worth_batches=batches_weighed)
+        tuner = TaskTuner(network(), replace(data(), are_of_task=are_of_task), settings)
         report = nola_codec.encode(lora, size=400, fit="task", tuner=tuner)
-        kept[batches_weighed] = {tensor.name.rpartition(".")[2]: tensor.kept for tensor in report.tensors}
+        found = {tensor.name.rpartition(".")[2]: tensor.kept for tensor in report.tensors}
+        kept[batches_weighed if are_of_task else "other data"] = found
         assert report.task is not None
         assert report.task.adapter == 0
         assert report.task.data == "noise was drawn."
     assert kept[0]["hidden"] > 0
     assert kept[6]["seen"] > kept[0]["seen"]
     assert kept[6]["hidden"] == 0
+    assert kept["other data"] == kept[0]
 
 
 def test_weights_without_worth_stay_as_they_are(lora: Path) -> None:
