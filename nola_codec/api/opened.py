@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
@@ -187,31 +187,29 @@ class NolaFile(Generic[Tensor]):
         """
         stored = stored_dtype(dtype)
         decoder = self.open_decoder()
-        # PEFT's pairs stay on the device all the way; other dialects' tensors are put together in NumPy first.
+        # PEFT's pairs are used as they are decoded; the tensors of other dialects are put together in NumPy first.
         dialect = dialect_of(self.header, self._container.name)
         keys = dialect.direct_keys((record.name, record.kind.layout) for record in self.header.pairs)
         names = (*(record.name for record in self.header.raw), *self._vectors)
         reduced = any(is_reduced(name) for name in names)
-        if keys is None or reduced or self._device == "numpy":
+        is_numpy = self._device == "numpy"
+        if keys is None or reduced or (is_numpy and stored != "F32"):
             adapter = restore_from_base(decode_adapter(decoder, verify=self._verify), None)
             made = dialect.tensors(adapter, stored)
             return {key: self._carried_tensor(tensor) for key, tensor in made.items()}
-        self._require_torch()
-        from nola_codec.decoder.torch_raw import torch_dtype
-
-        wanted = torch_dtype(stored)
+        finish = self._tensor if is_numpy else self._rounded_to(stored)
         tensors: dict[str, Any] = {}
         records = decode_records(decoder, verify=self._verify)
         pairs = len(decoder.header.pairs)
         for number, (record, decoded) in enumerate(zip(decoder.header.coded, records, strict=True)):
             sides = decoded.float32(decoder.xp)
             if number >= pairs:  # a vector
-                tensors[record.name] = self._tensor(sides[0]).to(wanted)
+                tensors[record.name] = finish(sides[0])
                 continue
             a_key, b_key = keys[record.name]
             lora_B, lora_A = sides
-            tensors[a_key] = self._tensor(lora_A).reshape(record.kind.stored_shapes[1]).to(wanted)
-            tensors[b_key] = self._tensor(lora_B).reshape(record.kind.stored_shapes[0]).to(wanted)
+            tensors[a_key] = finish(lora_A.reshape(record.kind.stored_shapes[1]))
+            tensors[b_key] = finish(lora_B.reshape(record.kind.stored_shapes[0]))
         for name, carried in decoder.carried_tensors():
             tensors[name] = self._carried_tensor(carried)
         return tensors
@@ -296,6 +294,14 @@ class NolaFile(Generic[Tensor]):
 
         tensor: torch.Tensor = torch.from_numpy(array) if isinstance(array, np.ndarray) else array
         return tensor.to(torch.device(cast("Any", self._device)))
+
+    def _rounded_to(self, dtype: str) -> Callable[[Any], Any]:
+        """Return a function that makes an array a tensor of PyTorch on the device, rounded to a dtype."""
+        self._require_torch()
+        from nola_codec.decoder.torch_raw import torch_dtype
+
+        wanted = torch_dtype(dtype)
+        return lambda array: self._tensor(array).to(wanted)
 
     def _require_torch(self) -> None:
         require_torch(f"load(..., device={str(self._device)!r})", instead="device='numpy' gives NumPy arrays")

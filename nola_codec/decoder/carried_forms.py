@@ -89,7 +89,7 @@ def read_references(raw: Mapping[str, RawTensor], vectors: Iterable[VectorTensor
             if name not in names or (tensor.dtype, tensor.shape) != ("U8", (_SHA256_BYTES,)):
                 wanted, got = f"{_SHA256_BYTES} numbers of U8, and a vector {name}", f"{tensor.dtype} {tensor.shape}"
                 raise AdapterError(mismatch("checksum", wanted, got), code="bad-carried", where=key)
-            found[name] = BaseReference(tensor.data)
+            found[name] = BaseReference(bytes(tensor.data))
     return found
 
 

@@ -21,7 +21,7 @@ _PIECE = 1 << 16
 """The number of elements of a large tensor that tell how many planes to store."""
 
 
-def pack_blob(data: bytes, width: int = 1) -> tuple[int, bytes]:
+def pack_blob(data: bytes | memoryview, width: int = 1) -> tuple[int, bytes]:
     """Return (codec id, stored bytes), by the codec that makes them shortest; the lowest id wins a tie.
 
     Args:
@@ -29,7 +29,7 @@ def pack_blob(data: bytes, width: int = 1) -> tuple[int, bytes]:
         width: The number of bytes of an element.
     """
     packed = compress(data)
-    best = (ZSTD, packed) if len(packed) < len(data) else (STORED, data)
+    best = (ZSTD, packed) if len(packed) < len(data) else (STORED, bytes(data))
     if width > 1 and data:
         planes = _pack_planes(data, width)
         best = (PLANES, planes) if len(planes) < len(best[1]) else best
@@ -59,7 +59,7 @@ def unpack_blob(codec: int, stored: bytes, size: int, what: str, width: int = 1)
     return data
 
 
-def _pack_planes(data: bytes, width: int) -> bytes:
+def _pack_planes(data: bytes | memoryview, width: int) -> bytes:
     """Return one byte, the number of planes that are stored; these planes; and the frame of the other ones."""
     elements = np.frombuffer(data, np.uint8).reshape(-1, width)
     planes = np.ascontiguousarray(elements.T)

@@ -11,7 +11,7 @@ _EMPTY = b"\x20\x00\x01\x00\x00"  # a frame of one segment, with no bytes in one
 _MOST_EXPANSION = 15  # in log2: a block of 128 KiB takes at least four bytes
 
 
-def compress(data: bytes, dictionary: bytes | None = None) -> bytes:
+def compress(data: bytes | memoryview, dictionary: bytes | None = None) -> bytes:
     """Compress data into one frame with its content size, but without magic number and checksum."""
     parameters = zstandard.ZstdCompressionParameters.from_level(
         19 if len(data) <= 1 << 20 else 6,

@@ -48,7 +48,7 @@ class TensorWrite:
 
     name: str
     nbytes: int
-    origin: bytes | int | None
+    origin: bytes | memoryview | int | None
     rows: int = 1
     open_edit: Callable[[], RowEdit] | None = None
     on_done: Callable[[], None] | None = None
@@ -210,7 +210,7 @@ class _Worker(threading.local):
             self.buffer = np.zeros(words, np.uint64)
         self.buffer[0] = self.buffer[words - 1] = 0
         data = self.buffer.view(np.uint8).data[lead : lead + size]
-        if isinstance(tensor.origin, bytes):
+        if isinstance(tensor.origin, bytes | memoryview):
             data[:] = tensor.origin[piece.start : piece.stop]
         elif tensor.origin is not None:
             source.seek(tensor.origin + piece.start)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 # The names are those of safetensors. The index in this tuple is the id in a file.
@@ -23,11 +23,20 @@ class RawTensor:
     """A tensor as its bytes: little-endian, in row-major order.
 
     Example: ``RawTensor("F32", (576,), data)`` with ``len(data) == 2304``.
+
+    Attributes:
+        dtype: One of `DTYPES`.
+        shape: The shape.
+        data: The bytes. A memoryview of single bytes is a view of an array that others may hold too: it saves a copy.
     """
 
     dtype: str
     shape: tuple[int, ...]
-    data: bytes
+    data: bytes | memoryview = field(repr=False)
+
+    def __reduce__(self) -> tuple[type[RawTensor], tuple[str, tuple[int, ...], bytes]]:
+        """Copy and pickle the bytes: a memoryview has neither."""
+        return RawTensor, (self.dtype, self.shape, bytes(self.data))
 
 
 DrawMethod = Literal["uniform", "uniform-fused", "ternary"]

@@ -229,11 +229,13 @@ def _cast(array: npt.NDArray[Any], dtype: str, where: str) -> RawTensor:
 
 
 def _to_raw(array: npt.NDArray[Any], stored: npt.NDArray[Any], dtype: str, where: str) -> RawTensor:
-    if stored.dtype == np.uint16:  # bfloat16 patterns: an exponent of all ones is not finite
-        finite: npt.NDArray[np.bool_] = (stored & np.uint16(0x7F80)) != np.uint16(0x7F80)
-    else:
-        finite = np.isfinite(stored)
-    if not finite.all() and not np.array_equal(finite, np.isfinite(array)):
-        raise AdapterError(f"values too large for {dtype}", code="overflow", where=where)
+    if stored.dtype != array.dtype:
+        if stored.dtype == np.uint16:  # bfloat16 patterns: an exponent of all ones is not finite
+            finite: npt.NDArray[np.bool_] = (stored & np.uint16(0x7F80)) != np.uint16(0x7F80)
+        else:
+            finite = np.isfinite(stored)
+        if not finite.all() and not np.array_equal(finite, np.isfinite(array)):
+            raise AdapterError(f"values too large for {dtype}", code="overflow", where=where)
     little = stored.astype(stored.dtype.newbyteorder("<"), copy=False)
-    return RawTensor(dtype, tuple(int(n) for n in array.shape), little.tobytes())
+    data = little.reshape(-1).view(np.uint8).data.toreadonly()
+    return RawTensor(dtype, tuple(int(n) for n in array.shape), data)

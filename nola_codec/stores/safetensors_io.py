@@ -49,8 +49,8 @@ __all__ = [
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors package
 MAX_TENSORS = 500_000
 MAX_DIMENSIONS = 16
-WHOLE_BYTES = 1 << 28
-"""The size of a file up to which `open_safetensors` reads it whole."""
+WHOLE_BYTES = 1 << 24
+"""The size of a file up to which `open_safetensors` reads it whole, which takes three times its size of memory."""
 
 # The last row has dtypes that occur in base checkpoints, but not in adapters; such tensors are only copied.
 DTYPE_BITS: Mapping[str, int] = MappingProxyType(

@@ -203,7 +203,7 @@ def _piece(tensor: RawTensor, start: int, stop: int) -> npt.NDArray[np.float64]:
     """Return elements start..stop of a tensor in float64, flat. This saves memory, since a tensor may be large."""
     width = DTYPE_BYTES[tensor.dtype]
     data = memoryview(tensor.data)[width * start : width * stop]
-    return to_float64(RawTensor(tensor.dtype, (len(data) // width,), data))  # type: ignore[arg-type]
+    return to_float64(RawTensor(tensor.dtype, (len(data) // width,), data))
 
 
 def weight_name(record: str) -> str:

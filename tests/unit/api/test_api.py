@@ -62,6 +62,16 @@ def test_every_kind_of_file_to_load(case: Any, tmp_path: Path) -> None:
         assert all(torch.equal(state[key], states[0][key]) for key in state)
 
 
+def test_the_arrays_of_numpy_are_the_tensors_of_pytorch(case: Any) -> None:
+    with nola_codec.load(case.encoded) as opened, nola_codec.load(case.encoded, "numpy") as plain:
+        for dtype in ("f32", "f16"):
+            tensors, arrays = opened.state_dict(dtype), plain.state_dict(dtype)
+            assert list(tensors) == list(arrays)
+            for key, tensor in tensors.items():
+                assert np.array_equal(tensor.numpy(), arrays[key])
+                assert tensor.numpy().dtype == arrays[key].dtype
+
+
 def test_factors_and_deltas(case: Any) -> None:
     with nola_codec.load(case.encoded) as opened:
         assert len(opened.names()) == 6

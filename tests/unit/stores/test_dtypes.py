@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -111,3 +114,11 @@ def test_require_finite_names_the_first_place() -> None:
     with pytest.raises(AdapterError, match=r"w: 1 values are NaN or infinite, the first at \[1, 2\]") as e:
         require_finite(values, "w")
     assert e.value.code == "not-finite"
+
+
+def test_a_tensor_that_is_a_view_of_an_array_can_be_copied_and_pickled() -> None:
+    made = from_float32(np.arange(6, dtype=np.float32).reshape(2, 3), "F32")
+    assert isinstance(made.data, memoryview)
+    for copied in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert copied == made
+        assert isinstance(copied.data, bytes)
