@@ -12,7 +12,7 @@ from nola_forge import golden
 
 import nola_codec
 from nola_codec import adapters
-from nola_codec.api.decoding import read_adapter
+from nola_codec.api.decoding import decode_contents, read_adapter
 from nola_codec.api.inspecting import inspect
 from nola_codec.errors import AdapterError
 
@@ -92,3 +92,10 @@ def test_an_unknown_vector(file: Path) -> None:
     with nola_codec.load(file) as opened, pytest.raises(AdapterError) as caught:
         opened.vector("nothing")
     assert caught.value.code == "unknown-name"
+
+
+def test_a_file_without_modules_is_refused_for_its_vectors() -> None:
+    """And not for the scaling that it does not say, which is that of no module."""
+    with pytest.raises(AdapterError) as caught:
+        decode_contents(golden("drawn"), "peft")
+    assert caught.value.code == "not-expressible"
