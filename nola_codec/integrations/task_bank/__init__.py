@@ -6,7 +6,8 @@
 
 Its files, from the top down:
 
-    bank.py           `TaskBank`: tasks by name, the public methods
+    bank.py           `TaskBank`: the public methods
+    tasks.py          the tasks by name, and the bytes that their files take
     usage.py          how much memory each task takes
     factor_cache.py   rebuilt tasks within a budget of bytes; threads that ask for the same one wait for it
     rebuilding.py     a packed file back to int16 pairs of factors, each with its weight of the model

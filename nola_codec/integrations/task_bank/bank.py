@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from nola_codec.adapters import dialect_of
@@ -27,16 +25,15 @@ from nola_codec.integrations.task_bank.applying import (
     require_pairs,
 )
 from nola_codec.integrations.task_bank.factor_cache import FactorCache
-from nola_codec.integrations.task_bank.packed import FilePacker, PackedFile
+from nola_codec.integrations.task_bank.packed import FilePacker
 from nola_codec.integrations.task_bank.rebuilding import RebuiltTask, rebuild_any, rebuild_pairs
 from nola_codec.integrations.task_bank.stacking import StackedFactors, stack_pairs
+from nola_codec.integrations.task_bank.tasks import Task, TaskTable
 from nola_codec.integrations.task_bank.usage import BankUsage, TaskUsage
 from nola_codec.merger.memory_change import plan_pairs
 from nola_codec.merger.memory_model import MemoryModel
 from nola_codec.merger.places import WeightShapes
-from nola_codec.merger.weight_places import Place
 from nola_codec.references.finding import References
-from nola_codec.rendering import list_first
 from nola_codec.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -46,23 +43,6 @@ MAX_PACKED_BYTES = 16 << 30
 """The most bytes of all packed files together, unless the caller says otherwise: 16 GiB."""
 MAX_TASK_BYTES = 4 << 30
 """The most bytes that one task may take when it is decoded, unless the caller says otherwise: 4 GiB."""
-
-
-@dataclass(eq=False, slots=True)
-class _Task:
-    """One task.
-
-    Attributes:
-        name: Its name.
-        packed: Its file.
-        places: The place of each pair of factors, by weight; None if only the decoded file tells what it changes.
-        is_verified: True after the decoded SHA-256 was compared.
-    """
-
-    name: str
-    packed: PackedFile
-    places: Mapping[str, Place] | None
-    is_verified: bool = False
 
 
 class TaskBank:
@@ -132,7 +112,7 @@ class TaskBank:
         self._base = WeightShapes.of(self._memory)
         self._device = _device_of(self._memory) if device is None else torch.device(device)
         self._xp = arrays_on(self._device)
-        self._dtype, self._most_packed, self._most_task = dtype, max_packed_bytes, max_task_bytes
+        self._dtype, self._most_task = dtype, max_task_bytes
         self._applier: Applier = (
             HookApplier(apply, self._memory, dtype, self._device)
             if callable(apply)
@@ -140,27 +120,19 @@ class TaskBank:
         )
         self._packer = FilePacker(resolve_limits(limits))
         self._cache = FactorCache(budget)
-        self._guard = threading.Lock()  # for the attributes below, never held for long
-        self._tasks: dict[str, _Task] = {}
-        self._places: dict[tuple[Any, ...], Mapping[str, Place]] = {}
-        self._uses: Counter[int] = Counter()  # of packed files and records, by their ids
-        self._packed_bytes = 0
-        self._current: _Task | None = None
-        self._entering: _Task | None = None
-        self._is_closed = False
+        self._tasks = TaskTable(max_packed_bytes, self._cache.discard)
         self._prefetcher: ThreadPoolExecutor | None = None
         self._applying = threading.RLock()  # while the model is changed, or must not be
 
     @property
     def current(self) -> str | None:
         """The name of the task that is applied; None if it is the base model."""
-        task = self._current
+        task = self._tasks.current
         return None if task is None else task.name
 
     def names(self) -> list[str]:
         """Return the names of all tasks, in the order in which they were added."""
-        with self._guard:
-            return list(self._tasks)
+        return [task.name for task in self._tasks.all()]
 
     def add(
         self,
@@ -195,15 +167,15 @@ class TaskBank:
         if not name:
             raise NolaError(mismatch("name", "a text that is not empty", repr(name)), code="option")
         require_source(file)
-        self._require_free(name, replace=replace)
+        self._tasks.require_free(name, replace=replace)
         where = name_of(file)
         with self._packer.open(file, rung) as container:
             self._require_small(container)
             header = container.header
             dialect_of(header, where).require_mergeable(where)
             places = plan_pairs(header, self._memory, self._base)
-            left = self._most_packed - self._packed_bytes
-            task = _Task(name, self._packer.pack(container, references, left), self._shared(places))
+            left = self._tasks.most_bytes - self._tasks.packed_bytes
+            task = Task(name, self._packer.pack(container, references, left), self._tasks.shared(places))
         rebuilt = None
         if places is None:
             rebuilt = self._make(task, where)
@@ -212,7 +184,7 @@ class TaskBank:
             by_name = {record.name: record.kind for record in header.pairs}
             kinds = {weight: by_name[place.module] for weight, place in places.items()}
         _within(where, lambda: self._applier.check(kinds, None if rebuilt is None else rebuilt.rest))
-        self._insert(task, replace=replace)
+        self._tasks.insert(task, replace=replace)
         if rebuilt is not None:
             self._cache.put(task, rebuilt)
 
@@ -222,8 +194,7 @@ class TaskBank:
         Raises:
             AdapterError: ``unknown-task``; ``task-active``: it is applied.
         """
-        with self._guard:
-            self._drop(self._find(name))
+        self._tasks.remove(name)
 
     def switch(self, name: str | None) -> None:
         """Apply a task in place of the one before; None gives the model the bits of the base model.
@@ -275,8 +246,7 @@ class TaskBank:
             NolaError: ``rank-limit``: a task needs a larger rank.
             FormatError, ChecksumMismatch: A file is damaged.
         """
-        with self._guard:
-            tasks = [self._find(name) for name in names]
+        tasks = [self._tasks.find(name) for name in names]
         rebuilt = [self._rebuild(task) for task in tasks]
         for name, each in zip(names, rebuilt, strict=True):
             _within(f"task {name!r}", lambda rest=each.rest: require_pairs(rest))  # type: ignore[misc]
@@ -299,9 +269,9 @@ class TaskBank:
         Raises:
             AdapterError: ``unknown-task``.
         """
-        with self._guard:
-            self._require_open()
-            tasks = [self._find(name) for name in names]
+        with self._tasks.guard:
+            self._tasks.require_open()
+            tasks = [self._tasks.find(name) for name in names]
             if self._prefetcher is None:
                 self._prefetcher = ThreadPoolExecutor(1, thread_name_prefix="nola-prefetch")
             return self._prefetcher.submit(self._rebuild_all, tasks)
@@ -309,22 +279,20 @@ class TaskBank:
     def usage(self) -> BankUsage:
         """Return how much memory the bank takes, by task."""
         rebuilt = self._cache.sizes()
-        with self._guard:
-            tasks = {name: TaskUsage(len(task.packed.data), rebuilt.get(task, 0)) for name, task in self._tasks.items()}
-            packed = self._packed_bytes
+        with self._tasks.guard:
+            tasks = {task.name: TaskUsage(task.packed.nbytes, rebuilt.get(task, 0)) for task in self._tasks.all()}
+            packed = self._tasks.packed_bytes
         return BankUsage(tasks, packed, sum(rebuilt.values()), self._applier.applied, self._applier.kept)
 
     def close(self) -> None:
         """Give the model the bits of the base model, and let go of all tasks. A bank that is closed takes no others."""
         with self._applying:
-            if self._is_closed:
+            if self._tasks.is_closed:
                 return
             self.switch(None)
-            with self._guard:
-                self._is_closed = True
-                tasks, prefetcher = list(self._tasks.values()), self._prefetcher
-                for task in tasks:
-                    self._drop(task)
+            with self._tasks.guard:
+                self._tasks.close()
+                prefetcher = self._prefetcher
         if prefetcher is not None:
             prefetcher.shutdown(cancel_futures=True)
 
@@ -341,41 +309,35 @@ class TaskBank:
         self.close()
 
     def __repr__(self) -> str:
-        return f"TaskBank({len(self)} tasks, {self._packed_bytes} bytes packed, {self.current!r} applied)"
+        return f"TaskBank({len(self)} tasks, {self._tasks.packed_bytes} bytes packed, {self.current!r} applied)"
 
-    def _prepare(self, name: str | None) -> tuple[_Task | None, RebuiltTask | None]:
+    def _prepare(self, name: str | None) -> tuple[Task | None, RebuiltTask | None]:
         """Return a task, rebuilt while other threads may compute with the model; without factors if it is applied."""
         if name is None:
             return None, RebuiltTask({})
-        with self._guard:
-            task = self._find(name)
-        return task, None if task is self._current else self._rebuild(task)
+        task = self._tasks.find(name)
+        return task, None if task is self._tasks.current else self._rebuild(task)
 
-    def _enter(self, task: _Task | None, rebuilt: RebuiltTask | None) -> None:
+    def _enter(self, task: Task | None, rebuilt: RebuiltTask | None) -> None:
         """Apply a task that was prepared; the caller has the lock of the model."""
-        with self._guard:
-            self._require_open()
-            if task is self._current:
-                return
-            if task is not None and self._tasks.get(task.name) is not task:
-                raise _unknown(task.name, self._tasks)
-            self._entering = task
+        if not self._tasks.enter(task):
+            return
         name = None if task is None else task.name
         try:
             if rebuilt is None:  # another thread has left the task since
                 rebuilt = self._rebuild(task) if task is not None else RebuiltTask({})
             _within(f"task {name!r}", lambda: self._applier.apply(name, rebuilt))
-            self._current = task
+            self._tasks.current = task
         finally:
-            self._entering = None
+            self._tasks.leave()
 
-    def _rebuild(self, task: _Task) -> RebuiltTask:
+    def _rebuild(self, task: Task) -> RebuiltTask:
         return self._cache.get(task, lambda: self._make(task, f"task {task.name!r}"))
 
-    def _rebuild_all(self, tasks: Sequence[_Task]) -> None:
+    def _rebuild_all(self, tasks: Sequence[Task]) -> None:
         errors = []
         for task in tasks:
-            if self._tasks.get(task.name) is task:
+            if self._tasks.has(task):
                 try:
                     self._rebuild(task)
                 except NolaError as error:
@@ -383,7 +345,7 @@ class TaskBank:
         if errors:
             raise errors[0]
 
-    def _make(self, task: _Task, where: str) -> RebuiltTask:
+    def _make(self, task: Task, where: str) -> RebuiltTask:
         """Decode a task."""
 
         def make() -> RebuiltTask:
@@ -395,72 +357,6 @@ class TaskBank:
         made: RebuiltTask = _within(where, make)
         task.is_verified = True
         return made
-
-    def _shared(self, places: Mapping[str, Place] | None) -> Mapping[str, Place] | None:
-        """Return the places as the bank holds them already for a task that changes the same weights."""
-        if places is None:
-            return None
-        with self._guard:
-            return self._places.setdefault(tuple(places.items()), places)
-
-    def _insert(self, task: _Task, *, replace: bool) -> None:
-        """Add a task that was checked."""
-        with self._guard:
-            self._require_open()
-            earlier = self._tasks.get(task.name)
-            if earlier is not None:
-                self._require_replaceable(earlier, replace=replace)
-            parts = list(task.packed.chain())
-            more = sum(_size(part) for part in parts if not self._uses[id(part)])
-            if self._packed_bytes + more > self._most_packed:
-                message = mismatch("packed bytes", f"at most {self._most_packed}", self._packed_bytes + more)
-                raise AdapterError(message, code="limit", where=f"task {task.name!r}")
-            if earlier is not None:
-                self._drop(earlier)
-            for part in parts:
-                self._packed_bytes += 0 if self._uses[id(part)] else _size(part)
-                self._uses[id(part)] += 1
-            self._tasks[task.name] = task
-
-    def _drop(self, task: _Task) -> None:
-        """Let go of a task."""
-        self._require_inactive(task)
-        del self._tasks[task.name]
-        self._cache.discard(task)
-        for part in task.packed.chain():
-            self._uses[id(part)] -= 1
-            if not self._uses[id(part)]:
-                del self._uses[id(part)]
-                self._packed_bytes -= _size(part)
-
-    def _find(self, name: str) -> _Task:
-        task = self._tasks.get(name)
-        if task is None:
-            self._require_open()
-            raise _unknown(name, self._tasks)
-        return task
-
-    def _require_open(self) -> None:
-        if self._is_closed:
-            raise NolaError("the bank is closed", code="closed")
-
-    def _require_free(self, name: str, *, replace: bool) -> None:
-        with self._guard:
-            self._require_open()
-            earlier = self._tasks.get(name)
-            if earlier is not None:
-                self._require_replaceable(earlier, replace=replace)
-
-    def _require_replaceable(self, task: _Task, *, replace: bool) -> None:
-        if not replace:
-            message = f"the bank has a task {task.name!r}; replace=True replaces it"
-            raise AdapterError(message, code="task-exists")
-        self._require_inactive(task)
-
-    def _require_inactive(self, task: _Task) -> None:
-        if task is self._current or task is self._entering:
-            message = f"the task {task.name!r} is applied; call switch(None) first"
-            raise AdapterError(message, code="task-active")
 
     def _require_small(self, container: Container) -> None:
         header = container.header
@@ -479,18 +375,6 @@ def _within(where: str, act: Callable[[], Any]) -> Any:
         if where in str(error):
             raise
         raise error.within(where) from error
-
-
-def _unknown(name: str, tasks: Mapping[str, object]) -> AdapterError:
-    known = f"it has {list_first(list(tasks), 5)}" if tasks else "it has none"
-    return AdapterError(f"the bank has no task {name!r}; {known}", code="unknown-task")
-
-
-def _size(part: Any) -> int:
-    """Return the bytes of a packed file, or of the records of an earlier version that was never coded."""
-    if isinstance(part, PackedFile):
-        return len(part.data)
-    return sum(side.nbytes for record in part.records.values() for side in record.sides)
 
 
 def _device_of(memory: MemoryModel) -> torch.device:

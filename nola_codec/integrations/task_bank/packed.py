@@ -29,6 +29,11 @@ class PackedFile:
     rung: int
     reference: PackedFile | KnownRecords | None
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes that it takes, without its reference."""
+        return len(self.data)
+
     def open(self, xp: Arrays, limits: Limits) -> Decoder:
         """Return a decoder of the file.
 
