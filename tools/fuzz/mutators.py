@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import zstandard
-from nola_forge import DICTIONARY, canonical, pack_integers, seal, split, table, units_integers
+from nola_forge import DICTIONARY, Parts, canonical, pack_integers, split, table, units_integers
+from nola_forge import join as seal_parts
 
 Integers = list[tuple[int, int]]
 """The (role, value) of each integer of a units section."""
@@ -113,8 +114,7 @@ def join(top: dict[str, Any], sections: list[tuple[int, bytes]], plain: bytes | 
     """Return a file of a header's map and sections, or of other bytes for the plain header; checksums fit."""
     if plain is None:
         plain = canonical({**top, "sections": table(sections)})
-    body = b"".join(data for _, data in sections)
-    made: bytes = seal(_STORED.compress(plain), body, required=int("reference" in top))
+    made: bytes = seal_parts(Parts(top, sections), plain=lambda _: b"", stored_header=_STORED.compress(plain))
     return made
 
 
