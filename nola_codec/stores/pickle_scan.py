@@ -56,7 +56,8 @@ def require_plain(stream: io.BytesIO, count: int, where: str) -> None:
         reason = f"it refers to {name!r}, which a dict of tensors does not need" if name else str(e)
         message = f"this pickle is refused, and none of it was run: {reason}"
         raise AdapterError(message, code="pickle", where=where) from e
-    except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as e:
+    except (ValueError, IndexError, KeyError, OverflowError, MemoryError, DeprecationWarning) as e:
+        # The warning, of an escape in a name, is an exception where the caller made warnings errors.
         message = f"the pickle is damaged, or was not written by PyTorch: {e}"
         raise AdapterError(message, code="pickle", where=where) from e
 
