@@ -35,6 +35,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support"), str(Path(__file__).p
 from targets import Target, all_targets  # noqa: E402
 from watching import Watch  # noqa: E402
 
+from nola_codec.errors import NolaError  # noqa: E402
 from nola_codec.rendering import render_table  # noqa: E402
 
 _MOST_MEMORY = 8 << 30
@@ -155,6 +156,9 @@ def main() -> int:
 def _replay(target: Target, data: bytes) -> int:
     try:
         target.read(data)
+    except NolaError as error:
+        print(f"refused: {error} [{error.code}]")
+        return 0
     except Exception:
         traceback.print_exc()
         return 1

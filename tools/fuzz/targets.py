@@ -83,6 +83,13 @@ def unpack_adapter(packed: bytes) -> tuple[Any, bytes]:
     return (json.loads(text) if text else None), packed[4 + length :]
 
 
+_OTHER_KEYS = (
+    ("layers.0.attention.wq.lora_A.weight", "layers.0.attention.wq.lora_B.weight"),  # mistral-finetune
+    ("layers.0.attn.q_proj.lora_a.weight", "layers.0.attn.q_proj.lora_b.weight"),  # torchtune
+)
+"""Keys of both factors in dialects that `odd_files` has no adapter of."""
+
+
 def _golden() -> list[bytes]:
     return [data for data in (path.read_bytes() for path in sorted(GOLDEN.glob("*.nola"))) if len(data) < _LARGEST_SEED]
 
@@ -106,6 +113,7 @@ def _adapters() -> dict[str, list[bytes]]:
 
     found: dict[str, list[bytes]] = {}
     packed = [each for name, odd in ODD.items() if odd.code is None for each in _packed_odd(odd)]
+    packed += [pack_adapter(None, dump(dict(zip(keys, GOOD.values(), strict=False)))) for keys in _OTHER_KEYS]
     for each in [*packed, *_peft_adapters()]:
         config, data = unpack_adapter(each)
         if len(each) < _LARGEST_SEED:
