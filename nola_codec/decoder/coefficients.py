@@ -11,6 +11,7 @@ import numpy as np
 from nola_codec.array_types import Int64Array, SymbolArray
 from nola_codec.arrays import Array
 from nola_codec.container.layers import Allocations, BlockLayers, Layers, block_layers
+from nola_codec.container.limits import Limits
 from nola_codec.entropy import decode_many, lane_steps
 from nola_codec.errors import FormatError
 from nola_codec.model.quantizers import Quantizer, Runs
@@ -22,6 +23,23 @@ _LARGEST = (1 << 31) - 1
 CheckSteps = Callable[[int, Sequence[int], Sequence[int]], None]
 """A function that is called with a rung, the numbers of blocks, and the steps that the rANS lanes of each will take.
 It may refuse them."""
+
+
+class LaneSteps:
+    """The steps of all rANS lanes of a file so far, which have a limit."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._steps: dict[tuple[int, int], int] = {}
+
+    def check(self, rung: int, blocks: Sequence[int], steps: Sequence[int]) -> None:
+        """Add the steps of blocks of a rung; those that were added before count once.
+
+        Raises:
+            FormatError: ``limit``: With all steps before, they are too many.
+        """
+        self._steps |= {(rung, block): count for block, count in zip(blocks, steps, strict=True)}
+        self._limits.require("lane_steps", sum(self._steps.values()), "sections (steps of rans lanes)")
 
 
 @dataclass(frozen=True)

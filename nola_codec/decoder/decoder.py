@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from nola_codec.arrays import Arrays, TorchArrays
 from nola_codec.container.reader import Container
-from nola_codec.decoder.coefficients import Coefficients, Dequantizer, decode_symbols
+from nola_codec.decoder.coefficients import Coefficients, Dequantizer, LaneSteps, decode_symbols
 from nola_codec.decoder.factors import CHUNK_ELEMENTS, DecodedRecord, synthesize_records
 from nola_codec.decoder.hashing import HashThread, compare_digests
 from nola_codec.decoder.prediction import Reference, add_prediction, missing_reference, predicted_record
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from nola_codec.decoder.device.decoding import DeviceBlocks
+    from nola_codec.decoder.device.resident import ResidentBlocks
 
 _BATCH_SYMBOLS = 48 << 20
 """Coefficients that NumPy entropy-decodes together: enough for vectorized rANS, at 6 bytes each at the peak. With the
@@ -57,10 +58,12 @@ class Decoder:
         xp: Arrays,
         chunk_elements: int = CHUNK_ELEMENTS,
         reference: Reference | None = None,
+        resident: ResidentBlocks | None = None,
     ) -> None:
         """Read the units of all records.
 
-        A file that is coded against a reference needs it; `references.open_decoder` finds it.
+        A file that is coded against a reference needs it; `references.open_decoder` finds it. Blocks that are
+        `resident` on the device of the arrays are not read from the container.
 
         Raises:
             FormatError, ChecksumMismatch: The file is damaged, or (``reference``) its reference is not given.
@@ -74,7 +77,8 @@ class Decoder:
         self.xp = xp
         self.chunk_elements = chunk_elements
         self.header = container.read_units()
-        self._steps: dict[tuple[int, int], int] = {}
+        self._lane_steps = LaneSteps(container.limits)
+        self._resident = resident
         self._kept: tuple[int, list[list[npt.NDArray[Any]]]] | None = None
         self._on_device: DeviceBlocks | None = None
         self._allocations = [rung.allocation for rung in self.header.rungs]
@@ -274,7 +278,9 @@ class Decoder:
         from nola_codec.decoder.device.decoding import DeviceBlocks
 
         if self._on_device is None or self._on_device.blocks != tuple(blocks):
-            self._on_device = DeviceBlocks(self.container, self.header, blocks, device, self._check_steps)
+            self._on_device = DeviceBlocks(
+                self.container, self.header, blocks, device, self._lane_steps.check, self._resident
+            )
         made = self._on_device.decode(wanted, chunk_elements=self.chunk_elements)
         known = self._decode_reference(list(made))
         for number, item in made.items():
@@ -326,16 +332,11 @@ class Decoder:
             decode_symbols(
                 coded, [rungs[rung][self._starts[b] : self._starts[b + 1]] for b in batch.blocks],
                 self.header.quantizers, self._allocations, rung,
-                partial(self._check_steps, rung, batch.blocks),
+                partial(self._lane_steps.check, rung, batch.blocks),
             )
             for rung, coded in enumerate(batch.stored)
         ]  # fmt: skip
         return [list(each) for each in zip(*by_rung, strict=True)]
-
-    def _check_steps(self, rung: int, blocks: Sequence[int], steps: Sequence[int]) -> None:
-        """Refuse the steps of rANS lanes if, with all blocks that were decoded before, they exceed their limit."""
-        self._steps |= {(rung, block): count for block, count in zip(blocks, steps, strict=True)}
-        self.container.limits.require("lane_steps", sum(self._steps.values()), "sections (steps of rans lanes)")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@
     points.py                   symbols -> integer coefficients
     fused.py                    symbols -> int16 sides in one kernel of Triton, where there is a device for it
     decoding.py                 decode_on_device: packed bytes -> DecodedRecords
+    resident.py                 files whose packed bytes stay on a device
 
 The basis and the last scaling are those of `decoder.factors`. All of it is integers, so the bits are those of NumPy.
 """

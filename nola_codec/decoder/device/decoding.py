@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,6 +33,9 @@ from nola_codec.entropy.rans import MAX_ALPHABET, lookup_table
 from nola_codec.errors import FormatError
 from nola_codec.kernels.triton.availability import uses_triton
 from nola_codec.model.header import Header
+
+if TYPE_CHECKING:
+    from nola_codec.decoder.device.resident import ResidentBlocks
 
 _PIECE = 1 << 22
 """Coefficients that are made at once, at about 40 bytes each."""
@@ -174,7 +178,8 @@ def _add_layers(group: LayerGroup, symbols: torch.Tensor, header: Header, pool: 
 class DeviceBlocks:
     """Blocks of a file on their way to a device, with their symbols there once they are decoded.
 
-    Where the Triton kernels run, the stored bytes are copied to the device and decoded there. Elsewhere a step of rANS
+    Where the Triton kernels run, the stored bytes are copied to the device and decoded there, unless they are
+    `resident.py`'s and lie there already. Elsewhere a step of rANS
     would cost twenty small operations of PyTorch, so the processor decodes the symbols, and copies a byte for each.
 
     Attributes:
@@ -188,11 +193,21 @@ class DeviceBlocks:
         blocks: Sequence[int],
         device: torch.device,
         check_steps: CheckSteps = lambda rung, blocks, steps: None,
+        resident: ResidentBlocks | None = None,
     ) -> None:
-        """Take the blocks of a file; nothing is read yet. `check_steps` is called before symbols are decoded."""
+        """Take the blocks of a file; nothing is read yet.
+
+        Args:
+            source: The open file.
+            header: Its header, with the units of every record.
+            blocks: The numbers of the blocks.
+            device: The device.
+            check_steps: Called before symbols are decoded.
+            resident: The blocks of the file on the device, in place of those of `source`; or None.
+        """
         self.blocks = tuple(blocks)
         self._source, self._header, self._device = source, header, device
-        self._check_steps = check_steps
+        self._check_steps, self._resident = check_steps, resident
         self._symbols: DeviceSymbols | None = None
 
     def decode(
@@ -211,12 +226,15 @@ class DeviceBlocks:
             FormatError, ChecksumMismatch: The file is damaged.
         """
         header = self._header
-        packed = None
-        if self._symbols is None and uses_triton(self._device.type):
+        packed, data = None, None
+        if self._symbols is None and self._resident is not None:
+            packed, data = self._resident.places_of(self.blocks), self._resident.data
+        elif self._symbols is None and uses_triton(self._device.type):
             packed = pack_blocks(self._source, header, self.blocks, self._check_steps)
+            data = tensor_of(packed.data, self._device)
         plan = make_plan(header, self.blocks, packed, wanted)
-        if packed is not None:
-            self._symbols = symbols_on_device(tensor_of(packed.data, self._device), plan, header)
+        if data is not None:
+            self._symbols = symbols_on_device(data, plan, header)
             require_no_faults(self._symbols.faults)
         elif self._symbols is None:
             self._symbols = self._symbols_of_processor()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nola_codec.adapters import dialect_of
 from nola_codec.api.arguments import require_source
 from nola_codec.api.live_sources import unwrap
-from nola_codec.arrays import arrays_on
+from nola_codec.arrays import TorchArrays, arrays_on
 from nola_codec.container.limits import Limits, resolve_limits
 from nola_codec.container.reader import Container, Source
 from nola_codec.errors import AdapterError, NolaError, mismatch
@@ -30,6 +30,7 @@ from nola_codec.integrations.task_bank.rebuilding import RebuiltTask, rebuild_an
 from nola_codec.integrations.task_bank.stacking import StackedFactors, stack_pairs
 from nola_codec.integrations.task_bank.tasks import Task, TaskTable
 from nola_codec.integrations.task_bank.usage import BankUsage, TaskUsage
+from nola_codec.kernels.triton.availability import uses_triton
 from nola_codec.merger.memory_change import plan_pairs
 from nola_codec.merger.memory_model import MemoryModel
 from nola_codec.merger.places import WeightShapes
@@ -71,6 +72,7 @@ class TaskBank:
         max_packed_bytes: int = MAX_PACKED_BYTES,
         max_task_bytes: int = MAX_TASK_BYTES,
         limits: Limits | None = None,
+        packed_on: Literal["device", "host"] | None = None,
     ) -> None:
         """Take a base model. Nothing is changed in it.
 
@@ -89,6 +91,9 @@ class TaskBank:
             max_packed_bytes: The most bytes of all files together.
             max_task_bytes: The most bytes of one decoded task, with 2 bytes for each element of a factor.
             limits: What a file may declare; as in `nola_codec.load`.
+            packed_on: ``"device"`` keeps the coefficients of the files on the device as packed bytes, and rebuilds a
+                task from there; ``"host"`` keeps whole files in the memory of the processor. None chooses the device
+                where the Triton kernels run on it; elsewhere that takes longer. It changes no bit.
 
         Raises:
             NolaError: ``option``.
@@ -104,6 +109,8 @@ class TaskBank:
             raise NolaError(mismatch("apply", '"side", "merged" or a function', repr(apply)), code="option")
         if dtype is not None and not dtype.is_floating_point:
             raise NolaError(mismatch("dtype", "a floating-point dtype", dtype), code="option")
+        if packed_on not in (None, "device", "host"):
+            raise NolaError(mismatch("packed_on", '"device" or "host"', repr(packed_on)), code="option")
         budget = parse_size(memory) if isinstance(memory, str) else memory
         if budget < 0:
             raise NolaError(mismatch("memory", "0 bytes or more", budget), code="option")
@@ -111,14 +118,15 @@ class TaskBank:
         self._memory = MemoryModel(model)
         self._base = WeightShapes.of(self._memory)
         self._device = _device_of(self._memory) if device is None else torch.device(device)
-        self._xp = arrays_on(self._device)
+        on_device = uses_triton(self._device.type) if packed_on is None else packed_on == "device"
+        self._xp = TorchArrays(self._device) if on_device else arrays_on(self._device)
         self._dtype, self._most_task = dtype, max_task_bytes
         self._applier: Applier = (
             HookApplier(apply, self._memory, dtype, self._device)
             if callable(apply)
             else ModelApplier(self._memory, dtype, beside=apply == "side")
         )
-        self._packer = FilePacker(resolve_limits(limits))
+        self._packer = FilePacker(resolve_limits(limits), self._device if on_device else None)
         self._cache = FactorCache(budget)
         self._tasks = TaskTable(max_packed_bytes, self._cache.discard)
         self._prefetcher: ThreadPoolExecutor | None = None

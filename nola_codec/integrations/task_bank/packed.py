@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from nola_codec.arrays import NUMPY, Arrays
 from nola_codec.container.limits import Limits
 from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.decoder.decoder import Decoder
+from nola_codec.decoder.device.resident import ResidentFile, keep_on_device
 from nola_codec.decoder.prediction import KnownRecords, Reference
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.references.finding import References, open_decoder
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
@@ -20,19 +25,19 @@ class PackedFile:
     """A file in memory.
 
     Attributes:
-        data: The bytes of the file.
+        data: The file: its bytes, or the two places that hold them if its coded sections lie on a device.
         rung: The rung that is decoded.
         reference: The earlier version that the file is coded against; None if it needs none.
     """
 
-    data: bytes
+    data: bytes | ResidentFile
     rung: int
     reference: PackedFile | KnownRecords | None
 
     @property
     def nbytes(self) -> int:
         """The bytes that it takes, without its reference."""
-        return len(self.data)
+        return len(self.data) if isinstance(self.data, bytes) else self.data.nbytes
 
     def open(self, xp: Arrays, limits: Limits) -> Decoder:
         """Return a decoder of the file.
@@ -44,7 +49,9 @@ class PackedFile:
         reference: Reference | None = known.open(xp, limits) if isinstance(known, PackedFile) else known
         if isinstance(reference, KnownRecords):
             reference = KnownRecords(reference.records, xp)
-        return Decoder(open_container(self.data, limits, rung=self.rung), xp, reference=reference)
+        if isinstance(self.data, bytes):
+            return Decoder(open_container(self.data, limits, rung=self.rung), xp, reference=reference)
+        return Decoder(self.data.open(), xp, reference=reference, resident=self.data.blocks)
 
     def chain(self) -> Iterator[PackedFile | KnownRecords]:
         """Yield the file, and the earlier versions that it needs."""
@@ -60,10 +67,11 @@ class FilePacker:
 
     Attributes:
         limits: The sizes that a file may declare.
+        device: The device that keeps the coded sections of the files; None keeps them beside the rest.
     """
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self, limits: Limits, device: torch.device | None = None) -> None:
+        self.limits, self.device = limits, device
         self._known: WeakValueDictionary[tuple[bytes, int], PackedFile] = WeakValueDictionary()
 
     def open(self, source: Source, rung: int | None) -> Container:
@@ -111,5 +119,6 @@ class FilePacker:
         if container.file_length > most_bytes:
             message = mismatch("bytes that are left for packed files", f"at least {container.file_length}", most_bytes)
             raise AdapterError(message, code="limit", where=container.name)
-        made = self._known[key] = PackedFile(container.file_bytes(), rung, reference)
+        data = container.file_bytes() if self.device is None else keep_on_device(container, self.device)
+        made = self._known[key] = PackedFile(data, rung, reference)
         return made

@@ -627,3 +627,36 @@ def test_options_are_checked(options: dict[str, Any], code: str, case: Any) -> N
     with pytest.raises(AdapterError) as found:
         nola_codec.TaskBank("model")  # type: ignore[arg-type]
     assert found.value.code == "source-type"
+
+
+def test_packed_bytes_on_a_device_are_rebuilt_there(case: Any, files: dict[str, bytes]) -> None:
+    """On the CPU, the device path of PyTorch decodes them; the host has the header and no coefficient."""
+    later = nola_codec.encode_bytes(case.adapter, progressive=True, rungs=["1KB", "2KB"])[0]
+    made = {}
+    for place in ("host", "device"):
+        model = case.fresh()
+        before = bits(model)
+        with nola_codec.TaskBank(model, apply="merged", packed_on=place) as bank:
+            for name, file in files.items():
+                bank.add(name, file)
+            bank.add("coarse", later, rung=0)
+            bank.add("fine", later)
+            states = []
+            for name in (*files, "coarse", "fine"):
+                bank.switch(name)
+                states.append(bits(model))
+            factors = bank.factors(["first", "fine"])
+            made[place] = states, {name: (each.lora_A, each.lora_B) for name, each in factors.items()}
+            packed = bank.usage().tasks["first"].packed
+            assert packed == len(files["first"]) if place == "host" else 0.9 < packed / len(files["first"]) < 1.1
+        assert same(model, before)
+    (host, host_factors), (device, device_factors) = made["host"], made["device"]
+    for one, other in zip(host, device, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    for name, pair in host_factors.items():
+        assert all(torch.equal(a, b) for a, b in zip(pair, device_factors[name], strict=True))
+
+
+def test_a_place_that_is_none_is_refused(case: Any) -> None:
+    with pytest.raises(NolaError, match="packed_on: expected"):
+        nola_codec.TaskBank(case.fresh(), packed_on="disk")
