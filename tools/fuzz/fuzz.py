@@ -36,7 +36,7 @@ from targets import Target, all_targets  # noqa: E402
 from watching import Watch  # noqa: E402
 
 from nola_codec.errors import NolaError  # noqa: E402
-from nola_codec.rendering import render_table  # noqa: E402
+from nola_codec.rendering import render_size, render_table  # noqa: E402
 
 _MOST_MEMORY = 8 << 30
 """The address space of a process: a limit for what a finding may take from the machine."""
@@ -52,12 +52,16 @@ class Row:
         runs: The number of inputs.
         seconds: The time that they took.
         outcomes: The number of inputs by outcome.
+        slowest: The most processor time of an input, in seconds.
+        memory: The most memory that an input under 10 KB took beyond what the process had before, in bytes.
         findings: A line for each finding.
     """
 
     target: str
     runs: int
     seconds: float
+    slowest: float
+    memory: int
     outcomes: dict[str, int]
     findings: list[str]
 
@@ -74,7 +78,7 @@ def fuzz(target: Target, seconds: float, seed: int, folder: Path) -> Row:
         process = multiprocessing.get_context("fork").Process(target=_work, args=arguments)
         process.start()
         send.close()
-        found: dict[str, Any] = {"runs": 0, "outcomes": {}, "findings": []}
+        found: dict[str, Any] = {"runs": 0, "slowest": 0.0, "memory": 0, "outcomes": {}, "findings": []}
         try:
             while True:
                 found = receive.recv()
@@ -92,8 +96,15 @@ def fuzz(target: Target, seconds: float, seed: int, folder: Path) -> Row:
         for outcome, count in part["outcomes"].items():
             outcomes[outcome] = outcomes.get(outcome, 0) + count
     listed = [line for part in parts for line in part["findings"]] + died
-    runs = sum(part["runs"] for part in parts)
-    return Row(target.name, runs, round(time.monotonic() - begin, 1), outcomes, list(dict.fromkeys(listed)))
+    return Row(
+        target=target.name,
+        runs=sum(part["runs"] for part in parts),
+        seconds=round(time.monotonic() - begin, 1),
+        slowest=round(max(part["slowest"] for part in parts), 3),
+        memory=max(part["memory"] for part in parts),
+        outcomes=outcomes,
+        findings=list(dict.fromkeys(listed)),
+    )
 
 
 def _work(target: Target, seeds: Sequence[bytes], seconds: float, seed: int, folder: Path, send: Connection) -> None:
@@ -112,7 +123,9 @@ def _work(target: Target, seeds: Sequence[bytes], seconds: float, seed: int, fol
 
 
 def _report(watch: Watch, send: Connection) -> None:
-    send.send({"runs": watch.runs, "outcomes": dict(watch.outcomes), "findings": list(watch.findings.values())})
+    listed = list(watch.findings.values())
+    figures = {"runs": watch.runs, "slowest": watch.slowest, "memory": watch.memory}
+    send.send({**figures, "outcomes": dict(watch.outcomes), "findings": listed})
 
 
 def main() -> int:
@@ -138,14 +151,15 @@ def main() -> int:
     if options.json:
         print(json.dumps({"seed": seed, "rows": [vars(row) for row in rows]}, indent=1))
     else:
-        lines = [["target", "runs", "a second", "read", "refused", "codes", "findings"]]
+        lines = [["target", "runs", "a second", "read", "refused", "codes", "slowest", "memory", "findings"]]
         for row in rows:
             read, wrong = row.outcomes.get("read", 0), row.outcomes.get("finding", 0)
             codes = len(row.outcomes.keys() - {"read", "finding"})
             refused = max(0, row.runs - read - wrong)
-            numbers = [row.runs, round(row.runs / max(row.seconds, 0.1)), read, refused, codes, len(row.findings)]
-            lines.append([row.target, *(f"{number:,}" for number in numbers)])
-        print("\n".join(render_table(lines, right=range(1, 7))))
+            numbers = [row.runs, round(row.runs / max(row.seconds, 0.1)), read, refused, codes]
+            most = [f"{row.slowest:.2f} s", render_size(row.memory)]
+            lines.append([row.target, *(f"{number:,}" for number in numbers), *most, str(len(row.findings))])
+        print("\n".join(render_table(lines, right=range(1, 9))))
         print(f"{sum(row.runs for row in rows):,} runs, seed {seed}")
         for row in rows:
             for line in row.findings:

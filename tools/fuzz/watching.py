@@ -45,6 +45,8 @@ class Watch:
         outcomes: The number of inputs by outcome: "read", or the code of the refusal.
         findings: For the place of each finding, a line that tells of it.
         runs: The number of inputs that were run.
+        slowest: The most processor time that an input took, in seconds.
+        memory: The most memory that an input under `SMALL_BYTES` took, in bytes.
     """
 
     target: Target
@@ -53,6 +55,8 @@ class Watch:
     outcomes: Counter[str] = field(default_factory=Counter)
     findings: dict[str, str] = field(default_factory=dict)
     runs: int = 0
+    slowest: float = 0.0
+    memory: int = 0
     _places: set[str] = field(default_factory=set)
     _baseline: int = 0
 
@@ -61,7 +65,7 @@ class Watch:
         self.inputs = list(seeds)
         for data in seeds:
             self.run(data)
-        self._baseline = _reset_peak()
+        self.slowest, self._baseline = 0.0, _reset_peak()  # the first runs import what they need
 
     def step(self, rng: random.Random) -> None:
         """Change an input at random, and run it."""
@@ -73,6 +77,7 @@ class Watch:
     def run(self, data: bytes) -> None:
         """Run an input, and count what becomes of it."""
         self.runs += 1
+        begin = time.process_time()
         try:
             with _alarm():
                 self.target.read(data)
@@ -84,15 +89,17 @@ class Watch:
         except BaseException as error:  # whatever it is, it is what this program looks for
             outcome, place = "finding", f"{type(error).__name__} {_place_of(error)}"
             self._record(place, data, "".join(traceback.format_exception(error)))
+        self.slowest = max(self.slowest, time.process_time() - begin)
         self.outcomes[outcome] += 1
         if place not in self._places and len(self.inputs) < _MOST_INPUTS and outcome != "finding":
             self._places.add(place)
             self.inputs.append(data)
         if self._baseline and len(data) < SMALL_BYTES:
-            peak = _peak()
-            if peak - self._baseline > MEMORY_BYTES:
+            taken = _peak() - self._baseline
+            self.memory = max(self.memory, taken)
+            if taken > MEMORY_BYTES:
                 self.outcomes["finding"] += 1
-                self._record(f"memory {place}", data, f"{peak - self._baseline} bytes for a file of {len(data)}\n")
+                self._record(f"memory {place}", data, f"{taken} bytes for a file of {len(data)}\n")
                 self._baseline = _reset_peak()
 
     def _record(self, place: str, data: bytes, text: str) -> None:
