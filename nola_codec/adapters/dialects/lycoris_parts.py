@@ -5,10 +5,13 @@ kohya's dialect and PEFT's dialects for LoHa and LoKr share the names of the par
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from nola_codec.adapters.adapter_delta import CombinedDelta, part_values
 from nola_codec.adapters.dialects.lycoris import PART
@@ -50,15 +53,22 @@ def with_gains(adapter: Adapter, combined: Sequence[CombinedDelta]) -> Adapter:
     values = part_values([*adapter.modules, *adapter.vectors])
     gains: dict[str, float] = {}
     for composite in combined:
-        norm = float(np.linalg.norm(composite.combine({part: values[part]() for part in composite.parts})))
+        norm = _norm(composite.combine({part: values[part]() for part in composite.parts}))
         for part in composite.parts:
-            own = float(np.linalg.norm(values[part]()))
+            own = _norm(values[part]())
             gains[part] = norm / own if own else 0.0
     return replace(
         adapter,
         modules=tuple(replace(m, gain=gains[m.name]) if m.name in gains else m for m in adapter.modules),
         vectors=tuple(replace(v, gain=gains[v.name]) if v.name in gains else v for v in adapter.vectors),
     )
+
+
+def _norm(values: npt.NDArray[Any]) -> float:
+    """Return the Frobenius norm, in float64 where a square leaves float32."""
+    with np.errstate(over="ignore"):
+        norm = float(np.linalg.norm(values))
+    return norm if math.isfinite(norm) else float(np.linalg.norm(values.astype(np.float64)))
 
 
 def _is_tucker(part: str) -> bool:

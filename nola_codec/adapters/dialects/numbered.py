@@ -12,7 +12,7 @@ import re
 
 from nola_codec.adapters.dialects.pair_dialect import PairDialect
 from nola_codec.adapters.dialects.pairs import PairKeys
-from nola_codec.errors import AdapterError
+from nola_codec.errors import AdapterError, mismatch
 
 
 class NumberedPairs(PairDialect):
@@ -27,13 +27,21 @@ class NumberedPairs(PairDialect):
         raise AdapterError(message, code="not-expressible", where=name)
 
 
+def _number_of(name: str) -> int:
+    """Return the number of a module of Sam_LoRA. Raises AdapterError ``not-expressible`` for another name."""
+    if re.fullmatch(r"w[0-9]{1,3}", name) is None:
+        message = mismatch("name of a module", "w and a number below 1000", repr(name[:80]))
+        raise AdapterError(message, code="not-expressible", where=name)
+    return int(name[1:])
+
+
 SAM_LORA = NumberedPairs(
     "sam_lora",
     "SAM LoRA (w_a_/w_b_)",
     PairKeys(
         re.compile(r"w_(?:(?P<a>a)|(?P<b>b))_(?P<stem>\d{3})"),
-        lambda name: f"w_a_{int(name[1:]):03d}",
-        lambda name: f"w_b_{int(name[1:]):03d}",
+        lambda name: f"w_a_{_number_of(name):03d}",
+        lambda name: f"w_b_{_number_of(name):03d}",
         module=lambda digits: f"w{int(digits)}",
     ),
     carried=re.compile(r"(?:prompt_encoder|mask_decoder)\..+"),

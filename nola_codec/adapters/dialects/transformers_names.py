@@ -49,6 +49,8 @@ class TransformersNames:
             AdapterError: ``needs-base``: no base model was given; ``not-expressible``: the order of rows of this model,
                 or the place of a module, is not known; ``base-mismatch``: the rows are not those of its heads.
         """
+        if not modules:
+            return []
         if base is None:
             message = (
                 f"{self.tool} names modules in its own way and keeps the rows of queries and keys in another order; "
