@@ -54,10 +54,10 @@ def decode(data: bytes, known: dict[bytes, Any] | None = None) -> tuple[dict[str
     if top["reference"]:
         sha256, files, *_ = top["reference"]
         require(sha256 in known and known[sha256][0] < files, "reference", f"needs {sha256.hex()}")
-    queue, latest, tensors = iter(sections), {"any": 128}, {}
+    queue, tensors = iter(sections), {}
     digest, carried = hashlib.sha256(), []
     for rung in range(len(top["rungs"])):
-        read_units(top, rung, *next(queue), latest)
+        read_units(top, rung, *next(queue))
         records = iter(top["coded"])
         for size in top["blocks"]:
             read_block(top, [next(records) for _ in range(size)], *next(queue))
@@ -88,13 +88,14 @@ def open_file(data: bytes) -> tuple[dict[str, Any], list[tuple[int, bytes]]]:
     require(data[:8] == b"\x89NLA\r\n\x1a\n"[: len(data)], "magic", "not a .nola file")
     require(len(data) >= 38, "truncated", "prelude")
     version, revision, required, stored, sha, crc = struct.unpack_from("<HHHI16sI", data, 8)
-    require(version == 0 and revision == 2, "version", f"format version {version}, revision {revision}")
-    require(required < 2, "feature", f"flags {required:#x}")
+    require(version == 0 and revision == 3, "version", f"format version {version}, revision {revision}")
+    require(required < 4, "feature", f"flags {required:#x}")
     end, sections = 38 + stored, []
     require(len(data) >= end, "truncated", "header")
     require(zlib.crc32(data[:34] + data[38:end]) == crc, "header-checksum", "prelude or header")
     header = unzstd(data[38:end], None, Path(__file__).with_name("header-dictionary.bin").read_bytes())
-    top = parse_header(header, SCHEMA | (REFERENCE if required else {}))
+    top = parse_header(header, SCHEMA | (REFERENCE if required & 1 else {}))
+    require(bool(top["drawn"]) == bool(required & 2), "header", "flag of drawn records")
     length = end + sum(size for _, size, _ in top["sections"])
     require(len(data) == length, "truncated" if len(data) < length else "trailing", f"{len(data)} of {length} bytes")
     for codec, size, section_crc in top["sections"]:
@@ -108,14 +109,15 @@ def open_file(data: bytes) -> tuple[dict[str, Any], list[tuple[int, bytes]]]:
 # == Header. A schema: a range stands for an int in it; a type for a value of it; [s] for a list of any length; (s, ...)
 # for a list of exactly these; {s} for a map with such values; (None, s) for s or nil.
 
-SIZES, OFFSET, TABLE = [range(1, 2**31 + 1)], range(-16384, 16385), (None, [range(1, 4097)])
+SIZES, LARGE, TABLE = [range(1, 2**31 + 1)], range(-16384, 16385), (None, [range(1, 4097)])
 SCHEMA = {
     "amplitude_slope": range(-64, 65), "blocks": [range(1, 2**17 + 1)], "config": (None, dict), "dialect": str,
     "generator": range(256), "kinds": [list], "metadata": {str}, "numbers": [range(1 - 10**9, 10**9)],
-    "records": [range(2**31)], "rungs": [list], "quantizers": [(range(6), object, TABLE)], "seed": range(2**64),
+    "records": [range(2**31)], "rungs": [list], "quantizers": [(range(4), object, TABLE)], "seed": range(2**64),
     "streams": (None, [range(2**31)]), "writer": str, "sections": [(range(2**63), range(2**63), range(2**32))],
 }  # fmt: skip
 REFERENCE = {"reference": (bytes, range(2**31), (range(2**15), range(2**15)), str)}
+BASE = {"base": (str, str, bytes)}
 LOWRANK = {
     "type": range(1), "template": str, "layout": range(3), "scaling": float, "fan_in_fan_out": range(2),
     "dtype": range(3), "basis": range(256), "form": range(3), "num_basis": (None, (SIZES[0], SIZES[0])),
@@ -141,12 +143,14 @@ def parse_header(data: bytes, schema: dict[str, Any]) -> dict[str, Any]:
         require(msgpack.packb(sort_keys(top), use_bin_type=True) == data, "header", "not canonical")
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise Refused("header", str(error)) from error
+    schema = schema | (BASE if type(top) is dict and "base" in top else {})
     require(type(top) is dict and top.keys() == schema.keys(), "header", "keys")
     require(all(conforms(top[key], own) for key, own in schema.items()), "header", "a value")
+    require("base" not in top or len(top["base"][2]) == 32, "header", "base")
     if top.setdefault("reference", None):
         sha256, _, _, name = top["reference"]
         require(len(sha256) == 32 and name not in (".", "..") and not set("/\\\0") & set(name), "header", "reference")
-    require(top["generator"] in (1, 2), "generator", str(top["generator"]))
+    require(top["generator"] == 1, "generator", str(top["generator"]))
     top["quantizers"] = [quantizer(*q) for q in top["quantizers"]]
     require(1 <= len(top["rungs"]) <= 64 and conforms(top["rungs"], [(bytes, {float})]), "header", "rungs")
     require(all(len(sha256) == 32 for sha256, _ in top["rungs"]), "header", "decoded SHA-256")
@@ -245,16 +249,16 @@ def unit_sides(record: dict[str, Any], unit: int) -> Any:
     return (unit // (record["most_units"] // 2),) if record["form"] else range(len(record["sides"]))
 
 
-def unit_rows(top: dict[str, Any], record: dict[str, Any], unit: int, rungs: Any) -> list[tuple[int, int, int, int]]:
-    """Return (side, quantizer, offset, weight) of a unit's row on each side, at each of some rungs."""
+def unit_rows(top: dict[str, Any], record: dict[str, Any], unit: int, rungs: Any) -> list[tuple[int, int, int]]:
+    """Return (side, quantizer, weight) of a unit's row on each side, at each of some rungs."""
     rows = []
     for side in unit_sides(record, unit):
         for rung in rungs:
             table = top["rungs"][rung]["allocation"][record["tables"][side]]
             fitting = [row for row in table if row[0] <= record["precisions"][unit] + record["shift"][side]]
             require(fitting, "units", "no quantizer for the precision")
-            _, number, offset, weight = fitting[-1]
-            rows.append((side, number, offset, MANTISSAS[4 * (weight % 8)] << weight // 8 >> 15))
+            _, number, weight = fitting[-1]
+            rows.append((side, number, MANTISSAS[4 * (weight % 8)] << weight // 8 >> 15))
     return rows
 
 
@@ -267,19 +271,19 @@ def read_kinds(coded: list[dict[str, Any]], integers: "Integers") -> None:
     for record in coded:
         if record["kind"] not in made:
             for i in range(5) if len(record["sides"]) == 2 else (0, 2, 4):
-                last[i] += integers.read((14, 14, 15, 15, 16)[i])
-            require(conforms(last, (*[range(256)] * 2, *[range(-1023, 1024)] * 2, OFFSET)), "units", "kind")
+                last[i] += integers.read((13, 13, 14, 14, 15)[i])
+            require(conforms(last, (*[range(256)] * 2, *[range(-1023, 1024)] * 2, LARGE)), "units", "kind")
             made[record["kind"]] = {"tables": last[:2], "shift": last[2:4], "amplitude": last[4]}
         record |= made[record["kind"]]
 
 
 def read_table(integers: "Integers", quantizers: int) -> list[tuple[int, ...]]:
-    """Return the rows (precision, quantizer, offset, weight) of an allocation table."""
-    table, row, count = [], [-1, -1, 0, 0], integers.read(0)
+    """Return the rows (precision, quantizer, weight) of an allocation table."""
+    table, row, count = [], [-1, -1, 0], integers.read(0)
     require(count >= 0, "units", "number of rows")
     for _ in range(count):
-        row = [row[i] + (i < 2) + integers.read(1 + i) for i in range(4)]
-        require(conforms(row, (OFFSET, range(-1, quantizers), OFFSET, range(128))), "units", "row of a table")
+        row = [row[i] + (i < 2) + integers.read(1 + i) for i in range(3)]
+        require(conforms(row, (LARGE, range(-1, quantizers), range(128))), "units", "row of a table")
         require(not table or row[0] > table[-1][0], "units", "precisions must ascend")
         table.append(tuple(row))
     return table
@@ -290,14 +294,14 @@ def read_counts_and_exponents(coded: list[dict[str, Any]], integers: "Integers")
     counts, exponents = {}, [0, 0]
     for record in coded:
         before, most = record["unit_counts"][-1:] or [counts.get(record["kind"], 0)], record["most_units"]
-        count = before[0] + integers.read(5 + min(before[0], 2))
+        count = before[0] + integers.read(4 + min(before[0], 2))
         require(count in ((0, most) if record["form"] else range(most + 1)), "units", "unit count")
         require(count >= len(record["starts"]), "units", "unit counts must not fall")
         record["unit_counts"].append(count)
         counts[record["kind"]] = count
     for record in coded:
         for side in range(len(record["sides"])):
-            exponents[side] += integers.read(8)
+            exponents[side] += integers.read(7)
         record["exponents"].append(exponents[: len(record["sides"])])
         require(conforms(record["exponents"][-1], [range(-120, 101)]), "units", "exponents")
 
@@ -305,11 +309,8 @@ def read_counts_and_exponents(coded: list[dict[str, Any]], integers: "Integers")
 # == Units sections
 
 
-def read_units(top: dict[str, Any], rung: int, codec: int, data: bytes, latest: dict[Any, list[int]]) -> None:
-    """Read a rung's units section: all that the section says, and the `layers` of each record in the rung's block.
-
-    `latest` keeps the precisions of the latest record of each kind that has units, and of the latest of any kind.
-    """
+def read_units(top: dict[str, Any], rung: int, codec: int, data: bytes) -> None:
+    """Read a rung's units section: all that the section says, and the `layers` of each record in the rung's block."""
     require(codec == 3, "codec", f"codec {codec} of a units section")
     coded, integers = top["coded"], Integers(data)
     if rung == 0:
@@ -317,6 +318,7 @@ def read_units(top: dict[str, Any], rung: int, codec: int, data: bytes, latest: 
     most = max((table for record in coded for table in record["tables"]), default=-1)
     top["rungs"][rung]["allocation"] = [read_table(integers, len(top["quantizers"])) for _ in range(most + 1)]
     read_counts_and_exponents(coded, integers)
+    latest: dict[Any, Any] = {"any": 128}  # precisions of the latest record of each kind, and one of the latest of all
     for record in coded:
         read_precisions(record, rung, integers, latest, top["amplitude_slope"])
     for record in coded:
@@ -329,11 +331,11 @@ def read_units(top: dict[str, Any], rung: int, codec: int, data: bytes, latest: 
 
 
 def read_precisions(record: dict[str, Any], rung: int, integers: "Integers", latest: Any, slope: int) -> None:
-    """Append the units of a record that start at a rung, with the first part of the prediction of their amplitudes."""
+    """Append the units of a record that start at a rung, with the prediction of their amplitudes."""
     before, own = latest.get(record["kind"]), record["precisions"]
     for unit in range(len(own), record["unit_counts"][rung]):
         predicted = own[-1] if unit and not record["form"] else before[unit] if before else latest["any"]
-        own.append((predicted + integers.read(9 + min(unit, 2))) % 256)
+        own.append((predicted + integers.read(8 + min(unit, 2))) % 256)
         record["starts"].append(rung)
         record["amplitudes"].append(record["amplitude"] + slope * own[-1])
     latest |= {record["kind"]: own, "any": own[0]} if own else {}
@@ -341,12 +343,11 @@ def read_precisions(record: dict[str, Any], rung: int, integers: "Integers", lat
 
 def read_amplitude(top: dict[str, Any], record: dict[str, Any], unit: int, rung: int, integers: "Integers") -> None:
     """Set a unit's amplitude at a rung, and append the layers that the rung's block holds for it."""
-    starts_here, amplitude = record["starts"][unit] == rung, record["amplitudes"][unit]
+    starts_here = record["starts"][unit] == rung
     vector = unit % (record["most_units"] // 2) if record["form"] else unit
-    for side, number, offset, weight in unit_rows(top, record, unit, range(0 if starts_here else rung, rung + 1)):
-        amplitude += offset
+    for side, number, weight in unit_rows(top, record, unit, range(0 if starts_here else rung, rung + 1)):
         record["layers"] += [(side, vector, number, weight)] if number >= 0 else []
-    record["amplitudes"][unit] = amplitude + integers.read(12 if starts_here else 13)
+    record["amplitudes"][unit] += integers.read(11 if starts_here else 12)
     require(-4096 <= record["amplitudes"][unit] <= 4095, "units", "amplitude out of range")
 
 
@@ -421,34 +422,33 @@ TRELLISES = [(bits, levels, bytes.fromhex(masks)) for bits, levels, masks in (
 def quantizer(kind: int, data: Any, table: list[int] | None) -> dict[str, Any]:
     """Return a quantizer: `size` of its alphabet, `table`, `stride`, `peak` (largest magnitude), codebooks or masks."""
     made: dict[str, Any] = {"type": kind, "table": table, "stride": 1}
-    if kind == 4:
+    if kind == 2:
         require(conforms(data, range(len(TRELLISES))) and table is None, "header", "trellis")
         made["bits"], made["levels"], made["masks"] = TRELLISES[data]
         each = 1 if made["levels"] == SIGN else 2  # masks of a coefficient
         return made | {"stride": len(made["masks"]) // each, "size": 1 << made["bits"], "peak": max(made["levels"])}
-    if kind == 2 or kind == 3:  # midtread and midrise; the parameter is the number of bits
-        require(conforms(data, range(2, 17) if kind == 2 else range(1, 9)), "header", "bits")
-        half = 1 << data - 1
-        books = [list(range(-half, half) if kind == 2 else range(1 - 2 * half, 2 * half, 2))]
+    if kind == 1:  # the parameter is the number of bits
+        require(conforms(data, range(9, 17)) and table is None, "header", "integers")
+        books = [list(range(-(1 << data - 1), 1 << data - 1))]
     else:
-        require(kind < 5 or conforms(data, (range(256), list, list)), "header", "parameters")
-        books = data[1:] if kind == 5 else [data]
-        require(conforms(books, [[range(-32768 if kind == 1 else 1, 32769)]]), "header", "points")
+        require(kind == 0 or conforms(data, (range(256), list, list)), "header", "parameters")
+        books = data[1:] if kind == 3 else [data]
+        require(conforms(books, [[range(1 if kind else -32768, 32769)]]), "header", "points")
         for book in books:
-            require(1 <= len(book) <= (256 if kind == 1 else 127), "header", "points")
+            require(1 <= len(book) <= (127 if kind else 256), "header", "points")
             require(len(book) == len(books[0]) and all(a < b for a, b in pairwise(book)), "header", "points")
-        if kind != 1:
+        if kind == 3:
             require(table is None or len(table) == len(books[0]) + 1, "header", "frequencies")
             made["table"] = table and table[:0:-1] + table
             books = [[-p for p in reversed(book)] + [0, *book] for book in books]
     peak = max(abs(p) for book in books for p in book)
-    return made | {"mask": data[0] if kind == 5 else 0, "books": books, "size": len(books[0]), "peak": peak}
+    return made | {"mask": data[0] if kind == 3 else 0, "books": books, "size": len(books[0]), "peak": peak}
 
 
 def points(book: dict[str, Any], symbols: np.ndarray, count: int) -> np.ndarray:
     """Return the integers that the symbols of one layer stand for."""
     window, out = 0, []
-    if book["type"] != 4:
+    if book["type"] != 2:
         for symbol in symbols.tolist():
             out.append(book["books"][(window & book["mask"]).bit_count() & 1][symbol])
             window = (window << 1 | symbol - book["size"] // 2 & 1) & 255
@@ -469,13 +469,13 @@ def points(book: dict[str, Any], symbols: np.ndarray, count: int) -> np.ndarray:
 
 def decode_symbols(codec: int, data: bytes, runs: list[tuple[int, int]], models: list[Any]) -> np.ndarray:
     """Return the symbols of runs (model number, length). A model is (alphabet size, frequencies or None)."""
-    require(codec in (0, 1, 2), "codec", f"codec {codec}")
+    require(codec in (0, 2), "codec", f"codec {codec}")
     which = np.repeat(np.array([m for m, _ in runs], np.int64), [n for _, n in runs] or 0)
-    if codec < 2:
-        return unpack_symbols(codec, data, which, models)
+    if codec == 0:
+        return unpack_symbols(data, which, models)
     out, is_packed = np.zeros(len(which), np.int64), np.array([m[1] is None for m in models], bool)[which]
     cut = sum((count * width + 7) // 8 for _, width, count in packed_parts(which[is_packed], models))
-    out[is_packed] = unpack_symbols(0, data[:cut], which[is_packed], models)
+    out[is_packed] = unpack_symbols(data[:cut], which[is_packed], models)
     out[~is_packed] = rans(which[~is_packed].tolist(), data[cut:], models)
     return out
 
@@ -486,11 +486,10 @@ def packed_parts(which: np.ndarray, models: list[Any]) -> list[tuple[int, int, i
     return [(int(m), max(1, (models[m][0] - 1).bit_length()), int(n)) for m, n in counts]
 
 
-def unpack_symbols(codec: int, data: bytes, which: np.ndarray, models: list[Any]) -> np.ndarray:
-    """Return the symbols of codec 0, or of codec 1, whose widths are powers of two; symbol i is of model which[i]."""
-    parts = [(m, 1 << (w - 1).bit_length() if codec else w, n) for m, w, n in packed_parts(which, models)]
+def unpack_symbols(plain: bytes, which: np.ndarray, models: list[Any]) -> np.ndarray:
+    """Return the symbols of codec 0; symbol i is of model which[i]."""
+    parts = packed_parts(which, models)
     sizes = [(count * width + 7) // 8 for _, width, count in parts]
-    plain = unzstd(data, sum(sizes)) if codec else data
     require(len(plain) == sum(sizes), "symbols", "length")
     out = np.zeros(len(which), np.int64)
     for (model, width, count), size in zip(parts, sizes, strict=True):
@@ -552,42 +551,26 @@ def philox4x32(counter: list[Any], key: tuple[int, int]) -> list[Any]:
     return [c0, c1, c2, c3]
 
 
-def threefry2x32(counter: list[Any], key: Any) -> list[Any]:
-    """Return the two words of threefry2x32-20."""
-    keys = (*key, 0x1BD11BDA ^ key[0] ^ key[1])
-    x0, x1 = (counter[0] + keys[0]) % 2**32, (counter[1] + keys[1]) % 2**32
-    for i in range(20):
-        x0, rotation = (x0 + x1) % 2**32, (13, 15, 26, 6, 17, 29, 16, 24)[i % 8]
-        x1 = ((x1 << rotation) % 2**32 | x1 >> 32 - rotation) ^ x0
-        if i % 4 == 3:
-            x0, x1 = (x0 + keys[(i + 1) // 4 % 3]) % 2**32, (x1 + keys[(i + 5) // 4 % 3] + (i + 1) // 4) % 2**32
-    return [x0, x1]
-
-
-def words(generator: int, seed: int, stream: int, purpose: int, count: int) -> np.ndarray:
+def words(seed: int, stream: int, purpose: int, count: int) -> np.ndarray:
     """Return the first `count` words of a sequence; `stream` is the number t of the document."""
-    key = (seed % 2**32, seed >> 32)
-    block = np.arange(-(-count // (4 if generator == 1 else 2)), dtype=np.uint64)
-    counter = [block % 2**32, block >> np.uint64(32)]
-    if generator == 1:
-        made = philox4x32([*counter, np.full_like(block, stream), np.full_like(block, purpose)], key)
-    else:
-        made = threefry2x32(counter, threefry2x32([stream, purpose], key))
+    block = np.arange(-(-count // 4), dtype=np.uint64)
+    counter = [block % 2**32, block >> np.uint64(32), np.full_like(block, stream), np.full_like(block, purpose)]
+    made = philox4x32(counter, (seed % 2**32, seed >> 32))
     return np.stack(made, -1).reshape(-1)[:count].astype(np.int64)
 
 
-def signs(generator: int, seed: int, stream: int, purpose: int, count: int) -> np.ndarray:
+def signs(seed: int, stream: int, purpose: int, count: int) -> np.ndarray:
     """Return the first `count` signs of a sequence of words; a set bit is -1."""
-    bits = words(generator, seed, stream, purpose, -(-count // 32))[:, None] >> np.arange(32) & 1
+    bits = words(seed, stream, purpose, -(-count // 32))[:, None] >> np.arange(32) & 1
     return 1 - 2 * bits.reshape(-1)[:count]
 
 
 # == Bases
 
 
-def synthesize(basis: int, q: np.ndarray, n: int, generator: int, seed: int, stream: int) -> np.ndarray:
+def synthesize(basis: int, q: np.ndarray, n: int, seed: int, stream: int) -> np.ndarray:
     """Return the n integers that the coefficients q stand for."""
-    k, where = len(q), (generator, seed, stream)
+    k, where = len(q), (seed, stream)
     if basis == 2:
         return q @ signs(*where, RADEMACHER, k * (n + -n % 32)).reshape(k, -1)[:, :n]
     if basis == 3:
@@ -642,7 +625,7 @@ def decode_record(top: dict[str, Any], record: dict[str, Any], rung: int) -> Non
             bound = peak * (block**passes, k, k << 15)[record["basis"] - 1]
             require(peak < 2**31 and bound < 2**46, "bound", "sums too large")
             q = record["coefficients"].get((side, len(vectors[side])), np.zeros(k, np.int64))
-            y = synthesize(record["basis"], q, n, top["generator"], top["seed"], 2 * record["stream"] + side)
+            y = synthesize(record["basis"], q, n, top["seed"], 2 * record["stream"] + side)
             vectors[side].append(to_int16(y, code, record["exponents"][rung][side]))
     most = record["most_units"] // (2 if record["form"] else 1)
     for rows, n, (name, shape) in zip(vectors, record["lengths"], record["sides"].items(), strict=True):

@@ -130,7 +130,7 @@ def decoding(data: bytes) -> Iterator[str]:
     q = record["coefficients"][0, 0]
     yield from sequence("  coefficients q:", q)
     n, exponent = record["lengths"][0], record["exponents"][0][0]
-    y = REF.synthesize(record["basis"], q, n, top["generator"], top["seed"], 2 * record["stream"])
+    y = REF.synthesize(record["basis"], q, n, top["seed"], 2 * record["stream"])
     block, passes = REF.block_and_passes(n)
     yield from sequence(f"  y = basis(q), hadamard of n = {n}, block {block}, passes {passes}, t = 0:", y)
     code = record["amplitudes"][0]
@@ -153,11 +153,10 @@ def rungs(data: bytes) -> Iterator[str]:
 
 
 ROLES = {
-    0: "rows of an allocation table", 1: "precision of a row", 2: "quantizer of a row", 3: "offset of a row",
-    4: "weight of a row", 5: "unit count", 6: "unit count, of 1", 7: "unit count, of 2 or more", 8: "exponent",
-    9: "precision of unit 0", 10: "precision of unit 1", 11: "precision of a further unit",
-    12: "amplitude of a unit that starts", 13: "amplitude of another unit", 14: "table of a kind",
-    15: "shift of a kind", 16: "amplitude of a kind",
+    0: "rows of an allocation table", 1: "precision of a row", 2: "quantizer of a row", 3: "weight of a row",
+    4: "unit count", 5: "unit count, of 1", 6: "unit count, of 2 or more", 7: "exponent", 8: "precision of unit 0",
+    9: "precision of unit 1", 10: "precision of a further unit", 11: "amplitude of a unit that starts",
+    12: "amplitude of another unit", 13: "table of a kind", 14: "shift of a kind", 15: "amplitude of a kind",
 }  # fmt: skip
 
 
@@ -166,8 +165,7 @@ class UnitsNarrator:
 
     def __init__(self, top: dict[str, Any]) -> None:
         self._top = top
-        self._latest: dict[Any, Any] = {"any": 128}  # for the reference decoder
-        self._references: dict[int, int] = {}  # for this account of it
+        self._references: dict[int, int] = {}
         self._any = 128
 
     def read(self, rung: int, section: tuple[int, bytes], shown: int) -> Iterator[str]:
@@ -180,22 +178,23 @@ class UnitsNarrator:
                 integers.append((role, value))
                 return value
 
+        self._references, self._any = {}, 128
         before = [list(record["amplitudes"]) for record in top["coded"]]
         plain = REF.Integers
         vars(REF)["Integers"] = Recording
-        REF.read_units(top, rung, *section, self._latest)
+        REF.read_units(top, rung, *section)
         vars(REF)["Integers"] = plain
         yield f"units of rung {rung}, integers by role, in the order of the section:"
-        for role, group in groupby(integers, key=lambda pair: pair[0] if pair[0] > 4 else 0):
+        for role, group in groupby(integers, key=lambda pair: pair[0] if pair[0] > 3 else 0):
             numbers = [value for _, value in group]
-            name = "allocation tables, each a number of rows and four integers a row" if role == 0 else ROLES[role]
+            name = "allocation tables, each a number of rows and three integers a row" if role == 0 else ROLES[role]
             text = f"{name}: {join(numbers)}"
             yield from textwrap.wrap(text, 110, initial_indent="  ", subsequent_indent="    ")
         yield f"  unit counts: {join(record['unit_counts'][rung] for record in top['coded'])}"
         for side, name in enumerate(("lora_B", "lora_A")):
             yield f"  exponents of {name}: {join(record['exponents'][rung][side] for record in top['coded'])}"
-        precisions = iter([value for role, value in integers if 9 <= role <= 11])
-        amplitudes = iter([value for role, value in integers if 12 <= role <= 13])
+        precisions = iter([value for role, value in integers if 8 <= role <= 10])
+        amplitudes = iter([value for role, value in integers if 11 <= role <= 12])
         for index, (record, old) in enumerate(zip(top["coded"], before, strict=True)):
             lines = list(self._explain(record, rung, old, precisions, amplitudes))
             yield from lines if index < shown else ()
@@ -212,14 +211,13 @@ class UnitsNarrator:
                 number = next(precisions)
                 assert (reference + number) % 256 == precision
                 yield f"    precision = ({reference} + {number}) mod 256 = {precision}"
-            for (side, book, offset, weight), at in zip(rows, self._rungs_of(record, rung, starts), strict=True):
-                row = f"quantizer {book}, offset {offset}, weight {weight}"
+            for (side, book, weight), at in zip(rows, self._rungs_of(record, rung, starts), strict=True):
+                row = f"quantizer {book}, weight {weight}"
                 sought = f"table {record['tables'][side]}, precision {precision + record['shift'][side]}"
                 yield f"    row of {('lora_B', 'lora_A')[side]} at rung {at}: {sought}: {row}"
             if starts or any(row[1] >= 0 for row in rows):
                 slope = self._top["amplitude_slope"] * precision
                 terms = [next(amplitudes), *([record["amplitude"], slope] if starts else [old[unit]])]
-                terms += [row[2] for row in rows]
                 assert sum(terms) == record["amplitudes"][unit]
                 yield f"    amplitude = {' + '.join(map(str, terms))} = {sum(terms)}"
             reference = precision
@@ -246,24 +244,23 @@ def sequence(title: str, values: Any) -> Iterator[str]:
 def vectors() -> Iterator[str]:
     """Yield worked vectors of each step of decoding."""
     where = f"seed 0x{SEED:016x}, stream 5"
-    for generator, name in ((1, "philox4x32-10"), (2, "threefry2x32-20")):
-        yield f"{name}, {where}"
-        for purpose, use in enumerate(("signs", "second signs", "subset", "rademacher", "uniform")):
-            made = REF.words(generator, SEED, 5, purpose, 4)
-            yield f"  purpose {purpose} ({use}): words {' '.join(f'{w:08x}' for w in made.tolist())}"
-        yield f"  first eight signs: {join(REF.signs(generator, SEED, 5, 0, 8))}"
-        order = np.argsort(REF.words(generator, SEED, 5, 2, 10), kind="stable")
-        yield f"  4 of 10 positions: {join(np.sort(order[:4]))}"
-    yield f"bases, philox4x32-10, {where}"
+    yield f"philox4x32-10, {where}"
+    for purpose, use in enumerate(("signs", "second signs", "subset", "rademacher", "uniform")):
+        made = REF.words(SEED, 5, purpose, 4)
+        yield f"  purpose {purpose} ({use}): words {' '.join(f'{w:08x}' for w in made.tolist())}"
+    yield f"  first eight signs: {join(REF.signs(SEED, 5, 0, 8))}"
+    order = np.argsort(REF.words(SEED, 5, 2, 10), kind="stable")
+    yield f"  4 of 10 positions: {join(np.sort(order[:4]))}"
+    yield f"bases, {where}"
     for basis, name in ((2, "rademacher"), (3, "uniform")):
         for row in (0, 1):
-            made = REF.synthesize(basis, np.eye(2, dtype=np.int64)[row], 5, 1, SEED, 5)
+            made = REF.synthesize(basis, np.eye(2, dtype=np.int64)[row], 5, SEED, 5)
             yield f"  {name}, n = 5, row {row}: {join(made)}"
     for n, k in ((1, 1), (3, 3), (4, 4), (4, 2), (6, 6)):
         q = np.arange(1, k + 1)
-        made = REF.synthesize(1, q, n, 1, SEED, 5)
+        made = REF.synthesize(1, q, n, SEED, 5)
         yield f"  hadamard, n = {n}, q = {join(q)}: {join(made)}"
-    q, first, second = np.arange(1, 7), REF.signs(1, SEED, 5, 0, 6), REF.signs(1, SEED, 5, 1, 6)
+    q, first, second = np.arange(1, 7), REF.signs(SEED, 5, 0, 6), REF.signs(SEED, 5, 1, 6)
     head = np.concatenate((REF.transform(q[:4], 4), q[4:] * 2))
     yield "the last one in steps: block 4, root 2, two elements left over"
     yield f"  first pass              {join(head)}"

@@ -89,13 +89,13 @@ def dictionary() -> bytes:
         ],
         "metadata": {"format": "pt"},
         "numbers": [0] * 7 + [1] * 203,
-        "quantizers": [[4, number, None] for number in range(13)],
+        "quantizers": [[3, [55, [28, 64], [20, 45]], [1122, 975, 512]], *([2, number, None] for number in range(13))],
         "records": [number for kinds in (2, 4, 7) for number in [*range(kinds)] * 4],
         "rungs": [[b"", {"effective_error": 0.02, "nmse": 0.5}]],
-        "sections": [[3, 0, 0], [0, 0, 0]],
+        "sections": [[3, 0, 0], [2, 0, 0]],
         "seed": 0,
         "streams": None,
-        "writer": "nola-codec 0.1.0",
+        "writer": "nola-codec 0.2.0",
     }
     methods = canonical.pack(METHODS) + canonical.pack(METHOD_WORDS)
     return methods + canonical.pack(OTHER_WORDS + MODELS) + canonical.pack(header)

@@ -82,7 +82,7 @@ def decode(
     Raises:
         FormatError, ChecksumMismatch: The file is damaged, or the decoded SHA-256 is not the encoder's; ``reference``:
             the earlier version that the file needs is not there, or it is another one.
-        AdapterError: ``base-mismatch`` and others if the base does not fit; ``not-expressible`` for what a `format`
+        AdapterError: ``base-mismatch``, ``other-base``, as of `merge`; ``not-expressible`` for what a `format`
             has no place for; ``needs-base``: the file holds a change of a tensor of the base model; ``not-nola``: the
             source is an adapter; ``source-type``; ``target-type``: `out` is no path.
         NolaError: ``option``: no such dtype; a dtype or trim together with a merge.

@@ -95,7 +95,7 @@ def encode_delta_bytes(
         head: True codes the output layer too.
         overwrite: True replaces a file that is there.
         **options: Those of `nola_codec.api.keywords.DeltaKeywords`: nmse, ratio, error, objective, progressive, rungs,
-            importance, generator, seed, entropy, thorough, progress.
+            importance, seed, entropy, block_size, thorough, progress.
 
     Raises:
         AdapterError: ``base-mismatch``, ``nothing-selected``, ``nothing-changed``, ``not-float``, ``not-finite``, or a

@@ -72,8 +72,8 @@ def encode(
         **options: The options of `nola_codec.api.keywords.EncodeKeywords`, which says what each means:
             nmse, ratio, error, objective (how large, and which error is kept small); progressive, rungs (coarser files
             in one); num_basis, bits, rank (the factor form, the paper's); fit, tuner, importance (what the
-            coefficients are fitted to); basis, generator, seed, shared_basis (the basis); carried (the form of
-            heads and embeddings); entropy, thorough, progress.
+            coefficients are fitted to); basis, seed, shared_basis (the basis); carried (the form of
+            heads and embeddings); entropy, block_size, thorough, progress.
 
     Returns:
         Sizes and measured errors. `print(report)` shows what the command line shows.
@@ -156,6 +156,8 @@ def check_options(
     check_keywords("encode", {"size": size, **options}, EncodeKeywords, "size")
     if options.get("rungs") is not None:
         options["rungs"] = tuple(parse_size(rung) if isinstance(rung, str) else rung for rung in options["rungs"])
+    if isinstance(options.get("block_size"), str):
+        options["block_size"] = parse_size(options["block_size"])
     if "entropy" in options:
         options["entropy"] = tuple(options["entropy"])
     chosen = EncodeOptions(size=parse_size(size) if isinstance(size, str) else size, **options)

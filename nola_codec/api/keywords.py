@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 ObjectiveName = Literal["effective", "nmse"]
 Fit = Literal["weights", "task"]
 BasisName = Literal["hadamard", "rademacher", "uniform"]
-GeneratorName = Literal["philox4x32-10", "threefry2x32-20"]
 
 
 class CodingKeywords(TypedDict, total=False):
@@ -29,15 +28,13 @@ class CodingKeywords(TypedDict, total=False):
 
     Attributes:
         importance: Numbers by name or pattern of a weight; each multiplies the weight of its components.
-        generator: The pseudo-random generator of the basis.
         seed: Seed of the basis, 0 to 2^64 - 1.
-        entropy: Names of the entropy codecs that the encoder may choose from: raw, zstd, rans.
+        entropy: Names of the entropy codecs that the encoder may choose from: raw, rans.
         thorough: Search for the smallest file over 1 MB too: some 5% smaller, and many times slower.
         progress: A function that is called as (stage, done, total).
     """
 
     importance: Mapping[str, float] | None
-    generator: GeneratorName
     seed: int
     entropy: Sequence[str]
     thorough: bool
@@ -77,6 +74,7 @@ class EncodeKeywords(RateKeywords, CodingKeywords, total=False):
         shared_basis: One basis for all weights of one shape.
         carried: The form of heads, embeddings and other carried tensors of floats: ``exact``; ``bf16``; ``int8``, with
             a scale for each row of a matrix; or ``coded``, as vectors whose precision follows the target.
+        block_size: Bytes of a block, as a number or as ``"24KiB"``: a reader of one tensor reads little more than one.
     """
 
     num_basis: int | None
@@ -87,10 +85,17 @@ class EncodeKeywords(RateKeywords, CodingKeywords, total=False):
     basis: BasisName
     shared_basis: bool
     carried: CarriedForm
+    block_size: int | str
 
 
 class DeltaKeywords(RateKeywords, CodingKeywords, total=False):
-    """Options that `encode_delta` shares with `encode`."""
+    """Options that `encode_delta` shares with `encode`.
+
+    Attributes:
+        block_size: Bytes of a block, as a number or as ``"24KiB"``: a reader of one tensor reads little more than one.
+    """
+
+    block_size: int | str
 
 
 class SweepKeywords(CodingKeywords, total=False):
@@ -124,12 +129,13 @@ _TRUTH = ("True or False", lambda value: isinstance(value, bool))
 _TABLE = ("a mapping from names", lambda value: isinstance(value, Mapping))
 _LIST = ("a list", _is_list)
 _FUNCTION = ("a function", callable)
+_SIZE = ("a number of bytes or text such as '50KB'", lambda value: _is_number(value) or isinstance(value, str))
 
 _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "size": ("a number of bytes or text such as '50KB'", lambda value: _is_number(value) or isinstance(value, str)),
+    "size": _SIZE, "block_size": _SIZE,
     "scale": _NUMBER, "nmse": _NUMBER, "ratio": _NUMBER, "error": _NUMBER, "energy": _NUMBER,
     "num_basis": _INTEGER, "bits": _INTEGER, "rank": _INTEGER, "seed": _INTEGER,
-    "objective": _TEXT, "fit": _TEXT, "basis": _TEXT, "generator": _TEXT, "carried": _TEXT,
+    "objective": _TEXT, "fit": _TEXT, "basis": _TEXT, "carried": _TEXT,
     "shared_basis": _TRUTH, "thorough": _TRUTH, "progressive": _TRUTH,
     "importance": _TABLE, "entropy": _LIST, "rungs": _LIST, "progress": _FUNCTION,
 }  # fmt: skip

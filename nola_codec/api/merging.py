@@ -31,6 +31,7 @@ def merge(
     piece_bytes: int = PIECE_BYTES,
     references: References = None,
     limits: Limits | None = None,
+    any_base: bool = False,
 ) -> MergeReport:
     """Write a model directory with the deltas of one or more files added to its weights.
 
@@ -53,13 +54,15 @@ def merge(
         piece_bytes: Bytes that a thread works on at once; it changes no bit of the weights.
         references: Where the earlier versions are that files need which were encoded against one, as in `decode`.
         limits: As in `load`.
+        any_base: Merge even if a file was encoded with ``base``, and that was another model than this one.
 
     Returns:
         How many shards were written, and how many of them an earlier, killed run had finished.
 
     Raises:
         FormatError, ChecksumMismatch: A file is damaged, or the decoded SHA-256 is not the encoder's.
-        AdapterError: ``base-mismatch`` and others if the base does not fit; ``merge-conflict``, ``merge-weight`` for
+        AdapterError: ``base-mismatch`` and others if the base does not fit; ``other-base`` if a file was
+            made for another one; ``merge-conflict``, ``merge-weight`` for
             files that cannot be combined; ``not-nola``: a source is an adapter, which must be encoded first;
             ``source-type``, ``target-type``: an argument of a wrong type.
         OutputExists: `out` is there and `overwrite` is False.
@@ -70,7 +73,7 @@ def merge(
     return run_merge(MergeRequest(
         sources, Path(base), Path(out), rung=rung, device=device, overwrite=overwrite, keep_undo=keep_undo,
         progress=progress, piece_bytes=piece_bytes, references=references,
-        limits=limits,
+        limits=limits, any_base=any_base,
     ))  # fmt: skip
 
 

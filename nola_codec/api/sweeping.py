@@ -130,7 +130,7 @@ def sweep(
         config: The adapter's configuration, for bytes and streams.
         carry_unknown: True carries tensors that the dialect does not know, exact, instead of refusing them.
         scale: The scaling, for an adapter that does not say it, as in `encode`.
-        **options: Those of `nola_codec.api.keywords.SweepKeywords`: rank, shared_basis, importance, generator, seed,
+        **options: Those of `nola_codec.api.keywords.SweepKeywords`: rank, shared_basis, importance, seed,
             entropy, thorough, progress.
 
     Raises:

@@ -16,7 +16,7 @@ from nola_codec.kernels.generators import synthesize_dense
 from nola_codec.kernels.transforms import INTEGERS
 from nola_codec.kernels.triton.availability import uses_triton
 from nola_codec.lazy import numpy as np
-from nola_codec.prng import PHILOX, RADEMACHER, UNIFORM, signs, words
+from nola_codec.prng import RADEMACHER, UNIFORM, signs, words
 from nola_codec.quant.scales import scale_to_int16
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class DenseBasis:
         if self.bound(n, coefficients[0].shape[1], peak) > self.largest_sum:
             return None
         made = [
-            synthesize_dense(lib, self.name, key.generator, seed=key.seed, stream=key.stream,
+            synthesize_dense(lib, self.name, seed=key.seed, stream=key.stream,
                              coefficients=own.astype(np.int32, copy=False), n=n)
             for own, key in zip(coefficients, keys, strict=True)
         ]  # fmt: skip
@@ -181,7 +181,7 @@ class Rademacher(DenseBasis):
         """Do what `DenseBasis.synthesize` does; on a device with Triton no sign is ever stored."""
         bound = self.bound(n, int(coefficients.shape[-1]), peak)
         in_triton = isinstance(xp, TorchArrays) and uses_triton(xp.device.type)
-        if not in_triton or bound >= 1 << 31 or any(key.generator != PHILOX for key in keys):
+        if not in_triton or bound >= 1 << 31:
             return super().synthesize(coefficients, n, keys, peak, xp)
         from nola_codec.kernels.triton import rademacher
 

@@ -119,7 +119,7 @@ class Hadamard:
         plan = block_and_passes(n)
         ends = np.cumsum([len(own) for own in coefficients])
         if num_basis == n:
-            ids = [(key.generator, key.seed, key.stream) for key in keys]
+            ids = [(key.seed, key.stream) for key in keys]
             out = synthesize_hadamard_bases(lib, coefficients, n, plan, ids, (SIGNS, SIGNS_SECOND), scales)
             return np.split(out, ends[:-1])
         parts: list[Any] = [None] * len(keys)

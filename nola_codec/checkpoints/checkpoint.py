@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nola_codec.checkpoints.fingerprint import fingerprint
 from nola_codec.checkpoints.quantization import quantized_weights
 from nola_codec.checkpoints.weights_files import find_weights, is_index, missing_weights_message, weight_map
 from nola_codec.errors import AdapterError
@@ -94,6 +95,15 @@ class Checkpoint:
             raise AdapterError("no such tensor", code="no-such-tensor", where=f"{self.directory}: {name}")
         with self.open_shard(self.weights[name].shard) as file:
             return file.read(name)
+
+    def fingerprint(self) -> bytes:
+        """Return the fingerprint of the weights, 32 bytes (`checkpoints.fingerprint`)."""
+
+        def read_start(name: str, most: int) -> bytes:
+            with self.open_shard(self.weights[name].shard) as file:
+                return file.read_start(name, most)
+
+        return fingerprint(self.weights, read_start)
 
     def _list_weights(self, expected_in: Mapping[str, str]) -> dict[str, WeightInfo]:
         weights: dict[str, WeightInfo] = {}

@@ -15,6 +15,7 @@ from nola_codec.cli.messages import echo
 from nola_codec.cli.output import (
     OUTPUT,
     STDOUT,
+    any_base_option,
     binary_stdout,
     device_option,
     force_option,
@@ -56,6 +57,7 @@ _ADAPTER = "Adapter"
 @option("--base", group="Merging", type=click.Path(), metavar="MODEL_DIR",
         help="Base model: write it with the deltas merged into its weights.")  # fmt: skip
 @keep_undo_option
+@any_base_option
 @unmerge_option
 @option("--rung", group="Computation", type=int, help="Use a progressive file as if it ended with this rung, from 0.")
 @references_option
@@ -68,12 +70,20 @@ _ADAPTER = "Adapter"
 @quiet_option
 @json_option
 def command(
-    file: str, out: str, base: str | None, dialect: str | None, keep_undo: bool, unmerge: str | None, **values: Any
+    file: str,
+    out: str,
+    base: str | None,
+    dialect: str | None,
+    keep_undo: bool,
+    any_base: bool,
+    unmerge: str | None,
+    **values: Any,
 ) -> None:
     """Decode FILE to an adapter, or merge it into the weights of a base model."""
     merging = unmerge is not None or (base is not None and dialect is None)
-    if keep_undo and not merging:
-        raise click.UsageError("--keep-undo is for merging: give --base")
+    for flag, is_given in (("--keep-undo", keep_undo), ("--any-base", any_base)):
+        if is_given and not merging:
+            raise click.UsageError(f"{flag} is for merging: give --base")
     if dialect is not None and unmerge is not None:
         raise click.UsageError("--format is for adapters")
     if merging and values["dtype"] is not None:
@@ -91,7 +101,7 @@ def command(
 
         values.pop("dtype")
         values.pop("trim")
-        MergeArguments(base, unmerge, out, keep_undo, **values).print_merge([(file, 1.0)], as_json=as_json)
+        MergeArguments(base, unmerge, out, keep_undo, any_base, **values).print_merge([(file, 1.0)], as_json=as_json)
         return
     _write_adapter(file, out, as_json=as_json, base=base, format=dialect, **values)
 

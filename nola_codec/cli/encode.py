@@ -12,6 +12,7 @@ import click
 
 from nola_codec.cli.encode_options import (
     BASIS_OPTIONS,
+    BLOCK_OPTION,
     CARRIED_OPTION,
     CARRY_UNKNOWN_OPTION,
     FACTOR_OPTIONS,
@@ -188,6 +189,7 @@ def _flag(name: str) -> str:
 )
 @click.argument("source", type=click.Path())
 @options(*RATE_OPTIONS, *FACTOR_OPTIONS, RANK_OPTION, THOROUGH_OPTION)
+@options(BLOCK_OPTION)
 @options(
     *FIT_OPTIONS,
     *BASIS_OPTIONS,

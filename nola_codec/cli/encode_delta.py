@@ -7,10 +7,11 @@ from typing import Any
 import click
 
 from nola_codec.cli.encode_options import (
-    GENERATOR_OPTIONS,
+    BLOCK_OPTION,
     IMPORTANCE_OPTION,
     OUTPUT_OPTIONS,
     RATE_OPTIONS,
+    SEED_OPTION,
     TARGET,
     THOROUGH_OPTION,
     OutputRequest,
@@ -48,7 +49,7 @@ _SPLIT_OPTIONS = (
 )
 @click.argument("tuned", type=click.Path())
 @options(*_WEIGHT_OPTIONS, *RATE_OPTIONS, *_SPLIT_OPTIONS, THOROUGH_OPTION, IMPORTANCE_OPTION)
-@options(*GENERATOR_OPTIONS, *OUTPUT_OPTIONS)
+@options(SEED_OPTION, BLOCK_OPTION, *OUTPUT_OPTIONS)
 def command(tuned: str, base: str, **values: Any) -> None:
     """Encode what a training changed in the whole model TUNED, a directory or a .safetensors file.
 

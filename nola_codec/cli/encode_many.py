@@ -8,6 +8,7 @@ import click
 
 from nola_codec.cli.encode_options import (
     BASIS_OPTIONS,
+    BLOCK_OPTION,
     CARRIED_OPTION,
     CARRY_UNKNOWN_OPTION,
     FACTOR_OPTIONS,
@@ -54,7 +55,7 @@ from nola_codec.cli.output import OUTPUT
         help="Base model of all adapters: carried tensors that equal its own are left out.")  # fmt: skip
 @option("-o", "--output", "out", group=OUTPUT, type=click.Path(), required=True, metavar="DIR",
         help="Directory for the .nola files and the manifest.")  # fmt: skip
-@options(CARRIED_OPTION, CARRY_UNKNOWN_OPTION, MANIFEST_FORMAT_OPTION, *OUTPUTS_OPTIONS)
+@options(BLOCK_OPTION, CARRIED_OPTION, CARRY_UNKNOWN_OPTION, MANIFEST_FORMAT_OPTION, *OUTPUTS_OPTIONS)
 def command(
     sources: tuple[str, ...], out: str, manifest: str | None, check: bool, chain: bool, force: bool, **values: Any
 ) -> int:

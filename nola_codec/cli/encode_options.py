@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from nola_codec.encoder.report import EncodeReport
 
 TARGET, FIT, BASIS = "Target", "Fit", "Basis"
-_GENERATORS = ("philox4x32-10", "threefry2x32-20")
 
 RATE_OPTIONS = (
     option("--size", group=TARGET, metavar="SIZE", help="Most bytes that the file may take, e.g. 50KB."),
@@ -50,6 +49,8 @@ RANK_OPTION = option("--rank", group=TARGET, type=int,
                      help="Components kept at most; in the factor form, the rank that is fitted.")  # fmt: skip
 THOROUGH_OPTION = option("--thorough", group=TARGET, is_flag=True,
                          help="For files over 1 MB: smaller by some 5%, and many times slower.")  # fmt: skip
+BLOCK_OPTION = option("--block-size", group=OUTPUT, metavar="SIZE", default="24KiB", show_default=True,
+                      help="Size of a block: a reader of one tensor reads little more than one.")  # fmt: skip
 IMPORTANCE_OPTION = option("--importance", group=FIT, type=click.Path(), metavar="FILE",
                            help="JSON or safetensors: a number for each weight, by name or pattern.")  # fmt: skip
 FITS = ("weights", "task")
@@ -102,15 +103,11 @@ FIT_OPTIONS = (
     option("--learning-rate", group=FIT, type=float, help="For --fit task: Adam's learning rate  [default: 0.03]."),
     IMPORTANCE_OPTION,
 )  # fmt: skip
-GENERATOR_OPTIONS = (
-    option("--generator", group=BASIS, type=click.Choice(_GENERATORS), default=_GENERATORS[0], show_default=True,
-           help="Pseudo-random generator of the basis."),
-    option("--seed", group=BASIS, type=int, default=0, show_default=True, help="64-bit seed of the basis."),
-)  # fmt: skip
+SEED_OPTION = option("--seed", group=BASIS, type=int, default=0, show_default=True, help="64-bit seed of the basis.")
 BASIS_OPTIONS = (
     option("--basis", group=BASIS, type=click.Choice(["hadamard", "rademacher", "uniform"]), default="hadamard",
            show_default=True, help="rademacher and uniform serve the factor form only."),
-    *GENERATOR_OPTIONS,
+    SEED_OPTION,
     option("--shared-basis", group=BASIS, is_flag=True, help="Use one basis for all weights of one shape."),
 )  # fmt: skip
 CARRY_UNKNOWN_OPTION = option("--carry-unknown", group=OUTPUT, is_flag=True,

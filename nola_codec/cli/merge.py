@@ -16,6 +16,7 @@ from nola_codec.cli.help import option, options, take
 from nola_codec.cli.messages import echo
 from nola_codec.cli.output import (
     OUTPUT,
+    any_base_option,
     device_option,
     force_option,
     json_option,
@@ -48,6 +49,7 @@ class MergeArguments:
     unmerge: str | None
     out: str
     keep_undo: bool
+    any_base: bool
     rung: int | None
     device: str
     force: bool
@@ -71,13 +73,16 @@ class MergeArguments:
             "rung": self.rung, "device": self.device, "overwrite": self.force, "references": self.references or None,
         }  # fmt: skip
         if self.unmerge is not None:
-            if self.keep_undo:
-                raise click.UsageError("--keep-undo is for merging")
+            for flag, is_given in (("--keep-undo", self.keep_undo), ("--any-base", self.any_base)):
+                if is_given:
+                    raise click.UsageError(f"{flag} is for merging")
             with show_progress(self.quiet) as show:
                 return merging.unmerge(sources, self.unmerge, self.out, progress=show, **common)
         assert self.base is not None
         with show_progress(self.quiet) as show:
-            return merging.merge(sources, self.base, self.out, keep_undo=self.keep_undo, progress=show, **common)
+            return merging.merge(
+                sources, self.base, self.out, keep_undo=self.keep_undo, any_base=self.any_base, progress=show, **common
+            )
 
 
 @helpful_command(
@@ -103,6 +108,7 @@ class MergeArguments:
         help="Without --base: type of the adapter's factors  [default: f32].")  # fmt: skip
 @options(*RATE_OPTIONS, RANK_OPTION, THOROUGH_OPTION)
 @keep_undo_option
+@any_base_option
 @unmerge_option
 @option("--rung", group="Merging", type=int, help="Use progressive files as if they ended with this rung, from 0.")
 @references_option
@@ -142,7 +148,8 @@ def _print_adapter(
     from nola_codec.api.joining import merge_adapters
     from nola_codec.cli.encode_options import read_coding_values
 
-    for flag, is_given in (("--keep-undo", arguments.keep_undo), ("--device", arguments.device != "cpu")):
+    undo, base = ("--keep-undo", arguments.keep_undo), ("--any-base", arguments.any_base)
+    for flag, is_given in (undo, base, ("--device", arguments.device != "cpu")):
         if is_given:
             raise click.UsageError(f"{flag} is for merging into a model: give --base")
     start = time.perf_counter()

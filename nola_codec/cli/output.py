@@ -32,6 +32,8 @@ quiet_option = option("-q", "--quiet", group=OUTPUT, is_flag=True, help="Show no
 force_option = option("-f", "--force", group=OUTPUT, is_flag=True, help="Overwrite the output.")
 keep_undo_option = option("--keep-undo", group="Merging", is_flag=True,
                           help="Write an undo file beside the weights, which --unmerge needs.")  # fmt: skip
+any_base_option = option("--any-base", group="Merging", is_flag=True,
+                         help="Merge even if the file was encoded with --base, and for another model.")  # fmt: skip
 unmerge_option = option("--unmerge", group="Merging", type=click.Path(), metavar="MERGED_DIR",
                         help="Restore, byte for byte, the base of a model merged with --keep-undo.")  # fmt: skip
 

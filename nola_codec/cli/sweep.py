@@ -11,9 +11,9 @@ import click
 from nola_codec.cli.encode_options import (
     BASIS,
     CARRY_UNKNOWN_OPTION,
-    GENERATOR_OPTIONS,
     IMPORTANCE_OPTION,
     SCALE_OPTION,
+    SEED_OPTION,
     TARGET,
     THOROUGH_OPTION,
     read_coding_values,
@@ -42,7 +42,7 @@ _TARGETS = (
     ]
 )
 @click.argument("source", type=click.Path())
-@options(*_TARGETS, THOROUGH_OPTION, IMPORTANCE_OPTION, *GENERATOR_OPTIONS)
+@options(*_TARGETS, THOROUGH_OPTION, IMPORTANCE_OPTION, SEED_OPTION)
 @option("--shared-basis", group=BASIS, is_flag=True, help="Use one basis for all weights of one shape.")
 @option("--plot", group=OUTPUT, type=click.Path(), metavar="FILE", help="Draw the curve; .png or .svg, by matplotlib.")
 @options(SCALE_OPTION, CARRY_UNKNOWN_OPTION, force_option, quiet_option, json_option)

@@ -9,12 +9,13 @@ from nola_codec.container import canonical, fields
 from nola_codec.container.kind_wire import RECORD_ORDER, kind_from_wire, kind_to_wire, record_type
 from nola_codec.container.limits import Limits
 from nola_codec.container.names import join_name, split_name
+from nola_codec.container.prelude import DRAWN_FLAG, REFERENCE_FLAG
 from nola_codec.container.quantizer_wire import (
     quantizer_from_wire,
     quantizer_to_wire,
 )
 from nola_codec.container.work import count_work
-from nola_codec.errors import FormatError
+from nola_codec.model.adapter import BaseEntry
 from nola_codec.model.header import MAX_GAIN, Header, ReferenceEntry, Rung, Section
 from nola_codec.model.records import (
     CodedKind,
@@ -26,7 +27,7 @@ from nola_codec.model.records import (
     RawRecord,
     Record,
 )
-from nola_codec.prng import WORDS_PER_BLOCK
+from nola_codec.prng import generator_name
 
 KEYS = (
     "amplitude_slope", "blocks", "config", "dialect", "generator", "kinds", "metadata", "numbers", "quantizers",
@@ -44,9 +45,11 @@ def pack_header(header: Header) -> bytes:
     ids = [kinds.setdefault(record.kind, len(kinds)) for record in records]
     streams = [record.stream for record in header.coded]
     reference = {} if header.reference is None else {"reference": _reference_to_wire(header.reference)}
+    base = {} if header.base is None else {"base": _base_to_wire(header.base)}
     return canonical.pack(
         {
             **reference,
+            **base,
             "writer": header.writer,
             "dialect": header.dialect,
             "generator": header.generator,
@@ -66,25 +69,28 @@ def pack_header(header: Header) -> bytes:
     )
 
 
-def unpack_header(data: bytes, limits: Limits, *, has_reference: bool = False) -> Header:
+def unpack_header(data: bytes, limits: Limits, flags: int = 0) -> Header:
     """Parse and check a header. Its records have no units until the units sections are read.
 
     Args:
         data: The plain header.
         limits: Bounds on what the header may declare.
-        has_reference: True if the prelude says that the file is coded against a reference.
+        flags: The required flags of the prelude: the header has what they say, and nothing that they do not say.
 
     Raises:
         FormatError: ``header``, ``limit``, ``generator`` or ``basis``: A field has a wrong value.
     """
-    keys = (*KEYS, "reference") if has_reference else KEYS
-    top = fields.mapping(canonical.unpack(data, limits), "header", keys)
-    reference = _reference_from_wire(top["reference"], limits) if has_reference else None
+    top = fields.mapping(canonical.unpack(data, limits), "header")
+    keys = (*KEYS, *(("reference",) if flags & REFERENCE_FLAG else ()), *(("base",) if "base" in top else ()))
+    top = fields.mapping(top, "header", keys)
+    reference = _reference_from_wire(top["reference"], limits) if flags & REFERENCE_FLAG else None
     quantizers = tuple(quantizer_from_wire(q) for q in fields.items(top["quantizers"], "quantizers"))
     limits.require("quantizers", len(quantizers), "header `quantizers`")
     coded, raw, drawn = _records(top, limits)
     if reference is None and any(record.kind.split == "difference" for record in coded):
         raise fields.header_error("kinds form", "no difference form in a file without a reference", 2)
+    if bool(drawn) != bool(flags & DRAWN_FLAG):
+        raise fields.header_error("kinds", "drawn records if required flag 1 is set, else none", len(drawn))
     rungs = tuple(_rung_from_wire(wire) for wire in fields.items(top["rungs"], "rungs"))
     blocks = fields.integers(top["blocks"], "blocks", 1, limits.records)
     if sum(blocks) != len(coded):
@@ -95,9 +101,7 @@ def unpack_header(data: bytes, limits: Limits, *, has_reference: bool = False) -
     if len(sections) != wanted:
         raise fields.header_error("sections", f"{wanted} of them", len(sections))
     generator = fields.integer(top["generator"], "generator", 0, 255)
-    if generator not in WORDS_PER_BLOCK:
-        raise FormatError(f"header `generator`: expected one of {sorted(WORDS_PER_BLOCK)}, found {generator}",
-                          code="generator")  # fmt: skip
+    generator_name(generator)
     config = top["config"]
     return Header(
         writer=fields.text(top["writer"], "writer", limits),
@@ -115,6 +119,20 @@ def unpack_header(data: bytes, limits: Limits, *, has_reference: bool = False) -
         config=None if config is None else fields.mapping(config, "config"),
         metadata=_string_map(top["metadata"], limits),
         reference=reference,
+        base=_base_from_wire(top["base"], limits) if "base" in top else None,
+    )
+
+
+def _base_to_wire(entry: BaseEntry) -> list[Any]:
+    return [entry.name, entry.revision, entry.sha256]
+
+
+def _base_from_wire(value: Any, limits: Limits) -> BaseEntry:
+    name, revision, sha256 = fields.items(value, "base", count=3)
+    return BaseEntry(
+        fields.text(name, "base name", limits),
+        fields.text(revision, "base revision", limits),
+        fields.binary(sha256, "base sha256", count=32),
     )
 
 

@@ -52,8 +52,8 @@ class BlockLayers(NamedTuple):
     own: Layers
 
 
-def look_up(allocation: Allocation, precision: int) -> tuple[int, int, int]:
-    """Return (quantizer id or -1, amplitude offset, code of the weight) for a precision.
+def look_up(allocation: Allocation, precision: int) -> tuple[int, int]:
+    """Return (quantizer id or -1, code of the weight) for a precision.
 
     Raises:
         FormatError: ``units``: The precision lies under the first entry.
@@ -66,14 +66,14 @@ def look_up(allocation: Allocation, precision: int) -> tuple[int, int, int]:
 
 @lru_cache(maxsize=256)
 def _allocation_arrays(allocation: Allocation) -> Int64Array:
-    """Return an allocation table as int64 (4, rows): precisions, quantizers, amplitude offsets, weights of layers."""
-    table = np.ascontiguousarray(np.array(allocation, np.int64).reshape(-1, 4).T)
-    table[3] = [layer_weight(row[3]) for row in allocation]
+    """Return an allocation table as int64 (3, rows): precisions, quantizers, weights of layers."""
+    table = np.ascontiguousarray(np.array(allocation, np.int64).reshape(-1, 3).T)
+    table[2] = [layer_weight(row[2]) for row in allocation]
     return table
 
 
 def look_up_all(allocation: Allocation, precisions: Int64Array) -> Int64Array:
-    """Look up precisions: the columns of `_allocation_arrays` for each, int64 (4, precisions). Raises as `look_up`."""
+    """Look up precisions: the columns of `_allocation_arrays` for each, int64 (3, precisions). Raises as `look_up`."""
     table = _allocation_arrays(allocation)
     places = table[0].searchsorted(precisions, side="right") - 1
     if len(places) and int(places.min()) < 0:
@@ -185,7 +185,7 @@ def count_within(counts: Int64Array) -> Int64Array:
 def _find_layers(precision: Int64Array, entry: Int64Array, table: int, allocations: Allocations, rung: int) -> Layers:
     """Return the layers of vectors by their precisions, with the shift of the side, and by the rungs of their units."""
     if rung == 0 and len(allocations) == 1:  # nearly every file: each unit starts here, and has one layer or none
-        _, chosen, _, weight = look_up_all(allocations[0][table], precision)
+        _, chosen, weight = look_up_all(allocations[0][table], precision)
         (vectors,) = (chosen >= 0).nonzero()
         return Layers(vectors, chosen[vectors], weight[vectors])
     fresh = entry == rung
@@ -193,6 +193,6 @@ def _find_layers(precision: Int64Array, entry: Int64Array, table: int, allocatio
     weights = np.zeros((len(entry), rung + 1), np.int64)
     for number in range(0 if fresh.any() else rung, rung + 1):
         (rows,) = (entry <= rung if number == rung else fresh).nonzero()
-        _, quantizers[rows, number], _, weights[rows, number] = look_up_all(allocations[number][table], precision[rows])
+        _, quantizers[rows, number], weights[rows, number] = look_up_all(allocations[number][table], precision[rows])
     vectors, numbers = (quantizers >= 0).nonzero()
     return Layers(vectors, quantizers[vectors, numbers], weights[vectors, numbers])

@@ -10,7 +10,7 @@ from nola_codec.container.limits import Limits
 from nola_codec.errors import ChecksumMismatch, FormatError, mismatch
 
 MAGIC = b"\x89NLA\r\n\x1a\n"
-VERSION, REVISION = 0, 2
+VERSION, REVISION = 0, 3
 SIZE = 38
 CONTENT_BYTES = 16
 """The bytes of a SHA-256 that the prelude stores as the content SHA-256."""
@@ -18,7 +18,11 @@ BEFORE_CONTENT = 18
 """The bytes of the prelude that the content SHA-256 covers."""
 REFERENCE_FLAG = 1
 """The required flag of a file that is coded against a reference."""
-KNOWN_REQUIRED_FLAGS = REFERENCE_FLAG
+DRAWN_FLAG = 2
+"""The required flag of a file with drawn tensors."""
+KNOWN_REQUIRED_FLAGS = REFERENCE_FLAG | DRAWN_FLAG
+_EARLIER_READERS = {1: "nola-codec 0.1.0 before its commit 4c4bb00", 2: "nola-codec 0.1.0"}
+"""The versions that read earlier revisions of the draft."""
 _LAYOUT = struct.Struct(f"<8sHHHI{CONTENT_BYTES}s")
 
 
@@ -56,10 +60,13 @@ def unpack_prelude(data: bytes, limits: Limits) -> Prelude:
         raise FormatError(mismatch("prelude", f"{SIZE} bytes", len(data)), code="truncated")
     _, version, revision, required, stored, sha = _LAYOUT.unpack_from(data)
     if version != VERSION:
-        raise FormatError(mismatch("format version", VERSION, version), code="version")
+        text = mismatch("format version", VERSION, version)
+        raise FormatError(f"{text}; a newer version of nola-codec reads it", code="version")
     if revision != REVISION:
         text = mismatch("revision of the draft of the format", REVISION, revision)
-        raise FormatError(f"{text}; encode the adapter again with this version", code="version")
+        reader = _EARLIER_READERS.get(revision, "a newer version of nola-codec")
+        advice = "decode it with that, and encode the adapter again" if revision < REVISION else "install that"
+        raise FormatError(f"{text}; {reader} reads it: {advice}", code="version")
     unknown = required & ~KNOWN_REQUIRED_FLAGS
     if unknown:
         raise FormatError(f"the file needs features this reader lacks: flags {unknown:#x}", code="feature")

@@ -7,59 +7,70 @@ from itertools import pairwise
 from typing import Any
 
 from nola_codec.container import fields
-from nola_codec.entropy.rans import MAX_ALPHABET, TOTAL
+from nola_codec.entropy.rans import TOTAL
 from nola_codec.model.quantizers import Codebook, Dependent, Quantizer, Trellis
-from nola_codec.quant.codebooks import MAX_POINT, midrise_codebook, midtread_codebook, symmetric_codebook
+from nola_codec.quant.codebooks import MAX_POINT, MOST_POINTS, integer_codebook, symmetric_codebook
 from nola_codec.quant.trellis import TRELLISES
 
-_SYMMETRIC, _POINTS, _MIDTREAD, _MIDRISE, _TRELLIS, _DEPENDENT = range(6)
+_POINTS, _INTEGERS, _TRELLIS, _DEPENDENT = range(4)
 
 
 def quantizer_to_wire(quantizer: Quantizer) -> list[Any]:
-    """Return [form, parameters, frequencies]. Symmetric frequencies are written for the levels 0, 1, 2 ... only."""
+    """Return [type, parameters, frequencies]. Symmetric frequencies are written for the levels 0, 1, 2 ... only.
+
+    A symmetric codebook is written as dependent codebooks that are equal and do not depend on anything.
+    """
     book, frequencies = quantizer.codebook, quantizer.frequencies
     if isinstance(book, Trellis):
         return [_TRELLIS, book.number, None]
     half = book.size // 2
-    folded = None if frequencies is None else list(frequencies[half:])
-    if isinstance(book, Dependent):
-        return [_DEPENDENT, [book.mask, list(book.even), list(book.odd)], folded]
-    if book.form == "symmetric":
-        return [_SYMMETRIC, list(book.points[half + 1 :]), folded]
+    if isinstance(book, Codebook) and _mirrors(book.points, -1) and (frequencies is None or _mirrors(frequencies, 1)):
+        positive = book.points[half + 1 :]
+        book = Dependent(0, positive, positive)
     table = None if frequencies is None else list(frequencies)
-    if book.form == "points":
-        return [_POINTS, list(book.points), table]
-    bits = (book.size - 1).bit_length()
-    return [_MIDTREAD if book.form == "midtread" else _MIDRISE, bits, table]
+    if isinstance(book, Dependent):
+        return [_DEPENDENT, [book.mask, list(book.even), list(book.odd)], table and table[half:]]
+    if book.size > MOST_POINTS:
+        return [_INTEGERS, (book.size - 1).bit_length(), None]
+    return [_POINTS, list(book.points), table]
 
 
 def quantizer_from_wire(value: Any) -> Quantizer:
     """Parse and check one quantizer. Raises FormatError with code ``header``."""
-    form, parameters, table = fields.items(value, "quantizers", count=3)
-    form = fields.integer(form, "quantizers form", 0, 5)
-    if form == _TRELLIS:
-        if table is not None:
-            raise fields.header_error("quantizers frequencies", "none for a trellis", table)
+    kind, parameters, table = fields.items(value, "quantizers", count=3)
+    kind = fields.integer(kind, "quantizers type", 0, 255)
+    if kind == _TRELLIS:
+        _require_no_table(table)
         return Quantizer(TRELLISES[fields.integer(parameters, "quantizers trellis", 0, len(TRELLISES) - 1)])
-    if form == _SYMMETRIC:
-        positive = _parse_positive(parameters)
-        return Quantizer(symmetric_codebook(positive), _unfold_frequencies(table, len(positive)))
-    if form == _DEPENDENT:
+    if kind == _DEPENDENT:
         mask, even, odd = fields.items(parameters, "quantizers parameters", count=3)
         books = _parse_positive(even), _parse_positive(odd)
         if len(books[0]) != len(books[1]):
             raise fields.header_error("quantizers points", "as many even as odd ones", (len(books[0]), len(books[1])))
         mask = fields.integer(mask, "quantizers mask", 0, 255)
-        return Quantizer(Dependent(mask, *books), _unfold_frequencies(table, len(books[0])))
-    if form == _POINTS:
-        points = fields.integers(parameters, "quantizers points", -MAX_POINT, MAX_POINT)
-        _check_ascending(points, "quantizers points", 256)
-        book = Codebook("points", points)
-    elif form == _MIDTREAD:
-        book = midtread_codebook(fields.integer(parameters, "quantizers bits", 2, 16))
-    else:
-        book = midrise_codebook(fields.integer(parameters, "quantizers bits", 1, 8))
-    return Quantizer(book, _frequencies(table, book.size, "quantizers frequencies"))
+        is_one = mask == 0 and books[0] == books[1]
+        book = symmetric_codebook(books[0]) if is_one else Dependent(mask, *books)
+        return Quantizer(book, _unfold_frequencies(table, len(books[0])))
+    if kind == _INTEGERS:
+        _require_no_table(table)
+        return Quantizer(integer_codebook(fields.integer(parameters, "quantizers bits", 9, 16)))
+    if kind != _POINTS:
+        raise fields.header_error("quantizers type", "0 to 3", kind)
+    points = fields.integers(parameters, "quantizers points", -MAX_POINT, MAX_POINT)
+    _check_ascending(points, "quantizers points", MOST_POINTS)
+    return Quantizer(Codebook(points), _frequencies(table, len(points)))
+
+
+def _mirrors(values: Sequence[int], sign: int) -> bool:
+    """Return True if there is a middle value, and the values before it are those after it, mirrored, times a sign."""
+    if len(values) % 2 == 0 or not 1 < len(values) < MOST_POINTS:
+        return False
+    return all(a == sign * b for a, b in zip(values, reversed(values), strict=True))
+
+
+def _require_no_table(table: Any) -> None:
+    if table is not None:
+        raise fields.header_error("quantizers frequencies", "none for this type of quantizer", table)
 
 
 def _parse_positive(value: Any) -> tuple[int, ...]:
@@ -76,12 +87,10 @@ def _unfold_frequencies(table: Any, levels: int) -> tuple[int, ...] | None:
     return _check_total((*reversed(folded[1:]), *folded))
 
 
-def _frequencies(table: Any, size: int, what: str) -> tuple[int, ...] | None:
+def _frequencies(table: Any, size: int) -> tuple[int, ...] | None:
     if table is None:
         return None
-    if size > MAX_ALPHABET:
-        raise fields.header_error(what, f"no table for more than {MAX_ALPHABET} symbols", size)
-    return _check_total(fields.integers(table, what, 1, TOTAL, count=size))
+    return _check_total(fields.integers(table, "quantizers frequencies", 1, TOTAL, count=size))
 
 
 def _check_total(table: tuple[int, ...]) -> tuple[int, ...]:

@@ -23,13 +23,12 @@ from nola_codec.container.prelude import (
     BEFORE_CONTENT,
     CONTENT_BYTES,
     MAGIC,
-    REFERENCE_FLAG,
     SIZE,
     Prelude,
     check_header,
     unpack_prelude,
 )
-from nola_codec.container.random_access import RandomAccess
+from nola_codec.container.random_access import AHEAD, RandomAccess
 from nola_codec.container.rungs import header_at_rung
 from nola_codec.container.units import UnitsReader
 from nola_codec.entropy import adaptive
@@ -76,14 +75,17 @@ class Container:
         self._others: list[Container] = []
         self._bytes = RandomAccess(source)
         self._length = self._bytes.length
+        self._bytes.keep_beginning(AHEAD)
         start = self._read(0, SIZE)
         self.prelude: Prelude = unpack_prelude(start, limits)
+        if self.header_length > AHEAD:
+            self._bytes.keep_beginning(self.header_length + AHEAD)
         stored = self._read(SIZE, self.prelude.header_stored)
         check_header(start, stored)
         size = declared_size(stored, "header")
         limits.require("header_plain", size, "plain header (bytes)")
         plain = decompress(stored, size, "header", header_dictionary())
-        header = unpack_header(plain, limits, has_reference=bool(self.prelude.required_flags & REFERENCE_FLAG))
+        header = unpack_header(plain, limits, self.prelude.required_flags)
         self._check_length(header, partial=partial)
         self._whole = header
         self.rungs = len(header.rungs)

@@ -14,11 +14,11 @@ def header_at_rung(header: Header, rung: int) -> Header:
 
 def prune_quantizers(header: Header) -> Header:
     """Return the header without the quantizers that its rungs do not use."""
-    used = sorted({q for rung in header.rungs for table in rung.allocation for _, q, _, _ in table if q >= 0})
+    used = sorted({q for rung in header.rungs for table in rung.allocation for _, q, _ in table if q >= 0})
     number = {-1: -1, **{old: new for new, old in enumerate(used)}}
 
     def renumber(table: Allocation) -> Allocation:
-        return tuple((precision, number[q], offset, weight) for precision, q, offset, weight in table)
+        return tuple((precision, number[q], weight) for precision, q, weight in table)
 
     rungs = tuple(
         replace(rung, allocation=tuple(renumber(table) for table in rung.allocation)) for rung in header.rungs

@@ -15,13 +15,14 @@ from nola_codec.model.header import Allocation
 from nola_codec.model.records import CodedKind, CodedRecord
 from nola_codec.quant.scales import MAX_EXPONENT, MAX_WEIGHT_CODE, MIN_EXPONENT
 
-_ROWS, _PRECISION_STEP, _QUANTIZER_STEP, _OFFSET_STEP, _WEIGHT_STEP = range(5)
-COUNT, _EXPONENT, PRECISION, AMPLITUDE = 5, 8, 9, 12
+_ROWS, _PRECISION_STEP, _QUANTIZER_STEP, _WEIGHT_STEP = range(4)
+COUNT, _EXPONENT, PRECISION, AMPLITUDE = 4, 7, 8, 11
 """Roles of integers. COUNT has three, by what the count is predicted to be; PRECISION three, by the number of the unit;
 AMPLITUDE two, for units that start and for units that started earlier."""
-_KIND_ROLES = (14, 14, 15, 15, 16)
+_KIND_ROLES = (13, 13, 14, 14, 15)
 """Roles of what a kind says of its units: the table of lora_B and of lora_A, the shift of each, and the amplitude."""
-_MAX_OFFSET = 1 << 14
+_LARGEST = 1 << 14
+"""The largest magnitude of the precision of a row, and of the amplitude of a kind."""
 _MAX_SHIFT = 1023
 _MAX_TABLES = 256
 
@@ -44,9 +45,9 @@ def read_kinds(reader: IntegerReader, kinds: Iterable[CodedKind]) -> dict[CodedK
         for place in _places(kind):
             last[place] += reader.read(_KIND_ROLES[place])
         tables, shifts, amplitude = last[:2], last[2:4], last[4]
-        is_good = all(0 <= table < _MAX_TABLES for table in tables) and abs(amplitude) <= _MAX_OFFSET
+        is_good = all(0 <= table < _MAX_TABLES for table in tables) and abs(amplitude) <= _LARGEST
         if not is_good or any(abs(shift) > _MAX_SHIFT for shift in shifts):
-            wanted = f"tables below {_MAX_TABLES}, shifts to {_MAX_SHIFT}, an amplitude to {_MAX_OFFSET}"
+            wanted = f"tables below {_MAX_TABLES}, shifts to {_MAX_SHIFT}, an amplitude to {_LARGEST}"
             raise FormatError(mismatch(kind.template, wanted, last), code="units")
         sides = tuple(
             replace(side, table=tables[number], shift=shifts[number]) for number, side in enumerate(kind.sides)
@@ -66,12 +67,11 @@ def write_tables(writer: IntegerWriter, tables: Sequence[Allocation], kinds: Ite
         raise ValueError(f"{len(tables)} allocation tables, of which the kinds name {_tables_of(kinds)}")
     for table in tables:
         writer.write(_ROWS, len(table))
-        before = (-1, -1, 0, 0)
+        before = (-1, -1, 0)
         for row in table:
             writer.write(_PRECISION_STEP, row[0] - before[0] - 1)
             writer.write(_QUANTIZER_STEP, row[1] - before[1] - 1)
-            writer.write(_OFFSET_STEP, row[2] - before[2])
-            writer.write(_WEIGHT_STEP, row[3] - before[3])
+            writer.write(_WEIGHT_STEP, row[2] - before[2])
             before = row
 
 
@@ -81,7 +81,7 @@ def read_tables(
     """Return the allocation tables of a rung: as many as the kinds name.
 
     Raises:
-        FormatError: ``units``: Precisions do not ascend, or a quantizer, an offset or a weight is out of range;
+        FormatError: ``units``: Precisions do not ascend, or a quantizer or a weight is out of range;
             ``limit``: There are too many rows.
     """
     made: list[Allocation] = []
@@ -92,15 +92,13 @@ def read_tables(
             raise FormatError(mismatch(f"allocation table {number}", "a number of rows", count), code="units")
         total += count
         limits.require("rows", total, "allocation rows")
-        rows: list[tuple[int, int, int, int]] = []
-        before = (-1, -1, 0, 0)
+        rows: list[tuple[int, int, int]] = []
+        before = (-1, -1, 0)
         for _ in range(count):
             precision = before[0] + 1 + reader.read(_PRECISION_STEP)
             quantizer = before[1] + 1 + reader.read(_QUANTIZER_STEP)
-            offset, weight = before[2] + reader.read(_OFFSET_STEP), before[3] + reader.read(_WEIGHT_STEP)
-            before = precision, quantizer, offset, weight
-            is_good = -1 <= quantizer < quantizers and 0 <= weight <= MAX_WEIGHT_CODE
-            is_good = is_good and max(abs(precision), abs(offset)) <= _MAX_OFFSET
+            before = precision, quantizer, before[2] + reader.read(_WEIGHT_STEP)
+            is_good = -1 <= quantizer < quantizers and 0 <= before[2] <= MAX_WEIGHT_CODE and abs(precision) <= _LARGEST
             if not is_good or (rows and precision <= rows[-1][0]):
                 wanted = f"ascending precisions, quantizers below {quantizers}, and weights up to {MAX_WEIGHT_CODE}"
                 raise FormatError(mismatch(f"allocation table {number}", wanted, before), code="units")

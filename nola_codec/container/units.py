@@ -3,7 +3,8 @@
 The section of rung 0 begins with what the kinds say of units. Each section then holds the allocation tables, the number
 of units and the exponents of each record, and the precision and the amplitude of units. All of them are integers,
 written as differences from a prediction, each with a role, and coded by `entropy.adaptive`. The precision of a record's
-first unit is predicted by the first unit of the last record of the same kind, that of another unit by the unit before.
+first unit is predicted by the first unit of the last record of the same kind, that of another unit by the unit before;
+each rung predicts from its own records alone.
 An amplitude is predicted by the precision at the rung where the unit starts; at a later rung that adds a layer, the
 amplitude before predicts it.
 """
@@ -40,11 +41,13 @@ if TYPE_CHECKING:
 _FEW_RECORDS = 4096
 """Records whose numbers of units are read without a kernel in less time than NumPy takes to load."""
 START = 128
-"""The prediction of the first precision of a file."""
+"""The prediction of the first precision of a rung."""
+MOST_GAP = 511
+"""The greatest difference between an amplitude and its prediction that is written; the least is -MOST_GAP - 1."""
 
 
 class _Memory:
-    """The precisions of the latest record of each kind that has units."""
+    """The precisions of the latest record of each kind that has units at a rung, and of the latest of any kind."""
 
     def __init__(self) -> None:
         self._numbers: dict[CodedKind, int] = {}
@@ -83,29 +86,17 @@ def touched_units(family: Family, allocations: Allocations, rung: int) -> npt.ND
     return touched
 
 
-def predict_amplitudes(
-    family: Family, units: npt.NDArray[np.int64], allocations: Allocations, rung: int, slope: int
-) -> npt.NDArray[np.int64]:
+def predict_amplitudes(family: Family, units: npt.NDArray[np.int64], rung: int, slope: int) -> npt.NDArray[np.int64]:
     """Return the predicted amplitude codes of units at a rung that starts them or adds a layer to them.
 
     Args:
         family: The units of a kind, with the amplitudes of the rung before for units that started earlier.
         units: The places of the units in the arrays of the family, int64, ascending.
-        allocations: The allocation table of each rung.
         rung: The rung, counted from 0.
         slope: The `amplitude_slope` of the header.
     """
-    precision, fresh = family.precision[units], family.entry[units] == rung
-    total = np.where(fresh, family.kind.amplitude + slope * precision, family.amplitude[units])
-    first = 0 if fresh.any() else rung  # only units that start look at earlier rungs
-    for side, own in enumerate(family.kind.sides):
-        marks = np.zeros(len(family.units), bool)
-        marks[family.vectors(side)[0]] = True
-        here = marks[units]
-        for number in range(first, rung + 1):
-            rows = (here if number == rung else here & fresh).nonzero()[0]
-            total[rows] += look_up_all(allocations[number][own.table], precision[rows] + own.shift)[2]
-    return total
+    first = family.kind.amplitude + slope * family.precision[units]
+    return np.where(family.entry[units] == rung, first, family.amplitude[units])
 
 
 def pack_units(
@@ -117,7 +108,7 @@ def pack_units(
     """Return the units section of each rung.
 
     Args:
-        rungs: The records at each rung. The encoder keeps differences of amplitudes in [-128, 127].
+        rungs: The records at each rung.
         allocations: The allocation tables of each rung.
         slope: The `amplitude_slope` of the header.
         exponents: For each rung and record, the exponents of its sides.
@@ -126,10 +117,9 @@ def pack_units(
         EncodeError: ``overflow``: The difference of an amplitude or an exponent is out of range.
         ValueError: There are not as many tables as kinds name.
     """
-    memory = _Memory()
     sections = []
     for rung, records in enumerate(rungs):
-        writer = IntegerWriter()
+        writer, memory = IntegerWriter(), _Memory()
         if rung == 0:
             write_kinds(writer, dict.fromkeys(record.kind for record in records))
         write_tables(writer, allocations[rung], {record.kind for record in records})
@@ -151,10 +141,10 @@ def pack_units(
                 before[: len(earlier)] = earlier
             (family,) = group_by_kind([replace(record, amplitude=before)])
             units = np.flatnonzero(touched_units(family, allocations, rung))
-            codes = predict_amplitudes(family, units, allocations, rung, slope)
+            codes = predict_amplitudes(family, units, rung, slope)
             fresh = record.entry[units] == rung
             for gap, is_fresh in zip((record.amplitude[units] - codes).tolist(), fresh.tolist(), strict=True):
-                if not -128 <= gap <= 127:
+                if not -MOST_GAP - 1 <= gap <= MOST_GAP:
                     message = (
                         "its weights are too small, or spread over more orders of magnitude than a file can hold: an "
                         f"amplitude is {gap} codes from its prediction; leave out the target, or scale the weights"
@@ -175,7 +165,6 @@ class UnitsReader:
 
     def __init__(self, header: Header, limits: Limits = DEFAULT_LIMITS) -> None:
         self._header, self._limits = header, limits
-        self._memory = _Memory()
         self.records = header.coded
         self.rungs: list[Rung] = []
         self._total_units = 0
@@ -261,10 +250,11 @@ class UnitsReader:
         """Read the precisions of the units that start at a rung."""
         numbers = count_within(np.array([record.units for record in self.records], np.int64))
         gaps = iter(reader.read_many((PRECISION + np.minimum(numbers[self._fresh], 2)).tolist()).tolist())
+        memory = _Memory()
         for record in self.records:
-            for unit, predicted in _predictions(record, rung, self._memory):
+            for unit, predicted in _predictions(record, rung, memory):
                 record.precision[unit] = (predicted + next(gaps)) % 256
-            self._memory.remember(record)
+            memory.remember(record)
 
     def _read_amplitudes(self, reader: IntegerReader, rung: int) -> None:
         """Read the amplitudes of the units that start or gain a layer at a rung."""
@@ -279,7 +269,7 @@ class UnitsReader:
         gaps[touched] = reader.read_many((AMPLITUDE + ~self._fresh[touched]).tolist())
         for family, units in families:
             places = family.places[units]
-            codes = predict_amplitudes(family, units, allocations, rung, self._header.amplitude_slope) + gaps[places]
+            codes = predict_amplitudes(family, units, rung, self._header.amplitude_slope) + gaps[places]
             (wrong,) = ((codes < MIN_CODE) | (codes > MAX_CODE)).nonzero()
             if len(wrong):
                 name = self.records[family.owners[units[wrong[0]]]].name

@@ -16,12 +16,13 @@ from nola_codec.decoder.coefficients import join_runs
 from nola_codec.encoder.content import BlockSizes, FileContent
 from nola_codec.entropy import adaptive, mixed, rans, raw, smallest
 from nola_codec.entropy.blobs import pack_blob
+from nola_codec.model.adapter import BaseEntry
 from nola_codec.model.header import Header, ReferenceEntry, Rung
 from nola_codec.model.quantizers import Runs
 from nola_codec.model.records import DrawnKind, DrawnRecord, RawKind, RawRecord
 from nola_codec.model.tensors import DTYPE_BYTES, Draw, RawTensor
 
-ALL_CODECS = (0, 1, 2)
+ALL_CODECS = (raw.id, mixed.id)
 _BATCH_SYMBOLS = 12 << 20
 """Symbols handed to the entropy codecs at once: they code sections side by side, but never all of a large file."""
 CodedBlocks = Sequence[tuple[int, bytes]]
@@ -39,6 +40,7 @@ class Envelope:
         raw: The carried tensors by name, in the order of the file.
         drawn: For the name of each drawn tensor, its draw and the tensor that the draw makes.
         reference: The name of the reference, or None.
+        base: The base model that the adapter was trained on, or None.
     """
 
     writer: str
@@ -50,6 +52,7 @@ class Envelope:
     raw: Mapping[str, RawTensor]
     drawn: Mapping[str, tuple[Draw, RawTensor]] = field(default_factory=dict)
     reference: ReferenceEntry | None = None
+    base: BaseEntry | None = None
 
 
 @dataclass(frozen=True)
@@ -178,4 +181,5 @@ def _header(
         config=envelope.config,
         metadata=envelope.metadata,
         reference=envelope.reference,
+        base=envelope.base,
     )

@@ -1,4 +1,4 @@
-"""Compare carried tensors with those of the base model, and leave out those that a training did not touch."""
+"""Name the base model, compare carried tensors with its own, and leave out those that a training did not touch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from nola_codec.encoder.carried import is_reducible, relative_error
 from nola_codec.encoder.carried_notes import LARGE_SHARE
 from nola_codec.encoder.report import EncodeReport
 from nola_codec.errors import AdapterError
-from nola_codec.model.adapter import Adapter, BaseReference, VectorTensor
+from nola_codec.model.adapter import Adapter, BaseEntry, BaseReference, VectorTensor
 from nola_codec.model.tensors import DTYPE_BYTES, RawTensor
 from nola_codec.rendering import render_error, render_largest
 from nola_codec.stores.dtypes import FLOAT_DTYPES, coded_dtype, from_float64, to_float64
@@ -26,6 +27,7 @@ _PIECE = 1 << 22
 """The number of elements that are compared at once."""
 _NEAR = 0.5
 """The distance below which a tensor is coded as a change of the base's, over the norm of that."""
+_LONGEST_NAME = 1024
 _LISTED = 3
 """The greatest number of tensors that have a sentence of their own."""
 
@@ -73,6 +75,7 @@ def relate_to_base(
         compared = [_compare(key, adapter.raw[key], names[key], weights) for key in keys]
         near = [each for each in compared if form == "coded" and _may_be_change(adapter, each)]
         changes = [_change(adapter.raw[each.key], weights.read(str(each.name)), each) for each in near]
+        adapter = replace(adapter, base=_base_entry(adapter, base, weights))
     if not compared and serves_fit:
         return adapter
     equal = [each.key for each in compared if each.is_equal]
@@ -85,6 +88,13 @@ def relate_to_base(
         references={vector.name: reference for vector, reference in changes},
         notes=(*adapter.notes, *_notes(adapter, compared, coded)),
     )
+
+
+def _base_entry(adapter: Adapter, base: str | os.PathLike[str], weights: Weights) -> BaseEntry:
+    """Return the entry of the base model, with the name and the revision that the adapter's configuration gives it."""
+    given = [(adapter.config or {}).get(key) for key in ("base_model_name_or_path", "revision")]
+    name, revision = (value[:_LONGEST_NAME] if isinstance(value, str) else "" for value in given)
+    return BaseEntry(name or Path(base).name[:_LONGEST_NAME], revision, weights.fingerprint())
 
 
 def base_advice(report: EncodeReport) -> tuple[str, ...]:
@@ -162,7 +172,10 @@ def _notes(adapter: Adapter, compared: Sequence[Comparison], coded: Collection[s
     strange = {each.key: sizes[each.key] for each in compared if each.name is None}
     said = []
     if not compared:
-        said.append("--base changed nothing: the adapter has no carried tensor that a base model could have")
+        said.append(
+            "--base changed nothing but the file's entry of its base model: the adapter has no carried tensor that a "
+            "base model could have"
+        )
     if equal:
         verbs = "equals that of the base model and was" if len(equal) == 1 else "equal those of the base model and were"
         said.append(f"{render_largest(equal)} {verbs} left out")

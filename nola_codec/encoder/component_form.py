@@ -35,7 +35,7 @@ from nola_codec.quant.scales import MAX_CODE, MIN_CODE
 from nola_codec.stores.dtypes import coded_dtype
 
 _GAP = 127
-"""The greatest difference between an amplitude and its prediction that the encoder writes."""
+"""The greatest difference between an amplitude and what those of its entry suggest."""
 _LARGE_GAP = 5
 """The difference from which on an amplitude is only rounded: a smaller one would hardly save bits."""
 
@@ -44,8 +44,9 @@ def component_content(job: EncodeJob, form: CanonicalForm, plan: RatePlan, quant
     """Return the content of a file with the quantized units as records.
 
     Amplitudes are rounded to sixteenths of an octave, and written as differences from a prediction by the precision.
-    The constants of the prediction are fitted here, as medians, by kind and by entry of lora_B's allocation table. An
-    amplitude moves towards its prediction where the bits that this saves are worth more than what it loses.
+    The constants of the prediction are fitted here, by kind. The differences gather in groups, one for each entry of
+    lora_B's allocation table, and few of them cost less; so an amplitude moves towards the median of its group where
+    the bits that this saves are worth more than what it loses.
 
     The content reads its symbols from the levels of `quantized` at each access. It does not hold the matrices of
     `form`.
@@ -86,7 +87,7 @@ def component_content(job: EncodeJob, form: CanonicalForm, plan: RatePlan, quant
         symbols=tuple(DraftSymbols(quantized, lean, units, rung) for rung in range(quantized.rungs)),
         squares=tuple(squares),
         quantizers=quantized.quantizers,
-        allocations=[tables.allocation(rung, amplitudes.offsets) for rung in range(quantized.rungs)],
+        allocations=[tables.allocation(rung) for rung in range(quantized.rungs)],
         amplitude_slope=amplitudes.slope,
     )
 
@@ -170,13 +171,8 @@ class _AllocationTables:
             entries[own] = np.searchsorted(starts, self.place[side, own], side="right") - 1
         return self.table[side], entries
 
-    def allocation(self, rung: int, offsets: dict[tuple[int, int, int], int]) -> tuple[Allocation, ...]:
-        """Return the tables of a rung, without entries that equal the one before.
-
-        Args:
-            rung: The number of the rung.
-            offsets: The amplitude offset of each (rung, table, entry).
-        """
+    def allocation(self, rung: int) -> tuple[Allocation, ...]:
+        """Return the tables of a rung, without entries that equal the one before."""
         layers: dict[tuple[int, int], tuple[int, int]] = {}
         for side in (0, 1):
             table, entry = self.entry(side)
@@ -188,14 +184,12 @@ class _AllocationTables:
                     layers[pair] = (q, w if q >= 0 else 0)
         made: list[Allocation] = []
         for number, starts in enumerate(self.starts):
-            rows: list[tuple[int, int, int, int]] = []
+            rows: list[tuple[int, int, int]] = []
             for index, start in enumerate(starts):
                 if (number, index) not in layers:
                     continue
-                quantizer, weight = layers[number, index]
-                offset = offsets.get((rung, number, index), 0)
-                if not rows or rows[-1][1:] != (quantizer, offset, weight):
-                    rows.append((start, quantizer, offset, weight))
+                if not rows or rows[-1][1:] != layers[number, index]:
+                    rows.append((start, *layers[number, index]))
             made.append(tuple(rows))
         return tuple(made)
 
@@ -208,13 +202,11 @@ class _Amplitudes:
         slope: The number of codes that the prediction rises with each precision.
         constants: The constant of each kind.
         codes: int64 (rungs, kept): the rounded amplitudes.
-        offsets: The offset of each (rung, table, entry) of the tables of lora_B.
     """
 
     slope: int
     constants: dict[CodedKind, int]
     codes: Int64Array
-    offsets: dict[tuple[int, int, int], int]
 
 
 def _predict_amplitudes(
@@ -226,8 +218,8 @@ def _predict_amplitudes(
 ) -> _Amplitudes:
     """Fit the prediction of the amplitudes, and round every amplitude to a code near it.
 
-    At the rung where a unit starts, the prediction is slope * precision + constant of the kind + offset of the entry.
-    At a later rung, it is the code before plus the offset of the entry at that rung.
+    At the rung where a unit starts, the prediction is slope * precision + constant of the kind, and at a later rung it
+    is the code before. The codes of units of one entry differ from it by about the same, since they have one quantizer.
     """
     numbers = {kind: i for i, kind in enumerate(dict.fromkeys(kinds))}
     family = np.array([numbers[k] for k in kinds], np.int64)[form.record[quantized.kept]]
@@ -237,7 +229,6 @@ def _predict_amplitudes(
     ids = np.array([index[p] for p in zip(table.tolist(), entry.tolist(), strict=True)], np.int64)
     slope, constants, first = _fit_first(quantized, family, ids, len(numbers), len(pairs))
     codes = np.zeros((quantized.rungs, len(ids)), np.int64)
-    offsets = {(0, *pair): int(first[i]) for pair, i in index.items()}
     reached = first[ids]
     for rung in range(quantized.rungs):
         fresh, old = quantized.entry == rung, quantized.entry < rung
@@ -245,13 +236,12 @@ def _predict_amplitudes(
         base = np.where(fresh, slope * quantized.precision + constants[family] + reached, codes[max(rung - 1, 0)])
         if rung:
             step = np.rint(_medians((quantized.amplitude[rung] - base)[coded], ids[coded], len(pairs)))
-            offsets |= {(rung, *pair): int(step[i]) for pair, i in index.items()}
             base = base + step[ids]
             reached = reached + step[ids]
         near = base + _cheap_gaps(quantized.amplitude[rung] - base, worth[rung])
         near = np.clip(near, MIN_CODE, MAX_CODE).astype(np.int64)
         codes[rung] = np.where(coded, near, codes[max(rung - 1, 0)])
-    return _Amplitudes(slope, {kind: int(constants[number]) for kind, number in numbers.items()}, codes, offsets)
+    return _Amplitudes(slope, {kind: int(constants[number]) for kind, number in numbers.items()}, codes)
 
 
 def _worth_of_amplitudes(job: EncodeJob, form: CanonicalForm, plan: RatePlan, quantized: QuantizedForm) -> Float64Array:
@@ -308,6 +298,8 @@ def _fit_first(
             constants = _medians(rest - offsets[ids], family, families)
             offsets = _medians(rest - constants[family], ids, entries)
         whole = np.rint(constants).astype(np.int64), np.rint(offsets).astype(np.int64)
+        usual = int(whole[1][np.bincount(ids).argmax()]) if len(ids) else 0  # 0 costs least, so most units get it
+        whole = whole[0] + usual, whole[1] - usual
         misfit = float(np.abs(rest - whole[0][family] - whole[1][ids]).sum())
         if best is None or misfit < best[0]:
             best = (misfit, slope, *whole)

@@ -22,8 +22,8 @@ from nola_codec.kernels.entropy import count_symbols
 from nola_codec.model.quantizers import Quantizer, Runs
 from nola_codec.model.records import CodedRecord
 
-BLOCK_BYTES = 104 << 10
-"""The coded size in bytes at which a block is closed. A reader of one tensor reads its whole block and no other."""
+BLOCK_BYTES = 24 << 10
+"""The default of the coded size in bytes at which a block is closed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,11 +128,11 @@ class QuantizedAdapter:
     weights: Float64Array
 
 
-def block_sizes(content: FileContent) -> BlockSizes:
+def block_sizes(content: FileContent, block_bytes: int = BLOCK_BYTES) -> BlockSizes:
     """Divide the records into blocks and add up the bits of their symbols, in one pass.
 
-    A block closes when its ideal size over all rungs reaches BLOCK_BYTES, and before a coded carried tensor, so that
-    the size of the tensor is seen in the file.
+    A block closes when its ideal size over all rungs reaches `block_bytes`, and before a coded carried tensor, so that
+    the size of the tensor is seen in the file. A reader of one tensor reads its whole block and no other.
     """
     costs = [
         None if q.frequencies is None else -np.log2(np.array(q.frequencies) / rans.TOTAL) for q in content.quantizers
@@ -146,7 +146,7 @@ def block_sizes(content: FileContent) -> BlockSizes:
             bits[:, rung, index] = _record_bits(content, costs, rung, index)
         weight += float(bits[:, :, index].sum()) / 8
         is_last = index == len(content.records) - 1
-        if weight >= BLOCK_BYTES or is_last or is_reduced(content.records[index + 1].name):
+        if weight >= block_bytes or is_last or is_reduced(content.records[index + 1].name):
             spans.append((start, index + 1))
             start, weight = index + 1, 0.0
     packed, coded = (

@@ -94,7 +94,7 @@ class Drafter:
         """Make the draft of a plan that is quantized already."""
         quantized = add_idle_units(self.form, plan, quantized)
         content = component_content(self.job, self.form, plan, quantized)
-        sizes = block_sizes(content)
+        sizes = block_sizes(content, self.job.options.block_size)
         size = estimate_bytes(content, sizes, self.job.envelope, self.job.raw_sections)
         return Draft(plan, quantized, content, sizes, size, self._error(plan, quantized, content))
 

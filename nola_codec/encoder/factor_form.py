@@ -14,14 +14,19 @@ from nola_codec.container.units import START
 from nola_codec.encoder.content import FileContent
 from nola_codec.encoder.job import EncodeJob
 from nola_codec.encoder.options import DEFAULT_BITS
+from nola_codec.entropy import rans
 from nola_codec.fit.projection import FactorBasis, fit_projection, fit_vector
 from nola_codec.model.adapter import Codable
 from nola_codec.model.quantizers import Codebook, Quantizer
 from nola_codec.model.records import CodedKind, CodedRecord, Split, coded_sides
-from nola_codec.quant.codebooks import lloyd_max_codebook, midrise_codebook, midtread_codebook
+from nola_codec.quant.codebooks import SIGNS, integer_codebook, lloyd_max_codebook
 from nola_codec.quant.scales import nearest_code
 from nola_codec.stores.dtypes import coded_dtype
 
+_TABLE_BITS = 12
+"""Bits that a frequency takes in the header."""
+_LANES_BITS = 256
+"""Bits that the lanes of rANS take at least."""
 SLOPE = 4
 """Amplitude codes in one precision: a precision is an eighth of an octave, and a code of a factor a thirty-second."""
 
@@ -29,8 +34,8 @@ SLOPE = 4
 def codebook_for(bits: int) -> Codebook:
     """Return the codebook of the factor form: a sign at 1 bit, Lloyd-Max up to 8, plain integers at 16."""
     if bits == 1:
-        return midrise_codebook(1)
-    return midtread_codebook(16) if bits == 16 else lloyd_max_codebook(bits)
+        return SIGNS
+    return integer_codebook(16) if bits == 16 else lloyd_max_codebook(bits)
 
 
 def factor_content(job: EncodeJob) -> FileContent:
@@ -53,7 +58,7 @@ def factor_content(job: EncodeJob) -> FileContent:
         records.append(record)
         symbols.append(own)
         job.show_progress("fitting", index + 1, len(job.items))
-    return fixed_width_content(records, symbols, Quantizer(codebook))
+    return fixed_width_content(records, symbols, codebook)
 
 
 def _bases(job: EncodeJob, stream: int, lengths: Sequence[int]) -> list[FactorBasis]:
@@ -67,7 +72,7 @@ def _bases(job: EncodeJob, stream: int, lengths: Sequence[int]) -> list[FactorBa
 
 
 def fixed_width_content(
-    records: Sequence[CodedRecord], symbols: Sequence[npt.NDArray[np.uint16]], quantizer: Quantizer
+    records: Sequence[CodedRecord], symbols: Sequence[npt.NDArray[np.uint16]], codebook: Codebook
 ) -> FileContent:
     """Return the content of a file of one rung and one quantizer.
 
@@ -75,14 +80,24 @@ def fixed_width_content(
         records: The records in file order, with scale codes as amplitudes. Their precisions are set here. Codes more
             than about 30 octaves from the median are brought nearer.
         symbols: For each record, its symbols, those of lora_B first.
-        quantizer: The quantizer, which has a plain codebook.
+        codebook: The codebook of all coefficients. Its quantizer gets frequencies if they make the file smaller.
     """
-    assert isinstance(quantizer.codebook, Codebook)
+    quantizer = Quantizer(codebook, _frequencies(symbols, codebook.size))
     placed = _with_precisions(records)
-    squares = tuple(_squares(record, each, quantizer.codebook) for record, each in zip(placed, symbols, strict=True))
+    squares = tuple(_squares(record, each, codebook) for record, each in zip(placed, symbols, strict=True))
     sides = max((len(record.kind.sides) for record in placed), default=0)  # each side has a table
-    allocations = [(((-1024, 0, 0, 0),),) * sides]
+    allocations = [(((-1024, 0, 0),),) * sides]
     return FileContent((placed,), (tuple(symbols),), (squares,), (quantizer,), allocations, SLOPE)
+
+
+def _frequencies(symbols: Sequence[npt.NDArray[np.uint16]], size: int) -> tuple[int, ...] | None:
+    """Return the frequencies of symbols for rANS; None if their table would take more than it saves."""
+    if size > rans.MAX_ALPHABET or not symbols:
+        return None
+    counts = np.bincount(np.concatenate(symbols), minlength=size)
+    frequencies = rans.normalize(counts)
+    plain = float(counts.sum()) * (size - 1).bit_length()
+    return frequencies if plain > rans.coded_bits(counts, frequencies) + _TABLE_BITS * size + _LANES_BITS else None
 
 
 def _fit_pair(

@@ -23,7 +23,7 @@ from nola_codec.fit.allocation import OBJECTIVES, Objective
 from nola_codec.fit.components import sides_energy
 from nola_codec.model.adapter import Adapter, Codable
 from nola_codec.parallel import parallel_map
-from nola_codec.prng import NAMES as GENERATOR_NAMES
+from nola_codec.prng import PHILOX
 from nola_codec.version import __version__
 
 
@@ -165,12 +165,13 @@ def _envelope(adapter: Adapter, options: EncodeOptions) -> Envelope:
     return Envelope(
         writer=f"nola-codec {__version__}",
         dialect=adapter.dialect,
-        generator=GENERATOR_NAMES[options.generator],
+        generator=PHILOX,
         seed=options.seed,
         config=adapter.config,
         metadata=adapter.metadata,
         raw={key: raw[key] for key in keys if key not in adapter.draws},
         drawn={key: (adapter.draws[key], raw[key]) for key in keys if key in adapter.draws},
+        base=adapter.base,
     )
 
 

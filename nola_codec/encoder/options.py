@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from nola_codec.basis import NAMES as BASIS_NAMES
 from nola_codec.decoder.carried_forms import CARRIED_FORMS
+from nola_codec.encoder.content import BLOCK_BYTES
 from nola_codec.entropy import NAMES as CODEC_NAMES
 from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import OBJECTIVES
-from nola_codec.prng import NAMES as GENERATOR_NAMES
 from nola_codec.progress import Progress
 
 if TYPE_CHECKING:
@@ -48,10 +48,11 @@ class EncodeOptions:
         fit: ``weights``; ``task``: the coefficients are trained, quantized as they will be stored.
         tuner: The object that trains, for ``task`` (`nola_codec.training.TaskTuner`).
         importance: Factors on the weights of the modules' components, by name or pattern (`encoder.importance`).
-        basis, generator: The names of the basis and of the generator.
-        seed: The seed of the generator, 0 to 2^64 - 1.
+        basis: The name of the basis.
+        seed: The seed of the basis, 0 to 2^64 - 1.
         shared_basis: True to use one basis for all weights of the same shape.
         entropy: The names of the entropy codecs to choose from.
+        block_size: The coded size in bytes at which a block is closed. A reader of one tensor reads little more.
         thorough: True to search with quantizers that have a memory for files over 1 MB too. Such files are smaller,
             and take many times as long.
         progressive: True to write a progressive file, which can be cut to coarser ones. By default each rung is a
@@ -77,10 +78,10 @@ class EncodeOptions:
     tuner: Tuner | None = field(default=None, repr=False)
     importance: Mapping[str, float] | None = field(default=None, repr=False)
     basis: str = "hadamard"
-    generator: str = "philox4x32-10"
     seed: int = 0
     shared_basis: bool = False
-    entropy: tuple[str, ...] = ("raw", "zstd", "rans")
+    entropy: tuple[str, ...] = ("raw", "rans")
+    block_size: int = BLOCK_BYTES
     thorough: bool = False
     progressive: bool = False
     rungs: tuple[int, ...] | None = None
@@ -100,7 +101,7 @@ class EncodeOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
                 raise _refusal(f"{name}: expected a number between 0 and 1, found {value}")
-        for name in ("size", "ratio", "num_basis", "rank"):
+        for name in ("size", "ratio", "num_basis", "rank", "block_size"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1 << 40:
                 raise _refusal(f"{name}: expected a positive number, found {value}")
@@ -109,15 +110,14 @@ class EncodeOptions:
         if not 0 <= self.seed < 1 << 64:
             raise _refusal(f"seed: expected 0 to 2^64 - 1, found {self.seed}")
         _require_known("basis", self.basis, BASIS_NAMES)
-        _require_known("generator", self.generator, GENERATOR_NAMES)
         if self.has_rungs and self.is_factor_form:
             raise _refusal("the factor form (num_basis, bits) has no rungs; leave out num_basis and bits, or the rungs")
         if self.rungs is not None and (not self.rungs or any(size <= 0 for size in self.rungs)):
             raise _refusal(f"rungs: expected positive sizes, found {self.rungs}")
         for codec in self.entropy:
             _require_known("entropy", codec, CODEC_NAMES)
-        if not {"raw", "zstd"} & set(self.entropy):
-            raise _refusal("entropy: rans alone cannot code every stream; allow raw or zstd as well")
+        if "raw" not in self.entropy:
+            raise _refusal("entropy: rans alone cannot code every stream; allow raw as well")
         if self.objective is not None:
             _require_known("objective", self.objective, OBJECTIVES)
             if self.nmse is not None and self.objective != "nmse":

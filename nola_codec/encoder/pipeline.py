@@ -46,7 +46,7 @@ from nola_codec.fit.difference_form import make_difference_form
 from nola_codec.fit.noise_limit import QUIETER_OBJECTIVES
 from nola_codec.model.adapter import Adapter
 from nola_codec.parallel import one_blas_thread
-from nola_codec.prng import NAMES as GENERATOR_NAMES
+from nola_codec.prng import PHILOX
 
 _FLOOR = 0.5
 """The greatest share of an error target that may come from a reference and stay."""
@@ -108,7 +108,7 @@ def canonical_form(job: EncodeJob) -> CanonicalForm:
     names = [item.name for item in job.items]
     settings = FormSettings(
         basis=BASIS_NAMES[options.basis],
-        generator=GENERATOR_NAMES[options.generator],
+        generator=PHILOX,
         seed=options.seed,
         most=options.rank,
         importance=None if options.importance is None else match_importance(names, options.importance),
@@ -229,7 +229,7 @@ def quantize_factors(job: EncodeJob) -> QuantizedAdapter:
     """Fit and quantize an adapter in the factor form: its size follows from the number of coefficients and bits."""
     with job.clock.stage("fit"):
         content = factor_content(job)
-        return QuantizedAdapter(content, block_sizes(content), None, job.energies)
+        return QuantizedAdapter(content, block_sizes(content, job.options.block_size), None, job.energies)
 
 
 def code_file(job: EncodeJob, quantized: QuantizedAdapter) -> CodedFile:

@@ -10,11 +10,11 @@ Example:
 
 `smallest` tries all codecs that can code the models, and keeps the shortest code.
 
-    raw.py, zstd.py, mixed.py   codecs 0, 1 and 2: packed bits; zstd; rANS, with packed bits where rANS gains nothing
-    rans.py                     interleaved rANS, for codec 2
-    adaptive.py                 codec 3: integers with adaptive probabilities, for units sections alone
-    streams.py                  sorts symbols by model, for codecs 0 and 1
-    blobs.py, frames.py         plain bytes in a section; frames of zstd with a checked size
+    raw.py, mixed.py       codecs 0 and 2: packed bits; rANS, with packed bits where rANS gains nothing
+    rans.py                interleaved rANS, for codec 2
+    adaptive.py            codec 3: integers with adaptive probabilities, for units sections alone
+    streams.py             sorts symbols by model, for codec 0
+    blobs.py, frames.py    plain bytes in a section; frames of zstd with a checked size
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from nola_codec.entropy import mixed, raw, zstd
+from nola_codec.entropy import mixed, raw
 from nola_codec.errors import FormatError, mismatch
 from nola_codec.lazy import numpy as np
 from nola_codec.model.quantizers import Runs, SymbolModel
@@ -39,15 +39,10 @@ class Codec(Protocol):
     Attributes:
         id: The number of the codec in a file.
         name: The name of the codec in options.
-        uses_frequencies: True if the codec codes runs by the frequencies of their model.
-        most_symbols: The number of symbols beyond which the codec is not tried if one that uses frequencies can code
-            the section; None if there is no limit.
     """
 
     id: int
     name: str
-    uses_frequencies: bool
-    most_symbols: int | None
 
     def pays(self, runs: Runs, models: Sequence[SymbolModel]) -> bool: ...
     def least_size(self, runs: Runs, models: Sequence[SymbolModel]) -> int: ...
@@ -59,7 +54,7 @@ class Codec(Protocol):
     ) -> list[npt.NDArray[Any]]: ...
 
 
-CODECS: dict[int, Codec] = {c.id: c for c in (raw, zstd, mixed)}
+CODECS: dict[int, Codec] = {c.id: c for c in (raw, mixed)}
 NAMES = {c.name: c.id for c in CODECS.values()}
 
 
@@ -72,7 +67,7 @@ def smallest(
     streams: Streams,
     all_runs: Sequence[Runs],
     models: Sequence[SymbolModel],
-    allowed: Sequence[int] = (0, 1, 2),
+    allowed: Sequence[int] = (raw.id, mixed.id),
 ) -> list[tuple[int, bytes]]:
     """Find the shortest code of each section among the allowed codecs; the lowest id wins a tie.
 
@@ -91,13 +86,11 @@ def smallest(
     # The highest id comes first: rANS nearly always wins if it can code a section, and the others need not be tried.
     codecs = [CODECS[number] for number in sorted(set(allowed), reverse=True)]
     best: list[tuple[int, int, bytes] | None] = [None] * len(all_runs)  # (length, codec id, bytes)
-    informed = [any(c.uses_frequencies and c.pays(runs, models) for c in codecs) for runs in all_runs]
     for codec in codecs:
         wanted = []
         for index, (runs, found) in enumerate(zip(all_runs, best, strict=True)):
-            too_many = codec.most_symbols is not None and informed[index] and runs.total > codec.most_symbols
             may_win = found is None or codec.least_size(runs, models) <= found[0]
-            if codec.pays(runs, models) and may_win and not too_many:
+            if codec.pays(runs, models) and may_win:
                 wanted.append(index)
         coded = codec.encode_many([streams[i] for i in wanted], [all_runs[i] for i in wanted], models)
         for index, data in zip(wanted, coded, strict=True):

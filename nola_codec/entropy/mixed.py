@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 id = 2
 name = "rans"
-uses_frequencies = True
-most_symbols = None
 
 
 def pays(runs: Runs, models: Sequence[SymbolModel]) -> bool:

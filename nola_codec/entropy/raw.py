@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 id = 0
 name = "raw"
-uses_frequencies = False
-most_symbols = None
 
 
 def pays(runs: Runs, models: Sequence[SymbolModel]) -> bool:

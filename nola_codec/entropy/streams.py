@@ -1,4 +1,4 @@
-"""Sort a stream of symbols by model, and back, as the codecs `raw` and `zstd` do."""
+"""Sort a stream of symbols by model, and back, as the codec `raw` does."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Literal, TypedDict
 
-from nola_codec.api.keywords import BasisName, EncodeKeywords, GeneratorName, RateKeywords, keyword_names
+from nola_codec.api.keywords import BasisName, EncodeKeywords, RateKeywords, keyword_names
 from nola_codec.decoder.carried_forms import CarriedForm
 from nola_codec.fleet.watcher import Watcher
 
@@ -44,9 +44,9 @@ class ManyEncodeKeywords(RateKeywords, total=False):
     num_basis: int | None
     bits: int | None
     rank: int | None
+    block_size: int | str
     thorough: bool
     basis: BasisName
-    generator: GeneratorName
     seed: int
     shared_basis: bool
     carried: CarriedForm

@@ -2,7 +2,7 @@
 
     lib = kernels.library()
     if lib is not None:
-        packed = random_words(lib, generator, seed=7, stream=0, purpose=0, start=0, count=100)
+        packed = random_words(lib, seed=7, stream=0, purpose=0, start=0, count=100)
 
 `library()` returns None where no compiler was there or NOLA_KERNELS=off, and the caller then goes on with NumPy. Both
 paths give the same bits. A wrapper takes the library first, checks its arrays, and calls a C function.
@@ -11,7 +11,7 @@ paths give the same bits. A wrapper takes the library first, checks its arrays, 
     compiling.py                compiles c/*.c, when the package is built or `make kernels` is called
     arguments.py                the checks of what a wrapper hands to C
     merges.py                   deltas of int16 factors, and weights with a delta added; the sums of the merge journal
-    generators.py               words, signs and subsets of the counter-based generators; dense bases
+    generators.py               words, signs and subsets of the counter-based generator; dense bases
     transforms.py               the Hadamard basis, and the last scaling to int16
     entropy.py                  rANS, and symbols of a fixed width as bits
     integers.py                 the adaptive integers of units sections

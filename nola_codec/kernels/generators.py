@@ -1,4 +1,4 @@
-"""Words, signs and subsets of the generators of bases, as `prng/` defines them; and the dense bases."""
+"""Words, signs and subsets of the generator of bases, as `prng/` defines them; and the dense bases."""
 
 from __future__ import annotations
 
@@ -12,23 +12,17 @@ from nola_codec.lazy import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-GENERATORS = (1, 2)
-"""The ids of the generators that have kernels."""
 
-
-def random_words(
-    lib: Library, generator: int, *, seed: int, stream: int, purpose: int, start: int, count: int
-) -> Uint32Array:
+def random_words(lib: Library, *, seed: int, stream: int, purpose: int, start: int, count: int) -> Uint32Array:
     """Return words `start` to `start + count` of a stream, uint32 (count,); arguments as in `prng.words`.
 
     Raises:
         ValueError: An argument is out of range.
     """
-    require(generator in GENERATORS, "a known generator")
     require(0 <= stream < 1 << 32 and 0 <= purpose < 1 << 32, "stream and purpose in range")
     require(start >= 0 and count >= 0 and start + count < 1 << 62, "start and count in range")
     out = np.empty(count, np.uint32)
-    lib.call("nola_words", generator, seed, stream, purpose, start, count, out)
+    lib.call("nola_words", seed, stream, purpose, start, count, out)
     return out
 
 
@@ -59,7 +53,7 @@ def smallest_positions(lib: Library, words: Uint32Array, size: int) -> Int64Arra
 
 
 def synthesize_dense(
-    lib: Library, name: str, generator: int, *, seed: int, stream: int, coefficients: npt.NDArray[np.int32], n: int
+    lib: Library, name: str, *, seed: int, stream: int, coefficients: npt.NDArray[np.int32], n: int
 ) -> npt.NDArray[Any]:
     """Return y = q G for each vector q, with the rows of a dense basis; they are made in registers and not kept.
 
@@ -68,7 +62,6 @@ def synthesize_dense(
     Args:
         lib: The library.
         name: "rademacher" or "uniform".
-        generator: As in `random_words`.
         seed: As in `random_words`.
         stream: As in `random_words`.
         coefficients: int32 (vectors, num_basis).
@@ -83,7 +76,7 @@ def synthesize_dense(
     require(coefficients.ndim == 2 and n >= 0, "two axes of the coefficients and a length")
     vectors, num_basis = coefficients.shape
     coefficients = require_array(coefficients, ("int32",), (vectors, num_basis))
-    require(generator in GENERATORS and 0 <= stream < 1 << 32, "a known generator and stream")
+    require(0 <= stream < 1 << 32, "a known stream")
     sums = np.zeros((vectors, n), {"rademacher": np.int32, "uniform": np.int64}[name])
-    lib.call(f"nola_{name}", generator, seed, stream, coefficients, vectors, num_basis, n, sums)
+    lib.call(f"nola_{name}", seed, stream, coefficients, vectors, num_basis, n, sums)
     return sums

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from nola_codec.array_types import Int64Array, Uint32Array
 from nola_codec.kernels.arguments import require, require_array
-from nola_codec.kernels.generators import GENERATORS
 from nola_codec.kernels.loading import Library
 from nola_codec.lazy import numpy as np
 
@@ -77,7 +76,7 @@ def synthesize_hadamard_bases(
     coefficients: Sequence[npt.NDArray[Any]],
     n: int,
     plan: tuple[int, int],
-    keys: Sequence[tuple[int, int, int]],
+    keys: Sequence[tuple[int, int]],
     purposes: tuple[int, int],
     scales: tuple[Int64Array, Int64Array] | None = None,
 ) -> npt.NDArray[Any]:
@@ -88,7 +87,7 @@ def synthesize_hadamard_bases(
         coefficients: int8, int16 or int32 (vectors, n) of each basis; the dtype and the number of vectors may differ.
         n: The length of the results.
         plan: (block, passes) of n, as `block_and_passes` says.
-        keys: The generator, the seed and the stream of each basis.
+        keys: The seed and the stream of each basis.
         purposes: The purposes of the signs of both passes.
         scales: M and s of the vectors of all bases, as in `synthesize_hadamard`; None for int32 results.
 
@@ -101,8 +100,8 @@ def synthesize_hadamard_bases(
     block, passes = _require_plan(n, plan)
     require(len(keys) == len(coefficients), "a key of each basis")
     given = [require_array(own, INTEGERS, (len(own), n)) for own in coefficients]
-    for generator, seed, stream in keys:
-        require(generator in GENERATORS and 0 <= seed < 1 << 64 and 0 <= stream < 1 << 32, "keys in range")
+    for seed, stream in keys:
+        require(0 <= seed < 1 << 64 and 0 <= stream < 1 << 32, "keys in range")
     counts = np.array([len(own) for own in given], np.int64)
     total = int(counts.sum())
     mantissas, shifts = _require_scales(scales, total)
@@ -112,9 +111,9 @@ def synthesize_hadamard_bases(
     out = np.empty((total, n), np.int32 if scales is None else np.int16)
     addresses = np.array([own.ctypes.data for own in given], np.int64)
     sizes = np.array([own.itemsize for own in given], np.int64)
-    generators, streams = (np.array([key[part] for key in keys], np.int64) for part in (0, 2))
-    seeds = np.array([key[1] for key in keys], np.uint64)
-    lib.call("nola_hadamard_bases", len(given), addresses, sizes, counts, generators, seeds, streams, *purposes, n,
+    seeds = np.array([seed for seed, _ in keys], np.uint64)
+    streams = np.array([stream for _, stream in keys], np.int64)
+    lib.call("nola_hadamard_bases", len(given), addresses, sizes, counts, seeds, streams, *purposes, n,
              block, passes, panel, signs, work, mantissas, shifts, out)  # fmt: skip
     return out
 

@@ -44,7 +44,7 @@ def open_pipeline(files: Sequence[MergeFile], request: MergeRequest) -> Iterator
 
     Args:
         files: The decoded files.
-        request: The request; its `base` is a pipeline.
+        request: The request; its `base` is a pipeline, which no file names as its base model.
 
     Raises:
         AdapterError: ``needs-component``: `keep_undo` is set; ``base-mismatch``: the pipeline lacks a component.
@@ -61,7 +61,7 @@ def open_pipeline(files: Sequence[MergeFile], request: MergeRequest) -> Iterator
         parts = []
         for folder in folders:
             own = [each[folder] for each in split if folder in each]
-            parts.append(PipelinePart(own, replace(request, base=base / folder, out=directory / folder)))
+            parts.append(PipelinePart(own, replace(request, base=base / folder, out=directory / folder, any_base=True)))
         yield parts
         for path in sorted(base.iterdir()):
             if path.name in folders or path.name.startswith("."):

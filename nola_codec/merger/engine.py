@@ -11,7 +11,7 @@ from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.errors import AdapterError
 from nola_codec.merger.diffusers_pipeline import is_pipeline, open_pipeline
 from nola_codec.merger.lone_file import lone_file_as_directory
-from nola_codec.merger.merge_files import MergeFile, decode_source
+from nola_codec.merger.merge_files import MergeFile, decode_source, require_base
 from nola_codec.merger.merged_model import write_merged_model
 from nola_codec.merger.model_change import combine_files, place_file
 from nola_codec.merger.model_directory import check_output
@@ -55,6 +55,8 @@ def run_merge(request: MergeRequest) -> MergeReport:
 def _merge_directory(files: Sequence[MergeFile], request: MergeRequest, counter: WeightCounter) -> MergeReport:
     """Merge decoded files into a model directory, the base of `request`."""
     checkpoint = Checkpoint(request.base)
+    if not request.any_base:
+        require_base(files, checkpoint)
     change = combine_files([place_file(file, checkpoint) for file in files])
     counter.total += len(change.plan.places)
     return write_merged_model(checkpoint, change, request, counter)

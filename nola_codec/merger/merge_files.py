@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from nola_codec.adapters.adapter_delta import AdapterDelta
 from nola_codec.arrays import Arrays, arrays_on
+from nola_codec.checkpoints.checkpoint import Checkpoint
 from nola_codec.container.limits import Limits
 from nola_codec.container.reader import open_container
 from nola_codec.decoder.adapters import build_adapter, count_records
@@ -18,7 +19,7 @@ from nola_codec.merger.arithmetic.deltas import RowDelta, StackedDelta
 from nola_codec.merger.places import grouped_deltas
 from nola_codec.merger.request import WeightedSource
 from nola_codec.merger.row_deltas import row_delta
-from nola_codec.model.adapter import Adapter
+from nola_codec.model.adapter import Adapter, BaseEntry
 from nola_codec.model.records import CodedKind
 from nola_codec.progress import Progress
 from nola_codec.references.finding import References, open_decoder
@@ -38,6 +39,7 @@ class MergeFile:
         decoded: The decoded integers of each record, by its name.
         kinds: The kind of each low-rank record, by its name.
         xp: The arrays that `decoded` is made of.
+        base: The base model that the file names, if it names one.
     """
 
     name: str
@@ -48,6 +50,7 @@ class MergeFile:
     decoded: Mapping[str, DecodedRecord]
     kinds: Mapping[str, CodedKind]
     xp: Arrays
+    base: BaseEntry | None = None
 
     @property
     def key(self) -> list[str]:
@@ -83,6 +86,25 @@ class MergeFile:
         turned = transposed or parts[0].shape != shape[1:]  # the experts of a parameter may all be stored (in, out)
         slices = [row_delta(p, self.decoded, self.kinds, self.xp, shape[1:], transposed=turned) for p in parts]
         return StackedDelta(slices)
+
+
+def require_base(files: Sequence[MergeFile], checkpoint: Checkpoint) -> None:
+    """Raise AdapterError ``other-base`` if a file names a base model, and this is another one.
+
+    The fingerprint of the base is only made if a file names one.
+    """
+    named = [file for file in files if file.base is not None]
+    found = checkpoint.fingerprint() if named else b""
+    for file in named:
+        assert file.base is not None
+        if file.base.sha256 != found:
+            base = " ".join(filter(None, (file.base.name, file.base.revision))) or "a base model without a name"
+            message = (
+                f"made for {base}, whose weights are others than those of {checkpoint.directory} (fingerprint "
+                f"{file.base.sha256.hex()[:16]}, found {found.hex()[:16]}); merge into that model, or give --any-base "
+                "(any_base=True) if this one will do, such as the same weights in another dtype"
+            )
+            raise AdapterError(message, code="other-base", where=file.name)
 
 
 def decode_source(
@@ -142,4 +164,5 @@ def decode_merge_file(decoder: Decoder, name: str, weight: float = 1.0, progress
         dict(zip(names, records, strict=True)),
         {record.name: record.kind for record in header.pairs},
         decoder.xp,
+        header.base,
     )

@@ -34,6 +34,7 @@ class MergeRequest:
         piece_bytes: The number of bytes that a thread works on at once; it changes no bit of the weights.
         references: Where the earlier versions are that files need which were encoded against one.
         limits: What a file may declare; None as in `open_container`.
+        any_base: True if the base may be another model than the one that a file names.
     """
 
     sources: Sequence[WeightedSource]
@@ -47,6 +48,7 @@ class MergeRequest:
     piece_bytes: int = PIECE_BYTES
     references: References = None
     limits: Limits | None = None
+    any_base: bool = False
 
 
 @dataclass(frozen=True)

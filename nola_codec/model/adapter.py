@@ -221,6 +221,21 @@ class BaseReference:
 
 
 @dataclass(frozen=True)
+class BaseEntry:
+    """The base model that an adapter was trained on (specification, "Base models").
+
+    Attributes:
+        name: The name of the model, such as that of its repository; it may be empty.
+        revision: The revision of the model, such as a commit of its repository; it may be empty.
+        sha256: The fingerprint of its weights, 32 bytes.
+    """
+
+    name: str
+    revision: str
+    sha256: bytes
+
+
+@dataclass(frozen=True)
 class Adapter:
     """An adapter of any dialect, as read.
 
@@ -236,6 +251,7 @@ class Adapter:
         references: For each vector that is a change of a tensor of the base model in place of a carried tensor, by
             name, which tensor that is.
         scale_origin: The place that the scalings came from, one of `ORIGINS`.
+        base: The base model that it was trained on, if it is known.
     """
 
     dialect: str
@@ -248,6 +264,7 @@ class Adapter:
     notes: tuple[str, ...] = ()
     references: Mapping[str, BaseReference] = field(default_factory=dict)
     scale_origin: Origin = ""
+    base: BaseEntry | None = None
 
     @property
     def parameters(self) -> int:

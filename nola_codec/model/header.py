@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from nola_codec.model.adapter import BaseEntry
 from nola_codec.model.quantizers import Quantizer
 from nola_codec.model.records import CodedRecord, DrawnRecord, RawRecord
 
-Allocation = tuple[tuple[int, int, int, int], ...]
-"""An allocation table: ((precision, quantizer id or -1, offset, weight), ...), precisions ascending.
+Allocation = tuple[tuple[int, int, int], ...]
+"""An allocation table: ((precision, quantizer id or -1, weight), ...), precisions ascending.
 
 A vector of precision p uses the last entry whose precision is not above p. The entry gives it a layer of this
-quantizer, with coefficients times 2^(weight / 8), or no layer if the id is -1. The offset is added to the prediction of
-the amplitude.
+quantizer, with coefficients times 2^(weight / 8), or no layer if the id is -1.
 """
 
 
@@ -103,6 +103,7 @@ class Header:
         metadata: The metadata of the adapter's file.
         drawn: The records of the drawn tensors.
         reference: The earlier version that the file is coded against, or None.
+        base: The base model that the adapter was trained on; None if the file does not say.
     """
 
     writer: str
@@ -120,6 +121,7 @@ class Header:
     metadata: Mapping[str, str]
     drawn: tuple[DrawnRecord, ...] = ()
     reference: ReferenceEntry | None = None
+    base: BaseEntry | None = None
 
     @cached_property
     def pairs(self) -> tuple[CodedRecord, ...]:

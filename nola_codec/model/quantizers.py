@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from nola_codec.array_types import Int64Array
 
@@ -12,17 +11,12 @@ from nola_codec.array_types import Int64Array
 class Codebook:
     """Integer reconstruction points. A symbol is an index into them.
 
-    Example: ``Codebook("symmetric", (-31, 0, 31))``.
+    Example: ``Codebook((-31, 0, 31))``.
 
     Attributes:
-        form: The way in which a file writes the points. ``"symmetric"``: the positive points; 0 and the mirror images
-            follow from them. ``"points"``: every point. ``"midtread"``: a number of bits b, which stands for all of
-            -2^(b-1) .. 2^(b-1) - 1. ``"midrise"``: a number of bits b, which stands for the odd numbers
-            -(2^b - 1) .. 2^b - 1.
         points: All points, ascending.
     """
 
-    form: Literal["symmetric", "points", "midtread", "midrise"]
     points: tuple[int, ...]
 
     @property

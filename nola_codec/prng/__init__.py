@@ -4,8 +4,8 @@
 
 A generator is a pure function of a key and a counter, so any range of words can be made without those before it.
 
-    philox.py, threefry.py      the two generators of bases
-    mt19937.py, draws.py        PyTorch's generator on a CPU, and the tensors that are drawn again with it
+    philox.py              the generator of bases
+    mt19937.py, draws.py   PyTorch's generator on a CPU, and the tensors that are drawn again with it
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from nola_codec.kernels import library
 from nola_codec.kernels.generators import random_words, smallest_positions, unpack_signs
 from nola_codec.lazy import numpy as np
 from nola_codec.prng.philox import MASK, philox4x32
-from nola_codec.prng.threefry import threefry2x32
 
-PHILOX, THREEFRY = 1, 2
-NAMES = {"philox4x32-10": PHILOX, "threefry2x32-20": THREEFRY}
-WORDS_PER_BLOCK = {PHILOX: 4, THREEFRY: 2}
+PHILOX = 1
+NAMES = {"philox4x32-10": PHILOX}
+"""The ids of the generators that a file may name."""
+_WORDS_PER_COUNTER = 4
 
 # The purposes have different numbers, so that no two uses of a stream share words.
 SIGNS, SIGNS_SECOND, SUBSET, RADEMACHER, UNIFORM = range(5)
@@ -36,14 +36,14 @@ def generator_name(generator: int) -> str:
     for name, number in NAMES.items():
         if number == generator:
             return name
-    raise FormatError(mismatch("generator id", sorted(WORDS_PER_BLOCK), generator), code="generator")
+    raise FormatError(mismatch("generator id", sorted(NAMES.values()), generator), code="generator")
 
 
 def words(generator: int, *, seed: int, stream: int, purpose: int, start: int, count: int, xp: Arrays) -> Array:
     """Return words `start` to `start + count` of a stream.
 
     Args:
-        generator: PHILOX or THREEFRY.
+        generator: PHILOX.
         seed: The user's seed, 64 bits.
         stream: A number of 32 bits; equal streams give equal words.
         purpose: One of SIGNS, SIGNS_SECOND, SUBSET, RADEMACHER, UNIFORM.
@@ -60,19 +60,15 @@ def words(generator: int, *, seed: int, stream: int, purpose: int, start: int, c
     generator_name(generator)
     lib = library_for(xp)
     if lib is not None:
-        made = random_words(lib, generator, seed=seed, stream=stream, purpose=purpose, start=start, count=count)
+        made = random_words(lib, seed=seed, stream=stream, purpose=purpose, start=start, count=count)
         return made.astype(np.int64)
-    width = WORDS_PER_BLOCK[generator]
+    width = _WORDS_PER_COUNTER
     first, last = start // width, (start + count + width - 1) // width
     block = xp.arange(first, max(last, first + 1))
     low, high = block & MASK, (block >> 32) & MASK
     key = (seed & MASK, (seed >> 32) & MASK)
-    if generator == PHILOX:
-        zero = block * 0
-        lanes: tuple[Array, ...] = philox4x32((low, high, zero + stream, zero + purpose), key)
-    else:
-        lanes = threefry2x32((low, high), threefry2x32((stream, purpose), key))
-    flat = xp.stack(lanes, -1).reshape(-1)
+    zero = block * 0
+    flat = xp.stack(philox4x32((low, high, zero + stream, zero + purpose), key), -1).reshape(-1)
     offset = start - first * width
     return flat[offset : offset + count]
 
@@ -85,7 +81,7 @@ def packed_signs(generator: int, *, seed: int, stream: int, purpose: int, count:
     """
     lib, size = library(), count // 32 + 2
     if lib is not None:
-        return random_words(lib, generator, seed=seed, stream=stream, purpose=purpose, start=0, count=size)
+        return random_words(lib, seed=seed, stream=stream, purpose=purpose, start=0, count=size)
     made = words(generator, seed=seed, stream=stream, purpose=purpose, start=0, count=size, xp=NUMPY)
     return np.asarray(made, np.uint32)
 
@@ -102,7 +98,7 @@ def signs(generator: int, *, seed: int, stream: int, purpose: int, start: int, c
     lib = library_for(xp)
     if lib is not None:
         generator_name(generator)
-        made = random_words(lib, generator, seed=seed, stream=stream, purpose=purpose, start=first, count=size)
+        made = random_words(lib, seed=seed, stream=stream, purpose=purpose, start=first, count=size)
         return unpack_signs(lib, made, count).astype(np.int64)
     packed = words(generator, seed=seed, stream=stream, purpose=purpose, start=first, count=size, xp=xp)
     bits = (packed.reshape(-1, 1) >> xp.arange(0, 32).reshape(1, -1)) & 1
@@ -118,7 +114,7 @@ def subset(generator: int, *, seed: int, stream: int, population: int, size: int
     generator_name(generator)
     lib = library_for(xp)
     if lib is not None:
-        drawn = random_words(lib, generator, seed=seed, stream=stream, purpose=SUBSET, start=0, count=population)
+        drawn = random_words(lib, seed=seed, stream=stream, purpose=SUBSET, start=0, count=population)
         return smallest_positions(lib, drawn, size)
     draws = words(generator, seed=seed, stream=stream, purpose=SUBSET, start=0, count=population, xp=xp)
     # word * 2^31 + position sorts by word, then by position; both fit in 63 bits since population < 2^31.

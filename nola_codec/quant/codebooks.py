@@ -20,24 +20,23 @@ POINT_SCALE = 32
 """Points in one step of a fitted quantizer: rounding centroids to them adds 0.1% to the distortion."""
 MAX_POINT = 1 << 15
 """The largest point that a file may hold."""
+MOST_POINTS = 256
+"""The most points that a file may list. A larger codebook holds all integers of a number of bits."""
+SIGNS = Codebook((-1, 1))
+"""The codebook of one bit."""
 _SQRT2 = math.sqrt(2.0)
 
 
 @lru_cache
-def midtread_codebook(num_bits: int) -> Codebook:
-    """Make the codebook of -2^(b-1) .. 2^(b-1) - 1, which has a zero; b is 2 to 16."""
+def integer_codebook(num_bits: int) -> Codebook:
+    """Make the codebook of -2^(b-1) .. 2^(b-1) - 1; b is 9 to 16."""
     half = 1 << (num_bits - 1)
-    return Codebook("midtread", tuple(range(-half, half)))
-
-
-def midrise_codebook(num_bits: int) -> Codebook:
-    """Make the codebook of the odd numbers -(2^b - 1) .. 2^b - 1, which has no zero; b is 1 to 8. One bit is a sign."""
-    return Codebook("midrise", tuple(range(1 - (1 << num_bits), 1 << num_bits, 2)))
+    return Codebook(tuple(range(-half, half)))
 
 
 def symmetric_codebook(positive: Sequence[int]) -> Codebook:
     """Make the codebook of zero and of some points with both signs; `positive` ascends, from 1 to MAX_POINT."""
-    return Codebook("symmetric", (*(-p for p in reversed(positive)), 0, *positive))
+    return Codebook((*(-p for p in reversed(positive)), 0, *positive))
 
 
 @lru_cache
@@ -57,13 +56,13 @@ def lloyd_max_codebook(num_bits: int) -> Codebook:
             break
         points = moved
     half = np.rint(4096 * (points[size // 2 :] - points[: size // 2][::-1]) / 2).astype(int)
-    return Codebook("points", (*(-int(p) for p in half[::-1]), *(int(p) for p in half)))
+    return Codebook((*(-int(p) for p in half[::-1]), *(int(p) for p in half)))
 
 
 def nearest_symbols(values: npt.NDArray[Any], codebook: Codebook) -> npt.NDArray[np.uint16]:
     """Return the symbols of the points nearest to some values, uint16 of their shape; a tie goes to the upper point."""
     points = np.array(codebook.points, np.float64)
-    if codebook.form == "midtread":
+    if codebook.size > MOST_POINTS:  # all integers
         symbols = np.floor(values + 0.5) - points[0]
         return np.asarray(np.clip(symbols, 0, codebook.size - 1), np.uint16)
     return np.searchsorted((points[1:] + points[:-1]) / 2, values, side="right").astype(np.uint16)

@@ -16,8 +16,10 @@ from nola_codec.remote.http_files import HttpFile, HubFile
 from nola_codec.remote.hub_fetching import lone_file
 from nola_codec.remote.transfer import DiskRoom, stream_range
 
-FIRST_READ = 64 << 10
-"""Bytes of the first request: the header and the units of most `.nola` files, in the time that any request takes."""
+FIRST_READ = 16 << 10
+"""Bytes of the first request: the header and the units of most `.nola` files of up to 500 KB."""
+_GROWTH = 4
+"""How many times more than the request before a request asks for that goes on where that one ended."""
 _MOST_AHEAD = 8 << 20
 _IN_MEMORY = 64 << 20  # bytes; more of a file lies in a temporary file
 
@@ -25,7 +27,7 @@ _IN_MEMORY = 64 << 20  # bytes; more of a file lies in a temporary file
 def open_url(url: str) -> BinaryIO:
     """Open a remote file for reading by ranges. The caller closes it.
 
-    Nothing is asked before the first read. That asks for 64 KiB, and tells the size and the version of the file. A
+    Nothing is asked before the first read. That asks for 16 KiB, and tells the size and the version of the file. A
     version that changes later is an error. What was read is kept until the file is closed.
 
     Raises:
@@ -141,7 +143,7 @@ class RangeFile(io.BufferedIOBase):
 
     def _fetch(self, start: int, stop: int) -> None:
         """Ask for a part that is not kept, and for more behind it."""
-        self._ahead = min(2 * self._ahead, _MOST_AHEAD) if start == self._last_stop else FIRST_READ
+        self._ahead = min(_GROWTH * self._ahead, _MOST_AHEAD) if start == self._last_stop else FIRST_READ
         following = min((first for first, _ in self._parts if first >= stop), default=self._length())
         stop = min(max(stop, start + self._ahead), following)
         self._keep(start, stop)

@@ -162,13 +162,17 @@ class SafetensorsFile(Closing):
         info = self.tensors.get(name)
         if info is None:
             raise no_such_tensor(self.name, name)
+        return RawTensor(info.dtype, info.shape, self.read_start(name, info.stop - info.start))
+
+    def read_start(self, name: str, most: int) -> bytes:
+        """Read the first bytes of a tensor, at most so many. Raises AdapterError ``truncated`` as `read` does."""
+        info = self.tensors[name]
+        count = min(most, info.stop - info.start)
         self._file.seek(self._origin + self._data_start + info.start)
-        data = self._file.read(info.stop - info.start)
-        if len(data) != info.stop - info.start:
-            raise AdapterError(
-                mismatch("bytes", info.stop - info.start, len(data)), code="truncated", where=f"{self.name}: {name}"
-            )
-        return RawTensor(info.dtype, info.shape, data)
+        data = self._file.read(count)
+        if len(data) != count:
+            raise AdapterError(mismatch("bytes", count, len(data)), code="truncated", where=f"{self.name}: {name}")
+        return data
 
     def read_all(self) -> dict[str, RawTensor]:
         """Read all tensors at once with the safetensors package, in the order of their bytes.

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 
 from nola_codec.basis import NAMES as BASIS_NAMES
 from nola_codec.errors import EncodeError, mismatch
-from nola_codec.prng import NAMES as GENERATOR_NAMES
 from nola_codec.training.quantizer import TRAINED_BITS
 
 if TYPE_CHECKING:
@@ -51,8 +50,7 @@ class Coding:
             paper, n k operations).
         shared_basis: True if tensors of equal shapes share one basis (the shared basis of the paper).
         keep_basis: True if a dense basis stays in memory, at 4 bytes an entry. False makes it again in every pass.
-        generator: The name of the generator of the basis, ``philox4x32-10`` or ``threefry2x32-20``.
-        seed: The seed of the generator, 0 to 2^64 - 1.
+        seed: The seed of the basis, 0 to 2^64 - 1.
 
     Raises:
         EncodeError: ``option``: a value is not allowed.
@@ -65,14 +63,12 @@ class Coding:
     basis: str = "hadamard"
     shared_basis: bool = False
     keep_basis: bool = False
-    generator: str = "philox4x32-10"
     seed: int = 0
 
     def __post_init__(self) -> None:
         choices = (
             ("form", self.form, FORMS),
             ("basis", self.basis, BASIS_NAMES),
-            ("generator", self.generator, GENERATOR_NAMES),
         )
         for option, value, known in choices:
             if value not in known:
@@ -114,7 +110,6 @@ class CodingOptions(TypedDict, total=False):
     basis: str
     shared_basis: bool
     keep_basis: bool
-    generator: str
     seed: int
 
 

@@ -11,7 +11,7 @@ import torch
 from nola_codec.basis import NAMES as BASIS_NAMES
 from nola_codec.basis import BasisKey
 from nola_codec.errors import EncodeError, mismatch
-from nola_codec.prng import NAMES as GENERATOR_NAMES
+from nola_codec.prng import PHILOX
 from nola_codec.training.coded import CodedSide, CodedTensor, RecordDescription
 from nola_codec.training.coding import Coding, CodingOptions, TensorOptions, resolve_coding
 from nola_codec.training.synthesis import Synthesis
@@ -20,12 +20,12 @@ from nola_codec.training.trained_files import decode_group
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_COMMON = ("basis", "generator", "seed", "bits")
+_COMMON = ("basis", "seed", "bits")
 """The fields of a coding that are the same for all tensors of a file."""
 
 
 class TensorGroup:
-    """Coded tensors that go into one file, and so share its basis, its generator, its seed and its bits.
+    """Coded tensors that go into one file, and so share its basis, its seed and its bits.
 
         >>> group = TensorGroup(num_basis=16, seed=7)
         >>> layers = NolaLinear(784, 256, group=group), NolaLinear(256, 10, group=group)  # doctest: +SKIP
@@ -61,13 +61,8 @@ class TensorGroup:
         return BASIS_NAMES[self.coding.basis]
 
     @property
-    def generator(self) -> int:
-        """The id of the generator in a file."""
-        return GENERATOR_NAMES[self.coding.generator]
-
-    @property
     def seed(self) -> int:
-        """The seed of the generator."""
+        """The seed of the basis."""
         return self.coding.seed
 
     @property
@@ -87,7 +82,7 @@ class TensorGroup:
             num_basis: The number of coefficients; it is cut to `length`, since more would not add anything.
             kept: True if a dense basis stays in memory.
         """
-        key = BasisKey(self.generator, self.seed, 2 * stream + (index or 0))
+        key = BasisKey(PHILOX, self.seed, 2 * stream + (index or 0))
         grain = 2 if index is None else 1  # scales of vectors are in sixteenths of an octave
         return Synthesis(self.basis, key, length, min(num_basis, length), grain=grain, kept=kept)
 

@@ -92,10 +92,10 @@ def _require_same_coding(
     if wanted != set(trained.symbols):
         name, _ = min(wanted ^ set(trained.symbols))
         raise EncodeError("is coded only in the network or only in the file", code="not-trained", where=name)
-    coding = own.generator, own.seed, own.bits
-    if coding != (header.generator, header.seed, trained.bits):
-        found_there = header.generator, header.seed, trained.bits
-        raise EncodeError(mismatch("generator, seed, bits", coding, found_there), code="not-trained")
+    coding = own.seed, own.bits
+    if coding != (header.seed, trained.bits):
+        found_there = header.seed, trained.bits
+        raise EncodeError(mismatch("seed, bits", coding, found_there), code="not-trained")
     records = {record.name: record for record in header.coded}
     for parameter in found:
         name, composed, record = parameter.name, parameter.composed, records[parameter.name]

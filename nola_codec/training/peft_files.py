@@ -59,7 +59,7 @@ def _require_same_coding(state: TrainingState, trained: TrainedFile) -> None:
         first = min(wanted ^ set(trained.symbols))
         raise EncodeError("is only in the model or only in the file", code="not-trained", where=first[0])
     theirs = trained.coding
-    for option in ("basis", "generator", "seed", "bits"):
+    for option in ("basis", "seed", "bits"):
         mine, found = getattr(group.coding, option), getattr(theirs, option)
         if mine != found:
             message = f"the model was parametrized with other options: {mismatch(option, repr(found), repr(mine))}"

@@ -23,13 +23,11 @@ from nola_codec.encoder.assemble import Envelope, code_rungs, pack_raw, write_fi
 from nola_codec.encoder.content import FileContent, block_sizes
 from nola_codec.encoder.factor_form import codebook_for, fixed_width_content
 from nola_codec.encoder.reconstruct import FactsCollector, decode_rung
-from nola_codec.entropy import rans
 from nola_codec.errors import EncodeError
 from nola_codec.model.header import Header
-from nola_codec.model.quantizers import Quantizer
 from nola_codec.model.records import CodedKind, CodedRecord, Split, coded_sides
 from nola_codec.model.tensors import Draw, RawTensor
-from nola_codec.prng import NAMES as GENERATOR_NAMES
+from nola_codec.prng import PHILOX
 from nola_codec.quant.scales import scale_value
 from nola_codec.training.coded import CodedSide, RecordDescription
 from nola_codec.training.coding import Coding
@@ -38,9 +36,6 @@ from nola_codec.version import __version__
 
 if TYPE_CHECKING:
     from nola_codec.training.group import TensorGroup
-
-_LEAST_SAVED = 1.03
-"""A table of frequencies is written if it shortens the symbols by more than this factor, the table included."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +91,7 @@ def _envelope(group: TensorGroup, extras: HeaderExtras) -> Envelope:
     return Envelope(
         writer=f"nola-codec {__version__}",
         dialect=extras.dialect,
-        generator=group.generator,
+        generator=PHILOX,
         seed=group.seed,
         config=extras.config,
         metadata=extras.metadata or {},
@@ -122,20 +117,7 @@ def _content(group: TensorGroup) -> tuple[FileContent, list[str]]:
         codes = [code + side.tensor.synthesis.gain_code for side, (_, code) in zip(sides, each, strict=True)]
         records.append(_record(name, group.records[name], sides, codes, group.basis))
         symbols.append(np.concatenate([own for own, _ in each]) if each else np.empty(0, np.uint16))
-    counts = np.bincount(np.concatenate(symbols), minlength=codebook.size) if codebook.size <= 256 else None
-    return fixed_width_content(records, symbols, Quantizer(codebook, _frequencies(counts))), names
-
-
-def _frequencies(counts: npt.NDArray[np.int64] | None) -> tuple[int, ...] | None:
-    """Return the symbol frequencies for rANS; None if their table would take more than it saves."""
-    if counts is None:
-        return None
-    total = int(counts.sum())
-    used = counts[counts > 0]
-    entropy = -float((used * np.log2(used / total)).sum())
-    table = 12.0 * len(counts)
-    plain = total * float(np.ceil(np.log2(len(counts))))
-    return rans.normalize(counts) if plain > _LEAST_SAVED * (entropy + table + 256) else None
+    return fixed_width_content(records, symbols, codebook), names
 
 
 def _quantize_side(side: CodedSide) -> tuple[npt.NDArray[np.uint16], int]:
@@ -192,11 +174,9 @@ class TrainedFile:
 
     @property
     def coding(self) -> Coding:
-        """The basis, generator, seed and bits that all tensors share. There must be a coded tensor."""
+        """The basis, seed and bits that all tensors share. There must be a coded tensor."""
         bases = {number: name for name, number in BASIS_NAMES.items()}
-        generators = {number: name for name, number in GENERATOR_NAMES.items()}
-        basis, generator = bases[self.header.coded[0].kind.basis], generators[self.header.generator]
-        return Coding(basis=basis, generator=generator, seed=self.header.seed, bits=self.bits)
+        return Coding(basis=bases[self.header.coded[0].kind.basis], seed=self.header.seed, bits=self.bits)
 
 
 def read_trained_file(source: Source) -> TrainedFile:

@@ -228,10 +228,15 @@ def test_a_nearly_equal_head_is_coded_as_a_change(tied: bool, tmp_path: Path) ->
     with torch.no_grad():
         model.lm_head.weight[0, 0] += 1
     model.save_pretrained(tmp_path / "other")
-    for more in ({"format": "peft"}, {}):
-        with pytest.raises(AdapterError, match="has other bytes") as refusal:
-            nola_codec.decode(file, tmp_path / "wrong", base=tmp_path / "other", **more)
-        assert refusal.value.code == "base-mismatch"
+    with pytest.raises(AdapterError, match="has other bytes") as refusal:
+        nola_codec.decode(file, tmp_path / "wrong", base=tmp_path / "other", format="peft")
+    assert refusal.value.code == "base-mismatch"
+    with pytest.raises(AdapterError, match="has other bytes") as refusal:
+        nola_codec.merge([file], tmp_path / "other", tmp_path / "wrong", any_base=True)
+    assert refusal.value.code == "base-mismatch"
+    with pytest.raises(AdapterError, match="whose weights are others") as refusal:
+        nola_codec.decode(file, tmp_path / "wrong", base=tmp_path / "other")
+    assert refusal.value.code == "other-base"
 
 
 def test_a_head_that_is_another_one_is_coded_by_itself(base: Path, tmp_path: Path) -> None:

@@ -15,11 +15,10 @@ from nola_codec.arrays import NUMPY, Arrays, TorchArrays
 from nola_codec.basis import BasisKey, basis_by_id
 from nola_codec.entropy.adaptive import IntegerReader, IntegerWriter
 from nola_codec.model.tensors import Draw, DrawMethod
-from nola_codec.prng import signs, subset, words
+from nola_codec.prng import PHILOX, signs, subset, words
 from nola_codec.prng.draws import draw_tensor
 from nola_codec.prng.mt19937 import mt19937
 from nola_codec.prng.philox import philox4x32
-from nola_codec.prng.threefry import threefry2x32
 from nola_codec.quant.trellis import TRELLISES, trellis_points
 from nola_codec.stores.dtypes import to_float64
 
@@ -47,58 +46,46 @@ def check(found: npt.NDArray[Any], wanted: dict[str, Any]) -> None:
         assert hashlib.sha256(found.astype("<i8").tobytes()).hexdigest() == wanted["sha256"]
 
 
-def published() -> list[tuple[str, list[int]]]:
-    """(generator, 32-bit words) of each line of Random123's file."""
+def published() -> list[list[int]]:
+    """The 32-bit words of each line of Random123's file: a counter, a key, and what philox4x32-10 makes of them."""
     lines = (HERE / "random123.txt").read_text(encoding="utf-8").splitlines()
     rows = [line.split() for line in lines if not line.startswith("#")]
-    assert len(rows) == 6
-    return [(f"{row[0]}-{row[1]}", [int(word, 16) for word in row[2:]]) for row in rows]
+    assert [row[:2] for row in rows] == [["philox4x32", "10"]] * 3
+    return [[int(word, 16) for word in row[2:]] for row in rows]
 
 
-@pytest.mark.parametrize(("name", "numbers"), published())
-def test_random123(xp: Arrays, name: str, numbers: list[int]) -> None:
-    if name == "philox4x32-10":
-        counter = tuple(xp.asarray(np.array([n, n, 0])) for n in numbers[:4])
-        made = philox4x32(counter, (numbers[4], numbers[5]))  # type: ignore[arg-type]
-        wanted = numbers[6:]
-    else:
-        pair = tuple(xp.asarray(np.array([n, n, 0])) for n in numbers[:2])
-        made = threefry2x32(pair, (numbers[2], numbers[3]))  # type: ignore[assignment, arg-type]
-        wanted = numbers[4:]
+@pytest.mark.parametrize("numbers", published())
+def test_random123(xp: Arrays, numbers: list[int]) -> None:
+    counter = tuple(xp.asarray(np.array([n, n, 0])) for n in numbers[:4])
+    made = philox4x32(counter, (numbers[4], numbers[5]))  # type: ignore[arg-type]
     for position in (0, 1):
-        assert [int(xp.numpy(word)[position]) for word in made] == wanted
+        assert [int(xp.numpy(word)[position]) for word in made] == numbers[6:]
 
 
-@pytest.mark.parametrize(
-    "wanted", answers("words.json"), ids=lambda w: f"{w['generator']}-{w['stream']}-{w['purpose']}"
-)
+@pytest.mark.parametrize("wanted", answers("words.json"), ids=lambda w: f"{w['stream']}-{w['purpose']}")
 def test_words(xp: Arrays, wanted: dict[str, Any]) -> None:
     key = {name: wanted[name] for name in ("seed", "stream", "purpose")}
-    made = xp.numpy(words(wanted["generator"], **key, start=0, count=1000, xp=xp))
+    made = xp.numpy(words(PHILOX, **key, start=0, count=1000, xp=xp))
     assert made[:6].tolist() == wanted["first"]
     check(made, {"sha256": wanted["sha256_of_1000"]})
 
 
-@pytest.mark.parametrize("wanted", answers("signs.json"), ids=lambda w: f"{w['generator']}-{w['count']}")
+@pytest.mark.parametrize("wanted", answers("signs.json"), ids=lambda w: str(w["count"]))
 def test_signs(xp: Arrays, wanted: dict[str, Any]) -> None:
     key = {name: wanted[name] for name in ("seed", "stream", "purpose", "count")}
-    check(xp.numpy(signs(wanted["generator"], **key, start=0, xp=xp)), wanted)
+    check(xp.numpy(signs(PHILOX, **key, start=0, xp=xp)), wanted)
 
 
-@pytest.mark.parametrize(
-    "wanted", answers("subsets.json"), ids=lambda w: f"{w['generator']}-{w['population']}-{w['size']}"
-)
+@pytest.mark.parametrize("wanted", answers("subsets.json"), ids=lambda w: f"{w['population']}-{w['size']}")
 def test_subsets(xp: Arrays, wanted: dict[str, Any]) -> None:
     key = {name: wanted[name] for name in ("seed", "stream", "population", "size")}
-    check(xp.numpy(subset(wanted["generator"], **key, xp=xp)), wanted)
+    check(xp.numpy(subset(PHILOX, **key, xp=xp)), wanted)
 
 
-@pytest.mark.parametrize(
-    "wanted", answers("bases.json"), ids=lambda w: f"{w['basis']}-{w['generator']}-{w['n']}-{w['k']}"
-)
+@pytest.mark.parametrize("wanted", answers("bases.json"), ids=lambda w: f"{w['basis']}-{w['n']}-{w['k']}")
 def test_bases(xp: Arrays, wanted: dict[str, Any]) -> None:
     n, k = wanted["n"], wanted["k"]
-    key = BasisKey(wanted["generator"], wanted["seed"], wanted["stream"])
+    key = BasisKey(PHILOX, wanted["seed"], wanted["stream"])
     last = (np.arange(k) == k - 1).astype(np.int32)
     mixed = (np.arange(k) * 7919 % 15 - 7).astype(np.int32)
     made = basis_by_id(wanted["basis"]).synthesize(xp.asarray(np.stack([last, mixed])[None]), n, (key,), 7, xp)
@@ -153,9 +140,7 @@ def test_the_two_kinds_of_kernels_differ() -> None:
 
 def test_the_files_cover_what_they_should() -> None:
     bases = answers("bases.json")
-    assert {(w["basis"], w["generator"], w["n"]) for w in bases} == {
-        (basis, generator, n) for basis in (1, 2, 3) for generator in (1, 2) for n in LENGTHS
-    }
+    assert {(w["basis"], w["n"]) for w in bases} == {(basis, n) for basis in (1, 2, 3) for n in LENGTHS}
     assert any(w["k"] < w["n"] for w in bases if w["basis"] == 1)
     assert {w["count"] for w in answers("signs.json")} == LENGTHS
     assert {w["population"] for w in answers("subsets.json")} == LENGTHS

@@ -150,12 +150,18 @@ def join(
         stored_header: Stands for the compressed header.
         frame_checksum: True adds a content checksum to the frame of the header.
         tail: Goes after the last section.
-        prelude: Fields to set: version, revision, required. Required flags are 1 if the header has a reference.
+        prelude: Fields to set: version, revision, required. The required flags are by default those of the header.
     """
     header = plain({**parts.top, "sections": sections(table(parts.sections))})
     stored = frame(header, DICTIONARY, write_checksum=frame_checksum) if stored_header is None else stored_header
-    flags = int("reference" in parts.top)
+    flags = int("reference" in parts.top) | 2 * has_draws(parts.top)
     return seal(stored, b"".join(data for _, data in parts.sections) + tail, **{"required": flags, **prelude})
+
+
+def has_draws(top: dict[str, Any]) -> bool:
+    """True if a header, which may be damaged, has a kind of drawn records."""
+    kinds = top.get("kinds")
+    return isinstance(kinds, list) and any(isinstance(kind, list) and kind[:1] == [3] for kind in kinds)
 
 
 def seal(header: bytes, body: bytes, **prelude: int) -> bytes:
@@ -163,7 +169,7 @@ def seal(header: bytes, body: bytes, **prelude: int) -> bytes:
     head = MAGIC + struct.pack(
         "<HHHI",
         prelude.get("version", 0),
-        prelude.get("revision", 2),
+        prelude.get("revision", 3),
         prelude.get("required", 0),
         len(header),
     )

@@ -102,12 +102,14 @@ class _FileWriter:
         streams = None if rng.random() < 0.6 else rng.choice([0, 1, 5, 2**31 - 1], len(records)).tolist()
         top = {
             "amplitude_slope": slope, "blocks": blocks, "config": _CONFIGS[int(rng.integers(len(_CONFIGS)))],
-            "dialect": str(rng.choice(["peft", "", "some other dialect"])), "generator": int(rng.integers(1, 3)),
+            "dialect": str(rng.choice(["peft", "", "some other dialect"])), "generator": 1,
             "kinds": kinds, "metadata": {"é": "\0"} if rng.random() < 0.2 else {}, "numbers": numbers, "records": ids,
             "rungs": [[bytes(32), {"nmse": 0.5} if rng.random() < 0.5 else {}] for _ in range(self._rungs)],
             "quantizers": [q["wire"] for q in self._quantizers], "streams": streams, "writer": "random_files",
             "seed": _SEEDS[int(rng.integers(len(_SEEDS)))],
         }  # fmt: skip
+        if rng.random() < 0.2:
+            top["base"] = ["some/model", str(rng.choice(["", "main"])), rng.bytes(32)]
         files = 0
         if self._base is not None:
             files = self._base.files + 1 + int(rng.integers(0, 3))
@@ -229,6 +231,8 @@ class _FileWriter:
         if rng.random() < 0.4 or basis != 1 or form == 1:
             largest = [min(n, 4096) if basis == 1 else max(1, min(2 * n + 2, 2500 // n)) for n in lengths]
             num_basis = [int(rng.integers(1, limit + 1)) for limit in largest]
+            if rng.random() < 0.15:
+                num_basis = [min(limit, n) for limit, n in zip(largest, lengths, strict=True)]
             wire[at] = num_basis[0] if wire[0] == 2 else list(num_basis)
         shifts = [int(s) for s in rng.integers(-30, 31, len(lengths)) * rng.choice([0, 1, 1, 34])]
         tables = [int(t) for t in rng.choice([0, 0, 1, 2], len(lengths))]

@@ -13,7 +13,6 @@ from random_units import CodedRecord
 _DTYPE_BYTES = (4, 2, 2, 8, 8, 4, 2, 1, 1, 1, 2, 4, 8, 1, 1)
 _STRIDES = (24, 16, 12, 10, 8, 6, 5, 4, 3, 5, 2, 3, 1)
 _TWO_BITS, _FOUR_LEVELS = (9, 11), (11, 12)
-_BLOCK_CODECS = (0, 1, 2)
 
 
 def quantizer(rng: np.random.Generator, trellis: int | None = None) -> dict[str, Any]:
@@ -24,17 +23,17 @@ def quantizer(rng: np.random.Generator, trellis: int | None = None) -> dict[str,
         rng: Makes the choices.
         trellis: The number of a trellis that it is to be.
     """
-    kind = int(rng.choice([0, 1, 2, 3, 4, 4, 5, 5])) if trellis is None else 4
-    if kind == 4:
+    kind = int(rng.choice([0, 1, 2, 2, 3, 3])) if trellis is None else 2
+    if kind == 2:
         number = int(rng.integers(len(_STRIDES))) if trellis is None else trellis
         size, peak = 4 if number in _TWO_BITS else 2, 10 if number in _FOUR_LEVELS else 1
-        return {"wire": [4, number, None], "size": size, "table": None, "stride": _STRIDES[number], "peak": peak}
+        return {"wire": [2, number, None], "size": size, "table": None, "stride": _STRIDES[number], "peak": peak}
     largest = int(rng.choice([60, 400, 32768]))
-    if kind in (2, 3):
-        bits = int(rng.choice([2, 3, 5, 8, 10, 16])) if kind == 2 else int(rng.integers(1, 9))
+    if kind == 1:
+        bits = int(rng.choice([9, 10, 16]))
         data: Any = bits
-        size, peak = 1 << bits, 1 << bits - 1 if kind == 2 else (1 << bits) - 1
-    elif kind == 1:
+        size, peak = 1 << bits, 1 << bits - 1
+    elif kind == 0:
         count = int(rng.choice([1, 2, 5, 256]))
         data = np.sort(rng.choice(np.arange(-largest, largest + 1), min(count, 2 * largest), replace=False)).tolist()
         size, peak = len(data), max(map(abs, data))
@@ -43,13 +42,13 @@ def quantizer(rng: np.random.Generator, trellis: int | None = None) -> dict[str,
         books = [
             np.sort(rng.choice(np.arange(1, largest + 1), min(count, largest), replace=False)).tolist() for _ in "01"
         ]
-        data = books[0] if kind == 0 else [int(rng.integers(256)), *books]
-        books = books[:1] if kind == 0 else books
+        books = [books[0], books[0]] if rng.random() < 0.3 else books
+        data = [int(rng.choice([0, int(rng.integers(256))])), *books]
         size, peak = 2 * len(books[0]) + 1, max(map(max, books))
     table = stored = None
     if size <= 256 and rng.random() < 0.7:
         shares = rng.random(size) ** 8 + 1e-9
-        if kind in (0, 5):
+        if kind == 3:
             half = size // 2
             folded = 1 + rng.multinomial((4096 - size) // 2, shares[half:] / shares[half:].sum())
             folded[0] = 4096 - 2 * folded[1:].sum()
@@ -73,22 +72,19 @@ def block_section(
             shares = None if book["table"] is None or rng.random() < 0.3 else np.array(book["table"]) / 4096
             models += [number] * length
             symbols += rng.choice(book["size"], length, p=shares).tolist()
-    codec = int(rng.choice(_BLOCK_CODECS, p=[0.3, 0.1, 0.6]))
-    if codec == 2:
+    if rng.random() < 0.6:
         coded = [i for i, model in enumerate(models) if quantizers[model]["table"] is not None]
         packed = [i for i, model in enumerate(models) if quantizers[model]["table"] is None]
-        data = _pack(quantizers, [models[i] for i in packed], [symbols[i] for i in packed], exact=True)
+        data = _pack(quantizers, [models[i] for i in packed], [symbols[i] for i in packed])
         return 2, data + _rans(rng, quantizers, [models[i] for i in coded], [symbols[i] for i in coded])
-    plain = _pack(quantizers, models, symbols, exact=codec == 0)
-    return codec, frame_any(rng, plain) if codec else plain
+    return 0, _pack(quantizers, models, symbols)
 
 
-def _pack(quantizers: Sequence[dict[str, Any]], models: Sequence[int], symbols: Sequence[int], *, exact: bool) -> bytes:
-    """Return packed symbols, at their widths or at the powers of two above them."""
+def _pack(quantizers: Sequence[dict[str, Any]], models: Sequence[int], symbols: Sequence[int]) -> bytes:
+    """Return packed symbols, at their widths."""
     out = b""
     for model in sorted(set(models)):
         width = max(1, (quantizers[model]["size"] - 1).bit_length())
-        width = width if exact else 1 << (width - 1).bit_length()
         own = [symbol for symbol, other in zip(symbols, models, strict=True) if other == model]
         bits = (np.array(own)[:, None] >> np.arange(width) & 1).reshape(-1).astype(np.uint8)
         out += np.packbits(bits, bitorder="little").tobytes()

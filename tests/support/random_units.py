@@ -106,9 +106,7 @@ class UnitsWriter:
     ) -> None:
         """Begin before rung 0. `quantizers` has the largest magnitude of each quantizer's points."""
         self._rng, self._records, self._slope, self._peaks = rng, records, slope, quantizers
-        self._tables: list[list[list[tuple[int, int, int, int]]]] = []
-        self._latest: dict[int, list[int]] = {}
-        self._any = 128
+        self._tables: list[list[list[tuple[int, int, int]]]] = []
 
     def write(self, rung: int) -> Integers:
         """Return the integers of the next rung's section, and bring the records to that rung."""
@@ -130,25 +128,20 @@ class UnitsWriter:
                 continue
             seen.add(record.kind_number)
             kind = record.kind
-            for role, own, last in ((14, kind.tables, tables), (15, kind.shifts, shifts)):
+            for role, own, last in ((13, kind.tables, tables), (14, kind.shifts, shifts)):
                 for side, value in enumerate(own):
                     out.append((role, value - last[side]))
                     last[side] = value
-            out.append((16, kind.amplitude - amplitude))
+            out.append((15, kind.amplitude - amplitude))
             amplitude = kind.amplitude
         return out
 
-    def _table(self) -> list[tuple[int, int, int, int]]:
+    def _table(self) -> list[tuple[int, int, int]]:
         rng = self._rng
         steps = sorted(rng.choice(np.arange(-300, 600), int(rng.integers(0, 6)), replace=False).tolist())
         most = int(rng.choice([0, 40, 40, 90]))
         return [
-            (
-                int(step),
-                int(rng.integers(-1, len(self._peaks))),
-                int(rng.integers(-30, 31)),
-                int(rng.integers(most + 1)),
-            )
+            (int(step), int(rng.integers(-1, len(self._peaks))), int(rng.integers(most + 1)))
             for step in (int(rng.integers(-1100, -1023)), *steps)
         ]
 
@@ -157,27 +150,29 @@ class UnitsWriter:
         for record in self._records:
             own = record.count(rung)
             predicted = record.count(rung - 1) if rung else counts.get(record.kind_number, 0)
-            out.append((5 + min(2, predicted), own - predicted))
+            out.append((4 + min(2, predicted), own - predicted))
             counts[record.kind_number] = own
         return out
 
     def _precisions(self, rung: int) -> Integers:
         out = []
+        latest: dict[int, list[int]] = {}
+        latest_of_any = 128
         for record in self._records:
-            before = self._latest.get(record.kind_number)
+            before = latest.get(record.kind_number)
             for unit in range(len(record.precisions), record.count(rung)):
-                near = self._any if before is None else before[0]
+                near = latest_of_any if before is None else before[0]
                 wanted = int(self._rng.integers(256)) if self._rng.random() < 0.4 else (near + unit) % 256
                 if record.kind.form == 0 and unit:
                     predicted = record.precisions[-1]
                 else:
-                    predicted = self._any if before is None else before[unit]
+                    predicted = latest_of_any if before is None else before[unit]
                 number = wanted - predicted + int(self._rng.choice([0, 0, 0, 256, -256]))
-                out.append((9 + min(unit, 2), number))
+                out.append((8 + min(unit, 2), number))
                 record.precisions.append(wanted)
             if record.precisions:
-                self._latest[record.kind_number] = record.precisions
-                self._any = record.precisions[0]
+                latest[record.kind_number] = record.precisions
+                latest_of_any = record.precisions[0]
         return out
 
     def _amplitudes(self, record: CodedRecord, rung: int) -> Integers:
@@ -185,14 +180,13 @@ class UnitsWriter:
         kind, out, layers = record.kind, [], []
         for unit, precision in enumerate(record.precisions):
             starts_here = record.starts[unit] == rung
-            offsets, any_layer = 0, False
+            any_layer = False
             for side in kind.sides_of(unit):
                 for at in range(0 if starts_here else rung, rung + 1):
                     table = self._tables[at][kind.tables[side]]
                     row = max(row for row in table if row[0] <= precision + kind.shifts[side])
-                    offsets += row[2]
                     if row[1] >= 0:
-                        weight = (MANTISSAS[4 * (row[3] % 8)] << row[3] // 8) >> 15
+                        weight = (MANTISSAS[4 * (row[2] % 8)] << row[2] // 8) >> 15
                         layers.append((side, kind.vector_of(unit), row[1], weight))
                         any_layer = True
             if not starts_here and not any_layer:
@@ -200,7 +194,7 @@ class UnitsWriter:
             before = kind.amplitude + self._slope * precision if starts_here else record.amplitudes[unit]
             near = kind.amplitude if starts_here else before
             wanted = int(np.clip(near + self._rng.integers(-60, 61), -4096, 4095))
-            out.append((12 if starts_here else 13, wanted - before - offsets))
+            out.append((11 if starts_here else 12, wanted - before))
             record.amplitudes[unit : unit + 1] = [wanted]
         record.layers = sorted(layers, key=lambda layer: layer[0])
         for side, vector, quantizer, weight in layers:
@@ -224,7 +218,7 @@ class UnitsWriter:
                 if not (-120 <= exponent <= 100 and min(shifts) >= 1 and max(shifts) <= 62):
                     raise Illegal
                 record.exponents.append(exponent)
-                out.append((8, exponent - last[side]))
+                out.append((7, exponent - last[side]))
                 last[side] = exponent
             if bound(kind, max(record.peaks.values(), default=0)) >= 2**46:
                 raise Illegal
@@ -256,9 +250,9 @@ def _growth(kind: CodedKind, side: int) -> float:
     return math.log2(k) / 2 + (14.2 if kind.basis == 3 else 0)
 
 
-def _table_integers(table: Sequence[tuple[int, int, int, int]]) -> Integers:
-    out, before = [(0, len(table))], (-1, -1, 0, 0)
+def _table_integers(table: Sequence[tuple[int, int, int]]) -> Integers:
+    out, before = [(0, len(table))], (-1, -1, 0)
     for row in table:
-        out += [(1 + i, row[i] - before[i] - int(i < 2)) for i in range(4)]
+        out += [(1 + i, row[i] - before[i] - int(i < 2)) for i in range(3)]
         before = row
     return out

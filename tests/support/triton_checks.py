@@ -42,7 +42,7 @@ from nola_codec.quant.trellis import TRELLISES, dependent_table, window_table
 SEED = 0xFEDCBA9876543210
 BOOKS: list[Book] = [
     *TRELLISES, Dependent(0xB1, (3, 9, 40), (5, 11, 41)), Dependent(3, (7, 9), (8, 30)),
-    Codebook("points", (-300, 0, 7)),
+    Codebook((-300, 0, 7)),
 ]  # fmt: skip
 
 

@@ -172,7 +172,7 @@ def test_reference_decoder_is_in_the_order_of_the_document() -> None:
     named = re.findall(r"^# == ([^.\n]*)", DECODER.read_text(encoding="utf-8"), re.M)
     headings = re.findall(r"^## (.*)$", SPECIFICATION, re.M)
     decoding = headings[headings.index("Synopsis") : headings.index("Dialects")]
-    assert named == [heading for heading in decoding if heading != "Terms"]
+    assert named == [heading for heading in decoding if heading not in ("Terms", "Base models")]
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -154,7 +154,7 @@ export class Decoder {
       const places = scales.flatMap((_, place) => (record.peaks[index]![first + place]! > 0 ? [place] : []));
       const q = this.coefficients[at]![index]!;
       const vectors = places.map((place) => q.subarray(place * side.k, (place + 1) * side.k));
-      const sequences = { generator: header.generator, seed: header.seed, t: 2 * stream + index };
+      const sequences = { seed: header.seed, t: 2 * stream + index };
       // Vectors of lora_B are columns, those of lora_A are rows; one vector alone is the whole side.
       const columns = index === 0 && side.vectors > 1;
       synthesizeSide(kind.basis, sequences, side, vectors, (y, vector) => {

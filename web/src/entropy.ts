@@ -1,9 +1,8 @@
-/** Entropy codecs of block sections: raw, zstd and rans. Symbols are read run by run. */
+/** Entropy codecs of block sections: raw and rans. Symbols are read run by run. */
 
 import { refuse } from "./errors.js";
 import { checkLimit, type Limits } from "./limits.js";
 import { type Quantizer, TOTAL } from "./quantizers.js";
-import { decompress } from "./zstd/frame.js";
 
 /** Consecutive symbols of one model, which is that of a quantizer. */
 export interface Run {
@@ -17,7 +16,6 @@ export interface LaneBudget {
 }
 
 const RAW = 0;
-const ZSTD = 1;
 const RANS = 2;
 
 /** Reads the symbols of a section. The runs must be asked for in their order. */
@@ -38,17 +36,15 @@ export class SymbolReader {
     budget: LaneBudget,
     where: string,
   ) {
-    if (codec !== RAW && codec !== ZSTD && codec !== RANS) refuse("codec", `${where}: the codec ${codec} is unknown`);
+    if (codec !== RAW && codec !== RANS) refuse("codec", `${where}: the codec ${codec} is unknown`);
     const withTable = (run: Run): boolean => codec === RANS && quantizers[run.quantizer]!.table !== null;
     const plain = runs.filter((run) => !withTable(run));
-    this.packed = new PackedSymbols(plain, quantizers, codec === ZSTD, where);
-    let content = data;
-    if (codec === ZSTD) content = decompress(data, this.packed.bytes, where);
-    if (codec !== RANS && content.length !== this.packed.bytes) {
-      refuse("symbols", `${where}: expected ${this.packed.bytes} bytes of symbols, found ${content.length}`);
+    this.packed = new PackedSymbols(plain, quantizers, where);
+    if (codec === RAW && data.length !== this.packed.bytes) {
+      refuse("symbols", `${where}: expected ${this.packed.bytes} bytes of symbols, found ${data.length}`);
     }
-    if (content.length < this.packed.bytes) refuse("symbols", `${where}: the packed symbols are cut short`);
-    this.packed.open(content.subarray(0, this.packed.bytes));
+    if (data.length < this.packed.bytes) refuse("symbols", `${where}: the packed symbols are cut short`);
+    this.packed.open(data.subarray(0, this.packed.bytes));
     this.lanes = null;
     if (codec === RANS) {
       let count = 0;
@@ -58,7 +54,7 @@ export class SymbolReader {
         count += run.count;
         last = run.quantizer;
       }
-      const lanes = new RansLanes(content.subarray(this.packed.bytes), where);
+      const lanes = new RansLanes(data.subarray(this.packed.bytes), where);
       checkLimit(limits, "laneSteps", (budget.steps += Math.ceil(count / lanes.lanes)), `${where}: steps of lanes`);
       this.lanes = lanes;
       this.filling = { count: (lanes.lanes - (count % lanes.lanes)) % lanes.lanes, quantizer: last };
@@ -96,7 +92,6 @@ class PackedSymbols {
   constructor(
     runs: readonly Run[],
     quantizers: readonly Quantizer[],
-    byteWidths: boolean,
     private readonly where: string,
   ) {
     const counts = new Map<number, number>();
@@ -104,8 +99,7 @@ class PackedSymbols {
     let bytes = 0;
     for (const [quantizer, count] of [...counts].sort(([a], [b]) => a - b)) {
       const { size } = quantizers[quantizer]!;
-      let width = Math.max(1, 32 - Math.clz32(size - 1));
-      if (byteWidths) width = [1, 2, 4, 8, 16].find((wide) => wide >= width)!;
+      const width = Math.max(1, 32 - Math.clz32(size - 1));
       this.models.set(quantizer, { width, bit: 8 * bytes, size, end: 8 * bytes + count * width });
       bytes += Math.ceil((count * width) / 8);
     }

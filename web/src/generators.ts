@@ -1,30 +1,20 @@
-/** Counter-based generators, and what is drawn from them: words, signs and subsets. */
+/** The counter-based generator, and what is drawn from it: words, signs and subsets. */
 
 /** Purposes of sequences of words. */
 export const PURPOSE = { signs: 0, secondSigns: 1, subset: 2, rademacher: 3, uniform: 4 } as const;
 
-/** Names sequences of words: a generator with the seed of the file, and a number `t` below 2^32. */
+/** Names sequences of words of philox4x32-10: the seed of the file, and a number `t` below 2^32. */
 export interface Sequences {
-  generator: "philox4x32-10" | "threefry2x32-20";
   seed: bigint;
   t: number;
 }
 
 /** Words `from` to `from + count` of the sequence of a purpose. `from` is a multiple of four. */
 export function words(sequences: Sequences, purpose: number, from: number, count: number): Uint32Array {
-  const key = Uint32Array.of(Number(sequences.seed & 0xffffffffn), Number(sequences.seed >> 32n));
-  const size = sequences.generator === "philox4x32-10" ? 4 : 2;
-  const out = new Uint32Array(Math.ceil(count / size) * size);
-  if (size === 4) {
-    for (let at = 0, j = from / 4; at < out.length; at += 4, j++) {
-      philox(out, at, [j >>> 0, Math.floor(j / 2 ** 32), sequences.t, purpose], [key[0]!, key[1]!]);
-    }
-  } else {
-    const own = threefry(sequences.t, purpose, key[0]!, key[1]!);
-    for (let i = 0; i < out.length; i += 2) {
-      const j = from / 2 + i / 2;
-      out.set(threefry(j >>> 0, Math.floor(j / 2 ** 32), own[0], own[1]), i);
-    }
+  const key = [Number(sequences.seed & 0xffffffffn), Number(sequences.seed >> 32n)] as const;
+  const out = new Uint32Array(Math.ceil(count / 4) * 4);
+  for (let at = 0, j = from / 4; at < out.length; at += 4, j++) {
+    philox(out, at, [j >>> 0, Math.floor(j / 2 ** 32), sequences.t, purpose], key);
   }
   return out.length === count ? out : out.subarray(0, count);
 }
@@ -60,25 +50,6 @@ export function philox(
   out[at + 1] = c1;
   out[at + 2] = c2;
   out[at + 3] = c3;
-}
-
-const ROTATIONS = [13, 15, 26, 6, 17, 29, 16, 24];
-
-/** threefry2x32-20 of one counter. */
-export function threefry(counter0: number, counter1: number, key0: number, key1: number): [number, number] {
-  const keys = [key0 | 0, key1 | 0, 0x1bd11bda ^ key0 ^ key1];
-  let x0 = (counter0 + keys[0]!) | 0;
-  let x1 = (counter1 + keys[1]!) | 0;
-  for (let i = 0; i < 20; i++) {
-    const by = ROTATIONS[i % 8]!;
-    x0 = (x0 + x1) | 0;
-    x1 = ((x1 << by) | (x1 >>> (32 - by))) ^ x0;
-    if (i % 4 !== 3) continue;
-    const g = (i >> 2) + 1;
-    x0 = (x0 + keys[g % 3]!) | 0;
-    x1 = (x1 + keys[(g + 1) % 3]! + g) | 0;
-  }
-  return [x0 >>> 0, x1 >>> 0];
 }
 
 /** Signs 0 to n - 1 of a purpose: 1 where the bit is 0, -1 where it is 1. */

@@ -46,12 +46,18 @@ export interface Reference {
   name: string;
 }
 
+export interface Base {
+  name: string;
+  revision: string;
+  fingerprint: Uint8Array;
+}
+
 export interface Header {
   amplitudeSlope: number;
   blocks: number[];
   config: ValueMap | null;
   dialect: string;
-  generator: "philox4x32-10" | "threefry2x32-20";
+  generator: "philox4x32-10";
   kinds: Kind[];
   metadata: Record<string, string>;
   quantizers: Quantizer[];
@@ -62,6 +68,8 @@ export interface Header {
   seed: bigint;
   writer: string;
   reference: Reference | null;
+  /** The base model that the adapter was trained on. */
+  base: Base | null;
   /** Units section and block sections of each rung. */
   rungSections: { units: Section; blocks: Section[] }[];
   /** Sections of the carried records, in order. */
@@ -78,12 +86,13 @@ const KEYS = [
 /** Reads the header from its MessagePack value. `start` is where section 0 begins. */
 export function readHeader(value: Value, hasReference: boolean, start: number, limits: Limits): Header {
   const map = asMap(value, "header");
-  const keys = hasReference ? [...KEYS, "reference"] : KEYS;
+  const keys = [...KEYS, ...(hasReference ? ["reference"] : []), ...(map.has("base") ? ["base"] : [])];
   for (const key of map.keys()) if (!keys.includes(key)) refuse("header", `header: the key ${key} is unknown`);
   for (const key of keys) if (!map.has(key)) refuse("header", `header: the key ${key} is missing`);
   const get = (key: string): Value => map.get(key)!;
 
   const reference = hasReference ? readReference(get("reference"), limits) : null;
+  const base = map.has("base") ? readBase(get("base"), limits) : null;
   const kinds = readKinds(get("kinds"), reference !== null, limits);
   const rungs = asArray(get("rungs"), "rungs");
   if (rungs.length < 1 || rungs.length > 64) refuse("header", `rungs: expected 1 to 64, found ${rungs.length}`);
@@ -97,13 +106,13 @@ export function readHeader(value: Value, hasReference: boolean, start: number, l
   const sum = blocks.reduce((a, b) => a + b, 0);
   if (sum !== coded) refuse("header", `blocks: they hold ${sum} records, the file has ${coded} coded records`);
   const sections = readSections(get("sections"), rungs.length, blocks.length, records.length - coded, start, limits);
-  const generator = asId(get("generator"), [1, 2], "generator", "generator");
+  asId(get("generator"), [1], "generator", "generator");
   return {
     amplitudeSlope: asInteger(get("amplitude_slope"), -64, 64, "amplitude_slope"),
     blocks,
     config: get("config") === null ? null : asMap(get("config"), "config"),
     dialect,
-    generator: generator === 1 ? "philox4x32-10" : "threefry2x32-20",
+    generator: "philox4x32-10",
     kinds,
     metadata: readMetadata(get("metadata"), limits),
     quantizers: quantizers.map((quantizer, at) => readQuantizer(quantizer, `quantizer ${at}`)),
@@ -113,6 +122,7 @@ export function readHeader(value: Value, hasReference: boolean, start: number, l
     seed: readSeed(get("seed")),
     writer: asShortString(get("writer"), limits, "writer"),
     reference,
+    base,
     ...sections,
   };
 }
@@ -120,6 +130,15 @@ export function readHeader(value: Value, hasReference: boolean, start: number, l
 function readSeed(value: Value): bigint {
   if (typeof value === "bigint" && value >= 0n) return value;
   return BigInt(asInteger(value, 0, Number.MAX_SAFE_INTEGER, "seed"));
+}
+
+function readBase(value: Value, limits: Limits): Base {
+  const [name, revision, fingerprint] = asTuple(value, 3, "base");
+  return {
+    name: asShortString(name, limits, "base: name"),
+    revision: asShortString(revision, limits, "base: revision"),
+    fingerprint: asBytes(fingerprint, 32, "base: fingerprint"),
+  };
 }
 
 function readReference(value: Value, limits: Limits): Reference {

@@ -4,7 +4,7 @@ import { refuse } from "./errors.js";
 
 export const PRELUDE_BYTES = 38;
 export const FORMAT_VERSION = 0;
-export const REVISION = 2;
+export const REVISION = 3;
 /** Bit 0 of the required flags: the file is coded against a reference. */
 export const REFERENCE_FLAG = 1;
 const MAGIC = [0x89, 0x4e, 0x4c, 0x41, 0x0d, 0x0a, 0x1a, 0x0a];

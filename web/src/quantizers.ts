@@ -20,7 +20,7 @@ interface Alphabet {
 /** Symbol s stands for points[s]. */
 export interface Codebook extends Alphabet {
   type: "codebook";
-  name: "symmetric" | "points" | "midtread" | "midrise";
+  name: "points" | "integers";
   points: Int32Array;
 }
 
@@ -43,26 +43,18 @@ export type Quantizer = Codebook | Trellis | Dependent;
 /** Reads one quantizer of the header. */
 export function readQuantizer(value: Value, what: string): Quantizer {
   const [type, parameters, table] = asTuple(value, 3, what);
-  switch (asInteger(type, 0, 5, `${what}: type`)) {
+  switch (asInteger(type, 0, 3, `${what}: type`)) {
     case 0: {
-      const positive = readPoints(parameters, 127, 1, what);
-      return codebook("symmetric", mirror(positive), readTable(table, positive.length + 1, true, what));
-    }
-    case 1: {
       const points = Int32Array.from(readPoints(parameters, 256, -32768, what));
       return codebook("points", points, readTable(table, points.length, false, what));
     }
-    case 2: {
-      const size = 2 ** asInteger(parameters, 2, 16, `${what}: bits`);
+    case 1: {
+      const size = 2 ** asInteger(parameters, 9, 16, `${what}: bits`);
+      if (table !== null) refuse("header", `${what}: integers have no table`);
       const points = Int32Array.from({ length: size }, (_, symbol) => symbol - size / 2);
-      return codebook("midtread", points, readTable(table, size, false, what));
+      return codebook("integers", points, null);
     }
-    case 3: {
-      const size = 2 ** asInteger(parameters, 1, 8, `${what}: bits`);
-      const points = Int32Array.from({ length: size }, (_, symbol) => 2 * symbol + 1 - size);
-      return codebook("midrise", points, readTable(table, size, false, what));
-    }
-    case 4: {
+    case 2: {
       const number = asInteger(parameters, 0, TRELLISES.length - 1, `${what}: trellis`);
       if (table !== null) refuse("header", `${what}: a trellis has no table`);
       const { bits, levels } = TRELLISES[number]!;
@@ -108,12 +100,11 @@ function mirror(positive: readonly number[]): Int32Array {
   return Int32Array.from([...positive.map((point) => -point).reverse(), 0, ...positive]);
 }
 
-/** Frequencies of all symbols. In the symmetric types they are stored from the middle, once for both signs. */
+/** Frequencies of all symbols. If they are symmetric, they are stored from the middle, once for both signs. */
 function readTable(value: Value | undefined, length: number, symmetric: boolean, what: string): Uint16Array | null {
   if (value === null) return null;
   const stored = asTuple(value, length, `${what}: table`).map((f) => asInteger(f, 1, TOTAL, `${what}: table`));
   const table = symmetric ? [...stored.slice(1).reverse(), ...stored] : stored;
-  if (table.length > 256) refuse("header", `${what}: a quantizer with a table has at most 256 symbols`);
   const sum = table.reduce((a, b) => a + b, 0);
   if (sum !== TOTAL) refuse("header", `${what}: the frequencies add up to ${sum}, expected ${TOTAL}`);
   return Uint16Array.from(table);

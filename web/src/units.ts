@@ -10,8 +10,8 @@ import { MANTISSAS } from "./mantissas.js";
 
 /** Roles of the integers of a units section. */
 const ROLE = {
-  rows: 0, rowPrecision: 1, rowQuantizer: 2, rowOffset: 3, rowWeight: 4, count: 5, exponent: 8,
-  precision: 9, startingAmplitude: 12, laterAmplitude: 13, table: 14, shift: 15, kindAmplitude: 16,
+  rows: 0, rowPrecision: 1, rowQuantizer: 2, rowWeight: 3, count: 4, exponent: 7,
+  precision: 8, startingAmplitude: 11, laterAmplitude: 12, table: 13, shift: 14, kindAmplitude: 15,
 } as const;
 
 /** A row of an allocation table. */
@@ -20,7 +20,6 @@ interface Row {
   precision: number;
   /** Index of a quantizer, or -1 for no layer. */
   quantizer: number;
-  offset: number;
   /** The integer that the layer's points are multiplied by. */
   weight: number;
 }
@@ -74,9 +73,6 @@ export class UnitsReader {
   /** Allocation tables by rung and number. */
   private readonly tables: Row[][][] = [];
   private allUnits = 0;
-  /** By kind the latest record that had units, and the latest of all kinds. */
-  private readonly latest = new Map<number, CodedRecord>();
-  private latestOfAll: CodedRecord | null = null;
 
   constructor(
     private readonly header: Header,
@@ -166,14 +162,13 @@ export class UnitsReader {
     return Array.from({ length: count }, () => {
       const number = value(ROLE.rows, 0, 0, Infinity, "number of rows");
       checkLimit(this.limits, "rows", (all += number), `${where}: rows`);
-      let [precision, quantizer, offset, weight] = [-1, -1, 0, 0];
+      let [precision, quantizer, weight] = [-1, -1, 0];
       return Array.from({ length: number }, (_, at) => {
         const low = at > 0 ? precision + 1 : -16384;
         precision = value(ROLE.rowPrecision, precision + 1, low, 16384, "precision of a row");
         quantizer = value(ROLE.rowQuantizer, quantizer + 1, -1, most, "quantizer of a row");
-        offset = value(ROLE.rowOffset, offset, -16384, 16384, "offset of a row");
         weight = value(ROLE.rowWeight, weight, 0, 127, "weight of a row");
-        return { precision, quantizer, offset, weight: weightOf(weight) };
+        return { precision, quantizer, weight: weightOf(weight) };
       });
     });
   }
@@ -196,18 +191,21 @@ export class UnitsReader {
   }
 
   private readPrecisions(input: IntegerReader): void {
+    // By kind the latest record that has units at this rung, and the latest of all kinds.
+    const latest = new Map<number, CodedRecord>();
+    let latestOfAll: CodedRecord | null = null;
     for (const record of this.records) {
       if (record.count === 0) continue;
-      const same = this.latest.get(record.kindIndex);
+      const same = latest.get(record.kindIndex);
       for (let unit = record.precisions.length; unit < record.count; unit++) {
         let prediction: number;
         if (record.kind.form === "component" && unit > 0) prediction = record.precisions[unit - 1]!;
-        else prediction = same?.precisions[unit] ?? this.latestOfAll?.precisions[0] ?? 128;
+        else prediction = same?.precisions[unit] ?? latestOfAll?.precisions[0] ?? 128;
         const number = input.read(ROLE.precision + Math.min(2, unit));
         record.precisions.push((((prediction + number) % 256) + 256) % 256);
       }
-      this.latest.set(record.kindIndex, record);
-      this.latestOfAll = record;
+      latest.set(record.kindIndex, record);
+      latestOfAll = record;
     }
   }
 
@@ -215,13 +213,11 @@ export class UnitsReader {
     for (const record of this.records) {
       for (let unit = 0; unit < record.count; unit++) {
         const starts = record.starts[unit] === rung;
-        let offsets = 0;
         let layers = 0;
         for (const side of sidesOfUnit(record.kind, unit)) {
           let peak = starts ? 0 : record.peaks[side]![unit]!;
           for (let r = starts ? 0 : rung; r <= rung; r++) {
             const row = this.row(record, side, unit, r);
-            offsets += row.offset;
             if (row.quantizer < 0) continue;
             layers++;
             peak += row.weight * this.header.quantizers[row.quantizer]!.largest;
@@ -230,11 +226,10 @@ export class UnitsReader {
         }
         if (starts) {
           const { amplitude } = this.kinds[record.kindIndex]!;
-          const prediction = amplitude + this.header.amplitudeSlope * record.precisions[unit]! + offsets;
+          const prediction = amplitude + this.header.amplitudeSlope * record.precisions[unit]!;
           record.amplitudes.push(value(ROLE.startingAmplitude, prediction, -4096, 4095, "amplitude"));
         } else if (layers > 0) {
-          const prediction = record.amplitudes[unit]! + offsets;
-          record.amplitudes[unit] = value(ROLE.laterAmplitude, prediction, -4096, 4095, "amplitude");
+          record.amplitudes[unit] = value(ROLE.laterAmplitude, record.amplitudes[unit]!, -4096, 4095, "amplitude");
         }
       }
     }

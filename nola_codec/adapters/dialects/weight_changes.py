@@ -25,6 +25,7 @@ from nola_codec.adapters.sources import AdapterSource
 from nola_codec.array_types import Float32Array
 from nola_codec.checkpoints.checkpoint import Checkpoint, WeightInfo
 from nola_codec.checkpoints.embeddings import embedding_names
+from nola_codec.checkpoints.fingerprint import fingerprint
 from nola_codec.errors import AdapterError, EncodeError, mismatch
 from nola_codec.model.adapter import Adapter, LoraModule
 from nola_codec.model.tensors import DTYPE_BYTES, RawTensor
@@ -68,6 +69,13 @@ class Weights(Closing):
             assert self._checkpoint is not None
             self._open = (shard, self._checkpoint.open_shard(shard))
         return self._open[1].read(name)
+
+    def fingerprint(self) -> bytes:
+        """Return the fingerprint of the weights, 32 bytes (`checkpoints.fingerprint`)."""
+        if self._checkpoint is not None:
+            return self._checkpoint.fingerprint()
+        assert self._open is not None
+        return fingerprint(self.infos, self._open[1].read_start)
 
     def close(self) -> None:
         """Close the file that is open."""

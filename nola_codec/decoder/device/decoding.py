@@ -117,7 +117,7 @@ def synthesize_on_device(
 ) -> DeviceRecords:
     """Turn the symbols of a plan's blocks into the plan's records; arguments are those of `decode_on_device`."""
     device = symbols.faults.device
-    fused = [own for own in plan.records if can_fuse(header.coded[own.number], own.peak, header.generator, device.type)]
+    fused = [own for own in plan.records if can_fuse(header.coded[own.number], own.peak, device.type)]
     made = fused_records(plan, fused, symbols.rungs, header) if fused else {}
     rest = [own for own in plan.records if own.number not in made]
     made.update(_synthesize(plan, rest, symbols, header, chunk_elements))

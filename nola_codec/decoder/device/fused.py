@@ -22,7 +22,7 @@ from nola_codec.kernels.triton.availability import uses_triton
 from nola_codec.model.header import Header
 from nola_codec.model.quantizers import Book, Codebook, Trellis
 from nola_codec.model.records import CodedRecord
-from nola_codec.prng import PHILOX, SIGNS
+from nola_codec.prng import SIGNS
 from nola_codec.quant.trellis import dependent_table, window_table
 
 _LARGEST_SUM = (1 << 31) - 1
@@ -31,17 +31,16 @@ _WORDS = 4
 """Sign words come from whole counters, of four words each."""
 
 
-def can_fuse(record: CodedRecord, peak: int, generator: int, device_type: str) -> bool:
+def can_fuse(record: CodedRecord, peak: int, device_type: str) -> bool:
     """Return True if the fused kernel can make a record.
 
     Args:
         record: The record.
         peak: A bound of its coefficients' magnitude.
-        generator: The id of the generator.
         device_type: The `type` of the torch.device.
     """
     kind = record.kind
-    if kind.basis != Hadamard.id or generator != PHILOX or not uses_triton(device_type):
+    if kind.basis != Hadamard.id or not uses_triton(device_type):
         return False
     for side in kind.sides:
         block, passes = block_and_passes(side.length)

@@ -1,7 +1,7 @@
 """Sections of coded records as packed bytes, ready to be copied to a device.
 
-A device reads packed bits and rANS words, and nothing else. So the processor checks the CRC-32 of each section,
-decompresses the frames of codec 1, and notes what the layout of the bytes depends on. Nothing is unpacked here.
+The processor checks the CRC-32 of each section, and notes what the layout of the bytes depends on. Nothing is unpacked
+here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from nola_codec.container.layers import Allocations
 from nola_codec.decoder.coefficients import CheckSteps, block_runs
-from nola_codec.entropy import CODECS, lane_steps, raw, zstd
+from nola_codec.entropy import CODECS, lane_steps, raw
 from nola_codec.entropy.rans import MAX_LANE_BITS
 from nola_codec.errors import FormatError, mismatch
 from nola_codec.model.header import Header
@@ -29,7 +29,7 @@ class PackedSection:
     """The place of one section in `PackedBlocks.data`.
 
     Attributes:
-        codec: The id of the entropy codec. Of a section of codec 1 the data holds the decompressed content.
+        codec: The id of the entropy codec.
         start: The place of the first byte.
         length: The number of bytes.
         rans_start: The place of the rANS part, which begins with its lane states; the end of the section if all of its
@@ -87,7 +87,7 @@ def pack_blocks(
         check_steps: Called for each rung.
 
     Raises:
-        FormatError: ``symbols``, ``zstd``, ``codec``: A section has a wrong length or an unknown codec.
+        FormatError: ``symbols``, ``codec``: A section has a wrong length or an unknown codec.
         ChecksumMismatch: A section is damaged.
     """
     allocations = [rung.allocation for rung in header.rungs]
@@ -138,13 +138,10 @@ def pack_section(
         start: The place that the bytes will have.
 
     Raises:
-        FormatError: ``symbols``, ``zstd``, ``codec``.
+        FormatError: ``symbols``, ``codec``.
     """
     if codec not in CODECS:
         raise FormatError(mismatch("entropy codec id", sorted(CODECS), codec), code="codec")
-    if codec == zstd.id:
-        plain = zstd.decompress_packed(data, runs, models)
-        return PackedSection(codec, start, len(plain), start + len(plain), 0), plain
     size = raw.size(runs if codec == raw.id else _without_frequencies(runs, models), models)
     if codec == raw.id:
         if len(data) != size:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from nola_codec.container.layers import Allocations, coded_layers
 from nola_codec.decoder.coefficients import require_peak
 from nola_codec.decoder.device.packed import PackedBlocks, PackedSection, block_starts
-from nola_codec.entropy import raw, zstd
+from nola_codec.entropy import raw
 from nola_codec.entropy.streams import symbol_width
 from nola_codec.model.header import Header
 from nola_codec.model.quantizers import SymbolModel
@@ -258,7 +258,6 @@ class SymbolPlan:
     def __init__(self, models: Sequence[SymbolModel]) -> None:
         self._sizes = np.array([model.size for model in models], np.int64)
         self._widths = np.array([symbol_width(model) for model in models], np.int64)
-        self._stored_widths = np.array([zstd.stored_width(model) for model in models], np.int64)
         self._without = np.array([model.frequencies is None for model in models], bool)
         self._packed: list[tuple[Integers, ...]] = []
         self._paddings: list[tuple[int, int]] = []
@@ -277,23 +276,22 @@ class SymbolPlan:
         self.total += int(lengths.sum())
         if section is None:
             return
-        if section.codec in (raw.id, zstd.id):
-            widths = self._widths if section.codec == raw.id else self._stored_widths
-            self._add_packed(section.start, widths, models, lengths, targets)
+        if section.codec == raw.id:
+            self._add_packed(section.start, models, lengths, targets)
             return
         plain = self._without[models]
-        self._add_packed(section.start, self._widths, models[plain], lengths[plain], targets[plain])
+        self._add_packed(section.start, models[plain], lengths[plain], targets[plain])
         coded = ~plain
         steps = -(-int(lengths[coded].sum()) // (1 << section.lane_bits))
         lanes = self._lanes.setdefault(section.lane_bits, _Lanes())
         lanes.sections.append((steps, section, models[coded], lengths[coded], targets[coded]))
 
-    def _add_packed(self, start: int, widths: Integers, models: Integers, lengths: Integers, targets: Integers) -> None:
+    def _add_packed(self, start: int, models: Integers, lengths: Integers, targets: Integers) -> None:
         """Add runs that are packed by model, each model's bits beginning at a byte."""
         place = start
         for model in np.unique(models[lengths > 0]).tolist():
             own = models == model
-            width, count = int(widths[model]), int(lengths[own].sum())
+            width, count = int(self._widths[model]), int(lengths[own].sum())
             before = np.cumsum(lengths[own]) - lengths[own]
             bits = 8 * place + width * before
             shape = bits.shape

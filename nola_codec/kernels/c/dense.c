@@ -7,9 +7,9 @@ enum { RADEMACHER = 3, UNIFORM = 4 }; /* the purposes of their words */
  *
  * Row j begins at word j * ceil(n / 32). Sums are made modulo 2^32; the caller has checked that none exceeds int32.
  */
-KERNEL(nola_rademacher)(int64_t generator, int64_t seed, int64_t stream, const int32_t *coefficients, int64_t vectors,
+KERNEL(nola_rademacher)(int64_t seed, int64_t stream, const int32_t *coefficients, int64_t vectors,
                         int64_t num_basis, int64_t n, uint32_t *sums) {
-    word_stream from = open_stream(generator, (uint64_t)seed, (uint32_t)stream, RADEMACHER);
+    word_stream from = open_stream((uint64_t)seed, (uint32_t)stream, RADEMACHER);
     const int64_t pitch = (n + 31) / 32;
     for (int64_t begin = 0; begin < pitch; begin += RUN) { /* RUN words are signs for 32 KiB of sums */
         const int64_t count = pitch - begin < RUN ? pitch - begin : RUN;
@@ -34,9 +34,9 @@ KERNEL(nola_rademacher)(int64_t generator, int64_t seed, int64_t stream, const i
 }
 
 /* The same for uniform 16-bit entries, two from a word; row j begins at word j * ceil(n / 2). Sums are modulo 2^64. */
-KERNEL(nola_uniform)(int64_t generator, int64_t seed, int64_t stream, const int32_t *coefficients, int64_t vectors,
+KERNEL(nola_uniform)(int64_t seed, int64_t stream, const int32_t *coefficients, int64_t vectors,
                      int64_t num_basis, int64_t n, uint64_t *sums) {
-    word_stream from = open_stream(generator, (uint64_t)seed, (uint32_t)stream, UNIFORM);
+    word_stream from = open_stream((uint64_t)seed, (uint32_t)stream, UNIFORM);
     const int64_t pitch = (n + 1) / 2;
     for (int64_t begin = 0; begin < pitch; begin += RUN) {
         const int64_t count = pitch - begin < RUN ? pitch - begin : RUN;

@@ -1,10 +1,9 @@
-/* Words and signs of the counter-based generators. */
+/* Words and signs of the generator. */
 #include "generators.h"
 
 /* Write words `start` to `start + count` of a stream to `out`. */
-KERNEL(nola_words)(int64_t generator, int64_t seed, int64_t stream, int64_t purpose, int64_t start, int64_t count,
-                   uint32_t *out) {
-    word_stream from = open_stream(generator, (uint64_t)seed, (uint32_t)stream, (uint32_t)purpose);
+KERNEL(nola_words)(int64_t seed, int64_t stream, int64_t purpose, int64_t start, int64_t count, uint32_t *out) {
+    word_stream from = open_stream((uint64_t)seed, (uint32_t)stream, (uint32_t)purpose);
     write_words(&from, (uint64_t)start, count, out);
     return 0;
 }

@@ -1,4 +1,4 @@
-/* Words of the counter-based generators of Random123 (Salmon et al., SC 2011), many counters at once. */
+/* Words of Philox4x32-10 of Random123 (Salmon et al., SC 2011), many counters at once. */
 #ifndef NOLA_GENERATORS_H
 #define NOLA_GENERATORS_H
 
@@ -7,31 +7,11 @@
 #include <immintrin.h>
 #endif
 
-enum { PHILOX = 1, THREEFRY = 2 };
-enum { RUN = 256 }; /* words that are made at once: 64 counters of Philox, 128 of Threefry */
+enum { RUN = 256 }; /* words that are made at once, of 64 counters */
 
 typedef struct {
-    int64_t generator;
-    uint32_t key[2];    /* of Threefry: derived from the seed, the stream and the purpose */
-    uint32_t stream, purpose;
+    uint32_t key[2], stream, purpose;
 } word_stream;
-
-/* Threefry2x32-20 of pairs of words, in place. */
-#define MIX_THREEFRY(x0, x1, key)                                                                                    \
-    do {                                                                                                               \
-        const uint32_t schedule[3] = {(key)[0], (key)[1], 0x1BD11BDAu ^ (key)[0] ^ (key)[1]};                          \
-        x0 += schedule[0], x1 += schedule[1];                                                                          \
-        for (uint32_t group = 1; group <= 5; group++) {                                                                \
-            const int *by = group % 2 ? ODD_ROTATIONS : EVEN_ROTATIONS;                                                \
-            for (int round = 0; round < 4; round++) {                                                                  \
-                x0 += x1;                                                                                              \
-                x1 = (x1 << by[round] | x1 >> (32 - by[round])) ^ x0;                                                  \
-            }                                                                                                          \
-            x0 += schedule[group % 3];                                                                                 \
-            x1 += schedule[(group + 1) % 3] + group;                                                                   \
-        }                                                                                                              \
-    } while (0)
-static const int ODD_ROTATIONS[4] = {13, 15, 26, 6}, EVEN_ROTATIONS[4] = {17, 29, 16, 24};
 
 #if defined(__AVX2__)
 /* The high and the low halves of the products of 32-bit numbers with a constant. */
@@ -55,13 +35,8 @@ static inline void multiply_wide(uint32_t x, uint32_t by, uint32_t *high, uint32
 }
 #endif
 
-static inline word_stream open_stream(int64_t generator, uint64_t seed, uint32_t stream, uint32_t purpose) {
-    word_stream made = {generator, {(uint32_t)seed, (uint32_t)(seed >> 32)}, stream, purpose};
-    if (generator == THREEFRY) {
-        uint32_t x0 = stream, x1 = purpose;
-        MIX_THREEFRY(x0, x1, made.key);
-        made.key[0] = x0, made.key[1] = x1;
-    }
+static inline word_stream open_stream(uint64_t seed, uint32_t stream, uint32_t purpose) {
+    word_stream made = {{(uint32_t)seed, (uint32_t)(seed >> 32)}, stream, purpose};
     return made;
 }
 
@@ -107,32 +82,19 @@ static inline void philox_run(const word_stream *from, uint64_t first, uint32_t 
 #endif
 }
 
-static inline void threefry_run(const word_stream *from, uint64_t first, uint32_t out[RUN]) {
-    for (int begin = 0; begin < RUN; begin += 2 * LANES) {
-        u32_vector x0, x1;
-        count_from(first + (uint64_t)begin / 2, &x0, &x1);
-        MIX_THREEFRY(x0, x1, from->key);
-        for (int j = 0; j < LANES; j++)
-            out[begin + 2 * j] = x0[j], out[begin + 2 * j + 1] = x1[j];
-    }
-}
-
 /* Write words `start` to `start + count` of a stream. */
 static inline void write_words(const word_stream *from, uint64_t start, int64_t count, uint32_t *out) {
-    uint64_t width = from->generator == PHILOX ? 4 : 2, counter = start / width;
-    int64_t skip = (int64_t)(start % width), done = 0;
+    uint64_t counter = start / 4;
+    int64_t skip = (int64_t)(start % 4), done = 0;
     uint32_t run[RUN];
     while (done < count) {
         int64_t taken = RUN - skip < count - done ? RUN - skip : count - done;
         uint32_t *to = skip == 0 && taken == RUN ? out + done : run; /* whole runs need no copy */
-        if (from->generator == PHILOX)
-            philox_run(from, counter, to);
-        else
-            threefry_run(from, counter, to);
+        philox_run(from, counter, to);
         if (to == run)
             memcpy(out + done, run + skip, (size_t)taken * sizeof *out);
         done += taken;
-        counter += RUN / width;
+        counter += RUN / 4;
         skip = 0;
     }
 }

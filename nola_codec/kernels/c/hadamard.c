@@ -182,18 +182,18 @@ KERNEL(nola_hadamard)(const char *coefficients, int64_t itemsize, const int64_t 
 /* Synthesize the vectors of several Hadamard bases of one length, whose signs are drawn here; num_basis is n.
  *
  * addresses      of the coefficients of each basis, (vectors, n) integers of itemsizes[b] bytes
- * generators, seeds, streams   of each basis; first_purpose and second_purpose are those of its signs
+ * seeds, streams   of each basis; first_purpose and second_purpose are those of its signs
  * signs          2 * (n / 32 + 2) words
  * The rest is that of one basis; mantissas, shifts and out have the vectors of all bases, one basis after the other. */
 KERNEL(nola_hadamard_bases)(int64_t bases, const int64_t *addresses, const int64_t *itemsizes, const int64_t *vectors,
-                            const int64_t *generators, const int64_t *seeds, const int64_t *streams,
+                            const int64_t *seeds, const int64_t *streams,
                             int64_t first_purpose, int64_t second_purpose, int64_t n, int64_t block, int64_t passes,
                             int64_t panel, uint32_t *signs, uint32_t *work, const int64_t *mantissas,
                             const int64_t *shifts, char *out) {
     const int64_t words = n / 32 + 2;
     for (int64_t b = 0, done = 0; b < bases; done += vectors[b], b++) {
         for (int64_t p = 0; p < passes && vectors[b] > 0; p++) {
-            word_stream from = open_stream(generators[b], (uint64_t)seeds[b], (uint32_t)streams[b],
+            word_stream from = open_stream((uint64_t)seeds[b], (uint32_t)streams[b],
                                            (uint32_t)(p ? second_purpose : first_purpose));
             write_words(&from, 0, words, signs + p * words);
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from nola_forge import GOLDEN, ROOT, golden, join, manifest, pack_integers, split, units_integers
 
 from nola_codec.arrays import NUMPY
-from nola_codec.container import canonical
+from nola_codec.container import canonical, reader
 from nola_codec.container.header import KEYS, pack_header
 from nola_codec.container.limits import DEFAULT_LIMITS
 from nola_codec.container.names import join_name, natural_key, split_name
@@ -106,19 +107,20 @@ def test_header_round_trip(name: str) -> None:
         packed = pack_units(ladder, allocations, header.amplitude_slope, exponents)
         assert packed == [sections[header.units_section(rung)][1] for rung in range(container.rungs)]
         container.select(container.rungs - 1)
-        reader = UnitsReader(container.header)
+        units = UnitsReader(container.header)
         for part, records in zip(packed, ladder, strict=True):
-            reader.read_rung(part)
-            for made, wanted in zip(reader.records, records, strict=True):
+            units.read_rung(part)
+            for made, wanted in zip(units.records, records, strict=True):
                 assert made.kind == wanted.kind
                 assert made.precision.tolist() == wanted.precision.tolist()
                 assert made.amplitude.tolist() == wanted.amplitude.tolist()
                 assert made.entry.tolist() == wanted.entry.tolist()
                 assert made.exponents == wanted.exponents
-        assert tuple(reader.rungs) == header.rungs
+        assert tuple(units.rungs) == header.rungs
     again = assemble(header, sections)
     assert join(split(again)) == join(split(data))
-    keys = (*KEYS, "reference") if header.reference is not None else KEYS
+    more = {"reference": header.reference, "base": header.base}
+    keys = (*KEYS, *(key for key, value in more.items() if value is not None))
     assert set(canonical.unpack(pack_header(header))) == set(keys)
 
 
@@ -133,9 +135,13 @@ def test_prelude_round_trip() -> None:
 
 
 def test_a_file_of_an_earlier_draft_is_refused_with_advice() -> None:
-    with pytest.raises(FormatError, match="expected 2, found 1; encode the adapter again") as caught:
-        open_container(join(split(golden("nmse")), revision=1))
-    assert caught.value.code == "version"
+    for revision, version in ((1, "0.1.0 before its commit 4c4bb00"), (2, "0.1.0")):
+        wanted = f"expected 3, found {revision}; nola-codec {version} reads it: decode it with that"
+        with pytest.raises(FormatError, match=re.escape(wanted)) as caught:
+            open_container(join(split(golden("nmse")), revision=revision))
+        assert caught.value.code == "version"
+    with pytest.raises(FormatError, match="a newer version of nola-codec reads it: install that"):
+        open_container(join(split(golden("nmse")), revision=4))
 
 
 class Recorded(io.BytesIO):
@@ -144,9 +150,11 @@ class Recorded(io.BytesIO):
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
         self.read_bytes: set[int] = set()
+        self.reads = 0
 
     def read(self, size: int | None = -1) -> bytes:
         at = self.tell()
+        self.reads += 1
         data = super().read(size)
         self.read_bytes.update(range(at, at + len(data)))
         return data
@@ -164,17 +172,18 @@ def many_blocks() -> bytes:
     top["numbers"] = [0, 0] + [1] * (copies - 2)
     top["blocks"] = [1] * copies
     (integers,) = units_integers(golden("bits-16"))
-    before = [pair for pair in integers if pair[0] < 5 or pair[0] > 13]  # of kinds and tables
-    counts = [(5, 2), (5, 2), *[(7, 0)] * (copies - 2)]
-    exponents = [pair for pair in integers if pair[0] == 8] + [(8, 0)] * (2 * (copies - 2))
-    units = [(9, 0), (10, 0)] * copies + [(12, 0)] * (2 * copies)
+    before = [pair for pair in integers if pair[0] < 4 or pair[0] > 12]  # of kinds and tables
+    counts = [(4, 2), (4, 2), *[(6, 0)] * (copies - 2)]
+    exponents = [pair for pair in integers if pair[0] == 7] + [(7, 0)] * (2 * (copies - 2))
+    units = [(8, 0), (9, 0)] * copies + [(11, 0)] * (2 * copies)
     packed = pack_integers([*before, *counts, *exponents, *units])
     parts.sections = [(3, packed), *((0, blocks[i % 2]) for i in range(copies))]
     return join(parts)
 
 
 @pytest.mark.parametrize("wanted", [0, 3, 5])
-def test_one_record_is_read_from_its_block_alone(wanted: int) -> None:
+def test_one_record_is_read_from_its_block_alone(wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "AHEAD", 0)
     stream = Recorded(many_blocks())
     container = open_container(stream)
     header = container.header
@@ -189,11 +198,22 @@ def test_one_record_is_read_from_its_block_alone(wanted: int) -> None:
         assert place <= stream.read_bytes if number in (0, 1 + wanted) else not place & stream.read_bytes
 
 
-def test_opening_reads_the_header_alone() -> None:
+def test_opening_reads_the_header_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "AHEAD", 0)
     stream = Recorded(many_blocks())
     container = open_container(stream)
     sections = [s.length for s in container.header.sections]
     assert len(stream.read_bytes) <= container.file_length - sum(sections)
+
+
+@pytest.mark.parametrize(("ahead", "reads"), [(16 << 10, 1), (60, 2)])
+def test_opening_takes_one_read_or_two(ahead: int, reads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one is for a header that is longer than the first."""
+    monkeypatch.setattr(reader, "AHEAD", ahead)
+    stream = Recorded(many_blocks())
+    with open_container(stream) as container:
+        container.read_units()
+        assert stream.reads == reads
 
 
 def test_sources(tmp_path: Any) -> None:

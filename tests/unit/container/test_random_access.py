@@ -18,7 +18,6 @@ import nola_codec
 from nola_codec.api.opened import NolaFile
 from nola_codec.container import reader
 from nola_codec.container.random_access import RandomAccess
-from nola_codec.encoder import content
 
 THREADS, FORKS, CALLS = 8, 4, 25
 
@@ -33,9 +32,8 @@ def frequent_switches() -> Iterator[None]:
 
 
 @pytest.fixture
-def data(monkeypatch: pytest.MonkeyPatch) -> bytes:
+def data() -> bytes:
     """A file of many blocks."""
-    monkeypatch.setattr(content, "BLOCK_BYTES", 500)
     rng = np.random.default_rng(0)
     tensors: dict[str, Any] = {}
     for layer in range(24):
@@ -43,7 +41,7 @@ def data(monkeypatch: pytest.MonkeyPatch) -> bytes:
         tensors[f"{name}.lora_A.weight"] = rng.standard_normal((4, 64)).astype(np.float32)
         tensors[f"{name}.lora_B.weight"] = rng.standard_normal((48, 4)).astype(np.float32)
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["q_proj"]}
-    made, _ = nola_codec.encode_bytes(tensors, config=config, nmse=0.05)
+    made, _ = nola_codec.encode_bytes(tensors, config=config, nmse=0.05, block_size=500)
     return made
 
 

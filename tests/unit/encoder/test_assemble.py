@@ -34,7 +34,7 @@ def quantized(job: EncodeJob) -> QuantizedAdapter:
     return quantize_to(job, first_target(job), None)[0]
 
 
-def written(job: EncodeJob, quantized: QuantizedAdapter, codecs: tuple[int, ...] = (0, 1, 2)) -> bytes:
+def written(job: EncodeJob, quantized: QuantizedAdapter, codecs: tuple[int, ...] = (0, 2)) -> bytes:
     facts = []
     for rung in range(len(quantized.content.rungs)):
         collector = FactsCollector()
@@ -45,7 +45,7 @@ def written(job: EncodeJob, quantized: QuantizedAdapter, codecs: tuple[int, ...]
     return write_file(quantized.content, quantized.sizes, coded, facts, job.envelope, job.raw_sections)
 
 
-@pytest.mark.parametrize("codecs", [("raw",), ("zstd",), ("raw", "rans"), ("raw", "zstd", "rans")], ids=str)
+@pytest.mark.parametrize("codecs", [("raw",), ("raw", "rans")], ids=str)
 def test_a_reader_finds_what_was_written(codecs: tuple[str, ...], job: EncodeJob, quantized: QuantizedAdapter) -> None:
     data = written(job, quantized, tuple(CODECS[name] for name in codecs))
     with open_container(data) as container:
@@ -77,18 +77,17 @@ def test_raw_tensors_are_packed_where_it_pays() -> None:
 
 
 def test_blocks_cover_all_records_and_their_bits_are_the_symbols(make_job: Callable[..., EncodeJob]) -> None:
-    content = quantize_factors(make_job(bits=4)).content
+    content = quantize_factors(make_job(bits=1)).content  # no frequencies, since both signs are as frequent
     sizes = block_sizes(content)
     assert sizes.spans == ((0, len(content.records)),)
     symbols = sum(len(own) for own in content.symbols[0])
-    assert sizes.packed_bits == ((4.0 * symbols,),)
+    assert sizes.packed_bits == ((1.0 * symbols,),)
     assert sizes.coded_bits == ((0.0,),)
 
 
 def test_batches_of_blocks_give_the_same_sections(quantized: QuantizedAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nola_codec.encoder.content.BLOCK_BYTES", 200)
     content = quantized.content
-    sizes = block_sizes(content)
+    sizes = block_sizes(content, 200)
     assert len(sizes.spans) > 3
     whole = code_rungs(content, sizes)
     blocks = [len(np.concatenate(content.symbols[0][start:stop])) for start, stop in sizes.spans]

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[3]
         {"ratio": 20, "objective": "nmse"},
         {"rank": 2, "error": 0.3},
         {"shared_basis": True},
-        {"generator": "threefry2x32-20", "seed": 2**64 - 1},
+        {"seed": 2**64 - 1},
         {"num_basis": 60, "bits": 4},
         {"num_basis": 60, "bits": 1, "basis": "rademacher"},
         {"num_basis": 20, "bits": 3, "basis": "uniform", "rank": 3},
@@ -193,11 +193,8 @@ def test_the_order_of_the_tensors_does_not_matter(synthetic: Any) -> None:
     assert backwards.encode(nmse=0.2)[0] == synthetic.encode(nmse=0.2)[0]
 
 
-def test_seed_and_generator_change_the_noise_and_not_the_quality(synthetic: Any) -> None:
-    made = [
-        synthetic.encode(size=4000, objective="nmse", **options)
-        for options in ({}, {"seed": 1}, {"generator": "threefry2x32-20"})
-    ]
+def test_the_seed_changes_the_noise_and_not_the_quality(synthetic: Any) -> None:
+    made = [synthetic.encode(size=4000, objective="nmse", **options) for options in ({}, {"seed": 1}, {"seed": 2})]
     assert len({encoded for encoded, _ in made}) == 3
     errors = [report.nmse for _, report in made]
     assert max(errors) < 1.1 * min(errors)
@@ -241,7 +238,7 @@ def test_shared_basis_shares_streams_by_shape(synthetic: Any) -> None:
     assert len(set(streams[True].values())) == 9
 
 
-@pytest.mark.parametrize("codecs", [("raw",), ("zstd",), ("raw", "zstd"), ("zstd", "rans")], ids="+".join)
+@pytest.mark.parametrize("codecs", [("raw",), ("raw", "rans")], ids="+".join)
 def test_only_the_allowed_codecs_are_used(codecs: tuple[str, ...], synthetic: Any) -> None:
     encoded, report = synthetic.encode(nmse=0.1, entropy=codecs)
     assert set(nola_codec.inspect(encoded).entropy) <= set(codecs)
@@ -249,8 +246,8 @@ def test_only_the_allowed_codecs_are_used(codecs: tuple[str, ...], synthetic: An
 
 
 def test_rans_is_the_smallest(synthetic: Any) -> None:
-    sizes = {codec: len(synthetic.encode(nmse=0.4, entropy=(codec, "zstd"))[0]) for codec in ("zstd", "rans")}
-    assert sizes["rans"] < sizes["zstd"]
+    sizes = [len(synthetic.encode(nmse=0.02, entropy=codecs)[0]) for codecs in (("raw", "rans"), ("raw",))]
+    assert sizes[0] < sizes[1]
 
 
 def test_metadata_and_configuration_come_along(synthetic: Any) -> None:

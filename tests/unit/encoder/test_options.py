@@ -30,7 +30,6 @@ REFUSED: dict[str, dict[str, Any]] = {
     "seed: expected 0 to 2^64 - 1, found -1": {"seed": -1},
     "seed: expected 0 to 2^64 - 1, found 18446744073709551616": {"seed": 1 << 64},
     "basis: expected one of hadamard, rademacher, uniform, found 'fourier'": {"basis": "fourier"},
-    "generator: expected one of philox4x32-10, threefry2x32-20, found 'mt19937'": {"generator": "mt19937"},
     "entropy: expected one of": {"entropy": ("raw", "gzip")},
     "rans alone cannot code every stream": {"entropy": ("rans",)},
     "objective: expected one of nmse, effective, found 'mse'": {"objective": "mse"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nola_codec.entropy import CODECS, decode_many, rans, raw, smallest, zstd
+from nola_codec.entropy import CODECS, decode_many, rans, smallest
 from nola_codec.model.quantizers import Runs, SymbolModel
 
 MODELS = [SymbolModel(4, rans.normalize(np.array([9, 1, 1, 1]))), SymbolModel(4), SymbolModel(3, (1365, 1366, 1365))]
@@ -26,7 +25,7 @@ def section(seed: int, model: int, count: int) -> tuple[npt.NDArray[Any], Runs]:
 
 @given(
     sections=st.lists(st.tuples(st.integers(0, 99), st.integers(0, 2), st.integers(0, 300)), min_size=1, max_size=4),
-    allowed=st.sampled_from([c for n in (1, 2, 3) for c in itertools.combinations((0, 1, 2), n) if c != (2,)]),
+    allowed=st.sampled_from([(0,), (0, 2)]),
 )
 def test_the_shortest_wins_and_the_lowest_id_among_equals(
     sections: list[tuple[int, int, int]], allowed: tuple[int, ...]
@@ -44,24 +43,6 @@ def test_the_shortest_wins_and_the_lowest_id_among_equals(
 def test_least_size_is_a_lower_bound(codec: Any) -> None:
     symbols, runs = section(1, 0, 1000)
     assert codec.least_size(runs, MODELS) <= len(codec.encode(symbols, runs, MODELS))
-
-
-def test_zstd_is_not_tried_on_many_symbols_that_rans_can_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[int] = []
-
-    def encode(symbols: npt.NDArray[Any], runs: Runs, models: list[SymbolModel]) -> bytes:
-        tried.append(runs.total)
-        return bytes(10**6)
-
-    monkeypatch.setattr(zstd, "encode", encode)
-    many = zstd.most_symbols
-    sections = [section(1, 0, many + 1), section(2, 0, many), section(3, 1, many + 2)]
-    streams, runs = zip(*sections, strict=True)
-    smallest(streams, runs, MODELS)
-    assert sorted(tried) == [many, many + 2]
-    tried.clear()
-    smallest(streams[:1], runs[:1], MODELS, allowed=(raw.id, zstd.id))
-    assert tried == [many + 1]
 
 
 def test_rans_alone_cannot_code_runs_without_frequencies() -> None:

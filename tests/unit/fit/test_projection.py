@@ -10,7 +10,7 @@ from nola_codec.basis import NAMES, BasisKey, basis_by_id
 from nola_codec.fit.projection import FactorBasis, fit_projection
 from nola_codec.model.quantizers import Codebook
 from nola_codec.prng import PHILOX
-from nola_codec.quant.codebooks import lloyd_max_codebook, midtread_codebook
+from nola_codec.quant.codebooks import integer_codebook, lloyd_max_codebook
 
 OUT, COLUMNS, RANK = 24, 40, 3
 BASES = ("hadamard", "rademacher", "uniform")
@@ -63,7 +63,7 @@ def test_at_least_the_energy_of_the_best_projections(name: str, counts: tuple[in
 
 @pytest.mark.parametrize(("name", "least"), [("hadamard", 1 - 1e-6), ("rademacher", 0.98), ("uniform", 0.98)])
 def test_a_full_basis_keeps_everything(name: str, least: float) -> None:
-    fit = fit_projection(*factors(), RANK, bases(name, (OUT * RANK, RANK * COLUMNS)), midtread_codebook(16))
+    fit = fit_projection(*factors(), RANK, bases(name, (OUT * RANK, RANK * COLUMNS)), integer_codebook(16))
     assert least <= fit.energy_kept <= 1 + 1e-9
 
 
@@ -78,7 +78,7 @@ def test_more_coefficients_keep_more() -> None:
 
 @pytest.mark.parametrize("name", BASES)
 @pytest.mark.parametrize(
-    "codebook", [lloyd_max_codebook(4), lloyd_max_codebook(8), midtread_codebook(16)], ids=["4", "8", "16"]
+    "codebook", [lloyd_max_codebook(4), lloyd_max_codebook(8), integer_codebook(16)], ids=["4", "8", "16"]
 )
 def test_what_is_quantized_is_near_what_was_fitted(name: str, codebook: Codebook) -> None:
     counts = (50, 80)
@@ -99,7 +99,7 @@ def test_what_is_quantized_is_near_what_was_fitted(name: str, codebook: Codebook
 @pytest.mark.parametrize("rank", [1, 2, 5])
 def test_other_ranks_are_fitted(rank: int) -> None:
     counts = (OUT * rank, rank * COLUMNS)
-    fit = fit_projection(*factors(), rank, bases("hadamard", counts, rank), midtread_codebook(16))
+    fit = fit_projection(*factors(), rank, bases("hadamard", counts, rank), integer_codebook(16))
     b, a = (f.astype(np.float64) for f in factors())
     s = np.linalg.svd(b @ a, compute_uv=False)
     assert fit.energy_kept == pytest.approx((s[:rank] ** 2).sum() / (s**2).sum(), abs=1e-5)
@@ -107,9 +107,9 @@ def test_other_ranks_are_fitted(rank: int) -> None:
 
 def test_a_zero_delta_is_zero() -> None:
     b, a = factors()
-    fit = fit_projection(np.zeros_like(b), a, RANK, bases("hadamard", (10, 10)), midtread_codebook(4))
+    fit = fit_projection(np.zeros_like(b), a, RANK, bases("hadamard", (10, 10)), integer_codebook(9))
     assert (fit.energy_kept, fit.energy_bound) == (1.0, 1.0)
-    assert {midtread_codebook(4).points[s] for side in fit.symbols for s in side} == {0}
+    assert {integer_codebook(9).points[s] for side in fit.symbols for s in side} == {0}
 
 
 def test_a_dense_basis_is_kept_or_refused() -> None:

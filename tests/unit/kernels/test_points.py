@@ -12,7 +12,7 @@ from nola_codec.container.layers import Layers
 from nola_codec.kernels.loading import load
 from nola_codec.kernels.points import PointTables, add_points
 from nola_codec.model.quantizers import Book, Codebook, Dependent
-from nola_codec.quant.codebooks import lloyd_max_codebook, midtread_codebook, symmetric_codebook
+from nola_codec.quant.codebooks import integer_codebook, lloyd_max_codebook, symmetric_codebook
 from nola_codec.quant.points import PointMaker
 from nola_codec.quant.trellis import TRELLISES
 
@@ -23,11 +23,11 @@ BOOKS: list[Book] = [
     *(Dependent(mask, (31, 64), (20, 50)) for mask in (0, 1, 0x80, 0xB5, 255)),
     Dependent(0x9D, (12, 40, 77), (20, 41, 90)),
     symmetric_codebook((31,)),
-    midtread_codebook(4),
-    Codebook("points", (-7, -2, 3, 11)),
-    Codebook("points", (5,)),
+    lloyd_max_codebook(4),
+    Codebook((-7, -2, 3, 11)),
+    Codebook((5,)),
 ]
-WIDE: list[Book] = [midtread_codebook(16), midtread_codebook(9), lloyd_max_codebook(8)]
+WIDE: list[Book] = [integer_codebook(16), integer_codebook(9), lloyd_max_codebook(8)]
 
 
 @pytest.mark.parametrize("variant", COMPILED)

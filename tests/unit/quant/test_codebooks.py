@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from nola_codec.model.quantizers import Codebook
 from nola_codec.quant.codebooks import (
+    SIGNS,
+    integer_codebook,
     lloyd_max_codebook,
-    midrise_codebook,
-    midtread_codebook,
     mse_scale,
     nearest_symbols,
     symmetric_codebook,
@@ -56,21 +56,19 @@ def test_lloyd_max_gains_six_decibels_a_bit(bits: int) -> None:
 
 
 def test_forms() -> None:
-    assert midtread_codebook(3).points == (-4, -3, -2, -1, 0, 1, 2, 3)
-    assert midrise_codebook(2).points == (-3, -1, 1, 3)
-    assert midrise_codebook(1).points == (-1, 1)
+    assert integer_codebook(9).points == tuple(range(-256, 256))
+    assert SIGNS.points == (-1, 1)
     assert symmetric_codebook([3, 8]).points == (-8, -3, 0, 3, 8)
-    books = midtread_codebook(3), midrise_codebook(8), symmetric_codebook([5])
-    assert [(book.size, book.peak, book.run(9)) for book in books] == [(8, 4, 9), (256, 255, 9), (3, 5, 9)]
+    books = integer_codebook(9), SIGNS, symmetric_codebook([5])
+    assert [(book.size, book.peak, book.run(9)) for book in books] == [(512, 256, 9), (2, 1, 9), (3, 5, 9)]
 
 
 @given(
     book=st.sampled_from(
         [
-            midtread_codebook(2),
-            midtread_codebook(8),
-            midrise_codebook(1),
-            midrise_codebook(3),
+            integer_codebook(9),
+            SIGNS,
+            Codebook((-7, 1, 2)),
             lloyd_max_codebook(4),
             symmetric_codebook([29, 61, 93]),
         ]
@@ -86,7 +84,7 @@ def test_nearest_is_nearest(book: Codebook, values: list[float]) -> None:
 
 @pytest.mark.parametrize(
     "book",
-    [midtread_codebook(4), midrise_codebook(1), midrise_codebook(2), lloyd_max_codebook(3), lloyd_max_codebook(4)],
+    [Codebook(tuple(range(-8, 8))), SIGNS, lloyd_max_codebook(3), lloyd_max_codebook(4)],
 )
 @pytest.mark.parametrize("size", [1e-6, 1.0, 300.0])
 def test_scale_is_as_good_as_a_fine_search(book: Codebook, size: float) -> None:

@@ -41,7 +41,6 @@ def test_keywords_are_the_fields() -> None:
         ({"form": "lora"}, "form: expected nola, pranc, found 'lora'"),
         ({"rank": 0}, "rank: expected a positive integer, found 0"),
         ({"basis": "fourier"}, "basis: expected hadamard, rademacher, uniform, found 'fourier'"),
-        ({"generator": "mt19937"}, "generator: expected philox4x32-10, threefry2x32-20, found 'mt19937'"),
         ({"seed": -1}, r"seed: expected 0 to 2\^64 - 1, found -1"),
         ({"seed": 1 << 64}, r"seed: expected 0 to 2\^64 - 1"),
         ({"num_bases": 3}, "option: expected one of num_basis, .* found 'num_bases'"),
@@ -81,9 +80,9 @@ def test_a_number_is_not_a_coding(call: Callable[..., object]) -> None:
         call(*arguments, 24)
 
 
-def test_a_group_has_one_seed_basis_generator_and_width() -> None:
+def test_a_group_has_one_seed_basis_and_width() -> None:
     group = TensorGroup(seed=7, bits=3)
-    for options in ({"seed": 8}, {"basis": "uniform"}, {"generator": "threefry2x32-20"}, {"coding": Coding(bits=4)}):
+    for options in ({"seed": 8}, {"basis": "uniform"}, {"coding": Coding(bits=4)}):
         with pytest.raises(EncodeError, match="as in the rest of the group") as caught:
             NolaParameter((4, 4), group=group, **options)  # type: ignore[arg-type]
         assert caught.value.code == "option"
