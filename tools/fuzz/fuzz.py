@@ -108,11 +108,11 @@ def fuzz(target: Target, seconds: float, seed: int, folder: Path) -> Row:
 
 
 def _work(target: Target, seeds: Sequence[bytes], seconds: float, seed: int, folder: Path, send: Connection) -> None:
-    begin = reported = time.monotonic()
     resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
     mock.patch("importlib.metadata.entry_points", return_value=()).start()  # it takes longer than all the rest
     watch = Watch(target, folder)
     watch.start(seeds)
+    begin = reported = time.monotonic()
     rng = random.Random(seed)
     while (now := time.monotonic()) - begin < seconds and watch.inputs:
         watch.step(rng)
