@@ -20,6 +20,8 @@ from nola_codec.model.header import Allocation
 from nola_codec.model.records import CodedKind, CodedRecord
 from nola_codec.quant.scales import layer_weight
 
+_SPAN = 1 << 20
+"""More than any two precisions differ, with the shifts of sides."""
 Allocations = Sequence[tuple[Allocation, ...]]
 """The allocation tables of each rung."""
 
@@ -64,21 +66,54 @@ def look_up(allocation: Allocation, precision: int) -> tuple[int, int]:
     return allocation[index][1:]
 
 
-@lru_cache(maxsize=256)
-def _allocation_arrays(allocation: Allocation) -> Int64Array:
-    """Return an allocation table as int64 (3, rows): precisions, quantizers, weights of layers."""
-    table = np.ascontiguousarray(np.array(allocation, np.int64).reshape(-1, 3).T)
-    table[2] = [layer_weight(row[2]) for row in allocation]
-    return table
+class _Same:
+    """A key that is equal to itself alone, since hashing a table takes as long as reading it."""
+
+    def __init__(self, table: Allocation) -> None:
+        self.table = table
+
+    def __hash__(self) -> int:
+        return id(self.table)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.table is other.table
 
 
-def look_up_all(allocation: Allocation, precisions: Int64Array) -> Int64Array:
-    """Look up precisions: the columns of `_allocation_arrays` for each, int64 (3, precisions). Raises as `look_up`."""
-    table = _allocation_arrays(allocation)
-    places = table[0].searchsorted(precisions, side="right") - 1
-    if len(places) and int(places.min()) < 0:
-        look_up(allocation, int(precisions[places.argmin()]))
-    return np.asarray(table[:, places])
+@lru_cache(maxsize=1024)
+def _joined_tables(tables: tuple[_Same, ...]) -> tuple[Int64Array, Int64Array]:
+    """Return allocation tables side by side, and the first row of each, int64 (tables,).
+
+    The tables are int64 (3, rows): precisions, quantizers, weights of layers. To the precisions of table i, i times
+    `_SPAN` is added, so that all of them ascend.
+    """
+    counts = [len(same.table) for same in tables]
+    rows = [row for same in tables for row in same.table]
+    joined = np.ascontiguousarray(np.array(rows, np.int64).reshape(-1, 3).T)
+    joined[0] += np.arange(len(tables)).repeat(counts) * _SPAN
+    joined[2] = [layer_weight(row[2]) for row in rows]
+    return joined, np.cumsum([0, *counts[:-1]])
+
+
+def look_up_all(tables: Sequence[Allocation], numbers: Int64Array, precisions: Int64Array) -> Int64Array:
+    """Look up precisions, each in one of several allocation tables.
+
+    Args:
+        tables: The tables.
+        numbers: The number of the table for each precision, int64 (precisions,).
+        precisions: int64 (precisions,).
+
+    Returns:
+        For each precision the row that is found, int64 (3, precisions); see `_joined_tables`.
+
+    Raises:
+        FormatError: ``units``: A precision lies under the first entry of its table.
+    """
+    joined, firsts = _joined_tables(tuple(map(_Same, tables)))
+    places = joined[0].searchsorted(precisions + numbers * _SPAN, side="right") - 1
+    (wrong,) = (places < firsts[numbers]).nonzero()
+    if len(wrong):
+        look_up(tables[int(numbers[wrong[0]])], int(precisions[wrong[0]]))
+    return np.asarray(joined[:, places])
 
 
 def coded_layers(record: CodedRecord, allocations: Allocations, rung: int, side: int) -> Layers:
@@ -184,15 +219,13 @@ def count_within(counts: Int64Array) -> Int64Array:
 
 def _find_layers(precision: Int64Array, entry: Int64Array, table: int, allocations: Allocations, rung: int) -> Layers:
     """Return the layers of vectors by their precisions, with the shift of the side, and by the rungs of their units."""
-    if rung == 0 and len(allocations) == 1:  # nearly every file: each unit starts here, and has one layer or none
-        _, chosen, weight = look_up_all(allocations[0][table], precision)
-        (vectors,) = (chosen >= 0).nonzero()
-        return Layers(vectors, chosen[vectors], weight[vectors])
-    fresh = entry == rung
-    quantizers = np.full((len(entry), rung + 1), -1, np.int64)
-    weights = np.zeros((len(entry), rung + 1), np.int64)
-    for number in range(0 if fresh.any() else rung, rung + 1):
-        (rows,) = (entry <= rung if number == rung else fresh).nonzero()
-        _, quantizers[rows, number], weights[rows, number] = look_up_all(allocations[number][table], precision[rows])
-    vectors, numbers = (quantizers >= 0).nonzero()
-    return Layers(vectors, quantizers[vectors, numbers], weights[vectors, numbers])
+    if len(allocations) == 1:  # nearly every file: each unit starts here, and has one layer or none
+        rows, numbers = np.arange(len(entry)), np.zeros(len(entry), np.int64)
+    else:
+        fresh = entry == rung
+        counts = np.where(fresh, rung + 1, entry < rung)
+        rows = np.arange(len(entry)).repeat(counts)
+        numbers = np.where(fresh[rows], count_within(counts), rung)
+    found = look_up_all([tables[table] for tables in allocations[: rung + 1]], numbers, precision[rows])
+    (kept,) = (found[1] >= 0).nonzero()
+    return Layers(rows[kept], found[1, kept], found[-1, kept])

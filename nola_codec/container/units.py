@@ -82,7 +82,8 @@ def touched_units(family: Family, allocations: Allocations, rung: int) -> npt.ND
     for side, own in enumerate(family.kind.sides):
         rows, _ = family.vectors(side)
         rows = rows[~touched[rows]]
-        touched[rows] = look_up_all(allocations[rung][own.table], family.precision[rows] + own.shift)[1] >= 0
+        found = look_up_all([allocations[rung][own.table]], np.zeros_like(rows), family.precision[rows] + own.shift)
+        touched[rows] = found[1] >= 0
     return touched
 
 

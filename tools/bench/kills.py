@@ -75,12 +75,13 @@ class Job:
         if self.wanted[0] == self.wanted[1]:
             sys.exit(f"{self.name}: both outputs are the same")
 
-    def kill(self, number: int, moment: float, kind: signal.Signals) -> None:
+    def kill(self, moment: float, kind: signal.Signals) -> None:
         """Run with one input over the output of the other, kill it, and count what is there.
 
         A run that ends before the moment is no kill. It tells how long the command takes now.
         """
         begin = time.perf_counter()
+        number = int(hash_of(self.out) == self.wanted[0])
         process = self.run(number)
         try:
             process.wait(moment)
@@ -178,7 +179,7 @@ def main() -> None:
             job, kind = jobs[turn % len(jobs)], SIGNALS[turn // len(jobs) % len(SIGNALS)]
             before = job.counts["kills"]
             while job.counts["kills"] == before:
-                job.kill(draw.randrange(2), draw.uniform(0.4, 1.05) * job.seconds, kind)
+                job.kill(draw.uniform(0.4, 1.05) * job.seconds, kind)
         for job in jobs:
             job.run(0).wait()
         left = sorted(path.name for path in (Path(temporary) / "out").iterdir() if path.name.startswith("."))
