@@ -148,7 +148,7 @@ def join_options(common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str,
 
 def _normal(name: str, value: Any) -> Any:
     """Return one spelling of equal values, such as 50000 for "50KB"; what is no value is left for the worker."""
-    if name == "size" and isinstance(value, str):
+    if name in ("size", "block_size") and isinstance(value, str):
         try:
             return parse_size(value)
         except EncodeError:
