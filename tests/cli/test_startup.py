@@ -117,3 +117,13 @@ def test_a_lazy_table_imports_a_value_once_it_is_asked_for() -> None:
     table["own"] = 1
     del table["absent"]
     assert dict(table) == {"error": table["error"], "own": 1}
+
+
+def test_numpy_is_loaded_at_the_first_use_of_one_of_its_names() -> None:
+    code = (
+        "import sys\nfrom nola_codec.lazy import numpy as np\nbefore = 'numpy' in sys.modules\n"
+        "made = np.arange(3)\nimport numpy\n"
+        "print(before, made.sum() == 3, np.ndarray is numpy.ndarray, np.random is numpy.random, file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.stderr.split() == ["False", "True", "True", "True"]
