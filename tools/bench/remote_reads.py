@@ -1,6 +1,7 @@
 """Count the requests and bytes, and measure the time, of opening a remote `.nola` file and of reading one tensor of it.
 
     python tools/bench/remote_reads.py [ADAPTER] [--size 500KB] [--latency 50] [--rate 20] [--json]
+    python tools/bench/remote_reads.py [ADAPTER] --blocks 104KiB 24KiB 8KiB [--error 0.02]
 
 A server on this machine answers requests for ranges, each `--latency` milliseconds late, and sends `--rate` megabytes a
 second. The peers of reading the `.nola` file by ranges are:
@@ -10,6 +11,9 @@ second. The peers of reading the `.nola` file by ranges are:
 - the adapter itself, as safetensors in fp16, read by ranges: first its header, then the two factors of one module.
 
 Times are the medians of `--repeat` runs. What is read is compared with the local file.
+
+With `--blocks` it measures what sizes of blocks cost and save: the same coefficients, with the error that is asked for,
+in blocks of each size; the bytes of the file, and what is read of it by ranges for one module.
 """
 
 from __future__ import annotations
@@ -212,6 +216,37 @@ def measure(adapter: Path, size: str, latency: float, rate: float, repeat: int) 
     return len(data), len(server.files["fp16.safetensors"]), rows
 
 
+def measure_blocks(adapter: Path, sizes: list[str], error: float) -> list[dict[str, Any]]:
+    """Return, for each size of blocks, the bytes of the file, and the requests and bytes of reading one module."""
+    module = nola_codec.read_adapter(str(adapter)).modules
+    name = module[len(module) // 2].name
+    rows = []
+    for size in sizes:
+        data, _ = nola_codec.encode_bytes(str(adapter), error=error, block_size=size)
+        server = Server({"task.nola": data}, 0.0, 1e9)
+        meter = Meter(server, size)
+        by_ranges(server, meter, name)
+        server.http.shutdown()
+        opening, reading = meter.rows
+        rows.append({"block_size": size, "bytes": len(data), "opening_requests": opening.requests,
+                     "opening_bytes": opening.bytes, "module_requests": reading.requests,
+                     "module_bytes": reading.bytes})  # fmt: skip
+    return rows
+
+
+def show_blocks(rows: list[dict[str, Any]]) -> str:
+    """Return a table of what `measure_blocks` found."""
+    first = rows[0]["bytes"]
+    shown = []
+    for row in rows:
+        opening, read = row["opening_bytes"], row["opening_bytes"] + row["module_bytes"]
+        requests = f"{row['opening_requests']} and {row['module_requests']}"
+        cost = f"{row['bytes'] / first - 1:+.2%}"
+        shown.append((row["block_size"], f"{row['bytes']:,}", cost, requests, f"{opening:,}", f"{read:,}",
+                      f"{read / row['bytes']:.1%}"))  # fmt: skip
+    return table(shown, ("block size", "bytes", "cost", "requests", "opened with", "and one module", "of the file"))
+
+
 def main() -> None:
     """Print the table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -220,8 +255,14 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=50, help="milliseconds before each answer")
     parser.add_argument("--rate", type=float, default=20, help="megabytes a second")
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--blocks", nargs="+", metavar="SIZE", help="compare sizes of blocks instead")
+    parser.add_argument("--error", type=float, default=0.02, help="for --blocks: the error of the files")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    if given.blocks:
+        found = measure_blocks(given.adapter, given.blocks, given.error)
+        print(json.dumps(found, indent=2) if given.json else show_blocks(found))
+        return
     nola, fp16, rows = measure(given.adapter, given.size, given.latency / 1e3, given.rate * 1e6, given.repeat)
     if given.json:
         print(json.dumps({"nola_bytes": nola, "fp16_bytes": fp16, "rows": [vars(row) for row in rows]}, indent=2))
