@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from nola_codec.api.plotting import plot_sweep
     from nola_codec.api.safe_opening import safe_open
     from nola_codec.api.selftest import selftest
+    from nola_codec.api.signing import sign
     from nola_codec.api.sweeping import SweepReport, sweep
     from nola_codec.api.truncating import TruncateReport, truncate
     from nola_codec.container.limits import Limits
@@ -72,6 +73,7 @@ _HOME = {
     "plot_sweep": "api.plotting",
     "safe_open": "api.safe_opening",
     "selftest": "api.selftest",
+    "sign": "api.signing",
     "SweepReport": "api.sweeping",
     "sweep": "api.sweeping",
     "TruncateReport": "api.truncating",
@@ -143,6 +145,7 @@ __all__ = [
     "read_adapter",
     "safe_open",
     "selftest",
+    "sign",
     "sweep",
     "truncate",
     "unmerge",

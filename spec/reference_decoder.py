@@ -97,12 +97,14 @@ def open_file(data: bytes) -> tuple[dict[str, Any], list[tuple[int, bytes]]]:
     top = parse_header(header, SCHEMA | (REFERENCE if required & 1 else {}))
     require(bool(top["drawn"]) == bool(required & 2), "header", "flag of drawn records")
     length = end + sum(size for _, size, _ in top["sections"])
-    require(len(data) == length, "truncated" if len(data) < length else "trailing", f"{len(data)} of {length} bytes")
+    require(len(data) >= length, "truncated", f"{len(data)} of {length} bytes")
+    is_signed = len(data) == length + 104 and data[length:].startswith(b"\x89NLS\r\n\x1a\n")
+    require(len(data) == length or is_signed, "trailing", f"{len(data)} of {length} bytes")
     for codec, size, section_crc in top["sections"]:
         sections.append((codec, data[end : end + size]))
         require(zlib.crc32(sections[-1][1]) == section_crc, "section-checksum", "section")
         end += size
-    require(hashlib.sha256(data[:18] + data[38:]).digest()[:16] == sha, "content-checksum", "content")
+    require(hashlib.sha256(data[:18] + data[38:length]).digest()[:16] == sha, "content-checksum", "content")
     return top, sections
 
 

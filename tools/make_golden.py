@@ -221,7 +221,7 @@ def golden_files() -> dict[str, Callable[[np.random.Generator], tuple[Adapter, E
             linears(rng, 3, 96, 640, 4),
             EncodeOptions(nmse=0.2, progressive=True, rungs=(1200, 2200)),
         ),
-        "effective-rungs": lambda rng: (linears(rng, 2, 600, 200, 3), EncodeOptions(error=0.1, rungs=(900,))),
+        "effective-rungs": lambda rng: (linears(rng, 2, 600, 200, 3), EncodeOptions(error=0.1, rungs=(600,))),
         "trellis": lambda rng: (linears(rng, 4, 640, 600, 8, 0.7), EncodeOptions(error=0.3)),
         "dependent": lambda rng: (linears(rng, 2, 160, 256, 6), EncodeOptions(nmse=0.01)),
         "codec-raw": lambda rng: (linears(rng, 1, 36, 48, 2), EncodeOptions(nmse=0.2, entropy=("raw",))),
@@ -249,7 +249,7 @@ def golden_files() -> dict[str, Callable[[np.random.Generator], tuple[Adapter, E
     }
     files |= {
         "drawn": lambda rng: (with_draws(rng), EncodeOptions(nmse=0.05)),
-        "drawn-rungs": lambda rng: (with_draws(rng), EncodeOptions(nmse=0.05, rungs=(700,))),
+        "drawn-rungs": lambda rng: (with_draws(rng), EncodeOptions(nmse=0.05, rungs=(420,))),
         "planes": lambda rng: (planes(rng), EncodeOptions(size=4000)),
     }
     files |= {  # each needs the file before it

@@ -232,7 +232,12 @@ def _tell(note: Callable[[str], None] | None, *sentences: str) -> None:
 
 
 def verify(
-    source: Source, *, progress: Progress | None = None, references: References = None, limits: Limits | None = None
+    source: Source,
+    *,
+    progress: Progress | None = None,
+    references: References = None,
+    limits: Limits | None = None,
+    key: str | os.PathLike[str] | bytes | None = None,
 ) -> dict[str, Any]:
     """Check all of a file: layout, checksums, and the hash of what each rung decodes to.
 
@@ -241,18 +246,26 @@ def verify(
         progress: Called as (stage, done, total).
         references: As in `decode`.
         limits: As in `load`.
+        key: A public key of Ed25519 in PEM, its file or its bytes: the file must be signed with its private key.
 
     Returns:
         ``bytes``, ``tensors``, ``file_sha256`` (what `sha256sum` prints), ``content_sha256`` (16 bytes, stored in the
-        file over the rest of it) and ``decoded_sha256`` (over everything it decodes to), in hexadecimal.
+        file over the rest of it), ``decoded_sha256`` (over everything it decodes to) and ``signed_by`` (the public key
+        that a signature names, which only `key` checks; None without one), in hexadecimal.
 
     Raises:
-        FormatError, ChecksumMismatch: The file is damaged, or this decoder is not exact.
+        FormatError, ChecksumMismatch: The file is damaged, or this decoder is not exact; ``signature``: the file is not
+            signed with the key.
         AdapterError: ``not-nola``: the source is an adapter.
+        NolaError: ``key``: the key cannot be read; MissingPackage ``needs-cryptography``.
     """
     require_source(source)
     with open_container(source, limits) as container:
         check_content(container)
+        if key is not None:
+            from nola_codec.api.signing import check_signature
+
+            check_signature(container, key)
         check_rungs(container, progress, references)
         return {
             "bytes": container.file_length,
@@ -262,6 +275,7 @@ def verify(
             "file_sha256": container.hash_file().hex(),
             "content_sha256": container.prelude.content_sha256.hex(),
             "decoded_sha256": container.header.decoded_sha256.hex(),
+            "signed_by": None if container.signature is None else container.signature.public_key.hex(),
         }
 
 

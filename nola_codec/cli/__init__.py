@@ -34,6 +34,7 @@ COMMANDS = {
     "merge": "Merge one or several files into a model's weights.",
     "inspect": "Show what a file holds, without decoding it.",
     "verify": "Check a file: layout, checksums, hash of what it decodes to.",
+    "sign": "Sign a file, so that others can check who made it.",
     "truncate": "Cut a progressive file to a coarser one.",
     "encode-many": "Encode very many adapters, with a manifest of results.",
     "decode-many": "Decode very many files.",

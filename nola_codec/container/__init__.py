@@ -6,6 +6,7 @@
     writer.py                   Header and sections -> bytes
     header.py                   Header <-> MessagePack map; its parts are in kind_wire.py (families of records),
                                 quantizer_wire.py (quantizers) and draw_wire.py (drawn tensors)
+    signature.py                the signature that may follow the last section
     limits.py, work.py          what a file may ask for, and what its header asks for
     fields.py                   values out of a stranger's map: typed, bounded, and refused if they are too large
     canonical.py                MessagePack with one byte string for one value

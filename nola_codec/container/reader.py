@@ -30,6 +30,8 @@ from nola_codec.container.prelude import (
 )
 from nola_codec.container.random_access import AHEAD, RandomAccess
 from nola_codec.container.rungs import header_at_rung
+from nola_codec.container.signature import SIZE as SIGNATURE_SIZE
+from nola_codec.container.signature import Signature, unpack_signature
 from nola_codec.container.units import UnitsReader
 from nola_codec.entropy import adaptive
 from nola_codec.entropy.blobs import unpack_blob
@@ -65,6 +67,7 @@ class Container:
         prelude: The prelude of the file.
         header: The header as it is at the rung at which the file was opened.
         rungs: The number of rungs of the whole file.
+        signature: The signature behind the last section, which nothing here checks; None if there is none.
     """
 
     def __init__(
@@ -86,7 +89,7 @@ class Container:
         limits.require("header_plain", size, "plain header (bytes)")
         plain = decompress(stored, size, "header", header_dictionary())
         header = unpack_header(plain, limits, self.prelude.required_flags)
-        self._check_length(header, partial=partial)
+        self.signature = self._check_length(header, partial=partial)
         self._whole = header
         self.rungs = len(header.rungs)
         self.select(self._choose(header, rung))
@@ -98,7 +101,7 @@ class Container:
 
     @property
     def file_length(self) -> int:
-        """The length of the whole file in bytes, as the header says."""
+        """The length of the whole file in bytes, as the header says; a signature that follows does not count."""
         return self.header_length + sum(section.length for section in self._whole.sections)
 
     @property
@@ -175,18 +178,23 @@ class Container:
             ChecksumMismatch: ``content-checksum``: They differ.
             FormatError: ``truncated``: The file is not whole.
         """
+        if self.content_digest()[:CONTENT_BYTES] != self.prelude.content_sha256:
+            raise ChecksumMismatch("file: SHA-256 of the content does not match", code="content-checksum")
+
+    def content_digest(self) -> bytes:
+        """Return the SHA-256 of the content, all 32 bytes of it; the whole file is read.
+
+        Raises:
+            FormatError: ``truncated``: The file is not whole.
+        """
         if self._length < self.file_length:
             raise FormatError(mismatch("file length", self.file_length, self._length), code="truncated")
         import hashlib
 
         sha256 = hashlib.sha256(self._read(0, BEFORE_CONTENT))
-        position = SIZE
-        while position < self._length:
-            piece = self._read(position, min(1 << 20, self._length - position))
-            sha256.update(piece)
-            position += len(piece)
-        if sha256.digest()[:CONTENT_BYTES] != self.prelude.content_sha256:
-            raise ChecksumMismatch("file: SHA-256 of the content does not match", code="content-checksum")
+        for position in range(SIZE, self.file_length, 1 << 20):
+            sha256.update(self._read(position, min(1 << 20, self.file_length - position)))
+        return sha256.digest()
 
     def hash_file(self) -> bytes:
         """Return the file SHA-256, which `sha256sum` prints."""
@@ -198,7 +206,7 @@ class Container:
         return sha256.digest()
 
     def file_bytes(self) -> bytes:
-        """Return the bytes of the whole file.
+        """Return the bytes of the whole file, without a signature.
 
         Raises:
             FormatError: ``truncated``: The file is not whole.
@@ -251,14 +259,17 @@ class Container:
         """Return where the last section of a rung ends."""
         return self.header_length + sum(s.length for s in header.sections[: header.sections_at(rung)])
 
-    def _check_length(self, header: Header, *, partial: bool) -> None:
-        """Check that the file ends with its last section, or before it if `partial`."""
+    def _check_length(self, header: Header, *, partial: bool) -> Signature | None:
+        """Check that the file ends with its last section, or before it if `partial`; return a signature behind it."""
         wanted = self._end(header, len(header.rungs) - 1)
         text = mismatch("file length", wanted, self._length)
-        if self._length > wanted:
+        surplus = self._length - wanted
+        signature = unpack_signature(self._read(wanted, surplus)) if surplus == SIGNATURE_SIZE else None
+        if surplus > 0 and signature is None:
             raise FormatError(text, code="trailing")
-        if self._length < wanted and not partial:
+        if surplus < 0 and not partial:
             raise FormatError(text, code="truncated")
+        return signature
 
 
 def open_container(

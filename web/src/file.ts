@@ -18,6 +18,9 @@ import { declaredSize, decompress } from "./zstd/frame.js";
 const FIRST_BYTES = 1 << 16;
 /** The content SHA-256 is taken over pieces of so many bytes. */
 const PIECE = 1 << 20;
+/** A signature that may follow the last section. */
+const SIGNATURE_BYTES = 104;
+const SIGNATURE_MAGIC = [0x89, 0x4e, 0x4c, 0x53, 0x0d, 0x0a, 0x1a, 0x0a];
 /** Milliseconds of work after which the event loop gets its turn. */
 const TURN = 30;
 
@@ -84,10 +87,17 @@ export async function openNola(from: SourceLike, options: OpenOptions = {}): Pro
   if (header.fileLength > source.size) {
     refuse("truncated", `sections: they end at byte ${header.fileLength}, the file has ${source.size}`);
   }
-  if (header.fileLength < source.size) {
+  if (header.fileLength < source.size && !(await isSigned(source, header.fileLength, options.signal))) {
     refuse("trailing", `sections: ${source.size - header.fileLength} bytes follow the last one`);
   }
   return new NolaFile(source, prelude, header, limits);
+}
+
+/** True if a signature follows the last section. What it says is not checked. */
+async function isSigned(source: Source, end: number, signal?: AbortSignal): Promise<boolean> {
+  if (source.size !== end + SIGNATURE_BYTES) return false;
+  const magic = await source.read(end, end + SIGNATURE_MAGIC.length, signal);
+  return SIGNATURE_MAGIC.every((byte, at) => magic[at] === byte);
 }
 
 /** An opened file. Several decodings may run at the same time. */
@@ -158,8 +168,8 @@ export class NolaFile {
     const hash = new Sha256();
     hash.update(await this.source.read(0, 18, signal));
     const turn = new Turns(signal);
-    for (let at = PRELUDE_BYTES; at < this.source.size; at += PIECE) {
-      hash.update(await this.source.read(at, Math.min(at + PIECE, this.source.size), signal));
+    for (let at = PRELUDE_BYTES; at < this.header.fileLength; at += PIECE) {
+      hash.update(await this.source.read(at, Math.min(at + PIECE, this.header.fileLength), signal));
       await turn.next();
     }
     const found = hex(hash.digest().subarray(0, 16));

@@ -41,6 +41,18 @@ test("every cut of a file is refused as truncated, and a byte more as trailing",
   await assert.rejects(openNola(Uint8Array.of(...data, 0)), refusedFor("trailing"));
 });
 
+test("a signature behind a file changes nothing, and other bytes are trailing", async () => {
+  const data = golden("nmse");
+  const signature = new Uint8Array(104);
+  signature.set([0x89, 0x4e, 0x4c, 0x53, 0x0d, 0x0a, 0x1a, 0x0a]);
+  const { rungs, contentSha256 } = await (await openNola(Uint8Array.of(...data, ...signature))).verify();
+  const plain = await (await open("nmse")).verify();
+  assert.deepEqual([rungs, contentSha256], [plain.rungs, plain.contentSha256]);
+  for (const tail of [signature.subarray(1), new Uint8Array(104)]) {
+    await assert.rejects(openNola(Uint8Array.of(...data, ...tail)), refusedFor("trailing"));
+  }
+});
+
 test("every changed bit is found", async () => {
   const data = golden("vectors-rungs");
   const word = randomWords(3);

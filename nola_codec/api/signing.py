@@ -1,0 +1,133 @@
+"""`sign`: a file with a signature behind its last section; and the check of one, for `verify`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from nola_codec.api.arguments import require_source, require_target
+from nola_codec.api.checking import check_content
+from nola_codec.container.limits import Limits
+from nola_codec.container.reader import Container, Source, open_container
+from nola_codec.container.signature import Signature, signed_message
+from nola_codec.errors import ChecksumMismatch, NolaError, require_package
+from nola_codec.remote import accepts_urls
+from nola_codec.stores.files import atomic_file
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+Key = str | os.PathLike[str] | bytes
+"""A key in PEM: its file, or its bytes."""
+
+
+@accepts_urls("source", out="out")
+def sign(
+    source: Source,
+    key: Key,
+    out: str | os.PathLike[str] | BinaryIO | None = None,
+    *,
+    overwrite: bool = False,
+    limits: Limits | None = None,
+) -> bytes:
+    """Sign a file with an Ed25519 key. Its content stays, and with it both hashes that are stored in it.
+
+    A signature that is there is replaced. The content SHA-256 is compared first; `verify` checks more.
+
+    Args:
+        source: The `.nola` file.
+        key: The private key in PEM (PKCS 8, without a password): its file, or its bytes.
+        out: Path or binary stream that the signed file is written to; None writes nothing.
+        overwrite: True replaces a file that is there.
+        limits: As in `load`.
+
+    Returns:
+        The bytes of the signed file.
+
+    Raises:
+        FormatError, ChecksumMismatch: The file is damaged.
+        NolaError: ``key``: The key cannot be read, or is no Ed25519 key.
+        MissingPackage: ``needs-cryptography``.
+        OutputExists: `out` is there and `overwrite` is false.
+    """
+    require_source(source)
+    require_target(out, overwrite=overwrite)
+    private = _private_key(key)
+    with open_container(source, limits) as container:
+        check_content(container)
+        value = private.sign(signed_message(container.content_digest()))
+        data = container.file_bytes() + Signature(private.public_key().public_bytes_raw(), value).pack()
+    if isinstance(out, str | os.PathLike):
+        with atomic_file(out) as stream:
+            stream.write(data)
+    elif out is not None:
+        out.write(data)
+    return data
+
+
+def check_signature(container: Container, key: Key) -> None:
+    """Check that a file is signed with the private key of a public key.
+
+    Args:
+        container: The open file.
+        key: The public key in PEM: its file, or its bytes.
+
+    Raises:
+        ChecksumMismatch: ``signature``: The file is not signed, or with another key, or it was changed since.
+        NolaError: ``key``; MissingPackage.
+    """
+    public = _public_key(key)
+    signature = container.signature
+    if signature is None:
+        raise ChecksumMismatch("the file is not signed", code="signature", where=container.name)
+    if signature.public_key != public.public_bytes_raw():
+        found = signature.public_key.hex()
+        message = f"the file is signed with another key: expected {public.public_bytes_raw().hex()}, found {found}"
+        raise ChecksumMismatch(message, code="signature", where=container.name)
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        public.verify(signature.value, signed_message(container.content_digest()))
+    except InvalidSignature:
+        message = "the signature is wrong: the file was changed since, or the signature was not made with this key"
+        raise ChecksumMismatch(message, code="signature", where=container.name) from None
+
+
+def _private_key(key: Key) -> Ed25519PrivateKey:
+    data, name = _read_key(key)
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        found = load_pem_private_key(data, None)
+    except (ValueError, TypeError) as error:
+        raise NolaError(f"no private key in PEM without a password ({error})", code="key", where=name) from error
+    if not isinstance(found, Ed25519PrivateKey):
+        raise NolaError("a private key, but none of Ed25519", code="key", where=name)
+    return found
+
+
+def _public_key(key: Key) -> Ed25519PublicKey:
+    data, name = _read_key(key)
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        found = load_pem_public_key(data)
+    except ValueError as error:
+        raise NolaError(f"no public key in PEM ({error})", code="key", where=name) from error
+    if not isinstance(found, Ed25519PublicKey):
+        raise NolaError("a public key, but none of Ed25519", code="key", where=name)
+    return found
+
+
+def _read_key(key: Key) -> tuple[bytes, str]:
+    """Return the bytes of a key, and its name for errors."""
+    require_package("a signature", "cryptography", "sign")
+    if isinstance(key, bytes):
+        return key, "key"
+    try:
+        return Path(key).read_bytes(), os.fspath(key)
+    except OSError as error:
+        raise NolaError(f"cannot be read: {error.strerror}", code="key", where=os.fspath(key)) from error
