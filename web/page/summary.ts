@@ -6,13 +6,13 @@ import type { Share, Summary } from "./messages.js";
 
 export function summarize(name: string, file: NolaFile): Summary {
   const { header, prelude } = file;
-  const types = { "low-rank": 0, vector: 0, carried: 0 };
+  const types = { "low-rank": 0, vector: 0, carried: 0, drawn: 0 };
   for (const { kind } of header.records) types[kind.type]++;
   const facts: [string, string][] = [
     ["Format", `version ${prelude.version}, revision ${prelude.revision}`],
     ["Written by", header.writer],
     ["Dialect", header.dialect],
-    ["Records", `${types["low-rank"]} low-rank, ${types.vector} vectors, ${types.carried} carried`],
+    ["Records", `${types["low-rank"]} low-rank, ${types.vector} vectors, ${types.carried} carried, ${types.drawn} drawn`],
     ["Generator", `${header.generator}, seed ${header.seed}`],
     ["Rungs", String(header.rungs.length)],
     ["Content SHA-256", hex(prelude.contentSha256)],
@@ -20,6 +20,10 @@ export function summarize(name: string, file: NolaFile): Summary {
   if (header.reference !== null) {
     const { name: earlier, sha256 } = header.reference;
     facts.push(["Coded against", `${earlier || "an earlier version"}, decoded SHA-256 ${hex(sha256)}`]);
+  }
+  if (header.base !== null) {
+    const { name: base, revision, fingerprint } = header.base;
+    facts.push(["Base model", `${[base, revision].filter(Boolean).join(", revision ")}, fingerprint ${hex(fingerprint)}`]);
   }
   const start = 38 + prelude.stored;
   let end = start + sum(header.carriedSections);

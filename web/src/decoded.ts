@@ -1,6 +1,6 @@
 /** What decoding returns: the records of a rung as integers and exponents, and the hash of all of them. */
 
-import type { CarriedKind, LowRankKind, VectorKind } from "./kinds.js";
+import type { CarriedKind, DrawnKind, LowRankKind, VectorKind } from "./kinds.js";
 import { Sha256 } from "./sha256.js";
 
 /** Factors or a vector as int16 matrices, row-major, each times 2 to the power of its exponent. */
@@ -26,12 +26,20 @@ export interface DecodedCarried {
   bytes: Uint8Array;
 }
 
+/** A tensor that was drawn again: its bytes, little-endian and row-major. */
+export interface DecodedDrawn {
+  type: "drawn";
+  name: string;
+  kind: DrawnKind;
+  bytes: Uint8Array;
+}
+
 export type DecodedCoded = DecodedLowRank | DecodedVector;
-export type DecodedRecord = DecodedCoded | DecodedCarried;
+export type DecodedRecord = DecodedCoded | DecodedCarried | DecodedDrawn;
 
 /** Adds a record to the decoded SHA-256. */
 export function hashRecord(hash: Sha256, record: DecodedRecord): void {
-  if (record.type === "carried") {
+  if (record.type === "carried" || record.type === "drawn") {
     hash.update(record.bytes);
     return;
   }

@@ -2,12 +2,13 @@
 
 import { readCarriedTensor } from "./carried.js";
 import { synthesizeSide } from "./bases.js";
-import { type DecodedCarried, type DecodedCoded, type DecodedRecord, hashRecord } from "./decoded.js";
+import { type DecodedCarried, type DecodedCoded, type DecodedDrawn, type DecodedRecord, hashRecord } from "./decoded.js";
+import { drawTensor } from "./drawn.js";
 import { type LaneBudget, type Run, SymbolReader } from "./entropy.js";
 import { refuse } from "./errors.js";
 import { makeScale, scaleVector } from "./factors.js";
 import type { Header, Section } from "./header.js";
-import type { CarriedKind } from "./kinds.js";
+import { type CarriedKind, drawOf } from "./kinds.js";
 import type { Limits } from "./limits.js";
 import { addLayer, countSymbols } from "./quantizers.js";
 import { addReference } from "./references.js";
@@ -22,8 +23,8 @@ export interface DecoderInput {
   readSection(section: Section): Promise<Uint8Array>;
   /** Records of the reference by name, if the file has one. */
   earlier: ReadonlyMap<string, DecodedRecord> | null;
-  /** Called after each record; it may throw, and it may wait. */
-  step(): Promise<void> | void;
+  /** Called with 1 after each record, and with 0 in long work; it may throw, and it may wait. */
+  step(records: number): Promise<void> | void;
   /** Called with the symbols of each run, in an array that is used again. */
   observe?: ((quantizer: number, symbols: Uint16Array) => void) | undefined;
 }
@@ -41,7 +42,7 @@ export class Decoder {
   private rung = 0;
   /** By coded record and side the coefficients of its units so far, one after the other. Later rungs add to them. */
   private readonly coefficients: Int32Array[][];
-  private carried: DecodedCarried[] | null = null;
+  private carried: (DecodedCarried | DecodedDrawn)[] | null = null;
 
   constructor(private readonly input: DecoderInput) {
     this.units = new UnitsReader(input.header, input.limits);
@@ -57,7 +58,7 @@ export class Decoder {
   async decode(last: boolean): Promise<DecodedRung> {
     const rung = this.rung;
     const coded = await this.readRung(true, last);
-    const records: DecodedRecord[] = [...coded, ...(await this.readCarried())];
+    const records: DecodedRecord[] = [...coded, ...(this.carried ??= [...(await this.readCarried()), ...(await this.draw())])];
     const hash = new Sha256();
     for (const record of records) hashRecord(hash, record);
     const sha256 = hash.digest();
@@ -89,7 +90,7 @@ export class Decoder {
         this.addLayers(at, layers[at - first]!, symbols);
         if (wanted) decoded.push(this.synthesize(at, rung));
         if (last) this.coefficients[at] = [];
-        await this.input.step();
+        await this.input.step(1);
       }
       symbols.finish();
       first = stop;
@@ -170,15 +171,31 @@ export class Decoder {
   }
 
   private async readCarried(): Promise<DecodedCarried[]> {
-    if (this.carried !== null) return this.carried;
     const { header, readSection, step } = this.input;
     const carried: DecodedCarried[] = [];
     for (const [at, section] of header.carriedSections.entries()) {
       const { name, kind } = header.records[header.coded + at]!;
       const bytes = readCarriedTensor(section.codec, await readSection(section), kind as CarriedKind, section.label);
       carried.push({ type: "carried", name, kind: kind as CarriedKind, bytes });
-      await step();
+      await step(1);
     }
-    return (this.carried = carried);
+    return carried;
+  }
+
+  private async draw(): Promise<DecodedDrawn[]> {
+    const { header, step } = this.input;
+    const drawn: DecodedDrawn[] = [];
+    // Of the last two draws the bytes are kept, since records of one family often repeat them.
+    const latest = new Map<string, Uint8Array>();
+    for (const { name, kind } of header.records.slice(header.coded + header.carried)) {
+      if (kind.type !== "drawn") continue;
+      const key = drawOf(kind);
+      const bytes = latest.get(key) ?? (await drawTensor(kind, () => step(0)));
+      latest.set(key, bytes);
+      if (latest.size > 2) latest.delete(latest.keys().next().value!);
+      drawn.push({ type: "drawn", name, kind, bytes });
+      await step(1);
+    }
+    return drawn;
   }
 }

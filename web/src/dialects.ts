@@ -17,7 +17,7 @@ export function exportTensors(header: Header, records: readonly DecodedRecord[])
   return records.flatMap((record): Tensor[] => {
     if (record.type === "low-rank") return exportPair(header.dialect, record);
     const { name, kind } = record;
-    if (record.type === "carried") return [{ key: name, dtype: kind.dtype, shape: kind.shape, bytes: record.bytes }];
+    if (record.type !== "vector") return [{ key: name, dtype: kind.dtype, shape: kind.shape, bytes: record.bytes }];
     return [floatTensor(name, record.kind.shape, toFloat32(record.values[0]!, record.exponents[0]!), false)];
   });
 }

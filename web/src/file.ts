@@ -6,9 +6,10 @@ import { Decoder } from "./decoder.js";
 import { NolaError, refuse } from "./errors.js";
 import { type Header, readHeader, type Section } from "./header.js";
 import HEADER_DICTIONARY from "../../spec/header-dictionary.bin";
+import type { Kind } from "./kinds.js";
 import { checkLimit, type Limits, makeLimits } from "./limits.js";
 import { decodeMessagePack } from "./msgpack.js";
-import { type Prelude, PRELUDE_BYTES, readPrelude, REFERENCE_FLAG } from "./prelude.js";
+import { type Prelude, PRELUDE_BYTES, readPrelude } from "./prelude.js";
 import { Decoded } from "./result.js";
 import { hex, Sha256 } from "./sha256.js";
 import { openSource, type Source, type SourceLike } from "./source.js";
@@ -54,7 +55,7 @@ export interface Verification {
 /** One record, for people. */
 export interface TensorInfo {
   name: string;
-  type: "low-rank" | "vector" | "carried";
+  type: Kind["type"];
   /** Shapes of lora_B and lora_A, or the shape of the tensor. */
   shapes: number[][];
   dtype: string;
@@ -82,8 +83,7 @@ export async function openNola(from: SourceLike, options: OpenOptions = {}): Pro
   const size = declaredSize(stored, "header");
   checkLimit(limits, "plainHeader", size, "header: plain bytes");
   const plain = decompress(stored, size, "header", HEADER_DICTIONARY);
-  const hasReference = (prelude.requiredFlags & REFERENCE_FLAG) !== 0;
-  const header = readHeader(decodeMessagePack(plain, limits), hasReference, start, limits);
+  const header = readHeader(decodeMessagePack(plain, limits), prelude.requiredFlags, start, limits);
   if (header.fileLength > source.size) {
     refuse("truncated", `sections: they end at byte ${header.fileLength}, the file has ${source.size}`);
   }
@@ -184,7 +184,7 @@ export class NolaFile {
     const { header, limits } = this;
     const { signal, onProgress, onSymbols } = options;
     const earlier = header.reference === null ? null : await this.decodeReference(options);
-    const total = rungs * Math.max(1, header.coded) + header.carriedSections.length;
+    const total = rungs * header.coded + header.records.length - header.coded;
     const turn = new Turns(signal);
     let done = 0;
     return new Decoder({
@@ -198,8 +198,9 @@ export class NolaFile {
         }
         return data;
       },
-      step: () => {
-        onProgress?.(Math.min(1, ++done / total));
+      step: (records) => {
+        done += records;
+        if (records > 0) onProgress?.(done / total);
         return turn.next();
       },
       observe: onSymbols,

@@ -4,10 +4,11 @@ import { refuse } from "./errors.js";
 import {
   asArray, asBytes, asFloat, asId, asInteger, asMap, asShortString, asString, asTuple, codePoints,
 } from "./fields.js";
-import { identityOf, isCoded, type Kind, readKind, TYPE_ORDER } from "./kinds.js";
+import { drawOf, identityOf, isCoded, type Kind, readKind, TYPE_ORDER } from "./kinds.js";
 import { checkLimit, type Limits } from "./limits.js";
 import type { Value, ValueMap } from "./msgpack.js";
 import { cutTemplate, NameReader } from "./names.js";
+import { DRAWN_FLAG, REFERENCE_FLAG } from "./prelude.js";
 import { type Quantizer, readQuantizer } from "./quantizers.js";
 
 /** One tensor, or one pair of factors, with a name. */
@@ -46,9 +47,11 @@ export interface Reference {
   name: string;
 }
 
+/** The base model that an adapter was trained on. Decoding does not depend on it. */
 export interface Base {
   name: string;
   revision: string;
+  /** SHA-256 over names, dtypes and shapes of the model's tensors and over the first bytes of some. */
   fingerprint: Uint8Array;
 }
 
@@ -62,8 +65,9 @@ export interface Header {
   metadata: Record<string, string>;
   quantizers: Quantizer[];
   records: FileRecord[];
-  /** Number of coded records; they come first. */
+  /** Number of coded records, which come first, and of carried records, which come next. */
   coded: number;
+  carried: number;
   rungs: Rung[];
   seed: bigint;
   writer: string;
@@ -83,9 +87,10 @@ const KEYS = [
   ...["records", "rungs", "sections", "seed", "streams", "writer"],
 ];
 
-/** Reads the header from its MessagePack value. `start` is where section 0 begins. */
-export function readHeader(value: Value, hasReference: boolean, start: number, limits: Limits): Header {
+/** Reads the header from its MessagePack value. `flags` are the required ones; `start` is where section 0 begins. */
+export function readHeader(value: Value, flags: number, start: number, limits: Limits): Header {
   const map = asMap(value, "header");
+  const hasReference = (flags & REFERENCE_FLAG) !== 0;
   const keys = [...KEYS, ...(hasReference ? ["reference"] : []), ...(map.has("base") ? ["base"] : [])];
   for (const key of map.keys()) if (!keys.includes(key)) refuse("header", `header: the key ${key} is unknown`);
   for (const key of keys) if (!map.has(key)) refuse("header", `header: the key ${key} is missing`);
@@ -98,14 +103,17 @@ export function readHeader(value: Value, hasReference: boolean, start: number, l
   if (rungs.length < 1 || rungs.length > 64) refuse("header", `rungs: expected 1 to 64, found ${rungs.length}`);
   const quantizers = asArray(get("quantizers"), "quantizers");
   checkLimit(limits, "quantizers", quantizers.length, "quantizers");
-  const { records, coded } = readRecords(map, kinds, limits);
+  const { records, coded, carried } = readRecords(map, kinds, limits);
+  if (records.length > coded + carried !== ((flags & DRAWN_FLAG) !== 0)) {
+    refuse("header", "records: bit 1 of the required flags does not say whether there are drawn records");
+  }
   const dialect = asShortString(get("dialect"), limits, "dialect");
   checkWork(kinds, records, coded, rungs.length, dialect, limits);
 
   const blocks = asArray(get("blocks"), "blocks").map((count) => asInteger(count, 1, 131072, "blocks"));
   const sum = blocks.reduce((a, b) => a + b, 0);
   if (sum !== coded) refuse("header", `blocks: they hold ${sum} records, the file has ${coded} coded records`);
-  const sections = readSections(get("sections"), rungs.length, blocks.length, records.length - coded, start, limits);
+  const sections = readSections(get("sections"), rungs.length, blocks.length, carried, start, limits);
   asId(get("generator"), [1], "generator", "generator");
   return {
     amplitudeSlope: asInteger(get("amplitude_slope"), -64, 64, "amplitude_slope"),
@@ -118,6 +126,7 @@ export function readHeader(value: Value, hasReference: boolean, start: number, l
     quantizers: quantizers.map((quantizer, at) => readQuantizer(quantizer, `quantizer ${at}`)),
     records,
     coded,
+    carried,
     rungs: rungs.map(readRung),
     seed: readSeed(get("seed")),
     writer: asShortString(get("writer"), limits, "writer"),
@@ -166,7 +175,7 @@ function readKinds(value: Value, differences: boolean, limits: Limits): Kind[] {
   return kinds;
 }
 
-function readRecords(map: ValueMap, kinds: Kind[], limits: Limits): { records: FileRecord[]; coded: number } {
+function readRecords(map: ValueMap, kinds: Kind[], limits: Limits): Pick<Header, "records" | "coded" | "carried"> {
   const items = asArray(map.get("records"), "records");
   checkLimit(limits, "records", items.length, "records");
   const most = 1e9 - 1;
@@ -174,7 +183,7 @@ function readRecords(map: ValueMap, kinds: Kind[], limits: Limits): { records: F
   const names = new NameReader(kinds.map((kind) => cutTemplate(kind.template)), numbers);
   const records: FileRecord[] = [];
   const known = new Set<string>();
-  let [used, order, coded, characters] = [0, 0, 0, 0];
+  let [used, order, coded, carried, characters] = [0, 0, 0, 0, 0];
   for (const item of items) {
     const kindIndex = asInteger(item, 0, kinds.length - 1, "records");
     if (kindIndex > used) refuse("header", "kinds: they must stand in the order in which records first use them");
@@ -183,6 +192,7 @@ function readRecords(map: ValueMap, kinds: Kind[], limits: Limits): { records: F
     if (TYPE_ORDER[kind.type] < order) refuse("header", `records: a ${kind.type} record comes too late`);
     order = TYPE_ORDER[kind.type];
     if (isCoded(kind)) coded++;
+    else if (kind.type === "carried") carried++;
     const name = names.next(kindIndex);
     const length = codePoints(name);
     checkLimit(limits, "nameLength", length, "name of a record");
@@ -199,7 +209,7 @@ function readRecords(map: ValueMap, kinds: Kind[], limits: Limits): { records: F
       records[at]!.stream = asInteger(stream, 0, 2 ** 31 - 1, "streams");
     });
   }
-  return { records, coded };
+  return { records, coded, carried };
 }
 
 /** The work budget: what the header alone says about the memory and the time that decoding takes. */
@@ -229,12 +239,26 @@ function checkWork(
       products += count * (kind.sides[0]!.elements / kind.rank) * (kind.sides[1]!.elements / kind.rank);
     }
   });
+  checkLimit(limits, "words", countWords(records), "header: words of the drawn records");
   checkLimit(limits, "recordsTimesRungs", coded * rungs, "header: coded records times rungs");
   checkLimit(limits, "allElements", elements + bytes, "header: elements and bytes of all records");
   checkLimit(limits, "elementsTimesRungs", elements * rungs, "header: elements times rungs");
   checkLimit(limits, "coefficients", coefficients * rungs, "header: coefficients times rungs");
   checkLimit(limits, "denseWork", dense * rungs, "header: work of the dense bases");
   checkLimit(limits, "products", products, "header: elements of the products");
+}
+
+/** Words of MT19937 that the drawn records take. One that repeats one of the last two draws takes none. */
+function countWords(records: readonly FileRecord[]): number {
+  let words = 0;
+  const latest: string[] = [];
+  for (const { kind } of records) {
+    if (kind.type !== "drawn" || latest.includes(drawOf(kind))) continue;
+    words += kind.start + kind.elements;
+    latest.push(drawOf(kind));
+    if (latest.length > 2) latest.shift();
+  }
+  return words;
 }
 
 function readMetadata(value: Value, limits: Limits): Record<string, string> {

@@ -9,11 +9,12 @@ export {
   toFloat32,
   type DecodedCarried,
   type DecodedCoded,
+  type DecodedDrawn,
   type DecodedLowRank,
   type DecodedRecord,
   type DecodedVector,
 } from "./decoded.js";
-export type { FileRecord, Header, Reference, Rung, Section } from "./header.js";
-export type { CarriedKind, Kind, LowRankKind, Side, VectorKind } from "./kinds.js";
+export type { Base, FileRecord, Header, Reference, Rung, Section } from "./header.js";
+export type { CarriedKind, DrawnKind, Kind, LowRankKind, Side, VectorKind } from "./kinds.js";
 export type { Quantizer } from "./quantizers.js";
 export { Float, type Value, type ValueMap } from "./msgpack.js";

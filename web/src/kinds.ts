@@ -17,6 +17,7 @@ const CARRIED_BYTES = [4, 2, 2, 8, 8, 4, 2, 1, 1, 1, 2, 4, 8, 1, 1];
 
 export type Basis = (typeof BASES)[number];
 export type Form = (typeof FORMS)[number];
+export type FactorDtype = (typeof FACTOR_DTYPES)[number];
 
 /** One side of a coded kind: `vectors` vectors of `n` elements, each made from `k` coefficients. */
 export interface Side {
@@ -33,7 +34,7 @@ export interface Side {
 interface CodedKind {
   template: string;
   /** Dtype of the tensors before they were encoded. Decoding does not depend on it. */
-  dtype: (typeof FACTOR_DTYPES)[number];
+  dtype: FactorDtype;
   basis: Basis;
   form: Form;
   /** Side 0 is lora_B or the vector, side 1 is lora_A. */
@@ -68,22 +69,45 @@ export interface CarriedKind {
   bytes: number;
 }
 
-export type Kind = LowRankKind | VectorKind | CarriedKind;
+/** A tensor that is drawn again from a seed, see `drawn.ts`. */
+export interface DrawnKind {
+  type: "drawn";
+  template: string;
+  /** The dtype that is drawn, then those that it is cast to. */
+  dtypes: FactorDtype[];
+  /** The last dtype, which is the tensor's. */
+  dtype: FactorDtype;
+  shape: number[];
+  method: "uniform" | "fused" | "ternary";
+  digits: number;
+  seed: number;
+  /** Number of words before those of the tensor. */
+  start: number;
+  axis: 0 | 1;
+  low: number;
+  high: number;
+  divisor: number | null;
+  elements: number;
+  bytes: number;
+}
+
+export type Kind = LowRankKind | VectorKind | CarriedKind | DrawnKind;
 
 /** The order in which records of these types come. */
-export const TYPE_ORDER = { "low-rank": 0, vector: 1, carried: 2 } as const;
+export const TYPE_ORDER = { "low-rank": 0, vector: 1, carried: 2, drawn: 3 } as const;
 
 /** Whether the records of a kind have coefficients. */
 export function isCoded(kind: Kind): kind is LowRankKind | VectorKind {
-  return kind.type !== "carried";
+  return kind.type === "low-rank" || kind.type === "vector";
 }
 
 /** Reads one kind of the header. `differences` says whether the difference form may occur. */
 export function readKind(value: Value, differences: boolean, limits: Limits, what: string): Kind {
-  const type = asInteger(asArray(value, what)[0], 0, 2, `${what}: record type`);
+  const type = asInteger(asArray(value, what)[0], 0, 3, `${what}: record type`);
   if (type === 0) return readLowRank(asTuple(value, 11, what), differences, limits, what);
   if (type === 1) return readCarried(asTuple(value, 4, what), limits, what);
-  return readVector(asTuple(value, 6, what), limits, what);
+  if (type === 2) return readVector(asTuple(value, 6, what), limits, what);
+  return readDrawn(asTuple(value, 12, what), limits, what);
 }
 
 function readLowRank(fields: Value[], differences: boolean, limits: Limits, what: string): LowRankKind {
@@ -156,7 +180,53 @@ function readCarried(fields: Value[], limits: Limits, what: string): CarriedKind
   };
 }
 
+function readDrawn(fields: Value[], limits: Limits, what: string): DrawnKind {
+  const dtypes = asArray(fields[2], `${what}: dtypes`).map(
+    (dtype) => FACTOR_DTYPES[asInteger(dtype, 0, 2, `${what}: dtypes`)]!,
+  );
+  if (dtypes.length < 1 || dtypes.length > 4) refuse("header", `${what}: expected 1 to 4 dtypes, found ${dtypes.length}`);
+  const dtype = dtypes[dtypes.length - 1]!;
+  const shape = asShape(fields[3], 1, limits, `${what}: shape`);
+  const digits = asInteger(fields[5], 8, 24, `${what}: digits`);
+  if (digits !== 8 && digits !== 11 && digits !== 24) refuse("header", `${what}: digits are 8, 11 or 24, not ${digits}`);
+  const low = asSingle(fields[9], -(2 ** 32), 2 ** 32, `${what}: low`);
+  const elements = product(shape);
+  const bytes = elements * CARRIED_BYTES[CARRIED_DTYPES.indexOf(dtype)]!;
+  checkLimit(limits, "tensorBytes", bytes, `${what}: bytes`);
+  return {
+    type: "drawn",
+    template: asShortString(fields[1], limits, `${what}: template`),
+    dtypes,
+    dtype,
+    shape,
+    method: (["uniform", "fused", "ternary"] as const)[asInteger(fields[4], 0, 2, `${what}: method`)]!,
+    digits,
+    seed: asInteger(fields[6], 0, 2 ** 32 - 1, `${what}: seed`),
+    start: asInteger(fields[7], 0, 2 ** 34, `${what}: start`),
+    axis: asInteger(fields[8], 0, shape.length > 1 ? 1 : 0, `${what}: axis`) as 0 | 1,
+    low,
+    high: asSingle(fields[10], low, 2 ** 32, `${what}: high`),
+    divisor: fields[11] === null ? null : asSingle(fields[11], 2 ** -32, 2 ** 32, `${what}: divisor`),
+    elements,
+    bytes,
+  };
+}
+
+/** A float that is a number of binary32, from `low` to `high`. */
+function asSingle(value: Value | undefined, low: number, high: number, what: string): number {
+  const found = asFloat(value, what);
+  if (Math.fround(found) !== found || found < low || found > high) {
+    refuse("header", `${what}: expected a number of binary32 from ${low} to ${high}, found ${found}`);
+  }
+  return found;
+}
+
 /** A text that is equal for two kinds if they mean the same. JSON writes -0 as 0. */
 export function identityOf(kind: Kind): string {
   return JSON.stringify(kind);
+}
+
+/** A text that is equal for two drawn kinds with the same elements. */
+export function drawOf(kind: DrawnKind): string {
+  return identityOf({ ...kind, template: "" });
 }

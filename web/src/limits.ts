@@ -29,9 +29,9 @@ export interface Limits {
   rank: number;
   /** Elements of a factor or of a vector record. */
   elements: number;
-  /** Bytes of a carried tensor. */
+  /** Bytes of a carried or drawn tensor. */
   tensorBytes: number;
-  /** Elements of all factors and vectors and bytes of all carried tensors, together. */
+  /** Elements of all factors and vectors and bytes of all other tensors, together. */
   allElements: number;
   elementsTimesRungs: number;
   /** Elements of the products of all pairs, if the dialect is `delta`. */
@@ -42,6 +42,8 @@ export interface Limits {
   coefficients: number;
   /** Length times coefficients of all vectors in dense bases, as if all units were kept, times rungs. */
   denseWork: number;
+  /** Words of MT19937 of all drawn records, but those that repeat one of the last two draws. */
+  words: number;
   /** Steps of the lanes of all rans sections. */
   laneSteps: number;
 }
@@ -71,6 +73,7 @@ export const FORMAT_LIMITS: Readonly<Limits> = Object.freeze({
   referenceFiles: 32,
   coefficients: 2 ** 34,
   denseWork: 2 ** 37,
+  words: 2 ** 34,
   laneSteps: 2 ** 26,
 });
 
@@ -81,6 +84,7 @@ export const DEFAULT_LIMITS: Readonly<Limits> = Object.freeze({
   elementsTimesRungs: 2 ** 32,
   coefficients: 2 ** 29,
   denseWork: 2 ** 34,
+  words: 2 ** 31,
 });
 
 /** The default limits with those of the caller in their place. */

@@ -7,6 +7,8 @@ export const FORMAT_VERSION = 0;
 export const REVISION = 3;
 /** Bit 0 of the required flags: the file is coded against a reference. */
 export const REFERENCE_FLAG = 1;
+/** Bit 1: it has drawn tensors. */
+export const DRAWN_FLAG = 2;
 const MAGIC = [0x89, 0x4e, 0x4c, 0x41, 0x0d, 0x0a, 0x1a, 0x0a];
 
 export interface Prelude {
@@ -41,7 +43,7 @@ export function readPrelude(data: Uint8Array): Prelude {
     refuse("truncated", `prelude: expected ${PRELUDE_BYTES} bytes, the file has ${data.length}`);
   }
   const requiredFlags = view.getUint16(12, true);
-  if (requiredFlags & ~REFERENCE_FLAG) {
+  if (requiredFlags & ~(REFERENCE_FLAG | DRAWN_FLAG)) {
     refuse("feature", `prelude: the file needs features that this reader does not know (flags ${requiredFlags})`);
   }
   return {
