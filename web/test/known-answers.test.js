@@ -7,13 +7,7 @@ import { philox, PURPOSE, signs, subset, words } from "../build/modules/generato
 import { IntegerReader } from "../build/modules/integers.js";
 import { hex, sha256 } from "../build/modules/sha256.js";
 import { addTrellis, TRELLISES } from "../build/modules/trellis.js";
-import { ROOT } from "./support.js";
-
-/** JSON whose seeds keep all their digits: they come as strings of digits. */
-function answers(name) {
-  const text = readFileSync(new URL(`tests/kat/${name}.json`, ROOT), "utf8");
-  return JSON.parse(text.replace(/"seed": (\d+)/g, '"seed": "$1"'));
-}
+import { readAnswers, ROOT } from "./support.js";
 
 const sequences = ({ seed, stream }) => ({ seed: BigInt(seed), t: stream });
 
@@ -38,7 +32,7 @@ test("Random123's own vectors of philox4x32-10", () => {
 });
 
 test("words of sequences", () => {
-  for (const answer of answers("words")) {
+  for (const answer of readAnswers("words")) {
     const made = words(sequences(answer), answer.purpose, 0, 1000);
     assert.deepEqual([...made.subarray(0, 6)], answer.first);
     assert.equal(hashOf(made), answer.sha256_of_1000);
@@ -47,17 +41,17 @@ test("words of sequences", () => {
 });
 
 test("signs", () => {
-  for (const answer of answers("signs")) check(signs(sequences(answer), answer.purpose, answer.count), answer);
+  for (const answer of readAnswers("signs")) check(signs(sequences(answer), answer.purpose, answer.count), answer);
 });
 
 test("subsets", () => {
-  for (const answer of answers("subsets")) {
+  for (const answer of readAnswers("subsets")) {
     check(subset(sequences(answer), answer.population, answer.size), answer);
   }
 });
 
 test("trellises", () => {
-  for (const { trellis, symbols, points } of answers("trellises")) {
+  for (const { trellis, symbols, points } of readAnswers("trellises")) {
     const coefficients = new Int32Array(points.length);
     addTrellis(trellis, 1, Uint16Array.from(symbols), coefficients);
     assert.deepEqual([...coefficients], points);
@@ -66,7 +60,7 @@ test("trellises", () => {
 });
 
 test("adaptive integers", () => {
-  for (const { section, roles, integers, bytes_read: bytes } of answers("integers")) {
+  for (const { section, roles, integers, bytes_read: bytes } of readAnswers("integers")) {
     const input = new IntegerReader(new Uint8Array(Buffer.from(section, "hex")), "test");
     assert.deepEqual(roles.map((role) => input.read(role)), integers);
     if (section.length / 2 <= bytes) input.finish();
