@@ -1,6 +1,6 @@
 /** What the page and its worker say to each other. Only plain values cross. */
 
-import type { TensorInfo } from "../src/index.js";
+import type { TensorInfo, Verification } from "../src/index.js";
 
 /** From the page. */
 export type Order =
@@ -40,6 +40,6 @@ export interface Histogram {
 export type Report =
   | { type: "opened"; summary: Summary }
   | { type: "progress"; share: number }
-  | { type: "verified"; contentSha256: string; rungs: string[]; histograms: Histogram[]; milliseconds: number }
+  | { type: "verified"; contentSha256: string; rungs: string[]; signed: Verification["signed"]; histograms: Histogram[]; milliseconds: number }
   | { type: "saved"; name: string; bytes: Uint8Array<ArrayBuffer> }
   | { type: "failed"; code: string; message: string };

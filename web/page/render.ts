@@ -1,5 +1,6 @@
 /** Puts what the worker found on the page. Texts of files are set as text, never as markup. */
 
+import type { Verification } from "../src/index.js";
 import type { Histogram, Report, Summary } from "./messages.js";
 
 type Child = Node | string;
@@ -127,8 +128,17 @@ export function renderVerified(
     ...report.rungs.map((sha256, rung) => `Rung ${rung} decodes to what it should: SHA-256 ${sha256}`),
   ];
   const list = element("ul", { class: "good" }, ...checks.map((text) => element("li", {}, text)));
+  const { signed } = report;
+  const signature = signed && element("p", { class: signed.valid === false ? "bad" : "note" }, describeSignature(signed));
   const done = `${count(summary.tensors.length)} records, ${count(Math.round(report.milliseconds))} ms`;
-  return [section("Checks", list, element("p", { class: "note" }, done), save), renderHistograms(report.histograms)];
+  const parts = [list, ...(signature ? [signature] : []), element("p", { class: "note" }, done), save];
+  return [section("Checks", ...parts), renderHistograms(report.histograms)];
+}
+
+function describeSignature({ publicKey, valid }: NonNullable<Verification["signed"]>): string {
+  if (valid === false) return `The signature is WRONG for this file. It names the public key ${publicKey}`;
+  if (valid === null) return `The file is signed, but this browser cannot check it. The public key is ${publicKey}`;
+  return `The file is signed, and the signature is right. Is this the maker's public key? ${publicKey}`;
 }
 
 function renderHistograms(histograms: Histogram[]): HTMLElement {

@@ -37,9 +37,9 @@ async function open(files: File[], url: string | null): Promise<void> {
     onSymbols: (quantizer, symbols) => counts.add(quantizer, symbols),
   });
   decoded = verification.decoded;
-  const { contentSha256, rungs } = verification;
+  const { contentSha256, rungs, signed } = verification;
   const milliseconds = performance.now() - started;
-  send({ type: "verified", contentSha256, rungs, histograms: counts.histograms(), milliseconds });
+  send({ type: "verified", contentSha256, rungs, signed, histograms: counts.histograms(), milliseconds });
 }
 
 function save(): void {

@@ -11,8 +11,8 @@ if (path === undefined || path === "-h" || path === "--help") {
 try {
   const file = await openNola(await readFile(path));
   const below = await Promise.all(references.map(async (name) => openNola(await readFile(name))));
-  const { contentSha256, rungs } = await file.verify({ references: below });
-  print({ ok: true, content_sha256: contentSha256, rungs });
+  const { contentSha256, rungs, signed } = await file.verify({ references: below });
+  print({ ok: true, content_sha256: contentSha256, rungs, signed });
 } catch (error) {
   if (!(error instanceof NolaError)) throw error;
   print({ ok: false, code: error.code, message: error.message });

@@ -12,16 +12,12 @@ import { decodeMessagePack } from "./msgpack.js";
 import { type Prelude, PRELUDE_BYTES, readPrelude } from "./prelude.js";
 import { Decoded } from "./result.js";
 import { hex, Sha256 } from "./sha256.js";
-import { openSource, type Source, type SourceLike } from "./source.js";
+import { checkSignature, readSignature, type Signature } from "./signature.js";
+import { FIRST_BYTES, openSource, type Source, type SourceLike } from "./source.js";
 import { declaredSize, decompress } from "./zstd/frame.js";
 
-/** Opening reads so many bytes at once, which nearly always hold the whole header. */
-const FIRST_BYTES = 1 << 16;
 /** The content SHA-256 is taken over pieces of so many bytes. */
 const PIECE = 1 << 20;
-/** A signature that may follow the last section. */
-const SIGNATURE_BYTES = 104;
-const SIGNATURE_MAGIC = [0x89, 0x4e, 0x4c, 0x53, 0x0d, 0x0a, 0x1a, 0x0a];
 /** Milliseconds of work after which the event loop gets its turn. */
 const TURN = 30;
 
@@ -50,6 +46,8 @@ export interface Verification {
   rungs: string[];
   /** What the last rung decodes to. */
   decoded: Decoded;
+  /** The public key of the signature in hexadecimal, and whether it is right: null where Ed25519 is not at hand. */
+  signed: { publicKey: string; valid: boolean | null } | null;
 }
 
 /** One record, for people. */
@@ -87,17 +85,11 @@ export async function openNola(from: SourceLike, options: OpenOptions = {}): Pro
   if (header.fileLength > source.size) {
     refuse("truncated", `sections: they end at byte ${header.fileLength}, the file has ${source.size}`);
   }
-  if (header.fileLength < source.size && !(await isSigned(source, header.fileLength, options.signal))) {
-    refuse("trailing", `sections: ${source.size - header.fileLength} bytes follow the last one`);
+  const signature = await readSignature(source, header.fileLength, options.signal);
+  if (header.fileLength < source.size && signature === null) {
+    refuse("trailing", `sections: ${source.size - header.fileLength} bytes follow the last one, and are no signature`);
   }
-  return new NolaFile(source, prelude, header, limits);
-}
-
-/** True if a signature follows the last section. What it says is not checked. */
-async function isSigned(source: Source, end: number, signal?: AbortSignal): Promise<boolean> {
-  if (source.size !== end + SIGNATURE_BYTES) return false;
-  const magic = await source.read(end, end + SIGNATURE_MAGIC.length, signal);
-  return SIGNATURE_MAGIC.every((byte, at) => magic[at] === byte);
+  return new NolaFile(source, prelude, header, signature, limits);
 }
 
 /** An opened file. Several decodings may run at the same time. */
@@ -106,6 +98,8 @@ export class NolaFile {
     private readonly source: Source,
     readonly prelude: Prelude,
     readonly header: Header,
+    /** The signature behind the last section, if there is one. `verify` checks it. */
+    readonly signature: Signature | null,
     readonly limits: Readonly<Limits>,
   ) {}
 
@@ -149,7 +143,12 @@ export class NolaFile {
         rungs.push(hex(sha256));
         if (!last) continue;
         const decoded = new Decoded(this.header, rung, records, hex(sha256));
-        return { contentSha256: await this.checkContent(options.signal), rungs, decoded };
+        const content = await this.checkContent(options.signal);
+        const signed = this.signature && {
+          publicKey: hex(this.signature.publicKey),
+          valid: await checkSignature(this.signature, content),
+        };
+        return { contentSha256: hex(content.subarray(0, 16)), rungs, decoded, signed };
       }
     });
   }
@@ -164,7 +163,8 @@ export class NolaFile {
     }
   }
 
-  private async checkContent(signal?: AbortSignal): Promise<string> {
+  /** All 32 bytes of the SHA-256 whose first 16 bytes are the content SHA-256. */
+  private async checkContent(signal?: AbortSignal): Promise<Uint8Array> {
     const hash = new Sha256();
     hash.update(await this.source.read(0, 18, signal));
     const turn = new Turns(signal);
@@ -172,12 +172,13 @@ export class NolaFile {
       hash.update(await this.source.read(at, Math.min(at + PIECE, this.header.fileLength), signal));
       await turn.next();
     }
-    const found = hex(hash.digest().subarray(0, 16));
+    const content = hash.digest();
+    const found = hex(content.subarray(0, 16));
     const expected = hex(this.prelude.contentSha256);
     if (found !== expected) {
       refuse("content-checksum", `file: expected the content SHA-256 ${expected}, computed ${found}; the file is damaged`);
     }
-    return found;
+    return content;
   }
 
   private async makeDecoder(options: DecodeOptions, rungs: number): Promise<Decoder> {

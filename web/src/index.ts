@@ -16,5 +16,6 @@ export {
 } from "./decoded.js";
 export type { Base, FileRecord, Header, Reference, Rung, Section } from "./header.js";
 export type { CarriedKind, DrawnKind, Kind, LowRankKind, Side, VectorKind } from "./kinds.js";
+export type { Signature } from "./signature.js";
 export type { Quantizer } from "./quantizers.js";
 export { Float, type Value, type ValueMap } from "./msgpack.js";

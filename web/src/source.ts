@@ -12,8 +12,8 @@ export interface Source {
 /** What `openNola` takes. */
 export type SourceLike = Uint8Array | ArrayBuffer | Blob | URL | string | Source;
 
-/** The first request of a URL asks for so many bytes: nearly always the whole header. */
-const FIRST_BYTES = 1 << 16;
+/** Opening reads so many bytes at once, which nearly always hold the whole header. */
+export const FIRST_BYTES = 1 << 16;
 
 class Bytes implements Source {
   constructor(private readonly data: Uint8Array) {}

@@ -1,6 +1,7 @@
 /** Golden files decode to the tensors that their manifest names, on every way to open them. */
 
 import assert from "node:assert/strict";
+import { createHash, generateKeyPairSync, sign } from "node:crypto";
 import { test } from "node:test";
 import { openNola } from "../dist/index.js";
 import { GOLDEN, golden, randomWords, readJson, refusedFor } from "./support.js";
@@ -37,15 +38,22 @@ test("every cut of a file is refused as truncated, and a byte more as trailing",
   await assert.rejects(openNola(Uint8Array.of(...data, 0)), refusedFor("trailing"));
 });
 
-test("a signature behind a file changes nothing, and other bytes are trailing", async () => {
+test("a signature behind a file is checked, and changes nothing else; other bytes are trailing", async () => {
   const data = golden("nmse");
-  const signature = new Uint8Array(104);
-  signature.set([0x89, 0x4e, 0x4c, 0x53, 0x0d, 0x0a, 0x1a, 0x0a]);
-  const { rungs, contentSha256 } = await (await openNola(Uint8Array.of(...data, ...signature))).verify();
-  const plain = await (await open("nmse")).verify();
-  assert.deepEqual([rungs, contentSha256], [plain.rungs, plain.contentSha256]);
+  const { publicKey, privateKey } = generateKeyPairSync("ed25519");
+  const content = createHash("sha256").update(data.subarray(0, 18)).update(data.subarray(38)).digest();
+  const own = sign(null, Buffer.concat([Buffer.from("nola signature\0"), content]), privateKey);
+  const key = publicKey.export({ type: "spki", format: "der" }).subarray(-32);
+  const signature = Buffer.concat([Uint8Array.of(0x89, 0x4e, 0x4c, 0x53, 0x0d, 0x0a, 0x1a, 0x0a), key, own]);
+  const check = async (tail) => (await openNola(Uint8Array.of(...data, ...tail))).verify();
+  const [signed, plain] = [await check(signature), await check([])];
+  assert.deepEqual([signed.rungs, signed.contentSha256], [plain.rungs, plain.contentSha256]);
+  assert.deepEqual(signed.signed, { publicKey: key.toString("hex"), valid: true });
+  assert.equal(plain.signed, null);
+  signature[103] ^= 1;
+  assert.equal((await check(signature)).signed.valid, false);
   for (const tail of [signature.subarray(1), new Uint8Array(104)]) {
-    await assert.rejects(openNola(Uint8Array.of(...data, ...tail)), refusedFor("trailing"));
+    await assert.rejects(check(tail), refusedFor("trailing"));
   }
 });
 
