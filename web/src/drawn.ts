@@ -1,8 +1,7 @@
 /** Drawn tensors: PyTorch's draw from the Mersenne Twister MT19937, made again word by word. */
 
+import { round, write } from "./floats.js";
 import type { DrawnKind } from "./kinds.js";
-
-type Dtype = DrawnKind["dtype"];
 
 /** Words of MT19937, in blocks of 624. */
 class Twister {
@@ -44,53 +43,6 @@ class Twister {
     }
     this.at = 0;
   }
-}
-
-const BITS = new DataView(new ArrayBuffer(4));
-
-/** A float32 number rounded to bfloat16, to nearest, ties to even. */
-function roundBf16(value: number): number {
-  BITS.setFloat32(0, value);
-  const bits = BITS.getUint32(0);
-  BITS.setUint32(0, (bits + 0x7fff + ((bits >>> 16) & 1)) & 0xffff0000);
-  return BITS.getFloat32(0);
-}
-
-/** A number rounded to binary16, to nearest, ties to even. Below the normal numbers the step is 2^-24. */
-function roundF16(value: number): number {
-  const magnitude = Math.abs(value);
-  if (magnitude >= 65520) return value > 0 ? Infinity : -Infinity;
-  BITS.setFloat32(0, magnitude);
-  const exponent = Math.max(-14, (BITS.getUint32(0) >>> 23) - 127);
-  const step = 2 ** (exponent - 10);
-  const steps = value / step;
-  const floor = Math.floor(steps);
-  const up = steps - floor > 0.5 || (steps - floor === 0.5 && floor % 2 !== 0);
-  // A zero keeps its sign.
-  return value === 0 ? value : Math.sign(value) * Math.abs((floor + (up ? 1 : 0)) * step);
-}
-
-function round(value: number, dtype: Dtype): number {
-  const single = Math.fround(value);
-  return dtype === "F32" ? single : dtype === "F16" ? roundF16(single) : roundBf16(single);
-}
-
-/** Writes a number that the dtype holds exactly. */
-function write(view: DataView, at: number, value: number, dtype: Dtype): void {
-  if (dtype === "F32") {
-    view.setFloat32(4 * at, value, true);
-    return;
-  }
-  BITS.setFloat32(0, value);
-  const single = BITS.getUint32(0);
-  if (dtype === "BF16") {
-    view.setUint16(2 * at, single >>> 16, true);
-    return;
-  }
-  const magnitude = Math.abs(value);
-  const exponent = Math.max(-14, ((single >>> 23) & 255) - 127);
-  const bits = magnitude === Infinity ? 0x7c00 : magnitude / 2 ** (exponent - 10) + (exponent + 14) * 1024;
-  view.setUint16(2 * at, ((single >>> 31) << 15) | bits, true);
 }
 
 /** What turns a word into an element, before the casts. */

@@ -32,10 +32,3 @@ export function writeSafetensors(tensors: readonly Tensor[], metadata: Record<st
   }
   return out;
 }
-
-/** The bytes of float32 numbers, the lowest byte first. */
-export function floatBytes(values: Float32Array): Uint8Array {
-  const view = new DataView(new ArrayBuffer(values.byteLength));
-  values.forEach((value, at) => view.setFloat32(4 * at, value, true));
-  return new Uint8Array(view.buffer);
-}
