@@ -228,6 +228,7 @@ class _FileWriter:
             lengths = [n * rank for n in lengths] if form == 1 else lengths
             most = (rank, 2, 2 * rank)[form]
         num_basis = list(lengths)
+        wire[at] = None  # a kind of the reference may have another number
         if rng.random() < 0.4 or basis != 1 or form == 1:
             largest = [min(n, 4096) if basis == 1 else max(1, min(2 * n + 2, 2500 // n)) for n in lengths]
             num_basis = [int(rng.integers(1, limit + 1)) for limit in largest]
