@@ -143,6 +143,8 @@ class _FileWriter:
             holes = kind.wire[1].count("#")
             count = int(rng.integers(1, 5)) if holes else 1
             numbers = np.cumsum(rng.integers(1, 40, count) * (10**7 if rng.random() < 0.1 else 1)).tolist()
+            if max(numbers) >= 10**9:
+                raise Illegal
             rng.shuffle(numbers)
             floor = (-120,) * len(kind.lengths)
             names = [(n, *(int(v) for v in rng.integers(0, 3, holes - 1))) if holes else () for n in numbers]
