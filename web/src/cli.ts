@@ -1,22 +1,55 @@
-/** The command: checks a file completely and prints what it found as JSON. */
+/**
+ * The command: checks a file completely and prints what it decodes to as JSON, by the protocol of spec/conformance. With
+ * --batch it answers each line of its input, a JSON array of paths.
+ */
 
 import { readFile } from "node:fs/promises";
-import { NolaError, openNola } from "./index.js";
+import { createInterface } from "node:readline";
+import { type Decoded, NolaError, openNola } from "./index.js";
+import { hex, sha256 } from "./sha256.js";
 
-const [path, ...references] = process.argv.slice(2);
-if (path === undefined || path === "-h" || path === "--help") {
-  process.stderr.write("usage: nola-read FILE [REFERENCE...]\n");
-  process.exit(path === undefined ? 2 : 0);
+const paths = process.argv.slice(2);
+if (paths.length === 0 || paths.includes("-h") || paths.includes("--help")) {
+  process.stderr.write("usage: nola-read FILE [REFERENCE...]\n       nola-read --batch < LINES\n");
+  process.exit(paths.length === 0 ? 2 : 0);
 }
-try {
-  const file = await openNola(await readFile(path));
-  const below = await Promise.all(references.map(async (name) => openNola(await readFile(name))));
-  const { contentSha256, rungs, signed } = await file.verify({ references: below });
-  print({ ok: true, content_sha256: contentSha256, rungs, signed });
-} catch (error) {
-  if (!(error instanceof NolaError)) throw error;
-  print({ ok: false, code: error.code, message: error.message });
-  process.exitCode = 1;
+if (paths[0] === "--batch") {
+  for await (const line of createInterface({ input: process.stdin })) print(await answer(JSON.parse(line) as string[]));
+} else {
+  print(await answer(paths));
+}
+
+/** What a file decodes to at each rung, or the code for which it is refused. */
+async function answer([path, ...references]: string[]): Promise<object> {
+  try {
+    const file = await openNola(await readFile(path!));
+    const below = await Promise.all(references.map(async (name) => openNola(await readFile(name))));
+    const rungs: object[] = [];
+    const { contentSha256, signed } = await file.verify({
+      references: below,
+      onRung: (decoded) => rungs.push({ decoded_sha256: decoded.sha256, tensors: digests(decoded) }),
+    });
+    return { content_sha256: contentSha256, signed, rungs };
+  } catch (error) {
+    if (error instanceof NolaError) return { refused: error.code, message: error.message };
+    if (error instanceof Error && "path" in error) return { refused: "source", message: error.message };
+    throw error;
+  }
+}
+
+/** Exponents and hashes of all tensors of a rung. */
+function digests({ records }: Decoded): Record<string, unknown> {
+  const found = records.flatMap((record): [string, unknown][] => {
+    const { name } = record;
+    if (record.type === "carried" || record.type === "drawn") return [[name, hex(sha256(record.bytes))]];
+    const parts = record.type === "vector" ? ["vector"] : ["lora_B", "lora_A"];
+    const hashes = record.values.map((values, side): [string, unknown] => {
+      const bytes = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+      return [`${name}.${parts[side]}`, hex(sha256(bytes))];
+    });
+    return [[`${name}.exponents`, record.exponents], ...hashes];
+  });
+  return Object.fromEntries(found);
 }
 
 function print(result: object): void {

@@ -4,16 +4,16 @@ import { readCarriedTensor } from "./carried.js";
 import { synthesizeSide } from "./bases.js";
 import { type DecodedCarried, type DecodedCoded, type DecodedDrawn, type DecodedRecord, hashRecord } from "./decoded.js";
 import { drawTensor } from "./drawn.js";
-import { type LaneBudget, type Run, SymbolReader } from "./entropy.js";
+import { type LaneBudget, RunCounts, SymbolReader } from "./entropy.js";
 import { refuse } from "./errors.js";
 import { makeScale, scaleVector } from "./factors.js";
-import type { Header, Section } from "./header.js";
+import type { FileRecord, Header, Section } from "./header.js";
 import { type CarriedKind, drawOf } from "./kinds.js";
 import type { Limits } from "./limits.js";
-import { addLayer, countSymbols } from "./quantizers.js";
+import { addLayer } from "./quantizers.js";
 import { addReference } from "./references.js";
 import { hex, Sha256 } from "./sha256.js";
-import { type CodedRecord, type Layer, UnitsReader, unitsOfSide } from "./units.js";
+import { type Layer, UnitsReader, unitsOfSide } from "./units.js";
 
 /** What the decoder needs from outside. */
 export interface DecoderInput {
@@ -21,6 +21,8 @@ export interface DecoderInput {
   limits: Limits;
   /** The bytes of a section, whose CRC-32 was checked. */
   readSection(section: Section): Promise<Uint8Array>;
+  /** Names of the records to decode; null stands for all. */
+  names: ReadonlySet<string> | null;
   /** Records of the reference by name, if the file has one. */
   earlier: ReadonlyMap<string, DecodedRecord> | null;
   /** Called with 1 after each record, and with 0 in long work; it may throw, and it may wait. */
@@ -29,10 +31,10 @@ export interface DecoderInput {
   observe?: ((quantizer: number, symbols: Uint16Array) => void) | undefined;
 }
 
-/** The records of a rung, in order, and their SHA-256. */
+/** The records of a rung, in order, and their SHA-256 in hexadecimal, which is null if some were left out. */
 export interface DecodedRung {
   records: DecodedRecord[];
-  sha256: Uint8Array;
+  sha256: string | null;
 }
 
 /** Decodes rungs 0, 1, ... one after the other. */
@@ -42,7 +44,7 @@ export class Decoder {
   private rung = 0;
   /** By coded record and side the coefficients of its units so far, one after the other. Later rungs add to them. */
   private readonly coefficients: Int32Array[][];
-  private carried: (DecodedCarried | DecodedDrawn)[] | null = null;
+  private others: (DecodedCarried | DecodedDrawn)[] | null = null;
 
   constructor(private readonly input: DecoderInput) {
     this.units = new UnitsReader(input.header, input.limits);
@@ -58,18 +60,25 @@ export class Decoder {
   async decode(last: boolean): Promise<DecodedRung> {
     const rung = this.rung;
     const coded = await this.readRung(true, last);
-    const records: DecodedRecord[] = [...coded, ...(this.carried ??= [...(await this.readCarried()), ...(await this.draw())])];
+    const others = (this.others ??= [...(await this.readCarried()), ...(await this.draw())]);
+    const records: DecodedRecord[] = [...coded, ...others];
+    if (this.input.names !== null) return { records, sha256: null };
     const hash = new Sha256();
     for (const record of records) hashRecord(hash, record);
-    const sha256 = hash.digest();
-    const expected = this.input.header.rungs[rung]!.sha256;
-    if (hex(sha256) !== hex(expected)) {
+    const sha256 = hex(hash.digest());
+    const expected = hex(this.input.header.rungs[rung]!.sha256);
+    if (sha256 !== expected) {
       refuse(
         "factors-checksum",
-        `rung ${rung}: expected the decoded SHA-256 ${hex(expected)}, computed ${hex(sha256)}; the file was made wrongly`,
+        `rung ${rung}: expected the decoded SHA-256 ${expected}, computed ${sha256}; the file was made wrongly`,
       );
     }
     return { records, sha256 };
+  }
+
+  /** Whether a record is asked for. */
+  private wants({ name }: FileRecord): boolean {
+    return this.input.names?.has(name) ?? true;
   }
 
   private async readRung(wanted: boolean, last: boolean): Promise<DecodedCoded[]> {
@@ -81,59 +90,61 @@ export class Decoder {
     const decoded: DecodedCoded[] = [];
     let first = 0;
     for (const [block, section] of blocks.entries()) {
-      const stop = first + header.blocks[block]!;
-      const layers = this.units.records
-        .slice(first, stop)
-        .map((record) => record.kind.sides.map((_, side) => this.layersOfSide(record, side, rung)));
-      const symbols = this.openBlock(section, await readSection(section), layers, first);
-      for (let at = first; at < stop; at++) {
-        this.addLayers(at, layers[at - first]!, symbols);
-        if (wanted) decoded.push(this.synthesize(at, rung));
-        if (last) this.coefficients[at] = [];
-        await this.input.step(1);
+      const records = header.records.slice(first, first + header.blocks[block]!);
+      if (records.some((record) => this.wants(record))) {
+        const symbols = this.openBlock(section, await readSection(section), first, records.length, rung);
+        for (const [place, record] of records.entries()) {
+          const at = first + place;
+          this.addLayers(at, rung, symbols);
+          if (wanted && this.wants(record)) decoded.push(this.synthesize(at, rung));
+          if (last) this.coefficients[at] = [];
+          await this.input.step(1);
+        }
+        symbols.finish();
       }
-      symbols.finish();
-      first = stop;
+      first += records.length;
     }
     return decoded;
   }
 
-  /** The layers that a rung brings to each unit of a side. */
-  private layersOfSide(record: CodedRecord, side: number, rung: number): Layer[][] {
-    const [first, stop] = unitsOfSide(record, side);
-    return Array.from({ length: stop - first }, (_, at) => this.units.layers(record, side, first + at, rung));
-  }
-
-  private openBlock(section: Section, data: Uint8Array, layers: Layer[][][][], first: number): SymbolReader {
-    const { header, limits } = this.input;
-    const runs: Run[] = [];
-    layers.forEach((sides, at) => {
-      sides.forEach((units, side) => {
-        const { k } = this.units.records[first + at]!.kind.sides[side]!;
-        for (const { quantizer } of units.flat()) {
-          runs.push({ quantizer, count: countSymbols(header.quantizers[quantizer]!, k) });
-        }
-      });
-    });
-    return new SymbolReader(section.codec, data, runs, header.quantizers, limits, this.budget, section.label);
-  }
-
-  private addLayers(at: number, sides: Layer[][][], symbols: SymbolReader): void {
+  /** Calls `use` with each layer that a rung brings to a record, in the order of the section. */
+  private eachLayer(at: number, rung: number, use: (layer: Layer, side: number, place: number) => void): void {
     const record = this.units.records[at]!;
-    sides.forEach((units, side) => {
-      const { k } = record.kind.sides[side]!;
+    for (let side = 0; side < record.kind.sides.length; side++) {
+      const [first, stop] = unitsOfSide(record, side);
+      for (let unit = first; unit < stop; unit++) {
+        this.units.eachLayer(record, side, unit, rung, (layer) => use(layer, side, unit - first));
+      }
+    }
+  }
+
+  private openBlock(section: Section, data: Uint8Array, first: number, count: number, rung: number): SymbolReader {
+    const { header, limits } = this.input;
+    const runs = new RunCounts(header.quantizers);
+    for (let at = first; at < first + count; at++) {
+      const { sides } = this.units.records[at]!.kind;
+      this.eachLayer(at, rung, ({ quantizer }, side) => runs.add(quantizer, sides[side]!.k));
+    }
+    return new SymbolReader(section.codec, data, runs, limits, this.budget, section.label);
+  }
+
+  /** Adds the layers of a rung to the coefficients of a record. */
+  private addLayers(at: number, rung: number, symbols: SymbolReader): void {
+    const { quantizers } = this.input.header;
+    const record = this.units.records[at]!;
+    const vectors = record.kind.sides.map(({ k }, side) => {
+      const [first, stop] = unitsOfSide(record, side);
       const known = this.coefficients[at]![side]!;
-      const q = known.length < units.length * k ? new Int32Array(units.length * k) : known;
-      if (q !== known) q.set(known);
-      this.coefficients[at]![side] = q;
-      units.forEach((layers, place) => {
-        for (const { quantizer, weight } of layers) {
-          const own = q.subarray(place * k, (place + 1) * k);
-          const run = symbols.read();
-          this.input.observe?.(quantizer, run);
-          addLayer(this.input.header.quantizers[quantizer]!, weight, run, own);
-        }
-      });
+      if (known.length === (stop - first) * k) return known;
+      const grown = new Int32Array((stop - first) * k);
+      grown.set(known);
+      return (this.coefficients[at]![side] = grown);
+    });
+    this.eachLayer(at, rung, ({ quantizer, weight }, side, place) => {
+      const { k } = record.kind.sides[side]!;
+      const run = symbols.read(quantizer, k);
+      this.input.observe?.(quantizer, run);
+      addLayer(quantizers[quantizer]!, weight, run, vectors[side]!.subarray(place * k, (place + 1) * k));
     });
   }
 
@@ -174,7 +185,9 @@ export class Decoder {
     const { header, readSection, step } = this.input;
     const carried: DecodedCarried[] = [];
     for (const [at, section] of header.carriedSections.entries()) {
-      const { name, kind } = header.records[header.coded + at]!;
+      const record = header.records[header.coded + at]!;
+      if (!this.wants(record)) continue;
+      const { name, kind } = record;
       const bytes = readCarriedTensor(section.codec, await readSection(section), kind as CarriedKind, section.label);
       carried.push({ type: "carried", name, kind: kind as CarriedKind, bytes });
       await step(1);
@@ -187,8 +200,9 @@ export class Decoder {
     const drawn: DecodedDrawn[] = [];
     // Of the last two draws the bytes are kept, since records of one family often repeat them.
     const latest = new Map<string, Uint8Array>();
-    for (const { name, kind } of header.records.slice(header.coded + header.carried)) {
-      if (kind.type !== "drawn") continue;
+    for (const record of header.records.slice(header.coded + header.carried)) {
+      const { name, kind } = record;
+      if (kind.type !== "drawn" || !this.wants(record)) continue;
       const key = drawOf(kind);
       const bytes = latest.get(key) ?? (await drawTensor(kind, () => step(0)));
       latest.set(key, bytes);

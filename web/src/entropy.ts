@@ -2,12 +2,29 @@
 
 import { refuse } from "./errors.js";
 import { checkLimit, type Limits } from "./limits.js";
-import { type Quantizer, TOTAL } from "./quantizers.js";
+import { countSymbols, type Quantizer, TOTAL } from "./quantizers.js";
 
-/** Consecutive symbols of one model, which is that of a quantizer. */
-export interface Run {
-  quantizer: number;
-  count: number;
+/** The symbols of a section by quantizer, and how they end. A run is the symbols of one layer. */
+export class RunCounts {
+  /** By quantizer the number of symbols. */
+  readonly symbols = new Map<number, number>();
+  /** Symbols of the longest run. */
+  longest = 0;
+  /** Symbols of quantizers with a table, and the last of these quantizers. */
+  tabled = 0;
+  lastTabled = -1;
+
+  constructor(readonly quantizers: readonly Quantizer[]) {}
+
+  /** Counts the run that k coefficients take. */
+  add(quantizer: number, k: number): void {
+    const count = countSymbols(this.quantizers[quantizer]!, k);
+    this.symbols.set(quantizer, (this.symbols.get(quantizer) ?? 0) + count);
+    this.longest = Math.max(this.longest, count);
+    if (this.quantizers[quantizer]!.table === null) return;
+    this.tabled += count;
+    this.lastTabled = quantizer;
+  }
 }
 
 /** Counts the steps of rans lanes of a file. */
@@ -18,56 +35,40 @@ export interface LaneBudget {
 const RAW = 0;
 const RANS = 2;
 
-/** Reads the symbols of a section. The runs must be asked for in their order. */
+/** Reads the symbols of a section, run by run. */
 export class SymbolReader {
   private readonly packed: PackedSymbols;
-  private readonly lanes: RansLanes | null;
+  private readonly lanes: RansLanes | null = null;
   private readonly scratch: Uint16Array;
-  /** The symbols that fill up the last row of lanes. */
-  private readonly filling: Run = { quantizer: -1, count: 0 };
-  private next = 0;
 
   constructor(
     codec: number,
     data: Uint8Array,
-    private readonly runs: readonly Run[],
-    private readonly quantizers: readonly Quantizer[],
+    private readonly runs: RunCounts,
     limits: Limits,
     budget: LaneBudget,
     where: string,
   ) {
     if (codec !== RAW && codec !== RANS) refuse("codec", `${where}: the codec ${codec} is unknown`);
-    const withTable = (run: Run): boolean => codec === RANS && quantizers[run.quantizer]!.table !== null;
-    const plain = runs.filter((run) => !withTable(run));
-    this.packed = new PackedSymbols(plain, quantizers, where);
-    if (codec === RAW && data.length !== this.packed.bytes) {
-      refuse("symbols", `${where}: expected ${this.packed.bytes} bytes of symbols, found ${data.length}`);
+    this.packed = new PackedSymbols(runs, codec === RANS, where);
+    const { bytes } = this.packed;
+    if (codec === RAW ? data.length !== bytes : data.length < bytes) {
+      refuse("symbols", `${where}: expected ${bytes} bytes of packed symbols, found ${data.length}`);
     }
-    if (data.length < this.packed.bytes) refuse("symbols", `${where}: the packed symbols are cut short`);
-    this.packed.open(data.subarray(0, this.packed.bytes));
-    this.lanes = null;
+    this.packed.open(data.subarray(0, bytes));
     if (codec === RANS) {
-      let count = 0;
-      let last = -1;
-      for (const run of runs) {
-        if (!withTable(run)) continue;
-        count += run.count;
-        last = run.quantizer;
-      }
-      const lanes = new RansLanes(data.subarray(this.packed.bytes), where);
-      checkLimit(limits, "laneSteps", (budget.steps += Math.ceil(count / lanes.lanes)), `${where}: steps of lanes`);
-      this.lanes = lanes;
-      this.filling = { count: (lanes.lanes - (count % lanes.lanes)) % lanes.lanes, quantizer: last };
+      this.lanes = new RansLanes(data.subarray(bytes), where);
+      budget.steps += Math.ceil(runs.tabled / this.lanes.lanes);
+      checkLimit(limits, "laneSteps", budget.steps, `${where}: steps of lanes`);
     }
-    this.scratch = new Uint16Array(runs.reduce((most, run) => Math.max(most, run.count), 0));
+    this.scratch = new Uint16Array(runs.longest);
   }
 
-  /** The symbols of the next run, in an array that the next call uses again. */
-  read(): Uint16Array {
-    const { quantizer, count } = this.runs[this.next++]!;
-    const target = this.scratch.subarray(0, count);
-    const { table } = this.quantizers[quantizer]!;
-    if (this.lanes !== null && table !== null) this.lanes.read(target, quantizer, table);
+  /** The symbols of the next run, which k coefficients take, in an array that the next call uses again. */
+  read(quantizer: number, k: number): Uint16Array {
+    const model = this.runs.quantizers[quantizer]!;
+    const target = this.scratch.subarray(0, countSymbols(model, k));
+    if (this.lanes !== null && model.table !== null) this.lanes.read(target, quantizer, model.table);
     else this.packed.read(target, quantizer);
     return target;
   }
@@ -75,8 +76,10 @@ export class SymbolReader {
   /** Checks that nothing is left. */
   finish(): void {
     if (this.lanes === null) return;
-    const { count, quantizer } = this.filling;
-    if (count > 0) this.lanes.read(new Uint16Array(count), quantizer, this.quantizers[quantizer]!.table!);
+    const { tabled, lastTabled, quantizers } = this.runs;
+    // Symbols that fill up the last row of lanes are thrown away.
+    const filling = (this.lanes.lanes - (tabled % this.lanes.lanes)) % this.lanes.lanes;
+    if (filling > 0) this.lanes.read(new Uint16Array(filling), lastTabled, quantizers[lastTabled]!.table!);
     this.lanes.finish();
   }
 }
@@ -90,15 +93,14 @@ class PackedSymbols {
   private readonly models = new Map<number, { width: number; bit: number; size: number; end: number }>();
 
   constructor(
-    runs: readonly Run[],
-    quantizers: readonly Quantizer[],
+    { symbols, quantizers }: RunCounts,
+    withoutTables: boolean,
     private readonly where: string,
   ) {
-    const counts = new Map<number, number>();
-    for (const { quantizer, count } of runs) counts.set(quantizer, (counts.get(quantizer) ?? 0) + count);
     let bytes = 0;
-    for (const [quantizer, count] of [...counts].sort(([a], [b]) => a - b)) {
-      const { size } = quantizers[quantizer]!;
+    for (const [quantizer, count] of [...symbols].sort(([a], [b]) => a - b)) {
+      const { size, table } = quantizers[quantizer]!;
+      if (withoutTables && table !== null) continue;
       const width = Math.max(1, 32 - Math.clz32(size - 1));
       this.models.set(quantizer, { width, bit: 8 * bytes, size, end: 8 * bytes + count * width });
       bytes += Math.ceil((count * width) / 8);

@@ -30,6 +30,8 @@ export interface OpenOptions {
 export interface DecodeOptions {
   /** Number of the rung to decode; the last one unless given. */
   rung?: number;
+  /** Names of the only records to decode. Sections without them are not read, and no decoded SHA-256 is checked. */
+  names?: readonly string[];
   /** Files among which a file with a reference finds the versions below it. */
   references?: readonly NolaFile[];
   /** Called often with the share of the work that is done, from 0 to 1. */
@@ -37,6 +39,11 @@ export interface DecodeOptions {
   /** Called with the symbols of each run and the index of their quantizer. The array is used again: copy what you keep. */
   onSymbols?: (quantizer: number, symbols: Uint16Array) => void;
   signal?: AbortSignal;
+}
+
+export interface VerifyOptions extends Omit<DecodeOptions, "rung" | "names"> {
+  /** Called with what each rung decodes to, from rung 0 up. */
+  onRung?: (decoded: Decoded) => void;
 }
 
 /** What a complete check of a file found. */
@@ -128,21 +135,23 @@ export class NolaFile {
     return this.guard(async () => {
       for (let before = 0; before < rung; before++) await decoder.skip();
       const { records, sha256 } = await decoder.decode(true);
-      return new Decoded(header, rung, records, hex(sha256));
+      options.onProgress?.(1);
+      return new Decoded(header, rung, records, sha256);
     });
   }
 
   /** Checks everything: all checksums, the content SHA-256, and the decoded SHA-256 of every rung. */
-  async verify(options: Omit<DecodeOptions, "rung"> = {}): Promise<Verification> {
+  async verify(options: VerifyOptions = {}): Promise<Verification> {
     const decoder = await this.makeDecoder(options, this.header.rungs.length);
     return this.guard(async () => {
       const rungs: string[] = [];
       for (let rung = 0; ; rung++) {
         const last = rung === this.header.rungs.length - 1;
         const { records, sha256 } = await decoder.decode(last);
-        rungs.push(hex(sha256));
+        rungs.push(sha256!);
+        const decoded = new Decoded(this.header, rung, records, sha256);
+        options.onRung?.(decoded);
         if (!last) continue;
-        const decoded = new Decoded(this.header, rung, records, hex(sha256));
         const content = await this.checkContent(options.signal);
         const signed = this.signature && {
           publicKey: hex(this.signature.publicKey),
@@ -184,6 +193,9 @@ export class NolaFile {
   private async makeDecoder(options: DecodeOptions, rungs: number): Promise<Decoder> {
     const { header, limits } = this;
     const { signal, onProgress, onSymbols } = options;
+    const names = options.names ? new Set(options.names) : null;
+    const known = new Set(names ? header.records.map(({ name }) => name) : []);
+    for (const name of names ?? []) if (!known.has(name)) refuse("usage", `decode: there is no record ${name}`);
     const earlier = header.reference === null ? null : await this.decodeReference(options);
     const total = rungs * header.coded + header.records.length - header.coded;
     const turn = new Turns(signal);
@@ -191,6 +203,7 @@ export class NolaFile {
     return new Decoder({
       header,
       limits,
+      names,
       earlier,
       readSection: async (section: Section) => {
         const data = await this.source.read(section.offset, section.offset + section.length, signal);
@@ -217,6 +230,7 @@ export class NolaFile {
       if (own === null ? reference.files === 0 : own.files >= reference.files) continue;
       const rung = file.header.rungs.findIndex(({ sha256 }) => hex(sha256) === wanted);
       if (rung < 0) continue;
+      // The whole of it is decoded, so that its hash is checked.
       const { references, signal } = options;
       const { records } = await file.decode({ rung, ...(references && { references }), ...(signal && { signal }) });
       return new Map(records.map((record) => [record.name, record]));

@@ -242,7 +242,7 @@ function checkWork(
   checkLimit(limits, "words", countWords(records), "header: words of the drawn records");
   checkLimit(limits, "recordsTimesRungs", coded * rungs, "header: coded records times rungs");
   checkLimit(limits, "allElements", elements + bytes, "header: elements and bytes of all records");
-  checkLimit(limits, "elementsTimesRungs", elements * rungs, "header: elements times rungs");
+  checkLimit(limits, "elementsTimesRungs", (elements + bytes) * rungs, "header: elements and bytes times rungs");
   checkLimit(limits, "coefficients", coefficients * rungs, "header: coefficients times rungs");
   checkLimit(limits, "denseWork", dense * rungs, "header: work of the dense bases");
   checkLimit(limits, "products", products, "header: elements of the products");

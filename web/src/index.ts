@@ -3,7 +3,15 @@
 export { NolaError, type ErrorCode } from "./errors.js";
 export { DEFAULT_LIMITS, FORMAT_LIMITS, type Limits } from "./limits.js";
 export { type Source, type SourceLike } from "./source.js";
-export { openNola, NolaFile, type DecodeOptions, type OpenOptions, type TensorInfo, type Verification } from "./file.js";
+export {
+  openNola,
+  NolaFile,
+  type DecodeOptions,
+  type OpenOptions,
+  type TensorInfo,
+  type Verification,
+  type VerifyOptions,
+} from "./file.js";
 export { Decoded } from "./result.js";
 export {
   toFloat32,

@@ -77,12 +77,14 @@ export const FORMAT_LIMITS: Readonly<Limits> = Object.freeze({
   laneSteps: 2 ** 26,
 });
 
-/** The limits unless the caller gives others: no file takes more than about 2 GB or a minute by default. */
+/** The limits unless the caller gives others. With them no file takes more than about 2 GB or a minute. */
 export const DEFAULT_LIMITS: Readonly<Limits> = Object.freeze({
   ...FORMAT_LIMITS,
-  allElements: 2 ** 29,
-  elementsTimesRungs: 2 ** 32,
-  coefficients: 2 ** 29,
+  headerValues: 2 ** 19,
+  units: 2 ** 21,
+  allElements: 2 ** 28,
+  elementsTimesRungs: 2 ** 31,
+  coefficients: 2 ** 28,
   denseWork: 2 ** 34,
   words: 2 ** 31,
 });

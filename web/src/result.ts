@@ -12,8 +12,8 @@ export class Decoded {
     readonly rung: number,
     /** All records, in order. */
     readonly records: DecodedRecord[],
-    /** Decoded SHA-256, in hexadecimal. It is equal to that of the header. */
-    readonly sha256: string,
+    /** Decoded SHA-256, in hexadecimal. It is equal to that of the header, and null if only some records were decoded. */
+    readonly sha256: string | null,
   ) {}
 
   /**

@@ -118,14 +118,12 @@ export class UnitsReader {
     for (const [at, record] of this.records.entries()) this.checkBound(record, rung, at);
   }
 
-  /** The layers that a rung brings to the vector of a unit on a side. */
-  layers(record: CodedRecord, side: number, unit: number, rung: number): Layer[] {
-    const layers: Layer[] = [];
+  /** Calls `use` with each layer that a rung brings to the vector of a unit on a side, in order. */
+  eachLayer(record: CodedRecord, side: number, unit: number, rung: number, use: (layer: Layer) => void): void {
     for (let r = record.starts[unit] === rung ? 0 : rung; r <= rung; r++) {
       const row = this.row(record, side, unit, r);
-      if (row.quantizer >= 0) layers.push(row);
+      if (row.quantizer >= 0) use(row);
     }
-    return layers;
   }
 
   private row({ kindIndex, precisions }: CodedRecord, side: number, unit: number, rung: number): Row {

@@ -1,4 +1,4 @@
-/** The command prints JSON and sets its exit status. */
+/** The command prints JSON by the protocol of the conformance kit. */
 
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
@@ -16,11 +16,23 @@ function run(...args) {
 test("a good file, one with a reference, and one that is no file of the format", () => {
   const good = run(path(`${GOLDEN}nmse.nola`));
   assert.equal(good.status, 0);
-  assert.equal(JSON.parse(good.stdout).rungs.at(-1), readJson(`${GOLDEN}manifest.json`)["nmse.nola"].factors_sha256);
+  const { rungs } = JSON.parse(good.stdout);
+  assert.equal(rungs.at(-1).decoded_sha256, readJson(`${GOLDEN}manifest.json`)["nmse.nola"].factors_sha256);
+  assert.ok(Object.keys(rungs[0].tensors).some((name) => name.endsWith(".lora_B")));
   const below = run(path(`${GOLDEN}reference.nola`), path(`${GOLDEN}vectors.nola`));
-  assert.equal(JSON.parse(below.stdout).ok, true);
+  assert.equal(JSON.parse(below.stdout).rungs.length, 1);
   const bad = run(path("LICENSE"));
-  assert.equal(bad.status, 1);
-  assert.equal(JSON.parse(bad.stdout).code, "magic");
+  assert.equal(bad.status, 0);
+  assert.equal(JSON.parse(bad.stdout).refused, "magic");
+  assert.equal(JSON.parse(run(path("no-such-file")).stdout).refused, "source");
   assert.equal(run().status, 2);
+});
+
+test("--batch answers each line", () => {
+  const lines = [["nmse"], ["reference", "vectors"], ["vectors"]];
+  const input = lines.map((names) => JSON.stringify(names.map((name) => path(`${GOLDEN}${name}.nola`)))).join("\n");
+  const { stdout } = spawnSync(process.execPath, [path("web/dist/cli.js"), "--batch"], { encoding: "utf8", input });
+  const answers = stdout.trim().split("\n").map((line) => JSON.parse(line));
+  assert.equal(answers.length, lines.length);
+  assert.ok(answers.every(({ rungs }) => rungs.length > 0));
 });

@@ -73,6 +73,32 @@ test("progress rises to 1, and a signal stops the work", async () => {
   await assert.rejects(work, { name: "AbortError" });
 });
 
+test("single records are decoded alone, and blocks without them are not read", async () => {
+  const data = golden("rungs");
+  let bytes = 0;
+  const source = {
+    size: data.length,
+    read: async (start, end) => {
+      bytes += end - start;
+      return data.subarray(start, end);
+    },
+  };
+  const whole = await (await openNola(data)).decode();
+  const file = await openNola(source);
+  const opening = bytes;
+  for (const { name, values, exponents } of whole.records) {
+    const { records, sha256 } = await file.decode({ names: [name] });
+    assert.deepEqual(records.map((record) => [record.name, record.values, record.exponents]), [[name, values, exponents]]);
+    assert.equal(sha256, null);
+  }
+  bytes = 0;
+  assert.deepEqual((await file.decode({ names: [] })).records, []);
+  const sections = file.header.rungSections.reduce((sum, { units }) => sum + units.length, 0);
+  assert.equal(bytes, sections);
+  assert.ok(opening >= 38);
+  await assert.rejects(file.decode({ names: ["no such record"] }), refusedFor("usage"));
+});
+
 test("a safetensors file holds the factors under the keys of the dialect", async () => {
   const decoded = await (await openNola(golden("effective"))).decode();
   const data = decoded.toSafetensors();
