@@ -41,6 +41,7 @@ from nola_codec.rendering import render_size, render_table  # noqa: E402
 _MOST_MEMORY = 8 << 30
 """The address space of a process: a limit for what a finding may take from the machine."""
 _REPORT_SECONDS = 2.0
+_SILENT_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,9 @@ def fuzz(target: Target, seconds: float, seed: int, folder: Path) -> Row:
         send.close()
         found: dict[str, Any] = {"runs": 0, "slowest": 0.0, "memory": 0, "outcomes": {}, "findings": []}
         try:
-            while True:
+            while receive.poll(_SILENT_SECONDS):
                 found = receive.recv()
+            process.kill()  # it hangs where no signal reaches it
         except EOFError:
             pass
         process.join()
