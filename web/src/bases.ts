@@ -42,27 +42,37 @@ function addRows(
   const perWord = uniform ? 2 : 32;
   const purpose = uniform ? PURPOSE.uniform : PURPOSE.rademacher;
   const pitch = Math.ceil(n / perWord);
-  const row = new Float64Array(Math.min(n, CHUNK_WORDS * perWord));
-  for (let j = 0; j < k; j++) {
-    for (let start = 0; start < n; start += row.length) {
-      const count = Math.min(row.length, n - start);
-      // Words are made in fours, from the last multiple of four on.
-      const word = j * pitch + start / perWord;
-      const drawn = words(sequences, purpose, word - (word % 4), Math.ceil(count / perWord) + (word % 4));
-      fillRow(row, count, drawn.subarray(word % 4), uniform);
-      vectors.forEach((coefficients, vector) => {
-        const q = coefficients[j]!;
-        if (q !== 0) addScaled(results[vector]!, start, row, count, q);
-      });
+  // Words are made for several short rows at a time, or for a piece of a long one.
+  const rows = Math.max(1, Math.floor(CHUNK_WORDS / pitch));
+  const width = Math.min(n, CHUNK_WORDS * perWord);
+  const row = new Float64Array(width);
+  for (let first = 0; first < k; first += rows) {
+    const stop = Math.min(k, first + rows);
+    for (let start = 0; start < n; start += width) {
+      const count = Math.min(width, n - start);
+      // They are made in fours, from the last multiple of four on.
+      const from = first * pitch + start / perWord;
+      const skipped = from % 4;
+      const needed = (stop - first - 1) * pitch + Math.ceil(count / perWord);
+      const drawn = words(sequences, purpose, from - skipped, needed + skipped);
+      for (let j = first; j < stop; j++) {
+        if (vectors.every((coefficients) => coefficients[j] === 0)) continue;
+        fillRow(row, count, drawn, skipped + (j - first) * pitch, uniform);
+        vectors.forEach((coefficients, vector) => {
+          const q = coefficients[j]!;
+          if (q !== 0) addScaled(results[vector]!, start, row, count, q);
+        });
+      }
     }
   }
 }
 
-function fillRow(row: Float64Array, count: number, drawn: Uint32Array, uniform: boolean): void {
+/** Makes `count` entries of a row from its words, which begin at `at`. */
+function fillRow(row: Float64Array, count: number, drawn: Uint32Array, at: number, uniform: boolean): void {
   if (uniform) {
-    for (let i = 0; i < count; i++) row[i] = ((drawn[i >> 1]! >>> (16 * (i & 1))) & 0xffff) - 32768;
+    for (let i = 0; i < count; i++) row[i] = ((drawn[at + (i >> 1)]! >>> (16 * (i & 1))) & 0xffff) - 32768;
   } else {
-    for (let i = 0; i < count; i++) row[i] = 1 - 2 * ((drawn[i >> 5]! >>> (i & 31)) & 1);
+    for (let i = 0; i < count; i++) row[i] = 1 - 2 * ((drawn[at + (i >> 5)]! >>> (i & 31)) & 1);
   }
 }
 

@@ -73,6 +73,7 @@ export class UnitsReader {
   /** Allocation tables by rung and number. */
   private readonly tables: Row[][][] = [];
   private allUnits = 0;
+  private allLayers = 0;
 
   constructor(
     private readonly header: Header,
@@ -211,8 +212,11 @@ export class UnitsReader {
     for (const record of this.records) {
       for (let unit = 0; unit < record.count; unit++) {
         const starts = record.starts[unit] === rung;
+        const sides = sidesOfUnit(record.kind, unit);
+        this.allLayers += sides.length * (starts ? rung + 1 : 1);
+        checkLimit(this.limits, "layers", this.allLayers, `units of rung ${rung}: layers`);
         let layers = 0;
-        for (const side of sidesOfUnit(record.kind, unit)) {
+        for (const side of sides) {
           let peak = starts ? 0 : record.peaks[side]![unit]!;
           for (let r = starts ? 0 : rung; r <= rung; r++) {
             const row = this.row(record, side, unit, r);
