@@ -170,6 +170,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    # A shell ignores SIGINT in what it runs in the background, and the commands would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     draw = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as temporary:
         jobs = make_jobs(Path(temporary))
