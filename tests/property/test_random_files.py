@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
 from damage import compare_readers, damage
+from file_features import features, wanted_features
 from kernel_paths import PATHS
-from nola_forge import split, units_integers, verify
+from nola_forge import verify
 from random_files import RandomFile, random_file
 
 from nola_codec.arrays import NUMPY, TorchArrays
@@ -94,48 +94,8 @@ def test_damage_reaches_the_decoder() -> None:
 
 
 def test_the_files_hold_what_decoders_must_know() -> None:
-    seen: set[Any] = set()
-    for number in range(FILES):
-        file = made(number)
-        top = split(file.data).top
-        seen |= {
-            f"a base {'base' in top}",
-            f"files below {len(file.references)}",
-            f"streams {top['streams']}"[:12],
-        }
-        seen |= {f"quantizer {q[0]} {q[1] if q[0] == 2 else q[2] is not None}" for q in top["quantizers"]}
-        seen |= {f"codec {codec}" for codec, *_ in top["sections"]}
-        seen |= {"more than one rung" for _ in top["rungs"][1:]} | {"more than one block" for _ in top["blocks"][1:]}
-        for record in file.records:
-            kind = record.kind
-            seen.add(f"basis {kind.basis}, form {kind.form}, {len(kind.lengths)} sides")
-            for n, k in zip(kind.lengths, kind.num_basis, strict=True):
-                seen.add(f"basis {kind.basis}, k {'<' if k < n else '=' if k == n else '>'} n")
-                power = n & -n
-                seen |= {f"block {min(power, 4096)}"} if kind.basis == 1 and power in (n, min(power, 4096)) else set()
-            seen |= {"a unit that starts late" for start in record.starts if start}
-            seen |= {"no units" for _ in range(not record.starts)}
-        for integers in units_integers(file.data, file.known):
-            seen |= {f"role {role}" for role, _ in integers}
-        seen |= {f"dtype {top['kinds'][i][2]}" for i in top["records"] if top["kinds"][i][0] == 1}
-        seen |= {f"drawn {top['kinds'][i][4]}" for i in top["records"] if top["kinds"][i][0] == 3}
-    wanted = {f"quantizer {kind} {table}" for kind in (0, 3) for table in (False, True)} | {"quantizer 1 False"}
-    wanted |= {f"quantizer 2 {number}" for number in range(13)}
-    wanted |= {f"codec {number}" for number in (0, 1, 2, 3, 4)} | {f"role {role}" for role in range(16)}
-    wanted |= {f"basis {basis}, form {form}, 2 sides" for basis in (1, 2, 3) for form in (0, 1)}
-    wanted |= {f"basis {basis}, form 0, 1 sides" for basis in (1, 2, 3)} | {"basis 1, form 2, 2 sides"}
-    wanted |= {f"basis {basis}, k {how} n" for basis in (1, 2, 3) for how in "<=>" if (basis, how) != (1, ">")}
-    wanted |= {f"block {1 << i}" for i in range(13)} | {f"drawn {method}" for method in range(3)}
-    wanted |= {
-        "a base True",
-        "a base False",
-        "more than one rung",
-        "more than one block",
-        "files below 1",
-        "files below 2",
-    }
-    wanted |= {"a unit that starts late", "no units", "streams None", "streams [0, "}
-    assert wanted <= seen, wanted - seen
+    seen = set().union(*(features(made(number)) for number in range(FILES)))
+    assert wanted_features() <= seen, wanted_features() - seen
 
 
 @pytest.mark.parametrize("path", PATHS)

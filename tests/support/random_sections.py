@@ -10,6 +10,8 @@ import numpy as np
 from nola_forge import frame
 from random_units import CodedRecord
 
+POINTS, INTEGERS, TRELLIS, DEPENDENT = range(4)
+"""Types of quantizers."""
 _DTYPE_BYTES = (4, 2, 2, 8, 8, 4, 2, 1, 1, 1, 2, 4, 8, 1, 1)
 _STRIDES = (24, 16, 12, 10, 8, 6, 5, 4, 3, 5, 2, 3, 1)
 _TWO_BITS, _FOUR_LEVELS = (9, 11), (11, 12)
@@ -23,17 +25,17 @@ def quantizer(rng: np.random.Generator, trellis: int | None = None) -> dict[str,
         rng: Makes the choices.
         trellis: The number of a trellis that it is to be.
     """
-    kind = int(rng.choice([0, 1, 2, 2, 3, 3])) if trellis is None else 2
-    if kind == 2:
+    kind = int(rng.choice([POINTS, INTEGERS, TRELLIS, TRELLIS, DEPENDENT, DEPENDENT])) if trellis is None else TRELLIS
+    if kind == TRELLIS:
         number = int(rng.integers(len(_STRIDES))) if trellis is None else trellis
         size, peak = 4 if number in _TWO_BITS else 2, 10 if number in _FOUR_LEVELS else 1
-        return {"wire": [2, number, None], "size": size, "table": None, "stride": _STRIDES[number], "peak": peak}
+        return {"wire": [kind, number, None], "size": size, "table": None, "stride": _STRIDES[number], "peak": peak}
     largest = int(rng.choice([60, 400, 32768]))
-    if kind == 1:
+    if kind == INTEGERS:
         bits = int(rng.choice([9, 10, 16]))
         data: Any = bits
         size, peak = 1 << bits, 1 << bits - 1
-    elif kind == 0:
+    elif kind == POINTS:
         count = int(rng.choice([1, 2, 5, 256]))
         data = np.sort(rng.choice(np.arange(-largest, largest + 1), min(count, 2 * largest), replace=False)).tolist()
         size, peak = len(data), max(map(abs, data))
@@ -48,7 +50,7 @@ def quantizer(rng: np.random.Generator, trellis: int | None = None) -> dict[str,
     table = stored = None
     if size <= 256 and rng.random() < 0.7:
         shares = rng.random(size) ** 8 + 1e-9
-        if kind == 3:
+        if kind == DEPENDENT:
             half = size // 2
             folded = 1 + rng.multinomial((4096 - size) // 2, shares[half:] / shares[half:].sum())
             folded[0] = 4096 - 2 * folded[1:].sum()
