@@ -190,6 +190,9 @@ def conforms(value: Any, schema: Any) -> bool:
     return schema is object or (type(value) is schema and (schema is not float or math.isfinite(value)))
 
 
+# == Records
+
+
 def make_kind(item: list[Any]) -> dict[str, Any]:
     """Return a kind by field names. A vector is like a low-rank record of one component without a second side."""
     schema = {1: CARRIED, 2: VECTOR, 3: DRAWN}.get(item[0] if item and type(item[0]) is int else 0, LOWRANK)
@@ -264,7 +267,7 @@ def unit_rows(top: dict[str, Any], record: dict[str, Any], unit: int, rungs: Any
     return rows
 
 
-# == Rungs
+# == Units sections
 
 
 def read_kinds(coded: list[dict[str, Any]], integers: "Integers") -> None:
@@ -306,9 +309,6 @@ def read_counts_and_exponents(coded: list[dict[str, Any]], integers: "Integers")
             exponents[side] += integers.read(7)
         record["exponents"].append(exponents[: len(record["sides"])])
         require(conforms(record["exponents"][-1], [range(-120, 101)]), "units", "exponents")
-
-
-# == Units sections
 
 
 def read_units(top: dict[str, Any], rung: int, codec: int, data: bytes) -> None:

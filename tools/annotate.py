@@ -16,10 +16,12 @@ from typing import Any
 
 import msgpack
 import numpy as np
-from make_golden import GOLDEN, ROOT, SEED, reference
+from known_answers import SEED
+from make_golden import GOLDEN, ROOT, reference
+from worked_file import tell_block
 
 SPECIFICATION = ROOT / "spec" / "nola-v1.md"
-EXAMPLE = GOLDEN / "codec-raw.nola"
+EXAMPLE = GOLDEN / "worked.nola"
 PROGRESSIVE = GOLDEN / "rungs.nola"
 REF = reference()
 PRELUDE = (
@@ -116,27 +118,10 @@ def all_bytes(data: bytes) -> Iterator[str]:
 
 
 def decoding(data: bytes) -> Iterator[str]:
-    """Yield how the units and the first vector of a file of one rung, in component form, are decoded."""
+    """Yield how a file of one rung and one block, in component form, is decoded to the last number."""
     top, sections = REF.open_file(data)
-    records, reader = top["coded"], UnitsNarrator(top)
-    yield from reader.read(0, sections[0], len(records))
-    REF.read_block(top, records, *sections[1])
-    runs = [(layer[2], record["num_basis"][layer[0]]) for record in records for layer in record["layers"]]
-    yield "section 1, block 0: runs (quantizer, length) " + " ".join(f"({q}, {n})" for q, n in runs)
-    models = [(book["size"], book["table"]) for book in top["quantizers"]]
-    symbols = REF.decode_symbols(*sections[1], runs, models)
-    record = records[0]
-    yield from sequence(f"  symbols of the first run, {short(record)}.lora_B, column 0:", symbols[: runs[0][1]])
-    q = record["coefficients"][0, 0]
-    yield from sequence("  coefficients q:", q)
-    n, exponent = record["lengths"][0], record["exponents"][0][0]
-    y = REF.synthesize(record["basis"], q, n, top["seed"], 2 * record["stream"])
-    block, passes = REF.block_and_passes(n)
-    yield from sequence(f"  y = basis(q), hadamard of n = {n}, block {block}, passes {passes}, t = 0:", y)
-    code = record["amplitudes"][0]
-    shift = 15 - code // 32 + exponent
-    yield f"  amplitude {code}, exponent {exponent}: M = {REF.MANTISSAS[code % 32]}, s = {shift}"
-    yield from sequence(f"  int16 elements, times 2^{exponent}:", REF.to_int16(y, code, exponent))
+    yield from UnitsNarrator(top).read(0, sections[0], len(top["coded"]))
+    yield from tell_block(REF, top, sections)
 
 
 def rungs(data: bytes) -> Iterator[str]:
@@ -192,7 +177,8 @@ class UnitsNarrator:
             yield from textwrap.wrap(text, 110, initial_indent="  ", subsequent_indent="    ")
         yield f"  unit counts: {join(record['unit_counts'][rung] for record in top['coded'])}"
         for side, name in enumerate(("lora_B", "lora_A")):
-            yield f"  exponents of {name}: {join(record['exponents'][rung][side] for record in top['coded'])}"
+            of_side = [record["exponents"][rung][side] for record in top["coded"] if side < len(record["sides"])]
+            yield f"  exponents of {name}{' and vectors' * (side == 0)}: {join(of_side)}"
         precisions = iter([value for role, value in integers if 8 <= role <= 10])
         amplitudes = iter([value for role, value in integers if 11 <= role <= 12])
         for index, (record, old) in enumerate(zip(top["coded"], before, strict=True)):

@@ -20,6 +20,9 @@ OUTSIDE = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
     "spec/nola-v1.md": "spec/nola-v1.md",
+    "spec/conventions.md": "spec/conventions.md",
+    "spec/encoding.md": "spec/encoding.md",
+    "spec/conformance/README.md": "spec/conformance/README.md",
 }
 """Pages of the repository that lie outside of docs/, and their places in the site."""
 

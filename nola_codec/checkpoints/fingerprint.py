@@ -1,7 +1,7 @@
 """The fingerprint of a base model: a hash over what its tensors are called, their shapes, and a few of their bytes.
 
 It tells one model from another, in the time that it takes to read the headers of the weights and half a megabyte. It
-does not prove that two models are equal (specification, "Base models").
+does not prove that two models are equal (`spec/conventions.md`, "Base models").
 """
 
 from __future__ import annotations

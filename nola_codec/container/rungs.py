@@ -1,4 +1,4 @@
-"""Make the header of a file that ends at one of its rungs (specification, "Rungs")."""
+"""Make the header of a file that ends at one of its rungs (specification, "Units")."""
 
 from __future__ import annotations
 

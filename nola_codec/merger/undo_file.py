@@ -1,7 +1,7 @@
 """Write and read the undo file ``nola_undo.bin``, which holds the bits of each weight that a merge lost.
 
-Its blocks hold the residuals of `arithmetic.residuals`, a few rows each, compressed. The layout (specification,
-"Undoing a merge") is:
+Its blocks hold the residuals of `arithmetic.residuals`, a few rows each, compressed. The layout
+(`spec/conventions.md`, "Undo files") is:
 
     magic
     blocks, one after the other

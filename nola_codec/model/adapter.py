@@ -222,7 +222,7 @@ class BaseReference:
 
 @dataclass(frozen=True)
 class BaseEntry:
-    """The base model that an adapter was trained on (specification, "Base models").
+    """The base model that an adapter was trained on (`spec/conventions.md`, "Base models").
 
     Attributes:
         name: The name of the model, such as that of its repository; it may be empty.

@@ -70,14 +70,15 @@ def test_a_term_is_explained_once() -> None:
 
 def test_places_exist() -> None:
     headings = {
-        re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-")
-        for heading in re.findall(r"^#+ (.*)$", (ROOT / "spec" / "nola-v1.md").read_text(encoding="utf-8"), re.M)
+        f"{page}#" + re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-")
+        for page in ("nola-v1.md", "conventions.md")
+        for heading in re.findall(r"^#+ (.*)$", (ROOT / "spec" / page).read_text(encoding="utf-8"), re.M)
     }
     for term, _, where, _ in entries():
         folders = re.findall(r"`([^`]+)`", where)
         assert folders, term
         assert all((ROOT / folder).is_dir() for folder in folders), (term, folders)
-        assert set(re.findall(r"nola-v1\.md#([^)]+)\)", where)) <= headings, (term, where)
+        assert set(re.findall(r"spec/([^)]+#[^)]+)\)", where)) <= headings, (term, where)
 
 
 def test_replaced_names_are_listed_in_the_glossary() -> None:

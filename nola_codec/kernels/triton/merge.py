@@ -1,4 +1,4 @@
-"""The merged weight in one pass, exact (specification, "Merging").
+"""The merged weight in one pass, exact (`spec/conventions.md`, "delta_W and merging").
 
     D      = (B A) * 2^(eB + eA) * scaling     float64: an exact product, then one rounding at most
     merged = round_dtype(float64(W) + D)       one float64 sum, one rounding

@@ -1,7 +1,7 @@
 """The bits of a merge: exact sums of deltas and weights, and one rounding.
 
 Let W be a weight of some float dtype, B and A the int16 factors of a LoRA module, and eB, eA their exponents. The
-contract (specification, "Merging") is
+contract (`spec/conventions.md`, "delta_W and merging") is
 
     D      = (B A) * 2^(eB + eA) * scaling         float64: an exact integer product, then one rounding at most
     merged = round_dtype(float64(W) + D)           one float64 sum, then one rounding to nearest even

@@ -1,4 +1,4 @@
-"""Add a whole delta to a weight in memory (specification, "Merging").
+"""Add a whole delta to a weight in memory (`spec/conventions.md`, "delta_W and merging").
 
     delta_W = (lora_B @ lora_A) * 2^(eB + eA) * scaling       float64: the product is exact, the scaling rounds once
     merged  = round_dtype(float64(W) + delta_W)               one sum, one rounding
