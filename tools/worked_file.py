@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterator
 from types import ModuleType
@@ -63,12 +64,20 @@ def _tell_vector(
     t = 2 * record["stream"] + side
     y = ref.synthesize(record["basis"], q, n, top["seed"], t)
     block, passes = ref.block_and_passes(n)
+    signs = [ref.signs(top["seed"], t, purpose, n) for purpose in (ref.SIGNS, ref.SIGNS_SECOND)]
     if passes == 1:
         yield from _sequence(f"T(q), block {block}", ref.transform(q, block))
-    yield from _sequence(f"signs, t = {t}", ref.signs(top["seed"], t, ref.SIGNS, n))
-    if passes == 2:
-        yield from _sequence(f"second signs, t = {t}", ref.signs(top["seed"], t, ref.SIGNS_SECOND, n))
-    yield from _sequence(f"y, block {block}, passes {passes}", y)
+        yield from _sequence(f"signs, t = {t}", signs[0])
+    else:
+        left, root = n % block, math.isqrt(block)
+        first = np.concatenate((ref.transform(q[: n - left], block), root * q[n - left :]))
+        yield from _sequence(f"first pass, block {block}: T(q[0 : {n - left}]), {root} * q[{n - left} : {n}]", first)
+        yield from _sequence(f"signs, t = {t}", signs[0])
+        z = first * signs[0]
+        second = np.concatenate((root * z[:left], ref.transform(z[left:], block)))
+        yield from _sequence(f"second pass: {root} * z[0 : {left}], T(z[{left} : {n}])", second)
+        yield from _sequence(f"second signs, t = {t}", signs[1])
+    yield from _sequence("y", y)
     shift = 15 - (code >> 5) + exponent
     yield f"  scale code {code}, e = {exponent}: mantissa {ref.MANTISSAS[code & 31]}, shift {shift}"
     yield from _sequence("int16", ref.to_int16(y, code, exponent))
