@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 import nola_codec
 from nola_codec import remote
+from nola_codec.container import reader
 from nola_codec.errors import NolaError, RemoteError
 from nola_codec.remote import http_files, open_url, range_file, transfer
 
@@ -21,7 +22,7 @@ from nola_codec.remote import http_files, open_url, range_file, transfer
 def test_opening_takes_one_request_and_a_tensor_one_more(server: RangeServer, encoded: bytes) -> None:
     with nola_codec.load(server.url("task.nola"), device="numpy") as task:
         assert len(server.requests) == 1
-        assert server.sent <= 64 << 10
+        assert server.sent <= 16 << 10
         name = task.names()[-1]
         pair = task.factors(name)
         assert len(server.requests) <= 2
@@ -102,7 +103,7 @@ def test_a_cut_body_is_completed_and_not_begun_again(server: RangeServer, encode
     server.faults = ["cut"]
     with open_url(server.url("task.nola")) as stream:
         assert stream.read(60_000) == encoded[:60_000]
-    assert server.requests[1][1].startswith("bytes=32768-")
+    assert server.requests[1][1].startswith("bytes=8192-")
 
 
 @pytest.mark.parametrize("has_lengths", [True, False])
@@ -215,6 +216,7 @@ def test_truncate_reads_only_the_rungs_that_it_keeps(
     server: RangeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(range_file, "FIRST_READ", 256)
+    monkeypatch.setattr(reader, "AHEAD", 256)
     random = np.random.default_rng(1)
     sides = {"lora_A": (8, 1024), "lora_B": (1024, 8)}
     tensors = {f"base_model.model.q.{side}.weight": random.standard_normal(s, np.float32) for side, s in sides.items()}
