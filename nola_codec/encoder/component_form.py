@@ -17,6 +17,7 @@ from nola_codec.basis import basis_by_id
 from nola_codec.container.names import split_name
 from nola_codec.encoder.content import DraftSymbols, FileContent
 from nola_codec.encoder.job import EncodeJob
+from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import (
     P_LOW,
     PRECISION_STEPS,
@@ -56,7 +57,8 @@ def component_content(job: EncodeJob, form: CanonicalForm, plan: RatePlan, quant
         _kind(item, job.basis, tables.numbers, is_difference=index in form.differences)
         for index, item in enumerate(job.items)
     ]
-    amplitudes = _predict_amplitudes(quantized, form, kinds, tables, _worth_of_amplitudes(job, form, plan, quantized))
+    worth = _worth_of_amplitudes(job, form, plan, quantized)
+    amplitudes = _predict_amplitudes(job, quantized, form, kinds, tables, worth)
     units = units_of_records(quantized, form, len(job.items))
     lean = form.without_matrices()
     rungs, squares = [], []
@@ -210,6 +212,7 @@ class _Amplitudes:
 
 
 def _predict_amplitudes(
+    job: EncodeJob,
     quantized: QuantizedForm,
     form: CanonicalForm,
     kinds: Sequence[CodedKind],
@@ -238,10 +241,29 @@ def _predict_amplitudes(
             step = np.rint(_medians((quantized.amplitude[rung] - base)[coded], ids[coded], len(pairs)))
             base = base + step[ids]
             reached = reached + step[ids]
-        near = base + _cheap_gaps(quantized.amplitude[rung] - base, worth[rung])
-        near = np.clip(near, MIN_CODE, MAX_CODE).astype(np.int64)
+        wanted = base + _cheap_gaps(quantized.amplitude[rung] - base, worth[rung])
+        near = np.clip(wanted, MIN_CODE, MAX_CODE).astype(np.int64)
+        _require_reach(job, form.record[quantized.kept[coded]], (wanted - near)[coded])
         codes[rung] = np.where(coded, near, codes[max(rung - 1, 0)])
     return _Amplitudes(slope, {kind: int(constants[number]) for kind, number in numbers.items()}, codes)
+
+
+def _require_reach(job: EncodeJob, records: Int64Array, beyond: Float64Array) -> None:
+    """Raise EncodeError ``overflow`` if an amplitude is far beyond those that a file can hold.
+
+    Args:
+        job: The encode.
+        records: int64 (units,): the number of each unit's record.
+        beyond: float64 (units,): how many codes are missing.
+    """
+    if len(beyond) and np.abs(beyond).max() > _GAP:
+        worst = int(np.abs(beyond).argmax())
+        size = "large" if beyond[worst] > 0 else "small"
+        message = (
+            f"its weights are too {size}, or spread over more orders of magnitude than a file can hold: an amplitude "
+            f"is {abs(beyond[worst]):.0f} codes beyond those that there are; leave out the target, or scale the weights"
+        )
+        raise EncodeError(message, code="overflow", where=job.items[records[worst]].name)
 
 
 def _worth_of_amplitudes(job: EncodeJob, form: CanonicalForm, plan: RatePlan, quantized: QuantizedForm) -> Float64Array:
