@@ -5,8 +5,8 @@
 
 import { readFile } from "node:fs/promises";
 import { createInterface } from "node:readline";
-import { type Decoded, NolaError, openNola } from "./index.js";
-import { hex, sha256 } from "./sha256.js";
+import { digestsOf } from "./digests.js";
+import { NolaError, openNola } from "./index.js";
 
 const paths = process.argv.slice(2);
 if (paths.length === 0 || paths.includes("-h") || paths.includes("--help")) {
@@ -27,7 +27,7 @@ async function answer([path, ...references]: string[]): Promise<object> {
     const rungs: object[] = [];
     const { contentSha256, signed } = await file.verify({
       references: below,
-      onRung: (decoded) => rungs.push({ decoded_sha256: decoded.sha256, tensors: digests(decoded) }),
+      onRung: (decoded) => rungs.push({ decoded_sha256: decoded.sha256, tensors: digestsOf(decoded) }),
     });
     return { content_sha256: contentSha256, signed, rungs };
   } catch (error) {
@@ -35,21 +35,6 @@ async function answer([path, ...references]: string[]): Promise<object> {
     if (error instanceof Error && "path" in error) return { refused: "source", message: error.message };
     throw error;
   }
-}
-
-/** Exponents and hashes of all tensors of a rung. */
-function digests({ records }: Decoded): Record<string, unknown> {
-  const found = records.flatMap((record): [string, unknown][] => {
-    const { name } = record;
-    if (record.type === "carried" || record.type === "drawn") return [[name, hex(sha256(record.bytes))]];
-    const parts = record.type === "vector" ? ["vector"] : ["lora_B", "lora_A"];
-    const hashes = record.values.map((values, side): [string, unknown] => {
-      const bytes = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
-      return [`${name}.${parts[side]}`, hex(sha256(bytes))];
-    });
-    return [[`${name}.exponents`, record.exponents], ...hashes];
-  });
-  return Object.fromEntries(found);
 }
 
 function print(result: object): void {

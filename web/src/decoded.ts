@@ -50,7 +50,7 @@ export function hashRecord(hash: Sha256, record: DecodedRecord): void {
 const IS_LITTLE = new Uint8Array(Uint16Array.of(1).buffer)[0] === 1;
 
 /** The bytes of int16 numbers, the lower byte first. */
-function littleEndian(values: Int16Array): Uint8Array {
+export function littleEndian(values: Int16Array): Uint8Array {
   if (IS_LITTLE) return new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
   const view = new DataView(new ArrayBuffer(values.byteLength));
   values.forEach((value, at) => view.setInt16(2 * at, value, true));

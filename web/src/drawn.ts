@@ -4,7 +4,7 @@ import { round, write } from "./floats.js";
 import type { DrawnKind } from "./kinds.js";
 
 /** Words of MT19937, in blocks of 624. */
-class Twister {
+export class Twister {
   private readonly state = new Uint32Array(624);
   private at = 624;
 

@@ -257,6 +257,6 @@ export class UnitsReader {
 type ReadValue = (role: number, prediction: number, low: number, high: number, what: string) => number;
 
 /** The integer that the weight of a row stands for. */
-function weightOf(weight: number): number {
+export function weightOf(weight: number): number {
   return Math.floor((MANTISSAS[4 * (weight % 8)]! * 2 ** (weight >> 3)) / 2 ** 15);
 }

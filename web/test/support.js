@@ -8,6 +8,8 @@ export const ROOT = new URL("../../", import.meta.url);
 export const read = (path) => new Uint8Array(readFileSync(new URL(path, ROOT)));
 export const readJson = (path) => JSON.parse(readFileSync(new URL(path, ROOT), "utf8"));
 
+/** The conformance kit of the specification. */
+export const KIT = "spec/conformance/";
 export const GOLDEN = "tests/golden/v0/";
 export const golden = (name) => read(`${GOLDEN}${name}.nola`);
 
