@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +31,9 @@ class LaneSteps:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._lock = Lock()  # blocks are decoded on several threads
         self._steps: dict[tuple[int, int], int] = {}
+        self._total = 0
 
     def check(self, rung: int, blocks: Sequence[int], steps: Sequence[int]) -> None:
         """Add the steps of blocks of a rung; those that were added before count once.
@@ -38,8 +41,11 @@ class LaneSteps:
         Raises:
             FormatError: ``limit``: With all steps before, they are too many.
         """
-        self._steps |= {(rung, block): count for block, count in zip(blocks, steps, strict=True)}
-        self._limits.require("lane_steps", sum(self._steps.values()), "sections (steps of rans lanes)")
+        with self._lock:
+            for block, count in zip(blocks, steps, strict=True):
+                self._total += count - self._steps.get((rung, block), 0)
+                self._steps[rung, block] = count
+        self._limits.require("lane_steps", self._total, "sections (steps of rans lanes)")
 
 
 @dataclass(frozen=True)

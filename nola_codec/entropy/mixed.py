@@ -65,9 +65,13 @@ def decode_many(
         [memoryview(data)[size:] for data, size in zip(datas, sizes, strict=True)], [s.coded for s in splits], models
     )
     results: list[npt.NDArray[Any]] = []
-    for data, size, split, symbols in zip(datas, sizes, splits, coded, strict=True):
+    for data, size, runs, split, symbols in zip(datas, sizes, all_runs, splits, coded, strict=True):
         if not split.plain.total:
             results.append(symbols)
+            continue
+        made = raw.decode_compiled(data[:size], runs, models, symbols)
+        if made is not None:
+            results.append(made)
             continue
         packed = raw.decode(data[:size], split.plain, models)
         merged = np.empty(len(packed) + len(symbols), np.uint16 if packed.max(initial=0) > 255 else np.uint8)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from nola_codec.entropy.streams import scatter_by_model, symbol_width, symbols_by_model
 from nola_codec.errors import FormatError, mismatch
+from nola_codec.kernels import library
+from nola_codec.kernels.entropy import unpack_runs
 from nola_codec.lazy import numpy as np
 from nola_codec.model.quantizers import Runs, SymbolModel
 from nola_codec.quant.packing import pack, packed_size, padding_bits, unpack
@@ -34,7 +36,7 @@ def least_size(runs: Runs, models: Sequence[SymbolModel]) -> int:
 def size(runs: Runs, models: Sequence[SymbolModel]) -> int:
     """Return the number of bytes that `encode` will make."""
     counts = np.bincount(runs.models, weights=runs.lengths, minlength=len(models)).astype(np.int64)
-    return sum(packed_size(int(c), symbol_width(m)) for c, m in zip(counts, models, strict=True))
+    return int((counts * np.array([symbol_width(m) for m in models], np.int64) + 7 >> 3).sum())
 
 
 def encode(symbols: npt.NDArray[Any], runs: Runs, models: Sequence[SymbolModel]) -> bytes:
@@ -49,8 +51,11 @@ def encode_many(
     return [encode(symbols, runs, models) for symbols, runs in zip(streams, all_runs, strict=True)]
 
 
-def decode(data: bytes | memoryview, runs: Runs, models: Sequence[SymbolModel]) -> npt.NDArray[np.uint16]:
-    """Undo `encode`. Raises FormatError when the length or the padding is wrong."""
+def decode(data: bytes | memoryview, runs: Runs, models: Sequence[SymbolModel]) -> npt.NDArray[Any]:
+    """Undo `encode`: uint8 or uint16 (runs.total,). Raises FormatError when the length or the padding is wrong."""
+    made = decode_compiled(data, runs, models)
+    if made is not None:
+        return made
     wanted = size(runs, models)
     if len(data) != wanted:
         raise FormatError(mismatch("bit-packed symbols", f"{wanted} bytes", len(data)), code="symbols")
@@ -66,9 +71,35 @@ def decode(data: bytes | memoryview, runs: Runs, models: Sequence[SymbolModel]) 
     return scatter_by_model(parts, runs, models)
 
 
+def decode_compiled(
+    data: bytes | memoryview,
+    runs: Runs,
+    models: Sequence[SymbolModel],
+    coded: npt.NDArray[np.uint8] | None = None,
+) -> npt.NDArray[Any] | None:
+    """Decode a section with the compiled kernel, in one pass.
+
+    Args:
+        data: The packed symbols.
+        runs: All runs of the section.
+        models: The models that the runs refer to.
+        coded: The symbols of the runs whose models have frequencies, in order, uint8; None if these are packed too.
+
+    Returns:
+        uint8 or uint16 (runs.total,); None without kernels, and for damaged data, for which `decode` finds the error.
+    """
+    lib = library()
+    if lib is None:
+        return None
+    others = np.empty(0, np.uint8) if coded is None else coded
+    widths = [0 if coded is not None and m.frequencies is not None else symbol_width(m) for m in models]
+    sizes = np.array([m.size for m in models], np.int64)
+    return unpack_runs(lib, data, runs.models, runs.lengths, np.array(widths, np.int64), sizes, others)
+
+
 def decode_many(
     datas: Sequence[bytes | memoryview], all_runs: Sequence[Runs], models: Sequence[SymbolModel]
-) -> list[npt.NDArray[np.uint16]]:
+) -> list[npt.NDArray[Any]]:
     """Decode several sections, one after the other."""
     return [decode(data, runs, models) for data, runs in zip(datas, all_runs, strict=True)]
 

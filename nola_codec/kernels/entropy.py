@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 FINE, WORDS_RUN_OUT, LEFT_OVER, _BAD_ARGUMENT = range(4)
 """What `decode_rans` found: all is well; the words run out; words or states are left over."""
+_BAD_SYMBOL = 1
 _SLOTS, _ALPHABET, _MOST_LANE_BITS = 1 << 12, 256, 12
 
 
@@ -135,12 +136,49 @@ def pack_bits(lib: Library, symbols: npt.NDArray[np.uint16], width: int) -> npt.
     return out
 
 
-def unpack_bits(lib: Library, packed: npt.NDArray[np.uint8], width: int, count: int) -> npt.NDArray[np.uint16]:
-    """Undo `pack_bits`. Raises ValueError if there are too few bytes for `count` symbols."""
-    packed = require_array(packed, ("uint8",), (packed.size,))
-    require(1 <= width <= 16, "1 to 16 bits a symbol")
-    if packed.size * 8 < count * width:
-        raise ValueError(f"{packed.size} bytes hold fewer than {count} symbols of {width} bits")
-    out = np.empty(count, np.uint16)
-    lib.call("nola_unpack", packed, count, width, out)
-    return out
+def unpack_runs(
+    lib: Library,
+    data: bytes | memoryview,
+    models: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+    widths: npt.NDArray[np.int64],
+    sizes: npt.NDArray[np.int64],
+    others: npt.NDArray[np.uint8],
+) -> npt.NDArray[Any] | None:
+    """Put the symbols of a section together: packed bits, the bits of each model from a byte on, and other symbols.
+
+    Args:
+        lib: The library.
+        data: The packed bits, those of the first model first.
+        models: The model of each run, int64 (runs,).
+        lengths: The number of symbols of each run, int64 (runs,).
+        widths: For each model the bits of a symbol, 1 to 16; 0 if its symbols are among `others`. int64 (models,).
+        sizes: The size of the alphabet of each model, int64 (models,).
+        others: The symbols of runs without a width, in order, uint8 (symbols,).
+
+    Returns:
+        uint8 (sum of lengths,), or uint16 if an alphabet has more than 256 symbols; None if the symbols do not take as
+        many bytes, a symbol is not in its alphabet, or padding bits are not zero.
+
+    Raises:
+        ValueError: A run has an unknown model or a negative length, or there are fewer or more other symbols.
+    """
+    models, lengths = _as_int64(models, lengths)
+    widths, sizes = (require_array(each, ("int64",), (len(widths),)) for each in (widths, sizes))
+    require(not len(models) or 0 <= int(models.min()) <= int(models.max()) < len(widths), "runs of known models")
+    require(not len(lengths) or int(lengths.min()) >= 0, "runs of no negative length")
+    counts = np.bincount(models, lengths, len(widths)).astype(np.int64)
+    stored = counts * widths + 7 >> 3
+    ends = stored.cumsum()
+    if len(data) != (int(ends[-1]) if len(ends) else 0):
+        return None
+    packed = np.frombuffer(bytes(data) + bytes(4), np.uint8)
+    bits = (ends - stored) * 8
+    out = np.empty(int(lengths.sum()), np.uint8 if int(sizes.max(initial=0)) <= 256 else np.uint16)
+    found = lib.call("nola_unpack_runs", packed, len(data), models, lengths, len(models), widths, sizes, bits,
+                     len(widths), require_array(others, ("uint8",), (others.size,)), others.size, out, out.itemsize,
+                     out.size)  # fmt: skip
+    if found not in (FINE, _BAD_SYMBOL):
+        raise ValueError("a run has an unknown model or a negative length, or the other symbols are not as many")
+    padding = packed[bits >> 3] >> (bits & 7)  # the next bits of each model
+    return None if found == _BAD_SYMBOL or padding[(bits & 7) > 0].any() else out

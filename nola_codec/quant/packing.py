@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nola_codec.kernels import library
-from nola_codec.kernels.entropy import pack_bits, unpack_bits
+from nola_codec.kernels.entropy import pack_bits
 from nola_codec.lazy import numpy as np
 
 if TYPE_CHECKING:
@@ -49,9 +49,6 @@ def unpack(data: bytes | memoryview, width: int, count: int) -> npt.NDArray[np.u
         return source[:count].astype(np.uint16)
     if width == 16:
         return source.view("<u2")[:count].astype(np.uint16)
-    lib = library()
-    if lib is not None:
-        return unpack_bits(lib, source, width, count)
     out = np.empty(count, np.uint16)
     weights = (1 << np.arange(width)).astype(np.uint16)
     for start in range(0, count, _CHUNK):

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pytest
 from kernel_paths import COMPILED, PATHS
 
-from nola_codec.entropy import rans
+from nola_codec.entropy import mixed, rans, raw
 from nola_codec.errors import FormatError
-from nola_codec.kernels.entropy import count_symbols, decode_rans, encode_rans, unpack_bits
+from nola_codec.kernels.entropy import count_symbols, decode_rans, encode_rans, unpack_runs
 from nola_codec.kernels.loading import load
 from nola_codec.model.quantizers import Runs, SymbolModel
 from nola_codec.quant.packing import pack, packed_size, unpack
@@ -114,6 +114,38 @@ def test_packing(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
             assert found.tolist() == symbols.tolist()
 
 
+@pytest.mark.parametrize("number", range(40))
+def test_sections_of_packed_and_coded_runs(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs with and without frequencies in any order; damage is found with the same words on each path."""
+    rng = np.random.default_rng(number)
+    sizes = rng.choice([1, 2, 3, 4, 16, 255, 256] if number % 3 else [2, 300, 65536], int(rng.integers(1, 6)))
+    models = [
+        SymbolModel(int(n), rans.normalize(rng.random(n)) if n <= 256 and rng.random() < 0.5 else None) for n in sizes
+    ]
+    chosen = rng.integers(0, len(models), int(rng.integers(0, 9)))
+    lengths = rng.integers(0, 200, len(chosen)) // rng.choice([1, 16], len(chosen))
+    parts = [rng.integers(0, models[m].size, n) for m, n in zip(chosen.tolist(), lengths.tolist(), strict=True)]
+    symbols = np.concatenate([np.empty(0, np.int64), *parts]).astype(np.uint16)
+    runs = Runs(chosen, lengths)
+
+    def decode(codec: Any, data: bytes) -> object:
+        try:
+            return codec.decode(data, runs, models).tolist()
+        except FormatError as error:
+            return error.code, str(error)
+
+    for codec in (raw, mixed):
+        data = codec.encode(symbols, runs, models)
+        found = on_each_path(monkeypatch, lambda codec=codec, data=data: decode(codec, data))
+        assert all(each == symbols.tolist() for each in found.values())
+        for _ in range(8 if data else 0):
+            place = int(rng.integers(len(data)))
+            bad = data[:place] + bytes([data[place] ^ 1 << int(rng.integers(8))]) + data[place + 1 :]
+            bad = bad if rng.random() < 0.7 else bad[: int(rng.integers(len(bad)))]
+            found = on_each_path(monkeypatch, lambda codec=codec, bad=bad: decode(codec, bad))
+            assert all(each == found["off"] for each in found.values())
+
+
 @pytest.mark.parametrize("variant", COMPILED)
 def test_counts_of_runs(variant: str) -> None:
     lib = load(variant).library
@@ -153,5 +185,8 @@ def test_wrong_arguments_are_refused(variant: str) -> None:
             count_symbols(lib, np.zeros(size, np.uint8), np.arange(len(lengths)), np.array(lengths), len(lengths))
     with pytest.raises(ValueError, match="expected uint32"):
         encode_rans(lib, one, np.array([0]), np.array([1]), frequencies.astype(np.int64), 0)
-    with pytest.raises(ValueError, match="fewer than 9"):
-        unpack_bits(lib, np.zeros(1, np.uint8), 1, 9)
+    none = np.empty(0, np.uint8)
+    for models, lengths, others in (([1], [5], none), ([0], [-1], none), ([0], [3], one), ([0, 0], [1, 1], one)):
+        widths, sizes = np.array([0]), np.array([2])
+        with pytest.raises(ValueError, match=r"runs of|other symbols"):
+            unpack_runs(lib, b"", np.array(models), np.array(lengths), widths, sizes, others)
