@@ -204,52 +204,18 @@ def _references(ref: ModuleType) -> Iterator[dict[str, Any]]:
                    "exponent_of_reference": 0, "v": record["vector"].tolist()}  # fmt: skip
 
 
-def hashed_answers(ref: ModuleType) -> dict[str, Answers]:
-    """Return the answers of `tests/kat`, some of them for long vectors, by file name; long ones are hashes."""
-    streams = [(SEED, 0, 0), (0, 1, 2), ((1 << 64) - 1, (1 << 32) - 1, 4)]
-    words, signs, subsets, bases = [], [], [], []
-    for seed, stream, purpose in streams:
-        made = ref.words(seed, stream, purpose, 1000)
-        key = {"seed": seed, "stream": stream}
-        words.append({**key, "purpose": purpose, "first": made[:6].tolist(), "sha256_of_1000": sha256_of(made)})
+def long_bases(ref: ModuleType) -> Answers:
+    """Return the answers of `tests/kat/bases.json`: synthesized vectors, and hashes of long ones."""
+    bases = []
     for n in LONG_LENGTHS:
-        key = {"seed": SEED, "stream": 5}
-        signs.append({**key, "purpose": 0, "count": n, **values(ref.signs(SEED, 5, ref.SIGNS, n))})
-        for size in sorted({1, (n + 2) // 3, n}):
-            order = np.argsort(ref.words(SEED, 5, ref.SUBSET, n), kind="stable")
-            subsets.append({**key, "population": n, "size": size, **values(np.sort(order[:size]))})
         for basis in (1, 2, 3):
             most = n if basis == 1 else 5
             for k in sorted({1, min((n + 2) // 3, most), most}):
-                q = coefficients(k)
-                y = ref.synthesize(basis, q, n, SEED, 5)
+                y = ref.synthesize(basis, coefficients(k), n, SEED, 5)
                 row = ref.synthesize(basis, (np.arange(k) == k - 1).astype(np.int64), n, SEED, 5)
-                answer = {**key, "basis": basis, "n": n, "k": k, "last_row": values(row), "synthesis": values(y)}
-                bases.append(answer)
-    trellises = []
-    for number in range(len(ref.TRELLISES)):
-        book = ref.quantizer(2, number, None)
-        symbols = np.arange(23, dtype=np.int64) * 7919 % 15 % book["size"]
-        trellises.append({"trellis": number, "symbols": symbols.tolist(),
-                          "points": ref.points(book, symbols, 23 * book["stride"]).tolist()})  # fmt: skip
-    twister = []
-    for seed in (0, 1, 5489, 2**32 - 1):
-        made = ref.mt19937(seed, 0, 10_000)
-        twister.append({"seed": seed, "first": made[:6].tolist(), "last": int(made[-1]),
-                        "sha256_of_10000": sha256_of(made)})  # fmt: skip
-    integers: list[dict[str, Any]] = []
-    for count, spread in ((0, 1), (1, 1), (8, 1), (300, 2), (300, 40), (40, 1 << 20)):
-        written = [(i * 7919 % 3, (i * i * 104729 % 15485863) % (2 * spread) - spread + 1) for i in range(count)]
-        writer = IntegerWriter()
-        for role, value in written:
-            writer.write(role, min(value, (1 << 20) - 1))
-        section = writer.finish()
-        reader = ref.Integers(section)
-        read = [reader.read(role) for role, _ in written]
-        roles = [role for role, _ in written]
-        integers.append({"section": section.hex(), "roles": roles, "integers": read, "bytes_read": reader.position})
-    return {"integers.json": integers, "twister.json": twister, "words.json": words, "signs.json": signs,
-            "subsets.json": subsets, "bases.json": bases, "trellises.json": trellises}  # fmt: skip
+                answer = {"seed": SEED, "stream": 5, "basis": basis, "n": n, "k": k}
+                bases.append({**answer, "last_row": values(row), "synthesis": values(y)})
+    return bases
 
 
 def coefficients(k: int) -> np.ndarray:

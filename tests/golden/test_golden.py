@@ -102,7 +102,7 @@ def test_the_set_covers_the_format() -> None:
                 see("k < n", kind.num_basis != kind.vector_lengths)
                 see("nothing kept", record.units == 0)
     both = {True, False}
-    assert len(seen.pop("trellis")) > len(TRELLISES) / 2  # all of them are in tests/kat
+    assert len(seen.pop("trellis")) > len(TRELLISES) / 2  # all of them are in the conformance kit
     assert seen == {
         "streams shared": both, "raw tensors": both, "config": both, "frequencies": both,
         "form": {"Codebook", "Trellis", "Dependent"}, "codec": {0, 2, 3},

@@ -19,7 +19,7 @@ from nola_codec.container.quantizer_wire import quantizer_from_wire
 from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.decoder.prediction import add_prediction
 from nola_codec.entropy import CODECS
-from nola_codec.entropy.adaptive import IntegerReader
+from nola_codec.entropy.adaptive import IntegerReader, IntegerWriter
 from nola_codec.model.quantizers import Runs, SymbolModel
 from nola_codec.prng import PHILOX, signs, subset, words
 from nola_codec.prng.draws import draw_tensor
@@ -93,6 +93,10 @@ def test_adaptive_integers() -> None:
         reader = IntegerReader(bytes.fromhex(a["section"]), "section")
         assert [reader.read(role) for role in a["roles"]] == a["integers"]
         reader.finish()
+        writer = IntegerWriter()
+        for role, value in zip(a["roles"], a["integers"], strict=True):
+            writer.write(role, value)
+        assert writer.finish().hex() == a["section"]
 
 
 def test_scales(xp: Arrays) -> None:
@@ -107,6 +111,9 @@ def test_draws() -> None:
         made = mt19937(a["seed"], 0, 10_000).tolist()
         assert made[:6] == a["words"]
         assert [made[i] for i in (623, 624, 9999)] == [a[f"word_{i}"] for i in (623, 624, 9999)]
+        assert mt19937(a["seed"], 700, 50).tolist() == made[700:750]
+    published = next(a for a in answers("mt19937") if a["seed"] == 5489)  # what the C++ standard asks of std::mt19937
+    assert (published["words"][0], published["word_9999"]) == (3499211612, 4123659995)
     for a in answers("draws"):
         *fields, divisor = (a[name] for name in a if name != "bytes")
         floats = [float.fromhex(value) for value in fields[-2:]]

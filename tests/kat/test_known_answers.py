@@ -1,4 +1,7 @@
-"""Known answers, from Random123 and from the reference decoder, in NumPy and in PyTorch."""
+"""Known answers of Random123, of PyTorch, and of the reference decoder for long bases, in NumPy and in PyTorch.
+
+Those of the conformance kit are in `test_answers_of_the_kit.py`.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,10 @@ import pytest
 
 from nola_codec.arrays import NUMPY, Arrays, TorchArrays
 from nola_codec.basis import BasisKey, basis_by_id
-from nola_codec.entropy.adaptive import IntegerReader, IntegerWriter
 from nola_codec.model.tensors import Draw, DrawMethod
-from nola_codec.prng import PHILOX, signs, subset, words
+from nola_codec.prng import PHILOX
 from nola_codec.prng.draws import draw_tensor
-from nola_codec.prng.mt19937 import mt19937
 from nola_codec.prng.philox import philox4x32
-from nola_codec.quant.trellis import TRELLISES, trellis_points
 from nola_codec.stores.dtypes import to_float64
 
 HERE = Path(__file__).parent
@@ -62,26 +62,6 @@ def test_random123(xp: Arrays, numbers: list[int]) -> None:
         assert [int(xp.numpy(word)[position]) for word in made] == numbers[6:]
 
 
-@pytest.mark.parametrize("wanted", answers("words.json"), ids=lambda w: f"{w['stream']}-{w['purpose']}")
-def test_words(xp: Arrays, wanted: dict[str, Any]) -> None:
-    key = {name: wanted[name] for name in ("seed", "stream", "purpose")}
-    made = xp.numpy(words(PHILOX, **key, start=0, count=1000, xp=xp))
-    assert made[:6].tolist() == wanted["first"]
-    check(made, {"sha256": wanted["sha256_of_1000"]})
-
-
-@pytest.mark.parametrize("wanted", answers("signs.json"), ids=lambda w: str(w["count"]))
-def test_signs(xp: Arrays, wanted: dict[str, Any]) -> None:
-    key = {name: wanted[name] for name in ("seed", "stream", "purpose", "count")}
-    check(xp.numpy(signs(PHILOX, **key, start=0, xp=xp)), wanted)
-
-
-@pytest.mark.parametrize("wanted", answers("subsets.json"), ids=lambda w: f"{w['population']}-{w['size']}")
-def test_subsets(xp: Arrays, wanted: dict[str, Any]) -> None:
-    key = {name: wanted[name] for name in ("seed", "stream", "population", "size")}
-    check(xp.numpy(subset(PHILOX, **key, xp=xp)), wanted)
-
-
 @pytest.mark.parametrize("wanted", answers("bases.json"), ids=lambda w: f"{w['basis']}-{w['n']}-{w['k']}")
 def test_bases(xp: Arrays, wanted: dict[str, Any]) -> None:
     n, k = wanted["n"], wanted["k"]
@@ -92,28 +72,6 @@ def test_bases(xp: Arrays, wanted: dict[str, Any]) -> None:
     row, synthesis = xp.numpy(made)[0]
     check(row, wanted["last_row"])
     check(synthesis, wanted["synthesis"])
-
-
-@pytest.mark.parametrize("wanted", answers("trellises.json"), ids=lambda a: str(a["trellis"]))
-def test_trellises(wanted: dict[str, Any]) -> None:
-    trellis = TRELLISES[wanted["trellis"]]
-    symbols = np.array([wanted["symbols"]], np.uint8)
-    assert trellis_points(trellis, symbols, len(wanted["points"]))[0].tolist() == wanted["points"]
-
-
-@pytest.mark.parametrize("wanted", answers("twister.json"), ids=lambda a: str(a["seed"]))
-def test_mersenne_twister(wanted: dict[str, Any]) -> None:
-    made = mt19937(wanted["seed"], 0, 10_000)
-    assert made[:6].tolist() == wanted["first"]
-    assert int(made[-1]) == wanted["last"]
-    check(made, {"sha256": wanted["sha256_of_10000"]})
-    assert mt19937(wanted["seed"], 700, 50).tolist() == made[700:750].tolist()
-
-
-def test_published_words_of_the_mersenne_twister() -> None:
-    """The C++ standard asks std::mt19937 for the 10000th; the first is that of the authors' program."""
-    published = next(each for each in answers("twister.json") if each["seed"] == 5489)
-    assert (published["first"][0], published["last"]) == (3499211612, 4123659995)
 
 
 @pytest.mark.parametrize("kernels", ["plain", "fused"])
@@ -131,27 +89,14 @@ def test_draws_of_pytorch(kernels: str) -> None:
         assert hashlib.sha256(made.data).hexdigest() == a["sha256"], a
 
 
+def test_long_bases_are_there() -> None:
+    bases = answers("bases.json")
+    assert {(w["basis"], w["n"]) for w in bases} == {(basis, n) for basis in (1, 2, 3) for n in LENGTHS}
+    assert any(w["k"] < w["n"] for w in bases if w["basis"] == 1)
+
+
 def test_the_two_kinds_of_kernels_differ() -> None:
     pairs = list(zip(answers("torch-plain.json"), answers("torch-fused.json"), strict=True))
     assert {(a["kernels"], b["kernels"]) for a, b in pairs} == {("DEFAULT", "AVX512")}
     differing = [a["dtype"] for a, b in pairs if a["sha256"] != b["sha256"]]
     assert "float32" in differing
-
-
-def test_the_files_cover_what_they_should() -> None:
-    bases = answers("bases.json")
-    assert {(w["basis"], w["n"]) for w in bases} == {(basis, n) for basis in (1, 2, 3) for n in LENGTHS}
-    assert any(w["k"] < w["n"] for w in bases if w["basis"] == 1)
-    assert {w["count"] for w in answers("signs.json")} == LENGTHS
-    assert {w["population"] for w in answers("subsets.json")} == LENGTHS
-
-
-@pytest.mark.parametrize("answer", answers("integers.json"), ids=lambda answer: str(len(answer["integers"])))
-def test_adaptive_integers(answer: dict[str, Any]) -> None:
-    reader = IntegerReader(bytes.fromhex(answer["section"]), "section")
-    assert [reader.read(role) for role in answer["roles"]] == answer["integers"]
-    reader.finish()
-    writer = IntegerWriter()
-    for role, value in zip(answer["roles"], answer["integers"], strict=True):
-        writer.write(role, value)
-    assert writer.finish().hex() == answer["section"]
