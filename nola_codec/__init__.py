@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from nola_codec.integrations.hub.publishing import push_to_hub
     from nola_codec.integrations.hub.pulling import from_hub
     from nola_codec.integrations.task_bank.bank import TaskBank
+    from nola_codec.reporting.data import FileReport
+    from nola_codec.reporting.writing import report
 
 _HOME = {
     "compare": "api.comparing",
@@ -94,6 +96,8 @@ _HOME = {
     "push_to_hub": "integrations.hub.publishing",
     "from_hub": "integrations.hub.pulling",
     "TaskBank": "integrations.task_bank.bank",
+    "FileReport": "reporting.data",
+    "report": "reporting.writing",
     "RemoteError": "errors",
     "decode_many": "fleet.many",
     "encode_many": "fleet.many",
@@ -110,6 +114,7 @@ __all__ = [
     "EncodeReport",
     "Evaluation",
     "FileFacts",
+    "FileReport",
     "FleetInterrupted",
     "FleetReport",
     "FormatError",
@@ -143,6 +148,7 @@ __all__ = [
     "plot_sweep",
     "push_to_hub",
     "read_adapter",
+    "report",
     "safe_open",
     "selftest",
     "sign",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,11 +37,17 @@ class TensorComparison:
         name: The module path, or the key of a tensor.
         shape: The shape (out, in) of delta_W, convolutions flattened; or a tensor's own shape.
         nmse: ||delta_A - delta_B||_F^2 / ||delta_A||_F^2; infinite if only delta_A is zero.
+        error: ||delta_A - delta_B||_F^2.
+        energy: ||delta_A||_F^2.
+        inner: <delta_A, delta_B>; over the energy it is the signal of this weight.
     """
 
     name: str
     shape: tuple[int, ...]
     nmse: float
+    error: float
+    energy: float
+    inner: float
 
 
 @dataclass(frozen=True)
@@ -141,40 +147,86 @@ def compare(
             shape, or the dialects have no names in common.
         FormatError, ChecksumMismatch: A `.nola` file is damaged.
     """
+    pair = read_pair(a, b, scale=scale, progress=progress, references=references, limits=limits)
+    return compare_pair(pair, progress=progress, is_effective=is_effective_file(b, limits))
+
+
+@dataclass(frozen=True)
+class AdapterPair:
+    """Two adapters in one layout, A and B, ready to be compared.
+
+    Attributes:
+        first, second: The adapters in one layout.
+        read: The adapters as they were read, in layouts of their own.
+    """
+
+    first: Adapter
+    second: Adapter
+    read: tuple[Adapter, Adapter]
+
+    @property
+    def is_relaid(self) -> bool:
+        """True if one of them was brought into the layout of the other."""
+        return any(each is not own for each, own in zip((self.first, self.second), self.read, strict=True))
+
+    def matching(self) -> Iterator[tuple[AdapterDelta, AdapterDelta]]:
+        """Yield (delta of A, delta of B) of each weight that both have, in the order of A's names."""
+        keys_a, keys_b = matching_names(self.first, self.second)
+        others = {keys_b[delta.name]: delta for delta in deltas(self.second)}
+        for delta in deltas(self.first):
+            if (other := others.get(keys_a[delta.name])) is not None:
+                yield delta, other
+
+
+def read_pair(
+    a: AdapterInput,
+    b: AdapterInput,
+    *,
+    scale: float | None = None,
+    progress: Progress | None = None,
+    references: References = None,
+    limits: Limits | None = None,
+) -> AdapterPair:
+    """Read two adapters, and bring them into one layout. Arguments and errors are those of `compare`."""
     first, second = (
         dialect_of(each).prepare_comparison(each) for each in _read_both(a, b, scale, progress, references, limits)
     )
     first, second = _in_one_form(first, second)
     # A conversion into one layout keeps the deltas, but not what the adapters say of themselves.
     read = (first, second)
-    first, second = in_one_layout(first, second)
-    is_relaid = any(each is not own for each, own in zip((first, second), read, strict=True))
+    return AdapterPair(*in_one_layout(first, second), read)
+
+
+def compare_pair(pair: AdapterPair, *, progress: Progress | None = None, is_effective: bool = False) -> Comparison:
+    """Compare two adapters that were read. `is_effective` is that of `Comparison`.
+
+    Raises:
+        AdapterError: A weight differs in shape, or the dialects have no names in common.
+    """
+    first, second, read = pair.first, pair.second, pair.read
     keys_a, keys_b = matching_names(first, second)
-    others = {keys_b[delta.name]: delta for delta in deltas(second)}
     tensors = []
     lost = energy = energy_b = 0.0
-    for number, delta in enumerate(deltas(first)):
+    for number, (delta, other) in enumerate(pair.matching()):
         if progress is not None:
             progress("comparing", number, len(keys_a))
-        other = others.get(keys_a[delta.name])
-        if other is None:
-            continue
         error, own, of_other, shape = _error(delta, other)
         lost, energy, energy_b = lost + error, energy + own, energy_b + of_other
-        tensors.append(TensorComparison(delta.name, shape, _ratio(error, own)))
+        inner = (own + of_other - error) / 2
+        tensors.append(TensorComparison(delta.name, shape, _ratio(error, own), error, own, inner))
     carried = sorted(set(first.raw) | set(second.raw))
     equal = tuple(key for key in carried if first.raw.get(key) == second.raw.get(key))
     return Comparison(
         nmse=_ratio(lost, energy) if tensors else float("nan"),
         tensors=tuple(tensors),
-        only_in_a=_alone(first, keys_a, set(keys_b.values()), is_relaid),
-        only_in_b=_alone(second, keys_b, set(keys_a.values()), is_relaid),
+        only_in_a=_alone(first, keys_a, set(keys_b.values()), pair.is_relaid),
+        only_in_b=_alone(second, keys_b, set(keys_a.values()), pair.is_relaid),
         carried_equal=equal,
         carried_different=tuple(key for key in carried if key not in equal),
         dialects=(read[0].dialect, read[1].dialect),
         scale_origins=(_origin(read[0]), _origin(read[1])),
         signal=(energy + energy_b - lost) / 2 / energy if energy else math.nan,
-        is_effective=_is_effective(b, limits),
+        is_effective=is_effective,
         notes=tuple(f"{name}: {note}" for name, each in zip("AB", read, strict=True) for note in each.notes),
     )
 
@@ -200,7 +252,8 @@ def _alone(adapter: Adapter, keys: Mapping[str, str], others: Collection[str], i
     return tuple(sorted(name for name, key in keys.items() if key not in others and name not in zero))
 
 
-def _is_effective(source: AdapterInput, limits: Limits | None) -> bool:
+def is_effective_file(source: AdapterInput, limits: Limits | None) -> bool:
+    """Return True for a `.nola` file whose encoder kept the effective error small."""
     if not isinstance(source, str | os.PathLike | bytes) or not is_nola(source):
         return False
     with open_container(source, limits) as container:

@@ -139,9 +139,11 @@ class Decoder:
         for batch in read:
             yield from self._decode_batch(batch, parallel_map, floats=floats)
 
-    def symbols(self) -> list[list[npt.NDArray[Any]]]:
-        """Return the symbols of each record, a list by rung, as the encoder wrote them."""
-        return self._decode_symbols(self._read_batch(range(len(self.header.blocks)), set()))
+    def symbols(self, blocks: Sequence[int] | None = None) -> list[list[npt.NDArray[Any]]]:
+        """Return the symbols of each record of some blocks or of all, a list by rung, as the encoder wrote them."""
+        return self._decode_symbols(
+            self._read_batch(range(len(self.header.blocks)) if blocks is None else blocks, set())
+        )
 
     def carried_tensors(self) -> Iterator[tuple[str, RawTensor]]:
         """Yield (name, tensor) of the carried tensors, then of the drawn ones. Each is made when it is asked for."""

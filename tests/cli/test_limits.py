@@ -26,6 +26,7 @@ COMMANDS = {
     "decode": (FILE, "-o", "out.safetensors"),
     "truncate": (FILE, "--rung", "0", "-o", "out.nola"),
     "compare": (FILE, FILE),
+    "report": (FILE, "-o", "report.html"),
     "verify-many": (FILE,),
     "decode-many": (FILE, "-o", "many", "--ending", ".safetensors"),
 }
@@ -66,6 +67,7 @@ def test_functions_hold_limits(adapter: Path, tmp_path: Path) -> None:
         lambda: nola_codec.truncate(data, rung=0, limits=limits),
         lambda: nola_codec.merge([data], GOLDEN, tmp_path / "merged", limits=limits),
         lambda: nola_codec.compare(data, data, limits=limits),
+        lambda: nola_codec.report(data, limits=limits),
         lambda: nola_codec.merge_adapters([data], tmp_path / "joined", limits=limits),
         lambda: nola_codec.encode(adapter, reference=data, limits=limits),
         lambda: open_subjects([FILE], tmp_path, tmp_path, None, limits=limits),

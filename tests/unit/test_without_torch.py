@@ -97,6 +97,7 @@ COMMANDS = (
     ("verify", "OUT/a.nola"),
     ("inspect", "OUT/a.nola", "--tensors"),
     ("compare", "adapter", "OUT/a.nola"),
+    ("report", "OUT/a.nola", "--against", "adapter", "-o", "OUT/report.html"),
     ("sweep", "adapter", "--sizes", "1KB"),
     ("selftest",),
 )

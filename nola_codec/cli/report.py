@@ -1,0 +1,70 @@
+"""`nola-codec report`."""
+
+from __future__ import annotations
+
+import click
+
+from nola_codec.cli.help import command as helpful_command
+from nola_codec.cli.help import option
+from nola_codec.cli.messages import echo
+from nola_codec.cli.output import (
+    OUTPUT,
+    force_option,
+    json_option,
+    limits_option,
+    print_json,
+    print_notes,
+    quiet_option,
+    references_option,
+)
+from nola_codec.cli.progress import show_progress
+from nola_codec.remote import shown_url
+
+
+@helpful_command(
+    examples=[
+        ("Where do the bytes go?", "nola-codec report my.nola -o report.html"),
+        ("And what was lost?", "nola-codec report my.nola --against my_lora -o report.html"),
+        ("The figures alone", "nola-codec report my.nola --against my_lora --json"),
+    ]
+)
+@click.argument("file", type=click.Path())
+@option("--against", group="Adapter", type=click.Path(), metavar="SRC",
+        help="The original adapter; the report then says what was kept of it.")  # fmt: skip
+@option("--scale", group="Adapter", type=float, help="Scaling of the original, if it does not say it.")
+@option("-o", "--output", "out", group=OUTPUT, type=click.Path(), metavar="FILE",
+        help="The HTML page to write. It may be left out with --json.")  # fmt: skip
+@references_option
+@limits_option
+@force_option
+@quiet_option
+@json_option
+def command(
+    file: str,
+    against: str | None,
+    scale: float | None,
+    out: str | None,
+    references: tuple[str, ...],
+    force: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Write a page that says what FILE holds, what its bytes are spent on, and what was lost.
+
+    The page is one HTML file. It needs no network and no scripts, and --json prints every figure of it.
+    """
+    from nola_codec.reporting.writing import report
+
+    if out is None and not as_json:
+        raise click.UsageError("give -o FILE for the page, or --json for its figures")
+    with show_progress(quiet) as show:
+        found = report(
+            file, out, against=against, scale=scale, references=references or None, progress=show, overwrite=force
+        )
+    if as_json:
+        print_json({**found.to_dict(), "output": None if out is None else shown_url(out)})
+        return
+    echo(f"wrote  {shown_url(str(out))}")
+    echo(str(found))
+    if found.losses is not None:
+        print_notes(found.losses.comparison.notes)

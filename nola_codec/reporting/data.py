@@ -1,0 +1,92 @@
+"""`FileReport`: every figure that a report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nola_codec.api.inspecting import FileFacts
+from nola_codec.container.prelude import SIZE
+from nola_codec.encoder.expectation import Expectation, expect_from
+from nola_codec.rendering import render_error, render_ratio, render_size
+from nola_codec.reporting.coefficient_costs import CoefficientCosts
+from nola_codec.reporting.losses import Losses
+from nola_codec.reporting.places import Grid, make_grid
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """Every figure that a report of a file shows.
+
+    Attributes:
+        facts: The result of `inspect`.
+        expected: The share of an adapter's gain that files with this effective error kept, by task; None if the file
+            says no effective error.
+        is_beyond: True if no file with as much error was measured on one of the tasks.
+        verdict: The size and the expectation in a sentence.
+        reason: What the expectation rests on, in a sentence.
+        bytes_by_part: The bytes of the prelude, the header, the units, the coefficients and the carried tensors.
+        grid: ``bytes``, ``coefficients`` and ``ideal_bits`` of the coded records, by module type and layer. The bytes
+            of a block are divided among its records in proportion to their code lengths.
+        costs: What the coefficients cost.
+        losses: What was kept of the original adapter; None if it was not given.
+    """
+
+    facts: FileFacts
+    expected: Mapping[str, float] | None
+    is_beyond: bool
+    verdict: str
+    reason: str
+    bytes_by_part: Mapping[str, int]
+    grid: Grid
+    costs: CoefficientCosts
+    losses: Losses | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as plain values, for JSON; of the tensors of `facts` only their number."""
+        return {**asdict(self), "facts": {**self.facts.to_dict(), "tensors": len(self.facts.tensors)}}
+
+    def __str__(self) -> str:
+        return f"{self.verdict}\n{self.reason}"
+
+
+def make_report(facts: FileFacts, costs: CoefficientCosts, losses: Losses | None) -> FileReport:
+    """Put together what was found about a file."""
+    expected = expect_from(facts.measured.get("effective_error"))
+    parts = dict(facts.bytes_by_part)
+    grid = make_grid(
+        (each.name, {"bytes": each.stored_bytes, "coefficients": each.coefficients, "ideal_bits": each.ideal_bits})
+        for each in costs.records
+    )
+    size = f"{render_size(facts.bytes)}, {render_ratio(facts.ratio)} than fp16"
+    return FileReport(
+        facts=facts,
+        expected=None if expected is None else dict(expected.kept),
+        is_beyond=expected is not None and expected.is_beyond,
+        verdict=f"{size}; {_verdict(expected)}",
+        reason=_reason(facts, expected),
+        bytes_by_part={"prelude": SIZE, **parts, "header": parts["header"] - SIZE},
+        grid=grid,
+        costs=costs,
+        losses=losses,
+    )
+
+
+def _verdict(expected: Expectation | None) -> str:
+    return "what it keeps of the task is not known" if expected is None else f"expect {expected}"
+
+
+def _reason(facts: FileFacts, expected: Expectation | None) -> str:
+    """Return the sentence that says what the verdict rests on."""
+    if expected is None:
+        if "nmse" in facts.measured:
+            return (
+                f"The file says no effective error, to which the measured tasks are compared. Its NMSE is "
+                f"{render_error(facts.measured['nmse'])}."
+            )
+        return "The file says no effective error, to which the measured tasks are compared."
+    return (
+        f"The effective error of the file is {render_error(facts.measured['effective_error'])}, and files with this "
+        "error were measured on these tasks. Your task may keep more or less."
+    )

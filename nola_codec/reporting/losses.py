@@ -1,0 +1,82 @@
+"""Find what was kept of the original adapter, by weight and by singular component."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nola_codec.adapters.adapter_delta import AdapterDelta
+from nola_codec.api.comparing import AdapterPair, Comparison, compare_pair
+from nola_codec.fit.components import singular_components
+from nola_codec.progress import Progress
+from nola_codec.reporting.places import Grid, make_grid
+
+MOST_SPECTRA = 6
+"""The number of weights whose spectra are shown."""
+MOST_VALUES = 64
+"""The greatest number of singular values of a spectrum."""
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The singular values of one delta, scaling included, largest first.
+
+    Attributes:
+        name: The name of the weight.
+        rank: The number of singular values of the original.
+        original: At most MOST_VALUES singular values of the original.
+        decoded: At most as many of what the file decodes to.
+    """
+
+    name: str
+    rank: int
+    original: tuple[float, ...]
+    decoded: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a file kept of the original adapter.
+
+    Attributes:
+        comparison: The comparison of the original adapter (A) with the file (B).
+        grid: ``energy``, ``error`` and ``inner`` as in `TensorComparison`, by module type and layer.
+        spectra: The spectra of the weights with most energy whose deltas are one product.
+    """
+
+    comparison: Comparison
+    grid: Grid
+    spectra: tuple[Spectrum, ...]
+
+
+def measure_losses(pair: AdapterPair, *, is_effective: bool, progress: Progress | None = None) -> Losses:
+    """Compare an original adapter with what a file decodes to.
+
+    Args:
+        pair: The original and the file.
+        is_effective: The same as in `Comparison`.
+        progress: Called as (stage, done, total).
+
+    Raises:
+        AdapterError: A weight differs in shape, or the dialects have no names in common.
+    """
+    comparison = compare_pair(pair, progress=progress, is_effective=is_effective)
+    grid = make_grid(
+        (each.name, {"energy": each.energy, "error": each.error, "inner": each.inner}) for each in comparison.tensors
+    )
+    energies = {each.name: each.energy for each in comparison.tensors}
+    products = [both for both in pair.matching() if all(delta.product is not None for delta in both)]
+    strongest = sorted(products, key=lambda both: (-energies[both[0].name], both[0].name))[:MOST_SPECTRA]
+    return Losses(comparison, grid, tuple(_spectrum(*both) for both in strongest if energies[both[0].name] > 0))
+
+
+def _spectrum(delta: AdapterDelta, other: AdapterDelta) -> Spectrum:
+    original, decoded = _singular_values(delta), _singular_values(other)
+    return Spectrum(delta.name, len(original), tuple(original[:MOST_VALUES]), tuple(decoded[:MOST_VALUES]))
+
+
+def _singular_values(delta: AdapterDelta) -> Sequence[float]:
+    module = delta.product
+    assert module is not None
+    found: list[float] = (singular_components(module.lora_B, module.lora_A).s * abs(module.scaling)).tolist()
+    return found

@@ -1,0 +1,86 @@
+"""`report`: what a file holds, what it costs and what it lost, as figures and as a page."""
+
+from __future__ import annotations
+
+import os
+
+from nola_codec.api.arguments import require_source, require_target
+from nola_codec.api.comparing import is_effective_file, read_pair
+from nola_codec.api.inspecting import inspect
+from nola_codec.api.live_sources import AdapterInput
+from nola_codec.arrays import NUMPY
+from nola_codec.container.limits import Limits, resolve_limits
+from nola_codec.container.reader import open_container
+from nola_codec.errors import EncodeError
+from nola_codec.progress import Progress
+from nola_codec.references.finding import References, open_decoder
+from nola_codec.remote import accepts_urls
+from nola_codec.reporting.coefficient_costs import measure_coefficients
+from nola_codec.reporting.data import FileReport, make_report
+from nola_codec.reporting.losses import measure_losses
+from nola_codec.reporting.page import render_page
+from nola_codec.stores.files import atomic_file
+
+MOST_HISTOGRAMS = 6
+"""The number of module types whose histograms are shown."""
+
+
+@accepts_urls("source", "against", out="out")
+def report(
+    source: str | os.PathLike[str] | bytes,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    against: AdapterInput | None = None,
+    scale: float | None = None,
+    references: References = None,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+    limits: Limits | None = None,
+) -> FileReport:
+    """Describe a `.nola` file, and write the description as one HTML page.
+
+    Args:
+        source: The `.nola` file.
+        out: The page to write; None only returns the figures.
+        against: The original adapter: anything that `encode` reads, or a `.nola` file. With it the report says what
+            was kept of it.
+        scale: The scaling of the original, if it does not say it; as in `compare`.
+        references: Where the earlier versions are that a file needs which was encoded against one; as in `decode`.
+        progress: Called as (stage, done, total).
+        overwrite: True replaces a page that is there.
+        limits: What a file may declare; as in `load`.
+
+    Returns:
+        All figures of the page.
+
+    Raises:
+        AdapterError: ``source-type``, or the original cannot be read or has other shapes.
+        EncodeError: ``option``: a scale without an original; ``target-type``, ``no-directory``.
+        FormatError, ChecksumMismatch: The file is damaged.
+        OutputExists: `out` is there and `overwrite` is false.
+    """
+    require_source(source)
+    require_target(out, overwrite=overwrite)
+    if scale is not None and against is None:
+        raise EncodeError("a scale is that of the original adapter; give the original, too", code="option")
+    if out is not None and _is_input(out, source, against):
+        raise EncodeError("the page would replace what it describes; give it another name", code="option")
+    limits = resolve_limits(limits)
+    facts = inspect(source, limits=limits)
+    with open_container(source, limits) as container:
+        costs = measure_coefficients(open_decoder(container, NUMPY, references), MOST_HISTOGRAMS, progress)
+    losses = None
+    if against is not None:
+        pair = read_pair(against, source, scale=scale, progress=progress, references=references, limits=limits)
+        losses = measure_losses(pair, is_effective=is_effective_file(source, limits), progress=progress)
+    made = make_report(facts, costs, losses)
+    if out is not None:
+        with atomic_file(out) as stream:
+            stream.write(render_page(made).encode("utf-8", "backslashreplace"))
+    return made
+
+
+def _is_input(out: str | os.PathLike[str], *inputs: object) -> bool:
+    """Return True if a page would replace one of the files that it is made from."""
+    paths = [each for each in inputs if isinstance(each, str | os.PathLike)]
+    return os.path.exists(out) and any(os.path.exists(path) and os.path.samefile(out, path) for path in paths)
