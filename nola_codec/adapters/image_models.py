@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from nola_codec.adapters.contract import Dialect
 from nola_codec.adapters.registry import dialect_of
 from nola_codec.model.adapter import Adapter
 
@@ -22,10 +24,16 @@ def is_of_image_model(adapter: Adapter) -> bool:
 
     An adapter that nothing tells counts as one of a text model.
     """
-    if dialect_of(adapter).is_for_images:
+    names = [module.name for module in adapter.modules]
+    return describes_image_model(dialect_of(adapter), adapter.config, names)
+
+
+def describes_image_model(dialect: Dialect, config: Mapping[str, Any] | None, names: Sequence[str]) -> bool:
+    """Return what `is_of_image_model` returns of an adapter, from its dialect, configuration and names of modules."""
+    if dialect.is_for_images:
         return True
-    mapping = (adapter.config or {}).get("auto_mapping")
+    mapping = (config or {}).get("auto_mapping")
     base_class = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
     if isinstance(base_class, str) and _IMAGE_CLASS.search(base_class):
         return True
-    return bool(adapter.modules) and all(_IMAGE_BLOCK.search(module.name) for module in adapter.modules)
+    return bool(names) and all(_IMAGE_BLOCK.search(name) for name in names)

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from nola_codec.adapters import find_dialect
+from nola_codec.adapters.image_models import describes_image_model
+from nola_codec.adapters.registry import UNKNOWN
 from nola_codec.api.inspecting import FileFacts
 from nola_codec.container.prelude import SIZE
 from nola_codec.encoder.expectation import Expectation, expect_from
@@ -21,8 +24,8 @@ class FileReport:
 
     Attributes:
         facts: The result of `inspect`.
-        expected: The share of an adapter's gain that files with this effective error kept, by task; None if the file
-            says no effective error.
+        expected: The share of an adapter's gain that files with this effective error kept, by task; None if the
+            measured tasks say nothing about the file, which `reason` explains.
         is_beyond: True if no file with as much error was measured on one of the tasks.
         verdict: The size and the expectation in a sentence.
         reason: What the expectation rests on, in a sentence.
@@ -53,7 +56,8 @@ class FileReport:
 
 def make_report(facts: FileFacts, costs: CoefficientCosts, losses: Losses | None) -> FileReport:
     """Put together what was found about a file."""
-    expected = expect_from(facts.measured.get("effective_error"))
+    unlike = _unlike_measured(facts)
+    expected = None if unlike else expect_from(facts.measured["effective_error"])
     parts = dict(facts.bytes_by_part)
     grid = make_grid(
         (each.name, {"bytes": each.stored_bytes, "coefficients": each.coefficients, "ideal_bits": each.ideal_bits})
@@ -65,7 +69,7 @@ def make_report(facts: FileFacts, costs: CoefficientCosts, losses: Losses | None
         expected=None if expected is None else dict(expected.kept),
         is_beyond=expected is not None and expected.is_beyond,
         verdict=f"{size}; {_verdict(expected)}",
-        reason=_reason(facts, expected),
+        reason=unlike if expected is None else _reason(facts, expected),
         bytes_by_part={"prelude": SIZE, **parts, "header": parts["header"] - SIZE},
         grid=grid,
         costs=costs,
@@ -77,16 +81,29 @@ def _verdict(expected: Expectation | None) -> str:
     return "what it keeps of the task is not known" if expected is None else f"expect {expected}"
 
 
-def _reason(facts: FileFacts, expected: Expectation | None) -> str:
-    """Return the sentence that says what the verdict rests on."""
-    if expected is None:
-        if "nmse" in facts.measured:
-            return (
-                f"The file says no effective error, to which the measured tasks are compared. Its NMSE is "
-                f"{render_error(facts.measured['nmse'])}."
-            )
-        return "The file says no effective error, to which the measured tasks are compared."
-    return (
-        f"The effective error of the file is {render_error(facts.measured['effective_error'])}, and files with this "
-        "error were measured on these tasks. Your task may keep more or less."
-    )
+def _unlike_measured(facts: FileFacts) -> str:
+    """Return why the measured tasks say nothing about a file, as a sentence; empty if they do.
+
+    The header does not tell whether an importance weighed the error; files with one are taken like all others.
+    """
+    if "effective_error" not in facts.measured:
+        nmse = facts.measured.get("nmse")
+        end = "" if nmse is None else f" Its NMSE is {render_error(nmse)}."
+        return f"The file says no effective error, to which the measured tasks are compared.{end}"
+    if facts.reference is not None:
+        return "The file holds the difference to an earlier version, and no such file was measured on a task."
+    dialect = find_dialect(facts.dialect) or UNKNOWN
+    names = [tensor.name for tensor in facts.tensors if tensor.record == "lowrank"]
+    if not names or dialect.holds_whole_weights:
+        return "The file is no LoRA, and only files of LoRAs were measured on tasks."
+    if describes_image_model(dialect, facts.config, names):
+        return "The adapter is one of an image model, and the tasks that were measured are of text models."
+    return ""
+
+
+def _reason(facts: FileFacts, expected: Expectation) -> str:
+    """Return the sentence that says what the expectation rests on."""
+    error = f"The effective error of the file is {render_error(facts.measured['effective_error'])}"
+    if expected.is_beyond:
+        return f"{error}, and no file with as much error was measured on all tasks."
+    return f"{error}, and files with this error were measured on these tasks. Your task may keep more or less."

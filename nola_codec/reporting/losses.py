@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,10 @@ MOST_SPECTRA = 6
 """The number of weights whose spectra are shown."""
 MOST_VALUES = 64
 """The greatest number of singular values of a spectrum."""
+
+
+MOST_RANK = 512
+"""The greatest rank of a weight whose spectrum is shown, since its time grows with the cube of the rank."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Losses:
     Attributes:
         comparison: The comparison of the original adapter (A) with the file (B).
         grid: ``energy``, ``error`` and ``inner`` as in `TensorComparison`, by module type and layer.
-        spectra: The spectra of the weights with most energy whose deltas are one product.
+        spectra: The spectra of the weights with most energy whose deltas are one finite product of at most MOST_RANK.
     """
 
     comparison: Comparison
@@ -64,10 +69,14 @@ def measure_losses(pair: AdapterPair, *, is_effective: bool, progress: Progress 
     grid = make_grid(
         (each.name, {"energy": each.energy, "error": each.error, "inner": each.inner}) for each in comparison.tensors
     )
-    energies = {each.name: each.energy for each in comparison.tensors}
-    products = [both for both in pair.matching() if all(delta.product is not None for delta in both)]
+    energies = {each.name: each.energy for each in comparison.tensors if math.isfinite(each.energy + each.error)}
+    products = [both for both in pair.matching() if energies.get(both[0].name) and all(map(_has_spectrum, both))]
     strongest = sorted(products, key=lambda both: (-energies[both[0].name], both[0].name))[:MOST_SPECTRA]
-    return Losses(comparison, grid, tuple(_spectrum(*both) for both in strongest if energies[both[0].name] > 0))
+    return Losses(comparison, grid, tuple(_spectrum(*both) for both in strongest))
+
+
+def _has_spectrum(delta: AdapterDelta) -> bool:
+    return delta.product is not None and delta.product.lora_A.shape[0] <= MOST_RANK
 
 
 def _spectrum(delta: AdapterDelta, other: AdapterDelta) -> Spectrum:

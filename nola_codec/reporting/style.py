@@ -31,6 +31,7 @@ p{max-width:75ch;margin:8px 0}
 .soft,figcaption,caption,footer{color:var(--soft)}
 figure{margin:16px 0}
 .drawing,.table{overflow-x:auto;max-width:100%}
+.table{margin:16px 0}
 .drawing:focus-visible,.table:focus-visible{outline:3px solid var(--first);outline-offset:2px}
 svg{display:block}
 svg text{fill:var(--ink);font:11px ui-monospace,monospace}
@@ -46,6 +47,7 @@ svg text{fill:var(--ink);font:11px ui-monospace,monospace}
 table{border-collapse:collapse;font-size:.9rem}
 caption{text-align:left;padding:4px 0}
 th,td{padding:3px 14px 3px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
+tbody th{font-weight:normal}
 td{overflow-wrap:anywhere;min-width:4em}
 td.n,th.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 code{font-family:ui-monospace,monospace;overflow-wrap:anywhere}

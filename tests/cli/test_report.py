@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -130,6 +131,30 @@ def test_spectra_are_the_singular_values(adapter: Path, encoded: Path) -> None:
             (module,) = (each for each in source.modules if each.name == spectrum.name)
             whole = np.linalg.svd(module.scaling * module.lora_B.astype(float) @ module.lora_A, compute_uv=False)
             assert values == pytest.approx(whole[: len(values)].tolist(), rel=1e-6, abs=1e-9)
+
+
+def test_a_verdict_says_what_it_rests_on(adapter: Path, encoded: Path, tmp_path: Path) -> None:
+    """The sentences that an encode would print of the same file; none where no such file was measured."""
+    effective, report = nola_codec.encode_bytes(adapter, size="1500B")
+    found = nola_codec.report(effective)
+    assert report.expectation is not None
+    assert found.verdict.endswith(f"expect {report.expectation}")
+    assert (found.expected, found.is_beyond) == (dict(report.expectation.kept), report.expectation.is_beyond)
+    least, report = nola_codec.encode_bytes(adapter, error=0.7)
+    assert nola_codec.report(least).is_beyond
+    assert "no file with as much error" in nola_codec.report(least).reason
+    assert "no effective error" in nola_codec.report(encoded).reason
+    shutil.copytree(adapter, tmp_path / "vit")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["auto_mapping"] = {"base_model_class": "ViTForImageClassification"}
+    (tmp_path / "vit" / "adapter_config.json").write_text(json.dumps(config))
+    image, report = nola_codec.encode_bytes(tmp_path / "vit", size="1500B")
+    assert nola_codec.report(image).expected is report.expectation is None
+    assert "image model" in nola_codec.report(image).reason
+    again, _ = nola_codec.encode_bytes(adapter, size="1500B", reference=effective)
+    difference = nola_codec.report(again, references=effective)
+    assert difference.facts.reference is not None
+    assert "earlier version" in difference.reason
 
 
 def test_costs_add_up(encoded: Path) -> None:
