@@ -144,7 +144,8 @@ def _spectra(losses: Losses) -> str:
         figures.append(_figure(drawing, f"{safe(each.name)}{cut}"))
     return (
         "<h3>Spectrum of the weights with most energy</h3>\n<p>Circles are the singular values of the original, "
-        "squares those of what the file decodes to. A square at 0 is a component that was dropped.</p>\n"
+        "squares those of what the file decodes to. A square at 0 is a component that was dropped. "
+        "The others may lie above the circles: noise adds to them, and the encoder makes up for what it dropped.</p>\n"
         f'<div class="many">{"".join(figures)}</div>'
     )
 

@@ -34,14 +34,14 @@ def draw_bars(key: str, title: str, bars: Sequence[tuple[str, float, str]]) -> s
     parts = []
     for number, (label, value, text) in enumerate(bars):
         y = 26 * number
-        width = 300 * value / largest
+        width = 180 * value / largest
         parts.append(
             f'<text x="{left - 8:.0f}" y="{y + 16}" text-anchor="end">{safe(label)}</text>'
             f'<rect class="bar" x="{left:.0f}" y="{y + 3}" width="{width:.1f}" height="18"/>'
             f'<text x="{left + width + 6:.1f}" y="{y + 16}">{safe(text)}</text>'
         )
     described = "; ".join(f"{label}: {text}" for label, _, text in bars)
-    return _svg(key, title, described, left + 460, 26 * len(bars) + 4, parts)
+    return _svg(key, title, described, left + 320, 26 * len(bars) + 4, parts)
 
 
 def draw_heat_map(
