@@ -1,7 +1,8 @@
 /** Dialects: the keys and layouts that the tensors of a record have in the format of the tool that they came from. */
 
-import { type DecodedCarried, type DecodedLowRank, type DecodedRecord, type DecodedVector, toFloat32 } from "./decoded.js";
+import { type DecodedCarried, type DecodedRecord, type DecodedVector, toFloat32 } from "./decoded.js";
 import { refuse } from "./errors.js";
+import { joinExperts, type Pair, pairOf } from "./experts.js";
 import { fromBytes, toBytes } from "./floats.js";
 import type { Header } from "./header.js";
 import { FACTOR_DTYPES } from "./kinds.js";
@@ -19,8 +20,10 @@ interface Keys {
 /** All tensors of a file, under the keys of its dialect. Tensors that an encoder reduced are made again. */
 export function exportTensors(header: Header, records: readonly DecodedRecord[]): Tensor[] {
   const byName = new Map(records.map((record) => [record.name, record]));
-  const tensors = records.flatMap((record): Tensor[] => {
-    if (record.type === "low-rank") return exportPair(header.dialect, record);
+  const { dialect } = header;
+  const pairs = dialect === "peft" ? joinExperts(records) : records.flatMap((r) => (r.type === "low-rank" ? [pairOf(r)] : []));
+  const others = records.flatMap((record): Tensor[] => {
+    if (record.type === "low-rank") return [];
     const { name, kind } = record;
     if (record.type === "vector") return [exportVector(record)];
     const whole = name.replace(/\.int8_scale$/, ".int8");
@@ -29,7 +32,7 @@ export function exportTensors(header: Header, records: readonly DecodedRecord[])
     if (scale?.type === "carried" && kind.dtype === "I8") return [exportScaled(name, record.bytes, kind.shape, scale)];
     return [{ key: name, dtype: kind.dtype, shape: kind.shape, bytes: record.bytes }];
   });
-  return [...tensors, ...exportAlphas(header, records)];
+  return [...pairs.flatMap((pair) => exportPair(dialect, pair)), ...others, ...exportAlphas(header, records)];
 }
 
 function exportVector({ name, kind, values, exponents }: DecodedVector): Tensor {
@@ -101,13 +104,11 @@ function keysOf(dialect: string, name: string, embedding: boolean): Keys {
   }
 }
 
-function exportPair(dialect: string, { name, kind, values, exponents }: DecodedLowRank): Tensor[] {
-  const keys = keysOf(dialect, name, kind.layout === "embedding");
-  const b = toFloat32(values[0]!, exponents[0]!);
-  const a = toFloat32(values[1]!, exponents[1]!);
+function exportPair(dialect: string, { name, embedding, a, aShape, b, bShape }: Pair): Tensor[] {
+  const keys = keysOf(dialect, name, embedding);
   return [
-    floatTensor(keys.a, kind.aShape, a, keys.transposeA ?? false),
-    floatTensor(keys.b, kind.bShape, b, keys.transposeB ?? false),
+    floatTensor(keys.a, aShape, a, keys.transposeA ?? false),
+    floatTensor(keys.b, bShape, b, keys.transposeB ?? false),
   ];
 }
 

@@ -28,6 +28,16 @@ test("mlx stores its factors transposed", () => {
   assert.deepEqual([a.key, a.shape, [...fromBytes(a.bytes, "F32")]], ["m.lora_a", [3, 1], [3, 4, 5]]);
 });
 
+test("experts of a module are stored together", () => {
+  const [, , a, b] = exportTensors({ dialect: "peft", config: null }, [pair("m[1]"), pair("m[0]"), pair("n")]);
+  assert.deepEqual([a.key, a.shape, b.key, b.shape], ["m.lora_A.weight", [2, 3], "m.lora_B.weight", [2, 2]]);
+  assert.deepEqual([...fromBytes(a.bytes, "F32")], [3, 4, 5, 3, 4, 5]);
+  assert.deepEqual([...fromBytes(b.bytes, "F32")], [0.5, 0.5, -1, -1]);
+  const both = exportTensors({ dialect: "peft", config: null }, [pair("m"), pair("m[0]")]);
+  assert.deepEqual(new Set(both.map(({ key }) => key)).size, 4);
+  assert.deepEqual(keysOf("peft", pair("m[999999999]")), ["m[999999999].lora_A.weight", "m[999999999].lora_B.weight"]);
+});
+
 test("alpha of modules comes from the configuration", () => {
   const alpha = new Map([
     ["dtype", "F16"],
