@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from nola_codec.api.arguments import require_source, require_target
 from nola_codec.api.comparing import is_effective_file, read_pair
@@ -14,7 +15,7 @@ from nola_codec.container.reader import open_container
 from nola_codec.errors import EncodeError
 from nola_codec.progress import Progress
 from nola_codec.references.finding import References, open_decoder
-from nola_codec.remote import accepts_urls
+from nola_codec.remote import accepts_urls, is_url, shown_url
 from nola_codec.reporting.coefficient_costs import measure_coefficients
 from nola_codec.reporting.data import FileReport, make_report
 from nola_codec.reporting.losses import measure_losses
@@ -25,7 +26,6 @@ MOST_HISTOGRAMS = 6
 """The number of module types whose histograms are shown."""
 
 
-@accepts_urls("source", "against", out="out")
 def report(
     source: str | os.PathLike[str] | bytes,
     out: str | os.PathLike[str] | None = None,
@@ -59,6 +59,24 @@ def report(
         FormatError, ChecksumMismatch: The file is damaged.
         OutputExists: `out` is there and `overwrite` is false.
     """
+    made = _report(source, out, against, scale, references, progress=progress, overwrite=overwrite, limits=limits)
+    if isinstance(source, str) and is_url(source):
+        return replace(made, facts=replace(made.facts, name=shown_url(source)))  # not the name of its copy here
+    return made
+
+
+@accepts_urls("source", "against", out="out")
+def _report(
+    source: str | os.PathLike[str] | bytes,
+    out: str | os.PathLike[str] | None,
+    against: AdapterInput | None,
+    scale: float | None,
+    references: References,
+    *,
+    progress: Progress | None,
+    overwrite: bool,
+    limits: Limits | None,
+) -> FileReport:
     require_source(source)
     require_target(out, overwrite=overwrite)
     if scale is not None and against is None:

@@ -75,3 +75,14 @@ def test_a_command_says_which_place_is_read_only(run: Run, encoded: Path) -> Non
     done = run("decode", encoded, "-o", "https://example.org/lora")
     assert done.status == 3
     assert "can only be read" in done.err
+
+
+def test_a_report_of_a_url_names_the_url(run: Run, server: RangeServer, memory: Any, tmp_path: Path) -> None:
+    url, out = server.url("task.nola"), "memory://pages/report.html"
+    done = run("report", url, "--against", server.url("my_lora/"), "-o", out, "--json")
+    assert done.status == 0, done.err
+    assert done.json["facts"] == run("inspect", url, "--json").json
+    assert done.json["output"] == out
+    text = memory.cat("/pages/report.html").decode()
+    assert "<h1>task.nola</h1>" in text
+    assert str(tmp_path) not in text
