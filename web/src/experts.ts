@@ -33,7 +33,7 @@ export function joinExperts(records: readonly DecodedRecord[]): Pair[] {
   const modules = new Map<string, Map<number, DecodedLowRank>>();
   for (const record of records) {
     if (record.type !== "low-rank") continue;
-    const match = /^(.*)\[(\d+)\]$/s.exec(record.name);
+    const match = /^(.*)\[(0|[1-9]\d{0,8})\]$/s.exec(record.name);
     if (match === null) {
       plain.push(pairOf(record));
       continue;
