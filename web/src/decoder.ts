@@ -198,13 +198,14 @@ export class Decoder {
   private async draw(): Promise<DecodedDrawn[]> {
     const { header, step } = this.input;
     const drawn: DecodedDrawn[] = [];
-    // Of the last two draws the bytes are kept, since records of one family often repeat them.
+    // The two draws that were used last are kept, since records of one family often repeat them.
     const latest = new Map<string, Uint8Array>();
     for (const record of header.records.slice(header.coded + header.carried)) {
       const { name, kind } = record;
       if (kind.type !== "drawn" || !this.wants(record)) continue;
       const key = drawOf(kind);
       const bytes = latest.get(key) ?? (await drawTensor(kind, () => step(0)));
+      latest.delete(key);
       latest.set(key, bytes);
       if (latest.size > 2) latest.delete(latest.keys().next().value!);
       drawn.push({ type: "drawn", name, kind, bytes });

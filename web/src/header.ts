@@ -248,15 +248,15 @@ function checkWork(
   checkLimit(limits, "products", products, "header: elements of the products");
 }
 
-/** Words of MT19937 that the drawn records take. One that repeats one of the last two draws takes none. */
+/** Words of MT19937 that the drawn records take. One that repeats one of the two draws that were used last takes none. */
 function countWords(records: readonly FileRecord[]): number {
   let words = 0;
-  const latest: string[] = [];
+  let latest: string[] = [];
   for (const { kind } of records) {
-    if (kind.type !== "drawn" || latest.includes(drawOf(kind))) continue;
-    words += kind.start + kind.elements;
-    latest.push(drawOf(kind));
-    if (latest.length > 2) latest.shift();
+    if (kind.type !== "drawn") continue;
+    const draw = drawOf(kind);
+    if (!latest.includes(draw)) words += kind.start + kind.elements;
+    latest = [draw, ...latest.filter((other) => other !== draw)].slice(0, 2);
   }
   return words;
 }

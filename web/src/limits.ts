@@ -44,7 +44,7 @@ export interface Limits {
   coefficients: number;
   /** Length times coefficients of all vectors in dense bases, as if all units were kept, times rungs. */
   denseWork: number;
-  /** Words of MT19937 of all drawn records, but those that repeat one of the last two draws. */
+  /** Words of MT19937 of all drawn records, but those that repeat one of the two draws used last. */
   words: number;
   /** Steps of the lanes of all rans sections. */
   laneSteps: number;

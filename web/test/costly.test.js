@@ -73,3 +73,15 @@ for (const [name, file] of Object.entries(CASES)) test(`${name} is over a limit`
 test("a dense basis of many coefficients for one element is decoded row by row", () =>
   refuse(makeCostly(1, 1, 1, 1, { basis: 3, num: [2 ** 22, 1] }), "factors-checksum"));
 test("many units of one element are decoded", () => refuse(makeCostly(1, 65536, 1, 1, { rungs: 4 }), "factors-checksum"));
+
+test("a draw that repeats one of the two that were used last takes no words", async () => {
+  const drawn = (seed) => [3, `#d${seed}`, [0], [4], 0, 24, seed, 0, 0, new Float(0), new Float(1), null];
+  const records = [0, 1, 0, 2, 0];
+  const fields = { kinds: [1, 2, 3].map(drawn), records, numbers: [0, 0, 1, 0, 1] };
+  const file = makeFile(fields, [[3, new Uint8Array(0)]], 2);
+  await refuse(file, "limit", { words: 11 });
+  await refuse(file, "factors-checksum", { words: 12 });
+  await assert.rejects((await openNola(file)).decode({ names: ["3d1"] }), { code: "usage" });
+  const { records: made } = await (await openNola(file)).decode({ names: ["0d1", "2d1"] });
+  assert.deepEqual(made[0].bytes, made[1].bytes);
+});
