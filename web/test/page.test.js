@@ -6,7 +6,7 @@ import { createRequire } from "node:module";
 import { after, before, test } from "node:test";
 import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
-import { GOLDEN, golden, readJson, ROOT } from "./support.js";
+import { GOLDEN, golden, KIT, read, readJson, ROOT } from "./support.js";
 
 const NAMES = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
 const executablePath = [process.env.CHROMIUM, ...NAMES].find((path) => path && existsSync(path));
@@ -89,6 +89,33 @@ test("a hostile file is refused within a second, with its code", options, async 
   await page.setInputFiles("#file", { name: "bad.nola", mimeType: "", buffer: Buffer.from(data) });
   await page.getByText(/Refused \((header|section)-checksum\)/).waitFor();
   assert.ok(performance.now() - started < 3000);
+});
+
+test("the library passes the conformance kit in the browser", options, async (context) => {
+  const page = await browser.newPage();
+  context.after(() => page.close());
+  const { valid, invalid } = readJson(`${KIT}files.json`);
+  const encode = (file) => Buffer.from(read(KIT + file)).toString("base64");
+  const files = [...valid, ...invalid].map(({ file, references = [] }) => [file, ...references].map(encode));
+  const library = readFileSync(new URL("web/dist/index.js", ROOT), "utf8");
+  const answers = await page.evaluate(
+    async ([code, all]) => {
+      const { openNola } = await import(URL.createObjectURL(new Blob([code], { type: "text/javascript" })));
+      const open = (text) => openNola(Uint8Array.from(atob(text), (character) => character.charCodeAt(0)));
+      const answer = async ([own, ...below]) => {
+        try {
+          const references = await Promise.all(below.map(open));
+          return (await (await open(own)).verify({ references })).rungs;
+        } catch (error) {
+          return error.code ?? error.stack;
+        }
+      };
+      return Promise.all(all.map(answer));
+    },
+    [library, files],
+  );
+  const expected = [...valid.map(({ rungs }) => rungs.map((rung) => rung.decoded_sha256)), ...invalid.map(({ code }) => code)];
+  assert.deepEqual(answers, expected);
 });
 
 for (const colorScheme of ["light", "dark"]) {
