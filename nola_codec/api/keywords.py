@@ -75,6 +75,7 @@ class EncodeKeywords(RateKeywords, CodingKeywords, total=False):
         carried: The form of heads, embeddings and other carried tensors of floats: ``exact``; ``bf16``; ``int8``, with
             a scale for each row of a matrix; or ``coded``, as vectors whose precision follows the target.
         block_size: Bytes of a block, as a number or as ``"24KiB"``: a reader of one tensor reads little more than one.
+            None is 24 KiB, or 1/32 of a large file.
     """
 
     num_basis: int | None
@@ -85,7 +86,7 @@ class EncodeKeywords(RateKeywords, CodingKeywords, total=False):
     basis: BasisName
     shared_basis: bool
     carried: CarriedForm
-    block_size: int | str
+    block_size: int | str | None
 
 
 class DeltaKeywords(RateKeywords, CodingKeywords, total=False):
@@ -93,9 +94,10 @@ class DeltaKeywords(RateKeywords, CodingKeywords, total=False):
 
     Attributes:
         block_size: Bytes of a block, as a number or as ``"24KiB"``: a reader of one tensor reads little more than one.
+            None is 24 KiB, or 1/32 of a large file.
     """
 
-    block_size: int | str
+    block_size: int | str | None
 
 
 class SweepKeywords(CodingKeywords, total=False):
@@ -141,7 +143,7 @@ _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }  # fmt: skip
 _MAY_BE_NONE = (
     "size", "scale", "nmse", "ratio", "error", "energy", "num_basis", "bits", "rank", "objective", "importance",
-    "rungs", "progress",
+    "rungs", "block_size", "progress",
 )  # fmt: skip
 
 

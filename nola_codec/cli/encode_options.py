@@ -49,8 +49,9 @@ RANK_OPTION = option("--rank", group=TARGET, type=int,
                      help="Components kept at most; in the factor form, the rank that is fitted.")  # fmt: skip
 THOROUGH_OPTION = option("--thorough", group=TARGET, is_flag=True,
                          help="For files over 1 MB: smaller by some 5%, and many times slower.")  # fmt: skip
-BLOCK_OPTION = option("--block-size", group=OUTPUT, metavar="SIZE", default="24KiB", show_default=True,
-                      help="Size of a block: a reader of one tensor reads little more than one.")  # fmt: skip
+BLOCK_OPTION = option("--block-size", group=OUTPUT, metavar="SIZE",
+                      help="Size of a block: a reader of one tensor reads little more than one.  "
+                      "[default: 24KiB, or 1/32 of a large file]")  # fmt: skip
 IMPORTANCE_OPTION = option("--importance", group=FIT, type=click.Path(), metavar="FILE",
                            help="JSON or safetensors: a number for each weight, by name or pattern.")  # fmt: skip
 FITS = ("weights", "task")

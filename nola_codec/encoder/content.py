@@ -23,7 +23,9 @@ from nola_codec.model.quantizers import Quantizer, Runs
 from nola_codec.model.records import CodedRecord
 
 BLOCK_BYTES = 24 << 10
-"""The default of the coded size in bytes at which a block is closed."""
+"""The least coded size in bytes at which a block is closed by default."""
+BLOCKS = 32
+"""The most blocks of a file by default, about."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,25 +130,28 @@ class QuantizedAdapter:
     weights: Float64Array
 
 
-def block_sizes(content: FileContent, block_bytes: int = BLOCK_BYTES) -> BlockSizes:
-    """Divide the records into blocks and add up the bits of their symbols, in one pass.
+def block_sizes(content: FileContent, block_bytes: int | None = None) -> BlockSizes:
+    """Divide the records into blocks and add up the bits of their symbols.
 
     A block closes when its ideal size over all rungs reaches `block_bytes`, and before a coded carried tensor, so that
-    the size of the tensor is seen in the file. A reader of one tensor reads its whole block and no other.
+    the size of the tensor is seen in the file. A reader of one tensor reads its whole block and no other. Each block
+    takes about 2 ms to decode whatever it holds, so by default a large file has no more than some `BLOCKS` of them.
     """
     costs = [
         None if q.frequencies is None else -np.log2(np.array(q.frequencies) / rans.TOTAL) for q in content.quantizers
     ]
     rungs = range(len(content.rungs))
     bits = np.zeros((2, len(content.rungs), len(content.records)))  # (packed and coded, rungs, records)
-    spans = []
-    start, weight = 0, 0.0
     for index in range(len(content.records)):
         for rung in rungs:
             bits[:, rung, index] = _record_bits(content, costs, rung, index)
+    enough = max(BLOCK_BYTES, float(bits.sum()) / 8 / BLOCKS) if block_bytes is None else block_bytes
+    spans = []
+    start, weight = 0, 0.0
+    for index in range(len(content.records)):
         weight += float(bits[:, :, index].sum()) / 8
         is_last = index == len(content.records) - 1
-        if weight >= block_bytes or is_last or is_reduced(content.records[index + 1].name):
+        if weight >= enough or is_last or is_reduced(content.records[index + 1].name):
             spans.append((start, index + 1))
             start, weight = index + 1, 0.0
     packed, coded = (

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from nola_codec.basis import NAMES as BASIS_NAMES
 from nola_codec.decoder.carried_forms import CARRIED_FORMS
-from nola_codec.encoder.content import BLOCK_BYTES
 from nola_codec.entropy import NAMES as CODEC_NAMES
 from nola_codec.errors import EncodeError
 from nola_codec.fit.allocation import OBJECTIVES
@@ -52,7 +51,8 @@ class EncodeOptions:
         seed: The seed of the basis, 0 to 2^64 - 1.
         shared_basis: True to use one basis for all weights of the same shape.
         entropy: The names of the entropy codecs to choose from.
-        block_size: The coded size in bytes at which a block is closed. A reader of one tensor reads little more.
+        block_size: The coded size in bytes at which a block is closed; None is 24 KiB, or 1/32 of a large file. A
+            reader of one tensor reads little more than one.
         thorough: True to search with quantizers that have a memory for files over 1 MB too. Such files are smaller,
             and take many times as long.
         progressive: True to write a progressive file, which can be cut to coarser ones. By default each rung is a
@@ -81,7 +81,7 @@ class EncodeOptions:
     seed: int = 0
     shared_basis: bool = False
     entropy: tuple[str, ...] = ("raw", "rans")
-    block_size: int = BLOCK_BYTES
+    block_size: int | None = None
     thorough: bool = False
     progressive: bool = False
     rungs: tuple[int, ...] | None = None

@@ -44,7 +44,7 @@ class ManyEncodeKeywords(RateKeywords, total=False):
     num_basis: int | None
     bits: int | None
     rank: int | None
-    block_size: int | str
+    block_size: int | str | None
     thorough: bool
     basis: BasisName
     seed: int
