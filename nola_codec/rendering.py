@@ -70,9 +70,11 @@ def render_error_name(name: str) -> str:
 def render_error(value: float) -> str:
     """Return a relative error as text with four digits, or in powers of ten if it is small.
 
-    >>> render_error(0.0213), render_error(0.00021)
-    ('0.0213', '2.10e-04')
+    >>> render_error(0.0213), render_error(0.00021), render_error(0.0)
+    ('0.0213', '2.10e-04', '0')
     """
+    if value == 0:
+        return "0"
     return f"{value:.4f}" if value >= 0.001 else f"{value:.2e}"
 
 
