@@ -170,7 +170,7 @@ def check_merge() -> None:
     assert int(faults) == 1
 
 
-FILES = ("codec-raw", "paper-rademacher-philox", "vectors-paper")
+FILES = ("codec-raw", "paper-rademacher", "vectors-paper")
 
 
 def check_files() -> None:

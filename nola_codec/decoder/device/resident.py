@@ -101,7 +101,7 @@ def keep_on_device(container: Container, device: torch.device) -> ResidentFile:
 
 
 class _PartialFile(io.RawIOBase):
-    """A file of which some parts are there; a read outside of them is an error."""
+    """A file of which some parts are there. A read ends where its part does; one that begins elsewhere is an error."""
 
     def __init__(self, length: int, parts: Sequence[tuple[int, bytes]]) -> None:
         self._length, self._parts, self._position = length, parts, 0
@@ -121,11 +121,12 @@ class _PartialFile(io.RawIOBase):
         return self._position
 
     def read(self, size: int = -1) -> bytes:
-        """Return `size` bytes of one part."""
+        """Return `size` bytes, or those up to the end of the part that the position is in."""
         begin = self._position
         end = self._length if size < 0 else min(begin + size, self._length)
         for offset, data in self._parts:
-            if offset <= begin and end <= offset + len(data):
-                self._position = end
-                return data[begin - offset : end - offset]
+            if offset <= begin < offset + len(data) or begin == end:
+                found = data[begin - offset : end - offset] if begin < end else b""
+                self._position += len(found)
+                return found
         raise ValueError(f"bytes {begin} to {end} of the file lie on the device")

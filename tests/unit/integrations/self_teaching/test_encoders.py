@@ -118,7 +118,7 @@ def test_texts_without_labels(encoder: tuple[Path, Path], texts: Path, tmp_path:
     task = report.task
     assert task is not None
     assert task.base == pytest.approx(1, abs=0.2)
-    assert 0 == task.adapter < task.file < 0.6 * task.start
+    assert 0 == task.adapter < task.file < 0.8 * task.start
     assert task.rows == 16
     assert "a text encoder (BertModel), on 200 texts" in task.data
     # Nearer by PEFT's own arithmetic too, on texts that nobody has seen.
@@ -126,7 +126,7 @@ def test_texts_without_labels(encoder: tuple[Path, Path], texts: Path, tmp_path:
     lines = make_lines(50, 9)
     wanted = hidden(encoder, None, lines)
     errors = [float((hidden(encoder, tmp_path / name, lines) - wanted).square().sum()) for name in ("a.nola", "w.nola")]
-    assert errors[0] < 0.6 * errors[1]
+    assert errors[0] < 0.8 * errors[1]
 
 
 def test_random_words(encoder: tuple[Path, Path]) -> None:
