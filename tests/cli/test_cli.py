@@ -356,7 +356,7 @@ def test_compare_says_no_to_other_weights(run: Run, adapter: Path, encoded: Path
 def test_selftest(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     done = run("selftest")
     assert (done.status, done.err) == (0, "")
-    assert done.out.count(", PyTorch") == done.out.count(", NumPy") == 5
+    assert done.out.count(", PyTorch  ") == done.out.count(", NumPy  ") == 5
     assert done.out.count("ok  ") == 10 + done.out.count(" kernels")
     assert done.out.count(" kernels") == (5 if COMPILED else 0)
     assert done.out.startswith(f"kernels: {COMPILED[-1]}\n" if COMPILED else "kernels: none, NumPy computes: ")
