@@ -20,7 +20,7 @@ Each is a thin front: it checks what the caller gave, and calls the flow below.
     reference_sources.py        earlier versions, for encode(reference=...) -> references/
     live_sources.py             models and mappings of tensors as sources
     checking.py                 the content SHA-256 and what each rung decodes to
-    arguments.py, keywords.py   checks of sources and targets; the options of `encode`, typed
+    arguments.py, keywords.py   checks of sources and targets, writing to one; the options of `encode`, typed
 
 Nothing here imports torch until tensors are asked for.
 """

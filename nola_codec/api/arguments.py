@@ -1,4 +1,4 @@
-"""Checks of sources, configurations and targets that a caller hands to the library's functions, before any work."""
+"""Checks of what a caller hands to the library's functions, before any work; and writing to a target."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from nola_codec.container.prelude import MAGIC
 from nola_codec.errors import AdapterError, EncodeError
-from nola_codec.stores.files import require_free
+from nola_codec.stores.files import atomic_file, require_free
 
 _MAX_DEPTH = 100
 """Levels of nesting that are looked into; reading the adapter refuses more."""
@@ -61,6 +61,15 @@ def require_target(out: object, *, overwrite: bool) -> None:
             raise EncodeError("no such directory", code="no-directory", where=str(Path(out).parent))
     elif not hasattr(out, "write") or isinstance(out, io.TextIOBase):
         raise EncodeError(f"expected a path or a binary stream, found {type(out).__qualname__}", code="target-type")
+
+
+def write_output(out: str | os.PathLike[str] | BinaryIO | None, data: bytes) -> None:
+    """Write the bytes of a whole file to a target that `require_target` has let pass; a path appears at once."""
+    if isinstance(out, str | os.PathLike):
+        with atomic_file(out) as stream:
+            stream.write(data)
+    elif out is not None:
+        out.write(data)
 
 
 def require_path(out: object) -> None:

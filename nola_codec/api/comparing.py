@@ -148,7 +148,7 @@ def compare(
         FormatError, ChecksumMismatch: A `.nola` file is damaged.
     """
     pair = read_pair(a, b, scale=scale, progress=progress, references=references, limits=limits)
-    return compare_pair(pair, progress=progress, is_effective=is_effective_file(b, limits))
+    return compare_pair(pair, progress=progress, is_effective=_is_effective_file(b, limits))
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ def _alone(adapter: Adapter, keys: Mapping[str, str], others: Collection[str], i
     return tuple(sorted(name for name, key in keys.items() if key not in others and name not in zero))
 
 
-def is_effective_file(source: AdapterInput, limits: Limits | None) -> bool:
+def _is_effective_file(source: AdapterInput, limits: Limits | None) -> bool:
     """Return True for a `.nola` file whose encoder kept the effective error small."""
     if not isinstance(source, str | os.PathLike | bytes) or not is_nola(source):
         return False

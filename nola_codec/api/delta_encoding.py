@@ -11,7 +11,7 @@ import numpy as np
 
 from nola_codec.adapters.dialects import weight_changes as dialect
 from nola_codec.adapters.dialects.weight_changes import Pairing, Selection, Weights
-from nola_codec.api.arguments import require_model_path
+from nola_codec.api.arguments import require_model_path, write_output
 from nola_codec.api.encoding import check_options
 from nola_codec.api.keywords import DeltaKeywords, check_keywords
 from nola_codec.array_types import Float32Array
@@ -23,7 +23,6 @@ from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import Adapter
 from nola_codec.progress import Progress
 from nola_codec.remote import accepts_urls
-from nola_codec.stores.files import atomic_file
 from nola_codec.stores.safetensors_io import num_bytes
 
 if TYPE_CHECKING:
@@ -113,11 +112,7 @@ def encode_delta_bytes(
     data, report = encode_adapter(
         change.adapter, chosen, source_bytes=change.source_bytes, parameters=change.parameters
     )
-    if isinstance(out, str | os.PathLike):
-        with atomic_file(out) as stream:
-            stream.write(data)
-    elif out is not None:
-        out.write(data)
+    write_output(out, data)
     return data, replace(report, notes=(*report.notes, *change.notes))
 
 

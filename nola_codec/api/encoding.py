@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from nola_codec import adapters
 from nola_codec.adapters.folders import find_adapter
 from nola_codec.adapters.sources import Readable
-from nola_codec.api.arguments import ConfigObject, require_model_path, require_target
+from nola_codec.api.arguments import ConfigObject, require_model_path, require_target, write_output
 from nola_codec.api.keywords import EncodeKeywords, check_keywords
 from nola_codec.api.live_sources import AdapterInput, open_live
 from nola_codec.api.reference_sources import ReferenceInput, read_reference, require_other_file
@@ -26,7 +26,6 @@ from nola_codec.model.adapter import Adapter
 from nola_codec.model.tensors import DTYPE_BYTES
 from nola_codec.remote import accepts_urls
 from nola_codec.sizes import parse_size
-from nola_codec.stores.files import atomic_file
 from nola_codec.stores.live_store import LiveStore
 
 if TYPE_CHECKING:
@@ -132,11 +131,7 @@ def encode_bytes(
     data, report = encode_adapter(adapter, chosen, source_bytes=source_size(readable, adapter))
     if base is None:
         report = replace(report, notes=report.notes + base_advice(report))
-    if isinstance(out, str | os.PathLike):
-        with atomic_file(out) as stream:
-            stream.write(data)
-    elif out is not None:
-        out.write(data)
+    write_output(out, data)
     return data, report
 
 

@@ -6,14 +6,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from nola_codec.api.arguments import require_source, require_target
+from nola_codec.api.arguments import require_source, require_target, write_output
 from nola_codec.api.checking import check_content
 from nola_codec.container.limits import Limits
 from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.container.signature import Signature, signed_message
 from nola_codec.errors import ChecksumMismatch, NolaError, require_package
 from nola_codec.remote import accepts_urls
-from nola_codec.stores.files import atomic_file
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -58,11 +57,7 @@ def sign(
         check_content(container)
         value = private.sign(signed_message(container.content_digest()))
         data = container.file_bytes() + Signature(private.public_key().public_bytes_raw(), value).pack()
-    if isinstance(out, str | os.PathLike):
-        with atomic_file(out) as stream:
-            stream.write(data)
-    elif out is not None:
-        out.write(data)
+    write_output(out, data)
     return data
 
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from nola_codec.api.arguments import require_source, require_target
+from nola_codec.api.arguments import require_source, require_target, write_output
 from nola_codec.container.limits import Limits
 from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.container.rungs import prune_quantizers
@@ -18,7 +18,6 @@ from nola_codec.errors import EncodeError
 from nola_codec.remote import accepts_urls, is_url, open_url
 from nola_codec.rendering import render_error, render_error_name, render_size
 from nola_codec.sizes import parse_size
-from nola_codec.stores.files import atomic_file
 
 
 @dataclass(frozen=True)
@@ -81,11 +80,7 @@ def truncate(
         if isinstance(source, str) and is_url(source):  # once, so that each byte is asked for once
             source = opened.enter_context(open_url(source))
         data, report = _cut_to(source, rung, limit, limits)
-    if isinstance(out, str | os.PathLike):
-        with atomic_file(out) as stream:
-            stream.write(data)
-    elif out is not None:
-        out.write(data)
+    write_output(out, data)
     return report
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from nola_codec.api.arguments import require_source, require_target
-from nola_codec.api.comparing import is_effective_file, read_pair
+from nola_codec.api.arguments import require_source, require_target, write_output
+from nola_codec.api.comparing import read_pair
 from nola_codec.api.inspecting import inspect
 from nola_codec.api.live_sources import AdapterInput
 from nola_codec.arrays import NUMPY
@@ -20,7 +20,6 @@ from nola_codec.reporting.coefficient_costs import measure_coefficients
 from nola_codec.reporting.data import FileReport, make_report
 from nola_codec.reporting.losses import measure_losses
 from nola_codec.reporting.page import render_page
-from nola_codec.stores.files import atomic_file
 
 MOST_HISTOGRAMS = 6
 """The number of module types whose histograms are shown."""
@@ -90,11 +89,10 @@ def _report(
     losses = None
     if against is not None:
         pair = read_pair(against, source, scale=scale, progress=progress, references=references, limits=limits)
-        losses = measure_losses(pair, is_effective=is_effective_file(source, limits), progress=progress)
+        losses = measure_losses(pair, is_effective="effective_error" in facts.measured, progress=progress)
     made = make_report(facts, costs, losses)
     if out is not None:
-        with atomic_file(out) as stream:
-            stream.write(render_page(made).encode("utf-8", "backslashreplace"))
+        write_output(out, render_page(made).encode("utf-8", "backslashreplace"))
     return made
 
 
