@@ -25,6 +25,7 @@ from nola_codec.remote import shown_url
     examples=[
         ("Where do the bytes go?", "nola-codec report my.nola -o report.html"),
         ("And what was lost?", "nola-codec report my.nola --against my_lora -o report.html"),
+        ("What would other sizes lose?", "nola-codec report my.nola --against my_lora --sweep -o report.html"),
         ("The figures alone", "nola-codec report my.nola --against my_lora --json"),
     ]
 )
@@ -32,6 +33,8 @@ from nola_codec.remote import shown_url
 @option("--against", group="Adapter", type=click.Path(), metavar="SRC",
         help="The original adapter; the report then says what was kept of it.")  # fmt: skip
 @option("--scale", group="Adapter", type=float, help="Scaling of the original, if it does not say it.")
+@option("--sweep", group="Adapter", is_flag=True,
+        help="Also encode the original at six other sizes, for the curve of size against error.")  # fmt: skip
 @option("-o", "--output", "out", group=OUTPUT, type=click.Path(), metavar="FILE",
         help="The HTML page to write. It may be left out with --json.")  # fmt: skip
 @references_option
@@ -43,6 +46,7 @@ def command(
     file: str,
     against: str | None,
     scale: float | None,
+    sweep: bool,
     out: str | None,
     references: tuple[str, ...],
     force: bool,
@@ -59,8 +63,9 @@ def command(
         raise click.UsageError("give -o FILE for the page, or --json for its figures")
     with show_progress(quiet) as show:
         found = report(
-            file, out, against=against, scale=scale, references=references or None, progress=show, overwrite=force
-        )
+            file, out, against=against, scale=scale, sweep=sweep, references=references or None, progress=show,
+            overwrite=force,
+        )  # fmt: skip
     if as_json:
         print_json({**found.to_dict(), "output": None if out is None else shown_url(out)})
         return

@@ -4,9 +4,15 @@ Every figure of a page is in `FileReport`, which `nola-codec report --json` prin
 
     writing.py              `report`: the flow
     page.py                 the page, as HTML
-    style.py                its style sheet
-    svg.py                  its drawings, and the escaping of names
+    curve_section.py        its section about size against error
+    losses_section.py       its section about what was kept
+    markup.py               sections, tables and heat maps
+    style.py                the style sheet
+    svg.py                  drawings, and the escaping of names
     data.py                 `FileReport`: all figures
+    curve.py                the adapter at other sizes
+    peers.py                what other ways to store the adapter cost and lose
+    rounding.py             how they round
     losses.py               errors and spectra, against the original adapter
     coefficient_costs.py    bytes, code lengths and histograms of the coefficients
     places.py               module types and layers, from the names of weights

@@ -50,12 +50,14 @@ class QuantizerUse:
         description: What it is, in words.
         symbols: The number of symbols that it has in the file.
         ideal_bits: Their code length by the frequencies of the quantizer.
+        bits_each: The same for one symbol; 0 without symbols.
     """
 
     number: int
     description: str
     symbols: int
     ideal_bits: float
+    bits_each: float
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,9 @@ class CoefficientHistogram:
         zeros: The number of coefficients that are 0.
         ideal_bits: The code length of the coefficients.
         stored_bytes: What they take in the file.
+        zero_share: The share of the coefficients that are 0.
+        ideal_bits_each: The code length of one coefficient.
+        stored_bits_each: The bits that one coefficient takes in the file.
     """
 
     name: str
@@ -76,6 +81,9 @@ class CoefficientHistogram:
     zeros: int
     ideal_bits: float
     stored_bytes: float
+    zero_share: float
+    ideal_bits_each: float
+    stored_bits_each: float
 
 
 @dataclass(frozen=True)
@@ -163,17 +171,20 @@ class _Tally:
 
     def histograms(self) -> list[CoefficientHistogram]:
         """Return the histogram of each module type."""
-        return [
-            CoefficientHistogram(name, tuple(bars.tolist()), int(zeros), bits, stored)
-            for name, (bars, (zeros, bits, stored)) in self._types.items()
-        ]
+        found = []
+        for name, (bars, (zeros, bits, stored)) in self._types.items():
+            count = max(int(bars.sum()), 1)
+            each = (zeros / count, bits / count, 8 * stored / count)
+            found.append(CoefficientHistogram(name, tuple(bars.tolist()), int(zeros), bits, stored, *each))
+        return found
 
     def uses(self) -> tuple[QuantizerUse, ...]:
         """Return the use of each quantizer."""
         found = []
         for number, (quantizer, bits) in enumerate(zip(self._quantizers, self._bits, strict=True)):
             counts = self._counts[self._firsts[number] : self._firsts[number + 1]]
-            found.append(QuantizerUse(number, _describe(quantizer), int(counts.sum()), float(counts @ bits)))
+            symbols, whole = int(counts.sum()), float(counts @ bits)
+            found.append(QuantizerUse(number, _describe(quantizer), symbols, whole, whole / max(symbols, 1)))
         return tuple(found)
 
 

@@ -14,6 +14,7 @@ from nola_codec.container.prelude import SIZE
 from nola_codec.encoder.expectation import Expectation, expect_from
 from nola_codec.rendering import render_error, render_ratio, render_size
 from nola_codec.reporting.coefficient_costs import CoefficientCosts
+from nola_codec.reporting.curve import Curve
 from nola_codec.reporting.losses import Losses
 from nola_codec.reporting.places import Grid, make_grid
 
@@ -30,10 +31,13 @@ class FileReport:
         verdict: The size and the expectation in a sentence.
         reason: What the expectation rests on, in a sentence.
         bytes_by_part: The bytes of the prelude, the header, the units, the coefficients and the carried tensors.
-        grid: ``bytes``, ``coefficients`` and ``ideal_bits`` of the coded records, by module type and layer. The bytes
-            of a block are divided among its records in proportion to their code lengths.
+        share_by_part: The same as shares of the file.
+        grid: ``bytes``, ``coefficients`` and ``ideal_bits`` of the coded records, by module type and layer, and the
+            rate ``bits_each``, the stored bits of a coefficient. The bytes of a block are divided among its records in
+            proportion to their code lengths.
         costs: What the coefficients cost.
         losses: What was kept of the original adapter; None if it was not given.
+        curve: Size against error; None if no sweep was asked for.
     """
 
     facts: FileFacts
@@ -42,9 +46,16 @@ class FileReport:
     verdict: str
     reason: str
     bytes_by_part: Mapping[str, int]
+    share_by_part: Mapping[str, float]
     grid: Grid
     costs: CoefficientCosts
     losses: Losses | None = None
+    curve: Curve | None = None
+
+    @property
+    def expectation(self) -> Expectation | None:
+        """What to expect of the file, as an `EncodeReport` has it."""
+        return None if self.expected is None else Expectation(self.expected, self.is_beyond)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain values, for JSON; of the tensors of `facts` only their number."""
@@ -54,14 +65,20 @@ class FileReport:
         return f"{self.verdict}\n{self.reason}"
 
 
-def make_report(facts: FileFacts, costs: CoefficientCosts, losses: Losses | None) -> FileReport:
+def make_report(
+    facts: FileFacts, costs: CoefficientCosts, losses: Losses | None = None, curve: Curve | None = None
+) -> FileReport:
     """Put together what was found about a file."""
     unlike = _unlike_measured(facts)
     expected = None if unlike else expect_from(facts.measured["effective_error"])
     parts = dict(facts.bytes_by_part)
+    parts = {"prelude": SIZE, **parts, "header": parts["header"] - SIZE}
     grid = make_grid(
-        (each.name, {"bytes": each.stored_bytes, "coefficients": each.coefficients, "ideal_bits": each.ideal_bits})
-        for each in costs.records
+        (
+            (each.name, {"bytes": each.stored_bytes, "coefficients": each.coefficients, "ideal_bits": each.ideal_bits})
+            for each in costs.records
+        ),
+        {"bits_each": lambda sums: 8 * sums["bytes"] / max(sums["coefficients"], 1)},
     )
     size = f"{render_size(facts.bytes)}, {render_ratio(facts.ratio)} than fp16"
     return FileReport(
@@ -70,10 +87,12 @@ def make_report(facts: FileFacts, costs: CoefficientCosts, losses: Losses | None
         is_beyond=expected is not None and expected.is_beyond,
         verdict=f"{size}; {_verdict(expected)}",
         reason=unlike if expected is None else _reason(facts, expected),
-        bytes_by_part={"prelude": SIZE, **parts, "header": parts["header"] - SIZE},
+        bytes_by_part=parts,
+        share_by_part={part: size / facts.bytes for part, size in parts.items()},
         grid=grid,
         costs=costs,
         losses=losses,
+        curve=curve,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nola_codec.adapters.adapter_delta import AdapterDelta
@@ -16,8 +16,6 @@ MOST_SPECTRA = 6
 """The number of weights whose spectra are shown."""
 MOST_VALUES = 64
 """The greatest number of singular values of a spectrum."""
-
-
 MOST_RANK = 512
 """The greatest rank of a weight whose spectrum is shown, since its time grows with the cube of the rank."""
 
@@ -45,7 +43,8 @@ class Losses:
 
     Attributes:
         comparison: The comparison of the original adapter (A) with the file (B).
-        grid: ``energy``, ``error`` and ``inner`` as in `TensorComparison`, by module type and layer.
+        grid: ``energy``, ``error`` and ``inner`` as in `TensorComparison`, by module type and layer; and the rates
+            ``nmse``, ``signal`` and ``energy_share``, the share of the energy of all weights.
         spectra: The spectra of the weights with most energy whose deltas are one finite product of at most MOST_RANK.
     """
 
@@ -66,13 +65,29 @@ def measure_losses(pair: AdapterPair, *, is_effective: bool, progress: Progress 
         AdapterError: A weight differs in shape, or the dialects have no names in common.
     """
     comparison = compare_pair(pair, progress=progress, is_effective=is_effective)
-    grid = make_grid(
-        (each.name, {"energy": each.energy, "error": each.error, "inner": each.inner}) for each in comparison.tensors
-    )
+    grid = make_loss_grid(comparison)
     energies = {each.name: each.energy for each in comparison.tensors if math.isfinite(each.energy + each.error)}
     products = [both for both in pair.matching() if energies.get(both[0].name) and all(map(_has_spectrum, both))]
     strongest = sorted(products, key=lambda both: (-energies[both[0].name], both[0].name))[:MOST_SPECTRA]
     return Losses(comparison, grid, tuple(_spectrum(*both) for both in strongest))
+
+
+def make_loss_grid(comparison: Comparison) -> Grid:
+    """Return the grid of `Losses`."""
+    whole = sum(each.energy for each in comparison.tensors) or 1.0
+    return make_grid(
+        ((each.name, {"energy": each.energy, "error": each.error, "inner": each.inner}) for each in comparison.tensors),
+        {"nmse": _nmse, "signal": _signal, "energy_share": lambda sums: sums["energy"] / whole},
+    )
+
+
+def _nmse(sums: Mapping[str, float]) -> float:
+    error, energy = sums["error"], sums["energy"]
+    return error / energy if energy > 0 else math.inf if error > 0 else 0.0
+
+
+def _signal(sums: Mapping[str, float]) -> float:
+    return sums["inner"] / sums["energy"] if sums["energy"] > 0 else 0.0
 
 
 def _has_spectrum(delta: AdapterDelta) -> bool:

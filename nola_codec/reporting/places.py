@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 MOST_TYPES = 24
 """The greatest number of module types that a grid lists; the weakest ones are put together."""
@@ -52,11 +53,13 @@ class Group:
         name: The layer or the module type.
         weights: The number of weights.
         sums: The sum of each figure, by its name.
+        rates: What follows from the sums, by its name.
     """
 
     name: str
     weights: int
     sums: Mapping[str, float]
+    rates: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,16 @@ class Grid:
     cells: tuple[tuple[Group | None, ...], ...]
 
 
-def make_grid(items: Iterable[tuple[str, Mapping[str, float]]]) -> Grid:
+Rates = Mapping[str, Callable[[Mapping[str, float]], float]]
+"""For each rate of a group, what computes it from the sums of the group."""
+
+
+def make_grid(items: Iterable[tuple[str, Mapping[str, float]]], rates: Rates) -> Grid:
     """Add up figures by module type and layer.
 
     Args:
         items: (name, figures) of each weight. All weights have the same figures.
+        rates: The rates of each group.
     """
     placed = [(*split_name(name), figures) for name, figures in items]
     first = next(iter(placed[0][2]), "") if placed else ""
@@ -90,13 +98,13 @@ def make_grid(items: Iterable[tuple[str, Mapping[str, float]]]) -> Grid:
     found: dict[tuple[str, str], list[Mapping[str, float]]] = {}
     for layer, kind, figures in placed:
         found.setdefault((types[kind], layers[layer]), []).append(figures)
+    add = partial(_add, rates)
     rows, columns = list(dict.fromkeys(types.values())), list(dict.fromkeys(layers.values()))
     return Grid(
-        tuple(_add(row, [each for column in columns for each in found.get((row, column), ())]) for row in rows),
-        tuple(_add(column, [each for row in rows for each in found.get((row, column), ())]) for column in columns),
+        tuple(add(row, [each for column in columns for each in found.get((row, column), ())]) for row in rows),
+        tuple(add(column, [each for row in rows for each in found.get((row, column), ())]) for column in columns),
         tuple(
-            tuple(_add("", found[row, column]) if (row, column) in found else None for column in columns)
-            for row in rows
+            tuple(add("", found[row, column]) if (row, column) in found else None for column in columns) for row in rows
         ),
     )
 
@@ -108,9 +116,9 @@ def _names(ordered: Sequence[str], most: int, others: str) -> dict[str, str]:
     return {name: name if number < kept else rest for number, name in enumerate(ordered)}
 
 
-def _add(name: str, figures: Sequence[Mapping[str, float]]) -> Group:
+def _add(rates: Rates, name: str, figures: Sequence[Mapping[str, float]]) -> Group:
     sums: dict[str, float] = {}
     for each in figures:
         for key, value in each.items():
             sums[key] = sums.get(key, 0.0) + value
-    return Group(name, len(figures), sums)
+    return Group(name, len(figures), sums, {key: rate(sums) for key, rate in rates.items()})

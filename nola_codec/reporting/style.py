@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-_LIGHT = ("#ffffff", "#1a1d21", "#4f5963", "#d3d8dd", "#1f5fa8", "#b3470b")
-_DARK = ("#14171a", "#e6e9ec", "#aab3bc", "#3a4149", "#7db4f0", "#f2a96b")
-_NAMES = ("paper", "ink", "soft", "line", "first", "second")
+_LIGHT = ("#ffffff", "#1a1d21", "#4f5963", "#d3d8dd", "#1f5fa8", "#b3470b", "#1d7a4a", "#7a3fa3")
+_DARK = ("#14171a", "#e6e9ec", "#aab3bc", "#3a4149", "#7db4f0", "#f2a96b", "#6fcf97", "#c99bf0")
+_NAMES = ("paper", "ink", "soft", "line", "first", "second", "third", "fourth")
 _LIGHT_STEPS = ("#e3edf7", "#cfe1f2", "#b0d0e8", "#8bbadb", "#63a1cd", "#4187bd", "#276cab", "#135092", "#08306b")
 _DARK_STEPS = ("#1d2935", "#1f3a55", "#224c75", "#275f95", "#3474b0", "#4c8cc6", "#70a8da", "#9dc6ea", "#d3e7fa")
 
@@ -29,6 +29,7 @@ h3{font-size:1rem;margin:24px 0 4px;overflow-wrap:anywhere}
 p{max-width:75ch;margin:8px 0}
 .verdict{font-size:1.25rem;line-height:1.4}
 .soft,figcaption,caption,footer{color:var(--soft)}
+figcaption{overflow-wrap:anywhere}
 figure{margin:16px 0}
 .drawing,.table{overflow-x:auto;max-width:100%}
 .table{margin:16px 0}
@@ -39,11 +40,20 @@ svg text{fill:var(--ink);font:11px ui-monospace,monospace}
 .bar{fill:var(--first)}
 .axis{stroke:var(--soft);fill:none}
 .line{fill:none;stroke-width:1.5}
+.mark{fill:var(--paper);stroke-width:1.5}
 .line.first,.mark.first{stroke:var(--first)}
 .line.second,.mark.second{stroke:var(--second)}
-.mark{fill:var(--paper);stroke-width:1.5}
+.line.third,.mark.third{stroke:var(--third)}
+.line.fourth,.mark.fourth{stroke:var(--fourth)}
+.line.second,.line.third,.line.fourth{stroke-dasharray:5 3}
 .mark.second{fill:var(--second)}
+.line.own{stroke:none}
+.mark.own{stroke:var(--paper);fill:var(--ink)}
+.grid{stroke:var(--line);fill:none}
 .many{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(300px,100%),1fr));gap:16px}
+.beside{display:flex;flex-wrap:wrap;gap:0 48px;align-items:flex-start}
+.beside>div{max-width:100%}
+.own th,.own td{font-weight:bold}
 table{border-collapse:collapse;font-size:.9rem}
 caption{text-align:left;padding:4px 0}
 th,td{padding:3px 14px 3px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from nola_codec.rendering import escape
 
@@ -13,6 +14,22 @@ STEPS = 9
 _LONGEST = 160
 _CHARACTER = 6.6
 """The width of a character of labels, in units of the drawings."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve of a drawing.
+
+    Attributes:
+        name: Its name, as its legend has it.
+        style: Its class in the style sheet, which also picks the form of its marks: one of ``first``, ``second``,
+            ``third``, ``fourth`` and ``own``.
+        points: (x, y, text) of each mark.
+    """
+
+    name: str
+    style: str
+    points: Sequence[tuple[float, float, str]]
 
 
 def safe(text: object, most: int = _LONGEST) -> str:
@@ -136,11 +153,104 @@ def draw_spectra(key: str, title: str, original: Sequence[float], decoded: Seque
     return _svg(key, title, described, 280, 128, parts)
 
 
+def draw_curves(
+    key: str, title: str, description: str, curves: Sequence[Series], axes: tuple[str, str], above: tuple[str, float]
+) -> str:
+    """Return curves over two logarithmic axes, each with its marks and, below the drawing, its name.
+
+    Args:
+        key: The beginning of the ids of its parts.
+        title: The name of the drawing.
+        description: What people read who do not see it.
+        curves: The curves. Their x are sizes in bytes; points with an x or a y that is not positive are left out.
+        axes: The names of the x axis and of the y axis.
+        above: The name of an axis above the drawing, and the number that x divides on it.
+    """
+    shown = [[(x, y, text) for x, y, text in each.points if x > 0 and 0 < y < math.inf] for each in curves]
+    every = [point for points in shown for point in points]
+    if not every:
+        return ""
+    low_x, high_x = _rounded_ends([x for x, _, _ in every])
+    low_y, high_y = _rounded_ends([y for _, y, _ in every])
+    left, right, top, bottom = 64, 620, 40, 300
+
+    def across(x: float) -> float:
+        return left + (right - left) * math.log(x / low_x) / math.log(high_x / low_x)
+
+    def down(y: float) -> float:
+        return bottom - (bottom - top) * math.log(y / low_y) / math.log(high_y / low_y)
+
+    parts = []
+    for y in _ticks(low_y, high_y, most=8):
+        parts.append(f'<path class="grid" d="M{left} {down(y):.1f}H{right}"/>')
+        parts.append(f'<text x="{left - 6}" y="{down(y) + 4:.1f}" text-anchor="end">{y:g}</text>')
+    for x in _ticks(low_x, high_x, most=8):
+        parts.append(f'<path class="grid" d="M{across(x):.1f} {top}V{bottom}"/>')
+        parts.append(f'<text x="{across(x):.1f}" y="{bottom + 16}" text-anchor="middle">{_size_label(x)}</text>')
+    name, total = above
+    parts += [
+        f'<text x="{across(total / times):.1f}" y="{top - 6}" text-anchor="middle">{times:g}x</text>'
+        for times in _ticks(total / high_x, total / low_x, most=8)
+    ]
+    parts.append(f'<text x="{right}" y="{top - 24}" text-anchor="end">{safe(name)}</text>')
+    parts.append(f'<text x="6" y="{top - 24}">{safe(axes[1])}</text>')
+    parts.append(f'<text x="{right}" y="{bottom + 34}" text-anchor="end">{safe(axes[0])}</text>')
+    parts.append(f'<path class="axis" d="M{left} {top}V{bottom}H{right}"/>')
+    for number, (each, points) in enumerate(zip(curves, shown, strict=True)):
+        line = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y, _ in sorted(points))
+        if len(points) > 1:
+            parts.append(f'<polyline class="line {each.style}" points="{line}"/>')
+        parts += [_mark(each.style, across(x), down(y), text) for x, y, text in points]
+        below = bottom + 54 + 18 * number
+        parts.append(f'<path class="line {each.style}" d="M{left - 14} {below - 4}H{left + 14}"/>')
+        parts.append(_mark(each.style, left, below - 4, ""))
+        parts.append(f'<text x="{left + 24}" y="{below}">{safe(each.name)}</text>')
+    return _svg(key, title, description, right + 24, bottom + 54 + 18 * len(curves), parts)
+
+
 def draw_scale(low: str, high: str) -> str:
     """Return the colours of a heat map in a row between two values as text. It is for people who see the colours."""
     parts = [f'<rect class="s{step}" x="{18 * step}" y="0" width="17" height="12"/>' for step in range(STEPS)]
     drawn = f'<svg class="scale" viewBox="0 0 {18 * STEPS} 12" width="{18 * STEPS}" height="12" aria-hidden="true">'
     return f'<p class="legend">{safe(low)} {drawn}{"".join(parts)}</svg> {safe(high)}</p>'
+
+
+def _mark(style: str, x: float, y: float, text: str) -> str:
+    """Return a mark whose form tells curves apart without their colours."""
+    title = f"<title>{safe(text)}</title>" if text else ""
+    if style == "first":
+        return f'<circle class="mark first" cx="{x:.1f}" cy="{y:.1f}" r="3.5">{title}</circle>'
+    size, forms = 3.5, {"third": "M{l} {b}L{x} {t}L{r} {b}Z", "fourth": "M{l} {t}L{r} {t}L{x} {b}Z"}
+    if style == "own":
+        size, forms = 7.0, {"own": "M{x} {t}L{r} {y}L{x} {b}L{l} {y}Z"}
+    form = forms.get(style, "M{l} {t}H{r}V{b}H{l}Z")
+    ends = {"x": x, "y": y, "l": x - size, "r": x + size, "t": y - size, "b": y + size}
+    path = form.format(**{name: f"{value:.1f}" for name, value in ends.items()})
+    return f'<path class="mark {style}" d="{path}">{title}</path>'
+
+
+def _rounded_ends(values: Sequence[float]) -> tuple[float, float]:
+    """Return the numbers 1, 2 or 5 times a power of ten that some positive values lie strictly between."""
+    steps = [digit * 10.0**power for power in range(-18, 19) for digit in (1, 2, 5)]
+    low = max((step for step in steps if step < min(values)), default=min(values) / 2)
+    return low, min((step for step in steps if step > max(values)), default=2 * max(values))
+
+
+def _ticks(low: float, high: float, most: int) -> list[float]:
+    """Return at most so many of the numbers 1, 2 and 5 times a power of ten between two ends, the ends included."""
+    for digits in ((1, 2, 5), (1, 3), (1,)):
+        found = [d * 10.0**p for p in range(-18, 19) for d in digits if low <= 1.0001 * d * 10.0**p <= 1.0002 * high]
+        if len(found) <= most:
+            return found
+    return found[:: math.ceil(len(found) / most)]
+
+
+def _size_label(count: float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
+            return f"{count:g} {unit}"
+        count /= 1000
+    return f"{count:g} GB"
 
 
 def _step(value: float, ends: tuple[float, float]) -> int:

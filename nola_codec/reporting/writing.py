@@ -17,6 +17,7 @@ from nola_codec.progress import Progress
 from nola_codec.references.finding import References, open_decoder
 from nola_codec.remote import accepts_urls, is_url, shown_url
 from nola_codec.reporting.coefficient_costs import measure_coefficients
+from nola_codec.reporting.curve import measure_curve, require_sweepable
 from nola_codec.reporting.data import FileReport, make_report
 from nola_codec.reporting.losses import measure_losses
 from nola_codec.reporting.page import render_page
@@ -31,6 +32,7 @@ def report(
     *,
     against: AdapterInput | None = None,
     scale: float | None = None,
+    sweep: bool = False,
     references: References = None,
     progress: Progress | None = None,
     overwrite: bool = False,
@@ -44,6 +46,8 @@ def report(
         against: The original adapter: anything that `encode` reads, or a `.nola` file. With it the report says what
             was kept of it.
         scale: The scaling of the original, if it does not say it; as in `compare`.
+        sweep: True also encodes the original at six other sizes, for the curve of size against error. The original is
+            then no `.nola` file.
         references: Where the earlier versions are that a file needs which was encoded against one; as in `decode`.
         progress: Called as (stage, done, total).
         overwrite: True replaces a page that is there.
@@ -54,11 +58,14 @@ def report(
 
     Raises:
         AdapterError: ``source-type``, or the original cannot be read or has other shapes.
-        EncodeError: ``option``: a scale without an original; ``target-type``, ``no-directory``.
+        EncodeError: ``option``: a scale or a sweep without an original, or a sweep of a `.nola` file;
+            ``target-type``, ``no-directory``.
         FormatError, ChecksumMismatch: The file is damaged.
         OutputExists: `out` is there and `overwrite` is false.
     """
-    made = _report(source, out, against, scale, references, progress=progress, overwrite=overwrite, limits=limits)
+    made = _report(
+        source, out, against, scale, references, sweep=sweep, progress=progress, overwrite=overwrite, limits=limits
+    )
     if isinstance(source, str) and is_url(source):
         return replace(made, facts=replace(made.facts, name=shown_url(source)))  # not the name of its copy here
     return made
@@ -72,6 +79,7 @@ def _report(
     scale: float | None,
     references: References,
     *,
+    sweep: bool,
     progress: Progress | None,
     overwrite: bool,
     limits: Limits | None,
@@ -80,17 +88,22 @@ def _report(
     require_target(out, overwrite=overwrite)
     if scale is not None and against is None:
         raise EncodeError("a scale is that of the original adapter; give the original, too", code="option")
+    if sweep:
+        require_sweepable(against)
     if out is not None and _is_input(out, source, against):
         raise EncodeError("the page would replace what it describes; give it another name", code="option")
     limits = resolve_limits(limits)
     facts = inspect(source, limits=limits)
     with open_container(source, limits) as container:
         costs = measure_coefficients(open_decoder(container, NUMPY, references), MOST_HISTOGRAMS, progress)
-    losses = None
+    losses = curve = None
     if against is not None:
         pair = read_pair(against, source, scale=scale, progress=progress, references=references, limits=limits)
         losses = measure_losses(pair, is_effective="effective_error" in facts.measured, progress=progress)
-    made = make_report(facts, costs, losses)
+        del pair
+        if sweep:
+            curve = measure_curve(against, facts, scale=scale, progress=progress)
+    made = make_report(facts, costs, losses, curve)
     if out is not None:
         write_output(out, render_page(made).encode("utf-8", "backslashreplace"))
     return made

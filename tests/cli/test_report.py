@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 import nola_codec
 from nola_codec.container.limits import Limits
 from nola_codec.errors import FormatError
+from nola_codec.reporting.curve import curve_sizes
 from nola_codec.reporting.page import render_page
 from nola_codec.reporting.places import make_grid
 
@@ -121,6 +122,51 @@ def test_figures_are_those_of_inspect_and_compare(run: Run, adapter: Path, encod
     assert f"{compared['nmse']:.4f}" in "".join(page.text)
 
 
+def test_a_sweep_is_that_of_sweep(run: Run, adapter: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "b.nola", tmp_path / "report.html"
+    run("encode", adapter, "-o", file, "--size", "1000B", "--seed", "7", "-q")
+    found = run("report", file, "--against", adapter, "--sweep", "-o", out, "--json").json
+    size = file.stat().st_size
+    points = found["curve"]["points"]
+    assert [each["target"] for each in points] == curve_sizes(size, 2 * found["facts"]["parameters"])
+    swept = nola_codec.sweep(adapter, sizes=[each["target"] for each in points], seed=7)
+    for point, own in zip(points, swept.points, strict=True):
+        assert (point["bytes"], point["nmse"], point["problem"]) == (own.bytes, own.nmse, own.problem)
+    page = check_page(out)
+    text = "".join(page.text)
+    assert "none: size " in text  # an eighth of the file cannot be reached
+    assert sum(own.get("class") == "mark own" for own in page.named("path")) == 2  # in the drawing and its legend
+    assert [own.get("class") for own in page.named("tr")].count("own") == 1
+    for peer in found["curve"]["peers"]:
+        assert f"{peer['bytes']:,}" in text
+    again = run("report", file, "--against", adapter, "--json").json
+    assert again["curve"] is None
+
+
+def test_a_sweep_follows_the_objective_of_the_file(adapter: Path, encoded: Path) -> None:
+    curve = nola_codec.report(encoded, against=adapter, sweep=True).curve
+    assert curve is not None
+    assert curve.error == "nmse"
+    assert {each.effective_error for each in curve.points} == {None}
+
+
+def test_a_sweep_of_a_file_that_differs_says_so(adapter: Path, encoded: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    key = "base_model.model.classifier"
+    save_file({f"{key}.lora_A.weight": rng.standard_normal((4, 48)).astype(np.float32),
+               f"{key}.lora_B.weight": rng.standard_normal((64, 4)).astype(np.float32)},
+              tmp_path / "adapter_model.safetensors")  # fmt: skip
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 4}))
+    factors, _ = nola_codec.encode_bytes(tmp_path, num_basis=32)
+    curve = nola_codec.report(factors, against=tmp_path, sweep=True).curve
+    assert curve is not None
+    assert any("factor form" in note for note in curve.notes)
+    difference, _ = nola_codec.encode_bytes(adapter, size="1500B", reference=encoded)
+    curve = nola_codec.report(difference, against=adapter, references=encoded, sweep=True).curve
+    assert curve is not None
+    assert any("stand alone" in note for note in curve.notes)
+
+
 def test_spectra_are_the_singular_values(adapter: Path, encoded: Path) -> None:
     report = nola_codec.report(encoded, against=adapter)
     assert report.losses is not None
@@ -207,8 +253,10 @@ def test_a_page_of_many_weights_is_small(adapter: Path, encoded: Path) -> None:
     names = [
         f"base_model.model.model.layers.{layer}.block.a_long_type{kind}" for layer in range(100) for kind in range(30)
     ]
-    grid = make_grid((name, {"bytes": 1234.5, "coefficients": 9e9, "ideal_bits": 9.0}) for name in names)
-    lost = make_grid((name, {"energy": 1.0, "error": 0.123, "inner": 0.9}) for name in names)
+    figures, losses = {"bytes": 1234.5, "coefficients": 9e9, "ideal_bits": 9.0}, {"energy": 1.0, "error": 0.123}
+    grid = make_grid(((name, figures) for name in names), {"bits_each": lambda sums: 0.25})
+    rates = {"nmse": lambda sums: sums["error"], "signal": lambda sums: 0.9, "energy_share": lambda sums: 0.1}
+    lost = make_grid(((name, losses) for name in names), rates)
     text = render_page(replace(report, grid=grid, losses=replace(report.losses, grid=lost)))
     page = Page(text)
     assert "7 other types" in "".join(page.text)
@@ -221,6 +269,8 @@ def test_wrong_usage(run: Run, encoded: Path, adapter: Path, tmp_path: Path) -> 
         (encoded,),
         (encoded, "-o", tmp_path),
         (encoded, "--scale", "2", "--json"),
+        (encoded, "--sweep", "--json"),
+        (encoded, "--against", encoded, "--sweep", "--json"),
         (encoded, "-o", encoded, "-f"),
     ):
         done = run("report", *arguments)

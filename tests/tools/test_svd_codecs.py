@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from svd_codecs.columns import RESIZE_RULES, Bank, Component, Mix, component, scores
 from svd_codecs.file import FileWriter
-from svd_codecs.rounding import Half, Integers
 from svd_codecs.svd import EVERY_RULE, rounded, svd_peers
+
+from nola_codec.reporting.rounding import Half, Integers
 
 SHAPES = ((96, 64), (64, 64), (33, 130))
 RANK = 6

@@ -15,7 +15,8 @@ from common import Floats, Pair, nmse
 from quantizers import rotate
 from svd_codecs.columns import Component, Point
 from svd_codecs.file import FileWriter, entropy_bits, zstd
-from svd_codecs.rounding import Half, Integers, Quantized, Quantizer
+
+from nola_codec.reporting.rounding import Half, Integers, Quantized, Quantizer
 
 STEPS = 10  # steps of bisection, which find the setting to within a thousandth
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from common import Floats
 from svd_codecs.file import FileWriter
-from svd_codecs.rounding import Half, Integers, Quantized, Quantizer, groups_of, ungrouped
+
+from nola_codec.reporting.rounding import Half, Integers, Quantized, Quantizer, groups_of, ungrouped
 
 __all__ = ["Eden", "FileWriter", "Half", "Integers", "Nf4", "Quantized", "Quantizer", "Signs", "lloyd_max", "rotate"]
 

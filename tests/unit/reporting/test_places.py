@@ -35,7 +35,7 @@ def test_a_grid_adds_up_all_weights() -> None:
         for i in range(MOST_LAYERS + 4)
         for j in range(MOST_TYPES + 2)
     ]
-    grid = make_grid(items)
+    grid = make_grid(items, {"bytes_each": lambda sums: sums["bytes"] / sums["coefficients"]})
     assert len(grid.types) == MOST_TYPES
     assert len(grid.layers) == MOST_LAYERS
     assert grid.types[0].name == f"type{MOST_TYPES + 1}"
@@ -45,7 +45,9 @@ def test_a_grid_adds_up_all_weights() -> None:
     for groups in (grid.types, grid.layers, [cell for row in grid.cells for cell in row if cell is not None]):
         assert sum(group.sums["bytes"] for group in groups) == total
         assert sum(group.weights for group in groups) == len(items)
+        for group in groups:
+            assert group.rates == {"bytes_each": group.sums["bytes"] / group.sums["coefficients"]}
 
 
 def test_a_grid_of_nothing() -> None:
-    assert make_grid([]).cells == ()
+    assert make_grid([], {}).cells == ()

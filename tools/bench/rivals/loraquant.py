@@ -19,8 +19,9 @@ import numpy as np
 from common import Floats
 from quantizers import FileWriter, Quantized, Signs
 from svd_codecs.columns import Component
-from svd_codecs.rounding import groups_of, ungrouped
 from task_peers import Deltas
+
+from nola_codec.reporting.rounding import groups_of, ungrouped
 
 GROUP = 128
 SHRINKS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)

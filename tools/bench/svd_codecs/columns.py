@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.fit.components import singular_components
+from nola_codec.reporting.rounding import Floats, Quantized, Quantizer
 from svd_codecs.file import FileWriter, entropy_bits
-from svd_codecs.rounding import Floats, Quantized, Quantizer
 
 Vector = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]

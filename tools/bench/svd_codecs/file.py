@@ -12,7 +12,7 @@ import numpy.typing as npt
 import zstandard
 
 from nola_codec.quant.packing import pack
-from svd_codecs.rounding import Codes, Quantized
+from nola_codec.reporting.rounding import Codes, Quantized
 
 _SAMPLE = 1 << 16
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from nola_codec.reporting.rounding import Half, Integers, Quantizer
 from svd_codecs.columns import RESIZE_RULES, Bank, Columns, Component, Mix
-from svd_codecs.rounding import Half, Integers, Quantizer
 
 EVERY_RULE = (*RESIZE_RULES, "global")
 """The rules of resize_lora, and one threshold over the whole file, which only few tools have."""
