@@ -26,6 +26,10 @@ from nola_codec.remote import shown_url
         ("Where do the bytes go?", "nola-codec report my.nola -o report.html"),
         ("And what was lost?", "nola-codec report my.nola --against my_lora -o report.html"),
         ("What would other sizes lose?", "nola-codec report my.nola --against my_lora --sweep -o report.html"),
+        (
+            "Does the task still work?",
+            "nola-codec report my.nola --against my_lora --eval losses.json -o report.html",
+        ),
         ("The figures alone", "nola-codec report my.nola --against my_lora --json"),
     ]
 )
@@ -35,6 +39,8 @@ from nola_codec.remote import shown_url
 @option("--scale", group="Adapter", type=float, help="Scaling of the original, if it does not say it.")
 @option("--sweep", group="Adapter", is_flag=True,
         help="Also encode the original at six other sizes, for the curve of size against error.")  # fmt: skip
+@option("--eval", "evaluation", group="Adapter", type=click.Path(), metavar="RESULT.json",
+        help="What eval --json printed about FILE; the page then has losses and texts side by side.")  # fmt: skip
 @option("-o", "--output", "out", group=OUTPUT, type=click.Path(), metavar="FILE",
         help="The HTML page to write. It may be left out with --json.")  # fmt: skip
 @references_option
@@ -47,6 +53,7 @@ def command(
     against: str | None,
     scale: float | None,
     sweep: bool,
+    evaluation: str | None,
     out: str | None,
     references: tuple[str, ...],
     force: bool,
@@ -63,8 +70,8 @@ def command(
         raise click.UsageError("give -o FILE for the page, or --json for its figures")
     with show_progress(quiet) as show:
         found = report(
-            file, out, against=against, scale=scale, sweep=sweep, references=references or None, progress=show,
-            overwrite=force,
+            file, out, against=against, scale=scale, sweep=sweep, evaluation=evaluation,
+            references=references or None, progress=show, overwrite=force,
         )  # fmt: skip
     if as_json:
         print_json({**found.to_dict(), "output": None if out is None else shown_url(out)})

@@ -4,12 +4,14 @@ Every figure of a page is in `FileReport`, which `nola-codec report --json` prin
 
     writing.py              `report`: the flow
     page.py                 the page, as HTML
+    evaluation_section.py   its section about the losses of a task
     curve_section.py        its section about size against error
     losses_section.py       its section about what was kept
     markup.py               sections, tables and heat maps
     style.py                the style sheet
     svg.py                  drawings, and the escaping of names
     data.py                 `FileReport`: all figures
+    evaluation.py           what an evaluation found, from its JSON
     curve.py                the adapter at other sizes
     peers.py                what other ways to store the adapter cost and lose
     rounding.py             how they round

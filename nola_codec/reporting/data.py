@@ -15,6 +15,7 @@ from nola_codec.encoder.expectation import Expectation, expect_from
 from nola_codec.rendering import render_error, render_ratio, render_size
 from nola_codec.reporting.coefficient_costs import CoefficientCosts
 from nola_codec.reporting.curve import Curve
+from nola_codec.reporting.evaluation import TaskResults
 from nola_codec.reporting.losses import Losses
 from nola_codec.reporting.places import Grid, make_grid
 
@@ -38,6 +39,7 @@ class FileReport:
         costs: What the coefficients cost.
         losses: What was kept of the original adapter; None if it was not given.
         curve: Size against error; None if no sweep was asked for.
+        task: What an evaluation found; None if none was given.
     """
 
     facts: FileFacts
@@ -51,6 +53,7 @@ class FileReport:
     costs: CoefficientCosts
     losses: Losses | None = None
     curve: Curve | None = None
+    task: TaskResults | None = None
 
     @property
     def expectation(self) -> Expectation | None:
@@ -66,7 +69,11 @@ class FileReport:
 
 
 def make_report(
-    facts: FileFacts, costs: CoefficientCosts, losses: Losses | None = None, curve: Curve | None = None
+    facts: FileFacts,
+    costs: CoefficientCosts,
+    losses: Losses | None = None,
+    curve: Curve | None = None,
+    task: TaskResults | None = None,
 ) -> FileReport:
     """Put together what was found about a file."""
     unlike = _unlike_measured(facts)
@@ -93,6 +100,7 @@ def make_report(
         costs=costs,
         losses=losses,
         curve=curve,
+        task=task,
     )
 
 

@@ -10,6 +10,7 @@ from nola_codec.rendering import render_error, render_error_name, render_scaling
 from nola_codec.reporting.coefficient_costs import BINS_PER_RMS
 from nola_codec.reporting.curve_section import render_curve
 from nola_codec.reporting.data import FileReport
+from nola_codec.reporting.evaluation_section import render_evaluation, state_result
 from nola_codec.reporting.losses_section import render_losses
 from nola_codec.reporting.markup import make_figure, make_group_tables, make_heat_map, make_section, make_table
 from nola_codec.reporting.places import Group
@@ -29,6 +30,7 @@ def render_page(report: FileReport) -> str:
     """Return the page as text. The same report gives the same page."""
     name = str(report.facts.name).replace("\\", "/").rsplit("/", 1)[-1]
     sections = [
+        render_evaluation(report.task) if report.task is not None else "",
         render_curve(report.curve, report.facts, report.expectation) if report.curve is not None else "",
         render_losses(report.losses) if report.losses is not None else "",
         _bytes(report), _places(report), _coefficients(report), _identity(report), _texts(report),
@@ -40,11 +42,15 @@ def render_page(report: FileReport) -> str:
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
         f"<title>{safe(name)}: report</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n"
         f'<header><h1>{safe(name)}</h1>\n<p class="verdict">{safe(_sentence(report.verdict), 400)}</p>\n'
-        f"<p>{safe(report.reason, 400)}</p>\n{_expected(report)}</header>\n<main>\n"
+        f"{_measured(report)}<p>{safe(report.reason, 400)}</p>\n{_expected(report)}</header>\n<main>\n"
         + "\n".join(section for section in sections if section)
         + f"\n</main>\n<footer><p>Written by nola-codec {safe(__version__)} with <code>nola-codec report</code>; "
         "with <code>--json</code> it prints all figures of this page.</p></footer>\n</body>\n</html>\n"
     )
+
+
+def _measured(report: FileReport) -> str:
+    return "" if report.task is None else f'<p class="verdict">{safe(state_result(report.task), 400)}</p>\n'
 
 
 def _expected(report: FileReport) -> str:

@@ -53,7 +53,15 @@ svg text{fill:var(--ink);font:11px ui-monospace,monospace}
 .many{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(300px,100%),1fr));gap:16px}
 .beside{display:flex;flex-wrap:wrap;gap:0 48px;align-items:flex-start}
 .beside>div{max-width:100%}
-.own th,.own td{font-weight:bold}
+.own th,.own td,.own dt{font-weight:bold}
+article{margin:16px 0}
+h4{font-size:1rem;margin:16px 0 4px}
+.text,dd{white-space:pre-wrap;overflow-wrap:anywhere}
+dl{margin:8px 0}
+dl>div{border-left:3px solid var(--line);padding-left:12px}
+dl>.own{border-color:var(--first)}
+dt{color:var(--soft);font-size:.9rem;overflow-wrap:anywhere}
+dd{margin:0}
 table{border-collapse:collapse;font-size:.9rem}
 caption{text-align:left;padding:4px 0}
 th,td{padding:3px 14px 3px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}

@@ -32,8 +32,8 @@ class Series:
     points: Sequence[tuple[float, float, str]]
 
 
-def safe(text: object, most: int = _LONGEST) -> str:
-    """Return text for HTML and SVG: cut in the middle if it is long, with control characters written out.
+def safe(text: object, most: int = _LONGEST, keep: str = "") -> str:
+    """Return text for HTML and SVG: cut in the middle if it is long, with control characters written out but `keep`.
 
     >>> safe('<b onclick="x">')
     '&lt;b onclick=&quot;x&quot;&gt;'
@@ -41,7 +41,7 @@ def safe(text: object, most: int = _LONGEST) -> str:
     plain = str(text)
     if len(plain) > most:
         plain = f"{plain[: most // 2]}...{plain[-(most - most // 2) :]}"
-    return html.escape(escape(plain))
+    return html.escape(escape(plain, keep))
 
 
 def draw_bars(key: str, title: str, bars: Sequence[tuple[str, float, str]]) -> str:

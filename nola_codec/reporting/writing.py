@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from nola_codec.api.arguments import require_source, require_target, write_output
 from nola_codec.api.comparing import read_pair
@@ -19,6 +21,7 @@ from nola_codec.remote import accepts_urls, is_url, shown_url
 from nola_codec.reporting.coefficient_costs import measure_coefficients
 from nola_codec.reporting.curve import measure_curve, require_sweepable
 from nola_codec.reporting.data import FileReport, make_report
+from nola_codec.reporting.evaluation import read_evaluation
 from nola_codec.reporting.losses import measure_losses
 from nola_codec.reporting.page import render_page
 
@@ -33,6 +36,7 @@ def report(
     against: AdapterInput | None = None,
     scale: float | None = None,
     sweep: bool = False,
+    evaluation: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     references: References = None,
     progress: Progress | None = None,
     overwrite: bool = False,
@@ -48,6 +52,8 @@ def report(
         scale: The scaling of the original, if it does not say it; as in `compare`.
         sweep: True also encodes the original at six other sizes, for the curve of size against error. The original is
             then no `.nola` file.
+        evaluation: What `nola-codec eval --json` printed about this file, as a path; or `dataclasses.asdict` of what
+            `evaluate` returned. The page then has the losses, and the texts that the models wrote.
         references: Where the earlier versions are that a file needs which was encoded against one; as in `decode`.
         progress: Called as (stage, done, total).
         overwrite: True replaces a page that is there.
@@ -57,21 +63,23 @@ def report(
         All figures of the page.
 
     Raises:
-        AdapterError: ``source-type``, or the original cannot be read or has other shapes.
+        AdapterError: ``source-type``, or the original cannot be read or has other shapes; ``bad-json`` and others if
+            the evaluation cannot be read.
         EncodeError: ``option``: a scale or a sweep without an original, or a sweep of a `.nola` file;
-            ``target-type``, ``no-directory``.
+            ``evaluation``: the evaluation is none of this file; ``target-type``, ``no-directory``.
         FormatError, ChecksumMismatch: The file is damaged.
         OutputExists: `out` is there and `overwrite` is false.
     """
     made = _report(
-        source, out, against, scale, references, sweep=sweep, progress=progress, overwrite=overwrite, limits=limits
-    )
+        source, out, against, scale, references, sweep=sweep, evaluation=evaluation, progress=progress,
+        overwrite=overwrite, limits=limits,
+    )  # fmt: skip
     if isinstance(source, str) and is_url(source):
         return replace(made, facts=replace(made.facts, name=shown_url(source)))  # not the name of its copy here
     return made
 
 
-@accepts_urls("source", "against", out="out")
+@accepts_urls("source", "against", "evaluation", out="out")
 def _report(
     source: str | os.PathLike[str] | bytes,
     out: str | os.PathLike[str] | None,
@@ -80,6 +88,7 @@ def _report(
     references: References,
     *,
     sweep: bool,
+    evaluation: str | os.PathLike[str] | Mapping[str, Any] | None,
     progress: Progress | None,
     overwrite: bool,
     limits: Limits | None,
@@ -90,10 +99,11 @@ def _report(
         raise EncodeError("a scale is that of the original adapter; give the original, too", code="option")
     if sweep:
         require_sweepable(against)
-    if out is not None and _is_input(out, source, against):
+    if out is not None and _is_input(out, source, against, evaluation):
         raise EncodeError("the page would replace what it describes; give it another name", code="option")
     limits = resolve_limits(limits)
     facts = inspect(source, limits=limits)
+    task = None if evaluation is None else read_evaluation(evaluation, facts)
     with open_container(source, limits) as container:
         costs = measure_coefficients(open_decoder(container, NUMPY, references), MOST_HISTOGRAMS, progress)
     losses = curve = None
@@ -103,7 +113,7 @@ def _report(
         del pair
         if sweep:
             curve = measure_curve(against, facts, scale=scale, progress=progress)
-    made = make_report(facts, costs, losses, curve)
+    made = make_report(facts, costs, losses, curve, task)
     if out is not None:
         write_output(out, render_page(made).encode("utf-8", "backslashreplace"))
     return made

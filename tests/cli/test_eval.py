@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,31 @@ def test_the_real_model(smollm2_base: Path, examples: Path, tmp_path: Path) -> N
         wanted.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     found = nola_codec.evaluate(smollm2_base, [examples / "smollm2_e2e"], tmp_path / "rows.jsonl")
     assert [each.loss for each in found.measured] == pytest.approx(wanted, abs=6e-5)
+
+
+def test_its_json_goes_into_a_report(run: Run, base: Path, lora: Path, small: Path, rows: Path, tmp_path: Path) -> None:
+    command = ("eval", "--base", base, lora, small, "--data", rows, "--generate", 1, "--max-new-tokens", 3, "--json")
+    done = run(*command)
+    (tmp_path / "losses.json").write_text(done.out, encoding="utf-8")
+    out = tmp_path / "report.html"
+    found = run("report", small, "--eval", tmp_path / "losses.json", "-o", out, "--json")
+    assert (found.status, found.err) == (0, "")
+    task, evaluation = found.json["task"], done.json
+    for own, measured in zip(task["measured"], evaluation["measured"], strict=True):
+        assert {key: own[key] for key in own if key != "is_own"} == {
+            key: measured[key] for key in own if key != "is_own"
+        }
+    assert [each["is_own"] for each in task["measured"]] == [False, False, True]
+    assert task["answers"] == evaluation["continuations"]
+    assert (task["rows"], task["tokens"], task["reference"]) == (4, 17, lora.name)
+    page = out.read_text(encoding="utf-8")
+    for each in evaluation["measured"]:
+        assert f"{each['loss']:.4f}" in page
+    assert f"it keeps {evaluation['measured'][2]['kept']:.1%}" in page
+    evaluated = nola_codec.evaluate(base, [lora, small], rows, generate=1, max_new_tokens=3)
+    again = nola_codec.report(small, evaluation=asdict(evaluated)).task
+    assert again is not None
+    assert json.loads(json.dumps(asdict(again))) == task
 
 
 def test_what_is_printed(run: Run, base: Path, lora: Path, small: Path, rows: Path) -> None:

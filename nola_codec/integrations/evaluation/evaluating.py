@@ -212,7 +212,9 @@ def _reference(subjects: Sequence[Subject]) -> int:
 def _hold_against(run: _Run, runs: Sequence[_Run], reference: int, tokens: Rows) -> Measured:
     loss = estimate_ratio(run.losses, tokens)
     subject = run.subject
-    measured = Measured(subject.name, subject.kind, subject.bytes, loss.value, loss.margin)
+    measured = Measured(
+        subject.name, subject.kind, subject.bytes, loss.value, loss.margin, content_sha256=subject.content_sha256
+    )
     if run is runs[reference]:
         return measured
     base, best = runs[0].losses, runs[reference].losses

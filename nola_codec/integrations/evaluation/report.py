@@ -35,6 +35,7 @@ class Measured:
         kept: The share of the reference's gain over the base model that is kept; None where the reference has no
             gain to speak of.
         kept_margin: Half the width of its 95% interval.
+        content_sha256: The content SHA-256 that a `.nola` file states, in hexadecimal; empty for all others.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Measured:
     gap_margin: float | None = None
     kept: float | None = None
     kept_margin: float | None = None
+    content_sha256: str = ""
 
     @property
     def perplexity(self) -> float:

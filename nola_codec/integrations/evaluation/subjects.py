@@ -45,6 +45,7 @@ class Subject:
         kind: What it is.
         place: The path that the user gave; of an adapter, the directory that PEFT can load.
         bytes: The size of its weights on disk.
+        content_sha256: The content SHA-256 that a `.nola` file states, in hexadecimal; empty for all others.
         notes: Sentences that tell how it was read.
         references: Where the earlier version is that a change of a whole model needs, if it needs one.
         limits: What the `.nola` file of a change may declare.
@@ -54,6 +55,7 @@ class Subject:
     kind: Kind
     place: Path
     bytes: int = 0
+    content_sha256: str = ""
     notes: tuple[str, ...] = ()
     references: References = None
     limits: Limits | None = None
@@ -138,10 +140,12 @@ def _open(
         limits = resolve_limits(limits)
         facts = inspect(path, limits=limits)
         if facts.dialect == "delta":
-            return Subject(name, "change", path, path.stat().st_size, references=references, limits=limits)
+            return Subject(
+                name, "change", path, path.stat().st_size, facts.content_sha256, references=references, limits=limits
+            )
         notes = _scale_notes(name, facts.scale_origin, facts.scalings)
         decode(path, out, base=base, format="peft", references=references, limits=limits)
-        return Subject(name, "file", out, path.stat().st_size, notes)
+        return Subject(name, "file", out, path.stat().st_size, facts.content_sha256, notes)
     if path.is_dir() and (path / "config.json").is_file() and not (path / CONFIG_NAME).is_file():
         files = [file for file in path.iterdir() if file.suffix in _MODEL_SUFFIXES]
         return Subject(name, "model", path, sum(file.stat().st_size for file in files))
@@ -157,7 +161,7 @@ def _open(
         message = f"it cannot be brought into PEFT's dialect, which puts it into the model: {error}"
         raise AdapterError(message, code=error.code, where=str(path)) from error
     size = path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.iterdir() if f.is_file())
-    return Subject(name, "adapter", out, size, notes)
+    return Subject(name, "adapter", out, size, notes=notes)
 
 
 def _is_nola(path: Path) -> bool:
