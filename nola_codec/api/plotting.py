@@ -1,9 +1,11 @@
-"""A sweep as a picture. matplotlib is imported when one is drawn, and not before."""
+"""Pictures of results, and a sweep as one. matplotlib is imported when one is drawn, and not before."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ FORMATS = (".png", ".svg")
 
 
 def check_plot(out: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Refuse what `plot_sweep` would refuse, before a sweep is made for it.
+    """Refuse what a plot would be refused for, before the work that it shows is done.
 
     Raises:
         EncodeError: another ending than FORMATS, no such directory, or no matplotlib (code ``missing-package``).
@@ -32,11 +34,16 @@ def check_plot(out: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         raise EncodeError("plots need matplotlib: pip install 'nola-codec[plot]'", code="missing-package")
 
 
-@accepts_urls(out="out")
-def plot_sweep(report: SweepReport, out: str | os.PathLike[str], *, title: str = "", overwrite: bool = False) -> None:
-    """Draw size against error.
+@contextmanager
+def new_figure(out: str | os.PathLike[str], size: tuple[float, float], *, overwrite: bool) -> Iterator[Any]:
+    """Give a figure of matplotlib that is written to a file once it is drawn.
 
-    The same report gives the same SVG.
+    The same drawing gives the same SVG.
+
+    Args:
+        out: The file, which ends in one of FORMATS.
+        size: Its width and height in inches.
+        overwrite: True replaces a file that is there.
 
     Raises:
         EncodeError, OutputExists: as `check_plot`.
@@ -46,12 +53,29 @@ def plot_sweep(report: SweepReport, out: str | os.PathLike[str], *, title: str =
 
     matplotlib.use("agg", force=False)
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    with matplotlib.rc_context({"svg.hashsalt": "nola-codec", "svg.fonttype": "none"}):
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure
+        suffix = Path(out).suffix.lower().removeprefix(".")
+        with atomic_file(out) as stream:
+            figure.savefig(stream, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
+
+
+@accepts_urls(out="out")
+def plot_sweep(report: SweepReport, out: str | os.PathLike[str], *, title: str = "", overwrite: bool = False) -> None:
+    """Draw size against error.
+
+    The same report gives the same SVG.
+
+    Raises:
+        EncodeError, OutputExists: as `check_plot`.
+    """
     effective = report.objective == "effective"
     done = [p for p in report.points if p.bytes is not None]
-    with matplotlib.rc_context({"svg.hashsalt": "nola-codec", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(8.5, 4.5), layout="constrained")
+    with new_figure(out, (8.5, 4.5), overwrite=overwrite) as figure:
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
         axes = figure.add_subplot()
         own: list[Any] = [(p.bytes, p.effective_error if effective else p.nmse) for p in done]
         if own:
@@ -77,9 +101,6 @@ def plot_sweep(report: SweepReport, out: str | os.PathLike[str], *, title: str =
             axis.set_minor_formatter(NullFormatter())
         if title:
             axes.set_title(title)
-        suffix = Path(out).suffix.lower().removeprefix(".")
-        with atomic_file(out) as stream:
-            figure.savefig(stream, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
 
 
 def _size(x: float, _: object) -> str:

@@ -10,6 +10,7 @@ Every figure of a page is in `FileReport`, which `nola-codec report --json` prin
     markup.py               sections, tables and heat maps
     style.py                the style sheet
     svg.py                  drawings, and the escaping of names
+    comparison_plot.py      `compare --plot`
     data.py                 `FileReport`: all figures
     evaluation.py           what an evaluation found, from its JSON
     curve.py                the adapter at other sizes

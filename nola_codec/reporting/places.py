@@ -36,6 +36,16 @@ def split_name(name: str) -> tuple[str, str]:
     return "".join(parts[: 2 * last + 1]), "".join(rest)
 
 
+def short_layer(name: str) -> str:
+    """Return the numbers in the name of a layer, or its beginning: ``12`` for ``model.layers.12``.
+
+    >>> short_layer("up_blocks.1.attentions.0"), short_layer("lm_head")
+    ('1.0', 'lm_he')
+    """
+    numbers = [part for part in name.replace("_", ".").split(".") if part.isascii() and part.isdigit()]
+    return ".".join(numbers)[:12] or name[:5]
+
+
 def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Return a key that sorts names with numbers by the numbers: ``layers.2`` before ``layers.10``."""
     keys = []

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nola_codec.rendering import escape
+from nola_codec.reporting.places import short_layer
 
 STEPS = 9
 """The number of colours of a heat map: the classes ``s0`` to ``s8``."""
@@ -96,10 +97,10 @@ def draw_heat_map(
                     f"<title>{safe(rows[i], 60)}, {safe(columns[j], 60)}: {safe(text)}</title></rect>"
                 )
     bottom = size * len(rows)
-    every = max(1, math.ceil(len(columns) / 16), math.ceil(max(map(len, map(_short, columns)), default=1) / 2.5))
+    every = max(1, math.ceil(len(columns) / 16), math.ceil(max(map(len, map(short_layer, columns)), default=1) / 2.5))
     for j in range(0, len(columns), every):
         x = left + size * j + size / 2
-        parts.append(f'<text x="{x:.0f}" y="{bottom + 15}" text-anchor="middle">{safe(_short(columns[j]))}</text>')
+        parts.append(f'<text x="{x:.0f}" y="{bottom + 15}" text-anchor="middle">{safe(short_layer(columns[j]))}</text>')
     return _svg(key, title, description, left + size * len(columns) + 20, bottom + 24, parts)
 
 
@@ -259,12 +260,6 @@ def _step(value: float, ends: tuple[float, float]) -> int:
         return STEPS - 1
     share = (value - low) / (high - low) if high > low else 0.0
     return min(max(int(share * STEPS), 0), STEPS - 1)
-
-
-def _short(column: str) -> str:
-    """Return the numbers in the name of a layer, or its beginning: ``12`` for ``model.layers.12``."""
-    numbers = [part for part in column.replace("_", ".").split(".") if part.isascii() and part.isdigit()]
-    return ".".join(numbers)[:12] or column[:5]
 
 
 def _svg(key: str, title: str, description: str, width: float, height: float, parts: Sequence[str]) -> str:
