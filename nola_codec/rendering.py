@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 
+_BEFORE_UNIT = re.compile(r"(?<=\d) (?=[KMG]?B\b)")
+_GLUE = "\x00"  # no printed text has it: `escape` writes it out
 _MOST_NAMED = 3
 """The greatest number of tensors that `render_largest` names."""
 
@@ -49,6 +52,15 @@ def render_size(count: float) -> str:
     return f"{count:.2f} GB"
 
 
+def render_size_in_fp16(count: int, parameters: int) -> str:
+    """Return a number of bytes in its unit and exactly, beside what the parameters take in fp16.
+
+    >>> render_size_in_fp16(19_995, 2_442_240)
+    '20.0 KB (19,995 bytes), instead of 4.9 MB in fp16'
+    """
+    return f"{render_size(count)} ({count:,} bytes), instead of {render_size(2 * parameters)} in fp16"
+
+
 def render_ratio(ratio: float) -> str:
     """Return a ratio of sizes as text that says which of the two is smaller.
 
@@ -56,6 +68,20 @@ def render_ratio(ratio: float) -> str:
     ('30.0x smaller', '1.6x larger')
     """
     return f"{1 / ratio:.1f}x larger" if 0 < ratio < 0.995 else f"{ratio:.1f}x smaller"
+
+
+def render_verdict(count: int, ratio: float, outlook: str) -> str:
+    """Return the line that a report of a file begins with: its size, and what to expect of it.
+
+    Args:
+        count: The size of the file in bytes.
+        ratio: How many times smaller it is than the adapter in fp16.
+        outlook: What to expect, as part of a sentence.
+
+    >>> render_verdict(10_000, 489.13, "expect 89% to 92% of the adapter's gain")
+    "10.0 KB, 489.1x smaller than fp16; expect 89% to 92% of the adapter's gain"
+    """
+    return f"{render_size(count)}, {render_ratio(ratio)} than fp16; {outlook}"
 
 
 def render_error_name(name: str) -> str:
@@ -99,14 +125,17 @@ def render_scalings(scalings: Sequence[float], origin: str) -> str:
 def render_row(label: str, value: str, indent: int, width: int = 80) -> str:
     """Return a label and its value, which goes on in further lines if it is long; a single word is not broken.
 
+    A number and its unit of bytes stay on one line.
+
     >>> print(render_row("bytes", "header 688 B, units 81 B", 8, 25))
     bytes   header 688 B,
             units 81 B
     """
-    return textwrap.fill(
-        f"{label:<{indent}}{escape(value)}", width, subsequent_indent=" " * indent, break_long_words=False,
-        break_on_hyphens=False, drop_whitespace=True,
+    text = _BEFORE_UNIT.sub(_GLUE, f"{label:<{indent}}{escape(value)}")
+    lines = textwrap.fill(
+        text, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
+    return lines.replace(_GLUE, " ")
 
 
 def cut_common_beginning(names: Sequence[str]) -> tuple[str, list[str]]:
@@ -123,11 +152,24 @@ def cut_common_beginning(names: Sequence[str]) -> tuple[str, list[str]]:
     return common, [name[len(common) :] for name in names]
 
 
-def render_named_table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
-    """Return the lines of a table whose last column has names; what all of them begin with stands above it, once."""
+def render_named_table(
+    rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), width: int | None = None
+) -> list[str]:
+    """Return the lines of a table whose last column has names; what all of them begin with stands above it, once.
+
+    Args:
+        rows: The rows, of which the first one is the heading.
+        right: The columns that are flush right.
+        width: The width of the screen. If a row is wider, each name stands on a line of its own, below its figures.
+            None stands for any width.
+    """
     common, names = cut_common_beginning([row[-1] for row in rows[1:]])
     shown = [rows[0], *([*row[:-1], name] for row, name in zip(rows[1:], names, strict=True))]
-    return [*([f"all names begin with {escape(common)}"] if common else []), *render_table(shown, right=right)]
+    lines = render_table(shown, right=right)
+    if width is not None and max(map(len, lines)) > width:
+        figures = render_table([row[:-1] for row in shown], right=right)
+        lines = [line for pair in zip(figures, (f"  {escape(row[-1])}" for row in shown), strict=True) for line in pair]
+    return [*([f"all names begin with {escape(common)}"] if common else []), *lines]
 
 
 def render_table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:

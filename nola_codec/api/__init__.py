@@ -16,6 +16,7 @@ Each is a thin front: it checks what the caller gave, and calls the flow below.
     safe_opening.py, tensor_index.py    safe_open: single tensors by key -> decoder/
     tensor_saving.py            what nola_codec.torch and nola_codec.numpy save
     inspecting.py, truncating.py, comparing.py, sweeping.py, plotting.py, selftest.py     one function each
+    expecting.py                what to expect of a file, for the verdict of inspect and reports
     signing.py                  sign, and the check of a signature for verify
     reference_sources.py        earlier versions, for encode(reference=...) -> references/
     live_sources.py             models and mappings of tensors as sources

@@ -112,14 +112,19 @@ class Comparison:
         is_noise = self.nmse > LARGE_NMSE and self.nmse > 3 * (1 - self.signal) ** 2
         return ": noise, mostly, which models hardly see" if is_noise and self.is_effective else ""
 
-    def tensor_table(self) -> str:
-        """Every delta as a line of a table, the largest error first."""
+    def tensor_table(self, width: int | None = None) -> str:
+        """Every delta as a line of a table, the largest error first.
+
+        Args:
+            width: Columns of the screen. If a row is wider, each name stands on a line of its own. None stands for
+                any width.
+        """
         rows = [["NMSE", "shape", "name"]]
         rows += [
             [render_error(tensor.nmse), "x".join(map(str, tensor.shape)), tensor.name]
             for tensor in sorted(self.tensors, key=lambda item: -item.nmse)
         ]
-        return "\n".join(render_named_table(rows))
+        return "\n".join(render_named_table(rows, width=width))
 
 
 @accepts_urls("a", "b")

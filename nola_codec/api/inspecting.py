@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,9 +12,11 @@ from nola_codec.adapters.registry import UNKNOWN
 from nola_codec.api.arguments import require_source
 from nola_codec.basis import basis_by_id
 from nola_codec.container.limits import INSPECT_LIMITS, Limits
+from nola_codec.container.names import natural_key
 from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.decoder.carried_forms import CODED, INT8, is_reduced
 from nola_codec.entropy import CODECS
+from nola_codec.errors import NolaError
 from nola_codec.model.header import GAIN_ONE, Header
 from nola_codec.model.records import CodedRecord
 from nola_codec.prng import generator_name
@@ -23,10 +25,11 @@ from nola_codec.rendering import (
     render_error_name,
     render_largest,
     render_named_table,
-    render_ratio,
     render_row,
     render_scalings,
     render_size,
+    render_size_in_fp16,
+    render_verdict,
 )
 
 
@@ -146,22 +149,50 @@ class FileFacts:
         plain = asdict(self)
         return {**plain, "tensors": [tensor.to_dict() for tensor in self.tensors]}
 
-    def __str__(self) -> str:
-        return "\n".join(render_row(label, value, 16) for label, value in _lines(self))
+    @property
+    def verdict(self) -> str:
+        """The size of the file, and what to expect of its task, in a sentence of one line."""
+        from nola_codec.api.expecting import find_outlook
 
-    def tensor_table(self) -> str:
-        """Every record as a line of a table."""
+        return render_verdict(self.bytes, self.ratio, find_outlook(self))
+
+    def __str__(self) -> str:
+        return "\n".join([self.verdict, *(render_row(label, value, 16) for label, value in _lines(self))])
+
+    def tensor_table(self, order: str = "file", width: int | None = None) -> str:
+        """Every record as a line of a table.
+
+        Args:
+            order: One of `ORDERS`: ``file`` (as stored), ``name`` (numbers by their value), ``coefficients`` (the most
+                of them first; carried tensors follow, the largest first) or ``kept`` (the fewest units first).
+            width: Columns of the screen. If a row is wider, each name stands on a line of its own. None stands for
+                any width.
+
+        Raises:
+            NolaError: ``option``: The order is unknown.
+        """
+        if order not in ORDERS:
+            raise NolaError(f"order: expected {', '.join(ORDERS)}, found {order!r}", code="option")
         rows = [["shape", "rank", "kept", "coefficients", "name"]]
-        for item in self.tensors:
+        for item in sorted(self.tensors, key=ORDERS[order]):
             shape = "x".join(map(str, item.shape))
             if item.record == "raw":
-                rows.append([f"{shape} {item.dtype}", "", "", render_size(item.bytes or 0), item.name])
+                rows.append([f"{shape} {item.dtype}", "", "", render_size(item.stored or 0), item.name])
             elif item.record == "drawn":
                 rows.append([f"{shape} {item.dtype}", "drawn", "", f"seed {item.seed}", item.name])
             else:
                 rank = str(item.rank) if item.record == "lowrank" else "vector"
                 rows.append([shape, rank, str(item.units), f"{item.coefficients:,}", item.name])
-        return "\n".join(render_named_table(rows, right=(1, 2, 3)))
+        return "\n".join(render_named_table(rows, right=(1, 2, 3), width=width))
+
+
+ORDERS: Mapping[str, Callable[[TensorFacts], Any]] = {
+    "file": lambda item: 0,
+    "name": lambda item: natural_key(item.name),
+    "coefficients": lambda item: (-(item.coefficients or 0), -(item.stored or 0)),
+    "kept": lambda item: (item.units is None, item.units),
+}
+"""The orders of a table of tensors: for each name a key to sort by. Equal tensors stay in the order of the file."""
 
 
 def inspect(source: Source, *, limits: Limits | None = None) -> FileFacts:
@@ -257,11 +288,11 @@ def _lines(facts: FileFacts) -> list[tuple[str, str]]:
     counts += [f"{count['raw']} carried as they came"] if count["raw"] else []
     counts += [f"{reduced} carried, reduced"] if reduced else []
     counts += [f"{count['drawn']} drawn again from a seed"] if count["drawn"] else []
-    size = f"{render_size(facts.bytes)} ({facts.bytes:,} bytes), {render_ratio(facts.ratio)} than fp16"
     rate = f"{facts.coefficients:,}, {facts.bits_per_coefficient:.3f} bits each, {', '.join(facts.entropy)}"
     lines = [
         ("file", facts.name),
-        ("size", size),
+        ("expectation", _expectation(facts)),
+        ("size", render_size_in_fp16(facts.bytes, facts.parameters)),
         ("format", f"version {facts.format_version}.{facts.format_revision}{draft}"),
         ("written by", facts.writer),
         ("dialect", f"{facts.dialect} ({facts.method})" if facts.method else facts.dialect),
@@ -280,7 +311,7 @@ def _lines(facts: FileFacts) -> list[tuple[str, str]]:
     if carried:
         lines.append(("carried", render_largest(carried)))
     if facts.scale_origin:
-        lines.insert(5, ("scaling", render_scalings(facts.scalings, facts.scale_origin)))
+        lines.insert(6, ("scaling", render_scalings(facts.scalings, facts.scale_origin)))
     if len(facts.rungs) > 1:
         for number, rung in enumerate(facts.rungs):
             errors = ", ".join(
@@ -288,6 +319,14 @@ def _lines(facts: FileFacts) -> list[tuple[str, str]]:
             )
             lines.append((f"rung {number}", f"{render_size(rung['bytes'])} of the file, {errors}"))
     return lines
+
+
+def _expectation(facts: FileFacts) -> str:
+    """Return what the expectation of the verdict rests on, or why there is none."""
+    from nola_codec.api.expecting import expect_of, find_difference
+
+    expected = expect_of(facts)
+    return f"none. {find_difference(facts)}" if expected is None else expected.basis
 
 
 def _reference(header: Header) -> dict[str, Any] | None:

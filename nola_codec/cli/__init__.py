@@ -59,6 +59,8 @@ Shell completion, for the file that your shell reads at its start:
   zsh   eval "$(_NOLA_CODEC_COMPLETE=zsh_source nola-codec)"
   fish  _NOLA_CODEC_COMPLETE=fish_source nola-codec | source
 """
+_NAME = "nola-codec:"
+"""The word that a message begins with."""
 _CLOSED_PIPE = 141  # as shells report a program that SIGPIPE ended
 _ENDING_SIGNALS = {"SIGTERM": "told to end", "SIGHUP": "the terminal was closed"}
 """The signals that end the program as an interrupt does, with what it says then."""
@@ -190,7 +192,8 @@ def _is_of_output(error: OSError) -> bool:
 
 
 def _fail(message: str, status: int) -> None:
-    from nola_codec.cli.messages import one_line
+    from nola_codec.cli.messages import break_lines, one_line
 
-    click.echo(click.style("nola-codec:", fg="red") + f" {one_line(message)}", err=True, color=choose_color())
+    text = break_lines(_NAME, one_line(message), sys.stderr).removeprefix(_NAME)
+    click.echo(click.style(_NAME, fg="red") + text, err=True, color=choose_color())
     sys.exit(status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import click
 
 from nola_codec.cli.help import command as helpful_command
 from nola_codec.cli.help import option
-from nola_codec.cli.messages import echo
+from nola_codec.cli.messages import echo, screen_width
 from nola_codec.cli.output import (
     OUTPUT,
     force_option,
@@ -78,7 +79,7 @@ def command(
     print_notes(found.notes)
     if per_tensor:
         echo("")
-        echo(found.tensor_table())
+        echo(found.tensor_table(screen_width(sys.stdout)))
     if plot is not None:
         echo(f"wrote  {plot}")
     return 0 if good else 1

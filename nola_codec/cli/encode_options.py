@@ -158,19 +158,22 @@ class OutputRequest:
     def print_report(self, report: EncodeReport) -> None:
         """Print the report on stdout, or on stderr if stdout is the file; notes go to stderr."""
         err = self.out == STDOUT and not self.dry_run
+        from nola_codec.encoder.report_rendering import LABEL_WIDTH
+
         if self.as_json:
             task = report.task and {**asdict(report.task), "kept": report.task.kept}
             out = None if self.dry_run or self.out is None else shown_url(self.out)
             print_json({**asdict(report), "task": task, "output": out}, err=err)
             return
+        verdict, _, rows = str(report).partition("\n")
         if self.out is None:
-            echo("dry run: nothing is written")
+            written = ("dry run", "nothing is written")
         else:
             name = STDOUT_NAME if self.out == STDOUT else shown_url(self.out)
             there = self.dry_run and not self.force and self.out != STDOUT and Path(self.out).exists()
             needed = " (it exists already, so -f is needed)" if there else ""
-            echo(f"{'would write' if self.dry_run else 'wrote'}  {name}{needed}", err=err)
-        echo(str(report), err=err)
+            written = ("would write" if self.dry_run else "wrote", f"{name}{needed}")
+        echo(f"{verdict}\n{written[0]:<{LABEL_WIDTH}}{written[1]}\n{rows}", err=err)
         print_notes(report.notes)
 
 

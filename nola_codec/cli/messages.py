@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TextIO
 
 import click
 
 from nola_codec.errors import DISK_FULL, NolaError, OutputExists
-from nola_codec.rendering import escape
+from nola_codec.rendering import escape, render_row
 
 _LONGEST_MESSAGE = 800  # characters
 _LISTED = 3  # items of a list that one line shows
@@ -85,6 +86,24 @@ def one_line(message: str) -> str:
     if len(message) > _LONGEST_MESSAGE:
         message = f"{message[: _LONGEST_MESSAGE // 2]} ... {message[-_LONGEST_MESSAGE // 2 :]}"
     return escape(message)
+
+
+def screen_width(stream: TextIO) -> int | None:
+    """Return the columns of a terminal; None for what is no terminal, where lines may have any length."""
+    if not stream.isatty():
+        return None
+    import shutil
+
+    return shutil.get_terminal_size().columns
+
+
+def break_lines(label: str, sentence: str, stream: TextIO) -> str:
+    """Return a label and a sentence as one line; for a terminal as lines of at most 80 columns."""
+    width = screen_width(stream)
+    start = f"{label} " if label else ""
+    if width is None:
+        return f"{start}{escape(sentence)}"
+    return render_row(label, sentence, len(start), min(80, width) - 1)
 
 
 def echo(text: str, *, err: bool = False, nl: bool = True) -> None:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import click
 
 from nola_codec.cli.help import option, options
-from nola_codec.cli.messages import STDOUT_NAME, echo
+from nola_codec.cli.messages import STDOUT_NAME, break_lines, echo
 from nola_codec.remote import is_url, shown_url
-from nola_codec.rendering import escape, render_row, render_scalings, render_size
+from nola_codec.rendering import render_scalings, render_size
 
 if TYPE_CHECKING:
     from nola_codec.merger.request import MergeReport
@@ -158,12 +158,14 @@ def written_bytes(output: str | os.PathLike[str]) -> int:
 def print_notes(notes: Iterable[str]) -> None:
     """Print sentences that the user should read, on stderr; on a terminal in lines of at most 80 columns."""
     for note in notes:
-        text = f"note: {escape(note)}"
-        if sys.stderr.isatty():
-            import shutil
-
-            text = render_row("note:", note, 6, min(80, shutil.get_terminal_size().columns) - 1)
+        text = break_lines("note:", note, sys.stderr)
         click.echo(click.style("note:", fg="yellow") + text.removeprefix("note:"), err=True)
+
+
+def print_sentences(sentences: Iterable[str]) -> None:
+    """Print sentences on stdout, one a line; on a terminal in lines of at most 80 columns."""
+    for sentence in sentences:
+        click.echo(break_lines("", sentence, sys.stdout))
 
 
 def print_scale_notes(files: Iterable[str]) -> None:

@@ -14,6 +14,7 @@ from nola_codec.cli.output import (
     limits_option,
     print_json,
     print_notes,
+    print_sentences,
     quiet_option,
     references_option,
 )
@@ -77,6 +78,6 @@ def command(
         print_json({**found.to_dict(), "output": None if out is None else shown_url(out)})
         return
     echo(f"wrote  {shown_url(str(out))}")
-    echo(str(found))
+    print_sentences((found.verdict, found.reason))
     if found.losses is not None:
         print_notes(found.losses.comparison.notes)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from nola_codec.rendering import render_size
 
@@ -35,6 +34,10 @@ _VERDICTS = ((0.98, "no visible loss"), (0.93, "small loss"), (0.8, "clear loss"
 """The least share of the gain that the worse of the tasks must have kept, and the words for it."""
 
 
+UNKNOWN_OUTLOOK = "what it keeps of the task is not known"
+"""The second half of the verdict of a file that the measured tasks say nothing about."""
+
+
 @dataclass(frozen=True)
 class Expectation:
     """What was measured at one effective error.
@@ -62,10 +65,19 @@ class Expectation:
         low, high = (f"{share:.0%}" for share in (min(self.kept.values()), max(self.kept.values())))
         return low if low == high else f"{low} to {high}"
 
-    def __str__(self) -> str:
+    @property
+    def outlook(self) -> str:
+        """``expect 93% to 97% of the adapter's gain``: the half of a verdict that speaks of the task."""
         if self.is_beyond:
-            return f"{self.words}: error beyond what was measured on all tasks"
-        return f"{self.words}: {len(self.kept)} text tasks kept {self.range} of the gain"
+            return "expect a large loss, more than was measured"
+        return f"expect {self.range} of the adapter's gain"
+
+    @property
+    def basis(self) -> str:
+        """``small loss, as 2 text tasks had with files of this error``: what the expectation rests on."""
+        if self.is_beyond:
+            return f"{self.words}: no file with as much error was measured on all tasks"
+        return f"{self.words}, as {len(self.kept)} text tasks had with files of this error"
 
 
 def expect_from(effective_error: float | None) -> Expectation | None:
@@ -78,9 +90,22 @@ def expect_from(effective_error: float | None) -> Expectation | None:
         return None
     shares = {}
     for task, points in EVIDENCE.items():
-        errors, kept = zip(*points, strict=True)
-        shares[task] = float(np.interp(effective_error, errors, kept))
+        shares[task] = _interpolate(effective_error, points)
     return Expectation(shares, effective_error > min(points[-1][0] for points in EVIDENCE.values()))
+
+
+def _interpolate(error: float, points: Sequence[tuple[float, float]]) -> float:
+    """Return the share at an error: linear between two points, that of the nearest point outside of all."""
+    above = bisect_left(points, (error, 0.0))
+    if above in (0, len(points)):
+        return points[min(above, len(points) - 1)][1]
+    (left, low), (right, high) = points[above - 1 : above + 1]
+    return low + (high - low) * (error - left) / (right - left)
+
+
+def render_lost_energy(nmse: float) -> str:
+    """Return the second half of the verdict of a file of which only the NMSE says something."""
+    return f"the weights lose {nmse:.1%} of their energy (NMSE)"
 
 
 def render_taught_gains() -> str:

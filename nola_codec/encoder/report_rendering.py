@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from nola_codec.encoder.expectation import UNKNOWN_OUTLOOK, render_lost_energy
 from nola_codec.encoder.options import DEFAULT_ERROR
-from nola_codec.rendering import render_error, render_error_name, render_ratio, render_scalings, render_size
+from nola_codec.rendering import (
+    render_error,
+    render_error_name,
+    render_ratio,
+    render_row,
+    render_scalings,
+    render_size,
+    render_size_in_fp16,
+    render_verdict,
+)
 
 if TYPE_CHECKING:
     from nola_codec.encoder.report import EncodeReport, TaskReport
@@ -15,54 +26,57 @@ UNTRAINED = "no: the file from the weights alone was as good on the validation r
 """What a report says of a training that gained nothing."""
 LARGE_NMSE = 0.3
 """The NMSE from which a report says why it is large."""
+LABEL_WIDTH = 13
+"""The columns that the labels of a report take."""
 _SMALL_SHARE = 0.05
 """The share of a file below which its carried tensors have no line of their own."""
 
 
 def render_encode_report(report: EncodeReport) -> str:
-    """Return a report as lines of a label and a value each, without the notes."""
-    lines = [
-        *_verdict_lines(report),
-        f"size         {render_size(report.bytes)} ({report.bytes:,} bytes), {render_ratio(report.ratio)} than fp16",
-        *_part_lines(report),
-        f"source       {report.dialect}, {render_size(report.source_bytes)}, {report.parameters:,} parameters, "
-        f"{len(report.tensors)} records",
-        f"objective    {report.objective}",
-    ]
+    """Return the verdict, and below it lines of a label and a value each, without the notes."""
+    lines = [render_verdict(report.bytes, report.ratio, _outlook(report))]
+    return "\n".join(lines + [render_row(label, value, LABEL_WIDTH) for label, value in _rows(report)])
+
+
+def _rows(report: EncodeReport) -> Iterator[tuple[str, str]]:
+    """Yield the labels and values of a report."""
+    task = report.task
+    if report.expectation is not None and (task is None or task.kept is None):
+        yield "expectation", report.expectation.basis
+    elif report.is_of_image_model and task is None:
+        yield "expectation", "none for image models: the measured tasks are of text models"
+    if report.is_default_target:
+        then = "" if task is None else ", before the training"
+        yield "target", f"none was given: keep {1 - DEFAULT_ERROR:.0%} of the signal{then} (--error {DEFAULT_ERROR})"
+    yield "size", render_size_in_fp16(report.bytes, report.parameters)
+    yield from _part_rows(report)
+    yield "source", f"{report.dialect}, {render_size(report.source_bytes)} ({report.source_bytes:,} bytes)"
+    yield "parameters", f"{report.parameters:,}, in {len(report.tensors)} records"
+    yield "objective", report.objective
     if report.scalings and report.scale_origin:
-        lines.append(f"scaling      {render_scalings(report.scalings, report.scale_origin)}")
+        yield "scaling", render_scalings(report.scalings, report.scale_origin)
     if report.effective_error is not None:
-        lines.append(f"eff. error   {render_error(report.effective_error)}  (signal lost and visible noise, estimated)")
-    if report.task is not None:
-        lines += _task_lines(report.task)
-    lines.append(f"NMSE         {render_error(report.nmse)}  ({_explain_nmse(report)})")
+        yield "eff. error", f"{render_error(report.effective_error)}  (signal lost and visible noise, estimated)"
+    if task is not None:
+        yield from _task_rows(task)
+    yield "NMSE", f"{render_error(report.nmse)}  ({_explain_nmse(report)})"
     for number, rung in enumerate(report.rungs[:-1]):
         errors = ", ".join(
             f"{render_error_name(name)} {render_error(value)}" for name, value in rung.items() if name != "bytes"
         )
-        lines.append(f"rung {number}       {render_size(rung['bytes'])}, {errors}")
-    lines.append(f"time         {report.seconds:.2f} s")
-    return "\n".join(lines)
+        yield f"rung {number}", f"{render_size(rung['bytes'])}, {errors}"
+    yield "time", f"{report.seconds:.2f} s"
 
 
-def _verdict_lines(report: EncodeReport) -> list[str]:
-    """Return the lines that say what to expect, and how the size was chosen if nobody asked for one."""
-    said = ""
+def _outlook(report: EncodeReport) -> str:
+    """Return what to expect of the file, as the second half of its verdict."""
     if report.task is not None and report.task.kept is not None:
-        said = f"{report.task.kept:.1%} of the adapter's gain is kept, on {report.task.rows} held-out rows"
-    elif report.expectation is not None:
-        said = f"expect {report.expectation}"
-    elif report.objective == "nmse" and report.nmse:
-        said = f"the weights lose {report.nmse:.1%} of their energy (the NMSE)"
-    elif report.is_of_image_model:
-        said = "none for image models: the tasks that were measured are of text models"
-    lines = [f"verdict      {said}"] if said else []
-    if report.is_default_target:
-        then = "" if report.task is None else ", before the training"
-        lines.append(
-            f"target       none was given: keep {1 - DEFAULT_ERROR:.0%} of the signal{then} (--error {DEFAULT_ERROR})"
-        )
-    return lines
+        return f"{report.task.kept:.1%} of the adapter's gain is kept, measured"
+    if report.expectation is not None:
+        return report.expectation.outlook
+    if report.objective == "nmse" and report.nmse:
+        return render_lost_energy(report.nmse)
+    return UNKNOWN_OUTLOOK
 
 
 def _explain_nmse(report: EncodeReport) -> str:
@@ -74,23 +88,23 @@ def _explain_nmse(report: EncodeReport) -> str:
     return "||delta_W - decoded||^2 / ||delta_W||^2, measured"
 
 
-def _part_lines(report: EncodeReport) -> list[str]:
-    """Return one line for the coded part of the file and one for the carried part, if neither is small."""
+def _part_rows(report: EncodeReport) -> list[tuple[str, str]]:
+    """Return one row for the coded part of the file and one for the carried part, if neither is small."""
     if report.carried_bytes < _SMALL_SHARE * report.bytes or report.parameters == report.carried_parameters:
         return []
     coded = report.bytes - report.carried_bytes, report.parameters - report.carried_parameters
     carried = report.carried_bytes, report.carried_parameters
     return [
-        f"  {name:<11}{render_size(size)} for {count:,} parameters, {render_ratio(2 * count / size)} than fp16"
+        (f"  {name}", f"{render_size(size)} for {count:,} parameters, {render_ratio(2 * count / size)} than fp16")
         for name, (size, count) in (("coded", coded), ("carried", carried))
     ]
 
 
-def _task_lines(task: TaskReport) -> list[str]:
+def _task_rows(task: TaskReport) -> list[tuple[str, str]]:
     kept = "the adapter gains nothing on them" if task.kept is None else f"{task.kept:.1%} of the adapter's gain"
     return [
-        f"task         {task.file:.4f} {task.unit}, {kept}  ({task.rows} held-out rows, measured)",
-        f"  of them    base {task.base:.4f}, adapter {task.adapter:.4f}, weights alone {task.start:.4f}",
-        f"  trained    {task.steps} steps" if task.is_trained else f"  trained    {UNTRAINED}",
-        *([f"  data       {task.data}"] if task.data else []),
+        ("task", f"{task.file:.4f} {task.unit}, {kept}  ({task.rows} held-out rows, measured)"),
+        ("  of them", f"base {task.base:.4f}, adapter {task.adapter:.4f}, weights alone {task.start:.4f}"),
+        ("  trained", f"{task.steps} steps" if task.is_trained else UNTRAINED),
+        *([("  data", task.data)] if task.data else []),
     ]

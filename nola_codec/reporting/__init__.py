@@ -19,4 +19,6 @@ Every figure of a page is in `FileReport`, which `nola-codec report --json` prin
     losses.py               errors and spectra, against the original adapter
     coefficient_costs.py    bytes, code lengths and histograms of the coefficients
     places.py               module types and layers, from the names of weights
+
+Aside: `type_table.py` adds up the tensors of `inspect --tensors` by module type.
 """

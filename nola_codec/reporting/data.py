@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nola_codec.adapters import find_dialect
-from nola_codec.adapters.image_models import describes_image_model
-from nola_codec.adapters.registry import UNKNOWN
+from nola_codec.api.expecting import expect_of, find_difference, find_outlook
 from nola_codec.api.inspecting import FileFacts
 from nola_codec.container.prelude import SIZE
-from nola_codec.encoder.expectation import Expectation, expect_from
-from nola_codec.rendering import render_error, render_ratio, render_size
+from nola_codec.encoder.expectation import Expectation
+from nola_codec.rendering import render_error, render_verdict
 from nola_codec.reporting.coefficient_costs import CoefficientCosts
 from nola_codec.reporting.curve import Curve
 from nola_codec.reporting.evaluation import TaskResults
@@ -76,8 +74,7 @@ def make_report(
     task: TaskResults | None = None,
 ) -> FileReport:
     """Put together what was found about a file."""
-    unlike = _unlike_measured(facts)
-    expected = None if unlike else expect_from(facts.measured["effective_error"])
+    expected = expect_of(facts)
     parts = dict(facts.bytes_by_part)
     parts = {"prelude": SIZE, **parts, "header": parts["header"] - SIZE}
     grid = make_grid(
@@ -87,13 +84,12 @@ def make_report(
         ),
         {"bits_each": lambda sums: 8 * sums["bytes"] / max(sums["coefficients"], 1)},
     )
-    size = f"{render_size(facts.bytes)}, {render_ratio(facts.ratio)} than fp16"
     return FileReport(
         facts=facts,
         expected=None if expected is None else dict(expected.kept),
         is_beyond=expected is not None and expected.is_beyond,
-        verdict=f"{size}; {_verdict(expected)}",
-        reason=unlike if expected is None else _reason(facts, expected),
+        verdict=render_verdict(facts.bytes, facts.ratio, find_outlook(facts)),
+        reason=find_difference(facts) if expected is None else _reason(facts, expected),
         bytes_by_part=parts,
         share_by_part={part: size / facts.bytes for part, size in parts.items()},
         grid=grid,
@@ -104,33 +100,10 @@ def make_report(
     )
 
 
-def _verdict(expected: Expectation | None) -> str:
-    return "what it keeps of the task is not known" if expected is None else f"expect {expected}"
-
-
-def _unlike_measured(facts: FileFacts) -> str:
-    """Return why the measured tasks say nothing about a file, as a sentence; empty if they do.
-
-    The header does not tell whether an importance weighed the error; files with one are taken like all others.
-    """
-    if "effective_error" not in facts.measured:
-        nmse = facts.measured.get("nmse")
-        end = "" if nmse is None else f" Its NMSE is {render_error(nmse)}."
-        return f"The file says no effective error, to which the measured tasks are compared.{end}"
-    if facts.reference is not None:
-        return "The file holds the difference to an earlier version, and no such file was measured on a task."
-    dialect = find_dialect(facts.dialect) or UNKNOWN
-    names = [tensor.name for tensor in facts.tensors if tensor.record == "lowrank"]
-    if not names or dialect.holds_whole_weights:
-        return "The file is no LoRA, and only files of LoRAs were measured on tasks."
-    if describes_image_model(dialect, facts.config, names):
-        return "The adapter is one of an image model, and the tasks that were measured are of text models."
-    return ""
-
-
 def _reason(facts: FileFacts, expected: Expectation) -> str:
     """Return the sentence that says what the expectation rests on."""
     error = f"The effective error of the file is {render_error(facts.measured['effective_error'])}"
     if expected.is_beyond:
         return f"{error}, and no file with as much error was measured on all tasks."
-    return f"{error}, and files with this error were measured on these tasks. Your task may keep more or less."
+    said = f"with this error were measured on these tasks ({expected.words}). Your task may keep more or less."
+    return f"{error}, and files {said}"

@@ -20,6 +20,7 @@ import pytest
 from kernel_paths import COMPILED
 from safetensors.numpy import load_file, save_file
 
+from nola_codec import inspect
 from nola_codec.cli import COMMANDS, group, main
 from nola_codec.version import __version__
 
@@ -31,7 +32,7 @@ def test_encode_writes_and_reports(run: Run, adapter: Path, tmp_path: Path) -> N
     out = tmp_path / "x.nola"
     done = run("encode", adapter, "-o", out, "--nmse", 0.1)
     assert (done.status, done.err) == (0, "")
-    assert done.out.startswith(f"wrote  {out}\n")
+    assert f"\nwrote        {out}\n" in done.out
     assert f"({out.stat().st_size:,} bytes)" in done.out
     assert re.search(r"NMSE +0\.0\d+", done.out)
 
@@ -77,13 +78,13 @@ def test_a_ladder_from_encode_to_decode(run: Run, adapter: Path, tmp_path: Path)
 def test_encode_dry_run_writes_nothing(run: Run, adapter: Path, tmp_path: Path) -> None:
     done = run("encode", adapter, "-o", tmp_path / "x.nola", "--nmse", 0.1, "-n")
     assert done.status == 0
-    assert done.out.startswith("would write")
+    assert f"\nwould write  {tmp_path / 'x.nola'}\n" in done.out
     assert (
         run("encode", adapter, "-o", tmp_path / "x.nola", "--nmse", 0.1, "--dry-run", "--json").json["output"] is None
     )
     without = run("encode", adapter, "--nmse", 0.1, "-n")
     assert without.status == 0
-    assert without.out.startswith("dry run: nothing is written\nverdict  ")
+    assert without.out.splitlines()[1] == "dry run      nothing is written"
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
 
 
@@ -98,7 +99,7 @@ def test_a_dash_is_standard_output(run: Run, adapter: Path, tmp_path: Path) -> N
     assert run("encode", adapter, "-o", whole, "--nmse", 0.01, "--rungs", "1000B").status == 0
     made = pipe("encode", adapter, "-o", "-", "--nmse", 0.01, "--rungs", "1000B")
     assert (made.returncode, made.stdout) == (0, whole.read_bytes())
-    assert made.stderr.startswith(b"wrote  standard output\nverdict ")
+    assert b"\nwrote        standard output\n" in made.stderr
     assert run("truncate", whole, "-o", tmp_path / "cut.nola", "--rung", 0).status == 0
     cut = pipe("truncate", whole, "-o", "-", "--rung", 0, "--json")
     assert (cut.returncode, cut.stdout) == (0, (tmp_path / "cut.nola").read_bytes())
@@ -253,6 +254,7 @@ def test_inspect(run: Run, encoded: Path) -> None:
         assert words in done.out
     assert "q_proj" not in done.out
     listed = run("inspect", encoded, "--tensors").out
+    assert done.out.startswith(f"{inspect(encoded).verdict}\n")
     assert "\nall names begin with base_model.model.model.layers.\n" in listed
     assert len(re.findall(r"\d+x48 +4 +\d +[\d,]+  \d\.self_attn\.[qv]_proj\n", listed)) == 4
     assert run("inspect", encoded, "--json").json["tensors"] == 4
@@ -264,7 +266,8 @@ def test_inspect(run: Run, encoded: Path) -> None:
 def test_a_file_of_the_default_objective_explains_its_nmse(run: Run, adapter: Path, tmp_path: Path) -> None:
     done = run("encode", adapter, "-o", tmp_path / "x.nola", "--error", 0.3)
     lines = dict(line.split(maxsplit=1) for line in done.out.splitlines())
-    assert lines["verdict"].startswith("expect ")
+    assert re.match(r"[\d.]+ (KB|B), [\d.]+x smaller than fp16; expect .* of the adapter's gain\n", done.out)
+    assert lines["expectation"].endswith(" as 2 text tasks had with files of this error")
     assert lines["NMSE"].endswith("(of the weights: noise, mostly, which models hardly see)")
     assert float(lines["NMSE"].split()[0]) > 0.9
     shown = run("compare", adapter, tmp_path / "x.nola").out.splitlines()
@@ -280,7 +283,7 @@ def test_without_a_target_the_report_says_which_one_was_taken(run: Run, adapter:
     assert "\ntarget       none was given: keep 98% of the signal (--error 0.02)\n" in run("encode", adapter, "-n").out
     given = run("encode", adapter, "-n", "--error", 0.005)
     assert "target  " not in given.out
-    assert given.out.splitlines()[1].startswith("verdict      expect no visible loss: 2 text tasks kept 9")
+    assert "\nexpectation  no visible loss, as 2 text tasks had with files of this error\n" in given.out
     facts = run("encode", adapter, "-n", "--json").json
     assert facts["is_default_target"] is True
     assert len(facts["expectation"]["kept"]) == 2

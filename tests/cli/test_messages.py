@@ -164,8 +164,8 @@ def test_a_lone_base_is_named_as_the_user_did(run: Run, encoded: Path, tmp_path:
 def test_a_dry_run_says_that_force_is_needed(run: Run, adapter: Path, encoded: Path) -> None:
     before = encoded.read_bytes()
     words = f"would write  {encoded} (it exists already, so -f is needed)"
-    assert run("encode", adapter, "-n", "-o", encoded, "--nmse", 0.1).out.splitlines()[0] == words
-    assert run("encode", adapter, "-n", "-f", "-o", encoded, "--nmse", 0.1).out.splitlines()[0] == words.split(" (")[0]
+    assert run("encode", adapter, "-n", "-o", encoded, "--nmse", 0.1).out.splitlines()[1] == words
+    assert run("encode", adapter, "-n", "-f", "-o", encoded, "--nmse", 0.1).out.splitlines()[1] == words.split(" (")[0]
     assert encoded.read_bytes() == before
 
 

@@ -184,7 +184,7 @@ def test_a_verdict_says_what_it_rests_on(adapter: Path, encoded: Path, tmp_path:
     effective, report = nola_codec.encode_bytes(adapter, size="1500B")
     found = nola_codec.report(effective)
     assert report.expectation is not None
-    assert found.verdict.endswith(f"expect {report.expectation}")
+    assert found.verdict.endswith(report.expectation.outlook)
     assert (found.expected, found.is_beyond) == (dict(report.expectation.kept), report.expectation.is_beyond)
     least, report = nola_codec.encode_bytes(adapter, error=0.7)
     assert nola_codec.report(least).is_beyond

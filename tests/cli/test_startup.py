@@ -37,7 +37,7 @@ DECODED = HEADER | {"parallel", "progress", "references"}
 
 COMMANDS = {
     "--version": ({"cli", "errors", "lazy", "rendering", "version"}, {"click"}),
-    "inspect FILE": (HEADER, FILE),
+    "inspect FILE": (HEADER | {"encoder"}, FILE),  # its verdict is the encoder's
     "inspect FILE --json --tensors": (HEADER, FILE),
     "verify FILE -q": (DECODED, FILE | {"numpy", "threadpoolctl"}),
     "decode FILE -o OUT -q": (DECODED, FILE | {"numpy", "safetensors", "threadpoolctl"}),

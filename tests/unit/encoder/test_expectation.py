@@ -82,7 +82,9 @@ def test_the_worse_task_decides(kept: float, words: str) -> None:
 
 
 def test_what_is_printed() -> None:
-    assert str(Expectation({"a": 0.93, "b": 0.97})) == "small loss: 2 text tasks kept 93% to 97% of the gain"
+    found = Expectation({"a": 0.93, "b": 0.97})
+    assert found.outlook == "expect 93% to 97% of the adapter's gain"
+    assert found.basis == "small loss, as 2 text tasks had with files of this error"
     assert Expectation({"a": 0.99, "b": 0.99}).range == "99%"
     assert expect_from(None) is None
 
@@ -93,7 +95,8 @@ def test_nothing_is_promised_beyond_what_was_measured() -> None:
     assert within is not None
     assert not within.is_beyond
     assert beyond is not None
-    assert str(beyond) == "large loss: error beyond what was measured on all tasks"
+    assert beyond.outlook == "expect a large loss, more than was measured"
+    assert beyond.basis == "large loss: no file with as much error was measured on all tasks"
     assert beyond.range == "not measured"
 
 
@@ -122,14 +125,17 @@ def test_the_verdict_of_text_models_is_not_given_for_image_models(
     names: list[str], auto_mapping: dict[str, str] | None, is_image: bool
 ) -> None:
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": "all", "auto_mapping": auto_mapping}
-    _, report = nola_codec.encode_bytes(lora(names), config=config, error=0.4)
-    verdict = str(report).splitlines()[0]
+    data, report = nola_codec.encode_bytes(lora(names), config=config, error=0.4)
+    verdict, basis = str(report).splitlines()[:2]
+    assert verdict == nola_codec.inspect(data).verdict
     assert report.is_of_image_model == is_image
     if is_image:
-        assert verdict == "verdict      none for image models: the tasks that were measured are of text models"
+        assert verdict.endswith("; what it keeps of the task is not known")
+        assert basis == "expectation  none for image models: the measured tasks are of text models"
         assert not any("--prompts" in note for note in report.notes)
     else:
-        assert verdict.startswith("verdict      expect ")
+        assert "; expect " in verdict
+        assert basis.startswith("expectation  ")
         assert any(
             note.endswith("with a dozen --prompts, or with text of the task (--data), keeps more.")
             for note in report.notes
