@@ -41,7 +41,7 @@ def render_encode_report(report: EncodeReport) -> str:
 def _rows(report: EncodeReport) -> Iterator[tuple[str, str]]:
     """Yield the labels and values of a report."""
     task = report.task
-    if report.expectation is not None and (task is None or task.kept is None):
+    if report.expectation is not None and task is None:
         yield "expectation", report.expectation.basis
     elif report.is_of_image_model and task is None:
         yield "expectation", "none for image models: the measured tasks are of text models"
@@ -70,8 +70,10 @@ def _rows(report: EncodeReport) -> Iterator[tuple[str, str]]:
 
 def _outlook(report: EncodeReport) -> str:
     """Return what to expect of the file, as the second half of its verdict."""
-    if report.task is not None and report.task.kept is not None:
-        return f"{report.task.kept:.1%} of the adapter's gain is kept, measured"
+    if report.task is not None:
+        kept = report.task.kept
+        gained = "the adapter gains nothing on this task"
+        return gained if kept is None else f"{kept:.1%} of the adapter's gain is kept, measured"
     if report.expectation is not None:
         return report.expectation.outlook
     if report.objective == "nmse" and report.nmse:
@@ -101,9 +103,8 @@ def _part_rows(report: EncodeReport) -> list[tuple[str, str]]:
 
 
 def _task_rows(task: TaskReport) -> list[tuple[str, str]]:
-    kept = "the adapter gains nothing on them" if task.kept is None else f"{task.kept:.1%} of the adapter's gain"
     return [
-        ("task", f"{task.file:.4f} {task.unit}, {kept}  ({task.rows} held-out rows, measured)"),
+        ("task", f"{task.file:.4f} {task.unit}  ({task.rows} held-out rows, measured)"),
         ("  of them", f"base {task.base:.4f}, adapter {task.adapter:.4f}, weights alone {task.start:.4f}"),
         ("  trained", f"{task.steps} steps" if task.is_trained else UNTRAINED),
         *([("  data", task.data)] if task.data else []),

@@ -45,7 +45,8 @@ def test_what_is_printed(run: Run, trained: Path, options: list[object], rows: P
                "--held-out", rows)  # fmt: skip
     assert done.status == 0, done.err
     assert "\ntask         " in done.out
-    assert "of the adapter's gain  (48 held-out rows, measured)\n" in done.out
+    assert done.out.partition("\n")[0].endswith("% of the adapter's gain is kept, measured")
+    assert " nats a token  (48 held-out rows, measured)\n" in done.out
     assert "\n  of them    base " in done.out
     assert "\neff. error" not in done.out
     assert list(tmp_path.iterdir()) == []
