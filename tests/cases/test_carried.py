@@ -48,9 +48,10 @@ def test_a_large_head_is_named_and_counted(tmp_path: Path) -> None:
     assert report.carried_bytes == head.bytes
     assert 0.8 * 128_000 < head.bytes < 128_000
     assert report.ratio < 1
-    lines = str(report).splitlines()
+    verdict, *lines = str(report).splitlines()
+    assert f"{1 / report.ratio:.1f}x larger than fp16; " in verdict
     lines = lines[next(i for i, line in enumerate(lines) if line.startswith("size ")) :]
-    assert lines[0].endswith(f"{1 / report.ratio:.1f}x larger than fp16")
+    assert lines[0].endswith(" in fp16")
     assert lines[1].startswith("  coded      ")
     assert "for 1,024 parameters" in lines[1]
     assert lines[2].startswith("  carried    ")
