@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from changes import alter, scramble
 from nola_forge import Parts, canonical, join, pack_integers, reference, split, units_integers, verify
 from random_files import seal_digests
 
@@ -92,10 +93,10 @@ def damage_header_values(data: bytes, rng: random.Random) -> bytes:
     """A value or two of the header altered, the section table mostly right."""
     parts = split(data)
     for _ in range(rng.choice((1, 1, 2))):
-        parts.top = alter({k: v for k, v in parts.top.items() if k != "sections"}, rng)
+        parts.top = alter({k: v for k, v in parts.top.items() if k != "sections"}, rng, wire=True)
         if not isinstance(parts.top, dict):
             parts.top = {}
-    return join(parts, sections=lambda rows: alter(rows, rng) if rng.random() < 0.1 else rows)
+    return join(parts, sections=lambda rows: alter(rows, rng, wire=True) if rng.random() < 0.1 else rows)
 
 
 def damage_section(data: bytes, rng: random.Random) -> bytes:
@@ -128,37 +129,3 @@ def units_section(parts: Parts, rung: int) -> int:
     """Return the number of the units section of a rung."""
     carried = sum(parts.top["kinds"][number][0] == 1 for number in parts.top["records"])
     return rung * (1 + len(parts.top["blocks"])) + (carried if rung else 0)
-
-
-def scramble(data: bytes, rng: random.Random) -> bytes:
-    """A few bytes changed, dropped, doubled or put in."""
-    out = bytearray(data)
-    for _ in range(rng.choice((1, 1, 1, 2, 5))):
-        at = rng.randrange(len(out) + 1)
-        match rng.randrange(4):
-            case 0 if at < len(out):
-                out[at] = rng.randrange(256)
-            case 1:
-                del out[at : at + rng.choice((1, 1, 2, 9))]
-            case 2:
-                out[at:at] = out[at : at + rng.choice((1, 4))]
-            case _:
-                out[at:at] = rng.randbytes(1)
-    return bytes(out)
-
-
-def alter(value: Any, rng: random.Random) -> Any:
-    """One value somewhere in a tree replaced by another that is likely to be a boundary of something."""
-    if isinstance(value, dict) and value and rng.random() < 0.97:
-        key = rng.choice(sorted(value))
-        return {**value, key: alter(value[key], rng)}
-    if isinstance(value, list) and value and rng.random() < 0.93:
-        at = rng.randrange(len(value))
-        return [*value[:at], alter(value[at], rng), *value[at + 1 :]]
-    if isinstance(value, bytes) and rng.random() < 0.9:
-        return scramble(value, rng)
-    if type(value) is int and rng.random() < 0.7:
-        return max(-(1 << 63), min(value + rng.choice((-1, 1, 2, -8, 64, 255)), (1 << 64) - 1))
-    edges = [0, 1, -1, 2, 3, 7, 127, 128, 255, 256, 4096, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 63) - 1, (1 << 64) - 1]
-    others = [None, True, 0.0, -0.0, 1e308, float("nan"), "", "a#b", b"", b"\x80", [], [0], [1, 2], {}]
-    return rng.choice([*edges, *others])

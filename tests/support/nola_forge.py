@@ -220,7 +220,7 @@ def canonical(value: Any) -> bytes:
     def ordered(item: Any) -> Any:
         if isinstance(item, dict):
             return {key: ordered(item[key]) for key in sorted(item, key=str.encode)}
-        return [ordered(i) for i in item] if isinstance(item, list) else item
+        return [ordered(i) if type(i) in (list, dict) else i for i in item] if isinstance(item, list) else item
 
     packed: bytes = msgpack.packb(ordered(value), use_bin_type=True)
     return packed

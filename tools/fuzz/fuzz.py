@@ -32,10 +32,12 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support"), str(Path(__file__).parent)]
 
-from targets import Target, all_targets  # noqa: E402
+from target import Target  # noqa: E402
+from targets import all_targets  # noqa: E402
 from watching import Watch  # noqa: E402
 
 from nola_codec.errors import NolaError  # noqa: E402
+from nola_codec.parallel import one_blas_thread  # noqa: E402
 from nola_codec.rendering import render_size, render_table  # noqa: E402
 
 _MOST_MEMORY = 8 << 30
@@ -113,6 +115,7 @@ def _work(target: Target, seeds: Sequence[bytes], seconds: float, seed: int, fol
     resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
     mock.patch("importlib.metadata.entry_points", return_value=()).start()  # it takes longer than all the rest
     watch = Watch(target, folder)
+    one_blas_thread().__enter__()  # for the whole process, since each decode would start a thread to ask for it
     watch.start(seeds)
     begin = reported = time.monotonic()
     rng = random.Random(seed)

@@ -1,4 +1,4 @@
-"""Change inputs at random: bytes, trees of JSON or MessagePack, and whole files whose checksums are made to fit.
+"""Change whole files at random, and make their checksums fit; `changes.py` of the tests changes bytes and trees.
 
 Each function takes a `random.Random`, so that a number repeats an input.
 """
@@ -13,38 +13,18 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import zstandard
-from nola_forge import DICTIONARY, Parts, canonical, pack_integers, split, table, units_integers
+from changes import alter, scramble
+from nola_forge import DICTIONARY, Parts, canonical, pack_integers, table, units_integers
 from nola_forge import join as seal_parts
+from nola_forge import split as split_new
 
 Integers = list[tuple[int, int]]
 """The (role, value) of each integer of a units section."""
 
-_EDGES: list[Any] = [
-    0,
-    1,
-    -1,
-    2,
-    3,
-    7,
-    127,
-    128,
-    255,
-    256,
-    4096,
-    1 << 16,
-    (1 << 31) - 1,
-    1 << 31,
-    (1 << 63) - 1,
-    (1 << 64) - 1,
-]
-_OTHERS: list[Any] = [
-    None, True, False, 0.0, -0.0, 0.5, 1e-320, 1e308, float("nan"), float("inf"), "", "a#b", "#", "../x", "a/b", "\n",
-    "\x00", "x" * 300, "1", "q_proj", ".*", "(a|a)*b", [], [0], [1, 2], ["q"], {}, {"a": 1}, [[]],
-]  # fmt: skip
-_WIRE_OTHERS: list[Any] = [b"", b"\x80", b"\xff" * 9]
 _STORED = zstandard.ZstdCompressor(
     dict_data=zstandard.ZstdCompressionDict(DICTIONARY, dict_type=zstandard.DICT_TYPE_RAWCONTENT),
     compression_params=zstandard.ZstdCompressionParameters.from_level(
@@ -53,61 +33,15 @@ _STORED = zstandard.ZstdCompressor(
 )
 
 
-def scramble(data: bytes, rng: random.Random) -> bytes:
-    """Return bytes with a few of them changed, dropped, doubled, put in, or overwritten by a number at a boundary."""
-    out = bytearray(data)
-    for _ in range(rng.choice((1, 1, 1, 2, 5))):
-        at = rng.randrange(len(out) + 1)
-        match rng.randrange(6):
-            case 0 if at < len(out):
-                out[at] = rng.randrange(256)
-            case 1 if at < len(out):
-                out[at] ^= 1 << rng.randrange(8)
-            case 2:
-                del out[at : at + rng.choice((1, 1, 2, 4, 9, len(out)))]
-            case 3:
-                out[at:at] = out[at : at + rng.choice((1, 4, 64))]
-            case 4:
-                size = rng.choice((1, 2, 4, 8))
-                number = (rng.choice(_EDGES) & ((1 << 8 * size) - 1)).to_bytes(size, rng.choice(("little", "big")))
-                out[at : at + size] = number
-            case _:
-                out[at:at] = rng.randbytes(rng.choice((1, 1, 8)))
-    return bytes(out)
+@lru_cache(maxsize=4096)
+def _take_apart(data: bytes) -> Parts:
+    return split_new(data)
 
 
-def alter(value: Any, rng: random.Random, *, wire: bool = False) -> Any:
-    """Return a tree with one value changed; `wire` allows what only MessagePack has."""
-    if isinstance(value, dict) and value and rng.random() < 0.95:
-        key = rng.choice(list(value))
-        match rng.randrange(20):
-            case 0:
-                return {name: item for name, item in value.items() if name != key}
-            case 1:
-                return {**value, str(rng.choice(_OTHERS)): value[key]}
-            case 2:
-                return {**value, key: value[rng.choice(list(value))]}
-        return {**value, key: alter(value[key], rng, wire=wire)}
-    if isinstance(value, list) and value and rng.random() < 0.93:
-        at = rng.randrange(len(value))
-        match rng.randrange(14):
-            case 0:
-                return value[:at] + value[at + 1 :]
-            case 1:
-                return [*value[: at + 1], *value[at:]]
-            case 2:
-                return value * rng.choice((2, 3, 40))
-        return [*value[:at], alter(value[at], rng, wire=wire), *value[at + 1 :]]
-    if isinstance(value, bytes) and rng.random() < 0.9:
-        return scramble(value, rng)
-    if isinstance(value, str) and rng.random() < 0.5:
-        at = rng.randrange(len(value) + 1)
-        return rng.choice((value[:at], value[at:], value + value, value[:at] + rng.choice(".#/_0a:é") + value[at:]))
-    if type(value) is int and rng.random() < 0.7:
-        return min(value + rng.choice((-1, 1, 2, -8, 64, 255)), (1 << 64) - 1)
-    if type(value) is float and rng.random() < 0.5:
-        return value * rng.choice((-1.0, 0.0, 2.0, 1e-30, 1e30, 1e300))
-    return rng.choice(_EDGES + _OTHERS + (_WIRE_OTHERS if wire else []))
+def split(data: bytes) -> Parts:
+    """Take a valid file apart, as `nola_forge.split`, which is not done twice for one file: values are shared."""
+    parts = _take_apart(data)
+    return Parts(dict(parts.top), list(parts.sections))
 
 
 def join(top: dict[str, Any], sections: list[tuple[int, bytes]], plain: bytes | None = None) -> bytes:
@@ -205,12 +139,17 @@ def alter_safetensors(data: bytes, rng: random.Random) -> bytes:
         return scramble(data, rng)
 
 
+@lru_cache(maxsize=4096)
+def _members(data: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(data)) as plain:
+        return {name: plain.read(name) for name in plain.namelist()}
+
+
 def alter_zip(data: bytes, rng: random.Random) -> bytes:
     """Return a zip archive with a member changed, and checksums that fit."""
     out = io.BytesIO()
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as plain:
-            members = {name: plain.read(name) for name in plain.namelist()}
+        members = dict(_members(data))
         name = rng.choice(sorted(members))
         match rng.randrange(6):
             case 0:

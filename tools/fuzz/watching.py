@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import random
-import re
+import resource
 import signal
+import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import FrameType
 
-from targets import Target
+from target import Target
 
 from nola_codec.errors import NolaError
 
@@ -25,7 +26,7 @@ SMALL_BYTES = 10_000
 _WAIT_SECONDS = 120
 _TOO_LONG = f"longer than {HANG_SECONDS} s"
 _MOST_INPUTS = 2000
-_PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
+_PACKAGE = f"{os.sep}nola_codec{os.sep}"
 
 
 class Hang(BaseException):
@@ -57,30 +58,38 @@ class Watch:
     runs: int = 0
     slowest: float = 0.0
     memory: int = 0
+    _seconds: dict[bytes, float] = field(default_factory=dict)
     _places: set[str] = field(default_factory=set)
     _baseline: int = 0
 
     def start(self, seeds: Sequence[bytes]) -> None:
         """Run each seed as it is, and take the memory of now as what is used anyway."""
-        self.inputs = list(seeds)
-        for data in seeds:
-            self.run(data)
-        self.slowest, self._baseline = 0.0, _reset_peak()  # the first runs import what they need
+        for again in (False, True):  # the first runs import what they need, which says nothing of a seed's own time
+            self.inputs = []
+            for data in seeds:
+                self.run(data, keep=again)
+        self.slowest, self._baseline = 0.0, _reset_peak()
 
     def step(self, rng: random.Random) -> None:
-        """Change an input at random, and run it."""
-        data = rng.choice(self.inputs)
+        """Change an input at random, and run it. Of two inputs it takes the faster one, so that more are run."""
+        data = min(rng.choice(self.inputs), rng.choice(self.inputs), key=self._seconds.__getitem__)
         for _ in range(rng.choice((1, 1, 1, 2, 4))):
             data = self.target.change(data, rng)
         self.run(data)
 
-    def run(self, data: bytes) -> None:
-        """Run an input, and count what becomes of it."""
+    def run(self, data: bytes, *, keep: bool = False) -> None:
+        """Run an input, and count what becomes of it; `keep` keeps it as a seed whatever that is."""
+        _install_alarms()
         self.runs += 1
         begin = time.process_time()
         try:
-            with _alarm():
+            _set_alarms(HANG_SECONDS, _WAIT_SECONDS)
+            try:
                 self.target.read(data)
+                if time.process_time() - begin > HANG_SECONDS:  # a long call of compiled code lets no handler in
+                    raise Hang(_TOO_LONG)
+            finally:
+                _set_alarms(0, 0)
             outcome, place = "read", "read"
         except NolaError as error:
             outcome, place = error.code, f"{error.code} {_place_of(error)}"
@@ -89,10 +98,13 @@ class Watch:
         except BaseException as error:  # whatever it is, it is what this program looks for
             outcome, place = "finding", f"{type(error).__name__} {_place_of(error)}"
             self._record(place, data, "".join(traceback.format_exception(error)))
-        self.slowest = max(self.slowest, time.process_time() - begin)
+        seconds = time.process_time() - begin
+        self.slowest = max(self.slowest, seconds)
         self.outcomes[outcome] += 1
-        if place not in self._places and len(self.inputs) < _MOST_INPUTS and outcome != "finding":
+        is_new = place not in self._places and len(self.inputs) < _MOST_INPUTS and outcome != "finding"
+        if keep or is_new:
             self._places.add(place)
+            self._seconds[data] = seconds
             self.inputs.append(data)
         if self._baseline and len(data) < SMALL_BYTES:
             taken = _peak() - self._baseline
@@ -112,49 +124,43 @@ class Watch:
         (folder / f"{len(self.findings)}.txt").write_text(f"{place}\n{text}", encoding="utf-8")
 
 
-@contextmanager
-def _alarm() -> Iterator[None]:
-    """Raise `Hang` after `HANG_SECONDS` of processor time, or after `_WAIT_SECONDS` in which little is computed."""
+@cache
+def _install_alarms() -> None:
+    """Let both alarms of `_set_alarms` raise `Hang`."""
 
     def ring(number: int, frame: FrameType | None) -> None:
         raise Hang(_TOO_LONG)
 
-    timers = {signal.SIGPROF: (signal.ITIMER_PROF, HANG_SECONDS), signal.SIGALRM: (signal.ITIMER_REAL, _WAIT_SECONDS)}
-    before = {number: signal.signal(number, ring) for number in timers}
-    for timer, seconds in timers.values():
-        signal.setitimer(timer, seconds)
-    begin = time.process_time()
-    try:
-        yield
-        if time.process_time() - begin > HANG_SECONDS:  # a long call of compiled code lets no handler in
-            raise Hang(_TOO_LONG)
-    finally:
-        for number, (timer, _) in timers.items():
-            signal.setitimer(timer, 0)
-            signal.signal(number, before[number])
+    signal.signal(signal.SIGPROF, ring)
+    signal.signal(signal.SIGALRM, ring)
+
+
+def _set_alarms(computing: float, waiting: float) -> None:
+    """Ring after so much processor time, and after so much time in which little is computed; 0 rings never."""
+    signal.setitimer(signal.ITIMER_PROF, computing)
+    signal.setitimer(signal.ITIMER_REAL, waiting)
 
 
 def _place_of(error: BaseException) -> str:
     """Return the innermost place of the package that an error passed."""
     place = ""
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        path = frame.f_code.co_filename
-        if f"{os.sep}nola_codec{os.sep}" in path:
-            place = f"{path.rpartition(f'{os.sep}nola_codec{os.sep}')[2]}:{line}"
+    trace = error.__traceback__
+    while trace is not None:
+        path = trace.tb_frame.f_code.co_filename
+        if _PACKAGE in path:
+            place = f"{path.rpartition(_PACKAGE)[2]}:{trace.tb_lineno}"
+        trace = trace.tb_next
     return place
 
 
 def _peak() -> int:
-    """Return the most memory that this process had in RAM since `_reset_peak`, in bytes; 0 where no system tells it."""
-    try:
-        found = _PEAK.search(Path("/proc/self/status").read_text(encoding="ascii"))
-    except OSError:
-        return 0
-    return 1024 * int(found[1]) if found else 0
+    """Return the most memory that this process had in RAM since `_reset_peak`, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _reset_peak() -> int:
-    """Forget the peak of before, and return the memory of now."""
+    """Forget the peak of before, and return the memory of now; 0, which measures nothing, where no system forgets."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
