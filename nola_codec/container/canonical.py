@@ -93,7 +93,7 @@ def _sort_keys(value: Any) -> Any:
             raise TypeError("map keys must be strings")
         return {key: _sort_keys(value[key]) for key in sorted(value, key=lambda k: k.encode())}
     if isinstance(value, list | tuple):
-        return [_sort_keys(item) for item in value]
+        return [item if type(item) is int else _sort_keys(item) for item in value]  # long lists hold integers
     if value is not None and not isinstance(value, str | bytes | bool | int | float):
         raise TypeError(f"no {type(value).__name__} in a header")  # such as the timestamps of msgpack
     return value
