@@ -91,12 +91,13 @@ def check_signature(container: Container, key: Key) -> None:
 
 def _private_key(key: Key) -> Ed25519PrivateKey:
     data, name = _read_key(key)
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
         found = load_pem_private_key(data, None)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise NolaError(f"no private key in PEM without a password ({error})", code="key", where=name) from error
     if not isinstance(found, Ed25519PrivateKey):
         raise NolaError("a private key, but none of Ed25519", code="key", where=name)
@@ -105,12 +106,13 @@ def _private_key(key: Key) -> Ed25519PrivateKey:
 
 def _public_key(key: Key) -> Ed25519PublicKey:
     data, name = _read_key(key)
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     try:
         found = load_pem_public_key(data)
-    except ValueError as error:
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise NolaError(f"no public key in PEM ({error})", code="key", where=name) from error
     if not isinstance(found, Ed25519PublicKey):
         raise NolaError("a public key, but none of Ed25519", code="key", where=name)

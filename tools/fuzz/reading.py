@@ -23,7 +23,7 @@ from nola_codec.decoder.factors import DecodedRecord
 from nola_codec.errors import FormatError
 from nola_codec.references.finding import open_decoder
 
-PATHS = ("off", COMPILED[-1]) if COMPILED else ("off",)
+PATHS: tuple[str, ...] = ("off", COMPILED[-1]) if COMPILED else ("off",)
 """Settings of NOLA_KERNELS: NumPy, and the best kernels that run here."""
 
 

@@ -10,6 +10,7 @@ pattern fits counts here, and that does not depend on the order in which alterna
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -86,6 +87,11 @@ class PatternMap:
         return self._values[first] if first < len(self._values) else None
 
     def _compile(self, pattern: str) -> Callable[[str], bool]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of what `[[` may mean in a later version of Python
+            return self._compile_warned(pattern)
+
+    def _compile_warned(self, pattern: str) -> Callable[[str], bool]:
         if len(pattern) > _LONGEST:
             raise self._unsafe(pattern)
         whole = rf"(.*\.)?({pattern})$"
