@@ -21,7 +21,7 @@ import math
 import struct
 import sys
 import zlib
-from itertools import pairwise
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -276,7 +276,7 @@ def read_kinds(coded: list[dict[str, Any]], integers: "Integers") -> None:
     for record in coded:
         if record["kind"] not in made:
             for i in range(5) if len(record["sides"]) == 2 else (0, 2, 4):
-                last[i] += integers.read((13, 13, 14, 14, 15)[i])
+                last[i] += integers.read((12, 12, 13, 13, 14)[i])
             require(conforms(last, (*[range(256)] * 2, *[range(-1023, 1024)] * 2, LARGE)), "units", "kind")
             made[record["kind"]] = {"tables": last[:2], "shift": last[2:4], "amplitude": last[4]}
         record |= made[record["kind"]]
@@ -326,8 +326,9 @@ def read_units(top: dict[str, Any], rung: int, codec: int, data: bytes) -> None:
     for record in coded:
         record["layers"] = []
         for unit, start in enumerate(record["starts"]):
-            if start == rung or any(row[1] >= 0 for row in unit_rows(top, record, unit, [rung])):
-                read_amplitude(top, record, unit, rung, integers)
+            rows = unit_rows(top, record, unit, [rung])
+            if start == rung or any(row[1] >= 0 for row in rows):
+                read_amplitude(top, record, unit, rung, integers, 16 + rows[0][1] if start == rung else 11)
         record["layers"].sort(key=lambda layer: layer[0])  # stable: lora_B first, units and rungs stay in order
     require(len(data) <= integers.position, "symbols", "bytes left over")
 
@@ -343,13 +344,15 @@ def read_precisions(record: dict[str, Any], rung: int, integers: "Integers", lat
     latest |= {record["kind"]: own, "any": own[0]} if own else {}
 
 
-def read_amplitude(top: dict[str, Any], record: dict[str, Any], unit: int, rung: int, integers: "Integers") -> None:
+def read_amplitude(
+    top: dict[str, Any], record: dict[str, Any], unit: int, rung: int, integers: "Integers", role: int
+) -> None:
     """Set a unit's amplitude at a rung, and append the layers that the rung's block holds for it."""
     starts_here = record["starts"][unit] == rung
     vector = unit % (record["most_units"] // 2) if record["form"] else unit
     for side, number, weight in unit_rows(top, record, unit, range(0 if starts_here else rung, rung + 1)):
         record["layers"] += [(side, vector, number, weight)] if number >= 0 else []
-    record["amplitudes"][unit] += integers.read(11 if starts_here else 12)
+    record["amplitudes"][unit] += integers.read(role)
     require(-4096 <= record["amplitudes"][unit] <= 4095, "units", "amplitude out of range")
 
 
@@ -435,10 +438,12 @@ def quantizer(kind: int, data: Any, table: list[int] | None) -> dict[str, Any]:
     else:
         require(kind == 0 or conforms(data, (range(256), list, list)), "header", "parameters")
         books = data[1:] if kind == 3 else [data]
-        require(conforms(books, [[range(1 if kind else -32768, 32769)]]), "header", "points")
+        require(conforms(books, [[range(1 if kind else -32768, 65537)]]), "header", "points")
+        require(all(gap > 0 for book in books for gap in book[1:]), "header", "points must ascend")
+        books = [list(accumulate(book)) for book in books]
         for book in books:
-            require(1 <= len(book) <= (127 if kind else 256), "header", "points")
-            require(len(book) == len(books[0]) and all(a < b for a, b in pairwise(book)), "header", "points")
+            require(1 <= len(book) <= (127 if kind else 256) and book[-1] <= 32768, "header", "points")
+            require(len(book) == len(books[0]), "header", "points")
         if kind == 3:
             require(table is None or len(table) == len(books[0]) + 1, "header", "frequencies")
             made["table"] = table and table[:0:-1] + table

@@ -140,9 +140,12 @@ def rungs(data: bytes) -> Iterator[str]:
 ROLES = {
     0: "rows of an allocation table", 1: "precision of a row", 2: "quantizer of a row", 3: "weight of a row",
     4: "unit count", 5: "unit count, of 1", 6: "unit count, of 2 or more", 7: "exponent", 8: "precision of unit 0",
-    9: "precision of unit 1", 10: "precision of a further unit", 11: "amplitude of a unit that starts",
-    12: "amplitude of another unit", 13: "table of a kind", 14: "shift of a kind", 15: "amplitude of a kind",
+    9: "precision of unit 1", 10: "precision of a further unit", 11: "amplitude of another unit",
+    12: "table of a kind", 13: "shift of a kind", 14: "amplitude of a kind",
+    15: "amplitude of a unit that starts, no quantizer",
 }  # fmt: skip
+FIRST_AMPLITUDE = 16
+ROLES |= {FIRST_AMPLITUDE + q: f"amplitude of a unit that starts, quantizer {q}" for q in range(256)}
 
 
 class UnitsNarrator:
@@ -180,7 +183,7 @@ class UnitsNarrator:
             of_side = [record["exponents"][rung][side] for record in top["coded"] if side < len(record["sides"])]
             yield f"  exponents of {name}{' and vectors' * (side == 0)}: {join(of_side)}"
         precisions = iter([value for role, value in integers if 8 <= role <= 10])
-        amplitudes = iter([value for role, value in integers if 11 <= role <= 12])
+        amplitudes = iter([value for role, value in integers if role == 11 or role >= 15])
         for index, (record, old) in enumerate(zip(top["coded"], before, strict=True)):
             lines = list(self._explain(record, rung, old, precisions, amplitudes))
             yield from lines if index < shown else ()

@@ -2,10 +2,10 @@
 
     python tools/gpu_check.py [--device cuda] [--json FILE]
 
-It decodes every golden file and a 7B-shaped adapter on the device and compares the decoded SHA-256, merges on the
-device and compares every bit with the merge of NumPy and float64, and measures decoding, merging and TaskBank beside
-`torch.load` and PEFT's `load_adapter`. Rooflines are those of tools/triton_report.py. The last line says whether all
-bits were right, and so does the exit status (0, or 1 if a bit was wrong).
+It decodes every file of the conformance kit and a 7B-shaped adapter on the device and compares the decoded SHA-256,
+merges on the device and compares every bit with the merge of NumPy and float64, and measures decoding, merging and
+TaskBank beside `torch.load` and PEFT's `load_adapter`. Rooflines are those of tools/triton_report.py. The last line
+says whether all bits were right, and so does the exit status (0, or 1 if a bit was wrong).
 
 `--device cpu` runs the same checks small, through PyTorch on the CPU; its times say nothing about a GPU.
 """
@@ -43,7 +43,7 @@ from nola_codec.model.records import CodedKind, coded_sides
 from nola_codec.references.finding import open_decoder
 
 ROOT = Path(__file__).resolve().parents[1]
-GOLDEN = ROOT / "tests" / "golden" / "v0"
+GOLDEN = ROOT / "spec" / "conformance" / "valid"
 RANK = 16
 
 
@@ -138,10 +138,10 @@ def without_triton() -> Iterator[None]:
         os.environ["NOLA_TRITON"] = before
 
 
-def check_golden(report: Report, device: torch.device) -> None:
-    """Decode every golden file on the device; the decoder compares the decoded SHA-256."""
+def check_kit(report: Report, device: torch.device) -> None:
+    """Decode every valid file of the conformance kit on the device; the decoder compares the decoded SHA-256."""
     for path in sorted(GOLDEN.glob("*.nola")):
-        report.compare(f"golden {path.name}", right=_decodes(path, device))
+        report.compare(f"kit {path.name}", right=_decodes(path, device))
 
 
 def _decodes(path: Path, device: torch.device) -> bool:
@@ -304,7 +304,7 @@ def main() -> int:
         folder, file = Path(scratch) / "adapter", Path(scratch) / "adapter.nola"
         parameters = write_adapter(folder, shape)
         nola_codec.encode(folder, file)
-        check_golden(report, device)
+        check_kit(report, device)
         check_adapter(report, device, file, parameters)
         check_merge(report, device, shape)
         check_peers(report, device, folder, file, shape)

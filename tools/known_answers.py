@@ -88,10 +88,10 @@ def _bases(ref: ModuleType) -> Iterator[dict[str, Any]]:
 
 
 def _quantizers(ref: ModuleType) -> Iterator[dict[str, Any]]:
-    dependent = [[0, [1], [1]], [255, [2, 5], [1, 9]], [0b10110111, [17, 40, 90], [9, 33, 70]], [1, [3] * 1, [4]]]
+    dependent = [[0, [1], [1]], [255, [2, 3], [1, 8]], [0b10110111, [17, 23, 50], [9, 24, 37]], [1, [3], [4]]]
     arrays: list[Any] = [[TRELLIS, number, None] for number in range(len(ref.TRELLISES))]
     arrays += [[DEPENDENT, parameters, None] for parameters in dependent]
-    arrays += [[POINTS, [-32768, -3, 0, 32768], None], [POINTS, [7], [4096]]]
+    arrays += [[POINTS, [-32768, 32765, 3, 32768], None], [POINTS, [7], [4096]]]
     arrays += [[INTEGERS, 9, None], [INTEGERS, 16, None]]
     for array in arrays:
         book = ref.quantizer(*array)

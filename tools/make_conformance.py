@@ -3,9 +3,10 @@
     python tools/make_conformance.py             # adds what is missing, and refuses to change what is there
     python tools/make_conformance.py --replace   # makes all files anew; only while the format is a draft
 
-Valid files are those of `tests/golden/`, which the encoder made once, and random files, which hold what no encoder
-writes; the random ones are chosen so that few of them use every construct. Invalid files have one fault each
-(`tests/support/reject_cases.py`, `costly_files.py`). The reference decoder computes what is written of a file.
+Valid files are golden files, which the encoder made once (`tools/make_golden.py`) and which stay as they are, and
+random files, which hold what no encoder writes; the random ones are chosen so that few of them use every construct.
+Invalid files have one fault each (`tests/support/reject_cases.py`, `costly_files.py`). The reference decoder computes
+what is written of a file.
 
 A file of the kit is a promise: a reader that decodes it today decodes it for ever, to the same bits. So once the format
 has a version above 0, this program adds files and never replaces one.
@@ -33,7 +34,7 @@ sys.path.insert(0, str(KIT))
 from costly_files import COSTLY  # noqa: E402
 from file_features import features  # noqa: E402
 from known_answers import known_answers, to_json  # noqa: E402
-from nola_forge import GOLDEN, manifest, split  # noqa: E402
+from nola_forge import golden, golden_names, split  # noqa: E402
 from random_files import RandomFile, random_file  # noqa: E402
 from reference_reader import DECODER, answer  # noqa: E402
 from reject_cases import CASES  # noqa: E402
@@ -69,7 +70,7 @@ class Kit:
 def valid_files() -> Iterator[tuple[str, bytes, list[str]]]:
     """Yield name, bytes, and names of the files that are decoded before it; those come first."""
     chains: dict[bytes, list[str]] = {}
-    left = {name: (GOLDEN / name).read_bytes() for name in manifest()}
+    left = {f"{name}.nola": golden(name) for name in golden_names()}
     while left:
         name, data = next(iter(left.items()))
         del left[name]
@@ -81,7 +82,7 @@ def valid_files() -> Iterator[tuple[str, bytes, list[str]]]:
         before = [] if wanted is None else chains[wanted]
         chains |= {sha256: [*before, f"valid/{name}"] for sha256, _ in top["rungs"]}
         yield f"valid/{name}", data, before
-    right = signed((GOLDEN / "worked.nola").read_bytes())
+    right = signed(golden("worked"))
     yield "valid/signed.nola", right, []
     yield "valid/signed-wrongly.nola", right[:-1] + bytes([right[-1] ^ 1]), []
     for number, file in chosen_files():
@@ -161,19 +162,25 @@ def entry(kit: Kit, name: str, more: dict[str, Any]) -> dict[str, Any]:
 
 def revision() -> int:
     """Return the revision of the format that the files are of."""
-    return int.from_bytes((GOLDEN / "nmse.nola").read_bytes()[10:12], "little")
+    return int.from_bytes(golden("nmse")[10:12], "little")
 
 
 def main() -> int:
     """Write the kit; the exit status is 1 if files would have to change."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--replace", action="store_true", help="make all files anew; only while the format is a draft")
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="make all files but the golden ones anew; only while the format is a draft",
+    )
     options = parser.parse_args()
     if options.replace and VERSION > 0:
         parser.error("files of a format that is no draft are never replaced")
     if options.replace:
+        kept = {f"{name}.nola" for name in golden_names()}
         for path in [*KIT.glob("valid/*"), *KIT.glob("invalid/*"), *KIT.glob("answers/*")]:
-            path.unlink()
+            if path.name not in kept:
+                path.unlink()
     kit = Kit(KIT, replace=options.replace)
     make(kit)
     for name in kit.changed:

@@ -1,10 +1,10 @@
-"""Write the files that tests replay for ever: `tests/golden/v0/` and the answers of `tests/kat/`.
+"""Write the files that tests replay for ever: the encoder's files of the conformance kit, and `tests/kat/`.
 
     python tools/make_golden.py            # adds what is missing, never replaces
 
 Golden files are made by the encoder, known answers by `spec/reference_decoder.py`, which shares no code with the
-package. While the format is a draft (version 0), a change of the format takes three steps: delete the files by hand,
-run this program, and review the diff.
+package. While the format is a draft (version 0), a change of the format takes four steps: delete the files by hand,
+run this program, then `tools/make_conformance.py --replace`, which lists them, and review the diff.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from known_answers import SEED, long_bases
 
 from nola_codec.api.decoding import read_adapter
 from nola_codec.api.reference_sources import read_reference
-from nola_codec.container.reader import open_container
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.pipeline import encode_adapter
 from nola_codec.errors import EncodeError
@@ -36,7 +35,7 @@ from nola_codec.model.tensors import Draw, RawTensor
 from nola_codec.prng.draws import draw_tensor
 
 ROOT = Path(__file__).resolve().parent.parent
-GOLDEN = ROOT / "tests" / "golden" / "v0"
+GOLDEN = ROOT / "spec" / "conformance" / "valid"
 KAT = ROOT / "tests" / "kat"
 PREFIX = "base_model.model.model.layers"
 
@@ -335,29 +334,11 @@ def main() -> None:
     """Write what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
-    ref = reference()
     for index, (name, make) in enumerate(golden_files().items()):
         path = GOLDEN / f"{name}.nola"
         if not path.exists():
             write_new(path, encode(*make(np.random.default_rng(index))))
-    manifest = {}
-    known: dict[bytes, Any] = {}
-    for name in golden_files():  # references come before the files that need them
-        path = GOLDEN / f"{name}.nola"
-        data = path.read_bytes()
-        top, _, factors = ref.decode(data, known)
-        with open_container(data) as container:
-            codecs = [section.codec for section in container.header.sections]
-        manifest[path.name] = {
-            "bytes": len(data),
-            "codecs": codecs,
-            "factors_sha256": factors,
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "tensors": [r["name"] for r in (*top["coded"], *top["raw"], *top["drawn"])],
-        }
-    manifest = dict(sorted(manifest.items()))
-    write_new(GOLDEN / "manifest.json", (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
-    write_answers("bases.json", long_bases(ref))
+    write_answers("bases.json", long_bases(reference()))
     # Once without and once with what newer CPUs have: ATEN_CPU_CAPABILITY=default python tools/make_golden.py
     name = f"torch-{'plain' if os.environ.get('ATEN_CPU_CAPABILITY') == 'default' else 'fused'}.json"
     if not (KAT / name).exists():

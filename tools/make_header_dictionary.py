@@ -72,6 +72,60 @@ METHOD_WORDS = [
     ".randlora_gamma", "base_model.randlora_A", "base_model_class", "LlamaForCausalLM", "parent_library",
     "transformers.models.llama.modeling_llama",
 ]  # fmt: skip
+# What mlx-lm writes into its configuration.
+MLX: dict[str, Any] = {
+    "adapter_path": "adapters", "batch_size": 4, "config": None, "data": "data/", "fine_tune_type": "lora",
+    "grad_accumulation_steps": 1, "grad_checkpoint": False, "iters": 1000, "learning_rate": 1e-05,
+    "lora_parameters": {"alpha": 16, "dropout": 0.0, "rank": 8, "scale": 20.0}, "lr_schedule": None,
+    "mask_prompt": False, "max_seq_length": 2048, "model": "mlx-community/", "num_layers": 16, "optimizer": "adam",
+    "optimizer_config": {"adam": {}, "adamw": {}}, "project_name": None, "report_to": None,
+    "resume_adapter_file": None, "save_every": 100, "seed": 0, "steps_per_eval": 200, "steps_per_report": 10,
+    "test": False, "test_batches": 500, "train": True, "val_batches": 25,
+}  # fmt: skip
+# What the scripts of kohya write into the metadata of a file: "None", "True" and numbers, all as text.
+KOHYA_KEYS = [
+    "ss_adaptive_noise_scale", "ss_base_model_version", "ss_batch_size_per_device", "ss_bucket_info",
+    "ss_bucket_no_upscale", "ss_cache_latents", "ss_caption_dropout_every_n_epochs", "ss_caption_dropout_rate",
+    "ss_caption_tag_dropout_rate", "ss_clip_skip", "ss_color_aug", "ss_dataset_dirs", "ss_datasets",
+    "ss_enable_bucket", "ss_epoch", "ss_face_crop_aug_range", "ss_flip_aug", "ss_full_fp16",
+    "ss_gradient_accumulation_steps", "ss_gradient_checkpointing", "ss_ip_noise_gamma", "ss_keep_tokens",
+    "ss_learning_rate", "ss_lowram", "ss_lr_scheduler", "ss_lr_warmup_steps", "ss_max_bucket_reso",
+    "ss_max_grad_norm", "ss_max_token_length", "ss_max_train_steps", "ss_min_bucket_reso", "ss_min_snr_gamma",
+    "ss_mixed_precision", "ss_multires_noise_discount", "ss_multires_noise_iterations", "ss_network_alpha",
+    "ss_network_args", "ss_network_dim", "ss_network_dropout", "ss_network_module", "ss_new_sd_model_hash",
+    "ss_new_vae_hash", "ss_noise_offset", "ss_num_batches_per_epoch", "ss_num_epochs", "ss_num_reg_images",
+    "ss_num_train_images", "ss_optimizer", "ss_output_name", "ss_prior_loss_weight", "ss_random_crop",
+    "ss_reg_dataset_dirs", "ss_resolution", "ss_scale_weight_norms", "ss_sd_model_hash", "ss_sd_model_name",
+    "ss_sd_scripts_commit_hash", "ss_seed", "ss_session_id", "ss_shuffle_caption", "ss_steps", "ss_tag_frequency",
+    "ss_text_encoder_lr", "ss_total_batch_size", "ss_training_comment", "ss_training_finished_at",
+    "ss_training_started_at", "ss_unet_lr", "ss_v2", "ss_vae_hash", "ss_vae_name", "ss_zero_terminal_snr",
+    "sshs_legacy_hash", "sshs_model_hash",
+]  # fmt: skip
+KOHYA_VALUES = {
+    "modelspec.architecture": "stable-diffusion-xl-v1-base/lora", "modelspec.date": "2024-",
+    "modelspec.encoder_layer": "1", "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+    "modelspec.prediction_type": "epsilon", "modelspec.resolution": "1024x1024", "modelspec.sai_model_spec": "1.0.0",
+    "modelspec.title": "", "ss_base_model_version": "sd_v1.5", "ss_lr_scheduler": "cosine_with_restarts",
+    "ss_mixed_precision": "fp16", "ss_network_module": "networks.lora",
+    "ss_optimizer": "bitsandbytes.optim.adamw.AdamW8bit", "ss_cache_latents": "True",
+}  # fmt: skip
+IMAGE_NAMES = [
+    *(f"lora_unet_{block}_attentions_#_transformer_blocks_#_attn#_to_{part}"
+      for block in ("down_blocks_#", "mid_block", "up_blocks_#") for part in ("k", "out_#", "q", "v")),
+    "lora_unet_down_blocks_#_attentions_#_transformer_blocks_#_ff_net_#_proj",
+    "lora_unet_down_blocks_#_resnets_#_conv#",
+    "lora_te#_text_model_encoder_layers_#_self_attn_out_proj", "lora_te_text_model_encoder_layers_#_mlp_fc#",
+    "lora_unet_double_blocks_#_img_attn_qkv", "lora_unet_double_blocks_#_txt_mlp_#",
+    "lora_unet_single_blocks_#_linear#", "lora_unet_single_blocks_#_modulation_lin",
+    "transformer.single_transformer_blocks.#.attn.to_", "transformer.transformer_blocks.#.attn.add_k_proj",
+]  # fmt: skip
+IMAGE_KINDS = [
+    [0, f"{block}.attentions.#.transformer_blocks.#.attn#.processor.to_{part}_lora", 0, 1.0, 0, 0, 1, 0, None,
+     [width, rank], [rank, into]]
+    for rank, (block, width) in zip((8, 4, 4, 4), (("unet.down_blocks.#", 640), ("down_blocks.#", 320),
+                                                   ("mid_block", 1280), ("up_blocks.#", 1280)), strict=True)
+    for part, into in (("k", width), ("out", width), ("q", width), ("v", width), ("k", 768), ("v", 768))
+]  # fmt: skip
 
 
 def dictionary() -> bytes:
@@ -89,7 +143,10 @@ def dictionary() -> bytes:
         ],
         "metadata": {"format": "pt"},
         "numbers": [0] * 7 + [1] * 203,
-        "quantizers": [[3, [55, [28, 64], [20, 45]], [1122, 975, 512]], *([2, number, None] for number in range(13))],
+        "quantizers": [
+            [3, [55, [34, 33, 33], [20, 33, 32]], [1122, 975, 506, 6]],
+            *([2, number, None] for number in range(13)),
+        ],
         "records": [number for kinds in (2, 4, 7) for number in [*range(kinds)] * 4],
         "rungs": [[b"", {"effective_error": 0.02, "nmse": 0.5}]],
         "sections": [[3, 0, 0], [2, 0, 0]],
@@ -97,8 +154,10 @@ def dictionary() -> bytes:
         "streams": None,
         "writer": "nola-codec 0.2.0",
     }
+    images = canonical.pack(dict.fromkeys(KOHYA_KEYS, "None")) + canonical.pack(KOHYA_VALUES)
+    images += canonical.pack(IMAGE_NAMES) + canonical.pack(IMAGE_KINDS)
     methods = canonical.pack(METHODS) + canonical.pack(METHOD_WORDS)
-    return methods + canonical.pack(OTHER_WORDS + MODELS) + canonical.pack(header)
+    return images + methods + canonical.pack(MLX) + canonical.pack(OTHER_WORDS + MODELS) + canonical.pack(header)
 
 
 def main() -> None:

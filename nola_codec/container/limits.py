@@ -29,6 +29,7 @@ class Limits:
         records, kinds, quantizers, rungs, sections: How many of them a header lists.
         rows: The rows of the allocation tables of a rung.
         units: The units of all records, added over all rungs.
+        look_ups: The rows of allocation tables that units look up, over all sides and rungs.
         record_rungs: The number of coded records times that of rungs.
         rank, dimensions, dimension: What a shape may be.
         factor_elements: The elements of one factor or vector record.
@@ -54,6 +55,7 @@ class Limits:
     rows: int = 1 << 14
     sections: int = 1 << 18
     units: int = 1 << 24
+    look_ups: int = 1 << 26
     record_rungs: int = 1 << 20
     rank: int = 1 << 16
     dimensions: int = 8
@@ -83,8 +85,8 @@ class Limits:
         if memory < 10**6:
             raise NolaError(mismatch("memory", "at least 1MB", memory), code="option")
         shares = {
-            "header_plain": 16, "header_values": 256, "name_characters": 16, "units": 128, "record_rungs": 512,
-            "factor_elements": 12, "total_elements": 12, "delta_elements": 16, "coefficients": 6,
+            "header_plain": 16, "header_values": 256, "name_characters": 16, "units": 128, "look_ups": 64,
+            "record_rungs": 512, "factor_elements": 12, "total_elements": 12, "delta_elements": 16, "coefficients": 6,
         }  # fmt: skip
         return replace(self, **{name: min(getattr(self, name), memory // share) for name, share in shares.items()})
 
@@ -107,7 +109,7 @@ DEFAULT_LIMITS = Limits()
 
 INSPECT_LIMITS = Limits(
     header_stored=4 << 20, header_plain=8 << 20, header_values=1 << 18, kinds=1 << 13, rows=1 << 11, units=1 << 18,
-    record_rungs=1 << 16, name_characters=1 << 22,
+    look_ups=1 << 22, record_rungs=1 << 16, name_characters=1 << 22,
 )  # fmt: skip
 """The default limits of `inspect`. A stranger's small file then costs less than a second and 200 MB."""
 

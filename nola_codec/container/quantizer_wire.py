@@ -1,9 +1,12 @@
-"""Write and parse the quantizers of the header, with their frequencies."""
+"""Write and parse the quantizers of the header, with their frequencies.
+
+Of the points of a codebook the first one is written, and of each further one the difference from the one before.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate
 from typing import Any
 
 from nola_codec.container import fields
@@ -13,6 +16,7 @@ from nola_codec.quant.codebooks import MAX_POINT, MOST_POINTS, integer_codebook,
 from nola_codec.quant.trellis import TRELLISES
 
 _POINTS, _INTEGERS, _TRELLIS, _DEPENDENT = range(4)
+_MOST_POSITIVE = 127
 
 
 def quantizer_to_wire(quantizer: Quantizer) -> list[Any]:
@@ -29,10 +33,10 @@ def quantizer_to_wire(quantizer: Quantizer) -> list[Any]:
         book = Dependent(0, positive, positive)
     table = None if frequencies is None else list(frequencies)
     if isinstance(book, Dependent):
-        return [_DEPENDENT, [book.mask, list(book.even), list(book.odd)], table and table[half:]]
+        return [_DEPENDENT, [book.mask, _gaps(book.even), _gaps(book.odd)], table and table[half:]]
     if book.size > MOST_POINTS:
         return [_INTEGERS, (book.size - 1).bit_length(), None]
-    return [_POINTS, list(book.points), table]
+    return [_POINTS, _gaps(book.points), table]
 
 
 def quantizer_from_wire(value: Any) -> Quantizer:
@@ -44,7 +48,7 @@ def quantizer_from_wire(value: Any) -> Quantizer:
         return Quantizer(TRELLISES[fields.integer(parameters, "quantizers trellis", 0, len(TRELLISES) - 1)])
     if kind == _DEPENDENT:
         mask, even, odd = fields.items(parameters, "quantizers parameters", count=3)
-        books = _parse_positive(even), _parse_positive(odd)
+        books = _parse_points(even, 1, _MOST_POSITIVE), _parse_points(odd, 1, _MOST_POSITIVE)
         if len(books[0]) != len(books[1]):
             raise fields.header_error("quantizers points", "as many even as odd ones", (len(books[0]), len(books[1])))
         mask = fields.integer(mask, "quantizers mask", 0, 255)
@@ -56,8 +60,7 @@ def quantizer_from_wire(value: Any) -> Quantizer:
         return Quantizer(integer_codebook(fields.integer(parameters, "quantizers bits", 9, 16)))
     if kind != _POINTS:
         raise fields.header_error("quantizers type", "0 to 3", kind)
-    points = fields.integers(parameters, "quantizers points", -MAX_POINT, MAX_POINT)
-    _check_ascending(points, "quantizers points", MOST_POINTS)
+    points = _parse_points(parameters, -MAX_POINT, MOST_POINTS)
     return Quantizer(Codebook(points), _frequencies(table, len(points)))
 
 
@@ -73,9 +76,18 @@ def _require_no_table(table: Any) -> None:
         raise fields.header_error("quantizers frequencies", "none for this type of quantizer", table)
 
 
-def _parse_positive(value: Any) -> tuple[int, ...]:
-    points = fields.integers(value, "quantizers points", 1, MAX_POINT)
-    _check_ascending(points, "quantizers points", 127)
+def _gaps(points: Sequence[int]) -> list[int]:
+    """Return the first point, and the difference of each further one from the one before."""
+    return [b - a for a, b in zip((0, *points), points, strict=False)]
+
+
+def _parse_points(value: Any, low: int, most: int) -> tuple[int, ...]:
+    """Return the points of which `_gaps` are written: 1 to `most` strictly ascending integers from `low` on."""
+    gaps = fields.integers(value, "quantizers points", low, 2 * MAX_POINT)
+    points = tuple(accumulate(gaps))
+    if not 1 <= len(points) <= most or points[-1] > MAX_POINT or min(gaps[1:], default=1) < 1:
+        wanted = f"1 to {most} ascending integers up to {MAX_POINT}"
+        raise fields.header_error("quantizers points", wanted, list(points))
     return points
 
 
@@ -97,8 +109,3 @@ def _check_total(table: tuple[int, ...]) -> tuple[int, ...]:
     if sum(table) != TOTAL:
         raise fields.header_error("frequencies", f"a sum of {TOTAL}", sum(table))
     return table
-
-
-def _check_ascending(points: Sequence[int], what: str, limit: int) -> None:
-    if not points or len(points) > limit or any(b <= a for a, b in pairwise(points)):
-        raise fields.header_error(what, f"1 to {limit} ascending integers", list(points))

@@ -16,10 +16,10 @@ from nola_codec.model.records import CodedKind, CodedRecord
 from nola_codec.quant.scales import MAX_EXPONENT, MAX_WEIGHT_CODE, MIN_EXPONENT
 
 _ROWS, _PRECISION_STEP, _QUANTIZER_STEP, _WEIGHT_STEP = range(4)
-COUNT, _EXPONENT, PRECISION, AMPLITUDE = 4, 7, 8, 11
-"""Roles of integers. COUNT has three, by what the count is predicted to be; PRECISION three, by the number of the unit;
-AMPLITUDE two, for units that start and for units that started earlier."""
-_KIND_ROLES = (13, 13, 14, 14, 15)
+COUNT, _EXPONENT, PRECISION, LATER_AMPLITUDE, FIRST_AMPLITUDE = 4, 7, 8, 11, 16
+"""Roles of integers. COUNT has three, by what the count is predicted to be; PRECISION three, by the number of the unit.
+To FIRST_AMPLITUDE, the role of a unit that starts, the quantizer of the unit's first side is added, or -1."""
+_KIND_ROLES = (12, 12, 13, 13, 14)
 """Roles of what a kind says of its units: the table of lora_B and of lora_A, the shift of each, and the amplitude."""
 _LARGEST = 1 << 14
 """The largest magnitude of the precision of a row, and of the amplitude of a kind."""

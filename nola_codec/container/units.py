@@ -5,8 +5,9 @@ of units and the exponents of each record, and the precision and the amplitude o
 written as differences from a prediction, each with a role, and coded by `entropy.adaptive`. The precision of a record's
 first unit is predicted by the first unit of the last record of the same kind, that of another unit by the unit before;
 each rung predicts from its own records alone.
-An amplitude is predicted by the precision at the rung where the unit starts; at a later rung that adds a layer, the
-amplitude before predicts it.
+An amplitude is predicted by the precision at the rung where the unit starts, and its role is that of a quantizer, since
+the amplitudes of units of one quantizer lie together; at a later rung that adds a layer, the amplitude before predicts
+it.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING
 from nola_codec.container.layers import Allocations, Family, count_within, group_by_kind, look_up_all
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.container.unit_tables import (
-    AMPLITUDE,
     COUNT,
+    FIRST_AMPLITUDE,
+    LATER_AMPLITUDE,
     PRECISION,
     read_exponents,
     read_kinds,
@@ -100,6 +102,30 @@ def predict_amplitudes(family: Family, units: npt.NDArray[np.int64], rung: int, 
     return np.where(family.entry[units] == rung, first, family.amplitude[units])
 
 
+def amplitude_roles(
+    family: Family, units: npt.NDArray[np.int64], allocation: tuple[Allocation, ...], rung: int
+) -> npt.NDArray[np.int64]:
+    """Return the roles of the amplitudes of units at a rung that starts them or adds a layer to them.
+
+    Args:
+        family: The units of a kind.
+        units: The places of the units in the arrays of the family, int64, ascending.
+        allocation: The allocation tables of the rung.
+        rung: The rung, counted from 0.
+
+    Raises:
+        FormatError: ``units``: A precision lies under the first entry of its allocation table.
+    """
+    roles = np.full(len(family.units), LATER_AMPLITUDE, np.int64)
+    sides = family.kind.sides
+    for side, own in enumerate(sides[:1] if family.kind.split == "component" else sides):
+        rows, _ = family.vectors(side)
+        rows = rows[family.entry[rows] == rung]
+        found = look_up_all([allocation[own.table]], np.zeros_like(rows), family.precision[rows] + own.shift)
+        roles[rows] = FIRST_AMPLITUDE + found[1]
+    return roles[units]
+
+
 def pack_units(
     rungs: Sequence[Sequence[CodedRecord]],
     allocations: Allocations,
@@ -143,15 +169,15 @@ def pack_units(
             (family,) = group_by_kind([replace(record, amplitude=before)])
             units = np.flatnonzero(touched_units(family, allocations, rung))
             codes = predict_amplitudes(family, units, rung, slope)
-            fresh = record.entry[units] == rung
-            for gap, is_fresh in zip((record.amplitude[units] - codes).tolist(), fresh.tolist(), strict=True):
+            roles = amplitude_roles(family, units, allocations[rung], rung)
+            for gap, role in zip((record.amplitude[units] - codes).tolist(), roles.tolist(), strict=True):
                 if not -MOST_GAP - 1 <= gap <= MOST_GAP:
                     message = (
                         "its weights are too small, or spread over more orders of magnitude than a file can hold: an "
                         f"amplitude is {gap} codes from its prediction; leave out the target, or scale the weights"
                     )
                     raise EncodeError(message, code="overflow", where=record.name)
-                writer.write(AMPLITUDE + (not is_fresh), gap)
+                writer.write(role, gap)
         sections.append(writer.finish())
     return sections
 
@@ -168,7 +194,7 @@ class UnitsReader:
         self._header, self._limits = header, limits
         self.records = header.coded
         self.rungs: list[Rung] = []
-        self._total_units = 0
+        self._total_units = self._look_ups = 0
 
     def read_rung(self, data: bytes) -> None:
         """Bring the records to the next rung by the bytes of its section.
@@ -263,11 +289,11 @@ class UnitsReader:
         families = [
             (family, np.flatnonzero(touched_units(family, allocations, rung))) for family in group_by_kind(self.records)
         ]
-        touched = np.zeros(len(self._fresh), bool)
+        roles = np.zeros(len(self._fresh), np.int64)  # 0 stands for no amplitude
         for family, units in families:
-            touched[family.places[units]] = True
-        gaps = np.zeros(len(touched), np.int64)
-        gaps[touched] = reader.read_many((AMPLITUDE + ~self._fresh[touched]).tolist())
+            roles[family.places[units]] = amplitude_roles(family, units, allocations[rung], rung)
+        gaps = np.zeros(len(roles), np.int64)
+        gaps[roles > 0] = reader.read_many(roles[roles > 0].tolist())
         for family, units in families:
             places = family.places[units]
             codes = predict_amplitudes(family, units, rung, self._header.amplitude_slope) + gaps[places]
@@ -292,6 +318,9 @@ class UnitsReader:
                 raise FormatError(mismatch(f"units of {record.name}", wanted, count), code="units")
             self._total_units += count
             self._limits.require("units", self._total_units, "units (sum over all records and rungs)")
+            sides = len(kind.sides) if kind.split == "component" else 1
+            self._look_ups += sides * ((count - before) * (len(self.rungs) + 1) + before)
+            self._limits.require("look_ups", self._look_ups, "rows that units look up (over all sides and rungs)")
             latest[id(kind)] = count
             counts.append(count)
         return tuple(counts)

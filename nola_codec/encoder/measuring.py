@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,8 +19,8 @@ from nola_codec.encoder.reconstruct import FactsCollector, decode_rung
 from nola_codec.encoder.tuning import FactorPairs
 from nola_codec.fit.components import sides_error
 
-_DIGITS = 9
-"""The decimal digits of a loss that are written."""
+_BITS = 16
+"""The binary digits of a loss that are written: more would take bytes of a small file and tell nobody anything."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,13 @@ def _losses(job: EncodeJob, quantized: QuantizedAdapter, rung: int, errors: Floa
         whole = float(quantized.weights.sum())
         losses["effective_error"] = float(quantized.effective_errors[rung].sum()) / whole if whole else 0.0
     # Machines sum floats in different orders, and the file should not depend on the last bits.
-    return {name: float(f"{loss:.{_DIGITS}g}") for name, loss in losses.items()}
+    return {name: _rounded(loss) for name, loss in losses.items()}
+
+
+def _rounded(loss: float) -> float:
+    """Return a loss with _BITS significant bits."""
+    mantissa, exponent = math.frexp(loss)
+    return math.ldexp(round(math.ldexp(mantissa, _BITS)), exponent - _BITS)
 
 
 def _squared_error(job: EncodeJob, index: int, decoded: DecodedRecord) -> float:

@@ -12,7 +12,7 @@ from nola_codec.lazy import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-_ROLES, _MAX_BITS = 32, 20
+_ROLES, _MAX_BITS = 272, 20
 _AT_ONCE = 512
 """Integers of one call: it must have room for what they may add to the memory of probabilities."""
 
@@ -39,7 +39,7 @@ class AdaptiveReader:
         return int(self._state[2])
 
     def read(self, roles: Sequence[int]) -> npt.NDArray[np.int64]:
-        """Read an integer of each role, 0 to 31. There are fewer than asked for if the next one has too many bits."""
+        """Read an integer of each role, 0 to 271. There are fewer than asked for if the next one has too many bits."""
         asked = np.array(roles, np.int64)
         if asked.size and not 0 <= int(asked.min()) <= int(asked.max()) < _ROLES:
             raise ValueError(f"roles go to {_ROLES - 1}, found {int(asked.min())} to {int(asked.max())}")
@@ -54,7 +54,7 @@ class AdaptiveReader:
         return values
 
     def read_one(self, role: int) -> int | None:
-        """Read an integer of a role, 0 to 31; None if it has too many bits."""
+        """Read an integer of a role, 0 to 271; None if it has too many bits."""
         require(0 <= role < _ROLES, f"roles go to {_ROLES - 1}; {role}")
         self._make_room(2 * _MAX_BITS + 2)
         self._one[0] = role
@@ -81,7 +81,7 @@ def write_integers(lib: Library, roles: Sequence[int], values: Sequence[int]) ->
 
     Args:
         lib: The library.
-        roles: The role of each integer, 0 to 31.
+        roles: The role of each integer, 0 to 271.
         values: The integers, each of at most 20 bits and a sign.
 
     Raises:

@@ -7,11 +7,12 @@ for name, costly in COSTLY.items():
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from nola_forge import Parts, golden, join, split
+from nola_forge import Parts, golden, join, pack_integers, split
 
 F32, RADEMACHER = 0, 2
 
@@ -60,6 +61,25 @@ def _drawn(count: int) -> bytes:
     return _file(kinds=kinds, records=[i % 3 for i in range(count)], numbers=numbers, streams=None)
 
 
+def _late_units() -> bytes:
+    """2^19 units and a few more that all start at the last of 64 rungs: each looks up a row of each rung and side.
+
+    At the rungs before, all factors are zero, and their hash is right.
+    """
+    parts = split(golden("nmse"))
+    count, rungs, rank = 9, 64, 1 << 16
+    first = [(12, 0)] * 2 + [(13, 0)] * 2 + [(14, 0), (0, 0)] + [(4, 0)] * count + [(7, 0)] * (2 * count)
+    later = [(0, 0)] + [(4, 0)] * count + [(7, 0)] * (2 * count)
+    last = [(0, 0), *((4, rank) for _ in range(count))]
+    sections = [first, *[later] * (rungs - 2), last]
+    kind = [0, "#", 0, 1.0, 0, F32, 1, 0, None, [1, rank], [rank, 1]]
+    zeros = hashlib.sha256(bytes((2 + 2 * 2 * rank) * count)).digest()
+    fields = {"kinds": [kind], "records": [0] * count, "numbers": [0] + [1] * (count - 1), "streams": None,
+              "rungs": [[zeros, {}]] * rungs, "blocks": [count]}  # fmt: skip
+    blocks = [part for own in sections for part in ((3, pack_integers(own)), (0, b""))]
+    return join(Parts({**parts.top, **fields}, blocks))
+
+
 COSTLY = {
     "config of two million empty maps": Costly(lambda: _file(config={"a": [{}] * 2_100_000}), "header_values"),
     "config of two million numbers in many lists": Costly(
@@ -81,5 +101,6 @@ COSTLY = {
                       numbers=[], rungs=split(golden("nmse")).top["rungs"] * 64),
         "rung_elements",
     ),
+    "units that look up 2^26 rows": Costly(_late_units, "look_ups"),
     "draws from far into a sequence": Costly(lambda: _drawn(3 * 100), "words"),
 }  # fmt: skip

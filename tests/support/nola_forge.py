@@ -29,7 +29,9 @@ from nola_codec.entropy.adaptive import IntegerWriter
 from nola_codec.references.finding import References, open_decoder
 
 ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = ROOT / "tests" / "golden" / "v0"
+KIT = ROOT / "spec" / "conformance"
+GOLDEN = KIT / "valid"
+"""The files that the encoder made are golden files; others in this folder were made by chance, or signed."""
 DICTIONARY = (ROOT / "spec" / "header-dictionary.bin").read_bytes()
 MAGIC = b"\x89NLA\r\n\x1a\n"
 PRELUDE = 38
@@ -40,9 +42,29 @@ def golden(name: str) -> bytes:
     return (GOLDEN / f"{name}.nola").read_bytes()
 
 
+def golden_names() -> list[str]:
+    """The names of all golden files without the suffix, in ascending order."""
+    names = sorted(path.stem for path in GOLDEN.glob("*.nola"))
+    return [name for name in names if not name.startswith(("random-", "signed"))]
+
+
 def manifest() -> dict[str, dict[str, Any]]:
-    """What is known of each golden file, by file name."""
-    made: dict[str, dict[str, Any]] = json.loads((GOLDEN / "manifest.json").read_text(encoding="utf-8"))
+    """What the conformance kit says of each golden file, by file name.
+
+    `bytes` and `sha256` of the file; `factors_sha256`, the decoded SHA-256 of its last rung; `tensors` of that rung.
+    """
+    listed = json.loads((KIT / "files.json").read_text(encoding="utf-8"))["valid"]
+    entries = {entry["file"]: entry for entry in listed}
+    made = {}
+    for name in golden_names():
+        entry = entries[f"valid/{name}.nola"]
+        last = entry["rungs"][-1]
+        made[f"{name}.nola"] = {
+            "bytes": entry["bytes"],
+            "sha256": entry["sha256"],
+            "factors_sha256": last["decoded_sha256"],
+            "tensors": last["tensors"],
+        }
     return made
 
 
@@ -50,9 +72,9 @@ def manifest() -> dict[str, dict[str, Any]]:
 def reference_answers() -> dict[bytes, Any]:
     """What the reference decoder makes of all golden files, as its `decode` takes it for files with a reference."""
     known: dict[bytes, Any] = {}
-    left = list(manifest())
+    left = golden_names()
     while left:
-        data = golden(left[0].removesuffix(".nola"))
+        data = golden(left[0])
         entry = split(data).top.get("reference")
         if entry is None or entry[0] in known:
             reference().decode(data, known)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,15 @@ def quantizer(rng: np.random.Generator, trellis: int | None = None) -> dict[str,
             table = [*stored[:0:-1], *stored]
         else:
             stored = table = (1 + rng.multinomial(4096 - size, shares / shares.sum())).tolist()
+    if kind == POINTS:
+        data = _gaps(data)
+    elif kind == DEPENDENT:
+        data = [data[0], *map(_gaps, data[1:])]
     return {"wire": [kind, data, stored], "size": size, "table": table, "stride": 1, "peak": peak}
+
+
+def _gaps(points: list[int]) -> list[int]:
+    return points[:1] + [b - a for a, b in pairwise(points)]
 
 
 def block_section(

@@ -128,11 +128,11 @@ class UnitsWriter:
                 continue
             seen.add(record.kind_number)
             kind = record.kind
-            for role, own, last in ((13, kind.tables, tables), (14, kind.shifts, shifts)):
+            for role, own, last in ((12, kind.tables, tables), (13, kind.shifts, shifts)):
                 for side, value in enumerate(own):
                     out.append((role, value - last[side]))
                     last[side] = value
-            out.append((15, kind.amplitude - amplitude))
+            out.append((14, kind.amplitude - amplitude))
             amplitude = kind.amplitude
         return out
 
@@ -180,11 +180,12 @@ class UnitsWriter:
         kind, out, layers = record.kind, [], []
         for unit, precision in enumerate(record.precisions):
             starts_here = record.starts[unit] == rung
-            any_layer = False
+            any_layer, quantizer = False, None
             for side in kind.sides_of(unit):
                 for at in range(0 if starts_here else rung, rung + 1):
                     table = self._tables[at][kind.tables[side]]
                     row = max(row for row in table if row[0] <= precision + kind.shifts[side])
+                    quantizer = row[1] if at == rung and quantizer is None else quantizer  # of the first side
                     if row[1] >= 0:
                         weight = (MANTISSAS[4 * (row[2] % 8)] << row[2] // 8) >> 15
                         layers.append((side, kind.vector_of(unit), row[1], weight))
@@ -194,7 +195,7 @@ class UnitsWriter:
             before = kind.amplitude + self._slope * precision if starts_here else record.amplitudes[unit]
             near = kind.amplitude if starts_here else before
             wanted = int(np.clip(near + self._rng.integers(-60, 61), -4096, 4095))
-            out.append((11 if starts_here else 12, wanted - before))
+            out.append((16 + quantizer if starts_here else 11, wanted - before))
             record.amplitudes[unit : unit + 1] = [wanted]
         record.layers = sorted(layers, key=lambda layer: layer[0])
         for side, vector, quantizer, weight in layers:

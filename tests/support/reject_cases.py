@@ -31,6 +31,8 @@ from nola_forge import (
 )
 
 Make = Callable[[], bytes]
+FIRST_AMPLITUDES = range(15, 272)
+"""The roles of amplitudes of units that start, one for each quantizer and one for none."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +126,14 @@ def set_item(items: list[Any], index: int, value: Any) -> list[Any]:
     return items
 
 
-def integer(role: int, number: int, change: int, name: str = "nmse", rung: int = 0) -> Make:
-    """A golden file with an integer of a units section changed: the one of this number among those of its role."""
+def integer(role: int | range, number: int, change: int, name: str = "nmse", rung: int = 0) -> Make:
+    """A golden file with an integer of a units section changed: the one of this number among those of its roles."""
+    roles = range(role, role + 1) if isinstance(role, int) else role
 
     def make() -> bytes:
         parts, integers = split(golden(name)), units_integers(golden(name))[rung]
-        place = [at for at, (other, _) in enumerate(integers) if other == role][number]
-        integers[place] = role, integers[place][1] + change
+        place = [at for at, (own, _) in enumerate(integers) if own in roles][number]
+        integers[place] = integers[place][0], integers[place][1] + change
         parts.sections[late_units(name) if rung else 0] = 3, pack_integers(integers)
         return join(parts)
 
@@ -279,14 +282,12 @@ CASES: dict[str, Case] = {
     "quantizer type": Case("header", deep("quantizers", 0, 0, value=4)),
     "quantizer type for private use": Case("header", deep("quantizers", 0, 0, value=200)),
     "no points": Case("header", deep("quantizers", 0, value=[0, [], None])),
-    "points descend": Case("header", deep("quantizers", 0, value=[0, [5, 4], None])),
-    "points equal": Case("header", deep("quantizers", 0, value=[0, [4, 4], None])),
-    "point 0 of a dependent codebook": Case("header", deep("quantizers", 0, value=[3, [0, [0, 4], [1, 2]], None])),
+    "points descend": Case("header", deep("quantizers", 0, value=[0, [5, -1], None])),
+    "points equal": Case("header", deep("quantizers", 0, value=[0, [4, 0], None])),
+    "point 0 of a dependent codebook": Case("header", deep("quantizers", 0, value=[3, [0, [0, 4], [1, 1]], None])),
     "point too large": Case("header", deep("quantizers", 0, value=[0, [0, 32769], None])),
-    "too many points": Case("header", deep("quantizers", 0, value=[0, list(range(1, 258)), None])),
-    "too many dependent points": Case(
-        "header", deep("quantizers", 0, value=[3, [0, list(range(1, 129)), list(range(1, 129))], None])
-    ),
+    "too many points": Case("header", deep("quantizers", 0, value=[0, [1] * 257, None])),
+    "too many dependent points": Case("header", deep("quantizers", 0, value=[3, [0, [1] * 128, [1] * 128], None])),
     "integers of 8 bits": Case("header", deep("quantizers", 0, value=[1, 8, None])),
     "integers of 17 bits": Case("header", deep("quantizers", 0, value=[1, 17, None])),
     "frequencies do not add up": Case("header", deep("quantizers", 0, value=[0, [0, 1], [4000, 97]])),
@@ -295,8 +296,8 @@ CASES: dict[str, Case] = {
     "frequencies of integers": Case("header", deep("quantizers", 0, value=[1, 9, [8] * 512])),
     "unknown trellis": Case("header", deep("quantizers", 0, value=[2, 13, None])),
     "trellis with frequencies": Case("header", deep("quantizers", 0, value=[2, 0, [2048, 2048]])),
-    "dependent codebooks of two sizes": Case("header", deep("quantizers", 0, value=[3, [55, [2, 4], [1]], None])),
-    "dependent codebook that descends": Case("header", deep("quantizers", 0, value=[3, [55, [2, 4], [3, 1]], None])),
+    "dependent codebooks of two sizes": Case("header", deep("quantizers", 0, value=[3, [55, [2, 2], [1]], None])),
+    "dependent codebook that descends": Case("header", deep("quantizers", 0, value=[3, [55, [2, 2], [3, -2]], None])),
     "dependent mask": Case("header", deep("quantizers", 0, value=[3, [256, [2], [1]], None])),
     "dependent without a mask": Case("header", deep("quantizers", 0, value=[3, [[2], [1]], None])),
     "frequencies of one side too many": Case("header", deep("quantizers", 0, value=[3, [55, [2], [1]], [4094, 1, 1]])),
@@ -467,16 +468,16 @@ CASES: dict[str, Case] = {
     "raw tensor too short": Case("symbols", section(2, lambda b: b[:-1], "raw-tensors"), at_open=False),
     # Units, arithmetic, decoded SHA-256
     # Roles of integers: 0 rows, 1 precision, 2 quantizer, 3 weight, 4 to 6 counts, 7 exponents, 8 to 10 precisions, 11
-    # and 12 amplitudes; of a kind 13 tables, 14 shifts, 15 amplitude.
+    # later amplitudes; of a kind 12 tables, 13 shifts, 14 amplitude; from 15 on first amplitudes.
     "an integer of too many bits": Case("symbols", section(0, lambda b: b"\xff\xff\xff\xfe" * 20, "nmse"), False),
     "integers that begin out of range": Case("symbols", section(0, lambda b: b"\xff" * len(b), "nmse"), at_open=False),
     "bytes after the integers": Case("symbols", section(0, lambda b: b + b"\1" * 9, "nmse"), at_open=False),
-    "table of a kind": Case("units", integer(13, 0, 256), at_open=False),
-    "table of a kind negative": Case("units", integer(13, 0, -1), at_open=False),
-    "shift": Case("units", integer(14, 0, 1200), at_open=False),
-    "shift of a vector": Case("units", integer(14, -1, -1200, "vectors"), at_open=False),
-    "amplitude of a kind": Case("units", integer(15, 0, 17000), at_open=False),
-    "amplitude of a vector's kind": Case("units", integer(15, -1, -17000, "vectors"), at_open=False),
+    "table of a kind": Case("units", integer(12, 0, 256), at_open=False),
+    "table of a kind negative": Case("units", integer(12, 0, -1), at_open=False),
+    "shift": Case("units", integer(13, 0, 1200), at_open=False),
+    "shift of a vector": Case("units", integer(13, -1, -1200, "vectors"), at_open=False),
+    "amplitude of a kind": Case("units", integer(14, 0, 17000), at_open=False),
+    "amplitude of a vector's kind": Case("units", integer(14, -1, -17000, "vectors"), at_open=False),
     "negative number of rows": Case("units", integer(0, 0, -100), at_open=False),
     "too many rows": Case("limit", integer(0, 0, 1 << 14), at_open=False),
     "row of an unknown quantizer": Case("units", integer(2, 0, 99), at_open=False),
@@ -493,7 +494,7 @@ CASES: dict[str, Case] = {
     "exponent too large": Case("units", integer(7, 0, 150), at_open=False),
     "exponent too small": Case("units", integer(7, 0, -150), at_open=False),
     "no quantizer for a precision": Case("units", integer(1, 0, 300), at_open=False),
-    "amplitude out of range": Case("units", integer(11, 0, 5000), at_open=False),
+    "amplitude out of range": Case("units", integer(FIRST_AMPLITUDES, 0, 5000), at_open=False),
     "sums too large": Case("bound", lambda: too_large(), at_open=False),
     "shift too small": Case("scale", integer(7, 0, -90), at_open=False),
     "shift too large": Case("scale", integer(7, 0, 90), at_open=False),
@@ -563,7 +564,7 @@ def too_large() -> bytes:
     parts = split(golden("paper-uniform"))
     kind = parts.top["kinds"][0]
     parts.top["kinds"] = [[*kind[:8], [1 << 20, 1 << 20], *kind[9:]], *parts.top["kinds"][1:]]
-    parts.top["quantizers"] = [[0, [-32768, 32768], None]]
+    parts.top["quantizers"] = [[0, [-32768, 65536], None]]
     vectors = 4 if len(parts.top["kinds"]) == 1 else 2
     rest = 0 if len(parts.top["kinds"]) == 1 else 80
     parts.sections[1] = (0, bytes((vectors * (1 << 20) + rest + 7) // 8))

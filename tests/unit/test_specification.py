@@ -134,6 +134,7 @@ def test_limits_are_the_codes() -> None:
         "rungs": limits.rungs,
         "rows of the allocation tables of a rung": limits.rows,
         "units of all records, added over all rungs": limits.units,
+        "rows that units look up, over all sides and rungs": limits.look_ups,
         "characters (code points) of a name, template, `writer`, `dialect`": limits.name,
         "coded records times rungs": limits.record_rungs,
         "characters of the names of all records": limits.name_characters,

@@ -24,6 +24,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -40,7 +41,7 @@ from nola_codec.container import canonical, units
 from nola_codec.container.layers import group_by_kind, look_up
 from nola_codec.container.prelude import SIZE
 from nola_codec.container.reader import header_dictionary, open_container
-from nola_codec.container.unit_tables import AMPLITUDE, PRECISION
+from nola_codec.container.unit_tables import FIRST_AMPLITUDE, LATER_AMPLITUDE, PRECISION
 from nola_codec.decoder.coefficients import block_runs, decode_symbols
 from nola_codec.entropy import raw, smallest
 from nola_codec.entropy.adaptive import IntegerWriter
@@ -52,6 +53,8 @@ from nola_codec.model.records import CodedKind, CodedRecord
 from nola_codec.quant.packing import pack
 
 NAME = "constructs"
+_OFFSET = 271
+"""A role that no integer of these files has."""
 SIZES = ("5KB", "10KB", "30KB", "90KB", "500KB")
 FORMS = ("default", "nmse", "rungs", "paper", "paper-1")
 Tables = list[tuple[Allocation, ...]]
@@ -175,13 +178,27 @@ def rans(parts: Parts) -> Saving:
     return Saving(used, saved - (len(parts.stored) - parts.header_size(quantizers=bare)))
 
 
+def _differences(points: Sequence[int]) -> list[int]:
+    return [b - a for a, b in zip((0, *points), points, strict=False)]
+
+
+def differences_of_points(parts: Parts) -> Saving:
+    """Each point of a codebook as the difference from the one before, against the points themselves."""
+    with_it, without = parts.top["quantizers"], []
+    for kind, parameters, table in with_it:
+        if kind == 3:
+            parameters = [parameters[0], *(list(accumulate(points)) for points in parameters[1:])]
+        without.append([kind, list(accumulate(parameters)) if kind == 0 else parameters, table])
+    return Saving(sum(kind in (0, 3) for kind, *_ in with_it), parts.quantizers_growth(without, with_it))
+
+
 def symmetric_codebooks(parts: Parts) -> Saving:
     """A form of a quantizer for symmetric points, against dependent codebooks that are even = odd."""
     short, long, used = [], [], 0
     for quantizer, wire in zip(parts.header.quantizers, parts.top["quantizers"], strict=True):
         book = quantizer.codebook
         if isinstance(book, Codebook) and _is_symmetric(book):
-            positive = list(book.points[book.size // 2 + 1 :])
+            positive = _differences(book.points[book.size // 2 + 1 :])
             table = None if quantizer.frequencies is None else list(quantizer.frequencies[book.size // 2 :])
             short.append([3, positive, table])
             long.append([3, [0, positive, positive], table])
@@ -255,22 +272,38 @@ def row_offsets(parts: Parts) -> Saving:
             for side in record.kind.sides[:1]
             for precision in record.precision[_touched(parts, record, rung)]
         ]
-        gaps = [value for role, value in own if role >= AMPLITUDE and role < AMPLITUDE + 2]
+        gaps = [value for role, value in own if _is_amplitude(role)]
         by_row: dict[tuple[int, int], list[int]] = {}
         for row, gap in zip(rows, gaps, strict=True):
             by_row.setdefault(row, []).append(gap)
         medians = {row: round(float(np.median(values))) for row, values in by_row.items()}
         writer, rest = IntegerWriter(), iter(rows)
         for role, value in own:
-            is_amplitude = AMPLITUDE <= role < AMPLITUDE + 2
-            writer.write(role, value - medians[next(rest)] if is_amplitude else value)
+            one_role = FIRST_AMPLITUDE if role >= FIRST_AMPLITUDE - 1 else role
+            writer.write(one_role, value - medians[next(rest)] if _is_amplitude(role) else value)
         offsets = [medians.get((table, row), 0) for table, own_rows in enumerate(parts.tables[rung])
                    for row in range(len(own_rows))]  # fmt: skip
         for before, offset in zip([0, *offsets], offsets, strict=False):
-            writer.write(99, offset - before)
+            writer.write(_OFFSET, offset - before)
         used += sum(offset != 0 for offset in offsets)
         saved += len(parts.units_sections[rung]) - len(writer.finish())
     return Saving(used, saved)
+
+
+def quantizers_of_amplitudes(parts: Parts) -> Saving:
+    """A role for the first amplitudes of each quantizer, against one role for all of them."""
+    used, saved = 0, 0
+    for own, stored in zip(parts.integers, parts.units_sections, strict=True):
+        writer = IntegerWriter()
+        for role, value in own:
+            writer.write(FIRST_AMPLITUDE if role >= FIRST_AMPLITUDE - 1 else role, value)
+        used += len({role for role, _ in own if role >= FIRST_AMPLITUDE - 1})
+        saved += len(writer.finish()) - len(stored)
+    return Saving(used, saved)
+
+
+def _is_amplitude(role: int) -> bool:
+    return role == LATER_AMPLITUDE or role >= FIRST_AMPLITUDE - 1
 
 
 def _touched(parts: Parts, record: CodedRecord, rung: int) -> Any:
@@ -306,6 +339,8 @@ CONSTRUCTS = {
     "adaptive integers": adaptive_integers,
     "amplitude slope": slope,
     "amplitudes of kinds": kind_amplitudes,
+    "differences of points": differences_of_points,
+    "quantizers of amplitudes": quantizers_of_amplitudes,
     "offsets of rows": row_offsets,
     "shifts of sides": shifts,
     "precisions of earlier rungs": precisions_of_earlier_rungs,
@@ -353,7 +388,7 @@ def _plain_form(parts: Parts, has_form: Any) -> Saving:
         if isinstance(book, Codebook) and has_form(book):
             table = None if quantizer.frequencies is None else list(quantizer.frequencies)
             short.append([2, (book.size - 1).bit_length(), table])
-            long.append([1, list(book.points), table])
+            long.append([1, _differences(book.points), table])
             used += 1
         else:
             short.append(wire)

@@ -6,16 +6,14 @@ import { refuse } from "./errors.js";
 const MAX_BITS = 20;
 /** Contexts whose earlier bits, after a leading one, are below this are in an array; others are in a map. */
 const DIRECT = 1 << 10;
-const ROLES = 17;
 
 /** Reads the integers of one section of codec 3. */
 export class IntegerReader {
   private range = 0xffffffff;
   private code = 0;
   private at = 0;
-  /** For each context the probability of a 0 in units of 2^-16, and the bits seen. */
-  private readonly probabilities = new Uint16Array(ROLES * DIRECT).fill(32768);
-  private readonly seen = new Uint8Array(ROLES * DIRECT);
+  /** By role, for each context the probability of a 0 in units of 2^-16, and the bits seen. */
+  private readonly direct: { probabilities: Uint16Array; seen: Uint8Array }[] = [];
   private readonly long = new Map<number, { probability: number; seen: number }>();
 
   constructor(
@@ -61,13 +59,16 @@ export class IntegerReader {
 
   private bit(role: number, context: number): number {
     if (context >= DIRECT) return this.longBit(role * 2 ** 44 + context);
-    const index = role * DIRECT + context;
-    const p = this.probabilities[index]!;
-    const n = this.seen[index]!;
+    const { probabilities, seen } = (this.direct[role] ??= {
+      probabilities: new Uint16Array(DIRECT).fill(32768),
+      seen: new Uint8Array(DIRECT),
+    });
+    const p = probabilities[context]!;
+    const n = seen[context]!;
     const bit = this.step(p);
     const rate = n + 2;
-    this.probabilities[index] = bit === 0 ? p + Math.floor((65536 - p) / rate) : p - Math.floor(p / rate);
-    if (n < 60) this.seen[index] = n + 1;
+    probabilities[context] = bit === 0 ? p + Math.floor((65536 - p) / rate) : p - Math.floor(p / rate);
+    if (n < 60) seen[context] = n + 1;
     return bit;
   }
 

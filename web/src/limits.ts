@@ -2,7 +2,7 @@
 
 import { refuse } from "./errors.js";
 
-/** The limits of the specification, each by a name of its own, and one more. */
+/** The limits of the specification, each by a name of its own. */
 export interface Limits {
   /** Bytes of the header as stored. */
   storedHeader: number;
@@ -18,8 +18,8 @@ export interface Limits {
   rows: number;
   /** Units of all records, added over all rungs. */
   units: number;
-  /** Rows of allocation tables that units look up, over all sides and rungs: a limit of this reader. */
-  layers: number;
+  /** Rows of allocation tables that units look up, over all sides and rungs. */
+  lookUps: number;
   recordsTimesRungs: number;
   /** Code points of a name, a template, the writer or the dialect. */
   nameLength: number;
@@ -61,7 +61,7 @@ export const FORMAT_LIMITS: Readonly<Limits> = Object.freeze({
   quantizers: 256,
   rows: 2 ** 14,
   units: 2 ** 24,
-  layers: 2 ** 31,
+  lookUps: 2 ** 26,
   recordsTimesRungs: 2 ** 20,
   nameLength: 1024,
   allNames: 2 ** 24,
@@ -85,7 +85,7 @@ export const DEFAULT_LIMITS: Readonly<Limits> = Object.freeze({
   ...FORMAT_LIMITS,
   headerValues: 2 ** 19,
   units: 2 ** 21,
-  layers: 2 ** 24,
+  lookUps: 2 ** 24,
   allElements: 2 ** 28,
   elementsTimesRungs: 2 ** 31,
   coefficients: 2 ** 28,

@@ -83,16 +83,17 @@ function codebook(name: Codebook["name"], points: Int32Array, table: Uint16Array
   return { type: "codebook", name, points, size: points.length, table, largest };
 }
 
-/** Strictly ascending points from `low` to 32768. */
+/** Strictly ascending points from `low` to 32768: the first one, then differences from the one before. */
 function readPoints(value: Value | undefined, most: number, low: number, what: string): number[] {
-  const points = asArray(value, `${what}: points`).map((point) => asInteger(point, low, 32768, `${what}: points`));
-  if (points.length < 1 || points.length > most) {
-    refuse("header", `${what}: expected 1 to ${most} points, found ${points.length}`);
+  const stored = asArray(value, `${what}: points`);
+  if (stored.length < 1 || stored.length > most) {
+    refuse("header", `${what}: expected 1 to ${most} points, found ${stored.length}`);
   }
-  if (points.some((point, at) => at > 0 && point <= points[at - 1]!)) {
-    refuse("header", `${what}: the points do not ascend strictly`);
-  }
-  return points;
+  let point = 0;
+  return stored.map((difference, at) => {
+    point += asInteger(difference, at > 0 ? 1 : low, 65536, `${what}: points`);
+    return point > 32768 ? refuse("header", `${what}: the point ${point} is above 32768`) : point;
+  });
 }
 
 /** ..., -p2, -p1, 0, p1, p2, ... */

@@ -8,10 +8,10 @@ import { isCoded, type LowRankKind, type VectorKind } from "./kinds.js";
 import { checkLimit, type Limits } from "./limits.js";
 import { MANTISSAS } from "./mantissas.js";
 
-/** Roles of the integers of a units section. */
+/** Roles of the integers of a units section. To that of a starting amplitude a quantizer is added, or -1. */
 const ROLE = {
   rows: 0, rowPrecision: 1, rowQuantizer: 2, rowWeight: 3, count: 4, exponent: 7,
-  precision: 8, startingAmplitude: 11, laterAmplitude: 12, table: 13, shift: 14, kindAmplitude: 15,
+  precision: 8, laterAmplitude: 11, table: 12, shift: 13, kindAmplitude: 14, startingAmplitude: 16,
 } as const;
 
 /** A row of an allocation table. */
@@ -73,7 +73,7 @@ export class UnitsReader {
   /** Allocation tables by rung and number. */
   private readonly tables: Row[][][] = [];
   private allUnits = 0;
-  private allLayers = 0;
+  private allLookUps = 0;
 
   constructor(
     private readonly header: Header,
@@ -184,6 +184,10 @@ export class UnitsReader {
       }
       counts.set(kindIndex, count);
       checkLimit(this.limits, "units", (this.allUnits += count), `${where}: units`);
+      // A unit that starts looks up a row of each rung so far, and another one of this rung.
+      const sides = kind.form === "component" ? kind.sides.length : 1;
+      this.allLookUps += sides * ((count - record.count) * (rung + 1) + record.count);
+      checkLimit(this.limits, "lookUps", this.allLookUps, `${where}: rows that units look up`);
       for (let unit = record.count; unit < count; unit++) record.starts.push(rung);
       record.count = count;
     }
@@ -213,8 +217,6 @@ export class UnitsReader {
       for (let unit = 0; unit < record.count; unit++) {
         const starts = record.starts[unit] === rung;
         const sides = sidesOfUnit(record.kind, unit);
-        this.allLayers += sides.length * (starts ? rung + 1 : 1);
-        checkLimit(this.limits, "layers", this.allLayers, `units of rung ${rung}: layers`);
         let layers = 0;
         for (const side of sides) {
           let peak = starts ? 0 : record.peaks[side]![unit]!;
@@ -229,7 +231,8 @@ export class UnitsReader {
         if (starts) {
           const { amplitude } = this.kinds[record.kindIndex]!;
           const prediction = amplitude + this.header.amplitudeSlope * record.precisions[unit]!;
-          record.amplitudes.push(value(ROLE.startingAmplitude, prediction, -4096, 4095, "amplitude"));
+          const role = ROLE.startingAmplitude + this.row(record, sides[0]!, unit, rung).quantizer;
+          record.amplitudes.push(value(role, prediction, -4096, 4095, "amplitude"));
         } else if (layers > 0) {
           record.amplitudes[unit] = value(ROLE.laterAmplitude, record.amplitudes[unit]!, -4096, 4095, "amplitude");
         }

@@ -18,7 +18,7 @@ const NOTHING = [2, Uint8Array.of(0, 0, 0, 1, 0)];
 function makeCostly(count, rank, out, into, { rungs = 1, basis = 1, num = null, ...fields } = {}) {
   const sections = [];
   for (let rung = 0; rung < rungs; rung++) {
-    const kind = rung === 0 ? [[13, 0], [13, 0], [14, 0], [14, 0], [15, 0]] : [];
+    const kind = rung === 0 ? [[12, 0], [12, 0], [13, 0], [13, 0], [14, 0]] : [];
     const table = [[0, 1], [1, -1000], [2, 0], [3, 0]];
     const last = rung === rungs - 1;
     // At rung 0 a count is predicted by that of the record before, later by the record's own.

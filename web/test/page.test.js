@@ -9,7 +9,7 @@ import { createRequire } from "node:module";
 import { after, test } from "node:test";
 import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
-import { GOLDEN, golden, KIT, read, readJson, ROOT } from "./support.js";
+import { GOLDEN, golden, KIT, MANIFEST, read, readJson, ROOT } from "./support.js";
 
 const NAMES = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
 const executablePath = [process.env.CHROMIUM, ...NAMES].find((path) => path && existsSync(path));
@@ -38,7 +38,7 @@ test("a chosen file is checked, and saved as safetensors", options, async (conte
   const page = await openPage(context);
   await page.setInputFiles("#file", path("effective"));
   await passed(page);
-  const expected = readJson(`${GOLDEN}manifest.json`)["effective.nola"].factors_sha256;
+  const expected = MANIFEST.effective.decoded_sha256;
   await page.getByText(expected).waitFor();
   const waiting = page.waitForEvent("download");
   await page.getByRole("button", { name: "Save as safetensors" }).click();

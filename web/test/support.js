@@ -10,7 +10,13 @@ export const readJson = (path) => JSON.parse(readFileSync(new URL(path, ROOT), "
 
 /** The conformance kit of the specification. */
 export const KIT = "spec/conformance/";
-export const GOLDEN = "tests/golden/v0/";
+export const GOLDEN = `${KIT}valid/`;
+/** What the kit says of the files that an encoder made, by name: those of `valid/` that are not random and not signed. */
+export const MANIFEST = Object.fromEntries(
+  readJson(`${KIT}files.json`)
+    .valid.map((entry) => [entry.file.replace(/^valid\/|\.nola$/g, ""), entry.rungs.at(-1)])
+    .filter(([name]) => !/^(random-|signed)/.test(name)),
+);
 export const golden = (name) => read(`${GOLDEN}${name}.nola`);
 
 /** A predicate for assert.rejects and assert.throws: a NolaError of this code. */

@@ -1,7 +1,7 @@
 /* Adaptive integers (nola_codec/entropy/adaptive.py; specification, "Adaptive integers"). */
 #include "nola.h"
 
-enum { ROLES = 32, MAX_BITS = 20, MOST_SEEN = 60 };
+enum { ROLES = 272, MAX_BITS = 20, MOST_SEEN = 60 };
 
 /* The probability of a bit at one place: of role `i` node i is the first bit. `next` is 0 where no bit was seen yet. */
 typedef struct {

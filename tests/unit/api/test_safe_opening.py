@@ -13,13 +13,14 @@ import pytest
 import safetensors
 import safetensors.numpy
 import torch
+from nola_forge import GOLDEN, golden_names
 
 import nola_codec
 import nola_codec.numpy
 import nola_codec.torch
 from nola_codec.api.opened import Decoder
 
-GOLDEN = sorted((Path(__file__).resolve().parents[2] / "golden" / "v0").glob("*.nola"))
+GOLDEN_FILES = [GOLDEN / f"{name}.nola" for name in golden_names()]
 A, B = ".lora_A.weight", ".lora_B.weight"
 RATE: dict[str, Any] = {"num_basis": 8, "bits": 4}
 
@@ -42,7 +43,7 @@ def file() -> bytes:
     return nola_codec.numpy.save(lora(), {"note": "mine"}, config=CONFIG, **RATE)
 
 
-@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", GOLDEN_FILES, ids=lambda path: path.stem)
 def test_each_golden_file_gives_its_state_dict(path: Path) -> None:
     with nola_codec.load(path) as opened:
         wanted = opened.state_dict()
