@@ -82,7 +82,7 @@ def test_a_role_that_does_not_exist(role: int, monkeypatch: pytest.MonkeyPatch) 
 def test_the_writer_refuses_what_does_not_fit() -> None:
     lib = load(COMPILED[-1]).library
     assert lib is not None
-    for roles, values in (([32], [1]), ([-1], [1]), ([0], [1 << MAX_BITS]), ([0, 1], [1])):
+    for roles, values in (([272], [1]), ([-1], [1]), ([0], [1 << MAX_BITS]), ([0, 1], [1])):
         with pytest.raises(ValueError, match="a kernel was given"):
             write_integers(lib, roles, values)
     with pytest.raises(ValueError, match="does not fit into a units section"):
