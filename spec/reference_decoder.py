@@ -5,9 +5,9 @@
 It prints the decoded SHA-256 and exits with 0. If it refuses the file, it exits with 1 and prints the code of the
 reject table and a reason to stderr. A file that is coded against a reference needs all files of its chain, the first
 one first. The program needs numpy, msgpack and zstandard, and shares no code with the package. It is written to be
-read, not to be fast, and it sets no limits. It is a single file, longer than a module of the package may be, so that it
-runs by itself and can be read from top to bottom beside the document. The comments that begin with `==` name the
-document's sections.
+read, not to be fast, and it sets no limits. It is longer than a module of the package may be, so that it can be read
+from top to bottom beside the document. The comments that begin with `==` name the document's sections. Drawn tensors,
+which most readers do without, are in `reference_draws.py`, and only a file that has them needs it.
 
 A record is a dict. `make_kind` and `make_records` fill in what the header says: `name`, `sides` (name and shape of
 each), `lengths` (n) and `num_basis` (k) of a vector of each side. The loop in `decode` adds `tables`, `shift` and
@@ -18,9 +18,11 @@ for each unit, then `layers`, `coefficients` and `peaks`, and at last the int16 
 
 import hashlib
 import math
+import runpy
 import struct
 import sys
 import zlib
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -54,30 +56,26 @@ def decode(data: bytes, known: dict[bytes, Any] | None = None) -> tuple[dict[str
     if top["reference"]:
         sha256, files, *_ = top["reference"]
         require(sha256 in known and known[sha256][0] < files, "reference", f"needs {sha256.hex()}")
-    queue, tensors = iter(sections), {}
-    digest, carried = hashlib.sha256(), []
+    queue, tensors, others, sha256 = iter(sections), {}, {}, b""
     for rung in range(len(top["rungs"])):
         read_units(top, rung, *next(queue))
         records = iter(top["coded"])
         for size in top["blocks"]:
             read_block(top, [next(records) for _ in range(size)], *next(queue))
         if rung == 0:
-            carried = [read_carried(record, *next(queue)) for record in top["raw"]]
+            others = {record["name"]: read_carried(record, *next(queue)) for record in top["raw"]}
+            others |= {record["name"]: draws()["draw"](record) for record in top["drawn"]}
         for record in top["coded"]:
             decode_record(top, record, rung)
             if top["reference"]:
                 add_reference(top, record, rung, known[top["reference"][0]][1])
             tensors[f"{record['name']}.exponents"] = np.array(record["exponents"][rung], "i1")
-            for side in record["sides"]:
-                tensors[f"{record['name']}.{side}"] = record[side].astype("<i2")
-        for record, plain in zip(top["raw"], carried, strict=True):
-            tensors[record["name"]] = np.frombuffer(plain, np.uint8)
-        for record in top["drawn"]:
-            tensors[record["name"]] = np.frombuffer(draw(record), np.uint8)
-        digest = decoded_sha256(top, tensors)
-        require(digest.digest() == top["rungs"][rung]["decoded_sha256"], "factors-checksum", digest.hexdigest())
-        known[digest.digest()] = min(known.get(digest.digest(), (files,))[0], files), dict(tensors)
-    return top, tensors, digest.hexdigest()
+            tensors |= {f"{record['name']}.{side}": record[side].astype("<i2") for side in record["sides"]}
+        tensors |= {name: np.frombuffer(plain, np.uint8) for name, plain in others.items()}
+        sha256 = decoded_sha256(tensors)
+        require(sha256 == top["rungs"][rung]["decoded_sha256"], "factors-checksum", sha256.hex())
+        known[sha256] = min(known.get(sha256, (files,))[0], files), dict(tensors)
+    return top, tensors, sha256.hex()
 
 
 # == File
@@ -94,7 +92,7 @@ def open_file(data: bytes) -> tuple[dict[str, Any], list[tuple[int, bytes]]]:
     require(len(data) >= end, "truncated", "header")
     require(zlib.crc32(data[:34] + data[38:end]) == crc, "header-checksum", "prelude or header")
     header = unzstd(data[38:end], None, Path(__file__).with_name("header-dictionary.bin").read_bytes())
-    top = parse_header(header, SCHEMA | (REFERENCE if required & 1 else {}))
+    top = parse_header(header, has_reference=bool(required & 1))
     require(bool(top["drawn"]) == bool(required & 2), "header", "flag of drawn records")
     length = end + sum(size for _, size, _ in top["sections"])
     require(len(data) >= length, "truncated", f"{len(data)} of {length} bytes")
@@ -109,17 +107,17 @@ def open_file(data: bytes) -> tuple[dict[str, Any], list[tuple[int, bytes]]]:
 
 
 # == Header. A schema: a range stands for an int in it; a type for a value of it; [s] for a list of any length; (s, ...)
-# for a list of exactly these; {s} for a map with such values; (None, s) for s or nil.
+# for a list of exactly these; {s} for a map with such values; (None, s) for s or nil; 32 for a bin of 32 bytes.
 
 SIZES, LARGE, TABLE = [range(1, 2**31 + 1)], range(-16384, 16385), (None, [range(1, 4097)])
 SCHEMA = {
     "amplitude_slope": range(-64, 65), "blocks": [range(1, 2**17 + 1)], "config": (None, dict), "dialect": str,
     "generator": range(256), "kinds": [list], "metadata": {str}, "numbers": [range(1 - 10**9, 10**9)],
-    "records": [range(2**31)], "rungs": [list], "quantizers": [(range(4), object, TABLE)], "seed": range(2**64),
-    "streams": (None, [range(2**31)]), "writer": str, "sections": [(range(2**63), range(2**63), range(2**32))],
+    "records": [range(2**31)], "rungs": [(32, {float})], "quantizers": [(range(4), object, TABLE)],
+    "seed": range(2**64), "sections": [(range(2**63), range(2**63), range(2**32))],
+    "streams": (None, [range(2**31)]), "writer": str, "base": (str, str, 32),
+    "reference": (32, range(2**31), (range(2**15), range(2**15)), str),
 }  # fmt: skip
-REFERENCE = {"reference": (bytes, range(2**31), (range(2**15), range(2**15)), str)}
-BASE = {"base": (str, str, bytes)}
 LOWRANK = {
     "type": range(1), "template": str, "layout": range(3), "scaling": float, "fan_in_fan_out": range(2),
     "dtype": range(3), "basis": range(256), "form": range(3), "num_basis": (None, (SIZES[0], SIZES[0])),
@@ -131,31 +129,24 @@ VECTOR = {
 }  # fmt: skip
 CARRIED = {"type": range(1, 2), "template": str, "dtype": range(15), "shape": [range(2**31 + 1)]}
 DTYPE_BYTES = (4, 2, 2, 8, 8, 4, 2, 1, 1, 1, 2, 4, 8, 1, 1)
-DRAWN = {
-    "type": range(3, 4), "template": str, "dtypes": [range(3)], "shape": SIZES, "method": range(3),
-    "digits": range(8, 25), "seed": range(2**32), "start": range(2**34 + 1), "axis": range(2), "low": float,
-    "high": float, "divisor": (None, float),
-}  # fmt: skip
 
 
-def parse_header(data: bytes, schema: dict[str, Any]) -> dict[str, Any]:
+def parse_header(data: bytes, *, has_reference: bool) -> dict[str, Any]:
     """Return the header's map, with quantizers and rungs parsed, and records as the lists `coded`, `raw`, `drawn`."""
     try:
         top = msgpack.unpackb(data, raw=False, strict_map_key=True)
         require(msgpack.packb(sort_keys(top), use_bin_type=True) == data, "header", "not canonical")
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise Refused("header", str(error)) from error
-    schema = schema | (BASE if type(top) is dict and "base" in top else {})
-    require(type(top) is dict and top.keys() == schema.keys(), "header", "keys")
-    require(all(conforms(top[key], own) for key, own in schema.items()), "header", "a value")
-    require("base" not in top or len(top["base"][2]) == 32, "header", "base")
+    require(type(top) is dict and top.keys() | {"base", "reference"} == SCHEMA.keys(), "header", "keys")
+    require(("reference" in top) == has_reference, "header", "flag of a reference")
+    require(all(conforms(value, SCHEMA[key]) for key, value in top.items()), "header", "a value")
     if top.setdefault("reference", None):
-        sha256, _, _, name = top["reference"]
-        require(len(sha256) == 32 and name not in (".", "..") and not set("/\\\0") & set(name), "header", "reference")
+        name = top["reference"][3]
+        require(name not in (".", "..") and not set("/\\\0") & set(name), "header", "name of a reference")
     require(top["generator"] == 1, "generator", str(top["generator"]))
     top["quantizers"] = [quantizer(*q) for q in top["quantizers"]]
-    require(1 <= len(top["rungs"]) <= 64 and conforms(top["rungs"], [(bytes, {float})]), "header", "rungs")
-    require(all(len(sha256) == 32 for sha256, _ in top["rungs"]), "header", "decoded SHA-256")
+    require(1 <= len(top["rungs"]) <= 64, "header", "rungs")
     top["rungs"] = [{"decoded_sha256": sha256} for sha256, _ in top["rungs"]]
     for size, table in ((q["size"], q["table"]) for q in top["quantizers"]):
         require(table is None or (256 >= size == len(table) and sum(table) == 4096), "header", "frequencies")
@@ -177,6 +168,8 @@ def sort_keys(value: Any) -> Any:
 
 def conforms(value: Any, schema: Any) -> bool:
     """Return True if the value is as the schema says."""
+    if isinstance(schema, int):
+        return type(value) is bytes and len(value) == schema
     if isinstance(schema, range):
         return type(value) is int and value in schema
     if isinstance(schema, list):
@@ -195,17 +188,14 @@ def conforms(value: Any, schema: Any) -> bool:
 
 def make_kind(item: list[Any]) -> dict[str, Any]:
     """Return a kind by field names. A vector is like a low-rank record of one component without a second side."""
-    schema = {1: CARRIED, 2: VECTOR, 3: DRAWN}.get(item[0] if item and type(item[0]) is int else 0, LOWRANK)
+    number = item[0] if item and type(item[0]) is int else 0
+    schema = draws()["KIND"] if number == 3 else {1: CARRIED, 2: VECTOR}.get(number, LOWRANK)
     require(conforms(item, tuple(schema.values())), "header", "kind")
     kind: dict[str, Any] = dict(zip(schema, item, strict=True))
     if schema is CARRIED:
         return kind | {"nbytes": math.prod(kind["shape"]) * DTYPE_BYTES[kind["dtype"]]}
-    if schema is DRAWN:
-        floats = [kind["low"], kind["high"], kind["divisor"] or 1.0]
-        require(1 <= len(kind["dtypes"]) <= 4 and kind["digits"] in (8, 11, 24), "header", "dtypes or digits")
-        require(all(abs(f) <= 2**32 and f == float(np.float32(f)) for f in floats), "header", "not a binary32 number")
-        require(kind["low"] <= kind["high"] and kind["divisor"] in (None, max(2**-32, floats[2])), "header", "bounds")
-        require(kind["axis"] == 0 or len(kind["shape"]) > 1, "header", "axis")
+    if number == 3:
+        require(draws()["is_valid"](kind), "header", "a value of a drawn kind")
         return kind
     require(kind["basis"] in (1, 2, 3), "basis", str(kind["basis"]))
     if schema is VECTOR:
@@ -325,10 +315,8 @@ def read_units(top: dict[str, Any], rung: int, codec: int, data: bytes) -> None:
         read_precisions(record, rung, integers, latest, top["amplitude_slope"])
     for record in coded:
         record["layers"] = []
-        for unit, start in enumerate(record["starts"]):
-            rows = unit_rows(top, record, unit, [rung])
-            if start == rung or any(row[1] >= 0 for row in rows):
-                read_amplitude(top, record, unit, rung, integers, 16 + rows[0][1] if start == rung else 11)
+        for unit in range(len(record["starts"])):
+            read_amplitude(top, record, unit, rung, integers)
         record["layers"].sort(key=lambda layer: layer[0])  # stable: lora_B first, units and rungs stay in order
     require(len(data) <= integers.position, "symbols", "bytes left over")
 
@@ -344,16 +332,15 @@ def read_precisions(record: dict[str, Any], rung: int, integers: "Integers", lat
     latest |= {record["kind"]: own, "any": own[0]} if own else {}
 
 
-def read_amplitude(
-    top: dict[str, Any], record: dict[str, Any], unit: int, rung: int, integers: "Integers", role: int
-) -> None:
+def read_amplitude(top: dict[str, Any], record: dict[str, Any], unit: int, rung: int, integers: "Integers") -> None:
     """Set a unit's amplitude at a rung, and append the layers that the rung's block holds for it."""
-    starts_here = record["starts"][unit] == rung
+    rows, starts_here = unit_rows(top, record, unit, [rung]), record["starts"][unit] == rung
+    if starts_here or any(number >= 0 for _, number, _ in rows):
+        record["amplitudes"][unit] += integers.read(16 + rows[0][1] if starts_here else 11)
+        require(-4096 <= record["amplitudes"][unit] <= 4095, "units", "amplitude out of range")
     vector = unit % (record["most_units"] // 2) if record["form"] else unit
     for side, number, weight in unit_rows(top, record, unit, range(0 if starts_here else rung, rung + 1)):
         record["layers"] += [(side, vector, number, weight)] if number >= 0 else []
-    record["amplitudes"][unit] += integers.read(role)
-    require(-4096 <= record["amplitudes"][unit] <= 4095, "units", "amplitude out of range")
 
 
 # == Adaptive integers
@@ -441,9 +428,8 @@ def quantizer(kind: int, data: Any, table: list[int] | None) -> dict[str, Any]:
         require(conforms(books, [[range(1 if kind else -32768, 65537)]]), "header", "points")
         require(all(gap > 0 for book in books for gap in book[1:]), "header", "points must ascend")
         books = [list(accumulate(book)) for book in books]
-        for book in books:
-            require(1 <= len(book) <= (127 if kind else 256) and book[-1] <= 32768, "header", "points")
-            require(len(book) == len(books[0]), "header", "points")
+        size, most = len(books[0]), 127 if kind else 256
+        require(all(1 <= len(book) == size <= most and book[-1] <= 32768 for book in books), "header", "points")
         if kind == 3:
             require(table is None or len(table) == len(books[0]) + 1, "header", "frequencies")
             made["table"] = table and table[:0:-1] + table
@@ -478,12 +464,11 @@ def decode_symbols(codec: int, data: bytes, runs: list[tuple[int, int]], models:
     """Return the symbols of runs (model number, length). A model is (alphabet size, frequencies or None)."""
     require(codec in (0, 2), "codec", f"codec {codec}")
     which = np.repeat(np.array([m for m, _ in runs], np.int64), [n for _, n in runs] or 0)
-    if codec == 0:
-        return unpack_symbols(data, which, models)
-    out, is_packed = np.zeros(len(which), np.int64), np.array([m[1] is None for m in models], bool)[which]
-    cut = sum((count * width + 7) // 8 for _, width, count in packed_parts(which[is_packed], models))
-    out[is_packed] = unpack_symbols(data[:cut], which[is_packed], models)
-    out[~is_packed] = rans(which[~is_packed].tolist(), data[cut:], models)
+    out, is_packed = np.zeros(len(which), np.int64), np.array([codec == 0 or m[1] is None for m in models], bool)[which]
+    out[is_packed], rest = unpack_symbols(data, which[is_packed], models)
+    require(codec or not rest, "symbols", "bytes left over")
+    if codec:
+        out[~is_packed] = rans(which[~is_packed].tolist(), rest, models)
     return out
 
 
@@ -493,18 +478,17 @@ def packed_parts(which: np.ndarray, models: list[Any]) -> list[tuple[int, int, i
     return [(int(m), max(1, (models[m][0] - 1).bit_length()), int(n)) for m, n in counts]
 
 
-def unpack_symbols(plain: bytes, which: np.ndarray, models: list[Any]) -> np.ndarray:
-    """Return the symbols of codec 0; symbol i is of model which[i]."""
-    parts = packed_parts(which, models)
-    sizes = [(count * width + 7) // 8 for _, width, count in parts]
-    require(len(plain) == sum(sizes), "symbols", "length")
+def unpack_symbols(data: bytes, which: np.ndarray, models: list[Any]) -> tuple[np.ndarray, bytes]:
+    """Return the symbols of codec 0, symbol i of model which[i], and the bytes behind them."""
     out = np.zeros(len(which), np.int64)
-    for (model, width, count), size in zip(parts, sizes, strict=True):
-        bits, plain = np.unpackbits(np.frombuffer(plain[:size], np.uint8), bitorder="little"), plain[size:]
+    for model, width, count in packed_parts(which, models):
+        size = (count * width + 7) // 8
+        require(len(data) >= size, "symbols", "length")
+        bits, data = np.unpackbits(np.frombuffer(data[:size], np.uint8), bitorder="little"), data[size:]
         values = bits[: count * width].reshape(count, width) @ (1 << np.arange(width))
         require(not bits[count * width :].any() and values.max() < models[model][0], "symbols", "padding or range")
         out[which == model] = values
-    return out
+    return out, data
 
 
 def rans(which: list[int], data: bytes, models: list[Any]) -> np.ndarray:
@@ -667,53 +651,10 @@ def read_carried(record: dict[str, Any], codec: int, data: bytes) -> bytes:
 # == Drawn tensors
 
 
-def draw(kind: dict[str, Any]) -> bytes:
-    """Return the bytes of a drawn tensor."""
-    count, first, low, high = math.prod(kind["shape"]), kind["dtypes"][0], *np.float32((kind["low"], kind["high"]))
-    u = np.float32((mt19937(kind["seed"], kind["start"], count) % 2 ** kind["digits"]) * 2.0 ** -kind["digits"])
-    if kind["method"] == 2:
-        values = np.float32(u > high) - np.float32(u < low)
-    else:
-        span = high - low
-        sums = u * span + low if kind["method"] == 0 else np.float64(u) * np.float64(span) + np.float64(low)
-        values = round_to(sums, first)
-        values[values == round_to(high[None], first)] = round_to(low[None], first)[0]
-    if kind["divisor"] is not None:
-        values = round_to(values / np.float32(kind["divisor"]), first)
-    for dtype in kind["dtypes"][1:]:
-        values = round_to(values, dtype)
-    if kind["axis"]:
-        a, b, *rest = kind["shape"]
-        values = values.reshape(b, a, *rest).swapaxes(0, 1).reshape(-1)
-    last = kind["dtypes"][-1]
-    stored = (values.view(np.uint32) >> 16).astype("<u2") if last == 2 else values.astype(("<f4", "<f2")[last])
-    return stored.tobytes()
-
-
-def mt19937(seed: int, start: int, count: int) -> np.ndarray:
-    """Return `count` words of the Mersenne Twister, after the first `start`."""
-    state, out = [seed], np.zeros(start + count, np.int64)
-    for i in range(1, 624):
-        state.append((1812433253 * (state[-1] ^ state[-1] >> 30) + i) % 2**32)
-    for i in range(start + count):
-        mixed = state[i % 624] & 2**31 | state[(i + 1) % 624] & 2**31 - 1
-        y = state[(i + 397) % 624] ^ mixed >> 1 ^ (mixed & 1) * 0x9908B0DF
-        state[i % 624] = y
-        y ^= y >> 11
-        y ^= y << 7 & 0x9D2C5680
-        y ^= y << 15 & 0xEFC60000
-        out[i] = y ^ y >> 18
-    return out[start:]
-
-
-def round_to(values: np.ndarray, dtype: int) -> np.ndarray:
-    """Return the values rounded to a dtype (F32, F16, BF16), to nearest, ties to even, as float32."""
-    values = values.astype(np.float32)
-    if dtype == 2:
-        bits = values.view(np.uint32).astype(np.int64)
-        return (bits + 0x7FFF + (bits >> 16 & 1) >> 16 << 16).astype(np.uint32).view(np.float32)
-    with np.errstate(over="ignore"):  # a value that is too large becomes infinite
-        return values.astype(np.float16).astype(np.float32) if dtype == 1 else values
+@cache
+def draws() -> dict[str, Any]:
+    """Return what `reference_draws.py` defines: the schema KIND, `is_valid` and `draw`."""
+    return runpy.run_path(str(Path(__file__).with_name("reference_draws.py")))
 
 
 # == References
@@ -741,29 +682,22 @@ def add_reference(top: dict[str, Any], record: dict[str, Any], rung: int, known:
 # == Decoded SHA-256
 
 
-def decoded_sha256(top: dict[str, Any], tensors: dict[str, Any]) -> Any:
+def decoded_sha256(tensors: dict[str, Any]) -> bytes:
     """Return the hash over all records in order: exponents and sides of coded ones, bytes of the others."""
-    digest = hashlib.sha256()
-    for record in top["coded"]:
-        for part in ("exponents", *record["sides"]):
-            digest.update(tensors[f"{record['name']}.{part}"].tobytes())
-    for record in (*top["raw"], *top["drawn"]):
-        digest.update(tensors[record["name"]].tobytes())
-    return digest
+    return hashlib.sha256(b"".join(tensor.tobytes() for tensor in tensors.values())).digest()
 
 
 def main(path: str, *options: str) -> None:
     """Decode a file, print its decoded SHA-256, and save the tensors if a name for them is given."""
     given, known = list(zip(options[::2], options[1::2], strict=True)), {}
-    npz = "".join(value for option, value in given if option == "--npz")
     try:
         for other in [value for option, value in given if option == "--reference"]:
             decode(Path(other).read_bytes(), known)
         _, tensors, digest = decode(Path(path).read_bytes(), known)
     except Refused as refused:
         sys.exit(f"{path}: {', '.join(refused.args)}")
-    if npz:
-        np.savez(npz, **tensors)  # factors in int16, exponents in int8, carried and drawn tensors as bytes
+    for out in [value for option, value in given if option == "--npz"]:
+        np.savez(out, **tensors)  # factors in int16, exponents in int8, carried and drawn tensors as bytes
     print(digest)
 
 

@@ -257,15 +257,15 @@ def vectors() -> Iterator[str]:
     tail = np.concatenate(((head * first)[:2] * 2, REF.transform((head * first)[2:], 4)))
     yield f"  second pass             {join(tail)}"
     yield f"  times second signs      {join(second)} = {join(tail * second)}"
-    first, last = REF.mt19937(5489, 0, 3), REF.mt19937(5489, 9999, 1)
+    first, last = REF.draws()["mt19937"](5489, 0, 3), REF.draws()["mt19937"](5489, 9999, 1)
     yield f"MT19937, seed 5489: words {join(first)}; word 9999 is {join(last)}"
     yield "drawn, F32, seed 5489, from word 1, of -0.3 to 0.3 in float32, as float32 bits"
     end = float(np.float32(0.3))
     kind = {"shape": [3], "dtypes": [0], "digits": 24, "seed": 5489, "start": 1, "axis": 0, "low": -end, "high": end}
     for method, name in enumerate(("uniform", "uniform, fused", "ternary")):
-        made = np.frombuffer(REF.draw({**kind, "method": method, "divisor": None}), "<u4")
+        made = np.frombuffer(REF.draws()["draw"]({**kind, "method": method, "divisor": None}), "<u4")
         yield f"  {name}: {' '.join(f'{bits:08x}' for bits in made.tolist())}"
-    made = np.frombuffer(REF.draw({**kind, "method": 1, "dtypes": [2, 0], "divisor": 0.14453125}), "<u4")
+    made = np.frombuffer(REF.draws()["draw"]({**kind, "method": 1, "dtypes": [2, 0], "divisor": 0.14453125}), "<u4")
     yield f"  fused in BF16, divided by 0.14453125, cast to F32: {' '.join(f'{bits:08x}' for bits in made.tolist())}"
     yield "scales"
     for y, code, exponent in ((1000, 0, 0), (-1000, -37, -3), (5, 31, 0), (123456, 10, 4), (123456, 10, 0)):

@@ -170,7 +170,7 @@ def _scales(ref: ModuleType) -> Iterator[dict[str, Any]]:
 
 def _twister(ref: ModuleType) -> Iterator[dict[str, Any]]:
     for seed in (0, 1, 5489, 2**32 - 1):
-        made = ref.mt19937(seed, 0, 10_000).tolist()
+        made = ref.draws()["mt19937"](seed, 0, 10_000).tolist()
         yield {"seed": seed, "words": made[:6], "word_623": made[623], "word_624": made[624], "word_9999": made[-1]}
 
 
@@ -188,7 +188,7 @@ def _draws(ref: ModuleType) -> Iterator[dict[str, Any]]:
     ):
         kind = dict(zip(fields, values, strict=True))
         floats = {name: value.hex() for name, value in kind.items() if isinstance(value, float)}
-        yield {**kind, **floats, "bytes": ref.draw(kind).hex()}
+        yield {**kind, **floats, "bytes": ref.draws()["draw"](kind).hex()}
 
 
 def _references(ref: ModuleType) -> Iterator[dict[str, Any]]:

@@ -96,7 +96,7 @@ def _tell_digest(ref: ModuleType, top: dict[str, Any], carried: list[tuple[int, 
         yield from textwrap.wrap(
             f"{name}: {tensor.tobytes().hex(' ')}", 110, initial_indent="  ", subsequent_indent=" " * 6
         )
-    yield f"decoded SHA-256 {ref.decoded_sha256(top, tensors).hexdigest()}"
+    yield f"decoded SHA-256 {ref.decoded_sha256(tensors).hex()}"
 
 
 def _sequence(title: str, values: Any) -> Iterator[str]:
