@@ -211,7 +211,7 @@ def test_compare(case: Any, tmp_path: Path) -> None:
     path.write_bytes(case.encoded)
     found = nola_codec.compare(case.adapter, path)
     assert found.same_structure
-    assert found.nmse == pytest.approx(nola_codec.inspect(path).measured["nmse"], rel=1e-9)
+    assert found.nmse == pytest.approx(nola_codec.inspect(path).measured["nmse"], rel=1e-6)
     source = load_file(case.adapter / "adapter_model.safetensors")
     with nola_codec.load(path) as opened:
         for tensor in found.tensors:
