@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapters", nargs="+", metavar="NAME", help="only these (default: all)")
     parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="SIZE", help="default: 5KB 10KB 30KB 90KB")
-    parser.add_argument("--label", default="revision 2", help="the state of the program (default: revision 2)")
+    parser.add_argument("--label", default="revision 3", help="the state of the program (default: revision 3)")
     parser.add_argument("--parts", nargs="+", type=Path, metavar="FILE", help="show these files instead")
     parser.add_argument("--json", action="store_true", help="print JSON")
     results.add_options(parser)
