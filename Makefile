@@ -9,6 +9,7 @@
 #                      minutes all kinds of files that were changed at random
 # make kernels  the compiled kernels, unless the library was made of the sources that are there
 # make web    the reader in TypeScript, built and tested (make test does it where node is)
+# make dist   a wheel and a source distribution, in dist/
 # make clean  removes what the others made; .cache (base models) stays, `rm -r .cache` drops it too
 
 # The checks start many processes, and each would compile the package again if the compiled files were not kept.
@@ -21,7 +22,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 
 MINUTES := 1
 
-.PHONY: test lint fuzz kernels web docs site demo bench experiments clean
+.PHONY: test lint fuzz kernels web docs dist site demo bench experiments clean
 .DELETE_ON_ERROR:
 
 test: lint kernels web
@@ -41,9 +42,10 @@ fuzz: kernels
 kernels: $(VENV)/dev.stamp
 	$(BIN)/python tools/build_kernels.py
 
-# The reader in TypeScript, built and tested. Without node it says so, and the rest goes on.
+# The reader in TypeScript, built and tested, and its page for `nola-codec view`. Without node it says so, and the rest goes on.
 web:
-	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory web/node_modules/.stamp && npm --prefix web test; \
+	@if command -v npm >/dev/null; then \
+	$(MAKE) --no-print-directory web/node_modules/.stamp && npm --prefix web test && cp web/dist/reader.html nola_codec/viewer/; \
 	else echo "make: no npm here, so the reader in web/ is not tested"; fi
 
 web/node_modules/.stamp: web/package-lock.json
@@ -52,6 +54,10 @@ web/node_modules/.stamp: web/package-lock.json
 
 docs: $(VENV)/dev.stamp
 	$(BIN)/python tools/make_cli_docs.py
+
+# A wheel and a source distribution, with the page of `nola-codec view`.
+dist: $(VENV)/dev.stamp web
+	$(BIN)/python -m hatchling build
 
 site: $(VENV)/dev.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
@@ -80,7 +86,7 @@ experiments: $(VENV)/bench.stamp
 	$(BIN)/python tools/experiments/vit.py
 
 clean:
-	rm -rf $(VENV) demo site dist build web/dist web/build web/node_modules nola_codec/kernels/*.so .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo site dist build web/dist web/build web/node_modules nola_codec/kernels/*.so nola_codec/viewer/reader.html .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find nola_codec tests tools spec -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Installed anew only when the requirements change: make compares the stamp's date with theirs.

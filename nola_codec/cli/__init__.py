@@ -34,6 +34,7 @@ COMMANDS = {
     "merge": "Merge one or several files into a model's weights.",
     "inspect": "Show what a file holds, without decoding it.",
     "report": "Write a page on what a file holds, costs and lost.",
+    "view": "Show a file in the browser.",
     "verify": "Check a file: layout, checksums, hash of what it decodes to.",
     "sign": "Sign a file, so that others can check who made it.",
     "truncate": "Cut a progressive file to a coarser one.",

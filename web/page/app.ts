@@ -15,7 +15,7 @@ let worker: Worker | null = null;
 let summary: Summary | null = null;
 
 /** Ends the work that goes on, and begins with another file. */
-function open(files: File[], url: string | null): void {
+function open(files: File[], urls: string[]): void {
   stop();
   result.replaceChildren();
   say("", "");
@@ -25,7 +25,7 @@ function open(files: File[], url: string | null): void {
   worker.onerror = () => fail("internal", "The reader stopped unexpectedly.");
   bar.removeAttribute("value");
   work.hidden = false;
-  order({ type: "open", files, url });
+  order({ type: "open", files, urls });
 }
 
 const order = (message: Order): void => worker?.postMessage(message);
@@ -76,12 +76,12 @@ function receive(report: Report): void {
 }
 
 input.addEventListener("change", () => {
-  if (input.files?.length) open([...input.files], null);
+  if (input.files?.length) open([...input.files], []);
   input.value = "";
 });
 find("address").addEventListener("submit", (event) => {
   event.preventDefault();
-  open([], address.value);
+  open([], [address.value]);
 });
 find("cancel").addEventListener("click", () => {
   stop();
@@ -98,11 +98,12 @@ document.addEventListener("drop", (event) => {
   event.preventDefault();
   document.body.classList.remove("over");
   const files = [...(event.dataTransfer?.files ?? [])];
-  if (files.length > 0) open(files, null);
+  if (files.length > 0) open(files, []);
 });
 
-const given = new URLSearchParams(location.search).get("url");
-if (given) {
-  address.value = given;
-  open([], new URL(given, location.href).href);
-}
+const query = new URLSearchParams(location.search);
+const given = query.getAll("url");
+// A server of this machine lets the page load its own files only.
+if (query.has("local")) find("address").hidden = true;
+else address.value = given[0] ?? "";
+if (given.length > 0) open([], given.map((url) => new URL(url, location.href).href));

@@ -4,7 +4,7 @@ import type { TensorInfo, Verification } from "../src/index.js";
 
 /** From the page. */
 export type Order =
-  | { type: "open"; files: File[]; url: string | null }
+  | { type: "open"; files: File[]; urls: string[] }
   | { type: "save" };
 
 /** Bytes of a file by what they are for. */

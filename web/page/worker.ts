@@ -12,7 +12,7 @@ let decoded: Decoded | null = null;
 
 self.onmessage = async ({ data }: MessageEvent<Order>): Promise<void> => {
   try {
-    if (data.type === "open") await open(data.files, data.url);
+    if (data.type === "open") await open(data.files, data.urls);
     else save();
   } catch (error) {
     const code = error instanceof NolaError ? error.code : "internal";
@@ -21,10 +21,10 @@ self.onmessage = async ({ data }: MessageEvent<Order>): Promise<void> => {
 };
 
 /** Opens the first file, or the one that is coded against the others, and checks it. */
-async function open(files: File[], url: string | null): Promise<void> {
+async function open(files: File[], urls: string[]): Promise<void> {
   const started = performance.now();
   const opened: { name: string; file: NolaFile }[] = [];
-  if (url !== null) opened.push({ name: url.split(/[/?#]/).filter(Boolean).at(-1) ?? url, file: await openNola(url) });
+  for (const url of urls) opened.push({ name: nameOf(url), file: await openNola(url) });
   for (const file of files) opened.push({ name: file.name, file: await openNola(file) });
   opened.sort((a, b) => (b.file.header.reference?.files ?? -1) - (a.file.header.reference?.files ?? -1));
   const { file, name: ownName } = opened[0]!;
@@ -40,6 +40,16 @@ async function open(files: File[], url: string | null): Promise<void> {
   const { contentSha256, rungs, signed } = verification;
   const milliseconds = performance.now() - started;
   send({ type: "verified", contentSha256, rungs, signed, histograms: counts.histograms(), milliseconds });
+}
+
+/** The last part of an address, as people write it. */
+function nameOf(url: string): string {
+  const part = url.split(/[/?#]/).filter(Boolean).at(-1) ?? url;
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part; // a percent sign that escapes nothing
+  }
 }
 
 function save(): void {

@@ -1,4 +1,4 @@
-"""A wheel holds the compiled library where there is a compiler, and is pure Python where there is none."""
+"""A wheel holds the page of `view`, and the compiled library; it is pure Python where there is no compiler."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ def sources(tmp_path: Path) -> Path:
     """What a wheel is built of, without the library."""
     root = tmp_path / "sources"
     shutil.copytree(ROOT / "nola_codec", root / "nola_codec", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    (root / "nola_codec" / "viewer" / "reader.html").write_bytes(b"the page that `make web` built")
     for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", ".gitignore"):
         shutil.copy(ROOT / name, root)
     return root
@@ -43,6 +44,7 @@ def test_a_wheel_holds_the_library_for_one_platform_and_every_python(sources: Pa
     assert not wheel.name.endswith("-any.whl")
     with zipfile.ZipFile(wheel) as archive:
         assert "nola_codec/kernels/_kernels.so" in archive.namelist()
+        assert archive.read("nola_codec/viewer/reader.html") == b"the page that `make web` built"
         archive.extractall(tmp_path / "installed")
     code = "from nola_codec.kernels import library; print(library().variant)"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
