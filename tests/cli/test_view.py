@@ -42,6 +42,13 @@ if (process.env.SCREENSHOTS) await page.screenshot({ path: `${process.env.SCREEN
 console.log(JSON.stringify({ text, status, asksForAddress, errors }));
 await browser.close();
 """
+RUN = """
+import signal
+import sys
+from nola_codec.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+main(sys.argv[1:])
+"""
 SMALL_PAGE = b"<html><style>p{}</style><script>let a</script></html>"
 
 
@@ -158,7 +165,7 @@ built = pytest.mark.skipif(not PAGE.is_file(), reason="the page is not built (ma
 @pytest.fixture
 def command(encoded: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The command in a process of its own, and the address that it prints."""
-    words = [sys.executable, "-m", "nola_codec", "view", str(encoded), "--no-browser"]
+    words = [sys.executable, "-c", RUN, "view", str(encoded), "--no-browser"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
