@@ -4,25 +4,23 @@
  */
 
 import { execFileSync } from "node:child_process";
-import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
+import { BUNDLED, COMMON, LIBRARY, ROOT } from "./bundle.js";
 
-const root = dirname(fileURLToPath(import.meta.url));
+rmSync(join(ROOT, "dist"), { recursive: true, force: true }); // chunks of earlier builds have other names
 const compiler = join(dirname(createRequire(import.meta.url).resolve("typescript/package.json")), "bin", "tsc");
 for (const project of ["tsconfig.json", "tsconfig.page.json"]) {
   try {
-    execFileSync(process.execPath, [compiler, "--project", join(root, project)], { stdio: "inherit" });
+    execFileSync(process.execPath, [compiler, "--project", join(ROOT, project)], { stdio: "inherit" });
   } catch {
     process.exit(1);
   }
 }
 
-const common = { absWorkingDir: root, format: "esm", target: "es2022", legalComments: "none" };
-const bundled = { ...common, bundle: true, minify: true, loader: { ".bin": "binary" } };
-await build({ ...bundled, entryPoints: ["src/index.ts"], outfile: "dist/index.js", platform: "neutral" });
+await build(LIBRARY);
 
 // The command uses the library beside it.
 const library = {
@@ -30,7 +28,7 @@ const library = {
   setup: (b) => b.onResolve({ filter: /^\.\/index\.js$/ }, () => ({ path: "./index.js", external: true })),
 };
 await build({
-  ...bundled,
+  ...BUNDLED,
   entryPoints: ["src/cli.ts"],
   outfile: "dist/cli.js",
   platform: "node",
@@ -40,15 +38,15 @@ await build({
 
 // The page is one file that needs no server: styles, program and the worker's program are inside it.
 const text = async (entry, define = {}) => {
-  const { outputFiles } = await build({ ...bundled, entryPoints: [entry], format: "iife", write: false, define });
+  const { outputFiles } = await build({ ...BUNDLED, entryPoints: [entry], format: "iife", write: false, define });
   return outputFiles[0].text.replaceAll("</script", "<\\/script");
 };
 const worker = await text("page/worker.ts");
 const app = await text("page/app.ts", { WORKER: JSON.stringify(worker) });
-const page = readFileSync(join(root, "page/index.html"), "utf8")
-  .replace("/* style.css */", () => readFileSync(join(root, "page/style.css"), "utf8"))
+const page = readFileSync(join(ROOT, "page/index.html"), "utf8")
+  .replace("/* style.css */", () => readFileSync(join(ROOT, "page/style.css"), "utf8"))
   .replace("/* app.js */", () => app);
-writeFileSync(join(root, "dist/reader.html"), page);
+writeFileSync(join(ROOT, "dist/reader.html"), page);
 
-const sources = readdirSync(join(root, "src"), { recursive: true }).filter((name) => /(?<!\.d)\.ts$/.test(name));
-await build({ ...common, entryPoints: sources.map((name) => `src/${name}`), outdir: "build/modules" });
+const sources = readdirSync(join(ROOT, "src"), { recursive: true }).filter((name) => /(?<!\.d)\.ts$/.test(name));
+await build({ ...COMMON, entryPoints: sources.map((name) => `src/${name}`), outdir: "build/modules" });

@@ -13,7 +13,7 @@ let decoded: Decoded | null = null;
 self.onmessage = async ({ data }: MessageEvent<Order>): Promise<void> => {
   try {
     if (data.type === "open") await open(data.files, data.urls);
-    else save();
+    else await save();
   } catch (error) {
     const code = error instanceof NolaError ? error.code : "internal";
     send({ type: "failed", code, message: error instanceof Error ? error.message : String(error) });
@@ -52,9 +52,9 @@ function nameOf(url: string): string {
   }
 }
 
-function save(): void {
+async function save(): Promise<void> {
   if (decoded === null) return;
-  const bytes = decoded.toSafetensors() as Uint8Array<ArrayBuffer>;
+  const bytes = (await decoded.toSafetensors()) as Uint8Array<ArrayBuffer>;
   send({ type: "saved", name: `${name}.safetensors`, bytes }, [bytes.buffer]);
 }
 

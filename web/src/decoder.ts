@@ -3,7 +3,6 @@
 import { readCarriedTensor } from "./carried.js";
 import { synthesizeSide } from "./bases.js";
 import { type DecodedCarried, type DecodedCoded, type DecodedDrawn, type DecodedRecord, hashRecord } from "./decoded.js";
-import { drawTensor } from "./drawn.js";
 import { type LaneBudget, RunCounts, SymbolReader } from "./entropy.js";
 import { refuse } from "./errors.js";
 import { makeScale, scaleVector } from "./factors.js";
@@ -11,7 +10,6 @@ import type { FileRecord, Header, Section } from "./header.js";
 import { type CarriedKind, drawOf } from "./kinds.js";
 import type { Limits } from "./limits.js";
 import { addLayer } from "./quantizers.js";
-import { addReference } from "./references.js";
 import { hex, Sha256 } from "./sha256.js";
 import { type Layer, UnitsReader, unitsOfSide } from "./units.js";
 
@@ -60,6 +58,7 @@ export class Decoder {
   async decode(last: boolean): Promise<DecodedRung> {
     const rung = this.rung;
     const coded = await this.readRung(true, last);
+    await this.addReferences(coded);
     const others = (this.others ??= [...(await this.readCarried()), ...(await this.draw())]);
     const records: DecodedRecord[] = [...coded, ...others];
     if (this.input.names !== null) return { records, sha256: null };
@@ -150,7 +149,7 @@ export class Decoder {
 
   /** Makes the integers of a record from its coefficients. */
   private synthesize(at: number, rung: number): DecodedCoded {
-    const { header, earlier } = this.input;
+    const { header } = this.input;
     const record = this.units.records[at]!;
     const { name, stream } = header.records[at]!;
     const { kind } = record;
@@ -176,9 +175,14 @@ export class Decoder {
       });
       return out;
     });
-    const decoded = { type: kind.type, name, kind, values, exponents: [...record.exponents] } as DecodedCoded;
-    if (earlier !== null && header.reference !== null) addReference(decoded, header.reference, earlier);
-    return decoded;
+    return { type: kind.type, name, kind, values, exponents: [...record.exponents] } as DecodedCoded;
+  }
+
+  private async addReferences(decoded: DecodedCoded[]): Promise<void> {
+    const { earlier, header } = this.input;
+    if (earlier === null || header.reference === null) return;
+    const { addReference } = await import("./references.js"); // few files need it
+    for (const record of decoded) addReference(record, header.reference, earlier);
   }
 
   private async readCarried(): Promise<DecodedCarried[]> {
@@ -198,6 +202,8 @@ export class Decoder {
   private async draw(): Promise<DecodedDrawn[]> {
     const { header, step } = this.input;
     const drawn: DecodedDrawn[] = [];
+    if (header.coded + header.carried === header.records.length) return drawn;
+    const { drawTensor } = await import("./drawn.js"); // few files need it
     // The two draws that were used last are kept, since records of one family often repeat them.
     const latest = new Map<string, Uint8Array>();
     for (const record of header.records.slice(header.coded + header.carried)) {

@@ -1,9 +1,7 @@
 /** A decoded rung, and its form as a safetensors file. */
 
 import type { DecodedRecord } from "./decoded.js";
-import { exportTensors } from "./dialects.js";
 import type { Header } from "./header.js";
-import { writeSafetensors } from "./safetensors.js";
 
 export class Decoded {
   constructor(
@@ -21,7 +19,8 @@ export class Decoded {
    * F32, which holds them exactly. A low-rank record of a dialect without keys for factors is written as
    * `NAME.lora_A` and `NAME.lora_B`.
    */
-  toSafetensors(): Uint8Array {
-    return writeSafetensors(exportTensors(this.header, this.records), this.header.metadata);
+  async toSafetensors(): Promise<Uint8Array> {
+    const { exportFile } = await import("./export.js"); // who only reads numbers does not load it
+    return exportFile(this.header, this.records);
   }
 }

@@ -101,7 +101,7 @@ test("single records are decoded alone, and blocks without them are not read", a
 
 test("a safetensors file holds the factors under the keys of the dialect", async () => {
   const decoded = await (await openNola(golden("effective"))).decode();
-  const data = decoded.toSafetensors();
+  const data = await decoded.toSafetensors();
   const length = Number(new DataView(data.buffer).getBigUint64(0, true));
   const header = JSON.parse(new TextDecoder().decode(data.subarray(8, 8 + length)));
   const record = decoded.records.find(({ type }) => type === "low-rank");
