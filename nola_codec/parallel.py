@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, islice
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -84,13 +84,16 @@ def worker_count() -> int:
     return min(8, available)
 
 
-def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def parallel_map(
+    function: Callable[[Item], Result], items: Iterable[Item], *, uses_blas: bool = True
+) -> Iterator[Result]:
     """Map a function over items on threads, and yield the results in the order of the items.
 
     The caller's thread takes the items from their iterator while other threads work. At most two results for each
     thread wait to be taken, which bounds memory. If there is only one item or one thread, the caller's thread does the
     work. An error of an item, or of the iterator, is raised where its result would come. BLAS has one thread from the
-    time the first result is asked for until the last one is taken or the iterator is closed.
+    time the first result is asked for until the last one is taken or the iterator is closed; that takes a millisecond,
+    which a function that does not use BLAS need not spend.
 
     Example:
         >>> list(parallel_map(abs, [-2, 1, -3]))
@@ -102,7 +105,7 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> I
     begun = list(islice(source, 2))
     if not begun:
         return
-    with _ONE_BLAS_THREAD:
+    with _ONE_BLAS_THREAD if uses_blas else nullcontext():
         if len(begun) == 1 or worker_count() == 1:
             yield from map(function, chain(begun, source))
             return

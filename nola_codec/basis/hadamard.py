@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from nola_codec.array_types import Int64Array, Uint32Array
 from nola_codec.arrays import NUMPY, Array, Arrays, library_for
 from nola_codec.basis.key import BasisKey
-from nola_codec.kernels.transforms import INTEGERS, LARGEST_SUM, synthesize_hadamard, synthesize_hadamard_bases
+from nola_codec.kernels.transforms import INTEGERS, LARGEST_SUM, synthesize_hadamard
 from nola_codec.lazy import numpy as np
 from nola_codec.prng import SIGNS, SIGNS_SECOND, packed_signs, signs, subset
 
@@ -117,13 +117,9 @@ class Hadamard:
         if self.bound(n, num_basis, peak) > LARGEST_SUM:
             return None
         plan = block_and_passes(n)
-        ends = np.cumsum([len(own) for own in coefficients])
-        if num_basis == n:
-            ids = [(key.seed, key.stream) for key in keys]
-            out = synthesize_hadamard_bases(lib, coefficients, n, plan, ids, (SIGNS, SIGNS_SECOND), scales)
-            return np.split(out, ends[:-1])
         parts: list[Any] = [None] * len(keys)
         if scales is not None:
+            ends = np.cumsum([len(own) for own in coefficients])
             parts = list(zip(*(np.split(part, ends[:-1]) for part in scales), strict=True))
         purposes = (SIGNS, SIGNS_SECOND)[: plan[1]]
         return [
@@ -133,7 +129,7 @@ class Hadamard:
                 n,
                 plan,
                 tuple(_packed_signs(key, purpose, n) for purpose in purposes),
-                _subset(key, n, num_basis, NUMPY),
+                None if num_basis == n else _subset(key, n, num_basis, NUMPY),
                 part,
             )
             for own, key, part in zip(coefficients, keys, parts, strict=True)

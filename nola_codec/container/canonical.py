@@ -7,6 +7,7 @@ have 64 bits. A reader encodes the decoded value again and compares the bytes, w
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any
 
 import msgpack
@@ -21,6 +22,12 @@ def pack(value: Any) -> bytes:
     return data
 
 
+def repack(value: Any) -> bytes:
+    """Encode a value that `unpack` returned, or a list of such values."""
+    data: bytes = msgpack.packb(value, use_bin_type=True)
+    return data
+
+
 def unpack(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Any:
     """Decode bytes, and require the canonical form.
 
@@ -30,8 +37,8 @@ def unpack(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Any:
     """
     check_values(data, limits)
     try:
-        value = msgpack.unpackb(data, raw=False, strict_map_key=True, use_list=True)
-        if pack(value) != data:
+        value = msgpack.unpackb(data, raw=False, strict_map_key=True, use_list=True, object_pairs_hook=_ordered_map)
+        if repack(value) != data:
             raise FormatError("header: not in canonical MessagePack form", code="header")
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError, OverflowError) as error:
         raise FormatError(f"header: not valid MessagePack ({error})", code="header") from error
@@ -42,7 +49,7 @@ def check_values(data: bytes, limits: Limits) -> None:
     """Raise FormatError ``limit`` if MessagePack bytes hold or announce more values than a header may.
 
     A value takes up to a hundred times its bytes once it is a Python object, and an array takes room for all values
-    that it announces. Bytes that are not MessagePack may pass.
+    that it announces. Extension types raise FormatError ``header``. Bytes that are not MessagePack may pass.
     """
     most = limits.header_values
     position, found, announced = 0, 0, 1  # the values that were found, and those that containers announce
@@ -54,6 +61,8 @@ def check_values(data: bytes, limits: Limits) -> None:
             found += end - position - 1
             position = end
             continue
+        if code in _EXTENSIONS:  # msgpack would make timestamps of some, which can be written again
+            raise FormatError("header: not valid MessagePack (an extension type)", code="header")
         skip, width, children = _LAYOUTS.get(code, (1, 0, 0))
         count = int.from_bytes(data[position + 1 : position + 1 + width], "big")
         if code < 0xC0:  # short maps, arrays and strings: the count is in the code
@@ -69,16 +78,27 @@ def check_values(data: bytes, limits: Limits) -> None:
     limits.require("header_values", found, "header (MessagePack values)")
 
 
+def _ordered_map(items: list[tuple[Any, Any]]) -> dict[str, Any]:
+    """Return a map as it was read. Raises TypeError or ValueError unless its keys are strings in ascending order."""
+    keys = []
+    for key, _ in items:
+        if not isinstance(key, str):
+            raise TypeError("map keys must be strings")
+        keys.append(key.encode())
+    if any(key >= following for key, following in pairwise(keys)):
+        raise ValueError("map keys must ascend")
+    return dict(items)
+
+
 _ATOMS = frozenset((0xC0, 0xC2, 0xC3))
+_EXTENSIONS = frozenset((0xC7, 0xC8, 0xC9, 0xD4, 0xD5, 0xD6, 0xD7, 0xD8))
 _RUN = re.compile(rb"[\x00-\x7f\xc0\xc2\xc3\xe0-\xff]+")
 """Values of one byte: small integers, nil, false and true."""
 _LAYOUTS = {
     0xC4: (2, 1, 0), 0xC5: (3, 2, 0), 0xC6: (5, 4, 0),  # bytes
-    0xC7: (3, 1, 0), 0xC8: (4, 2, 0), 0xC9: (6, 4, 0),  # extensions
     0xCA: (5, 0, 0), 0xCB: (9, 0, 0),  # floats
     0xCC: (2, 0, 0), 0xCD: (3, 0, 0), 0xCE: (5, 0, 0), 0xCF: (9, 0, 0),  # unsigned integers
     0xD0: (2, 0, 0), 0xD1: (3, 0, 0), 0xD2: (5, 0, 0), 0xD3: (9, 0, 0),  # signed integers
-    0xD4: (3, 0, 0), 0xD5: (4, 0, 0), 0xD6: (6, 0, 0), 0xD7: (10, 0, 0), 0xD8: (18, 0, 0),  # fixed extensions
     0xD9: (2, 1, 0), 0xDA: (3, 2, 0), 0xDB: (5, 4, 0),  # strings
     0xDC: (3, 2, 1), 0xDD: (5, 4, 1),  # arrays
     0xDE: (3, 2, 2), 0xDF: (5, 4, 2),  # maps

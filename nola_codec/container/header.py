@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from nola_codec.container import canonical, fields
@@ -28,6 +29,10 @@ from nola_codec.model.records import (
     Record,
 )
 from nola_codec.prng import generator_name
+
+_Records = tuple[tuple[CodedRecord, ...], tuple[RawRecord, ...], tuple[DrawnRecord, ...]]
+_MOST_KEPT = 4096
+"""The most records of a header whose records are kept for the next file."""
 
 KEYS = (
     "amplitude_slope", "blocks", "config", "dialect", "generator", "kinds", "metadata", "numbers", "quantizers",
@@ -162,15 +167,32 @@ def _rung_from_wire(value: Any) -> Rung:
     )
 
 
-def _records(
-    top: Mapping[str, Any], limits: Limits
-) -> tuple[tuple[CodedRecord, ...], tuple[RawRecord, ...], tuple[DrawnRecord, ...]]:
-    wires = fields.items(top["kinds"], "kinds")
+def _records(top: Mapping[str, Any], limits: Limits) -> _Records:
+    rungs = len(fields.items(top["rungs"], "rungs"))
+    if not 1 <= rungs <= limits.rungs:
+        raise fields.header_error("rungs", f"1 to {limits.rungs} of them", rungs)
+    dialect = fields.text(top["dialect"], "dialect", limits)
+    parts = [top[name] for name in ("kinds", "records", "numbers", "streams")]
+    if len(fields.items(top["records"], "records")) > _MOST_KEPT:
+        return _parse_records(parts, rungs, dialect, limits)
+    return _kept_records(canonical.repack(parts), rungs, dialect, limits)
+
+
+# Files of one fine-tuning recipe have the same records, and a server opens thousands of them.
+@lru_cache(maxsize=4)
+def _kept_records(parts: bytes, rungs: int, dialect: str, limits: Limits) -> _Records:
+    return _parse_records(canonical.unpack(parts, limits), rungs, dialect, limits)
+
+
+def _parse_records(parts: Sequence[Any], rungs: int, dialect: str, limits: Limits) -> _Records:
+    """Return the records of the fields `kinds`, `records`, `numbers` and `streams` of a header."""
+    kind_wires, kind_numbers, numbers, streams = parts
+    wires = fields.items(kind_wires, "kinds")
     limits.require("kinds", len(wires), "header `kinds`")
     kinds = [kind_from_wire(kind, limits) for kind in wires]
     if len(set(kinds)) != len(kinds):
         raise fields.header_error("kinds", "distinct kinds", "the same kind twice")
-    ids = fields.integers(top["records"], "records", 0, limits.kinds)
+    ids = fields.integers(kind_numbers, "records", 0, limits.kinds)
     limits.require("records", len(ids), "header `records`")
     seen = 0
     for number in ids:  # kinds are listed in order of first use, each at least once
@@ -179,29 +201,24 @@ def _records(
     if seen != len(kinds):
         raise fields.header_error("kinds", f"{seen}, as many as are used", len(kinds))
     chosen = [kinds[number] for number in ids]
-    names = _names(top["numbers"], ids, chosen, limits)
+    names = _names(numbers, ids, chosen, limits)
     families = [kind for kind in chosen if isinstance(kind, CodedKind)]
     order = [record_type(kind) for kind in chosen]
     if order != sorted(order, key=RECORD_ORDER.index):
         raise fields.header_error("records", "low-rank records, then vectors, carried and drawn ones", "another order")
-    rungs = len(fields.items(top["rungs"], "rungs"))
-    if not 1 <= rungs <= limits.rungs:
-        raise fields.header_error("rungs", f"1 to {limits.rungs} of them", rungs)
-    count_work(kinds, ids, rungs, fields.text(top["dialect"], "dialect", limits)).check(limits)
-    coded = _coded_records(top, names, families)
+    count_work(kinds, ids, rungs, dialect).check(limits)
+    coded = _coded_records(streams, names, families)
     named = list(zip(names, chosen, strict=True))
     raw = tuple(RawRecord(name, kind) for name, kind in named if isinstance(kind, RawKind))
     drawn = tuple(DrawnRecord(name, kind) for name, kind in named if isinstance(kind, DrawnKind))
     return coded, raw, drawn
 
 
-def _coded_records(
-    top: Mapping[str, Any], names: Sequence[str], families: Sequence[CodedKind]
-) -> tuple[CodedRecord, ...]:
+def _coded_records(listed: Any, names: Sequence[str], families: Sequence[CodedKind]) -> tuple[CodedRecord, ...]:
     count = len(families)
     streams: Sequence[int] = range(count)
-    if top["streams"] is not None:
-        streams = fields.integers(top["streams"], "streams", 0, (1 << 31) - 1, count=count)
+    if listed is not None:
+        streams = fields.integers(listed, "streams", 0, (1 << 31) - 1, count=count)
     return tuple(
         CodedRecord(name, kind, stream, (0,) * len(kind.sides))
         for name, kind, stream in zip(names[:count], families, streams, strict=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nola_codec.array_types import Int64Array
 from nola_codec.errors import FormatError
@@ -19,6 +19,9 @@ from nola_codec.lazy import numpy as np
 from nola_codec.model.header import Allocation
 from nola_codec.model.records import CodedKind, CodedRecord
 from nola_codec.quant.scales import layer_weight
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _SPAN = 1 << 20
 """More than any two precisions differ, with the shifts of sides."""
@@ -128,87 +131,143 @@ def coded_layers(record: CodedRecord, allocations: Allocations, rung: int, side:
     own = record.kind.sides[side]
     units = record.kind.side_units(side, record.units)
     part = slice(units.start, units.stop)
-    return _find_layers(record.precision[part] + own.shift, record.entry[part], own.table, allocations, rung)
+    tables = np.full(len(units), own.table)
+    return _find_layers(record.precision[part] + own.shift, record.entry[part], tables, allocations, rung)
 
 
 def block_layers(records: Sequence[CodedRecord], allocations: Allocations, rung: int) -> BlockLayers:
-    """Return what `coded_layers` returns for all sides of several records; the records of a kind go together.
+    """Return what `coded_layers` returns for all sides of several records, in one look-up.
 
     Raises:
         FormatError: ``units``: A precision lies under the first entry of its allocation table.
     """
-    first_sides = np.cumsum([0, *(len(record.kind.sides) for record in records)])
-    sides, parts = [np.zeros(0, np.int64)], [Layers(*[np.zeros(0, np.int64)] * 3)]
-    for family in group_by_kind(records):
-        owners = first_sides[family.owners]
-        for number, own in enumerate(family.kind.sides):
-            rows, vectors = family.vectors(number)
-            found = _find_layers(family.precision[rows] + own.shift, family.entry[rows], own.table, allocations, rung)
-            sides.append(owners[rows][found.vectors] + number)
-            parts.append(found._replace(vectors=vectors[found.vectors]))
-    joined = np.concatenate(sides)
-    order = joined.argsort(kind="stable")  # each side has its layers in order already
-    return BlockLayers(joined[order], Layers(*(np.concatenate(each)[order] for each in zip(*parts, strict=True))))
+    units = join_units(records)
+    vectors = units.vectors
+    found = _find_layers(
+        units.precision[vectors.units] + vectors.shifts,
+        units.entry[vectors.units],
+        vectors.tables,
+        allocations,
+        rung,
+    )
+    return BlockLayers(vectors.sides[found.vectors], found._replace(vectors=vectors.numbers[found.vectors]))
 
 
-@dataclass(frozen=True)
-class Family:
-    """The units of all records of one kind, in arrays: those of the first record, then those of the second, and so on.
+class UnitVectors(NamedTuple):
+    """The vectors of several records: those of the first side of the first record, then those of its second side.
 
     Attributes:
-        kind: The kind.
-        owners: The number of the record of each unit, int64 (units,).
-        units: The number of each unit in its record, int64 (units,).
-        counts: The number of units of its record, int64 (units,).
-        places: The place of each unit among the units of all records, int64 (units,).
-        entry: As in `CodedRecord`, int64 (units,).
-        precision: As in `CodedRecord`, int64 (units,).
-        amplitude: As in `CodedRecord`, int64 (units,).
+        sides: The number of each vector's side, counted through as in `BlockLayers`, int64 (vectors,).
+        numbers: The number of the vector on its side, int64 (vectors,).
+        units: The number of its unit among the units of all records, int64 (vectors,).
+        tables, shifts: The table and the shift of its side, int64 (vectors,) each.
+        firsts: True for the first vector of a unit, bool (vectors,).
     """
 
-    kind: CodedKind
-    owners: Int64Array
+    sides: Int64Array
+    numbers: Int64Array
     units: Int64Array
+    tables: Int64Array
+    shifts: Int64Array
+    firsts: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedUnits(Sequence[CodedRecord]):
+    """Several records, with their units side by side: those of the first record, then those of the second, and so on.
+
+    Attributes:
+        records: The records.
+        kinds: Their distinct kinds; two are distinct if they are not the same object.
+        kind_numbers: The number of the kind of each record, int64 (records,).
+        counts: The number of units of each record, int64 (records,).
+        entry, precision, amplitude: As in `CodedRecord`, int64 (units,) each.
+    """
+
+    records: Sequence[CodedRecord]
+    kinds: Sequence[CodedKind]
+    kind_numbers: Int64Array
     counts: Int64Array
-    places: Int64Array
     entry: Int64Array
     precision: Int64Array
     amplitude: Int64Array
 
-    def vectors(self, side: int) -> tuple[Int64Array, Int64Array]:
-        """Return the places of the units that have a vector on a side, and the numbers of the vectors, int64 each."""
-        if self.kind.split == "component":
-            return np.arange(len(self.units)), self.units
-        shares = self.counts // len(self.kind.sides)
-        vectors = self.units - side * shares
-        (rows,) = ((vectors >= 0) & (vectors < shares)).nonzero()
-        return rows, vectors[rows]
+    def __len__(self) -> int:
+        return len(self.records)
 
+    def __getitem__(self, index: Any) -> Any:
+        return self.records[index]
 
-def group_by_kind(records: Sequence[CodedRecord]) -> list[Family]:
-    """Return the families of records. Records belong together if their kinds are the same object."""
-    starts = np.cumsum([0, *(record.units for record in records)])
-    members: dict[int, list[int]] = {}
-    for number, record in enumerate(records):
-        members.setdefault(id(record.kind), []).append(number)
-    families = []
-    for numbers in members.values():
-        own = [records[number] for number in numbers]
-        counts = np.array([record.units for record in own], np.int64)
-        units = count_within(counts)
-        families.append(
-            Family(
-                own[0].kind,
-                np.array(numbers, np.int64).repeat(counts),
-                units,
-                counts.repeat(counts),
-                starts[numbers].repeat(counts) + units,
-                np.concatenate([record.entry for record in own]),
-                np.concatenate([record.precision for record in own]),
-                np.concatenate([record.amplitude for record in own]),
-            )
+    def of_kinds(self, values: Sequence[int]) -> Int64Array:
+        """Return a number of each kind as a number of each unit, int64 (units,)."""
+        return np.array(values, np.int64)[self.kind_numbers].repeat(self.counts)
+
+    @cached_property
+    def side_counts(self) -> Int64Array:
+        """The number of sides of each record, int64 (records,)."""
+        return np.array([len(kind.sides) for kind in self.kinds], np.int64)[self.kind_numbers]
+
+    @cached_property
+    def side_numbers(self) -> Int64Array:
+        """The number of each side in its record, int64 (sides,)."""
+        return count_within(self.side_counts)
+
+    def side_owner(self, side: int) -> CodedRecord:
+        """Return the record of a side, by the number of the side among all."""
+        return self.records[int(self.side_counts.cumsum().searchsorted(side, side="right"))]
+
+    def unit_owner(self, unit: int) -> CodedRecord:
+        """Return the record of a unit, by the number of the unit among all."""
+        return self.records[int(self.counts.cumsum().searchsorted(unit, side="right"))]
+
+    @cached_property
+    def side_rows(self) -> Int64Array:
+        """The number of each side among the sides of all kinds, int64 (sides,)."""
+        firsts = np.cumsum([0, *(len(kind.sides) for kind in self.kinds)])[self.kind_numbers]
+        return firsts.repeat(self.side_counts) + self.side_numbers
+
+    @cached_property
+    def vector_counts(self) -> Int64Array:
+        """The number of vectors of each side, int64 (sides,)."""
+        shares = np.array([1 if k.split == "component" else len(k.sides) for k in self.kinds], np.int64)
+        return (self.counts // shares[self.kind_numbers]).repeat(self.side_counts)
+
+    @cached_property
+    def vectors(self) -> UnitVectors:
+        """The vectors of all sides."""
+        sides = [side for kind in self.kinds for side in kind.sides]
+        is_shared = np.array([kind.split == "component" for kind in self.kinds], bool)[self.kind_numbers]
+        before = np.where(is_shared.repeat(self.side_counts), 0, self.side_numbers * self.vector_counts)
+        firsts = (self.counts.cumsum() - self.counts).repeat(self.side_counts) + before
+        numbers = count_within(self.vector_counts)
+        rows = self.side_rows.repeat(self.vector_counts)
+        return UnitVectors(
+            np.arange(len(self.vector_counts)).repeat(self.vector_counts),
+            numbers,
+            firsts.repeat(self.vector_counts) + numbers,
+            np.array([side.table for side in sides], np.int64)[rows],
+            np.array([side.shift for side in sides], np.int64)[rows],
+            (~is_shared.repeat(self.side_counts) | (self.side_numbers == 0)).repeat(self.vector_counts),
         )
-    return families
+
+
+def join_units(records: Sequence[CodedRecord]) -> JoinedUnits:
+    """Return records with their units side by side; the same object if they are so already."""
+    if isinstance(records, JoinedUnits):
+        return records
+    distinct: dict[int, int] = {}
+    numbers = [distinct.setdefault(id(record.kind), len(distinct)) for record in records]
+    kinds = list({id(record.kind): record.kind for record in records}.values())
+    none = np.zeros(0, np.int64)
+    return JoinedUnits(
+        records,
+        kinds,
+        np.array(numbers, np.int64),
+        np.array([len(record.precision) for record in records], np.int64),
+        np.concatenate([none, *(record.entry for record in records)]),
+        np.concatenate([none, *(record.precision for record in records)]),
+        np.concatenate([none, *(record.amplitude for record in records)]),
+    )
 
 
 def count_within(counts: Int64Array) -> Int64Array:
@@ -217,15 +276,27 @@ def count_within(counts: Int64Array) -> Int64Array:
     return np.asarray(np.arange(int(counts.sum())) - (ends - counts).repeat(counts))
 
 
-def _find_layers(precision: Int64Array, entry: Int64Array, table: int, allocations: Allocations, rung: int) -> Layers:
-    """Return the layers of vectors by their precisions, with the shift of the side, and by the rungs of their units."""
-    if len(allocations) == 1:  # nearly every file: each unit starts here, and has one layer or none
-        rows, numbers = np.arange(len(entry)), np.zeros(len(entry), np.int64)
+def _find_layers(
+    precision: Int64Array, entry: Int64Array, tables: Int64Array, allocations: Allocations, rung: int
+) -> Layers:
+    """Return the layers of vectors.
+
+    Args:
+        precision: The precision of each vector, with the shift of its side, int64 (vectors,).
+        entry: The rung at which its unit starts, int64 (vectors,).
+        tables: The allocation table of its side, int64 (vectors,).
+        allocations: As in `block_layers`.
+        rung: As in `block_layers`.
+    """
+    steps = allocations[: rung + 1]
+    if rung == 0 and len(allocations) == 1:  # nearly every file: each unit starts here, and has one layer or none
+        rows, numbers = np.arange(len(entry)), tables
     else:
         fresh = entry == rung
         counts = np.where(fresh, rung + 1, entry < rung)
         rows = np.arange(len(entry)).repeat(counts)
-        numbers = np.where(fresh[rows], count_within(counts), rung)
-    found = look_up_all([tables[table] for tables in allocations[: rung + 1]], numbers, precision[rows])
+        firsts = np.cumsum([0, *(len(step) for step in steps)])
+        numbers = firsts[np.where(fresh[rows], count_within(counts), rung)] + tables[rows]
+    found = look_up_all([table for step in steps for table in step], numbers, precision[rows])
     (kept,) = (found[1] >= 0).nonzero()
     return Layers(rows[kept], found[1, kept], found[-1, kept])

@@ -11,6 +11,7 @@ from dataclasses import replace
 from nola_codec.container.limits import Limits
 from nola_codec.entropy.adaptive import IntegerReader, IntegerWriter
 from nola_codec.errors import EncodeError, FormatError, mismatch
+from nola_codec.lazy import numpy as np
 from nola_codec.model.header import Allocation
 from nola_codec.model.records import CodedKind, CodedRecord
 from nola_codec.quant.scales import MAX_EXPONENT, MAX_WEIGHT_CODE, MIN_EXPONENT
@@ -41,9 +42,11 @@ def read_kinds(reader: IntegerReader, kinds: Iterable[CodedKind]) -> dict[CodedK
     """Return the kinds of a header, each with what `write_kinds` wrote. Raises FormatError ``units``."""
     last = [0] * len(_KIND_ROLES)
     made = {}
+    kinds = list(kinds)
+    steps = iter(reader.read_many([_KIND_ROLES[place] for kind in kinds for place in _places(kind)]).tolist())
     for kind in kinds:
         for place in _places(kind):
-            last[place] += reader.read(_KIND_ROLES[place])
+            last[place] += next(steps)
         tables, shifts, amplitude = last[:2], last[2:4], last[4]
         is_good = all(0 <= table < _MAX_TABLES for table in tables) and abs(amplitude) <= _LARGEST
         if not is_good or any(abs(shift) > _MAX_SHIFT for shift in shifts):
@@ -94,10 +97,10 @@ def read_tables(
         limits.require("rows", total, "allocation rows")
         rows: list[tuple[int, int, int]] = []
         before = (-1, -1, 0)
-        for _ in range(count):
-            precision = before[0] + 1 + reader.read(_PRECISION_STEP)
-            quantizer = before[1] + 1 + reader.read(_QUANTIZER_STEP)
-            before = precision, quantizer, before[2] + reader.read(_WEIGHT_STEP)
+        steps = iter(reader.read_many([_PRECISION_STEP, _QUANTIZER_STEP, _WEIGHT_STEP] * count).tolist())
+        for step, quantizer_step, weight_step in zip(steps, steps, steps, strict=True):
+            precision, quantizer = before[0] + 1 + step, before[1] + 1 + quantizer_step
+            before = precision, quantizer, before[2] + weight_step
             is_good = -1 <= quantizer < quantizers and 0 <= before[2] <= MAX_WEIGHT_CODE and abs(precision) <= _LARGEST
             if not is_good or (rows and precision <= rows[-1][0]):
                 wanted = f"ascending precisions, quantizers below {quantizers}, and weights up to {MAX_WEIGHT_CODE}"
@@ -133,15 +136,17 @@ def write_exponents(writer: IntegerWriter, exponents: Sequence[tuple[int, ...]])
 
 def read_exponents(reader: IntegerReader, records: Sequence[CodedRecord]) -> tuple[tuple[int, ...], ...]:
     """Return the exponents of the sides of each record. Raises FormatError ``units`` if one is out of range."""
-    gaps = iter(reader.read_many([_EXPONENT] * sum(len(record.kind.sides) for record in records)).tolist())
-    last = [0, 0]
-    made = []
-    for record in records:
-        sides = range(len(record.kind.sides))
-        for side in sides:
-            last[side] += next(gaps)
-            if not MIN_EXPONENT <= last[side] <= MAX_EXPONENT:
-                wanted = f"{MIN_EXPONENT} to {MAX_EXPONENT}"
-                raise FormatError(mismatch(f"exponent of {record.name}", wanted, last[side]), code="units")
-        made.append(tuple(last[: len(sides)]))
-    return tuple(made)
+    sides = np.array([len(record.kind.sides) for record in records], np.int64)
+    gaps = reader.read_many(np.full(int(sides.sum()), _EXPONENT))
+    ends = sides.cumsum()
+    is_second = np.zeros(len(gaps), bool)
+    is_second[ends[sides == 2] - 1] = True
+    values = np.empty_like(gaps)
+    values[is_second], values[~is_second] = gaps[is_second].cumsum(), gaps[~is_second].cumsum()
+    (wrong,) = ((values < MIN_EXPONENT) | (values > MAX_EXPONENT)).nonzero()
+    if len(wrong):
+        name = records[int(ends.searchsorted(wrong[0], side="right"))].name
+        wanted = f"{MIN_EXPONENT} to {MAX_EXPONENT}"
+        raise FormatError(mismatch(f"exponent of {name}", wanted, int(values[wrong[0]])), code="units")
+    listed = values.tolist()
+    return tuple(tuple(listed[end - count : end]) for end, count in zip(ends.tolist(), sides.tolist(), strict=True))

@@ -12,11 +12,11 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nola_codec.container.layers import Allocations, Family, count_within, group_by_kind, look_up_all
+from nola_codec.container.layers import Allocations, JoinedUnits, count_within, join_units, look_up_all
 from nola_codec.container.limits import DEFAULT_LIMITS, Limits
 from nola_codec.container.unit_tables import (
     COUNT,
@@ -76,54 +76,50 @@ class _Memory:
         return found[1]
 
 
-def touched_units(family: Family, allocations: Allocations, rung: int) -> npt.NDArray[np.bool_]:
+def touched_units(units: JoinedUnits, allocations: Allocations, rung: int) -> npt.NDArray[np.bool_]:
     """Return True for each unit that starts or gains a layer at a rung, bool (units,)."""
-    touched: npt.NDArray[np.bool_] = family.entry == rung
-    if touched.all():
-        return touched
-    for side, own in enumerate(family.kind.sides):
-        rows, _ = family.vectors(side)
-        rows = rows[~touched[rows]]
-        found = look_up_all([allocations[rung][own.table]], np.zeros_like(rows), family.precision[rows] + own.shift)
-        touched[rows] = found[1] >= 0
+    touched: npt.NDArray[np.bool_] = units.entry == rung
+    if not touched.all():
+        vectors = units.vectors
+        (rows,) = (~touched[vectors.units]).nonzero()
+        owners = vectors.units[rows]
+        found = look_up_all(allocations[rung], vectors.tables[rows], units.precision[owners] + vectors.shifts[rows])
+        touched[owners[found[1] >= 0]] = True
     return touched
 
 
-def predict_amplitudes(family: Family, units: npt.NDArray[np.int64], rung: int, slope: int) -> npt.NDArray[np.int64]:
-    """Return the predicted amplitude codes of units at a rung that starts them or adds a layer to them.
+def predict_amplitudes(units: JoinedUnits, rung: int, slope: int) -> npt.NDArray[np.int64]:
+    """Return the predicted amplitude code of each unit at a rung that starts it or adds a layer to it, int64 (units,).
 
     Args:
-        family: The units of a kind, with the amplitudes of the rung before for units that started earlier.
-        units: The places of the units in the arrays of the family, int64, ascending.
+        units: The units, with the amplitudes of the rung before for those that started earlier.
         rung: The rung, counted from 0.
         slope: The `amplitude_slope` of the header.
     """
-    first = family.kind.amplitude + slope * family.precision[units]
-    return np.where(family.entry[units] == rung, first, family.amplitude[units])
+    first = units.of_kinds([kind.amplitude for kind in units.kinds]) + slope * units.precision
+    return np.where(units.entry == rung, first, units.amplitude)
 
 
-def amplitude_roles(
-    family: Family, units: npt.NDArray[np.int64], allocation: tuple[Allocation, ...], rung: int
-) -> npt.NDArray[np.int64]:
-    """Return the roles of the amplitudes of units at a rung that starts them or adds a layer to them.
+def amplitude_roles(units: JoinedUnits, tables: Sequence[Allocation], rung: int) -> npt.NDArray[np.int64]:
+    """Return the role of the amplitude of each unit at a rung that starts it or adds a layer to it, int64 (units,).
+
+    The role of a unit that starts names the quantizer of its first vector.
 
     Args:
-        family: The units of a kind.
-        units: The places of the units in the arrays of the family, int64, ascending.
-        allocation: The allocation tables of the rung.
+        units: The units.
+        tables: The allocation tables of the rung.
         rung: The rung, counted from 0.
 
     Raises:
         FormatError: ``units``: A precision lies under the first entry of its allocation table.
     """
-    roles = np.full(len(family.units), LATER_AMPLITUDE, np.int64)
-    sides = family.kind.sides
-    for side, own in enumerate(sides[:1] if family.kind.split == "component" else sides):
-        rows, _ = family.vectors(side)
-        rows = rows[family.entry[rows] == rung]
-        found = look_up_all([allocation[own.table]], np.zeros_like(rows), family.precision[rows] + own.shift)
-        roles[rows] = FIRST_AMPLITUDE + found[1]
-    return roles[units]
+    roles = np.full(len(units.precision), LATER_AMPLITUDE, np.int64)
+    vectors = units.vectors
+    is_first = vectors.firsts & (units.entry[vectors.units] == rung)
+    owners = vectors.units[is_first]
+    found = look_up_all(tables, vectors.tables[is_first], units.precision[owners] + vectors.shifts[is_first])
+    roles[owners] = FIRST_AMPLITUDE + found[1]
+    return roles
 
 
 def pack_units(
@@ -161,23 +157,22 @@ def pack_units(
                 gap = (int(record.precision[unit]) - predicted + 128) % 256 - 128
                 writer.write(PRECISION + min(unit, 2), gap)
             memory.remember(record)
-        for index, record in enumerate(records):
-            before = record.amplitude.copy()
-            if rung:
-                earlier = rungs[rung - 1][index].amplitude
-                before[: len(earlier)] = earlier
-            (family,) = group_by_kind([replace(record, amplitude=before)])
-            units = np.flatnonzero(touched_units(family, allocations, rung))
-            codes = predict_amplitudes(family, units, rung, slope)
-            roles = amplitude_roles(family, units, allocations[rung], rung)
-            for gap, role in zip((record.amplitude[units] - codes).tolist(), roles.tolist(), strict=True):
-                if not -MOST_GAP - 1 <= gap <= MOST_GAP:
-                    message = (
-                        "its weights are too small, or spread over more orders of magnitude than a file can hold: an "
-                        f"amplitude is {gap} codes from its prediction; leave out the target, or scale the weights"
-                    )
-                    raise EncodeError(message, code="overflow", where=record.name)
-                writer.write(role, gap)
+        units = join_units(records)
+        before = units.amplitude.copy()
+        for index, start in enumerate((units.counts.cumsum() - units.counts).tolist() if rung else []):
+            earlier = rungs[rung - 1][index].amplitude
+            before[start : start + len(earlier)] = earlier
+        gaps = units.amplitude - predict_amplitudes(replace(units, amplitude=before), rung, slope)
+        (touched,) = touched_units(units, allocations, rung).nonzero()
+        roles = amplitude_roles(units, allocations[rung], rung)[touched]
+        for unit, gap, role in zip(touched.tolist(), gaps[touched].tolist(), roles.tolist(), strict=True):
+            if not -MOST_GAP - 1 <= gap <= MOST_GAP:
+                message = (
+                    "its weights are too small, or spread over more orders of magnitude than a file can hold: an "
+                    f"amplitude is {gap} codes from its prediction; leave out the target, or scale the weights"
+                )
+                raise EncodeError(message, code="overflow", where=units.unit_owner(unit).name)
+            writer.write(role, gap)
         sections.append(writer.finish())
     return sections
 
@@ -194,6 +189,7 @@ class UnitsReader:
         self._header, self._limits = header, limits
         self.records = header.coded
         self.rungs: list[Rung] = []
+        self._kinds: dict[int, CodedKind] = {}  # by the identity of the kind that the header has
         self._total_units = self._look_ups = 0
 
     def read_rung(self, data: bytes) -> None:
@@ -232,18 +228,12 @@ class UnitsReader:
         if not self.rungs:
             distinct = {id(record.kind): record.kind for record in self.records}
             read = read_kinds(reader, dict.fromkeys(distinct.values()))
-            kinds = {number: read[kind] for number, kind in distinct.items()}
-            self.records = tuple(replace(record, kind=kinds[id(record.kind)]) for record in self.records)
-        allocation = read_tables(
-            reader,
-            {id(record.kind): record.kind for record in self.records}.values(),
-            len(self._header.quantizers),
-            self._limits,
-        )
+            self._kinds = {number: read[kind] for number, kind in distinct.items()}
+        allocation = read_tables(reader, self._kinds.values(), len(self._header.quantizers), self._limits)
         return allocation, self._read_counts(reader)
 
     def _grow(self, units: Sequence[int], exponents: Sequence[tuple[int, ...]], rung: int) -> tuple[CodedRecord, ...]:
-        """Return the records with the units of a rung, whose precisions and amplitudes are 0.
+        """Return the records with the kinds that were read, and the units of a rung, which have no precision yet.
 
         The arrays of all records are parts of three arrays of the reader.
         """
@@ -263,7 +253,7 @@ class UnitsReader:
         return tuple(
             CodedRecord(
                 record.name,
-                record.kind,
+                self._kinds.get(id(record.kind), record.kind),
                 record.stream,
                 own,
                 self._entry[end - count : end],
@@ -275,43 +265,53 @@ class UnitsReader:
 
     def _read_precisions(self, reader: IntegerReader, rung: int) -> None:
         """Read the precisions of the units that start at a rung."""
-        numbers = count_within(np.array([record.units for record in self.records], np.int64))
-        gaps = iter(reader.read_many((PRECISION + np.minimum(numbers[self._fresh], 2)).tolist()).tolist())
+        units = join_units(self.records)
+        numbers = count_within(units.counts)
+        gaps = np.zeros(len(numbers), np.int64)
+        gaps[self._fresh] = reader.read_many(PRECISION + np.minimum(numbers[self._fresh], 2))
+        starts = units.counts.cumsum() - units.counts
         memory = _Memory()
-        for record in self.records:
-            for unit, predicted in _predictions(record, rung, memory):
-                record.precision[unit] = (predicted + next(gaps)) % 256
+        for record, start in zip(self.records, starts.tolist(), strict=True):
+            # The units after the first one of the component form follow below, all together.
+            for unit, predicted in _first_predictions(record, rung, memory):
+                record.precision[unit] = (predicted + int(gaps[start + unit])) % 256
             memory.remember(record)
+        whole = self._precision
+        steps = whole - np.concatenate([[0], whole[:-1]])  # from unit to unit
+        steps[numbers == 0] = whole[numbers == 0]
+        is_next = self._fresh & (numbers > 0)
+        if any(kind.split != "component" for kind in units.kinds):
+            is_next &= units.of_kinds([kind.split == "component" for kind in units.kinds]) > 0
+        steps[is_next] = gaps[is_next]
+        sums = steps.cumsum()
+        before = np.concatenate([[0], sums])[starts]
+        whole[:] = (sums - before.repeat(units.counts)) % 256
 
     def _read_amplitudes(self, reader: IntegerReader, rung: int) -> None:
         """Read the amplitudes of the units that start or gain a layer at a rung."""
-        allocations = [step.allocation for step in self.rungs]
-        families = [
-            (family, np.flatnonzero(touched_units(family, allocations, rung))) for family in group_by_kind(self.records)
-        ]
-        roles = np.zeros(len(self._fresh), np.int64)  # 0 stands for no amplitude
-        for family, units in families:
-            roles[family.places[units]] = amplitude_roles(family, units, allocations[rung], rung)
-        gaps = np.zeros(len(roles), np.int64)
-        gaps[roles > 0] = reader.read_many(roles[roles > 0].tolist())
-        for family, units in families:
-            places = family.places[units]
-            codes = predict_amplitudes(family, units, rung, self._header.amplitude_slope) + gaps[places]
-            (wrong,) = ((codes < MIN_CODE) | (codes > MAX_CODE)).nonzero()
-            if len(wrong):
-                name = self.records[family.owners[units[wrong[0]]]].name
-                raise FormatError(f"units of {name}: amplitude out of range", code="units")
-            self._amplitude[places] = codes
+        units = join_units(self.records)
+        (touched,) = touched_units(units, [step.allocation for step in self.rungs], rung).nonzero()
+        gaps = reader.read_many(amplitude_roles(units, self.rungs[rung].allocation, rung)[touched])
+        codes = predict_amplitudes(units, rung, self._header.amplitude_slope)[touched] + gaps
+        (wrong,) = ((codes < MIN_CODE) | (codes > MAX_CODE)).nonzero()
+        if len(wrong):
+            name = units.unit_owner(int(touched[wrong[0]])).name
+            raise FormatError(f"units of {name}: amplitude out of range", code="units")
+        self._amplitude[touched] = codes
 
     def _read_counts(self, reader: IntegerReader) -> tuple[int, ...]:
         """Read the number of units of each record at the next rung."""
-        latest: dict[int, int] = {}  # by the identity of the kind
-        counts: list[int] = []
-        earlier = self.rungs[-1].units if self.rungs else (0,) * len(self.records)
-        for record, before in zip(self.records, earlier, strict=True):
+        kinds = [record.kind for record in self.records]
+        if self.rungs:
+            earlier = np.array(self.rungs[-1].units, np.int64)
+            found = earlier + reader.read_many(COUNT + np.minimum(earlier, 2))
+            counts, least = tuple(found.tolist()), earlier.tolist()
+        else:  # the count of a record is predicted by the record of its kind before
+            numbers: dict[int, int] = {}
+            groups = [numbers.setdefault(id(kind), len(numbers)) for kind in kinds]
+            counts, least = tuple(reader.read_totals(COUNT, groups)), [0] * len(kinds)
+        for record, before, count in zip(self.records, least, counts, strict=False):
             kind = record.kind
-            base = before if self.rungs else latest.get(id(kind), 0)
-            count = base + reader.read(COUNT + min(base, 2))
             is_whole = kind.split == "component" or count in (0, kind.most_units)
             if not (before <= count <= kind.most_units and is_whole):
                 wanted = f"{before} to {kind.most_units}" if kind.split == "component" else "none or all"
@@ -321,9 +321,15 @@ class UnitsReader:
             sides = len(kind.sides) if kind.split == "component" else 1
             self._look_ups += sides * ((count - before) * (len(self.rungs) + 1) + before)
             self._limits.require("look_ups", self._look_ups, "rows that units look up (over all sides and rungs)")
-            latest[id(kind)] = count
-            counts.append(count)
-        return tuple(counts)
+        return counts
+
+
+def _first_predictions(record: CodedRecord, rung: int, memory: _Memory) -> Iterable[tuple[int, int]]:
+    """Return what `_predictions` yields, of the component form for the first unit alone."""
+    if record.kind.split != "component":
+        return _predictions(record, rung, memory)
+    starts_here = record.units and int(record.entry[0]) == rung
+    return ((0, memory.predict(record.kind, 0)),) if starts_here else ()
 
 
 def _predictions(record: CodedRecord, rung: int, memory: _Memory) -> Iterator[tuple[int, int]]:

@@ -4,6 +4,7 @@
     rungs.py                    the decoded SHA-256 of every rung, in one pass
     coefficients.py             sections -> symbols -> integer coefficients
     factors.py                  integer coefficients -> DecodedRecord: int16 sides, and a power of two for each
+    joined_sides.py             the same of many records in one call of a kernel, side by side
     device/                     sections -> DecodedRecord on a device, from packed bytes, in PyTorch
     hashing.py                  the decoded SHA-256, on a thread of its own
     prediction.py               the records of an earlier version, added to those of a file that is coded against it

@@ -11,7 +11,7 @@ import numpy as np
 
 from nola_codec.array_types import Int64Array, SymbolArray
 from nola_codec.arrays import Array
-from nola_codec.container.layers import Allocations, BlockLayers, Layers, block_layers
+from nola_codec.container.layers import Allocations, BlockLayers, JoinedUnits, Layers, block_layers, join_units
 from nola_codec.container.limits import Limits
 from nola_codec.entropy import decode_many, lane_steps
 from nola_codec.errors import FormatError
@@ -63,6 +63,59 @@ class Coefficients:
     peak: int
 
 
+class CoefficientGroup(Sequence[Coefficients]):
+    """The coefficients of several records; those of one record are parts of arrays, made when they are asked for.
+
+    Attributes:
+        pools: (vectors, num_basis) arrays.
+        pool_numbers: The number of the pool of each side, int64 (sides,).
+        rows: The row of the first vector of each side in its pool, int64 (sides,).
+        counts: The number of vectors of each side, int64 (sides,).
+        peaks: The peak of each record, int64 (records,).
+    """
+
+    def __init__(
+        self,
+        pools: Sequence[Array],
+        pool_numbers: Int64Array,
+        rows: Int64Array,
+        counts: Int64Array,
+        peaks: Int64Array,
+        ends: Sequence[int],
+    ) -> None:
+        """Take the arrays, and the number of the sides of all records up to each one."""
+        self.pools, self.pool_numbers, self.rows, self.counts, self.peaks = pools, pool_numbers, rows, counts, peaks
+        self._ends = ends
+
+    @classmethod
+    def of(cls, coefficients: Sequence[Coefficients]) -> CoefficientGroup:
+        """Return coefficients as a group; the same object if they are one."""
+        if isinstance(coefficients, CoefficientGroup):
+            return coefficients
+        pools = [side for each in coefficients for side in each.sides]
+        return cls(
+            pools,
+            np.arange(len(pools)),
+            np.zeros(len(pools), np.int64),
+            np.array([len(pool) for pool in pools], np.int64),
+            np.array([each.peak for each in coefficients], np.int64),
+            np.cumsum([len(each.sides) for each in coefficients]).tolist(),
+        )
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        sides = range(self._ends[index - 1] if index else 0, self._ends[index])
+        parts = ((int(self.pool_numbers[i]), int(self.rows[i]), int(self.counts[i])) for i in sides)
+        return Coefficients(tuple(self.pools[p][row : row + n] for p, row, n in parts), int(self.peaks[index]))
+
+
 def record_runs(record: CodedRecord, quantizers: Sequence[Quantizer], allocations: Allocations, rung: int) -> Runs:
     """Return the runs of symbols of one record; arguments as in `block_runs`."""
     return block_runs([record], quantizers, allocations, rung)
@@ -79,8 +132,9 @@ def block_runs(
         allocations: The allocation table of each rung.
         rung: The rung, counted from 0.
     """
-    layers = block_layers(records, allocations, rung)
-    return Runs(layers.own.quantizers, _run_lengths(records, layers, _strides(quantizers)))
+    units = join_units(records)
+    layers = block_layers(units, allocations, rung)
+    return Runs(layers.own.quantizers, _run_lengths(units, layers, _strides(quantizers)))
 
 
 def join_runs(parts: Sequence[Runs]) -> Runs:
@@ -93,14 +147,14 @@ def _strides(quantizers: Sequence[Quantizer]) -> Int64Array:
     return np.array([book_stride(quantizer.codebook) for quantizer in quantizers], np.int64)
 
 
-def _run_lengths(records: Sequence[CodedRecord], layers: BlockLayers, strides: Int64Array) -> Int64Array:
+def _run_lengths(units: JoinedUnits, layers: BlockLayers, strides: Int64Array) -> Int64Array:
     """Return the number of symbols of each layer, int64 (layers,)."""
-    return np.asarray(-(-_basis_sizes(records)[layers.sides] // strides[layers.own.quantizers]))
+    return np.asarray(-(-_basis_sizes(units)[layers.sides] // strides[layers.own.quantizers]))
 
 
-def _basis_sizes(records: Sequence[CodedRecord]) -> Int64Array:
+def _basis_sizes(units: JoinedUnits) -> Int64Array:
     """Return the num_basis of each side of each record, int64 (sides,)."""
-    return np.array([count for record in records for count in record.kind.num_basis], np.int64)
+    return np.array([side.num_basis for kind in units.kinds for side in kind.sides], np.int64)[units.side_rows]
 
 
 class _Symbols(NamedTuple):
@@ -133,7 +187,7 @@ class Dequantizer:
 
     def coefficients(
         self, records: Sequence[CodedRecord], symbols: Sequence[Sequence[SymbolArray]]
-    ) -> list[Coefficients]:
+    ) -> Sequence[Coefficients]:
         """Compute the coefficients of records: the weighted sums of their layers.
 
         Vectors of one length are made together, whatever record and side they belong to.
@@ -145,14 +199,14 @@ class Dequantizer:
         Raises:
             FormatError: ``bound``: the coefficients of a record may not fit into 32 bits.
         """
-        made: list[Coefficients] = []
+        made: Sequence[Coefficients] = []
         for made in self.coefficients_by_rung([records] * len(symbols[0]) if symbols else [], symbols):  # noqa: B007
             pass
         return made
 
     def coefficients_by_rung(
         self, rungs: Sequence[Sequence[CodedRecord]], symbols: Sequence[Sequence[SymbolArray]]
-    ) -> Iterator[list[Coefficients]]:
+    ) -> Iterator[Sequence[Coefficients]]:
         """Yield the coefficients of records at each rung: those of the rung before, and its own layers.
 
         Args:
@@ -165,28 +219,29 @@ class Dequantizer:
         Raises:
             FormatError: ``bound``: the coefficients of a record may not fit into 32 bits at the last rung.
         """
-        records = rungs[-1] if rungs else []
-        vectors = [r.kind.vectors(r.units) for r in records for _ in r.kind.sides]
+        all_units = [join_units(records) for records in rungs]
+        if not all_units:
+            return
+        last = all_units[-1]
         by_rung = []
-        for rung, there in enumerate(rungs):
-            layers = block_layers(there, self.allocations, rung)
-            lengths = _run_lengths(there, layers, self._strides)
+        for rung, units in enumerate(all_units):
+            layers = block_layers(units, self.allocations, rung)
+            lengths = _run_lengths(units, layers, self._strides)
             by_rung.append(_Symbols(layers, lengths.cumsum() - lengths, _join([item[rung] for item in symbols])))
-        side_peaks = self._bound_sides(vectors, by_rung)
-        peaks_of = iter(side_peaks.tolist())
-        peaks = [max(next(peaks_of) for _ in record.kind.sides) for record in records]
-        for record, peak in zip(records, peaks, strict=True):
-            require_peak(record.name, peak)
-        totals = _SideSums(_basis_sizes(records), vectors, side_peaks)
-        for there, each in zip(rungs, by_rung, strict=True):
+        side_peaks = self._bound_sides(last.vector_counts, by_rung)
+        ends = last.side_counts.cumsum()
+        peaks = np.maximum.reduceat(side_peaks, ends - last.side_counts) if len(ends) else side_peaks
+        (wrong,) = (peaks > _LARGEST).nonzero()
+        if len(wrong):
+            require_peak(last[wrong[0]].name, int(peaks[wrong[0]]))
+        totals = _SideSums(_basis_sizes(last), last.vector_counts, side_peaks)
+        for units, each in zip(all_units, by_rung, strict=True):
             totals.add(each, self._points)
-            sides = iter(totals.sides)
-            yield [
-                Coefficients(tuple(next(sides)[: r.kind.vectors(r.units)] for _ in r.kind.sides), peak)
-                for r, peak in zip(there, peaks, strict=True)
-            ]
+            yield CoefficientGroup(
+                totals.pools, totals.pool_numbers, totals.rows, units.vector_counts, peaks, ends.tolist()
+            )
 
-    def _bound_sides(self, vectors: Sequence[int], by_rung: Sequence[_Symbols]) -> Int64Array:
+    def _bound_sides(self, vectors: Int64Array, by_rung: Sequence[_Symbols]) -> Int64Array:
         """Return a bound of the coefficients of each side, int64 (sides,); `vectors` counts the vectors of each."""
         firsts = np.cumsum([0, *vectors])  # the first vector of each side among those of all sides
         bounds = np.zeros(firsts[-1], np.int64)
@@ -203,38 +258,35 @@ class _SideSums:
     """The coefficients of the sides of some records, to which the layers of one rung after another are added.
 
     Attributes:
-        sides: The coefficients of each side so far, (vectors, num_basis).
+        pools: The coefficients of all vectors of one length so far, (vectors, num_basis).
+        pool_numbers, rows: As in `CoefficientGroup`.
     """
 
-    def __init__(self, counts: Int64Array, vectors: Sequence[int], peaks: Int64Array) -> None:
+    def __init__(self, sizes: Int64Array, vectors: Int64Array, peaks: Int64Array) -> None:
         """Start with zeros.
 
         Args:
-            counts: The num_basis of each side, int64 (sides,).
-            vectors: The number of vectors of each side.
+            sizes: The num_basis of each side, int64 (sides,).
+            vectors: The number of vectors of each side, int64 (sides,).
             peaks: A bound of the coefficients of each side, int64 (sides,).
         """
-        self._counts = counts
-        self._rows = np.zeros(len(counts), np.int64)  # the first vector of each side among those of its length
-        self._totals: dict[int, Array] = {}
-        self.sides: list[Array] = [None] * len(counts)
-        for count in np.unique(counts).tolist():
-            members = (counts == count).nonzero()[0]
-            ends = np.cumsum([0, *(vectors[member] for member in members.tolist())])
-            self._rows[members] = ends[:-1]
-            total = np.zeros((int(ends[-1]), count), _smallest_dtype(int(peaks[members].max())))
-            self._totals[count] = total
-            for member, start, stop in zip(members.tolist(), ends[:-1].tolist(), ends[1:].tolist(), strict=True):
-                self.sides[member] = total[start:stop]
+        distinct, self.pool_numbers = np.unique(sizes, return_inverse=True)
+        self.rows = np.zeros(len(sizes), np.int64)
+        self.pools: list[Array] = []
+        for number, size in enumerate(distinct.tolist()):
+            (members,) = (self.pool_numbers == number).nonzero()
+            ends = vectors[members].cumsum()
+            self.rows[members] = ends - vectors[members]
+            self.pools.append(np.zeros((int(ends[-1]), size), _smallest_dtype(int(peaks[members].max()))))
 
     def add(self, symbols: _Symbols, points: PointMaker) -> None:
         """Add the layers of one rung."""
         layers = symbols.layers
-        for count, total in self._totals.items():
-            (chosen,) = (self._counts[layers.sides] == count).nonzero()
-            own = Layers(*(part[chosen] for part in layers.own))
-            own = own._replace(vectors=self._rows[layers.sides[chosen]] + own.vectors)
-            points.add(total, own, symbols.starts[chosen], symbols.stream)
+        numbers = self.pool_numbers[layers.sides]
+        whole = layers.own._replace(vectors=self.rows[layers.sides] + layers.own.vectors)
+        for number, pool in enumerate(self.pools):
+            (chosen,) = (numbers == number).nonzero()
+            points.add(pool, Layers(*(part[chosen] for part in whole)), symbols.starts[chosen], symbols.stream)
 
 
 def _join(parts: Sequence[SymbolArray]) -> SymbolArray:
@@ -278,10 +330,11 @@ def decode_symbols(
     strides = _strides(quantizers)
     all_runs, sizes = [], []
     for records in blocks:
-        layers = block_layers(records, allocations, rung)
-        lengths = _run_lengths(records, layers, strides)
+        units = join_units(records)
+        layers = block_layers(units, allocations, rung)
+        lengths = _run_lengths(units, layers, strides)
         all_runs.append(Runs(layers.own.quantizers, lengths))
-        owners = np.arange(len(records)).repeat([len(record.kind.sides) for record in records])[layers.sides]
+        owners = np.arange(len(records)).repeat(units.side_counts)[layers.sides]
         sizes.append(np.bincount(owners, lengths, minlength=len(records)).astype(np.int64))
     models = [quantizer.model for quantizer in quantizers]
     check_steps([lane_steps(codec, data, own, models) for (codec, data), own in zip(coded, all_runs, strict=True)])

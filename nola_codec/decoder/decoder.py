@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,9 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.arrays import Arrays, TorchArrays
+from nola_codec.container.layers import join_units
 from nola_codec.container.reader import Container
 from nola_codec.decoder.coefficients import Coefficients, Dequantizer, LaneSteps, decode_symbols
-from nola_codec.decoder.factors import CHUNK_ELEMENTS, DecodedRecord, synthesize_records
+from nola_codec.decoder.factors import (
+    CHUNK_ELEMENTS,
+    DecodedGroup,
+    DecodedRecord,
+    NumberedGroup,
+    synthesize_group,
+    with_floats,
+)
 from nola_codec.decoder.hashing import HashThread, compare_digests
 from nola_codec.decoder.prediction import Reference, add_prediction, missing_reference, predicted_record
 from nola_codec.errors import FormatError
@@ -111,7 +119,7 @@ class Decoder:
         """
         if indexes is not None and self.reference is not None and self.checks_reference:
             self.reference.check()
-        return self._decode(indexes, floats=floats)
+        return (item for group in self._decode(indexes, floats=floats) for item in group.items())
 
     def check(self) -> None:
         """Decode all records once, to compare the decoded SHA-256; see `decode_all`. Errors name the file."""
@@ -122,7 +130,7 @@ class Decoder:
             except FormatError as error:
                 raise error.within(self.container.name) from error
 
-    def _decode(self, indexes: Sequence[int] | None, *, floats: bool = False) -> Iterator[tuple[int, DecodedRecord]]:
+    def _decode(self, indexes: Sequence[int] | None, *, floats: bool = False) -> Iterator[NumberedGroup]:
         wanted = set(range(len(self.header.coded)) if indexes is None else indexes)
         batches = self._batches(wanted)
         if isinstance(self.xp, TorchArrays):
@@ -133,8 +141,10 @@ class Decoder:
         side_by_side = len(batches) > 1 and library() is not None
         read = (self._read_batch(blocks, wanted) for blocks in batches)
         if side_by_side:
-            for group in parallel_map(lambda batch: list(self._decode_batch(batch, map, floats=floats)), read):
-                yield from group
+            for groups in parallel_map(
+                lambda batch: list(self._decode_batch(batch, map, floats=floats)), read, uses_blas=False
+            ):
+                yield from groups
             return
         for batch in read:
             yield from self._decode_batch(batch, parallel_map, floats=floats)
@@ -176,32 +186,33 @@ class Decoder:
             floats: As in `decode`.
         """
         with HashThread(self.xp) as sha256:
-            for index, record in self.decode(floats=floats):
-                sha256.update(record)
-                yield record
-                if progress is not None:
-                    progress(index + 1)
+            for group in self._decode(None, floats=floats):
+                sha256.update_group(group.made)
+                for index, record in group.items():
+                    yield record
+                    if progress is not None:
+                        progress(index + 1)
             for _, tensor in self.carried_tensors():
                 sha256.update_raw(tensor)
             digests = sha256.digests()
         compare_digests(digests, self.header, has_reference=self.reference is not None)
         self._is_checked = True
 
-    def _block(self, block: int) -> Sequence[CodedRecord]:
-        return self.header.coded[self._starts[block] : self._starts[block + 1]]
-
     def _batches(self, wanted: set[int]) -> list[list[int]]:
         """Return the blocks that hold wanted records, in groups that are entropy-decoded together."""
         batches: list[list[int]] = []
+        asked = [b for b in range(len(self.header.blocks))
+                 if not wanted.isdisjoint(range(self._starts[b], self._starts[b + 1]))]  # fmt: skip
+        if self.xp.has_threads and library() is not None:
+            return [[block] for block in asked]
         weight = _BATCH_SYMBOLS
-        for block in range(len(self.header.blocks)):
-            if wanted.isdisjoint(range(self._starts[block], self._starts[block + 1])):
-                continue
-            if weight >= _BATCH_SYMBOLS or (self.xp.has_threads and library() is not None):
+        for block in asked:
+            if weight >= _BATCH_SYMBOLS:
                 batches.append([])
                 weight = 0
             batches[-1].append(block)
-            weight += sum(_coefficient_count(r) for r in self._block(block))
+            records = self.header.coded[self._starts[block] : self._starts[block + 1]]
+            weight += sum(record.kind.vectors(record.units) * sum(record.kind.num_basis) for record in records)
         return batches
 
     def _read_batch(self, blocks: Sequence[int], wanted: set[int]) -> _Batch:
@@ -215,7 +226,7 @@ class Decoder:
             stored.append([(self.header.sections[first + b].codec, self.container.section(first + b)) for b in blocks])
         return _Batch(blocks, picked, self._decode_reference(picked), stored, kept)
 
-    def _decode_batch(self, batch: _Batch, apply: _Map, *, floats: bool) -> Iterator[tuple[int, DecodedRecord]]:
+    def _decode_batch(self, batch: _Batch, apply: _Map, *, floats: bool) -> Iterator[NumberedGroup]:
         """Decode the wanted records of a batch. `apply` maps a function over portions of it."""
         symbols = self._decode_symbols(batch)
         if len(batch.blocks) == 1 and apply is not map:  # for readers that go tensor by tensor
@@ -224,16 +235,15 @@ class Decoder:
         wanted = set(batch.picked)
         picked = [(number, own) for number, own in zip(numbers, symbols, strict=True) if number in wanted]
 
-        def make(part: Sequence[_Picked]) -> list[tuple[int, DecodedRecord]]:
-            records = [self.header.coded[number] for number, _ in part]
+        def make(part: Sequence[_Picked]) -> NumberedGroup:
+            records = join_units([self.header.coded[number] for number, _ in part])
             made = self._synthesize(records, self._dequantizer.coefficients(records, [item for _, item in part]))
-            made = [self._predict(r, item, batch.known) for r, item in zip(records, made, strict=True)]
-            if floats:
-                made = [replace(item, floats=item.float32(self.xp)) for item in made]
-            return [(number, item) for (number, _), item in zip(part, made, strict=True)]
+            if self.header.reference is not None:
+                pairs = zip(records, made.records, strict=True)
+                made = DecodedGroup([self._predict(record, item, batch.known) for record, item in pairs])
+            return NumberedGroup([number for number, _ in part], with_floats(made, self.xp) if floats else made)
 
-        for group in apply(make, _portions(picked)):
-            yield from group
+        yield from apply(make, _portions(picked))
 
     def decode_rungs(self, rungs: Sequence[Sequence[CodedRecord]]) -> Iterator[tuple[int, list[DecodedRecord]]]:
         """Yield (rung, records as they are there): some records at all rungs, then the next ones, in their order.
@@ -246,7 +256,7 @@ class Decoder:
         apply: _Map = map if library() is None else parallel_map
 
         def make(step: _Step) -> tuple[int, list[DecodedRecord]]:
-            made = self._synthesize(step.records, step.coefficients)
+            made = self._synthesize(step.records, step.coefficients).records
             return step.rung, [self._predict(r, item, step.known) for r, item in zip(step.records, made, strict=True)]
 
         def steps() -> Iterator[_Step]:
@@ -260,8 +270,8 @@ class Decoder:
 
         return parallel_map(make, steps())
 
-    def _synthesize(self, records: Sequence[CodedRecord], coefficients: Sequence[Coefficients]) -> list[DecodedRecord]:
-        return synthesize_records(
+    def _synthesize(self, records: Sequence[CodedRecord], coefficients: Sequence[Coefficients]) -> DecodedGroup:
+        return synthesize_group(
             records,
             coefficients,
             generator=self.header.generator,
@@ -272,7 +282,7 @@ class Decoder:
 
     def _decode_on_device(
         self, blocks: Sequence[int], wanted: set[int], device: torch.device
-    ) -> Iterator[tuple[int, DecodedRecord]]:
+    ) -> Iterator[NumberedGroup]:
         """Decode the wanted records of blocks on a device, to which the sections are copied as they are.
 
         A block that is asked for alone stays there until the next one.
@@ -286,7 +296,7 @@ class Decoder:
         made = self._on_device.decode(wanted, chunk_elements=self.chunk_elements)
         known = self._decode_reference(list(made))
         for number, item in made.items():
-            yield number, self._predict(self.header.coded[number], item, known)
+            yield NumberedGroup([number], DecodedGroup([self._predict(self.header.coded[number], item, known)]))
         if len(blocks) > 1:
             self._on_device = None
 
@@ -316,7 +326,8 @@ class Decoder:
         """
         wanted = [index for index, record in enumerate(self.header.coded) if record.name in names]
         try:
-            return {self.header.coded[index].name: record for index, record in self._decode(wanted)}
+            found = (item for group in self._decode(wanted) for item in group.items())
+            return {self.header.coded[index].name: record for index, record in found}
         except FormatError as error:
             raise error.within(self.container.name) from error
 
@@ -385,7 +396,3 @@ def _portions(items: Sequence[_Picked]) -> list[list[_Picked]]:
         portions[-1].append(item)
         weight += sum(len(symbols) for symbols in item[1])
     return portions
-
-
-def _coefficient_count(record: CodedRecord) -> int:
-    return record.kind.vectors(record.units) * sum(record.kind.num_basis)

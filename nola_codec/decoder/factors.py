@@ -6,8 +6,9 @@ the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +16,12 @@ import numpy.typing as npt
 from nola_codec.arrays import Array, Arrays, library_for
 from nola_codec.basis import BasisKey, Pieces, basis_by_id
 from nola_codec.decoder.coefficients import Coefficients
+from nola_codec.decoder.joined_sides import join_sides, joinable
 from nola_codec.errors import FormatError
 from nola_codec.kernels import library
 from nola_codec.kernels.sides import rows_to_columns, to_float32
 from nola_codec.model.records import CodedRecord, Side
-from nola_codec.quant.scales import MAX_SHIFT, MIN_SHIFT, mantissa_and_shift, scale_to_int16
+from nola_codec.quant.scales import mantissa_and_shift, require_shifts, scale_to_int16
 
 CHUNK_ELEMENTS = 1 << 20
 """Elements that are synthesized at once by default: 8 MiB of int64."""
@@ -53,11 +55,34 @@ class DecodedRecord:
             return self.floats
         lib = library()
         if lib is not None and all(isinstance(side, np.ndarray) for side in self.sides):
-            return tuple(to_float32(lib, s, exponent) for s, exponent in zip(self.sides, self.exponents, strict=True))
+            return tuple(to_float32(lib, self.sides, [2.0**exponent for exponent in self.exponents]))
         return tuple(
             (xp.cast(side.reshape(-1), "float32") * 2.0**exponent).reshape(tuple(side.shape))
             for side, exponent in zip(self.sides, self.exponents, strict=True)
         )
+
+
+class DecodedGroup(NamedTuple):
+    """Records that were decoded together.
+
+    Attributes:
+        records: The records.
+        image: All of them as the decoded SHA-256 takes them, int16 (size,); None if they do not lie side by side.
+    """
+
+    records: list[DecodedRecord]
+    image: npt.NDArray[np.int16] | None = None
+
+
+class NumberedGroup(NamedTuple):
+    """Records that were decoded together, and their numbers in `Header.coded`."""
+
+    numbers: Sequence[int]
+    made: DecodedGroup
+
+    def items(self) -> Iterator[tuple[int, DecodedRecord]]:
+        """Return (number, record) of each record."""
+        return zip(self.numbers, self.made.records, strict=True)
 
 
 def synthesize_records(
@@ -69,7 +94,25 @@ def synthesize_records(
     xp: Arrays,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> list[DecodedRecord]:
-    """Turn the coefficients of several records into their sides. Records of equal shapes are synthesized together.
+    """Do what `synthesize_group` does, and return the records alone."""
+    group = synthesize_group(
+        records, coefficients, generator=generator, seed=seed, xp=xp, chunk_elements=chunk_elements
+    )
+    return group.records
+
+
+def synthesize_group(
+    records: Sequence[CodedRecord],
+    coefficients: Sequence[Coefficients],
+    *,
+    generator: int,
+    seed: int,
+    xp: Arrays,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> DecodedGroup:
+    """Turn the coefficients of several records into their sides.
+
+    With the kernels nearly all records are synthesized in one call, and otherwise those of equal shapes together.
 
     Args:
         records: The records.
@@ -77,11 +120,51 @@ def synthesize_records(
         generator: The id of the generator.
         seed: The seed of the generator, 0 to 2^64 - 1.
         xp: The arrays to make, and their device.
-        chunk_elements: The number of elements that are synthesized at once; it changes no bit.
+        chunk_elements: The number of elements that are synthesized at once without the kernels; it changes no bit.
 
     Raises:
         FormatError: ``bound``: a sum may be too large to scale exactly; ``scale``: a scale is out of range.
     """
+    lib = library_for(xp)
+    is_joined = np.zeros(len(records), bool) if lib is None else joinable(records, coefficients)
+    if lib is not None and is_joined.all():
+        sides, image = join_sides(lib, records, coefficients, seed)
+        return DecodedGroup([DecodedRecord(s, r.exponents) for s, r in zip(sides, records, strict=True)], image)
+    made: dict[int, tuple[Array, ...]] = {}
+    if lib is not None and is_joined.any():
+        joined = np.flatnonzero(is_joined).tolist()
+        sides, _ = join_sides(lib, [records[i] for i in joined], [coefficients[i] for i in joined], seed)
+        made.update(zip(joined, sides, strict=True))
+    left = np.flatnonzero(~is_joined).tolist()
+    others = _synthesize_by_shape(
+        [records[i] for i in left], [coefficients[i] for i in left], generator, seed, xp, chunk_elements
+    )
+    made.update(zip(left, others, strict=True))
+    return DecodedGroup([DecodedRecord(made[i], record.exponents) for i, record in enumerate(records)])
+
+
+def with_floats(group: DecodedGroup, xp: Arrays) -> DecodedGroup:
+    """Return a group whose records have their float32 form, which NumPy's records get from one call of the kernel."""
+    lib = library_for(xp)
+    if lib is None:
+        return group._replace(records=[replace(record, floats=record.float32(xp)) for record in group.records])
+    sides = [side for record in group.records for side in record.sides]
+    exponents = [exponent for record in group.records for exponent in record.exponents]
+    made = iter(to_float32(lib, sides, [2.0**exponent for exponent in exponents]))
+    return group._replace(
+        records=[replace(record, floats=tuple(next(made) for _ in record.sides)) for record in group.records]
+    )
+
+
+def _synthesize_by_shape(
+    records: Sequence[CodedRecord],
+    coefficients: Sequence[Coefficients],
+    generator: int,
+    seed: int,
+    xp: Arrays,
+    chunk_elements: int,
+) -> list[tuple[Array, ...]]:
+    """Return the sides of each record. The same side of records of equal shapes is synthesized together."""
     made: list[list[Array]] = [[] for _ in records]
     for side in range(max((len(record.kind.sides) for record in records), default=0)):
         decoded: dict[int, Array] = {}
@@ -97,7 +180,7 @@ def synthesize_records(
                 decoded.update(zip(part, arrays, strict=True))
         for index, array in decoded.items():
             made[index].append(array)
-    return [DecodedRecord(tuple(own), record.exponents) for own, record in zip(made, records, strict=True)]
+    return [tuple(own) for own in made]
 
 
 def _group_by_shape(records: Sequence[CodedRecord], side: int, xp: Arrays) -> list[list[int]]:
@@ -196,11 +279,8 @@ def vector_scales(records: Sequence[CodedRecord], side: int) -> tuple[npt.NDArra
     codes = np.concatenate([record.scale_codes(side) for record in records])
     exponents = np.repeat([r.exponents[side] for r in records], [r.kind.vectors(r.units) for r in records])
     mantissas, shifts = mantissa_and_shift(codes, exponents)
-    if not MIN_SHIFT <= int(shifts.min()) <= int(shifts.max()) <= MAX_SHIFT:
-        raise FormatError(
-            f"scales of {records[0].name}: expected shifts from {MIN_SHIFT} to {MAX_SHIFT}, "
-            f"found {int(shifts.min())} to {int(shifts.max())}", code="scale"
-        )  # fmt: skip
+    owners = np.repeat(np.arange(len(records)), [record.kind.vectors(record.units) for record in records])
+    require_shifts(shifts, lambda vector: records[owners[vector]].name)
     return mantissas[:, None], shifts[:, None]
 
 

@@ -13,14 +13,14 @@ from types import TracebackType
 import numpy as np
 
 from nola_codec.arrays import Arrays
-from nola_codec.decoder.factors import DecodedRecord
+from nola_codec.decoder.factors import DecodedGroup, DecodedRecord
 from nola_codec.errors import ChecksumMismatch
 from nola_codec.model.header import Header
 from nola_codec.model.tensors import RawTensor
 from nola_codec.parallel import worker_count
 
-_WAITING = 16
-"""Records that wait for the thread of a hash."""
+_WAITING = 4
+"""Records, or groups of them, that wait for the thread of a hash."""
 
 
 class DecodedHash:
@@ -38,6 +38,14 @@ class DecodedHash:
         self._sha.update(struct.pack(f"<{len(decoded.exponents)}b", *decoded.exponents))
         for side in decoded.sides:
             self._sha.update(np.ascontiguousarray(xp.numpy(side), dtype="<i2").reshape(-1).view(np.uint8).data)
+
+    def update_group(self, group: DecodedGroup, xp: Arrays) -> None:
+        """Add the records of a group."""
+        if group.image is not None:
+            self._sha.update(group.image.data)
+            return
+        for record in group.records:
+            self.update(record, xp)
 
     def update_raw(self, tensor: RawTensor) -> None:
         """Add a carried or a drawn tensor."""
@@ -71,6 +79,10 @@ class HashThread:
     def update(self, decoded: DecodedRecord, rung: int = 0) -> None:
         """Add a coded record as it is at a rung."""
         self._do(lambda: self._hashes[rung].update(decoded, self._xp))
+
+    def update_group(self, group: DecodedGroup) -> None:
+        """Add the records of a group to the hash of the only rung."""
+        self._do(lambda: self._hashes[0].update_group(group, self._xp))
 
     def update_raw(self, tensor: RawTensor) -> None:
         """Add a carried or a drawn tensor, which is the same at all rungs."""

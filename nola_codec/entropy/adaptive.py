@@ -151,14 +151,42 @@ class IntegerReader:
             raise self._too_long()
         return value
 
-    def read_many(self, roles: Sequence[int]) -> npt.NDArray[np.int64]:
+    def read_many(self, roles: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the next integers, int64 (roles,), one of each role. Raises FormatError ``symbols`` as `read` does."""
         if self._kernel is None:
-            return np.array([self._read(role) for role in roles], np.int64)
+            return np.array([self._read(int(role)) for role in roles], np.int64)
         values = self._kernel.read(roles)
         if len(values) < len(roles):
             raise self._too_long()
         return values
+
+    def read_totals(self, role: int, groups: Sequence[int]) -> list[int]:
+        """Return totals: each is the latest total of its group, or 0, and the next integer.
+
+        The integer has the role `role` + min(total, 2), with the total before it. No total follows one below 0, which
+        has no role.
+
+        Args:
+            role: The role of an integer whose total is 0.
+            groups: The number of the group of each total, from 0 on.
+
+        Raises:
+            FormatError: ``symbols``, as `read` does.
+        """
+        if self._kernel is not None:
+            found, is_whole = self._kernel.read_totals(role, groups)
+            if not is_whole:
+                raise self._too_long()
+            return found
+        latest: dict[int, int] = {}
+        totals: list[int] = []
+        for group in groups:
+            before = latest.get(group, 0)
+            total = latest[group] = before + self._read(role + min(before, 2))
+            totals.append(total)
+            if total < 0:
+                break
+        return totals
 
     def finish(self) -> None:
         """Check that all bytes were used. Raises FormatError ``symbols`` if some are left."""

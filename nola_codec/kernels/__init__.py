@@ -12,11 +12,11 @@ paths give the same bits. A wrapper takes the library first, checks its arrays, 
     arguments.py                the checks of what a wrapper hands to C
     merges.py                   deltas of int16 factors, and weights with a delta added; the sums of the merge journal
     generators.py               words, signs and subsets of the counter-based generator; dense bases
-    transforms.py               the Hadamard basis, and the last scaling to int16
+    transforms.py               the Hadamard basis of one record or of many, and the last scaling to int16
     entropy.py                  rANS, and symbols of a fixed width as bits
     integers.py                 the adaptive integers of units sections
     points.py                   symbols of any quantizer -> integer coefficients
-    sides.py                    int16 sides: rows to columns, and float32
+    sides.py                    int16 sides: rows to columns, float32, and pairs without components that are zero
     searches.py                 the encoder's Viterbi searches of trellises and dependent quantizers
     levels.py                   the encoder's scalar levels, and their sums
     triton/                     kernels for devices, in Triton

@@ -38,7 +38,7 @@ class AdaptiveReader:
     def position(self) -> int:
         return int(self._state[2])
 
-    def read(self, roles: Sequence[int]) -> npt.NDArray[np.int64]:
+    def read(self, roles: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Read an integer of each role, 0 to 271. There are fewer than asked for if the next one has too many bits."""
         asked = np.array(roles, np.int64)
         if asked.size and not 0 <= int(asked.min()) <= int(asked.max()) < _ROLES:
@@ -52,6 +52,23 @@ class AdaptiveReader:
             if done < len(part):
                 return values[: start + done]
         return values
+
+    def read_totals(self, role: int, groups: Sequence[int]) -> tuple[list[int], bool]:
+        """Return totals as `entropy.adaptive` says, and False if the integer after them has too many bits."""
+        require(0 <= role <= _ROLES - 3, f"roles go to {_ROLES - 1}; {role}")
+        asked = np.array(groups, np.int64)
+        require(not asked.size or int(asked.min()) >= 0, "numbers of groups")
+        latest = np.zeros(int(asked.max(initial=-1)) + 1, np.int64)
+        totals = np.empty(len(asked), np.int64)
+        for start in range(0, len(asked), _AT_ONCE):
+            part = asked[start : start + _AT_ONCE]
+            self._make_room(len(part) * (2 * _MAX_BITS + 2))
+            done = self._lib.call("nola_read_totals", self._data, self._data.size, self._state, self._nodes, role, part,
+                                  len(part), latest, totals[start:])  # fmt: skip
+            is_below = done > 0 and int(totals[start + done - 1]) < 0
+            if done < len(part) or is_below:
+                return totals[: start + done].tolist(), is_below
+        return totals.tolist(), True
 
     def read_one(self, role: int) -> int | None:
         """Read an integer of a role, 0 to 271; None if it has too many bits."""

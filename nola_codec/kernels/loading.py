@@ -68,13 +68,18 @@ def _pass(argument: Argument) -> int | float:
     if isinstance(argument, np.ndarray):
         if not argument.flags.c_contiguous:
             raise ValueError("a kernel was given an array that is not C-contiguous")
-        if argument.flags.writeable and argument.size:
-            # In half the time of `ctypes.data`; the types of NumPy do not say that an array is a buffer.
-            return ctypes.addressof(ctypes.c_char.from_buffer(argument))  # type: ignore[arg-type]
-        return argument.ctypes.data
+        return address_of(argument)
     if argument is None:
         return 0
     return argument if isinstance(argument, float) else int(argument)
+
+
+def address_of(array: npt.NDArray[Any]) -> int:
+    """Return where the elements of an array lie, which must stay alive while a kernel uses them."""
+    if array.flags.writeable and array.size:
+        # In half the time of `ctypes.data`; the types of NumPy do not say that an array is a buffer.
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
+    return array.ctypes.data
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nola_codec.array_types import Int64Array, Uint32Array
 from nola_codec.kernels.arguments import require, require_array
-from nola_codec.kernels.loading import Library
+from nola_codec.kernels.loading import Library, address_of
 from nola_codec.lazy import numpy as np
 
 if TYPE_CHECKING:
@@ -71,51 +71,97 @@ def synthesize_hadamard(
     return out
 
 
-def synthesize_hadamard_bases(
+class SideForm(NamedTuple):
+    """What sides of one shape have in common.
+
+    Attributes:
+        n: The length of a vector.
+        plan: (block, passes) of n, as `block_and_passes` says.
+        components: The number of vectors that the array of the side has room for.
+        is_columns: True if they are the columns of the array, (n, components); else it is (components, n).
+    """
+
+    n: int
+    plan: tuple[int, int]
+    components: int
+    is_columns: bool
+
+
+class VectorPools(NamedTuple):
+    """The coefficients of the vectors of many sides.
+
+    Attributes:
+        pools: int8, int16 or int32 (vectors, n) arrays.
+        numbers: The number of the pool of each side, int64 (sides,).
+        rows: The row of the first vector of each side in its pool, int64 (sides,).
+        counts: The number of vectors of each side, int64 (sides,).
+    """
+
+    pools: Sequence[npt.NDArray[Any]]
+    numbers: Int64Array
+    rows: Int64Array
+    counts: Int64Array
+
+
+def synthesize_hadamard_sides(
     lib: Library,
-    coefficients: Sequence[npt.NDArray[Any]],
-    n: int,
-    plan: tuple[int, int],
-    keys: Sequence[tuple[int, int]],
+    coefficients: VectorPools,
+    forms: Sequence[SideForm],
+    numbers: Int64Array,
+    seed: int,
+    streams: Int64Array,
     purposes: tuple[int, int],
-    scales: tuple[Int64Array, Int64Array] | None = None,
-) -> npt.NDArray[Any]:
-    """Do the same as `synthesize_hadamard` for several bases of n rows in one call, which draws their signs too.
+    scales: tuple[Int64Array, Int64Array],
+    places: Int64Array,
+    out: npt.NDArray[np.int16],
+) -> None:
+    """Write sides into parts of one array: as `synthesize_hadamard` does, with all rows of each basis, and scaled.
 
     Args:
         lib: The library.
-        coefficients: int8, int16 or int32 (vectors, n) of each basis; the dtype and the number of vectors may differ.
-        n: The length of the results.
-        plan: (block, passes) of n, as `block_and_passes` says.
-        keys: The seed and the stream of each basis.
+        coefficients: The coefficients of all sides.
+        forms: The forms of sides.
+        numbers: The number of the form of each side, int64 (sides,).
+        seed: The seed of all bases.
+        streams: The stream of the basis of each side, int64 (sides,).
         purposes: The purposes of the signs of both passes.
-        scales: M and s of the vectors of all bases, as in `synthesize_hadamard`; None for int32 results.
-
-    Returns:
-        int16 (vectors of all bases, n) with scales, else int32: those of the first basis, then those of the second.
+        scales: M and s, as in `synthesize_hadamard`, of the vectors of all sides, int64 (vectors,) each.
+        places: Where each side begins in `out`, int64 (sides,).
+        out: int16 (size,). Components without a vector become zero.
 
     Raises:
         ValueError: An argument has another dtype, shape or range.
     """
-    block, passes = _require_plan(n, plan)
-    require(len(keys) == len(coefficients), "a key of each basis")
-    given = [require_array(own, INTEGERS, (len(own), n)) for own in coefficients]
-    for seed, stream in keys:
-        require(0 <= seed < 1 << 64 and 0 <= stream < 1 << 32, "keys in range")
-    counts = np.array([len(own) for own in given], np.int64)
-    total = int(counts.sum())
-    mantissas, shifts = _require_scales(scales, total)
-    panel = _panel(n, block)
-    work = np.empty(2 * panel * block + (2 * n if passes == 2 else 0), np.uint32)
-    signs = np.empty(2 * (n // 32 + 2), np.uint32)
-    out = np.empty((total, n), np.int32 if scales is None else np.int16)
-    addresses = np.array([own.ctypes.data for own in given], np.int64)
-    sizes = np.array([own.itemsize for own in given], np.int64)
-    seeds = np.array([seed for seed, _ in keys], np.uint64)
-    streams = np.array([stream for _, stream in keys], np.int64)
-    lib.call("nola_hadamard_bases", len(given), addresses, sizes, counts, seeds, streams, *purposes, n,
-             block, passes, panel, signs, work, mantissas, shifts, out)  # fmt: skip
-    return out
+    count = len(numbers)
+    pools = [require_array(pool, INTEGERS, (len(pool), pool.shape[-1])) for pool in coefficients.pools]
+    numbers, streams, places, owners, rows, counts = (
+        require_array(each, ("int64",), (count,)) for each in (numbers, streams, places, *coefficients[1:])
+    )
+    require(_are_below(numbers, len(forms)) and _are_below(owners, len(pools)), "known forms and pools")
+    require(_are_below(streams, 1 << 32), "streams in range")
+    require(0 <= seed < 1 << 64 and out.ndim == 1 and out.dtype.name == "int16", "a seed and a flat int16 array")
+    plans = [(form.n, *_require_plan(form.n, form.plan), _panel(form.n, form.plan[0])) for form in forms]
+    require(all(form.components >= 0 and form.plan[1] * form.n < 1 << 40 for form in forms), "forms in range")
+    table = np.array([(form.n, form.components, form.is_columns) for form in forms], np.int64).reshape(-1, 3)
+    lengths, components, is_columns = table[numbers].T
+    arrays = np.array([(address_of(p), p.itemsize, *p.shape) for p in pools], np.int64).reshape(-1, 4)
+    addresses, widths, heights, given = arrays[owners].T
+    require(np.array_equal(lengths, given) and bool((counts <= components).all()), "vectors of the forms")
+    require(bool(((counts >= 0) & (rows >= 0) & (rows <= heights - counts)).all()), "vectors inside their pools")
+    require(bool(((places >= 0) & (places <= out.size - components * lengths)).all()), "sides inside the array")
+    addresses = addresses + rows * lengths * widths
+    sides = np.stack([addresses, widths, counts, streams, numbers, components, is_columns, places], 1)
+    mantissas, shifts = _require_scales(scales, int(sides[:, 2].sum()))
+    works = [2 * panel * block + (2 * n if passes == 2 else 0) for n, block, passes, panel in plans]
+    columns = counts * lengths * is_columns
+    signs = np.empty(2 * (int(lengths.max(initial=0)) // 32 + 2), np.uint32)
+    lib.call("nola_hadamard_sides", sides, count, np.array(plans, np.int64).reshape(-1, 4), seed, *purposes, signs,
+             np.empty(max(works, default=0), np.uint32), np.empty(int(columns.max(initial=0)), np.int16),
+             mantissas, shifts, out)  # fmt: skip
+
+
+def _are_below(numbers: Int64Array, bound: int) -> bool:
+    return not numbers.size or 0 <= int(numbers.min()) <= int(numbers.max()) < bound
 
 
 def _require_plan(n: int, plan: tuple[int, int]) -> tuple[int, int]:

@@ -160,6 +160,13 @@ class CodedKind:
             return self.rank * len(self.sides)
         return self.rank if self.split == "component" else len(self.sides)
 
+    @property
+    def code_steps(self) -> int:
+        """The scale codes in a step of an amplitude code: the octave has 32 of those, and 16 or 32 of these."""
+        if self.split == "component":
+            return 2 // len(self.sides)  # the scale of a product, or of one vector
+        return 1 if self.split == "factor" else 2
+
     def unit_sides(self, unit: int) -> tuple[int, ...]:
         """Return the numbers of the sides on which a unit has a vector."""
         if self.split == "component":
@@ -238,10 +245,8 @@ class CodedRecord:
 
     def scale_codes(self, side: int) -> Int64Array:
         """Return the scale codes of a side's vectors, int64 (vectors,); code E multiplies a vector by 2^(E / 32)."""
-        if self.kind.split != "component":
-            own = self.kind.side_units(side, self.units)
-            return self.amplitude[own.start : own.stop] * (1 if self.kind.split == "factor" else 2)
-        return self.amplitude * (2 // len(self.kind.sides))
+        own = self.kind.side_units(side, self.units)
+        return self.amplitude[own.start : own.stop] * self.kind.code_steps
 
 
 @dataclass(frozen=True)

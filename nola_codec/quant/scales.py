@@ -8,9 +8,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nola_codec.arrays import Array, Arrays
+from nola_codec.errors import FormatError, mismatch
 from nola_codec.lazy import numpy as np
 
 if TYPE_CHECKING:
@@ -45,6 +47,15 @@ def mantissa_and_shift(
     """Return M and s, both int64, of scale codes and the exponents of their factors; the shapes broadcast."""
     table = np.array(MANTISSAS, np.int64)
     return table[codes & (STEPS - 1)], 15 - (codes >> 5) + exponents
+
+
+def require_shifts(shifts: npt.NDArray[np.int64], name_of: Callable[[int], str]) -> None:
+    """Raise FormatError ``scale`` if the shift of a vector is out of range; `name_of` gives the name of its record."""
+    (wrong,) = ((shifts < MIN_SHIFT) | (shifts > MAX_SHIFT)).nonzero()
+    if len(wrong):
+        wanted = f"shifts from {MIN_SHIFT} to {MAX_SHIFT}"
+        where = f"scales of {name_of(int(wrong[0]))}"
+        raise FormatError(mismatch(where, wanted, int(shifts[wrong[0]])), code="scale")
 
 
 def scale_value(codes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

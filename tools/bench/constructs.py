@@ -38,7 +38,7 @@ from page_tables.constructs import constructs
 from real_data import adapters
 
 from nola_codec.container import canonical, units
-from nola_codec.container.layers import group_by_kind, look_up
+from nola_codec.container.layers import join_units, look_up
 from nola_codec.container.prelude import SIZE
 from nola_codec.container.reader import header_dictionary, open_container
 from nola_codec.container.unit_tables import FIRST_AMPLITUDE, LATER_AMPLITUDE, PRECISION
@@ -308,8 +308,8 @@ def _is_amplitude(role: int) -> bool:
 
 def _touched(parts: Parts, record: CodedRecord, rung: int) -> Any:
     """Return the numbers of the units of a record that have an amplitude in the units section of a rung."""
-    (family,) = group_by_kind([record])
-    return np.flatnonzero(units.touched_units(family, parts.tables, rung))
+    joined = join_units([record])
+    return np.flatnonzero(units.touched_units(joined, parts.tables, rung))
 
 
 def shifts(parts: Parts) -> Saving:

@@ -11,6 +11,7 @@ Its files, from the top down:
     usage.py          how much memory each task takes
     factor_cache.py   rebuilt tasks within a budget of bytes; threads that ask for the same one wait for it
     rebuilding.py     a packed file back to int16 pairs of factors, each with its weight of the model
+    pairs.py          these pairs, without components that are zero, and their factors in floating point
     packed.py         a file and the earlier versions that it needs, as bytes
     applying.py       put a rebuilt task into the model, and the bits of the base model back
     branches.py       the products of factors that run beside linear layers, embeddings and convolutions

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from nola_codec.errors import AdapterError
 from nola_codec.integrations.task_bank.branches import Branch, has_branch, make_branch, run_beside
-from nola_codec.integrations.task_bank.rebuilding import RebuiltTask, WeightPair
+from nola_codec.integrations.task_bank.pairs import WeightPair, float_factors
+from nola_codec.integrations.task_bank.rebuilding import RebuiltTask
 from nola_codec.merger.arithmetic.sum import merge_factors
 from nola_codec.merger.memory_change import MemoryChange, add_deltas
 from nola_codec.merger.memory_model import MemoryModel
@@ -75,7 +76,7 @@ class ModelApplier:
             beside: True to run pairs beside their modules where that is possible; False merges all.
         """
         self._memory, self._dtype, self._beside = memory, dtype, beside
-        self._task = RebuiltTask({})
+        self._written: tuple[Mapping[str, WeightPair], MemoryChange | None] = {}, None
         self._kept: dict[str, torch.Tensor] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self.applied = 0
@@ -93,50 +94,55 @@ class ModelApplier:
 
     def apply(self, name: str | None, task: RebuiltTask) -> None:
         """See `Applier`."""
-        branches = self._branches(task)
-        before = self._task
+        beside = {weight: pair for weight, pair in task.pairs.items() if self._runs(weight, pair.kind)}
+        merged = {weight: pair for weight, pair in task.pairs.items() if pair.rank and weight not in beside}
+        branches = self._branches({weight: pair for weight, pair in beside.items() if pair.rank})
         try:
             self._restore()
-            self._write(task)
+            self._write(merged, task.rest)
         except BaseException:
             self._restore()
-            self._write(before)
+            self._write(*self._written)
             raise
         for handle in self._handles:
             handle.remove()
         self._handles = [run_beside(module, branch) for module, branch in branches]
-        self._task = task
-        self.applied = sum(pair.nbytes for weight, pair in task.pairs.items() if self._runs(weight, pair.kind))
+        self._written = merged, task.rest
+        self.applied = sum(pair.nbytes for pair in beside.values())
 
     def _runs(self, weight: str, kind: CodedKind) -> bool:
         """Return True if a pair runs beside its module."""
         return self._beside and has_branch(self._memory.owners[weight], weight, kind)
 
-    def _branches(self, task: RebuiltTask) -> list[tuple[torch.nn.Module, Branch]]:
-        found = []
-        for weight, pair in task.pairs.items():
-            module = self._memory.owners[weight]
-            if module is not None and pair.rank and self._runs(weight, pair.kind):
-                parameter = self._memory.parameters[weight]
-                found.append((module, make_branch(module, pair, self._dtype or parameter.dtype, parameter.device)))
-        return found
+    def _branches(self, beside: Mapping[str, WeightPair]) -> list[tuple[torch.nn.Module, Branch]]:
+        parameters = [self._memory.parameters[weight] for weight in beside]
+        made = float_factors(
+            list(beside.values()),
+            [self._dtype or parameter.dtype for parameter in parameters],
+            [parameter.device for parameter in parameters],
+        )
+        modules = [self._memory.owners[weight] for weight in beside]
+        return [
+            (own, make_branch(own, *factors)) for own, factors in zip(modules, made, strict=True) if own is not None
+        ]
 
     def _restore(self) -> None:
         """Give all weights that were written the bits of the base model."""
-        parallel_each(lambda weight: _copy(self._memory.parameters[weight], self._kept[weight]), self._kept)
+        if self._kept:
+            parallel_each(lambda weight: _copy(self._memory.parameters[weight], self._kept[weight]), self._kept)
 
-    def _write(self, task: RebuiltTask) -> None:
+    def _write(self, merged: Mapping[str, WeightPair], rest: MemoryChange | None) -> None:
         """Write what a task merges into weights, which have the bits of the base model."""
         import torch
 
-        merged = {w: pair for w, pair in task.pairs.items() if pair.rank and not self._runs(w, pair.kind)}
-        weights = (*merged, *(task.rest.weights if task.rest is not None else ()))
+        weights = (*merged, *(rest.weights if rest is not None else ()))
         parameters, kept = self._memory.parameters, self._kept
         self._kept = {w: kept[w] if w in kept else parameters[w].detach().clone() for w in weights}
-        if task.rest is not None:
-            task.rest.write(self._memory)
+        if rest is not None:
+            rest.write(self._memory)
         on_threads = {w: pair for w, pair in merged.items() if pair.xp.has_threads}
-        add_deltas((parameters[w], pair.delta(tuple(parameters[w].shape))) for w, pair in on_threads.items())
+        if on_threads:
+            add_deltas((parameters[w], pair.delta(tuple(parameters[w].shape))) for w, pair in on_threads.items())
         with torch.no_grad():
             for weight in merged.keys() - on_threads.keys():
                 pair = merged[weight]
@@ -171,10 +177,9 @@ class HookApplier:
 
     def apply(self, name: str | None, task: RebuiltTask) -> None:
         """See `Applier`."""
-        self._hook(name, {module_of(weight): self._factors(weight, pair) for weight, pair in task.pairs.items()})
-
-    def _factors(self, weight: str, pair: WeightPair) -> tuple[torch.Tensor, torch.Tensor]:
-        return pair.factors(self._dtype or self._memory.parameters[weight].dtype, self._device)
+        dtypes = [self._dtype or self._memory.parameters[weight].dtype for weight in task.pairs]
+        made = float_factors(list(task.pairs.values()), dtypes, [self._device] * len(dtypes))
+        self._hook(name, {module_of(weight): factors for weight, factors in zip(task.pairs, made, strict=True)})
 
 
 def _copy(weight: torch.Tensor, bits: torch.Tensor) -> None:

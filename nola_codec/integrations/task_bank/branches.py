@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from nola_codec.integrations.task_bank.rebuilding import WeightPair
 from nola_codec.model.records import CodedKind
 
 Branch = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -49,19 +48,14 @@ def has_branch(module: torch.nn.Module | None, weight: str, kind: CodedKind) -> 
     return _is_linear(module)
 
 
-def make_branch(module: torch.nn.Module, pair: WeightPair, dtype: torch.dtype, device: torch.device) -> Branch:
+def make_branch(module: torch.nn.Module, lora_A: torch.Tensor, lora_B: torch.Tensor) -> Branch:
     """Return the branch of a pair beside a module that `has_branch` accepts.
 
     Args:
         module: The module.
-        pair: The factors.
-        dtype: The dtype that the branch computes in.
-        device: The device of the module.
-
-    Raises:
-        AdapterError: ``overflow``: a factor leaves the range of the dtype.
+        lora_A: (r, in), on the device of the module and in the dtype that the branch computes in.
+        lora_B: (out, r), the same; the scaling is multiplied into it.
     """
-    lora_A, lora_B = pair.factors(dtype, device)
     if type(module) is torch.nn.Embedding:
         rows = lora_A.T.contiguous()  # (vocab, r)
         return lambda ids, y: y + (functional.embedding(ids, rows) @ lora_B.T).to(y.dtype)

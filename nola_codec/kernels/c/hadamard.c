@@ -4,6 +4,7 @@
  */
 #include "generators.h"
 #include "scaling.h"
+#include "sides.h"
 
 /* Multiply a vector by the Sylvester matrix of its length, a power of two, in place. */
 static void butterflies(uint32_t *x, int64_t length) {
@@ -179,27 +180,45 @@ KERNEL(nola_hadamard)(const char *coefficients, int64_t itemsize, const int64_t 
     return 0;
 }
 
-/* Synthesize the vectors of several Hadamard bases of one length, whose signs are drawn here; num_basis is n.
+typedef struct {
+    int64_t n, block, passes, panel;
+} Plan;
+
+typedef struct {
+    int64_t coefficients, itemsize, vectors, stream, plan, components, is_columns, place;
+} Side;
+
+/* Synthesize the sides of many records; num_basis is n, and the signs of a side's basis are drawn here.
  *
- * addresses      of the coefficients of each basis, (vectors, n) integers of itemsizes[b] bytes
- * seeds, streams   of each basis; first_purpose and second_purpose are those of its signs
- * signs          2 * (n / 32 + 2) words
- * The rest is that of one basis; mantissas, shifts and out have the vectors of all bases, one basis after the other. */
-KERNEL(nola_hadamard_bases)(int64_t bases, const int64_t *addresses, const int64_t *itemsizes, const int64_t *vectors,
-                            const int64_t *seeds, const int64_t *streams,
-                            int64_t first_purpose, int64_t second_purpose, int64_t n, int64_t block, int64_t passes,
-                            int64_t panel, uint32_t *signs, uint32_t *work, const int64_t *mantissas,
-                            const int64_t *shifts, char *out) {
-    const int64_t words = n / 32 + 2;
-    for (int64_t b = 0, done = 0; b < bases; done += vectors[b], b++) {
-        for (int64_t p = 0; p < passes && vectors[b] > 0; p++) {
-            word_stream from = open_stream((uint64_t)seeds[b], (uint32_t)streams[b],
+ * sides      eight numbers for each: the address of its coefficients (vectors, n), the bytes of one, the number of its
+ *            vectors, the stream of its basis, the number of its plan, the number of components that the array of the
+ *            side has, 1 if these are its columns and 0 if its rows, and the place of the array in `out`
+ * plans      n, block, passes and panel, as in `synthesize`
+ * signs      2 * (n / 32 + 2) words for the greatest n
+ * work       2 * panel * block numbers, 2 * n more for two passes
+ * rows       the vectors of the longest side whose components are columns
+ * mantissas, shifts   of all vectors, those of one side after the other
+ * Components without a vector become zero. */
+KERNEL(nola_hadamard_sides)(const int64_t *sides, int64_t count, const int64_t *plans, int64_t seed,
+                            int64_t first_purpose, int64_t second_purpose, uint32_t *signs, uint32_t *work,
+                            int16_t *rows, const int64_t *mantissas, const int64_t *shifts, int16_t *out) {
+    for (int64_t s = 0; s < count; s++) {
+        const Side side = ((const Side *)sides)[s];
+        const Plan plan = ((const Plan *)plans)[side.plan];
+        const int64_t words = plan.n / 32 + 2;
+        for (int64_t p = 0; p < plan.passes && side.vectors > 0; p++) {
+            word_stream from = open_stream((uint64_t)seed, (uint32_t)side.stream,
                                            (uint32_t)(p ? second_purpose : first_purpose));
             write_words(&from, 0, words, signs + p * words);
         }
-        synthesize((const char *)(intptr_t)addresses[b], itemsizes[b], NULL, vectors[b], n, n, block, passes, panel,
-                   signs, signs + words, work, mantissas ? mantissas + done : NULL, mantissas ? shifts + done : NULL,
-                   out + done * n * (mantissas ? 2 : 4));
+        int16_t *own = out + side.place, *made = side.is_columns && side.components > 1 ? rows : own;
+        synthesize((const char *)(intptr_t)side.coefficients, side.itemsize, NULL, side.vectors, plan.n, plan.n,
+                   plan.block, plan.passes, plan.panel, signs, signs + words, work, mantissas, shifts, (char *)made);
+        mantissas += side.vectors, shifts += side.vectors;
+        if (made == rows)
+            rows_to_columns(rows, side.vectors, plan.n, side.components, own);
+        else if (side.vectors < side.components)
+            memset(own + side.vectors * plan.n, 0, (size_t)((side.components - side.vectors) * plan.n) * sizeof *own);
     }
     return 0;
 }

@@ -54,6 +54,24 @@ static int read_bit(Reader *reader, int32_t *at) {
     return bit;
 }
 
+/* Read an integer of a role below ROLES. Return 0 if it has more than MAX_BITS bits. */
+static int read_integer(Reader *reader, int64_t role, int64_t *value) {
+    int32_t at = (int32_t)role;
+    int length = 0;
+    while (read_bit(reader, &at))
+        if (++length > MAX_BITS)
+            return 0;
+    *value = 0;
+    if (length == 0)
+        return 1;
+    const int negative = read_bit(reader, &at);
+    int64_t magnitude = 1;
+    while (--length)
+        magnitude = magnitude << 1 | read_bit(reader, &at);
+    *value = negative ? -magnitude : magnitude;
+    return 1;
+}
+
 /* Read `count` integers, each of a role below ROLES.
  *
  * `memory` holds the nodes so far, and has room for 2 * MAX_BITS + 2 more for each integer. Return how many were read:
@@ -61,20 +79,26 @@ static int read_bit(Reader *reader, int32_t *at) {
 KERNEL(nola_read_integers)(const uint8_t *data, int64_t size, int64_t *state, int32_t *memory, const int64_t *roles,
                            int64_t count, int64_t *values) {
     Reader reader = {data, size, (State *)state, (Node *)memory};
+    for (int64_t i = 0; i < count; i++)
+        if (!read_integer(&reader, roles[i], values + i))
+            return i;
+    return count;
+}
+
+/* Read `count` integers, and add each to the total of its group, which is `latest[groups[i]]`, at least 0.
+ *
+ * The role of an integer is `role` + min(2, total before it), below ROLES. totals[i] becomes the total after it. Return
+ * how many were read: fewer than `count` if the next one has too many bits, or after a total below 0. */
+KERNEL(nola_read_totals)(const uint8_t *data, int64_t size, int64_t *state, int32_t *memory, int64_t role,
+                         const int64_t *groups, int64_t count, int64_t *latest, int64_t *totals) {
+    Reader reader = {data, size, (State *)state, (Node *)memory};
     for (int64_t i = 0; i < count; i++) {
-        int32_t at = (int32_t)roles[i];
-        int length = 0;
-        while (read_bit(&reader, &at))
-            if (++length > MAX_BITS)
-                return i;
-        values[i] = 0;
-        if (length == 0)
-            continue;
-        const int negative = read_bit(&reader, &at);
-        int64_t magnitude = 1;
-        while (--length)
-            magnitude = magnitude << 1 | read_bit(&reader, &at);
-        values[i] = negative ? -magnitude : magnitude;
+        int64_t *total = latest + groups[i], value;
+        if (!read_integer(&reader, role + (*total < 2 ? *total : 2), &value))
+            return i;
+        totals[i] = *total += value;
+        if (*total < 0)
+            return i + 1;
     }
     return count;
 }

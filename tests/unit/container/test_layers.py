@@ -1,4 +1,4 @@
-"""The layers of records at each rung: the right ones, and in one look-up for each side whatever the rung."""
+"""The layers of records at each rung: the right ones, and in one look-up whatever the rung."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_layers_of_units_that_start_late(rung: int) -> None:
             assert list(zip(made.vectors.tolist(), made.quantizers.tolist(), strict=True)) == expected(rung, side)
 
 
-def test_a_side_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
 
     def count(*arguments: Any) -> Any:
@@ -58,7 +58,7 @@ def test_a_side_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers_module, "look_up_all", count)
     for rung in range(RUNGS):
         block_layers([record(rung + 1), record(rung + 1)], ALLOCATIONS, rung)
-    assert calls == 2 * RUNGS
+    assert calls == RUNGS
 
 
 def test_a_precision_below_its_own_table_is_refused() -> None:

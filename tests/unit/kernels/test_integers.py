@@ -72,6 +72,43 @@ def test_a_section_that_never_ends_an_integer(monkeypatch: pytest.MonkeyPatch) -
         assert found == ("symbols", "section 1: an integer of more than 20 bits")
 
 
+def totals(data: bytes, groups: list[int]) -> object:
+    """Return the totals that a section holds, or the error."""
+    try:
+        return IntegerReader(data, "section 1").read_totals(4, groups)
+    except FormatError as error:
+        return error.code, str(error)
+
+
+@pytest.mark.parametrize("number", range(20))
+def test_totals(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some end below 0, and some in an integer that is too long."""
+    rng = random.Random(number)
+    groups = [rng.randrange(4) for _ in range(rng.choice((0, 1, 30, 512, 1100)))]
+    latest = [0] * 4
+    writer, wanted = IntegerWriter(), []
+    for place, group in enumerate(groups):
+        total = rng.choice((0, 1, 2, 3, 40))
+        if number % 5 == 1 and place in (len(groups) - 1, 511):
+            total = -1
+        writer.write(4 + min(latest[group], 2), total - latest[group])
+        latest[group] = total
+        wanted.append(total)
+        if total < 0:
+            break
+    data = writer.finish()
+    damaged = bytearray(data) + rng.randbytes(2)
+    damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+    for stored in (data, bytes(damaged), b"\xff\xff\xff\xfe" + b"\xff" * 40):
+        found = []
+        for path in PATHS:
+            monkeypatch.setenv("NOLA_KERNELS", path)
+            found.append(totals(stored, groups))
+        assert all(each == found[0] for each in found), found
+        if stored is data:
+            assert found[0] == wanted
+
+
 @pytest.mark.parametrize("role", [-1, 272])
 def test_a_role_that_does_not_exist(role: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOLA_KERNELS", COMPILED[-1])

@@ -14,7 +14,12 @@ from nola_codec.arrays import NUMPY
 from nola_codec.basis import BasisKey, Hadamard
 from nola_codec.basis.hadamard import block_and_passes
 from nola_codec.kernels.loading import load
-from nola_codec.kernels.transforms import synthesize_hadamard, synthesize_hadamard_bases
+from nola_codec.kernels.transforms import (
+    SideForm,
+    VectorPools,
+    synthesize_hadamard,
+    synthesize_hadamard_sides,
+)
 from nola_codec.prng import PHILOX, SIGNS, SIGNS_SECOND, packed_signs, subset
 from nola_codec.quant.scales import scale_to_int16
 
@@ -53,48 +58,85 @@ def test_hadamard_and_scaling_are_those_of_numpy(variant: str, share: float, mon
             assert np.array_equal(made, by_numpy(q, n, key, scales, monkeypatch)), (n, k, scales)
 
 
+def random_sides(rng: np.random.Generator, n: int) -> tuple[VectorPools, list[SideForm], Any]:
+    """Five sides of vectors of n elements from two pools, as rows or as columns, and the form of each."""
+    pools = [rng.integers(-127, 128, (9, n)).astype(np.int8), rng.integers(-30_000, 30_000, (9, n)).astype(np.int16)]
+    forms = [SideForm(n, block_and_passes(n), 1, True), SideForm(n, block_and_passes(n), 3, True),
+             SideForm(n, block_and_passes(n), 3, False)]  # fmt: skip
+    numbers = np.array([1, 2, 0, 1, 2])
+    counts = np.array([3, 2, 1, 0, rng.integers(0, 4)])
+    return VectorPools(pools, np.array([0, 1, 0, 1, 1]), np.array([0, 0, 3, 2, 2]), counts), forms, numbers
+
+
 @pytest.mark.parametrize("variant", COMPILED)
-def test_several_bases_at_once_are_those_of_numpy(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sides_of_several_bases_are_those_of_numpy(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lib = load(variant).library
     assert lib is not None
     rng = np.random.default_rng(4)
     for n in LENGTHS:
-        counts = rng.integers(0, 4, 5).tolist()
-        peaks = {"int8": 127, "int16": 30_000, "int32": 100_000}
-        q = [rng.integers(-peaks[d], peaks[d] + 1, (count, n)).astype(d)
-             for d, count in zip(rng.choice(list(peaks), len(counts)), counts, strict=True)]  # fmt: skip
-        keys = [((1 << 64) - 1 - i, (1 << 31) + i) for i in range(len(counts))]
-        ends = np.cumsum(counts)
-        for scales in (None, (rng.integers(1, 1 << 16, ends[-1]), rng.integers(1, 63, ends[-1]))):
-            made = synthesize_hadamard_bases(lib, q, n, block_and_passes(n), keys, (SIGNS, SIGNS_SECOND), scales)
-            assert made.dtype == (np.int32 if scales is None else np.int16)
-            for own, key, end in zip(q, keys, ends.tolist(), strict=True):
-                part = slice(end - len(own), end)
-                scale = None if scales is None else (scales[0][part], scales[1][part])
-                wanted = by_numpy(own, n, BasisKey(PHILOX, *key), scale, monkeypatch) if len(own) else own
-                assert np.array_equal(made[part], wanted), (n, key, scales)
+        given, forms, numbers = random_sides(rng, n)
+        seed, streams = (1 << 64) - 1 - n, (1 << 31) + np.arange(5)
+        total = int(given.counts.sum())
+        scales = (rng.integers(1, 1 << 16, total), rng.integers(1, 63, total))
+        sizes = np.array([forms[number].components * n for number in numbers.tolist()])
+        places = sizes.cumsum() - sizes + 1  # the array has an element before the sides
+        out = np.full(int(sizes.sum()) + 1, 7, np.int16)
+        synthesize_hadamard_sides(lib, given, forms, numbers, seed, streams, (SIGNS, SIGNS_SECOND), scales, places, out)
+        assert out[0] == 7
+        done = 0
+        for side, number in enumerate(numbers.tolist()):
+            count, row = int(given.counts[side]), int(given.rows[side])
+            wanted = np.zeros((forms[number].components, n), np.int16)
+            own = given.pools[int(given.numbers[side])][row : row + count]
+            part = slice(done, done + count)
+            if count:
+                key = BasisKey(PHILOX, seed, int(streams[side]))
+                wanted[:count] = by_numpy(own, n, key, (scales[0][part], scales[1][part]), monkeypatch)
+            done += count
+            if forms[number].is_columns:
+                wanted = wanted.T
+            made = out[places[side] : places[side] + sizes[side]].reshape(wanted.shape)
+            assert np.array_equal(made, wanted), (n, side)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"coefficients": [np.ones((2, 64), np.int64)]},
-        {"coefficients": [np.ones((2, 63), np.int8)]},
-        {"coefficients": [np.ones((2, 64), np.int8)] * 2},
+        {"pools": [np.ones((2, 64), np.int64)]},
+        {"pools": [np.ones((2, 63), np.int8)]},
+        {"owners": np.array([1])},
+        {"rows": np.array([1])},
+        {"counts": np.array([3])},
+        {"numbers": np.array([1])},
         {"plan": (48, 1)},
-        {"keys": [(1 << 64, 0)]},
-        {"keys": [(0, 1 << 32)]},
+        {"seed": 1 << 64},
+        {"streams": np.array([1 << 32])},
+        {"places": np.array([1])},
         {"scales": (np.ones(1, np.int64), np.ones(1, np.int64))},
+        {"out": np.zeros(128, np.int32)},
     ],
 )
-def test_wrong_arguments_of_several_bases_are_refused(change: dict[str, Any]) -> None:
+def test_wrong_arguments_of_sides_are_refused(change: dict[str, Any]) -> None:
     lib = load(COMPILED[-1]).library
     assert lib is not None
-    right: dict[str, Any] = {"coefficients": [np.ones((2, 64), np.int8)], "n": 64, "plan": (64, 1),
-                             "keys": [(0, 0)], "purposes": (SIGNS, SIGNS_SECOND)}  # fmt: skip
-    assert abs(synthesize_hadamard_bases(lib, **right)).tolist() == [[64, *[0] * 63]] * 2
+    two = np.array([2])
+    right: dict[str, Any] = {"pools": [np.ones((2, 64), np.int8)], "owners": two - 2, "rows": two - 2, "counts": two,
+                             "numbers": two - 2, "plan": (64, 1), "seed": 0, "streams": two, "places": two - 2,
+                             "scales": (np.ones(2, np.int64), np.ones(2, np.int64)),
+                             "out": np.zeros(128, np.int16)}  # fmt: skip
+
+    def call(a: dict[str, Any]) -> None:
+        pools = VectorPools(a["pools"], a["owners"], a["rows"], a["counts"])
+        form = SideForm(64, a["plan"], 2, False)
+        synthesize_hadamard_sides(
+            lib, pools, [form], a["numbers"], a["seed"], a["streams"], (SIGNS, SIGNS_SECOND), a["scales"], a["places"],
+            a["out"],
+        )  # fmt: skip
+
+    call(right)
+    assert abs(right["out"]).reshape(2, 64).tolist() == [[32, *[0] * 63]] * 2
     with pytest.raises(ValueError, match="a kernel was given"):
-        synthesize_hadamard_bases(lib, **{**right, **change})
+        call({**right, **change})
 
 
 @pytest.mark.parametrize("variant", COMPILED)
