@@ -14,7 +14,7 @@ from adapter_targets import small_adapters
 from changes import alter, scramble
 from damage import TIGHT
 from mutators import alter_file, alter_safetensors, alter_undo, join, remember_units, sometimes, split
-from nola_forge import GOLDEN
+from nola_forge import GOLDEN, golden, golden_names
 from odd_files import CONFIG, GOOD
 from reading import read_by_both_paths, read_by_both_readers, read_decoded, verify
 from safetensors.numpy import save
@@ -30,7 +30,7 @@ _WEIGHTS = [f"model.layers.{number}.self_attn.q_proj.weight" for number in (0, 1
 
 
 def _golden() -> list[bytes]:
-    return [data for data in (path.read_bytes() for path in sorted(GOLDEN.glob("*.nola"))) if len(data) < LARGEST_SEED]
+    return [data for data in map(golden, golden_names()) if len(data) < LARGEST_SEED]
 
 
 def _container_seeds() -> list[bytes]:
