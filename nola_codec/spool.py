@@ -7,6 +7,7 @@ The files lie in $TMPDIR. Nothing is gained if that folder is itself in memory.
 from __future__ import annotations
 
 import math
+import mmap
 import tempfile
 from typing import Any
 
@@ -25,6 +26,19 @@ def allocate_array(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[
     with tempfile.TemporaryFile(prefix="nola-") as file:
         mapped = np.memmap(file, dtype, "w+", shape=shape)  # the array itself keeps the file open
     return mapped.view(np.ndarray)
+
+
+def release_pages(*arrays: npt.NDArray[Any]) -> None:
+    """Let the system take the memory of arrays that lie on disk, until they are used again; others are left alone."""
+    for array in arrays:
+        owner: Any = array
+        while owner is not None and not isinstance(owner, mmap.mmap):
+            owner = getattr(owner, "base", None)
+        if owner is None or not array.nbytes or not array.flags.c_contiguous or not hasattr(mmap, "MADV_DONTNEED"):
+            continue
+        place = array.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
+        start = place // mmap.PAGESIZE * mmap.PAGESIZE
+        owner.madvise(mmap.MADV_DONTNEED, start, place + array.nbytes - start)
 
 
 class Arena:

@@ -19,6 +19,7 @@
     image_models.py             adapters of image and video models, told from others
     scales.py, scale_records.py  the scaling of modules without alphas, and where it came from
     ranks.py, trimming.py       other ranks for the same deltas; without components that are zero
+    spooling.py                 the factors of a large adapter on disk
 
 What the tensors lie in (safetensors, npz, pickle, GGUF) is another matter: `stores`.
 

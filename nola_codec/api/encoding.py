@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from nola_codec import adapters
 from nola_codec.adapters.folders import find_adapter
 from nola_codec.adapters.sources import Readable
+from nola_codec.adapters.spooling import spool_adapter
 from nola_codec.api.arguments import ConfigObject, require_model_path, require_target, write_output
 from nola_codec.api.keywords import EncodeKeywords, check_keywords
 from nola_codec.api.live_sources import AdapterInput, open_live
@@ -128,6 +129,8 @@ def encode_bytes(
     if base is not None:
         adapter = relate_to_base(adapter, base, form=chosen.carried, serves_fit=chosen.fit != "weights")
     adapter, chosen = apply_rules(adapter, chosen)
+    if isinstance(readable, str | os.PathLike):  # nobody else holds its tensors
+        adapter = spool_adapter(adapter)
     data, report = encode_adapter(adapter, chosen, source_bytes=source_size(readable, adapter))
     if base is None:
         report = replace(report, notes=report.notes + base_advice(report))

@@ -24,6 +24,7 @@ from nola_codec.fit.components import sides_energy
 from nola_codec.model.adapter import Adapter, Codable
 from nola_codec.parallel import parallel_map
 from nola_codec.prng import PHILOX
+from nola_codec.spool import release_pages
 from nola_codec.version import __version__
 
 
@@ -177,4 +178,6 @@ def _envelope(adapter: Adapter, options: EncodeOptions) -> Envelope:
 
 def _energy(item: Codable) -> float:
     """Return the squared norm that an item has in the delta, by its own gain."""
-    return sides_energy(item.sides) * item.error_gain**2
+    energy = sides_energy(item.sides) * item.error_gain**2
+    release_pages(*item.sides)
+    return energy

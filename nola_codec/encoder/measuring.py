@@ -18,6 +18,7 @@ from nola_codec.encoder.job import EncodeJob
 from nola_codec.encoder.reconstruct import FactsCollector, decode_rung
 from nola_codec.encoder.tuning import FactorPairs
 from nola_codec.fit.components import sides_error
+from nola_codec.spool import release_pages
 
 _BITS = 21
 """The binary digits of a loss that are written: a float64 with more has other bytes than four and zeros."""
@@ -105,4 +106,6 @@ def _rounded(loss: float) -> float:
 def _squared_error(job: EncodeJob, index: int, decoded: DecodedRecord) -> float:
     """Return the squared error of a record in the delta."""
     item = job.items[index]
-    return sides_error(item.sides, decoded.float32(NUMPY)) * item.error_gain**2
+    error = sides_error(item.sides, decoded.float32(NUMPY)) * item.error_gain**2
+    release_pages(*item.sides)
+    return error

@@ -20,7 +20,7 @@ from nola_codec.fit.components import unit_vectors
 from nola_codec.model.adapter import Codable
 from nola_codec.parallel import parallel_map
 from nola_codec.progress import Progress
-from nola_codec.spool import allocate_array
+from nola_codec.spool import allocate_array, release_pages
 
 Matrices = tuple[dict[int, Float32Array], dict[int, Float32Array]]
 
@@ -169,6 +169,7 @@ def make_canonical_form(
             key = BasisKey(settings.generator, settings.seed, 2 * streams[index] + side)
             coefficients = orthonormal_coefficients(vectors, settings.basis, key)  # (rank, length)
             form.matrices[side][length][first : first + item.rank] = coefficients * np.float32(np.sqrt(length))
+        release_pages(*item.sides)
 
     for done, _ in enumerate(parallel_map(place, range(len(items)))):
         if progress is not None:

@@ -36,6 +36,41 @@ def test_large_arrays_lie_on_disk(tmp_path: Path) -> None:
     assert mappings(tmp_path) == before
 
 
+def test_released_pages_come_back() -> None:
+    arena = spool.Arena(np.float32)
+    arrays = [arena.copy(np.arange(5000, dtype=np.float32) + place) for place in range(3)]
+    own = np.arange(10)
+    spool.release_pages(*arrays, own, own[2:], np.zeros(0), arrays[0][:0], arrays[1].reshape(50, 100).T)
+    for place, array in enumerate(arrays):
+        assert np.array_equal(array, np.arange(5000, dtype=np.float32) + place)
+    assert own.tolist() == list(range(10))
+
+
+def test_released_pages_take_no_memory() -> None:
+    status = Path("/proc/self/smaps")
+    if not status.exists():
+        pytest.skip("no /proc here")
+    array = spool.allocate_array((1 << 20,), np.float32)
+    array[:] = 1
+    address = array.ctypes.data
+
+    def resident() -> int:
+        """The resident bytes of the mapping that holds the array."""
+        inside = False
+        for line in status.read_text().splitlines():
+            if "-" in line.split(" ")[0]:
+                start, stop = (int(part, 16) for part in line.split(" ")[0].split("-"))
+                inside = start <= address < stop
+            elif inside and line.startswith("Rss:"):
+                return 1024 * int(line.split()[1])
+        raise AssertionError("the array has no mapping")
+
+    assert resident() == 4 << 20
+    spool.release_pages(array[: 1 << 19])
+    assert resident() == 2 << 20
+    assert array.all()
+
+
 def test_an_arena_keeps_values_apart() -> None:
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal(shape).astype(np.float32) for shape in [(3, 5), (40, 40), (), (7,), (500,), (2, 2)]]
