@@ -35,8 +35,8 @@ def render_curve(curve: Curve, facts: FileFacts, expected: Expectation | None) -
         text = f"this file: {render_size(facts.bytes)}, {error} {render_error(own)}"
         series.append(Series("this file", "own", [(facts.bytes, own, text)]))
     described = (
-        f"{len(made)} files of other sizes, this file, and {len(curve.peers)} files of other ways to store the "
-        "adapter. The tables below have all points."
+        "Files of this adapter at other sizes, this file, and files of other ways to store the adapter. The tables of "
+        "this section have all points."
     )
     drawing = draw_curves(
         "curve", f"Size against {error}", described, series, ("size of the file", error), ("smaller than fp16", fp16)

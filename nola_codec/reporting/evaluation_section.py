@@ -17,7 +17,7 @@ def state_result(results: TaskResults) -> str:
     """Return the sentence that says what the file keeps of the task."""
     own = results.own
     if own.kept is not None:
-        kept = _with_margin(f"{own.kept:.1%}", own.kept_margin, 100, ".1f")
+        kept = _share(own.kept, own.kept_margin)
         return f"Measured on {results.data}: it keeps {kept} of what {results.reference} gains."
     if own.gap is not None:
         return f"Measured on {results.data}: its loss is {own.gap:+.4f} from that of {results.reference}."
@@ -30,7 +30,7 @@ def render_evaluation(results: TaskResults) -> str:
     bars = [(_label(each), each.loss, f"{each.loss:.4f}") for each in measured if each.loss is not None]
     drawing = draw_bars("losses", "Loss on the task, in nats a token", bars)
     rows = [_cells(each) for each in measured]
-    heads = ["", "size", "loss", "perplexity", "above the reference", "gain kept"]
+    heads = ["model", "size", "loss", "perplexity", "above the reference", "gain kept"]
     share = f"all {results.rows:,}"
     if results.rows < results.rows_in_file:
         share = f"{results.rows:,} of {results.rows_in_file:,}"
@@ -58,20 +58,24 @@ def _label(each: MeasuredLoss) -> str:
 
 
 def _cells(each: MeasuredLoss) -> list[str]:
-    gap = "reference" if each.gap is None else _with_margin(f"{each.gap:+.4f}", each.gap_margin, 1, ".4f")
-    kept = "" if each.kept is None else _with_margin(f"{each.kept:.1%}", each.kept_margin, 100, ".1f")
+    gap = "reference" if each.gap is None else _nats(f"{each.gap:+.4f}", each.gap_margin)
+    kept = "" if each.kept is None else _share(each.kept, each.kept_margin)
     return [
         _label(each),
         render_size(each.bytes) if each.bytes else "",
-        "not a number" if each.loss is None else _with_margin(f"{each.loss:.4f}", each.loss_margin, 1, ".4f"),
+        "not a number" if each.loss is None else _nats(f"{each.loss:.4f}", each.loss_margin),
         "" if each.perplexity is None else f"{each.perplexity:.2f}" if each.perplexity < 1e4 else "over 10,000",
         gap,
         kept,
     ]
 
 
-def _with_margin(text: str, margin: float | None, times: float, form: str) -> str:
-    return text if margin is None else f"{text} \u00b1 {times * margin:{form}}"
+def _nats(text: str, margin: float | None) -> str:
+    return text if margin is None else f"{text} \u00b1 {margin:.4f}"
+
+
+def _share(kept: float, margin: float | None) -> str:
+    return f"{kept:.1%}" if margin is None else f"{kept:.1%} \u00b1 {100 * margin:.1f} points"
 
 
 def _render_answers(number: int, answers: Answers, results: TaskResults) -> str:

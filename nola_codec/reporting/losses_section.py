@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nola_codec.rendering import render_error
+from nola_codec.rendering import cut_common_beginning, render_error
 from nola_codec.reporting.losses import Losses
 from nola_codec.reporting.markup import (
     make_figure,
@@ -52,7 +52,7 @@ def render_losses(losses: Losses) -> str:
         "lower.</p>",
         *(f'<p class="soft">{safe(note, 400)}</p>' for note in found.notes),
         put_beside(nmse_map, signal_map),
-        make_group_tables(grid, ["weights", "energy", "NMSE", "signal kept"], _cells),
+        make_group_tables("Losses", grid, ["weights", "energy", "NMSE", "signal kept"], _cells),
         *missing, _spectra(losses),
     )  # fmt: skip
 
@@ -68,13 +68,16 @@ def _spectra(losses: Losses) -> str:
     if not losses.spectra:
         return ""
     figures = []
-    for number, each in enumerate(losses.spectra):
+    common, names = cut_common_beginning([each.name for each in losses.spectra])
+    begin = f", names without {common} at their beginning" if common else ""
+    for number, (name, each) in enumerate(zip(names, losses.spectra, strict=True)):
         drawing = draw_spectra(f"spectrum{number}", f"Singular values of {each.name}", each.original, each.decoded)
         cut = f", the first {len(each.original)} of {each.rank}" if len(each.original) < each.rank else ""
-        figures.append(make_figure(drawing, f"{safe(each.name)}{cut}"))
+        figures.append(make_figure(drawing, f"{safe(name)}{cut}"))
     return (
-        "<h3>Spectrum of the weights with most energy</h3>\n<p>Circles are the singular values of the original, "
-        "squares those of what the file decodes to. A square at 0 is a component that was dropped. "
-        "The others may lie above the circles: noise adds to them, and the encoder makes up for what it dropped.</p>\n"
+        f"<h3>Spectrum of the weights with most energy{safe(begin)}</h3>\n"
+        "<p>Circles are the singular values of the original, squares those of what the file decodes to. A square at 0 "
+        "is a component that was dropped. The others may lie above the circles: noise adds to them, and the encoder "
+        "makes up for what it dropped.</p>\n"
         f'<div class="many">{"".join(figures)}</div>'
     )

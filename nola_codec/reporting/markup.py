@@ -78,10 +78,11 @@ def make_heat_map(
     return make_figure(drawing, caption)
 
 
-def make_group_tables(grid: Grid, heads: Sequence[str], cells: Callable[[Group], list[str]]) -> str:
+def make_group_tables(what: str, grid: Grid, heads: Sequence[str], cells: Callable[[Group], list[str]]) -> str:
     """Return the tables by module type and by layer, beside each other where the page is wide enough.
 
     Args:
+        what: What the tables show, since no two tables of a page may have one name.
         grid: The weights by module type and layer.
         heads: The headings of the figures, which are flush right.
         cells: The figures of a group as text.
@@ -92,8 +93,8 @@ def make_group_tables(grid: Grid, heads: Sequence[str], cells: Callable[[Group],
     types = [[each.name, *cells(each)] for each in grid.types]
     layers = [[name, *cells(each)] for name, each in zip(names, grid.layers, strict=True)]
     return put_beside(
-        make_table("By module type", ["type", *heads], types, numbers),
-        make_table(f"By layer{begin}", ["layer", *heads], layers, numbers),
+        make_table(f"{what} by module type", ["type", *heads], types, numbers),
+        make_table(f"{what} by layer{begin}", ["layer", *heads], layers, numbers),
     )
 
 

@@ -12,7 +12,14 @@ from nola_codec.reporting.curve_section import render_curve
 from nola_codec.reporting.data import FileReport
 from nola_codec.reporting.evaluation_section import render_evaluation, state_result
 from nola_codec.reporting.losses_section import render_losses
-from nola_codec.reporting.markup import make_figure, make_group_tables, make_heat_map, make_section, make_table
+from nola_codec.reporting.markup import (
+    make_figure,
+    make_group_tables,
+    make_heat_map,
+    make_section,
+    make_table,
+    put_beside,
+)
 from nola_codec.reporting.places import Group
 from nola_codec.reporting.style import STYLE
 from nola_codec.reporting.svg import draw_bars, draw_histogram, safe
@@ -76,8 +83,12 @@ def _bytes(report: FileReport) -> str:
         [[each.name, _shape(each.shape), f"{each.stored:,}"] for each in carried[:_MOST_ROWS]], (2,),
     )  # fmt: skip
     return make_section(
-        "Where the bytes go", make_figure(draw_bars("parts", "Bytes by part of the file", bars), ""),
-        make_table("Bytes by part of the file", ["part", "bytes", "share"], rows, (1, 2)), table if carried else "",
+        "Where the bytes go",
+        put_beside(
+            make_figure(draw_bars("parts", "Bytes by part of the file", bars), ""),
+            make_table("Bytes by part of the file", ["part", "bytes", "share"], rows, (1, 2)),
+        ),
+        table if carried else "",
     )  # fmt: skip
 
 
@@ -99,7 +110,7 @@ def _places(report: FileReport) -> str:
 
     return make_section(
         "Bytes by module type and layer", f"<p>{_SHARES}</p>", heat,
-        make_group_tables(grid, heads, cells),
+        make_group_tables("Bytes", grid, heads, cells),
     )  # fmt: skip
 
 

@@ -25,6 +25,9 @@ def split_name(name: str) -> tuple[str, str]:
     >>> split_name("lora_unet_up_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0")
     ('lora_unet_up_blocks_1_attentions_0_transformer_blocks_0', 'attn1_to_out_#')
     """
+    numbered = re.fullmatch(r"(.+):[0-9]+", name)  # modules that have a number and no name
+    if numbered is not None:
+        return name, f"{numbered[1]}:#"
     parts = re.split(r"([._])", name)  # words at even places, what separates them at odd ones
     words = parts[::2]
     numbers = [i for i, word in enumerate(words[:-1]) if i and word.isascii() and word.isdigit()]

@@ -21,7 +21,7 @@ STYLE = (
     + "".join(f".s{number}{{fill:var(--s{number})}}\n" for number in range(len(_LIGHT_STEPS)))
     + """\
 *{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
+body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif;overflow-wrap:break-word}
 main,header,footer{max-width:1400px;margin:0 auto;padding:0 16px}
 h1{font-size:1.5rem;line-height:1.25;overflow-wrap:anywhere;margin:24px 0 8px}
 h2{font-size:1.2rem;margin:40px 0 8px;border-top:1px solid var(--line);padding-top:16px}
@@ -36,7 +36,7 @@ figure{margin:16px 0}
 .drawing:focus-visible,.table:focus-visible{outline:3px solid var(--first);outline-offset:2px}
 svg{display:block}
 svg text{fill:var(--ink);font:11px ui-monospace,monospace}
-.scale{display:inline-block;vertical-align:-1px}
+.scale{display:inline-block;vertical-align:-1px;max-width:100%}
 .bar{fill:var(--first)}
 .axis{stroke:var(--soft);fill:none}
 .line{fill:none;stroke-width:1.5}
@@ -51,7 +51,7 @@ svg text{fill:var(--ink);font:11px ui-monospace,monospace}
 .mark.own{stroke:var(--paper);fill:var(--ink)}
 .grid{stroke:var(--line);fill:none}
 .many{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(300px,100%),1fr));gap:16px}
-.beside{display:flex;flex-wrap:wrap;gap:0 48px;align-items:flex-start}
+.beside{display:flex;flex-wrap:wrap;gap:0 24px;align-items:flex-start}
 .beside>div{max-width:100%}
 .own th,.own td,.own dt{font-weight:bold}
 article{margin:16px 0}
@@ -65,12 +65,12 @@ dd{margin:0}
 table{border-collapse:collapse;font-size:.9rem}
 caption{text-align:left;padding:4px 0}
 th,td{padding:3px 14px 3px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
-tbody th{font-weight:normal}
+tbody th{font-weight:normal;min-width:7em}
 td{overflow-wrap:anywhere;min-width:4em}
 td.n,th.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 code{font-family:ui-monospace,monospace;overflow-wrap:anywhere}
 footer{margin-top:40px;padding-bottom:32px;font-size:.9rem}
-@media print{body{font-size:11px}.drawing,.table{overflow:visible}svg{max-width:100%;height:auto}
+@media print{html{font-size:11px}body{font-size:1rem}.drawing,.table{overflow:visible}svg{max-width:100%;height:auto}
 h2,h3{break-after:avoid}figure,tr{break-inside:avoid}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """
 )

@@ -97,7 +97,7 @@ def draw_heat_map(
                     f"<title>{safe(rows[i], 60)}, {safe(columns[j], 60)}: {safe(text)}</title></rect>"
                 )
     bottom = size * len(rows)
-    every = max(1, math.ceil(len(columns) / 16), math.ceil(max(map(len, map(short_layer, columns)), default=1) / 2.5))
+    every = max(1, math.ceil(len(columns) / 16), math.ceil(max(map(len, map(short_layer, columns)), default=1) / 2))
     for j in range(0, len(columns), every):
         x = left + size * j + size / 2
         parts.append(f'<text x="{x:.0f}" y="{bottom + 15}" text-anchor="middle">{safe(short_layer(columns[j]))}</text>')

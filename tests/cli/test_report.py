@@ -76,6 +76,8 @@ def check_page(path: Path) -> Page:
         )
     assert len(page.named("table")) == len(page.named("caption"))
     assert all(own["scope"] in ("col", "row") for own in page.named("th"))
+    regions = [own["aria-label"] for own in page.named("div") if own.get("role") == "region"]
+    assert len(regions) == len(set(regions))
     assert len(page.named("h1")) == 1
     assert not re.search(r"\bnan\b|\binf\b", " ".join(page.text))
     return page

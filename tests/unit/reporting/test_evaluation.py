@@ -52,7 +52,7 @@ def changed(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
 def test_what_a_page_shows() -> None:
     results = read_evaluation(evaluation(), FACTS)
     assert results.own.name == "a.nola"
-    assert state_result(results) == "Measured on rows.jsonl: it keeps 87.5% \u00b1 1.0 of what my_lora gains."
+    assert state_result(results) == "Measured on rows.jsonl: it keeps 87.5% \u00b1 1.0 points of what my_lora gains."
     section = render_evaluation(results)
     for shown in ("1.5000 \u00b1 0.1000", "+0.2500 \u00b1 0.0200", "32 of 64 rows", "sat\non", "4.48"):
         assert shown in section

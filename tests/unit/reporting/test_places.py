@@ -14,6 +14,7 @@ from nola_codec.reporting.places import MOST_LAYERS, MOST_TYPES, OUTSIDE, make_g
         ("lora_te_text_model_encoder_layers_11_mlp_fc1", "lora_te_text_model_encoder_layers_11", "mlp_fc1"),
         ("transformer.h.5.attn.c_attn", "transformer.h.5", "attn.c_attn"),
         ("net.2.proj.0.weight", "net.2", "proj.#.weight"),
+        ("text_encoder:17", "text_encoder:17", "text_encoder:#"),
         ("lm_head", OUTSIDE, "lm_head"),
         ("fc.0", OUTSIDE, "fc.0"),
         ("", OUTSIDE, ""),
