@@ -57,7 +57,8 @@ import {{ readFile, writeFile }} from "node:fs/promises";
 import {{ text }} from "node:stream/consumers";
 import {{ openNola }} from {json.dumps((DIST / "index.js").as_uri())};
 for (const [source, target] of JSON.parse(await text(process.stdin))) {{
-  await writeFile(target, (await (await openNola(await readFile(source))).decode()).toSafetensors());
+  const decoded = await (await openNola(await readFile(source))).decode();
+  await writeFile(target, await decoded.toSafetensors());
 }}
 """
 
