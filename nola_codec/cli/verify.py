@@ -53,8 +53,8 @@ def command(file: str, key: str | None, references: tuple[str, ...], quiet: bool
         return 0
     echo(f"good  {shown_url(file)}: {render_size(facts['bytes'])}, {facts['tensors']} tensors")
     if facts["signed_by"] is not None:
-        echo(f"signed by        {facts['signed_by']}{'' if key else ' (not checked: give --key)'}")
-    echo(f"file SHA-256     {facts['file_sha256']}")
-    echo(f"content SHA-256  {facts['content_sha256']}")
-    echo(f"decoded SHA-256  {facts['decoded_sha256']}")
+        echo(f"signed by       {facts['signed_by']}{'' if key else ' (not checked: give --key)'}")
+    echo(f"file SHA-256    {facts['file_sha256']}")
+    echo(f"content SHA-256 {facts['content_sha256']}")
+    echo(f"decoded SHA-256 {facts['decoded_sha256']}")
     return 0
