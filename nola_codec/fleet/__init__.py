@@ -6,6 +6,7 @@ A run finds its sources, gives each an output, leaves out what an earlier run ha
 writes one row for each output into a manifest beside the outputs.
 
     many.py                     the functions; keywords.py has their options, report.py what they return
+    arguments.py                checks what they are called with
     finding.py, finding_urls.py, source_manifest.py   the sources of paths, of URLs, and of a manifest
     naming.py                   an output for each source, with a safe name of its own
     planning.py                 what is up to date, what is another's, and what needs work

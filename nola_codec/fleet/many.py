@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nola_codec.api.arguments import require_model_path
 from nola_codec.api.encoding import check_options
-from nola_codec.api.keywords import keyword_names
 from nola_codec.api.opened import stored_dtype
 from nola_codec.container.limits import Limits
 from nola_codec.encoder.reference import ANY_REFERENCE
-from nola_codec.errors import AdapterError, NolaError, mismatch
+from nola_codec.errors import NolaError, mismatch
+from nola_codec.fleet.arguments import (
+    Sources,
+    absolute,
+    as_list,
+    check_names,
+    gather_sources,
+    reader_options,
+    require_directory,
+    split_run,
+)
 from nola_codec.fleet.chains import chain_items, chain_sources, renew_plan, written_reference
-from nola_codec.fleet.finding import find_sources
 from nola_codec.fleet.items import INTERRUPTED, Item, Job, Outcome, Source, Verb
 from nola_codec.fleet.keywords import MANY_DECODE_NAMES, MANY_ENCODE_NAMES, ManyEncodeKeywords, RunKeywords
 from nola_codec.fleet.manifest import Manifest, has_manifest, read_manifest
@@ -26,15 +33,13 @@ from nola_codec.fleet.planning import Plan, Planner, sweep
 from nola_codec.fleet.report import FleetInterrupted, FleetReport
 from nola_codec.fleet.rows import Row, begun_row, finished_row, storable
 from nola_codec.fleet.running import RunSettings, run_items
-from nola_codec.fleet.source_manifest import read_source_manifest
 from nola_codec.fleet.stamps import stamp
-from nola_codec.remote import is_url, shown_url
+from nola_codec.remote import is_url
 from nola_codec.stores.tensor_files import SUFFIXES
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Sources = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 _ENDING = ".nola"
 
 
@@ -84,13 +89,13 @@ def encode_many(
         >>> report = encode_many("loras", "files", encoding={"ratio": 30})  # doctest: +SKIP
         >>> print(report)  # doctest: +SKIP
     """
-    settings = _split_run("encode_many", dict(run))
+    settings = split_run("encode_many", dict(run))
     if not isinstance(encoding, Mapping | None):
         raise NolaError(mismatch("encoding", "options by their names", repr(encoding)), code="option")
-    common = _check_names("encode_many", dict(encoding or {}), MANY_ENCODE_NAMES)
+    common = check_names("encode_many", dict(encoding or {}), MANY_ENCODE_NAMES)
     if common.get("base") is not None:
         require_model_path(common["base"])
-        common["base"] = _absolute(common["base"])
+        common["base"] = absolute(common["base"])
     of_encoder = {name: value for name, value in common.items() if name not in ("base", "scale", "carry_unknown")}
     if chain:
         if settings[0].engine != "local":
@@ -98,8 +103,8 @@ def encode_many(
         settings = replace(settings[0], workers=1, retries=0), settings[1]
         of_encoder["reference"] = ANY_REFERENCE  # so that options are refused that cannot go with one
     check_options(None, size=of_encoder.pop("size", None), overwrite=False, **of_encoder)
-    directory = _require_directory(out)
-    given = _gather(sources, manifest, "encode", MANY_ENCODE_NAMES, directory)
+    directory = require_directory(out)
+    given = gather_sources(sources, manifest, "encode", MANY_ENCODE_NAMES, directory)
     if chain:
         given = chain_sources(given)
     return _run_to_outputs(
@@ -149,19 +154,19 @@ def decode_many(
     Raises:
         AdapterError, NolaError, OutputExists, FleetInterrupted: As in `encode_many`.
     """
-    settings = _split_run("decode_many", dict(run))
+    settings = split_run("decode_many", dict(run))
     if ending not in ("", *SUFFIXES):
         message = f"ending: expected one of {', '.join(SUFFIXES)}, or nothing for directories, found {ending!r}"
         raise NolaError(message, code="option")
     if base is not None and format is None:
         raise NolaError("base serves format; to merge into models, call decode for each", code="option")
     stored_dtype(dtype or "f32")
-    common = {"format": format, "dtype": dtype, "trim": trim, "base": None if base is None else _absolute(base)}
-    directory = _require_directory(out)
-    given = _gather(sources, manifest, "decode", MANY_DECODE_NAMES, directory)
+    common = {"format": format, "dtype": dtype, "trim": trim, "base": None if base is None else absolute(base)}
+    directory = require_directory(out)
+    given = gather_sources(sources, manifest, "decode", MANY_DECODE_NAMES, directory)
     return _run_to_outputs(
         "decode", given, directory, common, ending=ending, check=check, overwrite=overwrite, run_settings=settings,
-        reader=_reader_options(references, limits),
+        reader=reader_options(references, limits),
     )  # fmt: skip
 
 
@@ -195,12 +200,12 @@ def verify_many(
     Raises:
         AdapterError, NolaError, OutputExists, FleetInterrupted: As in `encode_many`.
     """
-    settings, file_format = _split_run("verify_many", dict(run))
+    settings, file_format = split_run("verify_many", dict(run))
     listed = _outputs_of_manifests(sources)
-    given = _gather(sources, manifest, "verify", (), None, may_be_empty=bool(listed))
+    given = gather_sources(sources, manifest, "verify", (), None, may_be_empty=bool(listed))
     paths = list(dict.fromkeys([*(source.path for source in given), *listed]))
     items = [_verify_item(path) for path in paths]
-    options = _reader_options(references, limits)
+    options = reader_options(references, limits)
 
     def make_job(item: Item, attempt: int) -> Job:
         return Job("verify", item.source, None, options, wanted_digest=listed.get(item.source, ""))
@@ -209,7 +214,7 @@ def verify_many(
         if file_format is not None:
             raise NolaError("manifest_format needs a directory for the manifest", code="option")
         return _run("verify", Plan(work=items), {}, lambda row: None, make_job, settings, None)
-    with Manifest(_require_directory(out), file_format=file_format) as opened:
+    with Manifest(require_directory(out), file_format=file_format) as opened:
         same = [] if check else [item for item in items if _was_good(item, opened.rows.get(item.output), listed)]
         known = {item.output for item in same}
         plan = Plan(work=[item for item in items if item.output not in known], unchanged=same)
@@ -304,81 +309,10 @@ def _run(
     return report
 
 
-def _gather(
-    sources: Sources,
-    manifest: str | os.PathLike[str] | None,
-    verb: Verb,
-    option_names: Sequence[str],
-    out: Path | None,
-    *,
-    may_be_empty: bool = False,
-) -> list[Source]:
-    """Return the sources of paths and of a manifest. Raises AdapterError."""
-    patterns = _as_list(sources)
-    found = [] if manifest is None else read_source_manifest(Path(manifest), option_names)
-    found += find_sources(patterns, verb, skip=out, may_be_empty=may_be_empty)
-    if not found and not may_be_empty:
-        raise AdapterError("no sources; give paths, globs, directories or a manifest", code="no-sources")
-    return found
-
-
-def _require_directory(out: str | os.PathLike[str]) -> Path:
-    """Return the destination as a path. Raises NolaError ``target-type`` for a URL, and for a file."""
-    where = os.fspath(_require_path(out, "destination"))
-    if is_url(where):
-        message = "expected a directory on this machine, where the journal can grow; copy it to the store afterwards"
-        raise NolaError(message, code="target-type", where=shown_url(where))
-    if os.path.exists(where) and not os.path.isdir(where):
-        raise NolaError("expected a directory for the outputs, found a file", code="target-type", where=where)
-    return Path(where)
-
-
-def _absolute(model: str | os.PathLike[str]) -> str:
-    path = os.fspath(model)
-    return path if is_url(path) else os.path.abspath(path)
-
-
-def _reader_options(references: Sources | None, limits: Limits | None) -> dict[str, Any]:
-    """Return options of `decode` and `verify` that no item has: what a file decodes to does not depend on them."""
-    paths = [_absolute(source) for source in _as_list(references or ())]  # that mean the same in another process
-    return {**({"references": paths} if paths else {}), **({} if limits is None else {"limits": limits})}
-
-
-def _as_list(sources: Sources) -> list[str | os.PathLike[str]]:
-    given: object = sources
-    listed = [given] if isinstance(given, str | os.PathLike) else given
-    if isinstance(listed, bytes) or not isinstance(listed, Iterable):
-        raise AdapterError(mismatch("sources", "paths, or a list of them", repr(given)), code="source-type")
-    return [_require_path(each, "source") for each in listed]
-
-
-def _require_path(path: object, what: str) -> str | os.PathLike[str]:
-    """Return a path. Raises AdapterError ``source-type`` for another object."""
-    if not isinstance(path, str | os.PathLike):
-        raise AdapterError(mismatch(what, "a path", repr(path)), code="source-type")
-    return path
-
-
-def _split_run(function: str, run: dict[str, Any]) -> tuple[RunSettings, str | None]:
-    """Return the settings of a run, and the format of its manifest. Raises NolaError ``option``."""
-    _check_names(function, run, keyword_names(RunKeywords))
-    file_format = run.pop("manifest_format", None)
-    return RunSettings(**run), file_format
-
-
-def _check_names(function: str, options: dict[str, Any], known: Sequence[str]) -> dict[str, Any]:
-    for name in options:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
-            raise NolaError(f"{function}() got an unexpected option {name!r}; {hint}", code="option")
-    return options
-
-
 def _outputs_of_manifests(sources: Sources) -> dict[str, str]:
     """Return the digest of each `.nola` file that the manifests of directories among the sources have, by its path."""
     listed: dict[str, str] = {}
-    for source in _as_list(sources):
+    for source in as_list(sources):
         folder = Path(os.path.abspath(source))
         if not is_url(source) and folder.is_dir() and has_manifest(folder):
             rows = read_manifest(folder).values()

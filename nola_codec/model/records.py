@@ -167,12 +167,6 @@ class CodedKind:
             return 2 // len(self.sides)  # the scale of a product, or of one vector
         return 1 if self.split == "factor" else 2
 
-    def unit_sides(self, unit: int) -> tuple[int, ...]:
-        """Return the numbers of the sides on which a unit has a vector."""
-        if self.split == "component":
-            return tuple(range(len(self.sides)))
-        return (unit // (self.most_units // len(self.sides)),)
-
     def side_units(self, side: int, units: int) -> range:
         """Return the numbers of the units that have a vector on a side, in the order of the vectors."""
         count = self.vectors(units)

@@ -25,7 +25,7 @@ def test_a_pair_by_component() -> None:
     assert pair.elements == 8 * (64 + 288)
     assert pair.most_units == 8
     assert [pair.vectors(units) for units in (0, 3)] == [0, 3]
-    assert pair.unit_sides(5) == (0, 1)
+    assert [pair.side_units(side, 3) for side in (0, 1)] == [range(3), range(3)]
 
 
 def test_a_pair_by_factor() -> None:
@@ -33,7 +33,7 @@ def test_a_pair_by_factor() -> None:
     assert pair.vector_lengths == pair.num_basis == (64 * 8, 8 * 288)
     assert pair.most_units == 2
     assert [pair.vectors(units) for units in (0, 2)] == [0, 1]
-    assert [pair.unit_sides(unit) for unit in (0, 1)] == [(0,), (1,)]
+    assert [pair.side_units(side, 2) for side in (0, 1)] == [range(1), range(1, 2)]
 
 
 def test_a_vector_is_one_side_of_one_unit() -> None:
@@ -43,7 +43,7 @@ def test_a_vector_is_one_side_of_one_unit() -> None:
     assert vector.vector_lengths == vector.num_basis == (42,)
     assert vector.elements == 42
     assert vector.vectors(1) == 1
-    assert vector.unit_sides(0) == (0,)
+    assert vector.side_units(0, 1) == range(1)
 
 
 def test_a_scalar_is_a_vector_of_one_number() -> None:
