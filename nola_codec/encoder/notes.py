@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nola_codec.encoder.job import EncodeJob
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.rendering import render_size
@@ -49,7 +51,12 @@ def target_notes(job: EncodeJob, size: int) -> tuple[str, ...]:
 
 
 def notes(
-    options: EncodeOptions, nmse: float, effective: float | None, coarser: int, *, is_of_image_model: bool = False
+    options: EncodeOptions,
+    nmse: float,
+    effective: float | None,
+    rung_bytes: Sequence[int],
+    *,
+    is_of_image_model: bool = False,
 ) -> tuple[str, ...]:
     """Return the sentences that apply to a finished file.
 
@@ -57,7 +64,7 @@ def notes(
         options: The options of the encode.
         nmse: The measured NMSE.
         effective: The effective error; None if it is not defined.
-        coarser: The number of rungs before the last one.
+        rung_bytes: The bytes of the file's beginning up to the end of each rung, coarsest first.
         is_of_image_model: True for an adapter of an image model, which prompts do not train.
     """
     if options.is_factor_form and nmse > 0.5:
@@ -66,11 +73,19 @@ def notes(
             "This form is meant for training; to encode given weights, leave out num_basis and bits.",
         )
     said = []
-    wanted = 1 if options.rungs is None else len(options.rungs)
-    if options.has_rungs and coarser < wanted:
+    asked = sorted(options.rungs or ())
+    coarser = len(rung_bytes) - 1
+    larger = [pair for pair in zip(rung_bytes[:-1], asked, strict=False) if pair[0] > pair[1]]
+    if options.has_rungs and coarser < max(1, len(asked)):
         said.append(
             f"the file has {coarser or 'no'} coarser rung{'' if coarser == 1 else 's'}: a rung must be smaller than "
             "the next one, and large enough for names and configuration"
+        )
+    elif larger:
+        sizes = ", ".join(f"{found:,} bytes for {wanted:,}" for found, wanted in larger)
+        said.append(
+            f"coarser rungs are larger than asked for, since only the last size is searched for: {sizes}; ask for that "
+            "much less if they are limits"
         )
     if effective is not None and effective > 0.25:
         hint = " A file that is trained with a dozen --prompts, or with text of the task (--data), keeps more."

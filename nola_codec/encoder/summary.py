@@ -54,6 +54,7 @@ def make_report(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) ->
     carried = report_carried(job.carried, file.data) + _change_reports(job, last, file.data)
     ratio = 2 * job.parameters / len(file.data)
     is_image = is_of_image_model(job.adapter)
+    rungs = _rung_reports(file)
     return EncodeReport(
         bytes=len(file.data),
         source_bytes=job.source_bytes,
@@ -67,7 +68,7 @@ def make_report(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) ->
         tensors=_tensor_reports(job, quantized, last),
         seconds=job.clock.total(),
         stages=dict(job.clock.seconds),
-        rungs=_rung_reports(file),
+        rungs=rungs,
         dialect=job.adapter.dialect,
         scalings=_scalings(job),
         scale_origin=job.adapter.scale_origin,
@@ -78,7 +79,7 @@ def make_report(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) ->
         + carried_note(job.carried, carried, len(file.data), ratio)
         + loss_note(carried, options.carried)
         + target_notes(job, len(file.data))
-        + notes(options, nmse, effective, len(file.rungs) - 1, is_of_image_model=is_image),
+        + notes(options, nmse, effective, [int(rung["bytes"]) for rung in rungs], is_of_image_model=is_image),
         carried=carried,
         expectation=None if is_image else _expectation(job, effective),
         is_default_target=not options.has_rate and options.objective_name == "effective",

@@ -173,7 +173,15 @@ def test_rungs_that_were_left_out_are_told(run: Run, adapter: Path) -> None:
     said = run("encode", adapter, "-n", "--size", "1500B", "--rungs", "5KB")
     assert (said.status, "note: the file has no coarser rungs: " in said.err) == (0, True)
     kept = run("encode", adapter, "-n", "--nmse", "0.001", "--rungs", "1000B")
-    assert (kept.status, "coarser rung" in kept.err) == (0, False)
+    assert (kept.status, "the file has" in kept.err) == (0, False)
+
+
+@pytest.mark.parametrize("asked", [800, 1200])
+def test_rungs_that_are_larger_than_asked_for_are_told(asked: int, run: Run, adapter: Path) -> None:
+    done = run("encode", adapter, "-n", "--nmse", "0.001", "--rungs", asked, "--json")
+    rung = done.json["rungs"][0]["bytes"]
+    notes = [note for note in done.json["notes"] if note.startswith("coarser rungs are larger than asked for")]
+    assert [f": {rung:,} bytes for {asked:,}; " in note for note in notes] == ([True] if rung > asked else [])
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
