@@ -11,6 +11,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -64,10 +65,11 @@ class Watch:
 
     def start(self, seeds: Sequence[bytes]) -> None:
         """Run each seed as it is, and take the memory of now as what is used anyway."""
-        for again in (False, True):  # the first runs import what they need, which says nothing of a seed's own time
-            self.inputs = []
-            for data in seeds:
-                self.run(data, keep=again)
+        for data in seeds:  # the first runs import what they need, which says nothing of a seed's own time
+            with suppress(Exception):
+                self.target.read(data)
+        for data in seeds:
+            self.run(data, keep=True)
         self.slowest, self._baseline = 0.0, _reset_peak()
 
     def step(self, rng: random.Random) -> None:
