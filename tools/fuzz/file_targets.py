@@ -14,7 +14,7 @@ from adapter_targets import small_adapters
 from changes import alter, scramble
 from damage import TIGHT
 from mutators import alter_file, alter_safetensors, alter_undo, join, remember_units, sometimes, split
-from nola_forge import GOLDEN, golden, golden_names
+from nola_forge import GOLDEN, reference_answers
 from odd_files import CONFIG, GOOD
 from reading import read_by_both_paths, read_by_both_readers, read_decoded, verify
 from safetensors.numpy import save
@@ -30,7 +30,13 @@ _WEIGHTS = [f"model.layers.{number}.self_attn.q_proj.weight" for number in (0, 1
 
 
 def _golden() -> list[bytes]:
-    return [data for data in map(golden, golden_names()) if len(data) < LARGEST_SEED]
+    """Return the small valid files of the conformance kit; of those with a reference, the golden ones."""
+    files = [path.read_bytes() for path in sorted(GOLDEN.glob("*.nola"))]
+    small = [data for data in files if len(data) < LARGEST_SEED]
+    references = [split(data).top.get("reference") for data in small]
+    known = reference_answers()
+    pairs = zip(small, references, strict=True)
+    return [data for data, entry in pairs if entry is None or entry[0] in known]
 
 
 def _container_seeds() -> list[bytes]:
