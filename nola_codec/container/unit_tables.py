@@ -43,7 +43,7 @@ def read_kinds(reader: IntegerReader, kinds: Iterable[CodedKind]) -> dict[CodedK
     last = [0] * len(_KIND_ROLES)
     made = {}
     kinds = list(kinds)
-    steps = iter(reader.read_many([_KIND_ROLES[place] for kind in kinds for place in _places(kind)]).tolist())
+    steps = iter(reader.read_list([_KIND_ROLES[place] for kind in kinds for place in _places(kind)]))
     for kind in kinds:
         for place in _places(kind):
             last[place] += next(steps)
@@ -97,7 +97,7 @@ def read_tables(
         limits.require("rows", total, "allocation rows")
         rows: list[tuple[int, int, int]] = []
         before = (-1, -1, 0)
-        steps = iter(reader.read_many([_PRECISION_STEP, _QUANTIZER_STEP, _WEIGHT_STEP] * count).tolist())
+        steps = iter(reader.read_list([_PRECISION_STEP, _QUANTIZER_STEP, _WEIGHT_STEP] * count))
         for step, quantizer_step, weight_step in zip(steps, steps, steps, strict=True):
             precision, quantizer = before[0] + 1 + step, before[1] + 1 + quantizer_step
             before = precision, quantizer, before[2] + weight_step

@@ -303,9 +303,9 @@ class UnitsReader:
         """Read the number of units of each record at the next rung."""
         kinds = [record.kind for record in self.records]
         if self.rungs:
-            earlier = np.array(self.rungs[-1].units, np.int64)
-            found = earlier + reader.read_many(COUNT + np.minimum(earlier, 2))
-            counts, least = tuple(found.tolist()), earlier.tolist()
+            least: Sequence[int] = self.rungs[-1].units
+            steps = reader.read_list([COUNT + min(before, 2) for before in least])
+            counts = tuple(before + step for before, step in zip(least, steps, strict=True))
         else:  # the count of a record is predicted by the record of its kind before
             numbers: dict[int, int] = {}
             groups = [numbers.setdefault(id(kind), len(numbers)) for kind in kinds]
