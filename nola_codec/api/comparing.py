@@ -92,7 +92,7 @@ class Comparison:
             count = "1 delta" if len(self.tensors) == 1 else f"{len(self.tensors)} deltas"
             lines = [
                 f"NMSE     {render_error(self.nmse)}  over {count}{self._explanation()}",
-                f"worst    {render_error(worst.nmse)}  {worst.name}",
+                _fit_name(f"worst    {render_error(worst.nmse)}", worst.name),
             ]
             if not math.isnan(self.signal):
                 lines.insert(1, f"signal   {self.signal:.4f}  the share of A that is in B")
@@ -125,6 +125,12 @@ class Comparison:
             for tensor in sorted(self.tensors, key=lambda item: -item.nmse)
         ]
         return "\n".join(render_named_table(rows, width=width))
+
+
+def _fit_name(figures: str, name: str, width: int = 80) -> str:
+    """Return figures and the name that they belong to, in two lines if they are wider than a screen."""
+    line = f"{figures}  {name}"
+    return line if len(line) <= width else f"{figures}\n  {name}"
 
 
 @accepts_urls("a", "b")

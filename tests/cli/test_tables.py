@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,15 @@ def test_a_screen_of_80_columns_takes_every_line(
     start = common[1] if common else ""
     for out in (piped, screen):
         assert [start + name for name in shown_names(out.split("\n\n")[1])] == whole[:-1]
+
+
+def test_the_worst_delta_has_a_line_for_its_name(nola: Path) -> None:
+    same = nola_codec.compare(nola, nola)
+    name = same.tensors[0].name
+    assert len(name) > 65
+    assert f"\nworst    0\n  {name}" in str(same)
+    short = replace(same, tensors=(replace(same.tensors[0], name="q_proj"),))
+    assert "\nworst    0  q_proj" in str(short)
 
 
 def test_an_error_on_a_screen_is_broken_between_words(nola: Path) -> None:
