@@ -49,6 +49,8 @@ _SHORTEST = 8
 """The least tokens of a text from nothing; many adapters end a text that begins nowhere at once."""
 _ROUNDS = 3
 """The number of times that texts are drawn for those that were too short, or that were there already."""
+_RATE = 0.015
+"""Adam's learning rate. What the adapter predicts is no noisy target, so that small steps come nearer to it."""
 _GROWN = 1 / 2
 """The share of texts that answer prompts which grew from those of the user."""
 _ASKING, _ANSWERING = 90, 91
@@ -113,6 +115,7 @@ class CausalModels:
             identity=key,
             description=_describe(prompts, train, has_turns=turn_marks(tokenizer) is not None),
             are_of_task=bool(prompts.ids) and not prompts.origin,
+            learning_rate=_RATE,
         )
         return TaskTuner(model, data, request.settings, request.progress)
 
