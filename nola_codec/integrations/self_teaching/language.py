@@ -50,7 +50,8 @@ _SHORTEST = 8
 _ROUNDS = 3
 """The number of times that texts are drawn for those that were too short, or that were there already."""
 _RATE = 0.015
-"""Adam's learning rate. What the adapter predicts is no noisy target, so that small steps come nearer to it."""
+"""Adam's learning rate for answers to the prompts of the user. What the adapter predicts is no noisy target, so that
+small steps come nearer to it than those for labels."""
 _GROWN = 1 / 2
 """The share of texts that answer prompts which grew from those of the user."""
 _ASKING, _ANSWERING = 90, 91
@@ -104,6 +105,7 @@ class CausalModels:
         batches = pack_batches(train, request.batch, fill, request.seed)
         if batches is None:
             batches = [make_batch(own, fill) for own in similar_lengths(train, request.batch, request.seed)]
+        answers_prompts = bool(prompts.ids) and not prompts.origin
         data = TaskData(
             train=batches,
             validation=measured_batches(validation, fill),
@@ -114,8 +116,8 @@ class CausalModels:
             rows=len(held_out),
             identity=key,
             description=_describe(prompts, train, has_turns=turn_marks(tokenizer) is not None),
-            are_of_task=bool(prompts.ids) and not prompts.origin,
-            learning_rate=_RATE,
+            are_of_task=answers_prompts,
+            learning_rate=_RATE if answers_prompts else TaskData.learning_rate,
         )
         return TaskTuner(model, data, request.settings, request.progress)
 
