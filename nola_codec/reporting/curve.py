@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import BinaryIO, Literal, cast
 
 from nola_codec.api.decoding import is_nola, read_adapter
 from nola_codec.api.inspecting import FileFacts
@@ -48,12 +49,18 @@ def curve_sizes(own: int, fp16: int) -> list[int]:
     return [size for size in sizes if size > 0 and (size < own or size <= fp16 // 2)]
 
 
-def require_sweepable(original: AdapterInput | None) -> None:
-    """Refuse an original that no sweep can encode. Raises EncodeError ``option``."""
+def require_sweepable(original: AdapterInput | None) -> AdapterInput:
+    """Return the original as something that can be read again. A stream can be read only once, and becomes bytes.
+
+    Raises:
+        EncodeError: ``option``: there is no original, or it is a `.nola` file, which no sweep can encode.
+    """
     if original is None:
         raise EncodeError("a sweep encodes the original adapter; give that, too", code="option")
-    if isinstance(original, str | os.PathLike | bytes) and is_nola(original):
+    source = cast("BinaryIO", original).read() if isinstance(original, io.IOBase) else original
+    if isinstance(source, str | os.PathLike | bytes) and is_nola(source):
         raise EncodeError("a sweep encodes the original adapter, and this is a .nola file", code="option")
+    return source
 
 
 def measure_curve(

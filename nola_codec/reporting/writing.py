@@ -98,7 +98,7 @@ def _report(
     if scale is not None and against is None:
         raise EncodeError("a scale is that of the original adapter; give the original, too", code="option")
     if sweep:
-        require_sweepable(against)
+        against = require_sweepable(against)
     if out is not None and _is_input(out, source, against, evaluation):
         raise EncodeError("the page would replace what it describes; give it another name", code="option")
     limits = resolve_limits(limits)

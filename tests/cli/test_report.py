@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -150,6 +151,16 @@ def test_a_sweep_follows_the_objective_of_the_file(adapter: Path, encoded: Path)
     assert curve is not None
     assert curve.error == "nmse"
     assert {each.effective_error for each in curve.points} == {None}
+
+
+def test_a_stream_is_read_once(adapter: Path, encoded: Path) -> None:
+    data = (adapter / "adapter_model.safetensors").read_bytes()
+    found = nola_codec.report(encoded, against=io.BytesIO(data), scale=2.0, sweep=True)
+    again = nola_codec.report(encoded, against=data, scale=2.0, sweep=True)
+    assert found.curve is not None
+    assert again.curve is not None
+    assert found.curve.peers == again.curve.peers
+    assert [point.bytes for point in found.curve.points] == [point.bytes for point in again.curve.points]
 
 
 def test_a_sweep_of_a_file_that_differs_says_so(adapter: Path, encoded: Path, tmp_path: Path) -> None:
