@@ -209,7 +209,7 @@ def train_to(job: EncodeJob, target: RateTarget, form: CanonicalForm | None) -> 
 def quantize_trained(job: EncodeJob, trained: TrainedCode, target: RateTarget) -> QuantizedAdapter:
     """Quantize trained vectors. They have no effective error, since they are not meant to be near the adapter."""
     with job.clock.stage("training"):
-        draft = draft_trained(trained, target.limit if target.is_size else None)
+        draft = draft_trained(trained, target.limit - target.margin if target.is_size else None)
     return QuantizedAdapter(draft.content, draft.sizes, None, job.energies)
 
 

@@ -52,8 +52,9 @@ class RateTarget:
     Attributes:
         aim: The bytes or the error that drafts are made for. It is corrected if the finished file misses the target.
         is_size: True if the target is a size, False if it is an error in the objective.
-        limit: The bytes that the file may take, or 0 if the target is an error. It is corrected if a task-trained file
-            misses the target.
+        limit: The bytes that the file may take, or 0 if the target is an error.
+        margin: The bytes by which the draft of trained vectors has to stay below the limit. It grows if the finished
+            file misses the target.
         correction: The `correction_of` the draft of the attempt before, with which a search begins; None if there is
             none.
     """
@@ -61,6 +62,7 @@ class RateTarget:
     aim: float
     is_size: bool
     limit: int = 0
+    margin: int = 0
     correction: float | None = None
 
     @property
@@ -112,7 +114,7 @@ def correct_target(job: EncodeJob, target: RateTarget, size: int, reached: float
         if over <= 0:
             return None
         if job.options.tuner is not None:
-            return replace(target, limit=target.limit - (over + 8))
+            return replace(target, margin=target.margin + over + 8)
         return replace(target, aim=target.aim - (1.2 * over + 8))
     wanted = job.options.error_target
     if wanted is None or reached is None or reached <= wanted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -122,6 +123,19 @@ def test_the_first_target_is_what_the_options_ask_for(make_job: Callable[..., En
     assert first_target(make_job(nmse=0.1)) == RateTarget(0.1, is_size=False)
     job = make_job(ratio=10)
     assert first_target(job).limit == 2 * job.parameters // 10
+
+
+def test_a_miss_of_a_trained_file_leaves_its_limit(make_job: Callable[..., EncodeJob]) -> None:
+    """The drafts have to be smaller; a file that keeps the limit is taken, however small they had to be."""
+    job = make_job(size=5000)
+    job = replace(job, options=replace(job.options, fit="task", tuner=cast(Any, object())))  # nothing is trained here
+    missed = correct_target(job, first_target(job), 5010, None)
+    assert missed is not None
+    assert (missed.limit, missed.margin) == (5000, 18)
+    again = correct_target(job, missed, 5001, None)
+    assert again is not None
+    assert (again.limit, again.margin) == (5000, 27)
+    assert correct_target(job, again, 4999, None) is None
 
 
 def test_a_miss_corrects_the_aim(make_job: Callable[..., EncodeJob]) -> None:
