@@ -25,9 +25,11 @@ class _LazyModule(ModuleType):
 
 
 if TYPE_CHECKING:
+    import ctypes as ctypes
+
     import numpy as numpy
 else:
-    numpy = _LazyModule("numpy")
+    ctypes, numpy = _LazyModule("ctypes"), _LazyModule("numpy")
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

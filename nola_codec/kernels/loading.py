@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from nola_codec.errors import NolaError, mismatch
 from nola_codec.kernels.compiling import FOLDER, LIBRARY_NAME, VARIANTS, sources_digest
+from nola_codec.lazy import ctypes
 from nola_codec.lazy import numpy as np
 
 if TYPE_CHECKING:

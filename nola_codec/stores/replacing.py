@@ -8,7 +8,6 @@ killed run left behind from what a running one needs, and removes the former.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import functools
 import os
@@ -18,6 +17,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
+
+from nola_codec.lazy import ctypes
 
 if sys.platform != "win32":  # Windows has no such locks: nothing is swept there
     import fcntl
