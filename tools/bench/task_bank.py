@@ -30,6 +30,7 @@ import tempfile
 import time
 import tracemalloc
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -44,7 +45,7 @@ from transformers import AutoModelForCausalLM
 
 import nola_codec
 from nola_codec.arrays import NUMPY
-from nola_codec.container.reader import open_container
+from nola_codec.container.reader import header_dictionary, open_container
 from nola_codec.container.writer import assemble
 from nola_codec.decoder.decoder import Decoder
 from nola_codec.decoder.hashing import DecodedHash
@@ -104,7 +105,8 @@ def moved(source: Path, steps: int, target: Path) -> Path:
 def task_files(count: int, size: str, encoded: int) -> Iterator[bytes]:
     """Yield distinct files of one size, made once; the first ones are encoded."""
     source = ROOT / "examples" / "smollm2_e2e"
-    folder = cache_dir() / f"task_bank-{size}-{nola_codec.__version__}"
+    # While the format is a draft, files of one version of the package may need another header dictionary.
+    folder = cache_dir() / f"task_bank-{size}-{nola_codec.__version__}-{zlib.crc32(header_dictionary()):08x}"
     folder.mkdir(parents=True, exist_ok=True)
     made: list[bytes] = []
     for number in range(min(count, SEEDED)):
