@@ -253,19 +253,21 @@ def _names(config: Mapping[str, Any], option: str, where: str) -> tuple[str, ...
 def positive_integer(value: Any, what: str, where: str) -> int:
     """Return a value if it is an integer from 1 to `MAX_RANK`. Raises AdapterError ``bad-config``."""
     if type(value) is not int or not 1 <= value <= MAX_RANK:
-        raise AdapterError(mismatch(what, f"an integer from 1 to {MAX_RANK}", value), code="bad-config", where=where)
+        raise AdapterError(
+            mismatch(what, f"an integer from 1 to {MAX_RANK}", f"{value!r:.80}"), code="bad-config", where=where
+        )
     return value
 
 
 def real_number(value: Any, what: str, where: str) -> float:
     """Return a value if it is a finite number (below 1e30). Raises AdapterError ``bad-config``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
-        raise AdapterError(mismatch(what, "a finite number", value), code="bad-config", where=where)
+        raise AdapterError(mismatch(what, "a finite number", f"{value!r:.80}"), code="bad-config", where=where)
     return value
 
 
 def _flag(config: Mapping[str, Any], option: str, where: str) -> bool:
     value = config.get(option)
     if value is not None and not isinstance(value, bool):
-        raise AdapterError(mismatch(option, "true or false", value), code="bad-config", where=where)
+        raise AdapterError(mismatch(option, "true or false", f"{value!r:.80}"), code="bad-config", where=where)
     return bool(value)
