@@ -54,6 +54,7 @@ class Row:
         target: Its name.
         runs: The number of inputs.
         seconds: The time that they took.
+        computed: The seconds of the processor among them, without those for the seeds.
         outcomes: The number of inputs by outcome.
         slowest: The most processor time of an input, in seconds.
         memory: The most memory that an input under 10 KB took beyond what the process had before, in bytes.
@@ -63,6 +64,7 @@ class Row:
     target: str
     runs: int
     seconds: float
+    computed: float
     slowest: float
     memory: int
     outcomes: dict[str, int]
@@ -81,7 +83,14 @@ def fuzz(target: Target, seconds: float, seed: int, folder: Path) -> Row:
         process = multiprocessing.get_context("fork").Process(target=_work, args=arguments)
         process.start()
         send.close()
-        found: dict[str, Any] = {"runs": 0, "slowest": 0.0, "memory": 0, "outcomes": {}, "findings": []}
+        found: dict[str, Any] = {
+            "runs": 0,
+            "computed": 0.0,
+            "slowest": 0.0,
+            "memory": 0,
+            "outcomes": {},
+            "findings": [],
+        }
         try:
             while receive.poll(_SILENT_SECONDS):
                 found = receive.recv()
@@ -104,6 +113,7 @@ def fuzz(target: Target, seconds: float, seed: int, folder: Path) -> Row:
         target=target.name,
         runs=sum(part["runs"] for part in parts),
         seconds=round(time.monotonic() - begin, 1),
+        computed=round(sum(part["computed"] for part in parts), 2),
         slowest=round(max(part["slowest"] for part in parts), 3),
         memory=max(part["memory"] for part in parts),
         outcomes=outcomes,
@@ -118,18 +128,20 @@ def _work(target: Target, seeds: Sequence[bytes], seconds: float, seed: int, fol
     one_blas_thread().__enter__()  # for the whole process, since each decode would start a thread to ask for it
     watch.start(seeds)
     begin = reported = time.monotonic()
+    watch.runs, started = 0, time.process_time()
     rng = random.Random(seed)
     while (now := time.monotonic()) - begin < seconds and watch.inputs:
         watch.step(rng)
         if now - reported > _REPORT_SECONDS:
-            _report(watch, send)
+            _report(watch, started, send)
             reported = now
-    _report(watch, send)
+    _report(watch, started, send)
 
 
-def _report(watch: Watch, send: Connection) -> None:
+def _report(watch: Watch, started: float, send: Connection) -> None:
     listed = list(watch.findings.values())
-    figures = {"runs": watch.runs, "slowest": watch.slowest, "memory": watch.memory}
+    computed = time.process_time() - started
+    figures = {"runs": watch.runs, "computed": computed, "slowest": watch.slowest, "memory": watch.memory}
     send.send({**figures, "outcomes": dict(watch.outcomes), "findings": listed})
 
 
@@ -156,12 +168,12 @@ def main() -> int:
     if options.json:
         print(json.dumps({"seed": seed, "rows": [vars(row) for row in rows]}, indent=1))
     else:
-        lines = [["target", "runs", "a second", "read", "refused", "codes", "slowest", "memory", "findings"]]
+        lines = [["target", "runs", "per CPU s", "read", "refused", "codes", "slowest", "memory", "findings"]]
         for row in rows:
             read, wrong = row.outcomes.get("read", 0), row.outcomes.get("finding", 0)
             codes = len(row.outcomes.keys() - {"read", "finding"})
             refused = max(0, row.runs - read - wrong)
-            numbers = [row.runs, round(row.runs / max(row.seconds, 0.1)), read, refused, codes]
+            numbers = [row.runs, round(row.runs / max(row.computed, 0.01)), read, refused, codes]
             most = [f"{row.slowest:.2f} s", render_size(row.memory)]
             lines.append([row.target, *(f"{number:,}" for number in numbers), *most, str(len(row.findings))])
         print("\n".join(render_table(lines, right=range(1, 9))))
