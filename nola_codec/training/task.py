@@ -166,8 +166,7 @@ class TaskTuner:
         if not len(start.plan.kept):
             return 0  # nothing fits into the size, which the encoder says
         settings = self._settings
-        rate = settings.learning_rate or self._data.learning_rate
-        rates = [rate, settings.size_rate or rate / 3]
+        rates = [settings.learning_rate, settings.size_rate]
         optimizer = torch.optim.Adam(
             [{"params": code.vectors, "lr": rates[0]}, {"params": [code.log_sizes], "lr": rates[1]}], betas=(0.9, 0.99)
         )
@@ -177,8 +176,8 @@ class TaskTuner:
         while at.step < settings.steps and at.idle < settings.patience:
             self._tell("training", at.step, settings.steps)
             share = at.step / settings.steps
-            for group, most in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = most * min(1.0, (at.step + 1) / 5) * 0.5 * (1 + math.cos(math.pi * share))
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * min(1.0, (at.step + 1) / 5) * 0.5 * (1 + math.cos(math.pi * share))
             optimizer.zero_grad()
             self._factors = code.factors()
             loss = self._checked_loss(self._batch_number(at.step), f"step {at.step}")
@@ -308,7 +307,7 @@ class TaskTuner:
 
     def _fingerprint(self, *arrays: np.ndarray[Any, Any]) -> str:
         """Return a hash of all that a part of a checkpoint depends on: the settings, the data, and some arrays."""
-        data = len(self._data.train), self._data.identity, self._data.learning_rate
+        data = len(self._data.train), self._data.identity
         sha = hashlib.sha256(repr((self._settings, data)).encode())
         for array in arrays:
             sha.update(np.ascontiguousarray(array).tobytes())

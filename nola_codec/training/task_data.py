@@ -46,7 +46,6 @@ class TaskData:
         are_of_task: False if the batches are not the task's, such as texts that a model writes from nothing. They can
             teach coefficients, but what a component is worth on them says little about the task, so the weights alone
             decide which components are kept.
-        learning_rate: Adam's learning rate for coefficients, where the settings give none.
     """
 
     train: Sequence[Any]
@@ -62,7 +61,6 @@ class TaskData:
     identity: str = ""
     description: str = ""
     are_of_task: bool = True
-    learning_rate: float = 0.03
 
     def check(self, against: Against) -> None:
         """Raise EncodeError ``task-data`` if there are no batches, or no function for what is asked."""
@@ -101,8 +99,8 @@ class TaskSettings:
             outputs of the original adapter, for logits the Kullback-Leibler divergence; ``both`` for the mean of the
             two.
         steps: The most steps, with one batch each. The learning rate falls to zero along a cosine.
-        learning_rate: Adam's learning rate for coefficients, which have unit variance; None is that of the data.
-        size_rate: Adam's learning rate for the logarithms of the sizes of components; None is a third of the other one.
+        learning_rate: Adam's learning rate for coefficients, which have unit variance.
+        size_rate: Adam's learning rate for the logarithms of the sizes of components.
         every: The number of steps between two validations.
         patience: The number of validations in a row without a better loss after which training stops.
         seed: The seed of the order of batches.
@@ -118,8 +116,8 @@ class TaskSettings:
 
     against: Against = "labels"
     steps: int = 150
-    learning_rate: float | None = None
-    size_rate: float | None = None
+    learning_rate: float = 0.03
+    size_rate: float = 0.01
     every: int = 25
     patience: int = 3
     seed: int = 0
@@ -137,9 +135,8 @@ class TaskSettings:
             if getattr(self, name) < 1:
                 raise EncodeError(mismatch(name, "a positive number", getattr(self, name)), code="option")
         for name in ("learning_rate", "size_rate"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise EncodeError(mismatch(name, "a positive number", value), code="option")
+            if not 0 < getattr(self, name) < math.inf:
+                raise EncodeError(mismatch(name, "a positive number", getattr(self, name)), code="option")
         for name in ("worth_batches", "teacher_bytes"):
             if getattr(self, name) < 0:
                 raise EncodeError(mismatch(name, "0 or a positive number", getattr(self, name)), code="option")

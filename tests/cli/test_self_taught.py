@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -67,23 +66,6 @@ def test_the_report_counts_the_prompts_that_were_used(run: Run, strong: Path, ba
         path.write_text("the cat\n" * lines)
         done = run("encode", strong, "-n", "--prompts", path, "--base", base, "--size", SIZE, "--steps", 1)
         assert f"the adapter wrote {said} Losses compare predictions with its own." in " ".join(done.out.split())
-
-
-@pytest.mark.parametrize("kind", ["txt", "jsonl"])
-def test_prompts_grow(kind: str, run: Run, strong: Path, base: Path, tmp_path: Path) -> None:
-    """Each of four beginnings may come together with each of four ends; twelve such prompts are new."""
-    texts = ["the cat sat on a mat", "a dog sat on the park", "the mat sat on a dog", "a park sat on the cat"]
-    path, folder = tmp_path / f"p.{kind}", tmp_path / "base"
-    shutil.copytree(base, folder)
-    if kind == "jsonl":
-        (folder / "chat_template.jinja").write_text("{% for m in messages %}the {{ m['content'] }} and {% endfor %}a")
-        texts = [json.dumps({"messages": [{"role": "user", "content": text}]}) for text in texts]
-    path.write_text("\n".join(texts))
-    options = ["--base", folder, "--size", SIZE, "--steps", 1, "--json"]
-    said = run("encode", strong, "-n", "--prompts", path, *options).json["task"]["data"]
-    match = re.search(r"the adapter wrote 48 answers to 4 prompts and to (\d+) prompts grown from them\. Losses", said)
-    assert match, said
-    assert 2 <= int(match[1]) <= 12
 
 
 @pytest.mark.parametrize("options", [["--fit", "task"], ["--data", "self"]])

@@ -17,7 +17,6 @@ from nola_codec.integrations.packed_batches import pack_batches
 from nola_codec.integrations.self_teaching.brought_prompts import find_prompts
 from nola_codec.integrations.self_teaching.chat_turns import ask_oneself, turn_marks
 from nola_codec.integrations.self_teaching.contract import TeachingRequest
-from nola_codec.integrations.self_teaching.grown_prompts import grow_rows
 from nola_codec.integrations.self_teaching.samples import keep_samples, samples_file
 from nola_codec.integrations.self_teaching.sampling import SamplingSettings, sample_answers
 from nola_codec.integrations.task_text import TOKENS, load_carried_tensors
@@ -49,26 +48,14 @@ _SHORTEST = 8
 """The least tokens of a text from nothing; many adapters end a text that begins nowhere at once."""
 _ROUNDS = 3
 """The number of times that texts are drawn for those that were too short, or that were there already."""
-_RATE = 0.015
-"""Adam's learning rate for answers to the prompts of the user. What the adapter predicts is no noisy target, so that
-small steps come nearer to it than those for labels."""
-_GROWN = 1 / 2
-"""The share of texts that answer prompts which grew from those of the user."""
 _ASKING, _ANSWERING = 90, 91
 """The numbers of the draws of these turns, and of the answers to prompts that the adapter brings along."""
 
 
 @dataclass(frozen=True)
 class _Prompts:
-    """Prompts for the adapter.
+    """The token ids of each prompt, and where the prompts are from: empty if the user gave them."""
 
-    Attributes:
-        rows: The prompts.
-        ids: The token ids of each.
-        origin: Where they are from: empty if the user gave them.
-    """
-
-    rows: list[Row]
     ids: list[list[int]]
     origin: str = ""
 
@@ -105,7 +92,6 @@ class CausalModels:
         batches = pack_batches(train, request.batch, fill, request.seed)
         if batches is None:
             batches = [make_batch(own, fill) for own in similar_lengths(train, request.batch, request.seed)]
-        answers_prompts = bool(prompts.ids) and not prompts.origin
         data = TaskData(
             train=batches,
             validation=measured_batches(validation, fill),
@@ -115,9 +101,8 @@ class CausalModels:
             unit="nats a token from the adapter's predictions",
             rows=len(held_out),
             identity=key,
-            description=_describe(prompts, train, has_turns=turn_marks(tokenizer) is not None),
-            are_of_task=answers_prompts,
-            learning_rate=_RATE if answers_prompts else TaskData.learning_rate,
+            description=_describe(prompts, len(train), has_turns=turn_marks(tokenizer) is not None),
+            are_of_task=bool(prompts.ids) and not prompts.origin,
         )
         return TaskTuner(model, data, request.settings, request.progress)
 
@@ -129,13 +114,13 @@ def _read_prompts(request: TeachingRequest, tokenizer: Any, adapter: Adapter) ->
         count = TEXTS + _VALIDATION + _HELD_OUT
         if len(rows) > count:  # the first ones of a sorted file would not represent the others
             rows = random.Random(request.seed).sample(rows, count)
-        return _Prompts(rows, [_tokenize(tokenizer, row) for row in rows])
+        return _Prompts([_tokenize(tokenizer, row) for row in rows])
     has_template = getattr(tokenizer, "chat_template", None) is not None
     rows, origin = find_prompts(request.source, adapter.metadata, with_messages=has_template)
     try:
-        return _Prompts(rows, [_tokenize(tokenizer, row) for row in rows], origin)
+        return _Prompts([_tokenize(tokenizer, row) for row in rows], origin)
     except EncodeError:  # nobody gave these prompts, so that a template that refuses them is no reason to stop
-        return _Prompts([], [])
+        return _Prompts([])
 
 
 def _tokenize(tokenizer: Any, row: Row) -> list[int]:
@@ -180,14 +165,11 @@ def _draw(
     count = TEXTS + _VALIDATION + _HELD_OUT
     asked = prompts.ids
     if asked and not prompts.origin:
-        wanted = max(0, min(int(_GROWN * count), count - len(asked)))  # where more prompts are given, fewer are missing
-        rows = grow_rows(prompts.rows, wanted, request.seed)
-        grown = [_tokenize(tokenizer, row) for row in rows]
-        return speaker.draw([*grown, *(asked[i % len(asked)] for i in range(count - len(grown)))], 0)
+        return speaker.draw([asked[i % len(asked)] for i in range(count)], 0)
     # Prompts that came along may be few, or not those of the task, so half of the texts is drawn without them.
     half = count // 2 if asked else 0
-    answers = speaker.draw([asked[i % len(asked)] for i in range(half)], _ANSWERING) if half else []
-    return answers + draw_from_nothing(speaker.draw, tokenizer, count - half)
+    rows = speaker.draw([asked[i % len(asked)] for i in range(half)], _ANSWERING) if half else []
+    return rows + draw_from_nothing(speaker.draw, tokenizer, count - half)
 
 
 def draw_from_nothing(
@@ -228,8 +210,7 @@ def _first_token(tokenizer: Any) -> int:
 
 def _fingerprint(request: TeachingRequest, adapter: Adapter, prompts: _Prompts) -> str:
     """Return a hash of all that the samples depend on."""
-    rules = TEXTS, _SHORTEST, _GROWN
-    sha = hashlib.sha256(repr((str(request.base.resolve()), request.seed, prompts, rules)).encode())
+    sha = hashlib.sha256(repr((str(request.base.resolve()), request.seed, prompts, TEXTS, _SHORTEST)).encode())
     for module in adapter.modules:
         sha.update(f"{module.name} {module.scaling}".encode())
         for side in module.sides:
@@ -237,28 +218,14 @@ def _fingerprint(request: TeachingRequest, adapter: Adapter, prompts: _Prompts) 
     return sha.hexdigest()
 
 
-def _describe(prompts: _Prompts, train: Sequence[TokenizedRow], *, has_turns: bool) -> str:
+def _describe(prompts: _Prompts, texts: int, *, has_turns: bool) -> str:
     """Return the sentences for the report."""
-    texts = len(train)
-    given, grown = _count_prompts(prompts, train)
+    count = min(len(prompts.ids), texts)
+    named = f"prompt{'' if count == 1 else 's'}"
     if prompts.ids and not prompts.origin:
-        source = f"answers to {_render_count(given)}"
-        source += f" and to {_render_count(grown)} grown from them" if grown else ""
+        source = f"answers to {count} {named}"
     else:
         source = f"texts from nothing{' or from questions of its own' if has_turns else ''}"
         if prompts.ids:
-            along = _render_count(min(len(prompts.ids), texts))
-            source = f"texts, half of them answers to the {along} of {prompts.origin}, the others {source}"
+            source = f"texts, half of them answers to the {count} {named} of {prompts.origin}, the others {source}"
     return f"a causal language model: the adapter wrote {texts} {source}. Losses compare predictions with its own."
-
-
-def _count_prompts(prompts: _Prompts, train: Sequence[TokenizedRow]) -> tuple[int, int]:
-    """Return the numbers of given prompts, and of distinct other ones, that the rows answer."""
-    asked = [tuple(ids[:start]) for ids, start in train]
-    # A small context has cut the beginnings of long prompts.
-    others = {ids for ids in asked if not any(tuple(given[-len(ids) :]) == ids for given in prompts.ids)}
-    return min(len(prompts.ids), sum(ids not in others for ids in asked)), len(others)
-
-
-def _render_count(count: int) -> str:
-    return f"{count} prompt{'' if count == 1 else 's'}"
