@@ -6,8 +6,10 @@ The files lie in $TMPDIR. Nothing is gained if that folder is itself in memory.
 
 from __future__ import annotations
 
+import errno
 import math
 import mmap
+import os
 import tempfile
 from typing import Any
 
@@ -19,13 +21,28 @@ THRESHOLD = 64 << 20
 
 
 def allocate_array(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Make an array of unspecified values, as `numpy.empty` does; an array of THRESHOLD bytes or more lies on disk."""
+    """Make an array of unspecified values, as `numpy.empty` does; an array of THRESHOLD bytes or more lies on disk.
+
+    Raises:
+        OSError: The folder of temporary files, which the error names, has no room for it.
+    """
     nbytes = math.prod(shape) * np.dtype(dtype).itemsize
     if nbytes < THRESHOLD:
         return np.empty(shape, dtype)
     with tempfile.TemporaryFile(prefix="nola-") as file:
+        _reserve(file.fileno(), nbytes)
         mapped = np.memmap(file, dtype, "w+", shape=shape)  # the array itself keeps the file open
     return mapped.view(np.ndarray)
+
+
+def _reserve(descriptor: int, nbytes: int) -> None:
+    """Give a file its room on disk: a mapped file for which there is none later would end the process."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, nbytes)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise OSError(error.errno, os.strerror(error.errno), tempfile.gettempdir()) from error
 
 
 def release_pages(*arrays: npt.NDArray[Any]) -> None:

@@ -10,7 +10,7 @@ from nola_codec.model.adapter import Adapter
 
 
 def spool_adapter(adapter: Adapter) -> Adapter:
-    """Return an adapter whose modules and vectors lie in temporary files; a small adapter as it is.
+    """Return an adapter whose modules and vectors lie in temporary files; as it is if it is small or there is no room.
 
     Who has used an array calls `spool.release_pages`. An encode reads the factors twice, to make the canonical form of
     an adapter and to measure what the file decodes to; in between its memory holds the canonical form.
@@ -20,7 +20,13 @@ def spool_adapter(adapter: Adapter) -> Adapter:
     if nbytes < spool.THRESHOLD:
         return adapter
     arena = spool.Arena("float32")
+    try:
+        return _move(adapter, arena)
+    except OSError:  # an encode needs no files, only less memory with them
+        return adapter
 
+
+def _move(adapter: Adapter, arena: spool.Arena) -> Adapter:
     def move(array: Float32Array) -> Float32Array:
         copy = arena.copy(array)
         spool.release_pages(copy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 from nola_codec import spool
+from nola_codec.adapters.spooling import spool_adapter
+from nola_codec.model.adapter import Adapter, VectorTensor
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +37,27 @@ def test_large_arrays_lie_on_disk(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []  # the file has no name
     del large
     assert mappings(tmp_path) == before
+
+
+def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    with pytest.raises(OSError, match=str(tmp_path)) as caught:
+        spool.allocate_array((64, 32), np.float32)
+    assert caught.value.errno == errno.ENOSPC
+    zeros = np.zeros((64, 32), np.float32)
+    vector = VectorTensor("a", zeros, "F32")
+    adapter = Adapter(dialect="peft", modules=(), vectors=(vector,), raw={}, config=None)
+    assert spool_adapter(adapter) is adapter
+    monkeypatch.undo()
+    monkeypatch.setattr(spool, "THRESHOLD", 1 << 12)
+    (moved,) = spool_adapter(adapter).vectors
+    assert moved.values is not zeros
+    assert np.array_equal(moved.values, zeros)
 
 
 def test_released_pages_come_back() -> None:
