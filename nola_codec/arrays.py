@@ -109,6 +109,12 @@ class TorchArrays:
             reason = (str(error).splitlines() or [""])[0]
             message = mismatch("device", 'what torch.device takes, or "numpy"', f"{device!r} ({reason})")
             raise NolaError(message, code="option") from error
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:  # no driver; a build without CUDA
+            reason = (str(error).splitlines() or [""])[0]
+            message = f'the device {str(self.device)!r} is not usable here ({reason}); "cpu" gives the same bits'
+            raise NolaError(message, code="option") from error
 
     def asarray(self, array: Array) -> Array:
         if isinstance(array, self._torch.Tensor):
@@ -182,6 +188,7 @@ def arrays_on(device: object) -> Arrays:
 
     Raises:
         MissingPackage: ``needs-torch``: another device was asked for, and PyTorch is not installed.
+        NolaError: ``option``: PyTorch knows no such device, or this machine has none.
     """
     return NUMPY if str(device) in ("cpu", "numpy") else TorchArrays(device)
 

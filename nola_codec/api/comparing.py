@@ -26,6 +26,7 @@ from nola_codec.remote import accepts_urls
 from nola_codec.rendering import render_error, render_named_table
 
 _LISTED = 10
+_SIGNAL_CHANGE = 0.25  # how far from 1 the signal of a usable file may be
 """Names that are listed of each group when a comparison is printed."""
 
 
@@ -109,7 +110,8 @@ class Comparison:
 
     def _explanation(self) -> str:
         """Return why a large NMSE need not be bad: B is a file whose encoder kept signal and let noise in."""
-        is_noise = self.nmse > LARGE_NMSE and self.nmse > 3 * (1 - self.signal) ** 2
+        is_file_of_a = abs(1 - self.signal) < _SIGNAL_CHANGE  # another version of A may differ in more than noise
+        is_noise = is_file_of_a and self.nmse > LARGE_NMSE and self.nmse > 3 * (1 - self.signal) ** 2
         return ": noise, mostly, which models hardly see" if is_noise and self.is_effective else ""
 
     def tensor_table(self, width: int | None = None) -> str:

@@ -381,9 +381,13 @@ def load(
         FormatError, ChecksumMismatch: The file is not well-formed, or damaged.
         AdapterError: ``unknown-rung``: the file has no such rung; ``not-nola``: it is an adapter;
             ``source-type``: the source is no path, bytes or stream.
+        NolaError: ``option``: PyTorch knows no such device, or this machine has none.
+        MissingPackage: ``needs-torch``: a device other than the processor was asked for, and PyTorch is not installed.
         RemoteError: The URL cannot be read.
     """
     require_source(source)
+    if str(device) not in ("cpu", "numpy"):
+        arrays_on(device)  # a device that is not there is refused here, and not at the first tensor
     container = open_container(source, limits, rung=rung)
     if verify or (verify is None and not is_url(source)):
         try:

@@ -11,7 +11,7 @@ from nola_codec.api.checking import check_content
 from nola_codec.container.limits import Limits
 from nola_codec.container.reader import Container, Source, open_container
 from nola_codec.container.signature import Signature, signed_message
-from nola_codec.errors import ChecksumMismatch, NolaError, require_package
+from nola_codec.errors import ChecksumMismatch, NolaError, mismatch, require_package
 from nola_codec.remote import accepts_urls
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Key = str | os.PathLike[str] | bytes
 """A key in PEM: its file, or its bytes."""
+
+_OTHER_ALGORITHM = mismatch("key", "a key of Ed25519", "a key of another algorithm")
 
 
 @accepts_urls("source", out="out")
@@ -98,9 +100,10 @@ def _private_key(key: Key) -> Ed25519PrivateKey:
     try:
         found = load_pem_private_key(data, None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise NolaError(f"no private key in PEM without a password ({error})", code="key", where=name) from error
+        message = _unusable_key("private", data, "openssl genpkey -algorithm ed25519 -out private.pem")
+        raise NolaError(message, code="key", where=name) from error
     if not isinstance(found, Ed25519PrivateKey):
-        raise NolaError("a private key, but none of Ed25519", code="key", where=name)
+        raise NolaError(_OTHER_ALGORITHM, code="key", where=name)
     return found
 
 
@@ -113,10 +116,33 @@ def _public_key(key: Key) -> Ed25519PublicKey:
     try:
         found = load_pem_public_key(data)
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise NolaError(f"no public key in PEM ({error})", code="key", where=name) from error
+        message = _unusable_key("public", data, "openssl pkey -in private.pem -pubout -out public.pem")
+        raise NolaError(message, code="key", where=name) from error
     if not isinstance(found, Ed25519PublicKey):
-        raise NolaError("a public key, but none of Ed25519", code="key", where=name)
+        raise NolaError(_OTHER_ALGORITHM, code="key", where=name)
     return found
+
+
+def _unusable_key(kind: str, data: bytes, command: str) -> str:
+    """Return the message for a key that cannot be read: what was found instead, and the command that makes a good one.
+
+    Args:
+        kind: "private" or "public".
+        data: What was read.
+        command: The command.
+    """
+    if data.lstrip().startswith((b"ssh-", b"-----BEGIN OPENSSH")):
+        found = "a key of OpenSSH"
+    elif b"ENCRYPTED" in data[:200]:
+        found = "a key with a password"
+    elif b"PRIVATE KEY-----" in data[:200]:
+        found = "a private key" if kind == "public" else "a damaged private key"
+    elif b"PUBLIC KEY-----" in data[:200]:
+        found = "a public key" if kind == "private" else "a damaged public key"
+    else:
+        found = "something else"
+    wanted = f"a {kind} key of Ed25519 in PEM{', without a password' if kind == 'private' else ''}"
+    return f"{mismatch('key', wanted, found)}; `{command}` makes one"
 
 
 def _read_key(key: Key) -> tuple[bytes, str]:

@@ -51,6 +51,19 @@ class HelpfulCommand(click.Command):
         self.examples = examples
         self.says_no = says_no
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the command line; a refusal of several files names the command that takes many, if there is one."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            many = f"{ctx.info_name}-many"
+            group = ctx.parent and ctx.parent.command
+            is_extra = error.message.startswith("Got unexpected extra argument")
+            if is_extra and ctx.parent and isinstance(group, click.Group) and many in group.list_commands(ctx.parent):
+                message = f"{ctx.info_name} takes one name. `nola-codec {many}` takes many."
+                raise click.UsageError(message, ctx) from error
+            raise
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one section for each group, in the order in which the groups first occur."""
         groups: dict[str, list[tuple[str, str]]] = {}

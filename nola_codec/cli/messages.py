@@ -61,6 +61,8 @@ def describe_system_error(error: OSError) -> str:
     """Say what the system refused, under the name that the user gave, not that of a temporary file."""
     if isinstance(error, FileNotFoundError):
         reason = "no such file or directory"
+        if error.filename == "-":
+            reason += ". Standard input is not read, since readers go back and forth in a file: give the name of one"
     else:
         reason = error.strerror or str(error)
     if error.errno in DISK_FULL:

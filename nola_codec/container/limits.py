@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, fields, replace
+from typing import cast
 
 from nola_codec.errors import FormatError, NolaError, mismatch
 from nola_codec.sizes import parse_size
@@ -152,9 +153,12 @@ def resolve_limits(limits: Limits | None, default: Limits = DEFAULT_LIMITS) -> L
     """Return the limits that a caller gave; for None those of the environment variable NOLA_LIMITS, or the default.
 
     Raises:
-        NolaError: ``option``: The variable cannot be read.
+        NolaError: ``option``: The variable cannot be read, or `limits` is something else.
     """
     if limits is not None:
+        if not isinstance(cast("object", limits), Limits):
+            wanted = "Limits, such as nola_codec.Limits().within_memory(500 * 10**6)"
+            raise NolaError(mismatch("limits", wanted, type(limits).__name__), code="option")
         return limits
     try:
         return parse_limits(os.environ.get(VARIABLE, ""), default)

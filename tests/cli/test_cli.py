@@ -560,3 +560,19 @@ def test_shell_completion(shell: str, words: str) -> None:
     )  # fmt: skip
     assert words in made.stdout
     assert made.stderr == ""
+
+
+def test_another_version_is_not_called_noise(run: Run, adapter: Path, tmp_path: Path) -> None:
+    """The error of a file of A is mostly noise, but a file of another training differs in what it learned."""
+    stronger = tmp_path / "stronger"
+    stronger.mkdir()
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    changed = {key: value * (1.4 if "lora_B" in key else 1) for key, value in tensors.items()}
+    save_file(changed, stronger / "adapter_model.safetensors", metadata={"format": "pt"})
+    (stronger / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
+    assert run("encode", stronger, "-o", tmp_path / "s.nola", "--size", "500B", "-q").status == 0
+    compared = run("compare", adapter, tmp_path / "s.nola")
+    facts = run("compare", adapter, tmp_path / "s.nola", "--json").json
+    assert facts["signal"] > 1.25
+    assert facts["nmse"] > max(0.3, 3 * (1 - facts["signal"]) ** 2)
+    assert "noise" not in compared.out

@@ -49,6 +49,20 @@ def test_temporary_names_are_not_shown() -> None:
     assert describe_system_error(full) == "No space left on device; free some space, or write to another disk"
 
 
+def test_standard_input_is_refused_by_its_name(run: Run) -> None:
+    for command in ("verify", "inspect"):
+        result = run(command, "-")
+        assert result.status == 3
+        assert "-: no such file or directory. Standard input is not read" in result.err
+
+
+def test_several_files_get_the_command_that_takes_them(run: Run) -> None:
+    result = run("verify", "a.nola", "b.nola")
+    assert result.status == 2
+    assert "`nola-codec verify-many` takes many" in result.err
+    assert "unexpected extra argument" in run("inspect", "a.nola", "b.nola").err  # there is no inspect-many
+
+
 def test_a_full_disk_is_named(tmp_path: Path) -> None:
     """The system does not say which one is full."""
     with (

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from nola_codec.version import __version__
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "nola_codec"
 PAGES = [
@@ -158,6 +160,10 @@ def is_file_of(path: str, package: Path) -> bool:
 )
 def test_a_wrong_name_is_found(name: str, there: bool) -> None:
     assert exists(name) is there
+
+
+def test_the_readme_names_the_version() -> None:
+    assert f"**Status: {__version__}.**" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_wrong_picture_is_found() -> None:

@@ -10,7 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import nola_codec
 from nola_codec.arrays import NUMPY, Arrays, TorchArrays, arrays_on, bfloat16_bits
+from nola_codec.errors import NolaError
 
 BOTH: tuple[Arrays, ...] = (NUMPY, TorchArrays())
 VALUES = np.array([[5, -3, 2], [0, 7, -9]], np.int64)
@@ -53,6 +55,15 @@ def test_numpy_serves_the_processor() -> None:
     assert arrays_on("numpy") is NUMPY
     assert arrays_on(torch.device("cpu")) is NUMPY
     assert isinstance(arrays_on("meta"), TorchArrays)
+
+
+@pytest.mark.parametrize("device", ["bogus", "xpu:77", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused_when_a_file_is_opened(device: str) -> None:
+    data, _ = nola_codec.encode_bytes({"a.lora_A": np.ones((2, 4), "f4"), "a.lora_B": np.ones((4, 2), "f4")}, scale=1)
+    for call in (lambda: arrays_on(device), lambda: nola_codec.load(data, device=device)):
+        with pytest.raises(NolaError, match="device") as caught:
+            call()
+        assert caught.value.code == "option"
 
 
 @given(bits=st.lists(st.integers(0, (1 << 32) - 1), min_size=1, max_size=50))

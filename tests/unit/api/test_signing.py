@@ -112,6 +112,26 @@ def test_keys_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
         assert refusal.value.code == "key"
 
 
+@pytest.mark.parametrize(
+    ("key", "private", "public"),
+    [
+        (b"ssh-ed25519 AAAA me", "found a key of OpenSSH", "found a key of OpenSSH"),
+        (b"-----BEGIN OPENSSH PRIVATE KEY-----\n", "found a key of OpenSSH", "found a key of OpenSSH"),
+        (b"-----BEGIN ENCRYPTED PRIVATE KEY-----\n", "found a key with a password", "found a key with a password"),
+        (private_pem(KEY), "", "found a private key; `openssl pkey"),
+        (public_pem(KEY), "found a public key; `openssl genpkey", ""),
+        (b"text", "found something else", "found something else"),
+    ],
+)
+def test_a_refusal_says_what_the_key_is_and_how_to_make_one(key: bytes, private: str, public: str) -> None:
+    if private:
+        with pytest.raises(NolaError, match=f"a private key of Ed25519 in PEM, without a password, {private}"):
+            nola_codec.sign(PLAIN, key)
+    if public:
+        with pytest.raises(NolaError, match=f"a public key of Ed25519 in PEM, {public}"):
+            nola_codec.verify(SIGNED, key=key)
+
+
 def test_a_damaged_file_is_not_signed() -> None:
     with pytest.raises(ChecksumMismatch):
         nola_codec.sign(PLAIN[:-1] + bytes([PLAIN[-1] ^ 1]), private_pem(KEY))

@@ -53,7 +53,7 @@ ODD: tuple[Any, ...] = (5, 1.5, object(), [], {}, set(), True, lambda: 1, np.zer
 @pytest.mark.parametrize(
     "argument",
     ["source", "rung", "factors", "delta_weight", "vector", "dtype", "framework", "format", "device", "tuned", "many",
-     "destination", "encoding", "metadata"],
+     "destination", "encoding", "metadata", "limits"],
 )  # fmt: skip
 def test_arguments_of_odd_types(argument: str, case: Any, tmp_path: Path) -> None:
     """None of them is an error of Python's, which would say nothing of what was expected."""
@@ -75,6 +75,7 @@ def test_arguments_of_odd_types(argument: str, case: Any, tmp_path: Path) -> Non
         "many": lambda odd: many([odd] if odd != [] and not isinstance(odd, dict | set) else 5, tmp_path / "many"),
         "destination": lambda odd: many(tmp_path, odd),
         "encoding": lambda odd: many(tmp_path, tmp_path / "many", encoding=odd if odd != {} else 5),
+        "limits": lambda odd: nola_codec.verify(case.encoded, limits=odd),
         "metadata": lambda odd: nola_codec.numpy.save({}, odd if odd != {} else 5),
     }
     for odd in ODD:
