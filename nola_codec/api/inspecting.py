@@ -109,6 +109,7 @@ class FileFacts:
         metadata: Metadata of the adapter's file.
         content_sha256: Hash over the rest of the file that is stored in its prelude, 16 bytes in hexadecimal.
         decoded_sha256: Hash of everything the file decodes to, hexadecimal.
+        signed_by: The public key that a signature names, in hexadecimal, which only `verify` checks; None without one.
         tensors: Records, in the order of the file, by kind.
     """
 
@@ -142,6 +143,7 @@ class FileFacts:
     metadata: Mapping[str, str]
     content_sha256: str
     decoded_sha256: str
+    signed_by: str | None
     tensors: tuple[TensorFacts, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -272,6 +274,7 @@ def _facts(container: Container) -> FileFacts:
         metadata=dict(header.metadata),
         content_sha256=container.prelude.content_sha256.hex(),
         decoded_sha256=header.decoded_sha256.hex(),
+        signed_by=None if container.signature is None else container.signature.public_key.hex(),
         tensors=tuple(_tensors(header, kept)),
     )
 
@@ -295,6 +298,7 @@ def _lines(facts: FileFacts) -> list[tuple[str, str]]:
         ("size", render_size_in_fp16(facts.bytes, facts.parameters)),
         ("format", f"version {facts.format_version}.{facts.format_revision}{draft}"),
         ("written by", facts.writer),
+        *([("signed by", f"{facts.signed_by} (verify --key checks it)")] if facts.signed_by else []),
         ("dialect", f"{facts.dialect} ({facts.method})" if facts.method else facts.dialect),
         ("base model", facts.base_model or "not named"),
         ("tensors", ", ".join(counts)),

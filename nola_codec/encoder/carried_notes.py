@@ -55,8 +55,8 @@ def carried_advice(reduced: ReducedCarried) -> str:
     left = [reduced.sources[key] for key, able in reduced.reducible.items() if able and reduced.forms[key] == "exact"]
     now = sum(len(tensor.data) for tensor in left)
     options = [(form, sum(bytes_in(tensor, form) for tensor in left)) for form in ("bf16", "int8", "coded")]
-    smaller = [f"--carried {form} to {render_size(size)}" for form, size in options if size < 0.9 * now]
-    return f"{render_size(now)} of them can be reduced, with {_listed(smaller)}" if smaller else ""
+    smaller = [f"{render_size(size)} with --carried {form}" for form, size in options if size < 0.9 * now]
+    return f"before compression, {render_size(now)} of them become {_listed(smaller)}" if smaller else ""
 
 
 def _listed(parts: Sequence[str]) -> str:

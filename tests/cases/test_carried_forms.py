@@ -135,7 +135,7 @@ def test_the_head_of_a_classifier_is_reduced(tmp_path: Path) -> None:
     train(model, task_type="SEQ_CLS").save_pretrained(tmp_path / "adapter")
     exact = nola_codec.encode(tmp_path / "adapter")
     assert exact.carried_bytes > 4000
-    assert any("--carried bf16 to 2.6 KB" in note for note in exact.notes)
+    assert any("become 2.6 KB with --carried bf16" in note for note in exact.notes)
     half = nola_codec.encode(tmp_path / "adapter", tmp_path / "a.nola", nmse=0.001, carried="bf16")
     assert half.carried_bytes <= 2560
     nola_codec.decode(tmp_path / "a.nola", tmp_path / "back")

@@ -29,6 +29,10 @@ def test_sign_and_verify_with_a_key(run: Run, tmp_path: Path) -> None:
     assert "signed by" in good.out
     assert "(not checked" not in good.out
     assert "(not checked: give --key)" in run("verify", signed).out
+    assert "signed by" in run("inspect", signed).out
+    assert run("inspect", signed, "--json").json["signed_by"] in good.out
+    assert run("inspect", GOLDEN / "nmse.nola", "--json").json["signed_by"] is None
+    assert "signed by" not in run("inspect", GOLDEN / "nmse.nola").out
     bad = run("verify", signed, "--key", tmp_path / "other.pub")
     assert bad.status == 1
     assert "signed with another key" in bad.out
