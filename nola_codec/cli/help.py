@@ -82,7 +82,8 @@ class HelpfulCommand(click.Command):
             with formatter.section("Examples"):
                 for sentence, line in self.examples:
                     if sentence:
-                        formatter.write_text(f"# {sentence}")
+                        indent = f"{'':>{formatter.current_indent}}# "  # each line is a comment, also when it is copied
+                        formatter.write(f"{click.formatting.wrap_text(sentence, formatter.width, indent, indent)}\n")
                     formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
         with formatter.section("Exit status"):
             meanings = EXIT_STATUS | {1: self.says_no}

@@ -525,7 +525,7 @@ def test_help_teaches(name: str, run: Run) -> None:
     done = run(name, "-h")
     assert done.status == 0
     for heading in ("\nOutput options:\n", "\nExamples:\n", "\nExit status:\n  0   done\n"):
-        if name != "selftest" or "Output" not in heading:
+        if name not in ("selftest", "view") or "Output" not in heading:  # they write nothing
             assert heading in done.out
     command = group.get_command(None, name)  # type: ignore[arg-type]
     assert command is not None
@@ -576,3 +576,9 @@ def test_another_version_is_not_called_noise(run: Run, adapter: Path, tmp_path: 
     assert facts["signal"] > 1.25
     assert facts["nmse"] > max(0.3, 3 * (1 - facts["signal"]) ** 2)
     assert "noise" not in compared.out
+
+
+def test_sentences_of_examples_are_comments_on_every_line(run: Run) -> None:
+    for name in COMMANDS:
+        shown = run(name, "--help").out.split("Examples:\n")[1].split("Exit status:")[0].splitlines()
+        assert all(line.startswith(("  # ", "  nola-codec ")) for line in shown if line), name
