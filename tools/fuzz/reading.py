@@ -57,7 +57,7 @@ def read_by_both_readers(data: bytes) -> None:
 
 
 def read_by_both_paths(data: bytes) -> None:
-    """Decode a file with NumPy and with the kernels: both must refuse it for the same reason, or decode the same bits.
+    """Decode a file with NumPy and with the kernels: both must refuse it, or decode the same bits.
 
     Raises:
         AssertionError: They do not.
@@ -67,7 +67,7 @@ def read_by_both_paths(data: bytes) -> None:
     for other in found[1:]:
         if isinstance(found[0], FormatError) or isinstance(other, FormatError):
             codes = [each.code if isinstance(each, FormatError) else "decoded" for each in (found[0], other)]
-            if codes[0] != codes[1]:
+            if "decoded" in codes and codes[0] != codes[1]:  # of two faults, either may be found first
                 raise AssertionError(f"{PATHS[0]}: {codes[0]}; {PATHS[1]}: {codes[1]}")
         elif not all(_are_equal(*pair) for pair in zip(found[0], other, strict=True)):
             raise AssertionError(f"{PATHS[0]} and {PATHS[1]} decode other bits")
