@@ -31,8 +31,9 @@ def delta_weight(factors: DecodedRecord, kind: CodedKind, xp: Arrays) -> Array:
         transposed for `fan_in_fan_out`.
     """
     lora_B, lora_A = factors.sides
-    product = xp.cast(lora_B, "float64") @ xp.cast(lora_A, "float64")
-    delta = product * 2.0 ** (factors.exponents[0] + factors.exponents[1]) * kind.scaling
+    delta = xp.cast(lora_B, "float64") @ xp.cast(lora_A, "float64")
+    delta *= 2.0 ** (factors.exponents[0] + factors.exponents[1])  # in place: a product may be large
+    delta *= kind.scaling
     if kind.layout == "embedding":
         return delta.swapaxes(0, 1)
     if kind.layout == "conv":
