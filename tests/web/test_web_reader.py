@@ -1,12 +1,13 @@
 """The reader in TypeScript against the package: real files that are encoded now, and random legal files.
 
 Its own tests, which run in Node and in Chromium, are in `web/test`. Here are those that need the package or the
-reference decoder.
+reference decoder; they also run in both, if there is a Chromium.
 `NOLA_RANDOM_FILES` is the number of random files, 40 unless it is set.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -71,6 +72,19 @@ def read_batch(files: list[list[str]]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def read_in_browser(files: list[list[str]]) -> list[dict[str, Any]]:
+    """What the reader says of each file in Chromium; an empty list where there is none."""
+    lines = "".join(f"{json.dumps(paths)}\n" for paths in files)
+    command = [str(NODE), str(ROOT / "web" / "test" / "answer_in_browser.js")]
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=3600)
+    if done.returncode == 3:
+        return []
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == len(files)
+    return answers
+
+
 def tensors_of(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """The dtype, shape and bytes of each tensor of a safetensors file."""
     with safe_open(path, "np") as file:
@@ -97,6 +111,9 @@ def test_25_real_files_decode_to_the_bytes_of_the_package(shared_data: Path, tmp
         assert tensors_of(target) == tensors_of(written), FILES[number]
         assert answer["rungs"][-1]["decoded_sha256"] == nola_codec.inspect(source).decoded_sha256
         assert answer["content_sha256"] == nola_codec.inspect(source).content_sha256
+    for target, answer, found in zip(targets, answers, read_in_browser([[str(s)] for s in sources]), strict=False):
+        assert found["rungs"] == [rung["decoded_sha256"] for rung in answer["rungs"]]
+        assert found["saved"] == hashlib.sha256(target.read_bytes()).hexdigest()
 
 
 def load_reference_reader() -> Any:
@@ -120,5 +137,8 @@ def test_random_legal_files_decode_as_in_the_reference_decoder(tmp_path: Path) -
         for path, data in zip(paths, (made.data, *made.references), strict=True):
             path.write_bytes(data)
         files.append([str(path) for path in paths])
-    for number, (paths, found) in enumerate(zip(files, read_batch(files), strict=True)):
+    answers = read_batch(files)
+    for number, (paths, found) in enumerate(zip(files, answers, strict=True)):
         assert found.get("rungs") == reference.answer(*paths)["rungs"], f"random file {number}: {found}"
+    for number, (answer, found) in enumerate(zip(answers, read_in_browser(files), strict=False)):
+        assert found["rungs"] == [rung["decoded_sha256"] for rung in answer["rungs"]], f"random file {number}: {found}"

@@ -1,22 +1,14 @@
-/**
- * The page in headless Chromium: that of CHROMIUM, of the system or of Playwright. Without any, these tests are skipped and
- * say so; with REQUIRE_CHROMIUM, as .ci/run sets it, they fail.
- */
+/** The page in headless Chromium. Without any, these tests are skipped and say so; with REQUIRE_CHROMIUM they fail. */
 
 import assert from "node:assert/strict";
-import { existsSync, readFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { after, test } from "node:test";
 import { fileURLToPath } from "node:url";
-import { chromium } from "playwright-core";
-import { GOLDEN, golden, KIT, MANIFEST, read, readJson, ROOT } from "./support.js";
+import { answerInBrowser, launchBrowser, openLibrary } from "./browser.js";
+import { GOLDEN, golden, KIT, MANIFEST, readJson, ROOT } from "./support.js";
 
-const NAMES = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
-const executablePath = [process.env.CHROMIUM, ...NAMES].find((path) => path && existsSync(path));
-const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] }).catch((error) => {
-  if (executablePath || process.env.REQUIRE_CHROMIUM) throw error;
-  return null;
-});
+const browser = await launchBrowser();
 const options = { skip: browser ? false : "there is no Chromium here; set CHROMIUM to its path" };
 const page_url = new URL("web/dist/reader.html", ROOT).href;
 const path = (name) => fileURLToPath(new URL(`${GOLDEN}${name}.nola`, ROOT));
@@ -95,33 +87,12 @@ test("a hostile file is refused within a second, with its code", options, async 
 });
 
 test("the library passes the conformance kit in the browser", options, async (context) => {
-  const page = await browser.newPage();
+  const page = await openLibrary(browser);
   context.after(() => page.close());
   const { valid, invalid } = readJson(`${KIT}files.json`);
-  const encode = (file) => Buffer.from(read(KIT + file)).toString("base64");
-  const files = [...valid, ...invalid].map(({ file, references = [] }) => [file, ...references].map(encode));
-  // The library imports chunks, so it needs an address of its own.
-  await page.route("http://library.test/**", (route) => {
-    const path = fileURLToPath(new URL(`web/dist${new URL(route.request().url()).pathname}`, ROOT));
-    return path.endsWith(".js") ? route.fulfill({ path }) : route.fulfill({ body: "", contentType: "text/html" });
-  });
-  await page.goto("http://library.test/");
-  const answers = await page.evaluate(
-    async (all) => {
-      const { openNola } = await import("/index.js");
-      const open = (text) => openNola(Uint8Array.from(atob(text), (character) => character.charCodeAt(0)));
-      const answer = async ([own, ...below]) => {
-        try {
-          const references = await Promise.all(below.map(open));
-          return (await (await open(own)).verify({ references })).rungs;
-        } catch (error) {
-          return error.code ?? error.stack;
-        }
-      };
-      return Promise.all(all.map(answer));
-    },
-    files,
-  );
+  const place = (file) => fileURLToPath(new URL(KIT + file, ROOT));
+  const lists = [...valid, ...invalid].map(({ file, references = [] }) => [file, ...references].map(place));
+  const answers = (await answerInBrowser(page, lists)).map(({ rungs, refused }) => rungs ?? refused);
   const expected = [...valid.map(({ rungs }) => rungs.map((rung) => rung.decoded_sha256)), ...invalid.map(({ code }) => code)];
   assert.deepEqual(answers, expected);
 });

@@ -1,16 +1,15 @@
-/** The reports of docs/reports/ in headless Chromium. Without a Chromium (CHROMIUM names one) these tests are skipped. */
+/** The reports of docs/reports/ in headless Chromium. Without any, these tests are skipped and say so. */
 
 import assert from "node:assert/strict";
-import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { availableParallelism, loadavg } from "node:os";
-import { after, before, test } from "node:test";
-import { chromium } from "playwright-core";
+import { after, test } from "node:test";
+import { launchBrowser } from "./browser.js";
 import { ROOT } from "./support.js";
 
-const NAMES = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
-const executablePath = [process.env.CHROMIUM, ...NAMES].find((path) => path && existsSync(path));
-const options = { skip: executablePath ? false : "there is no Chromium here; set CHROMIUM to its path" };
+const browser = await launchBrowser();
+const options = { skip: browser ? false : "there is no Chromium here; set CHROMIUM to its path" };
 const folder = new URL("docs/reports/", ROOT);
 const pages = readdirSync(folder).filter((name) => name.endsWith(".html"));
 const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
@@ -18,10 +17,6 @@ const TRIES = 5;
 const MOST_MS = 1000;
 const isBusy = () => loadavg()[0] > availableParallelism(); // times then say more of the machine than of the page
 
-let browser;
-before(async () => {
-  if (executablePath) browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
-});
 after(() => browser?.close());
 
 /** Milliseconds to the first paint of a page from disk. */
