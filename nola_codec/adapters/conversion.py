@@ -51,11 +51,11 @@ def convert(adapter: Adapter, dialect: str, base: Mapping[str, Any] | None = Non
     modules = source.to_modules(adapter, base)
     if dialect == adapter.dialect and not changes_names(source, modules, adapter, base):
         return adapter
-    if not modules:
-        raise AdapterError(f"it has no factors, which are what {dialect} holds", code="not-expressible")
     _require_products(adapter, source, target)
     named = name_modules(source, target, modules, adapter, base)
     raw = _convert_carried(adapter, source, target, modules, named.pieces)
+    if not modules:
+        raise AdapterError(f"it has no factors, which are what {dialect} holds", code="not-expressible")
     return target.from_modules(named.modules, raw, base)
 
 

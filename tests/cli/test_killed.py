@@ -18,6 +18,7 @@ import nola_codec
 
 FOREVER = """
 import signal, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and the command then ignores it as well
 from pathlib import Path
 import nola_codec.cli.inspect as inspect
 from nola_codec.cli import main

@@ -38,7 +38,7 @@ def test_from_a_server_into_a_store_and_back(run: Run, server: RangeServer, memo
     out = "memory://tasks/task.nola"
     done = run("encode", server.url("my_lora/"), "-o", out, "--nmse", 0.5)
     assert done.status == 0, done.err
-    assert done.out.startswith(f"wrote  {out}")
+    assert f"wrote        {out}\n" in done.out
     assert "from its configuration" in done.out
     again = run("encode", server.url("my_lora/"), "-o", out, "--nmse", 0.5)
     assert (again.status, again.err) == (2, f"nola-codec: {out}: already exists; -f overwrites it\n")
