@@ -26,8 +26,9 @@ from nola_codec.remote import accepts_urls
 from nola_codec.rendering import render_error, render_named_table
 
 _LISTED = 10
-_SIGNAL_CHANGE = 0.25  # how far from 1 the signal of a usable file may be
-"""Names that are listed of each group when a comparison is printed."""
+"""The number of names that are listed of each group when a comparison is printed."""
+_SIGNAL_CHANGE = 0.25
+"""How far from 1 the signal of a usable file may be."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Comparison:
             worst = max(self.tensors, key=lambda tensor: tensor.nmse)
             count = "1 delta" if len(self.tensors) == 1 else f"{len(self.tensors)} deltas"
             lines = [
-                f"NMSE     {render_error(self.nmse)}  over {count}{self._explanation()}",
+                f"NMSE     {render_error(self.nmse)}  over {count}{self.explanation}",
                 _fit_name(f"worst    {render_error(worst.nmse)}", worst.name),
             ]
             if not math.isnan(self.signal):
@@ -108,8 +109,9 @@ class Comparison:
             lines += [f"{label}: and {len(names) - _LISTED} more"] * (len(names) > _LISTED)
         return "\n".join(lines)
 
-    def _explanation(self) -> str:
-        """Return why a large NMSE need not be bad: B is a file whose encoder kept signal and let noise in."""
+    @property
+    def explanation(self) -> str:
+        """Words behind a large NMSE that is not bad: the encoder of B kept signal and let noise in. Else empty."""
         is_file_of_a = abs(1 - self.signal) < _SIGNAL_CHANGE  # another version of A may differ in more than noise
         is_noise = is_file_of_a and self.nmse > LARGE_NMSE and self.nmse > 3 * (1 - self.signal) ** 2
         return ": noise, mostly, which models hardly see" if is_noise and self.is_effective else ""
@@ -226,11 +228,11 @@ def compare_pair(pair: AdapterPair, *, progress: Progress | None = None, is_effe
         error, own, of_other, shape = _error(delta, other)
         lost, energy, energy_b = lost + error, energy + own, energy_b + of_other
         inner = (own + of_other - error) / 2
-        tensors.append(TensorComparison(delta.name, shape, _ratio(error, own), error, own, inner))
+        tensors.append(TensorComparison(delta.name, shape, nmse_of(error, own), error, own, inner))
     carried = sorted(set(first.raw) | set(second.raw))
     equal = tuple(key for key in carried if first.raw.get(key) == second.raw.get(key))
     return Comparison(
-        nmse=_ratio(lost, energy) if tensors else float("nan"),
+        nmse=nmse_of(lost, energy) if tensors else float("nan"),
         tensors=tuple(tensors),
         only_in_a=_alone(first, keys_a, set(keys_b.values()), pair.is_relaid),
         only_in_b=_alone(second, keys_b, set(keys_a.values()), pair.is_relaid),
@@ -324,7 +326,8 @@ def _require_shape(delta: AdapterDelta, first: tuple[int, ...], second: tuple[in
         raise AdapterError(message, code="shape", where=delta.name)
 
 
-def _ratio(error: float, energy: float) -> float:
+def nmse_of(error: float, energy: float) -> float:
+    """Return error / energy, the NMSE of deltas with these squared norms; infinite if only the energy is zero."""
     if energy > 0:
         return error / energy
     return 0.0 if error == 0 else float("inf")

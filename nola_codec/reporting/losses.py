@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nola_codec.adapters.adapter_delta import AdapterDelta
-from nola_codec.api.comparing import AdapterPair, Comparison, compare_pair
+from nola_codec.api.comparing import AdapterPair, Comparison, compare_pair, nmse_of
 from nola_codec.fit.components import singular_components
 from nola_codec.progress import Progress
 from nola_codec.reporting.places import Grid, make_grid
@@ -77,13 +77,12 @@ def make_loss_grid(comparison: Comparison) -> Grid:
     whole = sum(each.energy for each in comparison.tensors) or 1.0
     return make_grid(
         ((each.name, {"energy": each.energy, "error": each.error, "inner": each.inner}) for each in comparison.tensors),
-        {"nmse": _nmse, "signal": _signal, "energy_share": lambda sums: sums["energy"] / whole},
+        {
+            "nmse": lambda sums: nmse_of(sums["error"], sums["energy"]),
+            "signal": _signal,
+            "energy_share": lambda sums: sums["energy"] / whole,
+        },
     )
-
-
-def _nmse(sums: Mapping[str, float]) -> float:
-    error, energy = sums["error"], sums["energy"]
-    return error / energy if energy > 0 else math.inf if error > 0 else 0.0
 
 
 def _signal(sums: Mapping[str, float]) -> float:

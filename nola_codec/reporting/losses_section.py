@@ -35,7 +35,6 @@ def render_losses(losses: Losses) -> str:
         "signal", "Signal kept by module type and layer", grid, lambda cell: cell.rates["signal"],
         lambda value: f"{value:.1%}", (0.0, 1.0),
     )  # fmt: skip
-    noise = ": most of it is noise, which models hardly see" if found.is_effective and found.nmse > 0.1 else ""
     missing = [
         make_table(title, ["name"], [[name] for name in names[:_MOST_NAMES]])
         for title, names in (
@@ -47,8 +46,8 @@ def render_losses(losses: Losses) -> str:
     ]
     return make_section(
         "What was kept of the original",
-        f"<p>Over {len(found.tensors):,} deltas the NMSE is {render_error(found.nmse)}{noise}. The file keeps "
-        f"{found.signal:.2%} of the signal: the share of the original that is in the file, which noise does not "
+        f"<p>Over {len(found.tensors):,} deltas the NMSE is {render_error(found.nmse)}{found.explanation}. The file "
+        f"keeps {found.signal:.2%} of the signal: the share of the original that is in the file, which noise does not "
         "lower.</p>",
         *(f'<p class="soft">{safe(note, 400)}</p>' for note in found.notes),
         put_beside(nmse_map, signal_map),

@@ -17,6 +17,7 @@ from nola_codec.adapters import read
 from nola_codec.encoder.report import EncodeReport
 from nola_codec.encoder.tuning import TrainedForm, TuningStart
 from nola_codec.errors import EncodeError
+from nola_codec.rendering import render_error
 from nola_codec.training import TaskData, TaskSettings, TaskTuner
 from nola_codec.training.attach import attach_factors
 from nola_codec.training.task_code import TaskCode
@@ -114,6 +115,11 @@ def test_training_wins_back_what_coding_lost(against: Any, lora: Path, data: Tas
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
     assert all(p.requires_grad for p in model.parameters())
     nola_codec.verify(tmp_path / "a.nola")
+    facts = nola_codec.inspect(tmp_path / "a.nola")
+    assert facts.measured["loss"] == pytest.approx(task.file, rel=1e-5)
+    assert facts.verdict.endswith(f"trained on a task, with a held-out loss of {render_error(facts.measured['loss'])}")
+    assert "The file was trained on a task" in str(facts)
+    assert "energy" not in str(facts)
     # The loss in the report is that of what the file decodes to, taken here by other means.
     nola_codec.decode(tmp_path / "a.nola", tmp_path / "lora")
     modules = read(tmp_path / "lora").modules
