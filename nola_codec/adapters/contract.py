@@ -38,6 +38,8 @@ class Dialect(ABC):
         title: The name in messages.
         file_name: The name of the weights in a directory that `write` makes.
         is_conversion_target: True if adapters of other dialects can be converted to this one (`from_modules`).
+        base_model_key: The key of a configuration that names the base model; a conversion to this dialect fills it in.
+            Empty if the dialect has no such key.
         layout: The names that `from_modules` wants for the modules of image and video models, as `families` knows them:
             ``"diffusers"``, ``"kohya"``, or ``""`` if their paths are not changed.
         spells_lora_biases: True if biases and DoRA magnitudes are called ``<module>.lora_B.bias`` and
@@ -60,6 +62,7 @@ class Dialect(ABC):
     title: str
     file_name: str = "lora.safetensors"
     is_conversion_target: ClassVar[bool] = False
+    base_model_key: ClassVar[str] = ""
     layout: ClassVar[Literal["", "diffusers", "kohya"]] = ""
     spells_lora_biases: ClassVar[bool] = False
     carries_weights: ClassVar[bool] = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from nola_codec.adapters.adapter_delta import is_change
@@ -21,6 +22,7 @@ from nola_codec.model.tensors import RawTensor
 
 # The tensors that have the same key after the module's name in all dialects with `spells_lora_biases`.
 _LORA_BIASES = re.compile(r"(?P<module>.+)(?P<end>\.lora_B\.bias|\.lora_magnitude_vector(?:\.weight)?)")
+_LOCAL_PATH = re.compile(r"[/\\~.]|[A-Za-z]:")
 
 _OTHER_WAYS = (
     "Without --format it comes back as it was, for the tools that load the original; --base merges what is a delta"
@@ -56,7 +58,19 @@ def convert(adapter: Adapter, dialect: str, base: Mapping[str, Any] | None = Non
     raw = _convert_carried(adapter, source, target, modules, named.pieces)
     if not modules:
         raise AdapterError(f"it has no factors, which are what {dialect} holds", code="not-expressible")
-    return target.from_modules(named.modules, raw, base)
+    return _name_base_model(target.from_modules(named.modules, raw, base), adapter)
+
+
+def _name_base_model(made: Adapter, original: Adapter) -> Adapter:
+    """Return a converted adapter whose configuration names the base model that the original's configuration names.
+
+    A path on the author's machine is left out: it says nothing to others, and loaders would look for it.
+    """
+    key = dialect_of(made).base_model_key
+    name = dialect_of(original).base_model(original.config or {}, {})
+    if not key or not name or _LOCAL_PATH.match(name):
+        return made
+    return replace(made, config={**(made.config or {}), key: name})
 
 
 def in_one_layout(first: Adapter, second: Adapter) -> tuple[Adapter, Adapter]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
+from nola_codec.cli.help import PATH, option
 from nola_codec.cli.help import command as helpful_command
-from nola_codec.cli.help import option
 from nola_codec.cli.messages import echo, screen_width
 from nola_codec.cli.output import (
     OUTPUT,
@@ -33,10 +33,10 @@ from nola_codec.remote import shown_url
     ],
     says_no="weights are missing on one side, carried tensors differ, or --max-nmse is exceeded",
 )
-@click.argument("a", type=click.Path())
-@click.argument("b", type=click.Path())
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
 @option("--per-tensor", group=OUTPUT, is_flag=True, help="List every delta, the worst first.")
-@option("--plot", group=OUTPUT, type=click.Path(), metavar="FILE",
+@option("--plot", group=OUTPUT, type=PATH, metavar="FILE",
         help="Draw NMSE and signal by layer and module type; .png or .svg, by matplotlib.")  # fmt: skip
 @option("--max-nmse", group="Target", type=float, help="End with exit status 1 above this NMSE.")
 @option("--scale", group="Adapter", type=float,

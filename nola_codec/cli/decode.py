@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from nola_codec.adapters.dialects.dialect_names import TARGET_DIALECTS
+from nola_codec.cli.help import PATH, STREAM_OR_PATH, option
 from nola_codec.cli.help import command as helpful_command
-from nola_codec.cli.help import option
 from nola_codec.cli.messages import echo
 from nola_codec.cli.output import (
     OUTPUT,
@@ -46,7 +46,7 @@ _ADAPTER = "Adapter"
         ("A model with the adapter merged in", "nola-codec decode my.nola --base MODEL_DIR -o merged"),
     ]
 )
-@click.argument("file", type=click.Path())
+@click.argument("file", type=PATH)
 @option("--format", "dialect", group=_ADAPTER, type=click.Choice(TARGET_DIALECTS),
         help="Write the adapter in this dialect instead of its own; --base then serves for names and "
              "whole tensors.")  # fmt: skip
@@ -54,7 +54,7 @@ _ADAPTER = "Adapter"
         help="Type of the adapter's factors; f32 is exact, the others round once  [default: f32].")  # fmt: skip
 @option("--trim", group=_ADAPTER, is_flag=True,
         help="Leave out components that are zero: smaller ranks, and the same deltas to the bit.")  # fmt: skip
-@option("--base", group="Merging", type=click.Path(), metavar="MODEL_DIR",
+@option("--base", group="Merging", type=PATH, metavar="MODEL_DIR",
         help="Base model: write it with the deltas merged into its weights.")  # fmt: skip
 @keep_undo_option
 @any_base_option
@@ -63,7 +63,7 @@ _ADAPTER = "Adapter"
 @references_option
 @limits_option
 @device_option
-@option("-o", "--output", "out", group=OUTPUT, type=click.Path(allow_dash=True), required=True,
+@option("-o", "--output", "out", group=OUTPUT, type=STREAM_OR_PATH, required=True,
         help="Directory; for an adapter also a file: .safetensors, .npz, .bin, .pt or .gguf; - is a safetensors file "
              "on standard output.")  # fmt: skip
 @force_option

@@ -15,8 +15,8 @@ from nola_codec.cli.fleet_options import (
     RUN_OPTIONS,
     RunRequest,
 )
+from nola_codec.cli.help import PATH, option, options, take
 from nola_codec.cli.help import command as helpful_command
-from nola_codec.cli.help import option, options, take
 from nola_codec.cli.output import OUTPUT, limits_option, references_option
 
 _ADAPTER = "Adapter"
@@ -29,16 +29,16 @@ _ADAPTER = "Adapter"
     ],
     says_no="some files failed; the others are done",
 )
-@click.argument("sources", nargs=-1, type=click.Path(), metavar="SOURCE...")
+@click.argument("sources", nargs=-1, type=PATH, metavar="SOURCE...")
 @option("--format", "dialect", group=_ADAPTER, type=click.Choice(TARGET_DIALECTS),
         help="Write the adapters in this dialect instead of their own.")  # fmt: skip
 @option("--dtype", group=_ADAPTER, type=click.Choice(["f32", "f16", "bf16"]),
         help="Type of the factors; f32 is exact, the others round once  [default: f32].")  # fmt: skip
 @option("--trim", group=_ADAPTER, is_flag=True, help="Leave out components that are zero.")
-@option("--base", group=_ADAPTER, type=click.Path(), metavar="MODEL_DIR",
+@option("--base", group=_ADAPTER, type=PATH, metavar="MODEL_DIR",
         help="Base model, which --format may need for names.")  # fmt: skip
 @options(MANIFEST_OPTION, references_option, limits_option, *RUN_OPTIONS, CHECK_OPTION)
-@option("-o", "--output", "out", group=OUTPUT, type=click.Path(), required=True, metavar="DIR",
+@option("-o", "--output", "out", group=OUTPUT, type=PATH, required=True, metavar="DIR",
         help="Directory for the adapters and the manifest.")  # fmt: skip
 @option("--ending", group=OUTPUT, default="",
         help="Write lone files that end so, e.g. .safetensors  [default: a directory for each].")  # fmt: skip

@@ -20,14 +20,15 @@ from nola_codec.cli.encode_options import (
     OUTPUT_OPTIONS,
     RANK_OPTION,
     RATE_OPTIONS,
+    RATES,
     REFERENCE_OPTION,
     SCALE_OPTION,
     THOROUGH_OPTION,
     OutputRequest,
     read_coding_values,
 )
+from nola_codec.cli.help import PATH, options, take
 from nola_codec.cli.help import command as helpful_command
-from nola_codec.cli.help import options, take
 from nola_codec.cli.output import limits_option, print_notes
 from nola_codec.cli.peft_source import encodable_source
 from nola_codec.cli.progress import show_progress
@@ -185,9 +186,10 @@ def _flag(name: str) -> str:
             "The form of the NOLA paper: 500 coefficients of 4 bits for each factor",
             "nola-codec encode my_lora -o my.nola --num-basis 500 --bits 4",
         ),
-    ]
+    ],
+    alternatives=(*RATES, "num_basis/bits"),
 )
-@click.argument("source", type=click.Path())
+@click.argument("source", type=PATH)
 @options(*RATE_OPTIONS, *FACTOR_OPTIONS, RANK_OPTION, THOROUGH_OPTION)
 @options(BLOCK_OPTION)
 @options(

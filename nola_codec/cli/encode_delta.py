@@ -11,19 +11,20 @@ from nola_codec.cli.encode_options import (
     IMPORTANCE_OPTION,
     OUTPUT_OPTIONS,
     RATE_OPTIONS,
+    RATES,
     SEED_OPTION,
     TARGET,
     THOROUGH_OPTION,
     OutputRequest,
     read_coding_values,
 )
+from nola_codec.cli.help import PATH, option, options, take
 from nola_codec.cli.help import command as helpful_command
-from nola_codec.cli.help import option, options, take
 from nola_codec.cli.progress import show_progress
 
 _WEIGHTS = "Weights"
 _WEIGHT_OPTIONS = (
-    option("--base", group=_WEIGHTS, type=click.Path(), required=True, metavar="BASE",
+    option("--base", group=_WEIGHTS, type=PATH, required=True, metavar="BASE",
            help="The model that TUNED was trained from: a directory or a .safetensors file."),
     option("--include", group=_WEIGHTS, multiple=True, metavar="REGEX", help="Code only weights whose names match."),
     option("--exclude", group=_WEIGHTS, multiple=True, metavar="REGEX", help="Code no weights whose names match."),
@@ -45,9 +46,10 @@ _SPLIT_OPTIONS = (
             "nola-codec encode-delta tuned --base base -o change.nola --ratio 32",
         ),
         ("And back", "nola-codec decode change.nola --base base -o tuned_again"),
-    ]
+    ],
+    alternatives=RATES,
 )
-@click.argument("tuned", type=click.Path())
+@click.argument("tuned", type=PATH)
 @options(*_WEIGHT_OPTIONS, *RATE_OPTIONS, *_SPLIT_OPTIONS, THOROUGH_OPTION, IMPORTANCE_OPTION)
 @options(SEED_OPTION, BLOCK_OPTION, *OUTPUT_OPTIONS)
 def command(tuned: str, base: str, **values: Any) -> None:

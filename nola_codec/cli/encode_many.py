@@ -14,6 +14,7 @@ from nola_codec.cli.encode_options import (
     FACTOR_OPTIONS,
     RANK_OPTION,
     RATE_OPTIONS,
+    RATES,
     SCALE_OPTION,
     THOROUGH_OPTION,
     read_coding_values,
@@ -26,8 +27,8 @@ from nola_codec.cli.fleet_options import (
     RUN_OPTIONS,
     RunRequest,
 )
+from nola_codec.cli.help import PATH, option, options, take
 from nola_codec.cli.help import command as helpful_command
-from nola_codec.cli.help import option, options, take
 from nola_codec.cli.output import OUTPUT
 
 
@@ -42,18 +43,19 @@ from nola_codec.cli.output import OUTPUT
         ("Those of a list, each with its own options", "nola-codec encode-many --manifest list.csv -o files"),
         ("On a Ray cluster", "nola-codec encode-many loras -o files --engine ray --ray-address auto"),
     ],
+    alternatives=RATES,
     says_no="some sources failed; the others are done",
 )
-@click.argument("sources", nargs=-1, type=click.Path(), metavar="SOURCE...")
+@click.argument("sources", nargs=-1, type=PATH, metavar="SOURCE...")
 @options(MANIFEST_OPTION, *RATE_OPTIONS, *FACTOR_OPTIONS, RANK_OPTION, THOROUGH_OPTION, *RUN_OPTIONS, CHECK_OPTION)
 @option("--chain", group="Reference", is_flag=True,
         help="Code the sources of a folder, such as the checkpoints of a run, in the order of the numbers in their "
              "names, each as the difference to the one before it. Each file then needs those before it. Lone files in "
              "folders that differ in numbers alone are a chain too.")  # fmt: skip
 @options(*BASIS_OPTIONS, SCALE_OPTION)
-@option("--base", group="Adapter", type=click.Path(), metavar="MODEL_DIR",
+@option("--base", group="Adapter", type=PATH, metavar="MODEL_DIR",
         help="Base model of all adapters: carried tensors that equal its own are left out.")  # fmt: skip
-@option("-o", "--output", "out", group=OUTPUT, type=click.Path(), required=True, metavar="DIR",
+@option("-o", "--output", "out", group=OUTPUT, type=PATH, required=True, metavar="DIR",
         help="Directory for the .nola files and the manifest.")  # fmt: skip
 @options(BLOCK_OPTION, CARRIED_OPTION, CARRY_UNKNOWN_OPTION, MANIFEST_FORMAT_OPTION, *OUTPUTS_OPTIONS)
 def command(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from nola_codec.cli.help import option
+from nola_codec.cli.help import PATH, STREAM_OR_PATH, option
 from nola_codec.cli.messages import STDOUT_NAME, echo
 from nola_codec.cli.output import (
     OUTPUT,
@@ -41,6 +41,8 @@ RATE_OPTIONS = (
     option("--rungs", group=TARGET, metavar="SIZES",
            help="Sizes of the coarser rungs, e.g. 10KB,30KB  [default: each a quarter of the next]."),
 )  # fmt: skip
+RATES = ("size", "ratio", "nmse", "error")
+"""The options of RATE_OPTIONS of which at most one may be given."""
 FACTOR_OPTIONS = (
     option("--num-basis", group=TARGET, type=int, help="Coefficients of a factor: asks for the factor form."),
     option("--bits", group=TARGET, type=int, help="Factor form: bits of a coefficient, 1-8 or 16  [default: 4]."),
@@ -52,7 +54,7 @@ THOROUGH_OPTION = option("--thorough", group=TARGET, is_flag=True,
 BLOCK_OPTION = option("--block-size", group=OUTPUT, metavar="SIZE",
                       help="Size of a block: a reader of one tensor reads little more than one.  "
                       "[default: 24KiB, or 1/32 of a large file]")  # fmt: skip
-IMPORTANCE_OPTION = option("--importance", group=FIT, type=click.Path(), metavar="FILE",
+IMPORTANCE_OPTION = option("--importance", group=FIT, type=PATH, metavar="FILE",
                            help="JSON or safetensors: a number for each weight, by name or pattern.")  # fmt: skip
 FITS = ("weights", "task")
 _GONE = (
@@ -80,7 +82,7 @@ FIT_OPTIONS = (
     option("--fit", group=FIT, metavar="[weights|task]", callback=_check_fit,
            help="What is fitted: the weights, or the task of --data, on which the coefficients are trained  [default: "
                 "task with --data or --prompts, else weights]."),
-    option("--base", group=FIT, type=click.Path(), metavar="MODEL_DIR",
+    option("--base", group=FIT, type=PATH, metavar="MODEL_DIR",
            help="Base model of the adapter, for --fit task, and for PEFT methods that PEFT turns into "
                 "LoRA first. Carried tensors that equal its own are left out; with --carried coded, those near its own "
                 "become changes of them."),
@@ -90,10 +92,10 @@ FIT_OPTIONS = (
            help="For --fit task: text of the task, one row a line, or .jsonl with text, with prompt and completion, or "
                 "with messages, of which some rows are held out; or self, by default: the adapter draws its own data, "
                 "and the file learns its outputs."),
-    option("--prompts", group=FIT, type=click.Path(), metavar="FILE",
+    option("--prompts", group=FIT, type=PATH, metavar="FILE",
            help="For --data self: prompts that the adapter answers, a dozen or more: text, or .jsonl with prompt or "
                 "messages. Without them it writes text from nothing. An encoder model takes them as its texts."),
-    option("--held-out", group=FIT, type=click.Path(), metavar="FILE",
+    option("--held-out", group=FIT, type=PATH, metavar="FILE",
            help="For --fit task: rows to report the loss on, 96 at most  [default: some of --data]."),
     option("--against", group=FIT, type=click.Choice(["labels", "adapter", "both"]),
            help="For --fit task: train on the text, on what the adapter predicts, or on both  [default: labels; for "
@@ -117,13 +119,13 @@ CARRIED_OPTION = option("--carried", group=OUTPUT, type=click.Choice(["exact", "
                         default="exact", show_default=True,
                         help="Form of heads, embeddings and other carried tensors of floats; the report says what they "
                              "lose.")  # fmt: skip
-REFERENCE_OPTION = option("--reference", group="Reference", type=click.Path(), metavar="OLD",
+REFERENCE_OPTION = option("--reference", group="Reference", type=PATH, metavar="OLD",
                           help="An earlier version, a .nola file or an adapter: the file holds the difference to it, "
                                "and needs it to be decoded.")  # fmt: skip
 SCALE_OPTION = option("--scale", group="Adapter", type=float,
                       help="Scaling (alpha / r) of an adapter that does not say it.")  # fmt: skip
 OUTPUT_OPTIONS = (
-    option("-o", "--output", "out", group=OUTPUT, type=click.Path(allow_dash=True), metavar="FILE",
+    option("-o", "--output", "out", group=OUTPUT, type=STREAM_OR_PATH, metavar="FILE",
            help="The .nola file to write; - is standard output, and the report then goes to stderr."),
     option("-n", "--dry-run", group=OUTPUT, is_flag=True, help="Encode and report, write nothing; needs no -o."),
     force_option,

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from nola_codec.cli.help import PATH, option, options
 from nola_codec.cli.help import command as helpful_command
-from nola_codec.cli.help import option, options
 from nola_codec.cli.messages import echo
 from nola_codec.cli.output import (
     json_option,
@@ -37,9 +37,9 @@ _DEVICE_OPTION = option(
     help="Where the model runs: cpu, cuda and so on. Losses differ from device to device in their last digits.",
 )  # fmt: skip
 _DATA_OPTIONS = (
-    option("--base", group=_DATA, required=True, type=click.Path(), metavar="MODEL_DIR",
+    option("--base", group=_DATA, required=True, type=PATH, metavar="MODEL_DIR",
            help="Base model: a Transformers directory of a causal language model, with its tokenizer."),
-    option("--data", group=_DATA, required=True, type=click.Path(), metavar="FILE",
+    option("--data", group=_DATA, required=True, type=PATH, metavar="FILE",
            help="Held-out rows: plain text, one row a line; or .jsonl with text, with prompt and completion, or with "
                 "messages. Prompts are not scored."),
     option("--max-rows", group=_DATA, type=click.IntRange(min=1), default=256, show_default=True,
@@ -54,7 +54,7 @@ _DATA_OPTIONS = (
 _GENERATION_OPTIONS = (
     option("--generate", group=_GENERATION, type=click.IntRange(min=0, max=1000), default=0, metavar="N",
            help="Have everything continue the prompts of N rows, or of --prompts, and show it side by side."),
-    option("--prompts", group=_GENERATION, type=click.Path(), metavar="FILE",
+    option("--prompts", group=_GENERATION, type=PATH, metavar="FILE",
            help="Prompts to continue: plain text, or .jsonl with prompt or messages  [default: those of --data]."),
     option("--max-new-tokens", group=_GENERATION, type=click.IntRange(min=1), default=64, show_default=True,
            help="Tokens of a continuation at most. Each is the likeliest one."),
@@ -81,7 +81,7 @@ _COMPUTATION_OPTIONS = (
     ],
     says_no="a loss is more than --max-loss-gap above that of the reference",
 )
-@click.argument("sources", nargs=-1, required=True, type=click.Path())
+@click.argument("sources", nargs=-1, required=True, type=PATH)
 @options(*_DATA_OPTIONS, *_GENERATION_OPTIONS, *_COMPUTATION_OPTIONS)
 @options(references_option, limits_option, _DEVICE_OPTION, quiet_option, json_option)
 def command(sources: tuple[str, ...], **values: Any) -> int:

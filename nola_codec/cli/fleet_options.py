@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nola_codec.cli.help import option
+from nola_codec.cli.help import PATH, option
 from nola_codec.cli.messages import NEXT_STEPS, echo, one_line
 from nola_codec.cli.output import OUTPUT, force_option, json_option, print_json, quiet_option
 
@@ -25,7 +25,7 @@ RUN = "Run"
 _LISTED = 50
 _INTERRUPTED = 130
 
-MANIFEST_OPTION = option("--manifest", group="Sources", type=click.Path(), metavar="FILE",
+MANIFEST_OPTION = option("--manifest", group="Sources", type=PATH, metavar="FILE",
                          help="A .jsonl, .csv or .parquet file that lists sources: columns source, output and "
                               "options.")  # fmt: skip
 CHECK_OPTION = option("--check", group=RUN, is_flag=True,

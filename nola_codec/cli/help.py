@@ -23,6 +23,10 @@ EXIT_STATUS = {
 }
 HELP_NAMES = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 OTHER = "Other"
+PATH = click.Path(readable=False)
+"""A path that the command checks when it reads it: click would call a file that may not be read wrong usage."""
+STREAM_OR_PATH = click.Path(readable=False, allow_dash=True)
+"""The same, or ``-`` for standard output."""
 
 OptionValues = TypeVar("OptionValues")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -42,19 +46,25 @@ class HelpfulCommand(click.Command):
     Attributes:
         examples: Pairs of a sentence, which may be empty, and a command line.
         says_no: Meaning of exit status 1; empty for a command that never ends with it.
+        alternatives: Options of which at most one may be given, as the names of their parameters; options that belong
+            together are one name, with a slash between them.
     """
 
     def __init__(
-        self, *arguments: Any, examples: Sequence[tuple[str, str]] = (), says_no: str = "", **attributes: Any
-    ) -> None:
+        self, *arguments: Any, examples: Sequence[tuple[str, str]] = (), says_no: str = "",
+        alternatives: Sequence[str] = (), **attributes: Any,
+    ) -> None:  # fmt: skip
         super().__init__(*arguments, **attributes)
+        self.alternatives = alternatives
         self.examples = examples
         self.says_no = says_no
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the command line; a refusal of several files names the command that takes many, if there is one."""
         try:
-            return super().parse_args(ctx, args)
+            left = super().parse_args(ctx, args)
+            self._require_one_alternative(ctx)
+            return left
         except click.UsageError as error:
             many = f"{ctx.info_name}-many"
             group = ctx.parent and ctx.parent.command
@@ -63,6 +73,15 @@ class HelpfulCommand(click.Command):
                 message = f"{ctx.info_name} takes one name. `nola-codec {many}` takes many."
                 raise click.UsageError(message, ctx) from error
             raise
+
+    def _require_one_alternative(self, ctx: click.Context) -> None:
+        typed = {parameter.name: parameter.opts[0] for parameter in self.params}
+        given = []
+        for names in self.alternatives:
+            found = [typed[name] for name in names.split("/") if ctx.params[name] is not None]
+            given += ["/".join(found)] * bool(found)
+        if len(given) > 1:
+            raise click.UsageError(f"Give only one of {', '.join(given)}.", ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one section for each group, in the order in which the groups first occur."""
@@ -92,12 +111,13 @@ class HelpfulCommand(click.Command):
 
 
 def command(
-    *, examples: Sequence[tuple[str, str]], says_no: str = "", **attributes: Any
+    *, examples: Sequence[tuple[str, str]], says_no: str = "", alternatives: Sequence[str] = (), **attributes: Any
 ) -> Callable[[Callable[..., Any]], HelpfulCommand]:
     """A decorator like `click.command` that makes a `HelpfulCommand`."""
     return click.command(
-        cls=HelpfulCommand, examples=examples, says_no=says_no, context_settings=HELP_NAMES, **attributes
-    )
+        cls=HelpfulCommand, examples=examples, says_no=says_no, alternatives=alternatives,
+        context_settings=HELP_NAMES, **attributes,
+    )  # fmt: skip
 
 
 def option(*names: str, group: str, **attributes: Any) -> Callable[[Function], Function]:

@@ -6,8 +6,8 @@ import sys
 
 import click
 
+from nola_codec.cli.help import PATH, option
 from nola_codec.cli.help import command as helpful_command
-from nola_codec.cli.help import option
 from nola_codec.cli.messages import echo, screen_width
 from nola_codec.cli.output import OUTPUT, json_option, limits_option, print_json
 
@@ -19,7 +19,7 @@ from nola_codec.cli.output import OUTPUT, json_option, limits_option, print_json
         ("Every tensor, for programs", "nola-codec inspect my.nola --tensors --json"),
     ]
 )
-@click.argument("file", type=click.Path())
+@click.argument("file", type=PATH)
 @option("--tensors", group=OUTPUT, is_flag=True, help="List every tensor, and the sums by module type.")
 @option("--sort", group=OUTPUT, type=click.Choice(["file", "name", "coefficients", "kept"]),
         help="Order of --tensors: as in the file, by name, the most coefficients first, or the fewest kept components "

@@ -11,8 +11,8 @@ import click
 
 from nola_codec.adapters.dialects.dialect_names import TARGET_DIALECTS
 from nola_codec.cli.encode_options import RANK_OPTION, RATE_OPTIONS, THOROUGH_OPTION
+from nola_codec.cli.help import PATH, option, options, take
 from nola_codec.cli.help import command as helpful_command
-from nola_codec.cli.help import option, options, take
 from nola_codec.cli.messages import echo
 from nola_codec.cli.output import (
     OUTPUT,
@@ -100,7 +100,7 @@ class MergeArguments:
     ]
 )
 @click.argument("files", metavar="FILE[:WEIGHT]...", nargs=-1, required=True)
-@option("--base", group="Merging", type=click.Path(), metavar="MODEL_DIR",
+@option("--base", group="Merging", type=PATH, metavar="MODEL_DIR",
         help="Base model of the files; without it, the adapters are merged into one adapter.")  # fmt: skip
 @option("--format", "dialect", group=_ADAPTER, type=click.Choice(TARGET_DIALECTS),
         help="Without --base: the dialect of the adapter  [default: that of the first file].")  # fmt: skip
@@ -114,7 +114,7 @@ class MergeArguments:
 @references_option
 @limits_option
 @device_option
-@option("-o", "--output", "out", group=OUTPUT, type=click.Path(), metavar="PATH", required=True,
+@option("-o", "--output", "out", group=OUTPUT, type=PATH, metavar="PATH", required=True,
         help="Directory to write; without --base also a .nola file, or a file of tensors as of `decode`.")  # fmt: skip
 @force_option
 @quiet_option

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import click
 
-from nola_codec.cli.help import option, options
+from nola_codec.cli.help import PATH, option, options
 from nola_codec.cli.messages import STDOUT_NAME, break_lines, echo
 from nola_codec.remote import is_url, shown_url
 from nola_codec.rendering import render_scalings, render_size
@@ -34,11 +34,11 @@ keep_undo_option = option("--keep-undo", group="Merging", is_flag=True,
                           help="Write an undo file beside the weights, which --unmerge needs.")  # fmt: skip
 any_base_option = option("--any-base", group="Merging", is_flag=True,
                          help="Merge even if the file was encoded with --base, and for another model.")  # fmt: skip
-unmerge_option = option("--unmerge", group="Merging", type=click.Path(), metavar="MERGED_DIR",
+unmerge_option = option("--unmerge", group="Merging", type=PATH, metavar="MERGED_DIR",
                         help="Restore, byte for byte, the base of a model merged with --keep-undo.")  # fmt: skip
 
 
-references_option = option("--reference", "references", group="Reference", type=click.Path(), multiple=True,
+references_option = option("--reference", "references", group="Reference", type=PATH, multiple=True,
                            metavar="PATH",
                            help="For a file that holds the difference to an earlier version: that version, or a folder "
                                 "that has it. May be repeated  [default: the file's folder].")  # fmt: skip

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from nola_codec.cli.help import PATH, option
 from nola_codec.cli.help import command as helpful_command
-from nola_codec.cli.help import option
 from nola_codec.cli.messages import echo
 from nola_codec.cli.output import (
     OUTPUT,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 @option("--revision", group="Repository", metavar="NAME", help="Branch, tag or commit  [default: main].")
 @endpoint_option
 @option("--offline", group="Repository", is_flag=True, help="Ask nothing; use the Hub's cache.")
-@option("-o", "--output", "out", group=OUTPUT, type=click.Path(),
+@option("-o", "--output", "out", group=OUTPUT, type=PATH,
         help="Copy the file there: a path, or a directory  [default: leave it in the Hub's cache].")  # fmt: skip
 @limits_option
 @force_option

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from nola_codec.cli.help import PATH, option, options
 from nola_codec.cli.help import command as helpful_command
-from nola_codec.cli.help import option, options
 from nola_codec.cli.messages import echo
 from nola_codec.cli.output import OUTPUT, json_option, limits_option, print_json, print_notes, quiet_option
 
@@ -33,7 +33,7 @@ endpoint_option = option("--endpoint", group=_PLACE, metavar="URL",
         ),
     ]
 )
-@click.argument("files", nargs=-1, type=click.Path(), metavar="FILE...")
+@click.argument("files", nargs=-1, type=PATH, metavar="FILE...")
 @click.argument("repo", metavar="REPO")
 @options(
     option("--private", group=_PLACE, is_flag=True, help="Make a new repository private; refuse one that is public."),
@@ -44,7 +44,7 @@ endpoint_option = option("--endpoint", group=_PLACE, metavar="URL",
     endpoint_option,
     option("--no-card", "card", group=_CARD, is_flag=True, flag_value=False, default=True,
            help="Leave the README alone."),
-    option("--metrics", group=_CARD, type=click.Path(), metavar="JSON",
+    option("--metrics", group=_CARD, type=PATH, metavar="JSON",
            help="Losses for the card: what `eval --json` or `encode --fit task --json` printed."),
     option("--base-model", group=_CARD, metavar="NAME",
            help="Name of the base model on the Hub, where the file names none."),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
+from nola_codec.cli.help import PATH, option
 from nola_codec.cli.help import command as helpful_command
-from nola_codec.cli.help import option
 from nola_codec.cli.messages import echo
 from nola_codec.cli.output import (
     OUTPUT,
@@ -34,15 +34,15 @@ from nola_codec.remote import shown_url
         ("The figures alone", "nola-codec report my.nola --against my_lora --json"),
     ]
 )
-@click.argument("file", type=click.Path())
-@option("--against", group="Adapter", type=click.Path(), metavar="SRC",
+@click.argument("file", type=PATH)
+@option("--against", group="Adapter", type=PATH, metavar="SRC",
         help="The original adapter; the report then says what was kept of it.")  # fmt: skip
 @option("--scale", group="Adapter", type=float, help="Scaling of the original, if it does not say it.")
 @option("--sweep", group="Adapter", is_flag=True,
         help="Also encode the original at six other sizes, for the curve of size against error.")  # fmt: skip
-@option("--eval", "evaluation", group="Adapter", type=click.Path(), metavar="RESULT.json",
+@option("--eval", "evaluation", group="Adapter", type=PATH, metavar="RESULT.json",
         help="What eval --json printed about FILE; the page then has losses and texts side by side.")  # fmt: skip
-@option("-o", "--output", "out", group=OUTPUT, type=click.Path(), metavar="FILE",
+@option("-o", "--output", "out", group=OUTPUT, type=PATH, metavar="FILE",
         help="The HTML page to write. It may be left out with --json.")  # fmt: skip
 @references_option
 @limits_option

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
+from nola_codec.cli.help import PATH, option
 from nola_codec.cli.help import command as helpful_command
-from nola_codec.cli.help import option
 from nola_codec.cli.messages import echo
 from nola_codec.cli.output import OUTPUT, force_option, limits_option
 from nola_codec.remote import shown_url
@@ -17,10 +17,10 @@ from nola_codec.remote import shown_url
         ("Check who signed it", "nola-codec verify signed.nola --key public.pem"),
     ]
 )
-@click.argument("file", type=click.Path())
-@option("--key", group="Signature", type=click.Path(), metavar="PEM", required=True,
+@click.argument("file", type=PATH)
+@option("--key", group="Signature", type=PATH, metavar="PEM", required=True,
         help="Private key of Ed25519, such as `openssl genpkey -algorithm ed25519` makes.")  # fmt: skip
-@option("-o", "--output", "out", group=OUTPUT, type=click.Path(), metavar="FILE", required=True,
+@option("-o", "--output", "out", group=OUTPUT, type=PATH, metavar="FILE", required=True,
         help="The signed .nola file to write.")  # fmt: skip
 @limits_option
 @force_option

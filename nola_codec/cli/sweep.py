@@ -18,8 +18,8 @@ from nola_codec.cli.encode_options import (
     THOROUGH_OPTION,
     read_coding_values,
 )
+from nola_codec.cli.help import PATH, option, options
 from nola_codec.cli.help import command as helpful_command
-from nola_codec.cli.help import option, options
 from nola_codec.cli.messages import echo
 from nola_codec.cli.output import OUTPUT, force_option, json_option, print_json, print_notes, quiet_option
 from nola_codec.cli.progress import show_progress
@@ -39,12 +39,13 @@ _TARGETS = (
     examples=[
         ("From 5 KB to a quarter of fp16", "nola-codec sweep my_lora"),
         ("Three sizes, with a plot", "nola-codec sweep my_lora --sizes 5KB,20KB,50KB --plot curve.svg"),
-    ]
+    ],
+    alternatives=("sizes", "nmse", "errors"),
 )
-@click.argument("source", type=click.Path())
+@click.argument("source", type=PATH)
 @options(*_TARGETS, THOROUGH_OPTION, IMPORTANCE_OPTION, SEED_OPTION)
 @option("--shared-basis", group=BASIS, is_flag=True, help="Use one basis for all weights of one shape.")
-@option("--plot", group=OUTPUT, type=click.Path(), metavar="FILE", help="Draw the curve; .png or .svg, by matplotlib.")
+@option("--plot", group=OUTPUT, type=PATH, metavar="FILE", help="Draw the curve; .png or .svg, by matplotlib.")
 @options(SCALE_OPTION, CARRY_UNKNOWN_OPTION, force_option, quiet_option, json_option)
 def command(source: str, **values: Any) -> None:
     """Encode the adapter SOURCE at many sizes, show the curve of size against error, and advise a size.

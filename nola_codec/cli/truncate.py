@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 import click
 
+from nola_codec.cli.help import PATH, STREAM_OR_PATH, option
 from nola_codec.cli.help import command as helpful_command
-from nola_codec.cli.help import option
 from nola_codec.cli.messages import echo
 from nola_codec.cli.output import (
     OUTPUT,
@@ -28,12 +28,13 @@ from nola_codec.remote import shown_url
         ("The finest rung that fits into 20 KB", "nola-codec truncate my.nola -o small.nola --size 20KB"),
         ("The same, piped on", "nola-codec truncate my.nola -o - --size 20KB | ssh host 'cat > small.nola'"),
         ("What an interrupted download is good for", "nola-codec truncate partial.nola -o whole.nola"),
-    ]
+    ],
+    alternatives=("limit", "rung"),
 )
-@click.argument("file", type=click.Path())
+@click.argument("file", type=PATH)
 @option("--size", "limit", group="Target", metavar="SIZE", help="Largest file, e.g. 50KB: the finest rung that fits.")
 @option("--rung", group="Target", type=int, help="Number of the rung, from 0, the coarsest.")
-@option("-o", "--output", "out", group=OUTPUT, type=click.Path(allow_dash=True), metavar="FILE", required=True,
+@option("-o", "--output", "out", group=OUTPUT, type=STREAM_OR_PATH, metavar="FILE", required=True,
         help="The .nola file to write; - is standard output, and the report then goes to stderr.")  # fmt: skip
 @limits_option
 @force_option

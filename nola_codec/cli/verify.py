@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
+from nola_codec.cli.help import PATH, option
 from nola_codec.cli.help import command as helpful_command
-from nola_codec.cli.help import option
 from nola_codec.cli.messages import describe_error, echo, one_line
 from nola_codec.cli.output import json_option, limits_option, print_json, quiet_option, references_option
 from nola_codec.cli.progress import show_progress
@@ -22,8 +22,8 @@ from nola_codec.rendering import render_size
     ],
     says_no="the file is damaged",
 )
-@click.argument("file", type=click.Path())
-@option("--key", group="Signature", type=click.Path(), metavar="PEM",
+@click.argument("file", type=PATH)
+@option("--key", group="Signature", type=PATH, metavar="PEM",
         help="Public key of Ed25519: the file must be signed with its private key.")  # fmt: skip
 @references_option
 @limits_option

@@ -14,8 +14,8 @@ from nola_codec.cli.fleet_options import (
     RUN_OPTIONS,
     RunRequest,
 )
+from nola_codec.cli.help import PATH, option, options, take
 from nola_codec.cli.help import command as helpful_command
-from nola_codec.cli.help import option, options, take
 from nola_codec.cli.output import OUTPUT, limits_option, references_option
 
 
@@ -26,9 +26,9 @@ from nola_codec.cli.output import OUTPUT, limits_option, references_option
     ],
     says_no="some files are damaged or missing",
 )
-@click.argument("sources", nargs=-1, type=click.Path(), metavar="SOURCE...")
+@click.argument("sources", nargs=-1, type=PATH, metavar="SOURCE...")
 @options(MANIFEST_OPTION, references_option, limits_option, *RUN_OPTIONS, CHECK_OPTION)
-@option("-o", "--output", "out", group=OUTPUT, type=click.Path(), metavar="DIR",
+@option("-o", "--output", "out", group=OUTPUT, type=PATH, metavar="DIR",
         help="Directory for a manifest of results; later runs leave out good files that have not changed.")  # fmt: skip
 @options(MANIFEST_FORMAT_OPTION, *FILES_OPTIONS)
 def command(sources: tuple[str, ...], out: str | None, **values: Any) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
+from nola_codec.cli.help import PATH, option
 from nola_codec.cli.help import command as helpful_command
-from nola_codec.cli.help import option
 from nola_codec.cli.messages import echo
 from nola_codec.cli.output import limits_option, print_notes
 from nola_codec.remote import local_path, shown_url
@@ -22,8 +22,8 @@ _SERVER = "Server"
         ),
     ]
 )
-@click.argument("file", type=click.Path())
-@option("--reference", "references", group="Reference", type=click.Path(), multiple=True, metavar="PATH",
+@click.argument("file", type=PATH)
+@option("--reference", "references", group="Reference", type=PATH, multiple=True, metavar="PATH",
         help="An earlier version that FILE needs, as a .nola file. May be repeated.")  # fmt: skip
 @option("--no-browser", group=_SERVER, is_flag=True, help="Print the address, and open no browser.")
 @option("--port", group=_SERVER, type=click.IntRange(0, 65535), default=0, help="The port  [default: any free one].")

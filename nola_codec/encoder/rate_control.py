@@ -231,7 +231,9 @@ def draft_for_size(drafter: Drafter, target: RateTarget) -> Draft:
 
 def _too_small_message(job: EncodeJob, limit: int, empty: int) -> str:
     """Return the message for a size that is smaller than a file with no unit; it names the largest carried tensors."""
-    message = f"size {limit} bytes cannot be reached: names, configuration and carried tensors alone take {empty} bytes"
+    ratio = job.options.ratio
+    wanted = f"size {limit} bytes" if ratio is None else f"ratio {ratio:g}, which is {limit} bytes,"
+    message = f"{wanted} cannot be reached: names, configuration and carried tensors alone take {empty} bytes"
     if limit >= empty:
         return f"{message}, and a trained file needs {_TRAINED_BYTES} more for its amplitudes"
     sizes = {name: len(data) for name, (_, data) in zip(job.envelope.raw, job.raw_sections, strict=True)}

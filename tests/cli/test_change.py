@@ -83,7 +83,7 @@ def test_options_reach_the_encoder(run: Run, models: tuple[Path, Path], tmp_path
         ("encode", ["--embeddings"], "No such option '--embeddings'"),
         ("encode-delta", ["--base", "b", "--num-basis", "9"], "No such option '--num-basis'"),
         ("encode-delta", [], "Missing option '--base'"),
-        ("encode-delta", ["--base", "b", "--nmse", "0.1", "--ratio", "9"], "choose one of nmse, ratio"),
+        ("encode-delta", ["--base", "b", "--nmse", "0.1", "--ratio", "9"], "Give only one of --ratio, --nmse"),
     ],
 )
 def test_senseless_mixtures(

@@ -421,6 +421,15 @@ def test_wrong_usage(arguments: list[str], run: Run, adapter: Path, encoded: Pat
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_file_that_may_not_be_read_is_no_wrong_usage(name: str) -> None:
+    """Click checks that unless it is told not to, and ends with the status of wrong usage."""
+    command = group.get_command(click.Context(group), name)
+    assert command is not None
+    paths = [parameter.type for parameter in command.params if isinstance(parameter.type, click.Path)]
+    assert not any(path.readable or path.exists for path in paths)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

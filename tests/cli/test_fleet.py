@@ -200,7 +200,7 @@ def test_failures_are_listed_at_the_end(run: Callable[..., Any], loras: Path) ->
     [
         (("encode-many", "-o", "out"), 3, "no sources; give paths"),
         (("encode-many", "nothing/*", "-o", "out"), 3, "nothing/*: no adapters found"),
-        (("encode-many", "loras", "-o", "out", "--ratio", "3", "--size", "3KB"), 2, "choose one of size, ratio"),
+        (("encode-many", "loras", "-o", "out", "--ratio", "3", "--size", "3KB"), 2, "Give only one of --size, --ratio"),
         (("encode-many", "loras"), 2, "--output"),
         (("decode-many", "loras", "-o", "out", "--ending", ".zip"), 2, ".safetensors"),
         (("encode-many", "--manifest", "list.jsonl", "-o", "out"), 3, "list.jsonl: no such file"),

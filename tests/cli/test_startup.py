@@ -97,6 +97,20 @@ def test_only_the_dialect_of_the_file_is_loaded(command: str, nola: Path, tmp_pa
     assert not {name for name in modules if name.startswith((start + "families", start + "reading"))}
 
 
+def test_an_interrupted_import_leaves_no_traceback() -> None:
+    code = """
+import runpy, sys
+class Interrupt:
+    def find_spec(self, name, path, target=None):
+        if name == "nola_codec.cli":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+runpy.run_module("nola_codec", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "nola-codec: interrupted\n")
+
+
 def test_a_package_offers_names_that_it_has_not_imported() -> None:
     get, names = lazy_names("nola_codec", {"NolaError": "errors"})
     assert get("NolaError").__module__ == "nola_codec.errors"

@@ -51,6 +51,7 @@ class Mlx(PairDialect):
     """MLX's dialect."""
 
     is_conversion_target = True
+    base_model_key = "model"
 
     def detect(self, source: AdapterSource) -> bool:
         """Return True if some key is a factor's, except in GGUF, whose keys are spelled in the same way."""

@@ -90,6 +90,7 @@ class PeftLora(PeftDialect):
     """PEFT's dialect, for LoRA."""
 
     is_conversion_target = True
+    base_model_key = "base_model_name_or_path"
     config_class = "LoraConfig"
     holds_base_changes = True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,20 @@ def test_peft_loads_what_mlx_was_converted_to(tmp_path: Path, shared_data: Path)
     assert np.array_equal(state[f"{key}.lora_B.weight"].numpy(), module.lora_B)
     assert model.get_submodule(key).scaling["default"] == 10.0
     assert len(state) == 2 * len(source.modules)
+
+
+def test_a_conversion_keeps_the_name_of_the_base_model() -> None:
+    named = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": "someone/a-model"}
+    theirs = convert(replace(language_model(), config=named), "mlx")
+    assert (theirs.config or {})["model"] == "someone/a-model"
+    assert (convert(theirs, "peft").config or {})["base_model_name_or_path"] == "someone/a-model"
+    assert "model" not in (convert(language_model(), "mlx").config or {})
+
+
+@pytest.mark.parametrize("path", ["/Users/me/models/a", "~/a", "./a", "../a", "C:\\models\\a", "\\\\host\\a"])
+def test_a_conversion_leaves_out_a_path_of_the_authors_machine(path: str) -> None:
+    named = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": path}
+    assert "model" not in (convert(replace(language_model(), config=named), "mlx").config or {})
 
 
 def test_query_and_key_are_permuted_as_llama_cpp_does() -> None:

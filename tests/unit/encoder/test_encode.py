@@ -140,6 +140,7 @@ def test_a_size_that_names_alone_exceed_is_unreachable(options: dict[str, Any], 
     with pytest.raises(nola_codec.EncodeError, match="cannot be reached") as caught:
         synthetic.encode(**options)
     assert caught.value.code == "unreachable"
+    assert str(caught.value).startswith("ratio 5000, which is " if "ratio" in options else "size ")
 
 
 def test_an_error_finer_than_the_quantizers_is_unreachable(synthetic: Any) -> None:
