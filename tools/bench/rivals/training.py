@@ -13,6 +13,7 @@ import torch
 from quantizers import FileWriter, Integers
 from torch import nn
 
+from nola_codec.training import TaskSettings
 from rivals.text import Row, TextTask, pad, shuffled
 
 Factors = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
@@ -56,10 +57,11 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
 def train(task: TextTask, form: Form, rows: Sequence[Row], budget: Budget) -> list[float]:
     """Train a form in place, and return the loss of every step.
 
-    The model runs in bfloat16, and the numbers are float32. Attention is that of plain matrix products, since the
-    fused one of PyTorch is slow on CPUs in its backward pass.
+    The model runs in bfloat16 where the processor multiplies it faster, as `--fit task` does. The numbers are
+    float32. Attention is that of plain matrix products: the fused one of PyTorch has a slow backward pass on CPUs.
     """
-    model = copy.deepcopy(task.model).to(torch.bfloat16)
+    dtype = torch.bfloat16 if TaskSettings().uses_bfloat16(task.model) else torch.float32
+    model = copy.deepcopy(task.model).to(dtype)
     model.set_attn_implementation("eager")
     current: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -79,7 +81,7 @@ def train(task: TextTask, form: Form, rows: Sequence[Row], budget: Budget) -> li
         fall = 0.5 + 0.5 * math.cos(math.pi * step / budget.steps)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * budget.rate * min(1.0, (step + 1) / 5) * fall
-        current.update({name: (b.bfloat16(), a.bfloat16()) for name, (b, a) in form.factors().items()})
+        current.update({name: (b.to(dtype), a.to(dtype)) for name, (b, a) in form.factors().items()})
         batch = pad(chosen)
         loss = task.loss_sum(batch, model) / len(batch.targets)
         optimizer.zero_grad()
