@@ -85,15 +85,15 @@ def worker_count() -> int:
 
 
 def parallel_map(
-    function: Callable[[Item], Result], items: Iterable[Item], *, uses_blas: bool = True
+    function: Callable[[Item], Result], items: Iterable[Item], *, uses_blas: bool = True, most: int | None = None
 ) -> Iterator[Result]:
     """Map a function over items on threads, and yield the results in the order of the items.
 
     The caller's thread takes the items from their iterator while other threads work. At most two results for each
-    thread wait to be taken, which bounds memory. If there is only one item or one thread, the caller's thread does the
-    work. An error of an item, or of the iterator, is raised where its result would come. BLAS has one thread from the
-    time the first result is asked for until the last one is taken or the iterator is closed; that takes a millisecond,
-    which a function that does not use BLAS need not spend.
+    thread wait to be taken, which bounds memory; with `most`, at most so many items are worked on or wait. If there is
+    only one item or one thread, the caller's thread does the work. An error of an item, or of the iterator, is raised
+    where its result would come. BLAS has one thread from the time the first result is asked for until the last one is
+    taken or the iterator is closed; that takes a millisecond, which a function that does not use BLAS need not spend.
 
     Example:
         >>> list(parallel_map(abs, [-2, 1, -3]))
@@ -109,7 +109,8 @@ def parallel_map(
         if len(begun) == 1 or worker_count() == 1:
             yield from map(function, chain(begun, source))
             return
-        with ThreadPoolExecutor(worker_count()) as pool:
+        limit = 2 * worker_count() + 1 if most is None else most
+        with ThreadPoolExecutor(min(limit, worker_count())) as pool:
             ahead: deque[Future[Result]] = deque()
             failure: Exception | None = None
             rest = chain(begun, source)
@@ -120,7 +121,7 @@ def parallel_map(
                     break
                 except Exception as error:  # the results of earlier items come first
                     failure = error
-                if len(ahead) > 2 * worker_count():
+                if len(ahead) >= limit:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()

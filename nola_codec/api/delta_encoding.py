@@ -77,8 +77,8 @@ def encode_delta_bytes(
     they leave; norms and biases, and what is left, are coded as vectors; one Lagrangian decides over all of it. The
     errors reported add up those of the parts, as if they were at right angles, which the parts themselves are.
 
-    Weights are read one at a time. Beside them, the low-rank factors and the file are held in memory; the rest of a
-    large model lies in temporary files, about 9 bytes a changed parameter under $TMPDIR.
+    Three weights at most are in memory at a time. Beside them, the low-rank factors and the file are held in memory;
+    the rest of a large model lies in temporary files, about 9 bytes a changed parameter under $TMPDIR.
 
     Args:
         tuned: The trained model: a directory, or a safetensors file.

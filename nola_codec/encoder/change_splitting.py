@@ -12,10 +12,13 @@ from nola_codec.array_types import Float32Array
 from nola_codec.errors import EncodeError
 from nola_codec.fit.truncated_svd import truncated_svd
 from nola_codec.model.adapter import LoraModule, VectorTensor
+from nola_codec.parallel import parallel_map
 from nola_codec.spool import Arena
 
 _SMALL = 4096
 """Greatest number of elements of a tensor that is coded as a vector only."""
+_AT_ONCE = 2
+"""The most weights that are split at once, each of which is in memory as a dense matrix."""
 _KERNEL = 16
 """Greatest last dimension of a three-dimensional tensor that is taken for a convolution."""
 
@@ -52,7 +55,7 @@ DEFAULT_RANK = 64
 def split_changes(
     deltas: Iterable[tuple[str, str, Float32Array]], options: SplitOptions
 ) -> tuple[tuple[LoraModule, ...], tuple[VectorTensor, ...]]:
-    """Return the modules and vectors of changed weights.
+    """Return the modules and vectors of changed weights. A few are split at once, each with one thread of BLAS.
 
     Args:
         deltas: (name of the weight, dtype of the tuned weight, change) for each weight; the change is overwritten.
@@ -60,16 +63,25 @@ def split_changes(
     """
     modules, vectors = [], []
     arena = Arena(np.float32)
-    for number, (name, dtype, delta) in enumerate(deltas):
+
+    def split(
+        numbered: tuple[int, tuple[str, str, Float32Array]],
+    ) -> tuple[str, str, LoraModule | None, Float32Array | None]:
+        number, (name, dtype, delta) = numbered
         dtype = dtype if dtype in ("F32", "F16", "BF16") else "F32"
         module = _low_rank(name, dtype, delta, number, options)
         if module is None:
-            vectors.append(VectorTensor(name + SUFFIX, arena.copy(delta), dtype))
-            continue
-        modules.append(module)
-        if options.residue:
-            delta -= (module.lora_B @ module.lora_A).reshape(delta.shape)
-            vectors.append(VectorTensor(name + SUFFIX, arena.copy(delta), dtype))
+            return name, dtype, None, delta
+        if not options.residue:
+            return name, dtype, module, None
+        delta -= (module.lora_B @ module.lora_A).reshape(delta.shape)
+        return name, dtype, module, delta
+
+    for name, dtype, module, rest in parallel_map(split, enumerate(deltas), most=_AT_ONCE):
+        if module is not None:
+            modules.append(module)
+        if rest is not None:
+            vectors.append(VectorTensor(name + SUFFIX, arena.copy(rest), dtype))
     return tuple(modules), tuple(vectors)
 
 

@@ -99,6 +99,15 @@ def test_results_that_wait_are_bounded() -> None:
     assert len(begun) <= 2 * 2 + 1
 
 
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_the_items_at_work_and_waiting_are_bounded(most: int) -> None:
+    begun: list[int] = []
+    results = parallel_map(begun.append, range(100), most=most)
+    next(results)
+    results.close()
+    assert len(begun) <= most
+
+
 def test_an_error_comes_in_its_turn() -> None:
     def fail_at_three(item: int) -> int:
         if item == 3:

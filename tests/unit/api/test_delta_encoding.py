@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from threadpoolctl import threadpool_limits
 
 import nola_codec
 from nola_codec.api.delta_encoding import encode_delta_bytes
@@ -278,6 +279,16 @@ def test_a_share_of_the_energy(half: tuple[Path, Path]) -> None:
 def test_equal_input_gives_equal_bytes(half: tuple[Path, Path]) -> None:
     base, tuned = half
     assert encode_delta_bytes(tuned, base, nmse=0.1)[0] == encode_delta_bytes(tuned, base, nmse=0.1)[0]
+
+
+def test_the_number_of_threads_changes_no_byte(half: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    base, tuned = half
+    found = set()
+    for threads in ("1", "3"):
+        monkeypatch.setenv("NOLA_THREADS", threads)
+        with threadpool_limits(int(threads), user_api="blas"):
+            found.add(encode_delta_bytes(tuned, base, nmse=0.1)[0])
+    assert len(found) == 1
 
 
 def test_arrays_on_disk_change_nothing(half: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
