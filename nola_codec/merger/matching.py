@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from nola_codec.adapters.base_model import MergeTarget, delta_shape
 from nola_codec.adapters.dialects.peft_base import module_path
@@ -47,7 +47,9 @@ def resolve_places(
     Raises:
         AdapterError: ``base-mismatch``, with one line for each delta that found no weight of its shape.
     """
+    targets = list(targets)
     names = names or ModelNames(shapes, config)
+    order = _find_order(targets, names, shapes, config)
     layouts = LayoutPlaces(shapes)
     found = _Found()
     misfits = Misfits(shapes)
@@ -66,6 +68,11 @@ def resolve_places(
             for part in parts:
                 found.add(part, misfits)
             continue
+        if _leaves_order_open(target, shapes[source]) and order != "as flagged":
+            if order == "mixed":
+                misfits.add(target.name, f"{source} is square, and the model stores some weights (in, out), others not")
+                continue
+            target = replace(target, fan_in_fan_out=False)
         transposed = _fits_transposed(target, weight.rpartition(".")[0], shapes[source], config)
         if transposed is None:
             misfits.add_shape(target, source)
@@ -73,6 +80,32 @@ def resolve_places(
             found.add(Place(target.name, weight, source, transposed), misfits)
     misfits.raise_if_any()
     return {weight: replace(first, others=tuple(others)) for weight, (first, *others) in found.places.items()}
+
+
+def _find_order(
+    targets: Iterable[MergeTarget], names: ModelNames, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
+) -> Literal["as flagged", "straight", "mixed"]:
+    """Return how square weights are stored whose deltas have PEFT's flag `fan_in_fan_out`, which may be wrong for them.
+
+    Their shapes do not tell, but those of the other weights with the flag do: PEFT ignores it for a linear layer whose
+    weight is stored (out, in).
+    """
+    if config.get("model_type") in _CONV1D_MODELS:
+        return "as flagged"  # the names of modules decide
+    found = set()
+    for target in targets:
+        if target.fan_in_fan_out and target.layout == "linear" and len(target.shape) == 2 and not target.reshaped:
+            stored = [shapes[name] for name in names.find_all(wanted_names(target))]
+            found |= {shape == target.shape for shape in stored if len(set(shape)) == 2 == len(shape)}
+    if True not in found:
+        return "as flagged"
+    return "mixed" if False in found else "straight"
+
+
+def _leaves_order_open(target: MergeTarget, shape: tuple[int, ...]) -> bool:
+    """Return True if PEFT's flag alone tells how a weight of this shape is stored."""
+    is_flagged = target.fan_in_fan_out and target.layout == "linear" and not target.reshaped
+    return is_flagged and len(shape) == 2 and shape[0] == shape[1]
 
 
 class _Found:

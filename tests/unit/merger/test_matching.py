@@ -55,6 +55,19 @@ def test_orientation(shape: tuple[int, int], flag: bool, model_type: str, transp
     assert found["h.0.c_proj.weight"].transposed is transposed
 
 
+def test_a_wide_weight_tells_how_square_ones_are_stored() -> None:
+    """PEFT has one flag for all modules, and ignores it for a linear layer, whose weight is (out, in)."""
+    targets = [target(name, *shape, flag=True) for name, shape in (("q", (5, 5)), ("up", (7, 5)), ("down", (5, 7)))]
+    straight = {"q.weight": (5, 5), "up.weight": (7, 5), "down.weight": (5, 7)}
+    turned = {name: shape[::-1] for name, shape in straight.items()}
+    for shapes, transposed in ((straight, False), (turned, True)):
+        found = resolve_places(targets, shapes, {"model_type": "custom"})
+        assert {place.transposed for place in found.values()} == {transposed}
+    with pytest.raises(AdapterError, match=r"q\.weight is square, and the model stores some weights \(in, out\)") as e:
+        resolve_places(targets, straight | {"up.weight": (5, 7)}, {"model_type": "custom"})
+    assert e.value.code == "base-mismatch"
+
+
 def test_a_linear_head_of_gpt2_is_not_transposed() -> None:
     found = resolve_places([target("lm_head", 5, 5, flag=True)], {"lm_head.weight": (5, 5)}, {"model_type": "gpt2"})
     assert found["lm_head.weight"].transposed is False
