@@ -216,7 +216,7 @@ def inspect(source: Source, *, limits: Limits | None = None) -> FileFacts:
 
 def _scalings(header: Header) -> tuple[float, ...]:
     """Return the different scalings of the pairs, sorted. The parts of a LoHa or LoKr have none of their own."""
-    from nola_codec.adapters.dialects.lycoris import PART
+    from nola_codec.adapters.dialects.lycoris_keys import PART
 
     return tuple(sorted({low.kind.scaling for low in header.pairs if PART.fullmatch(low.name) is None}))
 

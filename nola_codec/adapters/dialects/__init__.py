@@ -13,7 +13,7 @@
     peft_seeded.py              Uni-LoRA, TinyLoRA, VB-LoRA, FourierFT and WaveFT, with `seeded.py` (their contract),
                                 `unilora.py`, `tinylora.py`, `vblora.py`, `spectra.py`, `fourierft.py`, `waveft.py`,
                                 `wavelets.py`, `torch_draws.py`, `fixed_functions.py`
-    kohya.py, lycoris.py, lycoris_parts.py                    kohya's sd-scripts, and LyCORIS
+    kohya.py, lycoris.py, lycoris_keys.py, lycoris_parts.py   kohya's sd-scripts, and LyCORIS
     diffusers.py, diffusers_keys.py, adapter_metadata.py      diffusers, and the JSON of its metadata
     mlx.py, mlx_config.py, mlx_names.py, mlx_experts.py       MLX, its configuration, what its models call their
                                                               layers, its experts; `embedding_names.py` tells

@@ -32,14 +32,8 @@ from nola_codec.adapters.dialects.comfyui_keys import (
     replaced_tensors,
 )
 from nola_codec.adapters.dialects.key_hints import unknown_key
-from nola_codec.adapters.dialects.lycoris import (
-    PART,
-    PRODUCTS,
-    LycorisDelta,
-    composite_parts,
-    part_rank,
-    require_reasonable,
-)
+from nola_codec.adapters.dialects.lycoris import LycorisDelta, composite_parts, part_rank, require_reasonable
+from nola_codec.adapters.dialects.lycoris_keys import PART, PRODUCTS
 from nola_codec.adapters.dialects.lycoris_parts import PRODUCT_KEYS, find_parts, with_gains
 from nola_codec.adapters.dialects.module_rules import require_layouts, sort_modules
 from nola_codec.adapters.dialects.pairs import (

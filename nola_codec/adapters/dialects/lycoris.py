@@ -12,22 +12,14 @@ elementwise, in an order that is fixed here.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from nola_codec.adapters.adapter_delta import CombinedDelta, Values
+from nola_codec.adapters.dialects.lycoris_keys import PART, PRODUCTS
 from nola_codec.array_types import Float64Array
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.lazy import numpy as np
-
-PART = re.compile(
-    r"(?P<stem>.+)\.(?P<part>lora_(?:down|mid|up)\.weight|hada_(?:w[12](?:_[ab])?|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"
-)
-"""The name of a part: the name of a product (``X.hada_w1``), or the key of a tensor (``X.hada_w1_a``)."""
-
-PRODUCTS = ("hada_w1", "hada_w2", "lokr_w1", "lokr_w2")
-"""The parts that may be low-rank products; their factors are ``_a`` (out, r) and ``_b`` (r, in)."""
 
 MAX_ELEMENTS = 1 << 28
 """The most elements of a delta, since the whole delta is made in float64."""

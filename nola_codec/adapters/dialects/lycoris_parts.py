@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nola_codec.adapters.adapter_delta import CombinedDelta, part_values
-from nola_codec.adapters.dialects.lycoris import PART
+from nola_codec.adapters.dialects.lycoris_keys import PART
 from nola_codec.adapters.dialects.pairs import PairKeys, find_pairs
 from nola_codec.model.adapter import Adapter
 

@@ -20,7 +20,8 @@ import numpy as np
 from nola_codec.adapters.adapter_delta import CombinedDelta, Values
 from nola_codec.adapters.base_model import BaseModel
 from nola_codec.adapters.dialects.key_hints import describe_keys
-from nola_codec.adapters.dialects.lycoris import PART, PRODUCTS, LycorisDelta, composite_parts, require_reasonable
+from nola_codec.adapters.dialects.lycoris import LycorisDelta, composite_parts, require_reasonable
+from nola_codec.adapters.dialects.lycoris_keys import PART, PRODUCTS
 from nola_codec.adapters.dialects.lycoris_parts import PRODUCT_KEYS, find_parts, with_gains
 from nola_codec.adapters.dialects.pairs import join_tensors, pair_tensors, read_carried, read_pair, read_vector
 from nola_codec.adapters.dialects.peft_base import PeftDialect, module_path
