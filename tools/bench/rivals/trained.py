@@ -1,7 +1,8 @@
 """Rivals trained from nothing at the bytes of our files, with the budget of `--fit task`: LoRA-XS and Uni-LoRA.
 
 Everything is kept as it is measured (tools/experiments/results.py), so a second call goes on where the first one
-stopped. The learning rate of each rival is the best of three by the training loss of short runs.
+stopped. The learning rate of each rival and size is the best of a ladder by the training loss of short runs; the ladder
+goes on until the best rate is not its first or last.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ sys.path.insert(0, str(ROOT / "tools" / "experiments"))
 import results
 
 NAME = "trained_rivals"
-RATES = {"LoRA-XS": (0.003, 0.01, 0.03), "Uni-LoRA": (0.01, 0.03, 0.1)}
-PROBED = {"LoRA-XS": 7, "Uni-LoRA": 20_000}
-"""The size at which the rates are tried: the rank of R, or the length of the vector."""
+LADDER = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""Learning rates that may be tried."""
+FIRST = {"LoRA-XS": (0.01, 0.03, 0.1), "Uni-LoRA": (0.01, 0.03, 0.1)}
+"""Learning rates that are always tried."""
 SIZES = {"Uni-LoRA": (20_000, 100_000, 10_000, 40_000), "LoRA-XS": (7, 21, 10, 14)}
 """About 5, 10, 20 and 50 KB at 4 bits a number; the most telling ones first."""
 BITS = 4
@@ -47,24 +49,28 @@ def make(rival: str, size: int, seed: int, task: TextTask) -> Form:
     return LoraXs(task.model, size) if rival == "LoRA-XS" else UniLora(task.model, size, seed)
 
 
-def best_rate(rival: str, task: TextTask) -> float:
-    """Return the learning rate with the lowest training loss at the end of a short run."""
+def best_rate(rival: str, size: int, task: TextTask) -> float:
+    """Return the learning rate of the ladder with the lowest training loss at the end of a short run."""
 
     def trial(rate: float) -> Mapping[str, float]:
         budget = Budget(rate, TRIAL["steps"], TRIAL["rows"])
-        losses = train(task, make(rival, PROBED[rival], 0, task), task.training_rows(), budget)
+        losses = train(task, make(rival, size, 0, task), task.training_rows(), budget)
         return {"loss": float(np.mean(losses[-TRIAL["steps"] // 2 :]))}
 
-    found = {}
-    for rate in RATES[rival]:
-        settings = {"rival": rival, "size": PROBED[rival], "rate": rate, "seed": 0, **TRIAL}
-        found[rate] = results.measure(NAME, settings, lambda rate=rate: trial(rate))["figures"]["loss"]  # type: ignore[misc]
-    return min(found, key=lambda rate: found[rate])
+    found: dict[float, float] = {}
+    missing = list(FIRST[rival])
+    while missing:
+        for rate in missing:
+            settings = {"rival": rival, "size": size, "rate": rate, "seed": 0, **TRIAL}
+            found[rate] = results.measure(NAME, settings, lambda rate=rate: trial(rate))["figures"]["loss"]  # type: ignore[misc]
+        place = LADDER.index(min(found, key=lambda rate: found[rate]))
+        missing = [rate for rate in LADDER[max(0, place - 1) : place + 2] if rate not in found]
+    return LADDER[place]
 
 
 def trained(rival: str, size: int, seed: int, task: TextTask) -> Form:
     """Return the trained numbers of a rival; they are kept in the cache."""
-    rate = best_rate(rival, task)
+    rate = best_rate(rival, size, task)
     path = Path(cache_dir()) / "experiments" / "rivals" / f"{rival}-{size}-{rate:g}-{seed}.pt"
     form = make(rival, size, seed, task)
     parameters = [parameter for parameter, _ in form.parameters()]
@@ -87,7 +93,7 @@ def measured(rival: str, size: int, bits: int, seed: int, rows: int, task: TextT
         with added(dict(task.model.named_parameters()), arrays(factors)):
             return {"bytes": count, "loss": task.loss(task.rows("test", 0, rows))}
 
-    settings = {"rival": rival, "size": size, "rate": best_rate(rival, task), "bits": bits, "seed": seed,
+    settings = {"rival": rival, "size": size, "rate": best_rate(rival, size, task), "bits": bits, "seed": seed,
                 "test_rows": rows, **WHOLE}  # fmt: skip
     return results.measure(NAME, settings, program)
 

@@ -19,14 +19,19 @@ _SIZES = {"Uni-LoRA": "{:,} numbers", "LoRA-XS": "R of {0} x {0}"}
 
 
 def losses(found: Sequence[dict[str, Any]]) -> str:
-    """Return bytes and loss of the trained files, means over the seeds, and a rival's bytes over ours at equal loss."""
-    groups: dict[tuple[str, Any], list[dict[str, Any]]] = {}
+    """Return bytes and loss of the trained files, means over the seeds, and a rival's bytes over ours at equal loss.
+
+    Of a rival that was trained at several learning rates, the best one is shown.
+    """
+    groups: dict[tuple[str, Any], dict[Any, list[dict[str, Any]]]] = {}
     for result in select(found, test_rows=ROWS):
         settings = result["settings"]
         if settings.get("steps", STEPS) == STEPS:
-            groups.setdefault((settings["rival"], settings.get("size", "")), []).append(result)
+            rates = groups.setdefault((settings["rival"], settings.get("size", "")), {})
+            rates.setdefault(settings.get("rate"), []).append(result)
     made = []
-    for (rival, size), results in groups.items():
+    for (rival, size), rates in groups.items():
+        results = min(rates.values(), key=lambda own: statistics.fmean(r["figures"]["loss"] for r in own))
         count, loss = (statistics.fmean(r["figures"][key] for r in results) for key in ("bytes", "loss"))
         seeds = f", {len(results)} seeds" if len(results) > 1 else ""
         name = (
