@@ -103,7 +103,8 @@ FIT_OPTIONS = (
     option("--steps", group=FIT, type=click.IntRange(min=1), help="For --fit task: steps at most  [default: 150]."),
     option("--batch", group=FIT, type=click.IntRange(min=1),
            help="For --fit task: rows of a step  [default: 8; 32 for an encoder, 2 for a denoiser]."),
-    option("--learning-rate", group=FIT, type=float, help="For --fit task: Adam's learning rate  [default: 0.03]."),
+    option("--learning-rate", group=FIT, type=float,
+           help="For --fit task: Adam's learning rate  [default: 0.03, and less for files over some 10 KB]."),
     IMPORTANCE_OPTION,
 )  # fmt: skip
 SEED_OPTION = option("--seed", group=BASIS, type=int, default=0, show_default=True, help="64-bit seed of the basis.")

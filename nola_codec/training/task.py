@@ -29,7 +29,15 @@ from nola_codec.progress import Progress
 from nola_codec.stores.files import atomic_file
 from nola_codec.training.attach import FactorPair, attach_factors, freeze_weights
 from nola_codec.training.task_code import TaskCode, require_pairs
-from nola_codec.training.task_data import Against, LogitsFn, LossFn, OutputsFn, TaskData, TaskSettings
+from nola_codec.training.task_data import (
+    Against,
+    LogitsFn,
+    LossFn,
+    OutputsFn,
+    TaskData,
+    TaskSettings,
+    default_rate,
+)
 from nola_codec.training.task_distance import Kept
 from nola_codec.training.task_teacher import Teacher
 from nola_codec.training.task_worth import component_worth, weigh_by_worth
@@ -166,7 +174,7 @@ class TaskTuner:
         if not len(start.plan.kept):
             return 0  # nothing fits into the size, which the encoder says
         settings = self._settings
-        rates = [settings.learning_rate, settings.size_rate]
+        rates = [settings.learning_rate or default_rate(code.numbers), settings.size_rate]
         optimizer = torch.optim.Adam(
             [{"params": code.vectors, "lr": rates[0]}, {"params": [code.log_sizes], "lr": rates[1]}], betas=(0.9, 0.99)
         )

@@ -107,6 +107,11 @@ class TaskCode:
         """All trained vectors, one parameter for each batch of equal lengths."""
         return [batch.vectors for batch in self._batches]
 
+    @property
+    def numbers(self) -> int:
+        """The number of elements of all vectors."""
+        return sum(vectors.numel() for vectors in self.vectors)
+
     def code(self) -> None:
         """Code the present vectors again."""
         made = self._quantize()

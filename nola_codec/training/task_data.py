@@ -21,6 +21,8 @@ LogitsFn = Callable[[torch.nn.Module, Any], tuple[torch.Tensor, torch.Tensor]]
 (scored,)."""
 OutputsFn = Callable[[torch.nn.Module, Any], torch.Tensor]
 """``outputs_fn(model, batch)`` returns the outputs (items, ...) that are compared with those of the adapter."""
+_RATE, _RATE_NUMBERS = 0.03, 350_000
+"""The learning rate for coefficients, and the number of them up to which it is taken."""
 Against = Literal["labels", "adapter", "both"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -99,7 +101,7 @@ class TaskSettings:
             outputs of the original adapter, for logits the Kullback-Leibler divergence; ``both`` for the mean of the
             two.
         steps: The most steps, with one batch each. The learning rate falls to zero along a cosine.
-        learning_rate: Adam's learning rate for coefficients, which have unit variance.
+        learning_rate: Adam's learning rate for coefficients, which have unit variance; None is `default_rate`.
         size_rate: Adam's learning rate for the logarithms of the sizes of components.
         every: The number of steps between two validations.
         patience: The number of validations in a row without a better loss after which training stops.
@@ -116,7 +118,7 @@ class TaskSettings:
 
     against: Against = "labels"
     steps: int = 150
-    learning_rate: float = 0.03
+    learning_rate: float | None = None
     size_rate: float = 0.01
     every: int = 25
     patience: int = 3
@@ -135,8 +137,9 @@ class TaskSettings:
             if getattr(self, name) < 1:
                 raise EncodeError(mismatch(name, "a positive number", getattr(self, name)), code="option")
         for name in ("learning_rate", "size_rate"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise EncodeError(mismatch(name, "a positive number", getattr(self, name)), code="option")
+            value = getattr(self, name)
+            if not (value is None and name == "learning_rate") and not 0 < value < math.inf:
+                raise EncodeError(mismatch(name, "a positive number", value), code="option")
         for name in ("worth_batches", "teacher_bytes"):
             if getattr(self, name) < 0:
                 raise EncodeError(mismatch(name, "0 or a positive number", getattr(self, name)), code="option")
@@ -147,6 +150,16 @@ class TaskSettings:
         if first.dtype != torch.float32 or self.precision == "float32":
             return False
         return self.precision == "bfloat16" or _multiplies_bfloat16(first.device)
+
+
+def default_rate(numbers: int) -> float:
+    """Return the learning rate for so many coefficients.
+
+    A step of Adam moves each of n coefficients by about the rate, and all of them together by rate * sqrt(n). Beyond
+    350,000 coefficients, some 10 KB, the rate falls so that a step keeps its length: files of 50 KB then end nearer to
+    what they are trained for (docs/experiments/e2e.md).
+    """
+    return _RATE * min(1.0, math.sqrt(_RATE_NUMBERS / numbers))
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

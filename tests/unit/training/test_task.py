@@ -21,6 +21,7 @@ from nola_codec.rendering import render_error
 from nola_codec.training import TaskData, TaskSettings, TaskTuner
 from nola_codec.training.attach import attach_factors
 from nola_codec.training.task_code import TaskCode
+from nola_codec.training.task_data import default_rate
 
 SIZE = 560
 
@@ -127,6 +128,15 @@ def test_training_wins_back_what_coding_lost(against: Any, lora: Path, data: Tas
     with torch.no_grad(), attach_factors(model, modules, lambda: pairs):
         losses = [torch.nn.functional.cross_entropy(model(x), y).item() for x, y in data.held_out]
     assert np.mean(losses) == pytest.approx(task.file, abs=1e-6)
+
+
+def test_steps_keep_their_length_in_large_files(lora: Path, data: TaskData) -> None:
+    assert default_rate(1000) == default_rate(350_000) == 0.03
+    assert default_rate(4 * 350_000) == pytest.approx(0.015)
+    found = [
+        encode(lora, TaskTuner(net(), data, TaskSettings(steps=8, learning_rate=r))).task for r in (None, 0.03, 0.01)
+    ]
+    assert found[0] == found[1] != found[2]
 
 
 def test_a_loss_of_ones_own_is_enough(lora: Path, data: TaskData) -> None:
