@@ -79,7 +79,8 @@ class HelpfulCommand(click.Command):
         given = []
         for names in self.alternatives:
             found = [typed[name] for name in names.split("/") if ctx.params[name] is not None]
-            given += ["/".join(found)] * bool(found)
+            if found:
+                given.append("/".join(found))
         if len(given) > 1:
             raise click.UsageError(f"Give only one of {', '.join(given)}.", ctx)
 
