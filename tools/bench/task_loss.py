@@ -10,8 +10,8 @@ first as files after zstd. The last column is a peer's bytes over ours at equal 
 --sizes; where our curve is flat (the largest sizes) it is as uncertain as the loss is. Seeds change the basis: the
 spread between them is the noise of a single figure.
 
-With `--trained` the rivals are trained from nothing instead, LoRA-XS and Uni-LoRA, and stand beside our files of
-`--fit task` and the same 100 steps of 8 rows. That takes five minutes a file.
+With `--trained` the rivals are trained from nothing instead, LoRA-XS and Uni-LoRA, in 100 steps of 8 rows. That takes
+five minutes a file. Our files with that training are those of tools/experiments/self_taught.py --doors data.
 
 What was evaluated is kept, by the numbers that were added to the model, so that a second call is quick;
 `tools/experiments/results.py` says where.

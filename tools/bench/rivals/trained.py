@@ -1,14 +1,14 @@
-"""Rivals trained from nothing at the bytes of our files, with the budget of `--fit task`: LoRA-XS and Uni-LoRA.
+"""Rivals trained from nothing with the budget of `--fit task`: LoRA-XS and Uni-LoRA.
 
-Everything is kept as it is measured (tools/experiments/results.py), so a second call goes on where the first one
-stopped. The learning rate of each rival and size is the best of a ladder by the training loss of short runs; the ladder
-goes on until the best rate is not its first or last.
+Our files with that budget are those of `tools/experiments/self_taught.py --doors data`. Everything is kept as it is
+measured (tools/experiments/results.py), so a second call goes on where the first one stopped. The learning rate of each
+rival and size is the best of a ladder by the training loss of short runs; the ladder goes on until the best rate is not
+its first or last.
 """
 
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from common import ROOT, load
 from real_data import adapter, cache_dir
 from task_peers import added
 
-from nola_codec.api.decoding import read_adapter
 from rivals.lora_xs import LoraXs
 from rivals.text import TextTask
 from rivals.training import Budget, Form, arrays, train
@@ -37,8 +36,7 @@ SIZES = {"Uni-LoRA": (20_000, 100_000, 10_000, 40_000), "LoRA-XS": (7, 21, 10, 1
 """About 5, 10, 20 and 50 KB at 4 bits a number; the most telling ones first."""
 BITS = 4
 """Bits of a number in a file, in groups of 64."""
-OURS, BASE, ADAPTER = "nola-codec --fit task", "base model", "adapter, fp16"
-OUR_SIZES = ("5KB", "10KB", "20KB", "50KB")
+BASE, ADAPTER = "base model", "adapter, fp16"
 SOURCE = adapter("smollm2_e2e")
 TRIAL = {"steps": 16, "rows": 4}
 WHOLE = {"steps": 100, "rows": 8}
@@ -98,32 +96,6 @@ def measured(rival: str, size: int, bits: int, seed: int, rows: int, task: TextT
     return results.measure(NAME, settings, program)
 
 
-def our_file(size: str, rows: int, task: TextTask) -> dict[str, Any]:
-    """Return the result of our file of `--fit task` with the same steps and rows: bytes and held-out loss."""
-
-    def program() -> Mapping[str, Any]:
-        import e2e_loss
-        from task_curve import rows_file
-
-        import nola_codec
-        from nola_codec.integrations.task_text import text_tuner
-        from nola_codec.training import TaskSettings
-
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "trained.nola"
-            pairs = rows_file(Path(folder), e2e_loss.rows("valid", 10**6))
-            tuner = text_tuner(
-                task.base, SOURCE, pairs, settings=TaskSettings(steps=WHOLE["steps"]), batch=WHOLE["rows"]
-            )
-            nola_codec.encode(SOURCE, file, size=size, fit="task", tuner=tuner)
-            deltas = {m.name: (m.lora_B * m.scaling, m.lora_A) for m in read_adapter(file).modules}
-            with added(dict(task.model.named_parameters()), deltas):
-                return {"bytes": file.stat().st_size, "loss": task.loss(task.rows("test", 0, rows))}
-
-    settings = {"rival": OURS, "size": size, "seed": 0, "test_rows": rows, **WHOLE}
-    return results.measure(NAME, settings, program)
-
-
 def reference(what: str, rows: int, task: TextTask) -> dict[str, Any]:
     """Return the held-out loss of the base model or of the adapter."""
 
@@ -136,13 +108,7 @@ def reference(what: str, rows: int, task: TextTask) -> dict[str, Any]:
     return results.measure(NAME, {"rival": what, "test_rows": rows}, program)
 
 
-def measure_all(
-    task: TextTask,
-    rows: int,
-    seeds: Sequence[int],
-    sizes: Mapping[str, Sequence[int]] = SIZES,
-    ours: Sequence[str] = OUR_SIZES,
-) -> None:
+def measure_all(task: TextTask, rows: int, seeds: Sequence[int], sizes: Mapping[str, Sequence[int]] = SIZES) -> None:
     """Measure all that is missing, one seed after the other, and say what was found."""
 
     def say(what: str, result: Mapping[str, Any]) -> None:
@@ -157,5 +123,3 @@ def measure_all(
                     say(f"{rival} {own[position]}, seed {seed}", found)
     for what in (BASE, ADAPTER):
         say(what, reference(what, rows, task))
-    for size in ours:
-        say(f"{OURS} --size {size}", our_file(size, rows, task))

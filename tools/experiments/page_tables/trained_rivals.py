@@ -1,4 +1,4 @@
-"""The table of `tools/bench/task_loss.py --trained`."""
+"""The table of `tools/bench/task_loss.py --trained`, beside our files of `self_taught.py` with the same training."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from results import as_table, select
+from results import as_table, read, select
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 from task_peers import BASE, FULL, OURS, PEER, Result, ratios
 
 ROWS, STEPS = 192, 100
-_KINDS = {"base model": BASE, "adapter, fp16": FULL, "nola-codec --fit task": OURS}
+_OURS = "nola-codec --fit task"
+_KINDS = {"base model": BASE, "adapter, fp16": FULL, _OURS: OURS}
 _SIZES = {"Uni-LoRA": "{:,} numbers", "LoRA-XS": "R of {0} x {0}"}
 
 
@@ -24,6 +25,8 @@ def losses(found: Sequence[dict[str, Any]]) -> str:
     Of a rival that was trained at several learning rates, the best one is shown.
     """
     groups: dict[tuple[str, Any], dict[Any, list[dict[str, Any]]]] = {}
+    for result in select(read("self_taught"), door="data", steps=STEPS):
+        groups.setdefault((_OURS, result["settings"]["size"]), {}).setdefault(None, []).append(result)
     for result in select(found, test_rows=ROWS):
         settings = result["settings"]
         if settings.get("steps", STEPS) == STEPS:
