@@ -117,11 +117,16 @@ def test_a_second_call_takes_what_is_kept(task: TinyTask, tmp_path: Path, monkey
 
     monkeypatch.setenv("NOLA_CACHE", str(tmp_path))
     monkeypatch.setattr(trained.results, "KEPT", tmp_path)
-    monkeypatch.setattr(trained, "PROBED", {"Uni-LoRA": 100})
     monkeypatch.setattr(trained, "WHOLE", {"steps": 6, "rows": 2})
     monkeypatch.setattr(trained, "TRIAL", {"steps": 2, "rows": 2})
     monkeypatch.setattr(TinyTask, "training_rows", lambda self: self.rows())
     first = trained.measured("Uni-LoRA", 100, 4, 0, 8, task)
+    tried = {r["settings"]["rate"]: r["figures"]["loss"] for r in trained.results.read(trained.NAME)
+             if r["settings"]["steps"] == 2}  # fmt: skip
+    best = first["settings"]["rate"]
+    place = trained.LADDER.index(best)
+    assert tried[best] == min(tried.values())
+    assert {*trained.FIRST["Uni-LoRA"], *trained.LADDER[max(0, place - 1) : place + 2]} <= set(tried)
     monkeypatch.setattr(trained, "train", lambda *_: pytest.fail("trained again"))
     assert trained.measured("Uni-LoRA", 100, 4, 0, 8, task) == first
     other = trained.measured("Uni-LoRA", 100, 8, 0, 8, task)
