@@ -63,7 +63,8 @@ class HelpfulCommand(click.Command):
         """Parse the command line; a refusal of several files names the command that takes many, if there is one."""
         try:
             left = super().parse_args(ctx, args)
-            self._require_one_alternative(ctx)
+            if not ctx.resilient_parsing:  # a shell asks for completions of a line that is not finished
+                self._require_one_alternative(ctx)
             return left
         except click.UsageError as error:
             many = f"{ctx.info_name}-many"

@@ -571,6 +571,15 @@ def test_shell_completion(shell: str, words: str) -> None:
     assert made.stderr == ""
 
 
+def test_a_line_whose_options_exclude_one_another_is_completed() -> None:
+    words = {"COMP_WORDS": "nola-codec encode my_lora --size 3KB --ratio 3 --object", "COMP_CWORD": "7"}
+    made = subprocess.run(
+        [sys.executable, "-c", "from nola_codec.cli import main; main()"], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "_NOLA_CODEC_COMPLETE": "bash_complete", **words}, timeout=60, check=False,
+    )  # fmt: skip
+    assert (made.stdout, made.stderr) == ("plain,--objective\n", "")
+
+
 def test_another_version_is_not_called_noise(run: Run, adapter: Path, tmp_path: Path) -> None:
     """The error of a file of A is mostly noise, but a file of another training differs in what it learned."""
     stronger = tmp_path / "stronger"
