@@ -68,7 +68,7 @@ def resolve_places(
             for part in parts:
                 found.add(part, misfits)
             continue
-        if _leaves_order_open(target, shapes[source]) and order != "as flagged":
+        if order != "as flagged" and _is_flagged(target) and _is_square(shapes[source]):
             if order == "mixed":
                 misfits.add(target.name, f"{source} is square, and the model stores some weights (in, out), others not")
                 continue
@@ -93,19 +93,21 @@ def _find_order(
     if config.get("model_type") in _CONV1D_MODELS:
         return "as flagged"  # the names of modules decide
     found = set()
-    for target in targets:
-        if target.fan_in_fan_out and target.layout == "linear" and len(target.shape) == 2 and not target.reshaped:
-            stored = [shapes[name] for name in names.find_all(wanted_names(target))]
-            found |= {shape == target.shape for shape in stored if len(set(shape)) == 2 == len(shape)}
-    if True not in found:
+    for target in filter(_is_flagged, targets):
+        for name in names.find_all(wanted_names(target)):
+            if not _is_square(shapes[name]):
+                found.add(_fits_transposed(target, name.rpartition(".")[0], shapes[name], config))
+    if False not in found:
         return "as flagged"
-    return "mixed" if False in found else "straight"
+    return "mixed" if True in found else "straight"
 
 
-def _leaves_order_open(target: MergeTarget, shape: tuple[int, ...]) -> bool:
-    """Return True if PEFT's flag alone tells how a weight of this shape is stored."""
-    is_flagged = target.fan_in_fan_out and target.layout == "linear" and not target.reshaped
-    return is_flagged and len(shape) == 2 and shape[0] == shape[1]
+def _is_flagged(target: MergeTarget) -> bool:
+    return target.fan_in_fan_out and target.layout == "linear" and not target.reshaped
+
+
+def _is_square(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 and shape[0] == shape[1]
 
 
 class _Found:

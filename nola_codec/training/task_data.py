@@ -21,10 +21,13 @@ LogitsFn = Callable[[torch.nn.Module, Any], tuple[torch.Tensor, torch.Tensor]]
 (scored,)."""
 OutputsFn = Callable[[torch.nn.Module, Any], torch.Tensor]
 """``outputs_fn(model, batch)`` returns the outputs (items, ...) that are compared with those of the adapter."""
-_RATE, _RATE_NUMBERS = 0.03, 350_000
-"""The learning rate for coefficients, and the number of them up to which it is taken."""
 Against = Literal["labels", "adapter", "both"]
 Precision = Literal["auto", "float32", "bfloat16"]
+
+_RATE = 0.03
+"""The learning rate for coefficients, in files of few of them."""
+_RATE_NUMBERS = 350_000
+"""The number of coefficients beyond which the rate falls."""
 
 
 @dataclass(frozen=True)
