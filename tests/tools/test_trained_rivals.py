@@ -126,7 +126,7 @@ def test_a_second_call_takes_what_is_kept(task: TinyTask, tmp_path: Path, monkey
     best = first["settings"]["rate"]
     place = trained.LADDER.index(best)
     assert tried[best] == min(tried.values())
-    assert {*trained.FIRST["Uni-LoRA"], *trained.LADDER[max(0, place - 1) : place + 2]} <= set(tried)
+    assert {0.01, 0.03, 0.1, *trained.LADDER[max(0, place - 1) : place + 2]} <= set(tried)
     monkeypatch.setattr(trained, "train", lambda *_: pytest.fail("trained again"))
     assert trained.measured("Uni-LoRA", 100, 4, 0, 8, task) == first
     other = trained.measured("Uni-LoRA", 100, 8, 0, 8, task)

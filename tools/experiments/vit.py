@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ import torch
 from fashion_mnist import FOLDER, PACKAGE, images
 from gradient_shares import share_out_num_basis
 from networks import Images
+from rates import choose_rate
 from real_data import cache_dir
 from report import say
 from torch.nn import functional
@@ -164,20 +164,6 @@ def accuracy(model: Any, data: Images) -> float:
     return sum(int((model(pixel_values=x).logits.argmax(1) == y).sum()) for x, y in chunks) / len(data.y)
 
 
-def choose_rate(measure: Callable[[float], float], start: float) -> float:
-    """Return the rate of RATES with the highest figure, uphill from `start`: both of its neighbours are lower."""
-    tried: dict[int, float] = {}
-    best = RATES.index(start)
-    while True:
-        near = [index for index in (best - 1, best, best + 1) if 0 <= index < len(RATES)]
-        tried |= {index: measure(RATES[index]) for index in near if index not in tried}
-        found = max(near, key=lambda index: tried[index])
-        if found == best:
-            say(f"accuracy by rate: { ({RATES[index]: round(value, 4) for index, value in sorted(tried.items())}) }")
-            return RATES[best]
-        best = found
-
-
 def main() -> None:
     """Measure what is missing, and print the table."""
     from page_tables.vit import methods
@@ -200,7 +186,8 @@ def main() -> None:
             figures = results.measure("vit", run, partial(adapt, base, run, data, None), anew=anew)["figures"]
             return float(figures["accuracy"])
 
-        rate = choose_rate(measure_choice, start=1e-3 if way["way"] == "full" else 1e-2)
+        rate, tried = choose_rate(RATES, 1e-3 if way["way"] == "full" else 1e-2, measure_choice)
+        say(f"accuracy by rate: { ({each: round(value, 4) for each, value in sorted(tried.items())}) }")
         for seed in options.seeds:
             run = {**way, "lr": rate, "seed": seed, "measured_on": "test"}
             figures = results.measure("vit", run, partial(adapt, base, run, data, test), anew=anew)["figures"]

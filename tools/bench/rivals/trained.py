@@ -2,8 +2,7 @@
 
 Our files with that budget are those of `tools/experiments/self_taught.py --doors data`. Everything is kept as it is
 measured (tools/experiments/results.py), so a second call goes on where the first one stopped. The learning rate of each
-rival and size is the best of a ladder by the training loss of short runs; the ladder goes on until the best rate is not
-its first or last.
+rival and size is the best of a ladder by the training loss of short runs.
 """
 
 from __future__ import annotations
@@ -26,12 +25,13 @@ from rivals.uni_lora import UniLora
 
 sys.path.insert(0, str(ROOT / "tools" / "experiments"))
 import results
+from rates import choose_rate
 
 NAME = "trained_rivals"
 LADDER = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Learning rates that may be tried."""
-FIRST = {"LoRA-XS": (0.01, 0.03, 0.1), "Uni-LoRA": (0.01, 0.03, 0.1)}
-"""Learning rates that are always tried."""
+START = 0.03
+"""The learning rate that is tried first, with its neighbours."""
 SIZES = {"Uni-LoRA": (20_000, 100_000, 10_000, 40_000), "LoRA-XS": (7, 21, 10, 14)}
 """About 5, 10, 20 and 50 KB at 4 bits a number; the most telling ones first."""
 BITS = 4
@@ -55,15 +55,12 @@ def best_rate(rival: str, size: int, task: TextTask) -> float:
         losses = train(task, make(rival, size, 0, task), task.training_rows(), budget)
         return {"loss": float(np.mean(losses[-TRIAL["steps"] // 2 :]))}
 
-    found: dict[float, float] = {}
-    missing = list(FIRST[rival])
-    while missing:
-        for rate in missing:
-            settings = {"rival": rival, "size": size, "rate": rate, "seed": 0, **TRIAL}
-            found[rate] = results.measure(NAME, settings, lambda rate=rate: trial(rate))["figures"]["loss"]  # type: ignore[misc]
-        place = LADDER.index(min(found, key=lambda rate: found[rate]))
-        missing = [rate for rate in LADDER[max(0, place - 1) : place + 2] if rate not in found]
-    return LADDER[place]
+    def figure(rate: float) -> float:
+        settings = {"rival": rival, "size": size, "rate": rate, "seed": 0, **TRIAL}
+        loss: float = results.measure(NAME, settings, lambda: trial(rate))["figures"]["loss"]
+        return -loss
+
+    return choose_rate(LADDER, START, figure)[0]
 
 
 def trained(rival: str, size: int, seed: int, task: TextTask) -> Form:
