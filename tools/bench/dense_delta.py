@@ -49,6 +49,8 @@ sys.path.insert(0, str(ROOT / "tools" / "experiments"))
 import results
 
 NAME = "dense_delta"
+GAINS = (1.25, 1.6)
+"""What the whole change is multiplied by, to see if a larger change has a lower loss."""
 VALIDATED = (480, 488)
 """Rows of the validation split to choose on: those that full_finetune.py does not train on."""
 Floats = npt.NDArray[np.floating]
@@ -131,17 +133,22 @@ def _of_adapter(file: Path, config: Mapping[str, Any], found: Changes, base: Pat
 class Model:
     """The base model, to which changes are added for one evaluation."""
 
-    def __init__(self, base: Path, rows: int) -> None:
+    def __init__(self, base: Path, rows: int, change: Changes) -> None:
         from rivals.text import TextTask
 
-        self._task, self._rows = TextTask(base), rows
+        self._task, self._rows, self._change = TextTask(base), rows, change
         self._weights = dict(self._task.model.named_parameters())
+        self._energy = _inner(change, change)
 
     def row(self, what: str, made: Changes, ratio: float | None = None, **figures: Any) -> dict[str, Any]:
-        """Return a row of the table: the held-out loss with the changes added, and figures. It is kept."""
+        """Return a row of the table: the held-out loss with the changes added, and figures. These are kept.
+
+        `signal` is the share of the whole change that the row's changes hold, <change, made> / ||change||^2.
+        """
         settings = {"what": what, "ratio": ratio, "content": content(made), "rows": self._rows}
         found = results.measure(NAME, settings, lambda: {"loss": self._loss(made, "test", 0, self._rows), **figures})
-        return {"what": what, **({} if ratio is None else {"ratio": ratio}), **found["figures"]}
+        share = {} if ratio is None else {"ratio": ratio}
+        return {"what": what, **share, **found["figures"], "signal": _inner(self._change, made) / self._energy}
 
     def validate(self, made: Changes) -> float:
         """Return the loss on rows to choose on."""
@@ -158,6 +165,12 @@ class Model:
             for name, weight in before.items():
                 self._weights[name].copy_(weight)
         return value
+
+
+def _inner(one: Changes, other: Changes) -> float:
+    """Return the inner product of two changes over the weights that both have."""
+    both = ((np.asarray(one[n], np.float64), np.asarray(other[n], np.float64)) for n in one if n in other)
+    return sum(float((a * b.reshape(a.shape)).sum()) for a, b in both)
 
 
 def content(made: Changes) -> str:
@@ -198,13 +211,15 @@ def ours(base: Path, tuned: Path, ratio: float, folder: Path, **options: Any) ->
 
 def rows(arguments: argparse.Namespace, base: Path, tuned: Path) -> Iterator[dict[str, Any]]:
     """Yield one row for each file, as soon as it is measured."""
-    model = Model(base, arguments.rows)
     everything = changes(base, tuned)
     found = {name: delta for name, delta in everything.items() if "embed_tokens" not in name}
+    model = Model(base, arguments.rows, found)
     whole = 2 * sum(delta.size for delta in found.values())
     yield model.row("base", {})
     yield model.row("tuned, embeddings too", everything, bytes=2 * sum(d.size for d in everything.values()))
     yield model.row("tuned", found, bytes=whole)
+    for gain in GAINS:
+        yield model.row(f"tuned, the change times {gain:g}", {name: d * np.float32(gain) for name, d in found.items()})
     size, made = sign_code(found)
     yield model.row("sign code (BitDelta's start)", made, bytes=size)
     with tempfile.TemporaryDirectory() as folder:
@@ -226,10 +241,16 @@ def show(found: Sequence[dict[str, Any]]) -> str:
     high, low = found[0]["loss"], found[2]["loss"]
     return table(
         [
-            [r["what"], f"{r.get('bytes', 0):,}", f"{r['loss']:.4f}", f"{(high - r['loss']) / (high - low):.1%}"]
+            [
+                r["what"],
+                f"{r.get('bytes', 0):,}",
+                f"{r['loss']:.4f}",
+                f"{(high - r['loss']) / (high - low):.1%}",
+                f"{r['signal']:.2f}",
+            ]
             for r in found
         ],
-        ["what", "bytes", "loss", "of the gain"],
+        ["what", "bytes", "loss", "of the gain", "signal"],
     )
 
 

@@ -11,7 +11,6 @@ from results import as_table
 
 ROWS = 96
 _OWN_TO_A_SEED = re.compile(r", [\d.]+% kept|, seed \d+")
-_ALL = ("base", "tuned", "tuned, embeddings too")
 _NAMES = {"base": "base model", "tuned": "tuned model", "tuned, embeddings too": "tuned model, with its embeddings"}
 
 
@@ -28,9 +27,13 @@ def losses(found: Sequence[dict[str, Any]]) -> str:
         for key, own in groups.items()
     }
     base, tuned = (means[None, what][1] for what in ("base", "tuned"))
-    order = sorted(means, key=lambda key: (key[1] not in _ALL, key[0] or 0, means[key][1] if key[0] else 0))
+
+    def place(key: tuple[Any, str]) -> tuple[bool, float, float]:
+        ratio, name = key
+        return not name.startswith(("base", "tuned")), ratio or 0, means[key][1] if ratio else 0
+
     rows = []
-    for ratio, name in order:
+    for ratio, name in sorted(means, key=place):
         count, loss, seeds = means[ratio, name]
         shown = "nola-codec" if name.startswith("ours") else _NAMES.get(name, name)
         rows.append(
