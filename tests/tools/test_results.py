@@ -108,3 +108,11 @@ def test_a_table_is_written_between_its_marks(write_tables: ModuleType, monkeypa
     assert write_tables.with_tables(made) == made
     with pytest.raises(ValueError, match="has no"):
         write_tables.with_tables("<!-- table: vit.methods -->\n")
+
+
+def test_prompts_to_be_taught_with_are_none_of_the_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with imported("self_taught", monkeypatch) as program:
+        rows = [(f"name : {number // 2}", "text") for number in range(60)]
+        path = program.prompts_file(tmp_path, rows, without=rows[10:13])
+    found = [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
+    assert found == [f"data: name : {number}\ntext:" for number in (*range(5), *range(7, 18))]

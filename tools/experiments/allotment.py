@@ -1,12 +1,13 @@
 """Ways to spend one budget of trained numbers on E2E: short runs that are compared on validation rows.
 
-    python tools/experiments/allotment.py [NAME ...] [--anew]
+    python tools/experiments/allotment.py [NAME ...] [--seeds 0 1 2] [--anew]
 
-A run trains for a few steps of 8 rows with products in bfloat16, and is measured in float32 on 96 rows of the
-validation set that no run is trained on. The names are those of `WAYS`; without names, all are run that have no result.
+A run trains for a few steps of 8 rows, and is measured on 96 rows of the validation set that no run is trained on. The
+names are those of `WAYS`; without names, all are run that have no result.
 
 lora       LoRA of rank 8: 45 times the numbers of the others
 nola       NOLA as in the package: 128 coefficients for each factor, Adam on the coefficients
+more       NOLA with eight times as many coefficients
 rotated    NOLA with as many coefficients as numbers: LoRA, seen through the basis
 projected  NOLA, where Adam's moments are those of the entries of the factors, and its step is projected onto the basis
 allotted   NOLA, whose budget is shared out by the norms of the first gradients of lora_B (`gradient_shares.py`)
@@ -26,18 +27,20 @@ from typing import Any
 import results
 import torch
 from e2e import Run, Task, fit, gradient_shares
+from page_tables.allotment import ways
 
 from nola_codec.training import CodedTensor, Coding, TensorGroup, parametrize
 
 BUDGET = 53_760
 """Numbers: 128 for each of the 420 factors."""
 RANK = 8
-_COMMON: Run = {"steps": 30, "seed": 0, "autocast": "bfloat16"}
+_COMMON: Run = {"steps": 30, "seed": 0}
 _NOLA: Run = {**_COMMON, "lr": 0.005, "ratio": 4}
 
 WAYS: dict[str, Run] = {
     "lora": {**_COMMON, "method": "lora", "lr": 0.003},
     "nola": {**_NOLA, "method": "nola"},
+    "more": {**_NOLA, "method": "nola", "num_basis": 1024},
     "rotated": {**_COMMON, "method": "nola", "num_basis": 10**6, "lr": 0.003},
     "projected": {**_NOLA, "method": "nola", "projected": True},
     "allotted": {**_NOLA, "method": "nola", "allotted": True},
@@ -166,17 +169,15 @@ def main() -> None:
     """Do the runs that are missing, and print all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(WAYS)}")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", type=json.loads, default={}, metavar="JSON", help="settings to change, such as the lr")
     results.add_options(parser)
     options = parser.parse_args()
-    rows = []
-    for name in options.names or WAYS:
-        run = {**WAYS[name], **options.set}
-        figures = results.measure("allotment", run, partial(train, run), anew=options.anew)["figures"]
-        rows.append([name, f"{figures['parameters']:,}", f"{figures['choice_loss']:.4f}",
-                     f"{figures['train_loss']:.4f}", f"{figures['ms_per_step']:,.0f}"])  # fmt: skip
-        print(results.as_table(["way", "trained", "loss, validation", "loss, last steps", "ms a step"], rows[-1:]),
-              flush=True)  # fmt: skip
+    for seed in options.seeds:
+        for name in options.names or WAYS:
+            run = {**WAYS[name], **options.set, "seed": seed}
+            results.measure("allotment", run, partial(train, run), anew=options.anew)
+    print(ways(results.read("allotment")))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 The texts are for the first distinct meanings of the shuffled test set, each against all of its references, by
 `sacrebleu`'s corpus BLEU. Texts are made greedily in batches of 32, with a cache of keys and values, in float32, and
 end at the first newline. The runs of training are those of `methods.py`, and are done if they are missing; so is each
-file. Results of fewer meanings are kept apart.
+file. "16 prompts" is a file of `self_taught.py`, and the other files are from the weights alone. Results of fewer
+meanings are kept apart.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import e2e
 import results
+import self_taught
 import torch
 from e2e import Run, Task, cache_dir
 from real_data import adapter
@@ -29,7 +31,8 @@ BATCH = 32
 TRAINED: dict[str, Run] = {
     "LoRA r=8": lora(8), "LoRA r=1": lora(1), "NOLA k=128": nola(128), "NOLA k=32": nola(32),
 }  # fmt: skip
-NAMES = ("base", "adapter", *SIZES, *TRAINED)
+TAUGHT = {"5KB, 16 prompts": {"door": "prompts", "size": "5KB", "steps": 100, "seed": 0}}
+NAMES = ("base", "adapter", *SIZES, *TAUGHT, *TRAINED)
 
 
 def meanings_and_references(task: Task, count: int) -> list[tuple[str, list[str]]]:
@@ -89,9 +92,13 @@ def measure(name: str, count: int) -> dict[str, Any]:
         elif name != "base":
             source = adapter("smollm2_e2e")
             if name != "adapter":
-                nola_codec.encode(source, Path(folder) / "made.nola", size=name)
+                file = Path(folder) / "made.nola"
+                if name in TAUGHT:
+                    file, _ = self_taught.make(TAUGHT[name], task)
+                else:
+                    nola_codec.encode(source, file, size=name)
                 source = Path(folder) / "decoded"
-                nola_codec.decode(Path(folder) / "made.nola", source)
+                nola_codec.decode(file, source)
             model = PeftModel.from_pretrained(model, str(source))
         chosen = meanings_and_references(task, count)
         texts = generate(task, model, [meaning for meaning, _ in chosen])

@@ -2,9 +2,9 @@
 
 A run is a dictionary of settings. It is done once, in a process of its own (so that its peak memory is its own), and
 `results.py` keeps its figures under the name `e2e`; what it trained is kept in `$NOLA_CACHE/experiments`. The losses
-are those of `tools/e2e_loss.py`: nats a target token over the first rows of the shuffled test set, in float32. A run
-with `"autocast": "bfloat16"` trains with products in bfloat16. Times are processor time, on one thread, since the
-machine is shared. The last rows of the validation set are never trained on: choices between settings are made on them.
+are those of `tools/e2e_loss.py`: nats a target token over the first rows of the shuffled test set. Training and losses
+are in float32. Times are processor time, on one thread, since the machine is shared. The last rows of the validation
+set are never trained on: choices between settings are made on them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,9 @@ from base_model import base_model
 from real_data import cache_dir
 from torch.nn import functional
 
-__all__ = ["BATCH", "EVALUATED_ROWS", "STEPS", "Run", "Task", "base_model", "cache_dir", "fit", "prepare", "results"]
+__all__ = [
+    "BATCH", "EVALUATED_ROWS", "STEPS", "Pair", "Run", "Task", "base_model", "cache_dir", "fit", "prepare", "results",
+]  # fmt: skip
 
 EVALUATED_ROWS = 192
 CHOICE_ROWS = 96
@@ -141,9 +142,7 @@ def gradient_shares(task: Task, model: Any, total: int, seed: int) -> dict[str, 
     """Share `total` coefficients out by the first gradient of the fresh adapter, on a batch of its own."""
     from gradient_shares import share_out_num_basis
 
-    with torch.autocast("cpu", torch.bfloat16):
-        logits, targets = task.logits(model, next(task.batches(seed + 1000, 1)))
-    functional.cross_entropy(logits.float(), targets).backward()
+    functional.cross_entropy(*task.logits(model, next(task.batches(seed + 1000, 1)))).backward()
     counts = share_out_num_basis(model, total)
     model.zero_grad(set_to_none=True)
     return counts
@@ -208,8 +207,6 @@ def fit(
     training that was stopped goes on from the file `state`, which is written every ten steps.
     """
     steps, rates = run["steps"], [group["lr"] for group in optimizer.param_groups]
-    low = run.get("autocast")
-    products = torch.autocast("cpu", getattr(torch, low)) if low else nullcontext()
     times, losses = _restore(state, model, optimizer)
     model.train()
     for step, batch in enumerate(task.batches(run["seed"], steps)):
@@ -218,9 +215,7 @@ def fit(
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * min(1.0, (step + 1) / 6) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         begin = time.process_time()
-        with products:
-            logits, targets = task.logits(model, batch)
-        loss = functional.cross_entropy(logits.float(), targets)
+        loss = functional.cross_entropy(*task.logits(model, batch))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -273,14 +268,15 @@ def _losses_after_rounding(task: Task, model: Any, widths: Sequence[int]) -> dic
 
 def run_name(run: Run) -> str:
     """Return a short name of a run for people."""
-    hidden = ("method", "threads", "ptq", "steps", "lr", "seed", "autocast")
+    hidden = ("method", "threads", "ptq", "steps", "lr", "seed")
     shown = {key: value for key, value in run.items() if key not in hidden}
     return " ".join([run["method"], *(f"{key}={value}" for key, value in shown.items()), f"seed={run['seed']}"])
 
 
 def trained_path(run: Run) -> Path:
     """Return the file that keeps what a run trained; of a LoRA the folder without the suffix."""
-    key = hashlib.sha256(json.dumps({k: v for k, v in run.items() if k != "threads"}, sort_keys=True).encode())
+    trained = {key: value for key, value in run.items() if key not in ("threads", "ptq")}
+    key = hashlib.sha256(json.dumps(trained, sort_keys=True).encode())
     return cache_dir() / "experiments" / f"{run['method']}-{key.hexdigest()[:12]}.nola"
 
 

@@ -15,14 +15,14 @@ SMALL: Run = {"layers": 4, "steps": 20}
 
 def lora(rank: int, **more: object) -> Run:
     """A plain LoRA."""
-    chosen = {"rank": rank, "lr": LORA_RATE, "steps": STEPS, "seed": 0, "autocast": "bfloat16"}
+    chosen = {"rank": rank, "lr": LORA_RATE, "steps": STEPS, "seed": 0}
     return {"method": "lora", **chosen, **more}
 
 
 def nola(num_basis: int, **more: object) -> Run:
     """NOLA with as many coefficients for each factor."""
     chosen = {"rank": 8, "num_basis": num_basis, "lr": NOLA_RATE, "ratio": NOLA_RATIO, "steps": STEPS, "seed": 0}
-    return {"method": "nola", **chosen, "autocast": "bfloat16", **more}
+    return {"method": "nola", **chosen, **more}
 
 
 def shared_out(total: int, **more: object) -> Run:
@@ -32,21 +32,23 @@ def shared_out(total: int, **more: object) -> Run:
 
 def methods(seed: int) -> list[Run]:
     """The ways to fine-tune all layers."""
-    vera = {"method": "vera", "rank": 256, "lr": 0.01, "steps": STEPS, "autocast": "bfloat16"}
-    widths = [8, 4, 3, 2]
-    runs = [lora(8), lora(1), nola(128, ptq=widths), nola(32, ptq=widths), shared_out(53_760), vera]
+    vera = {"method": "vera", "rank": 256, "lr": 0.01, "steps": STEPS}
+    rounded = {"ptq": [8, 4, 3, 2]} if seed == 0 else {}
+    longer = nola(128, steps=2 * STEPS)
+    runs = [
+        lora(8), nola(128, **rounded), longer, nola(1024), lora(1), nola(32, **rounded), shared_out(53_760), vera,
+    ]  # fmt: skip
     return [{**run, "seed": seed} for run in runs]
 
 
 def small_methods(seed: int) -> list[Run]:
     """The ways to fine-tune a few layers, PRANC and RandLoRA among them."""
-    low = {"autocast": "bfloat16"}
     runs: list[Run] = [
         lora(8),
         lora(1),
         nola(128),
-        {"method": "pranc", "num_basis": 256, "lr": 0.0005, **low},
-        {"method": "randlora", "rank": 64, "lr": 0.001, **low},
+        {"method": "pranc", "num_basis": 256, "lr": 0.0005},
+        {"method": "randlora", "rank": 64, "lr": 0.001},
     ]
     return [{**run, **SMALL, "seed": seed} for run in runs]
 

@@ -4,10 +4,11 @@
     python tools/experiments/self_taught.py --doors prompts --sizes 5KB --seeds 0
 
 A door is what the encoder is given besides the base model and the adapter: `weights` nothing, and it does not train;
-`none` nothing; `prompts` sixteen meanings of `valid.txt` without their texts; `data` all rows of `valid.txt`, on which
-the adapter was trained. The loss is that of `tools/e2e_loss.py`, over 192 rows of `test.txt`, in float32. The seed is
-that of the basis, of the samples and of the order of batches. What was measured before is not measured again, and a run
-that was killed goes on. The tables of the pages come from the results (`results.py`).
+`none` nothing; `prompts` sixteen meanings of `valid.txt` without their texts; `prompts_in_use` sixteen meanings of
+`test.txt` that are not among those of the measured rows; `data` all rows of `valid.txt`, on which the adapter was
+trained. The loss is that of `tools/e2e_loss.py`, over 192 rows of `test.txt`, in float32. The seed is that of the
+basis, of the samples and of the order of batches. What was measured before is not measured again, and a run that was
+killed goes on. The tables of the pages come from the results (`results.py`).
 """
 
 from __future__ import annotations
@@ -17,27 +18,28 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import results
 import torch
-from e2e import Task, base_model, cache_dir
+from e2e import EVALUATED_ROWS, Pair, Task, base_model, cache_dir
 from page_tables.self_taught import losses
 from real_data import adapter
 from task_curve import ADAPTER, loss, rows_file
 
 import nola_codec
 
-DOORS = ("weights", "none", "prompts", "data")
+DOORS = ("weights", "none", "prompts", "prompts_in_use", "data")
 PROMPTS = 16
 
 
-def prompts_file(folder: Path, task: Task) -> Path:
-    """Write the first distinct meanings of the shuffled rows as prompts."""
-    meanings = list(dict.fromkeys(meaning for meaning, _ in task.train_rows))[:PROMPTS]
+def prompts_file(folder: Path, rows: Sequence[Pair], without: Sequence[Pair] = ()) -> Path:
+    """Write the first distinct meanings of shuffled rows as prompts, but no meaning of the rows `without`."""
+    left_out = {meaning for meaning, _ in without}
+    meanings = list(dict.fromkeys(meaning for meaning, _ in rows if meaning not in left_out))[:PROMPTS]
     path = folder / "prompts.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"data: {meaning}\ntext:"}) + "\n" for meaning in meanings))
     return path
@@ -53,7 +55,11 @@ def make_tuner(door: str, settings: Mapping[str, Any], task: Task, checkpoint: P
     folder = checkpoint.parent
     if door == "data":
         return text_tuner(base_model(), ADAPTER, rows_file(folder, task.train_rows), settings=chosen, progress=tell)
-    prompts = prompts_file(folder, task) if door == "prompts" else None
+    prompts = None
+    if door == "prompts":
+        prompts = prompts_file(folder, task.train_rows)
+    elif door == "prompts_in_use":
+        prompts = prompts_file(folder, task.test_rows[EVALUATED_ROWS:], task.test_rows[:EVALUATED_ROWS])
     return self_tuner(base_model(), ADAPTER, prompts=prompts, settings=chosen, progress=tell)
 
 
@@ -64,15 +70,20 @@ def tell(stage: str, done: int, total: int) -> None:
 
 
 def measure(settings: Mapping[str, Any], task: Task) -> dict[str, Any]:
-    """Make the file of these settings, unless a run that was killed has made it, and return its figures."""
+    """Return the figures of the file of these settings."""
+    file, found = make(settings, task)
+    return {**found, "loss": loss(task, file)}
+
+
+def make(settings: Mapping[str, Any], task: Task) -> tuple[Path, dict[str, Any]]:
+    """Make the file of these settings, unless the cache has it. Return its path, and the figures of its encode."""
     kept = cache_dir() / "experiments" / "self"
     folder = kept / "-".join(str(value) for value in settings.values())
     folder.mkdir(parents=True, exist_ok=True)
     file, figures = folder / "file.nola", folder / "figures.json"
     if not figures.is_file():
         figures.write_text(json.dumps(encode(settings, task, file, kept)))
-    found: dict[str, Any] = json.loads(figures.read_text())
-    return {**found, "loss": loss(task, file)}
+    return file, json.loads(figures.read_text())
 
 
 def encode(settings: Mapping[str, Any], task: Task, file: Path, kept: Path) -> dict[str, Any]:

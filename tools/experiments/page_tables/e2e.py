@@ -10,12 +10,13 @@ _NAMES = {
     "base": "base model", "lora": "LoRA", "nola": "NOLA", "pranc": "PRANC", "vera": "VeRA", "randlora": "RandLoRA"
 }  # fmt: skip
 _HEADER = ["method", "trained", "bytes", "loss", "deviation", "seeds"]
-_KEPT = ("method", "rank", "num_basis", "total", "bits", "base_bits", "layers", "steps", "autocast")
+_WHOLE = {"base_bits": None, "layers": None, "bits": None}
+_KEPT = ("method", "rank", "num_basis", "total", "bits", "base_bits", "layers", "steps")
 
 
 def methods(found: list[Result]) -> str:
-    """All layers, 100 steps, products in bfloat16."""
-    return _losses(found, {"base_bits": None, "layers": None, "steps": 100, "bits": None})
+    """All layers, 100 and 200 steps."""
+    return _losses([r for r in found if r["settings"].get("steps", 100) >= 100], _WHOLE)
 
 
 def small(found: list[Result]) -> str:
@@ -50,6 +51,12 @@ def _is(settings: dict[str, Any], wanted: dict[str, Any]) -> bool:
     return all(settings.get(key) == value for key, value in wanted.items())
 
 
+def _place(item: tuple[tuple[Any, ...], list[Result]]) -> tuple[int, int, int]:
+    """The base model comes first; then each method with its largest size and fewest steps before the others."""
+    (method, *_, steps), own = item
+    return list(_NAMES).index(method), -own[0]["figures"].get("parameters", 0), steps or 0
+
+
 def _losses(found: list[Result], wanted: dict[str, Any]) -> str:
     """Mean and deviation of the loss over seeds; the base model has no steps."""
     by: dict[tuple[Any, ...], list[Result]] = {}
@@ -58,13 +65,13 @@ def _losses(found: list[Result], wanted: dict[str, Any]) -> str:
         if settings["method"] == "base":
             chosen = settings.get("base_bits") == wanted.get("base_bits")
         else:
-            chosen = _is(settings, {"autocast": "bfloat16", "basis": None, "shared": None, **wanted})
+            chosen = _is(settings, {"basis": None, "shared": None, **wanted})
         if chosen:
             by.setdefault(tuple(settings.get(key) for key in _KEPT), []).append(result)
     rows = []
-    for (method, rank, num_basis, total, *_), own in by.items():
+    for (method, rank, num_basis, total, *_, steps), own in sorted(by.items(), key=_place):
         name = _NAMES[method] + (f" r={rank}" if rank else "") + (f" k={num_basis}" if num_basis else "")
-        name += f", {total:,} shared out" if total else ""
+        name += (f", {total:,} shared out" if total else "") + (f", {steps} steps" if steps == 200 else "")
         loss, spread = mean_and_spread(own, "loss")
         figures = own[0]["figures"]
         rows.append([

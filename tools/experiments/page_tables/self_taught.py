@@ -10,6 +10,7 @@ DOORS = {
     "weights": "nothing, and no training",
     "none": "nothing",
     "prompts": "16 prompts",
+    "prompts_in_use": "16 prompts of `test.txt`",
     "data": "the task's data",
 }
 
