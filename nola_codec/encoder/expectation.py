@@ -20,7 +20,7 @@ alone. docs/benchmarks.md has both tables, and the programs that print them."""
 
 TAUGHT: Mapping[str, tuple[int, float, float]] = {
     # table: self_taught.gain
-    "E2E NLG, SmolLM2-135M, sixteen prompts": (5, 0.828, 0.957),
+    "E2E NLG, SmolLM2-135M, sixteen prompts": (5, 0.848, 0.958),
     # end
     # table: self_taught_banking77.gain
     "Banking77, MiniLM, texts without labels": (5, 0.793, 0.954),
