@@ -69,16 +69,24 @@ def tell(stage: str, done: int, total: int) -> None:
         print(f"{time.strftime('%H:%M:%S')} {stage}: {done} of {total}", file=sys.stderr, flush=True)
 
 
-def measure(settings: Mapping[str, Any], task: Task) -> dict[str, Any]:
-    """Return the figures of the file of these settings."""
-    file, found = make(settings, task)
+def measure(settings: Mapping[str, Any], task: Task, anew: bool = False) -> dict[str, Any]:
+    """Return the figures of the file of these settings; see `make`."""
+    file, found = make(settings, task, anew)
     return {**found, "loss": loss(task, file)}
 
 
-def make(settings: Mapping[str, Any], task: Task) -> tuple[Path, dict[str, Any]]:
-    """Make the file of these settings, unless the cache has it. Return its path, and the figures of its encode."""
+def make(settings: Mapping[str, Any], task: Task, anew: bool = False) -> tuple[Path, dict[str, Any]]:
+    """Make the file of these settings, unless the cache has it. Return its path, and the figures of its encode.
+
+    Args:
+        settings: The door, the size, the number of steps and the seed.
+        task: The task.
+        anew: True makes the file even if the cache has it, but on the texts that were drawn before.
+    """
     kept = cache_dir() / "experiments" / "self"
     folder = kept / "-".join(str(value) for value in settings.values())
+    if anew:
+        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     file, figures = folder / "file.nola", folder / "figures.json"
     if not figures.is_file():
@@ -129,7 +137,7 @@ def main() -> None:
             for door in arguments.doors.split(","):
                 steps = 0 if door == "weights" else arguments.steps
                 settings = {"door": door, "size": size, "steps": steps, "seed": int(seed)}
-                results.measure("self_taught", settings, partial(measure, settings, task), anew=anew)
+                results.measure("self_taught", settings, partial(measure, settings, task, anew), anew=anew)
     for name, own in (("base", None), ("adapter", adapter("smollm2_e2e"))):
         results.measure("self_taught", {"door": name}, partial(measure_plain, own, task), anew=anew)
     print(losses(results.read("self_taught")))
