@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--made", action="store_true", help="only runs that were made before; the others are left out")
     results.add_options(parser)
     options = parser.parse_args()
-    runs = [run for run in methods(0) if run["method"] == "nola"] + QUANTIZED
+    runs = [run for run in methods(0) if "ptq" in run] + QUANTIZED
     e2e.results(runs, made_before=options.made, anew=options.anew)
     print(rounding(results.read("e2e")))
 
