@@ -71,7 +71,7 @@ bench: $(VENV)/bench.stamp
 	$(BIN)/python tools/bench/install_size.py
 
 experiments: $(VENV)/bench.stamp
-	$(BIN)/python tools/experiments/task_curve.py
+	$(BIN)/python tools/experiments/self_taught.py --plot docs/experiments/task_curve.svg
 	$(BIN)/python tools/experiments/methods.py all
 	$(BIN)/python tools/experiments/methods.py small
 	$(BIN)/python tools/experiments/methods.py quantized

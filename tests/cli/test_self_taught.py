@@ -73,8 +73,8 @@ def test_nothing_but_base_and_adapter(options: list[str], run: Run, strong: Path
     done = run("encode", strong, "-n", *options, "--base", base, "--size", SIZE, "--batch", 4, "--steps", 8)
     assert done.status == 0, done.err
     assert "nats a token from the adapter's predictions" in done.out
-    said = "a causal language model: the adapter wrote 48 texts from nothing. Losses compare"
-    assert f" data {said}" in " ".join(done.out.split())
+    said = "the adapter wrote 48 texts from nothing, drawn away from those of the base model. Losses compare"
+    assert f" data a causal language model: {said}" in " ".join(done.out.split())
     assert list(tmp_path.iterdir()) == []
 
 

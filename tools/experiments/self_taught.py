@@ -6,7 +6,7 @@
 A door is what the encoder is given besides the base model and the adapter: `weights` nothing, and it does not train;
 `none` nothing; `prompts` sixteen meanings of `valid.txt` without their texts; `prompts_in_use` sixteen meanings of
 `test.txt` that are not among those of the measured rows; `data` all rows of `valid.txt`, on which the adapter was
-trained. The loss is that of `tools/e2e_loss.py`, over 192 rows of `test.txt`, in float32. The seed is that of the
+trained, for their texts; `data_and_adapter` the same rows, for their texts and for what the adapter predicts. The loss is that of `tools/e2e_loss.py`, over 192 rows of `test.txt`, in float32. The seed is that of the
 basis, of the samples and of the order of batches. What was measured before is not measured again, and a run that was
 killed goes on. The tables of the pages come from the results (`results.py`).
 """
@@ -17,6 +17,7 @@ import argparse
 import json
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -26,14 +27,22 @@ from typing import Any
 import results
 import torch
 from e2e import EVALUATED_ROWS, Pair, Task, base_model, cache_dir
-from page_tables.self_taught import losses
+from page_tables.self_taught import DOORS, curves, losses
 from real_data import adapter
-from task_curve import ADAPTER, loss, rows_file
+from tables import plot_curve
 
 import nola_codec
 
-DOORS = ("weights", "none", "prompts", "prompts_in_use", "data")
+ADAPTER = adapter("smollm2_e2e")
 PROMPTS = 16
+
+
+def rows_file(folder: Path, pairs: Sequence[Pair]) -> Path:
+    """Write rows as `encode --data` reads them."""
+    path = folder / "rows.jsonl"
+    rows = ({"prompt": f"data: {meaning}\ntext:", "completion": f" {text}\n"} for meaning, text in pairs)
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
 
 
 def prompts_file(folder: Path, rows: Sequence[Pair], without: Sequence[Pair] = ()) -> Path:
@@ -51,9 +60,10 @@ def make_tuner(door: str, settings: Mapping[str, Any], task: Task, checkpoint: P
     from nola_codec.integrations.task_text import text_tuner
     from nola_codec.training import TaskSettings
 
-    chosen = TaskSettings(steps=settings["steps"], seed=settings["seed"], checkpoint=checkpoint)
+    against = "both" if door == "data_and_adapter" else "labels"
+    chosen = TaskSettings(steps=settings["steps"], seed=settings["seed"], checkpoint=checkpoint, against=against)
     folder = checkpoint.parent
-    if door == "data":
+    if door.startswith("data"):
         return text_tuner(base_model(), ADAPTER, rows_file(folder, task.train_rows), settings=chosen, progress=tell)
     prompts = None
     if door == "prompts":
@@ -114,19 +124,36 @@ def encode(settings: Mapping[str, Any], task: Task, file: Path, kept: Path) -> d
     return found
 
 
+def loss(task: Task, file: Path | None, own: Path | None = None) -> float:
+    """Return the held-out loss with a decoded file, with an adapter, or of the base model."""
+    from peft import PeftModel
+
+    with tempfile.TemporaryDirectory() as folder:
+        if file is not None:
+            own = Path(folder) / "adapter"
+            nola_codec.decode(file, own)
+        if own is None:
+            return task.loss(task.model)
+        model = PeftModel.from_pretrained(task.model, str(own))
+        found = task.loss(model)
+        task.model = model.unload()
+        return found
+
+
 def measure_plain(own: Path | None, task: Task) -> dict[str, Any]:
     """Return the loss of the adapter, or of the base model."""
     return {"loss": loss(task, None, own)}
 
 
 def main() -> None:
-    """Measure, and print the table."""
+    """Measure, print the table, and plot the curves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--doors", default=",".join(DOORS))
     parser.add_argument("--sizes", default="50KB,20KB,10KB,5KB,3KB,2KB")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="the losses over the bytes of the files")
     results.add_options(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -138,9 +165,13 @@ def main() -> None:
                 steps = 0 if door == "weights" else arguments.steps
                 settings = {"door": door, "size": size, "steps": steps, "seed": int(seed)}
                 results.measure("self_taught", settings, partial(measure, settings, task, anew), anew=anew)
-    for name, own in (("base", None), ("adapter", adapter("smollm2_e2e"))):
+    for name, own in (("base", None), ("adapter", ADAPTER)):
         results.measure("self_taught", {"door": name}, partial(measure_plain, own, task), anew=anew)
-    print(losses(results.read("self_taught")))
+    found = results.read("self_taught")
+    print(losses(found))
+    if arguments.plot:
+        ends = {r["settings"]["door"]: r["figures"]["loss"] for r in found if "size" not in r["settings"]}
+        plot_curve(arguments.plot, curves(found), ends, f"{EVALUATED_ROWS} held-out rows of E2E")
 
 
 if __name__ == "__main__":

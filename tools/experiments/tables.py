@@ -12,11 +12,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 from common import table
 
 
-def gain(base: float, full: float, loss: float) -> str:
-    """Share of the gain over the base that a loss has."""
-    return f"{(base - loss) / (base - full):.1%}"
-
-
 def show(header: Sequence[str], rows: Sequence[Sequence[object]], to: Path | None, figures: Any) -> None:
     """Print a table, and write the figures as JSON where that was asked for."""
     print(table(rows, header))

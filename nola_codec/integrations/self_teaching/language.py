@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,12 @@ from nola_codec.errors import EncodeError
 from nola_codec.integrations.causal import holds_causal, load_causal, use_plain_attention
 from nola_codec.integrations.packed_batches import pack_batches
 from nola_codec.integrations.self_teaching.brought_prompts import find_prompts
-from nola_codec.integrations.self_teaching.chat_turns import ask_oneself, turn_marks
+from nola_codec.integrations.self_teaching.chat_turns import turn_marks
 from nola_codec.integrations.self_teaching.contract import TeachingRequest
+from nola_codec.integrations.self_teaching.contrast import Contrast
+from nola_codec.integrations.self_teaching.domain import LEAST_TOKENS, draw_from_nothing
 from nola_codec.integrations.self_teaching.samples import keep_samples, samples_file
-from nola_codec.integrations.self_teaching.sampling import SamplingSettings, sample_answers
+from nola_codec.integrations.self_teaching.sampling import SamplingSettings, end_tokens, sample_answers
 from nola_codec.integrations.task_text import TOKENS, load_carried_tensors
 from nola_codec.integrations.text_batches import (
     ScoredLogits,
@@ -42,14 +44,10 @@ TEXTS = 384
 """The number of texts that are drawn to train on."""
 _VALIDATION, _HELD_OUT = 32, 32
 """The numbers of texts that are drawn to validate on, and to report on."""
-_QUESTIONS = 1 / 4
-"""The share of texts from nothing that begin with the turn of a user, where there is a chat template."""
-_SHORTEST = 8
-"""The least tokens of a text from nothing; many adapters end a text that begins nowhere at once."""
-_ROUNDS = 3
-"""The number of times that texts are drawn for those that were too short, or that were there already."""
-_ASKING, _ANSWERING = 90, 91
-"""The numbers of the draws of these turns, and of the answers to prompts that the adapter brings along."""
+_ANSWERING = 91
+"""The number of the draw of answers to prompts that the adapter brings along."""
+STRENGTHS = (2.0, 4.0, 8.0)
+"""How strongly texts from nothing are drawn away from the base model; the texts take these strengths in turns."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,11 @@ def _tokenize(tokenizer: Any, row: Row) -> list[int]:
 
 
 class _Speaker:
-    """A copy of the base model, in the precision of training passes, to which the adapter can be attached."""
+    """A copy of the base model, in the precision of training passes, to which the adapter can be attached.
+
+    Texts from nothing are drawn away from the copy without the adapter, and never have special tokens but those that
+    end them.
+    """
 
     def __init__(self, request: TeachingRequest, model: torch.nn.Module, tokenizer: Any, adapter: Adapter) -> None:
         import torch
@@ -143,14 +145,36 @@ class _Speaker:
             module.name: (torch.from_numpy(module.lora_B).to(first), torch.from_numpy(module.lora_A).to(first))
             for module in adapter.modules
         }
-        self._logits = ScoredLogits()
+        marks = turn_marks(tokenizer)
+        ends = end_tokens(model, tokenizer) | ({marks[1][0]} if marks else set())
+        special = set(getattr(tokenizer, "all_special_ids", ())) - ends
+        self._contrast = Contrast(self._forward_without, STRENGTHS, sorted(special))
+        self._is_silent = False
 
-    def draw(self, prompts: Sequence[Sequence[int]], number: int) -> list[TokenizedRow]:
+    def answer(self, prompts: Sequence[Sequence[int]], number: int) -> list[TokenizedRow]:
         """Return an answer of the model with the adapter to each prompt; `number` counts the draws, for the seed."""
+        return self._sample(prompts, SamplingSettings(seed=self._seed(number)))
+
+    def write(self, prompts: Sequence[Sequence[int]], number: int) -> list[TokenizedRow]:
+        """Return a text of the adapter's domain that begins with each prompt; see `Writer`."""
+        settings = SamplingSettings(seed=self._seed(number), least_tokens=LEAST_TOKENS, contrast=self._contrast)
+        return self._sample(prompts, settings)
+
+    def _forward_without(self, **inputs: Any) -> Any:
+        """Pass inputs through the model without the adapter, while it is attached."""
+        self._is_silent = True
+        try:
+            return self._model(**inputs)
+        finally:
+            self._is_silent = False
+
+    def _seed(self, number: int) -> int:
+        return self._request.seed + 1000 * number
+
+    def _sample(self, prompts: Sequence[Sequence[int]], settings: SamplingSettings) -> list[TokenizedRow]:
         from nola_codec.training.attach import attach_factors
 
-        settings = SamplingSettings(seed=self._request.seed + 1000 * number)
-        with attach_factors(self._model, self._modules, lambda: self._pairs):
+        with attach_factors(self._model, self._modules, lambda: {} if self._is_silent else self._pairs):
             return sample_answers(
                 self._model, self._tokenizer, prompts, settings,
                 lambda done, total: self._request.tell("sampling", done, total),
@@ -165,52 +189,16 @@ def _draw(
     count = TEXTS + _VALIDATION + _HELD_OUT
     asked = prompts.ids
     if asked and not prompts.origin:
-        return speaker.draw([asked[i % len(asked)] for i in range(count)], 0)
+        return speaker.answer([asked[i % len(asked)] for i in range(count)], 0)
     # Prompts that came along may be few, or not those of the task, so half of the texts is drawn without them.
     half = count // 2 if asked else 0
-    rows = speaker.draw([asked[i % len(asked)] for i in range(half)], _ANSWERING) if half else []
-    return rows + draw_from_nothing(speaker.draw, tokenizer, count - half)
-
-
-def draw_from_nothing(
-    draw: Callable[[Sequence[Sequence[int]], int], list[TokenizedRow]], tokenizer: Any, count: int
-) -> list[TokenizedRow]:
-    """Return texts that begin with the first token, or with the turn of a user that the adapter writes itself.
-
-    Each text comes once. Only where an adapter writes nothing but short texts, or always the same, those fill up.
-
-    Args:
-        draw: As `_Speaker.draw`.
-        tokenizer: The tokenizer of the base model.
-        count: The number of texts.
-    """
-    begins = ask_oneself(draw, tokenizer, int(_QUESTIONS * count), _ASKING)
-    begins += [[_first_token(tokenizer)]] * (count - len(begins))
-    found: dict[tuple[int, ...], TokenizedRow] = {}
-    left: list[TokenizedRow] = []
-    for number in range(_ROUNDS):
-        for row in draw(begins[len(found) :], number):
-            key = tuple(row[0])
-            if len(key) - row[1] >= _SHORTEST and key not in found:
-                found[key] = row
-            else:
-                left.append(row)
-        if len(found) >= count:
-            break
-    return [*found.values(), *left][:count]
-
-
-def _first_token(tokenizer: Any) -> int:
-    """Return the token that a text begins with."""
-    for name in ("bos_token_id", "eos_token_id"):
-        if getattr(tokenizer, name, None) is not None:
-            return int(getattr(tokenizer, name))
-    return 0
+    rows = speaker.answer([asked[i % len(asked)] for i in range(half)], _ANSWERING) if half else []
+    return rows + draw_from_nothing(speaker.write, tokenizer, count - half)
 
 
 def _fingerprint(request: TeachingRequest, adapter: Adapter, prompts: _Prompts) -> str:
     """Return a hash of all that the samples depend on."""
-    sha = hashlib.sha256(repr((str(request.base.resolve()), request.seed, prompts, TEXTS, _SHORTEST)).encode())
+    sha = hashlib.sha256(repr((str(request.base.resolve()), request.seed, prompts, TEXTS, STRENGTHS)).encode())
     for module in adapter.modules:
         sha.update(f"{module.name} {module.scaling}".encode())
         for side in module.sides:
@@ -225,7 +213,9 @@ def _describe(prompts: _Prompts, texts: int, *, has_turns: bool) -> str:
     if prompts.ids and not prompts.origin:
         source = f"answers to {count} {named}"
     else:
-        source = f"texts from nothing{' or from questions of its own' if has_turns else ''}"
+        source = "texts from nothing, drawn away from those of the base model"
+        if has_turns:
+            source = "texts from nothing or from questions of its own, drawn away from those of the base model"
         if prompts.ids:
             source = f"texts, half of them answers to the {count} {named} of {prompts.origin}, the others {source}"
     return f"a causal language model: the adapter wrote {texts} {source}. Losses compare predictions with its own."

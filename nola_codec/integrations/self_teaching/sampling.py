@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from nola_codec.integrations.self_teaching.contrast import Contrast, ContrastProcessor
 from nola_codec.integrations.text_batches import TokenizedRow, padding_token
 
 if TYPE_CHECKING:
@@ -22,12 +24,23 @@ class SamplingSettings:
         new_tokens: The most tokens of an answer.
         batch: The number of rows that are drawn side by side.
         seed: The seed.
+        least_tokens: The least tokens of an answer before its end-of-sequence token.
+        contrast: The model that text is drawn away from; None draws what the model itself writes.
     """
 
     temperature: float = 1.0
     new_tokens: int = 96
     batch: int = 64
     seed: int = 0
+    least_tokens: int = 0
+    contrast: Contrast | None = None
+
+
+def end_tokens(model: torch.nn.Module, tokenizer: Any) -> set[int]:
+    """Return the tokens that end a text: those of the model's settings, else that of the tokenizer."""
+    settings: Any = getattr(model, "generation_config", None)
+    end = tokenizer.eos_token_id if settings is None or settings.eos_token_id is None else settings.eos_token_id
+    return {end} if isinstance(end, int) else set(end or ())
 
 
 def sample_answers(
@@ -53,20 +66,20 @@ def sample_answers(
         tell: Called as (prompts done, prompts in all).
     """
     import torch
-    from transformers import GenerationConfig, StoppingCriteriaList
+    from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
     own: Any = model
     device = next(model.parameters()).device
     kept = getattr(own, "generation_config", None)
-    end = tokenizer.eos_token_id if kept is None or kept.eos_token_id is None else kept.eos_token_id
-    ends = {end} if isinstance(end, int) else set(end or ())
+    ends = end_tokens(model, tokenizer)
     fill = padding_token(tokenizer)
     found = getattr(own.config, "max_position_embeddings", None)
     context = found if isinstance(found, int) and found > 1 else 1 << 30
     new_tokens = min(settings.new_tokens, context // 2)
     config = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=new_tokens, do_sample=True, temperature=settings.temperature, top_k=0, top_p=1.0,
-        num_beams=1, repetition_penalty=1.0, eos_token_id=end, pad_token_id=fill,
+        max_new_tokens=new_tokens, min_new_tokens=min(settings.least_tokens, new_tokens), do_sample=True,
+        temperature=settings.temperature, top_k=0, top_p=1.0,
+        num_beams=1, repetition_penalty=1.0, eos_token_id=sorted(ends) or None, pad_token_id=fill,
     )  # fmt: skip
     prompts = [list(prompt)[-(context - new_tokens) :] for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # less padding
@@ -84,10 +97,12 @@ def sample_answers(
                 report = _make_reporter(
                     partial(_tell_rows, tell, start, len(chosen), len(order)), ids.shape[1], new_tokens
                 )
+                processors = LogitsProcessorList(_contrast_rows(settings.contrast, chosen, mask.to(device), own))
                 made = own.generate(
                     input_ids=ids.to(device),
                     attention_mask=mask.to(device),
                     generation_config=config,
+                    logits_processor=processors,
                     stopping_criteria=StoppingCriteriaList([report]),
                 )[:, ids.shape[1] :].tolist()
                 for index, answer in zip(chosen, made, strict=True):
@@ -97,6 +112,17 @@ def sample_answers(
         own.generation_config = kept
     tell(len(order), len(order))
     return rows
+
+
+def _contrast_rows(
+    contrast: Contrast | None, chosen: Sequence[int], mask: torch.Tensor, model: Any
+) -> list[ContrastProcessor]:
+    """Return the processor of these rows, whose numbers choose their strengths; none without a contrast."""
+    if contrast is None:
+        return []
+    strengths = [contrast.strengths[index % len(contrast.strengths)] for index in chosen]
+    with_positions = "position_ids" in inspect.signature(model.forward).parameters
+    return [ContrastProcessor(contrast, strengths, mask, with_positions=with_positions)]
 
 
 def _tell_rows(tell: Callable[[int, int], None], start: int, rows: int, total: int, share: float) -> None:

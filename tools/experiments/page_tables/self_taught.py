@@ -12,7 +12,10 @@ DOORS = {
     "prompts": "16 prompts",
     "prompts_in_use": "16 prompts of `test.txt`",
     "data": "the task's data",
+    "data_and_adapter": "the task's data, `--against both`",
 }
+USUAL_STEPS = 100
+"""The steps of the files that are compared with one another; files from the weights alone have none."""
 
 
 def losses(found: Sequence[results.Result]) -> str:
@@ -29,7 +32,7 @@ def losses(found: Sequence[results.Result]) -> str:
     if full is not None:
         rows.append(["adapter, fp16", "", "4,884,480", "", f"{full:.4f}", "100.0%"])
     keys = {(r["settings"]["size"], r["settings"]["door"], r["settings"]["steps"]) for r in runs}
-    for size, door, steps in sorted(keys, key=lambda key: (-int(key[0][:-2]), list(DOORS).index(key[1]), key[2])):
+    for size, door, steps in sorted(keys, key=lambda key: (-_bytes(key[0]), list(DOORS).index(key[1]), key[2])):
         own = results.select(runs, size=size, door=door, steps=steps)
         loss, spread = results.mean_and_spread(own, "loss")
         count = f"{len(own)}" if spread is None else f"{len(own)}, ± {spread:.4f}"
@@ -39,6 +42,49 @@ def losses(found: Sequence[results.Result]) -> str:
             [size, DOORS[door] + (f", {steps} steps" if steps else ""), f"{most:,}", count, f"{loss:.4f}", share]
         )
     return results.as_table(["file", "given besides base and adapter", "bytes", "seeds", "loss", "of the gain"], rows)
+
+
+def curves(found: Sequence[results.Result]) -> dict[str, list[tuple[float, float]]]:
+    """Return the points (bytes, loss) of each door, means over seeds, from the smallest file to the largest."""
+    return {
+        DOORS[door]: [
+            (results.mean_and_spread(own, "bytes")[0], results.mean_and_spread(own, "loss")[0])
+            for own in reversed(sizes.values())
+        ]
+        for door, sizes in _usual_runs(found).items()
+    }
+
+
+def overview(found: Sequence[results.Result]) -> str:
+    """Return one row for each size: the share of the gain that files of each door keep, and the number of seeds."""
+    ends = {r["settings"]["door"]: r["figures"]["loss"] for r in found if "size" not in r["settings"]}
+    doors = _usual_runs(found)
+
+    def share(own: Sequence[results.Result] | None) -> str:
+        if not own:
+            return ""
+        loss = results.mean_and_spread(own, "loss")[0]
+        return f"{(ends['base'] - loss) / (ends['base'] - ends['adapter']):.1%} ({len(own)})"
+
+    sizes = sorted({size for own in doors.values() for size in own}, key=_bytes, reverse=True)
+    rows = [[size, *(share(own.get(size)) for own in doors.values())] for size in sizes]
+    return results.as_table(["size", *(DOORS[door] for door in doors)], rows)
+
+
+def _usual_runs(found: Sequence[results.Result]) -> dict[str, dict[str, list[results.Result]]]:
+    """Return the runs of each door and size, large sizes first, with the usual number of steps and usual prompts."""
+    runs = [r for r in found if "size" in r["settings"] and r["settings"]["steps"] in (0, USUAL_STEPS)]
+    doors: dict[str, dict[str, list[results.Result]]] = {}
+    for door in DOORS:
+        own = results.select(runs, door=door)
+        sizes = sorted({r["settings"]["size"] for r in own}, key=_bytes, reverse=True)
+        if door != "prompts_in_use" and sizes:
+            doors[door] = {size: results.select(own, size=size) for size in sizes}
+    return doors
+
+
+def _bytes(size: str) -> int:
+    return int(size.removesuffix("KB"))
 
 
 def gain(found: Sequence[results.Result]) -> str:

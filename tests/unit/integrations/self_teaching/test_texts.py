@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,39 +15,84 @@ import pytest
 from nola_codec.errors import EncodeError
 from nola_codec.integrations.causal import holds_causal, load_causal
 from nola_codec.integrations.self_teaching import find_family
-from nola_codec.integrations.self_teaching.language import draw_from_nothing
+from nola_codec.integrations.self_teaching.contrast import Contrast, ContrastProcessor
+from nola_codec.integrations.self_teaching.domain import draw_from_nothing
 from nola_codec.integrations.self_teaching.samples import keep_samples, samples_file
 from nola_codec.integrations.self_teaching.sampling import SamplingSettings, sample_answers
 
 Row = tuple[Sequence[int], int]
 
 
-def test_texts_from_nothing_come_once_and_are_not_short() -> None:
+class Tokenizer:
+    """A tokenizer without a chat template; 7 begins a text, 99 ends it, and 55 is a new line."""
+
+    chat_template = None
+    bos_token_id, eos_token_id = 7, 99
+
+    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
+        assert text == "\n"
+        return {"input_ids": [55]}
+
+
+def test_texts_from_nothing_come_once_and_half_of_them_go_on() -> None:
     """Each draw gives the same text three times, and every fourth text is short."""
-    draws: list[list[list[int]]] = []
+    draws: list[tuple[list[list[int]], int]] = []
 
     def draw(prompts: Sequence[Sequence[int]], number: int) -> list[Row]:
-        draws.append([list(prompt) for prompt in prompts])
-        assert number == len(draws) - 1
+        draws.append(([list(prompt) for prompt in prompts], number))
         return [
-            ([*prompt, *[100 * number + place // 3] * (3 if place % 4 == 0 else 9)], len(prompt))
+            ([*prompt, *[100 * number + place // 3] * (3 if place % 4 == 0 else 9), 99], len(prompt))
             for place, prompt in enumerate(prompts)
         ]
 
-    tokenizer = SimpleNamespace(chat_template=None, bos_token_id=7)
-    found = draw_from_nothing(draw, tokenizer, 40)
-    assert [len(prompts) for prompts in draws] == [40, 26, 17]
-    assert all(prompt == [7] for prompts in draws for prompt in prompts)
+    found = draw_from_nothing(draw, Tokenizer(), 40)
+    *rounds, (begins, _) = draws
+    assert [len(prompts) for prompts, _ in rounds] == [40, 26, 17]
+    assert [number for _, number in rounds] == [0, 1, 2]
+    assert all(prompt == [7] for prompts, _ in rounds for prompt in prompts)
     assert len(found) == 40
-    new = [tuple(ids) for ids, _ in found if len(ids) == 10]
-    assert len(set(new[:29])) == 29  # the texts that are new and long enough come first, then what fills up
-    assert all(start == 1 for _, start in found)
+    first = [row[: row.index(55)] if 55 in row else list(row)[:-1] for row, _ in found]
+    enough = [tuple(ids) for ids in first if len(ids) == 10]
+    assert len(set(enough[:29])) == 29  # the texts that are new and long enough come first, then what fills up
+    assert len(begins) == 20
+    assert all(begin[-1] == 55 and begin[-2] != 99 for begin in begins)  # a new line takes the place of the end
+    assert [list(ids[: len(begin)]) for (ids, _), begin in zip(found, begins, strict=False)] == begins
+    assert all(start == 1 for _, start in found)  # both texts of a pair are scored
 
 
 def test_an_adapter_that_writes_one_text_is_taken_as_it_is() -> None:
-    tokenizer = SimpleNamespace(chat_template=None, bos_token_id=7)
-    found = draw_from_nothing(lambda prompts, number: [([7, 3], 1) for _ in prompts], tokenizer, 12)
-    assert found == [([7, 3], 1)] * 12
+    found = draw_from_nothing(lambda prompts, number: [([*p, 3], len(p)) for p in prompts], Tokenizer(), 12)
+    assert found == [([7, 3, 55, 3], 1)] * 6 + [([7, 3], 1)] * 6
+
+
+def test_a_contrast_strengthens_what_a_model_says_more_often(base: Path) -> None:
+    """The logits are those of the equation, rows are padded on the left, and unlikely or banned tokens never come."""
+    import torch
+
+    model, _ = load_causal(base)
+    other = copy.deepcopy(model)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter += 0.3 * parameter.std() * torch.randn(parameter.shape, generator=draw)
+    prompts, fill, banned = [[2, 3, 4], [5]], 0, 11
+    ids = torch.tensor([[2, 3, 4], [fill, fill, 5]])
+    mask = torch.tensor([[1, 1, 1], [0, 0, 1]])
+    processor = ContrastProcessor(Contrast(other.forward, (1.0,), (banned,)), (1.0, 3.0), mask)
+    with torch.no_grad():
+        for _ in range(3):
+            rows = [[*prompt, *line[3:].tolist()] for prompt, line in zip(prompts, ids, strict=True)]
+            own, away = ([m(torch.tensor([row])).logits[0, -1] for row in rows] for m in (model, other))
+            found = processor(ids, torch.stack(own))
+            for line, strength, a, b in zip(found, (1.0, 3.0), own, away, strict=True):
+                a[banned] = -torch.inf
+                a, b = a.log_softmax(-1), b.log_softmax(-1)
+                likely = a >= a.max() + math.log(0.05)
+                assert torch.equal(line > -torch.inf, likely)
+                assert likely.sum() > 1
+                expected = a + (strength - 1) * (a - b)
+                torch.testing.assert_close(line[likely], expected[likely], rtol=1e-4, atol=1e-4)
+            ids = torch.cat([ids, found.argmax(-1, keepdim=True)], 1)
 
 
 def test_sampling_ends_rows_and_leaves_the_generator_alone(base: Path) -> None:
