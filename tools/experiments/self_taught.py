@@ -6,9 +6,11 @@
 A door is what the encoder is given besides the base model and the adapter: `weights` nothing, and it does not train;
 `none` nothing; `prompts` sixteen meanings of `valid.txt` without their texts; `prompts_in_use` sixteen meanings of
 `test.txt` that are not among those of the measured rows; `data` all rows of `valid.txt`, on which the adapter was
-trained, for their texts; `data_and_adapter` the same rows, for their texts and for what the adapter predicts. The loss is that of `tools/e2e_loss.py`, over 192 rows of `test.txt`, in float32. The seed is that of the
-basis, of the samples and of the order of batches. What was measured before is not measured again, and a run that was
-killed goes on. The tables of the pages come from the results (`results.py`).
+trained, for their texts; `data_and_adapter` the same rows, for their texts and for what the adapter predicts.
+
+The loss is that of `tools/e2e_loss.py`, over 192 rows of `test.txt`, in float32. The seed is that of the basis, of the
+samples and of the order of batches. What was measured before is not measured again, and a run that was killed goes on.
+The tables of the pages come from the results (`results.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import results
 import torch
@@ -60,7 +62,7 @@ def make_tuner(door: str, settings: Mapping[str, Any], task: Task, checkpoint: P
     from nola_codec.integrations.task_text import text_tuner
     from nola_codec.training import TaskSettings
 
-    against = "both" if door == "data_and_adapter" else "labels"
+    against: Literal["labels", "both"] = "both" if door == "data_and_adapter" else "labels"
     chosen = TaskSettings(steps=settings["steps"], seed=settings["seed"], checkpoint=checkpoint, against=against)
     folder = checkpoint.parent
     if door.startswith("data"):
