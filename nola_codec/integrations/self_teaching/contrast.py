@@ -22,12 +22,10 @@ class Contrast:
         forward: A forward pass of a causal language model of Transformers, with its arguments and outputs.
         strengths: The strengths s of `ContrastProcessor`, each at least 1. The rows take them in turns; 1 changes
             nothing but the tokens that can be drawn.
-        banned: The ids of tokens that are never drawn.
     """
 
     forward: Callable[..., Any]
     strengths: Sequence[float]
-    banned: Sequence[int] = ()
 
 
 class ContrastProcessor:
@@ -39,7 +37,7 @@ class ContrastProcessor:
     arXiv 2210.15097).
 
     Args:
-        contrast: The other model, and the tokens that are never drawn.
+        contrast: The other model.
         strengths: s of each row.
         mask: The attention mask of the prompts, int64 (rows, length).
         with_positions: True if the forward pass takes `position_ids`; models without them derive them from the mask.
@@ -51,7 +49,6 @@ class ContrastProcessor:
         import torch
 
         self._forward, self._with_positions = contrast.forward, with_positions
-        self._banned = torch.tensor(list(contrast.banned), dtype=torch.int64, device=mask.device)
         self._strengths = torch.tensor(list(strengths), device=mask.device)[:, None]
         self._mask = mask
         self._cache: Any = None
@@ -61,7 +58,7 @@ class ContrastProcessor:
 
         Args:
             ids: The tokens up to now, int64 (rows, length); each call has one more than the call before.
-            scores: The logits of the model that writes, (rows, vocabulary).
+            scores: The logits of the model that writes, (rows, vocabulary); -inf for tokens that are not to be drawn.
         """
         import torch
 
@@ -74,7 +71,7 @@ class ContrastProcessor:
             input_ids=new, attention_mask=mask, past_key_values=self._cache, use_cache=True, **positions
         )
         self._cache = made.past_key_values
-        own = scores.float().index_fill(1, self._banned, -math.inf).log_softmax(-1)
+        own = scores.float().log_softmax(-1)
         other = made.logits[:, -1].float().log_softmax(-1)
         found = own + (self._strengths - 1) * (own - other)
         return found.masked_fill(own < own.amax(-1, keepdim=True) + math.log(_LEAST), -math.inf)

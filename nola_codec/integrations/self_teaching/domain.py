@@ -2,10 +2,14 @@
 
 Text that the model with the adapter draws from the first token on is mostly like that of the base model, on which the
 adapter says little. So it is drawn away from the base model (`contrast.py`): what the adapter makes more likely is
-made more likely still, and soon the text is about the adapter's domain. Most tasks also read something and write
-something that depends on it. So half of the texts consist of two: after the first one and a new line, the adapter
-writes another one, which repeats, answers or continues it. Where the tokenizer has a chat template, a quarter are
-answers to questions that the adapter writes in the turn of the user (`chat_turns.py`).
+made more likely still, and soon the text is about the adapter's domain. Nobody knows what the prompts of the task look
+like, so three kinds of texts are made:
+
+- Two texts: after the first one and a new line, the adapter writes another one, which repeats, answers or continues it,
+  since most tasks read something and write something that depends on it.
+- A beginning that the base model writes, of any kind, and a text of the adapter after it.
+- Where the tokenizer has a chat template, answers to questions that the adapter writes itself in the turn of the user
+  (`chat_turns.py`).
 """
 
 from __future__ import annotations
@@ -17,49 +21,56 @@ from nola_codec.integrations.self_teaching.chat_turns import ask_oneself
 from nola_codec.integrations.text_batches import TokenizedRow
 
 _QUESTIONS = 1 / 4
-"""The share of texts that begin with the turn of a user, where there is a chat template."""
+"""The share of texts that begin with the turn of a user, where there is a chat template. The other kinds share the
+rest."""
 LEAST_TOKENS = 8
 """The least tokens of a text; many adapters end a text that begins nowhere at once."""
 _ROUNDS = 3
 """The number of times that texts are drawn for those that were too short, or that were there already."""
-_ASKING, _ANSWERING, _AGAIN = 90, 92, 93
-"""The numbers of the draws of questions, of their answers, and of second texts."""
+_ASKING, _ANSWERING, _AGAIN, _BEGINNING, _GOING_ON = 90, 92, 93, 94, 95
+"""The numbers of the draws of questions, of their answers, of second texts, of beginnings and of what follows them."""
 
 
 class Writer(Protocol):
-    """Writes with the adapter."""
+    """Continues prompts, each a list of token ids. Rows are the prompt and its continuation."""
 
-    def __call__(self, prompts: Sequence[Sequence[int]], number: int) -> list[TokenizedRow]:
-        """Return an answer to each prompt; `number` counts the draws, for the seed."""
+    def write(self, prompts: Sequence[Sequence[int]], number: int) -> list[TokenizedRow]:
+        """Continue with the adapter, away from the base model; `number` counts the draws, for the seed."""
+        ...
+
+    def begin(self, prompts: Sequence[Sequence[int]], number: int) -> list[TokenizedRow]:
+        """Continue with the base model, by a few tokens."""
         ...
 
 
-def draw_from_nothing(draw: Writer, tokenizer: Any, count: int) -> list[TokenizedRow]:
+def draw_from_nothing(writer: Writer, tokenizer: Any, count: int) -> list[TokenizedRow]:
     """Return texts of the adapter's domain.
 
-    Each first text comes once. Only where an adapter writes nothing but short texts, or always the same, those fill up.
-    Questions are prompts, which are not scored; all else is scored from the second token on.
+    Each first text of two comes once. Only where an adapter writes nothing but short texts, or always the same, those
+    fill up. Questions and beginnings of the base model are prompts, which are not scored.
 
     Args:
-        draw: Writes with the adapter, away from the base model.
+        writer: Writes with the adapter, and with the base model.
         tokenizer: The tokenizer of the base model.
         count: The number of texts.
     """
-    questions = ask_oneself(draw, tokenizer, int(_QUESTIONS * count), _ASKING)
-    answers = draw(questions, _ANSWERING) if questions else []
-    first = _draw_once(draw, [_first_token(tokenizer)], count - len(answers))
-    pairs = len(first) // 2
-    begins = [_begin_again(ids, tokenizer) for ids, _ in first[:pairs]]
-    again = [(ids, 1) for ids, _ in draw(begins, _AGAIN)] if begins else []
-    return [*again, *first[pairs:], *answers]
+    questions = ask_oneself(writer.write, tokenizer, int(_QUESTIONS * count), _ASKING)
+    answers = writer.write(questions, _ANSWERING) if questions else []
+    begin = [_first_token(tokenizer)]
+    left = count - len(answers)
+    begins = [ids for ids, _ in writer.begin([begin] * (left // 2), _BEGINNING)] if left // 2 else []
+    following = writer.write(begins, _GOING_ON) if begins else []
+    first = [_begin_again(ids, tokenizer) for ids, _ in _draw_once(writer, begin, left - len(following))]
+    second = writer.write(first, _AGAIN) if first else []
+    return [*[(ids, len(begin)) for ids, _ in second], *following, *answers]
 
 
-def _draw_once(draw: Writer, begin: Sequence[int], count: int) -> list[TokenizedRow]:
+def _draw_once(writer: Writer, begin: Sequence[int], count: int) -> list[TokenizedRow]:
     """Return so many texts of enough tokens, each once; after some rounds, others fill up."""
     found: dict[tuple[int, ...], TokenizedRow] = {}
     left: list[TokenizedRow] = []
     for number in range(_ROUNDS):
-        for row in draw([begin] * (count - len(found)), number):
+        for row in writer.write([begin] * (count - len(found)), number):
             key = tuple(row[0])
             if len(key) - row[1] >= LEAST_TOKENS and key not in found:
                 found[key] = row

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,8 @@ _VALIDATION, _HELD_OUT = 32, 32
 """The numbers of texts that are drawn to validate on, and to report on."""
 _ANSWERING = 91
 """The number of the draw of answers to prompts that the adapter brings along."""
+_BEGINNING = 24
+"""The number of tokens of a beginning that the base model writes."""
 STRENGTHS = (2.0, 4.0, 8.0)
 """How strongly texts from nothing are drawn away from the base model; the texts take these strengths in turns."""
 
@@ -147,8 +150,7 @@ class _Speaker:
         }
         marks = turn_marks(tokenizer)
         ends = end_tokens(model, tokenizer) | ({marks[1][0]} if marks else set())
-        special = set(getattr(tokenizer, "all_special_ids", ())) - ends
-        self._contrast = Contrast(self._forward_without, STRENGTHS, sorted(special))
+        self._special = sorted(set(getattr(tokenizer, "all_special_ids", ())) - ends)
         self._is_silent = False
 
     def answer(self, prompts: Sequence[Sequence[int]], number: int) -> list[TokenizedRow]:
@@ -157,14 +159,31 @@ class _Speaker:
 
     def write(self, prompts: Sequence[Sequence[int]], number: int) -> list[TokenizedRow]:
         """Return a text of the adapter's domain that begins with each prompt; see `Writer`."""
-        settings = SamplingSettings(seed=self._seed(number), least_tokens=LEAST_TOKENS, contrast=self._contrast)
+        away = Contrast(self._forward_without, STRENGTHS)
+        settings = SamplingSettings(
+            seed=self._seed(number), least_tokens=LEAST_TOKENS, banned=self._special, contrast=away
+        )
         return self._sample(prompts, settings)
+
+    def begin(self, prompts: Sequence[Sequence[int]], number: int) -> list[TokenizedRow]:
+        """Return a beginning that the base model writes after each prompt; see `Writer`."""
+        settings = SamplingSettings(
+            seed=self._seed(number), new_tokens=_BEGINNING, least_tokens=_BEGINNING, banned=self._special
+        )
+        with self._silence():
+            return self._sample(prompts, settings)
 
     def _forward_without(self, **inputs: Any) -> Any:
         """Pass inputs through the model without the adapter, while it is attached."""
+        with self._silence():
+            return self._model(**inputs)
+
+    @contextmanager
+    def _silence(self) -> Iterator[None]:
+        """Let the attached adapter change nothing in this context."""
         self._is_silent = True
         try:
-            return self._model(**inputs)
+            yield
         finally:
             self._is_silent = False
 
@@ -193,7 +212,7 @@ def _draw(
     # Prompts that came along may be few, or not those of the task, so half of the texts is drawn without them.
     half = count // 2 if asked else 0
     rows = speaker.answer([asked[i % len(asked)] for i in range(half)], _ANSWERING) if half else []
-    return rows + draw_from_nothing(speaker.write, tokenizer, count - half)
+    return rows + draw_from_nothing(speaker, tokenizer, count - half)
 
 
 def _fingerprint(request: TeachingRequest, adapter: Adapter, prompts: _Prompts) -> str:

@@ -25,6 +25,7 @@ class SamplingSettings:
         batch: The number of rows that are drawn side by side.
         seed: The seed.
         least_tokens: The least tokens of an answer before its end-of-sequence token.
+        banned: The ids of tokens that are never drawn.
         contrast: The model that text is drawn away from; None draws what the model itself writes.
     """
 
@@ -33,6 +34,7 @@ class SamplingSettings:
     batch: int = 64
     seed: int = 0
     least_tokens: int = 0
+    banned: Sequence[int] = ()
     contrast: Contrast | None = None
 
 
@@ -80,6 +82,7 @@ def sample_answers(
         max_new_tokens=new_tokens, min_new_tokens=min(settings.least_tokens, new_tokens), do_sample=True,
         temperature=settings.temperature, top_k=0, top_p=1.0,
         num_beams=1, repetition_penalty=1.0, eos_token_id=sorted(ends) or None, pad_token_id=fill,
+        suppress_tokens=list(settings.banned) or None,
     )  # fmt: skip
     prompts = [list(prompt)[-(context - new_tokens) :] for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # less padding

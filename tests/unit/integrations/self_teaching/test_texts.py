@@ -34,39 +34,50 @@ class Tokenizer:
         return {"input_ids": [55]}
 
 
-def test_texts_from_nothing_come_once_and_half_of_them_go_on() -> None:
-    """Each draw gives the same text three times, and every fourth text is short."""
-    draws: list[tuple[list[list[int]], int]] = []
+class Writer:
+    """Writes the same text three times in a draw, and every fourth text is short."""
 
-    def draw(prompts: Sequence[Sequence[int]], number: int) -> list[Row]:
-        draws.append(([list(prompt) for prompt in prompts], number))
+    def __init__(self) -> None:
+        self.draws: dict[int, list[list[int]]] = {}
+
+    def write(self, prompts: Sequence[Sequence[int]], number: int) -> list[Row]:
+        self.draws[number] = [list(prompt) for prompt in prompts]
         return [
             ([*prompt, *[100 * number + place // 3] * (3 if place % 4 == 0 else 9), 99], len(prompt))
             for place, prompt in enumerate(prompts)
         ]
 
-    found = draw_from_nothing(draw, Tokenizer(), 40)
-    *rounds, (begins, _) = draws
-    assert [len(prompts) for prompts, _ in rounds] == [40, 26, 17]
-    assert [number for _, number in rounds] == [0, 1, 2]
-    assert all(prompt == [7] for prompts, _ in rounds for prompt in prompts)
-    assert len(found) == 40
-    first = [row[: row.index(55)] if 55 in row else list(row)[:-1] for row, _ in found]
-    enough = [tuple(ids) for ids in first if len(ids) == 10]
+    def begin(self, prompts: Sequence[Sequence[int]], number: int) -> list[Row]:
+        return [([*prompt, 33, place], len(prompt)) for place, prompt in enumerate(prompts)]
+
+
+def test_texts_from_nothing_are_two_or_follow_a_beginning() -> None:
+    writer = Writer()
+    found = draw_from_nothing(writer, Tokenizer(), 80)
+    *rounds, following, first = (writer.draws[number] for number in (0, 1, 2, 95, 93))
+    assert len(found) == 80
+    assert [len(prompts) for prompts in rounds] == [40, 26, 17]
+    assert all(prompt == [7] for prompts in rounds for prompt in prompts)
+    assert all(begin[-1] == 55 and begin[-2] != 99 for begin in first)  # a new line takes the place of the end
+    enough = [tuple(ids) for ids in first if len(ids) == 11]
     assert len(set(enough[:29])) == 29  # the texts that are new and long enough come first, then what fills up
-    assert len(begins) == 20
-    assert all(begin[-1] == 55 and begin[-2] != 99 for begin in begins)  # a new line takes the place of the end
-    assert [list(ids[: len(begin)]) for (ids, _), begin in zip(found, begins, strict=False)] == begins
-    assert all(start == 1 for _, start in found)  # both texts of a pair are scored
+    assert [list(ids[: len(begin)]) for (ids, _), begin in zip(found, first, strict=False)] == first
+    assert all(start == 1 for _, start in found[:40])  # both texts of two are scored
+    assert following == [[7, 33, place] for place in range(40)]
+    assert all(list(ids[:start]) == begin for (ids, start), begin in zip(found[40:], following, strict=True))
 
 
 def test_an_adapter_that_writes_one_text_is_taken_as_it_is() -> None:
-    found = draw_from_nothing(lambda prompts, number: [([*p, 3], len(p)) for p in prompts], Tokenizer(), 12)
-    assert found == [([7, 3, 55, 3], 1)] * 6 + [([7, 3], 1)] * 6
+    class Poor(Writer):
+        def write(self, prompts: Sequence[Sequence[int]], number: int) -> list[Row]:
+            return [([*prompt, 3], len(prompt)) for prompt in prompts]
+
+    found = draw_from_nothing(Poor(), Tokenizer(), 4)
+    assert found == [([7, 3, 55, 3], 1)] * 2 + [([7, 33, place, 3], 3) for place in range(2)]
 
 
 def test_a_contrast_strengthens_what_a_model_says_more_often(base: Path) -> None:
-    """The logits are those of the equation, rows are padded on the left, and unlikely or banned tokens never come."""
+    """The logits are those of the equation, rows are padded on the left, and unlikely tokens never come."""
     import torch
 
     model, _ = load_causal(base)
@@ -75,17 +86,16 @@ def test_a_contrast_strengthens_what_a_model_says_more_often(base: Path) -> None
     with torch.no_grad():
         for parameter in other.parameters():
             parameter += 0.3 * parameter.std() * torch.randn(parameter.shape, generator=draw)
-    prompts, fill, banned = [[2, 3, 4], [5]], 0, 11
+    prompts, fill = [[2, 3, 4], [5]], 0
     ids = torch.tensor([[2, 3, 4], [fill, fill, 5]])
     mask = torch.tensor([[1, 1, 1], [0, 0, 1]])
-    processor = ContrastProcessor(Contrast(other.forward, (1.0,), (banned,)), (1.0, 3.0), mask)
+    processor = ContrastProcessor(Contrast(other.forward, (1.0,)), (1.0, 3.0), mask)
     with torch.no_grad():
         for _ in range(3):
             rows = [[*prompt, *line[3:].tolist()] for prompt, line in zip(prompts, ids, strict=True)]
             own, away = ([m(torch.tensor([row])).logits[0, -1] for row in rows] for m in (model, other))
             found = processor(ids, torch.stack(own))
             for line, strength, a, b in zip(found, (1.0, 3.0), own, away, strict=True):
-                a[banned] = -torch.inf
                 a, b = a.log_softmax(-1), b.log_softmax(-1)
                 likely = a >= a.max() + math.log(0.05)
                 assert torch.equal(line > -torch.inf, likely)
@@ -118,6 +128,11 @@ def test_sampling_ends_rows_and_leaves_the_generator_alone(base: Path) -> None:
         assert end not in answer[:-1]
         assert len(answer) == 12 or answer[-1] == end
     assert rows == sample_answers(model, tokenizer, prompts, settings, lambda *_: None)
+    common = max(range(model.config.vocab_size), key=[t for ids, start in rows for t in ids[start:-1]].count)
+    settings = SamplingSettings(new_tokens=12, seed=3, banned=[common], least_tokens=12)
+    for ids, start in sample_answers(model, tokenizer, prompts, settings, lambda *_: None):
+        assert common not in ids[start:]
+        assert len(ids) - start == 12
     assert rows != sample_answers(model, tokenizer, prompts, SamplingSettings(new_tokens=12, seed=4), lambda *_: None)
 
 
