@@ -98,7 +98,7 @@ FIT_OPTIONS = (
     option("--held-out", group=FIT, type=PATH, metavar="FILE",
            help="For --fit task: rows to report the loss on, 96 at most  [default: some of --data]."),
     option("--against", group=FIT, type=click.Choice(["labels", "adapter", "both"]),
-           help="For --fit task: train on the text, on what the adapter predicts, or on both  [default: labels; for "
+           help="For --fit task: train on the text, on what the adapter predicts, or on both  [default: both; for "
                 "--data self, adapter]."),
     option("--steps", group=FIT, type=click.IntRange(min=1), help="For --fit task: steps at most  [default: 150]."),
     option("--batch", group=FIT, type=click.IntRange(min=1),

@@ -87,7 +87,8 @@ class TaskTuner:
         """
         self._model, self._data, self._settings = model, data, settings or TaskSettings()
         self._progress = progress
-        data.check(self._settings.against)
+        self._against: Against = self._settings.against or data.choose_against()
+        data.check(self._against)
         self._teacher = Teacher(data.distance, self._settings.teacher_bytes)
         self._modules: Sequence[Codable] = []
         self._factors: Mapping[str, FactorPair] = {}
@@ -240,7 +241,7 @@ class TaskTuner:
 
     def _training_loss(self, number: int) -> torch.Tensor:
         """Return the mean loss of a training batch with the attached factors."""
-        data, against, batch = self._data, self._settings.against, self._data.train[number]
+        data, against, batch = self._data, self._against, self._data.train[number]
         with self._autocast():
             if against == "labels":
                 total, count = data.loss(self._model, batch)

@@ -67,6 +67,12 @@ class TaskData:
     description: str = ""
     are_of_task: bool = True
 
+    def choose_against(self) -> Against:
+        """Return what is trained against by default: all that the functions allow; see `TaskSettings.against`."""
+        if self.logits_fn is not None or (self.loss_fn is not None and self.outputs_fn is not None):
+            return "both"
+        return "adapter" if self.loss_fn is None else "labels"
+
     def check(self, against: Against) -> None:
         """Raise EncodeError ``task-data`` if there are no batches, or no function for what is asked."""
         for name in ("train", "validation", "held_out"):
@@ -102,7 +108,8 @@ class TaskSettings:
     Attributes:
         against: The loss that is minimized: ``labels`` for the loss of `TaskData`; ``adapter`` for the distance to the
             outputs of the original adapter, for logits the Kullback-Leibler divergence; ``both`` for the mean of the
-            two.
+            two. None is ``both`` where the data have the functions for it, since what the adapter predicts says more
+            than the labels alone, and keeps more of the task (docs/experiments/e2e.md).
         steps: The most steps, with one batch each. The learning rate falls to zero along a cosine.
         learning_rate: Adam's learning rate for coefficients, which have unit variance; None is `default_rate`.
         size_rate: Adam's learning rate for the logarithms of the sizes of components.
@@ -119,7 +126,7 @@ class TaskSettings:
             at every step.
     """
 
-    against: Against = "labels"
+    against: Against | None = None
     steps: int = 150
     learning_rate: float | None = None
     size_rate: float = 0.01
@@ -132,7 +139,7 @@ class TaskSettings:
     teacher_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
-        if self.against not in ("labels", "adapter", "both"):
+        if self.against not in (None, "labels", "adapter", "both"):
             raise EncodeError(mismatch("against", "labels, adapter or both", repr(self.against)), code="option")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise EncodeError(mismatch("precision", "auto, float32 or bfloat16", repr(self.precision)), code="option")

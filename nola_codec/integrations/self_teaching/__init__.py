@@ -11,6 +11,8 @@ the base model draws inputs, and the coefficients are trained so that the output
     noise.py      images and words at random
     placing.py    the layers of an adapter of any dialect, found as a merge finds them
     sampling.py   batched sampling of text, with the adapter attached
+    contrast.py   sampling away from another model
+    domain.py     texts of the adapter's domain, which it writes from nothing
     chat_turns.py        questions that an adapter asks itself in the chat template
     brought_prompts.py   prompts of the model card beside an adapter, and of its metadata
     samples.py    samples are drawn once, and kept in a file from which a killed training goes on

@@ -72,6 +72,6 @@ class ContrastProcessor:
         )
         self._cache = made.past_key_values
         own = scores.float().log_softmax(-1)
-        other = made.logits[:, -1].float().log_softmax(-1)
+        other: torch.Tensor = made.logits[:, -1].float().log_softmax(-1)
         found = own + (self._strengths - 1) * (own - other)
         return found.masked_fill(own < own.amax(-1, keepdim=True) + math.log(_LEAST), -math.inf)

@@ -100,7 +100,22 @@ def encode(lora: Path, tuner: TaskTuner, out: Path | None = None, **options: Any
     return nola_codec.encode(lora, out, fit="task", tuner=tuner, **chosen)
 
 
-@pytest.mark.parametrize("against", ["labels", "adapter", pytest.param("both", marks=pytest.mark.slow)])
+def test_training_is_against_all_that_the_data_allow(data: TaskData) -> None:
+    def loss(model: torch.nn.Module, batch: Any) -> tuple[torch.Tensor, int]:
+        return model(batch[0]).sum(), 1
+
+    def outputs(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        found: torch.Tensor = model(batch[0])
+        return found
+
+    bare = replace(data, logits_fn=None)
+    assert data.choose_against() == "both"
+    assert replace(bare, loss_fn=loss).choose_against() == "labels"
+    assert replace(bare, outputs_fn=outputs, measured="adapter").choose_against() == "adapter"
+    assert replace(bare, loss_fn=loss, outputs_fn=outputs).choose_against() == "both"
+
+
+@pytest.mark.parametrize("against", [None, "labels", "adapter"])
 def test_training_wins_back_what_coding_lost(against: Any, lora: Path, data: TaskData, tmp_path: Path) -> None:
     model = net()
     before = {name: p.clone() for name, p in model.state_dict().items()}
@@ -146,7 +161,7 @@ def test_a_loss_of_ones_own_is_enough(lora: Path, data: TaskData) -> None:
 
     settings = TaskSettings(steps=12)
     theirs = encode(lora, TaskTuner(net(), replace(data, loss_fn=loss, logits_fn=None), settings)).task
-    ours = encode(lora, TaskTuner(net(), data, settings)).task
+    ours = encode(lora, TaskTuner(net(), data, replace(settings, against="labels"))).task
     assert theirs == ours
 
 
