@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,15 +40,15 @@ class ContrastProcessor:
         contrast: The other model.
         strengths: s of each row.
         mask: The attention mask of the prompts, int64 (rows, length).
-        with_positions: True if the forward pass takes `position_ids`; models without them derive them from the mask.
+        takes: The names of the arguments of the forward pass, which not all models have.
     """
 
     def __init__(
-        self, contrast: Contrast, strengths: Sequence[float], mask: torch.Tensor, *, with_positions: bool = True
+        self, contrast: Contrast, strengths: Sequence[float], mask: torch.Tensor, takes: Collection[str]
     ) -> None:
         import torch
 
-        self._forward, self._with_positions = contrast.forward, with_positions
+        self._forward, self._takes = contrast.forward, takes
         self._strengths = torch.tensor(list(strengths), device=mask.device)[:, None]
         self._mask = mask
         self._cache: Any = None
@@ -64,13 +64,15 @@ class ContrastProcessor:
 
         new = ids if self._cache is None else ids[:, -1:]
         mask = torch.cat([self._mask, self._mask.new_ones(len(ids), ids.shape[1] - self._mask.shape[1])], 1)
-        positions = {}
-        if self._with_positions:  # the prompts are padded on the left
-            positions["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -new.shape[1] :]
+        some = {
+            "position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, -new.shape[1] :],  # the prompts are padded on the left
+            "logits_to_keep": 1,  # those of all positions of long prompts would take gigabytes
+        }
         made = self._forward(
-            input_ids=new, attention_mask=mask, past_key_values=self._cache, use_cache=True, **positions
-        )
-        self._cache = made.past_key_values
+            input_ids=new, attention_mask=mask, past_key_values=self._cache, use_cache=True,
+            **{name: value for name, value in some.items() if name in self._takes},
+        )  # fmt: skip
+        self._cache = getattr(made, "past_key_values", None)  # without one, as in Mamba, all is passed through again
         own = scores.float().log_softmax(-1)
         other: torch.Tensor = made.logits[:, -1].float().log_softmax(-1)
         found = own + (self._strengths - 1) * (own - other)

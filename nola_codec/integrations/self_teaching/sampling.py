@@ -124,8 +124,7 @@ def _contrast_rows(
     if contrast is None:
         return []
     strengths = [contrast.strengths[index % len(contrast.strengths)] for index in chosen]
-    with_positions = "position_ids" in inspect.signature(model.forward).parameters
-    return [ContrastProcessor(contrast, strengths, mask, with_positions=with_positions)]
+    return [ContrastProcessor(contrast, strengths, mask, inspect.signature(model.forward).parameters)]
 
 
 def _tell_rows(tell: Callable[[int, int], None], start: int, rows: int, total: int, share: float) -> None:

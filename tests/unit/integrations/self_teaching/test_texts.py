@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -76,7 +77,8 @@ def test_an_adapter_that_writes_one_text_is_taken_as_it_is() -> None:
     assert found == [([7, 3, 55, 3], 1)] * 2 + [([7, 33, place, 3], 3) for place in range(2)]
 
 
-def test_a_contrast_strengthens_what_a_model_says_more_often(base: Path) -> None:
+@pytest.mark.parametrize("has_cache", [True, False])
+def test_a_contrast_strengthens_what_a_model_says_more_often(has_cache: bool, base: Path) -> None:
     """The logits are those of the equation, rows are padded on the left, and unlikely tokens never come."""
     import torch
 
@@ -89,7 +91,13 @@ def test_a_contrast_strengthens_what_a_model_says_more_often(base: Path) -> None
     prompts, fill = [[2, 3, 4], [5]], 0
     ids = torch.tensor([[2, 3, 4], [fill, fill, 5]])
     mask = torch.tensor([[1, 1, 1], [0, 0, 1]])
-    processor = ContrastProcessor(Contrast(other.forward, (1.0,)), (1.0, 3.0), mask)
+
+    def forward(**inputs: Any) -> Any:
+        made = other(**inputs)
+        assert made.logits.shape[1] == 1
+        return made if has_cache else SimpleNamespace(logits=made.logits)
+
+    processor = ContrastProcessor(Contrast(forward, (1.0,)), (1.0, 3.0), mask, ("position_ids", "logits_to_keep"))
     with torch.no_grad():
         for _ in range(3):
             rows = [[*prompt, *line[3:].tolist()] for prompt, line in zip(prompts, ids, strict=True)]
