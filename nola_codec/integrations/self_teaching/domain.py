@@ -84,7 +84,8 @@ def _draw_once(writer: Writer, begin: Sequence[int], count: int) -> list[Tokeniz
 def _begin_again(ids: Sequence[int], tokenizer: Any) -> list[int]:
     """Return a text without its end, and a new line after it."""
     line = list(tokenizer("\n", add_special_tokens=False)["input_ids"])
-    text = list(ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids)
+    ends = {tokenizer.eos_token_id, *getattr(tokenizer, "all_special_ids", ())}
+    text = list(ids[:-1] if len(ids) > 1 and ids[-1] in ends else ids)
     return text if line and text[-len(line) :] == line else [*text, *line]
 
 
