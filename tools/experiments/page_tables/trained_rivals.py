@@ -25,7 +25,7 @@ def losses(found: Sequence[dict[str, Any]]) -> str:
     Of a rival that was trained at several learning rates, the best one is shown.
     """
     groups: dict[tuple[str, Any], dict[Any, list[dict[str, Any]]]] = {}
-    for result in select(read("self_taught"), door="data", steps=STEPS):
+    for result in select(read("self_taught", with_cache=False), door="data", steps=STEPS):
         groups.setdefault((_OURS, result["settings"]["size"]), {}).setdefault(None, []).append(result)
     for result in select(found, test_rows=ROWS):
         settings = result["settings"]
