@@ -78,6 +78,39 @@ def test_nothing_but_base_and_adapter(options: list[str], run: Run, strong: Path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_texts_from_nothing_are_drawn_away_from_the_base_model(
+    strong: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the adapter is attached, the other model is the base model, which also writes the beginnings."""
+    import torch
+
+    from nola_codec.integrations.causal import load_causal
+    from nola_codec.integrations.self_teaching import language, self_tuner
+    from nola_codec.training import TaskSettings
+
+    draw, kinds = language.sample_answers, []
+    ids = torch.tensor([[2, 3, 4]])
+    expected = load_causal(base)[0](input_ids=ids).logits
+
+    def check(model: Any, tokenizer: Any, prompts: Any, settings: Any, tell: Any) -> Any:
+        own = model(input_ids=ids).logits
+        if settings.contrast is None:  # a beginning
+            torch.testing.assert_close(own, expected)
+        else:
+            torch.testing.assert_close(settings.contrast.forward(input_ids=ids).logits, expected)
+            assert not torch.allclose(own, expected, atol=0.1)
+            assert min(settings.contrast.strengths) > 1
+        kinds.append((settings.contrast is None, len(prompts)))
+        return draw(model, tokenizer, prompts, settings, tell)
+
+    monkeypatch.setattr(language, "sample_answers", check)
+    self_tuner(base, strong, settings=TaskSettings(precision="float32"))
+    total = 48 + 2 * 32
+    assert kinds[0] == (True, total // 2)
+    assert all(not is_beginning for is_beginning, _ in kinds[1:])
+    assert (False, total // 2) in kinds[1:]
+
+
 def test_a_killed_command_goes_on(
     run: Run, strong: Path, base: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

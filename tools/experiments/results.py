@@ -127,12 +127,22 @@ def mean_and_spread(found: Iterable[Result], figure: str) -> tuple[float, float 
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
+def losses_of_ends(found: Iterable[Result]) -> dict[str, float]:
+    """Return the losses of the base model and of the adapter, by their doors; they are the results without a size."""
+    return {r["settings"]["door"]: r["figures"]["loss"] for r in found if "size" not in r["settings"]}
+
+
+def show_share(base: float, full: float, loss: float) -> str:
+    """Return the share of the gain from the loss `base` to the loss `full` that a loss has, in percent."""
+    return f"{(base - loss) / (base - full):.1%}"
+
+
 def shares_of_gain(found: Sequence[Result], size: str, doors: Sequence[str]) -> list[float]:
     """Return the shares of the adapter's gain that files of a size kept, one for each door.
 
     They are means over the seeds that all doors have; of a door with several numbers of steps, the most count.
     """
-    ends = {r["settings"]["door"]: r["figures"]["loss"] for r in found if "size" not in r["settings"]}
+    ends = losses_of_ends(found)
     losses = []
     for door in doors:
         own = select(found, size=size, door=door)

@@ -172,8 +172,9 @@ def main() -> None:
     found = results.read("self_taught")
     print(losses(found))
     if arguments.plot:
-        ends = {r["settings"]["door"]: r["figures"]["loss"] for r in found if "size" not in r["settings"]}
-        plot_curve(arguments.plot, curves(found), ends, f"{EVALUATED_ROWS} held-out rows of E2E")
+        plot_curve(
+            arguments.plot, curves(found), results.losses_of_ends(found), f"{EVALUATED_ROWS} held-out rows of E2E"
+        )
 
 
 if __name__ == "__main__":

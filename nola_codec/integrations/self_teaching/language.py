@@ -217,7 +217,8 @@ def _draw(
 
 def _fingerprint(request: TeachingRequest, adapter: Adapter, prompts: _Prompts) -> str:
     """Return a hash of all that the samples depend on."""
-    sha = hashlib.sha256(repr((str(request.base.resolve()), request.seed, prompts, TEXTS, STRENGTHS)).encode())
+    chosen = (TEXTS, STRENGTHS, LEAST_TOKENS, _BEGINNING)
+    sha = hashlib.sha256(repr((str(request.base.resolve()), request.seed, prompts, chosen)).encode())
     for module in adapter.modules:
         sha.update(f"{module.name} {module.scaling}".encode())
         for side in module.sides:
@@ -232,9 +233,8 @@ def _describe(prompts: _Prompts, texts: int, *, has_turns: bool) -> str:
     if prompts.ids and not prompts.origin:
         source = f"answers to {count} {named}"
     else:
-        source = "texts from nothing, drawn away from those of the base model"
-        if has_turns:
-            source = "texts from nothing or from questions of its own, drawn away from those of the base model"
+        asked = " or from questions of its own" if has_turns else ""
+        source = f"texts from nothing{asked}, drawn away from those of the base model"
         if prompts.ids:
             source = f"texts, half of them answers to the {count} {named} of {prompts.origin}, the others {source}"
     return f"a causal language model: the adapter wrote {texts} {source}. Losses compare predictions with its own."

@@ -115,6 +115,15 @@ def test_training_is_against_all_that_the_data_allow(data: TaskData) -> None:
     assert replace(bare, loss_fn=loss, outputs_fn=outputs).choose_against() == "both"
 
 
+def test_both_is_the_default(lora: Path, data: TaskData) -> None:
+    found = [
+        encode(lora, TaskTuner(net(), data, TaskSettings(against=against, steps=8))).task
+        for against in (None, "both", "labels", "adapter")
+    ]
+    assert found[0] == found[1]
+    assert found[0] not in found[2:]
+
+
 @pytest.mark.parametrize("against", [None, "labels", "adapter"])
 def test_training_wins_back_what_coding_lost(against: Any, lora: Path, data: TaskData, tmp_path: Path) -> None:
     model = net()

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from results import as_table
+from results import as_table, show_share
 
 ROWS = 96
 _OWN_TO_A_SEED = re.compile(r", [\d.]+% kept|, seed \d+")
@@ -39,7 +39,7 @@ def losses(found: Sequence[dict[str, Any]]) -> str:
         rows.append(
             [
                 shown + (f", {seeds} seeds" if seeds > 1 else ""), f"1/{ratio:g}" if ratio else "",
-                f"{count:,}" if count else "", f"{loss:.4f}", f"{(base - loss) / (base - tuned):.1%}",
+                f"{count:,}" if count else "", f"{loss:.4f}", show_share(base, tuned, loss),
             ]
         )  # fmt: skip
     return as_table(["what", "at most", "bytes", "loss", "of the gain"], rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from results import as_table, mean_and_spread, select
+from results import as_table, mean_and_spread, select, show_share
 
 Found = Sequence[dict[str, Any]]
 
@@ -31,7 +31,7 @@ def losses(found: Found, task: str, split: str, rows: int) -> str:
             lines.append(
                 [f"{size / 1000:g} KB, {name}", "{:g}, {:g}".format(*facts["gamma"]), f"{facts['noise']:.2f}",
                  facts["kept"], f"{loss:.4f}", "" if spread is None else f"{spread:.4f}", len(same),
-                 f"{(base - loss) / (base - full):.1%}"]
+                 show_share(base, full, loss)]
             )  # fmt: skip
     header = ["size, rule", "gammas", "noise", "components", "loss", "spread", "seeds", "of the gain"]
     return as_table(header, lines)

@@ -23,7 +23,7 @@ def losses(found: Sequence[results.Result]) -> str:
 
     Until base model and adapter have been measured, they have no rows, and there are no shares.
     """
-    ends = {r["settings"]["door"]: r["figures"]["loss"] for r in found if "size" not in r["settings"]}
+    ends = results.losses_of_ends(found)
     base, full = ends.get("base"), ends.get("adapter")
     runs = [r for r in found if "size" in r["settings"]]
     rows: list[list[object]] = []
@@ -37,7 +37,7 @@ def losses(found: Sequence[results.Result]) -> str:
         loss, spread = results.mean_and_spread(own, "loss")
         count = f"{len(own)}" if spread is None else f"{len(own)}, ± {spread:.4f}"
         most = max(r["figures"]["bytes"] for r in own)
-        share = "" if base is None or full is None else f"{(base - loss) / (base - full):.1%}"
+        share = "" if base is None or full is None else results.show_share(base, full, loss)
         rows.append(
             [size, DOORS[door] + (f", {steps} steps" if steps else ""), f"{most:,}", count, f"{loss:.4f}", share]
         )
@@ -45,11 +45,11 @@ def losses(found: Sequence[results.Result]) -> str:
 
 
 def curves(found: Sequence[results.Result]) -> dict[str, list[tuple[float, float]]]:
-    """Return the points (bytes, loss) of each door, means over seeds, from the smallest file to the largest."""
+    """Return the points (bytes, loss) of each door, means over seeds."""
     return {
         DOORS[door]: [
             (results.mean_and_spread(own, "bytes")[0], results.mean_and_spread(own, "loss")[0])
-            for own in reversed(sizes.values())
+            for own in sizes.values()
         ]
         for door, sizes in _usual_runs(found).items()
     }
@@ -57,14 +57,14 @@ def curves(found: Sequence[results.Result]) -> dict[str, list[tuple[float, float
 
 def overview(found: Sequence[results.Result]) -> str:
     """Return one row for each size: the share of the gain that files of each door keep, and the number of seeds."""
-    ends = {r["settings"]["door"]: r["figures"]["loss"] for r in found if "size" not in r["settings"]}
+    ends = results.losses_of_ends(found)
     doors = _usual_runs(found)
 
     def share(own: Sequence[results.Result] | None) -> str:
         if not own:
             return ""
         loss = results.mean_and_spread(own, "loss")[0]
-        return f"{(ends['base'] - loss) / (ends['base'] - ends['adapter']):.1%} ({len(own)})"
+        return f"{results.show_share(ends['base'], ends['adapter'], loss)} ({len(own)})"
 
     sizes = sorted({size for own in doors.values() for size in own}, key=_bytes, reverse=True)
     rows = [[size, *(share(own.get(size)) for own in doors.values())] for size in sizes]
@@ -72,15 +72,13 @@ def overview(found: Sequence[results.Result]) -> str:
 
 
 def _usual_runs(found: Sequence[results.Result]) -> dict[str, dict[str, list[results.Result]]]:
-    """Return the runs of each door and size, large sizes first, with the usual number of steps and usual prompts."""
-    runs = [r for r in found if "size" in r["settings"] and r["settings"]["steps"] in (0, USUAL_STEPS)]
-    doors: dict[str, dict[str, list[results.Result]]] = {}
-    for door in DOORS:
-        own = results.select(runs, door=door)
-        sizes = sorted({r["settings"]["size"] for r in own}, key=_bytes, reverse=True)
-        if door != "prompts_in_use" and sizes:
-            doors[door] = {size: results.select(own, size=size) for size in sizes}
-    return doors
+    """Return the runs by door and size, with the usual number of steps and usual prompts."""
+    doors: dict[str, dict[str, list[results.Result]]] = {door: {} for door in DOORS if door != "prompts_in_use"}
+    for run in found:
+        settings = run["settings"]
+        if settings["door"] in doors and "size" in settings and settings["steps"] in (0, USUAL_STEPS):
+            doors[settings["door"]].setdefault(settings["size"], []).append(run)
+    return {door: sizes for door, sizes in doors.items() if sizes}
 
 
 def _bytes(size: str) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from results import as_table
+from results import as_table, show_share
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 from task_peers import BASE, FULL, OURS, PEER, Result, ratios
@@ -55,6 +55,6 @@ def _as_page(rows: Sequence[Result]) -> str:
         loss = statistics.fmean(losses)
         spread = f", ± {statistics.stdev(losses):.4f}" if len(own) > 1 else ""
         seeds = f"{len(own)}{spread}" if own[0][0].kind == OURS else ""
-        share = f"{(base - loss) / (base - full):.1%}"
+        share = show_share(base, full, loss)
         shown.append([name, f"{max(row.bytes for row, _ in own):,}", seeds, f"{loss:.4f}", share, own[0][1]])
     return as_table(_HEADER, shown)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from results import as_table, read, select
+from results import as_table, read, select, show_share
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 from task_peers import BASE, FULL, OURS, PEER, Result, ratios
@@ -55,7 +55,7 @@ def losses(found: Sequence[dict[str, Any]]) -> str:
     )
     base, full = made[0].loss, made[1].loss
     shown = [
-        [r.name, f"{r.bytes:,}", f"{r.loss:.4f}", f"{(base - r.loss) / (base - full):.1%}", ratio]
+        [r.name, f"{r.bytes:,}", f"{r.loss:.4f}", show_share(base, full, r.loss), ratio]
         for r, ratio in zip(made, ratios(made), strict=True)
     ]
     return as_table(["what", "bytes", "loss", "of the gain", "bytes / ours at equal loss"], shown)
