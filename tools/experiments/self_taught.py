@@ -6,7 +6,8 @@
 A door is what the encoder is given besides the base model and the adapter: `weights` nothing, and it does not train;
 `none` nothing; `prompts` sixteen meanings of `valid.txt` without their texts; `prompts_in_use` sixteen meanings of
 `test.txt` that are not among those of the measured rows; `data` all rows of `valid.txt`, on which the adapter was
-trained, for their texts; `data_and_adapter` the same rows, for their texts and for what the adapter predicts.
+trained, for their texts; `adapter_on_data` the same rows, for what the adapter predicts; `data_and_adapter` the same
+rows, for both.
 
 The loss is that of `tools/e2e_loss.py`, over 192 rows of `test.txt`, in float32. The seed is that of the basis, of the
 samples and of the order of batches. What was measured before is not measured again, and a run that was killed goes on.
@@ -37,6 +38,10 @@ import nola_codec
 
 ADAPTER = adapter("smollm2_e2e")
 PROMPTS = 16
+AGAINST: dict[str, Literal["labels", "adapter", "both"]] = {
+    "data": "labels", "adapter_on_data": "adapter", "data_and_adapter": "both",
+}  # fmt: skip
+"""What the doors that have the task's data train against."""
 
 
 def rows_file(folder: Path, pairs: Sequence[Pair]) -> Path:
@@ -62,10 +67,11 @@ def make_tuner(door: str, settings: Mapping[str, Any], task: Task, checkpoint: P
     from nola_codec.integrations.task_text import text_tuner
     from nola_codec.training import TaskSettings
 
-    against: Literal["labels", "both"] = "both" if door == "data_and_adapter" else "labels"
-    chosen = TaskSettings(steps=settings["steps"], seed=settings["seed"], checkpoint=checkpoint, against=against)
+    chosen = TaskSettings(
+        steps=settings["steps"], seed=settings["seed"], checkpoint=checkpoint, against=AGAINST.get(door)
+    )
     folder = checkpoint.parent
-    if door.startswith("data"):
+    if door in AGAINST:
         return text_tuner(base_model(), ADAPTER, rows_file(folder, task.train_rows), settings=chosen, progress=tell)
     prompts = None
     if door == "prompts":

@@ -12,6 +12,7 @@ DOORS = {
     "prompts": "16 prompts",
     "prompts_in_use": "16 prompts of `test.txt`",
     "data": "the task's data",
+    "adapter_on_data": "the task's data, `--against adapter`",
     "data_and_adapter": "the task's data, `--against both`",
 }
 USUAL_STEPS = 100
