@@ -9,6 +9,8 @@ FEW_STEPS = 40
 NOLA_RATE, NOLA_RATIO, LORA_RATE = 0.005, 4, 0.003
 """Learning rates. NOLA's is the best of six settings tried, with four times the rate for lora_B (LoRA+). LoRA's is the
 only one tried."""
+ROUNDED: Run = {"ptq": [8, 4, 3, 2]}
+"""Bits that coefficients are rounded to after training, with seed 0."""
 SMALL: Run = {"layers": 4, "steps": 20}
 """The last four layers, and few steps: what PRANC and RandLoRA can be compared at on a processor."""
 
@@ -33,7 +35,7 @@ def shared_out(total: int, **more: object) -> Run:
 def methods(seed: int) -> list[Run]:
     """The ways to fine-tune all layers."""
     vera = {"method": "vera", "rank": 256, "lr": 0.01, "steps": STEPS}
-    rounded = {"ptq": [8, 4, 3, 2]} if seed == 0 else {}
+    rounded = ROUNDED if seed == 0 else {}
     longer = nola(128, steps=2 * STEPS)
     runs = [
         lora(8), nola(128, **rounded), longer, nola(1024), lora(1), nola(32, **rounded), shared_out(53_760), vera,
