@@ -16,6 +16,7 @@ from nola_codec.api.encoding import check_options
 from nola_codec.api.keywords import DeltaKeywords, check_keywords
 from nola_codec.array_types import Float32Array
 from nola_codec.checkpoints.checkpoint import WeightInfo
+from nola_codec.encoder.base_tensors import make_base_entry
 from nola_codec.encoder.change_splitting import SplitOptions, split_changes
 from nola_codec.encoder.pipeline import encode_adapter
 from nola_codec.encoder.report import EncodeReport
@@ -76,6 +77,8 @@ def encode_delta_bytes(
     Weights that are equal take no place. A changed matrix is split into its strongest singular components and what
     they leave; norms and biases, and what is left, are coded as vectors; one Lagrangian decides over all of it. The
     errors reported add up those of the parts, as if they were at right angles, which the parts themselves are.
+
+    The file names the base model and has a fingerprint of its weights, so that merging into another model is refused.
 
     Three weights at most are in memory at a time. Beside them, the low-rank factors and the file are held in memory;
     the rest of a large model lies in temporary files, about 9 bytes a changed parameter under $TMPDIR.
@@ -143,6 +146,7 @@ def _read_change(
         if not modules and not vectors:
             raise AdapterError("no selected weight differs from the base", code="nothing-changed", where=mine.where)
         adapter = Adapter(dialect.WEIGHT_CHANGES.name, modules, vectors=vectors)
+        adapter = replace(adapter, base=make_base_entry(adapter, base, other))
         changed = [mine.infos[name] for name in changed_weights(adapter)]
         return _ModelChange(
             adapter=adapter,

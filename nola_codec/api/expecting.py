@@ -26,6 +26,8 @@ def find_outlook(facts: FileFacts) -> str:
         return expected.outlook
     if "loss" in facts.measured:
         return f"trained on a task, with a held-out loss of {render_error(facts.measured['loss'])}"
+    if facts.is_trained:
+        return "trained on what the adapter predicts; no task was measured"
     nmse = facts.measured.get("nmse")
     return UNKNOWN_OUTLOOK if nmse is None or "effective_error" in facts.measured else render_lost_energy(nmse)
 
@@ -35,8 +37,9 @@ def find_difference(facts: FileFacts) -> str:
 
     The header does not tell whether an importance weighed the error; files with one are taken like all others.
     """
-    if "loss" in facts.measured:
-        return "The file was trained on a task, so the error of its weights tells nothing. eval measures what it keeps."
+    if facts.is_trained:
+        how = " on a task" if "loss" in facts.measured else ""
+        return f"The file was trained{how}, so the error of its weights tells nothing. eval measures what it keeps."
     if "effective_error" not in facts.measured:
         nmse = facts.measured.get("nmse")
         end = "" if nmse is None else f" Its NMSE is {render_error(nmse)}."

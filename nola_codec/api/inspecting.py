@@ -152,6 +152,11 @@ class FileFacts:
         return {**plain, "tensors": [tensor.to_dict() for tensor in self.tensors]}
 
     @property
+    def is_trained(self) -> bool:
+        """True if the file was trained on data, so that the errors of its weights say nothing of what it does."""
+        return "loss" in self.measured or "distance" in self.measured
+
+    @property
     def verdict(self) -> str:
         """The size of the file, and what to expect of its task, in a sentence of one line."""
         from nola_codec.api.expecting import find_outlook

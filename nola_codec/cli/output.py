@@ -33,7 +33,8 @@ force_option = option("-f", "--force", group=OUTPUT, is_flag=True, help="Overwri
 keep_undo_option = option("--keep-undo", group="Merging", is_flag=True,
                           help="Write an undo file beside the weights, which --unmerge needs.")  # fmt: skip
 any_base_option = option("--any-base", group="Merging", is_flag=True,
-                         help="Merge even if the file was encoded with --base, and for another model.")  # fmt: skip
+                         help="Merge even if the file names another base model, as those of encode-delta and of "
+                              "encode --base do.")  # fmt: skip
 unmerge_option = option("--unmerge", group="Merging", type=PATH, metavar="MERGED_DIR",
                         help="Restore, byte for byte, the base of a model merged with --keep-undo.")  # fmt: skip
 

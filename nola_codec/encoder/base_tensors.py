@@ -75,7 +75,7 @@ def relate_to_base(
         compared = [_compare(key, adapter.raw[key], names[key], weights) for key in keys]
         near = [each for each in compared if form == "coded" and _may_be_change(adapter, each)]
         changes = [_change(adapter.raw[each.key], weights.read(str(each.name)), each) for each in near]
-        adapter = replace(adapter, base=_base_entry(adapter, base, weights))
+        adapter = replace(adapter, base=make_base_entry(adapter, base, weights))
     if not compared and serves_fit:
         return adapter
     equal = [each.key for each in compared if each.is_equal]
@@ -90,7 +90,7 @@ def relate_to_base(
     )
 
 
-def _base_entry(adapter: Adapter, base: str | os.PathLike[str], weights: Weights) -> BaseEntry:
+def make_base_entry(adapter: Adapter, base: str | os.PathLike[str], weights: Weights) -> BaseEntry:
     """Return the entry of the base model, with the name and the revision that the adapter's configuration gives it."""
     given = [(adapter.config or {}).get(key) for key in ("base_model_name_or_path", "revision")]
     name, revision = (value[:_LONGEST_NAME] if isinstance(value, str) else "" for value in given)

@@ -68,8 +68,8 @@ def measure_rung(job: EncodeJob, quantized: QuantizedAdapter, rung: int) -> Meas
     facts = collector.finish(job.envelope, _losses(job, quantized, rung, errors))
     if job.options.tuner is not None:
         with job.clock.stage("measuring the task"):
-            loss = job.options.tuner.measure(factors)
-        facts = replace(facts, measured={**facts.measured, "loss": loss})
+            found = job.options.tuner.measure(factors)
+        facts = replace(facts, measured={**facts.measured, **found})
     return MeasuredRung(facts, errors)
 
 

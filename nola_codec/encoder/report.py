@@ -63,6 +63,9 @@ class CarriedReport:
 class TaskReport:
     """Losses on held-out rows. The encode did not train on them, but the adapter itself may have done so.
 
+    If `is_distance` is True, a loss is the distance from the adapter's predictions on data without labels. It says how
+    well the file imitates the adapter there, and not how well it does the task.
+
     Attributes:
         base: The loss of the model without an adapter.
         adapter: The loss of the original adapter.
@@ -73,6 +76,7 @@ class TaskReport:
         unit: The unit of a loss, e.g. ``nats a token``.
         data: Sentences that say where the data came from, if the adapter made them itself; else empty.
         is_trained: False if the file from the weights alone was as good on the validation rows. It was written then.
+        is_distance: True if the losses are distances from the adapter's predictions, so that `adapter` is 0.
     """
 
     base: float
@@ -84,10 +88,14 @@ class TaskReport:
     unit: str
     data: str = ""
     is_trained: bool = True
+    is_distance: bool = False
 
     @property
     def kept(self) -> float | None:
-        """The share of the adapter's gain over the base that the file keeps; None if the adapter gains nothing."""
+        """The share of the adapter's gain over the base that the file keeps; None if the adapter gains nothing.
+
+        For distances it is the share of the way from the predictions of the base model to those of the adapter.
+        """
         gain = self.base - self.adapter
         return (self.base - self.file) / gain if gain > 0 else None
 

@@ -71,14 +71,24 @@ def _rows(report: EncodeReport) -> Iterator[tuple[str, str]]:
 def _outlook(report: EncodeReport) -> str:
     """Return what to expect of the file, as the second half of its verdict."""
     if report.task is not None:
-        kept = report.task.kept
-        gained = "the adapter gains nothing on this task"
-        return gained if kept is None else f"{kept:.1%} of the adapter's gain is kept, measured"
+        return _task_outlook(report.task)
     if report.expectation is not None:
         return report.expectation.outlook
     if report.objective == "nmse" and report.nmse:
         return render_lost_energy(report.nmse)
     return UNKNOWN_OUTLOOK
+
+
+def _task_outlook(task: TaskReport) -> str:
+    if task.is_distance:
+        if task.kept is None:
+            return "the adapter predicts what the base model predicts"
+        return f"{task.kept:.1%} of the way from the base model's predictions to the adapter's; no task was measured"
+    return (
+        "the adapter gains nothing on this task"
+        if task.kept is None
+        else f"{task.kept:.1%} of the adapter's gain is kept, measured"
+    )
 
 
 def _explain_nmse(report: EncodeReport) -> str:
@@ -104,7 +114,7 @@ def _part_rows(report: EncodeReport) -> list[tuple[str, str]]:
 
 def _task_rows(task: TaskReport) -> list[tuple[str, str]]:
     return [
-        ("task", f"{task.file:.4f} {task.unit}  ({task.rows} held-out rows, measured)"),
+        ("distance" if task.is_distance else "task", f"{task.file:.4f} {task.unit}  ({task.rows} held-out rows, measured)"),
         ("  of them", f"base {task.base:.4f}, adapter {task.adapter:.4f}, weights alone {task.start:.4f}"),
         ("  trained", f"{task.steps} steps" if task.is_trained else UNTRAINED),
         *([("  data", task.data)] if task.data else []),

@@ -76,8 +76,8 @@ class Tuner(Protocol):
     def tune(self, start: TuningStart) -> TrainedForm:
         """Train the coefficients, quantized at every step."""
 
-    def measure(self, factors: FactorPairs) -> float:
-        """Return the held-out loss of a decoded file."""
+    def measure(self, factors: FactorPairs) -> Mapping[str, float]:
+        """Return what is measured of a decoded file, for its header: ``loss`` or ``distance``; see the specification."""
 
     def report(self) -> TaskReport:
         """Return the losses of the training."""

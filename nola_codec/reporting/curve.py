@@ -95,8 +95,8 @@ def measure_curve(
 
 def _notes(facts: FileFacts, adapter: Adapter, peers: tuple[PeerPoint, ...]) -> list[str]:
     notes = []
-    if "loss" in facts.measured:
-        notes.append("This file was trained on a task. The files of the curve are made from the weights alone.")
+    if facts.is_trained:
+        notes.append("This file was trained. The files of the curve are made from the weights alone.")
     if facts.reference is not None:
         notes.append("This file needs an earlier version. The files of the curve stand alone.")
     if "factor" in facts.form:

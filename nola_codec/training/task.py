@@ -201,12 +201,12 @@ class TaskTuner:
         code.restore(at.best_state)
         return at.best_step
 
-    def measure(self, factors: FactorPairs) -> float:
-        """Return the held-out loss with the factors that a file decodes to."""
+    def measure(self, factors: FactorPairs) -> dict[str, float]:
+        """Return the held-out loss with the factors that a file decodes to, by its name in the header."""
         with freeze_weights(self._model), attach_factors(self._model, self._modules, lambda: self._factors):
             self._losses["file"] = self._held_out_loss(_to_pairs(factors, self._device), "loss of the file")
         self._factors = {}
-        return self._losses["file"]
+        return {"distance" if self._data.measured == "adapter" else "loss": self._losses["file"]}
 
     def is_better(self, trained: FactorPairs, weights: FactorPairs) -> bool:
         """Return True if the trained file has the smaller loss on the validation batches; see `ComparingTuner`."""
@@ -224,7 +224,7 @@ class TaskTuner:
         data = self._data
         return TaskReport(
             **self._losses, rows=data.rows, steps=self._steps, unit=data.unit, data=data.description,
-            is_trained=self._is_trained,
+            is_trained=self._is_trained, is_distance=data.measured == "adapter",
         )  # fmt: skip
 
     @property

@@ -53,6 +53,14 @@ def test_prompts_are_enough(run: Run, strong: Path, base: Path, prompts: Path, t
     assert "answers to 3 prompts" in task["data"]
     assert (done.json["objective"], out.stat().st_size) == ("task", done.json["bytes"])
     assert run("verify", out).status == 0
+    facts = run("inspect", out, "--json").json
+    assert "loss" not in facts["measured"], "a distance from the adapter is no loss of a task"
+    assert (task["is_distance"], facts["measured"]["distance"]) == (True, task["file"])
+    shown = run("inspect", out).out
+    assert shown.partition("\n")[0].endswith("; trained on what the adapter predicts; no task was measured")
+    card = run("push", out, "me/task", "--dry-run").out
+    assert "| distance from the adapter | " in card
+    assert "| held-out loss | not recorded |" in card
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.nola", "prompts.txt"]
     first = out.read_bytes()
     assert run("encode", strong, "-o", out, "--prompts", prompts, *options, "-f", "-q").status == 0
@@ -72,6 +80,9 @@ def test_the_report_counts_the_prompts_that_were_used(run: Run, strong: Path, ba
 def test_nothing_but_base_and_adapter(options: list[str], run: Run, strong: Path, base: Path, tmp_path: Path) -> None:
     done = run("encode", strong, "-n", *options, "--base", base, "--size", SIZE, "--batch", 4, "--steps", 8)
     assert done.status == 0, done.err
+    verdict = done.out.partition("\n")[0]
+    assert verdict.endswith(" of the way from the base model's predictions to the adapter's; no task was measured")
+    assert "\ndistance " in done.out
     assert "nats a token from the adapter's predictions" in done.out
     said = "the adapter wrote 48 texts from nothing, drawn away from those of the base model. Losses compare"
     assert f" data a causal language model: {said}" in " ".join(done.out.split())

@@ -25,6 +25,11 @@ _ERRORS = {
         "noise, also the part that a model hardly notices, so it can be large in a file that keeps the task",
     ),
     "loss": ("held-out loss", "as recorded when the file was made, on rows that its training did not use"),
+    "distance": (
+        "distance from the adapter",
+        "as recorded when the file was made: how far its predictions are from those of the adapter, on data without "
+        "labels that its training did not use. The adapter itself has 0. It is no loss of the task",
+    ),
 }
 
 
@@ -73,6 +78,7 @@ def card_section(facts: CardFacts, repo: str, revision: str | None) -> str:
         ("base model", _base_model(facts)),
         ("dialect", code(file.dialect)),
         ("what is in it", _contents(facts)),
+        *_reference_rows(facts),
         *((("scaling", render_scalings(file.scalings, file.scale_origin)),) if file.scalings else ()),
         *_error_rows(facts),
         *_held_out_rows(facts),
@@ -117,6 +123,17 @@ def _contents(facts: CardFacts) -> str:
         if count:
             parts.append(f"{count} {words}")
     return ", ".join(parts) or "nothing"
+
+
+def _reference_rows(facts: CardFacts) -> list[tuple[str, str]]:
+    reference = facts.file.reference
+    if reference is None:
+        return []
+    name = f"{code(reference['name'])}, " if reference["name"] else ""
+    kind = "decoded SHA-256" if reference["files"] else "an adapter that was not coded, with SHA-256"
+    below = reference["files"] - 1
+    chain = f", and the {below} version{'' if below == 1 else 's'} that this one needs" if below > 0 else ""
+    return [("needs", f"an earlier version: {name}{kind} {code(reference['sha256'])}{chain}")]
 
 
 def _error_rows(facts: CardFacts) -> list[tuple[str, str]]:
@@ -174,6 +191,11 @@ def _loading(facts: CardFacts, repo: str, revision: str | None) -> str:
     if not facts.is_adapter:
         decode = f"nola-codec decode {name} --base BASE_MODEL_DIRECTORY -o merged"
     pull = f"nola-codec pull {shlex.quote(f'{repo}:{facts.path}')}{at} -o {name}"
+    if facts.file.reference is not None:
+        text = (
+            "The file holds the difference to an earlier version, which the table names. Pull that version into the "
+            f"folder of this one first, or give it with `--reference`; without it nothing can be decoded.\n\n{text}"
+        )
     return text + _fence("bash", [pull, decode])
 
 

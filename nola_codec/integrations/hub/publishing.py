@@ -131,6 +131,18 @@ def _missing_base(facts: CardFacts, endpoint: str) -> str:
     return f"{facts.name} {found}, so the card has none; --base-model gives its name on the Hub"
 
 
+def _missing_references(files: Sequence[CardFacts]) -> list[str]:
+    """Return a note for each file that needs an earlier version which is not pushed with it."""
+    decoded = {each.file.decoded_sha256 for each in files}
+    return [
+        f"{each.name} can only be decoded with an earlier version, {plain(str(reference['name'] or 'without a name'))} "
+        f"(SHA-256 {reference['sha256'][:16]}...), which is not pushed here; push both in one command, or see that the "
+        "repository has it"
+        for each in files
+        if (reference := each.file.reference) is not None and reference["sha256"] not in decoded
+    ]
+
+
 def _without_unknown_base(api: Any, facts: CardFacts) -> CardFacts:
     """Forget a base model that is not on the Hub: what an adapter names may be a directory on somebody's disk."""
     if facts.base_model is None:
@@ -283,5 +295,5 @@ class _Push:
             is_new=missing if is_new is None else is_new,
             is_private=self.private if missing else head.is_private,
             changed=None if commit is None else commit != head.commit, files=tuple(files), card=readme,
-            dry_run=commit is None, notes=notes,
+            dry_run=commit is None, notes=(*_missing_references(self.facts), *notes),
         )  # fmt: skip

@@ -249,8 +249,16 @@ def test_merging_into_another_model(half: tuple[Path, Path], tmp_path: Path) -> 
     data, _ = encode_delta_bytes(tuned, base, nmse=0.1)
     other = {n: t for n, t in loaded(base).items() if n != linear(0, "up")}
     other[linear(0, "down")] = torch.ones(3, 3)
+    same_shapes = {name: tensor + 1 for name, tensor in loaded(base).items()}
     with pytest.raises(AdapterError) as caught:
-        nola_codec.decode(data, tmp_path / "out", base=directory(tmp_path / "other", other))
+        nola_codec.decode(data, tmp_path / "out", base=directory(tmp_path / "third", same_shapes))
+    assert caught.value.code == "other-base"
+    changed = directory(tmp_path / "other", other)
+    with pytest.raises(AdapterError) as caught:
+        nola_codec.decode(data, tmp_path / "out", base=changed)
+    assert caught.value.code == "other-base"
+    with pytest.raises(AdapterError) as caught:
+        nola_codec.merge([data], changed, tmp_path / "out", any_base=True)
     assert caught.value.code == "base-mismatch"
     assert linear(0, "up") in str(caught.value)
     assert linear(0, "down") in str(caught.value)

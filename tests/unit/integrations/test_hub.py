@@ -98,6 +98,17 @@ def test_a_file_and_its_card_are_one_commit(hub: HubServer, task: Path) -> None:
     assert (again.is_new, again.changed, again.commit) == (False, False, report.commit)
 
 
+def test_a_version_names_the_one_that_it_needs(hub: HubServer, made: Path, tmp_path: Path) -> None:
+    old, new = made / "task.nola", tmp_path / "new.nola"
+    nola_codec.encode(made / "task_lora", new, reference=old, nmse=0.01)
+    alone = push_to_hub(new, "me/alone", dry_run=True)
+    decoded = nola_codec.inspect(old).decoded_sha256
+    assert f"| needs | an earlier version: `task.nola`, decoded SHA-256 `{decoded}` |" in str(alone.card)
+    assert "Pull that version into the folder of this one first" in str(alone.card)
+    assert any("new.nola can only be decoded with an earlier version, task.nola" in note for note in alone.notes)
+    assert not any("earlier version" in note for note in push_to_hub([old, new], "me/both", dry_run=True).notes)
+
+
 def test_what_was_pushed_is_what_is_pulled(hub: HubServer, task: Path, tmp_path: Path) -> None:
     report = push_to_hub(task, "me/lora")
     pulled = pull("me/lora", out=tmp_path / "copy.nola")

@@ -248,8 +248,8 @@ def test_a_file_that_is_too_large_loses_its_weakest(lora: Path) -> None:
             size[start.plan.kept] = np.exp(np.random.default_rng(0).normal(0, 3, len(start.plan.kept)))
             return TrainedForm(start.form, size)
 
-        def measure(self, factors: Mapping[str, Any]) -> float:
-            return 0.0
+        def measure(self, factors: Mapping[str, Any]) -> dict[str, float]:
+            return {"loss": 0.0}
 
         def report(self) -> None:
             return None
@@ -267,8 +267,8 @@ def test_gradients_go_straight_through_the_code(lora: Path) -> None:
             found.append(start)
             return TaskCode(start, torch.device("cpu")).result()
 
-        def measure(self, factors: Mapping[str, Any]) -> float:
-            return 0.0
+        def measure(self, factors: Mapping[str, Any]) -> dict[str, float]:
+            return {"loss": 0.0}
 
         def report(self) -> None:
             return None
@@ -337,12 +337,12 @@ def test_the_file_has_the_code_that_was_trained(lora: Path) -> None:
             self.wanted = {name: (b.detach().numpy(), a.detach().numpy()) for name, (b, a) in code.factors().items()}
             return code.result()
 
-        def measure(self, factors: Mapping[str, Any]) -> float:
+        def measure(self, factors: Mapping[str, Any]) -> dict[str, float]:
             self.errors = []
             for name, (b, a) in self.wanted.items():
                 wanted, found = b @ a, factors[name][0] @ factors[name][1]
                 self.errors.append(float(np.linalg.norm(wanted - found) / np.linalg.norm(wanted)))
-            return 0.0
+            return {"loss": 0.0}
 
         def report(self) -> None:
             return None
@@ -368,8 +368,8 @@ def test_a_result_does_not_change_with_the_training(lora: Path) -> None:
             assert not all(np.array_equal(a, b) for a, b in zip(before, again, strict=True))
             return result
 
-        def measure(self, factors: Mapping[str, Any]) -> float:
-            return 0.0
+        def measure(self, factors: Mapping[str, Any]) -> dict[str, float]:
+            return {"loss": 0.0}
 
         def report(self) -> None:
             return None

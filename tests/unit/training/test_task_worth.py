@@ -97,8 +97,8 @@ class Look:
         self.start = start
         return TrainedForm(start.form, np.ones(start.form.units))
 
-    def measure(self, factors: Mapping[str, Any]) -> float:
-        return 0.0
+    def measure(self, factors: Mapping[str, Any]) -> dict[str, float]:
+        return {"loss": 0.0}
 
     def report(self) -> None:
         return None
