@@ -12,7 +12,7 @@ from nola_codec import adapters
 from nola_codec.adapters.joining import WeightedAdapter, join_adapters
 from nola_codec.adapters.registry import dialect_of
 from nola_codec.api.arguments import require_path
-from nola_codec.api.decoding import read_adapter
+from nola_codec.api.decoding import is_nola, read_adapter
 from nola_codec.api.encoding import check_options
 from nola_codec.api.keywords import EncodeKeywords
 from nola_codec.api.live_sources import AdapterInput, open_live, require_adapter
@@ -112,6 +112,7 @@ def merge_adapters(
         raise EncodeError(f"{given}: only a .nola file is encoded, and the path does not end in .nola", code="option")
     else:
         require_free(path, overwrite=overwrite)
+    coded = [_name(place) for place in map(_place, sources) if _is_coded(place)]
     joined = join_adapters([_read(source, rung, references, limits) for source in sources], format)
     encoded: EncodeReport | None = None
     if path.suffix == SUFFIX:
@@ -120,6 +121,9 @@ def merge_adapters(
         with atomic_file(path) as stream:
             stream.write(data)
         notes = (*joined.notes, *encoded.notes)
+        if coded:  # files of the same error, whose loss was measured, were made from the adapters themselves
+            encoded = replace(encoded, expectation=None)
+            notes += (_second_coding_note(coded),)
     else:
         written = adapters.write(joined, path, dtype=stored, overwrite=overwrite)
         lost = dialect_of(joined).lost_in_file(joined) if is_tensor_file(written) else ""
@@ -138,9 +142,33 @@ def _read(
 ) -> WeightedAdapter:
     place, weight = source if isinstance(source, tuple) else (source, 1.0)
     readable, config = open_live(place)
-    name = readable.name if isinstance(readable, LiveStore) else display_name(readable)
     adapter = read_adapter(readable, rung=rung, config=config, references=references, limits=limits)
-    return WeightedAdapter(name, adapter, float(weight))
+    return WeightedAdapter(_name(place), adapter, float(weight))
+
+
+def _place(source: AdapterInput | tuple[AdapterInput, float]) -> AdapterInput:
+    return source[0] if isinstance(source, tuple) else source
+
+
+def _name(place: AdapterInput) -> str:
+    readable, _ = open_live(place)
+    return readable.name if isinstance(readable, LiveStore) else display_name(readable)
+
+
+def _is_coded(place: AdapterInput) -> bool:
+    """Return True for a `.nola` file."""
+    readable, _ = open_live(place)
+    return not isinstance(readable, LiveStore) and is_nola(readable)
+
+
+def _second_coding_note(coded: Sequence[str]) -> str:
+    """Return the note for a `.nola` file that was made from the `.nola` files of these names."""
+    named = ", ".join(coded[:3]) + (f" and {len(coded) - 3} more" if len(coded) > 3 else "")
+    own = ("its adapter", "its", "it decodes") if len(coded) == 1 else ("their adapters", "their", "they decode")
+    return (
+        f"{named} had lost a part of {own[0]} already, and {own[1]} noise was coded as if it were signal. The errors "
+        f"compare with what {own[2]} to. A file made from the original adapters is smaller and better"
+    )
 
 
 def _bytes(adapter: Adapter) -> int:

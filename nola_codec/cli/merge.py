@@ -89,7 +89,7 @@ class MergeArguments:
     examples=[
         ("One adapter into a model", "nola-codec merge my.nola --base MODEL_DIR -o merged"),
         ("Two adapters, weighted", "nola-codec merge a.nola:0.7 b.nola:0.3 --base MODEL_DIR -o merged"),
-        ("Two adapters into one file", "nola-codec merge a.nola:0.7 b.nola:0.3 -o both.nola --size 50KB"),
+        ("Two adapters into one file", "nola-codec merge lora_a:0.7 lora_b:0.3 -o both.nola --size 50KB"),
         ("Two adapters into one adapter", "nola-codec merge lora_a lora_b -o both_lora --format peft"),
         (
             "A file that needs no earlier version any more",

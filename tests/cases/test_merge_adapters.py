@@ -136,6 +136,11 @@ def test_a_nola_file_is_coded_to_a_target(tmp_path: Path) -> None:
     b = save_adapter(tmp_path / "b", 2, ["q_proj"], r=2, lora_alpha=4)
     nola_codec.encode(a, tmp_path / "a.nola", nmse=1e-3)
     report = nola_codec.merge_adapters([tmp_path / "a.nola", b], tmp_path / "both.nola", nmse=2e-3)
+    assert any("a.nola had lost a part of its adapter already" in note for note in report.notes), report.notes
+    alone = nola_codec.merge_adapters([b, b], tmp_path / "twice.nola", nmse=2e-3)
+    assert not any("already" in note for note in alone.notes)
+    twice = nola_codec.merge_adapters([tmp_path / "a.nola"], tmp_path / "again.nola")
+    assert twice.encoded is not None and twice.encoded.expectation is None
     assert report.encoded is not None
     assert report.encoded.nmse <= 2e-3
     (name, wanted), *_ = dense(read(a)).items()
