@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -235,6 +236,7 @@ def command(source: str, **values: Any) -> None:
         encodable_source(copy, fit.base, show) as (source, note),
     ):
         fit.refuse_pipeline()
+        begin = time.perf_counter()
         coding |= {"fit": fit.fit, **fit.make_keywords(source, checkpoint, show, **reading)}
         # The base model has served already to make a LoRA of another method; a pipeline has no weights of its own.
         base = None if note or fit.is_for_pipeline() else fit.base
@@ -245,6 +247,8 @@ def command(source: str, **values: Any) -> None:
                 print_notes([f"{checkpoint} has what was trained: the same command goes on from there"])
             raise
         offer = fit.offer_training(report)
+        # Loading the model and drawing texts come before the encode, and may take the most time.
+        report = replace(report, seconds=time.perf_counter() - begin)
     report = replace(report, notes=(*([note] if note else []), *report.notes, *([offer] if offer else [])))
     if fit.fit == "task" and checkpoint is not None:
         for path in (checkpoint, Path(f"{checkpoint}-samples")):

@@ -80,15 +80,13 @@ def _outlook(report: EncodeReport) -> str:
 
 
 def _task_outlook(task: TaskReport) -> str:
+    if task.is_distance and task.kept is None:
+        return "the adapter predicts what the base model predicts"
     if task.is_distance:
-        if task.kept is None:
-            return "the adapter predicts what the base model predicts"
         return f"{task.kept:.1%} of the way from the base model's predictions to the adapter's; no task was measured"
-    return (
-        "the adapter gains nothing on this task"
-        if task.kept is None
-        else f"{task.kept:.1%} of the adapter's gain is kept, measured"
-    )
+    if task.kept is None:
+        return "the adapter gains nothing on this task"
+    return f"{task.kept:.1%} of the adapter's gain is kept, measured"
 
 
 def _explain_nmse(report: EncodeReport) -> str:
@@ -114,7 +112,10 @@ def _part_rows(report: EncodeReport) -> list[tuple[str, str]]:
 
 def _task_rows(task: TaskReport) -> list[tuple[str, str]]:
     return [
-        ("distance" if task.is_distance else "task", f"{task.file:.4f} {task.unit}  ({task.rows} held-out rows, measured)"),
+        (
+            "distance" if task.is_distance else "task",
+            f"{task.file:.4f} {task.unit}  ({task.rows} held-out rows, measured)",
+        ),
         ("  of them", f"base {task.base:.4f}, adapter {task.adapter:.4f}, weights alone {task.start:.4f}"),
         ("  trained", f"{task.steps} steps" if task.is_trained else UNTRAINED),
         *([("  data", task.data)] if task.data else []),

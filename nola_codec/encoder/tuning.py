@@ -77,7 +77,7 @@ class Tuner(Protocol):
         """Train the coefficients, quantized at every step."""
 
     def measure(self, factors: FactorPairs) -> Mapping[str, float]:
-        """Return what is measured of a decoded file, for its header: ``loss`` or ``distance``; see the specification."""
+        """Return what is measured of a decoded file, for its header: ``loss`` or ``distance`` (specification)."""
 
     def report(self) -> TaskReport:
         """Return the losses of the training."""

@@ -140,7 +140,8 @@ def test_a_nola_file_is_coded_to_a_target(tmp_path: Path) -> None:
     alone = nola_codec.merge_adapters([b, b], tmp_path / "twice.nola", nmse=2e-3)
     assert not any("already" in note for note in alone.notes)
     twice = nola_codec.merge_adapters([tmp_path / "a.nola"], tmp_path / "again.nola")
-    assert twice.encoded is not None and twice.encoded.expectation is None
+    assert twice.encoded is not None
+    assert twice.encoded.expectation is None
     assert report.encoded is not None
     assert report.encoded.nmse <= 2e-3
     (name, wanted), *_ = dense(read(a)).items()

@@ -72,7 +72,8 @@ def _losses(found: list[Result], wanted: dict[str, Any]) -> str:
     rows = []
     for (method, rank, num_basis, total, *_, steps), own in sorted(by.items(), key=_place):
         name = _NAMES[method] + (f" r={rank}" if rank else "") + (f" k={num_basis}" if num_basis else "")
-        name += (f", {total:,} shared out" if total else "") + (f", {steps} steps" if steps not in (None, usual) else "")
+        name += f", {total:,} shared out" if total else ""
+        name += f", {steps} steps" if steps not in (None, usual) else ""
         loss, spread = mean_and_spread(own, "loss")
         figures = own[0]["figures"]
         rows.append([
