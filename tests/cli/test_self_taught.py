@@ -76,6 +76,12 @@ def test_the_report_counts_the_prompts_that_were_used(run: Run, strong: Path, ba
         assert f"the adapter wrote {said} Losses compare predictions with its own." in " ".join(done.out.split())
 
 
+def test_few_steps_draw_few_texts(run: Run, strong: Path, base: Path, prompts: Path) -> None:
+    options = ["--prompts", prompts, "--base", base, "--size", SIZE, "--steps", 1, "--batch", 2]
+    done = run("encode", strong, "-n", *options)
+    assert "the adapter wrote 24 answers to 3 prompts." in " ".join(done.out.split()), "components need 12 batches"
+
+
 @pytest.mark.parametrize("options", [["--fit", "task"], ["--data", "self"]])
 def test_nothing_but_base_and_adapter(options: list[str], run: Run, strong: Path, base: Path, tmp_path: Path) -> None:
     done = run("encode", strong, "-n", *options, "--base", base, "--size", SIZE, "--batch", 4, "--steps", 8)

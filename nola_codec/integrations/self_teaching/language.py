@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 _PROMPTS = 1 << 16
 """The most prompts of a file that are read."""
 TEXTS = 384
-"""The number of texts that are drawn to train on."""
+"""The greatest number of texts that are drawn to train on."""
 _VALIDATION, _HELD_OUT = 32, 32
 """The numbers of texts that are drawn to validate on, and to report on."""
 _ANSWERING = 91
@@ -112,7 +112,7 @@ def _read_prompts(request: TeachingRequest, tokenizer: Any, adapter: Adapter) ->
     """Return the prompts of the user, no more than are used; else those that the adapter brings along."""
     if request.prompts is not None:
         rows = read_rows(request.prompts, _PROMPTS, are_prompts=True)
-        count = TEXTS + _VALIDATION + _HELD_OUT
+        count = _count_texts(request)
         if len(rows) > count:  # the first ones of a sorted file would not represent the others
             rows = random.Random(request.seed).sample(rows, count)
         return _Prompts([_tokenize(tokenizer, row) for row in rows])
@@ -122,6 +122,12 @@ def _read_prompts(request: TeachingRequest, tokenizer: Any, adapter: Adapter) ->
         return _Prompts([_tokenize(tokenizer, row) for row in rows], origin)
     except EncodeError:  # nobody gave these prompts, so that a template that refuses them is no reason to stop
         return _Prompts([])
+
+
+def _count_texts(request: TeachingRequest) -> int:
+    """Return the number of texts that are drawn: no more than the training and the weighing of components use."""
+    batches = max(request.settings.steps, request.settings.worth_batches)
+    return min(TEXTS, batches * request.batch) + _VALIDATION + _HELD_OUT
 
 
 def _tokenize(tokenizer: Any, row: Row) -> list[int]:
@@ -205,7 +211,7 @@ def _draw(
 ) -> list[TokenizedRow]:
     """Sample all texts from the model with the adapter."""
     speaker = _Speaker(request, model, tokenizer, adapter)
-    count = TEXTS + _VALIDATION + _HELD_OUT
+    count = _count_texts(request)
     asked = prompts.ids
     if asked and not prompts.origin:
         return speaker.answer([asked[i % len(asked)] for i in range(count)], 0)
@@ -217,7 +223,7 @@ def _draw(
 
 def _fingerprint(request: TeachingRequest, adapter: Adapter, prompts: _Prompts) -> str:
     """Return a hash of all that the samples depend on."""
-    chosen = (TEXTS, STRENGTHS, LEAST_TOKENS, _BEGINNING)
+    chosen = (_count_texts(request), STRENGTHS, LEAST_TOKENS, _BEGINNING)
     sha = hashlib.sha256(repr((str(request.base.resolve()), request.seed, prompts, chosen)).encode())
     for module in adapter.modules:
         sha.update(f"{module.name} {module.scaling}".encode())
