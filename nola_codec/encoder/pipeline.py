@@ -152,7 +152,7 @@ def _encode_to_target(job: EncodeJob, form: CanonicalForm | None) -> tuple[Quant
             trained = trained or train_to(job, target, form)
             quantized = quantize_trained(job, trained, target)
         file = code_file(job, quantized)
-        reached = reached_error(job, quantized, file)
+        reached = reached_error(job, file)
         corrected = correct_target(job, target, len(file.data), reached)
         if corrected is None:
             return quantized, file

@@ -47,7 +47,8 @@ def _rows(report: EncodeReport) -> Iterator[tuple[str, str]]:
         yield "expectation", "none for image models: the measured tasks are of text models"
     if report.is_default_target:
         then = "" if task is None else ", before the training"
-        yield "target", f"none was given: keep {1 - DEFAULT_ERROR:.0%} of the signal{then} (--error {DEFAULT_ERROR})"
+        what = f"keep {1 - DEFAULT_ERROR:.0%} of the signal{then}" if report.objective != "nmse" else "bound the NMSE"
+        yield "target", f"none was given: {what} (--error {DEFAULT_ERROR})"
     yield "size", render_size_in_fp16(report.bytes, report.parameters)
     yield from _part_rows(report)
     yield "source", f"{report.dialect}, {render_size(report.source_bytes)} ({report.source_bytes:,} bytes)"
@@ -114,7 +115,10 @@ def _part_rows(report: EncodeReport) -> list[tuple[str, str]]:
 
 def _task_rows(task: TaskReport) -> list[tuple[str, str]]:
     return [
-        ("distance" if task.is_distance else "task", f"{task.file:.4f} {task.unit}  ({task.rows} held-out rows, measured)"),
+        (
+            "distance" if task.is_distance else "task",
+            f"{task.file:.4f} {task.unit}  ({task.rows} held-out rows, measured)",
+        ),
         ("  of them", f"base {task.base:.4f}, adapter {task.adapter:.4f}, weights alone {task.start:.4f}"),
         ("  trained", f"{task.steps} steps" if task.is_trained else UNTRAINED),
         *([("  data", task.data)] if task.data else []),
