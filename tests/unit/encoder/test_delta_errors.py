@@ -81,7 +81,7 @@ def test_the_effective_error_of_several_parts_is_refused(tmp_path: Path) -> None
     source = adapter_file(tmp_path / "in.safetensors", "loha", "plain")
     for options in ({"objective": "effective"}, {"importance": {"*": 2.0}}):
         with pytest.raises(EncodeError, match=r"several parts .* are coded by the NMSE") as caught:
-            encode(source, **options)  # type: ignore[arg-type]
+            encode(source, **options)
         assert caught.value.code == "option"
     plain = encode(adapter_file(tmp_path / "plain.safetensors", "plain"))
     assert plain.objective == "effective"
