@@ -16,6 +16,8 @@ class CodingRules:
         objectives: The names of the allowed objectives, the default one first.
         objectives_reason: The message for a user who asks for another objective, a fit or weights; empty if all
             are allowed.
+        objective_note: The note for the report if the first objective is taken although the user chose none; empty if
+            there is nothing to say.
         rank_reason: The message for a user who chooses a rank; empty if a rank may be chosen.
         exact_note: The note for the report if vectors are carried exactly unless the user asks for a rate; empty if
             vectors are always coded.
@@ -30,6 +32,7 @@ class CodingRules:
 
     objectives: tuple[str, ...] = ("effective", "nmse")
     objectives_reason: str = ""
+    objective_note: str = ""
     rank_reason: str = ""
     exact_note: str = ""
     gains_are_estimates: bool = False
@@ -37,3 +40,15 @@ class CodingRules:
     estimated_note: str = ""
     measured_note: str = ""
     reduce: Callable[[Adapter], Adapter] | None = None
+
+
+COMBINED_RULES = CodingRules(
+    # The noise of a part is multiplied by the other parts, so it is not random in the delta, and the effective errors
+    # of the parts say nothing about the delta. With parts of an effective error of 0.02, a LoKr was worse than none.
+    objectives=("nmse",),
+    objectives_reason="deltas that are made of several parts (LoHa, LoKr, Tucker cores) are coded by the NMSE; other "
+    "objectives, fits and weights are for deltas that are one product",
+    objective_note="the objective is the NMSE, and so is the error of a target: some deltas are made of several parts "
+    "(LoHa, LoKr, Tucker cores), and the effective error is known for single products only",
+)
+"""The rules for coding an adapter with a delta that several parts make (`CombinedDelta`)."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from nola_codec.adapters.adapter_delta import AdapterDelta, CombinedDelta
 from nola_codec.adapters.base_model import BaseModel, MergeTarget, require_one_component, target_of
-from nola_codec.adapters.coding_rules import CodingRules
+from nola_codec.adapters.coding_rules import COMBINED_RULES, CodingRules
 from nola_codec.adapters.dialects.paths import component_of
 from nola_codec.adapters.scale_records import kept_config, stored_origin
 from nola_codec.adapters.writing import AdapterFile, write_adapter_file
@@ -186,8 +186,8 @@ class Dialect(ABC):
     # Encoding.
 
     def coding_rules(self, adapter: Adapter) -> CodingRules:
-        """Return the rules for coding an adapter of this dialect; by default everything is allowed."""
-        return CodingRules()
+        """Return the rules for an adapter; by default all is allowed, but a delta of several parts has the NMSE."""
+        return COMBINED_RULES if self.combined_deltas(adapter) else CodingRules()
 
     def config_with_rank(self, adapter: Adapter, rank: int) -> Mapping[str, Any] | None:
         """Return the configuration for the adapter with another rank of all modules, and with the same scalings.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nola_codec.adapters import find_dialect
+from nola_codec.adapters.dialects.lycoris_keys import PART
 from nola_codec.adapters.image_models import describes_image_model
 from nola_codec.adapters.registry import UNKNOWN
 from nola_codec.encoder.expectation import UNKNOWN_OUTLOOK, Expectation, expect_from, render_lost_energy
@@ -50,6 +51,10 @@ def find_difference(facts: FileFacts) -> str:
     names = [tensor.name for tensor in facts.tensors if tensor.record == "lowrank"]
     if not names or dialect.holds_whole_weights:
         return "The file is no LoRA, and only files of LoRAs were measured on tasks."
+    if any(PART.fullmatch(tensor.name) for tensor in facts.tensors if tensor.record in ("lowrank", "vector")):
+        return (
+            "Some deltas are made of several parts (LoHa, LoKr, Tucker cores), and no such file was measured on a task."
+        )
     if describes_image_model(dialect, facts.config, names):
         return "The adapter is one of an image model, and the tasks that were measured are of text models."
     return ""

@@ -48,7 +48,8 @@ class RateKeywords(TypedDict, total=False):
         nmse: Share of ||delta_W||_F^2 that may be lost; the objective is then ``nmse``.
         ratio: How many times smaller than the adapter in fp16 the file is.
         error: Error in the chosen objective that the file stays under; 0.02 if no target is given.
-        objective: The error that is kept small: ``effective``, the default, or ``nmse``.
+        objective: The error that is kept small: ``effective``, the default, or ``nmse``, the only one for adapters with
+            other deltas than single products (LoHa, LoKr, VeRA and others).
         progressive: Write a file whose beginnings are coarser files, each a quarter of the next.
         rungs: Sizes of the coarser files, as numbers of bytes or as ``"10KB"``; makes the file progressive.
     """

@@ -162,7 +162,7 @@ def sweep(
         _with_target(base, by, target)  # refuses what makes no sense before any work
     readable, plain = open_live(source, config)
     adapter = adapters.read(readable, config=plain, carry_unknown=carry_unknown, scale=scale)
-    base = choose_objective(adapter, base)
+    adapter, base = choose_objective(adapter, base)
     if base.progress is not None:
         base.progress("decomposing", 0, 0)
     files = _Files(adapter, base, prepare_form(adapter, base), source_size(readable, adapter))

@@ -41,7 +41,7 @@ class EncodeJob:
         energies: float64 (records,): the part of ||delta_W||_F^2 that each record has.
         shared_deltas: The deltas that several records make.
         dilution: The sum of `energies` over the sum of the energies by the records' own gains. It is 1 unless the
-            gains are estimates.
+            gains are estimates, or if all deltas are zero.
         prediction: What the reference predicts of the items, or None without a reference.
         objective: The objective; that of a file with a reference may let through less noise than the options ask for.
         envelope: The fields that go into the header unchanged.
@@ -121,7 +121,7 @@ def open_job(
         streams=choose_streams(items, shared=options.shared_basis),
         energies=energies,
         shared_deltas=shared_deltas,
-        dilution=float(energies.sum()) / before if has_estimates and before else 1.0,
+        dilution=float(energies.sum()) / before if has_estimates and energies.any() else 1.0,
         prediction=prediction,
         objective=OBJECTIVES[options.objective_name],
         envelope=envelope,

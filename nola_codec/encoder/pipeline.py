@@ -27,7 +27,14 @@ from nola_codec.encoder.importance import match_importance
 from nola_codec.encoder.job import EncodeJob, open_job, with_objective
 from nola_codec.encoder.measuring import decode_factors, measure_rung
 from nola_codec.encoder.options import EncodeOptions
-from nola_codec.encoder.rate_control import RateTarget, correct_target, correction_of, first_target, reach_target
+from nola_codec.encoder.rate_control import (
+    RateTarget,
+    correct_target,
+    correction_of,
+    first_target,
+    reach_target,
+    too_fine,
+)
 from nola_codec.encoder.report import EncodeReport
 from nola_codec.encoder.summary import CodedFile, make_report, reached_error
 from nola_codec.encoder.tuning import (
@@ -52,7 +59,7 @@ _FLOOR = 0.5
 """The greatest share of an error target that may come from a reference and stay."""
 _CHAIN_NOISE = 3.0
 """Greatest noise of a file with a reference and of the reference together, over ||delta_W||^2."""
-_ATTEMPTS = 6
+_ATTEMPTS = 12
 """Greatest number of files that are made for one target."""
 
 
@@ -134,20 +141,24 @@ def _encode_to_target(job: EncodeJob, form: CanonicalForm | None) -> tuple[Quant
     If no form is given, each attempt makes one and drops it before the file is coded, to save memory. A second attempt
     is rare.
     """
-    target: RateTarget | None = first_target(job)
+    target = first_target(job)
     trained: TrainedCode | None = None
+    is_finest = False
     for _ in range(_ATTEMPTS):
-        assert target is not None
         if job.options.tuner is None:
-            quantized, correction = quantize_to(job, target, form)
+            quantized, correction, is_finest = quantize_to(job, target, form)
             target = replace(target, correction=correction)
         else:
             trained = trained or train_to(job, target, form)
             quantized = quantize_trained(job, trained, target)
         file = code_file(job, quantized)
-        target = correct_target(job, target, len(file.data), reached_error(job, quantized, file))
-        if target is None:
+        reached = reached_error(job, file)
+        corrected = correct_target(job, target, len(file.data), reached)
+        if corrected is None:
             return quantized, file
+        if is_finest and job.options.error_target is not None and reached is not None:
+            raise too_fine(job.options.error_target, reached)  # no other aim has a finer draft
+        target = corrected
     message = f"the target was missed {_ATTEMPTS} times, each time by less; ask for slightly more bytes or error"
     raise EncodeError(message, code="unreachable")
 
@@ -182,12 +193,18 @@ def _encode_difference(job: EncodeJob) -> tuple[EncodeJob, QuantizedAdapter, Cod
     return job, quantized, file
 
 
-def quantize_to(job: EncodeJob, target: RateTarget, form: CanonicalForm | None) -> tuple[QuantizedAdapter, float]:
-    """Plan and quantize an adapter so that its file meets a target; return the `correction_of` the draft too."""
+def quantize_to(job: EncodeJob, target: RateTarget, form: CanonicalForm | None) -> tuple[QuantizedAdapter, float, bool]:
+    """Plan and quantize an adapter so that its file meets a target.
+
+    Returns:
+        The quantized adapter; the `correction_of` its draft; and True if no draft is finer, although the estimated
+        error of this one misses the target.
+    """
     drafter, draft = _draft_to(job, target, form)
     weights = drafter.record_weights()
     quantized = QuantizedAdapter(draft.content, draft.sizes, drafter.effective_errors(draft, weights), weights)
-    return quantized, correction_of(drafter, target, draft)
+    is_finest = not target.is_size and not target.fits(draft)
+    return quantized, correction_of(drafter, target, draft), is_finest
 
 
 def train_to(job: EncodeJob, target: RateTarget, form: CanonicalForm | None) -> TrainedCode:

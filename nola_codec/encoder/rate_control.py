@@ -53,6 +53,7 @@ class RateTarget:
         aim: The bytes or the error that drafts are made for. It is corrected if the finished file misses the target.
         is_size: True if the target is a size, False if it is an error in the objective.
         limit: The bytes that the file may take, or 0 if the target is an error.
+        misses: The number of finished files that missed the target.
         margin: The bytes by which the draft of trained vectors has to stay below the limit. It grows if the finished
             file misses the target.
         correction: The `correction_of` the draft of the attempt before, with which a search begins; None if there is
@@ -62,6 +63,7 @@ class RateTarget:
     aim: float
     is_size: bool
     limit: int = 0
+    misses: int = 0
     margin: int = 0
     correction: float | None = None
 
@@ -101,7 +103,8 @@ def correct_target(job: EncodeJob, target: RateTarget, size: int, reached: float
     """Return the target of the next attempt, or None if the file meets the options.
 
     Estimates of sizes are right to a few bytes, and those of errors to the rounding to int16, so misses are rare and
-    small.
+    small. Estimates for deltas of several parts are worse, and another aim may give the same draft if there are few
+    units: each miss of an error after the second lowers the aim by more.
 
     Args:
         job: The encode.
@@ -119,7 +122,8 @@ def correct_target(job: EncodeJob, target: RateTarget, size: int, reached: float
     wanted = job.options.error_target
     if wanted is None or reached is None or reached <= wanted:
         return None
-    return replace(target, aim=target.aim * (0.999 * wanted / reached))
+    finer = 1.0 if target.misses < 2 else max(0.5, 1 - 0.01 * 3 ** (target.misses - 2))
+    return replace(target, aim=target.aim * finer * (0.999 * wanted / reached), misses=target.misses + 1)
 
 
 def reach_target(drafter: Drafter, target: RateTarget) -> Draft:
@@ -250,7 +254,7 @@ def draft_for_error(drafter: Drafter, target: RateTarget) -> Draft:
     """Make the smallest draft whose error is at most the wanted one, within 0.5% of it if the adapter allows it.
 
     Raises:
-        EncodeError: ``unreachable``: The finest quantizers lose more.
+        EncodeError: ``unreachable``: The finest quantizers lose more, and no delta of several parts will be measured.
     """
     if drafter.form.whole is not None:  # the reference alone may be near enough
         empty = drafter.draft_empty()
@@ -260,12 +264,15 @@ def draft_for_error(drafter: Drafter, target: RateTarget) -> Draft:
     if best is not None:
         return _fill(drafter, target, best)
     finest = drafter.draft(drafter.finest_plan().lagrangian)
-    if finest.error > target.aim:
-        raise EncodeError(
-            f"error {target.aim:g} cannot be reached: the finest quantizers leave {finest.error:.3g}",
-            code="unreachable",
-        )
-    return finest
+    if target.fits(finest) or not drafter.job.shared_deltas.is_empty:
+        return finest
+    raise too_fine(drafter.job.options.error_target or target.aim, finest.error / drafter.job.dilution)
+
+
+def too_fine(wanted: float, left: float) -> EncodeError:
+    """Return the refusal of an error that is smaller than what the finest quantizers leave."""
+    message = f"error {wanted:g} cannot be reached: the finest quantizers leave {left:.3g}"
+    return EncodeError(message, code="unreachable")
 
 
 def _search(drafter: Drafter, target: RateTarget, empty: int) -> Draft | None:

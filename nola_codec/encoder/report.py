@@ -126,8 +126,8 @@ class EncodeReport:
             user), ``dialect`` (the dialect defines them), ``assumed``; empty if there is no scaling.
         expectation: The shares of the gain that files of this effective error kept on the tasks that were measured;
             None for other objectives, and where weights of components make the error another one.
-        is_default_target: True if no target was given, so that the effective error is `DEFAULT_ERROR`, for ``fit task``
-            before the training.
+        is_default_target: True if no target was given, so that the error in the objective is `DEFAULT_ERROR`; for
+            ``fit task`` before the training.
         is_of_image_model: True for an adapter of an image or video model, of which no task was measured.
         reference: The SHA-256 of the reference that the file needs, in hexadecimal; empty if it needs none.
     """

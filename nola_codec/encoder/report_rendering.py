@@ -47,7 +47,8 @@ def _rows(report: EncodeReport) -> Iterator[tuple[str, str]]:
         yield "expectation", "none for image models: the measured tasks are of text models"
     if report.is_default_target:
         then = "" if task is None else ", before the training"
-        yield "target", f"none was given: keep {1 - DEFAULT_ERROR:.0%} of the signal{then} (--error {DEFAULT_ERROR})"
+        what = f"keep {1 - DEFAULT_ERROR:.0%} of the signal{then}" if report.objective != "nmse" else "bound the NMSE"
+        yield "target", f"none was given: {what} (--error {DEFAULT_ERROR})"
     yield "size", render_size_in_fp16(report.bytes, report.parameters)
     yield from _part_rows(report)
     yield "source", f"{report.dialect}, {render_size(report.source_bytes)} ({report.source_bytes:,} bytes)"

@@ -50,15 +50,21 @@ def apply_rules(adapter: Adapter, options: EncodeOptions) -> tuple[Adapter, Enco
         if options.rank is not None:
             adapter = replace(adapter, config=dialect.config_with_rank(adapter, options.rank))
         return adapter, options
-    return adapter, choose_objective(adapter, options)
+    return choose_objective(adapter, options)
 
 
-def choose_objective(adapter: Adapter, options: EncodeOptions) -> EncodeOptions:
-    """Return the options with the only objective that the adapter's dialect allows, if there is only one.
+def choose_objective(adapter: Adapter, options: EncodeOptions) -> tuple[Adapter, EncodeOptions]:
+    """Return the adapter, and the options with the only objective that its dialect allows, if there is only one.
+
+    If the user chose no objective, the adapter gets the note that the dialect has for this case.
 
     Raises:
         EncodeError: ``option``, see `check_rules`.
     """
     check_rules(adapter, options)
     rules = dialect_of(adapter).coding_rules(adapter)
-    return replace(options, objective=rules.objectives[0]) if len(rules.objectives) == 1 else options
+    if len(rules.objectives) > 1:
+        return adapter, options
+    if rules.objective_note and options.objective is None and options.nmse is None:
+        adapter = replace(adapter, notes=(*adapter.notes, rules.objective_note))
+    return adapter, replace(options, objective=rules.objectives[0])

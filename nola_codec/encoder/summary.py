@@ -32,18 +32,14 @@ class CodedFile:
     rungs: tuple[MeasuredRung, ...]
 
 
-def reached_error(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) -> float | None:
+def reached_error(job: EncodeJob, file: CodedFile) -> float | None:
     """Return the error of a finished file in the objective; None if the estimate of its draft is exact.
 
-    The effective error follows exactly from the quantized vectors. A delta of several parts is the exception, since a
-    draft adds up the losses of the parts one by one.
+    The effective error follows exactly from the quantized vectors.
     """
-    lost, whole = file.rungs[-1].squared_errors, job.energies
     if job.options.objective_name != "nmse":
-        if job.shared_deltas.is_empty:
-            return None
-        if quantized.effective_errors is not None:
-            lost, whole = quantized.effective_errors[-1], quantized.weights
+        return None
+    lost, whole = file.rungs[-1].squared_errors, job.energies
     return float(lost.sum() / whole.sum()) if whole.sum() else 0.0
 
 
@@ -82,7 +78,7 @@ def make_report(job: EncodeJob, quantized: QuantizedAdapter, file: CodedFile) ->
         + notes(options, nmse, effective, [int(rung["bytes"]) for rung in rungs], is_of_image_model=is_image),
         carried=carried,
         expectation=None if is_image else _expectation(job, effective),
-        is_default_target=not options.has_rate and options.objective_name == "effective",
+        is_default_target=not options.has_rate and bool(job.items),
         is_of_image_model=is_image,
     )
 

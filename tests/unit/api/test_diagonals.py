@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import nola_codec
 from nola_codec.adapters import dialect_of
@@ -178,6 +179,21 @@ def test_without_the_matrices_errors_are_those_of_the_diagonals(train: Callable[
     for name in energies:
         if name.endswith("vera_lambda_b"):
             assert energies[name] == pytest.approx(energies[name.replace("lambda_b", "lambda_d")])
+
+
+@pytest.mark.parametrize("rate", [{"nmse": 0.01}, {"nmse": 0.5}], ids=str)
+@pytest.mark.parametrize("kind", ["VeRA", "RandLoRA"])
+def test_untrained_diagonals_lose_nothing(train: Callable[..., Trained], kind: str, rate: Any) -> None:
+    """As PEFT begins: one diagonal is zero, and so are all deltas, but not the other diagonal."""
+    family, method, options = KINDS[kind]
+    case = train(family, method, r=16, **options)
+    file, end = case.adapter / "adapter_model.safetensors", {"VeRA": "_lambda_b", "RandLoRA": "_lambda"}[kind]
+    values = load_file(file)
+    assert any(name.endswith(end) for name in values)
+    save_file({name: value * (not name.endswith(end)) for name, value in values.items()}, file)
+    _, report = encode_bytes(case.adapter, **rate)
+    assert report.nmse == 0
+    assert any("all its deltas are zero" in note for note in report.notes)
 
 
 def test_large_deltas_are_estimated(train: Callable[..., Trained], monkeypatch: pytest.MonkeyPatch) -> None:

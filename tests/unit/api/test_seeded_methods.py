@@ -14,6 +14,7 @@ import peft
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 import nola_codec
 from nola_codec.api.comparing import compare
@@ -195,6 +196,19 @@ def test_a_rate_codes_the_numbers_and_errors_are_those_of_deltas(
     merged = type(case.model).from_pretrained(tmp_path / "merged").state_dict()
     for name, weight in load_again(case, tmp_path / "out").merge_and_unload().state_dict().items():
         assert torch.allclose(merged[name], weight, atol=1e-5), name
+
+
+@pytest.mark.parametrize("nmse", [0.01, 0.5])
+def test_untrained_numbers_lose_nothing(train: Train, nmse: float) -> None:
+    """As PEFT begins: the vectors are zero, and so are all deltas, but not the matrices."""
+    case = train("TinyLoRA")
+    file = case.adapter / "adapter_model.safetensors"
+    values = load_file(file)
+    assert any("tinylora_v" in name for name in values)
+    save_file({name: value * ("tinylora_v" not in name) for name, value in values.items()}, file)
+    report = encode(case.adapter, nmse=nmse)
+    assert report.nmse == 0
+    assert any("all its deltas are zero" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("kind", ["Uni-LoRA", "TinyLoRA, no P", "FourierFT", "WaveFT", "WaveFT, db4"])

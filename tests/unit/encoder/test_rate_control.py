@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -151,3 +152,19 @@ def test_a_miss_corrects_the_aim(make_job: Callable[..., EncodeJob]) -> None:
     missed = correct_target(job, target, 1, 0.11)
     assert missed is not None
     assert missed.aim == pytest.approx(0.999 * 0.1 * 0.1 / 0.11)
+
+
+def test_misses_that_go_on_lower_the_aim_by_more(make_job: Callable[..., EncodeJob]) -> None:
+    """Another aim may give the same draft, whose error is a little too large each time."""
+    job = make_job(nmse=0.1)
+    target = first_target(job)
+    aims = [target.aim]
+    for _ in range(8):
+        missed = correct_target(job, target, 1, 0.1001)
+        assert missed is not None
+        target = missed
+        aims.append(target.aim)
+    shares = [after / before for before, after in pairwise(aims)]
+    assert shares[0] == shares[1] == pytest.approx(0.998, abs=1e-4)
+    assert shares == sorted(shares, reverse=True)
+    assert shares[-1] == pytest.approx(0.499, abs=1e-3)
