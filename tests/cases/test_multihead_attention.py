@@ -93,7 +93,7 @@ def test_a_merge_computes_what_peft_computes(case: str, tmp_path: Path) -> None:
     nola_codec.decode(tmp_path / "a.nola", tmp_path / "decoded")
     decoded = peft_output(tmp_path / "decoded")
     torch.testing.assert_close(merged_output(tmp_path / "a.nola"), decoded, rtol=0, atol=1e-5)
-    assert (decoded - wanted).norm() < 0.2 * wanted.norm()
+    assert (decoded - wanted).norm() < 0.5 * wanted.norm()
     configs = [json.loads((each / "adapter_config.json").read_text()) for each in (folder, tmp_path / "decoded")]
     assert configs[0] == configs[1]
 

@@ -56,6 +56,7 @@ from nola_codec.adapters.dialects.peft_scales import (
     with_origin,
     without_scale,
 )
+from nola_codec.adapters.dialects.peft_tying import without_tie
 from nola_codec.adapters.ranks import with_largest_rank
 from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
 from nola_codec.errors import AdapterError, mismatch
@@ -138,8 +139,9 @@ class PeftLora(PeftDialect):
             m for module in sorted(pairs) for m in _read_modules(source.file, module, pairs[module], settings)
         )
         raw = {key: _read_raw(source, key, pairs, carry_unknown) for key in sorted(others)}
-        config = None if source.config is None else dict(source.config)
-        adapter = Adapter(self.name, modules, raw, config, dict(source.file.metadata), notes=notes)
+        config, untied = without_tie(source.config, modules)
+        made = None if config is None else dict(config)
+        adapter = Adapter(self.name, modules, raw, made, dict(source.file.metadata), notes=(*notes, *untied))
         adapter = with_found_scales(adapter, source, self._with_layers)
         return replace(adapter, modules=tuple(as_deltas(adapter.modules, settings)))
 
