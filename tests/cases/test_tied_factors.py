@@ -31,7 +31,7 @@ def make_base(out: Path, *, tied: bool = True) -> Path:
 
 
 def model(folder: Path) -> Any:
-    return LlamaForCausalLM.from_pretrained(folder).eval()
+    return LlamaForCausalLM.from_pretrained(folder).eval()  # type: ignore[no-untyped-call]
 
 
 def make_adapter(base: Path, out: Path, **options: Any) -> Path:
