@@ -4,7 +4,7 @@ PEFT (`tuners/lora/layer.py`, `MultiheadAttention`) puts factors on both project
 are called ``<attention>``, and those of the output ``<attention>.base_layer.out_proj``. Both have one rank and one
 alpha, which a configuration states under the name of the attention. Its forward pass merges the factors into the
 weights. It adds the delta of the output to the weight itself, and then lets the layer of the output merge it once more,
-in peft 0.15 (the first release with this layer) to 0.21 alike. So the model that was trained has twice this delta.
+in peft 0.15 (0.14 has no such layer), 0.17, 0.19, 0.20 and 0.21 alike. So the trained model has twice this delta.
 
 Everywhere else in this package a module's scaling makes the delta that the model has: twice PEFT's scaling here.
 """
