@@ -15,7 +15,8 @@
     conversion.py               from one dialect to another; `module_naming.py` finds the names of modules there
     families/                   how image and video models name their modules, in two layouts
     base_config.py              what a base model tells a conversion
-    joining.py                  several adapters as one, without a base model
+    joining.py                  several adapters as one, without a base model; weights are in `weighted.py`
+    joined_carried.py           the carried tensors of adapters that are joined, and biases beside lora_B
     image_models.py             adapters of image and video models, told from others
     scales.py, scale_records.py  the scaling of modules without alphas, and where it came from
     ranks.py, trimming.py       other ranks for the same deltas; without components that are zero

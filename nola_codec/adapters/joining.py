@@ -12,34 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from nola_codec.adapters.conversion import convert
-from nola_codec.adapters.dialects.module_rules import is_power_of_two
+from nola_codec.adapters.joined_carried import join_carried
 from nola_codec.adapters.ranks import with_factors
 from nola_codec.adapters.registry import deltas, dialect_of
-from nola_codec.array_types import Float32Array
+from nola_codec.adapters.weighted import WeightedAdapter, is_exact, times
 from nola_codec.errors import AdapterError, mismatch
 from nola_codec.model.adapter import Adapter, LoraModule, VectorTensor
-from nola_codec.model.tensors import RawTensor
-
-
-@dataclass(frozen=True)
-class WeightedAdapter:
-    """An adapter to join.
-
-    Attributes:
-        name: The name of its file, for messages.
-        adapter: The adapter.
-        weight: The number that its deltas are multiplied by.
-    """
-
-    name: str
-    adapter: Adapter
-    weight: float = 1.0
 
 
 def join_adapters(parts: Sequence[WeightedAdapter], dialect: str | None = None) -> Adapter:
@@ -51,9 +35,8 @@ def join_adapters(parts: Sequence[WeightedAdapter], dialect: str | None = None) 
 
     Raises:
         AdapterError: ``not-expressible``: a delta is no product of factors, or the dialect cannot hold the sum;
-            ``base-mismatch``: a module has other shapes in another adapter; ``merge-dora``; ``merge-conflict``: carried
-            tensors that differ, or that a weight would have to multiply; ``merge-weight``: a weight is not finite;
-            ``overflow``; and those of `convert`.
+            ``base-mismatch``: a module has other shapes in another adapter; ``merge-dora``; ``merge-weight``: a weight
+            is not finite; ``overflow``; those of `join_carried`, such as ``merge-conflict``; and those of `convert`.
     """
     for part in parts:
         if not math.isfinite(part.weight):
@@ -64,21 +47,24 @@ def join_adapters(parts: Sequence[WeightedAdapter], dialect: str | None = None) 
     for part in converted:
         _require_sums(part)
     owner = dialect_of(converted[0].adapter)
-    raw = _join_carried(converted)
     vectors, rounded = _join_vectors(converted)
     first = converted[0].adapter
     config = _join_configs([part.adapter for part in converted])
     notes = [note for part in converted for note in part.adapter.notes] + _base_notes(converted)
-    frame = replace(first, raw=raw, vectors=vectors, config=config, draws={}, notes=())
+    frame = replace(first, vectors=vectors, config=config, draws={}, notes=())
     try:
         modules, folded = _join_modules(converted, common=None)
+        raw, biases = join_carried(converted, modules)
+        frame = replace(frame, raw=raw)
         joined = owner.with_modules(frame, modules) if modules else frame
     except AdapterError as error:
         if error.code != "not-expressible":
             raise
         # The dialect cannot state the scaling, so that it goes into lora_B.
         modules, folded = _join_modules(converted, common=1.0)
-        joined = owner.with_modules(frame, modules)
+        raw, biases = join_carried(converted, modules)
+        joined = owner.with_modules(replace(frame, raw=raw), modules)
+    rounded += biases
     if rounded or folded:
         notes.append(
             f"weights and scalings are multiplied into {folded} of {len(modules)} lora_B"
@@ -120,30 +106,14 @@ def _join_modules(parts: Sequence[WeightedAdapter], common: float | None) -> tup
         _require_same_shapes(same)
         scales = [part.weight * module.scaling for part, module in same]
         scaling = common if common is not None else next((s for s in scales if s), 1.0)
-        sides = [_times(module.lora_B, s / scaling, part.name) for (part, module), s in zip(same, scales, strict=True)]
-        rounded += any(not _is_exact(s / scaling) or s / scaling * scaling != s for s in scales)
+        sides = [times(module.lora_B, s / scaling, part.name) for (part, module), s in zip(same, scales, strict=True)]
+        rounded += any(not is_exact(s / scaling) or s / scaling * scaling != s for s in scales)
         lora_B = np.concatenate(sides, axis=1)
         lora_A = np.concatenate([module.lora_A for _, module in same])
         dtypes = {module.dtype for _, module in same}
         first = replace(same[0][1], scaling=scaling, dtype=dtypes.pop() if len(dtypes) == 1 else "F32")
         joined.append(with_factors(first, lora_A, lora_B))
     return joined, rounded
-
-
-def _times(values: Float32Array, factor: float, name: str) -> Float32Array:
-    """Return values times a factor, rounded once to float32. Raises AdapterError ``overflow``."""
-    if factor == 1.0:
-        return values
-    with np.errstate(over="ignore"):
-        product = (values.astype(np.float64) * factor).astype(np.float32)
-    if not np.isfinite(product).all():
-        raise AdapterError(f"times {factor:g} is too large for float32", code="overflow", where=name)
-    return product
-
-
-def _is_exact(factor: float) -> bool:
-    """Return True if a product with this factor needs no rounding: for 0 and for powers of two."""
-    return factor == 0 or is_power_of_two(factor)
 
 
 def _require_same_shapes(same: Sequence[tuple[WeightedAdapter, LoraModule]]) -> None:
@@ -164,8 +134,8 @@ def _join_vectors(parts: Sequence[WeightedAdapter]) -> tuple[tuple[VectorTensor,
     rounded = set()
     for part in parts:
         for vector in part.adapter.vectors:
-            own = _times(vector.values, part.weight, part.name)
-            if not _is_exact(part.weight):
+            own = times(vector.values, part.weight, part.name)
+            if not is_exact(part.weight):
                 rounded.add(vector.name)
             other = sums.get(vector.name)
             if other is None:
@@ -178,30 +148,6 @@ def _join_vectors(parts: Sequence[WeightedAdapter]) -> tuple[tuple[VectorTensor,
             sums[vector.name] = replace(other, values=total, dtype="F32")
             rounded.add(vector.name)
     return tuple(sums[name] for name in sorted(sums)), len(rounded)
-
-
-def _join_carried(parts: Sequence[WeightedAdapter]) -> dict[str, RawTensor]:
-    """Return the carried tensors of all adapters, without alphas and scalars, which the scalings contain.
-
-    Raises:
-        AdapterError: ``merge-conflict``.
-    """
-    kept: dict[str, tuple[WeightedAdapter, RawTensor]] = {}
-    for part in parts:
-        for key, tensor in part.adapter.raw.items():
-            if key.endswith((".alpha", ".scalar")):
-                continue
-            if part.weight != 1.0:
-                message = f"a carried tensor replaces a weight, and cannot be multiplied by {part.weight:g}"
-                raise AdapterError(message, code="merge-conflict", where=f"{part.name}: {key}")
-            other, same = kept.setdefault(key, (part, tensor))
-            if same != tensor:
-                message = f"{other.name} and {part.name} carry different tensors of this name"
-                raise AdapterError(message, code="merge-conflict", where=key)
-            if other is not part and key.endswith(".lora_B.bias"):
-                message = f"{other.name} and {part.name} both add to this bias"
-                raise AdapterError(message, code="merge-conflict", where=key)
-    return {key: tensor for key, (_, tensor) in kept.items()}
 
 
 def _join_configs(adapters: Sequence[Adapter]) -> Mapping[str, Any] | None:
@@ -223,9 +169,11 @@ def _join_configs(adapters: Sequence[Adapter]) -> Mapping[str, Any] | None:
         joined["modules_to_save"] = list(dict.fromkeys(saved))
     if any(config.get("lora_bias") for config in configs):
         joined["lora_bias"] = True
+        # PEFT allows the option only with its own initialisation, which a trained adapter no longer needs.
+        joined["init_lora_weights"] = True
     bias = [config["bias"] for config in configs if config.get("bias", "none") != "none"]
     if bias:
-        joined["bias"] = bias[0]
+        joined["bias"] = "all" if "all" in bias else bias[0]
     return joined
 
 

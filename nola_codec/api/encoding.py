@@ -63,7 +63,8 @@ def encode(
         overwrite: True replaces a file that is there.
         carry_unknown: True carries tensors that the dialect does not know, exact, instead of refusing them.
         base: The base model, a directory or a safetensors file: carried tensors that equal its own are left out,
-            and with ``carried="coded"`` those near its own become changes of them.
+            and with ``carried="coded"`` those near its own become changes of them. An adapter of another method of PEFT
+            is not converted with it, as the command does; `nola_codec.integrations.peft_conversion.convert` does that.
         scale: The scaling of ``lora_B @ lora_A``, for an adapter that does not say it: neither by alphas, nor in its
             metadata, nor in a configuration. Without it, `EncodeReport.notes` tells what was assumed.
         reference: An earlier version of the adapter: a `.nola` file, or an adapter that was never coded. The file then

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nola_codec import adapters
-from nola_codec.adapters.joining import WeightedAdapter, join_adapters
+from nola_codec.adapters.joining import join_adapters
 from nola_codec.adapters.registry import dialect_of
+from nola_codec.adapters.weighted import WeightedAdapter
 from nola_codec.api.arguments import require_path
 from nola_codec.api.decoding import is_nola, read_adapter
 from nola_codec.api.encoding import check_options

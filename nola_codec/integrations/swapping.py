@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from nola_codec.adapters.dialects.peft_attention import layer_scaling
 from nola_codec.adapters.ranks import with_rank
 from nola_codec.adapters.registry import dialect_of
 from nola_codec.model.adapter import Adapter
@@ -60,7 +61,8 @@ def set_live_config(model: Any, adapter_name: str, config: Any, adapter: Adapter
     live = model.peft_config[adapter_name]
     if live.peft_type == "LORA":
         for module in adapter.modules:
-            _set_scaling(model.get_submodule(module.name), adapter_name, module.scaling, config.use_rslora)
+            scaling = layer_scaling(module.name, module.scaling)
+            _set_scaling(model.get_submodule(module.name), adapter_name, scaling, config.use_rslora)
         config.lora_dropout = live.lora_dropout
     config.inference_mode = live.inference_mode
     model.peft_config[adapter_name] = config

@@ -196,6 +196,8 @@ class _CarriedPlaces:
     def _place_bias_term(self, key: str, tensor: RawTensor) -> None:
         module = key.removesuffix(".lora_B.bias")
         stored = self._names.find(module_path(module) + ".bias")
+        if stored is None and not any(tensor.data):
+            return  # Joined adapters have biases of zeros where only one option stands for all modules.
         if stored is None:
             self.misfits.add(key, "the module has no bias to add it to")
         elif module not in self._scalings or self._shapes[stored] != tensor.shape:

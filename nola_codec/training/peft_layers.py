@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from nola_codec.adapters.dialects.peft import PEFT
+from nola_codec.adapters.dialects.peft_attention import delta_scaling
 from nola_codec.adapters.dialects.peft_methods import CODED
 from nola_codec.container.names import natural_key
 from nola_codec.errors import EncodeError, mismatch
@@ -165,4 +166,4 @@ def _factors(model: nn.Module, adapter: str) -> Iterator[AdapterRecord]:
             pair = AdapterTensor(0, own.lora_B[adapter], "weight"), AdapterTensor(1, own.lora_A[adapter], "weight")
             layout = "linear" if pair[1].tensor.ndim == 2 else "conv"
         swapped = bool(getattr(layer, "fan_in_fan_out", False))
-        yield AdapterRecord(path, pair, float(own.scaling[adapter]), layout, swapped)
+        yield AdapterRecord(path, pair, delta_scaling(path, float(own.scaling[adapter])), layout, swapped)

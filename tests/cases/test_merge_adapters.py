@@ -22,7 +22,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import nola_codec
 from nola_codec.adapters import deltas, read, write
 from nola_codec.adapters.conversion import convert
-from nola_codec.adapters.joining import WeightedAdapter, join_adapters
+from nola_codec.adapters.joining import join_adapters
+from nola_codec.adapters.weighted import WeightedAdapter
 from nola_codec.cli import main
 from nola_codec.errors import AdapterError, NolaError
 from nola_codec.model.adapter import Adapter, LoraModule, VectorTensor

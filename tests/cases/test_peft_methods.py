@@ -13,7 +13,7 @@ import transformers
 
 import nola_codec
 from nola_codec import adapters
-from nola_codec.adapters.dialects.peft_methods import CODED, CONVERTIBLE
+from nola_codec.adapters.dialects.peft_methods import CODED, CONVERTIBLE, describe_refusal
 from nola_codec.cli import main
 from nola_codec.errors import AdapterError
 from nola_codec.integrations.peft_conversion import convert
@@ -89,7 +89,8 @@ def test_refusal_names_the_way_out(method: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "reason"),
     [("IA3", "multiplies activations"), ("OFT", "multiplies the base weights"), ("PROMPT_TUNING", "changes no weight"),
-     ("PREFIX_TUNING", "changes no weight"), ("P_TUNING", "changes no weight"), ("SHIRA", "single elements")],
+     ("PREFIX_TUNING", "changes no weight"), ("P_TUNING", "changes no weight"), ("SHIRA", "single elements"),
+     ("BEFT", "added to biases"), ("ADAMSS", "subspaces")],
 )  # fmt: skip
 def test_refusal_gives_the_reason(method: str, reason: str, tmp_path: Path) -> None:
     """A method that nothing can code: the message says why."""
@@ -98,8 +99,23 @@ def test_refusal_gives_the_reason(method: str, reason: str, tmp_path: Path) -> N
 
 
 def test_unknown_method_lists_what_is_read(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match=r"expected one of LORA, ADALORA, .*, FOURIERFT, WAVEFT, found 'NEW'"):
+    with pytest.raises(AdapterError, match=r"'NEW' is a method of PEFT .* does not know, .* reads LORA, .*, WAVEFT"):
         adapters.read(_config(tmp_path / "a", peft_type="NEW"))
+
+
+def test_every_method_of_peft_has_a_reason() -> None:
+    """No method of this PEFT is refused with a bare list."""
+    refused = set(peft.PeftType.__members__) - {*CODED, *CONVERTIBLE}
+    assert [method for method in sorted(refused) if "cannot be coded" not in describe_refusal(method)] == []
+
+
+def test_python_names_its_own_way_out(base: Path, tmp_path: Path) -> None:
+    """`encode(base=...)` converts nothing, and its message names the function that does, whose result it takes."""
+    peft.get_peft_model(_model(), METHODS["MISS"]).save_pretrained(tmp_path / "a")
+    with pytest.raises(AdapterError, match=r"in Python, .*nola_codec\.integrations\.peft_conversion\.convert"):
+        nola_codec.encode(tmp_path / "a", base=base)
+    convert(tmp_path / "a", base, tmp_path / "lora")
+    assert nola_codec.encode(tmp_path / "lora", base=base).bytes
 
 
 def test_tables_follow_peft() -> None:

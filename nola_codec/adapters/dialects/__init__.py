@@ -1,7 +1,8 @@
 """The dialects, and the rules that several of them share.
 
     peft.py                     PEFT. LoRA is here, and these serve it: `peft_base.py`, `peft_config.py`,
-                                `peft_patterns.py`, `peft_ranks.py`, `peft_components.py`, `peft_experts.py`,
+                                `peft_patterns.py`, `peft_ranks.py`, `peft_fitting.py`, `peft_components.py`,
+                                `peft_experts.py`, `peft_attention.py`, `peft_tying.py`,
                                 and for its older forms `peft_rewrites.py`, `peft_adalora.py`, `merged_linear.py`.
                                 `peft_scales.py` finds
                                 scalings without a configuration. `peft_methods.py` says

@@ -24,9 +24,9 @@ from nola_codec.adapters.base_model import (
     target_of,
 )
 from nola_codec.adapters.dialects.key_hints import describe_keys
-from nola_codec.adapters.dialects.module_rules import fold_scaling, is_power_of_two
 from nola_codec.adapters.dialects.pairs import join_tensors, pair_tensors, read_carried, read_pair
 from nola_codec.adapters.dialects.paths import component_of
+from nola_codec.adapters.dialects.peft_attention import as_deltas, as_layers, layer_scaling
 from nola_codec.adapters.dialects.peft_base import PeftDialect, module_path
 from nola_codec.adapters.dialects.peft_components import pipeline_start
 from nola_codec.adapters.dialects.peft_config import (
@@ -45,6 +45,7 @@ from nola_codec.adapters.dialects.peft_experts import (
     join_experts,
     split_experts,
 )
+from nola_codec.adapters.dialects.peft_fitting import config_path, fitting_config, fold_into_factors
 from nola_codec.adapters.dialects.peft_ranks import fit_ranks
 from nola_codec.adapters.dialects.peft_rewrites import as_plain_lora
 from nola_codec.adapters.dialects.peft_scales import (
@@ -55,6 +56,7 @@ from nola_codec.adapters.dialects.peft_scales import (
     with_origin,
     without_scale,
 )
+from nola_codec.adapters.dialects.peft_tying import without_tie
 from nola_codec.adapters.ranks import with_largest_rank
 from nola_codec.adapters.sources import CONFIG_NAME, AdapterSource
 from nola_codec.errors import AdapterError, mismatch
@@ -137,9 +139,11 @@ class PeftLora(PeftDialect):
             m for module in sorted(pairs) for m in _read_modules(source.file, module, pairs[module], settings)
         )
         raw = {key: _read_raw(source, key, pairs, carry_unknown) for key in sorted(others)}
-        config = None if source.config is None else dict(source.config)
-        adapter = Adapter(self.name, modules, raw, config, dict(source.file.metadata), notes=notes)
-        return with_found_scales(adapter, source, self.with_modules)
+        config, untied = without_tie(source.config, modules)
+        made = None if config is None else dict(config)
+        adapter = Adapter(self.name, modules, raw, made, dict(source.file.metadata), notes=(*notes, *untied))
+        adapter = with_found_scales(adapter, source, self._with_layers)
+        return replace(adapter, modules=tuple(as_deltas(adapter.modules, settings)))
 
     def scale_origin(self, config: Mapping[str, Any] | None, metadata: Mapping[str, str]) -> Origin:
         """Return ``config``, or for a file without a configuration the place that has the scalings."""
@@ -164,10 +168,10 @@ class PeftLora(PeftDialect):
             message = "PEFT has no place for tensors that were coded as vectors"
             raise AdapterError(message, code="not-expressible", where=adapter.vectors[0].name)
         if lone:
-            modules = tuple(_fold_scaling(m, adapter.raw) for m in adapter.modules)
+            modules = tuple(fold_into_factors(m, adapter.raw) for m in adapter.modules)
             return replace(adapter, modules=modules, metadata=without_scale(adapter.metadata))
         if adapter.config is None:
-            wrong = next((m for m in adapter.modules if m.scaling != 1.0), None)
+            wrong = next((m for m in as_layers(adapter.modules) if m.scaling != 1.0), None)
             if wrong is not None:
                 message = f"scaling {wrong.scaling} needs a configuration, and the adapter has none"
                 raise AdapterError(message, code="missing-config", where=wrong.name)
@@ -182,7 +186,7 @@ class PeftLora(PeftDialect):
 
     def fitting_config(self, adapter: Adapter, where: str) -> Mapping[str, Any] | None:
         """Return the configuration, adapted if PEFT would read other ranks or scalings from it."""
-        return None if adapter.config is None else _fitting_config(adapter.config, adapter.modules, where)
+        return None if adapter.config is None else fitting_config(adapter.config, adapter.modules, where)
 
     def path_start(self, adapter: Adapter) -> str:
         """Return the component of a pipeline that the configuration or the modules tell."""
@@ -196,7 +200,8 @@ class PeftLora(PeftDialect):
         """Return the configuration for another rank; None if the adapter has no configuration."""
         if adapter.config is None:
             return None
-        paths = {self.path_of(m.name): m.scaling for m in adapter.modules}
+        settings = parse_config(adapter.config, CONFIG_NAME)
+        paths = {config_path(m.name, settings): m.scaling for m in as_layers(adapter.modules, settings)}
         return with_ranks(adapter.config, dict.fromkeys(paths, rank), paths)
 
     def with_modules(self, adapter: Adapter, modules: Sequence[LoraModule]) -> Adapter:
@@ -204,12 +209,18 @@ class PeftLora(PeftDialect):
 
         An adapter without a configuration gets one if its modules need it: a scaling other than 1 or several ranks.
         """
+        settings = None if adapter.config is None else parse_config(adapter.config, CONFIG_NAME)
+        made = self._with_layers(adapter, as_layers(modules, settings))
+        return replace(made, modules=tuple(as_deltas(made.modules, settings)))
+
+    def _with_layers(self, adapter: Adapter, modules: Sequence[LoraModule]) -> Adapter:
+        """Do what `with_modules` does, with modules whose scalings are those of PEFT's layers."""
         if adapter.config is None and all(m.scaling == 1.0 for m in modules):
             return replace(adapter, modules=tuple(with_largest_rank(modules)))
         old = adapter.config or _new_config(modules, adapter.raw)
-        config, fitted = fit_ranks(old, modules, partial(_config_path, settings=parse_config(old, CONFIG_NAME)))
+        config, fitted = fit_ranks(old, modules, partial(config_path, settings=parse_config(old, CONFIG_NAME)))
         if {m.name for m in modules} != {m.name for m in adapter.modules} and not config.get("target_parameters"):
-            config["target_modules"] = sorted({_config_path(m.name) for m in modules})
+            config["target_modules"] = sorted({config_path(m.name) for m in modules})
             # Whole paths need no further choice of layers, which could leave some out.
             config |= dict.fromkeys(("layers_to_transform", "layers_pattern", "exclude_modules"))
         return replace(adapter, modules=tuple(fitted), config=config)
@@ -253,7 +264,8 @@ class PeftLora(PeftDialect):
 
     def _target(self, delta: AdapterDelta, base: BaseModel) -> MergeTarget:
         if delta.product is not None:
-            return MergeTarget.of(delta.product)
+            target = MergeTarget.of(delta.product)
+            return replace(target, scaling=layer_scaling(target.name, target.scaling))
         return target_of(delta, self.find_paths([delta.changed_tensor[0]], base)[0])
 
 
@@ -266,7 +278,7 @@ def _new_config(modules: Sequence[LoraModule], raw: Mapping[str, RawTensor]) -> 
         "peft_type": "LORA",
         "base_model_name_or_path": None,
         # Whole paths, since an ending might match layers that have no factors.
-        "target_modules": sorted({_config_path(m.name) for m in modules}),
+        "target_modules": sorted({config_path(m.name) for m in modules}),
         "r": 8,
         "lora_alpha": 8,
         "lora_dropout": 0.0,
@@ -324,8 +336,7 @@ def _read_modules(
             message = f"looks like factors on bare parameters (mixture of experts), whose rank {CONFIG_NAME} must give"
             raise AdapterError(message, code="target-parameters", where=where)
         return [read_pair(store, module, (a_key, b_key), layout=layout)]
-    parameter = settings.parameter_of(module.removeprefix(PREFIX))
-    path = parameter or module.removeprefix(PREFIX)
+    parameter, path = settings.parameter_of(module.removeprefix(PREFIX)), config_path(module, settings)
     read = read_pair(
         store,
         module,
@@ -367,31 +378,3 @@ def _is_known(key: str, config: Mapping[str, Any] | None, pairs: Mapping[str, Ma
     if config.get("bias", "none") != "none" and key.endswith(".bias"):
         return True
     return is_saved_module(key, config)
-
-
-def _fitting_config(config: Mapping[str, Any], modules: tuple[LoraModule, ...], where: str) -> Mapping[str, Any]:
-    """Return the configuration, adapted if PEFT would read other ranks or scalings from it than these modules have."""
-    settings = parse_config(config, where)
-    paths = {m.name: _config_path(m.name, settings) for m in modules}
-    if all(
-        settings.rank_of(paths[m.name]) == m.rank and settings.scaling_of(paths[m.name]) == m.scaling for m in modules
-    ):
-        return config
-    if len({(paths[m.name], m.rank) for m in modules}) > len(set(paths.values())):
-        message = "the experts of one parameter have several ranks, and the configuration can state only one"
-        raise AdapterError(message, code="target-parameters", where=where)
-    return with_ranks(config, {paths[m.name]: m.rank for m in modules}, {paths[m.name]: m.scaling for m in modules})
-
-
-def _config_path(name: str, settings: PeftSettings | None = None) -> str:
-    """Return the path that a configuration knows a module by, from the module's name in an adapter."""
-    path = expert_module(name).removeprefix(PREFIX)
-    return (settings.parameter_of(path) if settings is not None else None) or path
-
-
-def _fold_scaling(module: LoraModule, raw: Mapping[str, RawTensor]) -> LoraModule:
-    can_fold = is_power_of_two(module.scaling) and f"{module.name}.lora_B.bias" not in raw
-    if module.scaling != 1.0 and not can_fold:
-        message = f"a lone file has no place for the scaling {module.scaling}; write a directory"
-        raise AdapterError(message, code="needs-directory", where=module.name)
-    return fold_scaling(module, PEFT.name)

@@ -34,6 +34,10 @@ _REASONS: Mapping[str, str] = {
     "POLY": "it mixes several adapters for each task",
     "LN_TUNING": "it trains whole norm layers; use `nola-codec encode-delta` on the merged model",
     "TRAINABLE_TOKENS": "it trains rows of embeddings and no factors",
+    "BEFT": "it trains numbers that are added to biases, and no factors; merge it with PEFT, and use "
+    "`nola-codec encode-delta` on the merged model",
+    "ADAMSS": "its factors act in subspaces that are found in the base weights, and PEFT has no way to turn it into "
+    "LoRA",
     "FROD": "PEFT has no way to turn it into LoRA",
     "LILY": "its layers share factors that a router mixes for each token",
 }
@@ -50,13 +54,19 @@ def is_convertible(source: str | os.PathLike[str]) -> bool:
 
 
 def describe_refusal(peft_type: object) -> str:
-    """Return the message for a ``peft_type`` that is not read: the reason, and what to do instead."""
+    """Return the message for a ``peft_type`` that is not read: the reason, and what to do instead, as a sentence."""
     if peft_type in CONVERTIBLE:
         return (
-            f"{peft_type} is not coded as it is; give --base MODEL_DIR, with which PEFT turns the adapter into LoRA "
-            "first, or save it with peft.save_as_lora"
+            f"{peft_type} is not coded as it is, and PEFT can turn it into LoRA first. The command encode does so with "
+            "--base MODEL_DIR; in Python, encode the directory that nola_codec.integrations.peft_conversion.convert "
+            "writes, or peft.save_as_lora"
         )
     reason = _REASONS.get(peft_type) if isinstance(peft_type, str) else None
     if reason is not None:
         return f"{peft_type} cannot be coded: {reason}"
+    if isinstance(peft_type, str):
+        return (
+            f"{peft_type!r:.80} is a method of PEFT that this version does not know, so it cannot tell what the "
+            f"tensors do to a weight; it reads {', '.join(CODED)}"
+        )
     return f"peft_type: expected one of {', '.join(CODED)}, found {peft_type!r:.80}"

@@ -7,6 +7,7 @@ from typing import Any
 
 from nola_codec.adapters.dialects.peft_config import has_alpha_for, with_ranks
 from nola_codec.adapters.ranks import raise_rank, with_rank
+from nola_codec.errors import AdapterError
 from nola_codec.model.adapter import LoraModule
 
 
@@ -20,15 +21,19 @@ def fit_ranks(
 
     Args:
         config: The configuration to adapt; it does not change.
-        modules: The modules. Those with the same path (experts of one parameter) get the same rank.
+        modules: The modules, with the scalings that the configuration shall state. Those with the same path (experts of
+            one parameter, the projections of an attention) get the same rank.
         path_of: Returns the path that the configuration knows a module by.
 
     Raises:
-        AdapterError: ``not-expressible``: no rank fits.
+        AdapterError: ``not-expressible``: no rank fits, or modules with the same path have several scalings.
     """
     largest: dict[str, LoraModule] = {}
     for module in modules:
         path = path_of(module.name)
+        if path in largest and largest[path].scaling != module.scaling:
+            message = f"the configuration has one scaling for {path}, whose factors have several"
+            raise AdapterError(message, code="not-expressible", where=module.name)
         if path not in largest or largest[path].rank < module.rank:
             largest[path] = module
     flag = bool(config.get("use_rslora"))
