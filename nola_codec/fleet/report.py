@@ -10,7 +10,6 @@ from nola_codec.fleet.items import Verb
 from nola_codec.fleet.rows import Row
 from nola_codec.rendering import render_size
 
-
 HIGH_ERROR = 0.25
 """The effective error, and the NMSE of files that have none, over which a file is counted as one of a large loss."""
 
@@ -81,7 +80,7 @@ class FleetReport:
 
 
 def count_warnings(rows: Iterable[Row]) -> dict[str, int]:
-    """Return how many rows have something that a user should know, by what it is: ``with an assumed scaling`` and so on.
+    """Return how many rows have something that a user should know, by what it is, e.g. ``with an assumed scaling``.
 
     A row counts once for each of its warnings. One that has notes and none of the named warnings is ``with notes``.
     """

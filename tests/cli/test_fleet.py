@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -216,6 +217,26 @@ def test_warnings_of_files_are_counted(run: Callable[..., Any], loras: Path) -> 
     }
     rounded = run("decode-many", out, "-o", loras.parent / "again", "--dtype", "bf16", "--workers", 1, "-q")
     assert "warnings  3 with notes; " in rounded.out
+
+
+def test_a_chain_of_unrelated_adapters_names_the_option(run: Callable[..., Any], tmp_path: Path) -> None:
+    for name, layers in (("run-1", (0, 1)), ("run-2", (7, 8))):
+        tensors = {
+            _KEY.format(layer, "q_proj", side): np.ones((4, 32) if side == "A" else (32, 4), np.float32)
+            for layer in layers
+            for side in "AB"
+        }
+        write_adapter(tmp_path / "runs" / name, tensors, {"peft_type": "LORA", "r": 4, "lora_alpha": 4})
+    done = run("encode-many", tmp_path / "runs", "-o", tmp_path / "files", "--chain", "-q")
+    assert done.status == 1
+    assert "--chain codes it as the difference to run-1.nola: leave --chain out for unrelated adapters" in done.out
+
+
+@pytest.mark.parametrize("column", ["options", "sise"])
+def test_an_unknown_column_is_refused_in_whole_sentences(column: str, run: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text(f"source,{column}\na,b\n")
+    err = run("encode-many", "--manifest", tmp_path / "list.csv", "-o", tmp_path / "files").err
+    assert re.search(r"[.?] A column of your own begins with an underscore \[bad-manifest\]$", err)
 
 
 def test_a_file_larger_than_fp16_is_counted() -> None:
