@@ -118,7 +118,7 @@ def test_what_is_whole_of_a_cut_file_can_be_kept(run: Run, adapter: Path, tmp_pa
     assert "; `nola-codec truncate` keeps the coarsest rung, which is whole; the file was cut short" in result.err
     assert run("truncate", cut, "-o", tmp_path / "rung.nola").status == 0
     cut.write_bytes(whole.read_bytes()[:250])
-    assert "truncate" not in run("decode", cut, "-o", tmp_path / "out").err
+    assert "`nola-codec truncate`" not in run("decode", cut, "-o", tmp_path / "out").err
 
 
 def test_rounding_is_told(run: Run, encoded: Path, tmp_path: Path) -> None:

@@ -176,9 +176,9 @@ def _limit(model: object, max_tokens: int) -> tuple[int, list[str]]:
 def _require_fit(subjects: Sequence[Subject], live: LiveBase, folder: Path, progress: Progress | None) -> None:
     """Put each adapter into the model once, so that one that does not fit is refused before minutes of measuring."""
     adapters = [subject for subject in subjects if subject.kind in ("adapter", "file")]
-    for done, subject in enumerate(adapters, 1):
-        if progress is not None:  # without a count, whose time left would look like that of the whole work
-            progress(f"loading adapter {done} of {len(adapters)}", 0, 0)
+    if progress is not None:  # without a count, whose time left would look like that of the whole work
+        progress("loading the adapters", 0, 0)
+    for subject in adapters:
         with subject.put_into(live, folder):
             pass
 
