@@ -100,7 +100,6 @@ def test_a_log_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_count_that_goes_on_under_another_name_is_one_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time left of one model of many looked like that of all."""
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     display = progress._StageDisplay("reading")
@@ -108,8 +107,6 @@ def test_a_count_that_goes_on_under_another_name_is_one_work(monkeypatch: pytest
         now[0] = 100.0 + 2 * step
         display.report("measuring a" if step < 10 else "measuring b", step, 40)
     assert display.plain_line(140) == "40 s: measuring b, 20 of 40, 2.0 s each, 40 s left"
-    display.report("coding", 0, 40)
-    assert display.plain_line(141) == "41 s: coding, 0 of 40"
 
 
 def test_what_a_line_says(monkeypatch: pytest.MonkeyPatch) -> None:
