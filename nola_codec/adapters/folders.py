@@ -20,6 +20,7 @@ from nola_codec.adapters.sources import (
     AdapterSource,
     Readable,
     is_weights_name,
+    missing_config,
     open_source,
     read_config,
     weights_in,
@@ -131,9 +132,8 @@ def open_adapter(
     directory = found.shards[0].parent
     if config is None and (directory / CONFIG_NAME).exists():
         config = read_config(directory / CONFIG_NAME)
-    if config is None:
-        message = f"no {CONFIG_NAME}, which tells the scaling"
-        raise AdapterError(message, code="missing-config", where=str(directory))
+    if config is None and scale is None:
+        raise missing_config(str(directory))
     with ExitStack() as opened:
         files: list[TensorStore] = [opened.enter_context(open_store(shard)) for shard in found.shards]
         joined = JoinedStore(files, str(directory))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -104,12 +104,12 @@ def open_source(
         store = source if isinstance(source, LiveStore) else open_store(source)
         return AdapterSource(store, config, where, scale=scale)
     try:
-        return replace(_open_path(Path(source), config, where), scale=scale)
+        return _open_path(Path(source), config, where, scale)
     except OSError as e:  # the path is impossible (such as too long), or may not be read
         raise AdapterError(f"cannot be read: {e.strerror or e}", code="unreadable", where=where) from e
 
 
-def _open_path(path: Path, config: Mapping[str, Any] | None, where: str) -> AdapterSource:
+def _open_path(path: Path, config: Mapping[str, Any] | None, where: str, scale: float | None) -> AdapterSource:
     is_directory = path.is_dir()
     weights = weights_in(path) if is_directory else path
     if not is_directory and _SHARD.fullmatch(path.name):
@@ -122,17 +122,22 @@ def _open_path(path: Path, config: Mapping[str, Any] | None, where: str) -> Adap
     store = open_store(weights)
     # torchtune writes a file of its own keys under PEFT's name, with PEFT's configuration beside it.
     is_peft = weights.stem == _PEFT_STEM and not any(key.endswith(_TORCHTUNE_FACTOR) for key in store.tensors)
-    if is_directory and is_peft and config is None and found is None:
+    if is_directory and is_peft and config is None and found is None and scale is None:
         store.close()
-        message = f"no {CONFIG_NAME}; give the path of {weights.name} to read it with a scaling of 1"
-        raise AdapterError(message, code="missing-config", where=where)
+        raise missing_config(where)
     if found is None:
-        return AdapterSource(store, config, where, folder=folder)
+        return AdapterSource(store, config, where, scale=scale, folder=folder)
     if "peft_type" in found:
         is_own = is_peft or any(PEFT_PREFIX in key for key in store.tensors)
     else:
         is_own = is_directory or is_peft
-    return AdapterSource(store, found if is_own else None, where, None if is_own else found, folder=folder)
+    return AdapterSource(store, found if is_own else None, where, None if is_own else found, scale, folder)
+
+
+def missing_config(where: str) -> AdapterError:
+    """Return the error of a directory whose adapter should have a configuration, and has none."""
+    message = f"no {CONFIG_NAME}, which tells the scaling; put it back, or give the scaling (alpha / r) with --scale"
+    return AdapterError(message, code="missing-config", where=where)
 
 
 def weights_in(directory: Path) -> Path:

@@ -47,7 +47,8 @@ def require_target(out: object, *, overwrite: bool) -> None:
         overwrite: True if a file that is there may be replaced.
 
     Raises:
-        EncodeError: ``target-type`` for another object, a text stream or a directory; ``no-directory``.
+        EncodeError: ``target-type`` for another object, a text stream or a directory, and for a path below a file;
+            ``no-directory``.
         OutputExists: The path is there and `overwrite` is false.
     """
     if out is None:
@@ -57,10 +58,23 @@ def require_target(out: object, *, overwrite: bool) -> None:
             message = "expected the name of a file to write, found a directory; add a file name to it"
             raise EncodeError(message, code="target-type", where=os.fspath(out))
         require_free(Path(out), overwrite=overwrite)
-        if not Path(out).parent.is_dir():
-            raise EncodeError("no such directory", code="no-directory", where=str(Path(out).parent))
+        require_parent(Path(out))
     elif not hasattr(out, "write") or isinstance(out, io.TextIOBase):
         raise EncodeError(f"expected a path or a binary stream, found {type(out).__qualname__}", code="target-type")
+
+
+def require_parent(path: Path) -> None:
+    """Check that the folder of a file to write is there.
+
+    Raises:
+        EncodeError: ``target-type``: A part of the path is a file; ``no-directory``.
+    """
+    if path.parent.is_dir():
+        return
+    nearest = next((folder for folder in path.parents if folder.exists()), None)
+    if nearest is not None and not nearest.is_dir():
+        raise EncodeError("expected a directory, found a file", code="target-type", where=str(nearest))
+    raise EncodeError("no such directory", code="no-directory", where=str(path.parent))
 
 
 def write_output(out: str | os.PathLike[str] | BinaryIO | None, data: bytes) -> None:

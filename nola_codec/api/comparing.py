@@ -27,7 +27,7 @@ from nola_codec.rendering import render_error, render_named_table
 
 _LISTED = 10
 """The number of names that are listed of each group when a comparison is printed."""
-_SIGNAL_CHANGE = 0.25
+SIGNAL_CHANGE = 0.25
 """How far from 1 the signal of a usable file may be."""
 
 
@@ -112,7 +112,7 @@ class Comparison:
     @property
     def explanation(self) -> str:
         """Words behind a large NMSE that is not bad: the encoder of B kept signal and let noise in. Else empty."""
-        is_file_of_a = abs(1 - self.signal) < _SIGNAL_CHANGE  # another version of A may differ in more than noise
+        is_file_of_a = abs(1 - self.signal) < SIGNAL_CHANGE  # another version of A may differ in more than noise
         is_noise = is_file_of_a and self.nmse > LARGE_NMSE and self.nmse > 3 * (1 - self.signal) ** 2
         return ": noise, mostly, which models hardly see" if is_noise and self.is_effective else ""
 

@@ -71,7 +71,8 @@ def decode(
             same to the bit. Only an adapter can be trimmed.
         overwrite: Replace an output that is there.
         progress: Called as (stage, done, total).
-        note: Called with each sentence that the user should read: what was trimmed, and what a lone file cannot hold.
+        note: Called with each sentence that the user should read: what was trimmed or rounded, and what a lone file
+            cannot hold.
         references: Where the earlier version is that a file needs which was encoded against one: a file, a folder, a
             list of them, or a function from its `ReferenceEntry` to a file. None looks in the folder of the file.
         limits: As in `load`.
@@ -122,6 +123,8 @@ def decode(
         _tell(note, count.note, dialect_of(adapter).rank_note if count.dropped else "")
     written = write(adapter, out, dtype=stored, overwrite=overwrite)
     owner = dialect_of(adapter)
+    if stored != "F32":
+        _tell(note, f"the factors are rounded to {dtype}; f32, the default, has them exactly")
     _tell(note, owner.lost_in_file(adapter) if is_tensor_file(written) else owner.added_in_directory(adapter))
     return written
 

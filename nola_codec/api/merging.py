@@ -15,6 +15,7 @@ from nola_codec.merger.request import PIECE_BYTES, MergeReport, MergeRequest, Un
 from nola_codec.progress import Progress
 from nola_codec.references.finding import References
 from nola_codec.remote import accepts_urls
+from nola_codec.stores.tensor_files import SUFFIXES
 
 
 @accepts_urls("base", nola="sources", out="out")
@@ -70,6 +71,7 @@ def merge(
     require_sources(sources)
     require_model_path(base)
     require_path(out)
+    _require_directory_name(out, base)
     return run_merge(MergeRequest(
         sources, Path(base), Path(out), rung=rung, device=device, overwrite=overwrite, keep_undo=keep_undo,
         progress=progress, piece_bytes=piece_bytes, references=references,
@@ -113,8 +115,16 @@ def unmerge(
     require_sources(sources)
     require_model_path(merged)
     require_path(out)
+    _require_directory_name(out, merged)
     request = UnmergeRequest(sources, Path(merged), Path(out), rung, device, overwrite, progress, references, limits)
     return run_unmerge(request)
+
+
+def _require_directory_name(out: str | os.PathLike[str], model: str | os.PathLike[str]) -> None:
+    """Refuse a name of a file of tensors for a model that becomes a directory. Raises AdapterError ``target-type``."""
+    if Path(model).is_dir() and Path(out).suffix in SUFFIXES and not Path(out).is_dir():
+        message = f"a model is written as a directory; give a name that does not end in {Path(out).suffix}"
+        raise AdapterError(message, code="target-type", where=os.fspath(out))
 
 
 def require_sources(sources: object, require: Callable[[object], None] = require_source) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nola_codec.api.arguments import require_parent
 from nola_codec.api.sweeping import SweepReport
 from nola_codec.errors import EncodeError
 from nola_codec.remote import accepts_urls
@@ -21,15 +22,15 @@ def check_plot(out: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Refuse what a plot would be refused for, before the work that it shows is done.
 
     Raises:
-        EncodeError: another ending than FORMATS, no such directory, or no matplotlib (code ``missing-package``).
+        EncodeError: another ending than FORMATS, or no matplotlib (code ``missing-package``); those of
+            `require_parent`.
         OutputExists: `out` is there and `overwrite` is false.
     """
     path = Path(out)
     if path.suffix.lower() not in FORMATS:
         raise EncodeError(f"a plot ends in {' or '.join(FORMATS)}", code="option", where=str(path))
     require_free(path, overwrite=overwrite)
-    if not path.parent.is_dir():
-        raise EncodeError("no such directory", code="no-directory", where=str(path.parent))
+    require_parent(path)
     if importlib.util.find_spec("matplotlib") is None:
         raise EncodeError("plots need matplotlib: pip install 'nola-codec[plot]'", code="missing-package")
 

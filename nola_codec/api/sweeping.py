@@ -12,7 +12,7 @@ from nola_codec.api.arguments import ConfigObject
 from nola_codec.api.encoding import source_size
 from nola_codec.api.keywords import ObjectiveName, SweepKeywords, check_keywords
 from nola_codec.api.live_sources import AdapterInput, open_live
-from nola_codec.encoder.expectation import Expectation, advise_size
+from nola_codec.encoder.expectation import MOST_MEASURED_ERROR, Expectation, advise_size
 from nola_codec.encoder.options import EncodeOptions
 from nola_codec.encoder.pipeline import encode_adapter, prepare_form
 from nola_codec.encoder.rules import choose_objective
@@ -118,8 +118,8 @@ def sweep(
 ) -> SweepReport:
     """Encode an adapter at many sizes or errors, writing nothing: the whole curve of size against error.
 
-    At most one of sizes, nmse and errors. With none of them, sizes go from 5 KB, or from the smallest file there can
-    be, to a quarter of the adapter in fp16.
+    At most one of sizes, nmse and errors. With none of them, sizes go from 5 KB, or from the smallest file that makes
+    sense, to a quarter of the adapter in fp16.
 
     Args:
         source: What `encode` takes.
@@ -222,9 +222,14 @@ class _Files:
         )
 
     def default_targets(self) -> list[int]:
-        """Sizes from 5 KB, or from the smallest file there can be, to a quarter of the adapter in fp16."""
+        """Sizes from 5 KB, or from the smallest file that makes sense, to a quarter of the adapter in fp16."""
+        fp16 = 2 * self.adapter.parameters
         least = self.point("error", _NOTHING, "smallest file").bytes or 1
-        return default_sizes(least, 2 * self.adapter.parameters)
+        sizes = default_sizes(least, fp16)
+        if sizes[0] < _FIRST and self.options.objective_name == "effective":  # less than that may hold nothing
+            sensible = self.point("error", MOST_MEASURED_ERROR, "smallest file").bytes or least
+            sizes = default_sizes(max(least, min(_FIRST, sensible)), fp16)
+        return sizes
 
 
 def default_sizes(least: int, fp16: int) -> list[int]:

@@ -66,7 +66,8 @@ def truncate(
         limits: As in `load`.
 
     Raises:
-        EncodeError: ``unreachable``: the coarsest rung is larger than `size`; ``option``: both size and rung.
+        EncodeError: ``unreachable``: the coarsest rung is larger than `size`; ``not-progressive``: so is the
+            only one; ``option``: both size and rung.
         FormatError, ChecksumMismatch: the file is damaged.
         AdapterError: ``unknown-rung``: it has no such rung.
         OutputExists: `out` is there and `overwrite` is false.
@@ -91,6 +92,9 @@ def _cut_to(source: Source, rung: int | None, limit: int | None, limits: Limits 
         rung, rungs = _finest_within(source, limit, limits)
     data, report = _cut(source, rung, rungs, limits)
     while limit is not None and len(data) > limit:
+        if report.rungs == 1:
+            message = f"the file is not progressive, so its {len(data)} bytes cannot be cut to {limit}"
+            raise EncodeError(f"{message}; `encode --progressive` makes files that can be cut", code="not-progressive")
         if report.rung == 0:
             raise EncodeError(f"size {limit} bytes cannot be reached: the coarsest rung takes {len(data)} bytes",
                               code="unreachable")  # fmt: skip

@@ -162,6 +162,16 @@ def looks_like_model(source: str) -> bool:
     return (Path(source) / "config.json").exists() and not (Path(source) / "adapter_config.json").exists()
 
 
+def _describe_saved(checkpoint: Path | None) -> str:
+    """Return the sentence that says what an interrupted training has saved."""
+    if checkpoint is not None and checkpoint.is_file():
+        return f"{checkpoint} has what was trained: the same command goes on from there"
+    samples = None if checkpoint is None else Path(f"{checkpoint}-samples")
+    if samples is not None and samples.is_file():
+        return f"{samples} has what the adapter wrote; nothing was trained yet, so the same command begins the training"
+    return "nothing was saved yet: the same command begins anew"
+
+
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
@@ -237,14 +247,14 @@ def command(source: str, **values: Any) -> None:
     ):
         fit.refuse_pipeline()
         begin = time.perf_counter()
-        coding |= {"fit": fit.fit, **fit.make_keywords(source, checkpoint, show, **reading)}
         # The base model has served already to make a LoRA of another method; a pipeline has no weights of its own.
         base = None if note or fit.is_for_pipeline() else fit.base
         try:
+            coding |= {"fit": fit.fit, **fit.make_keywords(source, checkpoint, show, **reading)}
             report = encode(source, target, overwrite=output.force, base=base, progress=show, **reading, **coding)
         except KeyboardInterrupt:
-            if fit.fit == "task" and checkpoint is not None and checkpoint.is_file():
-                print_notes([f"{checkpoint} has what was trained: the same command goes on from there"])
+            if fit.fit == "task":
+                print_notes([_describe_saved(checkpoint)])
             raise
         offer = fit.offer_training(report)
         # Loading the model and drawing texts come before the encode, and may take the most time.

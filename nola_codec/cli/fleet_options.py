@@ -26,8 +26,8 @@ _LISTED = 50
 _INTERRUPTED = 130
 
 MANIFEST_OPTION = option("--manifest", group="Sources", type=PATH, metavar="FILE",
-                         help="A .jsonl, .csv or .parquet file that lists sources: columns source, output and "
-                              "options.")  # fmt: skip
+                         help="A .jsonl, .csv or .parquet file that lists sources in the column source. Columns "
+                              "output and those named as options, with _ for -, may be there too.")  # fmt: skip
 CHECK_OPTION = option("--check", group=RUN, is_flag=True,
                       help="Hash all files again, whatever their sizes and times say.")  # fmt: skip
 MANIFEST_FORMAT_OPTION = option("--manifest-format", group=OUTPUT, type=click.Choice(["parquet", "jsonl"]),
@@ -94,7 +94,8 @@ class RunRequest:
             return
         for row in report.failed[:_LISTED]:
             step = f"; {NEXT_STEPS[row.code]}" if row.code in NEXT_STEPS else ""
-            echo(one_line(f"failed  {row.output}: {row.reason}{step} [{row.code}]"))
+            reason = row.reason.removeprefix(f"{row.output}: ")  # of `verify`, whose outputs are the files themselves
+            echo(one_line(f"failed  {row.output}: {reason}{step} [{row.code}]"))
         if len(report.failed) > _LISTED:
             where = "the manifest has all" if report.manifest is not None else "--json shows all"
             echo(f"failed  {len(report.failed) - _LISTED} more; {where}")

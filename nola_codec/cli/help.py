@@ -20,6 +20,7 @@ EXIT_STATUS = {
     2: "wrong usage",
     3: "the input is refused, with the reason",
     70: "a bug in nola-codec",
+    130: "interrupted, as by Ctrl-C; nothing is left half written",
 }
 HELP_NAMES = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 OTHER = "Other"

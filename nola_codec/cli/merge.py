@@ -67,8 +67,8 @@ class MergeArguments:
     def _merge(self, sources: list[tuple[str, float]]) -> MergeReport:
         from nola_codec.api import merging
 
-        if (self.base is None) == (self.unmerge is None):
-            raise click.UsageError("give either --base or --unmerge, or neither to merge adapters into one adapter")
+        if self.base is not None and self.unmerge is not None:
+            raise click.UsageError("give either --base or --unmerge, not both")
         common: dict[str, Any] = {
             "rung": self.rung, "device": self.device, "overwrite": self.force, "references": self.references or None,
         }  # fmt: skip

@@ -16,20 +16,21 @@ _LISTED = 3  # items of a list that one line shows
 _TEMPORARY_NAME = re.compile(r"\.([^/\\]+)\.[0-9a-f]{12}\.tmp")
 _FILE_NAME = re.compile(r"\.(?:nola|safetensors|bin|pth?|ckpt|npz|gguf|jsonl?|csv|txt|parquet|zip)$", re.IGNORECASE)
 STDOUT_NAME = "standard output"
+_CUT_SHORT = "the file was cut short; copy or download it again"
 _DAMAGED = "the file is damaged; copy or download it again"
 
 USAGE_CODES = ("option", "target-type")
 """Codes of errors in what was typed, not in what was read: exit status 2."""
 
 NEXT_STEPS = {
-    "truncated": "the file was cut short; copy or download it again",
+    "truncated": _CUT_SHORT,
     "header-checksum": _DAMAGED,
     "section-checksum": _DAMAGED,
     "content-checksum": _DAMAGED,
     "factors-checksum": "the file or this machine is at fault; `nola-codec selftest` checks the machine",
     "base-mismatch": "is this the right base model?",
     "no-directory": "make it first, or give another path",
-    "unreachable": "allow more bytes, or a larger error",
+    "unreachable": "allow more",
 }
 """What to do next, by the code of an error whose message does not say it."""
 
@@ -41,10 +42,17 @@ def describe_error(error: NolaError) -> str:
     if error.code in USAGE_CODES:
         return str(error)
     message = shorten_list(str(error))
-    step = hub_hint(error.where) if error.code == "not-found" else NEXT_STEPS.get(error.code)
+    step = _missing_step(error.where) if error.code == "not-found" else NEXT_STEPS.get(error.code)
     if step and not message.endswith("?"):  # a message that ends with a question has said what to look at
         message += f"; {step}"
     return f"{message} [{error.code}]"
+
+
+def _missing_step(name: str | None) -> str | None:
+    """Return what to type in place of a name that is not there; None if there is nothing to say."""
+    if name == "-":
+        return "standard input is not read, since readers go back and forth in a file: give the name of one"
+    return hub_hint(name)
 
 
 def hub_hint(name: str | None) -> str | None:
@@ -59,19 +67,15 @@ def hub_hint(name: str | None) -> str | None:
 
 def describe_system_error(error: OSError) -> str:
     """Say what the system refused, under the name that the user gave, not that of a temporary file."""
-    if isinstance(error, FileNotFoundError):
-        reason = "no such file or directory"
-        if error.filename == "-":
-            reason += ". Standard input is not read, since readers go back and forth in a file: give the name of one"
-    else:
-        reason = error.strerror or str(error)
+    is_missing = isinstance(error, FileNotFoundError)
+    reason = "no such file or directory" if is_missing else error.strerror or str(error)
     if error.errno in DISK_FULL:
         reason += "; free some space, or write to another disk"
     if error.filename is None:
         return reason
     name = _TEMPORARY_NAME.sub(lambda found: found[1], str(error.filename))
-    hint = hub_hint(name) if isinstance(error, FileNotFoundError) else None
-    return f"{name}: {reason}{f'; {hint}' if hint else ''}"
+    hint = _missing_step(name) if is_missing else None
+    return f"{name}: {reason}{f'; {hint}' if hint else ''}{' [not-found]' if is_missing else ''}"
 
 
 def shorten_list(message: str) -> str:

@@ -185,7 +185,9 @@ class _StageDisplay(_Display):
         """Take a report of the work; `nola_codec.progress.Progress`."""
         state = self._state
         # Threads report in any order, so a count that is a little behind is old. One far behind is a stage begun anew.
-        if (stage, total) != (state.name, state.total) or 2 * done < state.done:
+        if total and total == state.total and done >= state.done > 0:
+            state.name = stage  # a count that goes on under another name is one work, such as one for many models
+        elif (stage, total) != (state.name, state.total) or 2 * done < state.done:
             state = _Stage(stage, total)
         state.count(done)
         self._state = state  # at once: the other thread may look at any time

@@ -78,6 +78,6 @@ def command(
         print_json({**found.to_dict(), "output": None if out is None else shown_url(out)})
         return
     echo(f"wrote  {shown_url(str(out))}")
-    print_sentences((found.verdict, found.reason))
+    print_sentences((found.verdict, found.reason, *([] if found.losses is None else [str(found.losses)])))
     if found.losses is not None:
-        print_notes(found.losses.comparison.notes)
+        print_notes((*found.losses.doubts, *found.losses.comparison.notes))

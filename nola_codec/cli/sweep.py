@@ -54,7 +54,7 @@ def command(source: str, **values: Any) -> None:
     on the tasks that were measured (docs/choosing-a-size.md).
 
     Give at most one of --sizes, --nmse and --error. With none of them, sizes go from 5 KB, or from the smallest file
-    there can be, to a quarter of the adapter in fp16.
+    that makes sense, to a quarter of the adapter in fp16.
     """
     from nola_codec.api.plotting import check_plot, plot_sweep
     from nola_codec.api.sweeping import sweep

@@ -268,6 +268,10 @@ class Container:
         if surplus > 0 and signature is None:
             raise FormatError(text, code="trailing")
         if surplus < 0 and not partial:
+            whole = sum(self._end(header, rung) <= self._length for rung in range(len(header.rungs)))
+            if whole:
+                rungs = "the coarsest rung, which is" if whole == 1 else f"the {whole} coarsest rungs, which are"
+                text += f"; `nola-codec truncate` keeps {rungs} whole"
             raise FormatError(text, code="truncated")
         return signature
 

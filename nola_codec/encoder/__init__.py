@@ -19,6 +19,7 @@ The flow, in its order:
     reconstruct.py              decodes the content by the decoder's arithmetic
     measuring.py                holds what was decoded against the source
     summary.py, notes.py        CodedFile -> EncodeReport (report.py; report_rendering.py prints it)
+    emptiness.py                refuses a file that is too small for any part of the adapter
     expectation.py              the verdict: what files of the same error kept on measured tasks
 
 Aside: `importance.py` and `filling.py` serve the plan; `delta_errors.py` measures deltas that several records make;

@@ -30,6 +30,9 @@ TAUGHT: Mapping[str, tuple[int, float, float]] = {
 files kept from the weights alone, and trained with `--fit task --data self`; means over the seeds that both have.
 `tools/experiments/write_tables.py` writes the lines from docs/experiments/results."""
 
+MOST_MEASURED_ERROR = min(points[-1][0] for points in EVIDENCE.values())
+"""The greatest effective error of which files were measured on every task."""
+
 _VERDICTS = ((0.98, "no visible loss"), (0.93, "small loss"), (0.8, "clear loss"), (0.0, "large loss"))
 """The least share of the gain that the worse of the tasks must have kept, and the words for it."""
 
@@ -91,7 +94,7 @@ def expect_from(effective_error: float | None) -> Expectation | None:
     shares = {}
     for task, points in EVIDENCE.items():
         shares[task] = _interpolate(effective_error, points)
-    return Expectation(shares, effective_error > min(points[-1][0] for points in EVIDENCE.values()))
+    return Expectation(shares, effective_error > MOST_MEASURED_ERROR)
 
 
 def _interpolate(error: float, points: Sequence[tuple[float, float]]) -> float:

@@ -22,6 +22,7 @@ from nola_codec.basis import NAMES as BASIS_NAMES
 from nola_codec.encoder.assemble import code_rungs, write_file
 from nola_codec.encoder.content import QuantizedAdapter, block_sizes
 from nola_codec.encoder.drafts import Draft, Drafter, make_drafter
+from nola_codec.encoder.emptiness import require_content
 from nola_codec.encoder.factor_form import factor_content
 from nola_codec.encoder.importance import match_importance
 from nola_codec.encoder.job import EncodeJob, open_job, with_objective
@@ -84,7 +85,8 @@ def encode_adapter(
         The bytes of the file, and a report of what it decodes to.
 
     Raises:
-        EncodeError: ``unreachable``: The target cannot be reached; or another code of the stages.
+        EncodeError: ``unreachable``: The target cannot be reached, or a file of this size holds nothing of the
+            adapter; or another code of the stages.
     """
     # BLAS sums in another order with each number of threads, and the last bit of an error is in the file.
     with one_blas_thread() if options.tuner is None else nullcontext():
@@ -98,7 +100,13 @@ def encode_adapter(
             quantized, file = _encode_to_target(job, form)
         else:
             job, quantized, file = _encode_difference(job)
-        return file.data, make_report(job, quantized, file)
+        report = make_report(job, quantized, file)
+
+        def measure(other: EncodeOptions) -> int:
+            return encode_adapter(adapter, other, source_bytes=source_bytes, form=form)[1].bytes
+
+        require_content(job, report, measure)
+        return file.data, report
 
 
 def prepare_form(adapter: Adapter, options: EncodeOptions) -> CanonicalForm:

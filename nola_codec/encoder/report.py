@@ -165,6 +165,13 @@ class EncodeReport:
         """The number of elements of all carried tensors."""
         return sum(each.parameters for each in self.carried)
 
+    @property
+    def keeps_nothing(self) -> bool:
+        """True if the adapter has deltas, and the file has no part of any."""
+        if self.reference or not any(each.energy for each in self.tensors):
+            return False
+        return not any(each.kept for each in self.tensors)
+
     def __str__(self) -> str:
         from nola_codec.encoder.report_rendering import render_encode_report
 

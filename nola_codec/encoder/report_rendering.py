@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 UNTRAINED = "no: the file from the weights alone was as good on the validation rows, and was written"
 """What a report says of a training that gained nothing."""
+NOTHING_KEPT = "it holds carried tensors alone, and nothing of the adapter's deltas"
+"""The second half of the verdict of a file that only has carried tensors."""
 LARGE_NMSE = 0.3
 """The NMSE from which a report says why it is large."""
 LABEL_WIDTH = 13
@@ -41,7 +43,9 @@ def render_encode_report(report: EncodeReport) -> str:
 def _rows(report: EncodeReport) -> Iterator[tuple[str, str]]:
     """Yield the labels and values of a report."""
     task = report.task
-    if report.expectation is not None and task is None:
+    if report.keeps_nothing:
+        yield "expectation", "no gain: the file changes the base model by its carried tensors alone"
+    elif report.expectation is not None and task is None:
         yield "expectation", report.expectation.basis
     elif report.is_of_image_model and task is None:
         yield "expectation", "none for image models: the measured tasks are of text models"
@@ -71,6 +75,8 @@ def _rows(report: EncodeReport) -> Iterator[tuple[str, str]]:
 
 def _outlook(report: EncodeReport) -> str:
     """Return what to expect of the file, as the second half of its verdict."""
+    if report.keeps_nothing:
+        return NOTHING_KEPT
     if report.task is not None:
         return _task_outlook(report.task)
     if report.expectation is not None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nola_codec.errors import AdapterError, ChecksumMismatch, NolaError
+from nola_codec.errors import AdapterError, ChecksumMismatch, EncodeError, NolaError
 from nola_codec.fleet.items import Job, Outcome
 from nola_codec.fleet.stamps import digest_files, digest_output, source_files, stamp
 from nola_codec.remote import is_url, local_path, shown_url
@@ -55,7 +55,14 @@ def _encode(job: Job, source: Path) -> Outcome:
         return Outcome("unchanged", facts)
     require_free(target, overwrite=job.overwrite)
     begin = time.perf_counter()
-    data, report = encode_bytes(source, **job.options)
+    try:
+        data, report = encode_bytes(source, **job.options)
+    except EncodeError as error:
+        if error.code != "reference" or "reference" not in job.options:
+            raise
+        before = Path(job.options["reference"]).name
+        message = f"{error}. --chain codes it as the difference to {before}: leave --chain out for unrelated adapters"
+        raise EncodeError(message, code=error.code) from error
     stages.seconds |= {"read": time.perf_counter() - begin - report.seconds, **report.stages}
     _require_same(source, job, facts["source_stamp"])
     with stages.stage("write"):

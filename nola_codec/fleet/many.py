@@ -30,7 +30,7 @@ from nola_codec.fleet.items import INTERRUPTED, Item, Job, Outcome, Source, Verb
 from nola_codec.fleet.keywords import MANY_DECODE_NAMES, MANY_ENCODE_NAMES, ManyEncodeKeywords, RunKeywords
 from nola_codec.fleet.manifest import Manifest, has_manifest, read_manifest
 from nola_codec.fleet.planning import Plan, Planner, sweep
-from nola_codec.fleet.report import FleetInterrupted, FleetReport
+from nola_codec.fleet.report import FleetInterrupted, FleetReport, count_warnings
 from nola_codec.fleet.rows import Row, begun_row, finished_row, storable
 from nola_codec.fleet.running import RunSettings, run_items
 from nola_codec.fleet.stamps import stamp
@@ -303,6 +303,7 @@ def _run(
         failed=tuple(sorted(failed, key=lambda row: row.output)), unfinished=total - len(good) - len(failed),
         retries=result.retries, source_bytes=sum(row.source_bytes or 0 for row in good),
         bytes=sum(row.bytes or 0 for row in good), seconds=time.perf_counter() - settings.begin, manifest=path,
+        warnings=count_warnings(good),
     )  # fmt: skip
     if result.is_stopped:
         raise FleetInterrupted(report)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nola_codec.fleet.items import Verb
 from nola_codec.fleet.rows import Row
 from nola_codec.rendering import render_size
+
+HIGH_ERROR = 0.25
+"""The effective error, and the NMSE of files that have none, over which a file is counted as one of a large loss."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class FleetReport:
         bytes: The bytes of these outputs.
         seconds: The wall time of the run.
         manifest: The file with a row for each output; None if the run wrote none.
+        warnings: How many of the outputs that are there have something to know about, by what it is, as in
+            `count_warnings`. The notes of their rows say more.
     """
 
     verb: Verb
@@ -39,6 +45,7 @@ class FleetReport:
     bytes: int
     seconds: float
     manifest: Path | None
+    warnings: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_good(self) -> bool:
@@ -62,11 +69,38 @@ class FleetReport:
             lines.append(f"workers died and were replaced: {self.retries}")
         if self.manifest is not None:
             lines.append(f"manifest  {self.manifest}")
+        if self.warnings:
+            counts = ", ".join(f"{count} {what}" for what, count in self.warnings.items())
+            lines.append(f"warnings  {counts}; the column notes of the manifest says more")
         return "\n".join(lines)
 
     def _rate(self) -> str:
         worked = self.done + len(self.failed)
         return f" ({worked / self.seconds:.2f} a second)" if worked and self.seconds > 0 else ""
+
+
+def count_warnings(rows: Iterable[Row]) -> dict[str, int]:
+    """Return how many rows have something that a user should know, by what it is, e.g. ``with an assumed scaling``.
+
+    A row counts once for each of its warnings. One that has notes and none of the named warnings is ``with notes``.
+    """
+    counts: dict[str, int] = {}
+    for row in rows:
+        named = list(_named_warnings(row))
+        for what in named or ["with notes"] * bool(row.notes):
+            counts[what] = counts.get(what, 0) + 1
+    return counts
+
+
+def _named_warnings(row: Row) -> Iterable[str]:
+    if row.scale_origin == "assumed":
+        yield "with an assumed scaling"
+    if row.effective_error is not None and row.effective_error > HIGH_ERROR:
+        yield f"with an effective error over {HIGH_ERROR}"
+    elif row.effective_error is None and row.nmse is not None and row.nmse > HIGH_ERROR:
+        yield f"with an NMSE over {HIGH_ERROR}"
+    if row.ratio is not None and row.ratio < 1:
+        yield "larger than fp16"
 
 
 class FleetInterrupted(KeyboardInterrupt):

@@ -41,7 +41,7 @@ def read_source_manifest(path: Path, option_names: Iterable[str]) -> list[Source
         MissingPackage: ``needs-pyarrow``.
     """
     if not path.is_file():
-        raise AdapterError("no such file", code="not-found", where=str(path))
+        raise AdapterError("no such file or directory", code="not-found", where=str(path))
     known = ("source", "output", *option_names)
     sources = []
     for number, row in enumerate(_rows(path), start=1):
@@ -120,7 +120,7 @@ def _source(row: Mapping[str, Any], folder: Path, known: tuple[str, ...], where:
     for name in values:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"the columns are {', '.join(known)}"
+            hint = f"did you mean {close[0]!r}?" if close else f"the columns are {', '.join(known)}."
             message = f"unknown column {name!r}; {hint} A column of your own begins with an underscore"
             raise AdapterError(message, code="bad-manifest", where=where)
     text, output = values.pop("source", None), values.pop("output", None)

@@ -43,11 +43,13 @@ def read_rows(path: str | os.PathLike[str], count: int, *, are_prompts: bool = F
             messages before an answer.
 
     Raises:
-        EncodeError: ``rows``: the file cannot be read, is not such a file, or has no rows.
+        EncodeError: ``not-found``; ``rows``: the file cannot be read, is not such a file, or has no rows.
     """
     where = str(path)
     try:
         text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise EncodeError("no such file or directory", code="not-found", where=where) from error
     except OSError as error:
         raise EncodeError(error.strerror or str(error), code="rows", where=where) from error
     except UnicodeDecodeError as error:

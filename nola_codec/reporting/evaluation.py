@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nola_codec.api.inspecting import FileFacts
-from nola_codec.errors import EncodeError, mismatch
+from nola_codec.errors import AdapterError, EncodeError, mismatch
 from nola_codec.stores.files import read_json
 
 MOST_MEASURED = 64
@@ -19,6 +19,11 @@ MOST_PROMPTS = 1000
 """The greatest number of prompts in an evaluation."""
 _LARGEST = 700.0
 """The greatest loss that has a perplexity."""
+_FOUND = {
+    "html-page": "a web page", "bad-json": "text that is no JSON object", "empty-file": "an empty file",
+    "nola-file": "a .nola file",
+}  # fmt: skip
+"""What a file is that is no JSON object, by the code of the error of `read_json`."""
 _KINDS = ("base", "adapter", "file", "change", "model")
 
 
@@ -110,11 +115,11 @@ def read_evaluation(source: str | os.PathLike[str] | Mapping[str, Any], facts: F
         facts: What `inspect` says of the file.
 
     Raises:
-        AdapterError: ``not-found``, ``unreadable``, ``limit``, ``bad-json``: the file is no JSON object.
-        EncodeError: ``evaluation``: it is no evaluation, or none of this file.
+        AdapterError: ``not-found``, ``unreadable``, ``limit``.
+        EncodeError: ``evaluation``: it is no JSON object, no evaluation, or none of this file.
     """
     where = "" if isinstance(source, Mapping) else str(source)
-    document = source if isinstance(source, Mapping) else read_json(Path(source))
+    document = source if isinstance(source, Mapping) else _read_document(Path(source))
     fields = _Fields(document, where, "the evaluation")
     entries = fields.entries("measured", MOST_MEASURED)
     measured = tuple(_measured(each, facts.content_sha256) for each in entries)
@@ -135,6 +140,18 @@ def read_evaluation(source: str | os.PathLike[str] | Mapping[str, Any], facts: F
         fields.count("rows"), fields.count("rows_in_file"), fields.count("tokens"), fields.text("dtype"),
         fields.text("device"), tuple(answers), fields.texts("notes"),
     )  # fmt: skip
+
+
+def _read_document(path: Path) -> Mapping[str, Any]:
+    """Read a JSON object. Raises EncodeError ``evaluation`` for other content, and AdapterError as `read_json` does."""
+    try:
+        return read_json(path)
+    except AdapterError as error:
+        if error.code in ("not-found", "unreadable", "limit"):
+            raise
+        found = _FOUND.get(error.code, "another kind of file")
+        message = mismatch("evaluation", "what `nola-codec eval --json` printed", found)
+        raise EncodeError(message, code="evaluation", where=str(path)) from error
 
 
 def _measured(fields: _Fields, content_sha256: str) -> MeasuredLoss:

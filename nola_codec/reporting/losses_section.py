@@ -49,6 +49,7 @@ def render_losses(losses: Losses) -> str:
         f"<p>Over {len(found.tensors):,} deltas the NMSE is {render_error(found.nmse)}{found.explanation}. The file "
         f"keeps {found.signal:.2%} of the signal: the share of the original that is in the file, which noise does not "
         "lower.</p>",
+        *(f"<p><strong>Note: {safe(doubt, 400)}</strong></p>" for doubt in losses.doubts),
         *(f'<p class="soft">{safe(note, 400)}</p>' for note in found.notes),
         put_beside(nmse_map, signal_map),
         make_group_tables("Losses", grid, ["weights", "energy", "NMSE", "signal kept"], _cells),

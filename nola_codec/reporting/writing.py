@@ -14,7 +14,7 @@ from nola_codec.api.live_sources import AdapterInput
 from nola_codec.arrays import NUMPY
 from nola_codec.container.limits import Limits, resolve_limits
 from nola_codec.container.reader import open_container
-from nola_codec.errors import EncodeError
+from nola_codec.errors import EncodeError, FormatError
 from nola_codec.progress import Progress
 from nola_codec.references.finding import References, open_decoder
 from nola_codec.remote import accepts_urls, is_url, shown_url
@@ -63,10 +63,9 @@ def report(
         All figures of the page.
 
     Raises:
-        AdapterError: ``source-type``, or the original cannot be read or has other shapes; ``bad-json`` and others if
-            the evaluation cannot be read.
+        AdapterError: ``source-type``, or the original or the evaluation cannot be read; the original has other shapes.
         EncodeError: ``option``: a scale or a sweep without an original, or a sweep of a `.nola` file;
-            ``evaluation``: the evaluation is none of this file; ``target-type``, ``no-directory``.
+            ``evaluation``: the evaluation is none, or none of this file; ``target-type``, ``no-directory``.
         FormatError, ChecksumMismatch: The file is damaged.
         OutputExists: `out` is there and `overwrite` is false.
     """
@@ -105,11 +104,14 @@ def _report(
     facts = inspect(source, limits=limits)
     task = None if evaluation is None else read_evaluation(evaluation, facts)
     with open_container(source, limits) as container:
-        costs = measure_coefficients(open_decoder(container, NUMPY, references), MOST_HISTOGRAMS, progress)
+        try:
+            costs = measure_coefficients(open_decoder(container, NUMPY, references), MOST_HISTOGRAMS, progress)
+        except FormatError as error:
+            raise (error if error.where.startswith(container.name) else error.within(container.name)) from error
     losses = curve = None
     if against is not None:
         pair = read_pair(against, source, scale=scale, progress=progress, references=references, limits=limits)
-        losses = measure_losses(pair, is_effective="effective_error" in facts.measured, progress=progress)
+        losses = measure_losses(pair, facts.measured, progress=progress)
         del pair
         if sweep:
             curve = measure_curve(against, facts, scale=scale, progress=progress)

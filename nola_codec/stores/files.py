@@ -118,7 +118,7 @@ def open_stream(source: AnySource, name: str) -> tuple[BinaryIO, bool]:
                 raise AdapterError("not a regular file", code="unreadable", where=name)
             return open(source, "rb"), True
         except FileNotFoundError as e:
-            raise AdapterError("no such file", code="not-found", where=name) from e
+            raise AdapterError("no such file or directory", code="not-found", where=name) from e
         except (OSError, ValueError) as e:  # ValueError: a null character in the path
             reason = e.strerror if isinstance(e, OSError) and e.strerror else e
             raise AdapterError(f"cannot be opened: {reason}", code="unreadable", where=name) from e

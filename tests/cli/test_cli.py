@@ -533,7 +533,7 @@ def test_help(run: Run) -> None:
 def test_help_teaches(name: str, run: Run) -> None:
     done = run(name, "-h")
     assert done.status == 0
-    for heading in ("\nOutput options:\n", "\nExamples:\n", "\nExit status:\n  0   done\n"):
+    for heading in ("\nOutput options:\n", "\nExamples:\n", "\nExit status:\n  0    done\n"):
         if name not in ("selftest", "view") or "Output" not in heading:  # they write nothing
             assert heading in done.out
     command = group.get_command(None, name)  # type: ignore[arg-type]

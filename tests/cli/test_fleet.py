@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ from broken_adapters import make_tensors, write_adapter
 
 import nola_codec
 from nola_codec.fleet.manifest import read_manifest
+from nola_codec.fleet.report import count_warnings
+from nola_codec.fleet.rows import Row
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc")
 _LONG = 120.0  # seconds that a loaded machine may take
@@ -193,6 +198,51 @@ def test_failures_are_listed_at_the_end(run: Callable[..., Any], loras: Path) ->
     assert lines[3] == f"manifest  {out}/manifest.parquet"
     result = run("verify-many", out, "--json", "--workers", 1)
     assert (result.status, result.json["done"], result.json["total"], result.json["manifest"]) == (0, 1, 1, None)
+
+
+def test_warnings_of_files_are_counted(run: Callable[..., Any], loras: Path) -> None:
+    shutil.rmtree(loras / "long")
+    shutil.copy(loras / "a" / "adapter_model.safetensors", loras / "c.safetensors")
+    out = loras.parent / "files"
+    arguments = ("encode-many", loras, "-o", out, "--error", 0.4, "--workers", 1, "-q")
+    done = run(*arguments)
+    assert done.status == 0
+    warnings = "1 with an assumed scaling, 3 with an effective error over 0.25"
+    assert done.out.splitlines()[-1].startswith("warnings  ")
+    for count in warnings.split(", "):
+        assert count in done.out
+    assert run(*arguments, "--json").json["warnings"] == {
+        "with an assumed scaling": 1,
+        "with an effective error over 0.25": 3,
+    }
+    rounded = run("decode-many", out, "-o", loras.parent / "again", "--dtype", "bf16", "--workers", 1, "-q")
+    assert "warnings  3 with notes; " in rounded.out
+
+
+def test_a_chain_of_unrelated_adapters_names_the_option(run: Callable[..., Any], tmp_path: Path) -> None:
+    for name, layers in (("run-1", (0, 1)), ("run-2", (7, 8))):
+        tensors = {
+            _KEY.format(layer, "q_proj", side): np.ones((4, 32) if side == "A" else (32, 4), np.float32)
+            for layer in layers
+            for side in "AB"
+        }
+        write_adapter(tmp_path / "runs" / name, tensors, {"peft_type": "LORA", "r": 4, "lora_alpha": 4})
+    done = run("encode-many", tmp_path / "runs", "-o", tmp_path / "files", "--chain", "-q")
+    assert done.status == 1
+    assert "--chain codes it as the difference to run-1.nola: leave --chain out for unrelated adapters" in done.out
+
+
+@pytest.mark.parametrize("column", ["options", "sise"])
+def test_an_unknown_column_is_refused_in_whole_sentences(column: str, run: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text(f"source,{column}\na,b\n")
+    err = run("encode-many", "--manifest", tmp_path / "list.csv", "-o", tmp_path / "files").err
+    assert re.search(r"[.?] A column of your own begins with an underscore \[bad-manifest\]$", err)
+
+
+def test_a_file_larger_than_fp16_is_counted() -> None:
+    row = Row("a.nola", "a", "done", ratio=0.5, nmse=0.3)
+    found = count_warnings([row, replace(row, ratio=2.0, nmse=0.1, notes=("the reference is needed",))])
+    assert found == {"with an NMSE over 0.25": 1, "larger than fp16": 1, "with notes": 1}
 
 
 @pytest.mark.parametrize(

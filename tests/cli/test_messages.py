@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from nola_codec.cli import COMMANDS
+from nola_codec.cli.encode import _describe_saved
 from nola_codec.cli.messages import describe_error, describe_system_error, one_line, shorten_list
 from nola_codec.errors import AdapterError, EncodeError, FormatError, OutputExists
+from nola_codec.integrations.text_rows import read_rows
 from nola_codec.stores.files import atomic_directory, atomic_file
 
 Run = Callable[..., Any]
@@ -44,16 +46,93 @@ def test_temporary_names_are_not_shown() -> None:
     error = PermissionError(errno.EACCES, "Permission denied", "/usr/.task.nola.0123456789ab.tmp")
     assert describe_system_error(error) == "/usr/task.nola: Permission denied"
     missing = FileNotFoundError(errno.ENOENT, "No such file", "x/.task.nola.0123456789ab.tmp")
-    assert describe_system_error(missing) == "x/task.nola: no such file or directory"
+    assert describe_system_error(missing) == "x/task.nola: no such file or directory [not-found]"
     full = OSError(errno.ENOSPC, "No space left on device")
     assert describe_system_error(full) == "No space left on device; free some space, or write to another disk"
 
 
 def test_standard_input_is_refused_by_its_name(run: Run) -> None:
-    for command in ("verify", "inspect"):
-        result = run(command, "-")
+    for arguments in (("verify", "-"), ("inspect", "-"), ("encode", "-", "-n")):
+        result = run(*arguments)
         assert result.status == 3
-        assert "-: no such file or directory. Standard input is not read" in result.err
+        assert "-: no such file or directory; standard input is not read" in result.err
+
+
+def test_a_missing_file_is_said_in_one_way(run: Run, encoded: Path) -> None:
+    for arguments in (("inspect", "nope"), ("encode", "nope", "-n"), ("report", encoded, "--json", "--eval", "nope"),
+                      ("encode-many", "--manifest", "nope", "-o", "x")):  # fmt: skip
+        assert run(*arguments).err == "nola-codec: nope: no such file or directory [not-found]\n"
+    with pytest.raises(EncodeError, match=r"^nope: no such file or directory$") as caught:
+        read_rows("nope", 1)
+    assert caught.value.code == "not-found"
+
+
+def test_an_output_below_a_file(run: Run, adapter: Path, encoded: Path) -> None:
+    result = run("encode", adapter, "-o", encoded / "x" / "y.nola")
+    assert (result.status, result.err) == (2, f"nola-codec: {encoded}: expected a directory, found a file\n")
+
+
+def test_a_damaged_file_is_named_once(run: Run, encoded: Path, tmp_path: Path) -> None:
+    data = bytearray(encoded.read_bytes())
+    data[-50] ^= 1
+    encoded.write_bytes(data)
+    result = run("report", encoded, "-o", tmp_path / "page.html")
+    assert (result.status, result.err.count(str(encoded))) == (3, 1)
+    many = run("verify-many", encoded, "--workers", 1, "-q")
+    assert (many.status, many.out.count(str(encoded))) == (1, 1)
+
+
+def test_one_of_base_and_unmerge(run: Run, encoded: Path) -> None:
+    result = run("decode", encoded, "--unmerge", "merged", "--base", "model", "-o", "x")
+    assert result.err.endswith("Error: give either --base or --unmerge, not both\n")
+
+
+def test_a_merged_model_has_the_name_of_a_directory(run: Run, encoded: Path, tmp_path: Path) -> None:
+    out = tmp_path / "merged.safetensors"
+    result = run("merge", encoded, "--base", tmp_path, "-o", out)
+    assert result.status == 2
+    assert "a model is written as a directory; give a name that does not end in .safetensors" in result.err
+    assert not out.exists()
+
+
+def test_a_missing_configuration_is_to_be_put_back(run: Run, adapter: Path) -> None:
+    (adapter / "adapter_config.json").unlink()
+    refused = run("encode", adapter, "-n")
+    assert "put it back, or give the scaling (alpha / r) with --scale [missing-config]" in refused.err
+    report = run("encode", adapter, "-n", "--scale", 2, "--json").json
+    assert (report["scalings"], report["scale_origin"]) == ([2.0], "option")
+
+
+def test_a_file_without_rungs_cannot_be_cut(run: Run, encoded: Path, tmp_path: Path) -> None:
+    result = run("truncate", encoded, "-o", tmp_path / "x.nola", "--size", "100B")
+    assert result.status == 3
+    assert "the file is not progressive" in result.err
+    assert result.err.endswith("`encode --progressive` makes files that can be cut [not-progressive]\n")
+
+
+def test_what_is_whole_of_a_cut_file_can_be_kept(run: Run, adapter: Path, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "p.nola", tmp_path / "cut.nola"
+    run("encode", adapter, "-o", whole, "--size", "1500B", "--rungs", "600B")
+    cut.write_bytes(whole.read_bytes()[:-100])
+    result = run("decode", cut, "-o", tmp_path / "out")
+    assert "; `nola-codec truncate` keeps the coarsest rung, which is whole; the file was cut short" in result.err
+    assert run("truncate", cut, "-o", tmp_path / "rung.nola").status == 0
+    cut.write_bytes(whole.read_bytes()[:250])
+    assert "`nola-codec truncate`" not in run("decode", cut, "-o", tmp_path / "out").err
+
+
+def test_rounding_is_told(run: Run, encoded: Path, tmp_path: Path) -> None:
+    done = run("decode", encoded, "-o", tmp_path / "out", "--dtype", "bf16", "--trim")
+    assert "note: the factors are rounded to bf16; f32, the default, has them exactly" in done.err
+
+
+def test_what_an_interrupted_training_saved(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "x.nola.training"
+    assert _describe_saved(checkpoint) == _describe_saved(None) == "nothing was saved yet: the same command begins anew"
+    Path(f"{checkpoint}-samples").touch()
+    assert "nothing was trained yet" in _describe_saved(checkpoint)
+    checkpoint.touch()
+    assert _describe_saved(checkpoint).endswith("the same command goes on from there")
 
 
 def test_several_files_get_the_command_that_takes_them(run: Run) -> None:

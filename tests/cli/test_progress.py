@@ -99,6 +99,16 @@ def test_a_log_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.match(r"\d+ s: training, 150 of 300\n", log.getvalue())
 
 
+def test_a_count_that_goes_on_under_another_name_is_one_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    display = progress._StageDisplay("reading")
+    for step in range(21):
+        now[0] = 100.0 + 2 * step
+        display.report("measuring a" if step < 10 else "measuring b", step, 40)
+    assert display.plain_line(140) == "40 s: measuring b, 20 of 40, 2.0 s each, 40 s left"
+
+
 def test_what_a_line_says(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])

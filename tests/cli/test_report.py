@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from nola_forge import GOLDEN, golden_names
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import nola_codec
 from nola_codec.container.limits import Limits
@@ -190,6 +190,40 @@ def test_spectra_are_the_singular_values(adapter: Path, encoded: Path) -> None:
             (module,) = (each for each in source.modules if each.name == spectrum.name)
             whole = np.linalg.svd(module.scaling * module.lora_B.astype(float) @ module.lora_A, compute_uv=False)
             assert values == pytest.approx(whole[: len(values)].tolist(), rel=1e-6, abs=1e-9)
+
+
+def test_another_adapter_than_the_original_is_doubted(run: Run, adapter: Path, encoded: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    done = run("report", encoded, "--against", adapter, "-o", page)
+    assert re.search(r"^It keeps \d+\.\d\d% of the signal of the original, over 4 deltas \(NMSE 0\.", done.out, re.M)
+    assert (done.err, "Note: " in page.read_text()) == ("", False)
+    weights = adapter / "adapter_model.safetensors"
+    tensors, rng = load_file(weights), np.random.default_rng(1)
+    save_file({key: rng.standard_normal(each.shape).astype(np.float32) for key, each in tensors.items()}, weights)
+    done = run("report", encoded, "--against", adapter, "-o", page, "-f")
+    assert "of the signal of the original, which its own error does not explain" in done.err
+    assert "Note: the file has" in page.read_text()
+    save_file({key: each for key, each in tensors.items() if "layers.0" in key}, weights)
+    done = run("report", encoded, "--against", adapter, "-o", page, "-f")
+    assert "share 2 weights; 0 are only in the original and 2 only in the file" in done.err
+    assert "Note: the file and the original share 2 weights" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("<!doctype html><html></html>", "a web page"),
+        ("hello", "text that is no JSON object"),
+        ("[1]", "text that is no JSON object"),
+        ("", "an empty file"),
+    ],
+)
+def test_a_wrong_file_for_the_evaluation(content: str, found: str, run: Run, encoded: Path, tmp_path: Path) -> None:
+    (tmp_path / "wrong").write_text(content)
+    done = run("report", encoded, "--json", "--eval", tmp_path / "wrong")
+    assert done.status == 3
+    expected = "evaluation: expected what `nola-codec eval --json` printed, found"
+    assert done.err == f"nola-codec: {tmp_path / 'wrong'}: {expected} {found} [evaluation]\n"
 
 
 def test_a_verdict_says_what_it_rests_on(adapter: Path, encoded: Path, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def evaluate(
         MissingPackage: ``needs-torch``, ``needs-peft``.
         NolaError: ``option``: a number is not positive, or no source is given.
         EncodeError: ``base-model``: the base is no causal language model that Transformers can load;
-            ``rows``: `data` or `prompts` is no such file.
+            ``rows``, ``not-found``: `data` or `prompts` is no such file.
         AdapterError: ``base-mismatch``: an adapter does not fit the base model; or a source cannot be read or
             brought into PEFT's dialect.
         FormatError, ChecksumMismatch: A `.nola` file is damaged.
@@ -113,7 +113,8 @@ def evaluate(
         scored = prepare_rows(drawn.rows, live.tokenizer, vocabulary, batch, limit)
         made = make_prompts(asked, live.tokenizer, max(1, limit - max_new_tokens))
         _require_fit(subjects, live, folder, progress)
-        runs = [_run(subject, live, folder, scored, made, max_new_tokens, progress) for subject in subjects]
+        counter = _Counter(progress, len(subjects) * (len(scored.batches) + len(made)))
+        runs = [_run(subject, live, folder, scored, made, max_new_tokens, counter) for subject in subjects]
     reference = _reference(subjects)
     continuations = tuple(
         Continuations(prompt.text, prompt.expected, tuple(run.texts[index] for run in runs))
@@ -175,32 +176,44 @@ def _limit(model: object, max_tokens: int) -> tuple[int, list[str]]:
 def _require_fit(subjects: Sequence[Subject], live: LiveBase, folder: Path, progress: Progress | None) -> None:
     """Put each adapter into the model once, so that one that does not fit is refused before minutes of measuring."""
     adapters = [subject for subject in subjects if subject.kind in ("adapter", "file")]
-    for done, subject in enumerate(adapters):
-        if progress is not None:
-            progress("loading the adapters", done, len(adapters))
+    if progress is not None:  # without a count, whose time left would look like that of the whole work
+        progress("loading the adapters", 0, 0)
+    for subject in adapters:
         with subject.put_into(live, folder):
             pass
 
 
+class _Counter:
+    """The count of the batches and prompts of all subjects, so that progress tells of the whole evaluation."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._before = progress, total, 0
+
+    def stage(self, name: str, steps: int) -> Callable[[int, int], None]:
+        """Begin a stage of some steps; the function that is returned is called as (done, steps)."""
+        before = self._before
+        self._before += steps
+
+        def tell(done: int, steps: int) -> None:
+            if self._progress is not None:
+                self._progress(name, before + done, self._total)
+
+        return tell
+
+
 def _run(
     subject: Subject, live: LiveBase, folder: Path, scored: ScoredRows, prompts: Sequence[Prompt], new_tokens: int,
-    progress: Progress | None,
+    counter: _Counter,
 ) -> _Run:  # fmt: skip
     """Measure one subject."""
     shown = subject.name or "the base model"
-
-    def tell(stage: str) -> Callable[[int, int], None]:
-        return lambda done, total: None if progress is None else progress(f"{stage} {shown}", done, total)
-
     with subject.put_into(live, folder) as model:
-        losses = measure_rows(model, scored, tell("measuring"))
+        losses = measure_rows(model, scored, counter.stage(f"measuring {shown}", len(scored.batches)))
         texts = []
-        show = tell("generating with")
-        for index, prompt in enumerate(prompts):
-            show(index, len(prompts))
+        show = counter.stage(f"generating with {shown}", len(prompts))
+        for done, prompt in enumerate(prompts, 1):
             texts.append(continue_prompt(model, live.tokenizer, prompt, new_tokens))
-        if prompts:
-            show(len(prompts), len(prompts))
+            show(done, len(prompts))
     return _Run(subject, losses, texts)
 
 

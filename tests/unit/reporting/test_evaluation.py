@@ -11,7 +11,7 @@ import pytest
 from nola_forge import GOLDEN
 
 import nola_codec
-from nola_codec.errors import AdapterError, EncodeError
+from nola_codec.errors import EncodeError
 from nola_codec.reporting.evaluation import MOST_MEASURED, read_evaluation
 from nola_codec.reporting.evaluation_section import render_evaluation, state_result
 
@@ -98,7 +98,7 @@ def test_anything_else_is_refused(path: tuple[str | int, ...], value: Any) -> No
 def test_files_that_are_no_json_object(tmp_path: Path) -> None:
     for text in ("", "[]", "[" * 100_000, "{"):
         (tmp_path / "losses.json").write_text(text)
-        with pytest.raises(AdapterError):
+        with pytest.raises(EncodeError, match="expected what `nola-codec eval --json` printed, found"):
             read_evaluation(tmp_path / "losses.json", FACTS)
 
 
