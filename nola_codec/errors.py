@@ -55,6 +55,12 @@ class AdapterError(NolaError):
     default_code = "adapter"
 
 
+class MissingFile(AdapterError, FileNotFoundError):
+    """A `.nola` file that is not there. It is a `FileNotFoundError` too, as Python has it for any path."""
+
+    default_code = "not-found"
+
+
 class EncodeError(NolaError):
     """A request to the encoder that cannot be met: an unreachable size, an invalid option."""
 

@@ -36,7 +36,16 @@ from nola_codec.container.units import UnitsReader
 from nola_codec.entropy import adaptive
 from nola_codec.entropy.blobs import unpack_blob
 from nola_codec.entropy.frames import declared_size, decompress
-from nola_codec.errors import AdapterError, ChecksumMismatch, FormatError, NolaError, OutOfMemory, RemoteError, mismatch
+from nola_codec.errors import (
+    AdapterError,
+    ChecksumMismatch,
+    FormatError,
+    MissingFile,
+    NolaError,
+    OutOfMemory,
+    RemoteError,
+    mismatch,
+)
 from nola_codec.model.header import Header
 from nola_codec.model.records import CodedRecord
 from nola_codec.model.tensors import DTYPE_BYTES, RawTensor
@@ -301,6 +310,7 @@ def open_container(
             message starts with the source.
         OutOfMemory: The header takes more memory than there is.
         RemoteError: A URL cannot be read.
+        MissingFile: There is no such file.
         OSError: The path cannot be opened.
     """
     stream: bytes | BinaryIO
@@ -334,6 +344,8 @@ def _refuse_adapter(path: Path) -> None:
     """Raise an error that says what to do if the path is an adapter, a directory or a pipe, not a `.nola` file."""
     try:
         mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingFile("no such file or directory", where=str(path)) from error
     except OSError:  # opening it says why
         return
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a pipe could wait for ever

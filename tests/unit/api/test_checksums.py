@@ -127,8 +127,11 @@ def test_an_adapter_in_place_of_a_file_says_what_to_do(case: Any, tmp_path: Path
         nola_codec.load(tmp_path)
     (tmp_path / "named.bin").write_bytes(case.encoded)  # the content counts, not the name
     nola_codec.load(tmp_path / "named.bin").close()
-    with pytest.raises(FileNotFoundError):
-        nola_codec.load(tmp_path / "none.safetensors")
+    for kind in (FileNotFoundError, nola_codec.NolaError):
+        with pytest.raises(kind, match=r"none\.safetensors: no such file or directory") as caught:
+            nola_codec.load(tmp_path / "none.safetensors")
+        assert isinstance(caught.value, nola_codec.AdapterError)
+        assert caught.value.code == "not-found"
 
 
 def test_options_that_make_no_sense(case: Any, tmp_path: Path) -> None:
