@@ -82,7 +82,7 @@ def test_data_that_will_not_do(run: Run, trained: Path, base: Path, tmp_path: Pa
     assert done.status == 3
     assert "expected at least 16 rows, found 2 [task-data]" in done.err
     done = run("encode", trained, "-o", tmp_path / "a.nola", "--fit", "task", "--base", base, "--data", "/nowhere")
-    assert (done.status, done.err.split("[")[-1]) == (3, "rows]\n")
+    assert (done.status, done.err.split("[")[-1]) == (3, "not-found]\n")
 
 
 def test_a_foreign_checkpoint_is_refused(run: Run, trained: Path, options: list[object], tmp_path: Path) -> None:
