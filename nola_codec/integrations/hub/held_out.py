@@ -54,7 +54,8 @@ def read_held_out(metrics: str | os.PathLike[str] | Mapping[str, Any], sizes: Ma
         The losses by the name of the file.
 
     Raises:
-        AdapterError: ``bad-metrics``: there are no such losses in it, or they are of another file; ``not-found``,
+        AdapterError: ``bad-metrics``: there are no such losses in it (`--data self` measures none), or they are of
+            another file; ``not-found``,
             ``unreadable``, ``bad-json``, ``limit``.
     """
     where = "metrics" if isinstance(metrics, Mapping) else os.fspath(metrics)
@@ -97,6 +98,9 @@ def _from_encode(value: Mapping[str, Any], sizes: Mapping[str, int], where: str)
     ((name, size),) = sizes.items()
     _check_size(value.get("bytes"), size, name, where)
     task = value["task"]
+    if task.get("is_distance"):
+        message = "it holds distances from the adapter's predictions, which are no losses of the task"
+        raise _bad(f"{message}; measure the task with `nola-codec eval --json`", where)
     file, adapter, base = (_number(task.get(key), where) for key in ("file", "adapter", "base"))
     rows, unit = task.get("rows"), task.get("unit")
     losses = HeldOut(file, adapter, base, rows if isinstance(rows, int) else None)

@@ -284,9 +284,13 @@ def test_losses_are_shown_if_they_are_of_this_file(hub: HubServer, task: Path, t
     assert card is not None
     assert "1.4000 nats a token on 96 rows; the original adapter has 1.3500" in card
     assert "keeps 96.8% of the adapter's gain" in card
-    encoded = {"bytes": size, "task": {"file": 1.4, "adapter": 1.35, "base": 2.9, "rows": 96, "unit": "nats a token"}}
+    losses = {"file": 1.4, "adapter": 1.35, "base": 2.9, "rows": 96, "unit": "nats a token"}
+    encoded = {"bytes": size, "task": losses}
+    distances = {"bytes": size, "task": {**losses, "is_distance": True}}
     assert push_to_hub(task, "me/lora", metrics=encoded, dry_run=True).card == card
-    for wrong in ({"bytes": size + 1, "task": encoded["task"]}, {"bytes": size, "task": None}, {}, {"measured": []}):
+    other = {"bytes": size + 1, "task": losses}
+    refusals: list[dict[str, Any]] = [other, distances, {"bytes": size, "task": None}, {}, {"measured": []}]
+    for wrong in refusals:
         with pytest.raises(NolaError) as refused:
             push_to_hub(task, "me/lora", metrics=wrong, dry_run=True)
         assert refused.value.code == "bad-metrics"
