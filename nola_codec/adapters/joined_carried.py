@@ -8,6 +8,7 @@ w_i, scalings s_i and the scaling s of the joined module, the joined bias is the
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,6 +23,15 @@ from nola_codec.stores.dtypes import from_float32, from_float64, to_float64, wri
 
 LORA_BIAS = ".lora_B.bias"
 """The end of the key of a bias beside lora_B."""
+
+
+@dataclass(frozen=True)
+class _BiasTerm:
+    """The bias beside lora_B of one adapter: its place for messages, the weight times the scaling, and the tensor."""
+
+    where: str
+    scaling: float
+    tensor: RawTensor
 
 
 def join_carried(parts: Sequence[WeightedAdapter], modules: Sequence[LoraModule]) -> tuple[dict[str, RawTensor], int]:
@@ -40,14 +50,16 @@ def join_carried(parts: Sequence[WeightedAdapter], modules: Sequence[LoraModule]
             ``overflow``.
     """
     kept: dict[str, tuple[WeightedAdapter, RawTensor]] = {}
-    terms: dict[str, list[tuple[WeightedAdapter, RawTensor]]] = {}
+    terms: dict[str, list[_BiasTerm]] = {}
     for part in parts:
         names = _names_in_sum(part, modules)
+        scalings = {module.name: module.scaling for module in part.adapter.modules}
         for key, tensor in part.adapter.raw.items():
             if key.endswith((".alpha", ".scalar")):
                 continue
             if key.endswith(LORA_BIAS):
-                terms.setdefault(key, []).append((part, tensor))
+                scaling = part.weight * scalings.get(key.removesuffix(LORA_BIAS), 0.0)
+                terms.setdefault(key, []).append(_BiasTerm(f"{part.name}: {key}", scaling, tensor))
                 continue
             if part.weight != 1.0:
                 message = f"a carried tensor replaces a weight, and cannot be multiplied by {part.weight:g}"
@@ -97,7 +109,7 @@ def _with_base_layers(key: str, targets: Collection[str]) -> str:
 
 
 def _join_biases(
-    terms: Mapping[str, Sequence[tuple[WeightedAdapter, RawTensor]]], modules: Sequence[LoraModule]
+    terms: Mapping[str, Sequence[_BiasTerm]], modules: Sequence[LoraModule]
 ) -> tuple[dict[str, RawTensor], int]:
     """Return the weighted sums of the biases beside lora_B, and how many of them were rounded."""
     scalings = {module.name: module.scaling for module in modules}
@@ -105,27 +117,21 @@ def _join_biases(
     for key, found in terms.items():
         name = key.removesuffix(LORA_BIAS)
         if name not in scalings:
-            raise AdapterError(
-                "no factors belong to this bias", code="merge-unknown", where=f"{found[0][0].name}: {key}"
-            )
-        factors = [part.weight * _scaling(part, name) / scalings[name] for part, _ in found]
+            raise AdapterError("no factors belong to this bias", code="merge-unknown", where=found[0].where)
+        factors = [term.scaling / scalings[name] for term in found]
+        first = found[0].tensor
         if len(found) == 1 and factors[0] == 1.0:
-            joined[key] = found[0][1]
+            joined[key] = first
             continue
-        shape = found[0][1].shape
-        total = np.zeros(shape, np.float64)
-        for (part, tensor), factor in zip(found, factors, strict=True):
-            if tensor.shape != shape:
-                message = mismatch("shape", list(shape), list(tensor.shape))
-                raise AdapterError(message, code="base-mismatch", where=f"{part.name}: {key}")
-            total += to_float64(tensor, where=f"{part.name}: {key}") * factor
+        total = np.zeros(first.shape, np.float64)
+        for term, factor in zip(found, factors, strict=True):
+            if term.tensor.shape != first.shape:
+                message = mismatch("shape", list(first.shape), list(term.tensor.shape))
+                raise AdapterError(message, code="base-mismatch", where=term.where)
+            total += to_float64(term.tensor, where=term.where) * factor
         joined[key] = from_float64(total, "F32", where=key)
         rounded += len(found) > 1 or not is_exact(factors[0])
     return joined, rounded
-
-
-def _scaling(part: WeightedAdapter, name: str) -> float:
-    return next((module.scaling for module in part.adapter.modules if module.name == name), 0.0)
 
 
 def _missing_biases(biases: Collection[str], modules: Sequence[LoraModule]) -> dict[str, RawTensor]:

@@ -310,7 +310,7 @@ def _lines(facts: FileFacts) -> list[tuple[str, str]]:
         ("parameters", f"{facts.parameters:,}"),
         ("basis", f"{', '.join(facts.bases) or 'none'}, {facts.generator}, seed {facts.seed}"),
         ("form", ", ".join(facts.form) or "none"),
-        *([] if facts.reference is None else [("needs", _render_reference(facts.reference))]),
+        *([] if facts.reference is None else [("needs", render_reference(facts.reference))]),
         ("coefficients", rate),
         ("bytes", ", ".join(f"{name} {render_size(size)}" for name, size in facts.bytes_by_part.items() if size)),
         *((render_error_name(name), render_error(value)) for name, value in facts.measured.items()),
@@ -347,11 +347,13 @@ def _reference(header: Header) -> dict[str, Any] | None:
     return {"sha256": entry.sha256.hex(), "files": entry.files, "name": entry.name, "gains": gains}
 
 
-def _render_reference(reference: Mapping[str, Any]) -> str:
+def render_reference(reference: Mapping[str, Any], quote: Callable[[str], str] = str) -> str:
+    """Return the words for `FileFacts.reference`; `quote` is put around what the file says itself, such as the name."""
     kind = "decoded SHA-256" if reference["files"] else "an adapter that was not coded, SHA-256"
-    name = f"{reference['name']}, " if reference["name"] else ""
-    chain = f", and the {reference['files'] - 1} files below it" if reference["files"] > 1 else ""
-    return f"{name}{kind} {reference['sha256']}{chain}"
+    name = f"{quote(reference['name'])}, " if reference["name"] else ""
+    below = reference["files"] - 1
+    chain = f", and the {below} file{'' if below == 1 else 's'} below it" if below > 0 else ""
+    return f"{name}{kind} {quote(reference['sha256'])}{chain}"
 
 
 def _base_model(header: Header) -> str | None:

@@ -113,8 +113,9 @@ def merge_adapters(
         raise EncodeError(f"{given}: only a .nola file is encoded, and the path does not end in .nola", code="option")
     else:
         require_free(path, overwrite=overwrite)
-    coded = [_name(place) for place in map(_place, sources) if _is_coded(place)]
-    joined = join_adapters([_read(source, rung, references, limits) for source in sources], format)
+    read = [_read(source, rung, references, limits) for source in sources]
+    coded = [part.name for part, is_coded in read if is_coded]
+    joined = join_adapters([part for part, _ in read], format)
     encoded: EncodeReport | None = None
     if path.suffix == SUFFIX:
         adapter, chosen = apply_rules(replace(joined, notes=()), chosen)
@@ -140,26 +141,16 @@ def _read(
     rung: int | None,
     references: References,
     limits: Limits | None,
-) -> WeightedAdapter:
+) -> tuple[WeightedAdapter, bool]:
+    """Read a source; return the adapter with its weight, and True for a `.nola` file."""
     place, weight = source if isinstance(source, tuple) else (source, 1.0)
     readable, config = open_live(place)
+    if isinstance(readable, LiveStore):
+        name, is_coded = readable.name, False
+    else:
+        name, is_coded = display_name(readable), is_nola(readable)
     adapter = read_adapter(readable, rung=rung, config=config, references=references, limits=limits)
-    return WeightedAdapter(_name(place), adapter, float(weight))
-
-
-def _place(source: AdapterInput | tuple[AdapterInput, float]) -> AdapterInput:
-    return source[0] if isinstance(source, tuple) else source
-
-
-def _name(place: AdapterInput) -> str:
-    readable, _ = open_live(place)
-    return readable.name if isinstance(readable, LiveStore) else display_name(readable)
-
-
-def _is_coded(place: AdapterInput) -> bool:
-    """Return True for a `.nola` file."""
-    readable, _ = open_live(place)
-    return not isinstance(readable, LiveStore) and is_nola(readable)
+    return WeightedAdapter(name, adapter, float(weight)), is_coded
 
 
 def _second_coding_note(coded: Sequence[str]) -> str:

@@ -107,7 +107,9 @@ def _report(
         try:
             costs = measure_coefficients(open_decoder(container, NUMPY, references), MOST_HISTOGRAMS, progress)
         except FormatError as error:
-            raise (error if error.where.startswith(container.name) else error.within(container.name)) from error
+            if error.where.startswith(container.name):
+                raise
+            raise error.within(container.name) from error
     losses = curve = None
     if against is not None:
         pair = read_pair(against, source, scale=scale, progress=progress, references=references, limits=limits)

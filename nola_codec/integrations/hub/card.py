@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from nola_codec.api.inspecting import render_reference
 from nola_codec.integrations.hub.card_facts import CardFacts
 from nola_codec.integrations.hub.escaping import code, literal
 from nola_codec.integrations.hub.held_out import UNIT
@@ -70,7 +71,7 @@ def card_section(facts: CardFacts, repo: str, revision: str | None) -> str:
         repo: The repository that the card is for.
         revision: The branch that the file is on, if it is not the main one.
     """
-    file = facts.file
+    file, reference = facts.file, facts.file.reference
     size = f"{render_size(file.bytes)} ({file.bytes:,} bytes), {render_ratio(file.ratio)} than its " \
            f"{file.parameters:,} parameters in fp16"  # fmt: skip
     rows = [
@@ -78,7 +79,7 @@ def card_section(facts: CardFacts, repo: str, revision: str | None) -> str:
         ("base model", _base_model(facts)),
         ("dialect", code(file.dialect)),
         ("what is in it", _contents(facts)),
-        *_reference_rows(facts),
+        *([] if reference is None else [("needs", f"an earlier version: {render_reference(reference, code)}")]),
         *((("scaling", render_scalings(file.scalings, file.scale_origin)),) if file.scalings else ()),
         *_error_rows(facts),
         *_held_out_rows(facts),
@@ -123,17 +124,6 @@ def _contents(facts: CardFacts) -> str:
         if count:
             parts.append(f"{count} {words}")
     return ", ".join(parts) or "nothing"
-
-
-def _reference_rows(facts: CardFacts) -> list[tuple[str, str]]:
-    reference = facts.file.reference
-    if reference is None:
-        return []
-    name = f"{code(reference['name'])}, " if reference["name"] else ""
-    kind = "decoded SHA-256" if reference["files"] else "an adapter that was not coded, with SHA-256"
-    below = reference["files"] - 1
-    chain = f", and the {below} version{'' if below == 1 else 's'} that this one needs" if below > 0 else ""
-    return [("needs", f"an earlier version: {name}{kind} {code(reference['sha256'])}{chain}")]
 
 
 def _error_rows(facts: CardFacts) -> list[tuple[str, str]]:

@@ -55,8 +55,7 @@ def read_held_out(metrics: str | os.PathLike[str] | Mapping[str, Any], sizes: Ma
 
     Raises:
         AdapterError: ``bad-metrics``: there are no such losses in it (`--data self` measures none), or they are of
-            another file; ``not-found``,
-            ``unreadable``, ``bad-json``, ``limit``.
+            another file; ``not-found``, ``unreadable``, ``bad-json``, ``limit``.
     """
     where = "metrics" if isinstance(metrics, Mapping) else os.fspath(metrics)
     value = metrics if isinstance(metrics, Mapping) else read_json(Path(metrics))
