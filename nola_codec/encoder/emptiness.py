@@ -33,10 +33,11 @@ def require_content(job: EncodeJob, report: EncodeReport, measure: Callable[[Enc
     except EncodeError:  # an adapter this small may have no quantizer for an error
         pass
     else:
-        advice = (
-            f"; the smallest sensible size is about {sensible:,} bytes, with which a file loses "
-            f"{MOST_MEASURED_ERROR:.0%} of the signal, as much as any that was measured on all tasks"
-        )
+        advice = f"; the smallest sensible size is about {sensible:,} bytes, with which a file "
+        if options.objective_name == "effective":
+            advice += f"loses {MOST_MEASURED_ERROR:.0%} of the signal, as much as any that was measured on all tasks"
+        else:  # the measured tasks say nothing about such files
+            advice += f"has an NMSE of {MOST_MEASURED_ERROR:.2f}"
     wanted = f"size {options.size} bytes" if options.ratio is None else f"ratio {options.ratio:g}"
     held = f"the file would have names and configuration ({report.bytes:,} bytes), and nothing of the deltas"
     raise EncodeError(f"{wanted} cannot be reached: {held}{advice}", code="unreachable")

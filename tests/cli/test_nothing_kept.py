@@ -34,6 +34,12 @@ def test_encode_refuses_and_names_a_sensible_size(run: Run, adapter: Path, tmp_p
     assert report["effective_error"] < 0.5
 
 
+def test_a_file_by_the_nmse_is_compared_with_no_task(run: Run, adapter: Path) -> None:
+    refused = run("encode", adapter, "-n", "--size", f"{smallest(run, adapter) + 5}B", "--objective", "nmse")
+    assert re.search(r"about [\d,]+ bytes, with which a file has an NMSE of 0\.\d\d; allow more", refused.err)
+    assert "measured on all tasks" not in refused.err
+
+
 def test_sweep_and_encode_many_say_so_too(run: Run, adapter: Path, tmp_path: Path) -> None:
     size = f"{smallest(run, adapter) + 5}B"
     swept = run("sweep", adapter, "--sizes", f"{size},1500B")
